@@ -1,0 +1,34 @@
+"""Users' mistakes: one clear line and exit status 2, never a traceback."""
+
+import errno
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something the user gave is wrong. The message names the thing and the fix, in one line."""
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """``"; did you mean 'x'?"`` for the known word closest to ``word``, or an empty string."""
+    match = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def run_cli(main: Callable[[], int | None]) -> None:
+    """Run a command's ``main`` and exit with its status; users' errors exit with 2 and one line on stderr."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        message = str(error)
+    except OSError as error:
+        # A full disk is the user's to mend, wherever it struck; other OS errors are ours to explain.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = f"disk full: {error.filename or error}; free some space and run the same command again"
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
