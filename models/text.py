@@ -1,0 +1,204 @@
+"""Text encoders behind one call: prompts in, token embeddings and a mask out.
+
+``load_text_encoder("embedded")`` needs no download; anything else is a folder or a hub id of a T5, UMT5, CLIP or other
+text encoder that transformers knows. Encoders are frozen: their output is computed once and cached by the caller.
+"""
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+from utils.random import normal
+
+WORD = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")
+END = "</s>"  # no word: WORD splits it
+MAX_TOKENS = 512  # a pretrained tokenizer may name a smaller limit; none of the public video models exceeds it
+
+
+class TextEncoder(Protocol):
+    """What every text encoder offers.
+
+    Attributes:
+        spec: what it was loaded from.
+        dim: width of an embedding.
+        max_tokens: longer prompts are cut, the end token kept.
+        fingerprint: short hex digest of all that determines the embeddings.
+    """
+
+    spec: str
+    dim: int
+    max_tokens: int
+    fingerprint: str
+
+    def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Embed prompts, padded to the longest of them.
+
+        The empty prompt, which stands for "no caption", has at least one token: the end token.
+
+        Returns:
+            embeddings float32 [n, L, dim], zero where padded; mask bool [n, L], true on tokens.
+        """
+        ...
+
+
+class WordEncoder:
+    """The embedded default: every word is a fixed random vector, its place a fixed sinusoid.
+
+    What it is: a stable code. A prompt is lower-cased and split into words ("down-left" is one) and punctuation
+    marks; a word's vector is drawn from a normal distribution by a hash of its spelling, so two machines agree
+    without a vocabulary file. The diffusion model learns what the words mean, from its own captions.
+
+    What it is not: a language model. It was trained on nothing; "car" is as far from "cars" as from "moon", and a word
+    that no training caption used means nothing. That is enough for captions of few words, such as the synthetic
+    clips' or a small folder's; for free text use a T5.
+    """
+
+    spec = "embedded"
+    dim = 64
+    max_tokens = 64
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        wavelength = 2 * math.pi * (2 * self.max_tokens / math.pi) ** torch.linspace(0, 1, self.dim // 2)
+        angle = torch.arange(self.max_tokens)[:, None] * (2 * math.pi / wavelength)
+        self._places = torch.cat((angle.sin(), angle.cos()), dim=1)
+        recipe = (self.dim, self.max_tokens, END, self._vectors(["word", END]).sum(1).tolist())
+        self.fingerprint = hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
+
+    def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """See ``TextEncoder.encode``."""
+        split = [[*WORD.findall(p.lower())[: self.max_tokens - 1], END] for p in prompts]
+        words = sorted({word for tokens in split for word in tokens})
+        row = {word: i for i, word in enumerate(words)}
+        vectors = self._vectors(words)
+        longest = max(map(len, split), default=1)
+        mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
+        embeddings = torch.zeros(len(prompts), longest, self.dim)
+        for i, tokens in enumerate(split):
+            n = len(tokens)
+            # Variances 1 and 1/2, so that the sum has about unit variance after the division.
+            embeddings[i, :n] = (vectors[[row[word] for word in tokens]] + self._places[:n]) / math.sqrt(1.5)
+            mask[i, :n] = True
+        return embeddings.to(self.device), mask.to(self.device)
+
+    def _vectors(self, words: list[str]) -> Tensor:
+        """One fixed normal vector for each word: float32 [len(words), dim]."""
+        digests = [hashlib.blake2b(word.encode(), digest_size=8).digest() for word in words]
+        index = torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests], dtype=torch.int64)
+        return normal(0, "word vectors", index, (self.dim,))
+
+
+class PretrainedTextEncoder:
+    """A transformers text encoder (T5, UMT5, CLIP, ...), frozen, in float32: its last hidden states.
+
+    Args:
+        spec: a folder, or a hub id, that holds either the encoder with its tokenizer, or a diffusers pipeline
+            (``text_encoder/`` and ``tokenizer/``).
+        device: where it runs.
+
+    Raises:
+        UserError: nothing loadable there; says which folder or command would help.
+    """
+
+    def __init__(self, spec: str, device: str | torch.device = "cpu") -> None:
+        # transformers takes seconds to import, and the embedded default does without.
+        from transformers import AutoModelForTextEncoding, AutoTokenizer
+
+        model_folder, tokenizer_folder = _subfolders(spec)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(spec, subfolder=tokenizer_folder)
+            model = AutoModelForTextEncoding.from_pretrained(
+                spec, subfolder=model_folder, dtype=torch.float32, attn_implementation="eager"
+            )
+        except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+            raise UserError(f"text encoder {spec!r} cannot be loaded: {_first_line(error)}") from error
+        self.spec = spec
+        self.device = torch.device(device)
+        self.model: nn.Module = model.eval().requires_grad_(False).to(self.device)
+        self.dim = model.config.hidden_size
+        # CLIP's positions are learnt and end early; T5's are relative and its tokenizer may name no limit at all.
+        positions = getattr(model.config, "max_position_embeddings", None) or MAX_TOKENS
+        self.max_tokens = min(MAX_TOKENS, self.tokenizer.model_max_length, positions)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.tokenizer.padding_side = "right"
+        if not self.tokenizer("").input_ids:
+            raise UserError(f"text encoder {spec!r}: its tokenizer adds no end token, so '' would have no tokens")
+        self.fingerprint = self._digest()
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """See ``TextEncoder.encode``. Memory grows with the number of prompts: batches are the caller's."""
+        if not prompts:
+            empty = torch.zeros(0, 1, self.dim, device=self.device)
+            return empty, empty[..., 0].bool()
+        tokens = self.tokenizer(
+            prompts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(self.device)
+        mask = tokens.attention_mask.bool()
+        hidden = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        return hidden.float() * mask[..., None], mask
+
+    def _digest(self) -> str:
+        """Hash of the weights, the configuration and the tokenizer, short."""
+        config = self.model.config.to_dict()
+        # Where it lies and which library wrote it change no embedding.
+        for key in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
+            config.pop(key, None)
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        settings = json.dumps([config, vocabulary, self.max_tokens], sort_keys=True, default=str)
+        digest = hashlib.sha256(settings.encode())
+        for name, weight in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+
+def load_text_encoder(spec: str = "embedded", device: str | torch.device = "cpu") -> TextEncoder:
+    """The text encoder that ``spec`` names: ``"embedded"``, a folder or a hub id.
+
+    Raises:
+        UserError: there is no such encoder here and none can be fetched.
+    """
+    return WordEncoder(device) if spec == "embedded" else PretrainedTextEncoder(spec, device)
+
+
+def _subfolders(spec: str) -> tuple[str, str]:
+    """Where the encoder and the tokenizer lie under ``spec``: ("", "") or a pipeline's two folders."""
+    layouts = (("", ""), ("text_encoder", "tokenizer"))
+    if Path(spec).exists():
+        for layout in layouts:
+            if (Path(spec) / layout[0] / "config.json").is_file():
+                return layout
+        raise UserError(
+            f"text encoder folder {spec!r} has no config.json: give a folder with config.json, weights and tokenizer "
+            "files, or a diffusers pipeline's with text_encoder/ and tokenizer/"
+        )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    for layout in layouts:
+        try:
+            hf_hub_download(spec, "config.json", subfolder=layout[0] or None)
+            return layout
+        except LocalEntryNotFoundError:
+            break  # offline, and not in the local copy of the hub
+        except EntryNotFoundError:
+            continue
+        except (OSError, ValueError):
+            break  # no such repository, no permission, or not a hub id at all
+    raise UserError(
+        f"text encoder {spec!r} is no local folder and cannot be had from the hub: check the name, or where there is "
+        f"a network run `hf download {spec} --local-dir DIR` and give DIR, or use 'embedded'"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
