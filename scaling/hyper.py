@@ -1,0 +1,131 @@
+"""Hyper-parameter laws: ``B_opt`` and ``lr_opt`` as power laws of N and T (eq. 5 and 6), by regression in logs.
+
+Each optimum weighs 1 / (its own variance + the variance between grids), the latter by restricted maximum likelihood:
+a grid can be sharper than the law is true.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize_scalar
+
+from scaling.laws import PowerLaw
+from utils.errors import UserError
+
+CONSTANTS = ("coefficient", "T", "N")
+# Two columns of the regression closer to collinear than this (correlation of ln T and ln N) cannot be told apart.
+COLLINEAR = 0.98
+
+
+@dataclass(frozen=True)
+class PowerFit:
+    """A fitted power law.
+
+    Attributes:
+        law: the law; exponents given as fixed stand in ``law.assumed``.
+        beta: [3], (ln coefficient, T exponent, N exponent).
+        covariance: [3, 3] of beta, zero for fixed ones; nan without spare points.
+        weights: [points] used.
+        between: variance between grids, in ln^2.
+        spare: points less fitted constants.
+        pull: [3, points], d beta / d (ln value of a point).
+    """
+
+    law: PowerLaw
+    beta: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    between: float
+    spare: int
+    pull: NDArray[np.float64]
+    residuals: NDArray[np.float64]
+
+
+def unidentified(N: ArrayLike, T: ArrayLike, fixed: dict[str, float]) -> str | None:
+    """Why the free exponents cannot be told from these (N, T), in words; None if they can."""
+    logs = {"T": np.log(T), "N": np.log(N)}
+    free = [name for name in ("T", "N") if name not in fixed]
+    for name in free:
+        if np.ptp(logs[name]) < 1e-6:
+            return f"all optima share one {name}, so its exponent is unknown"
+    if len(free) == 2 and abs(np.corrcoef(logs["T"], logs["N"])[0, 1]) > COLLINEAR:
+        return "ln N and ln T are collinear in these optima, so their exponents cannot be told apart"
+    if len(logs["T"]) < len(free) + 1:
+        return f"{len(logs['T'])} optima cannot fix {len(free) + 1} constants"
+    return None
+
+
+def fit_power(
+    N: ArrayLike,
+    T: ArrayLike,
+    value: ArrayLike,
+    variance: ArrayLike | None = None,
+    fixed: dict[str, float] | None = None,
+    scale: dict[str, float] | None = None,
+) -> PowerFit:
+    """Fit ``value = coefficient * T^T * N^N``.
+
+    Args:
+        N, T, value: [points], all positive.
+        variance: [points] of ln value; None is plain least squares.
+        fixed: exponents to hold, e.g. ``{"N": 0.0}``.
+        scale: units of T and N in the law; 1 by default.
+
+    Raises:
+        UserError: the exponents cannot be told from these points.
+    """
+    fixed, scale = fixed or {}, scale or {"T": 1.0, "N": 1.0}
+    reason = unidentified(N, T, fixed)
+    if reason:
+        raise UserError(reason)
+    y = np.log(value)
+    columns = {
+        "coefficient": np.ones_like(y),
+        "T": np.log(np.divide(T, scale["T"])),
+        "N": np.log(np.divide(N, scale["N"])),
+    }
+    free = [name for name in CONSTANTS if name not in fixed]
+    X = np.stack([columns[name] for name in free], axis=1)
+    held = sum((exponent * columns[name] for name, exponent in fixed.items()), np.zeros_like(y))
+    spare = len(y) - len(free)
+    if variance is None:
+        between, weights = 0.0, np.ones_like(y)
+    else:
+        variance = np.asarray(variance, dtype=float)
+        between = _between(X, y - held, variance) if spare else 0.0
+        weights = 1 / (variance + between)
+    inverse = np.linalg.inv(X.T @ (weights[:, None] * X))
+    pull = np.zeros((3, len(y)))
+    rows = [CONSTANTS.index(name) for name in free]
+    pull[rows] = inverse @ X.T * weights
+    beta = pull @ (y - held)
+    for name, exponent in fixed.items():
+        beta[CONSTANTS.index(name)] = exponent
+    residuals = y - held - X @ beta[rows]
+    covariance = np.zeros((3, 3))
+    # Knapp and Hartung: the scatter of the points around the law, not its nominal weights, sets the error.
+    inflation = np.sum(weights * residuals**2) / spare if spare else math.nan
+    covariance[np.ix_(rows, rows)] = inverse * inflation
+    law = PowerLaw(math.exp(beta[0]), float(beta[1]), float(beta[2]), dict(scale), tuple(sorted(fixed)))
+    return PowerFit(law, beta, covariance, weights, between, spare, pull, residuals)
+
+
+def _between(X: NDArray, y: NDArray, variance: NDArray) -> float:
+    """The between-point variance that maximises the restricted likelihood, 0 or more."""
+
+    def negative(log_tau2: float) -> float:
+        w = 1 / (variance + math.exp(log_tau2))
+        A = X.T @ (w[:, None] * X)
+        residual = y - X @ np.linalg.solve(A, X.T @ (w * y))
+        return 0.5 * (-np.log(w).sum() + np.linalg.slogdet(A)[1] + np.sum(w * residual**2))
+
+    low, high = math.log(variance.min() * 1e-4 + 1e-14), math.log(variance.max() + np.var(y) + 1e-12)
+    if high <= low:
+        return 0.0
+    grid = np.linspace(low, high, 40)
+    best = grid[np.argmin([negative(g) for g in grid])]
+    step = grid[1] - grid[0]
+    found = minimize_scalar(negative, bounds=(max(best - step, low), min(best + step, high)), method="bounded")
+    return math.exp(found.x) if found.fun < negative(low) else 0.0

@@ -1,0 +1,241 @@
+"""The best (lr, batch) of one grid, with its covariance and a verdict on how far to trust it.
+
+A quadratic in (ln lr, ln B) is fitted to the cells within a window of the best one. Its minimum, not the smallest
+cell, is the optimum and its loss: the smallest of many noisy cells is low by luck (winner's curse).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.errors import UserError
+
+COEFFICIENTS = 6
+# The published grids' curvature makes 2 % about a factor of four in lr or B: wide enough for 10-40 cells of a dense
+# grid, narrow enough that a quadratic describes them.
+WINDOW = 0.02
+# A coarse grid has few cells so near its best one: the window then opens until it holds this many, but not beyond
+# WIDEST, where the loss is no quadratic.
+CELLS_WANTED = 9
+WIDEST = 0.15
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The optimum of one grid.
+
+    Attributes:
+        N, T: the grid's parameters and (nominal) tokens.
+        lr, B: the quadratic's minimum; the best cell's where there is none inside the grid.
+        loss, loss_se: the quadratic's value there and its standard error from the cells' scatter.
+        covariance: [2, 2] of (ln lr, ln B); nan where there is no minimum.
+        verdict: "interior", "edge", "saddle", "too few points" or "flat". Only an interior optimum enters a law.
+        sides: for an edge, where to go: "lower lr", "higher lr", "smaller batch", "larger batch".
+        run_next: (lr, B) of the cells that would decide an edge.
+        hessian: [2, 2] of the loss in (ln lr, ln B).
+        scatter: standard deviation of the cells around the quadratic; nan without spare points.
+        window: relative width of the window used.
+        used: row numbers of the cells inside the window.
+        cells: finite cells, and diverged: censored ones.
+    """
+
+    N: float
+    T: float
+    lr: float
+    B: float
+    loss: float
+    loss_se: float
+    covariance: NDArray[np.float64]
+    verdict: str
+    sides: tuple[str, ...]
+    run_next: tuple[tuple[float, float], ...]
+    hessian: NDArray[np.float64]
+    scatter: float
+    spare: int
+    window: float
+    used: NDArray[np.int64]
+    cells: int
+    diverged: int
+
+    @property
+    def interior(self) -> bool:
+        return self.verdict == "interior"
+
+    def describe(self) -> str:
+        """One line for people."""
+        at = f"lr {self.lr:.3g}, B {self.B:.4g}, loss {self.loss:.5g}"
+        where = f" ({' and '.join(self.sides)})" if self.sides else ""
+        return f"N {self.N:.4g}, T {self.T:.4g}: {self.verdict}{where}, {at}"
+
+
+def features(x: NDArray, y: NDArray) -> NDArray[np.float64]:
+    """Columns 1, x, y, x^2/2, y^2/2, xy: [..., 6]."""
+    return np.stack([np.ones_like(x), x, y, x * x / 2, y * y / 2, x * y], axis=-1)
+
+
+def find(
+    N: float,
+    T: float,
+    lr: NDArray[np.float64],
+    B: NDArray[np.float64],
+    loss: NDArray[np.float64],
+    noise: NDArray[np.float64] | None = None,
+    window: float | None = WINDOW,
+) -> Optimum:
+    """The optimum of one grid.
+
+    Args:
+        N, T: what the cells share.
+        lr, B, loss: [cells]; the loss of a diverged cell is inf: it marks where the grid ends, and is never fitted.
+        noise: [cells] standard errors of the losses; their ratios are the weights, their size comes from the scatter
+            around the quadratic, because errors that all cells share (the validation clips) do not scatter.
+        window: cells within this fraction of the best loss are fitted; None fits all.
+
+    Raises:
+        UserError: no finite loss at all.
+    """
+    finite = np.flatnonzero(np.isfinite(loss))
+    if len(finite) == 0:
+        raise UserError(f"every cell at N {N:.4g}, T {T:.4g} diverged: add lower rates")
+    best = finite[np.argmin(loss[finite])]
+    used, width = _window(loss, finite, window)
+    x, y = np.log(lr / lr[best]), np.log(B / B[best])
+    weight = _weights(noise, used)
+    fit = _quadratic(x[used], y[used], loss[used], weight)
+    result = {
+        "N": N, "T": T, "lr": float(lr[best]), "B": float(B[best]), "loss": float(loss[best]), "loss_se": math.nan,
+        "covariance": np.full((2, 2), math.nan), "hessian": np.full((2, 2), math.nan), "scatter": math.nan,
+        "spare": 0, "window": width, "used": used, "cells": len(finite), "diverged": len(loss) - len(finite),
+        "sides": (), "run_next": (),
+    }  # fmt: skip
+    if fit is None:
+        return _edge_or(result, "too few points", _border(x, y, finite, best), x, y, lr[best], B[best])
+    coefficients, unscaled, scatter, spare = fit
+    hessian = np.array([[coefficients[3], coefficients[5]], [coefficients[5], coefficients[4]]])
+    result |= {"hessian": hessian, "scatter": scatter, "spare": spare}
+    convex = np.linalg.eigvalsh(hessian)[0] > 1e-9 * max(abs(hessian).max(), 1e-300)
+    at = -np.linalg.solve(hessian, coefficients[1:3]) if convex else np.zeros(2)
+    inside = convex and _inside(at, x, y)
+    sides = _border(x, y, finite, best)
+    if sides and inside:
+        sides = _sides_beyond_noise(sides, x, y, loss, finite, best, scatter, at)
+    if convex and not inside and not sides:
+        sides = _sides_of(at, x, y)
+    if sides:
+        return _edge_or(result, "edge", sides, x, y, lr[best], B[best])
+    if not convex:
+        return Optimum(**result, verdict="saddle")
+    row = features(at[0], at[1])
+    slope = -np.linalg.solve(hessian, _gradient_rows(at))
+    covariance = unscaled * scatter**2 if spare else np.full((COEFFICIENTS, COEFFICIENTS), math.nan)
+    result |= {
+        "lr": float(lr[best] * math.exp(at[0])),
+        "B": float(B[best] * math.exp(at[1])),
+        "loss": float(row @ coefficients),
+        "loss_se": float(math.sqrt(row @ covariance @ row)) if spare else math.nan,
+        "covariance": slope @ covariance @ slope.T,
+    }
+    if spare == 0:
+        return Optimum(**result, verdict="too few points")
+    spread = np.array([np.ptp(x), np.ptp(y)])
+    flat = np.ptp(loss[used]) == 0 or bool(np.any(np.sqrt(np.diag(result["covariance"])) > spread / 2))
+    return Optimum(**result, verdict="flat" if flat else "interior")
+
+
+def _window(loss: NDArray, finite: NDArray, window: float | None) -> tuple[NDArray, float]:
+    excess = loss[finite] / loss[finite].min() - 1
+    if window is None:
+        return finite, float(excess.max())
+    if np.sum(excess <= window) < CELLS_WANTED:
+        window = max(window, min(float(np.sort(excess)[min(CELLS_WANTED, len(excess)) - 1]), WIDEST))
+    return finite[excess <= window], window
+
+
+def _weights(noise: NDArray | None, used: NDArray) -> NDArray[np.float64]:
+    if noise is None or not np.all(np.isfinite(noise[used])) or np.any(noise[used] <= 0):
+        return np.ones(len(used))
+    return np.mean(noise[used] ** 2) / noise[used] ** 2
+
+
+def _quadratic(x: NDArray, y: NDArray, loss: NDArray, weight: NDArray) -> tuple | None:
+    """(coefficients [6], their covariance over the error variance, scatter, spare points); None if not identified."""
+    if len(x) < COEFFICIENTS or len(np.unique(x.round(9))) < 3 or len(np.unique(y.round(9))) < 3:
+        return None
+    X = features(x, y) * np.sqrt(weight)[:, None]
+    target = loss * np.sqrt(weight)
+    scale = np.abs(X).max(axis=0)
+    solution, _, rank, _ = np.linalg.lstsq(X / scale, target, rcond=1e-10)
+    if rank < COEFFICIENTS:
+        return None
+    coefficients = solution / scale
+    unscaled = np.linalg.inv((X / scale).T @ (X / scale)) / np.outer(scale, scale)
+    spare = len(x) - COEFFICIENTS
+    scatter = math.sqrt(np.sum((target - X @ coefficients) ** 2) / spare) if spare else math.nan
+    return coefficients, unscaled, scatter, spare
+
+
+def _gradient_rows(at: NDArray) -> NDArray:
+    """[2, 6]: derivative of the quadratic's gradient at ``at`` with respect to its coefficients."""
+    x, y = at
+    return np.array([[0, 1, 0, x, 0, y], [0, 0, 1, 0, y, x]])
+
+
+def _inside(at: NDArray, x: NDArray, y: NDArray) -> bool:
+    return bool(x.min() < at[0] < x.max() and y.min() < at[1] < y.max())
+
+
+def _sides_of(at: NDArray, x: NDArray, y: NDArray) -> tuple[str, ...]:
+    """The sides of the grid that ``at`` lies on or beyond."""
+    where = {
+        "lower lr": at[0] <= x.min() + 1e-9,
+        "higher lr": at[0] >= x.max() - 1e-9,
+        "smaller batch": at[1] <= y.min() + 1e-9,
+        "larger batch": at[1] >= y.max() - 1e-9,
+    }
+    return tuple(side for side, outside in where.items() if outside)
+
+
+def _border(x: NDArray, y: NDArray, finite: NDArray, best: int) -> tuple[str, ...]:
+    """The sides the best cell lies on. Diverged cells belong to the grid: a best cell next to them is no edge."""
+    return _sides_of(np.array([x[best], y[best]]), x, y)
+
+
+def _sides_beyond_noise(sides, x, y, loss, finite, best, scatter, at) -> tuple[str, ...]:
+    """Drop the sides whose best cell beats the cells inside by less than two standard deviations of a difference."""
+    kept = []
+    for side in sides:
+        values = x if side.endswith("lr") else y
+        within = [i for i in finite if values[i] != values[best]]
+        margin = 2 * math.sqrt(2) * scatter if math.isfinite(scatter) else 0.0
+        if loss[within].min() - loss[best] > margin:
+            kept.append(side)
+    return tuple(kept)
+
+
+def _edge_or(result: dict, otherwise: str, sides, x, y, lr: float, B: float) -> Optimum:
+    """An edge with the cells to run next, or ``otherwise`` where the best cell lies on no side."""
+    if not sides:
+        return Optimum(**result, verdict=otherwise)
+    return Optimum(**(result | {"sides": sides, "run_next": _next_cells(sides, x, y, lr, B)}), verdict="edge")
+
+
+def _next_cells(sides, x: NDArray, y: NDArray, lr: float, B: float) -> tuple[tuple[float, float], ...]:
+    """One more row or column of cells beyond each side, near the best cell (which lies at x = y = 0)."""
+    xs, ys = np.unique(x.round(9)), np.unique(y.round(9))
+
+    def beyond(values: NDArray, upper: bool) -> float:
+        step = np.median(np.diff(values)) if len(values) > 1 else math.log(2)
+        return values[-1] + step if upper else values[0] - step
+
+    def near(values: NDArray) -> NDArray:
+        return values[np.sort(np.argsort(np.abs(values), kind="stable")[:3])]
+
+    cells = []
+    for side in sides:
+        if side.endswith("lr"):
+            cells += [(beyond(xs, side.startswith("higher")), v) for v in near(ys)]
+        else:
+            cells += [(v, beyond(ys, side.startswith("larger"))) for v in near(xs)]
+    return tuple((float(lr * math.exp(u)), float(B * math.exp(v))) for u, v in cells)

@@ -1,0 +1,283 @@
+"""Results of runs as one table: from run directories, or from CSV and JSONL of any trainer."""
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.errors import UserError, nearest
+from utils.files import read_json, replacing
+
+COLUMNS = (
+    "run_id", "status", "N", "T", "B", "lr", "seed", "n_ctx", "loss", "loss_se", "ema_loss", "ema_loss_se", "flops", "heldout",
+)  # fmt: skip
+# Two milestones of one N belong to one grid if their tokens differ by less than this; runs stop at the first step
+# at or past a milestone, so that a large batch overshoots it by up to one batch.
+SAME_TOKENS = 0.02
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """One row per milestone. Every field is an array [rows]; B in tokens; the loss of a diverged run is inf.
+
+    ``loss`` is what laws are fitted on (the EMA's, where recorded) and ``loss_se`` its standard error or nan;
+    ``raw_loss`` and ``raw_loss_se`` are the raw weights'. ``nominal_T`` is the milestone asked for, common to a grid.
+    ``recipe`` holds what all the runs share.
+    """
+
+    run_id: NDArray[np.str_]
+    N: NDArray[np.float64]
+    T: NDArray[np.float64]
+    nominal_T: NDArray[np.float64]
+    B: NDArray[np.float64]
+    lr: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    loss_se: NDArray[np.float64]
+    raw_loss: NDArray[np.float64]
+    raw_loss_se: NDArray[np.float64]
+    flops: NDArray[np.float64]
+    seed: NDArray[np.int64]
+    n_ctx: NDArray[np.int64]
+    heldout: NDArray[np.bool_]
+    recipe: dict[str, Any]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.N)
+
+    def rows(self, chosen: NDArray) -> "Ledger":
+        """The ledger of the rows a mask or an index array chooses."""
+        shared = {"recipe": self.recipe, "source": self.source}
+        arrays = {name: getattr(self, name)[chosen] for name in self.__dataclass_fields__ if name not in shared}
+        return Ledger(**arrays, **shared)
+
+    def grids(self) -> Iterator[tuple[float, float, NDArray[np.int64]]]:
+        """(N, T, row numbers) of each grid, by rising N, then T."""
+        for N in np.unique(self.N):
+            for T in np.unique(self.nominal_T[self.N == N]):
+                yield float(N), float(T), np.flatnonzero((self.N == N) & (self.nominal_T == T))
+
+
+def read(path: str | Path, columns: dict[str, str] | None = None, batch_unit: str | None = None) -> Ledger:
+    """Results from a sweep's folder, one run's folder, or a CSV or JSONL file.
+
+    Args:
+        path: a folder holding ``result.json`` somewhere below it, or a file with one row per result.
+        columns: our name -> the file's name, e.g. ``{"N": "params", "L": "loss"}``; L is short for ema_loss.
+        batch_unit: "tokens" or "sequences:TOKENS_EACH"; must be said for a file whose columns are renamed.
+
+    Raises:
+        UserError: nothing there, missing columns, or a value that is no positive number (with its row).
+    """
+    path = Path(path)
+    if path.is_dir():
+        if columns or batch_unit:
+            raise UserError(f"{path} is a folder of runs: --columns and --batch-unit are for CSV and JSONL files")
+        return _from_runs(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    rows = _read_rows(path)
+    return _from_rows(rows, str(path), columns or {}, batch_unit)
+
+
+def batch_tokens(unit: str | None) -> float:
+    """Tokens in one unit of batch, from "tokens" or "sequences:2048"."""
+    if unit is None:
+        raise UserError("say what a batch counts: --batch-unit tokens, or sequences:2048 for sequences of 2048 tokens")
+    kind, _, tokens = unit.partition(":")
+    if kind == "tokens" and not tokens:
+        return 1.0
+    if kind == "sequences" and tokens.isdigit() and int(tokens) > 0:
+        return float(tokens)
+    raise UserError(f"--batch-unit {unit!r} is neither 'tokens' nor 'sequences:TOKENS_EACH'")
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """``"N=params,T=tokens"`` as a mapping from our name to the file's."""
+    names = [*COLUMNS, "L"]
+    mapping = {}
+    for pair in (text or "").split(",") if text else []:
+        ours, equals, theirs = pair.partition("=")
+        if not equals or not theirs:
+            raise UserError(f"--columns: {pair!r} is not OURS=THEIRS, such as N=params")
+        if ours not in names:
+            raise UserError(f"--columns: unknown name {ours!r}{nearest(ours, names)}; ours are {', '.join(names)}")
+        mapping["ema_loss" if ours == "L" else ours] = theirs
+    return mapping
+
+
+def write_csv(ledger: Ledger, path: str | Path) -> None:
+    """The ledger as CSV in the order of COLUMNS, whole or not at all."""
+    with replacing(path) as aside, aside.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(COLUMNS)
+        for i in range(len(ledger)):
+            status = "done" if math.isfinite(ledger.loss[i]) else "diverged"
+            floats = (ledger.raw_loss, ledger.raw_loss_se, ledger.loss, ledger.loss_se, ledger.flops)
+            writer.writerow(
+                [ledger.run_id[i], status, int(ledger.N[i]), int(ledger.T[i]), int(ledger.B[i]), float(ledger.lr[i])]
+                + [int(ledger.seed[i]), int(ledger.n_ctx[i])]
+                + ["" if math.isnan(values[i]) else repr(float(values[i])) for values in floats]
+                + [int(ledger.heldout[i])]
+            )
+
+
+def _from_runs(folder: Path) -> Ledger:
+    results = sorted(folder.rglob("result.json"))
+    if not results:
+        raise UserError(f"{folder}: no result.json below it; has the sweep run?")
+    rows, recipes = [], []
+    for path in results:
+        result = read_json(path)
+        try:
+            rows += list(_run_rows(result, path.parent.name))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a run's result ({error!r})") from None
+        recipes.append(result.get("recipe") or {})
+    if not rows:
+        raise UserError(f"{folder}: {len(results)} results, but none has a milestone or diverged")
+    recipe = {key: value for key, value in recipes[0].items() if all(other.get(key) == value for other in recipes)}
+    differing = sorted({key for other in recipes for key in other} - set(recipe))
+    if differing:
+        recipe["differs_between_runs"] = differing
+    return _ledger(rows, str(folder), recipe)
+
+
+def _run_rows(result: dict[str, Any], run_id: str) -> Iterator[dict[str, Any]]:
+    shared = {key: result[key] for key in ("N", "B", "lr", "n_ctx")}
+    shared |= {"run_id": run_id, "seed": result.get("seed", 0), "heldout": result.get("heldout", False)}
+    reached = set()
+    for milestone in result["milestones"]:
+        nominal = milestone.get("nominal", milestone["tokens"])
+        reached.add(nominal)
+        yield shared | {
+            "status": "done",
+            "T": milestone["tokens"],
+            "nominal_T": nominal,
+            "loss": milestone["val_loss"],
+            "loss_se": milestone.get("val_se"),
+            "ema_loss": milestone.get("ema_val_loss"),
+            "ema_loss_se": milestone.get("ema_val_se"),
+            "flops": milestone.get("flops"),
+        }
+    if result["status"] == "diverged":
+        # Censored: each milestone it should have reached has a loss beyond any number.
+        for nominal in set(result.get("milestones_asked") or []) - reached:
+            yield shared | {"status": "diverged", "T": nominal, "nominal_T": nominal, "loss": math.inf}
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            rows = list(csv.DictReader(text.splitlines()))
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: neither CSV nor JSONL ({error})") from None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: no rows")
+    return rows
+
+
+def _from_rows(rows: list[dict[str, Any]], source: str, columns: dict[str, str], unit: str | None) -> Ledger:
+    present = [name for name in rows[0] if name is not None]
+    renamed = {ours: theirs for ours, theirs in columns.items()}
+    for ours, theirs in renamed.items():
+        if theirs not in present:
+            hint = nearest(theirs, present)
+            raise UserError(f"{source}: no column {theirs!r} for {ours}{hint}; there are {', '.join(present)}")
+    name = {ours: renamed.get(ours, ours) for ours in COLUMNS}
+    missing = [ours for ours in ("N", "T", "B", "lr") if name[ours] not in present]
+    if not {name["loss"], name["ema_loss"]} & set(present):
+        missing.append("L")
+    if missing:
+        raise UserError(
+            f"{source}: columns {', '.join(missing)} missing; there are {', '.join(present)} (name them with --columns)"
+        )
+    per_unit = 1.0 if unit is None and not columns else batch_tokens(unit)
+    parsed = []
+    for number, row in enumerate(rows, start=2 if not source.endswith(".jsonl") else 1):
+        get = {ours: row.get(theirs) for ours, theirs in name.items()}
+        entry = {"run_id": str(get["run_id"] or f"row-{number}"), "status": get["status"] or "done"}
+        if entry["status"] not in ("done", "diverged"):
+            continue
+        for key in ("N", "T", "B", "lr"):
+            entry[key] = _number(get[key], f"{source}, row {number}: {name[key]}")
+        entry["B"] *= per_unit
+        entry["nominal_T"] = entry["T"]
+        for key in ("loss", "ema_loss"):
+            entry[key] = _loss(get[key], entry["status"], f"{source}, row {number}: {name[key]}")
+        if entry["status"] == "done" and entry["loss"] is None and entry["ema_loss"] is None:
+            raise UserError(f"{source}, row {number}: no loss")
+        for key in ("loss_se", "ema_loss_se", "flops", "n_ctx"):
+            given = get[key] not in (None, "")
+            entry[key] = _number(get[key], f"{source}, row {number}: {name[key]}") if given else None
+        entry["seed"] = get["seed"] or 0
+        entry["heldout"] = str(get["heldout"] or "0").strip().lower() in ("1", "true")
+        parsed.append(entry)
+    return _ledger(parsed, source, {})
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{where} is {value!r}, not a number") from None
+    if not (number > 0 and math.isfinite(number)):
+        raise UserError(f"{where} is {value!r}, not a positive number")
+    return number
+
+
+def _loss(value: Any, status: str, where: str) -> float | None:
+    if status == "diverged":
+        return math.inf
+    return None if value in (None, "") else _number(value, where)
+
+
+def _ledger(rows: list[dict[str, Any]], source: str, recipe: dict[str, Any]) -> Ledger:
+    def column(key: str, default: float = math.nan) -> NDArray[np.float64]:
+        return np.array([default if row.get(key) is None else row[key] for row in rows], dtype=float)
+
+    raw, raw_se = column("loss"), column("loss_se")
+    ema, ema_se = column("ema_loss"), column("ema_loss_se")
+    diverged = np.array([row["status"] == "diverged" for row in rows])
+    loss = np.where(diverged, math.inf, np.where(np.isnan(ema), raw, ema))
+    return Ledger(
+        run_id=np.array([row["run_id"] for row in rows]),
+        N=column("N"),
+        T=column("T"),
+        nominal_T=_common_tokens(column("N"), column("nominal_T")),
+        B=column("B"),
+        lr=column("lr"),
+        loss=loss,
+        loss_se=np.where(np.isnan(ema), raw_se, ema_se),
+        raw_loss=np.where(np.isnan(raw), loss, raw),
+        raw_loss_se=raw_se,
+        flops=column("flops"),
+        seed=column("seed", 0).astype(int),
+        n_ctx=column("n_ctx", 0).astype(int),
+        heldout=np.array([bool(row.get("heldout")) for row in rows]),
+        recipe=recipe,
+        source=source,
+    )
+
+
+def _common_tokens(N: NDArray, T: NDArray) -> NDArray:
+    """T with near-equal values of one N made equal (to their lowest), so that overshoot does not split a grid."""
+    common = T.copy()
+    for size in np.unique(N):
+        rows = np.flatnonzero(size == N)
+        rows = rows[np.argsort(T[rows], kind="stable")]
+        start = T[rows[0]]
+        for row in rows:
+            if T[row] > start * (1 + SAME_TOKENS):
+                start = T[row]
+            common[row] = start
+    return common
