@@ -1,6 +1,7 @@
 """Users' mistakes: one clear line and exit status 2, never a traceback."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -30,5 +31,6 @@ def run_cli(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    print(f"error: {message}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # one line, not one per process of a torchrun
+        print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: everything is written aside and renamed."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -48,3 +49,24 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"{path}: not a JSON file ({error})") from None
+
+
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Hold ``directory`` for this process alone; the hold of a process that died is gone with it.
+
+    Processes of one torchrun share the directory: only the first of them takes the hold.
+
+    Raises:
+        UserError: another living process holds it.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{directory}: another process is working in it; wait for it or end it") from None
+        yield

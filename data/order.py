@@ -1,0 +1,34 @@
+"""Who sees which sample when: a stateless order, a function of (seed, position) alone."""
+
+import torch
+from torch import Tensor
+
+from utils.random import bits
+
+ROUNDS = 4
+
+
+def sample_index(position: Tensor, size: int, seed: int) -> Tensor:
+    """The sample at each position of the training stream: int64 [n] in [0, size), for position int64 [n].
+
+    Positions count clips from the start of training, over all processes. Every epoch of ``size`` positions visits
+    each sample once, in an order of its own. The permutation is a Feistel network on the smallest even number of
+    bits that holds ``size``, walked until it falls inside (a cycle of a permutation always returns), so that it
+    costs the same at position 10 and at 10 billion and no list of indices is kept.
+    """
+    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    epoch = position // size
+    keys = [bits(seed, f"order {round_}", epoch, 1)[:, 0] for round_ in range(ROUNDS)]
+
+    def permute(x: Tensor) -> Tensor:
+        left, right = x >> half, x & mask
+        for round_, key in enumerate(keys):
+            word = bits(seed, f"order round {round_}", right ^ key, 1)[:, 0]
+            left, right = right, left ^ (word & mask)
+        return (left << half) | right
+
+    index = permute(position % size)
+    while bool((outside := index >= size).any()):
+        index = torch.where(outside, permute(index), index)
+    return index

@@ -1,0 +1,108 @@
+"""Forward processes x_t = alpha(t) x0 + sigma(t) noise, and the conversions between what a model may predict.
+
+Time runs from 0 (data) to 1 (noise). Two families: rectified flow (arXiv 2209.03003), and variance preserving with
+linear (arXiv 2011.13456), cosine (arXiv 2102.09672) or zero-terminal-SNR (arXiv 2305.08891) schedules.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError, nearest
+
+PROCESSES = ("rectified_flow", "vp_linear", "vp_cosine", "vp_zero_snr")
+TARGETS = ("flow", "eps", "v", "x0")
+
+# The continuous limit of DDPM's linear betas, 1e-4 to 0.02 over 1000 steps.
+BETA_MIN, BETA_MAX = 0.1, 20.0
+COSINE_OFFSET = 0.008
+# diffusers puts zero-SNR schedules' last alpha squared here, so that log-SNR solvers stay finite.
+MIN_ALPHA_SQUARED = 2.0**-24
+
+
+def _linear_alpha(t: Tensor) -> Tensor:
+    return torch.exp(-0.25 * t**2 * (BETA_MAX - BETA_MIN) - 0.5 * t * BETA_MIN)
+
+
+def _cosine_alpha(t: Tensor) -> Tensor:
+    start = math.cos(COSINE_OFFSET / (1 + COSINE_OFFSET) * math.pi / 2)
+    return torch.cos((t + COSINE_OFFSET) / (1 + COSINE_OFFSET) * (math.pi / 2)) / start
+
+
+def _zero_snr_alpha(t: Tensor) -> Tensor:
+    end = math.exp(-0.25 * (BETA_MAX - BETA_MIN) - 0.5 * BETA_MIN)
+    return (_linear_alpha(t) - end) / (1 - end)
+
+
+_ALPHA = {"vp_linear": _linear_alpha, "vp_cosine": _cosine_alpha, "vp_zero_snr": _zero_snr_alpha}
+
+
+@dataclass(frozen=True)
+class Process:
+    """A forward process and the model's target.
+
+    Attributes:
+        name: one of ``PROCESSES``.
+        target: "flow" (noise - x0), "eps" (noise), "v" (alpha noise - sigma x0) or "x0".
+
+    Raises:
+        UserError: an unknown name or target, or "flow" on a variance-preserving process and the reverse.
+    """
+
+    name: str = "rectified_flow"
+    target: str = "flow"
+
+    def __post_init__(self) -> None:
+        for key, value, known in (("process", self.name, PROCESSES), ("target", self.target, TARGETS)):
+            if value not in known:
+                hint = nearest(value, list(known))
+                raise UserError(f"diffusion.{key}: unknown {value!r}; one of {', '.join(known)}{hint}")
+        if (self.name == "rectified_flow") != (self.target == "flow"):
+            wanted = "flow" if self.name == "rectified_flow" else "eps, v or x0"
+            raise UserError(f"diffusion.target: {self.name} predicts {wanted}, not {self.target}")
+        if self.name == "vp_zero_snr" and self.target == "eps":
+            raise UserError("diffusion.target: eps says nothing about x0 where the SNR is zero; use v or x0")
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha(t), sigma(t): float32, in the shape of ``t``."""
+        t = t.double()
+        if self.name == "rectified_flow":
+            alpha, sigma = 1 - t, t
+        else:
+            alpha = _ALPHA[self.name](t).clamp(min=math.sqrt(MIN_ALPHA_SQUARED))
+            sigma = torch.sqrt(1 - alpha**2)
+        return alpha.float(), sigma.float()
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t for x0 and noise [batch, ...] and t [batch]."""
+        alpha, sigma = (_like(c, x0) for c in self.coefficients(t))
+        return alpha * x0 + sigma * noise
+
+    def target_of(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the model should predict at t [batch]: [batch, ...]."""
+        p, q = _mixture(self.target, *(_like(c, x0) for c in self.coefficients(t)))
+        return p * x0 + q * noise
+
+    def convert(self, prediction: Tensor, x_t: Tensor, t: Tensor, wanted: str) -> Tensor:
+        """The prediction of ``self.target`` at x_t, as a prediction of ``wanted`` ("flow", "eps", "v" or "x0").
+
+        x_t and the prediction are two mixtures of x0 and noise: the pair is solved for both.
+        """
+        alpha, sigma = (_like(c, x_t) for c in self.coefficients(t))
+        p, q = _mixture(self.target, alpha, sigma)
+        determinant = alpha * q - sigma * p
+        x0 = (q * x_t - sigma * prediction) / determinant
+        noise = (alpha * prediction - p * x_t) / determinant
+        p, q = _mixture(wanted, alpha, sigma)
+        return p * x0 + q * noise
+
+
+def _like(coefficient: Tensor, x: Tensor) -> Tensor:
+    return coefficient.reshape(-1, *[1] * (x.dim() - 1))
+
+
+def _mixture(target: str, alpha: Tensor, sigma: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """(p, q) of the target p x0 + q noise."""
+    return {"flow": (-1.0, 1.0), "eps": (0.0, 1.0), "v": (-sigma, alpha), "x0": (1.0, 0.0)}[target]

@@ -1,0 +1,27 @@
+"""How training draws t: a function of (seed, global sample index), so that the batch's layout cannot matter."""
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError, nearest
+from utils.random import normal, uniform
+
+DISTRIBUTIONS = ("logit_normal", "uniform")
+
+
+def draw_timesteps(
+    index: Tensor, seed: int, distribution: str = "logit_normal", mean: float = 0.0, std: float = 1.0
+) -> Tensor:
+    """Training times, float32 [n] in (0, 1), for the global sample indices ``index`` int64 [n].
+
+    "logit_normal" is sigmoid(mean + std z) (Stable Diffusion 3, arXiv 2403.03206); "uniform" ignores mean and std.
+
+    Raises:
+        UserError: an unknown distribution.
+    """
+    if distribution == "uniform":
+        return uniform(seed, "t", index)[:, 0].float()
+    if distribution == "logit_normal":
+        return torch.sigmoid(mean + std * normal(seed, "t", index, (1,))[:, 0])
+    hint = nearest(distribution, list(DISTRIBUTIONS))
+    raise UserError(f"diffusion.timesteps: unknown {distribution!r}; one of {', '.join(DISTRIBUTIONS)}{hint}")

@@ -1,0 +1,99 @@
+"""The frozen validation loss: one number per set of weights, whatever made it.
+
+A fixed list of clips; for each, K times stratified over (0, 1); noise a function of (seed, clip, k). Uniform in t,
+unweighted, captions on. Nothing depends on world size, batch size, order or what was trained before.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffusion.loss import denoising_loss
+from diffusion.process import Process
+from utils.random import fold, normal, uniform
+
+T_BINS = 10
+
+# Reads latents, context and mask of the validation clips with the given indices.
+ReadClips = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """The frozen validation of one set of weights.
+
+    Attributes:
+        losses: float32 [clips, K], each sample's loss.
+        loss: their mean.
+        standard_error: of ``loss``, clustered by clip.
+        bins: the mean loss in ``T_BINS`` equal bins of t; NaN where a bin is empty.
+    """
+
+    losses: np.ndarray
+    loss: float
+    standard_error: float
+    bins: list[float]
+
+
+def validation_times(clips: int, per_clip: int, seed: int) -> Tensor:
+    """Stratified times, float32 [clips, K] in (0, 1).
+
+    Each clip has one time in each of K equal intervals; across the set, each interval is in turn cut into as many
+    strata as there are clips, dealt out at random, with one uniform draw in each.
+    """
+    clip = torch.arange(clips)
+    strata = [torch.argsort(uniform(seed, f"validation strata {k}", clip)[:, 0]) for k in range(per_clip)]
+    offset = (torch.stack(strata, dim=1) + uniform(seed, "validation t", clip, per_clip)) / clips
+    return ((torch.arange(per_clip) + offset) / per_clip).float().clamp(1e-6, 1 - 1e-6)
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module,
+    process: Process,
+    read: ReadClips,
+    clips: int,
+    per_clip: int,
+    seed: int,
+    batch: int,
+    device: torch.device,
+    gather: Callable[[Tensor], Tensor] | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> ValidationResult:
+    """Score ``model`` on the frozen set.
+
+    Args:
+        model: called as model(x_t, t, context, mask), in its evaluation dtype.
+        read: reads (latents, context, mask) of validation clips by index, on the CPU.
+        clips, per_clip, seed: the set's size, K, and the validation seed common to all runs.
+        batch: samples per forward pass; it changes no loss beyond float32's rounding.
+        gather: sums float64 [clips * K] over the processes; with rank and world, shares the work.
+
+    Returns:
+        The same result on every process.
+    """
+    times = validation_times(clips, per_clip, seed)
+    total = clips * per_clip
+    losses = torch.zeros(total, dtype=torch.float64)
+    for part in torch.arange(rank, total, world).split(batch):
+        clip = part // per_clip
+        x0, context, mask = (value.to(device) for value in read(clip))
+        noise = normal(fold(seed, "validation noise"), "validation noise", part.to(device), tuple(x0.shape[1:]))
+        loss = denoising_loss(model, process, x0, noise, times.flatten()[part].to(device), context, mask)
+        losses[part] = loss.double().cpu()
+    if gather is not None:
+        losses = gather(losses)
+    return summarise(losses.reshape(clips, per_clip), times)
+
+
+def summarise(losses: Tensor, times: Tensor) -> ValidationResult:
+    """Mean, standard error clustered by clip, and bins of t, from losses and times [clips, K]."""
+    by_clip = losses.mean(1)
+    which = (times * T_BINS).long().clamp(max=T_BINS - 1)
+    bins = [losses[which == b].mean().item() for b in range(T_BINS)]
+    error = (by_clip.std() / len(by_clip) ** 0.5).item()
+    return ValidationResult(losses.float().numpy(), by_clip.mean().item(), error, bins)

@@ -1,0 +1,69 @@
+"""One function owns the attention layout; which kernel runs is decided once, by probing, and can be reported."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.errors import UserError, nearest
+
+BACKENDS = ("auto", "sdpa", "xformers")
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, backend: str = "sdpa") -> Tensor:
+    """Softmax attention.
+
+    Args:
+        q: [batch, queries, heads, head_dim].
+        k, v: [batch, keys, heads, head_dim].
+        mask: bool [batch, keys], true where a key may be attended to; at least one per row. None: all.
+        backend: "sdpa" or "xformers", as ``choose_backend`` resolved it.
+
+    Returns:
+        [batch, queries, heads, head_dim], in the dtype of ``q``.
+    """
+    if backend == "xformers":
+        return _xformers(q, k, v, mask)
+    if mask is not None:
+        mask = mask[:, None, None, :]
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+    return out.transpose(1, 2)
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    bias = None
+    if mask is not None:
+        batch, keys = mask.shape
+        # The kernels want the bias spelled out per head and query, on rows padded to a multiple of 8.
+        padded = q.new_zeros(batch, q.shape[2], q.shape[1], keys + -keys % 8)
+        padded[..., :keys].masked_fill_(~mask[:, None, None, :], float("-inf"))
+        bias = padded[..., :keys]
+    return memory_efficient_attention(q, k, v, attn_bias=bias)
+
+
+@functools.lru_cache
+def choose_backend(name: str, device_type: str, dtype: torch.dtype) -> str:
+    """The backend that will run: "sdpa" or "xformers".
+
+    "auto" is SDPA, whose flash and cuDNN kernels are the fastest in reach. "xformers" is probed with a real
+    operation, since the package imports on builds for which it has no kernels.
+
+    Raises:
+        UserError: ``name`` is unknown, or is "xformers" and no kernel of it runs here.
+    """
+    if name not in BACKENDS:
+        raise UserError(f"model.attention: unknown backend {name!r}{nearest(name, list(BACKENDS))}")
+    if name != "xformers":
+        return "sdpa"
+    q = torch.zeros(1, 8, 1, 32, device=device_type, dtype=dtype, requires_grad=True)
+    try:
+        _xformers(q, q, q, torch.ones(1, 8, dtype=torch.bool, device=device_type)).sum().backward()
+    except (ImportError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.attention=xformers: no kernel runs on {device_type} in {dtype} ({reason}); use sdpa"
+        ) from None
+    return "xformers"

@@ -1,0 +1,199 @@
+"""VideoDiT: the paper's Cross-DiT, a transformer over video latents with full spatio-temporal attention."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.attention import attention
+from models.embeddings import Grid, patchify, rotary_table, rotate, timestep_features, unpatchify
+from utils.random import fold
+
+TIMESTEP_FEATURES = 256
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """The shape of a VideoDiT.
+
+    Attributes:
+        layers, width, heads: depth, model width d, attention heads (width / heads is even).
+        channels: latent channels.
+        patch: latent frames, rows and columns that make one token.
+        text_dim: size of the text encoder's embeddings.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    channels: int
+    patch: Grid
+    text_dim: int
+
+    @property
+    def token_dim(self) -> int:
+        return self.channels * self.patch[0] * self.patch[1] * self.patch[2]
+
+
+class Linear(nn.Linear):
+    """A linear layer that computes in its input's dtype, so that float32 master weights serve bfloat16 too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+def _normalise(x: Tensor) -> Tensor:
+    """LayerNorm without affine parameters: the modulation supplies them. Statistics are float32 inside."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return (_normalise(x) * (1 + scale) + shift).to(x.dtype)
+
+
+def _rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return F.rms_norm(x.float(), x.shape[-1:], weight, eps=1e-6).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width, bias=False)
+        self.out = Linear(width, width, bias=False)
+        self.q_norm = nn.Parameter(torch.ones(width // heads))
+        self.k_norm = nn.Parameter(torch.ones(width // heads))
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], backend: str) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q = rotate(_rms_norm(q, self.q_norm), rotary)
+        k = rotate(_rms_norm(k, self.k_norm), rotary)
+        return self.out(attention(q, k, v, backend=backend).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = Linear(width, width, bias=False)
+        self.kv = Linear(width, 2 * width, bias=False)
+        self.out = Linear(width, width, bias=False)
+        self.q_norm = nn.Parameter(torch.ones(width // heads))
+        self.k_norm = nn.Parameter(torch.ones(width // heads))
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor, backend: str) -> Tensor:
+        q = _rms_norm(self.q(x).unflatten(-1, (self.heads, -1)), self.q_norm)
+        k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        return self.out(attention(q, _rms_norm(k, self.k_norm), v, mask, backend).flatten(2))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward: matrices of 4, 4 and 8 times width squared.
+
+    The matrices have no biases: the modulation's shift serves on the way in.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(width, heads)
+        self.cross_attention = CrossAttention(width, heads)
+        self.feed_forward = nn.Sequential(
+            Linear(width, 4 * width, bias=False),
+            nn.GELU(approximate="tanh"),
+            Linear(4 * width, width, bias=False),
+        )
+        self.modulation = nn.Parameter(torch.zeros(6, width))
+
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        context: Tensor,
+        mask: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        backend: str,
+    ) -> Tensor:
+        """x [batch, n_ctx, width], modulation float32 [batch, 6, width], context [batch, text_tokens, width]."""
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (self.modulation + modulation)[:, :, None].unbind(1)
+        update = self.self_attention(_modulate(x, shift_1, scale_1), rotary, backend)
+        x = x + (gate_1 * update).to(x.dtype)
+        x = x + self.cross_attention(_normalise(x), context, mask, backend)
+        update = self.feed_forward(_modulate(x, shift_2, scale_2))
+        return x + (gate_2 * update).to(x.dtype)
+
+
+class VideoDiT(nn.Module):
+    """Predicts the diffusion target from noisy latents, the time and the text.
+
+    adaLN-single (PixArt-alpha, arXiv 2310.00426): one shared MLP turns t into a modulation, to which each block adds
+    its own learned table. Queries and keys are RMS-normalised and carry 3-D rotary positions.
+
+    Args:
+        config: the shape.
+        seed: each parameter is drawn from (seed, its name) alone, whatever the order or number of the others.
+        dtype: what the blocks compute in; parameters, time and modulation stay float32.
+        backend: the attention kernel, as ``models.attention.choose_backend`` resolved it.
+    """
+
+    def __init__(
+        self, config: DiTConfig, seed: int = 0, dtype: torch.dtype = torch.float32, backend: str = "sdpa"
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.backend = backend
+        width = config.width
+        self.patch_embedding = Linear(config.token_dim, width)
+        self.text_embedding = nn.Sequential(
+            Linear(config.text_dim, width), nn.GELU(approximate="tanh"), Linear(width, width)
+        )
+        self.time_embedding = nn.Sequential(
+            Linear(TIMESTEP_FEATURES, width), nn.SiLU(), Linear(width, width), nn.SiLU()
+        )
+        self.modulation = Linear(width, 6 * width)
+        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
+        self.final_modulation = Linear(width, 2 * width)
+        self.final = Linear(width, config.token_dim)
+        self.initialize_weights(seed)
+
+    @torch.no_grad()
+    def initialize_weights(self, seed: int) -> None:
+        """Matrices normal with variance 1 / fan-in; gates, cross-attention's output and the final layer zero.
+
+        Every block is therefore the identity at first, and the prediction is zero.
+        """
+        zero = (".bias", "modulation.weight", "final.weight", "cross_attention.out.weight")
+        for name, parameter in self.named_parameters():
+            if name.endswith(zero):
+                parameter.zero_()
+            elif name.endswith(".weight"):
+                generator = torch.Generator().manual_seed(fold(seed, name) & (1 << 63) - 1)
+                draw = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(draw * parameter.shape[1] ** -0.5)
+            # What is left is built as it begins: the blocks' modulation tables zero, the norms' weights one.
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
+        """Predict the diffusion target.
+
+        Args:
+            x: noisy latents, float [batch, channels, frames, height, width], each side a multiple of the patch's.
+            t: time, float [batch], 0 for data and 1 for noise.
+            context: text embeddings, float [batch, text_tokens, text_dim].
+            context_mask: bool [batch, text_tokens], true for real tokens, at least one per row.
+
+        Returns:
+            The prediction, float32, in the shape of ``x``.
+        """
+        patch = self.config.patch
+        grid = (x.shape[2] // patch[0], x.shape[3] // patch[1], x.shape[4] // patch[2])
+        rotary = rotary_table(grid, self.config.width // self.config.heads, x.device)
+        time = self.time_embedding(timestep_features(t, TIMESTEP_FEATURES))
+        modulation = self.modulation(time).unflatten(-1, (6, -1))
+        context = self.text_embedding(context.to(self.dtype))
+        hidden = self.patch_embedding(patchify(x.to(self.dtype), patch))
+        for block in self.blocks:
+            hidden = block(hidden, modulation, context, context_mask, rotary, self.backend)
+        shift, scale = self.final_modulation(time).unflatten(-1, (2, -1))[:, :, None].unbind(1)
+        return unpatchify(self.final(_modulate(hidden.float(), shift, scale)), patch, grid)

@@ -1,0 +1,54 @@
+"""Patches, 3-D rotary positions and timestep features."""
+
+import functools
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+Grid = tuple[int, int, int]
+
+
+def patchify(x: Tensor, patch: Grid) -> Tensor:
+    """Latents [batch, channels, frames, height, width] to tokens [batch, n_ctx, channels * patch volume]."""
+    pt, ph, pw = patch
+    return rearrange(x, "b c (f pt) (h ph) (w pw) -> b (f h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw)
+
+
+def unpatchify(tokens: Tensor, patch: Grid, grid: Grid) -> Tensor:
+    """The inverse of ``patchify``; ``grid`` is the number of patches along frames, height and width."""
+    (pt, ph, pw), (f, h, w) = patch, grid
+    return rearrange(tokens, "b (f h w) (c pt ph pw) -> b c (f pt) (h ph) (w pw)", f=f, h=h, w=w, pt=pt, ph=ph, pw=pw)
+
+
+@functools.lru_cache
+def rotary_table(grid: Grid, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary angles: float32 [n_ctx, 1, head_dim / 2] each.
+
+    The rotated pairs are shared among the axes: a third each to height and width, the rest to frames.
+    """
+    space = 2 * (head_dim // 6)
+    angles = []
+    for axis, size in enumerate((head_dim - 2 * space, space, space)):
+        frequency = 10_000 ** (-torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
+        position = torch.arange(grid[axis], device=device, dtype=torch.float32)
+        shape = [1, 1, 1, size // 2]
+        shape[axis] = grid[axis]
+        angles.append((position[:, None] * frequency).view(shape).expand(*grid, size // 2))
+    angle = torch.cat(angles, dim=-1).reshape(-1, 1, head_dim // 2)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the pairs (i, i + head_dim / 2) of x [batch, n_ctx, heads, head_dim] by the table's angles."""
+    cos, sin = table
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def timestep_features(t: Tensor, size: int) -> Tensor:
+    """Sinusoids of t [batch] in [0, 1], with periods from 2 pi / 1000 to 20 pi: float32 [batch, size]."""
+    frequency = torch.exp(-math.log(10_000) * torch.arange(size // 2, device=t.device).float() / (size // 2))
+    angle = 1000 * t.float()[:, None] * frequency
+    return torch.cat((angle.cos(), angle.sin()), dim=-1)

@@ -1,0 +1,55 @@
+"""Small real things for the tests: a latent cache of structured clips, and the embedded encoders' stand-ins."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from data.latents import Unit, open_cache, write_cache
+from models.text import load_text_encoder
+from utils.random import normal
+
+SHAPE = (4, 2, 4, 4)  # 32 tokens of 4 numbers: the smallest width, 32, is wide enough
+
+
+class LatentsAsTheyAre:
+    """A VAE that changes nothing: the tests' clips are latents already."""
+
+    def encode(self, clips: Tensor) -> Tensor:
+        return clips
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
+        return SHAPE
+
+
+def structured_latents(index: Tensor) -> Tensor:
+    """Latents with something to learn: a few directions, mixed by each clip's own amounts, and a little noise."""
+    directions = normal(1, "directions", torch.arange(4), SHAPE)
+    amounts = normal(1, "amounts", index, (4,))
+    return torch.einsum("nk,kcfhw->ncfhw", amounts, directions) / 2 + 0.1 * normal(1, "rest", index, SHAPE)
+
+
+def make_cache(folder: Path, train: int = 96, validation: int = 16) -> Path:
+    """A latent cache of ``train`` + ``validation`` clips."""
+    settings = {"format": 1, "frames": 2, "height": 4, "width": 4, "source": f"test {train} {validation}"}
+    about = {"vae": "embedded", "vae_fingerprint": "none", "text": "embedded", "text_fingerprint": "none"}
+
+    def unit(split: str, first: int, count: int) -> Unit:
+        index = torch.arange(first, first + count)
+        captions = [f"a clip of kind {i % 5}" for i in index.tolist()]
+        return Unit(split, [f"{split} {i}" for i in index.tolist()], lambda: (captions, structured_latents(index)))
+
+    units = {"train": [unit("train", 0, train)], "validation": [unit("validation", 10_000, validation)]}
+    open_cache(folder, settings | about)
+    write_cache(folder, settings | about, units, LatentsAsTheyAre(), load_text_encoder("embedded"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cache(tmp_path_factory.mktemp("cache") / "latents")

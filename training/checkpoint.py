@@ -1,0 +1,166 @@
+"""Checkpoints: a folder of safetensors and JSON, written aside and renamed, so that each is whole or absent.
+
+checkpoints/step_0000100/   model.safetensors  ema.safetensors  optimizer.safetensors  state.json  config.yaml
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from training.config import Config, config_from_dict, load_yaml, to_dict
+from utils.errors import UserError
+from utils.files import read_json, write_json
+
+PREFIX = "step_"
+STATE = "state.json"
+
+
+def save_checkpoint(
+    directory: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], config: Config
+) -> Path:
+    """Write ``directory``/step_<step>, replacing one of the same step.
+
+    Args:
+        tensors: {"model" | "ema" | "optimizer": {name: tensor}}, one file each.
+        state: what else the run needs to go on; JSON.
+
+    Raises:
+        OSError: the disk is full, say; nothing is left behind and older checkpoints stay.
+    """
+    final = directory / f"{PREFIX}{step:07d}"
+    aside = directory / f".{final.name}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        sizes = {}
+        for kind, named in tensors.items():
+            path = aside / f"{kind}.safetensors"
+            _save_tensors(path, named)
+            sizes[path.name] = path.stat().st_size
+        OmegaConf.save(OmegaConf.create(to_dict(config)), aside / "config.yaml")
+        # Written last: a checkpoint with a state is a checkpoint whose files were all written.
+        write_json(aside / STATE, state | {"step": step, "files": sizes})
+        if final.exists():
+            shutil.rmtree(final)
+        aside.rename(final)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return final
+
+
+def _save_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in named.items()}, path)
+    except SafetensorError as error:  # it hides the operating system's error number in its text
+        raise OSError(_errno(str(error)), str(error), str(path)) from None
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _errno(text: str) -> int:
+    digits = text.rpartition("os error ")[2].rstrip(")")
+    return int(digits) if digits.isdigit() else 0
+
+
+def prune_checkpoints(directory: Path, keep: int) -> None:
+    """Remove all but the newest ``keep``."""
+    for path in checkpoint_paths(directory)[keep:]:
+        shutil.rmtree(path)
+
+
+def checkpoint_paths(directory: Path) -> list[Path]:
+    """The checkpoints in ``directory``, newest first."""
+    return sorted((p for p in directory.glob(f"{PREFIX}*") if p.is_dir()), reverse=True)
+
+
+def newest_checkpoint(directory: Path, needs: tuple[str, ...]) -> Path | None:
+    """The newest whole checkpoint that holds the files ``needs``; broken ones are passed over with a warning."""
+    for path in checkpoint_paths(directory):
+        try:
+            state = read_state(path)
+        except UserError as error:
+            print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr)
+            continue
+        if all(f"{kind}.safetensors" in state["files"] for kind in needs):
+            return path
+    return None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state of the checkpoint at ``path``.
+
+    Raises:
+        UserError: a file is missing or has another size than was written.
+    """
+    if not (path / STATE).is_file():
+        raise UserError(f"{path}: not a checkpoint (no {STATE})")
+    state = read_json(path / STATE)
+    for name, size in state["files"].items():
+        found = (path / name).stat().st_size if (path / name).is_file() else None
+        if found != size:
+            what = "is missing" if found is None else f"has {found} bytes instead of {size}"
+            raise UserError(f"{path / name}: {what}; the checkpoint is damaged")
+    return state
+
+
+def read_tensors(path: Path, kind: str) -> dict[str, Tensor]:
+    """The tensors of one file of a checkpoint, on the CPU."""
+    try:
+        return load_file(path / f"{kind}.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path / kind}.safetensors: not readable ({error}); the checkpoint is damaged") from None
+
+
+def read_config(path: Path) -> Config:
+    """The resolved configuration inside a checkpoint or run directory."""
+    return config_from_dict(load_yaml(path / "config.yaml"))
+
+
+def load_into(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy named tensors into ``model``; UserError where they are another model's."""
+    own = model.state_dict()
+    wrong = sorted(own.keys() ^ tensors.keys()) or [n for n in own if own[n].shape != tensors[n].shape]
+    if wrong:
+        raise UserError(f"{path}: of another model (first difference: {wrong[0]})")
+    model.load_state_dict(tensors)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state by parameter name: {"exp_avg.<name>", "exp_avg_sq.<name>", "step.<name>"}."""
+    states = {name: optimizer.state[parameter] for name, parameter in model.named_parameters()}
+    return {f"{kind}.{name}": value for name, state in states.items() for kind, value in state.items()}
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of ``optimizer_tensors``. Fused AdamW keeps its step counts beside the parameters."""
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter] = {
+            kind: tensors[f"{kind}.{name}"].to(parameter.device) for kind in ("step", "exp_avg", "exp_avg_sq")
+        }
+
+
+def find_checkpoint(path: Path, needs: tuple[str, ...] = ("ema",)) -> Path:
+    """The checkpoint that ``path`` means: itself, or the newest whole one of a run directory.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint or run directory")
+    if (path / STATE).is_file() or path.name.startswith(PREFIX):
+        read_state(path)
+        return path
+    found = newest_checkpoint(path / "checkpoints", needs)
+    if found is None:
+        raise UserError(f"{path}: holds no whole checkpoint with {' and '.join(needs)} weights")
+    return found

@@ -1,0 +1,315 @@
+"""The schema: every key, its default and its meaning. Merged strictly: defaults < YAML < command line."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from utils.errors import UserError, nearest
+
+
+def key(default: Any, help: str) -> Any:
+    """A configuration key with its meaning, from which the documentation is generated."""
+    factory = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
+    return field(**factory, metadata={"help": help})
+
+
+@dataclass
+class ModelKeys:
+    size: str | None = key(None, "a named size, LAYERSxWIDTH, such as 4x128; it sets layers, width and heads")
+    layers: int | None = key(None, "blocks")
+    width: int | None = key(None, "model width d")
+    heads: int | None = key(None, "attention heads; head width 64 (32 below width 128) where it is not given")
+    patch: list[int] = key([1, 1, 1], "latent frames, rows and columns that make one token")
+    attention: str = key("auto", "attention kernels: auto, sdpa or xformers")
+
+
+@dataclass
+class DataKeys:
+    cache: str = key("", "folder of cached latents, made by tools/cache_latents.py")
+    fingerprint: str = key("", "of the cache; filled in when a run begins, and a cache with another is refused")
+    caption_dropout: float = key(0.1, "share of captions replaced by the empty prompt, for guidance")
+
+
+@dataclass
+class DiffusionKeys:
+    process: str = key("rectified_flow", "forward process: rectified_flow, vp_linear, vp_cosine or vp_zero_snr")
+    target: str = key("flow", "what the model predicts: flow, or eps, v, x0 for the vp processes")
+    timesteps: str = key("logit_normal", "how training draws t: logit_normal or uniform")
+    logit_mean: float = key(0.0, "mean of logit(t) under logit_normal")
+    logit_std: float = key(1.0, "standard deviation of logit(t) under logit_normal")
+
+
+@dataclass
+class OptimKeys:
+    lr: float = key(1e-3, "peak learning rate of AdamW")
+    beta1: float = key(0.9, "AdamW's first beta")
+    beta2_half_life: float = key(5e6, "half-life of the second moment in tokens: beta2 = 2^(-B / half-life)")
+    eps: float = key(1e-8, "AdamW's epsilon")
+    weight_decay: float = key(0.0, "decoupled weight decay of the matrices; 0 in every law configuration")
+    clip: float = key(1.0, "clip the gradient's global norm here")
+    schedule: str = key("constant", "constant, cosine (to zero) or wsd (linear decay at the end), after the warm-up")
+    warmup_tokens: int | None = key(None, "tokens of linear warm-up; 10 % of the smallest milestone where not given")
+    decay_fraction: float = key(0.2, "share of the run that wsd decays over")
+
+
+@dataclass
+class EmaKeys:
+    width: float = key(0.05, "relative width of the weights' power-function average (EDM2, arXiv 2312.02696)")
+
+
+@dataclass
+class TrainKeys:
+    tokens: int | None = key(None, "end of the run, in tokens; rounded up to a whole step")
+    flops: float | None = key(None, "end of the run, in training FLOPs by C_token; instead of train.tokens")
+    milestones: list[int] = key([], "tokens at which the run is validated; its end always is")
+    batch_tokens: int = key(0, "global batch B in tokens: a whole number of clips")
+    micro_batch: int | None = key(None, "clips per forward pass and process; the process's whole share if not given")
+    dtype: str = key("float32", "what the blocks compute in: float32 or bfloat16; master weights are float32")
+    compile: bool = key(False, "compile each block with torch.compile (needs a C compiler on the CPU)")
+
+
+@dataclass
+class ValidationKeys:
+    clips: int | None = key(None, "the first so many clips of the cache's frozen list; all of them if not given")
+    timesteps: int = key(4, "stratified times per clip")
+    batch: int = key(32, "samples per forward pass; it does not change the loss")
+    seed: int = key(0, "seed of times and noise, common to all runs that are to be compared")
+
+
+@dataclass
+class CheckpointKeys:
+    every_steps: int = key(1000, "steps between checkpoints; milestones, the end and SIGTERM make one too")
+    keep: int = key(2, "checkpoints kept")
+    final: str = key("full", "what a finished run keeps: full, or ema (averaged weights only, as sweeps do)")
+
+
+@dataclass
+class LogKeys:
+    every_steps: int = key(10, "steps between lines of metrics.jsonl, of the console and TensorBoard points")
+    prompts: list[str] = key([], "prompts sampled as videos to TensorBoard at each milestone")
+    sample_steps: int = key(20, "sampler steps of those videos")
+    guidance: float = key(3.0, "guidance of those videos")
+
+
+@dataclass
+class Config:
+    name: str = key("run", "name of the run; its directory is out/name")
+    out: str = key("runs", "folder of run directories")
+    heldout: bool = key(False, "whether the run is kept from the fits, to check what they predict")
+    seed: int = key(0, "seed of initialisation, data order, noise, t and caption dropout")
+    model: ModelKeys = field(default_factory=ModelKeys)
+    data: DataKeys = field(default_factory=DataKeys)
+    diffusion: DiffusionKeys = field(default_factory=DiffusionKeys)
+    optim: OptimKeys = field(default_factory=OptimKeys)
+    ema: EmaKeys = field(default_factory=EmaKeys)
+    train: TrainKeys = field(default_factory=TrainKeys)
+    validation: ValidationKeys = field(default_factory=ValidationKeys)
+    checkpoint: CheckpointKeys = field(default_factory=CheckpointKeys)
+    log: LogKeys = field(default_factory=LogKeys)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.out) / self.name
+
+
+# What may change without making it another run: where it lies, how it is watched and kept, how a step is laid out.
+MECHANISM = (
+    "name",
+    "out",
+    "heldout",
+    "log",
+    "checkpoint",
+    "data.cache",
+    "train.micro_batch",
+    "train.compile",
+    "model.attention",
+    "validation.batch",
+)
+# With a constant rate a run may also grow: nothing before a milestone depends on what follows it.
+GROWTH = ("train.tokens", "train.flops", "train.milestones")
+
+
+def known_keys(schema: type = Config, prefix: str = "") -> dict[str, dataclasses.Field]:
+    """Every dotted key of the schema with its field."""
+    keys: dict[str, dataclasses.Field] = {}
+    for entry in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(entry.type):
+            keys |= known_keys(entry.type, f"{prefix}{entry.name}.")
+        else:
+            keys[prefix + entry.name] = entry
+    return keys
+
+
+def load_yaml(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML file as a nested dict, on top of the file its ``extends`` names (relative to its own folder).
+
+    Raises:
+        UserError: the file is missing, is not a YAML mapping, or extends itself.
+    """
+    path = Path(path).resolve()
+    if path in seen:
+        raise UserError(f"{path}: extends itself, by way of {' -> '.join(p.name for p in seen)}")
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file") from None
+    except Exception as error:  # YAML's parser has a family of exceptions, all of them the file's fault
+        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a YAML mapping of keys to values")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    return _merge(load_yaml(path.parent / str(base), (*seen, path)), values)
+
+
+def load_config(path: str | Path | None, overrides: list[str]) -> Config:
+    """Defaults < the YAML at ``path`` < ``overrides`` such as ``optim.lr=3e-4``.
+
+    Raises:
+        UserError: a key is unknown (the nearest known one is named) or a value has the wrong type.
+    """
+    values = load_yaml(path) if path else {}
+    for override in overrides:
+        name, equals, _ = override.partition("=")
+        if not equals or name.startswith("-"):
+            raise UserError(f"{override!r}: not an override; write key=value, such as optim.lr=3e-4")
+        try:
+            given = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+        except Exception as error:  # again the parser's, for values such as "[1,"
+            raise UserError(f"{override}: {' '.join(str(error).split())}") from None
+        values = _merge(values, given)
+    return config_from_dict(values)
+
+
+def config_from_dict(values: dict[str, Any]) -> Config:
+    """A typed Config from nested values; every key must be known and every value of its type."""
+    keys = known_keys()
+    values = _checked(values, keys)
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{error.full_key}: {reason}") from None
+    _validate(config)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values as {dotted key: value}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The resolved keys that make a run what it is: all but ``MECHANISM`` and, at a constant rate, ``GROWTH``."""
+    outside = MECHANISM + (GROWTH if config.optim.schedule == "constant" else ())
+    flat = flatten(to_dict(config))
+    return {k: v for k, v in flat.items() if not any(k == o or k.startswith(o + ".") for o in outside)}
+
+
+def run_id(config: Config) -> str:
+    """A hash of what makes the (resolved) run, ``identity``."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merge(merged[name], value) if both else value
+    return merged
+
+
+def _checked(values: dict[str, Any], keys: dict[str, dataclasses.Field], prefix: str = "") -> dict[str, Any]:
+    """Refuse unknown keys; turn whole numbers written as 2e9 into integers, which OmegaConf will not."""
+    sections = {name.rpartition(".")[0] for name in keys}
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        full = f"{prefix}{name}"
+        if full in keys:
+            checked[name] = whole(value) if "int" in str(keys[full].type) else value
+        elif full in sections and isinstance(value, dict):
+            checked[name] = _checked(value, keys, f"{full}.")
+        elif full in sections:
+            raise UserError(f"{full}: a group of keys, not a value; set one of its keys, such as {full}.x=...")
+        else:
+            raise UserError(f"unknown key {full!r}{nearest(full, list(keys))}")
+    return checked
+
+
+def whole(value: Any) -> Any:
+    """Whole numbers written as 2e9, or "2e9", as integers (in lists too); anything else as it is."""
+    if isinstance(value, list):
+        return [whole(entry) for entry in value]
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return value
+    return int(number) if not isinstance(value, bool) and number.is_integer() else value
+
+
+_POSITIVE = (
+    "model.layers",
+    "model.width",
+    "model.heads",
+    "optim.lr",
+    "optim.beta2_half_life",
+    "optim.eps",
+    "optim.clip",
+    "ema.width",
+    "train.tokens",
+    "train.flops",
+    "train.micro_batch",
+    "validation.clips",
+    "validation.timesteps",
+    "validation.batch",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "log.every_steps",
+    "log.sample_steps",
+    "diffusion.logit_std",
+)
+_CHOICES = {
+    "optim.schedule": ("constant", "cosine", "wsd"),
+    "train.dtype": ("float32", "bfloat16"),
+    "checkpoint.final": ("full", "ema"),
+}
+_FRACTIONS = ("data.caption_dropout", "optim.beta1", "optim.decay_fraction")
+
+
+def _validate(config: Config) -> None:
+    flat = flatten(to_dict(config))
+    for name in _POSITIVE:
+        value = flat[name]
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UserError(f"{name}={value}: must be a positive number")
+    for name, known in _CHOICES.items():
+        if flat[name] not in known:
+            raise UserError(f"{name}={flat[name]}: one of {', '.join(known)}{nearest(flat[name], list(known))}")
+    for name in _FRACTIONS:
+        if not 0 <= flat[name] < 1:
+            raise UserError(f"{name}={flat[name]}: must be at least 0 and below 1")
+    if config.optim.weight_decay < 0:
+        raise UserError(f"optim.weight_decay={config.optim.weight_decay}: must not be negative")
+    if len(config.model.patch) != 3 or min(config.model.patch) < 1:
+        raise UserError(f"model.patch={config.model.patch}: three positive numbers, frames, rows and columns")
+    if config.ema.width >= 0.28:
+        raise UserError(f"ema.width={config.ema.width}: a power function's relative width is below 0.28")
+    if any(m <= 0 for m in config.train.milestones):
+        raise UserError(f"train.milestones={config.train.milestones}: must be positive numbers of tokens")
+    if not config.name or Path(config.name).is_absolute() or ".." in Path(config.name).parts:
+        raise UserError(f"name={config.name!r}: must be a folder's name inside out={config.out}")

@@ -1,0 +1,27 @@
+"""The power-function average of the weights (EDM2, Karras et al., arXiv 2312.02696, section 3.1)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def power_of_width(width: float) -> float:
+    """The exponent gamma whose averaging profile, t^gamma, has the relative width ``width`` (below 0.28).
+
+    Solves width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), EDM2's equation 126.
+    """
+    # (gamma + 2)^2 (gamma + 3) width^2 - (gamma + 1) = 0, whose largest root is the one that falls with the width.
+    s = width**2
+    roots = np.roots([s, 7 * s, 16 * s - 1, 12 * s - 1])
+    return float(max(root.real for root in roots if abs(root.imag) < 1e-9))
+
+
+@torch.no_grad()
+def update_average(average: list[Tensor], weights: list[Tensor], power: float, batch: int, tokens: int) -> None:
+    """Move ``average`` in place towards ``weights``, after a step of ``batch`` tokens that brought ``tokens`` in all.
+
+    The decay is (1 - batch / tokens)^(power + 1): the average depends on the tokens seen and not on the run's length,
+    and after the first step it is the weights themselves.
+    """
+    decay = (1 - batch / tokens) ** (power + 1)
+    torch._foreach_lerp_(average, weights, 1 - decay)

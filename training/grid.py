@@ -1,0 +1,159 @@
+"""A sweep's YAML as cells: one resolved training configuration each."""
+
+import copy
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from training.config import Config, config_from_dict, load_yaml, run_id, whole
+from training.resolve import Run, resolve
+from utils.errors import UserError, nearest
+from utils.random import fold
+
+AXES = ("lr", "batch_tokens", "milestones", "repeats")
+
+
+@dataclass
+class SizeKeys:
+    """One size of the ladder; what is not given here is the sweep's."""
+
+    size: str = ""
+    lr: list[float] | None = None
+    batch_tokens: list[int] | None = None
+    milestones: list[int] | None = None
+    repeats: int | None = None
+    heldout: bool = False
+
+
+@dataclass
+class ExecutorKeys:
+    """How the cells are run.
+
+    Attributes:
+        workers: cells trained at once; over the GPUs where there are any, else sharing the CPU's cores.
+        retries: further attempts at a cell that crashes.
+    """
+
+    workers: int = 1
+    retries: int = 2
+
+
+@dataclass
+class SweepKeys:
+    """A sweep: sizes x learning rates x batch sizes x repeats, each cell with its milestones.
+
+    Attributes:
+        name, out: the sweep's folder is out/name.
+        base: the training configuration the cells share, relative to the sweep's YAML.
+        sizes: the ladder's sizes, such as {size: 2x64, milestones: [1e5, 2e5]}.
+        lr, batch_tokens, milestones, repeats: the grid of every size that does not give its own.
+        seed: cells draw their training seeds from it, each its own.
+    """
+
+    name: str = "sweep"
+    out: str = "runs"
+    base: str = ""
+    sizes: list[SizeKeys] = field(default_factory=list)
+    lr: list[float] | None = None
+    batch_tokens: list[int] | None = None
+    milestones: list[int] | None = None
+    repeats: int = 1
+    seed: int = 0
+    executor: ExecutorKeys = field(default_factory=ExecutorKeys)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's settings and its cells, in the order they are run: the costliest first."""
+
+    keys: SweepKeys
+    directory: Path
+    cells: list[Run]
+
+
+def load_sweep(path: str | Path, overrides: list[str], meta_of: Any) -> Sweep:
+    """The sweep that the YAML at ``path`` describes.
+
+    Args:
+        overrides: keys of the sweep, such as ``executor.workers=4``.
+        meta_of: reads a latent cache's meta from its folder.
+
+    Raises:
+        UserError: an unknown key, an empty grid, a cell that cannot be trained, or a size both fitted and held out.
+    """
+    values = load_yaml(path)
+    for override in overrides:
+        name, equals, _ = override.partition("=")
+        if not equals or name.split(".")[0] not in SweepKeys.__dataclass_fields__:
+            hint = nearest(name, list(SweepKeys.__dataclass_fields__))
+            raise UserError(f"{override!r}: not an override of a sweep's key, such as executor.workers=4{hint}")
+        values = OmegaConf.to_container(OmegaConf.merge(values, OmegaConf.from_dotlist([override])))
+    keys = _typed(values, path)
+    base = load_yaml(Path(path).parent / keys.base) if keys.base else {}
+    directory = Path(keys.out) / keys.name
+    meta_of = functools.cache(meta_of)
+    cells: dict[str, Run] = {}
+    for size in keys.sizes:
+        for run in _cells(keys, size, base, directory, meta_of):
+            cells[run.config.name] = run
+    if not cells:
+        raise UserError(f"{path}: an empty grid; give sizes, lr and batch_tokens")
+    fitted = {run.config.model.size for run in cells.values() if not run.config.heldout}
+    both = sorted({run.config.model.size for run in cells.values() if run.config.heldout} & fitted)
+    if both:
+        raise UserError(f"{path}: size {both[0]} is held out and in the fit; it can be one of them")
+    ordered = sorted(cells.values(), key=lambda run: -run.flops_per_token * run.config.train.tokens)
+    return Sweep(keys, directory, ordered)
+
+
+def _cells(keys: SweepKeys, size: SizeKeys, base: dict[str, Any], directory: Path, meta_of: Any) -> list[Run]:
+    axes = {axis: getattr(size, axis) if getattr(size, axis) is not None else getattr(keys, axis) for axis in AXES}
+    empty = [axis for axis, given in axes.items() if not given]
+    if empty:
+        raise UserError(f"sizes: {size.size or 'an entry'} has no {empty[0]}; give it there or for the whole sweep")
+    cells = []
+    for batch in axes["batch_tokens"]:
+        for lr in axes["lr"]:
+            for repeat in range(axes["repeats"]):
+                config = _cell_config(keys, size, base, lr, batch, axes["milestones"], repeat)
+                run = resolve(config, meta_of(config.data.cache))
+                run.config.name = str(Path(keys.name) / run_id(run.config))
+                cells.append(run)
+    return cells
+
+
+def _cell_config(
+    keys: SweepKeys, size: SizeKeys, base: dict[str, Any], lr: float, batch: int, milestones: list[int], repeat: int
+) -> Config:
+    values = copy.deepcopy(base)
+    for section in ("model", "optim", "train", "log", "checkpoint"):
+        values.setdefault(section, {})
+    values |= {"out": keys.out, "name": keys.name, "heldout": size.heldout}
+    # Every cell has a seed of its own: cells that shared one would share its luck.
+    values["seed"] = fold(keys.seed, size.size, lr, batch, repeat) & (1 << 31) - 1
+    values["model"]["size"] = size.size
+    values["optim"]["lr"] = lr
+    values["train"] |= {"batch_tokens": batch, "milestones": milestones, "tokens": max(milestones)}
+    values["checkpoint"]["final"] = "ema"
+    values["log"]["prompts"] = []
+    return config_from_dict(values)
+
+
+def _typed(values: dict[str, Any], path: str | Path) -> SweepKeys:
+    """Strictly typed keys; whole numbers may be written as 2e5."""
+    for keys, schema in [(values, SweepKeys), *((size, SizeKeys) for size in values.get("sizes") or [])]:
+        known = schema.__dataclass_fields__
+        for name in keys:
+            if name not in known:
+                raise UserError(f"{path}: unknown key {name!r}{nearest(name, list(known))}")
+        for name in ("batch_tokens", "milestones", "repeats"):
+            if name in keys:
+                keys[name] = whole(keys[name])
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepKeys), values))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,124 @@
+"""result.json: what a run leaves for the fits. Nothing else of a run is read by them."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.config import Config, run_id, to_dict
+from training.resolve import Run
+from utils.files import read_json
+
+PACKAGES = ("torch", "accelerate", "diffusers", "safetensors", "numpy")
+
+
+def recipe(config: Config, meta: dict[str, Any]) -> dict[str, Any]:
+    """What a loss depends on besides N, T, B, lr and seed: laws hold for one recipe.
+
+    ``meta`` is the cache's. Warm-up is not here: it is a share of the smallest milestone unless it was set.
+    """
+    optim, diffusion, validation = config.optim, config.diffusion, config.validation
+    return {
+        "optimizer": "adamw",
+        "beta1": optim.beta1,
+        "beta2_half_life": optim.beta2_half_life,
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+        "clip": optim.clip,
+        "schedule": optim.schedule,
+        "ema_width": config.ema.width,
+        "process": diffusion.process,
+        "target": diffusion.target,
+        "timesteps": diffusion.timesteps,
+        "logit_mean": diffusion.logit_mean,
+        "logit_std": diffusion.logit_std,
+        "caption_dropout": config.data.caption_dropout,
+        "patch": config.model.patch,
+        "dtype": config.train.dtype,
+        "data": config.data.fingerprint,
+        "vae": meta["vae_fingerprint"],
+        "text": meta["text_fingerprint"],
+        "validation": f"{meta['validation_hash']}, {validation.clips or 'all'} clips, {validation.timesteps} times, "
+        f"seed {validation.seed}",
+    }
+
+
+def environment(device: torch.device, world: int) -> dict[str, Any]:
+    """Versions, code revision and device."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "git_revision": _git_revision(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "processes": world,
+    }
+
+
+def build_result(
+    run: Run,
+    meta: dict[str, Any],
+    status: str,
+    step: int,
+    milestones: list[dict[str, Any]],
+    seconds: float,
+    device: torch.device,
+    world: int,
+) -> dict[str, Any]:
+    """The content of result.json.
+
+    ``status`` is "running" (some milestones are there), "preempted", "done" or "diverged" (a loss was not finite; the
+    milestones before it stand).
+    """
+    config = run.config
+    return {
+        "status": status,
+        "run_id": run_id(config),
+        "N": run.N,
+        "layers": config.model.layers,
+        "width": config.model.width,
+        "n_ctx": run.n_ctx,
+        "B": config.train.batch_tokens,
+        "lr": config.optim.lr,
+        "seed": config.seed,
+        "heldout": config.heldout,
+        "tokens": step * config.train.batch_tokens,
+        "flops": step * config.train.batch_tokens * run.flops_per_token,
+        "warmup_tokens": config.optim.warmup_tokens,
+        "milestones": milestones,
+        "milestones_asked": config.train.milestones,
+        "recipe": recipe(config, meta),
+        "seconds": seconds,
+        **environment(device, world),
+        "config": to_dict(config),
+    }
+
+
+def finished_result(run: Run) -> dict[str, Any] | None:
+    """The result in the run's directory if it is this run's and final: diverged, or done to the end asked for."""
+    path = run.config.run_dir / "result.json"
+    if not path.exists():
+        return None
+    result = read_json(path)
+    reached = {m["nominal"] for m in result["milestones"]}
+    done = result["status"] == "done" and reached >= set(run.config.train.milestones)
+    final = result["run_id"] == run_id(run.config) and (done or result["status"] == "diverged")
+    return result if final else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """The revision of this code, or None outside a git checkout or where git is absent."""
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        out = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return out.stdout.strip()

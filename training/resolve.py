@@ -1,0 +1,119 @@
+"""What a configuration leaves open, decided from the data: shape, end, milestones, warm-up. No torch here."""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from models.sizes import flops_per_token, head_width, parameters, parse_size
+from training.config import Config
+from utils.errors import UserError
+
+WARMUP_FRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration with nothing left open, and what follows from it.
+
+    Attributes:
+        config: every key set.
+        N: parameters in the blocks' matrices.
+        n_ctx: tokens per clip.
+        clips: clips per step, over all processes.
+        flops_per_token: C_token.
+    """
+
+    config: Config
+    N: int
+    n_ctx: int
+    clips: int
+    flops_per_token: float
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.config.train.tokens / self.config.train.batch_tokens)
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        config, tokens = self.config, self.steps * self.config.train.batch_tokens
+        return (
+            f"{config.model.size}: N {self.N:,}, T {tokens:,} tokens in {self.steps:,} steps of "
+            f"{self.clips} clips ({config.train.batch_tokens:,} tokens), lr {config.optim.lr:.3g}, "
+            f"C {self.flops_per_token * tokens:.3g} FLOPs"
+        )
+
+
+def resolve(config: Config, meta: dict[str, Any]) -> Run:
+    """Fill in what ``config`` leaves open, from the cache's ``meta`` (its latent shape and fingerprint).
+
+    Raises:
+        UserError: a size that is no size, a patch that does not divide the latents, a token too large for the width,
+            a batch that is no whole number of clips, no end or two, or data of another fingerprint.
+    """
+    config = copy.deepcopy(config)
+    channels, *sides = meta["latent_shape"]
+    patch = config.model.patch
+    if any(side % p for side, p in zip(sides, patch)):
+        raise UserError(f"model.patch={patch}: does not divide the cache's latents of {sides} (frames, rows, columns)")
+    n_ctx = math.prod(side // p for side, p in zip(sides, patch))
+    _resolve_shape(config, channels * math.prod(patch))
+    _resolve_data(config, meta["fingerprint"])
+    model, train = config.model, config.train
+    count = parameters(model.layers, model.width)
+    per_token = flops_per_token(count, n_ctx, model.width)
+    clips = _whole_clips(train.batch_tokens, n_ctx)
+    if (train.tokens is None) == (train.flops is None):
+        raise UserError("train.tokens and train.flops: give one of them, the end of the run")
+    if train.tokens is None:
+        train.tokens = math.ceil(train.flops / per_token)
+    train.milestones = sorted({m for m in train.milestones if m < train.tokens} | {train.tokens})
+    if config.optim.warmup_tokens is None:
+        config.optim.warmup_tokens = round(WARMUP_FRACTION * train.milestones[0])
+    return Run(config, count, n_ctx, clips, per_token)
+
+
+def _resolve_shape(config: Config, token_dim: int) -> None:
+    model = config.model
+    if model.size is not None:
+        shape = parse_size(model.size)
+        for name, value in (("layers", shape.layers), ("width", shape.width)):
+            if getattr(model, name) not in (None, value):
+                raise UserError(f"model.{name}={getattr(model, name)}: contradicts model.size={model.size}; drop one")
+        model.layers, model.width = shape.layers, shape.width
+    if model.layers is None or model.width is None:
+        raise UserError("model.size: not given; name one such as 4x128, or set model.layers and model.width")
+    if model.heads is None:
+        model.heads = parse_size(f"{model.layers}x{model.width}").heads
+    if model.width % (2 * model.heads):
+        raise UserError(
+            f"model.heads={model.heads}: width {model.width} is no even multiple of it; "
+            f"try {max(model.width // head_width(model.width), 1)}"
+        )
+    if 4 * token_dim > model.width:
+        raise UserError(
+            f"model.width={model.width}: too narrow for tokens of {token_dim} numbers, which need a width of at least "
+            f"{4 * token_dim}; a narrower model cannot pass the noise through"
+        )
+    model.size = f"{model.layers}x{model.width}"
+
+
+def _resolve_data(config: Config, fingerprint: str) -> None:
+    pinned = config.data.fingerprint
+    if pinned and pinned != fingerprint:
+        raise UserError(
+            f"data.cache={config.data.cache}: its fingerprint is {fingerprint}, but the run was made with {pinned}"
+        )
+    config.data.fingerprint = fingerprint
+
+
+def _whole_clips(batch_tokens: int, n_ctx: int) -> int:
+    """Clips per batch, or an error that names the nearest batches that are whole."""
+    clips, rest = divmod(batch_tokens, n_ctx)
+    if batch_tokens <= 0 or rest:
+        either = f"{clips * n_ctx} or {(clips + 1) * n_ctx}" if clips > 0 else f"{n_ctx}"
+        raise UserError(
+            f"train.batch_tokens={batch_tokens}: not a whole number of clips of {n_ctx} tokens; nearest: {either}"
+        )
+    return clips

@@ -1,0 +1,46 @@
+"""Stopping on a signal, together: every process leaves the loop after the same step."""
+
+import signal
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # SIGUSR2 is what Slurm is asked to send before it preempts
+
+
+class StopRequest:
+    """Catches ``SIGNALS`` while it is entered; ``agreed`` says whether any process caught one.
+
+    Over several processes the answer is one step old: the flags travel by gloo while the next step runs, so that
+    the GPU is never waited for.
+    """
+
+    def __init__(self, world: int) -> None:
+        self._caught = False
+        self._group = dist.new_group(backend="gloo") if world > 1 else None
+        self._sent: tuple[torch.Tensor, dist.Work] | None = None
+
+    def _catch(self, signum: int, frame: FrameType | None) -> None:
+        self._caught = True
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {s: signal.signal(s, self._catch) for s in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def agreed(self) -> bool:
+        """Called once per step by every process; the same answer on all of them."""
+        if self._group is None:
+            return self._caught
+        stop = False
+        if self._sent is not None:
+            flag, work = self._sent
+            work.wait()
+            stop = bool(flag.item())
+        flag = torch.tensor(float(self._caught))
+        self._sent = (flag, dist.all_reduce(flag, group=self._group, async_op=True))
+        return stop
