@@ -1,0 +1,323 @@
+"""Videos to clips: a folder or a manifest, decoded with decord (PyAV where decord fails), cropped and resized.
+
+Nothing is swallowed: a video that cannot be used raises ``Rejected`` with a reason, and a video is used whole or not
+at all, so that what a cache holds follows from the list of sources and of rejections.
+"""
+
+import csv
+import json
+import os
+from bisect import bisect_left
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import UserError, nearest
+
+SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+
+
+class Rejected(Exception):
+    """A source that cannot be used.
+
+    Attributes:
+        reason: one of few words, to count by ("truncated", "too short", ...).
+        detail: what was seen.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+    def row(self, source: str) -> dict[str, str]:
+        """A line of ``rejected.jsonl``."""
+        return {"source": source, "reason": self.reason, "detail": self.detail}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A clip's shape: ``frames`` frames, every ``stride``-th of the video, of ``size`` x ``size`` pixels."""
+
+    frames: int = 17
+    size: int = 32
+    stride: int = 1
+
+    @property
+    def span(self) -> int:
+        """Frames of the video from a clip's first to its last."""
+        return (self.frames - 1) * self.stride + 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video to read. ``name`` is its path as the folder or manifest knows it: its identity everywhere."""
+
+    name: str
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a video holds: ``times`` are its frames' time stamps in order, in units of the stream's clock."""
+
+    times: tuple[int, ...]
+    fps: float
+    height: int
+    width: int
+
+
+def list_sources(where: str | Path) -> list[Source]:
+    """The videos of a folder (searched recursively, captions in ``x.txt`` beside ``x.mp4``) or of a manifest (CSV or
+    JSONL with ``path``, relative to the manifest's folder, and ``caption``), sorted by name.
+
+    Raises:
+        UserError: a missing or empty folder; a manifest without a path column, with a row that names no existing
+            file, the same file twice, or a file outside the manifest's folder; text that is not UTF-8.
+    """
+    where = Path(where)
+    if where.is_dir():
+        sources = _list_folder(where)
+    elif where.suffix.lower() in (".csv", ".jsonl") and where.is_file():
+        sources = _list_manifest(where)
+    elif where.exists():
+        raise UserError(f"{where}: neither a folder of videos nor a .csv or .jsonl manifest")
+    else:
+        raise UserError(f"{where}: no such folder or manifest")
+    return sorted(sources, key=lambda source: source.name)
+
+
+def _list_folder(folder: Path) -> list[Source]:
+    videos = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+    if not videos:
+        raise UserError(f"{folder}: no videos in this folder ({', '.join(sorted(SUFFIXES))})")
+    sources = []
+    for path in videos:
+        text = path.with_suffix(".txt")
+        caption = " ".join(_read_text(text).split()) if text.is_file() else ""
+        sources.append(Source(path.relative_to(folder).as_posix(), path, caption))
+    return sources
+
+
+def _list_manifest(manifest: Path) -> list[Source]:
+    text = _read_text(manifest)
+    if manifest.suffix.lower() == ".csv":
+        lines = csv.DictReader(text.splitlines())
+        rows = [(lines.line_num, row) for row in lines]
+        columns = list(lines.fieldnames or [])
+    else:
+        rows = []
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                rows.append((number, _json_object(manifest, number, line)))
+        columns = list(rows[0][1]) if rows else []
+    if rows and "path" not in columns:
+        raise UserError(f"{manifest}: no column 'path' (there are: {', '.join(columns)}{nearest('path', columns)})")
+    if not rows:
+        raise UserError(f"{manifest}: the manifest lists no videos")
+    root, sources = manifest.parent, {}
+    for number, row in rows:
+        name = row.get("path")
+        if not name or not isinstance(name, str):
+            raise UserError(f"{manifest}, line {number}: no path in this row")
+        # Lexical on purpose: a link inside the folder to a disk elsewhere is the owner's decision, "../" is not.
+        name = Path(os.path.relpath(root / name, root)).as_posix()
+        if name.startswith("../"):
+            raise UserError(f"{manifest}, line {number}: {row['path']} lies outside the manifest's folder")
+        if name in sources:
+            raise UserError(f"{manifest}, line {number}: {name} is listed twice")
+        if not (root / name).is_file():
+            raise UserError(f"{manifest}, line {number}: no such file: {root / name}")
+        sources[name] = Source(name, root / name, " ".join(str(row.get("caption") or "").split()))
+    return list(sources.values())
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def _json_object(manifest: Path, number: int, line: str) -> dict:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{manifest}, line {number}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{manifest}, line {number}: not a JSON object with 'path' and 'caption'")
+    return value
+
+
+def probe(path: Path) -> Probe:
+    """Read a video's packets, without decoding them, and see whether all that its header declares is there.
+
+    decord repeats frames, or tries for minutes, where a file ends early; so whole files alone are handed to it.
+
+    Raises:
+        Rejected: missing, unreadable, no video stream, truncated.
+    """
+    try:
+        with av.open(str(path)) as container:
+            return _probe_stream(container, _video_stream(container), path)
+    except FileNotFoundError:
+        raise Rejected("missing", "no such file") from None
+    except (av.FFmpegError, OSError) as error:
+        if declared := _declared_bytes(path):
+            raise Rejected("truncated", f"{path.stat().st_size} of {declared} bytes are there") from None
+        raise Rejected("unreadable", _message(error)) from None
+
+
+def _declared_bytes(path: Path) -> int | None:
+    """How long an MP4, MOV or AVI file says it is, where that is more than it has: ffmpeg does not open those that
+    are cut before their table of frames, and calls them invalid data like any other file."""
+    if not os.access(path, os.R_OK):
+        return None
+    size, position = path.stat().st_size, 0
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] == b"RIFF":
+            position = 8 + int.from_bytes(head[4:8], "little")
+        elif head[4:8] == b"ftyp":
+            while position + 8 <= size:
+                file.seek(position)
+                box = file.read(16)
+                length = int.from_bytes(box[:4])
+                if length == 1:  # 64-bit lengths follow the box's name
+                    length = int.from_bytes(box[8:])
+                position = position + length if length >= 8 else size  # 0: to the end of the file
+    return position if position > size else None
+
+
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The first video stream that is no cover picture."""
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    raise Rejected("no video stream", f"streams: {', '.join(s.type for s in container.streams) or 'none'}")
+
+
+def _probe_stream(container: av.container.InputContainer, stream: av.VideoStream, path: Path) -> Probe:
+    times, end, whole = [], 0, True
+    try:
+        for packet in container.demux(stream):
+            time = packet.dts if packet.pts is None else packet.pts
+            if time is not None and packet.size:
+                times.append(time)
+                end = max(end, time + (packet.duration or 0))
+                whole = whole and not packet.is_corrupt
+    except av.FFmpegError:
+        whole = False
+    declared = stream.frames
+    if not declared:  # Matroska declares no frame count, but a duration
+        rate, seconds = stream.average_rate, _declared_seconds(container, stream)
+        if rate and seconds and float(end * stream.time_base) < seconds - 1.5 / rate:
+            declared = round(seconds * rate)
+    if container.format.name == "gif":
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            whole = whole and file.read() == b";"  # its trailer; its header declares nothing
+    if not whole or len(times) < declared:
+        of = f" of {declared}" if declared > len(times) else ""
+        raise Rejected("truncated", f"the file ends after {len(times)}{of} frames")
+    return Probe(tuple(sorted(times)), float(stream.average_rate or 0), stream.height, stream.width)
+
+
+def _declared_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
+    """The stream's length by its own tag, or the file's where nothing else in it could be longer."""
+    hours, *rest = stream.metadata.get("DURATION", "").split(":")
+    if len(rest) == 2:
+        return int(hours) * 3600 + int(rest[0]) * 60 + float(rest[1])
+    return container.duration / av.time_base if container.duration and len(container.streams) == 1 else None
+
+
+def windows(found: Probe, shape: Shape, limit: int) -> list[int]:
+    """First frames of the clips to take from a video: windows that do not overlap; where there are more than
+    ``limit``, those spread evenly over the video.
+
+    Raises:
+        Rejected: too short, or too small (enlarged pictures would teach a model to blur).
+    """
+    fit = len(found.times) // shape.span
+    if not fit:
+        raise Rejected("too short", f"{len(found.times)} frames; a clip spans {shape.span}")
+    if min(found.height, found.width) < shape.size:
+        raise Rejected("too small", f"{found.width}x{found.height} pixels; clips are {shape.size}x{shape.size}")
+    return [i * max(fit, limit) // limit * shape.span for i in range(min(fit, limit))]
+
+
+def read_clip(path: Path, found: Probe, start: int, shape: Shape) -> Tensor:
+    """The clip that begins with frame ``start``, the shorter side resized to ``size`` and the centre cropped.
+
+    Returns:
+        float32 [3, frames, size, size] in [-1, 1].
+
+    Raises:
+        Rejected: undecodable.
+    """
+    numbers = [start + i * shape.stride for i in range(shape.frames)]
+    try:
+        pictures = decode_decord(path, numbers)
+    except Exception:  # decord has no exception class of its own for all that it throws
+        pictures = decode_pyav(path, numbers, found.times)
+    return resize_and_crop(torch.from_numpy(pictures), shape.size)
+
+
+def resize_and_crop(pictures: Tensor, size: int) -> Tensor:
+    """uint8 [F, H, W, 3] -> float32 [3, F, size, size] in [-1, 1]: antialiased resize, centre crop."""
+    # A second and a half to import, which reading a cache does without.
+    from torchvision.transforms.v2 import functional as transforms
+
+    pictures = transforms.resize(pictures.permute(0, 3, 1, 2).contiguous(), [size], antialias=True)
+    pictures = transforms.center_crop(pictures, [size, size])
+    return pictures.permute(1, 0, 2, 3).float().div_(127.5).sub_(1)
+
+
+def decode_decord(path: Path, numbers: list[int]) -> np.ndarray:
+    """Frames by number, uint8 [n, H, W, 3]; whatever decord raises where it cannot."""
+    # How often decord asks again at a premature end of file; its own default takes minutes.
+    os.environ.setdefault("DECORD_EOF_RETRY_MAX", "256")
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+    return reader.get_batch(numbers).asnumpy()
+
+
+def decode_pyav(path: Path, numbers: list[int], times: tuple[int, ...]) -> np.ndarray:
+    """Frames by number, uint8 [n, H, W, 3], found by their time stamps.
+
+    Raises:
+        Rejected: undecodable.
+    """
+    wanted = [times[number] for number in numbers]
+    pictures: dict[int, np.ndarray] = {}
+    try:
+        with av.open(str(path)) as container:
+            stream = _video_stream(container)
+            stream.thread_count = 1
+            container.seek(wanted[0], stream=stream)  # to the key frame at or before it
+            for frame in container.decode(stream):
+                time = frame.dts if frame.pts is None else frame.pts
+                place = bisect_left(wanted, time)
+                if place < len(wanted) and wanted[place] == time:
+                    pictures[time] = frame.to_ndarray(format="rgb24")
+                if len(pictures) == len(wanted):
+                    break
+    except av.FFmpegError as error:
+        raise Rejected("undecodable", f"frames {numbers[0]} to {numbers[-1]}: {_message(error)}") from None
+    if len(pictures) < len(wanted):
+        missing = len(wanted) - len(pictures)
+        raise Rejected("undecodable", f"{missing} of the frames {numbers[0]} to {numbers[-1]} cannot be decoded")
+    if len({picture.shape for picture in pictures.values()}) > 1:
+        raise Rejected("undecodable", f"the picture's size changes between frames {numbers[0]} and {numbers[-1]}")
+    return np.stack([pictures[time] for time in wanted])
+
+
+def _message(error: Exception) -> str:
+    """ffmpeg's words without the error number and the path."""
+    return getattr(error, "strerror", None) or str(error)

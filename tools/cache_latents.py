@@ -1,0 +1,173 @@
+"""Encode clips and captions once, into a cache that training reads.
+
+    python tools/cache_latents.py --source synthetic --out caches/shapes --clips 8192
+    python tools/cache_latents.py --source my_videos/ --out caches/mine
+    python tools/cache_latents.py --source my_videos.csv --out caches/mine --size 64 --stride 2
+
+The same command again goes on where a killed one stopped, and says so where there is nothing left to do.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import tqdm
+
+from data.clips import Shape, Source, list_sources
+from data.latents import FORMAT, LatentCache, open_cache, write_cache, write_lines
+from data.sources import Survey, list_hash, read_frozen, split_videos, survey, synthetic_units, video_units
+from models.text import load_text_encoder
+from models.vae import load_vae
+from utils.errors import UserError, run_cli
+
+SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--source", help="'synthetic', a folder of videos (captions in x.txt beside x.mp4), or a .csv or .jsonl "
+        "manifest with the columns path and caption")  # fmt: skip
+    add("--out", required=True, help="the cache's folder")
+    add("--clips", type=int, help=f"training clips: how many to render (default {SYNTHETIC_CLIPS}), or at most how "
+        "many to take from videos (default: all)")  # fmt: skip
+    add("--validation", help="validation clips: a number, or an earlier cache whose validation list is kept "
+        f"(default: {SYNTHETIC_VALIDATION} synthetic ones; of videos about a tenth, in whole videos)")  # fmt: skip
+    add("--frames", type=int, default=17, help="frames per clip (default 17)")
+    add("--size", type=int, default=32, help="height and width in pixels (default 32)")
+    add("--stride", type=int, default=1, help="take every n-th frame of a video (default 1)")
+    add("--clips-per-video", type=int, default=16, help="at most so many clips of one video, which do not overlap "
+        "(default 16)")  # fmt: skip
+    add("--max-rejected", type=float, default=0.5, help="stop where more than this fraction of the videos cannot be "
+        "used (default 0.5); each is named in rejected.jsonl")  # fmt: skip
+    add("--vae", default="embedded", help="'embedded', or a folder or hub id of a diffusers autoencoder")
+    add("--text", default="embedded", help="'embedded', or a folder or hub id of a text encoder such as a T5")
+    add("--seed", type=int, default=0, help="which synthetic training clips (default 0)")
+    add("--device", default="cpu", help="where to render and encode: cpu, cuda (default cpu)")
+    add("--batch", type=int, default=16, help="clips encoded at once (default 16)")
+    add("--verify", action="store_true", help="recompute the checksums of the finished cache in --out, and stop")
+    add("--json", action="store_true", help="print the summary as JSON")
+    args = parser.parse_args()
+    if not args.source and not args.verify:
+        raise UserError("--source is missing: 'synthetic', a folder of videos or a manifest")
+    for name in ("clips", "frames", "size", "stride", "clips_per_video", "batch"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 <= args.max_rejected <= 1:
+        raise UserError("--max-rejected must lie between 0 and 1")
+    if args.source == "synthetic" and args.stride != 1:
+        raise UserError("--stride is for videos: synthetic clips are rendered frame by frame")
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    if args.verify:
+        LatentCache(args.out).verify()
+        print(f"{args.out}: every file is as it was written")
+        return
+    shape = Shape(args.frames, args.size, args.stride)
+    settings = {
+        "format": FORMAT,
+        "frames": args.frames,
+        "height": args.size,
+        "width": args.size,
+        "stride": args.stride,
+    }
+    frozen = wanted = None
+    if args.validation is not None and args.validation.isdecimal():
+        wanted = int(args.validation)
+    elif args.validation is not None:
+        frozen = read_frozen(args.validation)
+    if args.source == "synthetic":
+        if frozen is not None:
+            raise UserError("--validation takes a number here: every synthetic cache has the same validation clips")
+        train, held = args.clips or SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION if wanted is None else wanted
+        settings |= {"source": "synthetic", "seed": args.seed, "clips": train, "validation": held}
+    else:
+        sources = list_sources(args.source)
+        settings |= {
+            "source": "videos",
+            "videos": len(sources),
+            "videos_hash": list_hash(list(map(identity, sources))),
+        }
+        settings |= {"clips": args.clips, "clips_per_video": args.clips_per_video}
+        settings["validation"] = wanted if frozen is None else f"list {list_hash(frozen)}"
+    vae = load_vae(args.vae, args.device)
+    text = load_text_encoder(args.text, args.device)
+    settings |= {"vae_fingerprint": vae.fingerprint, "text_fingerprint": text.fingerprint}
+    about = {"vae": args.vae, "text": args.text, "vae_statistics": vae.statistics, "fps": None}
+    vae.latent_shape(args.frames, args.size, args.size)  # a shape that the VAE cannot take is said before any work
+
+    index = open_cache(args.out, settings)
+    if index is not None:
+        print(f"{args.out}: already finished, nothing to do", file=sys.stderr)
+    else:
+        rejected = []
+        if args.source == "synthetic":
+            units = synthetic_units(shape, train, held, args.seed, args.device)
+        else:
+            bar = tqdm(sources, desc="reading headers", unit="video", disable=None)
+            surveyed = survey(bar, shape, args.clips_per_video)
+            stop_if_too_few(args, surveyed, len(sources))
+            splits = split_videos(surveyed, shape, args.clips, wanted, frozen)
+            units = video_units(sources, surveyed, splits, shape, args.device)
+            rejected, about["fps"] = surveyed.rejected, surveyed.fps / args.stride
+        total = sum(len(unit.keys) for part in units.values() for unit in part)
+        with tqdm(total=total, desc="encoding", unit="clip", disable=None) as bar:
+            index = write_cache(
+                args.out, settings, units, vae, text,
+                about=about, rejected=rejected, frozen=frozen, batch=args.batch, progress=bar.update,
+            )  # fmt: skip
+    report(args, index)
+
+
+def identity(source: Source) -> str:
+    """What makes a cache another one where it changes: a video's name, size and caption."""
+    return f"{source.name}\t{source.path.stat().st_size if source.path.exists() else None}\t{source.caption}"
+
+
+def stop_if_too_few(args: argparse.Namespace, surveyed: Survey, videos: int) -> None:
+    """Raise where no video, or too small a part of them, can be used."""
+    if surveyed.starts and len(surveyed.rejected) <= args.max_rejected * videos:
+        return
+    path = Path(args.out) / "rejected.jsonl"
+    write_lines(path, surveyed.rejected)
+    counts = ", ".join(f"{count} {reason}" for reason, count in surveyed.reasons.items())
+    told = f"{len(surveyed.rejected)} of {videos} videos cannot be used" if surveyed.starts else "no video is left"
+    raise UserError(f"{args.source}: {told} ({counts}; each is named in {path})")
+
+
+def report(args: argparse.Namespace, index: dict) -> None:
+    splits = {split: part["clips"] for split, part in index["splits"].items()}
+    summary = {
+        "out": args.out,
+        **splits,
+        "latent_shape": index["latent_shape"],
+        "tokens": index["positions"],
+        "bytes": sum(file["bytes"] for file in index["files"].values()),
+        "rejected": index["rejected"],
+        "latent_statistics": index["latent_statistics"],
+        "validation_hash": index["validation_hash"],
+    }
+    if args.json:
+        print(json.dumps(summary))
+        return
+    shape = "x".join(map(str, index["latent_shape"]))
+    mean, std = (index["latent_statistics"][name] for name in ("mean", "std"))
+    print(f"{args.out}: {splits['train']} training and {splits['validation']} validation clips of {shape} latents")
+    print(f"  {summary['tokens']:,} latent tokens (at patch 1x1x1), {summary['bytes'] / 1e6:.1f} MB")
+    print(f"  latents by channel: mean {min(mean):+.3f} to {max(mean):+.3f}, std {min(std):.3f} to {max(std):.3f}")
+    print(f"  text: at most {index['text_tokens']} tokens of {index['text_dim']} numbers")
+    print(f"  validation list {index['validation_hash']}, frozen")
+    if index["rejected"]:
+        told = ", ".join(f"{n} {reason}" for reason, n in index["rejected"].items())
+        print(f"  rejected: {told} (each is named in {Path(args.out) / 'rejected.jsonl'})")
+
+
+if __name__ == "__main__":
+    run_cli(main)
