@@ -168,7 +168,7 @@ def probe(path: Path) -> Probe:
         raise Rejected("missing", "no such file") from None
     except (av.FFmpegError, OSError) as error:
         if declared := _declared_bytes(path):
-            raise Rejected("truncated", f"{path.stat().st_size} of {declared} bytes are there") from None
+            raise Rejected("truncated", f"{path.stat().st_size} of at least {declared} bytes are there") from None
         raise Rejected("unreadable", _message(error)) from None
 
 

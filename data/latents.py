@@ -54,11 +54,11 @@ def open_cache(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any] |
             raise UserError(f"{folder}: exists and is no latent cache; choose a new folder")
         write_json(index_path, {"finished": False, "settings": settings})
         return None
-    index = read_json(index_path)
+    index = _read_index(folder)
     # A job that stopped before its first shard leaves nothing that could be mixed up.
     if not index["finished"] and not any(folder.glob("*.safetensors")):
-        write_json(index_path, {"finished": False, "settings": settings})
-        return None
+        index = {"finished": False, "settings": settings}
+        write_json(index_path, index)
     if index["settings"] != settings:
         missing = "(not set)"
         differences = [
@@ -67,9 +67,9 @@ def open_cache(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any] |
             if index["settings"].get(key, missing) != settings.get(key, missing)
         ]
         raise UserError(f"{folder} holds a cache made otherwise: {'; '.join(differences)}. Choose another folder")
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink()
     if not index["finished"]:
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink()
         return None
     damaged = [file for file in index["files"] if _size(folder / file) != index["files"][file]["bytes"]]
     if not damaged:
@@ -120,10 +120,10 @@ def write_cache(
         shards[split] = []
         for number, group in enumerate(_grouped(units[split], per_shard)):
             path = folder / f"{split}-{number:05d}.safetensors"
-            if not _whole(path):
-                _write_shard(path, group, vae, text, shape, batch, progress)
-            else:
+            if _is_done(path, group):
                 progress(sum(len(unit.keys) for unit in group))
+            else:
+                _write_shard(path, group, vae, text, shape, batch, progress)
             shards[split].append(path)
     null = folder / "null_context.safetensors"
     with replacing(null) as aside:
@@ -133,63 +133,68 @@ def write_cache(
 
 def _grouped(units: list[Unit], clips: int) -> Iterable[list[Unit]]:
     """Consecutive units of at least ``clips`` clips together; the last group may have fewer."""
-    group: list[Unit] = []
+    group, held = [], 0
     for unit in units:
         group.append(unit)
-        if sum(len(u.keys) for u in group) >= clips:
+        held += len(unit.keys)
+        if held >= clips:
             yield group
-            group = []
+            group, held = [], 0
     if group:
         yield group
+
+
+def _planned(group: list[Unit]) -> str:
+    """The hash of what a shard is to hold, should no source be rejected."""
+    return list_hash([key for unit in group for key in unit.keys])
 
 
 def _write_shard(
     path: Path, group: list[Unit], vae: Any, text: Any, shape: tuple, batch: int, progress: Callable[[int], None]
 ) -> None:
-    latents, keys, captions, rejected = [], [], [], []
+    latents, keys, captions, rejected = [torch.zeros(0, *shape, dtype=torch.float16)], [], [], []
     for unit in group:
         try:
             unit_captions, clips = unit.load()
         except Rejected as error:
             rejected.append(error.row(unit.source))
         else:
-            encoded = torch.cat([vae.encode(part).half().cpu() for part in clips.split(batch)])
-            if not encoded.isfinite().all():
-                raise UserError(f"{unit.source}: the VAE gave latents that are not finite or overflow float16")
-            latents.append(encoded)
+            latents += [vae.encode(part).half().cpu() for part in clips.split(batch)]
             keys += unit.keys
             captions += unit_captions
         progress(len(unit.keys))
-    unique = list(dict.fromkeys(captions))
-    row = {caption: i for i, caption in enumerate(unique)}
-    encoded_text = [text.encode(unique[i : i + PROMPT_BATCH]) for i in range(0, len(unique), PROMPT_BATCH)]
-    longest = max((mask.shape[1] for _, mask in encoded_text), default=1)
-    embeddings = torch.zeros(len(unique), longest, text.dim, dtype=torch.float16)
-    lengths = torch.zeros(len(unique), dtype=torch.int32)
-    for i, (part, mask) in enumerate(encoded_text):
-        here = slice(i * PROMPT_BATCH, i * PROMPT_BATCH + len(part))
-        embeddings[here, : part.shape[1]] = part.half().cpu()
-        lengths[here] = mask.sum(1, dtype=torch.int32).cpu()
-    if not embeddings.isfinite().all():
-        raise UserError(f"{path.name}: the text encoder's embeddings are not finite or overflow float16")
-    stored = torch.cat(latents) if latents else torch.zeros(0, *shape, dtype=torch.float16)
-    by_channel = stored.double().transpose(0, 1).flatten(1)
+    tensors = {"latents": torch.cat(latents), **_encode_captions(captions, text)}
+    for name in ("latents", "text"):
+        if not tensors[name].isfinite().all():
+            raise UserError(f"{path.name}: {name} that are not finite, or overflow float16; is it the right encoder?")
+    by_channel = tensors["latents"].double().transpose(0, 1).flatten(1)
     # One string, since safetensors writes several in no fixed order, and a cache is the same bytes every time.
     about = {
+        "planned": _planned(group),
         "keys": keys,
         "captions": captions,
         "rejected": rejected,
         "sum": by_channel.sum(1).tolist(),
         "square_sum": by_channel.square().sum(1).tolist(),
     }
-    tensors = {
-        "latents": stored,
-        "text": embeddings,
-        "text_length": lengths,
-        "text_row": torch.tensor([row[caption] for caption in captions], dtype=torch.int32),
-    }
     with replacing(path) as aside:  # bytes of ours: safetensors makes files that only their owner can read
         aside.write_bytes(save(tensors, metadata={"shard": json.dumps(about)}))
+
+
+def _encode_captions(captions: list[str], text: Any) -> dict[str, Tensor]:
+    """A shard's text tensors; captions that several clips share are stored once."""
+    unique = list(dict.fromkeys(captions))
+    row = {caption: i for i, caption in enumerate(unique)}
+    parts = [text.encode(unique[i : i + PROMPT_BATCH]) for i in range(0, len(unique), PROMPT_BATCH)]
+    longest = max((mask.shape[1] for _, mask in parts), default=1)
+    embeddings = torch.zeros(len(unique), longest, text.dim, dtype=torch.float16)
+    lengths = torch.zeros(len(unique), dtype=torch.int32)
+    for i, (part, mask) in enumerate(parts):
+        here = slice(i * PROMPT_BATCH, i * PROMPT_BATCH + len(part))
+        embeddings[here, : part.shape[1]] = part.half().cpu()
+        lengths[here] = mask.sum(1, dtype=torch.int32).cpu()
+    rows = torch.tensor([row[caption] for caption in captions], dtype=torch.int32)
+    return {"text": embeddings, "text_length": lengths, "text_row": rows}
 
 
 def _finish(
@@ -223,7 +228,8 @@ def _finish(
     reasons = Counter(r["reason"] for r in rejected)
     write_lines(folder / "rejected.jsonl", sorted(rejected, key=lambda r: r["source"]))
     if not keys["train"]:
-        raise UserError(f"no clip is left for training; rejected: {dict(reasons)} (see {folder / 'rejected.jsonl'})")
+        counts = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+        raise UserError(f"no clip is left for training; rejected: {counts} (see {folder / 'rejected.jsonl'})")
     if frozen is not None and list(frozen) != keys["validation"]:
         gone = sorted(set(frozen) - set(keys["validation"]))
         raise UserError(f"{len(gone)} clips of the frozen validation list cannot be had, the first: {gone[:1]}")
@@ -232,12 +238,13 @@ def _finish(
     write_json(folder / "validation.json", validation)
 
     mean = total / count
-    lists = [folder / f"{name}" for name in ("captions.jsonl", "rejected.jsonl", "validation.json")]
+    lists = [folder / name for name in ("captions.jsonl", "rejected.jsonl", "validation.json")]
     files = [*shards["train"], *shards["validation"], folder / "null_context.safetensors", *lists]
     n_clips = sum(split["clips"] for split in splits.values())
     index = {
         "finished": True,
         "settings": settings,
+        "fingerprint": list_hash([json.dumps(settings, sort_keys=True)]),
         "about": about,
         "n_clips": n_clips,
         "latent_shape": list(shape),
@@ -279,15 +286,23 @@ def _header(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
     return tensors, json.loads(tensors.pop("__metadata__", {}).get("shard", "{}")), 8 + length
 
 
-def _whole(path: Path) -> bool:
-    """Whether a shard is there in full, by its own header."""
+def _is_done(path: Path, group: list[Unit]) -> bool:
+    """Whether the shard is there in full, by its own header, and was made of these units."""
     if not path.is_file():
         return False
     try:
-        tensors, _, begin = _header(path)
+        tensors, shard, begin = _header(path)
     except (json.JSONDecodeError, UnicodeDecodeError):
         return False
-    return path.stat().st_size == begin + max(t["data_offsets"][1] for t in tensors.values())
+    end = begin + max(tensor["data_offsets"][1] for tensor in tensors.values())
+    return _size(path) == end and shard["planned"] == _planned(group)
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    index = read_json(folder / "index.json")
+    if not isinstance(index, dict) or not {"finished", "settings"} <= set(index):
+        raise UserError(f"{folder / 'index.json'}: not the index of a latent cache")
+    return index
 
 
 class LatentCache:
@@ -309,10 +324,8 @@ class LatentCache:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not (self.path / "index.json").is_file():
-            raise UserError(
-                f"{self.path}: no latent cache here; make one with tools/cache_latents.py --out {self.path}"
-            )
-        index = read_json(self.path / "index.json")
+            raise UserError(f"{self.path}: no latent cache here; make one with tools/cache_latents.py")
+        index = _read_index(self.path)
         if not index["finished"]:
             raise UserError(f"{self.path}: this cache is unfinished; run the command that makes it again to go on")
         if index["settings"]["format"] != FORMAT:
