@@ -54,9 +54,7 @@ def parse_size(name: str) -> Shape:
     if width % per_head:
         low = width // per_head * per_head
         either = f"{low} or {low + per_head}" if low else str(per_head)
-        raise UserError(
-            f"model size {name!r}: width must be a multiple of {per_head}; the nearest is {either}"
-        )
+        raise UserError(f"model size {name!r}: width must be a multiple of {per_head}; the nearest is {either}")
     return Shape(layers, width, width // per_head)
 
 
@@ -87,14 +85,15 @@ def shape_for(target: float) -> Shape:
         for multiple in {max(math.floor(width / step), 1), math.ceil(width / step)}:
             shape = parse_size(f"{layers}x{multiple * step}")
             miss = abs(math.log(parameters(shape.layers, shape.width) / target))
-            candidates.append((max(miss, SAME_SIZE), abs(math.log(layers / ideal)), miss, shape))
+            # Twenty per cent of depth weighs as one per cent of N.
+            candidates.append((max(miss, SAME_SIZE) + 0.05 * abs(math.log(layers / ideal)), miss, shape))
     return min(candidates)[-1]
 
 
 def flops_per_token(N: float, n_ctx: int, width: int) -> float:
     """C_token, training FLOPs per visual token: ``3/4 * N * (7 + n_ctx / width)`` (the paper, section 3).
 
-    Three times the blocks' forward pass. Text keys and values are not charged, nor anything outside the blocks.
+    Three times the blocks' forward pass; text keys and values, and all outside the blocks, are not charged.
     """
     return 0.75 * N * (7 + n_ctx / width)
 
@@ -128,3 +127,8 @@ def exact_flops(
     outside = patch_embedding + text_projection + time_embedding + final
     forward = 2 * (outside + layers * (self_attention + cross_attention + ffn))
     return 3 * forward if training else forward
+
+
+def smooth_width(N: float) -> float:
+    """The width that ``shape_for``'s rule asks for at N, before rounding: what C_token needs between sizes."""
+    return max((2 * N) ** (1 / 3), (N / (16 * DEEPEST)) ** 0.5)

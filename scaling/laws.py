@@ -5,7 +5,7 @@ unit T and N enter. Numbers that are unknown are null, and ``provenance.unknown`
 """
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,10 @@ class SizeLaw:
 
 @dataclass(frozen=True)
 class Curvature:
-    """Relative loss around the optimum: ``lr_lr x^2 + batch_batch y^2 + lr_batch x y``, x = ln(lr / lr_opt), y = ln(B / B_opt)."""
+    """Relative loss around the optimum, ``lr_lr x^2 + batch_batch y^2 + lr_batch x y``.
+
+    x = ln(lr / lr_opt), y = ln(B / B_opt).
+    """
 
     lr_lr: float
     batch_batch: float
@@ -115,24 +118,14 @@ class Law:
                 reason = self.provenance.get("unknown", {}).get(part, "no reason given")
                 raise UserError(f"law {self.name!r} has no {part} ({reason}), which this needs")
 
-    def draw_columns(self) -> list[str]:
-        """What each column of ``draws`` holds, such as ``"loss.aT"``."""
-        return list(self.fit.get("draw_columns", []))
-
-    def drawn(self) -> list["Law"]:
-        """One law per joint draw; empty where the file has none."""
-        columns = [name.split(".") for name in self.draw_columns()]
-        laws = []
-        for row in self.draws or []:
-            parts: dict[str, dict[str, float]] = {}
-            for (part, constant), value in zip(columns, row):
-                parts.setdefault(part, {})[constant] = value
-            changed = {
-                part: type(getattr(self, part))(**(asdict(getattr(self, part)) | constants))
-                for part, constants in parts.items()
-            }
-            laws.append(Law(**({f.name: getattr(self, f.name) for f in fields(self)} | changed)))
-        return laws
+    def drawn(self, part: str) -> Any:
+        """``part`` with fitted constants as arrays [draws], so a call gives one value per draw; None without draws."""
+        law = getattr(self, part)
+        if law is None or not self.draws:
+            return None
+        columns = dict(zip(self.fit["draw_columns"], np.array(self.draws).T))
+        drawn = {name.partition(".")[2]: values for name, values in columns.items() if name.startswith(f"{part}.")}
+        return replace(law, **drawn)
 
 
 _PARTS = {

@@ -206,7 +206,7 @@ def _log_loss(theta: NDArray, log_N: NDArray, log_T: NDArray) -> tuple[NDArray, 
 
 
 def _starts(n: NDArray, t: NDArray, loss: NDArray, fixed: dict[str, float], seed: int | None) -> NDArray:
-    """[starts, 5]: for each pair of exponents the relative least squares solution for the other three, kept positive."""
+    """[starts, 5]: for each pair of exponents the relative least squares solution for the rest, kept positive."""
     random = np.random.default_rng(seed) if seed is not None else None
     starts = []
     for aT in [fixed["aT"]] if "aT" in fixed else _START_EXPONENTS:

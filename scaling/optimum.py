@@ -239,3 +239,22 @@ def _next_cells(sides, x: NDArray, y: NDArray, lr: float, B: float) -> tuple[tup
         else:
             cells += [(v, beyond(ys, side.startswith("larger"))) for v in near(xs)]
     return tuple((float(lr * math.exp(u)), float(B * math.exp(v))) for u, v in cells)
+
+
+def refit(optimum: Optimum, lr: NDArray, B: NDArray, loss: NDArray, noise: NDArray) -> tuple[float, float, float]:
+    """(lr, B, loss) at the minimum of a quadratic through other cells of the same grid: for the jackknife.
+
+    Where they leave no minimum, the best of them stands in, so that a fragile optimum shows a large error.
+    """
+    x, y = np.log(lr / optimum.lr), np.log(B / optimum.B)
+    fit = _quadratic(x, y, loss, _weights(noise, np.arange(len(loss))))
+    if fit is not None:
+        c = fit[0]
+        hessian = np.array([[c[3], c[5]], [c[5], c[4]]])
+        if np.linalg.eigvalsh(hessian)[0] > 1e-9 * abs(hessian).max():
+            at = -np.linalg.solve(hessian, c[1:3])
+            if _inside(at, x, y):
+                value = float(features(at[0], at[1]) @ c)
+                return optimum.lr * math.exp(at[0]), optimum.B * math.exp(at[1]), value
+    best = int(np.argmin(loss))
+    return float(lr[best]), float(B[best]), float(loss[best])

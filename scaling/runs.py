@@ -15,7 +15,8 @@ from utils.errors import UserError, nearest
 from utils.files import read_json, replacing
 
 COLUMNS = (
-    "run_id", "status", "N", "T", "B", "lr", "seed", "n_ctx", "loss", "loss_se", "ema_loss", "ema_loss_se", "flops", "heldout",
+    "run_id", "status", "N", "T", "B", "lr", "seed", "n_ctx",
+    "loss", "loss_se", "ema_loss", "ema_loss_se", "flops", "heldout",
 )  # fmt: skip
 # Two milestones of one N belong to one grid if their tokens differ by less than this; runs stop at the first step
 # at or past a milestone, so that a large batch overshoots it by up to one batch.
@@ -64,13 +65,19 @@ class Ledger:
                 yield float(N), float(T), np.flatnonzero((self.N == N) & (self.nominal_T == T))
 
 
-def read(path: str | Path, columns: dict[str, str] | None = None, batch_unit: str | None = None) -> Ledger:
+def read(
+    path: str | Path,
+    columns: dict[str, str] | None = None,
+    batch_unit: str | None = None,
+    hyperparameters: bool = True,
+) -> Ledger:
     """Results from a sweep's folder, one run's folder, or a CSV or JSONL file.
 
     Args:
         path: a folder holding ``result.json`` somewhere below it, or a file with one row per result.
         columns: our name -> the file's name, e.g. ``{"N": "params", "L": "loss"}``; L is short for ema_loss.
-        batch_unit: "tokens" or "sequences:TOKENS_EACH"; must be said for a file whose columns are renamed.
+        batch_unit: "tokens" or "sequences:TOKENS_EACH"; must be said for a file whose B column is renamed.
+        hyperparameters: whether B and lr are needed; where they are not and the file has none, they are nan.
 
     Raises:
         UserError: nothing there, missing columns, or a value that is no positive number (with its row).
@@ -83,7 +90,7 @@ def read(path: str | Path, columns: dict[str, str] | None = None, batch_unit: st
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     rows = _read_rows(path)
-    return _from_rows(rows, str(path), columns or {}, batch_unit)
+    return _from_rows(rows, str(path), columns or {}, batch_unit, hyperparameters)
 
 
 def batch_tokens(unit: str | None) -> float:
@@ -186,22 +193,24 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _from_rows(rows: list[dict[str, Any]], source: str, columns: dict[str, str], unit: str | None) -> Ledger:
+def _from_rows(
+    rows: list[dict[str, Any]], source: str, columns: dict[str, str], unit: str | None, hyperparameters: bool
+) -> Ledger:
     present = [name for name in rows[0] if name is not None]
-    renamed = {ours: theirs for ours, theirs in columns.items()}
-    for ours, theirs in renamed.items():
+    for ours, theirs in columns.items():
         if theirs not in present:
             hint = nearest(theirs, present)
             raise UserError(f"{source}: no column {theirs!r} for {ours}{hint}; there are {', '.join(present)}")
-    name = {ours: renamed.get(ours, ours) for ours in COLUMNS}
-    missing = [ours for ours in ("N", "T", "B", "lr") if name[ours] not in present]
+    name = {ours: columns.get(ours, ours) for ours in COLUMNS}
+    needed = ("N", "T", "B", "lr") if hyperparameters else ("N", "T")
+    missing = [ours for ours in needed if name[ours] not in present]
     if not {name["loss"], name["ema_loss"]} & set(present):
         missing.append("L")
     if missing:
         raise UserError(
-            f"{source}: columns {', '.join(missing)} missing; there are {', '.join(present)} (name them with --columns)"
+            f"{source}: no columns {', '.join(missing)} (name them with --columns); there are {', '.join(present)}"
         )
-    per_unit = 1.0 if unit is None and not columns else batch_tokens(unit)
+    per_unit = batch_tokens(unit) if unit is not None or "B" in columns else 1.0
     parsed = []
     for number, row in enumerate(rows, start=2 if not source.endswith(".jsonl") else 1):
         get = {ours: row.get(theirs) for ours, theirs in name.items()}
@@ -209,7 +218,8 @@ def _from_rows(rows: list[dict[str, Any]], source: str, columns: dict[str, str],
         if entry["status"] not in ("done", "diverged"):
             continue
         for key in ("N", "T", "B", "lr"):
-            entry[key] = _number(get[key], f"{source}, row {number}: {name[key]}")
+            absent = key not in needed and name[key] not in present
+            entry[key] = math.nan if absent else _number(get[key], f"{source}, row {number}: {name[key]}")
         entry["B"] *= per_unit
         entry["nominal_T"] = entry["T"]
         for key in ("loss", "ema_loss"):

@@ -1,0 +1,64 @@
+"""Uncertainty end to end: delete one cluster, fit everything again, and turn the spread into joint draws.
+
+A cluster is a run: all its milestones share its noise. On the paper's simulated law the delete-one jackknife with t
+quantiles covered the truth better than the cluster bootstrap and far better than the wild one (docs/decisions.md).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+DRAWS = 500
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The error of a parameter vector.
+
+    Attributes:
+        deviations: [clusters, parameters]; their cross product is the jackknife covariance.
+        extra: [parameters, parameters], covariance from the laws' misfit, which deleting single runs does not show.
+        freedom: degrees of freedom of the t quantiles.
+    """
+
+    deviations: NDArray[np.float64]
+    extra: NDArray[np.float64]
+    freedom: float
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        return self.deviations.T @ self.deviations + self.extra
+
+    def half_width(self) -> NDArray[np.float64]:
+        """Half-widths of the 95 % intervals, [parameters]."""
+        return t_quantile(self.freedom) * np.sqrt(np.maximum(np.diag(self.covariance), 0))
+
+    def draws(self, centre: NDArray, count: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
+        """Joint draws around ``centre``, multivariate t: [count, parameters]."""
+        random = np.random.default_rng(seed)
+        roots, vectors = np.linalg.eigh(self.covariance)
+        normal = random.standard_normal((count // 2, len(centre)))
+        # Pairs +z and -z make the draws' median the estimate itself.
+        normal = np.concatenate([normal, -normal]) * np.sqrt(np.maximum(roots, 0)) @ vectors.T
+        stretch = np.sqrt(self.freedom / random.chisquare(self.freedom, count // 2))
+        return centre + normal * np.concatenate([stretch, stretch])[:, None]
+
+
+def t_quantile(freedom: float, level: float = LEVEL) -> float:
+    """The two-sided t quantile."""
+    return float(stdtrit(max(freedom, 1), (1 + level) / 2))
+
+
+def deviations(replicates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scaled deviations of delete-one replicates [clusters, parameters] from their mean."""
+    clusters = len(replicates)
+    return np.sqrt((clusters - 1) / clusters) * (replicates - replicates.mean(axis=0))
+
+
+def interval(values: NDArray[np.float64], level: float = LEVEL) -> tuple[float, float]:
+    """The central interval of draws."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

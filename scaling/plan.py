@@ -1,0 +1,294 @@
+"""From a budget to a run: N, T, B, lr, steps, loss and cost, each with an interval where the law has draws."""
+
+import math
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scaling import allocation
+from scaling.jackknife import interval
+from scaling.laws import Law
+from utils.errors import UserError, nearest
+
+# Dense bfloat16 peak, FLOP/s, from the vendors' data sheets.
+PEAK_FLOPS = {
+    "v100": 125e12, "a100": 312e12, "a800": 312e12, "l40s": 362e12, "rtx4090": 165e12,
+    "h100": 989e12, "h800": 989e12, "h200": 989e12, "h20": 148e12, "b200": 2250e12,
+}  # fmt: skip
+ESTIMATORS = ("predicted", "measured", "minimised")
+# Beyond this multiple of the fitted compute a law is a hope.
+FAR = 100.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user fixes: FLOPs; or N with T or FLOPs; or T; or a loss to reach. FLOPs may come from GPU-hours."""
+
+    flops: float | None = None
+    params: float | None = None
+    tokens: float | None = None
+    loss: float | None = None
+    gpu_hours: float | None = None
+    gpu: str = "h100"
+    mfu: float = 0.4
+    batch: float | None = None
+    n_ctx: int | None = None
+    estimator: str | None = None
+    tolerance: float = 1e-3
+    sampler_steps: int = 50
+    guidance: bool = True
+    serve_clips: float | None = None
+
+
+def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
+    """The plan as one object, in the planner's JSON form.
+
+    Args:
+        law: needs batch and lr, and the loss law unless N and T are both given.
+        request: what is fixed.
+        ladder: the model's sizes (``models.sizes``): ``shape_for``, ``parameters`` and so on.
+
+    Raises:
+        UserError: contradictory or impossible requests, or a law without what they need.
+    """
+    budget = _check(request)
+    law.require("batch", "lr", "loss")
+    n_ctx = request.n_ctx or law.n_ctx
+    if n_ctx is None:
+        raise UserError(f"law {law.name!r} does not know n_ctx: give --n-ctx, the tokens per clip")
+    cost = allocation.c_token(n_ctx, ladder.smooth_width)
+    wanted, budget = _wanted_size(law, request, budget, cost)
+    if request.serve_clips and request.params is None:
+        wanted, budget = _cheapest_lifetime(law, request, budget, n_ctx, cost)
+    shape = ladder.shape_for(wanted)
+    parameters = ladder.parameters(shape.layers, shape.width)
+    # The law's sizes are quoted to two or three digits: a shape that near is the size itself.
+    N = wanted if abs(math.log(parameters / wanted)) <= ladder.SAME_SIZE else float(parameters)
+    per_token = ladder.flops_per_token(N, n_ctx, shape.width)
+    if request.tokens is not None:
+        T = request.tokens
+    elif request.loss is not None or (request.serve_clips and request.params is None):
+        target = request.loss if request.loss is not None else float(law.loss(wanted, budget / cost(np.array(wanted))))
+        T = float(law.loss.tokens_for(N, target))
+    else:
+        T = budget / per_token
+    if not n_ctx <= T < math.inf:
+        raise UserError(f"{T:.3g} tokens is less than one clip of {n_ctx}: the budget is too small for N {N:.3g}")
+    C = T * per_token
+    B_opt = float(law.batch(N, T))
+    B = request.batch or max(round(B_opt / n_ctx), 1) * n_ctx
+    if B % n_ctx:
+        low = max(int(B // n_ctx), 1) * n_ctx
+        raise UserError(f"a batch of {B:g} tokens is no whole number of clips: nearest {low} and {low + n_ctx}")
+    slope = law.lr_given_batch.slope if law.lr_given_batch else 0.0
+    forward = n_ctx * per_token / 3
+    draws = _draws(law, N, T, B, C, slope, cost)
+    by_estimator = _by_estimator(law, C, cost, draws)
+    value = {
+        "N": N,
+        "T": T,
+        "B": int(B),
+        "lr": float(law.lr(N, T)) * (B / B_opt) ** slope,
+        "steps": math.ceil(T / B),
+        "loss": float(law.loss(N, T)),
+        "C": C,
+        "n_ctx": n_ctx,
+        "size": shape.name,
+        "layers": shape.layers,
+        "width": shape.width,
+        "heads": shape.heads,
+        "parameters": parameters,
+        "gpu_hours": C / (PEAK_FLOPS[request.gpu] * request.mfu) / 3600,
+        "inference_flops_per_clip": forward * request.sampler_steps * (2 if request.guidance else 1),
+        "B_opt": B_opt,
+        "N_opt": by_estimator,
+        "N_within_tolerance": _within(law, C, cost, request.tolerance),
+        "assumptions": {
+            "law": law.name,
+            "estimator": _estimator(law, request) if request.params is None else None,
+            "gpu": request.gpu,
+            "mfu": request.mfu,
+            "sampler_steps": request.sampler_steps,
+            "guidance": request.guidance,
+            "serve_clips": request.serve_clips,
+        },
+        "extrapolation": _extrapolation(law, N, T, C),
+    }
+    for name in ("lr", "loss", "B_opt"):
+        if name in draws:
+            low, high = interval(draws[name])
+            value[name] = {"value": value[name], "low": low, "high": high}
+    value["warnings"] = _warnings(law, value, n_ctx)
+    return value
+
+
+def _check(request: Request) -> float | None:
+    """The FLOPs given, directly or as GPU-hours; UserError for what makes no sense."""
+    for name in ("flops", "params", "tokens", "loss", "gpu_hours", "mfu", "batch", "n_ctx", "tolerance",
+                 "sampler_steps", "serve_clips"):  # fmt: skip
+        given = getattr(request, name)
+        if given is not None and not (given > 0 and math.isfinite(given)):
+            raise UserError(f"--{name.replace('_', '-')} must be a positive number, not {given:g}")
+    if request.gpu not in PEAK_FLOPS:
+        raise UserError(
+            f"unknown GPU {request.gpu!r}{nearest(request.gpu, list(PEAK_FLOPS))}: {', '.join(PEAK_FLOPS)}"
+        )
+    if request.mfu > 1:
+        raise UserError(f"--mfu is a fraction of the peak, at most 1, not {request.mfu:g}")
+    if request.estimator is not None and request.estimator not in ESTIMATORS:
+        raise UserError(f"unknown estimator {request.estimator!r}: {', '.join(ESTIMATORS)}")
+    given = {name for name in ("flops", "params", "tokens", "loss", "gpu_hours") if getattr(request, name) is not None}
+    allowed = [{"flops"}, {"gpu_hours"}, {"tokens"}, {"loss"}]
+    allowed += [{"params", other} for other in ("tokens", "flops", "gpu_hours", "loss")]
+    if given not in allowed:
+        said = " and ".join(f"--{name.replace('_', '-')}" for name in sorted(given)) or "nothing"
+        raise UserError(
+            f"{said} does not fix a plan: give --flops, --gpu-hours, --tokens or --loss, or --params and one of them"
+        )
+    if request.serve_clips is not None and "params" in given:
+        raise UserError("--serve-clips chooses N: it contradicts --params")
+    if request.gpu_hours is not None:
+        return request.gpu_hours * 3600 * PEAK_FLOPS[request.gpu] * request.mfu
+    return request.flops
+
+
+def _estimator(law: Law, request: Request) -> str:
+    return request.estimator or (law.allocation or {}).get("default", "minimised")
+
+
+def _size(law: Law, estimator: str, C: float, cost: allocation.Cost) -> float:
+    if estimator == "minimised":
+        return float(allocation.optimum(law.loss, C, cost))
+    size_law = (law.allocation or {}).get(estimator)
+    if size_law is None:
+        raise UserError(f"law {law.name!r} has no {estimator} N_opt; try --estimator minimised")
+    return float(size_law(C))
+
+
+def _wanted_size(law, request, budget, cost) -> tuple[float, float | None]:
+    """(N before it is rounded to a shape, FLOPs)."""
+    if request.params is not None:
+        if request.loss is not None and not np.isfinite(law.loss.tokens_for(request.params, request.loss)):
+            raise UserError(f"N {request.params:.3g} never reaches loss {request.loss:g}, by law {law.name!r}")
+        return request.params, budget
+    estimator = _estimator(law, request)
+    if budget is None:
+        if request.loss is not None and request.loss <= law.loss.Linf:
+            raise UserError(f"no model reaches loss {request.loss:g}: the law's floor is {law.loss.Linf:g}")
+
+        def excess(log_C: float) -> float:
+            N = _size(law, estimator, math.exp(log_C), cost)
+            T = math.exp(log_C) / float(cost(np.array(N)))
+            return T - request.tokens if request.loss is None else request.loss - float(law.loss(N, T))
+
+        low, high = math.log(1e6), math.log(1e40)
+        for _ in range(100):
+            middle = (low + high) / 2
+            low, high = (low, middle) if excess(middle) > 0 else (middle, high)
+        budget = math.exp((low + high) / 2)
+    return _size(law, estimator, budget, cost), budget
+
+
+def _cheapest_lifetime(law, request, budget, n_ctx, cost) -> tuple[float, float]:
+    """(N, training FLOPs) that reach the budget's best loss at the least training plus serving FLOPs."""
+    start = _size(law, _estimator(law, request), budget, cost)
+    target = float(law.loss(start, budget / cost(np.array(start))))
+    N = start * np.exp(np.linspace(-6, 2, 2001))
+    per_token = cost(N)
+    training = law.loss.tokens_for(N, target) * per_token
+    passes = request.sampler_steps * (2 if request.guidance else 1)
+    best = int(np.argmin(training + request.serve_clips * n_ctx * per_token / 3 * passes))
+    return float(N[best]), float(training[best])
+
+
+def _draws(law, N, T, B, C, slope, cost) -> dict[str, NDArray]:
+    """What each joint draw of the law says of this run: [draws] by name."""
+    drawn = {}
+    loss, batch, lr = law.drawn("loss"), law.drawn("batch"), law.drawn("lr")
+    if loss is not None and isinstance(loss.Tc, np.ndarray):
+        drawn["loss"] = loss(N, T)
+        constants = np.stack([loss.Tc, loss.aT, loss.Nc, loss.aN, loss.Linf], axis=-1)
+        drawn["N"] = allocation.minimise(constants, loss.scale, C, cost)
+    if batch is not None and isinstance(batch.coefficient, np.ndarray):
+        drawn["B_opt"] = batch(N, T)
+        # The rate follows the batch actually used, along the ridge through each draw's own optimum.
+        drawn["lr"] = lr(N, T) * (B / drawn["B_opt"]) ** slope
+    return drawn
+
+
+def _by_estimator(law: Law, C: float, cost: allocation.Cost, draws: dict[str, NDArray]) -> dict[str, Any]:
+    sizes: dict[str, Any] = {}
+    for name in ESTIMATORS:
+        if name == "minimised" or (law.allocation or {}).get(name) is not None:
+            sizes[name] = _size(law, name, C, cost)
+    if "N" in draws:
+        low, high = interval(draws["N"])
+        for name in ("predicted", "minimised"):
+            if name in sizes:
+                sizes[name] = {"value": sizes[name], "low": min(low, sizes[name]), "high": max(high, sizes[name])}
+    return sizes
+
+
+def _within(law: Law, C: float, cost: allocation.Cost, tolerance: float) -> dict[str, float]:
+    low, high = allocation.within(law.loss, C, cost, tolerance)
+    return {"low": low, "high": high, "tolerance": tolerance}
+
+
+def _extrapolation(law: Law, N: float, T: float, C: float) -> dict[str, float | None]:
+    """How many times beyond the fitted maximum each of N, T and C lies (below 1: inside)."""
+    spans = {name: law.domain.get(name) for name in ("N", "T", "C")}
+    return {name: None if spans[name] is None else at / spans[name][1] for name, at in (("N", N), ("T", T), ("C", C))}
+
+
+def _warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
+    warnings = []
+    far = plan["extrapolation"]["C"]
+    if far is not None and far > FAR:
+        warnings.append(f"C is {far:.0f} times the largest compute the law was fitted on")
+    B_opt = plan["B_opt"] if isinstance(plan["B_opt"], float) else plan["B_opt"]["value"]
+    if B_opt < 0.5 * n_ctx:
+        warnings.append(f"the law's batch, {B_opt:.3g} tokens, is less than half a clip: one clip is used")
+    sizes = [v if isinstance(v, float) else v["value"] for v in plan["N_opt"].values()]
+    if max(sizes) > 1.25 * min(sizes):
+        warnings.append(f"the estimators of N_opt disagree: {min(sizes):.3g} to {max(sizes):.3g}")
+    for part in ("batch", "lr", "loss"):
+        assumed = getattr(law, part).assumed
+        if assumed:
+            warnings.append(f"{part}: {', '.join(assumed)} assumed, not measured")
+    if law.draws is None:
+        warnings.append(
+            f"no intervals: the law's draws are unknown ({law.provenance.get('unknown', {}).get('draws')})"
+        )
+    return warnings
+
+
+def table(plan: dict[str, Any]) -> str:
+    """The plan for people."""
+    names = {
+        "N": ("parameters", ".4g"), "size": ("layers x width", "s"), "heads": ("heads", "d"), "T": ("tokens", ".4g"),
+        "B": ("tokens per batch", "d"), "lr": ("learning rate", ".3g"), "steps": ("steps", "d"),
+        "loss": ("predicted loss", ".5g"), "C": ("training FLOPs", ".4g"), "gpu_hours": ("GPU-hours", ".4g"),
+        "inference_flops_per_clip": ("inference FLOPs per clip", ".4g"),
+    }  # fmt: skip
+
+    def show(value: Any, form: str) -> str:
+        if isinstance(value, dict):
+            return f"{value['value']:{form}}  [{value['low']:{form}}, {value['high']:{form}}]"
+        return f"{value:{form}}"
+
+    lines = [f"{label:<26}{show(plan[name], form)}" for name, (label, form) in names.items()]
+    lines += [f"{'N_opt, ' + name:<26}{show(value, '.4g')}" for name, value in plan["N_opt"].items()]
+    near = plan["N_within_tolerance"]
+    label = f"N within {near['tolerance']:.2%} of loss"
+    lines.append(f"{label:<26}{near['low']:.4g} (cheapest to serve) to {near['high']:.4g}")
+    used = plan["assumptions"]
+    guidance = "with" if used["guidance"] else "without"
+    lines.append(
+        f"{'assumed':<26}{used['gpu']} at MFU {used['mfu']:g}; {used['sampler_steps']} steps {guidance} guidance"
+    )
+    beyond = ", ".join(f"{name} {v:.3g}x" for name, v in plan["extrapolation"].items() if v is not None)
+    lines.append(f"{'of the fitted maximum':<26}{beyond or 'unknown'}")
+    return "\n".join(lines + [f"warning: {text}" for text in plan["warnings"]])

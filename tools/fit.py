@@ -1,0 +1,160 @@
+"""Fit scaling laws to the runs of a sweep, or to a CSV or JSONL table of any trainer's results.
+
+    python tools/fit.py all runs/my_sweep --out law.json
+    python tools/fit.py hyperparameters results.csv --columns N=params,T=tokens,B=batch,lr=lr,L=loss \\
+        --batch-unit sequences:2048 --fix B.N=0 --out law.json
+
+Exit status 3 means that the data do not support the fit asked for; the message says why.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from models.sizes import smooth_width
+from scaling import allocation, fit, laws, runs
+from scaling.optimum import WINDOW
+from utils.errors import UserError, nearest, run_cli
+
+PAPER = Path(__file__).resolve().parents[1] / "configs" / "laws" / "paper.json"
+HOLDABLE = ("B.T", "B.N", "lr.T", "lr.N", "loss.Tc", "loss.aT", "loss.Nc", "loss.aN", "loss.Linf")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=fit.PARTS, help="which laws to fit")
+    parser.add_argument("results", help="a sweep's folder, or a CSV or JSONL file with one row per result")
+    parser.add_argument("--out", help="law file to write")
+    parser.add_argument("--columns", help="OURS=THEIRS,...: how the file names N, T, B, lr, L (the loss) and the rest")
+    parser.add_argument("--batch-unit", help="what the file's batch counts: tokens, or sequences:TOKENS_EACH")
+    parser.add_argument("--optima", action="store_true", help="each row is already the optimum of its (N, T)")
+    parser.add_argument(
+        "--fix", action="append", default=[], metavar="NAME=VALUE", help=f"hold one of {', '.join(HOLDABLE)}"
+    )
+    parser.add_argument(
+        "--prior",
+        nargs="?",
+        const=str(PAPER),
+        help="law file whose exponents stand in for those the data cannot tell (the paper's)",
+    )
+    parser.add_argument(
+        "--window", default=str(WINDOW), help="cells within this fraction of a grid's best are fitted, or none"
+    )
+    parser.add_argument("--delta", type=float, help="Huber's delta in log loss (default: 1.345 x the noise, or 1e-3)")
+    parser.add_argument("--n-ctx", type=int, help="tokens per clip, for C_token, where the results do not say")
+    parser.add_argument("--force", action="store_true", help="fit what the data do not support, with warnings")
+    parser.add_argument("--json", action="store_true", help="print the law file instead of a summary")
+    return parser
+
+
+def held(pairs: list[str]) -> dict[str, float]:
+    """``["B.N=0"]`` as a mapping."""
+    values = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        if name not in HOLDABLE:
+            raise UserError(
+                f"--fix: unknown constant {name!r}{nearest(name, list(HOLDABLE))}; known: {', '.join(HOLDABLE)}"
+            )
+        try:
+            values[name] = float(value)
+        except ValueError:
+            raise UserError(f"--fix {pair!r}: {value!r} is not a number") from None
+    return values
+
+
+def window(text: str) -> float | None:
+    if text == "none":
+        return None
+    try:
+        width = float(text)
+    except ValueError:
+        width = 0.0
+    if not 0 < width < 1:
+        raise UserError(f"--window {text!r} is neither a fraction between 0 and 1 nor 'none'")
+    return width
+
+
+def cost_of(ledger: runs.Ledger, n_ctx: int | None) -> tuple[allocation.Cost, str]:
+    """Training FLOPs per token as a function of N, and in words where it comes from."""
+    known = {int(n) for n in ledger.n_ctx if n > 0} or ({n_ctx} if n_ctx else set())
+    if len(known) == 1:
+        tokens = known.pop()
+        return allocation.c_token(tokens, smooth_width), f"C_token with n_ctx {tokens}"
+    if np.all(np.isfinite(ledger.flops)):
+        ratio = float(np.median(ledger.flops / (ledger.N * ledger.T)))
+        return allocation.proportional(ratio), f"{ratio:.3g} N T, from the flops column"
+    return allocation.proportional(), "6 N T, assumed"
+
+
+def revision() -> str:
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def summary(fitted: fit.Fitted) -> str:
+    """The fit for people: verdicts, constants with intervals, warnings."""
+    law, lines = fitted.law, [optimum.describe() for optimum in fitted.optima]
+    for optimum in fitted.optima:
+        if optimum.run_next:
+            cells = ", ".join(f"(lr {lr:.3g}, B {B:.4g})" for lr, B in optimum.run_next)
+            lines.append(f"  to decide it, run at N {optimum.N:.4g}, T {optimum.T:.4g}: {cells}")
+    for part in ("batch", "lr", "loss"):
+        value = getattr(law, part)
+        if value is None:
+            continue
+        for name in value.__dataclass_fields__:
+            if name in ("scale", "assumed"):
+                continue
+            text = f"{part}.{name:<12}{getattr(value, name):>12.5g}"
+            span = law.fit["intervals"].get(f"{part}.{name}")
+            if name in value.assumed:
+                text += "  assumed"
+            elif span is not None:
+                text += f"  [{span[0]:.5g}, {span[1]:.5g}]"
+            lines.append(text)
+        lines.append(f"{part} is in units of {value.scale['T']:g} tokens and {value.scale['N']:g} parameters")
+    for name, size_law in (law.allocation or {}).items():
+        if isinstance(size_law, laws.SizeLaw):
+            lines.append(f"N_opt, {name}: {size_law.coefficient:.4g} * C^{size_law.exponent:.4f}")
+    return "\n".join(lines + [f"warning: {text}" for text in fitted.warnings])
+
+
+def main() -> int:
+    args = arguments().parse_args()
+    if not args.out and not args.json:
+        raise UserError("--out is missing: where shall the law file go? (or --json to print it)")
+    hyperparameters = args.part in ("hyperparameters", "all")
+    ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit, hyperparameters)
+    cost, words = cost_of(ledger, args.n_ctx)
+    prior = laws.load(args.prior) if args.prior else None
+    options = fit.Options(held(args.fix), prior, window(args.window), args.delta, args.force, args.optima)
+    provenance = {
+        "name": Path(args.out).stem if args.out else "law",
+        "command": " ".join(["tools/fit.py", *sys.argv[1:]]),
+        "git_revision": revision(),
+        "flops": words,
+        "prior": args.prior and Path(args.prior).name,
+    }
+    try:
+        fitted = fit.fit(ledger, args.part, options, cost, provenance)
+    except fit.Untrusted as reason:
+        print(f"not fitted: {reason} (--force fits all the same)", file=sys.stderr)
+        return 3
+    if args.out:
+        laws.save(fitted.law, args.out)
+    print(json.dumps(laws.to_dict(fitted.law), indent=1) if args.json else summary(fitted))
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)

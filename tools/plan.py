@@ -1,0 +1,89 @@
+"""Turn a compute budget into a run: model size, tokens, batch, learning rate, predicted loss and cost.
+
+python tools/plan.py --law configs/laws/paper.json --flops 1e22
+python tools/plan.py --law law.json --flops 1e15 --base configs/train/x.yaml --out configs/train/planned.yaml
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models import sizes
+from scaling import laws
+from scaling.plan import ESTIMATORS, PEAK_FLOPS, Request, plan, table
+from utils.errors import UserError, run_cli
+from utils.files import write_text
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--law", required=True, help="law file, such as configs/laws/paper.json or one from tools/fit.py"
+    )
+    budget = parser.add_argument_group("what is fixed (one of them, or --params with one of them)")
+    budget.add_argument("--flops", type=float, help="training compute, e.g. 1e22")
+    budget.add_argument("--gpu-hours", type=float, help="training compute as hours of --gpu at --mfu")
+    budget.add_argument("--tokens", type=float, help="training tokens T")
+    budget.add_argument("--loss", type=float, help="validation loss to reach")
+    budget.add_argument("--params", type=float, help="model parameters N")
+    parser.add_argument("--batch", type=float, help="batch in tokens, where memory dictates it; the rate follows")
+    parser.add_argument("--n-ctx", type=int, help="tokens per clip (default: the law's)")
+    parser.add_argument("--estimator", help=f"how to choose N: {', '.join(ESTIMATORS)} (default: the law's)")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="loss given away, relative, for the range of N")
+    parser.add_argument("--gpu", default="h100", help=f"one of {', '.join(PEAK_FLOPS)} (default h100)")
+    parser.add_argument("--mfu", type=float, default=0.4, help="fraction of the GPU's peak that training reaches")
+    parser.add_argument("--sampler-steps", type=int, default=50, help="sampling steps per clip served")
+    parser.add_argument(
+        "--no-guidance", action="store_true", help="sample without guidance: one forward per step, not two"
+    )
+    parser.add_argument(
+        "--serve-clips", type=float, help="clips to be served: minimise training plus serving at equal loss"
+    )
+    parser.add_argument("--base", help="config that supplies data, VAE and the rest; the plan's config extends it")
+    parser.add_argument("--out", help="write a config that train.py runs")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    return parser
+
+
+def config(planned: dict, law: str, base: str | None, out: Path) -> str:
+    """The YAML that trains the plan; ``extends`` is relative to the file itself."""
+    lr = planned["lr"]["value"] if isinstance(planned["lr"], dict) else planned["lr"]
+    loss = planned["loss"]["value"] if isinstance(planned["loss"], dict) else planned["loss"]
+    lines = [f"# Planned by tools/plan.py from {law}: {planned['C']:.4g} FLOPs, predicted loss {loss:.5g}."]
+    if base:
+        lines.append(f"extends: {os.path.relpath(Path(base).resolve(), out.resolve().parent)}")
+    lines += [
+        "model:",
+        f'  size: "{planned["size"]}"',
+        "optim:",
+        f"  lr: {lr:.6g}",
+        "train:",
+        f"  tokens: {math.ceil(planned['T'])}",
+        f"  batch_tokens: {planned['B']}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    if args.base and not Path(args.base).is_file():
+        raise UserError(f"--base {args.base}: no such file")
+    request = Request(
+        args.flops, args.params, args.tokens, args.loss, args.gpu_hours, args.gpu.lower(), args.mfu, args.batch,
+        args.n_ctx, args.estimator, args.tolerance, args.sampler_steps, not args.no_guidance, args.serve_clips,
+    )  # fmt: skip
+    planned = plan(laws.load(args.law), request, sizes)
+    if args.out:
+        write_text(args.out, config(planned, args.law, args.base, Path(args.out)))
+    print(json.dumps(planned, indent=1) if args.json else table(planned))
+    if args.out and not args.json:
+        print(f"wrote {args.out}; train it with: python train.py --config {args.out}")
+
+
+if __name__ == "__main__":
+    run_cli(main)
