@@ -1,20 +1,41 @@
 """Who sees which sample when: a stateless order, a function of (seed, position) alone."""
 
+import functools
+
 import torch
 from torch import Tensor
 
 from utils.random import bits
 
 ROUNDS = 4
+BLOCK = 4096  # positions worked out together: a small batch would spend longer calling the hash than hashing
 
 
 def sample_index(position: Tensor, size: int, seed: int) -> Tensor:
     """The sample at each position of the training stream: int64 [n] in [0, size), for position int64 [n].
 
     Positions count clips from the start of training, over all processes. Every epoch of ``size`` positions visits
-    each sample once, in an order of its own. The permutation is a Feistel network on the smallest even number of
-    bits that holds ``size``, walked until it falls inside (a cycle of a permutation always returns), so that it
-    costs the same at position 10 and at 10 billion and no list of indices is kept.
+    each sample once, in an order of its own.
+    """
+    block = position // BLOCK
+    index = torch.empty_like(position)
+    for number in block.unique().tolist():
+        here = block == number
+        index[here] = _block(number, size, seed)[position[here] - number * BLOCK]
+    return index
+
+
+@functools.lru_cache(maxsize=4)
+def _block(number: int, size: int, seed: int) -> Tensor:
+    return permuted(torch.arange(number * BLOCK, (number + 1) * BLOCK), size, seed)
+
+
+def permuted(position: Tensor, size: int, seed: int) -> Tensor:
+    """``sample_index``, worked out afresh.
+
+    The permutation is a Feistel network on the smallest even number of bits that holds ``size``, walked until it
+    falls inside (a cycle of a permutation always returns), so that it costs the same at position 10 and at 10 billion
+    and no list of indices is kept.
     """
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1

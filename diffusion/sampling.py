@@ -96,7 +96,7 @@ def sample(
         Latents, float32 [n, *latent_shape].
     """
     walk = build_scheduler(process, scheduler, steps, context.device)
-    x = normal(0, "sample noise", seeds.to(context.device), latent_shape) * walk.init_noise_sigma
+    x = normal(0, "sample noise", seeds.to(context.device), latent_shape)
     n = len(seeds)
     if guidance != 1:
         context = torch.cat((context, null[0].expand(n, -1, -1)))

@@ -63,7 +63,7 @@ def run_cells(sweep: Sweep, report: Callable[[Run, str], None]) -> bool:
     workers = min(sweep.keys.executor.workers, max(len(queue), 1))
     free, busy = list(range(workers)), {}
     attempts: dict[str, int] = {}
-    # Each cell is forked from a server that has imported torch but run nothing: no import to wait for, no shared state.
+    # Cells are forked from a server that has imported torch but run nothing: no import to wait for, no shared state.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training.trainer"])
     with _Interrupt() as interrupt:

@@ -20,12 +20,12 @@ from diffusion.loss import denoising_loss, drop_captions
 from diffusion.process import Process
 from diffusion.timesteps import draw_timesteps
 from diffusion.validation import ValidationResult, validate
-from models.attention import choose_backend
-from models.dit import DiTConfig, VideoDiT
+from models.dit import VideoDiT
 from training import checkpoint as ckpt
 from training.config import Config, identity, to_dict
 from training.ema import power_of_width, update_average
 from training.metrics import MetricsLog
+from training.model import build_model
 from training.optim import build_optimizer, learning_rate
 from training.records import build_result, finished_result
 from training.resolve import Run, resolve
@@ -50,19 +50,11 @@ class Trainer:
         self._check_layout()
         self.process = Process(config.diffusion.process, config.diffusion.target)
         draw_timesteps(torch.zeros(1, dtype=torch.int64), 0, config.diffusion.timesteps)  # refuses unknown names now
-        dtype = getattr(torch, config.train.dtype)
-        backend = choose_backend(config.model.attention, self.device.type, dtype)
-        shape = DiTConfig(
-            config.model.layers,
-            config.model.width,
-            config.model.heads,
-            self.cache.latent_shape[0],
-            tuple(config.model.patch),
-            self.cache.text_dim,
-        )
         self._claim_directory()
-        self.model = VideoDiT(shape, config.seed, dtype, backend).to(self.device)
+        self.model = build_model(config, cache.meta, self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.weights, self.averages = list(self.model.parameters()), list(self.average.parameters())
+        self.power = power_of_width(config.ema.width)
         optimizer = build_optimizer(self.model, config.optim, config.train.batch_tokens)
         self.step = 0
         self.milestones: list[dict[str, Any]] = []
@@ -74,7 +66,6 @@ class Trainer:
             for block in self.model.blocks:
                 block.compile()
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
-        self.backend = backend
 
     @property
     def tokens(self) -> int:
@@ -159,12 +150,11 @@ class Trainer:
                 loss = self._losses(position).sum() / local
                 self.accelerator.backward(loss)
             self.window += loss.detach()
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.optim.clip)
+        norm = self.accelerator.clip_grad_norm_(self.weights, config.optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        power = power_of_width(config.ema.width)
-        update_average(list(self.average.parameters()), list(self.model.parameters()), power, batch, self.tokens)
+        update_average(self.averages, self.weights, self.power, batch, self.tokens)
         return norm
 
     # -- between steps -------------------------------------------------------------------------------------------
@@ -259,7 +249,9 @@ class Trainer:
         log = MetricsLog(config.run_dir, self.step, self.tokens, self.device, self.world) if self.main else None
         if self.main:
             begun = f"; from step {self.step:,}" if self.step else ""
-            print(f"{config.run_dir}: {self.run.text}; {self.device}, attention {self.backend}{begun}", flush=True)
+            print(
+                f"{config.run_dir}: {self.run.text}; {self.device}, attention {self.model.backend}{begun}", flush=True
+            )
         status = "running"
         started = time.monotonic() - self.seconds
         with StopRequest(self.world) as stop:

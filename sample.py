@@ -1,0 +1,128 @@
+"""Make videos from a checkpoint and prompts.
+
+    python sample.py --checkpoint runs/x --prompt "a large red circle gliding left over a drifting navy background"
+    python sample.py --checkpoint runs/x --prompts prompts.txt --out samples/ --steps 50 --guidance 5 --seed 0
+
+Prompt i is sampled with seed + i, whatever the batch. The prompt, the seed and the settings lie in each file's
+metadata, and all of them in OUT/samples.json.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from utils.errors import UserError, run_cli
+from utils.files import write_json
+
+FORMATS = ("mp4", "gif", "png")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, type=Path, help="a run directory (its newest) or a checkpoint")
+    parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times")
+    parser.add_argument("--prompts", type=Path, help="a text file with one prompt per line")
+    parser.add_argument("--out", type=Path, default=Path("samples"), help="folder to write to (default: samples)")
+    parser.add_argument("--steps", type=int, default=50, help="sampler steps (default: 50)")
+    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale; 1 is none (default: 5)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first prompt (default: 0)")
+    parser.add_argument("--scheduler", help="euler, dpm++ or unipc for flows; ddim, dpm++ or unipc for vp processes")
+    parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or raw (default: ema)")
+    parser.add_argument("--format", choices=FORMATS, default="mp4", help="mp4, gif, or png (frames side by side)")
+    parser.add_argument("--fps", type=int, default=8, help="frames per second of what is written (default: 8)")
+    parser.add_argument("--batch", type=int, default=8, help="prompts sampled at once (default: 8)")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    arguments = parser.parse_args()
+    for name in ("steps", "fps", "batch"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} {getattr(arguments, name)}: must be at least 1")
+    return run(arguments, read_prompts(arguments.prompt, arguments.prompts))
+
+
+def read_prompts(given: list[str], path: Path | None) -> list[str]:
+    """The prompts of the command line and of the file, in that order.
+
+    Raises:
+        UserError: there is none, or the file is missing or not UTF-8.
+    """
+    prompts = list(given)
+    if path is not None:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--prompts {path}: not readable ({error})") from None
+        lines = [line.strip() for line in lines if line.strip()]
+        if not lines:
+            raise UserError(f"--prompts {path}: an empty file; write one prompt per line")
+        prompts += lines
+    if not prompts:
+        raise UserError("no prompt: give --prompt TEXT or --prompts FILE")
+    return prompts
+
+
+def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
+    """Sample every prompt and write the files; nothing is written before all inputs were accepted."""
+    import torch
+    from tqdm import tqdm
+
+    from data.export import WRITERS
+    from diffusion.process import Process
+    from diffusion.sampling import build_scheduler, sample
+    from models.text import load_text_encoder
+    from models.vae import load_vae
+    from training.checkpoint import find_checkpoint, read_config, read_state
+    from training.model import build_model, load_weights
+
+    path = find_checkpoint(arguments.checkpoint, (arguments.weights,))
+    config, data = read_config(path), read_state(path)["data"]
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    process = Process(config.diffusion.process, config.diffusion.target)
+    build_scheduler(process, arguments.scheduler, arguments.steps, device)
+    model = build_model(config, data, device)
+    load_weights(model, path, arguments.weights)
+    model.eval()
+    vae = load_vae(data["vae"], device)
+    encoder = load_text_encoder(data["text"], device)
+    for kind, found in (("vae", vae.fingerprint), ("text", encoder.fingerprint)):
+        if found != data[f"{kind}_fingerprint"]:
+            raise UserError(
+                f"{data[kind]}: is not what the model was trained with (fingerprint {found} "
+                f"instead of {data[f'{kind}_fingerprint']})"
+            )
+    settings = {name: getattr(arguments, name) for name in ("steps", "guidance", "scheduler", "weights")}
+    settings |= {"checkpoint": str(path)}
+    records = []
+    for first in tqdm(range(0, len(prompts), arguments.batch), desc="sampling", unit="batch"):
+        batch = prompts[first : first + arguments.batch]
+        seeds = torch.arange(arguments.seed + first, arguments.seed + first + len(batch))
+        # The empty prompt rides along, so that it is padded as the others are.
+        context, mask = encoder.encode([*batch, ""])
+        latents = sample(
+            model,
+            process,
+            context[:-1],
+            mask[:-1],
+            (context[-1], mask[-1]),
+            tuple(data["latent_shape"]),
+            seeds,
+            arguments.steps,
+            arguments.guidance,
+            arguments.scheduler,
+        )
+        for prompt, seed, clip in zip(batch, seeds.tolist(), vae.decode(latents)):
+            name = f"{len(records):03d}_{_slug(prompt)}.{arguments.format}"
+            record = {"file": name, "prompt": prompt, "seed": seed, **settings}
+            WRITERS[arguments.format](arguments.out / name, clip, arguments.fps, json.dumps(record))
+            records.append(record)
+    write_json(arguments.out / "samples.json", records)
+    print(f"{arguments.out}: {len(records)} videos and samples.json")
+    return 0
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:48] or "empty"
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,83 @@
+"""The frozen validation loss: the same number however it is computed."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion.loss import drop_captions
+from diffusion.process import Process
+from diffusion.timesteps import draw_timesteps
+from diffusion.validation import summarise, validate, validation_times
+from tests.models.test_dit import build, trained
+from utils.errors import UserError
+from utils.random import normal
+
+CLIPS, TIMES = 12, 4
+
+
+def read(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    context = normal(0, "context", index, (6, 16))
+    return normal(0, "latents", index, (4, 2, 4, 4)), context, torch.ones(len(index), 6, dtype=torch.bool)
+
+
+def score(batch: int = 8, **share):
+    model = trained(build())
+    return validate(model, Process(), read, CLIPS, TIMES, 0, batch, torch.device("cpu"), **share)
+
+
+def test_batch_and_sharing_do_not_matter() -> None:
+    whole = score(16)
+    np.testing.assert_allclose(score(1).losses, whole.losses, rtol=1e-5)  # kernels sum in another order
+    parts = []
+    for rank in range(3):
+        score(8, gather=lambda losses: parts.append(losses) or losses, rank=rank, world=3)
+    shared = summarise(sum(parts).reshape(CLIPS, TIMES), validation_times(CLIPS, TIMES, 0))
+    assert shared.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert shared.standard_error == pytest.approx(whole.standard_error, rel=1e-5)
+
+
+def test_times_are_stratified_per_clip_and_across_the_set() -> None:
+    times = validation_times(CLIPS, TIMES, 3)
+    assert torch.equal((times * TIMES).long(), torch.arange(TIMES).expand(CLIPS, TIMES))
+    assert torch.equal((times.flatten() * CLIPS * TIMES).long().sort().values, torch.arange(CLIPS * TIMES))
+    assert not torch.equal(times, validation_times(CLIPS, TIMES, 4))
+
+
+def test_standard_error_is_clustered_by_clip() -> None:
+    # Clips that differ, times that do not: only the clips count, not the clips times K samples.
+    losses = torch.arange(CLIPS, dtype=torch.float64)[:, None].expand(CLIPS, TIMES)
+    result = summarise(losses, validation_times(CLIPS, TIMES, 0))
+    assert result.standard_error == pytest.approx(np.arange(CLIPS).std(ddof=1) / CLIPS**0.5)
+    assert result.loss == pytest.approx((CLIPS - 1) / 2)
+
+
+def test_bins_average_to_the_loss() -> None:
+    times = validation_times(100, 10, 0)  # as many strata as bins: every bin has as many samples
+    result = summarise(times.double(), times)
+    assert np.mean(result.bins) == pytest.approx(result.loss)
+    assert result.bins[0] == pytest.approx(0.05, abs=0.005)
+
+
+def test_training_times() -> None:
+    index = torch.arange(4000)
+    uniform = draw_timesteps(index, 0, "uniform")
+    logit_normal = draw_timesteps(index, 0, "logit_normal", 0.5, 2.0)
+    assert 0 < uniform.min() < 0.01 < 0.99 < uniform.max() < 1
+    logit = torch.logit(logit_normal.double())
+    assert logit.mean() == pytest.approx(0.5, abs=0.1)  # three standard errors
+    assert logit.std() == pytest.approx(2.0, abs=0.1)
+    with pytest.raises(UserError, match="did you mean 'uniform'"):
+        draw_timesteps(index, 0, "unifrom")
+
+
+def test_caption_dropout_is_per_sample_and_at_its_rate() -> None:
+    index = torch.arange(2000)
+    context, mask = torch.ones(2000, 3, 2), torch.ones(2000, 3, dtype=torch.bool)
+    null = torch.zeros(3, 2), torch.tensor([True, False, False])
+    dropped, masks = drop_captions(context, mask, null, index, 0, 0.1)
+    gone = dropped[:, 0, 0] == 0
+    assert gone.float().mean() == pytest.approx(0.1, abs=0.02)  # three standard errors
+    assert torch.equal(masks[gone], null[1].expand(int(gone.sum()), 3))
+    assert masks[~gone].all()
+    again, _ = drop_captions(context[5:9], mask[5:9], null, index[5:9], 0, 0.1)
+    assert torch.equal(again, dropped[5:9])

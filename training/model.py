@@ -1,0 +1,31 @@
+"""From a configuration and the facts of its data to a VideoDiT, for training, sampling and measuring alike."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.attention import choose_backend
+from models.dit import DiTConfig, VideoDiT
+from training.checkpoint import load_into, read_tensors
+from training.config import Config
+
+
+def build_model(config: Config, meta: dict[str, Any], device: torch.device) -> VideoDiT:
+    """The initialised model of a resolved ``config``, for data of ``meta`` (latent_shape and text_dim)."""
+    dtype = getattr(torch, config.train.dtype)
+    shape = DiTConfig(
+        layers=config.model.layers,
+        width=config.model.width,
+        heads=config.model.heads,
+        channels=meta["latent_shape"][0],
+        patch=tuple(config.model.patch),
+        text_dim=meta["text_dim"],
+    )
+    backend = choose_backend(config.model.attention, device.type, dtype)
+    return VideoDiT(shape, config.seed, dtype, backend).to(device)
+
+
+def load_weights(model: VideoDiT, path: Path, kind: str) -> None:
+    """Load the weights ``kind`` ("model" or "ema") of the checkpoint at ``path``; UserError if another model's."""
+    load_into(model, read_tensors(path, kind), path)
