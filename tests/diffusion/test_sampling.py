@@ -24,7 +24,7 @@ CASES = [
 
 
 class Perfect(nn.Module):
-    """The exact posterior mean for data that is normal with ``MEAN`` (times the context's first number) and ``STD``."""
+    """The exact posterior mean for normal data of mean ``MEAN`` (times the context's first number) and ``STD``."""
 
     def __init__(self, process: Process) -> None:
         super().__init__()
@@ -40,14 +40,18 @@ class Perfect(nn.Module):
         return self.process.target_of(x0, noise, t)
 
 
-def draw(process: Process, scheduler: str, n: int = 256, first: int = 0, guidance: float = 1.0, steps: int = 60) -> Tensor:
+def draw(
+    process: Process, scheduler: str, n: int = 256, first: int = 0, guidance: float = 1.0, steps: int = 60
+) -> Tensor:
     context, mask = torch.ones(n, 1, 1), torch.ones(n, 1, dtype=torch.bool)
     null = torch.zeros(1, 1), torch.ones(1, dtype=torch.bool)
     seeds = torch.arange(first, first + n)
     return sample(Perfect(process), process, context, mask, null, SHAPE, seeds, steps, guidance, scheduler)
 
 
-@pytest.mark.parametrize(("process", "scheduler"), CASES, ids=lambda v: v if isinstance(v, str) else f"{v.name}-{v.target}")
+@pytest.mark.parametrize(
+    ("process", "scheduler"), CASES, ids=lambda v: v if isinstance(v, str) else f"{v.name}-{v.target}"
+)
 def test_samples_have_the_datas_distribution(process: Process, scheduler: str) -> None:
     x = draw(process, scheduler)
     # 2048 numbers: the mean's standard error is 0.007; 60 steps discretise away a few per cent of the spread.

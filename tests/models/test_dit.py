@@ -14,7 +14,9 @@ from models.sizes import MICRO, exact_flops, flops_per_token, parameters, parse_
 from utils.errors import UserError
 
 
-def build(layers: int = 2, width: int = 64, heads: int = 2, patch: tuple[int, int, int] = (1, 1, 1), **kwargs) -> VideoDiT:
+def build(
+    layers: int = 2, width: int = 64, heads: int = 2, patch: tuple[int, int, int] = (1, 1, 1), **kwargs
+) -> VideoDiT:
     return VideoDiT(DiTConfig(layers, width, heads, channels=4, patch=patch, text_dim=16), **kwargs)
 
 

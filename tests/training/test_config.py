@@ -1,0 +1,134 @@
+"""The configuration: strict, typed, layered; and every key read by something."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from training.config import Config, config_from_dict, flatten, identity, known_keys, load_config, run_id, to_dict
+from training.resolve import resolve
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+META = {"latent_shape": [4, 2, 4, 4], "fingerprint": "f00d"}
+
+
+def config(*overrides: str) -> Config:
+    return load_config(None, ["model.size=2x32", "train.tokens=2e4", "train.batch_tokens=128", *overrides])
+
+
+def test_command_line_over_yaml_over_its_base_over_defaults(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("optim: {lr: 1e-4, clip: 2.0, beta1: 0.8}\nname: base\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "x.yaml").write_text("extends: ../base.yaml\noptim: {lr: 2e-4, clip: 3.0}\n")
+    merged = load_config(tmp_path / "sub" / "x.yaml", ["optim.lr=3e-4", "train.milestones=[1e5,2e9]"])
+    assert (merged.optim.lr, merged.optim.clip, merged.optim.beta1) == (3e-4, 3.0, 0.8)
+    assert (merged.name, merged.optim.eps) == ("base", Config().optim.eps)
+    assert merged.train.milestones == [100_000, 2_000_000_000]
+
+
+def test_a_written_configuration_reads_back_the_same() -> None:
+    resolved = resolve(config(), META).config
+    assert config_from_dict(to_dict(resolved)) == resolved
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optim.lrr=1"], "unknown key 'optim.lrr'; did you mean 'optim.lr'"),
+        (["optmi.lr=1"], "unknown key 'optmi'"),
+        (["optim=3"], "optim: a group of keys"),
+        (["optim.lr=fast"], "optim.lr: .*fast.*Float"),
+        (["train.tokens=2.5"], "train.tokens"),
+        (["optim.lr=-1e-4"], "optim.lr=-0.0001: must be a positive number"),
+        (["optim.lr=0"], "optim.lr=0.0: must be a positive number"),
+        (["optim.lr=nan"], "optim.lr=nan: must be a positive number"),
+        (["optim.schedule=constnat"], "did you mean 'constant'"),
+        (["optim.lr"], "'optim.lr': not an override"),
+        (["model.patch=[1,2]"], "model.patch"),
+        (["name=../x"], "name='../x'"),
+        (["train.milestones=[-5]"], "train.milestones"),
+        (["ema.width=0.5"], "below 0.28"),
+    ],
+)
+def test_bad_values_name_the_key_and_the_fix(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(None, overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.batch_tokens=100"], "not a whole number of clips of 32 tokens; nearest: 96 or 128"),
+        (["train.batch_tokens=20"], "nearest: 32$"),
+        (["train.batch_tokens=-64"], "nearest: 32$"),
+        (["model.size=2x33"], "width must be a multiple of 32"),
+        (["model.size=tiny"], "LAYERSxWIDTH"),
+        (["model.size=2x32", "model.width=64"], "contradicts"),
+        (["model.heads=3"], "model.heads=3"),
+        (["model.patch=[1,2,2]"], "too narrow for tokens of 16 numbers, which need a width of at least 64"),
+        (["model.patch=[1,3,1]"], "does not divide"),
+        (["train.flops=1e15"], "train.tokens and train.flops"),
+        (["data.fingerprint=beef"], "f00d"),
+    ],
+)
+def test_what_the_data_contradicts_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(config(*overrides), META)
+
+
+def test_yaml_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such configuration file"):
+        load_config(tmp_path / "absent.yaml", [])
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    (tmp_path / "loop.yaml").write_text("extends: loop.yaml\n")
+    for name, message in (("list", "not a YAML mapping"), ("broken", "not a YAML file"), ("loop", "extends itself")):
+        with pytest.raises(UserError, match=message):
+            load_config(tmp_path / f"{name}.yaml", [])
+
+
+def test_flops_end_a_run_as_tokens_would() -> None:
+    by_tokens = resolve(config(), META)
+    budget = f"train.flops={by_tokens.flops_per_token * 2e4}"
+    by_flops = resolve(load_config(None, ["model.size=2x32", "train.batch_tokens=128", budget]), META)
+    assert by_flops.config.train.tokens == pytest.approx(2e4, abs=1)
+
+
+def test_run_id_ignores_mechanism_and_at_a_constant_rate_growth() -> None:
+    def id_of(*overrides: str) -> str:
+        return run_id(resolve(config("train.milestones=[5e3]", *overrides), META).config)
+
+    assert id_of() == id_of(
+        "name=other", "train.micro_batch=2", "log.every_steps=1", "train.tokens=4e4", "data.cache=/x"
+    )
+    assert id_of() != id_of("optim.lr=2e-3")
+    assert id_of() != id_of("seed=1")
+    assert id_of("optim.schedule=cosine") != id_of("optim.schedule=cosine", "train.tokens=4e4")
+    assert id_of() != id_of("optim.warmup_tokens=501")
+
+
+def test_warmup_is_fixed_by_the_first_milestone_and_not_by_the_end() -> None:
+    short = resolve(config("train.milestones=[5e3]"), META).config
+    long = resolve(config("train.milestones=[5e3]", "train.tokens=9e4"), META).config
+    assert short.optim.warmup_tokens == long.optim.warmup_tokens == 500
+
+
+def test_every_key_is_read_by_something() -> None:
+    """Each key's last part is read as an attribute somewhere outside the schema."""
+    code = "\n".join(
+        path.read_text()
+        for folder in ("training", "tools", "diffusion", "models")
+        for path in (ROOT / folder).glob("*.py")
+        if path.name != "config.py"
+    )
+    code += (ROOT / "train.py").read_text() + (ROOT / "sample.py").read_text()
+    unread = [key for key in known_keys() if not re.search(rf"\.{key.rpartition('.')[2]}\b", code)]
+    assert unread == []
+
+
+def test_every_key_says_what_it_means() -> None:
+    assert all(field.metadata.get("help") for field in known_keys().values())
+    assert set(known_keys()) == set(flatten(to_dict(Config())))
+    assert "optim.lr" in identity(Config())

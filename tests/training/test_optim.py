@@ -1,0 +1,63 @@
+"""Rates, time constants and averages, counted in tokens."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.models.test_dit import build
+from training.config import OptimKeys
+from training.ema import power_of_width, update_average
+from training.optim import build_optimizer, learning_rate
+
+
+def test_beta2_looks_back_over_the_same_tokens_at_every_batch() -> None:
+    keys = OptimKeys(beta2_half_life=10_000)
+    for batch in (100, 1_000, 5_000):
+        beta2 = build_optimizer(build(), keys, batch).param_groups[0]["betas"][1]
+        assert beta2 ** (10_000 / batch) == pytest.approx(0.5)
+
+
+def test_weight_decay_is_for_matrices() -> None:
+    matrices, vectors = build_optimizer(build(), OptimKeys(weight_decay=0.1), 32).param_groups
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+    assert all(p.dim() >= 2 for p in matrices["params"])
+    assert all(p.dim() == 1 for p in vectors["params"])
+
+
+def test_schedules() -> None:
+    def rates(schedule: str, end: int = 10_000, batch: int = 100) -> np.ndarray:
+        keys = OptimKeys(lr=1.0, schedule=schedule, warmup_tokens=1_000, decay_fraction=0.2)
+        return np.array([learning_rate(keys, t + batch / 2, end) for t in range(0, end, batch)])
+
+    constant, cosine, wsd = rates("constant"), rates("cosine"), rates("wsd")
+    for curve in (constant, cosine, wsd):
+        np.testing.assert_allclose(curve[:10], np.arange(0.05, 1, 0.1))
+    assert (constant[10:] == 1).all()
+    assert cosine[-1] < 0.001
+    assert cosine[10:].mean() == pytest.approx(0.5, abs=0.01)
+    assert (wsd[10:80] == 1).all()
+    np.testing.assert_allclose(wsd[80:], np.arange(0.975, 0, -0.05))
+    # Neither the run's end nor the batch moves a constant schedule's rates; the warm-up's mean is one half.
+    assert (rates("constant", end=20_000)[:100] == constant).all()
+    assert rates("constant", batch=500)[:2].mean() == pytest.approx(0.5)
+
+
+def test_power_function_average_equals_its_definition() -> None:
+    """The weights w(t) averaged with the profile t^gamma: the recursion against the sum."""
+    power, batch, steps = power_of_width(0.05), 7, 400
+    history = torch.randn(steps, 3, dtype=torch.float64)
+    average = [torch.zeros(3, dtype=torch.float64)]
+    for step in range(1, steps + 1):
+        update_average(average, [history[step - 1]], power, batch, step * batch)
+    decay = (1 - 1 / np.arange(1, steps + 1)) ** (power + 1)
+    weight = (1 - decay) * np.append(np.cumprod(decay[::-1])[::-1][1:], 1)
+    torch.testing.assert_close(average[0], torch.from_numpy(weight @ history.numpy()))
+    # The profile's relative width is what was asked for, in the limit of many steps.
+    centre = np.arange(1, steps + 1) / steps
+    mean = weight @ centre
+    assert np.sqrt(weight @ (centre - mean) ** 2) == pytest.approx(0.05, rel=0.02)
+
+
+@pytest.mark.parametrize(("width", "power"), [(0.05, 16.97), (0.10, 6.94)])
+def test_published_powers(width: float, power: float) -> None:
+    assert power_of_width(width) == pytest.approx(power, abs=0.005)

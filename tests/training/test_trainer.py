@@ -1,0 +1,305 @@
+"""Training is exact: however a run is laid out, interrupted or grown, its numbers are the same."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import make_cache
+from training.checkpoint import checkpoint_paths, find_checkpoint, save_checkpoint
+from training.config import load_config
+from training.trainer import PREEMPTED, train
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = [
+    "model.size=1x32",
+    "train.batch_tokens=128",
+    "train.tokens=6400",
+    "optim.lr=3e-3",
+    "optim.beta2_half_life=2e4",
+    "validation.timesteps=2",
+    "log.every_steps=1",
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Bit-for-bit comparisons need one summation order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def overrides(cache: Path, out: Path, name: str, *more: str) -> list[str]:
+    return [*SETTINGS, f"data.cache={cache}", f"out={out}", f"name={name}", *more]
+
+
+def run(cache: Path, out: Path, name: str, *more: str) -> dict:
+    assert train(load_config(None, overrides(cache, out, name, *more))) == 0
+    return result(out / name)
+
+
+def result(directory: Path) -> dict:
+    return json.loads((directory / "result.json").read_text())
+
+
+def metrics(directory: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+
+
+def losses(directory: Path) -> np.ndarray:
+    return np.array([line["loss"] for line in metrics(directory)])
+
+
+def command(cache: Path, out: Path, name: str, *more: str, processes: int = 1) -> list[str]:
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [*launch, str(ROOT / "train.py"), *overrides(cache, out, name, *more)]
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_two_processes_and_accumulation_equal_one(cache: Path, tmp_path: Path) -> None:
+    one = run(cache, tmp_path, "one")
+    pieces = run(cache, tmp_path, "pieces", "train.micro_batch=3")
+    out = subprocess.run(
+        command(cache, tmp_path, "two", processes=2), env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+    assert out.returncode == 0, out.stderr
+    two = result(tmp_path / "two")
+    assert len(losses(tmp_path / "one")) == 50
+    for name, other in (("pieces", pieces), ("two", two)):
+        # Sums in another order: float32's 6e-8, grown over 50 steps.
+        np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "one"), rtol=1e-5)
+        assert other["milestones"][0]["ema_val_loss"] == pytest.approx(one["milestones"][0]["ema_val_loss"], rel=1e-5)
+
+
+VALIDATE = """
+import sys
+from data.latents import LatentCache
+from training.config import load_config
+from training.resolve import resolve
+from training.trainer import Trainer
+
+config = load_config(None, sys.argv[1:])
+cache = LatentCache(config.data.cache)
+trainer = Trainer(resolve(config, cache.meta), cache)
+loss = trainer._validate(trainer.average)
+if trainer.main:
+    print(trainer.step, repr(loss.loss), repr(loss.standard_error))
+"""
+
+
+def test_one_checkpoint_has_one_validation_loss_on_one_process_and_two(cache: Path, tmp_path: Path) -> None:
+    done = run(cache, tmp_path, "x")["milestones"][-1]
+    (tmp_path / "validate.py").write_text(VALIDATE)
+    for processes in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        out = subprocess.run(
+            [sys.executable, *launch, str(tmp_path / "validate.py"), *overrides(cache, tmp_path, "x")],
+            env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert out.returncode == 0, out.stderr
+        step, loss, error = out.stdout.split()[-3:]
+        assert int(step) == 50
+        assert float(loss) == pytest.approx(done["ema_val_loss"], rel=1e-6)
+        assert float(error) == pytest.approx(done["ema_val_se"], rel=1e-5)
+
+
+def test_killed_and_resumed_equals_unbroken(cache: Path, tmp_path: Path) -> None:
+    settings = ("train.tokens=25600", "train.milestones=[12800]", "checkpoint.every_steps=30")
+    unbroken = run(cache, tmp_path, "unbroken", *settings)
+    for kill_after in (30, 90):
+        with subprocess.Popen(
+            command(cache, tmp_path, "killed", *settings), env=ENVIRONMENT, stdout=subprocess.DEVNULL
+        ) as process:
+            wait_until(functools.partial(has_reached, tmp_path / "killed", kill_after))
+            process.send_signal(signal.SIGKILL)
+    killed = run(cache, tmp_path, "killed", *settings)
+    assert killed["milestones"] == unbroken["milestones"]
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "unbroken")
+    ends = [find_checkpoint(tmp_path / name) for name in ("killed", "unbroken")]
+    for kind in ("model", "ema", "optimizer"):
+        ours, theirs = (load_file(end / f"{kind}.safetensors") for end in ends)
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def newest_step(directory: Path) -> int:
+    paths = checkpoint_paths(directory / "checkpoints")
+    return int(paths[0].name.removeprefix("step_")) if paths else 0
+
+
+def has_reached(directory: Path, step: int) -> bool:
+    return newest_step(directory) >= step
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_sigterm_checkpoints_and_asks_to_be_run_again(cache: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(cache, tmp_path, "x", "train.tokens=1e8", "checkpoint.every_steps=100000"),
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+    )
+    wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists() and len(metrics(tmp_path / "x")) > 3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == PREEMPTED
+    assert result(tmp_path / "x")["status"] == "preempted"
+    assert newest_step(tmp_path / "x") == metrics(tmp_path / "x")[-1]["step"]
+
+
+def test_a_milestone_does_not_know_what_follows(cache: Path, tmp_path: Path) -> None:
+    short = run(cache, tmp_path, "short", "train.tokens=3200", "optim.warmup_tokens=320")
+    long = run(cache, tmp_path, "long", "train.milestones=[3200]", "optim.warmup_tokens=320")
+    assert short["milestones"] == long["milestones"][:1]
+    assert short["run_id"] == long["run_id"]
+    # And a run may grow: the same command with a later end goes on where it was.
+    grown = run(cache, tmp_path, "short", "train.tokens=6400", "optim.warmup_tokens=320")
+    assert grown["milestones"] == long["milestones"]
+
+
+def test_milestones_are_the_first_step_at_or_past_them(cache: Path, tmp_path: Path) -> None:
+    done = run(cache, tmp_path, "x", "train.milestones=[100,200,250,300]", "train.tokens=1000")
+    found = [(m["nominal"], m["tokens"]) for m in done["milestones"]]
+    assert found == [(100, 128), (200, 256), (250, 256), (300, 384), (1000, 1024)]
+    stored = np.load(tmp_path / "x" / "validation" / "1024.npy")
+    last = done["milestones"][-1]
+    assert stored.shape == (2, 16, 2)
+    np.testing.assert_allclose(stored.mean((1, 2)), [last["val_loss"], last["ema_val_loss"]], rtol=1e-6)
+
+
+def test_validation_is_the_same_for_any_batch(cache: Path, tmp_path: Path) -> None:
+    one, many = (run(cache, tmp_path, f"b{b}", f"validation.batch={b}")["milestones"][-1] for b in (1, 16))
+    assert one["ema_val_loss"] == pytest.approx(many["ema_val_loss"], rel=1e-6)
+
+
+def test_training_lowers_the_loss(cache: Path, tmp_path: Path) -> None:
+    done = run(cache, tmp_path, "x", "train.tokens=25600", "train.milestones=[1280]")
+    first, last = done["milestones"][0], done["milestones"][-1]
+    assert last["ema_val_loss"] < 0.95 * first["ema_val_loss"]
+
+
+def test_a_diverged_run_is_a_result(cache: Path, tmp_path: Path) -> None:
+    done = run(cache, tmp_path, "x", "optim.lr=1e30", "optim.clip=1e30")
+    assert (done["status"], done["milestones"], done["milestones_asked"]) == ("diverged", [], [6400])
+    assert train(load_config(None, overrides(cache, tmp_path, "x", "optim.lr=1e30", "optim.clip=1e30"))) == 0
+
+
+@pytest.mark.parametrize("process", ["vp_linear/eps", "vp_cosine/v", "vp_zero_snr/x0"])
+def test_every_family_trains(cache: Path, tmp_path: Path, process: str) -> None:
+    name, target = process.split("/")
+    done = run(cache, tmp_path, "x", f"diffusion.process={name}", f"diffusion.target={target}", "train.tokens=640")
+    assert done["status"] == "done"
+
+
+def test_bfloat16_and_schedules_train(cache: Path, tmp_path: Path) -> None:
+    for schedule in ("cosine", "wsd"):
+        done = run(cache, tmp_path, schedule, f"optim.schedule={schedule}", "train.dtype=bfloat16")
+        assert done["status"] == "done"
+
+
+def test_finished_ema_only_checkpoints_keep_the_average_alone(cache: Path, tmp_path: Path) -> None:
+    run(cache, tmp_path, "x", "checkpoint.final=ema", "checkpoint.every_steps=10")
+    (only,) = checkpoint_paths(tmp_path / "x" / "checkpoints")
+    assert sorted(p.name for p in only.glob("*.safetensors")) == ["ema.safetensors"]
+
+
+def test_another_configuration_is_refused_with_the_difference(cache: Path, tmp_path: Path) -> None:
+    run(cache, tmp_path, "x", "train.tokens=640")
+    with pytest.raises(UserError, match=r"made by another configuration \(optim.lr: 0.003 -> 0.001\)"):
+        train(load_config(None, overrides(cache, tmp_path, "x", "optim.lr=1e-3", "train.tokens=640")))
+
+
+def test_a_directory_in_use_is_refused(cache: Path, tmp_path: Path) -> None:
+    more = ("train.tokens=1e8",)
+    process = subprocess.Popen(command(cache, tmp_path, "x", *more), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists())
+        with pytest.raises(UserError, match="another process is working in it"):
+            train(load_config(None, overrides(cache, tmp_path, "x", *more)))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_too_many_processes_for_the_batch_and_too_few_validation_clips(cache: Path, tmp_path: Path) -> None:
+    out = subprocess.run(
+        command(cache, tmp_path, "x", "train.batch_tokens=96", processes=2),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert out.returncode != 0
+    assert "3 clips cannot be shared by 2 processes; nearest: 64 or 128" in out.stderr
+    with pytest.raises(UserError, match="validation.clips=17: the cache has 16"):
+        train(load_config(None, overrides(cache, tmp_path, "y", "validation.clips=17")))
+
+
+def test_users_errors_exit_with_2_and_one_line(cache: Path, tmp_path: Path) -> None:
+    for more in ("optim.lrr=1", "train.batch_tokens=100", "data.cache=/nowhere"):
+        out = subprocess.run(
+            command(cache, tmp_path, "x", more), env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+        )
+        assert (out.returncode, out.stderr.count("\n")) == (2, 1), out.stderr
+        assert out.stderr.startswith("error: ")
+    assert not (tmp_path / "x").exists()
+
+
+def test_checkpoints_are_whole_or_passed_over(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run(cache, tmp_path, "x", "checkpoint.every_steps=25", "train.tokens=6400")
+    kept = checkpoint_paths(tmp_path / "x" / "checkpoints")[0]
+    whole = (kept / "ema.safetensors").read_bytes()
+    for cut in (0, 7, len(whole) // 2, len(whole) - 1):
+        (kept / "ema.safetensors").write_bytes(whole[:cut])
+        with pytest.raises(UserError, match="damaged"):
+            find_checkpoint(kept)
+    (kept / "ema.safetensors").unlink()
+    with pytest.raises(UserError, match="is missing"):
+        find_checkpoint(kept)
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        find_checkpoint(tmp_path / "x")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        find_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path: Path) -> None:
+    config = load_config(None, ["model.size=1x32"])
+    before = save_checkpoint(tmp_path, 1, {"ema": {"w": torch.ones(4)}}, {}, config)
+
+    class Full(dict):
+        def items(self):
+            raise OSError(28, "No space left on device", "x")
+
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(tmp_path, 2, {"ema": {"w": torch.ones(4)}, "model": Full()}, {}, config)
+    assert find_checkpoint(before) == before
+    assert [p.name for p in tmp_path.iterdir()] == [before.name]
+
+
+def test_data_without_enough_clips_repeats_in_a_new_order(tmp_path: Path) -> None:
+    small = make_cache(tmp_path / "small", train=5, validation=4)
+    done = run(small, tmp_path, "x", "train.tokens=1280")
+    assert done["status"] == "done"
