@@ -7,7 +7,6 @@ at all, so that what a cache holds follows from the list of sources and of rejec
 import csv
 import json
 import os
-from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,7 +153,7 @@ def _json_object(manifest: Path, number: int, line: str) -> dict:
 
 
 def probe(path: Path) -> Probe:
-    """Read a video's packets, without decoding them, and see whether all that its header declares is there.
+    """Read a video's packets, without decoding them, and see whether all that it declares is there.
 
     decord repeats frames, or tries for minutes, where a file ends early; so whole files alone are handed to it.
 
@@ -162,35 +161,57 @@ def probe(path: Path) -> Probe:
         Rejected: missing, unreadable, no video stream, truncated.
     """
     try:
+        size, declared = path.stat().st_size, _declared_bytes(path)
+        if declared > size:
+            raise Rejected("truncated", f"{size} of at least {declared} bytes are there")
         with av.open(str(path)) as container:
-            return _probe_stream(container, _video_stream(container), path)
+            return _probe_stream(container, _video_stream(container))
     except FileNotFoundError:
         raise Rejected("missing", "no such file") from None
     except (av.FFmpegError, OSError) as error:
-        if declared := _declared_bytes(path):
-            raise Rejected("truncated", f"{path.stat().st_size} of at least {declared} bytes are there") from None
         raise Rejected("unreadable", _message(error)) from None
 
 
-def _declared_bytes(path: Path) -> int | None:
-    """How long an MP4, MOV or AVI file says it is, where that is more than it has: ffmpeg does not open those that
-    are cut before their table of frames, and calls them invalid data like any other file."""
-    if not os.access(path, os.R_OK):
-        return None
-    size, position = path.stat().st_size, 0
+def _declared_bytes(path: Path) -> int:
+    """How long an MP4, MOV, AVI, Matroska, WebM or GIF file must be by its own account; 0 where it gives none.
+
+    ffmpeg calls a file without its table of frames invalid data like any other, and reads one that lacks its tail in
+    silence; the outermost boxes tell.
+    """
+    size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(12)
-        if head[:4] == b"RIFF":
-            position = 8 + int.from_bytes(head[4:8], "little")
-        elif head[4:8] == b"ftyp":
+        head = file.read(128)
+        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
+            position = 0
             while position + 8 <= size:
                 file.seek(position)
                 box = file.read(16)
                 length = int.from_bytes(box[:4])
-                if length == 1:  # 64-bit lengths follow the box's name
+                if length == 1:  # a 64-bit length follows the box's name
                     length = int.from_bytes(box[8:])
-                position = position + length if length >= 8 else size  # 0: to the end of the file
-    return position if position > size else None
+                if length < 8:  # 0: to the end of the file
+                    return 0
+                position += length
+            return position
+        if head[:4] == b"RIFF":
+            return 8 + int.from_bytes(head[4:8], "little")
+        if head[:4] == b"\x1a\x45\xdf\xa3":  # EBML: a header, then one segment with everything
+            length, begin = _ebml_length(head, 4)
+            length, content = _ebml_length(head, begin + length + 4)
+            return content + length
+        if head[:3] == b"GIF":
+            file.seek(-1, os.SEEK_END)
+            return 0 if file.read() == b";" else size + 1  # its trailer
+    return 0
+
+
+def _ebml_length(head: bytes, at: int) -> tuple[int, int]:
+    """The variable-length number at ``at`` (0 for "unknown", as live recordings say) and where it ends."""
+    if at >= len(head) or not head[at]:
+        return 0, at
+    width = 9 - head[at].bit_length()
+    value = int.from_bytes(head[at : at + width]) & (1 << 7 * width) - 1
+    return (0 if value == (1 << 7 * width) - 1 else value), at + width
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
@@ -201,38 +222,20 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     raise Rejected("no video stream", f"streams: {', '.join(s.type for s in container.streams) or 'none'}")
 
 
-def _probe_stream(container: av.container.InputContainer, stream: av.VideoStream, path: Path) -> Probe:
-    times, end, whole = [], 0, True
+def _probe_stream(container: av.container.InputContainer, stream: av.VideoStream) -> Probe:
+    times, whole = [], True
     try:
         for packet in container.demux(stream):
             time = packet.dts if packet.pts is None else packet.pts
             if time is not None and packet.size:
                 times.append(time)
-                end = max(end, time + (packet.duration or 0))
                 whole = whole and not packet.is_corrupt
     except av.FFmpegError:
         whole = False
-    declared = stream.frames
-    if not declared:  # Matroska declares no frame count, but a duration
-        rate, seconds = stream.average_rate, _declared_seconds(container, stream)
-        if rate and seconds and float(end * stream.time_base) < seconds - 1.5 / rate:
-            declared = round(seconds * rate)
-    if container.format.name == "gif":
-        with path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            whole = whole and file.read() == b";"  # its trailer; its header declares nothing
-    if not whole or len(times) < declared:
-        of = f" of {declared}" if declared > len(times) else ""
+    if not whole or len(times) < stream.frames:
+        of = f" of {stream.frames}" if stream.frames else ""
         raise Rejected("truncated", f"the file ends after {len(times)}{of} frames")
     return Probe(tuple(sorted(times)), float(stream.average_rate or 0), stream.height, stream.width)
-
-
-def _declared_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
-    """The stream's length by its own tag, or the file's where nothing else in it could be longer."""
-    hours, *rest = stream.metadata.get("DURATION", "").split(":")
-    if len(rest) == 2:
-        return int(hours) * 3600 + int(rest[0]) * 60 + float(rest[1])
-    return container.duration / av.time_base if container.duration and len(container.streams) == 1 else None
 
 
 def windows(found: Probe, shape: Shape, limit: int) -> list[int]:
@@ -295,27 +298,36 @@ def decode_pyav(path: Path, numbers: list[int], times: tuple[int, ...]) -> np.nd
         Rejected: undecodable.
     """
     wanted = [times[number] for number in numbers]
-    pictures: dict[int, np.ndarray] = {}
+    asked = f"frames {numbers[0]} to {numbers[-1]}"
     try:
-        with av.open(str(path)) as container:
-            stream = _video_stream(container)
-            stream.thread_count = 1
-            container.seek(wanted[0], stream=stream)  # to the key frame at or before it
-            for frame in container.decode(stream):
-                time = frame.dts if frame.pts is None else frame.pts
-                place = bisect_left(wanted, time)
-                if place < len(wanted) and wanted[place] == time:
-                    pictures[time] = frame.to_ndarray(format="rgb24")
-                if len(pictures) == len(wanted):
-                    break
+        pictures = _pictures_at(path, wanted, seek=True)
+        if len(pictures) < len(wanted):  # some containers seek past the key frame that they were asked for
+            pictures = _pictures_at(path, wanted, seek=False)
     except av.FFmpegError as error:
-        raise Rejected("undecodable", f"frames {numbers[0]} to {numbers[-1]}: {_message(error)}") from None
+        raise Rejected("undecodable", f"{asked}: {_message(error)}") from None
     if len(pictures) < len(wanted):
-        missing = len(wanted) - len(pictures)
-        raise Rejected("undecodable", f"{missing} of the frames {numbers[0]} to {numbers[-1]} cannot be decoded")
+        raise Rejected("undecodable", f"{asked}: {len(wanted) - len(pictures)} cannot be decoded")
     if len({picture.shape for picture in pictures.values()}) > 1:
-        raise Rejected("undecodable", f"the picture's size changes between frames {numbers[0]} and {numbers[-1]}")
+        raise Rejected("undecodable", f"{asked}: the picture's size changes")
     return np.stack([pictures[time] for time in wanted])
+
+
+def _pictures_at(path: Path, wanted: list[int], seek: bool) -> dict[int, np.ndarray]:
+    """Those of the frames with time stamps ``wanted`` (ascending) that can be had, decoding from the key frame before
+    the first of them, or from the start."""
+    pictures: dict[int, np.ndarray] = {}
+    with av.open(str(path)) as container:
+        stream = _video_stream(container)
+        stream.thread_count = 1
+        if seek:
+            container.seek(wanted[0], stream=stream)
+        for frame in container.decode(stream):
+            time = frame.dts if frame.pts is None else frame.pts
+            if time in wanted:
+                pictures[time] = frame.to_ndarray(format="rgb24")
+            if len(pictures) == len(wanted):
+                break
+    return pictures
 
 
 def _message(error: Exception) -> str:
