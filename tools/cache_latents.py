@@ -81,6 +81,8 @@ def main() -> None:
     frozen = wanted = None
     if args.validation is not None and args.validation.isdecimal():
         wanted = int(args.validation)
+    elif args.validation is not None and not Path(args.validation).exists():
+        raise UserError(f"--validation {args.validation}: neither a number of clips nor an earlier cache")
     elif args.validation is not None:
         frozen = read_frozen(args.validation)
     if args.source == "synthetic":

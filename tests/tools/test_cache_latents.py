@@ -1,0 +1,212 @@
+import json
+import sys
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from data import latents, synthetic
+from data.clips import Shape, probe, read_clip
+from data.latents import LatentCache
+from data.sources import VALIDATION_SEED
+from tools import cache_latents
+from utils.errors import run_cli
+
+
+class PoolingVAE:
+    """Averages over space and time; the tool asks no more of a VAE than this."""
+
+    fingerprint = "pooling"
+    statistics = {"convention": "none", "mean": [0.0], "std": [1.0]}  # noqa: RUF012
+
+    def latent_shape(self, frames, height, width):
+        return 3, (frames + 3) // 4, height // 8, width // 8
+
+    def encode(self, clips):
+        return torch.nn.functional.adaptive_avg_pool3d(clips, self.latent_shape(*clips.shape[2:])[1:])
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the tool in this process: (exit status, standard output, standard error)."""
+    monkeypatch.setattr(cache_latents, "load_vae", lambda spec, device: PoolingVAE())
+
+    def call(*args) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cache_latents.py", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            run_cli(cache_latents.main)
+        return caught.value.code, *capsys.readouterr()
+
+    return call
+
+
+def make_video(path, frames=40, height=40, width=56):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for number in range(frames):
+            picture = np.full((height, width, 3), 2 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """A folder of four videos, one of them short, with captions, and one truncated."""
+    folder = tmp_path / "videos"
+    for name, frames in (("a.mp4", 40), ("b.mp4", 90), ("deep/c.mkv", 70), ("short.mp4", 9)):
+        make_video(folder / name, frames).with_suffix(".txt").write_text(f"video {name}\n")
+    whole = make_video(folder / "cut.mp4")
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    return folder
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_of_videos(run, videos, tmp_path):
+    out = tmp_path / "cache"
+    status, printed, _ = run("--source", videos, "--out", out, "--json")
+    assert status == 0
+    summary = json.loads(printed)
+    assert summary["rejected"] == {"too short": 1, "truncated": 1}
+    rejected = [json.loads(line) for line in (out / "rejected.jsonl").open()]
+    assert [(row["source"], row["reason"]) for row in rejected] == [
+        ("cut.mp4", "truncated"),
+        ("short.mp4", "too short"),
+    ]
+    cache = LatentCache(out)
+    assert (cache.train_size, cache.validation_size) == (summary["train"], summary["validation"])
+    assert cache.train_size + cache.validation_size == 40 // 17 + 90 // 17 + 70 // 17
+    assert summary["tokens"] == (cache.train_size + cache.validation_size) * 5 * 4 * 4
+    assert summary["bytes"] == sum(len(content) for name, content in files_of(out).items() if name != "index.json")
+    assert cache.meta["fps"] == 24
+    # Each clip is what direct decoding and encoding give, and its text is its caption's.
+    rows = [json.loads(line) for line in (out / "captions.jsonl").open()]
+    text = cache_latents.load_text_encoder("embedded")
+    for split, read in (("train", cache.train), ("validation", cache.validation)):
+        listed = [row for row in rows if row["split"] == split]
+        found, context, mask = read(torch.arange(len(listed)))
+        for i, row in enumerate(listed):
+            name, start = row["key"].split("#")
+            assert row["caption"] == f"video {name}"
+            clip = read_clip(videos / name, probe(videos / name), int(start), Shape())
+            torch.testing.assert_close(found[i], PoolingVAE().encode(clip[None])[0], rtol=2**-11, atol=1e-6)
+            expected, _ = text.encode([row["caption"]])
+            torch.testing.assert_close(context[i][mask[i]], expected[0], rtol=2**-11, atol=1e-6)
+    # Again: nothing to do, nothing touched.
+    before = files_of(out)
+    status, printed, told = run("--source", videos, "--out", out, "--json")
+    assert (status, json.loads(printed)) == (0, summary)
+    assert "already finished" in told
+    assert files_of(out) == before
+    assert run("--out", out, "--verify")[0] == 0
+
+
+def test_folder_and_manifest_give_the_same_latents(run, videos, tmp_path):
+    (videos / "cut.mp4").unlink()
+    (videos / "short.mp4").unlink()
+    (videos / "list.csv").write_text(
+        "path,caption\nb.mp4,video b.mp4\na.mp4,video a.mp4\ndeep/c.mkv,video deep/c.mkv\n"
+    )
+    assert run("--source", videos, "--out", tmp_path / "x", "--size", 16, "--stride", 2, "--frames", 5)[0] == 0
+    listed = videos / "list.csv"
+    assert run("--source", listed, "--out", tmp_path / "y", "--size", 16, "--stride", 2, "--frames", 5)[0] == 0
+    assert files_of(tmp_path / "x") == files_of(tmp_path / "y")
+
+
+def test_synthetic_clips(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "SHARD_CLIPS", 64)
+    out = tmp_path / "cache"
+    args = ("--source", "synthetic", "--clips", 100, "--validation", 20, "--seed", 3, "--size", 16, "--frames", 5)
+    assert run(*args, "--out", out)[0] == 0
+    cache = LatentCache(out)
+    assert (cache.train_size, cache.validation_size) == (100, 20)
+    assert cache.meta["source"] == "synthetic"
+    for read, seed in ((cache.train, 3), (cache.validation, VALIDATION_SEED)):
+        index = torch.tensor([19, 3])
+        expected = PoolingVAE().encode(synthetic.render(index, seed, 5, 16, 16))
+        torch.testing.assert_close(read(index)[0], expected, rtol=2**-11, atol=1e-6)
+        context, mask = cache_latents.load_text_encoder("embedded").encode(synthetic.captions(index, seed))
+        torch.testing.assert_close(read(index)[1][:, : context.shape[1]], context, rtol=2**-11, atol=1e-6)
+        assert torch.equal(read(index)[2].sum(1), mask.sum(1))
+    # Another seed: other clips to train on, the same ones to validate on.
+    assert run(*args[:-6], "--seed", 4, *args[-4:], "--out", tmp_path / "other")[0] == 0
+    other = LatentCache(tmp_path / "other")
+    assert other.validation_hash == cache.validation_hash
+    assert torch.equal(other.validation(torch.arange(20))[0], cache.validation(torch.arange(20))[0])
+    assert not torch.equal(other.train(torch.arange(20))[0], cache.train(torch.arange(20))[0])
+
+
+def test_a_validation_list_is_carried_to_a_larger_cache(run, videos, tmp_path):
+    assert run("--source", videos, "--out", tmp_path / "first")[0] == 0
+    for i in range(6):
+        make_video(videos / f"new{i}.mp4")
+    status, _, told = run("--source", videos, "--out", tmp_path / "first")
+    assert status == 2
+    assert "videos is 5 there and 11 now" in told
+    assert run("--source", videos, "--out", tmp_path / "second", "--validation", tmp_path / "first")[0] == 0
+    first, second = LatentCache(tmp_path / "first"), LatentCache(tmp_path / "second")
+    assert second.validation_keys == first.validation_keys
+    assert second.train_size > first.train_size
+    for a, b in zip(first.validation(torch.arange(2)), second.validation(torch.arange(2))):
+        assert torch.equal(a, b)
+
+
+def test_a_killed_job_goes_on(run, videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "SHARD_CLIPS", 1)  # a shard for each video
+    assert run("--source", videos, "--out", tmp_path / "whole")[0] == 0
+
+    class Stopping(PoolingVAE):
+        calls = 0
+
+        def encode(self, clips):
+            Stopping.calls += 1
+            if Stopping.calls == 2:
+                raise KeyboardInterrupt
+            return super().encode(clips)
+
+    monkeypatch.setattr(cache_latents, "load_vae", lambda spec, device: Stopping())
+    assert run("--source", videos, "--out", tmp_path / "cache")[0] == 130
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+    assert run("--source", videos, "--out", tmp_path / "cache")[0] == 0
+    assert Stopping.calls == 4  # three videos and the interrupted call: the first is not encoded again
+    assert files_of(tmp_path / "cache") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--source", "absent"], "absent: no such folder or manifest"),
+        (["--source", "videos", "--frames", 1000], "no video is left (4 too short, 1 truncated; each is named in"),
+        (["--source", "videos", "--size", 500], "no video is left (3 too small, 1 t"),
+        (["--source", "videos", "--max-rejected", 0.3], "2 of 5 videos cannot be used (1"),
+        (["--source", "videos", "--validation", "many"], "many: neither a number of clips nor an earlier cache"),
+        (["--source", "videos", "--validation", 100], "no video is left for training"),
+        (["--source", "videos", "--stride", 0], "--stride must be at least 1"),
+        (["--source", "videos", "--max-rejected", 5], "--max-rejected must lie between 0 and 1"),
+        (["--source", "synthetic", "--clips", -3], "--clips must be at least 1"),
+        (["--source", "synthetic", "--stride", 2], "--stride is for videos"),
+        (["--source", "synthetic", "--validation", "list"], "every synthetic cache has the same validation clips"),
+        (["--source", "synthetic", "--text", "absent/t5"], "text encoder 'absent/t5' is no local folder"),
+        ([], "--source is missing"),
+        (["--verify"], "no latent cache here"),
+    ],
+)
+def test_bad_input_ends_with_one_clear_line(run, videos, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "validation.json").write_text(json.dumps({"hash": latents.list_hash([]), "keys": []}))
+    status, printed, told = run(*args, "--out", "cache")
+    errors = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert (status, printed, len(errors)) == (2, "", 1)
+    assert message in errors[0]
+    assert told.endswith(errors[0] + "\n")
+    assert "Traceback" not in told
+    # The folder is free for a better command.
+    assert run("--source", videos, "--out", "cache")[0] == 0
