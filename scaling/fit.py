@@ -10,23 +10,22 @@ from numpy.typing import NDArray
 
 from scaling import allocation, hyper, jackknife, loss_law
 from scaling.laws import Curvature, GivenBatch, Law, SizeLaw
-from scaling.optimum import WINDOW, Optimum, find, refit
+from scaling.optimum import WINDOW, Optimum
+from scaling.points import Points, Untrusted, grid_optima, points_of_grids, points_of_rows
 from scaling.runs import Ledger
 from utils.errors import UserError
 
 PARTS = ("hyperparameters", "loss", "allocation", "all")
 # With a prior at hand, an exponent whose 95 % interval is wider than +- this is the prior's to give.
 LOOSE = 0.5
-# All grids' scatter counts as this many spare cells of each.
-SHRINKAGE = 10
+# One standard deviation of an assumed exponent: absolute in the hyper-parameter laws, relative in the loss law. Public
+# laws for other data and models differ by about as much.
+ASSUMED_POWER = 0.15
+ASSUMED_LOSS = 0.3
 COLUMNS = [f"{part}.{name}" for part in ("batch", "lr") for name in hyper.CONSTANTS] + [
     f"loss.{name}" for name in loss_law.CONSTANTS
 ]
 _LOGGED = np.array([name.endswith(("coefficient", "Tc", "Nc", "Linf")) for name in COLUMNS])
-
-
-class Untrusted(Exception):
-    """The data do not support the fit asked for. The message says why; ``--force`` fits all the same."""
 
 
 @dataclass(frozen=True)
@@ -39,27 +38,6 @@ class Options:
     delta: float | None = None
     force: bool = False
     optima: bool = False
-
-
-@dataclass(frozen=True)
-class Points:
-    """What the laws are fitted to: one optimum per (N, T). Arrays [points]; variances None where unknown.
-
-    ``noise`` is relative, of the loss. ``replicates`` holds ln B, ln lr and ln loss with each cluster deleted, each
-    [clusters, points], and ``present`` [clusters, points] whether a point is still there.
-    """
-
-    N: NDArray[np.float64]
-    T: NDArray[np.float64]
-    B: NDArray[np.float64]
-    lr: NDArray[np.float64]
-    loss: NDArray[np.float64]
-    variance_B: NDArray[np.float64] | None
-    variance_lr: NDArray[np.float64] | None
-    noise: NDArray[np.float64] | None
-    replicates: dict[str, NDArray[np.float64]]
-    present: NDArray[np.bool_]
-    optima: tuple[Optimum, ...]
 
 
 @dataclass(frozen=True)
@@ -98,7 +76,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     extra = np.zeros((len(COLUMNS), len(COLUMNS)))
     if part in ("hyperparameters", "all"):
         for offset, name, symbol in ((0, "batch", "B"), (3, "lr", "lr")):
-            power = _hyper_law(points, name, symbol, options, scale, warnings)
+            power, assumption = _hyper_law(points, name, symbol, options, scale, warnings)
             constants[name] = power.law
             centre[offset : offset + 3] = power.beta
             place = slice(offset, offset + 3)
@@ -106,16 +84,16 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
                 power.beta + (points.replicates[symbol] - np.log(getattr(points, symbol))) @ power.pull.T
             )
             # Grids scatter around the law beyond their own noise, which deleting single cells does not show.
-            extra[place, place] = power.between * power.pull @ power.pull.T
-    residuals, fitted = None, None
+            extra[place, place] = power.between * power.pull @ power.pull.T + assumption
+    residuals, fitted, shifts = None, None, np.zeros((jackknife.DRAWS, len(COLUMNS)))
     if part in ("loss", "allocation", "all"):
-        fitted, thetas, misfit = _loss_law(points, options, scale, warnings)
+        fitted, thetas, misfit, shifts[:, 6:] = _loss_law(points, options, scale, warnings)
         constants["loss"], residuals = fitted.law, fitted.residuals
         centre[6:], replicates[:, 6:], extra[6:, 6:] = fitted.theta, thetas, misfit
     for name in constants:
         if constants[name] is None:
             unknown[name] = "not fitted: only part of the laws was asked for"
-    draws, intervals = _uncertainty(centre, replicates, extra)
+    draws, intervals = _uncertainty(centre, replicates, extra, shifts)
     sizes = _allocation(ledger, points, constants["loss"], cost, warnings)
     if sizes is None:
         unknown["allocation"] = "needs the loss law"
@@ -151,93 +129,12 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     return Fitted(law, points, optima, tuple(warnings), residuals)
 
 
-def grid_optima(ledger: Ledger, window: float | None) -> list[Optimum]:
-    """The optimum of each grid of the ledger; ``used`` counts rows of the ledger."""
-    optima = []
-    for N, T, rows in ledger.grids():
-        found = find(N, T, ledger.lr[rows], ledger.B[rows], ledger.loss[rows], ledger.loss_se[rows], window)
-        optima.append(replace(found, used=rows[found.used]))
-    return optima
-
-
-def points_of_grids(ledger: Ledger, optima: tuple[Optimum, ...], force: bool, warnings: list[str]) -> Points:
-    """Points from interior optima; with ``force`` from the others too, where there are fewer than three interior."""
-    chosen = [optimum for optimum in optima if optimum.interior]
-    refused = [optimum for optimum in optima if not optimum.interior]
-    if refused:
-        verdicts = ", ".join(
-            f"{sum(o.verdict == v for o in refused)} {v}" for v in sorted({o.verdict for o in refused})
-        )
-        warnings.append(f"{len(refused)} of {len(optima)} grids have no interior optimum ({verdicts})")
-    if len(chosen) < 3:
-        if not force:
-            raise Untrusted(
-                f"only {len(chosen)} of {len(optima)} grids have an interior optimum: "
-                + "; ".join(o.describe() for o in refused)
-            )
-        chosen = list(optima)
-        warnings.append("forced: best cells of grids without an interior optimum stand in for optima")
-    variance = _pooled_variance(chosen)
-    clusters = np.unique(ledger.run_id[np.concatenate([o.used for o in chosen])])
-    values = {
-        "B": np.log([o.B for o in chosen]),
-        "lr": np.log([o.lr for o in chosen]),
-        "loss": np.log([o.loss for o in chosen]),
-    }
-    replicates = {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()}
-    for g, optimum in enumerate(chosen):
-        if optimum.interior:
-            for row in optimum.used:
-                k = np.searchsorted(clusters, ledger.run_id[row])
-                kept = optimum.used[ledger.run_id[optimum.used] != ledger.run_id[row]]
-                new = refit(optimum, ledger.lr[kept], ledger.B[kept], ledger.loss[kept], ledger.loss_se[kept])
-                replicates["lr"][k, g], replicates["B"][k, g], replicates["loss"][k, g] = np.log(new)
-    return Points(
-        np.array([o.N for o in chosen]), np.array([o.T for o in chosen]), np.exp(values["B"]), np.exp(values["lr"]),
-        np.exp(values["loss"]), variance[1], variance[0], variance[2], replicates,
-        np.ones((len(clusters), len(chosen)), dtype=bool), tuple(chosen),
-    )  # fmt: skip
-
-
-def _pooled_variance(optima: list[Optimum]) -> tuple[NDArray | None, NDArray | None, NDArray | None]:
-    """Variances of ln lr and ln B and relative noise of the loss, each grid's scatter shrunk to that of all grids.
-
-    A few spare cells estimate a scatter badly, and a grid that looks precise by luck would rule the fit.
-    """
-    known = [o for o in optima if o.interior]
-    if len(known) < len(optima) or not known:
-        return None, None, None
-    spare = np.array([o.spare for o in known])
-    relative = np.array([o.scatter / o.loss for o in known])
-    pooled = math.sqrt(np.sum(spare * relative**2) / spare.sum())
-    if pooled < 1e-12:
-        return None, None, None
-    shrunk = np.sqrt((SHRINKAGE * pooled**2 + spare * relative**2) / (SHRINKAGE + spare))
-    ratio = shrunk / np.maximum(relative, 1e-15)
-    covariance = np.array([o.covariance for o in known]) * ratio[:, None, None] ** 2
-    noise = np.array([o.loss_se / o.loss for o in known]) * ratio
-    return covariance[:, 0, 0], covariance[:, 1, 1], noise
-
-
-def points_of_rows(ledger: Ledger) -> Points:
-    """Each row as an optimum already; plain least squares unless losses have errors. Clusters are runs."""
-    finite = np.isfinite(ledger.loss)
-    ledger = ledger.rows(finite)
-    clusters = np.unique(ledger.run_id)
-    present = ledger.run_id[None, :] != clusters[:, None]
-    noise = ledger.loss_se / ledger.loss
-    values = {"B": np.log(ledger.B), "lr": np.log(ledger.lr), "loss": np.log(ledger.loss)}
-    return Points(
-        ledger.N, ledger.nominal_T, ledger.B, ledger.lr, ledger.loss, None, None,
-        noise if np.all(np.isfinite(noise)) else None,
-        {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()}, present, (),
-    )  # fmt: skip
-
-
-def _hyper_law(points, name, symbol, options, scale, warnings) -> hyper.PowerFit:
+def _hyper_law(points, name, symbol, options, scale, warnings) -> tuple[hyper.PowerFit, NDArray]:
+    """The fit, and the covariance [3, 3] that exponents assumed from the prior add."""
     value, variance = getattr(points, symbol), getattr(points, f"variance_{symbol}")
     fixed = {key.partition(".")[2]: v for key, v in options.fixed.items() if key.partition(".")[0] == symbol}
     prior = getattr(options.prior, name) if options.prior is not None else None
+    assumed: list[str] = []
     while True:
         free = [exponent for exponent in ("T", "N") if exponent not in fixed]
         reason = hyper.unidentified(points.N, points.T, fixed)
@@ -250,7 +147,7 @@ def _hyper_law(points, name, symbol, options, scale, warnings) -> hyper.PowerFit
                     warnings.append(
                         f"{symbol}'s exponent in {' and '.join(loose)} is known to no better than +-{LOOSE}"
                     )
-                return power
+                return power, _assumption(points, power, assumed, scale)
             hold = max(loose, key=lambda e: np.nan_to_num(width[hyper.CONSTANTS.index(e)], nan=math.inf))
             reason = "too few optima to fix it"
         elif prior is None:
@@ -258,11 +155,22 @@ def _hyper_law(points, name, symbol, options, scale, warnings) -> hyper.PowerFit
         else:
             hold = min(free, key=lambda e: np.ptp(np.log(getattr(points, e))))
         fixed[hold] = getattr(prior, hold)
+        assumed.append(hold)
         warnings.append(f"{symbol}'s exponent in {hold} assumed from {options.prior.name}: {fixed[hold]:g} ({reason})")
 
 
-def _loss_law(points, options, scale, warnings) -> tuple[loss_law.LossFit, NDArray, NDArray]:
-    """The fit, its delete-one thetas [clusters, 5], and the covariance that its misfit adds."""
+def _assumption(points: Points, power: hyper.PowerFit, assumed: list[str], scale: dict[str, float]) -> NDArray:
+    """How the constants would move if the assumed exponents were wrong by ASSUMED_POWER: a covariance [3, 3]."""
+    covariance = np.zeros((3, 3))
+    for name in assumed:
+        moved = -power.pull @ np.log(getattr(points, name) / scale[name])
+        moved[hyper.CONSTANTS.index(name)] = 1.0
+        covariance += ASSUMED_POWER**2 * np.outer(moved, moved)
+    return covariance
+
+
+def _loss_law(points, options, scale, warnings) -> tuple[loss_law.LossFit, NDArray, NDArray, NDArray]:
+    """The fit, its delete-one thetas [clusters, 5], its misfit's covariance, and shifts from assumed exponents."""
     held = {key.partition(".")[2]: v for key, v in options.fixed.items() if key.startswith("loss.")}
     prior = options.prior.loss if options.prior is not None else None
     exponents = {} if prior is None else {"aT": prior.aT, "aN": prior.aN}
@@ -280,7 +188,7 @@ def _loss_law(points, options, scale, warnings) -> tuple[loss_law.LossFit, NDArr
                 warnings.append(f"loss law: {reason}")
                 reason = None
         if reason is None or (prior is None and options.force):
-            return fitted, thetas, _misfit(points, fitted, held)
+            return fitted, thetas, _misfit(points, fitted, held), np.zeros((jackknife.DRAWS, 5))
     if prior is None:
         raise Untrusted(f"loss law: {reason}")
     held = exponents | held
@@ -292,7 +200,27 @@ def _loss_law(points, options, scale, warnings) -> tuple[loss_law.LossFit, NDArr
     fitted, thetas = _fit_loss(points, options, held, scale)
     if fitted.at_bound:
         warnings.append(f"loss law: {' and '.join(fitted.at_bound)} ran to its bound")
-    return fitted, thetas, _misfit(points, fitted, held)
+    shifts = _assumed_shifts(points, fitted, held, sorted(set(exponents) & set(held)), scale)
+    return fitted, thetas, _misfit(points, fitted, held), shifts
+
+
+def _assumed_shifts(points, fitted, held, assumed, scale) -> NDArray:
+    """How theta moves [draws, 5] where the assumed exponents are drawn around their values and the rest fitted again.
+
+    Refitted rather than linearised: a wrong exponent is made up for by the other constants wherever there are data.
+    """
+    random = np.random.default_rng(1)
+    half = random.standard_normal((jackknife.DRAWS // 2, len(assumed)))
+    factors = (1 + ASSUMED_LOSS) ** np.concatenate([half, -half])
+    start = np.repeat(fitted.theta[None], len(factors), axis=0)
+    for name, factor in zip(assumed, factors.T):
+        start[:, loss_law.CONSTANTS.index(name)] *= factor
+    precision, _ = loss_law.precisions(points.noise, len(points.N))
+    held = held | dict.fromkeys(assumed, math.nan)
+    thetas, _ = loss_law.descend(
+        start, points.N, points.T, points.loss, precision, fitted.delta, held, scale, steps=100
+    )
+    return thetas - fitted.theta
 
 
 def _fit_loss(points, options, held, scale) -> tuple[loss_law.LossFit, NDArray]:
@@ -322,20 +250,21 @@ def _misfit(points: Points, fitted: loss_law.LossFit, held: dict[str, float]) ->
     return covariance
 
 
-def _uncertainty(centre, replicates, extra) -> tuple[list | None, dict[str, list[float]]]:
+def _uncertainty(centre, replicates, extra, shifts) -> tuple[list | None, dict[str, list[float]]]:
     """(joint draws, 95 % interval by constant)."""
     known = np.flatnonzero(~np.isnan(centre))
     if len(replicates) < 3:
         return None, {}
-    spread = jackknife.Spread(
+    fits = jackknife.Spread(
         jackknife.deviations(replicates[:, known]), extra[np.ix_(known, known)], len(replicates) - 1
     )
-    middle, width, logged = centre[known], spread.half_width(), _LOGGED[known]
+    whole = replace(fits, extra=fits.extra + np.cov(shifts[:, known], rowvar=False))
+    middle, width, logged = centre[known], whole.half_width(), _LOGGED[known]
     ends = {
         COLUMNS[i]: [float(np.exp(v)) if log else float(v) for v in (m - w, m + w)]
         for i, m, w, log in zip(known, middle, width, logged)
     }
-    draws = spread.draws(middle)
+    draws = fits.draws(middle) + shifts[:, known]
     exponents = [j for j, i in enumerate(known) if COLUMNS[i] in ("loss.aT", "loss.aN")]
     draws[:, exponents] = np.clip(draws[:, exponents], *loss_law.EXPONENTS)
     draws = np.where(logged, np.exp(np.clip(draws, -700, 700)), draws)

@@ -1,0 +1,121 @@
+"""From a ledger to what laws are fitted on: one optimum per (N, T), and the same with each run left out."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scaling.optimum import Optimum, find, refit
+from scaling.runs import Ledger
+
+# All grids' scatter counts as this many spare cells of each.
+SHRINKAGE = 10
+
+
+class Untrusted(Exception):
+    """The data do not support the fit asked for. The message says why; ``--force`` fits all the same."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """What the laws are fitted to: one optimum per (N, T). Arrays [points]; variances None where unknown.
+
+    ``noise`` is relative, of the loss. ``replicates`` holds ln B, ln lr and ln loss with each cluster deleted, each
+    [clusters, points], and ``present`` [clusters, points] whether a point is still there.
+    """
+
+    N: NDArray[np.float64]
+    T: NDArray[np.float64]
+    B: NDArray[np.float64]
+    lr: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    variance_B: NDArray[np.float64] | None
+    variance_lr: NDArray[np.float64] | None
+    noise: NDArray[np.float64] | None
+    replicates: dict[str, NDArray[np.float64]]
+    present: NDArray[np.bool_]
+    optima: tuple[Optimum, ...]
+
+
+def grid_optima(ledger: Ledger, window: float | None) -> list[Optimum]:
+    """The optimum of each grid of the ledger; ``used`` counts rows of the ledger."""
+    optima = []
+    for N, T, rows in ledger.grids():
+        found = find(N, T, ledger.lr[rows], ledger.B[rows], ledger.loss[rows], ledger.loss_se[rows], window)
+        optima.append(replace(found, used=rows[found.used]))
+    return optima
+
+
+def points_of_grids(ledger: Ledger, optima: tuple[Optimum, ...], force: bool, warnings: list[str]) -> Points:
+    """Points from interior optima; with ``force`` from the others too, where there are fewer than three interior."""
+    chosen = [optimum for optimum in optima if optimum.interior]
+    refused = [optimum for optimum in optima if not optimum.interior]
+    if refused:
+        verdicts = ", ".join(
+            f"{sum(o.verdict == v for o in refused)} {v}" for v in sorted({o.verdict for o in refused})
+        )
+        warnings.append(f"{len(refused)} of {len(optima)} grids have no interior optimum ({verdicts})")
+    if len(chosen) < 3:
+        if not force:
+            raise Untrusted(
+                f"only {len(chosen)} of {len(optima)} grids have an interior optimum: "
+                + "; ".join(o.describe() for o in refused)
+            )
+        chosen = list(optima)
+        warnings.append("forced: best cells of grids without an interior optimum stand in for optima")
+    variance = _pooled_variance(chosen)
+    clusters = np.unique(ledger.run_id[np.concatenate([o.used for o in chosen])])
+    values = {
+        "B": np.log([o.B for o in chosen]),
+        "lr": np.log([o.lr for o in chosen]),
+        "loss": np.log([o.loss for o in chosen]),
+    }
+    replicates = {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()}
+    for g, optimum in enumerate(chosen):
+        if optimum.interior:
+            for row in optimum.used:
+                k = np.searchsorted(clusters, ledger.run_id[row])
+                kept = optimum.used[ledger.run_id[optimum.used] != ledger.run_id[row]]
+                new = refit(optimum, ledger.lr[kept], ledger.B[kept], ledger.loss[kept], ledger.loss_se[kept])
+                replicates["lr"][k, g], replicates["B"][k, g], replicates["loss"][k, g] = np.log(new)
+    return Points(
+        np.array([o.N for o in chosen]), np.array([o.T for o in chosen]), np.exp(values["B"]), np.exp(values["lr"]),
+        np.exp(values["loss"]), variance[1], variance[0], variance[2], replicates,
+        np.ones((len(clusters), len(chosen)), dtype=bool), tuple(chosen),
+    )  # fmt: skip
+
+
+def _pooled_variance(optima: list[Optimum]) -> tuple[NDArray | None, NDArray | None, NDArray | None]:
+    """Variances of ln lr and ln B and relative noise of the loss, each grid's scatter shrunk to that of all grids.
+
+    A few spare cells estimate a scatter badly, and a grid that looks precise by luck would rule the fit.
+    """
+    known = [o for o in optima if o.interior]
+    if len(known) < len(optima) or not known:
+        return None, None, None
+    spare = np.array([o.spare for o in known])
+    relative = np.array([o.scatter / o.loss for o in known])
+    pooled = math.sqrt(np.sum(spare * relative**2) / spare.sum())
+    if pooled < 1e-12:
+        return None, None, None
+    shrunk = np.sqrt((SHRINKAGE * pooled**2 + spare * relative**2) / (SHRINKAGE + spare))
+    ratio = shrunk / np.maximum(relative, 1e-15)
+    covariance = np.array([o.covariance for o in known]) * ratio[:, None, None] ** 2
+    noise = np.array([o.loss_se / o.loss for o in known]) * ratio
+    return covariance[:, 0, 0], covariance[:, 1, 1], noise
+
+
+def points_of_rows(ledger: Ledger) -> Points:
+    """Each row as an optimum already; plain least squares unless losses have errors. Clusters are runs."""
+    finite = np.isfinite(ledger.loss)
+    ledger = ledger.rows(finite)
+    clusters = np.unique(ledger.run_id)
+    present = ledger.run_id[None, :] != clusters[:, None]
+    noise = ledger.loss_se / ledger.loss
+    values = {"B": np.log(ledger.B), "lr": np.log(ledger.lr), "loss": np.log(ledger.loss)}
+    return Points(
+        ledger.N, ledger.nominal_T, ledger.B, ledger.lr, ledger.loss, None, None,
+        noise if np.all(np.isfinite(noise)) else None,
+        {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()}, present, (),
+    )  # fmt: skip

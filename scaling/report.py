@@ -1,0 +1,237 @@
+"""One self-contained HTML page: what was swept, what was fitted, what was predicted, what came true."""
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scaling import allocation, figures
+from scaling.figures import short
+from scaling.fit import grid_optima
+from scaling.jackknife import interval
+from scaling.laws import Law, SizeLaw
+from scaling.runs import Ledger
+from utils.errors import UserError
+from utils.files import read_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+body {{ font: 15px/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; margin: 0; }}
+body {{ color: #101828; background: #f9fafb; }}
+main {{ max-width: 1080px; margin: 0 auto; padding: 28px 24px 60px; }}
+h1 {{ font-size: 26px; margin: 0 0 4px; }} h2 {{ font-size: 18px; margin: 0 0 6px; }}
+section {{ background: white; border: 1px solid #eaecf0; border-radius: 10px; padding: 18px 22px; margin: 18px 0; }}
+p {{ margin: 4px 0 10px; color: #475467; max-width: 78ch; }}
+img.figure {{ max-width: 100%; height: auto; display: block; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ text-align: right; padding: 4px 14px 4px 0; border-bottom: 1px solid #f2f4f7; }}
+th {{ color: #475467; font-weight: 600; }} th:first-child, td:first-child {{ text-align: left; }}
+.scroll {{ overflow-x: auto; }}
+.warnings li {{ color: #b42318; }} .big {{ font-size: 20px; color: #101828; }}
+.samples {{ display: flex; flex-wrap: wrap; gap: 14px; }} figure {{ margin: 0; width: 150px; }}
+figure img, figure video {{ width: 150px; image-rendering: pixelated; border-radius: 6px; }}
+figcaption {{ font-size: 12px; color: #475467; }}
+</style></head><body><main>
+<h1>{title}</h1><p>{subtitle}</p>
+{sections}
+</main></body></html>
+"""
+IMAGES = {".gif": "image/gif", ".png": "image/png", ".mp4": "video/mp4"}
+
+
+def build(
+    ledger: Ledger,
+    law: Law,
+    cost: allocation.Cost,
+    planned: dict[str, Any] | None = None,
+    samples: Path | None = None,
+) -> tuple[str, dict[str, "Figure"]]:
+    """The page, and its figures by name.
+
+    Args:
+        ledger: the runs; held-out rows are drawn, not fitted.
+        law: the law fitted to them.
+        cost: training FLOPs per token as a function of N.
+        planned: the ``result.json`` of a run that the law planned.
+        samples: a folder with sampled gif, png or mp4 files.
+    """
+    optima = tuple(grid_optima(ledger, law.fit.get("window"))) if _has_grids(ledger) else ()
+    held = {(N, T): bool(ledger.heldout[rows].all()) for N, T, rows in ledger.grids()}
+    points = [(o.N, o.T, o.loss, held[o.N, o.T]) for o in optima if o.interior]
+    if not optima:
+        points = list(zip(ledger.N, ledger.nominal_T, ledger.loss, ledger.heldout))
+    run = None if planned is None else compare(law, planned)
+    drawn: dict[str, Figure] = {}
+    sections = []
+    if run:
+        sections.append(_section("The prediction and the run", _verdict(run) + _comparison(run)))
+    if law.fit.get("warnings"):
+        items = "".join(f"<li>{html.escape(text)}</li>" for text in law.fit["warnings"])
+        sections.append(_section("What to distrust", f'<ul class="warnings">{items}</ul>'))
+    if law.loss is not None and points:
+        drawn["losses"] = figures.losses(law, points, run)
+        text = "Losses at the grids' optima, and the loss law with its 95 % interval. Hollow squares were held out."
+        sections.append(_section("Loss over tokens", _paragraph(text) + _image(drawn["losses"])))
+    if optima:
+        drawn["surfaces"] = figures.surfaces(ledger, optima)
+        text = (
+            "Each dot is a run; contours are of the fitted quadratic, the star its minimum with its 95 % ellipse. "
+            "A grid whose optimum is not inside it enters no law."
+        )
+        sections.append(_section("Loss surfaces", _paragraph(text) + _image(drawn["surfaces"])))
+    if optima and law.batch is not None and law.lr is not None:
+        drawn["hyperparameters"] = figures.hyperparameters(law, optima)
+        text = "Best batch and rate of each grid, and the laws through the interior ones, with 95 % intervals."
+        sections.append(_section("Hyper-parameter laws", _paragraph(text) + _image(drawn["hyperparameters"])))
+    if law.loss is not None:
+        drawn["sizes"] = figures.sizes_for_budget(law, cost, run["C"] if run else None)
+        text = "Loss is flat around the best size: a smaller model costs little loss, and less to serve."
+        sections.append(_section("Model size for a budget", _paragraph(text) + _image(drawn["sizes"])))
+    if law.loss is not None and len(points) > 2:
+        drawn["residuals"] = figures.residuals(law, points)
+        sections.append(_section("Residuals of the loss law", _image(drawn["residuals"])))
+    sections.append(_section("The law", _constants(law)))
+    if samples is not None:
+        sections.append(_section("Sampled videos", _samples(samples)))
+    diverged = int((ledger.loss == float("inf")).sum())
+    sizes = f"{len({float(n) for n in ledger.N})} sizes from {short(ledger.N.min())} to {short(ledger.N.max())}"
+    subtitle = (
+        f"{len(set(ledger.run_id.tolist()))} runs, {len(ledger)} milestones"
+        + (f", {diverged} diverged" if diverged else "")
+        + f", {sizes} parameters."
+    )
+    page = PAGE.format(title=html.escape(f"Scaling laws: {law.name}"), subtitle=subtitle, sections="\n".join(sections))
+    return page, drawn
+
+
+def compare(law: Law, result: dict[str, Any]) -> dict[str, Any]:
+    """Prediction against measurement at each milestone of a run, from its ``result.json``."""
+    law.require("loss")
+    loss = law.drawn("loss")
+    milestones = []
+    for m in result.get("milestones", []):
+        measured, se = m.get("ema_val_loss"), m.get("ema_val_se")
+        if measured is None:
+            measured, se = m["val_loss"], m.get("val_se")
+        predicted = float(law.loss(result["N"], m["tokens"]))
+        low, high = interval(loss(result["N"], m["tokens"])) if loss is not None else (None, None)
+        milestones.append(
+            {"T": m["tokens"], "loss": measured, "se": se or 0.0, "predicted": predicted, "low": low, "high": high,
+             "error": measured / predicted - 1, "flops": m.get("flops")}
+        )  # fmt: skip
+    if not milestones:
+        raise UserError("the planned run has no milestone to compare with")
+    return {"N": result["N"], "C": milestones[-1]["flops"], "milestones": milestones}
+
+
+def figure_png(figure: "Figure") -> bytes:
+    """The figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144)
+    return buffer.getvalue()
+
+
+def _has_grids(ledger: Ledger) -> bool:
+    return any(len(rows) > 1 for _, _, rows in ledger.grids())
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{html.escape(title)}</h2>{body}</section>"
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{html.escape(text)}</p>"
+
+
+def _image(figure: "Figure") -> str:
+    data = base64.b64encode(figure_png(figure)).decode()
+    return f'<img class="figure" alt="" src="data:image/png;base64,{data}">'
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _verdict(run: dict[str, Any]) -> str:
+    last = run["milestones"][-1]
+    inside = ""
+    if last["low"] is not None:
+        within = last["low"] <= last["loss"] <= last["high"]
+        inside = f", {'inside' if within else 'outside'} the law's 95 % interval"
+    return (
+        f'<p class="big">Predicted {last["predicted"]:.4f}, measured {last["loss"]:.4f}: '
+        f"{100 * last['error']:+.2f} % at {short(run['N'])} parameters and {short(last['T'])} tokens{inside}.</p>"
+    )
+
+
+def _comparison(run: dict[str, Any]) -> str:
+    rows = []
+    for m in run["milestones"]:
+        span = "unknown" if m["low"] is None else f"{m['low']:.4f} to {m['high']:.4f}"
+        measured = f"{m['loss']:.4f} ± {1.96 * m['se']:.4f}"
+        rows.append([short(m["T"]), f"{m['predicted']:.4f}", span, measured, f"{100 * m['error']:+.2f} %"])
+    header = ["tokens", "predicted loss", "95 % interval", "measured loss (± 1.96 se)", "measured over predicted"]
+    note = (
+        "The measured loss's standard error is that of the validation clips; the sweep and the planned run share "
+        "those clips, so most of it cancels in the comparison."
+    )
+    return _table(header, rows) + _paragraph(note)
+
+
+def _constants(law: Law) -> str:
+    rows = []
+    for part in ("batch", "lr", "loss"):
+        value = getattr(law, part)
+        for name in value.__dataclass_fields__ if value is not None else ():
+            if name in ("scale", "assumed"):
+                continue
+            span = law.fit.get("intervals", {}).get(f"{part}.{name}")
+            words = (
+                "assumed"
+                if name in value.assumed
+                else "unknown"
+                if span is None
+                else f"{span[0]:.4g} to {span[1]:.4g}"
+            )
+            rows.append([f"{part}.{name}", f"{getattr(value, name):.5g}", words])
+    for name, size_law in (law.allocation or {}).items():
+        if isinstance(size_law, SizeLaw):
+            rows.append([f"N_opt, {name}", f"{size_law.coefficient:.4g} C^{size_law.exponent:.4f}", ""])
+    scales = {f"{v.scale['T']:g} tokens and {v.scale['N']:g} parameters" for v in (law.batch, law.lr, law.loss) if v}
+    how = f"Units: {' / '.join(sorted(scales))}. Intervals: {law.fit.get('method', 'none')}."
+    return _table(["constant", "value", "95 % interval"], rows) + _paragraph(how)
+
+
+def _samples(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.suffix in IMAGES)
+    if not files:
+        raise UserError(f"{folder}: no gif, png or mp4 to show")
+    items = []
+    for path in files[:24]:
+        data = f"data:{IMAGES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+        tag = (
+            f'<img alt="" src="{data}">'
+            if path.suffix != ".mp4"
+            else f'<video src="{data}" autoplay loop muted></video>'
+        )
+        items.append(f"<figure>{tag}<figcaption>{html.escape(_caption(path))}</figcaption></figure>")
+    return f'<div class="samples">{"".join(items)}</div>'
+
+
+def _caption(path: Path) -> str:
+    """The prompt in the sample's sidecar, else the file's name."""
+    sidecar = path.with_suffix(".json")
+    if sidecar.exists():
+        value = read_json(sidecar)
+        if isinstance(value, dict) and "prompt" in value:
+            return str(value["prompt"])
+        return json.dumps(value)[:80]
+    return path.stem

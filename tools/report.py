@@ -1,0 +1,58 @@
+"""One HTML page about a sweep: loss surfaces, laws, the prediction against the planned run, sampled videos.
+
+python tools/report.py runs/my_sweep --law law.json --planned runs/planned --samples samples/ --out report.html
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models.sizes import smooth_width
+from scaling import allocation, laws, report, runs
+from utils.errors import UserError, run_cli
+from utils.files import read_json, write_text
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", help="the sweep's folder, or the CSV or JSONL file the law was fitted on")
+    parser.add_argument("--law", required=True, help="law file from tools/fit.py")
+    parser.add_argument(
+        "--planned", help="run directory of what tools/plan.py planned: prediction against measurement"
+    )
+    parser.add_argument("--samples", help="folder of sampled gif, png or mp4 files to show")
+    parser.add_argument("--columns", help="as in tools/fit.py")
+    parser.add_argument("--batch-unit", help="as in tools/fit.py")
+    parser.add_argument("--tensorboard", help="also write the figures as TensorBoard images into this folder")
+    parser.add_argument("--out", required=True, help="HTML file to write")
+    return parser
+
+
+def write_tensorboard(figures: dict, folder: str) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(folder) as writer:
+        for name, figure in figures.items():
+            writer.add_figure(f"scaling/{name}", figure)
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    law = laws.load(args.law)
+    ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
+    cost = allocation.c_token(law.n_ctx, smooth_width) if law.n_ctx else allocation.proportional()
+    planned = read_json(Path(args.planned) / "result.json") if args.planned else None
+    samples = Path(args.samples) if args.samples else None
+    if samples is not None and not samples.is_dir():
+        raise UserError(f"--samples {samples}: no such folder")
+    page, figures = report.build(ledger, law, cost, planned, samples)
+    write_text(args.out, page)
+    if args.tensorboard:
+        write_tensorboard(figures, args.tensorboard)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    run_cli(main)
