@@ -24,7 +24,7 @@ def unpatchify(tokens: Tensor, patch: Grid, grid: Grid) -> Tensor:
 
 @functools.lru_cache
 def rotary_table(grid: Grid, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles: float32 [n_ctx, 1, head_dim / 2] each.
+    """Cosines and signed sines of the rotary angles: float32 [n_ctx, 1, 1, head_dim] each, as ``rotate`` wants them.
 
     The rotated pairs are shared among the axes: a third each to height and width, the rest to frames.
     """
@@ -36,15 +36,15 @@ def rotary_table(grid: Grid, head_dim: int, device: torch.device) -> tuple[Tenso
         shape = [1, 1, 1, size // 2]
         shape[axis] = grid[axis]
         angles.append((position[:, None] * frequency).view(shape).expand(*grid, size // 2))
-    angle = torch.cat(angles, dim=-1).reshape(-1, 1, head_dim // 2)
-    return angle.cos(), angle.sin()
+    angle = torch.cat(angles, dim=-1).reshape(-1, 1, 1, head_dim // 2)
+    return angle.cos().repeat(1, 1, 1, 2), torch.cat((-angle.sin(), angle.sin()), dim=-1)
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (i, i + head_dim / 2) of x [batch, n_ctx, heads, head_dim] by the table's angles."""
+    """Turn the pairs (i, i + head_dim / 2) of x [batch, n_ctx, any, heads, head_dim] by the table's angles."""
     cos, sin = table
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    swapped = x.float().roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * cos, swapped, sin).to(x.dtype)
 
 
 def timestep_features(t: Tensor, size: int) -> Tensor:

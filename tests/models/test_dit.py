@@ -126,7 +126,7 @@ def test_rotation_depends_on_distance_alone() -> None:
     grid = (3, 4, 5)
     table = rotary_table(grid, 32, torch.device("cpu"))
     q, k = torch.randn(2, 1, 1, 1, 32)
-    turned = [rotate(v.expand(1, 60, 1, 32), table)[0, :, 0].view(3, 4, 5, 32) for v in (q, k)]
+    turned = [rotate(v.expand(1, 60, 1, 1, 32), table).view(3, 4, 5, 32) for v in (q, k)]
     torch.testing.assert_close(turned[0].norm(dim=-1), q.norm().expand(3, 4, 5))
     one = turned[0][0, 1, 2] @ turned[1][2, 2, 3]
     same = turned[0][0, 2, 3] @ turned[1][2, 3, 4]
