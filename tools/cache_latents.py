@@ -10,7 +10,9 @@ The same command again goes on where a killed one stopped, and says so where the
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -18,12 +20,21 @@ from tqdm import tqdm
 
 from data.clips import Shape, Source, list_sources
 from data.latents import FORMAT, LatentCache, open_cache, write_cache, write_lines
-from data.sources import Survey, list_hash, read_frozen, split_videos, survey, synthetic_units, video_units
+from data.sources import Survey, Unit, list_hash, read_frozen, split_videos, survey, synthetic_units, video_units
 from models.text import load_text_encoder
 from models.vae import load_vae
 from utils.errors import UserError, run_cli
 
 SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
+
+
+class Plan(NamedTuple):
+    """What is to be encoded, and what is known about it by then."""
+
+    units: dict[str, list[Unit]]
+    rejected: Sequence[dict[str, str]] = ()
+    frozen: Sequence[str] | None = None
+    fps: float | None = None
 
 
 def arguments() -> argparse.Namespace:
@@ -64,68 +75,48 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = arguments()
-    if args.verify:
-        LatentCache(args.out).verify()
-        print(f"{args.out}: every file is as it was written")
-        return
-    shape = Shape(args.frames, args.size, args.stride)
-    settings = {
-        "format": FORMAT,
-        "frames": args.frames,
-        "height": args.size,
-        "width": args.size,
-        "stride": args.stride,
-    }
-    frozen = wanted = None
-    if args.validation is not None and args.validation.isdecimal():
-        wanted = int(args.validation)
-    elif args.validation is not None and not Path(args.validation).exists():
-        raise UserError(f"--validation {args.validation}: neither a number of clips nor an earlier cache")
-    elif args.validation is not None:
-        frozen = read_frozen(args.validation)
-    if args.source == "synthetic":
-        if frozen is not None:
-            raise UserError("--validation takes a number here: every synthetic cache has the same validation clips")
-        train, held = args.clips or SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION if wanted is None else wanted
-        settings |= {"source": "synthetic", "seed": args.seed, "clips": train, "validation": held}
-    else:
-        sources = list_sources(args.source)
-        settings |= {
-            "source": "videos",
-            "videos": len(sources),
-            "videos_hash": list_hash(list(map(identity, sources))),
-        }
-        settings |= {"clips": args.clips, "clips_per_video": args.clips_per_video}
-        settings["validation"] = wanted if frozen is None else f"list {list_hash(frozen)}"
-    vae = load_vae(args.vae, args.device)
-    text = load_text_encoder(args.text, args.device)
-    settings |= {"vae_fingerprint": vae.fingerprint, "text_fingerprint": text.fingerprint}
-    about = {"vae": args.vae, "text": args.text, "vae_statistics": vae.statistics, "fps": None}
-    vae.latent_shape(args.frames, args.size, args.size)  # a shape that the VAE cannot take is said before any work
+def validation_wish(text: str | None) -> tuple[int | None, list[str] | None]:
+    """What ``--validation`` asks for: a number of clips, or the keys of an earlier list."""
+    if text is None or text.isdecimal():
+        return (None if text is None else int(text)), None
+    if not Path(text).exists():
+        raise UserError(f"--validation {text}: neither a number of clips nor an earlier cache")
+    return None, read_frozen(text)
 
-    index = open_cache(args.out, settings)
-    if index is not None:
-        print(f"{args.out}: already finished, nothing to do", file=sys.stderr)
-    else:
-        rejected = []
-        if args.source == "synthetic":
-            units = synthetic_units(shape, train, held, args.seed, args.device)
-        else:
-            bar = tqdm(sources, desc="reading headers", unit="video", disable=None)
-            surveyed = survey(bar, shape, args.clips_per_video)
-            stop_if_too_few(args, surveyed, len(sources))
-            splits = split_videos(surveyed, shape, args.clips, wanted, frozen)
-            units = video_units(sources, surveyed, splits, shape, args.device)
-            rejected, about["fps"] = surveyed.rejected, surveyed.fps / args.stride
-        total = sum(len(unit.keys) for part in units.values() for unit in part)
-        with tqdm(total=total, desc="encoding", unit="clip", disable=None) as bar:
-            index = write_cache(
-                args.out, settings, units, vae, text,
-                about=about, rejected=rejected, frozen=frozen, batch=args.batch, progress=bar.update,
-            )  # fmt: skip
-    report(args, index)
+
+def plan_synthetic(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[[], Plan]]:
+    """The settings that determine the cache's content, and its units when called."""
+    wanted, frozen = validation_wish(args.validation)
+    if frozen is not None:
+        raise UserError("--validation takes a number here: every synthetic cache has the same validation clips")
+    train = args.clips or SYNTHETIC_CLIPS
+    validation = SYNTHETIC_VALIDATION if wanted is None else wanted
+    settings = {"source": "synthetic", "seed": args.seed, "clips": train, "validation": validation}
+    return settings, lambda: Plan(synthetic_units(shape, train, validation, args.seed, args.device))
+
+
+def plan_videos(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[[], Plan]]:
+    """As ``plan_synthetic``; the videos are opened when called."""
+    wanted, frozen = validation_wish(args.validation)
+    sources = list_sources(args.source)
+    settings = {
+        "source": "videos",
+        "videos": len(sources),
+        "videos_hash": list_hash([identity(source) for source in sources]),
+        "clips": args.clips,
+        "clips_per_video": args.clips_per_video,
+        "validation": wanted if frozen is None else f"list {list_hash(frozen)}",
+    }
+
+    def plan() -> Plan:
+        bar = tqdm(sources, desc="reading headers", unit="video", disable=None)
+        surveyed = survey(bar, shape, args.clips_per_video)
+        stop_if_too_few(args, surveyed, len(sources))
+        splits = split_videos(surveyed, shape, args.clips, wanted, frozen)
+        units = video_units(sources, surveyed, splits, shape, args.device)
+        return Plan(units, surveyed.rejected, frozen, surveyed.fps / shape.stride)
+
+    return settings, plan
 
 
 def identity(source: Source) -> str:
@@ -142,6 +133,35 @@ def stop_if_too_few(args: argparse.Namespace, surveyed: Survey, videos: int) -> 
     counts = ", ".join(f"{count} {reason}" for reason, count in surveyed.reasons.items())
     told = f"{len(surveyed.rejected)} of {videos} videos cannot be used" if surveyed.starts else "no video is left"
     raise UserError(f"{args.source}: {told} ({counts}; each is named in {path})")
+
+
+def main() -> None:
+    args = arguments()
+    if args.verify:
+        LatentCache(args.out).verify()
+        print(f"{args.out}: every file is as it was written")
+        return
+    shape = Shape(args.frames, args.size, args.stride)
+    made_of, plan = plan_synthetic(args, shape) if args.source == "synthetic" else plan_videos(args, shape)
+    vae = load_vae(args.vae, args.device)
+    text = load_text_encoder(args.text, args.device)
+    vae.latent_shape(args.frames, args.size, args.size)  # a shape that the VAE cannot take is said before any work
+    settings = {"format": FORMAT, "frames": args.frames, "height": args.size, "width": args.size, **made_of}
+    settings |= {"stride": args.stride, "vae_fingerprint": vae.fingerprint, "text_fingerprint": text.fingerprint}
+
+    index = open_cache(args.out, settings)
+    if index is not None:
+        print(f"{args.out}: already finished, nothing to do", file=sys.stderr)
+    else:
+        planned = plan()
+        about = {"vae": args.vae, "text": args.text, "vae_statistics": vae.statistics, "fps": planned.fps}
+        total = sum(len(unit.keys) for part in planned.units.values() for unit in part)
+        with tqdm(total=total, desc="encoding", unit="clip", disable=None) as bar:
+            index = write_cache(
+                args.out, settings, planned.units, vae, text,
+                about=about, rejected=planned.rejected, frozen=planned.frozen, batch=args.batch, progress=bar.update,
+            )  # fmt: skip
+    report(args, index)
 
 
 def report(args: argparse.Namespace, index: dict) -> None:
