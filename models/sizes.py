@@ -85,8 +85,8 @@ def shape_for(target: float) -> Shape:
         for multiple in {max(math.floor(width / step), 1), math.ceil(width / step)}:
             shape = parse_size(f"{layers}x{multiple * step}")
             miss = abs(math.log(parameters(shape.layers, shape.width) / target))
-            # Twenty per cent of depth weighs as one per cent of N.
-            candidates.append((max(miss, SAME_SIZE) + 0.05 * abs(math.log(layers / ideal)), miss, shape))
+            # A factor e of depth weighs as one per cent of N.
+            candidates.append((max(miss, SAME_SIZE) + 0.01 * abs(math.log(layers / ideal)), miss, shape))
     return min(candidates)[-1]
 
 

@@ -9,6 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 from scaling.laws import LossLaw, SizeLaw
 from utils.errors import UserError
 
+# Of the best loss. On the 15 public isoFLOP sets the exponents come out within .026 of the published at 3 %, .031 at
+# 5 %: the curves are lopsided, and a wider window feels it.
+WINDOW = 0.03
 # Training FLOPs per token of models with N parameters (array in, array out): C_token with the ladder's widths.
 Cost = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -91,8 +94,8 @@ class Parabola:
     interior: bool
 
 
-def parabola(C: float, N: NDArray, loss: NDArray, window: float = 0.05) -> Parabola:
-    """Loss as a parabola in ln N on the points of one budget within ``window`` (relative) of the best.
+def parabola(C: float, N: NDArray, loss: NDArray, window: float = WINDOW) -> Parabola:
+    """ln loss as a parabola in ln N on the points of one budget within ``window`` (relative) of the best.
 
     Raises:
         UserError: fewer than three points in the window.
@@ -102,7 +105,7 @@ def parabola(C: float, N: NDArray, loss: NDArray, window: float = 0.05) -> Parab
     if keep.sum() < 3:
         raise UserError(f"budget {C:.3g} has {keep.sum()} sizes: a parabola needs three")
     centre = np.log(N[np.argmin(loss)])
-    x, y = np.log(N[keep]) - centre, loss[keep]
+    x, y = np.log(N[keep]) - centre, np.log(loss[keep])
     X = np.stack([np.ones_like(x), x, x**2], axis=1)
     c, *_ = np.linalg.lstsq(X, y, rcond=None)
     if c[2] <= 0:
@@ -114,10 +117,10 @@ def parabola(C: float, N: NDArray, loss: NDArray, window: float = 0.05) -> Parab
         slope = np.array([0, -1 / (2 * c[2]), c[1] / (2 * c[2] ** 2)])
         variance = float(slope @ np.linalg.inv(X.T @ X) @ slope * np.sum((y - X @ c) ** 2) / spare)
     inside = bool(np.log(N).min() - centre < at < np.log(N).max() - centre)
-    value = float(c[0] + c[1] * at + c[2] * at**2)
+    value = float(np.exp(c[0] + c[1] * at + c[2] * at**2))
     return Parabola(C, float(np.exp(centre + at)), value, variance, inside)
 
 
-def isoflop(points: Iterable[tuple[float, NDArray, NDArray]], window: float = 0.05) -> list[Parabola]:
+def isoflop(points: Iterable[tuple[float, NDArray, NDArray]], window: float = WINDOW) -> list[Parabola]:
     """One parabola per (C, N, loss); budgets with fewer than three sizes are left out."""
     return [parabola(C, N, loss, window) for C, N, loss in points if len(np.unique(N)) >= 3]

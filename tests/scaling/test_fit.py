@@ -1,0 +1,139 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from scaling import allocation, fit, jackknife, laws, simulate
+from utils.errors import UserError
+
+SIZES = np.geomspace(0.0168e9, 0.268e9, 5)
+TOKENS = np.geomspace(2e9, 12e9, 5)
+NOWHERE = {"name": "test"}
+
+
+def points(paper, noise, seed):
+    """25 independent points at the optimum of the paper's law."""
+    cells = [(N, np.nan, np.nan) for N in SIZES for _ in TOKENS]
+    ledger = simulate.ledger(paper, cells, TOKENS, noise, correlation=0.0, seed=seed, n_ctx=1280)
+    # One run per (N, T): run k of a size keeps its k-th milestone alone.
+    return ledger.rows(np.array([25 * n + 5 * t + t for n in range(5) for t in range(5)]))
+
+
+def exponents(law):
+    return (law.batch.T, law.batch.N, law.lr.T, law.lr.N, law.loss.aT, law.loss.aN)
+
+
+def interval_of_size(law, C, cost):
+    drawn = law.drawn("loss")
+    constants = np.stack([drawn.Tc, drawn.aT, drawn.Nc, drawn.aN, drawn.Linf], axis=-1)
+    return jackknife.interval(allocation.minimise(constants, drawn.scale, C, cost))
+
+
+def fitted_sizes(paper, cost, noise):
+    truth = float(allocation.optimum(paper.loss, 1e22, cost))
+    errors, covered = [], []
+    for seed in range(20):
+        law = fit.fit(points(paper, noise, seed), "loss", fit.Options(), cost, NOWHERE).law
+        low, high = interval_of_size(law, 1e22, cost)
+        errors.append(float(allocation.optimum(law.loss, 1e22, cost)) / truth - 1)
+        covered.append(low <= truth <= high)
+    return np.array(errors), np.array(covered)
+
+
+def test_a_planted_law_is_recovered_at_noise_1e_5(paper, cost):
+    errors, _ = fitted_sizes(paper, cost, 1e-5 / 0.53)
+    assert np.abs(errors).max() < 0.05
+
+
+def test_a_planted_law_is_recovered_at_noise_1e_4(paper, cost):
+    errors, covered = fitted_sizes(paper, cost, 1e-4 / 0.53)
+    assert abs(np.median(errors)) < 0.08
+    # One standard deviation is about 14 %, as other simulations of the published law found.
+    assert 0.08 < np.std(errors) < 0.22
+    assert covered.sum() >= 17
+
+
+@pytest.fixture(scope="module")
+def grids(paper):
+    tokens = [2e9, 5e9, 12e9]
+    return simulate.ledger(paper, simulate.grid(paper, SIZES[::1], tokens, 5, 5, 2.0), tokens, 2e-4, n_ctx=1280)
+
+
+def test_a_whole_law_from_grids(paper, cost, grids, tmp_path):
+    fitted = fit.fit(grids, "all", fit.Options(), cost, NOWHERE)
+    law = fitted.law
+    assert len(fitted.points.N) == 15
+    assert not fitted.warnings
+    assert exponents(law) == pytest.approx(exponents(paper), abs=0.04)
+    assert law.curvature.batch_batch == pytest.approx(paper.curvature.batch_batch, rel=0.05)
+    assert law.lr_given_batch.slope == pytest.approx(paper.lr_given_batch.slope, abs=0.05)
+    for part in ("batch", "lr", "loss"):
+        drawn, truth = law.drawn(part), getattr(paper, part)
+        for N, T in ((1e8, 1e10), (5e8, 5e10)):
+            low, high = jackknife.interval(drawn(N, T))
+            # Three standard errors, not 1.96: this is one ledger, whose coverage is measured elsewhere.
+            middle, half = float(getattr(law, part)(N, T)), 1.6 * (high - low) / 2
+            assert abs(middle - float(truth(N, T))) < half
+    laws.save(law, tmp_path / "law.json")
+    assert laws.load(tmp_path / "law.json").loss == law.loss
+
+
+def test_draws_repeat_the_intervals(cost, grids):
+    law = fit.fit(grids, "all", fit.Options(), cost, NOWHERE).law
+    for name, values in zip(law.fit["draw_columns"], np.array(law.draws).T):
+        low, high = law.fit["intervals"][name]
+        # 500 draws know a 2.5 % quantile to about a tenth of the interval's half-width.
+        assert np.quantile(values, [0.025, 0.975]) == pytest.approx([low, high], abs=0.15 * (high - low))
+
+
+def test_held_out_rows_are_not_fitted(cost, grids):
+    heldout = grids.nominal_T == grids.nominal_T.max()
+    spoilt = dataclasses.replace(grids, heldout=heldout, loss=np.where(heldout, 9.0, grids.loss))
+    law = fit.fit(spoilt, "hyperparameters", fit.Options(), cost, NOWHERE).law
+    assert law.domain["T"] == [2e9, 5e9]
+
+
+def test_held_exponents(cost, grids):
+    law = fit.fit(grids, "hyperparameters", fit.Options(fixed={"B.N": 0.0}), cost, NOWHERE).law
+    assert law.batch.N == 0.0
+    assert law.batch.assumed == ("N",)
+    assert law.lr.assumed == ()
+
+
+def test_edges_enter_no_law(paper, cost):
+    tokens = [2e9, 12e9]
+    cells = simulate.grid(paper, SIZES[:3], tokens, 5, 5, 2.0, offset=3.0)
+    ledger = simulate.ledger(paper, cells, tokens, 1e-5, n_ctx=1280)
+    with pytest.raises(fit.Untrusted, match="0 of 6 grids have an interior optimum.*edge"):
+        fit.fit(ledger, "all", fit.Options(), cost, NOWHERE)
+
+
+def test_a_prior_holds_what_one_size_cannot_tell(paper, cost):
+    tokens = [2e9, 5e9, 12e9]
+    ledger = simulate.ledger(paper, simulate.grid(paper, SIZES[:1], tokens, 5, 5, 2.0), tokens, 1e-4, n_ctx=1280)
+    with pytest.raises(fit.Untrusted, match="share one N"):
+        fit.fit(ledger, "hyperparameters", fit.Options(), cost, NOWHERE)
+    fitted = fit.fit(ledger, "hyperparameters", fit.Options(prior=paper), cost, NOWHERE)
+    assert "N" in fitted.law.batch.assumed
+    assert fitted.law.batch.N == paper.batch.N
+    assert any("assumed from paper" in text for text in fitted.warnings)
+    # Far from the one size swept, an assumed exponent must show in the interval.
+    near, far = (np.ptp(jackknife.interval(np.log(fitted.law.drawn("batch")(N, 5e9)))) for N in (SIZES[0], 1e10))
+    assert far > 2 * near
+
+
+def test_a_prior_holds_loss_exponents_that_noise_hides(paper, cost):
+    tokens = [4e9, 5e9, 6e9]
+    ledger = simulate.ledger(paper, simulate.grid(paper, SIZES[:3], tokens, 5, 5, 2.0), tokens, 1e-3, n_ctx=1280)
+    fitted = fit.fit(ledger, "loss", fit.Options(prior=paper), cost, NOWHERE)
+    assert fitted.law.loss.assumed == ("aN", "aT")
+    assert (fitted.law.loss.aT, fitted.law.loss.aN) == (paper.loss.aT, paper.loss.aN)
+
+
+def test_single_cells_are_not_optima_unless_said_to_be(paper, cost):
+    ledger = points(paper, 1e-5, 0)
+    with pytest.raises(UserError, match="--optima"):
+        fit.fit(ledger, "all", fit.Options(), cost, NOWHERE)
+    law = fit.fit(ledger, "all", fit.Options(optima=True), cost, NOWHERE).law
+    # Noise-free optima: plain least squares in logs returns the planted exponents.
+    assert exponents(law)[:4] == pytest.approx((0.808, 0.1906, -0.0453, -0.1619))

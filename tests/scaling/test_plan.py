@@ -1,0 +1,119 @@
+import math
+
+import numpy as np
+import pytest
+
+from models import sizes
+from scaling import allocation, fit, simulate
+from scaling.plan import Request, plan, table
+from utils.errors import UserError
+
+
+def test_the_published_numbers_at_1e22(paper):
+    planned = plan(paper, Request(flops=1e22), sizes)
+    assert planned["N_opt"]["predicted"] == pytest.approx(2.435e9, rel=1e-3)
+    assert planned["N_opt"]["measured"] == pytest.approx(2.087e9, rel=1e-3)
+    assert 3.3e9 < planned["N_opt"]["minimised"] < 3.7e9
+    assert planned["N"] == planned["N_opt"]["predicted"]
+    assert planned["C"] == pytest.approx(1e22)
+    assert planned["B"] % planned["n_ctx"] == 0
+    assert planned["steps"] == math.ceil(planned["T"] / planned["B"])
+    assert planned["heads"] * 64 == planned["width"]
+
+
+@pytest.mark.parametrize(("params", "tokens", "loss"), [(1.07e9, 10e9, 0.51268), (0.72e9, 140e9, 0.50353)])
+def test_published_extrapolations(paper, params, tokens, loss):
+    planned = plan(paper, Request(params=params, tokens=tokens), sizes)
+    assert planned["loss"] == pytest.approx(loss, abs=5e-6)
+    if tokens == 140e9:
+        assert planned["C"] == pytest.approx(5.852e20, rel=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [4e9, 1e10])
+def test_the_plan_falls_in_the_best_cell_of_the_published_grids(paper, figure_4, tokens):
+    planned = plan(paper, Request(params=1.07e9, tokens=tokens), sizes)
+    lr, B, loss = figure_4[tokens]
+    away = np.log(lr / planned["lr"]) ** 2 + np.log(B / planned["B"]) ** 2
+    assert np.argmin(away) == np.argmin(loss)
+
+
+def test_all_ways_of_asking_agree(paper):
+    first = plan(paper, Request(flops=1e21), sizes)
+    hours = plan(paper, Request(gpu_hours=first["gpu_hours"]), sizes)
+    assert hours["C"] == pytest.approx(1e21)
+    fixed = plan(paper, Request(params=first["N"], flops=1e21), sizes)
+    assert fixed["T"] == pytest.approx(first["T"])
+    by_tokens = plan(paper, Request(tokens=first["T"]), sizes)
+    # Rounding N to a shape moves T by up to a per cent or two along the optimum.
+    assert by_tokens["N"] == pytest.approx(first["N"], rel=0.05)
+    by_loss = plan(paper, Request(loss=first["loss"]), sizes)
+    assert by_loss["loss"] == pytest.approx(first["loss"], abs=1e-9)
+    assert by_loss["C"] == pytest.approx(1e21, rel=0.05)
+
+
+def test_a_given_batch_moves_the_rate_along_the_ridge(paper):
+    free = plan(paper, Request(params=1.07e9, tokens=1e10), sizes)
+    half = plan(paper, Request(params=1.07e9, tokens=1e10, batch=free["B"] / 2 // 1280 * 1280), sizes)
+    assert half["lr"] / free["lr"] == pytest.approx((half["B"] / free["B"]) ** paper.lr_given_batch.slope)
+    with pytest.raises(UserError, match="nearest 1280 and 2560"):
+        plan(paper, Request(params=1.07e9, tokens=1e10, batch=2000), sizes)
+
+
+def test_serving_many_clips_wants_a_smaller_model_at_equal_loss(paper):
+    alone = plan(paper, Request(flops=1e21), sizes)
+    served = plan(paper, Request(flops=1e21, serve_clips=1e8), sizes)
+    assert served["N"] < alone["N"]
+    assert served["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+    total = [p["C"] + 1e8 * p["inference_flops_per_clip"] for p in (served, alone)]
+    assert total[0] < total[1]
+
+
+def test_serving_cost_counts_steps_and_guidance(paper):
+    one = plan(paper, Request(flops=1e21, sampler_steps=1, guidance=False), sizes)
+    fifty = plan(paper, Request(flops=1e21), sizes)
+    assert fifty["inference_flops_per_clip"] == pytest.approx(100 * one["inference_flops_per_clip"])
+    shape = one["layers"], one["width"]
+    # A forward pass by the exact count is at most a few per cent above C_token's.
+    exact = sizes.exact_flops(*shape, 1280, 64, 1, 4096, training=False)
+    assert one["inference_flops_per_clip"] == pytest.approx(exact, rel=0.05)
+
+
+def test_far_extrapolation_warns(paper):
+    assert any("500 times" in w for w in plan(paper, Request(flops=1e22), sizes)["warnings"])
+    assert not any("times the largest" in w for w in plan(paper, Request(flops=1e20), sizes)["warnings"])
+
+
+def test_intervals_come_from_the_draws(paper, cost):
+    tokens = [2e9, 5e9, 12e9]
+    cells = simulate.grid(paper, np.geomspace(0.0168e9, 0.268e9, 4), tokens, 5, 5, 2.0)
+    ledger = simulate.ledger(paper, cells, tokens, 1e-4, n_ctx=1280)
+    law = fit.fit(ledger, "all", fit.Options(), cost, {"name": "simulated"}).law
+    planned = plan(law, Request(flops=1e21), sizes)
+    for name in ("loss", "lr", "B_opt"):
+        assert planned[name]["low"] < planned[name]["value"] < planned[name]["high"]
+    size = planned["N_opt"]["predicted"]
+    assert size["low"] < float(allocation.optimum(paper.loss, 1e21, cost)) < size["high"]
+    assert "predicted loss" in table(planned)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(), "nothing does not fix a plan"),
+        (Request(flops=1e20, tokens=1e9), "--flops and --tokens"),
+        (Request(params=1e9), "--params does not fix"),
+        (Request(params=1e9, tokens=1e9, flops=1e20), "does not fix a plan"),
+        (Request(flops=-1), "--flops must be a positive number"),
+        (Request(flops=1e5), "no model has about|less than one clip"),
+        (Request(params=1e9, flops=1e10), "less than one clip"),
+        (Request(loss=0.4), "floor is 0.4856"),
+        (Request(loss=0.4857, params=1e7), "never reaches"),
+        (Request(gpu_hours=1, gpu="h1000"), "unknown GPU 'h1000'; did you mean"),
+        (Request(flops=1e20, mfu=1.5), "at most 1"),
+        (Request(flops=1e20, estimator="best"), "unknown estimator"),
+        (Request(params=1e9, tokens=1e10, serve_clips=1e6), "contradicts --params"),
+    ],
+)
+def test_bad_requests(paper, request_, message):
+    with pytest.raises(UserError, match=message):
+        plan(paper, request_, sizes)

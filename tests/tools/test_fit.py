@@ -1,0 +1,108 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scaling import laws, runs, simulate
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPER = ROOT / "configs" / "laws" / "paper.json"
+TOKENS = [2e9, 5e9, 12e9]
+
+
+def run(tool, *words):
+    command = [sys.executable, str(ROOT / "tools" / tool), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A simulated sweep as the CSV that a collected sweep leaves."""
+    law = laws.load(PAPER)
+    cells = simulate.grid(law, np.geomspace(0.0168e9, 0.268e9, 3), TOKENS, 5, 5, 2.0)
+    path = tmp_path_factory.mktemp("sweep") / "runs.csv"
+    runs.write_csv(simulate.ledger(law, cells, TOKENS, 1e-4, n_ctx=1280), path)
+    return path
+
+
+def test_from_a_ledger_to_a_report(sweep, tmp_path):
+    out = tmp_path / "law.json"
+    done = run("fit.py", "all", sweep, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "batch.T" in done.stdout
+    law = laws.load(out)
+    assert law.n_ctx == 1280
+    assert len(law.provenance["runs"]) == 75
+    assert law.provenance["command"].startswith("tools/fit.py all")
+    assert len(law.draws[0]) == len(law.fit["draw_columns"]) == 11
+    planned = tmp_path / "planned"
+    planned.mkdir()
+    milestone = {"tokens": 2e10, "val_loss": 0.52, "val_se": 1e-3, "flops": 1e20}
+    (planned / "result.json").write_text(json.dumps({"N": 5e8, "milestones": [milestone]}))
+    report = tmp_path / "report.html"
+    done = run("report.py", sweep, "--law", out, "--planned", planned, "--out", report)
+    assert done.returncode == 0, done.stderr
+    page = report.read_text()
+    for text in ("The prediction and the run", "Loss surfaces", "Hyper-parameter laws", "Model size for a budget"):
+        assert text in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("data:image/png;base64") == 5
+
+
+def test_columns_and_json(tmp_path):
+    path = tmp_path / "optima.csv"
+    lines = ["params,tokens,batch,rate"]
+    lines += [
+        f"{N},{T},{2e-2 * T**0.5 * N**0.1 / 2048},{3 * N**-0.4 * T**0.05}" for N in (1e7, 1e8) for T in (1e9, 4e9)
+    ]
+    path.write_text("\n".join(line + (",loss" if i == 0 else ",2.0") for i, line in enumerate(lines)))
+    words = (
+        "--columns",
+        "N=params,T=tokens,B=batch,lr=rate,L=loss",
+        "--batch-unit",
+        "sequences:2048",
+        "--optima",
+        "--json",
+    )
+    done = run("fit.py", "hyperparameters", path, *words)
+    law = laws.from_dict(json.loads(done.stdout))
+    assert (law.batch.coefficient, law.lr.coefficient) == pytest.approx(
+        (float(2e-2 * law.batch.scale["T"] ** 0.5 * law.batch.scale["N"] ** 0.1),
+         float(3 * law.lr.scale["T"] ** 0.05 * law.lr.scale["N"] ** -0.4))
+    )  # fmt: skip
+    assert list(law.batch.__dict__.values())[1:3] == pytest.approx([0.5, 0.1])
+
+
+def test_what_cannot_be_trusted_exits_3(tmp_path):
+    law = laws.load(PAPER)
+    cells = simulate.grid(law, [1e8], TOKENS, 4, 4, 2.0, offset=4)
+    runs.write_csv(simulate.ledger(law, cells, TOKENS, 1e-5, n_ctx=1280), tmp_path / "runs.csv")
+    done = run("fit.py", "all", tmp_path / "runs.csv", "--out", tmp_path / "law.json")
+    assert done.returncode == 3
+    assert "edge" in done.stderr
+    assert "--force" in done.stderr
+    assert not (tmp_path / "law.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("all", "missing.csv", "--out", "x.json"), "no such file"),
+        (("all", __file__, "--out", "x.json"), "no columns|neither CSV"),
+        (("all", "{sweep}",), "--out is missing"),
+        (("all", "{sweep}", "--fix", "B.M=0", "--out", "x.json"), "did you mean"),
+        (("all", "{sweep}", "--fix", "B.N=a", "--out", "x.json"), "not a number"),
+        (("all", "{sweep}", "--window", "2", "--out", "x.json"), "--window"),
+        (("all", "{sweep}", "--columns", "N=param", "--out", "x.json"), "no column 'param'"),
+        (("all", "{sweep}", "--prior", "nothing.json", "--out", "x.json"), "no such file"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_status_2(sweep, words, message):
+    done = run("fit.py", *(word.format(sweep=sweep) for word in words))
+    assert done.returncode == 2
+    assert re.search(message, done.stderr)
+    assert done.stderr.count("\n") == 1

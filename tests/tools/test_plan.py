@@ -1,0 +1,71 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPER = ROOT / "configs" / "laws" / "paper.json"
+
+
+def run(*words):
+    command = [sys.executable, str(ROOT / "tools" / "plan.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_json_has_what_machines_read():
+    planned = json.loads(run("--law", PAPER, "--flops", "1e22", "--json").stdout)
+    for key in ("N", "T", "B", "lr", "steps", "loss", "C", "n_ctx", "layers", "width", "heads", "gpu_hours",
+                "inference_flops_per_clip"):  # fmt: skip
+        value = planned[key]
+        assert isinstance(value, int | float) or {"value", "low", "high"} <= set(value)
+    assert planned["N_opt"]["predicted"] == pytest.approx(2.435e9, rel=1e-3)
+
+
+def test_answers_in_under_a_second():
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run("--law", PAPER, "--flops", "1e22")
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1
+
+
+def test_table_for_people():
+    done = run("--law", PAPER, "--params", "1.07e9", "--tokens", "1e10")
+    assert done.returncode == 0
+    for text in ("learning rate", "0.000178", "142080", "0.51268", "h100 at MFU 0.4"):
+        assert text in done.stdout
+
+
+def test_writes_a_config_that_extends_the_base(tmp_path):
+    base = tmp_path / "configs" / "base.yaml"
+    base.parent.mkdir()
+    base.write_text("data:\n  cache: x\n")
+    out = tmp_path / "runs" / "planned.yaml"
+    done = run("--law", PAPER, "--flops", "1e20", "--base", base, "--out", out, "--json")
+    planned, config = json.loads(done.stdout), yaml.safe_load(out.read_text())
+    assert (out.parent / config.pop("extends")).resolve() == base
+    assert config["model"] == {"size": f"{planned['layers']}x{planned['width']}"}
+    assert config["train"] == {"tokens": pytest.approx(planned["T"], abs=1), "batch_tokens": planned["B"]}
+    assert config["optim"]["lr"] == pytest.approx(planned["lr"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--law", "missing.json", "--flops", "1e20"), "no such file"),
+        (("--law", PAPER), "does not fix a plan"),
+        (("--law", PAPER, "--flops", "1e5"), "no model has about"),
+        (("--law", PAPER, "--flops", "1e20", "--base", "missing.yaml"), "no such file"),
+        (("--law", __file__, "--flops", "1e20"), "not a JSON file"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(words, message):
+    done = run(*words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
