@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scaling import allocation, hyper, jackknife, loss_law
 from scaling.laws import Curvature, GivenBatch, Law, SizeLaw
 from scaling.optimum import WINDOW, Optimum
-from scaling.points import Points, Untrusted, grid_optima, points_of_grids, points_of_rows
+from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids, points_of_rows
 from scaling.runs import Ledger
 from utils.errors import UserError
 
@@ -58,7 +58,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         UserError: nothing to fit.
         Untrusted: the data do not identify what was asked, or only at the edge of their grids.
     """
-    ledger = ledger.rows(~ledger.heldout)
+    ledger = at_nominal(ledger.rows(~ledger.heldout))
     warnings: list[str] = []
     optima: tuple[Optimum, ...] = ()
     single = all(len(rows) == 1 for _, _, rows in ledger.grids())
@@ -68,7 +68,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         points = points_of_rows(ledger)
     else:
         optima = tuple(grid_optima(ledger, options.window))
-        points = points_of_grids(ledger, optima, options.force, warnings)
+        points = points_of_grids(ledger, optima, options.force or options.prior is not None, warnings)
     scale = {"T": _round_scale(points.T), "N": _round_scale(points.N)}
     constants: dict[str, Any] = {"batch": None, "lr": None, "loss": None}
     unknown: dict[str, str] = {}
@@ -80,9 +80,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             constants[name] = power.law
             centre[offset : offset + 3] = power.beta
             place = slice(offset, offset + 3)
-            replicates[:, place] = (
-                power.beta + (points.replicates[symbol] - np.log(getattr(points, symbol))) @ power.pull.T
-            )
+            replicates[:, place] = _hyper_replicates(points, symbol, power)
             # Grids scatter around the law beyond their own noise, which deleting single cells does not show.
             extra[place, place] = power.between * power.pull @ power.pull.T + assumption
     residuals, fitted, shifts = None, None, np.zeros((jackknife.DRAWS, len(COLUMNS)))
@@ -131,15 +129,18 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
 
 def _hyper_law(points, name, symbol, options, scale, warnings) -> tuple[hyper.PowerFit, NDArray]:
     """The fit, and the covariance [3, 3] that exponents assumed from the prior add."""
-    value, variance = getattr(points, symbol), getattr(points, f"variance_{symbol}")
+    inside = points.interior
+    N, T, value = points.N[inside], points.T[inside], getattr(points, symbol)[inside]
+    variance = getattr(points, f"variance_{symbol}")
+    variance = None if variance is None else variance[inside]
     fixed = {key.partition(".")[2]: v for key, v in options.fixed.items() if key.partition(".")[0] == symbol}
     prior = getattr(options.prior, name) if options.prior is not None else None
     assumed: list[str] = []
     while True:
         free = [exponent for exponent in ("T", "N") if exponent not in fixed]
-        reason = hyper.unidentified(points.N, points.T, fixed)
+        reason = hyper.unidentified(N, T, fixed)
         if reason is None:
-            power = hyper.fit_power(points.N, points.T, value, variance, fixed, scale)
+            power = hyper.fit_power(N, T, value, variance, fixed, scale)
             width = jackknife.t_quantile(power.spare) * np.sqrt(np.diag(power.covariance))
             loose = [e for e in free if not width[hyper.CONSTANTS.index(e)] <= LOOSE]
             if not loose or prior is None:
@@ -159,11 +160,27 @@ def _hyper_law(points, name, symbol, options, scale, warnings) -> tuple[hyper.Po
         warnings.append(f"{symbol}'s exponent in {hold} assumed from {options.prior.name}: {fixed[hold]:g} ({reason})")
 
 
+def _hyper_replicates(points: Points, symbol: str, power: hyper.PowerFit) -> NDArray:
+    """The law's beta with each cluster deleted, [clusters, 3]."""
+    inside = points.interior
+    logs, present = points.replicates[symbol][:, inside], points.present[:, inside]
+    if present.all():
+        return power.beta + (logs - np.log(getattr(points, symbol)[inside])) @ power.pull.T
+    fixed = {name: float(power.beta[hyper.CONSTANTS.index(name)]) for name in power.law.assumed}
+    replicates = np.tile(power.beta, (len(present), 1))
+    for k, kept in enumerate(present):
+        N, T = points.N[inside][kept], points.T[inside][kept]
+        if hyper.unidentified(N, T, fixed) is None:
+            again = hyper.fit_power(N, T, np.exp(logs[k, kept]), 1 / power.weights[kept], fixed, power.law.scale)
+            replicates[k] = again.beta
+    return replicates
+
+
 def _assumption(points: Points, power: hyper.PowerFit, assumed: list[str], scale: dict[str, float]) -> NDArray:
     """How the constants would move if the assumed exponents were wrong by ASSUMED_POWER: a covariance [3, 3]."""
     covariance = np.zeros((3, 3))
     for name in assumed:
-        moved = -power.pull @ np.log(getattr(points, name) / scale[name])
+        moved = -power.pull @ np.log(getattr(points, name)[points.interior] / scale[name])
         moved[hyper.CONSTANTS.index(name)] = 1.0
         covariance += ASSUMED_POWER**2 * np.outer(moved, moved)
     return covariance

@@ -22,7 +22,8 @@ class Points:
     """What the laws are fitted to: one optimum per (N, T). Arrays [points]; variances None where unknown.
 
     ``noise`` is relative, of the loss. ``replicates`` holds ln B, ln lr and ln loss with each cluster deleted, each
-    [clusters, points], and ``present`` [clusters, points] whether a point is still there.
+    [clusters, points], and ``present`` [clusters, points] whether a point is still there. Points that are
+    not ``interior`` give losses, no batches and rates.
     """
 
     N: NDArray[np.float64]
@@ -30,6 +31,7 @@ class Points:
     B: NDArray[np.float64]
     lr: NDArray[np.float64]
     loss: NDArray[np.float64]
+    interior: NDArray[np.bool_]
     variance_B: NDArray[np.float64] | None
     variance_lr: NDArray[np.float64] | None
     noise: NDArray[np.float64] | None
@@ -47,23 +49,52 @@ def grid_optima(ledger: Ledger, window: float | None) -> list[Optimum]:
     return optima
 
 
-def points_of_grids(ledger: Ledger, optima: tuple[Optimum, ...], force: bool, warnings: list[str]) -> Points:
-    """Points from interior optima; with ``force`` from the others too, where there are fewer than three interior."""
-    chosen = [optimum for optimum in optima if optimum.interior]
+def at_nominal(ledger: Ledger) -> Ledger:
+    """Losses moved from the tokens a run had really seen to the milestone asked for.
+
+    A large batch overshoots its milestone further than a small one, which would flatter it. The slope of ln loss in
+    ln T is the run's own, between its milestones; runs with one milestone take the median of the others'.
+    """
+    slope = np.full(len(ledger), np.nan)
+    for run in np.unique(ledger.run_id):
+        rows = np.flatnonzero((ledger.run_id == run) & np.isfinite(ledger.loss))
+        x, first = np.unique(np.log(ledger.T[rows]), return_index=True)
+        if len(x) > 1:
+            # A milestone's own slope: steeper early than late.
+            local = np.gradient(np.log(ledger.loss[rows[first]]), x)
+            slope[rows] = np.interp(np.log(ledger.T[rows]), x, local)
+    if np.all(np.isnan(slope)):
+        return ledger
+    slope = np.where(np.isnan(slope), np.nanmedian(slope), slope)
+    return replace(ledger, loss=ledger.loss * (ledger.nominal_T / ledger.T) ** slope)
+
+
+def points_of_grids(ledger: Ledger, optima: tuple[Optimum, ...], lenient: bool, warnings: list[str]) -> Points:
+    """Points from interior optima, or from every grid where there are fewer than three of them.
+
+    Args:
+        lenient: with few interior optima, let best cells of the other grids stand in for the loss (never for the batch
+            and the rate); without it, that is refused.
+
+    Raises:
+        Untrusted: fewer than three interior optima, or none even for the lenient.
+    """
     refused = [optimum for optimum in optima if not optimum.interior]
+    chosen = [optimum for optimum in optima if optimum.interior]
     if refused:
         verdicts = ", ".join(
             f"{sum(o.verdict == v for o in refused)} {v}" for v in sorted({o.verdict for o in refused})
         )
         warnings.append(f"{len(refused)} of {len(optima)} grids have no interior optimum ({verdicts})")
     if len(chosen) < 3:
-        if not force:
+        if not chosen or not lenient:
             raise Untrusted(
                 f"only {len(chosen)} of {len(optima)} grids have an interior optimum: "
                 + "; ".join(o.describe() for o in refused)
             )
         chosen = list(optima)
-        warnings.append("forced: best cells of grids without an interior optimum stand in for optima")
+        warnings.append("best cells stand in for the losses of grids without an interior optimum")
+    interior = np.array([o.interior for o in chosen])
     variance = _pooled_variance(chosen)
     clusters = np.unique(ledger.run_id[np.concatenate([o.used for o in chosen])])
     values = {
@@ -73,21 +104,21 @@ def points_of_grids(ledger: Ledger, optima: tuple[Optimum, ...], force: bool, wa
     }
     replicates = {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()}
     for g, optimum in enumerate(chosen):
-        if optimum.interior:
-            for row in optimum.used:
-                k = np.searchsorted(clusters, ledger.run_id[row])
-                kept = optimum.used[ledger.run_id[optimum.used] != ledger.run_id[row]]
+        for run in np.unique(ledger.run_id[optimum.used]):
+            kept = optimum.used[ledger.run_id[optimum.used] != run]
+            if len(kept):
                 new = refit(optimum, ledger.lr[kept], ledger.B[kept], ledger.loss[kept], ledger.loss_se[kept])
+                k = np.searchsorted(clusters, run)
                 replicates["lr"][k, g], replicates["B"][k, g], replicates["loss"][k, g] = np.log(new)
     return Points(
         np.array([o.N for o in chosen]), np.array([o.T for o in chosen]), np.exp(values["B"]), np.exp(values["lr"]),
-        np.exp(values["loss"]), variance[1], variance[0], variance[2], replicates,
+        np.exp(values["loss"]), interior, *variance, replicates,
         np.ones((len(clusters), len(chosen)), dtype=bool), tuple(chosen),
     )  # fmt: skip
 
 
 def _pooled_variance(optima: list[Optimum]) -> tuple[NDArray | None, NDArray | None, NDArray | None]:
-    """Variances of ln lr and ln B and relative noise of the loss, each grid's scatter shrunk to that of all grids.
+    """Variances of ln B and ln lr and relative noise of the loss, each grid's scatter shrunk to that of all grids.
 
     A few spare cells estimate a scatter badly, and a grid that looks precise by luck would rule the fit.
     """
@@ -103,7 +134,7 @@ def _pooled_variance(optima: list[Optimum]) -> tuple[NDArray | None, NDArray | N
     ratio = shrunk / np.maximum(relative, 1e-15)
     covariance = np.array([o.covariance for o in known]) * ratio[:, None, None] ** 2
     noise = np.array([o.loss_se / o.loss for o in known]) * ratio
-    return covariance[:, 0, 0], covariance[:, 1, 1], noise
+    return covariance[:, 1, 1], covariance[:, 0, 0], noise
 
 
 def points_of_rows(ledger: Ledger) -> Points:
@@ -115,7 +146,7 @@ def points_of_rows(ledger: Ledger) -> Points:
     noise = ledger.loss_se / ledger.loss
     values = {"B": np.log(ledger.B), "lr": np.log(ledger.lr), "loss": np.log(ledger.loss)}
     return Points(
-        ledger.N, ledger.nominal_T, ledger.B, ledger.lr, ledger.loss, None, None,
+        ledger.N, ledger.nominal_T, ledger.B, ledger.lr, ledger.loss, np.ones(len(ledger), dtype=bool), None, None,
         noise if np.all(np.isfinite(noise)) else None,
         {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()}, present, (),
     )  # fmt: skip

@@ -257,7 +257,8 @@ def _ledger(rows: list[dict[str, Any]], source: str, recipe: dict[str, Any]) -> 
 
     raw, raw_se = column("loss"), column("loss_se")
     ema, ema_se = column("ema_loss"), column("ema_loss_se")
-    diverged = np.array([row["status"] == "diverged" for row in rows])
+    # A run can diverge between its last step and a milestone: its loss there is not a number.
+    diverged = np.array([row["status"] == "diverged" for row in rows]) | (np.isnan(raw) & np.isnan(ema))
     loss = np.where(diverged, math.inf, np.where(np.isnan(ema), raw, ema))
     return Ledger(
         run_id=np.array([row["run_id"] for row in rows]),

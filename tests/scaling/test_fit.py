@@ -137,3 +137,37 @@ def test_single_cells_are_not_optima_unless_said_to_be(paper, cost):
     law = fit.fit(ledger, "all", fit.Options(optima=True), cost, NOWHERE).law
     # Noise-free optima: plain least squares in logs returns the planted exponents.
     assert exponents(law)[:4] == pytest.approx((0.808, 0.1906, -0.0453, -0.1619))
+
+
+def test_optima_of_runs_have_intervals(paper, cost):
+    ledger = points(paper, 1e-4, 0)
+    noisy = dataclasses.replace(ledger, B=ledger.B * np.exp(0.1 * np.random.default_rng(0).standard_normal(25)))
+    low, high = fit.fit(noisy, "all", fit.Options(optima=True), cost, NOWHERE).law.fit["intervals"]["batch.T"]
+    # The standard error of a regression: noise over the spread of ln T.
+    expected = 0.1 / np.std(np.log(noisy.T)) / 5
+    assert (high - low) / 2 == pytest.approx(2.06 * expected, rel=0.4)
+
+
+def test_an_overshot_milestone_does_not_flatter_large_batches(paper, cost, grids):
+    late = grids.nominal_T + 2 * grids.B
+    loss = grids.loss * (paper.loss(grids.N, late) / paper.loss(grids.N, grids.nominal_T))
+    overshot = dataclasses.replace(grids, T=late, loss=loss)
+    clean, moved, naive = (
+        fit.fit(ledger, "hyperparameters", fit.Options(), cost, NOWHERE).law.batch(1e8, 5e9)
+        for ledger in (grids, overshot, dataclasses.replace(overshot, T=grids.nominal_T))
+    )
+    assert moved == pytest.approx(clean, rel=1e-3)
+    assert abs(naive / clean - 1) > 2 * abs(moved / clean - 1)
+
+
+def test_with_a_prior_best_cells_stand_in_for_losses_only(paper, cost):
+    tokens = [2e9, 5e9, 12e9]
+    inside = simulate.grid(paper, SIZES[:1], tokens, 5, 5, 2.0)
+    outside = simulate.grid(paper, SIZES[1:3], tokens, 5, 5, 2.0, offset=3.0)
+    ledger = simulate.ledger(paper, inside + outside, tokens[:2], 1e-5, n_ctx=1280)
+    with pytest.raises(fit.Untrusted, match="only 2 of 6"):
+        fit.fit(ledger, "all", fit.Options(), cost, NOWHERE)
+    fitted = fit.fit(ledger, "all", fit.Options(prior=paper), cost, NOWHERE)
+    assert fitted.points.interior.sum() == 2
+    assert fitted.law.batch(SIZES[0], 5e9) == pytest.approx(float(paper.batch(SIZES[0], 5e9)), rel=0.02)
+    assert any("4 of 6 grids have no interior optimum (4 edge)" in text for text in fitted.warnings)
