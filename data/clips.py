@@ -324,7 +324,8 @@ def _pictures_at(path: Path, wanted: list[int], seek: bool) -> dict[int, np.ndar
         for frame in container.decode(stream):
             time = frame.dts if frame.pts is None else frame.pts
             if time in wanted:
-                pictures[time] = frame.to_ndarray(format="rgb24")
+                # decord turns upright what a phone filmed on its side; PyAV leaves that to its user.
+                pictures[time] = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
             if len(pictures) == len(wanted):
                 break
     return pictures
