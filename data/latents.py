@@ -48,35 +48,26 @@ def open_cache(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any] |
         UserError: the folder holds a cache of other settings (the difference is named), or is no cache.
     """
     folder = Path(folder)
-    index_path = folder / "index.json"
-    if not index_path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder}: exists and is no latent cache; choose a new folder")
-        write_json(index_path, {"finished": False, "settings": settings})
-        return None
-    index = _read_index(folder)
+    index = unfinished = {"finished": False, "settings": settings}
+    if (folder / "index.json").exists():
+        index = _read_index(folder)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists and is no latent cache; choose a new folder")
     # A job that stopped before its first shard leaves nothing that could be mixed up.
     if not index["finished"] and not any(folder.glob("*.safetensors")):
-        index = {"finished": False, "settings": settings}
-        write_json(index_path, index)
+        index = unfinished
     if index["settings"] != settings:
-        missing = "(not set)"
-        differences = [
-            f"{key} is {index['settings'].get(key, missing)!r} there and {settings.get(key, missing)!r} now"
-            for key in sorted({*index["settings"], *settings})
-            if index["settings"].get(key, missing) != settings.get(key, missing)
-        ]
-        raise UserError(f"{folder} holds a cache made otherwise: {'; '.join(differences)}. Choose another folder")
-    if not index["finished"]:
-        for leftover in folder.glob(".*.tmp"):
-            leftover.unlink()
-        return None
-    damaged = [file for file in index["files"] if _size(folder / file) != index["files"][file]["bytes"]]
-    if not damaged:
-        return index
-    for file in damaged:
-        (folder / file).unlink(missing_ok=True)
-    write_json(index_path, {"finished": False, "settings": settings})
+        pairs = {key: (index["settings"].get(key), settings.get(key)) for key in {**index["settings"], **settings}}
+        told = "; ".join(f"{key} is {a!r} there and {b!r} now" for key, (a, b) in sorted(pairs.items()) if a != b)
+        raise UserError(f"{folder} holds a cache made otherwise: {told}. Choose another folder")
+    useless = [*folder.glob(".*.tmp")]
+    if index["finished"]:
+        useless = [folder / name for name, file in index["files"].items() if _size(folder / name) != file["bytes"]]
+        if not useless:
+            return index
+    for path in useless:
+        path.unlink(missing_ok=True)
+    write_json(folder / "index.json", unfinished)
     return None
 
 

@@ -146,7 +146,7 @@ def test_a_finished_cache_is_left_alone_and_other_settings_are_refused(tmp_path)
     before = files_of(tmp_path)
     assert open_cache(tmp_path, SETTINGS) == index
     other = {**SETTINGS, "frames": 9, "stride": 2}
-    with pytest.raises(UserError, match=r"frames is 5 there and 9 now; stride is '\(not set\)' there and 2 now"):
+    with pytest.raises(UserError, match=r"frames is 5 there and 9 now; stride is None there and 2 now"):
         open_cache(tmp_path, other)
     assert files_of(tmp_path) == before
 
