@@ -83,34 +83,31 @@ def test_captions_follow_one_grammar():
 
 
 def test_first_named_shape_has_its_colour_at_its_place():
-    s, clips, texts = scene(MANY, 0), render(MANY, 0), captions(MANY, 0)
-    place = (centres(s, 17, (1.0, 1.0)) * 32).long()
-    checked = 0
-    for i in range(len(MANY)):
-        _, size, colour, *rest = texts[i].split()
-        if "ring" in rest[:2] or size == "small":  # a ring's middle is a hole; a small star's has rims in it
-            continue
-        checked += 1
-        for frame in (0, 8, 16):
-            x, y = place[i, 0, frame].tolist()
-            expected = torch.tensor(SHAPE_COLOURS[colour]) * 2 - 1
-            assert (clips[i, :, frame, y, x] - expected).abs().max() < 0.05, (i, frame, texts[i])
-    assert checked > 150
+    index, frames = torch.arange(200), torch.tensor([0, 8, 16])
+    s, clips = scene(index, 0), render(index, 0)
+    words = [text.split() for text in captions(index, 0)]
+    # a ring's middle is a hole, and a small star has rims in its
+    solid = torch.tensor([w[1] != "small" and "ring" not in w[3:5] for w in words])
+    assert solid.sum() > 80
+    named = torch.tensor([SHAPE_COLOURS[w[2]] for w in words])[:, None] * 2 - 1
+    x, y = (centres(s, 17, (1.0, 1.0))[:, 0, frames] * 32).long().unbind(-1)
+    seen = clips[index[:, None], :, frames, y, x]
+    assert (seen - named)[solid].abs().max() < 0.05
 
 
 def test_the_background_is_a_mix_of_its_colours():
-    s, clips = scene(MANY, 0), render(MANY, 0)
-    names = list(GROUND_COLOURS)
-    near = centres(s, 17, (1.0, 1.0))
-    corner = torch.tensor([0.5, 0.5]) / 32
-    for i in range(len(MANY)):
-        ends = [torch.tensor(GROUND_COLOURS[names[c]]) * 2 - 1 for c in s.ground_colours[i]]
-        far = (near[i, : s.count[i], 0] - corner).norm(dim=-1) > s.radius[i, : s.count[i]] + 0.05
-        if not far.all():
-            continue
-        pixel, low, high = clips[i, :, 0, 0, 0], torch.minimum(*ends), torch.maximum(*ends)
-        assert (pixel >= low - 1e-5).all(), i
-        assert (pixel <= high + 1e-5).all(), i
+    index = torch.arange(200)
+    s, clips = scene(index, 0), render(index, 0, frames=1)
+    ends = torch.tensor(list(GROUND_COLOURS.values()))[s.ground_colours] * 2 - 1
+    grid = (torch.arange(32) + 0.5) / 32
+    pixels = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), dim=-1)
+    away = (pixels - centres(s, 1, (1.0, 1.0))[:, :, :, None]).norm(dim=-1) - s.radius[..., None, None]
+    bare = (away > 0.08).all(1)  # a pointed tip is blurred by more than a rim
+    assert 0.2 < bare.float().mean() < 0.95
+    shown = clips[:, :, 0].movedim(1, -1)[bare]
+    low, high = (bound[:, None, None].expand(-1, 32, 32, -1)[bare] for bound in (ends.amin(1), ends.amax(1)))
+    assert (shown >= low - 1e-5).all()
+    assert (shown <= high + 1e-5).all()
 
 
 def test_shapes_stay_inside_and_move_as_told():
