@@ -79,7 +79,7 @@ def build() -> nn.Module:
 class Optimiser:
     """Muon for kernels, as matrices [out, in * volume], AdamW for the rest, at one learning rate.
 
-    In AdamW's hands alone the same network has a third of the PSNR gain after the same 300 steps."""
+    After 440 steps of 8 clips a network like this one stood at 22.6 dB; with AdamW alone, 16.3."""
 
     def __init__(self, model: nn.Module, lr: float) -> None:
         self.lr = lr
