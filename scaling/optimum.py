@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from scaling.runs import Ledger
 from utils.errors import UserError
 
 COEFFICIENTS = 6
@@ -258,3 +259,11 @@ def refit(optimum: Optimum, lr: NDArray, B: NDArray, loss: NDArray, noise: NDArr
                 return optimum.lr * math.exp(at[0]), optimum.B * math.exp(at[1]), value
     best = int(np.argmin(loss))
     return float(lr[best]), float(B[best]), float(loss[best])
+
+
+def surface_at(ledger: Ledger, rows: NDArray[np.int64], lr: float, B: float) -> float:
+    """The quadratic through ``rows`` of a ledger, at (lr, B); nan where they do not fix one."""
+    x, y = np.log(ledger.lr[rows] / lr), np.log(ledger.B[rows] / B)
+    loss = ledger.loss[rows]
+    fit = _quadratic(x, y, loss, _weights(ledger.loss_se[rows], np.arange(len(rows))))
+    return math.nan if fit is None else float(fit[0][0])

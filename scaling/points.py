@@ -146,7 +146,7 @@ def points_of_rows(ledger: Ledger) -> Points:
     noise = ledger.loss_se / ledger.loss
     values = {"B": np.log(ledger.B), "lr": np.log(ledger.lr), "loss": np.log(ledger.loss)}
     return Points(
-        ledger.N, ledger.nominal_T, ledger.B, ledger.lr, ledger.loss, np.ones(len(ledger), dtype=bool), None, None,
+        ledger.N, ledger.T, ledger.B, ledger.lr, ledger.loss, np.ones(len(ledger), dtype=bool), None, None,
         noise if np.all(np.isfinite(noise)) else None,
         {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()}, present, (),
     )  # fmt: skip

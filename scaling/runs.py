@@ -77,6 +77,7 @@ def read(
         path: a folder holding ``result.json`` somewhere below it, or a file with one row per result.
         columns: our name -> the file's name, e.g. ``{"N": "params", "L": "loss"}``; L is short for ema_loss.
         batch_unit: "tokens" or "sequences:TOKENS_EACH"; must be said for a file whose B column is renamed.
+            A file without T, but with flops, gives T = flops / 6N.
         hyperparameters: whether B and lr are needed; where they are not and the file has none, they are nan.
 
     Raises:
@@ -202,7 +203,10 @@ def _from_rows(
             hint = nearest(theirs, present)
             raise UserError(f"{source}: no column {theirs!r} for {ours}{hint}; there are {', '.join(present)}")
     name = {ours: columns.get(ours, ours) for ours in COLUMNS}
-    needed = ("N", "T", "B", "lr") if hyperparameters else ("N", "T")
+    # Tables of isoFLOP studies give compute, not tokens.
+    from_flops = name["T"] not in present and name["flops"] in present
+    needed = ("N", "flops") if from_flops else ("N", "T")
+    needed += ("B", "lr") if hyperparameters else ()
     missing = [ours for ours in needed if name[ours] not in present]
     if not {name["loss"], name["ema_loss"]} & set(present):
         missing.append("L")
@@ -220,6 +224,9 @@ def _from_rows(
         for key in ("N", "T", "B", "lr"):
             absent = key not in needed and name[key] not in present
             entry[key] = math.nan if absent else _number(get[key], f"{source}, row {number}: {name[key]}")
+        if from_flops:
+            flops = _number(get["flops"], f"{source}, row {number}: {name['flops']}")
+            entry["T"] = flops / (6 * entry["N"])
         entry["B"] *= per_unit
         entry["nominal_T"] = entry["T"]
         for key in ("loss", "ema_loss"):

@@ -18,9 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from models.sizes import smooth_width
-from scaling import allocation, fit, laws, runs
+from scaling import allocation, compare, fit, forms, laws, runs, validate
 from scaling.optimum import WINDOW
+from scaling.points import Untrusted
 from utils.errors import UserError, nearest, run_cli
+from utils.files import write_json
 
 PAPER = Path(__file__).resolve().parents[1] / "configs" / "laws" / "paper.json"
 HOLDABLE = ("B.T", "B.N", "lr.T", "lr.N", "loss.Tc", "loss.aT", "loss.Nc", "loss.aN", "loss.Linf")
@@ -28,7 +30,12 @@ HOLDABLE = ("B.T", "B.N", "lr.T", "lr.N", "loss.Tc", "loss.aT", "loss.Nc", "loss
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=fit.PARTS, help="which laws to fit")
+    parser.add_argument(
+        "part",
+        choices=(*fit.PARTS, "compare", "validate"),
+        help="which laws to fit; compare: what one fixed (lr, batch) for all runs would do to N_opt; "
+        "validate: how well the small runs predict the large ones",
+    )
     parser.add_argument("results", help="a sweep's folder, or a CSV or JSONL file with one row per result")
     parser.add_argument("--out", help="law file to write")
     parser.add_argument("--columns", help="OURS=THEIRS,...: how the file names N, T, B, lr, L (the loss) and the rest")
@@ -48,6 +55,10 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--delta", type=float, help="Huber's delta in log loss (default: 1.345 x the noise, or 1e-3)")
     parser.add_argument("--n-ctx", type=int, help="tokens per clip, for C_token, where the results do not say")
+    parser.add_argument(
+        "--pair", metavar="LR,B", help="compare: the fixed pair (default: the smallest grid's optimum)"
+    )
+    parser.add_argument("--flops", type=float, help="compare: at this budget (default: ten times the largest swept)")
     parser.add_argument("--force", action="store_true", help="fit what the data do not support, with warnings")
     parser.add_argument("--json", action="store_true", help="print the law file instead of a summary")
     return parser
@@ -129,8 +140,68 @@ def summary(fitted: fit.Fitted) -> str:
     return "\n".join(lines + [f"warning: {text}" for text in fitted.warnings])
 
 
+def compare_pair(args: argparse.Namespace) -> int:
+    ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit)
+    pair = None
+    if args.pair:
+        try:
+            pair = tuple(float(value) for value in args.pair.split(","))
+        except ValueError:
+            pair = ()
+        if len(pair) != 2 or min(pair) <= 0:
+            raise UserError(f"--pair {args.pair!r} is not LR,B: two positive numbers, such as 2e-4,65536")
+    if args.flops is not None and not args.flops > 0:
+        raise UserError(f"--flops must be positive, not {args.flops:g}")
+    try:
+        done = compare.compare(ledger, cost_of(ledger, args.n_ctx)[0], pair, args.flops, window(args.window))
+    except Untrusted as reason:
+        print(f"not compared: {reason}", file=sys.stderr)
+        return 3
+    if args.out:
+        write_json(args.out, done.to_dict())
+    print(json.dumps(done.to_dict(), indent=1) if args.json else done.text())
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    """Expanding windows over the optima, for each form of the loss law; and what was held out, if anything was."""
+    ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
+    options = fit.Options(held(args.fix), None, window(args.window), args.delta, args.force, args.optima)
+    try:
+        fitted = fit.fit(ledger, "loss", options, cost_of(ledger, args.n_ctx)[0], {})
+    except Untrusted as reason:
+        print(f"not validated: {reason}", file=sys.stderr)
+        return 3
+    points = fitted.points
+    names = forms.FORMS if np.all(np.isfinite(points.B)) else forms.FORMS[:2]
+    checks = validate.expanding_windows(points.N, points.T, points.B, points.loss, points.noise, names)
+    rows, apart = validate.summary(checks), validate.held_out(ledger, fitted.law.loss, options.window)
+    if args.out:
+        write_json(args.out, {"windows": rows, "held_out": apart})
+    if args.json:
+        print(json.dumps({"windows": rows, "held_out": apart}, indent=1))
+        return 0
+    print("expanding windows: root mean square error of the predicted loss, and its mean")
+    for row in rows or [{}]:
+        if not row:
+            print("  none: four distinct N or T are needed")
+            continue
+        print(
+            f"  along {row['along']}  {row['form']:<12}{row['error']:8.3%} {row['bias']:+8.3%}  {row['points']} points"
+        )
+    for row in apart:
+        compute = "never" if row["equivalent_compute"] is None else f"{row['equivalent_compute']:.3g}"
+        print(
+            f"held out N {row['N']:.4g}, T {row['T']:.4g}: predicted {row['predicted']:.5g}, measured "
+            f"{row['measured']:.5g} ({row['error']:+.3%}), equivalent compute {compute}"
+        )
+    return 0
+
+
 def main() -> int:
     args = arguments().parse_args()
+    if args.part in ("compare", "validate"):
+        return (compare_pair if args.part == "compare" else check)(args)
     if not args.out and not args.json:
         raise UserError("--out is missing: where shall the law file go? (or --json to print it)")
     hyperparameters = args.part in ("hyperparameters", "all")
@@ -147,7 +218,7 @@ def main() -> int:
     }
     try:
         fitted = fit.fit(ledger, args.part, options, cost, provenance)
-    except fit.Untrusted as reason:
+    except Untrusted as reason:
         print(f"not fitted: {reason} (--force fits all the same)", file=sys.stderr)
         return 3
     if args.out:

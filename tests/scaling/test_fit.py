@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from scaling import allocation, fit, jackknife, laws, simulate
+from scaling.points import Untrusted
 from utils.errors import UserError
 
 SIZES = np.geomspace(0.0168e9, 0.268e9, 5)
@@ -104,14 +105,14 @@ def test_edges_enter_no_law(paper, cost):
     tokens = [2e9, 12e9]
     cells = simulate.grid(paper, SIZES[:3], tokens, 5, 5, 2.0, offset=3.0)
     ledger = simulate.ledger(paper, cells, tokens, 1e-5, n_ctx=1280)
-    with pytest.raises(fit.Untrusted, match="0 of 6 grids have an interior optimum.*edge"):
+    with pytest.raises(Untrusted, match="0 of 6 grids have an interior optimum.*edge"):
         fit.fit(ledger, "all", fit.Options(), cost, NOWHERE)
 
 
 def test_a_prior_holds_what_one_size_cannot_tell(paper, cost):
     tokens = [2e9, 5e9, 12e9]
     ledger = simulate.ledger(paper, simulate.grid(paper, SIZES[:1], tokens, 5, 5, 2.0), tokens, 1e-4, n_ctx=1280)
-    with pytest.raises(fit.Untrusted, match="share one N"):
+    with pytest.raises(Untrusted, match="share one N"):
         fit.fit(ledger, "hyperparameters", fit.Options(), cost, NOWHERE)
     fitted = fit.fit(ledger, "hyperparameters", fit.Options(prior=paper), cost, NOWHERE)
     assert "N" in fitted.law.batch.assumed
@@ -165,7 +166,7 @@ def test_with_a_prior_best_cells_stand_in_for_losses_only(paper, cost):
     inside = simulate.grid(paper, SIZES[:1], tokens, 5, 5, 2.0)
     outside = simulate.grid(paper, SIZES[1:3], tokens, 5, 5, 2.0, offset=3.0)
     ledger = simulate.ledger(paper, inside + outside, tokens[:2], 1e-5, n_ctx=1280)
-    with pytest.raises(fit.Untrusted, match="only 2 of 6"):
+    with pytest.raises(Untrusted, match="only 2 of 6"):
         fit.fit(ledger, "all", fit.Options(), cost, NOWHERE)
     fitted = fit.fit(ledger, "all", fit.Options(prior=paper), cost, NOWHERE)
     assert fitted.points.interior.sum() == 2

@@ -106,3 +106,25 @@ def test_bad_input_is_one_line_and_status_2(sweep, words, message):
     assert done.returncode == 2
     assert re.search(message, done.stderr)
     assert done.stderr.count("\n") == 1
+
+
+def test_compare_and_validate(sweep, tmp_path):
+    done = run("fit.py", "compare", sweep, "--json")
+    bent = json.loads(done.stdout)
+    assert bent["biased"]
+    assert bent["N_fixed"] > bent["N_opt"]
+    done = run("fit.py", "compare", sweep, "--pair", "2e-4,0")
+    assert (done.returncode, "--pair" in done.stderr) == (2, True)
+    law = laws.load(PAPER)
+    tokens = [2e9, 4e9, 8e9, 1.6e10]
+    cells = simulate.grid(law, np.geomspace(0.0168e9, 0.268e9, 4), tokens, 5, 5, 2.5)
+    ledger = simulate.ledger(law, cells, tokens, 1e-5, n_ctx=1280)
+    largest = ledger.N.max()
+    ledger.heldout[largest == ledger.N] = True
+    runs.write_csv(ledger, tmp_path / "runs.csv")
+    done = run("fit.py", "validate", tmp_path / "runs.csv", "--json", "--out", tmp_path / "checks.json")
+    checks = json.loads(done.stdout)
+    assert checks == json.loads((tmp_path / "checks.json").read_text())
+    assert {row["along"] for row in checks["windows"]} == {"T"}
+    assert len(checks["held_out"]) == 4
+    assert all(abs(row["error"]) < 1e-3 for row in checks["held_out"])

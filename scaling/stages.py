@@ -1,0 +1,200 @@
+"""The two stages of a fit, with what to do where the data do not tell: hold, refuse, or say so."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scaling import hyper, jackknife, loss_law
+from scaling.laws import Law
+from scaling.optimum import WINDOW
+from scaling.points import Points, Untrusted
+
+# With a prior at hand, an exponent whose 95 % interval is wider than +- this is the prior's to give.
+LOOSE = 0.5
+# One standard deviation of an assumed exponent: absolute in the hyper-parameter laws, relative in the loss law. Public
+# laws for other data and models differ by about as much.
+ASSUMED_POWER = 0.15
+ASSUMED_LOSS = 0.3
+# Residual scatter over delta beyond which Huber's fit behaves like a median, and clusters a bootstrap needs.
+MEDIAN_LIKE = 2.0
+BOOTSTRAP_CLUSTERS = 30
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may choose. ``fixed`` maps "B.N", "lr.T" or "loss.aT" to the value held."""
+
+    fixed: dict[str, float] = field(default_factory=dict)
+    prior: Law | None = None
+    window: float | None = WINDOW
+    delta: float | None = None
+    force: bool = False
+    optima: bool = False
+
+
+def hyper_law(points, name, symbol, options, scale, warnings) -> tuple[hyper.PowerFit, NDArray]:
+    """The fit, and the covariance [3, 3] that exponents assumed from the prior add."""
+    inside = points.interior
+    N, T, value = points.N[inside], points.T[inside], getattr(points, symbol)[inside]
+    variance = getattr(points, f"variance_{symbol}")
+    variance = None if variance is None else variance[inside]
+    fixed = {key.partition(".")[2]: v for key, v in options.fixed.items() if key.partition(".")[0] == symbol}
+    prior = getattr(options.prior, name) if options.prior is not None else None
+    assumed: list[str] = []
+    while True:
+        free = [exponent for exponent in ("T", "N") if exponent not in fixed]
+        reason = hyper.unidentified(N, T, fixed)
+        if reason is None:
+            power = hyper.fit_power(N, T, value, variance, fixed, scale)
+            width = jackknife.t_quantile(power.spare) * np.sqrt(np.diag(power.covariance))
+            loose = [e for e in free if not width[hyper.CONSTANTS.index(e)] <= LOOSE]
+            if not loose or prior is None:
+                if loose:
+                    warnings.append(
+                        f"{symbol}'s exponent in {' and '.join(loose)} is known to no better than +-{LOOSE}"
+                    )
+                return power, _assumption(points, power, assumed, scale)
+            hold = max(loose, key=lambda e: np.nan_to_num(width[hyper.CONSTANTS.index(e)], nan=math.inf))
+            reason = "too few optima to fix it"
+        elif prior is None:
+            raise Untrusted(f"{symbol}_opt: {reason} (hold one with --fix {symbol}.N=..., or give --prior)")
+        else:
+            hold = min(free, key=lambda e: np.ptp(np.log(getattr(points, e))))
+        fixed[hold] = getattr(prior, hold)
+        assumed.append(hold)
+        warnings.append(f"{symbol}'s exponent in {hold} assumed from {options.prior.name}: {fixed[hold]:g} ({reason})")
+
+
+def hyper_replicates(points: Points, symbol: str, power: hyper.PowerFit) -> NDArray:
+    """The law's beta with each cluster deleted, [clusters, 3]."""
+    inside = points.interior
+    logs, present = points.replicates[symbol][:, inside], points.present[:, inside]
+    if present.all():
+        return power.beta + (logs - np.log(getattr(points, symbol)[inside])) @ power.pull.T
+    fixed = {name: float(power.beta[hyper.CONSTANTS.index(name)]) for name in power.law.assumed}
+    replicates = np.tile(power.beta, (len(present), 1))
+    for k, kept in enumerate(present):
+        N, T = points.N[inside][kept], points.T[inside][kept]
+        if hyper.unidentified(N, T, fixed) is None:
+            again = hyper.fit_power(N, T, np.exp(logs[k, kept]), 1 / power.weights[kept], fixed, power.law.scale)
+            replicates[k] = again.beta
+    return replicates
+
+
+def _assumption(points: Points, power: hyper.PowerFit, assumed: list[str], scale: dict[str, float]) -> NDArray:
+    """How the constants would move if the assumed exponents were wrong by ASSUMED_POWER: a covariance [3, 3]."""
+    covariance = np.zeros((3, 3))
+    for name in assumed:
+        moved = -power.pull @ np.log(getattr(points, name)[points.interior] / scale[name])
+        moved[hyper.CONSTANTS.index(name)] = 1.0
+        covariance += ASSUMED_POWER**2 * np.outer(moved, moved)
+    return covariance
+
+
+def loss_stage(points, options, scale, warnings) -> tuple[loss_law.LossFit, NDArray, NDArray, NDArray]:
+    """The fit, its delete-one thetas [clusters, 5], its misfit's covariance, and shifts from assumed exponents."""
+    held = {key.partition(".")[2]: v for key, v in options.fixed.items() if key.startswith("loss.")}
+    prior = options.prior.loss if options.prior is not None else None
+    exponents = {} if prior is None else {"aT": prior.aT, "aN": prior.aN}
+    reason = loss_law.unidentified(points.N, points.T, held)
+    if reason is None and len(points.N) < 7 - len(held):
+        reason = f"{len(points.N)} optima for {5 - len(held)} constants leave nothing to check the fit by"
+    if reason is None or (prior is None and options.force):
+        fitted, thetas = _fit_loss(points, options, held, scale)
+        width = jackknife.t_quantile(len(thetas) - 1) * np.linalg.norm(jackknife.deviations(thetas), axis=0)
+        if fitted.at_bound:
+            reason = f"{' and '.join(fitted.at_bound)} ran to its bound"
+        elif any(width[i] > LOOSE * abs(fitted.theta[i]) for i in (1, 3)):
+            reason = "the exponents' intervals are wider than half their values"
+            if prior is None:
+                warnings.append(f"loss law: {reason}")
+                reason = None
+        if reason is None or (prior is None and options.force):
+            return fitted, *_spread(points, fitted, thetas, held, scale)
+    if prior is None:
+        raise Untrusted(f"loss law: {reason}")
+    held = exponents | held
+    named = ", ".join(f"{name} {value:g}" for name, value in sorted(held.items()))
+    warnings.append(f"loss law: {named} assumed from {options.prior.name} ({reason})")
+    reason = loss_law.unidentified(points.N, points.T, held)
+    if reason:
+        raise Untrusted(f"loss law: {reason}, even with the exponents assumed")
+    fitted, thetas = _fit_loss(points, options, held, scale)
+    if fitted.at_bound:
+        warnings.append(f"loss law: {' and '.join(fitted.at_bound)} ran to its bound")
+    shifts = _assumed_shifts(points, fitted, held, sorted(set(exponents) & set(held)), scale)
+    return fitted, thetas, _misfit(points, fitted, held), shifts
+
+
+def _spread(points, fitted, thetas, held, scale) -> tuple[NDArray, NDArray, NDArray]:
+    """(delete-one thetas, the misfit's covariance, shifts [draws, 5]): by jackknife, or by bootstrap where that fails.
+
+    With delta far below the scatter, Huber's fit is nearly a median, of which the jackknife is no consistent estimate
+    (on the Chinchilla points it misses the bootstrap's intervals by a third). The cluster bootstrap then needs enough
+    clusters, and they must be rows: a run deleted from a grid leaves the points where they are.
+    """
+    scatter = 1.4826 * float(np.median(np.abs(fitted.residuals)))
+    clusters = len(points.present)
+    if points.optima or scatter < MEDIAN_LIKE * fitted.delta or clusters < BOOTSTRAP_CLUSTERS:
+        return thetas, _misfit(points, fitted, held), np.zeros((jackknife.DRAWS, 5))
+    random = np.random.default_rng(0)
+    counts = random.multinomial(clusters, np.full(clusters, 1 / clusters), size=jackknife.DRAWS)
+    # Rows belong to one cluster each: a row's weight is how often its cluster was drawn.
+    weight = counts @ (~points.present).astype(float)
+    precision, _ = loss_law.precisions(points.noise, len(points.N))
+    drawn = [
+        loss_law.descend(
+            np.repeat(fitted.theta[None], len(part), axis=0), points.N, points.T, points.loss, precision,
+            fitted.delta, held, scale, part,
+        )[0]
+        for part in np.array_split(weight, 10)
+    ]  # fmt: skip
+    return np.repeat(fitted.theta[None], clusters, axis=0), np.zeros((5, 5)), np.concatenate(drawn) - fitted.theta
+
+
+def _assumed_shifts(points, fitted, held, assumed, scale) -> NDArray:
+    """How theta moves [draws, 5] where the assumed exponents are drawn around their values and the rest fitted again.
+
+    Refitted rather than linearised: a wrong exponent is made up for by the other constants wherever there are data.
+    """
+    random = np.random.default_rng(1)
+    half = random.standard_normal((jackknife.DRAWS // 2, len(assumed)))
+    factors = (1 + ASSUMED_LOSS) ** np.concatenate([half, -half])
+    start = np.repeat(fitted.theta[None], len(factors), axis=0)
+    for name, factor in zip(assumed, factors.T):
+        start[:, loss_law.CONSTANTS.index(name)] *= factor
+    precision, _ = loss_law.precisions(points.noise, len(points.N))
+    held = held | dict.fromkeys(assumed, math.nan)
+    thetas, _ = loss_law.descend(
+        start, points.N, points.T, points.loss, precision, fitted.delta, held, scale, steps=100
+    )
+    return thetas - fitted.theta
+
+
+def _fit_loss(points, options, held, scale) -> tuple[loss_law.LossFit, NDArray]:
+    fitted = loss_law.fit(points.N, points.T, points.loss, points.noise, options.delta, held, scale)
+    precision, _ = loss_law.precisions(points.noise, len(points.N))
+    start = np.repeat(fitted.theta[None], len(points.present), axis=0)
+    replicates, weight = np.exp(points.replicates["loss"]), points.present.astype(float)
+    thetas, _ = loss_law.descend(
+        start, points.N, points.T, replicates, precision, fitted.delta, held, scale, weight, steps=100
+    )
+    return fitted, thetas
+
+
+def _misfit(points: Points, fitted: loss_law.LossFit, held: dict[str, float]) -> NDArray:
+    """Covariance of theta from scatter around the law beyond the points' own noise (method of moments), [5, 5]."""
+    covariance = np.zeros((5, 5))
+    free = [i for i, name in enumerate(loss_law.CONSTANTS) if name not in held]
+    spare = len(points.N) - len(free)
+    if points.noise is None or not points.optima or spare <= 0:
+        return covariance
+    weight = points.noise**-2
+    excess = (np.sum(weight * fitted.residuals**2) - spare) / weight.sum() * len(points.N) / spare
+    if excess > 0:
+        J = fitted.derivative[:, free] * np.sqrt(weight)[:, None]
+        pull = np.linalg.pinv(J, rcond=1e-12) * np.sqrt(weight)
+        covariance[np.ix_(free, free)] = excess * pull @ pull.T
+    return covariance
