@@ -63,6 +63,7 @@ def _save_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in named.items()}, path)
     except SafetensorError as error:  # it hides the operating system's error number in its text
         raise OSError(_errno(str(error)), str(error), str(path)) from None
+    path.chmod(0o644)  # it writes for the owner alone, and a group shares its checkpoints
     with path.open("rb") as handle:
         os.fsync(handle.fileno())
 

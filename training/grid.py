@@ -34,11 +34,12 @@ class ExecutorKeys:
     """How the cells are run.
 
     Attributes:
-        workers: cells trained at once; over the GPUs where there are any, else sharing the CPU's cores.
+        workers: cells trained at once, each on a GPU, or on its share of the CPU's cores; one per GPU, or core where
+            there is no GPU, if not given.
         retries: further attempts at a cell that crashes.
     """
 
-    workers: int = 1
+    workers: int | None = None
     retries: int = 2
 
 

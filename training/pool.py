@@ -12,10 +12,13 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
+import torch
+
 from training.config import config_from_dict, to_dict
 from training.grid import Sweep
 from training.records import finished_result
 from training.resolve import Run
+from utils.errors import run_cli
 from utils.files import read_json, write_json
 
 FAILURE = "failure.json"
@@ -60,7 +63,7 @@ def run_cells(sweep: Sweep, report: Callable[[Run, str], None]) -> bool:
         (run.config.run_dir / FAILURE).unlink(missing_ok=True)  # a failed cell is tried afresh
         if finished_result(run) is None:
             queue.append(run)
-    workers = min(sweep.keys.executor.workers, max(len(queue), 1))
+    workers = min(sweep.keys.executor.workers or torch.cuda.device_count() or os.cpu_count() or 1, max(len(queue), 1))
     free, busy = list(range(workers)), {}
     attempts: dict[str, int] = {}
     # Cells are forked from a server that has imported torch but run nothing: no import to wait for, no shared state.
@@ -112,10 +115,7 @@ def _start(context: Any, run: Run, slot: int, workers: int) -> _Worker:
 
 def _train_cell(values: dict[str, Any], slot: int, workers: int) -> None:
     """The body of a cell's process: its share of the machine, its own console.log, then plain training."""
-    import torch
-
     from training.trainer import train
-    from utils.errors import run_cli
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the pool passes it on, once
     _stop_with_parent()

@@ -1,0 +1,43 @@
+# Everything runs from .venv, which is made on first use and made anew when the requirements change.
+PYTHON ?= python3
+PY = .venv/bin/python
+Q = runs/quickstart
+INSTALLED = .venv/installed
+
+.PHONY: quickstart test test-slow lint format clean
+
+$(INSTALLED): requirements.txt requirements-dev.txt constraints.txt
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=..."'
+	@echo "installing into .venv: about 5.5 GB, most of it CUDA's libraries"
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements.txt -r requirements-dev.txt -c constraints.txt
+	touch $@
+
+# The ordinary tools in their order: clips -> latents -> sweep -> laws -> plan -> run -> videos -> report. Each continues
+# or skips what is finished, so that the whole may be interrupted and repeated.
+quickstart: $(INSTALLED)
+	$(PY) tools/cache_latents.py --source synthetic --clips 8192 --validation 192 --out $(Q)/latents
+	$(PY) tools/sweep.py run configs/sweep/quickstart.yaml
+	$(PY) tools/fit.py all $(Q)/sweep --prior configs/laws/paper.json --out $(Q)/law.json
+	$(PY) tools/plan.py --law $(Q)/law.json --flops 2.4e12 --base configs/train/quickstart.yaml --out $(Q)/planned.yaml
+	$(PY) train.py --config $(Q)/planned.yaml name=quickstart/planned
+	$(PY) sample.py --checkpoint $(Q)/planned --prompts configs/prompts.txt --format gif --out $(Q)/samples
+	$(PY) tools/report.py $(Q)/sweep --law $(Q)/law.json --planned $(Q)/planned --samples $(Q)/samples --out $(Q)/report.html
+
+# At most ten minutes on two cores; test-slow is the rest.
+test: $(INSTALLED)
+	$(PY) -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(PY) -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(INSTALLED)
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+clean:
+	rm -rf .venv runs samples

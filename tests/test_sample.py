@@ -1,0 +1,103 @@
+"""sample.py from a freshly trained checkpoint: the files, what they carry, and what does not change them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+PROMPTS = ["a large red circle gliding left", "a small blue star resting", "two words"]
+
+
+def python(script: str, *arguments: str, status: int = 0) -> str:
+    out = subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=180
+    )
+    assert out.returncode == status, out.stderr
+    return out.stderr if status else out.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory of the embedded encoders' latents of synthetic clips, trained for twenty steps."""
+    folder = tmp_path_factory.mktemp("run")
+    cache = str(folder / "cache")
+    python("tools/cache_latents.py", "--source", "synthetic", "--clips", "16", "--validation", "4", "--out", cache)
+    settings = ["model.size=1x64", "train.batch_tokens=160", "train.tokens=3200", "optim.beta2_half_life=1e4"]
+    settings += [f"log.prompts=[{PROMPTS[1]}]", "log.sample_steps=2"]
+    python("train.py", f"data.cache={cache}", f"out={folder}", "name=run", *settings)
+    return folder / "run"
+
+
+def test_formats_metadata_and_batches(trained: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS[1:]) + "\n\n")
+    together = tmp_path / "together"
+    common = ("--checkpoint", str(trained), "--steps", "3", "--seed", "7")
+    python("sample.py", *common, "--prompt", PROMPTS[0], "--prompts", str(prompts), "--out", str(together))
+    records = json.loads((together / "samples.json").read_text())
+    assert [(r["prompt"], r["seed"]) for r in records] == [(p, 7 + i) for i, p in enumerate(PROMPTS)]
+    with av.open(str(together / records[1]["file"])) as video:
+        assert json.loads(video.metadata["comment"])["prompt"] == PROMPTS[1]
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert np.shape(frames) == (17, 32, 32, 3)
+    # The second prompt alone, with its seed, is the same video: png has no compression to hide behind.
+    for out, more in (("batch", ["--prompts", str(prompts)]), ("alone", ["--prompt", PROMPTS[1]])):
+        settings = ("--checkpoint", str(trained), "--steps", "3", "--seed", "8", "--format", "png")
+        python("sample.py", *settings, *more, "--out", str(tmp_path / out))
+    batch, alone = (np.asarray(Image.open(next((tmp_path / out).glob("000*.png")))) for out in ("batch", "alone"))
+    assert batch.shape == (32, 9 * 32, 3)
+    assert np.abs(batch.astype(int) - alone).max() <= 1  # float32 sums in another order may round to the next level
+    text = Image.open(next((tmp_path / "alone").glob("*.png"))).text["comment"]
+    assert json.loads(text)["seed"] == 8
+
+
+def test_gif_and_other_schedulers(trained: Path, tmp_path: Path) -> None:
+    common = ("--checkpoint", str(trained), "--prompt", PROMPTS[0], "--steps", "3", "--format", "gif")
+    for scheduler in ("dpm++", "unipc"):
+        python("sample.py", *common, "--scheduler", scheduler, "--out", str(tmp_path / scheduler))
+        image = Image.open(next((tmp_path / scheduler).glob("*.gif")))
+        assert (image.n_frames, image.size) == (17, (32, 32))
+
+
+def test_tensorboard_has_losses_and_sampled_videos(trained: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/lr", "train/grad_norm", "train/flops", "validation/ema_val_loss"} <= {*tags["scalars"]}
+    assert sum(tag.startswith("validation_by_t/") for tag in tags["scalars"]) == 10
+    (image,) = events.Images("samples/0")
+    assert image.encoded_image_string[:3] == b"GIF"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "x", "--checkpoint", "nowhere"], "nowhere: no such checkpoint"),
+        (["--prompt", "x", "--scheduler", "eulr"], "did you mean 'euler'"),
+        (["--prompt", "x", "--steps", "0"], "--steps 0: must be at least 1"),
+        ([], "no prompt"),
+        (["--prompts", "absent.txt"], "absent.txt: not readable"),
+    ],
+)
+def test_bad_input_is_one_line(trained: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    if "--checkpoint" not in arguments:
+        arguments = ["--checkpoint", str(trained), *arguments]
+    error = python("sample.py", "--out", str(tmp_path / "out"), *arguments, status=2)
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_prompts_file_is_refused(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n \n")
+    error = python("sample.py", "--checkpoint", str(trained), "--prompts", str(tmp_path / "empty.txt"), status=2)
+    assert "empty file" in error
