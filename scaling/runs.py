@@ -94,6 +94,13 @@ def read(
     return _from_rows(rows, str(path), columns or {}, batch_unit, hyperparameters)
 
 
+def concatenate(ledgers: list[Ledger]) -> Ledger:
+    """Ledgers of one source as one."""
+    shared = {"recipe": ledgers[0].recipe, "source": ledgers[0].source}
+    names = [name for name in Ledger.__dataclass_fields__ if name not in shared]
+    return Ledger(**{name: np.concatenate([getattr(part, name) for part in ledgers]) for name in names}, **shared)
+
+
 def batch_tokens(unit: str | None) -> float:
     """Tokens in one unit of batch, from "tokens" or "sequences:2048"."""
     if unit is None:

@@ -1,11 +1,29 @@
 """Ledgers that a law would produce, with noise: what a sweep can tell, before any GPU-hour is spent on it."""
 
-from collections.abc import Iterable
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from scaling import allocation, fit
+from scaling.jackknife import interval
 from scaling.laws import Law
-from scaling.runs import Ledger
+from scaling.points import Untrusted
+from scaling.runs import Ledger, concatenate
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of a sweep that has not been run."""
+
+    N: float
+    B: float
+    lr: float
+    milestones: tuple[float, ...]
 
 
 def ledger(
@@ -58,3 +76,90 @@ def grid(
         for b in steps[0]
         for r in steps[1]
     ]
+
+
+def sweep(law: Law, cells: Sequence[Cell], noise: float, correlation: float, seed: int, n_ctx: int) -> Ledger:
+    """A ledger of cells that may each have milestones of their own."""
+    parts = []
+    for number, milestones in enumerate(sorted({cell.milestones for cell in cells})):
+        chosen = [(c.N, c.B, c.lr) for c in cells if c.milestones == milestones]
+        part = ledger(law, chosen, milestones, noise, correlation, seed * 1000 + number, n_ctx)
+        part.run_id[:] = np.char.add(f"{number}-", np.char.replace(part.run_id, "simulated-", ""))
+        parts.append(part)
+    return concatenate(parts)
+
+
+def expect(
+    law: Law,
+    cells: Sequence[Cell],
+    noise: float,
+    C: float,
+    cost: allocation.Cost,
+    n_ctx: int,
+    prior: Law | None = None,
+    correlation: float = 0.6,
+    repeats: int = 20,
+) -> dict[str, Any]:
+    """What a sweep would tell about a budget, if ``law`` were true: simulated, fitted, planned, ``repeats`` times.
+
+    Args:
+        law: with loss, batch, rate and curvature.
+        cells: the sweep's runs.
+        noise: relative standard deviation of one run's loss, from seed to seed.
+        C: the target budget in FLOPs.
+        cost: training FLOPs per token as a function of N.
+        prior: as in fitting.
+
+    Returns:
+        For N_opt, B, lr and loss at the budget: the truth, and the median ends of the 95 % intervals. B, lr and loss
+        are at the true N_opt. Beside it the number of grids and of interior ones, and why fits were refused.
+    """
+    law.require("loss", "batch", "lr", "curvature")
+    N = float(allocation.optimum(law.loss, C, cost))
+    T = C / float(cost(np.array(N)))
+    truth = {"N_opt": N, "B": float(law.batch(N, T)), "lr": float(law.lr(N, T)), "loss": float(law.loss(N, T))}
+    spans: dict[str, list[tuple[float, float]]] = {name: [] for name in truth}
+    refused: Counter[str] = Counter()
+    grids, interior = [], []
+    for seed in range(repeats):
+        simulated = sweep(law, cells, noise, correlation, seed, n_ctx)
+        try:
+            fitted = fit.fit(simulated, "all", fit.Options(prior=prior), cost, {"name": "simulated"})
+        except Untrusted as reason:
+            refused[str(reason).split(":")[0]] += 1
+            continue
+        grids.append(len(fitted.optima))
+        interior.append(sum(o.interior for o in fitted.optima))
+        for name, values in _predictions(fitted.law, N, T, C, cost).items():
+            spans[name].append(interval(values))
+    result: dict[str, Any] = {"C": C, "noise": noise, "runs": len(cells), "repeats": repeats, "refused": dict(refused)}
+    result |= {"grids": max(grids, default=0), "interior": float(np.mean(interior)) if interior else 0.0}
+    for name, value in truth.items():
+        low, high = np.median(spans[name], axis=0).tolist() if spans[name] else (math.nan, math.nan)
+        result[name] = {"value": value, "low": low, "high": high} if spans[name] else {"value": value}
+    return result
+
+
+def _predictions(law: Law, N: float, T: float, C: float, cost: allocation.Cost) -> dict[str, NDArray]:
+    loss = law.drawn("loss")
+    constants = np.stack([loss.Tc, loss.aT, loss.Nc, loss.aN, loss.Linf], axis=-1)
+    return {
+        "N_opt": allocation.minimise(constants, loss.scale, C, cost),
+        "B": law.drawn("batch")(N, T),
+        "lr": law.drawn("lr")(N, T),
+        "loss": loss(N, T),
+    }
+
+
+def text(expected: dict[str, Any]) -> str:
+    """For people."""
+    lines = [
+        f"{expected['runs']} runs at noise {expected['noise']:.2%}, simulated {expected['repeats']} times; "
+        f"{expected['interior']:.1f} of {expected['grids']} grids interior",
+        f"at {expected['C']:.3g} FLOPs, if the law is true (median 95 % interval):",
+    ]
+    for name, form in (("N_opt", ".3g"), ("B", ".4g"), ("lr", ".3g"), ("loss", ".5g")):
+        value = expected[name]
+        span = f"[{value['low']:{form}}, {value['high']:{form}}]" if "low" in value else "not fitted"
+        lines.append(f"  {name:<8}{value['value']:<12{form}}{span}")
+    return "\n".join(lines + [f"refused {count} times: {reason}" for reason, count in expected["refused"].items()])
