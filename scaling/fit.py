@@ -53,6 +53,9 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         ledger = at_nominal(ledger)
         optima = tuple(grid_optima(ledger, options.window))
         points = points_of_grids(ledger, optima, options.force or options.prior is not None, warnings)
+    repeated = _repeated(ledger)
+    if repeated:
+        warnings.append(f"{repeated} cells have several results: each weighs as one result in the fit of its grid")
     scale = {"T": _round_scale(points.T), "N": _round_scale(points.N)}
     constants: dict[str, Any] = {"batch": None, "lr": None, "loss": None}
     unknown: dict[str, str] = {}
@@ -109,6 +112,14 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         | {"unknown": unknown, "source": ledger.source, "runs": sorted(set(ledger.run_id.tolist()))},
     )
     return Fitted(law, points, optima, tuple(warnings), residuals)
+
+
+def _repeated(ledger: Ledger) -> int:
+    """Cells (N, T, B, lr) with more than one result."""
+    cells = np.stack([ledger.N, ledger.nominal_T, ledger.B, ledger.lr], axis=1)
+    if not np.isfinite(cells).all():
+        return 0
+    return int(np.sum(np.unique(cells, axis=0, return_counts=True)[1] > 1))
 
 
 def _uncertainty(centre, replicates, extra, shifts) -> tuple[list | None, dict[str, list[float]]]:

@@ -69,6 +69,21 @@ def config(planned: dict, law: str, base: str | None, out: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def recipe_warnings(recipe: dict, base: str) -> list[str]:
+    """Keys of the base config that differ from what the law was fitted with: its losses hold for one recipe."""
+    from training.config import config_from_dict, flatten, load_yaml, to_dict
+
+    given = flatten(to_dict(config_from_dict(load_yaml(base))))
+    warnings = []
+    for name, fitted in recipe.items():
+        keys = [key for key in given if name in (key.rpartition(".")[2], key.replace(".", "_"))]
+        # Training's own key, where validation has one of the same name.
+        key = next((key for key in keys if not key.startswith("validation.")), None)
+        if key and fitted is not None and given[key] != fitted:
+            warnings.append(f"{base} has {key} {given[key]!r}, but the law was fitted with {fitted!r}")
+    return warnings
+
+
 def main() -> None:
     args = arguments().parse_args()
     if args.base and not Path(args.base).is_file():
@@ -77,7 +92,10 @@ def main() -> None:
         args.flops, args.params, args.tokens, args.loss, args.gpu_hours, args.gpu.lower(), args.mfu, args.batch,
         args.n_ctx, args.estimator, args.tolerance, args.sampler_steps, not args.no_guidance, args.serve_clips,
     )  # fmt: skip
-    planned = plan(laws.load(args.law), request, sizes)
+    law = laws.load(args.law)
+    planned = plan(law, request, sizes)
+    if args.base:
+        planned["warnings"] += recipe_warnings(law.recipe, args.base)
     if args.out:
         write_text(args.out, config(planned, args.law, args.base, Path(args.out)))
     print(json.dumps(planned, indent=1) if args.json else table(planned))

@@ -5,6 +5,7 @@ import pytest
 
 from scaling import allocation, fit, jackknife, laws, simulate
 from scaling.points import Untrusted
+from scaling.runs import concatenate
 from utils.errors import UserError
 
 SIZES = np.geomspace(0.0168e9, 0.268e9, 5)
@@ -172,3 +173,11 @@ def test_with_a_prior_best_cells_stand_in_for_losses_only(paper, cost):
     assert fitted.points.interior.sum() == 2
     assert fitted.law.batch(SIZES[0], 5e9) == pytest.approx(float(paper.batch(SIZES[0], 5e9)), rel=0.02)
     assert any("4 of 6 grids have no interior optimum (4 edge)" in text for text in fitted.warnings)
+
+
+def test_repeated_cells_are_pooled_and_said_to_be(cost, grids):
+    again = dataclasses.replace(grids, run_id=np.char.add(grids.run_id, "-again"))
+    fitted = fit.fit(concatenate([grids, again]), "all", fit.Options(), cost, NOWHERE)
+    assert any("375 cells have several results" in text for text in fitted.warnings)
+    once = fit.fit(grids, "all", fit.Options(), cost, NOWHERE)
+    assert exponents(fitted.law) == pytest.approx(exponents(once.law), rel=2e-2)

@@ -69,3 +69,16 @@ def test_bad_input_is_one_line_and_status_2(words, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_base_of_another_recipe_is_warned_about(tmp_path):
+    law = json.loads(PAPER.read_text())
+    law["recipe"] = {"weight_decay": 0.0, "ema_width": 0.05, "timesteps": "uniform", "vae": None}
+    (tmp_path / "law.json").write_text(json.dumps(law))
+    base = tmp_path / "base.yaml"
+    base.write_text("optim:\n  weight_decay: 0.1\n")
+    done = run("--law", tmp_path / "law.json", "--flops", "1e20", "--base", base, "--json")
+    told = [text for text in json.loads(done.stdout)["warnings"] if "fitted with" in text]
+    assert len(told) == 2
+    assert "optim.weight_decay 0.1, but the law was fitted with 0.0" in told[0]
+    assert "diffusion.timesteps 'logit_normal'" in told[1]
