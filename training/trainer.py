@@ -4,7 +4,6 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from data.latents import LatentCache
-from data.order import sample_index
-from diffusion.loss import denoising_loss, drop_captions
+from diffusion.loss import denoising_loss
 from diffusion.process import Process
 from diffusion.timesteps import draw_timesteps
 from diffusion.validation import ValidationResult, validate
@@ -24,6 +22,7 @@ from models.dit import VideoDiT
 from training import checkpoint as ckpt
 from training.config import Config, identity, to_dict
 from training.ema import power_of_width, update_average
+from training.feed import Feed, Samples
 from training.metrics import MetricsLog
 from training.model import build_model
 from training.optim import build_optimizer, learning_rate
@@ -32,7 +31,6 @@ from training.resolve import Run, resolve
 from training.stop import StopRequest
 from utils.errors import UserError
 from utils.files import exclusive, replacing, write_json
-from utils.random import normal
 
 PREEMPTED = 75  # EX_TEMPFAIL, the exit status of a run that stopped on a signal: run the same command again
 
@@ -60,7 +58,7 @@ class Trainer:
         self.milestones: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.window = torch.zeros((), dtype=torch.float64, device=self.device)  # loss summed since the last log line
-        self.null = tuple(value.to(self.device) for value in self.cache.null_context)
+        self.feed = Feed(run, cache, self.rank, self.world, self.device)
         self._restore(optimizer)
         if config.train.compile:
             for block in self.model.blocks:
@@ -116,38 +114,21 @@ class Trainer:
 
     # -- one step ------------------------------------------------------------------------------------------------
 
-    def _micro_batches(self) -> Iterator[tuple[Tensor, int]]:
-        """This process's share of the step's positions in the training stream, in pieces that fit the memory."""
-        local = self.run.clips // self.world
-        first = self.step * self.run.clips + self.rank * local
-        pieces = torch.arange(first, first + local).split(self.config.train.micro_batch or local)
-        for piece in pieces:
-            yield piece, len(pieces)
-
-    def _losses(self, position: Tensor) -> Tensor:
-        """The training loss of the clips at ``position`` int64 [n]: float32 [n]."""
-        config, seed = self.config, self.config.seed
-        index = sample_index(position, self.cache.train_size, seed)
-        x0, context, mask = (value.to(self.device, non_blocking=True) for value in self.cache.train(index))
-        position = position.to(self.device)
-        diffusion = config.diffusion
-        t = draw_timesteps(position, seed, diffusion.timesteps, diffusion.logit_mean, diffusion.logit_std)
-        noise = normal(seed, "noise", position, tuple(x0.shape[1:]))
-        context, mask = drop_captions(context, mask, self.null, position, seed, config.data.caption_dropout)
-        return denoising_loss(self.wrapped, self.process, x0, noise, t, context, mask)
-
     def _train_step(self) -> Tensor:
         """Forward, backward, optimiser and average; returns the gradient's norm before clipping."""
         config, batch = self.config, self.config.train.batch_tokens
         rate = learning_rate(config.optim, self.tokens + batch / 2, config.train.tokens)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        local = self.run.clips // self.world
-        for number, (position, pieces) in enumerate(self._micro_batches(), start=1):
+        samples = self.feed.step(self.step)
+        local = len(samples.t)
+        size = config.train.micro_batch or local
+        for first in range(0, local, size):
+            piece = Samples(*(value[first : first + size] for value in samples))
             # Gradients travel between processes once per step, with the last piece.
-            last = number == pieces
+            last = first + size >= local
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                loss = self._losses(position).sum() / local
+                loss = denoising_loss(self.wrapped, self.process, *piece).sum() / local
                 self.accelerator.backward(loss)
             self.window += loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.weights, config.optim.clip)

@@ -1,0 +1,69 @@
+"""What each training step sees: latents, noise, times and captions, functions of (seed, position in the stream)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from data.latents import LatentCache
+from data.order import sample_index
+from diffusion.loss import drop_captions
+from diffusion.timesteps import draw_timesteps
+from training.resolve import Run
+from utils.random import normal
+
+# Samples worked out together, over as many steps as that takes. A step of one clip spent a third of its time calling
+# small functions; steps are grouped from the run's start, so that a resumed run groups them alike.
+AHEAD = 128
+
+
+class Samples(NamedTuple):
+    """Training samples, [n, ...] each: what ``diffusion.loss.denoising_loss`` takes after model and process."""
+
+    x0: Tensor
+    noise: Tensor
+    t: Tensor
+    context: Tensor
+    mask: Tensor
+
+
+class Feed:
+    """One process's share of each step's samples.
+
+    Args:
+        run: the resolved run; its batch is divisible by ``world``.
+        rank, world: which share: position p of the stream belongs to step p // clips, and within it the processes
+            take equal runs of positions, so that the batch is the same however many there are.
+        device: where samples are worked out and kept.
+    """
+
+    def __init__(self, run: Run, cache: LatentCache, rank: int, world: int, device: torch.device) -> None:
+        self._run, self._cache, self._device = run, cache, device
+        self._local = run.clips // world
+        self._first = rank * self._local
+        self._steps = max(1, AHEAD // self._local)
+        self._null = tuple(value.to(device) for value in cache.null_context)
+        self._group = -1
+        self._samples: Samples
+
+    def step(self, step: int) -> Samples:
+        """The samples of step ``step``, counted from 0."""
+        group, place = divmod(step, self._steps)
+        if group != self._group:
+            steps = torch.arange(group * self._steps, (group + 1) * self._steps)
+            within = torch.arange(self._first, self._first + self._local)
+            self._samples = self._work_out((steps[:, None] * self._run.clips + within).flatten())
+            self._group = group
+        here = slice(place * self._local, (place + 1) * self._local)
+        return Samples(*(value[here] for value in self._samples))
+
+    def _work_out(self, position: Tensor) -> Samples:
+        config = self._run.config
+        seed, diffusion = config.seed, config.diffusion
+        index = sample_index(position, self._cache.train_size, seed)
+        x0, context, mask = (value.to(self._device, non_blocking=True) for value in self._cache.train(index))
+        position = position.to(self._device)
+        t = draw_timesteps(position, seed, diffusion.timesteps, diffusion.logit_mean, diffusion.logit_std)
+        noise = normal(seed, "noise", position, tuple(x0.shape[1:]))
+        context, mask = drop_captions(context, mask, self._null, position, seed, config.data.caption_dropout)
+        return Samples(x0, noise, t, context, mask)
