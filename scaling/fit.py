@@ -13,7 +13,7 @@ from scaling.laws import Curvature, GivenBatch, Law, SizeLaw
 from scaling.optimum import Optimum
 from scaling.points import Points, at_nominal, grid_optima, points_of_grids, points_of_rows
 from scaling.runs import Ledger
-from scaling.stages import Options, hyper_law, hyper_replicates, loss_stage
+from scaling.stages import JACKKNIFE, Options, hyper_law, hyper_replicates, loss_stage
 from utils.errors import UserError
 
 PARTS = ("hyperparameters", "loss", "allocation", "all")
@@ -70,9 +70,10 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             replicates[:, place] = hyper_replicates(points, symbol, power)
             # Grids scatter around the law beyond their own noise, which deleting single cells does not show.
             extra[place, place] = power.between * power.pull @ power.pull.T + assumption
-    residuals, fitted, shifts = None, None, np.zeros((jackknife.DRAWS, len(COLUMNS)))
+    residuals, fitted, method = None, None, JACKKNIFE
+    shifts = np.zeros((jackknife.DRAWS, len(COLUMNS)))
     if part in ("loss", "allocation", "all"):
-        fitted, thetas, misfit, shifts[:, 6:] = loss_stage(points, options, scale, warnings)
+        fitted, thetas, misfit, shifts[:, 6:], method = loss_stage(points, options, scale, warnings)
         constants["loss"], residuals = fitted.law, fitted.residuals
         centre[6:], replicates[:, 6:], extra[6:, 6:] = fitted.theta, thetas, misfit
     for name in constants:
@@ -103,7 +104,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             "window": options.window,
             "draw_columns": [name for name, value in zip(COLUMNS, centre) if not math.isnan(value)],
             "intervals": intervals,
-            "method": f"delete-one-run jackknife over {len(points.present)} runs, t quantiles, 95 %",
+            "method": f"95 %: {method}; {len(points.present)} clusters",
             "verdicts": [optimum.describe() for optimum in optima],
             "warnings": list(warnings),
         },

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling.optimum import Optimum, find, refit
-from scaling.runs import Ledger
+from scaling.runs import Ledger, clip_losses
 
 # All grids' scatter counts as this many spare cells of each.
 SHRINKAGE = 10
@@ -24,8 +24,9 @@ class Points:
     """What the laws are fitted to: one optimum per (N, T). Arrays [points]; variances None where unknown.
 
     ``noise`` is relative, of the loss. ``replicates`` holds ln B, ln lr and ln loss with each cluster deleted, each
-    [clusters, points], and ``present`` [clusters, points] whether a point is still there. Points that are
-    not ``interior`` give losses, no batches and rates.
+    [clusters, points], and ``present`` [clusters, points] whether a point is still there. Points that are not
+    ``interior`` give losses, no batches and rates. ``clips`` [points, clips] is the relative loss by validation
+    clip around the point's, or None where it is unknown.
     """
 
     N: NDArray[np.float64]
@@ -40,6 +41,7 @@ class Points:
     replicates: dict[str, NDArray[np.float64]]
     present: NDArray[np.bool_]
     optima: tuple[Optimum, ...]
+    clips: NDArray[np.float64] | None = None
 
 
 def grid_optima(ledger: Ledger, window: float | None) -> list[Optimum]:
@@ -97,6 +99,8 @@ def points_of_grids(ledger: Ledger, optima: tuple[Optimum, ...], lenient: bool, 
         chosen = list(optima)
         warnings.append("best cells stand in for the losses of grids without an interior optimum")
     interior = np.array([o.interior for o in chosen])
+    by_clip = clip_losses(ledger)
+    clips = None if by_clip is None else np.array([by_clip[o.used].mean(axis=0) for o in chosen])
     variance = _pooled_variance(chosen)
     clusters = np.unique(ledger.run_id[np.concatenate([o.used for o in chosen])])
     values = {
@@ -115,7 +119,7 @@ def points_of_grids(ledger: Ledger, optima: tuple[Optimum, ...], lenient: bool, 
     return Points(
         np.array([o.N for o in chosen]), np.array([o.T for o in chosen]), np.exp(values["B"]), np.exp(values["lr"]),
         np.exp(values["loss"]), interior, *variance, replicates,
-        np.ones((len(clusters), len(chosen)), dtype=bool), tuple(chosen),
+        np.ones((len(clusters), len(chosen)), dtype=bool), tuple(chosen), clips,
     )  # fmt: skip
 
 

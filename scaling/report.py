@@ -180,8 +180,8 @@ def _comparison(run: dict[str, Any]) -> str:
         rows.append([short(m["T"]), f"{m['predicted']:.4f}", span, measured, f"{100 * m['error']:+.2f} %"])
     header = ["tokens", "predicted loss", "95 % interval", "measured loss (± 1.96 se)", "measured over predicted"]
     note = (
-        "The measured loss's standard error is that of the validation clips; the sweep and the planned run share "
-        "those clips, so most of it cancels in the comparison."
+        "Both the interval and the measured loss's standard error count the choice of validation clips, which the "
+        "sweep and the planned run share: that part cancels between the two."
     )
     return _table(header, rows) + _paragraph(note)
 

@@ -29,7 +29,7 @@ class Ledger:
 
     ``loss`` is what laws are fitted on (the EMA's, where recorded) and ``loss_se`` its standard error or nan;
     ``raw_loss`` and ``raw_loss_se`` are the raw weights'. ``nominal_T`` is the milestone asked for, common to a grid.
-    ``recipe`` holds what all the runs share.
+    ``samples`` names the file of per-sample validation losses, or is empty; ``recipe`` holds what all the runs share.
     """
 
     run_id: NDArray[np.str_]
@@ -46,6 +46,7 @@ class Ledger:
     seed: NDArray[np.int64]
     n_ctx: NDArray[np.int64]
     heldout: NDArray[np.bool_]
+    samples: NDArray[np.str_]
     recipe: dict[str, Any]
     source: str
 
@@ -151,7 +152,7 @@ def _from_runs(folder: Path) -> Ledger:
     for path in results:
         result = read_json(path)
         try:
-            rows += list(_run_rows(result, path.parent.name))
+            rows += list(_run_rows(result, path.parent))
         except (KeyError, TypeError) as error:
             raise UserError(f"{path}: not a run's result ({error!r})") from None
         recipes.append(result.get("recipe") or {})
@@ -164,13 +165,14 @@ def _from_runs(folder: Path) -> Ledger:
     return _ledger(rows, str(folder), recipe)
 
 
-def _run_rows(result: dict[str, Any], run_id: str) -> Iterator[dict[str, Any]]:
+def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     shared = {key: result[key] for key in ("N", "B", "lr", "n_ctx")}
-    shared |= {"run_id": run_id, "seed": result.get("seed", 0), "heldout": result.get("heldout", False)}
+    shared |= {"run_id": folder.name, "seed": result.get("seed", 0), "heldout": result.get("heldout", False)}
     reached = set()
     for milestone in result["milestones"]:
         nominal = milestone.get("nominal", milestone["tokens"])
         reached.add(nominal)
+        samples = folder / "validation" / f"{milestone['tokens']}.npy"
         yield shared | {
             "status": "done",
             "T": milestone["tokens"],
@@ -180,11 +182,33 @@ def _run_rows(result: dict[str, Any], run_id: str) -> Iterator[dict[str, Any]]:
             "ema_loss": milestone.get("ema_val_loss"),
             "ema_loss_se": milestone.get("ema_val_se"),
             "flops": milestone.get("flops"),
+            "samples": str(samples) if samples.exists() else "",
         }
     if result["status"] == "diverged":
         # Censored: each milestone it should have reached has a loss beyond any number.
         for nominal in set(result.get("milestones_asked") or []) - reached:
             yield shared | {"status": "diverged", "T": nominal, "nominal_T": nominal, "loss": math.inf}
+
+
+def clip_losses(ledger: Ledger) -> NDArray[np.float64] | None:
+    """Each row's loss by validation clip, relative to the row's loss, less 1: [rows, clips].
+
+    None where a finite row has no file of samples, or the files are not of the same clips. Diverged rows are nan.
+    """
+    finite = np.isfinite(ledger.loss)
+    if not finite.any() or np.any(ledger.samples[finite] == ""):
+        return None
+    by_row = {}
+    for row in np.flatnonzero(finite):
+        # [raw and averaged weights, clips, times]
+        losses = np.load(ledger.samples[row], allow_pickle=False)
+        by_row[row] = losses[1].mean(axis=1, dtype=float)
+    if len({len(losses) for losses in by_row.values()}) != 1:
+        return None
+    relative = np.full((len(ledger), len(next(iter(by_row.values())))), np.nan)
+    for row, losses in by_row.items():
+        relative[row] = losses / losses.mean() - 1
+    return relative
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -289,6 +313,7 @@ def _ledger(rows: list[dict[str, Any]], source: str, recipe: dict[str, Any]) -> 
         seed=column("seed", 0).astype(int),
         n_ctx=column("n_ctx", 0).astype(int),
         heldout=np.array([bool(row.get("heldout")) for row in rows]),
+        samples=np.array([row.get("samples", "") for row in rows]),
         recipe=recipe,
         source=source,
     )

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ ASSUMED_LOSS = 0.3
 # Residual scatter over delta beyond which Huber's fit behaves like a median, and clusters a bootstrap needs.
 MEDIAN_LIKE = 2.0
 BOOTSTRAP_CLUSTERS = 30
+JACKKNIFE = "delete-one-run jackknife, t quantiles"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,24 @@ class Options:
     delta: float | None = None
     force: bool = False
     optima: bool = False
+
+
+class LossStage(NamedTuple):
+    """The fitted loss law, and what its error is made of.
+
+    Attributes:
+        fitted: the fit.
+        thetas: [clusters, 5], theta with each cluster deleted.
+        misfit: [5, 5], covariance from scatter around the law beyond the points' own noise.
+        shifts: [draws, 5], errors that are no scatter of runs: assumed exponents, validation clips; or a bootstrap.
+        method: in words.
+    """
+
+    fitted: loss_law.LossFit
+    thetas: NDArray[np.float64]
+    misfit: NDArray[np.float64]
+    shifts: NDArray[np.float64]
+    method: str
 
 
 def hyper_law(points, name, symbol, options, scale, warnings) -> tuple[hyper.PowerFit, NDArray]:
@@ -93,8 +113,12 @@ def _assumption(points: Points, power: hyper.PowerFit, assumed: list[str], scale
     return covariance
 
 
-def loss_stage(points, options, scale, warnings) -> tuple[loss_law.LossFit, NDArray, NDArray, NDArray]:
-    """The fit, its delete-one thetas [clusters, 5], its misfit's covariance, and shifts from assumed exponents."""
+def loss_stage(points, options, scale, warnings) -> LossStage:
+    """The loss law with its errors; holds the prior's exponents where the data do not tell them.
+
+    Raises:
+        Untrusted: they do not, and there is no prior.
+    """
     held = {key.partition(".")[2]: v for key, v in options.fixed.items() if key.startswith("loss.")}
     prior = options.prior.loss if options.prior is not None else None
     exponents = {} if prior is None else {"aT": prior.aT, "aN": prior.aN}
@@ -112,7 +136,7 @@ def loss_stage(points, options, scale, warnings) -> tuple[loss_law.LossFit, NDAr
                 warnings.append(f"loss law: {reason}")
                 reason = None
         if reason is None or (prior is None and options.force):
-            return fitted, *_spread(points, fitted, thetas, held, scale)
+            return _with_clips(points, _spread(points, fitted, thetas, held, scale), scale)
     if prior is None:
         raise Untrusted(f"loss law: {reason}")
     held = exponents | held
@@ -125,11 +149,12 @@ def loss_stage(points, options, scale, warnings) -> tuple[loss_law.LossFit, NDAr
     if fitted.at_bound:
         warnings.append(f"loss law: {' and '.join(fitted.at_bound)} ran to its bound")
     shifts = _assumed_shifts(points, fitted, held, sorted(set(exponents) & set(held)), scale)
-    return fitted, thetas, _misfit(points, fitted, held), shifts
+    method = f"{JACKKNIFE}; assumed exponents drawn"
+    return _with_clips(points, LossStage(fitted, thetas, _misfit(points, fitted, held), shifts, method), scale)
 
 
-def _spread(points, fitted, thetas, held, scale) -> tuple[NDArray, NDArray, NDArray]:
-    """(delete-one thetas, the misfit's covariance, shifts [draws, 5]): by jackknife, or by bootstrap where that fails.
+def _spread(points, fitted, thetas, held, scale) -> LossStage:
+    """The fit's errors by jackknife, or by bootstrap where that fails.
 
     With delta far below the scatter, Huber's fit is nearly a median, of which the jackknife is no consistent estimate
     (on the Chinchilla points it misses the bootstrap's intervals by a third). The cluster bootstrap then needs enough
@@ -138,7 +163,7 @@ def _spread(points, fitted, thetas, held, scale) -> tuple[NDArray, NDArray, NDAr
     scatter = 1.4826 * float(np.median(np.abs(fitted.residuals)))
     clusters = len(points.present)
     if points.optima or scatter < MEDIAN_LIKE * fitted.delta or clusters < BOOTSTRAP_CLUSTERS:
-        return thetas, _misfit(points, fitted, held), np.zeros((jackknife.DRAWS, 5))
+        return LossStage(fitted, thetas, _misfit(points, fitted, held), np.zeros((jackknife.DRAWS, 5)), JACKKNIFE)
     random = np.random.default_rng(0)
     counts = random.multinomial(clusters, np.full(clusters, 1 / clusters), size=jackknife.DRAWS)
     # Rows belong to one cluster each: a row's weight is how often its cluster was drawn.
@@ -151,7 +176,25 @@ def _spread(points, fitted, thetas, held, scale) -> tuple[NDArray, NDArray, NDAr
         )[0]
         for part in np.array_split(weight, 10)
     ]  # fmt: skip
-    return np.repeat(fitted.theta[None], clusters, axis=0), np.zeros((5, 5)), np.concatenate(drawn) - fitted.theta
+    unmoved, shifts = np.repeat(fitted.theta[None], clusters, axis=0), np.concatenate(drawn) - fitted.theta
+    return LossStage(fitted, unmoved, np.zeros((5, 5)), shifts, "cluster bootstrap")
+
+
+def _with_clips(points: Points, stage: LossStage, scale: dict[str, float]) -> LossStage:
+    """Add the error that all runs share: another draw of validation clips would move all their losses together."""
+    if points.clips is None:
+        return stage
+    random = np.random.default_rng(2)
+    clips = points.clips.shape[1]
+    weight = random.multinomial(clips, np.full(clips, 1 / clips), size=jackknife.DRAWS) / clips
+    fitted = stage.fitted
+    start = np.repeat(fitted.theta[None], len(weight), axis=0)
+    precision, _ = loss_law.precisions(points.noise, len(points.N))
+    moved = points.loss * (1 + weight @ points.clips.T)
+    held = dict.fromkeys(fitted.law.assumed, math.nan)
+    thetas, _ = loss_law.descend(start, points.N, points.T, moved, precision, fitted.delta, held, scale, steps=100)
+    shifts = stage.shifts + thetas - fitted.theta
+    return stage._replace(shifts=shifts, method=f"{stage.method}; {clips} validation clips resampled")
 
 
 def _assumed_shifts(points, fitted, held, assumed, scale) -> NDArray:

@@ -5,7 +5,7 @@ import pytest
 
 from scaling import allocation, fit, jackknife, laws, simulate
 from scaling.points import Untrusted
-from scaling.runs import concatenate
+from scaling.runs import concatenate, read
 from utils.errors import UserError
 
 SIZES = np.geomspace(0.0168e9, 0.268e9, 5)
@@ -181,3 +181,50 @@ def test_repeated_cells_are_pooled_and_said_to_be(cost, grids):
     assert any("375 cells have several results" in text for text in fitted.warnings)
     once = fit.fit(grids, "all", fit.Options(), cost, NOWHERE)
     assert exponents(fitted.law) == pytest.approx(exponents(once.law), rel=2e-2)
+
+
+def test_validation_clips_are_an_error_that_all_runs_share(cost, grids, tmp_path):
+    """All losses scaled by one factor per draw of clips: the loss widens by the clips' error, N_opt does not."""
+    random = np.random.default_rng(0)
+    by_clip = 1 + 0.2 * random.standard_normal(64)
+    by_clip /= by_clip.mean()
+    files = []
+    for i, loss in enumerate(grids.loss):
+        files.append(str(tmp_path / f"{i}.npy"))
+        np.save(files[-1], np.broadcast_to((loss * by_clip)[None, :, None], (2, 64, 4)))
+    shared = dataclasses.replace(grids, samples=np.array(files))
+    alone, resampled = (fit.fit(ledger, "loss", fit.Options(), cost, NOWHERE).law for ledger in (grids, shared))
+    assert "64 validation clips resampled" in resampled.fit["method"]
+    widths = [np.std(np.log(law.drawn("loss")(1e8, 1e10))) for law in (alone, resampled)]
+    assert widths[1] == pytest.approx(np.std(by_clip) / 8, rel=0.1)
+    assert widths[0] < widths[1] / 20
+    sizes = [np.ptp(np.log(interval_of_size(law, 1e21, cost))) for law in (alone, resampled)]
+    # A common factor changes no N_opt; what is left is the draws' own noise.
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
+
+
+def test_chinchilla_intervals_overlap_the_published(public_data, cost, tmp_path):
+    rows = public_data("epoch_chinchilla/svg_extracted_data.csv")
+    fifth = sorted(float(r["loss"]) for r in rows)[-5]
+    lines = ["N,flops,loss"]
+    lines += [f"{r['Model Size']},{r['Training FLOP']},{r['loss']}" for r in rows if float(r["loss"]) < fifth]
+    (tmp_path / "points.csv").write_text("\n".join(lines))
+    ledger = read(tmp_path / "points.csv", hyperparameters=False)
+    law = fit.fit(ledger, "loss", fit.Options(optima=True), cost, NOWHERE).law
+    assert law.fit["objective"] <= 1.018275e-3
+    assert "bootstrap" in law.fit["method"]
+    loss, spans = law.loss, law.fit["intervals"]
+    drawn = law.drawn("loss")
+    # From the law's units to parameters and tokens, draw by draw: coefficient and exponent move together.
+    A = np.quantile(drawn.Nc * loss.scale["N"] ** drawn.aN, [0.025, 0.975])
+    B = np.quantile(drawn.Tc * loss.scale["T"] ** drawn.aT, [0.025, 0.975])
+    published = [
+        (A, (285, 744)),
+        (B, (1042, 5810)),
+        (spans["loss.Linf"], (1.769, 1.871)),
+        (spans["loss.aN"], (0.317, 0.373)),
+        (spans["loss.aT"], (0.331, 0.415)),
+    ]
+    for (low, high), (theirs_low, theirs_high) in published:
+        overlap = min(high, theirs_high) - max(low, theirs_low)
+        assert overlap >= 0.9 * (theirs_high - theirs_low)
