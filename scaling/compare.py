@@ -86,7 +86,7 @@ def compare(
     """
     ledger = at_nominal(ledger.rows(~ledger.heldout))
     warnings: list[str] = []
-    points = points_of_grids(ledger, tuple(grid_optima(ledger, window)), False, warnings)
+    points = points_of_grids(ledger, tuple(grid_optima(ledger, window)), warnings)
     reason = loss_law.unidentified(points.N, points.T, {})
     if reason:
         raise Untrusted(f"loss law: {reason}")

@@ -158,7 +158,7 @@ def losses(law: Law, points: list[tuple[float, float, float, bool]], planned: di
     tokens = [p[1] for p in points] + ([m["T"] for m in planned["milestones"]] if planned else [])
     T = np.geomspace(0.7 * min(tokens), 1.6 * max(tokens), 80)
     drawn = law.drawn("loss")
-    with _figure(1, 1, (8.2, 4.4)) as (figure, axes):
+    with _figure(1, 1, (9.6, 4.4)) as (figure, axes):
         axis = axes[0, 0]
         for N in sizes:
             axis.plot(T, law.loss(N, T), color=colours[N], lw=1.3)
@@ -218,7 +218,7 @@ def residuals(law: Law, points: list[tuple[float, float, float, bool]]) -> "Figu
     N, T, loss, _ = (np.array(v, dtype=float) for v in zip(*points))
     error = 100 * (loss / law.loss(N, T) - 1)
     bound = max(float(np.abs(error).max()), 1e-3)
-    with _figure(1, 1, (6.4, 3.4)) as (figure, axes):
+    with _figure(1, 1, (9.6, 3.6)) as (figure, axes):
         axis = axes[0, 0]
         marks = axis.scatter(T, N, c=error, cmap="RdBu_r", vmin=-bound, vmax=bound, s=240, edgecolor="#98a2b3")
         for n, t, e in zip(N, T, error):

@@ -52,7 +52,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     else:
         ledger = at_nominal(ledger)
         optima = tuple(grid_optima(ledger, options.window))
-        points = points_of_grids(ledger, optima, options.force or options.prior is not None, warnings)
+        points = points_of_grids(ledger, optima, warnings, options.prior is not None, options.force)
     repeated = _repeated(ledger)
     if repeated:
         warnings.append(f"{repeated} cells have several results: each weighs as one result in the fit of its grid")

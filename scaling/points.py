@@ -73,12 +73,15 @@ def at_nominal(ledger: Ledger) -> Ledger:
     return replace(ledger, loss=ledger.loss * (ledger.nominal_T / ledger.T) ** slope)
 
 
-def points_of_grids(ledger: Ledger, optima: tuple[Optimum, ...], lenient: bool, warnings: list[str]) -> Points:
+def points_of_grids(
+    ledger: Ledger, optima: tuple[Optimum, ...], warnings: list[str], lenient: bool = False, force: bool = False
+) -> Points:
     """Points from interior optima, or from every grid where there are fewer than three of them.
 
     Args:
         lenient: with few interior optima, let best cells of the other grids stand in for the loss (never for the batch
             and the rate); without it, that is refused.
+        force: do so even with none, and then for the batch and the rate too.
 
     Raises:
         Untrusted: fewer than three interior optima, or none even for the lenient.
@@ -91,14 +94,17 @@ def points_of_grids(ledger: Ledger, optima: tuple[Optimum, ...], lenient: bool, 
         )
         warnings.append(f"{len(refused)} of {len(optima)} grids have no interior optimum ({verdicts})")
     if len(chosen) < 3:
-        if not chosen or not lenient:
+        if not force and not (chosen and lenient):
             raise Untrusted(
                 f"only {len(chosen)} of {len(optima)} grids have an interior optimum: "
                 + "; ".join(o.describe() for o in refused)
             )
         chosen = list(optima)
-        warnings.append("best cells stand in for the losses of grids without an interior optimum")
+        what = "losses" if any(o.interior for o in chosen) else "losses, batches and rates"
+        warnings.append(f"best cells stand in for the {what} of grids without an interior optimum")
     interior = np.array([o.interior for o in chosen])
+    if not interior.any():
+        interior[:] = True
     by_clip = clip_losses(ledger)
     clips = None if by_clip is None else np.array([by_clip[o.used].mean(axis=0) for o in chosen])
     variance = _pooled_variance(chosen)

@@ -115,10 +115,16 @@ def revision() -> str:
 def summary(fitted: fit.Fitted) -> str:
     """The fit for people: verdicts, constants with intervals, warnings."""
     law, lines = fitted.law, [optimum.describe() for optimum in fitted.optima]
+    # Batches are whole clips.
+    n_ctx = law.n_ctx or 1
     for optimum in fitted.optima:
         if optimum.run_next:
-            cells = ", ".join(f"(lr {lr:.3g}, B {B:.4g})" for lr, B in optimum.run_next)
-            lines.append(f"  to decide it, run at N {optimum.N:.4g}, T {optimum.T:.4g}: {cells}")
+            clips = [(lr, round(B / n_ctx) * n_ctx) for lr, B in optimum.run_next]
+            cells = ", ".join(f"(lr {lr:.3g}, B {B:.6g})" for lr, B in clips if B > 0)
+            at = f"N {optimum.N:.4g}, T {optimum.T:.4g}"
+            lines.append(
+                f"  to decide it, run at {at}: {cells}" if cells else f"  {at}: one clip is the smallest batch"
+            )
     for part in ("batch", "lr", "loss"):
         value = getattr(law, part)
         if value is None:
