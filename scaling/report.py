@@ -113,21 +113,26 @@ def build(
 def compare(law: Law, result: dict[str, Any]) -> dict[str, Any]:
     """Prediction against measurement at each milestone of a run, from its ``result.json``."""
     law.require("loss")
-    loss = law.drawn("loss")
-    milestones = []
-    for m in result.get("milestones", []):
-        measured, se = m.get("ema_val_loss"), m.get("ema_val_se")
-        if measured is None:
-            measured, se = m["val_loss"], m.get("val_se")
-        predicted = float(law.loss(result["N"], m["tokens"]))
-        low, high = interval(loss(result["N"], m["tokens"])) if loss is not None else (None, None)
-        milestones.append(
-            {"T": m["tokens"], "loss": measured, "se": se or 0.0, "predicted": predicted, "low": low, "high": high,
-             "error": measured / predicted - 1, "flops": m.get("flops")}
-        )  # fmt: skip
+    try:
+        N, milestones = result["N"], [_compare_one(law, result["N"], m) for m in result["milestones"]]
+    except KeyError as error:
+        raise UserError(f"the planned run's result.json has no {error}") from None
     if not milestones:
         raise UserError("the planned run has no milestone to compare with")
-    return {"N": result["N"], "C": milestones[-1]["flops"], "milestones": milestones}
+    return {"N": N, "C": milestones[-1]["flops"], "milestones": milestones}
+
+
+def _compare_one(law: Law, N: float, milestone: dict[str, Any]) -> dict[str, Any]:
+    T, loss = milestone["tokens"], law.drawn("loss")
+    measured, se = milestone.get("ema_val_loss"), milestone.get("ema_val_se")
+    if measured is None:
+        measured, se = milestone["val_loss"], milestone.get("val_se")
+    predicted = float(law.loss(N, T))
+    low, high = interval(loss(N, T)) if loss is not None else (None, None)
+    return {
+        "T": T, "loss": measured, "se": se or 0.0, "predicted": predicted, "low": low, "high": high,
+        "error": measured / predicted - 1, "flops": milestone.get("flops"),
+    }  # fmt: skip
 
 
 def figure_png(figure: "Figure") -> bytes:
