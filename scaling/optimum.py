@@ -32,7 +32,9 @@ class Optimum:
         lr, B: the quadratic's minimum; the best cell's where there is none inside the grid.
         loss, loss_se: the quadratic's value there and its standard error from the cells' scatter.
         covariance: [2, 2] of (ln lr, ln B); nan where there is no minimum.
-        verdict: "interior", "edge", "saddle", "too few points" or "flat". Only an interior optimum enters a law.
+        verdict: "interior", "floor", "edge", "saddle", "too few points" or "flat". Only an interior optimum enters all
+            laws. At the floor the best batch is the smallest there can be, one clip: the rate and the loss are the
+            best ones all the same, and the batch is only known to want to be smaller.
         sides: for an edge, where to go: "lower lr", "higher lr", "smaller batch", "larger batch".
         run_next: (lr, B) of the cells that would decide an edge.
         hessian: [2, 2] of the loss in (ln lr, ln B).
@@ -64,6 +66,11 @@ class Optimum:
     def interior(self) -> bool:
         return self.verdict == "interior"
 
+    @property
+    def usable(self) -> bool:
+        """Whether its rate and loss are the best ones: interior, or at the floor."""
+        return self.verdict in ("interior", "floor")
+
     def describe(self) -> str:
         """One line for people."""
         at = f"lr {self.lr:.3g}, B {self.B:.4g}, loss {self.loss:.5g}"
@@ -84,6 +91,7 @@ def find(
     loss: NDArray[np.float64],
     noise: NDArray[np.float64] | None = None,
     window: float | None = WINDOW,
+    floor: float = 0.0,
 ) -> Optimum:
     """The optimum of one grid.
 
@@ -93,6 +101,7 @@ def find(
         noise: [cells] standard errors of the losses; their ratios are the weights, their size comes from the scatter
             around the quadratic, because errors that all cells share (the validation clips) do not scatter.
         window: cells within this fraction of the best loss are fitted; None fits all.
+        floor: the smallest batch there can be, in tokens: one clip.
 
     Raises:
         UserError: no finite loss at all.
@@ -124,6 +133,8 @@ def find(
         sides = _sides_beyond_noise(sides, x, y, loss, finite, best, scatter, at)
     if convex and not inside and not sides:
         sides = _sides_of(at, x, y)
+    if sides == ("smaller batch",) and B[best] <= floor:
+        return _at_floor(result, coefficients, unscaled, x, y)
     if sides:
         return _edge_or(result, "edge", sides, x, y, lr[best], B[best])
     if not convex:
@@ -143,6 +154,29 @@ def find(
     spread = np.array([np.ptp(x), np.ptp(y)])
     flat = np.ptp(loss[used]) == 0 or bool(np.any(np.sqrt(np.diag(result["covariance"])) > spread / 2))
     return Optimum(**result, verdict="flat" if flat else "interior")
+
+
+def _at_floor(result: dict, coefficients: NDArray, unscaled: NDArray, x: NDArray, y: NDArray) -> Optimum:
+    """The best rate along the smallest batch (y = 0), or an edge where that lies on the grid's border."""
+    slope, curvature = coefficients[1], coefficients[3]
+    at = np.array([-slope / curvature if curvature > 0 else math.inf, 0.0])
+    if not x.min() < at[0] < x.max() or not result["spare"]:
+        sides = ("smaller batch", *_sides_of(at, x, np.array([-1.0, 1.0]))) if curvature > 0 else ("smaller batch",)
+        return Optimum(**(result | {"sides": sides}), verdict="edge")
+    row, covariance = features(*at), unscaled * result["scatter"] ** 2
+    pull = np.zeros(COEFFICIENTS)
+    pull[1], pull[3] = -1 / curvature, slope / curvature**2
+    return Optimum(
+        **result
+        | {
+            "sides": ("smaller batch",),
+            "lr": float(result["lr"] * math.exp(at[0])),
+            "loss": float(row @ coefficients),
+            "loss_se": float(math.sqrt(row @ covariance @ row)),
+            "covariance": np.array([[pull @ covariance @ pull, 0.0], [0.0, math.nan]]),
+        },
+        verdict="floor",
+    )
 
 
 def _window(loss: NDArray, finite: NDArray, window: float | None) -> tuple[NDArray, float]:
@@ -251,6 +285,8 @@ def refit(optimum: Optimum, lr: NDArray, B: NDArray, loss: NDArray, noise: NDArr
     fit = _quadratic(x, y, loss, _weights(noise, np.arange(len(loss))))
     if fit is not None:
         c = fit[0]
+        if optimum.verdict == "floor" and c[3] > 0 and x.min() < (at_x := -c[1] / c[3]) < x.max():
+            return optimum.lr * math.exp(at_x), optimum.B, float(features(at_x, np.float64(0)) @ c)
         hessian = np.array([[c[3], c[5]], [c[5], c[4]]])
         if np.linalg.eigvalsh(hessian)[0] > 1e-9 * abs(hessian).max():
             at = -np.linalg.solve(hessian, c[1:3])

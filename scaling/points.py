@@ -24,9 +24,9 @@ class Points:
     """What the laws are fitted to: one optimum per (N, T). Arrays [points]; variances None where unknown.
 
     ``noise`` is relative, of the loss. ``replicates`` holds ln B, ln lr and ln loss with each cluster deleted, each
-    [clusters, points], and ``present`` [clusters, points] whether a point is still there. Points that are not
-    ``interior`` give losses, no batches and rates. ``clips`` [points, clips] is the relative loss by validation
-    clip around the point's, or None where it is unknown.
+    [clusters, points], and ``present`` [clusters, points] whether a point is still there. Only ``interior`` points
+    give batches; they and the ``usable`` ones (at the floor of one clip) give rates; all give losses. ``clips``
+    [points, clips] is the relative loss by validation clip around the point's, or None where it is unknown.
     """
 
     N: NDArray[np.float64]
@@ -35,6 +35,7 @@ class Points:
     lr: NDArray[np.float64]
     loss: NDArray[np.float64]
     interior: NDArray[np.bool_]
+    usable: NDArray[np.bool_]
     variance_B: NDArray[np.float64] | None
     variance_lr: NDArray[np.float64] | None
     noise: NDArray[np.float64] | None
@@ -43,12 +44,17 @@ class Points:
     optima: tuple[Optimum, ...]
     clips: NDArray[np.float64] | None = None
 
+    def inside(self, symbol: str) -> NDArray[np.bool_]:
+        """Which points tell about "B" or "lr"."""
+        return self.interior if symbol == "B" else self.usable
+
 
 def grid_optima(ledger: Ledger, window: float | None) -> list[Optimum]:
     """The optimum of each grid of the ledger; ``used`` counts rows of the ledger."""
     optima = []
     for N, T, rows in ledger.grids():
-        found = find(N, T, ledger.lr[rows], ledger.B[rows], ledger.loss[rows], ledger.loss_se[rows], window)
+        floor = float(ledger.n_ctx[rows].max())
+        found = find(N, T, ledger.lr[rows], ledger.B[rows], ledger.loss[rows], ledger.loss_se[rows], window, floor)
         optima.append(replace(found, used=rows[found.used]))
     return optima
 
@@ -76,18 +82,23 @@ def at_nominal(ledger: Ledger) -> Ledger:
 def points_of_grids(
     ledger: Ledger, optima: tuple[Optimum, ...], warnings: list[str], lenient: bool = False, force: bool = False
 ) -> Points:
-    """Points from interior optima, or from every grid where there are fewer than three of them.
+    """Points from interior optima and those at the floor, or from every grid where there are fewer than three of them.
 
     Args:
-        lenient: with few interior optima, let best cells of the other grids stand in for the loss (never for the batch
+        lenient: with few such optima, let best cells of the other grids stand in for the loss (never for the batch
             and the rate); without it, that is refused.
         force: do so even with none, and then for the batch and the rate too.
 
     Raises:
-        Untrusted: fewer than three interior optima, or none even for the lenient.
+        Untrusted: fewer than three of them, or none even for the lenient.
     """
-    refused = [optimum for optimum in optima if not optimum.interior]
-    chosen = [optimum for optimum in optima if optimum.interior]
+    refused = [optimum for optimum in optima if not optimum.usable]
+    chosen = [optimum for optimum in optima if optimum.usable]
+    if floored := sum(optimum.verdict == "floor" for optimum in chosen):
+        warnings.append(
+            f"{floored} of {len(optima)} grids are best at one clip, the smallest batch there is: an edge that bounds "
+            "the batch's law from above"
+        )
     if refused:
         verdicts = ", ".join(
             f"{sum(o.verdict == v for o in refused)} {v}" for v in sorted({o.verdict for o in refused})
@@ -100,11 +111,11 @@ def points_of_grids(
                 + "; ".join(o.describe() for o in refused)
             )
         chosen = list(optima)
-        what = "losses" if any(o.interior for o in chosen) else "losses, batches and rates"
+        what = "losses" if any(o.usable for o in chosen) else "losses, batches and rates"
         warnings.append(f"best cells stand in for the {what} of grids without an interior optimum")
-    interior = np.array([o.interior for o in chosen])
-    if not interior.any():
-        interior[:] = True
+    interior, usable = (np.array([getattr(o, name) for o in chosen]) for name in ("interior", "usable"))
+    if not usable.any():
+        interior[:] = usable[:] = True
     by_clip = clip_losses(ledger)
     clips = None if by_clip is None else np.array([by_clip[o.used].mean(axis=0) for o in chosen])
     variance = _pooled_variance(chosen)
@@ -124,7 +135,7 @@ def points_of_grids(
                 replicates["lr"][k, g], replicates["B"][k, g], replicates["loss"][k, g] = np.log(new)
     return Points(
         np.array([o.N for o in chosen]), np.array([o.T for o in chosen]), np.exp(values["B"]), np.exp(values["lr"]),
-        np.exp(values["loss"]), interior, *variance, replicates,
+        np.exp(values["loss"]), interior, usable, *variance, replicates,
         np.ones((len(clusters), len(chosen)), dtype=bool), tuple(chosen), clips,
     )  # fmt: skip
 
@@ -134,7 +145,7 @@ def _pooled_variance(optima: list[Optimum]) -> tuple[NDArray | None, NDArray | N
 
     A few spare cells estimate a scatter badly, and a grid that looks precise by luck would rule the fit.
     """
-    known = [o for o in optima if o.interior]
+    known = [o for o in optima if o.usable]
     if len(known) < len(optima) or not known:
         return None, None, None
     spare = np.array([o.spare for o in known])
@@ -160,7 +171,7 @@ def points_of_rows(ledger: Ledger) -> Points:
     noise = ledger.loss_se / ledger.loss
     values = {"B": np.log(ledger.B), "lr": np.log(ledger.lr), "loss": np.log(ledger.loss)}
     return Points(
-        ledger.N, ledger.T, ledger.B, ledger.lr, ledger.loss, np.ones(len(ledger), dtype=bool), None, None,
+        ledger.N, ledger.T, ledger.B, ledger.lr, ledger.loss, *np.ones((2, len(ledger)), dtype=bool), None, None,
         noise if np.all(np.isfinite(noise)) else None,
         {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()}, present, (),
     )  # fmt: skip

@@ -56,13 +56,15 @@ class LossStage(NamedTuple):
 
 def hyper_law(points, name, symbol, options, scale, warnings) -> tuple[hyper.PowerFit, NDArray]:
     """The fit, and the covariance [3, 3] that exponents assumed from the prior add."""
-    inside = points.interior
+    inside = points.inside(symbol)
     N, T, value = points.N[inside], points.T[inside], getattr(points, symbol)[inside]
     variance = getattr(points, f"variance_{symbol}")
     variance = None if variance is None else variance[inside]
     fixed = {key.partition(".")[2]: v for key, v in options.fixed.items() if key.partition(".")[0] == symbol}
     prior = getattr(options.prior, name) if options.prior is not None else None
     assumed: list[str] = []
+    if not inside.any():
+        return _bounded_law(points, symbol, prior, options, scale, warnings)
     while True:
         free = [exponent for exponent in ("T", "N") if exponent not in fixed]
         reason = hyper.unidentified(N, T, fixed)
@@ -75,7 +77,7 @@ def hyper_law(points, name, symbol, options, scale, warnings) -> tuple[hyper.Pow
                     warnings.append(
                         f"{symbol}'s exponent in {' and '.join(loose)} is known to no better than +-{LOOSE}"
                     )
-                return power, _assumption(points, power, assumed, scale)
+                return power, _assumption(points, power, assumed, scale, inside)
             hold = max(loose, key=lambda e: np.nan_to_num(width[hyper.CONSTANTS.index(e)], nan=math.inf))
             reason = "too few optima to fix it"
         elif prior is None:
@@ -87,9 +89,27 @@ def hyper_law(points, name, symbol, options, scale, warnings) -> tuple[hyper.Pow
         warnings.append(f"{symbol}'s exponent in {hold} assumed from {options.prior.name}: {fixed[hold]:g} ({reason})")
 
 
+def _bounded_law(points, symbol, prior, options, scale, warnings) -> tuple[hyper.PowerFit, NDArray]:
+    """The largest law of the prior's exponents that no grid contradicts: all of them want batches below one clip."""
+    if prior is None:
+        raise Untrusted(f"{symbol}_opt: every grid is best at one clip, the smallest batch there is (give --prior)")
+    fixed = {"T": prior.T, "N": prior.N}
+    floored = points.usable & ~points.interior
+    N, T, value = points.N[floored], points.T[floored], getattr(points, symbol)[floored]
+    here = [np.argmin(value / ((T / scale["T"]) ** prior.T * (N / scale["N"]) ** prior.N))]
+    power = hyper.fit_power(N[here], T[here], value[here], None, fixed, scale)
+    warnings.append(
+        f"{symbol}'s law is an upper bound: exponents assumed from {options.prior.name}, and no grid's best batch is "
+        "above one clip"
+    )
+    return power, np.zeros((3, 3))
+
+
 def hyper_replicates(points: Points, symbol: str, power: hyper.PowerFit) -> NDArray:
     """The law's beta with each cluster deleted, [clusters, 3]."""
-    inside = points.interior
+    inside = points.inside(symbol)
+    if not inside.any():
+        return np.tile(power.beta, (len(points.present), 1))
     logs, present = points.replicates[symbol][:, inside], points.present[:, inside]
     if present.all():
         return power.beta + (logs - np.log(getattr(points, symbol)[inside])) @ power.pull.T
@@ -103,11 +123,13 @@ def hyper_replicates(points: Points, symbol: str, power: hyper.PowerFit) -> NDAr
     return replicates
 
 
-def _assumption(points: Points, power: hyper.PowerFit, assumed: list[str], scale: dict[str, float]) -> NDArray:
+def _assumption(
+    points: Points, power: hyper.PowerFit, assumed: list[str], scale: dict[str, float], inside: NDArray
+) -> NDArray:
     """How the constants would move if the assumed exponents were wrong by ASSUMED_POWER: a covariance [3, 3]."""
     covariance = np.zeros((3, 3))
     for name in assumed:
-        moved = -power.pull @ np.log(getattr(points, name)[points.interior] / scale[name])
+        moved = -power.pull @ np.log(getattr(points, name)[inside] / scale[name])
         moved[hyper.CONSTANTS.index(name)] = 1.0
         covariance += ASSUMED_POWER**2 * np.outer(moved, moved)
     return covariance

@@ -231,3 +231,29 @@ def test_chinchilla_intervals_overlap_the_published(public_data, cost, tmp_path)
     for (low, high), (theirs_low, theirs_high) in published:
         overlap = min(high, theirs_high) - max(low, theirs_low)
         assert overlap >= 0.9 * (theirs_high - theirs_low)
+
+
+def test_batches_at_the_floor_bound_the_batch_law_and_give_the_rest(paper, cost):
+    """Clips larger than the law's batch: rate and loss are known all the same, the batch is bounded from above."""
+    tokens = [2e9, 3e9, 4e9]
+    n_ctx = round(1.5 * float(paper.batch(SIZES[2], tokens[-1])))
+    cells = [
+        (N, n_ctx * 2.0**b, float(paper.lr(N, tokens[1])) * 2.0**r)
+        for N in SIZES[:3]
+        for b in range(4)
+        for r in range(-3, 4)
+    ]
+    ledger = simulate.ledger(paper, cells, tokens, 1e-6, n_ctx=n_ctx)
+    with pytest.raises(Untrusted, match="every grid is best at one clip"):
+        fit.fit(ledger, "all", fit.Options(), cost, NOWHERE)
+    fitted = fit.fit(ledger, "all", fit.Options(prior=paper), cost, NOWHERE)
+    assert [o.verdict for o in fitted.optima] == ["floor"] * 9
+    assert any("an edge that bounds" in text for text in fitted.warnings)
+    assert any("B's law is an upper bound" in text for text in fitted.warnings)
+    law = fitted.law
+    bounds = law.batch(np.repeat(SIZES[:3], 3), np.tile(tokens, 3))
+    assert (bounds <= n_ctx * 1.0001).all()
+    assert bounds.max() == pytest.approx(n_ctx)
+    assert law.batch.assumed == ("N", "T")
+    # The best loss with batches of one clip is the curvature's price above the law's own.
+    assert law.loss(SIZES[1], 3e9) > paper.loss(SIZES[1], 3e9)

@@ -110,3 +110,22 @@ def test_figure_4_at_1e10_tokens_is_interior_in_batch(figure_4, paper):
         (told.lr_lr, told.batch_batch, told.lr_batch), rel=2e-3
     )
     assert -relative[0, 1] / relative[0, 0] == pytest.approx(paper.lr_given_batch.slope, rel=2e-3)
+
+
+def test_a_best_batch_below_one_clip_is_the_floor():
+    # The minimum lies a factor of 20 below the smallest batch; along that batch the best rate moves with the ridge.
+    lr, B, loss = grid(B_shift=-3.0 - 2 * np.log(2), lr_shift=-0.9)
+    one_clip = B.min()
+    ridge = -0.9 - HESSIAN[0, 1] / HESSIAN[0, 0] * 3.0
+    found = find(1e6, 1e8, lr, B, loss, window=None, floor=one_clip)
+    assert (found.verdict, found.usable, found.interior) == ("floor", True, False)
+    assert found.B == pytest.approx(one_clip)
+    assert found.lr == pytest.approx(1e-3 * np.exp(ridge), rel=1e-9)
+    along = HESSIAN[1, 1] - HESSIAN[0, 1] ** 2 / HESSIAN[0, 0]
+    assert found.loss == pytest.approx(1 + along * 3.0**2 / 2, rel=1e-9)
+    # Half a clip more on the axis, and it is an edge like any other.
+    assert find(1e6, 1e8, lr, B, loss, window=None, floor=one_clip / 2).verdict == "edge"
+    # A best rate on the border as well is no floor: there are cells to run.
+    corner = find(1e6, 1e8, *grid(B_shift=-4.4, lr_shift=-4.5), window=None, floor=one_clip)
+    assert corner.verdict == "edge"
+    assert "lower lr" in corner.sides
