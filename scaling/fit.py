@@ -42,6 +42,8 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         Untrusted: the data do not identify what was asked, or only at the edge of their grids.
     """
     ledger = ledger.rows(~ledger.heldout)
+    if part == "allocation" and options.optima:
+        return _sizes_of_optima(ledger, cost, provenance)
     warnings: list[str] = []
     optima: tuple[Optimum, ...] = ()
     single = all(len(rows) == 1 for _, _, rows in ledger.grids())
@@ -151,7 +153,7 @@ def _allocation(ledger, points, loss, cost, warnings) -> dict[str, Any] | None:
     C = points.T * cost(points.N)
     sizes: dict[str, Any] = {"measured": None, "predicted": None, "default": "predicted"}
     sizes["predicted"] = allocation.predicted(loss, (float(C.min()), 10 * float(C.max())), cost)
-    sizes["measured"] = _measured(points, C)
+    sizes["measured"] = _measured(points, ledger.flops if not points.optima else C, C)
     if sizes["measured"] is not None:
         at = 10 * C.max()
         ratio = float(sizes["measured"](at) / sizes["predicted"](at))
@@ -160,8 +162,32 @@ def _allocation(ledger, points, loss, cost, warnings) -> dict[str, Any] | None:
     return sizes
 
 
-def _measured(points: Points, C: NDArray) -> SizeLaw | None:
-    """N_opt through isoFLOP parabolas at budgets that three sizes span; losses interpolated along each size."""
+def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any]) -> Fitted:
+    """N_opt(C) through rows that are each the best size of their budget, by plain least squares in logs."""
+    C = np.where(np.isfinite(ledger.flops), ledger.flops, ledger.T * cost(ledger.N))
+    measured = allocation.size_law(C, ledger.N)
+    points = points_of_rows(ledger)
+    known = dict.fromkeys(("batch", "lr", "loss", "curvature", "lr_given_batch", "draws"))
+    reason = "not fitted: rows are the best sizes of their budgets"
+    law = Law(
+        name=str(provenance.get("name", "law")),
+        **known,
+        allocation={"measured": measured, "predicted": None, "default": "measured"},
+        n_ctx=None,
+        domain=_domain(ledger, points, cost),
+        recipe=ledger.recipe,
+        fit={"points": len(ledger), "method": "least squares of ln N in ln C", "intervals": {}, "warnings": []},
+        provenance=provenance | {"unknown": dict.fromkeys(known, reason), "source": ledger.source},
+    )
+    return Fitted(law, points, (), (), None)
+
+
+def _measured(points: Points, flops: NDArray, C: NDArray) -> SizeLaw | None:
+    """N_opt through isoFLOP parabolas: at the budgets that sizes share, else interpolated along each size in C."""
+    budgets = [budget for budget in np.unique(flops) if np.sum(flops == budget) >= 3]
+    if len(budgets) >= 3:
+        groups = ((float(b), points.N[flops == b], points.loss[flops == b]) for b in budgets)
+        return _through([o for o in allocation.isoflop(groups) if o.interior])
     curves = []
     for N in np.unique(points.N):
         rows = np.flatnonzero(points.N == N)
@@ -175,6 +201,10 @@ def _measured(points: Points, C: NDArray) -> SizeLaw | None:
             optimum = allocation.parabola(float(np.exp(log_C)), sizes, np.exp(losses))
             if optimum.interior:
                 found.append(optimum)
+    return _through(found)
+
+
+def _through(found: list[allocation.Parabola]) -> SizeLaw | None:
     if len(found) < 3:
         return None
     law = allocation.size_law([o.C for o in found], [o.N_opt for o in found])
@@ -182,8 +212,8 @@ def _measured(points: Points, C: NDArray) -> SizeLaw | None:
 
 
 def _curvature(optima: tuple[Optimum, ...]) -> tuple[Curvature | None, GivenBatch | None]:
-    """Median curvature of the interior grids, relative to their losses, and the ridge's slope it implies."""
-    hessians = [o.hessian / o.loss for o in optima if o.interior]
+    """Median curvature of the grids around their optima, relative to their losses, and the slope of the ridge."""
+    hessians = [o.hessian / o.loss for o in optima if o.usable and np.linalg.eigvalsh(o.hessian)[0] > 0]
     if not hessians:
         return None, None
     middle = np.median(hessians, axis=0)

@@ -119,7 +119,7 @@ def test_a_best_batch_below_one_clip_is_the_floor():
     ridge = -0.9 - HESSIAN[0, 1] / HESSIAN[0, 0] * 3.0
     found = find(1e6, 1e8, lr, B, loss, window=None, floor=one_clip)
     assert (found.verdict, found.usable, found.interior) == ("floor", True, False)
-    assert found.B == pytest.approx(one_clip)
+    assert pytest.approx(one_clip) == found.B
     assert found.lr == pytest.approx(1e-3 * np.exp(ridge), rel=1e-9)
     along = HESSIAN[1, 1] - HESSIAN[0, 1] ** 2 / HESSIAN[0, 0]
     assert found.loss == pytest.approx(1 + along * 3.0**2 / 2, rel=1e-9)

@@ -1,4 +1,6 @@
+import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -128,3 +130,37 @@ def test_compare_and_validate(sweep, tmp_path):
     assert {row["along"] for row in checks["windows"]} == {"T"}
     assert len(checks["held_out"]) == 4
     assert all(abs(row["error"]) < 1e-3 for row in checks["held_out"])
+
+
+@pytest.fixture(scope="module")
+def formll():
+    folder = Path(os.environ.get("SCALING_DATA", ROOT.parent / "shared" / "data")) / "formll"
+    if not folder.exists():
+        pytest.skip("public data not here (set SCALING_DATA)")
+
+    def rows(name):
+        with (folder / name).open() as handle:
+            chosen = [r for r in csv.DictReader(handle) if (r["experiment"], r["dataset"]) == ("cosine_decay", "rw")]
+        return [r for r in chosen if all(r.values())]
+
+    return rows
+
+
+def write_rows(path, rows):
+    with path.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_published_size_laws_from_tables(formll, tmp_path):
+    (expected,) = formll("expected_fits.csv")
+    write_rows(tmp_path / "optima.csv", formll("optimal_pairs.csv"))
+    words = ("--columns", "N=n_opt,T=t_opt,L=loss_opt", "--optima", "--json")
+    law = laws.from_dict(json.loads(run("fit.py", "allocation", tmp_path / "optima.csv", *words).stdout))
+    assert law.allocation["measured"].exponent == pytest.approx(float(expected["n_exponent_basic"]), abs=1e-9)
+    assert law.allocation["measured"].coefficient == pytest.approx(float(expected["n_coef_basic"]), rel=1e-9)
+    write_rows(tmp_path / "isoflop.csv", formll("isoflop_points.csv"))
+    words = ("--columns", "N=n,T=t,L=loss", "--json")
+    law = laws.from_dict(json.loads(run("fit.py", "allocation", tmp_path / "isoflop.csv", *words).stdout))
+    assert law.allocation["measured"].exponent == pytest.approx(float(expected["n_exponent_basic"]), abs=0.03)
