@@ -240,10 +240,10 @@ def test_embedded_reconstructs_held_out_clips():
     latents = vae.encode(clips)
     error = (vae.decode(latents) - clips).pow(2).mean()
     assert 10 * torch.log10(4 / error) >= 25
-    # Means and deviations were measured on 2048 other clips. With 48 clips whose latents go together, a channel's mean
-    # is known to some 0.1 and its deviation to about as much.
-    assert latents.mean((0, 2, 3, 4)).abs().max() < 0.35
-    assert (latents.std((0, 2, 3, 4)) - 1).abs().max() < 0.25
+    # Statistics are those of 2048 other clips. Over seeds, 48 clips' means and deviations stray by half of these; without
+    # normalisation the deviations would be 0.57 to 0.79.
+    assert latents.mean((0, 2, 3, 4)).abs().max() < 0.2
+    assert (latents.std((0, 2, 3, 4)) - 1).abs().max() < 0.15
 
 
 def test_embedded_first_frame_stands_alone():
