@@ -31,6 +31,8 @@ STYLE = {
     "figure.facecolor": "white",
 }
 ACCENT = "#d92d20"
+# Loss given away, relative, in the range of sizes drawn; the planner's default too.
+TOLERANCE = 1e-3
 
 
 @contextmanager
@@ -96,8 +98,14 @@ def _surface(axis: "Axes", cells: Ledger, optimum: Optimum):
     _ticks(axis.xaxis, np.unique(cells.lr), "{:.2g}".format)
     _ticks(axis.yaxis, np.unique(cells.B), short)
     axis.set_title(f"N {short(optimum.N)}, T {short(optimum.T)}: {optimum.verdict}", color="#101828")
-    if optimum.sides:
+    if optimum.verdict == "edge":
         axis.set_title(f"N {short(optimum.N)}, T {short(optimum.T)}: edge\n({', '.join(optimum.sides)})", color=ACCENT)
+    elif optimum.verdict == "floor":
+        axis.set_title(f"N {short(optimum.N)}, T {short(optimum.T)}: floor\n(one clip, the smallest batch)")
+        error = 1.96 * np.sqrt(optimum.covariance[0, 0])
+        ends = [optimum.lr * np.exp(-error), optimum.lr * np.exp(error)]
+        axis.plot(ends, [optimum.B] * 2, color=ACCENT, lw=1, zorder=4)
+        axis.plot(optimum.lr, optimum.B, "*", color=ACCENT, ms=11, mec="white", zorder=5)
     elif not optimum.interior:
         axis.title.set_color(ACCENT)
     if not optimum.interior:
@@ -119,8 +127,6 @@ def _surface(axis: "Axes", cells: Ledger, optimum: Optimum):
 
 def hyperparameters(law: Law, optima: tuple[Optimum, ...]) -> "Figure":
     """B_opt and lr_opt over T, one line per N, with 95 % bands and the grids' optima."""
-    interior = [o for o in optima if o.interior]
-    edges = [o for o in optima if not o.interior]
     sizes = np.unique([o.N for o in optima])
     colours = _colours(sizes)
     with _figure(1, 2, (9.6, 3.9)) as (figure, axes):
@@ -135,18 +141,23 @@ def hyperparameters(law: Law, optima: tuple[Optimum, ...]) -> "Figure":
                 if drawn is not None:
                     low, high = np.quantile([drawn(N, t) for t in T], [0.025, 0.975], axis=1)
                     axis.fill_between(T, low, high, color=colours[N], alpha=0.12, lw=0)
-            for o in interior:
+            for o in optima:
                 value = o.B if part == "batch" else o.lr
+                if not (o.interior if part == "batch" else o.usable):
+                    # At the floor of one clip the best batch lies below: an arrow, not a measurement.
+                    axis.plot(o.T, value, "v" if o.usable else "o", mfc="none", color=colours[o.N], ms=6)
+                    continue
                 error = 1.96 * np.sqrt(o.covariance[index, index])
                 bars = [[value * (1 - np.exp(-error))], [value * (np.exp(error) - 1)]]
                 axis.errorbar(o.T, value, yerr=bars, fmt="o", color=colours[o.N], ms=5, capsize=2, lw=1)
-            for o in edges:
-                axis.plot(o.T, o.B if part == "batch" else o.lr, "o", mfc="none", color=colours[o.N], ms=5)
             axis.set(xscale="log", yscale="log", xlabel="training tokens", ylabel=label)
             _log_ticks(axis.xaxis, short)
             _log_ticks(axis.yaxis, short if part == "batch" else "{:.1e}".format)
         handles = [_line(colours[N], f"N {short(N)}") for N in sizes]
-        handles += [_line("#475467", "not interior: not fitted", marker="o", mfc="none", lw=0)] if edges else []
+        if any(not o.usable for o in optima):
+            handles.append(_line("#475467", "no optimum inside: not fitted", marker="o", mfc="none", lw=0))
+        if any(o.usable and not o.interior for o in optima):
+            handles.append(_line("#475467", "one clip, the smallest batch", marker="v", mfc="none", lw=0))
         figure.legend(handles=handles, loc="outside right center")
         return figure
 
@@ -181,7 +192,8 @@ def losses(law: Law, points: list[tuple[float, float, float, bool]], planned: di
 
 
 def sizes_for_budget(law: Law, cost: allocation.Cost, C_planned: float | None) -> "Figure":
-    """Left: isoFLOP curves of the law with their minima. Right: N_opt(C) by estimator, with the 95 % band."""
+    """Left: isoFLOP curves of the law with their minima. Right: N_opt(C) by estimator, its 95 % band, and the sizes
+    that cost little loss."""
     low, high = law.domain["C"] or (1e17, 1e20)
     furthest = max(10 * high, C_planned or 0)
     drawn = law.drawn("loss")
@@ -202,6 +214,10 @@ def sizes_for_budget(law: Law, cost: allocation.Cost, C_planned: float | None) -
             constants = np.stack([drawn.Tc, drawn.aT, drawn.Nc, drawn.aN, drawn.Linf], axis=-1)[:, None]
             band = np.quantile(allocation.minimise(constants, drawn.scale, C, cost), [0.025, 0.975], axis=0)
             right.fill_between(C, *band, color="#175cd3", alpha=0.13, lw=0, label="95 % interval")
+        near = np.array([allocation.within(law.loss, float(c), cost, TOLERANCE) for c in C]).T
+        for edge in near:
+            right.plot(C, edge, color="#98a2b3", lw=0.8)
+        right.plot([], [], color="#98a2b3", lw=0.8, label=f"loss within {TOLERANCE:.1%} of the best")
         for name, style in (("measured", "--"), ("predicted", ":")):
             size_law = (law.allocation or {}).get(name)
             if size_law is not None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from scaling import allocation, hyper, jackknife, loss_law
 from scaling.laws import Curvature, GivenBatch, Law, SizeLaw
-from scaling.optimum import Optimum
+from scaling.optimum import COEFFICIENTS, Optimum
 from scaling.points import Points, at_nominal, grid_optima, points_of_grids, points_of_rows
 from scaling.runs import Ledger
 from scaling.stages import JACKKNIFE, Options, hyper_law, hyper_replicates, loss_stage
@@ -44,14 +44,22 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     ledger = ledger.rows(~ledger.heldout)
     if part == "allocation" and options.optima:
         return _sizes_of_optima(ledger, cost, provenance)
+    if not (part == "hyperparameters" and options.optima):
+        _check(ledger)
     warnings: list[str] = []
     optima: tuple[Optimum, ...] = ()
-    single = all(len(rows) == 1 for _, _, rows in ledger.grids())
+    sizes_of_grids = [len(rows) for _, _, rows in ledger.grids()]
+    single = max(sizes_of_grids) == 1
     if options.optima or single:
         if part in ("hyperparameters", "all") and not options.optima:
             raise UserError("every (N, T) has one cell: if each is an optimum already, say so with --optima")
         points = points_of_rows(ledger)
     else:
+        if max(sizes_of_grids) < COEFFICIENTS:
+            raise UserError(
+                f"no grid has the {COEFFICIENTS} cells that a quadratic in (lr, B) needs: the largest has "
+                f"{max(sizes_of_grids)} (rows that are optima already: --optima)"
+            )
         ledger = at_nominal(ledger)
         optima = tuple(grid_optima(ledger, options.window))
         points = points_of_grids(ledger, optima, warnings, options.prior is not None, options.force)
@@ -115,6 +123,15 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         | {"unknown": unknown, "source": ledger.source, "runs": sorted(set(ledger.run_id.tolist()))},
     )
     return Fitted(law, points, optima, tuple(warnings), residuals)
+
+
+def _check(ledger: Ledger) -> None:
+    """Raise UserError where the losses hold nothing to fit."""
+    finite = ledger.loss[np.isfinite(ledger.loss)]
+    if not len(finite):
+        raise UserError(f"{ledger.source}: nothing to fit: no run that is not held out has a finite loss")
+    if np.ptp(finite) == 0 and len(finite) > 1:
+        raise UserError(f"{ledger.source}: all losses are equal: there is no law in them")
 
 
 def _repeated(ledger: Ledger) -> int:

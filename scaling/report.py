@@ -63,7 +63,7 @@ def build(
     """
     optima = tuple(grid_optima(ledger, law.fit.get("window"))) if _has_grids(ledger) else ()
     held = {(N, T): bool(ledger.heldout[rows].all()) for N, T, rows in ledger.grids()}
-    points = [(o.N, o.T, o.loss, held[o.N, o.T]) for o in optima if o.interior]
+    points = [(o.N, o.T, o.loss, held[o.N, o.T]) for o in optima if o.usable]
     if not optima:
         points = list(zip(ledger.N, ledger.nominal_T, ledger.loss, ledger.heldout))
     run = None if planned is None else compare(law, planned)

@@ -11,6 +11,7 @@ from scaling import hyper, jackknife, loss_law
 from scaling.laws import Law
 from scaling.optimum import WINDOW
 from scaling.points import Points, Untrusted
+from utils.errors import UserError
 
 # With a prior at hand, an exponent whose 95 % interval is wider than +- this is the prior's to give.
 LOOSE = 0.5
@@ -159,6 +160,8 @@ def loss_stage(points, options, scale, warnings) -> LossStage:
                 reason = None
         if reason is None or (prior is None and options.force):
             return _with_clips(points, _spread(points, fitted, thetas, held, scale), scale)
+    if prior is None and len(points.N) < 5 - len(held) and not points.optima:
+        raise UserError(f"loss law: {reason}")
     if prior is None:
         raise Untrusted(f"loss law: {reason}")
     held = exponents | held

@@ -164,3 +164,19 @@ def test_published_size_laws_from_tables(formll, tmp_path):
     words = ("--columns", "N=n,T=t,L=loss", "--json")
     law = laws.from_dict(json.loads(run("fit.py", "allocation", tmp_path / "isoflop.csv", *words).stdout))
     assert law.allocation["measured"].exponent == pytest.approx(float(expected["n_exponent_basic"]), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "message"),
+    [
+        ("1e6,1e9,2.5\n2e6,2e9,2.4\n4e6,4e9,2.3", ("loss",), "3 points cannot fix 5 constants"),
+        ("\n".join(f"{N}e6,{T}e9,2.5" for N in (1, 2, 4) for T in (1, 2, 4)), ("loss",), "all losses are equal"),
+        ("1e6,1e9,2.5\n1e6,1e9,2.4", ("loss",), "no grid has the 6 cells"),
+    ],
+)
+def test_too_little_to_fit_is_bad_input(tmp_path, rows, words, message):
+    (tmp_path / "few.csv").write_text("N,T,loss\n" + rows)
+    done = run("fit.py", *words, tmp_path / "few.csv", "--out", tmp_path / "law.json")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr
+    assert not (tmp_path / "law.json").exists()
