@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import math
 import time
 from typing import Any
@@ -306,7 +307,7 @@ def train(config: Config) -> int:
         UserError: the configuration, the cache or the run directory is at fault.
     """
     cache = LatentCache(config.data.cache)
-    run = resolve(config, cache.meta)
+    run = resolve(_with_earlier_milestones(config), cache.meta)
     finished = finished_result(run)
     if finished is not None:
         print(f"{config.run_dir}: already {finished['status']} at {finished['tokens']:,} tokens", flush=True)
@@ -316,3 +317,12 @@ def train(config: Config) -> int:
     if dist.is_initialized():
         dist.destroy_process_group()
     return PREEMPTED if status == "preempted" else 0
+
+
+def _with_earlier_milestones(config: Config) -> Config:
+    """A run that grows keeps the milestones it had, and with the smallest of them its warm-up."""
+    if not (config.run_dir / "config.yaml").exists() or config.optim.schedule != "constant":
+        return config
+    earlier = ckpt.read_config(config.run_dir).train.milestones
+    train = dataclasses.replace(config.train, milestones=sorted({*config.train.milestones, *earlier}))
+    return dataclasses.replace(config, train=train)
