@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from scaling import allocation, jackknife, loss_law
 from scaling.optimum import Optimum, surface_at
-from scaling.points import Untrusted, at_nominal, grid_optima, points_of_grids
+from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids
 from scaling.runs import Ledger
 from utils.errors import UserError
 
@@ -121,7 +121,9 @@ def _covered(ledger: Ledger, optimum: Optimum, lr: float, B: float) -> bool:
     )
 
 
-def _losses_at(ledger, optima, lr: float, B: float, clusters: int) -> tuple[NDArray, NDArray]:
+def _losses_at(
+    ledger: Ledger, optima: tuple[Optimum, ...], lr: float, B: float, clusters: int
+) -> tuple[NDArray, NDArray]:
     """Each grid's surface at (lr, B): [points], and with each cluster deleted: [clusters, points]."""
     names = np.unique(ledger.run_id[np.concatenate([o.used for o in optima])])
     values = np.array([surface_at(ledger, o.used, lr, B) for o in optima])
@@ -133,7 +135,9 @@ def _losses_at(ledger, optima, lr: float, B: float, clusters: int) -> tuple[NDAr
     return values, np.where(np.isfinite(replicates) & (replicates > 0), replicates, values)
 
 
-def _sizes(points, loss, replicates, scale, C, cost) -> tuple[float, NDArray, float]:
+def _sizes(
+    points: Points, loss: NDArray, replicates: NDArray, scale: dict[str, float], C: float, cost: allocation.Cost
+) -> tuple[float, NDArray, float]:
     """N_opt(C), the same with each cluster deleted, and the exponent of N_opt over the decade below C."""
     fitted = loss_law.fit(points.N, points.T, loss, points.noise, scale=scale)
     precision, _ = loss_law.precisions(points.noise, len(points.N))

@@ -14,7 +14,10 @@ from scaling.runs import Ledger
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 STYLE = {
     "font.size": 9,
@@ -78,7 +81,7 @@ def surfaces(ledger: Ledger, optima: tuple[Optimum, ...]) -> "Figure":
         return figure
 
 
-def _surface(axis: "Axes", cells: Ledger, optimum: Optimum):
+def _surface(axis: "Axes", cells: Ledger, optimum: Optimum) -> "PathCollection":
     finite = np.isfinite(cells.loss)
     excess = 100 * (cells.loss[finite] / cells.loss[finite].min() - 1)
     marks = axis.scatter(
@@ -247,7 +250,7 @@ def residuals(law: Law, points: list[tuple[float, float, float, bool]]) -> "Figu
         return figure
 
 
-def _ticks(axis, values: NDArray, form: Callable[[float], str]) -> None:
+def _ticks(axis: "Axis", values: NDArray, form: Callable[[float], str]) -> None:
     """At most four ticks, at values of the grid itself: the decades of a log axis say nothing about a narrow grid."""
     from matplotlib.ticker import NullLocator
 
@@ -256,7 +259,7 @@ def _ticks(axis, values: NDArray, form: Callable[[float], str]) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _log_ticks(axis, form: Callable[[float], str]) -> None:
+def _log_ticks(axis: "Axis", form: Callable[[float], str]) -> None:
     """Ticks at 1, 2 and 5 times powers of ten, labelled by ``form``."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -268,7 +271,7 @@ def _log_ticks(axis, form: Callable[[float], str]) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _line(colour: Any, label: str, **style: Any):
+def _line(colour: Any, label: str, **style: Any) -> "Line2D":
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=colour, label=label, **style)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling import allocation, hyper, jackknife, loss_law
-from scaling.laws import Curvature, GivenBatch, Law, SizeLaw
+from scaling.laws import Curvature, GivenBatch, Law, LossLaw, SizeLaw
 from scaling.optimum import COEFFICIENTS, Optimum
 from scaling.points import Points, at_nominal, grid_optima, points_of_grids, points_of_rows
 from scaling.runs import Ledger
@@ -47,25 +47,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     if not (part == "hyperparameters" and options.optima):
         _check(ledger)
     warnings: list[str] = []
-    optima: tuple[Optimum, ...] = ()
-    sizes_of_grids = [len(rows) for _, _, rows in ledger.grids()]
-    single = max(sizes_of_grids) == 1
-    if options.optima or single:
-        if part in ("hyperparameters", "all") and not options.optima:
-            raise UserError("every (N, T) has one cell: if each is an optimum already, say so with --optima")
-        points = points_of_rows(ledger)
-    else:
-        if max(sizes_of_grids) < COEFFICIENTS:
-            raise UserError(
-                f"no grid has the {COEFFICIENTS} cells that a quadratic in (lr, B) needs: the largest has "
-                f"{max(sizes_of_grids)} (rows that are optima already: --optima)"
-            )
-        ledger = at_nominal(ledger)
-        optima = tuple(grid_optima(ledger, options.window))
-        points = points_of_grids(ledger, optima, warnings, options.prior is not None, options.force)
-    repeated = _repeated(ledger)
-    if repeated:
-        warnings.append(f"{repeated} cells have several results: each weighs as one result in the fit of its grid")
+    points, optima = _points(ledger, part, options, warnings)
     scale = {"T": _round_scale(points.T), "N": _round_scale(points.N)}
     constants: dict[str, Any] = {"batch": None, "lr": None, "loss": None}
     unknown: dict[str, str] = {}
@@ -125,6 +107,25 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     return Fitted(law, points, optima, tuple(warnings), residuals)
 
 
+def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) -> tuple[Points, tuple[Optimum, ...]]:
+    """What to fit, and the optima of all grids where the ledger has grids."""
+    if repeated := _repeated(ledger):
+        warnings.append(f"{repeated} cells have several results: each weighs as one result in the fit of its grid")
+    largest = max(len(rows) for _, _, rows in ledger.grids())
+    if options.optima or largest == 1:
+        if part in ("hyperparameters", "all") and not options.optima:
+            raise UserError("every (N, T) has one cell: if each is an optimum already, say so with --optima")
+        return points_of_rows(ledger), ()
+    if largest < COEFFICIENTS:
+        raise UserError(
+            f"no grid has the {COEFFICIENTS} cells that a quadratic in (lr, B) needs: the largest has {largest} "
+            "(rows that are optima already: --optima)"
+        )
+    ledger = at_nominal(ledger)
+    optima = tuple(grid_optima(ledger, options.window))
+    return points_of_grids(ledger, optima, warnings, options.prior is not None, options.force), optima
+
+
 def _check(ledger: Ledger) -> None:
     """Raise UserError where the losses hold nothing to fit."""
     finite = ledger.loss[np.isfinite(ledger.loss)]
@@ -142,7 +143,9 @@ def _repeated(ledger: Ledger) -> int:
     return int(np.sum(np.unique(cells, axis=0, return_counts=True)[1] > 1))
 
 
-def _uncertainty(centre, replicates, extra, shifts) -> tuple[list | None, dict[str, list[float]]]:
+def _uncertainty(
+    centre: NDArray, replicates: NDArray, extra: NDArray, shifts: NDArray
+) -> tuple[list | None, dict[str, list[float]]]:
     """(joint draws, 95 % interval by constant)."""
     known = np.flatnonzero(~np.isnan(centre))
     if len(replicates) < 3:
@@ -164,7 +167,9 @@ def _uncertainty(centre, replicates, extra, shifts) -> tuple[list | None, dict[s
     return [[float(f"{v:.6g}") for v in row] for row in draws], intervals
 
 
-def _allocation(ledger, points, loss, cost, warnings) -> dict[str, Any] | None:
+def _allocation(
+    ledger: Ledger, points: Points, loss: LossLaw | None, cost: allocation.Cost, warnings: list[str]
+) -> dict[str, Any] | None:
     if loss is None:
         return None
     C = points.T * cost(points.N)

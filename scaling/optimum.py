@@ -130,7 +130,7 @@ def find(
     inside = convex and _inside(at, x, y)
     sides = _border(x, y, finite, best)
     if sides and inside:
-        sides = _sides_beyond_noise(sides, x, y, loss, finite, best, scatter, at)
+        sides = _sides_beyond_noise(sides, x, y, loss, finite, best, scatter)
     if convex and not inside and not sides:
         sides = _sides_of(at, x, y)
     if sides == ("smaller batch",) and B[best] <= floor:
@@ -237,7 +237,9 @@ def _border(x: NDArray, y: NDArray, finite: NDArray, best: int) -> tuple[str, ..
     return _sides_of(np.array([x[best], y[best]]), x, y)
 
 
-def _sides_beyond_noise(sides, x, y, loss, finite, best, scatter, at) -> tuple[str, ...]:
+def _sides_beyond_noise(
+    sides: tuple[str, ...], x: NDArray, y: NDArray, loss: NDArray, finite: NDArray, best: int, scatter: float
+) -> tuple[str, ...]:
     """Drop the sides whose best cell beats the cells inside by less than two standard deviations of a difference."""
     kept = []
     for side in sides:
@@ -249,14 +251,18 @@ def _sides_beyond_noise(sides, x, y, loss, finite, best, scatter, at) -> tuple[s
     return tuple(kept)
 
 
-def _edge_or(result: dict, otherwise: str, sides, x, y, lr: float, B: float) -> Optimum:
+def _edge_or(
+    result: dict, otherwise: str, sides: tuple[str, ...], x: NDArray, y: NDArray, lr: float, B: float
+) -> Optimum:
     """An edge with the cells to run next, or ``otherwise`` where the best cell lies on no side."""
     if not sides:
         return Optimum(**result, verdict=otherwise)
     return Optimum(**(result | {"sides": sides, "run_next": _next_cells(sides, x, y, lr, B)}), verdict="edge")
 
 
-def _next_cells(sides, x: NDArray, y: NDArray, lr: float, B: float) -> tuple[tuple[float, float], ...]:
+def _next_cells(
+    sides: tuple[str, ...], x: NDArray, y: NDArray, lr: float, B: float
+) -> tuple[tuple[float, float], ...]:
     """One more row or column of cells beyond each side, near the best cell (which lies at x = y = 0)."""
     xs, ys = np.unique(x.round(9)), np.unique(y.round(9))
 

@@ -168,7 +168,9 @@ def _size(law: Law, estimator: str, C: float, cost: allocation.Cost) -> float:
     return float(size_law(C))
 
 
-def _wanted_size(law, request, budget, cost) -> tuple[float, float | None]:
+def _wanted_size(
+    law: Law, request: Request, budget: float | None, cost: allocation.Cost
+) -> tuple[float, float | None]:
     """(N before it is rounded to a shape, FLOPs)."""
     if request.params is not None:
         if request.loss is not None and not np.isfinite(law.loss.tokens_for(request.params, request.loss)):
@@ -192,7 +194,9 @@ def _wanted_size(law, request, budget, cost) -> tuple[float, float | None]:
     return _size(law, estimator, budget, cost), budget
 
 
-def _cheapest_lifetime(law, request, budget, n_ctx, cost) -> tuple[float, float]:
+def _cheapest_lifetime(
+    law: Law, request: Request, budget: float, n_ctx: int, cost: allocation.Cost
+) -> tuple[float, float]:
     """(N, training FLOPs) that reach the budget's best loss at the least training plus serving FLOPs."""
     start = _size(law, _estimator(law, request), budget, cost)
     target = float(law.loss(start, budget / cost(np.array(start))))
@@ -204,7 +208,9 @@ def _cheapest_lifetime(law, request, budget, n_ctx, cost) -> tuple[float, float]
     return float(N[best]), float(training[best])
 
 
-def _draws(law, N, T, B, C, slope, cost) -> dict[str, NDArray]:
+def _draws(
+    law: Law, N: float, T: float, B: float, C: float, slope: float, cost: allocation.Cost
+) -> dict[str, NDArray]:
     """What each joint draw of the law says of this run: [draws] by name."""
     drawn = {}
     loss, batch, lr = law.drawn("loss"), law.drawn("batch"), law.drawn("lr")

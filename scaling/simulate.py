@@ -67,7 +67,7 @@ def ledger(
 
 def grid(
     law: Law, N: Iterable[float], T: Iterable[float], batches: int, rates: int, factor: float, offset: float = 0.0
-):
+) -> list[tuple[float, float, float]]:
     """Cells (N, B, lr) around the law's optimum at each N and the middle T, ``factor`` apart; ``offset`` in steps."""
     middle = float(np.exp(np.mean(np.log(list(T)))))
     steps = [factor ** (np.arange(count) - (count - 1) / 2 + offset) for count in (batches, rates)]

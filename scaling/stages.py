@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling import hyper, jackknife, loss_law
-from scaling.laws import Law
+from scaling.laws import Law, PowerLaw
 from scaling.optimum import WINDOW
 from scaling.points import Points, Untrusted
 from utils.errors import UserError
@@ -55,7 +55,9 @@ class LossStage(NamedTuple):
     method: str
 
 
-def hyper_law(points, name, symbol, options, scale, warnings) -> tuple[hyper.PowerFit, NDArray]:
+def hyper_law(
+    points: Points, name: str, symbol: str, options: Options, scale: dict[str, float], warnings: list[str]
+) -> tuple[hyper.PowerFit, NDArray]:
     """The fit, and the covariance [3, 3] that exponents assumed from the prior add."""
     inside = points.inside(symbol)
     N, T, value = points.N[inside], points.T[inside], getattr(points, symbol)[inside]
@@ -90,7 +92,9 @@ def hyper_law(points, name, symbol, options, scale, warnings) -> tuple[hyper.Pow
         warnings.append(f"{symbol}'s exponent in {hold} assumed from {options.prior.name}: {fixed[hold]:g} ({reason})")
 
 
-def _bounded_law(points, symbol, prior, options, scale, warnings) -> tuple[hyper.PowerFit, NDArray]:
+def _bounded_law(
+    points: Points, symbol: str, prior: PowerLaw | None, options: Options, scale: dict[str, float], warnings: list[str]
+) -> tuple[hyper.PowerFit, NDArray]:
     """The largest law of the prior's exponents that no grid contradicts: all of them want batches below one clip."""
     if prior is None:
         raise Untrusted(f"{symbol}_opt: every grid is best at one clip, the smallest batch there is (give --prior)")
@@ -136,7 +140,7 @@ def _assumption(
     return covariance
 
 
-def loss_stage(points, options, scale, warnings) -> LossStage:
+def loss_stage(points: Points, options: Options, scale: dict[str, float], warnings: list[str]) -> LossStage:
     """The loss law with its errors; holds the prior's exponents where the data do not tell them.
 
     Raises:
@@ -178,7 +182,9 @@ def loss_stage(points, options, scale, warnings) -> LossStage:
     return _with_clips(points, LossStage(fitted, thetas, _misfit(points, fitted, held), shifts, method), scale)
 
 
-def _spread(points, fitted, thetas, held, scale) -> LossStage:
+def _spread(
+    points: Points, fitted: loss_law.LossFit, thetas: NDArray, held: dict[str, float], scale: dict[str, float]
+) -> LossStage:
     """The fit's errors by jackknife, or by bootstrap where that fails.
 
     With delta far below the scatter, Huber's fit is nearly a median, of which the jackknife is no consistent estimate
@@ -222,7 +228,9 @@ def _with_clips(points: Points, stage: LossStage, scale: dict[str, float]) -> Lo
     return stage._replace(shifts=shifts, method=f"{stage.method}; {clips} validation clips resampled")
 
 
-def _assumed_shifts(points, fitted, held, assumed, scale) -> NDArray:
+def _assumed_shifts(
+    points: Points, fitted: loss_law.LossFit, held: dict[str, float], assumed: list[str], scale: dict[str, float]
+) -> NDArray:
     """How theta moves [draws, 5] where the assumed exponents are drawn around their values and the rest fitted again.
 
     Refitted rather than linearised: a wrong exponent is made up for by the other constants wherever there are data.
@@ -241,7 +249,9 @@ def _assumed_shifts(points, fitted, held, assumed, scale) -> NDArray:
     return thetas - fitted.theta
 
 
-def _fit_loss(points, options, held, scale) -> tuple[loss_law.LossFit, NDArray]:
+def _fit_loss(
+    points: Points, options: Options, held: dict[str, float], scale: dict[str, float]
+) -> tuple[loss_law.LossFit, NDArray]:
     fitted = loss_law.fit(points.N, points.T, points.loss, points.noise, options.delta, held, scale)
     precision, _ = loss_law.precisions(points.noise, len(points.N))
     start = np.repeat(fitted.theta[None], len(points.present), axis=0)
