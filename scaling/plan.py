@@ -11,13 +11,9 @@ from numpy.typing import NDArray
 from scaling import allocation
 from scaling.jackknife import interval
 from scaling.laws import Law
+from utils.devices import PEAK_FLOPS
 from utils.errors import UserError, nearest
 
-# Dense bfloat16 peak, FLOP/s, from the vendors' data sheets.
-PEAK_FLOPS = {
-    "v100": 125e12, "a100": 312e12, "a800": 312e12, "l40s": 362e12, "rtx4090": 165e12,
-    "h100": 989e12, "h800": 989e12, "h200": 989e12, "h20": 148e12, "b200": 2250e12,
-}  # fmt: skip
 ESTIMATORS = ("predicted", "measured", "minimised")
 # Beyond this multiple of the fitted compute a law is a hope.
 FAR = 100.0

@@ -72,7 +72,8 @@ def test_tensorboard_has_losses_and_sampled_videos(trained: Path) -> None:
 
     events = EventAccumulator(str(trained / "tensorboard")).Reload()
     tags = events.Tags()
-    assert {"train/loss", "train/lr", "train/grad_norm", "train/flops", "validation/ema_val_loss"} <= {*tags["scalars"]}
+    wanted = {"train/loss", "train/lr", "train/grad_norm", "train/flops", "validation/ema_val_loss"}
+    assert wanted <= {*tags["scalars"]}
     assert sum(tag.startswith("validation_by_t/") for tag in tags["scalars"]) == 10
     (image,) = events.Images("samples/0")
     assert image.encoded_image_string[:3] == b"GIF"

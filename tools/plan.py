@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import sizes
 from scaling import laws
-from scaling.plan import ESTIMATORS, PEAK_FLOPS, Request, plan, table
+from scaling.plan import ESTIMATORS, Request, plan, table
+from utils.devices import PEAK_FLOPS
 from utils.errors import UserError, run_cli
 from utils.files import write_text
 

@@ -9,28 +9,13 @@ import torch
 from torch import Tensor
 
 from data.export import gif_bytes
+from utils.devices import peak_of
 from utils.files import write_text
-
-# Dense bfloat16 peaks in FLOP/s, by a part of the device's name. A device that is not here has no MFU: a guess
-# would be read as a measurement.
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
-    "V100": 125e12,
-}
 
 
 def peak_flops(device: torch.device) -> float | None:
     """The device's dense bfloat16 peak in FLOP/s, or None where it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+    return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 class MetricsLog:
