@@ -303,3 +303,38 @@ def test_data_without_enough_clips_repeats_in_a_new_order(tmp_path: Path) -> Non
     small = make_cache(tmp_path / "small", train=5, validation=4)
     done = run(small, tmp_path, "x", "train.tokens=1280")
     assert done["status"] == "done"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_spares_the_checkpoint(cache: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs to be had: {mounted.stderr.decode()}")
+    try:
+        # A checkpoint of this model is about 0.6 MB: the third one no longer fits.
+        settings = ("train.tokens=64000", "checkpoint.every_steps=20", "checkpoint.keep=9", "log.every_steps=1000")
+        out = subprocess.run(
+            command(cache, disk, "x", *settings), env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+        )
+        assert out.returncode == 2, out.stderr
+        assert out.stderr.startswith("error: disk full")
+        assert out.stderr.count("\n") == 1
+        kept = checkpoint_paths(disk / "x" / "checkpoints")
+        assert kept
+        assert all(find_checkpoint(path) == path for path in kept)
+        assert not list((disk / "x" / "checkpoints").glob(".*"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_checkpoint_of_another_model_is_refused(cache: Path, tmp_path: Path) -> None:
+    run(cache, tmp_path, "small", "train.tokens=640")
+    run(cache, tmp_path, "large", "model.size=2x32", "train.tokens=640")
+    small, large = (find_checkpoint(tmp_path / name) for name in ("small", "large"))
+    tensors = {kind: load_file(small / f"{kind}.safetensors") for kind in ("model", "ema", "optimizer")}
+    config = load_config(large / "config.yaml", [])
+    save_checkpoint(large.parent, 20, tensors, json.loads((small / "state.json").read_text()), config)
+    with pytest.raises(UserError, match="of another model"):
+        train(load_config(None, overrides(cache, tmp_path, "large", "model.size=2x32", "train.tokens=6400")))

@@ -1,0 +1,60 @@
+"""What only a CUDA device can show. Run with `pytest -m gpu`; skipped where there is none."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.attention import attention, choose_backend
+from tests.models.test_dit import build, inputs, trained
+from tests.training.test_trainer import overrides, result
+from training.config import load_config
+from training.trainer import train
+from utils.errors import UserError
+from utils.random import normal, uniform
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def test_random_numbers_are_the_cpus() -> None:
+    index = torch.arange(1000)
+    assert torch.equal(uniform(0, "t", index, 7), uniform(0, "t", index.cuda(), 7).cpu())
+    cpu, gpu = normal(0, "noise", index, (4, 9)), normal(0, "noise", index.cuda(), (4, 9)).cpu()
+    # Computed in float64: a last bit that differs there survives the rounding to float32 about once in 1e8.
+    assert (cpu != gpu).float().mean() < 1e-4
+    torch.testing.assert_close(cpu, gpu, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+def test_model_agrees_with_the_cpu(dtype: torch.dtype, tolerance: float) -> None:
+    cpu = trained(build())(*inputs())
+    gpu = trained(build(dtype=dtype)).cuda()(*(value.cuda() for value in inputs())).cpu()
+    assert (gpu - cpu).norm() / cpu.norm() < tolerance  # TF32 is off by default; bfloat16 has 8 bits
+
+
+def test_xformers_agrees_with_sdpa_where_its_kernels_run() -> None:
+    try:
+        choose_backend("xformers", "cuda", torch.bfloat16)
+    except UserError as reason:
+        pytest.skip(str(reason))
+    q, k, v = torch.randn(3, 2, 40, 4, 64, device="cuda", dtype=torch.bfloat16)
+    mask = torch.arange(40, device="cuda") < torch.tensor([40, 13], device="cuda")[:, None]
+    for chosen in (None, mask):
+        ours, theirs = (attention(q, k, v, chosen, backend) for backend in ("sdpa", "xformers"))
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_bfloat16_training_resumes_and_nears_float32(cache: Path, tmp_path: Path, compiled: bool) -> None:
+    losses = {}
+    for name, dtype in (("full", "float32"), ("half", "bfloat16")):
+        settings = overrides(cache, tmp_path, name, f"train.dtype={dtype}", f"train.compile={compiled}")
+        for tokens in (3200, 6400):  # ended and grown: the second run resumes from the first's checkpoint
+            assert train(load_config(None, [*settings, f"train.tokens={tokens}"])) == 0
+        losses[name] = result(tmp_path / name)["milestones"][-1]["ema_val_loss"]
+    assert math.isfinite(losses["half"])
+    assert losses["half"] == pytest.approx(losses["full"], rel=0.01)
