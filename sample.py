@@ -9,6 +9,7 @@ metadata, and all of them in OUT/samples.json.
 
 import argparse
 import json
+import math
 import re
 from pathlib import Path
 
@@ -34,9 +35,15 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8, help="prompts sampled at once (default: 8)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     arguments = parser.parse_args()
-    for name in ("steps", "fps", "batch"):
+    for name in ("fps", "batch"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be at least 1")
+    if not math.isfinite(arguments.guidance):
+        raise UserError(f"--guidance {arguments.guidance}: must be a finite number")
+    if not 0 <= arguments.seed < 1 << 62:
+        raise UserError(f"--seed {arguments.seed}: must lie between 0 and 2^62")
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise UserError(f"--out {arguments.out}: is a file; name a folder")
     return run(arguments, read_prompts(arguments.prompt, arguments.prompts))
 
 
@@ -69,27 +76,20 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
     from data.export import WRITERS
     from diffusion.process import Process
     from diffusion.sampling import build_scheduler, sample
-    from models.text import load_text_encoder
-    from models.vae import load_vae
     from training.checkpoint import find_checkpoint, read_config, read_state
     from training.model import build_model, load_weights
+    from training.preview import load_encoders
+    from utils.devices import pick_device
 
     path = find_checkpoint(arguments.checkpoint, (arguments.weights,))
     config, data = read_config(path), read_state(path)["data"]
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = pick_device(arguments.device)
     process = Process(config.diffusion.process, config.diffusion.target)
     build_scheduler(process, arguments.scheduler, arguments.steps, device)
     model = build_model(config, data, device)
     load_weights(model, path, arguments.weights)
     model.eval()
-    vae = load_vae(data["vae"], device)
-    encoder = load_text_encoder(data["text"], device)
-    for kind, found in (("vae", vae.fingerprint), ("text", encoder.fingerprint)):
-        if found != data[f"{kind}_fingerprint"]:
-            raise UserError(
-                f"{data[kind]}: is not what the model was trained with (fingerprint {found} "
-                f"instead of {data[f'{kind}_fingerprint']})"
-            )
+    vae, encoder = load_encoders(data, device)
     settings = {name: getattr(arguments, name) for name in ("steps", "guidance", "scheduler", "weights")}
     settings |= {"checkpoint": str(path)}
     records = []

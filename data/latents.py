@@ -51,7 +51,7 @@ def open_cache(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any] |
     index = unfinished = {"finished": False, "settings": settings}
     if (folder / "index.json").exists():
         index = _read_index(folder)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(entry.name != ".lock" for entry in folder.iterdir())):
         raise UserError(f"{folder}: exists and is no latent cache; choose a new folder")
     # A job that stopped before its first shard leaves nothing that could be mixed up.
     if not index["finished"] and not any(folder.glob("*.safetensors")):

@@ -35,6 +35,8 @@ def build_scheduler(process: Process, name: str | None, steps: int, device: torc
     """
     import diffusers
 
+    if not 1 <= steps <= TRAIN_STEPS:
+        raise UserError(f"steps {steps}: must lie between 1 and {TRAIN_STEPS}")
     known = known_schedulers(process)
     name = name or known[0]
     if name not in known:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffusion.loss import denoising_loss
 from diffusion.process import Process
-from utils.random import fold, normal, uniform
+from utils.random import normal, uniform
 
 T_BINS = 10
 
@@ -82,7 +82,9 @@ def validate(
     for part in torch.arange(rank, total, world).split(batch):
         clip = part // per_clip
         x0, context, mask = (value.to(device) for value in read(clip))
-        noise = normal(fold(seed, "validation noise"), "validation noise", part.to(device), tuple(x0.shape[1:]))
+        # An index of its own for every (clip, k), whatever K is.
+        index = (clip << 20 | part % per_clip).to(device)
+        noise = normal(seed, "validation noise", index, tuple(x0.shape[1:]))
         loss = denoising_loss(model, process, x0, noise, times.flatten()[part].to(device), context, mask)
         losses[part] = loss.double().cpu()
     if gather is not None:

@@ -133,7 +133,7 @@ def find(
         sides = _sides_beyond_noise(sides, x, y, loss, finite, best, scatter)
     if convex and not inside and not sides:
         sides = _sides_of(at, x, y)
-    if sides == ("smaller batch",) and B[best] <= floor:
+    if sides == ("smaller batch",) and B.min() <= floor:
         return _at_floor(result, coefficients, unscaled, x, y)
     if sides:
         return _edge_or(result, "edge", sides, x, y, lr[best], B[best])
@@ -157,20 +157,22 @@ def find(
 
 
 def _at_floor(result: dict, coefficients: NDArray, unscaled: NDArray, x: NDArray, y: NDArray) -> Optimum:
-    """The best rate along the smallest batch (y = 0), or an edge where that lies on the grid's border."""
-    slope, curvature = coefficients[1], coefficients[3]
-    at = np.array([-slope / curvature if curvature > 0 else math.inf, 0.0])
+    """The best rate along the smallest batch, or an edge where that lies on the grid's border."""
+    floor = y.min()
+    slope, curvature = coefficients[1] + coefficients[5] * floor, coefficients[3]
+    at = np.array([-slope / curvature if curvature > 0 else math.inf, floor])
     if not x.min() < at[0] < x.max() or not result["spare"]:
-        sides = ("smaller batch", *_sides_of(at, x, np.array([-1.0, 1.0]))) if curvature > 0 else ("smaller batch",)
-        return Optimum(**(result | {"sides": sides}), verdict="edge")
+        sides = ("smaller batch", *_sides_of(at, x, np.array([-1.0, 1.0]) + floor)) if curvature > 0 else ()
+        return Optimum(**(result | {"sides": sides or ("smaller batch",)}), verdict="edge")
     row, covariance = features(*at), unscaled * result["scatter"] ** 2
-    pull = np.zeros(COEFFICIENTS)
-    pull[1], pull[3] = -1 / curvature, slope / curvature**2
+    pull = np.zeros(COEFFICIENTS)  # derivative of the best ln lr in the coefficients
+    pull[[1, 5, 3]] = -1 / curvature, -floor / curvature, slope / curvature**2
     return Optimum(
         **result
         | {
             "sides": ("smaller batch",),
             "lr": float(result["lr"] * math.exp(at[0])),
+            "B": float(result["B"] * math.exp(floor)),
             "loss": float(row @ coefficients),
             "loss_se": float(math.sqrt(row @ covariance @ row)),
             "covariance": np.array([[pull @ covariance @ pull, 0.0], [0.0, math.nan]]),

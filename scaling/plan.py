@@ -17,6 +17,8 @@ from utils.errors import UserError, nearest
 ESTIMATORS = ("predicted", "measured", "minimised")
 # Beyond this multiple of the fitted compute a law is a hope.
 FAR = 100.0
+# An interval of N_opt wider than this factor tells no size.
+UNKNOWN = 10.0
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,16 @@ def _warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
     sizes = [v if isinstance(v, float) else v["value"] for v in plan["N_opt"].values()]
     if max(sizes) > 1.25 * min(sizes):
         warnings.append(f"the estimators of N_opt disagree: {min(sizes):.3g} to {max(sizes):.3g}")
+    loose = [
+        name
+        for name, size in plan["N_opt"].items()
+        if isinstance(size, dict) and size["high"] > UNKNOWN * max(size["low"], 1.0)
+    ]
+    if loose:
+        warnings.append(
+            f"N_opt ({', '.join(loose)}) is known to no better than a factor of {UNKNOWN:g}: the law tells no size; "
+            "sweep longer, or choose one with --params"
+        )
     for part in ("batch", "lr", "loss"):
         assumed = getattr(law, part).assumed
         if assumed:

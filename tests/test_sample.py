@@ -84,7 +84,7 @@ def test_tensorboard_has_losses_and_sampled_videos(trained: Path) -> None:
     [
         (["--prompt", "x", "--checkpoint", "nowhere"], "nowhere: no such checkpoint"),
         (["--prompt", "x", "--scheduler", "eulr"], "did you mean 'euler'"),
-        (["--prompt", "x", "--steps", "0"], "--steps 0: must be at least 1"),
+        (["--prompt", "x", "--steps", "0"], "steps 0: must lie between 1 and 1000"),
         ([], "no prompt"),
         (["--prompts", "absent.txt"], "absent.txt: not readable"),
     ],

@@ -21,9 +21,12 @@ from tqdm import tqdm
 from data.clips import Shape, Source, list_sources
 from data.latents import FORMAT, LatentCache, open_cache, write_cache, write_lines
 from data.sources import Survey, Unit, list_hash, read_frozen, split_videos, survey, synthetic_units, video_units
-from models.text import load_text_encoder
-from models.vae import load_vae
+from data.synthetic import VERSION
+from models.text import TextEncoder, load_text_encoder
+from models.vae import VideoVAE, load_vae
+from utils.devices import pick_device
 from utils.errors import UserError, run_cli
+from utils.files import exclusive
 
 SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
 
@@ -57,7 +60,7 @@ def arguments() -> argparse.Namespace:
     add("--vae", default="embedded", help="'embedded', or a folder or hub id of a diffusers autoencoder")
     add("--text", default="embedded", help="'embedded', or a folder or hub id of a text encoder such as a T5")
     add("--seed", type=int, default=0, help="which synthetic training clips (default 0)")
-    add("--device", default="cpu", help="where to render and encode: cpu, cuda (default cpu)")
+    add("--device", help="where to render and encode: cpu or cuda (default: cuda where there is one)")
     add("--batch", type=int, default=16, help="clips encoded at once (default 16)")
     add("--verify", action="store_true", help="recompute the checksums of the finished cache in --out, and stop")
     add("--json", action="store_true", help="print the summary as JSON")
@@ -91,7 +94,7 @@ def plan_synthetic(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callab
         raise UserError("--validation takes a number here: every synthetic cache has the same validation clips")
     train = args.clips or SYNTHETIC_CLIPS
     validation = SYNTHETIC_VALIDATION if wanted is None else wanted
-    settings = {"source": "synthetic", "seed": args.seed, "clips": train, "validation": validation}
+    settings = {"source": f"synthetic {VERSION}", "seed": args.seed, "clips": train, "validation": validation}
     return settings, lambda: Plan(synthetic_units(shape, train, validation, args.seed, args.device))
 
 
@@ -137,18 +140,32 @@ def stop_if_too_few(args: argparse.Namespace, surveyed: Survey, videos: int) -> 
 
 def main() -> None:
     args = arguments()
+    args.device = pick_device(args.device)
     if args.verify:
         LatentCache(args.out).verify()
         print(f"{args.out}: every file is as it was written")
         return
     shape = Shape(args.frames, args.size, args.stride)
     made_of, plan = plan_synthetic(args, shape) if args.source == "synthetic" else plan_videos(args, shape)
+    # A folder is stored whole, so that training and sampling find it from any working directory.
+    args.vae, args.text = (
+        str(Path(spec).resolve()) if Path(spec).is_dir() else spec for spec in (args.vae, args.text)
+    )
     vae = load_vae(args.vae, args.device)
     text = load_text_encoder(args.text, args.device)
     vae.latent_shape(args.frames, args.size, args.size)  # a shape that the VAE cannot take is said before any work
     settings = {"format": FORMAT, "frames": args.frames, "height": args.size, "width": args.size, **made_of}
     settings |= {"stride": args.stride, "vae_fingerprint": vae.fingerprint, "text_fingerprint": text.fingerprint}
 
+    with exclusive(Path(args.out)):
+        index = build(args, settings, plan, vae, text)
+    report(args, index)
+
+
+def build(
+    args: argparse.Namespace, settings: dict, plan: Callable[[], Plan], vae: VideoVAE, text: TextEncoder
+) -> dict:
+    """The index of the cache, made now or found finished."""
     index = open_cache(args.out, settings)
     if index is not None:
         print(f"{args.out}: already finished, nothing to do", file=sys.stderr)
@@ -161,7 +178,7 @@ def main() -> None:
                 args.out, settings, planned.units, vae, text,
                 about=about, rejected=planned.rejected, frozen=planned.frozen, batch=args.batch, progress=bar.update,
             )  # fmt: skip
-    report(args, index)
+    return index
 
 
 def report(args: argparse.Namespace, index: dict) -> None:

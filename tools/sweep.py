@@ -20,8 +20,6 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from data.latents import LatentCache
-from models.sizes import smooth_width
-from scaling import allocation, laws, runs, simulate
 from training.config import load_yaml
 from training.grid import Sweep, load_sweep
 from training.pool import cell_state, run_cells
@@ -37,8 +35,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("config", help="the sweep's YAML; training/grid.py explains its keys")
-    shared.add_argument("overrides", nargs="*", metavar="key=value", help="keys that override the file's")
+    shared.add_argument("config", help="the sweep's YAML, and key=value words that override its keys")
+
     listed = argparse.ArgumentParser(add_help=False)
     listed.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -55,8 +53,11 @@ def main() -> int:
     command.add_argument("--flops", type=float, help="budget to predict (default: 10 x the costliest cell)")
     command.add_argument("--prior", help="law file for exponents that the sweep cannot tell, as in tools/fit.py")
 
-    arguments = parser.parse_args()
-    sweep = load_sweep(arguments.config, arguments.overrides, lambda path: LatentCache(path).meta)
+    arguments, overrides = parser.parse_known_args()
+    strange = [word for word in overrides if word.startswith("-")]
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    sweep = load_sweep(arguments.config, overrides, lambda path: LatentCache(path).meta)
     if arguments.command == "status":
         return status(sweep, arguments.json)
     if arguments.command == "collect":
@@ -146,6 +147,8 @@ def status(sweep: Sweep, as_json: bool) -> int:
 
 def collect(sweep: Sweep, out: str | None) -> int:
     """One CSV of every milestone of every cell that has one."""
+    from scaling import runs  # not at the top: every cell's process imports this file again
+
     path = out or str(sweep.directory / "results.csv")
     ledger = runs.read(sweep.directory)
     runs.write_csv(ledger, path)
@@ -155,6 +158,9 @@ def collect(sweep: Sweep, out: str | None) -> int:
 
 def expect(sweep: Sweep, arguments: argparse.Namespace) -> int:
     """What the sweep would tell about a budget if a law were true: simulated, fitted and planned many times over."""
+    from models.sizes import smooth_width
+    from scaling import allocation, laws, simulate
+
     if not arguments.noise > 0:
         raise UserError(f"--noise {arguments.noise}: must be a positive number")
     cells = [

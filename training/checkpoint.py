@@ -73,6 +73,15 @@ def _errno(text: str) -> int:
     return int(digits) if digits.isdigit() else 0
 
 
+def remove_after(directory: Path, step: int) -> None:
+    """Remove what lies past ``step``, from which a run goes on: damaged checkpoints, and halves of one."""
+    for path in checkpoint_paths(directory):
+        if path.name > f"{PREFIX}{step:07d}":
+            shutil.rmtree(path)
+    for aside in directory.glob(f".{PREFIX}*.tmp"):
+        shutil.rmtree(aside)
+
+
 def prune_checkpoints(directory: Path, keep: int) -> None:
     """Remove all but the newest ``keep``."""
     for path in checkpoint_paths(directory)[keep:]:
@@ -106,6 +115,8 @@ def read_state(path: Path) -> dict[str, Any]:
     if not (path / STATE).is_file():
         raise UserError(f"{path}: not a checkpoint (no {STATE})")
     state = read_json(path / STATE)
+    if not isinstance(state, dict) or "files" not in state:
+        raise UserError(f"{path / STATE}: not a checkpoint's state; the checkpoint is damaged")
     for name, size in state["files"].items():
         found = (path / name).stat().st_size if (path / name).is_file() else None
         if found != size:

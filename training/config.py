@@ -303,13 +303,18 @@ def _validate(config: Config) -> None:
     for name in _FRACTIONS:
         if not 0 <= flat[name] < 1:
             raise UserError(f"{name}={flat[name]}: must be at least 0 and below 1")
-    if config.optim.weight_decay < 0:
-        raise UserError(f"optim.weight_decay={config.optim.weight_decay}: must not be negative")
+    for name in ("optim.weight_decay", "optim.warmup_tokens"):
+        if not (flat[name] or 0) >= 0:
+            raise UserError(f"{name}={flat[name]}: must not be negative")
+    if not math.isfinite(config.diffusion.logit_mean):
+        raise UserError(f"diffusion.logit_mean={config.diffusion.logit_mean}: must be a finite number")
+    if config.optim.schedule == "wsd" and config.optim.decay_fraction == 0:
+        raise UserError("optim.decay_fraction=0: wsd decays over a share of the run; give one above 0")
     if len(config.model.patch) != 3 or min(config.model.patch) < 1:
         raise UserError(f"model.patch={config.model.patch}: three positive numbers, frames, rows and columns")
     if config.ema.width >= 0.28:
         raise UserError(f"ema.width={config.ema.width}: a power function's relative width is below 0.28")
     if any(m <= 0 for m in config.train.milestones):
         raise UserError(f"train.milestones={config.train.milestones}: must be positive numbers of tokens")
-    if not config.name or Path(config.name).is_absolute() or ".." in Path(config.name).parts:
+    if not Path(config.name).parts or Path(config.name).is_absolute() or ".." in Path(config.name).parts:
         raise UserError(f"name={config.name!r}: must be a folder's name inside out={config.out}")

@@ -92,7 +92,10 @@ def load_sweep(path: str | Path, overrides: list[str], meta_of: Any) -> Sweep:
         if not equals or name.split(".")[0] not in SweepKeys.__dataclass_fields__:
             hint = nearest(name, list(SweepKeys.__dataclass_fields__))
             raise UserError(f"{override!r}: not an override of a sweep's key, such as executor.workers=4{hint}")
-        values = OmegaConf.to_container(OmegaConf.merge(values, OmegaConf.from_dotlist([override])))
+        try:
+            values = OmegaConf.to_container(OmegaConf.merge(values, OmegaConf.from_dotlist([override])))
+        except Exception as error:  # the YAML parser's, for values such as "[1,", or keys inside a list
+            raise UserError(f"{override}: {' '.join(str(error).split())}") from None
     keys = _typed(values, path)
     base = load_yaml(Path(path).parent / keys.base) if keys.base else {}
     directory = Path(keys.out) / keys.name
@@ -132,7 +135,7 @@ def _cell_config(
 ) -> Config:
     values = copy.deepcopy(base)
     for section in ("model", "optim", "train", "log", "checkpoint"):
-        values.setdefault(section, {})
+        values[section] = values.get(section) or {}
     values |= {"out": keys.out, "name": keys.name, "heldout": size.heldout}
     # Every cell has a seed of its own: cells that shared one would share its luck.
     values["seed"] = fold(keys.seed, size.size, lr, batch, repeat) & (1 << 31) - 1
@@ -146,7 +149,10 @@ def _cell_config(
 
 def _typed(values: dict[str, Any], path: str | Path) -> SweepKeys:
     """Strictly typed keys; whole numbers may be written as 2e5."""
-    for keys, schema in [(values, SweepKeys), *((size, SizeKeys) for size in values.get("sizes") or [])]:
+    sizes = values.get("sizes") or []
+    if not isinstance(sizes, list) or not all(isinstance(size, dict) for size in sizes):
+        raise UserError(f"{path}: sizes: must be a list of entries such as {{size: 2x64}}")
+    for keys, schema in [(values, SweepKeys), *((size, SizeKeys) for size in sizes)]:
         known = schema.__dataclass_fields__
         for name in keys:
             if name not in known:
@@ -155,6 +161,10 @@ def _typed(values: dict[str, Any], path: str | Path) -> SweepKeys:
             if name in keys:
                 keys[name] = whole(keys[name])
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepKeys), values))
+        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepKeys), values))
     except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: {error.full_key or 'a group of keys'}: {str(error).splitlines()[0]}") from None
+    executor = typed.executor
+    if (executor.workers is not None and executor.workers < 1) or executor.retries < 0:
+        raise UserError(f"{path}: executor: workers must be at least 1, and retries not negative")
+    return typed

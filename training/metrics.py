@@ -31,7 +31,7 @@ class MetricsLog:
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             write_text(self._path, "".join(kept))
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
         self._peak, self._world = peak_flops(device), world
         self._last = (tokens, time.monotonic())
         self._spoken = self._last[1]

@@ -9,16 +9,14 @@ from training.config import OptimKeys
 
 
 def build_optimizer(model: nn.Module, keys: OptimKeys, batch_tokens: int) -> torch.optim.AdamW:
-    """AdamW, fused; weight decay on matrices only.
+    """AdamW, fused; weight decay on matrices only, not on biases, norms and modulation tables.
 
     beta2 = 2^(-B / half-life), so that the second moment looks back over the same tokens at every batch size.
     """
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    assert len(matrices) + len(vectors) == len(list(model.parameters()))
+    named = list(model.named_parameters())
     groups = [
-        {"params": matrices, "weight_decay": keys.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for name, p in named if name.endswith(".weight")], "weight_decay": keys.weight_decay},
+        {"params": [p for name, p in named if not name.endswith(".weight")], "weight_decay": 0.0},
     ]
     beta2 = 2.0 ** (-batch_tokens / keys.beta2_half_life)
     return torch.optim.AdamW(groups, lr=keys.lr, betas=(keys.beta1, beta2), eps=keys.eps, fused=True)

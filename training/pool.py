@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -42,11 +43,19 @@ def cell_state(run: Run) -> dict[str, Any]:
     return {"state": final["status"] if final else "running", "tokens": result["tokens"], "loss": loss}
 
 
+class _Share(NamedTuple):
+    """What a cell may use of the machine: a GPU by name, or None; CPU threads."""
+
+    gpu: str | None
+    threads: int
+
+
 @dataclass
 class _Worker:
     process: BaseProcess
     run: Run
     slot: int
+    told: bool = False
 
 
 def run_cells(sweep: Sweep, report: Callable[[Run, str], None]) -> bool:
@@ -63,20 +72,28 @@ def run_cells(sweep: Sweep, report: Callable[[Run, str], None]) -> bool:
         (run.config.run_dir / FAILURE).unlink(missing_ok=True)  # a failed cell is tried afresh
         if finished_result(run) is None:
             queue.append(run)
-    workers = min(sweep.keys.executor.workers or torch.cuda.device_count() or os.cpu_count() or 1, max(len(queue), 1))
+    gpus, cores = _gpus(), len(os.sched_getaffinity(0))
+    workers = min(sweep.keys.executor.workers or len(gpus) or cores, max(len(queue), 1))
     free, busy = list(range(workers)), {}
     attempts: dict[str, int] = {}
     # Cells are forked from a server that has imported torch but run nothing: no import to wait for, no shared state.
+    # The server finds our modules by PYTHONPATH alone, whatever the working directory.
+    root = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training.trainer"])
     with _Interrupt() as interrupt:
         while busy or (queue and not interrupt.caught):
             while queue and free and not interrupt.caught:
-                worker = _start(context, queue.pop(0), free.pop(), workers)
+                slot = free.pop()
+                share = _Share(gpus[slot % len(gpus)] if gpus else None, max(cores // workers, 1))
+                worker = _start(context, queue.pop(0), slot, share)
                 busy[worker.process.sentinel] = worker
             if interrupt.caught:
                 for worker in busy.values():
-                    worker.process.terminate()
+                    if not worker.told:  # once: a second signal would fall on one that is writing its result
+                        worker.told = True
+                        worker.process.terminate()
             for sentinel in wait(list(busy), timeout=1):
                 worker = busy.pop(sentinel)
                 worker.process.join()
@@ -100,36 +117,42 @@ def _settle(worker: _Worker, attempts: dict[str, int], retries: int, interrupted
     attempts[name] = attempts.get(name, 0) + 1
     if code != 2 and attempts[name] <= retries:  # a user's error will not mend itself
         return "again"
-    lines = (run.config.run_dir / "console.log").read_text(errors="replace").strip().splitlines()
+    console = run.config.run_dir / "console.log"
+    lines = console.read_text(errors="replace").strip().splitlines() if console.exists() else []
     reason = lines[-1] if lines else f"ended with status {code}"
     write_json(run.config.run_dir / FAILURE, {"attempts": attempts[name], "exit_status": code, "reason": reason})
     return "failed"
 
 
-def _start(context: Any, run: Run, slot: int, workers: int) -> _Worker:
+def _gpus() -> list[str]:
+    """The names of the visible GPUs, as CUDA_VISIBLE_DEVICES wants them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
+
+
+def _start(context: Any, run: Run, slot: int, share: _Share) -> _Worker:
     run.config.run_dir.mkdir(parents=True, exist_ok=True)
-    process = context.Process(target=_train_cell, args=(to_dict(run.config), slot, workers))
+    process = context.Process(target=_train_cell, args=(to_dict(run.config), share))
     process.start()
     return _Worker(process, run, slot)
 
 
-def _train_cell(values: dict[str, Any], slot: int, workers: int) -> None:
+def _train_cell(values: dict[str, Any], share: _Share) -> None:
     """The body of a cell's process: its share of the machine, its own console.log, then plain training."""
-    from training.trainer import train
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the pool passes it on, once
-    _stop_with_parent()
     config = config_from_dict(values)
-    gpus = torch.cuda.device_count()
-    if gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else [str(i) for i in range(gpus)]
-        os.environ["CUDA_VISIBLE_DEVICES"] = names[slot % gpus]
-    torch.set_num_threads(max((os.cpu_count() or 1) // workers, 1))
     with (config.run_dir / "console.log").open("a") as console:
         os.dup2(console.fileno(), sys.stdout.fileno())
         os.dup2(console.fileno(), sys.stderr.fileno())
-        run_cli(lambda: train(config))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the pool passes it on, once
+        _stop_with_parent()
+        if share.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
+        torch.set_num_threads(share.threads)
+        from training.trainer import train
+
+        # A cell whose pool was killed may still be stopping: its successor waits for it.
+        run_cli(lambda: train(config, wait=True))
 
 
 def _stop_with_parent() -> None:

@@ -1,5 +1,6 @@
 """result.json: what a run leaves for the fits. Nothing else of a run is read by them."""
 
+import math
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from models.sizes import exact_flops
 from training.config import Config, run_id, to_dict
 from training.resolve import Run
 from utils.files import read_json
@@ -16,10 +18,7 @@ PACKAGES = ("torch", "accelerate", "diffusers", "safetensors", "numpy")
 
 
 def recipe(config: Config, meta: dict[str, Any]) -> dict[str, Any]:
-    """What a loss depends on besides N, T, B, lr and seed: laws hold for one recipe.
-
-    ``meta`` is the cache's. Warm-up is not here: it is a share of the smallest milestone unless it was set.
-    """
+    """What a loss depends on besides N, T, B, lr and seed: laws hold for one recipe. ``meta`` is the cache's."""
     optim, diffusion, validation = config.optim, config.diffusion, config.validation
     return {
         "optimizer": "adamw",
@@ -29,6 +28,7 @@ def recipe(config: Config, meta: dict[str, Any]) -> dict[str, Any]:
         "weight_decay": optim.weight_decay,
         "clip": optim.clip,
         "schedule": optim.schedule,
+        "warmup": round(optim.warmup_tokens / config.train.milestones[0], 4),  # of the smallest milestone
         "ema_width": config.ema.width,
         "process": diffusion.process,
         "target": diffusion.target,
@@ -85,6 +85,7 @@ def build_result(
         "heldout": config.heldout,
         "tokens": step * config.train.batch_tokens,
         "flops": step * config.train.batch_tokens * run.flops_per_token,
+        "exact_flops": step * run.clips * _exact_flops_per_clip(run, meta),
         "warmup_tokens": config.optim.warmup_tokens,
         "milestones": milestones,
         "milestones_asked": config.train.milestones,
@@ -93,6 +94,12 @@ def build_result(
         **environment(device, world),
         "config": to_dict(config),
     }
+
+
+def _exact_flops_per_clip(run: Run, meta: dict[str, Any]) -> int:
+    model = run.config.model
+    token_dim = meta["latent_shape"][0] * math.prod(model.patch)
+    return exact_flops(model.layers, model.width, run.n_ctx, token_dim, meta["text_tokens"], meta["text_dim"])
 
 
 def finished_result(run: Run) -> dict[str, Any] | None:
@@ -107,6 +114,13 @@ def finished_result(run: Run) -> dict[str, Any] | None:
     return result if final else None
 
 
+def recorded_milestones(run: Run) -> int:
+    """How many milestones the run's directory has results of."""
+    path = run.config.run_dir / "result.json"
+    result = read_json(path) if path.exists() else {"run_id": None, "milestones": []}
+    return len(result["milestones"]) if result["run_id"] == run_id(run.config) else 0
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -115,10 +129,14 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """The revision of this code, or None outside a git checkout or where git is absent."""
+    """The revision of this code, "-dirty" if files were changed; None outside its own checkout or without git."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        command = ["git", "rev-parse", "HEAD"]
-        out = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        own = Path(git("rev-parse", "--show-toplevel")) == root
+        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty") if own else None
     except (OSError, subprocess.CalledProcessError):
         return None
-    return out.stdout.strip()

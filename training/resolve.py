@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +46,10 @@ class Run:
         )
 
 
-def resolve(config: Config, meta: dict[str, Any]) -> Run:
+def resolve(config: Config, meta: dict[str, Any], earlier: Sequence[int] = ()) -> Run:
     """Fill in what ``config`` leaves open, from the cache's ``meta`` (its latent shape and fingerprint).
+
+    ``earlier`` are the milestones that an earlier start of the same run was asked for.
 
     Raises:
         UserError: a size that is no size, a patch that does not divide the latents, a token too large for the width,
@@ -67,8 +70,11 @@ def resolve(config: Config, meta: dict[str, Any]) -> Run:
     if (train.tokens is None) == (train.flops is None):
         raise UserError("train.tokens and train.flops: give one of them, the end of the run")
     if train.tokens is None:
-        train.tokens = math.ceil(train.flops / per_token)
-    train.milestones = sorted({m for m in train.milestones if m < train.tokens} | {train.tokens})
+        train.tokens, train.flops = math.ceil(train.flops / per_token), None
+    late = [m for m in train.milestones if m > train.tokens]
+    if late:
+        raise UserError(f"train.milestones={late}: past the run's end, train.tokens={train.tokens}")
+    train.milestones = sorted({*train.milestones, *(m for m in earlier if m < train.tokens), train.tokens})
     if config.optim.warmup_tokens is None:
         config.optim.warmup_tokens = round(WARMUP_FRACTION * train.milestones[0])
     return Run(config, count, n_ctx, clips, per_token)

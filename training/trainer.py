@@ -2,8 +2,10 @@
 
 import contextlib
 import copy
-import dataclasses
 import math
+import os
+import shutil
+import sys
 import time
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -27,7 +30,8 @@ from training.feed import Feed, Samples
 from training.metrics import MetricsLog
 from training.model import build_model
 from training.optim import build_optimizer, learning_rate
-from training.records import build_result, finished_result
+from training.preview import Preview
+from training.records import build_result, finished_result, recorded_milestones
 from training.resolve import Run, resolve
 from training.stop import StopRequest
 from utils.errors import UserError
@@ -36,31 +40,73 @@ from utils.files import exclusive, replacing, write_json
 PREEMPTED = 75  # EX_TEMPFAIL, the exit status of a run that stopped on a signal: run the same command again
 
 
+def train(config: Config, wait: bool = False) -> int:
+    """Run ``config`` to its end, or to a signal; continue it where it was. A finished run is left as it is.
+
+    Args:
+        wait: if another process is working in the run's directory, wait for it instead of refusing.
+
+    Returns:
+        The exit status: 0 done, or diverged, which is a result; ``PREEMPTED`` stopped on a signal.
+
+    Raises:
+        UserError: the configuration, the cache or the run directory is at fault.
+    """
+    cache = LatentCache(config.data.cache)
+    run = resolve(config, cache.meta, _earlier_milestones(config))
+    finished = finished_result(run)
+    if finished is not None:
+        print(f"{config.run_dir}: already {finished['status']} at {finished['tokens']:,} tokens", flush=True)
+        return 0
+    trainer = Trainer(run, cache)  # everything that can be refused is refused before the directory is touched
+    with exclusive(config.run_dir, wait):
+        trainer.claim_directory()
+        trainer.restore()
+        status = trainer.fit()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return PREEMPTED if status == "preempted" else 0
+
+
+def _earlier_milestones(config: Config) -> list[int]:
+    """What an earlier start of a run that may grow was asked for: its milestones stay, and so does its warm-up."""
+    grows = (config.run_dir / "config.yaml").exists() and config.optim.schedule == "constant"
+    return ckpt.read_config(config.run_dir).train.milestones if grows else []
+
+
 class Trainer:
-    """One run, from its configuration to its result. ``train`` is all that the outside calls."""
+    """One run in the making: model, average, optimiser and counters, and the loop that moves them."""
 
     def __init__(self, run: Run, cache: LatentCache) -> None:
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        # Precision and accumulation are the configuration's: accelerate would read them from the environment.
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.run, self.cache = run, cache
         self.config = config = run.config
         self._check_layout()
+        self._check_compiler()
         self.process = Process(config.diffusion.process, config.diffusion.target)
         draw_timesteps(torch.zeros(1, dtype=torch.int64), 0, config.diffusion.timesteps)  # refuses unknown names now
-        self._claim_directory()
+        self.preview = None
+        if config.log.prompts and self.main:
+            self.preview = Preview(config.log, self.process, cache.meta, self.device)
         self.model = build_model(config, cache.meta, self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.weights, self.averages = list(self.model.parameters()), list(self.average.parameters())
         self.power = power_of_width(config.ema.width)
         optimizer = build_optimizer(self.model, config.optim, config.train.batch_tokens)
+        self.feed = Feed(run, cache, self.rank, self.world, self.device)
         self.step = 0
         self.milestones: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self.window = torch.zeros((), dtype=torch.float64, device=self.device)  # loss summed since the last log line
-        self.feed = Feed(run, cache, self.rank, self.world, self.device)
-        self._restore(optimizer)
+        # The loss summed over the steps since the last log line, and their number.
+        self.window, self.window_steps = torch.zeros((), dtype=torch.float64, device=self.device), 0
         if config.train.compile:
             for block in self.model.blocks:
                 block.compile()
@@ -73,25 +119,36 @@ class Trainer:
     # -- before the first step -----------------------------------------------------------------------------------
 
     def _check_layout(self) -> None:
-        clips, world = self.run.clips, self.world
+        clips, world, n_ctx = self.run.clips, self.world, self.run.n_ctx
         if clips % world:
             low, high = clips // world * world, -(-clips // world) * world
-            n_ctx = self.run.n_ctx
             either = f"{low * n_ctx} or {high * n_ctx}" if low else f"{high * n_ctx}"
             raise UserError(
                 f"train.batch_tokens={self.config.train.batch_tokens}: {clips} clips cannot be shared by {world} "
                 f"processes; nearest: {either}"
             )
-        wanted = self.config.validation.clips
-        if self.cache.validation_size < (wanted or 1):
-            raise UserError(f"validation.clips={wanted}: the cache has {self.cache.validation_size} validation clips")
+        wanted, there = self.config.validation.clips or self.cache.validation_size, self.cache.validation_size
+        if not 2 <= wanted <= there:
+            raise UserError(
+                f"validation.clips={wanted}: the cache has {there} validation clips, and a standard error needs two"
+            )
 
-    def _claim_directory(self) -> None:
-        """Refuse a run directory that another configuration made; write ours where there is none."""
+    def _check_compiler(self) -> None:
+        compilers = (os.environ.get("CXX"), "g++", "clang++")
+        if (
+            self.config.train.compile
+            and self.device.type == "cpu"
+            and not any(filter(shutil.which, filter(None, compilers)))
+        ):
+            raise UserError(
+                "train.compile=true: torch.compile needs a C++ compiler on the CPU, and none is on the path"
+            )
+
+    def claim_directory(self) -> None:
+        """Refuse a run directory that another configuration made; write this one's."""
         path = self.config.run_dir / "config.yaml"
         if path.exists():
-            before = identity(ckpt.read_config(path.parent))
-            now = identity(self.config)
+            before, now = identity(ckpt.read_config(path.parent)), identity(self.config)
             changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(now) if before.get(k) != now.get(k)]
             if changed:
                 raise UserError(
@@ -102,16 +159,34 @@ class Trainer:
             with replacing(path) as aside:
                 OmegaConf.save(OmegaConf.create(to_dict(self.config)), aside)
 
-    def _restore(self, optimizer: torch.optim.Optimizer) -> None:
-        path = ckpt.newest_checkpoint(self.config.run_dir / "checkpoints", ("model", "ema", "optimizer"))
-        if path is None:
-            return
-        state = ckpt.read_state(path)
-        ckpt.load_into(self.model, ckpt.read_tensors(path, "model"), path)
-        ckpt.load_into(self.average, ckpt.read_tensors(path, "ema"), path)
-        ckpt.load_optimizer(self.model, optimizer, ckpt.read_tensors(path, "optimizer"))
-        self.step, self.milestones, self.seconds = state["step"], state["milestones"], state["seconds"]
-        self.window.fill_(state["window"])
+    def restore(self) -> None:
+        """Go on from the newest whole checkpoint, if there is one; what lies after it is removed.
+
+        Raises:
+            UserError: the run is already past a milestone that was never measured.
+        """
+        directory = self.config.run_dir / "checkpoints"
+        path = ckpt.newest_checkpoint(directory, ("model", "ema", "optimizer"))
+        if path is not None:
+            state = ckpt.read_state(path)
+            ckpt.load_into(self.model, ckpt.read_tensors(path, "model"), path)
+            ckpt.load_into(self.average, ckpt.read_tensors(path, "ema"), path)
+            ckpt.load_optimizer(self.model, self.optimizer, ckpt.read_tensors(path, "optimizer"))
+            self.step, self.milestones, self.seconds = state["step"], state["milestones"], state["seconds"]
+            self.window.fill_(state["window"])
+            self.window_steps = state["window_steps"]
+        elif self.main and ckpt.checkpoint_paths(directory):
+            print(f"{directory}: no checkpoint with its optimiser is left; starting again", file=sys.stderr)
+        measured = {m["nominal"] for m in self.milestones}
+        missed = [m for m in self.config.train.milestones if m <= self.tokens and m not in measured]
+        if missed:
+            raise UserError(
+                f"train.milestones={missed}: the run is already at {self.tokens:,} tokens; "
+                "choose later ones, or another name=..."
+            )
+        self.accelerator.wait_for_everyone()
+        if self.main:
+            ckpt.remove_after(directory, self.step)
 
     # -- one step ------------------------------------------------------------------------------------------------
 
@@ -132,6 +207,7 @@ class Trainer:
                 loss = denoising_loss(self.wrapped, self.process, *piece).sum() / local
                 self.accelerator.backward(loss)
             self.window += loss.detach()
+        self.window_steps += 1
         norm = self.accelerator.clip_grad_norm_(self.weights, config.optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -139,7 +215,71 @@ class Trainer:
         update_average(self.averages, self.weights, self.power, batch, self.tokens)
         return norm
 
-    # -- between steps -------------------------------------------------------------------------------------------
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def fit(self) -> str:
+        """Train to the end, a divergence or a signal; returns the status, which result.json holds too."""
+        config = self.config
+        log = MetricsLog(config.run_dir, self.step, self.tokens, self.device, self.world) if self.main else None
+        if self.main:
+            begun = f"; from step {self.step:,}" if self.step else ""
+            print(
+                f"{config.run_dir}: {self.run.text}; {self.device}, attention {self.model.backend}{begun}", flush=True
+            )
+        started = time.monotonic() - self.seconds
+        status = "running"
+        with StopRequest(self.world) as stop:
+            while status == "running" and (pending := self._pending()):
+                norm = self._train_step()
+                self.seconds = time.monotonic() - started
+                reached = [m for m in pending if m <= self.tokens]
+                stopping = stop.agreed()
+                logging = self.step % config.log.every_steps == 0
+                saving = reached or stopping or self.step % config.checkpoint.every_steps == 0
+                # Weights that are no numbers are never saved, and a milestone with such a loss is none.
+                if (logging or saving) and not self._is_finite(norm):
+                    status = "diverged"
+                    break
+                if logging:
+                    self._log_line(norm, log)
+                if reached and not self._milestone(reached, log):
+                    status = "diverged"
+                    break
+                if saving:
+                    self._save()
+                if reached:
+                    self._write_result("running")
+                    self._sample_videos(log)
+                if stopping and reached != pending:
+                    status = "preempted"
+            self.seconds = time.monotonic() - started
+            status = "done" if status == "running" else status
+            self._write_result(status)
+            if status == "done" and config.checkpoint.final == "ema":
+                self._save(average_only=True)  # after the result: a death in between costs disk, not the run
+            if log is not None:
+                self._close(log, status)
+        return status
+
+    def _pending(self) -> list[int]:
+        last = self.milestones[-1]["nominal"] if self.milestones else 0
+        return [m for m in self.config.train.milestones if m > last]
+
+    def _mean_window(self) -> float:
+        """The training loss summed since the last log line, the mean of all processes."""
+        return self.accelerator.reduce(self.window, "mean").item()
+
+    def _is_finite(self, norm: Tensor) -> bool:
+        return math.isfinite(self._mean_window()) and math.isfinite(norm.item())
+
+    def _log_line(self, norm: Tensor, log: MetricsLog | None) -> None:
+        loss = self._mean_window() / self.window_steps
+        self.window.zero_()
+        self.window_steps = 0
+        if log is not None:
+            batch, end = self.config.train.batch_tokens, self.config.train.tokens
+            rate = learning_rate(self.config.optim, self.tokens - batch / 2, end)
+            log.step(self.step, self.tokens, self.run.flops_per_token, loss, rate, norm.item(), end)
 
     def _validate(self, model: VideoDiT) -> ValidationResult:
         keys = self.config.validation
@@ -175,41 +315,21 @@ class Trainer:
             with replacing(path) as aside, aside.open("wb") as handle:
                 np.save(handle, np.stack((raw.losses, averaged.losses)))
             log.validation(self.step, self.tokens, scores, averaged.bins)
-            self._sample_videos(log)
         return True
 
-    def _sample_videos(self, log: MetricsLog) -> None:
-        keys = self.config.log
-        if not keys.prompts:
+    def _sample_videos(self, log: MetricsLog | None) -> None:
+        if self.preview is None or log is None:
             return
-        from diffusion.sampling import sample
-        from models.text import load_text_encoder
-        from models.vae import load_vae
+        for number, clip in enumerate(self.preview.sample(self.average)):
+            log.video(f"samples/{number}", clip, self.step, self.config.log.prompts[number])
 
-        encoder = load_text_encoder(self.cache.meta["text"], self.device)
-        context, mask = encoder.encode([*keys.prompts, ""])
-        latents = sample(
-            self.average,
-            self.process,
-            context[:-1],
-            mask[:-1],
-            (context[-1], mask[-1]),
-            self.cache.latent_shape,
-            torch.arange(len(keys.prompts)),
-            keys.sample_steps,
-            keys.guidance,
-        )
-        clips = load_vae(self.cache.meta["vae"], self.device).decode(latents)
-        for number, (clip, prompt) in enumerate(zip(clips, keys.prompts)):
-            log.video(f"samples/{number}", clip, self.step, prompt)
-
-    def _save(self, final: bool = False) -> None:
+    def _save(self, average_only: bool = False) -> None:
         # Every process goes on from the mean of the windows, which is what a resumed run has.
-        self.window = self.accelerator.reduce(self.window, "mean")
+        self.window.fill_(self._mean_window())
         if not self.main:
             return
         tensors = {"ema": self.average.state_dict()}
-        if not final or self.config.checkpoint.final == "full":
+        if not average_only:
             tensors["model"] = self.model.state_dict()
             tensors["optimizer"] = ckpt.optimizer_tensors(self.model, self.optimizer)
         state = {
@@ -217,75 +337,22 @@ class Trainer:
             "milestones": self.milestones,
             "seconds": self.seconds,
             "window": self.window.item(),
+            "window_steps": self.window_steps,
             "data": self.cache.meta,
         }
         directory = self.config.run_dir / "checkpoints"
         ckpt.save_checkpoint(directory, self.step, tensors, state, self.config)
-        ckpt.prune_checkpoints(directory, 1 if final else self.config.checkpoint.keep)
-
-    # -- the loop ------------------------------------------------------------------------------------------------
-
-    def fit(self) -> str:
-        """Train to the end, a divergence or a signal; returns the status, which result.json holds too."""
-        config = self.config
-        log = MetricsLog(config.run_dir, self.step, self.tokens, self.device, self.world) if self.main else None
-        if self.main:
-            begun = f"; from step {self.step:,}" if self.step else ""
-            print(
-                f"{config.run_dir}: {self.run.text}; {self.device}, attention {self.model.backend}{begun}", flush=True
-            )
-        status = "running"
-        started = time.monotonic() - self.seconds
-        with StopRequest(self.world) as stop:
-            while pending := self._pending():
-                norm = self._train_step()
-                self.seconds = time.monotonic() - started
-                if self.step % config.log.every_steps == 0 and not self._log_line(norm, log):
-                    status = "diverged"
-                    break
-                reached = [m for m in pending if m <= self.tokens]
-                if reached and not self._milestone(reached, log):
-                    status = "diverged"
-                    break
-                stopping = stop.agreed()
-                if reached or stopping or self.step % config.checkpoint.every_steps == 0:
-                    self._save(final=reached == pending)
-                if reached:
-                    self._write_result(status)
-                if stopping and reached != pending:
-                    status = "preempted"
-                    break
-            else:
-                status = "done"
-        self.seconds = time.monotonic() - started
-        self._write_result(status)
-        if log is not None:
-            self._close(log, status)
-        return status
-
-    def _pending(self) -> list[int]:
-        last = self.milestones[-1]["nominal"] if self.milestones else 0
-        return [m for m in self.config.train.milestones if m > last]
-
-    def _log_line(self, norm: Tensor, log: MetricsLog | None) -> bool:
-        """Log the steps since the last line; False where their loss is not finite."""
-        every = self.config.log.every_steps
-        loss = self.accelerator.reduce(self.window, "mean").item() / every
-        self.window.zero_()
-        if not math.isfinite(loss):
-            return False
-        if log is not None:
-            batch, end = self.config.train.batch_tokens, self.config.train.tokens
-            rate = learning_rate(self.config.optim, self.tokens - batch / 2, end)
-            log.step(self.step, self.tokens, self.run.flops_per_token, loss, rate, norm.item(), end)
-        return True
+        ckpt.prune_checkpoints(directory, 1 if average_only else self.config.checkpoint.keep)
 
     def _write_result(self, status: str) -> None:
-        if self.main:
-            result = build_result(
-                self.run, self.cache.meta, status, self.step, self.milestones, self.seconds, self.device, self.world
-            )
-            write_json(self.config.run_dir / "result.json", result)
+        # A finished run that grows without its optimiser starts again: what it measured stands until it is passed.
+        unfinished = status in ("running", "preempted")
+        if not self.main or (unfinished and len(self.milestones) < recorded_milestones(self.run)):
+            return
+        result = build_result(
+            self.run, self.cache.meta, status, self.step, self.milestones, self.seconds, self.device, self.world
+        )
+        write_json(self.config.run_dir / "result.json", result)
 
     def _close(self, log: MetricsLog, status: str) -> None:
         run, config = self.run, self.config
@@ -295,34 +362,3 @@ class Trainer:
             log.hparams(settings, {"ema_val_loss": last["ema_val_loss"], "val_loss": last["val_loss"]})
         log.close()
         print(f"{config.run_dir}: {status} after {self.step:,} steps, {self.tokens:,} tokens", flush=True)
-
-
-def train(config: Config) -> int:
-    """Run ``config`` to its end, or to a signal; continue it where it was. A finished run is left as it is.
-
-    Returns:
-        The exit status: 0 done, or diverged, which is a result; ``PREEMPTED`` stopped on a signal.
-
-    Raises:
-        UserError: the configuration, the cache or the run directory is at fault.
-    """
-    cache = LatentCache(config.data.cache)
-    run = resolve(_with_earlier_milestones(config), cache.meta)
-    finished = finished_result(run)
-    if finished is not None:
-        print(f"{config.run_dir}: already {finished['status']} at {finished['tokens']:,} tokens", flush=True)
-        return 0
-    with exclusive(config.run_dir):
-        status = Trainer(run, cache).fit()
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    return PREEMPTED if status == "preempted" else 0
-
-
-def _with_earlier_milestones(config: Config) -> Config:
-    """A run that grows keeps the milestones it had, and with the smallest of them its warm-up."""
-    if not (config.run_dir / "config.yaml").exists() or config.optim.schedule != "constant":
-        return config
-    earlier = ckpt.read_config(config.run_dir).train.milestones
-    train = dataclasses.replace(config.train, milestones=sorted({*config.train.milestones, *earlier}))
-    return dataclasses.replace(config, train=train)

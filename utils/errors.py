@@ -24,13 +24,16 @@ def run_cli(main: Callable[[], int | None]) -> None:
     except UserError as error:
         message = str(error)
     except OSError as error:
-        # A full disk is the user's to mend, wherever it struck; other OS errors are ours to explain.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        # A full disk or a path that cannot be written is the user's to mend; other OS errors are ours to explain.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"disk full: {error.filename or error}; free some space and run the same command again"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            message = f"{error.filename}: {error.strerror.lower()}; choose another path"
+        else:
             raise
-        message = f"disk full: {error.filename or error}; free some space and run the same command again"
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    if os.environ.get("RANK", "0") == "0":  # one line, not one per process of a torchrun
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # one line a node, not one per process of a torchrun
         print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

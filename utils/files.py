@@ -52,13 +52,13 @@ def read_json(path: str | Path) -> Any:
 
 
 @contextmanager
-def exclusive(directory: Path) -> Iterator[None]:
+def exclusive(directory: Path, wait: bool = False) -> Iterator[None]:
     """Hold ``directory`` for this process alone; the hold of a process that died is gone with it.
 
     Processes of one torchrun share the directory: only the first of them takes the hold.
 
     Raises:
-        UserError: another living process holds it.
+        UserError: another living process holds it, and this one is not to ``wait``.
     """
     if os.environ.get("RANK", "0") != "0":
         yield
@@ -66,7 +66,7 @@ def exclusive(directory: Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("w") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise UserError(f"{directory}: another process is working in it; wait for it or end it") from None
         yield

@@ -126,7 +126,7 @@ def test_synthetic_clips(run, tmp_path, monkeypatch):
     assert run(*args, "--out", out)[0] == 0
     cache = LatentCache(out)
     assert (cache.train_size, cache.validation_size) == (100, 20)
-    assert cache.meta["source"] == "synthetic"
+    assert cache.meta["source"].startswith("synthetic ")
     for read, seed in ((cache.train, 3), (cache.validation, VALIDATION_SEED)):
         index = torch.tensor([19, 3])
         expected = PoolingVAE().encode(synthetic.render(index, seed, 5, 16, 16))

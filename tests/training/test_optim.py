@@ -18,10 +18,12 @@ def test_beta2_looks_back_over_the_same_tokens_at_every_batch() -> None:
 
 
 def test_weight_decay_is_for_matrices() -> None:
-    matrices, vectors = build_optimizer(build(), OptimKeys(weight_decay=0.1), 32).param_groups
-    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
-    assert all(p.dim() >= 2 for p in matrices["params"])
-    assert all(p.dim() == 1 for p in vectors["params"])
+    model = build(layers=1)
+    decayed, spared = build_optimizer(model, OptimKeys(weight_decay=0.1), 32).param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    linear = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert {id(p) for p in decayed["params"]} == {id(p) for p in linear}
+    assert {id(p) for p in spared["params"]} == {id(p) for p in model.parameters()} - {id(p) for p in linear}
 
 
 def test_schedules() -> None:

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from tests.conftest import make_cache
 from training.checkpoint import checkpoint_paths, find_checkpoint, save_checkpoint
 from training.config import load_config
-from training.trainer import PREEMPTED, train
+from training.trainer import PREEMPTED, Trainer, train
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,6 +99,7 @@ from training.trainer import Trainer
 config = load_config(None, sys.argv[1:])
 cache = LatentCache(config.data.cache)
 trainer = Trainer(resolve(config, cache.meta), cache)
+trainer.restore()
 loss = trainer._validate(trainer.average)
 if trainer.main:
     print(trainer.step, repr(loss.loss), repr(loss.standard_error))
@@ -254,7 +256,7 @@ def test_too_many_processes_for_the_batch_and_too_few_validation_clips(cache: Pa
     )
     assert out.returncode != 0
     assert "3 clips cannot be shared by 2 processes; nearest: 64 or 128" in out.stderr
-    with pytest.raises(UserError, match="validation.clips=17: the cache has 16"):
+    with pytest.raises(UserError, match="validation.clips=17: the cache has 16 validation clips"):
         train(load_config(None, overrides(cache, tmp_path, "y", "validation.clips=17")))
 
 
@@ -269,20 +271,120 @@ def test_users_errors_exit_with_2_and_one_line(cache: Path, tmp_path: Path) -> N
 
 
 def test_checkpoints_are_whole_or_passed_over(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    run(cache, tmp_path, "x", "checkpoint.every_steps=25", "train.tokens=6400")
-    kept = checkpoint_paths(tmp_path / "x" / "checkpoints")[0]
-    whole = (kept / "ema.safetensors").read_bytes()
-    for cut in (0, 7, len(whole) // 2, len(whole) - 1):
-        (kept / "ema.safetensors").write_bytes(whole[:cut])
+    whole = run(cache, tmp_path, "whole", "checkpoint.every_steps=20", "train.tokens=12800")
+    run(cache, tmp_path, "x", "checkpoint.every_steps=20", "train.tokens=6400")
+    newest, before = checkpoint_paths(tmp_path / "x" / "checkpoints")
+    content = (newest / "ema.safetensors").read_bytes()
+    for cut in (0, 7, len(content) // 2, len(content) - 1):
+        (newest / "ema.safetensors").write_bytes(content[:cut])
         with pytest.raises(UserError, match="damaged"):
-            find_checkpoint(kept)
-    (kept / "ema.safetensors").unlink()
-    with pytest.raises(UserError, match="is missing"):
-        find_checkpoint(kept)
-    with pytest.raises(UserError, match="no whole checkpoint"):
-        find_checkpoint(tmp_path / "x")
+            find_checkpoint(newest)
+        assert find_checkpoint(tmp_path / "x") == before
+        assert "trying the checkpoint before it" in capsys.readouterr().err
+    # Going on from the one before gives the same numbers, and the damaged one does not come back.
+    grown = run(cache, tmp_path, "x", "checkpoint.every_steps=20", "train.tokens=12800", "optim.warmup_tokens=640")
+    assert [m["tokens"] for m in grown["milestones"]] == [6400, 12800]
+    assert all(find_checkpoint(p) == p for p in checkpoint_paths(tmp_path / "x" / "checkpoints"))
+    assert whole["milestones"][-1]["tokens"] == 12800
+    (newest / "ema.safetensors").unlink(missing_ok=True)
     with pytest.raises(UserError, match="no such checkpoint"):
         find_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_milestone_in_the_past_is_refused(cache: Path, tmp_path: Path) -> None:
+    """It could only be scored at the wrong T, or not at all."""
+    warmup = "optim.warmup_tokens=128"
+    run(cache, tmp_path, "x", "train.milestones=[1280]", warmup)
+    for late in ("train.milestones=[1280,2560]", "train.milestones=[640]"):
+        with pytest.raises(UserError, match="the run is already at 6,400 tokens"):
+            train(load_config(None, overrides(cache, tmp_path, "x", late, warmup, "train.tokens=12800")))
+    with pytest.raises(UserError, match="past the run's end"):
+        train(load_config(None, overrides(cache, tmp_path, "x", "train.milestones=[7000]", warmup)))
+
+
+def test_death_before_the_last_result_does_not_cost_the_run(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(cache, tmp_path, "whole", "checkpoint.final=ema")
+
+    def die(self: Trainer, status: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_write_result", die)
+        with pytest.raises(KeyboardInterrupt):
+            train(load_config(None, overrides(cache, tmp_path, "x", "checkpoint.final=ema")))
+    trained = metrics(tmp_path / "x")
+    monkeypatch.setattr(Trainer, "_train_step", lambda self: pytest.fail("trained again"))
+    assert run(cache, tmp_path, "x", "checkpoint.final=ema")["milestones"] == whole["milestones"]
+    assert metrics(tmp_path / "x") == trained
+
+
+def test_divergence_between_log_lines_is_found_before_it_is_saved(cache: Path, tmp_path: Path) -> None:
+    done = run(
+        cache, tmp_path, "x", "optim.lr=1e30", "optim.clip=1e30", "log.every_steps=1000", "checkpoint.every_steps=3"
+    )
+    assert done["status"] == "diverged"
+    assert checkpoint_paths(tmp_path / "x" / "checkpoints") == []
+
+
+def test_logged_losses_are_means_whatever_the_interval_and_the_checkpoints(cache: Path, tmp_path: Path) -> None:
+    run(cache, tmp_path, "each", "train.tokens=3840")
+    each = losses(tmp_path / "each")
+    run(cache, tmp_path, "x", "log.every_steps=10", "train.tokens=2304", "optim.warmup_tokens=384")  # 18 steps
+    run(cache, tmp_path, "x", "log.every_steps=5", "train.tokens=3840", "optim.warmup_tokens=384")
+    steps = [line["step"] for line in metrics(tmp_path / "x")]
+    assert steps == [10, 20, 25, 30]
+    # The second line covers steps 11 to 20, eight of them before the interval changed.
+    wanted = [each[first:last].mean() for first, last in zip([0, 10, 20, 25], steps)]
+    np.testing.assert_allclose(losses(tmp_path / "x"), wanted, rtol=1e-6)
+
+
+def test_the_environment_does_not_change_the_numbers(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run(cache, tmp_path, "plain", "train.tokens=1280")
+    settings = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
+    command_ = command(cache, tmp_path, "x", "train.tokens=1280")
+    out = subprocess.run(command_, env=ENVIRONMENT | settings, capture_output=True, text=True, timeout=60)
+    assert out.returncode == 0, out.stderr
+    assert result(tmp_path / "x")["milestones"] == plain["milestones"]
+
+
+def test_two_processes_stop_together_and_one_goes_on(cache: Path, tmp_path: Path) -> None:
+    settings = ("train.tokens=2e5", "log.every_steps=7", "checkpoint.every_steps=100000", "train.milestones=[128]")
+    process = subprocess.Popen(
+        command(cache, tmp_path, "x", *settings, processes=2),
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists() and len(metrics(tmp_path / "x")) > 1)
+    process.send_signal(signal.SIGTERM)  # torchrun hands it to both
+    assert process.wait(60) != 0
+    stopped = newest_step(tmp_path / "x")
+    assert stopped > 1
+    one = run(cache, tmp_path, "one", "train.tokens=2e5", "log.every_steps=7", "train.milestones=[128]")
+    both = run(cache, tmp_path, "x", *settings)
+    assert both["milestones"][-1]["ema_val_loss"] == pytest.approx(one["milestones"][-1]["ema_val_loss"], rel=1e-3)
+    np.testing.assert_allclose(
+        losses(tmp_path / "x")[: stopped // 7], losses(tmp_path / "one")[: stopped // 7], rtol=1e-4
+    )
+
+
+def test_one_validation_clip_is_refused(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a standard error needs two"):
+        train(load_config(None, overrides(cache, tmp_path, "x", "validation.clips=1")))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiling_changes_no_loss(cache: Path, tmp_path: Path) -> None:
+    plain = run(cache, tmp_path, "plain", "train.tokens=2560")
+    compiled = run(cache, tmp_path, "compiled", "train.tokens=2560", "train.compile=true")
+    np.testing.assert_allclose(losses(tmp_path / "compiled"), losses(tmp_path / "plain"), rtol=1e-5)
+    assert compiled["milestones"][0]["val_loss"] == pytest.approx(plain["milestones"][0]["val_loss"], rel=1e-5)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path: Path) -> None:

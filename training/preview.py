@@ -1,0 +1,46 @@
+"""Videos of a few fixed prompts, sampled at milestones for TensorBoard; and the encoders that sampling needs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.process import Process
+from diffusion.sampling import sample
+from models.text import TextEncoder, load_text_encoder
+from models.vae import VideoVAE, load_vae
+from training.config import LogKeys
+from utils.errors import UserError
+
+
+def load_encoders(meta: dict[str, Any], device: torch.device) -> tuple[VideoVAE, TextEncoder]:
+    """The VAE and the text encoder that a cache or checkpoint (its ``meta``) was made with.
+
+    Raises:
+        UserError: one of them is not to be had, or is another than it was.
+    """
+    vae, text = load_vae(meta["vae"], device), load_text_encoder(meta["text"], device)
+    for kind, found in (("vae", vae.fingerprint), ("text", text.fingerprint)):
+        if found != (wanted := meta[f"{kind}_fingerprint"]):
+            raise UserError(f"{meta[kind]}: not what the data were made with (fingerprint {found}, not {wanted})")
+    return vae, text
+
+
+class Preview:
+    """Samples ``keys.prompts`` with seeds 0, 1, ...; everything is loaded at once, so that a missing encoder is known
+    before training and not after it."""
+
+    def __init__(self, keys: LogKeys, process: Process, meta: dict[str, Any], device: torch.device) -> None:
+        self._keys, self._process = keys, process
+        self._shape = tuple(meta["latent_shape"])
+        self._vae, text = load_encoders(meta, device)
+        # The empty prompt rides along, so that it is padded as the others are.
+        context, mask = text.encode([*keys.prompts, ""])
+        self._context, self._mask, self._null = context[:-1], mask[:-1], (context[-1], mask[-1])
+
+    def sample(self, model: nn.Module) -> Tensor:
+        """One clip per prompt, float32 [prompts, 3, frames, height, width] in [-1, 1]."""
+        keys, seeds = self._keys, torch.arange(len(self._keys.prompts))
+        condition = (self._context, self._mask, self._null)
+        latents = sample(model, self._process, *condition, self._shape, seeds, keys.sample_steps, keys.guidance)
+        return self._vae.decode(latents)
