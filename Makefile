@@ -21,7 +21,7 @@ quickstart: $(INSTALLED)
 	$(PY) tools/fit.py all $(Q)/sweep --prior configs/laws/paper.json --out $(Q)/law.json
 	$(PY) tools/plan.py --law $(Q)/law.json --params 442368 --flops 1.8e12 --base configs/train/quickstart.yaml --out $(Q)/planned.yaml
 	$(PY) train.py --config $(Q)/planned.yaml name=quickstart/planned
-	$(PY) sample.py --checkpoint $(Q)/planned --prompts configs/prompts.txt --format gif --out $(Q)/samples
+	$(PY) sample.py --checkpoint $(Q)/planned --prompts configs/prompts.txt --format gif --guidance 3 --out $(Q)/samples
 	$(PY) tools/report.py $(Q)/sweep --law $(Q)/law.json --planned $(Q)/planned --samples $(Q)/samples --out $(Q)/report.html
 
 # At most ten minutes on two cores; test-slow is the rest.

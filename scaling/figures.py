@@ -184,11 +184,16 @@ def losses(law: Law, points: list[tuple[float, float, float, bool]], planned: di
                 tokens_seen, loss, "s" if heldout else "o", color=colours[N], ms=5, mfc="none" if heldout else None
             )
         handles = [_line(colours[N], f"N {short(N)}") for N in sizes]
+        seen = [p[2] for p in points] + [float(law.loss(N, t)) for N in sizes for t in T[[0, -1]]]
         if planned:
+            seen += [m["loss"] for m in planned["milestones"]]
             for m in planned["milestones"]:
                 axis.errorbar(m["T"], m["loss"], yerr=1.96 * m["se"], fmt="D", color=ACCENT, ms=6, capsize=3, zorder=5)
             handles.append(_line(ACCENT, f"planned run, N {short(planned['N'])}", marker="D", lw=0))
+        # A band that is many times wider than all that was seen would flatten it: it runs off the picture instead.
+        margin = np.ptp(seen)
         axis.set(xscale="log", xlabel="training tokens", ylabel="validation loss")
+        axis.set_ylim(max(min(seen) - margin, axis.get_ylim()[0]), min(max(seen) + margin, axis.get_ylim()[1]))
         _log_ticks(axis.xaxis, short)
         figure.legend(handles=handles, loc="outside right center")
         return figure

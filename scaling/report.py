@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,7 @@ th {{ color: #475467; font-weight: 600; }} th:first-child, td:first-child {{ tex
 .warnings li {{ color: #b42318; }} .big {{ font-size: 20px; color: #101828; }}
 .samples {{ display: flex; flex-wrap: wrap; gap: 14px; }} figure {{ margin: 0; width: 150px; }}
 figure img, figure video {{ width: 150px; image-rendering: pixelated; border-radius: 6px; }}
-figcaption {{ font-size: 12px; color: #475467; }}
+figcaption {{ font-size: 12px; color: #475467; overflow-wrap: anywhere; }}
 </style></head><body><main>
 <h1>{title}</h1><p>{subtitle}</p>
 {sections}
@@ -219,7 +218,7 @@ def _samples(folder: Path) -> str:
     files = sorted(path for path in folder.rglob("*") if path.suffix in IMAGES)
     if not files:
         raise UserError(f"{folder}: no gif, png or mp4 to show")
-    items = []
+    prompts, items = _prompts(folder), []
     for path in files[:24]:
         data = f"data:{IMAGES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
         tag = (
@@ -227,16 +226,13 @@ def _samples(folder: Path) -> str:
             if path.suffix != ".mp4"
             else f'<video src="{data}" autoplay loop muted></video>'
         )
-        items.append(f"<figure>{tag}<figcaption>{html.escape(_caption(path))}</figcaption></figure>")
+        items.append(
+            f"<figure>{tag}<figcaption>{html.escape(prompts.get(path.name, path.stem))}</figcaption></figure>"
+        )
     return f'<div class="samples">{"".join(items)}</div>'
 
 
-def _caption(path: Path) -> str:
-    """The prompt in the sample's sidecar, else the file's name."""
-    sidecar = path.with_suffix(".json")
-    if sidecar.exists():
-        value = read_json(sidecar)
-        if isinstance(value, dict) and "prompt" in value:
-            return str(value["prompt"])
-        return json.dumps(value)[:80]
-    return path.stem
+def _prompts(folder: Path) -> dict[str, str]:
+    """File name -> prompt, from the samples.json that sample.py leaves beside its files."""
+    path = folder / "samples.json"
+    return {record["file"]: record["prompt"] for record in read_json(path)} if path.exists() else {}
