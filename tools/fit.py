@@ -9,7 +9,6 @@ Exit status 3 means that the data do not support the fit asked for; the message 
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from scaling.optimum import WINDOW
 from scaling.points import Untrusted
 from utils.errors import UserError, nearest, run_cli
 from utils.files import write_json
+from utils.revision import code_revision
 
 PAPER = Path(__file__).resolve().parents[1] / "configs" / "laws" / "paper.json"
 HOLDABLE = ("B.T", "B.N", "lr.T", "lr.N", "loss.Tc", "loss.aT", "loss.Nc", "loss.aN", "loss.Linf")
@@ -102,14 +102,6 @@ def cost_of(ledger: runs.Ledger, n_ctx: int | None) -> tuple[allocation.Cost, st
         ratio = float(np.median(ledger.flops / (ledger.N * ledger.T)))
         return allocation.proportional(ratio), f"{ratio:.3g} N T, from the flops column"
     return allocation.proportional(), "6 N T, assumed"
-
-
-def revision() -> str:
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def summary(fitted: fit.Fitted) -> str:
@@ -218,7 +210,7 @@ def main() -> int:
     provenance = {
         "name": Path(args.out).stem if args.out else "law",
         "command": " ".join(["tools/fit.py", *sys.argv[1:]]),
-        "git_revision": revision(),
+        "git_revision": code_revision() or "unknown",
         "flops": words,
         "prior": args.prior and Path(args.prior).name,
     }

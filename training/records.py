@@ -2,9 +2,7 @@
 
 import math
 import platform
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from models.sizes import exact_flops
 from training.config import Config, run_id, to_dict
 from training.resolve import Run
 from utils.files import read_json
+from utils.revision import code_revision
 
 PACKAGES = ("torch", "accelerate", "diffusers", "safetensors", "numpy")
 
@@ -50,7 +49,7 @@ def environment(device: torch.device, world: int) -> dict[str, Any]:
     """Versions, code revision and device."""
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "git_revision": _git_revision(),
+        "git_revision": code_revision(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "processes": world,
     }
@@ -125,18 +124,4 @@ def _version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> str | None:
-    """The revision of this code, "-dirty" if files were changed; None outside its own checkout or without git."""
-    root = Path(__file__).resolve().parents[1]
-
-    def git(*command: str) -> str:
-        return subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        own = Path(git("rev-parse", "--show-toplevel")) == root
-        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty") if own else None
-    except (OSError, subprocess.CalledProcessError):
         return None

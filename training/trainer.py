@@ -359,6 +359,6 @@ class Trainer:
         if self.milestones:
             settings = {"N": run.N, "B": config.train.batch_tokens, "lr": config.optim.lr, "seed": config.seed}
             last = self.milestones[-1]
-            log.hparams(settings, {"ema_val_loss": last["ema_val_loss"], "val_loss": last["val_loss"]})
+            log.hparams(settings, {f"hparam/{name}": last[name] for name in ("ema_val_loss", "val_loss")})
         log.close()
         print(f"{config.run_dir}: {status} after {self.step:,} steps, {self.tokens:,} tokens", flush=True)

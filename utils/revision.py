@@ -1,0 +1,19 @@
+"""Which code made a result."""
+
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def code_revision() -> str | None:
+    """This checkout's revision, "-dirty" if files were changed; None outside its own checkout or without git."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        own = Path(git("rev-parse", "--show-toplevel")) == ROOT
+        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty") if own else None
+    except (OSError, subprocess.CalledProcessError):
+        return None
