@@ -61,7 +61,13 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             place = slice(offset, offset + 3)
             replicates[:, place] = hyper_replicates(points, symbol, power)
             # Grids scatter around the law beyond their own noise, which deleting single cells does not show.
-            extra[place, place] = power.between * power.pull @ power.pull.T + assumption
+            # That variance is known from few grids: it is widened to their t quantile.
+            few = (
+                jackknife.t_quantile(power.spare) / jackknife.t_quantile(len(points.present) - 1)
+                if power.between
+                else 0
+            )
+            extra[place, place] = power.between * few**2 * power.pull @ power.pull.T + assumption
     residuals, fitted, method = None, None, JACKKNIFE
     shifts = np.zeros((jackknife.DRAWS, len(COLUMNS)))
     if part in ("loss", "allocation", "all"):
@@ -227,7 +233,8 @@ def _measured(points: Points, flops: NDArray, C: NDArray) -> SizeLaw | None:
 
 
 def _through(found: list[allocation.Parabola]) -> SizeLaw | None:
-    if len(found) < 3:
+    # Budgets that span less than a decade would give the parabolas' own wobble for an exponent.
+    if len(found) < 3 or max(o.C for o in found) < 10 * min(o.C for o in found):
         return None
     law = allocation.size_law([o.C for o in found], [o.N_opt for o in found])
     return law if law.exponent > 0 else None

@@ -17,6 +17,8 @@ from utils.errors import UserError, nearest
 ESTIMATORS = ("predicted", "measured", "minimised")
 # Beyond this multiple of the fitted compute a law is a hope.
 FAR = 100.0
+# Beyond this factor from the best batch the law's quadratic is far from where it was measured.
+FAR_BATCH = 4.0
 # An interval of N_opt wider than this factor tells no size.
 UNKNOWN = 10.0
 
@@ -82,16 +84,21 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
         low = max(int(B // n_ctx), 1) * n_ctx
         raise UserError(f"a batch of {B:g} tokens is no whole number of clips: nearest {low} and {low + n_ctx}")
     slope = law.lr_given_batch.slope if law.lr_given_batch else 0.0
+    # At the floor of one clip the rates were measured at one clip, and not at the smaller batch they wanted.
+    off = math.log(B / max(B_opt, law.n_ctx or 0))
+    penalty = 1 + (float(law.curvature(slope * off, off)) if law.curvature else 0.0)
     forward = n_ctx * per_token / 3
     draws = _draws(law, N, T, B, C, slope, cost)
+    if "loss" in draws:
+        draws["loss"] = draws["loss"] * penalty
     by_estimator = _by_estimator(law, C, cost, draws)
     value = {
         "N": N,
         "T": T,
         "B": int(B),
-        "lr": float(law.lr(N, T)) * (B / B_opt) ** slope,
+        "lr": float(law.lr(N, T)) * math.exp(slope * off),
         "steps": math.ceil(T / B),
-        "loss": float(law.loss(N, T)),
+        "loss": float(law.loss(N, T)) * penalty,
         "C": C,
         "n_ctx": n_ctx,
         "size": shape.name,
@@ -148,6 +155,8 @@ def _check(request: Request) -> float | None:
         )
     if request.serve_clips is not None and "params" in given:
         raise UserError("--serve-clips chooses N: it contradicts --params")
+    if request.serve_clips is not None and "tokens" in given:
+        raise UserError("--serve-clips trades tokens for size: it contradicts --tokens")
     if request.gpu_hours is not None:
         return request.gpu_hours * 3600 * PEAK_FLOPS[request.gpu] * request.mfu
     return request.flops
@@ -219,7 +228,7 @@ def _draws(
     if batch is not None and isinstance(batch.coefficient, np.ndarray):
         drawn["B_opt"] = batch(N, T)
         # The rate follows the batch actually used, along the ridge through each draw's own optimum.
-        drawn["lr"] = lr(N, T) * (B / drawn["B_opt"]) ** slope
+        drawn["lr"] = lr(N, T) * (B / np.maximum(drawn["B_opt"], law.n_ctx or 0)) ** slope
     return drawn
 
 
@@ -242,7 +251,7 @@ def _within(law: Law, C: float, cost: allocation.Cost, tolerance: float) -> dict
 
 
 def _extrapolation(law: Law, N: float, T: float, C: float) -> dict[str, float | None]:
-    """How many times beyond the fitted maximum each of N, T and C lies (below 1: inside)."""
+    """N, T and C as multiples of the fitted maximum."""
     spans = {name: law.domain.get(name) for name in ("N", "T", "C")}
     return {name: None if spans[name] is None else at / spans[name][1] for name, at in (("N", N), ("T", T), ("C", C))}
 
@@ -252,7 +261,14 @@ def _warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
     far = plan["extrapolation"]["C"]
     if far is not None and far > FAR:
         warnings.append(f"C is {far:.0f} times the largest compute the law was fitted on")
+    fitted = law.domain.get("C")
+    if fitted is not None and plan["C"] < fitted[0] / FAR:
+        warnings.append(f"C is {fitted[0] / plan['C']:.0f} times below the smallest compute the law was fitted on")
     B_opt = plan["B_opt"] if isinstance(plan["B_opt"], float) else plan["B_opt"]["value"]
+    if abs(math.log(plan["B"] / max(B_opt, n_ctx))) > math.log(FAR_BATCH):
+        warnings.append(
+            f"the batch is {plan['B'] / B_opt:.2g} times the law's: rate and loss are extrapolated along the ridge"
+        )
     if B_opt < 0.5 * n_ctx:
         warnings.append(f"the law's batch, {B_opt:.3g} tokens, is less than half a clip: one clip is used")
     sizes = [v if isinstance(v, float) else v["value"] for v in plan["N_opt"].values()]

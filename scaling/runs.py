@@ -18,9 +18,10 @@ COLUMNS = (
     "run_id", "status", "N", "T", "B", "lr", "seed", "n_ctx",
     "loss", "loss_se", "ema_loss", "ema_loss_se", "flops", "heldout",
 )  # fmt: skip
-# Two milestones of one N belong to one grid if their tokens differ by less than this; runs stop at the first step
-# at or past a milestone, so that a large batch overshoots it by up to one batch.
+# Two results of one N belong to one grid if their tokens differ by less than this, or by less than the later one's
+# batch: runs stop at the first step at or past a milestone, and a large batch overshoots it by up to one batch.
 SAME_TOKENS = 0.02
+MOST_OVERSHOT = 0.25  # milestones lie further apart than this
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ def _ledger(rows: list[dict[str, Any]], source: str, recipe: dict[str, Any]) -> 
         run_id=np.array([row["run_id"] for row in rows]),
         N=column("N"),
         T=column("T"),
-        nominal_T=_common_tokens(column("N"), column("nominal_T")),
+        nominal_T=_common_tokens(column("N"), column("nominal_T"), column("B")),
         B=column("B"),
         lr=column("lr"),
         loss=loss,
@@ -319,7 +320,7 @@ def _ledger(rows: list[dict[str, Any]], source: str, recipe: dict[str, Any]) -> 
     )
 
 
-def _common_tokens(N: NDArray, T: NDArray) -> NDArray:
+def _common_tokens(N: NDArray, T: NDArray, B: NDArray) -> NDArray:
     """T with near-equal values of one N made equal (to their lowest), so that overshoot does not split a grid."""
     common = T.copy()
     for size in np.unique(N):
@@ -327,7 +328,8 @@ def _common_tokens(N: NDArray, T: NDArray) -> NDArray:
         rows = rows[np.argsort(T[rows], kind="stable")]
         start = T[rows[0]]
         for row in rows:
-            if T[row] > start * (1 + SAME_TOKENS):
+            overshot = T[row] - B[row] < start and T[row] < start * (1 + MOST_OVERSHOT)
+            if T[row] > start * (1 + SAME_TOKENS) and not overshot:
                 start = T[row]
             common[row] = start
     return common

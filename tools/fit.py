@@ -202,6 +202,8 @@ def main() -> int:
         return (compare_pair if args.part == "compare" else check)(args)
     if not args.out and not args.json:
         raise UserError("--out is missing: where shall the law file go? (or --json to print it)")
+    if args.delta is not None and not 0 < args.delta < float("inf"):
+        raise UserError(f"--delta must be a positive number, not {args.delta:g}")
     hyperparameters = args.part in ("hyperparameters", "all")
     ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit, hyperparameters)
     cost, words = cost_of(ledger, args.n_ctx)

@@ -27,7 +27,15 @@ def run_cli(main: Callable[[], int | None]) -> None:
         # A full disk or a path that cannot be written is the user's to mend; other OS errors are ours to explain.
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             message = f"disk full: {error.filename or error}; free some space and run the same command again"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        elif error.errno in (
+            errno.EACCES,
+            errno.EPERM,
+            errno.ENOENT,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.EEXIST,
+            errno.EISDIR,
+        ):
             message = f"{error.filename}: {error.strerror.lower()}; choose another path"
         else:
             raise

@@ -3,9 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from models import sizes
 from scaling import allocation, fit, jackknife, laws, simulate
+from scaling.plan import Request, plan
 from scaling.points import Untrusted
-from scaling.runs import concatenate, read
+from scaling.runs import _common_tokens, concatenate, read
 from utils.errors import UserError
 
 SIZES = np.geomspace(0.0168e9, 0.268e9, 5)
@@ -257,3 +259,17 @@ def test_batches_at_the_floor_bound_the_batch_law_and_give_the_rest(paper, cost)
     assert law.batch.assumed == ("N", "T")
     # The best loss with batches of one clip is the curvature's price above the law's own.
     assert law.loss(SIZES[1], 3e9) > paper.loss(SIZES[1], 3e9)
+    # The rates are those of one clip already: a plan must not move them along the ridge once more.
+    planned = plan(law, Request(params=SIZES[1], tokens=3e9), sizes)
+    assert planned["B"] == n_ctx
+    ridge = -paper.curvature.lr_batch / (2 * paper.curvature.lr_lr)
+    best = float(paper.lr(SIZES[1], 3e9)) * (n_ctx / float(paper.batch(SIZES[1], 3e9))) ** ridge
+    value = planned["lr"]["value"] if isinstance(planned["lr"], dict) else planned["lr"]
+    assert value == pytest.approx(best, rel=0.02)
+
+
+def test_overshot_milestones_of_large_batches_stay_in_their_grid():
+    N, T, B = np.full(6, 1e6), np.array([2e6, 2.04e6, 2.09e6, 4e6, 4.06e6, 4.12e6]), np.tile([8e4, 1.2e5, 1.6e5], 2)
+    assert np.unique(_common_tokens(N, T, B)).tolist() == [2e6, 4e6]
+    # The same tokens by small batches are milestones of their own.
+    assert len(np.unique(_common_tokens(N, T, B / 1000))) == 4

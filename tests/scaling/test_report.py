@@ -37,7 +37,7 @@ def test_prediction_against_measurement(paper, swept):
 def test_page_is_whole_and_self_contained(paper, cost, swept, tmp_path):
     ledger, law = swept
     (tmp_path / "0.gif").write_bytes(b"GIF89a")
-    (tmp_path / "0.json").write_text(json.dumps({"prompt": "a red circle & a square"}))
+    (tmp_path / "samples.json").write_text(json.dumps([{"file": "0.gif", "prompt": "a red circle & a square"}]))
     page, figures = report.build(ledger, law, cost, result(0.52), tmp_path)
     assert set(figures) == {"losses", "surfaces", "hyperparameters", "sizes", "residuals"}
     assert "a red circle &amp; a square" in page
