@@ -4,7 +4,7 @@ PY = .venv/bin/python
 Q = runs/quickstart
 INSTALLED = .venv/installed
 
-.PHONY: quickstart test test-slow lint format clean
+.PHONY: install quickstart test test-slow lint format clean
 
 $(INSTALLED): requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=..."'
@@ -12,6 +12,8 @@ $(INSTALLED): requirements.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --disable-pip-version-check -q -r requirements.txt -r requirements-dev.txt -c constraints.txt
 	touch $@
+
+install: $(INSTALLED)
 
 # The ordinary tools in their order: clips -> latents -> sweep -> laws -> plan -> run -> videos -> report. Each continues
 # or skips what is finished, so that the whole may be interrupted and repeated.

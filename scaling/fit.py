@@ -169,7 +169,8 @@ def _uncertainty(
     shifted = np.any(moved != 0, axis=0)
     low[shifted], high[shifted] = np.quantile(draws[:, shifted], [0.025, 0.975], axis=0)
     low, high, draws = (np.where(logged, np.exp(np.clip(v, -700, 700)), v) for v in (low, high, draws))
-    intervals = {COLUMNS[i]: [float(a), float(b)] for i, a, b in zip(known, low, high)}
+    # A constant that nothing moves is held or bounded, not known exactly: it has no interval.
+    intervals = {COLUMNS[i]: [float(a), float(b)] for i, a, b in zip(known, low, high) if a < b}
     return [[float(f"{v:.6g}") for v in row] for row in draws], intervals
 
 

@@ -70,7 +70,7 @@ class MetricsLog:
             share = "" if mfu is None else f"  MFU {mfu:.1%}"
             print(
                 f"step {step:,}  T {tokens:,}  loss {loss:.4f}  lr {lr:.2e}  {speed:,.0f} tokens/s{share}  "
-                f"{(end - tokens) / speed / 60:.1f} min left",
+                f"{max(end - tokens, 0) / speed / 60:.1f} min left",
                 flush=True,
             )
 

@@ -71,6 +71,8 @@ def resolve(config: Config, meta: dict[str, Any], earlier: Sequence[int] = ()) -
         raise UserError("train.tokens and train.flops: give one of them, the end of the run")
     if train.tokens is None:
         train.tokens, train.flops = math.ceil(train.flops / per_token), None
+    if train.batch_tokens > train.tokens:
+        raise UserError(f"train.tokens={train.tokens}: less than one batch of train.batch_tokens={train.batch_tokens}")
     late = [m for m in train.milestones if m > train.tokens]
     if late:
         raise UserError(f"train.milestones={late}: past the run's end, train.tokens={train.tokens}")
@@ -116,6 +118,10 @@ def _resolve_data(config: Config, fingerprint: str) -> None:
 
 def _whole_clips(batch_tokens: int, n_ctx: int) -> int:
     """Clips per batch, or an error that names the nearest batches that are whole."""
+    if batch_tokens == 0:
+        raise UserError(
+            f"train.batch_tokens: not given; a whole number of clips of {n_ctx} tokens, such as {8 * n_ctx}"
+        )
     clips, rest = divmod(batch_tokens, n_ctx)
     if batch_tokens <= 0 or rest:
         either = f"{clips * n_ctx} or {(clips + 1) * n_ctx}" if clips > 0 else f"{n_ctx}"

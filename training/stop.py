@@ -6,7 +6,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # SIGUSR2 is what Slurm is asked to send before it preempts
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # the last is what Slurm can send before it preempts
 
 
 class StopRequest:
@@ -22,6 +22,8 @@ class StopRequest:
         self._sent: tuple[torch.Tensor, dist.Work] | None = None
 
     def _catch(self, signum: int, frame: FrameType | None) -> None:
+        if self._caught and signum == signal.SIGINT:
+            raise KeyboardInterrupt  # whoever presses Ctrl-C twice does not want to wait for a checkpoint
         self._caught = True
 
     def __enter__(self) -> "StopRequest":

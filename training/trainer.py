@@ -52,6 +52,8 @@ def train(config: Config, wait: bool = False) -> int:
     Raises:
         UserError: the configuration, the cache or the run directory is at fault.
     """
+    if not config.data.cache:
+        raise UserError("data.cache: not given; name a folder made by tools/cache_latents.py")
     cache = LatentCache(config.data.cache)
     run = resolve(config, cache.meta, _earlier_milestones(config))
     finished = finished_result(run)
@@ -223,9 +225,9 @@ class Trainer:
         log = MetricsLog(config.run_dir, self.step, self.tokens, self.device, self.world) if self.main else None
         if self.main:
             begun = f"; from step {self.step:,}" if self.step else ""
-            print(
-                f"{config.run_dir}: {self.run.text}; {self.device}, attention {self.model.backend}{begun}", flush=True
-            )
+            epochs = self.run.steps * self.run.clips / self.cache.train_size
+            how = f"{epochs:.2g} epochs; {self.device}, attention {self.model.backend}"
+            print(f"{config.run_dir}: {self.run.text}; {how}{begun}", flush=True)
         started = time.monotonic() - self.seconds
         status = "running"
         with StopRequest(self.world) as stop:
@@ -361,4 +363,5 @@ class Trainer:
             last = self.milestones[-1]
             log.hparams(settings, {f"hparam/{name}": last[name] for name in ("ema_val_loss", "val_loss")})
         log.close()
-        print(f"{config.run_dir}: {status} after {self.step:,} steps, {self.tokens:,} tokens", flush=True)
+        more = "; the same command goes on" if status == "preempted" else ""
+        print(f"{config.run_dir}: {status} after {self.step:,} steps, {self.tokens:,} tokens{more}", flush=True)

@@ -62,6 +62,8 @@ def test_bad_values_name_the_key_and_the_fix(overrides: list[str], message: str)
     [
         (["train.batch_tokens=100"], "not a whole number of clips of 32 tokens; nearest: 96 or 128"),
         (["train.batch_tokens=20"], "nearest: 32$"),
+        (["train.batch_tokens=0"], "train.batch_tokens: not given"),
+        (["train.tokens=100"], "less than one batch of train.batch_tokens=128"),
         (["train.batch_tokens=-64"], "nearest: 32$"),
         (["model.size=2x33"], "width must be a multiple of 32"),
         (["model.size=tiny"], "LAYERSxWIDTH"),

@@ -159,14 +159,15 @@ def wait_until(condition, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def test_sigterm_checkpoints_and_asks_to_be_run_again(cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_checkpoints_and_asks_to_be_run_again(cache: Path, tmp_path: Path, number: int) -> None:
     process = subprocess.Popen(
         command(cache, tmp_path, "x", "train.tokens=1e8", "checkpoint.every_steps=100000"),
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
     )
     wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists() and len(metrics(tmp_path / "x")) > 3)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.wait(60) == PREEMPTED
     assert result(tmp_path / "x")["status"] == "preempted"
     assert newest_step(tmp_path / "x") == metrics(tmp_path / "x")[-1]["step"]
