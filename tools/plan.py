@@ -18,7 +18,7 @@ from scaling import laws
 from scaling.plan import ESTIMATORS, Request, plan, table
 from utils.devices import PEAK_FLOPS
 from utils.errors import UserError, run_cli
-from utils.files import write_text
+from utils.files import read_json, write_text
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -85,10 +85,31 @@ def recipe_warnings(recipe: dict, base: str) -> list[str]:
     return warnings
 
 
+def clip_tokens(base: str, given: int | None) -> int | None:
+    """Tokens per clip of the base config's data, where its cache is at hand; else what was ``given``.
+
+    Raises:
+        UserError: the two contradict each other.
+    """
+    from training.config import config_from_dict, load_yaml
+
+    config = config_from_dict(load_yaml(base))
+    index = Path(config.data.cache) / "index.json"
+    shape = read_json(index).get("latent_shape") if config.data.cache and index.is_file() else None
+    if shape is None:
+        return given
+    found = math.prod(side // p for side, p in zip(shape[1:], config.model.patch))
+    if given not in (None, found):
+        raise UserError(f"--n-ctx {given}: the clips of {base}'s cache have {found} tokens; leave it out")
+    return found
+
+
 def main() -> None:
     args = arguments().parse_args()
     if args.base and not Path(args.base).is_file():
         raise UserError(f"--base {args.base}: no such file")
+    if args.base:
+        args.n_ctx = clip_tokens(args.base, args.n_ctx)
     request = Request(
         args.flops, args.params, args.tokens, args.loss, args.gpu_hours, args.gpu.lower(), args.mfu, args.batch,
         args.n_ctx, args.estimator, args.tolerance, args.sampler_steps, not args.no_guidance, args.serve_clips,

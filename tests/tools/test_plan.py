@@ -82,3 +82,18 @@ def test_a_base_of_another_recipe_is_warned_about(tmp_path):
     assert len(told) == 2
     assert "optim.weight_decay 0.1, but the law was fitted with 0.0" in told[0]
     assert "diffusion.timesteps 'logit_normal'" in told[1]
+
+
+def test_clips_are_those_of_the_bases_cache(tmp_path):
+    """The paper's clips have 1280 tokens; a plan for other data must count and batch its own."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "index.json").write_text(json.dumps({"latent_shape": [16, 5, 4, 4]}))
+    base = tmp_path / "base.yaml"
+    base.write_text(yaml.safe_dump({"data": {"cache": str(tmp_path / "cache")}}))
+    budget = ("--law", PAPER, "--flops", "1e20", "--json")
+    planned = json.loads(run(*budget, "--base", base).stdout)
+    assert planned["n_ctx"] == 80
+    assert planned == json.loads(run(*budget, "--n-ctx", 80).stdout) | {"warnings": planned["warnings"]}
+    refused = run(*budget, "--base", base, "--n-ctx", 1280)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "have 80 tokens" in refused.stderr
