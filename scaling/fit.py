@@ -42,6 +42,8 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         Untrusted: the data do not identify what was asked, or only at the edge of their grids.
     """
     ledger = ledger.rows(~ledger.heldout)
+    if not len(ledger):
+        raise UserError(f"{ledger.source}: every row is held out; there is nothing to fit")
     if part == "allocation" and options.optima:
         return _sizes_of_optima(ledger, cost, provenance)
     if not (part == "hyperparameters" and options.optima):

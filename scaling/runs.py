@@ -18,6 +18,7 @@ COLUMNS = (
     "run_id", "status", "N", "T", "B", "lr", "seed", "n_ctx",
     "loss", "loss_se", "ema_loss", "ema_loss_se", "flops", "heldout",
 )  # fmt: skip
+UNFINISHED = ("pending", "running", "preempted", "failed", "lost")  # rows that are no results
 # Two results of one N belong to one grid if their tokens differ by less than this, or by less than the later one's
 # batch: runs stop at the first step at or past a milestone, and a large batch overshoots it by up to one batch.
 SAME_TOKENS = 0.02
@@ -251,8 +252,10 @@ def _from_rows(
     for number, row in enumerate(rows, start=2 if not source.endswith(".jsonl") else 1):
         get = {ours: row.get(theirs) for ours, theirs in name.items()}
         entry = {"run_id": str(get["run_id"] or f"row-{number}"), "status": get["status"] or "done"}
-        if entry["status"] not in ("done", "diverged"):
+        if entry["status"] in UNFINISHED:
             continue
+        if entry["status"] not in ("done", "diverged"):
+            raise UserError(f"{source}, row {number}: status {entry['status']!r} is neither done nor diverged")
         for key in ("N", "T", "B", "lr"):
             absent = key not in needed and name[key] not in present
             entry[key] = math.nan if absent else _number(get[key], f"{source}, row {number}: {name[key]}")

@@ -9,6 +9,7 @@ Exit status 3 means that the data do not support the fit asked for; the message 
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -77,6 +78,8 @@ def held(pairs: list[str]) -> dict[str, float]:
             values[name] = float(value)
         except ValueError:
             raise UserError(f"--fix {pair!r}: {value!r} is not a number") from None
+        if not math.isfinite(values[name]) or (name.startswith("loss.") and values[name] <= 0):
+            raise UserError(f"--fix {pair!r}: must be a finite number, and a positive one for the loss law")
     return values
 
 
@@ -146,9 +149,9 @@ def compare_pair(args: argparse.Namespace) -> int:
             pair = tuple(float(value) for value in args.pair.split(","))
         except ValueError:
             pair = ()
-        if len(pair) != 2 or min(pair) <= 0:
+        if len(pair) != 2 or not all(0 < value < math.inf for value in pair):
             raise UserError(f"--pair {args.pair!r} is not LR,B: two positive numbers, such as 2e-4,65536")
-    if args.flops is not None and not args.flops > 0:
+    if args.flops is not None and not 0 < args.flops < math.inf:
         raise UserError(f"--flops must be positive, not {args.flops:g}")
     try:
         done = compare.compare(ledger, cost_of(ledger, args.n_ctx)[0], pair, args.flops, window(args.window))

@@ -180,3 +180,28 @@ def test_too_little_to_fit_is_bad_input(tmp_path, rows, words, message):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert message in done.stderr
     assert not (tmp_path / "law.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hyperparameters", "--optima", "--json"], "every row is held out"),
+        (["loss", "--fix", "B.N=nan", "--json"], "must be a finite number"),
+        (["loss", "--delta", "0", "--json"], "--delta must be a positive number"),
+        (["compare", "--pair", "inf,1e5"], "is not LR,B"),
+    ],
+)
+def test_numbers_that_are_none_and_tables_that_are_empty(tmp_path, words, message):
+    path = tmp_path / "held.csv"
+    path.write_text("N,T,B,lr,loss,heldout\n1e6,1e8,1e4,1e-3,1.0,1\n1e6,2e8,1e4,1e-3,0.9,1\n")
+    done = run("fit.py", words[0], path, *words[1:])
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert message in done.stderr
+
+
+def test_a_status_that_is_no_state_is_named(tmp_path):
+    path = tmp_path / "odd.csv"
+    path.write_text("status,N,T,B,lr,loss\ndone,1e6,1e8,1e4,1e-3,1.0\nfinished,1e6,2e8,1e4,1e-3,0.9\n")
+    done = run("fit.py", "loss", path, "--json")
+    assert done.returncode == 2
+    assert "row 3: status 'finished'" in done.stderr
