@@ -338,12 +338,12 @@ def test_two_processes_stop_together_and_one_goes_on(cache: Path, tmp_path: Path
     assert process.wait(60) != 0
     stopped = newest_step(tmp_path / "x")
     assert stopped > 1
-    one = run(cache, tmp_path, "one", "train.tokens=2e5", "log.every_steps=7", "train.milestones=[128]")
-    both = run(cache, tmp_path, "x", *settings)
-    assert both["milestones"][-1]["ema_val_loss"] == pytest.approx(one["milestones"][-1]["ema_val_loss"], rel=1e-3)
-    np.testing.assert_allclose(
-        losses(tmp_path / "x")[: stopped // 7], losses(tmp_path / "one")[: stopped // 7], rtol=1e-4
-    )
+    # Ended soon after the stop: over a thousand steps, sums in another order grow into visible differences.
+    settings = (f"train.tokens={(stopped + 20) * 128}", *settings[1:])
+    one, both = (run(cache, tmp_path, name, *settings) for name in ("one", "x"))
+    np.testing.assert_allclose(losses(tmp_path / "x"), losses(tmp_path / "one"), rtol=1e-4)
+    assert both["milestones"][-1]["tokens"] == one["milestones"][-1]["tokens"]
+    assert both["milestones"][-1]["ema_val_loss"] == pytest.approx(one["milestones"][-1]["ema_val_loss"], rel=1e-4)
 
 
 def test_one_validation_clip_is_refused(cache: Path, tmp_path: Path) -> None:
