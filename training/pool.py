@@ -144,7 +144,8 @@ def _train_cell(values: dict[str, Any], share: _Share) -> None:
     with (config.run_dir / "console.log").open("a") as console:
         os.dup2(console.fileno(), sys.stdout.fileno())
         os.dup2(console.fileno(), sys.stderr.fileno())
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the pool passes it on, once
+        # Ctrl-C reaches the whole group: it must not break a cell that is still starting. The loop catches it later.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         _stop_with_parent()
         if share.gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
