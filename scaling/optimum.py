@@ -5,13 +5,13 @@ cell, is the optimum and its loss: the smallest of many noisy cells is low by lu
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scaling.runs import Ledger
-from utils.errors import UserError
 
 COEFFICIENTS = 6
 # The published grids' curvature makes 2 % about a factor of four in lr or B: wide enough for 10-40 cells of a dense
@@ -36,7 +36,7 @@ class Optimum:
             laws. At the floor the best batch is the smallest there can be, one clip: the rate and the loss are the
             best ones all the same, and the batch is only known to want to be smaller.
         sides: for an edge, where to go: "lower lr", "higher lr", "smaller batch", "larger batch".
-        run_next: (lr, B) of the cells that would decide an edge.
+        run_next: (lr, B) of the cells that would decide an edge, or a grid of too few; never below the floor.
         hessian: [2, 2] of the loss in (ln lr, ln B).
         scatter: standard deviation of the cells around the quadratic; nan without spare points.
         window: relative width of the window used.
@@ -75,6 +75,8 @@ class Optimum:
         """One line for people."""
         at = f"lr {self.lr:.3g}, B {self.B:.4g}, loss {self.loss:.5g}"
         where = f" ({' and '.join(self.sides)})" if self.sides else ""
+        if not self.cells:
+            where, at = "", f"all {self.diverged} cells diverged"
         return f"N {self.N:.4g}, T {self.T:.4g}: {self.verdict}{where}, {at}"
 
 
@@ -103,12 +105,12 @@ def find(
         window: cells within this fraction of the best loss are fitted; None fits all.
         floor: the smallest batch there can be, in tokens: one clip.
 
-    Raises:
-        UserError: no finite loss at all.
+    Returns:
+        The optimum. A grid without any finite loss has too few points: its loss is inf, and lower rates come next.
     """
     finite = np.flatnonzero(np.isfinite(loss))
     if len(finite) == 0:
-        raise UserError(f"every cell at N {N:.4g}, T {T:.4g} diverged: add lower rates")
+        return _nothing_finite(N, T, lr, B, floor)
     best = finite[np.argmin(loss[finite])]
     used, width = _window(loss, finite, window)
     x, y = np.log(lr / lr[best]), np.log(B / B[best])
@@ -121,7 +123,10 @@ def find(
         "sides": (), "run_next": (),
     }  # fmt: skip
     if fit is None:
-        return _edge_or(result, "too few points", _border(x, y, finite, best), x, y, lr[best], B[best])
+        sides = _border(x, y, finite, best)
+        if sides == ("smaller batch",) and B.min() <= floor:
+            sides = ()
+        return _edge_or(result, "too few points", sides, x, y, floor)
     coefficients, unscaled, scatter, spare = fit
     hessian = np.array([[coefficients[3], coefficients[5]], [coefficients[5], coefficients[4]]])
     result |= {"hessian": hessian, "scatter": scatter, "spare": spare}
@@ -134,9 +139,9 @@ def find(
     if convex and not inside and not sides:
         sides = _sides_of(at, x, y)
     if sides == ("smaller batch",) and B.min() <= floor:
-        return _at_floor(result, coefficients, unscaled, x, y)
+        return _at_floor(result, coefficients, unscaled, x, y, floor)
     if sides:
-        return _edge_or(result, "edge", sides, x, y, lr[best], B[best])
+        return _edge_or(result, "edge", sides, x, y, floor)
     if not convex:
         return Optimum(**result, verdict="saddle")
     row = features(at[0], at[1])
@@ -150,29 +155,46 @@ def find(
         "covariance": slope @ covariance @ slope.T,
     }
     if spare == 0:
-        return Optimum(**result, verdict="too few points")
+        # The cells to add are counted from the best one.
+        cells = _cells_between(x, y, lr[best], B[best], floor)
+        return Optimum(**(result | {"run_next": cells}), verdict="too few points")
     spread = np.array([np.ptp(x), np.ptp(y)])
     flat = np.ptp(loss[used]) == 0 or bool(np.any(np.sqrt(np.diag(result["covariance"])) > spread / 2))
     return Optimum(**result, verdict="flat" if flat else "interior")
 
 
-def _at_floor(result: dict, coefficients: NDArray, unscaled: NDArray, x: NDArray, y: NDArray) -> Optimum:
-    """The best rate along the smallest batch, or an edge where that lies on the grid's border."""
-    floor = y.min()
-    slope, curvature = coefficients[1] + coefficients[5] * floor, coefficients[3]
-    at = np.array([-slope / curvature if curvature > 0 else math.inf, floor])
+def _nothing_finite(N: float, T: float, lr: NDArray, B: NDArray, floor: float) -> Optimum:
+    """The verdict on a grid of which every cell diverged."""
+    rate, batch = float(lr.min()), float(np.sort(B)[len(B) // 2])
+    lower = _next_cells(("lower lr",), np.log(lr / rate), np.log(B / batch), rate, batch, floor)
+    unknown = np.full((2, 2), math.nan)
+    return Optimum(
+        N=N, T=T, lr=rate, B=batch, loss=math.inf, loss_se=math.nan, covariance=unknown, verdict="too few points",
+        sides=("lower lr",), run_next=lower, hessian=unknown, scatter=math.nan, spare=0, window=math.nan,
+        used=np.empty(0, dtype=np.int64), cells=0, diverged=len(lr),
+    )  # fmt: skip
+
+
+def _at_floor(result: dict, coefficients: NDArray, unscaled: NDArray, x: NDArray, y: NDArray, floor: float) -> Optimum:
+    """The best rate along the smallest batch, or an edge where no rate is best inside the grid."""
+    lowest = y.min()
+    slope, curvature = coefficients[1] + coefficients[5] * lowest, coefficients[3]
+    at = np.array([-slope / curvature if curvature > 0 else math.inf, lowest])
     if not x.min() < at[0] < x.max() or not result["spare"]:
-        sides = ("smaller batch", *_sides_of(at, x, np.array([-1.0, 1.0]) + floor)) if curvature > 0 else ()
-        return Optimum(**(result | {"sides": sides or ("smaller batch",)}), verdict="edge")
+        sides = _sides_of(at, x, np.array([-1.0, 1.0]) + lowest) if curvature > 0 else ()
+        cells = _next_cells(sides, x, y, result["lr"], result["B"], floor)
+        # No side to go to: rates between those there are.
+        cells = cells or _cells_between(x, y, result["lr"], result["B"], floor)
+        return Optimum(**(result | {"sides": ("smaller batch", *sides), "run_next": cells}), verdict="edge")
     row, covariance = features(*at), unscaled * result["scatter"] ** 2
     pull = np.zeros(COEFFICIENTS)  # derivative of the best ln lr in the coefficients
-    pull[[1, 5, 3]] = -1 / curvature, -floor / curvature, slope / curvature**2
+    pull[[1, 5, 3]] = -1 / curvature, -lowest / curvature, slope / curvature**2
     return Optimum(
         **result
         | {
             "sides": ("smaller batch",),
             "lr": float(result["lr"] * math.exp(at[0])),
-            "B": float(result["B"] * math.exp(floor)),
+            "B": float(result["B"] * math.exp(lowest)),
             "loss": float(row @ coefficients),
             "loss_se": float(math.sqrt(row @ covariance @ row)),
             "covariance": np.array([[pull @ covariance @ pull, 0.0], [0.0, math.nan]]),
@@ -253,24 +275,27 @@ def _sides_beyond_noise(
     return tuple(kept)
 
 
-def _edge_or(
-    result: dict, otherwise: str, sides: tuple[str, ...], x: NDArray, y: NDArray, lr: float, B: float
-) -> Optimum:
+def _edge_or(result: dict, otherwise: str, sides: tuple[str, ...], x: NDArray, y: NDArray, floor: float) -> Optimum:
     """An edge with the cells to run next, or ``otherwise`` where the best cell lies on no side."""
+    at = result["lr"], result["B"]
     if not sides:
-        return Optimum(**result, verdict=otherwise)
-    return Optimum(**(result | {"sides": sides, "run_next": _next_cells(sides, x, y, lr, B)}), verdict="edge")
+        return Optimum(**(result | {"run_next": _cells_between(x, y, *at, floor)}), verdict=otherwise)
+    return Optimum(**(result | {"sides": sides, "run_next": _next_cells(sides, x, y, *at, floor)}), verdict="edge")
+
+
+def _step(values: NDArray) -> float:
+    """The usual distance between neighbours of an axis, in ln."""
+    return float(np.median(np.diff(values))) if len(values) > 1 else math.log(2)
 
 
 def _next_cells(
-    sides: tuple[str, ...], x: NDArray, y: NDArray, lr: float, B: float
+    sides: tuple[str, ...], x: NDArray, y: NDArray, lr: float, B: float, floor: float
 ) -> tuple[tuple[float, float], ...]:
     """One more row or column of cells beyond each side, near the best cell (which lies at x = y = 0)."""
     xs, ys = np.unique(x.round(9)), np.unique(y.round(9))
 
     def beyond(values: NDArray, upper: bool) -> float:
-        step = np.median(np.diff(values)) if len(values) > 1 else math.log(2)
-        return values[-1] + step if upper else values[0] - step
+        return values[-1] + _step(values) if upper else values[0] - _step(values)
 
     def near(values: NDArray) -> NDArray:
         return values[np.sort(np.argsort(np.abs(values), kind="stable")[:3])]
@@ -281,7 +306,41 @@ def _next_cells(
             cells += [(beyond(xs, side.startswith("higher")), v) for v in near(ys)]
         else:
             cells += [(v, beyond(ys, side.startswith("larger"))) for v in near(xs)]
-    return tuple((float(lr * math.exp(u)), float(B * math.exp(v))) for u, v in cells)
+    return _runnable(cells, x, y, lr, B, floor)
+
+
+def _cells_between(x: NDArray, y: NDArray, lr: float, B: float, floor: float) -> tuple[tuple[float, float], ...]:
+    """Cells half a step from the best one, to either side in the rate and in the batch."""
+    u, v = _step(np.unique(x.round(9))) / 2, _step(np.unique(y.round(9))) / 2
+    return _runnable([(-u, 0.0), (u, 0.0), (0.0, -v), (0.0, v)], x, y, lr, B, floor)
+
+
+def _runnable(
+    cells: list[tuple[float, float]], x: NDArray, y: NDArray, lr: float, B: float, floor: float
+) -> tuple[tuple[float, float], ...]:
+    """(lr, B) of cells given in ln from (lr, B), batches in whole clips; without those that are there already."""
+    there = {(float(f"{u:.6f}"), float(f"{v:.6f}")) for u, v in zip(x, y)}
+    found = []
+    for u, v in cells:
+        batch = B * math.exp(v)
+        if floor:
+            batch = math.floor(batch / floor + 0.5) * floor
+        if batch and (float(f"{u:.6f}"), float(f"{math.log(batch / B):.6f}")) not in there:
+            found.append((float(lr * math.exp(u)), float(batch)))
+    return tuple(dict.fromkeys(found))
+
+
+def next_cells(optima: Iterable[Optimum]) -> list[str]:
+    """For people: the cells to run next, one line for all the grids of a size that ask for the same."""
+    asked: dict[tuple, list[Optimum]] = {}
+    for o in optima:
+        if o.run_next:
+            asked.setdefault((o.N, o.run_next), []).append(o)
+    return [
+        f"to decide it, run at N {N:.4g}, T {' and '.join(f'{o.T:.4g}' for o in grids)}: "
+        + ", ".join(f"(lr {lr:.3g}, B {B:.6g})" for lr, B in cells)
+        for (N, cells), grids in asked.items()
+    ]
 
 
 def refit(optimum: Optimum, lr: NDArray, B: NDArray, loss: NDArray, noise: NDArray) -> tuple[float, float, float]:

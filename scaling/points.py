@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.optimum import Optimum, find, refit
+from scaling.optimum import Optimum, find, next_cells, refit
 from scaling.runs import Ledger, clip_losses
 
 # All grids' scatter counts as this many spare cells of each.
@@ -57,6 +57,14 @@ def grid_optima(ledger: Ledger, window: float | None) -> list[Optimum]:
         found = find(N, T, ledger.lr[rows], ledger.B[rows], ledger.loss[rows], ledger.loss_se[rows], window, floor)
         optima.append(replace(found, used=rows[found.used]))
     return optima
+
+
+def cells_to_run(ledger: Ledger, window: float | None) -> list[str]:
+    """What would decide the grids that enter no law, a line each: the way out of a refusal. Empty without grids."""
+    ledger = ledger.rows(~ledger.heldout)
+    if not np.isfinite([ledger.lr, ledger.B]).all() or max((len(rows) for *_, rows in ledger.grids()), default=0) < 2:
+        return []
+    return next_cells(grid_optima(at_nominal(ledger), window))
 
 
 def at_nominal(ledger: Ledger) -> Ledger:
@@ -110,7 +118,7 @@ def points_of_grids(
                 f"only {len(chosen)} of {len(optima)} grids have an interior optimum: "
                 + "; ".join(o.describe() for o in refused)
             )
-        chosen = list(optima)
+        chosen = [o for o in optima if o.cells]
         what = "losses" if any(o.usable for o in chosen) else "losses, batches and rates"
         warnings.append(f"best cells stand in for the {what} of grids without an interior optimum")
     interior, usable = (np.array([getattr(o, name) for o in chosen]) for name in ("interior", "usable"))

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from models.sizes import smooth_width
-from scaling import allocation, compare, fit, forms, laws, runs, validate
+from scaling import allocation, compare, fit, forms, laws, optimum, runs, validate
 from scaling.optimum import WINDOW
-from scaling.points import Untrusted
+from scaling.points import Untrusted, cells_to_run
 from utils.errors import UserError, nearest, run_cli
 from utils.files import write_json
 from utils.revision import code_revision
@@ -109,17 +109,8 @@ def cost_of(ledger: runs.Ledger, n_ctx: int | None) -> tuple[allocation.Cost, st
 
 def summary(fitted: fit.Fitted) -> str:
     """The fit for people: verdicts, constants with intervals, warnings."""
-    law, lines = fitted.law, [optimum.describe() for optimum in fitted.optima]
-    # Batches are whole clips.
-    n_ctx = law.n_ctx or 1
-    for optimum in fitted.optima:
-        if optimum.run_next:
-            clips = [(lr, round(B / n_ctx) * n_ctx) for lr, B in optimum.run_next]
-            cells = ", ".join(f"(lr {lr:.3g}, B {B:.6g})" for lr, B in clips if B > 0)
-            at = f"N {optimum.N:.4g}, T {optimum.T:.4g}"
-            lines.append(
-                f"  to decide it, run at {at}: {cells}" if cells else f"  {at}: one clip is the smallest batch"
-            )
+    law, lines = fitted.law, [found.describe() for found in fitted.optima]
+    lines += [f"  {line}" for line in optimum.next_cells(fitted.optima)]
     for part in ("batch", "lr", "loss"):
         value = getattr(law, part)
         if value is None:
@@ -141,6 +132,13 @@ def summary(fitted: fit.Fitted) -> str:
     return "\n".join(lines + [f"warning: {text}" for text in fitted.warnings])
 
 
+def refuse(args: argparse.Namespace, why: str, ledger: runs.Ledger) -> int:
+    """Say why, and which cells would mend it. The exit status, 3."""
+    cells = [] if args.optima else cells_to_run(ledger, window(args.window))
+    print("\n".join([why, *cells]), file=sys.stderr)
+    return 3
+
+
 def compare_pair(args: argparse.Namespace) -> int:
     ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit)
     pair = None
@@ -156,8 +154,7 @@ def compare_pair(args: argparse.Namespace) -> int:
     try:
         done = compare.compare(ledger, cost_of(ledger, args.n_ctx)[0], pair, args.flops, window(args.window))
     except Untrusted as reason:
-        print(f"not compared: {reason}", file=sys.stderr)
-        return 3
+        return refuse(args, f"not compared: {reason}", ledger)
     if args.out:
         write_json(args.out, done.to_dict())
     print(json.dumps(done.to_dict(), indent=1) if args.json else done.text())
@@ -171,8 +168,7 @@ def check(args: argparse.Namespace) -> int:
     try:
         fitted = fit.fit(ledger, "loss", options, cost_of(ledger, args.n_ctx)[0], {})
     except Untrusted as reason:
-        print(f"not validated: {reason}", file=sys.stderr)
-        return 3
+        return refuse(args, f"not validated: {reason}", ledger)
     points = fitted.points
     names = forms.FORMS if np.all(np.isfinite(points.B)) else forms.FORMS[:2]
     checks = validate.expanding_windows(points.N, points.T, points.B, points.loss, points.noise, names)
@@ -222,8 +218,7 @@ def main() -> int:
     try:
         fitted = fit.fit(ledger, args.part, options, cost, provenance)
     except Untrusted as reason:
-        print(f"not fitted: {reason} (--force fits all the same)", file=sys.stderr)
-        return 3
+        return refuse(args, f"not fitted: {reason} (--force fits all the same)", ledger)
     if args.out:
         laws.save(fitted.law, args.out)
     print(json.dumps(laws.to_dict(fitted.law), indent=1) if args.json else summary(fitted))

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from scaling.optimum import find
-from utils.errors import UserError
+from scaling.optimum import find, next_cells
 
 HESSIAN = np.array([[0.02, -0.012], [-0.012, 0.03]])
 
@@ -69,22 +68,97 @@ def test_diverged_cells_bound_the_grid_and_are_not_fitted():
     assert not set(found.used) & set(np.flatnonzero(diverged))
 
 
-def test_saddle_flat_and_too_few():
-    lr, B, loss = grid(hessian=np.array([[0.02, 0.0], [0.0, -0.001]]), side=5)
-    loss[np.argmin(loss)] += 0.0
-    centre = np.argmin(np.abs(np.log(lr / 1e-3)) + np.abs(np.log(B / 1e4)))
-    loss[centre] = loss.min() - 1e-3
-    assert find(1e6, 1e8, lr, B, loss, window=None).verdict == "saddle"
-    lr, B, loss = grid(noise=0.05, hessian=HESSIAN / 100, seed=3)
-    assert find(1e6, 1e8, lr, B, loss, window=None).verdict != "interior"
-    few = [6, 7, 8, 11, 12, 13]
-    lr, B, loss = grid()
-    assert find(1e6, 1e8, lr[few], B[few], loss[few]).verdict in ("too few points", "edge")
+def test_a_saddle_is_no_optimum():
+    lr, B, loss = grid(hessian=np.array([[0.02, 0.0], [0.0, -0.001]]))
+    # The best cell is in the middle by luck; the surface falls to both sides of it in B.
+    loss[12] = loss.min() - 1e-3
+    found = find(1e6, 1e8, lr, B, loss, window=None)
+    assert (found.verdict, found.usable) == ("saddle", False)
+    assert np.linalg.eigvalsh(found.hessian)[0] < 0
+    assert np.isnan(found.covariance).all()
 
 
-def test_nothing_finite_is_an_error():
-    with pytest.raises(UserError, match="diverged"):
-        find(1e6, 1e8, np.array([1e-3]), np.array([1e3]), np.array([np.inf]))
+def test_a_flat_grid_has_a_minimum_that_its_noise_could_put_anywhere():
+    """Shallow in B, and a scatter that no quadratic follows: the same on a steep bowl leaves it interior."""
+    found = []
+    for steep in (0.02, 0.0004):
+        lr, B, loss = grid(hessian=np.diag([0.02, steep]))
+        loss += 1.5e-3 * np.where(np.arange(25) % 2, 1, -1)
+        loss[12] = loss.min() - 1e-5
+        found.append(find(1e6, 1e8, lr, B, loss, window=None))
+    assert [(o.verdict, o.usable) for o in found] == [("interior", True), ("flat", False)]
+    assert np.sqrt(found[1].covariance[1, 1]) > 2 * np.log(2)
+    # Losses that are all the same have no optimum anywhere.
+    assert not find(1e6, 1e8, lr, B, np.ones(25)).usable
+
+
+def test_too_few_cells_say_so_and_what_to_add():
+    lr, B, loss = grid(side=3)
+    # Six cells are fitted exactly: nothing tells how far to trust them.
+    six = [0, 1, 3, 4, 5, 7]
+    found = find(1e6, 1e8, lr[six], B[six], loss[six])
+    assert (found.verdict, found.usable, found.spare) == ("too few points", False, 0)
+    assert len(found.run_next) == 4
+    added = find(1e6, 1e8, *(np.append(v[six], w) for v, w in zip((lr, B, loss), (*found.run_next[0], 1.01))))
+    assert added.spare == 1
+    # A cross has five: no quadratic at all.
+    cross = [1, 3, 4, 5, 7]
+    found = find(1e6, 1e8, lr[cross], B[cross], loss[cross])
+    assert (found.verdict, found.loss) == ("too few points", loss.min())
+    assert np.isnan(found.hessian).all()
+    # Two rates of three batches: six cells, and still none; the best one's border comes first.
+    two = lr < 1.5e-3
+    assert find(1e6, 1e8, lr[two], B[two], loss[two]).verdict == "edge"
+
+
+def test_verdicts_come_in_order():
+    """An edge is an edge though its surface is a saddle or its cells are few."""
+    lr, B, loss = grid(hessian=np.array([[0.02, 0.0], [0.0, -0.03]]), B_shift=0.1)
+    found = find(1e6, 1e8, lr, B, loss, window=None)
+    assert np.linalg.eigvalsh(found.hessian)[0] < 0
+    assert (found.verdict, found.sides) == ("edge", ("smaller batch",))
+    assert find(1e6, 1e8, lr[:4], B[:4], loss[:4]).verdict == "edge"
+
+
+def test_a_grid_of_diverged_cells_asks_for_lower_rates():
+    lr, B, _ = grid(side=3)
+    found = find(1e6, 1e8, lr, B, np.full(9, np.inf), floor=2500)
+    assert (found.verdict, found.usable, found.cells, found.diverged) == ("too few points", False, 0, 9)
+    assert found.describe() == "N 1e+06, T 1e+08: too few points, all 9 cells diverged"
+    assert [cell[0] for cell in found.run_next] == pytest.approx([2.5e-4] * 3)
+    assert [cell[1] for cell in found.run_next] == [5000, 10000, 20000]
+
+
+def test_cells_to_run_are_whole_clips_and_new():
+    # The smallest batch is two clips: one clip less is all there is to go.
+    lr, B, loss = grid(B_at=8e3, B_shift=-3.0)
+    found = find(1e6, 1e8, lr, B, loss, floor=1000)
+    assert found.verdict == "edge"
+    assert {cell[1] for cell in found.run_next} == {1000}
+    # 5300 is five clips and a bit; half of the smallest batch rounds to three.
+    odd = find(1e6, 1e8, lr, 5300 * B / B.min(), loss, floor=1000)
+    assert {cell[1] for cell in odd.run_next} == {3000}
+    # At one clip already, and the rate on its border too: rates only.
+    corner = find(1e6, 1e8, *grid(B_shift=-4.4, lr_shift=-4.5), window=None, floor=2500)
+    assert {"lower lr", "smaller batch"} == set(corner.sides)
+    assert all(cell[0] < 2.5e-4 and cell[1] >= 2500 for cell in corner.run_next)
+
+
+def test_at_the_floor_without_a_best_rate_there_are_cells_to_run():
+    """Best at one clip, with no minimum in the rate: more rates would decide it, smaller batches do not exist."""
+    lr, B, loss = grid(hessian=np.array([[-0.01, 0.0], [0.0, 0.03]]), B_shift=-4.0)
+    loss[2] -= 0.012
+    found = find(1e6, 1e8, lr, B, loss, window=None, floor=B.min())
+    assert (found.verdict, found.sides) == ("edge", ("smaller batch",))
+    assert found.run_next
+    assert all(cell[1] >= B.min() for cell in found.run_next)
+    assert not {(round(a, 9), b) for a, b in found.run_next} & {(round(a, 9), b) for a, b in zip(lr, B)}
+
+
+def test_grids_that_ask_for_the_same_cells_are_one_line():
+    edges = [find(1e6, T, *grid(lr_shift=3)) for T in (1e8, 2e8)]
+    (line,) = next_cells([*edges, find(1e6, 3e8, *grid())])
+    assert line.startswith("to decide it, run at N 1e+06, T 1e+08 and 2e+08: (lr 0.008, B 2500), (")
 
 
 def test_figure_4_at_4e9_tokens_is_an_edge_towards_small_batches(figure_4):

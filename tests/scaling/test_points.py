@@ -1,0 +1,53 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from scaling import fit, simulate
+from scaling.points import Untrusted, at_nominal, cells_to_run, grid_optima, points_of_grids
+
+SIZES, TOKENS = np.geomspace(0.0168e9, 0.268e9, 3), [2e9, 5e9, 12e9]
+NOWHERE = {"name": "test"}
+
+
+def swept(paper, sizes=SIZES, offset=0.0, noise=1e-4):
+    cells = simulate.grid(paper, sizes, TOKENS, 5, 5, 2.0, offset)
+    return simulate.ledger(paper, cells, TOKENS, noise, n_ctx=1280)
+
+
+def test_a_refusal_for_edges_comes_with_the_cells_to_run(paper, cost):
+    ledger = swept(paper, SIZES[:2], offset=4.0)
+    with pytest.raises(Untrusted):
+        fit.fit(ledger, "all", fit.Options(), cost, NOWHERE)
+    lines = cells_to_run(ledger, 0.02)
+    # The milestones of one size are the same runs.
+    assert len(lines) == 2
+    assert all("T 2e+09 and 5e+09 and 1.2e+10: (lr " in line for line in lines)
+    assert not cells_to_run(swept(paper), 0.02)
+    # Held-out grids are not fitted, so none of their cells would help.
+    assert not cells_to_run(dataclasses.replace(ledger, heldout=np.ones(len(ledger), dtype=bool)), 0.02)
+
+
+def test_one_grid_of_diverged_cells_does_not_stop_the_others(paper, cost):
+    ledger = swept(paper)
+    stray = (SIZES[0] == ledger.N) & (ledger.T == 12e9)
+    spoilt = dataclasses.replace(ledger, loss=np.where(stray, np.inf, ledger.loss))
+    fitted = fit.fit(spoilt, "all", fit.Options(), cost, NOWHERE)
+    assert len(fitted.points.N) == 8
+    assert any("all 25 cells diverged" in text for text in fitted.law.fit["verdicts"])
+    assert any("1 of 9 grids have no interior optimum (1 too few points)" in text for text in fitted.warnings)
+    (line,) = cells_to_run(spoilt, 0.02)
+    rates = ledger.lr[SIZES[0] == ledger.N]
+    assert line.startswith("to decide it, run at N 1.68e+07, T 1.2e+10: (lr ")
+    assert f"(lr {rates.min() / 2:.3g}, B " in line
+
+
+def test_forced_points_are_the_finite_ones(paper):
+    ledger = swept(paper, SIZES[:1], offset=4.0)
+    gone = ledger.T == 2e9
+    ledger = dataclasses.replace(ledger, loss=np.where(gone, np.inf, ledger.loss))
+    optima = tuple(grid_optima(at_nominal(ledger), 0.02))
+    assert [o.cells for o in optima] == [0, 25, 25]
+    points = points_of_grids(ledger, optima, [], force=True)
+    assert points.T.tolist() == [5e9, 12e9]
+    assert np.isfinite(points.replicates["loss"]).all()
