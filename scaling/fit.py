@@ -57,19 +57,11 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     extra = np.zeros((len(COLUMNS), len(COLUMNS)))
     if part in ("hyperparameters", "all"):
         for offset, name, symbol in ((0, "batch", "B"), (3, "lr", "lr")):
-            power, assumption = hyper_law(points, name, symbol, options, scale, warnings)
+            power, beyond = hyper_law(points, name, symbol, options, scale, warnings)
             constants[name] = power.law
             centre[offset : offset + 3] = power.beta
             place = slice(offset, offset + 3)
-            replicates[:, place] = hyper_replicates(points, symbol, power)
-            # Grids scatter around the law beyond their own noise, which deleting single cells does not show.
-            # That variance is known from few grids: it is widened to their t quantile.
-            few = (
-                jackknife.t_quantile(power.spare) / jackknife.t_quantile(len(points.present) - 1)
-                if power.between
-                else 0
-            )
-            extra[place, place] = power.between * few**2 * power.pull @ power.pull.T + assumption
+            replicates[:, place], extra[place, place] = hyper_replicates(points, symbol, power), beyond
     residuals, fitted, method = None, None, JACKKNIFE
     shifts = np.zeros((jackknife.DRAWS, len(COLUMNS)))
     if part in ("loss", "allocation", "all"):

@@ -30,6 +30,7 @@ class PowerFit:
         weights: [points] used.
         between: variance between grids, in ln^2.
         spare: points less fitted constants.
+        scatter: [points], variance of ln value around the law, as the residuals have it; nan without spare points.
         pull: [3, points], d beta / d (ln value of a point).
     """
 
@@ -41,6 +42,7 @@ class PowerFit:
     spare: int
     pull: NDArray[np.float64]
     residuals: NDArray[np.float64]
+    scatter: NDArray[np.float64]
 
 
 def unidentified(N: ArrayLike, T: ArrayLike, fixed: dict[str, float]) -> str | None:
@@ -109,7 +111,7 @@ def fit_power(
     inflation = np.sum(weights * residuals**2) / spare if spare else math.nan
     covariance[np.ix_(rows, rows)] = inverse * inflation
     law = PowerLaw(math.exp(beta[0]), float(beta[1]), float(beta[2]), dict(scale), tuple(sorted(fixed)))
-    return PowerFit(law, beta, covariance, weights, between, spare, pull, residuals)
+    return PowerFit(law, beta, covariance, weights, between, spare, pull, residuals, inflation / weights)
 
 
 def _between(X: NDArray, y: NDArray, variance: NDArray) -> float:

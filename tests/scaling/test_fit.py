@@ -104,6 +104,24 @@ def test_held_exponents(cost, grids):
     assert law.lr.assumed == ()
 
 
+@pytest.mark.parametrize("rows", [False, True])
+def test_as_many_optima_as_constants_are_not_trusted(paper, cost, rows):
+    sizes, tokens = SIZES[[0, 4]], [2e9, 12e9]
+    if rows:
+        ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in sizes], tokens, 1e-4, n_ctx=1280)
+        ledger = ledger.rows(np.arange(3))
+    else:
+        ledger = simulate.ledger(paper, simulate.grid(paper, sizes, tokens, 5, 5, 2.0), tokens, 1e-4, n_ctx=1280)
+        ledger = ledger.rows((sizes[0] == ledger.N) | (tokens[0] == ledger.T))
+    options = fit.Options(optima=rows)
+    with pytest.raises(Untrusted, match="B_opt: 3 optima for 3 constants leave nothing to check"):
+        fit.fit(ledger, "hyperparameters", options, cost, NOWHERE)
+    forced = fit.fit(ledger, "hyperparameters", dataclasses.replace(options, force=True), cost, NOWHERE)
+    assert any("leave nothing to check" in text for text in forced.warnings)
+    held = fit.fit(ledger, "hyperparameters", dataclasses.replace(options, prior=paper), cost, NOWHERE)
+    assert len(held.law.batch.assumed) == len(held.law.lr.assumed) == 1
+
+
 def test_edges_enter_no_law(paper, cost):
     tokens = [2e9, 12e9]
     cells = simulate.grid(paper, SIZES[:3], tokens, 5, 5, 2.0, offset=3.0)
