@@ -4,7 +4,8 @@ A law file is JSON (docs and the design name its keys). Published constants stay
 unit T and N enter. Numbers that are unknown are null, and ``provenance.unknown`` gives the reason.
 """
 
-import math
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -115,17 +116,22 @@ class Law:
         """Raise UserError if one of ``parts`` is null, with the reason the file gives."""
         for part in parts:
             if getattr(self, part) is None:
-                reason = self.provenance.get("unknown", {}).get(part, "no reason given")
-                raise UserError(f"law {self.name!r} has no {part} ({reason}), which this needs")
+                raise UserError(f"law {self.name!r} has no {part} ({self.reason(part)}), which this needs")
+
+    def reason(self, key: str) -> str:
+        """Why ``key`` is null, as the file says."""
+        return (self.provenance.get("unknown") or {}).get(key, "no reason given")
 
     def drawn(self, part: str) -> Any:
         """``part`` with fitted constants as arrays [draws], so a call gives one value per draw; None without draws."""
         law = getattr(self, part)
         if law is None or not self.draws:
             return None
-        columns = dict(zip(self.fit["draw_columns"], np.array(self.draws).T))
-        drawn = {name.partition(".")[2]: values for name, values in columns.items() if name.startswith(f"{part}.")}
-        return replace(law, **drawn)
+        columns = dict(zip(self.fit["draw_columns"], np.array(self.draws, dtype=float).T))
+        if not any(name.startswith(f"{part}.") for name in columns):
+            return None
+        held = {name: np.full(len(self.draws), getattr(law, name)) for name in _constants(type(law))}
+        return replace(law, **{name: columns.get(f"{part}.{name}", same) for name, same in held.items()})
 
 
 _PARTS = {
@@ -134,6 +140,30 @@ _PARTS = {
     "loss": LossLaw,
     "curvature": Curvature,
     "lr_given_batch": GivenBatch,
+}
+# Constants of which a root or a logarithm is taken, or without which there is no optimum; the rest may have any sign.
+_ABOVE_0 = ("coefficient", "exponent", "Tc", "aT", "Nc", "aN", "lr_lr", "batch_batch")
+_NOT_BELOW_0 = ("Linf",)
+_OBJECT = (lambda value: isinstance(value, dict), "an object")
+# What else the planner and the report read: a test, and in words what it asks. Keys with a dot may be missing or null.
+_SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (lambda value: isinstance(value, str) and value != "", "a name"),
+    "n_ctx": (lambda value: value is None or (isinstance(value, int) and _positive(value)), "a positive integer"),
+    "domain": _OBJECT,
+    "recipe": _OBJECT,
+    "fit": _OBJECT,
+    "fit.window": (lambda value: _positive(value) and value < 1, "a fraction between 0 and 1"),
+    "fit.method": (lambda value: isinstance(value, str), "words"),
+    "fit.warnings": (lambda value: isinstance(value, list) and _all_words(value), "a list of words"),
+    "fit.intervals": (
+        lambda value: isinstance(value, dict) and all(map(_span, value.values())),
+        "an object of [lowest, highest] by constant",
+    ),
+    "provenance": _OBJECT,
+    "provenance.unknown": (
+        lambda value: isinstance(value, dict) and _all_words(value.values()),
+        "an object of reasons by key",
+    ),
 }
 
 
@@ -180,24 +210,29 @@ def from_dict(raw: dict[str, Any]) -> Law:
     if missing:
         raise UserError(f"not a law file of this schema: {', '.join(missing)} missing (unknown is null)")
     if raw["units"] != UNITS:
-        raise UserError(f"units must be {UNITS}, not {raw['units']}")
+        raise UserError(f"units must be {UNITS}, not {_shown(raw['units'])}")
     values = dict(raw)
     for part, kind in _PARTS.items():
         if raw[part] is not None:
             values[part] = _part(part, kind, raw[part])
-    for part in ("domain", "recipe", "fit", "provenance"):
-        if not isinstance(raw[part], dict):
-            raise UserError(f"{part} must be an object")
-    _check_signs(values)
+    bend = values["curvature"]
+    if bend is not None and 4 * bend.lr_lr * bend.batch_batch <= bend.lr_batch * bend.lr_batch:
+        raise UserError("curvature: no minimum: lr_batch^2 must be below 4 lr_lr batch_batch")
     values["allocation"] = _allocation(raw["allocation"])
+    for key, (holds, words) in _SHAPES.items():
+        part, _, inner = key.partition(".")
+        value = raw[part].get(inner) if inner else raw[part]
+        if not (holds(value) or (inner and value is None)):
+            raise UserError(f"{key} must be {words}, not {_shown(value)}")
     _check_domain(raw["domain"])
-    if raw["n_ctx"] is not None and not (isinstance(raw["n_ctx"], int) and raw["n_ctx"] > 0):
-        raise UserError(f"n_ctx must be a positive integer, not {raw['n_ctx']!r}")
     if raw["draws"] is not None:
-        columns = raw["fit"].get("draw_columns") or []
-        if not columns or any(len(row) != len(columns) for row in raw["draws"]):
-            raise UserError("draws: each row needs one number per name in fit.draw_columns")
+        _check_draws(raw["draws"], raw["fit"].get("draw_columns"))
     return Law(**values)
+
+
+def _constants(kind: type) -> list[str]:
+    """Names of a part's numbers."""
+    return [f.name for f in fields(kind) if f.name not in ("scale", "assumed")]
 
 
 def _part(part: str, kind: type, raw: Any) -> Any:
@@ -210,29 +245,28 @@ def _part(part: str, kind: type, raw: Any) -> Any:
     values = dict(raw)
     for name in names:
         if name == "assumed":
-            values[name] = tuple(raw.get(name, ()))
+            assumed = raw.get(name, [])
+            if not (isinstance(assumed, list) and all(held in _constants(kind) for held in assumed)):
+                raise UserError(f"{part}.assumed must be a list of its constants' names, not {_shown(assumed)}")
+            values[name] = tuple(assumed)
         elif name not in raw:
             raise UserError(f"constant {part}.{name} is missing")
         elif name == "scale":
             scale = raw[name]
             if not isinstance(scale, dict) or set(scale) != {"T", "N"} or not all(map(_positive, scale.values())):
                 raise UserError(f'{part}.scale must be {{"T": number, "N": number}}, both above 0')
-        elif not _finite(raw[name]):
-            raise UserError(f"constant {part}.{name} must be a number, not {raw[name]!r}")
+        else:
+            _check_constant(f"{part}.{name}", raw[name])
     return kind(**values)
 
 
-def _check_signs(values: dict[str, Any]) -> None:
-    for part in ("batch", "lr"):
-        if values[part] is not None and values[part].coefficient <= 0:
-            raise UserError(f"{part}.coefficient must be above 0")
-    loss = values["loss"]
-    if loss is not None:
-        for name in ("Tc", "aT", "Nc", "aN"):
-            if getattr(loss, name) <= 0:
-                raise UserError(f"loss.{name} must be above 0: loss falls with T and with N")
-        if loss.Linf < 0:
-            raise UserError("loss.Linf must not be negative")
+def _check_constant(where: str, value: Any) -> None:
+    """``where`` ends in the constant's name, which says what sign it must have."""
+    name = where.rpartition(".")[2]
+    if not _finite(value):
+        raise UserError(f"{where} must be a number, not {_shown(value)}")
+    if (name in _ABOVE_0 and value <= 0) or (name in _NOT_BELOW_0 and value < 0):
+        raise UserError(f"{where} must {'be above 0' if name in _ABOVE_0 else 'not be negative'}, not {value!r}")
 
 
 def _allocation(raw: Any) -> dict[str, Any] | None:
@@ -249,25 +283,51 @@ def _allocation(raw: Any) -> dict[str, Any] | None:
         if name not in ESTIMATORS:
             raise UserError(f"unknown key allocation.{name}{nearest(name, list(ESTIMATORS))}")
         checked[name] = None if value is None else _part(f"allocation.{name}", SizeLaw, value)
-        if checked[name] is not None and not (checked[name].coefficient > 0 and checked[name].exponent > 0):
-            raise UserError(f"allocation.{name}: coefficient and exponent must be above 0")
     return checked
 
 
 def _check_domain(raw: dict[str, Any]) -> None:
-    for key, value in raw.items():
+    for key in raw:
         if key not in UNITS:
             raise UserError(f"unknown key domain.{key}; the domain has N, T, B and C")
-        ordered = value is None or (
-            isinstance(value, list) and len(value) == 2 and all(map(_positive, value)) and value[0] <= value[1]
-        )
-        if not ordered:
-            raise UserError(f"domain.{key} must be [lowest, highest] or null, not {value!r}")
+    missing = [f"domain.{key}" for key in UNITS if key not in raw]
+    if missing:
+        raise UserError(f"{', '.join(missing)} missing (unknown is null)")
+    for key, value in raw.items():
+        if value is not None and not (_span(value) and value[0] > 0):
+            raise UserError(f"domain.{key} must be [lowest, highest], above 0, or null, not {_shown(value)}")
+
+
+def _check_draws(rows: Any, columns: Any) -> None:
+    known = [f"{part}.{name}" for part in ("batch", "lr", "loss") for name in _constants(_PARTS[part])]
+    if not (isinstance(columns, list) and columns and all(columns.count(c) == 1 and c in known for c in columns)):
+        raise UserError(f"fit.draw_columns must list each of the drawn constants once, out of {', '.join(known)}")
+    if not (isinstance(rows, list) and rows):
+        raise UserError("draws must be a list of rows, or null")
+    for number, row in enumerate(rows, start=1):
+        if not (isinstance(row, list) and len(row) == len(columns)):
+            raise UserError(f"draws: row {number} needs one number per name in fit.draw_columns ({len(columns)})")
+        for column, value in zip(columns, row):
+            _check_constant(f"draws: row {number}, {column}", value)
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Whole numbers beyond the range of floats are numbers in JSON, but not to any law.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _positive(value: Any) -> bool:
     return _finite(value) and value > 0
+
+
+def _span(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_finite, value)) and value[0] <= value[1]
+
+
+def _all_words(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

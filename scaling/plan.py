@@ -21,6 +21,13 @@ FAR = 100.0
 FAR_BATCH = 4.0
 # An interval of N_opt wider than this factor tells no size.
 UNKNOWN = 10.0
+# What may be asked for: beyond these there is no such machine, and at last no such float.
+LEAST = 1e-9
+MOST = {
+    "flops": 1e33, "params": 1e14, "tokens": 1e20, "loss": 1e6, "gpu_hours": 1e14, "mfu": 1, "batch": 1e15,
+    "n_ctx": 1e9, "tolerance": 1, "sampler_steps": 1e6, "serve_clips": 1e18,
+}  # fmt: skip
+LOWEST_C, HIGHEST_C = 1e6, 1e40
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,19 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
     elif request.loss is not None or (request.serve_clips and request.params is None):
         target = request.loss if request.loss is not None else float(law.loss(wanted, budget / cost(np.array(wanted))))
         T = float(law.loss.tokens_for(N, target))
+        if MOST["tokens"] < T:
+            limit = float(law.loss(N, math.inf))
+            raise UserError(
+                f"N {N:.4g} never reaches loss {target:.8g} (in {MOST['tokens']:g} tokens): by law {law.name!r} its "
+                f"limit is {limit:.8g}"
+            )
     else:
         T = budget / per_token
-    if not n_ctx <= T < math.inf:
+    if not n_ctx <= T:
         raise UserError(f"{T:.3g} tokens is less than one clip of {n_ctx}: the budget is too small for N {N:.3g}")
     C = T * per_token
     B_opt = float(law.batch(N, T))
+    _check_finite(law, {"B_opt": B_opt})
     B = request.batch or max(round(B_opt / n_ctx), 1) * n_ctx
     if B % n_ctx:
         low = max(int(B // n_ctx), 1) * n_ctx
@@ -96,7 +110,7 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
         "N": N,
         "T": T,
         "B": int(B),
-        "lr": float(law.lr(N, T)) * math.exp(slope * off),
+        "lr": float(law.lr(N, T) * np.exp(slope * off)),
         "steps": math.ceil(T / B),
         "loss": float(law.loss(N, T)) * penalty,
         "C": C,
@@ -126,23 +140,31 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
         if name in draws:
             low, high = interval(draws[name])
             value[name] = {"value": value[name], "low": low, "high": high}
+    _check_finite(law, value)
     value["warnings"] = _warnings(law, value, n_ctx)
     return value
 
 
+def _check_finite(law: Law, numbers: dict[str, Any]) -> None:
+    """Raise UserError where a law's constants or draws lead out of the range of numbers."""
+    for name, value in numbers.items():
+        if isinstance(value, dict):
+            _check_finite(law, {f"{name} ({key})": v for key, v in value.items()})
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"law {law.name!r} gives no {name} here: its constants or draws are out of range")
+
+
 def _check(request: Request) -> float | None:
     """The FLOPs given, directly or as GPU-hours; UserError for what makes no sense."""
-    for name in ("flops", "params", "tokens", "loss", "gpu_hours", "mfu", "batch", "n_ctx", "tolerance",
-                 "sampler_steps", "serve_clips"):  # fmt: skip
+    for name, most in MOST.items():
         given = getattr(request, name)
-        if given is not None and not (given > 0 and math.isfinite(given)):
-            raise UserError(f"--{name.replace('_', '-')} must be a positive number, not {given:g}")
+        if given is not None and not LEAST <= given <= most:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} must be a positive number, at least {LEAST:g} and at most {most:g}")
     if request.gpu not in PEAK_FLOPS:
         raise UserError(
             f"unknown GPU {request.gpu!r}{nearest(request.gpu, list(PEAK_FLOPS))}: {', '.join(PEAK_FLOPS)}"
         )
-    if request.mfu > 1:
-        raise UserError(f"--mfu is a fraction of the peak, at most 1, not {request.mfu:g}")
     if request.estimator is not None and request.estimator not in ESTIMATORS:
         raise UserError(f"unknown estimator {request.estimator!r}: {', '.join(ESTIMATORS)}")
     given = {name for name in ("flops", "params", "tokens", "loss", "gpu_hours") if getattr(request, name) is not None}
@@ -167,12 +189,12 @@ def _estimator(law: Law, request: Request) -> str:
 
 
 def _size(law: Law, estimator: str, C: float, cost: allocation.Cost) -> float:
-    if estimator == "minimised":
-        return float(allocation.optimum(law.loss, C, cost))
     size_law = (law.allocation or {}).get(estimator)
-    if size_law is None:
+    if estimator != "minimised" and size_law is None:
         raise UserError(f"law {law.name!r} has no {estimator} N_opt; try --estimator minimised")
-    return float(size_law(C))
+    N = float(allocation.optimum(law.loss, C, cost) if size_law is None else size_law(C))
+    _check_finite(law, {f"N_opt ({estimator})": N})
+    return N
 
 
 def _wanted_size(
@@ -180,8 +202,6 @@ def _wanted_size(
 ) -> tuple[float, float | None]:
     """(N before it is rounded to a shape, FLOPs)."""
     if request.params is not None:
-        if request.loss is not None and not np.isfinite(law.loss.tokens_for(request.params, request.loss)):
-            raise UserError(f"N {request.params:.3g} never reaches loss {request.loss:g}, by law {law.name!r}")
         return request.params, budget
     estimator = _estimator(law, request)
     if budget is None:
@@ -193,7 +213,10 @@ def _wanted_size(
             T = math.exp(log_C) / float(cost(np.array(N)))
             return T - request.tokens if request.loss is None else request.loss - float(law.loss(N, T))
 
-        low, high = math.log(1e6), math.log(1e40)
+        low, high = math.log(LOWEST_C), math.log(HIGHEST_C)
+        if excess(low) > 0 or excess(high) < 0:
+            asked = f"--tokens {request.tokens:g}" if request.loss is None else f"--loss {request.loss:g}"
+            raise UserError(f"{asked} is no plan's: no budget from {LOWEST_C:g} to {HIGHEST_C:g} FLOPs leads there")
         for _ in range(100):
             middle = (low + high) / 2
             low, high = (low, middle) if excess(middle) > 0 else (middle, high)
@@ -289,9 +312,7 @@ def _warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
         if assumed:
             warnings.append(f"{part}: {', '.join(assumed)} assumed, not measured")
     if law.draws is None:
-        warnings.append(
-            f"no intervals: the law's draws are unknown ({law.provenance.get('unknown', {}).get('draws')})"
-        )
+        warnings.append(f"no intervals: the law's draws are unknown ({law.reason('draws')})")
     return warnings
 
 

@@ -197,7 +197,7 @@ def _constants(law: Law) -> str:
         for name in value.__dataclass_fields__ if value is not None else ():
             if name in ("scale", "assumed"):
                 continue
-            span = law.fit.get("intervals", {}).get(f"{part}.{name}")
+            span = (law.fit.get("intervals") or {}).get(f"{part}.{name}")
             words = (
                 "assumed"
                 if name in value.assumed
@@ -210,7 +210,7 @@ def _constants(law: Law) -> str:
         if isinstance(size_law, SizeLaw):
             rows.append([f"N_opt, {name}", f"{size_law.coefficient:.4g} C^{size_law.exponent:.4f}", ""])
     scales = {f"{v.scale['T']:g} tokens and {v.scale['N']:g} parameters" for v in (law.batch, law.lr, law.loss) if v}
-    how = f"Units: {' / '.join(sorted(scales))}. Intervals: {law.fit.get('method', 'none')}."
+    how = f"Units: {' / '.join(sorted(scales))}. Intervals: {law.fit.get('method') or 'none'}."
     return _table(["constant", "value", "95 % interval"], rows) + _paragraph(how)
 
 

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -7,6 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tools import plan as tool
+from utils.errors import run_cli
+
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "laws" / "paper.json"
 
@@ -14,6 +19,19 @@ PAPER = ROOT / "configs" / "laws" / "paper.json"
 def run(*words):
     command = [sys.executable, str(ROOT / "tools" / "plan.py"), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True)
+
+
+def refused(*words):
+    """What the command says in this process, which is quicker; asserts that it is one line, with status 2."""
+    said, argv = io.StringIO(), sys.argv
+    sys.argv = ["plan.py", "--law", str(PAPER), *map(str, words)]
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said), pytest.raises(SystemExit) as left:
+            run_cli(tool.main)
+    finally:
+        sys.argv = argv
+    assert (left.value.code, said.getvalue().count("\n")) == (2, 1), said.getvalue()
+    return said.getvalue()
 
 
 def test_json_has_what_machines_read():
@@ -97,3 +115,54 @@ def test_clips_are_those_of_the_bases_cache(tmp_path):
     refused = run(*budget, "--base", base, "--n-ctx", 1280)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "have 80 tokens" in refused.stderr
+
+
+NUMBERS = ("flops", "gpu-hours", "tokens", "loss", "params", "batch", "n-ctx", "tolerance", "mfu", "sampler-steps",
+           "serve-clips")  # fmt: skip
+
+
+@pytest.mark.parametrize("option", NUMBERS)
+def test_numbers_beyond_sense_are_refused_by_name(option):
+    beside = () if option in ("flops", "gpu-hours", "tokens", "loss") else ("--flops", "1e20")
+    whole = option in ("n-ctx", "sampler-steps")
+    values = ("0", "-1", "9" * 400) + (() if whole else ("nan", "inf", "-inf", "1e-300", "1e300"))
+    for value in values:
+        assert f"--{option} must be a positive number" in refused(f"--{option}={value}", *beside)
+    done = run("--law", PAPER, f"--{option}=x", *beside)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert f"--{option}: invalid" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--flops 1e20 --mfu 1.01", "--mfu must be a positive number, at least 1e-09 and at most 1"),
+        ("--flops 1e20 --gpu a100x", "unknown GPU 'a100x'; did you mean 'a100'"),
+        ("--flops 1e20 --estimator best", "unknown estimator 'best'"),
+        ("--flops 1e20 --tokens 1e9", "--flops and --tokens does not fix a plan"),
+        ("--tokens 1e9 --serve-clips 1e6", "--serve-clips trades tokens for size: it contradicts --tokens"),
+        ("--params 1e9 --flops 1e20 --serve-clips 1e6", "--serve-clips chooses N: it contradicts --params"),
+        ("--flops 1e20 --batch 1280.5", "no whole number of clips: nearest 1280 and 2560"),
+        ("--loss 100", "--loss 100 is no plan's"),
+        ("--loss 0.4856", "the law's floor is 0.4856"),
+        ("--params 1.5e7 --loss 0.516984", "never reaches loss 0.516984 (in 1e+20 tokens): by law 'paper' its limit"),
+    ],
+)
+def test_what_contradicts_itself_or_cannot_be_reached(words, message):
+    assert message in refused(*words.split())
+
+
+def test_the_limit_named_is_the_sizes_own():
+    """Just above the limit that the refusal names there is a plan, and just below there is none."""
+    said = refused("--params", "1.5e7", "--loss", "0.5")
+    limit = float(said.split()[-1])
+    assert 0.5 < limit < 0.53
+    assert run("--law", PAPER, "--params", "1.5e7", "--loss", limit + 1e-3).returncode == 0
+    assert "never reaches" in refused("--params", "1.5e7", "--loss", limit - 1e-6)
+
+
+def test_the_smallest_tolerance_leaves_the_best_size():
+    planned = json.loads(run("--law", PAPER, "--flops", "1e20", "--tolerance", "1e-9", "--json").stdout)
+    near = planned["N_within_tolerance"]
+    assert near["low"] <= near["high"]
+    assert near["low"] == pytest.approx(planned["N_opt"]["minimised"], rel=0.01)
