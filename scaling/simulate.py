@@ -1,6 +1,7 @@
 """Ledgers that a law would produce, with noise: what a sweep can tell, before any GPU-hour is spent on it."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation, fit
+from scaling import allocation, fit, hyper, loss_law
 from scaling.jackknife import interval
 from scaling.laws import Law
-from scaling.points import Untrusted
+from scaling.optimum import COEFFICIENTS, Optimum
+from scaling.points import Untrusted, at_nominal, grid_optima
 from scaling.runs import Ledger, concatenate
 
 
@@ -24,6 +26,45 @@ class Cell:
     B: float
     lr: float
     milestones: tuple[float, ...]
+
+
+# What each verdict on a grid asks for.
+REMEDIES = {
+    "edge": "the grids do not reach the best cells, which are listed below",
+    "floor": "one clip is the best batch there is: longer runs want larger ones; --prior assumes the exponents",
+    "saddle": "too much noise for the cells: add rates and batches, or repeats",
+    "too few points": "too few cells near the best ones: closer rates and batches",
+    "flat": "the noise hides the optimum: wider steps, or repeats",
+}
+
+
+def doubts(cells: Sequence[Cell]) -> list[str]:
+    """Why a fit of these cells could not decide, whatever their losses will be: one line each, before they are run."""
+    if not cells:
+        return ["every size is held out: nothing is left to fit"]
+    found = []
+    grids = {N: [c for c in cells if c.N == N] for N in sorted({c.N for c in cells})}
+
+    def name(small: list[float]) -> str:
+        return f"N {', '.join(f'{N:.4g}' for N in small)}"
+
+    counts = {N: (len({(c.lr, c.B) for c in grid}), len(grid)) for N, grid in grids.items()}
+    if few := [N for N, (distinct, runs) in counts.items() if distinct < COEFFICIENTS or runs <= COEFFICIENTS]:
+        found.append(
+            f"{name(few)}: {min(counts[N][0] for N in few)} different cells in a grid; a quadratic in (lr, batch) needs "
+            f"{COEFFICIENTS}, and one more to tell its error"
+        )
+    for axis, key in (("learning rates", "lr"), ("batch sizes", "B")):
+        if few := [N for N, grid in grids.items() if len({getattr(c, key) for c in grid}) < 3]:
+            found.append(f"{name(few)}: fewer than three {axis}; a best one between them cannot be found")
+    N, T = np.array(sorted({(c.N, t) for c in cells for t in c.milestones})).T
+    for law, reason in (
+        ("batch and rate laws", hyper.unidentified(N, T, {})),
+        ("loss law", loss_law.unidentified(N, T, {})),
+    ):
+        if reason:
+            found.append(f"{law}: {reason}; add sizes or milestones, or fit with --prior")
+    return found
 
 
 def ledger(
@@ -59,7 +100,7 @@ def ledger(
     return Ledger(
         run_id=np.repeat([f"simulated-{i:0{width}d}" for i in range(len(shared))], error.shape[1]),
         N=N, T=T, nominal_T=T, B=B, lr=lr, loss=loss, loss_se=noise * loss, raw_loss=loss, raw_loss_se=unknown,
-        flops=unknown, seed=np.zeros(len(N), dtype=int), n_ctx=np.full(len(N), n_ctx),
+        flops=unknown, seed=np.repeat(np.arange(len(shared)), error.shape[1]), n_ctx=np.full(len(N), n_ctx),
         heldout=np.zeros(len(N), dtype=bool), samples=np.full(len(N), ""), recipe={},
         source=f"simulated from {law.name}",
     )  # fmt: skip
@@ -113,7 +154,8 @@ def expect(
 
     Returns:
         For N_opt, B, lr and loss at the budget: the truth, and the median ends of the 95 % intervals. B, lr and loss
-        are at the true N_opt. Beside it the number of grids and of interior ones, and why fits were refused.
+        are at the true N_opt. Beside it the number of grids and of interior ones, all verdicts, why fits were
+        refused, and where the law has the best cells.
     """
     law.require("loss", "batch", "lr", "curvature")
     N = float(allocation.optimum(law.loss, C, cost))
@@ -121,24 +163,51 @@ def expect(
     truth = {"N_opt": N, "B": float(law.batch(N, T)), "lr": float(law.lr(N, T)), "loss": float(law.loss(N, T))}
     spans: dict[str, list[tuple[float, float]]] = {name: [] for name in truth}
     refused: Counter[str] = Counter()
-    grids, interior = [], []
+    verdicts: Counter[str] = Counter()
+    options = fit.Options(prior=prior)
     for seed in range(repeats):
         simulated = sweep(law, cells, noise, correlation, seed, n_ctx)
+        optima = grid_optima(at_nominal(simulated), options.window)
+        verdicts.update(_verdict(o) for o in optima)
         try:
-            fitted = fit.fit(simulated, "all", fit.Options(prior=prior), cost, {"name": "simulated"})
+            fitted = fit.fit(simulated, "all", options, cost, {"name": "simulated"})
         except Untrusted as reason:
-            refused[str(reason).split(":")[0]] += 1
+            refused[_why(str(reason))] += 1
             continue
-        grids.append(len(fitted.optima))
-        interior.append(sum(o.interior for o in fitted.optima))
         for name, values in _predictions(fitted.law, N, T, C, cost).items():
             spans[name].append(interval(values))
     result: dict[str, Any] = {"C": C, "noise": noise, "runs": len(cells), "repeats": repeats, "refused": dict(refused)}
-    result |= {"grids": max(grids, default=0), "interior": float(np.mean(interior)) if interior else 0.0}
+    result |= {"grids": verdicts.total() // repeats, "interior": verdicts["interior"] / repeats}
+    result |= {"verdicts": dict(verdicts.most_common()), "where": _where(law, cells, n_ctx)}
     for name, value in truth.items():
         low, high = np.median(spans[name], axis=0).tolist() if spans[name] else (math.nan, math.nan)
         result[name] = {"value": value, "low": low, "high": high} if spans[name] else {"value": value}
     return result
+
+
+def _verdict(optimum: Optimum) -> str:
+    where = f" ({', '.join(sorted(optimum.sides))})" if optimum.verdict == "edge" else ""
+    return optimum.verdict + where
+
+
+def _where(law: Law, cells: Sequence[Cell], n_ctx: int) -> list[str]:
+    """The law's best rates and batches beside those of the grid, a line per size; batches are at least one clip."""
+    lines = []
+    ridge = -law.curvature.lr_batch / (2 * law.curvature.lr_lr)
+    for N in sorted({c.N for c in cells}):
+        grid = [c for c in cells if c.N == N]
+        T = np.array(sorted({t for c in grid for t in c.milestones}))
+        free = law.batch(N, T)
+        B = np.maximum(free, n_ctx)
+        lr = law.lr(N, T) * (B / free) ** ridge
+        spans = [f"{v.min():.3g} to {v.max():.3g}" for v in (lr, B, *np.array([(c.lr, c.B) for c in grid]).T)]
+        lines.append(f"N {N:.4g}: lr {spans[0]}, batch {spans[1]}; the grid has lr {spans[2]}, batch {spans[3]}")
+    return lines
+
+
+def _why(reason: str) -> str:
+    """A refusal without what differs from one simulation to the next: its count and its list of grids."""
+    return re.sub(r"^only \d+ of", "fewer than three of", reason.split(": N ")[0])
 
 
 def _predictions(law: Law, N: float, T: float, C: float, cost: allocation.Cost) -> dict[str, NDArray]:
@@ -154,6 +223,7 @@ def _predictions(law: Law, N: float, T: float, C: float, cost: allocation.Cost) 
 
 def text(expected: dict[str, Any]) -> str:
     """For people."""
+    refused = sum(expected["refused"].values())
     lines = [
         f"{expected['runs']} runs at noise {expected['noise']:.2%}, simulated {expected['repeats']} times; "
         f"{expected['interior']:.1f} of {expected['grids']} grids interior",
@@ -163,4 +233,14 @@ def text(expected: dict[str, Any]) -> str:
         value = expected[name]
         span = f"[{value['low']:{form}}, {value['high']:{form}}]" if "low" in value else "not fitted"
         lines.append(f"  {name:<8}{value['value']:<12{form}}{span}")
-    return "\n".join(lines + [f"refused {count} times: {reason}" for reason, count in expected["refused"].items()])
+    if not refused:
+        return "\n".join(lines)
+    lines.append(f"the fit would be refused in {refused} of {expected['repeats']} simulations:")
+    lines += [f"  {count} times: {reason}" for reason, count in expected["refused"].items()]
+    total = sum(expected["verdicts"].values())
+    lines.append("the grids' verdicts, and what would mend them:")
+    for verdict, count in expected["verdicts"].items():
+        remedy = REMEDIES.get(verdict.split(" (")[0])
+        lines.append(f"  {count / total:4.0%} {verdict}" + (f": {remedy}" if remedy else ""))
+    lines.append("where the law has the best cells:")
+    return "\n".join(lines + [f"  {line}" for line in expected["where"]])

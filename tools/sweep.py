@@ -72,8 +72,32 @@ def cost(cell: Run) -> float:
     return cell.flops_per_token * cell.config.train.tokens
 
 
+def simulated(sweep: Sweep) -> list:
+    """The cells that a fit would use, as ``scaling.simulate.Cell``."""
+    from scaling import simulate  # not at the top: every cell's process imports this file again
+
+    return [
+        simulate.Cell(
+            cell.N, cell.config.train.batch_tokens, cell.config.optim.lr, tuple(cell.config.train.milestones)
+        )
+        for cell in sweep.cells
+        if not cell.config.heldout
+    ]
+
+
+def doubts(sweep: Sweep) -> list[str]:
+    """What the grids are too small to tell, said before compute is spent on them."""
+    from scaling import simulate
+
+    found = simulate.doubts(simulated(sweep))
+    for text in found:
+        print(f"warning: {text}", file=sys.stderr)
+    return found
+
+
 def plan(sweep: Sweep, as_json: bool) -> int:
     """List the cells: what would be trained."""
+    warnings = doubts(sweep)
     rows = [
         {
             "run_id": Path(cell.config.name).name,
@@ -90,7 +114,7 @@ def plan(sweep: Sweep, as_json: bool) -> int:
     ]
     total = sum(row["flops"] for row in rows)
     if as_json:
-        print(json.dumps({"cells": rows, "flops": total}))
+        print(json.dumps({"cells": rows, "flops": total, "warnings": warnings}))
         return 0
     print(f"{'run id':14}{'size':>8}{'N':>12}{'T':>12}{'B':>9}{'lr':>10}{'steps':>9}{'FLOPs':>11}")
     for row in rows:
@@ -105,6 +129,7 @@ def plan(sweep: Sweep, as_json: bool) -> int:
 
 def run(sweep: Sweep) -> int:
     """Train what is not finished; 1 if a cell failed, 130 if a signal ended it early."""
+    doubts(sweep)
     with exclusive(sweep.directory):
         claim(sweep)
         finished = [cell for cell in sweep.cells if cell_state(cell)["state"] in FINISHED]
@@ -147,7 +172,7 @@ def status(sweep: Sweep, as_json: bool) -> int:
 
 def collect(sweep: Sweep, out: str | None) -> int:
     """One CSV of every milestone of every cell that has one."""
-    from scaling import runs  # not at the top: every cell's process imports this file again
+    from scaling import runs
 
     path = out or str(sweep.directory / "results.csv")
     ledger = runs.read(sweep.directory)
@@ -163,13 +188,7 @@ def expect(sweep: Sweep, arguments: argparse.Namespace) -> int:
 
     if not arguments.noise > 0:
         raise UserError(f"--noise {arguments.noise}: must be a positive number")
-    cells = [
-        simulate.Cell(
-            cell.N, cell.config.train.batch_tokens, cell.config.optim.lr, tuple(cell.config.train.milestones)
-        )
-        for cell in sweep.cells
-        if not cell.config.heldout
-    ]
+    cells = simulated(sweep)
     n_ctx = sweep.cells[0].n_ctx
     flops = arguments.flops or 10 * max(cost(cell) for cell in sweep.cells)
     prior = laws.load(arguments.prior) if arguments.prior else None

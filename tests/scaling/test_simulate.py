@@ -43,3 +43,55 @@ def test_sizes_may_have_milestones_of_their_own(paper):
     ledger = simulate.sweep(paper, mixed, 1e-4, 0.6, 0, 1280)
     assert sorted(zip(ledger.N, ledger.T)) == [(1e7, 1e9), (1e7, 2e9), (1e8, 4e9)]
     assert len(set(ledger.run_id)) == 2
+
+
+def test_a_refusal_is_explained(paper, cost):
+    """Grids that start far above the law's best cells: which refusal, how often, and where the cells should be."""
+    asked = cells(paper, [2e9, 5e9, 12e9], offset=4.0)
+    found = simulate.expect(paper, asked, 1e-5, 1e21, cost, 1280, repeats=3)
+    assert found["refused"] == {"fewer than three of 12 grids have an interior optimum": 3}
+    assert found["verdicts"] == {"edge (lower lr, smaller batch)": 36}
+    told = simulate.text(found)
+    assert "refused in 3 of 3 simulations" in told
+    assert "100% edge (lower lr, smaller batch): the grids do not reach the best cells" in told
+    first = next(line for line in found["where"] if line.startswith(f"N {SIZES[0]:.4g}"))
+    best = [float(v) for v in first.split(":")[1].split(";")[0].replace(",", "").split() if v[0].isdigit()]
+    assert best == pytest.approx(
+        [float(v) for T in (12e9, 2e9) for v in [paper.lr(SIZES[0], T)]]
+        + [float(v) for T in (2e9, 12e9) for v in [paper.batch(SIZES[0], T)]],
+        rel=6e-3,
+    )
+
+
+def test_best_cells_below_one_clip_are_told_at_one_clip(paper):
+    clip = round(8 * float(paper.batch(1e8, 2e9)))
+    asked = [simulate.Cell(1e8, clip, 1e-3, (2e9,))]
+    (line,) = simulate._where(paper, asked, clip)
+    slope = -paper.curvature.lr_batch / (2 * paper.curvature.lr_lr)
+    rate = f"{float(paper.lr(1e8, 2e9)) * (clip / float(paper.batch(1e8, 2e9))) ** slope:.3g}"
+    assert line.startswith(f"N 1e+08: lr {rate} to {rate}, batch {clip:.3g} to {clip:.3g};")
+
+
+def small(sizes=(1e7, 3e7, 1e8), lr=(1e-4, 2e-4, 4e-4), B=(1e4, 2e4, 4e4), T=(1e9, 2e9, 4e9)):
+    return [simulate.Cell(n, b, r, tuple(T)) for n in sizes for b in B for r in lr]
+
+
+@pytest.mark.parametrize(
+    ("asked", "messages"),
+    [
+        (small(), []),
+        (small(lr=(1e-4, 2e-4)), ["N 1e+07, 3e+07, 1e+08: 6 different cells in a grid", "three learning rates"]),
+        (small(B=(1e4,)), ["3 different cells in a grid", "three batch sizes"]),
+        (small(lr=(1e-4,) * 3), ["3 different cells in a grid", "three learning rates"]),
+        (small(sizes=(1e7,)), ["share one N", "loss law: 3 points cannot fix 5"]),
+        (small(sizes=(1e7, 3e7)), ["loss law: 2 distinct N"]),
+        (small(T=(1e9,)), ["share one T", "loss law: 3 points"]),
+        ([], ["every size is held out"]),
+        ([c for n in (1, 2, 4) for c in small((n * 1e7,), T=(n * 1e9,))], ["collinear", "loss law"]),
+    ],
+)
+def test_grids_too_small_to_decide_are_told_before_they_are_run(asked, messages):
+    found = simulate.doubts(asked)
+    assert len(found) == len(messages), found
+    for text, message in zip(found, messages):
+        assert message in text

@@ -64,11 +64,15 @@ def results(path: Path) -> dict[str, dict]:
 
 
 def test_run_status_collect_and_nothing_twice(sweep: Path) -> None:
-    listed = json.loads(tool("run", sweep, "--dry-run", "--json").stdout)["cells"]
+    planned = tool("run", sweep, "--dry-run", "--json")
+    told, listed = json.loads(planned.stdout), json.loads(planned.stdout)["cells"]
     assert len(listed) == 4
+    # Two cells of one size: what no fit could use is said before it is paid for, and run all the same.
+    assert planned.stderr == "".join(f"warning: {text}\n" for text in told["warnings"])
+    assert any("2 different cells in a grid" in text for text in told["warnings"])
     assert results(sweep) == {}
     assert json.loads(tool("status", sweep, "--json").stdout)["counts"] == {"pending": 4}
-    tool("run", sweep)
+    assert planned.stderr in tool("run", sweep).stderr
     first = results(sweep)
     assert set(first) == {cell["run_id"] for cell in listed}
     assert all(r["status"] == "done" and r["run_id"] == name for name, r in first.items())
