@@ -18,11 +18,17 @@ COLUMNS = (
     "run_id", "status", "N", "T", "B", "lr", "seed", "n_ctx",
     "loss", "loss_se", "ema_loss", "ema_loss_se", "flops", "heldout",
 )  # fmt: skip
+MEASURED = {  # a milestone's, as ours -> in result.json
+    "loss": "val_loss", "loss_se": "val_se", "ema_loss": "ema_val_loss", "ema_loss_se": "ema_val_se", "flops": "flops",
+}  # fmt: skip
 UNFINISHED = ("pending", "running", "preempted", "failed", "lost")  # rows that are no results
 # Two results of one N belong to one grid if their tokens differ by less than this, or by less than the later one's
 # batch: runs stop at the first step at or past a milestone, and a large batch overshoots it by up to one batch.
 SAME_TOKENS = 0.02
 MOST_OVERSHOT = 0.25  # milestones lie further apart than this
+# Counts, rates and losses lie far inside; products of what lies outside leave the range of floats.
+LEAST, MOST = 1e-80, 1e80
+FLAGS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ def read(
     columns: dict[str, str] | None = None,
     batch_unit: str | None = None,
     hyperparameters: bool = True,
+    losses: bool = True,
 ) -> Ledger:
     """Results from a sweep's folder, one run's folder, or a CSV or JSONL file.
 
@@ -82,6 +89,7 @@ def read(
         batch_unit: "tokens" or "sequences:TOKENS_EACH"; must be said for a file whose B column is renamed.
             A file without T, but with flops, gives T = flops / 6N.
         hyperparameters: whether B and lr are needed; where they are not and the file has none, they are nan.
+        losses: whether losses are needed; where they are not and a row has none, its loss is nan.
 
     Raises:
         UserError: nothing there, missing columns, or a value that is no positive number (with its row).
@@ -93,8 +101,7 @@ def read(
         return _from_runs(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    rows = _read_rows(path)
-    return _from_rows(rows, str(path), columns or {}, batch_unit, hyperparameters)
+    return _from_rows(_read_rows(path), str(path), columns or {}, batch_unit, hyperparameters, losses)
 
 
 def concatenate(ledgers: list[Ledger]) -> Ledger:
@@ -126,7 +133,10 @@ def parse_columns(text: str | None) -> dict[str, str]:
             raise UserError(f"--columns: {pair!r} is not OURS=THEIRS, such as N=params")
         if ours not in names:
             raise UserError(f"--columns: unknown name {ours!r}{nearest(ours, names)}; ours are {', '.join(names)}")
-        mapping["ema_loss" if ours == "L" else ours] = theirs
+        ours = "ema_loss" if ours == "L" else ours
+        if ours in mapping:
+            raise UserError(f"--columns: {ours} is named twice")
+        mapping[ours] = theirs
     return mapping
 
 
@@ -140,7 +150,7 @@ def write_csv(ledger: Ledger, path: str | Path) -> None:
             floats = (ledger.raw_loss, ledger.raw_loss_se, ledger.loss, ledger.loss_se, ledger.flops)
             writer.writerow(
                 [ledger.run_id[i], status, int(ledger.N[i]), int(ledger.T[i]), int(ledger.B[i]), float(ledger.lr[i])]
-                + [int(ledger.seed[i]), int(ledger.n_ctx[i])]
+                + [int(ledger.seed[i]), int(ledger.n_ctx[i]) or ""]
                 + ["" if math.isnan(values[i]) else repr(float(values[i])) for values in floats]
                 + [int(ledger.heldout[i])]
             )
@@ -155,9 +165,9 @@ def _from_runs(folder: Path) -> Ledger:
         result = read_json(path)
         try:
             rows += list(_run_rows(result, path.parent))
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a run's result ({error!r})") from None
-        recipes.append(result.get("recipe") or {})
+            recipes.append(dict(result.get("recipe") or {}))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{path}: not a run's result ({error!r:.200})") from None
     if not rows:
         raise UserError(f"{folder}: {len(results)} results, but none has a milestone or diverged")
     recipe = {key: value for key, value in recipes[0].items() if all(other.get(key) == value for other in recipes)}
@@ -168,27 +178,29 @@ def _from_runs(folder: Path) -> Ledger:
 
 
 def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
-    shared = {key: result[key] for key in ("N", "B", "lr", "n_ctx")}
-    shared |= {"run_id": folder.name, "seed": result.get("seed", 0), "heldout": result.get("heldout", False)}
+    path = folder / "result.json"
+    shared: dict[str, Any] = {key: _number(result[key], f"{path}: {key}") for key in ("N", "B", "lr", "n_ctx")}
+    shared |= {"run_id": folder.name, "seed": _whole(result.get("seed", 0), f"{path}: seed")}
+    shared["heldout"] = result.get("heldout", False)
     reached = set()
     for milestone in result["milestones"]:
-        nominal = milestone.get("nominal", milestone["tokens"])
+        tokens = _number(milestone["tokens"], f"{path}: tokens")
+        nominal = _number(milestone.get("nominal", tokens), f"{path}: nominal")
         reached.add(nominal)
         samples = folder / "validation" / f"{milestone['tokens']}.npy"
-        yield shared | {
-            "status": "done",
-            "T": milestone["tokens"],
-            "nominal_T": nominal,
-            "loss": milestone["val_loss"],
-            "loss_se": milestone.get("val_se"),
-            "ema_loss": milestone.get("ema_val_loss"),
-            "ema_loss_se": milestone.get("ema_val_se"),
-            "flops": milestone.get("flops"),
-            "samples": str(samples) if samples.exists() else "",
+        # A run can diverge between its last step and a milestone: its losses there are null. One clip has no error.
+        given = {**milestone, "val_loss": milestone["val_loss"]}
+        measured = {
+            ours: _number(given[theirs], f"{path}: {theirs}")
+            for ours, theirs in MEASURED.items()
+            if given.get(theirs) is not None and (given[theirs] != 0 or not theirs.endswith("_se"))
         }
+        known = {"status": "done", "T": tokens, "nominal_T": nominal}
+        yield shared | measured | known | {"samples": str(samples) if samples.exists() else ""}
     if result["status"] == "diverged":
         # Censored: each milestone it should have reached has a loss beyond any number.
-        for nominal in set(result.get("milestones_asked") or []) - reached:
+        asked = {_number(T, f"{path}: milestones_asked") for T in result.get("milestones_asked") or []}
+        for nominal in asked - reached:
             yield shared | {"status": "diverged", "T": nominal, "nominal_T": nominal, "loss": math.inf}
 
 
@@ -213,24 +225,40 @@ def clip_losses(ledger: Ledger) -> NDArray[np.float64] | None:
     return relative
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
+    """Rows by the number of their line."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
         if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows, names = {i: json.loads(line) for i, line in enumerate(lines, start=1) if line.strip()}, []
         else:
-            rows = list(csv.DictReader(text.splitlines()))
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+            table, rows = csv.DictReader(lines), {}
+            for row in table:
+                rows[table.line_num] = row
+            names = list(table.fieldnames or [])
+    except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{path}: neither CSV nor JSONL ({error})") from None
-    if not rows or not all(isinstance(row, dict) for row in rows):
+    if not rows:
         raise UserError(f"{path}: no rows")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{path}: column {twice[0]!r} is there twice")
+    for number, row in rows.items():
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, row {number} is no object with a value for each column")
+        if None in row:
+            raise UserError(f"{path}, row {number} has more cells than the header (a comma within a number?)")
     return rows
 
 
 def _from_rows(
-    rows: list[dict[str, Any]], source: str, columns: dict[str, str], unit: str | None, hyperparameters: bool
+    rows: dict[int, dict[str, Any]],
+    source: str,
+    columns: dict[str, str],
+    unit: str | None,
+    hyperparameters: bool,
+    losses: bool,
 ) -> Ledger:
-    present = [name for name in rows[0] if name is not None]
+    present = list(dict.fromkeys(name for row in rows.values() for name in row))
     for ours, theirs in columns.items():
         if theirs not in present:
             hint = nearest(theirs, present)
@@ -241,7 +269,7 @@ def _from_rows(
     needed = ("N", "flops") if from_flops else ("N", "T")
     needed += ("B", "lr") if hyperparameters else ()
     missing = [ours for ours in needed if name[ours] not in present]
-    if not {name["loss"], name["ema_loss"]} & set(present):
+    if losses and not {name["loss"], name["ema_loss"]} & set(present):
         missing.append("L")
     if missing:
         raise UserError(
@@ -249,58 +277,77 @@ def _from_rows(
         )
     per_unit = batch_tokens(unit) if unit is not None or "B" in columns else 1.0
     parsed = []
-    for number, row in enumerate(rows, start=2 if not source.endswith(".jsonl") else 1):
+    for number, row in rows.items():
         get = {ours: row.get(theirs) for ours, theirs in name.items()}
+        where = {ours: f"{source}, row {number}: {theirs}" for ours, theirs in name.items()}
         entry = {"run_id": str(get["run_id"] or f"row-{number}"), "status": get["status"] or "done"}
         if entry["status"] in UNFINISHED:
             continue
         if entry["status"] not in ("done", "diverged"):
-            raise UserError(f"{source}, row {number}: status {entry['status']!r} is neither done nor diverged")
+            raise UserError(f"{where['status']} {entry['status']!r} is neither done nor diverged")
         for key in ("N", "T", "B", "lr"):
             absent = key not in needed and name[key] not in present
-            entry[key] = math.nan if absent else _number(get[key], f"{source}, row {number}: {name[key]}")
+            entry[key] = math.nan if absent else _number(get[key], where[key])
         if from_flops:
-            flops = _number(get["flops"], f"{source}, row {number}: {name['flops']}")
-            entry["T"] = flops / (6 * entry["N"])
+            entry["T"] = _number(get["flops"], where["flops"]) / (6 * entry["N"])
         entry["B"] *= per_unit
         entry["nominal_T"] = entry["T"]
-        for key in ("loss", "ema_loss"):
-            entry[key] = _loss(get[key], entry["status"], f"{source}, row {number}: {name[key]}")
-        if entry["status"] == "done" and entry["loss"] is None and entry["ema_loss"] is None:
+        for key in ("loss", "ema_loss", "loss_se", "ema_loss_se", "flops", "n_ctx"):
+            # Whatever a diverged run recorded, its loss is beyond any number.
+            ignored = entry["status"] == "diverged" and "loss" in key
+            entry[key] = None if ignored or get[key] in (None, "") else _number(get[key], where[key])
+        if entry["status"] == "done" and losses and entry["loss"] is None and entry["ema_loss"] is None:
             raise UserError(f"{source}, row {number}: no loss")
-        for key in ("loss_se", "ema_loss_se", "flops", "n_ctx"):
-            given = get[key] not in (None, "")
-            entry[key] = _number(get[key], f"{source}, row {number}: {name[key]}") if given else None
-        entry["seed"] = get["seed"] or 0
-        entry["heldout"] = str(get["heldout"] or "0").strip().lower() in ("1", "true")
+        for key in ("loss", "ema_loss"):
+            if entry[key] is not None and (entry[f"{key}_se"] or 0) > entry[key]:
+                raise UserError(f"{where[f'{key}_se']} is {get[f'{key}_se']!r:.60}, more than the loss itself")
+        for key in ("seed", "n_ctx"):
+            entry[key] = 0 if get[key] in (None, "") else _whole(get[key], where[key])
+        flag = str("" if get["heldout"] is None else get["heldout"]).strip().lower()
+        if flag not in FLAGS:
+            raise UserError(f"{where['heldout']} is {get['heldout']!r:.60}, neither 0 nor 1")
+        entry["heldout"] = FLAGS[flag]
         parsed.append(entry)
-    return _ledger(parsed, source, {})
+    return _ledger(parsed, source, {}, losses)
 
 
 def _number(value: Any, where: str) -> float:
+    if value in (None, ""):
+        raise UserError(f"{where} is missing")
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = float(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{where} is {value!r}, not a number") from None
-    if not (number > 0 and math.isfinite(number)):
-        raise UserError(f"{where} is {value!r}, not a positive number")
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{where} is {value!r:.60}, not a number") from None
+    if not LEAST <= number <= MOST:
+        raise UserError(f"{where} is {value!r:.60}, not a positive number from {LEAST:g} to {MOST:g}")
     return number
 
 
-def _loss(value: Any, status: str, where: str) -> float | None:
-    if status == "diverged":
-        return math.inf
-    return None if value in (None, "") else _number(value, where)
+def _whole(value: Any, where: str) -> int:
+    try:
+        number = int(float(value))
+        if number == float(value) and abs(number) < 2**53:
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise UserError(f"{where} is {value!r:.60}, not a whole number")
 
 
-def _ledger(rows: list[dict[str, Any]], source: str, recipe: dict[str, Any]) -> Ledger:
+def _ledger(rows: list[dict[str, Any]], source: str, recipe: dict[str, Any], losses: bool = True) -> Ledger:
     def column(key: str, default: float = math.nan) -> NDArray[np.float64]:
         return np.array([default if row.get(key) is None else row[key] for row in rows], dtype=float)
 
     raw, raw_se = column("loss"), column("loss_se")
     ema, ema_se = column("ema_loss"), column("ema_loss_se")
     # A run can diverge between its last step and a milestone: its loss there is not a number.
-    diverged = np.array([row["status"] == "diverged" for row in rows]) | (np.isnan(raw) & np.isnan(ema))
+    diverged = np.array([row["status"] == "diverged" for row in rows]) | (losses & np.isnan(raw) & np.isnan(ema))
+    if 0 < (lacking := int(np.sum(np.isnan(ema) & ~diverged))) < np.sum(~diverged):
+        raise UserError(
+            f"{source}: {lacking} of {np.sum(~diverged)} results have no EMA loss: raw and EMA losses are no one law "
+            "(give every row its ema_loss, or none; --columns L=loss fits a table's raw ones)"
+        )
     loss = np.where(diverged, math.inf, np.where(np.isnan(ema), raw, ema))
     return Ledger(
         run_id=np.array([row["run_id"] for row in rows]),

@@ -4,7 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from scaling import runs
+from scaling import fit, laws, runs, simulate
+from scaling.points import Untrusted
 from utils.errors import UserError
 
 
@@ -61,6 +62,24 @@ def test_other_trainers_tables(tmp_path):
     assert runs.read(tmp_path / "theirs.jsonl").B.tolist() == [2048]
 
 
+def test_raw_and_ema_losses_are_not_mixed(tmp_path):
+    path = tmp_path / "mixed.csv"
+    path.write_text("status,N,T,loss,ema_loss\ndone,1,1,1.1,1.0\ndone,1,2,1.0,\ndone,1,3,.9,\ndiverged,1,4,,\n")
+    with pytest.raises(UserError, match="2 of 3 results have no EMA loss"):
+        runs.read(path, hyperparameters=False)
+    raw = runs.read(path, runs.parse_columns("L=loss"), hyperparameters=False)
+    assert raw.loss.tolist() == [1.1, 1.0, 0.9, math.inf]
+    path.write_text("status,N,T,loss,ema_loss\ndone,1,1,1.1,1.0\ndiverged,1,4,,\n")
+    assert runs.read(path, hyperparameters=False).loss.tolist() == [1.0, math.inf]
+    write_run(tmp_path, "a")
+    bare = [{"tokens": 1e4, "val_loss": 1.1}]
+    write_run(tmp_path, "b")
+    result = json.loads((tmp_path / "b" / "result.json").read_text()) | {"milestones": bare}
+    (tmp_path / "b" / "result.json").write_text(json.dumps(result))
+    with pytest.raises(UserError, match="1 of 3 results have no EMA loss"):
+        runs.read(tmp_path)
+
+
 def test_loss_law_needs_no_batch(tmp_path):
     (tmp_path / "x.csv").write_text("N,T,loss\n1e6,1e9,2.5\n")
     assert np.isnan(runs.read(tmp_path / "x.csv", hyperparameters=False).B[0])
@@ -81,12 +100,129 @@ def test_loss_law_needs_no_batch(tmp_path):
         ("N,T,bs,lr,loss\n1,1,1,1,1\n", "B=bz", "tokens", "did you mean 'bs'"),
         ("N,T,B,lr,loss\n1,1,1,1,1\n", "X=N", "tokens", "unknown name 'X'"),
         ("", None, None, "no rows"),
+        ("N,T,B,lr,loss\n1,1,1,1,1\n\n1,1,,1,1\n", None, None, "row 4: B is missing"),
+        ("N,T,B,lr,loss\n1,1,1,1,1,5\n", None, None, "row 2 has more cells than the header"),
+        ("N,T,B,lr,loss,loss\n1,1,1,1,1,2\n", None, None, "column 'loss' is there twice"),
+        ("N,T,B,lr,loss\n1,1,1,1,1e400\n", None, None, "row 2: loss is '1e400'"),
+        ("N,T,B,lr,loss\n1e300,1,1,1,1\n", None, None, "row 2: N is '1e300'"),
+        ("N,T,B,lr,loss,loss_se\n1,1,1,1,1,1.5\n", None, None, "row 2: loss_se is '1.5', more than the loss"),
+        ("N,T,B,lr,loss,seed\n1,1,1,1,1,a\n", None, None, "row 2: seed is 'a', not a whole number"),
+        ("N,T,B,lr,loss,seed\n1,1,1,1,1,1.5\n", None, None, "row 2: seed is '1.5', not a whole number"),
+        ("N,T,B,lr,loss,seed\n1,1,1,1,1,1e30\n", None, None, "row 2: seed is '1e30', not a whole number"),
+        ("N,T,B,lr,loss,n_ctx\n1,1,1,1,1,80.5\n", None, None, "row 2: n_ctx is '80.5', not a whole number"),
+        ("N,T,B,lr,loss,heldout\n1,1,1,1,1,yes\n", None, None, "row 2: heldout is 'yes', neither 0 nor 1"),
+        ("N,T,B,lr,loss,x\n1,1,1,1,1,1\n", "N=x,N=T", None, "--columns: N is named twice"),
+        ("N,T,B,lr,loss,x\n1,1,1,1,1,1\n", "L=x,ema_loss=T", None, "--columns: ema_loss is named twice"),
     ],
 )
 def test_bad_tables(tmp_path, text, columns, unit, message):
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         runs.read(tmp_path / "bad.csv", runs.parse_columns(columns), unit)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"N": true, "T": 1, "loss": 1}', "row 1: N is True, not a number"),
+        ('\n{"N": 1, "T": [1], "loss": 1}', r"row 2: T is \[1\], not a number"),
+        ('{"N": 1, "T": 1%s, "loss": 1}' % ("0" * 400), "row 1: T is 1000"),
+        ('{"N": 1, "T": 1%s, "loss": 1}' % ("0" * 5000), "neither CSV nor JSONL"),
+        ('{"N": 1, "T": 1, "loss": 1, "seed": {}}', "row 1: seed is {}, not a whole number"),
+        ("[1, 2]", "row 1 is no object"),
+        ("[" * 100000, "neither CSV nor JSONL"),
+    ],
+)  # fmt: skip
+def test_bad_lines(tmp_path, text, message):
+    (tmp_path / "bad.jsonl").write_text(text)
+    with pytest.raises(UserError, match=message) as refused:
+        runs.read(tmp_path / "bad.jsonl", hyperparameters=False)
+    assert len(str(refused.value)) < 400
+
+
+def test_lines_may_leave_out_what_is_optional(tmp_path):
+    lines = [{"N": 1e6, "T": 1e9, "loss": 2.5}, {"N": 1e6, "T": 2e9, "loss": 2.4, "heldout": True, "seed": 3}]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    ledger = runs.read(tmp_path / "x.jsonl", hyperparameters=False)
+    assert (ledger.heldout.tolist(), ledger.seed.tolist()) == ([False, True], [0, 3])
+
+
+def test_a_table_of_optima_needs_no_losses(tmp_path):
+    (tmp_path / "x.csv").write_text("status,N,T,B,lr\ndone,1e6,1e9,32,1e-3\ndiverged,1e6,2e9,32,1e-3\n")
+    ledger = runs.read(tmp_path / "x.csv", losses=False)
+    assert np.isnan(ledger.loss[0])
+    assert np.isinf(ledger.loss[1])
+
+
+def test_unknown_clips_are_written_as_unknown(paper, tmp_path):
+    ledger = simulate.ledger(paper, [(1e8, 1e5, 1e-3)], [1e9], 1e-4)
+    runs.write_csv(ledger, tmp_path / "x.csv")
+    assert runs.read(tmp_path / "x.csv").n_ctx.tolist() == [0]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numbers of absurd size overflow on the way to a refusal
+def test_no_mutation_of_a_table_ends_in_a_traceback(paper, cost, tmp_path):
+    """Whatever stands in a cell: it is refused with its row's number, or the table is fitted, or that is refused."""
+    tokens = [2e9, 5e9, 1.2e10]
+    cells = simulate.grid(paper, [0.02e9, 0.07e9, 0.25e9], tokens, 4, 4, 3.0)
+    path = tmp_path / "runs.csv"
+    runs.write_csv(simulate.ledger(paper, cells, tokens, 1e-5, n_ctx=1280), path)
+    header, *rows = [line.split(",") for line in path.read_text().splitlines()]
+    fitted = refused = 0
+    for column, name in enumerate(header):
+        for value in ("", "x", "nan", "-1", "0", "inf", "1e400", "1e-70", "1e70"):
+            if name == "run_id" and value != "x":
+                continue
+            changed = [list(row) for row in rows]
+            changed[40][column] = value
+            path.write_text("\n".join(map(",".join, [header, *changed])))
+            try:
+                ledger = runs.read(path)
+            except UserError as error:
+                told = (f"row 42: {name}", "1 of 144 results have no EMA loss")
+                assert any(words in str(error) for words in told), (name, value, str(error))  # noqa: PT017
+                refused += 1
+                continue
+            except Exception as error:
+                raise AssertionError(f"{name} = {value!r}") from error
+            try:
+                laws.from_dict(laws.to_dict(fit.fit(ledger, "all", fit.Options(), cost, {}).law))
+                fitted += 1
+            except (UserError, Untrusted):
+                pass
+            except Exception as error:
+                raise AssertionError(f"{name} = {value!r}") from error
+    assert refused > 50
+    assert fitted > 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"N": "x"}, "N is 'x', not a number"),
+        ({"B": None}, "B is missing"),
+        ({"seed": "a"}, "seed is 'a', not a whole number"),
+        ({"recipe": [1]}, "not a run's result"),
+        ({"milestones": ["x"]}, "not a run's result"),
+        ({"milestones": 3}, "not a run's result"),
+        ({"milestones": [{"tokens": "x", "val_loss": 1.0}]}, "tokens is 'x', not a number"),
+        ({"milestones": [{"tokens": 10, "val_loss": "x"}]}, "val_loss is 'x', not a number"),
+        ({"status": "diverged", "milestones": [], "milestones_asked": ["x"]}, "milestones_asked is 'x', not a number"),
+    ],
+)
+def test_bad_results_are_named(tmp_path, change, message):
+    write_run(tmp_path, "a")
+    path = tmp_path / "a" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=f"a/result.json: .*{message}"):
+        runs.read(tmp_path)
+
+
+def test_a_result_that_is_a_list_is_named(tmp_path):
+    write_run(tmp_path, "a")
+    (tmp_path / "a" / "result.json").write_text("[]")
+    with pytest.raises(UserError, match="a/result.json: not a run's result"):
+        runs.read(tmp_path)
 
 
 def test_bad_folders(tmp_path):
