@@ -6,11 +6,14 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from scaling import allocation, figures
 from scaling.figures import short
-from scaling.fit import grid_optima
 from scaling.jackknife import interval
 from scaling.laws import Law, SizeLaw
+from scaling.optimum import WINDOW, next_cells
+from scaling.points import at_nominal, grid_optima
 from scaling.runs import Ledger
 from utils.errors import UserError
 from utils.files import read_json
@@ -60,7 +63,12 @@ def build(
         planned: the ``result.json`` of a run that the law planned.
         samples: a folder with sampled gif, png or mp4 files.
     """
-    optima = tuple(grid_optima(ledger, law.fit.get("window"))) if _has_grids(ledger) else ()
+    if _has_grids(ledger):
+        # As fits do: losses at the tokens asked for, optima by the law's own window.
+        ledger = at_nominal(ledger)
+        optima = tuple(grid_optima(ledger, law.fit.get("window", WINDOW)))
+    else:
+        optima = ()
     held = {(N, T): bool(ledger.heldout[rows].all()) for N, T, rows in ledger.grids()}
     points = [(o.N, o.T, o.loss, held[o.N, o.T]) for o in optima if o.usable]
     if not optima:
@@ -73,6 +81,9 @@ def build(
     if law.fit.get("warnings"):
         items = "".join(f"<li>{html.escape(text)}</li>" for text in law.fit["warnings"])
         sections.append(_section("What to distrust", f'<ul class="warnings">{items}</ul>'))
+    if asked := next_cells(o for o in optima if not held[o.N, o.T]):
+        items = "".join(f"<li>{html.escape(text)}</li>" for text in asked)
+        sections.append(_section("What to run next", f"<ul>{items}</ul>"))
     if law.loss is not None and points:
         drawn["losses"] = figures.losses(law, points, run)
         text = "Losses at the grids' optima, and the loss law with its 95 % interval. Hollow squares were held out."
@@ -80,21 +91,24 @@ def build(
     if optima:
         drawn["surfaces"] = figures.surfaces(ledger, optima)
         text = (
-            "Each dot is a run; contours are of the fitted quadratic, the star its minimum with its 95 % ellipse. "
-            "A grid whose optimum is not inside it enters no law."
+            "Each dot is a run, a cross a diverged one; contours are of the fitted quadratic, in per cent; the star "
+            "is its minimum with its 95 % ellipse. A grid whose optimum is not inside enters no law: red squares are "
+            "the cells that would decide it."
         )
         sections.append(_section("Loss surfaces", _paragraph(text) + _image(drawn["surfaces"])))
     if optima and law.batch is not None and law.lr is not None:
         drawn["hyperparameters"] = figures.hyperparameters(law, optima)
-        text = "Best batch and rate of each grid, and the laws through the interior ones, with 95 % intervals."
+        text = "Best batch and rate of each grid, and the laws with 95 % intervals. Hollow marks enter no law."
         sections.append(_section("Hyper-parameter laws", _paragraph(text) + _image(drawn["hyperparameters"])))
     if law.loss is not None:
-        drawn["sizes"] = figures.sizes_for_budget(law, cost, run["C"] if run else None)
-        text = "Loss is flat around the best size: a smaller model costs little loss, and less to serve."
+        budget = run["C"] if run and run["C"] else 10 * (law.domain["C"] or (1e17, 1e19))[1]
+        drawn["sizes"] = figures.sizes_for_budget(law, cost, points, budget)
+        text = _size_interval(law, cost, budget)
         sections.append(_section("Model size for a budget", _paragraph(text) + _image(drawn["sizes"])))
     if law.loss is not None and len(points) > 2:
         drawn["residuals"] = figures.residuals(law, points)
-        sections.append(_section("Residuals of the loss law", _image(drawn["residuals"])))
+        text = "Measured over predicted loss, in per cent. Squares were held out."
+        sections.append(_section("Residuals of the loss law", _paragraph(text) + _image(drawn["residuals"])))
     sections.append(_section("The law", _constants(law)))
     if samples is not None:
         sections.append(_section("Sampled videos", _samples(samples)))
@@ -134,6 +148,21 @@ def _compare_one(law: Law, N: float, milestone: dict[str, Any]) -> dict[str, Any
     }  # fmt: skip
 
 
+def _size_interval(law: Law, cost: allocation.Cost, C: float) -> str:
+    """In words: the best size for C FLOPs, with its interval, and those that cost little loss."""
+    best, drawn = float(allocation.optimum(law.loss, C, cost)), law.drawn("loss")
+    span = ""
+    if drawn is not None:
+        constants = np.stack([drawn.Tc, drawn.aT, drawn.Nc, drawn.aN, drawn.Linf], axis=-1)
+        low, high = interval(allocation.minimise(constants, drawn.scale, C, cost))
+        span = f" (95 % interval {short(low)} to {short(high)})"
+    near = " to ".join(short(N) for N in allocation.within(law.loss, C, cost, figures.TOLERANCE))
+    return (
+        f"At {C:.2g} FLOPs the loss law is lowest at {short(best)} parameters{span}, and within "
+        f"{figures.TOLERANCE:.1%} of that from {near}: a smaller model costs little loss, and less to serve."
+    )
+
+
 def figure_png(figure: "Figure") -> bytes:
     """The figure as PNG."""
     buffer = io.BytesIO()
@@ -155,7 +184,7 @@ def _paragraph(text: str) -> str:
 
 def _image(figure: "Figure") -> str:
     data = base64.b64encode(figure_png(figure)).decode()
-    return f'<img class="figure" alt="" src="data:image/png;base64,{data}">'
+    return f'<img class="figure" alt="figure" src="data:image/png;base64,{data}">'
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.sizes import smooth_width
 from scaling import allocation, laws, report, runs
 from utils.errors import UserError, run_cli
-from utils.files import read_json, write_text
+from utils.files import read_json, replacing, write_text
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -25,6 +25,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--samples", help="folder of sampled gif, png or mp4 files to show")
     parser.add_argument("--columns", help="as in tools/fit.py")
     parser.add_argument("--batch-unit", help="as in tools/fit.py")
+    parser.add_argument("--png", help="also write each figure as a PNG into this folder")
     parser.add_argument("--tensorboard", help="also write the figures as TensorBoard images into this folder")
     parser.add_argument("--out", required=True, help="HTML file to write")
     return parser
@@ -49,6 +50,10 @@ def main() -> None:
         raise UserError(f"--samples {samples}: no such folder")
     page, figures = report.build(ledger, law, cost, planned, samples)
     write_text(args.out, page)
+    if args.png:
+        for name, figure in figures.items():
+            with replacing(Path(args.png) / f"{name}.png") as aside:
+                aside.write_bytes(report.figure_png(figure))
     if args.tensorboard:
         write_tensorboard(figures, args.tensorboard)
     print(f"wrote {args.out}")

@@ -1,9 +1,12 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from scaling import fit, report, simulate
+from scaling import allocation, figures, fit, report, simulate
+from scaling.points import grid_optima
+from scaling.runs import concatenate
 from utils.errors import UserError
 
 TOKENS = [2e9, 5e9, 12e9]
@@ -38,13 +41,13 @@ def test_page_is_whole_and_self_contained(paper, cost, swept, tmp_path):
     ledger, law = swept
     (tmp_path / "0.gif").write_bytes(b"GIF89a")
     (tmp_path / "samples.json").write_text(json.dumps([{"file": "0.gif", "prompt": "a red circle & a square"}]))
-    page, figures = report.build(ledger, law, cost, result(0.52), tmp_path)
-    assert set(figures) == {"losses", "surfaces", "hyperparameters", "sizes", "residuals"}
+    page, drawn = report.build(ledger, law, cost, result(0.52), tmp_path)
+    assert set(drawn) == {"losses", "surfaces", "hyperparameters", "sizes", "residuals"}
     assert "a red circle &amp; a square" in page
     assert "simulated &lt;law&gt;" in page
     assert "outside the law" in page
     assert 'src="http' not in page
-    for figure in figures.values():
+    for figure in drawn.values():
         assert report.figure_png(figure).startswith(b"\x89PNG")
         labelled = [axis for axis in figure.axes if axis.get_visible() and axis.get_label() != "<colorbar>"]
         # Axes with units: every panel says what both its axes are.
@@ -53,8 +56,8 @@ def test_page_is_whole_and_self_contained(paper, cost, swept, tmp_path):
 
 def test_held_out_grids_are_drawn_and_not_fitted(cost, swept):
     ledger, law = swept
-    _, figures = report.build(ledger, law, cost)
-    markers = [line.get_marker() for line in figures["losses"].axes[0].lines]
+    _, drawn = report.build(ledger, law, cost)
+    markers = [line.get_marker() for line in drawn["losses"].axes[0].lines]
     assert markers.count("s") == 3
     assert law.domain["N"][1] < ledger.N.max()
 
@@ -68,3 +71,76 @@ def test_a_run_without_milestones_is_refused(swept, wrong):
 def test_an_empty_folder_of_samples_is_refused(cost, swept, tmp_path):
     with pytest.raises(UserError, match="no gif, png or mp4"):
         report.build(*swept, cost, None, tmp_path)
+
+
+def test_grids_without_an_optimum_show_what_to_run(paper, cost, swept):
+    """An edge, and a grid of diverged cells: drawn with the cells to run, named in words, and no crash."""
+    ledger, law = swept
+    small = ledger.N.min() == ledger.N
+    edge = small & (ledger.T == 2e9) & (ledger.lr < np.median(ledger.lr[small]))
+    gone = small & (ledger.T == 12e9)
+    kept = ~(small & (ledger.T == 2e9)) | edge
+    spoilt = dataclasses.replace(ledger, loss=np.where(gone, np.inf, ledger.loss)).rows(kept)
+    page, drawn = report.build(spoilt, law, cost)
+    assert "What to run next" in page
+    assert page.count("<li>to decide it, run at N 1.68e+07") == 2
+    titles = [axis.get_title() for axis in drawn["surfaces"].axes]
+    assert any("T 2B: edge\n(higher lr" in text for text in titles)
+    assert any("T 12B: too few points" in text for text in titles)
+    assert report.figure_png(drawn["surfaces"]).startswith(b"\x89PNG")
+    # A grid that was held out asks for nothing: no law waits for it.
+    held = dataclasses.replace(spoilt, heldout=spoilt.heldout | (ledger.N.min() == spoilt.N))
+    assert "What to run next" not in report.build(held, law, cost)[0]
+
+
+def test_losses_are_those_that_were_fitted(paper, cost, swept):
+    """A ledger whose runs overshot their milestones: the points drawn lie at the tokens asked for, as in the fit."""
+    ledger, law = swept
+    late = ledger.nominal_T + 2 * ledger.B
+    moved = ledger.loss * paper.loss(ledger.N, late) / paper.loss(ledger.N, ledger.nominal_T)
+    overshot = dataclasses.replace(ledger, T=late, loss=moved)
+
+    def losses(ledger):
+        _, drawn = report.build(ledger, law, cost)
+        return [line.get_ydata()[0] for line in drawn["losses"].axes[0].lines if line.get_marker() in ("o", "s")]
+
+    assert losses(overshot) == pytest.approx(losses(ledger), rel=2e-6)
+
+
+def test_a_law_without_a_window_takes_the_default(cost, swept, paper):
+    ledger, law = swept
+    published = report.build(ledger, dataclasses.replace(paper, fit={}), cost)[1]["surfaces"]
+    own = report.build(ledger, law, cost)[1]["surfaces"]
+    stars = [
+        [line.get_xydata()[0] for axis in figure.axes for line in axis.lines if line.get_marker() == "*"]
+        for figure in (published, own)
+    ]
+    assert len(stars[0]) == 12
+    np.testing.assert_array_equal(*stars)
+
+
+def test_isoflop_curves_carry_what_was_measured(cost, swept, paper):
+    """Each size's losses, interpolated at a budget, lie on the law's curve; a budget beyond them has none."""
+    points = [(N, T, float(paper.loss(N, T)), N > 2e8) for N in (1e7, 1e8, 3e8) for T in np.geomspace(1e9, 9e9, 30)]
+    C = 3e9 * float(cost(np.array(1e8)))
+    found = {N: (loss, held) for N, loss, held in figures._at_budget(points, cost, C)}
+    assert found[1e8] == (pytest.approx(float(paper.loss(1e8, 3e9)), rel=1e-4), False)
+    assert 1e7 not in found
+    assert found[3e8][1]
+    page, _ = report.build(*swept, cost)
+    budget = 10 * swept[1].domain["C"][1]
+    best = allocation.optimum(swept[1].loss, budget, cost)
+    assert f"the loss law is lowest at {figures.short(float(best))} parameters (95 % interval" in page
+
+
+def test_many_grids_are_not_laid_out_in_a_wide_table(paper, cost):
+    """Every size with milestones of its own, as dense public grids are: four panels abreast, none empty."""
+    cells = [(N, [T, 2 * T]) for N, T in ((1e7, 1e9), (2e7, 3e9), (4e7, 7e9))]
+    parts = [simulate.ledger(paper, simulate.grid(paper, [N], T, 4, 4, 2.0), T, 1e-4, n_ctx=1280) for N, T in cells]
+    for number, part in enumerate(parts):
+        part.run_id[:] = np.char.replace(part.run_id, "simulated-", f"{number}-")
+    ledger = concatenate(parts)
+    drawn = figures.surfaces(ledger, tuple(grid_optima(ledger, 0.02)))
+    panels = [axis for axis in drawn.axes if axis.get_label() != "<colorbar>"]
+    assert (len(panels), sum(axis.get_visible() for axis in panels)) == (8, 6)
+    assert drawn.get_size_inches()[0] < 14
