@@ -1,6 +1,6 @@
-"""N_opt(C), three ways: from isoFLOP parabolas, as a power law through optima, and by minimising the loss law."""
+"""N_opt(C), three ways: the best size of each budget as it is, isoFLOP parabolas, and by minimising the loss law."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from utils.errors import UserError
 # Of the best loss. On the 15 public isoFLOP sets the exponents come out within .026 of the published at 3 %, .031 at
 # 5 %: the curves are lopsided, and a wider window feels it.
 WINDOW = 0.03
+SIZES = (1e2, 1e15)  # N is sought between these
 # Training FLOPs per token of models with N parameters (array in, array out): C_token with the ladder's widths.
 Cost = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -40,7 +41,7 @@ def minimise(constants: NDArray, scale: dict[str, float], C: ArrayLike, cost: Co
     Tc, aT, Nc, aN = (constants[..., i] for i in range(4))
     C = np.broadcast_to(np.asarray(C, dtype=float), np.broadcast_shapes(Tc.shape, np.shape(C)))
     # Costs are smooth: tabulated once, since bisection for every draw would ask for them millions of times.
-    grid = np.linspace(np.log(1e2), np.log(1e15), 1500)
+    grid = np.linspace(*np.log(SIZES), 1500)
     log_cost = np.log(cost(np.exp(grid)))
     slope = np.gradient(log_cost, grid)
     low, high = np.full(C.shape, grid[0]), np.full(C.shape, grid[-1])
@@ -79,8 +80,19 @@ def size_law(C: ArrayLike, N_opt: ArrayLike, variance: ArrayLike | None = None) 
 
 def predicted(loss: LossLaw, C: tuple[float, float], cost: Cost) -> SizeLaw:
     """The power law through the loss law's minima over budgets ``C`` (lowest, highest)."""
-    budgets = np.geomspace(*C, 9)
-    return size_law(budgets, optimum(loss, budgets, cost))
+    constants = np.array([loss.Tc, loss.aT, loss.Nc, loss.aN, loss.Linf])
+    log_coefficient, exponent = power_of_minima(constants, loss.scale, C, cost)
+    return SizeLaw(float(np.exp(log_coefficient)), float(exponent))
+
+
+def power_of_minima(
+    constants: NDArray, scale: dict[str, float], C: tuple[float, float], cost: Cost
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """``predicted`` for a batch of loss laws, constants [..., 5]: ln coefficient [...] and exponent [...]."""
+    x = np.log(np.geomspace(*C, 9))
+    y = np.log(minimise(np.asarray(constants)[..., None, :], scale, np.exp(x), cost))
+    exponent = (y * (x - x.mean())).sum(axis=-1) / np.sum((x - x.mean()) ** 2)
+    return y.mean(axis=-1) - exponent * x.mean(), exponent
 
 
 @dataclass(frozen=True)
@@ -124,3 +136,77 @@ def parabola(C: float, N: NDArray, loss: NDArray, window: float = WINDOW) -> Par
 def isoflop(points: Iterable[tuple[float, NDArray, NDArray]], window: float = WINDOW) -> list[Parabola]:
     """One parabola per (C, N, loss); budgets with fewer than three sizes are left out."""
     return [parabola(C, N, loss, window) for C, N, loss in points if len(np.unique(N)) >= 3]
+
+
+def budgets(N: NDArray, C: NDArray, loss: NDArray, flops: NDArray) -> Iterator[tuple[float, NDArray, NDArray]]:
+    """(budget, sizes, losses) of the budgets that three sizes or more share.
+
+    Args:
+        N, C, loss: [points], C the FLOPs of each.
+        flops: [points], budgets by name: where three of them have three sizes each they are taken as they are; else
+            losses are interpolated along each size in C, at 12 budgets.
+    """
+    shared = [budget for budget in np.unique(flops) if len(np.unique(N[flops == budget])) >= 3]
+    if len(shared) >= 3:
+        yield from ((float(b), N[flops == b], loss[flops == b]) for b in shared)
+        return
+    curves = []
+    for size in np.unique(N):
+        rows = np.flatnonzero(size == N)
+        order = rows[np.argsort(C[rows])]
+        curves.append((size, np.log(C[order]), np.log(loss[order])))
+    for log_C in np.linspace(np.log(C.min()), np.log(C.max()), 12):
+        spanning = [(size, np.interp(log_C, c, y)) for size, c, y in curves if len(c) > 1 and c[0] <= log_C <= c[-1]]
+        if len(spanning) >= 3:
+            sizes, losses = np.array(spanning).T
+            yield float(np.exp(log_C)), sizes, np.exp(losses)
+
+
+def estimate(
+    points: Iterable[tuple[float, NDArray, NDArray]],
+) -> tuple[dict[str, SizeLaw | None], dict[str, str]]:
+    """N_opt(C) from points alone: ``direct`` through each budget's best size as it is, ``measured`` by parabolas.
+
+    Both leave out budgets whose best size is the smallest or the largest they have: theirs lies beyond.
+
+    Returns:
+        the laws by name, None where the points tell none, and for each of those the reason.
+    """
+    curves, found, reasons = list(points), {}, {}
+    parabolas = [(o.C, o.N_opt) for o in isoflop(curves) if o.interior]
+    best = [(C, N[np.argmin(loss)], N) for C, N, loss in curves]
+    sizes = {"direct": [(C, size) for C, size, N in best if N.min() < size < N.max()], "measured": parabolas}
+    for name, optima in sizes.items():
+        found[name], reason = _through(optima)
+        if reason is not None:
+            reasons[name] = f"{len(curves)} budgets are shared by three sizes; {reason}"
+    return found, reasons
+
+
+def _through(optima: list[tuple[float, float]]) -> tuple[SizeLaw | None, str | None]:
+    """(the power law through (C, N_opt), or None and why)."""
+    if len(optima) < 3:
+        return None, f"{len(optima)} of them have a best size inside their range, and a power law needs three"
+    C, N = np.array(optima).T
+    # Budgets that span less than a decade would give the optima's own wobble for an exponent.
+    if C.max() < 10 * C.min():
+        return None, f"those with a best size inside span a factor of {C.max() / C.min():.2g}, less than a decade"
+    law = size_law(C, N)
+    if law.exponent <= 0:
+        return None, f"through them N_opt falls with C (exponent {law.exponent:.2g})"
+    return law, None
+
+
+def side_by_side(sizes: dict[str, SizeLaw | str | None], C: float) -> list[str]:
+    """A table for people: each estimator's law, its N_opt at C and at 10 C FLOPs, its distance from the default."""
+    laws = {name: law for name in ("direct", "measured", "predicted") if isinstance(law := sizes.get(name), SizeLaw)}
+    reference = sizes["default"]
+    head = f"{'N_opt':<12}{'coefficient':>12}{'exponent':>10}{f'at {C:.3g}':>14}{f'at {10 * C:.3g}':>14}"
+    lines = [f"{head}   against {reference}"]
+    for name, law in laws.items():
+        row = (
+            f"{name:<12}{law.coefficient:>12.4g}{law.exponent:>10.4f}{float(law(C)):>14.4g}{float(law(10 * C)):>14.4g}"
+        )
+        apart = [f"{float(law(at) / laws[reference](at)) - 1:+.1%}" for at in (C, 10 * C)]
+        lines.append(row if name == reference else f"{row}   {', '.join(apart)}")
+    return lines

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling import allocation, hyper, jackknife, loss_law
-from scaling.laws import Curvature, GivenBatch, Law, LossLaw, SizeLaw
+from scaling.laws import Curvature, GivenBatch, Law, LossLaw
 from scaling.optimum import COEFFICIENTS, Optimum
 from scaling.points import Points, at_nominal, grid_optima, points_of_grids, points_of_rows
 from scaling.runs import Ledger
@@ -41,9 +41,12 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         UserError: nothing to fit.
         Untrusted: the data do not identify what was asked, or only at the edge of their grids.
     """
-    ledger = ledger.rows(~ledger.heldout)
+    # A row that diverged is no optimum.
+    ledger = ledger.rows(~ledger.heldout & ~(options.optima & np.isinf(ledger.loss)))
     if not len(ledger):
-        raise UserError(f"{ledger.source}: every row is held out; there is nothing to fit")
+        raise UserError(f"{ledger.source}: every row is held out or diverged; there is nothing to fit")
+    if options.optima:
+        _check_optima(ledger)
     if part == "allocation" and options.optima:
         return _sizes_of_optima(ledger, cost, provenance)
     if not (part == "hyperparameters" and options.optima):
@@ -72,7 +75,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         if constants[name] is None:
             unknown[name] = "not fitted: only part of the laws was asked for"
     draws, intervals = _uncertainty(centre, replicates, extra, shifts)
-    sizes = _allocation(ledger, points, constants["loss"], cost, warnings)
+    sizes = _allocation(ledger, points, constants["loss"], cost, warnings, unknown)
     if sizes is None:
         unknown["allocation"] = "needs the loss law"
     curvature, given = _curvature(points.optima)
@@ -126,6 +129,22 @@ def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) ->
     return points_of_grids(ledger, optima, warnings, options.prior is not None, options.force), optima
 
 
+def _check_optima(ledger: Ledger) -> None:
+    """Raise UserError where rows are a grid's cells, not its optimum.
+
+    One cell under several seeds may repeat, and rows that name no (B, lr) tell of no grid.
+    """
+    groups = [(N, T, rows) for N, T, rows in ledger.grids() if len(rows) > 1]
+    for N, T, rows in sorted(groups, key=lambda group: -len(group[2])):
+        cells = {(str(ledger.B[row]), str(ledger.lr[row])) for row in rows}
+        repeated = len(set(ledger.seed[rows])) < len(rows) and np.all(np.isfinite(ledger.B[rows]))
+        if len(cells) > 1 or repeated:
+            raise UserError(
+                f"{ledger.source}: --optima wants one row for each (N, T), but N {N:.4g}, T {T:.4g} has {len(rows)}: "
+                "leave --optima out to fit grids (only repeats of one (B, lr) under different seeds may stand)"
+            )
+
+
 def _check(ledger: Ledger) -> None:
     """Raise UserError where the losses hold nothing to fit."""
     finite = ledger.loss[np.isfinite(ledger.loss)]
@@ -169,14 +188,24 @@ def _uncertainty(
 
 
 def _allocation(
-    ledger: Ledger, points: Points, loss: LossLaw | None, cost: allocation.Cost, warnings: list[str]
+    ledger: Ledger,
+    points: Points,
+    loss: LossLaw | None,
+    cost: allocation.Cost,
+    warnings: list[str],
+    unknown: dict[str, str],
 ) -> dict[str, Any] | None:
+    """N_opt by estimator; why one is unknown goes into ``unknown``."""
     if loss is None:
         return None
     C = points.T * cost(points.N)
     sizes: dict[str, Any] = {"measured": None, "predicted": None, "default": "predicted"}
     sizes["predicted"] = allocation.predicted(loss, (float(C.min()), 10 * float(C.max())), cost)
-    sizes["measured"] = _measured(points, ledger.flops if not points.optima else C, C)
+    # Without grids each row is a point, but for the diverged ones.
+    flops = C if points.optima else ledger.flops[np.isfinite(ledger.loss)]
+    found, reasons = allocation.estimate(allocation.budgets(points.N, C, points.loss, flops))
+    sizes |= found
+    unknown |= {f"allocation.{name}": reason for name, reason in reasons.items()}
     if sizes["measured"] is not None:
         at = 10 * C.max()
         ratio = float(sizes["measured"](at) / sizes["predicted"](at))
@@ -205,42 +234,13 @@ def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any])
     return Fitted(law, points, (), (), None)
 
 
-def _measured(points: Points, flops: NDArray, C: NDArray) -> SizeLaw | None:
-    """N_opt through isoFLOP parabolas: at the budgets that sizes share, else interpolated along each size in C."""
-    budgets = [budget for budget in np.unique(flops) if np.sum(flops == budget) >= 3]
-    if len(budgets) >= 3:
-        groups = ((float(b), points.N[flops == b], points.loss[flops == b]) for b in budgets)
-        return _through([o for o in allocation.isoflop(groups) if o.interior])
-    curves = []
-    for N in np.unique(points.N):
-        rows = np.flatnonzero(points.N == N)
-        order = rows[np.argsort(C[rows])]
-        curves.append((N, np.log(C[order]), np.log(points.loss[order])))
-    found = []
-    for log_C in np.linspace(np.log(C.min()), np.log(C.max()), 12):
-        spanning = [(N, np.interp(log_C, c, y)) for N, c, y in curves if len(c) > 1 and c[0] <= log_C <= c[-1]]
-        if len(spanning) >= 3:
-            sizes, losses = np.array(spanning).T
-            optimum = allocation.parabola(float(np.exp(log_C)), sizes, np.exp(losses))
-            if optimum.interior:
-                found.append(optimum)
-    return _through(found)
-
-
-def _through(found: list[allocation.Parabola]) -> SizeLaw | None:
-    # Budgets that span less than a decade would give the parabolas' own wobble for an exponent.
-    if len(found) < 3 or max(o.C for o in found) < 10 * min(o.C for o in found):
-        return None
-    law = allocation.size_law([o.C for o in found], [o.N_opt for o in found])
-    return law if law.exponent > 0 else None
-
-
 def _curvature(optima: tuple[Optimum, ...]) -> tuple[Curvature | None, GivenBatch | None]:
     """Median curvature of the grids around their optima, relative to their losses, and the slope of the ridge."""
     hessians = [o.hessian / o.loss for o in optima if o.usable and np.linalg.eigvalsh(o.hessian)[0] > 0]
-    if not hessians:
+    middle = np.median(hessians, axis=0) if hessians else np.zeros((2, 2))
+    # The median is taken term by term, so that it need not have a minimum.
+    if np.linalg.eigvalsh(middle)[0] <= 0:
         return None, None
-    middle = np.median(hessians, axis=0)
     curvature = Curvature(float(middle[0, 0] / 2), float(middle[1, 1] / 2), float(middle[0, 1]))
     return curvature, GivenBatch(float(-middle[0, 1] / middle[0, 0]))
 

@@ -17,7 +17,7 @@ from utils.errors import UserError, nearest
 from utils.files import read_json, write_json
 
 UNITS = {"N": "parameters", "T": "tokens", "B": "tokens", "C": "FLOPs"}
-ESTIMATORS = ("measured", "predicted")
+ESTIMATORS = ("direct", "measured", "predicted")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from scaling.laws import Law
 from utils.devices import PEAK_FLOPS
 from utils.errors import UserError, nearest
 
-ESTIMATORS = ("predicted", "measured", "minimised")
+ESTIMATORS = ("predicted", "measured", "direct", "minimised")
 # Beyond this multiple of the fitted compute a law is a hope.
 FAR = 100.0
 # Beyond this factor from the best batch the law's quadratic is far from where it was measured.
@@ -54,7 +54,7 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
     """The plan as one object, in the planner's JSON form.
 
     Args:
-        law: needs batch and lr, and the loss law unless N and T are both given.
+        law: needs batch, lr and loss; curvature, allocation and draws are used where it has them.
         request: what is fixed.
         ladder: the model's sizes (``models.sizes``): ``shape_for``, ``parameters`` and so on.
 
@@ -247,7 +247,15 @@ def _draws(
     if loss is not None and isinstance(loss.Tc, np.ndarray):
         drawn["loss"] = loss(N, T)
         constants = np.stack([loss.Tc, loss.aT, loss.Nc, loss.aN, loss.Linf], axis=-1)
-        drawn["N"] = allocation.minimise(constants, loss.scale, C, cost)
+        drawn["minimised"] = allocation.minimise(constants, loss.scale, C, cost)
+        if (law.allocation or {}).get("predicted") is not None and law.domain.get("C") is not None:
+            # The power law is fitted again for each draw, over the budgets of the fit, and moves with it. Only the
+            # ratio to the law's own is taken: it holds as well where the law's costs were not quite these.
+            span = (law.domain["C"][0], 10 * law.domain["C"][1])
+            log_N, exponent = allocation.power_of_minima(constants, loss.scale, span, cost)
+            own = allocation.predicted(law.loss, span, cost)
+            ratio = np.exp(log_N + exponent * math.log(C)) / own(C)
+            drawn["predicted"] = law.allocation["predicted"](C) * ratio
     if batch is not None and isinstance(batch.coefficient, np.ndarray):
         drawn["B_opt"] = batch(N, T)
         # The rate follows the batch actually used, along the ridge through each draw's own optimum.
@@ -260,11 +268,10 @@ def _by_estimator(law: Law, C: float, cost: allocation.Cost, draws: dict[str, ND
     for name in ESTIMATORS:
         if name == "minimised" or (law.allocation or {}).get(name) is not None:
             sizes[name] = _size(law, name, C, cost)
-    if "N" in draws:
-        low, high = interval(draws["N"])
-        for name in ("predicted", "minimised"):
-            if name in sizes:
-                sizes[name] = {"value": sizes[name], "low": min(low, sizes[name]), "high": max(high, sizes[name])}
+    # Points' own estimators were not drawn: no interval is theirs.
+    for name in sizes.keys() & draws.keys():
+        low, high = interval(draws[name])
+        sizes[name] = {"value": sizes[name], "low": low, "high": high}
     return sizes
 
 
@@ -331,7 +338,11 @@ def table(plan: dict[str, Any]) -> str:
         return f"{value:{form}}"
 
     lines = [f"{label:<26}{show(plan[name], form)}" for name, (label, form) in names.items()]
-    lines += [f"{'N_opt, ' + name:<26}{show(value, '.4g')}" for name, value in plan["N_opt"].items()]
+    bare = "  (no interval known)" if any(isinstance(value, dict) for value in plan["N_opt"].values()) else ""
+    lines += [
+        f"{'N_opt, ' + name:<26}{show(value, '.4g')}{'' if isinstance(value, dict) else bare}"
+        for name, value in plan["N_opt"].items()
+    ]
     near = plan["N_within_tolerance"]
     label = f"N within {near['tolerance']:.2%} of loss"
     lines.append(f"{label:<26}{near['low']:.4g} (cheapest to serve) to {near['high']:.4g}")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from scaling import allocation
+from scaling import allocation, laws
 
 
 def experiments(public_data):
@@ -71,3 +71,48 @@ def test_parabola_of_an_exact_parabola():
     assert found.N_opt == pytest.approx(2e7)
     assert found.loss == pytest.approx(2.0)
     assert not allocation.parabola(1e18, N, 2 + 0.01 * np.log(N / 2e9) ** 2, window=1.0).interior
+
+
+def curves(C, N_opt, sizes=None):
+    """isoFLOP curves with their minima on N_opt(C)."""
+    sizes = np.geomspace(1e6, 1e9, 13) if sizes is None else sizes
+    return [(c, sizes, 2 * np.exp(0.01 * np.log(sizes / N_opt(c)) ** 2)) for c in C]
+
+
+def test_estimators_from_points_recover_a_planted_law():
+    found, reasons = allocation.estimate(curves(np.geomspace(1e17, 1e20, 25), lambda C: 3e7 * (C / 1e18) ** 0.5))
+    assert reasons == {}
+    assert found["measured"].exponent == pytest.approx(0.5)
+    assert found["measured"](1e19) == pytest.approx(3e7 * 10**0.5)
+    # The best size as it is knows N_opt to half the ladder's step (a factor of 1.33), and on average better.
+    assert found["direct"].exponent == pytest.approx(0.5, abs=0.05)
+    assert found["direct"](1e19) == pytest.approx(3e7 * 10**0.5, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("points", "reason"),
+    [
+        ([], "0 budgets are shared by three sizes; 0 of them"),
+        (curves([1e17, 1e18, 1e19], lambda C: 1e12), "3 budgets are shared by three sizes; 0 of them"),
+        (curves([1e17, 2e17, 4e17], lambda C: 3e7 * (C / 1e18) ** 0.5), "span a factor of 4, less than a decade"),
+        (curves([1e17, 1e18, 1e19], lambda C: 3e7 * (C / 1e18) ** -0.5), "N_opt falls with C"),
+    ],
+)
+def test_points_that_tell_no_size_law_say_why(points, reason):
+    found, reasons = allocation.estimate(points)
+    assert found == {"direct": None, "measured": None}
+    assert all(reason in text for text in reasons.values())
+
+
+def test_estimators_side_by_side():
+    sizes = {
+        "default": "predicted",
+        "direct": None,
+        "measured": laws.SizeLaw(2.0, 0.4),
+        "predicted": laws.SizeLaw(1.0, 0.4),
+    }
+    table = "\n".join(allocation.side_by_side(sizes, 1e20))
+    assert "against predicted" in table
+    assert "+100.0%, +100.0%" in table
+    assert f"{2e8:.4g}" in table
+    assert "direct" not in table

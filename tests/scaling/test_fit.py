@@ -122,6 +122,25 @@ def test_as_many_optima_as_constants_are_not_trusted(paper, cost, rows):
     assert len(held.law.batch.assumed) == len(held.law.lr.assumed) == 1
 
 
+def test_three_estimators_of_the_size_from_grids(paper, cost):
+    """From 4e7 to 2e9 parameters and 1 to 100 billion tokens, the best sizes of ten budgets lie inside."""
+    sizes, tokens = np.geomspace(2e6, 4e8, 9), np.geomspace(1e8, 2e11, 12)
+    ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in sizes], tokens, 1e-7, n_ctx=1280)
+    law = fit.fit(ledger, "loss", fit.Options(optima=True), cost, NOWHERE).law
+    C = 1e20
+    truth = float(allocation.optimum(paper.loss, C, cost))
+    assert float(law.allocation["predicted"](C)) == pytest.approx(truth, rel=0.1)
+    assert float(law.allocation["measured"](C)) == pytest.approx(truth, rel=0.25)
+    assert float(law.allocation["direct"](C)) == pytest.approx(truth, rel=0.5)
+    assert not any(name.startswith("allocation") for name in law.provenance["unknown"])
+
+
+def test_why_points_tell_no_size_is_written_down(cost, grids):
+    law = fit.fit(grids, "all", fit.Options(), cost, NOWHERE).law
+    assert law.allocation["measured"] is None
+    assert "budgets are shared by three sizes" in law.provenance["unknown"]["allocation.measured"]
+
+
 def test_edges_enter_no_law(paper, cost):
     tokens = [2e9, 12e9]
     cells = simulate.grid(paper, SIZES[:3], tokens, 5, 5, 2.0, offset=3.0)
@@ -162,6 +181,21 @@ def test_single_cells_are_not_optima_unless_said_to_be(paper, cost):
     law = fit.fit(ledger, "all", fit.Options(optima=True), cost, NOWHERE).law
     # Noise-free optima: plain least squares in logs returns the planted exponents.
     assert exponents(law)[:4] == pytest.approx((0.808, 0.1906, -0.0453, -0.1619))
+
+
+@pytest.mark.parametrize("part", ["all", "loss", "hyperparameters", "allocation"])
+def test_cells_are_not_taken_for_optima(cost, grids, part):
+    few = grids.rows((SIZES[0] < grids.N) | (np.arange(len(grids)) < 30))
+    with pytest.raises(UserError, match=r"one row for each \(N, T\), but N 3.357e\+07, T 2e\+09 has 25"):
+        fit.fit(few, part, fit.Options(optima=True), cost, NOWHERE)
+
+
+def test_optima_may_repeat_under_other_seeds(paper, cost):
+    ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in SIZES for _ in range(2)], TOKENS, 1e-5, n_ctx=1280)
+    assert len(fit.fit(ledger, "all", fit.Options(optima=True), cost, NOWHERE).points.N) == 50
+    same = dataclasses.replace(ledger, seed=np.zeros_like(ledger.seed))
+    with pytest.raises(UserError, match="T 2e.09 has 2"):
+        fit.fit(same, "all", fit.Options(optima=True), cost, NOWHERE)
 
 
 def test_optima_of_runs_have_intervals(paper, cost):

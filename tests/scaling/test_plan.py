@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -91,9 +92,41 @@ def test_intervals_come_from_the_draws(paper, cost):
     planned = plan(law, Request(flops=1e21), sizes)
     for name in ("loss", "lr", "B_opt"):
         assert planned[name]["low"] < planned[name]["value"] < planned[name]["high"]
-    size = planned["N_opt"]["predicted"]
+    size = planned["N_opt"]["minimised"]
     assert size["low"] < float(allocation.optimum(paper.loss, 1e21, cost)) < size["high"]
     assert "predicted loss" in table(planned)
+    # Each estimator has its own interval: the minima's, and that of the power law fitted again for each draw.
+    drawn = law.drawn("loss")
+    laws_drawn = [
+        dataclasses.replace(
+            law.loss, **{name: float(getattr(drawn, name)[i]) for name in ("Tc", "aT", "Nc", "aN", "Linf")}
+        )
+        for i in range(0, 500)
+    ]
+    C = planned["C"]
+    span = law.domain["C"][0], 10 * law.domain["C"][1]
+    for name, sizes_drawn in (
+        ("minimised", [float(allocation.optimum(one, C, cost)) for one in laws_drawn]),
+        ("predicted", [float(allocation.predicted(one, span, cost)(C)) for one in laws_drawn]),
+    ):
+        found = planned["N_opt"][name]
+        assert (found["low"], found["high"]) == pytest.approx(
+            tuple(np.quantile(sizes_drawn, [0.025, 0.975])), rel=0.02
+        )
+
+
+def test_estimators_without_draws_have_no_interval(paper, cost):
+    sizes_swept, tokens = np.geomspace(2e6, 4e8, 9), np.geomspace(1e8, 2e11, 12)
+    ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in sizes_swept], tokens, 1e-4, n_ctx=1280)
+    law = fit.fit(ledger, "all", fit.Options(optima=True), cost, {"name": "simulated"}).law
+    planned = plan(law, Request(flops=1e20), sizes)
+    assert set(planned["N_opt"]) == {"predicted", "measured", "direct", "minimised"}
+    for name in ("measured", "direct"):
+        assert isinstance(planned["N_opt"][name], float)
+    assert table(planned).count("(no interval known)") == 2
+    assert plan(law, Request(flops=1e20, estimator="direct"), sizes)["N"] == pytest.approx(
+        planned["N_opt"]["direct"], rel=0.2
+    )
 
 
 @pytest.mark.parametrize(
