@@ -17,6 +17,10 @@ from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of
 from scaling.runs import Ledger
 from utils.errors import UserError
 
+# A pair may lie this factor outside the swept rates and batches: about one step of a grid.
+MARGIN = 2.0
+INTERVALS = ("exponent_difference", "ratio")
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -26,7 +30,8 @@ class Comparison:
         lr, B: the fixed pair.
         C: FLOPs at which the sizes are compared.
         N_opt, N_fixed: sizes that the two laws ask for.
-        exponent, exponent_fixed: of N_opt in C.
+        exponent, exponent_fixed: of N_opt in C, over the decade below C.
+        exponent_difference: exponent_fixed - exponent and its interval.
         ratio: N_fixed / N_opt and its interval.
         wasted: share of the fixed law's inference cost that the optimal law saves, 1 - N_opt / N_fixed.
         excess: the pair's mean relative loss over the grids' optima.
@@ -41,6 +46,7 @@ class Comparison:
     N_fixed: float
     exponent: float
     exponent_fixed: float
+    exponent_difference: tuple[float, float, float]
     ratio: tuple[float, float, float]
     wasted: float
     excess: float
@@ -48,16 +54,17 @@ class Comparison:
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        value, low, high = self.ratio
-        return asdict(self) | {"ratio": {"value": value, "low": low, "high": high}, "warnings": list(self.warnings)}
+        spans = {name: dict(zip(("value", "low", "high"), getattr(self, name))) for name in INTERVALS}
+        return asdict(self) | spans | {"warnings": list(self.warnings)}
 
     def text(self) -> str:
         """For people."""
-        value, low, high = self.ratio
+        (value, low, high), (bend, least, most) = self.ratio, self.exponent_difference
         verdict = "bends the law" if self.biased else "does not detectably bend the law"
         lines = [
             f"fixed pair lr {self.lr:.3g}, B {self.B:.4g}: loss {self.excess:+.3%} over the optima; it {verdict}",
-            f"N_opt exponent    {self.exponent:.4f} with optimal, {self.exponent_fixed:.4f} with fixed",
+            f"N_opt exponent    {self.exponent:.4f} with optimal, {self.exponent_fixed:.4f} with fixed: "
+            f"{bend:+.4f} [{least:+.4f}, {most:+.4f}]",
             f"N_opt({self.C:.3g})   {self.N_opt:.4g} with optimal, {self.N_fixed:.4g} with fixed: "
             f"{value:.3g} times [{low:.3g}, {high:.3g}]",
             f"inference cost the fixed pair would waste: {self.wasted:.1%}",
@@ -83,6 +90,7 @@ def compare(
 
     Raises:
         Untrusted: too few interior grids for a loss law.
+        UserError: a pair far outside the grids.
     """
     ledger = at_nominal(ledger.rows(~ledger.heldout))
     warnings: list[str] = []
@@ -92,6 +100,12 @@ def compare(
         raise Untrusted(f"loss law: {reason}")
     smallest = min(points.optima, key=lambda o: o.N * o.T)
     lr, B = pair or (smallest.lr, smallest.B)
+    for name, value, swept in (("lr", lr, ledger.lr), ("B", B, ledger.B)):
+        if not swept.min() / MARGIN <= value <= swept.max() * MARGIN:
+            raise UserError(
+                f"the pair's {name}, {value:.4g}, is far outside the grids: {swept.min():.4g} to {swept.max():.4g} "
+                "were swept"
+            )
     outside = [o for o in points.optima if not _covered(ledger, o, lr, B)]
     if outside:
         warnings.append(f"the pair lies outside {len(outside)} of {len(points.optima)} grids: extrapolated there")
@@ -100,16 +114,21 @@ def compare(
     fixed, fixed_replicates = _losses_at(ledger, points.optima, lr, B, len(points.present))
     if np.any(fixed <= 0):
         raise UserError(f"the surfaces say nothing at lr {lr:.3g}, B {B:.4g}: too far from the grids")
-    size, size_replicates, exponent = _sizes(points, points.loss, np.exp(points.replicates["loss"]), scale, C, cost)
-    size_fixed, fixed_sizes, exponent_fixed = _sizes(points, fixed, fixed_replicates, scale, C, cost)
-    difference = np.log(fixed_sizes / size_replicates)
-    middle = float(np.log(size_fixed / size))
-    width = jackknife.t_quantile(len(difference) - 1) * float(
-        np.linalg.norm(jackknife.deviations(difference[:, None]))
+    optimal = _sizes(points, points.loss, np.exp(points.replicates["loss"]), scale, C, cost)
+    bent = _sizes(points, fixed, fixed_replicates, scale, C, cost)
+    (size, exponent), (size_fixed, exponent_fixed) = (
+        (float(np.exp(v[0][0])), float(v[0][1])) for v in (optimal, bent)
     )
-    ratio = tuple(float(np.exp(v)) for v in (middle, middle - width, middle + width))
+    low, high = allocation.SIZES
+    if not all(1.01 * low < found < 0.99 * high for found in (size, size_fixed)):
+        raise UserError(f"at {C:.3g} FLOPs the laws want {size:.3g} and {size_fixed:.3g} parameters: beyond any size")
+    # [2]: of ln N_opt, and of its exponent.
+    middle, replicates = bent[0] - optimal[0], bent[1] - optimal[1]
+    width = jackknife.t_quantile(len(replicates) - 1) * np.linalg.norm(jackknife.deviations(replicates), axis=0)
+    spans = np.stack([middle, middle - width, middle + width])
+    ratio, difference = (tuple(float(v) for v in span) for span in (np.exp(spans[:, 0]), spans[:, 1]))
     return Comparison(
-        lr, B, C, size, size_fixed, exponent, exponent_fixed, ratio, 1 - size / size_fixed,
+        lr, B, C, size, size_fixed, exponent, exponent_fixed, difference, ratio, 1 - size / size_fixed,
         float(np.mean(fixed / points.loss - 1)), not ratio[1] <= 1 <= ratio[2], tuple(warnings),
     )  # fmt: skip
 
@@ -137,12 +156,13 @@ def _losses_at(
 
 def _sizes(
     points: Points, loss: NDArray, replicates: NDArray, scale: dict[str, float], C: float, cost: allocation.Cost
-) -> tuple[float, NDArray, float]:
-    """N_opt(C), the same with each cluster deleted, and the exponent of N_opt over the decade below C."""
+) -> tuple[NDArray, NDArray]:
+    """[2], ln N_opt(C) and its exponent over the decade below C; and with each cluster deleted, [clusters, 2]."""
     fitted = loss_law.fit(points.N, points.T, loss, points.noise, scale=scale)
     precision, _ = loss_law.precisions(points.noise, len(points.N))
     start = np.repeat(fitted.theta[None], len(replicates), axis=0)
     thetas, _ = loss_law.descend(start, points.N, points.T, replicates, precision, fitted.delta, {}, scale, steps=100)
-    sizes = allocation.minimise(loss_law.constants_of(thetas), scale, C, cost)
-    law = allocation.predicted(fitted.law, (C / 10, C), cost)
-    return float(allocation.optimum(fitted.law, C, cost)), sizes, law.exponent
+    constants = loss_law.constants_of(np.concatenate([fitted.theta[None], thetas]))
+    _, exponents = allocation.power_of_minima(constants, scale, (C / 10, C), cost)
+    found = np.stack([np.log(allocation.minimise(constants, scale, C, cost)), exponents], axis=1)
+    return found[0], found[1:]

@@ -5,6 +5,7 @@ import pytest
 
 from scaling import allocation, simulate
 from scaling.compare import compare
+from utils.errors import UserError
 
 SIZES, TOKENS = np.geomspace(0.0168e9, 0.268e9, 4), [2e9, 5e9, 12e9]
 
@@ -45,6 +46,28 @@ def test_numbers_against_the_planted_law(paper, cost):
     assert done.excess == pytest.approx(penalty.mean(), rel=0.02)
     assert done.wasted == pytest.approx(1 - done.N_opt / done.N_fixed)
     assert done.ratio[0] == pytest.approx(done.N_fixed / done.N_opt)
+    value, low, high = done.exponent_difference
+    assert low < value < high
+    assert value == pytest.approx(done.exponent_fixed - done.exponent)
+    truth = float(np.diff(np.log(allocation.optimum(paper.loss, [1e20, 1e21], cost)))[0] / np.log(10))
+    assert done.exponent == pytest.approx(truth, abs=0.01)
+    assert done.to_dict()["exponent_difference"] == {"value": value, "low": low, "high": high}
+    assert f"{value:+.4f} [{low:+.4f}, {high:+.4f}]" in done.text()
+
+
+def test_the_interval_of_the_bend_follows_the_noise(paper, cost):
+    quiet, loud = (compare(ledger_with(paper, 0, noise), cost).exponent_difference for noise in (1e-5, 1e-4))
+    assert (loud[2] - loud[1]) / (quiet[2] - quiet[1]) == pytest.approx(10, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("pair", "named"), [((1e30, 1e5), "lr, 1e.30,"), ((2e-4, 1e9), "B, 1e.09,"), ((2e-4, 5.0), "B, 5,")]
+)
+def test_a_pair_far_outside_the_grids_is_refused(paper, cost, pair, named):
+    ledger = ledger_with(paper, 0)
+    swept = ledger.lr if named.startswith("lr") else ledger.B
+    with pytest.raises(UserError, match=f"{named} is far outside the grids: {swept.min():.4g} to"):
+        compare(ledger, cost, pair=pair)
 
 
 def test_a_chosen_pair(paper, cost):
