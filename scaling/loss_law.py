@@ -99,6 +99,8 @@ def fit(
         raise UserError(f"the loss law is not identified: {reason}")
     if np.ptp(loss) == 0:
         raise UserError("all losses are equal: there is no law in them")
+    if fixed.get("Linf", 0.0) >= loss.min():
+        raise UserError(f"Linf {fixed['Linf']:g} is not below the lowest loss, {loss.min():.5g}")
     precision, typical = precisions(noise, len(loss))
     if delta is None:
         delta = DELTA if typical is None else DELTA_PER_NOISE * typical

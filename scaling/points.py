@@ -170,7 +170,7 @@ def _pooled_variance(optima: list[Optimum]) -> tuple[NDArray | None, NDArray | N
 
 def points_of_rows(ledger: Ledger) -> Points:
     """Each row as an optimum already; plain least squares unless losses have errors. Clusters are runs."""
-    ledger = ledger.rows(np.isfinite(ledger.loss))
+    ledger = ledger.rows(~np.isinf(ledger.loss))
     runs, cluster = np.unique(ledger.run_id, return_inverse=True)
     clusters = np.arange(min(len(runs), MOST_CLUSTERS))
     # Many runs are deleted by the group: the jackknife stays valid, and quadratic cost stays away.

@@ -245,8 +245,6 @@ def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
     for number, row in rows.items():
         if not isinstance(row, dict):
             raise UserError(f"{path}, row {number} is no object with a value for each column")
-        if None in row:
-            raise UserError(f"{path}, row {number} has more cells than the header (a comma within a number?)")
     return rows
 
 
@@ -258,7 +256,7 @@ def _from_rows(
     hyperparameters: bool,
     losses: bool,
 ) -> Ledger:
-    present = list(dict.fromkeys(name for row in rows.values() for name in row))
+    present = list(dict.fromkeys(name for row in rows.values() for name in row if name is not None))
     for ours, theirs in columns.items():
         if theirs not in present:
             hint = nearest(theirs, present)
@@ -278,6 +276,8 @@ def _from_rows(
     per_unit = batch_tokens(unit) if unit is not None or "B" in columns else 1.0
     parsed = []
     for number, row in rows.items():
+        if None in row:
+            raise UserError(f"{source}, row {number} has more cells than the header (a comma within a number?)")
         get = {ours: row.get(theirs) for ours, theirs in name.items()}
         where = {ours: f"{source}, row {number}: {theirs}" for ours, theirs in name.items()}
         entry = {"run_id": str(get["run_id"] or f"row-{number}"), "status": get["status"] or "done"}

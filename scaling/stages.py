@@ -180,6 +180,8 @@ def loss_stage(points: Points, options: Options, scale: dict[str, float], warnin
     if prior is None:
         raise Untrusted(f"loss law: {reason}")
     held = exponents | held
+    if len(held) == len(loss_law.CONSTANTS):
+        raise Untrusted(f"loss law: {reason}, and with the prior's exponents nothing is left to fit")
     named = ", ".join(f"{name} {value:g}" for name, value in sorted(held.items()))
     warnings.append(f"loss law: {named} assumed from {options.prior.name} ({reason})")
     reason = loss_law.unidentified(points.N, points.T, held)

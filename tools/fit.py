@@ -9,7 +9,6 @@ Exit status 3 means that the data do not support the fit asked for; the message 
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from models.sizes import smooth_width
-from scaling import allocation, compare, fit, forms, laws, optimum, runs, validate
+from scaling import allocation, compare, fit, forms, laws, loss_law, optimum, runs, validate
 from scaling.optimum import WINDOW
 from scaling.points import Untrusted, cells_to_run
 from utils.errors import UserError, nearest, run_cli
@@ -26,7 +25,22 @@ from utils.files import write_json
 from utils.revision import code_revision
 
 PAPER = Path(__file__).resolve().parents[1] / "configs" / "laws" / "paper.json"
-HOLDABLE = ("B.T", "B.N", "lr.T", "lr.N", "loss.Tc", "loss.aT", "loss.Nc", "loss.aN", "loss.Linf")
+# Constants that may be held, and where: the loss law's exponents as far as the fit itself looks for them.
+HOLDABLE = dict.fromkeys(("B.T", "B.N", "lr.T", "lr.N"), (-10.0, 10.0))
+HOLDABLE |= {f"loss.{c}": loss_law.EXPONENTS if c in ("aT", "aN") else (1e-9, 1e9) for c in loss_law.CONSTANTS}
+# Which parts read an option: the others would ignore it in silence.
+FITTED = (*fit.PARTS, "validate")
+READ_BY = {
+    "optima": FITTED,
+    "fix": FITTED,
+    "prior": fit.PARTS,
+    "delta": ("loss", "allocation", "all", "validate"),
+    "n_ctx": (*fit.PARTS, "compare"),
+    "pair": ("compare",),
+    "flops": ("compare",),
+    "force": FITTED,
+}
+LIMITS = {"delta": (1e-9, 1e3), "n_ctx": (1, 1e9), "flops": (1, 1e33)}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -43,7 +57,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--batch-unit", help="what the file's batch counts: tokens, or sequences:TOKENS_EACH")
     parser.add_argument("--optima", action="store_true", help="each row is already the optimum of its (N, T)")
     parser.add_argument(
-        "--fix", action="append", default=[], metavar="NAME=VALUE", help=f"hold one of {', '.join(HOLDABLE)}"
+        "--fix",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"hold one of {', '.join(HOLDABLE)}; coefficients in the scale that the fit prints",
     )
     parser.add_argument(
         "--prior",
@@ -52,7 +70,7 @@ def arguments() -> argparse.ArgumentParser:
         help="law file whose exponents stand in for those the data cannot tell (the paper's)",
     )
     parser.add_argument(
-        "--window", default=str(WINDOW), help="cells within this fraction of a grid's best are fitted, or none"
+        "--window", help=f"cells within this fraction of a grid's best are fitted, or none (default {WINDOW:g})"
     )
     parser.add_argument("--delta", type=float, help="Huber's delta in log loss (default: 1.345 x the noise, or 1e-3)")
     parser.add_argument("--n-ctx", type=int, help="tokens per clip, for C_token, where the results do not say")
@@ -65,25 +83,53 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def held(pairs: list[str]) -> dict[str, float]:
-    """``["B.N=0"]`` as a mapping."""
-    values = {}
+def check_options(args: argparse.Namespace) -> None:
+    """Raise UserError for an option that the part asked for does not read, or a number beyond sense."""
+    unread = {name for name, parts in READ_BY.items() if args.part not in parts}
+    if args.optima:
+        # Optima are no grids; and N_opt(C) through them is a straight line.
+        unread |= {"window"} | ({"fix", "prior", "delta", "force"} if args.part == "allocation" else set())
+    for name in sorted(unread):
+        if getattr(args, name) not in (None, False, []):
+            asked = f"{args.part} --optima" if args.optima and name != "optima" else args.part
+            raise UserError(f"--{name.replace('_', '-')} is not read by fit.py {asked}; leave it out")
+    for name, (low, high) in LIMITS.items():
+        given = getattr(args, name)
+        if given is not None and not low <= given <= high:
+            raise UserError(
+                f"--{name.replace('_', '-')} must be a positive number, at least {low:g} and at most {high:g}"
+            )
+
+
+def held(pairs: list[str], part: str) -> dict[str, float]:
+    """``["B.N=0"]`` as a mapping, of constants that the part fits."""
+    values: dict[str, float] = {}
     for pair in pairs:
         name, _, value = pair.partition("=")
         if name not in HOLDABLE:
             raise UserError(
                 f"--fix: unknown constant {name!r}{nearest(name, list(HOLDABLE))}; known: {', '.join(HOLDABLE)}"
             )
+        if name in values:
+            raise UserError(f"--fix: {name} is held twice")
         try:
             values[name] = float(value)
         except ValueError:
             raise UserError(f"--fix {pair!r}: {value!r} is not a number") from None
-        if not math.isfinite(values[name]) or (name.startswith("loss.") and values[name] <= 0):
-            raise UserError(f"--fix {pair!r}: must be a finite number, and a positive one for the loss law")
+        low, high = HOLDABLE[name]
+        if not low <= values[name] <= high:
+            raise UserError(f"--fix {pair!r}: must be a finite number from {low:g} to {high:g}")
+        hyper = not name.startswith("loss.")
+        if part != "all" and hyper != (part == "hyperparameters"):
+            raise UserError(f"--fix {name}: fit.py {part} fits no law with it")
+    if sum(name.startswith("loss.") for name in values) == len(loss_law.CONSTANTS):
+        raise UserError("--fix: all the loss law's constants are held: there is nothing left to fit")
     return values
 
 
-def window(text: str) -> float | None:
+def window(text: str | None) -> float | None:
+    if text is None:
+        return WINDOW
     if text == "none":
         return None
     try:
@@ -97,9 +143,11 @@ def window(text: str) -> float | None:
 
 def cost_of(ledger: runs.Ledger, n_ctx: int | None) -> tuple[allocation.Cost, str]:
     """Training FLOPs per token as a function of N, and in words where it comes from."""
-    known = {int(n) for n in ledger.n_ctx if n > 0} or ({n_ctx} if n_ctx else set())
-    if len(known) == 1:
-        tokens = known.pop()
+    known = {int(n) for n in ledger.n_ctx if n > 0}
+    if n_ctx is not None and known - {n_ctx}:
+        raise UserError(f"--n-ctx {n_ctx}: the results have {', '.join(map(str, sorted(known)))}; leave it out")
+    if n_ctx is not None or len(known) == 1:
+        tokens = n_ctx or known.pop()
         return allocation.c_token(tokens, smooth_width), f"C_token with n_ctx {tokens}"
     if np.all(np.isfinite(ledger.flops)):
         ratio = float(np.median(ledger.flops / (ledger.N * ledger.T)))
@@ -126,9 +174,14 @@ def summary(fitted: fit.Fitted) -> str:
                 text += f"  [{span[0]:.5g}, {span[1]:.5g}]"
             lines.append(text)
         lines.append(f"{part} is in units of {value.scale['T']:g} tokens and {value.scale['N']:g} parameters")
-    for name, size_law in (law.allocation or {}).items():
-        if isinstance(size_law, laws.SizeLaw):
-            lines.append(f"N_opt, {name}: {size_law.coefficient:.4g} * C^{size_law.exponent:.4f}")
+    if law.allocation and law.domain["C"]:
+        lines += allocation.side_by_side(law.allocation, law.domain["C"][1])
+        reasons = law.provenance.get("unknown", {})
+        lines += [
+            f"N_opt, {name}: unknown ({reason})"
+            for name in ("direct", "measured")
+            if (reason := reasons.get(f"allocation.{name}"))
+        ]
     return "\n".join(lines + [f"warning: {text}" for text in fitted.warnings])
 
 
@@ -147,10 +200,8 @@ def compare_pair(args: argparse.Namespace) -> int:
             pair = tuple(float(value) for value in args.pair.split(","))
         except ValueError:
             pair = ()
-        if len(pair) != 2 or not all(0 < value < math.inf for value in pair):
+        if len(pair) != 2 or not all(1e-30 < value < 1e30 for value in pair):
             raise UserError(f"--pair {args.pair!r} is not LR,B: two positive numbers, such as 2e-4,65536")
-    if args.flops is not None and not 0 < args.flops < math.inf:
-        raise UserError(f"--flops must be positive, not {args.flops:g}")
     try:
         done = compare.compare(ledger, cost_of(ledger, args.n_ctx)[0], pair, args.flops, window(args.window))
     except Untrusted as reason:
@@ -164,7 +215,7 @@ def compare_pair(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace) -> int:
     """Expanding windows over the optima, for each form of the loss law; and what was held out, if anything was."""
     ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
-    options = fit.Options(held(args.fix), None, window(args.window), args.delta, args.force, args.optima)
+    options = fit.Options(held(args.fix, args.part), None, window(args.window), args.delta, args.force, args.optima)
     try:
         fitted = fit.fit(ledger, "loss", options, cost_of(ledger, args.n_ctx)[0], {})
     except Untrusted as reason:
@@ -197,17 +248,17 @@ def check(args: argparse.Namespace) -> int:
 
 def main() -> int:
     args = arguments().parse_args()
+    check_options(args)
     if args.part in ("compare", "validate"):
         return (compare_pair if args.part == "compare" else check)(args)
     if not args.out and not args.json:
         raise UserError("--out is missing: where shall the law file go? (or --json to print it)")
-    if args.delta is not None and not 0 < args.delta < float("inf"):
-        raise UserError(f"--delta must be a positive number, not {args.delta:g}")
     hyperparameters = args.part in ("hyperparameters", "all")
-    ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit, hyperparameters)
+    losses = not (args.optima and args.part in ("hyperparameters", "allocation"))
+    ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit, hyperparameters, losses)
     cost, words = cost_of(ledger, args.n_ctx)
     prior = laws.load(args.prior) if args.prior else None
-    options = fit.Options(held(args.fix), prior, window(args.window), args.delta, args.force, args.optima)
+    options = fit.Options(held(args.fix, args.part), prior, window(args.window), args.delta, args.force, args.optima)
     provenance = {
         "name": Path(args.out).stem if args.out else "law",
         "command": " ".join(["tools/fit.py", *sys.argv[1:]]),
@@ -219,9 +270,12 @@ def main() -> int:
         fitted = fit.fit(ledger, args.part, options, cost, provenance)
     except Untrusted as reason:
         return refuse(args, f"not fitted: {reason} (--force fits all the same)", ledger)
+    raw = laws.to_dict(fitted.law)
     if args.out:
         laws.save(fitted.law, args.out)
-    print(json.dumps(laws.to_dict(fitted.law), indent=1) if args.json else summary(fitted))
+    else:
+        laws.from_dict(raw)  # what is printed is checked as what is written
+    print(json.dumps(raw, indent=1) if args.json else summary(fitted))
     return 0
 
 

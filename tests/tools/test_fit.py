@@ -1,4 +1,6 @@
+import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 
 from scaling import laws, runs, simulate
+from tools import fit as tool
+from utils.errors import run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "laws" / "paper.json"
@@ -19,6 +23,19 @@ TOKENS = [2e9, 5e9, 12e9]
 def run(tool, *words):
     command = [sys.executable, str(ROOT / "tools" / tool), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True)
+
+
+def here(*words):
+    """(status, what the command said on stderr) of the command in this process, which is quicker."""
+    said, argv = io.StringIO(), sys.argv
+    sys.argv = ["fit.py", *map(str, words)]
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            run_cli(tool.main)
+    except SystemExit as left:
+        return left.code, said.getvalue()
+    finally:
+        sys.argv = argv
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +225,104 @@ def test_a_status_that_is_no_state_is_named(tmp_path):
     done = run("fit.py", "loss", path, "--json")
     assert done.returncode == 2
     assert "row 3: status 'finished'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("all --fix B.N=0 --fix B.N=0.1", "--fix: B.N is held twice"),
+        ("loss --fix B.N=0", "--fix B.N: fit.py loss fits no law with it"),
+        ("hyperparameters --fix loss.aT=0.3", "--fix loss.aT: fit.py hyperparameters fits no law with it"),
+        ("validate --fix lr.N=0", "--fix lr.N: fit.py validate fits no law with it"),
+        ("loss " + " ".join(f"--fix loss.{c}=0.3" for c in ("Tc", "aT", "Nc", "aN", "Linf")), "nothing left to fit"),
+        ("loss --fix loss.aT=100", "--fix 'loss.aT=100': must be a finite number from 0.01 to 4"),
+        ("loss --fix loss.Linf=100", "Linf 100 is not below the lowest loss"),
+        ("hyperparameters --fix B.T=1e300", "--fix 'B.T=1e300': must be a finite number from -10 to 10"),
+        ("all --n-ctx 0", "--n-ctx must be a positive number, at least 1 and"),
+        ("all --n-ctx -80", "--n-ctx must be a positive number, at least 1 and"),
+        ("all --n-ctx 80", "--n-ctx 80: the results have 1280; leave it out"),
+        ("all --pair 2e-4,65536", "--pair is not read by fit.py all"),
+        ("loss --flops 1e20", "--flops is not read by fit.py loss"),
+        ("validate --flops 1e20", "--flops is not read by fit.py validate"),
+        ("validate --prior", "--prior is not read by fit.py validate"),
+        ("compare --fix loss.aT=0.3", "--fix is not read by fit.py compare"),
+        ("compare --prior", "--prior is not read by fit.py compare"),
+        ("compare --optima", "--optima is not read by fit.py compare"),
+        ("compare --delta 1e-3", "--delta is not read by fit.py compare"),
+        ("compare --force", "--force is not read by fit.py compare"),
+        ("hyperparameters --delta 1e-3", "--delta is not read by fit.py hyperparameters"),
+        ("hyperparameters --optima --window 0.1", "--window is not read by fit.py hyperparameters --optima"),
+        ("allocation --optima --fix loss.aT=0.3", "--fix is not read by fit.py allocation --optima"),
+        ("allocation --optima --delta 1e-3", "--delta is not read by fit.py allocation --optima"),
+        ("compare --flops 1e300", "--flops must be a positive number"),
+        ("compare --flops 1", "at 1 FLOPs the laws want 100 and 100 parameters: beyond any size"),
+        ("compare --flops nan", "--flops must be a positive number"),
+        ("compare --pair 1e-300,1e300", "is not LR,B|too far from the grids"),
+        ("loss --delta 1e300", "--delta must be a positive number"),
+        ("all --window nan", "--window 'nan'"),
+        ("all --batch-unit tokens:2", "neither 'tokens' nor"),
+        ("all --columns N=N,N=T", "--columns: N is named twice"),
+    ],
+)
+def test_options_that_contradict_or_are_not_read(sweep, words, message):
+    part, *rest = words.split()
+    status, said = here(part, sweep, *rest, *([] if part in ("compare", "validate") else ["--json"]))
+    assert (status, said.count("\n")) == (2, 1), said
+    assert re.search(message, said), said
+
+
+def test_a_seed_that_is_no_number_is_named(tmp_path):
+    path = tmp_path / "odd.csv"
+    path.write_text("N,T,loss,seed\n1e6,1e8,1.0,1\n1e6,2e8,0.9,first\n")
+    status, said = here("loss", path, "--json")
+    assert (status, said.count("\n")) == (2, 1)
+    assert "row 3: seed is 'first', not a whole number" in said
+
+
+def test_diverged_rows_of_an_isoflop_table_are_left_out(tmp_path):
+    """They are no points of a parabola, and the budgets stay beside the points that are."""
+    law = laws.load(PAPER).loss
+    rows = [("status", "N", "T", "flops", "loss")]
+    for C in (1e18, 1e19, 1e20):
+        rows += [("done", N, C / 6 / N, C, law(N, C / 6 / N)) for N in 10.0 ** np.arange(7.0, 9.1, 0.25)]
+    whole, pieces = tmp_path / "whole.csv", tmp_path / "diverged.csv"
+    whole.write_text("\n".join(",".join(map(str, row)) for row in rows))
+    rows.insert(3, ("diverged", 3e7, 1e11, 1e18, "inf"))
+    rows.append(("diverged", 1e10, 1e10, 1e20, ""))
+    pieces.write_text("\n".join(",".join(map(str, row)) for row in rows))
+    found = []
+    for path in (whole, pieces):
+        done = run("fit.py", "allocation", path, "--json")
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout)["allocation"])
+    assert found[0] == found[1]
+    assert found[0]["measured"] is not None
+
+
+@pytest.mark.parametrize(("part", "key"), [("hyperparameters", "batch"), ("allocation", "allocation")])
+def test_optima_need_no_losses(tmp_path, part, key):
+    """Where each row is an optimum already, its loss enters no fit: not even a diverged row of it."""
+    lines = ["status,N,T,B,lr"]
+    lines += [f"done,{N},{T},{2e-2 * T**0.5 * N**0.1},{3 * N**-0.4 * T**0.05}" for N, T in
+              ((1e7, 1e9), (2e7, 4e9), (3e7, 1e9), (1e8, 4e9))]  # fmt: skip
+    path, out = tmp_path / "optima.csv", tmp_path / "law.json"
+    path.write_text("\n".join([*lines, "diverged,1e9,1e9,1e3,1e-3"]))
+    status, said = here(part, path, "--optima", "--out", out)
+    assert (status, said) == (0, "")
+    law = laws.to_dict(laws.load(out))
+    path.write_text("\n".join(line + f",{'loss' if i == 0 else 2.5}" for i, line in enumerate(lines)))
+    assert here(part, path, "--optima", "--out", out) == (0, "")
+    assert law[key] == laws.to_dict(laws.load(out))[key]
+    if key == "batch":
+        assert (law["batch"]["T"], law["batch"]["N"]) == pytest.approx((0.5, 0.1))
+
+
+def test_a_prior_that_would_hold_all_that_is_left_is_not_a_fit(tmp_path):
+    """Three constants held by hand and the prior's two exponents leave nothing: refused, not divided by."""
+    path = tmp_path / "flat.csv"
+    rows = [f"{N}e6,{T}e9,{2 + 1e-3 * ((N * T) % 5)}" for N in (1, 2, 4) for T in (1, 2, 4)]
+    path.write_text("\n".join(["N,T,loss", *rows]))
+    fixed = [word for c in ("Tc=0.1", "Nc=0.1", "Linf=1.5") for word in ("--fix", f"loss.{c}")]
+    status, said = here("loss", path, *fixed, "--prior", "--json")
+    assert (status, said.count("\n")) == (3, 1), said
+    assert "nothing is left to fit" in said
