@@ -14,7 +14,7 @@ from scaling.jackknife import interval
 from scaling.laws import Law, SizeLaw
 from scaling.optimum import WINDOW, next_cells
 from scaling.points import at_nominal, grid_optima
-from scaling.runs import Ledger
+from scaling.runs import Ledger, positive
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -72,7 +72,8 @@ def build(
     held = {(N, T): bool(ledger.heldout[rows].all()) for N, T, rows in ledger.grids()}
     points = [(o.N, o.T, o.loss, held[o.N, o.T]) for o in optima if o.usable]
     if not optima:
-        points = list(zip(ledger.N, ledger.nominal_T, ledger.loss, ledger.heldout))
+        finite = ledger.rows(np.isfinite(ledger.loss))
+        points = list(zip(finite.N, finite.nominal_T, finite.loss, finite.heldout))
     run = None if planned is None else compare(law, planned)
     drawn: dict[str, Figure] = {}
     sections = []
@@ -127,24 +128,30 @@ def compare(law: Law, result: dict[str, Any]) -> dict[str, Any]:
     """Prediction against measurement at each milestone of a run, from its ``result.json``."""
     law.require("loss")
     try:
-        N, milestones = result["N"], [_compare_one(law, result["N"], m) for m in result["milestones"]]
+        N = positive(result["N"], "the planned run's N")
+        milestones = [_compare_one(law, N, milestone) for milestone in result["milestones"]]
     except KeyError as error:
         raise UserError(f"the planned run's result.json has no {error}") from None
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"the planned run's result.json is no run's result ({error})") from None
     if not milestones:
         raise UserError("the planned run has no milestone to compare with")
     return {"N": N, "C": milestones[-1]["flops"], "milestones": milestones}
 
 
 def _compare_one(law: Law, N: float, milestone: dict[str, Any]) -> dict[str, Any]:
-    T, loss = milestone["tokens"], law.drawn("loss")
-    measured, se = milestone.get("ema_val_loss"), milestone.get("ema_val_se")
-    if measured is None:
-        measured, se = milestone["val_loss"], milestone.get("val_se")
+    T, loss = positive(milestone["tokens"], "the planned run's tokens"), law.drawn("loss")
+    name = "val" if milestone.get("ema_val_loss") is None else "ema_val"
+    measured = positive(milestone[f"{name}_loss"], f"the planned run's {name}_loss")
+    se, flops = (
+        positive(milestone[key], f"the planned run's {key}") if milestone.get(key) else None
+        for key in (f"{name}_se", "flops")
+    )
     predicted = float(law.loss(N, T))
     low, high = interval(loss(N, T)) if loss is not None else (None, None)
     return {
         "T": T, "loss": measured, "se": se or 0.0, "predicted": predicted, "low": low, "high": high,
-        "error": measured / predicted - 1, "flops": milestone.get("flops"),
+        "error": measured / predicted - 1, "flops": flops,
     }  # fmt: skip
 
 

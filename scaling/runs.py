@@ -179,19 +179,19 @@ def _from_runs(folder: Path) -> Ledger:
 
 def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     path = folder / "result.json"
-    shared: dict[str, Any] = {key: _number(result[key], f"{path}: {key}") for key in ("N", "B", "lr", "n_ctx")}
+    shared: dict[str, Any] = {key: positive(result[key], f"{path}: {key}") for key in ("N", "B", "lr", "n_ctx")}
     shared |= {"run_id": folder.name, "seed": _whole(result.get("seed", 0), f"{path}: seed")}
     shared["heldout"] = result.get("heldout", False)
     reached = set()
     for milestone in result["milestones"]:
-        tokens = _number(milestone["tokens"], f"{path}: tokens")
-        nominal = _number(milestone.get("nominal", tokens), f"{path}: nominal")
+        tokens = positive(milestone["tokens"], f"{path}: tokens")
+        nominal = positive(milestone.get("nominal", tokens), f"{path}: nominal")
         reached.add(nominal)
         samples = folder / "validation" / f"{milestone['tokens']}.npy"
         # A run can diverge between its last step and a milestone: its losses there are null. One clip has no error.
         given = {**milestone, "val_loss": milestone["val_loss"]}
         measured = {
-            ours: _number(given[theirs], f"{path}: {theirs}")
+            ours: positive(given[theirs], f"{path}: {theirs}")
             for ours, theirs in MEASURED.items()
             if given.get(theirs) is not None and (given[theirs] != 0 or not theirs.endswith("_se"))
         }
@@ -199,7 +199,7 @@ def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
         yield shared | measured | known | {"samples": str(samples) if samples.exists() else ""}
     if result["status"] == "diverged":
         # Censored: each milestone it should have reached has a loss beyond any number.
-        asked = {_number(T, f"{path}: milestones_asked") for T in result.get("milestones_asked") or []}
+        asked = {positive(T, f"{path}: milestones_asked") for T in result.get("milestones_asked") or []}
         for nominal in asked - reached:
             yield shared | {"status": "diverged", "T": nominal, "nominal_T": nominal, "loss": math.inf}
 
@@ -287,15 +287,15 @@ def _from_rows(
             raise UserError(f"{where['status']} {entry['status']!r} is neither done nor diverged")
         for key in ("N", "T", "B", "lr"):
             absent = key not in needed and name[key] not in present
-            entry[key] = math.nan if absent else _number(get[key], where[key])
+            entry[key] = math.nan if absent else positive(get[key], where[key])
         if from_flops:
-            entry["T"] = _number(get["flops"], where["flops"]) / (6 * entry["N"])
+            entry["T"] = positive(get["flops"], where["flops"]) / (6 * entry["N"])
         entry["B"] *= per_unit
         entry["nominal_T"] = entry["T"]
         for key in ("loss", "ema_loss", "loss_se", "ema_loss_se", "flops", "n_ctx"):
             # Whatever a diverged run recorded, its loss is beyond any number.
             ignored = entry["status"] == "diverged" and "loss" in key
-            entry[key] = None if ignored or get[key] in (None, "") else _number(get[key], where[key])
+            entry[key] = None if ignored or get[key] in (None, "") else positive(get[key], where[key])
         if entry["status"] == "done" and losses and entry["loss"] is None and entry["ema_loss"] is None:
             raise UserError(f"{source}, row {number}: no loss")
         for key in ("loss", "ema_loss"):
@@ -311,7 +311,8 @@ def _from_rows(
     return _ledger(parsed, source, {}, losses)
 
 
-def _number(value: Any, where: str) -> float:
+def positive(value: Any, where: str) -> float:
+    """``value`` as a number above 0 and of sensible size; UserError says ``where`` there is another."""
     if value in (None, ""):
         raise UserError(f"{where} is missing")
     try:

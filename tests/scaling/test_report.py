@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from scaling import allocation, figures, fit, report, simulate
+from scaling import allocation, figures, fit, laws, report, simulate
 from scaling.points import grid_optima
 from scaling.runs import concatenate
 from utils.errors import UserError
@@ -62,10 +62,48 @@ def test_held_out_grids_are_drawn_and_not_fitted(cost, swept):
     assert law.domain["N"][1] < ledger.N.max()
 
 
-@pytest.mark.parametrize("wrong", [{"N": 1e9, "milestones": []}, {"N": 1e9}, {"milestones": [{}]}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"N": 1e9, "milestones": []}, {"N": 1e9}, {"milestones": [{}]}, [], [1], "x", None, 3,
+        result(0.52) | {"N": "x"}, result(0.52) | {"N": 0}, result("x"), result(-1.0), result(0.52, T=None),
+        result(0.52, T="x"), {"N": 1e9, "milestones": 3}, {"N": 1e9, "milestones": [3]},
+        {"N": 1e9, "milestones": [{"tokens": 1e9, "val_loss": 0.5, "val_se": "x"}]},
+    ],
+)  # fmt: skip
 def test_a_run_without_milestones_is_refused(swept, wrong):
     with pytest.raises(UserError, match="planned run"):
         report.compare(swept[1], wrong)
+
+
+NOWHERE = {"N": None, "T": None, "B": None, "C": None}
+
+
+@pytest.mark.parametrize(
+    ("lacking", "drawn"),
+    [
+        ({"domain": NOWHERE, "n_ctx": None}, {"losses", "surfaces", "hyperparameters", "sizes", "residuals"}),
+        ({"curvature": None, "lr_given_batch": None, "draws": None, "allocation": None, "fit": {}, "recipe": {}},
+         {"losses", "surfaces", "hyperparameters", "sizes", "residuals"}),
+        ({"loss": None, "allocation": None}, {"surfaces", "hyperparameters"}),
+        ({"batch": None, "lr": None, "fit": {"window": None, "intervals": None, "warnings": None, "method": None}},
+         {"losses", "surfaces", "sizes", "residuals"}),
+    ],
+)  # fmt: skip
+def test_a_law_that_lacks_parts_is_drawn_as_far_as_it_goes(cost, swept, lacking, drawn):
+    ledger, law = swept
+    raw = laws.to_dict(law) | lacking
+    if "fit" in lacking:
+        raw["draws"] = None
+    _, figures = report.build(ledger, laws.from_dict(raw), cost)
+    assert set(figures) == drawn
+
+
+def test_diverged_rows_of_a_table_without_grids_are_not_drawn(paper, cost):
+    ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in (1e8, 2e8, 4e8)], TOKENS, 1e-4)
+    ledger.loss[4] = np.inf
+    _, figures = report.build(ledger, paper, cost)
+    assert len(figures["residuals"].axes[0].texts) == 8
 
 
 def test_an_empty_folder_of_samples_is_refused(cost, swept, tmp_path):
