@@ -63,6 +63,7 @@ def validate(
     gather: Callable[[Tensor], Tensor] | None = None,
     rank: int = 0,
     world: int = 1,
+    first: int | None = None,
 ) -> ValidationResult:
     """Score ``model`` on the frozen set.
 
@@ -71,25 +72,31 @@ def validate(
         read: reads (latents, context, mask) of validation clips by index, on the CPU.
         clips, per_clip, seed: the set's size, K, and the validation seed common to all runs.
         batch: samples per forward pass; it changes no loss beyond float32's rounding.
-        gather: sums float64 [clips * K] over the processes; with rank and world, shares the work.
+        gather: sums float64 [clips * K] over the processes; with rank and world, shares the work. Every process
+            makes the same number of forward passes, since a sharded model needs all of them for each.
+        first: score only so many of the set's clips, at the times and with the noise they have in the whole set.
 
     Returns:
         The same result on every process.
     """
-    times = validation_times(clips, per_clip, seed)
+    clips, times = first or clips, validation_times(clips, per_clip, seed)[: first or clips]
     total = clips * per_clip
-    losses = torch.zeros(total, dtype=torch.float64)
-    for part in torch.arange(rank, total, world).split(batch):
-        clip = part // per_clip
+    losses = torch.zeros(total, dtype=torch.float64, device=device)
+    mine = torch.arange(rank, total, world)
+    for start in range(0, -(-total // world), batch):
+        part = mine[start : start + batch]
+        here = part if len(part) else torch.zeros(1, dtype=torch.int64)
+        clip = here // per_clip
         x0, context, mask = (value.to(device) for value in read(clip))
         # An index of its own for every (clip, k), whatever K is.
-        index = (clip << 20 | part % per_clip).to(device)
+        index = (clip << 20 | here % per_clip).to(device)
         noise = normal(seed, "validation noise", index, tuple(x0.shape[1:]))
-        loss = denoising_loss(model, process, x0, noise, times.flatten()[part].to(device), context, mask)
-        losses[part] = loss.double().cpu()
+        loss = denoising_loss(model, process, x0, noise, times.flatten()[here].to(device), context, mask)
+        if len(part):
+            losses[part.to(device)] = loss.double()
     if gather is not None:
         losses = gather(losses)
-    return summarise(losses.reshape(clips, per_clip), times)
+    return summarise(losses.cpu().reshape(clips, per_clip), times)
 
 
 def summarise(losses: Tensor, times: Tensor) -> ValidationResult:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.attention import attention
 from models.embeddings import Grid, patchify, rotary_table, rotate, timestep_features, unpatchify
@@ -143,6 +144,7 @@ class VideoDiT(nn.Module):
         self.config = config
         self.dtype = dtype
         self.backend = backend
+        self.recompute = False  # each block's activations in the backward pass, instead of keeping them
         width = config.width
         self.patch_embedding = Linear(config.token_dim, width)
         self.text_embedding = nn.Sequential(
@@ -193,6 +195,8 @@ class VideoDiT(nn.Module):
         context = self.text_embedding(context.to(self.dtype))
         hidden = self.patch_embedding(patchify(x.to(self.dtype), patch))
         for block in self.blocks:
-            hidden = block(hidden, modulation, context, context_mask, rotary, self.backend)
+            inputs = (hidden, modulation, context, context_mask, rotary, self.backend)
+            recompute = self.recompute and torch.is_grad_enabled()
+            hidden = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         shift, scale = self.final_modulation(time).unflatten(-1, (2, -1))[:, :, None].unbind(1)
         return unpatchify(self.final(_modulate(hidden.float(), shift, scale)), patch, grid)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.config import Config, config_from_dict, load_yaml, to_dict
+from training.parallel import like
 from utils.errors import UserError
 from utils.files import read_json, write_json
 
@@ -144,7 +145,9 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     wrong = sorted(own.keys() ^ tensors.keys()) or [n for n in own if own[n].shape != tensors[n].shape]
     if wrong:
         raise UserError(f"{path}: of another model (first difference: {wrong[0]})")
-    model.load_state_dict(tensors)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(like(tensor, tensors[name]))
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -156,9 +159,8 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """The inverse of ``optimizer_tensors``. Fused AdamW keeps its step counts beside the parameters."""
     for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {
-            kind: tensors[f"{kind}.{name}"].to(parameter.device) for kind in ("step", "exp_avg", "exp_avg_sq")
-        }
+        moments = {kind: like(parameter, tensors[f"{kind}.{name}"]) for kind in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": tensors[f"step.{name}"].to(parameter.device), **moments}
 
 
 def find_checkpoint(path: Path, needs: tuple[str, ...] = ("ema",)) -> Path:

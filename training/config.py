@@ -72,6 +72,10 @@ class TrainKeys:
     batch_tokens: int = key(0, "global batch B in tokens: a whole number of clips")
     micro_batch: int | None = key(None, "clips per forward pass and process; the process's whole share if not given")
     dtype: str = key("float32", "what the blocks compute in: float32 or bfloat16; master weights are float32")
+    max_skipped: int = key(10, "steps in a row without a finite gradient after which a run counts as diverged")
+    parallel: str = key("ddp", "several processes: ddp (each holds the model) or fsdp (FSDP2: each holds a shard)")
+    activation_checkpointing: bool = key(False, "recompute each block's activations in the backward pass")
+    timeout_minutes: float = key(30.0, "minutes to wait for a process that does not answer before giving up")
     compile: bool = key(False, "compile each block with torch.compile (needs a C compiler on the CPU)")
 
 
@@ -128,6 +132,10 @@ MECHANISM = (
     "checkpoint",
     "data.cache",
     "train.micro_batch",
+    "train.max_skipped",
+    "train.parallel",
+    "train.activation_checkpointing",
+    "train.timeout_minutes",
     "train.compile",
     "model.attention",
     "validation.batch",
@@ -274,6 +282,8 @@ _POSITIVE = (
     "train.tokens",
     "train.flops",
     "train.micro_batch",
+    "train.max_skipped",
+    "train.timeout_minutes",
     "validation.clips",
     "validation.timesteps",
     "validation.batch",
@@ -286,6 +296,7 @@ _POSITIVE = (
 _CHOICES = {
     "optim.schedule": ("constant", "cosine", "wsd"),
     "train.dtype": ("float32", "bfloat16"),
+    "train.parallel": ("ddp", "fsdp"),
     "checkpoint.final": ("full", "ema"),
 }
 _FRACTIONS = ("data.caption_dropout", "optim.beta1", "optim.decay_fraction")

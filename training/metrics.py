@@ -1,6 +1,7 @@
 """What a run reports while it runs: metrics.jsonl for machines, TensorBoard and a console line for people."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,15 @@ class MetricsLog:
         self._spoken = self._last[1]
 
     def step(
-        self, step: int, tokens: int, flops_per_token: float, loss: float, lr: float, grad_norm: float, end: int
+        self,
+        step: int,
+        tokens: int,
+        flops_per_token: float,
+        loss: float,
+        lr: float,
+        grad_norm: float,
+        skipped: int,
+        end: int,
     ) -> None:
         """One logged step; the console hears of it at most every five seconds.
 
@@ -45,6 +54,7 @@ class MetricsLog:
             tokens, end: seen so far, and at the run's end.
             flops_per_token: C_token, of which MFU is made: recomputation is not work.
             loss: mean training loss since the last logged step. grad_norm: before clipping, of this step.
+            skipped: steps whose gradient was not finite, since the run began.
         """
         now = time.monotonic()
         speed = (tokens - self._last[0]) / (now - self._last[1])
@@ -56,7 +66,8 @@ class MetricsLog:
             "flops": tokens * flops_per_token,
             "loss": loss,
             "lr": lr,
-            "grad_norm": grad_norm,
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+            "skipped": skipped,
             "tokens_per_second": speed,
             "mfu": mfu,
         }

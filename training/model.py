@@ -10,6 +10,8 @@ from models.dit import DiTConfig, VideoDiT
 from training.checkpoint import load_into, read_tensors
 from training.config import Config
 
+SHALLOW = 6
+
 
 def build_model(config: Config, meta: dict[str, Any], device: torch.device) -> VideoDiT:
     """The initialised model of a resolved ``config``, for data of ``meta`` (latent_shape and text_dim)."""
@@ -23,7 +25,18 @@ def build_model(config: Config, meta: dict[str, Any], device: torch.device) -> V
         text_dim=meta["text_dim"],
     )
     backend = choose_backend(config.model.attention, device.type, dtype)
-    return VideoDiT(shape, config.seed, dtype, backend).to(device)
+    model = VideoDiT(shape, config.seed, dtype, backend).to(device)
+    model.recompute = config.train.activation_checkpointing
+    return model
+
+
+def compile_model(model: VideoDiT, whole: bool = True) -> None:
+    """Compile ``model`` in place with torch.compile: a shallow one ``whole``, else its blocks, which are all alike.
+
+    As a whole a model of few layers runs faster, and of many takes minutes to compile.
+    """
+    for part in [model] if whole and len(model.blocks) <= SHALLOW else model.blocks:
+        part.compile()
 
 
 def load_weights(model: VideoDiT, path: Path, kind: str) -> None:

@@ -1,6 +1,7 @@
 """Stopping on a signal, together: every process leaves the loop after the same step."""
 
 import signal
+from datetime import timedelta
 from types import FrameType
 
 import torch
@@ -16,9 +17,9 @@ class StopRequest:
     the GPU is never waited for.
     """
 
-    def __init__(self, world: int) -> None:
+    def __init__(self, world: int, timeout_minutes: float) -> None:
         self._caught = False
-        self._group = dist.new_group(backend="gloo") if world > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes)) if world > 1 else None
         self._sent: tuple[torch.Tensor, dist.Work] | None = None
 
     def _catch(self, signum: int, frame: FrameType | None) -> None:

@@ -1,42 +1,43 @@
 """The training loop: cached latents in, checkpoints and result.json out."""
 
-import contextlib
 import copy
 import math
 import os
 import shutil
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate import PartialState
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from data.latents import LatentCache
-from diffusion.loss import denoising_loss
 from diffusion.process import Process
 from diffusion.timesteps import draw_timesteps
 from diffusion.validation import ValidationResult, validate
 from models.dit import VideoDiT
 from training import checkpoint as ckpt
 from training.config import Config, identity, to_dict
-from training.ema import power_of_width, update_average
-from training.feed import Feed, Samples
+from training.feed import Feed
+from training.memory import fit_micro_batch
 from training.metrics import MetricsLog
-from training.model import build_model
-from training.optim import build_optimizer, learning_rate
+from training.model import build_model, compile_model
+from training.optim import learning_rate
+from training.parallel import all_reduce, gather, lost_process, replicate, shard
 from training.preview import Preview
 from training.records import build_result, finished_result, recorded_milestones
 from training.resolve import Run, resolve
+from training.step import Step
 from training.stop import StopRequest
 from utils.errors import UserError
 from utils.files import exclusive, replacing, write_json
 
+# One validation clip in so many scores the raw weights.
+RAW_SHARE = 4
 PREEMPTED = 75  # EX_TEMPFAIL, the exit status of a run that stopped on a signal: run the same command again
 
 
@@ -64,7 +65,19 @@ def train(config: Config, wait: bool = False) -> int:
     with exclusive(config.run_dir, wait):
         trainer.claim_directory()
         trainer.restore()
-        status = trainer.fit()
+        try:
+            status = trainer.fit()
+        except RuntimeError as error:
+            if not lost_process(error):
+                raise
+            reason = " ".join(str(error).split())
+            print(
+                f"rank {trainer.rank}: another process hangs or died, at step {trainer.step} (waited at most "
+                f"train.timeout_minutes={config.train.timeout_minutes:g}): {reason}",
+                file=sys.stderr,
+                flush=True,
+            )
+            return 1
     if dist.is_initialized():
         dist.destroy_process_group()
     return PREEMPTED if status == "preempted" else 0
@@ -80,39 +93,33 @@ class Trainer:
     """One run in the making: model, average, optimiser and counters, and the loop that moves them."""
 
     def __init__(self, run: Run, cache: LatentCache) -> None:
-        # Precision and accumulation are the configuration's: accelerate would read them from the environment.
-        self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision="no",
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        )
-        self.device = self.accelerator.device
-        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        self.main = self.accelerator.is_main_process
         self.run, self.cache = run, cache
         self.config = config = run.config
+        timeout = timedelta(minutes=config.train.timeout_minutes)
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timeout)
+        self.device, self.rank, self.world = state.device, state.process_index, state.num_processes
+        self.main = state.is_main_process
         self._check_layout()
         self._check_compiler()
         self.process = Process(config.diffusion.process, config.diffusion.target)
         draw_timesteps(torch.zeros(1, dtype=torch.int64), 0, config.diffusion.timesteps)  # refuses unknown names now
+        sharded = config.train.parallel == "fsdp" and self.world > 1
         self.preview = None
-        if config.log.prompts and self.main:
+        if config.log.prompts and (self.main or sharded):  # a sharded model runs on all processes or on none
             self.preview = Preview(config.log, self.process, cache.meta, self.device)
         self.model = build_model(config, cache.meta, self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.weights, self.averages = list(self.model.parameters()), list(self.average.parameters())
-        self.power = power_of_width(config.ema.width)
-        optimizer = build_optimizer(self.model, config.optim, config.train.batch_tokens)
+        if config.train.compile:
+            compile_model(self.model, whole=not sharded)
+        if sharded:
+            shard(self.model)
+            shard(self.average)
+        wrapped = self.model if sharded else replicate(self.model, self.device)
+        self.learn = Step(config, self.model, wrapped, self.average, self.device)
         self.feed = Feed(run, cache, self.rank, self.world, self.device)
         self.step = 0
         self.milestones: list[dict[str, Any]] = []
         self.seconds = 0.0
-        # The loss summed over the steps since the last log line, and their number.
-        self.window, self.window_steps = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        if config.train.compile:
-            for block in self.model.blocks:
-                block.compile()
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
 
     @property
     def tokens(self) -> int:
@@ -173,10 +180,9 @@ class Trainer:
             state = ckpt.read_state(path)
             ckpt.load_into(self.model, ckpt.read_tensors(path, "model"), path)
             ckpt.load_into(self.average, ckpt.read_tensors(path, "ema"), path)
-            ckpt.load_optimizer(self.model, self.optimizer, ckpt.read_tensors(path, "optimizer"))
+            ckpt.load_optimizer(self.model, self.learn.optimizer, ckpt.read_tensors(path, "optimizer"))
             self.step, self.milestones, self.seconds = state["step"], state["milestones"], state["seconds"]
-            self.window.fill_(state["window"])
-            self.window_steps = state["window_steps"]
+            self.learn.set_counts(state["counts"])
         elif self.main and ckpt.checkpoint_paths(directory):
             print(f"{directory}: no checkpoint with its optimiser is left; starting again", file=sys.stderr)
         measured = {m["nominal"] for m in self.milestones}
@@ -186,36 +192,10 @@ class Trainer:
                 f"train.milestones={missed}: the run is already at {self.tokens:,} tokens; "
                 "choose later ones, or another name=..."
             )
-        self.accelerator.wait_for_everyone()
+        if self.world > 1:
+            dist.barrier()
         if self.main:
             ckpt.remove_after(directory, self.step)
-
-    # -- one step ------------------------------------------------------------------------------------------------
-
-    def _train_step(self) -> Tensor:
-        """Forward, backward, optimiser and average; returns the gradient's norm before clipping."""
-        config, batch = self.config, self.config.train.batch_tokens
-        rate = learning_rate(config.optim, self.tokens + batch / 2, config.train.tokens)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        samples = self.feed.step(self.step)
-        local = len(samples.t)
-        size = config.train.micro_batch or local
-        for first in range(0, local, size):
-            piece = Samples(*(value[first : first + size] for value in samples))
-            # Gradients travel between processes once per step, with the last piece.
-            last = first + size >= local
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                loss = denoising_loss(self.wrapped, self.process, *piece).sum() / local
-                self.accelerator.backward(loss)
-            self.window += loss.detach()
-        self.window_steps += 1
-        norm = self.accelerator.clip_grad_norm_(self.weights, config.optim.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step += 1
-        update_average(self.averages, self.weights, self.power, batch, self.tokens)
-        return norm
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -230,24 +210,26 @@ class Trainer:
             print(f"{config.run_dir}: {self.run.text}; {how}{begun}", flush=True)
         started = time.monotonic() - self.seconds
         status = "running"
-        with StopRequest(self.world) as stop:
+        with StopRequest(self.world, config.train.timeout_minutes) as stop:
+            self._fit_memory()
             while status == "running" and (pending := self._pending()):
-                norm = self._train_step()
+                self.learn(self.feed.step(self.step), self.tokens)
+                self.step += 1
                 self.seconds = time.monotonic() - started
                 reached = [m for m in pending if m <= self.tokens]
                 stopping = stop.agreed()
                 logging = self.step % config.log.every_steps == 0
                 saving = reached or stopping or self.step % config.checkpoint.every_steps == 0
-                # Weights that are no numbers are never saved, and a milestone with such a loss is none.
-                if (logging or saving) and not self._is_finite(norm):
+                in_a_row = self.learn.in_a_row.item() if logging or saving else 0
+                if in_a_row >= config.train.max_skipped:
                     status = "diverged"
                     break
                 if logging:
-                    self._log_line(norm, log)
+                    self._log_line(log)
                 if reached and not self._milestone(reached, log):
                     status = "diverged"
                     break
-                if saving:
+                if saving and not in_a_row:  # while steps fail, the checkpoint before them is the one to go back to
                     self._save()
                 if reached:
                     self._write_result("running")
@@ -267,41 +249,55 @@ class Trainer:
         last = self.milestones[-1]["nominal"] if self.milestones else 0
         return [m for m in self.config.train.milestones if m > last]
 
-    def _mean_window(self) -> float:
-        """The training loss summed since the last log line, the mean of all processes."""
-        return self.accelerator.reduce(self.window, "mean").item()
+    def _fit_memory(self) -> None:
+        """Find the micro-batch that the GPU holds: once, with everything that training needs in its memory."""
+        if self.device.type != "cuda":
+            return
+        samples = self.feed.step(self.step)
 
-    def _is_finite(self, norm: Tensor) -> bool:
-        return math.isfinite(self._mean_window()) and math.isfinite(norm.item())
+        def attempt(size: int) -> None:
+            self.learn.micro_batch = size
+            self.learn.gradients(samples, share=False)
 
-    def _log_line(self, norm: Tensor, log: MetricsLog | None) -> None:
-        loss = self._mean_window() / self.window_steps
-        self.window.zero_()
-        self.window_steps = 0
+        agree = lambda failed: bool(all_reduce(torch.tensor(float(failed), device=self.device), "sum").item())  # noqa: E731
+        fit_micro_batch(attempt, self.learn.micro_batch or len(samples.t), agree, self.main)
+        self.learn.optimizer.zero_grad()
+
+    def _log_line(self, log: MetricsLog | None) -> None:
+        learn, config = self.learn, self.config
+        loss = all_reduce(learn.loss, "mean").item() / max(learn.counted.item(), 1)
+        learn.restart()
         if log is not None:
-            batch, end = self.config.train.batch_tokens, self.config.train.tokens
-            rate = learning_rate(self.config.optim, self.tokens - batch / 2, end)
-            log.step(self.step, self.tokens, self.run.flops_per_token, loss, rate, norm.item(), end)
+            batch, end = config.train.batch_tokens, config.train.tokens
+            rate = learning_rate(config.optim, self.tokens - batch / 2, end)
+            norm, skipped = learn.norm.item(), learn.skipped.item()
+            log.step(self.step, self.tokens, self.run.flops_per_token, loss, rate, norm, skipped, end)
 
-    def _validate(self, model: VideoDiT) -> ValidationResult:
+    def _validate(self, model: VideoDiT, share: int = 1) -> ValidationResult:
+        """The loss on one clip in ``share`` of the frozen set."""
         keys = self.config.validation
+        clips = keys.clips or self.cache.validation_size
         return validate(
             model,
             self.process,
             self.cache.validation,
-            keys.clips or self.cache.validation_size,
+            clips,
             keys.timesteps,
             keys.seed,
             keys.batch,
             self.device,
-            lambda losses: self.accelerator.reduce(losses.to(self.device), "sum").cpu(),
+            lambda losses: all_reduce(losses, "sum"),
             self.rank,
             self.world,
+            max(clips // share, 2),
         )
 
     def _milestone(self, reached: list[int], log: MetricsLog | None) -> bool:
-        """Score the raw and the averaged weights for the milestones ``reached``; False where a loss is not finite."""
-        raw, averaged = self._validate(self.model), self._validate(self.average)
+        """Score the raw and the averaged weights for the milestones ``reached``; False where a loss is not finite.
+
+        Laws are fitted on the average's loss; the raw weights' is there to compare, and a quarter of the clips do.
+        """
+        raw, averaged = self._validate(self.model, RAW_SHARE), self._validate(self.average)
         if not (math.isfinite(raw.loss) and math.isfinite(averaged.loss)):
             return False
         scores = {
@@ -315,31 +311,34 @@ class Trainer:
         if log is not None:
             path = self.config.run_dir / "validation" / f"{self.tokens}.npy"
             with replacing(path) as aside, aside.open("wb") as handle:
-                np.save(handle, np.stack((raw.losses, averaged.losses)))
+                unmeasured = ((0, len(averaged.losses) - len(raw.losses)), (0, 0))
+                both = (np.pad(raw.losses, unmeasured, constant_values=np.nan), averaged.losses)
+                np.save(handle, np.stack(both))
             log.validation(self.step, self.tokens, scores, averaged.bins)
         return True
 
     def _sample_videos(self, log: MetricsLog | None) -> None:
-        if self.preview is None or log is None:
+        if self.preview is None:
             return
         for number, clip in enumerate(self.preview.sample(self.average)):
-            log.video(f"samples/{number}", clip, self.step, self.config.log.prompts[number])
+            if log is not None:
+                log.video(f"samples/{number}", clip, self.step, self.config.log.prompts[number])
 
     def _save(self, average_only: bool = False) -> None:
         # Every process goes on from the mean of the windows, which is what a resumed run has.
-        self.window.fill_(self._mean_window())
+        self.learn.loss.copy_(all_reduce(self.learn.loss, "mean"))
+        named = {"ema": self.average.state_dict()}
+        if not average_only:
+            named["model"] = self.model.state_dict()
+            named["optimizer"] = ckpt.optimizer_tensors(self.model, self.learn.optimizer)
+        tensors = {kind: gather(values, self.main) for kind, values in named.items()}
         if not self.main:
             return
-        tensors = {"ema": self.average.state_dict()}
-        if not average_only:
-            tensors["model"] = self.model.state_dict()
-            tensors["optimizer"] = ckpt.optimizer_tensors(self.model, self.optimizer)
         state = {
             "tokens": self.tokens,
             "milestones": self.milestones,
             "seconds": self.seconds,
-            "window": self.window.item(),
-            "window_steps": self.window_steps,
+            "counts": self.learn.counts(),
             "data": self.cache.meta,
         }
         directory = self.config.run_dir / "checkpoints"

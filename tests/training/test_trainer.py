@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tests.conftest import make_cache
 from training.checkpoint import checkpoint_paths, find_checkpoint
 from training.config import load_config
+from training.step import Step
 from training.trainer import PREEMPTED, Trainer, train
 from utils.errors import UserError
 
@@ -91,6 +92,7 @@ def test_two_processes_and_accumulation_equal_one(cache: Path, tmp_path: Path) -
 
 VALIDATE = """
 import sys
+import torch
 from data.latents import LatentCache
 from training.config import load_config
 from training.resolve import resolve
@@ -103,6 +105,7 @@ trainer.restore()
 loss = trainer._validate(trainer.average)
 if trainer.main:
     print(trainer.step, repr(loss.loss), repr(loss.standard_error))
+torch.distributed.destroy_process_group()
 """
 
 
@@ -190,7 +193,9 @@ def test_milestones_are_the_first_step_at_or_past_them(cache: Path, tmp_path: Pa
     stored = np.load(tmp_path / "x" / "validation" / "1024.npy")
     last = done["milestones"][-1]
     assert stored.shape == (2, 16, 2)
-    np.testing.assert_allclose(stored.mean((1, 2)), [last["val_loss"], last["ema_val_loss"]], rtol=1e-6)
+    # Raw weights are scored on the first quarter of the clips, the average's on all: laws are fitted on the latter.
+    assert np.isfinite(stored).sum((1, 2)).tolist() == [4 * 2, 16 * 2]
+    np.testing.assert_allclose(np.nanmean(stored, (1, 2)), [last["val_loss"], last["ema_val_loss"]], rtol=1e-6)
 
 
 def test_validation_is_the_same_for_any_batch(cache: Path, tmp_path: Path) -> None:
@@ -289,7 +294,7 @@ def test_death_before_the_last_result_does_not_cost_the_run(
         with pytest.raises(KeyboardInterrupt):
             train(load_config(None, overrides(cache, tmp_path, "x", "checkpoint.final=ema")))
     trained = metrics(tmp_path / "x")
-    monkeypatch.setattr(Trainer, "_train_step", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(Step, "__call__", lambda *_: pytest.fail("trained again"))
     assert run(cache, tmp_path, "x", "checkpoint.final=ema")["milestones"] == whole["milestones"]
     assert metrics(tmp_path / "x") == trained
 

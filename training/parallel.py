@@ -1,0 +1,77 @@
+"""One model over several processes: DDP, or FSDP2's shards; and whole tensors into and out of them."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from models.dit import VideoDiT
+
+
+def shard(model: VideoDiT) -> None:
+    """Split parameters in place over all processes (FSDP2): each block's are gathered while it computes."""
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model)
+
+
+def replicate(model: VideoDiT, device: torch.device) -> nn.Module:
+    """``model`` behind DDP where there are several processes, else itself."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def share_gradients(model: nn.Module, now: bool) -> None:
+    """Whether the next backward pass adds gradients up over the processes, or keeps them for a later one."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
+    elif isinstance(model, DistributedDataParallel):
+        model.require_backward_grad_sync = now
+
+
+def local(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """This process's part of each tensor: its shard, or the tensor itself."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, from all its shards; every process must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather(named: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole tensors, on the CPU; every process must call, and those that do not ``keep`` them get none."""
+    gathered = {}
+    for name, tensor in named.items():
+        full = whole(tensor.detach())
+        if keep:
+            gathered[name] = full.cpu()
+    return gathered
+
+
+def like(tensor: Tensor, value: Tensor) -> Tensor:
+    """``value``, whole on every process, laid out as ``tensor`` is: on its device, and in its shards."""
+    value = value.to(tensor.device)
+    return distribute_tensor(value, tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else value
+
+
+def all_reduce(tensor: Tensor, how: str) -> Tensor:
+    """The "sum" or the "mean" of a tensor over the processes, the same on each; ``tensor`` is left as it is."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return tensor.clone()
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size() if how == "mean" else total
+
+
+def lost_process(error: RuntimeError) -> bool:
+    """Whether ``error`` is a collective's that waited for a process in vain."""
+    text = str(error).lower()
+    return dist.is_initialized() and any(
+        words in text for words in ("timed out", "timeout", "connection closed", "connection reset", "peer")
+    )

@@ -1,0 +1,93 @@
+"""One optimiser step: micro-batches forward and backward, clipping, AdamW, the average. The host waits for nothing."""
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.loss import denoising_loss
+from diffusion.process import Process
+from models.dit import VideoDiT
+from training.config import Config
+from training.ema import power_of_width, update_average
+from training.feed import Samples
+from training.optim import build_optimizer, learning_rate
+from training.parallel import local, share_gradients, whole
+
+COUNTS = ("loss", "counted", "skipped", "in_a_row")
+
+
+class Step:
+    """Moves weights, optimiser and average by one batch; counts what it saw, on the device.
+
+    A step whose gradient is not finite leaves the weights and the optimiser as they are, and is counted.
+
+    Attributes:
+        optimizer: fused AdamW over ``model``'s parameters, its state there from the start.
+        norm: the last step's gradient norm before clipping.
+        loss: float64, training losses summed over ``counted`` steps since ``restart``.
+        counted: the steps among them whose gradient was finite.
+        skipped: the steps skipped since the run began.
+        in_a_row: how many of them were the last ones.
+    """
+
+    def __init__(
+        self, config: Config, model: VideoDiT, wrapped: nn.Module, average: VideoDiT, device: torch.device
+    ) -> None:
+        self._config, self._wrapped = config, wrapped
+        self._process = Process(config.diffusion.process, config.diffusion.target)
+        self._weights, self._averages = list(model.parameters()), list(average.parameters())
+        self._power = power_of_width(config.ema.width)
+        self.optimizer = build_optimizer(model, config.optim, config.train.batch_tokens)
+        self.micro_batch = config.train.micro_batch
+        self.norm = torch.zeros((), device=device)
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.counted = torch.zeros((), dtype=torch.int64, device=device)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+
+    def __call__(self, samples: Samples, tokens: int) -> None:
+        """Learn from this process's share of a batch, after ``tokens`` tokens."""
+        config, batch = self._config, self._config.train.batch_tokens
+        rate = learning_rate(config.optim, tokens + batch / 2, config.train.tokens)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self.gradients(samples)
+        self.norm = whole(torch.nn.utils.clip_grad_norm_(self._weights, config.optim.clip))
+        finite = self.norm.isfinite()
+        # The fused kernel's own switch, made for loss scaling: with it set, neither weights nor moments move.
+        self.optimizer.found_inf = (~finite).float()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss += torch.where(finite, loss, 0.0)
+        self.counted += finite
+        self.skipped += ~finite
+        self.in_a_row.add_(1).mul_(~finite)
+        update_average(local(self._averages), local(self._weights), self._power, batch, tokens + batch)
+
+    def gradients(self, samples: Samples, share: bool = True) -> Tensor:
+        """Forward and backward in micro-batches; returns this process's mean loss, float32 on the device.
+
+        ``share``: add the gradients up over the processes, with the last micro-batch.
+        """
+        count = len(samples.t)
+        size = self.micro_batch or count
+        total = torch.zeros((), device=samples.t.device)
+        for first in range(0, count, size):
+            share_gradients(self._wrapped, share and first + size >= count)
+            piece = Samples(*(value[first : first + size] for value in samples))
+            loss = denoising_loss(self._wrapped, self._process, *piece).sum() / count
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def counts(self) -> dict[str, float]:
+        """What of the counters a resumed run needs."""
+        return {name: getattr(self, name).item() for name in COUNTS}
+
+    def set_counts(self, counts: dict[str, float]) -> None:
+        for name in COUNTS:
+            getattr(self, name).fill_(counts[name])
+
+    def restart(self) -> None:
+        """Begin a new mean of the loss."""
+        self.loss.zero_()
+        self.counted.zero_()
