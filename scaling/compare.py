@@ -12,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling import allocation, jackknife, loss_law
-from scaling.optimum import Optimum, surface_at
+from scaling.optimum import Optimum, features, surface_at
 from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids
 from scaling.runs import Ledger
+from scaling.stages import between_grids
 from utils.errors import UserError
 
 # A pair may lie this factor outside the swept rates and batches: about one step of a grid.
 MARGIN = 2.0
+# Step of a numerical derivative, as a share of Huber's delta.
+NUDGE = 0.1
 INTERVALS = ("exponent_difference", "ratio")
 
 
@@ -124,13 +127,35 @@ def compare(
         raise UserError(f"at {C:.3g} FLOPs the laws want {size:.3g} and {size_fixed:.3g} parameters: beyond any size")
     # [2]: of ln N_opt, and of its exponent.
     middle, replicates = bent[0] - optimal[0], bent[1] - optimal[1]
-    width = jackknife.t_quantile(len(replicates) - 1) * np.linalg.norm(jackknife.deviations(replicates), axis=0)
+    # Grids whose best cells scatter pay for one pair each its own price, and chance can sort these by size: of ledgers
+    # without any bend, but optima that scatter by .15, half had one by the jackknife of the runs alone.
+    prices = np.log(fixed_replicates) - points.replicates["loss"]
+    own = np.sum(jackknife.deviations(prices) ** 2, axis=0)
+    scatter, spare = _scatter(points, np.log(fixed / points.loss))
+    if not spare:
+        warnings.append(
+            "too few grids to see how the pair's price scatters between them: the intervals leave that out"
+        )
+    extra = between_grids(points, bent[2], own, np.full(len(own), scatter), spare)
+    error = np.sqrt(np.sum(jackknife.deviations(replicates) ** 2, axis=0) + np.diag(extra))
+    width = jackknife.t_quantile(len(replicates) - 1) * error
     spans = np.stack([middle, middle - width, middle + width])
     ratio, difference = (tuple(float(v) for v in span) for span in (np.exp(spans[:, 0]), spans[:, 1]))
     return Comparison(
         lr, B, C, size, size_fixed, exponent, exponent_fixed, difference, ratio, 1 - size / size_fixed,
         float(np.mean(fixed / points.loss - 1)), not ratio[1] <= 1 <= ratio[2], tuple(warnings),
     )  # fmt: skip
+
+
+def _scatter(points: Points, prices: NDArray) -> tuple[float, int]:
+    """(variance of the prices of one pair around what the laws would make of them, spare points).
+
+    Under power laws of the best rate and batch, and one curvature, a pair's price is a quadratic in ln N and ln T.
+    """
+    x, y = np.log(points.N / np.median(points.N)), np.log(points.T / np.median(points.T))
+    solution, _, rank, _ = np.linalg.lstsq(features(x, y), prices, rcond=1e-9)
+    spare = len(prices) - int(rank)
+    return float(np.sum((prices - features(x, y) @ solution) ** 2)) / spare if spare else 0.0, spare
 
 
 def _covered(ledger: Ledger, optimum: Optimum, lr: float, B: float) -> bool:
@@ -156,13 +181,20 @@ def _losses_at(
 
 def _sizes(
     points: Points, loss: NDArray, replicates: NDArray, scale: dict[str, float], C: float, cost: allocation.Cost
-) -> tuple[NDArray, NDArray]:
-    """[2], ln N_opt(C) and its exponent over the decade below C; and with each cluster deleted, [clusters, 2]."""
+) -> tuple[NDArray, NDArray, NDArray]:
+    """What a loss law through ``loss`` says of sizes: ln N_opt(C), and its exponent over the decade below C.
+
+    Returns:
+        These [2], with each cluster deleted [clusters, 2], and their derivative in ln loss [2, points].
+    """
     fitted = loss_law.fit(points.N, points.T, loss, points.noise, scale=scale)
     precision, _ = loss_law.precisions(points.noise, len(points.N))
-    start = np.repeat(fitted.theta[None], len(replicates), axis=0)
-    thetas, _ = loss_law.descend(start, points.N, points.T, replicates, precision, fitted.delta, {}, scale, steps=100)
+    moved = loss * np.exp(fitted.delta * NUDGE * np.eye(len(loss)))
+    losses = np.concatenate([replicates, moved])
+    start = np.repeat(fitted.theta[None], len(losses), axis=0)
+    thetas, _ = loss_law.descend(start, points.N, points.T, losses, precision, fitted.delta, {}, scale, steps=100)
     constants = loss_law.constants_of(np.concatenate([fitted.theta[None], thetas]))
     _, exponents = allocation.power_of_minima(constants, scale, (C / 10, C), cost)
     found = np.stack([np.log(allocation.minimise(constants, scale, C, cost)), exponents], axis=1)
-    return found[0], found[1:]
+    pull = (found[1 + len(replicates) :] - found[0]).T / (fitted.delta * NUDGE)
+    return found[0], found[1 : 1 + len(replicates)], pull

@@ -68,11 +68,16 @@ def cells_to_run(ledger: Ledger, window: float | None) -> list[str]:
 
 
 def at_nominal(ledger: Ledger) -> Ledger:
-    """Losses moved from the tokens a run had really seen to the milestone asked for.
+    """Losses moved from the tokens a run had really seen to the fewest that any run of its grid had.
 
     A large batch overshoots its milestone further than a small one, which would flatter it. The slope of ln loss in
-    ln T is the run's own, between its milestones; runs with one milestone take the median of the others'.
+    ln T is the run's own, between its milestones; runs with one milestone take the median of the others'. The common
+    T is what was seen, not what was asked for: a table tells no milestones, and must give the folder's law.
     """
+    common = ledger.nominal_T.copy()
+    for _, _, rows in ledger.grids():
+        common[rows] = ledger.T[rows].min()
+    ledger = replace(ledger, nominal_T=common)
     slope = np.full(len(ledger), np.nan)
     for run in np.unique(ledger.run_id):
         rows = np.flatnonzero((ledger.run_id == run) & np.isfinite(ledger.loss))

@@ -90,7 +90,7 @@ def hyper_law(
                         f"{symbol}'s exponent in {' and '.join(loose)} is known to no better than +-{LOOSE}"
                     )
                 own = np.zeros(len(N)) if variance is None else variance
-                between = _between_grids(points, power.pull, own, power.scatter, power.spare)
+                between = between_grids(points, power.pull, own, power.scatter, power.spare)
                 return power, between + _assumption(points, power, assumed, scale, inside)
             hold = max(loose, key=lambda e: np.nan_to_num(width[hyper.CONSTANTS.index(e)], nan=math.inf))
             reason = "too few optima to fix it"
@@ -134,8 +134,8 @@ def hyper_replicates(points: Points, symbol: str, power: hyper.PowerFit) -> NDAr
     for k, kept in enumerate(present):
         N, T = points.N[inside][kept], points.T[inside][kept]
         if hyper.unidentified(N, T, fixed) is None:
-            again = hyper.fit_power(N, T, np.exp(logs[k, kept]), 1 / power.weights[kept], fixed, power.law.scale)
-            replicates[k] = again.beta
+            # Only rows go missing, and all rows weigh alike.
+            replicates[k] = hyper.fit_power(N, T, np.exp(logs[k, kept]), None, fixed, power.law.scale).beta
     return replicates
 
 
@@ -289,10 +289,10 @@ def _misfit(points: Points, fitted: loss_law.LossFit, held: dict[str, float]) ->
     pull = np.zeros((5, len(own)))
     J = fitted.derivative[:, free] * np.sqrt(weight)[:, None]
     pull[free] = np.linalg.pinv(J, rcond=1e-12) * np.sqrt(weight)
-    return _between_grids(points, pull, own, scatter, spare)
+    return between_grids(points, pull, own, scatter, spare)
 
 
-def _between_grids(points: Points, pull: NDArray, own: NDArray, scatter: NDArray, spare: int) -> NDArray:
+def between_grids(points: Points, pull: NDArray, own: NDArray, scatter: NDArray, spare: int) -> NDArray:
     """Covariance from grids that scatter around a law, which deleting single runs does not show.
 
     The jackknife's freedom is that of many runs. The scatter of a few grids is known from their spare ones alone: it

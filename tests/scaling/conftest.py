@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import os
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from models.sizes import smooth_width
-from scaling import allocation, laws
+from scaling import allocation, laws, simulate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,3 +54,23 @@ def figure_4():
         ],
     }
     return {T: (np.tile(lr, 3), np.repeat(B, 6), np.ravel(grid)) for T, grid in losses.items()}
+
+
+@pytest.fixture(scope="session")
+def scattered_grids():
+    """Grids of 5 x 5 cells around optima and losses that scatter about a law's.
+
+    ``of_optima`` is the standard deviation of ln B_opt and ln lr_opt from grid to grid, ``of_losses`` of ln loss.
+    """
+
+    def ledger(law, sizes, tokens, noise, seed, of_optima=0.0, of_losses=0.0):
+        cells, flat = simulate.grid(law, sizes, tokens, 5, 5, 2.0), dataclasses.replace(law, curvature=None)
+        ledger = simulate.ledger(flat, cells, tokens, noise, seed=seed, n_ctx=1280)
+        random, loss = np.random.default_rng(10_000 + seed), ledger.loss.copy()
+        for N, T, rows in ledger.grids():
+            x, y, moved = random.standard_normal(3) * (of_optima, of_optima, of_losses)
+            x, y = np.log(ledger.lr[rows] / law.lr(N, T)) - x, np.log(ledger.B[rows] / law.batch(N, T)) - y
+            loss[rows] *= (1 + law.curvature(x, y)) * np.exp(moved)
+        return dataclasses.replace(ledger, loss=loss)
+
+    return ledger

@@ -30,6 +30,20 @@ def test_a_planted_bias_is_found_and_none_is_invented(paper, cost):
     assert np.mean([c.biased for c in found(without_bias(paper), cost, 100)]) <= 0.05
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scatter", [0.05, 0.15])
+def test_grids_that_scatter_are_no_bias(paper, cost, scattered_grids, scatter):
+    law = without_bias(paper)
+    alarms = [compare(scattered_grids(law, SIZES, TOKENS, 2e-4, s, scatter), cost).biased for s in range(100)]
+    assert np.mean(alarms) <= 0.05
+
+
+def test_grids_that_scatter_are_no_bias_on_fewer_ledgers(paper, cost, scattered_grids):
+    # By the runs' noise alone half of them are biased.
+    law = without_bias(paper)
+    assert sum(compare(scattered_grids(law, SIZES, TOKENS, 2e-4, s, 0.15), cost).biased for s in range(10)) <= 1
+
+
 def test_a_planted_bias_is_found_on_fewer_ledgers(paper, cost):
     biased = found(paper, cost, 5)
     assert all(c.biased and c.N_fixed > c.N_opt and c.wasted > 0 for c in biased)

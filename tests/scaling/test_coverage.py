@@ -3,8 +3,6 @@
 `pytest -m slow tests/scaling/test_coverage.py -s` repeats the ledgers of docs/statistics.md and prints the table.
 """
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -53,28 +51,16 @@ def loss_coverage(paper, cost, simulated, count, optima=True):
     return dict(zip(spans, np.mean(inside, axis=0)))
 
 
-def grids(paper, sizes, tokens, seed, of_optima=0.0, of_losses=0.0):
-    """Grids of 5 x 5 cells with the law file's curvature, around optima and losses that scatter about the laws.
-
-    ``of_optima`` is the standard deviation of ln B_opt and ln lr_opt from grid to grid, ``of_losses`` of ln loss.
-    """
-    sizes, tokens = np.geomspace(0.0168e9, 0.268e9, sizes), np.geomspace(2e9, 12e9, tokens)
-    cells, flat = simulate.grid(paper, sizes, tokens, 5, 5, 2.0), dataclasses.replace(paper, curvature=None)
-    ledger = simulate.ledger(flat, cells, tokens, NOISE, seed=seed, n_ctx=1280)
-    random, loss = np.random.default_rng(10_000 + seed), ledger.loss.copy()
-    for N, T, rows in ledger.grids():
-        x, y, moved = random.standard_normal(3) * (of_optima, of_optima, of_losses)
-        x, y = np.log(ledger.lr[rows] / paper.lr(N, T)) - x, np.log(ledger.B[rows] / paper.batch(N, T)) - y
-        loss[rows] *= (1 + paper.curvature(x, y)) * np.exp(moved)
-    return dataclasses.replace(ledger, loss=loss)
+def spread(sizes, tokens):
+    return np.geomspace(0.0168e9, 0.268e9, sizes), np.geomspace(2e9, 12e9, tokens)
 
 
-def hyper_coverage(paper, cost, count, sizes=4, tokens=3, scatter=0.0):
+def hyper_coverage(paper, cost, scattered_grids, count, sizes=4, tokens=3, scatter=0.0):
     """Coverage of the four exponents on grids of sizes x tokens x 5 x 5 cells with the law file's curvature."""
     truth = {"batch.T": paper.batch.T, "batch.N": paper.batch.N, "lr.T": paper.lr.T, "lr.N": paper.lr.N}
     inside = []
     for seed in range(count):
-        ledger = grids(paper, sizes, tokens, seed, of_optima=scatter)
+        ledger = scattered_grids(paper, *spread(sizes, tokens), NOISE, seed, of_optima=scatter)
         try:
             spans = fit.fit(ledger, "hyperparameters", fit.Options(), cost, NOWHERE).law.fit["intervals"]
         except Untrusted:  # of 2 x 2 scattered grids one can lie at an edge, and three leave nothing spare
@@ -93,8 +79,8 @@ def test_loss_law_intervals_cover(paper, cost, simulated):
 
 
 @pytest.mark.slow
-def test_hyperparameter_intervals_cover(paper, cost):
-    covered = hyper_coverage(paper, cost, 1000)
+def test_hyperparameter_intervals_cover(paper, cost, scattered_grids):
+    covered = hyper_coverage(paper, cost, scattered_grids, 1000)
     print(covered)
     assert all(0.90 <= value <= 0.99 for value in covered.values()), covered
 
@@ -103,17 +89,17 @@ def test_hyperparameter_intervals_cover(paper, cost):
 @pytest.mark.parametrize(
     ("sizes", "tokens", "scatter"), [(4, 3, 0.1), (4, 3, 0.2), (3, 2, 0.1), (3, 2, 0.2), (2, 2, 0.1), (2, 2, 0.2)]
 )
-def test_hyperparameter_intervals_cover_where_grids_scatter(paper, cost, sizes, tokens, scatter):
-    covered = hyper_coverage(paper, cost, 400, sizes, tokens, scatter)
+def test_hyperparameter_intervals_cover_where_grids_scatter(paper, cost, scattered_grids, sizes, tokens, scatter):
+    covered = hyper_coverage(paper, cost, scattered_grids, 400, sizes, tokens, scatter)
     print(sizes, tokens, scatter, covered)
     assert all(0.90 <= value <= 0.99 for value in covered.values()), covered
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sizes", "tokens", "scatter"), [(4, 3, 0.0), (4, 3, 3e-5), (4, 3, 1e-4), (3, 3, 5e-5)])
-def test_loss_law_intervals_cover_where_grids_scatter(paper, cost, sizes, tokens, scatter):
+def test_loss_law_intervals_cover_where_grids_scatter(paper, cost, scattered_grids, sizes, tokens, scatter):
     def simulated(paper, seed):
-        return grids(paper, sizes, tokens, seed, of_losses=scatter)
+        return scattered_grids(paper, *spread(sizes, tokens), NOISE, seed, of_losses=scatter)
 
     covered = loss_coverage(paper, cost, simulated, 300, optima=False)
     print(sizes, tokens, scatter, covered)
@@ -121,16 +107,17 @@ def test_loss_law_intervals_cover_where_grids_scatter(paper, cost, sizes, tokens
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_few_grids_are_no_surer_than_their_own_scatter(paper, cost, seed):
+def test_few_grids_are_no_surer_than_their_own_scatter(paper, cost, scattered_grids, seed):
     """Where three of four grids fix the law, the fourth alone knows the scatter: t with one degree of freedom."""
-    fitted = fit.fit(grids(paper, 2, 2, seed, of_optima=0.1), "hyperparameters", fit.Options(), cost, NOWHERE)
+    ledger = scattered_grids(paper, *spread(2, 2), NOISE, seed, of_optima=0.1)
+    fitted = fit.fit(ledger, "hyperparameters", fit.Options(), cost, NOWHERE)
     points = fitted.points
     alone = hyper.fit_power(points.N, points.T, points.B, points.variance_B, scale=fitted.law.batch.scale)
     low, high = fitted.law.fit["intervals"]["batch.T"]
     assert (high - low) / 2 >= jackknife.t_quantile(1) * np.sqrt(alone.covariance[1, 1]) * (1 - 1e-9)
 
 
-def test_intervals_cover_on_fewer_ledgers(paper, cost):
+def test_intervals_cover_on_fewer_ledgers(paper, cost, scattered_grids):
     # 40 (20) ledgers at 95 % cover less than 80 % (75 %) of the time once in a few thousand.
     assert min(loss_coverage(paper, cost, correlated_runs, 40).values()) >= 0.80
-    assert min(hyper_coverage(paper, cost, 20).values()) >= 0.75
+    assert min(hyper_coverage(paper, cost, scattered_grids, 20).values()) >= 0.75

@@ -1,4 +1,5 @@
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -133,6 +134,45 @@ def test_three_estimators_of_the_size_from_grids(paper, cost):
     assert float(law.allocation["measured"](C)) == pytest.approx(truth, rel=0.25)
     assert float(law.allocation["direct"](C)) == pytest.approx(truth, rel=0.5)
     assert not any(name.startswith("allocation") for name in law.provenance["unknown"])
+
+
+def test_sizes_measured_on_grids_recover_a_planted_law(paper, cost):
+    """Grids whose best cell is the same everywhere, so that 5 x 5 cells hold it from 1e8 to 2e11 tokens."""
+    batch = dataclasses.replace(paper.batch, coefficient=5e4, T=0.0, N=0.0)
+    law = dataclasses.replace(paper, batch=batch, lr=dataclasses.replace(paper.lr, T=0.0, N=0.0))
+    swept, tokens = np.geomspace(2e6, 4e8, 8), np.geomspace(1e8, 2e11, 10)
+    ledger = simulate.ledger(law, simulate.grid(law, swept, tokens, 4, 4, 2.0), tokens, 1e-6, n_ctx=1280)
+    fitted = fit.fit(ledger, "loss", fit.Options(), cost, NOWHERE)
+    assert sum(o.interior for o in fitted.optima) == 80
+    measured = fitted.law.allocation["measured"]
+    C = np.array([1e19, 1e20, 1e21])
+    np.testing.assert_allclose(measured(C), allocation.optimum(paper.loss, C, cost), rtol=0.25)
+    truth = allocation.predicted(paper.loss, (1e19, 1e21), cost).exponent
+    assert measured.exponent == pytest.approx(truth, abs=0.05)
+
+
+def timed(ledger, part, options, cost):
+    start = time.perf_counter()
+    fitted = fit.fit(ledger, part, options, cost, NOWHERE)
+    return time.perf_counter() - start, fitted
+
+
+def test_two_thousand_rows_are_fitted_in_five_seconds(paper, cost):
+    sizes, tokens = np.geomspace(1e7, 1e9, 20), np.geomspace(1e9, 1e11, 10)
+    ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in sizes for _ in range(10)], tokens, 1e-4, n_ctx=1280)
+    seconds, fitted = timed(ledger, "all", fit.Options(optima=True), cost)
+    assert len(fitted.points.N) == 2000
+    assert "bootstrap" not in fitted.law.fit["method"]
+    assert seconds < 5
+
+
+def test_two_hundred_runs_are_fitted_with_intervals_in_a_minute(paper, cost):
+    sizes, tokens = np.geomspace(0.0168e9, 0.268e9, 8), [2e9, 5e9, 12e9]
+    ledger = simulate.ledger(paper, simulate.grid(paper, sizes, tokens, 5, 5, 2.0), tokens, 1e-4, n_ctx=1280)
+    seconds, fitted = timed(ledger, "all", fit.Options(), cost)
+    assert len(fitted.law.provenance["runs"]) == 200
+    assert len(fitted.law.fit["intervals"]) == 11
+    assert seconds < 60
 
 
 def test_why_points_tell_no_size_is_written_down(cost, grids):

@@ -29,7 +29,8 @@ def test_expectations_follow_the_noise(paper, cost):
             assert found[name]["low"] < found[name]["value"] < found[name]["high"]
         wide, narrow = (np.log(found[name]["high"] / found[name]["low"]) for found in (loud, quiet))
         assert wide > 3 * narrow
-    assert "12 grids interior" in simulate.text(quiet) or "of 12 grids" in simulate.text(quiet)
+    assert quiet["interior"] == 12
+    assert "12.0 of 12 grids interior" in simulate.text(quiet)
 
 
 def test_a_grid_in_the_wrong_place_is_foretold(paper, cost):

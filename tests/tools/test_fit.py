@@ -326,3 +326,53 @@ def test_a_prior_that_would_hold_all_that_is_left_is_not_a_fit(tmp_path):
     status, said = here("loss", path, *fixed, "--prior", "--json")
     assert (status, said.count("\n")) == (3, 1), said
     assert "nothing is left to fit" in said
+
+
+def test_step_laws_known_answers_by_the_command(tmp_path):
+    """Weights by the optima's covariances and the variance between grids, as users get them."""
+    folder = Path(os.environ.get("SCALING_DATA", ROOT.parent / "shared" / "data")) / "steplaw"
+    if not folder.exists():
+        pytest.skip("public data not here (set SCALING_DATA)")
+    words = ("--columns", "T=D,B=bs,L=smooth loss", "--batch-unit", "sequences:2048", "--fix", "B.N=0", "--json")
+    done = run("fit.py", "hyperparameters", folder / "dense_lr_bs_loss.csv", *words)
+    assert done.returncode == 0, done.stderr
+    law = laws.from_dict(json.loads(done.stdout))
+    assert law.batch.assumed == ("N",)
+    in_tokens, in_size = law.batch.T, law.lr.N
+    assert in_tokens == pytest.approx(0.569, abs=0.01)
+    assert law.batch(1e9, 1.0) == pytest.approx(0.546, rel=0.1)
+    assert in_size == pytest.approx(-0.695, abs=0.02)
+    assert sum("interior" in verdict for verdict in law.fit["verdicts"]) == 17
+
+
+def test_a_collected_table_gives_the_folders_law(tmp_path):
+    """Milestones overshot by up to a batch, a diverged run, runs' own standard errors: all survive the CSV."""
+    law, tokens = laws.load(PAPER), [1e8, 2e8, 4e8]
+    cells = simulate.grid(law, np.geomspace(1e6, 1.6e7, 3), tokens, 5, 5, 2.0)
+    for number, (N, B, lr) in enumerate(cells):
+        diverges = number % 25 == 24  # a size's largest batch and rate
+        B = max(round(B / 80), 1) * 80
+        seen = [-(-int(T) // B) * B for T in tokens]
+        ledger = simulate.ledger(law, [(N, B, lr)], seen, 1e-5, seed=number, n_ctx=80)
+        result = {"status": "done", "N": round(N), "n_ctx": 80, "B": B, "lr": lr, "seed": number}
+        result["milestones"] = [
+            {"nominal": T, "tokens": at, "flops": at * N, "val_loss": loss * 1.02, "val_se": 1e-3,
+             "ema_val_loss": loss, "ema_val_se": 1e-4 * loss} for T, at, loss in zip(tokens, seen, ledger.loss)
+        ]  # fmt: skip
+        if diverges:
+            result |= {"status": "diverged", "milestones": result["milestones"][:1], "milestones_asked": tokens}
+        path = tmp_path / "sweep" / f"run-{number:03d}" / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(result))
+    runs.write_csv(runs.read(tmp_path / "sweep"), tmp_path / "runs.csv")
+    fitted = [run("fit.py", "all", tmp_path / name, "--json") for name in ("sweep", "runs.csv")]
+    assert [done.returncode for done in fitted] == [0, 0], fitted[0].stderr
+    folder, table = (laws.from_dict(json.loads(done.stdout)) for done in fitted)
+    for part in ("batch", "lr", "loss"):
+        for name in getattr(folder, part).__dataclass_fields__:
+            if name not in ("scale", "assumed"):
+                expected = getattr(getattr(folder, part), name)
+                assert getattr(getattr(table, part), name) == pytest.approx(expected, rel=1e-9), (part, name)
+    assert table.fit["intervals"] == {
+        name: pytest.approx(span, rel=1e-6) for name, span in folder.fit["intervals"].items()
+    }
