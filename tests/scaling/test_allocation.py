@@ -116,3 +116,29 @@ def test_estimators_side_by_side():
     assert "+100.0%, +100.0%" in table
     assert f"{2e8:.4g}" in table
     assert "direct" not in table
+
+
+def test_sizes_within_a_tolerance_give_away_just_that(paper, cost):
+    best = float(allocation.optimum(paper.loss, 1e21, cost))
+    least = float(paper.loss(best, 1e21 / cost(np.array(best))))
+    ends = allocation.within(paper.loss, 1e21, cost, 1e-3)
+    # The grid of sizes is spaced by a third of a per cent.
+    for N in ends:
+        assert float(paper.loss(N, 1e21 / cost(np.array(N)))) / least - 1 == pytest.approx(1e-3, rel=0.02)
+    assert ends[0] < best < ends[1]
+
+
+def test_a_curve_without_a_minimum_is_no_optimum():
+    N = np.geomspace(1e6, 1e8, 7)
+    falling = allocation.parabola(1e18, N, 2 - 0.01 * np.log(N / 2e7) ** 2, window=1.0)
+    assert not falling.interior
+    assert falling.loss == pytest.approx((2 - 0.01 * np.log(N / 2e7) ** 2).min())
+
+
+def test_a_parabolas_variance_is_its_spread():
+    N, found = np.geomspace(1e6, 1e8, 9), []
+    for seed in range(300):
+        noise = 2e-3 * np.random.default_rng(seed).standard_normal(9)
+        found.append(allocation.parabola(1e18, N, 2 * np.exp(0.03 * np.log(N / 1e7) ** 2 + noise), window=1.0))
+    # 300 draws know a variance to about 8 %.
+    assert np.mean([o.variance for o in found]) == pytest.approx(np.var(np.log([o.N_opt for o in found])), rel=0.3)

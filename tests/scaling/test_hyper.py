@@ -100,3 +100,19 @@ def test_identifiability(N, T, fixed, message):
     else:
         with pytest.raises(UserError, match=message):
             hyper.fit_power(N, T, np.ones(len(N)), fixed=fixed)
+
+
+def test_plain_least_squares_takes_its_error_from_the_scatter():
+    N, T, value, _ = planted(0, 0.3)
+    fit = hyper.fit_power(N, T, value)
+    X = np.stack([np.ones(len(N)), np.log(T), np.log(N)], axis=1)
+    solution, squares, *_ = np.linalg.lstsq(X, np.log(value), rcond=None)
+    np.testing.assert_allclose(fit.beta, solution)
+    np.testing.assert_allclose(fit.covariance, np.linalg.inv(X.T @ X) * squares / (len(N) - 3), rtol=1e-6)
+
+
+def test_a_held_exponent_is_taken_out_before_the_rest_is_fitted():
+    N, T, _, variance = planted(0, 0.0)
+    value = 2e4 * (T / 1e9) ** 0.8 * (N / 1e9) ** 0.2
+    law = hyper.fit_power(N, T, value, variance, fixed={"N": 0.2}, scale={"T": 1e9, "N": 1e9}).law
+    assert (law.coefficient, law.T, law.N) == pytest.approx((2e4, 0.8, 0.2))

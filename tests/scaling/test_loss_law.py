@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from scaling import loss_law
+from scaling.laws import LossLaw
 from utils.errors import UserError
 
 
@@ -76,3 +77,58 @@ def test_equal_losses_are_refused():
     N, T = (v.ravel() for v in np.meshgrid([1e7, 3e7, 1e8], [2e9, 4e9, 8e9]))
     with pytest.raises(UserError, match="equal"):
         loss_law.fit(N, T, np.full(9, 2.0))
+
+
+def made(**constants):
+    """Losses of a law at 36 points, and the law's own units."""
+    N, T = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 3e8, 6), np.geomspace(2e9, 2e10, 6)))
+    law = LossLaw(**{"Tc": 0.04, "aT": 0.3, "Nc": 0.01, "aN": 0.3, "Linf": 0.5} | constants, scale=UNITS)
+    return N, T, law(N, T)
+
+
+UNITS = {"T": 1e9, "N": 1e9}
+
+
+@pytest.mark.parametrize(
+    ("constants", "bounded"),
+    [({}, ()), ({"Linf": 1e-6}, ("Linf",)), ({"aN": 4.5, "Nc": 1e-7}, ("aN",)), ({"aT": 5.0, "Tc": 30.0}, ("aT",))],
+)
+def test_constants_that_ran_to_their_bound_are_named(constants, bounded):
+    assert loss_law.fit(*made(**constants), scale=UNITS).at_bound == bounded
+
+
+def test_delta_and_weights_follow_the_noise():
+    N, T, loss = made()
+    noise = np.where(np.arange(36) % 2, 1e-4, 1e-2)
+    random = np.random.default_rng(0)
+    loss = loss * (1 + noise * random.standard_normal(36))
+    fit = loss_law.fit(N, T, loss, noise, scale=UNITS)
+    typical = 1 / np.sqrt(np.mean(noise**-2))
+    assert fit.delta == pytest.approx(1.345 * typical)
+    r = np.abs(fit.residuals) * typical / noise
+    huber = np.where(r < fit.delta, r**2 / 2, fit.delta * (r - fit.delta / 2))
+    assert fit.objective == pytest.approx(huber.sum(), rel=1e-9)
+    # The precise half rules: its residuals are of its own noise.
+    assert np.std(fit.residuals[1::2]) < 2e-4
+
+
+def test_a_point_of_no_weight_is_left_out():
+    N, T, loss = made()
+    loss[7] *= 1.1
+    fit = loss_law.fit(N, T, loss, scale=UNITS, delta=1.0)
+    weight = np.ones(36)
+    weight[7] = 0.0
+    (theta,), (objective,) = loss_law.descend(
+        fit.theta[None], N, T, loss, np.ones(36), 1.0, {}, UNITS, weight
+    )  # fmt: skip
+    assert objective < 1e-12
+    assert np.exp(theta[4]) == pytest.approx(0.5, rel=1e-4)
+    assert fit.law.Linf != pytest.approx(0.5, rel=1e-2)
+
+
+def test_the_floor_is_below_every_loss():
+    N, T, loss = made()
+    loss[20] = 0.3
+    fit = loss_law.fit(N, T, loss, scale=UNITS, delta=1e-4)
+    assert fit.law.Linf <= 0.3 * (1 + 1e-12)
+    assert "Linf" in fit.at_bound

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scaling.optimum import find, next_cells
+from scaling.optimum import find, next_cells, refit
 
 HESSIAN = np.array([[0.02, -0.012], [-0.012, 0.03]])
 
@@ -203,3 +203,77 @@ def test_a_best_batch_below_one_clip_is_the_floor():
     corner = find(1e6, 1e8, *grid(B_shift=-4.4, lr_shift=-4.5), window=None, floor=one_clip)
     assert corner.verdict == "edge"
     assert "lower lr" in corner.sides
+
+
+def test_noise_of_the_losses_weighs_the_cells():
+    """A cell known ten times worse than the others, and wrong: weighted, it hardly moves the optimum."""
+    lr, B, loss = grid(noise=1e-5)
+    clean = find(1e6, 1e8, lr, B, loss, window=None)
+    noise = np.full(25, 1e-4)
+    noise[18] *= 30
+    spoilt = np.where(np.arange(25) == 18, loss + 3e-3, loss)
+    plain, weighted = (find(1e6, 1e8, lr, B, spoilt, n, window=None) for n in (None, noise))
+    moved = [np.hypot(np.log(o.lr / clean.lr), np.log(o.B / clean.B)) for o in (plain, weighted)]
+    assert moved[1] < moved[0] / 20
+    # Only ratios count: the same noise for all, however large, weighs nothing.
+    same = find(1e6, 1e8, lr, B, spoilt, np.full(25, 7.0), window=None)
+    assert (same.lr, same.loss_se) == pytest.approx((plain.lr, plain.loss_se), rel=1e-9)
+
+
+def test_a_coarse_grid_opens_its_window_to_nine_cells_but_not_to_any():
+    # The nine inner cells of this one are within 4 % of its best, two of them within 2 %.
+    lr, B, loss = grid(hessian=np.diag([0.08, 0.08]))
+    found = find(1e6, 1e8, lr, B, loss)
+    assert 0.02 < found.window < 0.1
+    assert sorted(found.used) == [6, 7, 8, 11, 12, 13, 16, 17, 18]
+    # A dense grid's window stays as it was asked for, and cells beyond it are not fitted.
+    dense = find(1e6, 1e8, *grid(hessian=HESSIAN / 3))
+    assert dense.window == 0.02
+    assert 9 <= len(dense.used) < 25
+    # Cells so far apart that five are within 15 % of the best: no quadratic goes beyond.
+    steep = find(1e6, 1e8, *grid(hessian=np.diag([0.5, 0.5])))
+    assert (steep.window, steep.verdict, len(steep.used)) == (0.15, "too few points", 5)
+
+
+def test_a_best_cell_on_the_border_by_luck_is_no_edge():
+    """The quadratic has its minimum inside, and a border cell is best by less than the cells scatter."""
+    random = np.random.default_rng(1)
+    lr, B, exact = grid(hessian=HESSIAN / 10, side=7)
+    verdicts = []
+    for lucky in (1.0, 40.0):
+        loss = exact * (1 + 3e-4 * random.standard_normal(49))
+        loss[45] = np.delete(loss, 45).min() - lucky * 3e-4
+        verdicts.append(find(1e6, 1e8, lr, B, loss, window=None).verdict)
+    assert verdicts == ["interior", "edge"]
+
+
+def test_a_downhill_gradient_on_the_border_is_an_edge():
+    """The best cell is inside by luck; the surface falls beyond the grid."""
+    lr, B, loss = grid(lr_shift=1.8)
+    inside = 2 * 5 + 3
+    loss[inside] = loss.min() - 1e-5
+    found = find(1e6, 1e8, lr, B, loss, window=None)
+    assert (found.verdict, found.sides) == ("edge", ("higher lr",))
+
+
+def test_left_out_cells_that_take_the_minimum_away_give_the_best_cell():
+    lr, B, loss = grid()
+    found = find(1e6, 1e8, lr, B, loss, window=None)
+    kept = lr < 0.6e-3
+    assert refit(found, lr[kept], B[kept], loss[kept], np.full(kept.sum(), np.nan)) == pytest.approx(
+        (5e-4, 1e4, loss[kept].min())
+    )
+    # A quadratic whose minimum lies beyond what is left is no better.
+    lr, B, loss = grid(lr_shift=0.5)
+    kept = lr < 1.5e-3
+    again = refit(find(1e6, 1e8, lr, B, loss, window=None), lr[kept], B[kept], loss[kept], np.full(15, np.nan))
+    assert again == pytest.approx((1e-3, 1e4, loss[kept].min()))
+    lr, B, loss = grid()
+    most = np.arange(25) != 7
+    again = refit(found, lr[most], B[most], loss[most], np.full(24, np.nan))
+    assert again == pytest.approx((found.lr, found.B, found.loss))
+    # At the floor the batch stays, and the rate is the best one along it.
+    lr, B, loss = grid(B_shift=-3.0 - 2 * np.log(2), lr_shift=-0.9)
+    floor = find(1e6, 1e8, lr, B, loss, window=None, floor=B.min())
+    again = refit(floor, lr[most], B[most], loss[most], np.full(24, np.nan))
+    assert again == pytest.approx((floor.lr, floor.B, floor.loss))

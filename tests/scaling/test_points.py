@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scaling import fit, simulate
-from scaling.points import Untrusted, at_nominal, cells_to_run, grid_optima, points_of_grids
+from scaling.points import Untrusted, at_nominal, cells_to_run, grid_optima, points_of_grids, points_of_rows
 
 SIZES, TOKENS = np.geomspace(0.0168e9, 0.268e9, 3), [2e9, 5e9, 12e9]
 NOWHERE = {"name": "test"}
@@ -51,3 +51,26 @@ def test_forced_points_are_the_finite_ones(paper):
     points = points_of_grids(ledger, optima, [], force=True)
     assert points.T.tolist() == [5e9, 12e9]
     assert np.isfinite(points.replicates["loss"]).all()
+
+
+def test_a_grids_scatter_is_shrunk_to_that_of_all(paper):
+    """Ten spare cells' worth: variances and noise of each grid follow its shrunk scatter, and no other does."""
+    optima = grid_optima(swept(paper), 0.02)
+    points = points_of_grids(swept(paper), tuple(optima), [])
+    spare = np.array([o.spare for o in optima])
+    own = np.array([o.scatter / o.loss for o in optima])
+    pooled = np.sum(spare * own**2) / spare.sum()
+    ratio = np.sqrt((10 * pooled + spare * own**2) / (10 + spare)) / own
+    assert np.ptp(ratio) > 0.1
+    np.testing.assert_allclose(points.noise, ratio * [o.loss_se / o.loss for o in optima])
+    np.testing.assert_allclose(points.variance_lr, ratio**2 * [o.covariance[0, 0] for o in optima])
+    np.testing.assert_allclose(points.variance_B, ratio**2 * [o.covariance[1, 1] for o in optima])
+
+
+def test_many_rows_are_deleted_by_the_group(paper):
+    """Seven hundred runs, three hundred groups: each row is left out exactly once."""
+    ledger = simulate.ledger(paper, [(1e8, 1e5, 1e-3)] * 700, [2e9], 1e-3)
+    present = points_of_rows(ledger).present
+    assert present.shape == (300, 700)
+    assert ((~present).sum(axis=0) == 1).all()
+    assert set((~present).sum(axis=1)) == {2, 3}
