@@ -2,7 +2,10 @@
 
 import json
 import math
+import resource
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,40 @@ from data.export import gif_bytes
 from utils.devices import peak_of
 from utils.files import write_text
 
+SPEAK_SECONDS = 5
+
 
 def peak_flops(device: torch.device) -> float | None:
     """The device's dense bfloat16 peak in FLOP/s, or None where it is not known."""
     return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def memory_peak(device: torch.device) -> int:
+    """The most bytes so far: that tensors took of the GPU's memory, or on the CPU that this process held in all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        # Not getrusage, which on Linux begins with what the process that started this one held.
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def duration(seconds: float) -> str:
+    """A time for people, in one or two units."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h"
 
 
 class MetricsLog:
@@ -33,9 +66,8 @@ class MetricsLog:
             write_text(self._path, "".join(kept))
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
-        self._peak, self._world = peak_flops(device), world
-        self._last = (tokens, time.monotonic())
-        self._spoken = self._last[1]
+        self._device, self._peak, self._world = device, peak_flops(device), world
+        self._restart_clock(tokens)
 
     def step(
         self,
@@ -47,14 +79,16 @@ class MetricsLog:
         grad_norm: float,
         skipped: int,
         end: int,
+        by_t: Sequence[float] = (),
     ) -> None:
-        """One logged step; the console hears of it at most every five seconds.
+        """One logged step; the console hears of it every ``SPEAK_SECONDS`` at most.
 
         Args:
             tokens, end: seen so far, and at the run's end.
             flops_per_token: C_token, of which MFU is made: recomputation is not work.
             loss: mean training loss since the last logged step. grad_norm: before clipping, of this step.
             skipped: steps whose gradient was not finite, since the run began.
+            by_t: mean training loss in equal bins of t since the last logged step; NaN where there was no sample.
         """
         now = time.monotonic()
         speed = (tokens - self._last[0]) / (now - self._last[1])
@@ -73,31 +107,51 @@ class MetricsLog:
         }
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
-        for name, value in values.items():
+        for name, value in (values | {"memory_GiB": memory_peak(self._device) / 2**30}).items():
             if name != "step" and value is not None:
                 self._board.add_scalar(f"train/{name}", value, step)
-        if now - self._spoken >= 5:
-            self._spoken = now
-            share = "" if mfu is None else f"  MFU {mfu:.1%}"
-            print(
-                f"step {step:,}  T {tokens:,}  loss {loss:.4f}  lr {lr:.2e}  {speed:,.0f} tokens/s{share}  "
-                f"{max(end - tokens, 0) / speed / 60:.1f} min left",
-                flush=True,
-            )
+        self._bins("train_by_t", by_t, step)
+        if now - self._spoken[1] >= SPEAK_SECONDS:
+            print(self._line(values, (tokens - self._spoken[0]) / (now - self._spoken[1]), end), flush=True)
+            self._spoken = (tokens, now)
+
+    def _line(self, values: dict[str, Any], speed: float, end: int) -> str:
+        """A logged step for the console, at the ``speed`` in tokens per second since the line before."""
+        parts = [
+            f"step {values['step']:,}",
+            f"T {values['tokens']:,}",
+            f"loss {values['loss']:.4f}",
+            f"lr {values['lr']:.2e}",
+            f"{speed:,.0f} tokens/s",
+        ]
+        if self._peak is not None:
+            parts.append(f"MFU {speed * values['flops'] / values['tokens'] / (self._peak * self._world):.1%}")
+        if values["skipped"]:
+            parts.append(f"skipped {values['skipped']:,}")
+        return "  ".join([*parts, f"{duration(max(end - values['tokens'], 0) / speed)} left"])
+
+    def _bins(self, tag: str, losses: Sequence[float], step: int) -> None:
+        """Losses in equal bins of t, each under the bin's two ends."""
+        for number, loss in enumerate(losses):
+            if math.isfinite(loss):
+                ends = (number / len(losses), (number + 1) / len(losses))
+                self._board.add_scalar(f"{tag}/{ends[0]:.1f}_to_{ends[1]:.1f}", loss, step)
+
+    def _restart_clock(self, tokens: int) -> None:
+        """What took time until now was not training: speeds are measured from here on."""
+        self._last = self._spoken = (tokens, time.monotonic())
 
     def validation(self, step: int, tokens: int, scores: dict[str, float], bins: list[float]) -> None:
         """A milestone's losses with their standard errors, and the averaged weights' loss in equal bins of t."""
         for name, value in scores.items():
             self._board.add_scalar(f"validation/{name}", value, step)
-        for number, value in enumerate(bins):
-            self._board.add_scalar(f"validation_by_t/from_{number / len(bins):.1f}", value, step)
+        self._bins("validation_by_t", bins, step)
         print(
             f"T {tokens:,}: validation loss {scores['ema_val_loss']:.5f} +- {scores['ema_val_se']:.5f} (EMA), "
             f"{scores['val_loss']:.5f} +- {scores['val_se']:.5f} (raw)",
             flush=True,
         )
-        # Validating took time that is not training's.
-        self._last = (tokens, time.monotonic())
+        self._restart_clock(tokens)
 
     def hparams(self, settings: dict[str, Any], losses: dict[str, float]) -> None:
         """The run's row in TensorBoard's HParams table."""
@@ -112,6 +166,7 @@ class MetricsLog:
         )
         self._board.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
         self._board.add_text(name, caption, step)
+        self._restart_clock(self._last[0])
 
     def close(self) -> None:
         self._file.close()

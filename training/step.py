@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from diffusion.loss import denoising_loss
 from diffusion.process import Process
+from diffusion.validation import T_BINS
 from models.dit import VideoDiT
 from training.config import Config
 from training.ema import power_of_width, update_average
@@ -27,6 +28,8 @@ class Step:
         counted: the steps among them whose gradient was finite.
         skipped: the steps skipped since the run began.
         in_a_row: how many of them were the last ones.
+        by_t: float32 [2, T_BINS + 1], sums of losses and their numbers in equal bins of t since ``restart``; t = 1
+            falls into the last column. It is for people to look at: a window that a resume cuts has fewer samples.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Step:
         self.counted = torch.zeros((), dtype=torch.int64, device=device)
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        self.by_t = torch.zeros(2, T_BINS + 1, device=device)
 
     def __call__(self, samples: Samples, tokens: int) -> None:
         """Learn from this process's share of a batch, after ``tokens`` tokens."""
@@ -74,10 +78,18 @@ class Step:
         for first in range(0, count, size):
             share_gradients(self._wrapped, share and first + size >= count)
             piece = Samples(*(value[first : first + size] for value in samples))
-            loss = denoising_loss(self._wrapped, self._process, *piece).sum() / count
+            losses = denoising_loss(self._wrapped, self._process, *piece)
+            loss = losses.sum() / count
             loss.backward()
             total += loss.detach()
+            self._add_by_t(piece.t, losses.detach())
         return total
+
+    def _add_by_t(self, t: Tensor, losses: Tensor) -> None:
+        # 15 us on the CPU: sums of bins that are read only where a line is logged.
+        which = (t * T_BINS).long()
+        self.by_t[0].index_add_(0, which, losses)
+        self.by_t[1].index_add_(0, which, torch.ones_like(losses))
 
     def counts(self) -> dict[str, float]:
         """What of the counters a resumed run needs."""
@@ -91,3 +103,4 @@ class Step:
         """Begin a new mean of the loss."""
         self.loss.zero_()
         self.counted.zero_()
+        self.by_t.zero_()
