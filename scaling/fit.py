@@ -58,6 +58,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     unknown: dict[str, str] = {}
     centre, replicates = np.full(len(COLUMNS), np.nan), np.full((len(points.present), len(COLUMNS)), np.nan)
     extra = np.zeros((len(COLUMNS), len(COLUMNS)))
+    freedom = len(points.present) - 1
     if part in ("hyperparameters", "all"):
         for offset, name, symbol in ((0, "batch", "B"), (3, "lr", "lr")):
             power, beyond = hyper_law(points, name, symbol, options, scale, warnings)
@@ -65,6 +66,8 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             centre[offset : offset + 3] = power.beta
             place = slice(offset, offset + 3)
             replicates[:, place], extra[place, place] = hyper_replicates(points, symbol, power), beyond
+            # Rows have no cells: what scatters is the points themselves, and the constants take their share of them.
+            freedom = freedom if optima else max(min(freedom, power.spare), 1)
     residuals, fitted, method = None, None, JACKKNIFE
     shifts = np.zeros((jackknife.DRAWS, len(COLUMNS)))
     if part in ("loss", "allocation", "all"):
@@ -74,7 +77,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     for name in constants:
         if constants[name] is None:
             unknown[name] = "not fitted: only part of the laws was asked for"
-    draws, intervals = _uncertainty(centre, replicates, extra, shifts)
+    draws, intervals = _uncertainty(centre, replicates, extra, shifts, freedom)
     sizes = _allocation(ledger, points, constants["loss"], cost, warnings, unknown)
     if sizes is None:
         unknown["allocation"] = "needs the loss law"
@@ -163,15 +166,13 @@ def _repeated(ledger: Ledger) -> int:
 
 
 def _uncertainty(
-    centre: NDArray, replicates: NDArray, extra: NDArray, shifts: NDArray
+    centre: NDArray, replicates: NDArray, extra: NDArray, shifts: NDArray, freedom: int
 ) -> tuple[list | None, dict[str, list[float]]]:
     """(joint draws, 95 % interval by constant)."""
     known = np.flatnonzero(~np.isnan(centre))
     if len(replicates) < 3:
         return None, {}
-    spread = jackknife.Spread(
-        jackknife.deviations(replicates[:, known]), extra[np.ix_(known, known)], len(replicates) - 1
-    )
+    spread = jackknife.Spread(jackknife.deviations(replicates[:, known]), extra[np.ix_(known, known)], freedom)
     middle, width, logged = centre[known], spread.half_width(), _LOGGED[known]
     moved = shifts[:, known]
     draws = spread.draws(middle) + moved

@@ -26,8 +26,10 @@ def found(law, cost, count):
 
 @pytest.mark.slow
 def test_a_planted_bias_is_found_and_none_is_invented(paper, cost):
-    assert np.mean([c.biased for c in found(paper, cost, 100)]) >= 0.90
-    assert np.mean([c.biased for c in found(without_bias(paper), cost, 100)]) <= 0.05
+    detected, alarms = (np.mean([c.biased for c in found(law, cost, 100)]) for law in (paper, without_bias(paper)))
+    print("with bias", detected, "without", alarms)
+    assert detected >= 0.90
+    assert alarms <= 0.05
 
 
 @pytest.mark.slow
@@ -35,6 +37,7 @@ def test_a_planted_bias_is_found_and_none_is_invented(paper, cost):
 def test_grids_that_scatter_are_no_bias(paper, cost, scattered_grids, scatter):
     law = without_bias(paper)
     alarms = [compare(scattered_grids(law, SIZES, TOKENS, 2e-4, s, scatter), cost).biased for s in range(100)]
+    print("scatter", scatter, np.mean(alarms))
     assert np.mean(alarms) <= 0.05
 
 

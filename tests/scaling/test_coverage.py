@@ -3,11 +3,14 @@
 `pytest -m slow tests/scaling/test_coverage.py -s` repeats the ledgers of docs/statistics.md and prints the table.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from scaling import allocation, fit, hyper, jackknife, simulate
 from scaling.points import Untrusted
+from scaling.runs import concatenate
 
 SIZES = np.geomspace(0.0168e9, 0.268e9, 5)
 TOKENS = np.geomspace(2e9, 12e9, 5)
@@ -92,6 +95,31 @@ def test_hyperparameter_intervals_cover(paper, cost, scattered_grids):
 def test_hyperparameter_intervals_cover_where_grids_scatter(paper, cost, scattered_grids, sizes, tokens, scatter):
     covered = hyper_coverage(paper, cost, scattered_grids, 400, sizes, tokens, scatter)
     print(sizes, tokens, scatter, covered)
+    assert all(0.90 <= value <= 0.99 for value in covered.values()), covered
+
+
+def rows_coverage(paper, cost, count, sizes, tokens):
+    """Coverage of the exponents where each row is an optimum, .1 off the laws in ln B and ln lr."""
+    truth = {"batch.T": paper.batch.T, "batch.N": paper.batch.N, "lr.T": paper.lr.T, "lr.N": paper.lr.N}
+    N, T = (v.ravel() for v in np.meshgrid(*spread(sizes, tokens)))
+    inside = []
+    for seed in range(count):
+        parts = [simulate.ledger(paper, [(n, np.nan, np.nan)], [t], NOISE, n_ctx=1280) for n, t in zip(N, T)]
+        ledger, random = concatenate(parts), np.random.default_rng(seed)
+        B, lr = (v * np.exp(0.1 * random.standard_normal(len(v))) for v in (ledger.B, ledger.lr))
+        ledger = dataclasses.replace(ledger, B=B, lr=lr, run_id=np.arange(len(N)).astype(str))
+        spans = fit.fit(ledger, "hyperparameters", fit.Options(optima=True), cost, NOWHERE).law.fit["intervals"]
+        inside.append([spans[name][0] <= value <= spans[name][1] for name, value in truth.items()])
+    return dict(zip(truth, np.mean(inside, axis=0)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tokens"),
+    [(2, 2), pytest.param(3, 2, marks=pytest.mark.slow), pytest.param(5, 5, marks=pytest.mark.slow)],
+)
+def test_intervals_of_optima_given_as_rows_cover(paper, cost, sizes, tokens):
+    covered = rows_coverage(paper, cost, 300, sizes, tokens)
+    print(sizes, tokens, covered)
     assert all(0.90 <= value <= 0.99 for value in covered.values()), covered
 
 
