@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from models import sizes
-from scaling import allocation, fit, simulate
+from scaling import allocation, fit, jackknife, simulate
 from scaling.plan import Request, plan, table
 from utils.errors import UserError
 
@@ -150,3 +150,54 @@ def test_estimators_without_draws_have_no_interval(paper, cost):
 def test_bad_requests(paper, request_, message):
     with pytest.raises(UserError, match=message):
         plan(paper, request_, sizes)
+
+
+@pytest.fixture(scope="module")
+def fitted(paper, cost):
+    """A law with draws, from simulated grids."""
+    tokens = [2e9, 5e9, 12e9]
+    cells = simulate.grid(paper, np.geomspace(0.0168e9, 0.268e9, 4), tokens, 5, 5, 2.0)
+    ledger = simulate.ledger(paper, cells, tokens, 1e-4, n_ctx=1280)
+    return fit.fit(ledger, "all", fit.Options(), cost, {"name": "simulated"}).law
+
+
+def test_a_batch_off_its_best_costs_loss_and_moves_the_rates_interval(fitted):
+    """Four times the best batch: the price is the curvature's along the ridge, on the loss and its interval alike."""
+    free = plan(fitted, Request(params=1e8, tokens=5e9), sizes)
+    large = plan(fitted, Request(params=1e8, tokens=5e9, batch=4 * free["B"]), sizes)
+    off, slope = [math.log(p["B"] / p["B_opt"]["value"]) for p in (free, large)], fitted.lr_given_batch.slope
+    price = [1 + float(fitted.curvature(slope * o, o)) for o in off]
+    assert price[1] > 1.001
+    for end in ("value", "low", "high"):
+        assert large["loss"][end] / free["loss"][end] == pytest.approx(price[1] / price[0], rel=1e-9)
+        assert large["lr"][end] / free["lr"][end] == pytest.approx(4**slope, rel=1e-9)
+
+
+def test_what_a_plan_cannot_know_is_a_warning(paper, fitted):
+    said = "; ".join(plan(paper, Request(flops=1e22), sizes)["warnings"])
+    # The paper's own estimators differ by three quarters there.
+    assert "the estimators of N_opt disagree: 2.09e+09 to" in said
+    assert not any("disagree" in text for text in plan(fitted, Request(flops=1e19), sizes)["warnings"])
+    # A clip far above the best batch.
+    assert "less than half a clip" in "; ".join(plan(paper, Request(params=1e6, tokens=1e7), sizes)["warnings"])
+    assert not any("a clip" in text for text in plan(paper, Request(flops=1e20), sizes)["warnings"])
+    # Draws whose exponents disagree wildly tell no size.
+    columns = fitted.fit["draw_columns"]
+    wild = np.array(fitted.draws)
+    wild[:, columns.index("loss.aN")] *= np.linspace(0.3, 2, len(wild))
+    loose = plan(dataclasses.replace(fitted, draws=wild.tolist()), Request(flops=1e21), sizes)
+    assert any("the law tells no size" in text for text in loose["warnings"])
+    assert not any("tells no size" in text for text in plan(fitted, Request(flops=1e21), sizes)["warnings"])
+
+
+def test_what_serving_costs_decides_the_size(paper):
+    """Guidance doubles each clip's cost: it is as if twice as many clips were served."""
+    guided = plan(paper, Request(flops=1e21, serve_clips=1e8), sizes)
+    twice = plan(paper, Request(flops=1e21, serve_clips=2e8, guidance=False), sizes)
+    plain = plan(paper, Request(flops=1e21, serve_clips=1e8, guidance=False), sizes)
+    assert guided["N"] == twice["N"] < plain["N"]
+
+
+def test_intervals_widen_with_few_degrees_of_freedom():
+    spread = jackknife.Spread(np.array([[0.1], [-0.2], [0.1]]), np.zeros((1, 1)), 2)
+    assert spread.half_width() == pytest.approx(4.3027 * np.sqrt(0.06), rel=1e-4)
