@@ -181,10 +181,10 @@ def test_what_a_plan_cannot_know_is_a_warning(paper, fitted):
     # A clip far above the best batch.
     assert "less than half a clip" in "; ".join(plan(paper, Request(params=1e6, tokens=1e7), sizes)["warnings"])
     assert not any("a clip" in text for text in plan(paper, Request(flops=1e20), sizes)["warnings"])
-    # Draws whose exponents disagree wildly tell no size.
+    # Draws whose coefficients differ a thousandfold tell no size.
     columns = fitted.fit["draw_columns"]
     wild = np.array(fitted.draws)
-    wild[:, columns.index("loss.aN")] *= np.linspace(0.3, 2, len(wild))
+    wild[:, columns.index("loss.Nc")] *= np.geomspace(1 / 30, 30, len(wild))
     loose = plan(dataclasses.replace(fitted, draws=wild.tolist()), Request(flops=1e21), sizes)
     assert any("the law tells no size" in text for text in loose["warnings"])
     assert not any("tells no size" in text for text in plan(fitted, Request(flops=1e21), sizes)["warnings"])
