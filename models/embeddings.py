@@ -19,7 +19,8 @@ def patchify(x: Tensor, patch: Grid) -> Tensor:
 def unpatchify(tokens: Tensor, patch: Grid, grid: Grid) -> Tensor:
     """The inverse of ``patchify``; ``grid`` is the number of patches along frames, height and width."""
     (pt, ph, pw), (f, h, w) = patch, grid
-    return rearrange(tokens, "b (f h w) (c pt ph pw) -> b c (f pt) (h ph) (w pw)", f=f, h=h, w=w, pt=pt, ph=ph, pw=pw)
+    x = rearrange(tokens, "b (f h w) (c pt ph pw) -> b c (f pt) (h ph) (w pw)", f=f, h=h, w=w, pt=pt, ph=ph, pw=pw)
+    return x.contiguous()  # a view would be FSDP2's to complain about
 
 
 @functools.lru_cache

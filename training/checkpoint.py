@@ -1,12 +1,18 @@
 """Checkpoints: a folder of safetensors and JSON, written aside and renamed, so that each is whole or absent.
 
-checkpoints/step_0000100/   model.safetensors  ema.safetensors  optimizer.safetensors  state.json  config.yaml
+checkpoints/step_0000100/   model.safetensors  ema.safetensors  optimizer.safetensors  config.yaml  state.json
+
+state.json holds the size and the CRC-32 of every other file, and a CRC-32 of itself: a checkpoint that was cut short,
+or has a flipped bit anywhere, is refused, and the one before it is used.
 """
 
+import json
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +25,11 @@ from torch import Tensor, nn
 from training.config import Config, config_from_dict, load_yaml, to_dict
 from training.parallel import like
 from utils.errors import UserError
-from utils.files import read_json, write_json
+from utils.files import read_json, write_json, write_text
 
 PREFIX = "step_"
 STATE = "state.json"
+CHUNK = 1 << 20  # bytes of a file that are read at once
 
 
 def save_checkpoint(
@@ -42,14 +49,12 @@ def save_checkpoint(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        sizes = {}
         for kind, named in tensors.items():
-            path = aside / f"{kind}.safetensors"
-            _save_tensors(path, named)
-            sizes[path.name] = path.stat().st_size
-        OmegaConf.save(OmegaConf.create(to_dict(config)), aside / "config.yaml")
+            _save_tensors(aside / f"{kind}.safetensors", named)
+        write_text(aside / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
         # Written last: a checkpoint with a state is a checkpoint whose files were all written.
-        write_json(aside / STATE, state | {"step": step, "files": sizes})
+        state = state | {"step": step, "files": _describe(sorted(aside.iterdir()))}
+        write_json(aside / STATE, state | {"crc32": _crc32_of_json(state)})
         if final.exists():
             shutil.rmtree(final)
         aside.rename(final)
@@ -72,6 +77,24 @@ def _save_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
 def _errno(text: str) -> int:
     digits = text.rpartition("os error ")[2].rstrip(")")
     return int(digits) if digits.isdigit() else 0
+
+
+def _describe(paths: list[Path]) -> dict[str, dict[str, int]]:
+    """{name: {"bytes", "crc32"}} of files, read side by side: zlib lets other threads run meanwhile."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip((p.name for p in paths), pool.map(_size_and_crc32, paths)))
+
+
+def _size_and_crc32(path: Path) -> dict[str, int]:
+    crc = 0
+    with path.open("rb") as handle:
+        while chunk := handle.read(CHUNK):
+            crc = zlib.crc32(chunk, crc)
+        return {"bytes": handle.tell(), "crc32": crc}
+
+
+def _crc32_of_json(state: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(state, sort_keys=True).encode())
 
 
 def remove_after(directory: Path, step: int) -> None:
@@ -98,31 +121,48 @@ def newest_checkpoint(directory: Path, needs: tuple[str, ...]) -> Path | None:
     """The newest whole checkpoint that holds the files ``needs``; broken ones are passed over with a warning."""
     for path in checkpoint_paths(directory):
         try:
-            state = read_state(path)
+            check(path)
         except UserError as error:
             print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr)
             continue
-        if all(f"{kind}.safetensors" in state["files"] for kind in needs):
+        if all((path / f"{kind}.safetensors").exists() for kind in needs):
             return path
     return None
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The state of the checkpoint at ``path``.
+def check(path: Path) -> None:
+    """Read the whole checkpoint at ``path`` and compare it with what was written.
 
     Raises:
-        UserError: a file is missing or has another size than was written.
+        UserError: a file is missing, or has another size or another content than was written.
+    """
+    state = read_state(path)
+    present = [name for name in state["files"] if (path / name).is_file()]
+    found = _describe([path / name for name in present])
+    for name, written in state["files"].items():
+        if name not in found:
+            what = "is missing"
+        elif found[name]["bytes"] != written["bytes"]:
+            what = f"has {found[name]['bytes']} bytes instead of {written['bytes']}"
+        elif found[name] != written:
+            what = "has another checksum than when it was written"
+        else:
+            continue
+        raise UserError(f"{path / name}: {what}; the checkpoint is damaged")
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state of the checkpoint at ``path``; of the other files nothing is read (``check`` does).
+
+    Raises:
+        UserError: there is none, or it is not as it was written.
     """
     if not (path / STATE).is_file():
         raise UserError(f"{path}: not a checkpoint (no {STATE})")
     state = read_json(path / STATE)
-    if not isinstance(state, dict) or "files" not in state:
-        raise UserError(f"{path / STATE}: not a checkpoint's state; the checkpoint is damaged")
-    for name, size in state["files"].items():
-        found = (path / name).stat().st_size if (path / name).is_file() else None
-        if found != size:
-            what = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            raise UserError(f"{path / name}: {what}; the checkpoint is damaged")
+    crc = state.pop("crc32", None) if isinstance(state, dict) else None
+    if crc is None or crc != _crc32_of_json(state):
+        raise UserError(f"{path / STATE}: not as it was written; the checkpoint is damaged")
     return state
 
 
@@ -172,7 +212,7 @@ def find_checkpoint(path: Path, needs: tuple[str, ...] = ("ema",)) -> Path:
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint or run directory")
     if (path / STATE).is_file() or path.name.startswith(PREFIX):
-        read_state(path)
+        check(path)
         return path
     found = newest_checkpoint(path / "checkpoints", needs)
     if found is None:

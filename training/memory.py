@@ -6,19 +6,26 @@ import torch
 
 from utils.errors import UserError
 
+KNOBS = "try train.activation_checkpointing=true, then train.parallel=fsdp on more GPUs, then a smaller model.size"
+
 
 def fit_micro_batch(
-    attempt: Callable[[int], None], size: int, agree: Callable[[bool], bool] = bool, speak: bool = True
+    attempt: Callable[[int], None],
+    size: int,
+    on_any: Callable[[bool], bool] = bool,
+    sharded: bool = False,
+    speak: bool = True,
 ) -> int:
     """The largest of ``size``, ``size`` / 2, ... clips whose forward and backward pass fit.
 
     Args:
-        attempt: one pass with that many clips at a time, without the other processes.
-        agree: whether a flag is set on any process.
+        attempt: one pass with that many clips at a time.
+        on_any: whether a flag is set on any process.
+        sharded: a pass is made by all processes together, so one that failed has left the others: no second attempt.
         speak: whether this process says what it changed.
 
     Raises:
-        UserError: a single clip does not fit.
+        UserError: a single clip does not fit, or a sharded model's micro-batch does not.
     """
     while True:
         try:
@@ -27,15 +34,14 @@ def fit_micro_batch(
         except torch.OutOfMemoryError:
             failed = True
         # Outside the handler, which would keep the failed pass's activations alive.
-        if not agree(failed):
+        if not (failed if sharded else on_any(failed)):
             return size
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size == 1:
-            raise UserError(
-                "out of GPU memory with one clip at a time; try train.activation_checkpointing=true, then "
-                "train.parallel=fsdp on more GPUs, then a smaller model.size"
-            )
+            raise UserError(f"out of GPU memory with one clip at a time; {KNOBS}")
         size = -(-size // 2)
+        if sharded:
+            raise UserError(f"out of GPU memory; try train.micro_batch={size}, which leaves the batch what it is")
         if speak:
             print(f"out of GPU memory: going on with train.micro_batch={size}; the batch stays what it is", flush=True)

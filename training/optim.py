@@ -11,7 +11,8 @@ from training.config import OptimKeys
 def build_optimizer(model: nn.Module, keys: OptimKeys, batch_tokens: int) -> torch.optim.AdamW:
     """AdamW, fused; weight decay on matrices only, not on biases, norms and modulation tables.
 
-    beta2 = 2^(-B / half-life), so that the second moment looks back over the same tokens at every batch size.
+    beta2 = 2^(-B / half-life), so that the second moment looks back over the same tokens at every batch size. The
+    moments are there from the start, as the first step would make them: what fits before it fits after it.
     """
     named = list(model.named_parameters())
     groups = [
@@ -19,7 +20,14 @@ def build_optimizer(model: nn.Module, keys: OptimKeys, batch_tokens: int) -> tor
         {"params": [p for name, p in named if not name.endswith(".weight")], "weight_decay": 0.0},
     ]
     beta2 = 2.0 ** (-batch_tokens / keys.beta2_half_life)
-    return torch.optim.AdamW(groups, lr=keys.lr, betas=(keys.beta1, beta2), eps=keys.eps, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=keys.lr, betas=(keys.beta1, beta2), eps=keys.eps, fused=True)
+    for _, parameter in named:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        }
+    return optimizer
 
 
 def learning_rate(keys: OptimKeys, tokens: float, end: int) -> float:

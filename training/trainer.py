@@ -14,11 +14,12 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from omegaconf import OmegaConf
+from torch.distributed.fsdp import FSDPModule
 
 from data.latents import LatentCache
 from diffusion.process import Process
 from diffusion.timesteps import draw_timesteps
-from diffusion.validation import ValidationResult, validate
+from diffusion.validation import T_BINS, ValidationResult, validate
 from models.dit import VideoDiT
 from training import checkpoint as ckpt
 from training.config import Config, identity, to_dict
@@ -29,7 +30,7 @@ from training.model import build_model, compile_model
 from training.optim import learning_rate
 from training.parallel import all_reduce, gather, lost_process, replicate, shard
 from training.preview import Preview
-from training.records import build_result, finished_result, recorded_milestones
+from training.records import build_result, finished_result, recorded
 from training.resolve import Run, resolve
 from training.step import Step
 from training.stop import StopRequest
@@ -53,34 +54,42 @@ def train(config: Config, wait: bool = False) -> int:
     Raises:
         UserError: the configuration, the cache or the run directory is at fault.
     """
-    if not config.data.cache:
-        raise UserError("data.cache: not given; name a folder made by tools/cache_latents.py")
-    cache = LatentCache(config.data.cache)
-    run = resolve(config, cache.meta, _earlier_milestones(config))
+    run, cache = prepare(config)
     finished = finished_result(run)
     if finished is not None:
         print(f"{config.run_dir}: already {finished['status']} at {finished['tokens']:,} tokens", flush=True)
         return 0
-    trainer = Trainer(run, cache)  # everything that can be refused is refused before the directory is touched
-    with exclusive(config.run_dir, wait):
-        trainer.claim_directory()
-        trainer.restore()
-        try:
+    rank, lost = os.environ.get("RANK", "0"), False
+    try:
+        trainer = Trainer(run, cache)  # everything that can be refused is refused before the directory is touched
+        with exclusive(config.run_dir, wait):
+            trainer.claim_directory()
+            trainer.restore()
             status = trainer.fit()
-        except RuntimeError as error:
-            if not lost_process(error):
-                raise
-            reason = " ".join(str(error).split())
-            print(
-                f"rank {trainer.rank}: another process hangs or died, at step {trainer.step} (waited at most "
-                f"train.timeout_minutes={config.train.timeout_minutes:g}): {reason}",
-                file=sys.stderr,
-                flush=True,
-            )
-            return 1
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    except RuntimeError as error:
+        lost = lost_process(error)
+        if not lost:
+            raise
+        print(
+            f"rank {rank}: another process hangs or died (waited at most "
+            f"train.timeout_minutes={config.train.timeout_minutes:g}): {' '.join(str(error).split())}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 1
+    finally:
+        # A group that is left open aborts the process at its end, and one that waits for a lost process never closes.
+        if dist.is_initialized() and not lost:
+            dist.destroy_process_group()
     return PREEMPTED if status == "preempted" else 0
+
+
+def prepare(config: Config) -> tuple[Run, LatentCache]:
+    """The run that ``config`` means, with nothing left open, and its data; UserError where they do not fit."""
+    if not config.data.cache:
+        raise UserError("data.cache: not given; name a folder made by tools/cache_latents.py")
+    cache = LatentCache(config.data.cache)
+    return resolve(config, cache.meta, _earlier_milestones(config)), cache
 
 
 def _earlier_milestones(config: Config) -> list[int]:
@@ -129,6 +138,14 @@ class Trainer:
 
     def _check_layout(self) -> None:
         clips, world, n_ctx = self.run.clips, self.world, self.run.n_ctx
+        if not self.cache.train_size:
+            raise UserError(f"data.cache={self.config.data.cache}: holds no training clips")
+        if clips > self.cache.train_size:
+            raise UserError(
+                f"train.batch_tokens={self.config.train.batch_tokens}: a batch of {clips:,} clips, of which "
+                f"data.cache={self.config.data.cache} has {self.cache.train_size:,}; at most "
+                f"{self.cache.train_size * n_ctx}"
+            )
         if clips % world:
             low, high = clips // world * world, -(-clips // world) * world
             either = f"{low * n_ctx} or {high * n_ctx}" if low else f"{high * n_ctx}"
@@ -153,8 +170,8 @@ class Trainer:
                 "train.compile=true: torch.compile needs a C++ compiler on the CPU, and none is on the path"
             )
 
-    def claim_directory(self) -> None:
-        """Refuse a run directory that another configuration made; write this one's."""
+    def check_directory(self) -> None:
+        """Refuse a run directory that another configuration made."""
         path = self.config.run_dir / "config.yaml"
         if path.exists():
             before, now = identity(ckpt.read_config(path.parent)), identity(self.config)
@@ -164,8 +181,12 @@ class Trainer:
                     f"{path.parent}: made by another configuration ({'; '.join(changed)}); "
                     "choose another name=... or remove it"
                 )
+
+    def claim_directory(self) -> None:
+        """Write this configuration into the run directory, unless another made it."""
+        self.check_directory()
         if self.main:
-            with replacing(path) as aside:
+            with replacing(self.config.run_dir / "config.yaml") as aside:
                 OmegaConf.save(OmegaConf.create(to_dict(self.config)), aside)
 
     def restore(self) -> None:
@@ -186,6 +207,12 @@ class Trainer:
         elif self.main and ckpt.checkpoint_paths(directory):
             print(f"{directory}: no checkpoint with its optimiser is left; starting again", file=sys.stderr)
         measured = {m["nominal"] for m in self.milestones}
+        end, reached = self.config.train.tokens, max(self.tokens, recorded(self.run)["tokens"])
+        if end <= reached and end not in measured:
+            raise UserError(
+                f"train.tokens={end}: the run already has {reached:,} tokens, and its loss at {end:,} was not measured; "
+                "ask for more, or choose another name=..."
+            )
         missed = [m for m in self.config.train.milestones if m <= self.tokens and m not in measured]
         if missed:
             raise UserError(
@@ -211,7 +238,7 @@ class Trainer:
         started = time.monotonic() - self.seconds
         status = "running"
         with StopRequest(self.world, config.train.timeout_minutes) as stop:
-            self._fit_memory()
+            self.fit_memory()
             while status == "running" and (pending := self._pending()):
                 self.learn(self.feed.step(self.step), self.tokens)
                 self.step += 1
@@ -229,7 +256,8 @@ class Trainer:
                 if reached and not self._milestone(reached, log):
                     status = "diverged"
                     break
-                if saving and not in_a_row:  # while steps fail, the checkpoint before them is the one to go back to
+                # While steps fail, the checkpoint before them is the one to go back to; a milestone found them finite.
+                if saving and (reached or not in_a_row):
                     self._save()
                 if reached:
                     self._write_result("running")
@@ -249,29 +277,35 @@ class Trainer:
         last = self.milestones[-1]["nominal"] if self.milestones else 0
         return [m for m in self.config.train.milestones if m > last]
 
-    def _fit_memory(self) -> None:
+    def fit_memory(self) -> None:
         """Find the micro-batch that the GPU holds: once, with everything that training needs in its memory."""
         if self.device.type != "cuda":
             return
         samples = self.feed.step(self.step)
+        sharded = isinstance(self.model, FSDPModule)
 
         def attempt(size: int) -> None:
             self.learn.micro_batch = size
-            self.learn.gradients(samples, share=False)
+            self.learn.gradients(samples, share=sharded)  # unshared gradients of a shard would stay for the first step
 
-        agree = lambda failed: bool(all_reduce(torch.tensor(float(failed), device=self.device), "sum").item())  # noqa: E731
-        fit_micro_batch(attempt, self.learn.micro_batch or len(samples.t), agree, self.main)
+        def on_any(failed: bool) -> bool:
+            return bool(all_reduce(torch.tensor(float(failed), device=self.device), "sum").item())
+
+        fit_micro_batch(attempt, self.learn.micro_batch or len(samples.t), on_any, sharded, self.main)
         self.learn.optimizer.zero_grad()
+        self.learn.by_t.zero_()
 
     def _log_line(self, log: MetricsLog | None) -> None:
         learn, config = self.learn, self.config
         loss = all_reduce(learn.loss, "mean").item() / max(learn.counted.item(), 1)
+        sums, numbers = all_reduce(learn.by_t, "sum")[:, :T_BINS]
         learn.restart()
         if log is not None:
             batch, end = config.train.batch_tokens, config.train.tokens
             rate = learning_rate(config.optim, self.tokens - batch / 2, end)
             norm, skipped = learn.norm.item(), learn.skipped.item()
-            log.step(self.step, self.tokens, self.run.flops_per_token, loss, rate, norm, skipped, end)
+            by_t = (sums / numbers).tolist()
+            log.step(self.step, self.tokens, self.run.flops_per_token, loss, rate, norm, skipped, end, by_t)
 
     def _validate(self, model: VideoDiT, share: int = 1) -> ValidationResult:
         """The loss on one clip in ``share`` of the frozen set."""
@@ -348,7 +382,7 @@ class Trainer:
     def _write_result(self, status: str) -> None:
         # A finished run that grows without its optimiser starts again: what it measured stands until it is passed.
         unfinished = status in ("running", "preempted")
-        if not self.main or (unfinished and len(self.milestones) < recorded_milestones(self.run)):
+        if not self.main or (unfinished and len(self.milestones) < len(recorded(self.run)["milestones"])):
             return
         result = build_result(
             self.run, self.cache.meta, status, self.step, self.milestones, self.seconds, self.device, self.world

@@ -1,0 +1,117 @@
+"""Trainings in processes of their own, several to a group as torchrun starts them, with what can go wrong in them.
+
+They are forked from a server that has imported torch, as a sweep's cells are: a start takes a second, not ten.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(log: Path, target: Callable[..., int | None], *args: Any, world: int = 1) -> list[BaseProcess]:
+    """Start ``target(*args)`` in ``world`` processes; each one's output goes to ``log``/<rank>."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.trainer"])
+    log.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [
+        context.Process(target=_child, args=(log / str(rank), rank, world, port, target, args), daemon=True)
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def finish(processes: list[BaseProcess], seconds: float = 120) -> list[int | None]:
+    """Their exit statuses; None for one that did not end in time, and was killed. None of them outlives the call."""
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(end - time.monotonic(), 0))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+        process.join()
+    return codes
+
+
+def together(log: Path, target: Callable[..., int | None], *args: Any, world: int = 1) -> str:
+    """Run ``target(*args)`` in ``world`` processes that must all end well; the first one's output."""
+    codes = finish(start(log, target, *args, world=world))
+    texts = [(log / str(rank)).read_text() for rank in range(world)]
+    assert codes == [0] * world, "\n".join(texts)
+    return texts[0]
+
+
+def _child(log: Path, rank: int, world: int, port: int, target: Callable[..., int | None], args: tuple) -> None:
+    from utils.errors import run_cli
+
+    with log.open("w") as handle:
+        os.dup2(handle.fileno(), 1)
+        os.dup2(handle.fileno(), 2)
+    if world > 1:
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        where = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in (group | where).items()})
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(1)
+    run_cli(lambda: target(*args))
+
+
+# -- what runs in them ---------------------------------------------------------------------------------------------
+
+
+def train_it(overrides: list[str]) -> int:
+    from training.config import load_config
+    from training.trainer import train
+
+    return train(load_config(None, overrides))
+
+
+def poisoned(overrides: list[str], steps: list[int], ranks: tuple[int, ...] = (0,)) -> int:
+    """A training in which one sample of each of ``steps`` (counted from 0) is not a number, on ``ranks``."""
+    with_feed(lambda step, samples: samples.x0[0].fill_(torch.nan) if step in steps and _rank() in ranks else None)
+    return train_it(overrides)
+
+
+def hung(overrides: list[str], step: int, rank: int) -> int:
+    """A training in which one process never comes back from reading the samples of ``step``."""
+    with_feed(lambda now, samples: time.sleep(3600) if (now, _rank()) == (step, rank) else None)
+    return train_it(overrides)
+
+
+def killed(overrides: list[str], step: int, rank: int) -> int:
+    """A training in which one process is killed while it reads the samples of ``step``."""
+    with_feed(lambda now, samples: os.kill(os.getpid(), signal.SIGKILL) if (now, _rank()) == (step, rank) else None)
+    return train_it(overrides)
+
+
+def with_feed(meddle: Callable[[int, Any], None]) -> None:
+    """Have ``meddle(step, samples)`` see, and perhaps change, a copy of each step's samples."""
+    from training.feed import Feed, Samples
+
+    plain = Feed.step
+
+    def step(self: Feed, number: int) -> Samples:
+        samples = Samples(*(value.clone() for value in plain(self, number)))
+        meddle(number, samples)
+        return samples
+
+    Feed.step = step
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
