@@ -113,11 +113,12 @@ def finished_result(run: Run) -> dict[str, Any] | None:
     return result if final else None
 
 
-def recorded_milestones(run: Run) -> int:
-    """How many milestones the run's directory has results of."""
+def recorded(run: Run) -> dict[str, Any]:
+    """The result in the run's directory, if it is this run's; else one of no tokens and no milestones."""
     path = run.config.run_dir / "result.json"
-    result = read_json(path) if path.exists() else {"run_id": None, "milestones": []}
-    return len(result["milestones"]) if result["run_id"] == run_id(run.config) else 0
+    nothing = {"run_id": None, "tokens": 0, "milestones": []}
+    result = read_json(path) if path.exists() else nothing
+    return result if result["run_id"] == run_id(run.config) else nothing
 
 
 def _version(package: str) -> str | None:

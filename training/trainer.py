@@ -63,8 +63,9 @@ def train(config: Config, wait: bool = False) -> int:
     try:
         trainer = Trainer(run, cache)  # everything that can be refused is refused before the directory is touched
         with exclusive(config.run_dir, wait):
-            trainer.claim_directory()
+            trainer.check_directory()
             trainer.restore()
+            trainer.claim_directory()
             status = trainer.fit()
     except RuntimeError as error:
         lost = lost_process(error)
@@ -174,8 +175,15 @@ class Trainer:
         """Refuse a run directory that another configuration made."""
         path = self.config.run_dir / "config.yaml"
         if path.exists():
-            before, now = identity(ckpt.read_config(path.parent)), identity(self.config)
+            earlier = ckpt.read_config(path.parent)
+            before, now = identity(earlier), identity(self.config)
             changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(now) if before.get(k) != now.get(k)]
+            end, end_before = self.config.train.tokens, earlier.train.tokens
+            if end < end_before and [line.partition(":")[0] for line in changed] == ["optim.warmup_tokens"]:
+                raise UserError(
+                    f"train.tokens={end}: {path.parent} was begun for {end_before:,}, and its warm-up with it; "
+                    "ask for at least as many, or choose another name=..."
+                )
             if changed:
                 raise UserError(
                     f"{path.parent}: made by another configuration ({'; '.join(changed)}); "
@@ -183,8 +191,7 @@ class Trainer:
                 )
 
     def claim_directory(self) -> None:
-        """Write this configuration into the run directory, unless another made it."""
-        self.check_directory()
+        """Write this configuration into the run directory, now that nothing is left to refuse."""
         if self.main:
             with replacing(self.config.run_dir / "config.yaml") as aside:
                 OmegaConf.save(OmegaConf.create(to_dict(self.config)), aside)

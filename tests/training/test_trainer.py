@@ -281,6 +281,24 @@ def test_a_milestone_in_the_past_is_refused(cache: Path, tmp_path: Path) -> None
         train(load_config(None, overrides(cache, tmp_path, "x", "train.milestones=[7000]", warmup)))
 
 
+def test_fewer_tokens_than_a_run_has_are_refused_in_those_words(cache: Path, tmp_path: Path) -> None:
+    run(cache, tmp_path, "x", "checkpoint.final=ema")
+    with pytest.raises(UserError, match=r"^train.tokens=3200: .*x was begun for 6,400"):
+        train(load_config(None, overrides(cache, tmp_path, "x", "checkpoint.final=ema", "train.tokens=3200")))
+    for final in ("full", "ema"):  # without its optimiser such a run began again, and replaced the longer one's result
+        more = (f"name={final}", f"checkpoint.final={final}", "optim.warmup_tokens=128", "train.milestones=[1280]")
+        run(cache, tmp_path, final, *more)
+        with pytest.raises(UserError, match=r"^train.tokens=3200: the run already has 6,400 tokens"):
+            train(load_config(None, overrides(cache, tmp_path, final, *more, "train.tokens=3200")))
+        assert result(tmp_path / final)["tokens"] == 6400
+        assert "tokens: 6400" in (tmp_path / final / "config.yaml").read_text()  # a refusal leaves no mark
+
+
+def test_more_clips_per_batch_than_there_are_is_refused(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a batch of 97 clips, of which .* has 96; at most 3072"):
+        train(load_config(None, overrides(cache, tmp_path, "x", "train.batch_tokens=3104")))
+
+
 def test_death_before_the_last_result_does_not_cost_the_run(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
