@@ -23,6 +23,7 @@ def unpatchify(tokens: Tensor, patch: Grid, grid: Grid) -> Tensor:
     return x.contiguous()  # a view would be FSDP2's to complain about
 
 
+@torch.compiler.assume_constant_result
 @functools.lru_cache
 def rotary_table(grid: Grid, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines of the rotary angles: float32 [n_ctx, 1, 1, head_dim] each, as ``rotate`` wants them.

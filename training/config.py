@@ -27,7 +27,7 @@ class ModelKeys:
     width: int | None = key(None, "model width d")
     heads: int | None = key(None, "attention heads; head width 64 (32 below width 128) where it is not given")
     patch: list[int] = key([1, 1, 1], "latent frames, rows and columns that make one token")
-    attention: str = key("auto", "attention kernels: auto, sdpa or xformers")
+    attention: str = key("auto", "attention kernels: auto, sdpa, xformers or plain (no kernel: matrices and a softmax)")
 
 
 @dataclass

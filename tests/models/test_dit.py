@@ -137,16 +137,21 @@ def test_rotation_depends_on_distance_alone() -> None:
     assert abs(one - other) > 1e-3
 
 
-def test_attention_equals_plain_softmax() -> None:
+@pytest.mark.parametrize("backend", ["sdpa", "plain"])
+def test_attention_equals_its_definition(backend: str) -> None:
     q, k, v = torch.randn(3, 2, 7, 3, 8)
     mask = torch.arange(7) < torch.tensor([7, 4])[:, None]
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / 8**0.5
     weights = scores.masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
-    torch.testing.assert_close(attention(q, k, v, mask), torch.einsum("bhqk,bkhd->bqhd", weights, v))
+    wanted = torch.einsum("bhqk,bkhd->bqhd", weights, v)
+    torch.testing.assert_close(attention(q, k, v, mask, backend), wanted)
+    half = attention(*(value.bfloat16() for value in (q, k, v)), mask, backend)
+    assert (half - wanted).norm() / wanted.norm() < 0.01  # bfloat16 has 8 bits
 
 
 def test_backend_is_probed() -> None:
-    assert choose_backend("auto", "cpu", torch.float32) == "sdpa"
+    assert choose_backend("auto", "cpu", torch.float32) == choose_backend("auto", "cuda", torch.bfloat16) == "sdpa"
+    assert choose_backend("auto", "cpu", torch.bfloat16) == "plain"
     with pytest.raises(UserError, match="did you mean 'sdpa'"):
         choose_backend("spda", "cpu", torch.float32)
     with pytest.raises(UserError, match="no kernel runs on cpu"):
