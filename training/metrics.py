@@ -86,7 +86,8 @@ class MetricsLog:
         Args:
             tokens, end: seen so far, and at the run's end.
             flops_per_token: C_token, of which MFU is made: recomputation is not work.
-            loss: mean training loss since the last logged step. grad_norm: before clipping, of this step.
+            loss: mean training loss since the last logged step; NaN where every step was skipped, null in the file.
+            grad_norm: before clipping, of this step.
             skipped: steps whose gradient was not finite, since the run began.
             by_t: mean training loss in equal bins of t since the last logged step; NaN where there was no sample.
         """
@@ -98,7 +99,7 @@ class MetricsLog:
             "step": step,
             "tokens": tokens,
             "flops": tokens * flops_per_token,
-            "loss": loss,
+            "loss": loss if math.isfinite(loss) else None,
             "lr": lr,
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "skipped": skipped,
@@ -120,7 +121,7 @@ class MetricsLog:
         parts = [
             f"step {values['step']:,}",
             f"T {values['tokens']:,}",
-            f"loss {values['loss']:.4f}",
+            "no finite loss" if values["loss"] is None else f"loss {values['loss']:.4f}",
             f"lr {values['lr']:.2e}",
             f"{speed:,.0f} tokens/s",
         ]

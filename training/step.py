@@ -27,7 +27,8 @@ class Step:
         loss: float64, training losses summed over ``counted`` steps since ``restart``.
         counted: the steps among them whose gradient was finite.
         skipped: the steps skipped since the run began.
-        in_a_row: how many of them were the last ones.
+        in_a_row: how many of them were the last ones; once there are ``train.max_skipped`` it never falls, so that a
+            run has diverged however seldom it is asked.
         by_t: float32 [2, T_BINS + 1], sums of losses and their numbers in equal bins of t since ``restart``; t = 1
             falls into the last column. It is for people to look at: a window that a resume cuts has fewer samples.
     """
@@ -64,7 +65,7 @@ class Step:
         self.loss += torch.where(finite, loss, 0.0)
         self.counted += finite
         self.skipped += ~finite
-        self.in_a_row.add_(1).mul_(~finite)
+        self.in_a_row.add_(~finite).mul_(~finite | (self.in_a_row >= config.train.max_skipped))
         update_average(local(self._averages), local(self._weights), self._power, batch, tokens + batch)
 
     def gradients(self, samples: Samples, share: bool = True) -> Tensor:

@@ -217,7 +217,7 @@ class Trainer:
         end, reached = self.config.train.tokens, max(self.tokens, recorded(self.run)["tokens"])
         if end <= reached and end not in measured:
             raise UserError(
-                f"train.tokens={end}: the run already has {reached:,} tokens, and its loss at {end:,} was not measured; "
+                f"train.tokens={end}: the run already has {reached:,} tokens, and at {end:,} it was not measured; "
                 "ask for more, or choose another name=..."
             )
         missed = [m for m in self.config.train.milestones if m <= self.tokens and m not in measured]
@@ -254,7 +254,7 @@ class Trainer:
                 stopping = stop.agreed()
                 logging = self.step % config.log.every_steps == 0
                 saving = reached or stopping or self.step % config.checkpoint.every_steps == 0
-                in_a_row = self.learn.in_a_row.item() if logging or saving else 0
+                in_a_row = self.learn.in_a_row.item() if logging or saving else 0  # waits for the device
                 if in_a_row >= config.train.max_skipped:
                     status = "diverged"
                     break
@@ -296,7 +296,7 @@ class Trainer:
             self.learn.gradients(samples, share=sharded)  # unshared gradients of a shard would stay for the first step
 
         def on_any(failed: bool) -> bool:
-            return bool(all_reduce(torch.tensor(float(failed), device=self.device), "sum").item())
+            return bool(all_reduce(torch.full_like(self.learn.norm, failed), "sum").item())
 
         fit_micro_batch(attempt, self.learn.micro_batch or len(samples.t), on_any, sharded, self.main)
         self.learn.optimizer.zero_grad()
@@ -304,7 +304,8 @@ class Trainer:
 
     def _log_line(self, log: MetricsLog | None) -> None:
         learn, config = self.learn, self.config
-        loss = all_reduce(learn.loss, "mean").item() / max(learn.counted.item(), 1)
+        counted = learn.counted.item()
+        loss = all_reduce(learn.loss, "mean").item() / counted if counted else math.nan
         sums, numbers = all_reduce(learn.by_t, "sum")[:, :T_BINS]
         learn.restart()
         if log is not None:

@@ -3,10 +3,12 @@
 They are forked from a server that has imported torch, as a sweep's cells are: a start takes a second, not ten.
 """
 
+import errno
 import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -96,6 +98,84 @@ def hung(overrides: list[str], step: int, rank: int) -> int:
 def killed(overrides: list[str], step: int, rank: int) -> int:
     """A training in which one process is killed while it reads the samples of ``step``."""
     with_feed(lambda now, samples: os.kill(os.getpid(), signal.SIGKILL) if (now, _rank()) == (step, rank) else None)
+    return train_it(overrides)
+
+
+def killed_within(overrides: list[str], step: int, seconds: float) -> int:
+    """A training that is killed ``seconds`` after it asked for the samples of ``step``, wherever it is then."""
+
+    def meddle(now: int, samples: Any) -> None:
+        if now == step:
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+    with_feed(meddle)
+    train_it(overrides)
+    time.sleep(60)  # for a kill that comes after the end
+    return 0
+
+
+def told_to_stop(overrides: list[str], step: int, rank: int, number: int) -> int:
+    """A training of which one process gets a signal while it reads the samples of ``step``."""
+    with_feed(lambda now, samples: os.kill(os.getpid(), number) if (now, _rank()) == (step, rank) else None)
+    return train_it(overrides)
+
+
+def on_a_full_disk(overrides: list[str], saves: int) -> int:
+    """A training whose disk is full when it writes tensors for the ``saves``-th time and later."""
+    from training import checkpoint
+
+    plain, done = checkpoint.save_file, []
+
+    def save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        done.append(path)
+        if len(done) >= saves:
+            path.write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        plain(tensors, path)
+
+    checkpoint.save_file = save_file
+    return train_it(overrides)
+
+
+def flags_alone(minutes: float, sends: tuple[int, ...]) -> int:
+    """Only the flags by which processes stop together, and only ``sends`` send them: 3 where that is found out."""
+    import torch.distributed as dist
+
+    from training.parallel import lost_process
+    from training.stop import StopRequest
+
+    dist.init_process_group("gloo")
+    stop = StopRequest(2, minutes)
+    if _rank() not in sends:
+        time.sleep(3600)
+    stop.agreed()
+    try:
+        stop.agreed()
+    except RuntimeError as error:
+        print(error, flush=True)
+        os._exit(3 if lost_process(error) else 4)
+    return 0
+
+
+def short_of_memory(overrides: list[str], most: int, ranks: tuple[int, ...]) -> int:
+    """A training that believes in a GPU, whose memory holds ``most`` clips at a time on ``ranks``."""
+    from training.step import Step
+    from training.trainer import Trainer
+
+    plain, fit_memory = Step.gradients, Trainer.fit_memory
+
+    def gradients(self: Step, samples: Any, share: bool = True) -> torch.Tensor:
+        loss = plain(self, samples, share)
+        if self.micro_batch > most and _rank() in ranks:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss
+
+    def on_a_gpu(self: Trainer) -> None:
+        self.device, cpu = torch.device("cuda"), self.device
+        fit_memory(self)
+        self.device = cpu
+
+    Step.gradients, Trainer.fit_memory = gradients, on_a_gpu
     return train_it(overrides)
 
 

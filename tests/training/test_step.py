@@ -1,0 +1,206 @@
+"""One step: what a gradient that is not finite leaves alone, and what fits into memory."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.models.test_dit import build
+from tests.training.processes import finish, poisoned, short_of_memory, start, together
+from tests.training.test_trainer import losses, metrics, overrides, result, run
+from training.checkpoint import checkpoint_paths, find_checkpoint, optimizer_tensors, read_state
+from training.config import OptimKeys, load_config
+from training.feed import Feed, Samples
+from training.memory import fit_micro_batch
+from training.optim import build_optimizer
+from training.trainer import Trainer, prepare
+from utils.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Bit-for-bit comparisons need one summation order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def trainer_of(cache: Path, out: Path, *more: str) -> Trainer:
+    return Trainer(*prepare(load_config(None, overrides(cache, out, "x", *more))))
+
+
+def bad(samples: Samples) -> Samples:
+    """The same samples, one number of the last not a number."""
+    x0 = samples.x0.clone()
+    x0[-1, 0, 0, 0, 0] = torch.nan
+    return samples._replace(x0=x0)
+
+
+def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    tensors = trainer.model.state_dict() | optimizer_tensors(trainer.model, trainer.learn.optimizer)
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_step_without_a_finite_gradient_moves_nothing(cache: Path, tmp_path: Path, before: int) -> None:
+    trainer = trainer_of(cache, tmp_path, "train.micro_batch=1")
+    for step in range(before):
+        trainer.learn(trainer.feed.step(step), step * 128)
+    loss, unmoved = trainer.learn.loss.clone(), state_of(trainer)
+    trainer.learn(bad(trainer.feed.step(before)), before * 128)
+    moved = state_of(trainer)
+    assert all(torch.equal(moved[name], tensor) for name, tensor in unmoved.items())
+    assert {moved[name].item() for name in moved if name.startswith("step.")} == {before}
+    assert not trainer.learn.norm.isfinite()
+    assert torch.equal(trainer.learn.loss, loss)
+    counts = trainer.learn.counts()
+    assert (counts["counted"], counts["skipped"], counts["in_a_row"]) == (before, 1, 1)
+    trainer.learn(trainer.feed.step(before + 1), (before + 1) * 128)
+    assert not torch.equal(state_of(trainer)["final.weight"], unmoved["final.weight"])
+    assert (trainer.learn.skipped.item(), trainer.learn.in_a_row.item()) == (1, 0)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> None:
+    plain = Feed.step
+    monkeypatch.setattr(Feed, "step", lambda self, n: bad(plain(self, n)) if n in steps else plain(self, n))
+
+
+def test_skipped_steps_are_counted_and_logged_over_a_resume_too(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, [4, 11, 12])
+    settings = ("train.tokens=3840", "optim.warmup_tokens=384")
+    done = run(cache, tmp_path, "x", *settings)
+    lines = metrics(tmp_path / "x")
+    assert done["status"] == "done"
+    assert [line["skipped"] for line in lines] == [0] * 4 + [1] * 7 + [2] + [3] * 18
+    assert [n for n, line in enumerate(lines) if line["loss"] is None] == [4, 11, 12]  # nothing was counted: no zero
+    assert [n for n, line in enumerate(lines) if line["grad_norm"] is None] == [4, 11, 12]
+    run(cache, tmp_path, "resumed", *settings, "train.tokens=1280")  # ten steps, with one skipped
+    run(cache, tmp_path, "resumed", *settings)
+    assert metrics(tmp_path / "resumed") == lines
+    assert result(tmp_path / "resumed")["milestones"][-1] == done["milestones"][-1]
+    # A window's mean is over the steps that counted.
+    run(cache, tmp_path, "tens", *settings, "log.every_steps=10")
+    wanted = [np.mean([line["loss"] for line in lines[f : f + 10] if line["loss"]]) for f in (0, 10, 20)]
+    np.testing.assert_allclose(losses(tmp_path / "tens"), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_so_many_in_a_row_end_the_run_however_seldom_it_is_asked(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int
+) -> None:
+    settings = ("train.max_skipped=3", f"log.every_steps={log_every}", "checkpoint.every_steps=4")
+    poison(monkeypatch, [4, 5, 8, 9, 10])
+    done = run(cache, tmp_path, "x", *settings)
+    assert (done["status"], done["milestones"]) == ("diverged", [])
+    saved = [read_state(p)["step"] for p in checkpoint_paths(tmp_path / "x" / "checkpoints")]
+    assert saved == [8, 4]
+    # The eleventh step was the third in a row; the twelfth was well, but only then does the rare one ask.
+    assert done["tokens"] == (11 if log_every == 1 else 12) * 128
+
+
+def test_no_checkpoint_is_saved_while_steps_fail(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, [7, 49])
+    run(cache, tmp_path, "x", "checkpoint.every_steps=4", "checkpoint.keep=99")
+    saved = [read_state(p)["step"] for p in checkpoint_paths(tmp_path / "x" / "checkpoints")]
+    # Step 8 failed. So did the last one, but a run does not end without its weights, which validation found finite.
+    assert saved == [50, *range(48, 8, -4), 4]
+
+
+def test_one_processs_bad_sample_is_skipped_by_all(cache: Path, tmp_path: Path) -> None:
+    for parallel in ("ddp", "fsdp"):
+        keys = overrides(cache, tmp_path, parallel, f"train.parallel={parallel}", "train.tokens=1280")
+        together(tmp_path / "log" / parallel, poisoned, keys, [4], (1,), world=2)
+    keys = overrides(cache, tmp_path, "one", "train.tokens=1280")
+    together(tmp_path / "log" / "one", poisoned, keys, [4])
+    wanted = metrics(tmp_path / "one")
+    for parallel in ("ddp", "fsdp"):
+        lines = metrics(tmp_path / parallel)
+        assert [line["skipped"] for line in lines] == [0] * 4 + [1] * 6
+        assert lines[4]["loss"] is None
+        ours, theirs = ([line["loss"] for line in run if line["loss"]] for run in (lines, wanted))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+        tensors = find_checkpoint(tmp_path / parallel)
+        assert json.loads((tensors / "state.json").read_text())["counts"]["skipped"] == 1
+
+
+def test_moments_made_beforehand_change_no_number() -> None:
+    """Fused AdamW would make them at the first step, after the micro-batch was fitted."""
+    ours, theirs = build(), build()
+    prepared = build_optimizer(ours, OptimKeys(weight_decay=0.1), 128)
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in prepared.param_groups]
+    split = [[p for n, p in theirs.named_parameters() if n.endswith(".weight") == matrix] for matrix in (True, False)]
+    plain = torch.optim.AdamW([{"params": part, **copy.copy(group)} for part, group in zip(split, groups)])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        for mine, yours in zip(ours.parameters(), theirs.parameters()):
+            mine.grad = torch.randn(mine.shape, generator=generator)
+            yours.grad = mine.grad.clone()
+        prepared.step()
+        plain.step()
+    assert all(torch.equal(mine, yours) for mine, yours in zip(ours.parameters(), theirs.parameters()))
+    for mine, yours in zip(ours.parameters(), theirs.parameters()):
+        made, expected = prepared.state[mine], plain.state[yours]
+        assert made.keys() == expected.keys()
+        for name, value in made.items():
+            assert (value.dtype, value.device) == (expected[name].dtype, expected[name].device)
+            assert torch.equal(value, expected[name])
+
+
+def out_of_memory(above: int, tried: list[int]):
+    def attempt(size: int) -> None:
+        tried.append(size)
+        if size > above:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return attempt
+
+
+def test_the_micro_batch_is_halved_until_it_fits(capsys: pytest.CaptureFixture) -> None:
+    tried: list[int] = []
+    assert fit_micro_batch(out_of_memory(2, tried), 7) == 2
+    assert tried == [7, 4, 2]
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split("=")[1].split(";")[0] for line in said] == ["4", "2"]
+    assert all("the batch stays what it is" in line for line in said)
+    assert fit_micro_batch(out_of_memory(9, []), 8) == 8
+    with pytest.raises(UserError) as error:
+        fit_micro_batch(out_of_memory(0, []), 4, speak=False)
+    knobs = ("train.activation_checkpointing=true", "train.parallel=fsdp", "model.size")
+    places = [str(error.value).index(knob) for knob in knobs]
+    assert places == sorted(places)
+    assert "\n" not in str(error.value)
+
+
+def test_a_shards_pass_is_not_tried_again_alone() -> None:
+    """The other processes wait in the middle of theirs."""
+    with pytest.raises(UserError, match=r"try train.micro_batch=4"):
+        fit_micro_batch(out_of_memory(4, []), 8, on_any=pytest.fail, sharded=True)
+    with pytest.raises(UserError, match="one clip at a time"):
+        fit_micro_batch(out_of_memory(0, []), 1, on_any=pytest.fail, sharded=True)
+    assert fit_micro_batch(out_of_memory(8, []), 8, on_any=pytest.fail, sharded=True) == 8
+
+
+def test_processes_agree_on_the_micro_batch(cache: Path, tmp_path: Path) -> None:
+    """One of two finds its memory full: both halve, the losses stay, and nothing of the attempts enters a step."""
+    together(tmp_path / "plain", short_of_memory, overrides(cache, tmp_path, "plain"), 99, (), world=2)
+    text = together(tmp_path / "log", short_of_memory, overrides(cache, tmp_path, "x"), 1, (1,), world=2)
+    assert text.count("going on with train.micro_batch=1;") == 1
+    np.testing.assert_allclose(losses(tmp_path / "x"), losses(tmp_path / "plain"), rtol=1e-5)
+    sharded = overrides(cache, tmp_path, "sharded", "train.parallel=fsdp")
+    together(tmp_path / "log", short_of_memory, sharded, 99, (), world=2)
+    np.testing.assert_allclose(losses(tmp_path / "sharded"), losses(tmp_path / "plain"), rtol=1e-5)
+
+
+def test_a_clip_that_does_not_fit_is_a_users_error(cache: Path, tmp_path: Path) -> None:
+    for parallel in ("ddp", "fsdp"):
+        keys = overrides(cache, tmp_path, parallel, f"train.parallel={parallel}", "train.micro_batch=1")
+        codes = finish(start(tmp_path / parallel, short_of_memory, keys, 0, (0, 1), world=2))
+        assert codes == [2, 2], (tmp_path / parallel / "0").read_text()
+        said = (tmp_path / parallel / "0").read_text().splitlines()[-1]
+        assert said.startswith("error: out of GPU memory with one clip at a time; try train.activation_checkpointing")

@@ -1,0 +1,179 @@
+"""What a run survives, and how it ends where it cannot: kills, signals, full disks, processes that hang."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.training.processes import (
+    ROOT,
+    finish,
+    flags_alone,
+    hung,
+    killed,
+    killed_within,
+    on_a_full_disk,
+    start,
+    told_to_stop,
+    train_it,
+)
+from tests.training.test_trainer import ENVIRONMENT, metrics, overrides, result, wait_until
+from training.checkpoint import checkpoint_paths, find_checkpoint
+from training.trainer import PREEMPTED
+
+
+def same_files(ours: Path, theirs: Path) -> None:
+    for kind in ("model", "ema", "optimizer"):
+        assert (ours / f"{kind}.safetensors").read_bytes() == (theirs / f"{kind}.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
+def test_three_kills_and_resumes_equal_an_unbroken_run(cache: Path, tmp_path: Path, seed: int) -> None:
+    settings = ("train.tokens=38400", "train.milestones=[12800]", "checkpoint.every_steps=8")
+    keys = {name: overrides(cache, tmp_path / name, "x", *settings) for name in ("killed", "unbroken")}
+    assert finish(start(tmp_path / "log", train_it, keys["unbroken"])) == [0]
+    draw = random.Random(seed)
+    for step in sorted(draw.sample(range(2, 299), 3)):
+        # A step takes some milliseconds, a checkpoint a little longer: the kill falls into one or the other.
+        assert finish(start(tmp_path / "log", killed_within, keys["killed"], step, draw.uniform(0, 0.03))) == [-9]
+    assert finish(start(tmp_path / "log", train_it, keys["killed"])) == [0]
+    ours, theirs = tmp_path / "killed" / "x", tmp_path / "unbroken" / "x"
+    assert [line["step"] for line in metrics(theirs)] == list(range(1, 301))
+    assert metrics(ours) == metrics(theirs)
+    done = [result(directory) for directory in (ours, theirs)]
+    for one in done:
+        del one["seconds"], one["config"]["out"]
+    assert done[0] == done[1]
+    same_files(find_checkpoint(ours), find_checkpoint(theirs))
+    for path in (theirs / "validation").iterdir():
+        assert (ours / "validation" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_dead_owner_does_not_hold_its_directory(cache: Path, tmp_path: Path) -> None:
+    endless = overrides(cache, tmp_path, "x", "train.tokens=1e8", "checkpoint.every_steps=10")
+    (owner,) = start(tmp_path / "owner", train_it, endless)
+    wait_until(lambda: checkpoint_paths(tmp_path / "x" / "checkpoints"))
+    assert finish(start(tmp_path / "second", train_it, endless)) == [2]
+    assert "another process is working in it" in (tmp_path / "second" / "0").read_text()
+    owner.kill()
+    assert finish([owner]) == [-signal.SIGKILL]
+    steps = json.loads((find_checkpoint(tmp_path / "x") / "state.json").read_text())["step"] + 20
+    ended = overrides(cache, tmp_path, "x", f"train.tokens={steps * 128}", "optim.warmup_tokens=10000000")
+    assert finish(start(tmp_path / "third", train_it, ended)) == [0]
+
+
+def test_two_processes_on_a_full_disk_keep_the_checkpoint_before(cache: Path, tmp_path: Path) -> None:
+    """The first says so, the second that the first is gone; neither dies of a signal."""
+    keys = overrides(cache, tmp_path, "x", "checkpoint.every_steps=10", "checkpoint.keep=9")
+    assert finish(start(tmp_path / "log", on_a_full_disk, keys, 5, world=2)) == [2, 1]
+    assert (tmp_path / "log" / "0").read_text().splitlines()[-1].startswith("error: disk full: ")
+    assert "rank 1: another process hangs or died" in (tmp_path / "log" / "1").read_text()
+    assert not any("Traceback" in (tmp_path / "log" / rank).read_text() for rank in "01")
+    assert [path.name for path in (tmp_path / "x" / "checkpoints").iterdir()] == ["step_0000010"]
+    assert find_checkpoint(tmp_path / "x").name == "step_0000010"
+    assert not (tmp_path / "x" / "result.json").exists()
+
+
+def test_processes_end_with_the_status_that_says_why(cache: Path, tmp_path: Path) -> None:
+    """A group left open would abort them (SIGABRT) on the way out."""
+    wrong = overrides(cache, tmp_path, "wrong", "train.batch_tokens=96")
+    assert finish(start(tmp_path / "log", train_it, wrong, world=2)) == [2, 2]
+    diverged = overrides(cache, tmp_path, "diverged", "optim.lr=1e30", "optim.clip=1e30")
+    assert finish(start(tmp_path / "log", train_it, diverged, world=2)) == [0, 0]
+    assert result(tmp_path / "diverged")["status"] == "diverged"
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        # One of the processes hears of it; the answer is one step old.
+        stopped = overrides(cache, tmp_path, f"stopped{number}", "train.parallel=fsdp")
+        assert finish(start(tmp_path / "log", told_to_stop, stopped, 7, 1, number, world=2)) == [PREEMPTED] * 2
+        assert find_checkpoint(tmp_path / f"stopped{number}").name == "step_0000009"
+
+
+def test_a_killed_process_ends_the_others(cache: Path, tmp_path: Path) -> None:
+    for parallel in ("ddp", "fsdp"):
+        keys = overrides(cache, tmp_path, parallel, f"train.parallel={parallel}")
+        begun = time.monotonic()
+        assert finish(start(tmp_path / "log", killed, keys, 5, 1, world=2), 60) == [1, -signal.SIGKILL]
+        assert time.monotonic() - begun < 30  # nobody waits out the timeout
+        said = (tmp_path / "log" / "0").read_text()
+        assert "rank 0: another process hangs or died" in said
+        assert "Traceback" not in said
+
+
+def test_a_hung_process_ends_the_others(cache: Path, tmp_path: Path) -> None:
+    keys = overrides(cache, tmp_path, "x", "train.timeout_minutes=0.1")
+    processes = start(tmp_path / "log", hung, keys, 5, 1, world=2)
+    processes[0].join(30)
+    assert finish(processes, 0) == [1, None]
+    said = (tmp_path / "log" / "0").read_text()
+    assert "rank 0: another process hangs or died (waited at most train.timeout_minutes=0.1)" in said
+    assert "Traceback" not in said
+
+
+def test_the_flags_know_a_lost_process(tmp_path: Path) -> None:
+    """On GPUs they are what notices it first: the GPU's own queue is never waited for."""
+    processes = start(tmp_path / "log", flags_alone, 0.05, (0,), world=2)
+    processes[0].join(30)
+    assert finish(processes, 0) == [3, None]
+    assert "imed out" in (tmp_path / "log" / "0").read_text()
+
+
+TORCHRUN = """
+import os
+import sys
+sys.path.insert(0, {root!r})
+from tests.training.processes import hung
+from utils.errors import run_cli
+
+print("pid", os.getpid(), flush=True)
+run_cli(lambda: hung({keys!r}, 5, 1))
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_ends_with_a_hung_process(cache: Path, tmp_path: Path) -> None:
+    keys = overrides(cache, tmp_path, "x", "train.timeout_minutes=0.2")
+    (tmp_path / "hung.py").write_text(TORCHRUN.format(root=str(ROOT), keys=keys))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    begun = time.monotonic()
+    out = subprocess.run(
+        [*launch, str(tmp_path / "hung.py")], env=ENVIRONMENT, capture_output=True, text=True, timeout=150
+    )
+    assert out.returncode == 1
+    assert time.monotonic() - begun < 100
+    assert "rank 0: another process hangs or died" in out.stderr
+    pids = [line.split()[1] for line in out.stdout.splitlines() if line.startswith("pid")]
+    assert len(pids) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)  # torchrun killed the one that hung
+
+
+@pytest.mark.slow
+def test_twenty_thousand_steps_hold_no_more_memory_or_files_than_two_thousand(cache: Path, tmp_path: Path) -> None:
+    steps = 20_000
+    keys = overrides(cache, tmp_path, "x", f"train.tokens={steps * 32}", "train.batch_tokens=32", "log.every_steps=10")
+    keys += [
+        "checkpoint.every_steps=500",
+        "validation.clips=2",
+        f"train.milestones={list(range(32000, steps * 32, 32000))}",
+    ]
+    (process,) = start(tmp_path / "log", train_it, keys)
+    samples: list[tuple[int, int, int]] = []
+    path = tmp_path / "x" / "metrics.jsonl"
+    end = time.monotonic() + 900
+    while process.is_alive() and time.monotonic() < end:
+        time.sleep(0.2)
+        try:
+            step = json.loads(path.read_text().splitlines()[-1])["step"]
+            pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+            files = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+        except (OSError, IndexError, json.JSONDecodeError):
+            continue
+        samples.append((step, pages * 4096, files))
+    assert finish([process]) == [0]
+    print(len(samples), samples[:: max(len(samples) // 20, 1)])
+    shutil.rmtree(tmp_path / "x")
