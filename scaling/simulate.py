@@ -51,8 +51,8 @@ def doubts(cells: Sequence[Cell]) -> list[str]:
     counts = {N: (len({(c.lr, c.B) for c in grid}), len(grid)) for N, grid in grids.items()}
     if few := [N for N, (distinct, runs) in counts.items() if distinct < COEFFICIENTS or runs <= COEFFICIENTS]:
         found.append(
-            f"{name(few)}: {min(counts[N][0] for N in few)} different cells in a grid; a quadratic in (lr, batch) needs "
-            f"{COEFFICIENTS}, and one more to tell its error"
+            f"{name(few)}: {min(counts[N][0] for N in few)} different cells in a grid; a quadratic in (lr, batch) "
+            f"needs {COEFFICIENTS}, and one more to tell its error"
         )
     for axis, key in (("learning rates", "lr"), ("batch sizes", "B")):
         if few := [N for N, grid in grids.items() if len({getattr(c, key) for c in grid}) < 3]:
