@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.files import pickles
 from utils.random import normal
 
 WORD = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")
@@ -115,10 +116,15 @@ class PretrainedTextEncoder:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(spec, subfolder=tokenizer_folder)
             model = AutoModelForTextEncoding.from_pretrained(
-                spec, subfolder=model_folder, dtype=torch.float32, attn_implementation="eager"
+                spec,
+                subfolder=model_folder,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                use_safetensors=True,
             )
         except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-            raise UserError(f"text encoder {spec!r} cannot be loaded: {_first_line(error)}") from error
+            why = pickles(Path(spec) / model_folder)
+            raise UserError(f"text encoder {spec!r} cannot be loaded: {_first_line(error)}{why}") from error
         self.spec = spec
         self.device = torch.device(device)
         self.model: nn.Module = model.eval().requires_grad_(False).to(self.device)

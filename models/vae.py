@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError, nearest
-from utils.files import read_json
+from utils.files import pickles, read_json
 
 EMBEDDED = Path(__file__).parent / "embedded_vae"
 IMAGE_CLASS = "AutoencoderKL"
@@ -252,14 +252,14 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
         )
     weights = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
     if not weights:
-        raise UserError(f"VAE {spec!r}: no diffusion_pytorch_model.safetensors in {folder}")
+        raise UserError(f"VAE {spec!r}: no diffusion_pytorch_model.safetensors in {folder}{pickles(folder)}")
 
     import diffusers  # seconds: only those who load an autoencoder wait for it
     from safetensors import SafetensorError
 
     try:
         model = getattr(diffusers, name).from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
+            folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False, use_safetensors=True
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,7 +6,6 @@ state.json holds the size and the CRC-32 of every other file, and a CRC-32 of it
 or has a flipped bit anywhere, is refused, and the one before it is used.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from training.config import Config, config_from_dict, load_yaml, to_dict
 from training.parallel import like
 from utils.errors import UserError
-from utils.files import read_json, write_json, write_text
+from utils.files import json_text, pickles, read_json, write_json, write_text
 
 PREFIX = "step_"
 STATE = "state.json"
@@ -54,7 +53,7 @@ def save_checkpoint(
         write_text(aside / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
         # Written last: a checkpoint with a state is a checkpoint whose files were all written.
         state = state | {"step": step, "files": _describe(sorted(aside.iterdir()))}
-        write_json(aside / STATE, state | {"crc32": _crc32_of_json(state)})
+        write_json(aside / STATE, _sealed(state))
         if final.exists():
             shutil.rmtree(final)
         aside.rename(final)
@@ -93,8 +92,9 @@ def _size_and_crc32(path: Path) -> dict[str, int]:
         return {"bytes": handle.tell(), "crc32": crc}
 
 
-def _crc32_of_json(state: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(state, sort_keys=True).encode())
+def _sealed(state: dict[str, Any]) -> dict[str, Any]:
+    """``state`` and the checksum of its text."""
+    return state | {"crc32": zlib.crc32(json_text(state).encode())}
 
 
 def remove_after(directory: Path, step: int) -> None:
@@ -160,8 +160,12 @@ def read_state(path: Path) -> dict[str, Any]:
     if not (path / STATE).is_file():
         raise UserError(f"{path}: not a checkpoint (no {STATE})")
     state = read_json(path / STATE)
-    crc = state.pop("crc32", None) if isinstance(state, dict) else None
-    if crc is None or crc != _crc32_of_json(state):
+    try:
+        del state["crc32"]
+        as_written = json_text(_sealed(state)) == (path / STATE).read_text(encoding="utf-8")
+    except (KeyError, TypeError, ValueError):  # no checksum, no mapping, or a number too large for one
+        as_written = False
+    if not as_written:
         raise UserError(f"{path / STATE}: not as it was written; the checkpoint is damaged")
     return state
 
@@ -216,5 +220,5 @@ def find_checkpoint(path: Path, needs: tuple[str, ...] = ("ema",)) -> Path:
         return path
     found = newest_checkpoint(path / "checkpoints", needs)
     if found is None:
-        raise UserError(f"{path}: holds no whole checkpoint with {' and '.join(needs)} weights")
+        raise UserError(f"{path}: holds no whole checkpoint with {' and '.join(needs)} weights{pickles(path)}")
     return found

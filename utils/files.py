@@ -10,6 +10,8 @@ from typing import Any
 
 from utils.errors import UserError
 
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -34,7 +36,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all. Infinity and NaN must be encoded by the caller."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """What ``write_json`` writes."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def read_json(path: str | Path) -> Any:
@@ -49,6 +56,17 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"{path}: not a JSON file ({error})") from None
+
+
+def pickles(path: Path) -> str:
+    """Why the pickles in a folder, or a file that is one, are not loaded, to append to a message; "" without any."""
+    found = sorted(p.name for p in ([path] if path.is_file() else path.glob("*")) if p.suffix in PICKLES)
+    if not found:
+        return ""
+    return (
+        f"; {found[0]} is a pickle, which can run anything when it is read, so it is not loaded: where you trust it, "
+        "load it with the library that wrote it and save it as safetensors"
+    )
 
 
 @contextmanager

@@ -1,8 +1,10 @@
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data.synthetic import captions
 from models.text import load_text_encoder
@@ -161,3 +163,11 @@ def test_a_missing_encoder_is_a_users_error(tmp_path, monkeypatch):
         load_text_encoder("google/t5-v1_1-xxl")
     with pytest.raises(UserError, match="no local folder"):
         load_text_encoder(str(tmp_path / "absent"))
+
+
+def test_pickles_are_refused_with_a_reason(t5_folder, tmp_path):
+    folder = shutil.copytree(t5_folder, tmp_path / "t5")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, .* save it as safetensors"):
+        load_text_encoder(str(folder))

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data.synthetic import render
 from models.vae import EMBEDDED, load_vae
@@ -231,6 +232,20 @@ def test_bad_specs(tmp_path, monkeypatch):
     weights.unlink()
     with pytest.raises(UserError, match="no diffusion_pytorch_model"):
         load_vae(str(folder))
+
+
+def test_pickles_are_refused_with_a_reason(tmp_path):
+    folder = shutil.copytree(EMBEDDED, tmp_path / "vae")
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), folder / "diffusion_pytorch_model.bin")
+    whole = load_vae(str(folder))  # beside safetensors a pickle is not looked at
+    weights.rename(folder / "diffusion_pytorch_model.fp16.safetensors")
+    with pytest.raises(UserError, match="does not load"):  # a variant is not what diffusers looks for by default
+        load_vae(str(folder))
+    (folder / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    with pytest.raises(UserError, match=r"diffusion_pytorch_model.bin is a pickle, .* save it as safetensors"):
+        load_vae(str(folder))
+    assert whole.channels
 
 
 def test_embedded_reconstructs_held_out_clips():

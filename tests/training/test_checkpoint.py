@@ -1,7 +1,8 @@
 """Checkpoints are whole or passed over, whatever happens to the disk."""
 
-import json
 import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.test_trainer import ENVIRONMENT, command, overrides, run
-from training.checkpoint import checkpoint_paths, find_checkpoint, save_checkpoint
+from tests.training.test_trainer import ENVIRONMENT, ROOT, command, metrics, overrides, run
+from training.checkpoint import checkpoint_paths, find_checkpoint, read_state, save_checkpoint
 from training.config import load_config
 from training.trainer import train
 from utils.errors import UserError
@@ -22,25 +23,126 @@ def test_finished_ema_only_checkpoints_keep_the_average_alone(cache: Path, tmp_p
     assert sorted(p.name for p in only.glob("*.safetensors")) == ["ema.safetensors"]
 
 
-def test_checkpoints_are_whole_or_passed_over(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    whole = run(cache, tmp_path, "whole", "checkpoint.every_steps=20", "train.tokens=12800")
-    run(cache, tmp_path, "x", "checkpoint.every_steps=20", "train.tokens=6400")
-    newest, before = checkpoint_paths(tmp_path / "x" / "checkpoints")
-    content = (newest / "ema.safetensors").read_bytes()
-    for cut in (0, 7, len(content) // 2, len(content) - 1):
-        (newest / "ema.safetensors").write_bytes(content[:cut])
-        with pytest.raises(UserError, match="damaged"):
-            find_checkpoint(newest)
-        assert find_checkpoint(tmp_path / "x") == before
-        assert "trying the checkpoint before it" in capsys.readouterr().err
-    # Going on from the one before gives the same numbers, and the damaged one does not come back.
-    grown = run(cache, tmp_path, "x", "checkpoint.every_steps=20", "train.tokens=12800", "optim.warmup_tokens=640")
-    assert [m["tokens"] for m in grown["milestones"]] == [6400, 12800]
+FILES = ("config.yaml", "ema.safetensors", "model.safetensors", "optimizer.safetensors", "state.json")
+
+
+@pytest.fixture(scope="module")
+def twice_saved(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 30 steps with checkpoints after 20 and 30."""
+    out = tmp_path_factory.mktemp("twice")
+    run(cache, out, "x", "checkpoint.every_steps=20", "train.tokens=3840", "optim.warmup_tokens=384")
+    return out / "x"
+
+
+def is_refused(newest: Path, capsys: pytest.CaptureFixture) -> bool:
+    """Whether ``newest`` is refused by its name, and passed over with a warning for the one before it."""
+    with pytest.raises(UserError):
+        find_checkpoint(newest)
+    capsys.readouterr()
+    before = find_checkpoint(newest.parents[1])
+    said = capsys.readouterr().err
+    assert (said.count("\n"), said.count("; trying the checkpoint before it")) == (1, 1)
+    return before.name == "step_0000020"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_cut_short_anywhere_is_refused(twice_saved: Path, capsys: pytest.CaptureFixture, name: str) -> None:
+    newest = find_checkpoint(twice_saved)
+    content = (newest / name).read_bytes()
+    end = len(content)
+    header = 8 + int.from_bytes(content[:8], "little") if name.endswith(".safetensors") else end // 3
+    try:
+        for cut in (0, 1, 7, 8, 9, header // 2, header, header + 1, end // 2, end - 5, end - 1):
+            (newest / name).write_bytes(content[:cut])
+            assert is_refused(newest, capsys), cut
+        (newest / name).write_bytes(content + b"\0")
+        assert is_refused(newest, capsys)
+        (newest / name).unlink()
+        assert is_refused(newest, capsys)
+    finally:
+        (newest / name).write_bytes(content)
+    assert find_checkpoint(twice_saved) == newest
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_refused(twice_saved: Path, capsys: pytest.CaptureFixture, name: str) -> None:
+    """Of the right size, it would load, and be another number."""
+    newest = find_checkpoint(twice_saved)
+    content = (newest / name).read_bytes()
+    try:
+        for place in (0, 9, len(content) // 3, len(content) // 2, len(content) - 2):
+            flipped = bytearray(content)
+            flipped[place] ^= 4
+            (newest / name).write_bytes(flipped)
+            assert is_refused(newest, capsys), place
+    finally:
+        (newest / name).write_bytes(content)
+
+
+def test_every_digit_of_the_state_is_guarded(twice_saved: Path, capsys: pytest.CaptureFixture) -> None:
+    newest = find_checkpoint(twice_saved)
+    content = (newest / "state.json").read_bytes()
+    digits = [place for place, byte in enumerate(content) if chr(byte).isdigit()]
+    try:
+        for place in digits:
+            other = b"7" if content[place : place + 1] == b"1" else b"1"
+            (newest / "state.json").write_bytes(content[:place] + other + content[place + 1 :])
+            with pytest.raises(UserError, match="damaged|not a JSON file"):
+                read_state(newest)
+    finally:
+        (newest / "state.json").write_bytes(content)
+    assert len(digits) > 100
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    cache: Path, tmp_path: Path, twice_saved: Path, capsys: pytest.CaptureFixture
+) -> None:
+    settings = ("checkpoint.every_steps=20", "train.tokens=7680", "train.milestones=[3840]", "optim.warmup_tokens=384")
+    whole = run(cache, tmp_path, "whole", *settings)
+    shutil.copytree(twice_saved, tmp_path / "x")
+    newest = find_checkpoint(tmp_path / "x")
+    with (newest / "model.safetensors").open("r+b") as handle:
+        handle.truncate(1000)
+    grown = run(cache, tmp_path, "x", *settings)
+    assert "model.safetensors: has 1000 bytes instead of" in capsys.readouterr().err
+    assert grown["milestones"] == whole["milestones"]
+    assert metrics(tmp_path / "x") == metrics(tmp_path / "whole")
+    # The damaged one does not come back.
     assert all(find_checkpoint(p) == p for p in checkpoint_paths(tmp_path / "x" / "checkpoints"))
-    assert whole["milestones"][-1]["tokens"] == 12800
-    (newest / "ema.safetensors").unlink(missing_ok=True)
+
+
+def test_so_many_checkpoints_are_kept(cache: Path, tmp_path: Path) -> None:
+    for keep, kept in ((1, [50]), (3, [50, 48, 42])):
+        run(cache, tmp_path, f"x{keep}", "checkpoint.every_steps=6", f"checkpoint.keep={keep}")
+        directory = tmp_path / f"x{keep}" / "checkpoints"
+        assert [read_state(path)["step"] for path in checkpoint_paths(directory)] == kept
+        assert len(list(directory.iterdir())) == keep
+
+
+def test_what_is_no_checkpoint_is_refused_with_a_reason(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such checkpoint"):
         find_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no whole checkpoint with ema weights$"):
+        find_checkpoint(tmp_path)
+    torch.save({"w": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    for path in (tmp_path, tmp_path / "pytorch_model.bin"):
+        with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, .* save it as safetensors"):
+            find_checkpoint(path)
+
+
+def test_nothing_reads_pickles() -> None:
+    """Weights come as safetensors, all else as JSON, YAML or npy without objects; one tool reads its own tensors."""
+    allowed = {"torch.load(state_path, weights_only=True)", "np.load(ledger.samples[row], allow_pickle=False)"}
+    reading = re.compile(
+        r"\b(?:torch|np|numpy|joblib|pickle|dill)\.loads?\([^\n]*?\)|^\s*(?:import|from) pickle\b", re.M
+    )
+    sources = [p for p in ROOT.rglob("*.py") if not {".venv", "tests"} & set(p.relative_to(ROOT).parts)]
+    found = {match for path in sources for match in reading.findall(path.read_text())}
+    assert found == allowed
+    loading = re.compile(r"from_pretrained\((?:[^()]|\([^()]*\))*\)")
+    loads = [call for path in sources for call in loading.findall(path.read_text()) if "tokenizer" not in call]
+    assert loads
+    assert all("use_safetensors=True" in call for call in loads)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path: Path) -> None:
@@ -87,6 +189,6 @@ def test_a_checkpoint_of_another_model_is_refused(cache: Path, tmp_path: Path) -
     small, large = (find_checkpoint(tmp_path / name) for name in ("small", "large"))
     tensors = {kind: load_file(small / f"{kind}.safetensors") for kind in ("model", "ema", "optimizer")}
     config = load_config(large / "config.yaml", [])
-    save_checkpoint(large.parent, 20, tensors, json.loads((small / "state.json").read_text()), config)
+    save_checkpoint(large.parent, 20, tensors, read_state(small), config)
     with pytest.raises(UserError, match="of another model"):
         train(load_config(None, overrides(cache, tmp_path, "large", "model.size=2x32", "train.tokens=6400")))
