@@ -27,7 +27,9 @@ class ModelKeys:
     width: int | None = key(None, "model width d")
     heads: int | None = key(None, "attention heads; head width 64 (32 below width 128) where it is not given")
     patch: list[int] = key([1, 1, 1], "latent frames, rows and columns that make one token")
-    attention: str = key("auto", "attention kernels: auto, sdpa, xformers or plain (no kernel: matrices and a softmax)")
+    attention: str = key(
+        "auto", "attention kernels: auto, sdpa, xformers or plain (no kernel: matrices and a softmax)"
+    )
 
 
 @dataclass
@@ -255,8 +257,34 @@ def _checked(values: dict[str, Any], keys: dict[str, dataclasses.Field], prefix:
         elif full in sections:
             raise UserError(f"{full}: a group of keys, not a value; set one of its keys, such as {full}.x=...")
         else:
-            raise UserError(f"unknown key {full!r}{nearest(full, list(keys))}")
+            raise UserError(f"unknown key {full!r}{_meant(full, value, list(keys))}")
     return checked
+
+
+# What other trainers call our keys.
+_ALIASES = {
+    "learning_rate": "optim.lr",
+    "max_lr": "optim.lr",
+    "grad_clip": "optim.clip",
+    "max_grad_norm": "optim.clip",
+    "batch_size": "train.batch_tokens",
+    "global_batch_size": "train.batch_tokens",
+    "gradient_accumulation_steps": "train.micro_batch",
+    "steps": "train.tokens",
+    "max_steps": "train.tokens",
+    "epochs": "train.tokens",
+    "precision": "train.dtype",
+    "gradient_checkpointing": "train.activation_checkpointing",
+}
+
+
+def _meant(full: str, value: Any, known: list[str]) -> str:
+    """A hint for an unknown key: a slip of the fingers, a key of that name elsewhere, or another trainer's name."""
+    full = next(iter(flatten({full: value} if isinstance(value, dict) else {full: None})), full)
+    last = full.rpartition(".")[2]
+    elsewhere = [name for name in known if name.rpartition(".")[2] == last]
+    hint = nearest(full, known, 0.8) or nearest(full, elsewhere, 0.0)
+    return hint or (f"; did you mean {_ALIASES[last]!r}?" if last in _ALIASES else nearest(full, known))
 
 
 def whole(value: Any) -> Any:

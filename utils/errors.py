@@ -11,9 +11,9 @@ class UserError(Exception):
     """Something the user gave is wrong. The message names the thing and the fix, in one line."""
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """``"; did you mean 'x'?"`` for the known word closest to ``word``, or an empty string."""
-    match = get_close_matches(word, known, n=1, cutoff=0.5)
+def nearest(word: str, known: list[str], cutoff: float = 0.5) -> str:
+    """``"; did you mean 'x'?"`` for the known word closest to ``word``, or an empty string below ``cutoff`` of 1."""
+    match = get_close_matches(word, known, n=1, cutoff=cutoff)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
