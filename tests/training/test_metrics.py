@@ -1,0 +1,146 @@
+"""What a run reports while it runs: the console's line, TensorBoard's points."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from data.latents import LatentCache
+from diffusion.loss import denoising_loss
+from diffusion.validation import T_BINS
+from tests.training.test_trainer import overrides, run
+from training import metrics
+from training.config import load_config
+from training.metrics import MetricsLog, duration, memory_peak
+from training.resolve import resolve
+from training.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+class Clock:
+    """A clock that stands still until it is set."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(metrics, "time", clock)
+    return clock
+
+
+def step(log: MetricsLog, number: int, end: int = 100_000, skipped: int = 0) -> None:
+    log.step(number, 100 * number, 1e6, 0.5, 1e-3, 1.0, skipped, end)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.034, "0.034 s"), (59, "59 s"), (119, "2 min"), (5999, "1 h 40 min"), (7500, "2 h 05 min"), (200_000, "2 d 8 h"),
+     (math.inf, "unknown")],
+)  # fmt: skip
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_the_line_after_a_resume_counts_this_attempts_speed(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = MetricsLog(tmp_path, 500, 50_000, CPU, 1)
+    clock.now += 10
+    step(log, 510)  # 1,000 tokens in 10 s; 49,000 are left
+    log.close()
+    line = capsys.readouterr().out
+    assert line == "step 510  T 51,000  loss 0.5000  lr 1.00e-03  100 tokens/s  8 min left\n"
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["tokens_per_second"] == 100
+
+
+def test_validation_and_sampling_are_not_trainings_time(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = MetricsLog(tmp_path, 0, 0, CPU, 1)
+    scores = dict.fromkeys(("val_loss", "val_se", "ema_val_loss", "ema_val_se"), 1.0)
+    clock.now += 7
+    step(log, 7)
+    clock.now += 1000
+    log.validation(7, 700, scores, [1.0] * T_BINS)
+    clock.now += 1000
+    log.video("samples/0", torch.zeros(3, 2, 8, 8), 7, "a caption")
+    clock.now += 10
+    step(log, 17)
+    log.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert all("100 tokens/s" in lines[number] for number in (0, 2))
+    assert "(EMA)" in lines[1]
+    speeds = [json.loads(line)["tokens_per_second"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert speeds == pytest.approx([100, 100])
+
+
+def test_the_console_hears_seldom_and_sees_the_mean_speed_between(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = MetricsLog(tmp_path, 0, 0, CPU, 1)
+    for number, pause in enumerate((1, 1, 1, 5), 1):
+        clock.now += pause
+        step(log, number)
+    log.close()
+    assert "step 4  T 400  " in (out := capsys.readouterr().out)
+    assert ("50 tokens/s" in out, out.count("\n")) == (True, 1)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_skipped_steps_and_mfu_are_shown_where_there_are_any(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "peak_flops", lambda device: 1e9)
+    log = MetricsLog(tmp_path, 0, 0, CPU, 2)
+    clock.now += 10
+    step(log, 10, skipped=3)
+    log.close()
+    # 100 tokens/s of 1e6 FLOPs each, on two devices of 1e9 FLOP/s.
+    assert "  100 tokens/s  MFU 5.0%  skipped 3  16 min left" in capsys.readouterr().out
+
+
+def test_bins_of_t_are_the_samples_losses(cache: Path, tmp_path: Path) -> None:
+    """However the batch is cut; and their mean over the samples is the mean loss."""
+    found = {}
+    for name, more in (("whole", ()), ("pieces", ("train.micro_batch=3",))):
+        settings = [*overrides(cache, tmp_path, name, "train.batch_tokens=1024"), *more]
+        data = LatentCache(cache)
+        trainer = Trainer(resolve(load_config(None, settings), data.meta), data)
+        samples = trainer.feed.step(0)
+        with torch.no_grad():
+            losses = denoising_loss(trainer.model, trainer.process, *samples)
+        trainer.learn(samples, 0)
+        sums, numbers = found[name] = trainer.learn.by_t[:, :T_BINS].clone()
+        for number in range(T_BINS):
+            here = (samples.t >= number / T_BINS) & (samples.t < (number + 1) / T_BINS)
+            assert numbers[number] == here.sum()
+            torch.testing.assert_close(sums[number], losses[here].sum())
+        assert sums.sum().item() / 32 == pytest.approx(trainer.learn.loss.item(), rel=1e-6)
+        trainer.learn.restart()
+        assert not trainer.learn.by_t.any()
+    torch.testing.assert_close(found["whole"], found["pieces"])
+
+
+def test_tensorboard_has_what_the_documentation_promises(cache: Path, tmp_path: Path) -> None:
+    run(cache, tmp_path, "x", "train.milestones=[640]", "train.batch_tokens=640", "log.every_steps=2")
+    board = EventAccumulator(str(tmp_path / "x" / "tensorboard"))
+    board.Reload()
+    scalars = {tag: board.Scalars(tag) for tag in board.Tags()["scalars"]}
+    names = ("loss", "lr", "grad_norm", "skipped", "tokens_per_second", "memory_GiB", "tokens", "flops")
+    assert {f"train/{name}" for name in names} <= set(scalars)
+    assert [point.step for point in scalars["train/loss"]] == [2, 4, 6, 8, 10]
+    for folder in ("train_by_t", "validation_by_t"):
+        tags = {tag for tag in scalars if tag.startswith(folder)}
+        assert tags <= {f"{folder}/{n / 10:.1f}_to_{(n + 1) / 10:.1f}" for n in range(10)}
+        assert len(tags) >= 8  # a window of 40 samples may leave an outer bin empty
+    assert all(math.isfinite(point.value) for points in scalars.values() for point in points)
+    assert scalars["train/memory_GiB"][-1].value * 2**30 == pytest.approx(memory_peak(CPU), rel=0.2)
