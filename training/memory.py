@@ -3,10 +3,36 @@
 from collections.abc import Callable
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
+from training.feed import Samples
+from training.parallel import all_reduce
+from training.step import Step
 from utils.errors import UserError
 
 KNOBS = "try train.activation_checkpointing=true, then train.parallel=fsdp on more GPUs, then a smaller model.size"
+
+
+def fit_memory(learn: Step, samples: Samples, speak: bool) -> None:
+    """Set ``learn.micro_batch`` to the most clips at a time, of this process's ``samples``, that its memory holds.
+
+    The optimiser's state is there already, so that what fits now fits later. Of the attempts nothing is left.
+
+    Raises:
+        UserError: a single clip does not fit, or a sharded model's micro-batch does not.
+    """
+    sharded = isinstance(learn.wrapped, FSDPModule)
+
+    def attempt(size: int) -> None:
+        learn.micro_batch = size
+        learn.gradients(samples, share=sharded)  # a shard's gradients that are not shared would enter the first step
+
+    def on_any(failed: bool) -> bool:
+        return bool(all_reduce(torch.full_like(learn.norm, failed), "sum").item())
+
+    fit_micro_batch(attempt, learn.micro_batch or len(samples.t), on_any, sharded, speak)
+    learn.optimizer.zero_grad()
+    learn.by_t.zero_()
 
 
 def fit_micro_batch(

@@ -1,5 +1,7 @@
 """From a configuration and the facts of its data to a VideoDiT, for training, sampling and measuring alike."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from models.attention import choose_backend
 from models.dit import DiTConfig, VideoDiT
 from training.checkpoint import load_into, read_tensors
 from training.config import Config
+from utils.errors import UserError
 
 SHALLOW = 6
 
@@ -28,6 +31,13 @@ def build_model(config: Config, meta: dict[str, Any], device: torch.device) -> V
     model = VideoDiT(shape, config.seed, dtype, backend).to(device)
     model.recompute = config.train.activation_checkpointing
     return model
+
+
+def check_compiler(wanted: bool, device: torch.device) -> None:
+    """UserError where torch.compile is ``wanted`` and finds no compiler: on the CPU it writes C++."""
+    compilers = filter(None, (os.environ.get("CXX"), "g++", "clang++"))
+    if wanted and device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise UserError("train.compile=true: torch.compile needs a C++ compiler on the CPU, and none is on the path")
 
 
 def compile_model(model: VideoDiT, whole: bool = True) -> None:

@@ -22,6 +22,7 @@ class Step:
     A step whose gradient is not finite leaves the weights and the optimiser as they are, and is counted.
 
     Attributes:
+        wrapped: the model as several processes share it: itself, behind DDP, or in FSDP2's shards.
         optimizer: fused AdamW over ``model``'s parameters, its state there from the start.
         norm: the last step's gradient norm before clipping.
         loss: float64, training losses summed over ``counted`` steps since ``restart``.
@@ -36,7 +37,7 @@ class Step:
     def __init__(
         self, config: Config, model: VideoDiT, wrapped: nn.Module, average: VideoDiT, device: torch.device
     ) -> None:
-        self._config, self._wrapped = config, wrapped
+        self._config, self.wrapped = config, wrapped
         self._process = Process(config.diffusion.process, config.diffusion.target)
         self._weights, self._averages = list(model.parameters()), list(average.parameters())
         self._power = power_of_width(config.ema.width)
@@ -77,9 +78,9 @@ class Step:
         size = self.micro_batch or count
         total = torch.zeros((), device=samples.t.device)
         for first in range(0, count, size):
-            share_gradients(self._wrapped, share and first + size >= count)
+            share_gradients(self.wrapped, share and first + size >= count)
             piece = Samples(*(value[first : first + size] for value in samples))
-            losses = denoising_loss(self._wrapped, self._process, *piece)
+            losses = denoising_loss(self.wrapped, self._process, *piece)
             loss = losses.sum() / count
             loss.backward()
             total += loss.detach()

@@ -3,7 +3,6 @@
 import copy
 import math
 import os
-import shutil
 import sys
 import time
 from datetime import timedelta
@@ -14,7 +13,6 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from omegaconf import OmegaConf
-from torch.distributed.fsdp import FSDPModule
 
 from data.latents import LatentCache
 from diffusion.process import Process
@@ -24,9 +22,9 @@ from models.dit import VideoDiT
 from training import checkpoint as ckpt
 from training.config import Config, identity, to_dict
 from training.feed import Feed
-from training.memory import fit_micro_batch
+from training.memory import fit_memory
 from training.metrics import MetricsLog
-from training.model import build_model, compile_model
+from training.model import build_model, check_compiler, compile_model
 from training.optim import learning_rate
 from training.parallel import all_reduce, gather, lost_process, replicate, shard
 from training.preview import Preview
@@ -109,8 +107,10 @@ class Trainer:
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=timeout)
         self.device, self.rank, self.world = state.device, state.process_index, state.num_processes
         self.main = state.is_main_process
+        if self.world > 1:  # one that is refused, and leaves before all have met, would look lost to the others
+            dist.barrier()
         self._check_layout()
-        self._check_compiler()
+        check_compiler(config.train.compile, self.device)
         self.process = Process(config.diffusion.process, config.diffusion.target)
         draw_timesteps(torch.zeros(1, dtype=torch.int64), 0, config.diffusion.timesteps)  # refuses unknown names now
         sharded = config.train.parallel == "fsdp" and self.world > 1
@@ -158,17 +158,6 @@ class Trainer:
         if not 2 <= wanted <= there:
             raise UserError(
                 f"validation.clips={wanted}: the cache has {there} validation clips, and a standard error needs two"
-            )
-
-    def _check_compiler(self) -> None:
-        compilers = (os.environ.get("CXX"), "g++", "clang++")
-        if (
-            self.config.train.compile
-            and self.device.type == "cpu"
-            and not any(filter(shutil.which, filter(None, compilers)))
-        ):
-            raise UserError(
-                "train.compile=true: torch.compile needs a C++ compiler on the CPU, and none is on the path"
             )
 
     def check_directory(self) -> None:
@@ -286,21 +275,8 @@ class Trainer:
 
     def fit_memory(self) -> None:
         """Find the micro-batch that the GPU holds: once, with everything that training needs in its memory."""
-        if self.device.type != "cuda":
-            return
-        samples = self.feed.step(self.step)
-        sharded = isinstance(self.model, FSDPModule)
-
-        def attempt(size: int) -> None:
-            self.learn.micro_batch = size
-            self.learn.gradients(samples, share=sharded)  # unshared gradients of a shard would stay for the first step
-
-        def on_any(failed: bool) -> bool:
-            return bool(all_reduce(torch.full_like(self.learn.norm, failed), "sum").item())
-
-        fit_micro_batch(attempt, self.learn.micro_batch or len(samples.t), on_any, sharded, self.main)
-        self.learn.optimizer.zero_grad()
-        self.learn.by_t.zero_()
+        if self.device.type == "cuda":
+            fit_memory(self.learn, self.feed.step(self.step), self.main)
 
     def _log_line(self, log: MetricsLog | None) -> None:
         learn, config = self.learn, self.config

@@ -91,6 +91,17 @@ def test_initialisation_is_a_function_of_seed_and_name() -> None:
     assert not torch.equal(build(seed=1).patch_embedding.weight, shallow.patch_embedding.weight)
 
 
+def test_initialisation_does_not_depend_on_the_order_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor on the process: no generator is shared between parameters, and none is the global one."""
+    torch.manual_seed(0)
+    wanted = build(layers=2).state_dict()
+    in_order = VideoDiT.named_parameters
+    monkeypatch.setattr(VideoDiT, "named_parameters", lambda self: reversed(list(in_order(self))))
+    torch.manual_seed(1)
+    found = build(layers=2).state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in wanted.items())
+
+
 def test_padding_text_changes_nothing() -> None:
     model = trained(build())
     x, t, context, mask = inputs()

@@ -83,6 +83,23 @@ def train_it(overrides: list[str]) -> int:
     return train(load_config(None, overrides))
 
 
+def weights_before_training(overrides: list[str], path: str) -> int:
+    """Writes the weights of a training that has not made a step, whole."""
+    import torch.distributed as dist
+    from safetensors.torch import save_file
+
+    from training.config import load_config
+    from training.parallel import gather
+    from training.trainer import Trainer, prepare
+
+    trainer = Trainer(*prepare(load_config(None, overrides)))
+    weights = gather(trainer.model.state_dict(), trainer.main)
+    if trainer.main:
+        save_file(weights, path)
+    dist.destroy_process_group()
+    return 0
+
+
 def poisoned(overrides: list[str], steps: list[int], ranks: tuple[int, ...] = (0,)) -> int:
     """A training in which one sample of each of ``steps`` (counted from 0) is not a number, on ``ranks``."""
     with_feed(lambda step, samples: samples.x0[0].fill_(torch.nan) if step in steps and _rank() in ranks else None)

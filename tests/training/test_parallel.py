@@ -8,9 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.processes import together, train_it
+from tests.training.processes import together, train_it, weights_before_training
 from tests.training.test_trainer import losses, metrics, overrides, result
 from training.checkpoint import find_checkpoint
+from training.config import Config, load_config
+from training.model import build_model
+from training.trainer import prepare
 
 # 30 steps of 4 clips, one at a time, every gradient clipped; half-way there is a milestone, and a checkpoint.
 SETTINGS = (
@@ -89,3 +92,18 @@ def test_resuming_in_the_same_layout_changes_no_bit(runs: Path) -> None:
 def test_recomputing_activations_changes_no_bit(runs: Path) -> None:
     assert metrics(runs / "one_recomputed") == metrics(runs / "one")
     assert metrics(runs / "fsdp_recomputed") == metrics(runs / "fsdp")
+
+
+def test_initialisation_is_the_same_on_any_number_of_processes(cache: Path, tmp_path: Path) -> None:
+    wanted = build_model(*begun(cache, tmp_path), torch.device("cpu")).state_dict()
+    for parallel in ("ddp", "fsdp"):
+        keys = overrides(cache, tmp_path, "x", *SETTINGS, f"train.parallel={parallel}")
+        together(tmp_path / "log", weights_before_training, keys, str(tmp_path / parallel), world=2)
+        found = load_file(tmp_path / parallel)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
+
+
+def begun(cache: Path, out: Path) -> tuple[Config, dict]:
+    run, data = prepare(load_config(None, overrides(cache, out, "x", *SETTINGS)))
+    return run.config, data.meta

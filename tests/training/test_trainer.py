@@ -1,6 +1,5 @@
 """Training is exact: however a run is laid out, interrupted or grown, its numbers are the same."""
 
-import functools
 import json
 import os
 import shutil
@@ -13,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.conftest import make_cache
-from training.checkpoint import checkpoint_paths, find_checkpoint
+from training.checkpoint import checkpoint_paths
 from training.config import load_config
 from training.step import Step
 from training.trainer import PREEMPTED, Trainer, train
@@ -128,31 +126,9 @@ def test_one_checkpoint_has_one_validation_loss_on_one_process_and_two(cache: Pa
         assert float(error) == pytest.approx(done["ema_val_se"], rel=1e-5)
 
 
-def test_killed_and_resumed_equals_unbroken(cache: Path, tmp_path: Path) -> None:
-    settings = ("train.tokens=25600", "train.milestones=[12800]", "checkpoint.every_steps=30")
-    unbroken = run(cache, tmp_path, "unbroken", *settings)
-    for kill_after in (30, 90):
-        with subprocess.Popen(
-            command(cache, tmp_path, "killed", *settings), env=ENVIRONMENT, stdout=subprocess.DEVNULL
-        ) as process:
-            wait_until(functools.partial(has_reached, tmp_path / "killed", kill_after))
-            process.send_signal(signal.SIGKILL)
-    killed = run(cache, tmp_path, "killed", *settings)
-    assert killed["milestones"] == unbroken["milestones"]
-    assert metrics(tmp_path / "killed") == metrics(tmp_path / "unbroken")
-    ends = [find_checkpoint(tmp_path / name) for name in ("killed", "unbroken")]
-    for kind in ("model", "ema", "optimizer"):
-        ours, theirs = (load_file(end / f"{kind}.safetensors") for end in ends)
-        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
-
-
 def newest_step(directory: Path) -> int:
     paths = checkpoint_paths(directory / "checkpoints")
     return int(paths[0].name.removeprefix("step_")) if paths else 0
-
-
-def has_reached(directory: Path, step: int) -> bool:
-    return newest_step(directory) >= step
 
 
 def wait_until(condition, seconds: float = 60) -> None:
