@@ -13,14 +13,14 @@ import math
 import re
 from pathlib import Path
 
-from utils.errors import UserError, run_cli
+from utils.errors import Parser, UserError, run_cli
 from utils.files import write_json
 
 FORMATS = ("mp4", "gif", "png")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="a run directory (its newest) or a checkpoint")
     parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times")
     parser.add_argument("--prompts", type=Path, help="a text file with one prompt per line")

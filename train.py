@@ -9,11 +9,11 @@ would be: its size, FLOPs, memory and, after a few steps, its time. docs/trainin
 
 import argparse
 
-from utils.errors import UserError, run_cli
+from utils.errors import Parser, UserError, run_cli
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="a YAML file; see configs/train, and docs/training.md for the keys")
     parser.add_argument("--dry-run", action="store_true", help="say what the run would be and take; write nothing")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")

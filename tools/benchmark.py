@@ -41,7 +41,7 @@ from training.records import environment
 from training.resolve import resolve
 from training.trainer import Trainer
 from utils.devices import peak_of, pick_device
-from utils.errors import UserError, run_cli
+from utils.errors import Parser, UserError, run_cli
 
 # Latent [channels, frames, height, width] and patch of a clip of so many tokens.
 CLIPS = {
@@ -54,7 +54,7 @@ WARMUP_ROUNDS = 3
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("train", "attention", "sample", "data", "peers"))
     parser.add_argument("--size", action="append", help="LAYERSxWIDTH; may be given again (default: by part)")
     parser.add_argument("--clips", type=int, help="clips per step (train 8, peers 2, sample 4, attention 2)")

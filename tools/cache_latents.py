@@ -25,7 +25,7 @@ from data.synthetic import VERSION
 from models.text import TextEncoder, load_text_encoder
 from models.vae import VideoVAE, load_vae
 from utils.devices import pick_device
-from utils.errors import UserError, run_cli
+from utils.errors import Parser, UserError, run_cli
 from utils.files import exclusive
 
 SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--source", help="'synthetic', a folder of videos (captions in x.txt beside x.mp4), or a .csv or .jsonl "
         "manifest with the columns path and caption")  # fmt: skip

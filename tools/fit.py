@@ -20,7 +20,7 @@ from models.sizes import smooth_width
 from scaling import allocation, compare, fit, forms, laws, loss_law, optimum, runs, validate
 from scaling.optimum import WINDOW
 from scaling.points import Untrusted, cells_to_run
-from utils.errors import UserError, nearest, run_cli
+from utils.errors import Parser, UserError, nearest, run_cli
 from utils.files import write_json
 from utils.revision import code_revision
 
@@ -44,7 +44,7 @@ LIMITS = {"delta": (1e-9, 1e3), "n_ctx": (1, 1e9), "flops": (1, 1e33)}
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "part",
         choices=(*fit.PARTS, "compare", "validate"),

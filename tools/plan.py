@@ -17,12 +17,12 @@ from models import sizes
 from scaling import laws
 from scaling.plan import ESTIMATORS, Request, plan, table
 from utils.devices import PEAK_FLOPS
-from utils.errors import UserError, run_cli
+from utils.errors import Parser, UserError, run_cli
 from utils.files import read_json, write_text
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--law", required=True, help="law file, such as configs/laws/paper.json or one from tools/fit.py"
     )

@@ -11,12 +11,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.sizes import smooth_width
 from scaling import allocation, laws, report, runs
-from utils.errors import UserError, run_cli
+from utils.errors import Parser, UserError, run_cli
 from utils.files import read_json, replacing, write_text
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", help="the sweep's folder, or the CSV or JSONL file the law was fitted on")
     parser.add_argument("--law", required=True, help="law file from tools/fit.py")
     parser.add_argument(

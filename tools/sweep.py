@@ -24,7 +24,7 @@ from training.config import load_yaml
 from training.grid import Sweep, load_sweep
 from training.pool import cell_state, run_cells
 from training.resolve import Run
-from utils.errors import UserError, run_cli
+from utils.errors import Parser, UserError, run_cli
 from utils.files import exclusive, replacing
 
 PAPER = Path(__file__).resolve().parents[1] / "configs" / "laws" / "paper.json"
@@ -32,12 +32,12 @@ FINISHED = ("done", "diverged")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = Parser(add_help=False)
     shared.add_argument("config", help="the sweep's YAML, and key=value words that override its keys")
 
-    listed = argparse.ArgumentParser(add_help=False)
+    listed = Parser(add_help=False)
     listed.add_argument("--json", action="store_true", help="print one JSON object")
 
     command = commands.add_parser("run", parents=[shared, listed], help="train the cells that are not finished")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.synthetic import render
-from utils.errors import UserError, run_cli
+from utils.errors import Parser, UserError, run_cli
 from utils.files import replacing, write_json, write_text
 from utils.random import fold, normal
 
@@ -270,7 +270,7 @@ def write(model: nn.Module, out: Path, record: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--out", required=True, type=Path, help="folder to write, e.g. models/embedded_vae; replaced if it holds a VAE"
     )

@@ -1,20 +1,33 @@
 """Users' mistakes: one clear line and exit status 2, never a traceback."""
 
+import argparse
 import errno
 import os
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
+from typing import NoReturn
 
 
 class UserError(Exception):
     """Something the user gave is wrong. The message names the thing and the fix, in one line."""
 
 
+class Parser(argparse.ArgumentParser):
+    """A command's options, whose mistakes are UserErrors: one line, without the usage that argparse prints first."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
 def nearest(word: str, known: list[str], cutoff: float = 0.5) -> str:
-    """``"; did you mean 'x'?"`` for the known word closest to ``word``, or an empty string below ``cutoff`` of 1."""
-    match = get_close_matches(word, known, n=1, cutoff=cutoff)
-    return f"; did you mean {match[0]!r}?" if match else ""
+    """``"; did you mean 'x'?"`` for the known word closest to ``word``, or an empty string below ``cutoff`` of 1.
+
+    Upper and lower case are one.
+    """
+    folded = {name.lower(): name for name in reversed(known)}
+    match = get_close_matches(word.lower(), list(folded)[::-1], n=1, cutoff=cutoff)
+    return f"; did you mean {folded[match[0]]!r}?" if match else ""
 
 
 def run_cli(main: Callable[[], int | None]) -> None:
