@@ -1,5 +1,6 @@
 """Stopping on a signal, together: every process leaves the loop after the same step."""
 
+import os
 import signal
 from datetime import timedelta
 from types import FrameType
@@ -11,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # the last is what Sl
 
 
 class StopRequest:
-    """Catches ``SIGNALS`` while it is entered; ``agreed`` says whether any process caught one.
+    """Catches ``SIGNALS`` while it is entered; ``agreed`` says whether any process caught one, or lost its torchrun.
 
     Over several processes the answer is one step old: the flags travel by gloo while the next step runs, so that
     the GPU is never waited for.
@@ -19,6 +20,8 @@ class StopRequest:
 
     def __init__(self, world: int, timeout_minutes: float) -> None:
         self._caught = False
+        # A torchrun that is killed, as by a signal it does not know (SIGUSR2), leaves its processes training alone.
+        self._torchrun = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes)) if world > 1 else None
         self._sent: tuple[torch.Tensor, dist.Work] | None = None
 
@@ -37,6 +40,8 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Called once per step by every process; the same answer on all of them."""
+        if self._torchrun not in (None, os.getppid()):
+            self._caught = True
         if self._group is None:
             return self._caught
         stop = False

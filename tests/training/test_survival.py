@@ -1,5 +1,6 @@
 """What a run survives, and how it ends where it cannot: kills, signals, full disks, processes that hang."""
 
+import contextlib
 import json
 import os
 import random
@@ -24,7 +25,7 @@ from tests.training.processes import (
     told_to_stop,
     train_it,
 )
-from tests.training.test_trainer import ENVIRONMENT, metrics, overrides, result, wait_until
+from tests.training.test_trainer import ENVIRONMENT, command, metrics, newest_step, overrides, result, wait_until
 from training.checkpoint import checkpoint_paths, find_checkpoint
 from training.trainer import PREEMPTED
 
@@ -151,6 +152,28 @@ def test_torchrun_ends_with_a_hung_process(cache: Path, tmp_path: Path) -> None:
     pids = [line.split()[1] for line in out.stdout.splitlines() if line.startswith("pid")]
     assert len(pids) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)  # torchrun killed the one that hung
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGKILL])
+def test_processes_whose_torchrun_dies_save_and_stop(cache: Path, tmp_path: Path, number: int) -> None:
+    """Slurm's SIGUSR2 is one that torchrun does not know unless told; it dies of it, and hands nothing on."""
+    endless = command(cache, tmp_path, "x", "train.tokens=1e8", "checkpoint.every_steps=100000", processes=2)
+    torchrun = subprocess.Popen(
+        endless, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists() and len(metrics(tmp_path / "x")) > 3)
+        pids = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+        torchrun.send_signal(number)
+        assert torchrun.wait(20) == -number
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(torchrun.pid, signal.SIGKILL)
+    assert len(pids) == 2
+    assert result(tmp_path / "x")["status"] == "preempted"
+    assert newest_step(tmp_path / "x") == metrics(tmp_path / "x")[-1]["step"]
 
 
 @pytest.mark.slow
