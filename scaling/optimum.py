@@ -21,6 +21,9 @@ WINDOW = 0.02
 # WIDEST, where the loss is no quadratic.
 CELLS_WANTED = 9
 WIDEST = 0.15
+# A quadratic that lies this far (relative) below the best loss at a cell that was run does not describe the cells: its
+# minimum is no loss of theirs. Public grids within the window: never below; all their cells: 15 to 25 %.
+MISFIT = 0.02
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,10 @@ class Optimum:
         lr, B: the quadratic's minimum; the best cell's where there is none inside the grid.
         loss, loss_se: the quadratic's value there and its standard error from the cells' scatter.
         covariance: [2, 2] of (ln lr, ln B); nan where there is no minimum.
-        verdict: "interior", "floor", "edge", "saddle", "too few points" or "flat". Only an interior optimum enters all
-            laws. At the floor the best batch is the smallest there can be, one clip: the rate and the loss are the
-            best ones all the same, and the batch is only known to want to be smaller.
+        verdict: "interior", "floor", "edge", "saddle", "misfit", "too few points" or "flat". Only an interior optimum
+            enters all laws. A misfit's quadratic lies far below every cell: they span more than it can follow. At the
+            floor the best batch is the smallest there can be, one clip: the rate and the loss are the best ones all
+            the same, and the batch is only known to want to be smaller.
         sides: for an edge, where to go: "lower lr", "higher lr", "smaller batch", "larger batch".
         run_next: (lr, B) of the cells that would decide an edge, or a grid of too few; never below the floor.
         hessian: [2, 2] of the loss in (ln lr, ln B).
@@ -75,6 +79,8 @@ class Optimum:
         """One line for people."""
         at = f"lr {self.lr:.3g}, B {self.B:.4g}, loss {self.loss:.5g}"
         where = f" ({' and '.join(self.sides)})" if self.sides else ""
+        if self.verdict == "misfit":
+            where = " (its quadratic lies far below every cell: a narrower --window)"
         if not self.cells:
             where, at = "", f"all {self.diverged} cells diverged"
         return f"N {self.N:.4g}, T {self.T:.4g}: {self.verdict}{where}, {at}"
@@ -138,12 +144,15 @@ def find(
         sides = _sides_beyond_noise(sides, x, y, loss, finite, best, scatter)
     if convex and not inside and not sides:
         sides = _sides_of(at, x, y)
-    if sides == ("smaller batch",) and B.min() <= floor:
+    misfit = (features(x[used], y[used]) @ coefficients).min() < (1 - MISFIT) * loss[best]
+    if sides == ("smaller batch",) and B.min() <= floor and not misfit:
         return _at_floor(result, coefficients, unscaled, x, y, floor)
     if sides:
         return _edge_or(result, "edge", sides, x, y, floor)
     if not convex:
         return Optimum(**result, verdict="saddle")
+    if misfit:
+        return Optimum(**result, verdict="misfit")
     row = features(at[0], at[1])
     slope = -np.linalg.solve(hessian, _gradient_rows(at))
     covariance = unscaled * scatter**2 if spare else np.full((COEFFICIENTS, COEFFICIENTS), math.nan)
@@ -338,7 +347,7 @@ def next_cells(optima: Iterable[Optimum]) -> list[str]:
             asked.setdefault((o.N, o.run_next), []).append(o)
     return [
         f"to decide it, run at N {N:.4g}, T {' and '.join(f'{o.T:.4g}' for o in grids)}: "
-        + ", ".join(f"(lr {lr:.3g}, B {B:.6g})" for lr, B in cells)
+        + ", ".join(f"(lr {lr:.3g}, B {B:.0f})" for lr, B in cells)
         for (N, cells), grids in asked.items()
     ]
 

@@ -55,8 +55,15 @@ def grid_optima(ledger: Ledger, window: float | None) -> list[Optimum]:
     for N, T, rows in ledger.grids():
         floor = float(ledger.n_ctx[rows].max())
         found = find(N, T, ledger.lr[rows], ledger.B[rows], ledger.loss[rows], ledger.loss_se[rows], window, floor)
-        optima.append(replace(found, used=rows[found.used]))
+        optima.append(replace(found, used=rows[found.used], run_next=_in_units(found, ledger.rows(rows))))
     return optima
+
+
+def _in_units(optimum: Optimum, grid: Ledger) -> tuple[tuple[float, float], ...]:
+    """The cells to run in whole units of the source's batches, less those that the grid has then."""
+    there = set(zip(np.log(grid.lr).round(6), grid.B))
+    cells = [(lr, float(max(np.round(B / grid.unit), 1) * grid.unit)) for lr, B in optimum.run_next]
+    return tuple(dict.fromkeys(cell for cell in cells if (round(math.log(cell[0]), 6), cell[1]) not in there))
 
 
 def cells_to_run(ledger: Ledger, window: float | None) -> list[str]:

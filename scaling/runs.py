@@ -28,6 +28,7 @@ SAME_TOKENS = 0.02
 MOST_OVERSHOT = 0.25  # milestones lie further apart than this
 # Counts, rates and losses lie far inside; products of what lies outside leave the range of floats.
 LEAST, MOST = 1e-80, 1e80
+SHARED = ("recipe", "source", "unit")  # what a ledger has once, not a row each
 FLAGS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
@@ -38,6 +39,7 @@ class Ledger:
     ``loss`` is what laws are fitted on (the EMA's, where recorded) and ``loss_se`` its standard error or nan;
     ``raw_loss`` and ``raw_loss_se`` are the raw weights'. ``nominal_T`` is the milestone asked for, common to a grid.
     ``samples`` names the file of per-sample validation losses, or is empty; ``recipe`` holds what all the runs share.
+    ``unit`` is what the source counts its batches in, in tokens.
     """
 
     run_id: NDArray[np.str_]
@@ -57,13 +59,14 @@ class Ledger:
     samples: NDArray[np.str_]
     recipe: dict[str, Any]
     source: str
+    unit: float = 1.0
 
     def __len__(self) -> int:
         return len(self.N)
 
     def rows(self, chosen: NDArray) -> "Ledger":
         """The ledger of the rows a mask or an index array chooses."""
-        shared = {"recipe": self.recipe, "source": self.source}
+        shared = {name: getattr(self, name) for name in SHARED}
         arrays = {name: getattr(self, name)[chosen] for name in self.__dataclass_fields__ if name not in shared}
         return Ledger(**arrays, **shared)
 
@@ -106,7 +109,7 @@ def read(
 
 def concatenate(ledgers: list[Ledger]) -> Ledger:
     """Ledgers of one source as one."""
-    shared = {"recipe": ledgers[0].recipe, "source": ledgers[0].source}
+    shared = {name: getattr(ledgers[0], name) for name in SHARED}
     names = [name for name in Ledger.__dataclass_fields__ if name not in shared]
     return Ledger(**{name: np.concatenate([getattr(part, name) for part in ledgers]) for name in names}, **shared)
 
@@ -308,7 +311,7 @@ def _from_rows(
             raise UserError(f"{where['heldout']} is {get['heldout']!r:.60}, neither 0 nor 1")
         entry["heldout"] = FLAGS[flag]
         parsed.append(entry)
-    return _ledger(parsed, source, {}, losses)
+    return _ledger(parsed, source, {}, losses, per_unit)
 
 
 def positive(value: Any, where: str) -> float:
@@ -336,7 +339,9 @@ def _whole(value: Any, where: str) -> int:
     raise UserError(f"{where} is {value!r:.60}, not a whole number")
 
 
-def _ledger(rows: list[dict[str, Any]], source: str, recipe: dict[str, Any], losses: bool = True) -> Ledger:
+def _ledger(
+    rows: list[dict[str, Any]], source: str, recipe: dict[str, Any], losses: bool = True, unit: float = 1.0
+) -> Ledger:
     def column(key: str, default: float = math.nan) -> NDArray[np.float64]:
         return np.array([default if row.get(key) is None else row[key] for row in rows], dtype=float)
 
@@ -368,6 +373,7 @@ def _ledger(rows: list[dict[str, Any]], source: str, recipe: dict[str, Any], los
         samples=np.array([row.get("samples", "") for row in rows]),
         recipe=recipe,
         source=source,
+        unit=unit,
     )
 
 

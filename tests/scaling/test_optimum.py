@@ -78,6 +78,18 @@ def test_a_saddle_is_no_optimum():
     assert np.isnan(found.covariance).all()
 
 
+def test_a_minimum_far_below_every_cell_is_a_misfit():
+    """Runs that all but diverge pull the quadratic of a whole grid down between them: within the window it fits."""
+    lr, B, loss = grid(side=7)
+    cliff = np.where(np.log(lr / 1e-3) ** 2 + np.log(B / 1e4) ** 2 > 4.5, 4.0, 0.0)
+    found = find(1e6, 1e8, lr, B, loss + cliff, window=None)
+    assert (found.verdict, found.usable) == ("misfit", False)
+    # What is told of it is its best cell, not the minimum; and what to do.
+    assert (found.loss, found.lr, found.B) == pytest.approx((1.0, 1e-3, 1e4))
+    assert "a narrower --window" in found.describe()
+    assert find(1e6, 1e8, lr, B, loss + cliff).interior
+
+
 def test_a_flat_grid_has_a_minimum_that_its_noise_could_put_anywhere():
     """Shallow in B, and a scatter that no quadratic follows: the same on a steep bowl leaves it interior."""
     found = []
@@ -159,6 +171,11 @@ def test_grids_that_ask_for_the_same_cells_are_one_line():
     edges = [find(1e6, T, *grid(lr_shift=3)) for T in (1e8, 2e8)]
     (line,) = next_cells([*edges, find(1e6, 3e8, *grid())])
     assert line.startswith("to decide it, run at N 1e+06, T 1e+08 and 2e+08: (lr 0.008, B 2500), (")
+
+
+def test_batches_to_run_are_printed_whole():
+    (line,) = next_cells([find(1e6, 1e8, *grid(B_at=8 * 1234567.0, B_shift=-3.0))])
+    assert ", B 1234567)" in line
 
 
 def test_figure_4_at_4e9_tokens_is_an_edge_towards_small_batches(figure_4):

@@ -74,3 +74,14 @@ def test_many_rows_are_deleted_by_the_group(paper):
     assert present.shape == (300, 700)
     assert ((~present).sum(axis=0) == 1).all()
     assert set((~present).sum(axis=1)) == {2, 3}
+
+
+def test_cells_to_run_are_whole_batches_of_the_file(paper):
+    """A table that counts sequences of 3000 tokens is answered in such, and with none that it has already."""
+    ledger = dataclasses.replace(swept(paper, SIZES[:1], offset=1.0), unit=3000.0)
+    ledger = dataclasses.replace(ledger, n_ctx=0 * ledger.n_ctx, B=np.round(ledger.B / 3000) * 3000)
+    asked = [cell for o in grid_optima(ledger, 0.02) for cell in o.run_next]
+    assert len(asked) >= 3
+    assert all(B % 3000 == 0 and B >= 3000 for _, B in asked)
+    there = set(zip(np.round(np.log(ledger.lr), 6), ledger.B))
+    assert not {(round(float(np.log(lr)), 6), B) for lr, B in asked} & there

@@ -57,6 +57,7 @@ def test_other_trainers_tables(tmp_path):
     ledger = runs.read(path, columns, "sequences:2048")
     assert ledger.B.tolist() == [65536, 131072]
     assert ledger.loss.tolist() == [2.5, 2.4]
+    assert (ledger.unit, ledger.rows(np.array([0])).unit) == (2048, 2048)
     lines = [{"N": 1e6, "T": 1e9, "B": 2048, "lr": 1e-3, "loss": 2.5}]
     (tmp_path / "theirs.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert runs.read(tmp_path / "theirs.jsonl").B.tolist() == [2048]
