@@ -24,12 +24,16 @@ def unpatchify(tokens: Tensor, patch: Grid, grid: Grid) -> Tensor:
 
 
 @torch.compiler.assume_constant_result
-@functools.lru_cache
 def rotary_table(grid: Grid, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines of the rotary angles: float32 [n_ctx, 1, 1, head_dim] each, as ``rotate`` wants them.
 
     The rotated pairs are shared among the axes: a third each to height and width, the rest to frames.
     """
+    return _rotary_table(grid, head_dim, device)  # the compiler must not see the cache, which it would trace through
+
+
+@functools.lru_cache
+def _rotary_table(grid: Grid, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     space = 2 * (head_dim // 6)
     angles = []
     for axis, size in enumerate((head_dim - 2 * space, space, space)):
