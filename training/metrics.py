@@ -154,18 +154,21 @@ class MetricsLog:
         )
         self._restart_clock(tokens)
 
-    def hparams(self, settings: dict[str, Any], losses: dict[str, float]) -> None:
-        """The run's row in TensorBoard's HParams table."""
-        self._board.add_hparams(settings, losses, run_name=".")
+    def hparams(self, step: int, settings: dict[str, Any], losses: dict[str, float]) -> None:
+        """The run's row in TensorBoard's HParams table: validation's last ``losses``, by name, beside its settings."""
+        named = {f"validation/{name}": value for name, value in losses.items()}
+        self._board.add_hparams(settings, named, run_name=".", global_step=step)
 
     def video(self, name: str, clip: Tensor, step: int, caption: str, fps: int = 8) -> None:
-        """A clip [3, frames, height, width] in [-1, 1] as an animated image, its caption beside it."""
+        """A clip [3, frames, height, width] in [-1, 1] as an animated image under its caption."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         image = Summary.Image(
             height=clip.shape[2], width=clip.shape[3], colorspace=3, encoded_image_string=gif_bytes(clip, fps)
         )
-        self._board.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        # The prompt in the tag, since nothing else of an image's description is shown beside it; whole under Text.
+        value = Summary.Value(tag=f"{name} {caption[:60]}", image=image)
+        self._board.file_writer.add_summary(Summary(value=[value]), step)
         self._board.add_text(name, caption, step)
         self._restart_clock(self._last[0])
 

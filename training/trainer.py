@@ -378,7 +378,8 @@ class Trainer:
         if self.milestones:
             settings = {"N": run.N, "B": config.train.batch_tokens, "lr": config.optim.lr, "seed": config.seed}
             last = self.milestones[-1]
-            log.hparams(settings, {f"hparam/{name}": last[name] for name in ("ema_val_loss", "val_loss")})
+            step = last["tokens"] // config.train.batch_tokens
+            log.hparams(step, settings, {name: last[name] for name in ("ema_val_loss", "val_loss")})
         log.close()
         more = "; the same command goes on" if status == "preempted" else ""
         print(f"{config.run_dir}: {status} after {self.step:,} steps, {self.tokens:,} tokens{more}", flush=True)

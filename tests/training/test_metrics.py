@@ -43,7 +43,8 @@ def step(log: MetricsLog, number: int, end: int = 100_000, skipped: int = 0) -> 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.034, "0.034 s"), (59, "59 s"), (119, "2 min"), (5999, "1 h 40 min"), (7500, "2 h 05 min"), (200_000, "2 d 8 h"),
+    [(0.034, "0.034 s"), (59, "59 s"), (119, "2 min"), (5999, "1 h 40 min"),
+     (7500, "2 h 05 min"), (200_000, "2 d 8 h"),
      (math.inf, "unknown")],
 )  # fmt: skip
 def test_durations_are_readable(seconds: float, text: str) -> None:
@@ -143,4 +144,5 @@ def test_tensorboard_has_what_the_documentation_promises(cache: Path, tmp_path: 
         assert tags <= {f"{folder}/{n / 10:.1f}_to_{(n + 1) / 10:.1f}" for n in range(10)}
         assert len(tags) >= 8  # a window of 40 samples may leave an outer bin empty
     assert all(math.isfinite(point.value) for points in scalars.values() for point in points)
+    assert [point.step for point in scalars["validation/ema_val_loss"]] == [1, 10, 10]  # twice, for the HParams table
     assert scalars["train/memory_GiB"][-1].value * 2**30 == pytest.approx(memory_peak(CPU), rel=0.2)
