@@ -77,10 +77,16 @@ def _child(log: Path, rank: int, world: int, port: int, target: Callable[..., in
 
 
 def train_it(overrides: list[str]) -> int:
+    """A training, and whether it left its process group open: a forked process does not die of it, another would."""
+    import torch.distributed as dist
+
     from training.config import load_config
     from training.trainer import train
 
-    return train(load_config(None, overrides))
+    try:
+        return train(load_config(None, overrides))
+    finally:
+        print("group open" if dist.is_initialized() else "group closed", flush=True)
 
 
 def weights_before_training(overrides: list[str], path: str) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -75,6 +76,7 @@ def test_two_processes_on_a_full_disk_keep_the_checkpoint_before(cache: Path, tm
     keys = overrides(cache, tmp_path, "x", "checkpoint.every_steps=10", "checkpoint.keep=9")
     assert finish(start(tmp_path / "log", on_a_full_disk, keys, 5, world=2)) == [2, 1]
     assert (tmp_path / "log" / "0").read_text().splitlines()[-1].startswith("error: disk full: ")
+    assert "group closed" in (tmp_path / "log" / "0").read_text()
     assert "rank 1: another process hangs or died" in (tmp_path / "log" / "1").read_text()
     assert not any("Traceback" in (tmp_path / "log" / rank).read_text() for rank in "01")
     assert [path.name for path in (tmp_path / "x" / "checkpoints").iterdir()] == ["step_0000010"]
@@ -83,16 +85,23 @@ def test_two_processes_on_a_full_disk_keep_the_checkpoint_before(cache: Path, tm
 
 
 def test_processes_end_with_the_status_that_says_why(cache: Path, tmp_path: Path) -> None:
-    """A group left open would abort them (SIGABRT) on the way out."""
+    """And with their group closed: left open, it aborts them (SIGABRT) on the way out."""
+
+    def closed(log: Path) -> bool:
+        return all((log / rank).read_text().count("group closed\n") == 1 for rank in "01")
+
     wrong = overrides(cache, tmp_path, "wrong", "train.batch_tokens=96")
     assert finish(start(tmp_path / "log", train_it, wrong, world=2)) == [2, 2]
+    assert closed(tmp_path / "log")
     diverged = overrides(cache, tmp_path, "diverged", "optim.lr=1e30", "optim.clip=1e30")
     assert finish(start(tmp_path / "log", train_it, diverged, world=2)) == [0, 0]
+    assert closed(tmp_path / "log")
     assert result(tmp_path / "diverged")["status"] == "diverged"
     for number in (signal.SIGTERM, signal.SIGUSR2):
         # One of the processes hears of it; the answer is one step old.
         stopped = overrides(cache, tmp_path, f"stopped{number}", "train.parallel=fsdp")
         assert finish(start(tmp_path / "log", told_to_stop, stopped, 7, 1, number, world=2)) == [PREEMPTED] * 2
+        assert closed(tmp_path / "log")
         assert find_checkpoint(tmp_path / f"stopped{number}").name == "step_0000009"
 
 
@@ -149,6 +158,7 @@ def test_torchrun_ends_with_a_hung_process(cache: Path, tmp_path: Path) -> None:
     assert out.returncode == 1
     assert time.monotonic() - begun < 100
     assert "rank 0: another process hangs or died" in out.stderr
+    assert re.search(r"exitcode +: 1 ", out.stderr)
     pids = [line.split()[1] for line in out.stdout.splitlines() if line.startswith("pid")]
     assert len(pids) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)  # torchrun killed the one that hung
