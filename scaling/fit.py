@@ -1,6 +1,5 @@
 """From a ledger to a law: optima of grids, hyper-parameter laws, the loss law, N_opt, and the error of it all."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +12,14 @@ from scaling.laws import Curvature, GivenBatch, Law, LossLaw
 from scaling.optimum import COEFFICIENTS, Optimum
 from scaling.points import Points, at_nominal, grid_optima, points_of_grids, points_of_rows
 from scaling.runs import Ledger
-from scaling.stages import JACKKNIFE, Options, hyper_law, hyper_replicates, loss_stage
+from scaling.stages import JACKKNIFE, LossStage, Options, hyper_law, hyper_replicates, loss_draws, loss_stage
 from utils.errors import UserError
 
 PARTS = ("hyperparameters", "loss", "allocation", "all")
 COLUMNS = [f"{part}.{name}" for part in ("batch", "lr") for name in hyper.CONSTANTS] + [
     f"loss.{name}" for name in loss_law.CONSTANTS
 ]
-_LOGGED = np.array([name.endswith(("coefficient", "Tc", "Nc", "Linf")) for name in COLUMNS])
+_LOGGED = ("coefficient", "Tc", "Nc", "Linf")
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     scale = {"T": _round_scale(points.T), "N": _round_scale(points.N)}
     constants: dict[str, Any] = {"batch": None, "lr": None, "loss": None}
     unknown: dict[str, str] = {}
-    centre, replicates = np.full(len(COLUMNS), np.nan), np.full((len(points.present), len(COLUMNS)), np.nan)
-    extra = np.zeros((len(COLUMNS), len(COLUMNS)))
+    centre, replicates, extra = np.full(6, np.nan), np.full((len(points.present), 6), np.nan), np.zeros((6, 6))
     freedom = len(points.present) - 1
     if part in ("hyperparameters", "all"):
         for offset, name, symbol in ((0, "batch", "B"), (3, "lr", "lr")):
@@ -68,16 +66,15 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             replicates[:, place], extra[place, place] = hyper_replicates(points, symbol, power), beyond
             # Rows have no cells: what scatters is the points themselves, and the constants take their share of them.
             freedom = freedom if optima else max(min(freedom, power.spare), 1)
-    residuals, fitted, method = None, None, JACKKNIFE
-    shifts = np.zeros((jackknife.DRAWS, len(COLUMNS)))
+    stage, method = None, JACKKNIFE
     if part in ("loss", "allocation", "all"):
-        fitted, thetas, misfit, shifts[:, 6:], method = loss_stage(points, options, scale, warnings)
-        constants["loss"], residuals = fitted.law, fitted.residuals
-        centre[6:], replicates[:, 6:], extra[6:, 6:] = fitted.theta, thetas, misfit
+        stage = loss_stage(points, options, scale, warnings)
+        constants["loss"], method = stage.fitted.law, stage.method
+    fitted = None if stage is None else stage.fitted
     for name in constants:
         if constants[name] is None:
-            unknown[name] = "not fitted: only part of the laws was asked for"
-    draws, intervals = _uncertainty(centre, replicates, extra, shifts, freedom)
+            unknown[name] = "not fitted: only part of the laws was asked for, fit.py all gives every one"
+    columns, draws, intervals = _uncertainty(points, (centre, replicates, extra), stage, freedom, scale)
     sizes = _allocation(ledger, points, constants["loss"], cost, warnings, unknown)
     if sizes is None:
         unknown["allocation"] = "needs the loss law"
@@ -92,7 +89,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         allocation=sizes,
         curvature=curvature,
         lr_given_batch=given,
-        n_ctx=int(ledger.n_ctx[0]) if len(set(ledger.n_ctx)) == 1 and ledger.n_ctx[0] > 0 else None,
+        n_ctx=_n_ctx(ledger),
         domain=_domain(ledger, points, cost),
         recipe=ledger.recipe,
         fit={
@@ -100,7 +97,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             "delta": None if fitted is None else fitted.delta,
             "points": len(points.N),
             "window": options.window,
-            "draw_columns": [name for name, value in zip(COLUMNS, centre) if not math.isnan(value)],
+            "draw_columns": columns,
             "intervals": intervals,
             "method": f"95 %: {method}; {len(points.present)} clusters",
             "verdicts": [optimum.describe() for optimum in optima],
@@ -108,16 +105,21 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         },
         draws=draws,
         provenance=provenance
-        | {"unknown": unknown, "source": ledger.source, "runs": sorted(set(ledger.run_id.tolist()))},
+        | {"unknown": unknown, "source": ledger.source, "runs": _runs(ledger)},
     )
-    return Fitted(law, points, optima, tuple(warnings), residuals)
+    return Fitted(law, points, optima, tuple(warnings), None if fitted is None else fitted.residuals)
 
 
 def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) -> tuple[Points, tuple[Optimum, ...]]:
     """What to fit, and the optima of all grids where the ledger has grids."""
     if repeated := _repeated(ledger):
         warnings.append(f"{repeated} cells have several results: each weighs as one result in the fit of its grid")
-    largest = max(len(rows) for _, _, rows in ledger.grids())
+    N, T, largest = max(((N, T, len(rows)) for N, T, rows in ledger.grids()), key=lambda grid: grid[2])
+    if not options.optima and largest > 1 and np.isnan([ledger.B, ledger.lr]).any():
+        raise UserError(
+            f"{ledger.source}: N {N:.4g}, T {T:.4g} has {largest} rows, and no B and lr to tell them apart: name these "
+            "with --columns, or keep the rows of one study; if each row is an optimum already, say --optima"
+        )
     if options.optima or largest == 1:
         if part in ("hyperparameters", "all") and not options.optima:
             raise UserError("every (N, T) has one cell: if each is an optimum already, say so with --optima")
@@ -166,26 +168,46 @@ def _repeated(ledger: Ledger) -> int:
 
 
 def _uncertainty(
-    centre: NDArray, replicates: NDArray, extra: NDArray, shifts: NDArray, freedom: int
-) -> tuple[list | None, dict[str, list[float]]]:
-    """(joint draws, 95 % interval by constant)."""
+    points: Points,
+    hypers: tuple[NDArray, NDArray, NDArray],
+    stage: LossStage | None,
+    freedom: int,
+    scale: dict[str, float],
+) -> tuple[list[str], list | None, dict[str, list[float]]]:
+    """(names of the constants drawn, joint draws, 95 % interval by constant).
+
+    Args:
+        hypers: beta [6] of the hyper-parameter laws, nan where not fitted; the same with each cluster deleted
+            [clusters, 6]; and the covariance [6, 6] that deleting clusters does not show.
+        stage: the loss law's, or None.
+    """
+    centre, replicates, extra = hypers
     known = np.flatnonzero(~np.isnan(centre))
+    columns = np.array(COLUMNS)[[*known, *(range(6, 11) if stage else ())]]
     if len(replicates) < 3:
-        return None, {}
-    spread = jackknife.Spread(jackknife.deviations(replicates[:, known]), extra[np.ix_(known, known)], freedom)
-    middle, width, logged = centre[known], spread.half_width(), _LOGGED[known]
-    moved = shifts[:, known]
-    draws = spread.draws(middle) + moved
-    exponents = [j for j, i in enumerate(known) if COLUMNS[i] in ("loss.aT", "loss.aN")]
-    draws[:, exponents] = np.clip(draws[:, exponents], *loss_law.EXPONENTS)
-    low, high = middle - width, middle + width
-    # Shifted constants are not distributed as t: their interval is that of the draws.
-    shifted = np.any(moved != 0, axis=0)
-    low[shifted], high[shifted] = np.quantile(draws[:, shifted], [0.025, 0.975], axis=0)
+        return columns.tolist(), None, {}
+    # Runs err in all laws at once: the loss law's values at the points are drawn with the others' constants.
+    count = len(known)
+    deviations, middle, covariance = jackknife.deviations(replicates[:, known]), centre[known], extra[known][:, known]
+    if stage is not None:
+        deviations = np.hstack([deviations, jackknife.deviations(stage.values)])
+        middle = np.concatenate([middle, np.zeros(len(points.N))])
+        covariance = np.pad(covariance, (0, len(points.N)))
+        covariance[count:, count:] = stage.misfit
+    spread = jackknife.Spread(deviations, covariance, freedom)
+    width, draws = spread.half_width()[:count], spread.draws(middle)
+    low, high = middle[:count] - width, middle[:count] + width
+    if stage is not None:
+        # The loss law's constants are not distributed as t: their intervals are those of the draws.
+        thetas = loss_draws(points, stage, draws[:, count:], scale)
+        ends = np.quantile(thetas, [0.025, 0.975], axis=0)
+        low, high = np.concatenate([low, ends[0]]), np.concatenate([high, ends[1]])
+        draws = np.hstack([draws[:, :count], thetas])
+    logged = np.array([name.endswith(_LOGGED) for name in columns], dtype=bool)
     low, high, draws = (np.where(logged, np.exp(np.clip(v, -700, 700)), v) for v in (low, high, draws))
     # A constant that nothing moves is held or bounded, not known exactly: it has no interval.
-    intervals = {COLUMNS[i]: [float(a), float(b)] for i, a, b in zip(known, low, high) if a < b}
-    return [[float(f"{v:.6g}") for v in row] for row in draws], intervals
+    intervals = {str(name): [float(a), float(b)] for name, a, b in zip(columns, low, high) if a < b}
+    return columns.tolist(), [[float(f"{v:.6g}") for v in row] for row in draws], intervals
 
 
 def _allocation(
@@ -226,7 +248,7 @@ def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any])
         name=str(provenance.get("name", "law")),
         **known,
         allocation={"measured": measured, "predicted": None, "default": "measured"},
-        n_ctx=None,
+        n_ctx=_n_ctx(ledger),
         domain=_domain(ledger, points, cost),
         recipe=ledger.recipe,
         fit={"points": len(ledger), "method": "least squares of ln N in ln C", "intervals": {}, "warnings": []},
@@ -244,6 +266,20 @@ def _curvature(optima: tuple[Optimum, ...]) -> tuple[Curvature | None, GivenBatc
         return None, None
     curvature = Curvature(float(middle[0, 0] / 2), float(middle[1, 1] / 2), float(middle[0, 1]))
     return curvature, GivenBatch(float(-middle[0, 1] / middle[0, 0]))
+
+
+def _n_ctx(ledger: Ledger) -> int | None:
+    """Tokens per clip where the whole ledger has the same."""
+    return int(ledger.n_ctx[0]) if len(set(ledger.n_ctx)) == 1 and ledger.n_ctx[0] > 0 else None
+
+
+def _runs(ledger: Ledger) -> list[str]:
+    """Names of the runs; rows of a table that names none are from the first to the last."""
+    names = sorted(set(ledger.run_id.tolist()))
+    if len(names) > 2 and all(name.startswith("row-") and name[4:].isdigit() for name in names):
+        numbers = [int(name[4:]) for name in names]
+        return [f"row-{min(numbers)} to row-{max(numbers)}"]
+    return names
 
 
 def _domain(ledger: Ledger, points: Points, cost: Callable) -> dict[str, list[float] | None]:

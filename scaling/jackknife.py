@@ -28,23 +28,22 @@ class Spread:
     extra: NDArray[np.float64]
     freedom: float
 
-    @property
-    def covariance(self) -> NDArray[np.float64]:
-        return self.deviations.T @ self.deviations + self.extra
-
     def half_width(self) -> NDArray[np.float64]:
         """Half-widths of the 95 % intervals, [parameters]."""
-        return t_quantile(self.freedom) * np.sqrt(np.maximum(np.diag(self.covariance), 0))
+        variance = np.sum(self.deviations**2, axis=0) + np.diag(self.extra)
+        return t_quantile(self.freedom) * np.sqrt(np.maximum(variance, 0))
 
     def draws(self, centre: NDArray, count: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
         """Joint draws around ``centre``, multivariate t: [count, parameters]."""
         random = np.random.default_rng(seed)
-        roots, vectors = np.linalg.eigh(self.covariance)
-        normal = random.standard_normal((count // 2, len(centre)))
+        normal = random.standard_normal((count // 2, len(self.deviations))) @ self.deviations
+        # Of thousands of parameters few have a covariance of their own.
+        own = np.flatnonzero(np.diag(self.extra))
+        roots, vectors = np.linalg.eigh(self.extra[np.ix_(own, own)])
+        normal[:, own] += random.standard_normal((count // 2, len(own))) * np.sqrt(np.maximum(roots, 0)) @ vectors.T
         # Pairs +z and -z make the draws' median the estimate itself.
-        normal = np.concatenate([normal, -normal]) * np.sqrt(np.maximum(roots, 0)) @ vectors.T
-        stretch = np.sqrt(self.freedom / random.chisquare(self.freedom, count // 2))
-        return centre + normal * np.concatenate([stretch, stretch])[:, None]
+        stretch = np.sqrt(self.freedom / random.chisquare(self.freedom, count // 2))[:, None]
+        return centre + np.concatenate([normal, -normal]) * np.concatenate([stretch, stretch])
 
 
 def t_quantile(freedom: float, level: float = LEVEL) -> float:

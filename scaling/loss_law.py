@@ -20,6 +20,8 @@ DELTA_PER_NOISE = 1.345
 # Exponents outside this range are no scaling law; the bound keeps a hopeless start from overflowing.
 EXPONENTS = (0.01, 4.0)
 _START_EXPONENTS = (0.1, 0.2, 0.35, 0.55, 0.9)
+# Residuals worked out together: more leave the processor's cache, and wait for their slowest problem.
+_AT_ONCE = 60_000
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ def constants_of(theta: NDArray) -> NDArray[np.float64]:
     """[..., 5] theta -> [..., 5] constants in the order of CONSTANTS."""
     log = np.array([True, False, True, False, True])
     return np.where(log, np.exp(np.where(log, theta, 0.0)), theta)
+
+
+def log_values(theta: NDArray, N: NDArray, T: NDArray, scale: dict[str, float]) -> NDArray[np.float64]:
+    """ln L of laws [laws, 5] at points [points]: [laws, points]."""
+    return _log_loss(theta, np.log(N / scale["N"]), np.log(T / scale["T"]))[0]
 
 
 def fit(
@@ -146,21 +153,31 @@ def descend(
     scale: dict[str, float],
     weight: NDArray | None = None,
     steps: int = 400,
+    ceiling: float = np.inf,
 ) -> tuple[NDArray, NDArray]:
     """Minimise from [problems, 5] starts at once.
 
     Args:
         N, T: [points].
         loss, weight: [points] or [problems, points]; a weight multiplies a point's Huber loss (0 leaves it out).
+        ceiling: Linf is at most this, and never above the lowest loss.
 
     Returns:
         theta [problems, 5] and objectives [problems].
     """
+    if len(theta) > (most := max(_AT_ONCE // len(N), 1)):
+        parts = []
+        for at in range(0, len(theta), most):
+            some = slice(at, at + most)
+            values, weights = (v if np.ndim(v) < 2 else v[some] for v in (loss, weight))
+            parts.append(descend(theta[some], N, T, values, precision, delta, fixed, scale, weights, steps, ceiling))
+        return tuple(np.concatenate(found) for found in zip(*parts))
     theta = theta.copy()
     log_N, log_T, target = np.log(N / scale["N"]), np.log(T / scale["T"]), np.log(loss)
     free = np.array([name not in fixed for name in CONSTANTS])
     weight = np.ones(len(N)) if weight is None else weight
-    highest = np.log(np.min(loss, axis=-1))
+    highest = np.log(np.minimum(np.min(loss, axis=-1), ceiling))
+    theta[:, 4] = np.where(free[4], np.minimum(theta[:, 4], highest), theta[:, 4])
 
     def evaluate(theta: NDArray) -> tuple[NDArray, NDArray, NDArray]:
         predicted, derivative = _log_loss(theta, log_N, log_T)
@@ -175,8 +192,9 @@ def descend(
     for _ in range(steps):
         irls = weight * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
         J = derivative[..., free] * precision[..., None]
-        gradient = np.einsum("pni,pn->pi", J, irls * residual)
-        hessian = np.einsum("pni,pn,pnj->pij", J, irls * np.ones_like(residual), J)
+        weighted = (J * irls[..., None]).swapaxes(1, 2)
+        gradient = (weighted @ residual[..., None])[..., 0]
+        hessian = weighted @ J
         diagonal = np.einsum("pii->pi", hessian)
         ridge = damping[:, None] * (diagonal + 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300)
         step = np.linalg.solve(hessian + ridge[..., None] * np.eye(free.sum()), gradient[..., None])[..., 0]

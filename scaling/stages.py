@@ -42,17 +42,19 @@ class LossStage(NamedTuple):
 
     Attributes:
         fitted: the fit.
-        thetas: [clusters, 5], theta with each cluster deleted.
-        misfit: [5, 5], covariance from scatter around the law beyond the points' own noise.
-        shifts: [draws, 5], errors that are no scatter of runs: assumed exponents, validation clips; or a bootstrap.
-        method: in words.
+        values: [clusters, points], ln of the law's value at each point with each cluster deleted.
+        misfit: [points, points], covariance of these values from scatter beyond the points' own noise.
+        method: of the intervals, in words.
+        assumed: exponents taken from the prior, which are uncertain themselves.
+        bootstrap: [draws, 5], theta of resampled clusters, or None; ``values`` and ``misfit`` are zero then.
     """
 
     fitted: loss_law.LossFit
-    thetas: NDArray[np.float64]
+    values: NDArray[np.float64]
     misfit: NDArray[np.float64]
-    shifts: NDArray[np.float64]
     method: str
+    assumed: tuple[str, ...] = ()
+    bootstrap: NDArray[np.float64] | None = None
 
 
 def hyper_law(
@@ -165,34 +167,37 @@ def loss_stage(points: Points, options: Options, scale: dict[str, float], warnin
         reason = f"{len(points.N)} optima for {5 - len(held)} constants leave nothing to check the fit by"
     if reason is None or (prior is None and options.force):
         fitted, thetas = _fit_loss(points, options, held, scale)
-        width = jackknife.t_quantile(len(thetas) - 1) * np.linalg.norm(jackknife.deviations(thetas), axis=0)
+        # Loose is what scatters as much as what is noisy: the jackknife sees the cells' noise alone.
+        spread = jackknife.Spread(jackknife.deviations(thetas), _misfit(points, fitted, held), len(thetas) - 1)
+        width = spread.half_width()
+        loose = False
         if fitted.at_bound:
             reason = f"{' and '.join(fitted.at_bound)} ran to its bound"
-        elif any(width[i] > LOOSE * abs(fitted.theta[i]) for i in (1, 3)):
-            reason = "the exponents' intervals are wider than half their values"
-            if prior is None:
+        elif reason is None and not all(width[i] <= LOOSE * abs(fitted.theta[i]) for i in (1, 3)):
+            loose, reason = True, "the exponents' intervals are wider than half their values"
+        if reason is None or (prior is None and (loose or options.force)):
+            if reason:
                 warnings.append(f"loss law: {reason}")
-                reason = None
-        if reason is None or (prior is None and options.force):
-            return _with_clips(points, _spread(points, fitted, thetas, held, scale), scale)
+            return _spread(points, fitted, thetas, held, scale)
     if prior is None and len(points.N) < 5 - len(held) and not points.optima:
         raise UserError(f"loss law: {reason}")
     if prior is None:
         raise Untrusted(f"loss law: {reason}")
-    held = exponents | held
+    taken = {name: value for name, value in exponents.items() if name not in held}
+    held = held | taken
     if len(held) == len(loss_law.CONSTANTS):
         raise Untrusted(f"loss law: {reason}, and with the prior's exponents nothing is left to fit")
-    named = ", ".join(f"{name} {value:g}" for name, value in sorted(held.items()))
-    warnings.append(f"loss law: {named} assumed from {options.prior.name} ({reason})")
+    named = ", ".join(f"{name} {value:g}" for name, value in sorted(taken.items()))
+    warnings.append(
+        f"loss law: {named} assumed from {options.prior.name} ({reason})" if taken else f"loss law: {reason}"
+    )
     reason = loss_law.unidentified(points.N, points.T, held)
     if reason:
         raise Untrusted(f"loss law: {reason}, even with the exponents assumed")
     fitted, thetas = _fit_loss(points, options, held, scale)
     if fitted.at_bound:
         warnings.append(f"loss law: {' and '.join(fitted.at_bound)} ran to its bound")
-    shifts = _assumed_shifts(points, fitted, held, sorted(set(exponents) & set(held)), scale)
-    method = f"{JACKKNIFE}; assumed exponents drawn"
-    return _with_clips(points, LossStage(fitted, thetas, _misfit(points, fitted, held), shifts, method), scale)
+    return _jackknifed(points, fitted, thetas, held, scale, tuple(sorted(taken)))
 
 
 def _spread(
@@ -207,59 +212,73 @@ def _spread(
     scatter = 1.4826 * float(np.median(np.abs(fitted.residuals)))
     clusters = len(points.present)
     if points.optima or scatter < MEDIAN_LIKE * fitted.delta or clusters < BOOTSTRAP_CLUSTERS:
-        return LossStage(fitted, thetas, _misfit(points, fitted, held), np.zeros((jackknife.DRAWS, 5)), JACKKNIFE)
+        return _jackknifed(points, fitted, thetas, held, scale)
     random = np.random.default_rng(0)
     counts = random.multinomial(clusters, np.full(clusters, 1 / clusters), size=jackknife.DRAWS)
     # Rows belong to one cluster each: a row's weight is how often its cluster was drawn.
     weight = counts @ (~points.present).astype(float)
     precision, _ = loss_law.precisions(points.noise, len(points.N))
-    drawn = [
-        loss_law.descend(
-            np.repeat(fitted.theta[None], len(part), axis=0), points.N, points.T, points.loss, precision,
-            fitted.delta, held, scale, part,
-        )[0]
-        for part in np.array_split(weight, 10)
-    ]  # fmt: skip
-    unmoved, shifts = np.repeat(fitted.theta[None], clusters, axis=0), np.concatenate(drawn) - fitted.theta
-    return LossStage(fitted, unmoved, np.zeros((5, 5)), shifts, "cluster bootstrap")
-
-
-def _with_clips(points: Points, stage: LossStage, scale: dict[str, float]) -> LossStage:
-    """Add the error that all runs share: another draw of validation clips would move all their losses together."""
-    if points.clips is None:
-        return stage
-    random = np.random.default_rng(2)
-    clips = points.clips.shape[1]
-    weight = random.multinomial(clips, np.full(clips, 1 / clips), size=jackknife.DRAWS) / clips
-    fitted = stage.fitted
     start = np.repeat(fitted.theta[None], len(weight), axis=0)
-    precision, _ = loss_law.precisions(points.noise, len(points.N))
-    moved = points.loss * (1 + weight @ points.clips.T)
-    held = dict.fromkeys(fitted.law.assumed, math.nan)
-    thetas, _ = loss_law.descend(start, points.N, points.T, moved, precision, fitted.delta, held, scale, steps=100)
-    shifts = stage.shifts + thetas - fitted.theta
-    return stage._replace(shifts=shifts, method=f"{stage.method}; {clips} validation clips resampled")
-
-
-def _assumed_shifts(
-    points: Points, fitted: loss_law.LossFit, held: dict[str, float], assumed: list[str], scale: dict[str, float]
-) -> NDArray:
-    """How theta moves [draws, 5] where the assumed exponents are drawn around their values and the rest fitted again.
-
-    Refitted rather than linearised: a wrong exponent is made up for by the other constants wherever there are data.
-    """
-    random = np.random.default_rng(1)
-    half = random.standard_normal((jackknife.DRAWS // 2, len(assumed)))
-    factors = (1 + ASSUMED_LOSS) ** np.concatenate([half, -half])
-    start = np.repeat(fitted.theta[None], len(factors), axis=0)
-    for name, factor in zip(assumed, factors.T):
-        start[:, loss_law.CONSTANTS.index(name)] *= factor
-    precision, _ = loss_law.precisions(points.noise, len(points.N))
-    held = held | dict.fromkeys(assumed, math.nan)
-    thetas, _ = loss_law.descend(
-        start, points.N, points.T, points.loss, precision, fitted.delta, held, scale, steps=100
+    drawn, _ = loss_law.descend(
+        start, points.N, points.T, points.loss, precision, fitted.delta, held, scale, weight, ceiling=_ceiling(points)
     )
-    return thetas - fitted.theta
+    nothing = np.zeros((clusters, len(points.N))), np.zeros((len(points.N),) * 2)
+    return LossStage(fitted, *nothing, "cluster bootstrap", bootstrap=drawn)
+
+
+def _jackknifed(
+    points: Points,
+    fitted: loss_law.LossFit,
+    thetas: NDArray,
+    held: dict[str, float],
+    scale: dict[str, float],
+    assumed: tuple[str, ...] = (),
+) -> LossStage:
+    values = loss_law.log_values(thetas, points.N, points.T, scale)
+    misfit = fitted.derivative @ _misfit(points, fitted, held) @ fitted.derivative.T
+    method = f"{JACKKNIFE}, loss law refitted to each draw" + ("; assumed exponents drawn" if assumed else "")
+    if points.clips is not None:
+        method += f"; {points.clips.shape[1]} validation clips resampled"
+    return LossStage(fitted, values, misfit, method, assumed)
+
+
+def loss_draws(points: Points, stage: LossStage, moved: NDArray, scale: dict[str, float]) -> NDArray[np.float64]:
+    """Draws of theta [draws, 5]: laws refitted to points whose losses are moved by their errors.
+
+    The law's values at the points are known well and err evenly even where its constants are not and do not. Errors
+    drawn in theta itself gave, where they were wide, exponents below zero, Linf above the losses, and bands of the
+    loss that did not hold the law's own prediction.
+
+    Args:
+        moved: [draws, points], errors of ln of the law's values at the points. To these come, each drawn on its own,
+            the exponents assumed (a wrong one is made up for by the other constants wherever there are data), and the
+            validation clips, another draw of which would move all losses together.
+    """
+    if stage.bootstrap is not None:
+        return stage.bootstrap
+    fitted, clips = stage.fitted, points.clips
+    start = np.repeat(fitted.theta[None], len(moved), axis=0)
+    random = np.random.default_rng(1)
+    half = random.standard_normal((len(moved) // 2, len(stage.assumed)))
+    for name, factor in zip(stage.assumed, (1 + ASSUMED_LOSS) ** np.concatenate([half, -half]).T):
+        start[:, loss_law.CONSTANTS.index(name)] *= factor
+    start[:, [1, 3]] = np.clip(start[:, [1, 3]], *loss_law.EXPONENTS)
+    if clips is not None:
+        count = clips.shape[1]
+        weight = np.random.default_rng(2).multinomial(count, np.full(count, 1 / count), size=len(moved)) / count
+        moved = moved + np.log1p(weight @ clips.T)
+    precision, _ = loss_law.precisions(points.noise, len(points.N))
+    held = dict.fromkeys(fitted.law.assumed, math.nan)
+    thetas, _ = loss_law.descend(
+        start, points.N, points.T, points.loss * np.exp(moved), precision, fitted.delta, held, scale, steps=100,
+        ceiling=_ceiling(points),
+    )  # fmt: skip
+    return thetas
+
+
+def _ceiling(points: Points) -> float:
+    """What Linf cannot exceed: the lowest loss, less what writing a draw with six digits may add."""
+    return float(points.loss.min()) * (1 - 1e-5)
 
 
 def _fit_loss(

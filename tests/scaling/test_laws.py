@@ -184,6 +184,7 @@ def test_no_mutation_of_a_law_file_ends_in_a_traceback(raw, fitted, which):
                 parent[key] = copy.copy(parent[key])
                 parent = parent[key]
             parent[path[-1]] = value
+            said = ""
             try:
                 read = laws.from_dict(mutated)
                 loaded += 1
@@ -193,9 +194,10 @@ def test_no_mutation_of_a_law_file_ends_in_a_traceback(raw, fitted, which):
                 table(done)
                 planned += 1
             except UserError as error:
-                assert "\n" not in str(error)
+                said = str(error)
             except Exception as error:
                 raise AssertionError(f"{path} = {value!r}") from error
+            assert "\n" not in said, (path, value)
     assert loaded > planned > 100
 
 
