@@ -21,7 +21,7 @@ DELTA_PER_NOISE = 1.345
 EXPONENTS = (0.01, 4.0)
 _START_EXPONENTS = (0.1, 0.2, 0.35, 0.55, 0.9)
 # Residuals worked out together: more leave the processor's cache, and wait for their slowest problem.
-_AT_ONCE = 60_000
+_AT_ONCE = 20_000
 
 
 @dataclass(frozen=True)
