@@ -1,6 +1,5 @@
 """Ledgers that a law would produce, with noise: what a sweep can tell, before any GPU-hour is spent on it."""
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,8 +13,10 @@ from scaling import allocation, fit, hyper, loss_law
 from scaling.jackknife import interval
 from scaling.laws import Law
 from scaling.optimum import COEFFICIENTS, Optimum
+from scaling.plan import FAR
 from scaling.points import Untrusted, at_nominal, grid_optima
 from scaling.runs import Ledger, concatenate
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ REMEDIES = {
     "edge": "the grids do not reach the best cells, which are listed below",
     "floor": "one clip is the best batch there is: longer runs want larger ones; --prior assumes the exponents",
     "saddle": "too much noise for the cells: add rates and batches, or repeats",
+    "misfit": "losses that span more than a quadratic can follow: closer rates and batches",
     "too few points": "too few cells near the best ones: closer rates and batches",
     "flat": "the noise hides the optimum: wider steps, or repeats",
 }
@@ -154,9 +156,16 @@ def expect(
 
     Returns:
         For N_opt, B, lr and loss at the budget: the truth, and the median ends of the 95 % intervals. B, lr and loss
-        are at the true N_opt. Beside it the number of grids and of interior ones, all verdicts, why fits were
-        refused, and where the law has the best cells.
+        are at the true N_opt. No intervals where fewer than half of the simulations could be ``fitted``: those that
+        could are the lucky ones. Beside it the number of grids and of interior ones, all verdicts, why fits were
+        refused, where the law has the best cells, and ``warnings``.
+
+    Raises:
+        UserError: the cells leave nothing to fit, whatever their losses.
     """
+    largest = max(Counter((c.N, t) for c in cells for t in c.milestones).values(), default=0)
+    if largest < COEFFICIENTS:
+        raise UserError(f"nothing to simulate: {doubts(cells)[0]}")
     law.require("loss", "batch", "lr", "curvature")
     N = float(allocation.optimum(law.loss, C, cost))
     T = C / float(cost(np.array(N)))
@@ -179,10 +188,27 @@ def expect(
     result: dict[str, Any] = {"C": C, "noise": noise, "runs": len(cells), "repeats": repeats, "refused": dict(refused)}
     result |= {"grids": verdicts.total() // repeats, "interior": verdicts["interior"] / repeats}
     result |= {"verdicts": dict(verdicts.most_common()), "where": _where(law, cells, n_ctx)}
+    result |= {"n_ctx": n_ctx, "fitted": repeats - refused.total(), "warnings": _far(law, cells, C, cost)}
     for name, value in truth.items():
-        low, high = np.median(spans[name], axis=0).tolist() if spans[name] else (math.nan, math.nan)
-        result[name] = {"value": value, "low": low, "high": high} if spans[name] else {"value": value}
+        result[name] = {"value": value}
+        if 2 * result["fitted"] >= repeats:
+            result[name]["low"], result[name]["high"] = np.median(spans[name], axis=0).tolist()
     return result
+
+
+def _far(law: Law, cells: Sequence[Cell], C: float, cost: allocation.Cost) -> list[str]:
+    """A line if the cells or the budget lie far outside the compute that the law was fitted on."""
+    fitted = law.domain.get("C")
+    if fitted is None:
+        return []
+    used = [float(cost(np.array(cell.N))) * T for cell in cells for T in cell.milestones] + [C]
+    factor = max(fitted[0] / min(used), max(used) / fitted[1])
+    if factor <= FAR:
+        return []
+    return [
+        f"law {law.name!r} was fitted from {fitted[0]:.3g} to {fitted[1]:.3g} FLOPs, and is taken to be true from "
+        f"{min(used):.3g} to {max(used):.3g}: extrapolated by a factor of {factor:.3g}; --law takes one fitted nearer"
+    ]
 
 
 def _verdict(optimum: Optimum) -> str:
@@ -207,7 +233,7 @@ def _where(law: Law, cells: Sequence[Cell], n_ctx: int) -> list[str]:
 
 def _why(reason: str) -> str:
     """A refusal without what differs from one simulation to the next: its count and its list of grids."""
-    return re.sub(r"^only \d+ of", "fewer than three of", reason.split(": N ")[0])
+    return re.sub(r"^only \d+ of", "fewer than three of", reason.partition(":\n")[0])
 
 
 def _predictions(law: Law, N: float, T: float, C: float, cost: allocation.Cost) -> dict[str, NDArray]:
@@ -223,11 +249,16 @@ def _predictions(law: Law, N: float, T: float, C: float, cost: allocation.Cost) 
 
 def text(expected: dict[str, Any]) -> str:
     """For people."""
-    refused = sum(expected["refused"].values())
+    refused, fitted = sum(expected["refused"].values()), expected["fitted"]
+    of = f"{fitted} of {expected['repeats']} simulations gave a law"
+    if 2 * fitted < expected["repeats"]:
+        spans = f"no intervals: only {of}" if fitted else "no intervals"
+    else:
+        spans = f"median 95 % interval; {of}" if refused else "median 95 % interval"
     lines = [
         f"{expected['runs']} runs at noise {expected['noise']:.2%}, simulated {expected['repeats']} times; "
         f"{expected['interior']:.1f} of {expected['grids']} grids interior",
-        f"at {expected['C']:.3g} FLOPs, if the law is true (median 95 % interval):",
+        f"at {expected['C']:.3g} FLOPs, if the law is true ({spans}):",
     ]
     for name, form in (("N_opt", ".3g"), ("B", ".4g"), ("lr", ".3g"), ("loss", ".5g")):
         value = expected[name]
@@ -241,6 +272,13 @@ def text(expected: dict[str, Any]) -> str:
     lines.append("the grids' verdicts, and what would mend them:")
     for verdict, count in expected["verdicts"].items():
         remedy = REMEDIES.get(verdict.split(" (")[0])
-        lines.append(f"  {count / total:4.0%} {verdict}" + (f": {remedy}" if remedy else ""))
+        lines.append(f"  {_share(count / total):>4} {verdict}" + (f": {remedy}" if remedy else ""))
     lines.append("where the law has the best cells:")
     return "\n".join(lines + [f"  {line}" for line in expected["where"]])
+
+
+def _share(part: float) -> str:
+    """Per cent, where what is there is not rounded to none, nor what is not all to all."""
+    if 0 < part < 0.01:
+        return "<1%"
+    return ">99%" if 0.99 < part < 1 else f"{part:.0%}"

@@ -9,10 +9,13 @@ python tools/sweep.py simulate configs/sweep/quickstart.yaml --law law.json --no
 
 import argparse
 import dataclasses
+import functools
 import json
+import math
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -20,12 +23,12 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from data.latents import LatentCache
-from training.config import load_yaml
+from training.config import Config, load_yaml
 from training.grid import Sweep, load_sweep
 from training.pool import cell_state, run_cells
 from training.resolve import Run
 from utils.errors import Parser, UserError, run_cli
-from utils.files import exclusive, replacing
+from utils.files import exclusive, read_json, replacing
 
 PAPER = Path(__file__).resolve().parents[1] / "configs" / "laws" / "paper.json"
 FINISHED = ("done", "diverged")
@@ -51,19 +54,25 @@ def main() -> int:
     command.add_argument("--law", default=str(PAPER), help="the law taken to be true (default: the paper's)")
     command.add_argument("--noise", type=float, default=1e-3, help="relative noise of a run's loss (default 1e-3)")
     command.add_argument("--flops", type=float, help="budget to predict (default: 10 x the costliest cell)")
+    command.add_argument(
+        "--n-ctx",
+        type=int,
+        help="tokens per clip where no clips are encoded yet (default: the cache's, else the law's)",
+    )
     command.add_argument("--prior", help="law file for exponents that the sweep cannot tell, as in tools/fit.py")
 
     arguments, overrides = parser.parse_known_args()
     strange = [word for word in overrides if word.startswith("-")]
     if strange:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
-    sweep = load_sweep(arguments.config, overrides, lambda path: LatentCache(path).meta)
+    if arguments.command == "simulate":
+        return expect(arguments, overrides)
+    encoded = functools.cache(lambda folder: LatentCache(folder).meta)
+    sweep = load_sweep(arguments.config, overrides, lambda config: encoded(config.data.cache))
     if arguments.command == "status":
         return status(sweep, arguments.json)
     if arguments.command == "collect":
         return collect(sweep, arguments.out)
-    if arguments.command == "simulate":
-        return expect(sweep, arguments)
     return plan(sweep, arguments.json) if arguments.dry_run else run(sweep)
 
 
@@ -116,13 +125,16 @@ def plan(sweep: Sweep, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"cells": rows, "flops": total, "warnings": warnings}))
         return 0
-    print(f"{'run id':14}{'size':>8}{'N':>12}{'T':>12}{'B':>9}{'lr':>10}{'steps':>9}{'FLOPs':>11}")
+    table = [("run id", "size", "N", "T", "B", "lr", "steps", "FLOPs")]
     for row in rows:
-        held = "  held out" if row["heldout"] else ""
-        print(
-            f"{row['run_id']:14}{row['size']:>8}{row['N']:>12,}{row['T']:>12,}{row['B']:>9,}{row['lr']:>10.2e}"
-            f"{row['steps']:>9,}{row['flops']:>11.2e}{held}"
+        counts = (f"{row['N']:,}", f"{row['T']:,}", f"{row['B']:,}")
+        table.append(
+            (row["run_id"], row["size"], *counts, f"{row['lr']:.2e}", f"{row['steps']:,}", f"{row['flops']:.2e}")
         )
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for words, held_out in zip(table, [False, *(row["heldout"] for row in rows)]):
+        line = "  ".join(word.rjust(width) for word, width in zip(words, widths))
+        print(f"{line}  held out" if held_out else line)
     print(f"{len(rows)} cells, {total:.3g} FLOPs")
     return 0
 
@@ -163,8 +175,9 @@ def status(sweep: Sweep, as_json: bool) -> int:
         return 1 if counts["failed"] else 0
     print(f"{sweep.directory}: {len(cells)} cells: " + ", ".join(f"{n} {s}" for s, n in sorted(counts.items())))
     for cell, state in cells:
-        if state["state"] == "running":
-            print(f"  running {cell.config.name}: {state['tokens'] / cell.config.train.tokens:.0%} of {cell.text}")
+        if state["state"] in ("running", "stopped"):
+            share = state["tokens"] / cell.config.train.tokens
+            print(f"  {state['state']} {cell.config.name}: {share:.0%} of {cell.text}")
         elif state["state"] == "failed":
             print(f"  failed {cell.config.name}: {state['reason']}")
     return 1 if counts["failed"] else 0
@@ -181,19 +194,61 @@ def collect(sweep: Sweep, out: str | None) -> int:
     return 0
 
 
-def expect(sweep: Sweep, arguments: argparse.Namespace) -> int:
+def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str]) -> list[int]:
+    """(C, f, h, w) of clips, encoded or not: the cache's if it is there, else of ``given`` tokens, else of the law's.
+
+    The law's tokens are an assumption, which is added to ``assumed`` in words. Without a cache the clips are one row
+    of tokens of no channels: how many there are is not known, and no cell is refused for them.
+
+    Raises:
+        UserError: ``given`` is no number of tokens or contradicts the cache, or nothing tells.
+    """
+    folder = Path(config.data.cache)
+    if given is not None and given < 1:
+        raise UserError(f"--n-ctx {given}: must be a positive number of tokens")
+    index = read_json(folder / "index.json") if config.data.cache and (folder / "index.json").is_file() else None
+    if isinstance(index, dict) and index.get("latent_shape"):
+        shape = index["latent_shape"]
+        found = math.prod(side // p for side, p in zip(shape[1:], config.model.patch))
+        if given not in (None, found):
+            raise UserError(f"--n-ctx {given}: the clips of {folder} have {found} tokens; leave it out")
+        return shape
+    where = f"no latent cache in {folder}" if config.data.cache else "no data.cache"
+    if given is None and law.n_ctx is None:
+        raise UserError(f"{where}, and law {law.name!r} has no n_ctx: give --n-ctx, the tokens per clip")
+    if given is None:
+        assumed.add(f"{where}: clips of {law.n_ctx} tokens are taken, as in law {law.name!r}; --n-ctx gives yours")
+    frames, *sides = config.model.patch
+    return [0, frames * (given or law.n_ctx), *sides]
+
+
+def expect(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """What the sweep would tell about a budget if a law were true: simulated, fitted and planned many times over."""
     from models.sizes import smooth_width
     from scaling import allocation, laws, simulate
 
     if not arguments.noise > 0:
         raise UserError(f"--noise {arguments.noise}: must be a positive number")
+    law = laws.load(arguments.law)
+    assumed: set[str] = set()
+
+    def meta(config: Config) -> dict[str, Any]:
+        shape = latent_shape(config, arguments.n_ctx, law, assumed)
+        return {"latent_shape": shape, "fingerprint": config.data.fingerprint}
+
+    try:
+        sweep = load_sweep(arguments.config, overrides, meta)
+    except UserError as error:
+        raise UserError("; ".join([str(error), *assumed])) from None
     cells = simulated(sweep)
     n_ctx = sweep.cells[0].n_ctx
     flops = arguments.flops or 10 * max(cost(cell) for cell in sweep.cells)
     prior = laws.load(arguments.prior) if arguments.prior else None
     per_token = allocation.c_token(n_ctx, smooth_width)
-    expected = simulate.expect(laws.load(arguments.law), cells, arguments.noise, flops, per_token, n_ctx, prior)
+    expected = simulate.expect(law, cells, arguments.noise, flops, per_token, n_ctx, prior)
+    expected["warnings"] = [*assumed, *expected["warnings"]]
+    for text in expected["warnings"]:
+        print(f"warning: {text}", file=sys.stderr)
     print(json.dumps(expected) if arguments.json else simulate.text(expected))
     return 0
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError, nearest, shown
 
 
 def key(default: Any, help: str) -> Any:
@@ -168,6 +169,9 @@ def load_yaml(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: extends itself, by way of {' -> '.join(p.name for p in seen)}")
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
+        # Plain text, such as a CSV, is one YAML string, of which OmegaConf makes a key without a value.
+        if len(values) == 1 and isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), str):
+            values = None
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file") from None
     except Exception as error:  # YAML's parser has a family of exceptions, all of them the file's fault
@@ -257,7 +261,7 @@ def _checked(values: dict[str, Any], keys: dict[str, dataclasses.Field], prefix:
         elif full in sections:
             raise UserError(f"{full}: a group of keys, not a value; set one of its keys, such as {full}.x=...")
         else:
-            raise UserError(f"unknown key {full!r}{_meant(full, value, list(keys))}")
+            raise UserError(f"unknown key {shown(full)}{_meant(full, value, list(keys))}")
     return checked
 
 

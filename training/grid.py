@@ -1,7 +1,6 @@
 """A sweep's YAML as cells: one resolved training configuration each."""
 
 import copy
-import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from training.config import Config, config_from_dict, load_yaml, run_id, whole
 from training.resolve import Run, resolve
-from utils.errors import UserError, nearest
+from utils.errors import UserError, nearest, shown
 from utils.random import fold
 
+WANTED = "; a sweep's YAML is wanted, such as configs/sweep/quickstart.yaml"
 AXES = ("lr", "batch_tokens", "milestones", "repeats")
 
 
@@ -81,12 +81,15 @@ def load_sweep(path: str | Path, overrides: list[str], meta_of: Any) -> Sweep:
 
     Args:
         overrides: keys of the sweep, such as ``executor.workers=4``.
-        meta_of: reads a latent cache's meta from its folder.
+        meta_of: the meta of a latent cache (its latent shape and fingerprint) for a cell's configuration.
 
     Raises:
         UserError: an unknown key, an empty grid, a cell that cannot be trained, or a size both fitted and held out.
     """
-    values = load_yaml(path)
+    try:
+        values = load_yaml(path)
+    except UserError as error:
+        raise UserError(f"{error}{WANTED}") from None
     for override in overrides:
         name, equals, _ = override.partition("=")
         if not equals or name.split(".")[0] not in SweepKeys.__dataclass_fields__:
@@ -99,7 +102,6 @@ def load_sweep(path: str | Path, overrides: list[str], meta_of: Any) -> Sweep:
     keys = _typed(values, path)
     base = load_yaml(Path(path).parent / keys.base) if keys.base else {}
     directory = Path(keys.out) / keys.name
-    meta_of = functools.cache(meta_of)
     cells: dict[str, Run] = {}
     for size in keys.sizes:
         for run in _cells(keys, size, base, directory, meta_of):
@@ -124,7 +126,7 @@ def _cells(keys: SweepKeys, size: SizeKeys, base: dict[str, Any], directory: Pat
         for lr in axes["lr"]:
             for repeat in range(axes["repeats"]):
                 config = _cell_config(keys, size, base, lr, batch, axes["milestones"], repeat)
-                run = resolve(config, meta_of(config.data.cache))
+                run = resolve(config, meta_of(config))
                 run.config.name = str(Path(keys.name) / run_id(run.config))
                 cells.append(run)
     return cells
@@ -156,7 +158,9 @@ def _typed(values: dict[str, Any], path: str | Path) -> SweepKeys:
         known = schema.__dataclass_fields__
         for name in keys:
             if name not in known:
-                raise UserError(f"{path}: unknown key {name!r}{nearest(name, list(known))}")
+                other = "sizes" not in values  # another file, or a slip: a far hint would only mislead
+                hint = nearest(str(name), list(known), 0.75 if other else 0.5) or (WANTED if other else "")
+                raise UserError(f"{path}: unknown key {shown(name)}{hint}")
         for name in ("batch_tokens", "milestones", "repeats"):
             if name in keys:
                 keys[name] = whole(keys[name])

@@ -20,7 +20,7 @@ from training.grid import Sweep
 from training.records import finished_result
 from training.resolve import Run
 from utils.errors import run_cli
-from utils.files import read_json, write_json
+from utils.files import held, read_json, write_json
 
 FAILURE = "failure.json"
 
@@ -28,8 +28,8 @@ FAILURE = "failure.json"
 def cell_state(run: Run) -> dict[str, Any]:
     """How a cell stands: {"state", "tokens", "loss"}.
 
-    The state is "pending", "running" (begun: running now or interrupted), "done", "diverged" or "failed"; the loss is
-    the last milestone's, of the averaged weights.
+    The state is "pending", "running" (a process holds its folder), "stopped" (begun, and interrupted), "done",
+    "diverged" or "failed"; the loss is the last milestone's, of the averaged weights.
     """
     directory = run.config.run_dir
     if (directory / FAILURE).exists():
@@ -40,7 +40,8 @@ def cell_state(run: Run) -> dict[str, Any]:
     path = directory / "result.json"
     result = final or (read_json(path) if path.exists() else {"tokens": 0, "milestones": []})
     loss = result["milestones"][-1]["ema_val_loss"] if result["milestones"] else None
-    return {"state": final["status"] if final else "running", "tokens": result["tokens"], "loss": loss}
+    state = final["status"] if final else "running" if held(directory) else "stopped"
+    return {"state": state, "tokens": result["tokens"], "loss": loss}
 
 
 class _Share(NamedTuple):

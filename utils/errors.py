@@ -30,6 +30,12 @@ def nearest(word: str, known: list[str], cutoff: float = 0.5) -> str:
     return f"; did you mean {folded[match[0]]!r}?" if match else ""
 
 
+def shown(value: object, limit: int = 60) -> str:
+    """``value`` as a message quotes it, cut at ``limit`` characters: what was taken for a name may be a whole file."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and exit with its status; users' errors exit with 2 and one line on stderr."""
     try:

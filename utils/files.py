@@ -69,6 +69,19 @@ def pickles(path: Path) -> str:
     )
 
 
+def held(directory: Path) -> bool:
+    """Whether a living process holds ``directory`` (``exclusive``); a hold on another machine's disk may not show."""
+    try:
+        with (directory / ".lock").open() as handle:
+            # Shared, so that askers do not see each other; let go at once, and cells wait for a hold.
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
 @contextmanager
 def exclusive(directory: Path, wait: bool = False) -> Iterator[None]:
     """Hold ``directory`` for this process alone; the hold of a process that died is gone with it.

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from scaling import simulate
+from scaling import fit, simulate
+from scaling.points import Untrusted
 
 SIZES = np.geomspace(0.0168e9, 0.268e9, 4)
 
@@ -37,6 +38,49 @@ def test_a_grid_in_the_wrong_place_is_foretold(paper, cost):
     found = simulate.expect(paper, cells(paper, [2e9, 5e9, 12e9], offset=4.0), 1e-5, 1e21, cost, 1280, repeats=2)
     assert sum(found["refused"].values()) == 2
     assert "not fitted" in simulate.text(found)
+
+
+@pytest.mark.parametrize(("refusals", "told"), [(0, "median 95 % interval"), (1, "; 3 of 4 simulations"), (3, "")])
+def test_intervals_of_few_simulations_are_none(paper, cost, monkeypatch, refusals, told):
+    """The fits that happen to succeed are the lucky ones: below half of them, their intervals are no expectation."""
+    whole, calls = fit.fit, iter(range(4))
+
+    def some(*given):
+        if next(calls) < refusals:
+            raise Untrusted("no such luck")
+        return whole(*given)
+
+    monkeypatch.setattr(fit, "fit", some)
+    found = simulate.expect(paper, cells(paper, [2e9, 5e9, 12e9]), 5e-5, 1e21, cost, 1280, repeats=4)
+    text = simulate.text(found)
+    assert found["fitted"] == 4 - refusals
+    for name in ("N_opt", "B", "lr", "loss"):
+        assert ("low" in found[name]) == (refusals < 2)
+    assert text.count("not fitted") == (4 if refusals == 3 else 0)
+    assert told in text
+    assert ("only 1 of 4 simulations" in text) == (refusals == 3)
+    assert ("simulations gave a law" in text) == (refusals > 0)
+
+
+def test_a_law_used_far_outside_its_compute_is_told(paper, cost):
+    near = simulate.expect(paper, cells(paper, [2e9, 5e9]), 5e-5, 1e21, cost, 1280, repeats=1)
+    assert near["warnings"] == []
+    above = simulate.expect(paper, cells(paper, [2e9, 5e9]), 5e-5, 2.1e21, cost, 1280, repeats=1)
+    tiny = [simulate.Cell(1e5, c.B, c.lr, (1e7, 2e9)) for c in cells(paper, [2e9])]
+    below = simulate.expect(paper, tiny, 5e-5, 1e19, cost, 1280, repeats=1)
+    for found in (above, below):
+        (told,) = found["warnings"]
+        assert told.startswith("law 'paper' was fitted from 3e+17 to 2e+19 FLOPs")
+    assert "2.1e+21: extrapolated by a factor of 105" in above["warnings"][0]
+
+
+def test_shares_of_verdicts_are_not_rounded_to_none_or_all():
+    found = {"runs": 1, "repeats": 200, "noise": 0.01, "grids": 1, "interior": 0.0, "C": 1e20, "fitted": 0}
+    found |= {"refused": {"few": 200}, "verdicts": {"flat": 999, "edge (lower lr)": 1}, "where": []}
+    found |= {name: {"value": 1.0} for name in ("N_opt", "B", "lr", "loss")}
+    lines = simulate.text(found).splitlines()
+    assert any(line.strip().startswith(">99% flat") for line in lines)
+    assert any(line.strip().startswith("<1% edge (lower lr)") for line in lines)
 
 
 def test_sizes_may_have_milestones_of_their_own(paper):

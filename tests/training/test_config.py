@@ -45,6 +45,7 @@ def test_a_written_configuration_reads_back_the_same() -> None:
         (["train.epochs=8"], "did you mean 'train.tokens'"),
         (["train.weight_decay=0"], "did you mean 'optim.weight_decay'"),
         (["xyzzy=0"], "unknown key 'xyzzy'$"),
+        (["xyzzy" + "y" * 200 + "=0"], r"unknown key 'xyzzy{52}\.\.\.$"),
         (["optim=3"], "optim: a group of keys"),
         (["optim.lr=fast"], "optim.lr: .*fast.*Float"),
         (["train.tokens=2.5"], "train.tokens"),
@@ -92,9 +93,15 @@ def test_yaml_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such configuration file"):
         load_config(tmp_path / "absent.yaml", [])
     (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "table.yaml").write_text("run_id,N\na,1e6\n")
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     (tmp_path / "loop.yaml").write_text("extends: loop.yaml\n")
-    for name, message in (("list", "not a YAML mapping"), ("broken", "not a YAML file"), ("loop", "extends itself")):
+    for name, message in (
+        ("list", "not a YAML mapping"),
+        ("table", "table.yaml: not a YAML mapping of keys to values$"),
+        ("broken", "not a YAML file"),
+        ("loop", "extends itself"),
+    ):
         with pytest.raises(UserError, match=message):
             load_config(tmp_path / f"{name}.yaml", [])
 
