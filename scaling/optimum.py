@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from scaling import cells
 from scaling.runs import Ledger
 
 COEFFICIENTS = 6
@@ -132,23 +133,26 @@ def find(
         sides = _border(x, y, finite, best)
         if sides == ("smaller batch",) and B.min() <= floor:
             sides = ()
-        return _edge_or(result, "too few points", sides, x, y, floor)
+        return _edge_or(result, "too few points", sides, x, y, floor, finite)
     coefficients, unscaled, scatter, spare = fit
     hessian = np.array([[coefficients[3], coefficients[5]], [coefficients[5], coefficients[4]]])
     result |= {"hessian": hessian, "scatter": scatter, "spare": spare}
     convex = np.linalg.eigvalsh(hessian)[0] > 1e-9 * max(abs(hessian).max(), 1e-300)
     at = -np.linalg.solve(hessian, coefficients[1:3]) if convex else np.zeros(2)
-    inside = convex and _inside(at, x, y)
+    inside = convex and cells.inside(at, x, y)
+    lost = cells.beyond_cliff(at, x, y, finite) if convex else None
     sides = _border(x, y, finite, best)
     if sides and inside:
         sides = _sides_beyond_noise(sides, x, y, loss, finite, best, scatter)
     if convex and not inside and not sides:
-        sides = _sides_of(at, x, y)
+        sides = cells.sides_of(at, x, y)
     misfit = (features(x[used], y[used]) @ coefficients).min() < (1 - MISFIT) * loss[best]
-    if sides == ("smaller batch",) and B.min() <= floor and not misfit:
-        return _at_floor(result, coefficients, unscaled, x, y, floor)
+    if sides == ("smaller batch",) and B.min() <= floor and not misfit and lost != "smaller batch":
+        return _at_floor(result, coefficients, unscaled, x, y, floor, finite)
+    if lost:
+        sides = tuple(dict.fromkeys((*sides, lost)))
     if sides:
-        return _edge_or(result, "edge", sides, x, y, floor)
+        return _edge_or(result, "edge", sides, x, y, floor, finite)
     if not convex:
         return Optimum(**result, verdict="saddle")
     if misfit:
@@ -165,8 +169,8 @@ def find(
     }
     if spare == 0:
         # The cells to add are counted from the best one.
-        cells = _cells_between(x, y, lr[best], B[best], floor)
-        return Optimum(**(result | {"run_next": cells}), verdict="too few points")
+        between = cells.between(x, y, lr[best], B[best], floor)
+        return Optimum(**(result | {"run_next": between}), verdict="too few points")
     spread = np.array([np.ptp(x), np.ptp(y)])
     flat = np.ptp(loss[used]) == 0 or bool(np.any(np.sqrt(np.diag(result["covariance"])) > spread / 2))
     return Optimum(**result, verdict="flat" if flat else "interior")
@@ -175,26 +179,31 @@ def find(
 def _nothing_finite(N: float, T: float, lr: NDArray, B: NDArray, floor: float) -> Optimum:
     """The verdict on a grid of which every cell diverged."""
     rate, batch = float(lr.min()), float(np.sort(B)[len(B) // 2])
-    lower = _next_cells(("lower lr",), np.log(lr / rate), np.log(B / batch), rate, batch, floor)
+    none = np.empty(0, dtype=np.int64)
+    lower = cells.beyond(("lower lr",), np.log(lr / rate), np.log(B / batch), rate, batch, floor, none)
     unknown = np.full((2, 2), math.nan)
     return Optimum(
         N=N, T=T, lr=rate, B=batch, loss=math.inf, loss_se=math.nan, covariance=unknown, verdict="too few points",
         sides=("lower lr",), run_next=lower, hessian=unknown, scatter=math.nan, spare=0, window=math.nan,
-        used=np.empty(0, dtype=np.int64), cells=0, diverged=len(lr),
+        used=none, cells=0, diverged=len(lr),
     )  # fmt: skip
 
 
-def _at_floor(result: dict, coefficients: NDArray, unscaled: NDArray, x: NDArray, y: NDArray, floor: float) -> Optimum:
+def _at_floor(
+    result: dict, coefficients: NDArray, unscaled: NDArray, x: NDArray, y: NDArray, floor: float, finite: NDArray
+) -> Optimum:
     """The best rate along the smallest batch, or an edge where no rate is best inside the grid."""
     lowest = y.min()
     slope, curvature = coefficients[1] + coefficients[5] * lowest, coefficients[3]
     at = np.array([-slope / curvature if curvature > 0 else math.inf, lowest])
-    if not x.min() < at[0] < x.max() or not result["spare"]:
-        sides = _sides_of(at, x, np.array([-1.0, 1.0]) + lowest) if curvature > 0 else ()
-        cells = _next_cells(sides, x, y, result["lr"], result["B"], floor)
+    lost = cells.beyond_cliff(at, x, y, finite) if curvature > 0 else None
+    if not x.min() < at[0] < x.max() or not result["spare"] or lost:
+        sides = cells.sides_of(at, x, np.array([-1.0, 1.0]) + lowest) if curvature > 0 else ()
+        sides = tuple(dict.fromkeys((*sides, lost))) if lost else sides
+        asked = cells.beyond(sides, x, y, result["lr"], result["B"], floor, finite)
         # No side to go to: rates between those there are.
-        cells = cells or _cells_between(x, y, result["lr"], result["B"], floor)
-        return Optimum(**(result | {"sides": ("smaller batch", *sides), "run_next": cells}), verdict="edge")
+        asked = asked or cells.between(x, y, result["lr"], result["B"], floor)
+        return Optimum(**(result | {"sides": ("smaller batch", *sides), "run_next": asked}), verdict="edge")
     row, covariance = features(*at), unscaled * result["scatter"] ** 2
     pull = np.zeros(COEFFICIENTS)  # derivative of the best ln lr in the coefficients
     pull[[1, 5, 3]] = -1 / curvature, -lowest / curvature, slope / curvature**2
@@ -250,24 +259,9 @@ def _gradient_rows(at: NDArray) -> NDArray:
     return np.array([[0, 1, 0, x, 0, y], [0, 0, 1, 0, y, x]])
 
 
-def _inside(at: NDArray, x: NDArray, y: NDArray) -> bool:
-    return bool(x.min() < at[0] < x.max() and y.min() < at[1] < y.max())
-
-
-def _sides_of(at: NDArray, x: NDArray, y: NDArray) -> tuple[str, ...]:
-    """The sides of the grid that ``at`` lies on or beyond."""
-    where = {
-        "lower lr": at[0] <= x.min() + 1e-9,
-        "higher lr": at[0] >= x.max() - 1e-9,
-        "smaller batch": at[1] <= y.min() + 1e-9,
-        "larger batch": at[1] >= y.max() - 1e-9,
-    }
-    return tuple(side for side, outside in where.items() if outside)
-
-
 def _border(x: NDArray, y: NDArray, finite: NDArray, best: int) -> tuple[str, ...]:
     """The sides the best cell lies on. Diverged cells belong to the grid: a best cell next to them is no edge."""
-    return _sides_of(np.array([x[best], y[best]]), x, y)
+    return cells.sides_of(np.array([x[best], y[best]]), x, y)
 
 
 def _sides_beyond_noise(
@@ -284,59 +278,16 @@ def _sides_beyond_noise(
     return tuple(kept)
 
 
-def _edge_or(result: dict, otherwise: str, sides: tuple[str, ...], x: NDArray, y: NDArray, floor: float) -> Optimum:
+def _edge_or(
+    result: dict, otherwise: str, sides: tuple[str, ...], x: NDArray, y: NDArray, floor: float, finite: NDArray
+) -> Optimum:
     """An edge with the cells to run next, or ``otherwise`` where the best cell lies on no side."""
     at = result["lr"], result["B"]
     if not sides:
-        return Optimum(**(result | {"run_next": _cells_between(x, y, *at, floor)}), verdict=otherwise)
-    return Optimum(**(result | {"sides": sides, "run_next": _next_cells(sides, x, y, *at, floor)}), verdict="edge")
-
-
-def _step(values: NDArray) -> float:
-    """The usual distance between neighbours of an axis, in ln."""
-    return float(np.median(np.diff(values))) if len(values) > 1 else math.log(2)
-
-
-def _next_cells(
-    sides: tuple[str, ...], x: NDArray, y: NDArray, lr: float, B: float, floor: float
-) -> tuple[tuple[float, float], ...]:
-    """One more row or column of cells beyond each side, near the best cell (which lies at x = y = 0)."""
-    xs, ys = np.unique(x.round(9)), np.unique(y.round(9))
-
-    def beyond(values: NDArray, upper: bool) -> float:
-        return values[-1] + _step(values) if upper else values[0] - _step(values)
-
-    def near(values: NDArray) -> NDArray:
-        return values[np.sort(np.argsort(np.abs(values), kind="stable")[:3])]
-
-    cells = []
-    for side in sides:
-        if side.endswith("lr"):
-            cells += [(beyond(xs, side.startswith("higher")), v) for v in near(ys)]
-        else:
-            cells += [(v, beyond(ys, side.startswith("larger"))) for v in near(xs)]
-    return _runnable(cells, x, y, lr, B, floor)
-
-
-def _cells_between(x: NDArray, y: NDArray, lr: float, B: float, floor: float) -> tuple[tuple[float, float], ...]:
-    """Cells half a step from the best one, to either side in the rate and in the batch."""
-    u, v = _step(np.unique(x.round(9))) / 2, _step(np.unique(y.round(9))) / 2
-    return _runnable([(-u, 0.0), (u, 0.0), (0.0, -v), (0.0, v)], x, y, lr, B, floor)
-
-
-def _runnable(
-    cells: list[tuple[float, float]], x: NDArray, y: NDArray, lr: float, B: float, floor: float
-) -> tuple[tuple[float, float], ...]:
-    """(lr, B) of cells given in ln from (lr, B), batches in whole clips; without those that are there already."""
-    there = {(float(f"{u:.6f}"), float(f"{v:.6f}")) for u, v in zip(x, y)}
-    found = []
-    for u, v in cells:
-        batch = B * math.exp(v)
-        if floor:
-            batch = math.floor(batch / floor + 0.5) * floor
-        if batch and (float(f"{u:.6f}"), float(f"{math.log(batch / B):.6f}")) not in there:
-            found.append((float(lr * math.exp(u)), float(batch)))
-    return tuple(dict.fromkeys(found))
+        return Optimum(**(result | {"run_next": cells.between(x, y, *at, floor)}), verdict=otherwise)
+    return Optimum(
+        **(result | {"sides": sides, "run_next": cells.beyond(sides, x, y, *at, floor, finite)}), verdict="edge"
+    )
 
 
 def next_cells(optima: Iterable[Optimum]) -> list[str]:
@@ -366,7 +317,7 @@ def refit(optimum: Optimum, lr: NDArray, B: NDArray, loss: NDArray, noise: NDArr
         hessian = np.array([[c[3], c[5]], [c[5], c[4]]])
         if np.linalg.eigvalsh(hessian)[0] > 1e-9 * abs(hessian).max():
             at = -np.linalg.solve(hessian, c[1:3])
-            if _inside(at, x, y):
+            if cells.inside(at, x, y):
                 value = float(features(at[0], at[1]) @ c)
                 return optimum.lr * math.exp(at[0]), optimum.B * math.exp(at[1]), value
     best = int(np.argmin(loss))

@@ -68,6 +68,39 @@ def test_diverged_cells_bound_the_grid_and_are_not_fitted():
     assert not set(found.used) & set(np.flatnonzero(diverged))
 
 
+def test_a_minimum_among_diverged_rates_is_an_edge_that_asks_for_cells_on_this_side():
+    """The quadratic runs on where no run does: finite at 1, 2 and 4, diverged from 8 on, and a minimum at 12."""
+    lr, B = np.repeat([1, 2, 4, 8, 16, 32.0], 5) * 1e-4, np.tile([1, 2, 4, 8, 16.0], 6) * 1e4
+    for best, verdict in ((12e-4, "edge"), (7e-4, "edge"), (5e-4, "interior"), (100e-4, "edge")):
+        loss = 0.5 * (1 + 0.003 * np.log(lr / best) ** 2 + 0.003 * np.log(B / 4e4) ** 2)
+        loss[lr > 7e-4] = np.inf
+        found = find(1e8, 1e9, lr, B, loss, window=None)
+        assert found.verdict == verdict, best
+        if verdict == "edge":
+            assert found.sides == ("higher lr",)
+            assert [cell[0] for cell in found.run_next] == pytest.approx([np.sqrt(32) * 1e-4] * 3)
+            assert {round(cell[1]) for cell in found.run_next} == {20000, 40000, 80000}
+    # One cell that diverged below rates that did not is its seed's bad luck, and bounds nothing.
+    loss = 0.5 * (1 + 0.003 * np.log(lr / 5e-4) ** 2 + 0.003 * np.log(B / 4e4) ** 2)
+    loss[(lr == 4e-4) & (B == 4e4)] = np.inf
+    assert find(1e8, 1e9, lr, B, loss, window=None).interior
+
+
+def test_small_batches_that_diverged_bound_the_grid_too():
+    lr, B, loss = grid(B_shift=-0.9, hessian=np.diag([0.02, 0.03]))
+    loss[B < 9e3] = np.inf
+    found = find(1e6, 1e8, lr, B, loss, window=None)
+    assert (found.verdict, found.sides) == ("edge", ("smaller batch",))
+    assert {round(cell[1]) for cell in found.run_next} == {round(1e4 / np.sqrt(2))}
+    # At one clip, with the rates above the best cell's diverged: the best rate along it is unknown.
+    lr, B, loss = grid(B_shift=-4.0, lr_shift=1.2, hessian=np.diag([0.02, 0.03]))
+    loss[lr > 1.5e-3] = np.inf
+    found = find(1e6, 1e8, lr, B, loss, window=None, floor=B.min())
+    assert (found.verdict, found.usable) == ("edge", False)
+    assert "higher lr" in found.sides
+    assert all(1e-3 < cell[0] < 2e-3 for cell in found.run_next)
+
+
 def test_a_saddle_is_no_optimum():
     lr, B, loss = grid(hessian=np.array([[0.02, 0.0], [0.0, -0.001]]))
     # The best cell is in the middle by luck; the surface falls to both sides of it in B.
