@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling.laws import LossLaw, SizeLaw
+from scaling.jackknife import interval
+from scaling.laws import Law, LossLaw, SizeLaw
 from utils.errors import UserError
 
 # Of the best loss. On the 15 public isoFLOP sets the exponents come out within .026 of the published at 3 %, .031 at
@@ -197,16 +198,41 @@ def _through(optima: list[tuple[float, float]]) -> tuple[SizeLaw | None, str | N
     return law, None
 
 
-def side_by_side(sizes: dict[str, SizeLaw | str | None], C: float) -> list[str]:
-    """A table for people: each estimator's law, its N_opt at C and at 10 C FLOPs, its distance from the default."""
-    laws = {name: law for name in ("direct", "measured", "predicted") if isinstance(law := sizes.get(name), SizeLaw)}
-    reference = sizes["default"]
-    head = f"{'N_opt':<12}{'coefficient':>12}{'exponent':>10}{f'at {C:.3g}':>14}{f'at {10 * C:.3g}':>14}"
-    lines = [f"{head}   against {reference}"]
-    for name, law in laws.items():
-        row = (
-            f"{name:<12}{law.coefficient:>12.4g}{law.exponent:>10.4f}{float(law(C)):>14.4g}{float(law(10 * C)):>14.4g}"
-        )
-        apart = [f"{float(law(at) / laws[reference](at)) - 1:+.1%}" for at in (C, 10 * C)]
+def drawn(law: Law, C: float, cost: Cost) -> dict[str, NDArray[np.float64]]:
+    """N_opt at C FLOPs by each joint draw of the loss law: [draws] by estimator, for those that were drawn."""
+    loss = law.drawn("loss")
+    if loss is None or not isinstance(loss.Tc, np.ndarray):
+        return {}
+    constants = np.stack([loss.Tc, loss.aT, loss.Nc, loss.aN, loss.Linf], axis=-1)
+    found = {"minimised": minimise(constants, loss.scale, C, cost)}
+    if (law.allocation or {}).get("predicted") is not None and law.domain.get("C") is not None:
+        # The power law is fitted again for each draw, over the budgets of the fit, and moves with it. Only the ratio
+        # to the law's own is taken: it holds as well where the law's costs were not quite these.
+        span = (law.domain["C"][0], 10 * law.domain["C"][1])
+        log_N, exponent = power_of_minima(constants, loss.scale, span, cost)
+        own = predicted(law.loss, span, cost)
+        found["predicted"] = law.allocation["predicted"](C) * np.exp(log_N + exponent * np.log(C)) / own(C)
+    return found
+
+
+def side_by_side(law: Law, C: float, cost: Cost) -> list[str]:
+    """A table for people: each estimator's law, its N_opt at C and at 10 C FLOPs with intervals, and the default's."""
+    laws = {name: one for name in ("direct", "measured", "predicted") if (one := law.allocation.get(name)) is not None}
+    reference, budgets = law.allocation["default"], (C, 10 * C)
+    values = {name: [float(one(at)) for at in budgets] for name, one in laws.items()}
+    spans: list[dict[str, NDArray]] = [{}, {}]
+    if law.loss is not None:
+        values["minimised"] = [float(optimum(law.loss, at, cost)) for at in budgets]
+        spans = [drawn(law, at, cost) for at in budgets]
+    wide = 36 if spans[0] else 14
+    head = f"{'N_opt':<12}{'coefficient':>12}{'exponent':>10}" + "".join(f"{f'at {at:.3g}':>{wide}}" for at in budgets)
+    lines = [head + (f"   against {reference}" if len(values) > 1 else "")]
+    for name, sizes in values.items():
+        power = f"{laws[name].coefficient:>12.4g}{laws[name].exponent:>10.4f}" if name in laws else " " * 22
+        row = f"{name:<12}{power}"
+        for size, span in zip(sizes, spans):
+            ends = " [{:.4g}, {:.4g}]".format(*interval(span[name])) if name in span else ""
+            row += f"{f'{size:.4g}{ends}':>{wide}}"
+        apart = [f"{size / other - 1:+.1%}" for size, other in zip(sizes, values[reference])]
         lines.append(row if name == reference else f"{row}   {', '.join(apart)}")
     return lines

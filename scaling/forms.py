@@ -60,8 +60,10 @@ def fit(form: str, N: NDArray, T: NDArray, B: NDArray, loss: NDArray, noise: NDA
 
     best = None
     for start in _starts(form, loss):
-        # soft_l1 with this scale is Huber's loss but for a rounded corner.
-        found = least_squares(residual, start, loss="soft_l1", f_scale=delta, x_scale="jac", max_nfev=400)
+        # soft_l1 with this scale is Huber's loss but for a rounded corner. A step too far runs out of numbers, and is
+        # taken back.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            found = least_squares(residual, start, loss="soft_l1", f_scale=delta, x_scale="jac", max_nfev=400)
         if best is None or found.cost < best.cost:
             best = found
     theta = best.x

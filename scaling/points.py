@@ -13,10 +13,12 @@ from scaling.runs import Ledger, clip_losses
 SHRINKAGE = 10
 # Clusters that the jackknife deletes, where each row is a point: t quantiles change no more beyond this.
 MOST_CLUSTERS = 300
+# Grids without an optimum that a refusal lists, a line each.
+LISTED = 12
 
 
 class Untrusted(Exception):
-    """The data do not support the fit asked for. The message says why; ``--force`` fits all the same."""
+    """The data do not support the fit asked for. The message's first line says why; ``--force`` fits all the same."""
 
 
 @dataclass(frozen=True)
@@ -119,17 +121,15 @@ def points_of_grids(
             f"{floored} of {len(optima)} grids are best at one clip, the smallest batch there is: an edge that bounds "
             "the batch's law from above"
         )
+    verdicts = ", ".join(f"{sum(o.verdict == v for o in refused)} {v}" for v in sorted({o.verdict for o in refused}))
     if refused:
-        verdicts = ", ".join(
-            f"{sum(o.verdict == v for o in refused)} {v}" for v in sorted({o.verdict for o in refused})
-        )
         warnings.append(f"{len(refused)} of {len(optima)} grids have no interior optimum ({verdicts})")
     if len(chosen) < 3:
         if not force and not (chosen and lenient):
-            raise Untrusted(
-                f"only {len(chosen)} of {len(optima)} grids have an interior optimum: "
-                + "; ".join(o.describe() for o in refused)
-            )
+            listed = [f"\n  {o.describe()}" for o in refused[:LISTED]]
+            if len(refused) > LISTED:
+                listed.append(f"\n  and {len(refused) - LISTED} more; in all {verdicts}")
+            raise Untrusted(f"only {len(chosen)} of {len(optima)} grids have an interior optimum{''.join(listed)}")
         chosen = [o for o in optima if o.cells]
         what = "losses" if any(o.usable for o in chosen) else "losses, batches and rates"
         warnings.append(f"best cells stand in for the {what} of grids without an interior optimum")

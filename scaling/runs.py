@@ -28,6 +28,7 @@ SAME_TOKENS = 0.02
 MOST_OVERSHOT = 0.25  # milestones lie further apart than this
 # Counts, rates and losses lie far inside; products of what lies outside leave the range of floats.
 LEAST, MOST = 1e-80, 1e80
+DIVERGED = "a run that diverged has 'diverged' in a column 'status'"
 SHARED = ("recipe", "source", "unit")  # what a ledger has once, not a row each
 FLAGS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
@@ -295,12 +296,15 @@ def _from_rows(
             entry["T"] = positive(get["flops"], where["flops"]) / (6 * entry["N"])
         entry["B"] *= per_unit
         entry["nominal_T"] = entry["T"]
+        for key in ("loss", "ema_loss"):
+            if entry["status"] == "done" and str(get[key]).strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
+                raise UserError(f"{where[key]} is {get[key]!r}: {DIVERGED}")
         for key in ("loss", "ema_loss", "loss_se", "ema_loss_se", "flops", "n_ctx"):
             # Whatever a diverged run recorded, its loss is beyond any number.
             ignored = entry["status"] == "diverged" and "loss" in key
             entry[key] = None if ignored or get[key] in (None, "") else positive(get[key], where[key])
         if entry["status"] == "done" and losses and entry["loss"] is None and entry["ema_loss"] is None:
-            raise UserError(f"{source}, row {number}: no loss")
+            raise UserError(f"{source}, row {number}: no loss ({DIVERGED})")
         for key in ("loss", "ema_loss"):
             if entry[key] is not None and (entry[f"{key}_se"] or 0) > entry[key]:
                 raise UserError(f"{where[f'{key}_se']} is {get[f'{key}_se']!r:.60}, more than the loss itself")

@@ -233,7 +233,7 @@ def _where(law: Law, cells: Sequence[Cell], n_ctx: int) -> list[str]:
 
 def _why(reason: str) -> str:
     """A refusal without what differs from one simulation to the next: its count and its list of grids."""
-    return re.sub(r"^only \d+ of", "fewer than three of", reason.partition(":\n")[0])
+    return re.sub(r"^only \d+ of", "fewer than three of", reason.partition("\n")[0])
 
 
 def _predictions(law: Law, N: float, T: float, C: float, cost: allocation.Cost) -> dict[str, NDArray]:

@@ -83,6 +83,28 @@ def summary(checks: list[Check]) -> list[dict[str, Any]]:
     return rows
 
 
+def describe(rows: list[dict[str, Any]], N: NDArray, T: NDArray) -> list[str]:
+    """The summary for people: the best form of each direction is marked, and a direction without rows says why."""
+    lines = ["expanding windows: root mean square error of the predicted loss, and its mean"]
+    for along, values in (("N", N), ("T", T)):
+        mine = [row for row in rows if row["along"] == along]
+        least = min((row["error"] for row in mine), default=0.0)
+        lines += [
+            f"  along {along}  {row['form']:<12}{row['error']:8.3%} {row['bias']:+8.3%}  {row['points']} points"
+            + ("  best" if len(mine) > 1 and row["error"] == least else "")
+            for row in mine
+        ]
+        if not mine:
+            count = len(np.unique(values))
+            why = (
+                "four are needed, to fit three and predict the next"
+                if count < 4
+                else "no form has the points it needs"
+            )
+            lines.append(f"  along {along}: {count} distinct values; {why}")
+    return lines
+
+
 def equivalent_compute(law: LossLaw, N: float, T: float, measured: float) -> float:
     """Measured loss as compute: the tokens at which the law predicts it, over those spent (at one N, so FLOPs too).
 

@@ -4,12 +4,14 @@
     python tools/fit.py hyperparameters results.csv --columns N=params,T=tokens,B=batch,lr=lr,L=loss \\
         --batch-unit sequences:2048 --fix B.N=0 --out law.json
 
-Exit status 3 means that the data do not support the fit asked for; the message says why.
+Without --out the law is only shown. Exit status 3 means that the data do not support the fit asked for; the message
+says why, and which cells to run. docs/laws.md has the laws as formulas, the verdicts on grids and the law file.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -49,11 +51,17 @@ def arguments() -> argparse.ArgumentParser:
         "part",
         choices=(*fit.PARTS, "compare", "validate"),
         help="which laws to fit; compare: what one fixed (lr, batch) for all runs would do to N_opt; "
-        "validate: how well the small runs predict the large ones",
+        "validate: how well the small runs predict the large ones, by each form of the loss law: additive (the "
+        "paper's), joint ((A / N^a + B / T^b)^k + E), three_term (in N, batch and steps)",
     )
     parser.add_argument("results", help="a sweep's folder, or a CSV or JSONL file with one row per result")
     parser.add_argument("--out", help="law file to write")
-    parser.add_argument("--columns", help="OURS=THEIRS,...: how the file names N, T, B, lr, L (the loss) and the rest")
+    parser.add_argument(
+        "--columns",
+        help="OURS=THEIRS,...: how the file names N, T, B, lr, L (the loss); and, where it has them, status (done, or "
+        "diverged), heldout (1: predict it, do not fit it), run_id, seed, n_ctx, flops, loss_se, ema_loss and "
+        "ema_loss_se",
+    )
     parser.add_argument("--batch-unit", help="what the file's batch counts: tokens, or sequences:TOKENS_EACH")
     parser.add_argument("--optima", action="store_true", help="each row is already the optimum of its (N, T)")
     parser.add_argument(
@@ -73,7 +81,9 @@ def arguments() -> argparse.ArgumentParser:
         "--window", help=f"cells within this fraction of a grid's best are fitted, or none (default {WINDOW:g})"
     )
     parser.add_argument("--delta", type=float, help="Huber's delta in log loss (default: 1.345 x the noise, or 1e-3)")
-    parser.add_argument("--n-ctx", type=int, help="tokens per clip, for C_token, where the results do not say")
+    parser.add_argument(
+        "--n-ctx", type=int, help="tokens per clip, for C_token and the law, where the results do not say"
+    )
     parser.add_argument(
         "--pair", metavar="LR,B", help="compare: the fixed pair (default: the smallest grid's optimum)"
     )
@@ -141,21 +151,43 @@ def window(text: str | None) -> float | None:
     return width
 
 
-def cost_of(ledger: runs.Ledger, n_ctx: int | None) -> tuple[allocation.Cost, str]:
-    """Training FLOPs per token as a function of N, and in words where it comes from."""
+def cost_of(ledger: runs.Ledger, n_ctx: int | None) -> tuple[runs.Ledger, allocation.Cost, str]:
+    """The ledger with its tokens per clip, training FLOPs per token as a function of N, and in words where these
+    come from."""
     known = {int(n) for n in ledger.n_ctx if n > 0}
     if n_ctx is not None and known - {n_ctx}:
         raise UserError(f"--n-ctx {n_ctx}: the results have {', '.join(map(str, sorted(known)))}; leave it out")
     if n_ctx is not None or len(known) == 1:
         tokens = n_ctx or known.pop()
-        return allocation.c_token(tokens, smooth_width), f"C_token with n_ctx {tokens}"
+        ledger = replace(ledger, n_ctx=np.full(len(ledger), tokens))
+        return ledger, allocation.c_token(tokens, smooth_width), f"C_token with n_ctx {tokens}"
     if np.all(np.isfinite(ledger.flops)):
         ratio = float(np.median(ledger.flops / (ledger.N * ledger.T)))
-        return allocation.proportional(ratio), f"{ratio:.3g} N T, from the flops column"
-    return allocation.proportional(), "6 N T, assumed"
+        return ledger, allocation.proportional(ratio), f"{ratio:.3g} N T, from the flops column"
+    return ledger, allocation.proportional(), "6 N T, assumed"
 
 
-def summary(fitted: fit.Fitted) -> str:
+def fit_or_force(
+    ledger: runs.Ledger, part: str, options: fit.Options, cost: allocation.Cost, provenance: dict
+) -> fit.Fitted:
+    """The fit; with --force one that the data do not support as well, which says so in its law.
+
+    Raises:
+        Untrusted: the data do not support it, and it is not forced.
+    """
+    try:
+        return fit.fit(ledger, part, replace(options, force=False), cost, provenance)
+    except Untrusted as reason:
+        if not options.force:
+            raise
+        why = f"forced: {str(reason).splitlines()[0]}"
+    fitted = fit.fit(ledger, part, options, cost, provenance)
+    said = (why, *fitted.warnings)
+    law = replace(fitted.law, fit=fitted.law.fit | {"forced": True, "warnings": list(said)})
+    return replace(fitted, law=law, warnings=said)
+
+
+def summary(fitted: fit.Fitted, cost: allocation.Cost) -> str:
     """The fit for people: verdicts, constants with intervals, warnings."""
     law, lines = fitted.law, [found.describe() for found in fitted.optima]
     lines += [f"  {line}" for line in optimum.next_cells(fitted.optima)]
@@ -175,12 +207,15 @@ def summary(fitted: fit.Fitted) -> str:
             lines.append(text)
         lines.append(f"{part} is in units of {value.scale['T']:g} tokens and {value.scale['N']:g} parameters")
     if law.allocation and law.domain["C"]:
-        lines += allocation.side_by_side(law.allocation, law.domain["C"][1])
-        reasons = law.provenance.get("unknown", {})
+        lines += allocation.side_by_side(law, law.domain["C"][1], cost)
+        reasons: dict[str, list[str]] = {}
+        for name in ("direct", "measured"):
+            if reason := law.provenance.get("unknown", {}).get(f"allocation.{name}"):
+                reasons.setdefault(reason, []).append(name)
         lines += [
-            f"N_opt, {name}: unknown ({reason})"
-            for name in ("direct", "measured")
-            if (reason := reasons.get(f"allocation.{name}"))
+            f"N_opt, {' and '.join(names)}: unknown ({reason}): three sizes at shared budgets, or at tokens whose C "
+            "overlap over a decade, would tell"
+            for reason, names in reasons.items()
         ]
     return "\n".join(lines + [f"warning: {text}" for text in fitted.warnings])
 
@@ -202,8 +237,9 @@ def compare_pair(args: argparse.Namespace) -> int:
             pair = ()
         if len(pair) != 2 or not all(1e-30 < value < 1e30 for value in pair):
             raise UserError(f"--pair {args.pair!r} is not LR,B: two positive numbers, such as 2e-4,65536")
+    ledger, cost, _ = cost_of(ledger, args.n_ctx)
     try:
-        done = compare.compare(ledger, cost_of(ledger, args.n_ctx)[0], pair, args.flops, window(args.window))
+        done = compare.compare(ledger, cost, pair, args.flops, window(args.window))
     except Untrusted as reason:
         return refuse(args, f"not compared: {reason}", ledger)
     if args.out:
@@ -216,8 +252,9 @@ def check(args: argparse.Namespace) -> int:
     """Expanding windows over the optima, for each form of the loss law; and what was held out, if anything was."""
     ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
     options = fit.Options(held(args.fix, args.part), None, window(args.window), args.delta, args.force, args.optima)
+    ledger, cost, _ = cost_of(ledger, args.n_ctx)
     try:
-        fitted = fit.fit(ledger, "loss", options, cost_of(ledger, args.n_ctx)[0], {})
+        fitted = fit_or_force(ledger, "loss", options, cost, {})
     except Untrusted as reason:
         return refuse(args, f"not validated: {reason}", ledger)
     points = fitted.points
@@ -229,14 +266,7 @@ def check(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"windows": rows, "held_out": apart}, indent=1))
         return 0
-    print("expanding windows: root mean square error of the predicted loss, and its mean")
-    for row in rows or [{}]:
-        if not row:
-            print("  none: four distinct N or T are needed")
-            continue
-        print(
-            f"  along {row['along']}  {row['form']:<12}{row['error']:8.3%} {row['bias']:+8.3%}  {row['points']} points"
-        )
+    print("\n".join(validate.describe(rows, points.N, points.T)))
     for row in apart:
         compute = "never" if row["equivalent_compute"] is None else f"{row['equivalent_compute']:.3g}"
         print(
@@ -251,12 +281,10 @@ def main() -> int:
     check_options(args)
     if args.part in ("compare", "validate"):
         return (compare_pair if args.part == "compare" else check)(args)
-    if not args.out and not args.json:
-        raise UserError("--out is missing: where shall the law file go? (or --json to print it)")
     hyperparameters = args.part in ("hyperparameters", "all")
     losses = not (args.optima and args.part in ("hyperparameters", "allocation"))
     ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit, hyperparameters, losses)
-    cost, words = cost_of(ledger, args.n_ctx)
+    ledger, cost, words = cost_of(ledger, args.n_ctx)
     prior = laws.load(args.prior) if args.prior else None
     options = fit.Options(held(args.fix, args.part), prior, window(args.window), args.delta, args.force, args.optima)
     provenance = {
@@ -267,15 +295,18 @@ def main() -> int:
         "prior": args.prior and Path(args.prior).name,
     }
     try:
-        fitted = fit.fit(ledger, args.part, options, cost, provenance)
+        fitted = fit_or_force(ledger, args.part, options, cost, provenance)
     except Untrusted as reason:
-        return refuse(args, f"not fitted: {reason} (--force fits all the same)", ledger)
+        first, *grids = str(reason).splitlines()
+        return refuse(args, "\n".join([f"not fitted: {first} (--force fits all the same)", *grids]), ledger)
     raw = laws.to_dict(fitted.law)
     if args.out:
         laws.save(fitted.law, args.out)
     else:
         laws.from_dict(raw)  # what is printed is checked as what is written
-    print(json.dumps(raw, indent=1) if args.json else summary(fitted))
+    print(json.dumps(raw, indent=1) if args.json else summary(fitted, cost))
+    if not args.out and not args.json:
+        print("not written: --out law.json writes the law file, from which tools/plan.py plans")
     return 0
 
 

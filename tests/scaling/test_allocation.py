@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
@@ -104,18 +106,26 @@ def test_points_that_tell_no_size_law_say_why(points, reason):
     assert all(reason in text for text in reasons.values())
 
 
-def test_estimators_side_by_side():
+def test_estimators_side_by_side(paper, cost):
     sizes = {
         "default": "predicted",
         "direct": None,
         "measured": laws.SizeLaw(2.0, 0.4),
         "predicted": laws.SizeLaw(1.0, 0.4),
     }
-    table = "\n".join(allocation.side_by_side(sizes, 1e20))
+    law = dataclasses.replace(paper, allocation=sizes)
+    table = "\n".join(allocation.side_by_side(law, 1e20, cost))
     assert "against predicted" in table
     assert "+100.0%, +100.0%" in table
     assert f"{2e8:.4g}" in table
     assert "direct" not in table
+    assert f"minimised {float(allocation.optimum(paper.loss, 1e20, cost)):>38.4g}" in table
+    # With one row there is nothing to be against.
+    alone = allocation.side_by_side(
+        dataclasses.replace(law, loss=None, allocation=sizes | {"measured": None}), 1e20, cost
+    )
+    assert len(alone) == 2
+    assert "against" not in alone[0]
 
 
 def test_sizes_within_a_tolerance_give_away_just_that(paper, cost):
