@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.config import Config, config_from_dict, load_yaml, to_dict
+from training.flat import part_of
 from training.parallel import like
 from utils.errors import UserError
 from utils.files import json_text, pickles, read_json, write_json, write_text
@@ -195,16 +196,28 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by parameter name: {"exp_avg.<name>", "exp_avg_sq.<name>", "step.<name>"}."""
-    states = {name: optimizer.state[parameter] for name, parameter in model.named_parameters()}
-    return {f"{kind}.{name}": value for name, state in states.items() for kind, value in state.items()}
+    """AdamW's state by parameter name: {"exp_avg.<name>", "exp_avg_sq.<name>", "step.<name>"}; moments are views."""
+    named = {}
+    for name, parameter in model.named_parameters():
+        state = _state_of(parameter, optimizer)
+        named[f"step.{name}"] = state["step"]
+        named |= {f"{kind}.{name}": part_of(state[kind], parameter) for kind in ("exp_avg", "exp_avg_sq")}
+    return named
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of ``optimizer_tensors``. Fused AdamW keeps its step counts beside the parameters."""
-    for name, parameter in model.named_parameters():
-        moments = {kind: like(parameter, tensors[f"{kind}.{name}"]) for kind in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[parameter] = {"step": tensors[f"step.{name}"].to(parameter.device), **moments}
+    """The inverse of ``optimizer_tensors``."""
+    with torch.no_grad():
+        for name, tensor in optimizer_tensors(model, optimizer).items():
+            tensor.copy_(like(tensor, tensors[name]))
+
+
+def _state_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state of a parameter, or of the buffer that it was merged into."""
+    if parameter in optimizer.state:
+        return optimizer.state[parameter]
+    place = parameter.untyped_storage().data_ptr()
+    return next(state for flat, state in optimizer.state.items() if flat.untyped_storage().data_ptr() == place)
 
 
 def find_checkpoint(path: Path, needs: tuple[str, ...] = ("ema",)) -> Path:

@@ -31,7 +31,7 @@ def fit_memory(learn: Step, samples: Samples, speak: bool) -> None:
         return bool(all_reduce(torch.full_like(learn.norm, failed), "sum").item())
 
     fit_micro_batch(attempt, learn.micro_batch or len(samples.t), on_any, sharded, speak)
-    learn.optimizer.zero_grad()
+    learn.forget_gradients()
     learn.by_t.zero_()
 
 

@@ -8,20 +8,27 @@ from torch import nn
 from training.config import OptimKeys
 
 
-def build_optimizer(model: nn.Module, keys: OptimKeys, batch_tokens: int) -> torch.optim.AdamW:
-    """AdamW, fused; weight decay on matrices only, not on biases, norms and modulation tables.
+def weight_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The model's matrices, which weight decay is for; and its biases, norms and tables, which it spares."""
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, parameter in model.named_parameters():
+        groups[0 if name.endswith(".weight") else 1].append(parameter)
+    return groups
+
+
+def build_optimizer(
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]], keys: OptimKeys, batch_tokens: int
+) -> torch.optim.AdamW:
+    """AdamW, fused, for ``weight_groups``.
 
     beta2 = 2^(-B / half-life), so that the second moment looks back over the same tokens at every batch size. The
     moments are there from the start, as the first step would make them: what fits before it fits after it.
     """
-    named = list(model.named_parameters())
-    groups = [
-        {"params": [p for name, p in named if name.endswith(".weight")], "weight_decay": keys.weight_decay},
-        {"params": [p for name, p in named if not name.endswith(".weight")], "weight_decay": 0.0},
-    ]
+    matrices, others = groups
+    decayed = [{"params": matrices, "weight_decay": keys.weight_decay}, {"params": others, "weight_decay": 0.0}]
     beta2 = 2.0 ** (-batch_tokens / keys.beta2_half_life)
-    optimizer = torch.optim.AdamW(groups, lr=keys.lr, betas=(keys.beta1, beta2), eps=keys.eps, fused=True)
-    for _, parameter in named:
+    optimizer = torch.optim.AdamW(decayed, lr=keys.lr, betas=(keys.beta1, beta2), eps=keys.eps, fused=True)
+    for parameter in [*matrices, *others]:
         optimizer.state[parameter] = {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
             "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),

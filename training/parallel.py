@@ -50,7 +50,7 @@ def gather(named: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     for name, tensor in named.items():
         full = whole(tensor.detach())
         if keep:
-            gathered[name] = full.cpu()
+            gathered[name] = full.to("cpu", copy=True)  # views of one buffer would be saved as one
     return gathered
 
 

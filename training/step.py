@@ -1,7 +1,10 @@
 """One optimiser step: micro-batches forward and backward, clipping, AdamW, the average. The host waits for nothing."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from diffusion.loss import denoising_loss
 from diffusion.process import Process
@@ -10,8 +13,9 @@ from models.dit import VideoDiT
 from training.config import Config
 from training.ema import power_of_width, update_average
 from training.feed import Samples
-from training.optim import build_optimizer, learning_rate
-from training.parallel import local, share_gradients, whole
+from training.flat import merge
+from training.optim import build_optimizer, learning_rate, weight_groups
+from training.parallel import local, replicate, share_gradients, whole
 
 COUNTS = ("loss", "counted", "skipped", "in_a_row")
 
@@ -23,7 +27,7 @@ class Step:
 
     Attributes:
         wrapped: the model as several processes share it: itself, behind DDP, or in FSDP2's shards.
-        optimizer: fused AdamW over ``model``'s parameters, its state there from the start.
+        optimizer: fused AdamW over the model's weights, merged into two buffers where they are not sharded.
         norm: the last step's gradient norm before clipping.
         loss: float64, training losses summed over ``counted`` steps since ``restart``.
         counted: the steps among them whose gradient was finite.
@@ -34,14 +38,17 @@ class Step:
             falls into the last column. It is for people to look at: a window that a resume cuts has fewer samples.
     """
 
-    def __init__(
-        self, config: Config, model: VideoDiT, wrapped: nn.Module, average: VideoDiT, device: torch.device
-    ) -> None:
-        self._config, self.wrapped = config, wrapped
+    def __init__(self, config: Config, model: VideoDiT, average: VideoDiT, device: torch.device) -> None:
+        self._config = config
         self._process = Process(config.diffusion.process, config.diffusion.target)
-        self._weights, self._averages = list(model.parameters()), list(average.parameters())
+        groups, averages = weight_groups(model), weight_groups(average)
+        sharded = isinstance(model, FSDPModule)
+        if not sharded:
+            groups, averages = (tuple([merge(part)] for part in both) for both in (groups, averages))
+        self.wrapped: nn.Module = model if sharded else replicate(model, device)
+        self._weights, self._averages = (list(itertools.chain(*both)) for both in (groups, averages))
         self._power = power_of_width(config.ema.width)
-        self.optimizer = build_optimizer(model, config.optim, config.train.batch_tokens)
+        self.optimizer = build_optimizer(groups, config.optim, config.train.batch_tokens)
         self.micro_batch = config.train.micro_batch
         self.norm = torch.zeros((), device=device)
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -62,7 +69,7 @@ class Step:
         # The fused kernel's own switch, made for loss scaling: with it set, neither weights nor moments move.
         self.optimizer.found_inf = (~finite).float()
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.forget_gradients()
         self.loss += torch.where(finite, loss, 0.0)
         self.counted += finite
         self.skipped += ~finite
@@ -86,6 +93,9 @@ class Step:
             total += loss.detach()
             self._add_by_t(piece.t, losses.detach())
         return total
+
+    def forget_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=isinstance(self.wrapped, FSDPModule))
 
     def _add_by_t(self, t: Tensor, losses: Tensor) -> None:
         # 15 us on the CPU: sums of bins that are read only where a line is logged.

@@ -26,7 +26,7 @@ from training.memory import fit_memory
 from training.metrics import MetricsLog
 from training.model import build_model, check_compiler, compile_model
 from training.optim import learning_rate
-from training.parallel import all_reduce, gather, lost_process, replicate, shard
+from training.parallel import all_reduce, gather, lost_process, shard
 from training.preview import Preview
 from training.records import build_result, finished_result, recorded
 from training.resolve import Run, resolve
@@ -124,8 +124,7 @@ class Trainer:
         if sharded:
             shard(self.model)
             shard(self.average)
-        wrapped = self.model if sharded else replicate(self.model, self.device)
-        self.learn = Step(config, self.model, wrapped, self.average, self.device)
+        self.learn = Step(config, self.model, self.average, self.device)
         self.feed = Feed(run, cache, self.rank, self.world, self.device)
         self.step = 0
         self.milestones: list[dict[str, Any]] = []

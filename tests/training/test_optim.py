@@ -7,19 +7,19 @@ import torch
 from tests.models.test_dit import build
 from training.config import OptimKeys
 from training.ema import power_of_width, update_average
-from training.optim import build_optimizer, learning_rate
+from training.optim import build_optimizer, learning_rate, weight_groups
 
 
 def test_beta2_looks_back_over_the_same_tokens_at_every_batch() -> None:
     keys = OptimKeys(beta2_half_life=10_000)
     for batch in (100, 1_000, 5_000):
-        beta2 = build_optimizer(build(), keys, batch).param_groups[0]["betas"][1]
+        beta2 = build_optimizer(weight_groups(build()), keys, batch).param_groups[0]["betas"][1]
         assert beta2 ** (10_000 / batch) == pytest.approx(0.5)
 
 
 def test_weight_decay_is_for_matrices() -> None:
     model = build(layers=1)
-    decayed, spared = build_optimizer(model, OptimKeys(weight_decay=0.1), 32).param_groups
+    decayed, spared = build_optimizer(weight_groups(model), OptimKeys(weight_decay=0.1), 32).param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     linear = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
     assert {id(p) for p in decayed["params"]} == {id(p) for p in linear}

@@ -15,7 +15,7 @@ from training.checkpoint import checkpoint_paths, find_checkpoint, optimizer_ten
 from training.config import OptimKeys, load_config
 from training.feed import Feed, Samples
 from training.memory import fit_micro_batch
-from training.optim import build_optimizer
+from training.optim import build_optimizer, weight_groups
 from training.trainer import Trainer, prepare
 from utils.errors import UserError
 
@@ -132,7 +132,7 @@ def test_one_processs_bad_sample_is_skipped_by_all(cache: Path, tmp_path: Path) 
 def test_moments_made_beforehand_change_no_number() -> None:
     """Fused AdamW would make them at the first step, after the micro-batch was fitted."""
     ours, theirs = build(), build()
-    prepared = build_optimizer(ours, OptimKeys(weight_decay=0.1), 128)
+    prepared = build_optimizer(weight_groups(ours), OptimKeys(weight_decay=0.1), 128)
     groups = [{k: v for k, v in group.items() if k != "params"} for group in prepared.param_groups]
     split = [[p for n, p in theirs.named_parameters() if n.endswith(".weight") == matrix] for matrix in (True, False)]
     plain = torch.optim.AdamW([{"params": part, **copy.copy(group)} for part, group in zip(split, groups)])

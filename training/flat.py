@@ -1,0 +1,37 @@
+"""Many small tensors as one: a small model's step waits for its optimiser's calls, not for their arithmetic."""
+
+import torch
+from torch import Tensor, nn
+
+ALIGNMENT = 32  # numbers: each parameter begins where vector loads of 128 bytes may
+
+
+def merge(parameters: list[nn.Parameter]) -> nn.Parameter:
+    """Move ``parameters`` and their gradients into one buffer, of which they become views; returns the buffer.
+
+    An optimiser of the buffer moves them all, and its gradient must be set to zero, never to None: the parameters'
+    gradients are views of it. What lies between two parameters is zero and stays so.
+    """
+    starts, size = [], 0
+    for parameter in parameters:
+        starts.append(size)
+        size += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+    first = parameters[0]
+    flat = nn.Parameter(torch.zeros(size, dtype=first.dtype, device=first.device), first.requires_grad)
+    if flat.requires_grad:
+        flat.grad = torch.zeros_like(flat)
+    for parameter, start in zip(parameters, starts):
+        here = slice(start, start + parameter.numel())
+        flat.data[here] = parameter.data.flatten()
+        parameter.data = flat.data[here].view(parameter.shape)
+        if flat.requires_grad:
+            parameter.grad = flat.grad[here].view(parameter.shape)
+    return flat
+
+
+def part_of(flat: Tensor, parameter: Tensor) -> Tensor:
+    """What of ``flat``, laid out as the buffer that ``parameter`` lies in (or as itself), belongs to it: a view."""
+    if flat.shape == parameter.shape:
+        return flat
+    start = parameter.storage_offset()
+    return flat[start : start + parameter.numel()].view(parameter.shape)
