@@ -97,6 +97,8 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             "delta": None if fitted is None else fitted.delta,
             "points": len(points.N),
             "window": options.window,
+            # One clip, where grids were best at it: their rates and losses are those of that batch.
+            "floor": max((o.B for o in optima if o.verdict == "floor"), default=None),
             "draw_columns": columns,
             "intervals": intervals,
             "method": f"95 %: {method}; {len(points.present)} clusters",

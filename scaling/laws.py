@@ -153,6 +153,7 @@ _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "recipe": _OBJECT,
     "fit": _OBJECT,
     "fit.window": (lambda value: _positive(value) and value < 1, "a fraction between 0 and 1"),
+    "fit.floor": (lambda value: _positive(value), "a positive number of tokens"),
     "fit.method": (lambda value: isinstance(value, str), "words"),
     "fit.warnings": (lambda value: isinstance(value, list) and _all_words(value), "a list of words"),
     "fit.intervals": (

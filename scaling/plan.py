@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from scaling import allocation
 from scaling.jackknife import interval
@@ -19,6 +19,8 @@ ESTIMATORS = ("predicted", "measured", "direct", "minimised")
 FAR = 100.0
 # Beyond this factor from the best batch the law's quadratic is far from where it was measured.
 FAR_BATCH = 4.0
+# In fewer steps there is no warm-up and no optimum as those of the fit.
+FEW_STEPS = 100
 # An interval of N_opt wider than this factor tells no size.
 UNKNOWN = 10.0
 # What may be asked for: beyond these there is no such machine, and at last no such float.
@@ -86,6 +88,8 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
                 f"N {N:.4g} never reaches loss {target:.8g} (in {MOST['tokens']:g} tokens): by law {law.name!r} its "
                 f"limit is {limit:.8g}"
             )
+        if request.loss is not None:
+            T = _with_batch(law, N, T, target, n_ctx, request.batch)
     else:
         T = budget / per_token
     if not n_ctx <= T:
@@ -93,14 +97,9 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
     C = T * per_token
     B_opt = float(law.batch(N, T))
     _check_finite(law, {"B_opt": B_opt})
-    B = request.batch or max(round(B_opt / n_ctx), 1) * n_ctx
-    if B % n_ctx:
-        low = max(int(B // n_ctx), 1) * n_ctx
-        raise UserError(f"a batch of {B:g} tokens is no whole number of clips: nearest {low} and {low + n_ctx}")
+    B, off, penalty = (float(value) for value in _batch(law, N, T, n_ctx, request.batch))
+    _check_batch(B, n_ctx, T, request.batch)
     slope = law.lr_given_batch.slope if law.lr_given_batch else 0.0
-    # At the floor of one clip the rates were measured at one clip, and not at the smaller batch they wanted.
-    off = math.log(B / max(B_opt, law.n_ctx or 0))
-    penalty = 1 + (float(law.curvature(slope * off, off)) if law.curvature else 0.0)
     forward = n_ctx * per_token / 3
     draws = _draws(law, N, T, B, C, slope, cost)
     if "loss" in draws:
@@ -145,6 +144,48 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
     return value
 
 
+def _batch(law: Law, N: float, T: ArrayLike, n_ctx: int, given: float | None) -> tuple[NDArray, NDArray, NDArray]:
+    """(B, its distance from the batch of the law's rates in logs, the factor that this puts on the loss), as T."""
+    B_opt = law.batch(N, T)
+    B = np.full_like(B_opt, given) if given else np.maximum(np.round(B_opt / n_ctx), 1) * n_ctx
+    # Rates and losses at the floor of one clip were measured at one clip, and not at the smaller batch they wanted.
+    off = np.log(B / np.maximum(B_opt, law.fit.get("floor") or 0))
+    slope = law.lr_given_batch.slope if law.lr_given_batch else 0.0
+    return B, off, 1 + (law.curvature(slope * off, off) if law.curvature else 0 * off)
+
+
+def _check_batch(B: float, n_ctx: int, T: float, given: float | None) -> None:
+    """UserError for a batch that is no whole number of clips, or more than the run."""
+    if B % n_ctx:
+        low = max(int(B // n_ctx), 1) * n_ctx
+        raise UserError(f"a batch of {B:g} tokens is no whole number of clips: nearest {low} and {low + n_ctx}")
+    if math.ceil(T) < B:
+        whose = "--batch" if given else "the law's batch,"
+        raise UserError(
+            f"{whose} {B:.0f} is more than the run's {T:.4g} tokens: give a smaller --batch or more tokens"
+        )
+
+
+def _with_batch(law: Law, N: float, least: float, loss: float, n_ctx: int, given: float | None) -> float:
+    """The fewest tokens that reach ``loss`` at what the batch costs; ``least`` do where it costs nothing."""
+
+    def short(T: ArrayLike) -> NDArray:
+        return law.loss(N, T) * _batch(law, N, T, n_ctx, given)[2] - loss
+
+    # What a given batch costs falls with T until it is the best one, and rises again: the first crossing is sought.
+    grid = np.geomspace(least, MOST["tokens"], 4001)
+    reached = np.flatnonzero(short(grid) <= 0)
+    if not len(reached):
+        raise UserError(
+            f"batches of {given or n_ctx:.4g} tokens never bring N {N:.4g} to loss {loss:.8g}: give another"
+        )
+    low, high = grid[max(reached[0] - 1, 0)], grid[reached[0]]
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if short(middle) <= 0 else (middle, high)
+    return float(high)
+
+
 def _check_finite(law: Law, numbers: dict[str, Any]) -> None:
     """Raise UserError where a law's constants or draws lead out of the range of numbers."""
     for name, value in numbers.items():
@@ -179,6 +220,8 @@ def _check(request: Request) -> float | None:
         raise UserError("--serve-clips chooses N: it contradicts --params")
     if request.serve_clips is not None and "tokens" in given:
         raise UserError("--serve-clips trades tokens for size: it contradicts --tokens")
+    if request.estimator is not None and "params" in given:
+        raise UserError("--estimator chooses N: it contradicts --params")
     if request.gpu_hours is not None:
         return request.gpu_hours * 3600 * PEAK_FLOPS[request.gpu] * request.mfu
     return request.flops
@@ -256,10 +299,11 @@ def _draws(
             own = allocation.predicted(law.loss, span, cost)
             ratio = np.exp(log_N + exponent * math.log(C)) / own(C)
             drawn["predicted"] = law.allocation["predicted"](C) * ratio
-    if batch is not None and isinstance(batch.coefficient, np.ndarray):
+    if batch is not None:
         drawn["B_opt"] = batch(N, T)
+    if batch is not None and lr is not None:
         # The rate follows the batch actually used, along the ridge through each draw's own optimum.
-        drawn["lr"] = lr(N, T) * (B / np.maximum(drawn["B_opt"], law.n_ctx or 0)) ** slope
+        drawn["lr"] = lr(N, T) * (B / np.maximum(drawn["B_opt"], law.fit.get("floor") or 0)) ** slope
     return drawn
 
 
@@ -295,10 +339,18 @@ def _warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
     if fitted is not None and plan["C"] < fitted[0] / FAR:
         warnings.append(f"C is {fitted[0] / plan['C']:.0f} times below the smallest compute the law was fitted on")
     B_opt = plan["B_opt"] if isinstance(plan["B_opt"], float) else plan["B_opt"]["value"]
-    if abs(math.log(plan["B"] / max(B_opt, n_ctx))) > math.log(FAR_BATCH):
+    if abs(math.log(plan["B"] / max(B_opt, law.fit.get("floor") or 0))) > math.log(FAR_BATCH):
         warnings.append(
             f"the batch is {plan['B'] / B_opt:.2g} times the law's: rate and loss are extrapolated along the ridge"
         )
+    if law.n_ctx not in (None, n_ctx):
+        others = ", ".join(name for name in sorted(plan["N_opt"]) if name != "minimised")
+        cost = f", and N_opt ({others}) is for what those cost" if others else ""
+        warnings.append(
+            f"clips of {n_ctx} tokens, but the law's have {law.n_ctx}: its loss, batch and rate are theirs{cost}"
+        )
+    if plan["steps"] < FEW_STEPS:
+        warnings.append(f"only {plan['steps']} steps: the law's optima are those of many; a smaller --batch has more")
     if B_opt < 0.5 * n_ctx:
         warnings.append(f"the law's batch, {B_opt:.3g} tokens, is less than half a clip: one clip is used")
     sizes = [v if isinstance(v, float) else v["value"] for v in plan["N_opt"].values()]
@@ -320,6 +372,8 @@ def _warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
             warnings.append(f"{part}: {', '.join(assumed)} assumed, not measured")
     if law.draws is None:
         warnings.append(f"no intervals: the law's draws are unknown ({law.reason('draws')})")
+    elif undrawn := [part for part in ("batch", "lr", "loss") if law.drawn(part) is None]:
+        warnings.append(f"no intervals that need draws of {', '.join(undrawn)}: the law has none of them")
     return warnings
 
 

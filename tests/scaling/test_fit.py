@@ -352,6 +352,7 @@ def test_batches_at_the_floor_bound_the_batch_law_and_give_the_rest(paper, cost)
     # The best loss with batches of one clip is the curvature's price above the law's own.
     assert law.loss(SIZES[1], 3e9) > paper.loss(SIZES[1], 3e9)
     # The rates are those of one clip already: a plan must not move them along the ridge once more.
+    assert law.fit["floor"] == pytest.approx(n_ctx)
     planned = plan(law, Request(params=SIZES[1], tokens=3e9), sizes)
     assert planned["B"] == n_ctx
     ridge = -paper.curvature.lr_batch / (2 * paper.curvature.lr_lr)

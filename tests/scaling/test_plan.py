@@ -201,3 +201,61 @@ def test_what_serving_costs_decides_the_size(paper):
 def test_intervals_widen_with_few_degrees_of_freedom():
     spread = jackknife.Spread(np.array([[0.1], [-0.2], [0.1]]), np.zeros((1, 1)), 2)
     assert spread.half_width() == pytest.approx(4.3027 * np.sqrt(0.06), rel=1e-4)
+
+
+def test_the_rate_follows_the_batch_unless_the_law_was_fitted_at_a_floor(paper):
+    """A plan whose clips are not the law's: only a law that was fitted at one clip has its rates there."""
+    small = dataclasses.replace(paper, fit=paper.fit | {"floor": 1280})
+    request = Request(params=1.05e6, tokens=1e7, n_ctx=80)
+    free, floored = plan(paper, request, sizes), plan(small, request, sizes)
+    assert (free["B"], round(free["B_opt"])) == (160, 143)
+    slope, off = paper.lr_given_batch.slope, math.log(160 / free["B_opt"])
+    assert free["lr"] == pytest.approx(float(paper.lr(1.05e6, 1e7)) * math.exp(slope * off))
+    assert free["loss"] == pytest.approx(
+        float(paper.loss(1.05e6, 1e7)) * (1 + float(paper.curvature(slope * off, off)))
+    )
+    assert floored["lr"] == pytest.approx(float(paper.lr(1.05e6, 1e7)) * (160 / 1280) ** slope)
+    # At the law's own clips the rate of a floored law is its rate at one clip.
+    assert plan(small, Request(params=1.05e6, tokens=1e7), sizes)["lr"] == pytest.approx(float(paper.lr(1.05e6, 1e7)))
+
+
+def test_clips_that_are_not_the_laws_are_warned_about(paper):
+    said = plan(paper, Request(flops=1e20, n_ctx=80), sizes)["warnings"]
+    (clips,) = [text for text in said if "clips" in text]
+    assert "clips of 80 tokens, but the law's have 1280" in clips
+    assert "N_opt (measured, predicted)" in clips
+    assert not any(
+        "the law's have" in text for text in plan(paper, Request(flops=1e20, n_ctx=1280), sizes)["warnings"]
+    )
+
+
+def test_a_loss_is_reached_with_the_batch_that_is_given(paper):
+    """What a batch off its best costs is trained for."""
+    free = plan(paper, Request(params=1e8, loss=0.545), sizes)
+    large = plan(paper, Request(params=1e8, loss=0.545, batch=8 * free["B"]), sizes)
+    assert [p["loss"] for p in (free, large)] == pytest.approx([0.545, 0.545], rel=1e-7)
+    assert large["T"] > 1.02 * free["T"]
+    # One clip where the law's batch is a ninth of it costs as well.
+    assert plan(paper, Request(params=1e6, loss=1.75), sizes)["loss"] == pytest.approx(1.75, rel=1e-7)
+    assert plan(paper, Request(loss=0.545, batch=8 * free["B"]), sizes)["loss"] == pytest.approx(0.545, rel=1e-7)
+    with pytest.raises(UserError, match=r"batches of 9.984e\+14 tokens"):
+        plan(paper, Request(params=1e8, loss=0.503, batch=9.984e14), sizes)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(params=1e6, tokens=1e7, batch=12800000), r"--batch 12800000 is more than the run's 1e\+07 tokens"),
+        (Request(flops=1e20, params=1e9, estimator="measured"), "--estimator chooses N: it contradicts --params"),
+    ],
+)
+def test_what_the_size_or_the_length_leaves_no_room_for(paper, request_, message):
+    with pytest.raises(UserError, match=message):
+        plan(paper, request_, sizes)
+
+
+def test_a_plan_of_few_steps_is_warned_about(paper):
+    few = plan(paper, Request(params=1e6, tokens=1e7, batch=1280000), sizes)
+    assert few["steps"] == 8
+    assert any("only 8 steps" in text for text in few["warnings"])
+    assert not any("steps" in text for text in plan(paper, Request(flops=1e20), sizes)["warnings"])
