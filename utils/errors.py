@@ -3,6 +3,8 @@
 import argparse
 import errno
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -36,12 +38,29 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def _unread() -> bool:
+    """Whether nobody is left to read what this process prints."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and exit with its status; users' errors exit with 2 and one line on stderr."""
     try:
-        sys.exit(main() or 0)
+        try:
+            sys.exit(main() or 0)
+        except SystemExit:
+            sys.stdout.flush()  # here, where it can still be told who has left
+            raise
     except UserError as error:
         message = str(error)
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        # As head does, the reader has what it wanted; the rest goes nowhere, and so would Python's word about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         # A full disk or a path that cannot be written is the user's to mend; other OS errors are ours to explain.
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,8 +1,10 @@
-"""Files that are either whole or absent: everything is written aside and renamed."""
+"""Files that are either whole or absent: everything is written aside and renamed, but onto devices and pipes."""
 
 import fcntl
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +17,21 @@ PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is synced and renamed over ``path``, else removed."""
+    """Yield a temporary path beside ``path``; on success it is synced and renamed over ``path``, else removed.
+
+    What a link leads to is replaced, not the link; a device or a pipe is written to once the whole is there.
+    """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        # A file renamed over it would take its place.
+        with tempfile.TemporaryDirectory() as folder:
+            aside = Path(folder) / path.name
+            yield aside
+            with aside.open("rb") as source, path.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+        return
+    if path.is_symlink():
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -36,3 +37,35 @@ def test_every_command_has_that_parser():
 @pytest.mark.parametrize(("word", "known", "meant"), [("lr.n", ["lr.T", "lr.N"], "lr.N"), ("H10O", ["h100"], "h100")])
 def test_case_does_not_count_in_what_is_nearest(word, known, meant):
     assert nearest(word, known) == f"; did you mean {meant!r}?"
+
+
+READER = """
+import sys
+sys.path.insert(0, {root!r})
+from utils.errors import run_cli
+
+def main():
+    {body}
+
+run_cli(main)
+"""
+
+
+@pytest.mark.parametrize("body", ["print('x')", "print('x\\n' * 100000)", "sys.exit(print('x'))"])
+def test_a_reader_that_leaves_is_no_error(body):
+    """As ``plan.py ... | head -1``: what is left unread is nobody's fault."""
+    command = [sys.executable, "-c", READER.format(root=str(ROOT), body=body)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_another_pipes_break_is_an_error():
+    body = "raise BrokenPipeError(32, 'a worker is gone')"
+    done = subprocess.run(
+        [sys.executable, "-c", READER.format(root=str(ROOT), body=body)], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "a worker is gone" in done.stderr
