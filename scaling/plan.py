@@ -1,7 +1,7 @@
 """From a budget to a run: N, T, B, lr, steps, loss and cost, each with an interval where the law has draws."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +21,8 @@ FAR = 100.0
 FAR_BATCH = 4.0
 # In fewer steps there is no warm-up and no optimum as those of the fit.
 FEW_STEPS = 100
+# Of the warnings that the law's fit left, a plan repeats so many.
+REPEATED = 3
 # An interval of N_opt wider than this factor tells no size.
 UNKNOWN = 10.0
 # What may be asked for: beyond these there is no such machine, and at last no such float.
@@ -133,8 +135,10 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
             "guidance": request.guidance,
             "serve_clips": request.serve_clips,
         },
-        "extrapolation": _extrapolation(law, N, T, C),
+        "extrapolation": _extrapolation(law, {"N": N, "T": T, "B": B, "C": C}),
     }
+    if request.serve_clips is not None:
+        value["serving"] = _serving(value, plan(law, replace(request, serve_clips=None), ladder))
     for name in ("lr", "loss", "B_opt"):
         if name in draws:
             low, high = interval(draws[name])
@@ -212,10 +216,9 @@ def _check(request: Request) -> float | None:
     allowed = [{"flops"}, {"gpu_hours"}, {"tokens"}, {"loss"}]
     allowed += [{"params", other} for other in ("tokens", "flops", "gpu_hours", "loss")]
     if given not in allowed:
-        said = " and ".join(f"--{name.replace('_', '-')}" for name in sorted(given)) or "nothing"
-        raise UserError(
-            f"{said} does not fix a plan: give --flops, --gpu-hours, --tokens or --loss, or --params and one of them"
-        )
+        said = " and ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        said += " do not fix a plan" if len(given) > 1 else " does not fix a plan" if given else "nothing is fixed"
+        raise UserError(f"{said}: give --flops, --gpu-hours, --tokens or --loss, or --params and one of them")
     if request.serve_clips is not None and "params" in given:
         raise UserError("--serve-clips chooses N: it contradicts --params")
     if request.serve_clips is not None and "tokens" in given:
@@ -285,20 +288,10 @@ def _draws(
     law: Law, N: float, T: float, B: float, C: float, slope: float, cost: allocation.Cost
 ) -> dict[str, NDArray]:
     """What each joint draw of the law says of this run: [draws] by name."""
-    drawn = {}
+    drawn = allocation.drawn(law, C, cost)
     loss, batch, lr = law.drawn("loss"), law.drawn("batch"), law.drawn("lr")
     if loss is not None and isinstance(loss.Tc, np.ndarray):
         drawn["loss"] = loss(N, T)
-        constants = np.stack([loss.Tc, loss.aT, loss.Nc, loss.aN, loss.Linf], axis=-1)
-        drawn["minimised"] = allocation.minimise(constants, loss.scale, C, cost)
-        if (law.allocation or {}).get("predicted") is not None and law.domain.get("C") is not None:
-            # The power law is fitted again for each draw, over the budgets of the fit, and moves with it. Only the
-            # ratio to the law's own is taken: it holds as well where the law's costs were not quite these.
-            span = (law.domain["C"][0], 10 * law.domain["C"][1])
-            log_N, exponent = allocation.power_of_minima(constants, loss.scale, span, cost)
-            own = allocation.predicted(law.loss, span, cost)
-            ratio = np.exp(log_N + exponent * math.log(C)) / own(C)
-            drawn["predicted"] = law.allocation["predicted"](C) * ratio
     if batch is not None:
         drawn["B_opt"] = batch(N, T)
     if batch is not None and lr is not None:
@@ -324,10 +317,23 @@ def _within(law: Law, C: float, cost: allocation.Cost, tolerance: float) -> dict
     return {"low": low, "high": high, "tolerance": tolerance}
 
 
-def _extrapolation(law: Law, N: float, T: float, C: float) -> dict[str, float | None]:
-    """N, T and C as multiples of the fitted maximum."""
-    spans = {name: law.domain.get(name) for name in ("N", "T", "C")}
-    return {name: None if spans[name] is None else at / spans[name][1] for name, at in (("N", N), ("T", T), ("C", C))}
+def _serving(plan: dict[str, Any], alone: dict[str, Any]) -> dict[str, Any]:
+    """What serving costs, and what choosing the size for it saves against the plan ``alone``, made without."""
+    clips = plan["assumptions"]["serve_clips"]
+    served, without = (p["C"] + clips * p["inference_flops_per_clip"] for p in (plan, alone))
+    return {
+        "flops": served - plan["C"],
+        "total_flops": served,
+        "training_excess": plan["C"] / alone["C"] - 1,
+        "saved": 1 - served / without,
+        "without": {"N": alone["N"], "C": alone["C"], "total_flops": without},
+    }
+
+
+def _extrapolation(law: Law, run: dict[str, float]) -> dict[str, float | None]:
+    """N, T, B and C as multiples of the fitted maximum."""
+    spans = {name: law.domain.get(name) for name in run}
+    return {name: None if spans[name] is None else at / spans[name][1] for name, at in run.items()}
 
 
 def _warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
@@ -343,8 +349,14 @@ def _warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
         warnings.append(
             f"the batch is {plan['B'] / B_opt:.2g} times the law's: rate and loss are extrapolated along the ridge"
         )
-    if law.n_ctx not in (None, n_ctx):
-        others = ", ".join(name for name in sorted(plan["N_opt"]) if name != "minimised")
+    others = ", ".join(name for name in sorted(plan["N_opt"]) if name != "minimised")
+    if law.n_ctx is None:
+        how, cost = law.provenance.get("flops") or "unknown costs", f"N_opt ({others}) and " if others else ""
+        warnings.append(
+            f"the law counted {how}, and this plan C_token: {cost}multiples of C are for other costs; fit.py --n-ctx "
+            f"{n_ctx} counts as plans do"
+        )
+    elif law.n_ctx != n_ctx:
         cost = f", and N_opt ({others}) is for what those cost" if others else ""
         warnings.append(
             f"clips of {n_ctx} tokens, but the law's have {law.n_ctx}: its loss, batch and rate are theirs{cost}"
@@ -370,41 +382,14 @@ def _warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
         assumed = getattr(law, part).assumed
         if assumed:
             warnings.append(f"{part}: {', '.join(assumed)} assumed, not measured")
+    if "serving" in plan and (excess := plan["serving"]["training_excess"]) > 0:
+        warnings.append(f"training takes {excess:.0%} more than the budget without serving, for fewer FLOPs in all")
+    doubts = law.fit.get("warnings") or []
+    warnings += [f"law {law.name!r}: {text}" for text in doubts[:REPEATED]]
+    if len(doubts) > REPEATED:
+        warnings.append(f"law {law.name!r}: {len(doubts) - REPEATED} more in its fit.warnings")
     if law.draws is None:
         warnings.append(f"no intervals: the law's draws are unknown ({law.reason('draws')})")
     elif undrawn := [part for part in ("batch", "lr", "loss") if law.drawn(part) is None]:
         warnings.append(f"no intervals that need draws of {', '.join(undrawn)}: the law has none of them")
     return warnings
-
-
-def table(plan: dict[str, Any]) -> str:
-    """The plan for people."""
-    names = {
-        "N": ("parameters", ".4g"), "size": ("layers x width", "s"), "heads": ("heads", "d"), "T": ("tokens", ".4g"),
-        "B": ("tokens per batch", "d"), "lr": ("learning rate", ".3g"), "steps": ("steps", "d"),
-        "loss": ("predicted loss", ".5g"), "C": ("training FLOPs", ".4g"), "gpu_hours": ("GPU-hours", ".4g"),
-        "inference_flops_per_clip": ("inference FLOPs per clip", ".4g"),
-    }  # fmt: skip
-
-    def show(value: Any, form: str) -> str:
-        if isinstance(value, dict):
-            return f"{value['value']:{form}}  [{value['low']:{form}}, {value['high']:{form}}]"
-        return f"{value:{form}}"
-
-    lines = [f"{label:<26}{show(plan[name], form)}" for name, (label, form) in names.items()]
-    bare = "  (no interval known)" if any(isinstance(value, dict) for value in plan["N_opt"].values()) else ""
-    lines += [
-        f"{'N_opt, ' + name:<26}{show(value, '.4g')}{'' if isinstance(value, dict) else bare}"
-        for name, value in plan["N_opt"].items()
-    ]
-    near = plan["N_within_tolerance"]
-    label = f"N within {near['tolerance']:.2%} of loss"
-    lines.append(f"{label:<26}{near['low']:.4g} (cheapest to serve) to {near['high']:.4g}")
-    used = plan["assumptions"]
-    guidance = "with" if used["guidance"] else "without"
-    lines.append(
-        f"{'assumed':<26}{used['gpu']} at MFU {used['mfu']:g}; {used['sampler_steps']} steps {guidance} guidance"
-    )
-    beyond = ", ".join(f"{name} {v:.3g}x" for name, v in plan["extrapolation"].items() if v is not None)
-    lines.append(f"{'of the fitted maximum':<26}{beyond or 'unknown'}")
-    return "\n".join(lines + [f"warning: {text}" for text in plan["warnings"]])

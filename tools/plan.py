@@ -2,6 +2,9 @@
 
 python tools/plan.py --law configs/laws/paper.json --flops 1e22
 python tools/plan.py --law law.json --flops 1e15 --base configs/train/x.yaml --out configs/train/planned.yaml
+
+Beyond 100 times the compute that the law was fitted on, and far below it, the plan warns. docs/laws.md has the laws as
+formulas and the law file's keys.
 """
 
 import argparse
@@ -15,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import sizes
 from scaling import laws
-from scaling.plan import ESTIMATORS, Request, plan, table
+from scaling.plan import ESTIMATORS, Request, plan
+from scaling.plan_table import table
 from utils.devices import PEAK_FLOPS
 from utils.errors import Parser, UserError, run_cli
 from utils.files import read_json, write_text
@@ -33,19 +37,28 @@ def arguments() -> argparse.ArgumentParser:
     budget.add_argument("--loss", type=float, help="validation loss to reach")
     budget.add_argument("--params", type=float, help="model parameters N")
     parser.add_argument("--batch", type=float, help="batch in tokens, where memory dictates it; the rate follows")
-    parser.add_argument("--n-ctx", type=int, help="tokens per clip (default: the law's)")
+    parser.add_argument("--n-ctx", type=int, help="tokens per clip (default: --base's, or the law's)")
     parser.add_argument("--estimator", help=f"how to choose N: {', '.join(ESTIMATORS)} (default: the law's)")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="loss given away, relative, for the range of N")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-3, help="loss given away, relative, for the range of N (default 0.001)"
+    )
     parser.add_argument("--gpu", default="h100", help=f"one of {', '.join(PEAK_FLOPS)} (default h100)")
-    parser.add_argument("--mfu", type=float, default=0.4, help="fraction of the GPU's peak that training reaches")
-    parser.add_argument("--sampler-steps", type=int, default=50, help="sampling steps per clip served")
+    parser.add_argument("--mfu", type=float, default=0.4, help="fraction of the GPU's peak reached (default 0.4)")
+    parser.add_argument("--sampler-steps", type=int, default=50, help="sampling steps per clip served (default 50)")
     parser.add_argument(
         "--no-guidance", action="store_true", help="sample without guidance: one forward per step, not two"
     )
     parser.add_argument(
-        "--serve-clips", type=float, help="clips to be served: minimise training plus serving at equal loss"
+        "--serve-clips",
+        type=float,
+        help="clips to be served: minimise training plus serving at equal loss, "
+        "which trains for longer than the budget",
     )
-    parser.add_argument("--base", help="config that supplies data, VAE and the rest; the plan's config extends it")
+    parser.add_argument(
+        "--base",
+        help="config that supplies data, VAE and the rest; the plan's config extends it. Where its data.cache is "
+        "there, its tokens per clip overrides the law's",
+    )
     parser.add_argument("--out", help="write a config that train.py runs")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return parser
@@ -59,6 +72,7 @@ def config(planned: dict, law: str, base: str | None, out: Path) -> str:
     if base:
         lines.append(f"extends: {os.path.relpath(Path(base).resolve(), out.resolve().parent)}")
     lines += [
+        f"name: {json.dumps(out.stem)}",
         "model:",
         f'  size: "{planned["size"]}"',
         "optim:",
@@ -85,8 +99,8 @@ def recipe_warnings(recipe: dict, base: str) -> list[str]:
     return warnings
 
 
-def clip_tokens(base: str, given: int | None) -> int | None:
-    """Tokens per clip of the base config's data, where its cache is at hand; else what was ``given``.
+def clip_tokens(base: str, given: int | None) -> tuple[int | None, str]:
+    """(tokens per clip of the base config's data, where its cache is at hand, else what was ``given``; its cache).
 
     Raises:
         UserError: the two contradict each other.
@@ -97,19 +111,20 @@ def clip_tokens(base: str, given: int | None) -> int | None:
     index = Path(config.data.cache) / "index.json"
     shape = read_json(index).get("latent_shape") if config.data.cache and index.is_file() else None
     if shape is None:
-        return given
+        return given, config.data.cache
     found = math.prod(side // p for side, p in zip(shape[1:], config.model.patch))
     if given not in (None, found):
         raise UserError(f"--n-ctx {given}: the clips of {base}'s cache have {found} tokens; leave it out")
-    return found
+    return found, config.data.cache
 
 
 def main() -> None:
     args = arguments().parse_args()
     if args.base and not Path(args.base).is_file():
         raise UserError(f"--base {args.base}: no such file")
+    cache = ""
     if args.base:
-        args.n_ctx = clip_tokens(args.base, args.n_ctx)
+        args.n_ctx, cache = clip_tokens(args.base, args.n_ctx)
     request = Request(
         args.flops, args.params, args.tokens, args.loss, args.gpu_hours, args.gpu.lower(), args.mfu, args.batch,
         args.n_ctx, args.estimator, args.tolerance, args.sampler_steps, not args.no_guidance, args.serve_clips,
@@ -118,11 +133,19 @@ def main() -> None:
     planned = plan(law, request, sizes)
     if args.base:
         planned["warnings"] += recipe_warnings(law.recipe, args.base)
+    if cache and args.n_ctx is None:
+        planned["warnings"].append(
+            f"n_ctx {planned['n_ctx']} is the law's: {cache}, the base's cache, is not there yet; plan again when "
+            "it is"
+        )
     if args.out:
         write_text(args.out, config(planned, args.law, args.base, Path(args.out)))
     print(json.dumps(planned, indent=1) if args.json else table(planned))
     if args.out and not args.json:
-        print(f"wrote {args.out}; train it with: python train.py --config {args.out}")
+        missing = "" if cache else " data.cache=FOLDER"
+        print(f"wrote {args.out}; train it with: python train.py --config {args.out}{missing}")
+        if missing:
+            print("(latents of tools/cache_latents.py; a --base that names them makes the config whole)")
 
 
 if __name__ == "__main__":

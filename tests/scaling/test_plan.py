@@ -6,7 +6,8 @@ import pytest
 
 from models import sizes
 from scaling import allocation, fit, jackknife, simulate
-from scaling.plan import Request, plan, table
+from scaling.plan import Request, plan
+from scaling.plan_table import table
 from utils.errors import UserError
 
 
@@ -132,10 +133,10 @@ def test_estimators_without_draws_have_no_interval(paper, cost):
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request(), "nothing does not fix a plan"),
+        (Request(), "nothing is fixed: give --flops"),
         (Request(flops=1e20, tokens=1e9), "--flops and --tokens"),
         (Request(params=1e9), "--params does not fix"),
-        (Request(params=1e9, tokens=1e9, flops=1e20), "does not fix a plan"),
+        (Request(params=1e9, tokens=1e9, flops=1e20), "do not fix a plan"),
         (Request(flops=-1), "--flops must be a positive number"),
         (Request(flops=1e5), "no model has about|less than one clip"),
         (Request(params=1e9, flops=1e10), "less than one clip"),

@@ -34,6 +34,28 @@ def refused(*words):
     return said.getvalue()
 
 
+def said(*words):
+    """What the command prints in this process."""
+    out, argv = io.StringIO(), sys.argv
+    sys.argv = ["plan.py", *map(str, words)]
+    try:
+        with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as left:
+            run_cli(tool.main)
+    finally:
+        sys.argv = argv
+    assert not left.value.code
+    return out.getvalue()
+
+
+def lawlike(path, **changes):
+    """The paper's law as a file, changed; ``fit`` and ``provenance`` are added to."""
+    law = json.loads(PAPER.read_text())
+    for key, value in changes.items():
+        law[key] = law[key] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(law))
+    return path
+
+
 def test_json_has_what_machines_read():
     planned = json.loads(run("--law", PAPER, "--flops", "1e22", "--json").stdout)
     for key in ("N", "T", "B", "lr", "steps", "loss", "C", "n_ctx", "layers", "width", "heads", "gpu_hours",
@@ -76,7 +98,7 @@ def test_writes_a_config_that_extends_the_base(tmp_path):
     ("words", "message"),
     [
         (("--law", "missing.json", "--flops", "1e20"), "no such file"),
-        (("--law", PAPER), "does not fix a plan"),
+        (("--law", PAPER), "nothing is fixed: give --flops"),
         (("--law", PAPER, "--flops", "1e5"), "no model has about"),
         (("--law", PAPER, "--flops", "1e20", "--base", "missing.yaml"), "no such file"),
         (("--law", __file__, "--flops", "1e20"), "not a JSON file"),
@@ -139,7 +161,9 @@ def test_numbers_beyond_sense_are_refused_by_name(option):
         ("--flops 1e20 --mfu 1.01", "--mfu must be a positive number, at least 1e-09 and at most 1"),
         ("--flops 1e20 --gpu a100x", "unknown GPU 'a100x'; did you mean 'a100'"),
         ("--flops 1e20 --estimator best", "unknown estimator 'best'"),
-        ("--flops 1e20 --tokens 1e9", "--flops and --tokens does not fix a plan"),
+        ("--flops 1e20 --tokens 1e9", "--flops and --tokens do not fix a plan"),
+        ("--params 1e9", "--params does not fix a plan"),
+        ("--params 1e9 --tokens 1e9 --flops 1e20", "--flops and --params and --tokens do not fix a plan"),
         ("--tokens 1e9 --serve-clips 1e6", "--serve-clips trades tokens for size: it contradicts --tokens"),
         ("--params 1e9 --flops 1e20 --serve-clips 1e6", "--serve-clips chooses N: it contradicts --params"),
         ("--flops 1e20 --batch 1280.5", "no whole number of clips: nearest 1280 and 2560"),
@@ -166,3 +190,72 @@ def test_the_smallest_tolerance_leaves_the_best_size():
     near = planned["N_within_tolerance"]
     assert near["low"] <= near["high"]
     assert near["low"] == pytest.approx(planned["N_opt"]["minimised"], rel=0.01)
+
+
+def test_serving_says_what_it_costs_and_saves():
+    """The budget is overrun for the sake of serving: by how much, and what is saved against the plan without."""
+    words = ("--law", PAPER, "--flops", "1e21", "--json")
+    alone, served = (json.loads(said(*words, *more)) for more in ((), ("--serve-clips", "1e8")))
+    told = served["serving"]
+    assert "serving" not in alone
+    assert told["flops"] == pytest.approx(1e8 * served["inference_flops_per_clip"])
+    assert told["total_flops"] == pytest.approx(served["C"] + told["flops"])
+    without = alone["C"] + 1e8 * alone["inference_flops_per_clip"]
+    assert told["without"] == {"N": alone["N"], "C": alone["C"], "total_flops": pytest.approx(without)}
+    assert told["training_excess"] == pytest.approx(served["C"] / 1e21 - 1)
+    assert told["saved"] == pytest.approx(1 - told["total_flops"] / without)
+    assert 0 < told["saved"] < 1 < 1 + told["training_excess"]
+    printed = said(*words[:-1], "--serve-clips", "1e8")
+    over = f"{told['training_excess']:.0%}"
+    assert f"training takes {over} more than the budget" in printed
+    assert f"{told['flops']:.4g} FLOPs for 1e+08 clips, {told['total_flops']:.4g} with training" in printed
+    assert f"with training: {told['saved']:.1%} less than the plan without serving" in printed
+    # Whichever budget a plan has, its sizes are said to be for it.
+    assert f"at {served['C']:.4g} FLOPs" in printed
+
+
+def test_what_a_law_was_doubtful_of_is_said_again(tmp_path):
+    """Forced or not, the first of its warnings; and a law that was fitted with other costs than the plan's."""
+    law = lawlike(tmp_path / "a.json", fit={"forced": True, "warnings": ["forced: only 0 of 3 grids", *"bcdef"]})
+    warnings = json.loads(said("--law", law, "--flops", "1e20", "--json"))["warnings"]
+    assert [text for text in warnings if text.startswith("law 'paper': ")] == [
+        "law 'paper': forced: only 0 of 3 grids", "law 'paper': b", "law 'paper': c",
+        "law 'paper': 3 more in its fit.warnings",
+    ]  # fmt: skip
+    law = lawlike(tmp_path / "b.json", n_ctx=None, provenance={"flops": "6 N T, assumed"})
+    warnings = json.loads(said("--law", law, "--flops", "1e20", "--n-ctx", "1280", "--json"))["warnings"]
+    (cost,) = (text for text in warnings if "6 N T, assumed" in text)
+    assert "C_token" in cost
+    assert "fit.py --n-ctx 1280" in cost
+    assert not any("N T" in text for text in json.loads(said("--law", PAPER, "--flops", "1e20", "--json"))["warnings"])
+
+
+def test_the_config_has_a_name_and_the_command_all_it_needs(tmp_path):
+    out, base = tmp_path / "big_one.yaml", tmp_path / "base.yaml"
+    budget = ("--law", PAPER, "--flops", "1e20", "--out", out)
+    assert "data.cache=FOLDER" in said(*budget)
+    assert yaml.safe_load(out.read_text())["name"] == "big_one"
+    base.write_text("name: base\n")
+    assert "data.cache=FOLDER" in said(*budget, "--base", base)
+    base.write_text(f"data:\n  cache: {tmp_path / 'later'}\n")
+    printed = said(*budget, "--base", base)
+    assert f"train it with: python train.py --config {out}\n" in printed
+    assert f"n_ctx 1280 is the law's: {tmp_path / 'later'}, the base's cache, is not there yet" in printed
+
+
+def test_the_table_has_the_batchs_interval_and_its_extrapolation(tmp_path):
+    draws = [[2e4, 0.8, 0.19, 2e-4, -0.05, -0.16], [2.4e4, 0.8, 0.19, 2.2e-4, -0.05, -0.16]] * 2
+    columns = [f"{part}.{name}" for part in ("batch", "lr") for name in ("coefficient", "T", "N")]
+    law = lawlike(tmp_path / "a.json", draws=draws, fit={"draw_columns": columns}, domain={"B": [1e4, 1e5]})
+    printed = said("--law", law, "--params", "1.07e9", "--tokens", "1e10")
+    planned = json.loads(said("--law", law, "--params", "1.07e9", "--tokens", "1e10", "--json"))
+    best = planned["B_opt"]
+    assert f"142080  best {best['value']:.4g}  [{best['low']:.4g}, {best['high']:.4g}]" in printed
+    assert planned["extrapolation"]["B"] == pytest.approx(1.4208)
+    assert ", B 1.42x, " in printed
+
+
+def test_help_has_the_defaults():
+    text = " ".join(said("--help").split())
+    for told in ("default 0.4", "default 0.001", "default 50", "100 times", "docs/laws.md", "overrides the law's"):
+        assert told in text, told
