@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from scaling.clips import clip_losses
 from scaling.optimum import Optimum, find, next_cells, refit
-from scaling.runs import Ledger, clip_losses
+from scaling.runs import Ledger
 
 # All grids' scatter counts as this many spare cells of each.
 SHRINKAGE = 10

@@ -208,27 +208,6 @@ def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
             yield shared | {"status": "diverged", "T": nominal, "nominal_T": nominal, "loss": math.inf}
 
 
-def clip_losses(ledger: Ledger) -> NDArray[np.float64] | None:
-    """Each row's loss by validation clip, relative to the row's loss, less 1: [rows, clips].
-
-    None where a finite row has no file of samples, or the files are not of the same clips. Diverged rows are nan.
-    """
-    finite = np.isfinite(ledger.loss)
-    if not finite.any() or np.any(ledger.samples[finite] == ""):
-        return None
-    by_row = {}
-    for row in np.flatnonzero(finite):
-        # [raw and averaged weights, clips, times]
-        losses = np.load(ledger.samples[row], allow_pickle=False)
-        by_row[row] = losses[1].mean(axis=1, dtype=float)
-    if len({len(losses) for losses in by_row.values()}) != 1:
-        return None
-    relative = np.full((len(ledger), len(next(iter(by_row.values())))), np.nan)
-    for row, losses in by_row.items():
-        relative[row] = losses / losses.mean() - 1
-    return relative
-
-
 def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
     """Rows by the number of their line."""
     try:

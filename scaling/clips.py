@@ -1,0 +1,44 @@
+"""Losses by validation clip, whose choice is an error that all runs share."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scaling.runs import Ledger
+from utils.errors import UserError
+
+
+def clip_losses(ledger: Ledger) -> NDArray[np.float64] | None:
+    """Each row's loss by validation clip, relative to the row's loss, less 1: [rows, clips].
+
+    None where a finite row has no file of samples, or the files are not of the same clips. Diverged rows are nan.
+
+    Raises:
+        UserError: a file of samples is cut short, or holds something else.
+    """
+    finite = np.isfinite(ledger.loss)
+    if not finite.any() or np.any(ledger.samples[finite] == ""):
+        return None
+    by_row = {}
+    for row in np.flatnonzero(finite):
+        by_row[row] = _averaged_weights(str(ledger.samples[row]))
+    if len({len(losses) for losses in by_row.values()}) != 1:
+        return None
+    relative = np.full((len(ledger), len(next(iter(by_row.values())))), np.nan)
+    for row, losses in by_row.items():
+        relative[row] = losses / losses.mean() - 1
+    return relative
+
+
+def _averaged_weights(path: str) -> NDArray[np.float64]:
+    """Losses [clips] of the averaged weights in a run's file, [raw and averaged weights, clips, times]."""
+    try:
+        stored = np.load(path, allow_pickle=False)
+        losses = stored[1].mean(axis=1, dtype=float)
+        if stored.ndim != 3 or not losses.size or not np.all((losses > 0) & (losses < np.inf)):
+            raise ValueError(f"shape {stored.shape}, or not numbers above 0")
+    except (ValueError, TypeError, LookupError, EOFError, OSError) as error:
+        raise UserError(
+            f"{path}: not the losses of each validation clip ({' '.join(str(error).split()):.100}); copy it again "
+            "from where the run was trained, or remove it and fit without the clips' own error"
+        ) from None
+    return losses
