@@ -146,8 +146,11 @@ def _contours(axis: "Axes", optimum: Optimum, limits: tuple, top: float) -> None
     axis.plot(optimum.lr * np.exp(ring[0]), optimum.B * np.exp(ring[1]), color=ACCENT, lw=1.2, zorder=5)
 
 
-def hyperparameters(law: Law, optima: tuple[Optimum, ...]) -> "Figure":
-    """B_opt and lr_opt over T, one line per N, with 95 % bands and the grids' optima."""
+def hyperparameters(law: Law, optima: tuple[Optimum, ...], stand_in: bool = False) -> "Figure":
+    """B_opt and lr_opt over T, one line per N, with 95 % bands and the grids' optima.
+
+    ``stand_in``: whether best cells entered the laws where there is no optimum.
+    """
     sizes = np.unique([o.N for o in optima])
     colours = _colours(sizes)
     with _figure(1, 2, (9.6, 3.9)) as (figure, axes):
@@ -176,7 +179,8 @@ def hyperparameters(law: Law, optima: tuple[Optimum, ...]) -> "Figure":
             _log_ticks(axis.yaxis, short if part == "batch" else "{:.1e}".format)
         handles = [_line(colours[N], f"N {short(N)}") for N in sizes]
         if any(not o.usable for o in optima):
-            handles.append(_line("#475467", "no optimum inside: not fitted", marker="o", mfc="none", lw=0))
+            what = "the best cell stands in" if stand_in else "not fitted"
+            handles.append(_line("#475467", f"no optimum inside: {what}", marker="o", mfc="none", lw=0))
         if any(o.usable and not o.interior for o in optima):
             handles.append(_line("#475467", "one clip, the smallest batch", marker="v", mfc="none", lw=0))
         figure.legend(handles=handles, loc="outside right center")

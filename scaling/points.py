@@ -14,6 +14,8 @@ from scaling.runs import Ledger
 SHRINKAGE = 10
 # Clusters that the jackknife deletes, where each row is a point: t quantiles change no more beyond this.
 MOST_CLUSTERS = 300
+# How a warning begins that best cells entered a law: what a report shows depends on it.
+STAND_IN = "best cells stand in for the"
 # Grids without an optimum that a refusal lists, a line each.
 LISTED = 12
 
@@ -133,7 +135,7 @@ def points_of_grids(
             raise Untrusted(f"only {len(chosen)} of {len(optima)} grids have an interior optimum{''.join(listed)}")
         chosen = [o for o in optima if o.cells]
         what = "losses" if any(o.usable for o in chosen) else "losses, batches and rates"
-        warnings.append(f"best cells stand in for the {what} of grids without an interior optimum")
+        warnings.append(f"{STAND_IN} {what} of grids without an interior optimum")
     interior, usable = (np.array([getattr(o, name) for o in chosen]) for name in ("interior", "usable"))
     if not usable.any():
         interior[:] = usable[:] = True

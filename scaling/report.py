@@ -13,7 +13,7 @@ from scaling.figures import short
 from scaling.jackknife import interval
 from scaling.laws import Law, SizeLaw
 from scaling.optimum import WINDOW, next_cells
-from scaling.points import at_nominal, grid_optima
+from scaling.points import STAND_IN, at_nominal, grid_optima
 from scaling.runs import Ledger, positive
 from utils.errors import UserError
 from utils.files import read_json
@@ -70,7 +70,11 @@ def build(
     else:
         optima = ()
     held = {(N, T): bool(ledger.heldout[rows].all()) for N, T, rows in ledger.grids()}
-    points = [(o.N, o.T, o.loss, held[o.N, o.T]) for o in optima if o.usable]
+    doubts = list(law.fit.get("warnings") or ())
+    stand_in = next((text for text in doubts if text.startswith(STAND_IN)), "")
+    points = [
+        (o.N, o.T, o.loss, held[o.N, o.T]) for o in optima if o.usable or (stand_in and o.cells and not held[o.N, o.T])
+    ]
     if not optima:
         finite = ledger.rows(np.isfinite(ledger.loss))
         points = list(zip(finite.N, finite.nominal_T, finite.loss, finite.heldout))
@@ -79,8 +83,10 @@ def build(
     sections = []
     if run:
         sections.append(_section("The prediction and the run", _verdict(run) + _comparison(run)))
-    if law.fit.get("warnings"):
-        items = "".join(f"<li>{html.escape(text)}</li>" for text in law.fit["warnings"])
+    if other := _other_runs(ledger, law):
+        doubts.insert(0, other)
+    if doubts:
+        items = "".join(f"<li>{html.escape(text)}</li>" for text in doubts)
         sections.append(_section("What to distrust", f'<ul class="warnings">{items}</ul>'))
     if asked := next_cells(o for o in optima if not held[o.N, o.T]):
         items = "".join(f"<li>{html.escape(text)}</li>" for text in asked)
@@ -91,15 +97,19 @@ def build(
         sections.append(_section("Loss over tokens", _paragraph(text) + _image(drawn["losses"])))
     if optima:
         drawn["surfaces"] = figures.surfaces(ledger, optima)
+        outside = "A grid whose optimum is not inside enters no law"
+        if stand_in:
+            outside = "Where the optimum is not inside the best cell stood in"
         text = (
             "Each dot is a run, a cross a diverged one; contours are of the fitted quadratic, in per cent; the star "
-            "is its minimum with its 95 % ellipse. A grid whose optimum is not inside enters no law: red squares are "
-            "the cells that would decide it."
+            f"is its minimum with its 95 % ellipse. {outside}: red squares are the cells that would decide it."
         )
         sections.append(_section("Loss surfaces", _paragraph(text) + _image(drawn["surfaces"])))
     if optima and law.batch is not None and law.lr is not None:
-        drawn["hyperparameters"] = figures.hyperparameters(law, optima)
-        text = "Best batch and rate of each grid, and the laws with 95 % intervals. Hollow marks enter no law."
+        forced = "rates" in stand_in
+        drawn["hyperparameters"] = figures.hyperparameters(law, optima, forced)
+        text = "Best batch and rate of each grid, and the laws with 95 % intervals. Hollow marks "
+        text += "are best cells, no optima, and were fitted all the same." if forced else "enter neither law."
         sections.append(_section("Hyper-parameter laws", _paragraph(text) + _image(drawn["hyperparameters"])))
     if law.loss is not None:
         budget = run["C"] if run and run["C"] else 10 * (law.domain["C"] or (1e17, 1e19))[1]
@@ -122,6 +132,29 @@ def build(
     )
     page = PAGE.format(title=html.escape(f"Scaling laws: {law.name}"), subtitle=subtitle, sections="\n".join(sections))
     return page, drawn
+
+
+def _other_runs(ledger: Ledger, law: Law) -> str | None:
+    """What tells that the ledger's runs are not those that the law was fitted to, in words."""
+    fitted = ledger.rows(~ledger.heldout)
+    told = []
+    for name in ("N", "T"):
+        span, values = law.domain[name], getattr(fitted, name)
+        # Grids without an optimum lie outside the law's domain too, but not most of them.
+        if span and len(values) and np.mean((values > 0.9 * span[0]) & (values < 1.1 * span[1])) < 0.5:
+            told.append(
+                f"it was fitted on {name} {span[0]:.4g} to {span[1]:.4g}, and these have {values.min():.4g} to "
+                f"{values.max():.4g}"
+            )
+    clips = {int(n) for n in ledger.n_ctx if n > 0}
+    if law.n_ctx and clips - {law.n_ctx}:
+        told.append(f"it has clips of {law.n_ctx} tokens, and these {', '.join(map(str, sorted(clips)))}")
+    known = {
+        key for key in law.recipe.keys() & ledger.recipe.keys() if None not in (law.recipe[key], ledger.recipe[key])
+    }
+    if differing := sorted(key for key in known if law.recipe[key] != ledger.recipe[key]):
+        told.append(f"its recipe differs in {', '.join(differing)}")
+    return f"the law is of other runs: {'; '.join(told)}" if told else None
 
 
 def compare(law: Law, result: dict[str, Any]) -> dict[str, Any]:

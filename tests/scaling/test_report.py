@@ -181,3 +181,35 @@ def test_many_grids_are_not_laid_out_in_a_wide_table(paper, cost):
     panels = [axis for axis in drawn.axes if axis.get_label() != "<colorbar>"]
     assert (len(panels), sum(axis.get_visible() for axis in panels)) == (8, 6)
     assert drawn.get_size_inches()[0] < 14
+
+
+def test_best_cells_that_stood_in_are_said_to_have(paper, cost):
+    """Fitted by force: what is drawn hollow entered the law, and no text says the contrary."""
+    cells = simulate.grid(paper, np.geomspace(1e7, 1e8, 5), TOKENS, 4, 4, 2.0, 4.0)
+    ledger = simulate.ledger(paper, cells, TOKENS, 1e-4, n_ctx=1280)
+    law = fit.fit(ledger, "all", fit.Options(force=True), cost, {"name": "forced"}).law
+    page, drawn = report.build(ledger, law, cost)
+    for untrue in ("enters no law", "enter no law"):
+        assert untrue not in page
+    assert "best cells stand in" in page
+    labels = [text.get_text() for text in drawn["hyperparameters"].legends[0].get_texts()]
+    assert "no optimum inside: the best cell stands in" in labels
+    # The points of the loss law are those that were fitted.
+    assert sum(line.get_marker() == "o" for line in drawn["losses"].axes[0].lines) == 15
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"domain": {"N": [1e9, 5e9], "T": [2e9, 1.2e10], "B": None, "C": None}}, "it was fitted on N 1e+09 to 5e+09"),
+        ({"recipe": {"data": "ours", "vae": None, "beta": 1}}, "its recipe differs in data"),
+        ({"n_ctx": 80}, "has clips of 80 tokens"),
+        ({}, None),
+    ],
+)
+def test_a_law_of_other_runs_is_told(cost, swept, change, said):
+    ledger, law = swept
+    ledger = dataclasses.replace(ledger, recipe={"data": "theirs", "vae": "theirs", "beta": 1})
+    page = report.build(ledger, dataclasses.replace(law, **change), cost)[0]
+    assert page.count("other runs") == (said is not None)
+    assert said is None or said in page
