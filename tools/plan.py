@@ -22,7 +22,7 @@ from scaling.plan import ESTIMATORS, Request, plan
 from scaling.plan_table import table
 from utils.devices import PEAK_FLOPS
 from utils.errors import Parser, UserError, run_cli
-from utils.files import read_json, write_text
+from utils.files import write_text
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -65,23 +65,48 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def config(planned: dict, law: str, base: str | None, out: Path) -> str:
-    """The YAML that trains the plan; ``extends`` is relative to the file itself."""
-    lr = planned["lr"]["value"] if isinstance(planned["lr"], dict) else planned["lr"]
-    loss = planned["loss"]["value"] if isinstance(planned["loss"], dict) else planned["loss"]
-    lines = [f"# Planned by tools/plan.py from {law}: {planned['C']:.4g} FLOPs, predicted loss {loss:.5g}."]
+    """The YAML that trains the plan; ``extends`` is relative to the file itself. Warns of milestones dropped.
+
+    Raises:
+        UserError: train.py would refuse it on top of the base.
+    """
+    from training.config import config_from_dict, load_yaml, merge
+    from training.resolve import encoded_shape, resolve
+
+    number = {name: v["value"] if isinstance(v := planned[name], dict) else v for name in ("lr", "loss")}
+    tokens, under = math.ceil(planned["T"]), load_yaml(base) if base else {}
+    values: dict = {
+        "name": out.stem,
+        "model": {"size": planned["size"]},
+        "optim": {"lr": float(f"{number['lr']:.6g}")},
+        "train": {"tokens": tokens, "batch_tokens": planned["B"]},
+    }
+    # The base's own size and end would contradict the plan's.
+    held = config_from_dict(under)
+    for group, names in (("model", ("layers", "width", "heads")), ("train", ("flops",))):
+        values[group] |= {name: None for name in names if getattr(getattr(held, group), name) is not None}
+    if late := [milestone for milestone in held.train.milestones if milestone > tokens]:
+        values["train"]["milestones"] = [milestone for milestone in held.train.milestones if milestone <= tokens]
+        planned["warnings"].append(
+            f"the base's train.milestones {late} are past the plan's end: the config drops them"
+        )
+    whole = config_from_dict(merge(under, values))
+    frames, *sides = whole.model.patch
+    shape = encoded_shape(whole) or [0, frames * planned["n_ctx"], *sides]
+    resolve(whole, {"latent_shape": shape, "fingerprint": whole.data.fingerprint})
+    head = [f"# Planned by tools/plan.py from {law}: {planned['C']:.4g} FLOPs, predicted loss {number['loss']:.5g}."]
     if base:
-        lines.append(f"extends: {os.path.relpath(Path(base).resolve(), out.resolve().parent)}")
-    lines += [
-        f"name: {json.dumps(out.stem)}",
-        "model:",
-        f'  size: "{planned["size"]}"',
-        "optim:",
-        f"  lr: {lr:.6g}",
-        "train:",
-        f"  tokens: {math.ceil(planned['T'])}",
-        f"  batch_tokens: {planned['B']}",
-    ]
-    return "\n".join(lines) + "\n"
+        values = {"extends": os.path.relpath(Path(base).resolve(), out.resolve().parent), **values}
+    return "\n".join([*head, *yaml_lines(values)]) + "\n"
+
+
+def yaml_lines(values: dict, indent: str = "") -> list[str]:
+    """Nested values as YAML, leaves as JSON: what they hold needs no other quotes."""
+    lines = []
+    for name, value in values.items():
+        leaf = "" if isinstance(value, dict) else f" {json.dumps(value, ensure_ascii=False)}"
+        lines += [f"{indent}{name}:{leaf}", *(yaml_lines(value, f"{indent}  ") if not leaf else [])]
+    return lines
 
 
 def recipe_warnings(recipe: dict, base: str) -> list[str]:
@@ -99,20 +124,20 @@ def recipe_warnings(recipe: dict, base: str) -> list[str]:
     return warnings
 
 
-def clip_tokens(base: str, given: int | None) -> tuple[int | None, str]:
+def tokens_of(base: str, given: int | None) -> tuple[int | None, str]:
     """(tokens per clip of the base config's data, where its cache is at hand, else what was ``given``; its cache).
 
     Raises:
-        UserError: the two contradict each other.
+        UserError: the two contradict each other, or the cache is none.
     """
-    from training.config import config_from_dict, load_yaml
+    from training.config import load_config
+    from training.resolve import clip_tokens, encoded_shape
 
-    config = config_from_dict(load_yaml(base))
-    index = Path(config.data.cache) / "index.json"
-    shape = read_json(index).get("latent_shape") if config.data.cache and index.is_file() else None
+    config = load_config(base, [])
+    shape = encoded_shape(config)
     if shape is None:
         return given, config.data.cache
-    found = math.prod(side // p for side, p in zip(shape[1:], config.model.patch))
+    found = clip_tokens(config, shape)
     if given not in (None, found):
         raise UserError(f"--n-ctx {given}: the clips of {base}'s cache have {found} tokens; leave it out")
     return found, config.data.cache
@@ -124,7 +149,7 @@ def main() -> None:
         raise UserError(f"--base {args.base}: no such file")
     cache = ""
     if args.base:
-        args.n_ctx, cache = clip_tokens(args.base, args.n_ctx)
+        args.n_ctx, cache = tokens_of(args.base, args.n_ctx)
     request = Request(
         args.flops, args.params, args.tokens, args.loss, args.gpu_hours, args.gpu.lower(), args.mfu, args.batch,
         args.n_ctx, args.estimator, args.tolerance, args.sampler_steps, not args.no_guidance, args.serve_clips,

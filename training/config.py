@@ -181,7 +181,7 @@ def load_yaml(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = values.pop("extends", None)
     if base is None:
         return values
-    return _merge(load_yaml(path.parent / str(base), (*seen, path)), values)
+    return merge(load_yaml(path.parent / str(base), (*seen, path)), values)
 
 
 def load_config(path: str | Path | None, overrides: list[str]) -> Config:
@@ -199,7 +199,7 @@ def load_config(path: str | Path | None, overrides: list[str]) -> Config:
             given = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
         except Exception as error:  # again the parser's, for values such as "[1,"
             raise UserError(f"{override}: {' '.join(str(error).split())}") from None
-        values = _merge(values, given)
+        values = merge(values, given)
     return config_from_dict(values)
 
 
@@ -240,11 +240,12 @@ def run_id(config: Config) -> str:
     return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested values with those of ``over`` in their place, group by group."""
     merged = dict(base)
     for name, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
-        merged[name] = _merge(merged[name], value) if both else value
+        merged[name] = merge(merged[name], value) if both else value
     return merged
 
 

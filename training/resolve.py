@@ -4,11 +4,13 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from models.sizes import flops_per_token, head_width, parameters, parse_size
 from training.config import Config
 from utils.errors import UserError
+from utils.files import read_json
 
 WARMUP_FRACTION = 0.1
 
@@ -56,12 +58,8 @@ def resolve(config: Config, meta: dict[str, Any], earlier: Sequence[int] = ()) -
             a batch that is no whole number of clips, no end or two, or data of another fingerprint.
     """
     config = copy.deepcopy(config)
-    channels, *sides = meta["latent_shape"]
-    patch = config.model.patch
-    if any(side % p for side, p in zip(sides, patch)):
-        raise UserError(f"model.patch={patch}: does not divide the cache's latents of {sides} (frames, rows, columns)")
-    n_ctx = math.prod(side // p for side, p in zip(sides, patch))
-    _resolve_shape(config, channels * math.prod(patch))
+    n_ctx = clip_tokens(config, meta["latent_shape"])
+    _resolve_shape(config, meta["latent_shape"][0] * math.prod(config.model.patch))
     _resolve_data(config, meta["fingerprint"])
     model, train = config.model, config.train
     count = parameters(model.layers, model.width)
@@ -80,6 +78,31 @@ def resolve(config: Config, meta: dict[str, Any], earlier: Sequence[int] = ()) -
     if config.optim.warmup_tokens is None:
         config.optim.warmup_tokens = round(WARMUP_FRACTION * train.milestones[0])
     return Run(config, count, n_ctx, clips, per_token)
+
+
+def clip_tokens(config: Config, latent_shape: Sequence[int]) -> int:
+    """Tokens per clip of latents (C, f, h, w); UserError where the patch does not divide them."""
+    sides, patch = list(latent_shape[1:]), config.model.patch
+    if any(side % p for side, p in zip(sides, patch)):
+        raise UserError(f"model.patch={patch}: does not divide the cache's latents of {sides} (frames, rows, columns)")
+    return math.prod(side // p for side, p in zip(sides, patch))
+
+
+def encoded_shape(config: Config) -> list[int] | None:
+    """(C, f, h, w) of the clips in ``data.cache``, without opening it; None where there are none yet.
+
+    Raises:
+        UserError: what lies there is no cache's index.
+    """
+    path = Path(config.data.cache) / "index.json"
+    if not config.data.cache or not path.is_file():
+        return None
+    index = read_json(path)
+    shape = index.get("latent_shape") if isinstance(index, dict) else []
+    whole = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
+    if not (whole or shape is None):
+        raise UserError(f"{path}: not the index of a latent cache")
+    return shape
 
 
 def _resolve_shape(config: Config, token_dim: int) -> None:

@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import math
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ import pytest
 import yaml
 
 from tools import plan as tool
+from training.config import load_config
+from training.resolve import resolve
 from utils.errors import run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -259,3 +262,77 @@ def test_help_has_the_defaults():
     text = " ".join(said("--help").split())
     for told in ("default 0.4", "default 0.001", "default 50", "100 times", "docs/laws.md", "overrides the law's"):
         assert told in text, told
+
+
+def trainable(out, n_ctx=1280):
+    """The written config as train.py resolves it, with a cache of such clips."""
+    return resolve(load_config(out, []), {"latent_shape": [4, n_ctx, 1, 1], "fingerprint": ""})
+
+
+@pytest.mark.parametrize("stem", ["planned", "a: b #c", "1e5", 'ein "Ü" \U0001f600'])
+def test_whatever_the_base_says_the_config_trains_the_plan(tmp_path, stem):
+    """The base's own end, milestones and shape are not the plan's, and its name may be any."""
+    folder = tmp_path / "x: y #z"
+    folder.mkdir()
+    base, out = folder / "base #1.yaml", tmp_path / f"{stem}.yaml"
+    keys = {
+        "train": {"flops": 1e17, "milestones": [1000000, 2000000000, 10**12], "micro_batch": 2},
+        "model": {"layers": 4, "width": 128, "heads": 4},
+        "data": {"cache": "later"},
+    }
+    base.write_text(yaml.safe_dump(keys))
+    planned = json.loads(said("--law", PAPER, "--flops", "1e20", "--base", base, "--out", out, "--json"))
+    run = trainable(out)
+    assert (run.config.train.tokens, run.config.train.flops) == (math.ceil(planned["T"]), None)
+    assert run.config.train.milestones == [1000000, 2000000000, math.ceil(planned["T"])]
+    assert (run.config.train.batch_tokens, run.config.train.micro_batch) == (planned["B"], 2)
+    assert (run.config.model.layers, run.config.model.width) == (planned["layers"], planned["width"])
+    assert (run.config.name, run.config.data.cache) == (stem, "later")
+    (dropped,) = [text for text in planned["warnings"] if "milestone" in text]
+    assert "1000000000000" in dropped
+
+
+def test_a_base_that_no_run_can_have_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "index.json").write_text(json.dumps({"latent_shape": [96, 2, 4, 4]}))
+    base, out = tmp_path / "base.yaml", tmp_path / "out.yaml"
+    base.write_text(yaml.safe_dump({"data": {"cache": str(tmp_path / "cache")}}))
+    words = ("--params", "8.4e6", "--tokens", "1e8", "--base", base, "--out", out)
+    assert "too narrow for tokens of 96 numbers" in refused(*words)
+    assert not out.exists()
+    base.write_text(base.read_text() + "model:\n  patch: [1, 3, 3]\n")
+    assert "model.patch=[1, 3, 3]: does not divide" in refused(*words)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "index", ["[]", "3", '{"latent_shape": 5}', '{"latent_shape": [16, 5, 4]}', '{"latent_shape": [16, 5, 4, "x"]}']
+)
+def test_a_bad_index_of_the_bases_cache_is_named(tmp_path, index):
+    (tmp_path / "index.json").write_text(index)
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"data": {"cache": str(tmp_path)}}))
+    assert "index.json: not the index of a latent cache" in refused(
+        "--flops", "1e20", "--base", tmp_path / "base.yaml"
+    )
+
+
+def test_an_unfinished_cache_is_not_there_yet(tmp_path):
+    (tmp_path / "index.json").write_text(json.dumps({"finished": False, "settings": {}}))
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"data": {"cache": str(tmp_path)}}))
+    planned = json.loads(said("--law", PAPER, "--flops", "1e20", "--base", tmp_path / "base.yaml", "--json"))
+    assert planned["n_ctx"] == 1280
+    assert any("is not there yet" in text for text in planned["warnings"])
+
+
+@pytest.mark.parametrize("part", ["batch", "lr", "loss"])
+def test_draws_of_some_laws_give_the_intervals_that_they_can(tmp_path, part):
+    """A rate's interval needs the batch's draws too, whose ridge it lies on."""
+    names = ("coefficient", "T", "N") if part != "loss" else ("Tc", "aT", "Nc", "aN", "Linf")
+    row = [json.loads(PAPER.read_text())[part][name] for name in names]
+    law = lawlike(tmp_path / "law.json", draws=[row] * 4, fit={"draw_columns": [f"{part}.{name}" for name in names]})
+    planned = json.loads(said("--law", law, "--flops", "1e20", "--json"))
+    drawn = {"batch": "B_opt", "lr": None, "loss": "loss"}[part]
+    for name in ("B_opt", "lr", "loss"):
+        assert isinstance(planned[name], dict) == (name == drawn)
+    others = ", ".join(other for other in ("batch", "lr", "loss") if other != part)
+    assert any(f"no intervals that need draws of {others}:" in text for text in planned["warnings"])
