@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import laws, runs, simulate
+from scaling import forms, laws, plan, runs, simulate
 from tools import fit as tool
 from utils.errors import run_cli
 
@@ -163,10 +163,17 @@ def test_help_names_what_a_newcomer_needs(words):
 
 
 def test_forms_that_run_off_while_they_are_fitted_are_silent():
-    from scaling import forms
-
     N, T = (v.ravel() for v in np.meshgrid(np.geomspace(1e8, 1e9, 3), np.geomspace(1e9, 1e11, 4)))
     loss = 2 + (1e8 / N) ** 3 + (1e9 / T) ** 5 + 1e-2 * np.sin(np.arange(12) * 7)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         assert np.isfinite(forms.fit("joint", N, T, N, loss)(N, T, N)).all()
+
+
+def test_the_docs_have_every_name_of_a_law_file():
+    """Constants, estimators, verdicts and forms: what a reader of a law meets is written down."""
+    text = (ROOT / "docs" / "laws.md").read_text()
+    kinds = (laws.PowerLaw, laws.LossLaw, laws.SizeLaw, laws.Curvature, laws.GivenBatch)
+    names = {name for kind in kinds for name in kind.__dataclass_fields__} - {"assumed"}
+    names |= {*plan.ESTIMATORS, *forms.FORMS, *simulate.REMEDIES, "interior", "n_ctx", "fit.forced", "fit.warnings"}
+    assert not [name for name in names if not re.search(rf"\b{re.escape(name)}\b", text)]
