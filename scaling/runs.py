@@ -91,7 +91,8 @@ def read(
         path: a folder holding ``result.json`` somewhere below it, or a file with one row per result.
         columns: our name -> the file's name, e.g. ``{"N": "params", "L": "loss"}``; L is short for ema_loss.
         batch_unit: "tokens" or "sequences:TOKENS_EACH"; must be said for a file whose B column is renamed.
-            A file without T, but with flops, gives T = flops / 6N.
+            A file without T, but with flops, gives T = flops / 6N. Rows without run_id are milestones of one run where
+            they share N, B, lr and seed.
         hyperparameters: whether B and lr are needed; where they are not and the file has none, they are nan.
         losses: whether losses are needed; where they are not and a row has none, its loss is nan.
 
@@ -199,13 +200,13 @@ def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
             for ours, theirs in MEASURED.items()
             if given.get(theirs) is not None and (given[theirs] != 0 or not theirs.endswith("_se"))
         }
-        known = {"status": "done", "T": tokens, "nominal_T": nominal}
+        known = {"status": "done", "T": tokens, "nominal_T": nominal, "asked": "nominal" in milestone}
         yield shared | measured | known | {"samples": str(samples) if samples.exists() else ""}
     if result["status"] == "diverged":
         # Censored: each milestone it should have reached has a loss beyond any number.
         asked = {positive(T, f"{path}: milestones_asked") for T in result.get("milestones_asked") or []}
         for nominal in asked - reached:
-            yield shared | {"status": "diverged", "T": nominal, "nominal_T": nominal, "loss": math.inf}
+            yield shared | {"status": "diverged", "T": nominal, "nominal_T": nominal, "asked": True, "loss": math.inf}
 
 
 def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
@@ -256,8 +257,13 @@ def _from_rows(
         raise UserError(
             f"{source}: no columns {', '.join(missing)} (name them with --columns); there are {', '.join(present)}"
         )
+    if from_flops and any(row.get(name["n_ctx"]) not in (None, "") for row in rows.values()):
+        raise UserError(
+            f"{source} has flops and n_ctx but no T: flops / 6N and the paper's cost by n_ctx are no one law; name "
+            "the tokens (--columns T=...), or leave n_ctx out"
+        )
     per_unit = batch_tokens(unit) if unit is not None or "B" in columns else 1.0
-    parsed = []
+    parsed, unnamed = [], {}
     for number, row in rows.items():
         if None in row:
             raise UserError(f"{source}, row {number} has more cells than the header (a comma within a number?)")
@@ -274,6 +280,9 @@ def _from_rows(
         if from_flops:
             entry["T"] = positive(get["flops"], where["flops"]) / (6 * entry["N"])
         entry["B"] *= per_unit
+        if not get["run_id"] and entry["B"] > 0 and entry["lr"] > 0:
+            run = entry["N"], entry["B"], entry["lr"], str(get["seed"] or "")
+            entry["run_id"] = unnamed.setdefault(run, entry["run_id"])
         entry["nominal_T"] = entry["T"]
         for key in ("loss", "ema_loss"):
             if entry["status"] == "done" and str(get[key]).strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
@@ -328,6 +337,7 @@ def _ledger(
     def column(key: str, default: float = math.nan) -> NDArray[np.float64]:
         return np.array([default if row.get(key) is None else row[key] for row in rows], dtype=float)
 
+    run_id = np.array([row["run_id"] for row in rows])
     raw, raw_se = column("loss"), column("loss_se")
     ema, ema_se = column("ema_loss"), column("ema_loss_se")
     # A run can diverge between its last step and a milestone: its loss there is not a number.
@@ -338,11 +348,15 @@ def _ledger(
             "(give every row its ema_loss, or none; --columns L=loss fits a table's raw ones)"
         )
     loss = np.where(diverged, math.inf, np.where(np.isnan(ema), raw, ema))
+    nominal = column("nominal_T")
+    # Where runs tell what was asked for, that is what they share.
+    if not all(row.get("asked") for row in rows):
+        nominal = _common_tokens(column("N"), nominal, column("B"), run_id)
     return Ledger(
-        run_id=np.array([row["run_id"] for row in rows]),
+        run_id=run_id,
         N=column("N"),
         T=column("T"),
-        nominal_T=_common_tokens(column("N"), column("nominal_T"), column("B")),
+        nominal_T=nominal,
         B=column("B"),
         lr=column("lr"),
         loss=loss,
@@ -360,16 +374,20 @@ def _ledger(
     )
 
 
-def _common_tokens(N: NDArray, T: NDArray, B: NDArray) -> NDArray:
-    """T with near-equal values of one N made equal (to their lowest), so that overshoot does not split a grid."""
+def _common_tokens(N: NDArray, T: NDArray, B: NDArray, run_id: NDArray | None = None) -> NDArray:
+    """T with near-equal values of one N made equal (to their lowest), so that overshoot does not split a grid.
+
+    Those of one run stay apart: they are its milestones.
+    """
     common = T.copy()
     for size in np.unique(N):
         rows = np.flatnonzero(size == N)
         rows = rows[np.argsort(T[rows], kind="stable")]
-        start = T[rows[0]]
+        start, there = T[rows[0]], {}
         for row in rows:
             overshot = T[row] - B[row] < start and T[row] < start * (1 + MOST_OVERSHOT)
-            if T[row] > start * (1 + SAME_TOKENS) and not overshot:
-                start = T[row]
-            common[row] = start
+            run = row if run_id is None else run_id[row]
+            if (T[row] > start * (1 + SAME_TOKENS) and not overshot) or there.get(run, T[row]) != T[row]:
+                start, there = T[row], {}
+            common[row], there[run] = start, T[row]
     return common

@@ -157,12 +157,19 @@ def cost_of(ledger: runs.Ledger, n_ctx: int | None) -> tuple[runs.Ledger, alloca
     known = {int(n) for n in ledger.n_ctx if n > 0}
     if n_ctx is not None and known - {n_ctx}:
         raise UserError(f"--n-ctx {n_ctx}: the results have {', '.join(map(str, sorted(known)))}; leave it out")
+    if n_ctx is not None and np.allclose(ledger.flops, 6 * ledger.N * ledger.T, rtol=1e-9, atol=0):
+        raise UserError(f"--n-ctx {n_ctx}: the results' T are flops / 6N, which is another cost; leave it out")
     if n_ctx is not None or len(known) == 1:
         tokens = n_ctx or known.pop()
+        if np.any(ledger.B / tokens < 1 - 1e-9):
+            raise UserError(
+                f"{ledger.source}: a batch of {np.nanmin(ledger.B):g} tokens is less than one clip of {tokens}; if "
+                f"batches are counted in clips, say --batch-unit sequences:{tokens}"
+            )
         ledger = replace(ledger, n_ctx=np.full(len(ledger), tokens))
         return ledger, allocation.c_token(tokens, smooth_width), f"C_token with n_ctx {tokens}"
-    if np.all(np.isfinite(ledger.flops)):
-        ratio = float(np.median(ledger.flops / (ledger.N * ledger.T)))
+    if np.any(np.isfinite(ledger.flops)):
+        ratio = float(np.nanmedian(ledger.flops / (ledger.N * ledger.T)))
         return ledger, allocation.proportional(ratio), f"{ratio:.3g} N T, from the flops column"
     return ledger, allocation.proportional(), "6 N T, assumed"
 

@@ -235,3 +235,34 @@ def test_bad_folders(tmp_path):
     (tmp_path / "a" / "result.json").write_text("{}")
     with pytest.raises(UserError, match="not a run's result"):
         runs.read(tmp_path)
+
+
+def test_rows_without_run_ids_are_runs_by_what_they_share(tmp_path):
+    """Milestones of one run err together: as runs of their own they would make intervals too narrow."""
+    path = tmp_path / "x.csv"
+    lines = [f"1e6,{T},{B},1e-3,{seed},2.5" for B in (80, 160) for seed in (1, 2) for T in (1e6, 2e6)]
+    path.write_text("N,T,B,lr,seed,loss\n" + "\n".join(lines))
+    ledger = runs.read(path)
+    assert len(set(ledger.run_id.tolist())) == 4
+    assert ledger.run_id.tolist() == [f"row-{k}" for k in (2, 2, 4, 4, 6, 6, 8, 8)]
+    # Without a batch and a rate nothing tells runs apart.
+    path.write_text("N,T,loss\n" + "\n".join(f"1e6,{T},2.5" for T in (1e6, 2e6)))
+    assert len(set(runs.read(path, hyperparameters=False).run_id.tolist())) == 2
+
+
+def test_milestones_of_one_run_stay_apart_however_near(tmp_path):
+    nominal = (1e6, 1.015e6)
+    for name, B in (("a", 80), ("b", 160)):
+        write_run(tmp_path / "sweep", name, B=B, milestones=nominal, overshoot=B // 2)
+    ledger = runs.read(tmp_path / "sweep")
+    assert [(T, len(rows)) for _, T, rows in ledger.grids()] == [(1e6, 2), (1.015e6, 2)]
+    # A table tells no milestones, but its runs.
+    runs.write_csv(ledger, tmp_path / "x.csv")
+    assert [(T, len(rows)) for _, T, rows in runs.read(tmp_path / "x.csv").grids()] == [(1000040, 2), (1015040, 2)]
+
+
+def test_tokens_from_flops_go_with_no_other_cost(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("N,flops,n_ctx,loss\n1e6,6e15,80,2.5\n")
+    with pytest.raises(UserError, match="flops and n_ctx but no T"):
+        runs.read(path, hyperparameters=False)

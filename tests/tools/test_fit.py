@@ -13,7 +13,7 @@ import pytest
 
 from scaling import laws, runs, simulate
 from tools import fit as tool
-from utils.errors import run_cli
+from utils.errors import UserError, run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "laws" / "paper.json"
@@ -375,3 +375,25 @@ def test_a_collected_table_gives_the_folders_law(tmp_path):
     assert table.fit["intervals"] == {
         name: pytest.approx(span, rel=1e-6) for name, span in folder.fit["intervals"].items()
     }
+
+
+def test_costs_that_the_table_tells_or_contradicts(tmp_path):
+    path = tmp_path / "x.csv"
+    rows = [[N, T, 1280 * 2**k, 1e-3, 12 * N * T, 2.5] for N in (1e6, 4e6) for T in (1e9, 4e9) for k in range(3)]
+    head = "N,T,B,lr,flops,loss\n"
+    write = lambda rows, head=head: path.write_text(head + "\n".join(",".join(map(str, row)) for row in rows))  # noqa: E731
+    # A row that did not record its FLOPs, as diverged ones do not, changes nobody's cost.
+    for blank in (None, 7):
+        write([[*row[:4], "" if k == blank else row[4], row[5]] for k, row in enumerate(rows)])
+        _, cost, words = tool.cost_of(runs.read(path), None)
+        assert (float(cost(1e6)), words) == (pytest.approx(12e6), "12 N T, from the flops column")
+    # A batch of fewer tokens than a clip counts clips.
+    write([[*row[:2], row[2] // 1280, *row[3:]] for row in rows])
+    with pytest.raises(UserError, match=r"--batch-unit sequences:1280"):
+        tool.cost_of(runs.read(path), 1280)
+    # Tokens that come from 6 N T, and C_token: two costs.
+    write([[row[0], *row[2:]] for row in rows], "N,B,lr,flops,loss\n")
+    ledger = runs.read(path)
+    tool.cost_of(ledger, None)
+    with pytest.raises(UserError, match=r"--n-ctx 80: .* flops / 6N"):
+        tool.cost_of(ledger, 80)
