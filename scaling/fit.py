@@ -19,6 +19,8 @@ PARTS = ("hyperparameters", "loss", "allocation", "all")
 COLUMNS = [f"{part}.{name}" for part in ("batch", "lr") for name in hyper.CONSTANTS] + [
     f"loss.{name}" for name in loss_law.CONSTANTS
 ]
+# Best sizes of one budget, of other seeds or by other ways, differ by less than this factor.
+SAME_OPTIMUM = 2.0
 _LOGGED = ("coefficient", "Tc", "Nc", "Linf")
 
 
@@ -106,8 +108,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             "warnings": list(warnings),
         },
         draws=draws,
-        provenance=provenance
-        | {"unknown": unknown, "source": ledger.source, "runs": _runs(ledger)},
+        provenance=provenance | {"unknown": unknown, "source": ledger.source, "runs": _runs(ledger)},
     )
     return Fitted(law, points, optima, tuple(warnings), None if fitted is None else fitted.residuals)
 
@@ -119,8 +120,8 @@ def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) ->
     N, T, largest = max(((N, T, len(rows)) for N, T, rows in ledger.grids()), key=lambda grid: grid[2])
     if not options.optima and largest > 1 and np.isnan([ledger.B, ledger.lr]).any():
         raise UserError(
-            f"{ledger.source}: N {N:.4g}, T {T:.4g} has {largest} rows, and no B and lr to tell them apart: name these "
-            "with --columns, or keep the rows of one study; if each row is an optimum already, say --optima"
+            f"{ledger.source}: N {N:.4g}, T {T:.4g} has {largest} rows, and no B and lr to tell them apart: name "
+            "these with --columns, or keep the rows of one study; if each row is an optimum already, say --optima"
         )
     if options.optima or largest == 1:
         if part in ("hyperparameters", "all") and not options.optima:
@@ -242,6 +243,13 @@ def _allocation(
 def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any]) -> Fitted:
     """N_opt(C) through rows that are each the best size of their budget, by plain least squares in logs."""
     C = np.where(np.isfinite(ledger.flops), ledger.flops, ledger.T * cost(ledger.N))
+    for budget in np.unique(np.log(C).round(2)):
+        N = ledger.N[np.log(C).round(2) == budget]
+        if N.max() > SAME_OPTIMUM * N.min():
+            raise UserError(
+                f"{ledger.source}: --optima wants the best size of each budget, but that at {np.exp(budget):.2g} FLOPs "
+                f"has sizes from {N.min():.4g} to {N.max():.4g}: leave --optima out to fit isoFLOP curves"
+            )
     measured = allocation.size_law(C, ledger.N)
     points = points_of_rows(ledger)
     known = dict.fromkeys(("batch", "lr", "loss", "curvature", "lr_given_batch", "draws"))

@@ -185,7 +185,7 @@ def test_edges_enter_no_law(paper, cost):
     tokens = [2e9, 12e9]
     cells = simulate.grid(paper, SIZES[:3], tokens, 5, 5, 2.0, offset=3.0)
     ledger = simulate.ledger(paper, cells, tokens, 1e-5, n_ctx=1280)
-    with pytest.raises(Untrusted, match="0 of 6 grids have an interior optimum.*edge"):
+    with pytest.raises(Untrusted, match=r"0 of 6 grids have an interior optimum\n.*edge"):
         fit.fit(ledger, "all", fit.Options(prior=paper), cost, NOWHERE)
     forced = fit.fit(ledger, "all", fit.Options(prior=paper, force=True), cost, NOWHERE)
     assert any("best cells stand in for the losses, batches and rates" in text for text in forced.warnings)

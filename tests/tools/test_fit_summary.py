@@ -133,6 +133,17 @@ def test_tables_that_lack_something_are_told_what(tmp_path, table, words, messag
     assert len(err) < 300
 
 
+def test_isoflop_points_are_not_taken_for_optima(tmp_path):
+    """Several sizes at one budget: a line through all of them would be no N_opt."""
+    path = tmp_path / "isoflop.csv"
+    rows = [(N, C / 6 / N, C) for C in (1e18, 1.02e19, 1e20) for N in (1e7, 4e7, 1.6e8)]
+    for chosen, status in ((rows, 2), (rows[::4], 0)):
+        path.write_text("\n".join(["N,T,flops", *(",".join(map(str, row)) for row in chosen)]))
+        left, _, err = said("allocation", path, "--optima")
+        assert left == status, err
+        assert status == 0 or "at 1e+18 FLOPs has sizes from 1e+07 to 1.6e+08: leave --optima out" in err
+
+
 def test_rows_without_names_are_not_listed_one_by_one(tmp_path):
     path = tmp_path / "rows.csv"
     rows = [f"{N}e6,{T}e9,{2 + N**-0.3 + T**-0.3}" for N in (1, 2, 4, 8) for T in (1, 2, 4)]
