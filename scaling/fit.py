@@ -247,7 +247,7 @@ def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any])
         N = ledger.N[np.log(C).round(2) == budget]
         if N.max() > SAME_OPTIMUM * N.min():
             raise UserError(
-                f"{ledger.source}: --optima wants the best size of each budget, but that at {np.exp(budget):.2g} FLOPs "
+                f"{ledger.source}: --optima wants the best size of each budget; that at {np.exp(budget):.2g} FLOPs "
                 f"has sizes from {N.min():.4g} to {N.max():.4g}: leave --optima out to fit isoFLOP curves"
             )
     measured = allocation.size_law(C, ledger.N)
