@@ -169,6 +169,8 @@ def expect(
     law.require("loss", "batch", "lr", "curvature")
     N = float(allocation.optimum(law.loss, C, cost))
     T = C / float(cost(np.array(N)))
+    if not n_ctx <= T:
+        raise UserError(f"{C:.3g} FLOPs are {T:.3g} tokens for their best size, less than one clip of {n_ctx}")
     truth = {"N_opt": N, "B": float(law.batch(N, T)), "lr": float(law.lr(N, T)), "loss": float(law.loss(N, T))}
     spans: dict[str, list[tuple[float, float]]] = {name: [] for name in truth}
     refused: Counter[str] = Counter()

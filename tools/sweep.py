@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -26,12 +25,13 @@ from data.latents import LatentCache
 from training.config import Config, load_yaml
 from training.grid import Sweep, load_sweep
 from training.pool import cell_state, run_cells
-from training.resolve import Run
+from training.resolve import Run, clip_tokens, encoded_shape
 from utils.errors import Parser, UserError, run_cli
-from utils.files import exclusive, read_json, replacing
+from utils.files import exclusive, replacing
 
 PAPER = Path(__file__).resolve().parents[1] / "configs" / "laws" / "paper.json"
 FINISHED = ("done", "diverged")
+MOST_NOISE = 0.1  # of a run's loss: beyond it losses are as good as none, and below 0 at last
 
 
 def main() -> int:
@@ -201,19 +201,15 @@ def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str])
     of tokens of no channels: how many there are is not known, and no cell is refused for them.
 
     Raises:
-        UserError: ``given`` is no number of tokens or contradicts the cache, or nothing tells.
+        UserError: ``given`` contradicts the cache, the cache is none, or nothing tells.
     """
-    folder = Path(config.data.cache)
-    if given is not None and given < 1:
-        raise UserError(f"--n-ctx {given}: must be a positive number of tokens")
-    index = read_json(folder / "index.json") if config.data.cache and (folder / "index.json").is_file() else None
-    if isinstance(index, dict) and index.get("latent_shape"):
-        shape = index["latent_shape"]
-        found = math.prod(side // p for side, p in zip(shape[1:], config.model.patch))
+    folder, shape = config.data.cache, encoded_shape(config)
+    if shape is not None:
+        found = clip_tokens(config, shape)
         if given not in (None, found):
             raise UserError(f"--n-ctx {given}: the clips of {folder} have {found} tokens; leave it out")
         return shape
-    where = f"no latent cache in {folder}" if config.data.cache else "no data.cache"
+    where = f"no latent cache in {folder}" if folder else "no data.cache"
     if given is None and law.n_ctx is None:
         raise UserError(f"{where}, and law {law.name!r} has no n_ctx: give --n-ctx, the tokens per clip")
     if given is None:
@@ -226,9 +222,14 @@ def expect(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """What the sweep would tell about a budget if a law were true: simulated, fitted and planned many times over."""
     from models.sizes import smooth_width
     from scaling import allocation, laws, simulate
+    from scaling.plan import LEAST, MOST
 
-    if not arguments.noise > 0:
-        raise UserError(f"--noise {arguments.noise}: must be a positive number")
+    limits = {"flops": (LEAST, MOST["flops"]), "noise": (LEAST, MOST_NOISE), "n_ctx": (1, MOST["n_ctx"])}
+    for name, (least, most) in limits.items():
+        given = getattr(arguments, name)
+        if given is not None and not least <= given <= most:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} {given!s:.12}: must be a number from {least:g} to {most:g}")
     law = laws.load(arguments.law)
     assumed: set[str] = set()
 

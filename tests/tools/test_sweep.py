@@ -326,3 +326,38 @@ def test_status_tells_running_from_stopped(sweep: Path, tmp_path: Path) -> None:
     assert f"running grid/{first['run_id']}: 0%" in told
     assert f"stopped grid/{second['run_id']}: 0%" in told
     assert json.loads(here("status", sweep, "--json")[0])["counts"] == {"pending": 2, "stopped": 2}
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("flops", ["0", "-1", "nan", "inf", "1e-300", "1e300", "1e34"]),
+        ("noise", ["0", "-1", "nan", "inf", "1e-300", "1e3", "0.11"]),
+        ("n-ctx", ["0", "-1", "9" * 400]),
+    ],
+)
+def test_simulate_refuses_numbers_beyond_sense(sweep: Path, option: str, values: list[str]) -> None:
+    edit(sweep, **WIDE)
+    for value in values:
+        said = here("simulate", sweep, f"--{option}={value}", status=2)[1]
+        assert said.startswith(f"error: --{option} "), (value, said)
+        assert "must be a number from " in said
+        assert said.count("\n") == 1
+
+
+def test_simulate_refuses_a_budget_below_one_clip(sweep: Path) -> None:
+    edit(sweep, **WIDE)
+    said = here("simulate", sweep, "--flops", "1", status=2)[1]
+    assert "less than one clip of 32" in said
+    assert said.count("\n") == 1
+
+
+def test_simulate_names_a_bad_index(sweep: Path, tmp_path: Path) -> None:
+    edit(sweep, **WIDE)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "index.json").write_text("[]")
+    base = yaml.safe_load((tmp_path / "base.yaml").read_text())
+    base["data"] = {"cache": str(tmp_path / "bad")}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(base))
+    said = here("simulate", sweep, f"base={tmp_path / 'bad.yaml'}", status=2)[1]
+    assert "index.json: not the index of a latent cache" in said
