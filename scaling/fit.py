@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scaling import allocation, hyper, jackknife, loss_law
 from scaling.laws import Curvature, GivenBatch, Law, LossLaw
 from scaling.optimum import COEFFICIENTS, Optimum
-from scaling.points import Points, at_nominal, grid_optima, points_of_grids, points_of_rows
+from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids, points_of_rows
 from scaling.runs import Ledger
 from scaling.stages import JACKKNIFE, LossStage, Options, hyper_law, hyper_replicates, loss_draws, loss_stage
 from utils.errors import UserError
@@ -21,6 +21,9 @@ COLUMNS = [f"{part}.{name}" for part in ("batch", "lr") for name in hyper.CONSTA
 ]
 # Best sizes of one budget, of other seeds or by other ways, differ by less than this factor.
 SAME_OPTIMUM = 2.0
+# An exponent of the loss that may as well be this many times larger is not one to plan by. Refitted draws never reach
+# 0: where a linear interval does, theirs spans like this.
+UNTOLD = 10.0
 _LOGGED = ("coefficient", "Tc", "Nc", "Linf")
 
 
@@ -77,6 +80,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         if constants[name] is None:
             unknown[name] = "not fitted: only part of the laws was asked for, fit.py all gives every one"
     columns, draws, intervals = _uncertainty(points, (centre, replicates, extra), stage, freedom, scale)
+    _check_exponents(intervals, options, warnings)
     sizes = _allocation(ledger, points, constants["loss"], cost, warnings, unknown)
     if sizes is None:
         unknown["allocation"] = "needs the loss law"
@@ -160,6 +164,17 @@ def _check(ledger: Ledger) -> None:
         raise UserError(f"{ledger.source}: nothing to fit: no run that is not held out has a finite loss")
     if np.ptp(finite) == 0 and len(finite) > 1:
         raise UserError(f"{ledger.source}: all losses are equal: there is no law in them")
+
+
+def _check_exponents(intervals: dict[str, list[float]], options: Options, warnings: list[str]) -> None:
+    """Raise Untrusted, or warn where forced, if losses do not tell how they fall: where no other law helps out."""
+    for name in ("aT", "aN"):
+        low, high = intervals.get(f"loss.{name}", (1.0, 1.0))
+        if high > UNTOLD * low and options.prior is None:
+            told = f"loss law: {name}'s 95 % interval is {low:.3g} to {high:.3g}: the losses hardly tell it"
+            if not options.force:
+                raise Untrusted(f"{told} (more sizes and tokens, or --prior)")
+            warnings.append(told)
 
 
 def _repeated(ledger: Ledger) -> int:

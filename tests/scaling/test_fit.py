@@ -366,3 +366,17 @@ def test_overshot_milestones_of_large_batches_stay_in_their_grid():
     assert np.unique(_common_tokens(N, T, B)).tolist() == [2e6, 4e6]
     # The same tokens by small batches are milestones of their own.
     assert len(np.unique(_common_tokens(N, T, B / 1000))) == 4
+
+
+def test_exponents_that_the_losses_do_not_tell_are_not_trusted(paper, cost):
+    tokens = [2e9, 5e9, 12e9]
+    cells = simulate.grid(paper, np.geomspace(SIZES[0], SIZES[-1], 4), tokens, 5, 5, 2.0)
+    noisy = simulate.ledger(paper, cells, tokens, 4e-3, seed=1, n_ctx=1280)
+    with pytest.raises(Untrusted, match=r"loss law: aT's 95 % interval is 0\.\d+ to"):
+        fit.fit(noisy, "loss", fit.Options(), cost, {})
+    forced = fit.fit(noisy, "loss", fit.Options(force=True), cost, {})
+    low, high = forced.law.fit["intervals"]["loss.aT"]
+    assert high > 10 * low
+    assert any("aT's 95 % interval" in text for text in forced.warnings)
+    # With a prior at hand its exponents are taken.
+    assert "aT" in fit.fit(noisy, "loss", fit.Options(prior=paper), cost, {}).law.loss.assumed
