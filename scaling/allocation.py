@@ -28,6 +28,13 @@ def proportional(flops_per_parameter: float = 6.0) -> Cost:
     return lambda N: flops_per_parameter * np.asarray(N, dtype=float)
 
 
+def cost_of(law: Law, width: Callable[[float], float]) -> Cost:
+    """The cost that the law's own budgets were counted by: C_token at its clips, or so many FLOPs per N and T."""
+    if law.n_ctx:
+        return c_token(law.n_ctx, width)
+    return proportional(law.fit.get("flops_per_parameter_token") or 6.0)
+
+
 def minimise(constants: NDArray, scale: dict[str, float], C: ArrayLike, cost: Cost) -> NDArray[np.float64]:
     """The N that minimises the loss law at C FLOPs.
 

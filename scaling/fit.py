@@ -102,6 +102,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             "objective": None if fitted is None else fitted.objective,
             "delta": None if fitted is None else fitted.delta,
             "points": len(points.N),
+            "flops_per_parameter_token": None if _n_ctx(ledger) else float(cost(np.array(1e9)) / 1e9),
             "window": options.window,
             # One clip, where grids were best at it: their rates and losses are those of that batch.
             "floor": max((o.B for o in optima if o.verdict == "floor"), default=None),

@@ -154,6 +154,7 @@ _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "fit": _OBJECT,
     "fit.window": (lambda value: _positive(value) and value < 1, "a fraction between 0 and 1"),
     "fit.floor": (lambda value: _positive(value), "a positive number of tokens"),
+    "fit.flops_per_parameter_token": (lambda value: _positive(value), "a number above 0"),
     "fit.method": (lambda value: isinstance(value, str), "words"),
     "fit.warnings": (lambda value: isinstance(value, list) and _all_words(value), "a list of words"),
     "fit.intervals": (

@@ -43,7 +43,7 @@ def main() -> None:
     args = arguments().parse_args()
     law = laws.load(args.law)
     ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
-    cost = allocation.c_token(law.n_ctx, smooth_width) if law.n_ctx else allocation.proportional()
+    cost = allocation.cost_of(law, smooth_width)
     planned = read_json(Path(args.planned) / "result.json") if args.planned else None
     samples = Path(args.samples) if args.samples else None
     if samples is not None and not samples.is_dir():

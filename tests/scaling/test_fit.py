@@ -380,3 +380,16 @@ def test_exponents_that_the_losses_do_not_tell_are_not_trusted(paper, cost):
     assert any("aT's 95 % interval" in text for text in forced.warnings)
     # With a prior at hand its exponents are taken.
     assert "aT" in fit.fit(noisy, "loss", fit.Options(prior=paper), cost, {}).law.loss.assumed
+
+
+def test_the_law_knows_what_its_flops_were_counted_by(paper, cost, grids):
+    """The report draws budgets by the same cost as the fit, which for other trainers is that of their own column."""
+    assert fit.fit(grids, "loss", fit.Options(), cost, {}).law.fit["flops_per_parameter_token"] is None
+    theirs = dataclasses.replace(grids, n_ctx=0 * grids.n_ctx)
+    law = fit.fit(theirs, "loss", fit.Options(), allocation.proportional(12.0), {}).law
+    assert law.fit["flops_per_parameter_token"] == pytest.approx(12.0)
+    again = laws.from_dict(laws.to_dict(law))
+    assert float(allocation.cost_of(again, sizes.smooth_width)(1e8)) == pytest.approx(12e8)
+    assert float(allocation.cost_of(paper, sizes.smooth_width)(1e8)) == pytest.approx(float(cost(1e8)))
+    unknown = dataclasses.replace(paper, n_ctx=None)
+    assert float(allocation.cost_of(unknown, sizes.smooth_width)(1e8)) == pytest.approx(6e8)
