@@ -97,7 +97,7 @@ def compare(
 
     Raises:
         Untrusted: too few interior grids for a loss law, or losses that do not tell its constants.
-        UserError: a pair far outside the grids.
+        UserError: a pair far outside the grids, or a budget for no model.
     """
     ledger = at_nominal(ledger.rows(~ledger.heldout))
     warnings: list[str] = []
@@ -116,7 +116,7 @@ def compare(
     outside = [o for o in points.optima if not _covered(ledger, o, lr, B)]
     if outside:
         warnings.append(f"the pair lies outside {len(outside)} of {len(points.optima)} grids: extrapolated there")
-    C = C or 10 * float(np.max(points.T * cost(points.N)))
+    asked, C = C, C or 10 * float(np.max(points.T * cost(points.N)))
     fixed, fixed_replicates = _losses_at(ledger, points.optima, lr, B, len(points.present))
     if np.any(fixed <= 0):
         raise UserError(f"the surfaces say nothing at lr {lr:.3g}, B {B:.4g}: too far from the grids")
@@ -127,7 +127,8 @@ def compare(
     )
     low, high = allocation.SIZES
     if not all(1.01 * low < found < 0.99 * high for found in (size, size_fixed)):
-        raise Untrusted(f"at {C:.3g} FLOPs the laws want {size:.3g} and {size_fixed:.3g} parameters: beyond any size")
+        told = f"at {C:.3g} FLOPs the laws want {size:.3g} and {size_fixed:.3g} parameters: beyond any size"
+        raise UserError(told) if asked else Untrusted(told)
     # [2]: of ln N_opt, and of its exponent.
     middle, replicates = bent[0] - optimal[0], bent[1] - optimal[1]
     # Grids whose best cells scatter pay for one pair each its own price, and chance can sort these by size: of ledgers

@@ -21,6 +21,8 @@ COLUMNS = [f"{part}.{name}" for part in ("batch", "lr") for name in hyper.CONSTA
 ]
 # Best sizes of one budget, of other seeds or by other ways, differ by less than this factor.
 SAME_OPTIMUM = 2.0
+# C_token at a shape's own width and at the smooth rule's differ by less than this.
+SAME_COST = 0.15
 # An exponent of the loss that may as well be this many times larger is not one to plan by. Refitted draws never reach
 # 0: where a linear interval does, theirs spans like this.
 UNTOLD = 10.0
@@ -240,7 +242,7 @@ def _allocation(
     """N_opt by estimator; why one is unknown goes into ``unknown``."""
     if loss is None:
         return None
-    C = points.T * cost(points.N)
+    C = _budgets(ledger, points, cost)
     sizes: dict[str, Any] = {"measured": None, "predicted": None, "default": "predicted"}
     sizes["predicted"] = allocation.predicted(loss, (float(C.min()), 10 * float(C.max())), cost)
     # Without grids each row is a point, but for the diverged ones.
@@ -308,8 +310,21 @@ def _runs(ledger: Ledger) -> list[str]:
     return names
 
 
+def _budgets(ledger: Ledger, points: Points, cost: Callable) -> NDArray[np.float64]:
+    """Training FLOPs of each point [points]: by what its size's runs recorded, which knows their own widths.
+
+    Runs that counted by another rule than ``cost`` are not asked: their budgets would be no others' beside them.
+    """
+    per_token = np.array(cost(points.N), dtype=float)
+    for size in np.unique(points.N):
+        seen = ledger.flops[size == ledger.N] / ledger.T[size == ledger.N]
+        if np.isfinite(seen).any() and abs(np.nanmedian(seen) / cost(size) - 1) < SAME_COST:
+            per_token[size == points.N] = np.nanmedian(seen)
+    return points.T * per_token
+
+
 def _domain(ledger: Ledger, points: Points, cost: Callable) -> dict[str, list[float] | None]:
-    C = points.T * cost(points.N)
+    C = _budgets(ledger, points, cost)
     spans = {"N": points.N, "T": points.T, "B": ledger.B, "C": C}
     return {name: None if np.isnan(v).any() else [float(np.min(v)), float(np.max(v))] for name, v in spans.items()}
 
