@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from scaling import loss_law
 from scaling.clips import clip_losses
 from scaling.optimum import Optimum, find, next_cells, refit
 from scaling.runs import Ledger
@@ -14,6 +15,8 @@ from scaling.runs import Ledger
 SHRINKAGE = 10
 # Clusters that the jackknife deletes, where each row is a point: t quantiles change no more beyond this.
 MOST_CLUSTERS = 300
+# A loss is not known better than this: losses without any scatter are somebody's formula.
+LEAST_NOISE = 1e-7
 # How a warning begins that best cells entered a law: what a report shows depends on it.
 STAND_IN = "best cells stand in for the"
 # Grids without an optimum that a refusal lists, a line each.
@@ -184,7 +187,11 @@ def _pooled_variance(optima: list[Optimum]) -> tuple[NDArray | None, NDArray | N
 
 
 def points_of_rows(ledger: Ledger) -> Points:
-    """Each row as an optimum already; plain least squares unless losses have errors. Clusters are runs."""
+    """Each row as an optimum already; plain least squares unless losses have errors. Clusters are runs.
+
+    Errors of losses count by their ratios; their size is that of the scatter, as in grids: a folder's are mostly of
+    the validation clips, which all rows share.
+    """
     ledger = ledger.rows(~np.isinf(ledger.loss))
     runs, cluster = np.unique(ledger.run_id, return_inverse=True)
     clusters = np.arange(min(len(runs), MOST_CLUSTERS))
@@ -192,9 +199,23 @@ def points_of_rows(ledger: Ledger) -> Points:
     group = np.random.default_rng(0).permutation(len(runs)) % len(clusters)
     present = group[cluster][None, :] != clusters[:, None]
     noise = ledger.loss_se / ledger.loss
+    noise = _scattered(ledger, noise) if np.all(np.isfinite(noise)) else None
     values = {"B": np.log(ledger.B), "lr": np.log(ledger.lr), "loss": np.log(ledger.loss)}
     return Points(
         ledger.N, ledger.T, ledger.B, ledger.lr, ledger.loss, *np.ones((2, len(ledger)), dtype=bool), None, None,
-        noise if np.all(np.isfinite(noise)) else None,
-        {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()}, present, (),
+        noise, {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()}, present, (),
+        clip_losses(ledger),
     )  # fmt: skip
+
+
+def _scattered(ledger: Ledger, noise: NDArray) -> NDArray[np.float64]:
+    """Relative errors of losses, scaled to how the losses scatter around a loss law; as they are where none fits."""
+    constants = len(loss_law.CONSTANTS)
+    spare = len(ledger) - constants
+    if spare < 2 or loss_law.unidentified(ledger.N, ledger.T, {}) or np.ptp(ledger.loss) == 0:
+        return noise
+    scale = {name: float(np.exp(np.log(getattr(ledger, name)).mean())) for name in ("T", "N")}
+    # A delta that no residual reaches: least squares.
+    residuals = loss_law.fit(ledger.N, ledger.T, ledger.loss, noise, 1.0, scale=scale).residuals
+    size = 1.4826 * float(np.median(np.abs(residuals / noise))) * math.sqrt(len(ledger) / spare)
+    return np.maximum(size * noise, LEAST_NOISE)

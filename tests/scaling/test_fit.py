@@ -300,6 +300,29 @@ def test_validation_clips_are_an_error_that_all_runs_share(cost, grids, tmp_path
     assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
 
 
+def test_clips_are_an_error_that_rows_said_to_be_optima_share_too(paper, cost, tmp_path):
+    """Their standard errors are the clips', which all share: they tell neither Huber's delta nor the scatter."""
+    ledger, random = points(paper, 1e-4, 0), np.random.default_rng(0)
+    by_clip = 1 + 0.2 * random.standard_normal(64)
+    by_clip /= by_clip.mean()
+    files = [str(tmp_path / f"{i}.npy") for i in range(len(ledger))]
+    for file, loss in zip(files, ledger.loss):
+        np.save(file, np.broadcast_to((loss * by_clip)[None, :, None], (2, 64, 4)))
+    folder = dataclasses.replace(ledger, samples=np.array(files), loss_se=0.025 * ledger.loss)
+    alone, law = (fit.fit(x, "loss", fit.Options(optima=True), cost, NOWHERE).law for x in (ledger, folder))
+    assert "64 validation clips resampled" in law.fit["method"]
+    assert law.fit["delta"] == pytest.approx(1.345e-4, rel=0.5)
+    width = np.std(np.log(law.drawn("loss")(1e8, 5e9)))
+    assert width == pytest.approx(np.std(by_clip) / 8, rel=0.1)
+    # An outlier weighs little, as it does where the noise is known.
+    moved = [
+        fit.fit(dataclasses.replace(x, loss=x.loss * np.where(np.arange(25) == 7, 1.01, 1)), "loss",
+                fit.Options(optima=True), cost, NOWHERE).law.loss(1e9, 2e10) / x_law.loss(1e9, 2e10) - 1
+        for x, x_law in ((ledger, alone), (dataclasses.replace(folder, samples=ledger.samples), law))
+    ]  # fmt: skip
+    assert abs(moved[1]) < 2 * abs(moved[0]) + 1e-4
+
+
 def test_chinchilla_intervals_overlap_the_published(public_data, cost, tmp_path):
     rows = public_data("epoch_chinchilla/svg_extracted_data.csv")
     fifth = sorted(float(r["loss"]) for r in rows)[-5]
