@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling.jackknife import interval
+from scaling.jackknife import interval, t_quantile
 from scaling.laws import Law, LossLaw, SizeLaw
 from utils.errors import UserError
 
@@ -84,6 +84,15 @@ def size_law(C: ArrayLike, N_opt: ArrayLike, variance: ArrayLike | None = None) 
     x0, y0 = np.average(x, weights=w), np.average(y, weights=w)
     exponent = np.sum(w * (x - x0) * (y - y0)) / np.sum(w * (x - x0) ** 2)
     return SizeLaw(float(np.exp(y0 - exponent * x0)), float(exponent))
+
+
+def exponent_interval(C: ArrayLike, N_opt: ArrayLike) -> tuple[float, float]:
+    """95 % interval of ``size_law``'s exponent from the optima's scatter around it; at least three of them."""
+    x, y = np.log(C), np.log(N_opt)
+    law, spare = size_law(C, N_opt), len(x) - 2
+    left = y - np.log(law(C))
+    half = t_quantile(spare) * np.sqrt(np.sum(left**2) / spare / np.sum((x - x.mean()) ** 2))
+    return law.exponent - float(half), law.exponent + float(half)
 
 
 def predicted(loss: LossLaw, C: tuple[float, float], cost: Cost) -> SizeLaw:

@@ -268,7 +268,13 @@ def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any])
                 f"{ledger.source}: --optima wants the best size of each budget; that at {np.exp(budget):.2g} FLOPs "
                 f"has sizes from {N.min():.4g} to {N.max():.4g}: leave --optima out to fit isoFLOP curves"
             )
-    measured = allocation.size_law(C, ledger.N)
+    if len(ledger) < 3:
+        raise UserError(f"{ledger.source}: {len(ledger)} rows: a power law through best sizes needs three")
+    measured, span = allocation.size_law(C, ledger.N), list(allocation.exponent_interval(C, ledger.N))
+    if measured.exponent <= 0:
+        rows = ", ".join(f"N {ledger.N[i]:.4g} at {C[i]:.4g} FLOPs" for i in np.argsort(C, kind="stable")[:5])
+        raise UserError(f"{ledger.source}: N_opt falls with C (exponent {measured.exponent:.3f}): {rows}")
+    warnings = () if span[0] > 0 else (f"N_opt's exponent is not told from 0: {span[0]:.3g} to {span[1]:.3g}",)
     points = points_of_rows(ledger)
     known = dict.fromkeys(("batch", "lr", "loss", "curvature", "lr_given_batch", "draws"))
     reason = "not fitted: rows are the best sizes of their budgets"
@@ -279,10 +285,15 @@ def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any])
         n_ctx=_n_ctx(ledger),
         domain=_domain(ledger, points, cost),
         recipe=ledger.recipe,
-        fit={"points": len(ledger), "method": "least squares of ln N in ln C", "intervals": {}, "warnings": []},
+        fit={
+            "points": len(ledger),
+            "method": "95 %: least squares of ln N in ln C, t quantiles",
+            "intervals": {"allocation.measured.exponent": span} if span[0] < span[1] else {},
+            "warnings": list(warnings),
+        },
         provenance=provenance | {"unknown": dict.fromkeys(known, reason), "source": ledger.source},
     )
-    return Fitted(law, points, (), (), None)
+    return Fitted(law, points, (), warnings, None)
 
 
 def _curvature(optima: tuple[Optimum, ...]) -> tuple[Curvature | None, GivenBatch | None]:

@@ -277,7 +277,9 @@ def _constants(law: Law) -> str:
             rows.append([f"{part}.{name}", f"{getattr(value, name):.5g}", words])
     for name, size_law in (law.allocation or {}).items():
         if isinstance(size_law, SizeLaw):
-            rows.append([f"N_opt, {name}", f"{size_law.coefficient:.4g} C^{size_law.exponent:.4f}", ""])
+            span = (law.fit.get("intervals") or {}).get(f"allocation.{name}.exponent")
+            words = "" if span is None else f"exponent {span[0]:.4g} to {span[1]:.4g}"
+            rows.append([f"N_opt, {name}", f"{size_law.coefficient:.4g} C^{size_law.exponent:.4f}", words])
     scales = {f"{v.scale['T']:g} tokens and {v.scale['N']:g} parameters" for v in (law.batch, law.lr, law.loss) if v}
     how = f"Units: {' / '.join(sorted(scales))}. Intervals: {law.fit.get('method') or 'none'}."
     return _table(["constant", "value", "95 % interval"], rows) + _paragraph(how)

@@ -152,3 +152,14 @@ def test_a_parabolas_variance_is_its_spread():
         found.append(allocation.parabola(1e18, N, 2 * np.exp(0.03 * np.log(N / 1e7) ** 2 + noise), window=1.0))
     # 300 draws know a variance to about 8 %.
     assert np.mean([o.variance for o in found]) == pytest.approx(np.var(np.log([o.N_opt for o in found])), rel=0.3)
+
+
+def test_a_size_laws_interval_is_the_regressions():
+    """Nominal 95 % of it, from the rows' own scatter, cover the planted exponent."""
+    C, covered = np.geomspace(1e18, 1e21, 6), []
+    for seed in range(400):
+        N = 0.3 * C**0.45 * np.exp(0.1 * np.random.default_rng(seed).standard_normal(6))
+        law, (low, high) = allocation.size_law(C, N), allocation.exponent_interval(C, N)
+        assert low < law.exponent < high
+        covered.append(low <= 0.45 <= high)
+    assert 0.92 < np.mean(covered) < 0.98

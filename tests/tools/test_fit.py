@@ -397,3 +397,30 @@ def test_costs_that_the_table_tells_or_contradicts(tmp_path):
     tool.cost_of(ledger, None)
     with pytest.raises(UserError, match=r"--n-ctx 80: .* flops / 6N"):
         tool.cost_of(ledger, 80)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([(1e8, 1e19), (3e8, 1e20)], "2 rows: a power law through best sizes needs three"),
+        (
+            [(9e8, 1e19), (4e8, 1e20), (1e8, 1e21)],
+            "N_opt falls with C (exponent -0.477): N 9e+08 at 1e+19 FLOPs, N 4e+08",
+        ),
+    ],
+)
+def test_best_sizes_that_tell_no_law(tmp_path, rows, message):
+    path = tmp_path / "x.csv"
+    path.write_text("N,flops\n" + "\n".join(f"{N},{C}" for N, C in rows))
+    status, said = here("allocation", path, "--optima", "--json")
+    assert (status, said.count("\n")) == (2, 1), said
+    assert message in said
+
+
+def test_best_sizes_have_the_regressions_interval(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("N,flops\n1e8,1e19\n1e9,1e20\n4e9,1e21\n1.2e10,1e22\n")
+    done = run("fit.py", "allocation", path, "--optima", "--out", tmp_path / "law.json")
+    low, high = laws.load(tmp_path / "law.json").fit["intervals"]["allocation.measured.exponent"]
+    assert 0 < low < 0.6854 < high
+    assert f"N_opt, measured: exponent 0.6840 [{low:.4f}, {high:.4f}]" in done.stdout
