@@ -1,5 +1,6 @@
 """From a ledger to a law: optima of grids, hyper-parameter laws, the loss law, N_opt, and the error of it all."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +125,12 @@ def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) ->
     """What to fit, and the optima of all grids where the ledger has grids."""
     if repeated := _repeated(ledger):
         warnings.append(f"{repeated} cells have several results: each weighs as one result in the fit of its grid")
+    cells = set(zip(ledger.run_id.tolist(), ledger.N, ledger.nominal_T, ledger.B, ledger.lr))
+    if mixed := {run for (run, *_), count in Counter(cell[:3] for cell in cells).items() if count > 1}:
+        warnings.append(
+            f"{len(mixed)} runs have several cells of one (N, T), such as {min(mixed)}: a run_id is one run's, whose "
+            "milestones err together"
+        )
     N, T, largest = max(((N, T, len(rows)) for N, T, rows in ledger.grids()), key=lambda grid: grid[2])
     if not options.optima and largest > 1 and np.isnan([ledger.B, ledger.lr]).any():
         raise UserError(

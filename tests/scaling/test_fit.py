@@ -429,3 +429,11 @@ def test_recorded_flops_are_the_budgets(paper, cost, grids):
     # What somebody counted by another rule is no budget beside C_token.
     other = fit.fit(dataclasses.replace(grids, flops=3 * grids.T * per_token), "loss", fit.Options(), cost, {}).law
     assert other.domain["C"] == pytest.approx(smooth.domain["C"])
+
+
+def test_a_run_with_two_results_in_a_grid_is_warned_of(cost, grids):
+    assert not fit.fit(grids, "loss", fit.Options(), cost, {}).warnings
+    first, other = np.unique(grids.run_id)[:2]
+    shared = dataclasses.replace(grids, run_id=np.where(grids.run_id == other, first, grids.run_id))
+    (said,) = fit.fit(shared, "loss", fit.Options(), cost, {}).warnings
+    assert said.startswith("1 runs have several cells of one (N, T)")
