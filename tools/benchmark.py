@@ -36,6 +36,7 @@ from models.dit import DiTConfig, VideoDiT
 from models.sizes import exact_flops, flops_per_token, parameters, parse_size
 from models.text import load_text_encoder
 from training.config import load_config
+from training.feed import AHEAD
 from training.model import compile_model
 from training.records import environment
 from training.resolve import resolve
@@ -167,7 +168,7 @@ def _train_row(
         trainers[name] = Trainer(resolve(config, cache.meta), cache)
     run = trainers["eager"].run
     # As many steps a call as make one reading of the data, of which each is then a true share.
-    steps = max(1, 128 // clips)
+    steps = max(1, 2 * AHEAD // clips)
 
     def several(trainer: Trainer) -> None:
         for _ in range(steps):
