@@ -25,9 +25,9 @@ _MULTIPLY_2 = _signed(0x94D049BB133111EB)
 
 def _mix(x: Tensor) -> Tensor:
     """SplitMix64's finaliser. int64 products wrap; masks make the arithmetic right shifts logical."""
-    x = (x ^ ((x >> 30) & (1 << 34) - 1)) * _MULTIPLY_1
-    x = (x ^ ((x >> 27) & (1 << 37) - 1)) * _MULTIPLY_2
-    return x ^ ((x >> 31) & (1 << 33) - 1)
+    x = (x >> 30).bitwise_and_((1 << 34) - 1).bitwise_xor_(x).mul_(_MULTIPLY_1)
+    x = (x >> 27).bitwise_and_((1 << 37) - 1).bitwise_xor_(x).mul_(_MULTIPLY_2)
+    return (x >> 31).bitwise_and_((1 << 33) - 1).bitwise_xor_(x)
 
 
 def fold(seed: int, *names: str | int) -> int:
@@ -64,7 +64,10 @@ def normal(seed: int, stream: str, index: Tensor, shape: tuple[int, ...]) -> Ten
     count = math.prod(shape)
     words = bits(seed, stream, index, (count + 1) // 2)
     low_32 = (1 << 32) - 1
-    radius = torch.sqrt(-2 * torch.log((((words >> 32) & low_32).double() + 0.5) * 2.0**-32))
-    angle = ((words & low_32).double() + 0.5) * (2 * math.pi * 2.0**-32)
-    pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-    return pairs.flatten(1)[:, :count].float().reshape(-1, *shape)
+    # In place: these arrays are what a small model's data wait for, and every new one leaves the CPU's cache.
+    angle = (words & low_32).double().add_(0.5).mul_(2 * math.pi * 2.0**-32)
+    radius = (words >> 32).bitwise_and_(low_32).double().add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+    pairs = torch.empty(*radius.shape, 2, dtype=torch.float32, device=index.device)
+    torch.mul(radius, torch.cos(angle), out=pairs[..., 0])
+    torch.mul(radius, angle.sin_(), out=pairs[..., 1])
+    return pairs.flatten(1)[:, :count].reshape(-1, *shape)
