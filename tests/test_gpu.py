@@ -10,7 +10,7 @@ from models.attention import attention, choose_backend
 from tests.models.test_dit import build, inputs, trained
 from tests.training.test_trainer import overrides, result
 from training.config import load_config
-from training.trainer import train
+from training.trainer import Trainer, prepare, train
 from utils.errors import UserError
 from utils.random import normal, uniform
 
@@ -58,3 +58,37 @@ def test_bfloat16_training_resumes_and_nears_float32(cache: Path, tmp_path: Path
         losses[name] = result(tmp_path / name)["milestones"][-1]["ema_val_loss"]
     assert math.isfinite(losses["half"])
     assert losses["half"] == pytest.approx(losses["full"], rel=0.01)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_never_waits_for_the_device(cache: Path, tmp_path: Path, compiled: bool) -> None:
+    settings = overrides(cache, tmp_path, "x", "train.dtype=bfloat16", f"train.compile={compiled}")
+    trainer = Trainer(*prepare(load_config(None, settings)))
+    for step in range(8):
+        samples = trainer.feed.step(step)
+        if step == 4:  # everything has been allocated and compiled by now
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            trainer.learn(samples, step * 128)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert trainer.learn.skipped.item() == 0
+
+
+def test_the_micro_batch_is_what_the_memory_holds(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = overrides(cache, tmp_path, "x", "model.size=8x512", "train.batch_tokens=2048", "train.tokens=4096")
+    trainer = Trainer(*prepare(load_config(None, settings)))
+    wanted = trainer.learn.gradients(trainer.feed.step(0)).item()
+    trainer.learn.forget_gradients()
+    torch.cuda.empty_cache()
+    held, whole = torch.cuda.memory_reserved(), torch.cuda.get_device_properties(0).total_memory
+    try:
+        torch.cuda.set_per_process_memory_fraction((held + (256 << 20)) / whole)
+        trainer.fit_memory()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert trainer.learn.micro_batch < 64
+    assert "the batch stays what it is" in capsys.readouterr().out
+    assert trainer.learn.gradients(trainer.feed.step(0)).item() == pytest.approx(wanted, rel=1e-4)

@@ -13,8 +13,8 @@ from diffusion.timesteps import draw_timesteps
 from training.resolve import Run
 from utils.random import normal
 
-# Samples worked out together, over as many steps as that takes, and the most numbers of noise they have. A step of
-# one clip spent a third of its time calling small functions; twice as many samples leave the CPU's cache, and each then
+# Samples worked out together, over as many steps as that takes, and the most numbers of noise they have. A step of one
+# clip spent a third of its time calling small functions; twice as many samples leave the CPU's cache, and each then
 # takes twice the time. Steps are grouped from the run's start, so that a resumed run groups them alike.
 AHEAD, AHEAD_NUMBERS = 64, 1 << 22
 
