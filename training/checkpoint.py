@@ -55,9 +55,12 @@ def save_checkpoint(
         # Written last: a checkpoint with a state is a checkpoint whose files were all written.
         state = state | {"step": step, "files": _describe(sorted(aside.iterdir()))}
         write_json(aside / STATE, _sealed(state))
-        if final.exists():
-            shutil.rmtree(final)
-        aside.rename(final)
+        if final.exists():  # of the same step: moved away first, since a folder cannot be replaced in one go
+            final.rename(before := directory / f".{final.name}.old.tmp")
+            aside.rename(final)
+            shutil.rmtree(before)
+        else:
+            aside.rename(final)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -98,10 +101,20 @@ def _sealed(state: dict[str, Any]) -> dict[str, Any]:
     return state | {"crc32": zlib.crc32(json_text(state).encode())}
 
 
+def keep_only(path: Path, kinds: tuple[str, ...]) -> None:
+    """Drop the tensors of a checkpoint but ``kinds``, first from its state: it is whole at every moment."""
+    state = read_state(path)
+    dropped = [n for n in state["files"] if n.endswith(".safetensors") and n.removesuffix(".safetensors") not in kinds]
+    state["files"] = {name: facts for name, facts in state["files"].items() if name not in dropped}
+    write_json(path / STATE, _sealed(state))
+    for name in dropped:
+        (path / name).unlink()
+
+
 def remove_after(directory: Path, step: int) -> None:
     """Remove what lies past ``step``, from which a run goes on: damaged checkpoints, and halves of one."""
     for path in checkpoint_paths(directory):
-        if path.name > f"{PREFIX}{step:07d}":
+        if step_of(path) > step:
             shutil.rmtree(path)
     for aside in directory.glob(f".{PREFIX}*.tmp"):
         shutil.rmtree(aside)
@@ -113,9 +126,15 @@ def prune_checkpoints(directory: Path, keep: int) -> None:
         shutil.rmtree(path)
 
 
+def step_of(path: Path) -> int:
+    """The step of the checkpoint at ``path``."""
+    return int(path.name.removeprefix(PREFIX))
+
+
 def checkpoint_paths(directory: Path) -> list[Path]:
-    """The checkpoints in ``directory``, newest first."""
-    return sorted((p for p in directory.glob(f"{PREFIX}*") if p.is_dir()), reverse=True)
+    """The checkpoints in ``directory``, newest first; folders that are named otherwise are the user's own."""
+    named = [p for p in directory.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit() and p.is_dir()]
+    return sorted(named, key=step_of, reverse=True)
 
 
 def newest_checkpoint(directory: Path, needs: tuple[str, ...]) -> Path | None:

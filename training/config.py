@@ -79,7 +79,7 @@ class TrainKeys:
     parallel: str = key("ddp", "several processes: ddp (each holds the model) or fsdp (FSDP2: each holds a shard)")
     activation_checkpointing: bool = key(False, "recompute each block's activations in the backward pass")
     timeout_minutes: float = key(30.0, "minutes to wait for a process that does not answer before giving up")
-    compile: bool = key(False, "compile with torch.compile, up to 6 blocks as a whole (on the CPU: needs a C++ compiler)")
+    compile: bool = key(False, "torch.compile, of up to 6 blocks as a whole (on the CPU: needs a C++ compiler)")
 
 
 @dataclass

@@ -18,7 +18,7 @@ from models.dit import VideoDiT
 from models.sizes import exact_flops, parameters
 from training import checkpoint as ckpt
 from training.config import Config, to_dict
-from training.feed import AHEAD
+from training.feed import steps_together
 from training.metrics import duration, memory_peak, peak_flops
 from training.records import finished_result
 from training.resolve import Run
@@ -132,6 +132,8 @@ def estimate_memory(run: Run, cache: LatentCache, model: VideoDiT, world: int) -
     clips = min(train.micro_batch or local, local)
     shape = (layers, config.model.width, run.n_ctx, cache.text_tokens, clips)
     sample = 2 * math.prod(cache.latent_shape) + cache.text_tokens * cache.text_dim
+    each = 2 if train.dtype == "bfloat16" else 4
+    scores = each * layers * clips * config.model.heads * run.n_ctx * (run.n_ctx + cache.text_tokens)
     parts = {
         "weights": held,
         "gradients": held,
@@ -140,7 +142,8 @@ def estimate_memory(run: Run, cache: LatentCache, model: VideoDiT, world: int) -
         # Under fsdp two blocks are whole at a time, one with its gradient, and what lies outside the blocks always is.
         "communication": 0 if world == 1 else 4 * count if shards == 1 else 4 * (3 * block + count - layers * block),
         "activations": activation_bytes(*shape, train.dtype, train.activation_checkpointing),
-        "samples": 4 * max(AHEAD, local) * sample,
+        "attention scores": scores if model.backend == "plain" else 0,
+        "samples": 4 * local * steps_together(cache.latent_shape, local) * sample,
     }
     return parts | {"total": sum(parts.values())}
 
@@ -228,7 +231,7 @@ def probe(trainer: Trainer, report: dict[str, Any], before: int) -> dict[str, An
     seconds_of(learn, WARMUP_STEPS)
     step = seconds_of(learn, PROBE_STEPS)
     # The feed works out several steps' samples at once; a few such groups, not counting the first.
-    group = max(1, AHEAD // len(samples.t))
+    group = steps_together(trainer.cache.latent_shape, len(samples.t))
     data = seconds_of(lambda number: trainer.feed.step((number + 1) * group), 3) / group
     memory = memory_peak(device) - (0 if device.type == "cuda" else before)
     validation = _validation_seconds(trainer, seconds_of)

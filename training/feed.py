@@ -19,6 +19,11 @@ from utils.random import normal
 AHEAD, AHEAD_NUMBERS = 64, 1 << 22
 
 
+def steps_together(latent_shape: tuple[int, ...], clips: int) -> int:
+    """How many steps' samples are worked out at once, where a process has ``clips`` of this shape in each step."""
+    return max(1, min(AHEAD, AHEAD_NUMBERS // math.prod(latent_shape)) // clips)
+
+
 class Samples(NamedTuple):
     """Training samples, [n, ...] each: what ``diffusion.loss.denoising_loss`` takes after model and process."""
 
@@ -43,8 +48,7 @@ class Feed:
         self._run, self._cache, self._device = run, cache, device
         self._local = run.clips // world
         self._first = rank * self._local
-        together = min(AHEAD, AHEAD_NUMBERS // math.prod(cache.latent_shape))
-        self._steps = max(1, together // self._local)
+        self._steps = steps_together(cache.latent_shape, self._local)
         self._null = tuple(value.to(device) for value in cache.null_context)
         self._group = -1
         self._samples: Samples

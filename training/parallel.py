@@ -1,6 +1,7 @@
 """One model over several processes: DDP, or FSDP2's shards; and whole tensors into and out of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -10,13 +11,20 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from models.dit import VideoDiT
+from utils.errors import UserError
+
+T = TypeVar("T")
 
 
 def shard(model: VideoDiT) -> None:
-    """Split parameters in place over all processes (FSDP2): each block's are gathered while it computes."""
+    """Split parameters in place over all processes (FSDP2): each block's are gathered while it computes.
+
+    What lies outside the blocks is let go after each forward pass too: left gathered, it would not follow an average
+    or a step that moves the shards.
+    """
     for block in model.blocks:
         fully_shard(block)
-    fully_shard(model)
+    fully_shard(model, reshard_after_forward=True)
 
 
 def replicate(model: VideoDiT, device: torch.device) -> nn.Module:
@@ -69,9 +77,25 @@ def all_reduce(tensor: Tensor, how: str) -> Tensor:
     return total / dist.get_world_size() if how == "mean" else total
 
 
+def from_first(make: Callable[[], T]) -> T:
+    """What ``make`` gives on the first process, on all of them; a user's error there is one everywhere."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return make()
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = make()
+        except UserError as error:
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
+
+
 def lost_process(error: RuntimeError) -> bool:
     """Whether ``error`` is a collective's that waited for a process in vain."""
     text = str(error).lower()
-    return dist.is_initialized() and any(
-        words in text for words in ("timed out", "timeout", "connection closed", "connection reset", "peer")
-    )
+    collective = isinstance(error, dist.DistError) or "gloo" in text
+    waited = ("timed out", "timeout", "connection closed", "connection reset", "peer")
+    return dist.is_initialized() and collective and any(words in text for words in waited)

@@ -1,4 +1,4 @@
-"""One optimiser step: micro-batches forward and backward, clipping, AdamW, the average. The host waits for nothing."""
+"""One optimiser step: micro-batches forward and backward, clipping, AdamW, the average. It never asks the device."""
 
 import itertools
 

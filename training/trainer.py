@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from training.memory import fit_memory
 from training.metrics import MetricsLog
 from training.model import build_model, check_compiler, compile_model
 from training.optim import learning_rate
-from training.parallel import all_reduce, gather, lost_process, shard
+from training.parallel import all_reduce, from_first, gather, lost_process, shard
 from training.preview import Preview
 from training.records import build_result, finished_result, recorded
 from training.resolve import Run, resolve
@@ -103,7 +104,8 @@ class Trainer:
     def __init__(self, run: Run, cache: LatentCache) -> None:
         self.run, self.cache = run, cache
         self.config = config = run.config
-        timeout = timedelta(minutes=config.train.timeout_minutes)
+        # NCCL's watchdog aborts without a word: on GPUs the signals' flags, over gloo, are to time out before it.
+        timeout = timedelta(minutes=config.train.timeout_minutes + torch.cuda.is_available())
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=timeout)
         self.device, self.rank, self.world = state.device, state.process_index, state.num_processes
         self.main = state.is_main_process
@@ -188,10 +190,11 @@ class Trainer:
         """Go on from the newest whole checkpoint, if there is one; what lies after it is removed.
 
         Raises:
-            UserError: the run is already past a milestone that was never measured.
+            UserError: the run is already past a milestone that was never measured, or has checkpoints of which none
+                can be read.
         """
         directory = self.config.run_dir / "checkpoints"
-        path = ckpt.newest_checkpoint(directory, ("model", "ema", "optimizer"))
+        path = from_first(self._newest_checkpoint)
         if path is not None:
             state = ckpt.read_state(path)
             ckpt.load_into(self.model, ckpt.read_tensors(path, "model"), path)
@@ -199,8 +202,6 @@ class Trainer:
             ckpt.load_optimizer(self.model, self.learn.optimizer, ckpt.read_tensors(path, "optimizer"))
             self.step, self.milestones, self.seconds = state["step"], state["milestones"], state["seconds"]
             self.learn.set_counts(state["counts"])
-        elif self.main and ckpt.checkpoint_paths(directory):
-            print(f"{directory}: no checkpoint with its optimiser is left; starting again", file=sys.stderr)
         measured = {m["nominal"] for m in self.milestones}
         end, reached = self.config.train.tokens, max(self.tokens, recorded(self.run)["tokens"])
         if end <= reached and end not in measured:
@@ -216,8 +217,22 @@ class Trainer:
             )
         if self.world > 1:
             dist.barrier()
-        if self.main:
+        if self.main and path is not None:
             ckpt.remove_after(directory, self.step)
+
+    def _newest_checkpoint(self) -> Path | None:
+        """The one to go on from. All processes take the first one's choice: they may not see a disk alike."""
+        directory = self.config.run_dir / "checkpoints"
+        path = ckpt.newest_checkpoint(directory, ("model", "ema", "optimizer"))
+        if path is None and (there := ckpt.checkpoint_paths(directory)):
+            if ckpt.newest_checkpoint(directory, ("ema",)) is None:
+                raise UserError(
+                    f"{directory}: no checkpoint can be read, the newest being {there[0].name}; mend what ails the "
+                    f"disk, or remove {self.config.run_dir} to start again"
+                )
+            # They are the averages of a finished run, which grows: they stay until there is a newer checkpoint.
+            print(f"{directory}: no checkpoint with its optimiser is left; starting again", file=sys.stderr)
+        return path
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -251,8 +266,8 @@ class Trainer:
                 if reached and not self._milestone(reached, log):
                     status = "diverged"
                     break
-                # While steps fail, the checkpoint before them is the one to go back to; a milestone found them finite.
-                if saving and (reached or not in_a_row):
+                # While steps fail, the checkpoint before them is the one to go back to, unless the run ends here.
+                if saving and (reached or stopping or not in_a_row):
                     self._save()
                 if reached:
                     self._write_result("running")
@@ -262,8 +277,10 @@ class Trainer:
             self.seconds = time.monotonic() - started
             status = "done" if status == "running" else status
             self._write_result(status)
-            if status == "done" and config.checkpoint.final == "ema":
-                self._save(average_only=True)  # after the result: a death in between costs disk, not the run
+            if status == "done" and config.checkpoint.final == "ema" and self.main:
+                # After the result: a death in between costs disk, not the run.
+                ckpt.prune_checkpoints(config.run_dir / "checkpoints", 1)
+                ckpt.keep_only(ckpt.find_checkpoint(config.run_dir), ("ema",))
             if log is not None:
                 self._close(log, status)
         return status
@@ -341,13 +358,11 @@ class Trainer:
             if log is not None:
                 log.video(f"samples/{number}", clip, self.step, self.config.log.prompts[number])
 
-    def _save(self, average_only: bool = False) -> None:
+    def _save(self) -> None:
         # Every process goes on from the mean of the windows, which is what a resumed run has.
         self.learn.loss.copy_(all_reduce(self.learn.loss, "mean"))
-        named = {"ema": self.average.state_dict()}
-        if not average_only:
-            named["model"] = self.model.state_dict()
-            named["optimizer"] = ckpt.optimizer_tensors(self.model, self.learn.optimizer)
+        named = {"ema": self.average.state_dict(), "model": self.model.state_dict()}
+        named["optimizer"] = ckpt.optimizer_tensors(self.model, self.learn.optimizer)
         tensors = {kind: gather(values, self.main) for kind, values in named.items()}
         if not self.main:
             return
@@ -360,7 +375,8 @@ class Trainer:
         }
         directory = self.config.run_dir / "checkpoints"
         ckpt.save_checkpoint(directory, self.step, tensors, state, self.config)
-        ckpt.prune_checkpoints(directory, 1 if average_only else self.config.checkpoint.keep)
+        ckpt.remove_after(directory, self.step)  # of a longer life, which this one could not go on from
+        ckpt.prune_checkpoints(directory, self.config.checkpoint.keep)
 
     def _write_result(self, status: str) -> None:
         # A finished run that grows without its optimiser starts again: what it measured stands until it is passed.

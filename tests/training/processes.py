@@ -106,6 +106,30 @@ def weights_before_training(overrides: list[str], path: str) -> int:
     return 0
 
 
+def average_watched(overrides: list[str]) -> int:
+    """Train with a look at the average after every step, as a preview takes one; no checkpoint in between."""
+
+    from training.feed import Samples
+    from training.step import Step
+    from training.trainer import Trainer
+
+    begun: list[Trainer] = []
+    restore, step = Trainer.restore, Step.__call__
+
+    def remembered(self: Trainer) -> None:
+        begun.append(self)
+        restore(self)
+
+    def watched(self: Step, samples: Samples, tokens: int) -> None:
+        step(self, samples, tokens)
+        first = Samples(*(value[:1] for value in samples))
+        with torch.no_grad():
+            begun[0].average(first.x0, first.t, first.context, first.mask)
+
+    Trainer.restore, Step.__call__ = remembered, watched
+    return train_it(overrides)
+
+
 def poisoned(overrides: list[str], steps: list[int], ranks: tuple[int, ...] = (0,)) -> int:
     """A training in which one sample of each of ``steps`` (counted from 0) is not a number, on ``ranks``."""
     with_feed(lambda step, samples: samples.x0[0].fill_(torch.nan) if step in steps and _rank() in ranks else None)

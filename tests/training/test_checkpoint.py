@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.test_trainer import ENVIRONMENT, ROOT, command, metrics, overrides, run
-from training.checkpoint import checkpoint_paths, find_checkpoint, read_state, save_checkpoint
+from training import checkpoint
+from training.checkpoint import checkpoint_paths, find_checkpoint, keep_only, read_state, save_checkpoint
 from training.config import load_config
 from training.trainer import train
 from utils.errors import UserError
@@ -132,7 +133,7 @@ def test_what_is_no_checkpoint_is_refused_with_a_reason(tmp_path: Path) -> None:
 
 def test_nothing_reads_pickles() -> None:
     """Weights come as safetensors, all else as JSON, YAML or npy without objects; one tool reads its own tensors."""
-    allowed = {"torch.load(state_path, weights_only=True)", "np.load(ledger.samples[row], allow_pickle=False)"}
+    allowed = {"torch.load(state_path, weights_only=True)", "np.load(path, allow_pickle=False)"}
     reading = re.compile(
         r"\b(?:torch|np|numpy|joblib|pickle|dill)\.loads?\([^\n]*?\)|^\s*(?:import|from) pickle\b", re.M
     )
@@ -192,3 +193,43 @@ def test_a_checkpoint_of_another_model_is_refused(cache: Path, tmp_path: Path) -
     save_checkpoint(large.parent, 20, tensors, read_state(small), config)
     with pytest.raises(UserError, match="of another model"):
         train(load_config(None, overrides(cache, tmp_path, "large", "model.size=2x32", "train.tokens=6400")))
+
+
+def test_an_average_is_never_without_a_whole_checkpoint(
+    twice_saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropping the optimiser at a run's end may be interrupted anywhere: the average can be read throughout."""
+    folder = shutil.copytree(find_checkpoint(twice_saved), tmp_path / "step_0000030")
+    looks = []
+
+    def look(*_: object, **__: object) -> None:
+        looks.append(find_checkpoint(folder))
+
+    write, unlink = checkpoint.write_json, Path.unlink
+    monkeypatch.setattr(checkpoint, "write_json", lambda *a: (look(), write(*a), look()))
+    monkeypatch.setattr(Path, "unlink", lambda self, **k: (unlink(self, **k), self.name[0] == "." or look()))
+    keep_only(folder, ("ema",))
+    assert len(looks) >= 4
+    assert sorted(p.name for p in folder.glob("*.safetensors")) == ["ema.safetensors"]
+
+
+def test_a_run_whose_checkpoints_cannot_be_read_is_left_alone(twice_saved: Path, tmp_path: Path, cache: Path) -> None:
+    shutil.copytree(twice_saved, tmp_path / "x")
+    folders = checkpoint_paths(tmp_path / "x" / "checkpoints")
+    for folder in folders:
+        (folder / "ema.safetensors").write_bytes(b"")
+    trained = metrics(tmp_path / "x")
+    keys = ("checkpoint.every_steps=20", "train.tokens=5120", "optim.warmup_tokens=384")
+    with pytest.raises(UserError, match="no checkpoint can be read, the newest being step_0000030"):
+        train(load_config(None, overrides(cache, tmp_path, "x", *keys)))
+    assert checkpoint_paths(tmp_path / "x" / "checkpoints") == folders
+    assert metrics(tmp_path / "x") == trained
+
+
+def test_checkpoints_are_ordered_by_number_and_other_folders_are_not_ours(tmp_path: Path) -> None:
+    for name in ("step_9999000", "step_10000000", "step_0000010", "step_0000010_mine", ".step_0000010.tmp"):
+        (tmp_path / name).mkdir()
+    assert [p.name for p in checkpoint_paths(tmp_path)] == ["step_10000000", "step_9999000", "step_0000010"]
+    checkpoint.prune_checkpoints(tmp_path, 1)
+    checkpoint.remove_after(tmp_path, 10_000_000)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_0000010_mine", "step_10000000"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.processes import together, train_it, weights_before_training
+from tests.training.processes import average_watched, together, train_it, weights_before_training
 from tests.training.test_trainer import losses, metrics, overrides, result
 from training.checkpoint import find_checkpoint
 from training.config import Config, load_config
@@ -107,3 +107,11 @@ def test_initialisation_is_the_same_on_any_number_of_processes(cache: Path, tmp_
 def begun(cache: Path, out: Path) -> tuple[Config, dict]:
     run, data = prepare(load_config(None, overrides(cache, out, "x", *SETTINGS)))
     return run.config, data.meta
+
+
+def test_a_sharded_average_follows_its_shards(runs: Path, cache: Path, tmp_path: Path) -> None:
+    """What a forward pass gathers must be let go: the next one is of weights that have moved on."""
+    keys = overrides(cache, tmp_path, "x", *SETTINGS, "train.parallel=fsdp")
+    together(tmp_path / "log", average_watched, keys, world=2)
+    for ours, theirs in zip(result(tmp_path / "x")["milestones"], result(runs / "fsdp")["milestones"]):
+        assert ours["ema_val_loss"] == pytest.approx(theirs["ema_val_loss"], rel=1e-6)

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from training.config import OptimKeys, load_config
 from training.feed import Feed, Samples
 from training.memory import fit_micro_batch
 from training.optim import build_optimizer, weight_groups
-from training.trainer import Trainer, prepare
+from training.trainer import PREEMPTED, Trainer, prepare, train
 from utils.errors import UserError
 
 
@@ -204,3 +206,18 @@ def test_a_clip_that_does_not_fit_is_a_users_error(cache: Path, tmp_path: Path) 
         assert codes == [2, 2], (tmp_path / parallel / "0").read_text()
         said = (tmp_path / parallel / "0").read_text().splitlines()[-1]
         assert said.startswith("error: out of GPU memory with one clip at a time; try train.activation_checkpointing")
+
+
+def test_a_signal_on_a_skipped_step_saves_too(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moved nothing, so what is saved is sound; and status 75 promises a checkpoint."""
+    plain = Feed.step
+
+    def step(self: Feed, number: int) -> Samples:
+        if number == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return bad(plain(self, number)) if number == 8 else plain(self, number)
+
+    monkeypatch.setattr(Feed, "step", step)
+    assert train(load_config(None, overrides(cache, tmp_path, "x"))) == PREEMPTED
+    assert read_state(find_checkpoint(tmp_path / "x"))["counts"]["in_a_row"] == 1
+    assert find_checkpoint(tmp_path / "x").name == "step_0000009"
