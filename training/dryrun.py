@@ -240,7 +240,7 @@ def probe(trainer: Trainer, report: dict[str, Any], before: int) -> dict[str, An
     peak = peak_flops(device)
     speed = batch / (step + data)
     return {
-        "memory": report["memory"] | {"measured": memory},
+        "memory": report["memory"] | {"measured": memory or None},
         "time": {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "processes": trainer.world,
@@ -325,9 +325,11 @@ def _numbers(values: list[float]) -> str:
 def _probed(report: dict[str, Any]) -> list[tuple[str, str]]:
     memory, spent = report["memory"], report["time"]
     mfu = "" if spent["mfu"] is None else f", MFU {spent['mfu']:.1%}"
+    # A process that held more before, a notebook's say, tells nothing.
+    measured = f"{_gib(memory['measured'])} measured" if memory["measured"] else "no growth measured"
     processes = "" if spent["processes"] == 1 else f"{spent['processes']} processes on "
     return [
-        ("", f"{_gib(memory['measured'])} measured in {WARMUP_STEPS + PROBE_STEPS} steps"),
+        ("", f"{measured} in {WARMUP_STEPS + PROBE_STEPS} steps"),
         ("time", f"{duration(spent['seconds'])} on {processes}{spent['device']}: training "
          f"{duration(spent['training_seconds'])}, validation {duration(spent['validation_seconds'])} "
          f"({spent['validation_share']:.1%})"),
