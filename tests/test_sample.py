@@ -79,7 +79,7 @@ def test_tensorboard_has_losses_and_sampled_videos(trained: Path) -> None:
     filled = {int(t) for t in (10 * validation_times(4, 4, 0)).flatten()}  # bins that hold one of the 16 samples
     found = {tag for tag in tags["scalars"] if tag.startswith("validation_by_t/")}
     assert found == {f"validation_by_t/{b / 10:.1f}_to_{(b + 1) / 10:.1f}" for b in filled}
-    (image,) = events.Images("samples/0")
+    (image,) = events.Images(f"samples/0 {PROMPTS[1]}")
     assert image.encoded_image_string[:3] == b"GIF"
 
 
