@@ -20,7 +20,7 @@ from training import checkpoint as ckpt
 from training.config import Config, to_dict
 from training.feed import steps_together
 from training.metrics import duration, memory_peak, peak_flops
-from training.records import finished_result
+from training.records import check_growth, finished_result
 from training.resolve import Run
 from training.trainer import RAW_SHARE, Trainer, prepare
 
@@ -69,6 +69,8 @@ def describe(trainer: Trainer) -> dict[str, Any]:
     path = ckpt.newest_checkpoint(config.run_dir / "checkpoints", ("model", "ema", "optimizer"))
     state = {"step": 0, "milestones": []} if path is None else ckpt.read_state(path)
     finished = finished_result(run)
+    if not finished:
+        check_growth(run, state["step"] * config.train.batch_tokens, state["milestones"])
     step = finished["tokens"] // config.train.batch_tokens if finished else state["step"]
     passed = len(finished["milestones"] if finished else state["milestones"])
     clips = config.validation.clips or cache.validation_size

@@ -149,7 +149,7 @@ class MetricsLog:
         self._bins("validation_by_t", bins, step)
         print(
             f"T {tokens:,}: validation loss {scores['ema_val_loss']:.5f} +- {scores['ema_val_se']:.5f} (EMA), "
-            f"{scores['val_loss']:.5f} +- {scores['val_se']:.5f} (raw)",
+            f"{scores['val_loss']:.5f} +- {scores['val_se']:.5f} (raw, on a quarter of the clips)",
             flush=True,
         )
         self._restart_clock(tokens)

@@ -10,6 +10,7 @@ import torch
 from models.sizes import exact_flops
 from training.config import Config, run_id, to_dict
 from training.resolve import Run
+from utils.errors import UserError
 from utils.files import read_json
 from utils.revision import code_revision
 
@@ -119,6 +120,27 @@ def recorded(run: Run) -> dict[str, Any]:
     nothing = {"run_id": None, "tokens": 0, "milestones": []}
     result = read_json(path) if path.exists() else nothing
     return result if result["run_id"] == run_id(run.config) else nothing
+
+
+def check_growth(run: Run, tokens: int, milestones: list[dict[str, Any]]) -> None:
+    """Refuse a ``run`` that would go on from ``tokens``, with these ``milestones``, past what it asks to measure.
+
+    Raises:
+        UserError: it ends, or has a milestone, where it has been already and was not measured.
+    """
+    measured = {m["nominal"] for m in milestones}
+    end, reached = run.config.train.tokens, max(tokens, recorded(run)["tokens"])
+    if end <= reached and end not in measured:
+        raise UserError(
+            f"train.tokens={end}: the run already has {reached:,} tokens, and at {end:,} it was not measured; "
+            "ask for more, or choose another name=..."
+        )
+    missed = [m for m in run.config.train.milestones if m <= tokens and m not in measured]
+    if missed:
+        raise UserError(
+            f"train.milestones={missed}: the run is already at {tokens:,} tokens; "
+            "choose later ones, or another name=..."
+        )
 
 
 def _version(package: str) -> str | None:

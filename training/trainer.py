@@ -29,7 +29,7 @@ from training.model import build_model, check_compiler, compile_model
 from training.optim import learning_rate
 from training.parallel import all_reduce, from_first, gather, lost_process, shard
 from training.preview import Preview
-from training.records import build_result, finished_result, recorded
+from training.records import build_result, check_growth, finished_result, recorded
 from training.resolve import Run, resolve
 from training.step import Step
 from training.stop import StopRequest
@@ -202,19 +202,7 @@ class Trainer:
             ckpt.load_optimizer(self.model, self.learn.optimizer, ckpt.read_tensors(path, "optimizer"))
             self.step, self.milestones, self.seconds = state["step"], state["milestones"], state["seconds"]
             self.learn.set_counts(state["counts"])
-        measured = {m["nominal"] for m in self.milestones}
-        end, reached = self.config.train.tokens, max(self.tokens, recorded(self.run)["tokens"])
-        if end <= reached and end not in measured:
-            raise UserError(
-                f"train.tokens={end}: the run already has {reached:,} tokens, and at {end:,} it was not measured; "
-                "ask for more, or choose another name=..."
-            )
-        missed = [m for m in self.config.train.milestones if m <= self.tokens and m not in measured]
-        if missed:
-            raise UserError(
-                f"train.milestones={missed}: the run is already at {self.tokens:,} tokens; "
-                "choose later ones, or another name=..."
-            )
+        check_growth(self.run, self.tokens, self.milestones)
         if self.world > 1:
             dist.barrier()
         if self.main and path is not None:

@@ -180,3 +180,14 @@ def test_the_activations_formula_is_what_autograd_keeps(dtype: str, recompute: b
         formula -= dryrun.activation_bytes(1, width, n_ctx, text, clips, dtype, False)
         formula += clips * n_ctx * width * dryrun.KEPT_OUTSIDE
     assert formula == pytest.approx(counted, rel=0.15)
+
+
+def test_what_keeps_a_run_from_going_on_keeps_the_dry_run_from_it(cache: Path, tmp_path: Path) -> None:
+    warmup = "optim.warmup_tokens=128"
+    run(cache, tmp_path, "x", "train.tokens=1280", warmup)
+    for keys, message in (
+        (("train.milestones=[640,896]", "train.tokens=2560"), "the run is already at 1,280 tokens"),
+        (("train.tokens=1152",), "the run already has 1,280 tokens"),
+    ):
+        with pytest.raises(UserError, match=message):
+            dry_run(config(cache, tmp_path, "name=x", warmup, *keys))
