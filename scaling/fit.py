@@ -234,7 +234,8 @@ def _uncertainty(
     logged = np.array([name.endswith(_LOGGED) for name in columns], dtype=bool)
     low, high, draws = (np.where(logged, np.exp(np.clip(v, -700, 700)), v) for v in (low, high, draws))
     # A constant that nothing moves is held or bounded, not known exactly: it has no interval.
-    intervals = {str(name): [float(a), float(b)] for name, a, b in zip(columns, low, high) if a < b}
+    spans = zip(columns, low, high)
+    intervals = {str(name): [float(a), float(b)] for name, a, b in spans if b - a > 1e-9 * abs(a)}
     return columns.tolist(), [[float(f"{v:.6g}") for v in row] for row in draws], intervals
 
 

@@ -90,7 +90,7 @@ def timed(things: dict[str, Callable[[], Any]], rounds: int, device: torch.devic
 def spread(values: list[float], unit: float = 1.0) -> dict[str, float]:
     """Median and quartiles of ``values`` times ``unit``."""
     scaled = sorted(value * unit for value in values)
-    low, middle, high = statistics.quantiles(scaled, n=4) if len(scaled) > 1 else scaled * 3
+    low, middle, high = statistics.quantiles(scaled, n=4, method="inclusive") if len(scaled) > 1 else scaled * 3
     return {"value": middle, "low": low, "high": high}
 
 
