@@ -22,15 +22,6 @@ from training.trainer import PREEMPTED, Trainer, prepare, train
 from utils.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bit-for-bit comparisons need one summation order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def trainer_of(cache: Path, out: Path, *more: str) -> Trainer:
     return Trainer(*prepare(load_config(None, overrides(cache, out, "x", *more))))
 

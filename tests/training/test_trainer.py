@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.conftest import make_cache
 from training.checkpoint import checkpoint_paths
@@ -30,15 +29,6 @@ SETTINGS = [
     "validation.timesteps=2",
     "log.every_steps=1",
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bit-for-bit comparisons need one summation order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def overrides(cache: Path, out: Path, name: str, *more: str) -> list[str]:
