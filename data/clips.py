@@ -9,6 +9,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -29,8 +30,11 @@ class Rejected(Exception):
     """
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail)  # as they are, so that it can be pickled
         self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
     def row(self, source: str) -> dict[str, str]:
         """A line of ``rejected.jsonl``."""
@@ -58,6 +62,30 @@ class Source:
     name: str
     path: Path
     caption: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How videos are read: what, besides the list of sources, a cache's clips follow from.
+
+    ``clips`` is how many are taken of one video at most.
+    """
+
+    shape: Shape
+    clips: int = 16
+
+
+class Clips(NamedTuple):
+    """The n clips of one source: their keys, captions, and pixels as ``to_float`` takes them, [n, 3, F, H, W].
+
+    ``fps`` is the clips' frames per second (0: unknown), ``seconds`` the length of what the source holds.
+    """
+
+    keys: list[str]
+    captions: list[str]
+    pixels: Tensor
+    fps: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -268,6 +296,30 @@ def read_clip(path: Path, found: Probe, start: int, shape: Shape) -> Tensor:
     except Exception:  # decord has no exception class of its own for all that it throws
         pictures = decode_pyav(path, numbers, found.times)
     return resize_and_crop(torch.from_numpy(pictures), shape.size)
+
+
+def load_clips(source: Source, reading: Reading, starts: tuple[int, ...] | None, decode: bool) -> Clips:
+    """The clips of a video, or those that begin with ``starts``; pixels are empty, [n, 0], unless ``decode``.
+
+    Raises:
+        Rejected: see docs/data.md for the reasons.
+    """
+    found, shape = probe(source.path), reading.shape
+    starts = tuple(windows(found, shape, reading.clips)) if starts is None else starts
+    if starts and max(starts) + shape.span > len(found.times):
+        raise Rejected("too short", f"{len(found.times)} frames; a clip from frame {max(starts)} spans {shape.span}")
+    pixels = torch.empty(len(starts), 0, dtype=torch.uint8)
+    if decode:
+        clips = [read_clip(source.path, found, start, shape) for start in starts]
+        pixels = ((torch.stack(clips) + 1) * 127.5).round().byte()
+    keys = [f"{source.name}#{start}" for start in starts]
+    seconds = len(found.times) / found.fps if found.fps else 0.0
+    return Clips(keys, [source.caption] * len(keys), pixels, found.fps / shape.stride, seconds)
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 pixels -> float32 in [-1, 1], on their device; floats as they are (rendered clips)."""
+    return pixels if pixels.is_floating_point() else pixels.float().div_(127.5).sub_(1)
 
 
 def resize_and_crop(pictures: Tensor, size: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data import synthetic
-from data.clips import Probe, Rejected, Shape, Source, probe, read_clip, windows
+from data.clips import Clips, Probe, Reading, Rejected, Shape, Source, load_clips, probe, read_clip, windows
 from utils.errors import UserError
 from utils.files import read_json
 from utils.random import fold
@@ -31,13 +31,23 @@ VALIDATION_SEED = fold(0, "synthetic validation")
 class Unit:
     """Clips that are encoded together, and kept or rejected together: those of one video, or some rendered ones.
 
-    ``load()`` returns their captions (list of n) and the clips, float32 [n, 3, F, H, W] in [-1, 1], or raises
-    ``Rejected``.
+    ``load()`` returns them, or raises ``Rejected``.
     """
 
     source: str
     keys: list[str]
-    load: Callable[[], tuple[list[str], Tensor]]
+    load: Callable[[], Clips | tuple[list[str], Tensor]]
+
+
+def video_unit(source: Source, reading: Reading, starts: Sequence[int] | None = None, decode: bool = True) -> Unit:
+    """A video that is opened when it is loaded, for ``data.workers.decoded``.
+
+    Args:
+        starts: the clips to take, by the number after the last # of their keys; None is all that ``reading`` allows.
+        decode: whether pixels are wanted; without, the clips say what there would be (keys, captions, fps, seconds).
+    """
+    starts = None if starts is None else tuple(starts)
+    return Unit(source.name, [], partial(load_clips, source, reading, starts, decode))
 
 
 def list_hash(lines: Sequence[str]) -> str:
