@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from training import extended
 from training.config import Config, config_from_dict, load_yaml, run_id, whole
 from training.resolve import Run, resolve
 from utils.errors import UserError, nearest, shown
@@ -106,6 +107,10 @@ def load_sweep(path: str | Path, overrides: list[str], meta_of: Any) -> Sweep:
     for size in keys.sizes:
         for run in _cells(keys, size, base, directory, meta_of):
             cells[run.config.name] = run
+    for run in _added(keys, base, directory, meta_of):
+        milestones = cells[run.config.name].config.train.milestones if run.config.name in cells else []
+        if not set(run.config.train.milestones) <= set(milestones):
+            cells[run.config.name] = run
     if not cells:
         raise UserError(f"{path}: an empty grid; give sizes, lr and batch_tokens")
     fitted = {run.config.model.size for run in cells.values() if not run.config.heldout}
@@ -130,6 +135,20 @@ def _cells(keys: SweepKeys, size: SizeKeys, base: dict[str, Any], directory: Pat
                 run.config.name = str(Path(keys.name) / run_id(run.config))
                 cells.append(run)
     return cells
+
+
+def _added(keys: SweepKeys, base: dict[str, Any], directory: Path, meta_of: Any) -> list[Run]:
+    """The cells that ``extend`` added, of sizes that the sweep still has."""
+    sizes = {size.size: size for size in keys.sizes}
+    runs = []
+    for cell in extended.read(directory):
+        if (size := sizes.get(cell["size"])) is not None:
+            axes = cell["lr"], cell["batch_tokens"], cell["milestones"], cell["repeat"]
+            config = _cell_config(keys, size, base, *axes)
+            run = resolve(config, meta_of(config))
+            run.config.name = str(Path(keys.name) / run_id(run.config))
+            runs.append(run)
+    return runs
 
 
 def _cell_config(

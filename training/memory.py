@@ -41,17 +41,19 @@ def fit_micro_batch(
     on_any: Callable[[bool], bool] = bool,
     sharded: bool = False,
     speak: bool = True,
+    key: str = "train.micro_batch",
 ) -> int:
-    """The largest of ``size``, ``size`` / 2, ... clips whose forward and backward pass fit.
+    """The largest of ``size``, ``size`` / 2, ... clips of which a pass fits.
 
     Args:
         attempt: one pass with that many clips at a time.
         on_any: whether a flag is set on any process.
         sharded: a pass is made by all processes together, so one that failed has left the others: no second attempt.
         speak: whether this process says what it changed.
+        key: what it is that halves, of no consequence for any result.
 
     Raises:
-        UserError: a single clip does not fit, or a sharded model's micro-batch does not.
+        UserError: a single clip does not fit, or a sharded model's pass does not.
     """
     while True:
         try:
@@ -68,6 +70,6 @@ def fit_micro_batch(
             raise UserError(f"out of GPU memory with one clip at a time; {KNOBS}")
         size = -(-size // 2)
         if sharded:
-            raise UserError(f"out of GPU memory; try train.micro_batch={size}, which leaves the batch what it is")
+            raise UserError(f"out of GPU memory; try {key}={size}, which changes no result")
         if speak:
-            print(f"out of GPU memory: going on with train.micro_batch={size}; the batch stays what it is", flush=True)
+            print(f"out of GPU memory: going on with {key}={size}, which changes no result", flush=True)

@@ -23,7 +23,7 @@ from models.dit import VideoDiT
 from training import checkpoint as ckpt
 from training.config import Config, identity, to_dict
 from training.feed import Feed
-from training.memory import fit_memory
+from training.memory import fit_memory, fit_micro_batch
 from training.metrics import MetricsLog
 from training.model import build_model, check_compiler, compile_model
 from training.optim import learning_rate
@@ -115,19 +115,20 @@ class Trainer:
         check_compiler(config.train.compile, self.device)
         self.process = Process(config.diffusion.process, config.diffusion.target)
         draw_timesteps(torch.zeros(1, dtype=torch.int64), 0, config.diffusion.timesteps)  # refuses unknown names now
-        sharded = config.train.parallel == "fsdp" and self.world > 1
+        self.sharded = config.train.parallel == "fsdp" and self.world > 1
         self.preview = None
-        if config.log.prompts and (self.main or sharded):  # a sharded model runs on all processes or on none
+        if config.log.prompts and (self.main or self.sharded):  # a sharded model runs on all processes or on none
             self.preview = Preview(config.log, self.process, cache.meta, self.device)
         self.model = build_model(config, cache.meta, self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         if config.train.compile:
-            compile_model(self.model, whole=not sharded)
-        if sharded:
+            compile_model(self.model, whole=not self.sharded)
+        if self.sharded:
             shard(self.model)
             shard(self.average)
         self.learn = Step(config, self.model, self.average, self.device)
         self.feed = Feed(run, cache, self.rank, self.world, self.device)
+        self.validation_batch = config.validation.batch
         self.step = 0
         self.milestones: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -299,20 +300,28 @@ class Trainer:
         """The loss on one clip in ``share`` of the frozen set."""
         keys = self.config.validation
         clips = keys.clips or self.cache.validation_size
-        return validate(
-            model,
-            self.process,
-            self.cache.validation,
-            clips,
-            keys.timesteps,
-            keys.seed,
-            keys.batch,
-            self.device,
-            lambda losses: all_reduce(losses, "sum"),
-            self.rank,
-            self.world,
-            max(clips // share, 2),
-        )
+        results = []
+
+        def score(batch: int) -> None:
+            result = validate(
+                model,
+                self.process,
+                self.cache.validation,
+                clips,
+                keys.timesteps,
+                keys.seed,
+                batch,
+                self.device,
+                lambda losses: all_reduce(losses, "sum"),
+                self.rank,
+                self.world,
+                max(clips // share, 2),
+            )
+            results.append(result)
+
+        how = {"sharded": self.sharded, "key": "validation.batch", "speak": self.main}
+        self.validation_batch = fit_micro_batch(score, self.validation_batch, **how)
+        return results[-1]
 
     def _milestone(self, reached: list[int], log: MetricsLog | None) -> bool:
         """Score the raw and the averaged weights for the milestones ``reached``; False where a loss is not finite.

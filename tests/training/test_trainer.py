@@ -8,13 +8,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import training.trainer
 from tests.conftest import make_cache
 from training.checkpoint import checkpoint_paths
 from training.config import load_config
+from training.model import SHALLOW
 from training.step import Step
 from training.trainer import PREEMPTED, Trainer, train
 from utils.errors import UserError
@@ -75,7 +79,8 @@ def test_two_processes_and_accumulation_equal_one(cache: Path, tmp_path: Path) -
     for name, other in (("pieces", pieces), ("two", two)):
         # Sums in another order: float32's 6e-8, grown over 50 steps.
         np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "one"), rtol=1e-5)
-        assert other["milestones"][0]["ema_val_loss"] == pytest.approx(one["milestones"][0]["ema_val_loss"], rel=1e-5)
+        for key in ("val_loss", "ema_val_loss"):
+            assert other["milestones"][0][key] == pytest.approx(one["milestones"][0][key], rel=1e-6)
 
 
 VALIDATE = """
@@ -335,6 +340,26 @@ def test_two_processes_stop_together_and_one_goes_on(cache: Path, tmp_path: Path
     assert both["milestones"][-1]["ema_val_loss"] == pytest.approx(one["milestones"][-1]["ema_val_loss"], rel=1e-4)
 
 
+def test_a_validation_that_fills_the_memory_goes_on_in_smaller_passes(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    plain = run(cache, tmp_path, "plain", "train.tokens=512")
+    whole = training.trainer.validate
+
+    def small_memory(*arguments: Any) -> Any:
+        batch = arguments[6]
+        if batch > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(*arguments)
+
+    monkeypatch.setattr(training.trainer, "validate", small_memory)
+    done = run(cache, tmp_path, "x", "train.tokens=512", "train.milestones=[256]", "validation.batch=8")
+    assert done["milestones"][-1]["ema_val_loss"] == pytest.approx(plain["milestones"][-1]["ema_val_loss"], rel=1e-6)
+    said = [line for line in capsys.readouterr().out.splitlines() if "out of GPU memory" in line]
+    assert len(said) == 2  # found once, not at each milestone
+    assert "validation.batch=2" in said[-1]
+
+
 def test_one_validation_clip_is_refused(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a standard error needs two"):
         train(load_config(None, overrides(cache, tmp_path, "x", "validation.clips=1")))
@@ -343,9 +368,11 @@ def test_one_validation_clip_is_refused(cache: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiling_changes_no_loss(cache: Path, tmp_path: Path) -> None:
-    plain = run(cache, tmp_path, "plain", "train.tokens=2560")
-    compiled = run(cache, tmp_path, "compiled", "train.tokens=2560", "train.compile=true")
+@pytest.mark.parametrize("layers", [2, SHALLOW + 1], ids=["whole", "by block"])
+def test_compiling_changes_no_loss(cache: Path, tmp_path: Path, layers: int) -> None:
+    settings = ("train.tokens=2560", f"model.size={layers}x32")
+    plain = run(cache, tmp_path, "plain", *settings)
+    compiled = run(cache, tmp_path, "compiled", *settings, "train.compile=true")
     np.testing.assert_allclose(losses(tmp_path / "compiled"), losses(tmp_path / "plain"), rtol=1e-5)
     assert compiled["milestones"][0]["val_loss"] == pytest.approx(plain["milestones"][0]["val_loss"], rel=1e-5)
 
