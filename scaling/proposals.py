@@ -1,0 +1,161 @@
+"""A ledger as grids of cells that could be run, and what to add to each: the part of ``extend`` that knows sweeps."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scaling import cells
+from scaling.belief import Found, Grid, believe, expect, found
+from scaling.extend import Decision, Settings, decide
+from scaling.laws import Law
+from scaling.optimum import WINDOW, Optimum
+from scaling.points import at_nominal, grid_optima
+from scaling.runs import Ledger
+
+# Cells of one grid that are asked for at once: a study of that many in a row costs as much as one by one, see
+# docs/sweeps.md.
+TOGETHER = 4
+# Steps beyond each side of a grid that one round may go.
+BEYOND = 2
+# Relative, of a run's loss, where neither repeats nor spare cells tell.
+NOISE = 1e-3
+# Repeats that must be there before they are believed instead of the scatter around the quadratics.
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One (lr, B) of a grid to train once more, and why. ``T`` as in the grid."""
+
+    N: float
+    T: float
+    lr: float
+    B: float
+    why: str
+
+
+@dataclass(frozen=True)
+class State:
+    """A grid, the fit's verdict on it, and what is asked for.
+
+    Attributes:
+        optimum: what a fit makes of it.
+        decision: of ``scaling.extend``; its cells are numbers in ``grid``.
+    """
+
+    grid: Grid
+    optimum: Optimum
+    decision: Decision
+
+    @property
+    def asked(self) -> list[Asked]:
+        grid = self.grid
+        return [
+            Asked(grid.N, grid.T, float(grid.lr[p.cell]), float(grid.B[p.cell]), p.why) for p in self.decision.cells
+        ]
+
+
+def noise_of(ledger: Ledger, optima: Sequence[Optimum]) -> tuple[float, str]:
+    """(relative standard deviation of a run's loss from seed to seed, where it comes from in words)."""
+    squares, spare = 0.0, 0
+    for _, _, rows in ledger.grids():
+        rows = rows[np.isfinite(ledger.loss[rows])]
+        key = np.stack([np.log(ledger.lr[rows]).round(6), np.log(ledger.B[rows]).round(6)], axis=1)
+        _, cell = np.unique(key, axis=0, return_inverse=True)
+        for number in np.unique(cell):
+            logs = np.log(ledger.loss[rows[cell == number]])
+            squares, spare = squares + np.sum((logs - logs.mean()) ** 2), spare + len(logs) - 1
+    if spare >= REPEATS:
+        return math.sqrt(squares / spare), f"{spare} repeats"
+    known = [o for o in optima if o.spare and math.isfinite(o.scatter)]
+    if spare := sum(o.spare for o in known):
+        pooled = math.sqrt(sum(o.spare * (o.scatter / o.loss) ** 2 for o in known) / spare)
+        if pooled > 0:
+            return pooled, f"the cells' scatter around their grids' quadratics, {spare} spare cells"
+    return NOISE, "an assumption, as nothing repeats yet"
+
+
+def candidates(lr: NDArray, B: NDArray, clip: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The (lr, B) of a grid that could be run: its rates and batches, half-way between, and BEYOND steps outside.
+
+    Args:
+        lr, B: [runs].
+        clip: the smallest batch and the step of batches, in tokens; 0 where unknown.
+    """
+    rates, batches = (np.unique(np.log(values).round(9)) for values in (lr, B))
+    axes = []
+    for values in (rates, batches):
+        step = cells.step(values)
+        outer = [values[0] - k * step for k in range(BEYOND, 0, -1)], [values[-1] + k * step for k in (1, 2)]
+        # No finer than half of the usual step.
+        middle = (values[1:] + values[:-1]) / 2
+        middle = middle[np.diff(values) > 0.75 * step]
+        axes.append(np.exp(np.sort(np.concatenate([values, middle, *outer]))))
+    rates, batches = axes
+    if clip:
+        batches = np.unique(np.maximum(np.round(batches / clip), 1) * clip)
+    return np.repeat(rates, len(batches)), np.tile(batches, len(rates))
+
+
+def grid_of(ledger: Ledger, N: float, T: float, waiting: Sequence[tuple[float, float]] = ()) -> Grid:
+    """The grid of a ledger's rows, all of one (N, T). ``waiting`` are (lr, B) that are being run: not asked again."""
+    lr, B = candidates(
+        np.concatenate([ledger.lr, [a for a, _ in waiting]]),
+        np.concatenate([ledger.B, [b for _, b in waiting]]),
+        float(ledger.n_ctx.max()),
+    )
+    place = np.stack([np.log(lr), np.log(B)], axis=1)
+
+    def cell_of(rate: float, batch: float) -> int:
+        return int(np.argmin(np.abs(place - np.log([rate, batch])).sum(axis=1)))
+
+    loss, runs, absent = np.full(len(lr), math.nan), np.zeros(len(lr), dtype=np.int64), np.zeros(len(lr), dtype=bool)
+    found: dict[int, list[float]] = {}
+    for rate, batch, value in zip(ledger.lr, ledger.B, ledger.loss):
+        cell = cell_of(rate, batch)
+        lr[cell], B[cell] = rate, batch  # to the last digit: a repeat must be of the same cell
+        found.setdefault(cell, []).append(float(value))
+    for cell, values in found.items():
+        finite = [value for value in values if math.isfinite(value)]
+        # One seed's divergence is bad luck where others live.
+        loss[cell], runs[cell] = (np.mean(finite), len(finite)) if finite else (math.inf, len(values))
+    for rate, batch in waiting:
+        absent[cell_of(rate, batch)] = True
+    return Grid(N, T, lr, B, loss, runs, absent)
+
+
+def states(
+    ledger: Ledger,
+    law: Law,
+    settings: Callable[[float], Settings],
+    noise: float | None,
+    waiting: Callable[[float, float], Sequence[tuple[float, float]]],
+) -> tuple[list[State], float, str]:
+    """What to add to each grid, the noise that was assumed, and where that comes from.
+
+    Args:
+        ledger: the sweep's results; held-out rows only if they are to be extended.
+        law: exponents expected of B_opt and lr_opt.
+        settings: from the noise, how grids are judged.
+        noise: relative, of a run's loss; None is measured.
+        waiting: (N, T) -> the cells of that grid that have no result yet.
+    """
+    optima = grid_optima(at_nominal(ledger), WINDOW)
+    moved = at_nominal(ledger)
+    source = "given"
+    if noise is None:
+        noise, source = noise_of(moved, optima)
+    judged = settings(noise)
+    grids = [grid_of(moved.rows(rows), N, T, waiting(N, T)) for N, T, rows in moved.grids()]
+    told: list[Found] = []
+    # What a grid tells by its own cells: centred where they lie, so that grids do not tell each other what they heard.
+    for grid in grids:
+        told.append(found(grid, believe(grid, expect(grid, (), law), judged.noise, judged.rough)))
+    made = []
+    for number, (grid, optimum) in enumerate(zip(grids, optima)):
+        others = [other for k, other in enumerate(told) if k != number and grids[k].N != grid.N]
+        made.append(State(grid, optimum, decide(grid, others, law, judged, TOGETHER)))
+    return made, noise, source

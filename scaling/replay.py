@@ -1,0 +1,206 @@
+"""``extend`` on grids that were run long ago: a table of finished cells answers what a study would have trained.
+
+The grids are worked through by rising cost, each with what the ones before it tell. Only cells that were asked for are
+shown; those that the table lacks are answered "absent", and cost nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scaling import optimum
+from scaling.belief import Found, Grid
+from scaling.extend import Settings, decide
+from scaling.laws import Law
+from scaling.runs import Ledger
+from utils.errors import UserError
+
+# A study gives a grid up when it has trained this part of it: noise then hides what the tolerance asks for.
+MOST = 0.35
+# Where the coarse start's rates and batches lie on their axes.
+START = (1 / 6, 1 / 2, 5 / 6)
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A grid of the table: every rate with every batch. Arrays [cells].
+
+    Attributes:
+        loss: the table's; nan where it has no such cell, inf where it diverged.
+        excess: of the surface (the quadratic that a fit would use) above its minimum, relative; nan without one.
+    """
+
+    N: float
+    T: float
+    lr: NDArray[np.float64]
+    B: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    excess: NDArray[np.float64]
+
+    @property
+    def cells(self) -> int:
+        """Those the table has."""
+        return int((~np.isnan(self.loss)).sum())
+
+    def regret(self, cell: int) -> float:
+        """The cell's loss above that of the table's best, relative."""
+        return float(self.loss[cell] / np.nanmin(self.loss) - 1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a grid: the chosen ``cell``, the ``runs`` paid for, and the chance of a ``miss`` believed in."""
+
+    oracle: Oracle
+    cell: int
+    runs: int
+    miss: float = float("nan")
+
+    @property
+    def share(self) -> float:
+        """Of the whole grid's cost."""
+        return self.runs / self.oracle.cells
+
+
+def oracles(ledger: Ledger) -> list[Oracle]:
+    """The grids of a table, by rising cost of a cell, N * T.
+
+    Raises:
+        UserError: no grid has enough cells.
+    """
+    made = []
+    for N, T, rows in ledger.grids():
+        if len(rows) <= optimum.COEFFICIENTS:
+            continue
+        rates, batches = np.unique(ledger.lr[rows]), np.unique(ledger.B[rows])
+        lr, B = np.repeat(rates, len(batches)), np.tile(batches, len(rates))
+        place = np.searchsorted(rates, ledger.lr[rows]) * len(batches) + np.searchsorted(batches, ledger.B[rows])
+        loss = np.full(len(lr), np.nan)
+        loss[place] = ledger.loss[rows]
+        best = optimum.find(N, T, ledger.lr[rows], ledger.B[rows], ledger.loss[rows])
+        used = rows[best.used]
+        surface = np.array([optimum.surface_at(ledger, used, a, b) for a, b in zip(lr, B)])
+        excess = surface / best.loss - 1 if best.interior else np.full(len(lr), np.nan)
+        made.append(Oracle(N, T, lr, B, loss, excess))
+    if not made:
+        raise UserError(f"{ledger.source}: no grid of one N and T has more than {optimum.COEFFICIENTS} cells")
+    return sorted(made, key=lambda oracle: oracle.N * oracle.T)
+
+
+def study(
+    table: Sequence[Oracle],
+    law: Law,
+    settings: Settings,
+    seed: int,
+    together: int,
+    report: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+    """Each grid, cell by cell, until ``decide`` asks for no more.
+
+    Args:
+        law: exponents expected of B_opt and lr_opt.
+        settings: ``noise`` is added to every run of a cell.
+        seed: of that noise.
+        together: cells that are asked for at once.
+    """
+    random = np.random.default_rng(seed)
+    told: list[Found] = []
+    outcomes = []
+    for oracle in table:
+        grid = Grid(
+            oracle.N, oracle.T, oracle.lr, oracle.B, np.full(len(oracle.lr), np.nan),
+            np.zeros(len(oracle.lr), dtype=np.int64), np.zeros(len(oracle.lr), dtype=bool),
+        )  # fmt: skip
+        asked = _coarse(oracle, START) if not told else []
+        while True:
+            grid = _answered(grid, oracle, asked, settings.noise, random)
+            decision = decide(grid, told, law, settings, together)
+            asked = [proposal.cell for proposal in decision.cells]
+            if not asked or grid.runs.sum() >= MOST * oracle.cells:
+                break
+        assert decision.choice is not None
+        told.append(decision.found)
+        outcomes.append(Outcome(oracle, decision.choice, int(grid.runs.sum()), decision.miss))
+        report(outcomes[-1])
+    return outcomes
+
+
+def _answered(grid: Grid, oracle: Oracle, asked: Sequence[int], noise: float, random: np.random.Generator) -> Grid:
+    """The grid with one more run of each cell asked for."""
+    loss, runs, absent = grid.loss.copy(), grid.runs.copy(), grid.absent.copy()
+    for cell in asked:
+        if np.isnan(oracle.loss[cell]):
+            absent[cell] = True
+            continue
+        run = oracle.loss[cell] * (1 + noise * random.standard_normal())
+        loss[cell] = run if not runs[cell] else (loss[cell] * runs[cell] + run) / (runs[cell] + 1)
+        runs[cell] += 1
+    return replace(grid, loss=loss, runs=runs, absent=absent)
+
+
+def _coarse(oracle: Oracle, places: Sequence[float]) -> list[int]:
+    """The cells at these places of both axes."""
+    rates, batches = np.unique(oracle.lr), np.unique(oracle.B)
+    rows, columns = ([round((len(values) - 1) * place) for place in places] for values in (rates, batches))
+    return [row * len(batches) + column for row in rows for column in columns]
+
+
+def lowest(oracle: Oracle, cells: NDArray[np.int64], noise: float, random: np.random.Generator) -> Outcome:
+    """One run of each of ``cells`` that the table has, and the lowest loss of them chosen."""
+    cells = cells[~np.isnan(oracle.loss[cells])]
+    seen = oracle.loss[cells] * (1 + noise * random.standard_normal(len(cells)))
+    return Outcome(oracle, int(cells[np.argmin(seen)]), len(cells))
+
+
+def full(table: Sequence[Oracle], noise: float, seed: int) -> list[Outcome]:
+    """Every cell once."""
+    random = np.random.default_rng(seed)
+    return [lowest(oracle, np.arange(len(oracle.loss)), noise, random) for oracle in table]
+
+
+def at_random(table: Sequence[Oracle], share: float, noise: float, seed: int) -> list[Outcome]:
+    """Cells drawn at random, ``share`` of each grid."""
+    random = np.random.default_rng(seed)
+    outcomes = []
+    for oracle in table:
+        there = np.flatnonzero(~np.isnan(oracle.loss))
+        outcomes.append(lowest(oracle, random.permutation(there)[: round(share * len(there))], noise, random))
+    return outcomes
+
+
+def coarse(table: Sequence[Oracle], points: int, noise: float, seed: int) -> list[Outcome]:
+    """A plain grid of ``points`` rates x ``points`` batches, spread evenly over the axes."""
+    random = np.random.default_rng(seed)
+    places = [(i + 0.5) / points for i in range(points)]
+    return [lowest(oracle, np.array(_coarse(oracle, places)), noise, random) for oracle in table]
+
+
+def summary(studies: Sequence[Sequence[Outcome]], tolerance: float) -> dict[str, float]:
+    """Over studies of the same grids: how many grids are within the tolerance, regrets (relative) and costs.
+
+    ``on_cells`` counts by the table's own losses, ``on_surface`` by the quadratic through each whole grid.
+    """
+    regret = np.array([[o.oracle.regret(o.cell) for o in outcomes] for outcomes in studies])
+    excess = np.array([[o.oracle.excess[o.cell] for o in outcomes] for outcomes in studies])
+    share = np.array([[o.share for o in outcomes] for outcomes in studies])
+    price = np.array([o.oracle.N * o.oracle.T for o in studies[0]])
+    paid = np.array([[o.runs for o in outcomes] for outcomes in studies]) * price
+    whole = sum(o.oracle.cells * o.oracle.N * o.oracle.T for o in studies[0])
+    good, smooth = regret <= tolerance, excess <= tolerance
+    return {
+        "studies": len(studies),
+        "grids": regret.shape[1],
+        "on_cells": float(good.sum(axis=1).mean()),
+        "on_cells_worst": int(good.sum(axis=1).min()),
+        "on_surface": float(smooth.sum(axis=1).mean()),
+        "on_surface_worst": int(smooth.sum(axis=1).min()),
+        "regret_mean": float(regret.mean()),
+        "regret_worst": float(regret.max()),
+        "excess_mean": float(np.nanmean(excess)),
+        "excess_worst": float(np.nanmax(excess)),
+        "share_mean": float(share.mean()),
+        "share_worst": float(share.max()),
+        "flops_share": float((paid.sum(axis=1) / whole).mean()),
+    }

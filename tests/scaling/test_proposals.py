@@ -1,0 +1,86 @@
+"""A sweep's ledger as grids, the noise it shows, and what is asked for."""
+
+import math
+
+import numpy as np
+import pytest
+
+from scaling import simulate
+from scaling.extend import Settings
+from scaling.optimum import WINDOW
+from scaling.points import at_nominal, grid_optima
+from scaling.proposals import NOISE, TOGETHER, candidates, grid_of, noise_of, states
+from scaling.runs import concatenate
+
+SIZES, TOKENS = (1.6e7, 6.4e7, 2.6e8), (2e9, 8e9)
+
+
+def ledger(law, noise=1e-3, offset=0.0, seed=0, count=4):
+    cells = simulate.grid(law, SIZES, TOKENS, count, count, 2.0, offset)
+    cells = [(N, max(round(B / 1280), 1) * 1280.0, lr) for N, B, lr in cells]
+    return simulate.ledger(law, cells, TOKENS, noise, seed=seed, n_ctx=1280)
+
+
+def none_waits(N, T):
+    return ()
+
+
+def test_candidates_hold_the_grid_its_middles_and_two_steps_beyond() -> None:
+    lr, B = candidates(np.repeat([1e-3, 2e-3, 4e-3], 2), np.tile([1280.0, 5120.0], 3), 1280.0)
+    assert set(np.unique(B)) >= {1280.0, 2560.0, 5120.0, 20480.0, 81920.0}
+    assert B.min() == 1280.0, "no batch below one clip"
+    assert np.all(B % 1280 == 0)
+    assert np.unique(lr).min() == pytest.approx(2.5e-4)
+    assert np.unique(lr).max() == pytest.approx(1.6e-2)
+    assert np.any(np.isclose(np.unique(lr), 1e-3 * math.sqrt(2)))
+
+
+def test_noise_is_that_of_repeats_and_else_of_the_scatter(paper) -> None:
+    one = ledger(paper, noise=2e-3)
+    optima = grid_optima(at_nominal(one), WINDOW)
+    noise, source = noise_of(one, optima)
+    assert "scatter" in source
+    assert noise == pytest.approx(2e-3, rel=0.4)
+    again = concatenate([one, ledger(paper, noise=2e-3, seed=1)])
+    noise, source = noise_of(again, grid_optima(at_nominal(again), WINDOW))
+    assert source == "96 repeats"
+    assert noise == pytest.approx(2e-3, rel=0.2)
+    few = one.rows(np.arange(4))
+    assert noise_of(few, grid_optima(few, WINDOW))[0] == NOISE
+
+
+def test_a_grid_keeps_the_sweeps_own_digits_and_counts_repeats(paper) -> None:
+    rows = concatenate([ledger(paper, 1e-3), ledger(paper, 1e-3, seed=1)])
+    N, T, where = next(rows.grids())
+    part = rows.rows(where)
+    grid = grid_of(part, N, T, waiting=[(1e-2, 1280.0)])
+    assert set(zip(part.lr, part.B)) == {(grid.lr[i], grid.B[i]) for i in grid.seen}
+    assert set(grid.runs[grid.seen]) == {2}
+    assert grid.absent.sum() == 1
+    part.loss[:] = math.inf
+    assert np.isinf(grid_of(part, N, T).loss[grid.seen]).all()
+
+
+def test_off_the_optimum_cells_beyond_the_edge_are_asked_for(paper) -> None:
+    made, noise, _ = states(ledger(paper, 1e-4, offset=2.5), paper, Settings, None, none_waits)
+    assert all(state.optimum.verdict == "edge" for state in made)
+    for state in made:
+        assert 0 < len(state.asked) <= TOGETHER
+        first = state.asked[0]
+        assert first.why.startswith("beyond the edge: ")
+        assert "lower lr" in first.why or "smaller batch" in first.why
+    # Where the best is well inside and every run exact, nothing is left to ask.
+    centred, *_ = states(ledger(paper, 1e-5), paper, Settings, None, none_waits)
+    assert {state.optimum.verdict for state in centred} == {"interior"}
+    assert not any(state.asked for state in centred)
+
+
+def test_what_waits_is_not_asked_again(paper) -> None:
+    rows = ledger(paper, 1e-3, offset=2.0)
+    first, *_ = states(rows, paper, Settings, None, none_waits)
+    waiting = {(s.grid.N, s.grid.T): [(a.lr, a.B) for a in s.asked] for s in first}
+    again, *_ = states(rows, paper, Settings, None, lambda N, T: waiting[N, T])
+    for state in again:
+        known = waiting[state.grid.N, state.grid.T]
+        for asked in state.asked:
+            assert all(abs(math.log(asked.lr / lr)) + abs(math.log(asked.B / B)) > 1e-6 for lr, B in known)
