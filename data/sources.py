@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from data import synthetic
-from data.clips import Clips, Probe, Reading, Rejected, Shape, Source, load_clips, probe, read_clip, windows
+from data.clips import Clips, Reading, Shape, load_clips, to_float, windows
+from data.media import Rejected, Source
+from data.probe import Probe, probe
 from utils.errors import UserError
 from utils.files import read_json
 from utils.random import fold
@@ -115,8 +117,8 @@ def survey(sources: Iterable[Source], shape: Shape, limit: int) -> Survey:
     probes, starts, rejected = {}, {}, []
     for source in sources:
         try:
-            found = probe(source.path)
-            starts[source.name] = windows(found, shape, limit)
+            found = probe(source)
+            starts[source.name] = windows(len(found.times), found.height, found.width, Reading(shape, limit))
             probes[source.name] = found
         except Rejected as error:
             rejected.append(error.row(source.name))
@@ -178,8 +180,8 @@ def video_units(
     by_name = {source.name: source for source in sources}
 
     def load(source: Source, starts: list[int]) -> tuple[list[str], Tensor]:
-        clips = [read_clip(source.path, surveyed.probes[source.name], start, shape) for start in starts]
-        return [source.caption] * len(starts), torch.stack(clips).to(device)
+        loaded = load_clips(source, Reading(shape), starts)
+        return loaded.captions, to_float(loaded.pixels.to(device))
 
     return {
         split: [

@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from data.clips import Shape, Source, list_sources
+from data.clips import Shape
 from data.latents import FORMAT, LatentCache, open_cache, write_cache, write_lines
+from data.listing import list_sources
+from data.media import Source
 from data.sources import Survey, Unit, list_hash, read_frozen, split_videos, survey, synthetic_units, video_units
 from data.synthetic import VERSION
 from models.text import TextEncoder, load_text_encoder

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from data import latents, synthetic
-from data.clips import Shape, probe, read_clip
+from data.clips import Reading, Shape, load_clips, to_float
 from data.latents import LatentCache
+from data.media import Source
 from data.sources import VALIDATION_SEED
 from tools import cache_latents
 from utils.errors import run_cli
@@ -94,7 +95,7 @@ def test_a_folder_of_videos(run, videos, tmp_path):
         for i, row in enumerate(listed):
             name, start = row["key"].split("#")
             assert row["caption"] == f"video {name}"
-            clip = read_clip(videos / name, probe(videos / name), int(start), Shape())
+            clip = to_float(load_clips(Source(name, videos / name, ""), Reading(Shape()), [int(start)]).pixels)[0]
             torch.testing.assert_close(found[i], PoolingVAE().encode(clip[None])[0], rtol=2**-11, atol=1e-6)
             expected, _ = text.encode([row["caption"]])
             torch.testing.assert_close(context[i][mask[i]], expected[0], rtol=2**-11, atol=1e-6)
@@ -181,7 +182,7 @@ def test_a_killed_job_goes_on(run, videos, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--source", "absent"], "absent: no such folder or manifest"),
+        (["--source", "absent"], "absent: no such folder, manifest or tar"),
         (["--source", "videos", "--frames", 1000], "no video is left (4 too short, 1 truncated; each is named in"),
         (["--source", "videos", "--size", 500], "no video is left (3 too small, 1 t"),
         (["--source", "videos", "--max-rejected", 0.3], "2 of 5 videos cannot be used (1"),

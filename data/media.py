@@ -1,0 +1,91 @@
+"""One video or picture: what it is called, where its bytes are, what is said about it, and why it cannot be used."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+VIDEOS = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+class Rejected(Exception):
+    """A source that cannot be used.
+
+    Attributes:
+        reason: one of few words, to count by ("truncated", "too short", ...); docs/data.md lists them.
+        detail: what was seen.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)  # as they are, so that it can be pickled
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+    def row(self, source: str) -> dict[str, str]:
+        """A line of ``rejected.jsonl``."""
+        return {"source": source, "reason": self.reason, "detail": self.detail}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video or picture to read.
+
+    ``name`` is its identity everywhere: its path as the folder, manifest or shard knows it, and the range where a
+    manifest names one. ``start`` and ``end`` are that range, in seconds; ``offset`` and ``size`` say where in ``path``
+    its bytes are, where that is a tar.
+    """
+
+    name: str
+    path: Path
+    caption: str
+    start: float | None = None
+    end: float | None = None
+    offset: int = 0
+    size: int | None = None
+
+    @property
+    def video(self) -> str:
+        """The name without the range: what ranges of one video share, which are never split between training and
+        validation."""
+        return self.name if self.start is None and self.end is None else self.name.rpartition("@")[0]
+
+    @property
+    def is_picture(self) -> bool:
+        return Path(self.video).suffix.lower() in PICTURES
+
+    @property
+    def url(self) -> str:
+        """What ffmpeg opens. Absolute, so that no name is taken for a protocol."""
+        path = self.path.absolute()
+        return (
+            str(path) if self.size is None else f"subfile,,start,{self.offset},end,{self.offset + self.size},,:{path}"
+        )
+
+
+def identity(source: Source) -> str:
+    """What makes a cache another one where it changes: a source's name, bytes and caption, in one line."""
+    size = source.size
+    if size is None:
+        size = source.path.stat().st_size if source.path.exists() else None
+    return f"{source.name}\t{size}\t{source.caption}"
+
+
+def text_of(content: bytes, what: str) -> str:
+    """UTF-8 text, a byte order mark apart.
+
+    Raises:
+        UserError: it is not; ``what`` names it.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+
+
+def one_line(caption: Any) -> str:
+    """A caption with each run of white space as one space; of nothing, or of what is no text, the empty one."""
+    return " ".join(str("" if caption is None else caption).split())

@@ -1,0 +1,196 @@
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from data.clips import Reading, Shape, load_clips
+from data.decode import BACKENDS, check_backend, frame_reader
+from data.media import Rejected, Source
+from data.probe import probe
+from tests.data.videos import cut, make_video, picture, source, turn
+from utils.errors import UserError
+
+NAMES = ["decord", "pyav", "torchcodec"]
+
+
+def backend_or_skip(name: str) -> None:
+    if name == "torchcodec":
+        try:
+            check_backend(name)
+        except UserError as error:
+            pytest.skip(str(error))
+
+
+def decoded(path, numbers, name="pyav", found=None):
+    """Frames as one backend alone gives them."""
+    with BACKENDS[name](source(path), found or probe(source(path))) as read:
+        return read(numbers)
+
+
+def every_frame(path) -> np.ndarray:
+    """The plain way: all frames from the first on, as they are stored."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize(
+    ("name", "video"),
+    [
+        ("plain.mp4", {}),
+        ("few_key_frames.mp4", {"coding": {"g": "250", "bf": "3"}}),
+        ("fast_start.mp4", {"options": {"movflags": "faststart"}}),
+        ("fragments.mp4", {"options": {"movflags": "frag_keyframe+empty_moov"}}),
+        ("odd.mp4", {"height": 47, "width": 61, "pix_fmt": "yuv444p"}),
+        ("tall.mkv", {"height": 90, "width": 34}),
+        ("grey.mkv", {"codec": "ffv1", "pix_fmt": "gray"}),
+        ("grey.mp4", {"pix_fmt": "gray"}),
+        ("ten_bit.mkv", {"codec": "ffv1", "pix_fmt": "yuv420p10le"}),
+        ("ten_bit.mp4", {"pix_fmt": "yuv420p10le"}),
+        ("vp9.webm", {"codec": "libvpx-vp9"}),
+        ("mpeg4.avi", {"codec": "mpeg4"}),
+        ("photos.mov", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
+        ("varying_rate.mp4", {"times": [i + i // 3 for i in range(30)]}),
+        ("sound_first.mp4", {"sound_first": True}),
+        ("sound_first.mkv", {"sound_first": True}),
+    ],
+)
+def test_every_backend_gives_the_frames_asked_for(tmp_path, name, video, backend):
+    backend_or_skip(backend)
+    path = make_video(tmp_path / name, **video)
+    found = probe(source(path))
+    every = every_frame(path)
+    assert len(found.times) == len(every) == 30
+    assert (found.height, found.width) == every.shape[1:3]
+    numbers = [11, 13, 15, 28]
+    pictures = decoded(path, numbers, backend)
+    assert pictures.dtype == np.uint8
+    # Other builds of ffmpeg: the same to the bit, but that they dither 10 bits to 8 their own way, and that torchcodec
+    # interpolates colour otherwise.
+    tolerance = 0 if backend == "pyav" else 10 if "ten_bit" in name else 0 if backend == "decord" else 4
+    assert np.abs(pictures.astype(int) - every[numbers]).max() <= tolerance
+    # They are the frames asked for: brightness rises by 4 a frame; a neighbour's differs by more than a codec's error.
+    brightness = [picture(n, *every.shape[1:3]).mean() for n in numbers]
+    assert np.abs(pictures.mean((1, 2, 3)) - brightness).max() < (8 if name == "grey.mp4" else 2)  # coded coarsely
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_a_part_of_a_tar_is_read_as_a_file_is(tmp_path, backend):
+    backend_or_skip(backend)
+    path = make_video(tmp_path / "x.mp4")
+    whole = path.read_bytes()
+    (tmp_path / "odd, name: {0}.tar").write_bytes(b"\x55" * 1536 + whole + b"\x66" * 700)
+    part = Source("x.mp4", tmp_path / "odd, name: {0}.tar", "", offset=1536, size=len(whole))
+    found = probe(part)
+    assert found == probe(source(path))
+    with BACKENDS[backend](part, found) as read:
+        assert np.array_equal(read([3, 17]), decoded(path, [3, 17], backend))
+
+
+@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_rotated_videos_come_upright(tmp_path, turns, backend):
+    backend_or_skip(backend)
+    path = make_video(tmp_path / "x.mp4", height=64, width=96)  # decord fails on other sides, and PyAV takes over
+    upright = decoded(path, [3, 4], backend)
+    assert np.array_equal(decoded(turn(path, turns), [3, 4], backend), np.rot90(upright, -turns, axes=(1, 2)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (47, 61), (50, 66)])
+def test_rotated_videos_of_any_size_are_read(tmp_path, height, width):
+    path = make_video(tmp_path / "x.mp4", height=height, width=width, pix_fmt="yuv444p")
+    upright = every_frame(path)[[3, 4]]
+    turn(path, 1)
+    with frame_reader(source(path), probe(source(path))) as read:
+        assert np.array_equal(read([3, 4]), np.rot90(upright, -1, axes=(1, 2)))
+
+
+def test_pyav_takes_over_where_decord_fails(tmp_path):
+    path = make_video(tmp_path / "x.gif", codec="gif", pix_fmt="rgb8")
+    with pytest.raises(Exception, match=r"x\.gif|decord|duration"):
+        decoded(path, [0], "decord")
+    with frame_reader(source(path), probe(source(path)), "decord") as read:
+        assert np.array_equal(read([9, 11]), decoded(path, [9, 11]))
+
+
+def test_frames_may_be_asked_for_twice(tmp_path):
+    path = make_video(tmp_path / "x.mp4")
+    for backend in ("decord", "pyav"):
+        with frame_reader(source(path), probe(source(path)), backend) as read:
+            assert np.array_equal(read([4, 4, 9, 9, 9]), decoded(path, [4, 9])[[0, 0, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_open_groups_of_pictures_come_whole(tmp_path, backend):
+    """decord alone gives broken pictures about their key frames."""
+    backend_or_skip(backend)
+    coding = {"g": "10", "bf": "3", "x264-params": "open-gop=1:scenecut=0"}
+    path = make_video(tmp_path / "x.mp4", coding=coding)
+    found, every = probe(source(path)), every_frame(path)
+    assert not found.plain
+    for number in range(30):
+        with frame_reader(source(path), found, backend) as read:
+            assert np.abs(read([number])[0].astype(int) - every[number]).max() <= (4 if backend == "torchcodec" else 0)
+
+
+def test_decord_does_not_read_long_videos_through(tmp_path, monkeypatch):
+    path = make_video(tmp_path / "x.mp4")
+    monkeypatch.setattr("data.probe.LONG", 20)
+    monkeypatch.setitem(BACKENDS, "decord", None)
+    with frame_reader(source(path), probe(source(path)), "decord") as read:
+        assert np.array_equal(read([25]), every_frame(path)[[25]])
+
+
+def test_damage_in_the_middle_is_seen_when_decoding(tmp_path):
+    path = make_video(tmp_path / "x.mp4", frames=60)
+    found = probe(source(path))
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][30]
+    content = bytearray(path.read_bytes())
+    start = content.index(bytes(packet))
+    content[start : start + packet.size] = bytes(packet.size)
+    path.write_bytes(content)
+    assert probe(source(path)) == found
+    with frame_reader(source(path), found) as read:
+        assert read([0, 2, 4]).shape == (3, 48, 64, 3)
+        with pytest.raises(Rejected) as caught:
+            read([26, 28, 30, 32])
+    assert caught.value.reason == "undecodable"
+
+
+def test_a_file_cut_after_it_was_probed_is_undecodable(tmp_path):
+    path = make_video(tmp_path / "x.mp4", frames=60, options={"movflags": "faststart"})
+    found = probe(source(path))
+    cut(path, 0.5)
+    with frame_reader(source(path), found) as read, pytest.raises(Rejected) as caught:
+        read([50, 55])
+    assert caught.value.reason == "undecodable"
+
+
+def test_an_unknown_or_absent_backend_is_a_users_error(monkeypatch):
+    check_backend("decord")
+    check_backend("pyav")
+    with pytest.raises(UserError, match="choose among decord, pyav, torchcodec"):
+        check_backend("opencv")
+    monkeypatch.setitem(__import__("sys").modules, "torchcodec.decoders", None)
+    with pytest.raises(UserError, match="torchcodec cannot decode here .* pip install torchcodec, or use decord"):
+        check_backend("torchcodec")
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_no_open_files_remain(tmp_path, backend):
+    backend_or_skip(backend)
+    path = make_video(tmp_path / "x.mp4")
+    (tmp_path / "bad.mp4").write_bytes(path.read_bytes()[:5000])
+    handles = Path("/proc/self/fd")
+    if not handles.exists():
+        pytest.skip("needs /proc")
+    reading = Reading(Shape(3, 32), backend=backend)
+    load_clips(source(path), reading)
+    before = len(list(handles.iterdir()))
+    for _ in range(10):
+        load_clips(source(path), reading)
+        with pytest.raises(Rejected):
+            load_clips(source(tmp_path / "bad.mp4"), reading)
+    assert len(list(handles.iterdir())) <= before
