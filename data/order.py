@@ -1,13 +1,15 @@
 """Who sees which sample when: a stateless order, a function of (seed, position) alone."""
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from utils.random import bits
+from utils.random import bits, fold
 
 ROUNDS = 4
+MIXED = 1000  # clips of a mixture among which each cache has exactly its share
 BLOCK = 4096  # positions worked out together: a small batch would spend longer calling the hash than hashing
 
 
@@ -25,7 +27,7 @@ def sample_index(position: Tensor, size: int, seed: int) -> Tensor:
     return index
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=32)  # a mixture asks for two of each cache
 def _block(number: int, size: int, seed: int) -> Tensor:
     return permuted(torch.arange(number * BLOCK, (number + 1) * BLOCK), size, seed)
 
@@ -52,4 +54,28 @@ def permuted(position: Tensor, size: int, seed: int) -> Tensor:
     index = permute(position % size)
     while bool((outside := index >= size).any()):
         index = torch.where(outside, permute(index), index)
+    return index
+
+
+def mixed_index(position: Tensor, sizes: Sequence[int], counts: Sequence[int], seed: int) -> Tensor:
+    """The sample at each position of a stream mixed from several sets, which are numbered one after the other.
+
+    Every ``MIXED`` positions, from the first, hold ``counts[i]`` samples of set i, shuffled; each set is gone through
+    in its own ``sample_index``, so that all of its samples are seen before one is seen again.
+
+    Args:
+        position: int64 [n].
+        sizes: samples in each set.
+        counts: how many of each set there are in ``MIXED`` positions; they add up to it.
+
+    Returns:
+        int64 [n] in [0, sum(sizes)).
+    """
+    slot = sample_index(position, MIXED, fold(seed, "mixture"))
+    index, before, first = torch.empty_like(position), 0, 0
+    for number, (size, count) in enumerate(zip(sizes, counts)):
+        here = (slot >= before) & (slot < before + count)
+        within = position[here] // MIXED * count + slot[here] - before
+        index[here] = first + sample_index(within, size, fold(seed, "mixture", number))
+        before, first = before + count, first + size
     return index

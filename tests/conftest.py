@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.latents import Unit, open_cache, write_cache
+from data.clips import Clips
+from data.sources import Unit
+from data.writer import write_cache
 from models.text import load_text_encoder
 from utils.random import normal
 
@@ -42,10 +44,10 @@ def make_cache(folder: Path, train: int = 96, validation: int = 16) -> Path:
     def unit(split: str, first: int, count: int) -> Unit:
         index = torch.arange(first, first + count)
         captions = [f"a clip of kind {i % 5}" for i in index.tolist()]
-        return Unit(split, [f"{split} {i}" for i in index.tolist()], lambda: (captions, structured_latents(index)))
+        keys = [f"{split} {i}" for i in index.tolist()]
+        return Unit(split, keys, lambda: Clips(keys, captions, structured_latents(index)))
 
     units = {"train": [unit("train", 0, train)], "validation": [unit("validation", 10_000, validation)]}
-    open_cache(folder, settings | about)
     write_cache(folder, settings | about, units, LatentsAsTheyAre(), load_text_encoder("embedded"))
     return folder
 

@@ -28,7 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from data.latents import LatentCache, Unit, open_cache, write_cache
+from data.clips import Clips
+from data.latents import LatentCache
+from data.sources import Unit
+from data.writer import write_cache
 from diffusion.process import Process
 from diffusion.sampling import sample
 from models.attention import BACKENDS, attention, choose_backend
@@ -134,11 +137,11 @@ def random_cache(folder: Path, n_ctx: int, clips: int = 512) -> Path:
 
     def unit(split: str, count: int) -> Unit:
         captions = [" ".join(f"word{(i + j) % 97}" for j in range(31)) for i in range(count)]
-        return Unit(split, [f"{split} {i}" for i in range(count)], lambda: (captions, torch.randn(count, *shape)))
+        keys = [f"{split} {i}" for i in range(count)]
+        return Unit(split, keys, lambda: Clips(keys, captions, torch.randn(count, *shape)))
 
     settings = {"format": 1, "frames": shape[1], "height": shape[2], "width": shape[3], "source": "random"}
     settings |= {"vae": "none", "vae_fingerprint": "none", "text": "embedded", "text_fingerprint": "none"}
-    open_cache(folder, settings)
     units = {"train": [unit("train", clips)], "validation": [unit("validation", 16)]}
     write_cache(folder, settings, units, AsTheyAre(), load_text_encoder("embedded"))
     return folder

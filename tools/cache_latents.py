@@ -1,45 +1,70 @@
 """Encode clips and captions once, into a cache that training reads.
 
     python tools/cache_latents.py --source synthetic --out caches/shapes --clips 8192
-    python tools/cache_latents.py --source my_videos/ --out caches/mine
+    python tools/cache_latents.py --source my_videos/ --out caches/mine --dry-run
     python tools/cache_latents.py --source my_videos.csv --out caches/mine --size 64 --stride 2
+    torchrun --nproc_per_node 8 tools/cache_latents.py --source my_videos.csv --out caches/mine
 
-The same command again goes on where a killed one stopped, and says so where there is nothing left to do.
+The same command again goes on where a killed one stopped, and says so where there is nothing left to do. The processes
+of torchrun, and the tasks of a Slurm array (--array=0-9), share the work. What is stored is the mean of the
+autoencoder's posterior.
 """
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
 from tqdm import tqdm
 
-from data.clips import Shape
-from data.latents import FORMAT, LatentCache, open_cache, write_cache, write_lines
+from data import writer
+from data.check import TOLERANCE, compare_sample, estimate
+from data.clips import Reading, Shape
+from data.decode import BACKENDS
+from data.draw import SAMPLE, Headers, draw
+from data.latents import FORMAT, LatentCache, read_index
 from data.listing import list_sources
-from data.media import Source
-from data.sources import Survey, Unit, list_hash, read_frozen, split_videos, survey, synthetic_units, video_units
+from data.media import identity
+from data.shards import Shard
+from data.sources import SPLITS, Unit, list_hash, read_frozen, synthetic_units
 from data.synthetic import VERSION
+from data.workers import LIMIT_SECONDS
+from data.writer import Load, Share
 from models.text import TextEncoder, load_text_encoder
 from models.vae import VideoVAE, load_vae
 from utils.devices import pick_device
 from utils.errors import Parser, UserError, run_cli
-from utils.files import exclusive
 
 SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
+VERIFIED = 16  # sources that --verify encodes again
 
 
 class Plan(NamedTuple):
     """What is to be encoded, and what is known about it by then."""
 
     units: dict[str, list[Unit]]
-    rejected: Sequence[dict[str, str]] = ()
-    frozen: Sequence[str] | None = None
-    fps: float | None = None
+    clips_per_unit: float
+    headers: Headers | None = None
+    frozen: list[str] | None = None
+
+    @property
+    def fps(self) -> float | None:
+        return self.headers.fps if self.headers else None
+
+    @property
+    def videos(self) -> int:
+        return len(self.headers.order) if self.headers else 0
+
+    def shards(self, out: Path, settings: dict, latent_shape: Sequence[int]) -> dict[str, list[Shard]]:
+        """The cache's shards, of about ``data.writer.SHARD_BYTES`` each."""
+        per_shard = max(1, int(writer.clips_per_shard(latent_shape) / max(self.clips_per_unit, 1e-9)))
+        return writer.plan_shards(out, settings, self.units, per_shard)
 
 
 def arguments() -> argparse.Namespace:
@@ -51,33 +76,86 @@ def arguments() -> argparse.Namespace:
     add("--clips", type=int, help=f"training clips: how many to render (default {SYNTHETIC_CLIPS}), or at most how "
         "many to take from videos (default: all)")  # fmt: skip
     add("--validation", help="validation clips: a number, or an earlier cache whose validation list is kept "
-        f"(default: {SYNTHETIC_VALIDATION} synthetic ones; of videos about a tenth, in whole videos)")  # fmt: skip
+        f"(default: {SYNTHETIC_VALIDATION} synthetic ones; of videos about a tenth, in whole videos, but no more than "
+        "512)")  # fmt: skip
     add("--frames", type=int, default=17, help="frames per clip (default 17)")
     add("--size", type=int, default=32, help="height and width in pixels (default 32)")
     add("--stride", type=int, default=1, help="take every n-th frame of a video (default 1)")
-    add("--clips-per-video", type=int, default=16, help="at most so many clips of one video, which do not overlap "
-        "(default 16)")  # fmt: skip
-    add("--max-rejected", type=float, default=0.5, help="stop where more than this fraction of the videos cannot be "
-        "used (default 0.5); each is named in rejected.jsonl")  # fmt: skip
+    add("--fps", type=float, help="resample videos to so many frames a second, by time stamps; slower ones are "
+        "rejected (default: frames as they come)")  # fmt: skip
+    add("--hop", type=int, help="frames from one clip's first to the next one's (default: clips do not overlap)")
+    add(
+        "--backend",
+        choices=BACKENDS,
+        default="decord",
+        help="what decodes (default decord, with PyAV where it cannot)",
+    )
+    add("--clips-per-video", type=int, default=16, help="at most so many clips of one video (default 16)")  # fmt: skip
+    add("--max-rejected", type=float, default=0.05, help="stop where more than this fraction of the videos cannot be "
+        "used (default 0.05); each is named in rejected.jsonl")  # fmt: skip
     add("--vae", default="embedded", help="'embedded', or a folder or hub id of a diffusers autoencoder")
+    add("--vae-dtype", choices=("float32", "bfloat16"), default="float32", help="what the autoencoder computes in "
+        "(default float32)")  # fmt: skip
     add("--text", default="embedded", help="'embedded', or a folder or hub id of a text encoder such as a T5")
     add("--seed", type=int, default=0, help="which synthetic training clips (default 0)")
     add("--device", help="where to render and encode: cpu or cuda (default: cuda where there is one)")
     add("--batch", type=int, default=16, help="clips encoded at once (default 16)")
-    add("--verify", action="store_true", help="recompute the checksums of the finished cache in --out, and stop")
+    add("--workers", type=int, help="processes that decode videos while this one encodes; 0: this one does both, and "
+        "a video that hangs or crashes its decoder stops the job (default: one less than there are cores, at most "
+        "16)")  # fmt: skip
+    add("--limit-seconds", type=float, default=LIMIT_SECONDS, help="a video that takes longer to decode is rejected "
+        f"(default {LIMIT_SECONDS:g})")  # fmt: skip
+    add("--dry-run", action="store_true", help="say what would be kept and rejected, clips, tokens, hours of video, "
+        "bytes and the time it would take; write nothing")  # fmt: skip
+    add("--verify", action="store_true", help="recompute the checksums of the finished cache in --out, and with "
+        f"--source also encode {VERIFIED} random sources again and compare")  # fmt: skip
     add("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args()
     if not args.source and not args.verify:
         raise UserError("--source is missing: 'synthetic', a folder of videos or a manifest")
-    for name in ("clips", "frames", "size", "stride", "clips_per_video", "batch"):
+    for name in ("clips", "frames", "size", "stride", "hop", "fps", "clips_per_video", "batch"):
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        if value is not None and not value >= (1 if name != "fps" else 1e-3):
+            raise UserError(f"--{name.replace('_', '-')} must be at least {1 if name != 'fps' else 0.001:g}")
+    if args.workers is not None and args.workers < 0:
+        raise UserError("--workers must not be negative")
+    if not args.limit_seconds > 0:
+        raise UserError("--limit-seconds must be a positive number")
     if not 0 <= args.max_rejected <= 1:
         raise UserError("--max-rejected must lie between 0 and 1")
     if args.source == "synthetic" and args.stride != 1:
         raise UserError("--stride is for videos: synthetic clips are rendered frame by frame")
     return args
+
+
+def this_share() -> Share:
+    """Which of the processes of a torchrun, a Slurm array, or an array of torchruns this one is.
+
+    Raises:
+        UserError: an array whose numbers are not in a row.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if "SLURM_ARRAY_TASK_ID" not in os.environ:
+        return Share(rank, world)
+    number, first, tasks, step = (
+        int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", default))
+        for name, default in (("ID", 0), ("MIN", 0), ("COUNT", 1), ("STEP", 1))
+    )
+    task, off = divmod(number - first, step)
+    if off or not 0 <= task < tasks:
+        raise UserError("this Slurm array's numbers have gaps, so that its tasks cannot share the work; "
+                        f"submit it with --array=0-{tasks - 1}")  # fmt: skip
+    return Share(task * world + rank, tasks * world)
+
+
+def pick_workers(args: argparse.Namespace) -> int:
+    """How many processes decode."""
+    if args.workers is not None:
+        return args.workers
+    if args.source == "synthetic":  # rendered where they are encoded
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 1), 16)
 
 
 def validation_wish(text: str | None) -> tuple[int | None, list[str] | None]:
@@ -94,93 +172,166 @@ def plan_synthetic(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callab
     wanted, frozen = validation_wish(args.validation)
     if frozen is not None:
         raise UserError("--validation takes a number here: every synthetic cache has the same validation clips")
+    if args.dry_run:
+        raise UserError("--dry-run is for videos: of synthetic clips there are as many as are asked for")
     train = args.clips or SYNTHETIC_CLIPS
     validation = SYNTHETIC_VALIDATION if wanted is None else wanted
     settings = {"source": f"synthetic {VERSION}", "seed": args.seed, "clips": train, "validation": validation}
-    return settings, lambda: Plan(synthetic_units(shape, train, validation, args.seed, args.device))
+    units = synthetic_units(shape, train, validation, args.seed, args.device)
+    return settings, lambda: Plan(units, len(units["train"][0].keys))
 
 
 def plan_videos(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[[], Plan]]:
-    """As ``plan_synthetic``; the videos are opened when called."""
+    """As ``plan_synthetic``; some of the videos are opened when called."""
     wanted, frozen = validation_wish(args.validation)
     sources = list_sources(args.source)
+    reading = Reading(shape, args.clips_per_video, args.fps, args.hop, args.backend)
     settings = {
         "source": "videos",
         "videos": len(sources),
         "videos_hash": list_hash([identity(source) for source in sources]),
         "clips": args.clips,
         "clips_per_video": args.clips_per_video,
+        "fps_wanted": args.fps,
+        "hop": args.hop,
+        "backend": args.backend,
         "validation": wanted if frozen is None else f"list {list_hash(frozen)}",
     }
 
     def plan() -> Plan:
-        bar = tqdm(sources, desc="reading headers", unit="video", disable=None)
-        surveyed = survey(bar, shape, args.clips_per_video)
-        stop_if_too_few(args, surveyed, len(sources))
-        splits = split_videos(surveyed, shape, args.clips, wanted, frozen)
-        units = video_units(sources, surveyed, splits, shape, args.device)
-        return Plan(units, surveyed.rejected, frozen, surveyed.fps / shape.stride)
+        headers = Headers(sources, reading, args.workers, args.limit_seconds)
+        try:
+            headers.open(SAMPLE)
+            stop_if_too_few(args, headers)
+            units = draw(headers, reading, args.clips, wanted, frozen)
+        finally:
+            if not args.dry_run:
+                headers.close()
+        return Plan(units, headers.clips_per_video, headers, frozen)
 
     return settings, plan
 
 
-def identity(source: Source) -> str:
-    """What makes a cache another one where it changes: a video's name, size and caption."""
-    return f"{source.name}\t{source.path.stat().st_size if source.path.exists() else None}\t{source.caption}"
-
-
-def stop_if_too_few(args: argparse.Namespace, surveyed: Survey, videos: int) -> None:
-    """Raise where no video, or too small a part of them, can be used."""
-    if surveyed.starts and len(surveyed.rejected) <= args.max_rejected * videos:
+def stop_if_too_few(args: argparse.Namespace, headers: Headers) -> None:
+    """Raise where none of the first videos, or too small a part of all, can be used."""
+    videos, rejected = len(headers.order), headers.rejected
+    writing = not (args.dry_run or args.verify)
+    if headers.found and not (writing and len(rejected) > args.max_rejected * videos):
         return
-    path = Path(args.out) / "rejected.jsonl"
-    write_lines(path, surveyed.rejected)
-    counts = ", ".join(f"{count} {reason}" for reason, count in surveyed.reasons.items())
-    told = f"{len(surveyed.rejected)} of {videos} videos cannot be used" if surveyed.starts else "no video is left"
-    raise UserError(f"{args.source}: {told} ({counts}; each is named in {path})")
+    where = f"; each is named in {writer.write_rejected(Path(args.out), rejected)}" if writing else ""
+    if headers.found:
+        raise UserError(f"{args.source}: {writer.too_many(rejected, videos)}{where}")
+    of = "" if headers.opened == videos else f" of the first {headers.opened}"
+    raise UserError(f"{args.source}: no video is left{of} ({writer.counted(rejected)}{where})")
 
 
 def main() -> None:
-    args = arguments()
-    args.device = pick_device(args.device)
-    if args.verify:
+    args, share = arguments(), this_share()
+    if args.verify and not args.source:
         LatentCache(args.out).verify()
-        print(f"{args.out}: every file is as it was written")
+        print(f"{args.out}: every file is as it was written (with --source, clips are encoded again too)")
         return
+    if args.device is None and torch.cuda.is_available():
+        args.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    args.device = pick_device(args.device)
     shape = Shape(args.frames, args.size, args.stride)
+    args.workers = pick_workers(args)
     made_of, plan = plan_synthetic(args, shape) if args.source == "synthetic" else plan_videos(args, shape)
     # A folder is stored whole, so that training and sampling find it from any working directory.
     args.vae, args.text = (
         str(Path(spec).resolve()) if Path(spec).is_dir() else spec for spec in (args.vae, args.text)
     )
-    vae = load_vae(args.vae, args.device)
+    vae = load_vae(args.vae, args.device, getattr(torch, args.vae_dtype))
     text = load_text_encoder(args.text, args.device)
-    vae.latent_shape(args.frames, args.size, args.size)  # a shape that the VAE cannot take is said before any work
+    # A shape that the VAE cannot take is said before any work.
+    latent_shape = vae.latent_shape(args.frames, args.size, args.size)
     settings = {"format": FORMAT, "frames": args.frames, "height": args.size, "width": args.size, **made_of}
     settings |= {"stride": args.stride, "vae_fingerprint": vae.fingerprint, "text_fingerprint": text.fingerprint}
-
-    with exclusive(Path(args.out)):
-        index = build(args, settings, plan, vae, text)
-    report(args, index)
+    if args.vae_dtype != "float32":  # said only then: caches of before this key was there keep their fingerprints
+        settings["vae_dtype"] = args.vae_dtype
+    load = Load(args.batch, args.workers, args.limit_seconds)
+    if args.dry_run:
+        planned = plan()
+        try:
+            found = estimate(planned.headers, planned.units, vae, latent_shape, load, share.world, shape.span)
+        finally:
+            planned.headers.close()
+        report_estimate(args, found)
+    elif args.verify:
+        verify(args, settings, plan, vae, latent_shape, load)
+    else:
+        build(args, settings, plan, vae, text, latent_shape, load, share)
 
 
 def build(
-    args: argparse.Namespace, settings: dict, plan: Callable[[], Plan], vae: VideoVAE, text: TextEncoder
-) -> dict:
-    """The index of the cache, made now or found finished."""
-    index = open_cache(args.out, settings)
+    args: argparse.Namespace, settings: dict, plan: Callable[[], Plan], vae: VideoVAE, text: TextEncoder,
+    latent_shape: tuple[int, ...], load: Load, share: Share,
+) -> None:  # fmt: skip
+    """Make this process's share of the cache, close it if all the others' are there, and report."""
+    out = Path(args.out)
+    with writer.working(out, share) as work:
+        index = writer.open_cache(out, settings, work)
+        if index is not None:
+            print(f"{out}: already finished, nothing to do", file=sys.stderr)
+        else:
+            planned = plan()
+            shards = planned.shards(out, settings, latent_shape)
+            tally = writer.Tally(out, shards, args.max_rejected, planned.videos)
+            mine = [shard for split in SPLITS for shard in shards[split]][share.rank :: share.world]
+            # Sources rather than clips, which are not known before they are opened.
+            total = sum(len(shard.units) for shard in mine)
+            unit = "video" if planned.videos else "batch"
+            with tqdm(total=total, desc="encoding", unit=unit, disable=None) as bar:
+                writer.write_share(mine, vae, text, latent_shape, work, load, tally, bar.update)
+            about = {"vae": args.vae, "text": args.text, "vae_statistics": vae.statistics, "fps": planned.fps}
+            index = writer.close_cache(
+                out, settings, shards, latent_shape, text, work, about=about, frozen=planned.frozen
+            )
     if index is not None:
-        print(f"{args.out}: already finished, nothing to do", file=sys.stderr)
+        report(args, index)
+        return
+    every = sum(map(len, shards.values()))
+    there = every - writer.missing_shards(shards)
+    if args.json:
+        print(json.dumps({"out": args.out, "finished": False, "shards": every, "shards_there": there}))
     else:
-        planned = plan()
-        about = {"vae": args.vae, "text": args.text, "vae_statistics": vae.statistics, "fps": planned.fps}
-        total = sum(len(unit.keys) for part in planned.units.values() for unit in part)
-        with tqdm(total=total, desc="encoding", unit="clip", disable=None) as bar:
-            index = write_cache(
-                args.out, settings, planned.units, vae, text,
-                about=about, rejected=planned.rejected, frozen=planned.frozen, batch=args.batch, progress=bar.update,
-            )  # fmt: skip
-    return index
+        print(f"{out}: this process's share is done; {there} of {every} shards are there. The process that adds the "
+              "last one finishes the cache; one that was killed is started again")  # fmt: skip
+
+
+def verify(
+    args: argparse.Namespace, settings: dict, plan: Callable[[], Plan], vae: VideoVAE,
+    latent_shape: tuple[int, ...], load: Load,
+) -> None:  # fmt: skip
+    """Recompute a finished cache's checksums, and encode a random sample again."""
+    LatentCache(args.out).verify()
+    there = read_index(Path(args.out))["settings"]
+    if there != settings:
+        raise UserError(f"{args.out} holds a cache made otherwise: {writer.difference(there, settings)}. Give "
+                        "--verify the options that it was made with")  # fmt: skip
+    shards = plan().shards(Path(args.out), settings, latent_shape)
+    clips, worst = compare_sample([s for split in SPLITS for s in shards[split]], vae, load, VERIFIED)
+    summary = {"out": args.out, "clips": clips, "largest_difference": worst, "tolerance": TOLERANCE}
+    print(json.dumps(summary) if args.json else f"{args.out}: every file is as it was written; {clips} clips encoded "
+          f"again differ by at most {worst:.2g} of their size ({TOLERANCE:g} is allowed)")  # fmt: skip
+
+
+def report_estimate(args: argparse.Namespace, found: dict[str, Any]) -> None:
+    if args.json:
+        print(json.dumps(found))
+        return
+    opened = "" if found["opened"] == found["videos"] else f", judged by {found['opened']:,} drawn at random"
+    print(f"{found['videos']:,} videos{opened}: about {found['kept']:,} can be used")
+    if found["rejected"]:
+        told = ", ".join(f"{n:,} {reason}" for reason, n in found["rejected"].items())
+        print(f"  rejected of {found['opened']:,}: {told} (by their headers; decoding may reject more)")
+    print(f"  {found['train']:,} training and {found['validation']:,} validation clips, {found['tokens']:,} latent "
+          "tokens (at patch 1x1x1)")  # fmt: skip
+    hours = "an unknown length" if found["hours"] is None else f"{found['hours']:,.2f} hours"
+    print(f"  {hours} of video, {found['bytes'] / 1e6:,.1f} MB of latents")
+    print(f"  about {found['seconds'] / 3600:,.2f} hours ({found['seconds']:,.0f} s) on {found['processes']} such "
+          f"process(es): decoding takes {1e3 * found['decode']:.1f} ms a clip and worker, encoding "
+          f"{1e3 * found['encode']:.1f} ms")  # fmt: skip
 
 
 def report(args: argparse.Namespace, index: dict) -> None:

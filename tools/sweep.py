@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from data.latents import LatentCache
-from training.config import Config, load_yaml
+from data.mixture import open_data
+from training.config import Config, cache_folders, load_yaml
 from training.grid import Sweep, load_sweep
 from training.pool import cell_state, run_cells
 from training.resolve import Run, clip_tokens, encoded_shape
@@ -67,8 +67,12 @@ def main() -> int:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
     if arguments.command == "simulate":
         return expect(arguments, overrides)
-    encoded = functools.cache(lambda folder: LatentCache(folder).meta)
-    sweep = load_sweep(arguments.config, overrides, lambda config: encoded(config.data.cache))
+    encoded = functools.cache(lambda folders, weights: open_data(folders, weights).meta)
+
+    def data_of(config: Config) -> dict[str, Any]:
+        return encoded(tuple(cache_folders(config)), tuple(config.data.weights))
+
+    sweep = load_sweep(arguments.config, overrides, data_of)
     if arguments.command == "status":
         return status(sweep, arguments.json)
     if arguments.command == "collect":

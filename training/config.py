@@ -35,7 +35,10 @@ class ModelKeys:
 
 @dataclass
 class DataKeys:
-    cache: str = key("", "folder of cached latents, made by tools/cache_latents.py")
+    cache: Any = key("", "folder of cached latents, made by tools/cache_latents.py, or a list of several to be mixed")
+    weights: list[float] = key(
+        [], "of several caches: how often each is seen, in any unit; by their sizes if not given"
+    )
     fingerprint: str = key("", "of the cache; filled in when a run begins, and a cache with another is refused")
     caption_dropout: float = key(0.1, "share of captions replaced by the empty prompt, for guidance")
 
@@ -134,6 +137,7 @@ MECHANISM = (
     "log",
     "checkpoint",
     "data.cache",
+    "data.weights",  # data.fingerprint stands for both
     "train.micro_batch",
     "train.max_skipped",
     "train.parallel",
@@ -214,6 +218,11 @@ def config_from_dict(values: dict[str, Any]) -> Config:
         raise UserError(f"{error.full_key}: {reason}") from None
     _validate(config)
     return config
+
+
+def cache_folders(config: Config) -> list[str]:
+    """The folders in ``data.cache``, which is one or a list of them."""
+    return config.data.cache if isinstance(config.data.cache, list) else [config.data.cache]
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -354,6 +363,15 @@ def _validate(config: Config) -> None:
         raise UserError(f"diffusion.logit_mean={config.diffusion.logit_mean}: must be a finite number")
     if config.optim.schedule == "wsd" and config.optim.decay_fraction == 0:
         raise UserError("optim.decay_fraction=0: wsd decays over a share of the run; give one above 0")
+    folders = cache_folders(config)
+    if not (folders and all(isinstance(folder, str) for folder in folders)):
+        raise UserError(f"data.cache={shown(config.data.cache)}: must be a folder, or a list of folders")
+    if any(not (math.isfinite(weight) and weight > 0) for weight in config.data.weights):
+        raise UserError(f"data.weights={config.data.weights}: must be positive numbers")
+    if config.data.weights and len(config.data.weights) != len(folders):
+        raise UserError(
+            f"data.weights={config.data.weights}: one for each of the {len(folders)} folders in data.cache"
+        )
     if len(config.model.patch) != 3 or min(config.model.patch) < 1:
         raise UserError(f"model.patch={config.model.patch}: three positive numbers, frames, rows and columns")
     if config.ema.width >= 0.28:

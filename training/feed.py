@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from data.latents import LatentCache
-from data.order import sample_index
+from data.mixture import Mixture
+from data.shards import Stored, as_float
 from diffusion.loss import drop_captions
 from diffusion.timesteps import draw_timesteps
 from training.resolve import Run
@@ -44,7 +45,7 @@ class Feed:
         device: where samples are worked out and kept.
     """
 
-    def __init__(self, run: Run, cache: LatentCache, rank: int, world: int, device: torch.device) -> None:
+    def __init__(self, run: Run, cache: LatentCache | Mixture, rank: int, world: int, device: torch.device) -> None:
         self._run, self._cache, self._device = run, cache, device
         self._local = run.clips // world
         self._first = rank * self._local
@@ -57,19 +58,27 @@ class Feed:
         """The samples of step ``step``, counted from 0."""
         group, place = divmod(step, self._steps)
         if group != self._group:
-            steps = torch.arange(group * self._steps, (group + 1) * self._steps)
-            within = torch.arange(self._first, self._first + self._local)
-            self._samples = self._work_out((steps[:, None] * self._run.clips + within).flatten())
+            self._samples = self._work_out(*(self._positions(group, where) for where in ("cpu", self._device)))
             self._group = group
         here = slice(place * self._local, (place + 1) * self._local)
         return Samples(*(value[here] for value in self._samples))
 
-    def _work_out(self, position: Tensor) -> Samples:
+    def _positions(self, group: int, device: torch.device | str) -> Tensor:
+        """Where this process's samples of a group of steps stand in the stream."""
+        steps = torch.arange(group * self._steps, (group + 1) * self._steps, device=device)
+        within = torch.arange(self._first, self._first + self._local, device=device)
+        return (steps[:, None] * self._run.clips + within).flatten()
+
+    def _work_out(self, listed: Tensor, position: Tensor) -> Samples:
+        """The samples at the positions ``listed`` on the CPU and, the same numbers, ``position`` on the device.
+
+        Nothing here waits for a GPU: clips go there in half the bytes from pinned memory, which PyTorch's allocator
+        keeps until they have gone.
+        """
         config = self._run.config
         seed, diffusion = config.seed, config.diffusion
-        index = sample_index(position, self._cache.train_size, seed)
-        x0, context, mask = (value.to(self._device, non_blocking=True) for value in self._cache.train(index))
-        position = position.to(self._device)
+        stored = self._cache.stored(self._cache.order(listed, seed), pinned=self._device.type == "cuda")
+        x0, context, mask = as_float(Stored(*(value.to(self._device, non_blocking=True) for value in stored)))
         t = draw_timesteps(position, seed, diffusion.timesteps, diffusion.logit_mean, diffusion.logit_std)
         noise = normal(seed, "noise", position, tuple(x0.shape[1:]))
         context, mask = drop_captions(context, mask, self._null, position, seed, config.data.caption_dropout)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.sizes import flops_per_token, head_width, parameters, parse_size
-from training.config import Config
+from training.config import Config, cache_folders
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -89,12 +89,12 @@ def clip_tokens(config: Config, latent_shape: Sequence[int]) -> int:
 
 
 def encoded_shape(config: Config) -> list[int] | None:
-    """(C, f, h, w) of the clips in ``data.cache``, without opening it; None where there are none yet.
+    """(C, f, h, w) of the clips in (the first) ``data.cache``, without opening it; None where there are none yet.
 
     Raises:
         UserError: what lies there is no cache's index.
     """
-    path = Path(config.data.cache) / "index.json"
+    path = Path(cache_folders(config)[0]) / "index.json"
     if not config.data.cache or not path.is_file():
         return None
     index = read_json(path)

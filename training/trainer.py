@@ -16,12 +16,13 @@ from accelerate import PartialState
 from omegaconf import OmegaConf
 
 from data.latents import LatentCache
+from data.mixture import Mixture, open_data
 from diffusion.process import Process
 from diffusion.timesteps import draw_timesteps
 from diffusion.validation import T_BINS, ValidationResult, validate
 from models.dit import VideoDiT
 from training import checkpoint as ckpt
-from training.config import Config, identity, to_dict
+from training.config import Config, cache_folders, identity, to_dict
 from training.feed import Feed
 from training.memory import fit_memory, fit_micro_batch
 from training.metrics import MetricsLog
@@ -84,11 +85,11 @@ def train(config: Config, wait: bool = False) -> int:
     return PREEMPTED if status == "preempted" else 0
 
 
-def prepare(config: Config) -> tuple[Run, LatentCache]:
+def prepare(config: Config) -> tuple[Run, LatentCache | Mixture]:
     """The run that ``config`` means, with nothing left open, and its data; UserError where they do not fit."""
     if not config.data.cache:
         raise UserError("data.cache: not given; name a folder made by tools/cache_latents.py")
-    cache = LatentCache(config.data.cache)
+    cache = open_data(cache_folders(config), config.data.weights)
     return resolve(config, cache.meta, _earlier_milestones(config)), cache
 
 
@@ -101,7 +102,7 @@ def _earlier_milestones(config: Config) -> list[int]:
 class Trainer:
     """One run in the making: model, average, optimiser and counters, and the loop that moves them."""
 
-    def __init__(self, run: Run, cache: LatentCache) -> None:
+    def __init__(self, run: Run, cache: LatentCache | Mixture) -> None:
         self.run, self.cache = run, cache
         self.config = config = run.config
         # NCCL's watchdog aborts without a word: on GPUs the signals' flags, over gloo, are to time out before it.

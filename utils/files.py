@@ -109,6 +109,13 @@ def exclusive(directory: Path, wait: bool = False) -> Iterator[None]:
     if os.environ.get("RANK", "0") != "0":
         yield
         return
+    with hold(directory, wait):
+        yield
+
+
+@contextmanager
+def hold(directory: Path, wait: bool = False) -> Iterator[None]:
+    """As ``exclusive``, each process for itself."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("w") as handle:
         try:

@@ -1,78 +1,21 @@
+import hashlib
 import json
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from data import latents
-from data.clips import Rejected
-from data.latents import LatentCache, Unit, open_cache, write_cache
-from models.text import load_text_encoder
+from data.latents import LatentCache
+from data.sources import list_hash
+from data.writer import Load, Share, open_cache, working
+from tests.data.units import SETTINGS, SHAPE, TEXT, PoolingVAE, caption, files_of, make, unit, units_of
 from utils.errors import UserError
-from utils.random import normal
-
-SHAPE = (3, 2, 4, 4)
-SETTINGS = {"format": latents.FORMAT, "frames": 5, "height": 16, "width": 16, "source": "test"}
-TEXT = load_text_encoder("embedded")
-
-
-class PoolingVAE:
-    """Averages over space and time; stops the job after ``until`` calls, as a kill would."""
-
-    def __init__(self, until: int = 1_000_000):
-        self.until, self.calls = until, 0
-
-    def latent_shape(self, frames, height, width):
-        return 3, (frames + 3) // 4, height // 4, width // 4
-
-    def encode(self, clips):
-        self.calls += 1
-        if self.calls > self.until:
-            raise KeyboardInterrupt
-        return torch.nn.functional.adaptive_avg_pool3d(clips, SHAPE[1:])
-
-
-def clips_of(first: int, count: int) -> torch.Tensor:
-    return normal(0, "clips", torch.arange(first, first + count), (3, 5, 16, 16))
-
-
-def caption(i: int) -> str:
-    return "" if i % 7 == 0 else " ".join(["shape"] * (i % 9 + 1)) + f" {i // 2}"
-
-
-def unit(name: str, first: int, count: int, broken: bool = False) -> Unit:
-    def load(first: int, count: int):
-        if broken:
-            raise Rejected("undecodable", "broken in the middle")
-        return [caption(i) for i in range(first, first + count)], clips_of(first, count)
-
-    return Unit(name, [f"{name}#{i}" for i in range(first, first + count)], partial(load, first, count))
-
-
-def units_of(broken: bool = False) -> dict[str, list[Unit]]:
-    train = [unit(f"v{k}", 10 * k, 3 + k % 3, broken=broken and k == 2) for k in range(8)]
-    return {"train": train, "validation": [unit("w0", 200, 4), unit("w1", 300, 3)]}
-
-
-def make(folder, units=None, vae=None, settings=SETTINGS, **options):
-    assert open_cache(folder, settings) is None
-    return write_cache(folder, settings, units or units_of(), vae or PoolingVAE(), TEXT, **options)
-
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch):
-    monkeypatch.setattr(latents, "SHARD_CLIPS", 6)
-
-
-def files_of(folder) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_reads_back_what_direct_encoding_gives(tmp_path):
     units = units_of()
-    index = make(tmp_path / "cache", units, batch=2, about={"vae": "pooling"})
+    index = make(tmp_path / "cache", units, load=Load(2), about={"vae": "pooling"})
     cache = LatentCache(tmp_path / "cache")
     assert len(index["splits"]["train"]["shards"]) > 3  # the indices below cross shards
     for split, read, size in (
@@ -80,8 +23,8 @@ def test_reads_back_what_direct_encoding_gives(tmp_path):
         ("validation", cache.validation, cache.validation_size),
     ):
         loaded = [u.load() for u in units[split]]
-        clips = torch.cat([clips for _, clips in loaded])
-        captions = [c for names, _ in loaded for c in names]
+        clips = torch.cat([part.pixels for part in loaded])
+        captions = [c for part in loaded for c in part.captions]
         assert size == len(clips)
         order = torch.randperm(size, generator=torch.Generator().manual_seed(0)).repeat(2)[: size + 3]
         found, context, mask = read(order)
@@ -105,7 +48,7 @@ def test_reads_back_what_direct_encoding_gives(tmp_path):
 
 
 def test_index_facts_and_lists(tmp_path):
-    index = make(tmp_path / "cache", units_of(broken=True), rejected=[Rejected("too short", "3 frames").row("a")])
+    index = make(tmp_path / "cache", units_of(broken=True))
     cache = LatentCache(tmp_path / "cache")
     stored, _, _ = cache.train(torch.arange(cache.train_size))
     by_channel = stored.double().transpose(0, 1).flatten(1)
@@ -116,8 +59,8 @@ def test_index_facts_and_lists(tmp_path):
     assert index["n_clips"] == cache.train_size + cache.validation_size == 31 - 5 + 7
     assert index["positions"] == index["n_clips"] * 2 * 4 * 4
     rows = [json.loads(line) for line in (tmp_path / "cache" / "rejected.jsonl").open()]
-    assert [(row["source"], row["reason"]) for row in rows] == [("a", "too short"), ("v2", "undecodable")]
-    assert index["rejected"] == {"too short": 1, "undecodable": 1}
+    assert [(row["source"], row["reason"]) for row in rows] == [("v2", "undecodable")]
+    assert index["rejected"] == {"undecodable": 1}
     captions = [json.loads(line) for line in (tmp_path / "cache" / "captions.jsonl").open()]
     assert [row["key"] for row in captions if row["split"] == "validation"] == cache.validation_keys
     assert captions[3] == {"split": "train", "key": "v1#10", "caption": caption(10)}
@@ -125,34 +68,37 @@ def test_index_facts_and_lists(tmp_path):
     assert np.array_equal(shard["latents"].float().numpy(), stored[: len(shard["latents"])].numpy())
 
 
-@pytest.mark.parametrize("until", [0, 1, 4, 7, 8])
+@pytest.mark.parametrize("until", [0, 1, 4, 7, 9])
 def test_an_interrupted_cache_is_refused_then_finished_to_the_same_bytes(tmp_path, until):
-    make(tmp_path / "whole", units_of(broken=True))
+    make(tmp_path / "whole", units_of(broken=True), load=Load(4))
     folder, slow = tmp_path / "broken", PoolingVAE(until)
     with pytest.raises(KeyboardInterrupt):
-        make(folder, units_of(broken=True), slow)
-    (folder / ".train-00001.safetensors.1.tmp").write_bytes(b"half a shard")
+        make(folder, units_of(broken=True), slow, load=Load(4))
+    (folder / ".work" / "share-1-of-3").mkdir(parents=True)
+    (folder / ".work" / "share-1-of-3" / "train-00001.safetensors.host.1").write_bytes(b"half a shard")
     with pytest.raises(UserError, match="unfinished"):
         LatentCache(folder)
     again = PoolingVAE()
-    make(folder, units_of(broken=True), again)
+    make(folder, units_of(broken=True), again, load=Load(4))
     assert files_of(folder) == files_of(tmp_path / "whole")
-    if until >= 4:
-        assert again.calls < 9  # finished shards are not made again
+    # Finished shards are not made again: of the ten batches the first two are a shard's, then one, three and two.
+    assert again.calls == {0: 10, 1: 10, 4: 7, 7: 4, 9: 2}[until]
 
 
 def test_a_finished_cache_is_left_alone_and_other_settings_are_refused(tmp_path):
     index = make(tmp_path)
     before = files_of(tmp_path)
-    assert open_cache(tmp_path, SETTINGS) == index
     other = {**SETTINGS, "frames": 9, "stride": 2}
-    with pytest.raises(UserError, match=r"frames is 5 there and 9 now; stride is None there and 2 now"):
-        open_cache(tmp_path, other)
+    with working(tmp_path, Share()) as work:
+        assert open_cache(tmp_path, SETTINGS, work) == index
+        with pytest.raises(UserError, match=r"frames is 5 there and 9 now; stride is None there and 2 now"):
+            open_cache(tmp_path, other, work)
     assert files_of(tmp_path) == before
 
 
 def test_a_job_that_stopped_before_any_work_leaves_the_folder_free(tmp_path):
-    assert open_cache(tmp_path, SETTINGS) is None
+    with working(tmp_path, Share()) as work:
+        assert open_cache(tmp_path, SETTINGS, work) is None
     other = {**SETTINGS, "source": "another"}
     make(tmp_path, settings=other)
     assert LatentCache(tmp_path).meta["source"] == "another"
@@ -161,7 +107,8 @@ def test_a_job_that_stopped_before_any_work_leaves_the_folder_free(tmp_path):
 def test_a_folder_that_is_no_cache_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="no latent cache"):
-        open_cache(tmp_path, SETTINGS)
+        make(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(UserError, match="no latent cache"):
         LatentCache(tmp_path)
     (tmp_path / "index.json").write_text("[]")
@@ -189,6 +136,34 @@ def test_a_damaged_file_is_named_and_mended_by_the_same_command(tmp_path, name, 
     assert files_of(tmp_path) == whole
 
 
+def test_a_shard_with_an_altered_header_is_named(tmp_path):
+    make(tmp_path)
+    path = tmp_path / "train-00000.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:8] + b"[" + whole[9:])  # of the same length
+    cache = LatentCache(tmp_path)
+    for read in (lambda: cache.train(torch.tensor([0])), cache.verify):
+        with pytest.raises(UserError, match="train-00000.safetensors was altered"):
+            read()
+    path.write_bytes(whole[:8] + whole[8:].replace(b"planned", b"plamned", 1))
+    with pytest.raises(UserError, match="train-00000.safetensors was altered"):
+        LatentCache(tmp_path).verify()
+
+
+def test_a_cache_of_before_with_whole_checksums_is_read(tmp_path):
+    make(tmp_path)
+    index = json.loads((tmp_path / "index.json").read_text())
+    for name, file in index["files"].items():
+        file.pop("header_sha256", None)
+        file["sha256"] = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    LatentCache(tmp_path).verify()
+    index["files"]["train-00000.safetensors"]["sha256"] = "0"
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="train-00000.safetensors was altered"):
+        LatentCache(tmp_path).verify()
+
+
 def test_an_altered_validation_list_is_refused(tmp_path):
     make(tmp_path)
     path = tmp_path / "validation.json"
@@ -199,8 +174,8 @@ def test_an_altered_validation_list_is_refused(tmp_path):
 
 def test_a_frozen_clip_that_cannot_be_had_stops_the_cache(tmp_path):
     units = units_of()
-    frozen = [key for u in units["validation"] for key in u.keys]
-    assert make(tmp_path / "kept", units, frozen=frozen)["validation_hash"] == latents.list_hash(frozen)
+    frozen = [key for u in units["validation"] for key in u.load().keys]
+    assert make(tmp_path / "kept", units, frozen=frozen)["validation_hash"] == list_hash(frozen)
     units["validation"][1] = unit("w1", 300, 3, broken=True)
     with pytest.raises(UserError, match="3 clips of the frozen validation list"):
         make(tmp_path / "lost", units, frozen=frozen)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from data import latents, synthetic
+from data import synthetic, writer
 from data.clips import Reading, Shape, load_clips, to_float
 from data.latents import LatentCache
 from data.media import Source
-from data.sources import VALIDATION_SEED
+from data.sources import VALIDATION_SEED, list_hash
 from tools import cache_latents
 from utils.errors import run_cli
 
@@ -31,10 +31,12 @@ class PoolingVAE:
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run the tool in this process: (exit status, standard output, standard error)."""
-    monkeypatch.setattr(cache_latents, "load_vae", lambda spec, device: PoolingVAE())
+    monkeypatch.setattr(cache_latents, "load_vae", lambda spec, device, dtype: PoolingVAE())
 
     def call(*args) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cache_latents.py", *map(str, args)])
+        # In this process; two of the five videos below are bad.
+        usual = ["--workers", 0, "--max-rejected", 0.4]
+        monkeypatch.setattr(sys, "argv", ["cache_latents.py", *map(str, [*usual, *args])])
         with pytest.raises(SystemExit) as caught:
             run_cli(cache_latents.main)
         return caught.value.code, *capsys.readouterr()
@@ -121,7 +123,7 @@ def test_folder_and_manifest_give_the_same_latents(run, videos, tmp_path):
 
 
 def test_synthetic_clips(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(latents, "SHARD_CLIPS", 64)
+    monkeypatch.setattr(writer, "SHARD_CLIPS", 64)
     out = tmp_path / "cache"
     args = ("--source", "synthetic", "--clips", 100, "--validation", 20, "--seed", 3, "--size", 16, "--frames", 5)
     assert run(*args, "--out", out)[0] == 0
@@ -159,7 +161,7 @@ def test_a_validation_list_is_carried_to_a_larger_cache(run, videos, tmp_path):
 
 
 def test_a_killed_job_goes_on(run, videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(latents, "SHARD_CLIPS", 1)  # a shard for each video
+    monkeypatch.setattr(writer, "SHARD_CLIPS", 1)  # a shard for each video
     assert run("--source", videos, "--out", tmp_path / "whole")[0] == 0
 
     class Stopping(PoolingVAE):
@@ -171,7 +173,7 @@ def test_a_killed_job_goes_on(run, videos, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             return super().encode(clips)
 
-    monkeypatch.setattr(cache_latents, "load_vae", lambda spec, device: Stopping())
+    monkeypatch.setattr(cache_latents, "load_vae", lambda spec, device, dtype: Stopping())
     assert run("--source", videos, "--out", tmp_path / "cache")[0] == 130
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
     assert run("--source", videos, "--out", tmp_path / "cache")[0] == 0
@@ -185,7 +187,8 @@ def test_a_killed_job_goes_on(run, videos, tmp_path, monkeypatch):
         (["--source", "absent"], "absent: no such folder, manifest or tar"),
         (["--source", "videos", "--frames", 1000], "no video is left (4 too short, 1 truncated; each is named in"),
         (["--source", "videos", "--size", 500], "no video is left (3 too small, 1 t"),
-        (["--source", "videos", "--max-rejected", 0.3], "2 of 5 videos cannot be used (1"),
+        (["--source", "videos", "--max-rejected", 0.05], "2 of 5 videos cannot be used (1"),
+        (["--source", "videos", "--max-rejected", 0.05], "--max-rejected 0.4 accepts so many"),
         (["--source", "videos", "--validation", "many"], "many: neither a number of clips nor an earlier cache"),
         (["--source", "videos", "--validation", 100], "no video is left for training"),
         (["--source", "videos", "--stride", 0], "--stride must be at least 1"),
@@ -202,7 +205,7 @@ def test_bad_input_ends_with_one_clear_line(run, videos, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "list").mkdir()
-    (tmp_path / "list" / "validation.json").write_text(json.dumps({"hash": latents.list_hash([]), "keys": []}))
+    (tmp_path / "list" / "validation.json").write_text(json.dumps({"hash": list_hash([]), "keys": []}))
     status, printed, told = run(*args, "--out", "cache")
     errors = [line for line in told.splitlines() if line.startswith("error: ")]
     assert (status, printed, len(errors)) == (2, "", 1)

@@ -1,0 +1,133 @@
+"""Several caches as one: training clips mixed by weight, validation on all their frozen lists.
+
+Which clip stands where is a function of the position alone (``data.order.mixed_index``), as with one cache: there is
+no epoch to wait for, and resuming needs nothing that a run would have to remember.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.latents import LatentCache
+from data.order import MIXED, mixed_index
+from data.shards import Shards, Stored, as_float
+from data.sources import list_hash
+from utils.errors import UserError
+
+# What must be equal for latents to mean the same, and what to call it.
+ALIKE = {
+    "latent_shape": "latents",
+    "vae_fingerprint": "autoencoder",
+    "vae_dtype": "the autoencoder's dtype",
+    "text_fingerprint": "text encoder",
+    "text_dim": "width of the text embeddings",
+}
+
+
+def open_data(folders: Sequence[str], weights: Sequence[float] = ()) -> "LatentCache | Mixture":
+    """The data that ``data.cache``, the folder of one cache or several, and ``data.weights`` mean.
+
+    Raises:
+        UserError: a cache is missing, unfinished or damaged, or the caches do not go together (the difference is
+            named).
+    """
+    caches = [LatentCache(folder) for folder in folders]
+    return caches[0] if len(caches) == 1 else Mixture(caches, weights)
+
+
+class Mixture:
+    """Caches mixed by weight; attributes and methods as ``LatentCache``'s.
+
+    Args:
+        weights: how often clips of each are seen in training, in any unit; none: as many as they hold. Shares are
+            rounded to thousandths (``data.order.MIXED``), and hold exactly in every thousand clips.
+
+    A validation clip that several lists name, with the same latent, counts once.
+    """
+
+    def __init__(self, caches: Sequence[LatentCache], weights: Sequence[float] = ()) -> None:
+        first = caches[0]
+        for other in caches[1:]:
+            for key, what in ALIKE.items():
+                if first.meta.get(key) != other.meta.get(key):
+                    raise UserError(
+                        f"data.cache: {first.path} and {other.path} do not go together: {what} "
+                        f"{first.meta.get(key)} and {other.meta.get(key)}"
+                    )
+        self.path = first.path
+        self.sizes = [cache.train_size for cache in caches]
+        self.counts = shares([str(cache.path) for cache in caches], list(weights) or self.sizes)
+        self.latent_shape, self.text_dim = first.latent_shape, first.text_dim
+        self.text_tokens = max(cache.text_tokens for cache in caches)
+        form = (self.latent_shape, self.text_tokens, self.text_dim)
+        self._train = Shards([file for cache in caches for file in cache.files["train"]], *form)
+        self._validation = Shards([file for cache in caches for file in cache.files["validation"]], *form)
+        self._listed, self.validation_keys = self._union(caches)
+        self.train_size, self.validation_size = len(self._train), len(self._listed)
+        self.validation_hash = list_hash(self.validation_keys)
+        longest = max(caches, key=lambda cache: cache.text_tokens)
+        self.null_context = longest.null_context
+        parts = [
+            {"cache": str(c.path), "fingerprint": c.meta["fingerprint"], "clips": c.train_size, "share": count / MIXED}
+            for c, count in zip(caches, self.counts)
+        ]
+        self.meta: dict[str, Any] = first.meta | {
+            "fingerprint": list_hash([f"{part['fingerprint']} {part['share']}" for part in parts]),
+            "validation_hash": self.validation_hash,
+            "text_tokens": self.text_tokens,
+            "n_clips": self.train_size + self.validation_size,
+            "mixture": parts,
+        }
+
+    def _union(self, caches: Sequence[LatentCache]) -> tuple[Tensor, list[str]]:
+        """The places of the validation clips among those of all caches, and their keys."""
+        places: dict[str, list[int]] = {}
+        listed, keys, place = [], [], 0
+        for cache in caches:
+            for key in cache.validation_keys:
+                same = places.setdefault(key, [])
+                if not any(self._equal(place, other) for other in same):
+                    listed.append(place)
+                    keys.append(key)
+                same.append(place)
+                place += 1
+        return torch.tensor(listed, dtype=torch.int64), keys
+
+    def _equal(self, one: int, other: int) -> bool:
+        latents = self._validation.read(torch.tensor([one, other])).latents
+        return torch.equal(latents[0], latents[1])
+
+    def order(self, position: Tensor, seed: int) -> Tensor:
+        """As ``LatentCache.order``; caches' clips are numbered one after the other."""
+        return mixed_index(position, self.sizes, self.counts, seed)
+
+    def stored(self, indices: Tensor, pinned: bool = False) -> Stored:
+        return self._train.read(indices, pinned)
+
+    def train(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return as_float(self.stored(indices))
+
+    def validation(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return as_float(self._validation.read(self._listed[indices]))
+
+
+def shares(names: Sequence[str], weights: Sequence[float]) -> list[int]:
+    """How many of ``MIXED`` clips come from each cache: the weights' shares, rounded so that they add up.
+
+    Raises:
+        UserError: as many weights as caches are not given, or a share is below half of one clip.
+    """
+    if len(weights) != len(names):
+        raise UserError(f"data.weights: {len(weights)} numbers for {len(names)} caches; give one for each")
+    exact = [MIXED * weight / sum(weights) for weight in weights]
+    counts = [math.floor(share) for share in exact]
+    rest = sorted(range(len(names)), key=lambda i: counts[i] - exact[i])[: MIXED - sum(counts)]
+    counts = [count + (i in rest) for i, count in enumerate(counts)]
+    for name, count, share in zip(names, counts, exact):
+        if not count:
+            raise UserError(f"data.cache: {name} would be seen less than once in {MIXED} clips (share "
+                            f"{share / MIXED:.2g}); raise its share in data.weights or leave it out")  # fmt: skip
+    return counts

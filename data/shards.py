@@ -1,0 +1,240 @@
+"""A shard: latents, text and the names of some clips in one safetensors file, and what its header tells.
+
+    latents      float16 [n, C, f, h, w]
+    text         float16 [m, L, dim], of the m different captions, padded to the longest of them
+    text_length  int32 [m]; text_row int32 [n], each clip's row of text
+
+The header's metadata are one JSON string, since safetensors writes several in no fixed order, and a cache is the same
+bytes every time. It holds the clips' keys and captions, the sources that gave none, sums for the latents' statistics,
+what the shard was planned to hold, and the checksum of the tensors: whoever closes a cache of terabytes reads headers.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from data.clips import Clips, to_float
+from data.media import Rejected
+from data.sources import Unit
+from utils.errors import UserError
+
+PROMPT_BATCH = 64
+_DTYPES = {"F16": np.float16, "I32": np.int32}
+
+
+class Stored(NamedTuple):
+    """Clips as they lie in a cache, [n, ...] each: latents float16, text float16 [n, L, dim] and its length int32."""
+
+    latents: Tensor
+    text: Tensor
+    text_length: Tensor
+
+
+class Shard(NamedTuple):
+    """A shard to be made: its place, its units and the hash of what it is to hold."""
+
+    path: Path
+    units: list[Unit]
+    planned: str
+
+
+def encode_shard(
+    shard: Shard,
+    answers: Iterator[Clips | Rejected],
+    vae: Any,
+    text: Any,
+    latent_shape: tuple[int, ...],
+    batch: int,
+    progress: Callable[[int], None],
+) -> bytes:
+    """A shard's file, from what loading its units gave: the next ``answers``. Arguments as ``writer.write_share``'s.
+
+    Batches run over the bounds of sources, and not over those of shards: a video of one clip need not be encoded
+    alone, and no number depends on which process encoded it.
+    """
+    keys, captions, rejected = [], [], []
+
+    def pixels() -> Iterator[Tensor]:
+        # Units first: zip must not take an answer that is the next shard's.
+        for unit, answer in zip(shard.units, answers):
+            if isinstance(answer, Rejected):
+                rejected.append(answer.row(unit.source))
+            else:
+                keys.extend(answer.keys)
+                captions.extend(answer.captions)
+                yield answer.pixels
+            progress(1)
+
+    latents = [torch.zeros(0, *latent_shape, dtype=torch.float16)]
+    latents += [vae.encode(to_float(part)).half().cpu() for part in _batches(pixels(), batch)]
+    tensors = {"latents": torch.cat(latents), **_encode_captions(captions, text)}
+    for name in ("latents", "text"):
+        if not tensors[name].isfinite().all():
+            raise UserError(
+                f"{shard.path.name}: {name} that are not finite, or overflow float16; is it the right encoder?"
+            )
+    by_channel = tensors["latents"].double().transpose(0, 1).flatten(1)
+    about = {
+        "planned": shard.planned,
+        "keys": keys,
+        "captions": captions,
+        "rejected": rejected,
+        "sum": by_channel.sum(1).tolist(),
+        "square_sum": by_channel.square().sum(1).tolist(),
+    }
+    return shard_bytes(tensors, about)
+
+
+def _batches(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """The rows of ``parts``, ``size`` at a time; the last may be fewer."""
+    rest = None
+    for part in parts:
+        rest = part if rest is None or not len(rest) else torch.cat((rest, part))
+        while len(rest) >= size:
+            yield rest[:size]
+            rest = rest[size:]
+    if rest is not None and len(rest):
+        yield rest
+
+
+def _encode_captions(captions: list[str], text: Any) -> dict[str, Tensor]:
+    """A shard's text tensors; captions that several clips share are stored once."""
+    unique = list(dict.fromkeys(captions))
+    row = {caption: i for i, caption in enumerate(unique)}
+    parts = [text.encode(unique[i : i + PROMPT_BATCH]) for i in range(0, len(unique), PROMPT_BATCH)]
+    longest = max((mask.shape[1] for _, mask in parts), default=1)
+    embeddings = torch.zeros(len(unique), longest, text.dim, dtype=torch.float16)
+    lengths = torch.zeros(len(unique), dtype=torch.int32)
+    for i, (part, mask) in enumerate(parts):
+        here = slice(i * PROMPT_BATCH, i * PROMPT_BATCH + len(part))
+        embeddings[here, : part.shape[1]] = part.half().cpu()
+        lengths[here] = mask.sum(1, dtype=torch.int32).cpu()
+    rows = torch.tensor([row[caption] for caption in captions], dtype=torch.int32)
+    return {"text": embeddings, "text_length": lengths, "text_row": rows}
+
+
+def shard_bytes(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
+    """The file of a shard with these ``tensors``; its checksum is added to ``about``."""
+    plain = memoryview(save(tensors))
+    about = about | {"sha256": hashlib.sha256(plain[8 + int.from_bytes(plain[:8], "little") :]).hexdigest()}
+    return save(tensors, metadata={"shard": json.dumps(about)})
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """A safetensors file's tensors (dtype, shape, data_offsets), our metadata, and where its data begin.
+
+    Raises:
+        ValueError: no such file's header.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError("a header longer than its file")
+        tensors = json.loads(file.read(length))
+    if not isinstance(tensors, dict):
+        raise ValueError("not a safetensors header")
+    return tensors, json.loads(tensors.pop("__metadata__", {}).get("shard", "{}")), 8 + length
+
+
+def is_whole(path: Path, planned: str) -> bool:
+    """Whether the shard is there in full, by its own header, and was made as ``planned``."""
+    if not path.is_file():
+        return False
+    try:
+        tensors, about, begin = read_header(path)
+    except ValueError:
+        return False
+    end = begin + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    return path.stat().st_size == end and about.get("planned") == planned
+
+
+def header_sha256(path: Path) -> str:
+    """The checksum of a shard's header, in which the one of its tensors stands."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        return hashlib.sha256(start + file.read(int.from_bytes(start, "little"))).hexdigest()
+
+
+def data_is_whole(path: Path) -> bool:
+    """Whether a shard's tensors have the checksum that its header says."""
+    _, about, begin = read_header(path)
+    with path.open("rb") as file:
+        file.seek(begin)
+        return hashlib.file_digest(file, "sha256").hexdigest() == about["sha256"]
+
+
+def map_arrays(path: Path) -> dict[str, np.ndarray]:
+    """A shard's tensors as views of one memory map; UserError where its header tells none."""
+    try:
+        tensors, _, begin = read_header(path)
+        data = np.asarray(np.memmap(path, np.uint8, mode="r", offset=begin))
+        return {
+            key: data[slice(*tensor["data_offsets"])].view(_DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+            for key, tensor in tensors.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} was altered; delete it and run the command that made the cache") from None
+
+
+class Shards:
+    """Shards in a row, mapped when they are first read: a cache of thousands opens at once.
+
+    Args:
+        files: path and number of clips of each.
+        latent_shape, text_tokens, text_dim: of what is read, whose text is padded to ``text_tokens``.
+    """
+
+    def __init__(
+        self, files: Sequence[tuple[Path, int]], latent_shape: tuple[int, ...], text_tokens: int, text_dim: int
+    ) -> None:
+        self.files = [(path, clips) for path, clips in files if clips]
+        self._shape, self._text = tuple(latent_shape), (text_tokens, text_dim)
+        self._starts = np.cumsum([0, *(clips for _, clips in self.files)])
+        self._arrays = functools.cache(lambda number: map_arrays(self.files[number][0]))
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, indices: Tensor, pinned: bool = False) -> Stored:
+        """The clips ``indices`` (int64 [n], on the CPU), in memory that a GPU copies from by itself if ``pinned``.
+
+        Raises:
+            IndexError: there are no such clips.
+        """
+        index = indices.numpy()
+        if len(index) and not 0 <= index.min() <= index.max() < len(self):
+            raise IndexError(f"clips {index.min()} to {index.max()} of {len(self)}")
+        stored = Stored(
+            torch.empty(len(index), *self._shape, dtype=torch.float16, pin_memory=pinned),
+            torch.empty(len(index), *self._text, dtype=torch.float16, pin_memory=pinned),
+            torch.empty(len(index), dtype=torch.int32, pin_memory=pinned),
+        )
+        latents, text, length = (tensor.numpy() for tensor in stored)
+        shard = np.searchsorted(self._starts, index, side="right") - 1
+        for number in np.unique(shard):
+            here, arrays = np.flatnonzero(shard == number), self._arrays(int(number))
+            row = index[here] - self._starts[number]
+            caption = arrays["text_row"][row]
+            tokens = arrays["text"].shape[1]
+            if len(here) == len(index):  # straight into its place; "clip", or numpy copies twice
+                np.take(arrays["latents"], row, axis=0, out=latents, mode="clip")
+            else:
+                latents[here] = arrays["latents"][row]
+            text[here, :tokens] = arrays["text"][caption]
+            text[here, tokens:] = 0
+            length[here] = arrays["text_length"][caption]
+        return stored
+
+
+def as_float(stored: Stored) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents float32, text float32 and mask bool [n, L] (true on tokens), on the device where ``stored`` lies."""
+    tokens = torch.arange(stored.text.shape[1], device=stored.text.device)
+    return stored.latents.float(), stored.text.float(), tokens < stored.text_length[:, None]

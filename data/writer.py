@@ -1,0 +1,394 @@
+"""Making a latent cache: any number of processes share its shards without talking to each other.
+
+What a shard holds follows from the list of sources and the settings alone, so process r of n makes every n-th shard,
+and whichever finds all of them there writes the lists and the index. A shard is written aside and renamed, one that is
+there is not made again: however many processes there are, and whenever they are killed, the end is the same bytes.
+
+While it is made, a cache has a hidden folder ``.work`` with one folder per process: its lock, and what it writes
+aside.
+"""
+
+import json
+import math
+import os
+import shutil
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.torch import save
+
+from data.latents import file_size, fingerprint, read_index, sha256_of
+from data.shards import Shard, encode_shard, header_sha256, is_whole, read_header
+from data.sources import SPLITS, Unit, list_hash
+from data.workers import LIMIT_SECONDS, decoded
+from utils.errors import UserError
+from utils.files import held, hold, json_text, write_text
+
+SHARD_BYTES = 256 << 20  # of latents
+SHARD_CLIPS = 4096  # tiny clips: how much an interruption may cost
+
+
+class Share(NamedTuple):
+    """Which of the processes that make a cache this one is: ``rank`` of ``world``."""
+
+    rank: int = 0
+    world: int = 1
+
+
+class Load(NamedTuple):
+    """How much is done at once: clips encoded together, processes that decode (0: this one), seconds for a source."""
+
+    batch: int = 16
+    workers: int = 0
+    limit_seconds: float = LIMIT_SECONDS
+
+
+def clips_per_shard(latent_shape: Sequence[int]) -> int:
+    """How many clips make a shard of about ``SHARD_BYTES``."""
+    return max(1, min(SHARD_CLIPS, SHARD_BYTES // (2 * int(np.prod(latent_shape)))))
+
+
+@contextmanager
+def working(folder: str | Path, share: Share) -> Iterator[Path]:
+    """Hold this process's share of the cache in ``folder``; yields its own folder there, and removes it at the end.
+
+    Raises:
+        UserError: another living process holds the same share.
+    """
+    mine = Path(folder) / ".work" / f"share-{share.rank}-of-{share.world}"
+    try:
+        with hold(mine):
+            yield mine
+    finally:
+        _remove(mine)
+        for empty in (mine.parent, Path(folder)):  # a command that was refused leaves nothing
+            with suppress(OSError):
+                empty.rmdir()
+
+
+def _remove(work: Path) -> None:
+    if not held(work):
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _place(work: Path, path: Path, content: bytes | Iterable[str]) -> None:
+    """Write ``path`` whole or not at all, by way of the folder ``work``."""
+    # The host too: processes of several machines may share a number.
+    aside = work / f"{path.name}.{socket.gethostname()}.{os.getpid()}"
+    with aside.open("wb") as file:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            file.writelines(line.encode() for line in content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def open_cache(folder: str | Path, settings: dict[str, Any], work: Path) -> dict[str, Any] | None:
+    """Make ``folder`` ready for a cache of these settings.
+
+    Args:
+        work: this process's own folder in it (``working``).
+
+    Returns:
+        the index of a finished cache with the same settings, or None where there is work to do.
+
+    Raises:
+        UserError: the folder holds a cache of other settings (the difference is named), or is no cache.
+    """
+    folder = Path(folder)
+    index = unfinished = {"finished": False, "settings": settings}
+    there = (folder / "index.json").exists()
+    if there:
+        index = read_index(folder)
+    elif any(entry.name not in (".lock", ".work") for entry in folder.iterdir()):
+        raise UserError(f"{folder}: exists and is no latent cache; choose a new folder")
+    # A job that stopped before its first shard leaves nothing that could be mixed up.
+    if not index["finished"] and not any(folder.glob("*.safetensors")):
+        there, index = there and index == unfinished, unfinished
+    if index["settings"] != settings:
+        raise UserError(f"{folder} holds a cache made otherwise: {difference(index['settings'], settings)}. "
+                        "Choose another folder")  # fmt: skip
+    if index["finished"]:
+        damaged = [folder / name for name, file in index["files"].items() if file_size(folder / name) != file["bytes"]]
+        if not damaged:
+            return index
+        for path in damaged:
+            path.unlink(missing_ok=True)
+    if index["finished"] or not there:
+        _place(work, folder / "index.json", json_text(unfinished).encode())
+    return None
+
+
+def difference(there: dict[str, Any], now: dict[str, Any]) -> str:
+    """Where two settings differ, in words."""
+    pairs = {key: (there.get(key), now.get(key)) for key in {**there, **now}}
+    return "; ".join(f"{key} is {a!r} there and {b!r} now" for key, (a, b) in sorted(pairs.items()) if a != b)
+
+
+def plan_shards(
+    folder: str | Path, settings: dict[str, Any], units: dict[str, list[Unit]], per_shard: int
+) -> dict[str, list[Shard]]:
+    """All shards of a cache, by split: ``per_shard`` units each, in order."""
+    shards: dict[str, list[Shard]] = {}
+    for split in SPLITS:
+        groups = [units[split][i : i + per_shard] for i in range(0, len(units[split]), per_shard)]
+        shards[split] = [
+            Shard(
+                Path(folder) / f"{split}-{number:05d}.safetensors",
+                group,
+                list_hash([fingerprint(settings), *(json.dumps([unit.source, unit.keys]) for unit in group)]),
+            )
+            for number, group in enumerate(groups)
+        ]
+    return shards
+
+
+class Tally:
+    """How many videos were rejected in the shards that are there, whoever made them.
+
+    Args:
+        most: the fraction of ``videos`` that may be rejected.
+    """
+
+    def __init__(self, folder: Path, shards: dict[str, list[Shard]], most: float, videos: int) -> None:
+        self._folder, self._most, self._videos = folder, most, videos
+        self._waiting = [shard for split in SPLITS for shard in shards[split]]
+        self._rows: list[dict[str, str]] = []
+
+    def count(self) -> None:
+        """Look at the shards that came since.
+
+        Raises:
+            UserError: too many were rejected; all that are known are named in rejected.jsonl.
+        """
+        there = {path.name for path in self._folder.glob("*.safetensors")}
+        waiting, self._waiting = self._waiting, []
+        for shard in waiting:
+            if shard.path.name in there and is_whole(shard.path, shard.planned):
+                self._rows += read_header(shard.path)[1]["rejected"]
+            else:
+                self._waiting.append(shard)
+        if len(self._rows) > self._most * self._videos:
+            where = write_rejected(self._folder, self._rows)
+            raise UserError(f"{too_many(self._rows, self._videos)}; each is named in {where}")
+
+
+def counted(rejected: Sequence[dict[str, str]]) -> str:
+    """How many were rejected for each reason, in words."""
+    return ", ".join(f"{n} {reason}" for reason, n in Counter(row["reason"] for row in rejected).most_common())
+
+
+def too_many(rejected: Sequence[dict[str, str]], videos: int) -> str:
+    """What is said where too large a part of the videos cannot be used."""
+    enough = math.ceil(100 * len(rejected) / videos) / 100
+    return (
+        f"{len(rejected)} of {videos} videos cannot be used ({counted(rejected)}); --max-rejected {enough:g} accepts "
+        "so many"
+    )
+
+
+def write_rejected(folder: Path, rejected: Sequence[dict[str, str]]) -> Path:
+    """Name every rejected source in rejected.jsonl, of which the path is returned."""
+    path = folder / "rejected.jsonl"
+    write_text(path, "".join(lines(sorted(rejected, key=lambda row: row["source"]))))
+    return path
+
+
+def lines(rows: Iterable[dict]) -> Iterator[str]:
+    """Rows as the lines of a .jsonl file."""
+    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_share(
+    shards: Sequence[Shard],
+    vae: Any,
+    text: Any,
+    latent_shape: Sequence[int],
+    work: Path,
+    load: Load = Load(),  # noqa: B008
+    tally: Tally | None = None,
+    progress: Callable[[int], None] = lambda units: None,
+) -> None:
+    """Encode those of a share's ``shards`` that are not there.
+
+    Args:
+        vae: ``encode(clips) -> latents``, as ``models.vae``.
+        text: ``encode(prompts) -> (embeddings, mask)`` and ``dim``, as ``models.text``.
+        latent_shape: (C, f, h, w) of a clip.
+        work: this process's own folder (``working``).
+        tally: asked after each shard whether too much was rejected.
+        progress: called with the number of units just done.
+
+    Raises:
+        UserError: a latent is not finite, or too many sources were rejected.
+    """
+    missing = []
+    for shard in shards:
+        if is_whole(shard.path, shard.planned):
+            progress(len(shard.units))
+        else:
+            missing.append(shard)
+    # One stream over all shards, so that decoding goes on while a shard is written.
+    answers = decoded((unit for shard in missing for unit in shard.units), load.workers, load.limit_seconds)
+    try:
+        for shard in missing:
+            content = encode_shard(shard, answers, vae, text, tuple(latent_shape), load.batch, progress)
+            _place(work, shard.path, content)
+            if tally is not None:
+                tally.count()
+    finally:
+        answers.close()
+
+
+def close_cache(
+    folder: str | Path,
+    settings: dict[str, Any],
+    shards: dict[str, list[Shard]],
+    latent_shape: Sequence[int],
+    text: Any,
+    work: Path,
+    *,
+    about: dict[str, Any] | None = None,
+    frozen: Sequence[str] | None = None,
+) -> dict[str, Any] | None:
+    """Write the lists and the index of a cache whose shards are all there; the same bytes whoever does it.
+
+    Args:
+        about: further facts for the index, of no consequence for the content.
+        frozen: the validation keys of an earlier cache, all of which must be in this one.
+
+    Returns:
+        the index, or None where shards are still missing.
+
+    Raises:
+        UserError: no clip is left in training, or a frozen validation clip is missing.
+    """
+    folder = Path(folder)
+    if missing_shards(shards):
+        return None
+    null = save({"text": text.encode([""])[0].half().cpu().contiguous()})
+    _place(work, folder / "null_context.safetensors", null)
+    totals = _Totals(tuple(latent_shape), read_header(folder / "null_context.safetensors")[0]["text"]["shape"][1])
+    _place(work, folder / "captions.jsonl", lines(totals.captions(shards)))
+    rejected = sorted(totals.rejected, key=lambda row: row["source"])
+    _place(work, folder / "rejected.jsonl", lines(rejected))
+    if not totals.clips["train"]:
+        raise UserError(
+            f"no clip is left for training; rejected: {counted(rejected)} (see {folder / 'rejected.jsonl'})"
+        )
+    if frozen is not None and list(frozen) != totals.validation:
+        gone = sorted(set(frozen) - set(totals.validation))
+        raise UserError(f"{len(gone)} clips of the frozen validation list cannot be had, the first: {gone[:1]}")
+    validation = {"hash": list_hash(totals.validation), "keys": totals.validation}
+    _place(work, folder / "validation.json", json_text(validation).encode())
+
+    files = {
+        shard.path.name: {"bytes": file_size(shard.path), "header_sha256": header_sha256(shard.path)}
+        for split in SPLITS
+        for shard in shards[split]
+    }
+    for name in ("null_context.safetensors", "captions.jsonl", "rejected.jsonl", "validation.json"):
+        files[name] = {"bytes": file_size(folder / name), "sha256": sha256_of(folder / name)}
+    n_clips = sum(totals.clips.values())
+    index = {
+        "finished": True,
+        "settings": settings,
+        "fingerprint": fingerprint(settings),
+        "about": about or {},
+        "n_clips": n_clips,
+        "latent_shape": list(latent_shape),
+        "positions": n_clips * int(np.prod(latent_shape[1:])),
+        "text_dim": text.dim,
+        "text_tokens": totals.text_tokens,
+        # Of the training clips as stored: reported, never applied. Normalisation is the VAE's alone.
+        "latent_statistics": totals.statistics(),
+        "rejected": dict(sorted(Counter(row["reason"] for row in rejected).items())),
+        "validation_hash": validation["hash"],
+        "splits": {split: {"clips": totals.clips[split], "shards": totals.listed[split]} for split in SPLITS},
+        "files": files,
+    }
+    _place(work, folder / "index.json", json_text(index).encode())
+    for left in work.parent.iterdir():  # of processes that were killed; those that live remove their own
+        if left != work:
+            _remove(left)
+    return index
+
+
+def missing_shards(shards: dict[str, list[Shard]]) -> int:
+    """How many shards are not there yet."""
+    return sum(not is_whole(shard.path, shard.planned) for split in SPLITS for shard in shards[split])
+
+
+class _Totals:
+    """What the shards' headers add up to, gathered while ``captions`` reads them one by one."""
+
+    def __init__(self, latent_shape: tuple[int, ...], text_tokens: int) -> None:
+        self.clips = dict.fromkeys(SPLITS, 0)
+        self.listed: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+        self.rejected: list[dict[str, str]] = []
+        self.validation: list[str] = []
+        self.text_tokens = text_tokens
+        self._positions = int(np.prod(latent_shape[1:]))
+        self._sum, self._squares = np.zeros(latent_shape[0]), np.zeros(latent_shape[0])
+
+    def captions(self, shards: dict[str, list[Shard]]) -> Iterator[dict[str, str]]:
+        """The rows of captions.jsonl."""
+        for split in SPLITS:
+            for shard in shards[split]:
+                tensors, about, _ = read_header(shard.path)
+                self.listed[split].append({"file": shard.path.name, "clips": len(about["keys"])})
+                self.clips[split] += len(about["keys"])
+                self.rejected += about["rejected"]
+                self.text_tokens = max(self.text_tokens, tensors["text"]["shape"][1])
+                if split == "train":
+                    self._sum += about["sum"]
+                    self._squares += about["square_sum"]
+                else:
+                    self.validation += about["keys"]
+                for key, caption in zip(about["keys"], about["captions"]):
+                    yield {"split": split, "key": key, "caption": caption}
+
+    def statistics(self) -> dict[str, list[float]]:
+        count = self.clips["train"] * self._positions
+        mean = self._sum / count
+        return {
+            "mean": mean.tolist(),
+            "std": np.sqrt(np.maximum(self._squares / count - mean**2, 0)).tolist(),
+        }
+
+
+def write_cache(
+    folder: str | Path,
+    settings: dict[str, Any],
+    units: dict[str, list[Unit]],
+    vae: Any,
+    text: Any,
+    *,
+    per_shard: int = 64,
+    about: dict[str, Any] | None = None,
+    frozen: Sequence[str] | None = None,
+    load: Load = Load(),  # noqa: B008
+) -> dict[str, Any]:
+    """A whole cache by this process alone: ``open_cache``, ``write_share`` and ``close_cache``.
+
+    Returns:
+        the index.
+
+    Raises:
+        UserError: as they do.
+    """
+    shape = vae.latent_shape(settings["frames"], settings["height"], settings["width"])
+    with working(folder, Share()) as work:
+        index = open_cache(folder, settings, work)
+        if index is None:
+            shards = plan_shards(folder, settings, units, per_shard)
+            write_share([*shards["train"], *shards["validation"]], vae, text, shape, work, load)
+            index = close_cache(folder, settings, shards, shape, text, work, about=about, frozen=frozen)
+    return index

@@ -1,0 +1,143 @@
+"""Which clips go where: decided alike by everybody, from few videos, and kept when more are added."""
+
+import pytest
+import torch
+
+from data import draw as drawing
+from data.clips import Clips, Reading, Shape, load_clips
+from data.draw import Headers, draw, hash_order
+from data.listing import list_sources
+from data.media import Rejected, Source
+from data.sources import Unit
+from tests.data.videos import make_video, source
+from utils.errors import UserError
+
+READING = Reading(Shape(frames=5, size=32, stride=2), 4)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Videos that need not exist, of four clips each (none in "bad*"); the names of those that were opened."""
+    names = []
+
+    def stand_in(source, reading, starts=None, decode=True):
+        def load():
+            names.append(source.name)
+            if source.name.startswith("bad"):
+                raise Rejected("truncated", "")
+            return Clips([f"{source.name}#{9 * i}" for i in range(4)], [""] * 4, torch.empty(4, 0), 12.0)
+
+        return Unit(source.name, [f"{source.name}#{start}" for start in starts or ()], load)
+
+    monkeypatch.setattr(drawing, "video_unit", stand_in)
+    return names
+
+
+def sources_of(*names):
+    return [Source(name, None, "") for name in names]
+
+
+def numbered(count):
+    return sources_of(*(f"{i}.mp4" for i in range(count)))
+
+
+def drawn(sources, *wishes, **more):
+    return draw(Headers(sources, READING, 0, 60), READING, *wishes, **more)
+
+
+def names_of(units):
+    return [unit.source for unit in units]
+
+
+def keys_of(units):
+    return [key for unit in units for key in unit.keys]
+
+
+def test_a_video_is_in_one_split_and_the_frozen_list_stays(opened):
+    split = drawn(numbered(20))
+    assert not set(names_of(split["train"])) & set(names_of(split["validation"]))
+    assert len(split["train"]) + len(split["validation"]) == 20
+    assert len(keys_of(split["validation"])) == 8  # a tenth of the 80 clips
+    assert names_of(split["train"]) == sorted(names_of(split["train"]))
+    backwards = drawn(numbered(20)[::-1])
+    assert [names_of(part) for part in backwards.values()] == [names_of(part) for part in split.values()]
+    frozen = keys_of(split["validation"])
+    grown = drawn(numbered(200), frozen=frozen)
+    assert keys_of(grown["validation"]) == frozen
+    assert not set(names_of(grown["train"])) & set(names_of(split["validation"]))
+    assert len(grown["train"]) == 198
+    with pytest.raises(UserError, match="of the frozen validation list cannot be had .*not among these videos"):
+        drawn(sources_of("0.mp4", "new.mp4"), frozen=frozen)
+
+
+def test_the_number_of_clips_is_kept(opened):
+    for train, validation in ((1, 1), (7, 6), (None, 5), (30, 0)):
+        split = drawn(numbered(9), train, validation)
+        assert len(keys_of(split["validation"])) == validation
+        left = 4 * (9 - len(split["validation"]))
+        clips = sum(len(unit.keys) or 4 for unit in split["train"])
+        assert clips == min(left, left if train is None else train)
+    # A longer list begins with the shorter one.
+    longer, shorter = (keys_of(drawn(numbered(9), None, n)["validation"]) for n in (9, 5))
+    assert longer[:5] == shorter
+    with pytest.raises(UserError, match="no video is left for training"):
+        drawn(numbered(1))
+    with pytest.raises(UserError, match="no video is left for training"):
+        drawn([*numbered(1), *sources_of("bad.mp4")])
+    assert names_of(drawn(numbered(1), validation=0)["train"]) == ["0.mp4"]
+
+
+def test_of_many_videos_few_are_opened(opened):
+    drawn(numbered(1000), None, 20)
+    assert len(opened) == drawing.SAMPLE
+    del opened[:]
+    headers = Headers(numbered(1000), READING, 0, 60)
+    split = draw(headers, READING, 500, 400)
+    assert len(opened) == headers.opened == 225  # 400 / 4 and 500 / 4 of them
+    assert opened == [source.name for source in hash_order(numbered(1000))][:225]
+    assert (len(split["validation"]), len(split["train"]), headers.clips_per_video) == (100, 125, 4)
+    default = drawn(numbered(10_000))
+    assert len(keys_of(default["validation"])) == drawing.VALIDATION_CLIPS
+
+
+def test_rejected_videos_among_those_opened_stay_to_be_reported_once(opened):
+    names = [f"{'bad' if i % 3 == 0 else ''}{i}.mp4" for i in range(60)]
+    headers = Headers(sources_of(*names), READING, 0, 60)
+    split = draw(headers, READING)
+    assert sorted(names_of(split["train"]) + names_of(split["validation"])) == sorted(names)
+    assert not any(name.startswith("bad") for name in names_of(split["validation"]))
+    assert sorted(row["source"] for row in headers.rejected) == sorted(names[::3])
+    # Of a bounded cache, those that were looked at on the way.
+    bounded = draw(headers, READING, 40, 8)
+    seen = names_of(bounded["train"])
+    assert sum(len(unit.keys) or 4 for unit in bounded["train"] if not unit.source.startswith("bad")) == 40
+    assert any(name.startswith("bad") for name in seen)
+
+
+def test_ranges_of_one_video_are_never_parted(opened):
+    sources = [Source(f"{i}.mp4@{t}-{t + 9}", None, "", t, t + 9) for i in range(12) for t in (0, 10, 20)]
+    for validation in (None, 3, 5):
+        split = drawn(sources, None, validation)
+        videos = [{name.partition("@")[0] for name in names_of(split[part])} for part in ("train", "validation")]
+        assert not videos[0] & videos[1]
+
+
+def test_units_load_the_clips_of_their_keys(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        make_video(tmp_path / name, frames=40)
+    (tmp_path / "a.txt").write_text("a fog")
+    headers = Headers(list_sources(tmp_path), READING, 0, 60)
+    units = draw(headers, READING)
+    assert headers.fps == 12
+    for unit in [*units["train"], *units["validation"]]:
+        loaded = unit.load()
+        assert loaded.captions == ["a fog" if unit.source == "a.mp4" else ""] * len(loaded.keys)
+        assert loaded.keys == headers.found[unit.source].keys
+        for key, clip in zip(loaded.keys, loaded.pixels):
+            name, start = key.split("#")
+            alone = load_clips(source(tmp_path / name), READING, [int(start)])
+            assert torch.equal(clip, alone.pixels[0])
+    # A video that vanishes between the survey and its turn is rejected, not fatal.
+    (tmp_path / "a.mp4").unlink()
+    with pytest.raises(Rejected):
+        next(u for part in units.values() for u in part if u.source == "a.mp4").load()

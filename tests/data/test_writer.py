@@ -1,0 +1,152 @@
+"""Processes that share a cache without talking: whatever becomes of them, it ends in the same bytes."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data import writer
+from data.latents import LatentCache
+from data.writer import Load, Share, Tally, close_cache, open_cache, plan_shards, working, write_share
+from tests.data.units import SETTINGS, SHAPE, TEXT, PoolingVAE, files_of, make, unit, units_of
+from tests.training.processes import finish, start
+from utils.errors import UserError
+
+
+def work_on(folder: Path, share: Share, vae=None, units=None, most: float = 1.0) -> dict | None:
+    """What one of several processes does; the index, if it was the one to close the cache."""
+    with working(folder, share) as work:
+        if (index := open_cache(folder, SETTINGS, work)) is not None:
+            return index
+        shards = plan_shards(folder, SETTINGS, units or units_of(broken=True), 2)
+        mine = [shard for split in shards.values() for shard in split][share.rank :: share.world]
+        write_share(mine, vae or PoolingVAE(), TEXT, SHAPE, work, Load(4), Tally(folder, shards, most, 10))
+        return close_cache(folder, SETTINGS, shards, SHAPE, TEXT, work)
+
+
+@pytest.mark.parametrize(
+    "lives",
+    [
+        [(0, 2, None), (1, 2, None)],
+        [(1, 2, None), (0, 2, None)],
+        [(2, 3, None), (0, 3, None), (1, 3, None)],
+        [(2, 3, 1), (0, 2, 3), (1, 3, None), (0, 1, 2), (1, 2, None), (0, 2, None)],  # killed, and another number then
+        [(4, 7, None), (0, 1, None)],
+        [(rank, 9, None) for rank in range(5)],  # more processes than shards
+    ],
+)
+def test_any_number_of_processes_end_in_the_same_bytes(tmp_path, lives):
+    make(tmp_path / "whole", units_of(broken=True), load=Load(4))
+    for number, (rank, world, until) in enumerate(lives):
+        with pytest.raises(UserError):
+            LatentCache(tmp_path / "shared")
+        if until is None:
+            closed = work_on(tmp_path / "shared", Share(rank, world))
+            assert (closed is None) == (number < len(lives) - 1)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                work_on(tmp_path / "shared", Share(rank, world), PoolingVAE(until))
+    assert files_of(tmp_path / "shared") == files_of(tmp_path / "whole")
+
+
+def test_a_share_belongs_to_one_process(tmp_path):
+    with working(tmp_path, Share(1, 2)):
+        with pytest.raises(UserError, match="share-1-of-2: another process is working in it"):
+            work_on(tmp_path, Share(1, 2))
+        assert work_on(tmp_path, Share(0, 2)) is None  # the other is free
+    assert work_on(tmp_path, Share(1, 2))["finished"]
+
+
+def test_shards_of_other_sources_are_not_taken_for_ours(tmp_path):
+    work_on(tmp_path, Share(0, 2))
+    units = units_of(broken=True)
+    units["train"][0] = unit("another", 0, 3)
+    assert work_on(tmp_path, Share(1, 2), units=units) is None
+    assert work_on(tmp_path, Share(0, 1), units=units)["finished"]
+    assert json.loads((tmp_path / "captions.jsonl").read_text().splitlines()[0])["key"] == "another#0"
+
+
+def test_too_many_rejections_stop_the_job_whoever_saw_them(tmp_path):
+    units = {"train": [unit(f"v{k}", 10 * k, 3, broken=k in (0, 2, 5)) for k in range(10)], "validation": []}
+    assert work_on(tmp_path, Share(0, 2), units=units, most=0.2) is None  # v0 and v5
+    with pytest.raises(
+        UserError, match=r"3 of 10 videos cannot be used \(3 undecodable\); --max-rejected 0.3"
+    ) as told:
+        work_on(tmp_path, Share(1, 2), units=units, most=0.2)
+    assert str(tmp_path / "rejected.jsonl") in str(told.value)
+    rows = [json.loads(line) for line in (tmp_path / "rejected.jsonl").open()]
+    assert [row["source"] for row in rows] == ["v0", "v2", "v5"]
+    assert work_on(tmp_path, Share(1, 2), units=units, most=0.3)["rejected"] == {"undecodable": 3}
+    assert [json.loads(line)["source"] for line in (tmp_path / "rejected.jsonl").open()] == ["v0", "v2", "v5"]
+
+
+def test_a_cache_whose_index_was_lost_is_not_taken_over(tmp_path):
+    make(tmp_path)
+    (tmp_path / "index.json").unlink()
+    with pytest.raises(UserError, match="no latent cache"):
+        make(tmp_path)
+
+
+# -- killed --------------------------------------------------------------------------------------------------------
+
+
+def cache_slowly(out: str) -> int:
+    """Fifty shards, in a second and a half by one process."""
+
+    class Slow(PoolingVAE):
+        def encode(self, clips):
+            time.sleep(0.03)
+            return super().encode(clips)
+
+    share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    units = {"train": [unit(f"v{k}", 10 * k, 2, broken=k % 9 == 4) for k in range(90)], "validation": []}
+    units["validation"] = [unit(f"w{k}", 5000 + 10 * k, 2) for k in range(10)]
+    work_on(Path(out), share, Slow(), units)
+    return 0
+
+
+def cache_synthetic(out: str) -> int:
+    """The tool, with shards so small that there are some to be killed in."""
+    from tools import cache_latents
+
+    writer.SHARD_CLIPS = 64
+    sys.argv = ["cache_latents.py", "--source", "synthetic", "--clips", "1280", "--validation", "64", "--size", "16"]
+    sys.argv += ["--frames", "5", "--out", out]
+    return cache_latents.main() or 0
+
+
+def shards_in(folder: Path) -> int:
+    return len(list(folder.glob("*.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("job", "kills"), [(cache_slowly, 3), pytest.param(cache_synthetic, 20, marks=pytest.mark.slow)]
+)
+def test_killed_at_random_moments_two_processes_end_in_the_same_bytes(tmp_path, job, kills):
+    whole, shared, log = tmp_path / "whole", tmp_path / "shared", tmp_path / "log"
+    assert finish(start(log, job, str(whole))) == [0]
+    every, draws, killed = shards_in(whole), random.Random(0), 0
+    while killed < kills:
+        processes = start(log, job, str(shared), world=2)
+        until = draws.randint(shards_in(shared), every)
+        while shards_in(shared) < until and any(process.is_alive() for process in processes):
+            time.sleep(0.002)
+        time.sleep(draws.uniform(0, 0.05))
+        victims = [process for process in processes if process.is_alive() and draws.random() < 0.8]
+        for victim in victims:
+            victim.kill()
+        codes = finish(processes)
+        assert set(codes) <= {0, -signal.SIGKILL}, [(log / str(rank)).read_text() for rank in range(2)]
+        killed += codes.count(-signal.SIGKILL)
+        if (shared / "null_context.safetensors").exists():  # closed: from the start again
+            assert files_of(shared) == files_of(whole)
+            for path in shared.iterdir():
+                path.unlink()
+    codes = finish(start(log, job, str(shared), world=2))
+    assert codes == [0, 0]
+    assert files_of(shared) == files_of(whole)
