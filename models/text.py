@@ -8,12 +8,13 @@ import hashlib
 import json
 import math
 import re
-from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from models.hub import located
 from utils.errors import UserError
 from utils.files import pickles
 from utils.random import normal
@@ -109,22 +110,33 @@ class PretrainedTextEncoder:
     """
 
     def __init__(self, spec: str, device: str | torch.device = "cpu") -> None:
+        root, (model_folder, tokenizer_folder) = located(
+            spec, "text encoder", (("text_encoder", "tokenizer"), ("", ""))
+        )
         # transformers takes seconds to import, and the embedded default does without.
-        from transformers import AutoModelForTextEncoding, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel
 
-        model_folder, tokenizer_folder = _subfolders(spec)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(spec, subfolder=tokenizer_folder)
-            model = AutoModelForTextEncoding.from_pretrained(
-                spec,
-                subfolder=model_folder,
+            self.tokenizer = AutoTokenizer.from_pretrained(root / tokenizer_folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(root / model_folder, local_files_only=True)
+            # Of a CLIP with both halves, the text's.
+            family = CLIPTextModel if config.model_type == "clip" else AutoModelForTextEncoding
+            model, info = family.from_pretrained(
+                root / model_folder,
                 dtype=torch.float32,
                 attn_implementation="eager",
                 use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-            why = pickles(Path(spec) / model_folder)
+        except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
+            why = pickles(root / model_folder)
             raise UserError(f"text encoder {spec!r} cannot be loaded: {_first_line(error)}{why}") from error
+        if info["missing_keys"]:  # they would be random
+            lost = sorted(info["missing_keys"])[0]
+            raise UserError(
+                f"text encoder {spec!r} cannot be loaded: no {lost} in the weights of {root / model_folder}"
+            )
         self.spec = spec
         self.device = torch.device(device)
         self.model: nn.Module = model.eval().requires_grad_(False).to(self.device)
@@ -174,36 +186,6 @@ def load_text_encoder(spec: str = "embedded", device: str | torch.device = "cpu"
         UserError: there is no such encoder here and none can be fetched.
     """
     return WordEncoder(device) if spec == "embedded" else PretrainedTextEncoder(spec, device)
-
-
-def _subfolders(spec: str) -> tuple[str, str]:
-    """Where the encoder and the tokenizer lie under ``spec``: ("", "") or a pipeline's two folders."""
-    layouts = (("", ""), ("text_encoder", "tokenizer"))
-    if Path(spec).exists():
-        for layout in layouts:
-            if (Path(spec) / layout[0] / "config.json").is_file():
-                return layout
-        raise UserError(
-            f"text encoder folder {spec!r} has no config.json: give a folder with config.json, weights and tokenizer "
-            "files, or a diffusers pipeline's with text_encoder/ and tokenizer/"
-        )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    for layout in layouts:
-        try:
-            hf_hub_download(spec, "config.json", subfolder=layout[0] or None)
-            return layout
-        except LocalEntryNotFoundError:
-            break  # offline, and not in the local copy of the hub
-        except EntryNotFoundError:
-            continue
-        except (OSError, ValueError):
-            break  # no such repository, no permission, or not a hub id at all
-    raise UserError(
-        f"text encoder {spec!r} is no local folder and cannot be had from the hub: check the name, or where there is "
-        f"a network run `hf download {spec} --local-dir DIR` and give DIR, or use 'embedded'"
-    )
 
 
 def _first_line(error: Exception) -> str:

@@ -7,73 +7,29 @@ latent statistics live: caches and checkpoints copy them and never renormalise.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models.autoencoders import (
+    CLASSES,
+    FLOAT32_ONLY,
+    IMAGE_CLASS,
+    compression,
+    frame_step,
+    rows_at_once,
+    smallest,
+    statistics_of,
+)
+from models.hub import located
 from utils.errors import UserError, nearest
 from utils.files import pickles, read_json
 
 EMBEDDED = Path(__file__).parent / "embedded_vae"
-IMAGE_CLASS = "AutoencoderKL"
-# Classes that are used here as they are documented: posterior mean out of encode, first frame alone.
-CLASSES = (
-    "AutoencoderKLWan",
-    "AutoencoderKLCogVideoX",
-    "AutoencoderKLHunyuanVideo",
-    "AutoencoderKLLTXVideo",
-    "AutoencoderKLCosmos",
-    IMAGE_CLASS,
-)
-
-
-def _compression(model: nn.Module) -> tuple[int, int]:
-    """How many frames, and how many pixels along a side, become one latent."""
-    config, name = model.config, type(model).__name__
-    halvings = len(config.block_out_channels) - 1 if "block_out_channels" in config else 0
-    if name == IMAGE_CLASS:
-        return 1, 2**halvings
-    if name == "AutoencoderKLCogVideoX":
-        return int(config.temporal_compression_ratio), 2**halvings
-    if name == "AutoencoderKLWan":  # its own scale factors are only labels, wrong for small configurations
-        return 2 ** sum(config.temperal_downsample), 2 ** len(config.temperal_downsample) * (config.patch_size or 1)
-    if name == "AutoencoderKLCosmos":
-        return config.temporal_compression_ratio, config.spatial_compression_ratio
-    return model.temporal_compression_ratio, model.spatial_compression_ratio
-
-
-def _statistics(model: nn.Module, folder: Path) -> dict[str, Any]:
-    """Mean and standard deviation of the latents per channel, and whose convention they are.
-
-    A normalised latent is (latent - mean) / std. Published conventions are all of that form: Wan, Cosmos and LTX give
-    mean and std, the last as buffers beside a factor; the others one factor, which is 1 / std, and perhaps a shift.
-    """
-    config = model.config
-    factor = config.get("scaling_factor") or 1.0
-    mean, std = (getattr(model, key, None) for key in ("latents_mean", "latents_std"))
-    if mean is None:
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is not None and std is not None:
-        mean, std = torch.as_tensor(mean).double(), torch.as_tensor(std).double() / factor
-        convention = "latents_mean, latents_std"
-    elif config.get("scaling_factor"):
-        mean = torch.tensor([config.get("shift_factor") or 0.0], dtype=torch.float64)
-        std = torch.tensor([1 / factor], dtype=torch.float64)
-        convention = "scaling_factor"
-    elif (folder / "statistics.json").is_file():
-        measured = read_json(folder / "statistics.json")
-        mean, std = (torch.tensor(measured[key], dtype=torch.float64) for key in ("mean", "std"))
-        convention = "statistics.json"
-    else:
-        raise UserError(
-            f"{folder}: no latent statistics in config.json (latents_mean and latents_std, or scaling_factor); "
-            'measure them on your clips and write {"mean": [...], "std": [...]}, one number per channel, '
-            f"to {folder / 'statistics.json'}"
-        )
-    return {"convention": convention, "mean": mean.tolist(), "std": std.tolist()}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def _fingerprint(folder: Path, weights: Iterable[Path], statistics: dict[str, Any]) -> str:
@@ -90,6 +46,10 @@ def _fingerprint(folder: Path, weights: Iterable[Path], statistics: dict[str, An
 class VideoVAE:
     """A diffusers autoencoder with its normalisation. Made by `load_vae`.
 
+    Memory: batches are taken in parts of at most `POSITIONS_AT_ONCE` positions of the widest feature maps. A clip that
+    alone has more is cut into diffusers' own overlapping tiles, whose seams differ from what the whole would give;
+    whether that is so depends on the clip's shape and on nothing else.
+
     Attributes:
         model: the diffusers autoencoder, in evaluation mode, without gradients.
         spec: what it was loaded from.
@@ -102,7 +62,9 @@ class VideoVAE:
     def __init__(self, model: nn.Module, spec: str, statistics: dict[str, Any], fingerprint: str) -> None:
         self.model = model.eval().requires_grad_(False)
         self.spec, self.statistics, self.fingerprint = spec, statistics, fingerprint
-        self.temporal, self.spatial = _compression(model)
+        self.temporal, self.spatial = compression(model)
+        if "spatial_compression_ratio" in vars(model):  # tiles are measured by this label, right or wrong
+            model.spatial_compression_ratio = self.spatial
         config = model.config
         self.channels: int = config.z_dim if "z_dim" in config else config.latent_channels
         for key in ("mean", "std"):
@@ -114,22 +76,36 @@ class VideoVAE:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def _image(self) -> bool:
+        return type(self.model).__name__ == IMAGE_CLASS
+
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(channels, frames, height, width) of the latents of such clips.
 
         Raises:
             UserError: the autoencoder cannot take such clips; the message names the nearest that it can.
         """
-        if frames < 1 or (frames - 1) % self.temporal:
-            low = max(1, (frames - 1) // self.temporal * self.temporal + 1)
-            near = f"the nearest are {low} and {low + self.temporal}"
-            raise UserError(f"{frames} frames: this VAE takes {self.temporal}k + 1; {near}")
+        step = frame_step(self.model)
+        if frames < 1 or (frames - 1) % step:
+            low = max(1, (frames - 1) // step * step + 1)
+            near = f"the nearest are {low} and {low + step}"
+            raise UserError(f"{frames} frames: this VAE takes {step}k + 1; {near}")
+        latent_frames = (frames - 1) // self.temporal + 1
+        known = len(self.statistics["mean"]) // self.channels
+        if known > 1 and latent_frames > known:
+            longest = (known - 1) * self.temporal + 1
+            raise UserError(f"{frames} frames: this VAE has latent statistics for at most {longest}")
         for name, size in (("height", height), ("width", width)):
-            if size < 1 or size % self.spatial:
-                low = max(self.spatial, size // self.spatial * self.spatial)
+            least = smallest(self.model) * self.spatial
+            if size < least or size % self.spatial:
+                low = max(least, size // self.spatial * self.spatial)
                 near = f"the nearest are {low} and {low + self.spatial}"
                 raise UserError(f"{name} {size}: this VAE takes multiples of {self.spatial}; {near}")
-        latent_frames = (frames - 1) // self.temporal + 1
         return self.channels, latent_frames, height // self.spatial, width // self.spatial
 
     def _mean_std(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,6 +120,16 @@ class VideoVAE:
 
         return shaped(self.statistics["mean"]), shaped(self.statistics["std"])
 
+    def _in_parts(self, call: Callable[[Tensor], Tensor], x: Tensor, frames: int, height: int, width: int) -> Tensor:
+        """``call`` on as many rows of x at a time as may be held at once, float32; see the class's word on memory.
+
+        Args:
+            frames, height, width: of the clip, in pixels, that one row of x is or becomes.
+        """
+        together = rows_at_once(self.model, frames, height, width)
+        self.model.use_tiling = not together
+        return torch.cat([call(part).float() for part in x.split(max(1, together))])
+
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:
         """Clips [n, 3, F, H, W] in [-1, 1] to normalised latents (posterior means), float32 [n, C, f, h, w].
@@ -152,12 +138,10 @@ class VideoVAE:
             UserError: F, H or W does not suit the autoencoder.
         """
         shape = self.latent_shape(*clips.shape[2:])
-        clips = clips.to(self.device, self.model.dtype)
-        if type(self.model).__name__ == IMAGE_CLASS:
-            latents = self.model.encode(_fold_frames(clips)).latent_dist.mode().float()
-            latents = _unfold_frames(latents, len(clips))
-        else:
-            latents = self.model.encode(clips).latent_dist.mode().float()
+        rows = clips.to(self.device, self.dtype)
+        rows = _fold_frames(rows) if self._image else rows
+        latents = self._in_parts(lambda part: self.model.encode(part).latent_dist.mode(), rows, *clips.shape[2:])
+        latents = _unfold_frames(latents, len(clips)) if self._image else latents
         assert latents.shape[1:] == shape, (latents.shape, shape)
         mean, std = self._mean_std(latents)
         return (latents - mean) / std
@@ -167,15 +151,19 @@ class VideoVAE:
         """Normalised latents [n, C, f, h, w] to clips, float32 [n, 3, F, H, W], clamped to [-1, 1]."""
         latents = latents.to(self.device, torch.float32)
         mean, std = self._mean_std(latents)
-        raw = (latents * std + mean).to(self.model.dtype)
-        if type(self.model).__name__ == IMAGE_CLASS:
-            clips = _unfold_frames(self.model.decode(_fold_frames(raw)).sample, len(raw))
-        elif self.model.config.get("timestep_conditioning"):
+        rows = (latents * std + mean).to(self.dtype)
+        rows = _fold_frames(rows) if self._image else rows
+
+        def decoded(part: Tensor) -> Tensor:
+            if not self.model.config.get("timestep_conditioning"):
+                return self.model.decode(part).sample
             # Later LTX decoders can remove some noise as well; time 0 says that there is none.
-            clips = self.model.decode(raw, torch.zeros(len(raw), device=raw.device, dtype=raw.dtype)).sample
-        else:
-            clips = self.model.decode(raw).sample
-        return clips.float().clamp(-1, 1)
+            return self.model.decode(part, torch.zeros(len(part), device=part.device, dtype=part.dtype)).sample
+
+        frames, height, width = latents.shape[2:]
+        pixels = ((frames - 1) * self.temporal + 1, height * self.spatial, width * self.spatial)
+        clips = self._in_parts(decoded, rows, *pixels)
+        return (_unfold_frames(clips, len(latents)) if self._image else clips).clamp(-1, 1)
 
 
 def _fold_frames(x: Tensor) -> Tensor:
@@ -188,47 +176,25 @@ def _unfold_frames(x: Tensor, n: int) -> Tensor:
     return x.unflatten(0, (n, -1)).transpose(1, 2)
 
 
-def _download(spec: str) -> Path:
-    """The local copy of a hub repository's autoencoder, downloading it unless it is cached."""
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def _weights(folder: Path, spec: str) -> list[Path]:
+    """The files of the weights: one, or the shards that an index names. Variants (fp16) and pickles are not used.
 
-    try:
-        try:
-            config = hf_hub_download(spec, "vae/config.json")
-        except LocalEntryNotFoundError:  # offline, which says nothing of what the repository holds
-            raise
-        except EntryNotFoundError:
-            config = hf_hub_download(spec, "config.json")
-        folder = Path(config).parent
-        prefix = "vae/" if folder.name == "vae" else ""
-        snapshot_download(
-            spec, allow_patterns=[f"{prefix}*.json", f"{prefix}*.safetensors"], ignore_patterns="*.fp16.*"
-        )
-        return folder
-    except HFValidationError:
-        raise UserError(f"VAE {spec!r} is neither 'embedded', nor a folder, nor a hub id like owner/name") from None
-    except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"VAE {spec!r} is no folder here, and could not be fetched from the hub ({reason}); "
-            "download it where there is a connection and give its folder, or use 'embedded'"
-        ) from None
-
-
-def _folder(spec: str) -> Path:
-    """The folder with the autoencoder's config.json."""
-    if spec == "embedded":
-        return EMBEDDED
-    root = Path(spec)
-    if not root.is_dir():
-        if root.exists() or root.is_absolute() or spec.startswith(".") or spec.count("/") != 1:
-            raise UserError(f"VAE {spec!r}: no such folder{nearest(spec, ['embedded'])}")
-        return _download(spec)
-    for folder in (root, root / "vae"):  # a pipeline keeps its autoencoder in vae/
-        if (folder / "config.json").is_file():
-            return folder
-    raise UserError(f"VAE {spec!r}: no config.json in it, nor in {root / 'vae'}")
+    Raises:
+        UserError: there are none, or a shard is missing.
+    """
+    index = folder / f"{WEIGHTS}.index.json"
+    if index.is_file():
+        shards = sorted({folder / name for name in read_json(index)["weight_map"].values()})
+        missing = next((shard for shard in shards if not shard.is_file()), None)
+        if missing is not None:
+            raise UserError(f"VAE {spec!r}: {missing} is missing, which {index.name} names; copy it there")
+        return shards
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    other = next((path.name for path in sorted(folder.glob("*.safetensors"))), None)
+    if other is not None:
+        raise UserError(f"VAE {spec!r}: {folder} does not load (no {WEIGHTS} in it; {other} is not used in its place)")
+    raise UserError(f"VAE {spec!r}: no {WEIGHTS} in {folder}{pickles(folder)}")
 
 
 def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> VideoVAE:
@@ -238,31 +204,46 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
         spec: ``"embedded"`` (the tiny one shipped here), a folder in diffusers' format (of an autoencoder, or of a
             pipeline that holds one in ``vae/``), or a hub id.
         device: where to run it.
-        dtype: what to run it in; whatever it was stored in.
+        dtype: what to run it in; whatever it was stored in. Latents and statistics stay float32.
 
     Raises:
-        UserError: missing, unreadable, of a class that is not supported, or without latent statistics.
+        UserError: missing, unreadable, incomplete, of a class that is not supported, or without latent statistics.
     """
-    folder = _folder(spec)
+    if spec == "embedded":
+        folder = EMBEDDED
+    else:
+        root, layout = located(spec, "VAE", (("vae",), ("",)))  # a pipeline keeps its autoencoder in vae/
+        folder = root / layout[0]
     config = read_json(folder / "config.json")
     name = config.get("_class_name", "") if isinstance(config, dict) else ""
     if name not in CLASSES:
         raise UserError(
             f"VAE {spec!r}: class {name!r} is not supported{nearest(name, list(CLASSES))}; known are {CLASSES}"
         )
-    weights = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
-    if not weights:
-        raise UserError(f"VAE {spec!r}: no diffusion_pytorch_model.safetensors in {folder}{pickles(folder)}")
+    if name in FLOAT32_ONLY and dtype != torch.float32:
+        raise UserError(f"VAE {spec!r}: {name}'s encoder needs float32, in {dtype} its latents are noise")
+    weights = _weights(folder, spec)
 
     import diffusers  # seconds: only those who load an autoencoder wait for it
     from safetensors import SafetensorError
 
+    if not hasattr(diffusers, name):
+        raise UserError(f"VAE {spec!r}: diffusers {diffusers.__version__} has no {name}; install a newer one")
     try:
-        model = getattr(diffusers, name).from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False, use_safetensors=True
+        # In float32 first: LTX keeps its statistics among the weights, which another dtype would round.
+        model, info = getattr(diffusers, name).from_pretrained(
+            folder,
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"VAE {spec!r}: {folder} does not load ({reason})") from None
-    statistics = _statistics(model, folder)
-    return VideoVAE(model.to(device), spec, statistics, _fingerprint(folder, weights, statistics))
+    if info["missing_keys"]:  # they would be random
+        raise UserError(f"VAE {spec!r}: {folder} does not load (no {sorted(info['missing_keys'])[0]} in its weights)")
+    statistics = statistics_of(model, folder)
+    nn.Module.to(model, device, dtype)  # diffusers' own warns of modules to be kept in float32: these have none
+    return VideoVAE(model, spec, statistics, _fingerprint(folder, weights, statistics))

@@ -5,174 +5,155 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from data.synthetic import render
+from models.autoencoders import frame_step
 from models.vae import EMBEDDED, load_vae
+from tests.models.cases import COSMOS, make, raw_decoded, raw_latents, some_clips
 from utils.errors import UserError
 
-COGVIDEOX_BLOCKS = {
-    "down_block_types": ("CogVideoXDownBlock3D",) * 4,
-    "up_block_types": ("CogVideoXUpBlock3D",) * 4,
-}
-HUNYUAN_BLOCKS = {
-    "down_block_types": ("HunyuanVideoDownBlock3D",) * 4,
-    "up_block_types": ("HunyuanVideoUpBlock3D",) * 4,
-}
-LTX = {
-    "latent_channels": 8,
-    "patch_size": 2,
-    "block_out_channels": (8, 16, 16),
-    "down_block_types": ("LTXVideo095DownBlock3D",) * 2,
-    "downsample_type": ("spatiotemporal",) * 2,
-    "spatio_temporal_scaling": (True, True),
-    "layers_per_block": (0, 1, 1),
-    "decoder_block_out_channels": (16, 16),
-    "decoder_spatio_temporal_scaling": (True, True),
-    "decoder_layers_per_block": (0, 1, 1),
-    "decoder_inject_noise": (False,) * 3,
-    "upsample_residual": (True, True),
-    "upsample_factor": (1, 1),
-}
-# Class, configuration, latents of 9 frames of 16x32, and what is stored as (mean, std) of channel 1 by its convention.
-CASES = {
-    "wan": (
-        "AutoencoderKLWan",
-        {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 2], "num_res_blocks": 1, "temperal_downsample": [True, True]}
-        | {"latents_mean": [0.0, 0.5, -1.0, 2.0], "latents_std": [1.0, 2.0, 3.0, 0.5]},
-        (4, 3, 4, 8),
-        (0.5, 2.0),
-    ),
-    "wan with patches": (
-        "AutoencoderKLWan",
-        {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 2], "num_res_blocks": 1, "temperal_downsample": [True, True]}
-        | {
-            "latents_mean": [0.0] * 4,
-            "latents_std": [1.0] * 4,
-            "in_channels": 12,
-            "out_channels": 12,
-            "patch_size": 2,
-        },
-        (4, 3, 2, 4),
-        (0.0, 1.0),
-    ),
-    "cogvideox": (
-        "AutoencoderKLCogVideoX",
-        {"block_out_channels": (8, 8, 8, 8), "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 2}
-        | {"scaling_factor": 0.25, **COGVIDEOX_BLOCKS},
-        (4, 3, 2, 4),
-        (0.0, 4.0),
-    ),
-    "hunyuan": (
-        "AutoencoderKLHunyuanVideo",
-        {"block_out_channels": (8, 8, 8, 8), "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 2}
-        | {"scaling_factor": 0.5, **HUNYUAN_BLOCKS},
-        (4, 3, 2, 4),
-        (0.0, 2.0),
-    ),
-    "ltx": ("AutoencoderKLLTXVideo", {**LTX, "scaling_factor": 2.0}, (8, 3, 2, 4), (0.25, 1.5)),
-    "ltx with time": (
-        "AutoencoderKLLTXVideo",
-        {**LTX, "scaling_factor": 2.0, "timestep_conditioning": True},
-        (8, 3, 2, 4),
-        (0.25, 1.5),
-    ),
-    "cosmos": (
-        "AutoencoderKLCosmos",
-        {"latent_channels": 4, "encoder_block_out_channels": (8, 8, 16), "decode_block_out_channels": (8, 16, 16)}
-        | {"attention_resolutions": (), "resolution": 32, "num_layers": 1, "temporal_compression_ratio": 4}
-        | {"latents_mean": [1.0, 0.5, 0.0, 0.0], "latents_std": [1.0, 2.0, 3.0, 4.0]},
-        (4, 3, 2, 4),
-        (0.5, 2.0),
-    ),
-    "image": (
-        "AutoencoderKL",
-        {"block_out_channels": (8, 16, 16), "latent_channels": 4, "norm_num_groups": 4, "scaling_factor": 0.5}
-        | {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
-        | {"shift_factor": 0.125},
-        (4, 9, 4, 8),
-        (0.125, 2.0),
-    ),
-}
 
-
-@pytest.fixture(scope="module", params=CASES)
-def case(request, tmp_path_factory):
-    """A random autoencoder on disk: (diffusers' own object, folder, latent shape, (mean, std) of channel 1)."""
-    import diffusers
-
-    name, config, shape, channel_1 = CASES[request.param]
-    torch.manual_seed(0)
-    model = getattr(diffusers, name)(**config).eval()
-    if name == "AutoencoderKLLTXVideo":
-        model.latents_mean.fill_(0.25)
-        model.latents_std.fill_(3.0)
-    folder = tmp_path_factory.mktemp("vae") / request.param
-    model.save_pretrained(folder)
-    return model, folder, shape, channel_1
-
-
-def some_clips(n: int = 2) -> torch.Tensor:
-    return render(torch.arange(n), 0, frames=9, height=16, width=32)
-
-
-@torch.no_grad()
-def raw_latents(model: torch.nn.Module, clips: torch.Tensor) -> torch.Tensor:
-    """Posterior means straight from diffusers, frame by frame where it knows only images."""
-    if type(model).__name__ == "AutoencoderKL":
-        return torch.stack([model.encode(clips[:, :, f]).latent_dist.mean for f in range(clips.shape[2])], dim=2)
-    return model.encode(clips).latent_dist.mode()
-
-
-def test_shapes_and_range(case):
-    _, folder, shape, _ = case
-    vae = load_vae(str(folder))
-    assert vae.latent_shape(9, 16, 32) == shape
-    latents = vae.encode(some_clips())
+def test_shapes_and_range(made):
+    vae = load_vae(str(made.folder))
+    temporal, spatial = made.case.compression
+    frames, height, width = made.case.size
+    shape = (vae.channels, (frames - 1) // temporal + 1, height // spatial, width // spatial)
+    assert vae.latent_shape(*made.case.size) == shape
+    latents = vae.encode(some_clips(*made.case.size))
     assert latents.shape == (2, *shape)
     assert latents.dtype == torch.float32
     clips = vae.decode(10 * latents)
-    assert clips.shape == (2, 3, 9, 16, 32)
+    assert clips.shape == (2, 3, *made.case.size)
     assert clips.dtype == torch.float32
     assert clips.abs().max() <= 1
     assert not latents.requires_grad
     assert not clips.requires_grad
 
 
-def test_normalisation_is_the_convention(case):
-    model, folder, _, (mean, std) = case
-    vae = load_vae(str(folder))
-    clips = some_clips()
+def test_every_length_that_is_taken_comes_back_as_long(made):
+    """One frame, the next few lengths, and one past the pieces in which some classes go through a clip."""
+    vae = load_vae(str(made.folder))
+    step = frame_step(vae.model)
+    _, height, width = made.case.size
+    for frames in (1, step + 1, 2 * step + 1, 3 * step + 1, 32 // step * step + 1):
+        clips = some_clips(frames, height, width, n=1)
+        latents = vae.encode(clips)
+        assert latents.shape[1:] == vae.latent_shape(frames, height, width)
+        assert vae.decode(latents).shape == clips.shape
+
+
+def test_normalisation_is_the_convention(made):
+    vae = load_vae(str(made.folder))
+    clips = some_clips(*made.case.size)
+    mean, std = made.case.channel_1
     # float32 through the same network: only the order of sums may differ
     torch.testing.assert_close(
-        vae.encode(clips)[:, 1] * std + mean, raw_latents(model, clips)[:, 1], atol=1e-5, rtol=1e-4
+        vae.encode(clips)[:, 1] * std + mean, raw_latents(made.model, clips)[:, 1], atol=1e-5, rtol=1e-4
     )
 
 
-def test_round_trip_is_diffusers_own(case):
-    model, folder, _, _ = case
-    vae = load_vae(str(folder))
-    clips = some_clips()
-    raw = raw_latents(model, clips)
-    with torch.no_grad():
-        if type(model).__name__ == "AutoencoderKL":
-            expected = torch.stack([model.decode(raw[:, :, f]).sample for f in range(raw.shape[2])], dim=2)
-        elif model.config.get("timestep_conditioning"):
-            expected = model.decode(raw, torch.zeros(len(raw))).sample
-        else:
-            expected = model.decode(raw).sample
+def test_round_trip_is_diffusers_own(made):
+    vae = load_vae(str(made.folder))
+    clips = some_clips(*made.case.size)
+    expected = raw_decoded(made.model, raw_latents(made.model, clips))
     # normalising and back costs a few float32 roundings, which deep random networks amplify a little
     torch.testing.assert_close(vae.decode(vae.encode(clips)), expected.clamp(-1, 1), atol=1e-4, rtol=1e-3)
 
 
-def test_sizes_that_do_not_fit(case):
-    vae = load_vae(str(case[1]))
-    if vae.temporal > 1:
-        with pytest.raises(UserError, match=r"16 frames: .*4k \+ 1; the nearest are 13 and 17"):
-            vae.latent_shape(16, 32, 32)
-    near = 36 // vae.spatial * vae.spatial
-    with pytest.raises(UserError, match=f"width 37: .*the nearest are {near} and {near + vae.spatial}"):
-        vae.encode(torch.zeros(1, 3, 9, 16, 37))
+def test_sizes_that_do_not_fit(made):
+    vae = load_vae(str(made.folder))
+    step = frame_step(vae.model)
+    frames, height, width = made.case.size
+    if step > 1:
+        with pytest.raises(UserError, match=rf"{step} frames: .*{step}k \+ 1; the nearest are 1 and {step + 1}"):
+            vae.latent_shape(step, height, width)
+    near = width + vae.spatial
+    with pytest.raises(UserError, match=f"width {width + 1}: .*the nearest are {width} and {near}"):
+        vae.encode(torch.zeros(1, 3, frames, height, width + 1))
+
+
+def test_ltx_2_takes_no_single_latent_along_a_side(tmp_path):
+    """Its decoder mirrors at edges, and torch refuses to mirror one latent."""
+    vae = load_vae(str(make("ltx 2", tmp_path / "vae").folder))
+    with pytest.raises(UserError, match="height 32: this VAE takes multiples of 32; the nearest are 64 and 96"):
+        vae.latent_shape(9, 32, 64)
+
+
+def test_cogvideox_takes_no_even_number_of_latent_frames(tmp_path):
+    """Its decoder makes 16 frames of the 4 latent ones that 13 frames become."""
+    made = make("cogvideox", tmp_path / "vae")
+    with torch.no_grad():
+        assert made.model.decode(torch.zeros(1, 4, 4, 2, 4)).sample.shape[2] == 16
+    with pytest.raises(UserError, match=r"13 frames: this VAE takes 8k \+ 1; the nearest are 9 and 17"):
+        load_vae(str(made.folder)).latent_shape(13, 16, 32)
+
+
+def test_statistics_that_end_set_the_longest_clip(tmp_path):
+    import diffusers
+
+    # As Cosmos has it: one number for each channel and latent frame.
+    tables = {"latents_mean": [0.5] * 12, "latents_std": [2.0] * 4 + [3.0] * 8}
+    diffusers.AutoencoderKLCosmos(**COSMOS | tables).save_pretrained(tmp_path / "vae")
+    vae = load_vae(str(tmp_path / "vae"))
+    clips = some_clips(9, 16, 32)
+    torch.testing.assert_close(
+        vae.encode(clips)[:, 1] * torch.tensor([2.0, 3.0, 3.0]).view(3, 1, 1) + 0.5,
+        raw_latents(vae.model, clips)[:, 1],
+        atol=1e-5,
+        rtol=1e-4,
+    )
+    with pytest.raises(UserError, match="13 frames: this VAE has latent statistics for at most 9"):
+        vae.encode(some_clips(13, 16, 32))
+
+
+def test_bfloat16_on_load(made):
+    whole = load_vae(str(made.folder))
+    if made.key == "mochi":  # of its latents, 0.91 of a deviation was error
+        with pytest.raises(UserError, match="AutoencoderKLMochi's encoder needs float32"):
+            load_vae(str(made.folder), dtype=torch.bfloat16)
+        return
+    half = load_vae(str(made.folder), dtype=torch.bfloat16)
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
+    # What decides latents is the same: LTX keeps its statistics among the weights, and they are not rounded.
+    assert half.statistics == whole.statistics
+    assert half.fingerprint == whole.fingerprint
+    if made.key == "cosmos":
+        return  # torch has no bfloat16 for its pooling on the CPU
+    clips = some_clips(*made.case.size)
+    latents, rounded = whole.encode(clips), half.encode(clips)
+    assert rounded.dtype == torch.float32
+    error = (rounded - latents).pow(2).mean().sqrt() / latents.std()
+    assert 0 < error < 0.1
+    assert half.decode(rounded).dtype == torch.float32
+
+
+def test_shards_and_variants(made, tmp_path):
+    whole = load_vae(str(made.folder))
+    made.model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    index = tmp_path / "shards" / "diffusion_pytorch_model.safetensors.index.json"
+    shards = sorted((tmp_path / "shards").glob("diffusion_pytorch_model-*.safetensors"))
+    assert len(shards) > 1
+    assert index.is_file()
+    clips = some_clips(*made.case.size)
+    assert torch.equal(load_vae(str(tmp_path / "shards")).encode(clips), whole.encode(clips))
+    shards[-1].unlink()
+    with pytest.raises(UserError, match=f"{shards[-1].name} is missing, which {index.name} names"):
+        load_vae(str(tmp_path / "shards"))
+    # A variant beside the weights is not read and changes no fingerprint.
+    folder = shutil.copytree(made.folder, tmp_path / "variant")
+    (folder / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not read")
+    assert load_vae(str(folder)).fingerprint == whole.fingerprint
+
+
+def test_weights_that_are_not_all_there(tmp_path):
+    folder = shutil.copytree(EMBEDDED, tmp_path / "vae")
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    lost = next(name for name in tensors if name.startswith("decoder"))
+    save_file({name: value for name, value in tensors.items() if name != lost}, weights)
+    with pytest.raises(UserError, match=rf"does not load \(no {lost} in its weights\)"):
+        load_vae(str(folder))
 
 
 def test_pipelines_folder_and_fingerprint(tmp_path):

@@ -17,6 +17,6 @@ def test_training_on_a_cache_loads_no_encoder(cache: Path, tmp_path: Path, monke
     for maker in ("text.WordEncoder", "text.PretrainedTextEncoder", "vae.VideoVAE"):
         monkeypatch.setattr(f"models.{maker}.__init__", refuse)
     # Captions, their dropout and validation, all of it.
-    assert run(cache, tmp_path, "run", "train.tokens=1280")["status"] == "finished"
+    assert run(cache, tmp_path, "run", "train.tokens=1280")["status"] == "done"
     with pytest.raises(Loaded):  # videos of prompts are what needs them
         run(cache, tmp_path, "previews", "train.tokens=1280", "log.prompts=[a ball]")

@@ -1,0 +1,98 @@
+"""Where an encoder lies: a folder, or a hub repository's local copy, fetched where there is a network.
+
+Where there is none, one line within seconds says which folder or command would help.
+"""
+
+from pathlib import Path
+
+from utils.errors import UserError, nearest
+
+PATIENCE = 5  # seconds for the hub's first answer; its client alone would try for half a minute
+KEPT = ("*.json", "*.safetensors", "*.txt", "*.model")  # weights, configurations, vocabularies; never pickles
+VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")
+Layout = tuple[str, ...]  # folders of an encoder, "" for the root; the first one holds its config.json
+
+
+def located(spec: str, what: str, layouts: tuple[Layout, ...]) -> tuple[Path, Layout]:
+    """The folder that ``spec`` names, and which of ``layouts`` it has.
+
+    Args:
+        spec: a folder, or a hub repository as owner/name.
+        what: what is looked for there, to name it in messages.
+        layouts: the first that is there is taken.
+
+    Raises:
+        UserError: there is nothing of the kind, and nothing can be fetched.
+    """
+    root = Path(spec)
+    if root.is_dir():
+        for layout in layouts:
+            if (root / layout[0] / "config.json").is_file():
+                return root, layout
+        places = " nor ".join(str(root / layout[0]) for layout in layouts)
+        raise UserError(
+            f"{what} {spec!r}: no config.json in {places}; give the folder that save_pretrained wrote, or a diffusers "
+            "pipeline's"
+        )
+    if root.exists() or root.is_absolute() or spec.startswith((".", "~")) or spec.count("/") != 1:
+        near = nearest(spec, ["embedded"])
+        raise UserError(f"{what} {spec!r}: no such folder, and no hub id, which would be owner/name{near}")
+    return _from_hub(spec, what, layouts)
+
+
+def _from_hub(spec: str, what: str, layouts: tuple[Layout, ...]) -> tuple[Path, Layout]:
+    """The local copy of a hub repository. Only the layout's folders are fetched, without variants such as fp16.
+
+    Offline, or where the hub does not answer in time, what an earlier run has fetched is used."""
+    from huggingface_hub import snapshot_download
+
+    layout, reason = _asked(spec, layouts)
+    # Where the hub gave no answer, only what is here already can help, whichever layout that is.
+    for candidate in [layout] if layout else layouts:
+        try:
+            root = snapshot_download(
+                spec,
+                allow_patterns=[_in(folder, kept) for folder in candidate for kept in KEPT],
+                ignore_patterns=[*VARIANTS, *(["*/*"] if "" in candidate else [])],
+                local_files_only=layout is None,
+                etag_timeout=PATIENCE,
+            )
+        except Exception as error:  # nothing here, or the network went away
+            reason = reason or _first_line(error)
+            continue
+        if (Path(root) / candidate[0] / "config.json").is_file():
+            return Path(root), candidate
+    raise UserError(
+        f"{what} {spec!r} is no local folder, and could not be fetched from the hub ({reason}): check the name, or "
+        f"where there is a network run `hf download {spec} --local-dir DIR` and give DIR, or use 'embedded'"
+    )
+
+
+def _asked(spec: str, layouts: tuple[Layout, ...]) -> tuple[Layout | None, str]:
+    """Which of ``layouts`` a repository on the hub has, by one quick question for each; or None and the reason."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    for layout in layouts:
+        try:
+            get_hf_file_metadata(hf_hub_url(spec, _in(layout[0], "config.json")), timeout=PATIENCE)
+            return layout, ""
+        except EntryNotFoundError:
+            continue
+        except GatedRepoError:
+            return None, "its terms have to be agreed to on the hub; then run `hf auth login`"
+        except RepositoryNotFoundError:
+            return None, "there is no such repository, or it is private"
+        except HfHubHTTPError as error:
+            return None, _first_line(error)
+        except Exception as error:  # no network: which exception says so depends on the version of the hub's client
+            return None, f"no answer: {_first_line(error)}"
+    return None, "there is no config.json in it, nor in the folders of a pipeline"
+
+
+def _in(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
