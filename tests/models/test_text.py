@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from data.synthetic import captions
 from models.text import load_text_encoder
@@ -13,48 +13,63 @@ from utils.errors import UserError
 PROMPTS = ["A red ball, rolling down-left.", "", "two cats and a dog"]
 
 
+WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "ball", "rolling", "two", "cats", "and", "the", "moon", "is", "blue"]
+
+
 @pytest.fixture(scope="module")
 def t5_folder(tmp_path_factory):
     """A randomly initialised T5 with a word-level tokenizer of our own, saved as a real one would be."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+    return save_t5(tmp_path_factory.mktemp("t5"))
 
-    words = [
-        "<pad>",
-        "</s>",
-        "<unk>",
-        "a",
-        "red",
-        "ball",
-        "rolling",
-        "two",
-        "cats",
-        "and",
-        "the",
-        "moon",
-        "is",
-        "blue",
-    ]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+
+def save_t5(folder, family="T5"):
+    """A T5 or UMT5 encoder of two layers, and its tokenizer."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    folder = tmp_path_factory.mktemp("t5")
-    PreTrainedTokenizerFast(
+    transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=16
     ).save_pretrained(folder)
     torch.manual_seed(0)
-    config = T5Config(
+    config = getattr(transformers, f"{family}Config")(
         vocab_size=32, d_model=24, d_kv=8, d_ff=48, num_layers=2, num_heads=3, feed_forward_proj="gated-gelu"
     )
-    T5EncoderModel(config).save_pretrained(folder)
+    getattr(transformers, f"{family}EncoderModel")(config).save_pretrained(folder)
     return folder
 
 
-@pytest.fixture(scope="module", params=["embedded", "t5"])
+@pytest.fixture(scope="module")
+def umt5_folder(tmp_path_factory):
+    return save_t5(tmp_path_factory.mktemp("umt5"), "UMT5")
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A randomly initialised text half of a CLIP, whose tokenizer pads with its end token."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    letters = sorted(set("".join(WORDS[3:]) + ",-."))
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    folder = tmp_path_factory.mktemp("clip")
+    CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=20).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=len(tokens), hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=3,
+        max_position_embeddings=20, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    CLIPTextModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["embedded", "t5", "umt5", "clip"])
 def encoder(request):
     if request.param == "embedded":
         return load_text_encoder("embedded")
-    return load_text_encoder(str(request.getfixturevalue("t5_folder")))
+    return load_text_encoder(str(request.getfixturevalue(f"{request.param}_folder")))
 
 
 def test_padded_to_the_used_length_and_masked(encoder):
@@ -62,7 +77,8 @@ def test_padded_to_the_used_length_and_masked(encoder):
     assert embeddings.dtype == torch.float32
     assert mask.dtype == torch.bool
     assert embeddings.shape == (3, mask.sum(1).max(), encoder.dim)
-    assert mask[1].sum() == 1  # the empty prompt is its end token
+    # The empty prompt is its end token; CLIP has a first one as well.
+    assert mask[1].sum() == 1 + ("clip" in encoder.spec)
     # Padding is on the right and zero; tokens are not.
     assert torch.equal(mask, torch.arange(mask.shape[1]) < mask.sum(1, keepdim=True))
     assert not embeddings[~mask].any()
@@ -88,7 +104,9 @@ def test_long_prompts_are_cut_and_keep_their_end_token(encoder):
         end = encoder.encode([""])[0][0, 0]
         torch.testing.assert_close(embeddings[0, -1] - places[-1], end - places[0])
     else:
-        assert encoder.tokenizer(long, truncation=True, max_length=encoder.max_tokens).input_ids[-1] == 1
+        ids = encoder.tokenizer(long, truncation=True, max_length=encoder.max_tokens).input_ids
+        assert len(ids) == encoder.max_tokens
+        assert ids[-1] == encoder.tokenizer.eos_token_id
 
 
 def test_no_prompts_give_no_rows(encoder):
@@ -125,16 +143,84 @@ def test_another_process_gives_the_same_embedding():
     assert encoder.encode(["a small blue star"])[0][0, 2, :3].tolist() == [float(v) for v in values]
 
 
-def test_t5_equals_transformers_own_call(t5_folder):
-    from transformers import AutoTokenizer, T5EncoderModel
+@pytest.mark.parametrize("family", ["T5", "UMT5", "CLIP"])
+def test_encoders_equal_transformers_own_call(family, request):
+    import transformers
 
-    embeddings, _ = load_text_encoder(str(t5_folder)).encode(["cats is blue"])
-    tokens = AutoTokenizer.from_pretrained(t5_folder)("cats is blue", return_tensors="pt")
+    folder = request.getfixturevalue(f"{family.lower()}_folder")
+    embeddings, _ = load_text_encoder(str(folder)).encode(["cats is blue"])
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)("cats is blue", return_tensors="pt")
+    model = getattr(transformers, "CLIPTextModel" if family == "CLIP" else f"{family}EncoderModel")
     with torch.no_grad():
-        expected = T5EncoderModel.from_pretrained(t5_folder)(input_ids=tokens.input_ids).last_hidden_state
+        expected = model.from_pretrained(folder)(input_ids=tokens.input_ids).last_hidden_state
     assert tokens.input_ids[0, -1] == 1
     # A mask of ones added to the scores, or none: the same sums.
     torch.testing.assert_close(embeddings, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_the_text_half_of_a_whole_clip(clip_folder, tmp_path):
+    """A folder of both halves, as CLIP is published."""
+    from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextModel
+
+    text = CLIPTextModel.from_pretrained(clip_folder)
+    image = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    image |= {"image_size": 8, "patch_size": 4}
+    whole = CLIPModel(CLIPConfig(text_config=text.config.to_dict(), vision_config=image, projection_dim=8))
+    whole.text_model.load_state_dict(text.state_dict(), strict=False)
+    whole.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(clip_folder).save_pretrained(tmp_path)
+    half, both = load_text_encoder(str(clip_folder)), load_text_encoder(str(tmp_path))
+    assert both.dim == 24
+    assert both.max_tokens == 20
+    torch.testing.assert_close(both.encode(PROMPTS)[0], half.encode(PROMPTS)[0])
+
+
+def test_shards_make_no_difference(t5_folder, tmp_path):
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    T5EncoderModel.from_pretrained(t5_folder).save_pretrained(tmp_path, max_shard_size="10KB")
+    AutoTokenizer.from_pretrained(t5_folder).save_pretrained(tmp_path)
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    whole, sharded = load_text_encoder(str(t5_folder)), load_text_encoder(str(tmp_path))
+    assert torch.equal(sharded.encode(PROMPTS)[0], whole.encode(PROMPTS)[0])
+    assert sharded.fingerprint == whole.fingerprint
+    shards[-1].unlink()
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_text_encoder(str(tmp_path))
+
+
+def test_weights_that_are_not_all_there(t5_folder, tmp_path):
+    folder = shutil.copytree(t5_folder, tmp_path / "t5")
+    tensors = load_file(folder / "model.safetensors")
+    lost = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
+    save_file({k: v for k, v in tensors.items() if k != lost}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"cannot be loaded: no {lost} in the weights"):
+        load_text_encoder(str(folder))
+
+
+def test_a_tokenizer_in_sentencepieces_format(t5_folder, tmp_path):
+    """As google/t5-v1_1-xxl has it: spiece.model, and no tokenizer.json."""
+    from sentencepiece import sentencepiece_model_pb2 as sentencepiece
+
+    folder = tmp_path / "t5"
+    shutil.copytree(t5_folder, folder, ignore=shutil.ignore_patterns("tokenizer*", "special_tokens_map.json"))
+    model = sentencepiece.ModelProto()
+    kinds = {"<pad>": 3, "</s>": 3, "<unk>": 2}
+    for i, word in enumerate(WORDS):
+        model.pieces.add(piece=word if word in kinds else f"▁{word}", score=-float(i), type=kinds.get(word, 1))
+    model.trainer_spec.model_type = 1  # unigram
+    model.trainer_spec.unk_id = 2
+    model.normalizer_spec.add_dummy_prefix = True
+    (folder / "spiece.model").write_bytes(model.SerializeToString())
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 0}')
+    encoder = load_text_encoder(str(folder))
+    assert encoder.tokenizer("cats is blue").input_ids == [
+        WORDS.index(word) for word in ("cats", "is", "blue", "</s>")
+    ]
+    assert encoder.max_tokens == 512
+    words = load_text_encoder(str(t5_folder))
+    torch.testing.assert_close(encoder.encode(["cats is blue"])[0], words.encode(["cats is blue"])[0])
 
 
 def test_t5_from_a_pipeline_folder_and_its_fingerprint(t5_folder, tmp_path):
@@ -161,7 +247,7 @@ def test_a_missing_encoder_is_a_users_error(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="hf download google/t5-v1_1-xxl --local-dir"):
         load_text_encoder("google/t5-v1_1-xxl")
-    with pytest.raises(UserError, match="no local folder"):
+    with pytest.raises(UserError, match="no such folder"):
         load_text_encoder(str(tmp_path / "absent"))
 
 
