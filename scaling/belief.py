@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scaling.laws import Law
 from scaling.optimum import WIDEST, features
 
-# The quadratic misses half of the excess loss that it describes: public surfaces are lopsided, steeper towards high
+# The quadratic misses a third of the excess loss that it describes: public surfaces are lopsided, steeper towards high
 # rates. What it misses is common to cells less than a factor of four apart, but for a fifth of its variance.
-MISSED = 0.5
+MISSED = 0.35
 REACH = math.log(4)
 OWN = 0.2
 # Of d^2 ln loss / d (ln lr)^2 and of the batch's, before any grid is known; 0.02 is half a per cent of the loss for a

@@ -19,10 +19,10 @@ from scaling.optimum import COEFFICIENTS
 # Of the loss: a tenth of what a factor of two in the rate costs.
 TOLERANCE = 1e-3
 # A grid is done when the chance that its choice misses the tolerance is below this.
-DOUBT = 0.2
-# In standard errors, how far a cell's expected loss may lie above the choice's for it to be a rival. The errors of cells far
-# off are crude, and there are many of them: summed over fifty corners, their tails would never let a grid be done.
-RIVAL = 2.0
+DOUBT = 0.1
+# In standard errors, how far above the choice's a cell's expected loss may lie for it to be a rival. The errors of
+# cells far off are crude, and there are many of them: summed over fifty corners, they would never let a grid be done.
+RIVAL = 2.5
 # Standard normal quadrature for the gain of a cell that is yet to be seen.
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(21)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()

@@ -100,8 +100,15 @@ def candidates(lr: NDArray, B: NDArray, clip: float) -> tuple[NDArray[np.float64
     return np.repeat(rates, len(batches)), np.tile(batches, len(rates))
 
 
-def grid_of(ledger: Ledger, N: float, T: float, waiting: Sequence[tuple[float, float]] = ()) -> Grid:
-    """The grid of a ledger's rows, all of one (N, T). ``waiting`` are (lr, B) that are being run: not asked again."""
+def grid_of(
+    ledger: Ledger, N: float, T: float, waiting: Sequence[tuple[float, float]] = (), largest: float = math.inf
+) -> Grid:
+    """The grid of a ledger's rows, all of one (N, T).
+
+    Args:
+        waiting: (lr, B) that are to be run already: not asked again.
+        largest: batch that can be run, in tokens.
+    """
     lr, B = candidates(
         np.concatenate([ledger.lr, [a for a, _ in waiting]]),
         np.concatenate([ledger.B, [b for _, b in waiting]]),
@@ -124,6 +131,7 @@ def grid_of(ledger: Ledger, N: float, T: float, waiting: Sequence[tuple[float, f
         loss[cell], runs[cell] = (np.mean(finite), len(finite)) if finite else (math.inf, len(values))
     for rate, batch in waiting:
         absent[cell_of(rate, batch)] = True
+    absent |= largest < B
     return Grid(N, T, lr, B, loss, runs, absent)
 
 
@@ -133,6 +141,7 @@ def states(
     settings: Callable[[float], Settings],
     noise: float | None,
     waiting: Callable[[float, float], Sequence[tuple[float, float]]],
+    largest: Callable[[float], float] = lambda N: math.inf,
 ) -> tuple[list[State], float, str]:
     """What to add to each grid, the noise that was assumed, and where that comes from.
 
@@ -142,6 +151,7 @@ def states(
         settings: from the noise, how grids are judged.
         noise: relative, of a run's loss; None is measured.
         waiting: (N, T) -> the cells of that grid that have no result yet.
+        largest: N -> the largest batch that can be run, in tokens.
     """
     optima = grid_optima(at_nominal(ledger), WINDOW)
     moved = at_nominal(ledger)
@@ -149,13 +159,12 @@ def states(
     if noise is None:
         noise, source = noise_of(moved, optima)
     judged = settings(noise)
-    grids = [grid_of(moved.rows(rows), N, T, waiting(N, T)) for N, T, rows in moved.grids()]
+    grids = [grid_of(moved.rows(rows), N, T, waiting(N, T), largest(N)) for N, T, rows in moved.grids()]
     told: list[Found] = []
-    # What a grid tells by its own cells: centred where they lie, so that grids do not tell each other what they heard.
+    # By its own cells alone: grids are not to tell each other what they have heard.
     for grid in grids:
         told.append(found(grid, believe(grid, expect(grid, (), law), judged.noise, judged.rough)))
     made = []
     for number, (grid, optimum) in enumerate(zip(grids, optima)):
-        others = [other for k, other in enumerate(told) if k != number and grids[k].N != grid.N]
-        made.append(State(grid, optimum, decide(grid, others, law, judged, TOGETHER)))
+        made.append(State(grid, optimum, decide(grid, told[:number] + told[number + 1 :], law, judged, TOGETHER)))
     return made, noise, source

@@ -62,7 +62,7 @@ def test_a_grid_keeps_the_sweeps_own_digits_and_counts_repeats(paper) -> None:
 
 
 def test_off_the_optimum_cells_beyond_the_edge_are_asked_for(paper) -> None:
-    made, noise, _ = states(ledger(paper, 1e-4, offset=2.5), paper, Settings, None, none_waits)
+    made, *_ = states(ledger(paper, 1e-4, offset=2.5), paper, Settings, None, none_waits)
     assert all(state.optimum.verdict == "edge" for state in made)
     for state in made:
         assert 0 < len(state.asked) <= TOGETHER
