@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from models.sizes import exact_flops, parse_size
-from tools.benchmark import products, spread, timed
+from tools.benchmarks.common import spread, timed
+from tools.benchmarks.steps import products
 
 ROOT = Path(__file__).resolve().parents[2]
 

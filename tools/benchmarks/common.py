@@ -1,0 +1,80 @@
+"""What the benchmarks share: timing in turn, and clips to time things on."""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.clips import Clips
+from data.sources import Unit
+from data.writer import write_cache
+from models.attention import choose_backend
+from models.dit import DiTConfig, VideoDiT
+from models.sizes import parse_size
+from models.text import load_text_encoder
+
+# Latent [channels, frames, height, width] and patch of a clip of so many tokens.
+CLIPS = {
+    80: ((16, 5, 4, 4), (1, 1, 1)),
+    128: ((16, 8, 4, 4), (1, 1, 1)),
+    1280: ((16, 5, 32, 32), (1, 2, 2)),
+}
+TEXT_TOKENS, TEXT_DIM = 64, 512  # of the peers' comparison
+WARMUP_ROUNDS = 3
+
+
+def timed(things: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each call, in turn, ``rounds`` times after warming up: whatever slows a round slows all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in things}
+    for number in range(WARMUP_ROUNDS + rounds):
+        for name, thing in things.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            begun = time.perf_counter()
+            thing()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number >= WARMUP_ROUNDS:
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def spread(values: list[float], unit: float = 1.0) -> dict[str, float]:
+    """Median and quartiles of ``values`` times ``unit``."""
+    scaled = sorted(value * unit for value in values)
+    low, middle, high = statistics.quantiles(scaled, n=4, method="inclusive") if len(scaled) > 1 else scaled * 3
+    return {"value": middle, "low": low, "high": high}
+
+
+def random_cache(folder: Path, n_ctx: int, clips: int = 512) -> Path:
+    """A real latent cache of random latents, whose captions have 31 tokens."""
+    shape, _ = CLIPS[n_ctx]
+
+    class AsTheyAre:
+        def encode(self, latents: Tensor) -> Tensor:
+            return latents
+
+        def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
+            return shape
+
+    def unit(split: str, count: int) -> Unit:
+        captions = [" ".join(f"word{(i + j) % 97}" for j in range(31)) for i in range(count)]
+        keys = [f"{split} {i}" for i in range(count)]
+        return Unit(split, keys, lambda: Clips(keys, captions, torch.randn(count, *shape)))
+
+    settings = {"format": 1, "frames": shape[1], "height": shape[2], "width": shape[3], "source": "random"}
+    settings |= {"vae": "none", "vae_fingerprint": "none", "text": "embedded", "text_fingerprint": "none"}
+    units = {"train": [unit("train", clips)], "validation": [unit("validation", 16)]}
+    write_cache(folder, settings, units, AsTheyAre(), load_text_encoder("embedded"))
+    return folder
+
+
+def our_model(size: str, latent: tuple, patch: tuple, dtype: str, device: torch.device) -> VideoDiT:
+    shape = parse_size(size)
+    config = DiTConfig(shape.layers, shape.width, shape.heads, latent[0], patch, TEXT_DIM)
+    chosen = getattr(torch, dtype)
+    return VideoDiT(config, 0, chosen, choose_backend("auto", device.type, chosen)).to(device)

@@ -1,0 +1,122 @@
+"""Cached latents read, and videos decoded while others are encoded."""
+
+import argparse
+import functools
+import math
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+from data.clips import Clips, Reading, Shape
+from data.latents import LatentCache
+from data.listing import list_sources
+from data.shards import Shard, encode_shard
+from data.sources import Unit, video_unit
+from data.workers import decoded
+from models.text import load_text_encoder
+from models.vae import VideoVAE, load_vae
+from tools.benchmarks.common import random_cache, spread, timed
+from training.feed import AHEAD, steps_together
+
+VIDEOS, FRAMES, SIDE = 24, 16 * 17, 160  # of the overlap's: sixteen clips each
+BATCH = 16
+REPEATS = 20  # reads a round: one takes less time than the clock's and the system's whims
+
+
+def bench_data(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [read_row(args, device, Path(folder), n_ctx) for n_ctx in ((args.n_ctx,) if args.n_ctx else (80, 1280))]
+        if not args.n_ctx:
+            rows.append(overlap_row(args, device, Path(folder)))
+    return rows
+
+
+def read_row(args: argparse.Namespace, device: torch.device, folder: Path, n_ctx: int) -> dict[str, Any]:
+    """Random clips from the page cache, as they are stored and as float32, as many at once as training reads."""
+    cache = LatentCache(random_cache(folder / str(n_ctx), n_ctx, 1024))
+    clips = args.clips or min(AHEAD, steps_together(cache.latent_shape, 1))
+    index = torch.randperm(1024)[:clips]
+    reads = {"stored": functools.partial(cache.stored, index), "float32": functools.partial(cache.train, index)}
+    repeated = {name: functools.partial(repeat, read, REPEATS) for name, read in reads.items()}
+    seconds = timed(repeated, args.rounds, device)
+    text = 2 * cache.text_tokens * cache.text_dim
+    stored = (2 * math.prod(cache.latent_shape) + text) * clips
+    return {
+        "what": "read", "n_ctx": n_ctx, "clips": clips,
+        "milliseconds": spread(seconds["stored"], 1e3 / REPEATS),
+        "milliseconds_float32": spread(seconds["float32"], 1e3 / REPEATS),
+        "bytes_per_second": stored * REPEATS / statistics.median(seconds["stored"]),
+        "bytes_per_second_float32": stored * REPEATS / statistics.median(seconds["float32"]),
+    }  # fmt: skip
+
+
+def repeat(call: Any, times: int) -> None:
+    for _ in range(times):
+        call()
+
+
+def overlap_row(args: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:
+    """One process decodes while this one encodes on one thread, beside either alone: clips a second."""
+    (folder / "videos").mkdir()
+    for number in range(VIDEOS):
+        make_video(folder / "videos" / f"{number}.mp4", number)
+    reading = Reading(Shape(17, 32))
+    units = [video_unit(source, reading) for source in list_sources(folder / "videos")]
+    vae, text = load_vae("embedded", device), load_text_encoder("embedded")
+    loaded = [unit.load() for unit in units[1:]]
+    clips = sum(len(part.keys) for part in loaded)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rounds: dict[str, list[float]] = {"decoding": [], "encoding": [], "both": []}
+    try:
+        for _ in range(args.rounds):
+            rounds["decoding"].append(clips / decode_seconds(units))
+            begun = time.perf_counter()
+            encode(vae, text, units[1:], iter(loaded))
+            rounds["encoding"].append(clips / (time.perf_counter() - begun))
+            rounds["both"].append(clips / decode_seconds(units, vae, text))
+    finally:
+        torch.set_num_threads(threads)
+    slower = [min(pair) for pair in zip(rounds["decoding"], rounds["encoding"])]
+    return {
+        "what": "overlap", "clips": clips, "video": f"{SIDE}x{SIDE} h264, {FRAMES} frames", "workers": 1,
+        "clips_per_second": {name: spread(values) for name, values in rounds.items()},
+        "of_the_slower_alone": spread([both / alone for both, alone in zip(rounds["both"], slower)]),
+    }  # fmt: skip
+
+
+def decode_seconds(units: list[Unit], vae: VideoVAE | None = None, text: Any = None) -> float:
+    """To decode all units but the first, which starts the worker, and encode them meanwhile where a VAE is given."""
+    answers = decoded(units, 1)
+    next(answers)
+    begun = time.perf_counter()
+    if vae is None:
+        assert all(isinstance(answer, Clips) for answer in answers)
+    else:
+        encode(vae, text, units[1:], answers)
+    return time.perf_counter() - begun
+
+
+def encode(vae: VideoVAE, text: Any, units: list[Unit], answers: Any) -> None:
+    shape = vae.latent_shape(17, 32, 32)
+    encode_shard(Shard(Path("none"), units, ""), answers, vae, text, shape, BATCH, lambda done: None)
+
+
+def make_video(path: Path, seed: int, frames: int = FRAMES, side: int = SIDE) -> Path:
+    """A video of noise that drifts over a gradient, which neither compresses away nor fills the disk."""
+    noise = np.random.default_rng(seed).integers(0, 48, (side, side, 3), np.uint8)
+    ground = np.linspace(0, 200, side).astype(np.uint8)[:, None, None]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"preset": "veryfast"})
+        stream.height, stream.width, stream.pix_fmt = side, side, "yuv420p"
+        for number in range(frames):
+            picture = np.roll(noise, number, axis=1) + ground
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path

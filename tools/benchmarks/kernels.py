@@ -1,0 +1,73 @@
+"""Attention by its backends, and a sampler's steps."""
+
+import argparse
+import functools
+import statistics
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion.process import Process
+from diffusion.sampling import sample
+from models.attention import BACKENDS, attention, choose_backend
+from models.sizes import parse_size
+from tools.benchmarks.common import CLIPS, TEXT_DIM, our_model, spread, timed
+from utils.errors import UserError
+
+
+def bench_attention(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    dtype, rows = getattr(torch, args.dtype), []
+    backends = []
+    for name in BACKENDS[1:]:
+        try:
+            backends.append(choose_backend(name, device.type, dtype))
+        except UserError as reason:
+            print(reason, file=sys.stderr)
+    for n_ctx in (args.n_ctx,) if args.n_ctx else (80, 1280):
+        for width in [parse_size(size).width for size in args.size or ("1x64", "1x512")]:
+            heads = parse_size(f"1x{width}").heads
+            shape = (args.clips or 2, n_ctx, heads, width // heads)
+            q, k, v = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+            exact = attention(*(value.detach().double() for value in (q, k, v)), backend="plain")
+            gradient = torch.randn(shape, device=device, dtype=dtype)
+            calls, error = {}, {}
+            for name in backends:
+                calls[name] = functools.partial(_attend, q, k, v, name, gradient)
+                difference = attention(q, k, v, backend=name).detach().double() - exact
+                error[name] = (difference.norm() / exact.norm()).item()
+            seconds = timed(calls, args.rounds, device)
+            flops = 3 * 4 * n_ctx * n_ctx * width * shape[0]
+            rows += [
+                {"backend": name, "n_ctx": n_ctx, "width": width, "clips": shape[0], "dtype": args.dtype,
+                 "milliseconds": spread(values, 1e3), "flops_per_second": flops / statistics.median(values),
+                 "relative_error": error[name]}
+                for name, values in seconds.items()
+            ]  # fmt: skip
+    return rows
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, backend: str, gradient: Tensor) -> None:
+    torch.autograd.grad(attention(q, k, v, backend=backend), (q, k, v), gradient)
+
+
+def bench_sample(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    n_ctx, clips, steps, rows = args.n_ctx or 80, args.clips or 4, 10, []
+    latent, patch = CLIPS[n_ctx]
+    process = Process("rectified_flow", "flow")
+    for size in args.size or ("2x64", "4x128"):
+        model = our_model(size, latent, patch, args.dtype, device)
+        context, mask = torch.randn(clips, 31, TEXT_DIM, device=device), torch.ones(clips, 31, device=device).bool()
+        inputs = (context, mask, (context[0], mask[0]), latent, torch.arange(clips))
+        calls = {
+            f"guidance {guidance:g}": functools.partial(sample, model, process, *inputs, steps, guidance)
+            for guidance in (1.0, 5.0)
+        }
+        for name, values in timed(calls, args.rounds, device).items():
+            each = spread(values, 1e3 / (clips * steps))
+            rows.append(
+                {"size": size, "n_ctx": n_ctx, "clips": clips, "dtype": args.dtype, "what": name,
+                 "milliseconds_per_clip_and_step": each}
+            )  # fmt: skip
+    return rows
