@@ -158,9 +158,10 @@ def to_float(pixels: Tensor) -> Tensor:
 
 def resize_and_crop(pictures: np.ndarray, size: int) -> Tensor:
     """uint8 [F, H, W, 3] -> uint8 [3, F, size, size]: the shorter side resized (antialiased), the centre cropped."""
-    # A second and a half to import, which reading a cache does without.
-    from torchvision.transforms.v2 import functional as transforms
-
-    tensor = torch.from_numpy(np.require(pictures, requirements="W")).permute(0, 3, 1, 2).contiguous()
-    tensor = transforms.resize(tensor, [size], antialias=True)
-    return transforms.center_crop(tensor, [size, size]).permute(1, 0, 2, 3).contiguous()
+    height, width = pictures.shape[1:3]
+    sides = [max(size, int(size * side / min(height, width))) for side in (height, width)]
+    # Colours last in memory, as they come: eight times as fast as one plane after the other, and the same to the bit.
+    tensor = torch.from_numpy(np.require(pictures, requirements="W")).permute(0, 3, 1, 2)
+    tensor = torch.nn.functional.interpolate(tensor, sides, mode="bilinear", antialias=True)
+    top, left = (round((side - size) / 2) for side in sides)
+    return tensor[:, :, top : top + size, left : left + size].permute(1, 0, 2, 3).contiguous()

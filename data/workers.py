@@ -18,10 +18,9 @@ import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from importlib import import_module
 from itertools import islice
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import recv_handle, send_handle
+from multiprocessing.reduction import ForkingPickler, recv_handle, send_handle
 from pathlib import Path
 
 import torch
@@ -91,7 +90,7 @@ class _Pool:
 
     def submit(self, unit: Unit) -> Future:
         future: Future = Future()
-        self._jobs.put((unit, future))
+        self._jobs.put((unit.source, ForkingPickler.dumps(unit), future))
         return future
 
     def close(self) -> None:
@@ -108,11 +107,11 @@ class _Pool:
     def _serve(self) -> None:
         worker = None
         while (job := self._jobs.get()) and not self._closed:
-            unit, future = job
+            source, content, future = job
             try:
                 if worker is None:
                     worker = self._start()
-                answer = worker.load(unit, self._limit)
+                answer = worker.load(source, content, self._limit)
             except BaseException as error:
                 future.set_exception(error)
             else:
@@ -164,9 +163,10 @@ class _Worker:
             self.alive = False
             raise RuntimeError(f"a decoding worker ended before its first video ({self._status()})") from None
 
-    def load(self, unit: Unit, limit_seconds: float) -> Clips | Rejected:
+    def load(self, source: str, unit: memoryview, limit_seconds: float) -> Clips | Rejected:
+        """What the pickled ``unit`` gives."""
         try:
-            self._connection.send(unit)
+            self._connection.send_bytes(unit)
             if not self._connection.poll(limit_seconds):
                 self.alive = False
                 return Rejected("too slow", f"not decoded within {limit_seconds:g} s")
@@ -174,7 +174,7 @@ class _Worker:
             if isinstance(answer, Rejected):
                 return answer
             if isinstance(answer, str):
-                raise RuntimeError(f"{unit.source}: {answer}")
+                raise RuntimeError(f"{source}: {answer}")
             clips, shape, dtype = answer
             return clips._replace(pixels=_mapped(recv_handle(self._connection), shape, dtype))
         except (EOFError, ConnectionError):
@@ -196,7 +196,11 @@ def _mapped(handle: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """The tensor in a file that another process filled; the memory is given back with the tensor."""
     try:
         size = shape.numel() * dtype.itemsize
-        return torch.frombuffer(mmap.mmap(handle, size), dtype=dtype).reshape(shape) if size else torch.empty(shape)
+        return (
+            torch.frombuffer(mmap.mmap(handle, size), dtype=dtype).reshape(shape)
+            if size
+            else torch.empty(shape, dtype=dtype)
+        )
     finally:
         os.close(handle)
 
@@ -209,7 +213,6 @@ def serve(handle: int, parent: int) -> None:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     torch.set_num_threads(1)
-    import_module("torchvision.transforms.v2.functional")  # slow; not in the first unit's time
 
     connection = Connection(handle)
     connection.send("ready")

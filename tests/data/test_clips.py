@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import torchvision.transforms.v2
 from PIL import Image
 
-from data.clips import Reading, Shape, load_clips, shown, to_float, windows
+from data.clips import Reading, Shape, load_clips, resize_and_crop, shown, to_float, windows
 from data.listing import list_sources
 from data.media import Rejected, Source
 from data.probe import Probe, probe
@@ -36,6 +37,18 @@ def test_a_clip_is_resized_cropped_and_scaled(tmp_path):
     # Resized as float there, as 8-bit here: half a level of rounding, and as much again in two passes.
     torch.testing.assert_close(clip[0], other[:, :, :, 10:42].permute(1, 0, 2, 3), atol=2.5 / 127.5, rtol=0)
     assert to_float(clip) is clip
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(48, 64, 32), (61, 47, 32), (33, 500, 32), (32, 32, 32), (99, 61, 60)]
+)
+def test_resizing_is_torchvisions_to_the_bit(height, width, size):
+    """Whose import takes as long as torch's, in each worker."""
+    pictures = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), np.uint8)
+    frames = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+    resized = torchvision.transforms.v2.functional.resize(frames, [size], antialias=True)
+    expected = torchvision.transforms.v2.functional.center_crop(resized, [size, size])
+    assert torch.equal(resize_and_crop(pictures, size), expected.permute(1, 0, 2, 3))
 
 
 def test_without_decoding_a_source_says_what_it_would_give(tmp_path):
