@@ -2,8 +2,9 @@
 
 python tools/sweep.py run configs/sweep/quickstart.yaml        train what is not finished; safe to repeat
 python tools/sweep.py run configs/sweep/quickstart.yaml --dry-run
-python tools/sweep.py status configs/sweep/quickstart.yaml
+python tools/sweep.py status configs/sweep/quickstart.yaml --watch
 python tools/sweep.py collect configs/sweep/quickstart.yaml --out results.csv
+python tools/sweep.py extend configs/sweep/quickstart.yaml --run          add and train what the results ask for
 python tools/sweep.py simulate configs/sweep/quickstart.yaml --law law.json --noise 3e-3
 """
 
@@ -12,7 +13,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections import Counter
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from data.mixture import open_data
-from training.config import Config, cache_folders, load_yaml
-from training.grid import Sweep, load_sweep
-from training.pool import cell_state, run_cells
+from training import overview, slurm
+from training.config import MECHANISM, Config, cache_folders, flatten, load_yaml
+from training.estimate import estimate, flops_of
+from training.grid import Prediction, Sweep, load_sweep
 from training.resolve import Run, clip_tokens, encoded_shape
+from training.state import FINISHED, HOPELESS, adopt, publish
 from utils.errors import Parser, UserError, run_cli
 from utils.files import exclusive, replacing
 
 PAPER = Path(__file__).resolve().parents[1] / "configs" / "laws" / "paper.json"
-FINISHED = ("done", "diverged")
+SEEN = "sweep.yaml"  # in the sweep's folder: what it was begun with
+WATCH_SECONDS = 5.0
 MOST_NOISE = 0.1  # of a run's loss: beyond it losses are as good as none, and below 0 at last
 
 
@@ -45,9 +48,13 @@ def main() -> int:
 
     command = commands.add_parser("run", parents=[shared, listed], help="train the cells that are not finished")
     command.add_argument("--dry-run", action="store_true", help="list the cells and their cost, train nothing")
-    commands.add_parser("status", parents=[shared, listed], help="count the cells by state, name what failed")
+    command = commands.add_parser(
+        "status", parents=[shared, listed], help="cells by state, progress, losses so far, time left"
+    )
+    command.add_argument("--watch", action="store_true", help="show it anew every few seconds until all is finished")
     command = commands.add_parser("collect", parents=[shared], help="write one CSV of all milestones")
     command.add_argument("--out", help="the CSV to write (default: results.csv in the sweep's folder)")
+    extend_options(commands.add_parser("extend", parents=[shared, listed], help="what the results ask for next"))
     command = commands.add_parser(
         "simulate", parents=[shared, listed], help="the intervals to expect, before any of it is trained"
     )
@@ -67,22 +74,68 @@ def main() -> int:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
     if arguments.command == "simulate":
         return expect(arguments, overrides)
-    encoded = functools.cache(lambda folders, weights: open_data(folders, weights).meta)
-
-    def data_of(config: Config) -> dict[str, Any]:
-        return encoded(tuple(cache_folders(config)), tuple(config.data.weights))
-
-    sweep = load_sweep(arguments.config, overrides, data_of)
+    only_asks = arguments.command in ("status", "collect")
+    data = functools.partial(data_of, remembered=only_asks)
+    sweep = load_sweep(arguments.config, overrides, data, prediction)
     if arguments.command == "status":
-        return status(sweep, arguments.json)
+        return status(sweep, arguments.json, arguments.watch)
     if arguments.command == "collect":
         return collect(sweep, arguments.out)
+    if arguments.command == "extend":
+        from tools import extend
+
+        again = functools.partial(load_sweep, arguments.config, overrides, data, prediction)
+        return extend.command(sweep, arguments, run, again, PAPER)
     return plan(sweep, arguments.json) if arguments.dry_run else run(sweep)
 
 
-def cost(cell: Run) -> float:
-    """Training FLOPs of a cell, by C_token."""
-    return cell.flops_per_token * cell.config.train.tokens
+def extend_options(command: argparse.ArgumentParser) -> None:
+    """What ``extend`` may be told."""
+    command.add_argument("--run", action="store_true", help="add the cells to the sweep and train them")
+    command.add_argument(
+        "--tolerance", type=float, help="loss that a grid's best run may miss, relative (default 1e-3)"
+    )
+    command.add_argument(
+        "--noise", type=float, help="relative noise of a run's loss, seed to seed (default: what the results show)"
+    )
+    command.add_argument("--budget-flops", type=float, help="spend this much on what narrows one prediction most:")
+    command.add_argument("--flops", type=float, help="N_opt at this budget,")
+    command.add_argument("--params", type=float, help="or the rate and batch of this size, at --flops or")
+    command.add_argument("--tokens", type=float, help="so many tokens")
+    command.add_argument("--law", help="whose exponents are expected where grids tell few (default: the paper's)")
+    command.add_argument("--held-out", action="store_true", help="extend held-out sizes too")
+
+
+@functools.cache
+def opened(folders: tuple[str, ...], weights: tuple[float, ...]) -> dict[str, Any]:
+    """The meta of latent caches."""
+    from data.mixture import open_data  # not at the top: it imports torch, for which a status does not wait
+
+    return open_data(folders, weights).meta
+
+
+@functools.cache
+def begun_with(directory: Path) -> dict[str, Any]:
+    """What ``claim`` wrote in a sweep's folder; nothing where it has not begun."""
+    path = directory / SEEN
+    return load_yaml(path) if path.exists() else {}
+
+
+def data_of(config: Config, remembered: bool = False) -> dict[str, Any]:
+    """The meta of a cell's data; with ``remembered``, what the sweep was begun with, unopened, where it has begun."""
+    before = begun_with(Path(config.out) / config.name) if remembered else {}
+    if before.get("data") and before["caches"] == cache_folders(config):
+        return before["data"]
+    return opened(tuple(cache_folders(config)), tuple(config.data.weights))
+
+
+def prediction(path: Path) -> Prediction:
+    """The best rate and batch by a law file, as functions of N and T."""
+    from scaling import laws
+
+    law = laws.load(path)
+    law.require("batch", "lr")
+    return lambda N, T: (float(law.lr(N, T)), float(law.batch(N, T)))
 
 
 def simulated(sweep: Sweep) -> list:
@@ -109,88 +162,79 @@ def doubts(sweep: Sweep) -> list[str]:
 
 
 def plan(sweep: Sweep, as_json: bool) -> int:
-    """List the cells: what would be trained."""
+    """List the cells: what would be trained, and what it takes."""
     warnings = doubts(sweep)
-    rows = [
-        {
-            "run_id": Path(cell.config.name).name,
-            "size": cell.config.model.size,
-            "N": cell.N,
-            "T": cell.config.train.tokens,
-            "B": cell.config.train.batch_tokens,
-            "lr": cell.config.optim.lr,
-            "steps": cell.steps,
-            "flops": cost(cell),
-            "heldout": cell.config.heldout,
-        }
-        for cell in sweep.cells
-    ]
-    total = sum(row["flops"] for row in rows)
-    if as_json:
-        print(json.dumps({"cells": rows, "flops": total, "warnings": warnings}))
-        return 0
-    table = [("run id", "size", "N", "T", "B", "lr", "steps", "FLOPs")]
-    for row in rows:
-        counts = (f"{row['N']:,}", f"{row['T']:,}", f"{row['B']:,}")
-        table.append(
-            (row["run_id"], row["size"], *counts, f"{row['lr']:.2e}", f"{row['steps']:,}", f"{row['flops']:.2e}")
-        )
-    widths = [max(map(len, column)) for column in zip(*table)]
-    for words, held_out in zip(table, [False, *(row["heldout"] for row in rows)]):
-        line = "  ".join(word.rjust(width) for word, width in zip(words, widths))
-        print(f"{line}  held out" if held_out else line)
-    print(f"{len(rows)} cells, {total:.3g} FLOPs")
+    states = overview.states_of(sweep)
+    planned = overview.plan(sweep, states, estimate(sweep, states))
+    print(json.dumps(planned | {"warnings": warnings}) if as_json else overview.plan_text(sweep, planned))
     return 0
 
 
 def run(sweep: Sweep) -> int:
     """Train what is not finished; 1 if a cell failed, 130 if a signal ended it early."""
+    from training.pool import Interrupt, run_cells  # imports torch
+
+    keys = sweep.keys.executor
+    if keys.kind == "slurm":
+        slurm.check_options(keys.slurm)
     doubts(sweep)
-    with exclusive(sweep.directory):
+    with exclusive(sweep.directory), Interrupt() as interrupt:
         claim(sweep)
-        finished = [cell for cell in sweep.cells if cell_state(cell)["state"] in FINISHED]
-        total = sum(cost(cell) for cell in sweep.cells)
+        for cell in sweep.cells:
+            if sweep.keys.results:
+                adopt(cell, sweep.keys.results)
+            if not keys.stop_hopeless:  # who turned it off wants these after all
+                (cell.config.run_dir / HOPELESS).unlink(missing_ok=True)
+        states = overview.states_of(sweep)
+        finished = {cell.config.name for cell, state in zip(sweep.cells, states) if state["state"] in FINISHED}
+        total = sum(flops_of(cell) for cell in sweep.cells)
         with tqdm(total=total, desc=str(sweep.directory), unit="FLOP", unit_scale=True, mininterval=1) as bar:
 
-            def count(cells: list[Run]) -> None:
+            def count(flops: float) -> None:
                 bar.set_postfix_str(f"{len(finished)}/{len(sweep.cells)} cells")
-                bar.update(sum(cost(cell) for cell in cells))
+                bar.update(flops)
 
             def report(cell: Run, outcome: str) -> None:
-                if outcome in FINISHED:
-                    finished.append(cell)
-                    count([cell])
-                elif outcome in ("again", "failed"):
+                if outcome in FINISHED and cell.config.name not in finished:
+                    finished.add(cell.config.name)
+                    count(flops_of(cell))
+                if outcome in ("again", "failed"):
                     bar.write(f"{cell.config.name}: {outcome}, see console.log there", file=sys.stderr)
+                elif outcome == "stopped early":
+                    bar.write(f"{cell.config.name}: stopped early, as it is far behind", file=sys.stderr)
 
-            count(finished)
-            whole = run_cells(sweep, report)
+            count(sum(flops_of(cell) for cell in sweep.cells if cell.config.name in finished))
+            if keys.kind == "slurm":
+                slurm.follow(sweep, report, interrupt)
+            else:
+                run_cells(sweep.cells, keys, report, interrupt)
     failed = status(sweep, False)
-    return failed if whole else 130
+    if interrupt.caught and keys.kind == "slurm":
+        print("the jobs go on without this command; the same command follows them again", file=sys.stderr)
+    return 130 if interrupt.caught else failed
 
 
-def status(sweep: Sweep, as_json: bool) -> int:
-    """Counts, unfinished and failed cells; 1 if a cell failed."""
-    cells = [(cell, cell_state(cell)) for cell in sweep.cells]
-    counts = Counter(state["state"] for _, state in cells)
-    if as_json:
-        rows = [{"run_id": Path(cell.config.name).name, **state} for cell, state in cells]
-        print(json.dumps({"counts": counts, "cells": rows}))
-        return 1 if counts["failed"] else 0
-    print(f"{sweep.directory}: {len(cells)} cells: " + ", ".join(f"{n} {s}" for s, n in sorted(counts.items())))
-    for cell, state in cells:
-        if state["state"] in ("running", "stopped"):
-            share = state["tokens"] / cell.config.train.tokens
-            print(f"  {state['state']} {cell.config.name}: {share:.0%} of {cell.text}")
-        elif state["state"] == "failed":
-            print(f"  failed {cell.config.name}: {state['reason']}")
-    return 1 if counts["failed"] else 0
+def status(sweep: Sweep, as_json: bool, watch: bool = False) -> int:
+    """How the sweep stands; 1 if a cell failed."""
+    while True:
+        jobs = slurm.queue_of(sweep.directory) if sweep.keys.executor.kind == "slurm" else None
+        states = overview.states_of(sweep, jobs)
+        told = overview.status(sweep, states, estimate(sweep, states))
+        text = json.dumps(told) if as_json else overview.status_text(sweep, told)
+        print(overview.watched(text) if watch and not as_json else text, flush=True)
+        over = all(state["state"] in (*FINISHED, "failed") for state in states)
+        if over or not watch:
+            return 1 if told["counts"].get("failed") else 0
+        time.sleep(WATCH_SECONDS)
 
 
 def collect(sweep: Sweep, out: str | None) -> int:
     """One CSV of every milestone of every cell that has one."""
     from scaling import runs
 
+    if sweep.keys.results:
+        there = sum(publish(cell, sweep.keys.results) for cell in sweep.cells)
+        print(f"{sweep.keys.results}: {there} finished cells of {len(sweep.cells)}, to be committed")
     path = out or str(sweep.directory / "results.csv")
     ledger = runs.read(sweep.directory)
     runs.write_csv(ledger, path)
@@ -242,12 +286,12 @@ def expect(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return {"latent_shape": shape, "fingerprint": config.data.fingerprint}
 
     try:
-        sweep = load_sweep(arguments.config, overrides, meta)
+        sweep = load_sweep(arguments.config, overrides, meta, prediction)
     except UserError as error:
         raise UserError("; ".join([str(error), *assumed])) from None
     cells = simulated(sweep)
     n_ctx = sweep.cells[0].n_ctx
-    flops = arguments.flops or 10 * max(cost(cell) for cell in sweep.cells)
+    flops = arguments.flops or 10 * max(flops_of(cell) for cell in sweep.cells)
     prior = laws.load(arguments.prior) if arguments.prior else None
     per_token = allocation.c_token(n_ctx, smooth_width)
     expected = simulate.expect(law, cells, arguments.noise, flops, per_token, n_ctx, prior)
@@ -263,13 +307,23 @@ def claim(sweep: Sweep) -> None:
 
     The grid may grow or shrink: finished cells are found by their ids, and each is refused where it differs.
     """
-    path = sweep.directory / "sweep.yaml"
-    now = dataclasses.asdict(sweep.keys)
+    path = sweep.directory / SEEN
+    settings = {
+        name: value
+        for name, value in flatten(sweep.shared).items()
+        if not any(name == outside or name.startswith(f"{outside}.") for outside in MECHANISM)
+    }
+    first = sweep.cells[0].config
+    data = {name: data_of(first)[name] for name in ("latent_shape", "fingerprint")}
+    now = dataclasses.asdict(sweep.keys) | {"settings": settings, "caches": cache_folders(first), "data": data}
     if path.exists():
         before = load_yaml(path)
-        changed = [
-            f"{key}: {before.get(key)} -> {now[key]}" for key in ("base", "seed") if before.get(key) != now[key]
-        ]
+        pairs = [("seed", before.get("seed"), now["seed"])]
+        for group in ("settings", "data"):
+            was = before.get(group)
+            if was is not None:  # an older sweep did not say
+                pairs += [(name, was.get(name), now[group].get(name)) for name in sorted({*was, *now[group]})]
+        changed = [f"{name}: {was} -> {new}" for name, was, new in pairs if was != new]
         if changed:
             raise UserError(f"{sweep.directory}: made by another sweep ({'; '.join(changed)}); choose another name")
     with replacing(path) as aside:

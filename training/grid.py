@@ -1,88 +1,49 @@
-"""A sweep's YAML as cells: one resolved training configuration each."""
+"""A sweep's YAML as cells: one resolved training configuration each. No torch here: asking is to be quick."""
 
 import copy
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from models.sizes import parameters, parse_size
 from training import extended
-from training.config import Config, config_from_dict, load_yaml, run_id, whole
-from training.resolve import Run, resolve
-from utils.errors import UserError, nearest, shown
-from utils.random import fold
+from training.config import Config, config_from_dict, flatten, load_yaml, merge, run_id
+from training.resolve import WARMUP_FRACTION, Run, resolve
+from training.sweep_keys import OWN, WANTED, SizeKeys, SweepKeys, overridden, typed
+from utils.errors import UserError
+from utils.seeds import fold
 
-WANTED = "; a sweep's YAML is wanted, such as configs/sweep/quickstart.yaml"
-AXES = ("lr", "batch_tokens", "milestones", "repeats")
+AXES = ("lr", "batch_tokens", "repeats")
 
-
-@dataclass
-class SizeKeys:
-    """One size of the ladder; what is not given here is the sweep's."""
-
-    size: str = ""
-    lr: list[float] | None = None
-    batch_tokens: list[int] | None = None
-    milestones: list[int] | None = None
-    repeats: int | None = None
-    heldout: bool = False
-
-
-@dataclass
-class ExecutorKeys:
-    """How the cells are run.
-
-    Attributes:
-        workers: cells trained at once, each on a GPU, or on its share of the CPU's cores; one per GPU, or core where
-            there is no GPU, if not given.
-        retries: further attempts at a cell that crashes.
-    """
-
-    workers: int | None = None
-    retries: int = 2
-
-
-@dataclass
-class SweepKeys:
-    """A sweep: sizes x learning rates x batch sizes x repeats, each cell with its milestones.
-
-    Attributes:
-        name, out: the sweep's folder is out/name.
-        base: the training configuration the cells share, relative to the sweep's YAML.
-        sizes: the ladder's sizes, such as {size: 2x64, milestones: [1e5, 2e5]}.
-        lr, batch_tokens, milestones, repeats: the grid of every size that does not give its own.
-        seed: cells draw their training seeds from it, each its own.
-    """
-
-    name: str = "sweep"
-    out: str = "runs"
-    base: str = ""
-    sizes: list[SizeKeys] = field(default_factory=list)
-    lr: list[float] | None = None
-    batch_tokens: list[int] | None = None
-    milestones: list[int] | None = None
-    repeats: int = 1
-    seed: int = 0
-    executor: ExecutorKeys = field(default_factory=ExecutorKeys)
+# (N, T) -> the best (lr, B in tokens) that a law predicts.
+Prediction = Callable[[float, float], tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's settings and its cells, in the order they are run: the costliest first."""
+    """A sweep's settings and its cells, in the order they are run: the costliest first.
+
+    Attributes:
+        shared: the training keys that all cells share, nested: the base's under the sweep's ``config``.
+    """
 
     keys: SweepKeys
     directory: Path
     cells: list[Run]
+    shared: dict[str, Any]
 
 
-def load_sweep(path: str | Path, overrides: list[str], meta_of: Any) -> Sweep:
+def load_sweep(
+    path: str | Path, overrides: list[str], meta_of: Any, law_of: Callable[[Path], Prediction] | None = None
+) -> Sweep:
     """The sweep that the YAML at ``path`` describes.
 
     Args:
         overrides: keys of the sweep, such as ``executor.workers=4``.
         meta_of: the meta of a latent cache (its latent shape and fingerprint) for a cell's configuration.
+        law_of: reads the law file that ``around`` names.
 
     Raises:
         UserError: an unknown key, an empty grid, a cell that cannot be trained, or a size both fitted and held out.
@@ -91,26 +52,20 @@ def load_sweep(path: str | Path, overrides: list[str], meta_of: Any) -> Sweep:
         values = load_yaml(path)
     except UserError as error:
         raise UserError(f"{error}{WANTED}") from None
-    for override in overrides:
-        name, equals, _ = override.partition("=")
-        if not equals or name.split(".")[0] not in SweepKeys.__dataclass_fields__:
-            hint = nearest(name, list(SweepKeys.__dataclass_fields__))
-            raise UserError(f"{override!r}: not an override of a sweep's key, such as executor.workers=4{hint}")
-        try:
-            values = OmegaConf.to_container(OmegaConf.merge(values, OmegaConf.from_dotlist([override])))
-        except Exception as error:  # the YAML parser's, for values such as "[1,", or keys inside a list
-            raise UserError(f"{override}: {' '.join(str(error).split())}") from None
-    keys = _typed(values, path)
-    base = load_yaml(Path(path).parent / keys.base) if keys.base else {}
+    keys = typed(overridden(values, overrides), path)
+    shared = _shared(keys, Path(path))
+    predict = None
+    if keys.around is not None:
+        assert law_of is not None
+        beside = Path(path).parent / keys.around
+        predict = law_of(beside if beside.exists() else Path(keys.around))
     directory = Path(keys.out) / keys.name
     cells: dict[str, Run] = {}
     for size in keys.sizes:
-        for run in _cells(keys, size, base, directory, meta_of):
-            cells[run.config.name] = run
-    for run in _added(keys, base, directory, meta_of):
-        milestones = cells[run.config.name].config.train.milestones if run.config.name in cells else []
-        if not set(run.config.train.milestones) <= set(milestones):
-            cells[run.config.name] = run
+        for run in _cells(keys, size, shared, meta_of, predict):
+            _join(cells, run)
+    for run in _added(keys, shared, directory, meta_of):
+        _join(cells, run)
     if not cells:
         raise UserError(f"{path}: an empty grid; give sizes, lr and batch_tokens")
     fitted = {run.config.model.size for run in cells.values() if not run.config.heldout}
@@ -118,11 +73,52 @@ def load_sweep(path: str | Path, overrides: list[str], meta_of: Any) -> Sweep:
     if both:
         raise UserError(f"{path}: size {both[0]} is held out and in the fit; it can be one of them")
     ordered = sorted(cells.values(), key=lambda run: -run.flops_per_token * run.config.train.tokens)
-    return Sweep(keys, directory, ordered)
+    return Sweep(keys, directory, ordered, shared)
 
 
-def _cells(keys: SweepKeys, size: SizeKeys, base: dict[str, Any], directory: Path, meta_of: Any) -> list[Run]:
+def label(config: Config) -> str:
+    """A cell's name for people, of resolved keys: also a file's name."""
+    B, lr = config.train.batch_tokens, config.optim.lr
+    return f"{config.model.size}_B{B}_lr{lr:.4g}_seed{config.seed}"
+
+
+def _join(cells: dict[str, Run], run: Run) -> None:
+    """Add a cell; one that differs from another in its milestones alone is the same run, with those of both."""
+    there = cells.get(run.config.name)
+    if there is not None:
+        train = run.config.train
+        train.milestones = sorted({*train.milestones, *there.config.train.milestones})
+        train.tokens = train.milestones[-1]
+    cells[run.config.name] = run
+
+
+def _shared(keys: SweepKeys, path: Path) -> dict[str, Any]:
+    """The training keys of all cells; those that the sweep sets itself are refused where it would hide them."""
+    for name in flatten(keys.config):
+        own = next((key for key in OWN if name == key or name.startswith(f"{key}.")), None)
+        if own is not None:
+            raise UserError(f"{path}: config.{own}: the sweep sets it; use {OWN[own]}")
+    base = load_yaml(path.parent / keys.base) if keys.base else {}
+    return merge(base, keys.config)
+
+
+def _cells(
+    keys: SweepKeys, size: SizeKeys, shared: dict[str, Any], meta_of: Any, predict: Prediction | None
+) -> list[Run]:
     axes = {axis: getattr(size, axis) if getattr(size, axis) is not None else getattr(keys, axis) for axis in AXES}
+    milestones = _milestones(keys, size)
+    config = _first_config(keys, size, shared, milestones)
+    meta = meta_of(config)
+    if predict is not None and (axes["lr"] is None or axes["batch_tokens"] is None):
+        shape = parse_size(size.size)
+        T = math.sqrt(min(milestones) * max(milestones))
+        lr, batch = predict(parameters(shape.layers, shape.width), T)
+        clip = resolve(config, meta).n_ctx
+        if axes["lr"] is None:
+            axes["lr"] = [float(f"{lr * step:.3g}") for step in _steps(keys.lr_steps, keys.ratio)]
+        if axes["batch_tokens"] is None:
+            clips = [max(round(batch * step / clip), 1) for step in _steps(keys.batch_steps, keys.ratio)]
+            axes["batch_tokens"] = sorted({clip * count for count in clips})
     empty = [axis for axis, given in axes.items() if not given]
     if empty:
         raise UserError(f"sizes: {size.size or 'an entry'} has no {empty[0]}; give it there or for the whole sweep")
@@ -130,64 +126,83 @@ def _cells(keys: SweepKeys, size: SizeKeys, base: dict[str, Any], directory: Pat
     for batch in axes["batch_tokens"]:
         for lr in axes["lr"]:
             for repeat in range(axes["repeats"]):
-                config = _cell_config(keys, size, base, lr, batch, axes["milestones"], repeat)
-                run = resolve(config, meta_of(config))
-                run.config.name = str(Path(keys.name) / run_id(run.config))
-                cells.append(run)
+                cells.append(_cell(keys, size, config, meta, (lr, batch, milestones, repeat)))
     return cells
 
 
-def _added(keys: SweepKeys, base: dict[str, Any], directory: Path, meta_of: Any) -> list[Run]:
+def _steps(count: int, ratio: float) -> list[float]:
+    """``count`` factors around 1, each ``ratio`` times the one before."""
+    return [ratio ** (number - (count - 1) / 2) for number in range(count)]
+
+
+def _milestones(keys: SweepKeys, size: SizeKeys) -> list[int]:
+    """A size's token budgets: its own before the sweep's, in tokens or as multiples of N."""
+    for where, given in ((f"sizes: {size.size}", size), ("the sweep", keys)):
+        if given.milestones and given.tokens_per_parameter:
+            raise UserError(f"{where}: milestones and tokens_per_parameter; give one of them")
+        if given.milestones:
+            return given.milestones
+        if given.tokens_per_parameter:
+            shape = parse_size(size.size)
+            count = parameters(shape.layers, shape.width)
+            return [round(multiple * count) for multiple in given.tokens_per_parameter]
+    raise UserError(f"sizes: {size.size or 'an entry'} has no milestones; give it there or for the whole sweep")
+
+
+def _added(keys: SweepKeys, shared: dict[str, Any], directory: Path, meta_of: Any) -> list[Run]:
     """The cells that ``extend`` added, of sizes that the sweep still has."""
     sizes = {size.size: size for size in keys.sizes}
+    configs: dict[str, Config] = {}
     runs = []
     for cell in extended.read(directory):
         if (size := sizes.get(cell["size"])) is not None:
+            if size.size not in configs:
+                configs[size.size] = _first_config(keys, size, shared, cell["milestones"])
+            config = configs[size.size]
             axes = cell["lr"], cell["batch_tokens"], cell["milestones"], cell["repeat"]
-            config = _cell_config(keys, size, base, *axes)
-            run = resolve(config, meta_of(config))
-            run.config.name = str(Path(keys.name) / run_id(run.config))
-            runs.append(run)
+            runs.append(_cell(keys, size, config, meta_of(config), axes))
     return runs
 
 
-def _cell_config(
-    keys: SweepKeys, size: SizeKeys, base: dict[str, Any], lr: float, batch: int, milestones: list[int], repeat: int
-) -> Config:
-    values = copy.deepcopy(base)
+def _first_config(keys: SweepKeys, size: SizeKeys, shared: dict[str, Any], milestones: list[int]) -> Config:
+    """What the cells of a size share, checked once: a thousand cells are not to be checked a thousand times.
+
+    Its rate is 1 and its batch the whole run, until ``_cell`` says which.
+    """
+    values = copy.deepcopy(shared)
     for section in ("model", "optim", "train", "log", "checkpoint"):
         values[section] = values.get(section) or {}
     values |= {"out": keys.out, "name": keys.name, "heldout": size.heldout}
-    # Every cell has a seed of its own: cells that shared one would share its luck.
-    values["seed"] = fold(keys.seed, size.size, lr, batch, repeat) & (1 << 31) - 1
     values["model"]["size"] = size.size
-    values["optim"]["lr"] = lr
-    values["train"] |= {"batch_tokens": batch, "milestones": milestones, "tokens": max(milestones)}
+    values["train"] |= {"milestones": milestones, "tokens": max(milestones)}
+    if values["optim"].get("warmup_tokens") is None:
+        # One for all entries of a size, so that cells that differ in their milestones alone are the same run.
+        smallest = min(min(_milestones(keys, other)) for other in keys.sizes if other.size == size.size)
+        values["optim"]["warmup_tokens"] = round(WARMUP_FRACTION * smallest)
     values["checkpoint"]["final"] = "ema"
     values["log"]["prompts"] = []
     return config_from_dict(values)
 
 
-def _typed(values: dict[str, Any], path: str | Path) -> SweepKeys:
-    """Strictly typed keys; whole numbers may be written as 2e5."""
-    sizes = values.get("sizes") or []
-    if not isinstance(sizes, list) or not all(isinstance(size, dict) for size in sizes):
-        raise UserError(f"{path}: sizes: must be a list of entries such as {{size: 2x64}}")
-    for keys, schema in [(values, SweepKeys), *((size, SizeKeys) for size in sizes)]:
-        known = schema.__dataclass_fields__
-        for name in keys:
-            if name not in known:
-                other = "sizes" not in values  # another file, or a slip: a far hint would only mislead
-                hint = nearest(str(name), list(known), 0.75 if other else 0.5) or (WANTED if other else "")
-                raise UserError(f"{path}: unknown key {shown(name)}{hint}")
-        for name in ("batch_tokens", "milestones", "repeats"):
-            if name in keys:
-                keys[name] = whole(keys[name])
-    try:
-        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepKeys), values))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {error.full_key or 'a group of keys'}: {str(error).splitlines()[0]}") from None
-    executor = typed.executor
-    if (executor.workers is not None and executor.workers < 1) or executor.retries < 0:
-        raise UserError(f"{path}: executor: workers must be at least 1, and retries not negative")
-    return typed
+def _cell(
+    keys: SweepKeys, size: SizeKeys, config: Config, meta: dict[str, Any], axes: tuple[float, int, list[int], int]
+) -> Run:
+    """One cell: ``axes`` are its rate, batch, milestones and which of its repeats it is, from 0 on."""
+    lr, batch, milestones, repeat = axes
+    if not (math.isfinite(lr) and lr > 0):
+        raise UserError(f"sizes: {size.size}: lr={lr}: must be a positive number")
+    if min(milestones) < 1:
+        raise UserError(f"sizes: {size.size}: milestones={milestones}: must be positive")
+    if 0 < min(milestones) < batch:
+        raise UserError(
+            f"sizes: {size.size}: a token budget of {min(milestones):,} is less than one batch of {batch:,}; "
+            "take a later milestone or a smaller batch"
+        )
+    config = copy.deepcopy(config)
+    # Every cell has a seed of its own: cells that shared one would share its luck.
+    config.seed = fold(keys.seed, size.size, lr, batch, repeat) & (1 << 31) - 1
+    config.optim.lr, config.train.batch_tokens = lr, batch
+    config.train.milestones, config.train.tokens = list(milestones), max(milestones)
+    run = resolve(config, meta)
+    run.config.name = str(Path(keys.name) / run_id(run.config))
+    return run

@@ -1,12 +1,15 @@
-"""A pool that trains a sweep's cells, each in a process of its own; what it knows of them is what lies on disk."""
+"""A pool that trains cells on one machine, each in a process of its own; what it knows of them lies on disk."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -14,106 +17,135 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
+from omegaconf import OmegaConf
 
-from training.config import config_from_dict, to_dict
-from training.grid import Sweep
+from scaling.hopeless import hopeless
+from training.config import Config, config_from_dict, to_dict
+from training.grid import label
 from training.records import finished_result
 from training.resolve import Run
+from training.state import FAILURE, HOPELESS
+from training.state import cell_state as cell_state
+from training.sweep_keys import ExecutorKeys
 from utils.errors import run_cli
-from utils.files import held, read_json, write_json
+from utils.files import held, read_json, replacing, write_json
 
-FAILURE = "failure.json"
-
-
-def cell_state(run: Run) -> dict[str, Any]:
-    """How a cell stands: {"state", "tokens", "loss"}.
-
-    The state is "pending", "running" (a process holds its folder), "stopped" (begun, and interrupted), "done",
-    "diverged" or "failed"; the loss is the last milestone's, of the averaged weights.
-    """
-    directory = run.config.run_dir
-    if (directory / FAILURE).exists():
-        return {"state": "failed", "tokens": 0, "loss": None, **read_json(directory / FAILURE)}
-    final = finished_result(run)
-    if final is None and not (directory / "config.yaml").exists():
-        return {"state": "pending", "tokens": 0, "loss": None}
-    path = directory / "result.json"
-    result = final or (read_json(path) if path.exists() else {"tokens": 0, "milestones": []})
-    loss = result["milestones"][-1]["ema_val_loss"] if result["milestones"] else None
-    state = final["status"] if final else "running" if held(directory) else "stopped"
-    return {"state": state, "tokens": result["tokens"], "loss": loss}
+ROOT = Path(__file__).resolve().parents[1]
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+# torchrun hands these on to its processes; by itself it would die of the last.
+HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
+LOOK_SECONDS = 1.0  # between two looks at cells that might be hopeless
+LET_GO_SECONDS = 120.0  # that processes may take to write a checkpoint after their torchrun has ended
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
-class _Share(NamedTuple):
-    """What a cell may use of the machine: a GPU by name, or None; CPU threads."""
+class Share(NamedTuple):
+    """What a cell may use of the machine: GPUs by name, cores by number (none: wherever it likes), threads."""
 
-    gpu: str | None
+    gpus: tuple[str, ...]
+    cores: tuple[int, ...]
     threads: int
 
 
 @dataclass
 class _Worker:
-    process: BaseProcess
+    """A cell in training; its process is torchrun's where it takes several."""
+
     run: Run
     slot: int
-    told: bool = False
+    process: BaseProcess
+    stopping: bool = False
+    seen: list[int] = field(default_factory=list)
+
+    def stop(self) -> None:
+        """Have it write a checkpoint and end: once, as a second signal would fall on one that writes its result."""
+        if not self.stopping:
+            self.stopping = True
+            self.process.terminate()
 
 
-def run_cells(sweep: Sweep, report: Callable[[Run, str], None]) -> bool:
+class Interrupt:
+    """Remembers the first of ``SIGNALS`` that comes while it is entered, in ``caught``; None until then."""
+
+    def __enter__(self) -> "Interrupt":
+        self.caught: int | None = None
+        self._before = {s: signal.signal(s, self._catch) for s in SIGNALS}
+        return self
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        self.caught = self.caught or number
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def run_cells(
+    cells: Sequence[Run],
+    keys: ExecutorKeys,
+    report: Callable[[Run, str], None],
+    interrupt: Interrupt,
+    rendezvous: Sequence[str] = (),
+) -> None:
     """Train every cell that is not finished; ``report`` hears of each cell's end.
 
-    A cell that crashes is tried again ``executor.retries`` times, then recorded as failed; the others go on. On
-    SIGINT or SIGTERM the cells write checkpoints and stop, and so does the pool.
+    A cell that crashes is tried again ``retries`` times, then recorded as failed; the others go on. On SIGINT,
+    SIGTERM or SIGUSR2 the cells write checkpoints and stop, and so does the pool.
 
-    Returns:
-        False if a signal ended it before the last cell.
+    Args:
+        interrupt: entered; what it has caught, if anything, ended the pool before the last cell.
+        rendezvous: torchrun's options where the pools of several nodes train one cell together. What becomes of a
+            cell that crashes is then decided elsewhere: its outcome is "crashed".
     """
     queue = []
-    for run in sweep.cells:
+    for run in cells:
         (run.config.run_dir / FAILURE).unlink(missing_ok=True)  # a failed cell is tried afresh
-        if finished_result(run) is None:
+        if finished_result(run) is None and not (run.config.run_dir / HOPELESS).exists():
             queue.append(run)
-    gpus, cores = _gpus(), len(os.sched_getaffinity(0))
-    workers = min(sweep.keys.executor.workers or len(gpus) or cores, max(len(queue), 1))
-    free, busy = list(range(workers)), {}
+    if not queue:
+        return
+    shares = machine(keys, len(queue))
+    torchrun = list(rendezvous) or (["--standalone"] if keys.processes > 1 else None)
+    if torchrun is not None:
+        torchrun += ["--nproc_per_node", str(keys.processes)]
+    free, busy = list(range(len(shares)))[::-1], {}
     attempts: dict[str, int] = {}
-    # Cells are forked from a server that has imported torch but run nothing: no import to wait for, no shared state.
-    # The server finds our modules by PYTHONPATH alone, whatever the working directory.
-    root = str(Path(__file__).resolve().parents[1])
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.trainer"])
-    with _Interrupt() as interrupt:
-        while busy or (queue and not interrupt.caught):
-            while queue and free and not interrupt.caught:
-                slot = free.pop()
-                share = _Share(gpus[slot % len(gpus)] if gpus else None, max(cores // workers, 1))
-                worker = _start(context, queue.pop(0), slot, share)
-                busy[worker.process.sentinel] = worker
-            if interrupt.caught:
-                for worker in busy.values():
-                    if not worker.told:  # once: a second signal would fall on one that is writing its result
-                        worker.told = True
-                        worker.process.terminate()
-            for sentinel in wait(list(busy), timeout=1):
-                worker = busy.pop(sentinel)
-                worker.process.join()
-                free.append(worker.slot)
-                outcome = _settle(worker, attempts, sweep.keys.executor.retries, interrupt.caught)
-                if outcome == "again":
-                    queue.append(worker.run)
-                report(worker.run, outcome)
-    return not interrupt.caught
+    context = _server()
+    while busy or (queue and not interrupt.caught):
+        while queue and free and not interrupt.caught:
+            slot = free.pop()
+            worker = _start(context, queue.pop(0), slot, shares[slot], torchrun)
+            busy[worker.process.sentinel] = worker
+        if interrupt.caught:
+            for worker in busy.values():
+                worker.stop()
+        for sentinel in wait(list(busy), timeout=LOOK_SECONDS):
+            worker = busy.pop(sentinel)
+            worker.process.join()
+            if torchrun is not None:
+                _wait_for_processes(worker.run.config.run_dir)
+            free.append(worker.slot)
+            outcome = _settle(worker, attempts, keys.retries, interrupt.caught is not None, bool(rendezvous))
+            if outcome == "again":
+                queue.append(worker.run)
+            report(worker.run, outcome)
+        if keys.stop_hopeless:
+            for worker in busy.values():
+                _stop_if_hopeless(worker)
 
 
-def _settle(worker: _Worker, attempts: dict[str, int], retries: int, interrupted: bool) -> str:
-    """What became of a cell whose process has ended: its final state, "again" or "stopped"."""
+def _settle(worker: _Worker, attempts: dict[str, int], retries: int, interrupted: bool, together: bool) -> str:
+    """What became of a cell whose process has ended: its final state, "again", "stopped" or "crashed"."""
     run, code = worker.run, worker.process.exitcode
     final = finished_result(run)
     if final is not None:
         return final["status"]
+    if (run.config.run_dir / HOPELESS).exists():
+        return "stopped early"
     if interrupted:
         return "stopped"
+    if together:
+        return "crashed"
     name = run.config.name
     attempts[name] = attempts.get(name, 0) + 1
     if code != 2 and attempts[name] <= retries:  # a user's error will not mend itself
@@ -125,36 +157,112 @@ def _settle(worker: _Worker, attempts: dict[str, int], retries: int, interrupted
     return "failed"
 
 
-def _gpus() -> list[str]:
+def machine(keys: ExecutorKeys, cells: int) -> list[Share]:
+    """This machine, or this job's part of it, cut into shares for as many cells as are trained at once."""
+    gpus, cores = visible_gpus(), sorted(os.sched_getaffinity(0))
+    threads = min(len(cores), int(os.environ.get("SLURM_CPUS_PER_TASK", len(cores))))
+    groups = [tuple(gpus[i : i + keys.processes]) for i in range(0, len(gpus), keys.processes)]
+    groups = [group for group in groups if len(group) == keys.processes]
+    most = len(groups) * keys.runs_per_gpu if groups else max(threads // keys.processes, 1)
+    workers = max(min(keys.workers or most, cells), 1)
+    each = max(threads // workers, 1)
+    # A job that was given some of the cores, and not told which, does not choose among them.
+    pinned = len(cores) if threads == len(cores) and len(cores) >= workers else 0
+    return [
+        Share(
+            groups[slot % len(groups)] if groups else (),
+            tuple(cores[slot * pinned // workers : (slot + 1) * pinned // workers]),
+            max(each // keys.processes, 1),
+        )
+        for slot in range(workers)
+    ]
+
+
+def visible_gpus() -> list[str]:
     """The names of the visible GPUs, as CUDA_VISIBLE_DEVICES wants them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
 
 
-def _start(context: Any, run: Run, slot: int, share: _Share) -> _Worker:
+# -- starting and ending a cell ------------------------------------------------------------------------------------
+
+
+def _server() -> Any:
+    """A server from which cells are forked: it has imported torch but run nothing. No import to wait for, no shared
+    state."""
+    # The server finds our modules by PYTHONPATH alone, whatever the working directory.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.trainer"])
+    # Slurm, and a terminal, signal every process there is: a server that died of it would take the exit statuses of
+    # its cells with it, and the pool would leave before they have written their checkpoints.
+    for start in (resource_tracker.ensure_running, forkserver.ensure_running):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    return context
+
+
+def _start(context: Any, run: Run, slot: int, share: Share, torchrun: list[str] | None) -> _Worker:
     run.config.run_dir.mkdir(parents=True, exist_ok=True)
-    process = context.Process(target=_train_cell, args=(to_dict(run.config), share))
+    link_board(run)
+    body, more = (_train_cell, ()) if torchrun is None else (_launch_cell, (torchrun,))
+    process = context.Process(target=body, args=(to_dict(run.config), share, *more))
     process.start()
-    return _Worker(process, run, slot)
+    return _Worker(run, slot, process)
 
 
-def _train_cell(values: dict[str, Any], share: _Share) -> None:
+def _wait_for_processes(directory: Path) -> None:
+    """Wait until torchrun's processes have let go of the cell: told twice, it ends before them."""
+    deadline = time.monotonic() + LET_GO_SECONDS
+    while held(directory) and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+def _train_cell(values: dict[str, Any], share: Share) -> None:
     """The body of a cell's process: its share of the machine, its own console.log, then plain training."""
     config = config_from_dict(values)
-    with (config.run_dir / "console.log").open("a") as console:
-        os.dup2(console.fileno(), sys.stdout.fileno())
-        os.dup2(console.fileno(), sys.stderr.fileno())
-        # Ctrl-C reaches the whole group: it must not break a cell that is still starting. The loop catches it later.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _stop_with_parent()
-        if share.gpu is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = share.gpu
-        torch.set_num_threads(share.threads)
-        from training.trainer import train
+    _take(config, share)
+    _stop_with_parent()
+    torch.set_num_threads(share.threads)
+    from training.trainer import train
 
-        # A cell whose pool was killed may still be stopping: its successor waits for it.
-        run_cli(lambda: train(config, wait=True))
+    # A cell whose pool was killed may still be stopping: its successor waits for it.
+    run_cli(lambda: train(config, wait=True))
+
+
+def _launch_cell(values: dict[str, Any], share: Share, options: list[str]) -> None:
+    """The body of the process of a cell that takes several: it becomes torchrun, with ``options`` for how many."""
+    config = config_from_dict(values)
+    _take(config, share)
+    path = config.run_dir / "cell.yaml"
+    with replacing(path) as aside:
+        OmegaConf.save(OmegaConf.create(values), aside)
+    os.environ["OMP_NUM_THREADS"] = str(share.threads)
+    os.setsid()  # a terminal's Ctrl-C reaches it through the pool, once
+    # If the pool dies, the server that forked this process does too, and torchrun is told.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--signals-to-handle", HANDED_ON, *options]
+    os.execv(launch[0], [*launch, str(ROOT / "train.py"), "--config", str(path)])
+
+
+def _take(config: Config, share: Share) -> None:
+    """Give this process its console.log and its share of the machine, and let signals come."""
+    console = os.open(config.run_dir / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(console, 1)
+    os.dup2(console, 2)
+    # Ctrl-C and Slurm's warning reach the whole group: they must not break a cell that is still starting, which the
+    # pool tells by SIGTERM. The loop catches them later.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if share.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
+    if share.cores:
+        os.sched_setaffinity(0, share.cores)
 
 
 def _stop_with_parent() -> None:
@@ -169,17 +277,31 @@ def _stop_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-class _Interrupt:
-    """Remembers SIGINT and SIGTERM while it is entered."""
+def link_board(run: Run) -> None:
+    """Show a cell in the sweep's TensorBoard under its name for people: <sweep>/tensorboard/<name> -> its own."""
+    directory = run.config.run_dir
+    link = directory.parent / "tensorboard" / label(run.config)
+    link.parent.mkdir(exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(Path("..") / directory.name / "tensorboard")
 
-    def __enter__(self) -> "_Interrupt":
-        self.caught = False
-        self._before = {s: signal.signal(s, self._catch) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
 
-    def _catch(self, number: int, frame: FrameType | None) -> None:
-        self.caught = True
+# -- hopeless cells ------------------------------------------------------------------------------------------------
 
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+
+def _stop_if_hopeless(worker: _Worker) -> None:
+    """Stop a cell that at its newest milestone is beyond doubt behind the best of its size, and say so beside it."""
+    directory = worker.run.config.run_dir
+    path = directory / "result.json"
+    if worker.stopping or not path.exists():
+        return
+    result = read_json(path)
+    reached = [milestone["nominal"] for milestone in result["milestones"]]
+    if result["status"] != "running" or reached == worker.seen:
+        return
+    worker.seen = reached
+    others = [read_json(other) for other in directory.parent.glob("*/result.json") if other != path]
+    reason = hopeless(result, [other for other in others if other["N"] == result["N"]])
+    if reason:
+        write_json(directory / HOPELESS, {"reason": reason, "tokens": result["tokens"], "at": time.time()})
+        worker.stop()

@@ -3,9 +3,7 @@
 import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from models.sizes import exact_flops
 from training.config import Config, run_id, to_dict
@@ -13,6 +11,9 @@ from training.resolve import Run
 from utils.errors import UserError
 from utils.files import read_json
 from utils.revision import code_revision
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "accelerate", "diffusers", "safetensors", "numpy")
 
@@ -46,8 +47,10 @@ def recipe(config: Config, meta: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def environment(device: torch.device, world: int) -> dict[str, Any]:
+def environment(device: "torch.device", world: int) -> dict[str, Any]:
     """Versions, code revision and device."""
+    import torch  # not at the top: who only reads results does not wait for it
+
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "git_revision": code_revision(),
@@ -63,7 +66,7 @@ def build_result(
     step: int,
     milestones: list[dict[str, Any]],
     seconds: float,
-    device: torch.device,
+    device: "torch.device",
     world: int,
 ) -> dict[str, Any]:
     """The content of result.json.

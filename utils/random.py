@@ -6,11 +6,12 @@ runs vectorised on the tensor's device. Normal variates are computed in float64 
 CPU's and the GPU's differing last bits of log and cos vanish in the rounding.
 """
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor
+
+from utils.seeds import fold as fold
 
 
 def _signed(value: int) -> int:
@@ -28,12 +29,6 @@ def _mix(x: Tensor) -> Tensor:
     x = (x >> 30).bitwise_and_((1 << 34) - 1).bitwise_xor_(x).mul_(_MULTIPLY_1)
     x = (x >> 27).bitwise_and_((1 << 37) - 1).bitwise_xor_(x).mul_(_MULTIPLY_2)
     return (x >> 31).bitwise_and_((1 << 33) - 1).bitwise_xor_(x)
-
-
-def fold(seed: int, *names: str | int) -> int:
-    """A 64-bit signed seed derived from ``seed`` and names, the same on every machine."""
-    digest = hashlib.blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
 
 
 def bits(seed: int, stream: str, index: Tensor, count: int) -> Tensor:

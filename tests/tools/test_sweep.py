@@ -280,12 +280,13 @@ def test_a_law_far_from_its_compute_is_a_warning(sweep: Path) -> None:
 def test_dry_run_keeps_its_columns_apart(sweep: Path) -> None:
     """Numbers of any length: as many words in each line as there are columns."""
     edit(sweep, milestones=[3_200_000_000_000], batch_tokens=[3_200_000_000], sizes=[{"size": "16x2048"}])
-    head, *rows, _ = here("run", sweep, "--dry-run")[0].splitlines()
-    assert head.split() == ["run", "id", "size", "N", "T", "B", "lr", "steps", "FLOPs"]
+    head, *rows, _, hours = here("run", sweep, "--dry-run")[0].splitlines()
+    assert "the YAML gives no cost.flops_per_second" in hours
+    assert head.split() == ["run", "id", "size", "N", "T", "B", "lr", "steps", "FLOPs", "hours"]
     assert len(rows) == 2
     for row in rows:
         assert row.split()[1:5] == ["16x2048", "1,073,741,824", "3,200,000,000,000", "3,200,000,000"]
-        assert len(row.split()) == 8
+        assert len(row.split()) == 9
         assert len(row) == len(head)
 
 
@@ -309,23 +310,27 @@ def test_another_file_than_a_sweep_is_told_in_a_short_line(tmp_path: Path, text:
     assert len(said) < 250 + len(str(path))
 
 
-def test_status_tells_running_from_stopped(sweep: Path, tmp_path: Path) -> None:
-    """A cell that has begun is running while a process holds its folder, and stopped where none does."""
-    first, second, *_ = json.loads(here("run", sweep, "--dry-run", "--json")[0])["cells"]
-    folders = [tmp_path / "runs" / "grid" / cell["run_id"] for cell in (first, second)]
+def test_status_tells_running_stopped_and_lost(sweep: Path, tmp_path: Path) -> None:
+    """A begun cell runs while a process holds its folder; else it was stopped, if it said so, or it is lost."""
+    first, second, third, _ = json.loads(here("run", sweep, "--dry-run", "--json")[0])["cells"]
+    folders = [tmp_path / "runs" / "grid" / cell["run_id"] for cell in (first, second, third)]
     for folder in folders:
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text("")
         with exclusive(folder):
             pass
+    said = {"run_id": second["run_id"], "status": "preempted", "tokens": 640, "milestones": []}
+    (folders[1] / "result.json").write_text(json.dumps(said))
     with exclusive(folders[0]):
         told, _ = here("status", sweep)
         # Asking leaves the hold where it is, and takes none.
         assert here("status", sweep)[0] == told
-    assert "2 pending, 1 running, 1 stopped" in told
+    assert "1 lost, 1 pending, 1 running, 1 stopped" in told
     assert f"running grid/{first['run_id']}: 0%" in told
-    assert f"stopped grid/{second['run_id']}: 0%" in told
-    assert json.loads(here("status", sweep, "--json")[0])["counts"] == {"pending": 2, "stopped": 2}
+    assert f"stopped grid/{second['run_id']}: 50%" in told
+    assert f"lost grid/{third['run_id']}: 0%" in told
+    counts = json.loads(here("status", sweep, "--json")[0])["counts"]
+    assert counts == {"lost": 2, "pending": 1, "stopped": 1}
 
 
 @pytest.mark.parametrize(

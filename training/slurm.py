@@ -1,0 +1,299 @@
+"""A sweep's cells as an array of Slurm jobs: submitted, followed, and trained on the nodes by the same pool.
+
+Who submits writes ``<sweep>/slurm/<submission>.json`` and follows the queue; the jobs write in the cells' folders
+alone. Nothing else passes between them, so that either side may die and be started again.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from signal import SIGUSR2
+from typing import TYPE_CHECKING, Any
+
+from training.config import config_from_dict, to_dict
+from training.grid import Sweep
+from training.records import finished_result
+from training.resolve import Run
+from training.state import FAILURE, FINISHED, cell_state
+from training.sweep_keys import ExecutorKeys, SlurmKeys, minutes
+from utils.errors import UserError, nearest
+from utils.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from training.pool import Interrupt
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = "slurm"  # in the sweep's
+FIRST_LOOK, SELDOM = 1.0, 20.0  # seconds between looks at the queue: at first, and when nothing happens
+SQUEUE_SECONDS = 60.0
+
+
+# -- where the sweep is started --------------------------------------------------------------------------------------
+
+
+def follow(sweep: Sweep, report: Callable[[Run, str], None], interrupt: "Interrupt") -> None:
+    """Submit the cells that are neither finished nor in the queue, and follow until all are settled.
+
+    A cell whose job ends without having finished it is submitted again, up to ``executor.retries`` times without
+    progress. ``report`` hears of each cell's end. A signal ends the following; the jobs go on.
+
+    Raises:
+        UserError: there is no sbatch here, or it refuses.
+    """
+    check_options(sweep.keys.executor.slurm)
+    open_cells = {run.config.run_dir.name: run for run in sweep.cells}
+    absent: dict[str, int] = {}
+    # A cell's submissions in a row that brought it no further, and its tokens at the last of them.
+    vain: dict[str, tuple[int, int]] = {}
+    began, pause, told = True, FIRST_LOOK, False
+    while open_cells and not interrupt.caught:
+        tasks = queue_of(sweep.directory)
+        if tasks is None:  # a controller that does not answer will
+            if not told:
+                print("Slurm's queue does not answer; waiting for it", file=sys.stderr, flush=True)
+            told = True
+            _sleep(SELDOM, interrupt)
+            continue
+        told, busy, todo = False, False, []
+        for name, run in list(open_cells.items()):
+            if began and name not in tasks:
+                (run.config.run_dir / FAILURE).unlink(missing_ok=True)  # a failed cell is tried afresh
+            state = cell_state(run)
+            if state["state"] in (*FINISHED, "failed"):
+                del open_cells[name]
+                report(run, state["state"])
+                busy = True
+            elif name in tasks:
+                absent[name] = 0
+            elif began or absent.get(name, 0):
+                # Out of the queue for two looks: a job that is queued again is nowhere for a moment.
+                count, tokens = vain.get(name, (-1, -1))
+                count = count + 1 if state["tokens"] <= tokens else 0
+                vain[name] = (count, state["tokens"])
+                if count > sweep.keys.executor.retries:
+                    reason = f"its Slurm job ended without a word, {count} times; see {_logs(sweep.directory)}"
+                    write_json(run.config.run_dir / FAILURE, {"attempts": count, "reason": reason})
+                    del open_cells[name]
+                    report(run, "failed")
+                else:
+                    todo.append(run)
+                    if count > 0:
+                        report(run, "again")
+            else:
+                absent[name], busy = 1, True
+        if todo:
+            submit(sweep, todo)
+        began = False
+        pause = FIRST_LOOK if busy or todo else min(1.3 * pause, SELDOM)
+        _sleep(pause, interrupt)
+
+
+def submit(sweep: Sweep, cells: Sequence[Run]) -> str:
+    """One array of jobs for ``cells``, ``runs_per_job`` of them in each; returns its job id."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        import submitit
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    keys = sweep.keys.executor.slurm
+    sets = [cells[i : i + keys.runs_per_job] for i in range(0, len(cells), keys.runs_per_job)]
+    name = f"{re.sub(r'[^A-Za-z0-9]+', '-', sweep.keys.name)}-{uuid.uuid4().hex[:8]}"
+    record = (sweep.directory / FOLDER / f"{name}.json").resolve()
+    content = {
+        "name": name,
+        "job": None,
+        "executor": dataclasses.asdict(sweep.keys.executor),
+        "tasks": [
+            [{"config": to_dict(run.config), **_numbers(run), "run_id": run.config.run_dir.name} for run in part]
+            for part in sets
+        ],
+    }
+    write_json(record, content)
+    executor = submitit.SlurmExecutor(folder=_logs(sweep.directory))
+    executor.update_parameters(**_parameters(keys, name))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            if len(sets) == 1:
+                jobs = [executor.submit(work, str(record), 0)]
+            else:
+                jobs = executor.map_array(work, [str(record)] * len(sets), list(range(len(sets))))
+    except (FailedJobError, FailedSubmissionError) as error:
+        record.unlink()
+        raise UserError(f"sbatch refuses: {_words(str(error))}") from None
+    job = jobs[0].job_id.partition("_")[0]
+    write_json(record, content | {"job": job})
+    return job
+
+
+def queue_of(directory: Path) -> dict[str, str] | None:
+    """{run id: "JOB STATE (reason)"} of the cells whose job is in Slurm's queue; None where it does not answer.
+
+    Jobs are found by their names, which were written down before they were submitted.
+    """
+    records = {path.stem: path for path in (directory / FOLDER).glob("*.json")}
+    if not records:
+        return {}
+    command = ["squeue", "-h", "-r", "-O", "JobName:200,ArrayJobID:20,ArrayTaskID:20,State:20,Reason:60"]
+    try:
+        # All of the user's jobs: a list of names may be longer than a command line.
+        me = ["--user", str(os.getuid())]
+        out = subprocess.run([*command, *me], capture_output=True, text=True, timeout=SQUEUE_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if out.returncode:
+        return None
+    tasks: dict[str, str] = {}
+    for line in out.stdout.splitlines():
+        name, job, index, state, reason = (line[at:end].strip() for at, end in COLUMNS)
+        if name not in records:
+            continue
+        number = int(index) if index.isdigit() else 0
+        why = f" ({reason})" if state == "PENDING" and reason != "None" else ""
+        for cell in read_json(records[name])["tasks"][number]:
+            tasks[cell["run_id"]] = f"{job}_{number} {state}{why}"
+    return tasks
+
+
+COLUMNS = ((0, 200), (200, 220), (220, 240), (240, 260), (260, 320))
+
+
+def check_options(keys: SlurmKeys) -> None:
+    """Refuse a machine without Slurm, and options that its sbatch does not know.
+
+    Raises:
+        UserError: with the nearest known option.
+    """
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "executor.kind=slurm: no sbatch on the path; run this where Slurm is, or say executor.kind=local"
+        )
+    if not keys.options:
+        return
+    out = subprocess.run(["sbatch", "--help"], capture_output=True, text=True)
+    known = sorted(set(re.findall(r"--([a-z][a-z-]+)", out.stdout)))
+    for name in keys.options:
+        if known and name.replace("_", "-") not in known:
+            raise UserError(f"executor.slurm.options: sbatch knows no --{name}{nearest(name, known)}")
+
+
+def _parameters(keys: SlurmKeys, name: str) -> dict[str, Any]:
+    """What submitit is told of a job."""
+    # Our modules, wherever the user's lines have left us.
+    ours = [
+        f"cd {shlex.quote(str(Path.cwd()))}",
+        f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+    ]
+    given = {
+        "partition": keys.partition,
+        "account": keys.account,
+        "mem": keys.mem,
+        "gpus_per_node": keys.gpus,
+        "cpus_per_task": keys.cpus,
+    }
+    options = {option.replace("_", "-"): value for option, value in keys.options.items()}
+    return {name: value for name, value in given.items() if value is not None} | {
+        "job_name": name,
+        "nodes": keys.nodes,
+        "ntasks_per_node": 1,
+        "time": minutes(keys.time),
+        "array_parallelism": keys.array,
+        "signal_delay_s": keys.warning_seconds,
+        "setup": [*keys.setup, *ours],
+        "stderr_to_stdout": True,
+        # Newer srun does not take this over from sbatch.
+        "srun_args": [f"--cpus-per-task={keys.cpus}"] if keys.cpus else [],
+        "additional_parameters": {"requeue": True, **options},
+    }
+
+
+def _logs(directory: Path) -> Path:
+    return directory / FOLDER / "logs"
+
+
+def _words(text: str) -> str:
+    """sbatch's own words, in one line."""
+    lines = [line.partition("error: ")[2] or line for line in text.splitlines() if line.strip()]
+    return "; ".join(line.strip() for line in lines)[:400]
+
+
+def _numbers(run: Run) -> dict[str, Any]:
+    return {field.name: getattr(run, field.name) for field in dataclasses.fields(Run) if field.name != "config"}
+
+
+def _sleep(seconds: float, interrupt: "Interrupt") -> None:
+    """Sleep, but wake soon after a signal."""
+    end = time.monotonic() + seconds
+    while not interrupt.caught and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 0.5))
+
+
+# -- on the nodes ----------------------------------------------------------------------------------------------------
+
+
+def work(record: str, task: int) -> None:
+    """A job: train its cells as ``run_cells`` does, checkpoint when warned of the end, and queue again.
+
+    On each of several nodes it runs the same cell; torchrun joins them. A job that was warned before any cell got
+    further is not queued again: it would never end.
+    """
+    from training.pool import Interrupt, run_cells
+
+    with Interrupt() as interrupt:
+        content = read_json(record)
+        keys = executor_keys(content["executor"])
+        cells = [_cell(values) for values in content["tasks"][task]]
+        before = [_tokens(run) for run in cells]
+        run_cells(cells, keys, _say, interrupt, _rendezvous(keys))
+        if interrupt.caught is None:
+            return
+        if interrupt.caught != SIGUSR2 or os.environ.get("SLURM_NODEID", "0") != "0":
+            return  # cancelled; or preempted, and Slurm queues it again where it is told to
+        if all(_tokens(run) <= tokens for run, tokens in zip(cells, before)):
+            raise RuntimeError("no cell got any further before the warning: give executor.slurm.time more minutes")
+        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+
+
+def executor_keys(values: dict[str, Any]) -> ExecutorKeys:
+    """The inverse of ``dataclasses.asdict``."""
+    return ExecutorKeys(**values | {"slurm": SlurmKeys(**values["slurm"])})
+
+
+def _cell(values: dict[str, Any]) -> Run:
+    numbers = {name: value for name, value in values.items() if name not in ("config", "run_id")}
+    return Run(config=config_from_dict(values["config"]), **numbers)
+
+
+def _rendezvous(keys: ExecutorKeys) -> list[str]:
+    """torchrun's options where a cell has several nodes, of which this is one."""
+    if keys.slurm.nodes == 1:
+        return []
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    first = SlurmJobEnvironment().hostnames[0]
+    # Any port will do that all nodes know; jobs that share a node are told apart by their ids.
+    port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 40000
+    return ["--nnodes", str(keys.slurm.nodes), "--node_rank", os.environ["SLURM_NODEID"],
+            "--master_addr", first, "--master_port", str(port)]  # fmt: skip
+
+
+def _tokens(run: Run) -> int:
+    """Tokens up to the newest checkpoint."""
+    final = finished_result(run)
+    if final is not None:
+        return final["tokens"]
+    steps = [int(path.name.rpartition("_")[2]) for path in (run.config.run_dir / "checkpoints").glob("step_*")]
+    return max(steps, default=0) * run.config.train.batch_tokens
+
+
+def _say(run: Run, outcome: str) -> None:
+    print(f"{run.config.name}: {outcome}", flush=True)

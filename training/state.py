@@ -1,0 +1,106 @@
+"""How a sweep's cells stand, by what lies on disk; and finished cells into and out of a folder that is committed.
+
+No torch here: a thousand cells are to be asked within a second.
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from training.records import finished_result, recorded
+from training.resolve import Run
+from utils.files import held, read_json, replacing
+
+FAILURE = "failure.json"  # written by who gave the cell up: its pool, or for a lost job who follows the jobs
+HOPELESS = "stopped_early.json"  # written by the pool that stopped it
+FINISHED = ("done", "diverged", "stopped early")
+TAIL = 4096  # bytes: the last line of metrics.jsonl is within them
+
+
+def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
+    """How a cell stands: {"state", "tokens", "loss", "rate"}, and "reason" where it failed or was stopped early.
+
+    The state is "pending", "running" (a process holds its folder), "stopped" (a signal ended it; it will go on),
+    "lost" (its process is gone without a word; it will go on), "done", "diverged", "failed" or "stopped early". The
+    loss is the last milestone's, of the averaged weights; the rate is training FLOPs per second, or None.
+
+    Args:
+        results: a folder of finished cells, which count as this sweep's.
+    """
+    directory = run.config.run_dir
+    if (directory / FAILURE).exists():
+        return {**_nothing("failed"), **read_json(directory / FAILURE)}
+    final = finished(run, results)
+    if final is not None:
+        seconds = final.get("seconds")
+        rate = final["flops"] / seconds if seconds and final["status"] == "done" else None
+        return {"state": final["status"], "tokens": final["tokens"], "loss": _loss(final), "rate": rate}
+    if not (directory / "config.yaml").exists():
+        return _nothing("pending")
+    result, last = recorded(run), last_metrics(directory)
+    rate = run.flops_per_token * last["tokens_per_second"] if last else None
+    tokens = max(result["tokens"], last["tokens"] if last else 0)
+    values = {"tokens": tokens, "loss": _loss(result), "rate": rate}
+    if (directory / HOPELESS).exists():
+        return {"state": "stopped early", **values, "reason": read_json(directory / HOPELESS)["reason"]}
+    waits = result.get("status") == "preempted"
+    return {"state": "running" if held(directory) else "stopped" if waits else "lost", **values}
+
+
+def finished(run: Run, results: str | None = None) -> dict[str, Any] | None:
+    """The final result of a cell, from its own folder or else from ``results``; None where there is none."""
+    own = finished_result(run)
+    return own if own is not None or results is None else finished_result(_committed(run, results))
+
+
+def adopt(run: Run, results: str) -> None:
+    """Copy a finished cell from ``results`` into its own folder, where it is not there yet."""
+    committed = _committed(run, results)
+    if finished_result(run) is None and finished_result(committed) is not None:
+        _copy(committed.config.run_dir, run.config.run_dir)
+
+
+def publish(run: Run, results: str) -> bool:
+    """Copy a finished cell's result and its losses into ``results``; whether it is finished."""
+    own, there = finished_result(run), _committed(run, results)
+    if own is None:
+        return False
+    if finished_result(there) != own:
+        _copy(run.config.run_dir, there.config.run_dir)
+    return True
+
+
+def last_metrics(directory: Path) -> dict[str, Any] | None:
+    """The last whole line of a run's metrics.jsonl; None without one."""
+    try:
+        with (directory / "metrics.jsonl").open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(file.tell() - TAIL, 0))
+            lines = file.read().split(b"\n")[:-1]
+        return json.loads(lines[-1])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _nothing(state: str) -> dict[str, Any]:
+    return {"state": state, "tokens": 0, "loss": None, "rate": None}
+
+
+def _loss(result: dict[str, Any]) -> float | None:
+    return result["milestones"][-1]["ema_val_loss"] if result["milestones"] else None
+
+
+def _committed(run: Run, results: str) -> Run:
+    folder = Path(results)
+    config = dataclasses.replace(run.config, out=str(folder), name=run.config.run_dir.name)
+    return dataclasses.replace(run, config=config)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A result and its per-sample losses; the result last, which makes it one."""
+    files = [*sorted((source / "validation").glob("*.npy")), source / "result.json"]
+    for path in files:
+        with replacing(target / path.relative_to(source)) as aside:
+            shutil.copyfile(path, aside)

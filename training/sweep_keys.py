@@ -1,0 +1,257 @@
+"""A sweep's YAML: its keys, their defaults, and what is refused of them."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from training.config import known_keys, merge, whole
+from utils.errors import UserError, nearest, shown
+
+WANTED = "; a sweep's YAML is wanted, such as configs/sweep/quickstart.yaml"
+# Keys of training that the sweep sets for each cell, and the sweep's key for each.
+OWN = {
+    "name": "name",
+    "out": "out",
+    "heldout": "sizes[].heldout",
+    "seed": "seed",
+    "model.size": "sizes[].size",
+    "optim.lr": "lr",
+    "train.batch_tokens": "batch_tokens",
+    "train.milestones": "milestones",
+    "train.tokens": "milestones",
+    "train.flops": "milestones",
+    "checkpoint.final": "nothing: a finished cell keeps its averaged weights",
+    "log.prompts": "nothing: cells sample no videos",
+}
+
+
+@dataclass
+class SizeKeys:
+    """One size of the ladder; what is not given here is the sweep's."""
+
+    size: str = ""
+    lr: list[float] | None = None
+    batch_tokens: list[int] | None = None
+    milestones: list[int] | None = None
+    tokens_per_parameter: list[float] | None = None
+    repeats: int | None = None
+    heldout: bool = False
+
+
+@dataclass
+class SlurmKeys:
+    """One job of the array, as sbatch wants it.
+
+    Attributes:
+        partition, account, time, mem: sbatch's; time in minutes or as "12:00:00".
+        nodes, gpus, cpus: of one job; gpus and cpus per node.
+        array: most jobs of the array at once.
+        runs_per_job: cells in one job, which trains them as a machine of its own would: as many at once as its GPUs
+            and ``runs_per_gpu`` allow, the others after them.
+        warning_seconds: before its end a job is told to checkpoint; it is queued again, and goes on there.
+        setup: lines of shell that come first on the node: modules, an environment, a container.
+        options: further options of sbatch, such as {qos: low, exclude: "node[3-4]"}.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    nodes: int = 1
+    gpus: int | None = None
+    cpus: int | None = None
+    time: Any = 60
+    mem: str | None = None
+    array: int = 256
+    runs_per_job: int = 1
+    warning_seconds: int = 120
+    setup: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ExecutorKeys:
+    """How the cells are run.
+
+    Attributes:
+        kind: local, on this machine; or slurm, as an array of jobs.
+        workers: cells trained at once; as many as fit on the GPUs, or one per core where there is no GPU.
+        runs_per_gpu: cells that share a GPU.
+        processes: of one cell on each of its nodes, each on a GPU of its own; more than one start by torchrun.
+        retries: further attempts at a cell that crashes, or whose job is lost.
+        stop_hopeless: end a cell that is beyond doubt behind the best of its size at a milestone.
+        slurm: what a job asks for.
+    """
+
+    kind: str = "local"
+    workers: int | None = None
+    runs_per_gpu: int = 1
+    processes: int = 1
+    retries: int = 2
+    stop_hopeless: bool = False
+    slurm: SlurmKeys = field(default_factory=SlurmKeys)
+
+
+@dataclass
+class CostKeys:
+    """What hours are estimated by before there are any; measured throughput replaces it.
+
+    Attributes:
+        flops_per_second: training FLOPs (by C_token) per second of one GPU, or worker on the CPU.
+        price_per_hour: of one GPU, or worker, in any currency.
+    """
+
+    flops_per_second: float | None = None
+    price_per_hour: float | None = None
+
+
+@dataclass
+class SweepKeys:
+    """A sweep: sizes x learning rates x batch sizes x repeats, each cell with its milestones.
+
+    Attributes:
+        name, out: the sweep's folder is out/name.
+        base: the training configuration the cells share, relative to the sweep's YAML.
+        config: keys of training that replace the base's, such as {train: {dtype: bfloat16}}.
+        sizes: the ladder's sizes, such as {size: 2x64, milestones: [1e5, 2e5]}.
+        lr, batch_tokens, milestones, repeats: the grid of every size that does not give its own.
+        tokens_per_parameter: milestones as multiples of N, instead of ``milestones``.
+        around: a law file, relative to the sweep's YAML or to the working directory. Axes that are not spelled out
+            lie around its prediction: ``lr_steps`` rates and ``batch_steps`` batches, each ``ratio`` times the last.
+        seed: cells draw their training seeds from it, each its own.
+        results: a folder of finished cells (``<run id>/result.json``) that are not run again; ``collect`` fills it.
+    """
+
+    name: str = "sweep"
+    out: str = "runs"
+    base: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    sizes: list[SizeKeys] = field(default_factory=list)
+    lr: list[float] | None = None
+    batch_tokens: list[int] | None = None
+    milestones: list[int] | None = None
+    tokens_per_parameter: list[float] | None = None
+    around: str | None = None
+    lr_steps: int = 5
+    batch_steps: int = 3
+    ratio: float = 2.0
+    repeats: int = 1
+    seed: int = 0
+    results: str | None = None
+    executor: ExecutorKeys = field(default_factory=ExecutorKeys)
+    cost: CostKeys = field(default_factory=CostKeys)
+
+
+def overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The YAML's ``values`` under ``overrides`` such as ``executor.workers=4`` or ``config.train.dtype=bfloat16``."""
+    for override in overrides:
+        name, equals, _ = override.partition("=")
+        if not equals or name.split(".")[0] not in SweepKeys.__dataclass_fields__:
+            known = list(known_keys())
+            elsewhere = f"; a key of training: write config.{override}" if name in known else None
+            hint = elsewhere or nearest(name, list(SweepKeys.__dataclass_fields__))
+            raise UserError(f"{override!r}: not an override of a sweep's key, such as executor.workers=4{hint}")
+        try:
+            given = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+        except Exception as error:  # the YAML parser's, for values such as "[1,", or keys inside a list
+            raise UserError(f"{override}: {' '.join(str(error).split())}") from None
+        values = merge(values, given)
+    return values
+
+
+def typed(values: dict[str, Any], path: str | Path) -> SweepKeys:
+    """Strictly typed keys; whole numbers may be written as 2e5.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one), a value of another type or outside its range.
+    """
+    sizes = values.get("sizes") or []
+    if not isinstance(sizes, list) or not all(isinstance(size, dict) for size in sizes):
+        raise UserError(f"{path}: sizes: must be a list of entries such as {{size: 2x64}}")
+    executor = _group(values, "executor", path)
+    groups: list[tuple[dict[str, Any], type, str]] = [(values, SweepKeys, "")]
+    groups += [(size, SizeKeys, "") for size in sizes]
+    groups += [(executor, ExecutorKeys, "executor."), (_group(executor, "slurm", path), SlurmKeys, "executor.slurm.")]
+    groups += [(_group(values, "cost", path), CostKeys, "cost.")]
+    for keys, schema, prefix in groups:
+        known = schema.__dataclass_fields__
+        for name in keys:
+            if name not in known:
+                # Another file, or a slip: a far hint would only mislead.
+                other = "sizes" not in values and not prefix
+                hint = nearest(str(name), list(known), 0.75 if other else 0.5) or (WANTED if other else "")
+                raise UserError(f"{path}: unknown key {prefix}{shown(name) if not prefix else name}{hint}")
+        for name in ("batch_tokens", "milestones", "repeats"):
+            if name in keys:
+                keys[name] = whole(keys[name])
+    try:
+        keys = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepKeys), values))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {error.full_key or 'a group of keys'}: {str(error).splitlines()[0]}") from None
+    _check(keys, path)
+    return keys
+
+
+def minutes(time: Any) -> int:
+    """A time limit in whole minutes, from minutes or sbatch's forms "MM:SS", "HH:MM:SS", "D-HH[:MM[:SS]]".
+
+    Raises:
+        ValueError: it is none of them, or not positive.
+    """
+    text = str(time)
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minute, second = (*parts, 0, 0)[:3]
+        total = (int(days) * 24 + hours) * 60 + minute + math.ceil(second / 60)
+    elif len(parts) == 3:
+        total = parts[0] * 60 + parts[1] + math.ceil(parts[2] / 60)
+    else:
+        total = parts[0] + (math.ceil(parts[1] / 60) if len(parts) == 2 else 0)
+    if total < 1:
+        raise ValueError(text)
+    return total
+
+
+def _group(values: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
+    group = values.get(name) or {}
+    if not isinstance(group, dict):
+        raise UserError(f"{path}: {name}: a group of keys, not a value")
+    return group
+
+
+def _check(keys: SweepKeys, path: str | Path) -> None:
+    executor, slurm = keys.executor, keys.executor.slurm
+    if (executor.workers is not None and executor.workers < 1) or executor.retries < 0:
+        raise UserError(f"{path}: executor: workers must be at least 1, and retries not negative")
+    if executor.kind not in ("local", "slurm"):
+        raise UserError(f"{path}: executor.kind={executor.kind}: local or slurm"
+                        f"{nearest(executor.kind, ['local', 'slurm'])}")  # fmt: skip
+    counts = {"runs_per_gpu": executor.runs_per_gpu, "processes": executor.processes}
+    counts |= {f"slurm.{name}": getattr(slurm, name) for name in ("nodes", "array", "runs_per_job")}
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"{path}: executor.{name}={count}: must be at least 1")
+    if executor.processes > 1 and executor.runs_per_gpu > 1:
+        raise UserError(f"{path}: executor: cells of several processes cannot share GPUs; set runs_per_gpu to 1")
+    if slurm.nodes > 1 and slurm.runs_per_job > 1:
+        raise UserError(f"{path}: executor.slurm: a cell over {slurm.nodes} nodes is a job of its own; set "
+                        "runs_per_job to 1")  # fmt: skip
+    if slurm.gpus is not None and slurm.gpus < executor.processes:
+        raise UserError(f"{path}: executor.slurm.gpus={slurm.gpus}: fewer than executor.processes="
+                        f"{executor.processes}, which need a GPU each")  # fmt: skip
+    try:
+        limit = minutes(slurm.time)
+    except ValueError:
+        raise UserError(f"{path}: executor.slurm.time={slurm.time}: minutes, or a time such as 12:00:00") from None
+    if not 0 < slurm.warning_seconds < 60 * limit:
+        raise UserError(f"{path}: executor.slurm.warning_seconds={slurm.warning_seconds}: must be positive, and less "
+                        f"than executor.slurm.time, {limit} min")  # fmt: skip
+    for name in ("flops_per_second", "price_per_hour"):
+        value = getattr(keys.cost, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UserError(f"{path}: cost.{name}={value}: must be a positive number")
+    if keys.around and (keys.lr_steps < 1 or keys.batch_steps < 1 or not (1 < keys.ratio < math.inf)):
+        raise UserError(f"{path}: around: lr_steps and batch_steps must be at least 1, and ratio above 1")
