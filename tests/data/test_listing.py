@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from data.listing import list_sources
@@ -44,6 +46,12 @@ def test_folder_and_manifests_list_the_same(tmp_path):
         ("m.jsonl", '["a.mp4"]\n', "line 1: not a JSON object"),
         ("m.jsonl", '{"path": "a.mp4"}\n{"caption": "x"}\n', "line 2: no path"),
         ("m.jsonl", '{"caption": "x"}\n', "no column 'path'"),
+        ("m.csv", "path,start\na.mp4,soon\n", "line 2: start is 'soon', which is no number of seconds"),
+        ("m.csv", "path,start\na.mp4,-1\n", "line 2: start is '-1', which is no number"),
+        ("m.csv", "path,start,end\na.mp4,3,2.5\n", "line 2: the range ends at 2.5 s, where it has not begun"),
+        ("m.csv", "path,start,end\na.mp4,1,2\na.mp4,2,3\na.mp4,1.0,2\n", "line 4: a.mp4@1-2 is listed twice"),
+        ("m.jsonl", '{"path": "a.mp4", "end": [1]}\n', "line 1: end is "),
+        ("m.parquet", "path\na.mp4\n", "not a Parquet file"),
         ("m.txt", "a.mp4\n", "neither a folder"),
     ],
 )
@@ -65,3 +73,58 @@ def test_a_missing_or_empty_folder_is_a_users_error(tmp_path):
     (tmp_path / "x.txt").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=r"x\.txt: not UTF-8"):
         list_sources(tmp_path)
+
+
+def test_a_parquet_manifest_lists_the_same(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).touch()
+    rows = [
+        {"caption": "ein\nHündchen", "path": "b.mp4", "start": 0.5, "end": None, "views": 3},
+        {"caption": None, "path": "./a.mp4", "start": None, "end": None, "views": 4},
+    ]
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "m.parquet")
+    (tmp_path / "m.csv").write_text('path,caption,start,end\nb.mp4,"ein\nHündchen",.5,\na.mp4,,,\n')
+    listed = list_sources(tmp_path / "m.parquet")
+    assert listed == list_sources(tmp_path / "m.csv")
+    assert [(s.name, s.video, s.caption, s.start, s.end) for s in listed] == [
+        ("a.mp4", "a.mp4", "", None, None),
+        ("b.mp4@0.5-", "b.mp4", "ein Hündchen", 0.5, None),
+    ]
+    for row, message in (
+        ({"file": "a.mp4"}, "no column 'path' .*there are: file"),
+        ({"path": "../a.mp4"}, r"row 1: \.\./a\.mp4 lies outside"),
+        ({"path": 3}, "row 1: no path"),
+    ):
+        parquet.write_table(arrow.Table.from_pylist([row]), tmp_path / "bad.parquet")
+        with pytest.raises(UserError, match=message):
+            list_sources(tmp_path / "bad.parquet")
+
+
+def test_without_pyarrow_parquet_is_a_users_error(tmp_path, monkeypatch):
+    (tmp_path / "m.parquet").touch()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match="reading Parquet needs pyarrow: pip install pyarrow"):
+        list_sources(tmp_path / "m.parquet")
+
+
+def test_ranges_of_one_video_are_sources_of_their_own(tmp_path):
+    (tmp_path / "a@b.mp4").touch()
+    (tmp_path / "m.jsonl").write_text(
+        '{"path": "a@b.mp4", "start": 0, "end": 12.25}\n{"path": "a@b.mp4", "start": "12.25"}\n{"path": "a@b.mp4"}\n'
+        '{"path": "a@b.mp4", "end": 3, "caption": "one\u2028line"}\n'
+    )
+    sources = list_sources(tmp_path / "m.jsonl")
+    assert [source.name for source in sources] == ["a@b.mp4", "a@b.mp4@0-12.25", "a@b.mp4@0-3", "a@b.mp4@12.25-"]
+    assert {source.video for source in sources} == {"a@b.mp4"}
+    assert sources[2].caption == "one line"
+
+
+def test_pictures_are_listed_and_previews_are_not(tmp_path):
+    for name in ("a.mp4", "a.jpg", "b.PNG", "deep/a.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    sources = list_sources(tmp_path)
+    assert [source.name for source in sources] == ["a.mp4", "b.PNG", "deep/a.webp"]
+    assert [source.is_picture for source in sources] == [False, True, True]
