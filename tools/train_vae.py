@@ -26,6 +26,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.synthetic import render
+from models.fidelity import psnr
 from utils.errors import Parser, UserError, run_cli
 from utils.files import replacing, write_json, write_text
 from utils.random import fold, normal
@@ -54,11 +55,6 @@ WARM_UP = 100  # steps
 PCA_CLIPS = 6144  # what the baseline is fitted on; more clips make a better whole-clip PCA, slowly
 SCORED, MEASURED = 512, 2048  # held-out clips for PSNR; training clips for latent statistics
 SAVE_SECONDS = 120
-
-
-def psnr(squared_error: float) -> float:
-    """Peak signal-to-noise ratio in dB of a mean squared error between clips in [-1, 1], whose peak is 2."""
-    return 10 * math.log10(4 / squared_error)
 
 
 def held_out(seed: int) -> Tensor:

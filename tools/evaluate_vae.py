@@ -1,0 +1,145 @@
+"""How well an autoencoder keeps clips: PSNR and SSIM of what comes back from its latents, and the latents' statistics.
+
+    python tools/evaluate_vae.py --source synthetic
+    python tools/evaluate_vae.py --source FOLDER --picture side_by_side.png
+
+Before clips are encoded by the thousand: a VAE that keeps too little of them, or whose latents are far from mean 0 and
+deviation 1, makes every loss that follows mean something else. Clips are read as tools/cache_latents.py reads them.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.clips import Reading, Shape, to_float
+from data.listing import list_sources
+from data.media import Rejected
+from data.sources import video_unit
+from data.synthetic import render
+from data.workers import decoded
+from models.fidelity import psnr, squared_errors, ssim
+from models.vae import VideoVAE, load_vae
+from utils.devices import pick_device
+from utils.errors import Parser, UserError, run_cli
+from utils.files import replacing
+from utils.random import fold
+
+HELD_OUT = fold(0, "held out")  # the clips that tools/train_vae.py scores its own on, and trains on none of
+BATCH = 8
+SHOWN = 4  # clips of one source and frames of a clip in the picture
+
+
+def clips_by_source(args: argparse.Namespace, shape: Shape) -> Iterator[tuple[str, Tensor]]:
+    """(name, clips float32 [n, 3, F, H, W]) of each source that can be read; the others are named on stderr."""
+    if args.source == "synthetic":
+        index = torch.arange(args.clips)
+        yield "synthetic, held out", render(index, HELD_OUT, args.frames, args.size, args.size)
+        return
+    sources = list_sources(args.source)
+    units = (video_unit(source, Reading(shape, args.clips)) for source in sources)
+    for source, found in zip(sources, decoded(units, workers=1)):
+        if isinstance(found, Rejected):
+            print(f"{source.name}: {found}", file=sys.stderr)
+        else:
+            yield source.name, to_float(found.pixels)
+
+
+def measured(vae: VideoVAE, clips: Tensor) -> dict[str, Tensor]:
+    """Of each clip: squared error, SSIM; and the clips' latents and what they became, all on the CPU."""
+    parts = []
+    for part in clips.split(BATCH):
+        latents = vae.encode(part)
+        parts.append((latents.cpu(), vae.decode(latents).cpu()))
+    latents, made = (torch.cat(part) for part in zip(*parts))
+    return {"error": squared_errors(clips, made), "ssim": ssim(clips, made), "latents": latents, "made": made}
+
+
+def row(name: str, error: Tensor, similar: Tensor) -> dict[str, Any]:
+    """The scores of some clips: PSNR of the pooled squared error (the stricter), and means over clips."""
+    return {
+        "source": name,
+        "clips": len(error),
+        "psnr": round(psnr(error.mean().item()), 3),
+        "psnr_per_clip": round(sum(map(psnr, error.tolist())) / len(error), 3),
+        "ssim": round(similar.mean().item(), 4),
+    }
+
+
+def picture(path: Path, clips_of: list[Tensor], made_of: list[Tensor]) -> None:
+    """One column for each source, or for each of a single one's first clips: some frames, and below them what the
+    autoencoder made of them."""
+    from torchvision.io import encode_png
+    from torchvision.utils import make_grid
+
+    each = 1 if len(clips_of) > 1 else SHOWN
+    pairs = [pair for several in zip(clips_of, made_of) for pair in list(zip(*several))[:each]]
+
+    rows = []
+    for clip, made in pairs:
+        at = torch.linspace(0, clip.shape[1] - 1, min(SHOWN, clip.shape[1])).round().long()
+        both = torch.cat([clip[:, at], made[:, at]], dim=1).transpose(0, 1)
+        rows.append(make_grid(both, nrow=len(at), padding=1, pad_value=1))
+    grid = make_grid(torch.stack(rows), nrow=len(rows), padding=2, pad_value=1)
+    scale = max(1, 96 // pairs[0][0].shape[-1])  # small pixels as blocks that can be seen
+    grid = grid.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    with replacing(path) as aside:
+        aside.write_bytes(encode_png(((grid.clamp(-1, 1) + 1) * 127.5).round().byte()).numpy().tobytes())
+
+
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="synthetic", help="synthetic, or what tools/cache_latents.py reads")
+    parser.add_argument("--vae", default="embedded", help="embedded, a folder or a hub id (default: %(default)s)")
+    parser.add_argument(
+        "--clips", type=int, default=16, help="of each video at most, or synthetic ones in all (default: %(default)s)"
+    )
+    parser.add_argument("--frames", type=int, default=17, help="of a clip (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=32, help="pixels along a side (default: %(default)s)")
+    parser.add_argument("--stride", type=int, default=1, help="every how many-th frame (default: %(default)s)")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--bfloat16", action="store_true", help="run the autoencoder in bfloat16, not float32")
+    parser.add_argument("--picture", type=Path, help="a PNG to write: clips above, what became of them below")
+    parser.add_argument("--json", action="store_true", help="print the scores as JSON")
+    args = parser.parse_args()
+    if args.clips < 1 or args.size < 11:
+        raise UserError("--clips must be at least 1, and --size at least 11, the width of SSIM's window")
+
+    vae = load_vae(args.vae, pick_device(args.device), torch.bfloat16 if args.bfloat16 else torch.float32)
+    vae.latent_shape(args.frames, args.size, args.size)  # a shape that the VAE cannot take is said before any work
+    rows, all_of, clips_of = [], [], []
+    for name, clips in clips_by_source(args, Shape(args.frames, args.size, args.stride)):
+        found = measured(vae, clips)
+        rows.append(row(name, found["error"], found["ssim"]))
+        clips_of.append(clips[:SHOWN])
+        all_of.append(found)
+    if not rows:
+        raise UserError(f"{args.source}: no video in it can be used; each is named above with its reason")
+    total = row("all", *(torch.cat([found[key] for found in all_of]) for key in ("error", "ssim")))
+    latents = torch.cat([found["latents"] for found in all_of]).transpose(0, 1).flatten(1).double()
+    mean, std = latents.mean(1), latents.std(1)
+    statistics = {"mean": [round(x, 4) for x in mean.tolist()], "std": [round(x, 4) for x in std.tolist()]}
+    if args.picture:
+        picture(args.picture, clips_of, [found["made"] for found in all_of])
+    if args.json:
+        print(json.dumps({"vae": args.vae, "sources": rows, "all": total, "latents": statistics}))
+        return
+    print(f"{'source':<40} {'clips':>6} {'PSNR':>8} {'by clip':>8} {'SSIM':>7}")
+    for each in [*rows, total] if len(rows) > 1 else rows:
+        figures = f"{each['psnr']:>8.2f} {each['psnr_per_clip']:>8.2f} {each['ssim']:>7.4f}"
+        print(f"{each['source'][-40:]:<40} {each['clips']:>6} {figures}")
+    print(
+        f"latents by channel: mean {mean.min():+.3f} to {mean.max():+.3f}, deviation {std.min():.3f} to "
+        f"{std.max():.3f} (near 0 and 1 where the VAE knows such clips)"
+    )
+
+
+if __name__ == "__main__":
+    run_cli(main)
