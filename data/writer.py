@@ -76,6 +76,13 @@ def _remove(work: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _clean(work: Path) -> None:
+    """Remove what killed processes left beside ``work``; those that live remove their own."""
+    for left in work.parent.iterdir():
+        if left != work:
+            _remove(left)
+
+
 def _place(work: Path, path: Path, content: bytes | Iterable[str]) -> None:
     """Write ``path`` whole or not at all, by way of the folder ``work``."""
     # The host too: processes of several machines may share a number.
@@ -118,6 +125,7 @@ def open_cache(folder: str | Path, settings: dict[str, Any], work: Path) -> dict
     if index["finished"]:
         damaged = [folder / name for name, file in index["files"].items() if file_size(folder / name) != file["bytes"]]
         if not damaged:
+            _clean(work)
             return index
         for path in damaged:
             path.unlink(missing_ok=True)
@@ -315,9 +323,7 @@ def close_cache(
         "files": files,
     }
     _place(work, folder / "index.json", json_text(index).encode())
-    for left in work.parent.iterdir():  # of processes that were killed; those that live remove their own
-        if left != work:
-            _remove(left)
+    _clean(work)
     return index
 
 
