@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from data.media import Rejected, Source
 from data.probe import Probe, message, probe, video_stream
@@ -146,6 +147,7 @@ def _pictures_at(
     if seek is not None:
         container.seek(seek, stream=stream)
     missing, reached = set(wanted), seek is None
+    colours = VideoReformatter()  # one for all frames: making it takes twice as long as using it
     for frame in container.decode(stream):
         time = frame.dts if frame.pts is None else frame.pts
         if not reached and (time is None or time > wanted[0]):
@@ -153,8 +155,9 @@ def _pictures_at(
         reached = True
         if time in missing:
             missing.discard(time)
+            rgb = colours.reformat(frame, format="rgb24", threads=1)
             # decord turns upright what a phone filmed on its side; PyAV leaves that to its user.
-            pictures[time] = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            pictures[time] = np.rot90(rgb.to_ndarray(), round(frame.rotation / 90))
         if not missing or (time is not None and time > wanted[-1]):
             break
     return pictures if reached else None
