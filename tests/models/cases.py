@@ -93,11 +93,11 @@ CASES = {
         (4, 4),
         (0.5, 2.0),
     ),
-    "wan with patches": Case(
+    "wan with patches": Case(  # and residual blocks, as Wan 2.2
         "AutoencoderKLWan",
         WAN
         | {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
-        | {"in_channels": 12, "out_channels": 12, "patch_size": 2},
+        | {"in_channels": 12, "out_channels": 12, "patch_size": 2, "is_residual": True, "dim_mult": [1, 2, 2]},
         (4, 8),
         (0.0, 1.0),
     ),
@@ -111,6 +111,7 @@ CASES = {
         | {"scaling_factor": 0.5},
         (4, 16),
         (0.0, 2.0),
+        (5, 16, 32),
     ),
     "ltx": Case("AutoencoderKLLTXVideo", LTX | {"scaling_factor": 2.0}, (4, 8), (0.25, 1.5)),
     "ltx with time": Case(

@@ -58,7 +58,7 @@ def test_tiles_are_put_where_they_belong(made, monkeypatch):
     """What only one tile covers is that tile encoded, or decoded, alone."""
     vae, tile, stride = with_small_tiles(load_vae(str(made.folder)))
     clips = some_clips(made.case.size[0], 2 * stride, 2 * stride + tile // 4, n=1)
-    latents = vae.encode(clips)
+    latents = torch.randn(1, *vae.latent_shape(*clips.shape[2:]), generator=torch.Generator().manual_seed(0))
     if made.key == "cosmos":
         pytest.skip("diffusers 0.42.1 has no tiles for Cosmos, whose widest maps have 64 times fewer positions")
     first, last = vae.encode(clips[..., :tile, :tile]), vae.encode(clips[..., stride:, 2 * stride :])
