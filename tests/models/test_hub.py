@@ -15,6 +15,7 @@ from models.hub import located
 from models.text import load_text_encoder
 from models.vae import EMBEDDED, load_vae
 from tests.models.cases import some_clips
+from tests.models.test_text import save_t5
 from utils.errors import UserError
 
 COMMIT = "0" * 40
@@ -103,6 +104,18 @@ def test_a_pipelines_vae_is_fetched_alone_and_kept(empty_hub, monkeypatch):
     started = time.monotonic()
     assert load_vae("us/thing").fingerprint == embedded.fingerprint
     assert time.monotonic() - started < 10
+
+
+def test_a_text_encoder_at_the_root_is_fetched_without_the_folders_beside_it(empty_hub, tmp_path):
+    folder = save_t5(tmp_path / "t5")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    files |= {"onnx/config.json": b"{}", "onnx/model.safetensors": b"large", "pytorch_model.bin": b"a pickle"}
+    with hub(files) as (endpoint, asked):
+        empty_hub(endpoint)
+        encoder = load_text_encoder("us/thing")
+        fetched = {path.split("/", 5)[5] for method, path in asked if method == "GET" and "/resolve/" in path}
+    assert fetched == {path.name for path in folder.iterdir()}
+    assert encoder.fingerprint == load_text_encoder(str(folder)).fingerprint
 
 
 def test_what_is_not_on_the_hub(empty_hub):
