@@ -21,6 +21,7 @@ from scaling.target import Known, best_size, pair, spend
 from training import extended
 from training.grid import Sweep
 from training.resolve import Run
+from training.state import cell_state
 from utils.errors import UserError
 from utils.files import exclusive
 
@@ -126,8 +127,6 @@ def _milestone(cells: list[Run], T: float) -> int:
 
 def _waiting(sweep: Sweep) -> Callable[[float, float], list[tuple[float, float]]]:
     """The cells of an (N, T) without a result yet."""
-    from training.pool import cell_state  # imports torch
-
     by_size = _sizes(sweep)
     open_cells = {cell.config.name for cell in sweep.cells if cell_state(cell)["state"] not in ("done", "diverged")}
 

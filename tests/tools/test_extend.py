@@ -1,0 +1,195 @@
+"""``sweep.py extend``: what it shows is what it adds, and what it adds is trained like the rest."""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from scaling import laws, simulate
+from scaling.extend import Settings
+from scaling.points import Untrusted
+from scaling.proposals import Asked, states
+from tools import extend as module
+from tools import sweep as cli
+from training import extended
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def sweep(cache: Path, tmp_path: Path) -> Path:
+    """3 x 3 cells of one size with two milestones, and one held-out size."""
+    base = {
+        "data": {"cache": str(cache)},
+        "optim": {"beta2_half_life": 2e4},
+        "validation": {"timesteps": 2},
+        "log": {"every_steps": 50},
+        "checkpoint": {"every_steps": 100},
+    }
+    grid = {
+        "name": "grid",
+        "out": str(tmp_path / "runs"),
+        "base": "base.yaml",
+        "milestones": [128, 256],
+        "batch_tokens": [32, 64, 128],
+        "lr": [1e-4, 2e-4, 4e-4],
+        "sizes": [{"size": "1x32"}, {"size": "2x32", "heldout": True, "lr": [1e-3], "batch_tokens": [64]}],
+        "executor": {"workers": 2},
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(grid))
+    return path
+
+
+def tool(command: str, path: Path, *more: str) -> str:
+    """What the tool prints, as a process of its own: what trains."""
+    out = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "sweep.py"), command, str(path), *more],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        stdin=subprocess.DEVNULL,
+    )
+    assert out.returncode == 0, out.stderr + out.stdout
+    return out.stdout
+
+
+@pytest.fixture
+def asks(sweep: Path, monkeypatch, capsys):
+    """The tool in this process, which spares the imports: what only asks. Its output and status."""
+
+    def asked(command: str, *more: str, status: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["sweep.py", command, str(sweep), *more])
+        assert cli.main() == status
+        printed = capsys.readouterr()
+        return printed.err if status else printed.out
+
+    return asked
+
+
+def test_shown_added_trained_and_extended_again(sweep: Path, asks, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has the sweep run?"):
+        asks("extend")
+    tool("run", sweep)
+    folder = tmp_path / "runs" / "grid"
+    shown = json.loads(asks("extend", "--json"))
+    assert not (folder / "extended.json").exists(), "showing adds nothing"
+    assert [(g["N"], g["T"]) for g in shown["grids"]] == [(16384, 128), (16384, 256)], "no held-out size"
+    assert shown["cells"]
+    # Rates this low are too low: the way out is up.
+    assert any("higher lr" in cell["why"] for cell in shown["cells"])
+    assert shown["flops"] == pytest.approx(sum(cell["flops"] for cell in shown["cells"]))
+    text = asks("extend")
+    assert f"{len(shown['cells'])} runs to add" in text
+    assert "--run adds them" in text
+    assert "loss law" in asks("extend", "--budget-flops", "1e9", "--flops", "1e9", status=3)
+
+    tool("extend", sweep, "--run")
+    added = extended.read(folder)
+    keys = ("size", "lr", "batch_tokens", "repeat", "milestones")
+    assert [{k: c[k] for k in keys} for c in added] == [{k: c[k] for k in keys} for c in shown["cells"]]
+    counts = json.loads(asks("status", "--json"))["counts"]
+    assert sum(counts.values()) == 10 + len(added)
+    assert {state for state, count in counts.items() if count} <= {"done", "diverged"}
+    asks("collect", "--out", str(tmp_path / "out.csv"))
+    rows = {(float(r["lr"]), int(r["B"])) for r in csv.DictReader((tmp_path / "out.csv").open())}
+    assert {(c["lr"], c["batch_tokens"]) for c in added} <= rows
+
+    again = json.loads(asks("extend", "--json"))
+    seen = {(c["lr"], c["batch_tokens"], c["repeat"], tuple(c["milestones"])) for c in added}
+    assert not seen & {(c["lr"], c["batch_tokens"], c["repeat"], tuple(c["milestones"])) for c in again["cells"]}
+
+
+def test_a_budget_is_spent_and_no_more(tmp_path: Path) -> None:
+    paper = laws.load(ROOT / "configs" / "laws" / "paper.json")
+    cells, tokens = simulate.grid(paper, (2**24, 2**26), (2e9, 8e9), 5, 5, 2.0), [2e9, 8e9]
+    cells = [(N, max(round(B / 1280), 1) * 1280.0, lr) for N, B, lr in cells]
+    ledger = simulate.ledger(paper, cells, tokens, 1e-3, n_ctx=1280)
+    made, noise, _ = states(ledger, paper, Settings, None, lambda N, T: ())
+    sweep = SimpleNamespace(
+        directory=tmp_path,
+        cells=[
+            SimpleNamespace(
+                N=N, n_ctx=1280, flops_per_token=6.0 * N,
+                config=SimpleNamespace(
+                    optim=SimpleNamespace(lr=lr), model=SimpleNamespace(size=f"{N}"),
+                    train=SimpleNamespace(milestones=[int(2e9), int(8e9)], batch_tokens=round(B)),
+                ),
+            )
+            for N, B, lr in cells
+        ],
+    )  # fmt: skip
+    names = ("budget_flops", "flops", "params", "tokens")
+    given = dict(zip(names, (5e18, None, 1e9, 1e10)))
+    asked, target = module._narrow(sweep, made, paper, noise, argparse.Namespace(**given))
+    assert target["after"] < target["before"]
+    additions = module.merge(sweep, asked)
+    assert 0 < sum(addition.flops for addition in additions) <= target["flops"] <= 5e18
+    with pytest.raises(UserError, match="less than the cheapest run"):
+        module._narrow(sweep, made, paper, noise, argparse.Namespace(**given | {"budget_flops": 1e10}))
+    with pytest.raises(Untrusted, match="loss law"):
+        module._narrow(sweep, made, paper, noise, argparse.Namespace(**given | {"params": None, "flops": 1e21}))
+
+
+def stub(directory: Path, repeats=1):
+    """A sweep of one cell with milestones 10 and 20, as far as merging asks."""
+    train = SimpleNamespace(milestones=[10, 20], batch_tokens=64)
+    config = SimpleNamespace(optim=SimpleNamespace(lr=1e-3), train=train, model=SimpleNamespace(size="1x32"))
+    cell = SimpleNamespace(N=100, config=config, flops_per_token=3.0)
+    return SimpleNamespace(directory=directory, cells=[cell] * repeats)
+
+
+def test_one_run_serves_all_its_milestones(tmp_path: Path) -> None:
+    asked = [Asked(100, 10.5, 2e-3, 64, "a"), Asked(100, 20.0, 2e-3, 64, "b"), Asked(100, 10.0, 3e-3, 64, "c")]
+    one, other = module.merge(stub(tmp_path), asked)
+    assert {one.entry["lr"], other.entry["lr"]} == {2e-3, 3e-3}
+    small, large = (one, other) if one.entry["lr"] == 3e-3 else (other, one)
+    assert large.entry["milestones"] == [10, 20]
+    assert large.flops == 60.0
+    assert small.entry["milestones"] == [10]
+    assert small.flops == 30.0
+    # What was added for the first milestone goes on to the second, as the same run, for what is left.
+    extended.add(tmp_path, [small.entry])
+    (grown,) = module.merge(stub(tmp_path), [Asked(100, 20.0, 3e-3, 64, "d")])
+    assert (grown.entry["repeat"], grown.entry["milestones"], grown.flops) == (0, [10, 20], 30.0)
+    extended.add(tmp_path, [grown.entry])
+    assert [c["milestones"] for c in extended.read(tmp_path)] == [[10, 20]]
+
+
+def test_repeats_are_numbered_on(tmp_path: Path) -> None:
+    asked = [Asked(100, 20.0, 1e-3, 64, "run 2"), Asked(100, 20.0, 1e-3, 64, "run 3")]
+    assert [a.entry["repeat"] for a in module.merge(stub(tmp_path), asked)] == [1, 2]
+    assert [a.entry["repeat"] for a in module.merge(stub(tmp_path, repeats=3), asked)] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"tolerance": 0.0}, "--tolerance"),
+        ({"noise": 2.0}, "--noise"),
+        ({"flops": 1e9}, "--budget-flops"),
+        ({"budget_flops": 1e9}, "needs a target"),
+        ({"budget_flops": 1e9, "params": 1e6}, "--tokens or --flops"),
+        ({"budget_flops": 1e9, "params": 1e6, "tokens": 1e6, "flops": 1e9}, "one of them"),
+        ({"budget_flops": -1.0, "flops": 1e9}, "--budget-flops"),
+    ],
+)
+def test_bad_input_is_named(given, told) -> None:
+    names = ("tolerance", "noise", "budget_flops", "flops", "params", "tokens")
+    with pytest.raises(UserError, match=told):
+        module._check(argparse.Namespace(**(dict.fromkeys(names) | given)))
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"cells": [{"size": "1x32"}]}', "no json"])
+def test_a_file_that_extend_did_not_write_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "extended.json").write_text(text)
+    with pytest.raises(UserError, match="extended.json"):
+        extended.read(tmp_path)
