@@ -1,4 +1,4 @@
-"""Cached latents read, and videos decoded while others are encoded."""
+"""Cached latents read, videos decoded while others are encoded, and decoding by backend."""
 
 import argparse
 import functools
@@ -22,9 +22,10 @@ from data.workers import decoded
 from models.text import load_text_encoder
 from models.vae import VideoVAE, load_vae
 from tools.benchmarks.common import random_cache, spread, timed
+from tools.benchmarks.decode import decode_rows
 from training.feed import AHEAD, steps_together
 
-VIDEOS, FRAMES, SIDE = 24, 16 * 17, 160  # of the overlap's: sixteen clips each
+VIDEOS, FRAMES, SIDE = 16, 16 * 17, 160  # of the overlap's: sixteen clips each
 BATCH = 16
 REPEATS = 20  # reads a round: one takes less time than the clock's and the system's whims
 
@@ -34,6 +35,8 @@ def bench_data(args: argparse.Namespace, device: torch.device) -> list[dict[str,
         rows = [read_row(args, device, Path(folder), n_ctx) for n_ctx in ((args.n_ctx,) if args.n_ctx else (80, 1280))]
         if not args.n_ctx:
             rows.append(overlap_row(args, device, Path(folder)))
+            ten_seconds = make_video(Path(folder) / "ten.mp4", 0, 240, 320)
+            rows += decode_rows(args, device, Path(folder), ten_seconds)
     return rows
 
 
