@@ -4,10 +4,14 @@ import pytest
 import torch
 
 from data.synthetic import render
+from models.fidelity import squared_errors
+from models.vae import load_vae
 from tools import train_vae
 from utils.errors import UserError
 
 SETTINGS = {"steps": 3, "batch": 2, "lr": 1e-3, "seed": 0, "device": "cpu"}
+RECORD = {"parameters": 0, "date": "", "command": "", "psnr": {"autoencoder": {"pooled": 0, "per_clip": 0}}}
+RECORD["psnr"]["pca_of_clips"] = RECORD["psnr"]["autoencoder"]
 
 
 def test_psnr_is_of_a_peak_of_two():
@@ -64,6 +68,20 @@ def test_resume_is_seamless(tmp_path, monkeypatch):
         torch.testing.assert_close(resumed[name], value, atol=0, rtol=0, msg=name)
     with pytest.raises(UserError, match="other settings"):
         train_vae.train(SETTINGS | {"lr": 2e-3}, tmp_path / "b.pt")
+
+
+def test_what_is_trained_here_is_loaded_as_any_other_and_knows_its_latents(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_vae, "WARM_UP", 5)
+    monkeypatch.setattr(train_vae, "MEASURED", 128)
+    made = train_vae.train(SETTINGS | {"steps": 40, "batch": 4, "lr": 3e-3}, tmp_path / "state.pt")
+    train_vae.write(train_vae.finish(made, 0), tmp_path / "vae", RECORD)
+    vae = load_vae(str(tmp_path / "vae"))
+    clips = render(torch.arange(24), seed=9)
+    latents = vae.encode(clips)
+    error = squared_errors(clips, vae.decode(latents)).mean()
+    assert error < 0.9 * clips.var()  # better than any one colour: 40 steps tell clips apart
+    assert latents.mean((0, 2, 3, 4)).abs().max() < 0.25
+    assert (latents.std((0, 2, 3, 4)) - 1).abs().max() < 0.25
 
 
 def test_refusals(tmp_path, monkeypatch):
