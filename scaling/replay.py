@@ -17,7 +17,7 @@ from scaling.optimum import COEFFICIENTS
 from scaling.runs import Ledger
 from utils.errors import UserError
 
-# A study gives a grid up when it has trained this part of it: noise then hides what the tolerance asks for.
+# A study gives a grid up when it has paid for this part of it: noise then hides what the tolerance asks for.
 MOST = 0.35
 # Of the tolerance: how far a table's cells deviate from a smooth surface. They are the truth all the same.
 ROUGH = 1.4
@@ -91,6 +91,7 @@ def study(
     settings: Settings,
     seed: int,
     together: int,
+    most: float = MOST,
     report: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
     """Each grid, cell by cell, until ``decide`` asks for no more.
@@ -100,27 +101,33 @@ def study(
         settings: ``noise`` is added to every run of a cell.
         seed: of that noise.
         together: cells that are asked for at once.
+        most: share of a grid's cells at which it is given up.
     """
     random = np.random.default_rng(seed)
     told: list[Found] = []
     outcomes = []
     for oracle in table:
-        grid = Grid(
-            oracle.N, oracle.T, oracle.lr, oracle.B, np.full(len(oracle.lr), np.nan),
-            np.zeros(len(oracle.lr), dtype=np.int64), np.zeros(len(oracle.lr), dtype=bool),
-        )  # fmt: skip
+        grid = _nothing_run(oracle)
         asked = _coarse(oracle, START) if not told else []
         while True:
             grid = _answered(grid, oracle, asked, settings.noise, random)
             decision = decide(grid, told, law, settings, together)
             asked = [proposal.cell for proposal in decision.cells]
-            if not asked or grid.runs.sum() >= MOST * oracle.cells:
+            if not asked or grid.runs.sum() >= most * oracle.cells:
                 break
         assert decision.choice is not None
         told.append(decision.found)
         outcomes.append(Outcome(oracle, decision.choice, int(grid.runs.sum()), decision.miss))
         report(outcomes[-1])
     return outcomes
+
+
+def _nothing_run(oracle: Oracle) -> Grid:
+    count = len(oracle.lr)
+    return Grid(
+        oracle.N, oracle.T, oracle.lr, oracle.B, np.full(count, np.nan), np.zeros(count, dtype=np.int64),
+        np.zeros(count, dtype=bool),
+    )  # fmt: skip
 
 
 def _answered(grid: Grid, oracle: Oracle, asked: Sequence[int], noise: float, random: np.random.Generator) -> Grid:
@@ -154,6 +161,20 @@ def full(table: Sequence[Oracle], noise: float, seed: int) -> list[Outcome]:
     """Every cell once."""
     random = np.random.default_rng(seed)
     return [lowest(oracle, np.arange(len(oracle.loss)), noise, random) for oracle in table]
+
+
+def smoothed(table: Sequence[Oracle], law: Law, settings: Settings, seed: int) -> list[Outcome]:
+    """Every cell once, and the choice by the same belief as a study's: the most that so many runs can tell it."""
+    random = np.random.default_rng(seed)
+    told: list[Found] = []
+    outcomes = []
+    for oracle in table:
+        grid = _answered(_nothing_run(oracle), oracle, range(len(oracle.loss)), settings.noise, random)
+        decision = decide(grid, told, law, settings, 0)
+        assert decision.choice is not None
+        told.append(decision.found)
+        outcomes.append(Outcome(oracle, decision.choice, int(grid.runs.sum()), decision.miss))
+    return outcomes
 
 
 def at_random(table: Sequence[Oracle], share: float, noise: float, seed: int) -> list[Outcome]:

@@ -39,6 +39,9 @@ def main() -> int:
     parser.add_argument(
         "--tolerance", type=float, default=extend.TOLERANCE, help="of the loss, relative (default 1e-3)"
     )
+    parser.add_argument(
+        "--most", type=float, default=replay.MOST, help="share of a grid to pay for at most (default .35)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     limits = {
@@ -46,6 +49,7 @@ def main() -> int:
         "tolerance": (1e-6, 0.1),
         "doubt": (1e-3, 0.9),
         "together": (1, 100),
+        "most": (0.01, 10),
         "seeds": (1, 1000),
     }
     for name, (least, most) in limits.items():
@@ -67,12 +71,17 @@ def measure(table: list[replay.Oracle], arguments: argparse.Namespace) -> dict[s
     studies = []
     with tqdm(total=len(table) * len(seeds), unit="grid", disable=None) as bar:
         for seed in seeds:
-            studies.append(replay.study(table, law, settings, seed, arguments.together, lambda outcome: bar.update()))
+            studies.append(
+                replay.study(
+                    table, law, settings, seed, arguments.together, arguments.most, lambda outcome: bar.update()
+                )
+            )
     noise, tolerance = arguments.noise, arguments.tolerance
     draws = range(max(len(seeds), SEEDS))
     methods = {
         "extend": studies,
         "full grid": [replay.full(table, noise, seed) for seed in draws],
+        "full, believed": [replay.smoothed(table, law, settings, seed) for seed in draws],
         **{f"random, {s:.0%}": [replay.at_random(table, s, noise, seed) for seed in draws] for s in RANDOM},
         **{f"plain {n} x {n}": [replay.coarse(table, n, noise, seed) for seed in draws] for n in PLAIN},
     }
@@ -81,6 +90,7 @@ def measure(table: list[replay.Oracle], arguments: argparse.Namespace) -> dict[s
         "tolerance": tolerance,
         "doubt": arguments.doubt,
         "together": arguments.together,
+        "most": arguments.most,
         "grids": [described(outcome) for outcome in studies[0]],
         "methods": {name: replay.summary(outcomes, tolerance) for name, outcomes in methods.items()},
     }
@@ -105,12 +115,12 @@ def text(found: dict[str, Any], arguments: argparse.Namespace) -> str:
         )
     lines.append(
         f"\nwithin {found['tolerance']:.2%} of each grid's best, noise {found['noise']:.2%}:\n"
-        f"{'':<14}{'grids':>12} {'worst study':>12} {'mean regret':>12} {'worst':>8} {'mean cost':>10} {'worst':>8} "
+        f"{'':<15}{'grids':>12} {'worst study':>12} {'mean regret':>12} {'worst':>8} {'mean cost':>10} {'worst':>8} "
         f"{'of all FLOPs':>13}"
     )
     for name, s in found["methods"].items():
         lines.append(
-            f"{name:<14}{s['within']:>6.1f} of {s['grids']:<2} {s['within_worst']:>12} {s['regret_mean']:>12.3%} "
+            f"{name:<15}{s['within']:>6.1f} of {s['grids']:<2} {s['within_worst']:>12} {s['regret_mean']:>12.3%} "
             f"{s['regret_worst']:>8.2%} {s['share_mean']:>10.1%} {s['share_worst']:>8.1%} {s['flops_share']:>13.1%}"
         )
     return "\n".join(lines)

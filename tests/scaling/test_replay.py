@@ -65,6 +65,12 @@ def test_the_same_study_twice_and_another_seed_differs(table, paper) -> None:
     assert [(o.cell, o.runs) for o in one] == [(o.cell, o.runs) for o in two]
     assert [(o.cell, o.runs, o.miss) for o in one] != [(o.cell, o.runs, o.miss) for o in other]
     assert all(o.runs <= replay.MOST * o.oracle.cells + 4 for o in one)
+    few = replay.study(table[:2], paper, noisy, 0, 1, most=0.15)
+    assert all(o.runs <= 0.15 * o.oracle.cells + 1 for o in few)
+    # Every cell once, and a belief: noise alone is smoothed, and without noise the best is the best.
+    assert all(o.runs == o.oracle.cells for o in replay.smoothed(table, paper, noisy, 0))
+    exact = replay.smoothed(table, paper, extend.Settings(0.0, 1e-3), 0)
+    assert [o.cell for o in exact] == [o.cell for o in replay.full(table, 0.0, 0)]
 
 
 def test_a_summary_counts(table) -> None:
