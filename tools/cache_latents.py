@@ -26,7 +26,7 @@ from tqdm import tqdm
 from data import writer
 from data.check import TOLERANCE, compare_sample, estimate
 from data.clips import Reading, Shape
-from data.decode import BACKENDS
+from data.decode import BACKENDS, check_backend
 from data.draw import SAMPLE, Headers, draw
 from data.latents import FORMAT, LatentCache, read_index
 from data.listing import list_sources
@@ -184,6 +184,7 @@ def plan_synthetic(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callab
 def plan_videos(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[[], Plan]]:
     """As ``plan_synthetic``; some of the videos are opened when called."""
     wanted, frozen = validation_wish(args.validation)
+    check_backend(args.backend)
     sources = list_sources(args.source)
     reading = Reading(shape, args.clips_per_video, args.fps, args.hop, args.backend)
     settings = {
@@ -310,10 +311,11 @@ def verify(
         raise UserError(f"{args.out} holds a cache made otherwise: {writer.difference(there, settings)}. Give "
                         "--verify the options that it was made with")  # fmt: skip
     shards = plan().shards(Path(args.out), settings, latent_shape)
-    clips, worst = compare_sample([s for split in SPLITS for s in shards[split]], vae, load, VERIFIED)
-    summary = {"out": args.out, "clips": clips, "largest_difference": worst, "tolerance": TOLERANCE}
+    every, tolerance = [shard for split in SPLITS for shard in shards[split]], TOLERANCE[args.vae_dtype]
+    clips, worst = compare_sample(every, vae, load, VERIFIED, tolerance)
+    summary = {"out": args.out, "clips": clips, "largest_difference": worst, "tolerance": tolerance}
     print(json.dumps(summary) if args.json else f"{args.out}: every file is as it was written; {clips} clips encoded "
-          f"again differ by at most {worst:.2g} of their size ({TOLERANCE:g} is allowed)")  # fmt: skip
+          f"again differ by at most {worst:.2g} of their size ({tolerance:g} is allowed)")  # fmt: skip
 
 
 def report_estimate(args: argparse.Namespace, found: dict[str, Any]) -> None:
