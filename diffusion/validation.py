@@ -4,8 +4,10 @@ A fixed list of clips; for each, K times stratified over (0, 1); noise a functio
 unweighted, captions on. Nothing depends on world size, batch size, order or what was trained before.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,10 +52,15 @@ def validation_times(clips: int, per_clip: int, seed: int) -> Tensor:
     return ((torch.arange(per_clip) + offset) / per_clip).float().clamp(1e-6, 1 - 1e-6)
 
 
+def validate(model: nn.Module, process: Process, *how: Any, **more: Any) -> ValidationResult:
+    """Score one ``model``, called as model(x_t, t, context, mask), in its evaluation dtype; see ``validate_rows``."""
+    return validate_rows(functools.partial(denoising_loss, model, process), 1, *how, **more)[0]
+
+
 @torch.no_grad()
-def validate(
-    model: nn.Module,
-    process: Process,
+def validate_rows(
+    score: Callable[..., Tensor],
+    rows: int,
     read: ReadClips,
     clips: int,
     per_clip: int,
@@ -64,24 +71,25 @@ def validate(
     rank: int = 0,
     world: int = 1,
     first: int | None = None,
-) -> ValidationResult:
-    """Score ``model`` on the frozen set.
+) -> list[ValidationResult]:
+    """Score ``rows`` sets of weights on the frozen set.
 
     Args:
-        model: called as model(x_t, t, context, mask), in its evaluation dtype.
+        score: each sample's loss of each set, float32 [rows, batch] (or [batch] of a single one), from x0, noise, t,
+            context and mask as ``denoising_loss`` takes them.
         read: reads (latents, context, mask) of validation clips by index, on the CPU.
         clips, per_clip, seed: the set's size, K, and the validation seed common to all runs.
         batch: samples per forward pass; it changes no loss beyond float32's rounding.
-        gather: sums float64 [clips * K] over the processes; with rank and world, shares the work. Every process
+        gather: sums float64 [rows, clips * K] over the processes; with rank and world, shares the work. Every process
             makes the same number of forward passes, since a sharded model needs all of them for each.
         first: score only so many of the set's clips, at the times and with the noise they have in the whole set.
 
     Returns:
-        The same result on every process.
+        A result for each set of weights, the same on every process.
     """
     clips, times = first or clips, validation_times(clips, per_clip, seed)[: first or clips]
     total = clips * per_clip
-    losses = torch.zeros(total, dtype=torch.float64, device=device)
+    losses = torch.zeros(rows, total, dtype=torch.float64, device=device)
     mine = torch.arange(rank, total, world)
     for start in range(0, -(-total // world), batch):
         part = mine[start : start + batch]
@@ -91,12 +99,12 @@ def validate(
         # An index of its own for every (clip, k), whatever K is.
         index = (clip << 20 | here % per_clip).to(device)
         noise = normal(seed, "validation noise", index, tuple(x0.shape[1:]))
-        loss = denoising_loss(model, process, x0, noise, times.flatten()[here].to(device), context, mask)
+        loss = score(x0, noise, times.flatten()[here].to(device), context, mask)
         if len(part):
-            losses[part.to(device)] = loss.double()
+            losses[:, part.to(device)] = loss.double()
     if gather is not None:
         losses = gather(losses)
-    return summarise(losses.cpu().reshape(clips, per_clip), times)
+    return [summarise(row.reshape(clips, per_clip), times) for row in losses.cpu()]
 
 
 def summarise(losses: Tensor, times: Tensor) -> ValidationResult:

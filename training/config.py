@@ -39,6 +39,9 @@ class DataKeys:
     weights: list[float] = key(
         [], "of several caches: how often each is seen, in any unit; by their sizes if not given"
     )
+    seed: int | None = key(
+        None, "seed of data order, noise, t and caption dropout, where runs are to share them; seed if not given"
+    )
     fingerprint: str = key("", "of the cache; filled in when a run begins, and a cache with another is refused")
     caption_dropout: float = key(0.1, "share of captions replaced by the empty prompt, for guidance")
 
@@ -113,7 +116,7 @@ class Config:
     name: str = key("run", "name of the run; its directory is out/name")
     out: str = key("runs", "folder of run directories")
     heldout: bool = key(False, "whether the run is kept from the fits, to check what they predict")
-    seed: int = key(0, "seed of initialisation, data order, noise, t and caption dropout")
+    seed: int = key(0, "seed of initialisation; of data order, noise, t and caption dropout too (see data.seed)")
     model: ModelKeys = field(default_factory=ModelKeys)
     data: DataKeys = field(default_factory=DataKeys)
     diffusion: DiffusionKeys = field(default_factory=DiffusionKeys)
@@ -127,6 +130,10 @@ class Config:
     @property
     def run_dir(self) -> Path:
         return Path(self.out) / self.name
+
+    @property
+    def data_seed(self) -> int:
+        return self.seed if self.data.seed is None else self.data.seed
 
 
 # What may change without making it another run: where it lies, how it is watched and kept, how a step is laid out.
@@ -241,6 +248,8 @@ def identity(config: Config) -> dict[str, Any]:
     """The resolved keys that make a run what it is: all but ``MECHANISM`` and, at a constant rate, ``GROWTH``."""
     outside = MECHANISM + (GROWTH if config.optim.schedule == "constant" else ())
     flat = flatten(to_dict(config))
+    if config.data.seed is None:
+        del flat["data.seed"]  # runs from before there was such a key are still the runs they were
     return {k: v for k, v in flat.items() if not any(k == o or k.startswith(o + ".") for o in outside)}
 
 

@@ -21,6 +21,7 @@ from training.config import Config, to_dict
 from training.feed import steps_together
 from training.metrics import duration, memory_peak, peak_flops
 from training.records import check_growth, finished_result
+from training.refusals import check_directory
 from training.resolve import Run
 from training.trainer import RAW_SHARE, Trainer, prepare
 
@@ -44,7 +45,7 @@ def dry_run(config: Config, as_json: bool = False) -> int:
     before = memory_peak(torch.device("cpu"))
     try:
         trainer = Trainer(run, cache)
-        trainer.check_directory()
+        check_directory(run.config)
         report = describe(trainer)
         if trainer.main and not as_json:
             print(OmegaConf.to_yaml(OmegaConf.create(report["config"])))

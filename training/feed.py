@@ -76,7 +76,7 @@ class Feed:
         keeps until they have gone.
         """
         config = self._run.config
-        seed, diffusion = config.seed, config.diffusion
+        seed, diffusion = config.data_seed, config.diffusion
         stored = self._cache.stored(self._cache.order(listed, seed), pinned=self._device.type == "cuda")
         x0, context, mask = as_float(Stored(*(value.to(self._device, non_blocking=True) for value in stored)))
         t = draw_timesteps(position, seed, diffusion.timesteps, diffusion.logit_mean, diffusion.logit_std)

@@ -33,5 +33,24 @@ def part_of(flat: Tensor, parameter: Tensor) -> Tensor:
     """What of ``flat``, laid out as the buffer that ``parameter`` lies in (or as itself), belongs to it: a view."""
     if flat.shape == parameter.shape:
         return flat
-    start = parameter.storage_offset()
+    start = place_of(parameter, len(flat))
     return flat[start : start + parameter.numel()].view(parameter.shape)
+
+
+def place_of(parameter: Tensor, length: int) -> int:
+    """Where ``parameter`` begins in its buffer of ``length`` numbers, alone or a row of several."""
+    return parameter.storage_offset() % length
+
+
+@torch.no_grad()
+def move(flat: nn.Parameter, parameters: list[nn.Parameter], to: Tensor, gradient: Tensor | None = None) -> None:
+    """Move a buffer, and the ``parameters`` that were merged into it, to ``to`` of the same length, such as a row.
+
+    ``gradient`` is where its gradient lies from then on; what it was is not taken along.
+    """
+    to.copy_(flat)
+    for parameter in parameters:
+        here = part_of(to, parameter)
+        grad = None if gradient is None else part_of(gradient, parameter)
+        parameter.data, parameter.grad = here, grad
+    flat.data, flat.grad = to, gradient

@@ -27,6 +27,8 @@ class Step:
 
     Attributes:
         wrapped: the model as several processes share it: itself, behind DDP, or in FSDP2's shards.
+        weights, averages: what the optimiser and the average move: the two buffers, or every parameter's shard.
+        power: the average's exponent.
         optimizer: fused AdamW over the model's weights, merged into two buffers where they are not sharded.
         norm: the last step's gradient norm before clipping.
         loss: float64, training losses summed over ``counted`` steps since ``restart``.
@@ -46,8 +48,8 @@ class Step:
         if not sharded:
             groups, averages = (tuple([merge(part)] for part in both) for both in (groups, averages))
         self.wrapped: nn.Module = model if sharded else replicate(model, device)
-        self._weights, self._averages = (list(itertools.chain(*both)) for both in (groups, averages))
-        self._power = power_of_width(config.ema.width)
+        self.weights, self.averages = (list(itertools.chain(*both)) for both in (groups, averages))
+        self.power = power_of_width(config.ema.width)
         self.optimizer = build_optimizer(groups, config.optim, config.train.batch_tokens)
         self.micro_batch = config.train.micro_batch
         self.norm = torch.zeros((), device=device)
@@ -59,12 +61,15 @@ class Step:
 
     def __call__(self, samples: Samples, tokens: int) -> None:
         """Learn from this process's share of a batch, after ``tokens`` tokens."""
+        self.move(self.gradients(samples), tokens)
+
+    def move(self, loss: Tensor, tokens: int) -> None:
+        """Move weights, optimiser and average by the gradients that are there, whose mean loss was ``loss``."""
         config, batch = self._config, self._config.train.batch_tokens
         rate = learning_rate(config.optim, tokens + batch / 2, config.train.tokens)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.gradients(samples)
-        self.norm = whole(torch.nn.utils.clip_grad_norm_(self._weights, config.optim.clip))
+        self.norm = whole(torch.nn.utils.clip_grad_norm_(self.weights, config.optim.clip))
         finite = self.norm.isfinite()
         # The fused kernel's own switch, made for loss scaling: with it set, neither weights nor moments move.
         self.optimizer.found_inf = (~finite).float()
@@ -74,7 +79,7 @@ class Step:
         self.counted += finite
         self.skipped += ~finite
         self.in_a_row.add_(~finite).mul_(~finite | (self.in_a_row >= config.train.max_skipped))
-        update_average(local(self._averages), local(self._weights), self._power, batch, tokens + batch)
+        update_average(local(self.averages), local(self.weights), self.power, batch, tokens + batch)
 
     def gradients(self, samples: Samples, share: bool = True) -> Tensor:
         """Forward and backward in micro-batches; returns this process's mean loss, float32 on the device.

@@ -1,10 +1,12 @@
 """The training loop: cached latents in, checkpoints and result.json out."""
 
 import copy
+import functools
 import math
 import os
 import sys
 import time
+from collections.abc import Callable, Generator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,18 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from data.latents import LatentCache
 from data.mixture import Mixture, open_data
+from diffusion.loss import denoising_loss
 from diffusion.process import Process
 from diffusion.timesteps import draw_timesteps
-from diffusion.validation import T_BINS, ValidationResult, validate
+from diffusion.validation import T_BINS, ValidationResult, validate_rows
 from models.dit import VideoDiT
 from training import checkpoint as ckpt
-from training.config import Config, cache_folders, identity, to_dict
-from training.feed import Feed
+from training.config import Config, cache_folders, to_dict
+from training.feed import Feed, Samples
 from training.memory import fit_memory, fit_micro_batch
 from training.metrics import MetricsLog
 from training.model import build_model, check_compiler, compile_model
@@ -31,6 +35,7 @@ from training.optim import learning_rate
 from training.parallel import all_reduce, from_first, gather, lost_process, shard
 from training.preview import Preview
 from training.records import build_result, check_growth, finished_result, recorded
+from training.refusals import check_directory, check_layout
 from training.resolve import Run, resolve
 from training.step import Step
 from training.stop import StopRequest
@@ -39,6 +44,8 @@ from utils.files import exclusive, replacing, write_json
 
 # One validation clip in so many scores the raw weights.
 RAW_SHARE = 4
+STEP, SCORES = "step", "scores"  # what a run's course asks for
+Scores = tuple[ValidationResult, ValidationResult]  # of the raw weights, and of the averaged
 PREEMPTED = 75  # EX_TEMPFAIL, the exit status of a run that stopped on a signal: run the same command again
 
 
@@ -63,7 +70,7 @@ def train(config: Config, wait: bool = False) -> int:
     try:
         trainer = Trainer(run, cache)  # everything that can be refused is refused before the directory is touched
         with exclusive(config.run_dir, wait):
-            trainer.check_directory()
+            check_directory(run.config)
             trainer.restore()
             trainer.claim_directory()
             status = trainer.fit()
@@ -112,7 +119,7 @@ class Trainer:
         self.main = state.is_main_process
         if self.world > 1:  # one that is refused, and leaves before all have met, would look lost to the others
             dist.barrier()
-        self._check_layout()
+        check_layout(run, cache, self.world)
         check_compiler(config.train.compile, self.device)
         self.process = Process(config.diffusion.process, config.diffusion.target)
         draw_timesteps(torch.zeros(1, dtype=torch.int64), 0, config.diffusion.timesteps)  # refuses unknown names now
@@ -133,54 +140,13 @@ class Trainer:
         self.step = 0
         self.milestones: list[dict[str, Any]] = []
         self.seconds = 0.0
+        self.share = 1.0  # of this process's time: runs that are trained together divide it
 
     @property
     def tokens(self) -> int:
         return self.step * self.config.train.batch_tokens
 
     # -- before the first step -----------------------------------------------------------------------------------
-
-    def _check_layout(self) -> None:
-        clips, world, n_ctx = self.run.clips, self.world, self.run.n_ctx
-        if not self.cache.train_size:
-            raise UserError(f"data.cache={self.config.data.cache}: holds no training clips")
-        if clips > self.cache.train_size:
-            raise UserError(
-                f"train.batch_tokens={self.config.train.batch_tokens}: a batch of {clips:,} clips, of which "
-                f"data.cache={self.config.data.cache} has {self.cache.train_size:,}; at most "
-                f"{self.cache.train_size * n_ctx}"
-            )
-        if clips % world:
-            low, high = clips // world * world, -(-clips // world) * world
-            either = f"{low * n_ctx} or {high * n_ctx}" if low else f"{high * n_ctx}"
-            raise UserError(
-                f"train.batch_tokens={self.config.train.batch_tokens}: {clips} clips cannot be shared by {world} "
-                f"processes; nearest: {either}"
-            )
-        wanted, there = self.config.validation.clips or self.cache.validation_size, self.cache.validation_size
-        if not 2 <= wanted <= there:
-            raise UserError(
-                f"validation.clips={wanted}: the cache has {there} validation clips, and a standard error needs two"
-            )
-
-    def check_directory(self) -> None:
-        """Refuse a run directory that another configuration made."""
-        path = self.config.run_dir / "config.yaml"
-        if path.exists():
-            earlier = ckpt.read_config(path.parent)
-            before, now = identity(earlier), identity(self.config)
-            changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(now) if before.get(k) != now.get(k)]
-            end, end_before = self.config.train.tokens, earlier.train.tokens
-            if end < end_before and [line.partition(":")[0] for line in changed] == ["optim.warmup_tokens"]:
-                raise UserError(
-                    f"train.tokens={end}: {path.parent} was begun for {end_before:,}, and its warm-up with it; "
-                    "ask for at least as many, or choose another name=..."
-                )
-            if changed:
-                raise UserError(
-                    f"{path.parent}: made by another configuration ({'; '.join(changed)}); "
-                    "choose another name=... or remove it"
-                )
 
     def claim_directory(self) -> None:
         """Write this configuration into the run directory, now that nothing is left to refuse."""
@@ -228,6 +194,26 @@ class Trainer:
 
     def fit(self) -> str:
         """Train to the end, a divergence or a signal; returns the status, which result.json holds too."""
+        with StopRequest(self.world, self.config.train.timeout_minutes) as stop:
+            self.fit_memory()
+            course = self.course(stop.agreed)
+            try:
+                wish = next(course)
+                while True:
+                    wish = course.send(self._scores() if wish == SCORES else self.learn(*self.next_step()))
+            except StopIteration as end:
+                return end.value
+
+    def next_step(self) -> tuple[Samples, int]:
+        """What the next step sees: samples, and the tokens before it."""
+        return self.feed.step(self.step), self.tokens
+
+    def course(self, stopping: Callable[[], bool]) -> Generator[str, Scores | None, str]:
+        """The run from here to its end, a divergence or a stop: everything but arithmetic, which the caller does.
+
+        Yields ``STEP`` where weights, optimiser and average are to move, and ``SCORES`` where raw and averaged
+        weights are to be validated and the results sent; returns the status.
+        """
         config = self.config
         log = MetricsLog(config.run_dir, self.step, self.tokens, self.device, self.world) if self.main else None
         if self.main:
@@ -235,45 +221,48 @@ class Trainer:
             epochs = self.run.steps * self.run.clips / self.cache.train_size
             how = f"{epochs:.2g} epochs; {self.device}, attention {self.model.backend}"
             print(f"{config.run_dir}: {self.run.text}; {how}{begun}", flush=True)
-        started = time.monotonic() - self.seconds
-        status = "running"
-        with StopRequest(self.world, config.train.timeout_minutes) as stop:
-            self.fit_memory()
-            while status == "running" and (pending := self._pending()):
-                self.learn(self.feed.step(self.step), self.tokens)
-                self.step += 1
-                self.seconds = time.monotonic() - started
-                reached = [m for m in pending if m <= self.tokens]
-                stopping = stop.agreed()
-                logging = self.step % config.log.every_steps == 0
-                saving = reached or stopping or self.step % config.checkpoint.every_steps == 0
-                in_a_row = self.learn.in_a_row.item() if logging or saving else 0  # waits for the device
-                if in_a_row >= config.train.max_skipped:
-                    status = "diverged"
-                    break
-                if logging:
-                    self._log_line(log)
-                if reached and not self._milestone(reached, log):
-                    status = "diverged"
-                    break
-                # While steps fail, the checkpoint before them is the one to go back to, unless the run ends here.
-                if saving and (reached or stopping or not in_a_row):
-                    self._save()
-                if reached:
-                    self._write_result("running")
-                    self._sample_videos(log)
-                if stopping and reached != pending:
-                    status = "preempted"
-            self.seconds = time.monotonic() - started
-            status = "done" if status == "running" else status
-            self._write_result(status)
-            if status == "done" and config.checkpoint.final == "ema" and self.main:
-                # After the result: a death in between costs disk, not the run.
-                ckpt.prune_checkpoints(config.run_dir / "checkpoints", 1)
-                ckpt.keep_only(ckpt.find_checkpoint(config.run_dir), ("ema",))
-            if log is not None:
-                self._close(log, status)
+        clock, status = time.monotonic(), "running"
+        while status == "running" and (pending := self._pending()):
+            yield STEP
+            self.step += 1
+            clock = self._pass_time(clock)
+            reached = [m for m in pending if m <= self.tokens]
+            stop = stopping()
+            logging = self.step % config.log.every_steps == 0
+            saving = reached or stop or self.step % config.checkpoint.every_steps == 0
+            in_a_row = self.learn.in_a_row.item() if logging or saving else 0  # waits for the device
+            if in_a_row >= config.train.max_skipped:
+                status = "diverged"
+                break
+            if logging:
+                self._log_line(log)
+            if reached and not self._milestone(reached, (yield SCORES), log):
+                status = "diverged"
+                break
+            # While steps fail, the checkpoint before them is the one to go back to, unless the run ends here.
+            if saving and (reached or stop or not in_a_row):
+                self._save()
+            if reached:
+                self._write_result("running")
+                self._sample_videos(log)
+            if stop and reached != pending:
+                status = "preempted"
+        self._pass_time(clock)
+        status = "done" if status == "running" else status
+        self._write_result(status)
+        if status == "done" and config.checkpoint.final == "ema" and self.main:
+            # After the result: a death in between costs disk, not the run.
+            ckpt.prune_checkpoints(config.run_dir / "checkpoints", 1)
+            ckpt.keep_only(ckpt.find_checkpoint(config.run_dir), ("ema",))
+        if log is not None:
+            self._close(log, status)
         return status
+
+    def _pass_time(self, since: float) -> float:
+        """Count the time since then; returns now."""
+        now = time.monotonic()
+        self.seconds += self.share * (now - since)
+        return now
 
     def _pending(self) -> list[int]:
         last = self.milestones[-1]["nominal"] if self.milestones else 0
@@ -297,39 +286,43 @@ class Trainer:
             by_t = (sums / numbers).tolist()
             log.step(self.step, self.tokens, self.run.flops_per_token, loss, rate, norm, skipped, end, by_t)
 
+    def _scores(self) -> Scores:
+        """Laws are fitted on the average's loss; the raw weights' is to compare with, for which fewer clips do."""
+        return self._validate(self.model, RAW_SHARE), self._validate(self.average)
+
     def _validate(self, model: VideoDiT, share: int = 1) -> ValidationResult:
-        """The loss on one clip in ``share`` of the frozen set."""
+        """The loss of ``model`` on one clip in ``share`` of the frozen set."""
+        return self.validate_rows(functools.partial(denoising_loss, model, self.process), 1, share)[0]
+
+    def validate_rows(self, score: Callable[..., Tensor], rows: int, share: int = 1) -> list[ValidationResult]:
+        """``diffusion.validation.validate_rows`` on one clip in ``share`` of this run's frozen set."""
         keys = self.config.validation
         clips = keys.clips or self.cache.validation_size
-        results = []
+        results: list[ValidationResult] = []
 
-        def score(batch: int) -> None:
-            result = validate(
-                model,
-                self.process,
+        def attempt(batch: int) -> None:
+            results[:] = validate_rows(
+                score,
+                rows,
                 self.cache.validation,
                 clips,
                 keys.timesteps,
                 keys.seed,
-                batch,
+                max(batch // rows, 1),  # as many samples in all as of one set of weights
                 self.device,
                 lambda losses: all_reduce(losses, "sum"),
                 self.rank,
                 self.world,
                 max(clips // share, 2),
             )
-            results.append(result)
 
         how = {"sharded": self.sharded, "key": "validation.batch", "speak": self.main}
-        self.validation_batch = fit_micro_batch(score, self.validation_batch, **how)
-        return results[-1]
+        self.validation_batch = fit_micro_batch(attempt, self.validation_batch, **how)
+        return results
 
-    def _milestone(self, reached: list[int], log: MetricsLog | None) -> bool:
-        """Score the raw and the averaged weights for the milestones ``reached``; False where a loss is not finite.
-
-        Laws are fitted on the average's loss; the raw weights' is there to compare, and a quarter of the clips do.
-        """
-        raw, averaged = self._validate(self.model, RAW_SHARE), self._validate(self.average)
+    def _milestone(self, reached: list[int], found: Scores, log: MetricsLog | None) -> bool:
+        """Record the scores ``found`` for the milestones ``reached``; False where a loss is not finite."""
+        raw, averaged = found
         if not (math.isfinite(raw.loss) and math.isfinite(averaged.loss)):
             return False
         scores = {

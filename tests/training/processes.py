@@ -148,6 +148,15 @@ def killed(overrides: list[str], step: int, rank: int) -> int:
     return train_it(overrides)
 
 
+def killed_together(overrides: list[list[str]], step: int) -> int:
+    """Trainings in one process that is killed while it reads the samples of ``step``."""
+    from training.config import load_config
+    from training.ensemble import train_together
+
+    with_feed(lambda now, samples: os.kill(os.getpid(), signal.SIGKILL) if now == step else None)
+    return train_together([load_config(None, words) for words in overrides])
+
+
 def killed_within(overrides: list[str], step: int, seconds: float) -> int:
     """A training that is killed ``seconds`` after it asked for the samples of ``step``, wherever it is then."""
 

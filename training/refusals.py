@@ -1,0 +1,54 @@
+"""What a run is refused for before its first step."""
+
+from data.latents import LatentCache
+from data.mixture import Mixture
+from training.checkpoint import read_config
+from training.config import Config, identity
+from training.resolve import Run
+from utils.errors import UserError
+
+
+def check_layout(run: Run, cache: LatentCache | Mixture, world: int) -> None:
+    """Refuse a run whose data are too few for it, or whose batch ``world`` processes cannot share."""
+    config, clips, n_ctx = run.config, run.clips, run.n_ctx
+    if not cache.train_size:
+        raise UserError(f"data.cache={config.data.cache}: holds no training clips")
+    if clips > cache.train_size:
+        raise UserError(
+            f"train.batch_tokens={config.train.batch_tokens}: a batch of {clips:,} clips, of which "
+            f"data.cache={config.data.cache} has {cache.train_size:,}; at most "
+            f"{cache.train_size * n_ctx}"
+        )
+    if clips % world:
+        low, high = clips // world * world, -(-clips // world) * world
+        either = f"{low * n_ctx} or {high * n_ctx}" if low else f"{high * n_ctx}"
+        raise UserError(
+            f"train.batch_tokens={config.train.batch_tokens}: {clips} clips cannot be shared by {world} "
+            f"processes; nearest: {either}"
+        )
+    wanted, there = config.validation.clips or cache.validation_size, cache.validation_size
+    if not 2 <= wanted <= there:
+        raise UserError(
+            f"validation.clips={wanted}: the cache has {there} validation clips, and a standard error needs two"
+        )
+
+
+def check_directory(config: Config) -> None:
+    """Refuse a run directory that another configuration made."""
+    path = config.run_dir / "config.yaml"
+    if path.exists():
+        earlier = read_config(path.parent)
+        before, now = identity(earlier), identity(config)
+        keys = sorted(k for k in before | now if before.get(k) != now.get(k))
+        changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in keys]
+        end, end_before = config.train.tokens, earlier.train.tokens
+        if end < end_before and keys == ["optim.warmup_tokens"]:
+            raise UserError(
+                f"train.tokens={end}: {path.parent} was begun for {end_before:,}, and its warm-up with it; "
+                "ask for at least as many, or choose another name=..."
+            )
+        if changed:
+            raise UserError(
+                f"{path.parent}: made by another configuration ({'; '.join(changed)}); "
+                "choose another name=... or remove it"
+            )
