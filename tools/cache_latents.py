@@ -70,8 +70,9 @@ class Plan(NamedTuple):
 def arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--source", help="'synthetic', a folder of videos (captions in x.txt beside x.mp4), or a .csv or .jsonl "
-        "manifest with the columns path and caption")  # fmt: skip
+    add("--source", help="'synthetic'; a folder of videos and pictures (captions in x.txt beside x.mp4); a .csv, "
+        ".jsonl or .parquet manifest with the columns path and caption, perhaps start and end; or WebDataset tars: "
+        "one, a folder of them or a pattern such as 'x/{000..015}.tar'")  # fmt: skip
     add("--out", required=True, help="the cache's folder")
     add("--clips", type=int, help=f"training clips: how many to render (default {SYNTHETIC_CLIPS}), or at most how "
         "many to take from videos (default: all)")  # fmt: skip
@@ -112,7 +113,7 @@ def arguments() -> argparse.Namespace:
     add("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args()
     if not args.source and not args.verify:
-        raise UserError("--source is missing: 'synthetic', a folder of videos or a manifest")
+        raise UserError("--source is missing: 'synthetic', a folder of videos, a manifest or tars")
     for name in ("clips", "frames", "size", "stride", "hop", "fps", "clips_per_video", "batch"):
         value = getattr(args, name)
         if value is not None and not value >= (1 if name != "fps" else 1e-3):
