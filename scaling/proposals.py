@@ -20,6 +20,8 @@ from scaling.runs import Ledger
 TOGETHER = 4
 # Steps beyond each side of a grid that one round may go.
 BEYOND = 2
+# A finer step than a factor of 1.2 decides nothing: that far from the optimum a loss is .03 % above the lowest.
+FINEST = math.log(1.2)
 # Relative, of a run's loss, where neither repeats nor spare cells tell.
 NOISE = 1e-3
 # Repeats that must be there before they are believed instead of the scatter around the quadratics.
@@ -85,19 +87,24 @@ def candidates(lr: NDArray, B: NDArray, clip: float) -> tuple[NDArray[np.float64
         lr, B: [runs].
         clip: the smallest batch and the step of batches, in tokens; 0 where unknown.
     """
-    rates, batches = (np.unique(np.log(values).round(9)) for values in (lr, B))
     axes = []
-    for values in (rates, batches):
-        step = cells.step(values)
-        outer = [values[0] - k * step for k in range(BEYOND, 0, -1)], [values[-1] + k * step for k in (1, 2)]
-        # No finer than half of the usual step.
-        middle = (values[1:] + values[:-1]) / 2
-        middle = middle[np.diff(values) > 0.75 * step]
-        axes.append(np.exp(np.sort(np.concatenate([values, middle, *outer]))))
-    rates, batches = axes
+    for values in (lr, B):
+        # To the last digit as they were run, so that a repeat is one.
+        logs, first = np.unique(np.log(values).round(6), return_index=True)
+        step, between = max(cells.step(logs), FINEST), np.diff(logs) > 2 * FINEST
+        away = step * np.arange(1, BEYOND + 1)
+        added = np.concatenate([logs[0] - away, logs[-1] + away, ((logs[1:] + logs[:-1]) / 2)[between]])
+        axes.append((values[first], np.exp(added)))
+    rates, batches = np.append(axes[0][0], _rounded(axes[0][1])), np.concatenate(axes[1])
     if clip:
-        batches = np.unique(np.maximum(np.round(batches / clip), 1) * clip)
+        batches = np.maximum(np.round(batches / clip), 1) * clip
+    rates, batches = np.unique(rates), np.unique(batches)
     return np.repeat(rates, len(batches)), np.tile(batches, len(rates))
+
+
+def _rounded(values: NDArray) -> NDArray[np.float64]:
+    """To four digits: rates that people can read."""
+    return np.array([float(f"{value:.4g}") for value in values])
 
 
 def grid_of(
@@ -122,9 +129,7 @@ def grid_of(
     loss, runs, absent = np.full(len(lr), math.nan), np.zeros(len(lr), dtype=np.int64), np.zeros(len(lr), dtype=bool)
     found: dict[int, list[float]] = {}
     for rate, batch, value in zip(ledger.lr, ledger.B, ledger.loss):
-        cell = cell_of(rate, batch)
-        lr[cell], B[cell] = rate, batch  # to the last digit: a repeat must be of the same cell
-        found.setdefault(cell, []).append(float(value))
+        found.setdefault(cell_of(rate, batch), []).append(float(value))
     for cell, values in found.items():
         finite = [value for value in values if math.isfinite(value)]
         # One seed's divergence is bad luck where others live.

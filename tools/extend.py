@@ -83,6 +83,8 @@ def command(
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    if arguments.run and arguments.json:
+        raise UserError("--json shows what --run would add and train: give one of them")
     for name, value in (("tolerance", arguments.tolerance), ("noise", arguments.noise)):
         if value is not None and not LEAST <= value <= MOST:
             raise UserError(f"--{name} {value!s:.12}: must be a number from {LEAST:g} to {MOST:g}")

@@ -32,7 +32,20 @@ def test_candidates_hold_the_grid_its_middles_and_two_steps_beyond() -> None:
     assert np.all(B % 1280 == 0)
     assert np.unique(lr).min() == pytest.approx(2.5e-4)
     assert np.unique(lr).max() == pytest.approx(1.6e-2)
-    assert np.any(np.isclose(np.unique(lr), 1e-3 * math.sqrt(2)))
+    assert np.any(np.isclose(np.unique(lr), 1e-3 * math.sqrt(2), rtol=1e-3))
+
+
+def test_candidates_are_no_finer_than_decides_anything_and_stay_the_same_numbers() -> None:
+    rates = np.array([1e-3, 1.1e-3, 3.3333333333e-3])
+    lr, B = candidates(np.append(rates, 1e-3 * (1 + 1e-9)), np.full(4, 1280.0), 1280.0)
+    assert set(rates) <= set(lr)
+    assert not np.any((lr > 1e-3) & (lr < 1.1e-3))
+    # Step by step, the grid fills up and no further.
+    for _ in range(6):
+        lr, B = candidates(lr, B, 1280.0)
+        inside = np.unique(lr[(lr >= 1e-3) & (lr <= 3.34e-3)])
+    assert np.diff(np.log(inside)).min() >= math.log(1.1) - 1e-9
+    assert len(inside) <= 10
 
 
 def test_noise_is_that_of_repeats_and_else_of_the_scatter(paper) -> None:

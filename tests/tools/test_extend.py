@@ -173,6 +173,7 @@ def test_repeats_are_numbered_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
+        ({"run": True, "json": True}, "one of them"),
         ({"tolerance": 0.0}, "--tolerance"),
         ({"noise": 2.0}, "--noise"),
         ({"flops": 1e9}, "--budget-flops"),
@@ -183,7 +184,7 @@ def test_repeats_are_numbered_on(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_named(given, told) -> None:
-    names = ("tolerance", "noise", "budget_flops", "flops", "params", "tokens")
+    names = ("run", "json", "tolerance", "noise", "budget_flops", "flops", "params", "tokens")
     with pytest.raises(UserError, match=told):
         module._check(argparse.Namespace(**(dict.fromkeys(names) | given)))
 
