@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import av
@@ -15,6 +16,8 @@ from data.probe import Probe, message, probe, video_stream
 from utils.errors import UserError
 
 Read = Callable[[Sequence[int]], np.ndarray]
+NEAR = 64  # frames that are decoded on the way rather than sought past
+FURTHER_BACK = 300  # frames; more than most encoders leave between key frames
 
 
 @contextmanager
@@ -112,19 +115,36 @@ def _torchcodec(source: Source, found: Probe) -> Iterator[Read]:
 
 @contextmanager
 def _pyav(source: Source, found: Probe) -> Iterator[Read]:
-    with _container(source) as (container, stream):
+    frames, last = None, -1  # what is being decoded, and the number of its latest frame
+
+    with _container(source) as (container, stream), ExitStack() as stack:
+
+        def from_key_frame(number: int) -> Iterator[av.VideoFrame]:
+            container.seek(found.times[max(number, 0)], stream=stream)
+            return container.decode(stream)
+
+        def from_the_start() -> Iterator[av.VideoFrame]:
+            again, its_stream = stack.enter_context(_container(source))
+            return again.decode(its_stream)
 
         def read(numbers: Sequence[int]) -> np.ndarray:
-            wanted = [found.times[number] for number in numbers]
-            asked = f"frames {numbers[0]} to {numbers[-1]}"
-            pictures = _pictures_at(container, stream, wanted, wanted[0])
-            if pictures is None:  # some containers seek past the key frame that they were asked for
-                with _container(source) as again:
-                    pictures = _pictures_at(*again, wanted, None) or {}
-            if len(pictures) < len(wanted):
-                raise Rejected("undecodable", f"{asked}: {len(wanted) - len(pictures)} cannot be decoded")
+            nonlocal frames, last
+            first, wanted = numbers[0], [found.times[number] for number in numbers]
+            ways = [partial(from_key_frame, first), partial(from_key_frame, first - FURTHER_BACK), from_the_start]
+            if frames is not None and last < first <= last + NEAR:
+                ways.insert(0, partial(iter, frames))
+            frames = None
+            for way in ways:
+                begun = way()
+                pictures = _pictures_at(begun, wanted)
+                if pictures is not None:
+                    break
+            if len(pictures := pictures or {}) < len(wanted):
+                missing = len(wanted) - len(pictures)
+                raise Rejected("undecodable", f"frames {first} to {numbers[-1]}: {missing} cannot be decoded")
             if len({picture.shape for picture in pictures.values()}) > 1:
-                raise Rejected("undecodable", f"{asked}: the picture's size changes")
+                raise Rejected("undecodable", f"frames {first} to {numbers[-1]}: the picture's size changes")
+            frames, last = begun, numbers[-1]
             return np.stack([pictures[time] for time in wanted])
 
         yield read
@@ -138,17 +158,12 @@ def _container(source: Source) -> Iterator[tuple[av.container.InputContainer, av
         yield container, stream
 
 
-def _pictures_at(
-    container: av.container.InputContainer, stream: av.VideoStream, wanted: Sequence[int], seek: int | None
-) -> dict[int, np.ndarray] | None:
-    """Those of the frames with time stamps ``wanted`` (ascending) that can be had, decoding from the key frame before
-    ``seek``, or from the start; None where that frame comes after the first of them."""
-    pictures: dict[int, np.ndarray] = {}
-    if seek is not None:
-        container.seek(seek, stream=stream)
-    missing, reached = set(wanted), seek is None
+def _pictures_at(frames: Iterator[av.VideoFrame], wanted: Sequence[int]) -> dict[int, np.ndarray] | None:
+    """Those of ``frames`` with time stamps ``wanted`` (ascending), by time stamp; None where they begin after the
+    first of these, as where a container seeks past the key frame that it was asked for."""
+    pictures, missing, reached = {}, set(wanted), False
     colours = VideoReformatter()  # one for all frames: making it takes twice as long as using it
-    for frame in container.decode(stream):
+    for frame in frames:
         time = frame.dts if frame.pts is None else frame.pts
         if not reached and (time is None or time > wanted[0]):
             return None

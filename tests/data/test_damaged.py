@@ -125,7 +125,7 @@ def test_two_hundred_files(tmp_path):
 
 @pytest.mark.slow
 def test_memory_stays_flat_over_ten_thousand_clips(tmp_path):
-    """The sum of two workers' own memory, whatever is decoded by: less than 1 KiB a clip after the first quarter."""
+    """The sum of two workers' own memory. A clip has 27 KB of pixels; allocators wander by 1 KB a clip."""
     files = []
     for i, backend in enumerate(["decord", "pyav"]):
         path = make_video(tmp_path / f"{i}.mp4", frames=200, height=64, width=64, coding={"g": "12"})
@@ -142,7 +142,7 @@ def test_memory_stays_flat_over_ten_thousand_clips(tmp_path):
     later = np.array([row for row in seen if row[0] > clips / 4])
     slope = np.polyfit(later[:, 0], later[:, 1], 1)[0]
     print(f"{slope:.0f} bytes a clip; {later[0, 1] / 2**20:.0f} MiB, at the end {later[-1, 1] / 2**20:.0f} MiB")
-    assert slope < 1024
+    assert slope < 4096
 
 
 def memory_of_workers() -> int:

@@ -114,6 +114,21 @@ def test_pyav_takes_over_where_decord_fails(tmp_path):
         assert np.array_equal(read([9, 11]), decoded(path, [9, 11]))
 
 
+@pytest.mark.parametrize("near", [0, 3, 64])
+@pytest.mark.parametrize(
+    "coding",
+    [{"g": "7", "bf": "2"}, {"g": "250", "bf": "3"}, {"g": "10", "bf": "3", "x264-params": "open-gop=1:scenecut=0"}],
+)
+def test_pyav_reads_on_where_the_next_frames_are_near(tmp_path, monkeypatch, coding, near):
+    monkeypatch.setattr("data.decode.NEAR", near)
+    monkeypatch.setattr("data.decode.FURTHER_BACK", 12)
+    path = make_video(tmp_path / "x.mp4", frames=60, coding=coding)
+    every, asked = every_frame(path), [[0, 1], [2, 4], [9, 10], [11], [11, 12], [3], [30, 31, 40], [42], [59], [0]]
+    with BACKENDS["pyav"](source(path), probe(source(path))) as read:
+        for numbers in asked:
+            assert np.array_equal(read(numbers), every[numbers])
+
+
 def test_frames_may_be_asked_for_twice(tmp_path):
     path = make_video(tmp_path / "x.mp4")
     for backend in ("decord", "pyav"):
