@@ -4,7 +4,7 @@ PY = .venv/bin/python
 Q = runs/quickstart
 INSTALLED = .venv/installed
 
-.PHONY: install quickstart test test-slow lint format clean
+.PHONY: install quickstart test test-slow test-slurm lint format clean
 
 $(INSTALLED): requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=..."'
@@ -28,10 +28,14 @@ quickstart: $(INSTALLED)
 
 # At most ten minutes on two cores; test-slow is the rest.
 test: $(INSTALLED)
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow and not slurm"
 
 test-slow: $(INSTALLED)
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m "slow and not slurm"
+
+# On a Slurm of their own, which they start and stop; without its daemons they skip themselves.
+test-slurm: $(INSTALLED)
+	$(PY) -m pytest -m slurm
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

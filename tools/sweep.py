@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from training import overview, slurm
+from training import extended, overview, slurm
 from training.config import MECHANISM, Config, cache_folders, flatten, load_yaml
 from training.estimate import estimate, flops_of
 from training.grid import Prediction, Sweep, load_sweep
@@ -234,6 +234,7 @@ def collect(sweep: Sweep, out: str | None) -> int:
 
     if sweep.keys.results:
         there = sum(publish(cell, sweep.keys.results) for cell in sweep.cells)
+        extended.publish(sweep.directory, sweep.keys.results)
         print(f"{sweep.keys.results}: {there} finished cells of {len(sweep.cells)}, to be committed")
     path = out or str(sweep.directory / "results.csv")
     ledger = runs.read(sweep.directory)

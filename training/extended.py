@@ -10,16 +10,34 @@ NAME = "extended.json"
 KEYS = {"size": str, "lr": float, "batch_tokens": int, "repeat": int, "milestones": list, "why": str}
 
 
-def read(directory: Path) -> list[dict[str, Any]]:
+def read(directory: Path, results: str | None = None) -> list[dict[str, Any]]:
     """The cells added so far, none where there is no file.
 
     Each has its size, lr, batch_tokens, repeat (0 is the first run of a cell), milestones in tokens, and why it was
     added.
 
+    Args:
+        results: a folder of committed results: what was added on another machine counts too.
+
     Raises:
-        UserError: the file is none that ``add`` wrote.
+        UserError: a file is none that ``add`` wrote.
     """
-    path = directory / NAME
+    folders = [Path(results), directory] if results else [directory]
+    return _joined([cell for folder in folders for cell in _read(folder / NAME)])
+
+
+def add(directory: Path, cells: list[dict[str, Any]]) -> None:
+    """Append to the cells; the caller holds ``directory``. A cell that is there already gets the later milestones."""
+    write_json(directory / NAME, {"cells": _joined([*_read(directory / NAME), *cells])})
+
+
+def publish(directory: Path, results: str) -> None:
+    """Add a sweep's own to those in a folder of committed results."""
+    if (directory / NAME).exists():
+        write_json(Path(results) / NAME, {"cells": read(directory, results)})
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     value = read_json(path)
@@ -29,13 +47,12 @@ def read(directory: Path) -> list[dict[str, Any]]:
     return cells
 
 
-def add(directory: Path, cells: list[dict[str, Any]]) -> None:
-    """Append to the cells; the caller holds ``directory``. A cell that is there already gets the later milestones."""
-    known = {_key(cell): cell for cell in read(directory)}
+def _joined(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    known: dict[tuple, dict[str, Any]] = {}
     for cell in cells:
         before = known.get(_key(cell), {"milestones": []})["milestones"]
         known[_key(cell)] = cell | {"milestones": sorted({*before, *cell["milestones"]})}
-    write_json(directory / NAME, {"cells": list(known.values())})
+    return list(known.values())
 
 
 def _key(cell: dict[str, Any]) -> tuple:

@@ -10,7 +10,7 @@ from typing import Any
 from models.sizes import parameters, parse_size
 from training import extended
 from training.config import Config, config_from_dict, flatten, load_yaml, merge, run_id
-from training.resolve import WARMUP_FRACTION, Run, resolve
+from training.resolve import WARMUP_FRACTION, Run, clip_tokens, resolve
 from training.sweep_keys import OWN, WANTED, SizeKeys, SweepKeys, overridden, typed
 from utils.errors import UserError
 from utils.seeds import fold
@@ -113,7 +113,7 @@ def _cells(
         shape = parse_size(size.size)
         T = math.sqrt(min(milestones) * max(milestones))
         lr, batch = predict(parameters(shape.layers, shape.width), T)
-        clip = resolve(config, meta).n_ctx
+        clip = clip_tokens(config, meta["latent_shape"])
         if axes["lr"] is None:
             axes["lr"] = [float(f"{lr * step:.3g}") for step in _steps(keys.lr_steps, keys.ratio)]
         if axes["batch_tokens"] is None:
@@ -154,7 +154,7 @@ def _added(keys: SweepKeys, shared: dict[str, Any], directory: Path, meta_of: An
     sizes = {size.size: size for size in keys.sizes}
     configs: dict[str, Config] = {}
     runs = []
-    for cell in extended.read(directory):
+    for cell in extended.read(directory, keys.results):
         if (size := sizes.get(cell["size"])) is not None:
             if size.size not in configs:
                 configs[size.size] = _first_config(keys, size, shared, cell["milestones"])

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-import torch
 from omegaconf import OmegaConf
 
 from scaling.hopeless import hopeless
@@ -34,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 # torchrun hands these on to its processes; by itself it would die of the last.
 HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # without one of these, torch finds no GPU
 LOOK_SECONDS = 1.0  # between two looks at cells that might be hopeless
 LET_GO_SECONDS = 120.0  # that processes may take to write a checkpoint after their torchrun has ended
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -180,6 +180,10 @@ def machine(keys: ExecutorKeys, cells: int) -> list[Share]:
 
 def visible_gpus() -> list[str]:
     """The names of the visible GPUs, as CUDA_VISIBLE_DEVICES wants them."""
+    if not any(Path(path).exists() for path in DRIVERS):
+        return []
+    import torch  # two seconds of every job, which one without GPUs need not wait
+
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
@@ -227,6 +231,8 @@ def _train_cell(values: dict[str, Any], share: Share) -> None:
     config = config_from_dict(values)
     _take(config, share)
     _stop_with_parent()
+    import torch
+
     torch.set_num_threads(share.threads)
     from training.trainer import train
 

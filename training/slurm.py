@@ -143,7 +143,7 @@ def queue_of(directory: Path) -> dict[str, str] | None:
     records = {path.stem: path for path in (directory / FOLDER).glob("*.json")}
     if not records:
         return {}
-    command = ["squeue", "-h", "-r", "-O", "JobName:200,ArrayJobID:20,ArrayTaskID:20,State:20,Reason:60"]
+    command = ["squeue", "-h", "-r", "-o", "%j|%F|%K|%T|%r"]  # name, job, index in its array, state, reason
     try:
         # All of the user's jobs: a list of names may be longer than a command line.
         me = ["--user", str(os.getuid())]
@@ -154,17 +154,15 @@ def queue_of(directory: Path) -> dict[str, str] | None:
         return None
     tasks: dict[str, str] = {}
     for line in out.stdout.splitlines():
-        name, job, index, state, reason = (line[at:end].strip() for at, end in COLUMNS)
+        name, _, rest = line.partition("|")
         if name not in records:
             continue
+        job, index, state, reason = rest.split("|", 3)
         number = int(index) if index.isdigit() else 0
         why = f" ({reason})" if state == "PENDING" and reason != "None" else ""
         for cell in read_json(records[name])["tasks"][number]:
             tasks[cell["run_id"]] = f"{job}_{number} {state}{why}"
     return tasks
-
-
-COLUMNS = ((0, 200), (200, 220), (220, 240), (240, 260), (260, 320))
 
 
 def check_options(keys: SlurmKeys) -> None:

@@ -105,8 +105,10 @@ class Cluster:
     def __exit__(self, *exception: object) -> None:
         if "slurmctld" in self._running:
             with suppress(subprocess.SubprocessError, OSError):
-                self.run("scancel", "--signal=KILL", "--full", f"--user={os.getuid()}", timeout=10)
-                self.run("scancel", f"--user={os.getuid()}", timeout=10)
+                me = f"--user={os.getuid()}"
+                self.run("scancel", "--state=PENDING", me, timeout=10)
+                self.run("scancel", "--signal=KILL", "--full", me, timeout=10)
+                self.run("scancel", me, timeout=10)
                 wait_until(lambda: not self.run("squeue", "-h").stdout.strip(), 15)
         for name in list(self._running)[::-1]:
             self._stop(name, signal.SIGTERM)

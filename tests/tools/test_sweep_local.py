@@ -1,0 +1,230 @@
+"""A sweep on this machine's own pool: what crashes, diverges, falls behind or is killed costs no other cell."""
+
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scaling.hopeless import hopeless
+from tests.tools.test_sweep import ENVIRONMENT, ROOT, edit, results, still_training, tool
+
+# Put on the path of every process: cells of some rates end by themselves, one of them only twice.
+SITE = """
+import multiprocessing.process, os, pathlib
+
+plain = multiprocessing.process.BaseProcess.run
+
+def run(self):
+    config = self._args[0] if self._args and isinstance(self._args[0], dict) else {}
+    lr = config.get("optim", {}).get("lr")
+    if lr == 0.0041:
+        print("always", flush=True)
+        os._exit(9)
+    if lr == 0.0042:
+        tries = pathlib.Path(os.environ["TRIES"])
+        tries.write_text((tries.read_text() if tries.exists() else "") + "x")
+        if len(tries.read_text()) < 3:
+            os._exit(9)
+    plain(self)
+
+multiprocessing.process.BaseProcess.run = run
+"""
+
+
+@pytest.fixture
+def sweep(cache: Path, tmp_path: Path) -> Path:
+    """A sweep of 6 cells on 2 workers."""
+    base = {
+        "data": {"cache": str(cache)},
+        "optim": {"beta2_half_life": 2e4, "clip": 1e30},
+        "validation": {"timesteps": 1},
+        "checkpoint": {"every_steps": 5},
+        "log": {"every_steps": 5},
+    }
+    grid = {
+        "name": "grid",
+        "out": str(tmp_path / "runs"),
+        "base": "base.yaml",
+        "milestones": [640, 1280],
+        "batch_tokens": [32, 64],
+        "lr": [1e-3, 2e-3, 4e-3],
+        "sizes": [{"size": "1x32"}],
+        "executor": {"workers": 2, "retries": 2},
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(grid))
+    return path
+
+
+def test_one_diverges_one_crashes_twice_and_one_always(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setitem(ENVIRONMENT, "TRIES", str(tmp_path / "tries"))
+    grid = {"size": "1x32", "lr": [1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3], "batch_tokens": [32, 64, 96, 128]}
+    odd = {"size": "1x32", "lr": [1e30, 4.1e-3, 4.2e-3], "batch_tokens": [64]}
+    other = {"size": "2x32", "lr": [1e-3], "batch_tokens": [64]}
+    edit(sweep, sizes=[grid, odd, other], milestones=[640])
+    out = tool("run", sweep, status=1)
+    told = json.loads(tool("status", sweep, "--json", status=1).stdout)
+    assert told["counts"] == {"done": 22, "diverged": 1, "failed": 1}
+    (failed,) = (cell for cell in told["cells"] if cell["state"] == "failed")
+    assert f"failed grid/{failed['run_id']}: " in out.stdout
+    assert failed["name"].startswith("1x32_B64_lr0.0041_")
+    assert failed["attempts"] == 3
+    assert len((tmp_path / "tries").read_text()) == 3
+
+
+def killed_and_rerun(sweep: Path, kills: int, seconds: tuple[float, float]) -> None:
+    """SIGKILL at random moments, the same command again each time: the table is the unbroken one's."""
+    tool("run", sweep)
+    unbroken = table(sweep)
+    edit(sweep, out=str(sweep.parent / "again"))
+    chance = random.Random(7)
+    killed = 0
+    for _ in range(kills):
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tools" / "sweep.py"), "run", str(sweep)],
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            process.wait(chance.uniform(*seconds))
+        except subprocess.TimeoutExpired:
+            killed += 1
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert killed  # else nothing was tested
+    tool("run", sweep)
+    assert table(sweep) == unbroken
+    deadline = time.monotonic() + 30
+    while still_training(sweep.parent / "again"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def table(sweep: Path) -> str:
+    out = sweep.parent / "table.csv"
+    tool("collect", sweep, "--out", str(out))
+    return out.read_text()
+
+
+def test_killed_twice(sweep: Path) -> None:
+    killed_and_rerun(sweep, 2, (4, 9))
+
+
+@pytest.mark.slow
+def test_killed_ten_times(sweep: Path) -> None:
+    edit(sweep, lr=[1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3, 6e-3], batch_tokens=[32, 64, 96, 128])
+    killed_and_rerun(sweep, 10, (1, 12))
+
+
+def test_a_hopeless_cell_is_stopped_and_has_no_later_result(sweep: Path, tmp_path: Path) -> None:
+    """Off by default; where it is off again, the cell goes on from where it was."""
+    edit(sweep, milestones=[1600, 3200, 32000], batch_tokens=[32])
+    base = yaml.safe_load((tmp_path / "base.yaml").read_text()) | {"checkpoint": {"every_steps": 100_000}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    grid = yaml.safe_load(sweep.read_text())
+    # One at a time, the good one first: cells of a cost run in the order of the YAML.
+    edit(sweep, lr=[4e-3, 1e-5], executor=grid["executor"] | {"workers": 1, "stop_hopeless": True})
+    out = tool("run", sweep)
+    (behind,) = (r for r in results(sweep).values() if r["lr"] == 1e-5)
+    assert 1 <= len(behind["milestones"]) < 3
+    assert "1 done, 1 stopped early" in out.stdout
+    assert "above the best of its size" in out.stdout
+    assert len(table(sweep).splitlines()) == 1 + 3 + len(behind["milestones"])
+    tool("run", sweep)  # it is not run again
+    assert next(r for r in results(sweep).values() if r["lr"] == 1e-5) == behind
+    edit(sweep, executor=grid["executor"])
+    tool("run", sweep)
+    later = next(r for r in results(sweep).values() if r["lr"] == 1e-5)
+    assert len(later["milestones"]) == 3
+    assert later["milestones"][: len(behind["milestones"])] == behind["milestones"]
+
+
+def test_who_is_hopeless() -> None:
+    def run(loss: float, error: float = 0.001, nominal: int = 100) -> dict:
+        scores = {"nominal": nominal, "tokens": nominal, "ema_val_loss": loss, "ema_val_se": error}
+        return {"milestones": [scores]}
+
+    best = run(1.0)
+    assert "26% above the best" in hopeless(run(1.26), [run(1.1), best])
+    assert hopeless(run(1.24), [best]) is None  # within the margin
+    assert hopeless(run(1.5, 0.1), [best]) is None  # within six standard errors
+    assert hopeless(run(1.5), [run(1.0, nominal=200)]) is None  # nobody was there
+    assert hopeless({"milestones": []}, [best]) is None
+    assert hopeless(run(1.5), []) is None
+
+
+def test_a_cell_of_two_processes(sweep: Path) -> None:
+    edit(sweep, milestones=[640], batch_tokens=[64], lr=[1e-3])
+    tool("run", sweep)
+    ((name, alone),) = results(sweep).items()
+    edit(sweep, out=str(sweep.parent / "two"), executor={"processes": 2})
+    tool("run", sweep)
+    both = results(sweep)[name]
+    assert both["processes"] == 2
+    assert both["milestones"][0]["ema_val_loss"] == pytest.approx(alone["milestones"][0]["ema_val_loss"], rel=1e-5)
+
+
+OVERHEAD = """
+import resource, sys, time
+from training import pool
+from training.grid import load_sweep
+
+def quick(values, share):
+    pass
+
+if __name__ == "__main__":
+    sweep = load_sweep(sys.argv[1], ["repeats=34"], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})
+    pool._train_cell = quick
+    seen = []
+    with pool.Interrupt() as interrupt:
+        keys = sweep.keys.executor
+        keys.retries = 0
+        pool.run_cells(sweep.cells[:1], keys, lambda run, outcome: None, interrupt)
+        before = time.process_time()
+        pool.run_cells(sweep.cells[1:], keys, lambda run, outcome: seen.append(outcome), interrupt)
+        print((time.process_time() - before) / len(seen))
+"""
+
+
+def test_a_cell_costs_its_scheduler_little(sweep: Path, tmp_path: Path) -> None:
+    """Processor time of the pool for each of two hundred cells that end at once."""
+    (tmp_path / "overhead.py").write_text(OVERHEAD)
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    out = subprocess.run(
+        [sys.executable, str(tmp_path / "overhead.py"), str(sweep)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert out.returncode == 0, out.stderr
+    print(f"{1e3 * float(out.stdout):.1f} ms")
+    assert float(out.stdout) < 0.05
+
+
+def test_a_full_disk_is_one_line(sweep: Path) -> None:
+    """The sweep's own files do not fit: nothing half-written, and the line names the disk."""
+    short = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "sweep.py"), "run", str(sweep), "out=/dev/full"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
+    )
+    assert short.returncode == 2
+    assert short.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in short.stderr

@@ -1,0 +1,211 @@
+"""What a sweep would be, before and while it runs: grids, budgets, hours, states, and what is refused."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scaling import laws
+from tests.tools.test_sweep import ENVIRONMENT, ROOT, edit, here, tool
+from training.grid import load_sweep
+from utils.files import exclusive
+
+PAPER = ROOT / "configs" / "laws" / "paper.json"
+
+
+@pytest.fixture
+def sweep(cache: Path, tmp_path: Path) -> Path:
+    """A sweep of 1 size x 2 rates x 1 batch."""
+    base = {"data": {"cache": str(cache)}, "optim": {"beta2_half_life": 2e4}, "validation": {"timesteps": 2}}
+    grid = {
+        "name": "grid",
+        "out": str(tmp_path / "runs"),
+        "base": "base.yaml",
+        "milestones": [640, 1280],
+        "batch_tokens": [64],
+        "lr": [1e-3, 3e-3],
+        "sizes": [{"size": "1x32"}],
+        "executor": {"workers": 2},
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(grid))
+    return path
+
+
+def planned(sweep: Path, *more: str) -> dict:
+    return json.loads(here("run", sweep, "--dry-run", "--json", *more)[0])
+
+
+def refused(sweep: Path, *words: str) -> str:
+    """The one line in which ``run`` refuses; nothing is written."""
+    said = here("run", sweep, *words, status=2)[1]
+    errors = [line for line in said.splitlines() if not line.startswith("warning: ")]
+    assert len(errors) == 1
+    assert not (sweep.parent / "runs" / "grid" / "sweep.yaml").exists()
+    return errors[0]
+
+
+def test_a_grid_around_a_law(sweep: Path) -> None:
+    """In log space around the law's rate and batch at the middle of the milestones, in whole clips of 32 tokens."""
+    law = laws.load(PAPER)
+    edit(
+        sweep, lr=None, batch_tokens=None, around=str(PAPER), lr_steps=3, batch_steps=5, ratio=4, milestones=[1e8, 4e8]
+    )
+    cells = planned(sweep)["cells"]
+    N, T = 16384, 2e8
+    assert {c["N"] for c in cells} == {N}
+    rates = sorted({c["lr"] for c in cells})
+    assert rates == pytest.approx([float(law.lr(N, T)) * step for step in (1 / 4, 1, 4)], rel=5e-3)
+    batches = sorted({c["B"] for c in cells})
+    assert all(B % 32 == 0 for B in batches)
+    best = float(law.batch(N, T))
+    assert batches == pytest.approx([best * step for step in (1 / 16, 1 / 4, 1, 4, 16)], abs=16)
+    assert len(cells) == 15
+    # What is spelled out is not moved.
+    edit(sweep, lr=[1e-3])
+    assert {c["lr"] for c in planned(sweep)["cells"]} == {1e-3}
+
+
+def test_token_budgets_by_size(sweep: Path) -> None:
+    sizes = [{"size": "1x32"}, {"size": "2x32", "milestones": [960]}]
+    edit(sweep, milestones=None, tokens_per_parameter=[0.5, 2], sizes=sizes)
+    assert {(c["size"], *c["milestones"]) for c in planned(sweep)["cells"]} == {("1x32", 8192, 32768), ("2x32", 960)}
+    edit(sweep, milestones=[640])
+    assert "milestones and tokens_per_parameter; give one of them" in refused(sweep)
+
+
+def test_cells_that_differ_in_tokens_alone_are_one_run(sweep: Path) -> None:
+    """A trunk is trained once: every milestone of it is a data point."""
+    edit(sweep, sizes=[{"size": "1x32", "milestones": [640]}, {"size": "1x32", "milestones": [1280, 320]}])
+    cells = planned(sweep)["cells"]
+    assert [c["milestones"] for c in cells] == [[320, 640, 1280]] * 2
+    edit(sweep, sizes=[{"size": "1x32", "milestones": [320, 640, 1280]}])
+    assert [c["run_id"] for c in planned(sweep)["cells"]] == [c["run_id"] for c in cells]
+    tool("run", sweep)
+    tool("collect", sweep)
+    rows = list(csv.DictReader((sweep.parent / "runs" / "grid" / "results.csv").read_text().splitlines()))
+    assert sorted((row["lr"], row["T"]) for row in rows) == [
+        (lr, T) for lr in ("0.001", "0.003") for T in ("1280", "320", "640")
+    ]
+
+
+def test_training_keys_of_a_sweep(sweep: Path) -> None:
+    before = planned(sweep)["cells"]
+    after = planned(sweep, "config.train.dtype=bfloat16")["cells"]
+    assert {c["run_id"] for c in before}.isdisjoint(c["run_id"] for c in after)
+    edit(sweep, config={"train": {"dtype": "bfloat16"}})
+    assert planned(sweep)["cells"] == after
+    assert "a key of training: write config.train.dtype=bfloat16" in refused(sweep, "train.dtype=bfloat16")
+    assert "config.optim.lr: the sweep sets it; use lr" in refused(sweep, "config.optim.lr=1")
+    assert "did you mean 'train.dtype'" in refused(sweep, "config.train.dtyp=float32")
+
+
+def test_hours_and_cost_by_a_given_rate_and_by_what_was_measured(sweep: Path) -> None:
+    edit(sweep, cost={"flops_per_second": 1e6, "price_per_hour": 2})
+    told = planned(sweep)
+    assert told["device_hours"] == pytest.approx(told["flops"] / 1e6 / 3600)
+    assert told["cost"] == pytest.approx(2 * told["device_hours"])
+    assert told["hours"] == pytest.approx(told["device_hours"] / 2)  # two workers
+    assert "not measured" in told["rate"]
+    assert "not measured" in here("run", sweep, "--dry-run")[0]
+    tool("run", sweep)
+    measured = planned(sweep)
+    assert measured["rate"] == "measured on 2 cells of this sweep"
+    seconds = [json.loads(p.read_text())["seconds"] for p in sweep.parent.glob("runs/grid/*/result.json")]
+    # Cells of one N and B share a rate, the geometric mean.
+    assert measured["cells"][0]["hours"] * 3600 == pytest.approx((seconds[0] * seconds[1]) ** 0.5)
+    assert measured["hours"] == 0
+
+
+def test_the_sweep_is_one_experiment_in_tensorboard(sweep: Path) -> None:
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+
+    tool("run", sweep)
+    board = EventMultiplexer()
+    board.AddRunsFromDirectory(str(sweep.parent / "runs" / "grid" / "tensorboard"))
+    board.Reload()
+    seeds = {c["lr"]: c["seed"] for c in planned(sweep)["cells"]}
+    assert set(board.Runs()) == {f"1x32_B64_lr{lr:g}_seed{seed}" for lr, seed in seeds.items()}
+    assert set(board.PluginRunToTagToContent("hparams")) == set(board.Runs())
+
+
+def test_committed_results_count(sweep: Path) -> None:
+    """A study goes on on another machine: what is committed is finished there, and read by collect and fits."""
+    committed = sweep.parent / "committed"
+    edit(sweep, results=str(committed))
+    tool("run", sweep)
+    tool("collect", sweep)
+    table = (sweep.parent / "runs" / "grid" / "results.csv").read_text()
+    assert {p.name for p in committed.glob("*/*")} == {"result.json", "validation"}
+    edit(sweep, out=str(sweep.parent / "elsewhere"))
+    assert json.loads(here("status", sweep, "--json")[0])["counts"] == {"done": 2}
+    tool("run", sweep)
+    elsewhere = sweep.parent / "elsewhere" / "grid"
+    assert not list(elsewhere.glob("*/checkpoints"))
+    tool("collect", sweep)
+    assert (elsewhere / "results.csv").read_text() == table
+    # A later milestone is not in them: that cell is trained.
+    edit(sweep, milestones=[640, 1920])
+    assert json.loads(here("status", sweep, "--json")[0])["counts"] == {"pending": 2}
+
+
+def test_a_second_run_refuses(sweep: Path) -> None:
+    with exclusive(sweep.parent / "runs" / "grid"):
+        assert "another process is working in it" in refused(sweep)
+
+
+def test_a_sweep_of_another_yaml_is_refused_with_the_difference(sweep: Path) -> None:
+    tool("run", sweep)
+    said = here("run", sweep, "config.train.dtype=bfloat16", "seed=3", status=2)[1]
+    assert "made by another sweep (seed: 0 -> 3; train.dtype: None -> bfloat16)" in said
+    here("run", sweep, "config.train.micro_batch=1")  # how, not what
+
+
+def test_bad_input_is_one_line(sweep: Path) -> None:
+    assert "did you mean 'retries'" in refused(sweep, "executor.retry=3")
+    assert "unknown key executor.slurm.partiton; did you mean 'partition'" in refused(
+        sweep, "executor.slurm.partiton=x"
+    )
+    assert "executor.kind=slrum: local or slurm; did you mean 'slurm'" in refused(sweep, "executor.kind=slrum")
+    assert "a token budget of 640 is less than one batch of 1,280" in refused(sweep, "batch_tokens=[1280]")
+    assert "executor.slurm.time=soon" in refused(sweep, "executor.slurm.time=soon")
+    assert "warning_seconds=120: must be positive, and less" in refused(sweep, "executor.slurm.time=2")
+    assert "fewer than executor.processes=4" in refused(sweep, "executor.processes=4", "executor.slurm.gpus=2")
+    assert "no such file" in refused(sweep, "around=none.json")
+    assert "lr=-0.1: must be a positive number" in refused(sweep, "lr=[-0.1]")
+
+
+def test_without_slurm_one_line(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(sweep.parent))
+    assert "no sbatch on the path" in refused(sweep, "executor.kind=slurm")
+
+
+def test_a_thousand_pending_cells_are_told_within_a_second(sweep: Path) -> None:
+    """Of processor time, imports included; and torch is not among them."""
+    edit(sweep, repeats=500)
+    keys = load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})
+    assert len(keys.cells) == 1000
+    folder = sweep.parent / "runs" / "grid"
+    folder.mkdir(parents=True)
+    cache = yaml.safe_load((sweep.parent / "base.yaml").read_text())["data"]["cache"]
+    begun = {"caches": [cache], "data": {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"}}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(begun))
+    command = [sys.executable, "-X", "importtime", str(ROOT / "tools" / "sweep.py"), "status", str(sweep), "--json"]
+    best = float("inf")
+    for _ in range(3):  # on a busy machine the first may read files from the disk
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        out, err = process.communicate()
+        assert json.loads(out)["counts"] == {"pending": 1000}
+        assert " torch\n" not in err
+        before = os.times()
+        subprocess.run([*command[:1], *command[3:]], env=ENVIRONMENT, stdout=subprocess.DEVNULL, check=True)
+        after = os.times()
+        best = min(best, after.children_user + after.children_system - before.children_user - before.children_system)
+    print(f"{best:.2f} s")
+    assert best < 1
