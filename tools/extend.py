@@ -159,7 +159,7 @@ def merge(sweep: Sweep, asked: list[Asked]) -> list[Addition]:
     for one in asked:
         milestone = _milestone(by_size[int(one.N)], one.T)
         wanted[int(one.N), one.lr, round(one.B)].append((milestone, one.why))
-    before = extended.read(sweep.directory)
+    before = extended.read(sweep.directory, sweep.keys.results)
     additions = []
     for (N, lr, batch), runs_of_cell in wanted.items():
         cells = by_size[N]

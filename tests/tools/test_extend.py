@@ -116,6 +116,7 @@ def test_a_budget_is_spent_and_no_more(tmp_path: Path) -> None:
     made, noise, _ = states(ledger, paper, Settings, None, lambda N, T: ())
     sweep = SimpleNamespace(
         directory=tmp_path,
+        keys=SimpleNamespace(results=None),
         cells=[
             SimpleNamespace(
                 N=N, n_ctx=1280, flops_per_token=6.0 * N,
@@ -144,7 +145,7 @@ def stub(directory: Path, repeats=1):
     train = SimpleNamespace(milestones=[10, 20], batch_tokens=64)
     config = SimpleNamespace(optim=SimpleNamespace(lr=1e-3), train=train, model=SimpleNamespace(size="1x32"))
     cell = SimpleNamespace(N=100, config=config, flops_per_token=3.0)
-    return SimpleNamespace(directory=directory, cells=[cell] * repeats)
+    return SimpleNamespace(directory=directory, keys=SimpleNamespace(results=None), cells=[cell] * repeats)
 
 
 def test_one_run_serves_all_its_milestones(tmp_path: Path) -> None:
@@ -162,6 +163,17 @@ def test_one_run_serves_all_its_milestones(tmp_path: Path) -> None:
     assert (grown.entry["repeat"], grown.entry["milestones"], grown.flops) == (0, [10, 20], 30.0)
     extended.add(tmp_path, [grown.entry])
     assert [c["milestones"] for c in extended.read(tmp_path)] == [[10, 20]]
+
+
+def test_what_another_machine_added_counts(tmp_path: Path) -> None:
+    here, committed = tmp_path / "here", tmp_path / "committed"
+    cell = {"size": "1x32", "lr": 1e-3, "batch_tokens": 64, "repeat": 0, "milestones": [10], "why": "a"}
+    extended.add(committed, [cell])
+    extended.add(here, [cell | {"milestones": [10, 20]}, cell | {"lr": 2e-3}])
+    assert [c["milestones"] for c in extended.read(here, str(committed))] == [[10, 20], [10]]
+    extended.publish(here, str(committed))
+    assert extended.read(committed) == extended.read(here, str(committed))
+    extended.publish(tmp_path / "nothing", str(committed))
 
 
 def test_repeats_are_numbered_on(tmp_path: Path) -> None:
