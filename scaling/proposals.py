@@ -18,8 +18,6 @@ from scaling.runs import Ledger
 # Cells of one grid that are asked for at once: a study of that many in a row costs as much as one by one, see
 # docs/sweeps.md.
 TOGETHER = 4
-# Steps beyond each side of a grid that one round may go.
-BEYOND = 2
 # A finer step than a factor of 1.2 decides nothing: that far from the optimum a loss is .03 % above the lowest.
 FINEST = math.log(1.2)
 # Relative, of a run's loss, where neither repeats nor spare cells tell.
@@ -46,18 +44,14 @@ class State:
     Attributes:
         optimum: what a fit makes of it.
         decision: of ``scaling.extend``; its cells are numbers in ``grid``.
+        asked: what to train: the decision's cells, or those that the verdict asks for where a fit would not use the
+            grid though its best cell is known.
     """
 
     grid: Grid
     optimum: Optimum
     decision: Decision
-
-    @property
-    def asked(self) -> list[Asked]:
-        grid = self.grid
-        return [
-            Asked(grid.N, grid.T, float(grid.lr[p.cell]), float(grid.B[p.cell]), p.why) for p in self.decision.cells
-        ]
+    asked: tuple[Asked, ...]
 
 
 def noise_of(ledger: Ledger, optima: Sequence[Optimum]) -> tuple[float, str]:
@@ -81,7 +75,7 @@ def noise_of(ledger: Ledger, optima: Sequence[Optimum]) -> tuple[float, str]:
 
 
 def candidates(lr: NDArray, B: NDArray, clip: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The (lr, B) of a grid that could be run: its rates and batches, half-way between, and BEYOND steps outside.
+    """The (lr, B) of a grid that could be run: its rates and batches, half-way between, and one step outside.
 
     Args:
         lr, B: [runs].
@@ -92,8 +86,7 @@ def candidates(lr: NDArray, B: NDArray, clip: float) -> tuple[NDArray[np.float64
         # To the last digit as they were run, so that a repeat is one.
         logs, first = np.unique(np.log(values).round(6), return_index=True)
         step, between = max(cells.step(logs), FINEST), np.diff(logs) > 2 * FINEST
-        away = step * np.arange(1, BEYOND + 1)
-        added = np.concatenate([logs[0] - away, logs[-1] + away, ((logs[1:] + logs[:-1]) / 2)[between]])
+        added = np.append(((logs[1:] + logs[:-1]) / 2)[between], [logs[0] - step, logs[-1] + step])
         axes.append((values[first], np.exp(added)))
     rates, batches = np.append(axes[0][0], _rounded(axes[0][1])), np.concatenate(axes[1])
     if clip:
@@ -102,7 +95,7 @@ def candidates(lr: NDArray, B: NDArray, clip: float) -> tuple[NDArray[np.float64
     return np.repeat(rates, len(batches)), np.tile(batches, len(rates))
 
 
-def _rounded(values: NDArray) -> NDArray[np.float64]:
+def _rounded(values: Sequence[float] | NDArray) -> NDArray[np.float64]:
     """To four digits: rates that people can read."""
     return np.array([float(f"{value:.4g}") for value in values])
 
@@ -136,7 +129,9 @@ def grid_of(
         loss[cell], runs[cell] = (np.mean(finite), len(finite)) if finite else (math.inf, len(values))
     for rate, batch in waiting:
         absent[cell_of(rate, batch)] = True
-    absent |= largest < B
+    # One side at a time: what is believed of a corner beyond two of them is a guess about a guess.
+    outside = [(values < ran.min()) | (values > ran.max()) for values, ran in ((lr, ledger.lr), (B, ledger.B))]
+    absent |= (outside[0] & outside[1]) | (largest < B)
     return Grid(N, T, lr, B, loss, runs, absent)
 
 
@@ -171,5 +166,14 @@ def states(
         told.append(found(grid, believe(grid, expect(grid, (), law), judged.noise, judged.rough)))
     made = []
     for number, (grid, optimum) in enumerate(zip(grids, optima)):
-        made.append(State(grid, optimum, decide(grid, told[:number] + told[number + 1 :], law, judged, TOGETHER)))
+        decision = decide(grid, told[:number] + told[number + 1 :], law, judged, TOGETHER)
+        wanted = [(float(grid.lr[p.cell]), float(grid.B[p.cell]), p.why) for p in decision.cells]
+        if not wanted and not optimum.usable:
+            there = {(round(math.log(lr), 3), B) for lr, B in waiting(grid.N, grid.T)}
+            wanted = [
+                (float(lr), B, f"the fit's verdict, {optimum.verdict}, asks for it")
+                for lr, B in zip(_rounded([lr for lr, _ in optimum.run_next]), [B for _, B in optimum.run_next])
+                if (round(math.log(lr), 3), B) not in there and largest(grid.N) >= B
+            ][:TOGETHER]
+        made.append(State(grid, optimum, decision, tuple(Asked(grid.N, grid.T, *cell) for cell in wanted)))
     return made, noise, source
