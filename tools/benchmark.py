@@ -5,7 +5,7 @@
 
 train: a step of several sizes, its parts, and the matrix products it is made of.  attention: its backends.
 sample: a sampler's steps.  data: reading cached latents; decoding, alone and beside encoding.
-peers: our model's step and diffusers' Wan's of equal shape.
+peers: our model's step and diffusers' Wan's of equal shape.  stack: runs trained together and one by one.
 
 Things to compare are timed in turn, round after round, in one process; what is printed are medians, with quartiles in
 --json. FLOPs are C_token's (3/4 N (7 + n_ctx / width) a token) unless called exact.
@@ -29,17 +29,27 @@ from utils.devices import pick_device
 from utils.errors import Parser, UserError, run_cli
 
 # Each part's module in tools/benchmarks.
-PARTS = {"train": "steps", "attention": "kernels", "sample": "kernels", "data": "data", "peers": "peers"}
+PARTS = {
+    "train": "steps",
+    "attention": "kernels",
+    "sample": "kernels",
+    "data": "data",
+    "peers": "peers",
+    "stack": "stack",
+}
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=tuple(PARTS))
     parser.add_argument("--size", action="append", help="LAYERSxWIDTH; may be given again (default: by part)")
-    parser.add_argument("--clips", type=int, help="clips per step (train 8, peers 2, sample 4, attention 2)")
     parser.add_argument(
-        "--n-ctx", type=int, choices=tuple(CLIPS), help="tokens per clip (80; peers and attention 1280)"
+        "--clips", type=int, help="clips per step (train 8, stack 2 and 8, peers 2, sample 4, attention 2)"
     )
+    parser.add_argument(
+        "--n-ctx", type=int, choices=tuple(CLIPS), help="tokens per clip (80; stack 64; peers and attention 1280)"
+    )
+    parser.add_argument("--stack", type=int, default=8, help="runs trained together, in part stack (default 8)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what blocks compute in")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each thing, after warming up")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
@@ -78,6 +88,8 @@ def main() -> int:
     args = arguments().parse_args()
     if args.rounds < 1 or (args.clips is not None and args.clips < 1):
         raise UserError("--rounds and --clips: must be at least 1")
+    if args.stack < 1:
+        raise UserError("--stack: must be at least 1")
     device = pick_device(args.device)
     module = importlib.import_module(f"tools.benchmarks.{PARTS[args.part]}")
     rows = getattr(module, f"bench_{args.part}")(args, device)

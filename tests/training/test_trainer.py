@@ -344,7 +344,7 @@ def test_a_validation_that_fills_the_memory_goes_on_in_smaller_passes(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     plain = run(cache, tmp_path, "plain", "train.tokens=512")
-    whole = training.trainer.validate
+    whole = training.trainer.validate_rows
 
     def small_memory(*arguments: Any) -> Any:
         batch = arguments[6]
@@ -352,7 +352,7 @@ def test_a_validation_that_fills_the_memory_goes_on_in_smaller_passes(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(*arguments)
 
-    monkeypatch.setattr(training.trainer, "validate", small_memory)
+    monkeypatch.setattr(training.trainer, "validate_rows", small_memory)
     done = run(cache, tmp_path, "x", "train.tokens=512", "train.milestones=[256]", "validation.batch=8")
     assert done["milestones"][-1]["ema_val_loss"] == pytest.approx(plain["milestones"][-1]["ema_val_loss"], rel=1e-6)
     said = [line for line in capsys.readouterr().out.splitlines() if "out of GPU memory" in line]

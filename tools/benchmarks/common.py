@@ -19,6 +19,7 @@ from models.text import load_text_encoder
 
 # Latent [channels, frames, height, width] and patch of a clip of so many tokens.
 CLIPS = {
+    64: ((16, 4, 4, 4), (1, 1, 1)),
     80: ((16, 5, 4, 4), (1, 1, 1)),
     128: ((16, 8, 4, 4), (1, 1, 1)),
     1280: ((16, 5, 32, 32), (1, 2, 2)),

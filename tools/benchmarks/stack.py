@@ -1,0 +1,80 @@
+"""Steps of several runs trained together against the same runs' steps one after the other."""
+
+import argparse
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.latents import LatentCache
+from tools.benchmarks.common import CLIPS, random_cache, spread, timed
+from training.config import load_config
+from training.ensemble import StackedStep
+from training.feed import AHEAD
+from training.resolve import resolve
+from training.trainer import Trainer
+from utils.devices import peak_of
+
+
+def bench_stack(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+    n_ctx, rows = args.n_ctx or 64, []
+    with tempfile.TemporaryDirectory() as folder:
+        cache = LatentCache(random_cache(Path(folder) / "latents", n_ctx))
+        for size in args.size or ("2x64", "4x64"):
+            for clips in (args.clips,) if args.clips else (2, 8):
+                torch._dynamo.reset()  # it gives up on a function that it has compiled for too many shapes
+                rows.append(_row(args, device, cache, folder, size, n_ctx, clips))
+    return rows
+
+
+def _row(
+    args: argparse.Namespace, device: torch.device, cache: LatentCache, folder: str, size: str, n_ctx: int, clips: int
+) -> dict[str, Any]:
+    settings = [
+        f"model.size={size}", f"data.cache={cache.path}", f"out={folder}", f"train.batch_tokens={n_ctx * clips}",
+        f"train.tokens={n_ctx * clips * 10**6}", f"train.dtype={args.dtype}", "data.seed=0",
+        f"model.patch={list(CLIPS[n_ctx][1])}".replace(" ", ""),
+    ]  # fmt: skip
+
+    def trainer(seed: int, compiled: bool) -> Trainer:
+        config = load_config(None, [*settings, f"train.compile={compiled}", f"seed={seed}", f"optim.lr={1e-4 * seed}"])
+        return Trainer(resolve(config, cache.meta), cache)
+
+    # As many steps a call as make one reading of the data, of which each is then a true share.
+    steps = max(1, AHEAD // clips)
+
+    def alone(run: Trainer) -> None:
+        for _ in range(steps):
+            run.learn(*run.next_step())
+            run.step += 1
+
+    def together(stack: StackedStep) -> None:
+        for _ in range(steps):
+            stack(*stack.members[0].next_step(), stack.members)
+            for member in stack.members:
+                member.step += 1
+
+    things = {}
+    for how, compiled in (("compiled", True), ("uncompiled", False)):
+        things[f"alone, {how}"] = functools.partial(alone, trainer(1, compiled))
+        stack = StackedStep([trainer(1 + row, compiled) for row in range(args.stack)])
+        things[f"together, {how}"] = functools.partial(together, stack)
+    seconds = timed(things, args.rounds, device)
+    run = stack.members[0].run
+    flops = run.flops_per_token * n_ctx * clips
+    gains, rates = {}, {}
+    for how in ("compiled", "uncompiled"):
+        pairs = zip(seconds[f"alone, {how}"], seconds[f"together, {how}"])
+        gains[how] = spread([args.stack * one / all_of_them for one, all_of_them in pairs])
+    for name, values in seconds.items():
+        runs = args.stack if name.startswith("together") else 1
+        rates[name] = spread([runs * steps / value for value in values])
+    best = max(rate["value"] for rate in rates.values())
+    peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return {
+        "size": size, "N": run.N, "n_ctx": n_ctx, "clips": clips, "runs": args.stack, "dtype": args.dtype,
+        "run_steps_per_second": rates, "times_as_fast": gains,
+        "flops_per_second": flops * best, "mfu": flops * best / peak if peak else None,
+    }  # fmt: skip
