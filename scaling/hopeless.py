@@ -5,7 +5,12 @@ A cell that is stopped has no loss at later T, so a false alarm costs a fit a ce
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from utils.files import read_json
 
 SIGMAS = 6.0
 # Of the best loss. A cell this far behind lies about a factor of five from the optimum in rate or batch (curvature
@@ -13,33 +18,49 @@ SIGMAS = 6.0
 MARGIN = 0.25
 
 
-def hopeless(result: dict[str, Any], others: Sequence[dict[str, Any]]) -> str | None:
+def hopeless(folder: Path, others: Sequence[Path]) -> str | None:
     """Why a run will not be one of its size's best, in words; None while there is a doubt.
 
-    Its loss at its newest milestone must exceed the best of the others there by ``SIGMAS`` standard errors of both
-    runs, taken as independent (they share validation clips, so the true error is smaller), and by ``MARGIN``.
+    Its loss at its newest milestone must exceed the best of the others there by ``MARGIN`` and by ``SIGMAS`` standard
+    errors: of the difference clip by clip where both runs left their samples' losses, else of two independent losses.
 
     Args:
-        result: the run's ``result.json``.
-        others: those of other runs of the same N.
+        folder: the run's, with its ``result.json``.
+        others: those of other runs, whatever their sizes.
     """
-    if not result["milestones"]:
+    mine = read_json(folder / "result.json")
+    if not mine["milestones"]:
         return None
-    mine = result["milestones"][-1]
-    there = [
-        milestone
-        for other in others
-        for milestone in other["milestones"]
-        if milestone["nominal"] == mine["nominal"] and milestone.get("ema_val_loss") is not None
-    ]
+    newest = mine["milestones"][-1]
+    there = []
+    for other in others:
+        result = read_json(other / "result.json")
+        if result["N"] == mine["N"]:
+            same = (m for m in result["milestones"] if m["nominal"] == newest["nominal"])
+            there += [(m["ema_val_loss"], m["ema_val_se"], _samples(other, m)) for m in same]
     if not there:
         return None
-    best = min(there, key=lambda milestone: milestone["ema_val_loss"])
-    gap = mine["ema_val_loss"] - best["ema_val_loss"]
-    error = math.hypot(mine["ema_val_se"] or 0.0, best["ema_val_se"] or 0.0)
-    if gap <= SIGMAS * error or gap <= MARGIN * best["ema_val_loss"]:
+    loss, error, samples = min(there, key=lambda entry: entry[0])
+    gap = newest["ema_val_loss"] - loss
+    error = _error(_samples(folder, newest), samples) or math.hypot(newest["ema_val_se"] or 0.0, error or 0.0)
+    if gap <= SIGMAS * error or gap <= MARGIN * loss:
         return None
     return (
-        f"at {mine['tokens']:,} tokens its loss of {mine['ema_val_loss']:.4g} is {gap / best['ema_val_loss']:.0%} "
-        f"above the best of its size, {best['ema_val_loss']:.4g}"
+        f"at {newest['tokens']:,} tokens its loss of {newest['ema_val_loss']:.4g} is {gap / loss:.0%} above the best "
+        f"of its size, {loss:.4g}"
     )
+
+
+def _samples(folder: Path, milestone: dict[str, Any]) -> Path:
+    return folder / "validation" / f"{milestone['tokens']}.npy"
+
+
+def _error(one: Path, other: Path) -> float | None:
+    """Standard error of the difference of two runs' losses, by clips; None where they left no like samples."""
+    if not (one.exists() and other.exists()):
+        return None
+    mine, best = np.load(one)[1], np.load(other)[1]  # [clips, times] of the averaged weights
+    if mine.shape != best.shape or len(mine) < 2:
+        return None
+    by_clip = (mine - best).mean(axis=1)
+    return float(by_clip.std(ddof=1) / math.sqrt(len(by_clip)))

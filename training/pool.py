@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -35,6 +35,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # without one of these, torch finds no GPU
 LOOK_SECONDS = 1.0  # between two looks at cells that might be hopeless
+AGAIN_SECONDS = 30.0  # after which a cell without a new milestone is looked at again
 LET_GO_SECONDS = 120.0  # that processes may take to write a checkpoint after their torchrun has ended
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -55,7 +56,7 @@ class _Worker:
     slot: int
     process: BaseProcess
     stopping: bool = False
-    seen: list[int] = field(default_factory=list)
+    seen: tuple[Any, ...] = ()
 
     def stop(self) -> None:
         """Have it write a checkpoint and end: once, as a second signal would fall on one that writes its result."""
@@ -302,12 +303,13 @@ def _stop_if_hopeless(worker: _Worker) -> None:
     if worker.stopping or not path.exists():
         return
     result = read_json(path)
-    reached = [milestone["nominal"] for milestone in result["milestones"]]
-    if result["status"] != "running" or reached == worker.seen:
+    # At a milestone of its own, and now and then, as others may have come to it later.
+    seen = (len(result["milestones"]), time.monotonic() // AGAIN_SECONDS)
+    if result["status"] != "running" or seen == worker.seen:
         return
-    worker.seen = reached
-    others = [read_json(other) for other in directory.parent.glob("*/result.json") if other != path]
-    reason = hopeless(result, [other for other in others if other["N"] == result["N"]])
+    worker.seen = seen
+    others = [other.parent for other in directory.parent.glob("*/result.json") if other != path]
+    reason = hopeless(directory, others)
     if reason:
         write_json(directory / HOPELESS, {"reason": reason, "tokens": result["tokens"], "at": time.time()})
         worker.stop()

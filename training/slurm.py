@@ -275,9 +275,8 @@ def _rendezvous(keys: ExecutorKeys) -> list[str]:
     """torchrun's options where a cell has several nodes, of which this is one."""
     if keys.slurm.nodes == 1:
         return []
-    from submitit.slurm.slurm import SlurmJobEnvironment
-
-    first = SlurmJobEnvironment().hostnames[0]
+    # The job's own script starts the nodes' tasks, and lies on the first of them.
+    first = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
     # Any port will do that all nodes know; jobs that share a node are told apart by their ids.
     port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 40000
     return ["--nnodes", str(keys.slurm.nodes), "--node_rank", os.environ["SLURM_NODEID"],

@@ -1,8 +1,9 @@
 """A real Slurm on this machine, for tests: its own key, ports and folder, and nothing left of it afterwards.
 
-python tests/slurm/cluster.py FOLDER    start one, print what to export, and stop it on Ctrl-C
+python tests/slurm/cluster.py FOLDER    start one, print what to export, and stop it on Ctrl-C or SIGTERM
 """
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 SEARCH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: daemons outlive no test that is killed
 NODES = ("one", "two")  # two nodes of this one machine: the second is for cells of several nodes
 
 CONF = """\
@@ -139,6 +141,7 @@ class Cluster:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=lambda: ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
             )
 
     def _stop(self, name: str, number: int) -> None:
@@ -180,8 +183,13 @@ def wait_until(condition: Callable[[], object], seconds: float) -> None:
         time.sleep(0.1)
 
 
+def _leave(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    with Cluster(Path(sys.argv[1]).resolve()) as cluster:
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts what is in the background without Ctrl-C
+        signal.signal(number, _leave)
+    with suppress(KeyboardInterrupt), Cluster(Path(sys.argv[1]).resolve()) as cluster:
         print(f"export SLURM_CONF={cluster.environment['SLURM_CONF']}", flush=True)
-        with suppress(KeyboardInterrupt):
-            signal.pause()
+        signal.pause()
