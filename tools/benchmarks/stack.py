@@ -11,7 +11,7 @@ import torch
 from data.latents import LatentCache
 from tools.benchmarks.common import CLIPS, random_cache, spread, timed
 from training.config import load_config
-from training.ensemble import StackedStep
+from training.ensemble import StackedStep, keep_memory
 from training.feed import AHEAD
 from training.resolve import resolve
 from training.trainer import Trainer
@@ -20,6 +20,7 @@ from utils.devices import peak_of
 
 def bench_stack(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     n_ctx, rows = args.n_ctx or 64, []
+    keep_memory()  # runs alone gain by it too
     with tempfile.TemporaryDirectory() as folder:
         cache = LatentCache(random_cache(Path(folder) / "latents", n_ctx))
         for size in args.size or ("2x64", "4x64"):
