@@ -91,6 +91,8 @@ def decide(grid: Grid, others: Sequence[Found], law: Law, settings: Settings, mo
     miss = chance
     while len(cells) < most and (miss > settings.doubt or (asked.runs > 0).sum() <= COEFFICIENTS):
         gains = gain(asked, ahead, settings)
+        if miss <= settings.doubt:  # it is other cells that are missing: repeats would never end
+            gains[asked.runs > 0] = -math.inf
         if not np.isfinite(gains).any():
             break
         cell = int(np.argmax(gains))

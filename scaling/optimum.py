@@ -222,12 +222,18 @@ def _at_floor(
     )
 
 
-def _window(loss: NDArray, finite: NDArray, window: float | None) -> tuple[NDArray, float]:
+def _window(
+    x: NDArray, y: NDArray, loss: NDArray, finite: NDArray, window: float | None
+) -> tuple[NDArray[np.int64], float]:
     excess = loss[finite] / loss[finite].min() - 1
     if window is None:
         return finite, float(excess.max())
-    if np.sum(excess <= window) < CELLS_WANTED:
-        window = max(window, min(float(np.sort(excess)[min(CELLS_WANTED, len(excess)) - 1]), WIDEST))
+    # Different ones: runs of one cell again and again would keep the window shut.
+    _, cell = np.unique(np.stack([x[finite], y[finite]], axis=1).round(6), axis=0, return_inverse=True)
+    best = np.full(cell.max() + 1, math.inf)
+    np.minimum.at(best, cell.ravel(), excess)
+    if np.sum(best <= window) < CELLS_WANTED:
+        window = max(window, min(float(np.sort(best)[min(CELLS_WANTED, len(best)) - 1]), WIDEST))
     return finite[excess <= window], window
 
 
@@ -243,13 +249,13 @@ def _fitted(
     def through(rows: NDArray) -> tuple | None:
         return _quadratic(x[rows], y[rows], loss[rows], _weights(noise, rows))
 
-    used, width = _window(loss, finite, window)
+    used, width = _window(x, y, loss, finite, window)
     fit, asked, lowest = through(used), width, loss[finite].min()
     while window is not None and fit is not None and fit[3]:
         wanted = min(NOISE_WIDTHS * fit[2] / lowest, WIDEST)
         if wanted <= width:
             break
-        used, width = _window(loss, finite, wanted)
+        used, width = _window(x, y, loss, finite, wanted)
         fit = through(used)
     if width > asked:
         surface = features(x, y) @ fit[0]

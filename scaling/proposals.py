@@ -22,7 +22,7 @@ TOGETHER = 4
 FINEST = math.log(1.2)
 # Relative, of a run's loss, where neither repeats nor spare cells tell.
 NOISE = 1e-3
-# Repeats that must be there before they are believed instead of the scatter around the quadratics.
+# Repeats, or spare cells, that must be there before they are believed: three that agree by luck would end a study.
 REPEATS = 5
 
 
@@ -67,7 +67,7 @@ def noise_of(ledger: Ledger, optima: Sequence[Optimum]) -> tuple[float, str]:
     if spare >= REPEATS:
         return math.sqrt(squares / spare), f"{spare} repeats"
     known = [o for o in optima if o.spare and math.isfinite(o.scatter)]
-    if spare := sum(o.spare for o in known):
+    if (spare := sum(o.spare for o in known)) >= REPEATS:
         pooled = math.sqrt(sum(o.spare * (o.scatter / o.loss) ** 2 for o in known) / spare)
         if pooled > 0:
             return pooled, f"the cells' scatter around their grids' quadratics, {spare} spare cells"
@@ -98,6 +98,11 @@ def candidates(lr: NDArray, B: NDArray, clip: float) -> tuple[NDArray[np.float64
 def _rounded(values: Sequence[float] | NDArray) -> NDArray[np.float64]:
     """To four digits: rates that people can read."""
     return np.array([float(f"{value:.4g}") for value in values])
+
+
+def _alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two (lr, B) are nearer each other than tells anything: steps halved again and again would never end."""
+    return all(abs(math.log(a / b)) < FINEST / 2 * (1 + 1e-3) for a, b in zip(one, other))
 
 
 def grid_of(
@@ -169,11 +174,11 @@ def states(
         decision = decide(grid, told[:number] + told[number + 1 :], law, judged, TOGETHER)
         wanted = [(float(grid.lr[p.cell]), float(grid.B[p.cell]), p.why) for p in decision.cells]
         if not wanted and not optimum.usable:
-            there = {(round(math.log(lr), 3), B) for lr, B in waiting(grid.N, grid.T)}
+            there = [*waiting(grid.N, grid.T), *zip(grid.lr[grid.seen], grid.B[grid.seen])]
             wanted = [
                 (float(lr), B, f"the fit's verdict, {optimum.verdict}, asks for it")
                 for lr, B in zip(_rounded([lr for lr, _ in optimum.run_next]), [B for _, B in optimum.run_next])
-                if (round(math.log(lr), 3), B) not in there and largest(grid.N) >= B
+                if largest(grid.N) >= B and not any(_alike((lr, B), cell) for cell in there)
             ][:TOGETHER]
         made.append(State(grid, optimum, decision, tuple(Asked(grid.N, grid.T, *cell) for cell in wanted)))
     return made, noise, source

@@ -285,6 +285,17 @@ def test_a_coarse_grid_opens_its_window_to_nine_cells_but_not_to_any():
     assert (steep.window, steep.verdict, len(steep.used)) == (0.15, "too few points", 5)
 
 
+def test_repeats_of_a_few_cells_do_not_keep_the_window_shut():
+    """Nine cells are nine different ones: three of them, three times each, say nothing of a curvature."""
+    lr, B, loss = grid(hessian=5 * HESSIAN)
+    near = np.argsort(loss)[:3]
+    more = [np.append(values, np.tile(values[near], 4)) for values in (lr, B, loss)]
+    once, again = find(1e6, 1e8, lr, B, loss), find(1e6, 1e8, *more)
+    assert once.window > 0.02
+    assert again.window == once.window
+    assert again.verdict == once.verdict == "interior"
+
+
 def test_a_window_no_wider_than_the_noise_opens():
     """Within 2 % of the luckiest of 81 cells that scatter by 1 %, the cells are chosen by luck, not by their place."""
     found = [find(1e6, 1e8, *grid(noise=1e-2, seed=s, side=9)) for s in range(60)]
