@@ -150,5 +150,5 @@ def test_a_verdict_asks_for_no_cell_that_is_there_but_for_rounding(paper) -> Non
 def test_few_spare_cells_tell_no_noise(paper) -> None:
     """Three cells more than coefficients may lie on the quadratic by luck: no repeats would be asked for then."""
     rows = ledger(paper, 1e-6, count=3)
-    one = rows.rows(np.flatnonzero((rows.N == rows.N[0]) & (rows.nominal_T == rows.nominal_T[0])))
+    one = rows.rows(np.flatnonzero((rows.N[0] == rows.N) & (rows.nominal_T == rows.nominal_T[0])))
     assert noise_of(one, grid_optima(one, WINDOW)) == (NOISE, "an assumption, as nothing repeats yet")
