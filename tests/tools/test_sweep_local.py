@@ -1,9 +1,9 @@
 """A sweep on this machine's own pool: what crashes, diverges, falls behind or is killed costs no other cell."""
 
+import errno
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.tools.test_sweep import ENVIRONMENT, ROOT, edit, results, still_training, tool
+from tests.tools.test_sweep import ENVIRONMENT, ROOT, edit, here, results, still_training, tool
+from tools import sweep as module
 
 # Put on the path of every process: cells of some rates end by themselves, one of them only twice.
 SITE = """
@@ -56,7 +57,7 @@ def sweep(cache: Path, tmp_path: Path) -> Path:
         "batch_tokens": [32, 64],
         "lr": [1e-3, 2e-3, 4e-3],
         "sizes": [{"size": "1x32"}],
-        "executor": {"workers": 2, "retries": 2},
+        "executor": {"workers": 2, "retries": 2, "stack": 1},  # stacks have tests of their own
     }
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     path = tmp_path / "grid.yaml"
@@ -220,15 +221,46 @@ def test_a_cell_costs_its_scheduler_little(sweep: Path, tmp_path: Path) -> None:
     assert float(out.stdout) < 0.05
 
 
-def test_a_full_disk_is_one_line(sweep: Path) -> None:
-    """The sweep's own files do not fit: nothing half-written, and the line names the disk."""
-    short = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "sweep.py"), "run", str(sweep), "out=/dev/full"],
+def test_a_full_disk_is_one_line(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sweep's own file does not fit: nothing half-written is left of it."""
+
+    def full(config: object, path: Path) -> None:
+        path.write_text("half of it")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(module.OmegaConf, "save", full)
+    said = here("run", sweep, status=2)[1].splitlines()
+    assert said[-1].startswith("error: disk full: ")
+    assert not [line for line in said if not line.startswith(("warning: ", "error: "))]
+    assert {path.name for path in (sweep.parent / "runs" / "grid").iterdir()} == {".lock"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_told_twice_to_stop(sweep: Path, number: int) -> None:
+    """Every process of it, as a terminal and Slurm do; cells checkpoint, and the same command goes on."""
+    edit(sweep, milestones=[640, 6400])
+    tool("run", sweep)
+    unbroken = table(sweep)
+    edit(sweep, out=str(sweep.parent / "again"))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tools" / "sweep.py"), "run", str(sweep)],
         env=ENVIRONMENT,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
+        start_new_session=True,
     )
-    assert short.returncode == 2
-    assert short.stderr.splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in short.stderr
+    deadline = time.monotonic() + 120
+    while not list((sweep.parent / "again").glob("grid/*/metrics.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    time.sleep(0.1)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert not still_training(sweep.parent / "again")
+    assert not list((sweep.parent / "again").glob("grid/*/failure.json"))
+    tool("run", sweep)
+    assert table(sweep) == unbroken
