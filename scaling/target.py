@@ -20,15 +20,17 @@ from scaling.proposals import Asked
 
 # A grid's optimum may scatter about the loss law by this much (relative) at least, however well it is known itself.
 LEAST_SCATTER = 1e-4
+# Runs that a budget is spent on at once: after so many, their results choose better than what was believed before.
+MOST_RUNS = 200
 
 
 @dataclass(frozen=True)
 class Known:
-    """A grid, what is believed of it, and its cost: ``price(T)`` FLOPs of a run of it."""
+    """A grid, what is believed of it, and ``price`` [cells], the FLOPs of a run of each cell."""
 
     grid: Grid
     belief: Belief
-    price: float
+    price: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ def spend(
 ) -> tuple[list[Asked], list[float], list[float]]:
     """The runs to pay for with ``flops``, each the one that narrows the target most per FLOP after the ones before.
 
+    ``MOST_RUNS`` of them at most.
+
     Returns:
         The runs, each one's cost in FLOPs, and the target's variance before the first and after each.
     """
@@ -142,23 +146,25 @@ def spend(
     asked: list[Asked] = []
     paid: list[float] = []
     narrowed = [_narrowed(g, known, beliefs[g], spreads, target, noise) for g, known in enumerate(grids)]
-    while True:
+    while len(asked) < MOST_RUNS:
+        left = flops - sum(paid)
         value = [
-            (variances[-1] - after.min()) / known.price if known.price <= flops - sum(paid) else -math.inf
+            np.where(known.price <= left, (variances[-1] - after) / known.price, -math.inf)
             for known, after in zip(grids, narrowed)
         ]
-        g = int(np.argmax(value))
-        if not value[g] > 1e-6 * variances[-1] / flops:
-            return asked, paid, variances
-        known, cell = grids[g], int(np.argmin(narrowed[g]))
+        g = int(np.argmax([of_cells.max() for of_cells in value]))
+        known, cell = grids[g], int(np.argmax(value[g]))
+        if not value[g][cell] > 1e-6 * variances[-1] / flops:
+            break
         beliefs[g] = as_expected(beliefs[g], cell, noise)
         spreads[g] = knowledge(beliefs[g], beliefs[g].spread)
         variances.append(float(target.error(spreads)))
-        paid.append(known.price)
+        paid.append(float(known.price[cell]))
         grid = known.grid
         why = "narrows the target most per FLOP"
         asked.append(Asked(grid.N, grid.T, float(grid.lr[cell]), float(grid.B[cell]), why))
         narrowed = [_narrowed(k, other, beliefs[k], spreads, target, noise) for k, other in enumerate(grids)]
+    return asked, paid, variances
 
 
 def _narrowed(

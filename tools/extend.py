@@ -26,6 +26,8 @@ from utils.errors import UserError
 from utils.files import exclusive
 
 LEAST, MOST = 1e-6, 0.1  # of a tolerance and of a noise, relative to the loss
+# States of cells whose results are still to come; a failed cell's may never.
+UNFINISHED = ("pending", "running", "stopped", "lost")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ def command(
     law = laws.load(arguments.law or paper)
     law.require("lr", "batch")
     ledger = _ledger(sweep, arguments.held_out)
+    unfinished = sum(cell_state(cell)["state"] in UNFINISHED for cell in sweep.cells)
+    if (
+        unfinished and arguments.run
+    ):  # of an earlier --run that was killed, say: what comes next hangs on their results
+        print(f"{unfinished} cells of the sweep are not finished: they come first, and nothing is added to them yet")
+        return train(sweep)
     made, noise, source = states(
         ledger,
         law,
@@ -68,7 +76,9 @@ def command(
             print(f"error: {reason}", file=sys.stderr)
             return 3
     additions = merge(sweep, asked)
-    told = {"noise": noise, "noise_from": source, "tolerance": tolerance, "target": target}
+    told = {
+        "noise": noise, "noise_from": source, "tolerance": tolerance, "target": target, "unfinished": unfinished,
+    }  # fmt: skip
     if arguments.json:
         print(json.dumps(told | _rows(made, additions)))
     else:
@@ -92,6 +102,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, value in given.items():
         if value is not None and not 1 <= value <= 1e60:
             raise UserError(f"--{name.replace('_', '-')} {value!s:.12}: must be a number from 1 to 1e60")
+    if arguments.budget_flops is not None and arguments.held_out:
+        raise UserError("--held-out with --budget-flops: a prediction is narrowed by the sizes that a fit reads alone")
     if arguments.budget_flops is None:
         if extra := [name for name in ("flops", "params", "tokens") if given[name] is not None]:
             raise UserError(f"--{extra[0]} names a target, which --budget-flops spends on: give that too")
@@ -149,10 +161,15 @@ def _largest(sweep: Sweep) -> Callable[[float], float]:
     return lambda N: min(cell.config.train.milestones[0] for cell in by_size[int(N)])
 
 
+def _whole(tokens: int, batch: float) -> int:
+    """Those of whole batches: a run ends with the first one at or past its last milestone."""
+    return math.ceil(tokens / batch) * round(batch)
+
+
 def merge(sweep: Sweep, asked: list[Asked]) -> list[Addition]:
     """What is asked of several grids of one size as runs: one that is trained for the largest T passes the others.
 
-    A run that is there, and ends before the T asked for, goes on; else the cell gets a new one.
+    A run that was added, and ends before the T asked for, goes on; else the cell gets a new one.
     """
     by_size = _sizes(sweep)
     wanted: dict[tuple[int, float, int], list[tuple[int, str]]] = defaultdict(list)
@@ -183,14 +200,16 @@ def merge(sweep: Sweep, asked: list[Asked]) -> list[Addition]:
         grown = {repeat: end for repeat, end in ours.items() if end < min(per_milestone)}
         for number in range(count):
             upto = max(m for m, times in per_milestone.items() if times > number)
-            repeat, there = (min(grown), grown.pop(min(grown))) if grown else (len(ends) + number, 0)
-            why = next(w for m, w in runs_of_cell if m == upto)
+            tokens = _whole(upto, batch)
+            repeat, there = (min(grown), _whole(grown.pop(min(grown)), batch)) if grown else (len(ends) + number, 0)
+            # The reason of a second run is not that of the first.
+            why = [w for m, w in runs_of_cell if m == upto][number]
             per_token = cells[0].flops_per_token
             entry = {
                 "size": size, "lr": float(lr), "batch_tokens": int(batch), "repeat": repeat,
                 "milestones": [m for m in grid if m <= upto], "why": why,
             }  # fmt: skip
-            additions.append(Addition(entry, N, per_token * (upto - there)))
+            additions.append(Addition(entry, N, per_token * (tokens - there)))
     return sorted(additions, key=lambda addition: (addition.N, addition.entry["milestones"][-1], addition.entry["lr"]))
 
 
@@ -202,14 +221,13 @@ def _narrow(
     n_ctx = sweep.cells[0].n_ctx
     cost = allocation.c_token(n_ctx, smooth_width)
     told = [state.decision.found for state in made]
-    grids = [
-        Known(
-            state.grid,
-            believe(state.grid, expect(state.grid, told[:k] + told[k + 1 :], law), noise, 0.0),
-            by_size[int(state.grid.N)][0].flops_per_token * _milestone(by_size[int(state.grid.N)], state.grid.T),
-        )
-        for k, state in enumerate(made)
-    ]
+    grids = []
+    for k, state in enumerate(made):
+        cells = by_size[int(state.grid.N)]
+        milestone = _milestone(cells, state.grid.T)
+        price = cells[0].flops_per_token * np.array([_whole(milestone, B) for B in state.grid.B], dtype=float)
+        belief = believe(state.grid, expect(state.grid, told[:k] + told[k + 1 :], law), noise, 0.0)
+        grids.append(Known(state.grid, belief, price))
     if arguments.params is not None:
         tokens = arguments.tokens or arguments.flops / float(cost(np.array(arguments.params)))
         target = pair(arguments.params, tokens, grids)
@@ -217,12 +235,15 @@ def _narrow(
         target = best_size(arguments.flops, cost, grids)
     asked, paid, variances = spend(grids, target, arguments.budget_flops, noise)
     if not asked:
-        cheapest = min(known.price for known in grids)
-        raise UserError(f"--budget-flops {arguments.budget_flops:g}: less than the cheapest run, {cheapest:.3g} FLOPs")
+        cheapest = min(known.price.min() for known in grids)
+        if cheapest > arguments.budget_flops:
+            given = f"--budget-flops {arguments.budget_flops:g}"
+            raise UserError(f"{given}: less than the cheapest run, {cheapest:.3g} FLOPs")
+        raise Untrusted(f"no run is believed to narrow {target.name}; extend without --budget-flops first")
     shown = target.unit[0]
     return asked, {
         "name": target.name, "measure": target.unit[1], "before": shown(variances[0]), "after": shown(variances[-1]),
-        "flops": sum(paid),
+        "flops": sum(paid), "budget": arguments.budget_flops,
     }  # fmt: skip
 
 
@@ -279,12 +300,27 @@ def _text(sweep: Sweep, told: dict[str, Any], made: list[State], additions: list
             row = [word.rjust(width) for word, width in zip(words[:-1], widths)]
             lines.append("  ".join([*row, words[-1]]))
     total, whole = sum(a.flops for a in additions), sum(c.flops_per_token * c.config.train.tokens for c in sweep.cells)
-    lines.append(
-        f"{len(additions)} runs to add, {total:.3g} FLOPs, {total / whole:.1%} of the sweep so far"
-        if additions
-        else "nothing to add: each grid's best run is known to the tolerance"
-    )
+    if told["unfinished"]:
+        lines.append(f"{told['unfinished']} cells of the sweep are not finished: --run trains them first, adding none")
+    if additions:
+        lines.append(f"{len(additions)} runs to add, {total:.3g} FLOPs, {total / whole:.1%} of the sweep so far")
+    else:
+        lines.append(f"nothing to add: {_why_nothing(made)}")
+    if told["target"]:
+        lines[-1] += f", {total / told['target']['budget']:.0%} of the budget"
     return "\n".join(lines)
+
+
+def _why_nothing(made: list[State]) -> str:
+    """Whether all is known, or what is not and cannot be mended by cells near those there are."""
+    undecided = [s for s in made if not s.asked and (s.decision.miss > extend.DOUBT or not s.optimum.usable)]
+    if not undecided:
+        return "each grid's best run is known to the tolerance"
+    verdicts = ", ".join(sorted({s.optimum.verdict for s in undecided}))
+    return (
+        f"{len(undecided)} of {len(made)} grids are not decided ({verdicts}), and no cell near theirs is believed to "
+        "help; give the YAML other rates or batches, or repeats"
+    )
 
 
 def _confirmed(additions: list[Addition]) -> bool:
@@ -292,4 +328,7 @@ def _confirmed(additions: list[Addition]) -> bool:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         print("--run adds them to the sweep and trains them")
         return False
-    return input(f"add and train these {len(additions)} runs? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"add and train these {len(additions)} runs? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

@@ -1,6 +1,5 @@
 """Compute goes to the runs that narrow a prediction most."""
 
-import math
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from scaling import simulate
 from scaling.belief import CURVATURE, Prior, believe, expect
 from scaling.points import Untrusted
 from scaling.proposals import grid_of
-from scaling.target import Known, best_size, knowledge, pair, spend
+from scaling.target import MOST_RUNS, Known, best_size, knowledge, pair, spend
 
 TOKENS = (2e9, 4e9, 8e9)
 SIZES = (1.6e7, 6.4e7, 2.6e8)
@@ -22,7 +21,8 @@ def known(law, cost, noise=1e-3, sizes=SIZES, tokens=TOKENS):
     made = []
     for N, T, rows in ledger.grids():
         grid = grid_of(ledger.rows(rows), N, T)
-        made.append(Known(grid, believe(grid, expect(grid, (), law), noise, 0.0), float(cost(np.array(N))) * T))
+        price = np.full(len(grid.lr), float(cost(np.array(N))) * T)
+        made.append(Known(grid, believe(grid, expect(grid, (), law), noise, 0.0), price))
     return made
 
 
@@ -46,7 +46,7 @@ def test_knowledge_is_the_scatter_of_the_minima(paper, cost) -> None:
 def test_a_budget_is_spent_on_what_narrows_most(paper, cost, which) -> None:
     grids = known(paper, cost)
     target = pair(1e9, 1e10, grids) if which == "pair" else best_size(1e21, cost, grids)
-    flops = 2 * max(k.price for k in grids)
+    flops = 2 * max(k.price[0] for k in grids)
     asked, paid, variances = spend(grids, target, flops, 1e-3)
     assert asked
     assert sum(paid) <= flops
@@ -54,11 +54,30 @@ def test_a_budget_is_spent_on_what_narrows_most(paper, cost, which) -> None:
     # No one of the grids, given all of it, does better.
     for k in grids[::3]:
         _, _, alone = spend(
-            [Known(o.grid, o.belief, o.price if o is k else math.inf) for o in grids], target, flops, 1e-3
+            [Known(o.grid, o.belief, o.price if o is k else o.price + 1e300) for o in grids], target, flops, 1e-3
         )
         assert variances[-1] <= alone[-1] * 1.02
     again = spend(grids, target, flops, 1e-3)
     assert again[0] == asked
+
+
+def test_a_budget_beyond_all_need_ends(paper, cost) -> None:
+    grids = known(paper, cost, sizes=SIZES[:2], tokens=TOKENS[:2])
+    asked, _, variances = spend(grids, pair(1e9, 1e10, grids), 1e60, 1e-3)
+    assert len(asked) == MOST_RUNS
+    assert len(variances) == MOST_RUNS + 1
+
+
+def test_dear_cells_are_not_paid_for(paper, cost) -> None:
+    """A large batch overshoots its tokens: the cells of one grid do not all cost the same."""
+    middle = {(k.grid.N, k.grid.T): np.median(k.grid.B) for k in known(paper, cost)}
+    grids = [
+        Known(k.grid, k.belief, np.where(middle[k.grid.N, k.grid.T] < k.grid.B, 2e18, 1e18))
+        for k in known(paper, cost)
+    ]
+    ((one,), paid, _) = spend(grids, pair(1e9, 1e10, grids), 1.5e18, 1e-3)
+    assert paid == [1e18]
+    assert middle[one.N, one.T] >= one.B
 
 
 def test_what_is_expected_comes_true(paper, cost) -> None:

@@ -92,6 +92,9 @@ def test_shown_added_trained_and_extended_again(sweep: Path, asks, tmp_path: Pat
     assert "--run adds them" in text
     assert "loss law" in asks("extend", "--budget-flops", "1e9", "--flops", "1e9", status=3)
 
+    # A first --run that was killed before its runs were trained: the second trains those, and adds no more.
+    extended.add(folder, [{key: cell[key] for key in extended.KEYS} for cell in shown["cells"]])
+    assert f"{len(shown['cells'])} cells of the sweep are not finished" in asks("extend")
     tool("extend", sweep, "--run")
     added = extended.read(folder)
     keys = ("size", "lr", "batch_tokens", "repeat", "milestones")
@@ -142,14 +145,14 @@ def test_a_budget_is_spent_and_no_more(tmp_path: Path) -> None:
 
 def stub(directory: Path, repeats=1):
     """A sweep of one cell with milestones 10 and 20, as far as merging asks."""
-    train = SimpleNamespace(milestones=[10, 20], batch_tokens=64)
+    train = SimpleNamespace(milestones=[10, 20], batch_tokens=5)
     config = SimpleNamespace(optim=SimpleNamespace(lr=1e-3), train=train, model=SimpleNamespace(size="1x32"))
     cell = SimpleNamespace(N=100, config=config, flops_per_token=3.0)
     return SimpleNamespace(directory=directory, keys=SimpleNamespace(results=None), cells=[cell] * repeats)
 
 
 def test_one_run_serves_all_its_milestones(tmp_path: Path) -> None:
-    asked = [Asked(100, 10.5, 2e-3, 64, "a"), Asked(100, 20.0, 2e-3, 64, "b"), Asked(100, 10.0, 3e-3, 64, "c")]
+    asked = [Asked(100, 10.5, 2e-3, 5, "a"), Asked(100, 20.0, 2e-3, 5, "b"), Asked(100, 10.0, 3e-3, 5, "c")]
     one, other = module.merge(stub(tmp_path), asked)
     assert {one.entry["lr"], other.entry["lr"]} == {2e-3, 3e-3}
     small, large = (one, other) if one.entry["lr"] == 3e-3 else (other, one)
@@ -159,7 +162,7 @@ def test_one_run_serves_all_its_milestones(tmp_path: Path) -> None:
     assert small.flops == 30.0
     # What was added for the first milestone goes on to the second, as the same run, for what is left.
     extended.add(tmp_path, [small.entry])
-    (grown,) = module.merge(stub(tmp_path), [Asked(100, 20.0, 3e-3, 64, "d")])
+    (grown,) = module.merge(stub(tmp_path), [Asked(100, 20.0, 3e-3, 5, "d")])
     assert (grown.entry["repeat"], grown.entry["milestones"], grown.flops) == (0, [10, 20], 30.0)
     extended.add(tmp_path, [grown.entry])
     assert [c["milestones"] for c in extended.read(tmp_path)] == [[10, 20]]
@@ -167,7 +170,7 @@ def test_one_run_serves_all_its_milestones(tmp_path: Path) -> None:
 
 def test_what_another_machine_added_counts(tmp_path: Path) -> None:
     here, committed = tmp_path / "here", tmp_path / "committed"
-    cell = {"size": "1x32", "lr": 1e-3, "batch_tokens": 64, "repeat": 0, "milestones": [10], "why": "a"}
+    cell = {"size": "1x32", "lr": 1e-3, "batch_tokens": 5, "repeat": 0, "milestones": [10], "why": "a"}
     extended.add(committed, [cell])
     extended.add(here, [cell | {"milestones": [10, 20]}, cell | {"lr": 2e-3}])
     assert [c["milestones"] for c in extended.read(here, str(committed))] == [[10, 20], [10]]
@@ -176,9 +179,29 @@ def test_what_another_machine_added_counts(tmp_path: Path) -> None:
     extended.publish(tmp_path / "nothing", str(committed))
 
 
+def test_a_run_costs_its_whole_batches(tmp_path: Path) -> None:
+    """It ends with the first batch at or past its milestone; so does the part that is there already."""
+    (one,) = module.merge(stub(tmp_path), [Asked(100, 20.0, 2e-3, 8, "a")])
+    assert one.flops == 3.0 * 24
+    extended.add(tmp_path, [one.entry | {"milestones": [10]}])
+    (grown,) = module.merge(stub(tmp_path), [Asked(100, 20.0, 2e-3, 8, "b")])
+    assert grown.flops == 3.0 * (24 - 16)
+
+
+def test_nothing_to_add_says_what_is_not_known() -> None:
+    def state(verdict: str, miss: float) -> SimpleNamespace:
+        optimum = SimpleNamespace(verdict=verdict, usable=verdict == "interior")
+        return SimpleNamespace(optimum=optimum, decision=SimpleNamespace(miss=miss), asked=())
+
+    assert "each grid's best run is known" in module._why_nothing([state("interior", 0.05)])
+    told = module._why_nothing([state("interior", 0.05), state("saddle", 0.0), state("interior", 0.3)])
+    assert "2 of 3 grids are not decided (interior, saddle)" in told
+
+
 def test_repeats_are_numbered_on(tmp_path: Path) -> None:
-    asked = [Asked(100, 20.0, 1e-3, 64, "run 2"), Asked(100, 20.0, 1e-3, 64, "run 3")]
+    asked = [Asked(100, 20.0, 1e-3, 5, "run 2"), Asked(100, 20.0, 1e-3, 5, "run 3")]
     assert [a.entry["repeat"] for a in module.merge(stub(tmp_path), asked)] == [1, 2]
+    assert [a.entry["why"] for a in module.merge(stub(tmp_path), asked)] == ["run 2", "run 3"]
     assert [a.entry["repeat"] for a in module.merge(stub(tmp_path, repeats=3), asked)] == [3, 4]
 
 
@@ -193,10 +216,11 @@ def test_repeats_are_numbered_on(tmp_path: Path) -> None:
         ({"budget_flops": 1e9, "params": 1e6}, "--tokens or --flops"),
         ({"budget_flops": 1e9, "params": 1e6, "tokens": 1e6, "flops": 1e9}, "one of them"),
         ({"budget_flops": -1.0, "flops": 1e9}, "--budget-flops"),
+        ({"budget_flops": 1e9, "flops": 1e9, "held_out": True}, "--held-out"),
     ],
 )
 def test_bad_input_is_named(given, told) -> None:
-    names = ("run", "json", "tolerance", "noise", "budget_flops", "flops", "params", "tokens")
+    names = ("run", "json", "tolerance", "noise", "budget_flops", "flops", "params", "tokens", "held_out")
     with pytest.raises(UserError, match=told):
         module._check(argparse.Namespace(**(dict.fromkeys(names) | given)))
 
