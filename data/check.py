@@ -29,7 +29,7 @@ TOLERANCE = {"float32": 5e-3, "bfloat16": 2e-2}
 
 def estimate(
     headers: Headers, units: dict[str, list[Unit]], vae: Any, latent_shape: Sequence[int], load: Load, processes: int,
-    span: int,
+    frames: int,
 ) -> dict[str, Any]:  # fmt: skip
     """What a cache of these videos would hold and take; nothing is written.
 
@@ -37,7 +37,7 @@ def estimate(
         headers: of the videos; those of the first ``OPENED`` are opened.
         units: what was drawn of them.
         load, processes: how the job would run.
-        span: frames of a video from a clip's first to its last.
+        frames: of a clip.
 
     Returns:
         videos; opened (all, or a random part, by whose mean the rest is judged); kept; rejected (by reason, of those
@@ -57,7 +57,7 @@ def estimate(
         "rejected": dict(Counter(row["reason"] for row in headers.rejected).most_common()),
         **clips,
         "tokens": total * positions,
-        "hours": total * span / headers.fps / 3600 if headers.fps else None,
+        "hours": total * frames / headers.fps / 3600 if headers.fps else None,
         "bytes": 2 * total * positions * latent_shape[0],
         "processes": processes,
         "seconds": total * each / processes,
@@ -78,17 +78,20 @@ def _speed(units: list[Unit], vae: Any, load: Load) -> tuple[float, float]:
     """Seconds to decode a clip and to encode one, on a random part of the units, neither beside the other."""
     clips, pixels = 0, []
     drawn = random.Random(0).sample(units, len(units))
+    # One worker where the job has any: a video that hangs or crashes its decoder is to cost no more here than there.
+    # The first video is for its start.
+    answers = decoded([*drawn[:1], *drawn], min(load.workers, 1), load.limit_seconds, ahead=1)
+    next(answers, None)
     begun = time.perf_counter()
-    for unit in drawn:
-        try:
-            answer = unit.load()
-        except Rejected:
+    for answer in answers:
+        if isinstance(answer, Rejected):
             continue
         clips += len(answer.pixels)
         pixels = [*pixels, answer.pixels][-load.batch :]
         if time.perf_counter() - begun > PROBE_SECONDS / 2:
             break
     decode = (time.perf_counter() - begun) / max(clips, 1)
+    answers.close()
     batch = torch.cat(pixels)[: load.batch] if pixels else torch.empty(0)
     vae.encode(to_float(batch[:1]))  # the first takes longer
     begun, encoded = time.perf_counter(), 0

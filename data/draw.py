@@ -119,14 +119,14 @@ def draw(
                 missing -= len(held[source.name])
             if missing <= 0:
                 break
-    taken = {by_name[name].video for name in held}  # other ranges of a video that is validated on are not trained on
+    taken = {by_name[name].file for name in held}  # of which other ranges and names are not trained on
     training: dict[str, list[str] | None] = {}
     if train is None:
-        training = {source.name: None for source in headers.order if source.video not in taken}
+        training = {source.name: None for source in headers.order if source.file not in taken}
     else:
         left = train
         for source, keys in headers.walk():
-            if source.video not in taken:
+            if source.file not in taken:
                 training[source.name] = keys[:left] if len(keys) > left else None
                 left -= len(keys)
             if left <= 0:

@@ -1,5 +1,8 @@
 """What there is to read: the videos and pictures of a folder, of a manifest, or of WebDataset tar shards."""
 
+import os
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from data.manifests import MANIFESTS, list_manifest
@@ -35,7 +38,11 @@ def list_sources(where: str | Path) -> list[Source]:
         raise UserError(f"{where}: neither a folder of videos nor a manifest (.csv, .jsonl, .parquet) nor a .tar")
     else:
         raise UserError(f"{where}: no such folder, manifest or tar")
-    return sorted(sources, key=lambda source: source.name)
+    sources.sort(key=lambda source: source.name)
+    for one, other in pairwise(sources):
+        if one.name == other.name:
+            raise UserError(f"{where}: {one.name} is listed twice")
+    return sources
 
 
 def _without_previews(names: list[str]) -> list[str]:
@@ -47,18 +54,37 @@ def _without_previews(names: list[str]) -> list[str]:
 
 
 def _list_folder(folder: Path) -> list[Source]:
-    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    files = list(_files_below(folder))
     tars = [name for name in files if name.lower().endswith(".tar")]
     names = _without_previews(files)
     if tars and names:
         raise UserError(f"{folder}: holds tar shards ({tars[0]}) and loose files ({names[0]}); name one or the other")
     if tars:
-        return list_tars(folder)
+        return list_tars(folder, tars)
     if not names:
         raise UserError(f"{folder}: no videos in this folder ({', '.join(sorted(VIDEOS | PICTURES))} or .tar)")
     present, sources = set(files), []
     for name in names:
         text = Path(name).with_suffix(".txt").as_posix()
-        caption = one_line(text_of((folder / text).read_bytes(), str(folder / text))) if text in present else ""
+        where = str(folder / text)
+        caption = one_line(text_of((folder / text).read_bytes(), where), where) if text in present else ""
         sources.append(Source(name, folder / name, caption))
     return sources
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    """The files' names relative to ``folder``, which links are followed to, unless they lead back up.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: {(error.strerror or str(error)).lower()}") from None
+
+    for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        path = Path(here)
+        above = {os.path.realpath(parent) for parent in (path, *path.parents)}
+        folders[:] = [x for x in folders if not (path / x).is_symlink() or os.path.realpath(path / x) not in above]
+        for name in files:
+            yield (path / name).relative_to(folder).as_posix()

@@ -49,7 +49,7 @@ def _source(root: Path, row: dict[str, Any], place: str) -> Source:
         raise UserError(f"{place}: the range ends at {end:g} s, where it has not begun")
     if start is not None or end is not None:
         name = f"{name}@{start or 0:.12g}-{'' if end is None else format(end, '.12g')}"
-    return Source(name, root / path, one_line(row.get("caption")), start, end)
+    return Source(name, root / path, one_line(row.get("caption"), place), start, end)
 
 
 def _seconds(value: Any, column: str, place: str) -> float | None:

@@ -1,10 +1,12 @@
 """One video or picture: what it is called, where its bytes are, what is said about it, and why it cannot be used."""
 
+import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import UserError, shown
 
 VIDEOS = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -49,9 +51,18 @@ class Source:
 
     @property
     def video(self) -> str:
-        """The name without the range: what ranges of one video share, which are never split between training and
-        validation."""
+        """The name without the range."""
         return self.name if self.start is None and self.end is None else self.name.rpartition("@")[0]
+
+    @property
+    def file(self) -> Hashable:
+        """What is the same for all ranges and names (links) of a file, or of a tar's member: they are never split
+        between training and validation either."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return self.video
+        return found.st_dev, found.st_ino, self.offset
 
     @property
     def is_picture(self) -> bool:
@@ -86,6 +97,14 @@ def text_of(content: bytes, what: str) -> str:
         raise UserError(f"{what}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
 
 
-def one_line(caption: Any) -> str:
-    """A caption with each run of white space as one space; of nothing, or of what is no text, the empty one."""
-    return " ".join(str("" if caption is None else caption).split())
+def one_line(caption: Any, what: str) -> str:
+    """A caption with each run of white space as one space; of nothing (None or NaN), the empty one.
+
+    Raises:
+        UserError: it is no text; ``what`` names its place.
+    """
+    if caption is None or (isinstance(caption, float) and math.isnan(caption)):
+        return ""
+    if not isinstance(caption, str):
+        raise UserError(f"{what}: the caption is {shown(caption)}, which is no text")
+    return " ".join(caption.split())

@@ -8,7 +8,7 @@ which a worker opens as it opens a file.
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,8 +16,8 @@ from data.media import PICTURES, VIDEOS, Source, one_line, text_of
 from utils.errors import UserError
 
 
-def list_tars(where: Path | str) -> list[Source]:
-    """The samples of a tar, of a folder of tars, or of a pattern of them (a string with braces), in any order.
+def list_tars(where: Path | str, names: Sequence[str] = ()) -> list[Source]:
+    """The samples of a tar, of a folder's tars ``names``, or of a pattern (a string with braces), in any order.
 
     Raises:
         UserError: a shard that is missing or no tar; captions that are not UTF-8, or not JSON; one name twice; no
@@ -28,8 +28,8 @@ def list_tars(where: Path | str) -> list[Source]:
 
         root = Path(where[: where.index("{")] + "x").parent
         paths = [Path(url) for url in expand_urls(where)]
-    elif where.is_dir():
-        root, paths = where, [path for path in where.rglob("*") if path.suffix.lower() == ".tar" and path.is_file()]
+    elif names:
+        root, paths = where, [where / name for name in names]
     else:
         root, paths = where.parent, [where]
     sources = [source for path in paths for source in _list_tar(path, Path(os.path.relpath(path, root)).as_posix())]
@@ -88,7 +88,7 @@ def _caption(tar: tarfile.TarFile, path: Path, sample: dict[str, tarfile.TarInfo
         if name in sample:
             what = f"{path}, member {sample[name].name}"
             text = text_of(tar.extractfile(sample[name]).read(), what)
-            return one_line(text if name.endswith(".txt") else _json_caption(text, what))
+            return one_line(text if name.endswith(".txt") else _json_caption(text, what), what)
     return ""
 
 

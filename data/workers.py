@@ -32,6 +32,11 @@ from data.sources import Unit
 LIMIT_SECONDS = 60.0
 ROOT = Path(__file__).resolve().parents[1]
 PR_SET_PDEATHSIG = 1
+# Ctrl-C is for the parent, which ends its workers; said before the imports, which take a second.
+WORKER = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from data.workers import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+)
 
 
 def decoded(
@@ -148,7 +153,7 @@ class _Worker:
         # Not multiprocessing's spawn: it imports the main module again, and with that a tool's models.
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", f"from data.workers import serve; serve({theirs.fileno()}, {os.getpid()})"],
+            [sys.executable, "-P", "-c", WORKER, str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -211,7 +216,6 @@ def serve(handle: int, parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     torch.set_num_threads(1)
 
     connection = Connection(handle)

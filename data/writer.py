@@ -111,10 +111,11 @@ def open_cache(folder: str | Path, settings: dict[str, Any], work: Path) -> dict
     """
     folder = Path(folder)
     index = unfinished = {"finished": False, "settings": settings}
+    entries = {entry.name for entry in folder.iterdir()}  # before the look at the index, which another may write now
     there = (folder / "index.json").exists()
     if there:
         index = read_index(folder)
-    elif any(entry.name not in (".lock", ".work") for entry in folder.iterdir()):
+    elif entries - {".lock", ".work"}:
         raise UserError(f"{folder}: exists and is no latent cache; choose a new folder")
     # A job that stopped before its first shard leaves nothing that could be mixed up.
     if not index["finished"] and not any(folder.glob("*.safetensors")):
@@ -183,7 +184,7 @@ class Tally:
                 self._rows += read_header(shard.path)[1]["rejected"]
             else:
                 self._waiting.append(shard)
-        if len(self._rows) > self._most * self._videos:
+        if exceeds(self._rows, self._videos, self._most):
             where = write_rejected(self._folder, self._rows)
             raise UserError(f"{too_many(self._rows, self._videos)}; each is named in {where}")
 
@@ -191,6 +192,11 @@ class Tally:
 def counted(rejected: Sequence[dict[str, str]]) -> str:
     """How many were rejected for each reason, in words."""
     return ", ".join(f"{n} {reason}" for reason, n in Counter(row["reason"] for row in rejected).most_common())
+
+
+def exceeds(rejected: Sequence[dict[str, str]], videos: int, most: float) -> bool:
+    """Whether more than the fraction ``most`` of the videos are rejected."""
+    return bool(rejected) and len(rejected) / videos > most  # not most * videos: .29 * 100 is less than 29
 
 
 def too_many(rejected: Sequence[dict[str, str]], videos: int) -> str:

@@ -218,7 +218,7 @@ def stop_if_too_few(args: argparse.Namespace, headers: Headers) -> None:
     """Raise where none of the first videos, or too small a part of all, can be used."""
     videos, rejected = len(headers.order), headers.rejected
     writing = not (args.dry_run or args.verify)
-    if headers.found and not (writing and len(rejected) > args.max_rejected * videos):
+    if headers.found and not (writing and writer.exceeds(rejected, videos, args.max_rejected)):
         return
     where = f"; each is named in {writer.write_rejected(Path(args.out), rejected)}" if writing else ""
     if headers.found:
@@ -255,7 +255,7 @@ def main() -> None:
     if args.dry_run:
         planned = plan()
         try:
-            found = estimate(planned.headers, planned.units, vae, latent_shape, load, share.world, shape.span)
+            found = estimate(planned.headers, planned.units, vae, latent_shape, load, share.world, args.frames)
         finally:
             planned.headers.close()
         report_estimate(args, found)

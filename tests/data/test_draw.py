@@ -1,5 +1,7 @@
 """Which clips go where: decided alike by everybody, from few videos, and kept when more are added."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -34,7 +36,7 @@ def opened(monkeypatch):
 
 
 def sources_of(*names):
-    return [Source(name, None, "") for name in names]
+    return [Source(name, Path(name), "") for name in names]
 
 
 def numbered(count):
@@ -115,11 +117,30 @@ def test_rejected_videos_among_those_opened_stay_to_be_reported_once(opened):
 
 
 def test_ranges_of_one_video_are_never_parted(opened):
-    sources = [Source(f"{i}.mp4@{t}-{t + 9}", None, "", t, t + 9) for i in range(12) for t in (0, 10, 20)]
+    sources = [Source(f"{i}.mp4@{t}-{t + 9}", Path(f"{i}.mp4"), "", t, t + 9) for i in range(12) for t in (0, 10, 20)]
     for validation in (None, 3, 5):
         split = drawn(sources, None, validation)
         videos = [{name.partition("@")[0] for name in names_of(split[part])} for part in ("train", "validation")]
         assert not videos[0] & videos[1]
+
+
+def test_a_file_of_two_names_is_in_one_split(opened, tmp_path):
+    sources = []
+    for i in range(12):
+        path = tmp_path / f"{i}.mp4"
+        path.write_bytes(b"")
+        (tmp_path / f"again{i}.mp4").symlink_to(path)
+        (tmp_path / f"third{i}.mp4").hardlink_to(path)
+        sources += [Source(f"{name}{i}.mp4", tmp_path / f"{name}{i}.mp4", "") for name in ("", "again", "third")]
+    for wish in ({}, {"validation": 5}, {"train": 20}, {"frozen": ["again3.mp4#0", "7.mp4#9"]}):
+        split = drawn(sources, **wish)
+        files = [{(tmp_path / name).resolve().stat().st_ino for name in names_of(part)} for part in split.values()]
+        assert files[0]
+        assert files[1]
+        assert not files[0] & files[1]
+    # Of a tar, members are files.
+    shard = [Source(f"x.tar/{i}.mp4", tmp_path / "0.mp4", "", offset=512 * i, size=9) for i in range(20)]
+    assert sum(map(len, drawn(shard).values())) == 20
 
 
 def test_units_load_the_clips_of_their_keys(tmp_path):

@@ -1,3 +1,5 @@
+import errno
+import os
 import sys
 
 import pytest
@@ -119,6 +121,35 @@ def test_ranges_of_one_video_are_sources_of_their_own(tmp_path):
     assert [source.name for source in sources] == ["a@b.mp4", "a@b.mp4@0-12.25", "a@b.mp4@0-3", "a@b.mp4@12.25-"]
     assert {source.video for source in sources} == {"a@b.mp4"}
     assert sources[2].caption == "one line"
+
+
+def test_linked_folders_are_searched_and_unreadable_ones_refused(tmp_path, monkeypatch):
+    for name in ("disk/a.mp4", "videos/b.mp4"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "videos/linked").symlink_to(tmp_path / "disk")
+    (tmp_path / "videos/linked/loop").symlink_to(tmp_path / "videos")
+    assert [source.name for source in list_sources(tmp_path / "videos")] == ["b.mp4", "linked/a.mp4"]
+
+    def scan(folder):
+        if str(folder).endswith("linked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(UserError, match=r"videos/linked: permission denied"):
+        list_sources(tmp_path / "videos")
+
+
+@pytest.mark.parametrize("caption", ['["a ball", "a red ball"]', "5", "true", '{"en": "a ball"}'])
+def test_a_caption_that_is_no_text_is_a_users_error(tmp_path, caption):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "m.jsonl").write_text(f'{{"path": "a.mp4", "caption": {caption}}}\n')
+    with pytest.raises(UserError, match=r"line 1: the caption is .*, which is no text"):
+        list_sources(tmp_path / "m.jsonl")
+    (tmp_path / "m.jsonl").write_text('{"path": "a.mp4", "caption": NaN}\n')  # as data frames write "none"
+    assert list_sources(tmp_path / "m.jsonl")[0].caption == ""
 
 
 def test_pictures_are_listed_and_previews_are_not(tmp_path):

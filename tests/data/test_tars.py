@@ -62,12 +62,23 @@ def test_shards_of_a_folder_and_of_a_pattern(tmp_path):
     names = {f"s-{number}.tar/x.mp4": str(number) for number in range(3)}
     assert listed(tmp_path) == names
     assert listed(f"{tmp_path}/s-{{0..2}}.tar") == names
-    assert listed(f"{tmp_path}/{{s,s}}-{{0,2}}.tar") == {name: c for name, c in names.items() if c != "1"}
+    for number in (0, 2):
+        make_tar(tmp_path / f"t-{number}.tar", {"x.mp4": b"1"})
+    assert listed(f"{tmp_path}/{{s,t}}-{{0,2}}.tar") == {
+        **{name: c for name, c in names.items() if c != "1"},
+        **{f"t-{number}.tar/x.mp4": "" for number in (0, 2)},
+    }
     with pytest.raises(UserError, match=r"s-3\.tar: no such shard"):
         list_sources(f"{tmp_path}/s-{{0..3}}.tar")
     (tmp_path / "loose.mp4").touch()
-    with pytest.raises(UserError, match=r"holds tar shards \(s-\d\.tar\) and loose files \(loose\.mp4\)"):
+    with pytest.raises(UserError, match=r"holds tar shards \([st]-\d\.tar\) and loose files \(loose\.mp4\)"):
         list_sources(tmp_path)
+
+
+def test_a_shard_that_a_pattern_names_twice_is_a_users_error(tmp_path):
+    make_tar(tmp_path / "000.tar", {"x.mp4": b"1"})
+    with pytest.raises(UserError, match=r"000\.tar/x\.mp4 is listed twice"):
+        list_sources(tmp_path / "{000,000}.tar")
 
 
 def test_a_video_in_a_tar_is_the_video_in_a_folder(tmp_path):
@@ -112,6 +123,8 @@ def test_a_shard_cut_short_keeps_what_it_has_and_reports_the_rest(tmp_path):
     [
         ({"x.mp4": b"", "x.txt": b"caf\xe9"}, r"s\.tar, member x\.txt: not UTF-8 .* at byte 3.; save it as UTF-8"),
         ({"x.mp4": b"", "x.json": b"{"}, r"s\.tar, member x\.json: not JSON"),
+        ({"x.mp4": b"", "x.json": b'{"caption": ["a", "b"]}'}, r"member x\.json: the caption is .*, which is no text"),
+        ({"x.mp4": b"", "./x.mp4": b""}, r"s\.tar/x\.mp4 is listed twice"),
         ({"x.txt": b"words"}, r"s\.tar: no videos in these shards"),
     ],
 )

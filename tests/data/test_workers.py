@@ -51,7 +51,9 @@ def unit(number: int, load=clips, **options) -> Unit:
 
 def children() -> set[str]:
     """The processes that this one has begun."""
-    listed = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True)
+    listed = subprocess.run(
+        ["ps", "-ww", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True
+    )
     return {line.split()[0] for line in listed.stdout.splitlines() if "data.workers" in line}
 
 
@@ -138,6 +140,19 @@ def test_no_worker_is_left_by_an_unfinished_iterator(how):
     assert gone(worker, 0.5)
     assert not children()
     assert not [thread for thread in threading.enumerate() if "_serve" in thread.name]
+
+
+def test_a_worker_that_begins_leaves_ctrl_c_to_its_parent(capfd):
+    answers = decoded([unit(0)], 1, 600)
+    reader = threading.Thread(target=lambda: list(answers))
+    reader.start()
+    end = time.monotonic() + 30
+    while not (begun := children()) and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.6)  # in the middle of its imports
+    os.kill(int(begun.pop()), signal.SIGINT)
+    reader.join()
+    assert not capfd.readouterr().err
 
 
 def test_workers_die_with_their_parent():

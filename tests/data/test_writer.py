@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from data.writer import Load, Share, Tally, close_cache, open_cache, plan_shards
 from tests.data.units import SETTINGS, SHAPE, TEXT, PoolingVAE, files_of, make, unit, units_of
 from tests.training.processes import finish, start
 from utils.errors import UserError
+from utils.files import json_text
 
 
 def work_on(folder: Path, share: Share, vae=None, units=None, most: float = 1.0) -> dict | None:
@@ -84,6 +86,31 @@ def test_too_many_rejections_stop_the_job_whoever_saw_them(tmp_path):
     assert [row["source"] for row in rows] == ["v0", "v2", "v5"]
     assert work_on(tmp_path, Share(1, 2), units=units, most=0.3)["rejected"] == {"undecodable": 3}
     assert [json.loads(line)["source"] for line in (tmp_path / "rejected.jsonl").open()] == ["v0", "v2", "v5"]
+
+
+@pytest.mark.parametrize(("rejected", "videos"), [(7, 100), (28, 49), (29, 100), (57, 100), (1, 3)])
+def test_the_bound_that_a_refusal_names_is_accepted(rejected, videos):
+    rows = [{"source": "x", "reason": "truncated", "detail": ""}] * rejected
+    named = float(writer.too_many(rows, videos).rpartition("--max-rejected ")[2].split()[0])
+    assert not writer.exceeds(rows, videos, named)
+    assert writer.exceeds(rows, videos, named - 0.011)
+
+
+def test_processes_that_begin_at_the_same_time_do_not_refuse_each_other(tmp_path, monkeypatch):
+    """Whether another process's index comes just before the folder's names are read, or just after."""
+    look = Path.iterdir
+
+    def begin(folder, before):
+        entries = () if before else list(look(folder))
+        if folder == tmp_path:
+            (folder / "index.json").write_text(json_text({"finished": False, "settings": SETTINGS}))
+        return look(folder) if before else iter(entries)
+
+    for before in (False, True):
+        (tmp_path / "index.json").unlink(missing_ok=True)
+        with writer.working(tmp_path, Share(0, 2)) as work, monkeypatch.context() as patch:
+            patch.setattr(Path, "iterdir", partialmethod(begin, before=before))
+            assert writer.open_cache(tmp_path, SETTINGS, work) is None
 
 
 def test_a_cache_whose_index_was_lost_is_not_taken_over(tmp_path):

@@ -5,16 +5,21 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from data import check
 from data.latents import LatentCache
-from data.writer import Share
+from data.sources import Unit
+from data.writer import Load, Share
+from tests.data.units import unit
 from tests.data.videos import make_video
-from tests.tools.test_cache_latents import files_of, run, videos  # noqa: F401
+from tests.tools.test_cache_latents import PoolingVAE, files_of, run, videos  # noqa: F401
 from tools.cache_latents import this_share
 from utils.errors import UserError
 
@@ -37,6 +42,17 @@ def test_a_dry_run_says_what_the_cache_then_holds_and_writes_nothing(run, videos
     text = run("--source", videos, "--out", out, "--dry-run")[1]
     assert "5 videos: about 3 can be used" in text
     assert "rejected of 5: 1 truncated, 1 too short" in text
+    slower = json.loads(run("--source", videos, "--out", out, "--stride", 2, "--dry-run", "--json")[1])
+    clips = slower["train"] + slower["validation"]
+    assert clips > 0
+    assert slower["hours"] == pytest.approx(clips * 17 / 12 / 3600)  # 17 frames, each 1/12 s after the one before
+
+
+def test_a_dry_run_outlives_a_video_that_hangs():
+    units = [Unit("hangs", [], partial(time.sleep, 600)), unit("x", 0, 2)]
+    decode, encode = check._speed(units, PoolingVAE(), Load(4, 2, 0.5))
+    assert 0 < decode < 5
+    assert encode > 0
 
 
 def test_a_dry_run_of_many_videos_opens_some(run, tmp_path, monkeypatch):  # noqa: F811
