@@ -30,7 +30,7 @@ class Oracle:
     """A grid of the table: every rate with every batch. Arrays [cells].
 
     Attributes:
-        loss: the table's; nan where it has no such cell, inf where it diverged.
+        loss: the table's, the mean over a cell's runs; nan where it has no such cell, inf where it diverged.
     """
 
     N: float
@@ -65,20 +65,22 @@ class Outcome:
 
 
 def oracles(ledger: Ledger) -> list[Oracle]:
-    """The grids of a table, by rising cost of a cell, N * T.
+    """The grids of a table that have a finite loss, by rising cost of a cell, N * T.
 
     Raises:
         UserError: no grid has enough cells.
     """
     made = []
     for N, T, rows in ledger.grids():
-        if len(rows) <= COEFFICIENTS:
+        if len(rows) <= COEFFICIENTS or not np.isfinite(ledger.loss[rows]).any():
             continue
         rates, batches = np.unique(ledger.lr[rows]), np.unique(ledger.B[rows])
         lr, B = np.repeat(rates, len(batches)), np.tile(batches, len(rates))
         place = np.searchsorted(rates, ledger.lr[rows]) * len(batches) + np.searchsorted(batches, ledger.B[rows])
         loss = np.full(len(lr), np.nan)
-        loss[place] = ledger.loss[rows]
+        for cell in np.unique(place):
+            runs = ledger.loss[rows[place == cell]]
+            loss[cell] = runs[np.isfinite(runs)].mean() if np.isfinite(runs).any() else np.inf
         made.append(Oracle(N, T, lr, B, loss))
     if not made:
         raise UserError(f"{ledger.source}: no grid of one N and T has more than {COEFFICIENTS} cells")
@@ -113,7 +115,7 @@ def study(
             grid = _answered(grid, oracle, asked, settings.noise, random)
             decision = decide(grid, told, law, settings, together)
             asked = [proposal.cell for proposal in decision.cells]
-            if not asked or grid.runs.sum() >= most * oracle.cells:
+            if not asked or (decision.choice is not None and grid.runs.sum() >= most * oracle.cells):
                 break
         assert decision.choice is not None
         told.append(decision.found)
@@ -144,15 +146,22 @@ def _answered(grid: Grid, oracle: Oracle, asked: Sequence[int], noise: float, ra
 
 
 def _coarse(oracle: Oracle, places: Sequence[float]) -> list[int]:
-    """The cells at these places of both axes."""
+    """The cells at these places of both axes, each once."""
     rates, batches = np.unique(oracle.lr), np.unique(oracle.B)
     rows, columns = ([round((len(values) - 1) * place) for place in places] for values in (rates, batches))
-    return [row * len(batches) + column for row in rows for column in columns]
+    return [row * len(batches) + column for row in dict.fromkeys(rows) for column in dict.fromkeys(columns)]
 
 
 def lowest(oracle: Oracle, cells: NDArray[np.int64], noise: float, random: np.random.Generator) -> Outcome:
-    """One run of each of ``cells`` that the table has, and the lowest loss of them chosen."""
+    """One run of each of ``cells`` that the table has, and the lowest loss of them chosen.
+
+    Where none of them has a finite loss, others at random, until one has.
+    """
     cells = cells[~np.isnan(oracle.loss[cells])]
+    if not np.isfinite(oracle.loss[cells]).any():
+        rest = random.permutation(np.setdiff1d(np.flatnonzero(~np.isnan(oracle.loss)), cells))
+        first = np.flatnonzero(np.isfinite(oracle.loss[rest]))[0]
+        cells = np.append(cells, rest[: first + 1])
     seen = oracle.loss[cells] * (1 + noise * random.standard_normal(len(cells)))
     return Outcome(oracle, int(cells[np.argmin(seen)]), len(cells))
 

@@ -86,6 +86,33 @@ def test_a_summary_counts(table) -> None:
     assert all(o.runs == 16 for o in replay.coarse(table[1:], 4, 0.0, 0))
 
 
+def test_tables_unlike_the_public_ones(table, paper) -> None:
+    """Three rates alone, cells in a band, divergence: nothing is counted twice, and a choice has a loss."""
+    one = table[0]
+    narrow = np.isin(one.lr, np.unique(one.lr)[3:6])
+    few = replay.Oracle(one.N, one.T, one.lr[narrow], one.B[narrow], one.loss[narrow])
+    (outcome,) = replay.coarse([few], 6, 0.0, 0)
+    assert outcome.runs == 3 * 6
+    # Of a band the plain grid's cells are absent.
+    band = np.where(np.arange(81) % 9 == 1, one.loss, math.nan)
+    sparse = replay.Oracle(one.N, one.T, one.lr, one.B, band)
+    (outcome,) = replay.coarse([sparse], 2, 0.0, 0)
+    assert np.isfinite(band[outcome.cell])
+    assert outcome.runs >= 1
+    # Given up at one cell, but not before one has a loss.
+    cliff = replay.Oracle(one.N, one.T, one.lr, one.B, np.where(one.lr > np.unique(one.lr)[2], math.inf, one.loss))
+    (outcome,) = replay.study([cliff], paper, extend.Settings(0.0, 1e-3), 0, 1, most=0.01)
+    assert np.isfinite(cliff.loss[outcome.cell])
+    for chosen in (replay.at_random([cliff], 0.02, 0.0, seed)[0] for seed in range(20)):
+        assert np.isfinite(cliff.loss[chosen.cell])
+
+
+def test_a_grid_of_which_all_diverged_is_none(paper) -> None:
+    rows = simulate.ledger(paper, simulate.grid(paper, (1e8, 4e8), (2e9,), 4, 4, 1.5), (2e9,), 1e-4)
+    rows.loss[rows.N.min() == rows.N] = math.inf
+    assert [oracle.N for oracle in replay.oracles(rows)] == [4e8]
+
+
 def test_no_grid_is_a_users_error(paper) -> None:
     few = simulate.ledger(paper, [(1e8, 1e5, 1e-3), (1e8, 1e5, 2e-3)], (1e9,), 1e-4)
     with pytest.raises(UserError, match="no grid"):
