@@ -199,8 +199,10 @@ def _cell(
             "take a later milestone or a smaller batch"
         )
     config = copy.deepcopy(config)
-    # Every cell has a seed of its own: cells that shared one would share its luck.
+    # Every cell has an initialisation of its own: cells that shared one would share its luck. Data and noise are those
+    # of its row, so that the rates of a row may be trained together, and are compared on the same samples.
     config.seed = fold(keys.seed, size.size, lr, batch, repeat) & (1 << 31) - 1
+    config.data.seed = fold(keys.seed, "data", size.size, batch, repeat) & (1 << 31) - 1
     config.optim.lr, config.train.batch_tokens = lr, batch
     config.train.milestones, config.train.tokens = list(milestones), max(milestones)
     run = resolve(config, meta)

@@ -23,6 +23,7 @@ from training.config import Config, config_from_dict, to_dict
 from training.grid import label
 from training.records import finished_result
 from training.resolve import Run
+from training.stacks import stacks
 from training.state import FAILURE, HOPELESS
 from training.state import cell_state as cell_state
 from training.sweep_keys import ExecutorKeys
@@ -34,6 +35,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 # torchrun hands these on to its processes; by itself it would die of the last.
 HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # without one of these, torch finds no GPU
+GPU_BYTES = 16 << 30  # taken to be there on any GPU; asking it would take memory of it
 LOOK_SECONDS = 1.0  # between two looks at cells that might be hopeless
 AGAIN_SECONDS = 30.0  # after which a cell without a new milestone is looked at again
 LET_GO_SECONDS = 120.0  # that processes may take to write a checkpoint after their torchrun has ended
@@ -50,9 +52,9 @@ class Share(NamedTuple):
 
 @dataclass
 class _Worker:
-    """A cell in training; its process is torchrun's where it takes several."""
+    """Cells in training, mostly one; the process is torchrun's where a cell takes several."""
 
-    run: Run
+    runs: list[Run]
     slot: int
     process: BaseProcess
     stopping: bool = False
@@ -105,6 +107,7 @@ def run_cells(
             queue.append(run)
     if not queue:
         return
+    queue = _stacked(queue, keys)
     shares = machine(keys, len(queue))
     torchrun = list(rendezvous) or (["--standalone"] if keys.processes > 1 else None)
     if torchrun is not None:
@@ -124,20 +127,23 @@ def run_cells(
             worker = busy.pop(sentinel)
             worker.process.join()
             if torchrun is not None:
-                _wait_for_processes(worker.run.config.run_dir)
+                _wait_for_processes(worker.runs[0].config.run_dir)
             free.append(worker.slot)
-            outcome = _settle(worker, attempts, keys.retries, interrupt.caught is not None, bool(rendezvous))
-            if outcome == "again":
-                queue.append(worker.run)
-            report(worker.run, outcome)
+            for run in worker.runs:
+                outcome = _settle(run, worker, attempts, keys.retries, interrupt.caught is not None, bool(rendezvous))
+                if outcome == "again":
+                    queue.append([run])  # alone, so that none fails for another's fault
+                report(run, outcome)
         if keys.stop_hopeless:
             for worker in busy.values():
                 _stop_if_hopeless(worker)
 
 
-def _settle(worker: _Worker, attempts: dict[str, int], retries: int, interrupted: bool, together: bool) -> str:
+def _settle(
+    run: Run, worker: _Worker, attempts: dict[str, int], retries: int, interrupted: bool, together: bool
+) -> str:
     """What became of a cell whose process has ended: its final state, "again", "stopped" or "crashed"."""
-    run, code = worker.run, worker.process.exitcode
+    code = worker.process.exitcode
     final = finished_result(run)
     if final is not None:
         return final["status"]
@@ -147,6 +153,8 @@ def _settle(worker: _Worker, attempts: dict[str, int], retries: int, interrupted
         return "stopped"
     if together:
         return "crashed"
+    if len(worker.runs) > 1:
+        return "again"  # whose fault it was will be seen
     name = run.config.name
     attempts[name] = attempts.get(name, 0) + 1
     if code != 2 and attempts[name] <= retries:  # a user's error will not mend itself
@@ -156,6 +164,16 @@ def _settle(worker: _Worker, attempts: dict[str, int], retries: int, interrupted
     reason = lines[-1] if lines else f"ended with status {code}"
     write_json(run.config.run_dir / FAILURE, {"attempts": attempts[name], "exit_status": code, "reason": reason})
     return "failed"
+
+
+def _stacked(queue: list[Run], keys: ExecutorKeys) -> list[list[Run]]:
+    """The cells in groups, each for a process: those that it trains in lock-step."""
+    if keys.processes > 1 or (keys.stop_hopeless and keys.stack == "auto"):
+        return [[run] for run in queue]
+    shares = machine(keys, len(queue))
+    gpu = bool(shares[0].gpus)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(shares)
+    return stacks(queue, keys.stack, gpu, len(shares), GPU_BYTES / keys.runs_per_gpu if gpu else memory)
 
 
 def machine(keys: ExecutorKeys, cells: int) -> list[Share]:
@@ -199,7 +217,7 @@ def _server() -> Any:
     # The server finds our modules by PYTHONPATH alone, whatever the working directory.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.trainer"])
+    context.set_forkserver_preload(["training.ensemble"])
     # Slurm, and a terminal, signal every process there is: a server that died of it would take the exit statuses of
     # its cells with it, and the pool would leave before they have written their checkpoints.
     for start in (resource_tracker.ensure_running, forkserver.ensure_running):
@@ -211,13 +229,19 @@ def _server() -> Any:
     return context
 
 
-def _start(context: Any, run: Run, slot: int, share: Share, torchrun: list[str] | None) -> _Worker:
-    run.config.run_dir.mkdir(parents=True, exist_ok=True)
-    link_board(run)
-    body, more = (_train_cell, ()) if torchrun is None else (_launch_cell, (torchrun,))
-    process = context.Process(target=body, args=(to_dict(run.config), share, *more))
+def _start(context: Any, runs: list[Run], slot: int, share: Share, torchrun: list[str] | None) -> _Worker:
+    for run in runs:
+        run.config.run_dir.mkdir(parents=True, exist_ok=True)
+        link_board(run)
+    values = [to_dict(run.config) for run in runs]
+    if torchrun is not None:
+        process = context.Process(target=_launch_cell, args=(values[0], share, torchrun))
+    elif len(runs) > 1:
+        process = context.Process(target=_train_stack, args=(values, share))
+    else:
+        process = context.Process(target=_train_cell, args=(values[0], share))
     process.start()
-    return _Worker(run, slot, process)
+    return _Worker(runs, slot, process)
 
 
 def _wait_for_processes(directory: Path) -> None:
@@ -230,15 +254,29 @@ def _wait_for_processes(directory: Path) -> None:
 def _train_cell(values: dict[str, Any], share: Share) -> None:
     """The body of a cell's process: its share of the machine, its own console.log, then plain training."""
     config = config_from_dict(values)
+    _begin(config, share)
+    from training.trainer import train
+
+    # A cell whose pool was killed may still be stopping: its successor waits for it.
+    run_cli(lambda: train(config, wait=True))
+
+
+def _train_stack(values: list[dict[str, Any]], share: Share) -> None:
+    """The body of a process of several cells, each with its own console.log; what passes these is in the first's."""
+    configs = [config_from_dict(each) for each in values]
+    _begin(configs[0], share)
+    from training.ensemble import train_together
+
+    run_cli(lambda: train_together(configs, wait=True, consoles=True))
+
+
+def _begin(config: Config, share: Share) -> None:
+    """Make this process a pool's that trains by itself."""
     _take(config, share)
     _stop_with_parent()
     import torch
 
     torch.set_num_threads(share.threads)
-    from training.trainer import train
-
-    # A cell whose pool was killed may still be stopping: its successor waits for it.
-    run_cli(lambda: train(config, wait=True))
 
 
 def _launch_cell(values: dict[str, Any], share: Share, options: list[str]) -> None:
@@ -298,7 +336,7 @@ def link_board(run: Run) -> None:
 
 def _stop_if_hopeless(worker: _Worker) -> None:
     """Stop a cell that at its newest milestone is beyond doubt behind the best of its size, and say so beside it."""
-    directory = worker.run.config.run_dir
+    directory = worker.runs[0].config.run_dir
     path = directory / "result.json"
     if worker.stopping or not path.exists():
         return

@@ -80,6 +80,8 @@ class ExecutorKeys:
         workers: cells trained at once; as many as fit on the GPUs, or one per core where there is no GPU.
         runs_per_gpu: cells that share a GPU.
         processes: of one cell on each of its nodes, each on a GPU of its own; more than one start by torchrun.
+        stack: cells of a row (all but their rates alike) that one process trains in lock-step: the most of them, or
+            auto, which stacks small models (docs/ensembles.md).
         retries: further attempts at a cell that crashes, or whose job is lost.
         stop_hopeless: end a cell that is beyond doubt behind the best of its size at a milestone.
         slurm: what a job asks for.
@@ -89,6 +91,7 @@ class ExecutorKeys:
     workers: int | None = None
     runs_per_gpu: int = 1
     processes: int = 1
+    stack: Any = "auto"
     retries: int = 2
     stop_hopeless: bool = False
     slurm: SlurmKeys = field(default_factory=SlurmKeys)
@@ -229,6 +232,11 @@ def _check(keys: SweepKeys, path: str | Path) -> None:
     if executor.kind not in ("local", "slurm"):
         raise UserError(f"{path}: executor.kind={executor.kind}: local or slurm"
                         f"{nearest(executor.kind, ['local', 'slurm'])}")  # fmt: skip
+    if executor.stack != "auto" and not (type(executor.stack) is int and executor.stack >= 1):
+        raise UserError(f"{path}: executor.stack={executor.stack}: auto, or how many cells are trained together")
+    if executor.stack not in ("auto", 1) and (executor.processes > 1 or executor.stop_hopeless):
+        raise UserError(f"{path}: executor.stack={executor.stack}: cells of several processes, or that may be stopped "
+                        "one by one (stop_hopeless), are not stacked; set it to 1 or auto")  # fmt: skip
     counts = {"runs_per_gpu": executor.runs_per_gpu, "processes": executor.processes}
     counts |= {f"slurm.{name}": getattr(slurm, name) for name in ("nodes", "array", "runs_per_job")}
     for name, count in counts.items():

@@ -41,7 +41,7 @@ def sweep(cache: Path, tmp_path: Path) -> Path:
         "batch_tokens": [64],
         "lr": [1e-3, 3e-3],
         "sizes": [{"size": "1x32"}, {"size": "2x32", "heldout": True}],
-        "executor": {"workers": 2, "retries": 1},
+        "executor": {"workers": 2, "retries": 1, "stack": 1},  # stacks have tests of their own
     }
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     path = tmp_path / "grid.yaml"
