@@ -87,7 +87,7 @@ def decide(grid: Grid, others: Sequence[Found], law: Law, settings: Settings, mo
     belief = believe(grid, expect(grid, others, law), settings.noise, settings.rough)
     choice, chance, regret = judge(grid, belief, settings)
     cells: list[Proposal] = []
-    ahead, asked = belief, replace(grid, runs=grid.runs.copy())
+    ahead, asked = belief, replace(grid, runs=grid.runs.copy(), loss=grid.loss.copy())
     miss = chance
     while len(cells) < most and (miss > settings.doubt or (asked.runs > 0).sum() <= COEFFICIENTS):
         gains = gain(asked, ahead, settings)
@@ -99,8 +99,10 @@ def decide(grid: Grid, others: Sequence[Found], law: Law, settings: Settings, mo
         cells.append(Proposal(cell, _why(grid, asked, cell)))
         ahead = as_expected(ahead, cell, settings.noise)
         asked.runs[cell] += 1
+        if np.isnan(asked.loss[cell]):
+            asked.loss[cell] = 1.0  # it may be chosen then: any number but inf
         if choice is not None:
-            miss = judge(grid, ahead, settings)[1]
+            miss = judge(asked, ahead, settings)[1]
     return Decision(choice, chance, regret, tuple(cells), found(grid, belief))
 
 

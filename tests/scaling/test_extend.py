@@ -88,6 +88,14 @@ def test_repeats_where_noise_hides_the_best(paper) -> None:
     assert not decide(every, (), paper, EXACT, 4).cells
 
 
+def test_a_cell_that_is_expected_to_be_best_is_not_run_again_before_it_is_seen(paper) -> None:
+    """It would be the choice then: once it is asked for, the old choice's miss is no reason to ask for it again."""
+    here = grid(block((2, 3, 4), (1, 2)), (0.5, 1.5))
+    decision = decide(here, (), paper, Settings(noise=1e-3, tolerance=1e-2), 4)
+    assert decision.cells
+    assert not [p.why for p in decision.cells if p.why.startswith("run ")]
+
+
 def test_absent_and_diverged_cells_are_not_asked_again(paper) -> None:
     here = grid(block((1, 3, 5), (1, 3, 5)))
     first = decide(here, (), paper, Settings(noise=0.01), 1).cells[0].cell
