@@ -27,6 +27,8 @@ SAME_COST = 0.15
 # An exponent of the loss that may as well be this many times larger is not one to plan by. Refitted draws never reach
 # 0: where a linear interval does, theirs spans like this.
 UNTOLD = 10.0
+# An exponent of N_opt below this comes of minima at the edge of the search: no law of sizes.
+STILL = 1e-6
 _LOGGED = ("coefficient", "Tc", "Nc", "Linf")
 
 
@@ -86,7 +88,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     _check_exponents(intervals, options, warnings)
     sizes = _allocation(ledger, points, constants["loss"], cost, warnings, unknown)
     if sizes is None:
-        unknown["allocation"] = "needs the loss law"
+        unknown.setdefault("allocation", "needs the loss law")
     curvature, given = _curvature(points.optima)
     if curvature is None:
         unknown |= {"curvature": "no grids to take it from", "lr_given_batch": "no grids to take it from"}
@@ -253,6 +255,10 @@ def _allocation(
     C = _budgets(ledger, points, cost)
     sizes: dict[str, Any] = {"measured": None, "predicted": None, "default": "predicted"}
     sizes["predicted"] = allocation.predicted(loss, (float(C.min()), 10 * float(C.max())), cost)
+    if sizes["predicted"].exponent < STILL:
+        unknown["allocation"] = "by the loss law the smallest model is the best at every budget"
+        warnings.append(f"N_opt is unknown: {unknown['allocation']}")
+        return None
     # Without grids each row is a point, but for the diverged ones.
     flops = C if points.optima else ledger.flops[np.isfinite(ledger.loss)]
     found, reasons = allocation.estimate(allocation.budgets(points.N, C, points.loss, flops))

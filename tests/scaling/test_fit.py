@@ -151,6 +151,18 @@ def test_sizes_measured_on_grids_recover_a_planted_law(paper, cost):
     assert measured.exponent == pytest.approx(truth, abs=0.05)
 
 
+def test_where_larger_models_are_worse_no_size_is_best(paper, cost, tmp_path):
+    """As with the rates of a small one. Forced all the same, the law says what it does not know."""
+    ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in (2e6, 2e7, 2e8)], np.geomspace(1e8, 1e10, 4), 1e-4)
+    ledger = dataclasses.replace(ledger, loss=2 * (1e9 / ledger.T) ** 0.1 * (ledger.N / 1e6) ** 0.02)
+    law = fit.fit(ledger, "loss", fit.Options(optima=True, force=True), cost, NOWHERE).law
+    assert law.allocation is None
+    assert "smallest" in law.reason("allocation")
+    assert any("smallest" in text for text in law.fit["warnings"])
+    laws.save(law, tmp_path / "law.json")
+    assert laws.load(tmp_path / "law.json").allocation is None
+
+
 def timed(ledger, part, options, cost):
     start = time.perf_counter()
     fitted = fit.fit(ledger, part, options, cost, NOWHERE)
