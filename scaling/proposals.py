@@ -22,7 +22,8 @@ TOGETHER = 4
 FINEST = math.log(1.2)
 # Relative, of a run's loss, where neither repeats nor spare cells tell.
 NOISE = 1e-3
-# Repeats, or spare cells, that must be there before they are believed: three that agree by luck would end a study.
+# Repeats that must be there before they are believed, and spare cells that say there is less noise than NOISE: three
+# that agree by luck would end a study.
 REPEATS = 5
 
 
@@ -67,9 +68,9 @@ def noise_of(ledger: Ledger, optima: Sequence[Optimum]) -> tuple[float, str]:
     if spare >= REPEATS:
         return math.sqrt(squares / spare), f"{spare} repeats"
     known = [o for o in optima if o.spare and math.isfinite(o.scatter)]
-    if (spare := sum(o.spare for o in known)) >= REPEATS:
+    if spare := sum(o.spare for o in known):
         pooled = math.sqrt(sum(o.spare * (o.scatter / o.loss) ** 2 for o in known) / spare)
-        if pooled > 0:
+        if pooled > (0 if spare >= REPEATS else NOISE):
             return pooled, f"the cells' scatter around their grids' quadratics, {spare} spare cells"
     return NOISE, "an assumption, as nothing repeats yet"
 

@@ -152,3 +152,5 @@ def test_few_spare_cells_tell_no_noise(paper) -> None:
     rows = ledger(paper, 1e-6, count=3)
     one = rows.rows(np.flatnonzero((rows.N[0] == rows.N) & (rows.nominal_T == rows.nominal_T[0])))
     assert noise_of(one, grid_optima(one, WINDOW)) == (NOISE, "an assumption, as nothing repeats yet")
+    one.loss[::2] *= 1.02  # that there is more, they do tell
+    assert noise_of(one, grid_optima(one, WINDOW))[0] > 5 * NOISE
