@@ -136,10 +136,10 @@ def _pyav(source: Source, found: Probe) -> Iterator[Read]:
             frames = None
             for way in ways:
                 begun = way()
-                pictures = _pictures_at(begun, wanted)
-                if pictures is not None:
+                pictures = _pictures_at(begun, wanted) or {}
+                if len(pictures) == len(wanted):  # an MPEG's time stamps after a seek are not those from the start
                     break
-            if len(pictures := pictures or {}) < len(wanted):
+            if len(pictures) < len(wanted):
                 missing = len(wanted) - len(pictures)
                 raise Rejected("undecodable", f"frames {first} to {numbers[-1]}: {missing} cannot be decoded")
             if len({picture.shape for picture in pictures.values()}) > 1:

@@ -17,6 +17,8 @@ from data.media import Rejected, Source
 
 # Containers whose index names every frame; a Matroska's names key frames alone.
 INDEXED = {"mov", "mp4", "avi"}
+# Those in which decord finds the frame it is asked for; in others, MPEG-TS and AVI among them, it seeks to wrong ones.
+SOUGHT = {"mov", "mp4", "matroska", "webm", "gif"}
 # From so many frames on, times are taken from the index where they can be; reading 2000 packets takes 10 ms.
 LONG = 2000
 
@@ -28,8 +30,9 @@ class Probe:
     Attributes:
         times: its frames' time stamps, in order, in units of ``tick`` seconds.
         fps: frames a second on average, by the header; 0 where it says nothing.
-        plain: whether the packets were read, all are shown, and none that follows a key frame is shown before it (as
-            in open groups of pictures). Of others, decord counts or decodes frames wrongly.
+        plain: whether the container is one of ``SOUGHT``, the packets were read, all are shown, and none that follows
+            a key frame is shown before it (as in open groups of pictures). Of others, decord counts or decodes frames
+            wrongly.
     """
 
     times: Sequence[int]
@@ -108,8 +111,9 @@ def _indexed_times(container: av.container.InputContainer, stream: av.VideoStrea
 
 def _packet_times(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[tuple[int, ...], bool]:
     """The times of all packets that are to be shown, and whether they are plain."""
-    times, whole, plain, key, frames = [], True, True, None, stream.frames
-    if frames and INDEXED & set(container.format.name.split(",")):
+    kinds = set(container.format.name.split(","))
+    times, whole, plain, key, frames = [], True, bool(SOUGHT & kinds), None, stream.frames
+    if frames and INDEXED & kinds:
         # An edit list, by which tools cut without coding anew, leaves out of the index what the header counts.
         frames = sum(not entry.is_discard for entry in stream.index_entries)
     try:

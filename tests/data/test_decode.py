@@ -106,6 +106,41 @@ def test_rotated_videos_of_any_size_are_read(tmp_path, height, width):
         assert np.array_equal(read([3, 4]), np.rot90(upright, -1, axes=(1, 2)))
 
 
+@pytest.mark.parametrize(
+    ("name", "video"),
+    [
+        ("x.ts", {}),
+        ("x.mpg", {"codec": "mpeg2video"}),
+        ("one.mpg", {"codec": "mpeg1video"}),
+        ("x.wmv", {"codec": "wmv2"}),
+        ("x.avi", {"coding": {"bf": "0"}}),
+        ("mpeg4.avi", {"codec": "mpeg4"}),
+        ("x.gif", {"codec": "gif", "pix_fmt": "rgb8"}),
+        ("x.webm", {"codec": "libvpx-vp9"}),
+        ("x.mkv", {"coding": {"bf": "2"}}),
+        ("x.mp4", {"coding": {"bf": "2"}}),
+        ("x.mov", {"codec": "mpeg4"}),
+    ],
+)
+@pytest.mark.parametrize("backend", NAMES)
+def test_frames_after_a_seek_are_those_asked_for(tmp_path, name, video, backend):
+    """decord lands elsewhere, and says nothing, in what is no MP4, Matroska or GIF. Some frames of an MPEG-PS, or of
+    H.264 in an AVI, have other time stamps than their packets: those are refused, and not mistaken."""
+    backend_or_skip(backend)
+    video = {**video, "coding": {"g": "12", **video.get("coding", {})}}
+    path = make_video(tmp_path / name, frames=150, **video)
+    every = every_frame(path)
+    for numbers in ([100, 101, 140], [20], [64, 68], [13], [75, 79]):
+        with frame_reader(source(path), probe(source(path)), backend) as read:
+            for asked in (numbers, [46, 47, 48]):
+                try:
+                    pictures = read(asked)
+                except Rejected:
+                    assert name in ("x.mpg", "one.mpg", "x.avi")
+                    continue
+                assert np.abs(pictures.astype(int) - every[asked]).max() <= (4 if backend == "torchcodec" else 0)
+
+
 def test_pyav_takes_over_where_decord_fails(tmp_path):
     path = make_video(tmp_path / "x.gif", codec="gif", pix_fmt="rgb8")
     with pytest.raises(Exception, match=r"x\.gif|decord|duration"):
