@@ -8,8 +8,10 @@ import torch
 
 from models.attention import attention, choose_backend
 from tests.models.test_dit import build, inputs, trained
+from tests.training.test_ensemble import configs
 from tests.training.test_trainer import overrides, result
 from training.config import load_config
+from training.ensemble import StackedStep, train_together
 from training.trainer import Trainer, prepare, train
 from utils.errors import UserError
 from utils.random import normal, uniform
@@ -92,3 +94,30 @@ def test_the_micro_batch_is_what_the_memory_holds(
     assert trainer.learn.micro_batch < 64
     assert "which changes no result" in capsys.readouterr().out
     assert trainer.learn.gradients(trainer.feed.step(0)).item() == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_runs_together_are_the_runs_alone(cache: Path, tmp_path: Path, compiled: bool) -> None:
+    more = (f"train.compile={compiled}",)
+    assert train_together(configs(cache, tmp_path / "together", *more, rows=4)) == 0
+    for row, config in enumerate(configs(cache, tmp_path / "alone", *more, rows=4)):
+        assert train(config) == 0
+        theirs = result(tmp_path / "alone" / str(row))["milestones"][-1]["ema_val_loss"]
+        assert result(tmp_path / "together" / str(row))["milestones"][-1]["ema_val_loss"] == pytest.approx(
+            theirs, 1e-4
+        )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_of_runs_together_never_waits_for_the_device(cache: Path, tmp_path: Path, compiled: bool) -> None:
+    several = configs(cache, tmp_path, "train.dtype=bfloat16", f"train.compile={compiled}", rows=4)
+    stack = StackedStep([Trainer(*prepare(config)) for config in several])
+    for step in range(8):
+        samples = stack.members[0].feed.step(step)
+        if step == 4:  # everything has been allocated and compiled by now
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            stack(samples, step * 128, stack.members)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert not stack.skipped.any()
