@@ -40,6 +40,7 @@ from models.text import TextEncoder, load_text_encoder
 from models.vae import VideoVAE, load_vae
 from utils.devices import pick_device
 from utils.errors import Parser, UserError, run_cli
+from utils.files import read_json
 
 SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
 VERIFIED = 16  # sources that --verify encodes again
@@ -168,6 +169,21 @@ def validation_wish(text: str | None) -> tuple[int | None, list[str] | None]:
     return None, read_frozen(text)
 
 
+def check_same_clips(args: argparse.Namespace) -> None:
+    """Refuse the list of a cache to whose clips ``--frames``, ``--stride`` and ``--fps`` gave other frames: a clip is
+    listed by its first."""
+    given = Path(args.validation)
+    index = (given if given.is_dir() else given.parent) / "index.json"
+    earlier = read_json(index).get("settings", {}) if index.is_file() else {}
+    for key, option in (("frames", "frames"), ("stride", "stride"), ("fps_wanted", "fps")):
+        now = getattr(args, option)
+        if earlier.get(key, now) != now:
+            raise UserError(
+                f"--validation {given}: its clips were taken with --{option} {earlier[key]}, these with {now}: under "
+                "the same names they would be others"
+            )
+
+
 def plan_synthetic(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[[], Plan]]:
     """The settings that determine the cache's content, and its units when called."""
     wanted, frozen = validation_wish(args.validation)
@@ -185,6 +201,8 @@ def plan_synthetic(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callab
 def plan_videos(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[[], Plan]]:
     """As ``plan_synthetic``; some of the videos are opened when called."""
     wanted, frozen = validation_wish(args.validation)
+    if frozen is not None:
+        check_same_clips(args)
     check_backend(args.backend)
     sources = list_sources(args.source)
     reading = Reading(shape, args.clips_per_video, args.fps, args.hop, args.backend)

@@ -158,6 +158,12 @@ def test_a_validation_list_is_carried_to_a_larger_cache(run, videos, tmp_path):
     assert second.train_size > first.train_size
     for a, b in zip(first.validation(torch.arange(2)), second.validation(torch.arange(2))):
         assert torch.equal(a, b)
+    other = ("--source", videos, "--out", tmp_path / "third", "--stride", 2, "--validation")
+    for earlier in (tmp_path / "first", tmp_path / "first" / "validation.json"):
+        status, _, told = run(*other, earlier)
+        assert status == 2
+        assert "with --stride 1, these with 2" in told
+    assert not (tmp_path / "third" / "index.json").exists()
 
 
 def test_a_killed_job_goes_on(run, videos, tmp_path, monkeypatch):
