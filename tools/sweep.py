@@ -217,7 +217,10 @@ def run(sweep: Sweep) -> int:
 def status(sweep: Sweep, as_json: bool, watch: bool = False) -> int:
     """How the sweep stands; 1 if a cell failed."""
     while True:
-        jobs = slurm.queue_of(sweep.directory) if sweep.keys.executor.kind == "slurm" else None
+        jobs = slurm.queue_of(sweep.directory) if sweep.keys.executor.kind == "slurm" else {}
+        if jobs is None:
+            doubt = "cells that run on other nodes may show as lost"
+            print(f"warning: Slurm's queue does not answer: {doubt}", file=sys.stderr)
         states = overview.states_of(sweep, jobs)
         told = overview.status(sweep, states, estimate(sweep, states))
         text = json.dumps(told) if as_json else overview.status_text(sweep, told)

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from utils.errors import UserError, nearest, shown
+from utils.sixties import refuse_sixties
 
 
 def key(default: Any, help: str) -> Any:
@@ -189,6 +190,7 @@ def load_yaml(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a YAML mapping of keys to values")
+    refuse_sixties(path)
     base = values.pop("extends", None)
     if base is None:
         return values

@@ -84,8 +84,12 @@ def width(sweep: Sweep) -> int | None:
     executor = sweep.keys.executor
     if executor.kind == "local":
         return executor.workers
-    inside = executor.workers or (executor.slurm.gpus or 1) // executor.processes * executor.runs_per_gpu
-    return executor.slurm.array * min(executor.slurm.runs_per_job, max(inside, 1))
+    keys = executor.slurm
+    # As training.pool.machine does it inside a job.
+    groups = keys.gpus // executor.processes * executor.runs_per_gpu if keys.gpus else 0
+    inside = executor.workers or groups or (keys.cpus or 1) // executor.processes
+    jobs = math.ceil(len(sweep.cells) / keys.runs_per_job)
+    return min(keys.array, jobs) * min(keys.runs_per_job, max(inside, 1))
 
 
 def _nodes(sweep: Sweep) -> int:

@@ -1,5 +1,6 @@
 """A pool that trains cells on one machine, each in a process of its own; what it knows of them lies on disk."""
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -327,7 +328,7 @@ def link_board(run: Run) -> None:
     directory = run.config.run_dir
     link = directory.parent / "tensorboard" / label(run.config)
     link.parent.mkdir(exist_ok=True)
-    if not link.is_symlink():
+    with contextlib.suppress(FileExistsError):  # from before, or of a cell's other node
         link.symlink_to(Path("..") / directory.name / "tensorboard")
 
 

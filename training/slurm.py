@@ -36,6 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "slurm"  # in the sweep's
 FIRST_LOOK, SELDOM = 1.0, 20.0  # seconds between looks at the queue: at first, and when nothing happens
 SQUEUE_SECONDS = 60.0
+# sbatch's words for a controller that will answer later
+UNANSWERED = ("socket timed out", "unable to contact slurm controller", "temporarily unable", "connection refused")
 
 
 # -- where the sweep is started --------------------------------------------------------------------------------------
@@ -45,7 +47,7 @@ def follow(sweep: Sweep, report: Callable[[Run, str], None], interrupt: "Interru
     """Submit the cells that are neither finished nor in the queue, and follow until all are settled.
 
     A cell whose job ends without having finished it is submitted again, up to ``executor.retries`` times without
-    progress. ``report`` hears of each cell's end. A signal ends the following; the jobs go on.
+    a later checkpoint. ``report`` hears of each cell's end. A signal ends the following; the jobs go on.
 
     Raises:
         UserError: there is no sbatch here, or it refuses.
@@ -53,7 +55,8 @@ def follow(sweep: Sweep, report: Callable[[Run, str], None], interrupt: "Interru
     check_options(sweep.keys.executor.slurm)
     open_cells = {run.config.run_dir.name: run for run in sweep.cells}
     absent: dict[str, int] = {}
-    # A cell's submissions in a row that brought it no further, and its tokens at the last of them.
+    # A cell's submissions in a row that brought it no further, and the tokens of its checkpoint at the last of them:
+    # what was only logged is lost, and may be lost a little later each time.
     vain: dict[str, tuple[int, int]] = {}
     began, pause, told = True, FIRST_LOOK, False
     while open_cells and not interrupt.caught:
@@ -64,7 +67,7 @@ def follow(sweep: Sweep, report: Callable[[Run, str], None], interrupt: "Interru
             told = True
             _sleep(SELDOM, interrupt)
             continue
-        told, busy, todo = False, False, []
+        told, busy, todo = False, False, {}
         for name, run in list(open_cells.items()):
             if began and name not in tasks:
                 (run.config.run_dir / FAILURE).unlink(missing_ok=True)  # a failed cell is tried afresh
@@ -78,28 +81,34 @@ def follow(sweep: Sweep, report: Callable[[Run, str], None], interrupt: "Interru
             elif began or absent.get(name, 0):
                 # Out of the queue for two looks: a job that is queued again is nowhere for a moment.
                 count, tokens = vain.get(name, (-1, -1))
-                count = count + 1 if state["tokens"] <= tokens else 0
-                vain[name] = (count, state["tokens"])
+                kept = _tokens(run)
+                count = count + 1 if kept <= tokens else 0
                 if count > sweep.keys.executor.retries:
                     reason = f"its Slurm job ended without a word, {count} times; see {_logs(sweep.directory)}"
                     write_json(run.config.run_dir / FAILURE, {"attempts": count, "reason": reason})
                     del open_cells[name]
                     report(run, "failed")
                 else:
-                    todo.append(run)
+                    todo[name] = (count, kept)
                     if count > 0:
                         report(run, "again")
             else:
                 absent[name], busy = 1, True
-        if todo:
-            submit(sweep, todo)
+        if todo and submit(sweep, [open_cells[name] for name in todo]):
+            vain |= todo
         began = False
         pause = FIRST_LOOK if busy or todo else min(1.3 * pause, SELDOM)
         _sleep(pause, interrupt)
 
 
-def submit(sweep: Sweep, cells: Sequence[Run]) -> str:
-    """One array of jobs for ``cells``, ``runs_per_job`` of them in each; returns its job id."""
+def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
+    """One array of jobs for ``cells``, ``runs_per_job`` of them in each; returns its job id.
+
+    None where the controller did not answer. It may have the jobs all the same: their names stay written down.
+
+    Raises:
+        UserError: sbatch refuses, in its own words.
+    """
     with contextlib.redirect_stderr(io.StringIO()):
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -128,8 +137,12 @@ def submit(sweep: Sweep, cells: Sequence[Run]) -> str:
             else:
                 jobs = executor.map_array(work, [str(record)] * len(sets), list(range(len(sets))))
     except (FailedJobError, FailedSubmissionError) as error:
+        words = _words(str(error))
+        if any(text in words.lower() for text in UNANSWERED):
+            print(f"sbatch: {words}; trying again", file=sys.stderr, flush=True)
+            return None
         record.unlink()
-        raise UserError(f"sbatch refuses: {_words(str(error))}") from None
+        raise UserError(f"sbatch refuses: {words}") from None
     job = jobs[0].job_id.partition("_")[0]
     write_json(record, content | {"job": job})
     return job
@@ -153,6 +166,8 @@ def queue_of(directory: Path) -> dict[str, str] | None:
     if out.returncode:
         return None
     tasks: dict[str, str] = {}
+    # Run ids by submission and task: a record of 1,000 jobs is read once, not for each.
+    cells: dict[str, list[list[str]]] = {}
     for line in out.stdout.splitlines():
         name, _, rest = line.partition("|")
         if name not in records:
@@ -160,8 +175,10 @@ def queue_of(directory: Path) -> dict[str, str] | None:
         job, index, state, reason = rest.split("|", 3)
         number = int(index) if index.isdigit() else 0
         why = f" ({reason})" if state == "PENDING" and reason != "None" else ""
-        for cell in read_json(records[name])["tasks"][number]:
-            tasks[cell["run_id"]] = f"{job}_{number} {state}{why}"
+        if name not in cells:
+            cells[name] = [[cell["run_id"] for cell in part] for part in read_json(records[name])["tasks"]]
+        for run_id in cells[name][number]:
+            tasks[run_id] = f"{job}_{number} {state}{why}"
     return tasks
 
 
@@ -250,6 +267,8 @@ def work(record: str, task: int) -> None:
         content = read_json(record)
         keys = executor_keys(content["executor"])
         cells = [_cell(values) for values in content["tasks"][task]]
+        # A job that is queued again leaves those that failed in it: who submits says when they are tried afresh.
+        cells = [run for run in cells if not (run.config.run_dir / FAILURE).exists()]
         before = [_tokens(run) for run in cells]
         run_cells(cells, keys, _say, interrupt, _rendezvous(keys))
         if interrupt.caught is None:

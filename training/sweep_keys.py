@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from training.config import known_keys, merge, whole
 from utils.errors import UserError, nearest, shown
+from utils.sixties import plain
 
 WANTED = "; a sweep's YAML is wanted, such as configs/sweep/quickstart.yaml"
 # Keys of training that the sweep sets for each cell, and the sweep's key for each.
@@ -26,6 +27,19 @@ OWN = {
     "train.flops": "milestones",
     "checkpoint.final": "nothing: a finished cell keeps its averaged weights",
     "log.prompts": "nothing: cells sample no videos",
+}
+# Options of sbatch that ``executor.slurm.options`` may not give, and the key that does: jobs are found by their names
+# and places in the array, and stop at the signal.
+NEVER = "job-name array output error parsable wrap test-only wait clusters ntasks-per-node"
+SET = dict.fromkeys(NEVER.split(), "") | {
+    "signal": "executor.slurm.warning_seconds",
+    "partition": "executor.slurm.partition",
+    "account": "executor.slurm.account",
+    "nodes": "executor.slurm.nodes",
+    "gpus-per-node": "executor.slurm.gpus",
+    "cpus-per-task": "executor.slurm.cpus",
+    "mem": "executor.slurm.mem",
+    "time": "executor.slurm.time",
 }
 
 
@@ -157,7 +171,7 @@ def overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
             hint = elsewhere or nearest(name, list(SweepKeys.__dataclass_fields__))
             raise UserError(f"{override!r}: not an override of a sweep's key, such as executor.workers=4{hint}")
         try:
-            given = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+            given = OmegaConf.to_container(OmegaConf.from_dotlist([plain(override)]))
         except Exception as error:  # the YAML parser's, for values such as "[1,", or keys inside a list
             raise UserError(f"{override}: {' '.join(str(error).split())}") from None
         values = merge(values, given)
@@ -206,6 +220,8 @@ def minutes(time: Any) -> int:
     text = str(time)
     days, dash, rest = text.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
+    if len(parts) > 3:
+        raise ValueError(text)
     if dash:
         hours, minute, second = (*parts, 0, 0)[:3]
         total = (int(days) * 24 + hours) * 60 + minute + math.ceil(second / 60)
@@ -257,6 +273,10 @@ def _check(keys: SweepKeys, path: str | Path) -> None:
     if not 0 < slurm.warning_seconds < 60 * limit:
         raise UserError(f"{path}: executor.slurm.warning_seconds={slurm.warning_seconds}: must be positive, and less "
                         f"than executor.slurm.time, {limit} min")  # fmt: skip
+    for name in slurm.options:
+        key = SET.get(name.replace("_", "-"))
+        if key is not None:
+            raise UserError(f"{path}: executor.slurm.options.{name}: the sweep sets it{key and f'; use {key}'}")
     for name in ("flops_per_second", "price_per_hour"):
         value = getattr(keys.cost, name)
         if value is not None and not (math.isfinite(value) and value > 0):

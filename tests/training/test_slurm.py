@@ -1,0 +1,214 @@
+"""What a sweep makes of Slurm's answers, whatever they are; the real one is in tests/slurm."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from tests.tools.test_sweep import here
+from training import pool, slurm
+from training.grid import Sweep, load_sweep
+from training.state import FAILURE
+from utils.errors import UserError
+from utils.files import write_json
+
+META = {"latent_shape": [16, 5, 4, 4], "fingerprint": "none"}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A sweep of two cells as Slurm's jobs."""
+    grid = {
+        "name": "grid",
+        "out": str(tmp_path / "runs"),
+        "milestones": [800],
+        "batch_tokens": [80],
+        "lr": [1e-3, 2e-3],
+        "sizes": [{"size": "1x64"}],
+        "executor": {"kind": "slurm", "retries": 2},
+    }
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(grid))
+    return path
+
+
+def loaded(path: Path, *overrides: str) -> Sweep:
+    return load_sweep(path, list(overrides), lambda config: META)
+
+
+def program(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of this name on the path, before any other."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(stat.S_IRWXU)
+    if str(folder) not in os.environ["PATH"]:
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+@pytest.fixture
+def following(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """``follow`` without waiting, beside an empty queue; it is interrupted at the twentieth look."""
+    seen = SimpleNamespace(interrupt=SimpleNamespace(caught=None), looks=0, submitted=[], reported=[])
+
+    def look(directory: Path) -> dict[str, str]:
+        seen.looks += 1
+        if seen.looks == 20:
+            seen.interrupt.caught = 2
+        return {}
+
+    monkeypatch.setattr(slurm, "queue_of", look)
+    monkeypatch.setattr(slurm, "check_options", lambda keys: None)
+    monkeypatch.setattr(slurm, "_sleep", lambda seconds, interrupt: None)
+    return seen
+
+
+def test_a_thousand_jobs_are_found_in_the_queue_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their record is one file, which is large: it is read once."""
+    cells = [[{"run_id": f"cell{number}"}] for number in range(1000)]
+    write_json(tmp_path / slurm.FOLDER / "grid-1.json", {"tasks": cells})
+    program(
+        tmp_path / "bin",
+        "squeue",
+        'i=0; while [ $i -lt 1000 ]; do echo "grid-1|7|$i|PENDING|Priority"; i=$((i + 1)); done; '
+        'echo "other|8|0|RUNNING|None"',
+        monkeypatch,
+    )
+    read, count = slurm.read_json, []
+    monkeypatch.setattr(slurm, "read_json", lambda path: count.append(path) or read(path))
+    tasks = slurm.queue_of(tmp_path)
+    assert len(count) == 1
+    assert len(tasks) == 1000
+    assert tasks["cell999"] == "7_999 PENDING (Priority)"
+
+
+def test_a_cell_that_dies_ever_later_without_a_checkpoint_is_given_up(
+    path: Path, following: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it logged is lost with it, and is no progress."""
+    sweep = loaded(path, "lr=[1e-3]")
+    (run,) = sweep.cells
+    folder = run.config.run_dir
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+
+    def submit(sweep: Sweep, cells: list) -> str:
+        following.submitted.append(len(cells))
+        tokens = 80 * len(following.submitted)
+        (folder / "metrics.jsonl").write_text(json.dumps({"tokens": tokens, "tokens_per_second": 1.0}) + "\n")
+        return "7"
+
+    monkeypatch.setattr(slurm, "submit", submit)
+    slurm.follow(sweep, lambda run, outcome: following.reported.append(outcome), following.interrupt)
+    assert following.submitted == [1, 1, 1]  # once and two retries
+    assert following.reported == ["again", "again", "failed"]
+    assert "Slurm job ended" in json.loads((folder / FAILURE).read_text())["reason"]
+
+
+def test_an_sbatch_that_gets_no_answer_counts_as_nothing(
+    path: Path, following: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "submit", lambda sweep, cells: following.submitted.append(len(cells)))
+    slurm.follow(loaded(path), lambda run, outcome: following.reported.append(outcome), following.interrupt)
+    assert len(following.submitted) > 3
+    assert "failed" not in following.reported
+
+
+@pytest.mark.parametrize(
+    ("words", "again"),
+    [
+        ("Batch job submission failed: Socket timed out on send/recv operation", True),
+        ("Unable to contact slurm controller (connect failure)", True),
+        ("invalid partition specified: nope", False),
+    ],
+)
+def test_what_sbatch_says(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, again: bool, capsys
+) -> None:
+    """Where nobody answered the jobs may be in the queue all the same: their names are kept to find them by."""
+    program(tmp_path / "bin", "sbatch", f"echo 'sbatch: error: {words}' >&2; exit 1", monkeypatch)
+    program(tmp_path / "bin", "srun", "exit 0", monkeypatch)
+    sweep = loaded(path)
+    records = sweep.directory / slurm.FOLDER
+    if again:
+        assert slurm.submit(sweep, sweep.cells) is None
+        assert len(list(records.glob("*.json"))) == 1
+        assert words in capsys.readouterr().err
+    else:
+        with pytest.raises(UserError, match=f"sbatch refuses: .*{words}"):
+            slurm.submit(sweep, sweep.cells)
+        assert not list(records.glob("*.json"))
+
+
+def test_a_job_queued_again_leaves_what_failed_in_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every end of a job's time would be worth another set of retries."""
+    sweep = loaded(path, "executor.slurm.runs_per_job=2")
+    failed, other = sweep.cells
+    monkeypatch.setattr(slurm, "_parameters", lambda keys, name: 1 / 0)  # the record is written before
+    with pytest.raises(ZeroDivisionError):
+        slurm.submit(sweep, sweep.cells)
+    (record,) = (sweep.directory / slurm.FOLDER).glob("*.json")
+    write_json(failed.config.run_dir / FAILURE, {"attempts": 3, "reason": "always"})
+    trained = []
+    monkeypatch.setattr(pool, "run_cells", lambda cells, *more: trained.extend(run.config.name for run in cells))
+    slurm.work(str(record), 0)
+    assert trained == [other.config.name]
+    assert (failed.config.run_dir / FAILURE).exists()
+
+
+def test_a_cells_nodes_may_link_its_board_at_the_same_moment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run, _) = loaded(path).cells
+    run.config.run_dir.mkdir(parents=True)
+    pool.link_board(run)
+    monkeypatch.setattr(Path, "is_symlink", lambda path: False)  # as it was when the other looked
+    pool.link_board(run)
+
+
+def test_a_time_is_what_was_written(path: Path) -> None:
+    """YAML takes 12:00:00 for 43,200, which as minutes would be a month."""
+    assert slurm.minutes(loaded(path, "executor.slurm.time=12:00:00").keys.executor.slurm.time) == 720
+    assert slurm.minutes(loaded(path, 'executor.slurm.time="1-12"').keys.executor.slurm.time) == 36 * 60
+    text = path.read_text()
+    path.write_text(text.replace("retries: 2", "slurm: {time: 12:00:00}"))
+    with pytest.raises(UserError, match='12:00:00 as a number; put it in quotes: "12:00:00"'):
+        loaded(path)
+    path.write_text(text.replace("retries: 2", 'slurm: {time: "12:00:00"}'))
+    assert slurm.minutes(loaded(path).keys.executor.slurm.time) == 720
+    for wrong in ("1:2:3:4", "1-2:3:4:5"):
+        with pytest.raises(UserError, match="minutes, or a time such as"):
+            loaded(path, f"executor.slurm.time='{wrong}'")
+
+
+@pytest.mark.parametrize(
+    ("option", "key"),
+    [("job_name", ""), ("job-name", ""), ("array", ""), ("signal", "warning_seconds"), ("time", "time")],
+)
+def test_options_that_the_sweep_sets_are_refused(path: Path, option: str, key: str) -> None:
+    """A job of another name would not be found in the queue, and its cells submitted again."""
+    with pytest.raises(UserError, match=rf"options.{option}: the sweep sets it.*{key}"):
+        loaded(path, f"executor.slurm.options.{option}=x")
+
+
+def test_cells_at_once_are_those_of_the_jobs_that_there_are(path: Path) -> None:
+    from training.estimate import width
+
+    rates = "lr=[1e-3,2e-3,3e-3,4e-3,5e-3,6e-3,7e-3,8e-3]"
+    # Eight cells, two by two in four jobs of a core: four at once.
+    assert width(loaded(path, rates, "executor.slurm.runs_per_job=2")) == 4
+    assert width(loaded(path, rates, "executor.slurm.runs_per_job=2", "executor.slurm.cpus=2")) == 8
+    assert width(loaded(path, rates, "executor.slurm.runs_per_job=2", "executor.slurm.array=3")) == 3
+    assert width(loaded(path, rates, "executor.slurm.runs_per_job=8", "executor.slurm.gpus=4")) == 4
+
+
+def test_status_says_where_the_queue_does_not_answer(
+    cache: Path, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = yaml.safe_load(path.read_text()) | {"config": {"data": {"cache": str(cache)}}, "batch_tokens": [64]}
+    path.write_text(yaml.safe_dump(grid | {"sizes": [{"size": "1x32"}]}))
+    assert here("status", path)[1] == ""
+    write_json(tmp_path / "runs" / "grid" / slurm.FOLDER / "grid-1.json", {"tasks": []})
+    program(tmp_path / "bin", "squeue", "exit 1", monkeypatch)
+    assert "Slurm's queue does not answer" in here("status", path)[1]
