@@ -55,9 +55,9 @@ def follow(sweep: Sweep, report: Callable[[Run, str], None], interrupt: "Interru
     check_options(sweep.keys.executor.slurm)
     open_cells = {run.config.run_dir.name: run for run in sweep.cells}
     absent: dict[str, int] = {}
-    # A cell's submissions in a row that brought it no further, and the tokens of its checkpoint at the last of them:
-    # what was only logged is lost, and may be lost a little later each time.
-    vain: dict[str, tuple[int, int]] = {}
+    # A cell's submissions in a row that brought its job no further; the job's cells, and the tokens of their
+    # checkpoints at the last. What was only logged is lost; a cell whose turn has not come waits for its job.
+    vain: dict[str, tuple[int, Sequence[Run], int]] = {}
     began, pause, told = True, FIRST_LOOK, False
     while open_cells and not interrupt.caught:
         tasks = queue_of(sweep.directory)
@@ -67,7 +67,7 @@ def follow(sweep: Sweep, report: Callable[[Run, str], None], interrupt: "Interru
             told = True
             _sleep(SELDOM, interrupt)
             continue
-        told, busy, todo = False, False, {}
+        told, busy, todo = False, False, {}  # cells to submit, with their count
         for name, run in list(open_cells.items()):
             if began and name not in tasks:
                 (run.config.run_dir / FAILURE).unlink(missing_ok=True)  # a failed cell is tried afresh
@@ -80,22 +80,26 @@ def follow(sweep: Sweep, report: Callable[[Run, str], None], interrupt: "Interru
                 absent[name] = 0
             elif began or absent.get(name, 0):
                 # Out of the queue for two looks: a job that is queued again is nowhere for a moment.
-                count, tokens = vain.get(name, (-1, -1))
-                kept = _tokens(run)
-                count = count + 1 if kept <= tokens else 0
+                count, part, tokens = vain.get(name, (-1, [run], -1))
+                count = count + 1 if sum(map(_tokens, part)) <= tokens else 0
                 if count > sweep.keys.executor.retries:
-                    reason = f"its Slurm job ended without a word, {count} times; see {_logs(sweep.directory)}"
+                    reason = (
+                        f"its Slurm job ended {count} times without a later checkpoint; see {_logs(sweep.directory)}"
+                    )
                     write_json(run.config.run_dir / FAILURE, {"attempts": count, "reason": reason})
                     del open_cells[name]
                     report(run, "failed")
                 else:
-                    todo[name] = (count, kept)
+                    todo[name] = count
                     if count > 0:
                         report(run, "again")
             else:
                 absent[name], busy = 1, True
-        if todo and submit(sweep, [open_cells[name] for name in todo]):
-            vain |= todo
+        cells = [open_cells[name] for name in todo]
+        before = [(part, sum(map(_tokens, part))) for part in _parts(sweep, cells)]
+        if cells and submit(sweep, cells):
+            for part, kept in before:
+                vain |= {name: (todo[name], part, kept) for name in (run.config.run_dir.name for run in part)}
         began = False
         pause = FIRST_LOOK if busy or todo else min(1.3 * pause, SELDOM)
         _sleep(pause, interrupt)
@@ -114,7 +118,7 @@ def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     keys = sweep.keys.executor.slurm
-    sets = [cells[i : i + keys.runs_per_job] for i in range(0, len(cells), keys.runs_per_job)]
+    sets = _parts(sweep, cells)
     name = f"{re.sub(r'[^A-Za-z0-9]+', '-', sweep.keys.name)}-{uuid.uuid4().hex[:8]}"
     record = (sweep.directory / FOLDER / f"{name}.json").resolve()
     content = {
@@ -146,6 +150,12 @@ def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
     job = jobs[0].job_id.partition("_")[0]
     write_json(record, content | {"job": job})
     return job
+
+
+def _parts(sweep: Sweep, cells: Sequence[Run]) -> list[Sequence[Run]]:
+    """The cells of each job."""
+    each = sweep.keys.executor.slurm.runs_per_job
+    return [cells[i : i + each] for i in range(0, len(cells), each)]
 
 
 def queue_of(directory: Path) -> dict[str, str] | None:

@@ -108,6 +108,26 @@ def test_a_cell_that_dies_ever_later_without_a_checkpoint_is_given_up(
     assert "Slurm job ended" in json.loads((folder / FAILURE).read_text())["reason"]
 
 
+def test_a_cell_whose_turn_has_not_come_has_not_failed(
+    path: Path, following: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job was lost four times, and each time the cell before it had got further."""
+    sweep = loaded(path, "executor.slurm.runs_per_job=2", "executor.retries=1")
+    first = sweep.cells[0]
+
+    def submit(sweep: Sweep, cells: list) -> str:
+        following.submitted.append(len(cells))
+        if len(following.submitted) < 5:
+            steps = 1 + len(following.submitted)
+            (first.config.run_dir / "checkpoints" / f"step_{steps:07}").mkdir(parents=True)
+        return "7"
+
+    monkeypatch.setattr(slurm, "submit", submit)
+    slurm.follow(sweep, lambda run, outcome: following.reported.append(outcome), following.interrupt)
+    assert following.submitted == [2] * 6  # the fifth brought nothing, nor did its one retry
+    assert following.reported[-2:] == ["failed", "failed"]
+
+
 def test_an_sbatch_that_gets_no_answer_counts_as_nothing(
     path: Path, following: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
