@@ -151,6 +151,7 @@ def test_ctrl_c_leaves_the_jobs_and_a_lost_one_is_submitted_again(slurm: Cluster
     edit(sweep, milestones=[64_000], batch_tokens=[32], lr=[1e-3, 2e-3, 4e-3])
     grid = yaml.safe_load(sweep.read_text())
     grid["executor"]["slurm"] |= {"runs_per_job": 3, "cpus": 2}  # a pool of two inside one job
+    grid["executor"]["stack"] = 1  # a process for each cell, so that the third waits
     sweep.write_text(yaml.safe_dump(grid))
     folder = tmp_path / "runs" / "grid"
     run = start(slurm, "sweep", "run", sweep)
