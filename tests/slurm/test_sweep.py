@@ -47,6 +47,7 @@ def sweep(cache: Path, tmp_path: Path) -> Path:
         "executor": {
             "kind": "slurm",
             "retries": 1,
+            "stack": 1,  # a process for each cell, here and there: to the bit, not to rounding
             "slurm": {"partition": "main", "cpus": 1, "time": 10, "warning_seconds": 30, "setup": ["export SAID=yes"]},
         },
     }
@@ -151,7 +152,6 @@ def test_ctrl_c_leaves_the_jobs_and_a_lost_one_is_submitted_again(slurm: Cluster
     edit(sweep, milestones=[64_000], batch_tokens=[32], lr=[1e-3, 2e-3, 4e-3])
     grid = yaml.safe_load(sweep.read_text())
     grid["executor"]["slurm"] |= {"runs_per_job": 3, "cpus": 2}  # a pool of two inside one job
-    grid["executor"]["stack"] = 1  # a process for each cell, so that the third waits
     sweep.write_text(yaml.safe_dump(grid))
     folder = tmp_path / "runs" / "grid"
     run = start(slurm, "sweep", "run", sweep)
