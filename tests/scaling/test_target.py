@@ -1,6 +1,5 @@
 """Compute goes to the runs that narrow a prediction most."""
 
-
 import numpy as np
 import pytest
 
