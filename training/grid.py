@@ -199,10 +199,11 @@ def _cell(
             "take a later milestone or a smaller batch"
         )
     config = copy.deepcopy(config)
-    # Every cell has an initialisation of its own: cells that shared one would share its luck. Data and noise are those
-    # of its row, so that the rates of a row may be trained together, and are compared on the same samples.
+    # Every cell has an initialisation of its own: cells that shared one would share its luck. Samples and noise are
+    # those of all cells of the size, whatever their batch: rates may be trained together, and what a stream shares
+    # drops out of the differences that an optimum is made of, alike along both axes.
     config.seed = fold(keys.seed, size.size, lr, batch, repeat) & (1 << 31) - 1
-    config.data.seed = fold(keys.seed, "data", size.size, batch, repeat) & (1 << 31) - 1
+    config.data.seed = fold(keys.seed, "data", size.size, repeat) & (1 << 31) - 1
     config.optim.lr, config.train.batch_tokens = lr, batch
     config.train.milestones, config.train.tokens = list(milestones), max(milestones)
     run = resolve(config, meta)
