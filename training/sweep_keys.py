@@ -137,7 +137,7 @@ class SweepKeys:
         tokens_per_parameter: milestones as multiples of N, instead of ``milestones``.
         around: a law file, relative to the sweep's YAML or to the working directory. Axes that are not spelled out
             lie around its prediction: ``lr_steps`` rates and ``batch_steps`` batches, each ``ratio`` times the last.
-        seed: cells draw their training seeds from it, each its own.
+        seed: cells draw their seeds from it: of initialisation each its own, of data one for each size and repeat.
         results: a folder of finished cells (``<run id>/result.json``) that are not run again; ``collect`` fills it.
     """
 
