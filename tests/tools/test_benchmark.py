@@ -64,8 +64,24 @@ def test_steps_and_peers_report_ratios(part: str) -> None:
         assert 0 < done["rows"][0]["data_share"] < 1
 
 
+@pytest.mark.slow
+def test_stacks_are_compared_with_runs_alone() -> None:
+    (row,) = benchmark("stack", "--size", "1x64", "--clips", "2", "--stack", "3")["rows"]
+    assert (row["n_ctx"], row["runs"]) == (64, 3)
+    for how in ("compiled", "uncompiled"):
+        alone, together = (row["run_steps_per_second"][f"{name}, {how}"]["value"] for name in ("alone", "together"))
+        gain = row["times_as_fast"][how]
+        assert gain["low"] <= gain["value"] <= gain["high"]
+        assert gain["value"] == pytest.approx(together / alone, rel=0.5)  # medians of ratios, and of what they compare
+
+
 def test_bad_input_is_one_line() -> None:
-    for bad in (["train", "--rounds", "0"], ["sample", "--size", "4by4"], ["data", "--device", "cuda:99"]):
+    for bad in (
+        ["train", "--rounds", "0"],
+        ["stack", "--stack", "0"],
+        ["sample", "--size", "4by4"],
+        ["data", "--device", "cuda:99"],
+    ):
         out = subprocess.run(
             [sys.executable, str(ROOT / "tools" / "benchmark.py"), *bad], capture_output=True, text=True, timeout=120
         )
