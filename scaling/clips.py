@@ -20,7 +20,7 @@ def clip_losses(ledger: Ledger) -> NDArray[np.float64] | None:
         return None
     by_row = {}
     for row in np.flatnonzero(finite):
-        by_row[row] = _averaged_weights(str(ledger.samples[row]))
+        by_row[row] = averaged_weights(str(ledger.samples[row]))
     if len({len(losses) for losses in by_row.values()}) != 1:
         return None
     relative = np.full((len(ledger), len(next(iter(by_row.values())))), np.nan)
@@ -29,7 +29,7 @@ def clip_losses(ledger: Ledger) -> NDArray[np.float64] | None:
     return relative
 
 
-def _averaged_weights(path: str) -> NDArray[np.float64]:
+def averaged_weights(path: str) -> NDArray[np.float64]:
     """Losses [clips] of the averaged weights in a run's file, [raw and averaged weights, clips, times]."""
     try:
         stored = np.load(path, allow_pickle=False)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from scaling.clips import averaged_weights
+from utils.errors import UserError
 from utils.files import read_json
 
 SIGMAS = 6.0
@@ -57,10 +57,10 @@ def _samples(folder: Path, milestone: dict[str, Any]) -> Path:
 
 def _error(one: Path, other: Path) -> float | None:
     """Standard error of the difference of two runs' losses, by clips; None where they left no like samples."""
-    if not (one.exists() and other.exists()):
+    try:
+        mine, best = averaged_weights(str(one)), averaged_weights(str(other))
+    except UserError:  # none, or damaged: of no consequence here
         return None
-    mine, best = np.load(one)[1], np.load(other)[1]  # [clips, times] of the averaged weights
     if mine.shape != best.shape or len(mine) < 2:
         return None
-    by_clip = (mine - best).mean(axis=1)
-    return float(by_clip.std(ddof=1) / math.sqrt(len(by_clip)))
+    return float((mine - best).std(ddof=1) / math.sqrt(len(mine)))
