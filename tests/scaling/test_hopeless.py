@@ -14,7 +14,7 @@ CLIPS = 30
 @pytest.fixture
 def make(tmp_path: Path):
     """Writes a run's folder; clips differ by much, and alike in all runs."""
-    clips = np.random.default_rng(0).normal(0, 0.5, (CLIPS, 1))
+    clips = np.random.default_rng(0).normal(0, 0.1, (CLIPS, 1))
 
     def write(name: str, loss: float, own: float = 0.001, nominal: int = 100, N: int = 7, paired: bool = True) -> Path:
         folder = tmp_path / name
@@ -34,9 +34,12 @@ def test_behind_by_the_margin_and_by_the_error_of_the_pair(make) -> None:
     best = make("best", 1.0)
     assert "26% above the best" in hopeless(make("behind", 1.26), [make("middling", 1.1), best])
     assert hopeless(make("near", 1.24), [best]) is None  # within the margin
-    assert hopeless(make("unsure", 1.3, own=1.0), [best]) is None  # within six standard errors of the pair
+    assert hopeless(make("unsure", 1.3, own=0.35), [best]) is None  # within six standard errors of the pair
     assert hopeless(make("alone", 1.3, paired=False), [best]) is None  # 0.3 is two standard errors unpaired
     assert hopeless(make("far", 2.0, paired=False), [best]) is not None
+    damaged = make("damaged", 1.3)
+    (damaged / "validation" / "100.npy").write_bytes(b"no samples")
+    assert hopeless(damaged, [best]) is None  # as unpaired
 
 
 def test_only_its_own_size_at_its_own_tokens(make) -> None:
