@@ -31,7 +31,7 @@ multiprocessing.process.BaseProcess.run = run
 
 @pytest.fixture
 def sweep(cache: Path, tmp_path: Path) -> Path:
-    """A sweep of two rows of three rates on one worker, each row a stack."""
+    """A sweep of two rows of three rates on two workers, each row a stack."""
     base = {
         "data": {"cache": str(cache)},
         "optim": {"beta2_half_life": 2e4, "clip": 1e30},
@@ -47,7 +47,7 @@ def sweep(cache: Path, tmp_path: Path) -> Path:
         "batch_tokens": [32, 64],
         "lr": [1e-3, 2e-3, 4e-3],
         "sizes": [{"size": "1x32"}],
-        "executor": {"workers": 1},
+        "executor": {"workers": 2},  # of one thread each: two threads wait for each other on a busy machine
     }
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     path = tmp_path / "grid.yaml"
@@ -80,7 +80,7 @@ def test_a_stacked_sweep_is_the_sweep(sweep: Path, tmp_path: Path) -> None:
     assert rows[32] == rows[64]  # of all cells of a size, so that its grid is compared on the same samples
     assert [len(seeds) for seeds in rows.values()] == [1, 1]
     assert len({result["seed"] for result in stacked.values()}) == 6
-    edit(sweep, out=str(tmp_path / "alone"), executor={"workers": 1, "stack": 1})
+    edit(sweep, out=str(tmp_path / "alone"), executor={"workers": 2, "stack": 1})
     tool("run", sweep)
     assert "attention sdpa" in next((tmp_path / "alone" / "grid").glob("*/console.log")).read_text()
     close(stacked, results(sweep))
@@ -92,7 +92,7 @@ def test_one_that_ends_its_process_takes_no_other_along(
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path / "site"))
-    edit(sweep, lr=[1e-3, 4.1e-3, 1e30], batch_tokens=[64], executor={"workers": 1, "retries": 1})
+    edit(sweep, lr=[1e-3, 4.1e-3, 1e30], batch_tokens=[64], executor={"workers": 2, "retries": 1, "stack": 3})
     tool("run", sweep, status=1)
     told = json.loads(tool("status", sweep, "--json", status=1).stdout)
     assert told["counts"] == {"done": 1, "diverged": 1, "failed": 1}
@@ -101,7 +101,7 @@ def test_one_that_ends_its_process_takes_no_other_along(
 
 
 def test_killed_in_mid_stack_and_finished_alone(sweep: Path, tmp_path: Path) -> None:
-    edit(sweep, milestones=[1280], batch_tokens=[32])
+    edit(sweep, milestones=[1280], executor={"workers": 2, "stack": 3})
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "tools" / "sweep.py"), "run", str(sweep)],
         env=ENVIRONMENT,
