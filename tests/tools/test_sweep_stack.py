@@ -108,13 +108,15 @@ def test_killed_in_mid_stack_and_finished_alone(sweep: Path, tmp_path: Path) -> 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    folder, end = tmp_path / "runs" / "grid", time.monotonic() + 120
-    while len(list(folder.glob("*/checkpoints/step_*"))) < 3:
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    folder, end = tmp_path / "runs" / "grid", time.monotonic() + 300
+    try:
+        while len(list(folder.glob("*/checkpoints/step_*"))) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     assert not any(result["status"] == "done" for result in results(sweep).values())
     tool("run", sweep, "executor.stack=1")
     killed = results(sweep)
