@@ -191,6 +191,8 @@ def plan_synthetic(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callab
         raise UserError("--validation takes a number here: every synthetic cache has the same validation clips")
     if args.dry_run:
         raise UserError("--dry-run is for videos: of synthetic clips there are as many as are asked for")
+    if args.workers:
+        raise UserError("--workers decode videos; to render clips in several processes, run this under torchrun")
     train = args.clips or SYNTHETIC_CLIPS
     validation = SYNTHETIC_VALIDATION if wanted is None else wanted
     settings = {"source": f"synthetic {VERSION}", "seed": args.seed, "clips": train, "validation": validation}

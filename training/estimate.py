@@ -19,15 +19,16 @@ class Estimate:
     """What the cells would take.
 
     Attributes:
-        hours: of each cell, on the processes it runs on; None where nothing tells.
+        hours: of each cell, on the processes it runs on; of cells that share a process its share. None where nothing
+            tells.
         source: where the throughput is from, in words.
     """
 
     hours: list[float | None]
     source: str
 
-    def left(self, sweep: Sweep, states: Sequence[dict[str, Any]], at_once: int) -> float | None:
-        """Hours until the last cell ends, ``at_once`` of them training; None where nothing tells."""
+    def left(self, sweep: Sweep, states: Sequence[dict[str, Any]], at_once: float) -> float | None:
+        """Hours until the last cell ends, ``at_once`` processes training; None where nothing tells."""
         rest = [
             None if hours is None else hours * max(1 - state["tokens"] / cell.config.train.tokens, 0)
             for cell, hours, state in zip(sweep.cells, self.hours, states)
@@ -35,7 +36,7 @@ class Estimate:
         ]
         if None in rest:
             return None
-        return max(sum(rest) / max(at_once, 1), max(rest, default=0.0))
+        return max(sum(rest) / max(at_once, 1.0), max(rest, default=0.0))
 
 
 def estimate(sweep: Sweep, states: Sequence[dict[str, Any]]) -> Estimate:

@@ -80,6 +80,7 @@ class MetricsLog:
         skipped: int,
         end: int,
         by_t: Sequence[float] = (),
+        share: float = 1.0,
     ) -> None:
         """One logged step; the console hears of it every ``SPEAK_SECONDS`` at most.
 
@@ -90,11 +91,13 @@ class MetricsLog:
             grad_norm: before clipping, of this step.
             skipped: steps whose gradient was not finite, since the run began.
             by_t: mean training loss in equal bins of t since the last logged step; NaN where there was no sample.
+            share: of the process's time that is this run's, where several are trained together. Tokens per second are
+                how fast this run goes on; what the device does is that over the share, and MFU is the device's.
         """
         now = time.monotonic()
         speed = (tokens - self._last[0]) / (now - self._last[1])
         self._last = (tokens, now)
-        mfu = None if self._peak is None else speed * flops_per_token / (self._peak * self._world)
+        mfu = None if self._peak is None else speed / share * flops_per_token / (self._peak * self._world)
         values = {
             "step": step,
             "tokens": tokens,
@@ -104,12 +107,13 @@ class MetricsLog:
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "skipped": skipped,
             "tokens_per_second": speed,
+            "share": share,
             "mfu": mfu,
         }
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
         for name, value in (values | {"memory_GiB": memory_peak(self._device) / 2**30}).items():
-            if name != "step" and value is not None:
+            if name not in ("step", "share") and value is not None:
                 self._board.add_scalar(f"train/{name}", value, step)
         self._bins("train_by_t", by_t, step)
         if now - self._spoken[1] >= SPEAK_SECONDS:
@@ -126,7 +130,8 @@ class MetricsLog:
             f"{speed:,.0f} tokens/s",
         ]
         if self._peak is not None:
-            parts.append(f"MFU {speed * values['flops'] / values['tokens'] / (self._peak * self._world):.1%}")
+            done = speed / values["share"] * values["flops"] / values["tokens"]
+            parts.append(f"MFU {done / (self._peak * self._world):.1%}")
         if values["skipped"]:
             parts.append(f"skipped {values['skipped']:,}")
         return "  ".join([*parts, f"{duration(max(end - values['tokens'], 0) / speed)} left"])

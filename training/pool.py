@@ -69,7 +69,11 @@ class _Worker:
 
 
 class Interrupt:
-    """Remembers the first of ``SIGNALS`` that comes while it is entered, in ``caught``; None until then."""
+    """Remembers the first of ``SIGNALS`` that comes while it is entered, in ``caught``; None until then.
+
+    After one was caught, later ones are ignored to the end of the process: it is leaving already, and a second, as
+    terminals and Slurm send, must not change its exit status.
+    """
 
     def __enter__(self) -> "Interrupt":
         self.caught: int | None = None
@@ -81,7 +85,7 @@ class Interrupt:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self.caught else handler)
 
 
 def run_cells(

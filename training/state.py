@@ -20,11 +20,12 @@ TAIL = 4096  # bytes: the last line of metrics.jsonl is within them
 
 
 def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
-    """How a cell stands: {"state", "tokens", "loss", "rate"}, and "reason" where it failed or was stopped early.
+    """How a cell stands: {"state", "tokens", "loss", "rate", "share"}, and "reason" where it failed or was stopped.
 
     The state is "pending", "running" (a process holds its folder), "stopped" (a signal ended it; it will go on),
     "lost" (its process is gone without a word; it will go on), "done", "diverged", "failed" or "stopped early". The
-    loss is the last milestone's, of the averaged weights; the rate is training FLOPs per second, or None.
+    loss is the last milestone's, of the averaged weights; the rate is training FLOPs per second of its process, all
+    runs together that it trains, or None; the share is the cell's of that process, while it runs.
 
     Args:
         results: a folder of finished cells, which count as this sweep's.
@@ -36,13 +37,14 @@ def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
     if final is not None:
         seconds = final.get("seconds")
         rate = final["flops"] / seconds if seconds and final["status"] == "done" else None
-        return {"state": final["status"], "tokens": final["tokens"], "loss": _loss(final), "rate": rate}
+        return {"state": final["status"], "tokens": final["tokens"], "loss": _loss(final), "rate": rate, "share": 1.0}
     if not (directory / "config.yaml").exists():
         return _nothing("pending")
     result, last = recorded(run), last_metrics(directory)
-    rate = run.flops_per_token * last["tokens_per_second"] if last else None
+    share = last.get("share", 1.0) if last else 1.0
+    rate = run.flops_per_token * last["tokens_per_second"] / share if last else None
     tokens = max(result["tokens"], last["tokens"] if last else 0)
-    values = {"tokens": tokens, "loss": _loss(result), "rate": rate}
+    values = {"tokens": tokens, "loss": _loss(result), "rate": rate, "share": share}
     if (directory / HOPELESS).exists():
         return {"state": "stopped early", **values, "reason": read_json(directory / HOPELESS)["reason"]}
     waits = result.get("status") == "preempted"
@@ -85,7 +87,7 @@ def last_metrics(directory: Path) -> dict[str, Any] | None:
 
 
 def _nothing(state: str) -> dict[str, Any]:
-    return {"state": state, "tokens": 0, "loss": None, "rate": None}
+    return {"state": state, "tokens": 0, "loss": None, "rate": None, "share": 1.0}
 
 
 def _loss(result: dict[str, Any]) -> float | None:

@@ -284,7 +284,8 @@ class Trainer:
             rate = learning_rate(config.optim, self.tokens - batch / 2, end)
             norm, skipped = learn.norm.item(), learn.skipped.item()
             by_t = (sums / numbers).tolist()
-            log.step(self.step, self.tokens, self.run.flops_per_token, loss, rate, norm, skipped, end, by_t)
+            shown = (loss, rate, norm, skipped, end, by_t, self.share)
+            log.step(self.step, self.tokens, self.run.flops_per_token, *shown)
 
     def _scores(self) -> Scores:
         """Laws are fitted on the average's loss; the raw weights' is to compare with, for which fewer clips do."""

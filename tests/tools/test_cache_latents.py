@@ -201,6 +201,7 @@ def test_a_killed_job_goes_on(run, videos, tmp_path, monkeypatch):
         (["--source", "videos", "--max-rejected", 5], "--max-rejected must lie between 0 and 1"),
         (["--source", "synthetic", "--clips", -3], "--clips must be at least 1"),
         (["--source", "synthetic", "--stride", 2], "--stride is for videos"),
+        (["--source", "synthetic", "--workers", 2], "--workers decode videos"),
         (["--source", "synthetic", "--validation", "list"], "every synthetic cache has the same validation clips"),
         (["--source", "synthetic", "--text", "absent/t5"], "text encoder 'absent/t5' is no local folder"),
         ([], "--source is missing"),

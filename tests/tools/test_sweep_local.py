@@ -235,6 +235,14 @@ def test_a_full_disk_is_one_line(sweep: Path, monkeypatch: pytest.MonkeyPatch) -
     assert {path.name for path in (sweep.parent / "runs" / "grid").iterdir()} == {".lock"}
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_second_signal_does_not_change_the_status_of_one_who_leaves(number: int) -> None:
+    lines = ["import os, sys", "from training.pool import Interrupt"]
+    lines += ["with Interrupt() as interrupt:", f"    os.kill(os.getpid(), {int(number)})"]
+    lines += [f"os.kill(os.getpid(), {int(number)})", "sys.exit(130 if interrupt.caught else 0)"]
+    assert subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, timeout=120).returncode == 130
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_told_twice_to_stop(sweep: Path, number: int) -> None:

@@ -12,7 +12,10 @@ import yaml
 
 from scaling import laws
 from tests.tools.test_sweep import ENVIRONMENT, ROOT, edit, here, tool
+from training import overview
+from training.estimate import estimate, flops_of
 from training.grid import load_sweep
+from training.state import cell_state
 from utils.files import exclusive
 
 PAPER = ROOT / "configs" / "laws" / "paper.json"
@@ -121,6 +124,26 @@ def test_hours_and_cost_by_a_given_rate_and_by_what_was_measured(sweep: Path) ->
     # Cells of one N and B share a rate, the geometric mean.
     assert measured["cells"][0]["hours"] * 3600 == pytest.approx((seconds[0] * seconds[1]) ** 0.5)
     assert measured["hours"] == 0
+
+
+def test_the_time_left_of_runs_in_one_process(sweep: Path) -> None:
+    """Two cells, half-way, each half of one process that does 1e6 FLOPs a second: what is left is a whole cell."""
+    cells = (loaded := load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})).cells
+    running = {"state": "running", "tokens": 640, "loss": None, "rate": 1e6}
+
+    def hours_left(share: float) -> float:
+        states = [running | {"share": share}] * 2
+        return overview.status(loaded, states, estimate(loaded, states))["hours_left"]
+
+    assert hours_left(0.5) * 3600 == pytest.approx(flops_of(cells[0]) / 1e6)
+    assert hours_left(1.0) * 3600 == pytest.approx(flops_of(cells[0]) / 1e6 / 2)
+    # As a stack of two writes it: 100 tokens a second for each, so 200 for the process.
+    directory = cells[0].config.run_dir
+    directory.mkdir(parents=True)
+    (directory / "config.yaml").touch()
+    (directory / "metrics.jsonl").write_text('{"tokens": 640, "tokens_per_second": 100, "share": 0.5}\n')
+    state = cell_state(cells[0])
+    assert (state["rate"], state["share"]) == (200 * cells[0].flops_per_token, 0.5)
 
 
 def test_the_sweep_is_one_experiment_in_tensorboard(sweep: Path) -> None:

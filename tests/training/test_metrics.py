@@ -109,6 +109,20 @@ def test_skipped_steps_and_mfu_are_shown_where_there_are_any(
     assert "  100 tokens/s  MFU 5.0%  skipped 3  16 min left" in capsys.readouterr().out
 
 
+def test_of_runs_in_one_process_each_tells_its_own_speed_and_the_devices_mfu(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "peak_flops", lambda device: 1e9)
+    log = MetricsLog(tmp_path, 0, 0, CPU, 1)
+    clock.now += 10
+    log.step(10, 1000, 1e6, 0.5, 1e-3, 1.0, 0, 100_000, share=0.25)
+    log.close()
+    # 100 tokens/s of 1e6 FLOPs each in a quarter of the device's time: four times that are done of its 1e9 FLOP/s.
+    assert "  100 tokens/s  MFU 40.0%  16 min left" in capsys.readouterr().out
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert (line["tokens_per_second"], line["share"], line["mfu"]) == (100, 0.25, pytest.approx(0.4))
+
+
 def test_bins_of_t_are_the_samples_losses(cache: Path, tmp_path: Path) -> None:
     """However the batch is cut; and their mean over the samples is the mean loss."""
     found = {}
