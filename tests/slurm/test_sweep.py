@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.slurm.cluster import Cluster, available, wait_until
+from tests.sweeps import edit, write_sweep
 from training.slurm import queue_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,31 +31,14 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def sweep(cache: Path, tmp_path: Path) -> Path:
     """A sweep of 8 tiny cells as an array of two-minute jobs, of a CPU each."""
-    base = {
-        "data": {"cache": str(cache)},
-        "optim": {"beta2_half_life": 2e4},
-        "validation": {"timesteps": 2},
-        "checkpoint": {"every_steps": 1000},
+    executor = {
+        "kind": "slurm",
+        "retries": 1,
+        "stack": 1,  # a process for each cell, here and there: to the bit, not to rounding
+        "slurm": {"partition": "main", "cpus": 1, "time": 10, "warning_seconds": 30, "setup": ["export SAID=yes"]},
     }
-    grid = {
-        "name": "grid",
-        "out": str(tmp_path / "runs"),
-        "base": "base.yaml",
-        "milestones": [640, 1280],
-        "batch_tokens": [32, 64],
-        "lr": [1e-3, 2e-3, 4e-3, 8e-3],
-        "sizes": [{"size": "1x32"}],
-        "executor": {
-            "kind": "slurm",
-            "retries": 1,
-            "stack": 1,  # a process for each cell, here and there: to the bit, not to rounding
-            "slurm": {"partition": "main", "cpus": 1, "time": 10, "warning_seconds": 30, "setup": ["export SAID=yes"]},
-        },
-    }
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-    path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump(grid))
-    return path
+    grid = {"batch_tokens": [32, 64], "lr": [1e-3, 2e-3, 4e-3, 8e-3]}
+    return write_sweep(tmp_path, cache, {"checkpoint": {"every_steps": 1000}}, **grid, executor=executor)
 
 
 def start(slurm: Cluster, tool: str, *words: object) -> subprocess.Popen:
@@ -74,10 +58,6 @@ def finish(process: subprocess.Popen, status: int = 0, seconds: float = 600) -> 
         process.kill()
     assert process.returncode == status, err
     return out, err
-
-
-def edit(path: Path, **changes: object) -> None:
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
 
 
 def milestones(folder: Path) -> dict[str, list]:

@@ -9,12 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from scaling import laws, simulate
 from scaling.extend import Settings
 from scaling.points import Untrusted
 from scaling.proposals import Asked, states
+from tests.sweeps import write_sweep
 from tools import extend as module
 from tools import sweep as cli
 from training import extended
@@ -26,27 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def sweep(cache: Path, tmp_path: Path) -> Path:
     """3 x 3 cells of one size with two milestones, and one held-out size."""
-    base = {
-        "data": {"cache": str(cache)},
-        "optim": {"beta2_half_life": 2e4},
-        "validation": {"timesteps": 2},
-        "log": {"every_steps": 50},
-        "checkpoint": {"every_steps": 100},
-    }
-    grid = {
-        "name": "grid",
-        "out": str(tmp_path / "runs"),
-        "base": "base.yaml",
-        "milestones": [128, 256],
-        "batch_tokens": [32, 64, 128],
-        "lr": [1e-4, 2e-4, 4e-4],
-        "sizes": [{"size": "1x32"}, {"size": "2x32", "heldout": True, "lr": [1e-3], "batch_tokens": [64]}],
-        "executor": {"workers": 2},
-    }
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-    path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump(grid))
-    return path
+    base = {"log": {"every_steps": 50}, "checkpoint": {"every_steps": 100}}
+    grid = {"milestones": [128, 256], "batch_tokens": [32, 64, 128], "lr": [1e-4, 2e-4, 4e-4]}
+    sizes = [{"size": "1x32"}, {"size": "2x32", "heldout": True, "lr": [1e-3], "batch_tokens": [64]}]
+    return write_sweep(tmp_path, cache, base, **grid, sizes=sizes, executor={"workers": 2})
 
 
 def tool(command: str, path: Path, *more: str) -> str:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from scaling import laws
+from tests.sweeps import edit, write_sweep
 from tools import sweep as module
 from utils.errors import run_cli
 from utils.files import exclusive
@@ -26,27 +27,10 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 @pytest.fixture
 def sweep(cache: Path, tmp_path: Path) -> Path:
     """A sweep of 2 sizes x 2 rates x 1 batch, one size held out."""
-    base = {
-        "data": {"cache": str(cache)},
-        "optim": {"beta2_half_life": 2e4},
-        "validation": {"timesteps": 2},
-        "log": {"every_steps": 5},
-        "checkpoint": {"every_steps": 10},
-    }
-    grid = {
-        "name": "grid",
-        "out": str(tmp_path / "runs"),
-        "base": "base.yaml",
-        "milestones": [640, 1280],
-        "batch_tokens": [64],
-        "lr": [1e-3, 3e-3],
-        "sizes": [{"size": "1x32"}, {"size": "2x32", "heldout": True}],
-        "executor": {"workers": 2, "retries": 1, "stack": 1},  # stacks have tests of their own
-    }
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-    path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump(grid))
-    return path
+    base = {"log": {"every_steps": 5}, "checkpoint": {"every_steps": 10}}
+    sizes = [{"size": "1x32"}, {"size": "2x32", "heldout": True}]
+    executor = {"workers": 2, "retries": 1, "stack": 1}  # stacks have tests of their own
+    return write_sweep(tmp_path, cache, base, batch_tokens=[64], lr=[1e-3, 3e-3], sizes=sizes, executor=executor)
 
 
 def tool(command: str, path: Path, *more: str, status: int = 0) -> subprocess.CompletedProcess:
@@ -59,10 +43,6 @@ def tool(command: str, path: Path, *more: str, status: int = 0) -> subprocess.Co
     )
     assert out.returncode == status, out.stderr
     return out
-
-
-def edit(path: Path, **changes) -> None:
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
 
 
 def results(path: Path) -> dict[str, dict]:

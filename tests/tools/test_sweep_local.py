@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.tools.test_sweep import ENVIRONMENT, ROOT, edit, here, results, still_training, tool
+from tests.sweeps import edit, write_sweep
+from tests.tools.test_sweep import ENVIRONMENT, ROOT, here, results, still_training, tool
 from tools import sweep as module
 
 # Put on the path of every process: cells of some rates end by themselves, one of them only twice.
@@ -43,26 +44,13 @@ multiprocessing.process.BaseProcess.run = run
 def sweep(cache: Path, tmp_path: Path) -> Path:
     """A sweep of 6 cells on 2 workers."""
     base = {
-        "data": {"cache": str(cache)},
         "optim": {"beta2_half_life": 2e4, "clip": 1e30},
         "validation": {"timesteps": 1},
         "checkpoint": {"every_steps": 5},
         "log": {"every_steps": 5},
     }
-    grid = {
-        "name": "grid",
-        "out": str(tmp_path / "runs"),
-        "base": "base.yaml",
-        "milestones": [640, 1280],
-        "batch_tokens": [32, 64],
-        "lr": [1e-3, 2e-3, 4e-3],
-        "sizes": [{"size": "1x32"}],
-        "executor": {"workers": 2, "retries": 2, "stack": 1},  # stacks have tests of their own
-    }
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-    path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump(grid))
-    return path
+    executor = {"workers": 2, "retries": 2, "stack": 1}  # stacks have tests of their own
+    return write_sweep(tmp_path, cache, base, batch_tokens=[32, 64], lr=[1e-3, 2e-3, 4e-3], executor=executor)
 
 
 def test_one_diverges_one_crashes_twice_and_one_always(

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from scaling import laws
-from tests.tools.test_sweep import ENVIRONMENT, ROOT, edit, here, tool
+from tests.sweeps import edit, write_sweep
+from tests.tools.test_sweep import ENVIRONMENT, ROOT, here, tool
 from training import overview
 from training.estimate import estimate, flops_of
 from training.grid import load_sweep
@@ -24,21 +25,7 @@ PAPER = ROOT / "configs" / "laws" / "paper.json"
 @pytest.fixture
 def sweep(cache: Path, tmp_path: Path) -> Path:
     """A sweep of 1 size x 2 rates x 1 batch."""
-    base = {"data": {"cache": str(cache)}, "optim": {"beta2_half_life": 2e4}, "validation": {"timesteps": 2}}
-    grid = {
-        "name": "grid",
-        "out": str(tmp_path / "runs"),
-        "base": "base.yaml",
-        "milestones": [640, 1280],
-        "batch_tokens": [64],
-        "lr": [1e-3, 3e-3],
-        "sizes": [{"size": "1x32"}],
-        "executor": {"workers": 2},
-    }
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-    path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump(grid))
-    return path
+    return write_sweep(tmp_path, cache, batch_tokens=[64], lr=[1e-3, 3e-3], executor={"workers": 2})
 
 
 def planned(sweep: Path, *more: str) -> dict:

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.tools.test_sweep import ENVIRONMENT, ROOT, edit, results, tool
+from tests.sweeps import edit, write_sweep
+from tests.tools.test_sweep import ENVIRONMENT, ROOT, results, tool
 
 # Put on the path of every process: one that trains a cell of some rate, alone or with others, ends by itself.
 SITE = """
@@ -33,26 +33,12 @@ multiprocessing.process.BaseProcess.run = run
 def sweep(cache: Path, tmp_path: Path) -> Path:
     """A sweep of two rows of three rates on two workers, each row a stack."""
     base = {
-        "data": {"cache": str(cache)},
         "optim": {"beta2_half_life": 2e4, "clip": 1e30},
-        "validation": {"timesteps": 2},
         "checkpoint": {"every_steps": 4},
         "log": {"every_steps": 5},
     }
-    grid = {
-        "name": "grid",
-        "out": str(tmp_path / "runs"),
-        "base": "base.yaml",
-        "milestones": [640, 1280],
-        "batch_tokens": [32, 64],
-        "lr": [1e-3, 2e-3, 4e-3],
-        "sizes": [{"size": "1x32"}],
-        "executor": {"workers": 2},  # of one thread each: two threads wait for each other on a busy machine
-    }
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-    path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump(grid))
-    return path
+    executor = {"workers": 2}  # of one thread each: two threads wait for each other on a busy machine
+    return write_sweep(tmp_path, cache, base, batch_tokens=[32, 64], lr=[1e-3, 2e-3, 4e-3], executor=executor)
 
 
 def close(found: dict[str, dict], wanted: dict[str, dict]) -> None:
