@@ -247,7 +247,7 @@ def _fitted(
     """
 
     def through(rows: NDArray) -> tuple | None:
-        return _quadratic(x[rows], y[rows], loss[rows], _weights(noise, rows))
+        return quadratic(x[rows], y[rows], loss[rows], _weights(noise, rows))
 
     used, width = _window(x, y, loss, finite, window)
     fit, asked, lowest = through(used), width, loss[finite].min()
@@ -271,7 +271,7 @@ def _weights(noise: NDArray | None, used: NDArray) -> NDArray[np.float64]:
     return np.mean(noise[used] ** 2) / noise[used] ** 2
 
 
-def _quadratic(x: NDArray, y: NDArray, loss: NDArray, weight: NDArray) -> tuple | None:
+def quadratic(x: NDArray, y: NDArray, loss: NDArray, weight: NDArray) -> tuple | None:
     """(coefficients [6], their covariance over the error variance, scatter, spare points); None if not identified."""
     if len(x) < COEFFICIENTS or len(np.unique(x.round(9))) < 3 or len(np.unique(y.round(9))) < 3:
         return None
@@ -344,7 +344,7 @@ def refit(optimum: Optimum, lr: NDArray, B: NDArray, loss: NDArray, noise: NDArr
     Where they leave no minimum, the best of them stands in, so that a fragile optimum shows a large error.
     """
     x, y = np.log(lr / optimum.lr), np.log(B / optimum.B)
-    fit = _quadratic(x, y, loss, _weights(noise, np.arange(len(loss))))
+    fit = quadratic(x, y, loss, _weights(noise, np.arange(len(loss))))
     if fit is not None:
         c = fit[0]
         if optimum.verdict == "floor" and c[3] > 0 and x.min() < (at_x := -c[1] / c[3]) < x.max():
@@ -363,5 +363,5 @@ def surface_at(ledger: Ledger, rows: NDArray[np.int64], lr: float, B: float) -> 
     """The quadratic through ``rows`` of a ledger, at (lr, B); nan where they do not fix one."""
     x, y = np.log(ledger.lr[rows] / lr), np.log(ledger.B[rows] / B)
     loss = ledger.loss[rows]
-    fit = _quadratic(x, y, loss, _weights(ledger.loss_se[rows], np.arange(len(rows))))
+    fit = quadratic(x, y, loss, _weights(ledger.loss_se[rows], np.arange(len(rows))))
     return math.nan if fit is None else float(fit[0][0])

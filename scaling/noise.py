@@ -1,0 +1,101 @@
+"""How far a loss can be trusted: scatter from run to run, the validation clips' error, and what is told apart."""
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import chdtri
+
+from scaling.clips import clip_losses
+from scaling.jackknife import LEVEL
+from scaling.points import grid_optima
+from scaling.runs import Ledger
+
+# Of a grid's cells, those within this fraction of the best: what a choice is made among.
+NEAR = 0.05
+
+
+def deviation_interval(squares: float, freedom: int) -> dict[str, float]:
+    """Standard deviation from a sum of squares with its 95 % chi-square interval: {"value", "low", "high"}."""
+    tail = (1 - LEVEL) / 2
+    low, high = (math.sqrt(squares / float(chdtri(freedom, p))) for p in (tail, 1 - tail))
+    return {"value": math.sqrt(squares / freedom), "low": low, "high": high}
+
+
+def between_seeds(ledger: Ledger) -> list[dict[str, Any]]:
+    """Relative standard deviation of a run's loss from seed to seed, by N: repeats of one (N, T, lr, B).
+
+    Milestones of one run share its noise: squares are averaged over T, and the degrees of freedom are of one T.
+
+    Returns:
+        {"N", "freedom", "ema", "raw"} for each N that has repeats; the last two {"value", "low", "high"}.
+    """
+    rows = []
+    for N in np.unique(ledger.N):
+        grids = [grid for size, _, grid in ledger.grids() if size == N]
+        spare = [sum(len(cell) - 1 for cell in _cells(ledger, grid)) for grid in grids]
+        freedom = max(spare)
+        if not freedom:
+            continue
+        row: dict[str, Any] = {"N": float(N), "freedom": freedom}
+        for name, losses in (("ema", ledger.loss), ("raw", ledger.raw_loss)):
+            squares = sum(_squares(np.log(losses[cell])) for grid in grids for cell in _cells(ledger, grid))
+            row[name] = deviation_interval(squares * freedom / sum(spare), freedom)
+        rows.append(row)
+    return rows
+
+
+def of_validation(ledger: Ledger) -> list[dict[str, float]]:
+    """The validation clips' error, by (N, T): of one loss, and of the difference between two runs, which share clips.
+
+    Returns:
+        {"N", "T", "one", "paired"}: standard errors relative to the loss; the pairs are of the grid's best run with
+        each other within ``NEAR`` of it (the median). Empty without samples.
+    """
+    relative = clip_losses(ledger)
+    if relative is None:
+        return []
+    rows = []
+    for N, T, grid in ledger.grids():
+        grid = grid[np.isfinite(ledger.loss[grid])]
+        if len(grid) < 2:
+            continue
+        order = grid[np.argsort(ledger.loss[grid], kind="stable")]
+        near = [row for row in order[1:] if ledger.loss[row] <= (1 + NEAR) * ledger.loss[order[0]]]
+        if near:
+            clips = math.sqrt(relative.shape[1])
+            paired = [float((relative[row] - relative[order[0]]).std(ddof=1)) / clips for row in near]
+            one = float(relative[order[0]].std(ddof=1)) / clips
+            rows.append({"N": N, "T": T, "one": one, "paired": float(np.median(paired))})
+    return rows
+
+
+def steps_in_size(ledger: Ledger, window: float | None) -> list[dict[str, float]]:
+    """What more parameters buy at equal T: {"T", "N", "to", "change"}, relative, between the grids' optima."""
+    optima = {(o.T, o.N): o.loss for o in grid_optima(ledger, window)}
+    rows = []
+    for T in sorted({T for T, _ in optima}):
+        sizes = sorted(N for at, N in optima if at == T and math.isfinite(optima[at, N]))
+        rows += [
+            {"T": T, "N": N, "to": larger, "change": optima[T, larger] / optima[T, N] - 1}
+            for N, larger in pairwise(sizes)
+        ]
+    return rows
+
+
+def _cells(ledger: Ledger, grid: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """The runs of each (lr, B) of a grid that ended with a loss, where there are several."""
+    grid = grid[np.isfinite(ledger.loss[grid])]
+    key = np.stack([np.log(ledger.lr[grid]).round(6), np.log(ledger.B[grid]).round(6)], axis=1)
+    _, number = np.unique(key, axis=0, return_inverse=True)
+    for cell in np.unique(number):
+        runs = grid[number.ravel() == cell]
+        if len(runs) > 1:
+            yield runs
+
+
+def _squares(values: NDArray[np.float64]) -> float:
+    return float(np.sum((values - values.mean()) ** 2))

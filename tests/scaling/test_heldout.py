@@ -1,0 +1,76 @@
+"""Planted laws: what the law's own pair costs on a local grid is known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from scaling import simulate
+from scaling.heldout import check
+from utils.errors import UserError
+
+N, T = 0.72e9, 2e10
+NOISE = 2e-4
+
+
+def local_grid(law, x, y, seed, noise=NOISE):
+    """3 x 3 cells, a factor of 2 apart, around what a law says whose optimum is off the true one by e^x and e^y."""
+    off = dataclasses.replace(
+        law,
+        lr=dataclasses.replace(law.lr, coefficient=law.lr.coefficient * np.exp(x)),
+        batch=dataclasses.replace(law.batch, coefficient=law.batch.coefficient * np.exp(y)),
+    )
+    ledger = simulate.ledger(law, simulate.grid(off, [N], [T], 3, 3, 2.0), [T], noise, seed=seed, n_ctx=0)
+    return off, dataclasses.replace(ledger, heldout=np.ones(len(ledger), dtype=bool))
+
+
+def test_without_noise_regret_and_distance_are_the_planted_ones(paper):
+    x, y = 0.25, 0.2
+    off, ledger = local_grid(paper, x, y, 0, noise=1e-9)
+    (entry,) = check(ledger, off)
+    assert entry["verdict"] == "interior"
+    assert entry["steps"]["lr"] == pytest.approx(x / np.log(2), abs=1e-3)
+    assert entry["steps"]["B"] == pytest.approx(y / np.log(2), abs=1e-3)
+    # The minimum is sought on a raster of 61 points: within the square of half its step.
+    raster = paper.curvature.batch_batch * (np.log(4) / 60) ** 2
+    assert entry["regret"]["value"] == pytest.approx(float(paper.curvature(x, y)), abs=raster)
+    assert entry["loss"]["error"] == pytest.approx(0, abs=1e-5)
+
+
+def test_the_interval_of_the_regret_covers(paper):
+    true, inside, wide = float(paper.curvature(0.25, 0.2)), 0, []
+    for seed in range(200):
+        off, ledger = local_grid(paper, 0.25, 0.2, seed)
+        regret = check(ledger, off, NOISE, 8)[0]["regret"]
+        inside += regret["low"] <= true <= regret["high"]
+        wide.append(regret["high"] - regret["low"])
+    print(inside / 200, np.median(wide), true)
+    assert inside >= 0.9 * 200
+    assert np.median(wide) < 20 * NOISE  # and says something
+
+
+def test_noise_known_from_repeats_replaces_the_luck_of_three_spare_cells(paper):
+    spans = {
+        freedom: [
+            (r := check(local_grid(paper, 0.4, 0, seed)[1], paper, NOISE, freedom)[0]["regret"])["high"] - r["low"]
+            for seed in range(30)
+        ]
+        for freedom in (0, 100)
+    }
+    assert np.std(spans[100]) < np.std(spans[0]) / 2
+    assert np.mean(spans[100]) < np.mean(spans[0])
+
+
+def test_a_row_of_cells_tells_distance_and_error_but_no_regret(paper):
+    _, ledger = local_grid(paper, 0, 0, 0)
+    one_batch = np.isclose(ledger.B, ledger.B.min())
+    (entry,) = check(ledger.rows(one_batch), paper)
+    assert entry["regret"] is None
+    assert entry["steps"]["B"] > 0
+    assert isinstance(entry["loss"]["measured"], float)
+
+
+def test_nothing_held_out_is_said(paper):
+    _, ledger = local_grid(paper, 0, 0, 0)
+    with pytest.raises(UserError, match="no result of a held-out size"):
+        check(dataclasses.replace(ledger, heldout=~ledger.heldout), paper)

@@ -1,0 +1,127 @@
+"""A planted study, asked everything: the answers are those that were planted, and are checked against earlier ones."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.sizes import flops_per_token, smooth_width
+from scaling import laws, runs, simulate
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES, TOKENS, HELD_OUT, LAST = np.geomspace(0.0168e9, 0.268e9, 4).round(), [2e9, 5e9, 12e9], 1e9, 3e10
+EXACT = 1.05
+
+
+def write(ledger: runs.Ledger, folder: Path, heldout: bool) -> None:
+    """Runs as the trainer leaves them."""
+    for run in np.unique(ledger.run_id):
+        rows = np.flatnonzero(ledger.run_id == run)
+        N, B, T = int(ledger.N[rows[0]]), float(ledger.B[rows[0]]), ledger.T[rows].max()
+        flops = flops_per_token(N, 1280, round(smooth_width(N)))
+        milestones = [
+            {"tokens": int(ledger.T[i]), "nominal": int(ledger.T[i]), "flops": flops * ledger.T[i],
+             "val_loss": 1.02 * ledger.loss[i], "ema_val_loss": ledger.loss[i]}
+            for i in rows
+        ]  # fmt: skip
+        result = {
+            "status": "done", "N": N, "B": B, "lr": float(ledger.lr[rows[0]]), "n_ctx": 1280, "seed": 0,
+            "heldout": heldout, "milestones": milestones, "flops": flops * T, "exact_flops": EXACT * flops * T,
+        }  # fmt: skip
+        (folder / f"{run}{heldout:d}").mkdir(parents=True)
+        (folder / f"{run}{heldout:d}" / "result.json").write_text(json.dumps(result))
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(folder of results, law fitted to them) of the paper's law; one size held out, on 3 x 3 cells around it."""
+    paper, folder = laws.load(ROOT / "configs" / "laws" / "paper.json"), tmp_path_factory.mktemp("study")
+    cells = simulate.grid(paper, SIZES, TOKENS, 5, 5, 2.0)
+    # The middle cell of each size again, with other noise.
+    again = [cells[25 * size + 12] for size in range(len(SIZES))] * 3
+    write(simulate.ledger(paper, cells + again, TOKENS, 2e-4, n_ctx=1280), folder / "runs", False)
+    local = simulate.ledger(paper, simulate.grid(paper, [HELD_OUT], [LAST], 3, 3, 2.0), [LAST], 2e-4, seed=1)
+    write(local, folder / "runs", True)
+    command = [sys.executable, ROOT / "tools" / "fit.py", "all", folder / "runs", "--out", folder / "law.json"]
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
+    return folder / "runs", folder / "law.json"
+
+
+def study(*words: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "tools" / "study.py", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_answers_are_the_planted_ones(planted: tuple[Path, Path]) -> None:
+    told = json.loads(study(planted[0], "--law", planted[1], "--json").stdout)
+    assert told["runs"] == 4 * 25 + 4 * 3 + 9
+    seeds = told["noise"]["between_seeds"]
+    assert [row["N"] for row in seeds] == list(SIZES)
+    assert all(row["ema"]["low"] < 2e-4 < row["ema"]["high"] for row in seeds)
+    for row in told["exponents"].values():
+        assert row["low"] <= row["reference"] <= row["high"]
+    (held,) = told["held_out"]
+    assert (held["N"], held["T"], held["cells"]) == (HELD_OUT, LAST, 9)
+    assert abs(held["loss"]["error"]) < 2e-3
+    assert max(abs(held["steps"]["lr"]), abs(held["steps"]["B"])) < 1
+    paper = laws.load(ROOT / "configs" / "laws" / "paper.json")
+    x = np.log(held["law"]["lr"] / paper.lr(HELD_OUT, LAST))
+    y = np.log(held["law"]["B"] / paper.batch(HELD_OUT, LAST))
+    assert held["regret"]["low"] <= paper.curvature(x, y) <= held["regret"]["high"] < 1e-3
+    for count in ("C_token", "exact"):
+        ten = told["N_opt"][count]["minimised"]["10 C"]
+        assert ten["low"] < ten["value"] < ten["high"]
+        assert ten["within"][0] < ten["value"] < ten["within"][1]
+    # Each token costs 5 % more of the same: the same sizes, at budgets 5 % larger.
+    token, exact = (told["N_opt"][count]["minimised"]["C"] for count in ("C_token", "exact"))
+    assert exact["FLOPs"] == pytest.approx(EXACT * token["FLOPs"])
+    assert exact["value"] == pytest.approx(token["value"], rel=1e-3)
+    assert told["fixed_pair"]["biased"]
+
+
+def test_people_are_told_the_same(planted: tuple[Path, Path]) -> None:
+    done = study(planted[0], "--law", planted[1])
+    assert done.returncode == 0
+    for word in ("between seeds", "held-out sizes", "regret", "best size", "cost to serve", "assumed"):
+        assert (word in done.stdout) == (word != "assumed")
+
+
+def test_numbers_that_changed_are_named(planted: tuple[Path, Path], tmp_path: Path) -> None:
+    there = tmp_path / "study.json"
+    there.write_text(study(planted[0], "--law", planted[1], "--json").stdout)
+    same = study(planted[0], "--law", planted[1], "--expect", there)
+    assert (same.returncode, same.stderr) == (0, f"{there}: the same numbers\n")
+    told = json.loads(there.read_text())
+    told["held_out"][0]["loss"]["error"] += 1e-3
+    there.write_text(json.dumps(told))
+    other = study(planted[0], "--law", planted[1], "--expect", there)
+    assert other.returncode == 1
+    assert other.stderr.startswith("held_out[0].loss.error: ")
+    assert other.stderr.endswith(f"{there}: 1 differ\n")
+
+
+def test_what_cannot_be_told_is_said(planted: tuple[Path, Path], tmp_path: Path) -> None:
+    """Without held-out sizes and repeats the other questions are answered all the same."""
+    paper = laws.load(ROOT / "configs" / "laws" / "paper.json")
+    write(simulate.ledger(paper, simulate.grid(paper, SIZES, TOKENS, 5, 5, 2.0), TOKENS, 1e-5), tmp_path / "r", False)
+    told = json.loads(study(tmp_path / "r", "--law", planted[1], "--json").stdout)
+    assert "no result of a held-out size" in told["held_out"]["unknown"]
+    assert told["noise"]["between_seeds"] == []
+    assert "unknown" not in told["N_opt"]
+
+
+def test_bad_input_is_one_line(planted: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("N,T\n1,2\n")
+    for words, said in (
+        ([tmp_path / "absent", "--law", planted[1]], "a folder of runs is wanted"),
+        ([tmp_path / "table.csv", "--law", planted[1]], "a folder of runs is wanted"),
+        ([planted[0], "--law", tmp_path / "absent.json"], "absent.json"),
+        ([planted[0], "--law", planted[1], "--expect", tmp_path / "absent.json"], "absent.json"),
+    ):
+        done = study(*words)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert said in done.stderr

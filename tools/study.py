@@ -1,0 +1,259 @@
+"""What a study shows, from its results and its law alone: noise, exponents, held-out sizes, N_opt, one fixed pair.
+
+python tools/study.py results/mini/cells --law results/mini/law.json
+python tools/study.py results/mini/cells --law results/mini/law.json --json > study.json
+python tools/study.py results/mini/cells --law results/mini/law.json --expect results/mini/study.json
+
+Each answer has its interval. With --expect they are held against earlier ones: exit status 1 and a line for each
+number that differs. docs/reproduction.md shows a whole study.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.sizes import smooth_width
+from scaling import allocation, compare, fit, heldout, laws, noise, runs
+from scaling.jackknife import interval
+from scaling.optimum import WINDOW
+from scaling.points import Untrusted, at_nominal
+from scaling.stages import Options
+from utils.errors import Parser, UserError, run_cli
+from utils.files import read_json
+
+PAPER = Path(__file__).resolve().parents[1] / "configs" / "laws" / "paper.json"
+# Relative: another machine's last bits, after a fit's iterations.
+SAME = 1e-4
+TOLERANCE = 1e-3  # of the loss, within which sizes count as equally good, as in tools/plan.py
+
+
+def arguments() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", help="the study's results: a sweep's folder, or one of committed results")
+    parser.add_argument("--law", required=True, help="law file that tools/fit.py made of them")
+    parser.add_argument("--prior", help="the law file given to tools/fit.py as --prior, if one was")
+    parser.add_argument("--reference", default=str(PAPER), help="law whose exponents stand beside (the paper's)")
+    parser.add_argument("--expect", help="earlier --json output that this must agree with")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    return parser.parse_args()
+
+
+def exponents(law: laws.Law, reference: laws.Law) -> dict[str, dict[str, Any]]:
+    """Each exponent of B_opt, lr_opt and L with its interval, whether it was assumed, and the reference's."""
+    found = {}
+    for part, names in (("batch", ("T", "N")), ("lr", ("T", "N")), ("loss", ("aT", "aN"))):
+        value, other = getattr(law, part), getattr(reference, part)
+        for name in names if value is not None else ():
+            low, high = law.fit["intervals"].get(f"{part}.{name}") or (None, None)
+            found[f"{part}.{name}"] = {
+                "value": getattr(value, name), "low": low, "high": high, "assumed": name in value.assumed,
+                "reference": getattr(other, name, None),
+            }  # fmt: skip
+    return found
+
+
+def exact_ratios(folder: Path) -> dict[float, float]:
+    """Exact training FLOPs over C_token's, by N, as the runs of a folder counted them; empty where they did not."""
+    ratios = {}
+    for path in folder.rglob("result.json"):
+        result = read_json(path)
+        if result.get("exact_flops") and result.get("flops"):
+            ratios[float(result["N"])] = result["exact_flops"] / result["flops"]
+    return ratios
+
+
+def sizes_of(law: laws.Law, cost: allocation.Cost) -> dict[str, Any]:
+    """N_opt by estimator at the largest fitted budget and ten times it, with intervals where they were drawn, and the
+    range of N within ``TOLERANCE`` of the best loss."""
+    found: dict[str, Any] = {}
+    for name in laws.ESTIMATORS:
+        one = (law.allocation or {}).get(name)
+        found[name] = None if one is None else {"exponent": one.exponent}
+    found["minimised"] = {}
+    for label, C in (("C", law.domain["C"][1]), ("10 C", 10 * law.domain["C"][1])):
+        drawn = allocation.drawn(law, C, cost)
+        for name, row in found.items():
+            if row is None:
+                continue
+            one = (law.allocation or {}).get(name)
+            value = float(allocation.optimum(law.loss, C, cost) if name == "minimised" else one(C))
+            low, high = interval(drawn[name]) if name in drawn else (None, None)
+            row[label] = {"FLOPs": C, "value": value, "low": low, "high": high}
+        within = allocation.within(law.loss, C, cost, TOLERANCE)
+        found["minimised"][label] |= {"within": list(within)}
+    return found
+
+
+def allocations(ledger: runs.Ledger, law: laws.Law, prior: laws.Law | None, folder: Path) -> dict[str, Any]:
+    """N_opt under the paper's count of FLOPs and, where the runs have one, under the exact count."""
+    token = allocation.cost_of(law, smooth_width)
+    found = {"C_token": sizes_of(law, token)}
+    if ratios := exact_ratios(folder):
+        N = np.array(sorted(ratios))
+        ratio = np.array([ratios[n] for n in N])
+
+        def exact(size: NDArray[np.float64]) -> NDArray[np.float64]:
+            return token(size) * np.interp(np.log(size), np.log(N), ratio)
+
+        counted = replace(ledger, flops=ledger.flops * np.interp(np.log(ledger.N), np.log(N), ratio))
+        found["exact"] = sizes_of(fit.fit(counted, "loss", Options(prior=prior), exact, {}).law, exact)
+    return found
+
+
+def study(args: argparse.Namespace) -> dict[str, Any]:
+    """Every answer as one object; a question that the results cannot answer has {"unknown": why}."""
+    folder = Path(args.results)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: a folder of runs is wanted, whose result.json files tell more than a table")
+    ledger, law = runs.read(folder), laws.load(args.law)
+    law.require("batch", "lr", "loss")
+    prior = laws.load(args.prior) if args.prior else None
+    seeds = noise.between_seeds(at_nominal(ledger))
+    freedom = sum(row["freedom"] for row in seeds)
+    pooled = math.sqrt(sum(row["freedom"] * row["ema"]["value"] ** 2 for row in seeds) / freedom) if seeds else None
+    cost = allocation.cost_of(law, smooth_width)
+
+    def asked(question: Callable[[], Any]) -> Any:
+        try:
+            return question()
+        except (Untrusted, UserError) as reason:
+            return {"unknown": str(reason).splitlines()[0]}
+
+    return {
+        "runs": len(np.unique(ledger.run_id)),
+        "noise": {
+            "between_seeds": seeds,
+            "validation": noise.of_validation(ledger),
+            "from_size_to_size": noise.steps_in_size(at_nominal(ledger), WINDOW),
+        },
+        "exponents": exponents(law, laws.load(args.reference)),
+        "held_out": asked(lambda: heldout.check(ledger, law, pooled, freedom)),
+        "N_opt": asked(lambda: allocations(ledger, law, prior, folder)),
+        "fixed_pair": asked(lambda: compare.compare(ledger, cost).to_dict()),
+    }
+
+
+def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
+    """Where two answers differ by more than ``SAME``, relative to the larger."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in sorted({*one, *other}):
+            yield from differences(one.get(name), other.get(name), f"{where}.{name}".lstrip("."))
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for number, (a, b) in enumerate(zip(one, other)):
+            yield from differences(a, b, f"{where}[{number}]")
+    elif _number(one) and _number(other):
+        if not math.isclose(one, other, rel_tol=SAME, abs_tol=1e-9):
+            yield f"{where}: {one:.8g} here, {other:.8g} expected"
+    elif one != other:
+        yield f"{where}: {one} here, {other} expected"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def span(value: Any, form: str) -> str:
+    """A value with its interval, where it has one, for people."""
+    if not isinstance(value, dict):
+        return format(value, form)
+    if value.get("low") is None:
+        return format(value["value"], form)
+    return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+
+
+def text(told: dict[str, Any]) -> str:
+    """The answers for people."""
+    lines = [f"{told['runs']} runs", "", "noise, relative to the loss"]
+    for row in told["noise"]["between_seeds"]:
+        lines.append(
+            f"  N {row['N']:.4g}: between seeds {span(row['ema'], '.3%')}, raw weights {span(row['raw'], '.3%')}, "
+            f"{row['freedom']} spare runs"
+        )
+    if not told["noise"]["between_seeds"]:
+        lines.append("  between seeds: unknown, nothing repeats")
+    for row in told["noise"]["validation"]:
+        lines.append(
+            f"  N {row['N']:.4g}, T {row['T']:.4g}: validation's standard error {row['one']:.3%} of one loss, "
+            f"{row['paired']:.3%} of a difference"
+        )
+    lines += ["", "from one size to the next at equal T"]
+    lines += [
+        f"  T {row['T']:.4g}: N {row['N']:.4g} to {row['to']:.4g}: {row['change']:+.2%}"
+        for row in told["noise"]["from_size_to_size"]
+    ]
+    lines += ["", "exponents"]
+    for name, row in told["exponents"].items():
+        beside = "" if row["reference"] is None else f"   reference {row['reference']:+.4f}"
+        lines.append(f"  {name:<8}{span(row, '+.3f')}{' assumed' if row['assumed'] else ''}{beside}")
+    lines += ["", "held-out sizes", *_held_out(told["held_out"])]
+    lines += ["", "best size", *_sizes(told["N_opt"])]
+    pair = told["fixed_pair"]
+    lines += ["", "one fixed pair for all"]
+    if "unknown" in pair:
+        return "\n".join([*lines, f"  unknown: {pair['unknown']}"])
+    lines += [
+        f"  lr {pair['lr']:.3g}, B {pair['B']:.4g}: loss {pair['excess']:+.2%} over the optima",
+        f"  N_opt's exponent {span(pair['exponent_difference'], '+.3f')}; N_opt at {pair['C']:.3g} FLOPs "
+        f"{span(pair['ratio'], '.3g')} times, cost to serve {span(pair['inference_ratio'], '.3g')} times",
+    ]
+    return "\n".join(lines + [f"  warning: {warning}" for warning in pair["warnings"]])
+
+
+def _held_out(rows: Any) -> list[str]:
+    if isinstance(rows, dict):
+        return [f"  unknown: {rows['unknown']}"]
+    lines = []
+    for row in rows:
+        loss, regret = row["loss"], row["regret"]
+        lines += [
+            f"  N {row['N']:.4g}, T {row['T']:.4g}: predicted {span(loss['predicted'], '.4f')}, measured "
+            f"{span(loss['measured'], '.4f')}: {loss['error']:+.2%}",
+            f"    the law's lr {row['law']['lr']:.3g}, B {row['law']['B']:.4g}: {row['steps']['lr']:+.2f} steps of "
+            f"rate and {row['steps']['B']:+.2f} of batch from the best; regret "
+            f"{'unknown' if regret is None else span(regret, '.2%')} ({row['cells']} cells, {row['verdict']})",
+        ]
+    return lines
+
+
+def _sizes(told: dict[str, Any]) -> list[str]:
+    if "unknown" in told:
+        return [f"  unknown: {told['unknown']}"]
+    lines = []
+    for count, found in told.items():
+        for name, row in found.items():
+            if row is None:
+                lines.append(f"  {count:<8} {name:<10} unknown")
+                continue
+            power = f"exponent {row['exponent']:.3f}; " if "exponent" in row else ""
+            at = ", ".join(f"{span(row[k], '.3g')} at {row[k]['FLOPs']:.3g} FLOPs" for k in ("C", "10 C"))
+            lines.append(f"  {count:<8} {name:<10} {power}{at}")
+        low, high = found["minimised"]["10 C"]["within"]
+        lines.append(f"  {count:<8} within {TOLERANCE:.1%} of the best loss: {low:.3g} to {high:.3g}, at ten times C")
+    return lines
+
+
+def main() -> int:
+    args = arguments()
+    told = study(args)
+    print(json.dumps(told, indent=1) if args.json else text(told))
+    if args.expect is None:
+        return 0
+    found = list(differences(json.loads(json.dumps(told)), read_json(args.expect)))
+    for line in found:
+        print(line, file=sys.stderr)
+    print(f"{args.expect}: {'the same numbers' if not found else f'{len(found)} differ'}", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    run_cli(main)
