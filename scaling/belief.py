@@ -55,6 +55,11 @@ class Grid:
         """The cells that have a result, diverged ones included."""
         return np.flatnonzero(self.runs > 0)
 
+    @property
+    def lives(self) -> bool:
+        """Whether any run did not diverge. What is believed of another grid is what was expected of it."""
+        return bool(np.isfinite(self.loss[self.seen]).any())
+
 
 @dataclass(frozen=True)
 class Prior:
@@ -146,8 +151,11 @@ def believe(grid: Grid, prior: Prior, noise: float, rough: float) -> Belief:
 
 
 def found(grid: Grid, belief: Belief) -> Found:
-    """What the grid tells of the others; nothing of the optimum's place where its quadratic has no minimum."""
+    """What the grid tells the others: nothing where no run lives, and no place where its quadratic has no minimum."""
     c, spread = belief.quadratic, belief.spread
+    if not grid.lives:
+        nowhere = np.full(2, math.nan)
+        return Found(grid.N, grid.T, nowhere, nowhere, CURVATURE.copy(), np.full(3, math.inf))
     hessian = np.array([[c[3], c[5]], [c[5], c[4]]])
     at, variance = np.full(2, math.nan), np.full(2, math.nan)
     if np.linalg.eigvalsh(hessian)[0] > 1e-2 * CURVATURE[0]:

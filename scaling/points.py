@@ -88,11 +88,15 @@ def at_nominal(ledger: Ledger) -> Ledger:
     A large batch overshoots its milestone further than a small one, which would flatter it. The slope of ln loss in
     ln T is the run's own, between its milestones; runs with one milestone take the median of the others'. The common
     T is what was seen, not what was asked for: a table tells no milestones, and must give the folder's law.
+    Milestones that all runs of a grid passed by the same step are one measurement, and one row.
     """
     common = ledger.nominal_T.copy()
     for _, _, rows in ledger.grids():
         common[rows] = ledger.T[rows].min()
-    ledger = replace(ledger, nominal_T=common)
+    asked: dict[tuple, float] = {}
+    keys = zip(ledger.run_id.tolist(), ledger.N, ledger.B, ledger.lr, ledger.T, common)
+    once = np.array([asked.setdefault(key, nominal) == nominal for key, nominal in zip(keys, ledger.nominal_T)])
+    ledger = replace(ledger, nominal_T=common).rows(once)
     slope = np.full(len(ledger), np.nan)
     for run in np.unique(ledger.run_id):
         rows = np.flatnonzero((ledger.run_id == run) & np.isfinite(ledger.loss))

@@ -25,6 +25,9 @@ NOISE = 1e-3
 # Repeats that must be there before they are believed, and spare cells that say there is less noise than NOISE: three
 # that agree by luck would end a study.
 REPEATS = 5
+# Where every run of a grid diverged, at rates that span this much, lower ones are not what it lacks: three decades.
+# Rates that train the ladder's smallest and largest sizes lie within one.
+LIFELESS = math.log(1000)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class State:
     optimum: Optimum
     decision: Decision
     asked: tuple[Asked, ...]
+
+    @property
+    def lifeless(self) -> bool:
+        """Whether every run diverged, over so wide a range of rates that no lower one is asked for."""
+        return lifeless(self.grid)
 
 
 def noise_of(ledger: Ledger, optima: Sequence[Optimum]) -> tuple[float, str]:
@@ -138,7 +146,14 @@ def grid_of(
     # One side at a time: what is believed of a corner beyond two of them is a guess about a guess.
     outside = [(values < ran.min()) | (values > ran.max()) for values, ran in ((lr, ledger.lr), (B, ledger.B))]
     absent |= (outside[0] & outside[1]) | (largest < B)
+    if not np.isfinite(ledger.loss).any():  # a rate that is too high leaves nothing to look for above it
+        absent |= lr > ledger.lr.min() * (1 - 1e-6)
     return Grid(N, T, lr, B, loss, runs, absent)
+
+
+def lifeless(grid: Grid) -> bool:
+    """Whether every run of the grid diverged, at rates that span ``LIFELESS``."""
+    return not grid.lives and bool(np.ptp(np.log(grid.lr[grid.seen])) > LIFELESS * (1 - 1e-6))
 
 
 def states(
@@ -174,7 +189,9 @@ def states(
     for number, (grid, optimum) in enumerate(zip(grids, optima)):
         decision = decide(grid, told[:number] + told[number + 1 :], law, judged, TOGETHER)
         wanted = [(float(grid.lr[p.cell]), float(grid.B[p.cell]), p.why) for p in decision.cells]
-        if not wanted and not optimum.usable:
+        if lifeless(grid):
+            wanted = []
+        elif not wanted and not optimum.usable:
             there = [*waiting(grid.N, grid.T), *zip(grid.lr[grid.seen], grid.B[grid.seen])]
             wanted = [
                 (float(lr), B, f"the fit's verdict, {optimum.verdict}, asks for it")

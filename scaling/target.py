@@ -65,17 +65,23 @@ def knowledge(belief: Belief, spread: NDArray[np.float64]) -> NDArray[np.float64
     return np.einsum("ki,...ij,kj->...k", rows, spread, rows)
 
 
+def _knowledge(known: Known, belief: Belief, spread: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``knowledge`` of a grid, nan where none of its runs lives: its minimum is what was expected of it."""
+    told = knowledge(belief, spread)
+    return told if known.grid.lives else np.full_like(told, math.nan)
+
+
 def pair(N: float, T: float, grids: Sequence[Known]) -> Target:
     """The rate and the batch at (N, T): the loss that their errors are expected to cost, relative.
 
     Raises:
         Untrusted: fewer than two grids have a minimum.
     """
-    if sum(np.isfinite(knowledge(known.belief, known.belief.spread)).all() for known in grids) < 2:
+    if sum(np.isfinite(_knowledge(known, known.belief, known.belief.spread)).all() for known in grids) < 2:
         raise Untrusted("fewer than two grids have a minimum: nothing to predict a rate and a batch from")
     design = np.array([[1.0, math.log(known.grid.T / T), math.log(known.grid.N / N)] for known in grids])
     information = np.diag([0.0, EXPONENT**-2, EXPONENT**-2])
-    bend = np.median([known.belief.quadratic[3:5] for known in grids], axis=0) / 2
+    bend = np.median([known.belief.quadratic[3:5] for known in grids if known.grid.lives], axis=0) / 2
 
     def error(variances: NDArray[np.float64]) -> NDArray[np.float64]:
         weight = np.nan_to_num(1 / (variances[..., :2] + BETWEEN**2), nan=0.0)
@@ -93,7 +99,7 @@ def best_size(C: float, cost: allocation.Cost, grids: Sequence[Known]) -> Target
         Untrusted: they do not tell the law.
     """
     N, T = (np.array([getattr(known.grid, name) for known in grids]) for name in ("N", "T"))
-    variances = np.array([knowledge(known.belief, known.belief.spread) for known in grids])
+    variances = np.array([_knowledge(known, known.belief, known.belief.spread) for known in grids])
     there = np.isfinite(variances).all(axis=1)
     reason = loss_law.unidentified(N[there], T[there], {}) if there.any() else "no grid has a minimum"
     if reason or there.sum() <= len(loss_law.CONSTANTS):
@@ -141,7 +147,7 @@ def spend(
     Returns:
         The runs, each one's cost in FLOPs, and the target's variance before the first and after each.
     """
-    spreads = np.array([knowledge(known.belief, known.belief.spread) for known in grids])
+    spreads = np.array([_knowledge(known, known.belief, known.belief.spread) for known in grids])
     beliefs, variances = [known.belief for known in grids], [float(target.error(spreads))]
     asked: list[Asked] = []
     paid: list[float] = []
@@ -157,7 +163,7 @@ def spend(
         if not value[g][cell] > 1e-6 * variances[-1] / flops:
             break
         beliefs[g] = as_expected(beliefs[g], cell, noise)
-        spreads[g] = knowledge(beliefs[g], beliefs[g].spread)
+        spreads[g] = _knowledge(grids[g], beliefs[g], beliefs[g].spread)
         variances.append(float(target.error(spreads)))
         paid.append(float(known.price[cell]))
         grid = known.grid
@@ -174,6 +180,6 @@ def _narrowed(
     variance = np.diag(belief.covariance) + noise**2 + 1e-18
     outer = belief.shared.T[:, :, None] * belief.shared.T[:, None, :] / variance[:, None, None]
     after = np.tile(spreads, (len(variance), 1, 1))
-    after[:, number] = knowledge(belief, belief.spread - outer)
+    after[:, number] = _knowledge(known, belief, belief.spread - outer)
     useless = known.grid.absent | np.isinf(known.grid.loss)
     return np.where(useless, math.inf, target.error(after))

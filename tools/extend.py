@@ -121,6 +121,9 @@ def _ledger(sweep: Sweep, held_out: bool) -> runs.Ledger:
     ledger = runs.read(sweep.directory)
     own = {Path(cell.config.name).name for cell in sweep.cells if held_out or not cell.config.heldout}
     chosen = np.isin(ledger.run_id, list(own)) & (held_out | ~ledger.heldout)
+    # Milestones that the YAML had once: no run that is added would have them.
+    milestones = {N: {m for cell in cells for m in cell.config.train.milestones} for N, cells in _sizes(sweep).items()}
+    chosen &= [T in milestones.get(N, ()) for N, T in zip(ledger.N, ledger.nominal_T)]
     if not chosen.any():
         raise UserError(f"{sweep.directory}: no results of cells that may be extended; run the sweep first")
     return ledger.rows(chosen)
@@ -134,9 +137,9 @@ def _sizes(sweep: Sweep) -> dict[int, list[Run]]:
 
 
 def _milestone(cells: list[Run], T: float) -> int:
-    """The milestone of a size whose grid lies at T tokens: runs stop a batch past it at most."""
-    milestones = sorted({m for cell in cells for m in cell.config.train.milestones})
-    return min(milestones, key=lambda m: abs(math.log(m / T)))
+    """The milestone of a size whose grid lies at T tokens: the last that all of these had reached there."""
+    milestones = {m for cell in cells for m in cell.config.train.milestones}
+    return max((m for m in milestones if m <= T), default=min(milestones))
 
 
 def _waiting(sweep: Sweep) -> Callable[[float, float], list[tuple[float, float]]]:
@@ -270,7 +273,9 @@ def _text(sweep: Sweep, told: dict[str, Any], made: list[State], additions: list
     lines = [f"noise of a run {told['noise']:.2%} ({told['noise_from']}); tolerance {told['tolerance']:.2%}"]
     for state in made:
         decision = state.decision
-        if decision.choice is None:
+        if state.lifeless:
+            known = "every cell diverged, over three decades of rates: no lower ones are asked for"
+        elif decision.choice is None:
             known = "every cell diverged"
         else:
             lr, B = state.grid.lr[decision.choice], state.grid.B[decision.choice]
@@ -313,14 +318,21 @@ def _text(sweep: Sweep, told: dict[str, Any], made: list[State], additions: list
 
 def _why_nothing(made: list[State]) -> str:
     """Whether all is known, or what is not and cannot be mended by cells near those there are."""
-    undecided = [s for s in made if not s.asked and (s.decision.miss > extend.DOUBT or not s.optimum.usable)]
-    if not undecided:
-        return "each grid's best run is known to the tolerance"
-    verdicts = ", ".join(sorted({s.optimum.verdict for s in undecided}))
-    return (
-        f"{len(undecided)} of {len(made)} grids are not decided ({verdicts}), and no cell near theirs is believed to "
-        "help; give the YAML other rates or batches, or repeats"
-    )
+    lost = [s for s in made if s.lifeless]
+    undecided = [s for s in made if not s.lifeless and (s.decision.miss > extend.DOUBT or not s.optimum.usable)]
+    reasons = []
+    if lost:
+        reasons.append(
+            f"every run of {len(lost)} of {len(made)} grids diverged, over three decades of rates: it is not the rate; "
+            "look at what they train on, and at their console.log"
+        )
+    if undecided:
+        verdicts = ", ".join(sorted({s.optimum.verdict for s in undecided}))
+        reasons.append(
+            f"{len(undecided)} of {len(made)} grids are not decided ({verdicts}), and no cell near theirs is believed "
+            "to help; give the YAML other rates or batches, or repeats"
+        )
+    return "; and ".join(reasons) or "each grid's best run is known to the tolerance"
 
 
 def _confirmed(additions: list[Addition]) -> bool:

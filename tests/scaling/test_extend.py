@@ -198,6 +198,18 @@ def test_a_grid_tells_its_optimum() -> None:
     assert np.isnan(found(flat, believe(flat, prior(), 0.0, 1e-4)).at).all()
 
 
+def test_a_grid_without_a_run_that_lived_tells_nothing(paper) -> None:
+    """Its belief has a minimum all the same, the one it began with."""
+    dead = grid(block((2, 3, 4), (2, 3, 4)))
+    dead.loss[dead.runs > 0] = math.inf
+    told = found(dead, believe(dead, expect(dead, (), paper), 1e-3, 0.0))
+    assert np.isnan(told.at).all()
+    here = grid(block((2, 3, 4), (2, 3, 4)))
+    with_it, without = expect(here, [told], paper), expect(here, (), paper)
+    for name in ("at", "variance", "curvature", "deviation"):
+        assert getattr(with_it, name) == pytest.approx(getattr(without, name))
+
+
 def test_a_run_that_comes_out_as_expected_is_a_belief_with_that_run() -> None:
     """Where errors do not depend on losses, the shrunk belief is the one that the run would give."""
     here = grid(block((2, 3, 4), (2, 3, 4)), (0.3, 0.3))

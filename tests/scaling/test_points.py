@@ -85,3 +85,19 @@ def test_cells_to_run_are_whole_batches_of_the_file(paper):
     assert all(B % 3000 == 0 and B >= 3000 for _, B in asked)
     there = set(zip(np.round(np.log(ledger.lr), 6), ledger.B))
     assert not {(round(float(np.log(lr)), 6), B) for lr, B in asked} & there
+
+
+def test_milestones_that_one_step_reached_are_one_measurement(paper):
+    """One grid, of one row a run: as two, each would repeat the other without any noise."""
+    ledger = swept(paper, noise=1e-3)
+    twice = ledger.rows(np.repeat(np.arange(len(ledger)), 2))
+    twice.nominal_T[:] = twice.T * np.tile([0.97, 0.98], len(ledger))
+    moved = at_nominal(twice)
+    assert len(moved) == len(ledger)
+    once = grid_optima(at_nominal(ledger), 0.02)
+    assert [(o.N, o.T, o.cells, o.spare) for o in grid_optima(moved, 0.02)] == [
+        (o.N, o.T, o.cells, o.spare) for o in once
+    ]
+    # Repeats of a cell under one run's name, as tables have them, stay.
+    again = ledger.rows(np.repeat(np.arange(len(ledger)), 2))
+    assert len(at_nominal(again)) == len(again)

@@ -154,3 +154,28 @@ def test_few_spare_cells_tell_no_noise(paper) -> None:
     assert noise_of(one, grid_optima(one, WINDOW)) == (NOISE, "an assumption, as nothing repeats yet")
     one.loss[::2] *= 1.02  # that there is more, they do tell
     assert noise_of(one, grid_optima(one, WINDOW))[0] > 5 * NOISE
+
+
+def test_where_nothing_lives_lower_rates_are_asked_for_over_three_decades_and_no_further(paper) -> None:
+    """Each answer diverges too: what is wrong is not the rate, and asking would never end."""
+    rows = ledger(paper)
+    rows = rows.rows(np.flatnonzero((rows.N[0] == rows.N) & (rows.nominal_T == rows.nominal_T[0])))
+    rows.loss[:] = math.inf
+    first = rows.lr.copy()
+    for _ in range(40):
+        (state,), *_ = states(rows, paper, Settings, None, none_waits)
+        if not state.asked:
+            break
+        assert not state.lifeless
+        assert all(one.lr < rows.lr.min() for one in state.asked)
+        more = rows.rows(np.zeros(len(state.asked), dtype=int))
+        more.lr[:], more.B[:] = [one.lr for one in state.asked], [one.B for one in state.asked]
+        rows = concatenate([rows, more])
+    assert state.lifeless
+    assert not state.asked
+    assert first.max() / 4000 < rows.lr.min() <= first.max() / 999
+    # One run that lives, and the grid is like any other.
+    rows.loss[-1] = 1.0
+    (state,), *_ = states(rows, paper, Settings, None, none_waits)
+    assert not state.lifeless
+    assert state.asked

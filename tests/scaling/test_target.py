@@ -1,5 +1,7 @@
 """Compute goes to the runs that narrow a prediction most."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -94,6 +96,20 @@ def test_what_is_expected_comes_true(paper, cost) -> None:
     assert np.all(ratio[:, 2] < 1)
     assert np.all(np.median(ratio, axis=0) < 1)  # places move a little with the curvature found
     assert np.median(ratio[:, 2]) == pytest.approx(0.5, abs=0.2)
+
+
+def test_a_grid_without_a_run_that_lived_is_none_of_the_law(paper, cost) -> None:
+    """What is believed of it has a minimum, but no loss there."""
+    grids = known(paper, cost)
+    lost = grids[0].grid
+    lost = replace(lost, loss=np.where(lost.runs > 0, np.inf, lost.loss))
+    dead = Known(lost, believe(lost, expect(lost, (), paper), 1e-3, 0.0), grids[0].price)
+    for make in (lambda given: best_size(1e21, cost, given), lambda given: pair(1e9, 1e10, given)):
+        flops = 2 * max(k.price[0] for k in grids)
+        asked, _, variances = spend([dead, *grids[1:]], make([dead, *grids[1:]]), flops, 1e-3)
+        alone = spend(grids[1:], make(grids[1:]), flops, 1e-3)
+        assert asked == alone[0]
+        assert variances == pytest.approx(alone[2])
 
 
 def test_a_law_that_is_not_told_cannot_be_narrowed(paper, cost) -> None:

@@ -18,7 +18,9 @@ from tests.sweeps import write_sweep
 from tools import extend as module
 from tools import sweep as cli
 from training import extended
+from training.grid import load_sweep
 from utils.errors import UserError
+from utils.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -172,13 +174,46 @@ def test_a_run_costs_its_whole_batches(tmp_path: Path) -> None:
 
 
 def test_nothing_to_add_says_what_is_not_known() -> None:
-    def state(verdict: str, miss: float) -> SimpleNamespace:
+    def state(verdict: str, miss: float, lifeless: bool = False) -> SimpleNamespace:
         optimum = SimpleNamespace(verdict=verdict, usable=verdict == "interior")
-        return SimpleNamespace(optimum=optimum, decision=SimpleNamespace(miss=miss), asked=())
+        return SimpleNamespace(optimum=optimum, decision=SimpleNamespace(miss=miss), asked=(), lifeless=lifeless)
 
     assert "each grid's best run is known" in module._why_nothing([state("interior", 0.05)])
     told = module._why_nothing([state("interior", 0.05), state("saddle", 0.0), state("interior", 0.3)])
     assert "2 of 3 grids are not decided (interior, saddle)" in told
+    dead = state("too few points", 1.0, lifeless=True)
+    told = module._why_nothing([state("interior", 0.05), dead])
+    assert "every run of 1 of 2 grids diverged" in told
+    assert "not decided" not in told
+    assert "and 1 of 3 grids are not decided (saddle)" in module._why_nothing([state("saddle", 0.0), dead, dead])
+
+
+@pytest.mark.parametrize(("T", "milestone"), [(10, 10), (12, 10), (18, 10), (20, 20), (24, 20)])
+def test_a_grid_is_at_the_last_milestone_that_its_runs_had_reached(tmp_path: Path, T: float, milestone: int) -> None:
+    """They stop at the first step at or past it: tokens that all have lie past their own milestone, never before."""
+    assert module._milestone(stub(tmp_path).cells, T) == milestone
+
+
+def test_milestones_that_the_sweep_no_longer_has_are_left_alone(sweep: Path, tmp_path: Path) -> None:
+    """Runs for the nearest of the others would not decide their grids, and be asked for again and again."""
+    loaded = load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})
+    cell = next(cell for cell in loaded.cells if not cell.config.heldout)
+    milestones = [
+        {
+            "nominal": T,
+            "tokens": T,
+            "flops": 1.0,
+            "val_loss": 1.0,
+            "val_se": 0.1,
+            "ema_val_loss": 1.0,
+            "ema_val_se": 0.1,
+        }
+        for T in (64, 128)
+    ]
+    result = {"N": cell.N, "B": cell.config.train.batch_tokens, "lr": cell.config.optim.lr, "n_ctx": 32}
+    result |= {"status": "done", "milestones": milestones, "milestones_asked": [64, 128]}
+    write_json(cell.config.run_dir / "result.json", result)
+    assert module._ledger(loaded, held_out=False).nominal_T.tolist() == [128]
 
 
 def test_repeats_are_numbered_on(tmp_path: Path) -> None:
