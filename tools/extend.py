@@ -323,8 +323,8 @@ def _why_nothing(made: list[State]) -> str:
     reasons = []
     if lost:
         reasons.append(
-            f"every run of {len(lost)} of {len(made)} grids diverged, over three decades of rates: it is not the rate; "
-            "look at what they train on, and at their console.log"
+            f"every run of {len(lost)} of {len(made)} grids diverged, over three decades of rates: it is not the "
+            "rate; look at what they train on, and at their console.log"
         )
     if undecided:
         verdicts = ", ".join(sorted({s.optimum.verdict for s in undecided}))

@@ -198,18 +198,8 @@ def test_milestones_that_the_sweep_no_longer_has_are_left_alone(sweep: Path, tmp
     """Runs for the nearest of the others would not decide their grids, and be asked for again and again."""
     loaded = load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})
     cell = next(cell for cell in loaded.cells if not cell.config.heldout)
-    milestones = [
-        {
-            "nominal": T,
-            "tokens": T,
-            "flops": 1.0,
-            "val_loss": 1.0,
-            "val_se": 0.1,
-            "ema_val_loss": 1.0,
-            "ema_val_se": 0.1,
-        }
-        for T in (64, 128)
-    ]
+    losses = {"val_loss": 1.0, "val_se": 0.1, "ema_val_loss": 1.0, "ema_val_se": 0.1}
+    milestones = [{"nominal": T, "tokens": T, "flops": 1.0, **losses} for T in (64, 128)]
     result = {"N": cell.N, "B": cell.config.train.batch_tokens, "lr": cell.config.optim.lr, "n_ctx": 32}
     result |= {"status": "done", "milestones": milestones, "milestones_asked": [64, 128]}
     write_json(cell.config.run_dir / "result.json", result)
