@@ -39,6 +39,9 @@ SQUEUE_SECONDS = 60.0
 # sbatch's words for a controller that will answer later
 UNANSWERED = ("socket timed out", "unable to contact slurm controller", "temporarily unable", "connection refused")
 
+# and for an array beyond MaxArraySize (1001 jobs where nobody set it) or a user's limit
+TOO_MANY = ("invalid job array specification", "submit limit")
+
 
 # -- where the sweep is started --------------------------------------------------------------------------------------
 
@@ -146,6 +149,11 @@ def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
             print(f"sbatch: {words}; trying again", file=sys.stderr, flush=True)
             return None
         record.unlink()
+        if len(sets) > 1 and any(text in words.lower() for text in TOO_MANY):
+            words += (
+                f" ({len(sets):,} jobs at once are more than this cluster takes of one array or one user; give each "
+                "more cells by executor.slurm.runs_per_job)"
+            )
         raise UserError(f"sbatch refuses: {words}") from None
     job = jobs[0].job_id.partition("_")[0]
     write_json(record, content | {"job": job})

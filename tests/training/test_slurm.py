@@ -163,6 +163,26 @@ def test_what_sbatch_says(
         assert not list(records.glob("*.json"))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Batch job submission failed: Invalid job array specification",
+        "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+    ],
+)
+def test_more_jobs_than_slurm_takes(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    """Slurm's own words (of 22.05, beyond MaxArraySize) do not say what to do about it."""
+    program(tmp_path / "bin", "sbatch", f'echo "sbatch: error: {words}" >&2; exit 1', monkeypatch)
+    program(tmp_path / "bin", "srun", "exit 0", monkeypatch)
+    sweep = loaded(path)
+    with pytest.raises(UserError, match="2 jobs at once.* executor.slurm.runs_per_job"):
+        slurm.submit(sweep, sweep.cells)
+    with pytest.raises(UserError) as alone:
+        slurm.submit(sweep, sweep.cells[:1])
+    assert "runs_per_job" not in str(alone.value)
+    assert not list((sweep.directory / slurm.FOLDER).glob("*.json"))
+
+
 def test_a_job_queued_again_leaves_what_failed_in_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else every end of a job's time would be worth another set of retries."""
     sweep = loaded(path, "executor.slurm.runs_per_job=2")
