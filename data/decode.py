@@ -15,6 +15,7 @@ from data.media import Rejected, Source
 from data.probe import Probe, message, probe, video_stream
 from utils.errors import UserError
 
+VERSION = 2  # of which frames a video gives: raised with every change, so that no cache mixes two decodings
 Read = Callable[[Sequence[int]], np.ndarray]
 NEAR = 64  # frames that are decoded on the way rather than sought past
 FURTHER_BACK = 300  # frames; more than most encoders leave between key frames

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from tqdm import tqdm
 
-from data import writer
+from data import decode, synthetic, writer
 from data.check import TOLERANCE, compare_sample, estimate
 from data.clips import Reading, Shape
 from data.decode import BACKENDS, check_backend
@@ -33,7 +33,6 @@ from data.listing import list_sources
 from data.media import identity
 from data.shards import Shard
 from data.sources import SPLITS, Unit, list_hash, read_frozen, synthetic_units
-from data.synthetic import VERSION
 from data.workers import LIMIT_SECONDS
 from data.writer import Load, Share
 from models.text import TextEncoder, load_text_encoder
@@ -195,7 +194,8 @@ def plan_synthetic(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callab
         raise UserError("--workers decode videos; to render clips in several processes, run this under torchrun")
     train = args.clips or SYNTHETIC_CLIPS
     validation = SYNTHETIC_VALIDATION if wanted is None else wanted
-    settings = {"source": f"synthetic {VERSION}", "seed": args.seed, "clips": train, "validation": validation}
+    source = f"synthetic {synthetic.VERSION}"
+    settings = {"source": source, "seed": args.seed, "clips": train, "validation": validation}
     units = synthetic_units(shape, train, validation, args.seed, args.device)
     return settings, lambda: Plan(units, len(units["train"][0].keys))
 
@@ -209,7 +209,7 @@ def plan_videos(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[
     sources = list_sources(args.source)
     reading = Reading(shape, args.clips_per_video, args.fps, args.hop, args.backend)
     settings = {
-        "source": "videos",
+        "source": f"videos {decode.VERSION}",
         "videos": len(sources),
         "videos_hash": list_hash([identity(source) for source in sources]),
         "clips": args.clips,

@@ -110,6 +110,19 @@ def test_a_folder_of_videos(run, videos, tmp_path):
     assert run("--out", out, "--verify")[0] == 0
 
 
+@pytest.mark.parametrize(("source", "module"), [("videos", "decode"), ("synthetic", "synthetic")])
+def test_a_cache_of_other_frames_is_not_gone_on_with(run, videos, tmp_path, monkeypatch, source, module):
+    """What changes which frames a source gives makes another cache, told by its settings."""
+    words = ("--source", videos if source == "videos" else source, "--out", tmp_path / "cache", "--max-rejected", 0.5)
+    words += ("--size", 16) if source == "videos" else ("--clips", 10, "--validation", 2, "--size", 16)
+    assert run(*words)[0] == 0
+    assert run(*words)[0] == 0
+    monkeypatch.setattr(getattr(cache_latents, module), "VERSION", 99)
+    status, _, said = run(*words)
+    assert status == 2
+    assert "holds a cache made otherwise: source " in said
+
+
 def test_folder_and_manifest_give_the_same_latents(run, videos, tmp_path):
     (videos / "cut.mp4").unlink()
     (videos / "short.mp4").unlink()
