@@ -8,10 +8,9 @@ the one model over the rows of its weights.
 import contextlib
 import ctypes
 import dataclasses
-import sys
 import traceback
 from collections.abc import Generator, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import torch
 import torch.distributed as dist
@@ -60,29 +59,36 @@ def train_together(configs: list[Config], wait: bool = False, consoles: bool = F
     """
     keep_memory()
     prepared = [prepare(config) for config in configs]
-    members = []
-    try:
-        prepared = [(run, cache) for run, cache in prepared if finished_result(run) is None]
-        if len({stack_key(run.config) for run, _ in prepared}) > 1:
-            raise UserError("these runs differ in more than their seeds, rates and optimisers: train them one by one")
-        for run, _ in prepared:
-            members.append(Trainer(run, prepared[0][1]))
-        with contextlib.ExitStack() as held:
+    prepared = [(run, cache) for run, cache in prepared if finished_result(run) is None]
+    if len({stack_key(run.config) for run, _ in prepared}) > 1:
+        raise UserError("these runs differ in more than their seeds, rates and optimisers: train them one by one")
+    spoken: dict[Trainer, TextIO] = {}
+    with contextlib.ExitStack() as held:
+        try:
+            members = [Trainer(run, prepared[0][1]) for run, _ in prepared]
+            for member in members if consoles else []:
+                member.config.run_dir.mkdir(parents=True, exist_ok=True)
+                path = member.config.run_dir / CONSOLE
+                spoken[member] = held.enter_context(path.open("a", buffering=1))
             # In one order wherever stacks meet, so that two do not wait for each other.
             for member in sorted(members, key=lambda member: str(member.config.run_dir)):
                 held.enter_context(exclusive(member.config.run_dir, wait))
-                check_directory(member.config)
-                member.restore()
-                member.claim_directory()
-            statuses = _fit(members, consoles) if members else []
-    except Exception:
-        for member in members if consoles else []:
-            with _console(member, consoles):
-                traceback.print_exc(file=sys.stdout)
-        raise
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+            # Whoever was waited for may have finished some.
+            members = [member for member in members if finished_result(member.run) is None]
+            for member in members:
+                with _console(spoken.get(member)):
+                    check_directory(member.config)
+                    member.restore()
+                    member.claim_directory()
+            statuses = _fit(members, spoken) if members else []
+        except Exception as error:
+            for console in spoken.values():
+                told = [f"error: {error}\n"] if isinstance(error, UserError) else traceback.format_exception(error)
+                console.writelines(told)
+            raise
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
     return PREEMPTED if "preempted" in statuses else 0
 
 
@@ -94,14 +100,15 @@ def keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def _fit(members: list[Trainer], consoles: bool) -> list[str]:
+def _fit(members: list[Trainer], consoles: dict[Trainer, TextIO]) -> list[str]:
     """Take all members through their courses; returns how each ended."""
+    halt = False
     ended: dict[Trainer, str] = {}
     wishes: dict[Trainer, str] = {}
     courses: dict[Trainer, Generator[str, Scores | None, str]] = {}
 
     def go_on(member: Trainer, answer: Scores | None = None) -> None:
-        with _console(member, consoles):
+        with _console(consoles.get(member)):
             try:
                 wishes[member] = courses[member].send(answer)
             except StopIteration as end:
@@ -113,10 +120,14 @@ def _fit(members: list[Trainer], consoles: bool) -> list[str]:
         if learn.device.type == "cuda":
             fit_memory(learn, members[0].next_step()[0], True)
         for member in members:
-            courses[member] = member.course(stop.agreed)
+            courses[member] = member.course(lambda: halt)
             go_on(member)
         while wishes:
+            for member in wishes:
+                member.share = 1 / len(wishes)
             if learn.crowded(len(wishes)):
+                if members[0].config.train.compile:
+                    torch._dynamo.reset()  # it gives up on a function that it has compiled for too many shapes
                 learn = StackedStep(list(wishes), learn.micro_batch)
             asking = [member for member in wishes if wishes[member] == SCORES]
             if asking:
@@ -128,17 +139,19 @@ def _fit(members: list[Trainer], consoles: bool) -> list[str]:
             step = min(member.step for member in wishes)
             moving = [member for member in wishes if member.step == step]
             learn(*moving[0].next_step(), moving)
+            halt = stop.agreed()  # once, so that a signal amid their checkpoints stops all at the same step
             for member in moving:
                 go_on(member)
     return list(ended.values())
 
 
 @contextlib.contextmanager
-def _console(member: Trainer, wanted: bool) -> Iterator[None]:
-    if not wanted:
+def _console(file: TextIO | None) -> Iterator[None]:
+    """What is said goes to ``file``; without one, where it always goes."""
+    if file is None:
         yield
         return
-    with (member.config.run_dir / CONSOLE).open("a") as console, contextlib.redirect_stdout(console):
+    with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         yield
 
 
@@ -180,7 +193,6 @@ class StackedStep:
         self.by_t = torch.stack([member.learn.by_t for member in members])
         self._buffers = [self._adopt(kind) for kind in range(len(lead.learn.weights))]
         for row, member in enumerate(members):
-            member.share = 1 / rows
             member.model.backend = "plain"
             for name in (*COUNTS, "by_t"):
                 setattr(member.learn, name, getattr(self, name)[row])
@@ -233,6 +245,9 @@ class StackedStep:
     def __call__(self, samples: Samples, tokens: int, moving: list[Trainer]) -> None:
         """Learn from a batch, after ``tokens`` tokens; rows that are not ``moving`` stay as they are."""
         losses = self.gradients(samples)
+        for member in self.members:
+            if member not in moving:  # it has seen these samples already, or has ended
+                member.learn.by_t.zero_()
         if self._compiled:
             self._move_together(losses, tokens, moving)
         else:
@@ -287,7 +302,8 @@ class StackedStep:
             self.loss += torch.where(finite & active, losses, 0.0)
             self.counted += finite & active
             self.skipped += ~finite & active
-            failed = (self.in_a_row + 1) * (~finite | (self.in_a_row >= self._config.train.max_skipped))
+            failed = self.in_a_row + ~finite
+            failed *= ~finite | (failed >= self._config.train.max_skipped)
             self.in_a_row.copy_(torch.where(active, failed, self.in_a_row))
         for row, member in enumerate(self.members):
             if member in moving:

@@ -28,7 +28,8 @@ def fit_memory(learn: Step, samples: Samples, speak: bool) -> None:
         learn.gradients(samples, share=sharded)  # a shard's gradients that are not shared would enter the first step
 
     def on_any(failed: bool) -> bool:
-        return bool(all_reduce(torch.full_like(learn.norm, failed), "sum").item())
+        # The norm may be one of several runs each; what is asked is asked of the process.
+        return bool(all_reduce(learn.norm.new_full((), failed), "sum").item())
 
     fit_micro_batch(attempt, learn.micro_batch or len(samples.t), on_any, sharded, speak)
     learn.forget_gradients()

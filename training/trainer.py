@@ -70,6 +70,8 @@ def train(config: Config, wait: bool = False) -> int:
     try:
         trainer = Trainer(run, cache)  # everything that can be refused is refused before the directory is touched
         with exclusive(config.run_dir, wait):
+            if from_first(lambda: finished_result(run)) is not None:  # by whoever was waited for
+                return 0
             check_directory(run.config)
             trainer.restore()
             trainer.claim_directory()

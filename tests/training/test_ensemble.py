@@ -1,21 +1,29 @@
 """Runs that are trained together are the runs they would be alone."""
 
+import contextlib
+import functools
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import training.ensemble
+import training.trainer
 from tests.training.processes import finish, killed_together, start
 from tests.training.test_trainer import losses, metrics, overrides, result
 from training.checkpoint import checkpoint_paths
 from training.config import Config, load_config
 from training.ensemble import CONSOLE, StackedStep, train_together
 from training.feed import Feed, Samples
-from training.trainer import PREEMPTED, train
+from training.memory import fit_memory
+from training.trainer import PREEMPTED, Trainer, prepare, train
 from utils.errors import UserError
+from utils.files import exclusive
 
 ROWS = 8
 
@@ -41,8 +49,9 @@ def same(ours: Path, theirs: Path, rtol: float = 1e-5) -> None:
     """Two run directories tell of the same run: every logged step, every sample of validation, the result."""
     np.testing.assert_allclose(losses(ours).astype(float), losses(theirs).astype(float), rtol=rtol)
     for mine, yours in zip(metrics(ours), metrics(theirs)):
-        assert {k: v for k, v in mine.items() if k not in ("loss", "grad_norm")} == {
-            k: v for k, v in yours.items() if k not in ("loss", "grad_norm")
+        rounded = ("loss", "grad_norm", "share")  # the last is of time
+        assert {k: v for k, v in mine.items() if k not in rounded} == {
+            k: v for k, v in yours.items() if k not in rounded
         }
     scored = [sorted(p.name for p in (directory / "validation").glob("*")) for directory in (ours, theirs)]
     assert scored[0] == scored[1]
@@ -155,6 +164,76 @@ def test_a_signal_stops_all_members(cache: Path, tmp_path: Path, monkeypatch: py
         same(tmp_path / "x" / str(row), tmp_path / "unbroken" / str(row), 0)
 
 
+def test_a_signal_amid_their_checkpoints_stops_all_at_one_step(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, saved = Trainer._save, []
+
+    def save(self: Trainer) -> None:
+        plain(self)
+        saved.append(self)
+        if len(saved) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    several = configs(cache, tmp_path, "checkpoint.every_steps=10", rows=3)
+    monkeypatch.setattr(Trainer, "_save", save)
+    assert train_together(several) == PREEMPTED
+    assert {checkpoint_paths(c.run_dir / "checkpoints")[0].name for c in several} == {"step_0000011"}
+
+
+def test_those_that_go_on_share_the_time(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while rows of runs that have ended are not left behind, as under torch.compile."""
+    monkeypatch.setattr(StackedStep, "crowded", lambda self, wanted: False)
+    several = configs(cache, tmp_path, "train.max_skipped=3", rows=4)
+    several[1].optim.lr, several[1].optim.clip = 1e30, 1e30
+    assert train_together(several) == 0
+    shares = [line["share"] for line in metrics(several[0].run_dir)]
+    assert (shares[0], shares[-1]) == (1 / 4, 1 / 3)
+
+
+def test_a_row_that_waits_keeps_no_losses(cache: Path, tmp_path: Path) -> None:
+    stack = StackedStep([Trainer(*prepare(config)) for config in configs(cache, tmp_path, rows=2)])
+    first, second = stack.members
+    stack(*first.next_step(), [first])
+    assert [member.learn.counted.item() for member in stack.members] == [1, 0]
+    assert first.learn.by_t.any()
+    assert not second.learn.by_t.any()
+
+
+def test_rows_halve_what_the_memory_does_not_hold(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a GPU, whose memory is tried before the first step."""
+    stack = StackedStep([Trainer(*prepare(config)) for config in configs(cache, tmp_path, rows=3)])
+    samples, plain = stack.members[0].next_step()[0], StackedStep.gradients
+
+    def gradients(self: StackedStep, *arguments: object, **more: object) -> torch.Tensor:
+        if self.micro_batch > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, *arguments, **more)
+
+    monkeypatch.setattr(StackedStep, "gradients", gradients)
+    fit_memory(stack, samples, True)
+    assert stack.micro_batch in (1, 2)
+    assert "which changes no result" in capsys.readouterr().out
+    assert not stack.by_t.any()
+
+
+def test_a_stack_that_shrinks_often_stays_compiled(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler gives up on what it has compiled so often."""
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", functools.partial(plain, backend="eager"))
+    several = configs(cache, tmp_path, "train.compile=true", "train.max_skipped=2", rows=4)
+    for config in several[2:]:
+        config.optim.lr, config.optim.clip = 1e30, 1e30
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        torch._dynamo.reset()
+        assert train_together(several) == 0
+    assert [result(c.run_dir)["status"] for c in several] == ["done", "done", "diverged", "diverged"]
+
+
 @pytest.mark.parametrize("word", ["data.seed=6", "train.batch_tokens=256", "train.tokens=5120", "ema.width=0.1"])
 def test_runs_that_cannot_share_their_steps_are_refused(cache: Path, tmp_path: Path, word: str) -> None:
     several = configs(cache, tmp_path, rows=2)
@@ -176,6 +255,53 @@ def test_what_ends_all_is_told_to_each(cache: Path, tmp_path: Path, monkeypatch:
         lines = (config.run_dir / CONSOLE).read_text().splitlines()
         assert lines[-1] == "RuntimeError: the arithmetic is at fault"
         assert sum(str(config.run_dir) in line for line in lines) == 1
+
+
+def test_a_users_error_is_told_to_each_in_one_line(cache: Path, tmp_path: Path) -> None:
+    several = configs(cache, tmp_path, rows=2)
+    assert train(several[1]) == 0
+    several[1].optim.eps = 1e-7
+    with pytest.raises(UserError, match="made by another configuration"):
+        train_together(several, consoles=True)
+    for config in several:
+        (line,) = (config.run_dir / CONSOLE).read_text().splitlines()
+        assert line.startswith(f"error: {several[1].run_dir}: made by another configuration")
+
+
+def test_what_a_run_is_warned_of_is_in_its_console(cache: Path, tmp_path: Path) -> None:
+    several = configs(cache, tmp_path, "checkpoint.every_steps=25", rows=2)
+    assert train_together(several) == 0
+    for config in several:
+        (config.run_dir / "result.json").unlink()
+    damaged = several[1].run_dir / "checkpoints" / "step_0000050" / "model.safetensors"
+    damaged.write_bytes(b"half of it")
+    assert train_together(several, consoles=True) == 0
+    ours, theirs = ((config.run_dir / CONSOLE).read_text() for config in several)
+    assert "trying the checkpoint before it" in theirs
+    assert str(damaged.parent) not in ours
+
+
+@pytest.mark.parametrize("module", [training.ensemble, training.trainer])
+def test_runs_that_were_finished_while_they_were_waited_for(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object
+) -> None:
+    """By the processes of a pool that was killed: they are at their ends, and keep their averages alone."""
+    config = configs(cache, tmp_path, "checkpoint.final=ema", rows=1)[0]
+
+    @contextlib.contextmanager
+    def waited(directory: Path, wait: bool = False) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(training.trainer, "exclusive", exclusive)
+            assert train(config) == 0
+        before.append((directory / "metrics.jsonl").stat().st_mtime_ns)
+        with exclusive(directory, wait):
+            yield
+
+    before: list[int] = []
+    monkeypatch.setattr(module, "exclusive", waited)
+    together = module is training.ensemble
+    assert (train_together([config], wait=True) if together else train(config, wait=True)) == 0
+    assert before == [(config.run_dir / "metrics.jsonl").stat().st_mtime_ns]
 
 
 @pytest.mark.slow
