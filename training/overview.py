@@ -8,14 +8,14 @@ from typing import Any
 from training.estimate import Estimate, device_hours, flops_of, width
 from training.grid import Sweep, label
 from training.resolve import Run
-from training.state import cell_state
+from training.state import FINISHED, cell_state
 
 PLAN = ("run id", "size", "N", "T", "B", "lr", "steps", "FLOPs", "hours")
 TOLD = ("running", "stopped", "lost", "stopped early", "failed")  # cells that status names one by one
 
 
 def states_of(sweep: Sweep, jobs: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    """``cell_state`` of every cell; "job" beside it for those in Slurm's queue (``jobs``, by run id).
+    """``cell_state`` of every cell; "job" beside it for unfinished ones in Slurm's queue (``jobs``, by run id).
 
     A job that runs may be on a node whose hold of a folder does not show here: its cells that have begun are running.
     """
@@ -23,7 +23,7 @@ def states_of(sweep: Sweep, jobs: dict[str, str] | None = None) -> list[dict[str
     for cell in sweep.cells:
         state = cell_state(cell, sweep.keys.results)
         job = (jobs or {}).get(cell.config.run_dir.name)
-        if job is not None:
+        if job is not None and state["state"] not in (*FINISHED, "failed"):
             state["job"] = job
             if state["state"] in ("lost", "stopped"):
                 state["state"] = "running" if " RUNNING" in job or " COMPLETING" in job else "stopped"
@@ -113,7 +113,7 @@ def status(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -
 
 
 def status_text(sweep: Sweep, told: dict[str, Any]) -> str:
-    """``status`` in lines: counts, the time left, the best so far, and the cells under way or in trouble."""
+    """``status`` in lines: counts, time left, the best, Slurm's queue, and the cells under way or in trouble."""
     counts = ", ".join(f"{count} {state}" for state, count in sorted(told["counts"].items()))
     lines = [f"{sweep.directory}: {len(sweep.cells)} cells: {counts}"]
     if any(told["counts"].get(state) for state in ("pending", "running", "stopped", "lost")):
@@ -121,8 +121,13 @@ def status_text(sweep: Sweep, told: dict[str, Any]) -> str:
         lines.append(f"  time left {'unknown' if hours is None else span(hours)}; throughput {told['rate']}")
     for size, best in told["best"].items():
         lines.append(f"  best {size}: loss {best['loss']:.5g} at {best['tokens']:,} tokens, {best['name']}")
+    queued = Counter(
+        row["job"].partition(" ")[2] for row in told["cells"] if row["state"] == "pending" and "job" in row
+    )
+    if queued:
+        lines.append("  pending by their jobs: " + ", ".join(f"{n} {said}" for said, n in queued.most_common()))
     for cell, row in zip(sweep.cells, told["cells"]):
-        if row["state"] not in TOLD and "job" not in row:
+        if row["state"] not in TOLD:
             continue
         words = f"  {row['state']} {cell.config.name}: "
         if row["state"] == "failed":

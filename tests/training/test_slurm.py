@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from tests.tools.test_sweep import here
-from training import pool, slurm
+from training import overview, pool, slurm
+from training.estimate import estimate
 from training.grid import Sweep, load_sweep
 from training.state import FAILURE
 from utils.errors import UserError
@@ -252,3 +253,21 @@ def test_status_says_where_the_queue_does_not_answer(
     write_json(tmp_path / "runs" / "grid" / slurm.FOLDER / "grid-1.json", {"tasks": []})
     program(tmp_path / "bin", "squeue", "exit 1", monkeypatch)
     assert "Slurm's queue does not answer" in here("status", path)[1]
+
+
+def test_status_names_no_cell_for_its_place_in_the_queue_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand that wait are counted by what Slurm says of their jobs; one that is done needs none any more."""
+    sweep = loaded(path, "lr=[1e-3,2e-3,3e-3,4e-3,5e-3]")
+    names = [run.config.run_dir.name for run in sweep.cells]
+    said = ["7_0 RUNNING", "7_0 RUNNING", "7_1 PENDING (Resources)", "7_2 PENDING (Resources)", "7_0 RUNNING"]
+    kinds = dict(zip(names, ("done", "lost", "pending", "pending", "pending")))
+    state = {"tokens": 0, "loss": None, "rate": None, "share": 1.0}
+    monkeypatch.setattr(overview, "cell_state", lambda run, results: state | {"state": kinds[run.config.run_dir.name]})
+    states = overview.states_of(sweep, dict(zip(names, said)))
+    told = overview.status(sweep, states, estimate(sweep, states))
+    assert [cell.get("job") for cell in told["cells"]] == [None, *said[1:]]
+    head, _, queued, running = overview.status_text(sweep, told).splitlines()
+    assert head.endswith("5 cells: 1 done, 3 pending, 1 running")
+    assert queued == "  pending by their jobs: 2 PENDING (Resources), 1 RUNNING"
+    assert running.startswith(f"  running grid/{names[1]}: 0% of ")
+    assert running.endswith(", job 7_0 RUNNING")
