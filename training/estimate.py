@@ -29,14 +29,16 @@ class Estimate:
 
     def left(self, sweep: Sweep, states: Sequence[dict[str, Any]], at_once: float) -> float | None:
         """Hours until the last cell ends, ``at_once`` processes training; None where nothing tells."""
-        rest = [
-            None if hours is None else hours * max(1 - state["tokens"] / cell.config.train.tokens, 0)
-            for cell, hours, state in zip(sweep.cells, self.hours, states)
-            if state["state"] in ("pending", "running", "stopped", "lost")
-        ]
-        if None in rest:
-            return None
-        return max(sum(rest) / max(at_once, 1.0), max(rest, default=0.0))
+        rest, alone = [], []
+        for cell, hours, state in zip(sweep.cells, self.hours, states):
+            if state["state"] not in ("pending", "running", "stopped", "lost"):
+                continue
+            if hours is None:
+                return None
+            rest.append(hours * max(1 - state["tokens"] / cell.config.train.tokens, 0))
+            share = state["share"] if state["state"] == "running" else None
+            alone.append(rest[-1] / (share or 1.0))  # its process moves the others that share it meanwhile
+        return max(sum(rest) / max(at_once, 1.0), max(alone, default=0.0))
 
 
 def estimate(sweep: Sweep, states: Sequence[dict[str, Any]]) -> Estimate:

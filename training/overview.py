@@ -101,8 +101,9 @@ def status(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -
         shown = {name: value for name, value in state.items() if name not in ("rate", "share")}
         progress = min(state["tokens"] / cell.config.train.tokens, 1.0)
         cells.append({"run_id": cell.config.run_dir.name, "name": label(cell.config), "progress": progress, **shown})
-    # Processes, of which cells that are trained together share one: their hours are shares of it too.
-    at_once = sum(state["share"] for state in states if state["state"] == "running") or width(sweep) or 1
+    # Processes, of which cells that are trained together share one: their hours are shares of it too. Cells that have
+    # begun and told nothing yet may be one process or many.
+    at_once = sum(state["share"] or 0 for state in states if state["state"] == "running") or width(sweep) or 1
     return {
         "counts": dict(counts),
         "hours_left": estimate.left(sweep, states, at_once),

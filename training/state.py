@@ -25,7 +25,7 @@ def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
     The state is "pending", "running" (a process holds its folder), "stopped" (a signal ended it; it will go on),
     "lost" (its process is gone without a word; it will go on), "done", "diverged", "failed" or "stopped early". The
     loss is the last milestone's, of the averaged weights; the rate is training FLOPs per second of its process, all
-    runs together that it trains, or None; the share is the cell's of that process, while it runs.
+    runs together that it trains, or None; the share is the cell's of that process as it last told, or None.
 
     Args:
         results: a folder of finished cells, which count as this sweep's.
@@ -37,11 +37,11 @@ def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
     if final is not None:
         seconds = final.get("seconds")
         rate = final["flops"] / seconds if seconds and final["status"] == "done" else None
-        return {"state": final["status"], "tokens": final["tokens"], "loss": _loss(final), "rate": rate, "share": 1.0}
+        return {"state": final["status"], "tokens": final["tokens"], "loss": _loss(final), "rate": rate, "share": None}
     if not (directory / "config.yaml").exists():
         return _nothing("pending")
     result, last = recorded(run), last_metrics(directory)
-    share = last.get("share", 1.0) if last else 1.0
+    share = last.get("share", 1.0) if last else None
     rate = run.flops_per_token * last["tokens_per_second"] / share if last else None
     tokens = max(result["tokens"], last["tokens"] if last else 0)
     values = {"tokens": tokens, "loss": _loss(result), "rate": rate, "share": share}
@@ -87,7 +87,7 @@ def last_metrics(directory: Path) -> dict[str, Any] | None:
 
 
 def _nothing(state: str) -> dict[str, Any]:
-    return {"state": state, "tokens": 0, "loss": None, "rate": None, "share": 1.0}
+    return {"state": state, "tokens": 0, "loss": None, "rate": None, "share": None}
 
 
 def _loss(result: dict[str, Any]) -> float | None:

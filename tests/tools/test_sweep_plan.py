@@ -133,6 +133,33 @@ def test_the_time_left_of_runs_in_one_process(sweep: Path) -> None:
     assert (state["rate"], state["share"]) == (200 * cells[0].flops_per_token, 0.5)
 
 
+def test_the_time_left_of_a_stack_that_has_told_nothing_yet(sweep: Path) -> None:
+    """Its cells run, and in how few processes does not show before the first logged step."""
+    edit(sweep, cost={"flops_per_second": 1e6}, executor={"workers": 1})
+    loaded = load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})
+    for cell in loaded.cells:
+        cell.config.run_dir.mkdir(parents=True)
+        (cell.config.run_dir / "config.yaml").touch()
+    whole = 2 * flops_of(loaded.cells[0]) / 1e6
+    for workers in (1, None):
+        loaded.keys.executor.workers = workers
+        with exclusive(loaded.cells[0].config.run_dir), exclusive(loaded.cells[1].config.run_dir):
+            states = overview.states_of(loaded)
+        assert [(state["state"], state["share"]) for state in states] == [("running", None)] * 2
+        told = overview.status(loaded, states, estimate(loaded, states))
+        assert told["hours_left"] * 3600 == pytest.approx(whole)
+
+
+def test_no_stack_is_through_before_its_process(sweep: Path) -> None:
+    """One of two processes is half through its only cell, and one begins with two: it takes two cells' time."""
+    edit(sweep, cost={"flops_per_second": 1e6}, lr=[1e-3, 2e-3, 4e-3])
+    loaded = load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})
+    running = {"state": "running", "tokens": 0, "loss": None, "rate": None, "share": 0.5}
+    states = [running | {"share": 1.0, "tokens": 640}, running, running]
+    told = overview.status(loaded, states, estimate(loaded, states))
+    assert told["hours_left"] * 3600 == pytest.approx(2 * flops_of(loaded.cells[0]) / 1e6)
+
+
 def test_the_sweep_is_one_experiment_in_tensorboard(sweep: Path) -> None:
     from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
