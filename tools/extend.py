@@ -120,7 +120,7 @@ def _ledger(sweep: Sweep, held_out: bool) -> runs.Ledger:
         raise UserError(f"{sweep.directory}: no results yet; has the sweep run?")
     ledger = runs.read(sweep.directory)
     own = {Path(cell.config.name).name for cell in sweep.cells if held_out or not cell.config.heldout}
-    chosen = np.isin(ledger.run_id, list(own)) & (held_out | ~ledger.heldout)
+    chosen = np.isin(ledger.run_id, list(own))
     # Milestones that the YAML had once: no run that is added would have them.
     milestones = {N: {m for cell in cells for m in cell.config.train.milestones} for N, cells in _sizes(sweep).items()}
     chosen &= [T in milestones.get(N, ()) for N, T in zip(ledger.N, ledger.nominal_T)]

@@ -27,7 +27,7 @@ from training.config import MECHANISM, Config, cache_folders, flatten, load_yaml
 from training.estimate import estimate, flops_of
 from training.grid import Prediction, Sweep, load_sweep
 from training.resolve import Run, clip_tokens, encoded_shape
-from training.state import FINISHED, HOPELESS, adopt, publish
+from training.state import FINISHED, HOPELESS, adopt, label_heldout, publish
 from utils.errors import Parser, UserError, run_cli
 from utils.files import exclusive, replacing
 
@@ -185,6 +185,7 @@ def run(sweep: Sweep) -> int:
                 adopt(cell, sweep.keys.results)
             if not keys.stop_hopeless:  # who turned it off wants these after all
                 (cell.config.run_dir / HOPELESS).unlink(missing_ok=True)
+            label_heldout(cell)
         states = overview.states_of(sweep)
         finished = {cell.config.name for cell, state in zip(sweep.cells, states) if state["state"] in FINISHED}
         total = sum(flops_of(cell) for cell in sweep.cells)
@@ -208,6 +209,8 @@ def run(sweep: Sweep) -> int:
                 slurm.follow(sweep, report, interrupt)
             else:
                 run_cells(sweep.cells, keys, report, interrupt)
+        for cell in sweep.cells:  # a job that was in the queue before knew an older YAML
+            label_heldout(cell)
     failed = status(sweep, False)
     if interrupt.caught and keys.kind == "slurm":
         print("the jobs go on without this command; the same command follows them again", file=sys.stderr)
@@ -235,6 +238,8 @@ def collect(sweep: Sweep, out: str | None) -> int:
     """One CSV of every milestone of every cell that has one."""
     from scaling import runs
 
+    for cell in sweep.cells:
+        label_heldout(cell)
     if sweep.keys.results:
         there = sum(publish(cell, sweep.keys.results) for cell in sweep.cells)
         extended.publish(sweep.directory, sweep.keys.results)

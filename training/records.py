@@ -3,6 +3,7 @@
 import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.sizes import exact_flops
@@ -123,6 +124,15 @@ def recorded(run: Run) -> dict[str, Any]:
     nothing = {"run_id": None, "tokens": 0, "milestones": []}
     result = read_json(path) if path.exists() else nothing
     return result if result["run_id"] == run_id(run.config) else nothing
+
+
+def resumable_step(directory: Path) -> int:
+    """The step of a run's newest checkpoint with its optimiser, from which it can go on; 0 without one.
+
+    A finished run that kept its averages alone starts again, should it grow.
+    """
+    paths = (directory / "checkpoints").glob("step_*/optimizer.safetensors")
+    return max((int(path.parent.name.rpartition("_")[2]) for path in paths), default=0)
 
 
 def check_growth(run: Run, tokens: int, milestones: list[dict[str, Any]]) -> None:

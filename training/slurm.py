@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.config import config_from_dict, to_dict
 from training.grid import Sweep
-from training.records import finished_result
+from training.records import finished_result, resumable_step
 from training.resolve import Run
 from training.state import FAILURE, FINISHED, cell_state
 from training.sweep_keys import ExecutorKeys, SlurmKeys, minutes
@@ -100,11 +100,14 @@ def follow(sweep: Sweep, report: Callable[[Run, str], None], interrupt: "Interru
                 absent[name], busy = 1, True
         cells = [open_cells[name] for name in todo]
         before = [(part, sum(map(_tokens, part))) for part in _parts(sweep, cells)]
-        if cells and submit(sweep, cells):
+        answered = not cells or submit(sweep, cells) is not None
+        if answered:
             for part, kept in before:
                 vain |= {name: (todo[name], part, kept) for name in (run.config.run_dir.name for run in part)}
+        absent |= dict.fromkeys(todo, 0)
         began = False
         pause = FIRST_LOOK if busy or todo else min(1.3 * pause, SELDOM)
+        pause = pause if answered else SELDOM
         _sleep(pause, interrupt)
 
 
@@ -321,12 +324,11 @@ def _rendezvous(keys: ExecutorKeys) -> list[str]:
 
 
 def _tokens(run: Run) -> int:
-    """Tokens up to the newest checkpoint."""
+    """Tokens up to the newest checkpoint that the run can go on from."""
     final = finished_result(run)
     if final is not None:
         return final["tokens"]
-    steps = [int(path.name.rpartition("_")[2]) for path in (run.config.run_dir / "checkpoints").glob("step_*")]
-    return max(steps, default=0) * run.config.train.batch_tokens
+    return resumable_step(run.config.run_dir) * run.config.train.batch_tokens
 
 
 def _say(run: Run, outcome: str) -> None:

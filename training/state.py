@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from training.records import finished_result, recorded
+from training.records import finished_result, recorded, resumable_step
 from training.resolve import Run
-from utils.files import held, read_json, replacing
+from utils.files import held, read_json, replacing, write_json
 
 FAILURE = "failure.json"  # written by who gave the cell up: its pool, or for a lost job who follows the jobs
 HOPELESS = "stopped_early.json"  # written by the pool that stopped it
@@ -22,8 +22,9 @@ TAIL = 4096  # bytes: the last line of metrics.jsonl is within them
 def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
     """How a cell stands: {"state", "tokens", "loss", "rate", "share"}, and "reason" where it failed or was stopped.
 
-    The state is "pending", "running" (a process holds its folder), "stopped" (a signal ended it; it will go on),
-    "lost" (its process is gone without a word; it will go on), "done", "diverged", "failed" or "stopped early". The
+    The state is "pending" (also a finished cell that is to grow and kept no optimiser), "running" (a process holds its
+    folder), "stopped" (a signal ended it, or it is to grow; it will go on), "lost" (its process is gone without a
+    word; it will go on), "done", "diverged", "failed" or "stopped early". The
     loss is the last milestone's, of the averaged weights; the rate is training FLOPs per second of its process, all
     runs together that it trains, or None; the share is the cell's of that process as it last told, or None.
 
@@ -40,21 +41,35 @@ def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
         return {"state": final["status"], "tokens": final["tokens"], "loss": _loss(final), "rate": rate, "share": None}
     if not (directory / "config.yaml").exists():
         return _nothing("pending")
-    result, last = recorded(run), last_metrics(directory)
+    result, last, runs = recorded(run), last_metrics(directory), held(directory)
+    grows = result.get("status") == "done"  # it was finished once, before later milestones were asked for
+    anew = grows and not resumable_step(directory)
+    if anew and not runs:
+        return _nothing("pending")
     share = last.get("share", 1.0) if last else None
     rate = run.flops_per_token * last["tokens_per_second"] / share if last else None
-    tokens = max(result["tokens"], last["tokens"] if last else 0)
+    tokens = max(0 if anew else result["tokens"], last["tokens"] if last else 0)
     values = {"tokens": tokens, "loss": _loss(result), "rate": rate, "share": share}
     if (directory / HOPELESS).exists():
         return {"state": "stopped early", **values, "reason": read_json(directory / HOPELESS)["reason"]}
-    waits = result.get("status") == "preempted"
-    return {"state": "running" if held(directory) else "stopped" if waits else "lost", **values}
+    waits = grows or result.get("status") == "preempted"
+    return {"state": "running" if runs else "stopped" if waits else "lost", **values}
 
 
 def finished(run: Run, results: str | None = None) -> dict[str, Any] | None:
     """The final result of a cell, from its own folder or else from ``results``; None where there is none."""
     own = finished_result(run)
     return own if own is not None or results is None else finished_result(_committed(run, results))
+
+
+def label_heldout(run: Run) -> None:
+    """Have the result of a cell that is over say whether its size is held out now: fits read results alone."""
+    result = recorded(run)
+    over = finished_result(run) is not None or (run.config.run_dir / HOPELESS).exists()
+    if over and result.get("heldout", run.config.heldout) != run.config.heldout:
+        marked = result | {"heldout": run.config.heldout}
+        marked["config"] = result["config"] | {"heldout": run.config.heldout}
+        write_json(run.config.run_dir / "result.json", marked)
 
 
 def adopt(run: Run, results: str) -> None:

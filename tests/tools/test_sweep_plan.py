@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scaling import laws
+from scaling import laws, runs
 from tests.sweeps import edit, write_sweep
 from tests.tools.test_sweep import ENVIRONMENT, ROOT, here, tool
 from training import overview
 from training.estimate import estimate, flops_of
 from training.grid import load_sweep
 from training.state import cell_state
-from utils.files import exclusive
+from utils.files import exclusive, write_json
 
 PAPER = ROOT / "configs" / "laws" / "paper.json"
 
@@ -190,6 +190,47 @@ def test_committed_results_count(sweep: Path) -> None:
     # A later milestone is not in them: that cell is trained.
     edit(sweep, milestones=[640, 1920])
     assert json.loads(here("status", sweep, "--json")[0])["counts"] == {"pending": 2}
+
+
+def finish(sweep: Path) -> list[Path]:
+    """A result for each cell, as if it had been trained to its end; their files."""
+    paths = []
+    for cell in planned(sweep)["cells"]:
+        losses = {"val_loss": 1.0, "val_se": 0.1, "ema_val_loss": 1.0, "ema_val_se": 0.1}
+        milestones = [{"nominal": T, "tokens": T, "flops": 1.0, **losses} for T in cell["milestones"]]
+        result = {key: cell[key] for key in ("run_id", "N", "B", "lr", "seed", "heldout")}
+        result |= {"status": "done", "n_ctx": 32, "tokens": cell["T"], "flops": cell["flops"], "seconds": 1.0}
+        result |= {"milestones": milestones, "milestones_asked": cell["milestones"], "config": {"heldout": False}}
+        paths.append(sweep.parent / "runs" / "grid" / cell["run_id"] / "result.json")
+        write_json(paths[-1], result)
+        (paths[-1].parent / "config.yaml").write_text("")
+    return paths
+
+
+def test_results_say_what_the_yaml_holds_out_now(sweep: Path) -> None:
+    """Not what it held out when they were trained: a fit reads the results alone."""
+    paths = finish(sweep)
+    edit(sweep, sizes=[{"size": "1x32", "heldout": True}], results=str(sweep.parent / "committed"))
+    here("collect", sweep)
+    assert all(
+        runs.read(folder).heldout.all() for folder in (sweep.parent / "runs" / "grid", sweep.parent / "committed")
+    )
+    assert {row.rpartition(",")[2] for row in paths[0].parents[1].joinpath("results.csv").read_text().split()[1:]} == {
+        "1"
+    }
+    edit(sweep, sizes=[{"size": "1x32"}])
+    here("run", sweep)
+    assert not runs.read(sweep.parent / "runs" / "grid").heldout.any()
+
+
+def test_a_finished_cell_that_is_to_grow_starts_again_where_its_optimiser_is_gone(sweep: Path) -> None:
+    first, second = finish(sweep)
+    (second.parent / "checkpoints" / "step_0000020").mkdir(parents=True)
+    (second.parent / "checkpoints" / "step_0000020" / "optimizer.safetensors").touch()
+    edit(sweep, milestones=[640, 1280, 2560])
+    cells = {cell["run_id"]: cell for cell in json.loads(here("status", sweep, "--json")[0])["cells"]}
+    assert [cells[p.parent.name]["state"] for p in (first, second)] == ["pending", "stopped"]
+    assert [cells[p.parent.name]["progress"] for p in (first, second)] == [0.0, 0.5]
 
 
 def test_a_second_run_refuses(sweep: Path) -> None:

@@ -13,6 +13,7 @@ from tests.tools.test_sweep import here
 from training import overview, pool, slurm
 from training.estimate import estimate
 from training.grid import Sweep, load_sweep
+from training.resolve import Run
 from training.state import FAILURE
 from utils.errors import UserError
 from utils.files import write_json
@@ -65,6 +66,12 @@ def following(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(slurm, "check_options", lambda keys: None)
     monkeypatch.setattr(slurm, "_sleep", lambda seconds, interrupt: None)
     return seen
+
+
+def checkpointed(run: Run, step: int) -> None:
+    folder = run.config.run_dir / "checkpoints" / f"step_{step:07}"
+    folder.mkdir(parents=True)
+    (folder / "optimizer.safetensors").touch()
 
 
 def test_a_thousand_jobs_are_found_in_the_queue_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,13 +127,42 @@ def test_a_cell_whose_turn_has_not_come_has_not_failed(
         following.submitted.append(len(cells))
         if len(following.submitted) < 5:
             steps = 1 + len(following.submitted)
-            (first.config.run_dir / "checkpoints" / f"step_{steps:07}").mkdir(parents=True)
+            checkpointed(first, steps)
         return "7"
 
     monkeypatch.setattr(slurm, "submit", submit)
     slurm.follow(sweep, lambda run, outcome: following.reported.append(outcome), following.interrupt)
     assert following.submitted == [2] * 6  # the fifth brought nothing, nor did its one retry
     assert following.reported[-2:] == ["failed", "failed"]
+
+
+def test_a_finished_cell_that_starts_again_to_grow_gets_further(path: Path) -> None:
+    """Its averages at the old end are no checkpoint to go on from: what counts is those that it has written since."""
+    (run, _) = loaded(path).cells
+    (run.config.run_dir / "checkpoints" / "step_0000010").mkdir(parents=True)
+    assert slurm._tokens(run) == 0
+    checkpointed(run, 3)
+    assert slurm._tokens(run) == 240
+
+
+def test_a_job_that_the_queue_does_not_show_at_once_is_not_submitted_twice(
+    path: Path, following: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of the queue for two looks, it is lost: those of its second life too."""
+    sweep = loaded(path, "lr=[1e-3]")
+    name = sweep.cells[0].config.run_dir.name
+
+    def look(directory: Path) -> dict[str, str]:
+        following.looks += 1
+        following.interrupt.caught = 2 if following.looks == 20 else None
+        late = following.looks - submitted[-1] if submitted else 0
+        return {name: "7_0 RUNNING"} if late > 1 and (len(submitted) > 1 or late < 4) else {}
+
+    submitted: list[int] = []
+    monkeypatch.setattr(slurm, "queue_of", look)
+    monkeypatch.setattr(slurm, "submit", lambda sweep, cells: submitted.append(following.looks) or "7")
+    slurm.follow(sweep, lambda run, outcome: None, following.interrupt)
+    assert len(submitted) == 2
 
 
 def test_an_sbatch_that_gets_no_answer_counts_as_nothing(
