@@ -19,7 +19,8 @@ from scaling.points import Untrusted
 from scaling.proposals import Asked, State, states
 from scaling.target import Known, best_size, pair, spend
 from training import extended
-from training.grid import Sweep
+from training.grid import Sweep, cell_seed
+from training.records import finished_result, resumable_step
 from training.resolve import Run
 from training.state import cell_state
 from utils.errors import UserError
@@ -172,7 +173,7 @@ def _whole(tokens: int, batch: float) -> int:
 def merge(sweep: Sweep, asked: list[Asked]) -> list[Addition]:
     """What is asked of several grids of one size as runs: one that is trained for the largest T passes the others.
 
-    A run that was added, and ends before the T asked for, goes on; else the cell gets a new one.
+    A run that was added, and ends before the T asked for, goes on where it can; else the cell gets a new one.
     """
     by_size = _sizes(sweep)
     wanted: dict[tuple[int, float, int], list[tuple[int, str]]] = defaultdict(list)
@@ -200,7 +201,11 @@ def merge(sweep: Sweep, asked: list[Asked]) -> list[Addition]:
         for milestone, _ in runs_of_cell:
             per_milestone[milestone] += 1
         count = max(per_milestone.values())
-        grown = {repeat: end for repeat, end in ours.items() if end < min(per_milestone)}
+        grown = {
+            repeat: end
+            for repeat, end in ours.items()
+            if end < min(per_milestone) and _goes_on(cells, cell_seed(sweep.keys, size, lr, batch, repeat))
+        }
         for number in range(count):
             upto = max(m for m, times in per_milestone.items() if times > number)
             tokens = _whole(upto, batch)
@@ -214,6 +219,15 @@ def merge(sweep: Sweep, asked: list[Asked]) -> list[Addition]:
             }  # fmt: skip
             additions.append(Addition(entry, N, per_token * (tokens - there)))
     return sorted(additions, key=lambda addition: (addition.N, addition.entry["milestones"][-1], addition.entry["lr"]))
+
+
+def _goes_on(cells: list[Run], seed: int) -> bool:
+    """Whether the run of this seed, one of ``cells``, has come to its end and left a checkpoint to go on from."""
+    return any(
+        finished["status"] == "done" and resumable_step(cell.config.run_dir) > 0
+        for cell in cells
+        if cell.config.seed == seed and (finished := finished_result(cell)) is not None
+    )
 
 
 def _narrow(

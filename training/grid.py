@@ -64,8 +64,15 @@ def load_sweep(
     for size in keys.sizes:
         for run in _cells(keys, size, shared, meta_of, predict):
             _join(cells, run)
-    for run in _added(keys, shared, directory, meta_of):
+    added = _added(keys, shared, directory, meta_of)
+    for run in added:
         _join(cells, run)
+    last: dict[str, int] = {}
+    for run in cells.values():
+        last[run.config.model.size] = max(run.config.train.tokens, last.get(run.config.model.size, 0))
+    for config in (cells[run.config.name].config for run in added):
+        if config.train.tokens < last[config.model.size]:
+            config.checkpoint.final = "full"  # it is to go on if extend asks for more
     if not cells:
         raise UserError(f"{path}: an empty grid; give sizes, lr and batch_tokens")
     fitted = {run.config.model.size for run in cells.values() if not run.config.heldout}
@@ -80,6 +87,11 @@ def label(config: Config) -> str:
     """A cell's name for people, of resolved keys: also a file's name."""
     B, lr = config.train.batch_tokens, config.optim.lr
     return f"{config.model.size}_B{B}_lr{lr:.4g}_seed{config.seed}"
+
+
+def cell_seed(keys: SweepKeys, size: str, lr: float, batch: int, repeat: int) -> int:
+    """The seed of a cell's initialisation, which tells its repeats apart."""
+    return fold(keys.seed, size, lr, batch, repeat) & (1 << 31) - 1
 
 
 def _join(cells: dict[str, Run], run: Run) -> None:
@@ -202,7 +214,7 @@ def _cell(
     # Every cell has an initialisation of its own: cells that shared one would share its luck. Samples and noise are
     # those of all cells of the size, whatever their batch: rates may be trained together, and what a stream shares
     # drops out of the differences that an optimum is made of, alike along both axes.
-    config.seed = fold(keys.seed, size.size, lr, batch, repeat) & (1 << 31) - 1
+    config.seed = cell_seed(keys, size.size, lr, batch, repeat)
     config.data.seed = fold(keys.seed, "data", size.size, repeat) & (1 << 31) - 1
     config.optim.lr, config.train.batch_tokens = lr, batch
     config.train.milestones, config.train.tokens = list(milestones), max(milestones)

@@ -18,7 +18,7 @@ from tests.sweeps import write_sweep
 from tools import extend as module
 from tools import sweep as cli
 from training import extended
-from training.grid import load_sweep
+from training.grid import Sweep, load_sweep
 from utils.errors import UserError
 from utils.files import write_json
 
@@ -133,10 +133,11 @@ def stub(directory: Path, repeats=1):
     train = SimpleNamespace(milestones=[10, 20], batch_tokens=5)
     config = SimpleNamespace(optim=SimpleNamespace(lr=1e-3), train=train, model=SimpleNamespace(size="1x32"))
     cell = SimpleNamespace(N=100, config=config, flops_per_token=3.0)
-    return SimpleNamespace(directory=directory, keys=SimpleNamespace(results=None), cells=[cell] * repeats)
+    return SimpleNamespace(directory=directory, keys=SimpleNamespace(results=None, seed=0), cells=[cell] * repeats)
 
 
-def test_one_run_serves_all_its_milestones(tmp_path: Path) -> None:
+def test_one_run_serves_all_its_milestones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_goes_on", lambda *which: True)
     asked = [Asked(100, 10.5, 2e-3, 5, "a"), Asked(100, 20.0, 2e-3, 5, "b"), Asked(100, 10.0, 3e-3, 5, "c")]
     one, other = module.merge(stub(tmp_path), asked)
     assert {one.entry["lr"], other.entry["lr"]} == {2e-3, 3e-3}
@@ -164,13 +165,43 @@ def test_what_another_machine_added_counts(tmp_path: Path) -> None:
     extended.publish(tmp_path / "nothing", str(committed))
 
 
-def test_a_run_costs_its_whole_batches(tmp_path: Path) -> None:
+def test_a_run_costs_its_whole_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends with the first batch at or past its milestone; so does the part that is there already."""
+    monkeypatch.setattr(module, "_goes_on", lambda *which: True)
     (one,) = module.merge(stub(tmp_path), [Asked(100, 20.0, 2e-3, 8, "a")])
     assert one.flops == 3.0 * 24
     extended.add(tmp_path, [one.entry | {"milestones": [10]}])
     (grown,) = module.merge(stub(tmp_path), [Asked(100, 20.0, 2e-3, 8, "b")])
     assert grown.flops == 3.0 * (24 - 16)
+
+
+def test_an_added_run_that_can_go_on_does_and_another_is_not_priced_as_if(sweep: Path) -> None:
+    """It keeps its optimiser while it ends before its size does. Diverged, or without one, a new run comes instead."""
+
+    def load() -> Sweep:
+        return load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})
+
+    axes = {"lr": 3e-4, "batch_tokens": 64, "repeat": 0, "milestones": [128], "why": "a"}
+    extended.add(load().directory, [{"size": "1x32"} | axes])
+    (added,) = (cell for cell in load().cells if cell.config.optim.lr == 3e-4)
+    assert added.config.checkpoint.final == "full"
+    assert {cell.config.checkpoint.final for cell in load().cells if cell.config.optim.lr != 3e-4} == {"ema"}
+    folder = added.config.run_dir
+    kept = folder / "checkpoints" / "step_0000002" / "optimizer.safetensors"
+    kept.parent.mkdir(parents=True)
+    whole = added.flops_per_token * 256
+    for status, there, repeat, flops in (
+        ("done", True, 0, whole / 2), ("done", False, 1, whole), ("diverged", True, 1, whole),
+    ):  # fmt: skip
+        result = {"run_id": folder.name, "status": status, "tokens": 128, "flops": 1.0}
+        losses = {"val_loss": 1.0, "ema_val_loss": 1.0}
+        write_json(folder / "result.json", result | {"milestones": [{"nominal": 128, "tokens": 128} | losses]})
+        kept.touch() if there else kept.unlink(missing_ok=True)
+        (one,) = module.merge(load(), [Asked(added.N, 256, 3e-4, 64, "b")])
+        assert (one.entry["repeat"], one.flops) == (repeat, pytest.approx(flops))
+    extended.add(folder.parent, [{"size": "1x32"} | axes | {"milestones": [128, 256]}])
+    (grown,) = (cell for cell in load().cells if cell.config.optim.lr == 3e-4)
+    assert (grown.config.run_dir, grown.config.checkpoint.final) == (folder, "ema")
 
 
 def test_nothing_to_add_says_what_is_not_known() -> None:
