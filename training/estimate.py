@@ -49,8 +49,7 @@ def estimate(sweep: Sweep, states: Sequence[dict[str, Any]]) -> Estimate:
             measured.setdefault((cell.N, cell.config.train.batch_tokens), []).append(math.log(state["rate"]))
     means = {shape: sum(logs) / len(logs) for shape, logs in measured.items()}
     given = sweep.keys.cost.flops_per_second
-    processes = sweep.keys.executor.processes * _nodes(sweep)
-    assumed = given * processes if given else None
+    assumed = given * _devices(sweep) if given else None
 
     def rate_of(cell: Run) -> float | None:
         if not means:
@@ -78,8 +77,7 @@ def device_hours(sweep: Sweep, hours: Sequence[float | None]) -> float | None:
     """Hours of GPUs (of workers, on the CPU) that cells of these ``hours`` take; None where one is unknown."""
     if None in hours:
         return None
-    executor = sweep.keys.executor
-    return sum(hours) * executor.processes * _nodes(sweep) / executor.runs_per_gpu
+    return sum(hours) * _devices(sweep)
 
 
 def width(sweep: Sweep) -> int | None:
@@ -93,6 +91,12 @@ def width(sweep: Sweep) -> int | None:
     inside = executor.workers or groups or (keys.cpus or 1) // executor.processes
     jobs = math.ceil(len(sweep.cells) / keys.runs_per_job)
     return min(keys.array, jobs) * min(keys.runs_per_job, max(inside, 1))
+
+
+def _devices(sweep: Sweep) -> float:
+    """GPUs that one cell takes (on the CPU: workers); a part of one where cells share it."""
+    executor = sweep.keys.executor
+    return executor.processes * _nodes(sweep) / executor.runs_per_gpu
 
 
 def _nodes(sweep: Sweep) -> int:

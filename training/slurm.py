@@ -209,10 +209,11 @@ def check_options(keys: SlurmKeys) -> None:
     Raises:
         UserError: with the nearest known option.
     """
-    if shutil.which("sbatch") is None:
-        raise UserError(
-            "executor.kind=slurm: no sbatch on the path; run this where Slurm is, or say executor.kind=local"
-        )
+    for program in ("sbatch", "srun", "squeue"):
+        if shutil.which(program) is None:
+            raise UserError(
+                f"executor.kind=slurm: no {program} on the path; run this where Slurm is, or say executor.kind=local"
+            )
     if not keys.options:
         return
     out = subprocess.run(["sbatch", "--help"], capture_output=True, text=True)

@@ -103,6 +103,10 @@ def test_hours_and_cost_by_a_given_rate_and_by_what_was_measured(sweep: Path) ->
     assert told["cost"] == pytest.approx(2 * told["device_hours"])
     assert told["hours"] == pytest.approx(told["device_hours"] / 2)  # two workers
     assert "not measured" in told["rate"]
+    # The rate is a GPU's: cells that share it are slower each, and the GPU does no more.
+    shared = planned(sweep, "executor.runs_per_gpu=2")
+    assert shared["device_hours"] == pytest.approx(told["device_hours"])
+    assert shared["cells"][0]["hours"] == pytest.approx(2 * told["cells"][0]["hours"])
     assert "not measured" in here("run", sweep, "--dry-run")[0]
     tool("run", sweep)
     measured = planned(sweep)
@@ -262,6 +266,8 @@ def test_bad_input_is_one_line(sweep: Path) -> None:
 def test_without_slurm_one_line(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(sweep.parent))
     assert "no sbatch on the path" in refused(sweep, "executor.kind=slurm")
+    (sweep.parent / "sbatch").symlink_to("/bin/true")
+    assert "no srun on the path" in refused(sweep, "executor.kind=slurm")
 
 
 def test_a_thousand_pending_cells_are_told_within_a_second(sweep: Path) -> None:
