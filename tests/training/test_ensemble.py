@@ -88,8 +88,17 @@ def test_each_of_eight_equals_the_run_alone(cache: Path, tmp_path: Path, more: t
     assert len(set(ends)) == ROWS
 
 
-def test_a_run_that_diverges_is_recorded_and_the_others_go_on(cache: Path, tmp_path: Path) -> None:
-    more = ("train.max_skipped=3", "train.milestones=[1280]", "checkpoint.every_steps=8")
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all rows be moved together, as under torch.compile, in a test's time."""
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_run_that_diverges_is_recorded_and_the_others_go_on(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    uncompiled(monkeypatch)
+    more = ("train.max_skipped=3", "train.milestones=[1280]", "checkpoint.every_steps=8", f"train.compile={compiled}")
     several = configs(cache, tmp_path / "together", *more, rows=4)
     several[1].optim.lr, several[1].optim.clip = 1e30, 1e30
     assert train_together(several) == 0
@@ -100,6 +109,28 @@ def test_a_run_that_diverges_is_recorded_and_the_others_go_on(cache: Path, tmp_p
         same(tmp_path / "together" / str(row), tmp_path / "alone" / str(row))
     statuses = [result(tmp_path / "together" / str(row))["status"] for row in range(4)]
     assert statuses == ["done", "diverged", "done", "done"]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_each_has_its_own_schedule(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    uncompiled(monkeypatch)
+    theirs = [
+        ("optim.schedule=cosine", "optim.warmup_tokens=0", "optim.eps=1e-3"),
+        ("optim.schedule=wsd", "optim.warmup_tokens=1280", "optim.decay_fraction=0.5"),
+        ("optim.schedule=constant", "optim.warmup_tokens=3200", "optim.beta1=0.5"),
+    ]
+    for out in ("together", "alone"):
+        several = [
+            load_config(
+                None, overrides(cache, tmp_path / out, str(row), *own(row), f"train.compile={compiled}", *keys)
+            )
+            for row, keys in enumerate(theirs)
+        ]
+        assert train_together(several) == 0 if out == "together" else not any(map(train, several))
+    for row in range(3):
+        same(tmp_path / "together" / str(row), tmp_path / "alone" / str(row))
 
 
 def test_a_stack_goes_on_alone_and_a_run_alone_in_a_stack(cache: Path, tmp_path: Path) -> None:
@@ -116,9 +147,13 @@ def test_a_stack_goes_on_alone_and_a_run_alone_in_a_stack(cache: Path, tmp_path:
     assert [(tmp_path / "x" / str(row) / "result.json").stat().st_mtime_ns for row in range(3)] == before
 
 
-def test_runs_steps_apart_wait_for_one_another(cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_runs_steps_apart_wait_for_one_another(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
     """As a kill leaves them that comes while one after the other saves."""
-    whole = ("checkpoint.every_steps=10", "checkpoint.keep=9")
+    uncompiled(monkeypatch)
+    whole = ("checkpoint.every_steps=10", "checkpoint.keep=9", f"train.compile={compiled}")
     several = configs(cache, tmp_path / "x", *whole, rows=3)
     assert train_together(several) == 0
     for row, steps in ((0, (50, 40)), (1, (50,))):
