@@ -8,10 +8,11 @@ import torch
 
 from models.attention import attention, choose_backend
 from tests.models.test_dit import build, inputs, trained
-from tests.training.test_ensemble import configs
+from tests.training.test_ensemble import configs, no_row_by_row
 from tests.training.test_trainer import overrides, result
 from training.config import load_config
 from training.ensemble import StackedStep, train_together
+from training.memory import fit_memory
 from training.trainer import Trainer, prepare, train
 from utils.errors import UserError
 from utils.random import normal, uniform
@@ -99,7 +100,8 @@ def test_the_micro_batch_is_what_the_memory_holds(
 @pytest.mark.parametrize("compiled", [False, True])
 def test_runs_together_are_the_runs_alone(cache: Path, tmp_path: Path, compiled: bool) -> None:
     more = (f"train.compile={compiled}",)
-    assert train_together(configs(cache, tmp_path / "together", *more, rows=4)) == 0
+    with no_row_by_row():
+        assert train_together(configs(cache, tmp_path / "together", *more, rows=4)) == 0
     for row, config in enumerate(configs(cache, tmp_path / "alone", *more, rows=4)):
         assert train(config) == 0
         theirs = result(tmp_path / "alone" / str(row))["milestones"][-1]["ema_val_loss"]
@@ -121,3 +123,22 @@ def test_a_step_of_runs_together_never_waits_for_the_device(cache: Path, tmp_pat
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert not stack.skipped.any()
+
+
+def test_the_micro_batch_of_runs_together_is_what_the_memory_holds(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("model.size=4x256", "train.batch_tokens=2048", "train.tokens=4096")
+    stack = StackedStep([Trainer(*prepare(config)) for config in configs(cache, tmp_path, *more, rows=4)])
+    samples = stack.members[0].feed.step(0)
+    wanted = stack.gradients(samples).tolist()
+    torch.cuda.empty_cache()
+    held, whole = torch.cuda.memory_reserved(), torch.cuda.get_device_properties(0).total_memory
+    try:
+        torch.cuda.set_per_process_memory_fraction((held + (256 << 20)) / whole)
+        fit_memory(stack, samples, True)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert stack.micro_batch < 64
+    assert "which changes no result" in capsys.readouterr().out
+    assert stack.gradients(samples).tolist() == pytest.approx(wanted, rel=1e-4)

@@ -235,6 +235,24 @@ def test_a_row_that_waits_keeps_no_losses(cache: Path, tmp_path: Path) -> None:
     assert not second.learn.by_t.any()
 
 
+@contextlib.contextmanager
+def no_row_by_row() -> Iterator[None]:
+    """Refuse operations that torch.vmap can only do for one row after the other."""
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_enabled(True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_operation_is_one_for_all_rows(cache: Path, tmp_path: Path, dtype: str) -> None:
+    with no_row_by_row():
+        assert train_together(configs(cache, tmp_path, f"train.dtype={dtype}", "train.tokens=256", rows=2)) == 0
+        with pytest.raises(RuntimeError, match="fallback"):  # as the CPU's kernel of attention would be
+            torch.vmap(torch.nn.functional.scaled_dot_product_attention)(*torch.zeros(3, 2, 1, 1, 8, 32))
+
+
 def test_rows_halve_what_the_memory_does_not_hold(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
