@@ -177,6 +177,11 @@ def run(sweep: Sweep) -> int:
     keys = sweep.keys.executor
     if keys.kind == "slurm":
         slurm.check_options(keys.slurm)
+    elif jobs := slurm.queue_of(sweep.directory):
+        raise UserError(
+            f"{sweep.directory}: cells of it are in Slurm's queue, such as {next(iter(jobs.values()))}; follow them "
+            "with executor.kind=slurm, or end them first (scancel)"
+        )
     doubts(sweep)
     with exclusive(sweep.directory), Interrupt() as interrupt:
         claim(sweep)

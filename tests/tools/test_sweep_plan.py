@@ -242,6 +242,17 @@ def test_a_second_run_refuses(sweep: Path) -> None:
         assert "another process is working in it" in refused(sweep)
 
 
+def test_what_waits_in_slurms_queue_is_not_trained_here(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who followed it has gone, and its jobs go on: this machine may not see what a node holds."""
+    first = planned(sweep)["cells"][0]["run_id"]
+    write_json(sweep.parent / "runs" / "grid" / "slurm" / "grid-1.json", {"tasks": [[{"run_id": first}]]})
+    squeue = sweep.parent / "squeue"
+    squeue.write_text("#!/bin/sh\necho 'grid-1|7|0|PENDING|Priority'\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sweep.parent}:{os.environ['PATH']}")
+    assert "in Slurm's queue, such as 7_0 PENDING (Priority)" in refused(sweep)
+
+
 def test_a_sweep_of_another_yaml_is_refused_with_the_difference(sweep: Path) -> None:
     tool("run", sweep)
     said = here("run", sweep, "config.train.dtype=bfloat16", "seed=3", status=2)[1]
