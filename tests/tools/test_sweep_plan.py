@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ import yaml
 from scaling import laws, runs
 from tests.sweeps import edit, write_sweep
 from tests.tools.test_sweep import ENVIRONMENT, ROOT, here, tool
+from tools import sweep as module
 from training import overview
 from training.estimate import estimate, flops_of
 from training.grid import load_sweep
@@ -235,6 +237,14 @@ def test_a_finished_cell_that_is_to_grow_starts_again_where_its_optimiser_is_gon
     cells = {cell["run_id"]: cell for cell in json.loads(here("status", sweep, "--json")[0])["cells"]}
     assert [cells[p.parent.name]["state"] for p in (first, second)] == ["pending", "stopped"]
     assert [cells[p.parent.name]["progress"] for p in (first, second)] == [0.0, 0.5]
+
+
+def test_a_watch_shows_it_again_until_all_is_finished(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: finish(sweep)))
+    before, after = here("status", sweep, "--watch")[0].split("\x1b[H\x1b[2J")[1:]
+    assert "2 cells: 2 pending" in before
+    assert "2 cells: 2 done" in after
+    assert "best 1x32: loss 1 at 1,280 tokens" in after
 
 
 def test_a_second_run_refuses(sweep: Path) -> None:
