@@ -21,6 +21,7 @@ from training.config import Config, load_config
 from training.ensemble import CONSOLE, StackedStep, train_together
 from training.feed import Feed, Samples
 from training.memory import fit_memory
+from training.stacks import row_bytes
 from training.trainer import PREEMPTED, Trainer, prepare, train
 from utils.errors import UserError
 from utils.files import exclusive
@@ -233,6 +234,27 @@ def test_a_row_that_waits_keeps_no_losses(cache: Path, tmp_path: Path) -> None:
     assert [member.learn.counted.item() for member in stack.members] == [1, 0]
     assert first.learn.by_t.any()
     assert not second.learn.by_t.any()
+
+
+def test_a_row_takes_no_more_memory_than_its_estimate(cache: Path, tmp_path: Path) -> None:
+    """Of activations, as autograd keeps them, and of parameters; and the estimate is no wild one."""
+    stack = StackedStep([Trainer(*prepare(config)) for config in configs(cache, tmp_path, rows=3)])
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        memory = tensor.untyped_storage()
+        kept[memory.data_ptr()] = memory.nbytes()
+        alive.append(tensor)  # or its place would be another's
+        return tensor
+
+    alive: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        stack._losses(stack._weights, stack.members[0].next_step()[0])
+    weights = {weight.untyped_storage().data_ptr() for weight in stack._weights.values()}
+    activations = sum(size for place, size in kept.items() if place not in weights) / 3
+    numbers = sum(buffers.weights.numel() for buffers in stack._buffers) / 3
+    estimate = row_bytes(stack.members[0].run)
+    assert 28 * numbers + activations < estimate < 3 * (28 * numbers + activations)
 
 
 @contextlib.contextmanager
