@@ -11,13 +11,13 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from signal import SIGUSR2
 from typing import TYPE_CHECKING, Any
 
 from training.config import config_from_dict, to_dict
@@ -141,7 +141,7 @@ def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
     executor.update_parameters(**_parameters(keys, name))
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), _undisturbed():
             if len(sets) == 1:
                 jobs = [executor.submit(work, str(record), 0)]
             else:
@@ -161,6 +161,17 @@ def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
     job = jobs[0].job_id.partition("_")[0]
     write_json(record, content | {"job": job})
     return job
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let signals wait, for the commands that are started meanwhile too: a terminal's Ctrl-C goes to all of them, and
+    an sbatch that dies of it may have submitted its jobs already."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _parts(sweep: Sweep, cells: Sequence[Run]) -> list[Sequence[Run]]:
@@ -295,7 +306,7 @@ def work(record: str, task: int) -> None:
         run_cells(cells, keys, _say, interrupt, _rendezvous(keys))
         if interrupt.caught is None:
             return
-        if interrupt.caught != SIGUSR2 or os.environ.get("SLURM_NODEID", "0") != "0":
+        if interrupt.caught != signal.SIGUSR2 or os.environ.get("SLURM_NODEID", "0") != "0":
             return  # cancelled; or preempted, and Slurm queues it again where it is told to
         if all(_tokens(run) <= tokens for run, tokens in zip(cells, before)):
             raise RuntimeError("no cell got any further before the warning: give executor.slurm.time more minutes")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import stat
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,6 +219,16 @@ def test_more_jobs_than_slurm_takes(path: Path, tmp_path: Path, monkeypatch: pyt
         slurm.submit(sweep, sweep.cells[:1])
     assert "runs_per_job" not in str(alone.value)
     assert not list((sweep.directory / slurm.FOLDER).glob("*.json"))
+
+
+def test_ctrl_c_does_not_end_an_sbatch_half_way(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal signals it too: the controller would have jobs whose record was taken back."""
+    program(tmp_path / "bin", "sbatch", "kill -INT $$; echo Submitted batch job 7", monkeypatch)
+    program(tmp_path / "bin", "srun", "exit 0", monkeypatch)
+    sweep = loaded(path)
+    assert slurm.submit(sweep, sweep.cells) == "7"
+    assert json.loads(next((sweep.directory / slurm.FOLDER).glob("*.json")).read_text())["job"] == "7"
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_a_job_queued_again_leaves_what_failed_in_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
