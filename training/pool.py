@@ -26,7 +26,6 @@ from training.records import finished_result
 from training.resolve import Run
 from training.stacks import stacks
 from training.state import FAILURE, HOPELESS
-from training.state import cell_state as cell_state
 from training.sweep_keys import ExecutorKeys
 from utils.errors import run_cli
 from utils.files import held, read_json, replacing, write_json
