@@ -17,6 +17,9 @@ SHRINKAGE = 10
 MOST_CLUSTERS = 300
 # A loss is not known better than this: losses without any scatter are somebody's formula.
 LEAST_NOISE = 1e-7
+# Of the variance of a run's noise, what runs on the same samples have in common: their losses' correlation, measured
+# (docs/ensembles.md: .25 to .39).
+SHARED = 1 / 3
 # How a warning begins that best cells entered a law: what a report shows depends on it.
 STAND_IN = "best cells stand in for the"
 # Grids without an optimum that a refusal lists, a line each.
@@ -35,6 +38,8 @@ class Points:
     [clusters, points], and ``present`` [clusters, points] whether a point is still there. Only ``interior`` points
     give batches; they and the ``usable`` ones (at the floor of one clip) give rates; all give losses. ``clips``
     [points, clips] is the relative loss by validation clip around the point's, or None where it is unknown.
+    ``streams`` [points, streams]: how far (relative) a standard deviation of the noise of each stream of samples moves
+    the point's loss, for streams that several runs share; no scatter within a grid tells of it. None where nothing is.
     """
 
     N: NDArray[np.float64]
@@ -51,6 +56,7 @@ class Points:
     present: NDArray[np.bool_]
     optima: tuple[Optimum, ...]
     clips: NDArray[np.float64] | None = None
+    streams: NDArray[np.float64] | None = None
 
     def inside(self, symbol: str) -> NDArray[np.bool_]:
         """Which points tell about "B" or "lr"."""
@@ -166,8 +172,28 @@ def points_of_grids(
     return Points(
         np.array([o.N for o in chosen]), np.array([o.T for o in chosen]), np.exp(values["B"]), np.exp(values["lr"]),
         np.exp(values["loss"]), interior, usable, *variance, replicates,
-        np.ones((len(clusters), len(chosen)), dtype=bool), tuple(chosen), clips,
+        np.ones((len(clusters), len(chosen)), dtype=bool), tuple(chosen), clips, _streams(ledger, chosen),
     )  # fmt: skip
+
+
+def _streams(ledger: Ledger, optima: list[Optimum]) -> NDArray[np.float64] | None:
+    """``Points.streams``. A grid's scatter is of what its cells do not share: the rest of their noise."""
+    pooled = _pooled_scatter(optima)
+    used = np.concatenate([o.used for o in optima])
+    _, first = np.unique(ledger.run_id[used], return_index=True)
+    of_runs = ledger.stream[used][first]
+    shared = [stream for stream in np.unique(of_runs[of_runs >= 0]) if np.sum(of_runs == stream) > 1]
+    if not pooled or not shared:
+        return None
+    parts = [[float(np.mean(ledger.stream[o.used] == stream)) for stream in shared] for o in optima]
+    return pooled * math.sqrt(SHARED / (1 - SHARED)) * np.array(parts)
+
+
+def _pooled_scatter(optima: list[Optimum]) -> float:
+    """Relative scatter of runs around their grids' quadratics; 0 where no grid has cells to spare."""
+    known = [o for o in optima if o.usable and o.spare]
+    spare = sum(o.spare for o in known)
+    return math.sqrt(sum(o.spare * (o.scatter / o.loss) ** 2 for o in known) / spare) if spare else 0.0
 
 
 def _pooled_variance(optima: list[Optimum]) -> tuple[NDArray | None, NDArray | None, NDArray | None]:
@@ -180,7 +206,7 @@ def _pooled_variance(optima: list[Optimum]) -> tuple[NDArray | None, NDArray | N
         return None, None, None
     spare = np.array([o.spare for o in known])
     relative = np.array([o.scatter / o.loss for o in known])
-    pooled = math.sqrt(np.sum(spare * relative**2) / spare.sum())
+    pooled = _pooled_scatter(known)
     if pooled < 1e-12:
         return None, None, None
     shrunk = np.sqrt((SHRINKAGE * pooled**2 + spare * relative**2) / (SHRINKAGE + spare))

@@ -40,7 +40,8 @@ class Ledger:
     ``loss`` is what laws are fitted on (the EMA's, where recorded) and ``loss_se`` its standard error or nan;
     ``raw_loss`` and ``raw_loss_se`` are the raw weights'. ``nominal_T`` is the milestone asked for, common to a grid.
     ``samples`` names the file of per-sample validation losses, or is empty; ``recipe`` holds what all the runs share.
-    ``unit`` is what the source counts its batches in, in tokens.
+    ``stream`` is the seed of a run's samples, which several runs may share, or -1 where it is not known. ``unit`` is
+    what the source counts its batches in, in tokens.
     """
 
     run_id: NDArray[np.str_]
@@ -58,6 +59,7 @@ class Ledger:
     n_ctx: NDArray[np.int64]
     heldout: NDArray[np.bool_]
     samples: NDArray[np.str_]
+    stream: NDArray[np.int64]
     recipe: dict[str, Any]
     source: str
     unit: float = 1.0
@@ -187,6 +189,7 @@ def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     shared: dict[str, Any] = {key: positive(result[key], f"{path}: {key}") for key in ("N", "B", "lr", "n_ctx")}
     shared |= {"run_id": folder.name, "seed": _whole(result.get("seed", 0), f"{path}: seed")}
     shared["heldout"] = result.get("heldout", False)
+    shared["stream"] = ((result.get("config") or {}).get("data") or {}).get("seed")
     reached = set()
     for milestone in result["milestones"]:
         tokens = positive(milestone["tokens"], f"{path}: tokens")
@@ -368,6 +371,7 @@ def _ledger(
         n_ctx=column("n_ctx", 0).astype(int),
         heldout=np.array([bool(row.get("heldout")) for row in rows]),
         samples=np.array([row.get("samples", "") for row in rows]),
+        stream=column("stream", -1).astype(int),
         recipe=recipe,
         source=source,
         unit=unit,

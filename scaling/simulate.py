@@ -1,9 +1,10 @@
 """Ledgers that a law would produce, with noise: what a sweep can tell, before any GPU-hour is spent on it."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from scaling.jackknife import interval
 from scaling.laws import Law
 from scaling.optimum import COEFFICIENTS, Optimum
 from scaling.plan import FAR
-from scaling.points import Untrusted, at_nominal, grid_optima
+from scaling.points import SHARED, Untrusted, at_nominal, grid_optima
 from scaling.runs import Ledger, concatenate
 from utils.errors import UserError
 
@@ -103,7 +104,7 @@ def ledger(
         run_id=np.repeat([f"simulated-{i:0{width}d}" for i in range(len(shared))], error.shape[1]),
         N=N, T=T, nominal_T=T, B=B, lr=lr, loss=loss, loss_se=noise * loss, raw_loss=loss, raw_loss_se=unknown,
         flops=unknown, seed=np.repeat(np.arange(len(shared)), error.shape[1]), n_ctx=np.full(len(N), n_ctx),
-        heldout=np.zeros(len(N), dtype=bool), samples=np.full(len(N), ""), recipe={},
+        heldout=np.zeros(len(N), dtype=bool), samples=np.full(len(N), ""), stream=np.full(len(N), -1), recipe={},
         source=f"simulated from {law.name}",
     )  # fmt: skip
 
@@ -123,14 +124,31 @@ def grid(
 
 
 def sweep(law: Law, cells: Sequence[Cell], noise: float, correlation: float, seed: int, n_ctx: int) -> Ledger:
-    """A ledger of cells that may each have milestones of their own."""
-    parts = []
+    """A ledger of cells that may each have milestones of their own. Those of a size share samples, as sweeps' do."""
+    parts, own = [], noise * math.sqrt(1 - SHARED)
     for number, milestones in enumerate(sorted({cell.milestones for cell in cells})):
         chosen = [(c.N, c.B, c.lr) for c in cells if c.milestones == milestones]
-        part = ledger(law, chosen, milestones, noise, correlation, seed * 1000 + number, n_ctx)
+        part = ledger(law, chosen, milestones, own, correlation, seed * 1000 + number, n_ctx)
         part.run_id[:] = np.char.add(f"{number}-", np.char.replace(part.run_id, "simulated-", ""))
         parts.append(part)
-    return concatenate(parts)
+    return _on_common_samples(concatenate(parts), noise * math.sqrt(SHARED), correlation, seed)
+
+
+def _on_common_samples(ledger: Ledger, noise: float, correlation: float, seed: int) -> Ledger:
+    """The ledger with noise that the runs of a size share; repeats of a cell have samples of their own."""
+    repeat: Counter[tuple[float, float, float]] = Counter()
+    stream = np.empty(len(ledger), dtype=np.int64)
+    known: dict[tuple[float, int], int] = {}
+    for run in dict.fromkeys(ledger.run_id):
+        rows = np.flatnonzero(ledger.run_id == run)
+        cell = tuple(float(getattr(ledger, name)[rows[0]]) for name in ("N", "B", "lr"))
+        stream[rows] = known.setdefault((cell[0], repeat[cell]), len(known))
+        repeat[cell] += 1
+    random, (times, time) = np.random.default_rng([seed, 1]), np.unique(ledger.T, return_inverse=True)
+    whole, own = random.standard_normal(len(known)), random.standard_normal((len(known), len(times)))
+    error = math.sqrt(correlation) * whole[stream] + math.sqrt(1 - correlation) * own[stream, time]
+    loss = ledger.loss * (1 + noise * error)
+    return replace(ledger, loss=loss, raw_loss=loss, stream=stream)
 
 
 def expect(

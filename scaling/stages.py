@@ -295,7 +295,8 @@ def _fit_loss(
 
 
 def _misfit(points: Points, fitted: loss_law.LossFit, held: dict[str, float]) -> NDArray:
-    """Covariance [5, 5] of theta from the grids' scatter around the law (method of moments)."""
+    """Covariance [5, 5] of theta from the grids' scatter around the law (method of moments), and from the noise of
+    samples that all cells of some grids share, of which their scatter does not tell."""
     free = [i for i, name in enumerate(loss_law.CONSTANTS) if name not in held]
     spare = len(points.N) - len(free)
     if spare <= 0:
@@ -308,7 +309,8 @@ def _misfit(points: Points, fitted: loss_law.LossFit, held: dict[str, float]) ->
     pull = np.zeros((5, len(own)))
     J = fitted.derivative[:, free] * np.sqrt(weight)[:, None]
     pull[free] = np.linalg.pinv(J, rcond=1e-12) * np.sqrt(weight)
-    return between_grids(points, pull, own, scatter, spare)
+    common = np.zeros((5, 1)) if points.streams is None else pull @ points.streams
+    return between_grids(points, pull, own, scatter, spare) + common @ common.T
 
 
 def between_grids(points: Points, pull: NDArray, own: NDArray, scatter: NDArray, spare: int) -> NDArray:

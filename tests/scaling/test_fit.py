@@ -164,9 +164,10 @@ def test_where_larger_models_are_worse_no_size_is_best(paper, cost, tmp_path):
 
 
 def timed(ledger, part, options, cost):
-    start = time.perf_counter()
+    """In processor time: what else the machine does is not the fit's."""
+    start = time.process_time()
     fitted = fit.fit(ledger, part, options, cost, NOWHERE)
-    return time.perf_counter() - start, fitted
+    return time.process_time() - start, fitted
 
 
 def test_two_thousand_rows_are_fitted_in_five_seconds(paper, cost):

@@ -37,6 +37,17 @@ def test_folder_of_runs(tmp_path):
     assert ledger.recipe == {"optimizer": "adamw", "differs_between_runs": ["warmup"]}
 
 
+def test_whose_samples_a_run_saw(tmp_path):
+    """The seed of its data, where the run tells it; a table does not."""
+    write_run(tmp_path, "a", config={"data": {"seed": 2**31 - 1}})
+    write_run(tmp_path, "b", config={"data": {"seed": None}})
+    write_run(tmp_path, "c")
+    ledger = runs.read(tmp_path)
+    assert ledger.stream.tolist() == [2**31 - 1] * 2 + [-1] * 4
+    runs.write_csv(ledger, tmp_path / "table.csv")
+    assert set(runs.read(tmp_path / "table.csv").stream) == {-1}
+
+
 def test_csv_has_the_fixed_columns_and_reads_back(tmp_path):
     write_run(tmp_path / "sweep", "a")
     write_run(tmp_path / "sweep", "b", status="diverged", milestones=(), milestones_asked=[1e4])

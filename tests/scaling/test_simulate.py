@@ -20,6 +20,27 @@ def test_noise_and_correlation_are_as_asked(paper):
     assert np.corrcoef(error.T)[0, 1] == pytest.approx(0.6, abs=0.05)
 
 
+def test_a_sweeps_cells_of_a_size_share_a_third_of_their_noise(paper):
+    """As in real sweeps; a repeat has samples of its own, and so have other sizes."""
+    grid = [simulate.Cell(N, B, 1e-4, (2e9, 8e9)) for N in (1e8, 2e8) for B in (1e5, 2e5) for _ in range(2)]
+    errors = []
+    for seed in range(1500):
+        ledger = simulate.sweep(paper, grid, 1e-3, 0.6, seed, 1280)
+        errors.append(ledger.loss / simulate.sweep(paper, grid, 0.0, 0.6, seed, 1280).loss - 1)
+    error, (common, other) = np.array(errors), (ledger.stream, ledger.N)
+    assert error.std() == pytest.approx(1e-3, rel=0.03)
+    found = np.corrcoef(error.T)
+    late = ledger.T == 8e9
+    for i in range(len(ledger)):
+        for j in range(i):
+            expected = 1 / 3 if common[i] == common[j] else 0.0
+            if ledger.run_id[i] == ledger.run_id[j]:
+                expected = 1.0
+            expected *= 1.0 if late[i] == late[j] else 0.6
+            assert found[i, j] == pytest.approx(expected, abs=0.1)
+    assert len(set(zip(common, other))) == len(set(common)) == 4
+
+
 def test_expectations_follow_the_noise(paper, cost):
     tokens = [2e9, 5e9, 12e9]
     quiet, loud = (
