@@ -154,11 +154,13 @@ class Cluster:
             process.wait()
 
     def _kill_stepds(self) -> None:
-        """End what slurmd left behind: every process whose environment or command names this folder's Slurm."""
+        """End what slurmd left behind: Slurm's own processes with this folder in their environment, and its jobs'."""
         marker = str(self.folder / "slurm.conf").encode()
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError, ValueError):
-                if int(path.name) != os.getpid() and marker in (path / "environ").read_bytes():
+                environment = (path / "environ").read_bytes()
+                of_slurm = b"SLURM_JOB_ID=" in environment or (path / "comm").read_text().startswith("slurm")
+                if marker in environment and of_slurm:
                     os.kill(int(path.name), signal.SIGKILL)
 
 

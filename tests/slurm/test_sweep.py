@@ -201,19 +201,26 @@ def test_what_slurm_refuses_is_one_line(slurm: Cluster, sweep: Path, slurm_keys:
 
 
 def test_nothing_is_left_of_a_cluster(tmp_path: Path) -> None:
+    """And what merely asks it, such as a shell where its address was exported, is left alone."""
+    asking = []
+
     def broken() -> None:
         with Cluster(tmp_path / "c") as cluster:
+            asking.append(subprocess.Popen(["sleep", "600"], env=cluster.environment))
             cluster.run("sbatch", "--wrap", "sleep 100", "--output", "/dev/null")
             wait_until(lambda: any("RUNNING" in line for line in cluster.queue()), 30)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         broken()
+    assert asking[0].poll() is None
+    asking[0].kill()
+    asking[0].wait()
     marker = str(tmp_path / "c").encode()
     left = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            left += [path] * (marker in path.read_bytes())
+            left += [path] * any(marker in (path / name).read_bytes() for name in ("cmdline", "environ"))
         except OSError:
             continue
     assert not left
