@@ -149,6 +149,8 @@ def watched(lines: str) -> str:
 def span(hours: float) -> str:
     """A time for people."""
     minutes = round(hours * 60)
+    if minutes < 1:
+        return "less than a minute"
     if minutes < 100:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes < 48 * 60 else f"{hours / 24:.1f} days"
