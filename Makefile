@@ -33,7 +33,7 @@ reproduce-mini: $(INSTALLED)
 	$(PY) tools/study.py results/mini/cells --law runs/mini/law.json --expect results/mini/study.json
 	$(PY) tools/report.py results/mini/cells --law runs/mini/law.json --png runs/mini/figures --out runs/mini/report.html
 
-# At most ten minutes on two cores; test-slow is the rest.
+# A quarter of an hour of one core; test-slow is the rest.
 test: $(INSTALLED)
 	$(PY) -m pytest -m "not slow and not slurm"
 
