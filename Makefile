@@ -29,8 +29,8 @@ quickstart: $(INSTALLED)
 # The miniature study (docs/reproduction.md) analysed again from its committed results, and held against what is claimed.
 # Its runs, hours of two cores, are made by tools/sweep.py from configs/sweep/mini.yaml and mini_heldout.yaml.
 reproduce-mini: $(INSTALLED)
-	$(PY) tools/fit.py all results/mini/cells --out runs/mini/law.json
-	$(PY) tools/study.py results/mini/cells --law runs/mini/law.json --expect results/mini/study.json
+	$(PY) tools/fit.py all results/mini/cells --prior configs/laws/paper.json --out runs/mini/law.json
+	$(PY) tools/study.py results/mini/cells --law runs/mini/law.json --prior configs/laws/paper.json --expect results/mini/study.json
 	$(PY) tools/report.py results/mini/cells --law runs/mini/law.json --png runs/mini/figures --out runs/mini/report.html
 
 # A quarter of an hour of one core; test-slow is the rest.
