@@ -27,7 +27,7 @@ quickstart: $(INSTALLED)
 	$(PY) tools/report.py $(Q)/sweep --law $(Q)/law.json --planned $(Q)/planned --samples $(Q)/samples --out $(Q)/report.html
 
 # The miniature study (docs/reproduction.md) analysed again from its committed results, and held against what is claimed.
-# Its runs, hours of two cores, are made by tools/sweep.py from configs/sweep/mini.yaml and mini_heldout.yaml.
+# Its runs, hours of two cores, are made by tools/sweep.py from configs/sweep/mini.yaml.
 reproduce-mini: $(INSTALLED)
 	$(PY) tools/fit.py all results/mini/cells --prior configs/laws/paper.json --out runs/mini/law.json
 	$(PY) tools/study.py results/mini/cells --law runs/mini/law.json --prior configs/laws/paper.json --expect results/mini/study.json

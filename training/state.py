@@ -24,9 +24,9 @@ def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
 
     The state is "pending" (also a finished cell that is to grow and kept no optimiser), "running" (a process holds its
     folder), "stopped" (a signal ended it, or it is to grow; it will go on), "lost" (its process is gone without a
-    word; it will go on), "done", "diverged", "failed" or "stopped early". The
-    loss is the last milestone's, of the averaged weights; the rate is training FLOPs per second of its process, all
-    runs together that it trains, or None; the share is the cell's of that process as it last told, or None.
+    word; it will go on), "done", "diverged", "failed" or "stopped early". The loss is the last milestone's, of the
+    averaged weights; the rate is training FLOPs per second of its process, all runs together that it trains, or None;
+    the share is the cell's of that process as it last told, or None.
 
     Args:
         results: a folder of finished cells, which count as this sweep's.
