@@ -1,8 +1,8 @@
-"""Many runs in one process: models of one shape that see the same samples, moved in lock-step.
+"""Many runs in one process: models of one shape, moved in lock-step.
 
 Each member is an ordinary ``Trainer`` whose buffers are rows of common ones, so that its checkpoints, metrics and
 result are written by the code of a run alone. Only the arithmetic is done for all rows at once: ``torch.vmap`` runs
-the one model over the rows of its weights.
+the one model over the rows of its weights. On a GPU a step is a CUDA graph.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from models.dit import VideoDiT
 from training.config import Config
 from training.feed import Samples
 from training.flat import move, place_of
+from training.graph import StepGraph
 from training.memory import fit_memory
 from training.model import build_model
 from training.optim import learning_rate, weight_groups
@@ -118,7 +119,7 @@ def _fit(members: list[Trainer], consoles: dict[Trainer, TextIO]) -> list[str]:
     with StopRequest(1, members[0].config.train.timeout_minutes) as stop:
         learn = StackedStep(members)
         if learn.device.type == "cuda":
-            fit_memory(learn, members[0].next_step()[0], True)
+            fit_memory(learn, learn.samples(members[0].step), True)
         for member in members:
             courses[member] = member.course(lambda: halt)
             go_on(member)
@@ -138,7 +139,7 @@ def _fit(members: list[Trainer], consoles: dict[Trainer, TextIO]) -> list[str]:
             # Runs that were interrupted while they saved may be steps apart: those ahead wait for the others.
             step = min(member.step for member in wishes)
             moving = [member for member in wishes if member.step == step]
-            learn(*moving[0].next_step(), moving)
+            learn(learn.samples(step), moving[0].tokens, moving)
             halt = stop.agreed()  # once, so that a signal amid their checkpoints stops all at the same step
             for member in moving:
                 go_on(member)
@@ -167,7 +168,7 @@ class _Buffers(NamedTuple):
 
 
 class StackedStep:
-    """``training.step.Step`` for runs that share their samples: it moves the rows that are their own buffers.
+    """``training.step.Step`` for several runs: it moves the rows that are their own buffers.
 
     Attributes:
         members: the runs, a row each. They are moved here, and are whole whenever a step has ended.
@@ -184,6 +185,7 @@ class StackedStep:
             "meta"
         )  # its code, not its weights
         self._compiled = lead.config.train.compile
+        self._graph = StepGraph(self._learn) if self.device.type == "cuda" else None
         self._run = torch.compile(self._losses, dynamic=False) if self._compiled else self._losses
         self._move = torch.compile(move_rows, dynamic=False) if self._compiled else move_rows
         self.micro_batch = micro_batch or lead.learn.micro_batch
@@ -192,9 +194,13 @@ class StackedStep:
             setattr(self, name, torch.stack([getattr(member.learn, name) for member in members]))
         self.by_t = torch.stack([member.learn.by_t for member in members])
         self._buffers = [self._adopt(kind) for kind in range(len(lead.learn.weights))]
+        seeds = [member.config.data_seed for member in members]
+        self._streams = [members[seeds.index(seed)].feed for seed in dict.fromkeys(seeds)]
+        which = [list(dict.fromkeys(seeds)).index(seed) for seed in seeds]
+        self._stream_of_row = torch.tensor(which, device=self.device)
         for row, member in enumerate(members):
             member.model.backend = "plain"
-            for name in (*COUNTS, "by_t"):
+            for name in (*COUNTS, "by_t", "norm"):
                 setattr(member.learn, name, getattr(self, name)[row])
         self._weights = self._named("weights")
         self._averages = self._named("averages")
@@ -231,53 +237,64 @@ class StackedStep:
                 views[place[id(parameter)]] = here.view(len(whole), *parameter.shape)
         return views
 
+    def samples(self, step: int) -> Samples:
+        """What step ``step`` sees: [n, ...] where all rows see the same, else [rows, n, ...]."""
+        if len(self._streams) == 1:
+            return self._streams[0].step(step)
+        each = zip(*(feed.step(step) for feed in self._streams))
+        return Samples(*(torch.stack(values)[self._stream_of_row] for values in each))
+
     def _losses(self, weights: dict[str, Tensor], samples: Samples) -> Tensor:
         """Each sample's loss under each row of ``weights``, float32 [rows, samples]."""
 
-        def one(row: dict[str, Tensor]) -> Tensor:
+        def one(row: dict[str, Tensor], samples: Samples) -> Tensor:
             def model(*inputs: Tensor) -> Tensor:
                 return functional_call(self.wrapped, row, inputs)
 
             return denoising_loss(model, self._process, *samples)
 
-        return torch.vmap(one)(weights)
+        return torch.vmap(one, in_dims=(0, 0 if samples.t.dim() == 2 else None))(weights, samples)
 
     def __call__(self, samples: Samples, tokens: int, moving: list[Trainer]) -> None:
         """Learn from a batch, after ``tokens`` tokens; rows that are not ``moving`` stay as they are."""
-        losses = self.gradients(samples)
-        for member in self.members:
-            if member not in moving:  # it has seen these samples already, or has ended
-                member.learn.by_t.zero_()
-        if self._compiled:
-            self._move_together(losses, tokens, moving)
+        if self._graph is not None:
+            self._graph(samples, self._settings(tokens, moving))
+        elif self._compiled:
+            self._learn(samples, self._settings(tokens, moving))
         else:
             # Fused AdamW of one row after the other: the whole of them, uncompiled, would pass memory a dozen times.
+            losses = self.gradients(samples)
             for row, member in enumerate(self.members):
                 if member in moving:
                     member.learn.move(losses[row], tokens)
+        for member in self.members:
+            if member not in moving:  # it has seen these samples already, or has ended
+                member.learn.by_t.zero_()
 
     def gradients(self, samples: Samples, share: bool = True) -> Tensor:
         """As ``Step.gradients``, for all rows; returns each one's mean loss, float32 [rows]."""
-        count = len(samples.t)
+        rows, count = len(self.members), samples.t.shape[-1]
         size = self.micro_batch or count
-        total = torch.zeros(len(self.members), device=self.device)
+        total = torch.zeros(rows, device=self.device)
+        along = samples.t.dim() - 1
         for first in range(0, count, size):
-            piece = Samples(*(value[first : first + size] for value in samples))
+            piece = Samples(*(value.narrow(along, first, min(size, count - first)) for value in samples))
             losses = self._run(self._weights, piece)
             loss = losses.sum(1) / count
             found = torch.autograd.grad(loss.sum(), list(self._weights.values()))
             # The first pass replaces what is there: no gradient has to be set to zero before.
             (torch._foreach_add_ if first else torch._foreach_copy_)(self._gradients, found)
             total += loss.detach()
-            which = (piece.t * T_BINS).long()
-            self.by_t[:, 0].index_add_(1, which, losses.detach())
-            self.by_t[:, 1].index_add_(1, which, torch.ones_like(losses))
+            which = (piece.t * T_BINS).long().expand(rows, -1)
+            self.by_t[:, 0].scatter_add_(1, which, losses.detach())
+            self.by_t[:, 1].scatter_add_(1, which, torch.ones_like(losses))
         return total
 
     def forget_gradients(self) -> None:
         """Nothing to do: the next ``gradients`` replaces these."""
 
-    def _move_together(self, losses: Tensor, tokens: int, moving: list[Trainer]) -> None:
+    def _settings(self, tokens: int, moving: list[Trainer]) -> Tensor:
+        """What ``move_rows`` wants to know of each row, on the CPU."""
         batch = self._config.train.batch_tokens
         columns = []
         for member in self.members:
@@ -294,20 +311,22 @@ class StackedStep:
                     1 - (1 - batch / (tokens + batch)) ** (member.learn.power + 1),
                 )
             )
-        settings = torch.tensor(columns, dtype=torch.float64).T.contiguous().to(self.device, non_blocking=True)
+        return torch.tensor(columns, dtype=torch.float64).T.contiguous()
+
+    def _learn(self, samples: Samples, settings: Tensor) -> None:
+        """A step of all rows together; nothing in it waits for a GPU or depends on what a GPU found."""
+        losses = self.gradients(samples)
         active = settings[6].bool()
         with torch.no_grad():
-            self.norm = self._move(self._buffers, settings)
-            finite = self.norm.isfinite()
+            norm = self._move(self._buffers, settings)
+            finite = norm.isfinite()
+            self.norm.copy_(torch.where(active, norm, self.norm))
             self.loss += torch.where(finite & active, losses, 0.0)
             self.counted += finite & active
             self.skipped += ~finite & active
             failed = self.in_a_row + ~finite
             failed *= ~finite | (failed >= self._config.train.max_skipped)
             self.in_a_row.copy_(torch.where(active, failed, self.in_a_row))
-        for row, member in enumerate(self.members):
-            if member in moving:
-                member.learn.norm = self.norm[row]
 
     def crowded(self, wanted: int) -> bool:
         """Whether rows whose runs have ended cost more than to leave them behind, which is to compile anew."""

@@ -31,7 +31,7 @@ def fit_memory(learn: Step, samples: Samples, speak: bool) -> None:
         # The norm may be one of several runs each; what is asked is asked of the process.
         return bool(all_reduce(learn.norm.new_full((), failed), "sum").item())
 
-    fit_micro_batch(attempt, learn.micro_batch or len(samples.t), on_any, sharded, speak)
+    fit_micro_batch(attempt, learn.micro_batch or samples.t.shape[-1], on_any, sharded, speak)
     learn.forget_gradients()
     learn.by_t.zero_()
 

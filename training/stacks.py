@@ -13,7 +13,7 @@ from training.resolve import Run
 MOST, BUSY, BUSY_COMPILED, LARGE_ON_GPU = 16, 20_480, 65_536, 3e6
 TEXT_TOKENS = 64  # of a caption, where what it has is not known yet
 
-# What runs that share their steps may each have their own of; beside their seeds, while those of their data agree.
+# What runs that share their steps may each have their own of.
 OWN = (
     "name",
     "heldout",
@@ -34,7 +34,7 @@ OWN = (
 def stack_key(config: Config) -> str:
     """What runs must have in common to be trained in lock-step: equal where they do."""
     shared = {name: value for name, value in flatten(to_dict(config)).items() if name not in OWN}
-    return json.dumps(shared | {"data seed": config.data_seed}, sort_keys=True)
+    return json.dumps(shared, sort_keys=True)
 
 
 def stacks(runs: Sequence[Run], stack: int | str, gpu: bool, workers: int, memory: float) -> list[list[Run]]:
@@ -52,13 +52,14 @@ def stacks(runs: Sequence[Run], stack: int | str, gpu: bool, workers: int, memor
         groups.setdefault(stack_key(run.config), []).append(run)
     found = []
     for group in groups.values():
+        group.sort(key=lambda run: run.config.data_seed)  # samples are worked out once for all that see the same
         limit = stack if isinstance(stack, int) else _by_itself(group[0], gpu, len(runs) / workers, memory)
         if group[0].config.train.activation_checkpointing:  # what it saves, a stack would spend
             limit = 1
         parts = math.ceil(len(group) / limit)
         found += [group[len(group) * n // parts : len(group) * (n + 1) // parts] for n in range(parts)]
     place = {id(run): number for number, run in enumerate(runs)}
-    return sorted(found, key=lambda group: place[id(group[0])])
+    return sorted(found, key=lambda group: min(place[id(run)] for run in group))
 
 
 def _by_itself(run: Run, gpu: bool, each: float, memory: float) -> int:

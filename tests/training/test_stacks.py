@@ -36,16 +36,17 @@ def test_what_differs_in_more_than_its_optimiser_is_apart() -> None:
     for other in (
         cell(batch=160),
         cell(size="1x64"),
-        cell(data=1),
         cell(1e-3, 80, "2x64", 0, "train.milestones=[800]"),
     ):
         assert stack_key(other.config) != base
-    seeded = load_config(None, ["seed=7"])
-    assert (
-        stack_key(seeded)
-        == stack_key(load_config(None, ["seed=8", "data.seed=7"]))
-        != stack_key(load_config(None, []))
-    )
+
+
+def test_repeats_are_stacked_and_a_part_sees_as_few_streams_as_may_be() -> None:
+    runs = [cell(lr, data=data) for lr in (1e-3, 2e-3, 4e-3) for data in (1, 2)]  # as a grid lists them
+    assert len({stack_key(run.config) for run in runs}) == 1
+    assert sizes(stacks(runs, 6, gpu=True, workers=1, memory=1e11)) == [6]
+    for group in stacks(runs, 3, gpu=True, workers=1, memory=1e11):
+        assert len({run.config.data_seed for run in group}) == 1
 
 
 def test_a_stack_of_no_given_size_leaves_every_worker_some_and_fits_into_memory() -> None:
