@@ -11,8 +11,9 @@ from tests.models.test_dit import build, inputs, trained
 from tests.training.test_ensemble import configs, no_row_by_row
 from tests.training.test_trainer import overrides, result
 from training.config import load_config
-from training.ensemble import StackedStep, train_together
+from training.ensemble import train_together
 from training.memory import fit_memory
+from training.rows import StackedStep
 from training.trainer import Trainer, prepare, train
 from utils.errors import UserError
 from utils.random import normal, uniform

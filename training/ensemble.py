@@ -1,38 +1,27 @@
-"""Many runs in one process: models of one shape, moved in lock-step.
+"""Many runs in one process: stacks of models of one shape, moved in lock-step.
 
 Each member is an ordinary ``Trainer`` whose buffers are rows of common ones, so that its checkpoints, metrics and
-result are written by the code of a run alone. Only the arithmetic is done for all rows at once: ``torch.vmap`` runs
-the one model over the rows of its weights. On a GPU a step is a CUDA graph.
+result are written by the code of a run alone. Only the arithmetic is done for all rows at once (``training.rows``).
+Several stacks take turns, step by step; on a GPU each has a stream of its own, so that their small kernels overlap.
 """
 
 import contextlib
 import ctypes
-import dataclasses
 import traceback
 from collections.abc import Generator, Iterator
 from typing import NamedTuple, TextIO
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.func import functional_call
 
-from diffusion.loss import denoising_loss
-from diffusion.validation import T_BINS
-from models.dit import VideoDiT
 from training.config import Config
-from training.feed import Samples
-from training.flat import move, place_of
-from training.graph import StepGraph
 from training.memory import fit_memory
-from training.model import build_model
-from training.optim import learning_rate, weight_groups
 from training.records import finished_result
 from training.refusals import check_directory
+from training.rows import StackedStep
 from training.stacks import stack_key
-from training.step import COUNTS
 from training.stop import StopRequest
-from training.trainer import PREEMPTED, RAW_SHARE, SCORES, Scores, Trainer, prepare
+from training.trainer import PREEMPTED, SCORES, Scores, Trainer, prepare
 from utils.errors import UserError
 from utils.files import exclusive
 
@@ -42,8 +31,15 @@ CONSOLE = "console.log"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30
 
 
+class Stack(NamedTuple):
+    """Runs that share their steps, and the context in which all of their work is done."""
+
+    members: list[Trainer]
+    stream: contextlib.AbstractContextManager
+
+
 def train_together(configs: list[Config], wait: bool = False, consoles: bool = False) -> int:
-    """Run ``configs``, which ``training.stacks`` says may share their steps, to their ends or to a signal.
+    """Run ``configs`` to their ends or to a signal; those that may share their steps (``training.stacks``) do.
 
     Each goes on from its own checkpoint, whoever wrote it: a stack of another size, or the run alone. A finished run
     is left as it is.
@@ -56,17 +52,20 @@ def train_together(configs: list[Config], wait: bool = False, consoles: bool = F
         The exit status, as of ``training.trainer.train``.
 
     Raises:
-        UserError: a configuration, the cache or a run directory is at fault, or the runs cannot share their steps.
+        UserError: a configuration, the cache or a run directory is at fault.
     """
     keep_memory()
     prepared = [prepare(config) for config in configs]
-    prepared = [(run, cache) for run, cache in prepared if finished_result(run) is None]
-    if len({stack_key(run.config) for run, _ in prepared}) > 1:
-        raise UserError("these runs differ in more than their seeds, rates and optimisers: train them one by one")
+    stacks: dict[str, Stack] = {}
+    for run, cache in prepared:
+        if finished_result(run) is None:
+            stack = stacks.setdefault(stack_key(run.config), Stack([], _stream()))
+            with stack.stream:
+                stack.members.append(Trainer(run, cache))
+    members = [member for stack in stacks.values() for member in stack.members]
     spoken: dict[Trainer, TextIO] = {}
     with contextlib.ExitStack() as held:
         try:
-            members = [Trainer(run, prepared[0][1]) for run, _ in prepared]
             for member in members if consoles else []:
                 member.config.run_dir.mkdir(parents=True, exist_ok=True)
                 path = member.config.run_dir / CONSOLE
@@ -74,14 +73,15 @@ def train_together(configs: list[Config], wait: bool = False, consoles: bool = F
             # In one order wherever stacks meet, so that two do not wait for each other.
             for member in sorted(members, key=lambda member: str(member.config.run_dir)):
                 held.enter_context(exclusive(member.config.run_dir, wait))
-            # Whoever was waited for may have finished some.
-            members = [member for member in members if finished_result(member.run) is None]
-            for member in members:
-                with _console(spoken.get(member)):
-                    check_directory(member.config)
-                    member.restore()
-                    member.claim_directory()
-            statuses = _fit(members, spoken) if members else []
+            for stack in stacks.values():
+                # Whoever was waited for may have finished some.
+                stack.members[:] = [member for member in stack.members if finished_result(member.run) is None]
+                for member in stack.members:
+                    with stack.stream, _console(spoken.get(member)):
+                        check_directory(member.config)
+                        member.restore()
+                        member.claim_directory()
+            statuses = _in_turn([stack for stack in stacks.values() if stack.members], spoken)
         except Exception as error:
             for console in spoken.values():
                 told = [f"error: {error}\n"] if isinstance(error, UserError) else traceback.format_exception(error)
@@ -101,8 +101,39 @@ def keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def _fit(members: list[Trainer], consoles: dict[Trainer, TextIO]) -> list[str]:
-    """Take all members through their courses; returns how each ended."""
+def _stream() -> contextlib.AbstractContextManager:
+    """A context of work that need not wait for other work: on a GPU a stream, elsewhere nothing."""
+    return torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else contextlib.nullcontext()
+
+
+def _in_turn(stacks: list[Stack], consoles: dict[Trainer, TextIO]) -> list[str]:
+    """Take all stacks to their ends, a step of each after the other; returns how each run ended."""
+    if not stacks:
+        return []
+    ended: list[str] = []
+    going = {member for stack in stacks for member in stack.members}
+    with StopRequest(1, stacks[0].members[0].config.train.timeout_minutes) as stop:
+        turns = [(stack.stream, _steps(stack.members, consoles, stop, going)) for stack in stacks]
+        while turns:
+            for turn in list(turns):
+                stream, steps = turn
+                try:
+                    with stream:
+                        next(steps)
+                except StopIteration as end:
+                    ended += end.value
+                    turns.remove(turn)
+    return ended
+
+
+def _steps(
+    members: list[Trainer], consoles: dict[Trainer, TextIO], stop: StopRequest, going: set[Trainer]
+) -> Generator[None, None, list[str]]:
+    """Take a stack through its members' courses, pausing after each step; returns how each member ended.
+
+    Args:
+        going: the runs of this process that have not ended, of all stacks; they share its time.
+    """
     halt = False
     ended: dict[Trainer, str] = {}
     wishes: dict[Trainer, str] = {}
@@ -115,34 +146,35 @@ def _fit(members: list[Trainer], consoles: dict[Trainer, TextIO]) -> list[str]:
             except StopIteration as end:
                 ended[member] = end.value
                 wishes.pop(member, None)
+                going.discard(member)
 
-    with StopRequest(1, members[0].config.train.timeout_minutes) as stop:
-        learn = StackedStep(members)
-        if learn.device.type == "cuda":
-            fit_memory(learn, learn.samples(members[0].step), True)
-        for member in members:
-            courses[member] = member.course(lambda: halt)
+    learn = StackedStep(members)
+    if learn.device.type == "cuda":
+        fit_memory(learn, learn.samples(members[0].step), True)
+    for member in members:
+        courses[member] = member.course(lambda: halt)
+        go_on(member)
+    while wishes:
+        for member in wishes:
+            member.share = 1 / len(going)
+        if learn.crowded(len(wishes)):
+            if members[0].config.train.compile:
+                torch._dynamo.reset()  # it gives up on a function that it has compiled for too many shapes
+            learn = StackedStep(list(wishes), learn.micro_batch)
+        asking = [member for member in wishes if wishes[member] == SCORES]
+        if asking:
+            scores = learn.scores()
+            for member in asking:
+                go_on(member, scores[learn.members.index(member)])
+            continue
+        # Runs that were interrupted while they saved may be steps apart: those ahead wait for the others.
+        step = min(member.step for member in wishes)
+        moving = [member for member in wishes if member.step == step]
+        learn(learn.samples(step), moving[0].tokens, moving)
+        halt = stop.agreed()  # once, so that a signal amid their checkpoints stops all at the same step
+        for member in moving:
             go_on(member)
-        while wishes:
-            for member in wishes:
-                member.share = 1 / len(wishes)
-            if learn.crowded(len(wishes)):
-                if members[0].config.train.compile:
-                    torch._dynamo.reset()  # it gives up on a function that it has compiled for too many shapes
-                learn = StackedStep(list(wishes), learn.micro_batch)
-            asking = [member for member in wishes if wishes[member] == SCORES]
-            if asking:
-                scores = learn.scores()
-                for member in asking:
-                    go_on(member, scores[learn.members.index(member)])
-                continue
-            # Runs that were interrupted while they saved may be steps apart: those ahead wait for the others.
-            step = min(member.step for member in wishes)
-            moving = [member for member in wishes if member.step == step]
-            learn(learn.samples(step), moving[0].tokens, moving)
-            halt = stop.agreed()  # once, so that a signal amid their checkpoints stops all at the same step
-            for member in moving:
-                go_on(member)
+        yield
     return list(ended.values())
 
 
@@ -154,228 +186,3 @@ def _console(file: TextIO | None) -> Iterator[None]:
         return
     with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         yield
-
-
-class _Buffers(NamedTuple):
-    """One kind of parameters of every run (matrices, or the rest): float32 [rows, numbers]; AdamW's steps [rows]."""
-
-    weights: Tensor
-    gradients: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    averages: Tensor
-    steps: Tensor
-
-
-class StackedStep:
-    """``training.step.Step`` for several runs: it moves the rows that are their own buffers.
-
-    Attributes:
-        members: the runs, a row each. They are moved here, and are whole whenever a step has ended.
-        wrapped, norm, by_t, micro_batch: as ``Step``'s, of all rows; what ``fit_memory`` asks for.
-    """
-
-    def __init__(self, members: list[Trainer], micro_batch: int | None = None) -> None:
-        self.members = list(members)
-        lead, rows = members[0], len(members)
-        self._config, self.device, self._process = lead.config, lead.device, lead.process
-        # The definition of attention has a batching rule everywhere; the kernel for CPUs has none.
-        config = dataclasses.replace(lead.config, model=dataclasses.replace(lead.config.model, attention="plain"))
-        self.wrapped: VideoDiT = build_model(config, lead.cache.meta, self.device).to(
-            "meta"
-        )  # its code, not its weights
-        self._compiled = lead.config.train.compile
-        self._graph = StepGraph(self._learn) if self.device.type == "cuda" else None
-        self._run = torch.compile(self._losses, dynamic=False) if self._compiled else self._losses
-        self._move = torch.compile(move_rows, dynamic=False) if self._compiled else move_rows
-        self.micro_batch = micro_batch or lead.learn.micro_batch
-        self.norm = torch.zeros(rows, device=self.device)
-        for name in COUNTS:
-            setattr(self, name, torch.stack([getattr(member.learn, name) for member in members]))
-        self.by_t = torch.stack([member.learn.by_t for member in members])
-        self._buffers = [self._adopt(kind) for kind in range(len(lead.learn.weights))]
-        seeds = [member.config.data_seed for member in members]
-        self._streams = [members[seeds.index(seed)].feed for seed in dict.fromkeys(seeds)]
-        which = [list(dict.fromkeys(seeds)).index(seed) for seed in seeds]
-        self._stream_of_row = torch.tensor(which, device=self.device)
-        for row, member in enumerate(members):
-            member.model.backend = "plain"
-            for name in (*COUNTS, "by_t", "norm"):
-                setattr(member.learn, name, getattr(self, name)[row])
-        self._weights = self._named("weights")
-        self._averages = self._named("averages")
-        self._gradients = list(self._named("gradients").values())
-        for weight in self._weights.values():
-            weight.requires_grad_()
-
-    def _adopt(self, kind: int) -> _Buffers:
-        """Move the members' buffers of a kind into rows of common ones."""
-        rows, length = len(self.members), len(self.members[0].learn.weights[kind])
-        numbers = (torch.zeros(rows, length, device=self.device) for _ in _Buffers._fields[:-1])
-        buffers = _Buffers(*numbers, torch.zeros(rows, device=self.device))
-        for row, member in enumerate(self.members):
-            learn = member.learn
-            model, average = (weight_groups(each)[kind] for each in (member.model, member.average))
-            move(learn.weights[kind], model, buffers.weights[row], buffers.gradients[row])
-            move(learn.averages[kind], average, buffers.averages[row])
-            state = learn.optimizer.state[learn.weights[kind]]
-            for name in ("exp_avg", "exp_avg_sq", "step"):
-                common = buffers.steps if name == "step" else getattr(buffers, name)
-                common[row] = state[name]
-                state[name] = common[row]
-        return buffers
-
-    def _named(self, field: str) -> dict[str, Tensor]:
-        """Views of all rows of each parameter, [rows, *shape]."""
-        groups, views = weight_groups(self.members[0].model), {}
-        place = {id(parameter): name for name, parameter in self.members[0].model.named_parameters()}
-        for buffers, group in zip(self._buffers, groups):
-            whole = getattr(buffers, field)
-            for parameter in group:
-                start = place_of(parameter, whole.shape[1])
-                here = whole[:, start : start + parameter.numel()].detach()
-                views[place[id(parameter)]] = here.view(len(whole), *parameter.shape)
-        return views
-
-    def samples(self, step: int) -> Samples:
-        """What step ``step`` sees: [n, ...] where all rows see the same, else [rows, n, ...]."""
-        if len(self._streams) == 1:
-            return self._streams[0].step(step)
-        each = zip(*(feed.step(step) for feed in self._streams))
-        return Samples(*(torch.stack(values)[self._stream_of_row] for values in each))
-
-    def _losses(self, weights: dict[str, Tensor], samples: Samples) -> Tensor:
-        """Each sample's loss under each row of ``weights``, float32 [rows, samples]."""
-
-        def one(row: dict[str, Tensor], samples: Samples) -> Tensor:
-            def model(*inputs: Tensor) -> Tensor:
-                return functional_call(self.wrapped, row, inputs)
-
-            return denoising_loss(model, self._process, *samples)
-
-        return torch.vmap(one, in_dims=(0, 0 if samples.t.dim() == 2 else None))(weights, samples)
-
-    def __call__(self, samples: Samples, tokens: int, moving: list[Trainer]) -> None:
-        """Learn from a batch, after ``tokens`` tokens; rows that are not ``moving`` stay as they are."""
-        if self._graph is not None:
-            self._graph(samples, self._settings(tokens, moving))
-        elif self._compiled:
-            self._learn(samples, self._settings(tokens, moving))
-        else:
-            # Fused AdamW of one row after the other: the whole of them, uncompiled, would pass memory a dozen times.
-            losses = self.gradients(samples)
-            for row, member in enumerate(self.members):
-                if member in moving:
-                    member.learn.move(losses[row], tokens)
-        for member in self.members:
-            if member not in moving:  # it has seen these samples already, or has ended
-                member.learn.by_t.zero_()
-
-    def gradients(self, samples: Samples, share: bool = True) -> Tensor:
-        """As ``Step.gradients``, for all rows; returns each one's mean loss, float32 [rows]."""
-        rows, count = len(self.members), samples.t.shape[-1]
-        size = self.micro_batch or count
-        total = torch.zeros(rows, device=self.device)
-        along = samples.t.dim() - 1
-        for first in range(0, count, size):
-            piece = Samples(*(value.narrow(along, first, min(size, count - first)) for value in samples))
-            losses = self._run(self._weights, piece)
-            loss = losses.sum(1) / count
-            found = torch.autograd.grad(loss.sum(), list(self._weights.values()))
-            # The first pass replaces what is there: no gradient has to be set to zero before.
-            (torch._foreach_add_ if first else torch._foreach_copy_)(self._gradients, found)
-            total += loss.detach()
-            which = (piece.t * T_BINS).long().expand(rows, -1)
-            self.by_t[:, 0].scatter_add_(1, which, losses.detach())
-            self.by_t[:, 1].scatter_add_(1, which, torch.ones_like(losses))
-        return total
-
-    def forget_gradients(self) -> None:
-        """Nothing to do: the next ``gradients`` replaces these."""
-
-    def _settings(self, tokens: int, moving: list[Trainer]) -> Tensor:
-        """What ``move_rows`` wants to know of each row, on the CPU."""
-        batch = self._config.train.batch_tokens
-        columns = []
-        for member in self.members:
-            keys = member.config.optim
-            columns.append(
-                (
-                    learning_rate(keys, tokens + batch / 2, member.config.train.tokens),
-                    keys.beta1,
-                    2.0 ** (-batch / keys.beta2_half_life),
-                    keys.eps,
-                    keys.weight_decay,
-                    keys.clip,
-                    member in moving,
-                    1 - (1 - batch / (tokens + batch)) ** (member.learn.power + 1),
-                )
-            )
-        return torch.tensor(columns, dtype=torch.float64).T.contiguous()
-
-    def _learn(self, samples: Samples, settings: Tensor) -> None:
-        """A step of all rows together; nothing in it waits for a GPU or depends on what a GPU found."""
-        losses = self.gradients(samples)
-        active = settings[6].bool()
-        with torch.no_grad():
-            norm = self._move(self._buffers, settings)
-            finite = norm.isfinite()
-            self.norm.copy_(torch.where(active, norm, self.norm))
-            self.loss += torch.where(finite & active, losses, 0.0)
-            self.counted += finite & active
-            self.skipped += ~finite & active
-            failed = self.in_a_row + ~finite
-            failed *= ~finite | (failed >= self._config.train.max_skipped)
-            self.in_a_row.copy_(torch.where(active, failed, self.in_a_row))
-
-    def crowded(self, wanted: int) -> bool:
-        """Whether rows whose runs have ended cost more than to leave them behind, which is to compile anew."""
-        rows = len(self.members)
-        return wanted < rows and (not self._compiled or wanted <= rows // 2)
-
-    def scores(self) -> list[Scores]:
-        """Every run's validation, of raw and of averaged weights."""
-        lead, rows = self.members[0], len(self.members)
-
-        def score(weights: dict[str, Tensor], share: int) -> list:
-            detached = {name: weight.detach() for name, weight in weights.items()}
-            return lead.validate_rows(lambda *samples: self._losses(detached, Samples(*samples)), rows, share)
-
-        return list(zip(score(self._weights, RAW_SHARE), score(self._averages, 1)))
-
-
-def move_rows(kinds: list[_Buffers], settings: Tensor) -> Tensor:
-    """AdamW, clipped by each row's own norm, and the average, in place; compiled it passes memory once.
-
-    A row whose gradient is not finite keeps its weights and moments.
-
-    Args:
-        kinds: the matrices, which weight decay is for, and the rest.
-        settings: float64 [8, rows]: rate, beta1, beta2, epsilon, weight decay, clip, whether the row moves, and the
-            share by which its average does.
-
-    Returns:
-        The gradients' norms before clipping, float32 [rows].
-    """
-    norm = torch.stack([buffers.gradients.square().sum(1) for buffers in kinds]).sum(0).sqrt()
-    rate, beta1, beta2, epsilon, decay, clip, active, towards = settings
-    moves = norm.isfinite() & active.bool()
-    count = kinds[0].steps.double() + moves
-    step_size = (rate / (1 - beta1**count)).float()[:, None]
-    root = (1 - beta2**count).sqrt().float()[:, None]
-    scale = (clip.float() / (norm + 1e-6)).clamp(max=1.0)[:, None]
-    new1, old2, new2 = ((value).float()[:, None] for value in (1 - beta1, beta2, 1 - beta2))
-    towards, epsilon, moved = (active * towards).float()[:, None], epsilon.float()[:, None], moves[:, None]
-    for kind, (weights, gradients, exp_avg, exp_avg_sq, averages, steps) in enumerate(kinds):
-        keep = (1 - rate * decay).float()[:, None] if kind == 0 else 1.0
-        gradient = gradients * scale
-        first = torch.lerp(exp_avg, gradient, new1)
-        second = exp_avg_sq * old2 + gradient * gradient * new2
-        after = weights * keep - step_size * first / (second.sqrt() / root + epsilon)
-        after = torch.where(moved, after, weights)
-        exp_avg.copy_(torch.where(moved, first, exp_avg))
-        exp_avg_sq.copy_(torch.where(moved, second, exp_avg_sq))
-        averages.copy_(torch.lerp(averages, after, towards))
-        weights.copy_(after)
-        steps += moves
-    return norm
