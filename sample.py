@@ -4,7 +4,8 @@
     python sample.py --checkpoint runs/x --prompts prompts.txt --out samples/ --steps 50 --guidance 5 --seed 0
 
 Prompt i is sampled with seed + i, whatever the batch. The prompt, the seed and the settings lie in each file's
-metadata, and all of them in OUT/samples.json.
+metadata, and all of them in OUT/samples.json. With --grid 4
+OUT/grid.gif shows all of them, four in a row, captioned.
 """
 
 import argparse
@@ -31,12 +32,13 @@ def main() -> int:
     parser.add_argument("--scheduler", help="euler, dpm++ or unipc for flows; ddim, dpm++ or unipc for vp processes")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or raw (default: ema)")
     parser.add_argument("--format", choices=FORMATS, default="mp4", help="mp4, gif, or png (frames side by side)")
+    parser.add_argument("--grid", type=int, metavar="COLUMNS", help="also write all videos as one captioned grid.gif")
     parser.add_argument("--fps", type=int, default=8, help="frames per second of what is written (default: 8)")
     parser.add_argument("--batch", type=int, default=8, help="prompts sampled at once (default: 8)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     arguments = parser.parse_args()
-    for name in ("fps", "batch"):
-        if getattr(arguments, name) < 1:
+    for name in ("fps", "batch", "grid"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be at least 1")
     if not math.isfinite(arguments.guidance):
         raise UserError(f"--guidance {arguments.guidance}: must be a finite number")
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
     import torch
     from tqdm import tqdm
 
-    from data.export import WRITERS
+    from data.export import WRITERS, write_grid
     from diffusion.process import Process
     from diffusion.sampling import build_scheduler, sample
     from training.checkpoint import find_checkpoint, read_config, read_state
@@ -92,7 +94,7 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
     vae, encoder = load_encoders(data, device)
     settings = {name: getattr(arguments, name) for name in ("steps", "guidance", "scheduler", "weights")}
     settings |= {"checkpoint": str(path)}
-    records = []
+    records, clips = [], []
     for first in tqdm(range(0, len(prompts), arguments.batch), desc="sampling", unit="batch"):
         batch = prompts[first : first + arguments.batch]
         seeds = torch.arange(arguments.seed + first, arguments.seed + first + len(batch))
@@ -115,6 +117,9 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
             record = {"file": name, "prompt": prompt, "seed": seed, **settings}
             WRITERS[arguments.format](arguments.out / name, clip, arguments.fps, json.dumps(record))
             records.append(record)
+            clips.append(clip.cpu() if arguments.grid else None)
+    if arguments.grid:
+        write_grid(arguments.out / "grid.gif", clips, prompts, arguments.grid, arguments.fps)
     write_json(arguments.out / "samples.json", records)
     print(f"{arguments.out}: {len(records)} videos and samples.json")
     return 0

@@ -1,12 +1,16 @@
 """Clips to files people can watch: mp4, gif, png grids, each carrying what it is in its own metadata."""
 
 import io
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from utils.files import replacing
+
+TILE = 160  # pixels that a clip of a grid is at least wide, for people to see and captions to have room
 
 
 def to_bytes(clip: Tensor) -> np.ndarray:
@@ -33,9 +37,13 @@ def write_mp4(path: Path, clip: Tensor, fps: int, comment: str) -> None:
 
 def gif_bytes(clip: Tensor, fps: int, comment: str = "") -> bytes:
     """``clip`` (as in ``to_bytes``) as an endlessly looping gif."""
+    return _looping(to_bytes(clip), fps, comment)
+
+
+def _looping(frames: Iterable[np.ndarray], fps: int, comment: str) -> bytes:
     from PIL import Image
 
-    first, *rest = [Image.fromarray(frame) for frame in to_bytes(clip)]
+    first, *rest = [Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()
     first.save(
         buffer,
@@ -65,6 +73,35 @@ def write_png(path: Path, clip: Tensor, fps: int, comment: str) -> None:
     text.add_itxt("comment", comment)
     with replacing(path) as aside:
         Image.fromarray(np.concatenate(shown, axis=1)).save(aside, "png", pnginfo=text)
+
+
+def write_grid(path: Path, clips: Sequence[Tensor], captions: Sequence[str], columns: int, fps: int) -> None:
+    """Clips of one size (as in ``to_bytes``) as one looping gif, ``columns`` in a row, each over its caption."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    videos = [to_bytes(clip) for clip in clips]
+    height, width = videos[0].shape[1:3]
+    scale = max(1, -(-TILE // width))
+    font, edge = ImageFont.load_default(12), 8
+    tile = width * scale
+    texts = ["\n".join(textwrap.wrap(caption, tile // 6)) for caption in captions]
+    below = 16 * max(text.count("\n") + 1 for text in texts) + edge
+    rows = -(-len(videos) // columns)
+    sheet = Image.new("RGB", (columns * (tile + edge) + edge, rows * (height * scale + below + edge) + edge), "white")
+    corners = [
+        (edge + number % columns * (tile + edge), edge + number // columns * (height * scale + below + edge))
+        for number in range(len(videos))
+    ]
+    for (x, y), text in zip(corners, texts):
+        ImageDraw.Draw(sheet).multiline_text((x, y + height * scale + 2), text, "black", font)
+    frames = []
+    for together in zip(*videos):
+        frame = sheet.copy()
+        for corner, picture in zip(corners, together):
+            frame.paste(Image.fromarray(picture).resize((tile, height * scale), Image.Resampling.NEAREST), corner)
+        frames.append(np.asarray(frame))
+    with replacing(path) as aside:
+        aside.write_bytes(_looping(frames, fps, "\n".join(captions)))
 
 
 WRITERS = {"mp4": write_mp4, "gif": write_gif, "png": write_png}

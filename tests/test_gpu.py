@@ -10,7 +10,7 @@ from models.attention import attention, choose_backend
 from tests.models.test_dit import build, inputs, trained
 from tests.training.test_ensemble import configs, no_row_by_row
 from tests.training.test_trainer import overrides, result
-from training.config import load_config
+from training.config import Config, load_config
 from training.ensemble import train_together
 from training.memory import fit_memory
 from training.rows import StackedStep
@@ -109,6 +109,24 @@ def test_runs_together_are_the_runs_alone(cache: Path, tmp_path: Path, compiled:
         assert result(tmp_path / "together" / str(row))["milestones"][-1]["ema_val_loss"] == pytest.approx(
             theirs, 1e-4
         )
+
+
+def test_stacks_on_streams_of_their_own_are_the_runs_alone(cache: Path, tmp_path: Path) -> None:
+    """Of two widths and two streams of samples, long enough for their steps to be recorded and overlap."""
+
+    def several(out: str) -> list[Config]:
+        return [
+            config
+            for size in ("1x32", "2x64")
+            for config in configs(cache, tmp_path / out / size, f"model.size={size}", "train.tokens=2560", rows=5)
+        ]
+
+    assert train_together(several("together")) == 0
+    for config in several("alone"):
+        assert train(config) == 0
+        there = tmp_path / "together" / config.model.size / config.name
+        theirs = result(config.run_dir)["milestones"][-1]["ema_val_loss"]
+        assert result(there)["milestones"][-1]["ema_val_loss"] == pytest.approx(theirs, 1e-4)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -69,6 +69,23 @@ def test_gif_and_other_schedulers(trained: Path, tmp_path: Path) -> None:
         assert (image.n_frames, image.size) == (17, (32, 32))
 
 
+def test_a_grid_shows_every_video_over_its_caption(trained: Path, tmp_path: Path) -> None:
+    common = ("--checkpoint", str(trained), "--steps", "2", "--format", "png", "--out", str(tmp_path))
+    python("sample.py", *common, *(word for prompt in PROMPTS for word in ("--prompt", prompt)), "--grid", "2")
+    grid = Image.open(tmp_path / "grid.gif")
+    assert grid.n_frames == 17
+    assert grid.info["comment"].decode().split("\n") == PROMPTS
+    shown = np.asarray(grid.convert("RGB"), dtype=float)
+    for number, (row, column) in enumerate(((0, 0), (0, 1), (1, 0))):
+        first = np.asarray(Image.open(next(tmp_path.glob(f"{number:03d}*.png"))), dtype=float)[:, :32]
+        below = (shown.shape[0] - 8) // 2
+        x, y = 8 + column * 168, 8 + row * below
+        tile = shown[y : y + 160 : 5, x : x + 160 : 5]  # each pixel five times
+        assert np.abs(tile - first).mean() < 12  # of 255: a gif has 256 colours
+        assert (shown[y + 160 : y + below - 8, x : x + 160] < 128).any()  # its caption
+    assert (shown[8 + below :, 176:] == 255).all()  # no fourth
+
+
 def test_tensorboard_has_losses_and_sampled_videos(trained: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

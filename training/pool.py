@@ -279,6 +279,8 @@ def _train_cell(values: dict[str, Any], share: Share) -> None:
 def _train_stack(values: list[dict[str, Any]], share: Share) -> None:
     """The body of a process of several cells, each with its own console.log; what passes these is in the first's."""
     configs = [config_from_dict(each) for each in values]
+    # Streams beyond the driver's eight queues would wait for one another; it reads this before the first of them.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     _begin(configs[0], share)
     from training.ensemble import train_together
 
