@@ -4,8 +4,7 @@
     python sample.py --checkpoint runs/x --prompts prompts.txt --out samples/ --steps 50 --guidance 5 --seed 0
 
 Prompt i is sampled with seed + i, whatever the batch. The prompt, the seed and the settings lie in each file's
-metadata, and all of them in OUT/samples.json. With --grid 4
-OUT/grid.gif shows all of them, four in a row, captioned.
+metadata, and all of them in OUT/samples.json. With --grid 4, OUT/grid.gif shows all videos, four in a row, captioned.
 """
 
 import argparse
@@ -118,9 +117,9 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
             WRITERS[arguments.format](arguments.out / name, clip, arguments.fps, json.dumps(record))
             records.append(record)
             clips.append(clip.cpu() if arguments.grid else None)
+    write_json(arguments.out / "samples.json", records)
     if arguments.grid:
         write_grid(arguments.out / "grid.gif", clips, prompts, arguments.grid, arguments.fps)
-    write_json(arguments.out / "samples.json", records)
     print(f"{arguments.out}: {len(records)} videos and samples.json")
     return 0
 

@@ -1,15 +1,14 @@
-"""Many runs in one process: stacks of models of one shape, moved in lock-step.
+"""Many runs in one process: models of one shape, moved in lock-step.
 
 Each member is an ordinary ``Trainer`` whose buffers are rows of common ones, so that its checkpoints, metrics and
 result are written by the code of a run alone. Only the arithmetic is done for all rows at once (``training.rows``).
-Several stacks take turns, step by step; on a GPU each has a stream of its own, so that their small kernels overlap.
 """
 
 import contextlib
 import ctypes
 import traceback
 from collections.abc import Generator, Iterator
-from typing import NamedTuple, TextIO
+from typing import TextIO
 
 import torch
 import torch.distributed as dist
@@ -31,15 +30,8 @@ CONSOLE = "console.log"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30
 
 
-class Stack(NamedTuple):
-    """Runs that share their steps, and the context in which all of their work is done."""
-
-    members: list[Trainer]
-    stream: contextlib.AbstractContextManager
-
-
 def train_together(configs: list[Config], wait: bool = False, consoles: bool = False) -> int:
-    """Run ``configs`` to their ends or to a signal; those that may share their steps (``training.stacks``) do.
+    """Run ``configs``, which ``training.stacks`` says may share their steps, to their ends or to a signal.
 
     Each goes on from its own checkpoint, whoever wrote it: a stack of another size, or the run alone. A finished run
     is left as it is.
@@ -52,20 +44,17 @@ def train_together(configs: list[Config], wait: bool = False, consoles: bool = F
         The exit status, as of ``training.trainer.train``.
 
     Raises:
-        UserError: a configuration, the cache or a run directory is at fault.
+        UserError: a configuration, the cache or a run directory is at fault, or the runs cannot share their steps.
     """
     keep_memory()
     prepared = [prepare(config) for config in configs]
-    stacks: dict[str, Stack] = {}
-    for run, cache in prepared:
-        if finished_result(run) is None:
-            stack = stacks.setdefault(stack_key(run.config), Stack([], _stream()))
-            with stack.stream:
-                stack.members.append(Trainer(run, cache))
-    members = [member for stack in stacks.values() for member in stack.members]
+    prepared = [(run, cache) for run, cache in prepared if finished_result(run) is None]
+    if len({stack_key(run.config) for run, _ in prepared}) > 1:
+        raise UserError("these runs differ in more than their seeds, rates and optimisers: train them one by one")
     spoken: dict[Trainer, TextIO] = {}
     with contextlib.ExitStack() as held:
         try:
+            members = [Trainer(run, prepared[0][1]) for run, _ in prepared]
             for member in members if consoles else []:
                 member.config.run_dir.mkdir(parents=True, exist_ok=True)
                 path = member.config.run_dir / CONSOLE
@@ -73,15 +62,14 @@ def train_together(configs: list[Config], wait: bool = False, consoles: bool = F
             # In one order wherever stacks meet, so that two do not wait for each other.
             for member in sorted(members, key=lambda member: str(member.config.run_dir)):
                 held.enter_context(exclusive(member.config.run_dir, wait))
-            for stack in stacks.values():
-                # Whoever was waited for may have finished some.
-                stack.members[:] = [member for member in stack.members if finished_result(member.run) is None]
-                for member in stack.members:
-                    with stack.stream, _console(spoken.get(member)):
-                        check_directory(member.config)
-                        member.restore()
-                        member.claim_directory()
-            statuses = _in_turn([stack for stack in stacks.values() if stack.members], spoken)
+            # Whoever was waited for may have finished some.
+            members = [member for member in members if finished_result(member.run) is None]
+            for member in members:
+                with _console(spoken.get(member)):
+                    check_directory(member.config)
+                    member.restore()
+                    member.claim_directory()
+            statuses = _fit(members, spoken) if members else []
         except Exception as error:
             for console in spoken.values():
                 told = [f"error: {error}\n"] if isinstance(error, UserError) else traceback.format_exception(error)
@@ -101,39 +89,8 @@ def keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def _stream() -> contextlib.AbstractContextManager:
-    """A context of work that need not wait for other work: on a GPU a stream, elsewhere nothing."""
-    return torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else contextlib.nullcontext()
-
-
-def _in_turn(stacks: list[Stack], consoles: dict[Trainer, TextIO]) -> list[str]:
-    """Take all stacks to their ends, a step of each after the other; returns how each run ended."""
-    if not stacks:
-        return []
-    ended: list[str] = []
-    going = {member for stack in stacks for member in stack.members}
-    with StopRequest(1, stacks[0].members[0].config.train.timeout_minutes) as stop:
-        turns = [(stack.stream, _steps(stack.members, consoles, stop, going)) for stack in stacks]
-        while turns:
-            for turn in list(turns):
-                stream, steps = turn
-                try:
-                    with stream:
-                        next(steps)
-                except StopIteration as end:
-                    ended += end.value
-                    turns.remove(turn)
-    return ended
-
-
-def _steps(
-    members: list[Trainer], consoles: dict[Trainer, TextIO], stop: StopRequest, going: set[Trainer]
-) -> Generator[None, None, list[str]]:
-    """Take a stack through its members' courses, pausing after each step; returns how each member ended.
-
-    Args:
-        going: the runs of this process that have not ended, of all stacks; they share its time.
-    """
+def _fit(members: list[Trainer], consoles: dict[Trainer, TextIO]) -> list[str]:
+    """Take all members through their courses; returns how each ended."""
     halt = False
     ended: dict[Trainer, str] = {}
     wishes: dict[Trainer, str] = {}
@@ -146,35 +103,34 @@ def _steps(
             except StopIteration as end:
                 ended[member] = end.value
                 wishes.pop(member, None)
-                going.discard(member)
 
-    learn = StackedStep(members)
-    if learn.device.type == "cuda":
-        fit_memory(learn, learn.samples(members[0].step), True)
-    for member in members:
-        courses[member] = member.course(lambda: halt)
-        go_on(member)
-    while wishes:
-        for member in wishes:
-            member.share = 1 / len(going)
-        if learn.crowded(len(wishes)):
-            if members[0].config.train.compile:
-                torch._dynamo.reset()  # it gives up on a function that it has compiled for too many shapes
-            learn = StackedStep(list(wishes), learn.micro_batch)
-        asking = [member for member in wishes if wishes[member] == SCORES]
-        if asking:
-            scores = learn.scores()
-            for member in asking:
-                go_on(member, scores[learn.members.index(member)])
-            continue
-        # Runs that were interrupted while they saved may be steps apart: those ahead wait for the others.
-        step = min(member.step for member in wishes)
-        moving = [member for member in wishes if member.step == step]
-        learn(learn.samples(step), moving[0].tokens, moving)
-        halt = stop.agreed()  # once, so that a signal amid their checkpoints stops all at the same step
-        for member in moving:
+    with StopRequest(1, members[0].config.train.timeout_minutes) as stop:
+        learn = StackedStep(members)
+        if learn.device.type == "cuda":
+            fit_memory(learn, learn.samples(members[0].step), True)
+        for member in members:
+            courses[member] = member.course(lambda: halt)
             go_on(member)
-        yield
+        while wishes:
+            for member in wishes:
+                member.share = 1 / len(wishes)
+            if learn.crowded(len(wishes)):
+                if members[0].config.train.compile:
+                    torch._dynamo.reset()  # it gives up on a function that it has compiled for too many shapes
+                learn = StackedStep(list(wishes), learn.micro_batch)
+            asking = [member for member in wishes if wishes[member] == SCORES]
+            if asking:
+                scores = learn.scores()
+                for member in asking:
+                    go_on(member, scores[learn.members.index(member)])
+                continue
+            # Runs that were interrupted while they saved may be steps apart: those ahead wait for the others.
+            step = min(member.step for member in wishes)
+            moving = [member for member in wishes if member.step == step]
+            learn(learn.samples(step), moving[0].tokens, moving)
+            halt = stop.agreed()  # once, so that a signal amid their checkpoints stops all at the same step
+            for member in moving:
+                go_on(member)
     return list(ended.values())
 
 

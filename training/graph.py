@@ -14,29 +14,30 @@ EAGER = 3
 class StepGraph:
     """Takes the first steps by ``step(samples, settings)``, then replays what one of them asked of the GPU.
 
-    ``step`` may neither wait for the device nor read anything but its arguments, which have the same shapes every
-    time, and tensors that stay where they are; its results are what it leaves in those.
+    ``step`` is the same at every call; kept here, a graph and what it runs on would keep each other in memory. It may
+    neither wait for the device nor read anything but its arguments, which have the same shapes every time, and tensors
+    that stay where they are; its results are what it leaves in those.
     """
 
-    def __init__(self, step: Callable[[Samples, Tensor], None]) -> None:
-        self._step = step
+    def __init__(self) -> None:
         self._taken = 0
         self._inputs: list[Tensor] = []
         self._graph: torch.cuda.CUDAGraph | None = None
         # Recorded on the stream of the first steps: autograd's nodes for the weights may live on from them.
         self._stream = torch.cuda.Stream()
 
-    def __call__(self, samples: Samples, settings: Tensor) -> None:
+    def __call__(self, step: Callable[[Samples, Tensor], None], samples: Samples, settings: Tensor) -> None:
         """A step on ``samples`` on the GPU, and on ``settings``, which may still be on the CPU."""
         given = (*samples, settings)
         if not self._inputs:
             self._inputs = [torch.empty_like(value, device=samples.t.device) for value in given]
         for place, value in zip(self._inputs, given):
             place.copy_(value, non_blocking=True)
+        here = Samples(*self._inputs[:-1]), self._inputs[-1]
         if self._graph is None and self._taken == EAGER:
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph, stream=self._stream):
-                self._take()
+                step(*here)
         if self._graph is not None:
             self._graph.replay()
             return
@@ -44,8 +45,5 @@ class StepGraph:
         outside = torch.cuda.current_stream()
         self._stream.wait_stream(outside)
         with torch.cuda.stream(self._stream):
-            self._take()
+            step(*here)
         outside.wait_stream(self._stream)
-
-    def _take(self) -> None:
-        self._step(Samples(*self._inputs[:-1]), self._inputs[-1])

@@ -2,8 +2,6 @@
 
 import contextlib
 import ctypes
-import dataclasses
-import itertools
 import multiprocessing
 import os
 import signal
@@ -26,7 +24,7 @@ from training.config import Config, config_from_dict, to_dict
 from training.grid import label
 from training.records import finished_result
 from training.resolve import Run
-from training.stacks import alike, gain_by_stacking, stacks
+from training.stacks import stacks
 from training.state import FAILURE, HOPELESS
 from training.sweep_keys import ExecutorKeys
 from utils.errors import run_cli
@@ -113,7 +111,7 @@ def run_cells(
             queue.append(run)
     if not queue:
         return
-    queue, keys = _stacked(queue, keys)
+    queue = _stacked(queue, keys)
     shares = machine(keys, len(queue))
     torchrun = list(rendezvous) or (["--standalone"] if keys.processes > 1 else None)
     if torchrun is not None:
@@ -135,15 +133,11 @@ def run_cells(
             if torchrun is not None:
                 _wait_for_processes(worker.runs[0].config.run_dir)
             free.append(worker.slot)
-            again = []
             for run in worker.runs:
                 outcome = _settle(run, worker, attempts, keys.retries, interrupt.caught is not None, bool(rendezvous))
                 if outcome == "again":
-                    again.append(run)
+                    queue.append([run])  # alone, so that none fails for another's fault
                 report(run, outcome)
-            # Stacks one by one, then each run alone, so that none fails for another's fault.
-            parts = alike(again)
-            queue += parts if len(parts) > 1 else [[run] for run in again]
         if keys.stop_hopeless:
             for worker in busy.values():
                 _stop_if_hopeless(worker)
@@ -176,19 +170,14 @@ def _settle(
     return "failed"
 
 
-def _stacked(queue: list[Run], keys: ExecutorKeys) -> tuple[list[list[Run]], ExecutorKeys]:
-    """The cells in groups, each for a process, and how many of these may share a GPU, in the keys."""
+def _stacked(queue: list[Run], keys: ExecutorKeys) -> list[list[Run]]:
+    """The cells in groups, each for a process: those that it trains in lock-step."""
     if keys.processes > 1 or (keys.stop_hopeless and keys.stack == "auto"):
-        return [[run] for run in queue], keys
+        return [[run] for run in queue]
     shares = machine(keys, len(queue))
-    gpu, each = bool(shares[0].gpus), keys.runs_per_gpu
+    gpu = bool(shares[0].gpus)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(shares)
-    groups = stacks(queue, keys.stack, gpu, len(shares), GPU_BYTES / each if gpu else memory)
-    if gpu and gain_by_stacking(queue, keys.stack):
-        # Processes take turns on a GPU, whose small kernels then leave most of it idle; stacks of one process overlap.
-        groups = [[*itertools.chain(*groups[first : first + each])] for first in range(0, len(groups), each)]
-        keys = dataclasses.replace(keys, runs_per_gpu=1)
-    return groups, keys
+    return stacks(queue, keys.stack, gpu, len(shares), GPU_BYTES / keys.runs_per_gpu if gpu else memory)
 
 
 def machine(keys: ExecutorKeys, cells: int) -> list[Share]:
@@ -279,8 +268,6 @@ def _train_cell(values: dict[str, Any], share: Share) -> None:
 def _train_stack(values: list[dict[str, Any]], share: Share) -> None:
     """The body of a process of several cells, each with its own console.log; what passes these is in the first's."""
     configs = [config_from_dict(each) for each in values]
-    # Streams beyond the driver's eight queues would wait for one another; it reads this before the first of them.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     _begin(configs[0], share)
     from training.ensemble import train_together
 

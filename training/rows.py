@@ -48,7 +48,7 @@ class StackedStep:
             "meta"
         )  # its code, not its weights
         self._compiled = lead.config.train.compile
-        self._graph = StepGraph(self._learn) if self.device.type == "cuda" else None
+        self._graph = StepGraph() if self.device.type == "cuda" else None
         self._run = torch.compile(self._losses, dynamic=False) if self._compiled else self._losses
         self._move = torch.compile(move_rows, dynamic=False) if self._compiled else move_rows
         self.micro_batch = micro_batch or lead.learn.micro_batch
@@ -121,7 +121,7 @@ class StackedStep:
     def __call__(self, samples: Samples, tokens: int, moving: list[Trainer]) -> None:
         """Learn from a batch, after ``tokens`` tokens; rows that are not ``moving`` stay as they are."""
         if self._graph is not None:
-            self._graph(samples, self._settings(tokens, moving))
+            self._graph(self._learn, samples, self._settings(tokens, moving))
         elif self._compiled:
             self._learn(samples, self._settings(tokens, moving))
         else:

@@ -47,8 +47,11 @@ def stacks(runs: Sequence[Run], stack: int | str, gpu: bool, workers: int, memor
         workers: processes at a time.
         memory: bytes that a process may use.
     """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(stack_key(run.config), []).append(run)
     found = []
-    for group in alike(runs):
+    for group in groups.values():
         group.sort(key=lambda run: run.config.data_seed)  # samples are worked out once for all that see the same
         limit = stack if isinstance(stack, int) else _by_itself(group[0], gpu, len(runs) / workers, memory)
         if group[0].config.train.activation_checkpointing:  # what it saves, a stack would spend
@@ -57,19 +60,6 @@ def stacks(runs: Sequence[Run], stack: int | str, gpu: bool, workers: int, memor
         found += [group[len(group) * n // parts : len(group) * (n + 1) // parts] for n in range(parts)]
     place = {id(run): number for number, run in enumerate(runs)}
     return sorted(found, key=lambda group: min(place[id(run)] for run in group))
-
-
-def alike(runs: Sequence[Run]) -> list[list[Run]]:
-    """``runs`` by what may share its steps, in the order of their first."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(stack_key(run.config), []).append(run)
-    return list(groups.values())
-
-
-def gain_by_stacking(runs: Sequence[Run], stack: int | str) -> bool:
-    """Whether all of these are small for a GPU, or are taken to be."""
-    return stack != 1 if isinstance(stack, int) else max(run.N for run in runs) <= LARGE_ON_GPU
 
 
 def _by_itself(run: Run, gpu: bool, each: float, memory: float) -> int:

@@ -92,10 +92,10 @@ class ExecutorKeys:
     Attributes:
         kind: local, on this machine; or slurm, as an array of jobs.
         workers: cells trained at once; as many as fit on the GPUs, or one per core where there is no GPU.
-        runs_per_gpu: cells that share a GPU, in a process each; where they are stacked, stacks that share it, in one.
+        runs_per_gpu: processes, of a cell or of a stack each, that share a GPU.
         processes: of one cell on each of its nodes, each on a GPU of its own; more than one start by torchrun.
-        stack: cells of a row (all but their rates alike) that one process trains in lock-step: the most of them, or
-            auto, which stacks small models (docs/ensembles.md).
+        stack: cells of a row (alike but for rates and seeds) that one process trains in lock-step: the most of them,
+            or auto, which stacks small models (docs/ensembles.md).
         retries: further attempts at a cell that crashes, or whose job is lost.
         stop_hopeless: end a cell that is beyond doubt behind the best of its size at a milestone.
         slurm: what a job asks for.

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from scaling import belief as module
-from scaling.belief import Found, Grid, Prior, believe, expect, found
-from scaling.extend import Settings, as_expected, decide, gain, judge
+from scaling.belief import Belief, Found, Grid, Prior, believe, expect, found
+from scaling.extend import Settings, as_expected, decide, gain, judge, rival
 from scaling.optimum import features
 
 RATES, BATCHES = np.exp(np.arange(-3.0, 4.0) * 0.5), np.exp(np.arange(-3.0, 4.0) * 0.5)
@@ -53,6 +53,40 @@ def test_beyond_an_edge(paper, at, side) -> None:
     assert cells
     assert side in cells[0][2]
     assert cells[0][2].startswith("beyond the edge")
+
+
+def rivals_beyond(edge: float, error: float, bend: float = 0.0, lowest: int = 3, rough: float = 0.0) -> set[float]:
+    """The batches beyond the runs that hold a rival of the choice, the middle cell of 5 x 5 runs.
+
+    Args:
+        edge: ln loss of the largest batch that was run, above the choice's; .03 more but at the rate numbered
+            ``lowest``. Cells beyond are as good as the choice, within .05.
+        error: standard error of the edge's cells.
+        bend: d^2 ln loss / d (ln lr)^2; rates lie .5 apart.
+    """
+    here = grid(block(range(1, 6), range(1, 6)))
+    rate, batch = np.divmod(np.arange(49), 7)
+    mean = np.where(batch == 5, edge + np.where(rate == lowest, 0.0, 0.03), 0.01)
+    errors = np.where(batch == 5, error, 0.05)
+    mean[24], errors[24] = 0.0, 0.0
+    nothing = np.zeros((6, 49))
+    quadratic = np.array([0.0, 0.0, 0.0, bend, 0.0, 0.0])
+    belief = Belief(mean, np.diag(errors**2), quadratic, np.zeros((6, 6)), nothing, np.zeros(2))
+    rivals = rival(here, belief, 24, Settings(1e-3, rough))
+    assert rivals[24]
+    assert rivals[(batch == 0) | (rate == 0) & (batch < 5)].all(), "the other edges are as good"
+    return set(here.B[rivals & (batch > 5)])
+
+
+def test_no_cell_is_a_rival_beyond_an_edge_that_is_worse() -> None:
+    """However little is known of the cells there: losses have one valley."""
+    assert not rivals_beyond(0.03, 0.01)
+    assert rivals_beyond(0.03, 0.02) == {BATCHES[6]}, "its error hides whether it is worse"
+    assert rivals_beyond(0.03, 0.01, rough=0.01), "or its own deviation from a smooth surface does"
+    assert rivals_beyond(0.03, 0.01, bend=0.5), "its lowest point lies between its cells"
+    assert rivals_beyond(0.03, 0.01, lowest=0), "its lowest point lies beyond its runs"
+    assert not rivals_beyond(0.03, 0.01, lowest=1)
+    assert rivals_beyond(0.0, 0.01)
 
 
 def test_cells_around_an_interior_optimum_and_then_none(paper) -> None:

@@ -1,6 +1,7 @@
 """A sweep's ledger as grids, the noise it shows, and what is asked for."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,34 @@ def test_off_the_optimum_cells_beyond_the_edge_are_asked_for(paper) -> None:
     centred, *_ = states(ledger(paper, 1e-5), paper, Settings, None, none_waits)
     assert {state.optimum.verdict for state in centred} == {"interior"}
     assert not any(state.asked for state in centred)
+
+
+def wide(law, costs, seed, fall=0.5):
+    """Two sizes, rates over two decades, 1 to 64 clips of 80 tokens, noise of 1 %.
+
+    ``costs`` [4] is ln loss at the best rate of each batch, at the first T; it falls as T^-``fall``. The best rate
+    rises with the batch, and losses are steeper above it.
+    """
+    tokens, clips = 409600.0 * 2.0 ** np.arange(4), 4.0 ** np.arange(4)
+    cells = [(N, 80 * c, lr) for N in (65536.0, 131072.0) for c in clips for lr in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)]
+    rows = simulate.ledger(replace(law, curvature=None), cells, tokens, 0.01, seed=seed, n_ctx=80)
+    y = np.log(rows.B / 80)
+    x = np.log(rows.lr / 1.5e-3) - 0.6 * y
+    costly = np.interp(y, np.log(clips), costs) * (rows.T / tokens[0]) ** -fall
+    return replace(rows, loss=rows.loss * np.exp(costly + 0.015 * x**2 + 0.004 * np.clip(x, 0, None) ** 3))
+
+
+def test_nothing_is_asked_for_beyond_an_edge_that_is_much_worse_than_the_best(paper) -> None:
+    """The largest batch costs 12 % at the first T and 4 at the last, four times the noise: no way leads on there."""
+    asked = []
+    for seed in range(3):
+        made, *_ = states(wide(paper, (0.0, 0.01, 0.05, 0.12), seed), paper, Settings, None, none_waits)
+        asked += [one for state in made for one in state.asked]
+    assert asked
+    assert max(one.B for one in asked) <= 64 * 80
+    # Where the noise hides whether the edge is worse, there may be.
+    made, *_ = states(wide(paper, (0.0, 0.0, 0.0, 0.01), 0), paper, Settings, None, none_waits)
+    assert max(one.B for state in made for one in state.asked) == 256 * 80
 
 
 def test_what_waits_is_not_asked_again(paper) -> None:

@@ -9,12 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import training.pool
-from data.latents import LatentCache
 from tests.sweeps import edit, write_sweep
 from tests.tools.test_sweep import ENVIRONMENT, ROOT, results, tool
-from training.grid import load_sweep
-from training.resolve import Run
 
 # Put on the path of every process: one that trains a cell of some rate, alone or with others, ends by itself.
 SITE = """
@@ -113,52 +109,6 @@ def test_killed_in_mid_stack_and_finished_alone(sweep: Path, tmp_path: Path) -> 
     edit(sweep, out=str(tmp_path / "unbroken"))
     tool("run", sweep)
     close(killed, results(sweep))
-
-
-def test_stacks_that_share_a_gpu_are_one_process(sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three stacks two share the process; the machine's GPU is made up, and the work is done on the CPU."""
-    monkeypatch.setattr(training.pool, "visible_gpus", lambda: ["0"])
-    edit(sweep, batch_tokens=[32, 64, 96], executor={"runs_per_gpu": 2})
-    grid = load_sweep(sweep, [], lambda config: LatentCache(config.data.cache).meta)
-    started = []
-    start = training.pool._start
-
-    def counted(context: object, runs: list[Run], *rest: object) -> object:
-        started.append([run.config.train.batch_tokens for run in runs])
-        return start(context, runs, *rest)
-
-    monkeypatch.setattr(training.pool, "_start", counted)
-    with training.pool.Interrupt() as interrupt:
-        training.pool.run_cells(grid.cells, grid.keys.executor, lambda run, outcome: None, interrupt)
-    assert [(len(batches), len(set(batches))) for batches in started] == [(6, 2), (3, 1)]
-    stacked = results(sweep)
-    edit(sweep, out=str(tmp_path / "alone"), executor={"workers": 2, "stack": 1})
-    monkeypatch.undo()
-    tool("run", sweep)
-    close(stacked, results(sweep))
-
-
-def test_what_ends_a_process_of_stacks_is_found(sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """First each stack is tried by itself, then each run of the one that ends again."""
-    monkeypatch.setattr(training.pool, "visible_gpus", lambda: ["0"])
-    edit(sweep, executor={"runs_per_gpu": 2, "retries": 0})
-    grid = load_sweep(sweep, [], lambda config: LatentCache(config.data.cache).meta)
-    started = []
-
-    class Process:
-        sentinel, exitcode = 0, 9
-        join = terminate = staticmethod(lambda: None)
-
-    def ended(context: object, runs: list[Run], slot: int, *rest: object) -> object:
-        started.append([run.config.train.batch_tokens for run in runs])
-        runs[0].config.run_dir.mkdir(parents=True, exist_ok=True)
-        return training.pool._Worker(runs, slot, Process())
-
-    monkeypatch.setattr(training.pool, "_start", ended)
-    monkeypatch.setattr(training.pool, "wait", lambda sentinels, timeout: sentinels)
-    with training.pool.Interrupt() as interrupt:
-        training.pool.run_cells(grid.cells, grid.keys.executor, lambda run, outcome: None, interrupt)
-    assert [len(batches) for batches in started] == [6, 3, 3, 1, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(("executor", "said"), [

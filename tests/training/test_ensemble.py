@@ -327,20 +327,13 @@ def test_a_stack_that_shrinks_often_stays_compiled(
     assert [result(c.run_dir)["status"] for c in several] == ["done", "done", "diverged", "diverged"]
 
 
-def test_runs_that_cannot_share_their_steps_take_turns(cache: Path, tmp_path: Path) -> None:
-    """Of two stacks and a run that is none, of other lengths: each is the run alone, and they share the time."""
-
-    def several(out: str) -> list[Config]:
-        differ = ("validation.seed=6", "train.batch_tokens=256", "train.tokens=1280", "train.batch_tokens=256")
-        return [
-            load_config(None, overrides(cache, tmp_path / out, str(row), *own(row), "train.tokens=2560", word))
-            for row, word in enumerate(differ)
-        ]
-
-    assert train_together(several("together")) == 0
-    for row, config in enumerate(several("alone")):
-        assert train(config) == 0
-        same(tmp_path / "together" / str(row), tmp_path / "alone" / str(row))
+@pytest.mark.parametrize("word", ["validation.seed=6", "train.batch_tokens=256", "train.tokens=5120", "ema.width=0.1"])
+def test_runs_that_cannot_share_their_steps_are_refused(cache: Path, tmp_path: Path, word: str) -> None:
+    several = configs(cache, tmp_path, rows=2)
+    several[1] = load_config(None, overrides(cache, tmp_path, "1", *own(1), word))
+    with pytest.raises(UserError, match="differ in more than"):
+        train_together(several)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_ends_all_is_told_to_each(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
