@@ -27,7 +27,7 @@ class ModelKeys:
     size: str | None = key(None, "a named size, LAYERSxWIDTH, such as 4x128; it sets layers, width and heads")
     layers: int | None = key(None, "blocks")
     width: int | None = key(None, "model width d")
-    heads: int | None = key(None, "attention heads; head width 64 (32 below width 128) where it is not given")
+    heads: int | None = key(None, "attention heads; default: of 32 channels below 12 layers and width 512, else 64")
     patch: list[int] = key([1, 1, 1], "latent frames, rows and columns that make one token")
     attention: str = key(
         "auto", "attention kernels: auto, sdpa, xformers or plain (no kernel: matrices and a softmax)"

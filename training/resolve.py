@@ -120,7 +120,7 @@ def _resolve_shape(config: Config, token_dim: int) -> None:
     if model.width % (2 * model.heads):
         raise UserError(
             f"model.heads={model.heads}: width {model.width} is no even multiple of it; "
-            f"try {max(model.width // head_width(model.width), 1)}"
+            f"try {max(model.width // head_width(model.layers, model.width), 1)}"
         )
     if 4 * token_dim > model.width:
         raise UserError(

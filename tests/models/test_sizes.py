@@ -33,8 +33,14 @@ def test_named_sizes_have_the_published_parameters():
 @pytest.mark.parametrize("name", [*MICRO, *BESIDE_MICRO, *PAPER])
 def test_heads_fill_the_width(name):
     shape = parse_size(name)
-    assert shape.heads * head_width(shape.width) == shape.width
+    assert shape.heads * head_width(shape.layers, shape.width) == shape.width
     assert shape.name == name
+
+
+def test_a_ladder_has_one_head_width():
+    """Where it changes the loss jumps, and a law fitted below says nothing of what lies above."""
+    assert {head_width(*parse_size(name)[:2]) for name in (*MICRO, *BESIDE_MICRO)} == {32}
+    assert {head_width(*parse_size(name)[:2]) for name in PAPER} == {64}
 
 
 @pytest.mark.parametrize("name", [*MICRO, *PAPER[1:]])
