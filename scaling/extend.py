@@ -23,6 +23,9 @@ DOUBT = 0.1
 # In standard errors, how far above the choice's a cell's expected loss may lie for it to be a rival. The errors of
 # cells far off are crude, and there are many of them: summed over fifty corners, they would never let a grid be done.
 RIVAL = 2.5
+# The same of the lowest cell of an edge, above which nothing beyond that edge is one. What lies there would have to be
+# better than the choice besides, at odds of less than one half: the chance of both is about that of RIVAL.
+SHUT = 2.0
 # Standard normal quadrature for the gain of a cell that is yet to be seen.
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(21)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
@@ -125,8 +128,41 @@ def rival(grid: Grid, belief: Belief, choice: int, settings: Settings) -> NDArra
     own, shared = np.diag(belief.covariance), belief.covariance[choice]
     error = np.sqrt(np.clip(own + own[choice] - 2 * shared, 0.0, None))
     rivals = ~grid.absent & (belief.mean - belief.mean[choice] + settings.tolerance <= RIVAL * error)
+    rivals &= ~shut(grid, belief, choice, np.hypot(error, math.sqrt(2) * settings.rough))
     rivals[choice] = True
     return rivals
+
+
+def shut(grid: Grid, belief: Belief, choice: int, error: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which cells lie beyond an edge of the runs that is worse than the choice all along: [cells].
+
+    Losses have one valley: what is as good as the choice hangs together with it, so that a line between the two, all
+    rates at a batch or all batches at a rate, holds a cell as good. The belief does not know this. A step beyond the
+    runs its error is a third of the excess expected there, which leaves every cell a chance to be the best, and a run
+    so far out is expected to tell much of the quadratic within.
+
+    Args:
+        error: [cells], standard errors of ln loss less the choice's, on a smooth surface.
+    """
+    seen, beyond = grid.seen, np.zeros(len(grid.lr), dtype=bool)
+    for across, along, bend in ((grid.B, grid.lr, belief.quadratic[3]), (grid.lr, grid.B, belief.quadratic[4])):
+        # The lowest point of a line may lie between its cells.
+        above = belief.mean - belief.mean[choice] - max(bend, 0.0) * _half_step(along) ** 2 / 2
+        sides = ((across[seen].min(), across < across[seen].min()), (across[seen].max(), across > across[seen].max()))
+        for edge, outside in sides:
+            line = np.flatnonzero(across == edge)
+            ran, lowest = along[line[grid.runs[line] > 0]], along[line[np.argmin(belief.mean[line])]]
+            # An edge whose lowest cell lies beyond its own runs is not known.
+            if ran.min() <= lowest <= ran.max() and np.all(above[line] > SHUT * error[line]):
+                beyond |= outside
+    return beyond
+
+
+def _half_step(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[cells], in ln: from each cell half of the way to the farther of its neighbours on an axis."""
+    there, where = np.unique(values, return_inverse=True)
+    steps = np.diff(np.log(there))
+    return (np.maximum(np.append(steps, 0.0), np.append(0.0, steps)) / 2)[where]
 
 
 def gain(grid: Grid, belief: Belief, settings: Settings) -> NDArray[np.float64]:
