@@ -31,6 +31,7 @@ quickstart: $(INSTALLED)
 reproduce-mini: $(INSTALLED)
 	$(PY) tools/fit.py all results/mini/cells --prior configs/laws/paper.json --out runs/mini/law.json
 	$(PY) tools/study.py results/mini/cells --law runs/mini/law.json --prior configs/laws/paper.json --expect results/mini/study.json
+	$(PY) tools/study.py results/mini/cells --law results/mini/law_before_heldout.json --expect results/mini/heldout.json
 	$(PY) tools/report.py results/mini/cells --law runs/mini/law.json --png runs/mini/figures --out runs/mini/report.html
 
 # A quarter of an hour of one core; test-slow is the rest.

@@ -3,8 +3,8 @@
 python tools/presets.py 2x96:3276800 4x128:5e6 --law results/mini/law.json --base configs/train/mini.yaml \
     --results results/mini/cells --out configs/train/presets --page docs/presets.md
 
-The page gives each preset's T, B, lr and expected loss, the loss it should show on its way, and the hours that this
-takes on the hardware that the results were measured on (the study's own runs of that size, else none are given).
+The page gives each preset's T, B, lr and expected loss, beside it the lowest loss of any run of the results there, the
+loss it should show on its way, and the hours that this takes on the hardware that the results were measured on.
 """
 
 import argparse
@@ -64,23 +64,36 @@ def speeds(folder: Path) -> dict[tuple[float, str], float]:
     return {key: tokens[key] / seconds[key] for key in tokens}
 
 
-def page(rows: list[dict[str, Any]], law: laws.Law, path: str, rate: dict[tuple[float, str], float]) -> str:
+def lowest(folder: Path) -> dict[tuple[float, int], float]:
+    """The lowest loss of averaged weights that any run had, by (N, milestone in tokens)."""
+    found: dict[tuple[float, int], float] = {}
+    for path in folder.rglob("result.json"):
+        result = read_json(path)
+        for milestone in result["milestones"]:
+            key = float(result["N"]), int(milestone["nominal"])
+            found[key] = min(milestone["ema_val_loss"], found.get(key, math.inf))
+    return found
+
+
+def page(rows: list[dict[str, Any]], law: laws.Law, path: str, results: Path | None) -> str:
     """The tables, as Markdown."""
+    rate, seen = (speeds(results), lowest(results)) if results else ({}, {})
     lines = [
         "# Presets",
         "",
         f"Made by `tools/presets.py` from `{path}`; how far to trust that law: [reproduction.md](reproduction.md).",
         "Losses are of the averaged weights on the frozen validation clips, with 95 % intervals of the law.",
         "",
-        "| preset | N | T | B | lr | steps | FLOPs | expected loss |",
-        "|---|---|---|---|---|---|---|---|",
+        "| preset | N | T | B | lr | steps | FLOPs | expected loss | lowest measured |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         loss, lr = (value if isinstance(value, dict) else {"value": value} for value in (row["loss"], row["lr"]))
         span = f" [{loss['low']:.3f}, {loss['high']:.3f}]" if "low" in loss else ""
         lines.append(
             f"| `{row['out']}` | {row['N']:,.0f} | {row['T']:,.0f} | {row['B']:,} | {lr['value']:.3g} | "
-            f"{row['steps']:,} | {row['C']:.3g} | {loss['value']:.3f}{span} |"
+            f"{row['steps']:,} | {row['C']:.3g} | {loss['value']:.3f}{span} | "
+            f"{format(seen[key], '.3f') if (key := (float(row['N']), round(row['T']))) in seen else ''} |"
         )
     lines += [
         "",
@@ -121,7 +134,7 @@ def main() -> None:
         out = Path(args.out) / f"{shape.name}.yaml"
         rows.append(row | {"out": os.path.relpath(out)})
         written[out] = config(row, args.law, args.base, out)
-    table = page(rows, law, args.law, speeds(Path(args.results)) if args.results else {})
+    table = page(rows, law, args.law, Path(args.results) if args.results else None)
     for out, text in written.items():
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, text)

@@ -26,6 +26,7 @@ def test_each_config_is_the_laws(tmp_path: Path) -> None:
     base.write_text("optim: {beta2_half_life: 1e6}\n")
     (tmp_path / "results" / "run").mkdir(parents=True)
     result = {"status": "done", "N": 16 * 16 * 320**2, "device": "a GPU", "tokens": 8_000_000, "seconds": 4.0}
+    result["milestones"] = [{"nominal": 5e8, "ema_val_loss": 0.1}, {"nominal": 1e9, "ema_val_loss": 0.7654}]
     (tmp_path / "results" / "run" / "result.json").write_text(json.dumps(result))
     done = presets(
         "16x320:1e9", "2x1024:4e9", "--law", LAW, "--base", base, "--out", tmp_path / "presets", "--page",
@@ -49,6 +50,7 @@ def test_each_config_is_the_laws(tmp_path: Path) -> None:
     assert " at 0.14 h |\n" in page
     assert " at 0.017 h | " in page
     assert "| 2x1024 | not measured | " in page
+    assert page.count("| 0.765 |\n") == 1  # the lowest measured there
 
 
 @pytest.mark.parametrize(
