@@ -97,8 +97,8 @@ def page(rows: list[dict[str, Any]], law: laws.Law, path: str, results: Path | N
         )
     lines += [
         "",
-        "On the way, expected at a part of T (hours as the results' own runs of that size took, most of them several in",
-        "a process: a run's share of its time):",
+        "On the way, expected at a part of T (hours as the results' own runs of that size took, most of them several",
+        "in a process: a run's share of its time):",
     ]
     lines += ["", "| preset | device | " + " | ".join(f"T / {1 / f:.0f}" for f in FRACTIONS[:-1]) + " | T |"]
     lines.append("|---|---|" + "---|" * len(FRACTIONS))
