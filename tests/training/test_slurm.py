@@ -231,8 +231,11 @@ def test_ctrl_c_does_not_end_an_sbatch_half_way(path: Path, tmp_path: Path, monk
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-def test_a_job_queued_again_leaves_what_failed_in_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_queued_again_leaves_what_failed_in_it(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else every end of a job's time would be worth another set of retries."""
+    program(tmp_path / "bin", "srun", "exit 0", monkeypatch)
     sweep = loaded(path, "executor.slurm.runs_per_job=2")
     failed, other = sweep.cells
     monkeypatch.setattr(slurm, "_parameters", lambda keys, name: 1 / 0)  # the record is written before
