@@ -215,12 +215,14 @@ def _held_out(rows: Any) -> list[str]:
     lines = []
     for row in rows:
         loss, regret = row["loss"], row["regret"]
+        # A grid around the law's pair shows no best that lies farther off than its own edge.
+        least = "; the best cell lies on the edge: at least so far, and so much" if row["verdict"] == "edge" else ""
         lines += [
             f"  N {row['N']:.4g}, T {row['T']:.4g}: predicted {span(loss['predicted'], '.4f')}, measured "
             f"{span(loss['measured'], '.4f')}: {loss['error']:+.2%}",
             f"    the law's lr {row['law']['lr']:.3g}, B {row['law']['B']:.4g}: {row['steps']['lr']:+.2f} steps of "
             f"rate and {row['steps']['B']:+.2f} of batch from the best; regret "
-            f"{'unknown' if regret is None else span(regret, '.2%')} ({row['cells']} cells, {row['verdict']})",
+            f"{'unknown' if regret is None else span(regret, '.2%')} ({row['cells']} cells, {row['verdict']}{least})",
         ]
     return lines
 
