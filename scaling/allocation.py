@@ -161,7 +161,7 @@ def budgets(N: NDArray, C: NDArray, loss: NDArray, flops: NDArray) -> Iterator[t
     Args:
         N, C, loss: [points], C the FLOPs of each.
         flops: [points], budgets by name: where three of them have three sizes each they are taken as they are; else
-            losses are interpolated along each size in C, at 12 budgets.
+            losses are interpolated along each size in C, at 12 budgets from the least to the most that three share.
     """
     shared = [budget for budget in np.unique(flops) if len(np.unique(N[flops == budget])) >= 3]
     if len(shared) >= 3:
@@ -171,10 +171,15 @@ def budgets(N: NDArray, C: NDArray, loss: NDArray, flops: NDArray) -> Iterator[t
     for size in np.unique(N):
         rows = np.flatnonzero(size == N)
         order = rows[np.argsort(C[rows])]
-        curves.append((size, np.log(C[order]), np.log(loss[order])))
-    for log_C in np.linspace(np.log(C.min()), np.log(C.max()), 12):
-        spanning = [(size, np.interp(log_C, c, y)) for size, c, y in curves if len(c) > 1 and c[0] <= log_C <= c[-1]]
-        if len(spanning) >= 3:
+        if len(order) > 1:
+            curves.append((size, np.log(C[order]), np.log(loss[order])))
+
+    def at(log_C: float) -> list[tuple[float, float]]:
+        return [(size, np.interp(log_C, c, y)) for size, c, y in curves if c[0] <= log_C <= c[-1]]
+
+    common = [end for _, c, _ in curves for end in (c[0], c[-1]) if len(at(end)) >= 3]
+    for log_C in np.linspace(min(common), max(common), 12) if common else ():
+        if len(spanning := at(log_C)) >= 3:
             sizes, losses = np.array(spanning).T
             yield float(np.exp(log_C)), sizes, np.exp(losses)
 

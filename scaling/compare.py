@@ -5,6 +5,8 @@ fixed pair, both read off the grids' fitted surfaces. What differs is the pair a
 the jackknife is of their difference.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -105,8 +107,7 @@ def compare(
     scale = {name: float(np.exp(np.log(getattr(points, name)).mean())) for name in ("T", "N")}
     # What a fit refuses or warns of is no ground to compare on either.
     loss_stage(points, Options(delta=DELTA), scale, warnings)
-    smallest = min(points.optima, key=lambda o: o.N * o.T)
-    lr, B = pair or (smallest.lr, smallest.B)
+    lr, B = pair or _of_smallest(points.optima)
     for name, value, swept in (("lr", lr, ledger.lr), ("B", B, ledger.B)):
         if not swept.min() / MARGIN <= value <= swept.max() * MARGIN:
             raise UserError(
@@ -150,6 +151,57 @@ def compare(
         lr, B, C, size, size_fixed, exponent, exponent_fixed, difference, ratio, served,
         float(np.mean(fixed / points.loss - 1)), not ratio[1] <= 1 <= ratio[2], tuple(warnings),
     )  # fmt: skip
+
+
+def prices(
+    ledger: Ledger, pair: tuple[float, float] | None = None, window: float | None = 0.02
+) -> tuple[tuple[float, float], list[dict[str, Any]]]:
+    """What one pair costs at each size and token count, read off the grids' surfaces alone: no law enters.
+
+    Args:
+        ledger: grids over (lr, B), held-out ones too.
+        pair: the fixed (lr, B); by default as in ``compare``.
+
+    Returns:
+        the pair, and {"N", "T", "price", "tokens"} for each grid with an optimum of its own and the pair within its
+        cells. ``price`` is the loss at the pair over the optimum's, less 1, with its interval from the runs' noise;
+        ``tokens`` the factor of T that would make up for it, by that size's own slope of ln loss in ln T there.
+
+    Raises:
+        Untrusted: fewer than three grids have an optimum of their own.
+    """
+    ledger = at_nominal(ledger)
+    points = points_of_grids(ledger, tuple(grid_optima(ledger, window)), [])
+    lr, B = pair or _of_smallest(points.optima)
+    fixed, replicates = _losses_at(ledger, points.optima, lr, B, len(points.present))
+    price = np.log(fixed / points.loss)
+    error = np.sqrt(np.sum(jackknife.deviations(np.log(replicates) - points.replicates["loss"]) ** 2, axis=0))
+    rows = []
+    for g, optimum in enumerate(points.optima):
+        if not _covered(ledger, optimum, lr, B):
+            continue
+        half = jackknife.t_quantile(len(np.unique(ledger.run_id[optimum.used])) - 1) * error[g]
+        value, low, high = (math.expm1(v) for v in (price[g], price[g] - half, price[g] + half))
+        slope = _slope(optimum, points.optima)
+        tokens = math.exp(-price[g] / slope) if slope < 0 else None
+        rows.append(
+            {"N": optimum.N, "T": optimum.T, "price": {"value": value, "low": low, "high": high}, "tokens": tokens}
+        )
+    return (lr, B), rows
+
+
+def _of_smallest(optima: Iterable[Optimum]) -> tuple[float, float]:
+    """The (lr, B) that tuning once, on the cheapest runs, gives."""
+    smallest = min(optima, key=lambda o: o.N * o.T)
+    return smallest.lr, smallest.B
+
+
+def _slope(optimum: Optimum, optima: Iterable[Optimum]) -> float:
+    """Of ln loss in ln T at one of a size's optima, between its neighbours; nan without any."""
+    T, loss = np.array(sorted((o.T, o.loss) for o in optima if o.N == optimum.N)).T
+    if len(T) < 2:
+        return math.nan
+    return float(np.gradient(np.log(loss), np.log(T))[np.searchsorted(T, optimum.T)])
 
 
 def _scatter(points: Points, prices: NDArray) -> tuple[float, int]:

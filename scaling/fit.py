@@ -252,7 +252,7 @@ def _allocation(
     """N_opt by estimator; why one is unknown goes into ``unknown``."""
     if loss is None:
         return None
-    C = _budgets(ledger, points, cost)
+    C = training_flops(ledger, points.N, points.T, cost)
     sizes: dict[str, Any] = {"measured": None, "predicted": None, "default": "predicted"}
     sizes["predicted"] = allocation.predicted(loss, (float(C.min()), 10 * float(C.max())), cost)
     if sizes["predicted"].exponent < STILL:
@@ -335,21 +335,21 @@ def _runs(ledger: Ledger) -> list[str]:
     return names
 
 
-def _budgets(ledger: Ledger, points: Points, cost: Callable) -> NDArray[np.float64]:
-    """Training FLOPs of each point [points]: by what its size's runs recorded, which knows their own widths.
+def training_flops(ledger: Ledger, N: NDArray, T: NDArray, cost: Callable) -> NDArray[np.float64]:
+    """Training FLOPs of points N, T [points]: by what each size's runs recorded, which knows their own widths.
 
     Runs that counted by another rule than ``cost`` are not asked: their budgets would be no others' beside them.
     """
-    per_token = np.array(cost(points.N), dtype=float)
-    for size in np.unique(points.N):
+    per_token = np.array(cost(N), dtype=float)
+    for size in np.unique(N):
         seen = ledger.flops[size == ledger.N] / ledger.T[size == ledger.N]
         if np.isfinite(seen).any() and abs(np.nanmedian(seen) / cost(size) - 1) < SAME_COST:
-            per_token[size == points.N] = np.nanmedian(seen)
-    return points.T * per_token
+            per_token[size == N] = np.nanmedian(seen)
+    return T * per_token
 
 
 def _domain(ledger: Ledger, points: Points, cost: Callable) -> dict[str, list[float] | None]:
-    C = _budgets(ledger, points, cost)
+    C = training_flops(ledger, points.N, points.T, cost)
     spans = {"N": points.N, "T": points.T, "B": ledger.B, "C": C}
     return {name: None if np.isnan(v).any() else [float(np.min(v)), float(np.max(v))] for name, v in spans.items()}
 

@@ -26,7 +26,7 @@ from models.sizes import smooth_width
 from scaling import allocation, compare, fit, heldout, laws, noise, runs
 from scaling.jackknife import interval
 from scaling.optimum import WINDOW
-from scaling.points import Untrusted, at_nominal
+from scaling.points import Untrusted, at_nominal, grid_optima
 from scaling.stages import Options
 from utils.errors import Parser, UserError, run_cli
 from utils.files import read_json
@@ -110,6 +110,30 @@ def allocations(ledger: runs.Ledger, law: laws.Law, prior: laws.Law | None, fold
     return found
 
 
+def best_sizes(ledger: runs.Ledger, cost: allocation.Cost) -> dict[str, Any]:
+    """N_opt of each budget that three sizes share, from what the grids' best losses were: no law, and none needed.
+
+    Held-out sizes count with the others here, since nothing is predicted.
+    """
+    ledger = at_nominal(ledger)
+    optima = grid_optima(ledger, WINDOW)
+    N, T, loss = np.array([(o.N, o.T, o.loss) for o in optima if math.isfinite(o.loss)]).T
+    C = fit.training_flops(ledger, N, T, cost)
+    curves = list(allocation.budgets(N, C, loss, C))
+    found, reasons = allocation.estimate(curves)
+    return {
+        "budgets": [{"C": C, "N": sizes.tolist(), "loss": losses.tolist()} for C, sizes, losses in curves],
+        "exponents": {name: None if one is None else one.exponent for name, one in found.items()},
+        "unknown": reasons,
+    }
+
+
+def pair_prices(ledger: runs.Ledger) -> dict[str, Any]:
+    """The loss that one pair for all costs at each (N, T)."""
+    (lr, B), rows = compare.prices(ledger)
+    return {"lr": lr, "B": B, "grids": rows}
+
+
 def study(args: argparse.Namespace) -> dict[str, Any]:
     """Every answer as one object; a question that the results cannot answer has {"unknown": why}."""
     folder = Path(args.results)
@@ -139,7 +163,9 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         "exponents": exponents(law, laws.load(args.reference)),
         "held_out": asked(lambda: heldout.check(ledger, law, pooled, freedom)),
         "N_opt": asked(lambda: allocations(ledger, law, prior, folder)),
+        "best_sizes": asked(lambda: best_sizes(ledger, cost)),
         "fixed_pair": asked(lambda: compare.compare(ledger, cost).to_dict()),
+        "pair_prices": asked(lambda: pair_prices(ledger)),
     }
 
 
@@ -197,8 +223,10 @@ def text(told: dict[str, Any]) -> str:
         lines.append(f"  {name:<8}{span(row, '+.3f')}{' assumed' if row['assumed'] else ''}{beside}")
     lines += ["", "held-out sizes", *_held_out(told["held_out"])]
     lines += ["", "best size", *_sizes(told["N_opt"])]
+    lines += ["", "best size, from the grids alone", *_best_sizes(told["best_sizes"])]
+    lines += ["", "what one fixed pair costs, from the grids alone", *_prices(told["pair_prices"])]
     pair = told["fixed_pair"]
-    lines += ["", "one fixed pair for all"]
+    lines += ["", "the law through one fixed pair for all"]
     if "unknown" in pair:
         return "\n".join([*lines, f"  unknown: {pair['unknown']}"])
     lines += [
@@ -242,6 +270,30 @@ def _sizes(told: dict[str, Any]) -> list[str]:
         low, high = found["minimised"]["10 C"]["within"]
         lines.append(f"  {count:<8} within {TOLERANCE:.1%} of the best loss: {low:.3g} to {high:.3g}, at ten times C")
     return lines
+
+
+def _best_sizes(told: dict[str, Any]) -> list[str]:
+    if "budgets" not in told:
+        return [f"  unknown: {told['unknown']}"]
+    lines = []
+    for row in told["budgets"]:
+        losses = ", ".join(f"{N:.4g}: {loss:.4f}" for N, loss in zip(row["N"], row["loss"]))
+        best = row["N"][int(np.argmin(row["loss"]))]
+        inside = "" if min(row["N"]) < best < max(row["N"]) else ", at the end of what was tried"
+        lines.append(f"  {row['C']:.3g} FLOPs: N {best:.4g}{inside} ({losses})")
+    for name, exponent in told["exponents"].items():
+        lines.append(f"  {name}: {told['unknown'][name] if exponent is None else f'exponent {exponent:.3f}'}")
+    return lines
+
+
+def _prices(told: dict[str, Any]) -> list[str]:
+    if "grids" not in told:
+        return [f"  unknown: {told['unknown']}"]
+    return [f"  lr {told['lr']:.3g}, B {told['B']:.4g}, the best of the smallest grid"] + [
+        f"  N {row['N']:.4g}, T {row['T']:.4g}: loss {span(row['price'], '+.2%')} over the best"
+        + ("" if row["tokens"] is None else f", made up for by {row['tokens']:.3g} times the tokens")
+        for row in told["grids"]
+    ]
 
 
 def main() -> int:

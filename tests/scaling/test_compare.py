@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scaling import allocation, simulate
-from scaling.compare import compare
+from scaling.compare import compare, prices
 from scaling.points import Untrusted
 from utils.errors import UserError
 
@@ -116,3 +116,29 @@ def test_compare_refuses_what_a_fit_refuses(paper, cost):
     flat = ledger_with(dataclasses.replace(paper, loss=dataclasses.replace(paper.loss, Nc=1e-9)), 0)
     with pytest.raises(Untrusted):
         compare(flat, cost)
+
+
+def test_what_a_pair_costs_is_the_planted_penalty(paper, cost):
+    """Without a law: each grid's surface at the pair, and the tokens by which the planted loss makes up for it."""
+    (lr, B), rows = prices(ledger_with(paper, 0, noise=1e-6))
+    assert (lr, B) == pytest.approx((paper.lr(SIZES[0], TOKENS[0]), paper.batch(SIZES[0], TOKENS[0])), rel=0.05)
+    assert len(rows) > 3
+    for row in rows:
+        N, T = row["N"], row["T"]
+        penalty = float(paper.curvature(np.log(lr / paper.lr(N, T)), np.log(B / paper.batch(N, T))))
+        assert row["price"]["value"] == pytest.approx(penalty, rel=0.05, abs=1e-5)
+        # A straight line stands for a loss that levels off, between milestones 2.5 apart.
+        made_up = float(paper.loss(N, T) / paper.loss(N, T * row["tokens"])) - 1
+        assert made_up == pytest.approx(penalty, rel=0.3, abs=1e-5)
+    assert rows[0]["price"]["value"] < 1e-5 < rows[-1]["price"]["value"]
+
+
+def test_the_interval_of_a_price_covers_the_planted_one(paper, cost):
+    """At most five of 40 ledgers' prices outside: 95 % intervals leave two on average, six or more in 1 % of cases."""
+    pair = paper.lr(SIZES[0], TOKENS[0]), paper.batch(SIZES[0], TOKENS[0])
+    outside = 0
+    for seed in range(40):
+        row = prices(ledger_with(paper, seed), pair)[1][-1]
+        at = np.log(pair[0] / paper.lr(row["N"], row["T"])), np.log(pair[1] / paper.batch(row["N"], row["T"]))
+        outside += not row["price"]["low"] <= float(paper.curvature(*at)) <= row["price"]["high"]
+    assert outside <= 5

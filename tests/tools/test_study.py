@@ -81,12 +81,31 @@ def test_the_answers_are_the_planted_ones(planted: tuple[Path, Path]) -> None:
     assert exact["FLOPs"] == pytest.approx(EXACT * token["FLOPs"])
     assert exact["value"] == pytest.approx(token["value"], rel=1e-3)
     assert told["fixed_pair"]["biased"]
+    prices = told["pair_prices"]
+    assert len(prices["grids"]) > 3
+    for row in prices["grids"]:
+        x, y = (np.log(prices[name] / at(row["N"], row["T"])) for name, at in (("lr", paper.lr), ("B", paper.batch)))
+        assert row["price"]["value"] == pytest.approx(float(paper.curvature(x, y)), abs=1e-3)
+    budgets = told["best_sizes"]["budgets"]
+    assert len(budgets) > 3
+    for row in budgets:
+        T = [row["C"] / flops_per_token(int(N), 1280, round(smooth_width(N))) for N in row["N"]]
+        # Between milestones 2.5 apart a straight line stands for the curve.
+        assert row["loss"] == pytest.approx(paper.loss(np.array(row["N"]), np.array(T)).tolist(), rel=3e-3)
 
 
 def test_people_are_told_the_same(planted: tuple[Path, Path]) -> None:
     done = study(planted[0], "--law", planted[1])
     assert done.returncode == 0
-    for word in ("between seeds", "held-out sizes", "regret", "best size", "cost to serve", "assumed"):
+    for word in (
+        "between seeds",
+        "held-out sizes",
+        "regret",
+        "best size",
+        "made up for by",
+        "cost to serve",
+        "assumed",
+    ):
         assert (word in done.stdout) == (word != "assumed")
 
 

@@ -87,6 +87,7 @@ VALIDATE = """
 import sys
 import torch
 from data.latents import LatentCache
+from train import leave
 from training.config import load_config
 from training.resolve import resolve
 from training.trainer import Trainer
@@ -99,6 +100,7 @@ loss = trainer._validate(trainer.average)
 if trainer.main:
     print(trainer.step, repr(loss.loss), repr(loss.standard_error))
 torch.distributed.destroy_process_group()
+leave(0)
 """
 
 
