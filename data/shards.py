@@ -24,7 +24,7 @@ from torch import Tensor
 from data.clips import Clips, to_float
 from data.media import Rejected
 from data.sources import Unit
-from utils.errors import UserError
+from utils.errors import OwnError, UserError
 
 PROMPT_BATCH = 64
 _DTYPES = {"F16": np.float16, "I32": np.int32}
@@ -78,7 +78,7 @@ def encode_shard(
     tensors = {"latents": torch.cat(latents), **_encode_captions(captions, text)}
     for name in ("latents", "text"):
         if not tensors[name].isfinite().all():
-            raise UserError(
+            raise OwnError(
                 f"{shard.path.name}: {name} that are not finite, or overflow float16; is it the right encoder?"
             )
     by_channel = tensors["latents"].double().transpose(0, 1).flatten(1)

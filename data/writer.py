@@ -26,7 +26,7 @@ from data.latents import file_size, fingerprint, read_index, sha256_of
 from data.shards import Shard, encode_shard, header_sha256, is_whole, read_header
 from data.sources import SPLITS, Unit, list_hash
 from data.workers import LIMIT_SECONDS, decoded
-from utils.errors import UserError
+from utils.errors import OwnError, UserError
 from utils.files import held, hold, json_text, write_text
 
 SHARD_BYTES = 256 << 20  # of latents
@@ -186,7 +186,7 @@ class Tally:
                 self._waiting.append(shard)
         if exceeds(self._rows, self._videos, self._most):
             where = write_rejected(self._folder, self._rows)
-            raise UserError(f"{too_many(self._rows, self._videos)}; each is named in {where}")
+            raise OwnError(f"{too_many(self._rows, self._videos)}; each is named in {where}")
 
 
 def counted(rejected: Sequence[dict[str, str]]) -> str:

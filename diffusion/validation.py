@@ -4,17 +4,13 @@ A fixed list of clips; for each, K times stratified over (0, 1); noise a functio
 unweighted, captions on. Nothing depends on world size, batch size, order or what was trained before.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffusion.loss import denoising_loss
-from diffusion.process import Process
 from utils.random import normal, uniform
 
 T_BINS = 10
@@ -50,11 +46,6 @@ def validation_times(clips: int, per_clip: int, seed: int) -> Tensor:
     strata = [torch.argsort(uniform(seed, f"validation strata {k}", clip)[:, 0]) for k in range(per_clip)]
     offset = (torch.stack(strata, dim=1) + uniform(seed, "validation t", clip, per_clip)) / clips
     return ((torch.arange(per_clip) + offset) / per_clip).float().clamp(1e-6, 1 - 1e-6)
-
-
-def validate(model: nn.Module, process: Process, *how: Any, **more: Any) -> ValidationResult:
-    """Score one ``model``, called as model(x_t, t, context, mask), in its evaluation dtype; see ``validate_rows``."""
-    return validate_rows(functools.partial(denoising_loss, model, process), 1, *how, **more)[0]
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ Where there is none, one line within seconds says which folder or command would 
 
 from pathlib import Path
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError, first_line, nearest
 
 PATIENCE = 5  # seconds for the hub's first answer; its client alone would try for half a minute
 KEPT = ("*.json", "*.safetensors", "*.txt", "*.model")  # weights, configurations, vocabularies; never pickles
@@ -58,7 +58,7 @@ def _from_hub(spec: str, what: str, layouts: tuple[Layout, ...]) -> tuple[Path, 
                 etag_timeout=PATIENCE,
             )
         except Exception as error:  # nothing here, or the network went away
-            reason = reason or _first_line(error)
+            reason = reason or first_line(error)
             continue
         if (Path(root) / candidate[0] / "config.json").is_file():
             return Path(root), candidate
@@ -84,15 +84,11 @@ def _asked(spec: str, layouts: tuple[Layout, ...]) -> tuple[Layout | None, str]:
         except RepositoryNotFoundError:
             return None, "there is no such repository, or it is private"
         except HfHubHTTPError as error:
-            return None, _first_line(error)
+            return None, first_line(error)
         except Exception as error:  # no network: which exception says so depends on the version of the hub's client
-            return None, f"no answer: {_first_line(error)}"
+            return None, f"no answer: {first_line(error)}"
     return None, "there is no config.json in it, nor in the folders of a pipeline"
 
 
 def _in(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from models.hub import located
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import pickles
 from utils.random import normal
 
@@ -131,7 +131,7 @@ class PretrainedTextEncoder:
             )
         except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
             why = pickles(root / model_folder)
-            raise UserError(f"text encoder {spec!r} cannot be loaded: {_first_line(error)}{why}") from error
+            raise UserError(f"text encoder {spec!r} cannot be loaded: {first_line(error)}{why}") from error
         if info["missing_keys"]:  # they would be random
             lost = sorted(info["missing_keys"])[0]
             raise UserError(
@@ -186,7 +186,3 @@ def load_text_encoder(spec: str = "embedded", device: str | torch.device = "cpu"
         UserError: there is no such encoder here and none can be fetched.
     """
     return WordEncoder(device) if spec == "embedded" else PretrainedTextEncoder(spec, device)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

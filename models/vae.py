@@ -25,7 +25,7 @@ from models.autoencoders import (
     statistics_of,
 )
 from models.hub import located
-from utils.errors import UserError, nearest
+from utils.errors import UserError, first_line, nearest
 from utils.files import pickles, read_json
 
 EMBEDDED = Path(__file__).parent / "embedded_vae"
@@ -240,7 +240,7 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
             output_loading_info=True,
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"VAE {spec!r}: {folder} does not load ({reason})") from None
     if info["missing_keys"]:  # they would be random
         raise UserError(f"VAE {spec!r}: {folder} does not load (no {sorted(info['missing_keys'])[0]} in its weights)")

@@ -178,7 +178,7 @@ def budgets(N: NDArray, C: NDArray, loss: NDArray, flops: NDArray) -> Iterator[t
         return [(size, np.interp(log_C, c, y)) for size, c, y in curves if c[0] <= log_C <= c[-1]]
 
     common = [end for _, c, _ in curves for end in (c[0], c[-1]) if len(at(end)) >= 3]
-    for log_C in np.linspace(min(common), max(common), 12) if common else ():
+    for log_C in np.unique(np.linspace(min(common), max(common), 12)) if common else ():
         if len(spanning := at(log_C)) >= 3:
             sizes, losses = np.array(spanning).T
             yield float(np.exp(log_C)), sizes, np.exp(losses)
@@ -222,7 +222,7 @@ def _through(optima: list[tuple[float, float]]) -> tuple[SizeLaw | None, str | N
 def drawn(law: Law, C: float, cost: Cost) -> dict[str, NDArray[np.float64]]:
     """N_opt at C FLOPs by each joint draw of the loss law: [draws] by estimator, for those that were drawn."""
     loss = law.drawn("loss")
-    if loss is None or not isinstance(loss.Tc, np.ndarray):
+    if loss is None:
         return {}
     constants = np.stack([loss.Tc, loss.aT, loss.Nc, loss.aN, loss.Linf], axis=-1)
     found = {"minimised": minimise(constants, loss.scale, C, cost)}

@@ -27,6 +27,8 @@ NUDGE = 1e-6
 # Huber's delta in log loss, which no residual reaches: least squares, all points alike. Losses at a fixed pair follow
 # no law exactly: with delta and weights by the noise, the exponent's bend was .124 to .158 with its seed.
 DELTA = 1.0
+# Times the tokens: a slope says nothing of what lies further off.
+MOST_TOKENS = 10.0
 INTERVALS = ("exponent_difference", "ratio", "inference_ratio")
 
 
@@ -108,12 +110,7 @@ def compare(
     # What a fit refuses or warns of is no ground to compare on either.
     loss_stage(points, Options(delta=DELTA), scale, warnings)
     lr, B = pair or _of_smallest(points.optima)
-    for name, value, swept in (("lr", lr, ledger.lr), ("B", B, ledger.B)):
-        if not swept.min() / MARGIN <= value <= swept.max() * MARGIN:
-            raise UserError(
-                f"the pair's {name}, {value:.4g}, is far outside the grids: {swept.min():.4g} to {swept.max():.4g} "
-                "were swept"
-            )
+    _refuse_far(ledger, lr, B)
     outside = [o for o in points.optima if not _covered(ledger, o, lr, B)]
     if outside:
         warnings.append(f"the pair lies outside {len(outside)} of {len(points.optima)} grids: extrapolated there")
@@ -163,31 +160,52 @@ def prices(
         pair: the fixed (lr, B); by default as in ``compare``.
 
     Returns:
-        the pair, and {"N", "T", "price", "tokens"} for each grid with an optimum of its own and the pair within its
-        cells. ``price`` is the loss at the pair over the optimum's, less 1, with its interval from the runs' noise;
-        ``tokens`` the factor of T that would make up for it, by that size's own slope of ln loss in ln T there.
+        the pair, and {"N", "T", "price", "tokens"} for each grid with an optimum of its own. ``price`` is the loss at
+        the pair over the optimum's, less 1: {"value", "low", "high"}, the interval from the runs' noise for this very
+        pair, None where a grid's surface rests on a single run; None as a whole where the pair lies outside the cells
+        near the best, through which the surface goes. ``tokens`` is the factor of T that would make up for it, by that
+        size's own slope of ln loss in ln T there; None where that says nothing (``MOST_TOKENS``).
 
     Raises:
         Untrusted: fewer than three grids have an optimum of their own.
+        UserError: a pair far outside the grids.
     """
     ledger = at_nominal(ledger)
     points = points_of_grids(ledger, tuple(grid_optima(ledger, window)), [])
-    lr, B = pair or _of_smallest(points.optima)
+    fitted = [o for o in points.optima if not ledger.heldout[o.used].any()]
+    lr, B = pair or _of_smallest(fitted or points.optima)
+    _refuse_far(ledger, lr, B)
     fixed, replicates = _losses_at(ledger, points.optima, lr, B, len(points.present))
-    price = np.log(fixed / points.loss)
-    error = np.sqrt(np.sum(jackknife.deviations(np.log(replicates) - points.replicates["loss"]) ** 2, axis=0))
+    differences = np.log(replicates) - points.replicates["loss"]
+    error = np.sqrt(np.sum(jackknife.deviations(differences) ** 2, axis=0))
     rows = []
     for g, optimum in enumerate(points.optima):
+        row: dict[str, Any] = {"N": optimum.N, "T": optimum.T, "price": None, "tokens": None}
+        rows.append(row)
         if not _covered(ledger, optimum, lr, B):
             continue
-        half = jackknife.t_quantile(len(np.unique(ledger.run_id[optimum.used])) - 1) * error[g]
-        value, low, high = (math.expm1(v) for v in (price[g], price[g] - half, price[g] + half))
-        slope = _slope(optimum, points.optima)
-        tokens = math.exp(-price[g] / slope) if slope < 0 else None
-        rows.append(
-            {"N": optimum.N, "T": optimum.T, "price": {"value": value, "low": low, "high": high}, "tokens": tokens}
+        price, names = math.log(fixed[g] / points.loss[g]), np.unique(ledger.run_id[optimum.used])
+        half = jackknife.t_quantile(len(names) - 1) * error[g]
+        # Nothing is below the optimum.
+        value, low, high = (max(math.expm1(v), 0.0) for v in (price, price - half, price + half))
+        alone = any(
+            math.isnan(surface_at(ledger, optimum.used[ledger.run_id[optimum.used] != run], lr, B)) for run in names
         )
+        row["price"] = {"value": value, "low": None if alone else low, "high": None if alone else high}
+        slope = _slope(optimum, points.optima)
+        if slope < 0 and -price / slope < math.log(MOST_TOKENS):
+            row["tokens"] = math.exp(-price / slope)
     return (lr, B), rows
+
+
+def _refuse_far(ledger: Ledger, lr: float, B: float) -> None:
+    """UserError where a pair lies far outside what was swept."""
+    for name, value, swept in (("lr", lr, ledger.lr), ("B", B, ledger.B)):
+        if not swept.min() / MARGIN <= value <= swept.max() * MARGIN:
+            raise UserError(
+                f"the pair's {name}, {value:.4g}, is far outside the grids: {swept.min():.4g} to {swept.max():.4g} "
+                "were swept"
+            )
 
 
 def _of_smallest(optima: Iterable[Optimum]) -> tuple[float, float]:

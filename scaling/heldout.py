@@ -59,8 +59,7 @@ def _entry(grid: Ledger, law: Law, N: float, T: float, noise: float | None, free
     measured = {"value": optimum.loss, "low": optimum.loss - half, "high": optimum.loss + half}
     predicted = float(law.loss(N, T))
     drawn = law.drawn("loss")
-    spanned = drawn is not None and isinstance(drawn.Tc, np.ndarray)
-    low, high = interval(drawn(N, T)) if spanned else (math.nan, math.nan)
+    low, high = (math.nan, math.nan) if drawn is None else interval(drawn(N, T))
     return {
         "N": N,
         "T": T,
@@ -71,7 +70,7 @@ def _entry(grid: Ledger, law: Law, N: float, T: float, noise: float | None, free
         "steps": {"lr": math.log(lr / optimum.lr) / steps[0], "B": math.log(B / optimum.B) / steps[1]},
         "regret": None if surface is None else surface["regret"],
         "loss": {
-            "predicted": {"value": predicted, "low": low, "high": high} if spanned else predicted,
+            "predicted": {"value": predicted, "low": low, "high": high} if drawn is not None else predicted,
             "measured": measured if math.isfinite(half) else optimum.loss,
             "error": predicted / optimum.loss - 1,
         },

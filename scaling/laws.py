@@ -1,6 +1,6 @@
 """The laws as values, and the law file.
 
-A law file is JSON (docs and the design name its keys). Published constants stay as printed: ``scale`` says in what
+A law file is JSON (docs/laws.md names its keys). Published constants stay as printed: ``scale`` says in what
 unit T and N enter. Numbers that are unknown are null, and ``provenance.unknown`` gives the reason.
 """
 

@@ -131,7 +131,7 @@ def find(
         "sides": (), "run_next": (),
     }  # fmt: skip
     if fit is None:
-        sides = _border(x, y, finite, best)
+        sides = _border(x, y, best)
         if sides == ("smaller batch",) and B.min() <= floor:
             sides = ()
         return _edge_or(result, "too few points", sides, x, y, floor, finite)
@@ -142,7 +142,7 @@ def find(
     at = -np.linalg.solve(hessian, coefficients[1:3]) if convex else np.zeros(2)
     inside = convex and cells.inside(at, x, y)
     lost = cells.beyond_cliff(at, x, y, finite) if convex else None
-    sides = _border(x, y, finite, best)
+    sides = _border(x, y, best)
     if sides and inside:
         sides = _sides_beyond_noise(sides, x, y, loss, finite, best, scatter)
     if convex and not inside and not sides:
@@ -294,7 +294,7 @@ def _gradient_rows(at: NDArray) -> NDArray:
     return np.array([[0, 1, 0, x, 0, y], [0, 0, 1, 0, y, x]])
 
 
-def _border(x: NDArray, y: NDArray, finite: NDArray, best: int) -> tuple[str, ...]:
+def _border(x: NDArray, y: NDArray, best: int) -> tuple[str, ...]:
     """The sides the best cell lies on. Diverged cells belong to the grid: a best cell next to them is no edge."""
     return cells.sides_of(np.array([x[best], y[best]]), x, y)
 

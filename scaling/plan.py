@@ -290,7 +290,7 @@ def _draws(
     """What each joint draw of the law says of this run: [draws] by name."""
     drawn = allocation.drawn(law, C, cost)
     loss, batch, lr = law.drawn("loss"), law.drawn("batch"), law.drawn("lr")
-    if loss is not None and isinstance(loss.Tc, np.ndarray):
+    if loss is not None:
         drawn["loss"] = loss(N, T)
     if batch is not None:
         drawn["B_opt"] = batch(N, T)

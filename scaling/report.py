@@ -64,7 +64,7 @@ def build(
         samples: a folder with sampled gif, png or mp4 files.
     """
     if _has_grids(ledger):
-        # As fits do: losses at the tokens asked for, optima by the law's own window.
+        # As fits do: losses at the tokens that all runs of a grid had seen, optima by the law's own window.
         ledger = at_nominal(ledger)
         optima = tuple(grid_optima(ledger, law.fit.get("window", WINDOW)))
     else:

@@ -4,8 +4,8 @@ python tools/study.py results/mini/cells --law results/mini/law.json
 python tools/study.py results/mini/cells --law results/mini/law.json --json > study.json
 python tools/study.py results/mini/cells --law results/mini/law.json --expect results/mini/study.json
 
-Each answer has its interval. With --expect they are held against earlier ones: exit status 1 and a line for each
-number that differs. docs/reproduction.md shows a whole study.
+Answers have intervals where these can be told. With --expect they are held against earlier ones: exit status 1 and a
+line for each number that differs. docs/reproduction.md shows a whole study.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def exponents(law: laws.Law, reference: laws.Law) -> dict[str, dict[str, Any]]:
     for part, names in (("batch", ("T", "N")), ("lr", ("T", "N")), ("loss", ("aT", "aN"))):
         value, other = getattr(law, part), getattr(reference, part)
         for name in names if value is not None else ():
-            low, high = law.fit["intervals"].get(f"{part}.{name}") or (None, None)
+            low, high = (law.fit.get("intervals") or {}).get(f"{part}.{name}") or (None, None)
             found[f"{part}.{name}"] = {
                 "value": getattr(value, name), "low": low, "high": high, "assumed": name in value.assumed,
                 "reference": getattr(other, name, None),
@@ -75,6 +75,8 @@ def exact_ratios(folder: Path) -> dict[float, float]:
 def sizes_of(law: laws.Law, cost: allocation.Cost) -> dict[str, Any]:
     """N_opt by estimator at the largest fitted budget and ten times it, with intervals where they were drawn, and the
     range of N within ``TOLERANCE`` of the best loss."""
+    if law.domain.get("C") is None:
+        raise Untrusted("the law does not say which budgets it was fitted to")
     found: dict[str, Any] = {}
     for name in laws.ESTIMATORS:
         one = (law.allocation or {}).get(name)
@@ -113,16 +115,35 @@ def allocations(ledger: runs.Ledger, law: laws.Law, prior: laws.Law | None, fold
 def best_sizes(ledger: runs.Ledger, cost: allocation.Cost) -> dict[str, Any]:
     """N_opt of each budget that three sizes share, from what the grids' best losses were: no law, and none needed.
 
-    Held-out sizes count with the others here, since nothing is predicted.
+    Held-out sizes count with the others here, since nothing is predicted; so do grids without an optimum inside, by
+    their best cell's loss: ``unsure`` names the sizes whose loss rests on such a one.
     """
     ledger = at_nominal(ledger)
-    optima = grid_optima(ledger, WINDOW)
-    N, T, loss = np.array([(o.N, o.T, o.loss) for o in optima if math.isfinite(o.loss)]).T
+    optima = [o for o in grid_optima(ledger, WINDOW) if math.isfinite(o.loss)]
+    if not optima:
+        raise Untrusted("no run ended with a loss")
+    N, T, loss = np.array([(o.N, o.T, o.loss) for o in optima]).T
     C = fit.training_flops(ledger, N, T, cost)
     curves = list(allocation.budgets(N, C, loss, C))
     found, reasons = allocation.estimate(curves)
+
+    def unsure(budget: float, size: float) -> bool:
+        """Whether a grid next to this budget has no optimum of its own."""
+        own = np.flatnonzero(size == N)
+        order = own[np.argsort(C[own])]
+        above = np.searchsorted(C[order], budget * (1 - 1e-9))
+        return not all(optima[i].usable for i in order[max(above - 1, 0) : above + 1])
+
     return {
-        "budgets": [{"C": C, "N": sizes.tolist(), "loss": losses.tolist()} for C, sizes, losses in curves],
+        "budgets": [
+            {
+                "C": budget,
+                "N": sizes.tolist(),
+                "loss": losses.tolist(),
+                "unsure": [float(size) for size in sizes if unsure(budget, size)],
+            }
+            for budget, sizes, losses in curves
+        ],
         "exponents": {name: None if one is None else one.exponent for name, one in found.items()},
         "unknown": reasons,
     }
@@ -277,10 +298,14 @@ def _best_sizes(told: dict[str, Any]) -> list[str]:
         return [f"  unknown: {told['unknown']}"]
     lines = []
     for row in told["budgets"]:
-        losses = ", ".join(f"{N:.4g}: {loss:.4f}" for N, loss in zip(row["N"], row["loss"]))
+        losses = ", ".join(
+            f"{N:.4g}: {loss:.4f}{'*' * (N in row['unsure'])}" for N, loss in zip(row["N"], row["loss"])
+        )
         best = row["N"][int(np.argmin(row["loss"]))]
-        inside = "" if min(row["N"]) < best < max(row["N"]) else ", at the end of what was tried"
+        inside = "" if min(row["N"]) < best < max(row["N"]) else ", at the end of those that reach this budget"
         lines.append(f"  {row['C']:.3g} FLOPs: N {best:.4g}{inside} ({losses})")
+    if any(row["unsure"] for row in told["budgets"]):
+        lines.append("  * from a grid without an optimum inside: its best cell")
     for name, exponent in told["exponents"].items():
         lines.append(f"  {name}: {told['unknown'][name] if exponent is None else f'exponent {exponent:.3f}'}")
     return lines
@@ -289,11 +314,14 @@ def _best_sizes(told: dict[str, Any]) -> list[str]:
 def _prices(told: dict[str, Any]) -> list[str]:
     if "grids" not in told:
         return [f"  unknown: {told['unknown']}"]
-    return [f"  lr {told['lr']:.3g}, B {told['B']:.4g}, the best of the smallest grid"] + [
-        f"  N {row['N']:.4g}, T {row['T']:.4g}: loss {span(row['price'], '+.2%')} over the best"
-        + ("" if row["tokens"] is None else f", made up for by {row['tokens']:.3g} times the tokens")
-        for row in told["grids"]
-    ]
+    lines = [f"  lr {told['lr']:.3g}, B {told['B']:.4g}, the best of the smallest grid; grids with an optimum inside:"]
+    for row in told["grids"]:
+        price = "unknown, the pair lies outside the cells near the best"
+        if row["price"] is not None:
+            price = f"loss {span(row['price'], '.2%')} over the best"
+        tokens = "" if row["tokens"] is None else f", made up for by {row['tokens']:.3g} times the tokens"
+        lines.append(f"  N {row['N']:.4g}, T {row['T']:.4g}: {price}{tokens}")
+    return lines
 
 
 def main() -> int:

@@ -239,16 +239,24 @@ def _state_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict
     return next(state for flat, state in optimizer.state.items() if flat.untyped_storage().data_ptr() == place)
 
 
+def _kinds(path: Path) -> str:
+    """The kinds of tensors that a checkpoint holds, in words."""
+    return " and ".join(sorted(file.stem for file in path.glob("*.safetensors"))) or "none"
+
+
 def find_checkpoint(path: Path, needs: tuple[str, ...] = ("ema",)) -> Path:
     """The checkpoint that ``path`` means: itself, or the newest whole one of a run directory.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is none, it is damaged, or it does not hold the kinds of weights that it ``needs`` to.
     """
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint or run directory")
     if (path / STATE).is_file() or path.name.startswith(PREFIX):
         check(path)
+        for kind in needs:
+            if not (path / f"{kind}.safetensors").is_file():
+                raise UserError(f"{path}: holds no {kind} weights; there are {_kinds(path)}")
         return path
     found = newest_checkpoint(path / "checkpoints", needs)
     if found is None:

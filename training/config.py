@@ -368,10 +368,11 @@ def _validate(config: Config) -> None:
         if not 0 <= flat[name] < 1:
             raise UserError(f"{name}={flat[name]}: must be at least 0 and below 1")
     for name in ("optim.weight_decay", "optim.warmup_tokens"):
-        if not (flat[name] or 0) >= 0:
-            raise UserError(f"{name}={flat[name]}: must not be negative")
-    if not math.isfinite(config.diffusion.logit_mean):
-        raise UserError(f"diffusion.logit_mean={config.diffusion.logit_mean}: must be a finite number")
+        if not 0 <= (flat[name] or 0) < math.inf:
+            raise UserError(f"{name}={flat[name]}: must be a number, and not negative")
+    for name in ("diffusion.logit_mean", "log.guidance"):
+        if not math.isfinite(flat[name]):
+            raise UserError(f"{name}={flat[name]}: must be a finite number")
     if config.optim.schedule == "wsd" and config.optim.decay_fraction == 0:
         raise UserError("optim.decay_fraction=0: wsd decays over a share of the run; give one above 0")
     folders = cache_folders(config)

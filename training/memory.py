@@ -8,7 +8,7 @@ from torch.distributed.fsdp import FSDPModule
 from training.feed import Samples
 from training.parallel import all_reduce
 from training.step import Step
-from utils.errors import UserError
+from utils.errors import OwnError, UserError
 
 KNOBS = "try train.activation_checkpointing=true, then train.parallel=fsdp on more GPUs, then a smaller model.size"
 
@@ -71,6 +71,6 @@ def fit_micro_batch(
             raise UserError(f"out of GPU memory with one clip at a time; {KNOBS}")
         size = -(-size // 2)
         if sharded:
-            raise UserError(f"out of GPU memory; try {key}={size}, which changes no result")
+            raise OwnError(f"out of GPU memory; try {key}={size}, which changes no result")
         if speak:
             print(f"out of GPU memory: going on with {key}={size}, which changes no result", flush=True)

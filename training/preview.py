@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.process import Process
-from diffusion.sampling import sample
+from diffusion.sampling import build_scheduler, sample
 from models.text import TextEncoder, load_text_encoder
 from models.vae import VideoVAE, load_vae
 from training.config import LogKeys
@@ -27,11 +27,12 @@ def load_encoders(meta: dict[str, Any], device: torch.device) -> tuple[VideoVAE,
 
 
 class Preview:
-    """Samples ``keys.prompts`` with seeds 0, 1, ...; everything is loaded at once, so that a missing encoder is known
-    before training and not after it."""
+    """Samples ``keys.prompts`` with seeds 0, 1, ...; everything is loaded at once, so that a missing encoder, or
+    more steps than a scheduler has, is known before training and not after it."""
 
     def __init__(self, keys: LogKeys, process: Process, meta: dict[str, Any], device: torch.device) -> None:
         self._keys, self._process = keys, process
+        build_scheduler(process, None, keys.sample_steps, device)
         self._shape = tuple(meta["latent_shape"])
         self._vae, text = load_encoders(meta, device)
         # The empty prompt rides along, so that it is padded as the others are.

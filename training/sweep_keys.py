@@ -281,5 +281,8 @@ def _check(keys: SweepKeys, path: str | Path) -> None:
         value = getattr(keys.cost, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UserError(f"{path}: cost.{name}={value}: must be a positive number")
+    for multiples in (keys.tokens_per_parameter, *(size.tokens_per_parameter for size in keys.sizes)):
+        if not all(math.isfinite(multiple) and multiple > 0 for multiple in multiples or ()):
+            raise UserError(f"{path}: tokens_per_parameter={multiples}: must be positive numbers")
     if keys.around and (keys.lr_steps < 1 or keys.batch_steps < 1 or not (1 < keys.ratio < math.inf)):
         raise UserError(f"{path}: around: lr_steps and batch_steps must be at least 1, and ratio above 1")

@@ -12,7 +12,15 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """Something the user gave is wrong. The message names the thing and the fix, in one line."""
+    """Something the user gave is wrong. The message names the thing and the fix, in one line.
+
+    Of several processes the first of each node tells it.
+    """
+
+
+class OwnError(UserError):
+    """A UserError that the other processes may not have met, in its share of the data or its GPU's memory: it is told
+    by whichever process met it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,6 +46,11 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def first_line(error: Exception) -> str:
+    """What another library's error says, as far as one line of ours can hold it."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _unread() -> bool:
     """Whether nobody is left to read what this process prints."""
     poll = select.poll()
@@ -47,6 +60,7 @@ def _unread() -> bool:
 
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and exit with its status; users' errors exit with 2 and one line on stderr."""
+    own = False
     try:
         try:
             sys.exit(main() or 0)
@@ -54,7 +68,7 @@ def run_cli(main: Callable[[], int | None]) -> None:
             sys.stdout.flush()  # here, where it can still be told who has left
             raise
     except UserError as error:
-        message = str(error)
+        message, own = str(error), isinstance(error, OwnError)
     except BrokenPipeError:
         if not _unread():
             raise
@@ -65,6 +79,7 @@ def run_cli(main: Callable[[], int | None]) -> None:
         # A full disk or a path that cannot be written is the user's to mend; other OS errors are ours to explain.
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             message = f"disk full: {error.filename or error}; free some space and run the same command again"
+            own = True
         elif error.errno in (
             errno.EACCES,
             errno.EPERM,
@@ -80,6 +95,6 @@ def run_cli(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # one line a node, not one per process of a torchrun
+    if own or os.environ.get("LOCAL_RANK", "0") == "0":  # one line a node, not one per process of a torchrun
         print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

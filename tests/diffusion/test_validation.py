@@ -1,13 +1,15 @@
 """The frozen validation loss: the same number however it is computed."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
-from diffusion.loss import drop_captions
+from diffusion.loss import denoising_loss, drop_captions
 from diffusion.process import Process
 from diffusion.timesteps import draw_timesteps
-from diffusion.validation import summarise, validate, validation_times
+from diffusion.validation import summarise, validate_rows, validation_times
 from tests.models.test_dit import build, trained
 from utils.errors import UserError
 from utils.random import normal
@@ -21,8 +23,9 @@ def read(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def score(batch: int = 8, **share):
-    model = trained(build())
-    return validate(model, Process(), read, CLIPS, TIMES, 0, batch, torch.device("cpu"), **share)
+    model = functools.partial(denoising_loss, trained(build()), Process())
+    (result,) = validate_rows(model, 1, read, CLIPS, TIMES, 0, batch, torch.device("cpu"), **share)
+    return result
 
 
 def test_batch_and_sharing_do_not_matter() -> None:

@@ -106,6 +106,23 @@ def test_points_that_tell_no_size_law_say_why(points, reason):
     assert all(reason in text for text in reasons.values())
 
 
+def test_budgets_reach_from_the_least_to_the_most_that_three_sizes_share():
+    """Losses that are power laws of C are interpolated exactly; a fourth size far above shares with none."""
+    N = np.repeat([1e6, 2e6, 4e6, 1e9], 3)
+    C = np.concatenate([np.array([1e10, 1e11, 1e12]) * k for k in (1, 2, 4, 1e5)])
+    loss = N**-0.1 * C**-0.05
+    found = list(allocation.budgets(N, C, loss, C))
+    assert [budget for budget, *_ in found] == pytest.approx(np.geomspace(4e10, 1e12, 12))
+    for budget, sizes, losses in found:
+        assert sizes.tolist() == [1e6, 2e6, 4e6]
+        assert losses == pytest.approx(sizes**-0.1 * budget**-0.05)
+    # Sizes that meet at one budget share one; those that never do, and a single point, share none.
+    N = np.repeat([1.0, 2.0, 3.0], 2)
+    meet, apart = np.array([1.0, 2, 2, 3, 1, 3]), np.array([1.0, 2, 3, 4, 5, 6])
+    assert [(budget, len(sizes)) for budget, sizes, _ in allocation.budgets(N, meet, 1 / meet, meet)] == [(2, 3)]
+    assert not list(allocation.budgets(N, apart, 1 / apart, apart))
+
+
 def test_estimators_side_by_side(paper, cost):
     sizes = {
         "default": "predicted",

@@ -3,14 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from models.sizes import flops_per_token, smooth_width
-from scaling import laws, runs, simulate
-from tools.study import _held_out
+from scaling import allocation, laws, runs, simulate
+from scaling.points import Untrusted
+from tools.study import _held_out, best_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES, TOKENS, HELD_OUT, LAST = np.geomspace(0.0168e9, 0.268e9, 4).round(), [2e9, 5e9, 12e9], 1e9, 3e10
@@ -83,7 +85,7 @@ def test_the_answers_are_the_planted_ones(planted: tuple[Path, Path]) -> None:
     assert told["fixed_pair"]["biased"]
     prices = told["pair_prices"]
     assert len(prices["grids"]) > 3
-    for row in prices["grids"]:
+    for row in (row for row in prices["grids"] if row["price"]):
         x, y = (np.log(prices[name] / at(row["N"], row["T"])) for name, at in (("lr", paper.lr), ("B", paper.batch)))
         assert row["price"]["value"] == pytest.approx(float(paper.curvature(x, y)), abs=1e-3)
     budgets = told["best_sizes"]["budgets"]
@@ -94,6 +96,24 @@ def test_the_answers_are_the_planted_ones(planted: tuple[Path, Path]) -> None:
         assert row["loss"] == pytest.approx(paper.loss(np.array(row["N"]), np.array(T)).tolist(), rel=3e-3)
 
 
+def test_best_sizes_are_of_held_out_sizes_too_and_say_which_grids_have_no_optimum() -> None:
+    paper = laws.load(ROOT / "configs" / "laws" / "paper.json")
+    ledger = simulate.ledger(paper, simulate.grid(paper, SIZES, TOKENS, 5, 5, 2.0), TOKENS, 1e-6, n_ctx=1280)
+    largest = np.isclose(ledger.N, SIZES[-1])
+    ledger = replace(ledger, heldout=largest)
+    cost = allocation.c_token(1280, smooth_width)
+    budgets = best_sizes(ledger, cost)["budgets"]
+    assert max(row["N"][-1] for row in budgets) == SIZES[-1]
+    assert not any(row["unsure"] for row in budgets)
+    # One rate is no grid.
+    rate = np.unique(ledger.lr[largest])[2]
+    budgets = best_sizes(ledger.rows(~largest | (ledger.lr == rate)), cost)["budgets"]
+    diverged = replace(ledger, loss=np.full(len(ledger), np.inf))
+    with pytest.raises(Untrusted, match="no run ended with a loss"):
+        best_sizes(diverged, cost)
+    assert [row["unsure"] for row in budgets] == [[SIZES[-1]] * (SIZES[-1] in row["N"]) for row in budgets]
+
+
 def test_people_are_told_the_same(planted: tuple[Path, Path]) -> None:
     done = study(planted[0], "--law", planted[1])
     assert done.returncode == 0
@@ -101,7 +121,7 @@ def test_people_are_told_the_same(planted: tuple[Path, Path]) -> None:
         "between seeds",
         "held-out sizes",
         "regret",
-        "best size",
+        "best size, from the grids alone",
         "made up for by",
         "cost to serve",
         "assumed",
@@ -131,6 +151,15 @@ def test_what_cannot_be_told_is_said(planted: tuple[Path, Path], tmp_path: Path)
     assert "no result of a held-out size" in told["held_out"]["unknown"]
     assert told["noise"]["between_seeds"] == []
     assert "unknown" not in told["N_opt"]
+
+
+def test_a_law_without_intervals_and_budgets_leaves_questions_open(planted: tuple[Path, Path], tmp_path: Path) -> None:
+    law = json.loads((ROOT / "configs" / "laws" / "paper.json").read_text())
+    law["domain"]["C"] = None
+    (tmp_path / "law.json").write_text(json.dumps(law))
+    told = json.loads(study(planted[0], "--law", tmp_path / "law.json", "--json").stdout)
+    assert all(row["low"] is None for row in told["exponents"].values())
+    assert told["N_opt"] == {"unknown": "the law does not say which budgets it was fitted to"}
 
 
 def test_bad_input_is_one_line(planted: tuple[Path, Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,9 @@ def test_token_budgets_by_size(sweep: Path) -> None:
     assert {(c["size"], *c["milestones"]) for c in planned(sweep)["cells"]} == {("1x32", 8192, 32768), ("2x32", 960)}
     edit(sweep, milestones=[640])
     assert "milestones and tokens_per_parameter; give one of them" in refused(sweep)
+    for multiple in (".nan", ".inf", 0):
+        sweep.write_text(f"sizes: [{{size: 1x32, tokens_per_parameter: [1, {multiple}]}}]\n")
+        assert re.search(r"tokens_per_parameter=\[1.0, .*\]: must be positive numbers", refused(sweep))
 
 
 def test_cells_that_differ_in_tokens_alone_are_one_run(sweep: Path) -> None:

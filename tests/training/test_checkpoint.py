@@ -131,6 +131,15 @@ def test_what_is_no_checkpoint_is_refused_with_a_reason(tmp_path: Path) -> None:
             find_checkpoint(path)
 
 
+def test_weights_that_a_whole_checkpoint_does_not_hold_are_no_damage(cache: Path, tmp_path: Path) -> None:
+    """As a sweep's finished cells are left: with the averaged weights alone."""
+    run(cache, tmp_path, "x", "checkpoint.final=ema")
+    (path,) = checkpoint_paths(tmp_path / "x" / "checkpoints")
+    assert find_checkpoint(path) == find_checkpoint(tmp_path / "x") == path
+    with pytest.raises(UserError, match="holds no model weights; there are ema$"):
+        find_checkpoint(path, ("model",))
+
+
 def test_nothing_reads_pickles() -> None:
     """Weights come as safetensors, all else as JSON, YAML or npy without objects; one tool reads its own tensors."""
     allowed = {"torch.load(state_path, weights_only=True)", "np.load(path, allow_pickle=False)"}

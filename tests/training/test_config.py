@@ -58,6 +58,8 @@ def test_a_written_configuration_reads_back_the_same() -> None:
         (["name=../x"], "name='../x'"),
         (["train.milestones=[-5]"], "train.milestones"),
         (["ema.width=0.5"], "below 0.28"),
+        (["optim.weight_decay=inf"], "optim.weight_decay=inf: must be a number, and not negative"),
+        (["log.guidance=nan"], "log.guidance=nan: must be a finite number"),
     ],
 )
 def test_bad_values_name_the_key_and_the_fix(overrides: list[str], message: str) -> None:

@@ -51,6 +51,14 @@ run_cli(main)
 """
 
 
+@pytest.mark.parametrize(("error", "rank", "told"), [("UserError", 0, 1), ("UserError", 1, 0), ("OwnError", 1, 1)])
+def test_of_several_processes_one_tells_what_all_met_and_each_its_own(error, rank, told):
+    script = READER.format(root=str(ROOT), body=f"from utils import errors; raise errors.{error}('x')")
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=os.environ | {"LOCAL_RANK": str(rank)}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: x\n" * told)
+
+
 @pytest.mark.parametrize("body", ["print('x')", "print('x\\n' * 100000)", "sys.exit(print('x'))"])
 def test_a_reader_that_leaves_is_no_error(body):
     """As ``plan.py ... | head -1``: what is left unread is nobody's fault."""
