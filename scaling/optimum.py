@@ -36,7 +36,7 @@ class Optimum:
 
     Attributes:
         N, T: the grid's parameters and (nominal) tokens.
-        lr, B: the quadratic's minimum; the best cell's where there is none inside the grid.
+        lr, B: the quadratic's minimum; the best cell's, by the mean of its runs, where there is none inside the grid.
         loss, loss_se: the quadratic's value there and its standard error from the cells' scatter.
         covariance: [2, 2] of (ln lr, ln B); nan where there is no minimum.
         verdict: "interior", "floor", "edge", "saddle", "misfit", "too few points" or "flat". Only an interior optimum
@@ -121,11 +121,12 @@ def find(
     finite = np.flatnonzero(np.isfinite(loss))
     if len(finite) == 0:
         return _nothing_finite(N, T, lr, B, floor)
-    best = finite[np.argmin(loss[finite])]
+    mean = _means(lr, B, loss)
+    best = finite[np.argmin(mean[finite])]
     x, y = np.log(lr / lr[best]), np.log(B / B[best])
     used, width, fit = _fitted(x, y, loss, noise, finite, window)
     result = {
-        "N": N, "T": T, "lr": float(lr[best]), "B": float(B[best]), "loss": float(loss[best]), "loss_se": math.nan,
+        "N": N, "T": T, "lr": float(lr[best]), "B": float(B[best]), "loss": float(mean[best]), "loss_se": math.nan,
         "covariance": np.full((2, 2), math.nan), "hessian": np.full((2, 2), math.nan), "scatter": math.nan,
         "spare": 0, "window": width, "used": used, "cells": len(finite), "diverged": len(loss) - len(finite),
         "sides": (), "run_next": (),
@@ -144,10 +145,10 @@ def find(
     lost = cells.beyond_cliff(at, x, y, finite) if convex else None
     sides = _border(x, y, best)
     if sides and inside:
-        sides = _sides_beyond_noise(sides, x, y, loss, finite, best, scatter)
+        sides = _sides_beyond_noise(sides, x, y, mean, finite, best, scatter)
     if convex and not inside and not sides:
         sides = cells.sides_of(at, x, y)
-    misfit = (features(x[used], y[used]) @ coefficients).min() < (1 - MISFIT) * loss[best]
+    misfit = (features(x[used], y[used]) @ coefficients).min() < (1 - MISFIT) * mean[best]
     if sides == ("smaller batch",) and B.min() <= floor and not misfit and lost != "smaller batch":
         return _at_floor(result, coefficients, unscaled, x, y, floor, finite)
     if lost:
@@ -175,6 +176,15 @@ def find(
     spread = np.array([np.ptp(x), np.ptp(y)])
     flat = np.ptp(loss[used]) == 0 or bool(np.any(np.sqrt(np.diag(result["covariance"])) > spread / 2))
     return Optimum(**result, verdict="flat" if flat else "interior")
+
+
+def _means(lr: NDArray, B: NDArray, loss: NDArray) -> NDArray[np.float64]:
+    """Each run's loss as the mean of its cell's runs that did not diverge: the luckiest of four would stand for it."""
+    _, cell = np.unique(np.log(np.stack([lr, B], axis=1)).round(6), axis=0, return_inverse=True)
+    cell, finite = cell.ravel(), np.isfinite(loss)
+    runs = np.bincount(cell[finite], minlength=cell.max() + 1)
+    total = np.bincount(cell[finite], loss[finite], minlength=cell.max() + 1)
+    return np.where(finite, (total / np.maximum(runs, 1))[cell], math.inf)
 
 
 def _nothing_finite(N: float, T: float, lr: NDArray, B: NDArray, floor: float) -> Optimum:
@@ -355,8 +365,9 @@ def refit(optimum: Optimum, lr: NDArray, B: NDArray, loss: NDArray, noise: NDArr
             if cells.inside(at, x, y):
                 value = float(features(at[0], at[1]) @ c)
                 return optimum.lr * math.exp(at[0]), optimum.B * math.exp(at[1]), value
-    best = int(np.argmin(loss))
-    return float(lr[best]), float(B[best]), float(loss[best])
+    mean = _means(lr, B, loss)
+    best = int(np.argmin(mean))
+    return float(lr[best]), float(B[best]), float(mean[best])
 
 
 def surface_at(ledger: Ledger, rows: NDArray[np.int64], lr: float, B: float) -> float:

@@ -351,3 +351,19 @@ def test_left_out_cells_that_take_the_minimum_away_give_the_best_cell():
     floor = find(1e6, 1e8, lr, B, loss, window=None, floor=B.min())
     again = refit(floor, lr[most], B[most], loss[most], np.full(24, np.nan))
     assert again == pytest.approx((floor.lr, floor.B, floor.loss))
+
+
+def test_an_edges_loss_is_the_mean_of_its_cells_runs_not_the_luckiest():
+    """Else repeats of a cell would lower the measured loss of a grid without an optimum inside."""
+    lr, B, loss = grid(lr_shift=-5.0, side=3)
+    at = int(np.argmin(loss))
+    repeated = [np.concatenate([v, np.full(3, v[at])]) for v in (lr, B)]
+    runs = np.concatenate([loss, loss[at] * np.array([0.99, 1.01, np.inf])])
+    found = find(1e6, 1e8, *repeated, runs)
+    assert (found.verdict, found.lr, found.B) == ("edge", lr[at], B[at])
+    assert found.loss == pytest.approx(loss[at], rel=1e-12)
+    # One lucky run of another cell does not make that the best.
+    other = int(np.argsort(loss)[1])
+    repeated = [np.concatenate([v, np.full(2, v[other])]) for v in (lr, B)]
+    runs = np.concatenate([loss, [0.9 * loss[other], 1.3 * loss[other]]])
+    assert find(1e6, 1e8, *repeated, runs).lr == lr[at]
