@@ -70,6 +70,25 @@ def test_a_row_of_cells_tells_distance_and_error_but_no_regret(paper):
     assert isinstance(entry["loss"]["measured"], float)
 
 
+def test_repeats_on_other_samples_do_not_move_the_best_cell(paper):
+    """The law's own cell again, on samples that are easier by ten steps' worth: the check is as without."""
+    off, ledger = local_grid(paper, 0.5, 0.4, 0, noise=1e-9)
+    shared = dataclasses.replace(ledger, stream=np.zeros(9, dtype=int))
+    again = shared.rows(np.full(3, 4))
+    again = dataclasses.replace(again, loss=0.9 * again.loss, stream=np.arange(1, 4), run_id=np.array(["a", "b", "c"]))
+    both = {f.name: getattr(shared, f.name) for f in dataclasses.fields(shared)}
+    both |= {
+        name: np.concatenate([value, getattr(again, name)])
+        for name, value in both.items()
+        if isinstance(value, np.ndarray) and len(value) == 9
+    }
+    (alone,), (found,) = check(shared, off), check(dataclasses.replace(shared, **both), off)
+    assert found == alone
+    # Runs that share nothing are all kept.
+    (unshared,) = check(dataclasses.replace(ledger, stream=np.arange(9)), off)
+    assert unshared == alone
+
+
 def test_nothing_held_out_is_said(paper):
     _, ledger = local_grid(paper, 0, 0, 0)
     with pytest.raises(UserError, match="no result of a held-out size"):
