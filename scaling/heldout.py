@@ -43,22 +43,27 @@ def check(ledger: Ledger, law: Law, noise: float | None = None, freedom: int = 0
     ledger = ledger.rows(ledger.heldout)
     if not np.any(np.isfinite(ledger.loss)):
         raise UserError(f"{ledger.source}: no result of a held-out size")
-    ledger = at_nominal(ledger)
-    return [_entry(_paired(ledger.rows(rows)), law, N, T, noise, freedom) for N, T, rows in ledger.grids()]
+    ledger = paired(at_nominal(ledger))
+    return [_entry(ledger.rows(rows), law, N, T, noise, freedom) for N, T, rows in ledger.grids()]
 
 
-def _paired(grid: Ledger) -> Ledger:
-    """The runs of a grid on the samples that every cell saw; all of them where there are none such.
+def paired(ledger: Ledger) -> Ledger:
+    """Of each grid the runs on the samples that every cell saw; all of them where there are none such.
 
     A few cells' repeats on other samples are better or worse than the rest by these samples' luck: they tell the
     noise, not which cell is best.
     """
-    cell = np.log(np.stack([grid.lr, grid.B], axis=1)).round(6)
-    for stream in np.unique(grid.stream):
-        rows = grid.stream == stream
-        if len(np.unique(cell[rows], axis=0)) == len(np.unique(cell, axis=0)):
-            return grid.rows(rows)
-    return grid
+    kept = [_shared(ledger, rows) for *_, rows in ledger.grids()]
+    return ledger.rows(np.concatenate(kept)) if kept else ledger
+
+
+def _shared(ledger: Ledger, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    cell = np.log(np.stack([ledger.lr[rows], ledger.B[rows]], axis=1)).round(6)
+    for stream in np.unique(ledger.stream[rows]):
+        own = ledger.stream[rows] == stream
+        if len(np.unique(cell[own], axis=0)) == len(np.unique(cell, axis=0)):
+            return rows[own]
+    return rows
 
 
 def _entry(grid: Ledger, law: Law, N: float, T: float, noise: float | None, freedom: int) -> dict[str, Any]:

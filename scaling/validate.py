@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling import forms
+from scaling.heldout import paired
 from scaling.laws import LossLaw
 from scaling.points import at_nominal, grid_optima
 from scaling.runs import Ledger
@@ -120,7 +121,7 @@ def held_out(ledger: Ledger, law: LossLaw, window: float | None) -> list[dict[st
     if not len(ledger):
         return []
     rows = []
-    for o in grid_optima(at_nominal(ledger), window):
+    for o in grid_optima(paired(at_nominal(ledger)), window):
         predicted = float(law(o.N, o.T))
         compute = equivalent_compute(law, o.N, o.T, o.loss)
         rows.append(
