@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError, first_line, nearest
 
 BACKENDS = ("auto", "sdpa", "xformers", "plain")
 
@@ -75,8 +75,7 @@ def choose_backend(name: str, device_type: str, dtype: torch.dtype) -> str:
     try:
         _xformers(q, q, q, torch.ones(1, 8, dtype=torch.bool, device=device_type)).sum().backward()
     except (ImportError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model.attention=xformers: no kernel runs on {device_type} in {dtype} ({reason}); use sdpa"
+            f"model.attention=xformers: no kernel runs on {device_type} in {dtype} ({first_line(error)}); use sdpa"
         ) from None
     return "xformers"

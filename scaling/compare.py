@@ -115,7 +115,11 @@ def compare(
     if outside:
         warnings.append(f"the pair lies outside {len(outside)} of {len(points.optima)} grids: extrapolated there")
     asked, C = C, C or 10 * float(np.max(points.T * cost(points.N)))
-    fixed, fixed_replicates = _losses_at(ledger, points.optima, lr, B, len(points.present))
+    fixed, fixed_replicates, alone = _losses_at(ledger, points.optima, lr, B, len(points.present))
+    if alone.any():
+        warnings.append(
+            f"{alone.sum()} of {len(alone)} grids' surfaces rest on a single run: the intervals leave its noise out"
+        )
     if np.any(fixed <= 0):
         raise UserError(f"the surfaces say nothing at lr {lr:.3g}, B {B:.4g}: too far from the grids")
     optimal = _sizes(points, points.loss, np.exp(points.replicates["loss"]), scale, C, cost)
@@ -175,7 +179,7 @@ def prices(
     fitted = [o for o in points.optima if not ledger.heldout[o.used].any()]
     lr, B = pair or _of_smallest(fitted or points.optima)
     _refuse_far(ledger, lr, B)
-    fixed, replicates = _losses_at(ledger, points.optima, lr, B, len(points.present))
+    fixed, replicates, alone = _losses_at(ledger, points.optima, lr, B, len(points.present))
     differences = np.log(replicates) - points.replicates["loss"]
     error = np.sqrt(np.sum(jackknife.deviations(differences) ** 2, axis=0))
     rows = []
@@ -184,14 +188,11 @@ def prices(
         rows.append(row)
         if not _covered(ledger, optimum, lr, B):
             continue
-        price, names = math.log(fixed[g] / points.loss[g]), np.unique(ledger.run_id[optimum.used])
-        half = jackknife.t_quantile(len(names) - 1) * error[g]
+        price = math.log(fixed[g] / points.loss[g])
+        half = jackknife.t_quantile(len(np.unique(ledger.run_id[optimum.used])) - 1) * error[g]
         # Nothing is below the optimum.
         value, low, high = (max(math.expm1(v), 0.0) for v in (price, price - half, price + half))
-        alone = any(
-            math.isnan(surface_at(ledger, optimum.used[ledger.run_id[optimum.used] != run], lr, B)) for run in names
-        )
-        row["price"] = {"value": value, "low": None if alone else low, "high": None if alone else high}
+        row["price"] = {"value": value, "low": None if alone[g] else low, "high": None if alone[g] else high}
         slope = _slope(optimum, points.optima)
         if slope < 0 and -price / slope < math.log(MOST_TOKENS):
             row["tokens"] = math.exp(-price / slope)
@@ -242,8 +243,11 @@ def _covered(ledger: Ledger, optimum: Optimum, lr: float, B: float) -> bool:
 
 def _losses_at(
     ledger: Ledger, optima: tuple[Optimum, ...], lr: float, B: float, clusters: int
-) -> tuple[NDArray, NDArray]:
-    """Each grid's surface at (lr, B): [points], and with each cluster deleted: [clusters, points]."""
+) -> tuple[NDArray, NDArray, NDArray]:
+    """Each grid's surface at (lr, B): [points], and with each cluster deleted: [clusters, points].
+
+    Third, whether a grid has a run without which there is no surface [points]: its deletion then changes nothing.
+    """
     names = np.unique(ledger.run_id[np.concatenate([o.used for o in optima])])
     values = np.array([surface_at(ledger, o.used, lr, B) for o in optima])
     replicates = np.tile(values, (clusters, 1))
@@ -251,7 +255,8 @@ def _losses_at(
         for run in np.unique(ledger.run_id[optimum.used]):
             kept = optimum.used[ledger.run_id[optimum.used] != run]
             replicates[np.searchsorted(names, run), g] = surface_at(ledger, kept, lr, B)
-    return values, np.where(np.isfinite(replicates) & (replicates > 0), replicates, values)
+    known = np.isfinite(replicates) & (replicates > 0)
+    return values, np.where(known, replicates, values), ~known.all(axis=0)
 
 
 def _sizes(

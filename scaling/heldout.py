@@ -22,8 +22,7 @@ def check(ledger: Ledger, law: Law, noise: float | None = None, freedom: int = 0
     """One entry for each held-out (N, T) of the ledger.
 
     Args:
-        ledger: held-out rows are read, the others are not; of a grid's, those on the samples that every
-            cell saw.
+        ledger: held-out rows are read, the others are not; of a grid's, those that ``paired`` keeps.
         law: fitted without them.
         noise: relative standard deviation of a run's loss from repeats, with ``freedom`` degrees of it; joined with
             the grid's own scatter.
@@ -48,22 +47,20 @@ def check(ledger: Ledger, law: Law, noise: float | None = None, freedom: int = 0
 
 
 def paired(ledger: Ledger) -> Ledger:
-    """Of each grid the runs on the samples that every cell saw; all of them where there are none such.
+    """The ledger with, of each held-out grid, the runs on samples that every cell saw; all where there are none such.
 
     A few cells' repeats on other samples are better or worse than the rest by these samples' luck: they tell the
     noise, not which cell is best.
     """
-    kept = [_shared(ledger, rows) for *_, rows in ledger.grids()]
+    kept = [_shared(ledger, rows) if ledger.heldout[rows].all() else rows for *_, rows in ledger.grids()]
     return ledger.rows(np.concatenate(kept)) if kept else ledger
 
 
 def _shared(ledger: Ledger, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     cell = np.log(np.stack([ledger.lr[rows], ledger.B[rows]], axis=1)).round(6)
-    for stream in np.unique(ledger.stream[rows]):
-        own = ledger.stream[rows] == stream
-        if len(np.unique(cell[own], axis=0)) == len(np.unique(cell, axis=0)):
-            return rows[own]
-    return rows
+    streams, cells = ledger.stream[rows], len(np.unique(cell, axis=0))
+    common = [stream for stream in np.unique(streams) if len(np.unique(cell[streams == stream], axis=0)) == cells]
+    return rows[np.isin(streams, common)] if common else rows
 
 
 def _entry(grid: Ledger, law: Law, N: float, T: float, noise: float | None, freedom: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from scaling import allocation, figures
 from scaling.figures import short
+from scaling.heldout import paired
 from scaling.jackknife import interval
 from scaling.laws import Law, SizeLaw
 from scaling.optimum import WINDOW, next_cells
@@ -64,8 +65,9 @@ def build(
         samples: a folder with sampled gif, png or mp4 files.
     """
     if _has_grids(ledger):
-        # As fits do: losses at the tokens that all runs of a grid had seen, optima by the law's own window.
-        ledger = at_nominal(ledger)
+        # As fits and the check of held-out sizes do: losses at the tokens, and of those at the samples, that all runs of
+        # a grid had seen; optima by the law's own window.
+        ledger = paired(at_nominal(ledger))
         optima = tuple(grid_optima(ledger, law.fit.get("window", WINDOW)))
     else:
         optima = ()

@@ -84,6 +84,14 @@ def test_repeats_on_other_samples_do_not_move_the_best_cell(paper):
     }
     (alone,), (found,) = check(shared, off), check(dataclasses.replace(shared, **both), off)
     assert found == alone
+    # Repeats of every cell count alike: nothing is dropped.
+    twice = {
+        name: np.concatenate([v, v]) if isinstance(v, np.ndarray) and len(v) == 9 else v
+        for name, v in {f.name: getattr(shared, f.name) for f in dataclasses.fields(shared)}.items()
+    }
+    twice |= {"stream": np.repeat([0, 1], 9), "run_id": np.arange(18).astype(str)}
+    (repeated,) = check(dataclasses.replace(shared, **twice), off)
+    assert (repeated["cells"], alone["cells"]) == (18, 9)
     # Runs that share nothing are all kept.
     (unshared,) = check(dataclasses.replace(ledger, stream=np.arange(9)), off)
     assert unshared == alone
