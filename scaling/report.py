@@ -65,8 +65,8 @@ def build(
         samples: a folder with sampled gif, png or mp4 files.
     """
     if _has_grids(ledger):
-        # As fits and the check of held-out sizes do: losses at the tokens, and of those at the samples, that all runs of
-        # a grid had seen; optima by the law's own window.
+        # As fits do: losses at the tokens that all runs of a grid had seen, optima by the law's own window. Held-out
+        # sizes are as their check has them.
         ledger = paired(at_nominal(ledger))
         optima = tuple(grid_optima(ledger, law.fit.get("window", WINDOW)))
     else:
