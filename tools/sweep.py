@@ -20,7 +20,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
 from training import extended, overview, slurm
 from training.config import MECHANISM, Config, cache_folders, flatten, load_yaml
@@ -172,6 +171,8 @@ def plan(sweep: Sweep, as_json: bool) -> int:
 
 def run(sweep: Sweep) -> int:
     """Train what is not finished; 1 if a cell failed, 130 if a signal ended it early."""
+    from tqdm import tqdm  # not at the top: a status has no use for it
+
     from training.pool import Interrupt, run_cells  # imports torch
 
     keys = sweep.keys.executor

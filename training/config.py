@@ -1,9 +1,12 @@
 """The schema: every key, its default and its meaning. Merged strictly: defaults < YAML < command line."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -234,6 +237,12 @@ def cache_folders(config: Config) -> list[str]:
     return config.data.cache if isinstance(config.data.cache, list) else [config.data.cache]
 
 
+def copied(config: Config) -> Config:
+    """Another Config of the same values, whose keys may be set; lists, which nothing changes in place, are shared."""
+    groups = (entry.name for entry in dataclasses.fields(config) if dataclasses.is_dataclass(entry.type))
+    return dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name)) for name in groups})
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
@@ -248,11 +257,18 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def identity(config: Config) -> dict[str, Any]:
     """The resolved keys that make a run what it is: all but ``MECHANISM`` and, at a constant rate, ``GROWTH``."""
-    outside = MECHANISM + (GROWTH if config.optim.schedule == "constant" else ())
-    flat = flatten(to_dict(config))
+    values = {name: value_of(config) for name, value_of in _identifying(config.optim.schedule == "constant")}
     if config.data.seed is None:
-        del flat["data.seed"]  # runs from before there was such a key are still the runs they were
-    return {k: v for k, v in flat.items() if not any(k == o or k.startswith(o + ".") for o in outside)}
+        del values["data.seed"]  # runs from before there was such a key are still the runs they were
+    return values
+
+
+@functools.cache
+def _identifying(grows: bool) -> list[tuple[str, Callable[[Config], Any]]]:
+    """The keys in an ``identity`` and how each is read, found once: a thousand cells are asked for theirs."""
+    outside = MECHANISM + (GROWTH if grows else ())
+    names = (name for name in known_keys() if not any(name == o or name.startswith(o + ".") for o in outside))
+    return [(name, operator.attrgetter(name)) for name in names]
 
 
 def run_id(config: Config) -> str:

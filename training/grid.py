@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -210,14 +210,17 @@ def _cell(
             f"sizes: {size.size}: a token budget of {min(milestones):,} is less than one batch of {batch:,}; "
             "take a later milestone or a smaller batch"
         )
-    config = copy.deepcopy(config)
     # Every cell has an initialisation of its own: cells that shared one would share its luck. Samples and noise are
     # those of all cells of the size, whatever their batch: rates may be trained together, and what a stream shares
     # drops out of the differences that an optimum is made of, alike along both axes.
-    config.seed = cell_seed(keys, size.size, lr, batch, repeat)
-    config.data.seed = fold(keys.seed, "data", size.size, repeat) & (1 << 31) - 1
-    config.optim.lr, config.train.batch_tokens = lr, batch
-    config.train.milestones, config.train.tokens = list(milestones), max(milestones)
+    stream = fold(keys.seed, "data", size.size, repeat) & (1 << 31) - 1
+    config = replace(
+        config,
+        seed=cell_seed(keys, size.size, lr, batch, repeat),
+        data=replace(config.data, seed=stream),
+        optim=replace(config.optim, lr=lr),
+        train=replace(config.train, batch_tokens=batch, milestones=list(milestones), tokens=max(milestones)),
+    )
     run = resolve(config, meta)
     run.config.name = str(Path(keys.name) / run_id(run.config))
     return run

@@ -1,6 +1,5 @@
 """What a configuration leaves open, decided from the data: shape, end, milestones, warm-up. No torch here."""
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.sizes import flops_per_token, head_width, parameters, parse_size
-from training.config import Config, cache_folders
+from training.config import Config, cache_folders, copied
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -57,7 +56,7 @@ def resolve(config: Config, meta: dict[str, Any], earlier: Sequence[int] = ()) -
         UserError: a size that is no size, a patch that does not divide the latents, a token too large for the width,
             a batch that is no whole number of clips, no end or two, or data of another fingerprint.
     """
-    config = copy.deepcopy(config)
+    config = copied(config)
     n_ctx = clip_tokens(config, meta["latent_shape"])
     _resolve_shape(config, meta["latent_shape"][0] * math.prod(config.model.patch))
     _resolve_data(config, meta["fingerprint"])

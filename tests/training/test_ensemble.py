@@ -31,11 +31,15 @@ ROWS = 8
 
 
 def own(row: int) -> list[str]:
-    """What is a run's own in a stack, but its name."""
+    """What is a run's own in a stack, but its name.
+
+    Rates up to 2.4e-3: there float32's last bits stay below 4e-7 of a loss over 50 steps, so that 1e-5 leaves room for
+    other processors' kernels. At 8.5e-3 they grow tenfold in ten steps, on some processors past 1e-5.
+    """
     return [
         f"seed={row}",
         "data.seed=5",
-        f"optim.lr={5e-4 * 1.5**row}",
+        f"optim.lr={5e-4 * 1.25**row}",
         f"optim.weight_decay={0.1 * (row % 2)}",
         f"optim.beta1={0.9 - 0.02 * row}",
         f"optim.beta2_half_life={2e4 * (1 + row)}",
