@@ -19,14 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from models.sizes import smooth_width
-from scaling import allocation, compare, fit, forms, laws, loss_law, optimum, runs, validate
+from scaling import PAPER, allocation, compare, fit, forms, laws, loss_law, optimum, runs, validate
 from scaling.optimum import WINDOW
 from scaling.points import Untrusted, cells_to_run
 from utils.errors import Parser, UserError, nearest, run_cli
 from utils.files import write_json
 from utils.revision import code_revision
 
-PAPER = Path(__file__).resolve().parents[1] / "configs" / "laws" / "paper.json"
 # Constants that may be held, and where: the loss law's exponents as far as the fit itself looks for them.
 HOLDABLE = dict.fromkeys(("B.T", "B.N", "lr.T", "lr.N"), (-10.0, 10.0))
 HOLDABLE |= {f"loss.{c}": loss_law.EXPONENTS if c in ("aT", "aN") else (1e-9, 1e9) for c in loss_law.CONSTANTS}

@@ -14,10 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from scaling import extend, laws, replay, runs
+from scaling import PAPER, extend, laws, replay, runs
 from utils.errors import Parser, UserError, run_cli
 
-PAPER = Path(__file__).resolve().parents[1] / "configs" / "laws" / "paper.json"
 SEEDS = 20
 RANDOM = (0.15, 0.25)  # shares of a grid that random search is given
 PLAIN = (4, 6)  # points on each axis of a plain grid

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.sizes import smooth_width
-from scaling import allocation, compare, fit, heldout, laws, noise, runs
+from scaling import PAPER, allocation, compare, fit, heldout, laws, noise, runs
 from scaling.jackknife import interval
 from scaling.optimum import WINDOW
 from scaling.points import Untrusted, at_nominal, grid_optima
@@ -31,7 +31,6 @@ from scaling.stages import Options
 from utils.errors import Parser, UserError, run_cli
 from utils.files import read_json
 
-PAPER = Path(__file__).resolve().parents[1] / "configs" / "laws" / "paper.json"
 # Relative: another machine's last bits, after a fit's iterations.
 SAME = 1e-4
 TOLERANCE = 1e-3  # of the loss, within which sizes count as equally good, as in tools/plan.py

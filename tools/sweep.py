@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from omegaconf import OmegaConf
 
+from scaling import PAPER
 from training import extended, overview, slurm
 from training.config import MECHANISM, Config, cache_folders, flatten, load_yaml
 from training.estimate import estimate, flops_of
@@ -30,7 +31,6 @@ from training.state import FINISHED, HOPELESS, adopt, label_heldout, publish
 from utils.errors import Parser, UserError, run_cli
 from utils.files import exclusive, replacing
 
-PAPER = Path(__file__).resolve().parents[1] / "configs" / "laws" / "paper.json"
 SEEN = "sweep.yaml"  # in the sweep's folder: what it was begun with
 WATCH_SECONDS = 5.0
 MOST_NOISE = 0.1  # of a run's loss: beyond it losses are as good as none, and below 0 at last
