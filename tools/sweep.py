@@ -23,13 +23,14 @@ from omegaconf import OmegaConf
 
 from scaling import PAPER
 from training import extended, overview, slurm
-from training.config import MECHANISM, Config, cache_folders, flatten, load_yaml
+from training.config import Config, cache_folders, flatten, load_yaml
 from training.estimate import estimate, flops_of
-from training.grid import Prediction, Sweep, load_sweep
+from training.grid import Prediction, Sweep, load_sweep, read_keys
+from training.keys import NEVER, info_of
 from training.resolve import Run, clip_tokens, encoded_shape
 from training.state import FINISHED, HOPELESS, adopt, label_heldout, publish
 from utils.errors import Parser, UserError, run_cli
-from utils.files import exclusive, replacing
+from utils.files import exclusive, read_json, replacing
 
 SEEN = "sweep.yaml"  # in the sweep's folder: what it was begun with
 WATCH_SECONDS = 5.0
@@ -73,9 +74,9 @@ def main() -> int:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
     if arguments.command == "simulate":
         return expect(arguments, overrides)
-    only_asks = arguments.command in ("status", "collect")
-    data = functools.partial(data_of, remembered=only_asks)
-    sweep = load_sweep(arguments.config, overrides, data, prediction)
+    trains = arguments.run if arguments.command == "extend" else arguments.command == "run" and not arguments.dry_run
+    recorded = functools.partial(recorded_data, read_keys(arguments.config, overrides).results)
+    sweep = load_sweep(arguments.config, overrides, data_of if trains else recorded, prediction)
     if arguments.command == "status":
         return status(sweep, arguments.json, arguments.watch)
     if arguments.command == "collect":
@@ -83,7 +84,8 @@ def main() -> int:
     if arguments.command == "extend":
         from tools import extend
 
-        again = functools.partial(load_sweep, arguments.config, overrides, data, prediction)
+        adopt_committed(sweep)
+        again = functools.partial(load_sweep, arguments.config, overrides, data_of, prediction)
         return extend.command(sweep, arguments, run, again, PAPER)
     return plan(sweep, arguments.json) if arguments.dry_run else run(sweep)
 
@@ -120,12 +122,41 @@ def begun_with(directory: Path) -> dict[str, Any]:
     return load_yaml(path) if path.exists() else {}
 
 
-def data_of(config: Config, remembered: bool = False) -> dict[str, Any]:
-    """The meta of a cell's data; with ``remembered``, what the sweep was begun with, unopened, where it has begun."""
-    before = begun_with(Path(config.out) / config.name) if remembered else {}
+def data_of(config: Config) -> dict[str, Any]:
+    """The meta of a cell's data, which are opened."""
+    return opened(tuple(cache_folders(config)), tuple(config.data.weights))
+
+
+def recorded_data(results: str | None, config: Config) -> dict[str, Any]:
+    """The latent shape and fingerprint of a cell's data, unopened where a record says them.
+
+    The records are the sweep's own, once it has begun, and without a cache here the committed ``results``. Commands
+    that train nothing need no clips.
+    """
+    before = begun_with(Path(config.out) / config.name)
     if before.get("data") and before["caches"] == cache_folders(config):
         return before["data"]
-    return opened(tuple(cache_folders(config)), tuple(config.data.weights))
+    absent = not any((Path(folder) / "index.json").exists() for folder in cache_folders(config))
+    committed = committed_data(results) if results and absent else None
+    if committed is None:
+        return data_of(config)
+    # A result knows its tokens per clip and not their layout: one row of them, of channels that fit every width.
+    frames, *sides = config.model.patch
+    return {"latent_shape": [0, frames * committed["n_ctx"], *sides], "fingerprint": committed["fingerprint"]}
+
+
+@functools.cache
+def committed_data(results: str) -> dict[str, Any] | None:
+    """{"n_ctx", "fingerprint"} of the data that committed results were trained on; None where they do not agree."""
+    found = {}
+    for path in Path(results).glob("*/result.json"):
+        result = read_json(path)
+        try:
+            one = {"n_ctx": result["n_ctx"], "fingerprint": result["config"]["data"]["fingerprint"]}
+        except (KeyError, TypeError):
+            raise UserError(f"{path}: not a run's result; remove it from the committed results") from None
+        found[tuple(one.values())] = one
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def prediction(path: Path) -> Prediction:
@@ -186,9 +217,8 @@ def run(sweep: Sweep) -> int:
     doubts(sweep)
     with exclusive(sweep.directory), Interrupt() as interrupt:
         claim(sweep)
+        adopt_committed(sweep)
         for cell in sweep.cells:
-            if sweep.keys.results:
-                adopt(cell, sweep.keys.results)
             if not keys.stop_hopeless:  # who turned it off wants these after all
                 (cell.config.run_dir / HOPELESS).unlink(missing_ok=True)
             label_heldout(cell)
@@ -223,6 +253,13 @@ def run(sweep: Sweep) -> int:
     return 130 if interrupt.caught else failed
 
 
+def adopt_committed(sweep: Sweep) -> None:
+    """Copy finished cells from the folder of committed results into the sweep's."""
+    if sweep.keys.results:
+        for cell in sweep.cells:
+            adopt(cell, sweep.keys.results)
+
+
 def status(sweep: Sweep, as_json: bool, watch: bool = False) -> int:
     """How the sweep stands; 1 if a cell failed."""
     while True:
@@ -244,6 +281,7 @@ def collect(sweep: Sweep, out: str | None) -> int:
     """One CSV of every milestone of every cell that has one."""
     from scaling import runs
 
+    adopt_committed(sweep)
     for cell in sweep.cells:
         label_heldout(cell)
     if sweep.keys.results:
@@ -323,21 +361,24 @@ def claim(sweep: Sweep) -> None:
     The grid may grow or shrink: finished cells are found by their ids, and each is refused where it differs.
     """
     path = sweep.directory / SEEN
-    settings = {
-        name: value
-        for name, value in flatten(sweep.shared).items()
-        if not any(name == outside or name.startswith(f"{outside}.") for outside in MECHANISM)
-    }
+    infos = info_of(Config)
+    shared = {name: value for name, value in flatten(sweep.shared).items() if name in infos}  # a group may be empty
+    settings = {name: value for name, value in shared.items() if infos[name].identity != NEVER}
     first = sweep.cells[0].config
     data = {name: data_of(first)[name] for name in ("latent_shape", "fingerprint")}
     now = dataclasses.asdict(sweep.keys) | {"settings": settings, "caches": cache_folders(first), "data": data}
     if path.exists():
         before = load_yaml(path)
         pairs = [("seed", before.get("seed"), now["seed"])]
-        for group in ("settings", "data"):
-            was = before.get(group)
-            if was is not None:  # an older sweep did not say
-                pairs += [(name, was.get(name), now[group].get(name)) for name in sorted({*was, *now[group]})]
+        was = before.get("settings")
+        if was is not None:  # an older sweep did not say
+            # A key that a YAML leaves out means what runs did before it existed.
+            means = {name: info.before for name, info in infos.items()}
+            names = sorted({*was, *settings})
+            pairs += [(name, was.get(name, means.get(name)), settings.get(name, means.get(name))) for name in names]
+        was = before.get("data")
+        if was is not None:
+            pairs += [(name, was.get(name), data.get(name)) for name in sorted({*was, *data})]
         changed = [f"{name}: {was} -> {new}" for name, was, new in pairs if was != new]
         if changed:
             raise UserError(f"{sweep.directory}: made by another sweep ({'; '.join(changed)}); choose another name")

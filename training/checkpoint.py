@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.config import Config, config_from_dict, load_yaml, to_dict
+from training.config import Config, load_yaml, recorded_config, to_dict
 from training.flat import part_of
 from training.parallel import like
 from utils.errors import UserError
@@ -200,7 +200,7 @@ def read_tensors(path: Path, kind: str) -> dict[str, Tensor]:
 
 def read_config(path: Path) -> Config:
     """The resolved configuration inside a checkpoint or run directory."""
-    return config_from_dict(load_yaml(path / "config.yaml"))
+    return recorded_config(load_yaml(path / "config.yaml"))
 
 
 def load_into(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

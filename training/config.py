@@ -1,13 +1,11 @@
-"""The schema: every key, its default and its meaning. Merged strictly: defaults < YAML < command line."""
+"""A configuration: read, merged strictly (defaults < YAML < command line), checked, and hashed into a run's id."""
 
 import dataclasses
 import functools
 import hashlib
 import json
-import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,162 +13,15 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from training.keys import CHANGED, NEVER, WITH_DECAY, KeyInfo, check_value, info_of, keys_of, older_values
+from training.schema import Config
 from utils.errors import UserError, nearest, shown
 from utils.sixties import refuse_sixties
 
 
-def key(default: Any, help: str) -> Any:
-    """A configuration key with its meaning, from which the documentation is generated."""
-    factory = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
-    return field(**factory, metadata={"help": help})
-
-
-@dataclass
-class ModelKeys:
-    size: str | None = key(None, "a named size, LAYERSxWIDTH, such as 4x128; it sets layers, width and heads")
-    layers: int | None = key(None, "blocks")
-    width: int | None = key(None, "model width d")
-    heads: int | None = key(None, "attention heads; default: of 32 channels below 12 layers and width 512, else 64")
-    patch: list[int] = key([1, 1, 1], "latent frames, rows and columns that make one token")
-    attention: str = key(
-        "auto", "attention kernels: auto, sdpa, xformers or plain (no kernel: matrices and a softmax)"
-    )
-
-
-@dataclass
-class DataKeys:
-    cache: Any = key("", "folder of cached latents, made by tools/cache_latents.py, or a list of several to be mixed")
-    weights: list[float] = key(
-        [], "of several caches: how often each is seen, in any unit; by their sizes if not given"
-    )
-    seed: int | None = key(
-        None, "seed of data order, noise, t and caption dropout, where runs are to share them; seed if not given"
-    )
-    fingerprint: str = key("", "of the cache; filled in when a run begins, and a cache with another is refused")
-    caption_dropout: float = key(0.1, "share of captions replaced by the empty prompt, for guidance")
-
-
-@dataclass
-class DiffusionKeys:
-    process: str = key("rectified_flow", "forward process: rectified_flow, vp_linear, vp_cosine or vp_zero_snr")
-    target: str = key("flow", "what the model predicts: flow, or eps, v, x0 for the vp processes")
-    timesteps: str = key("logit_normal", "how training draws t: logit_normal or uniform")
-    logit_mean: float = key(0.0, "mean of logit(t) under logit_normal")
-    logit_std: float = key(1.0, "standard deviation of logit(t) under logit_normal")
-
-
-@dataclass
-class OptimKeys:
-    lr: float = key(1e-3, "peak learning rate of AdamW")
-    beta1: float = key(0.9, "AdamW's first beta")
-    beta2_half_life: float = key(5e6, "half-life of the second moment in tokens: beta2 = 2^(-B / half-life)")
-    eps: float = key(1e-8, "AdamW's epsilon")
-    weight_decay: float = key(0.0, "decoupled weight decay of the matrices; 0 in every law configuration")
-    clip: float = key(1.0, "clip the gradient's global norm here")
-    schedule: str = key("constant", "constant, cosine (to zero) or wsd (linear decay at the end), after the warm-up")
-    warmup_tokens: int | None = key(None, "tokens of linear warm-up; 10 % of the smallest milestone where not given")
-    decay_fraction: float = key(0.2, "share of the run that wsd decays over")
-
-
-@dataclass
-class EmaKeys:
-    width: float = key(0.05, "relative width of the weights' power-function average (EDM2, arXiv 2312.02696)")
-
-
-@dataclass
-class TrainKeys:
-    tokens: int | None = key(None, "end of the run, in tokens; rounded up to a whole step")
-    flops: float | None = key(None, "end of the run, in training FLOPs by C_token; instead of train.tokens")
-    milestones: list[int] = key([], "tokens at which the run is validated; its end always is")
-    batch_tokens: int = key(0, "global batch B in tokens: a whole number of clips")
-    micro_batch: int | None = key(None, "clips per forward pass and process; the process's whole share if not given")
-    dtype: str = key("float32", "what the blocks compute in: float32 or bfloat16; master weights are float32")
-    max_skipped: int = key(10, "steps in a row without a finite gradient after which a run counts as diverged")
-    parallel: str = key("ddp", "several processes: ddp (each holds the model) or fsdp (FSDP2: each holds a shard)")
-    activation_checkpointing: bool = key(False, "recompute each block's activations in the backward pass")
-    timeout_minutes: float = key(30.0, "minutes to wait for a process that does not answer before giving up")
-    compile: bool = key(False, "torch.compile, of up to 6 blocks as a whole (on the CPU: needs a C++ compiler)")
-
-
-@dataclass
-class ValidationKeys:
-    clips: int | None = key(None, "the first so many clips of the cache's frozen list; all of them if not given")
-    timesteps: int = key(4, "stratified times per clip")
-    batch: int = key(32, "samples per forward pass; it does not change the loss")
-    seed: int = key(0, "seed of times and noise, common to all runs that are to be compared")
-
-
-@dataclass
-class CheckpointKeys:
-    every_steps: int = key(1000, "steps between checkpoints; milestones, the end and SIGTERM make one too")
-    keep: int = key(2, "checkpoints kept")
-    final: str = key("full", "what a finished run keeps: full, or ema (averaged weights only, as sweeps do)")
-
-
-@dataclass
-class LogKeys:
-    every_steps: int = key(10, "steps between lines of metrics.jsonl, of the console and TensorBoard points")
-    prompts: list[str] = key([], "prompts sampled as videos to TensorBoard at each milestone")
-    sample_steps: int = key(20, "sampler steps of those videos")
-    guidance: float = key(3.0, "guidance of those videos")
-
-
-@dataclass
-class Config:
-    name: str = key("run", "name of the run; its directory is out/name")
-    out: str = key("runs", "folder of run directories")
-    heldout: bool = key(False, "whether the run is kept from the fits, to check what they predict")
-    seed: int = key(0, "seed of initialisation; of data order, noise, t and caption dropout too (see data.seed)")
-    model: ModelKeys = field(default_factory=ModelKeys)
-    data: DataKeys = field(default_factory=DataKeys)
-    diffusion: DiffusionKeys = field(default_factory=DiffusionKeys)
-    optim: OptimKeys = field(default_factory=OptimKeys)
-    ema: EmaKeys = field(default_factory=EmaKeys)
-    train: TrainKeys = field(default_factory=TrainKeys)
-    validation: ValidationKeys = field(default_factory=ValidationKeys)
-    checkpoint: CheckpointKeys = field(default_factory=CheckpointKeys)
-    log: LogKeys = field(default_factory=LogKeys)
-
-    @property
-    def run_dir(self) -> Path:
-        return Path(self.out) / self.name
-
-    @property
-    def data_seed(self) -> int:
-        return self.seed if self.data.seed is None else self.data.seed
-
-
-# What may change without making it another run: where it lies, how it is watched and kept, how a step is laid out.
-MECHANISM = (
-    "name",
-    "out",
-    "heldout",
-    "log",
-    "checkpoint",
-    "data.cache",
-    "data.weights",  # data.fingerprint stands for both
-    "train.micro_batch",
-    "train.max_skipped",
-    "train.parallel",
-    "train.activation_checkpointing",
-    "train.timeout_minutes",
-    "train.compile",
-    "model.attention",
-    "validation.batch",
-)
-# With a constant rate a run may also grow: nothing before a milestone depends on what follows it.
-GROWTH = ("train.tokens", "train.flops", "train.milestones")
-
-
-def known_keys(schema: type = Config, prefix: str = "") -> dict[str, dataclasses.Field]:
+def known_keys(schema: type = Config) -> dict[str, dataclasses.Field]:
     """Every dotted key of the schema with its field."""
-    keys: dict[str, dataclasses.Field] = {}
-    for entry in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(entry.type):
-            keys |= known_keys(entry.type, f"{prefix}{entry.name}.")
-        else:
-            keys[prefix + entry.name] = entry
-    return keys
+    return keys_of(schema)
 
 
 def load_yaml(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -219,17 +70,24 @@ def load_config(path: str | Path | None, overrides: list[str]) -> Config:
     return config_from_dict(values)
 
 
-def config_from_dict(values: dict[str, Any]) -> Config:
+def config_from_dict(values: dict[str, Any], schema: type = Config) -> Config:
     """A typed Config from nested values; every key must be known and every value of its type."""
-    keys = known_keys()
-    values = _checked(values, keys)
+    values = _checked(values, schema)
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{error.full_key}: {reason}") from None
     _validate(config)
     return config
+
+
+def recorded_config(values: dict[str, Any], schema: type = Config) -> Config:
+    """The Config that a run recorded, perhaps before some of today's keys existed or under the names they had then."""
+    infos, flat = info_of(schema), flatten(values)
+    renamed = {info.formerly: name for name, info in infos.items() if info.formerly}
+    flat = older_values(schema) | {renamed.get(name, name): value for name, value in flat.items()}
+    return config_from_dict(nested(flat), schema)
 
 
 def cache_folders(config: Config) -> list[str]:
@@ -255,20 +113,39 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of ``flatten``."""
+    values: dict[str, Any] = {}
+    for name, value in flat.items():
+        *groups, last = name.split(".")
+        inner = values
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return values
+
+
 def identity(config: Config) -> dict[str, Any]:
-    """The resolved keys that make a run what it is: all but ``MECHANISM`` and, at a constant rate, ``GROWTH``."""
-    values = {name: value_of(config) for name, value_of in _identifying(config.optim.schedule == "constant")}
-    if config.data.seed is None:
-        del values["data.seed"]  # runs from before there was such a key are still the runs they were
+    """What makes a (resolved) run what it is, {hashed name: value}; equal where two runs are the same run.
+
+    ``training.keys`` says which keys are in it. A key added after the first committed runs is left out where it has
+    the value, or the effect, that every run had before.
+    """
+    values = {}
+    for name, value_of, info in _hashed(type(config), config.optim.schedule == "constant"):
+        value = value_of(config)
+        same = value == info.before or (info.matters is not None and not info.matters(config))
+        if info.identity != CHANGED or not same:
+            values[info.formerly or name] = value
     return values
 
 
 @functools.cache
-def _identifying(grows: bool) -> list[tuple[str, Callable[[Config], Any]]]:
-    """The keys in an ``identity`` and how each is read, found once: a thousand cells are asked for theirs."""
-    outside = MECHANISM + (GROWTH if grows else ())
-    names = (name for name in known_keys() if not any(name == o or name.startswith(o + ".") for o in outside))
-    return [(name, operator.attrgetter(name)) for name in names]
+def _hashed(schema: type, grows: bool) -> list[tuple[str, Callable[[Config], Any], KeyInfo]]:
+    """The keys that ``identity`` looks at and how each is read, found once: a sweep asks it of a thousand cells."""
+    left_out = (NEVER, WITH_DECAY) if grows else (NEVER,)
+    infos = info_of(schema).items()
+    return [(name, operator.attrgetter(name), info) for name, info in infos if info.identity not in left_out]
 
 
 def run_id(config: Config) -> str:
@@ -285,8 +162,9 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _checked(values: dict[str, Any], keys: dict[str, dataclasses.Field], prefix: str = "") -> dict[str, Any]:
+def _checked(values: dict[str, Any], schema: type, prefix: str = "") -> dict[str, Any]:
     """Refuse unknown keys; turn whole numbers written as 2e9 into integers, which OmegaConf will not."""
+    keys = known_keys(schema)
     sections = {name.rpartition(".")[0] for name in keys}
     checked: dict[str, Any] = {}
     for name, value in values.items():
@@ -294,11 +172,11 @@ def _checked(values: dict[str, Any], keys: dict[str, dataclasses.Field], prefix:
         if full in keys:
             checked[name] = whole(value) if "int" in str(keys[full].type) else value
         elif full in sections and isinstance(value, dict):
-            checked[name] = _checked(value, keys, f"{full}.")
+            checked[name] = _checked(value, schema, f"{full}.")
         elif full in sections:
             raise UserError(f"{full}: a group of keys, not a value; set one of its keys, such as {full}.x=...")
         else:
-            raise UserError(f"unknown key {shown(full)}{_meant(full, value, list(keys))}")
+            raise UserError(f"unknown key {shown(full)}{_meant(full, value, schema)}")
     return checked
 
 
@@ -319,9 +197,13 @@ _ALIASES = {
 }
 
 
-def _meant(full: str, value: Any, known: list[str]) -> str:
+def _meant(full: str, value: Any, schema: type) -> str:
     """A hint for an unknown key: a slip of the fingers, a key of that name elsewhere, or another trainer's name."""
+    known = list(known_keys(schema))
+    renamed = {info.formerly: name for name, info in info_of(schema).items() if info.formerly}
     full = next(iter(flatten({full: value} if isinstance(value, dict) else {full: None})), full)
+    if full in renamed:
+        return f"; it is called {renamed[full]!r} now"
     last = full.rpartition(".")[2]
     elsewhere = [name for name in known if name.rpartition(".")[2] == last]
     hint = nearest(full, known, 0.8) or nearest(full, elsewhere, 0.0)
@@ -339,72 +221,20 @@ def whole(value: Any) -> Any:
     return int(number) if not isinstance(value, bool) and number.is_integer() else value
 
 
-_POSITIVE = (
-    "model.layers",
-    "model.width",
-    "model.heads",
-    "optim.lr",
-    "optim.beta2_half_life",
-    "optim.eps",
-    "optim.clip",
-    "ema.width",
-    "train.tokens",
-    "train.flops",
-    "train.micro_batch",
-    "train.max_skipped",
-    "train.timeout_minutes",
-    "validation.clips",
-    "validation.timesteps",
-    "validation.batch",
-    "checkpoint.every_steps",
-    "checkpoint.keep",
-    "log.every_steps",
-    "log.sample_steps",
-    "diffusion.logit_std",
-)
-_CHOICES = {
-    "optim.schedule": ("constant", "cosine", "wsd"),
-    "train.dtype": ("float32", "bfloat16"),
-    "train.parallel": ("ddp", "fsdp"),
-    "checkpoint.final": ("full", "ema"),
-}
-_FRACTIONS = ("data.caption_dropout", "optim.beta1", "optim.decay_fraction")
-
-
 def _validate(config: Config) -> None:
     flat = flatten(to_dict(config))
-    for name in _POSITIVE:
-        value = flat[name]
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise UserError(f"{name}={value}: must be a positive number")
-    for name, known in _CHOICES.items():
-        if flat[name] not in known:
-            raise UserError(f"{name}={flat[name]}: one of {', '.join(known)}{nearest(flat[name], list(known))}")
-    for name in _FRACTIONS:
-        if not 0 <= flat[name] < 1:
-            raise UserError(f"{name}={flat[name]}: must be at least 0 and below 1")
-    for name in ("optim.weight_decay", "optim.warmup_tokens"):
-        if not 0 <= (flat[name] or 0) < math.inf:
-            raise UserError(f"{name}={flat[name]}: must be a number, and not negative")
-    for name in ("diffusion.logit_mean", "log.guidance"):
-        if not math.isfinite(flat[name]):
-            raise UserError(f"{name}={flat[name]}: must be a finite number")
+    for name, info in info_of(type(config)).items():
+        check_value(name, flat[name], info)
     if config.optim.schedule == "wsd" and config.optim.decay_fraction == 0:
         raise UserError("optim.decay_fraction=0: wsd decays over a share of the run; give one above 0")
     folders = cache_folders(config)
     if not (folders and all(isinstance(folder, str) for folder in folders)):
         raise UserError(f"data.cache={shown(config.data.cache)}: must be a folder, or a list of folders")
-    if any(not (math.isfinite(weight) and weight > 0) for weight in config.data.weights):
-        raise UserError(f"data.weights={config.data.weights}: must be positive numbers")
     if config.data.weights and len(config.data.weights) != len(folders):
         raise UserError(
             f"data.weights={config.data.weights}: one for each of the {len(folders)} folders in data.cache"
         )
-    if len(config.model.patch) != 3 or min(config.model.patch) < 1:
+    if len(config.model.patch) != 3:
         raise UserError(f"model.patch={config.model.patch}: three positive numbers, frames, rows and columns")
-    if config.ema.width >= 0.28:
-        raise UserError(f"ema.width={config.ema.width}: a power function's relative width is below 0.28")
-    if any(m <= 0 for m in config.train.milestones):
-        raise UserError(f"train.milestones={config.train.milestones}: must be positive numbers of tokens")
     if not Path(config.name).parts or Path(config.name).is_absolute() or ".." in Path(config.name).parts:
         raise UserError(f"name={config.name!r}: must be a folder's name inside out={config.out}")

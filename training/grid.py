@@ -48,11 +48,7 @@ def load_sweep(
     Raises:
         UserError: an unknown key, an empty grid, a cell that cannot be trained, or a size both fitted and held out.
     """
-    try:
-        values = load_yaml(path)
-    except UserError as error:
-        raise UserError(f"{error}{WANTED}") from None
-    keys = typed(overridden(values, overrides), path)
+    keys = read_keys(path, overrides)
     shared = _shared(keys, Path(path))
     predict = None
     if keys.around is not None:
@@ -81,6 +77,15 @@ def load_sweep(
         raise UserError(f"{path}: size {both[0]} is held out and in the fit; it can be one of them")
     ordered = sorted(cells.values(), key=lambda run: -run.flops_per_token * run.config.train.tokens)
     return Sweep(keys, directory, ordered, shared)
+
+
+def read_keys(path: str | Path, overrides: list[str]) -> SweepKeys:
+    """The sweep's own keys: the YAML at ``path`` under ``overrides``; UserError where it is not a sweep's."""
+    try:
+        values = load_yaml(path)
+    except UserError as error:
+        raise UserError(f"{error}{WANTED}") from None
+    return typed(overridden(values, overrides), path)
 
 
 def label(config: Config) -> str:

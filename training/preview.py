@@ -9,7 +9,7 @@ from diffusion.process import Process
 from diffusion.sampling import build_scheduler, sample
 from models.text import TextEncoder, load_text_encoder
 from models.vae import VideoVAE, load_vae
-from training.config import LogKeys
+from training.schema import LogKeys
 from utils.errors import UserError
 
 

@@ -1,21 +1,15 @@
 """The table of keys in docs/training.md, made from the schema: `python -m training.reference` brings it up to date."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from training.config import known_keys
+from training.keys import default_of
 from utils.files import write_text
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "training.md"
 BEGIN, END = "<!-- keys: made by python -m training.reference -->", "<!-- end of keys -->"
-
-
-def default_of(entry: dataclasses.Field) -> Any:
-    """A field's default value."""
-    return entry.default if entry.default is not dataclasses.MISSING else entry.default_factory()
 
 
 def table() -> str:
@@ -26,7 +20,9 @@ def table() -> str:
         # Numbers as people write them: 1e-08 and 5e+06 lose what nobody needs.
         text = f"{default:g}".replace("e+0", "e").replace("e-0", "e-") if isinstance(default, float) else None
         text = text or yaml.safe_dump(default, default_flow_style=True).removesuffix("...\n").strip()
-        lines.append(f"| `{name}` | {'' if default in (None, '', []) else f'`{text}`'} | {entry.metadata['help']} |")
+        lines.append(
+            f"| `{name}` | {'' if default in (None, '', []) else f'`{text}`'} | {entry.metadata['info'].help} |"
+        )
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 from training.config import Config, flatten, to_dict
+from training.keys import info_of
 from training.resolve import Run
 
 # Of a stack that is not told its size: the most runs, and the largest that gain by it. On the CPU that is batch tokens
@@ -13,27 +14,11 @@ from training.resolve import Run
 MOST, BUSY, BUSY_COMPILED, LARGE_ON_GPU = 16, 20_480, 65_536, 3e6
 TEXT_TOKENS = 64  # of a caption, where what it has is not known yet
 
-# What runs that share their steps may each have their own of.
-OWN = (
-    "name",
-    "heldout",
-    "seed",
-    "data.seed",
-    "optim.lr",
-    "optim.beta1",
-    "optim.beta2_half_life",
-    "optim.eps",
-    "optim.weight_decay",
-    "optim.clip",
-    "optim.schedule",
-    "optim.warmup_tokens",
-    "optim.decay_fraction",
-)
-
 
 def stack_key(config: Config) -> str:
     """What runs must have in common to be trained in lock-step: equal where they do."""
-    shared = {name: value for name, value in flatten(to_dict(config)).items() if name not in OWN}
+    infos = info_of(type(config))
+    shared = {name: value for name, value in flatten(to_dict(config)).items() if not infos[name].differs_in_stack}
     return json.dumps(shared, sort_keys=True)
 
 

@@ -5,9 +5,9 @@ import torch
 
 from tests.models.test_dit import build, inputs, trained
 from training.checkpoint import load_optimizer, optimizer_tensors
-from training.config import OptimKeys
 from training.flat import ALIGNMENT, merge
 from training.optim import build_optimizer, weight_groups
+from training.schema import OptimKeys
 
 
 def test_merged_parameters_keep_values_and_collect_gradients() -> None:

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from tests.models.test_dit import build
-from training.config import OptimKeys
 from training.ema import power_of_width, update_average
 from training.optim import build_optimizer, learning_rate, weight_groups
+from training.schema import OptimKeys
 
 
 def test_beta2_looks_back_over_the_same_tokens_at_every_batch() -> None:

@@ -14,10 +14,11 @@ from tests.models.test_dit import build
 from tests.training.processes import finish, poisoned, short_of_memory, start, together
 from tests.training.test_trainer import losses, metrics, overrides, result, run
 from training.checkpoint import checkpoint_paths, find_checkpoint, optimizer_tensors, read_state
-from training.config import OptimKeys, load_config
+from training.config import load_config
 from training.feed import Feed, Samples
 from training.memory import fit_micro_batch
 from training.optim import build_optimizer, weight_groups
+from training.schema import OptimKeys
 from training.trainer import PREEMPTED, Trainer, prepare, train
 from utils.errors import UserError
 

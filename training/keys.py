@@ -1,0 +1,127 @@
+"""What is known of a configuration key stands at the key: its meaning, its range, and how it enters a run's id.
+
+A schema is nested dataclasses whose fields are made by ``key``. Run ids outlive changes of the schema: the keys of
+the first study are always hashed, a key added later only where it differs from what every run did before it existed.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from utils.errors import UserError, nearest
+
+# How a key enters a run's id, ``key(identity=...)``.
+ALWAYS = "always"  # hashed as it is: the keys that the first committed runs were hashed with
+CHANGED = "changed"  # hashed where it differs from its value before the key existed
+WITH_DECAY = "with decay"  # as ALWAYS, but not at a constant rate, where a run may grow
+NEVER = "never"  # where a run lies, how it is watched and kept, how a step is laid out
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A range that a key's numbers must lie in, and its name in an error. Every number must be finite."""
+
+    text: str
+    holds: Callable[[float], bool]
+
+
+POSITIVE = Bound("a positive number", lambda value: value > 0)
+NOT_NEGATIVE = Bound("a number, and not negative", lambda value: value >= 0)
+FRACTION = Bound("at least 0 and below 1", lambda value: 0 <= value < 1)
+FINITE = Bound("a finite number", lambda value: True)
+
+
+@dataclass(frozen=True)
+class KeyInfo:
+    """What is known of a key beside its type and default.
+
+    Attributes:
+        help: its meaning, from which the documentation is generated.
+        identity: ALWAYS, CHANGED, WITH_DECAY or NEVER.
+        before: what every run did before the key existed: a configuration recorded without the key means this value,
+            and a CHANGED key of this value is not hashed.
+        matters: whether a CHANGED key has an effect in a resolved configuration; without one it is not hashed.
+        bound: of the key's numbers, of each one in a list.
+        choices: the values it may have.
+        differs_in_stack: whether runs that are trained together may each have their own.
+        formerly: the name that the key is hashed under, where it was renamed.
+    """
+
+    help: str
+    identity: str
+    before: Any
+    matters: Callable[[Any], bool] | None
+    bound: Bound | None
+    choices: tuple[str, ...]
+    differs_in_stack: bool
+    formerly: str | None
+
+
+_DEFAULT = object()
+
+
+def key(
+    default: Any,
+    help: str,
+    *,
+    identity: str = CHANGED,
+    before: Any = _DEFAULT,
+    matters: Callable[[Any], bool] | None = None,
+    bound: Bound | None = None,
+    choices: tuple[str, ...] = (),
+    differs_in_stack: bool = False,
+    formerly: str | None = None,
+) -> Any:
+    """A configuration key; the arguments are ``KeyInfo``'s.
+
+    A new key is ``key(default, help)``: its default is what runs did before. Whoever changes that default later gives
+    the first one as ``before``, so that the ids of older runs stay.
+    """
+    before = default if before is _DEFAULT else before
+    info = KeyInfo(help, identity, before, matters, bound, choices, differs_in_stack, formerly)
+    value = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
+    return field(**value, metadata={"info": info})
+
+
+@functools.cache
+def keys_of(schema: type, prefix: str = "") -> dict[str, dataclasses.Field]:
+    """Every dotted key of ``schema`` with its field."""
+    keys: dict[str, dataclasses.Field] = {}
+    for entry in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(entry.type):
+            keys |= keys_of(entry.type, f"{prefix}{entry.name}.")
+        else:
+            keys[prefix + entry.name] = entry
+    return keys
+
+
+def info_of(schema: type) -> dict[str, KeyInfo]:
+    """What is known of every dotted key of ``schema``."""
+    return {name: entry.metadata["info"] for name, entry in keys_of(schema).items()}
+
+
+def check_value(name: str, value: Any, info: KeyInfo) -> None:
+    """Refuse a value of key ``name`` outside its bound or its choices; None is for keys that may be left open."""
+    values = value if isinstance(value, list) else [value]
+    if info.choices and value not in info.choices:
+        hint = nearest(str(value), list(info.choices))
+        raise UserError(f"{name}={value}: one of {', '.join(info.choices)}{hint}")
+    if info.bound is not None and any(
+        number is not None and not (math.isfinite(number) and info.bound.holds(number)) for number in values
+    ):
+        each = "each " if isinstance(value, list) else ""
+        raise UserError(f"{name}={value}: {each}must be {info.bound.text}")
+
+
+def older_values(schema: type) -> dict[str, Any]:
+    """What a recorded configuration means by the keys that it lacks: {dotted key: value}, where not the default."""
+    infos, entries = info_of(schema), keys_of(schema)
+    return {name: info.before for name, info in infos.items() if info.before != default_of(entries[name])}
+
+
+def default_of(entry: dataclasses.Field) -> Any:
+    """A field's default value."""
+    return entry.default if entry.default is not dataclasses.MISSING else entry.default_factory()

@@ -1,0 +1,255 @@
+"""The schema: every configuration key with its default, its meaning, its range and how it enters a run's id."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training.keys import ALWAYS, FINITE, FRACTION, NEVER, NOT_NEGATIVE, POSITIVE, WITH_DECAY, Bound, key
+
+
+@dataclass
+class ModelKeys:
+    size: str | None = key(
+        None, "a named size, LAYERSxWIDTH, such as 4x128; it sets layers, width and heads", identity=ALWAYS
+    )
+    layers: int | None = key(None, "blocks", identity=ALWAYS, bound=POSITIVE)
+    width: int | None = key(None, "model width d", identity=ALWAYS, bound=POSITIVE)
+    heads: int | None = key(
+        None,
+        "attention heads; default: of 32 channels below 12 layers and width 512, else 64",
+        identity=ALWAYS,
+        bound=POSITIVE,
+    )
+    patch: list[int] = key(
+        [1, 1, 1],
+        "latent frames, rows and columns that make one token",
+        identity=ALWAYS,
+        bound=Bound("a positive number: frames, rows and columns", lambda value: value > 0),
+    )
+    attention: str = key(
+        "auto", "attention kernels: auto, sdpa, xformers or plain (no kernel: matrices and a softmax)", identity=NEVER
+    )
+
+
+@dataclass
+class DataKeys:
+    cache: Any = key(
+        "",
+        "folder of cached latents, made by tools/cache_latents.py, or a list of several to be mixed",
+        identity=NEVER,  # data.fingerprint stands for it, and for the weights
+    )
+    weights: list[float] = key(
+        [],
+        "of several caches: how often each is seen, in any unit; by their sizes if not given",
+        identity=NEVER,
+        bound=POSITIVE,
+    )
+    seed: int | None = key(
+        None,
+        "seed of data order, noise, t and caption dropout, where runs are to share them; seed if not given",
+        differs_in_stack=True,
+    )
+    fingerprint: str = key(
+        "", "of the cache; filled in when a run begins, and a cache with another is refused", identity=ALWAYS
+    )
+    caption_dropout: float = key(
+        0.1, "share of captions replaced by the empty prompt, for guidance", identity=ALWAYS, bound=FRACTION
+    )
+
+
+@dataclass
+class DiffusionKeys:
+    process: str = key(
+        "rectified_flow",
+        "forward process: rectified_flow, vp_linear, vp_cosine or vp_zero_snr",
+        identity=ALWAYS,
+    )
+    target: str = key("flow", "what the model predicts: flow, or eps, v, x0 for the vp processes", identity=ALWAYS)
+    timesteps: str = key("logit_normal", "how training draws t: logit_normal or uniform", identity=ALWAYS)
+    logit_mean: float = key(0.0, "mean of logit(t) under logit_normal", identity=ALWAYS, bound=FINITE)
+    logit_std: float = key(1.0, "standard deviation of logit(t) under logit_normal", identity=ALWAYS, bound=POSITIVE)
+
+
+@dataclass
+class OptimKeys:
+    lr: float = key(1e-3, "peak learning rate of AdamW", identity=ALWAYS, bound=POSITIVE, differs_in_stack=True)
+    beta1: float = key(0.9, "AdamW's first beta", identity=ALWAYS, bound=FRACTION, differs_in_stack=True)
+    beta2_half_life: float = key(
+        5e6,
+        "half-life of the second moment in tokens: beta2 = 2^(-B / half-life)",
+        identity=ALWAYS,
+        bound=POSITIVE,
+        differs_in_stack=True,
+    )
+    eps: float = key(1e-8, "AdamW's epsilon", identity=ALWAYS, bound=POSITIVE, differs_in_stack=True)
+    weight_decay: float = key(
+        0.0,
+        "decoupled weight decay of the matrices; 0 in every law configuration",
+        identity=ALWAYS,
+        bound=NOT_NEGATIVE,
+        differs_in_stack=True,
+    )
+    clip: float = key(
+        1.0, "clip the gradient's global norm here", identity=ALWAYS, bound=POSITIVE, differs_in_stack=True
+    )
+    schedule: str = key(
+        "constant",
+        "constant, cosine (to zero) or wsd (linear decay at the end), after the warm-up",
+        identity=ALWAYS,
+        choices=("constant", "cosine", "wsd"),
+        differs_in_stack=True,
+    )
+    warmup_tokens: int | None = key(
+        None,
+        "tokens of linear warm-up; 10 % of the smallest milestone where not given",
+        identity=ALWAYS,
+        bound=NOT_NEGATIVE,
+        differs_in_stack=True,
+    )
+    decay_fraction: float = key(
+        0.2, "share of the run that wsd decays over", identity=ALWAYS, bound=FRACTION, differs_in_stack=True
+    )
+
+
+@dataclass
+class EmaKeys:
+    width: float = key(
+        0.05,
+        "relative width of the weights' power-function average (EDM2, arXiv 2312.02696)",
+        identity=ALWAYS,
+        bound=Bound("positive and below 0.28, as a power function's relative width is", lambda v: 0 < v < 0.28),
+    )
+
+
+@dataclass
+class TrainKeys:
+    tokens: int | None = key(
+        None, "end of the run, in tokens; rounded up to a whole step", identity=WITH_DECAY, bound=POSITIVE
+    )
+    flops: float | None = key(
+        None,
+        "end of the run, in training FLOPs by C_token; instead of train.tokens",
+        identity=WITH_DECAY,
+        bound=POSITIVE,
+    )
+    milestones: list[int] = key(
+        [],
+        "tokens at which the run is validated; its end always is",
+        identity=WITH_DECAY,
+        bound=Bound("a positive number of tokens", lambda value: value > 0),
+    )
+    batch_tokens: int = key(0, "global batch B in tokens: a whole number of clips", identity=ALWAYS)
+    micro_batch: int | None = key(
+        None,
+        "clips per forward pass and process; the process's whole share if not given",
+        identity=NEVER,
+        bound=POSITIVE,
+    )
+    dtype: str = key(
+        "float32",
+        "what the blocks compute in: float32 or bfloat16; master weights are float32",
+        identity=ALWAYS,
+        choices=("float32", "bfloat16"),
+    )
+    max_skipped: int = key(
+        10,
+        "steps in a row without a finite gradient after which a run counts as diverged",
+        identity=NEVER,
+        bound=POSITIVE,
+    )
+    parallel: str = key(
+        "ddp",
+        "several processes: ddp (each holds the model) or fsdp (FSDP2: each holds a shard)",
+        identity=NEVER,
+        choices=("ddp", "fsdp"),
+    )
+    activation_checkpointing: bool = key(
+        False, "recompute each block's activations in the backward pass", identity=NEVER
+    )
+    timeout_minutes: float = key(
+        30.0,
+        "minutes to wait for a process that does not answer before giving up",
+        identity=NEVER,
+        bound=POSITIVE,
+    )
+    compile: bool = key(
+        False, "torch.compile, of up to 6 blocks as a whole (on the CPU: needs a C++ compiler)", identity=NEVER
+    )
+
+
+@dataclass
+class ValidationKeys:
+    clips: int | None = key(
+        None,
+        "the first so many clips of the cache's frozen list; all of them if not given",
+        identity=ALWAYS,
+        bound=POSITIVE,
+    )
+    timesteps: int = key(4, "stratified times per clip", identity=ALWAYS, bound=POSITIVE)
+    batch: int = key(32, "samples per forward pass; it does not change the loss", identity=NEVER, bound=POSITIVE)
+    seed: int = key(0, "seed of times and noise, common to all runs that are to be compared", identity=ALWAYS)
+
+
+@dataclass
+class CheckpointKeys:
+    every_steps: int = key(
+        1000,
+        "steps between checkpoints; milestones, the end and SIGTERM make one too",
+        identity=NEVER,
+        bound=POSITIVE,
+    )
+    keep: int = key(2, "checkpoints kept", identity=NEVER, bound=POSITIVE)
+    final: str = key(
+        "full",
+        "what a finished run keeps: full, or ema (averaged weights only, as sweeps do)",
+        identity=NEVER,
+        choices=("full", "ema"),
+    )
+
+
+@dataclass
+class LogKeys:
+    every_steps: int = key(
+        10,
+        "steps between lines of metrics.jsonl, of the console and TensorBoard points",
+        identity=NEVER,
+        bound=POSITIVE,
+    )
+    prompts: list[str] = key([], "prompts sampled as videos to TensorBoard at each milestone", identity=NEVER)
+    sample_steps: int = key(20, "sampler steps of those videos", identity=NEVER, bound=POSITIVE)
+    guidance: float = key(3.0, "guidance of those videos", identity=NEVER, bound=FINITE)
+
+
+@dataclass
+class Config:
+    name: str = key("run", "name of the run; its directory is out/name", identity=NEVER, differs_in_stack=True)
+    out: str = key("runs", "folder of run directories", identity=NEVER)
+    heldout: bool = key(
+        False,
+        "whether the run is kept from the fits, to check what they predict",
+        identity=NEVER,
+        differs_in_stack=True,
+    )
+    seed: int = key(
+        0,
+        "seed of initialisation; of data order, noise, t and caption dropout too (see data.seed)",
+        identity=ALWAYS,
+        differs_in_stack=True,
+    )
+    model: ModelKeys = field(default_factory=ModelKeys)
+    data: DataKeys = field(default_factory=DataKeys)
+    diffusion: DiffusionKeys = field(default_factory=DiffusionKeys)
+    optim: OptimKeys = field(default_factory=OptimKeys)
+    ema: EmaKeys = field(default_factory=EmaKeys)
+    train: TrainKeys = field(default_factory=TrainKeys)
+    validation: ValidationKeys = field(default_factory=ValidationKeys)
+    checkpoint: CheckpointKeys = field(default_factory=CheckpointKeys)
+    log: LogKeys = field(default_factory=LogKeys)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.out) / self.name
+
+    @property
+    def data_seed(self) -> int:
+        return self.seed if self.data.seed is None else self.data.seed
