@@ -172,16 +172,30 @@ def _from_runs(folder: Path) -> Ledger:
         result = read_json(path)
         try:
             rows += list(_run_rows(result, path.parent))
-            recipes.append(dict(result.get("recipe") or {}))
+            recipes.append({"B": float(result["B"]), **(result.get("recipe") or {})})
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{path}: not a run's result ({error!r:.200})") from None
     if not rows:
         raise UserError(f"{folder}: {len(results)} results, but none has a milestone or diverged")
+    _fill_beta2_range(recipes)
     recipe = {key: value for key, value in recipes[0].items() if all(other.get(key) == value for other in recipes)}
     differing = sorted({key for other in recipes for key in other} - set(recipe))
     if differing:
         recipe["differs_between_runs"] = differing
     return _ledger(rows, str(folder), recipe)
+
+
+def _fill_beta2_range(recipes: list[dict[str, Any]]) -> None:
+    """Say of runs from before beta2 was kept in a range whether they were trained as the others (``B`` is taken out).
+
+    Their beta2 was 2^(-B / half-life) whatever the batch: where it lies in the others' range, that is the same.
+    """
+    known = next((recipe["beta2_range"] for recipe in recipes if "beta2_range" in recipe), None)
+    for recipe in recipes:
+        batch, half_life = recipe.pop("B"), recipe.get("beta2_half_life")
+        if known is not None and half_life and "beta2_range" not in recipe:
+            same = known[0] <= 2.0 ** (-batch / half_life) <= known[1]
+            recipe["beta2_range"] = known if same else [0.0, 1.0]
 
 
 def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:

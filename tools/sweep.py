@@ -27,7 +27,7 @@ from training.config import Config, cache_folders, flatten, load_yaml
 from training.estimate import estimate, flops_of
 from training.grid import Prediction, Sweep, load_sweep, read_keys
 from training.keys import NEVER, info_of
-from training.resolve import Run, clip_tokens, encoded_shape
+from training.resolve import Run, beta2_warnings, clip_tokens, encoded_shape
 from training.state import FINISHED, HOPELESS, adopt, label_heldout, publish
 from utils.errors import Parser, UserError, run_cli
 from utils.files import exclusive, read_json, replacing
@@ -185,7 +185,7 @@ def doubts(sweep: Sweep) -> list[str]:
     """What the grids are too small to tell, said before compute is spent on them."""
     from scaling import simulate
 
-    found = simulate.doubts(simulated(sweep))
+    found = [*simulate.doubts(simulated(sweep)), *beta2_warnings([cell.config for cell in sweep.cells])]
     for text in found:
         print(f"warning: {text}", file=sys.stderr)
     return found

@@ -234,6 +234,11 @@ def _validate(config: Config) -> None:
         raise UserError(
             f"data.weights={config.data.weights}: one for each of the {len(folders)} folders in data.cache"
         )
+    low_high = config.optim.beta2_range
+    if len(low_high) != 2 or not low_high[0] <= low_high[1] or low_high[0] == 1:
+        raise UserError(
+            f"optim.beta2_range={low_high}: two numbers, the least and the largest beta2, such as [0.9, 0.9999]"
+        )
     if len(config.model.patch) != 3:
         raise UserError(f"model.patch={config.model.patch}: three positive numbers, frames, rows and columns")
     if not Path(config.name).parts or Path(config.name).is_absolute() or ".." in Path(config.name).parts:

@@ -22,7 +22,7 @@ from training.feed import steps_together
 from training.metrics import duration, memory_peak, peak_flops
 from training.records import check_growth, finished_result
 from training.refusals import check_directory
-from training.resolve import Run
+from training.resolve import Run, beta2_warnings
 from training.trainer import RAW_SHARE, Trainer, prepare
 
 WARMUP_STEPS, PROBE_STEPS = 2, 10
@@ -50,6 +50,8 @@ def dry_run(config: Config, as_json: bool = False) -> int:
         if trainer.main and not as_json:
             print(OmegaConf.to_yaml(OmegaConf.create(report["config"])))
             print(_table(_described(report)), flush=True)
+            for text in report["warnings"]:
+                print(f"warning: {text}", file=sys.stderr, flush=True)
         with redirect_stdout(sys.stderr):  # a micro-batch that is halved is said there, not in the JSON
             report |= probe(trainer, report, before)
         if trainer.main:
@@ -81,6 +83,7 @@ def describe(trainer: Trainer) -> dict[str, Any]:
     training, validation = exact_flops(*shape), exact_flops(*shape, training=False)
     return {
         "config": to_dict(config),
+        "warnings": beta2_warnings([config]),
         "status": finished["status"] if finished else "resumes" if step else "new",
         "from_step": step,
         "N": run.N,

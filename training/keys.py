@@ -98,6 +98,7 @@ def keys_of(schema: type, prefix: str = "") -> dict[str, dataclasses.Field]:
     return keys
 
 
+@functools.cache
 def info_of(schema: type) -> dict[str, KeyInfo]:
     """What is known of every dotted key of ``schema``."""
     return {name: entry.metadata["info"] for name, entry in keys_of(schema).items()}

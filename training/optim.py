@@ -21,13 +21,12 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW, fused, for ``weight_groups``.
 
-    beta2 = 2^(-B / half-life), so that the second moment looks back over the same tokens at every batch size. The
-    moments are there from the start, as the first step would make them: what fits before it fits after it.
+    The moments are there from the start, as the first step would make them: what fits before it fits after it.
     """
     matrices, others = groups
     decayed = [{"params": matrices, "weight_decay": keys.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    beta2 = 2.0 ** (-batch_tokens / keys.beta2_half_life)
-    optimizer = torch.optim.AdamW(decayed, lr=keys.lr, betas=(keys.beta1, beta2), eps=keys.eps, fused=True)
+    betas = keys.beta1, keys.beta2(batch_tokens)
+    optimizer = torch.optim.AdamW(decayed, lr=keys.lr, betas=betas, eps=keys.eps, fused=True)
     for parameter in [*matrices, *others]:
         optimizer.state[parameter] = {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),

@@ -26,6 +26,7 @@ def recipe(config: Config, meta: dict[str, Any]) -> dict[str, Any]:
         "optimizer": "adamw",
         "beta1": optim.beta1,
         "beta2_half_life": optim.beta2_half_life,
+        "beta2_range": optim.beta2_range,
         "eps": optim.eps,
         "weight_decay": optim.weight_decay,
         "clip": optim.clip,

@@ -166,7 +166,7 @@ class StackedStep:
                 (
                     learning_rate(keys, tokens + batch / 2, member.config.train.tokens),
                     keys.beta1,
-                    2.0 ** (-batch / keys.beta2_half_life),
+                    keys.beta2(batch),
                     keys.eps,
                     keys.weight_decay,
                     keys.clip,

@@ -76,9 +76,19 @@ class OptimKeys:
     beta1: float = key(0.9, "AdamW's first beta", identity=ALWAYS, bound=FRACTION, differs_in_stack=True)
     beta2_half_life: float = key(
         5e6,
-        "half-life of the second moment in tokens: beta2 = 2^(-B / half-life)",
+        "half-life of the second moment in tokens: beta2 = 2^(-B / half-life), within optim.beta2_range",
         identity=ALWAYS,
         bound=POSITIVE,
+        differs_in_stack=True,
+    )
+    beta2_range: list[float] = key(
+        [0.9, 0.9999],
+        "least and largest beta2; [0, 1] leaves it to the half-life alone",
+        before=[0.0, 1.0],
+        matters=lambda config: (
+            config.optim.beta2(config.train.batch_tokens) != config.optim.free_beta2(config.train.batch_tokens)
+        ),
+        bound=Bound("from 0 to 1", lambda value: 0 <= value <= 1),
         differs_in_stack=True,
     )
     eps: float = key(1e-8, "AdamW's epsilon", identity=ALWAYS, bound=POSITIVE, differs_in_stack=True)
@@ -109,6 +119,19 @@ class OptimKeys:
     decay_fraction: float = key(
         0.2, "share of the run that wsd decays over", identity=ALWAYS, bound=FRACTION, differs_in_stack=True
     )
+
+    def free_beta2(self, batch_tokens: int) -> float:
+        """The second moment's decay per step that looks back over the same tokens at every batch size."""
+        return 2.0 ** (-batch_tokens / self.beta2_half_life)
+
+    def beta2(self, batch_tokens: int) -> float:
+        """AdamW's second beta at this batch: ``free_beta2`` within ``beta2_range``.
+
+        A batch of more than 0.15 half-lives would take it below 0.9, where Adam's normalisation fails: at 0.475 the
+        loss was 2.39 +- 0.13 % worse than at 0.95 (2x64, 400 steps of 16 clips, rate 4e-3, paired seeds).
+        """
+        low, high = self.beta2_range
+        return min(max(self.free_beta2(batch_tokens), low), high)
 
 
 @dataclass

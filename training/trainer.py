@@ -36,7 +36,7 @@ from training.parallel import all_reduce, from_first, gather, lost_process, shar
 from training.preview import Preview
 from training.records import build_result, check_growth, finished_result, recorded
 from training.refusals import check_directory, check_layout
-from training.resolve import Run, resolve
+from training.resolve import Run, beta2_warnings, resolve
 from training.step import Step
 from training.stop import StopRequest
 from utils.errors import UserError
@@ -223,6 +223,8 @@ class Trainer:
             epochs = self.run.steps * self.run.clips / self.cache.train_size
             how = f"{epochs:.2g} epochs; {self.device}, attention {self.model.backend}"
             print(f"{config.run_dir}: {self.run.text}; {how}{begun}", flush=True)
+            for text in beta2_warnings([config]):
+                print(f"warning: {text}", file=sys.stderr, flush=True)
         clock, status = time.monotonic(), "running"
         while status == "running" and (pending := self._pending()):
             yield STEP

@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -277,3 +278,13 @@ def test_tokens_from_flops_go_with_no_other_cost(tmp_path):
     path.write_text("N,flops,n_ctx,loss\n1e6,6e15,80,2.5\n")
     with pytest.raises(UserError, match="flops and n_ctx but no T"):
         runs.read(path, hyperparameters=False)
+
+
+def test_runs_from_before_beta2_had_a_range_are_of_the_recipe_that_they_were_trained_by(tmp_path: Path) -> None:
+    new = {"beta2_half_life": 1000.0, "beta2_range": [0.9, 0.9999]}
+    old = {"beta2_half_life": 1000.0}
+    write_run(tmp_path, "new", B=320, recipe=new)
+    write_run(tmp_path, "old", B=80, recipe=old)  # its beta2 was 0.946, in the range
+    assert runs.read(tmp_path).recipe == new
+    write_run(tmp_path, "older", B=160, recipe=old)  # 0.895: the range would have kept it at 0.9
+    assert runs.read(tmp_path).recipe == {"beta2_half_life": 1000.0, "differs_between_runs": ["beta2_range"]}

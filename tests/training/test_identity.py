@@ -29,7 +29,7 @@ RESULTS = sorted((ROOT / "results/mini").glob("*/*/result.json"))
 CELLS = ROOT / "results/mini/cells"
 # The keys that came after the first committed runs, with what runs did before. A key whose default changes keeps its
 # value here: `before=` at the key is what holds it. Add a new key's first default here.
-BEFORE = {"data.seed": None}
+BEFORE = {"data.seed": None, "optim.beta2_range": [0.0, 1.0]}
 
 
 @dataclass
@@ -153,7 +153,7 @@ def test_what_came_later_and_what_it_was_before_is_on_record() -> None:
     infos = info_of(Config)
     assert {name: info.before for name, info in infos.items() if info.identity == CHANGED} == BEFORE
     assert {info.identity for info in infos.values()} == {ALWAYS, CHANGED, NEVER, WITH_DECAY}
-    assert set(identity(load_config(None, ["optim.schedule=cosine"]))) == {
+    assert set(identity(load_config(None, ["optim.schedule=cosine", "train.batch_tokens=80000"]))) == {
         name for name, info in infos.items() if info.identity in (ALWAYS, WITH_DECAY)
     }
 

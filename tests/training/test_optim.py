@@ -5,16 +5,61 @@ import pytest
 import torch
 
 from tests.models.test_dit import build
+from training.config import load_config, run_id
 from training.ema import power_of_width, update_average
 from training.optim import build_optimizer, learning_rate, weight_groups
+from training.resolve import Run, beta2_warnings, resolve
 from training.schema import OptimKeys
+from utils.errors import UserError
 
 
-def test_beta2_looks_back_over_the_same_tokens_at_every_batch() -> None:
+def beta2_of(keys: OptimKeys, batch: int) -> float:
+    return build_optimizer(weight_groups(build()), keys, batch).param_groups[0]["betas"][1]
+
+
+def test_beta2_looks_back_over_the_same_tokens_at_every_batch_within_its_range() -> None:
     keys = OptimKeys(beta2_half_life=10_000)
-    for batch in (100, 1_000, 5_000):
-        beta2 = build_optimizer(weight_groups(build()), keys, batch).param_groups[0]["betas"][1]
-        assert beta2 ** (10_000 / batch) == pytest.approx(0.5)
+    for batch in (100, 1_000, 1_500):
+        assert beta2_of(keys, batch) ** (10_000 / batch) == pytest.approx(0.5)
+    # 2^(-B / half-life) is below 0.9 from 0.152 half-lives on, and above 0.9999 up to 1.44e-4 of them.
+    assert [beta2_of(keys, batch) for batch in (1, 1_530, 5_000)] == [0.9999, 0.9, 0.9]
+    free = OptimKeys(beta2_half_life=10_000, beta2_range=[0.0, 1.0])
+    assert beta2_of(free, 5_000) == pytest.approx(0.5**0.5)
+
+
+@pytest.mark.parametrize("given", ["[0.9]", "[0.99,0.9]", "[1,1]", "[-0.1,0.9]", "[0.9,1.1]", "[nan,0.9]"])
+def test_a_range_that_is_none_is_refused(given: str) -> None:
+    with pytest.raises(UserError, match="optim.beta2_range"):
+        load_config(None, [f"optim.beta2_range={given}"])
+
+
+def test_where_beta2_is_kept_in_its_range_it_is_said_and_makes_another_run() -> None:
+    def run(batch: int, *more: str) -> Run:
+        keys = [
+            "model.size=2x32",
+            f"train.batch_tokens={batch}",
+            "train.tokens=1e6",
+            "optim.beta2_half_life=1e5",
+            *more,
+        ]
+        return resolve(load_config(None, keys), {"latent_shape": [4, 2, 4, 4], "fingerprint": "f00d"})
+
+    small, large = run(15_168), run(15_232)  # 0.9002 and 0.8998
+    free = ["optim.beta2_range=[0,1]"]
+    assert run_id(small.config) == run_id(run(15_168, *free).config)
+    assert run_id(large.config) != run_id(run(15_232, *free).config)
+    assert beta2_warnings([small.config, run(15_232, *free).config]) == []
+    assert beta2_warnings([large.config]) == [
+        "beta2 is kept at the least of optim.beta2_range, 0.9: at B 15,232 tokens optim.beta2_half_life=100000 asks "
+        "for 0.899802"
+    ]
+    both = beta2_warnings(
+        [small.config, large.config, run(32_000).config, run(32, "optim.beta2_half_life=1e7").config]
+    )
+    assert [text[:43] for text in both] == [
+        "in 2 of 4 cells beta2 is kept at the least ", "in 1 of 4 cells beta2 is kept at the larges",
+    ]  # fmt: skip
+    assert "32,000" in both[0]
 
 
 def test_weight_decay_is_for_matrices() -> None:
