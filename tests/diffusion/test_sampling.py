@@ -18,7 +18,7 @@ PAIRS = [(process, scheduler) for process in PROCESSES for scheduler in known_sc
 
 
 def combinations() -> list[object]:
-    """All of them at few steps. At many, which take up to two seconds each, one flow and one vp process; the others are
+    """All of them at few steps. At many (up to two seconds each) one flow and one vp process; the others are
     slow tests. 300 is no divisor of 1000, which diffusers' own DDIM needs."""
     cases = []
     for process, scheduler in PAIRS:
