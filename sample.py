@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times")
     parser.add_argument("--prompts", type=Path, help="a text file with one prompt per line")
     parser.add_argument("--out", type=Path, default=Path("samples"), help="folder to write to (default: samples)")
-    parser.add_argument("--steps", type=int, default=50, help="sampler steps (default: 50)")
+    parser.add_argument("--steps", type=int, default=50, help="sampler steps, 1 to 1000 (default: 50)")
     parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale; 1 is none (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first prompt (default: 0)")
     parser.add_argument("--scheduler", help="euler, dpm++ or unipc for flows; ddim, dpm++ or unipc for vp processes")

@@ -9,12 +9,18 @@ import numpy as np
 from torch import Tensor
 
 from utils.files import replacing
+from utils.finiteness import check_finite
 
 TILE = 160  # pixels that a clip of a grid is at least wide, for people to see and captions to have room
 
 
 def to_bytes(clip: Tensor) -> np.ndarray:
-    """A clip float [3, frames, height, width] in [-1, 1] as uint8 [frames, height, width, 3]."""
+    """A clip float [3, frames, height, width] in [-1, 1] as uint8 [frames, height, width, 3].
+
+    Raises:
+        NotFinite: a pixel is NaN or infinite; as a byte it would be black.
+    """
+    check_finite(clip, "a clip's pixels", "there is nothing to show; look for the cause in what made them")
     return ((clip.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
 
 

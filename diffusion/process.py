@@ -75,6 +75,24 @@ class Process:
             sigma = torch.sqrt(1 - alpha**2)
         return alpha.float(), sigma.float()
 
+    def largest_time(self, min_alpha: float = 0.0) -> float:
+        """The largest t at which alpha(t) is at least ``min_alpha`` and not clamped: the start of sampling.
+
+        Above it the clamped process does not change. Two times there have one SNR, and a solver divides by the
+        difference: for vp_zero_snr that is t > 0.9963, two steps of 400.
+        """
+        bound = max(min_alpha, 0.0 if self.name == "rectified_flow" else math.sqrt(MIN_ALPHA_SQUARED))
+        low, high = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        if self._alpha(high) >= bound:
+            return 1.0
+        for _ in range(60):  # alpha falls with t: bisection to float64's precision
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._alpha(middle) >= bound else (low, middle)
+        return low.item()
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return 1 - t if self.name == "rectified_flow" else _ALPHA[self.name](t)
+
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t for x0 and noise [batch, ...] and t [batch]."""
         alpha, sigma = (_like(c, x0) for c in self.coefficients(t))

@@ -27,6 +27,7 @@ from models.autoencoders import (
 from models.hub import located
 from utils.errors import UserError, first_line, nearest
 from utils.files import pickles, read_json
+from utils.finiteness import check_finite
 
 EMBEDDED = Path(__file__).parent / "embedded_vae"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -148,7 +149,12 @@ class VideoVAE:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [n, C, f, h, w] to clips, float32 [n, 3, F, H, W], clamped to [-1, 1]."""
+        """Normalised latents [n, C, f, h, w] to clips, float32 [n, 3, F, H, W], clamped to [-1, 1].
+
+        Raises:
+            NotFinite: a latent or a pixel is NaN or infinite; clamped, infinity would be white.
+        """
+        check_finite(latents, f"latents to decode with {self.spec}", "look for the cause in what made them")
         latents = latents.to(self.device, torch.float32)
         mean, std = self._mean_std(latents)
         rows = (latents * std + mean).to(self.dtype)
@@ -163,6 +169,8 @@ class VideoVAE:
         frames, height, width = latents.shape[2:]
         pixels = ((frames - 1) * self.temporal + 1, height * self.spatial, width * self.spatial)
         clips = self._in_parts(decoded, rows, *pixels)
+        fix = "the latents are finite, so the autoencoder overflows: use it in float32, or less guidance"
+        check_finite(clips, f"clips decoded with {self.spec}", fix)
         return (_unfold_frames(clips, len(latents)) if self._image else clips).clamp(-1, 1)
 
 

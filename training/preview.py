@@ -1,5 +1,7 @@
 """Videos of a few fixed prompts, sampled at milestones for TensorBoard; and the encoders that sampling needs."""
 
+import os
+import sys
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from models.text import TextEncoder, load_text_encoder
 from models.vae import VideoVAE, load_vae
 from training.schema import LogKeys
 from utils.errors import UserError
+from utils.finiteness import NotFinite
 
 
 def load_encoders(meta: dict[str, Any], device: torch.device) -> tuple[VideoVAE, TextEncoder]:
@@ -31,7 +34,7 @@ class Preview:
     more steps than a scheduler has, is known before training and not after it."""
 
     def __init__(self, keys: LogKeys, process: Process, meta: dict[str, Any], device: torch.device) -> None:
-        self._keys, self._process = keys, process
+        self._keys, self._process, self._warned = keys, process, False
         build_scheduler(process, None, keys.sample_steps, device)
         self._shape = tuple(meta["latent_shape"])
         self._vae, text = load_encoders(meta, device)
@@ -40,7 +43,19 @@ class Preview:
         self._context, self._mask, self._null = context[:-1], mask[:-1], (context[-1], mask[-1])
 
     def sample(self, model: nn.Module) -> Tensor:
-        """One clip per prompt, float32 [prompts, 3, frames, height, width] in [-1, 1]."""
+        """One clip per prompt, float32 [prompts, 3, frames, height, width] in [-1, 1].
+
+        Where latents or pixels are not finite there are none, [0, 3, ...], and the first time a warning.
+        """
+        try:
+            return self._sample(model)
+        except NotFinite as error:
+            if not self._warned and os.environ.get("RANK", "0") == "0":
+                print(f"warning: log.prompts: no videos at this milestone: {error}", file=sys.stderr)
+            self._warned = True
+            return torch.empty(0, 3, 1, 1, 1)
+
+    def _sample(self, model: nn.Module) -> Tensor:
         keys, seeds = self._keys, torch.arange(len(self._keys.prompts))
         condition = (self._context, self._mask, self._null)
         latents = sample(model, self._process, *condition, self._shape, seeds, keys.sample_steps, keys.guidance)

@@ -12,6 +12,7 @@ from models.autoencoders import frame_step
 from models.vae import EMBEDDED, load_vae
 from tests.models.cases import COSMOS, make, raw_decoded, raw_latents, some_clips
 from utils.errors import UserError
+from utils.finiteness import NotFinite
 
 
 def test_shapes_and_range(made):
@@ -250,3 +251,18 @@ def test_embedded_first_frame_stands_alone():
 
 def test_embedded_is_small():
     assert sum(path.stat().st_size for path in EMBEDDED.iterdir()) < 5e6
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_decoded(value):
+    """Clamped to [-1, 1], infinity would be white, and NaN is written as black."""
+    vae = load_vae(EMBEDDED)
+    latents = torch.zeros(1, *vae.latent_shape(1, 32, 32))
+    broken = latents.clone()
+    broken[0, 0, 0, 0, 0] = value
+    with pytest.raises(NotFinite, match="latents to decode"):
+        vae.decode(broken)
+    bias = [value for name, value in vae.model.named_parameters() if "decoder" in name and name.endswith("bias")][-1]
+    bias.fill_(value)
+    with pytest.raises(NotFinite, match="clips decoded with .*the autoencoder overflows"):
+        vae.decode(latents)
