@@ -12,7 +12,7 @@ from data.latents import LatentCache
 from tools.benchmarks.common import CLIPS, random_cache, spread, timed
 from training.config import load_config
 from training.ensemble import keep_memory
-from training.feed import AHEAD
+from training.memory_formula import AHEAD
 from training.resolve import resolve
 from training.rows import StackedStep
 from training.trainer import Trainer

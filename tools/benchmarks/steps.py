@@ -14,7 +14,7 @@ from data.latents import LatentCache
 from models.sizes import exact_flops, parse_size
 from tools.benchmarks.common import CLIPS, random_cache, spread, timed
 from training.config import load_config
-from training.feed import AHEAD
+from training.memory_formula import AHEAD
 from training.resolve import resolve
 from training.trainer import Trainer
 from utils.devices import peak_of
