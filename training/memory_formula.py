@@ -16,6 +16,10 @@ KEPT_BY_TEXT, KEPT_OUTSIDE = 16, 16
 AHEAD, AHEAD_NUMBERS = 64, 1 << 22
 
 
+# Where no cache tells: the latents of the public video autoencoders, and T5's embeddings of captions of full length.
+ASSUMED_CHANNELS, ASSUMED_TEXT_TOKENS, ASSUMED_TEXT_DIM = 16, 512, 4096
+
+
 class ModelShape(NamedTuple):
     """What a VideoDiT's parameters follow from; ``token_dim`` is the numbers in one visual token."""
 
@@ -42,6 +46,14 @@ class Layout(NamedTuple):
     parallel: str
     micro_batch: int
     activation_checkpointing: bool
+
+
+def assumed_clip(n_ctx: int, patch: tuple[int, ...] = (1, 1, 1)) -> tuple[ClipShape, list[str]]:
+    """A clip of ``n_ctx`` tokens of which nothing else is known, and the assumptions as text."""
+    frames, rows, columns = patch
+    clip = ClipShape(n_ctx, (ASSUMED_CHANNELS, n_ctx * frames, rows, columns), ASSUMED_TEXT_TOKENS, ASSUMED_TEXT_DIM)
+    text = f"text of {ASSUMED_TEXT_TOKENS} tokens x {ASSUMED_TEXT_DIM} (T5)"
+    return clip, [text, f"latents of {ASSUMED_CHANNELS} channels"]
 
 
 def parameter_groups(shape: ModelShape) -> dict[str, int]:

@@ -114,6 +114,14 @@ def encoded_shape(config: Config) -> list[int] | None:
     return shape
 
 
+def cache_indexes(config: Config) -> list[dict[str, Any]]:
+    """The indexes of all folders in ``data.cache``; none where one of them has no finished cache yet."""
+    paths = [Path(folder) / "index.json" for folder in cache_folders(config) if folder]
+    indexes = [read_json(path) for path in paths if path.is_file()]
+    finished = all(isinstance(index, dict) and index.get("latent_shape") for index in indexes)
+    return indexes if finished and len(indexes) == len(paths) else []
+
+
 def _resolve_shape(config: Config, token_dim: int) -> None:
     model = config.model
     if model.size is not None:
