@@ -22,7 +22,15 @@ from models import sizes
 from scaling import laws
 from scaling.plan import ESTIMATORS, Request, plan
 from scaling.plan_table import table
-from training.layout import BATCH_TOLERANCE, DEFAULT_GPUS, MOST_GPUS, add_layout, default_gpus, shared_clips
+from training.layout import (
+    BATCH_TOLERANCE,
+    DEFAULT_GPUS,
+    FEW_TOKENS,
+    MOST_GPUS,
+    add_layout,
+    default_gpus,
+    shared_clips,
+)
 from training.memory_formula import ModelShape, assumed_clip
 from utils.devices import MEMORY_GB, PEAK_FLOPS
 from utils.errors import Parser, UserError, run_cli
@@ -53,7 +61,8 @@ def arguments() -> argparse.ArgumentParser:
         "--gpus",
         type=int,
         help="GPUs that share each step; the law's batch moves to the nearest that they share evenly (default: the "
-        f"most up to {DEFAULT_GPUS} that move it by no more than {100 * BATCH_TOLERANCE:g} per cent)",
+        f"most up to {DEFAULT_GPUS} with {FEW_TOKENS} tokens each that move it by no more than "
+        f"{100 * BATCH_TOLERANCE:g} per cent)",
     )
     parser.add_argument(
         "--gpu-memory", type=float, metavar="GB", help="memory of one GPU, where it differs from the largest sold"
@@ -93,7 +102,9 @@ def plan_for_gpus(law: laws.Law, request: Request, gpus: int | None) -> tuple[di
     n_ctx = planned["n_ctx"]
     clips = planned["B"] // n_ctx
     if request.batch is not None:
-        count = min(gpus, clips) if gpus else next(n for n in range(DEFAULT_GPUS, 0, -1) if clips % n == 0)
+        count = (
+            min(gpus, clips) if gpus else next(n for n in range(default_gpus(clips, n_ctx), 0, -1) if clips % n == 0)
+        )
         shared = clips
         if clips % count:
             low = clips // count * count
@@ -102,7 +113,7 @@ def plan_for_gpus(law: laws.Law, request: Request, gpus: int | None) -> tuple[di
                 f"{(low + count) * n_ctx}"
             )
     else:
-        count = min(gpus, clips) if gpus else default_gpus(clips)
+        count = min(gpus, clips) if gpus else default_gpus(clips, n_ctx)
         shared = shared_clips(clips, count)
         if shared * n_ctx > planned["T"]:
             shared = clips // count * count
@@ -112,6 +123,14 @@ def plan_for_gpus(law: laws.Law, request: Request, gpus: int | None) -> tuple[di
     if gpus and gpus > count:
         planned["warnings"].append(f"a batch of {clips} clips can be shared by at most {clips} GPUs, not by {gpus}")
     return planned, count
+
+
+def launcher(gpus: int) -> str:
+    """What starts train.py on so many GPUs, on nodes of 8 or of the most below 8 that divide them."""
+    each = next(count for count in range(DEFAULT_GPUS, 0, -1) if gpus % count == 0)
+    if gpus == 1:
+        return "python"
+    return f"torchrun {'--standalone' if each == gpus else f'--nnodes {gpus // each}'} --nproc_per_node {each}"
 
 
 def main() -> None:
@@ -160,10 +179,10 @@ def main() -> None:
     print(json.dumps(planned, indent=1) if args.json else table(planned))
     if args.out and not args.json:
         missing = "" if cache else " data.cache=FOLDER"
-        start = f"torchrun --standalone --nproc_per_node {gpus}" if layout and gpus > 1 else "python"
-        if layout and gpus > DEFAULT_GPUS:
-            start = f"torchrun (docs/training.md, {gpus} processes over several nodes)"
+        start = launcher(gpus) if layout else "python"
         print(f"wrote {args.out}; train it with: {start} train.py --config {args.out}{missing}")
+        if layout and gpus > DEFAULT_GPUS:
+            print("(on each node, with its --node_rank and with --master_addr and --master_port: docs/training.md)")
         if missing:
             print("(latents of tools/cache_latents.py; a --base that names them makes the config whole)")
 

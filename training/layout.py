@@ -43,10 +43,13 @@ def shared_clips(clips: int, gpus: int, tolerance: float = BATCH_TOLERANCE) -> i
     return best
 
 
-def default_gpus(clips: int) -> int:
-    """The most GPUs of one node that share a batch of ``clips`` evenly, which may move by ``BATCH_TOLERANCE``."""
-    counts = range(min(DEFAULT_GPUS, clips), 0, -1)
-    return next(count for count in counts if abs(_multiple(clips, count) / clips - 1) <= BATCH_TOLERANCE)
+def default_gpus(clips: int, n_ctx: int) -> int:
+    """The most GPUs of one node that share ``clips`` evenly, with ``FEW_TOKENS`` each or more; else one GPU.
+
+    The batch may move by ``BATCH_TOLERANCE``.
+    """
+    counts = range(min(DEFAULT_GPUS, clips * n_ctx // FEW_TOKENS), 1, -1)
+    return next((count for count in counts if abs(_multiple(clips, count) / clips - 1) <= BATCH_TOLERANCE), 1)
 
 
 def choose_layout(
@@ -126,6 +129,11 @@ def add_layout(
         warnings.append(
             "activation checkpointing computes each forward pass twice: the run takes up to a third more GPU-hours, "
             f"unless the GPUs reach {4 / 3 * used['mfu']:.0%} of their peak"
+        )
+    if layout.micro_batch * planned["n_ctx"] < FEW_TOKENS:
+        warnings.append(
+            f"{layout.micro_batch * planned['n_ctx']} tokens at a time keep the GPU waiting: expect more "
+            f"GPU-hours than at MFU {used['mfu']:g}, which takes some {FEW_TOKENS} or more"
         )
     if not choice.fits:
         more = gpus_needed(shape, clip, clips=clips, gpus=gpus, dtype=dtype, memory=memory)

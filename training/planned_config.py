@@ -36,6 +36,11 @@ class Base:
     config: Config
 
     @property
+    def name(self) -> str:
+        """The path as messages show it."""
+        return str(self.path if self.own else self.path.relative_to(GPU_BASE.parents[2]))
+
+    @property
     def keys(self) -> set[str]:
         """Dotted keys that the file, or one that it extends, sets."""
         return set(flatten(self.values))
@@ -69,7 +74,7 @@ def clip_length(base: Base, given: int | None) -> int | None:
         return given
     found = clip_tokens(base.config, shape)
     if given not in (None, found):
-        raise UserError(f"--n-ctx {given}: the clips of {base.path}'s cache have {found} tokens; leave it out")
+        raise UserError(f"--n-ctx {given}: the clips of {base.name}'s cache have {found} tokens; leave it out")
     return found
 
 
@@ -160,7 +165,7 @@ def _warmup_keys(recipe: dict, base: Base, first_milestone: int, warnings: list[
     if base.own and (tokens := base.config.optim.warmup_tokens) is not None:
         if abs(tokens / first_milestone - share) > WARMUP_ROUNDING:
             warnings.append(
-                f"{base.path} has optim.warmup_tokens {tokens}, {tokens / first_milestone:.3g} of the smallest "
+                f"{base.name} has optim.warmup_tokens {tokens}, {tokens / first_milestone:.3g} of the smallest "
                 f"milestone, but the law was fitted with {share:.3g}"
             )
         return {}
@@ -192,5 +197,5 @@ def recipe_warnings(recipe: dict, base: Base, gpu: str | None = None, written: d
         # Training's own key, where validation has one of the same name.
         key = next((key for key in keys if not key.startswith("validation.")), None)
         if key and fitted is not None and given[key] != fitted:
-            warnings.append(f"{base.path} has {key} {given[key]!r}, but the law was fitted with {fitted!r}")
+            warnings.append(f"{base.name} has {key} {given[key]!r}, but the law was fitted with {fitted!r}")
     return warnings

@@ -168,3 +168,26 @@ def test_the_text_of_the_bases_caches_is_counted(tmp_path):
         assert planned["assumptions"]["memory"] == []
         memory.append(planned["memory_gb"])
     assert memory[0] < memory[1]
+
+
+def test_hours_at_an_mfu_that_no_gpu_reaches_are_warned_about():
+    """80 tokens at a time, as the clips of the miniature study are alone, leave an H100 waiting for its memory."""
+    law = ROOT / "results" / "mini" / "law.json"
+    small = json.loads(said("--law", law, "--flops", "1e15", "--gpus", "6", "--json"))
+    assert (small["gpus"], small["micro_batch"], small["n_ctx"]) == (6, 1, 80)
+    assert any("80 tokens at a time keep the GPU waiting" in text for text in small["warnings"])
+    assert json.loads(said("--law", law, "--flops", "1e15", "--json"))["gpus"] == 1
+    large = json.loads(said("--law", PAPER, "--flops", "1e22", "--json"))
+    assert not any("waiting" in text for text in large["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "start"),
+    [(1, "python"), (6, "torchrun --standalone --nproc_per_node 6"), (8, "torchrun --standalone --nproc_per_node 8"),
+     (64, "torchrun --nnodes 8 --nproc_per_node 8"), (12, "torchrun --nnodes 2 --nproc_per_node 6")],
+)  # fmt: skip
+def test_the_command_that_trains_it_has_the_gpus(tmp_path, gpus, start):
+    words = ("--law", PAPER, "--flops", "1e22", "--gpus", gpus, "--out", tmp_path / "planned.yaml")
+    printed = said(*words)
+    assert f"train it with: {start} train.py --config {tmp_path / 'planned.yaml'} data.cache=FOLDER\n" in printed
+    assert ("--node_rank" in printed) == (gpus > 8)

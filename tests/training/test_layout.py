@@ -112,5 +112,12 @@ def test_a_batch_moves_to_the_nearest_that_is_shared_evenly(clips: int, gpus: in
     ("clips", "gpus"), [(4191, 8), (111, 3), (113, 1), (7, 7), (1, 1), (64, 8), (200, 8), (210, 7)]
 )
 def test_without_a_number_of_gpus_the_batch_hardly_moves(clips: int, gpus: int) -> None:
-    assert default_gpus(clips) == gpus
+    assert default_gpus(clips, 1280) == gpus
     assert abs(shared_clips(clips, gpus) / clips - 1) <= 0.005
+
+
+@pytest.mark.parametrize(("clips", "gpus"), [(1, 1), (6, 1), (26, 2), (52, 4), (128, 8)])
+def test_without_a_number_of_gpus_none_has_too_few_tokens(clips: int, gpus: int) -> None:
+    """Clips of 80 tokens: 13 of them are the fewest that keep a GPU busy."""
+    assert default_gpus(clips, 80) == gpus
+    assert gpus == 1 or clips // gpus * 80 >= FEW_TOKENS
