@@ -26,8 +26,8 @@ from training.layout import (
     BATCH_TOLERANCE,
     DEFAULT_GPUS,
     FEW_TOKENS,
-    MOST_GPUS,
     add_layout,
+    check_machine,
     default_gpus,
     shared_clips,
 )
@@ -35,8 +35,6 @@ from training.memory_formula import ModelShape, assumed_clip
 from utils.devices import MEMORY_GB, PEAK_FLOPS
 from utils.errors import Parser, UserError, run_cli
 from utils.files import write_text
-
-MOST_MEMORY_GB = 1e6
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -101,22 +99,19 @@ def plan_for_gpus(law: laws.Law, request: Request, gpus: int | None) -> tuple[di
     planned = plan(law, request, sizes)
     n_ctx = planned["n_ctx"]
     clips = planned["B"] // n_ctx
-    if request.batch is not None:
-        count = (
-            min(gpus, clips) if gpus else next(n for n in range(default_gpus(clips, n_ctx), 0, -1) if clips % n == 0)
-        )
-        shared = clips
-        if clips % count:
-            low = clips // count * count
-            raise UserError(
-                f"--batch {planned['B']}: {clips} clips cannot be shared by {count} GPUs; nearest {low * n_ctx} and "
-                f"{(low + count) * n_ctx}"
-            )
-    else:
-        count = min(gpus, clips) if gpus else default_gpus(clips, n_ctx)
+    count, shared = min(gpus or default_gpus(clips, n_ctx), clips), clips
+    if request.batch is None:
         shared = shared_clips(clips, count)
         if shared * n_ctx > planned["T"]:
             shared = clips // count * count
+    elif gpus is None:
+        count = next(number for number in range(count, 0, -1) if clips % number == 0)
+    elif clips % count:
+        low = clips // count * count
+        raise UserError(
+            f"--batch {planned['B']}: {clips} clips cannot be shared by {count} GPUs; nearest {low * n_ctx} and "
+            f"{(low + count) * n_ctx}"
+        )
     if shared != clips:
         # The rate, the loss and the tokens follow the batch, as where memory dictates one.
         planned = plan(law, replace(request, batch=float(shared * n_ctx)), sizes)
@@ -135,10 +130,7 @@ def launcher(gpus: int) -> str:
 
 def main() -> None:
     args = arguments().parse_args()
-    if args.gpus is not None and not 1 <= args.gpus <= MOST_GPUS:
-        raise UserError(f"--gpus {args.gpus}: must be a whole number from 1 to {MOST_GPUS}")
-    if args.gpu_memory is not None and not 0 < args.gpu_memory <= MOST_MEMORY_GB:
-        raise UserError(f"--gpu-memory {args.gpu_memory:g}: GB of one GPU, a positive number up to {MOST_MEMORY_GB:g}")
+    check_machine(args.gpus, args.gpu_memory)
     base, cache = None, ""
     if args.base or args.out:
         from training import planned_config  # a plan that reads and writes no configuration does without its parser

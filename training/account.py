@@ -11,14 +11,15 @@ import torch
 from models.dit import DiTConfig, VideoDiT
 from models.sizes import exact_flops
 from training.config import Config, to_dict
-from training.layout import FILLED, choose_layout
-from training.memory_formula import Layout, ModelShape, parameter_groups, training_memory
+from training.layout import FILLED, check_machine, choose_layout, gpus_needed
+from training.memory_formula import ClipShape, Layout, ModelShape, parameter_groups, training_memory
 from training.planned_config import clip_shape
-from training.resolve import clip_tokens, encoded_shape, resolve
+from training.refusals import check_share
+from training.resolve import Run, clip_tokens, encoded_shape, resolve
 from utils.devices import MEMORY_GB, PEAK_FLOPS, best_dtype, planned_peak
 from utils.errors import UserError, nearest
 
-MOST_TOKENS, MOST_GPUS, MOST_MEMORY_GB = 10**9, 65_536, 1e6
+MOST_TOKENS = 10**9
 
 
 class Machine(NamedTuple):
@@ -33,12 +34,9 @@ class Machine(NamedTuple):
         """UserError for what no machine has."""
         if self.gpu not in PEAK_FLOPS:
             raise UserError(f"unknown GPU {self.gpu!r}{nearest(self.gpu, list(PEAK_FLOPS))}: {', '.join(PEAK_FLOPS)}")
-        if not 1 <= self.gpus <= MOST_GPUS:
-            raise UserError(f"--gpus {self.gpus}: must be a whole number from 1 to {MOST_GPUS}")
         if not 0 < self.mfu <= 1:
             raise UserError(f"--mfu {self.mfu:g}: must be a number above 0 and at most 1")
-        if self.memory_gb is not None and not 0 < self.memory_gb <= MOST_MEMORY_GB:
-            raise UserError(f"--gpu-memory {self.memory_gb:g}: GB of one GPU, above 0 and at most {MOST_MEMORY_GB:g}")
+        check_machine(self.gpus, self.memory_gb)
 
 
 def account(config: Config, n_ctx: int | None, machine: Machine) -> dict[str, Any]:
@@ -53,55 +51,22 @@ def account(config: Config, n_ctx: int | None, machine: Machine) -> dict[str, An
             clip, or two.
     """
     machine.check()
-    shape = encoded_shape(config)
-    if shape is None and n_ctx is None:
-        raise UserError("--account: no latent cache in data.cache, which would tell the tokens per clip; give --n-ctx")
-    if n_ctx is not None and not 1 <= n_ctx <= MOST_TOKENS:
-        raise UserError(f"--n-ctx {n_ctx}: must be a whole number from 1 to {MOST_TOKENS}")
-    if shape is not None and n_ctx not in (None, found := clip_tokens(config, shape)):
-        raise UserError(f"--n-ctx {n_ctx}: the clips of {config.data.cache} have {found} tokens; leave it out")
-    frames, *sides = config.model.patch
-    # Without a cache the channels are not known, and no width is refused for them.
-    meta = {"latent_shape": shape or [0, frames * n_ctx, *sides], "fingerprint": config.data.fingerprint}
-    run = resolve(config, meta, bfloat16=lambda: best_dtype(machine.gpu) == "bfloat16")
+    run = _resolved(config, n_ctx, machine.gpu)
+    check_share(run, machine.gpus)
     keys, train = run.config.model, run.config.train
-    if run.clips % machine.gpus:
-        low, high = run.clips // machine.gpus * machine.gpus, -(-run.clips // machine.gpus) * machine.gpus
-        either = f"{low * run.n_ctx} or {high * run.n_ctx}" if low else f"{high * run.n_ctx}"
-        raise UserError(
-            f"train.batch_tokens={train.batch_tokens}: {run.clips} clips cannot be shared by --gpus {machine.gpus}; "
-            f"nearest: {either}"
-        )
     clip, assumed = clip_shape(run.config, run.n_ctx)
     with torch.device("meta"):
         form = DiTConfig(keys.layers, keys.width, keys.heads, clip.latent_shape[0], tuple(keys.patch), clip.text_dim)
         model = VideoDiT(form)
-    model_shape = ModelShape(keys.layers, keys.width, keys.heads, form.token_dim, clip.text_dim)
-    groups = parameter_groups(model_shape)
+    shape = ModelShape(keys.layers, keys.width, keys.heads, form.token_dim, clip.text_dim)
+    groups = parameter_groups(shape)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert sum(groups.values()) == count, "the formula is another model's"
-    share = run.clips // machine.gpus
-    layout = Layout(machine.gpus, train.parallel, train.micro_batch or share, train.activation_checkpointing)
-    memory = training_memory(
-        model_shape, clip, layout, clips=run.clips, dtype=train.dtype, plain_attention=keys.attention == "plain"
-    )
+    micro_batch = train.micro_batch or run.clips // machine.gpus
+    layout = Layout(machine.gpus, train.parallel, micro_batch, train.activation_checkpointing)
+    plain = keys.attention == "plain"
+    memory = training_memory(shape, clip, layout, clips=run.clips, dtype=train.dtype, plain_attention=plain)
     whole = machine.memory_gb or MEMORY_GB[machine.gpu]
-    warnings = []
-    if memory["total"] > FILLED * 1e9 * whole:
-        best = choose_layout(
-            model_shape, clip, clips=run.clips, gpus=machine.gpus, dtype=train.dtype, memory=1e9 * whole
-        )
-        other = best.layout
-        instead = (
-            f"train.parallel={other.parallel} train.micro_batch={other.micro_batch} "
-            f"train.activation_checkpointing={str(other.activation_checkpointing).lower()} would"
-            if best.fits
-            else "no layout on so many would; take more GPUs or a smaller model.size"
-        )
-        warnings.append(
-            f"does not fit: {memory['total'] / 1e9:.4g} GB of {whole:g}, of which {FILLED:.0%} may be filled; "
-            f"{instead}"
-        )
     tokens = run.steps * train.batch_tokens
     training = exact_flops(keys.layers, keys.width, run.n_ctx, form.token_dim, clip.text_tokens, clip.text_dim)
     C = tokens * run.flops_per_token
@@ -126,8 +91,44 @@ def account(config: Config, n_ctx: int | None, machine: Machine) -> dict[str, An
             "peak_flops": planned_peak(machine.gpu, train.dtype),
             "data": assumed,
         },
-        "warnings": warnings,
+        "warnings": _memory_warnings(run, shape, clip, memory["total"], whole, machine.gpus),
     }
+
+
+def _resolved(config: Config, n_ctx: int | None, gpu: str) -> Run:
+    """``config`` with nothing left open, for clips of the cache's tokens or of ``n_ctx``, on such a GPU."""
+    shape = encoded_shape(config)
+    if shape is None and n_ctx is None:
+        raise UserError("--account: no latent cache in data.cache, which would tell the tokens per clip; give --n-ctx")
+    if n_ctx is not None and not 1 <= n_ctx <= MOST_TOKENS:
+        raise UserError(f"--n-ctx {n_ctx}: must be a whole number from 1 to {MOST_TOKENS}")
+    if shape is not None and n_ctx not in (None, found := clip_tokens(config, shape)):
+        raise UserError(f"--n-ctx {n_ctx}: the clips of {config.data.cache} have {found} tokens; leave it out")
+    if shape is None:
+        frames, *sides = config.model.patch
+        shape = [0, frames * n_ctx, *sides]  # the channels are not known, and no width is refused for them
+    meta = {"latent_shape": shape, "fingerprint": config.data.fingerprint}
+    return resolve(config, meta, bfloat16=lambda: best_dtype(gpu) == "bfloat16")
+
+
+def _memory_warnings(
+    run: Run, shape: ModelShape, clip: ClipShape, total: int, memory_gb: float, gpus: int
+) -> list[str]:
+    """Where ``total`` bytes are too many for a GPU: the layout, or the number of GPUs, that fits."""
+    if total <= FILLED * 1e9 * memory_gb:
+        return []
+    needed = {"clips": run.clips, "gpus": gpus, "dtype": run.config.train.dtype, "memory": 1e9 * memory_gb}
+    best = choose_layout(shape, clip, **needed)
+    if best.fits:
+        recompute = str(best.layout.activation_checkpointing).lower()
+        instead = (
+            f"train.parallel={best.layout.parallel} train.micro_batch={best.layout.micro_batch} "
+            f"train.activation_checkpointing={recompute} would"
+        )
+    else:
+        more = gpus_needed(shape, clip, **needed)
+        instead = f"--gpus {more} would, in another layout" if more else "no number of such GPUs would"
+    return [f"does not fit: {total / 1e9:.4g} GB of {memory_gb:g}, of which {FILLED:.0%} may be filled; {instead}"]
 
 
 def print_account(config: Config, n_ctx: int | None, machine: Machine, as_json: bool) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from training.memory_formula import ClipShape, Layout, ModelShape, training_memory
+from utils.errors import UserError
 
 # Of a GPU's memory, what a layout may fill. The rest is for what the formula leaves out: temporaries of single
 # operations, the allocator's gaps, CUDA's context.
@@ -20,7 +21,7 @@ DEFAULT_GPUS = 8  # one node
 # How far the batch may move, relative, to be shared evenly. The paper's loss at half a per cent from the best batch is
 # 1e-7 higher.
 BATCH_TOLERANCE = 0.005
-MOST_GPUS = 65_536
+MOST_GPUS, MOST_MEMORY_GB = 65_536, 1e6
 
 
 class Choice(NamedTuple):
@@ -29,6 +30,14 @@ class Choice(NamedTuple):
     layout: Layout
     memory: dict[str, int]
     fits: bool
+
+
+def check_machine(gpus: int | None, memory_gb: float | None) -> None:
+    """UserError for a number of GPUs, or a memory of one, that no machine has; None where the user gave none."""
+    if gpus is not None and not 1 <= gpus <= MOST_GPUS:
+        raise UserError(f"--gpus {gpus}: must be a whole number from 1 to {MOST_GPUS}")
+    if memory_gb is not None and not 0 < memory_gb <= MOST_MEMORY_GB:
+        raise UserError(f"--gpu-memory {memory_gb:g}: GB of one GPU, a positive number up to {MOST_MEMORY_GB:g}")
 
 
 def shared_clips(clips: int, gpus: int, tolerance: float = BATCH_TOLERANCE) -> int:

@@ -44,7 +44,9 @@ def test_what_does_not_fit_is_said_with_a_layout_that_does() -> None:
     assert "does not fit" in warning
     assert "train.parallel=fsdp train.micro_batch=4 train.activation_checkpointing=false would" in warning
     (warning,) = account(load_config(GPU, LARGE), 1280, Machine(gpus=1))["warnings"]
-    assert "take more GPUs or a smaller model.size" in warning
+    assert warning.endswith("; --gpus 2 would, in another layout")
+    (warning,) = account(load_config(GPU, LARGE), 1280, Machine(gpus=1, memory_gb=1))["warnings"]
+    assert warning.endswith("; no number of such GPUs would")
 
 
 def test_auto_is_what_the_gpu_has_and_float32_counts_at_its_own_peak() -> None:
@@ -77,7 +79,7 @@ def test_with_a_cache_it_agrees_with_the_dry_run(
         (None, Machine(), "--account: no latent cache in data.cache, .* give --n-ctx"),
         (0, Machine(), "--n-ctx 0: must be a whole number from 1"),
         (1000, Machine(), "5365760: not a whole number of clips of 1000 tokens; nearest: 5365000 or 5366000"),
-        (1280, Machine(gpus=7), "4192 clips cannot be shared by --gpus 7; nearest: 5358080 or 5367040"),
+        (1280, Machine(gpus=7), "4192 clips cannot be shared by 7 processes; nearest: 5358080 or 5367040"),
         (1280, Machine(gpus=0), "--gpus 0: must be"),
         (1280, Machine(gpu="h1000"), "unknown GPU 'h1000'; did you mean 'h100'"),
         (1280, Machine(mfu=math.nan), "--mfu nan: must be"),
