@@ -15,7 +15,7 @@ from training.layout import FILLED, check_machine, choose_layout, gpus_needed
 from training.memory_formula import ClipShape, Layout, ModelShape, parameter_groups, training_memory
 from training.planned_config import clip_shape
 from training.refusals import check_share
-from training.resolve import Run, clip_tokens, encoded_shape, resolve
+from training.resolve import Run, beta2_warnings, clip_tokens, encoded_shape, resolve
 from utils.devices import MEMORY_GB, PEAK_FLOPS, best_dtype, planned_peak
 from utils.errors import UserError, nearest
 
@@ -91,7 +91,10 @@ def account(config: Config, n_ctx: int | None, machine: Machine) -> dict[str, An
             "peak_flops": planned_peak(machine.gpu, train.dtype),
             "data": assumed,
         },
-        "warnings": _memory_warnings(run, shape, clip, memory["total"], whole, machine.gpus),
+        "warnings": [
+            *beta2_warnings([run.config]),
+            *_memory_warnings(run, shape, clip, memory["total"], whole, machine.gpus),
+        ],
     }
 
 

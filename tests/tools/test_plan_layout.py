@@ -102,13 +102,14 @@ def test_gpus_that_there_are_not_are_refused(words, message):
 
 
 def test_a_plan_trains_with_the_optimiser_of_the_laws_runs(tmp_path):
-    recipe = {"optimizer": "adamw", "beta1": 0.85, "beta2_half_life": 1e5, "eps": 1e-9, "weight_decay": 0.0,
+    recipe = {"optimizer": "adamw", "beta1": 0.85, "beta2_half_life": 1e5, "beta2_range": [0.8, 0.99],
+              "eps": 1e-9, "weight_decay": 0.0,
               "clip": 0.5, "schedule": "constant", "warmup": 0.2, "ema_width": 0.05, "process": "rectified_flow",
               "dtype": "float32"}  # fmt: skip
     law = lawlike(tmp_path / "law.json", recipe=recipe)
     planned, _ = planned_file(tmp_path, "--flops", "1e20", law=law)
     run = trainable(tmp_path / "planned.yaml")
-    keys = ("beta1", "beta2_half_life", "eps", "weight_decay", "clip", "schedule")
+    keys = ("beta1", "beta2_half_life", "beta2_range", "eps", "weight_decay", "clip", "schedule")
     assert {key: getattr(run.config.optim, key) for key in keys} == {key: recipe[key] for key in keys}
     assert run.config.optim.warmup_tokens == round(0.2 * math.ceil(planned["T"]))
     (warning,) = (text for text in planned["warnings"] if "fitted with" in text)

@@ -14,7 +14,7 @@ from utils.devices import FLOAT32_PEAK_FLOPS
 from utils.errors import UserError
 
 GPU = Path(__file__).resolve().parents[2] / "configs" / "train" / "gpu.yaml"
-LARGE = ["model.size=16x3072", "train.batch_tokens=5365760", "train.tokens=7e11"]
+LARGE = ["model.size=16x3072", "train.batch_tokens=5365760", "train.tokens=7e11", "optim.beta2_half_life=1e8"]
 FITS = ["train.parallel=fsdp", "train.micro_batch=4"]
 
 
@@ -47,6 +47,13 @@ def test_what_does_not_fit_is_said_with_a_layout_that_does() -> None:
     assert warning.endswith("; --gpus 2 would, in another layout")
     (warning,) = account(load_config(GPU, LARGE), 1280, Machine(gpus=1, memory_gb=1))["warnings"]
     assert warning.endswith("; no number of such GPUs would")
+
+
+def test_a_beta2_that_its_range_keeps_is_warned_about() -> None:
+    (warning,) = account(load_config(GPU, [*LARGE, *FITS, "optim.beta2_half_life=5e6"]), 1280, Machine(gpus=8))[
+        "warnings"
+    ]
+    assert "beta2 is kept at the least of optim.beta2_range, 0.9: at B 5,365,760 tokens" in warning
 
 
 def test_auto_is_what_the_gpu_has_and_float32_counts_at_its_own_peak() -> None:
