@@ -203,7 +203,7 @@ def probe(trainer: Trainer, report: dict[str, Any], before: int) -> dict[str, An
     validation = _validation_seconds(trainer, seconds_of)
     steps, milestones = run.steps - report["from_step"], report["validation"]["milestones_left"]
     training, validating = steps * (step + data), milestones * validation
-    peak = peak_flops(device)
+    peak = peak_flops(device, config.train.dtype)
     speed = batch / (step + data)
     return {
         "memory": report["memory"] | {"measured": memory or None},

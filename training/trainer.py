@@ -218,7 +218,8 @@ class Trainer:
         weights are to be validated and the results sent; returns the status.
         """
         config = self.config
-        log = MetricsLog(config.run_dir, self.step, self.tokens, self.device, self.world) if self.main else None
+        where = self.step, self.tokens, self.device, self.world, config.train.dtype
+        log = MetricsLog(config.run_dir, *where) if self.main else None
         if self.main:
             begun = f"; from step {self.step:,}" if self.step else ""
             epochs = self.run.steps * self.run.clips / self.cache.train_size

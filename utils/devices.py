@@ -27,11 +27,13 @@ MEMORY_GB = {
 }  # fmt: skip
 
 
-def peak_of(device_name: str) -> float | None:
-    """The peak of the device a driver calls ``device_name``; None where it is not known: a guess would be read as a
-    measurement."""
+def peak_of(device_name: str, dtype: str = "bfloat16") -> float | None:
+    """The peak for ``dtype`` of the device a driver calls ``device_name``; None where it is not known.
+
+    A guess would be read as a measurement.
+    """
     plain = device_name.lower().replace(" ", "").replace("-", "")
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in plain), None)
+    return next((planned_peak(name, dtype) for name in PEAK_FLOPS if name in plain), None)
 
 
 def best_dtype(gpu: str) -> str:

@@ -31,3 +31,5 @@ def test_peaks_are_for_what_auto_computes_in() -> None:
     assert (best_dtype("v100"), planned_peak("v100", "float32")) == ("float32", PEAK_FLOPS["v100"])
     assert {best_dtype(name) for name in PEAK_FLOPS if name != "v100"} == {"bfloat16"}
     assert planned_peak("h100", "bfloat16") / planned_peak("h100", "float32") == pytest.approx(14.8, abs=0.1)
+    assert peak_of("NVIDIA H100 80GB HBM3", "float32") == 66.9e12
+    assert peak_of("Some Future Chip", "float32") is None
