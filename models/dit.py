@@ -163,11 +163,8 @@ class VideoDiT(nn.Module):
     def initialize_weights(self, seed: int) -> None:
         """Matrices normal with variance 1 / fan-in; gates, cross-attention's output and the final layer zero.
 
-        Every block is therefore the identity at first, and the prediction is zero. On the meta device there is nothing
-        to draw.
+        Every block is therefore the identity at first, and the prediction is zero.
         """
-        if self.final.weight.is_meta:
-            return
         zero = (".bias", "modulation.weight", "final.weight", "cross_attention.out.weight")
         for name, parameter in self.named_parameters():
             if name.endswith(zero):
