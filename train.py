@@ -7,7 +7,7 @@ The same command again continues the run; a finished one is left as it is. With 
 would be: its size, FLOPs, memory and, after a few steps, its time. With --account it says so by formula alone, without
 latents and for any GPU:
 
-    python train.py --dry-run --account --gpu h100 --gpus 8 --n-ctx 1280 --config configs/train/gpu.yaml \
+    python train.py --dry-run --account --gpu h100 --gpus 8 --n-ctx 1280 --config configs/train/gpu.yaml \\
         model.size=16x3072 train.batch_tokens=5365760 train.tokens=7e11 train.parallel=fsdp train.micro_batch=4
 
 docs/training.md has every key.

@@ -145,7 +145,7 @@ def add_layout(
             f"GPU-hours than at MFU {used['mfu']:g}, which takes some {FEW_TOKENS} or more"
         )
     if not choice.fits:
-        more = gpus_needed(shape, clip, clips=clips, gpus=gpus, dtype=dtype, memory=memory)
+        more = gpus_needed(shape, clip, clips=clips, gpus=gpus, dtype=dtype, memory=memory, **fixed)
         instead = f"--gpus {more} would" if more else "no number of such GPUs would"
         warnings.append(
             f"does not fit: {planned['memory_gb']:.4g} GB on each of {gpus} x {used['gpu']}, of whose "
@@ -153,11 +153,13 @@ def add_layout(
         )
 
 
-def gpus_needed(shape: ModelShape, clip: ClipShape, *, clips: int, gpus: int, dtype: str, memory: float) -> int | None:
-    """The fewest GPUs above ``gpus`` that a batch of about ``clips`` fits on; None where no number helps."""
+def gpus_needed(shape: ModelShape, clip: ClipShape, *, clips: int, gpus: int, **keys: Any) -> int | None:
+    """The fewest GPUs above ``gpus`` that a batch of about ``clips`` fits on; None where no number helps.
+
+    ``keys`` are the others of ``choose_layout``.
+    """
     for count in _doublings(gpus, min(clips, MOST_GPUS)):
-        shared = shared_clips(clips, count)
-        if choose_layout(shape, clip, clips=shared, gpus=count, dtype=dtype, memory=memory).fits:
+        if choose_layout(shape, clip, clips=shared_clips(clips, count), gpus=count, **keys).fits:
             return count
     return None
 
