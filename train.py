@@ -4,7 +4,13 @@
     torchrun --nproc_per_node 8 train.py --config configs/train/base.yaml optim.lr=3e-4
 
 The same command again continues the run; a finished one is left as it is. With --dry-run it only says what the run
-would be: its size, FLOPs, memory and, after a few steps, its time. docs/training.md has every key.
+would be: its size, FLOPs, memory and, after a few steps, its time. With --account it says so by formula alone, without
+latents and for any GPU:
+
+    python train.py --dry-run --account --gpu h100 --gpus 8 --n-ctx 1280 --config configs/train/gpu.yaml \\
+        model.size=16x3072 train.batch_tokens=5365760 train.tokens=7e11 train.parallel=fsdp train.micro_batch=4
+
+docs/training.md has every key.
 """
 
 import argparse
@@ -19,6 +25,13 @@ def main() -> int:
     parser.add_argument("--config", help="a YAML file; see configs/train, and docs/training.md for the keys")
     parser.add_argument("--dry-run", action="store_true", help="say what the run would be and take; write nothing")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
+    parser.add_argument("--account", action="store_true", help="with --dry-run: by formula, without data and steps")
+    formula = parser.add_argument_group("of --account")
+    formula.add_argument("--n-ctx", type=int, help="tokens per clip (default: those of data.cache)")
+    formula.add_argument("--gpu", help="one of utils/devices.py (default h100)")
+    formula.add_argument("--gpus", type=int, help="GPUs that share each step (default 1)")
+    formula.add_argument("--mfu", type=float, help="fraction of the GPU's peak reached (default 0.4)")
+    formula.add_argument("--gpu-memory", type=float, metavar="GB", help="of one GPU (default: the largest sold)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys that override the file's")
     arguments = parser.parse_intermixed_args()
     from training.config import load_config
@@ -26,6 +39,21 @@ def main() -> int:
     config = load_config(arguments.config, arguments.overrides)
     if arguments.json and not arguments.dry_run:
         raise UserError("--json: goes with --dry-run; a run leaves result.json")
+    if arguments.account and not arguments.dry_run:
+        raise UserError("--account: goes with --dry-run")
+    assumed = {
+        name: value
+        for name in ("n_ctx", "gpu", "gpus", "mfu", "gpu_memory")
+        if (value := getattr(arguments, name)) is not None
+    }
+    if assumed and not arguments.account:
+        raise UserError(f"--{next(iter(assumed)).replace('_', '-')}: goes with --dry-run --account")
+    if arguments.account:
+        from training.account import Machine, print_account
+
+        n_ctx, memory = assumed.pop("n_ctx", None), assumed.pop("gpu_memory", None)
+        machine = Machine(**assumed, memory_gb=memory)
+        return print_account(config, n_ctx, machine._replace(gpu=machine.gpu.lower()), arguments.json)
     if arguments.dry_run:
         from training.dryrun import dry_run
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 DRAWS = 500
 LEVEL = 0.95
@@ -48,6 +47,10 @@ class Spread:
 
 def t_quantile(freedom: float, level: float = LEVEL) -> float:
     """The two-sided t quantile."""
+    from scipy.special import (
+        stdtrit,
+    )  # not at the top: half of the time of a plan, which takes quantiles of draws alone
+
     return float(stdtrit(max(freedom, 1), (1 + level) / 2))
 
 

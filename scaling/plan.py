@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scaling import allocation
 from scaling.jackknife import interval
 from scaling.laws import Law
-from utils.devices import PEAK_FLOPS
+from utils.devices import PEAK_FLOPS, best_dtype, planned_peak
 from utils.errors import UserError, nearest
 
 ESTIMATORS = ("predicted", "measured", "direct", "minimised")
@@ -52,6 +52,7 @@ class Request:
     sampler_steps: int = 50
     guidance: bool = True
     serve_clips: float | None = None
+    dtype: str = "auto"
 
 
 def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
         "width": shape.width,
         "heads": shape.heads,
         "parameters": parameters,
-        "gpu_hours": C / (PEAK_FLOPS[request.gpu] * request.mfu) / 3600,
+        "gpu_hours": C / (planned_peak(request.gpu, request.dtype) * request.mfu) / 3600,
         "inference_flops_per_clip": forward * request.sampler_steps * (2 if request.guidance else 1),
         "B_opt": B_opt,
         "N_opt": by_estimator,
@@ -131,6 +132,7 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
             "estimator": _estimator(law, request) if request.params is None else None,
             "gpu": request.gpu,
             "mfu": request.mfu,
+            "dtype": best_dtype(request.gpu) if request.dtype == "auto" else request.dtype,
             "sampler_steps": request.sampler_steps,
             "guidance": request.guidance,
             "serve_clips": request.serve_clips,
@@ -226,7 +228,7 @@ def _check(request: Request) -> float | None:
     if request.estimator is not None and "params" in given:
         raise UserError("--estimator chooses N: it contradicts --params")
     if request.gpu_hours is not None:
-        return request.gpu_hours * 3600 * PEAK_FLOPS[request.gpu] * request.mfu
+        return request.gpu_hours * 3600 * planned_peak(request.gpu, request.dtype) * request.mfu
     return request.flops
 
 

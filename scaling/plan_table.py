@@ -36,9 +36,19 @@ def table(plan: dict[str, Any]) -> str:
             f"with training: {cost['saved']:.1%} less than the plan without serving (N {cost['without']['N']:.4g}, "
             f"{cost['without']['C']:.4g} FLOPs of training)"
         )
+    if "gpus" in plan:
+        size, recompute = plan["micro_batch"], "with" if plan["activation_checkpointing"] else "no"
+        assumed = f"; assumed {', '.join(used['memory'])}" if used["memory"] else ""
+        lines += [
+            f"{'hours':<26}{plan['hours']:.4g} on {plan['gpus']} x {used['gpu']}",
+            f"{'layout':<26}{plan['parallel']}, micro-batch of {size} clip{'s' * (size > 1)}, {recompute} activation "
+            "checkpointing",
+            f"{'memory':<26}{plan['memory_gb']:.3g} of {used['gpu_memory_gb']:g} GB on each GPU, by formula{assumed}",
+        ]
     guidance = "with" if used["guidance"] else "without"
     lines.append(
-        f"{'assumed':<26}{used['gpu']} at MFU {used['mfu']:g}; {used['sampler_steps']} steps {guidance} guidance"
+        f"{'assumed':<26}{used['gpu']} at MFU {used['mfu']:g} in {used['dtype']}; {used['sampler_steps']} steps "
+        f"{guidance} guidance"
     )
     beyond = ", ".join(f"{name} {v:.3g}x" for name, v in plan["extrapolation"].items() if v is not None)
     lines.append(f"{'of the fitted maximum':<26}{beyond or 'unknown'}")

@@ -1,6 +1,7 @@
 """Turn a compute budget into a run: model size, tokens, batch, learning rate, predicted loss and cost.
 
 python tools/plan.py --law configs/laws/paper.json --flops 1e22
+python tools/plan.py --law configs/laws/paper.json --flops 1e22 --gpu h100 --gpus 64 --out planned.yaml
 python tools/plan.py --law law.json --flops 1e15 --base configs/train/x.yaml --out configs/train/planned.yaml
 
 Beyond 100 times the compute that the law was fitted on, and far below it, the plan warns. docs/laws.md has the laws as
@@ -10,9 +11,10 @@ formulas and the law file's keys.
 import argparse
 import json
 import math
-import os
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -20,7 +22,17 @@ from models import sizes
 from scaling import laws
 from scaling.plan import ESTIMATORS, Request, plan
 from scaling.plan_table import table
-from utils.devices import PEAK_FLOPS
+from training.layout import (
+    BATCH_TOLERANCE,
+    DEFAULT_GPUS,
+    FEW_TOKENS,
+    add_layout,
+    check_machine,
+    default_gpus,
+    shared_clips,
+)
+from training.memory_formula import ModelShape, assumed_clip
+from utils.devices import MEMORY_GB, PEAK_FLOPS
 from utils.errors import Parser, UserError, run_cli
 from utils.files import write_text
 
@@ -43,6 +55,16 @@ def arguments() -> argparse.ArgumentParser:
         "--tolerance", type=float, default=1e-3, help="loss given away, relative, for the range of N (default 0.001)"
     )
     parser.add_argument("--gpu", default="h100", help=f"one of {', '.join(PEAK_FLOPS)} (default h100)")
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        help="GPUs that share each step; the law's batch moves to the nearest that they share evenly (default: the "
+        f"most up to {DEFAULT_GPUS} with {FEW_TOKENS} tokens each that move it by no more than "
+        f"{100 * BATCH_TOLERANCE:g} per cent)",
+    )
+    parser.add_argument(
+        "--gpu-memory", type=float, metavar="GB", help="memory of one GPU, where it differs from the largest sold"
+    )
     parser.add_argument("--mfu", type=float, default=0.4, help="fraction of the GPU's peak reached (default 0.4)")
     parser.add_argument("--sampler-steps", type=int, default=50, help="sampling steps per clip served (default 50)")
     parser.add_argument(
@@ -56,119 +78,103 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--base",
-        help="config that supplies data, VAE and the rest; the plan's config extends it. Where its data.cache is "
-        "there, its tokens per clip overrides the law's",
+        help="config that supplies data, VAE and the rest, and whose keys the plan's config keeps; it extends "
+        "configs/train/gpu.yaml without. Where its data.cache is there, its tokens per clip overrides the law's; the "
+        "layout is written with --gpus alone",
     )
     parser.add_argument("--out", help="write a config that train.py runs")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return parser
 
 
-def config(planned: dict, law: str, base: str | None, out: Path) -> str:
-    """The YAML that trains the plan; ``extends`` is relative to the file itself. Warns of milestones dropped.
+def plan_for_gpus(law: laws.Law, request: Request, gpus: int | None) -> tuple[dict[str, Any], int]:
+    """(The plan, GPUs that share its batch evenly); the law's batch moves to the nearest that they can share.
+
+    ``gpus`` None: the most up to a node's that move it by no more than ``BATCH_TOLERANCE``, and not a batch that the
+    user gave.
 
     Raises:
-        UserError: train.py would refuse it on top of the base.
+        UserError: ``gpus`` cannot share the batch that the user gave.
     """
-    from training.config import config_from_dict, load_yaml, merge
-    from training.resolve import encoded_shape, resolve
-
-    number = {name: v["value"] if isinstance(v := planned[name], dict) else v for name in ("lr", "loss")}
-    tokens, under = math.ceil(planned["T"]), load_yaml(base) if base else {}
-    values: dict = {
-        "name": out.stem,
-        "model": {"size": planned["size"]},
-        "optim": {"lr": float(f"{number['lr']:.6g}")},
-        "train": {"tokens": tokens, "batch_tokens": planned["B"]},
-    }
-    # The base's own size and end would contradict the plan's.
-    held = config_from_dict(under)
-    for group, names in (("model", ("layers", "width", "heads")), ("train", ("flops",))):
-        values[group] |= {name: None for name in names if getattr(getattr(held, group), name) is not None}
-    if late := [milestone for milestone in held.train.milestones if milestone > tokens]:
-        values["train"]["milestones"] = [milestone for milestone in held.train.milestones if milestone <= tokens]
-        planned["warnings"].append(
-            f"the base's train.milestones {late} are past the plan's end: the config drops them"
+    planned = plan(law, request, sizes)
+    n_ctx = planned["n_ctx"]
+    clips = planned["B"] // n_ctx
+    count, shared = min(gpus or default_gpus(clips, n_ctx), clips), clips
+    if request.batch is None:
+        shared = shared_clips(clips, count)
+        if shared * n_ctx > planned["T"]:
+            shared = clips // count * count
+    elif gpus is None:
+        count = next(number for number in range(count, 0, -1) if clips % number == 0)
+    elif clips % count:
+        low = clips // count * count
+        raise UserError(
+            f"--batch {planned['B']}: {clips} clips cannot be shared by {count} GPUs; nearest {low * n_ctx} and "
+            f"{(low + count) * n_ctx}"
         )
-    whole = config_from_dict(merge(under, values))
-    frames, *sides = whole.model.patch
-    shape = encoded_shape(whole) or [0, frames * planned["n_ctx"], *sides]
-    resolve(whole, {"latent_shape": shape, "fingerprint": whole.data.fingerprint})
-    head = [f"# Planned by tools/plan.py from {law}: {planned['C']:.4g} FLOPs, predicted loss {number['loss']:.5g}."]
-    if base:
-        values = {"extends": os.path.relpath(Path(base).resolve(), out.resolve().parent), **values}
-    return "\n".join([*head, *yaml_lines(values)]) + "\n"
+    if shared != clips:
+        # The rate, the loss and the tokens follow the batch, as where memory dictates one.
+        planned = plan(law, replace(request, batch=float(shared * n_ctx)), sizes)
+    if gpus and gpus > count:
+        planned["warnings"].append(f"a batch of {clips} clips can be shared by at most {clips} GPUs, not by {gpus}")
+    return planned, count
 
 
-def yaml_lines(values: dict, indent: str = "") -> list[str]:
-    """Nested values as YAML, leaves as JSON: what they hold needs no other quotes."""
-    lines = []
-    for name, value in values.items():
-        leaf = "" if isinstance(value, dict) else f" {json.dumps(value, ensure_ascii=False)}"
-        lines += [f"{indent}{name}:{leaf}", *(yaml_lines(value, f"{indent}  ") if not leaf else [])]
-    return lines
-
-
-def recipe_warnings(recipe: dict, base: str) -> list[str]:
-    """Keys of the base config that differ from what the law was fitted with: its losses hold for one recipe."""
-    from training.config import config_from_dict, flatten, load_yaml, to_dict
-
-    given = flatten(to_dict(config_from_dict(load_yaml(base))))
-    warnings = []
-    for name, fitted in recipe.items():
-        keys = [key for key in given if name in (key.rpartition(".")[2], key.replace(".", "_"))]
-        # Training's own key, where validation has one of the same name.
-        key = next((key for key in keys if not key.startswith("validation.")), None)
-        if key and fitted is not None and given[key] != fitted:
-            warnings.append(f"{base} has {key} {given[key]!r}, but the law was fitted with {fitted!r}")
-    return warnings
-
-
-def tokens_of(base: str, given: int | None) -> tuple[int | None, str]:
-    """(tokens per clip of the base config's data, where its cache is at hand, else what was ``given``; its cache).
-
-    Raises:
-        UserError: the two contradict each other, or the cache is none.
-    """
-    from training.config import load_config
-    from training.resolve import clip_tokens, encoded_shape
-
-    config = load_config(base, [])
-    shape = encoded_shape(config)
-    if shape is None:
-        return given, config.data.cache
-    found = clip_tokens(config, shape)
-    if given not in (None, found):
-        raise UserError(f"--n-ctx {given}: the clips of {base}'s cache have {found} tokens; leave it out")
-    return found, config.data.cache
+def launcher(gpus: int) -> str:
+    """What starts train.py on so many GPUs, on nodes of 8 or of the most below 8 that divide them."""
+    each = next(count for count in range(DEFAULT_GPUS, 0, -1) if gpus % count == 0)
+    if gpus == 1:
+        return "python"
+    return f"torchrun {'--standalone' if each == gpus else f'--nnodes {gpus // each}'} --nproc_per_node {each}"
 
 
 def main() -> None:
     args = arguments().parse_args()
-    if args.base and not Path(args.base).is_file():
-        raise UserError(f"--base {args.base}: no such file")
-    cache = ""
-    if args.base:
-        args.n_ctx, cache = tokens_of(args.base, args.n_ctx)
+    check_machine(args.gpus, args.gpu_memory)
+    base, cache = None, ""
+    if args.base or args.out:
+        from training import planned_config  # a plan that reads and writes no configuration does without its parser
+
+        base = planned_config.read_base(args.base)
+        args.n_ctx = planned_config.clip_length(base, args.n_ctx)
+        cache = base.config.data.cache
     request = Request(
         args.flops, args.params, args.tokens, args.loss, args.gpu_hours, args.gpu.lower(), args.mfu, args.batch,
         args.n_ctx, args.estimator, args.tolerance, args.sampler_steps, not args.no_guidance, args.serve_clips,
+        base.config.train.dtype if base else "auto",
     )  # fmt: skip
     law = laws.load(args.law)
-    planned = plan(law, request, sizes)
-    if args.base:
-        planned["warnings"] += recipe_warnings(law.recipe, args.base)
-    if cache and args.n_ctx is None:
+    planned, gpus = plan_for_gpus(law, request, args.gpus)
+    # What depends on the plan's batch and the optimiser that trains it is warned about from here on.
+    if base:
+        clip, assumed = planned_config.clip_shape(base.config, planned["n_ctx"])
+        token_dim = clip.latent_shape[0] * math.prod(base.config.model.patch)
+    else:
+        clip, assumed = assumed_clip(planned["n_ctx"])
+        token_dim = clip.latent_shape[0]
+    shape = ModelShape(planned["layers"], planned["width"], planned["heads"], token_dim, clip.text_dim)
+    memory, fixed = args.gpu_memory or MEMORY_GB[request.gpu], base.layout if base and base.own else {}
+    add_layout(planned, shape, clip, gpus=gpus, memory_gb=memory, assumed=assumed, fixed=fixed)
+    if base:
+        written = planned_config.recipe_keys(law.recipe, base) if args.out else {}
+        planned["warnings"] += planned_config.recipe_warnings(law.recipe, base, request.gpu, written)
+    if args.base and cache and args.n_ctx is None:
         planned["warnings"].append(
             f"n_ctx {planned['n_ctx']} is the law's: {cache}, the base's cache, is not there yet; plan again when "
             "it is"
         )
+    layout = not args.base or args.gpus is not None
     if args.out:
-        write_text(args.out, config(planned, args.law, args.base, Path(args.out)))
+        out = Path(args.out)
+        text = planned_config.planned_yaml(planned, recipe=law.recipe, law=args.law, base=base, out=out, layout=layout)
+        write_text(out, text)
     print(json.dumps(planned, indent=1) if args.json else table(planned))
     if args.out and not args.json:
         missing = "" if cache else " data.cache=FOLDER"
-        print(f"wrote {args.out}; train it with: python train.py --config {args.out}{missing}")
+        start = launcher(gpus) if layout else "python"
+        print(f"wrote {args.out}; train it with: {start} train.py --config {args.out}{missing}")
+        if layout and gpus > DEFAULT_GPUS:
+            print("(on each node, with its --node_rank and with --master_addr and --master_port: docs/training.md)")
         if missing:
             print("(latents of tools/cache_latents.py; a --base that names them makes the config whole)")
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models import sizes
 from scaling import laws
 from scaling.plan import Request, plan
-from tools.plan import config, recipe_warnings, tokens_of
+from training.planned_config import clip_length, planned_yaml, read_base, recipe_keys, recipe_warnings
 from utils.errors import Parser, UserError, run_cli
 from utils.files import read_json, write_text
 
@@ -120,27 +120,26 @@ def _always(shape: sizes.Shape, target: float) -> sizes.Shape:
 def main() -> None:
     args = arguments()
     chosen = [parse(text) for text in args.presets]
-    if not Path(args.base).is_file():
-        raise UserError(f"--base {args.base}: no such file")
+    base = read_base(args.base)
     if args.results and not Path(args.results).is_dir():
         raise UserError(f"--results {args.results}: no such folder")
     law = laws.load(args.law)
-    n_ctx, _ = tokens_of(args.base, law.n_ctx)
+    n_ctx = clip_length(base, law.n_ctx)
     rows, written = [], {}
     for shape, tokens in chosen:
         N = sizes.parameters(shape.layers, shape.width)
         # The planner looks for a shape; here it is given.
         ladder = SimpleNamespace(**vars(sizes) | {"shape_for": partial(_always, shape)})
-        row = plan(law, Request(params=N, tokens=tokens, n_ctx=n_ctx), ladder)
+        row = plan(law, Request(params=N, tokens=tokens, n_ctx=n_ctx, dtype=base.config.train.dtype), ladder)
         out = Path(args.out) / f"{shape.name}.yaml"
         rows.append(row | {"out": os.path.relpath(out)})
-        written[out] = config(row, args.law, args.base, out)
+        written[out] = planned_yaml(row, recipe=law.recipe, law=args.law, base=base, out=out)
     table = page(rows, law, args.law, Path(args.results) if args.results else None)
     for out, text in written.items():
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, text)
     write_text(args.page, table)
-    for warning in recipe_warnings(law.recipe, args.base):
+    for warning in recipe_warnings(law.recipe, base, written=recipe_keys(law.recipe, base)):
         print(f"warning: {warning}", file=sys.stderr)
     print(f"wrote {len(written)} configs to {args.out} and {args.page}")
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from data.latents import LatentCache
 from models.dit import VideoDiT
-from models.sizes import exact_flops, parameters
+from models.sizes import exact_flops
 from training import checkpoint as ckpt
 from training.config import Config, to_dict
-from training.feed import steps_together
+from training.memory_formula import ClipShape, Layout, ModelShape, steps_together, training_memory
 from training.metrics import duration, memory_peak, peak_flops
 from training.records import check_growth, finished_result
 from training.refusals import check_directory
@@ -26,10 +26,6 @@ from training.resolve import Run, beta2_warnings
 from training.trainer import RAW_SHARE, Trainer, prepare
 
 WARMUP_STEPS, PROBE_STEPS = 2, 10
-# What is kept for the backward pass, counted on the tensors that autograd saves (a test counts them anew): bytes per
-# unit of width, by a block for each visual token and for each text token, and outside the blocks for each visual one.
-KEPT = {"float32": 122, "bfloat16": 78}
-KEPT_BY_TEXT, KEPT_OUTSIDE = 16, 16
 SAMPLE_NUMBERS = 1 << 24  # the most latent numbers to read for the data report
 
 
@@ -123,50 +119,14 @@ def parameter_groups(model: VideoDiT) -> dict[str, int]:
 
 
 def estimate_memory(run: Run, cache: LatentCache, model: VideoDiT, world: int) -> dict[str, int]:
-    """Bytes that one process holds when the backward pass begins, by formula.
-
-    With P parameters, weights, gradients and average are 4 P each and AdamW's moments 8 P, divided by the number of
-    processes under fsdp; DDP's buckets are 4 P more.
-    """
-    config = run.config
-    train, layers = config.train, config.model.layers
-    count = sum(parameter.numel() for parameter in model.parameters())
-    block = sum(parameter.numel() for parameter in model.blocks[0].parameters())
-    shards = world if train.parallel == "fsdp" else 1
-    held = 4 * count // shards
-    local = run.clips // world
-    clips = min(train.micro_batch or local, local)
-    shape = (layers, config.model.width, run.n_ctx, cache.text_tokens, clips)
-    sample = 2 * math.prod(cache.latent_shape) + cache.text_tokens * cache.text_dim
-    each = 2 if train.dtype == "bfloat16" else 4
-    scores = each * layers * clips * config.model.heads * run.n_ctx * (run.n_ctx + cache.text_tokens)
-    parts = {
-        "weights": held,
-        "gradients": held,
-        "optimizer": 2 * held,
-        "average": held,
-        # Under fsdp two blocks are whole at a time, one with its gradient, and what lies outside the blocks always is.
-        "communication": 0 if world == 1 else 4 * count if shards == 1 else 4 * (3 * block + count - layers * block),
-        "activations": activation_bytes(*shape, train.dtype, train.activation_checkpointing),
-        "attention scores": scores if model.backend == "plain" else 0,
-        "samples": 4 * local * steps_together(cache.latent_shape, local) * sample,
-    }
-    return parts | {"total": sum(parts.values())}
-
-
-def activation_bytes(
-    layers: int, width: int, n_ctx: int, text_tokens: int, clips: int, dtype: str, recompute: bool
-) -> int:
-    """What a forward pass keeps for the backward pass, without torch.compile, which keeps less.
-
-    Per block ``clips * width * (KEPT * n_ctx + KEPT_BY_TEXT * text_tokens)``, and in bfloat16 the matrices once more
-    in two bytes each. With ``recompute`` every block keeps its input, and one block at a time the rest.
-    """
-    tokens = clips * n_ctx * width
-    block = KEPT[dtype] * tokens + KEPT_BY_TEXT * clips * text_tokens * width
-    block += 2 * parameters(1, width) if dtype == "bfloat16" else 0
-    entry = tokens * (2 if dtype == "bfloat16" else 4)
-    return (layers * entry + block if recompute else layers * block) + KEPT_OUTSIDE * tokens
+    """``training_memory`` of a process of this run: bytes by part."""
+    train, keys = run.config.train, run.config.model
+    clip = ClipShape(run.n_ctx, cache.latent_shape, cache.text_tokens, cache.text_dim)
+    shape = ModelShape(keys.layers, keys.width, keys.heads, model.config.token_dim, cache.text_dim)
+    share = run.clips // world
+    layout = Layout(world, train.parallel, train.micro_batch or share, train.activation_checkpointing)
+    plain = model.backend == "plain"
+    return training_memory(shape, clip, layout, clips=run.clips, dtype=train.dtype, plain_attention=plain)
 
 
 def data_report(run: Run, cache: LatentCache) -> dict[str, Any]:
@@ -243,7 +203,7 @@ def probe(trainer: Trainer, report: dict[str, Any], before: int) -> dict[str, An
     validation = _validation_seconds(trainer, seconds_of)
     steps, milestones = run.steps - report["from_step"], report["validation"]["milestones_left"]
     training, validating = steps * (step + data), milestones * validation
-    peak = peak_flops(device)
+    peak = peak_flops(device, config.train.dtype)
     speed = batch / (step + data)
     return {
         "memory": report["memory"] | {"measured": memory or None},

@@ -1,6 +1,5 @@
 """What each training step sees: latents, noise, times and captions, functions of (seed, position in the stream)."""
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -11,18 +10,9 @@ from data.mixture import Mixture
 from data.shards import Stored, as_float
 from diffusion.loss import drop_captions
 from diffusion.timesteps import draw_timesteps
+from training.memory_formula import steps_together
 from training.resolve import Run
 from utils.random import normal
-
-# Samples worked out together, over as many steps as that takes, and the most numbers of noise they have. A step of one
-# clip spent a third of its time calling small functions; twice as many samples leave the CPU's cache, and each then
-# takes twice the time. Steps are grouped from the run's start, so that a resumed run groups them alike.
-AHEAD, AHEAD_NUMBERS = 64, 1 << 22
-
-
-def steps_together(latent_shape: tuple[int, ...], clips: int) -> int:
-    """How many steps' samples are worked out at once, where a process has ``clips`` of this shape in each step."""
-    return max(1, min(AHEAD, AHEAD_NUMBERS // math.prod(latent_shape)) // clips)
 
 
 class Samples(NamedTuple):

@@ -198,7 +198,14 @@ def _first_config(keys: SweepKeys, size: SizeKeys, shared: dict[str, Any], miles
         values["optim"]["warmup_tokens"] = round(WARMUP_FRACTION * smallest)
     values["checkpoint"]["final"] = "ema"
     values["log"]["prompts"] = []
-    return config_from_dict(values)
+    config = config_from_dict(values)
+    if config.train.dtype == "auto":
+        # Its cells' ids would depend on where they are listed: a login node has no GPU to ask.
+        raise UserError(
+            "train.dtype=auto: a sweep's cells must be the same wherever it is listed; name "
+            "config.train.dtype=bfloat16 or float32"
+        )
+    return config
 
 
 def _cell(

@@ -19,9 +19,9 @@ from utils.files import write_text
 SPEAK_SECONDS = 5
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """The device's dense bfloat16 peak in FLOP/s, or None where it is not known."""
-    return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+def peak_flops(device: torch.device, dtype: str) -> float | None:
+    """The device's dense peak in FLOP/s for ``dtype`` ("float32": without TF32), or None where it is not known."""
+    return peak_of(torch.cuda.get_device_name(device), dtype) if device.type == "cuda" else None
 
 
 def memory_peak(device: torch.device) -> int:
@@ -55,7 +55,9 @@ def duration(seconds: float) -> str:
 class MetricsLog:
     """Appends to metrics.jsonl and tensorboard/ from ``step`` on; what a lost attempt wrote past it is cut off."""
 
-    def __init__(self, run_dir: Path, step: int, tokens: int, device: torch.device, world: int) -> None:
+    def __init__(
+        self, run_dir: Path, step: int, tokens: int, device: torch.device, world: int, dtype: str = "float32"
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second to import, and only the main process writes
 
         self._path = run_dir / "metrics.jsonl"
@@ -66,7 +68,7 @@ class MetricsLog:
             write_text(self._path, "".join(kept))
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
-        self._device, self._peak, self._world = device, peak_flops(device), world
+        self._device, self._peak, self._world = device, peak_flops(device, dtype), world
         self._restart_clock(tokens)
 
     def step(
@@ -86,7 +88,7 @@ class MetricsLog:
 
         Args:
             tokens, end: seen so far, and at the run's end.
-            flops_per_token: C_token, of which MFU is made: recomputation is not work.
+            flops_per_token: C_token, of which MFU is made: recomputation is not work. The peak is the run's dtype's.
             loss: mean training loss since the last logged step; NaN where every step was skipped, null in the file.
             grad_norm: before clipping, of this step.
             skipped: steps whose gradient was not finite, since the run began.

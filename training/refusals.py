@@ -19,17 +19,23 @@ def check_layout(run: Run, cache: LatentCache | Mixture, world: int) -> None:
             f"data.cache={config.data.cache} has {cache.train_size:,}; at most "
             f"{cache.train_size * n_ctx}"
         )
-    if clips % world:
-        low, high = clips // world * world, -(-clips // world) * world
-        either = f"{low * n_ctx} or {high * n_ctx}" if low else f"{high * n_ctx}"
-        raise UserError(
-            f"train.batch_tokens={config.train.batch_tokens}: {clips} clips cannot be shared by {world} "
-            f"processes; nearest: {either}"
-        )
+    check_share(run, world)
     wanted, there = config.validation.clips or cache.validation_size, cache.validation_size
     if not 2 <= wanted <= there:
         raise UserError(
             f"validation.clips={wanted}: the cache has {there} validation clips, and a standard error needs two"
+        )
+
+
+def check_share(run: Run, world: int) -> None:
+    """Refuse a batch that ``world`` processes cannot share, with the nearest that they can."""
+    clips, n_ctx = run.clips, run.n_ctx
+    if clips % world:
+        low, high = clips // world * world, -(-clips // world) * world
+        either = f"{low * n_ctx} or {high * n_ctx}" if low else f"{high * n_ctx}"
+        raise UserError(
+            f"train.batch_tokens={run.config.train.batch_tokens}: {clips} clips cannot be shared by {world} "
+            f"processes; nearest: {either}"
         )
 
 

@@ -1,7 +1,7 @@
 """What a configuration leaves open, decided from the data: shape, end, milestones, warm-up. No torch here."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,16 +47,26 @@ class Run:
         )
 
 
-def resolve(config: Config, meta: dict[str, Any], earlier: Sequence[int] = ()) -> Run:
+def resolve(
+    config: Config, meta: dict[str, Any], earlier: Sequence[int] = (), bfloat16: Callable[[], bool] | None = None
+) -> Run:
     """Fill in what ``config`` leaves open, from the cache's ``meta`` (its latent shape and fingerprint).
 
-    ``earlier`` are the milestones that an earlier start of the same run was asked for.
+    Args:
+        earlier: the milestones that an earlier start of the same run was asked for.
+        bfloat16: asks whether the device that trains has bfloat16, which train.dtype=auto then becomes. It is asked
+            only for auto. None: no device is known, and auto is refused.
 
     Raises:
         UserError: a size that is no size, a patch that does not divide the latents, a token too large for the width,
             a batch that is no whole number of clips, no end or two, or data of another fingerprint.
     """
     config = copied(config)
+    if config.train.dtype == "auto":
+        # Before anything is hashed: a run's id is that of the dtype it computes in.
+        if bfloat16 is None:
+            raise UserError("train.dtype=auto: only a run's own device decides it; name bfloat16 or float32")
+        config.train.dtype = "bfloat16" if bfloat16() else "float32"
     n_ctx = clip_tokens(config, meta["latent_shape"])
     _resolve_shape(config, meta["latent_shape"][0] * math.prod(config.model.patch))
     _resolve_data(config, meta["fingerprint"])
@@ -102,6 +112,14 @@ def encoded_shape(config: Config) -> list[int] | None:
     if not (whole or shape is None):
         raise UserError(f"{path}: not the index of a latent cache")
     return shape
+
+
+def cache_indexes(config: Config) -> list[dict[str, Any]]:
+    """The indexes of all folders in ``data.cache``; none where one of them has no finished cache yet."""
+    paths = [Path(folder) / "index.json" for folder in cache_folders(config) if folder]
+    indexes = [read_json(path) for path in paths if path.is_file()]
+    finished = all(isinstance(index, dict) and index.get("latent_shape") for index in indexes)
+    return indexes if finished and len(indexes) == len(paths) else []
 
 
 def _resolve_shape(config: Config, token_dim: int) -> None:

@@ -170,9 +170,9 @@ class TrainKeys:
     )
     dtype: str = key(
         "float32",
-        "what the blocks compute in: float32 or bfloat16; master weights are float32",
+        "what the blocks compute in: float32, bfloat16 or auto (bfloat16 where the GPU has it)",
         identity=ALWAYS,
-        choices=("float32", "bfloat16"),
+        choices=("auto", "float32", "bfloat16"),
     )
     max_skipped: int = key(
         10,

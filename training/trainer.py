@@ -39,6 +39,7 @@ from training.refusals import check_directory, check_layout
 from training.resolve import Run, beta2_warnings, resolve
 from training.step import Step
 from training.stop import StopRequest
+from utils.devices import bfloat16_here
 from utils.errors import UserError
 from utils.files import exclusive, replacing, write_json
 
@@ -99,7 +100,7 @@ def prepare(config: Config) -> tuple[Run, LatentCache | Mixture]:
     if not config.data.cache:
         raise UserError("data.cache: not given; name a folder made by tools/cache_latents.py")
     cache = open_data(cache_folders(config), config.data.weights)
-    return resolve(config, cache.meta, _earlier_milestones(config)), cache
+    return resolve(config, cache.meta, _earlier_milestones(config), bfloat16_here), cache
 
 
 def _earlier_milestones(config: Config) -> list[int]:
@@ -217,7 +218,8 @@ class Trainer:
         weights are to be validated and the results sent; returns the status.
         """
         config = self.config
-        log = MetricsLog(config.run_dir, self.step, self.tokens, self.device, self.world) if self.main else None
+        where = self.step, self.tokens, self.device, self.world, config.train.dtype
+        log = MetricsLog(config.run_dir, *where) if self.main else None
         if self.main:
             begun = f"; from step {self.step:,}" if self.step else ""
             epochs = self.run.steps * self.run.clips / self.cache.train_size

@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -68,15 +67,6 @@ def test_json_has_what_machines_read():
     assert planned["N_opt"]["predicted"] == pytest.approx(2.435e9, rel=1e-3)
 
 
-def test_answers_in_under_a_second():
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run("--law", PAPER, "--flops", "1e22")
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1
-
-
 def test_table_for_people():
     done = run("--law", PAPER, "--params", "1.07e9", "--tokens", "1e10")
     assert done.returncode == 0
@@ -132,11 +122,15 @@ def test_clips_are_those_of_the_bases_cache(tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "index.json").write_text(json.dumps({"latent_shape": [16, 5, 4, 4]}))
     base = tmp_path / "base.yaml"
-    base.write_text(yaml.safe_dump({"data": {"cache": str(tmp_path / "cache")}}))
+    base.write_text(yaml.safe_dump({"data": {"cache": str(tmp_path / "cache")}, "train": {"dtype": "auto"}}))
     budget = ("--law", PAPER, "--flops", "1e20", "--json")
     planned = json.loads(run(*budget, "--base", base).stdout)
     assert planned["n_ctx"] == 80
-    assert planned == json.loads(run(*budget, "--n-ctx", 80).stdout) | {"warnings": planned["warnings"]}
+    without = json.loads(run(*budget, "--n-ctx", 80).stdout)
+    # The index says nothing of the text.
+    assert planned["assumptions"].pop("memory") == ["text of 512 tokens x 4096 (T5)"]
+    assert without["assumptions"].pop("memory") == ["text of 512 tokens x 4096 (T5)", "latents of 16 channels"]
+    assert planned == without | {"warnings": planned["warnings"]}
     refused = run(*budget, "--base", base, "--n-ctx", 1280)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "have 80 tokens" in refused.stderr

@@ -10,7 +10,7 @@ import torch
 from models.dit import DiTConfig, VideoDiT
 from models.sizes import exact_flops
 from tests.training.test_trainer import ENVIRONMENT, command, overrides, run
-from training import dryrun
+from training import dryrun, memory_formula
 from training.config import Config, load_config
 from training.dryrun import dry_run
 from utils.errors import UserError
@@ -175,10 +175,10 @@ def test_the_activations_formula_is_what_autograd_keeps(dtype: str, recompute: b
     model = VideoDiT(DiTConfig(layers, width, 2, 4, (1, 1, 1), 64), dtype=getattr(torch, dtype))
     model.recompute = recompute
     counted = saved_bytes(model, clips, n_ctx, text)
-    formula = dryrun.activation_bytes(layers, width, n_ctx, text, clips, dtype, recompute)
+    formula = memory_formula.activation_bytes(layers, width, n_ctx, text, clips, dtype, recompute)
     if recompute:  # one block's rest is there only while the backward pass is at it
-        formula -= dryrun.activation_bytes(1, width, n_ctx, text, clips, dtype, False)
-        formula += clips * n_ctx * width * dryrun.KEPT_OUTSIDE
+        formula -= memory_formula.activation_bytes(1, width, n_ctx, text, clips, dtype, False)
+        formula += clips * n_ctx * width * memory_formula.KEPT_OUTSIDE
     assert formula == pytest.approx(counted, rel=0.15)
 
 

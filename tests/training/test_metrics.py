@@ -100,7 +100,7 @@ def test_the_console_hears_seldom_and_sees_the_mean_speed_between(
 def test_skipped_steps_and_mfu_are_shown_where_there_are_any(
     tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "peak_flops", lambda device: 1e9)
+    monkeypatch.setattr(metrics, "peak_flops", lambda device, dtype: 1e9)
     log = MetricsLog(tmp_path, 0, 0, CPU, 2)
     clock.now += 10
     step(log, 10, skipped=3)
@@ -109,10 +109,23 @@ def test_skipped_steps_and_mfu_are_shown_where_there_are_any(
     assert "  100 tokens/s  MFU 5.0%  skipped 3  16 min left" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("dtype", "mfu"), [("float32", 0.5), ("bfloat16", 0.05)])
+def test_mfu_is_of_the_peak_of_the_dtype_that_computes(
+    dtype: str, mfu: float, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan counts its hours at the same peak, so that a measured MFU may be given to it."""
+    monkeypatch.setattr(metrics, "peak_flops", lambda device, dtype: {"float32": 2e8, "bfloat16": 2e9}[dtype])
+    log = MetricsLog(tmp_path, 0, 0, CPU, 1, dtype)
+    clock.now += 10
+    step(log, 10)
+    log.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["mfu"] == pytest.approx(mfu)
+
+
 def test_of_runs_in_one_process_each_tells_its_own_speed_and_the_devices_mfu(
     tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "peak_flops", lambda device: 1e9)
+    monkeypatch.setattr(metrics, "peak_flops", lambda device, dtype: 1e9)
     log = MetricsLog(tmp_path, 0, 0, CPU, 1)
     clock.now += 10
     log.step(10, 1000, 1e6, 0.5, 1e-3, 1.0, 0, 100_000, share=0.25)

@@ -23,7 +23,7 @@ from models.text import load_text_encoder
 from models.vae import VideoVAE, load_vae
 from tools.benchmarks.common import random_cache, spread, timed
 from tools.benchmarks.decode import decode_rows
-from training.feed import AHEAD, steps_together
+from training.memory_formula import AHEAD, steps_together
 
 VIDEOS, FRAMES, SIDE = 16, 16 * 17, 160  # of the overlap's: sixteen clips each
 BATCH = 16

@@ -12,7 +12,7 @@ from data.latents import LatentCache
 from tools.benchmarks.common import CLIPS, random_cache, spread, timed
 from training.config import load_config
 from training.ensemble import keep_memory
-from training.feed import AHEAD
+from training.memory_formula import AHEAD
 from training.resolve import resolve
 from training.rows import StackedStep
 from training.trainer import Trainer
@@ -74,7 +74,7 @@ def _row(
         runs = args.stack if name.startswith("together") else 1
         rates[name] = spread([runs * steps / value for value in values])
     best = max(rate["value"] for rate in rates.values())
-    peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    peak = peak_of(torch.cuda.get_device_name(device), args.dtype) if device.type == "cuda" else None
     return {
         "size": size, "N": run.N, "n_ctx": n_ctx, "clips": clips, "runs": args.stack, "dtype": args.dtype,
         "run_steps_per_second": rates, "times_as_fast": gains,

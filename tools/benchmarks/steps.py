@@ -14,7 +14,7 @@ from data.latents import LatentCache
 from models.sizes import exact_flops, parse_size
 from tools.benchmarks.common import CLIPS, random_cache, spread, timed
 from training.config import load_config
-from training.feed import AHEAD
+from training.memory_formula import AHEAD
 from training.resolve import resolve
 from training.trainer import Trainer
 from utils.devices import peak_of
@@ -75,7 +75,7 @@ def _train_row(
     }
     flops = run.flops_per_token * n_ctx * clips
     exact = exact_flops(shape.layers, shape.width, n_ctx, token_dim, *text) * clips
-    peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    peak = peak_of(torch.cuda.get_device_name(device), args.dtype) if device.type == "cuda" else None
     best = min(per_step["eager"]["value"], per_step["compiled"]["value"])
     return {
         "size": size, "N": run.N, "n_ctx": n_ctx, "clips": clips, "dtype": args.dtype, "milliseconds": per_step,
