@@ -55,7 +55,7 @@ def compile_model(model: VideoDiT, whole: bool = True) -> None:
 
 
 def compile_function(function: F) -> F:
-    """``function``, which calls a VideoDiT or moves its weights, compiled for static shapes as ``compile_model`` does."""
+    """``function``, which calls a VideoDiT or moves its weights, compiled for static shapes as a model is."""
     torch.compiler.assume_constant_result(rotary_table)
     return torch.compile(function, dynamic=False)
 

@@ -148,8 +148,8 @@ def check_growth(run: Run, tokens: int, milestones: list[dict[str, Any]]) -> Non
     end, known = run.config.train.tokens, recorded(run)["tokens"]
     if end <= max(before, known) and end not in measured:
         raise UserError(
-            f"train.tokens={end}: the run already has {max(tokens, known):,} tokens, and at {end:,} it was not measured; "
-            "ask for more, or choose another name=..."
+            f"train.tokens={end}: the run already has {max(tokens, known):,} tokens, and at {end:,} it was not "
+            "measured; ask for more, or choose another name=..."
         )
     missed = [m for m in run.config.train.milestones if m <= before and m not in measured]
     if missed:

@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from data.latents import LatentCache
 from data.mixture import Mixture, open_data
@@ -225,6 +224,9 @@ class Trainer:
             epochs = self.run.steps * self.run.clips / self.cache.train_size
             how = f"{epochs:.2g} epochs; {self.device}, attention {self.model.backend}"
             print(f"{config.run_dir}: {self.run.text}; {how}{begun}", flush=True)
+            wanted, local = config.train.micro_batch, self.run.clips // self.world
+            if wanted and local > wanted != (size := even_size(local, wanted)):
+                print(f"train.micro_batch={wanted}: of {local} clips {size} at a time, which changes no result")
         clock, status = time.monotonic(), "running"
         while status == "running" and (pending := self._pending()):
             # A run that ended while it was validated had saved before, and validates first of all.
