@@ -4,6 +4,7 @@ A fixed list of clips; for each, K times stratified over (0, 1); noise a functio
 unweighted, captions on. Nothing depends on world size, batch size, order or what was trained before.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -70,7 +71,8 @@ def validate_rows(
             context and mask as ``denoising_loss`` takes them.
         read: reads (latents, context, mask) of validation clips by index, on the CPU.
         clips, per_clip, seed: the set's size, K, and the validation seed common to all runs.
-        batch: samples per forward pass; it changes no loss beyond float32's rounding.
+        batch: samples per forward pass; it changes no loss beyond float32's rounding. The last pass is filled up with
+            repeats, whose losses are dropped: torch.compile would compile anew for another size.
         gather: sums float64 [rows, clips * K] over the processes; with rank and world, shares the work. Every process
             makes the same number of forward passes, since a sharded model needs all of them for each.
         first: score only so many of the set's clips, at the times and with the noise they have in the whole set.
@@ -82,20 +84,24 @@ def validate_rows(
     total = clips * per_clip
     losses = torch.zeros(rows, total, dtype=torch.float64, device=device)
     mine = torch.arange(rank, total, world)
-    for start in range(0, -(-total // world), batch):
-        part = mine[start : start + batch]
-        here = part if len(part) else torch.zeros(1, dtype=torch.int64)
+    for number in range(forward_passes(total, batch, world)):
+        part = mine[number * batch : (number + 1) * batch]
+        here = torch.cat((part, part.new_zeros(batch - len(part))))
         clip = here // per_clip
         x0, context, mask = (value.to(device) for value in read(clip))
         # An index of its own for every (clip, k), whatever K is.
         index = (clip << 20 | here % per_clip).to(device)
         noise = normal(seed, "validation noise", index, tuple(x0.shape[1:]))
         loss = score(x0, noise, times.flatten()[here].to(device), context, mask)
-        if len(part):
-            losses[:, part.to(device)] = loss.double()
+        losses[:, part.to(device)] = loss[..., : len(part)].double()
     if gather is not None:
         losses = gather(losses)
     return [summarise(row.reshape(clips, per_clip), times) for row in losses.cpu()]
+
+
+def forward_passes(samples: int, batch: int, world: int = 1) -> int:
+    """The forward passes that each of ``world`` processes makes for ``samples`` in all, ``batch`` at a time."""
+    return math.ceil(math.ceil(samples / world) / batch)
 
 
 def summarise(losses: Tensor, times: Tensor) -> ValidationResult:

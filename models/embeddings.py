@@ -23,13 +23,15 @@ def unpatchify(tokens: Tensor, patch: Grid, grid: Grid) -> Tensor:
     return x.contiguous()  # a view would be FSDP2's to complain about
 
 
-@torch.compiler.assume_constant_result
 def rotary_table(grid: Grid, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines of the rotary angles: float32 [n_ctx, 1, 1, head_dim] each, as ``rotate`` wants them.
 
     The rotated pairs are shared among the axes: a third each to height and width, the rest to frames.
+
+    A compiler must take the result as a constant, or it traces through the cache and computes the angles anew at
+    every call. ``training.model`` marks the function so; a decorator here would load torch._dynamo, 0.6 s, everywhere.
     """
-    return _rotary_table(grid, head_dim, device)  # the compiler must not see the cache, which it would trace through
+    return _rotary_table(grid, head_dim, device)
 
 
 @functools.lru_cache

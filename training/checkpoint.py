@@ -44,7 +44,7 @@ def save_checkpoint(
     Raises:
         OSError: the disk is full, say; nothing is left behind and older checkpoints stay.
     """
-    final = directory / f"{PREFIX}{step:07d}"
+    final = path_of(directory, step)
     aside = directory / f".{final.name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -111,6 +111,12 @@ def keep_only(path: Path, kinds: tuple[str, ...]) -> None:
         (path / name).unlink()
 
 
+def update_state(directory: Path, step: int, **facts: Any) -> None:
+    """Replace ``facts`` in the state of ``directory``'s checkpoint of ``step``, which is whole at every moment."""
+    path = path_of(directory, step)
+    write_json(path / STATE, _sealed(read_state(path) | facts))
+
+
 def remove_after(directory: Path, step: int) -> None:
     """Remove what lies past ``step``, from which a run goes on: damaged checkpoints, and halves of one."""
     for path in checkpoint_paths(directory):
@@ -124,6 +130,11 @@ def prune_checkpoints(directory: Path, keep: int) -> None:
     """Remove all but the newest ``keep``."""
     for path in checkpoint_paths(directory)[keep:]:
         shutil.rmtree(path)
+
+
+def path_of(directory: Path, step: int) -> Path:
+    """Where ``directory`` keeps the checkpoint of ``step``."""
+    return directory / f"{PREFIX}{step:07d}"
 
 
 def step_of(path: Path) -> int:

@@ -189,6 +189,7 @@ def probe(trainer: Trainer, report: dict[str, Any], before: int) -> dict[str, An
         return (time.perf_counter() - begun) / times
 
     trainer.fit_memory()
+    trainer.fit_validation()
     samples = trainer.feed.step(0)
 
     def learn(number: int) -> None:
@@ -225,14 +226,14 @@ def probe(trainer: Trainer, report: dict[str, Any], before: int) -> dict[str, An
 
 def _validation_seconds(trainer: Trainer, seconds_of: Callable) -> float:
     """What one milestone takes: the average's loss on the whole set, and the raw weights' on a part of it."""
-    keys, clips = trainer.config.validation, trainer.config.validation.clips or trainer.cache.validation_size
-    share = max(1, clips * keys.timesteps // (keys.batch * trainer.world))  # about one forward pass
+    validator = trainer.validator
+    share = validator.passes()  # about one forward pass
 
     def score(number: int) -> None:
         trainer._validate(trainer.average, share)
 
     seconds_of(score, 1)
-    return seconds_of(score, 2) * (clips + max(clips // RAW_SHARE, 2)) / max(clips // share, 2)
+    return seconds_of(score, 2) * (validator.passes() + validator.passes(RAW_SHARE)) / validator.passes(share)
 
 
 def _wait(device: torch.device) -> None:

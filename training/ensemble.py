@@ -108,6 +108,7 @@ def _fit(members: list[Trainer], consoles: dict[Trainer, TextIO]) -> list[str]:
         learn = StackedStep(members)
         if learn.device.type == "cuda":
             fit_memory(learn, learn.samples(members[0].step), True)
+        learn.fit_validation()
         for member in members:
             courses[member] = member.course(lambda: halt)
             go_on(member)

@@ -1,5 +1,6 @@
-"""What fits into a GPU's memory: the micro-batch, found by trying."""
+"""What fits into a GPU's memory: the sizes of micro-batches and of validation passes, found by trying."""
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -7,7 +8,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from training.feed import Samples
 from training.parallel import all_reduce
-from training.step import Step
+from training.step import Step, even_size
 from utils.errors import OwnError, UserError
 
 KNOBS = "try train.activation_checkpointing=true, then train.parallel=fsdp on more GPUs, then a smaller model.size"
@@ -27,13 +28,19 @@ def fit_memory(learn: Step, samples: Samples, speak: bool) -> None:
         learn.micro_batch = size
         learn.gradients(samples, share=sharded)  # a shard's gradients that are not shared would enter the first step
 
-    def on_any(failed: bool) -> bool:
-        # The norm may be one of several runs each; what is asked is asked of the process.
-        return bool(all_reduce(learn.norm.new_full((), failed), "sum").item())
-
-    fit_micro_batch(attempt, learn.micro_batch or samples.t.shape[-1], on_any, sharded, speak)
+    size = even_size(samples.t.shape[-1], learn.micro_batch)
+    fit_micro_batch(attempt, size, on_any_process(samples.t.device), sharded, speak)
     learn.forget_gradients()
     learn.by_t.zero_()
+
+
+def on_any_process(device: torch.device) -> Callable[[bool], bool]:
+    """A function that says whether a flag is set on any process; all of them must call it."""
+
+    def on_any(flag: bool) -> bool:
+        return bool(all_reduce(torch.full((), float(flag), device=device), "sum").item())
+
+    return on_any
 
 
 def fit_micro_batch(
@@ -65,6 +72,8 @@ def fit_micro_batch(
         # Outside the handler, which would keep the failed pass's activations alive.
         if not (failed if sharded else on_any(failed)):
             return size
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()  # what it compiled for this size; after eight sizes it would compile no more
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size == 1:

@@ -2,18 +2,21 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from models.attention import choose_backend
 from models.dit import DiTConfig, VideoDiT
+from models.embeddings import rotary_table
 from training.checkpoint import load_into, read_tensors
 from training.config import Config
 from utils.errors import UserError
 
 SHALLOW = 6
+F = TypeVar("F", bound=Callable)
 
 
 def build_model(config: Config, meta: dict[str, Any], device: torch.device) -> VideoDiT:
@@ -43,10 +46,18 @@ def check_compiler(wanted: bool, device: torch.device) -> None:
 def compile_model(model: VideoDiT, whole: bool = True) -> None:
     """Compile ``model`` in place with torch.compile: a shallow one ``whole``, else its blocks, which are all alike.
 
-    As a whole a model of few layers runs faster, and of many takes minutes to compile.
+    As a whole a model of few layers runs faster, and of many takes minutes to compile. Shapes are static: after a
+    second size torch.compile would otherwise train on with symbolic ones, whose kernels are slower.
     """
+    torch.compiler.assume_constant_result(rotary_table)
     for part in [model] if whole and len(model.blocks) <= SHALLOW else model.blocks:
-        part.compile()
+        part.compile(dynamic=False)
+
+
+def compile_function(function: F) -> F:
+    """``function``, which calls a VideoDiT or moves its weights, compiled for static shapes as a model is."""
+    torch.compiler.assume_constant_result(rotary_table)
+    return torch.compile(function, dynamic=False)
 
 
 def load_weights(model: VideoDiT, path: Path, kind: str) -> None:

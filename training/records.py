@@ -139,17 +139,20 @@ def resumable_step(directory: Path) -> int:
 def check_growth(run: Run, tokens: int, milestones: list[dict[str, Any]]) -> None:
     """Refuse a ``run`` that would go on from ``tokens``, with these ``milestones``, past what it asks to measure.
 
+    What the last of its steps reached can still be measured: a checkpoint is saved before its step is validated.
+
     Raises:
         UserError: it ends, or has a milestone, where it has been already and was not measured.
     """
     measured = {m["nominal"] for m in milestones}
-    end, reached = run.config.train.tokens, max(tokens, recorded(run)["tokens"])
-    if end <= reached and end not in measured:
+    before = tokens - run.config.train.batch_tokens
+    end, known = run.config.train.tokens, recorded(run)["tokens"]
+    if end <= max(before, known) and end not in measured:
         raise UserError(
-            f"train.tokens={end}: the run already has {reached:,} tokens, and at {end:,} it was not measured; "
-            "ask for more, or choose another name=..."
+            f"train.tokens={end}: the run already has {max(tokens, known):,} tokens, and at {end:,} it was not "
+            "measured; ask for more, or choose another name=..."
         )
-    missed = [m for m in run.config.train.milestones if m <= tokens and m not in measured]
+    missed = [m for m in run.config.train.milestones if m <= before and m not in measured]
     if missed:
         raise UserError(
             f"train.milestones={missed}: the run is already at {tokens:,} tokens; "

@@ -13,10 +13,11 @@ from models.dit import VideoDiT
 from training.feed import Samples
 from training.flat import move, place_of
 from training.graph import StepGraph
-from training.model import build_model
+from training.model import build_model, compile_function
 from training.optim import learning_rate, weight_groups
-from training.step import COUNTS
-from training.trainer import RAW_SHARE, Scores, Trainer
+from training.step import COUNTS, micro_batches
+from training.trainer import Scores, Trainer
+from training.validation import RAW_SHARE, Score
 
 
 class _Buffers(NamedTuple):
@@ -49,8 +50,8 @@ class StackedStep:
         )  # its code, not its weights
         self._compiled = lead.config.train.compile
         self._graph = StepGraph() if self.device.type == "cuda" else None
-        self._run = torch.compile(self._losses, dynamic=False) if self._compiled else self._losses
-        self._move = torch.compile(move_rows, dynamic=False) if self._compiled else move_rows
+        self._run = compile_function(self._losses) if self._compiled else self._losses
+        self._move = compile_function(move_rows) if self._compiled else move_rows
         self.micro_batch = micro_batch or lead.learn.micro_batch
         self.norm = torch.zeros(rows, device=self.device)
         for name in COUNTS:
@@ -137,18 +138,15 @@ class StackedStep:
     def gradients(self, samples: Samples, share: bool = True) -> Tensor:
         """As ``Step.gradients``, for all rows; returns each one's mean loss, float32 [rows]."""
         rows, count = len(self.members), samples.t.shape[-1]
-        size = self.micro_batch or count
         total = torch.zeros(rows, device=self.device)
-        along = samples.t.dim() - 1
-        for first in range(0, count, size):
-            piece = Samples(*(value.narrow(along, first, min(size, count - first)) for value in samples))
-            losses = self._run(self._weights, piece)
+        for number, (piece, kept) in enumerate(micro_batches(samples, self.micro_batch)):
+            losses = self._run(self._weights, piece)[:, :kept]
             loss = losses.sum(1) / count
             found = torch.autograd.grad(loss.sum(), list(self._weights.values()))
             # The first pass replaces what is there: no gradient has to be set to zero before.
-            (torch._foreach_add_ if first else torch._foreach_copy_)(self._gradients, found)
+            (torch._foreach_add_ if number else torch._foreach_copy_)(self._gradients, found)
             total += loss.detach()
-            which = (piece.t * T_BINS).long().expand(rows, -1)
+            which = (piece.t[..., :kept] * T_BINS).long().expand(rows, -1)
             self.by_t[:, 0].scatter_add_(1, which, losses.detach())
             self.by_t[:, 1].scatter_add_(1, which, torch.ones_like(losses))
         return total
@@ -196,15 +194,22 @@ class StackedStep:
         rows = len(self.members)
         return wanted < rows and (not self._compiled or wanted <= rows // 2)
 
+    def fit_validation(self) -> None:
+        """As ``Trainer.fit_validation``, for all rows."""
+        validator = self.members[0].validator
+        validator.fit([self._score_of(self._weights), self._score_of(self._averages)], len(self.members))
+        for member in self.members:
+            member.validator.batch = validator.batch
+
     def scores(self) -> list[Scores]:
         """Every run's validation, of raw and of averaged weights."""
-        lead, rows = self.members[0], len(self.members)
+        validator, rows = self.members[0].validator, len(self.members)
+        raw = validator.validate(self._score_of(self._weights), rows, RAW_SHARE)
+        return list(zip(raw, validator.validate(self._score_of(self._averages), rows)))
 
-        def score(weights: dict[str, Tensor], share: int) -> list:
-            detached = {name: weight.detach() for name, weight in weights.items()}
-            return lead.validate_rows(lambda *samples: self._losses(detached, Samples(*samples)), rows, share)
-
-        return list(zip(score(self._weights, RAW_SHARE), score(self._averages, 1)))
+    def _score_of(self, weights: dict[str, Tensor]) -> Score:
+        detached = {name: weight.detach() for name, weight in weights.items()}
+        return lambda *samples: self._losses(detached, Samples(*samples))
 
 
 def move_rows(kinds: list[_Buffers], settings: Tensor) -> Tensor:

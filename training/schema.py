@@ -209,7 +209,12 @@ class ValidationKeys:
         bound=POSITIVE,
     )
     timesteps: int = key(4, "stratified times per clip", identity=ALWAYS, bound=POSITIVE)
-    batch: int = key(32, "samples per forward pass; it does not change the loss", identity=NEVER, bound=POSITIVE)
+    batch: int | None = key(
+        None,
+        "the most samples per forward pass, 32 or 40,960 tokens if not given; it does not change the loss",
+        identity=NEVER,
+        bound=POSITIVE,
+    )
     seed: int = key(0, "seed of times and noise, common to all runs that are to be compared", identity=ALWAYS)
 
 

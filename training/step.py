@@ -1,6 +1,8 @@
 """One optimiser step: micro-batches forward and backward, clipping, AdamW, the average. It never asks the device."""
 
 import itertools
+import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,26 @@ from training.optim import build_optimizer, learning_rate, weight_groups
 from training.parallel import local, replicate, share_gradients, whole
 
 COUNTS = ("loss", "counted", "skipped", "in_a_row")
+
+
+def even_size(count: int, most: int | None) -> int:
+    """The size of ``count`` samples' passes: as few as hold at most ``most`` samples each, all of one size."""
+    return math.ceil(count / math.ceil(count / min(most or count, count)))
+
+
+def micro_batches(samples: Samples, most: int | None) -> Iterator[tuple[Samples, int]]:
+    """``samples`` in micro-batches of one size, at most ``most``, each with the number of its samples that count.
+
+    torch.compile compiles anew for every size. 527 samples with at most 16 at a time are therefore 33 micro-batches
+    of 16, of which the last repeats one sample; a divisor of 527 would be 1. Losses of repeated samples are to be
+    dropped, so that the gradient is the whole batch's mean.
+    """
+    along, count = samples.t.dim() - 1, samples.t.shape[-1]
+    size = even_size(count, most)
+    if missing := -count % size:  # all at once: a last micro-batch of other strides would be compiled anew too
+        samples = Samples(*(torch.cat((value, value.narrow(along, 0, missing)), along) for value in samples))
+    for first in range(0, count, size):
+        yield Samples(*(value.narrow(along, first, size) for value in samples)), min(size, count - first)
 
 
 class Step:
@@ -86,17 +108,16 @@ class Step:
 
         ``share``: add the gradients up over the processes, with the last micro-batch.
         """
-        count = len(samples.t)
-        size = self.micro_batch or count
+        count, done = len(samples.t), 0
         total = torch.zeros((), device=samples.t.device)
-        for first in range(0, count, size):
-            share_gradients(self.wrapped, share and first + size >= count)
-            piece = Samples(*(value[first : first + size] for value in samples))
-            losses = denoising_loss(self.wrapped, self._process, *piece)
+        for piece, kept in micro_batches(samples, self.micro_batch):
+            done += kept
+            share_gradients(self.wrapped, share and done == count)
+            losses = denoising_loss(self.wrapped, self._process, *piece)[:kept]
             loss = losses.sum() / count
             loss.backward()
             total += loss.detach()
-            self._add_by_t(piece.t, losses.detach())
+            self._add_by_t(piece.t[:kept], losses.detach())
         return total
 
     def forget_gradients(self) -> None:

@@ -16,19 +16,18 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from data.latents import LatentCache
 from data.mixture import Mixture, open_data
 from diffusion.loss import denoising_loss
 from diffusion.process import Process
 from diffusion.timesteps import draw_timesteps
-from diffusion.validation import T_BINS, ValidationResult, validate_rows
+from diffusion.validation import T_BINS, ValidationResult
 from models.dit import VideoDiT
 from training import checkpoint as ckpt
 from training.config import Config, cache_folders, to_dict
 from training.feed import Feed, Samples
-from training.memory import fit_memory, fit_micro_batch
+from training.memory import fit_memory
 from training.metrics import MetricsLog
 from training.model import build_model, check_compiler, compile_model
 from training.optim import learning_rate
@@ -37,14 +36,13 @@ from training.preview import Preview
 from training.records import build_result, check_growth, finished_result, recorded
 from training.refusals import check_directory, check_layout
 from training.resolve import Run, beta2_warnings, resolve
-from training.step import Step
+from training.step import Step, even_size
 from training.stop import StopRequest
+from training.validation import RAW_SHARE, Score, Validator, few_blocks
 from utils.devices import bfloat16_here
 from utils.errors import UserError
 from utils.files import exclusive, replacing, write_json
 
-# One validation clip in so many scores the raw weights.
-RAW_SHARE = 4
 STEP, SCORES = "step", "scores"  # what a run's course asks for
 Scores = tuple[ValidationResult, ValidationResult]  # of the raw weights, and of the averaged
 PREEMPTED = 75  # EX_TEMPFAIL, the exit status of a run that stopped on a signal: run the same command again
@@ -132,14 +130,16 @@ class Trainer:
             self.preview = Preview(config.log, self.process, cache.meta, self.device)
         self.model = build_model(config, cache.meta, self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
-        if config.train.compile:
-            compile_model(self.model, whole=not self.sharded)
+        for model in (self.model, self.average) if config.train.compile else ():
+            compile_model(model, whole=not self.sharded)
         if self.sharded:
             shard(self.model)
             shard(self.average)
         self.learn = Step(config, self.model, self.average, self.device)
+        if config.train.compile:  # a difference in this would have validation compiled twice
+            self.average.requires_grad_()
         self.feed = Feed(run, cache, self.rank, self.world, self.device)
-        self.validation_batch = config.validation.batch
+        self.validator = Validator(run, cache, self.device, self.rank, self.world, self.sharded)
         self.step = 0
         self.milestones: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -199,6 +199,7 @@ class Trainer:
         """Train to the end, a divergence or a signal; returns the status, which result.json holds too."""
         with StopRequest(self.world, self.config.train.timeout_minutes) as stop:
             self.fit_memory()
+            self.fit_validation()
             course = self.course(stop.agreed)
             try:
                 wish = next(course)
@@ -227,27 +228,33 @@ class Trainer:
             print(f"{config.run_dir}: {self.run.text}; {how}{begun}", flush=True)
             for text in beta2_warnings([config]):
                 print(f"warning: {text}", file=sys.stderr, flush=True)
+            wanted, local = config.train.micro_batch, self.run.clips // self.world
+            if wanted and local > wanted != (size := even_size(local, wanted)):
+                print(f"train.micro_batch={wanted}: of {local} clips {size} at a time, which changes no result")
         clock, status = time.monotonic(), "running"
         while status == "running" and (pending := self._pending()):
-            yield STEP
-            self.step += 1
-            clock = self._pass_time(clock)
-            reached = [m for m in pending if m <= self.tokens]
-            stop = stopping()
-            logging = self.step % config.log.every_steps == 0
-            saving = reached or stop or self.step % config.checkpoint.every_steps == 0
-            in_a_row = self.learn.in_a_row.item() if logging or saving else 0  # waits for the device
-            if in_a_row >= config.train.max_skipped:
-                status = "diverged"
-                break
-            if logging:
-                self._log_line(log)
+            # A run that ended while it was validated had saved before, and validates first of all.
+            reached, stop = self._reached(), False
+            if not reached:
+                yield STEP
+                self.step += 1
+                clock = self._pass_time(clock)
+                reached = self._reached()
+                stop = stopping()
+                logging = self.step % config.log.every_steps == 0
+                saving = reached or stop or self.step % config.checkpoint.every_steps == 0
+                in_a_row = self.learn.in_a_row.item() if logging or saving else 0  # waits for the device
+                if in_a_row >= config.train.max_skipped:
+                    status = "diverged"
+                    break
+                if logging:
+                    self._log_line(log)
+                # While steps fail, the checkpoint before them is the one to go back to, unless the run ends here.
+                if saving and (reached or stop or not in_a_row):
+                    self._save()
             if reached and not self._milestone(reached, (yield SCORES), log):
                 status = "diverged"
                 break
-            # While steps fail, the checkpoint before them is the one to go back to, unless the run ends here.
-            if saving and (reached or stop or not in_a_row):
-                self._save()
             if reached:
                 self._write_result("running")
                 self._sample_videos(log)
@@ -271,13 +278,23 @@ class Trainer:
         return now
 
     def _pending(self) -> list[int]:
-        last = self.milestones[-1]["nominal"] if self.milestones else 0
-        return [m for m in self.config.train.milestones if m > last]
+        measured = {m["nominal"] for m in self.milestones}
+        return [m for m in self.config.train.milestones if m not in measured]
+
+    def _reached(self) -> list[int]:
+        """The milestones that are to be measured at this step."""
+        return [m for m in self._pending() if m <= self.tokens]
 
     def fit_memory(self) -> None:
         """Find the micro-batch that the GPU holds: once, with everything that training needs in its memory."""
         if self.device.type == "cuda":
             fit_memory(self.learn, self.feed.step(self.step), self.main)
+
+    def fit_validation(self) -> None:
+        """Try one validation pass of the raw and of the averaged weights, in the memory that training leaves."""
+        if self._pending():
+            rehearsal = self._score_of(few_blocks(self.model, self.device)) if self.sharded else None
+            self.validator.fit([self._score_of(self.model), self._score_of(self.average)], rehearsal=rehearsal)
 
     def _log_line(self, log: MetricsLog | None) -> None:
         learn, config = self.learn, self.config
@@ -294,43 +311,22 @@ class Trainer:
             log.step(self.step, self.tokens, self.run.flops_per_token, *shown)
 
     def _scores(self) -> Scores:
-        """Laws are fitted on the average's loss; the raw weights' is to compare with, for which fewer clips do."""
         return self._validate(self.model, RAW_SHARE), self._validate(self.average)
 
     def _validate(self, model: VideoDiT, share: int = 1) -> ValidationResult:
         """The loss of ``model`` on one clip in ``share`` of the frozen set."""
-        return self.validate_rows(functools.partial(denoising_loss, model, self.process), 1, share)[0]
+        return self.validator.validate(self._score_of(model), share=share)[0]
 
-    def validate_rows(self, score: Callable[..., Tensor], rows: int, share: int = 1) -> list[ValidationResult]:
-        """``diffusion.validation.validate_rows`` on one clip in ``share`` of this run's frozen set."""
-        keys = self.config.validation
-        clips = keys.clips or self.cache.validation_size
-        results: list[ValidationResult] = []
-
-        def attempt(batch: int) -> None:
-            results[:] = validate_rows(
-                score,
-                rows,
-                self.cache.validation,
-                clips,
-                keys.timesteps,
-                keys.seed,
-                max(batch // rows, 1),  # as many samples in all as of one set of weights
-                self.device,
-                lambda losses: all_reduce(losses, "sum"),
-                self.rank,
-                self.world,
-                max(clips // share, 2),
-            )
-
-        how = {"sharded": self.sharded, "key": "validation.batch", "speak": self.main}
-        self.validation_batch = fit_micro_batch(attempt, self.validation_batch, **how)
-        return results
+    def _score_of(self, model: VideoDiT) -> Score:
+        return functools.partial(denoising_loss, model, self.process)
 
     def _milestone(self, reached: list[int], found: Scores, log: MetricsLog | None) -> bool:
         """Record the scores ``found`` for the milestones ``reached``; False where a loss is not finite."""
         raw, averaged = found
+        directory = self.config.run_dir / "checkpoints"
         if not (math.isfinite(raw.loss) and math.isfinite(averaged.loss)):
+            if self.main:
+                ckpt.remove_after(directory, self.step - 1)  # this step's weights are of no use
             return False
         scores = {
             "val_loss": raw.loss,
@@ -340,12 +336,15 @@ class Trainer:
         }
         flops = self.tokens * self.run.flops_per_token
         self.milestones += [{"nominal": m, "tokens": self.tokens, "flops": flops, **scores} for m in reached]
+        self.milestones.sort(key=lambda milestone: milestone["nominal"])
         if log is not None:
             path = self.config.run_dir / "validation" / f"{self.tokens}.npy"
             with replacing(path) as aside, aside.open("wb") as handle:
                 unmeasured = ((0, len(averaged.losses) - len(raw.losses)), (0, 0))
                 both = (np.pad(raw.losses, unmeasured, constant_values=np.nan), averaged.losses)
                 np.save(handle, np.stack(both))
+            ckpt.update_state(directory, self.step, milestones=self.milestones)
+            ckpt.prune_checkpoints(directory, self.config.checkpoint.keep)
             log.validation(self.step, self.tokens, scores, averaged.bins)
         return True
 
@@ -374,7 +373,8 @@ class Trainer:
         directory = self.config.run_dir / "checkpoints"
         ckpt.save_checkpoint(directory, self.step, tensors, state, self.config)
         ckpt.remove_after(directory, self.step)  # of a longer life, which this one could not go on from
-        ckpt.prune_checkpoints(directory, self.config.checkpoint.keep)
+        if not self._reached():  # else the one before stays until this one's weights are validated
+            ckpt.prune_checkpoints(directory, self.config.checkpoint.keep)
 
     def _write_result(self, status: str) -> None:
         # A finished run that grows without its optimiser starts again: what it measured stands until it is passed.

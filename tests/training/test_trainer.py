@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-import training.trainer
+import training.validation
 from tests.conftest import make_cache
 from training.checkpoint import checkpoint_paths
 from training.config import load_config
@@ -346,15 +346,14 @@ def test_a_validation_that_fills_the_memory_goes_on_in_smaller_passes(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     plain = run(cache, tmp_path, "plain", "train.tokens=512")
-    whole = training.trainer.validate_rows
+    whole = training.validation.validate_rows
 
-    def small_memory(*arguments: Any) -> Any:
-        batch = arguments[6]
-        if batch > 3:
+    def small_memory(*arguments: Any, **more: Any) -> Any:
+        if more["batch"] > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(*arguments)
+        return whole(*arguments, **more)
 
-    monkeypatch.setattr(training.trainer, "validate_rows", small_memory)
+    monkeypatch.setattr(training.validation, "validate_rows", small_memory)
     done = run(cache, tmp_path, "x", "train.tokens=512", "train.milestones=[256]", "validation.batch=8")
     assert done["milestones"][-1]["ema_val_loss"] == pytest.approx(plain["milestones"][-1]["ema_val_loss"], rel=1e-6)
     said = [line for line in capsys.readouterr().out.splitlines() if "out of GPU memory" in line]

@@ -1,0 +1,102 @@
+"""A validation that dies does not lose the run: the step is saved before, and validated first of all afterwards."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.test_ensemble import configs, same
+from tests.training.test_trainer import losses, metrics, newest_step, overrides, result, run
+from training.checkpoint import checkpoint_paths, find_checkpoint, read_state
+from training.config import load_config
+from training.ensemble import train_together
+from training.rows import StackedStep
+from training.step import Step
+from training.trainer import Trainer, train
+from utils.errors import UserError
+
+MILESTONES = ("train.tokens=2560", "train.milestones=[1280]", "optim.warmup_tokens=128")
+
+
+def dies(*arguments: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("at", [1280, 2560])
+def test_a_run_that_dies_in_validation_measures_before_its_next_step(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    whole = run(cache, tmp_path, "whole", *MILESTONES)
+    plain, step = Trainer._scores, Step.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_scores", lambda self: dies() if self.tokens == at else plain(self))
+        with pytest.raises(torch.OutOfMemoryError):
+            train(load_config(None, overrides(cache, tmp_path, "x", *MILESTONES)))
+    assert newest_step(tmp_path / "x") == at // 128
+    unmeasured = read_state(find_checkpoint(tmp_path / "x"))["milestones"]
+    assert [m["nominal"] for m in unmeasured] == [m for m in (1280, 2560) if m < at]
+    order: list[str] = []
+    monkeypatch.setattr(Trainer, "_scores", lambda self: order.append("scores") or plain(self))
+    monkeypatch.setattr(Step, "__call__", lambda self, *more: order.append("step") or step(self, *more))
+    done = run(cache, tmp_path, "x", *MILESTONES)
+    assert order == ["scores", *["step"] * 10, "scores"][: 12 if at == 1280 else 1]
+    assert done["milestones"] == whole["milestones"]
+    assert metrics(tmp_path / "x") == metrics(tmp_path / "whole")
+    ours, theirs = (find_checkpoint(tmp_path / name) for name in ("x", "whole"))
+    assert read_state(ours)["milestones"] == read_state(theirs)["milestones"] == whole["milestones"]
+    for kind in ("model", "ema", "optimizer"):
+        assert (ours / f"{kind}.safetensors").read_bytes() == (theirs / f"{kind}.safetensors").read_bytes()
+    for path in (tmp_path / "whole" / "validation").iterdir():
+        assert (tmp_path / "x" / "validation" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_stacked_runs_that_die_in_validation_measure_before_their_next_step(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train_together(configs(cache, tmp_path / "whole", *MILESTONES, rows=2)) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(StackedStep, "scores", dies)
+        with pytest.raises(torch.OutOfMemoryError):
+            train_together(configs(cache, tmp_path / "x", *MILESTONES, rows=2))
+    # Both had asked for their scores, so that both had saved.
+    assert train_together(configs(cache, tmp_path / "x", *MILESTONES, rows=2)) == 0
+    for row in range(2):
+        same(tmp_path / "x" / str(row), tmp_path / "whole" / str(row), 0)
+
+
+def test_weights_whose_validation_is_not_finite_leave_the_checkpoint_before(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Trainer._milestone
+
+    def not_finite(self: Trainer, reached: list[int], found: tuple, log: object) -> bool:
+        if self.tokens == 2560:
+            object.__setattr__(found[0], "loss", float("nan"))
+        return plain(self, reached, found, log)
+
+    monkeypatch.setattr(Trainer, "_milestone", not_finite)
+    done = run(cache, tmp_path, "x", *MILESTONES, "checkpoint.keep=1")
+    assert (done["status"], [m["nominal"] for m in done["milestones"]]) == ("diverged", [1280])
+    assert [path.name for path in checkpoint_paths(tmp_path / "x" / "checkpoints")] == ["step_0000010"]
+
+
+def test_a_validation_that_never_fits_ends_the_run_before_its_first_step(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import training.validation
+
+    monkeypatch.setattr(training.validation, "validate_rows", lambda *arguments, **more: dies())
+    monkeypatch.setattr(Step, "__call__", lambda *_: pytest.fail("trained"))
+    with pytest.raises(UserError, match="out of GPU memory"):
+        train(load_config(None, overrides(cache, tmp_path, "x")))
+
+
+def test_trying_validation_first_changes_no_number(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = run(cache, tmp_path, "tried", *MILESTONES)
+    monkeypatch.setattr(Trainer, "fit_validation", lambda self: None)
+    assert run(cache, tmp_path, "untried", *MILESTONES)["milestones"] == tried["milestones"]
+    np.testing.assert_array_equal(losses(tmp_path / "tried"), losses(tmp_path / "untried"))
+    assert result(tmp_path / "tried")["status"] == "done"

@@ -1,0 +1,129 @@
+"""Passes of one size: what torch.compile compiles once, and what the mean gradient is the same for."""
+
+import functools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.models.test_dit import build, inputs
+from tests.training.test_trainer import overrides
+from training.config import load_config
+from training.feed import Samples
+from training.memory import fit_memory
+from training.model import compile_model
+from training.step import even_size, micro_batches
+from training.trainer import RAW_SHARE, Trainer, prepare
+from training.validation import samples_per_pass
+
+
+class Graphs(list):
+    """A compiler that only counts, for each graph: whether gradients are wanted, symbolic sizes, torch.arange calls."""
+
+    def __call__(self, module: torch.fx.GraphModule, examples: list[Any]) -> Any:
+        nodes = list(module.graph.nodes)
+        symbolic = [n for n in nodes if isinstance(n.meta.get("example_value"), torch.SymInt)]
+        ranges = [n for n in nodes if n.target is torch.arange]
+        self.append((torch.is_grad_enabled(), len(symbolic), len(ranges)))
+        return module.forward
+
+    def count(self, gradients: bool) -> int:
+        return Counter(graph[0] for graph in self)[gradients]
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Graphs:
+    found = Graphs()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=found))
+    torch.compiler.reset()
+    yield found
+    torch.compiler.reset()
+
+
+def trainer_of(cache: Path, out: Path, *more: str) -> Trainer:
+    return Trainer(*prepare(load_config(None, overrides(cache, out, "x", *more))))
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "wanted"),
+    [(4, None, 4), (4, 9, 4), (4, 3, 2), (7, 4, 4), (527, 16, 16), (17, 8, 6), (5, 1, 1)],
+)
+def test_sizes_are_even(count: int, most: int | None, wanted: int) -> None:
+    size = even_size(count, most)
+    assert size == wanted
+    assert even_size(count, size) == size
+    t = torch.arange(float(count))
+    pieces = list(micro_batches(Samples(t, t, t, t, t), most))
+    assert {len(piece.t) for piece, _ in pieces} == {size}
+    assert torch.equal(torch.cat([piece.t[:kept] for piece, kept in pieces]), t)
+
+
+@pytest.mark.parametrize("micro_batch", [2, 3, 4])
+def test_the_gradient_is_the_batchs_mean_for_any_micro_batch(cache: Path, tmp_path: Path, micro_batch: int) -> None:
+    """Of five clips the last micro-batch repeats one, or three, or one."""
+    found = []
+    for size in (5, micro_batch):
+        trainer = trainer_of(cache, tmp_path, "train.batch_tokens=160", f"train.micro_batch={size}")
+        for step in range(3):  # past the zeros that a model begins with
+            trainer.learn(trainer.feed.step(step), step * 160)
+        trainer.learn.by_t.zero_()
+        loss = trainer.learn.gradients(trainer.feed.step(3))
+        found.append((loss, *(weights.grad.clone() for weights in trainer.learn.weights), trainer.learn.by_t.clone()))
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert found[1][-1][1].sum() == 5  # a repeated sample is counted once
+
+
+@pytest.mark.parametrize("layers", [1, 7], ids=["whole", "by block"])
+def test_training_and_validation_are_each_compiled_once(
+    cache: Path, tmp_path: Path, graphs: Graphs, layers: int
+) -> None:
+    """With a last micro-batch and a last validation pass that are not full, and for raw and averaged weights."""
+    keys = ("train.micro_batch=2", "train.batch_tokens=160", "validation.clips=11", "validation.batch=3")
+    trainer = trainer_of(cache, tmp_path, *keys, "train.compile=true", f"model.size={layers}x32")
+    for step in range(2):
+        trainer.learn(trainer.feed.step(step), step * 160)
+    assert len(graphs) == graphs.count(True) == 1
+    trainer._validate(trainer.model, RAW_SHARE)
+    trainer._validate(trainer.average)
+    trainer.learn(trainer.feed.step(2), 320)
+    assert (graphs.count(True), graphs.count(False)) == (1, 1)
+    assert {symbolic for _, symbolic, _ in graphs} == {0}
+
+
+def test_a_halved_micro_batch_is_compiled_once(cache: Path, tmp_path: Path, graphs: Graphs) -> None:
+    """From 32 clips, over more sizes than torch.compile bears of one function, down to one."""
+    keys = ("train.batch_tokens=1024", "train.compile=true")
+    trainer = trainer_of(cache, tmp_path, *keys)
+    plain = trainer.learn.gradients
+
+    def gradients(*arguments: Any, **more: Any) -> torch.Tensor:
+        loss = plain(*arguments, **more)
+        if trainer.learn.micro_batch > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss
+
+    trainer.learn.gradients = gradients
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        fit_memory(trainer.learn, trainer.feed.step(0), speak=False)
+        assert trainer.learn.micro_batch == 2
+        graphs.clear()
+        trainer.learn(trainer.feed.step(0), 0)
+    assert graphs == []  # it was compiled by the attempt that fitted, and by no other that is still there
+
+
+def test_rotary_angles_are_a_constant_to_the_compiler(graphs: Graphs) -> None:
+    model = build()
+    compile_model(model)
+    model(*inputs())
+    assert [ranges for _, _, ranges in graphs] == [1]  # the timestep's frequencies; the angles' would be three more
+
+
+def test_validation_passes_count_tokens() -> None:
+    assert samples_per_pass(None, 80) == 32
+    assert samples_per_pass(None, 1280) == 32
+    assert samples_per_pass(None, 32_000) == 1
+    assert samples_per_pass(None, 100_000) == 1
+    assert samples_per_pass(64, 32_000) == 64  # who sets validation.batch gets it
