@@ -20,7 +20,7 @@ from training.validation import samples_per_pass
 
 
 class Graphs(list):
-    """A compiler that only counts, for each graph: whether gradients are wanted, symbolic sizes, torch.arange calls."""
+    """Counts, for each compiled graph: whether gradients are wanted, symbolic sizes, torch.arange calls."""
 
     def __call__(self, module: torch.fx.GraphModule, examples: list[Any]) -> Any:
         nodes = list(module.graph.nodes)
