@@ -22,6 +22,7 @@ from models import sizes
 from scaling import laws
 from scaling.plan import ESTIMATORS, Request, plan
 from scaling.plan_table import table
+from training import planned_config
 from training.layout import (
     BATCH_TOLERANCE,
     DEFAULT_GPUS,
@@ -31,7 +32,8 @@ from training.layout import (
     default_gpus,
     shared_clips,
 )
-from training.memory_formula import ModelShape, assumed_clip
+from training.memory_formula import ModelShape
+from training.resolve import beta2_warnings
 from utils.devices import MEMORY_GB, PEAK_FLOPS
 from utils.errors import Parser, UserError, run_cli
 from utils.files import write_text
@@ -131,34 +133,25 @@ def launcher(gpus: int) -> str:
 def main() -> None:
     args = arguments().parse_args()
     check_machine(args.gpus, args.gpu_memory)
-    base, cache = None, ""
-    if args.base or args.out:
-        from training import planned_config  # a plan that reads and writes no configuration does without its parser
-
-        base = planned_config.read_base(args.base)
-        args.n_ctx = planned_config.clip_length(base, args.n_ctx)
-        cache = base.config.data.cache
+    base = planned_config.read_base(args.base)
+    args.n_ctx = planned_config.clip_length(base, args.n_ctx)
+    cache = base.config.data.cache
     request = Request(
         args.flops, args.params, args.tokens, args.loss, args.gpu_hours, args.gpu.lower(), args.mfu, args.batch,
         args.n_ctx, args.estimator, args.tolerance, args.sampler_steps, not args.no_guidance, args.serve_clips,
-        base.config.train.dtype if base else "auto",
+        base.config.train.dtype,
     )  # fmt: skip
     law = laws.load(args.law)
     planned, gpus = plan_for_gpus(law, request, args.gpus)
-    # What depends on the plan's batch and the optimiser that trains it is warned about from here on.
-    if base:
-        clip, assumed = planned_config.clip_shape(base.config, planned["n_ctx"])
-        token_dim = clip.latent_shape[0] * math.prod(base.config.model.patch)
-    else:
-        clip, assumed = assumed_clip(planned["n_ctx"])
-        token_dim = clip.latent_shape[0]
+    clip, assumed = planned_config.clip_shape(base.config, planned["n_ctx"])
+    token_dim = clip.latent_shape[0] * math.prod(base.config.model.patch)
     shape = ModelShape(planned["layers"], planned["width"], planned["heads"], token_dim, clip.text_dim)
-    memory, fixed = args.gpu_memory or MEMORY_GB[request.gpu], base.layout if base and base.own else {}
+    memory, fixed = args.gpu_memory or MEMORY_GB[request.gpu], base.layout if base.own else {}
     add_layout(planned, shape, clip, gpus=gpus, memory_gb=memory, assumed=assumed, fixed=fixed)
-    if base:
-        written = planned_config.recipe_keys(law.recipe, base) if args.out else {}
-        planned["warnings"] += planned_config.recipe_warnings(law.recipe, base, request.gpu, written)
-    if args.base and cache and args.n_ctx is None:
+    optim = planned_config.planned_optim(law.recipe, base)
+    planned["warnings"] += beta2_warnings([(optim, planned["B"])])
+    planned["warnings"] += planned_config.recipe_warnings(law.recipe, base, request.gpu, optim)
+    if cache and args.n_ctx is None:
         planned["warnings"].append(
             f"n_ctx {planned['n_ctx']} is the law's: {cache}, the base's cache, is not there yet; plan again when "
             "it is"

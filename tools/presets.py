@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models import sizes
 from scaling import laws
 from scaling.plan import Request, plan
-from training.planned_config import clip_length, planned_yaml, read_base, recipe_keys, recipe_warnings
+from training.planned_config import clip_length, planned_optim, planned_yaml, read_base, recipe_warnings
 from utils.errors import Parser, UserError, run_cli
 from utils.files import read_json, write_text
 
@@ -139,7 +139,7 @@ def main() -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, text)
     write_text(args.page, table)
-    for warning in recipe_warnings(law.recipe, base, written=recipe_keys(law.recipe, base)):
+    for warning in recipe_warnings(law.recipe, base, optim=planned_optim(law.recipe, base)):
         print(f"warning: {warning}", file=sys.stderr)
     print(f"wrote {len(written)} configs to {args.out} and {args.page}")
 

@@ -185,7 +185,8 @@ def doubts(sweep: Sweep) -> list[str]:
     """What the grids are too small to tell, said before compute is spent on them."""
     from scaling import simulate
 
-    found = [*simulate.doubts(simulated(sweep)), *beta2_warnings([cell.config for cell in sweep.cells])]
+    optimizers = [(cell.config.optim, cell.config.train.batch_tokens) for cell in sweep.cells]
+    found = [*simulate.doubts(simulated(sweep)), *beta2_warnings(optimizers)]
     for text in found:
         print(f"warning: {text}", file=sys.stderr)
     return found

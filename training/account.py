@@ -92,7 +92,7 @@ def account(config: Config, n_ctx: int | None, machine: Machine) -> dict[str, An
             "data": assumed,
         },
         "warnings": [
-            *beta2_warnings([run.config]),
+            *beta2_warnings([(run.config.optim, run.config.train.batch_tokens)]),
             *_memory_warnings(run, shape, clip, memory["total"], whole, machine.gpus),
         ],
     }

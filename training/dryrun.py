@@ -79,7 +79,7 @@ def describe(trainer: Trainer) -> dict[str, Any]:
     training, validation = exact_flops(*shape), exact_flops(*shape, training=False)
     return {
         "config": to_dict(config),
-        "warnings": beta2_warnings([config]),
+        "warnings": beta2_warnings([(config.optim, config.train.batch_tokens)]),
         "status": finished["status"] if finished else "resumes" if step else "new",
         "from_step": step,
         "N": run.N,

@@ -7,13 +7,14 @@ user's base rules: it keeps every key that it sets, and the layout is written on
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from training.config import Config, config_from_dict, flatten, known_keys, load_yaml, merge, to_dict
 from training.memory_formula import ClipShape, assumed_clip
 from training.resolve import WARMUP_FRACTION, cache_indexes, clip_tokens, encoded_shape, resolve
+from training.schema import OptimKeys
 from utils.devices import best_dtype
 from utils.errors import UserError
 
@@ -102,7 +103,7 @@ def planned_yaml(
 
     Args:
         planned: of ``scaling.plan``; with the keys of ``training.layout.add_layout`` where ``layout`` is true.
-        recipe: the law's, whose optimiser keys are written.
+        recipe: the law's, whose optimiser trains the plan.
         law: the law file, for the first line.
         layout: write the keys of the layout that the base leaves open.
 
@@ -113,10 +114,11 @@ def planned_yaml(
     tokens = math.ceil(planned["T"])
     milestones = [milestone for milestone in base.config.train.milestones if milestone <= tokens]
     warmup = _warmup_keys(recipe, base, min([*milestones, tokens]), planned["warnings"])
+    optim = _optim_values(planned_optim(recipe, base), base)
     values: dict = {
         "name": out.stem,
         "model": {"size": planned["size"]},
-        "optim": {"lr": float(f"{number['lr']:.6g}"), **recipe_keys(recipe, base), **warmup},
+        "optim": {"lr": float(f"{number['lr']:.6g}"), **optim, **warmup},
         "train": {"tokens": tokens, "batch_tokens": planned["B"]},
     }
     if not base.own:
@@ -144,14 +146,28 @@ def planned_yaml(
     return "\n".join([*head, *yaml_lines(values)]) + "\n"
 
 
-def recipe_keys(recipe: dict, base: Base) -> dict[str, Any]:
-    """The optimiser keys of a law's ``recipe``, all that it knows, so that a plan trains as the law's runs did.
+def planned_optim(recipe: dict, base: Base) -> OptimKeys:
+    """A plan's optimiser: the base's with what a law's ``recipe`` knows, so that it trains as the law's runs did.
 
-    A base of the user's own keeps those that it sets.
+    A base of the user's own keeps the keys that it sets.
     """
-    keys = {name.removeprefix("optim.") for name in known_keys() if name.startswith("optim.")} - {"lr"}
-    found = {name: value for name, value in recipe.items() if name in keys and value is not None}
-    return {name: value for name, value in found.items() if not (base.own and f"optim.{name}" in base.keys)}
+    names = {name.removeprefix("optim.") for name in known_keys() if name.startswith("optim.")} - {"lr"}
+    found = {name: value for name, value in recipe.items() if name in names and value is not None}
+    ruled = {name: value for name, value in found.items() if not (base.own and f"optim.{name}" in base.keys)}
+    return replace(base.config.optim, **ruled)
+
+
+def _optim_values(optim: OptimKeys, base: Base) -> dict[str, Any]:
+    """The keys of ``optim`` as a plan writes them: all but those that the user's own base sets as they are.
+
+    The rate is the plan's and the warm-up has a rule of its own; only wsd has a decay.
+    """
+    left_out = {"lr", "warmup_tokens"} | ({"decay_fraction"} if optim.schedule != "wsd" else set())
+    return {
+        name: value
+        for name, value in asdict(optim).items()
+        if name not in left_out and not (base.own and f"optim.{name}" in base.keys)
+    }
 
 
 def _warmup_keys(recipe: dict, base: Base, first_milestone: int, warnings: list[str]) -> dict[str, int]:
@@ -181,14 +197,14 @@ def yaml_lines(values: dict, indent: str = "") -> list[str]:
     return lines
 
 
-def recipe_warnings(recipe: dict, base: Base, gpu: str | None = None, written: dict | None = None) -> list[str]:
+def recipe_warnings(recipe: dict, base: Base, gpu: str | None = None, optim: OptimKeys | None = None) -> list[str]:
     """Keys of the base that differ from what the law was fitted with: its losses hold for one recipe.
 
     Args:
         gpu: the GPU that is planned for, whose dtype train.dtype=auto becomes.
-        written: optimiser keys that the plan's own YAML sets.
+        optim: the optimiser of the plan's own YAML, where one is written.
     """
-    given = flatten(to_dict(base.config)) | {f"optim.{name}": value for name, value in (written or {}).items()}
+    given = flatten(to_dict(base.config if optim is None else replace(base.config, optim=optim)))
     if given["train.dtype"] == "auto" and gpu is not None:
         given["train.dtype"] = best_dtype(gpu)
     warnings = []

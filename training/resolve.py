@@ -8,6 +8,7 @@ from typing import Any
 
 from models.sizes import flops_per_token, head_width, parameters, parse_size
 from training.config import Config, cache_folders, copied
+from training.schema import OptimKeys
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -171,22 +172,19 @@ def _whole_clips(batch_tokens: int, n_ctx: int) -> int:
     return clips
 
 
-def beta2_warnings(configs: Sequence[Config]) -> list[str]:
+def beta2_warnings(optimizers: Sequence[tuple[OptimKeys, int]]) -> list[str]:
     """Where ``optim.beta2_range`` keeps beta2 from what its half-life asks for: a line each for its two ends.
 
-    ``configs`` are one run's, or those of all cells of a sweep.
+    ``optimizers`` are (the optimiser's keys, batch in tokens) of a run, or of all cells of a sweep.
     """
     found = []
     for end, name in enumerate(("least", "largest")):
-        kept = [config for config in configs if _beta2_kept_at(config, end)]
+        kept = [(optim, batch) for optim, batch in optimizers if _beta2_kept_at(optim, batch, end)]
         if not kept:
             continue
         # The cell farthest outside the range: of the largest batch at the least beta2, of the smallest at the other.
-        optim, batch = max(
-            ((config.optim, config.train.batch_tokens) for config in kept),
-            key=lambda one: (-1) ** end * one[1] / one[0].beta2_half_life,
-        )
-        cells = f"in {len(kept)} of {len(configs)} cells " if len(configs) > 1 else ""
+        optim, batch = max(kept, key=lambda one: (-1) ** end * one[1] / one[0].beta2_half_life)
+        cells = f"in {len(kept)} of {len(optimizers)} cells " if len(optimizers) > 1 else ""
         found.append(
             f"{cells}beta2 is kept at the {name} of optim.beta2_range, {optim.beta2(batch):g}: at B {batch:,} tokens "
             f"optim.beta2_half_life={optim.beta2_half_life:g} asks for {optim.free_beta2(batch):.6g}"
@@ -194,6 +192,5 @@ def beta2_warnings(configs: Sequence[Config]) -> list[str]:
     return found
 
 
-def _beta2_kept_at(config: Config, end: int) -> bool:
-    optim, batch = config.optim, config.train.batch_tokens
+def _beta2_kept_at(optim: OptimKeys, batch: int, end: int) -> bool:
     return optim.beta2(batch) != optim.free_beta2(batch) and optim.beta2(batch) == optim.beta2_range[end]

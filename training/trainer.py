@@ -226,7 +226,7 @@ class Trainer:
             epochs = self.run.steps * self.run.clips / self.cache.train_size
             how = f"{epochs:.2g} epochs; {self.device}, attention {self.model.backend}"
             print(f"{config.run_dir}: {self.run.text}; {how}{begun}", flush=True)
-            for text in beta2_warnings([config]):
+            for text in beta2_warnings([(config.optim, config.train.batch_tokens)]):
                 print(f"warning: {text}", file=sys.stderr, flush=True)
             wanted, local = config.train.micro_batch, self.run.clips // self.world
             if wanted and local > wanted != (size := even_size(local, wanted)):

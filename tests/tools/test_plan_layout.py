@@ -127,7 +127,8 @@ def test_a_base_keeps_the_keys_that_it_sets(tmp_path):
     keys = {"optim": {"clip": 2.0, "warmup_tokens": 1000}, "train": {"dtype": "bfloat16", "parallel": "fsdp"}}
     base.write_text(yaml.safe_dump(keys))
     planned, written = planned_file(tmp_path, "--flops", "1e20", "--base", base, law=law)
-    assert written["optim"].keys() == {"lr", "beta1", "schedule"}
+    free = {"beta2_half_life", "beta2_range", "eps", "weight_decay"}
+    assert written["optim"].keys() == {"lr", "beta1", "schedule"} | free
     assert written["train"].keys() == {"tokens", "batch_tokens"}
     assert planned["parallel"] == "fsdp"
     warnings = [text for text in planned["warnings"] if "fitted with" in text]

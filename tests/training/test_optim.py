@@ -44,18 +44,19 @@ def test_where_beta2_is_kept_in_its_range_it_is_said_and_makes_another_run() -> 
         ]
         return resolve(load_config(None, keys), {"latent_shape": [4, 2, 4, 4], "fingerprint": "f00d"})
 
+    def warnings(*runs: Run) -> list[str]:
+        return beta2_warnings([(one.config.optim, one.config.train.batch_tokens) for one in runs])
+
     small, large = run(15_168), run(15_232)  # 0.9002 and 0.8998
     free = ["optim.beta2_range=[0,1]"]
     assert run_id(small.config) == run_id(run(15_168, *free).config)
     assert run_id(large.config) != run_id(run(15_232, *free).config)
-    assert beta2_warnings([small.config, run(15_232, *free).config]) == []
-    assert beta2_warnings([large.config]) == [
+    assert warnings(small, run(15_232, *free)) == []
+    assert warnings(large) == [
         "beta2 is kept at the least of optim.beta2_range, 0.9: at B 15,232 tokens optim.beta2_half_life=100000 asks "
         "for 0.899802"
     ]
-    both = beta2_warnings(
-        [small.config, large.config, run(32_000).config, run(32, "optim.beta2_half_life=1e7").config]
-    )
+    both = warnings(small, large, run(32_000), run(32, "optim.beta2_half_life=1e7"))
     assert [text[:43] for text in both] == [
         "in 2 of 4 cells beta2 is kept at the least ", "in 1 of 4 cells beta2 is kept at the larges",
     ]  # fmt: skip
