@@ -20,7 +20,7 @@ from training.validation import samples_per_pass
 
 
 class Graphs(list):
-    """A compiler that only counts: (whether gradients are wanted, symbolic sizes, torch.arange calls) of each graph."""
+    """A compiler that only counts. Of each graph: whether gradients are wanted, symbolic sizes, calls of arange."""
 
     def __call__(self, module: torch.fx.GraphModule, examples: list[Any]) -> Any:
         nodes = list(module.graph.nodes)
