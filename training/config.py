@@ -96,7 +96,9 @@ class TrainKeys:
 class ValidationKeys:
     clips: int | None = key(None, "the first so many clips of the cache's frozen list; all of them if not given")
     timesteps: int = key(4, "stratified times per clip")
-    batch: int = key(32, "samples per forward pass; it does not change the loss")
+    batch: int | None = key(
+        None, "samples per forward pass; up to 32 of 40,960 tokens in all if not given; it does not change the loss"
+    )
     seed: int = key(0, "seed of times and noise, common to all runs that are to be compared")
 
 
