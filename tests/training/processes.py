@@ -24,7 +24,7 @@ def start(log: Path, target: Callable[..., int | None], *args: Any, world: int =
     """Start ``target(*args)`` in ``world`` processes; each one's output goes to ``log``/<rank>."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.trainer"])
+    context.set_forkserver_preload(["training.trainer", "torch._dynamo"])
     log.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("localhost", 0))
