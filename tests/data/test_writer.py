@@ -16,7 +16,7 @@ from data import writer
 from data.latents import LatentCache
 from data.writer import Load, Share, Tally, close_cache, open_cache, plan_shards, working, write_share
 from tests.data.units import SETTINGS, SHAPE, TEXT, PoolingVAE, files_of, make, unit, units_of
-from tests.training.processes import finish, start
+from tests.processes.trainings import finish, start
 from utils.errors import UserError
 from utils.files import json_text
 

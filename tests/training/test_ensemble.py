@@ -14,7 +14,7 @@ import torch
 
 import training.ensemble
 import training.trainer
-from tests.training.processes import finish, killed_together, start
+from tests.processes.trainings import finish, killed_together, start
 from tests.training.test_trainer import losses, metrics, overrides, result
 from training.checkpoint import checkpoint_paths
 from training.config import Config, load_config

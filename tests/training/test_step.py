@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.models.test_dit import build
-from tests.training.processes import finish, poisoned, short_of_memory, start, together
+from tests.processes.trainings import finish, poisoned, short_of_memory, start, together
 from tests.training.test_trainer import losses, metrics, overrides, result, run
 from training.checkpoint import checkpoint_paths, find_checkpoint, optimizer_tensors, read_state
 from training.config import OptimKeys, load_config

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.processes import (
+from tests.processes.trainings import (
     ROOT,
     finish,
     flags_alone,
@@ -138,7 +138,7 @@ TORCHRUN = """
 import os
 import sys
 sys.path.insert(0, {root!r})
-from tests.training.processes import hung
+from tests.processes.trainings import hung
 from utils.errors import run_cli
 
 print("pid", os.getpid(), flush=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.slurm.cluster import Cluster, available, wait_until
+from tests.processes.slurm.cluster import Cluster, available, wait_until
 from tests.sweeps import edit, write_sweep
 from training.slurm import queue_of
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(not available(), reason="no Slurm here; .ci/run installs it")]
 
 
