@@ -3,7 +3,9 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from data.clips import Clips
 from data.sources import Unit
 from data.writer import write_cache
 from models.text import load_text_encoder
+from tests.processes import launch
 from utils.random import normal
 
 SHAPE = (4, 2, 4, 4)  # 32 tokens of 4 numbers: the smallest width, 32, is wide enough
@@ -55,3 +58,14 @@ def make_cache(folder: Path, train: int = 96, validation: int = 16) -> Path:
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_cache(tmp_path_factory.mktemp("cache") / "latents")
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+    launch.watch()
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    yield
+    launch.end_all()
