@@ -1,4 +1,4 @@
-"""The sweep tool as a process of its own, and what its sweep left."""
+"""The sweep tool, and what its sweep left."""
 
 import json
 import subprocess
@@ -6,13 +6,23 @@ from pathlib import Path
 
 import yaml
 
+from tests.commands import Done, call
 from tests.processes.launch import python
 
 
-def tool(command: str, path: Path, *more: str, status: int = 0, **options) -> subprocess.CompletedProcess[str]:
-    out = python("tools/sweep.py", command, path, *more, **options)
-    assert out.returncode == status, out.stderr + out.stdout
-    return out
+def tool(command: str, path: Path, *more: str, status: int = 0) -> Done:
+    """The command in the tests' process. Its workers are forked by multiprocessing's server, which has imported torch
+    once for all tests."""
+    done = call("tools/sweep.py", command, path, *more)
+    assert done.returncode == status, done.stderr + done.stdout
+    return done
+
+
+def tool_alone(command: str, path: Path, *more: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """The command as a process, with the environment of now."""
+    done = python("tools/sweep.py", command, path, *more)
+    assert done.returncode == status, done.stderr + done.stdout
+    return done
 
 
 def results(path: Path) -> dict[str, dict]:

@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
+from tests.commands import call
 from tests.processes import launch
-from tests.training.test_trainer import command
+from tests.training.test_trainer import command, overrides
 
 
 def test_the_command_exits_with_2(cache: Path, tmp_path: Path) -> None:
@@ -12,7 +13,7 @@ def test_the_command_exits_with_2(cache: Path, tmp_path: Path) -> None:
         (["--dry-run", "train.batch_tokens=0"], "train.batch_tokens: not"),
         (["--json"], "--json: go"),
     ):
-        out = launch.run(command(cache, tmp_path, "x", *more))
+        out = call("train.py", *overrides(cache, tmp_path, "x", *more))
         assert (out.returncode, out.stderr.count("\n"), out.stdout) == (2, 1, ""), out.stderr
         assert out.stderr.startswith(f"error: {message}")
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ import yaml
 
 from tests.processes import launch
 from tests.processes.launch import ROOT
-from tests.processes.sweeps import results, still_training, table, tool
+from tests.processes.sweeps import results, still_training, table, tool, tool_alone
 from tests.sweeps import edit
 from tests.tools.test_sweep import sweep  # noqa: F401
 
@@ -25,7 +25,7 @@ def test_run_status_collect_and_nothing_twice(sweep: Path) -> None:
     assert any("2 different cells in a grid" in text for text in told["warnings"])
     assert results(sweep) == {}
     assert json.loads(tool("status", sweep, "--json").stdout)["counts"] == {"pending": 4}
-    assert planned.stderr in tool("run", sweep).stderr
+    assert planned.stderr in tool_alone("run", sweep).stderr
     first = results(sweep)
     assert set(first) == {cell["run_id"] for cell in listed}
     assert all(r["status"] == "done" and r["run_id"] == name for name, r in first.items())

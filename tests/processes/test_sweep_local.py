@@ -15,7 +15,7 @@ import yaml
 
 from tests.processes import launch
 from tests.processes.launch import ROOT
-from tests.processes.sweeps import results, still_training, table, tool
+from tests.processes.sweeps import results, still_training, table, tool, tool_alone
 from tests.sweeps import edit, write_sweep
 from tests.tools.test_sweep import here
 from tools import sweep as module
@@ -67,7 +67,7 @@ def test_one_diverges_one_crashes_twice_and_one_always(
     odd = {"size": "1x32", "lr": [1e30, 4.1e-3, 4.2e-3], "batch_tokens": [64]}
     other = {"size": "2x32", "lr": [1e-3], "batch_tokens": [64]}
     edit(sweep, sizes=[grid, odd, other], milestones=[640])
-    out = tool("run", sweep, status=1)
+    out = tool_alone("run", sweep, status=1)
     told = json.loads(tool("status", sweep, "--json", status=1).stdout)
     assert told["counts"] == {"done": 22, "diverged": 1, "failed": 1}
     (failed,) = (cell for cell in told["cells"] if cell["state"] == "failed")
@@ -101,6 +101,7 @@ def killed_and_rerun(sweep: Path, kills: int, seconds: tuple[float, float]) -> N
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_killed_twice(sweep: Path) -> None:
     killed_and_rerun(sweep, 2, (4, 9))
 
@@ -120,6 +121,7 @@ def on_one_core(sweep: Path) -> subprocess.CompletedProcess[str]:
     return out
 
 
+@pytest.mark.slow
 def test_a_hopeless_cell_is_stopped_and_has_no_later_result(sweep: Path, tmp_path: Path) -> None:
     """Off by default; where it is off again, the cell goes on from where it was."""
     edit(sweep, milestones=[64000, 96000], batch_tokens=[32])  # at the first of them the gap is 26 %, of 25 asked
@@ -179,6 +181,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_cell_costs_its_scheduler_little(sweep: Path, tmp_path: Path) -> None:
     """Processor time of the pool for each of two hundred cells that end at once."""
     (tmp_path / "overhead.py").write_text(OVERHEAD)

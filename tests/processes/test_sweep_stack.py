@@ -10,7 +10,7 @@ import pytest
 
 from tests.processes import launch
 from tests.processes.launch import ROOT
-from tests.processes.sweeps import results, tool
+from tests.processes.sweeps import results, tool, tool_alone
 from tests.sweeps import edit, write_sweep
 
 # Put on the path of every process: one that trains a cell of some rate, alone or with others, ends by itself.
@@ -80,13 +80,14 @@ def test_one_that_ends_its_process_takes_no_other_along(
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     edit(sweep, lr=[1e-3, 4.1e-3, 1e30], batch_tokens=[64], executor={"workers": 2, "retries": 1, "stack": 3})
-    tool("run", sweep, status=1)
+    tool_alone("run", sweep, status=1)
     told = json.loads(tool("status", sweep, "--json", status=1).stdout)
     assert told["counts"] == {"done": 1, "diverged": 1, "failed": 1}
     (failed,) = (cell for cell in told["cells"] if cell["state"] == "failed")
     assert failed["attempts"] == 2  # alone: what it did to the stack was nobody's yet
 
 
+@pytest.mark.slow
 def test_killed_in_mid_stack_and_finished_alone(sweep: Path, tmp_path: Path) -> None:
     edit(sweep, milestones=[1280], executor={"workers": 2, "stack": 3})
     process = launch.popen([sys.executable, ROOT / "tools" / "sweep.py", "run", sweep])

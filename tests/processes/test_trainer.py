@@ -1,5 +1,6 @@
 """Training as processes: torchrun, signals, exit statuses."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.commands import call
 from tests.processes import launch
 from tests.processes.launch import ROOT, wait_until
+from tests.processes.trainings import finish, start, train_it
 from tests.training.test_trainer import command, losses, metrics, newest_step, overrides, result, run
 from training.config import load_config
 from training.trainer import PREEMPTED, train
@@ -30,6 +33,7 @@ def test_two_processes_and_accumulation_equal_one(cache: Path, tmp_path: Path) -
 
 
 VALIDATE = """
+import os
 import sys
 import torch
 from data.latents import LatentCache
@@ -68,17 +72,18 @@ def test_one_checkpoint_has_one_validation_loss_on_one_process_and_two(cache: Pa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_a_signal_checkpoints_and_asks_to_be_run_again(cache: Path, tmp_path: Path, number: int) -> None:
-    process = launch.popen(command(cache, tmp_path, "x", "train.tokens=1e8", "checkpoint.every_steps=100000"))
+    keys = overrides(cache, tmp_path, "x", "train.tokens=1e8", "checkpoint.every_steps=100000")
+    (process,) = start(tmp_path / "log", train_it, keys)
     wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists() and len(metrics(tmp_path / "x")) > 3)
-    process.send_signal(number)
-    assert process.wait(60) == PREEMPTED
+    os.kill(process.pid, number)
+    assert finish([process]) == [PREEMPTED]
     assert result(tmp_path / "x")["status"] == "preempted"
     assert newest_step(tmp_path / "x") == metrics(tmp_path / "x")[-1]["step"]
 
 
 def test_a_directory_in_use_is_refused(cache: Path, tmp_path: Path) -> None:
     more = ("train.tokens=1e8",)
-    launch.popen(command(cache, tmp_path, "x", *more))
+    start(tmp_path / "log", train_it, overrides(cache, tmp_path, "x", *more))
     wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists())
     with pytest.raises(UserError, match="another process is working in it"):
         train(load_config(None, overrides(cache, tmp_path, "x", *more)))
@@ -94,7 +99,7 @@ def test_too_many_processes_for_the_batch_and_too_few_validation_clips(cache: Pa
 
 def test_users_errors_exit_with_2_and_one_line(cache: Path, tmp_path: Path) -> None:
     for more in ("optim.lrr=1", "train.batch_tokens=100", "data.cache=/nowhere"):
-        out = launch.run(command(cache, tmp_path, "x", more))
+        out = call("train.py", *overrides(cache, tmp_path, "x", more))
         assert (out.returncode, out.stderr.count("\n")) == (2, 1), out.stderr
         assert out.stderr.startswith("error: ")
     assert not (tmp_path / "x").exists()
