@@ -1,9 +1,12 @@
 """Small real things for the tests: a latent cache of structured clips, and the embedded encoders' stand-ins."""
 
 import os
+import zlib
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a core
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from data.clips import Clips
 from data.sources import Unit
 from data.writer import write_cache
 from models.text import load_text_encoder
+from tests.processes import launch
 from utils.random import normal
 
 SHAPE = (4, 2, 4, 4)  # 32 tokens of 4 numbers: the smallest width, 32, is wide enough
@@ -55,3 +59,29 @@ def make_cache(folder: Path, train: int = 96, validation: int = 16) -> Path:
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_cache(tmp_path_factory.mktemp("cache") / "latents")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shard", metavar="I/N", help="of N parts of the tests chosen the I-th, counted from 0")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of one shard: by a hash of each test's name, so that another test moves none of them."""
+    if config.getoption("shard"):
+        part, parts = map(int, config.getoption("shard").split("/"))
+        if not 0 <= part < parts:
+            raise pytest.UsageError(f"--shard {part}/{parts}: shards are counted from 0")
+        others = [item for item in items if zlib.crc32(item.nodeid.encode()) % parts != part]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if zlib.crc32(item.nodeid.encode()) % parts == part]
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+    launch.watch()
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    yield
+    launch.end_all()

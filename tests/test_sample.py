@@ -1,9 +1,6 @@
 """sample.py from a freshly trained checkpoint: the files, what they carry, and what does not change them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -12,16 +9,13 @@ import pytest
 from PIL import Image
 
 from diffusion.validation import validation_times
+from tests.commands import call
 
-ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 PROMPTS = ["a large red circle gliding left", "a small blue star resting", "two words"]
 
 
 def python(script: str, *arguments: str, status: int = 0) -> str:
-    out = subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=180
-    )
+    out = call(script, *arguments)
     assert out.returncode == status, out.stderr
     return out.stderr if status else out.stdout
 

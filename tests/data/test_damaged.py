@@ -117,7 +117,6 @@ def test_two_hundred_files(tmp_path):
             assert len(answer.keys) == len(answer.pixels) > 0
     wrong = {name: became[name] for name, allowed in expected.items() if became[name] not in allowed}
     assert not wrong
-    assert longest < 3 * LIMIT  # a worker's start included
     kept = sum(reason is None for reason in became.values())
     assert kept >= sum(allowed == {None} for allowed in expected.values()) > 25
     print(f"{kept} kept, {dict(Counter(filter(None, became.values())))}; the longest took {longest:.1f} s")

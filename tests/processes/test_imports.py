@@ -1,21 +1,33 @@
 """What a start loads: every process of a sweep, a test or a tool pays for it."""
 
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
-from tests.training.test_trainer import ENVIRONMENT, ROOT
+import scaling
+from tests.processes.launch import python
 
-LOADED = "import sys, {module}; print(*(name for name in {unwanted!r} if name in sys.modules))"
+MODULES = sorted(path.stem for path in Path(scaling.__path__[0]).glob("*.py") if path.stem != "__init__")
+HEAVY = ("torch._dynamo", "torch._inductor", "diffusers", "transformers", "torchvision", "tensorboard", "scipy")
+
+
+def loaded_of(unwanted: tuple[str, ...], *modules: str) -> list[str]:
+    """Those of ``unwanted`` that a process has loaded after importing ``modules``."""
+    code = f"import sys, {', '.join(modules)}; print(*(name for name in {unwanted!r} if name in sys.modules))"
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
 
 
 @pytest.mark.parametrize("module", ["training.trainer", "training.ensemble", "sample"])
 def test_the_compiler_is_not_loaded_by_an_import(module: str) -> None:
-    unwanted = ("torch._dynamo", "torch._inductor", "diffusers", "transformers", "torchvision", "tensorboard", "scipy")
-    code = LOADED.format(module=module, unwanted=unwanted)
-    out = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
-    assert out.returncode == 0, out.stderr
-    assert out.stdout.split() == []
+    assert loaded_of(HEAVY, module) == []
+
+
+def test_scaling_imports_neither_torch_nor_matplotlib() -> None:
+    assert len(MODULES) > 10
+    assert loaded_of(("torch", "matplotlib"), *(f"scaling.{module}" for module in MODULES)) == []
+
+
+def test_sizes_and_configurations_do_without_torch() -> None:
+    assert loaded_of(("torch",), "models.sizes", "training.config", "training.planned_config") == []

@@ -1,17 +1,15 @@
 """The commands that plan a run, as processes: quick, without torch, and what they write is what train.py takes."""
 
 import json
-import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.processes.launch import python
+
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "laws" / "paper.json"
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 # Runs the script given and fails where it imported torch.
 WITHOUT_TORCH = """
 import runpy, sys
@@ -24,19 +22,13 @@ sys.exit("torch" in sys.modules)
 """
 
 
-def python(*words: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *map(str, words)], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=300
-    )
-
-
 @pytest.mark.parametrize("more", [(), ("--gpus", 64, "--gpu", "a100"), ("--out", "planned.yaml")])
 def test_a_plan_takes_less_than_a_second_of_processor_time(more: tuple, tmp_path: Path) -> None:
     words = [tmp_path / word if word == "planned.yaml" else word for word in more]
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = python(ROOT / "tools" / "plan.py", "--law", PAPER, "--flops", "1e22", *words)
+        done = python("tools/plan.py", "--law", PAPER, "--flops", "1e22", *words)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert done.returncode == 0, done.stderr
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
@@ -53,9 +45,9 @@ def test_a_plan_imports_no_torch(base: tuple, tmp_path: Path) -> None:
 def test_train_py_accounts_for_the_plan_that_was_written(tmp_path: Path) -> None:
     out = tmp_path / "planned.yaml"
     words = ("--law", PAPER, "--flops", "1e22", "--gpus", 8, "--out", out, "--json")
-    planned = json.loads(python(ROOT / "tools" / "plan.py", *words).stdout)
+    planned = json.loads(python("tools/plan.py", *words).stdout)
     words = ("--dry-run", "--account", "--config", out, "--n-ctx", 1280, "--gpus", 8, "--json")
-    done = python(ROOT / "train.py", *words)
+    done = python("train.py", *words)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["memory_gb"] == pytest.approx(planned["memory_gb"], abs=1e-3)
@@ -73,6 +65,6 @@ def test_train_py_accounts_for_the_plan_that_was_written(tmp_path: Path) -> None
     ],
 )
 def test_options_of_another_mode_are_refused(words: tuple, message: str) -> None:
-    done = python(ROOT / "train.py", "--config", "configs/train/gpu.yaml", *words)
+    done = python("train.py", "--config", ROOT / "configs/train/gpu.yaml", *words)
     assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, "")
     assert done.stderr.startswith(f"error: {message}")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.processes import together, train_it
+from tests.processes.trainings import together, train_it
 from tests.training.test_trainer import overrides, result
 
 

@@ -1,14 +1,13 @@
 """The benchmark times what it says it times."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from models.sizes import exact_flops, parse_size
+from tests.commands import call
 from tools.benchmarks.common import spread, timed
 from tools.benchmarks.steps import products
 
@@ -34,8 +33,7 @@ def test_things_are_timed_in_turn() -> None:
 
 
 def benchmark(*arguments: str) -> dict:
-    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), *arguments, "--rounds", "2", "--json"]
-    out = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    out = call("tools/benchmark.py", *arguments, "--rounds", "2", "--json")
     assert out.returncode == 0, out.stderr
     return json.loads(out.stdout)
 
@@ -82,7 +80,5 @@ def test_bad_input_is_one_line() -> None:
         ["sample", "--size", "4by4"],
         ["data", "--device", "cuda:99"],
     ):
-        out = subprocess.run(
-            [sys.executable, str(ROOT / "tools" / "benchmark.py"), *bad], capture_output=True, text=True, timeout=120
-        )
+        out = call("tools/benchmark.py", *bad)
         assert (out.returncode, out.stderr.count("\n")) == (2, 1), out.stderr

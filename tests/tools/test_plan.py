@@ -2,13 +2,13 @@ import contextlib
 import io
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.commands import call
 from tools import plan as tool
 from training.config import load_config
 from training.resolve import resolve
@@ -19,8 +19,7 @@ PAPER = ROOT / "configs" / "laws" / "paper.json"
 
 
 def run(*words):
-    command = [sys.executable, str(ROOT / "tools" / "plan.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return call("tools/plan.py", *words)
 
 
 def refused(*words):

@@ -1,23 +1,21 @@
 """Presets of a law: the configs are the plan's, and train.py takes them; the page says what is in them."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from models import sizes
 from scaling import laws
+from tests.commands import Done, call
 from training.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 LAW = ROOT / "configs" / "laws" / "paper.json"
 
 
-def presets(*words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "tools" / "presets.py", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def presets(*words: object) -> Done:
+    return call("tools/presets.py", *words)
 
 
 def test_each_config_is_the_laws(tmp_path: Path) -> None:

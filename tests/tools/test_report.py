@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +5,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scaling import allocation, fit, laws, runs, simulate
+from tests.commands import call
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = {"losses", "surfaces", "hyperparameters", "sizes", "residuals"}
@@ -25,8 +24,7 @@ def study(tmp_path_factory):
 
 
 def run(*words):
-    command = [sys.executable, str(ROOT / "tools" / "report.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return call("tools/report.py", *words)
 
 
 def test_page_pngs_and_tensorboard_hold_the_same_figures(study, tmp_path):

@@ -1,8 +1,6 @@
 """A planted study, asked everything: the answers are those that were planted, and are checked against earlier ones."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 from models.sizes import flops_per_token, smooth_width
 from scaling import allocation, laws, runs, simulate
 from scaling.points import Untrusted
+from tests.commands import Done, call
 from tools.study import _held_out, best_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,14 +47,12 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     write(simulate.ledger(paper, cells + again, TOKENS, 2e-4, n_ctx=1280), folder / "runs", False)
     local = simulate.ledger(paper, simulate.grid(paper, [HELD_OUT], [LAST], 3, 3, 2.0), [LAST], 2e-4, seed=1)
     write(local, folder / "runs", True)
-    command = [sys.executable, ROOT / "tools" / "fit.py", "all", folder / "runs", "--out", folder / "law.json"]
-    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
+    assert call("tools/fit.py", "all", folder / "runs", "--out", folder / "law.json").returncode == 0
     return folder / "runs", folder / "law.json"
 
 
-def study(*words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "tools" / "study.py", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def study(*words: object) -> Done:
+    return call("tools/study.py", *words)
 
 
 def test_the_answers_are_the_planted_ones(planted: tuple[Path, Path]) -> None:

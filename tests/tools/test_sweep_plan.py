@@ -1,20 +1,16 @@
 """What a sweep would be, before and while it runs: grids, budgets, hours, states, and what is refused."""
 
-import csv
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from scaling import laws, runs
 from tests.sweeps import edit, write_sweep
-from tests.tools.test_sweep import ENVIRONMENT, ROOT, here, tool
+from tests.tools.test_sweep import ROOT, here
 from tools import sweep as module
 from training import overview
 from training.estimate import estimate, flops_of
@@ -76,21 +72,6 @@ def test_token_budgets_by_size(sweep: Path) -> None:
         assert re.search(r"tokens_per_parameter=\[1.0, .*\]: must be positive numbers", refused(sweep))
 
 
-def test_cells_that_differ_in_tokens_alone_are_one_run(sweep: Path) -> None:
-    """A trunk is trained once: every milestone of it is a data point."""
-    edit(sweep, sizes=[{"size": "1x32", "milestones": [640]}, {"size": "1x32", "milestones": [1280, 320]}])
-    cells = planned(sweep)["cells"]
-    assert [c["milestones"] for c in cells] == [[320, 640, 1280]] * 2
-    edit(sweep, sizes=[{"size": "1x32", "milestones": [320, 640, 1280]}])
-    assert [c["run_id"] for c in planned(sweep)["cells"]] == [c["run_id"] for c in cells]
-    tool("run", sweep)
-    tool("collect", sweep)
-    rows = list(csv.DictReader((sweep.parent / "runs" / "grid" / "results.csv").read_text().splitlines()))
-    assert sorted((row["lr"], row["T"]) for row in rows) == [
-        (lr, T) for lr in ("0.001", "0.003") for T in ("1280", "320", "640")
-    ]
-
-
 def test_training_keys_of_a_sweep(sweep: Path) -> None:
     before = planned(sweep)["cells"]
     after = planned(sweep, "config.train.dtype=bfloat16")["cells"]
@@ -100,27 +81,6 @@ def test_training_keys_of_a_sweep(sweep: Path) -> None:
     assert "a key of training: write config.train.dtype=bfloat16" in refused(sweep, "train.dtype=bfloat16")
     assert "config.optim.lr: the sweep sets it; use lr" in refused(sweep, "config.optim.lr=1")
     assert "did you mean 'train.dtype'" in refused(sweep, "config.train.dtyp=float32")
-
-
-def test_hours_and_cost_by_a_given_rate_and_by_what_was_measured(sweep: Path) -> None:
-    edit(sweep, cost={"flops_per_second": 1e6, "price_per_hour": 2})
-    told = planned(sweep)
-    assert told["device_hours"] == pytest.approx(told["flops"] / 1e6 / 3600)
-    assert told["cost"] == pytest.approx(2 * told["device_hours"])
-    assert told["hours"] == pytest.approx(told["device_hours"] / 2)  # two workers
-    assert "not measured" in told["rate"]
-    # The rate is a GPU's: cells that share it are slower each, and the GPU does no more.
-    shared = planned(sweep, "executor.runs_per_gpu=2")
-    assert shared["device_hours"] == pytest.approx(told["device_hours"])
-    assert shared["cells"][0]["hours"] == pytest.approx(2 * told["cells"][0]["hours"])
-    assert "not measured" in here("run", sweep, "--dry-run")[0]
-    tool("run", sweep)
-    measured = planned(sweep)
-    assert measured["rate"] == "measured on 2 cells of this sweep"
-    seconds = [json.loads(p.read_text())["seconds"] for p in sweep.parent.glob("runs/grid/*/result.json")]
-    # Cells of one N and B share a rate, the geometric mean.
-    assert measured["cells"][0]["hours"] * 3600 == pytest.approx((seconds[0] * seconds[1]) ** 0.5)
-    assert measured["hours"] == 0
 
 
 def test_the_time_left_of_runs_in_one_process(sweep: Path) -> None:
@@ -168,38 +128,6 @@ def test_no_stack_is_through_before_its_process(sweep: Path) -> None:
     states = [running | {"share": 1.0, "tokens": 640}, running, running]
     told = overview.status(loaded, states, estimate(loaded, states))
     assert told["hours_left"] * 3600 == pytest.approx(2 * flops_of(loaded.cells[0]) / 1e6)
-
-
-def test_the_sweep_is_one_experiment_in_tensorboard(sweep: Path) -> None:
-    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
-
-    tool("run", sweep)
-    board = EventMultiplexer()
-    board.AddRunsFromDirectory(str(sweep.parent / "runs" / "grid" / "tensorboard"))
-    board.Reload()
-    seeds = {c["lr"]: c["seed"] for c in planned(sweep)["cells"]}
-    assert set(board.Runs()) == {f"1x32_B64_lr{lr:g}_seed{seed}" for lr, seed in seeds.items()}
-    assert set(board.PluginRunToTagToContent("hparams")) == set(board.Runs())
-
-
-def test_committed_results_count(sweep: Path) -> None:
-    """A study goes on on another machine: what is committed is finished there, and read by collect and fits."""
-    committed = sweep.parent / "committed"
-    edit(sweep, results=str(committed))
-    tool("run", sweep)
-    tool("collect", sweep)
-    table = (sweep.parent / "runs" / "grid" / "results.csv").read_text()
-    assert {p.name for p in committed.glob("*/*")} == {"result.json", "validation"}
-    edit(sweep, out=str(sweep.parent / "elsewhere"))
-    assert json.loads(here("status", sweep, "--json")[0])["counts"] == {"done": 2}
-    tool("run", sweep)
-    elsewhere = sweep.parent / "elsewhere" / "grid"
-    assert not list(elsewhere.glob("*/checkpoints"))
-    tool("collect", sweep)
-    assert (elsewhere / "results.csv").read_text() == table
-    # A later milestone is not in them: that cell is trained.
-    edit(sweep, milestones=[640, 1920])
-    assert json.loads(here("status", sweep, "--json")[0])["counts"] == {"pending": 2}
 
 
 def finish(sweep: Path) -> list[Path]:
@@ -267,13 +195,6 @@ def test_what_waits_in_slurms_queue_is_not_trained_here(sweep: Path, monkeypatch
     assert "in Slurm's queue, such as 7_0 PENDING (Priority)" in refused(sweep)
 
 
-def test_a_sweep_of_another_yaml_is_refused_with_the_difference(sweep: Path) -> None:
-    tool("run", sweep)
-    said = here("run", sweep, "config.train.dtype=bfloat16", "seed=3", status=2)[1]
-    assert "made by another sweep (seed: 0 -> 3; train.dtype: None -> bfloat16)" in said
-    here("run", sweep, "config.train.micro_batch=1")  # how, not what
-
-
 def test_bad_input_is_one_line(sweep: Path) -> None:
     assert "did you mean 'retries'" in refused(sweep, "executor.retry=3")
     assert "unknown key executor.slurm.partiton; did you mean 'partition'" in refused(
@@ -293,28 +214,3 @@ def test_without_slurm_one_line(sweep: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "no sbatch on the path" in refused(sweep, "executor.kind=slurm")
     (sweep.parent / "sbatch").symlink_to("/bin/true")
     assert "no srun on the path" in refused(sweep, "executor.kind=slurm")
-
-
-def test_a_thousand_pending_cells_are_told_within_a_second(sweep: Path) -> None:
-    """Of processor time, imports included; and torch is not among them."""
-    edit(sweep, repeats=500)
-    keys = load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})
-    assert len(keys.cells) == 1000
-    folder = sweep.parent / "runs" / "grid"
-    folder.mkdir(parents=True)
-    cache = yaml.safe_load((sweep.parent / "base.yaml").read_text())["data"]["cache"]
-    begun = {"caches": [cache], "data": {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"}}
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(begun))
-    command = [sys.executable, "-X", "importtime", str(ROOT / "tools" / "sweep.py"), "status", str(sweep), "--json"]
-    best = float("inf")
-    for _ in range(3):  # on a busy machine the first may read files from the disk
-        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        out, err = process.communicate()
-        assert json.loads(out)["counts"] == {"pending": 1000}
-        assert " torch\n" not in err
-        before = os.times()
-        subprocess.run([*command[:1], *command[3:]], env=ENVIRONMENT, stdout=subprocess.DEVNULL, check=True)
-        after = os.times()
-        best = min(best, after.children_user + after.children_system - before.children_user - before.children_system)
-    print(f"{best:.2f} s")
-    assert best < 1

@@ -1,7 +1,6 @@
 """A dry run says what the run would be, and does nothing."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 
 from models.dit import DiTConfig, VideoDiT
 from models.sizes import exact_flops
-from tests.training.test_trainer import ENVIRONMENT, command, overrides, run
+from tests.training.test_trainer import overrides, run
 from training import dryrun, memory_formula
 from training.config import Config, load_config
 from training.dryrun import dry_run
@@ -111,18 +110,6 @@ def test_what_would_not_run_is_refused(cache: Path, tmp_path: Path, more: list[s
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_exits_with_2(cache: Path, tmp_path: Path) -> None:
-    for more, message in (
-        (["--dry-run", "train.batch_tokens=0"], "train.batch_tokens: not"),
-        (["--json"], "--json: go"),
-    ):
-        asked = command(cache, tmp_path, "x", *more)
-        out = subprocess.run(asked, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
-        assert (out.returncode, out.stderr.count("\n"), out.stdout) == (2, 1, ""), out.stderr
-        assert out.stderr.startswith(f"error: {message}")
-    assert not list(tmp_path.iterdir())
-
-
 def test_no_training_clips_are_an_error(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tools make no such cache; a folder pieced together by hand may be one."""
     prepared = dryrun.prepare
@@ -135,19 +122,6 @@ def test_no_training_clips_are_an_error(cache: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(dryrun, "prepare", without_clips)
     with pytest.raises(UserError, match="holds no training clips"):
         dry_run(config(cache, tmp_path))
-
-
-def test_over_two_processes_the_first_one_speaks(cache: Path, tmp_path: Path) -> None:
-    more = ["train.parallel=fsdp", "--dry-run", "--json"]
-    out = subprocess.run(
-        command(cache, tmp_path, "x", *more, processes=2), env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
-    assert out.returncode == 0, out.stderr
-    found = json.loads(out.stdout)
-    weights = 4 * found["parameters"]["total"] // 2
-    assert (found["time"]["processes"], found["memory"]["weights"]) == (2, weights)
-    assert found["parameters"]["blocks' matrices"] == found["N"]
-    assert not list(tmp_path.iterdir())
 
 
 def saved_bytes(model: VideoDiT, batch: int, n_ctx: int, text: int) -> int:

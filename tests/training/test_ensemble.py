@@ -14,7 +14,6 @@ import torch
 
 import training.ensemble
 import training.trainer
-from tests.training.processes import finish, killed_together, start
 from tests.training.test_trainer import losses, metrics, overrides, result
 from training.checkpoint import checkpoint_paths
 from training.config import Config, load_config
@@ -188,18 +187,6 @@ def test_runs_steps_apart_wait_for_one_another(
     assert train_together(configs(cache, tmp_path / "unbroken", *whole, rows=3)) == 0
     for row in range(3):
         same(tmp_path / "x" / str(row), tmp_path / "unbroken" / str(row))
-
-
-def test_killed_in_mid_stack_and_run_again(cache: Path, tmp_path: Path) -> None:
-    more = ("checkpoint.every_steps=7", "train.milestones=[1280]")
-    words = [overrides(cache, tmp_path / "x", str(row), *own(row), *more) for row in range(3)]
-    codes = finish(start(tmp_path / "log", killed_together, words, 23))
-    assert codes == [-signal.SIGKILL]
-    assert not (tmp_path / "x" / "0" / "checkpoints" / "step_0000050").exists()
-    assert train_together(configs(cache, tmp_path / "x", *more, rows=3)) == 0
-    assert train_together(configs(cache, tmp_path / "unbroken", *more, rows=3)) == 0
-    for row in range(3):
-        same(tmp_path / "x" / str(row), tmp_path / "unbroken" / str(row), 0)  # bit for bit
 
 
 def test_a_signal_stops_all_members(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What a sweep makes of Slurm's answers, whatever they are; the real one is in tests/slurm."""
+"""What a sweep makes of Slurm's answers, whatever they are; the real one is in tests/processes/slurm."""
 
 import json
 import os

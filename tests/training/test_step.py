@@ -1,7 +1,6 @@
 """One step: what a gradient that is not finite leaves alone, and what fits into memory."""
 
 import copy
-import json
 import os
 import signal
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 from tests.models.test_dit import build
-from tests.training.processes import finish, poisoned, short_of_memory, start, together
 from tests.training.test_trainer import losses, metrics, overrides, result, run
 from training.checkpoint import checkpoint_paths, find_checkpoint, optimizer_tensors, read_state
 from training.config import load_config
@@ -106,23 +104,6 @@ def test_no_checkpoint_is_saved_while_steps_fail(cache: Path, tmp_path: Path, mo
     assert saved == [50, *range(48, 8, -4), 4]
 
 
-def test_one_processs_bad_sample_is_skipped_by_all(cache: Path, tmp_path: Path) -> None:
-    for parallel in ("ddp", "fsdp"):
-        keys = overrides(cache, tmp_path, parallel, f"train.parallel={parallel}", "train.tokens=1280")
-        together(tmp_path / "log" / parallel, poisoned, keys, [4], (1,), world=2)
-    keys = overrides(cache, tmp_path, "one", "train.tokens=1280")
-    together(tmp_path / "log" / "one", poisoned, keys, [4])
-    wanted = metrics(tmp_path / "one")
-    for parallel in ("ddp", "fsdp"):
-        lines = metrics(tmp_path / parallel)
-        assert [line["skipped"] for line in lines] == [0] * 4 + [1] * 6
-        assert lines[4]["loss"] is None
-        ours, theirs = ([line["loss"] for line in run if line["loss"]] for run in (lines, wanted))
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
-        tensors = find_checkpoint(tmp_path / parallel)
-        assert json.loads((tensors / "state.json").read_text())["counts"]["skipped"] == 1
-
-
 def test_moments_made_beforehand_change_no_number() -> None:
     """Fused AdamW would make them at the first step, after the micro-batch was fitted."""
     ours, theirs = build(), build()
@@ -178,26 +159,6 @@ def test_a_shards_pass_is_not_tried_again_alone() -> None:
     with pytest.raises(UserError, match="one clip at a time"):
         fit_micro_batch(out_of_memory(0, []), 1, on_any=pytest.fail, sharded=True)
     assert fit_micro_batch(out_of_memory(8, []), 8, on_any=pytest.fail, sharded=True) == 8
-
-
-def test_processes_agree_on_the_micro_batch(cache: Path, tmp_path: Path) -> None:
-    """One of two finds its memory full: both halve, the losses stay, and nothing of the attempts enters a step."""
-    together(tmp_path / "plain", short_of_memory, overrides(cache, tmp_path, "plain"), 99, (), world=2)
-    text = together(tmp_path / "log", short_of_memory, overrides(cache, tmp_path, "x"), 1, (1,), world=2)
-    assert text.count("going on with train.micro_batch=1,") == 1
-    np.testing.assert_allclose(losses(tmp_path / "x"), losses(tmp_path / "plain"), rtol=1e-5)
-    sharded = overrides(cache, tmp_path, "sharded", "train.parallel=fsdp")
-    together(tmp_path / "log", short_of_memory, sharded, 99, (), world=2)
-    np.testing.assert_allclose(losses(tmp_path / "sharded"), losses(tmp_path / "plain"), rtol=1e-5)
-
-
-def test_a_clip_that_does_not_fit_is_a_users_error(cache: Path, tmp_path: Path) -> None:
-    for parallel in ("ddp", "fsdp"):
-        keys = overrides(cache, tmp_path, parallel, f"train.parallel={parallel}", "train.micro_batch=1")
-        codes = finish(start(tmp_path / parallel, short_of_memory, keys, 0, (0, 1), world=2))
-        assert codes == [2, 2], (tmp_path / parallel / "0").read_text()
-        said = (tmp_path / parallel / "0").read_text().splitlines()[-1]
-        assert said.startswith("error: out of GPU memory with one clip at a time; try train.activation_checkpointing")
 
 
 def test_a_signal_on_a_skipped_step_saves_too(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,7 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from training.checkpoint import checkpoint_paths
 from training.config import load_config
 from training.model import SHALLOW
 from training.step import Step
-from training.trainer import PREEMPTED, Trainer, train
+from training.trainer import Trainer, train
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,86 +64,9 @@ def command(cache: Path, out: Path, name: str, *more: str, processes: int = 1) -
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def test_two_processes_and_accumulation_equal_one(cache: Path, tmp_path: Path) -> None:
-    one = run(cache, tmp_path, "one")
-    pieces = run(cache, tmp_path, "pieces", "train.micro_batch=3")
-    out = subprocess.run(
-        command(cache, tmp_path, "two", processes=2), env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
-    assert out.returncode == 0, out.stderr
-    two = result(tmp_path / "two")
-    assert len(losses(tmp_path / "one")) == 50
-    for name, other in (("pieces", pieces), ("two", two)):
-        # Sums in another order: float32's 6e-8, grown over 50 steps.
-        np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "one"), rtol=1e-5)
-        for key in ("val_loss", "ema_val_loss"):
-            assert other["milestones"][0][key] == pytest.approx(one["milestones"][0][key], rel=1e-6)
-
-
-VALIDATE = """
-import sys
-import torch
-from data.latents import LatentCache
-from train import leave
-from training.config import load_config
-from training.resolve import resolve
-from training.trainer import Trainer
-
-config = load_config(None, sys.argv[1:])
-cache = LatentCache(config.data.cache)
-trainer = Trainer(resolve(config, cache.meta), cache)
-trainer.restore()
-loss = trainer._validate(trainer.average)
-if trainer.main:
-    print(trainer.step, repr(loss.loss), repr(loss.standard_error))
-torch.distributed.destroy_process_group()
-leave(0)
-"""
-
-
-def test_one_checkpoint_has_one_validation_loss_on_one_process_and_two(cache: Path, tmp_path: Path) -> None:
-    done = run(cache, tmp_path, "x")["milestones"][-1]
-    (tmp_path / "validate.py").write_text(VALIDATE)
-    for processes in (1, 2):
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        out = subprocess.run(
-            [sys.executable, *launch, str(tmp_path / "validate.py"), *overrides(cache, tmp_path, "x")],
-            env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert out.returncode == 0, out.stderr
-        step, loss, error = out.stdout.split()[-3:]
-        assert int(step) == 50
-        assert float(loss) == pytest.approx(done["ema_val_loss"], rel=1e-6)
-        assert float(error) == pytest.approx(done["ema_val_se"], rel=1e-5)
-
-
 def newest_step(directory: Path) -> int:
     paths = checkpoint_paths(directory / "checkpoints")
     return int(paths[0].name.removeprefix("step_")) if paths else 0
-
-
-def wait_until(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
-def test_a_signal_checkpoints_and_asks_to_be_run_again(cache: Path, tmp_path: Path, number: int) -> None:
-    process = subprocess.Popen(
-        command(cache, tmp_path, "x", "train.tokens=1e8", "checkpoint.every_steps=100000"),
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-    )
-    wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists() and len(metrics(tmp_path / "x")) > 3)
-    process.send_signal(number)
-    assert process.wait(60) == PREEMPTED
-    assert result(tmp_path / "x")["status"] == "preempted"
-    assert newest_step(tmp_path / "x") == metrics(tmp_path / "x")[-1]["step"]
 
 
 def test_a_milestone_does_not_know_what_follows(cache: Path, tmp_path: Path) -> None:
@@ -205,42 +125,6 @@ def test_another_configuration_is_refused_with_the_difference(cache: Path, tmp_p
     run(cache, tmp_path, "x", "train.tokens=640")
     with pytest.raises(UserError, match=r"made by another configuration \(optim.lr: 0.003 -> 0.001\)"):
         train(load_config(None, overrides(cache, tmp_path, "x", "optim.lr=1e-3", "train.tokens=640")))
-
-
-def test_a_directory_in_use_is_refused(cache: Path, tmp_path: Path) -> None:
-    more = ("train.tokens=1e8",)
-    process = subprocess.Popen(command(cache, tmp_path, "x", *more), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
-    try:
-        wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists())
-        with pytest.raises(UserError, match="another process is working in it"):
-            train(load_config(None, overrides(cache, tmp_path, "x", *more)))
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_too_many_processes_for_the_batch_and_too_few_validation_clips(cache: Path, tmp_path: Path) -> None:
-    out = subprocess.run(
-        command(cache, tmp_path, "x", "train.batch_tokens=96", processes=2),
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert out.returncode != 0
-    assert "3 clips cannot be shared by 2 processes; nearest: 64 or 128" in out.stderr
-    with pytest.raises(UserError, match="validation.clips=17: the cache has 16 validation clips"):
-        train(load_config(None, overrides(cache, tmp_path, "y", "validation.clips=17")))
-
-
-def test_users_errors_exit_with_2_and_one_line(cache: Path, tmp_path: Path) -> None:
-    for more in ("optim.lrr=1", "train.batch_tokens=100", "data.cache=/nowhere"):
-        out = subprocess.run(
-            command(cache, tmp_path, "x", more), env=ENVIRONMENT, capture_output=True, text=True, timeout=60
-        )
-        assert (out.returncode, out.stderr.count("\n")) == (2, 1), out.stderr
-        assert out.stderr.startswith("error: ")
-    assert not (tmp_path / "x").exists()
 
 
 def test_a_milestone_in_the_past_is_refused(cache: Path, tmp_path: Path) -> None:
@@ -308,38 +192,6 @@ def test_logged_losses_are_means_whatever_the_interval_and_the_checkpoints(cache
     # The second line covers steps 11 to 20, eight of them before the interval changed.
     wanted = [each[first:last].mean() for first, last in zip([0, 10, 20, 25], steps)]
     np.testing.assert_allclose(losses(tmp_path / "x"), wanted, rtol=1e-6)
-
-
-def test_the_environment_does_not_change_the_numbers(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = run(cache, tmp_path, "plain", "train.tokens=1280")
-    settings = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
-    command_ = command(cache, tmp_path, "x", "train.tokens=1280")
-    out = subprocess.run(command_, env=ENVIRONMENT | settings, capture_output=True, text=True, timeout=60)
-    assert out.returncode == 0, out.stderr
-    assert result(tmp_path / "x")["milestones"] == plain["milestones"]
-
-
-def test_two_processes_stop_together_and_one_goes_on(cache: Path, tmp_path: Path) -> None:
-    settings = ("train.tokens=2e5", "log.every_steps=7", "checkpoint.every_steps=100000", "train.milestones=[128]")
-    process = subprocess.Popen(
-        command(cache, tmp_path, "x", *settings, processes=2),
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists() and len(metrics(tmp_path / "x")) > 1)
-    process.send_signal(signal.SIGTERM)  # torchrun hands it to both
-    assert process.wait(60) != 0
-    stopped = newest_step(tmp_path / "x")
-    assert stopped > 1
-    # Ended soon after the stop: over a thousand steps, sums in another order grow into visible differences.
-    settings = (f"train.tokens={(stopped + 20) * 128}", *settings[1:])
-    one, both = (run(cache, tmp_path, name, *settings) for name in ("one", "x"))
-    np.testing.assert_allclose(losses(tmp_path / "x"), losses(tmp_path / "one"), rtol=1e-4)
-    assert both["milestones"][-1]["tokens"] == one["milestones"][-1]["tokens"]
-    assert both["milestones"][-1]["ema_val_loss"] == pytest.approx(one["milestones"][-1]["ema_val_loss"], rel=1e-4)
 
 
 def test_a_validation_that_fills_the_memory_goes_on_in_smaller_passes(

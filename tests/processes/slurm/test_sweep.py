@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.slurm.cluster import Cluster, available, wait_until
+from tests.processes import launch
+from tests.processes.launch import ROOT
+from tests.processes.slurm.cluster import Cluster, available, wait_until
 from tests.sweeps import edit, write_sweep
 from training.slurm import queue_of
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(not available(), reason="no Slurm here; .ci/run installs it")]
 
 
@@ -42,13 +43,8 @@ def sweep(cache: Path, tmp_path: Path) -> Path:
 
 
 def start(slurm: Cluster, tool: str, *words: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *map(str, words)],
-        env=slurm.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return launch.popen([sys.executable, ROOT / "tools" / f"{tool}.py", *words], env=slurm.environment, **pipes)
 
 
 def finish(process: subprocess.Popen, status: int = 0, seconds: float = 600) -> tuple[str, str]:
@@ -206,7 +202,7 @@ def test_nothing_is_left_of_a_cluster(tmp_path: Path) -> None:
 
     def broken() -> None:
         with Cluster(tmp_path / "c") as cluster:
-            asking.append(subprocess.Popen(["sleep", "600"], env=cluster.environment))
+            asking.append(launch.popen(["sleep", "600"], env=cluster.environment))
             cluster.run("sbatch", "--wrap", "sleep 100", "--output", "/dev/null")
             wait_until(lambda: any("RUNNING" in line for line in cluster.queue()), 30)
             raise ZeroDivisionError

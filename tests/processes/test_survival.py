@@ -1,12 +1,10 @@
 """What a run survives, and how it ends where it cannot: kills, signals, full disks, processes that hang."""
 
-import contextlib
 import json
 import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.processes import (
+from tests.processes import launch
+from tests.processes.launch import wait_until
+from tests.processes.trainings import (
     ROOT,
     finish,
     flags_alone,
@@ -26,7 +26,7 @@ from tests.training.processes import (
     told_to_stop,
     train_it,
 )
-from tests.training.test_trainer import ENVIRONMENT, command, metrics, newest_step, overrides, result, wait_until
+from tests.training.test_trainer import command, metrics, newest_step, overrides, result
 from training.checkpoint import checkpoint_paths, find_checkpoint
 from training.trainer import PREEMPTED
 
@@ -108,9 +108,7 @@ def test_processes_end_with_the_status_that_says_why(cache: Path, tmp_path: Path
 def test_a_killed_process_ends_the_others(cache: Path, tmp_path: Path) -> None:
     for parallel in ("ddp", "fsdp"):
         keys = overrides(cache, tmp_path, parallel, f"train.parallel={parallel}")
-        begun = time.monotonic()
-        assert finish(start(tmp_path / "log", killed, keys, 5, 1, world=2), 60) == [1, -signal.SIGKILL]
-        assert time.monotonic() - begun < 30  # nobody waits out the timeout
+        assert finish(start(tmp_path / "log", killed, keys, 5, 1, world=2)) == [1, -signal.SIGKILL]
         said = (tmp_path / "log" / "0").read_text()
         assert "rank 0: another process hangs or died" in said
         assert "Traceback" not in said
@@ -138,7 +136,7 @@ TORCHRUN = """
 import os
 import sys
 sys.path.insert(0, {root!r})
-from tests.training.processes import hung
+from tests.processes.trainings import hung
 from utils.errors import run_cli
 
 print("pid", os.getpid(), flush=True)
@@ -150,13 +148,9 @@ run_cli(lambda: hung({keys!r}, 5, 1))
 def test_torchrun_ends_with_a_hung_process(cache: Path, tmp_path: Path) -> None:
     keys = overrides(cache, tmp_path, "x", "train.timeout_minutes=0.2")
     (tmp_path / "hung.py").write_text(TORCHRUN.format(root=str(ROOT), keys=keys))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    begun = time.monotonic()
-    out = subprocess.run(
-        [*launch, str(tmp_path / "hung.py")], env=ENVIRONMENT, capture_output=True, text=True, timeout=150
-    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    out = launch.run([*torchrun, tmp_path / "hung.py"], timeout=600)
     assert out.returncode == 1
-    assert time.monotonic() - begun < 100
     assert "rank 0: another process hangs or died" in out.stderr
     assert re.search(r"exitcode +: 1 ", out.stderr)
     pids = [line.split()[1] for line in out.stdout.splitlines() if line.startswith("pid")]
@@ -169,18 +163,12 @@ def test_torchrun_ends_with_a_hung_process(cache: Path, tmp_path: Path) -> None:
 def test_processes_whose_torchrun_dies_save_and_stop(cache: Path, tmp_path: Path, number: int) -> None:
     """Slurm's SIGUSR2 is one that torchrun does not know unless told; it dies of it, and hands nothing on."""
     endless = command(cache, tmp_path, "x", "train.tokens=1e8", "checkpoint.every_steps=100000", processes=2)
-    torchrun = subprocess.Popen(
-        endless, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists() and len(metrics(tmp_path / "x")) > 3)
-        pids = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
-        torchrun.send_signal(number)
-        assert torchrun.wait(20) == -number
-        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 30)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(torchrun.pid, signal.SIGKILL)
+    torchrun = launch.popen(endless)
+    wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists() and len(metrics(tmp_path / "x")) > 3)
+    pids = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    torchrun.send_signal(number)
+    assert torchrun.wait(60) == -number
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 60)
     assert len(pids) == 2
     assert result(tmp_path / "x")["status"] == "preempted"
     assert newest_step(tmp_path / "x") == metrics(tmp_path / "x")[-1]["step"]

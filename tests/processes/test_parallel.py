@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.processes import average_watched, together, train_it, weights_before_training
+from tests.processes.trainings import average_watched, together, train_it, weights_before_training
 from tests.training.test_trainer import losses, metrics, overrides, result
 from training.checkpoint import find_checkpoint
 from training.config import Config, load_config

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.processes import launch
+from tests.processes.launch import ROOT
+from tests.processes.sweeps import results, still_training, table, tool, tool_alone
 from tests.sweeps import edit, write_sweep
-from tests.tools.test_sweep import ENVIRONMENT, ROOT, here, results, still_training, tool
+from tests.tools.test_sweep import here
 from tools import sweep as module
 
 # Put on the path of every process: cells of some rates end by themselves, one of them only twice.
@@ -58,13 +61,13 @@ def test_one_diverges_one_crashes_twice_and_one_always(
 ) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
-    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path / "site"))
-    monkeypatch.setitem(ENVIRONMENT, "TRIES", str(tmp_path / "tries"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("TRIES", str(tmp_path / "tries"))
     grid = {"size": "1x32", "lr": [1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3], "batch_tokens": [32, 64, 96, 128]}
     odd = {"size": "1x32", "lr": [1e30, 4.1e-3, 4.2e-3], "batch_tokens": [64]}
     other = {"size": "2x32", "lr": [1e-3], "batch_tokens": [64]}
     edit(sweep, sizes=[grid, odd, other], milestones=[640])
-    out = tool("run", sweep, status=1)
+    out = tool_alone("run", sweep, status=1)
     told = json.loads(tool("status", sweep, "--json", status=1).stdout)
     assert told["counts"] == {"done": 22, "diverged": 1, "failed": 1}
     (failed,) = (cell for cell in told["cells"] if cell["state"] == "failed")
@@ -82,12 +85,7 @@ def killed_and_rerun(sweep: Path, kills: int, seconds: tuple[float, float]) -> N
     chance = random.Random(7)
     killed = 0
     for _ in range(kills):
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tools" / "sweep.py"), "run", str(sweep)],
-            env=ENVIRONMENT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = launch.popen([sys.executable, ROOT / "tools" / "sweep.py", "run", sweep])
         try:
             process.wait(chance.uniform(*seconds))
         except subprocess.TimeoutExpired:
@@ -103,12 +101,7 @@ def killed_and_rerun(sweep: Path, kills: int, seconds: tuple[float, float]) -> N
         time.sleep(0.1)
 
 
-def table(sweep: Path) -> str:
-    out = sweep.parent / "table.csv"
-    tool("collect", sweep, "--out", str(out))
-    return out.read_text()
-
-
+@pytest.mark.slow
 def test_killed_twice(sweep: Path) -> None:
     killed_and_rerun(sweep, 2, (4, 9))
 
@@ -119,21 +112,16 @@ def test_killed_ten_times(sweep: Path) -> None:
     killed_and_rerun(sweep, 10, (1, 12))
 
 
-def on_one_core(sweep: Path) -> subprocess.CompletedProcess:
+def on_one_core(sweep: Path) -> subprocess.CompletedProcess[str]:
     """A lone cell takes all cores there are, and on cores that others use too is slower for it."""
     first = min(os.sched_getaffinity(0))
     script = f"import os, sys; os.sched_setaffinity(0, [{first}]); p = sys.executable; os.execv(p, [p, *sys.argv[1:]])"
-    out = subprocess.run(
-        [sys.executable, "-c", script, str(ROOT / "tools" / "sweep.py"), "run", str(sweep)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    out = launch.python("-c", script, ROOT / "tools" / "sweep.py", "run", sweep)
     assert out.returncode == 0, out.stderr
     return out
 
 
+@pytest.mark.slow
 def test_a_hopeless_cell_is_stopped_and_has_no_later_result(sweep: Path, tmp_path: Path) -> None:
     """Off by default; where it is off again, the cell goes on from where it was."""
     edit(sweep, milestones=[64000, 96000], batch_tokens=[32])  # at the first of them the gap is 26 %, of 25 asked
@@ -193,17 +181,12 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_cell_costs_its_scheduler_little(sweep: Path, tmp_path: Path) -> None:
     """Processor time of the pool for each of two hundred cells that end at once."""
     (tmp_path / "overhead.py").write_text(OVERHEAD)
-    environment = ENVIRONMENT | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
-    out = subprocess.run(
-        [sys.executable, str(tmp_path / "overhead.py"), str(sweep)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    environment = launch.environment(PYTHONPATH=f"{ROOT}:{tmp_path}")
+    out = launch.run([sys.executable, tmp_path / "overhead.py", sweep], env=environment)
     assert out.returncode == 0, out.stderr
     print(f"{1e3 * float(out.stdout):.1f} ms")
     assert float(out.stdout) < 0.05
@@ -228,7 +211,7 @@ def test_a_second_signal_does_not_change_the_status_of_one_who_leaves(number: in
     lines = ["import os, sys", "from training.pool import Interrupt"]
     lines += ["with Interrupt() as interrupt:", f"    os.kill(os.getpid(), {int(number)})"]
     lines += [f"os.kill(os.getpid(), {int(number)})", "sys.exit(130 if interrupt.caught else 0)"]
-    assert subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, timeout=120).returncode == 130
+    assert launch.python("-c", "\n".join(lines), cwd=ROOT).returncode == 130
 
 
 @pytest.mark.slow
@@ -239,14 +222,8 @@ def test_told_twice_to_stop(sweep: Path, number: int) -> None:
     tool("run", sweep)
     unbroken = table(sweep)
     edit(sweep, out=str(sweep.parent / "again"))
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "tools" / "sweep.py"), "run", str(sweep)],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    command = [sys.executable, ROOT / "tools" / "sweep.py", "run", sweep]
+    process = launch.popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list((sweep.parent / "again").glob("grid/*/metrics.jsonl")):
         assert time.monotonic() < deadline

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import launch
+from tests.processes.launch import ROOT
 
 
 def start(log: Path, target: Callable[..., int | None], *args: Any, world: int = 1) -> list[BaseProcess]:
@@ -35,6 +36,7 @@ def start(log: Path, target: Callable[..., int | None], *args: Any, world: int =
     ]
     for process in processes:
         process.start()
+    launch.forked.extend(processes)
     return processes
 
 

@@ -2,15 +2,16 @@
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.processes import launch
+from tests.processes.launch import ROOT
+from tests.processes.sweeps import results, tool, tool_alone
 from tests.sweeps import edit, write_sweep
-from tests.tools.test_sweep import ENVIRONMENT, ROOT, results, tool
 
 # Put on the path of every process: one that trains a cell of some rate, alone or with others, ends by itself.
 SITE = """
@@ -77,23 +78,19 @@ def test_one_that_ends_its_process_takes_no_other_along(
 ) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
-    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     edit(sweep, lr=[1e-3, 4.1e-3, 1e30], batch_tokens=[64], executor={"workers": 2, "retries": 1, "stack": 3})
-    tool("run", sweep, status=1)
+    tool_alone("run", sweep, status=1)
     told = json.loads(tool("status", sweep, "--json", status=1).stdout)
     assert told["counts"] == {"done": 1, "diverged": 1, "failed": 1}
     (failed,) = (cell for cell in told["cells"] if cell["state"] == "failed")
     assert failed["attempts"] == 2  # alone: what it did to the stack was nobody's yet
 
 
+@pytest.mark.slow
 def test_killed_in_mid_stack_and_finished_alone(sweep: Path, tmp_path: Path) -> None:
     edit(sweep, milestones=[1280], executor={"workers": 2, "stack": 3})
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "tools" / "sweep.py"), "run", str(sweep)],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = launch.popen([sys.executable, ROOT / "tools" / "sweep.py", "run", sweep])
     folder, end = tmp_path / "runs" / "grid", time.monotonic() + 300
     try:
         while len(list(folder.glob("*/checkpoints/step_*"))) < 3:

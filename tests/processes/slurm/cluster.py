@@ -1,6 +1,6 @@
 """A real Slurm on this machine, for tests: its own key, ports and folder, and nothing left of it afterwards.
 
-python tests/slurm/cluster.py FOLDER    start one, print what to export, and stop it on Ctrl-C or SIGTERM
+python tests/processes/slurm/cluster.py FOLDER    start one, print what to export, and stop it on Ctrl-C or SIGTERM
 """
 
 import ctypes

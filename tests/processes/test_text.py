@@ -1,0 +1,18 @@
+"""The embedded text encoder in processes of its own."""
+
+from models.text import load_text_encoder
+from tests.processes.launch import python
+
+
+def test_another_process_gives_the_same_embedding():
+    program = (
+        "from models.text import load_text_encoder as load; import sys; e = load();"
+        "assert 'transformers' not in sys.modules;"
+        "print(e.fingerprint, *e.encode(['a small blue star'])[0][0, 2, :3].tolist())"
+    )
+    first, second = (python("-c", program).stdout for _ in range(2))
+    assert first == second != ""
+    fingerprint, *values = first.split()
+    encoder = load_text_encoder()
+    assert encoder.fingerprint == fingerprint
+    assert encoder.encode(["a small blue star"])[0][0, 2, :3].tolist() == [float(v) for v in values]
