@@ -1,7 +1,6 @@
 """A sweep loses no cell, runs none twice, and says how it stands."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from tests.sweeps import edit, write_sweep
 from utils.files import exclusive
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture

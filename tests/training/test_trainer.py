@@ -1,7 +1,6 @@
 """Training is exact: however a run is laid out, interrupted or grown, its numbers are the same."""
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -59,9 +58,6 @@ def command(cache: Path, out: Path, name: str, *more: str, processes: int = 1) -
     if processes > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return [*launch, str(ROOT / "train.py"), *overrides(cache, out, name, *more)]
-
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def newest_step(directory: Path) -> int:
