@@ -1,6 +1,6 @@
 """What a refactoring must not change: a law file, a plan, a run of 50 steps, and the same run in a stack.
 
-python tests/test_record.py    writes tests/record.json anew, for a change that means to change a number
+python tests/test_record.py    writes tests/record.json anew, for a change that is meant to change a number and says so
 """
 
 import json

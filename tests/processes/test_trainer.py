@@ -1,6 +1,5 @@
 """Training as processes: torchrun, signals, exit statuses."""
 
-import os
 import signal
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 from tests.commands import call
 from tests.processes import launch
 from tests.processes.launch import ROOT, wait_until
-from tests.processes.trainings import finish, start, train_it
+from tests.processes.trainings import start, train_it
 from tests.training.test_trainer import command, losses, metrics, newest_step, overrides, result, run
 from training.config import load_config
 from training.trainer import PREEMPTED, train
@@ -72,11 +71,10 @@ def test_one_checkpoint_has_one_validation_loss_on_one_process_and_two(cache: Pa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_a_signal_checkpoints_and_asks_to_be_run_again(cache: Path, tmp_path: Path, number: int) -> None:
-    keys = overrides(cache, tmp_path, "x", "train.tokens=1e8", "checkpoint.every_steps=100000")
-    (process,) = start(tmp_path / "log", train_it, keys)
+    process = launch.popen(command(cache, tmp_path, "x", "train.tokens=1e8", "checkpoint.every_steps=100000"))
     wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists() and len(metrics(tmp_path / "x")) > 3)
-    os.kill(process.pid, number)
-    assert finish([process]) == [PREEMPTED]
+    process.send_signal(number)
+    assert process.wait(120) == PREEMPTED
     assert result(tmp_path / "x")["status"] == "preempted"
     assert newest_step(tmp_path / "x") == metrics(tmp_path / "x")[-1]["step"]
 
