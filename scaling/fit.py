@@ -60,7 +60,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         return _sizes_of_optima(ledger, cost, provenance)
     if not (part == "hyperparameters" and options.optima):
         _check(ledger)
-    warnings: list[str] = []
+    warnings = recipe_warnings(ledger)
     points, optima = _points(ledger, part, options, warnings)
     scale = {"T": _round_scale(points.T), "N": _round_scale(points.N)}
     constants: dict[str, Any] = {"batch": None, "lr": None, "loss": None}
@@ -121,6 +121,12 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         provenance=provenance | {"unknown": unknown, "source": ledger.source, "runs": _runs(ledger)},
     )
     return Fitted(law, points, optima, tuple(warnings), None if fitted is None else fitted.residuals)
+
+
+def recipe_warnings(ledger: Ledger) -> list[str]:
+    """A line where the runs were not trained alike: one law's losses hold for one recipe."""
+    differing = ledger.recipe.get("differs_between_runs")
+    return [f"the runs differ in {', '.join(differing)}: their losses are not of one recipe"] if differing else []
 
 
 def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) -> tuple[Points, tuple[Optimum, ...]]:

@@ -48,7 +48,6 @@ def command(
     paper: Path,
 ) -> int:
     """Show what to add; add and train it with ``--run``, or when asked at a terminal. 3 if nothing can be decided."""
-    _check(arguments)
     tolerance = arguments.tolerance or extend.TOLERANCE
     law = laws.load(arguments.law or paper)
     law.require("lr", "batch")
@@ -88,12 +87,13 @@ def command(
         return 0
     if not arguments.run and not (not arguments.json and _confirmed(additions)):
         return 0
-    with exclusive(sweep.directory):
+    opened = reload()  # refuses now, and not once the cells are the sweep's, where the clips are not here
+    with exclusive(opened.directory):
         extended.add(sweep.directory, [addition.entry for addition in additions])
     return train(reload())
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def check(arguments: argparse.Namespace) -> None:
     if arguments.run and arguments.json:
         raise UserError("--json shows what --run would add and train: give one of them")
     for name, value in (("tolerance", arguments.tolerance), ("noise", arguments.noise)):

@@ -23,7 +23,18 @@ from omegaconf import OmegaConf
 
 from scaling import PAPER
 from training import extended, overview, slurm
-from training.config import Config, cache_folders, flatten, load_yaml
+from training.config import (
+    Config,
+    cache_folders,
+    config_from_dict,
+    copied,
+    flatten,
+    load_yaml,
+    nested,
+    recorded_config,
+    run_id,
+    to_dict,
+)
 from training.estimate import estimate, flops_of
 from training.grid import Prediction, Sweep, load_sweep, read_keys
 from training.keys import NEVER, info_of
@@ -84,6 +95,7 @@ def main() -> int:
     if arguments.command == "extend":
         from tools import extend
 
+        extend.check(arguments)
         adopt_committed(sweep)
         again = functools.partial(load_sweep, arguments.config, overrides, data_of, prediction)
         return extend.command(sweep, arguments, run, again, PAPER)
@@ -182,7 +194,7 @@ def simulated(sweep: Sweep) -> list:
 
 
 def doubts(sweep: Sweep) -> list[str]:
-    """What the grids are too small to tell, said before compute is spent on them."""
+    """Print and return the sweep's warnings before compute is spent: grids too small for a fit, a clamped beta2."""
     from scaling import simulate
 
     optimizers = [(cell.config.optim, cell.config.train.batch_tokens) for cell in sweep.cells]
@@ -362,29 +374,43 @@ def claim(sweep: Sweep) -> None:
     The grid may grow or shrink: finished cells are found by their ids, and each is refused where it differs.
     """
     path = sweep.directory / SEEN
-    infos = info_of(Config)
-    shared = {name: value for name, value in flatten(sweep.shared).items() if name in infos}  # a group may be empty
-    settings = {name: value for name, value in shared.items() if infos[name].identity != NEVER}
     first = sweep.cells[0].config
     data = {name: data_of(first)[name] for name in ("latent_shape", "fingerprint")}
+    settings = shared_settings(config_from_dict(sweep.shared))
     now = dataclasses.asdict(sweep.keys) | {"settings": settings, "caches": cache_folders(first), "data": data}
     if path.exists():
         before = load_yaml(path)
         pairs = [("seed", before.get("seed"), now["seed"])]
-        was = before.get("settings")
-        if was is not None:  # an older sweep did not say
-            # A key that a YAML leaves out means what runs did before it existed.
-            means = {name: info.before for name, info in infos.items()}
-            names = sorted({*was, *settings})
-            pairs += [(name, was.get(name, means.get(name)), settings.get(name, means.get(name))) for name in names]
-        was = before.get("data")
-        if was is not None:
-            pairs += [(name, was.get(name), data.get(name)) for name in sorted({*was, *data})]
+        if "settings" in before:  # the oldest sweeps recorded none
+            earlier = shared_settings(recorded_config(nested(before["settings"])))
+            pairs += [(name, earlier[name], settings[name]) for name in changed_settings(sweep, earlier, settings)]
+        if "data" in before:
+            pairs += [(name, before["data"].get(name), data[name]) for name in data]
         changed = [f"{name}: {was} -> {new}" for name, was, new in pairs if was != new]
         if changed:
             raise UserError(f"{sweep.directory}: made by another sweep ({'; '.join(changed)}); choose another name")
     with replacing(path) as aside:
         OmegaConf.save(OmegaConf.create(now), aside)
+
+
+def shared_settings(config: Config) -> dict[str, Any]:
+    """The keys of what all cells share that may enter their ids, {dotted key: value}."""
+    infos = info_of(Config)
+    return {name: value for name, value in flatten(to_dict(config)).items() if infos[name].identity != NEVER}
+
+
+def changed_settings(sweep: Sweep, earlier: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """The keys whose ``earlier`` value would give one of the sweep's cells another id."""
+    found = []
+    for name in (name for name in settings if earlier[name] != settings[name]):
+        group, _, key = name.rpartition(".")
+        for cell in sweep.cells:
+            config = copied(cell.config)
+            setattr(getattr(config, group) if group else config, key, earlier[name])
+            if run_id(config) != run_id(cell.config):
+                found.append(name)
+                break
+    return found
 
 
 if __name__ == "__main__":

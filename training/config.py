@@ -140,6 +140,12 @@ def identity(config: Config) -> dict[str, Any]:
     return values
 
 
+def hashed_values(config: Config) -> dict[str, Any]:
+    """Every key's value under the name that ids know it by, {hashed name: value}."""
+    infos = info_of(type(config))
+    return {infos[name].formerly or name: value for name, value in flatten(to_dict(config)).items()}
+
+
 @functools.cache
 def _hashed(schema: type, grows: bool) -> list[tuple[str, Callable[[Config], Any], KeyInfo]]:
     """The keys that ``identity`` looks at and how each is read, found once: a sweep asks it of a thousand cells."""

@@ -60,7 +60,7 @@ class KeyInfo:
     formerly: str | None
 
 
-_DEFAULT = object()
+_UNSET = object()
 
 
 def key(
@@ -68,7 +68,7 @@ def key(
     help: str,
     *,
     identity: str = CHANGED,
-    before: Any = _DEFAULT,
+    before: Any = _UNSET,
     matters: Callable[[Any], bool] | None = None,
     bound: Bound | None = None,
     choices: tuple[str, ...] = (),
@@ -77,10 +77,10 @@ def key(
 ) -> Any:
     """A configuration key; the arguments are ``KeyInfo``'s.
 
-    A new key is ``key(default, help)``: its default is what runs did before. Whoever changes that default later gives
-    the first one as ``before``, so that the ids of older runs stay.
+    A new key is ``key(default, help)``: its default is what runs did before. A later change of that default passes the
+    first default as ``before``, so that the ids of older runs stay.
     """
-    before = default if before is _DEFAULT else before
+    before = default if before is _UNSET else before
     info = KeyInfo(help, identity, before, matters, bound, choices, differs_in_stack, formerly)
     value = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
     return field(**value, metadata={"info": info})
@@ -118,7 +118,7 @@ def check_value(name: str, value: Any, info: KeyInfo) -> None:
 
 
 def older_values(schema: type) -> dict[str, Any]:
-    """What a recorded configuration means by the keys that it lacks: {dotted key: value}, where not the default."""
+    """Values for the keys that a recorded configuration lacks, {dotted key: value}, where they are not the default."""
     infos, entries = info_of(schema), keys_of(schema)
     return {name: info.before for name, info in infos.items() if info.before != default_of(entries[name])}
 

@@ -3,7 +3,7 @@
 from data.latents import LatentCache
 from data.mixture import Mixture
 from training.checkpoint import read_config
-from training.config import Config, identity
+from training.config import Config, hashed_values, identity
 from training.resolve import Run
 from utils.errors import UserError
 
@@ -46,7 +46,9 @@ def check_directory(config: Config) -> None:
         earlier = read_config(path.parent)
         before, now = identity(earlier), identity(config)
         keys = sorted(k for k in before | now if before.get(k) != now.get(k))
-        changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in keys]
+        # An id may leave a key out, which has a value all the same.
+        was, value = hashed_values(earlier), hashed_values(config)
+        changed = [f"{k}: {was[k]} -> {value[k]}" for k in keys]
         end, end_before = config.train.tokens, earlier.train.tokens
         if end < end_before and keys == ["optim.warmup_tokens"]:
             raise UserError(
@@ -56,5 +58,5 @@ def check_directory(config: Config) -> None:
         if changed:
             raise UserError(
                 f"{path.parent}: made by another configuration ({'; '.join(changed)}); "
-                "choose another name=... or remove it"
+                "give the earlier values to continue it, choose another name=..., or remove it"
             )

@@ -87,6 +87,11 @@ def resolve(
     train.milestones = sorted({*train.milestones, *(m for m in earlier if m < train.tokens), train.tokens})
     if config.optim.warmup_tokens is None:
         config.optim.warmup_tokens = round(WARMUP_FRACTION * train.milestones[0])
+    if config.optim.beta2(train.batch_tokens) == 1:
+        raise UserError(
+            f"optim.beta2_half_life={config.optim.beta2_half_life:g}: beta2 is 1 at B {train.batch_tokens:,} tokens, "
+            "where AdamW's second moment never moves; give a shorter one, or an optim.beta2_range that ends below 1"
+        )
     return Run(config, count, n_ctx, clips, per_token)
 
 
@@ -173,24 +178,24 @@ def _whole_clips(batch_tokens: int, n_ctx: int) -> int:
 
 
 def beta2_warnings(optimizers: Sequence[tuple[OptimKeys, int]]) -> list[str]:
-    """Where ``optim.beta2_range`` keeps beta2 from what its half-life asks for: a line each for its two ends.
+    """Where ``optim.beta2_range`` clamps beta2, at most a line for each of its two ends.
 
     ``optimizers`` are (the optimiser's keys, batch in tokens) of a run, or of all cells of a sweep.
     """
     found = []
-    for end, name in enumerate(("least", "largest")):
-        kept = [(optim, batch) for optim, batch in optimizers if _beta2_kept_at(optim, batch, end)]
-        if not kept:
+    for end, name in enumerate(("minimum", "maximum")):
+        clamped = [(optim, batch) for optim, batch in optimizers if _beta2_clamped_to(optim, batch, end)]
+        if not clamped:
             continue
-        # The cell farthest outside the range: of the largest batch at the least beta2, of the smallest at the other.
-        optim, batch = max(kept, key=lambda one: (-1) ** end * one[1] / one[0].beta2_half_life)
-        cells = f"in {len(kept)} of {len(optimizers)} cells " if len(optimizers) > 1 else ""
+        # The cell farthest outside the range: the largest batch at its minimum, the smallest at its maximum.
+        optim, batch = max(clamped, key=lambda one: (-1) ** end * one[1] / one[0].beta2_half_life)
+        cells = f"in {len(clamped)} of {len(optimizers)} cells " if len(optimizers) > 1 else ""
         found.append(
-            f"{cells}beta2 is kept at the {name} of optim.beta2_range, {optim.beta2(batch):g}: at B {batch:,} tokens "
-            f"optim.beta2_half_life={optim.beta2_half_life:g} asks for {optim.free_beta2(batch):.6g}"
+            f"{cells}beta2 is clamped to the {name} of optim.beta2_range, {optim.beta2(batch):g}: at B {batch:,} "
+            f"tokens optim.beta2_half_life={optim.beta2_half_life:g} asks for {optim.free_beta2(batch):.6g}"
         )
     return found
 
 
-def _beta2_kept_at(optim: OptimKeys, batch: int, end: int) -> bool:
+def _beta2_clamped_to(optim: OptimKeys, batch: int, end: int) -> bool:
     return optim.beta2(batch) != optim.free_beta2(batch) and optim.beta2(batch) == optim.beta2_range[end]

@@ -36,7 +36,7 @@ class DataKeys:
     cache: Any = key(
         "",
         "folder of cached latents, made by tools/cache_latents.py, or a list of several to be mixed",
-        identity=NEVER,  # data.fingerprint stands for it, and for the weights
+        identity=NEVER,  # data.fingerprint, which is hashed, covers the cache and the weights
     )
     weights: list[float] = key(
         [],
@@ -127,8 +127,8 @@ class OptimKeys:
     def beta2(self, batch_tokens: int) -> float:
         """AdamW's second beta at this batch: ``free_beta2`` within ``beta2_range``.
 
-        A batch of more than 0.15 half-lives would take it below 0.9, where Adam's normalisation fails: at 0.475 the
-        loss was 2.39 +- 0.13 % worse than at 0.95 (2x64, 400 steps of 16 clips, rate 4e-3, paired seeds).
+        A batch of more than 0.15 half-lives would take it below 0.9. At 0.475 the loss was 2.39 +- 0.13 % worse than
+        at 0.95 (2x64, 400 steps of 16 clips, rate 4e-3, paired seeds).
         """
         low, high = self.beta2_range
         return min(max(self.free_beta2(batch_tokens), low), high)

@@ -112,5 +112,5 @@ def test_committed_results_count(sweep: Path) -> None:
 def test_a_sweep_of_another_yaml_is_refused_with_the_difference(sweep: Path) -> None:
     here("run", sweep)
     said = here("run", sweep, "config.train.dtype=bfloat16", "seed=3", status=2)[1]
-    assert "made by another sweep (seed: 0 -> 3; train.dtype: None -> bfloat16)" in said
+    assert "made by another sweep (seed: 0 -> 3; train.dtype: float32 -> bfloat16)" in said
     here("run", sweep, "config.train.micro_batch=1")  # how, not what

@@ -209,7 +209,7 @@ def test_repeats_are_numbered_on(tmp_path: Path) -> None:
 def test_bad_input_is_named(given, told) -> None:
     names = ("run", "json", "tolerance", "noise", "budget_flops", "flops", "params", "tokens", "held_out")
     with pytest.raises(UserError, match=told):
-        module._check(argparse.Namespace(**(dict.fromkeys(names) | given)))
+        module.check(argparse.Namespace(**(dict.fromkeys(names) | given)))
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"cells": [{"size": "1x32"}]}', "no json"])

@@ -53,7 +53,7 @@ def test_a_beta2_that_its_range_keeps_is_warned_about() -> None:
     (warning,) = account(load_config(GPU, [*LARGE, *FITS, "optim.beta2_half_life=5e6"]), 1280, Machine(gpus=8))[
         "warnings"
     ]
-    assert "beta2 is kept at the least of optim.beta2_range, 0.9: at B 5,365,760 tokens" in warning
+    assert "beta2 is clamped to the minimum of optim.beta2_range, 0.9: at B 5,365,760 tokens" in warning
 
 
 def test_auto_is_what_the_gpu_has_and_float32_counts_at_its_own_peak() -> None:

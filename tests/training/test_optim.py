@@ -53,14 +53,16 @@ def test_where_beta2_is_kept_in_its_range_it_is_said_and_makes_another_run() -> 
     assert run_id(large.config) != run_id(run(15_232, *free).config)
     assert warnings(small, run(15_232, *free)) == []
     assert warnings(large) == [
-        "beta2 is kept at the least of optim.beta2_range, 0.9: at B 15,232 tokens optim.beta2_half_life=100000 asks "
-        "for 0.899802"
+        "beta2 is clamped to the minimum of optim.beta2_range, 0.9: at B 15,232 tokens optim.beta2_half_life=100000 "
+        "asks for 0.899802"
     ]
     both = warnings(small, large, run(32_000), run(32, "optim.beta2_half_life=1e7"))
-    assert [text[:43] for text in both] == [
-        "in 2 of 4 cells beta2 is kept at the least ", "in 1 of 4 cells beta2 is kept at the larges",
+    assert [text[:42] for text in both] == [
+        "in 2 of 4 cells beta2 is clamped to the mi", "in 1 of 4 cells beta2 is clamped to the ma",
     ]  # fmt: skip
     assert "32,000" in both[0]
+    with pytest.raises(UserError, match="beta2 is 1 at B 32 tokens"):
+        run(32, "optim.beta2_half_life=1e30", *free)
 
 
 def test_weight_decay_is_for_matrices() -> None:
