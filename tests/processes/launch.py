@@ -36,6 +36,8 @@ def watch() -> None:
         start_new_session=True,
     )  # fmt: skip
     os.environ[VARIABLE] = _own
+    # A shell starts a background job with SIGINT ignored, and processes started from it would ignore it too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def environment(**changes: str) -> dict[str, str]:

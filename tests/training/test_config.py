@@ -153,7 +153,7 @@ def unread_keys(keys: list[str]) -> list[str]:
 def test_every_key_is_read_by_something() -> None:
     assert unread_keys(list(known_keys())) == []
     # And one that is not would be found, mostly even where another section has a key of its name.
-    invented = ["unread", "train.unread", "optim.patch", "ema.clips", "diffusion.batch", "model.guidance"]
+    invented = ["unread", "train.unread", "optim.process", "ema.clips", "diffusion.batch", "model.guidance"]
     assert unread_keys(invented) == invented
 
 
