@@ -293,8 +293,11 @@ class Trainer:
     def fit_validation(self) -> None:
         """Try one validation pass of the raw and of the averaged weights, in the memory that training leaves."""
         if self._pending():
-            rehearsal = self._score_of(few_blocks(self.model, self.device)) if self.sharded else None
-            self.validator.fit([self._score_of(self.model), self._score_of(self.average)], rehearsal=rehearsal)
+            if self.sharded:  # the rehearsal's model is freed before the sharded passes need its memory
+                self.validator.rehearse(self._score_of(few_blocks(self.model, self.device)))
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+            self.validator.fit([self._score_of(self.model), self._score_of(self.average)])
 
     def _log_line(self, log: MetricsLog | None) -> None:
         learn, config = self.learn, self.config
