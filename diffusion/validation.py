@@ -83,7 +83,7 @@ def validate_rows(
     clips, times = first or clips, validation_times(clips, per_clip, seed)[: first or clips]
     total = clips * per_clip
     losses = torch.zeros(rows, total, dtype=torch.float64, device=device)
-    mine = torch.arange(rank, total, world)
+    mine = torch.arange(total)[rank::world]  # none where there are more processes than samples
     for number in range(forward_passes(total, batch, world)):
         part = mine[number * batch : (number + 1) * batch]
         here = torch.cat((part, part.new_zeros(batch - len(part))))

@@ -232,8 +232,11 @@ def _validation_seconds(trainer: Trainer, seconds_of: Callable) -> float:
     def score(number: int) -> None:
         trainer._validate(trainer.average, share)
 
+    def samples(share: int) -> int:
+        return validator.passes(share) * validator.size(share=share)
+
     seconds_of(score, 1)
-    return seconds_of(score, 2) * (validator.passes() + validator.passes(RAW_SHARE)) / validator.passes(share)
+    return seconds_of(score, 2) * (samples(1) + samples(RAW_SHARE)) / samples(share)
 
 
 def _wait(device: torch.device) -> None:

@@ -11,13 +11,24 @@ from training.parallel import all_reduce
 from training.step import Step, even_size
 from utils.errors import OwnError, UserError
 
-KNOBS = "try train.activation_checkpointing=true, then train.parallel=fsdp on more GPUs, then a smaller model.size"
+# By the key of the size that is tried: its unit, and what to try where a single one does not fit. Validation keeps no
+# activations, so that checkpointing them does not help it.
+ADVICE = {
+    "train.micro_batch": (
+        "clip",
+        "train.activation_checkpointing=true, then train.parallel=fsdp on more GPUs, then a smaller model.size",
+    ),
+    "validation.batch": (
+        "validation sample",
+        "train.parallel=fsdp on more GPUs, then a smaller model.size",
+    ),
+}
 
 
 def fit_memory(learn: Step, samples: Samples, speak: bool) -> None:
     """Set ``learn.micro_batch`` to the most clips at a time, of this process's ``samples``, that its memory holds.
 
-    The optimiser's state is there already, so that what fits now fits later. Of the attempts nothing is left.
+    The optimiser's state is there already, so that what fits now fits later. The attempts leave no gradients behind.
 
     Raises:
         UserError: a single clip does not fit, or a sharded model's micro-batch does not.
@@ -50,18 +61,20 @@ def fit_micro_batch(
     sharded: bool = False,
     speak: bool = True,
     key: str = "train.micro_batch",
+    rows: int = 1,
 ) -> int:
-    """The largest of ``size``, ``size`` / 2, ... clips of which a pass fits.
+    """The largest of ``size``, ``size`` / 2, ... samples of which a pass fits.
 
     Args:
-        attempt: one pass with that many clips at a time.
+        attempt: one pass with that many samples at a time.
         on_any: whether a flag is set on any process.
         sharded: a pass is made by all processes together, so one that failed has left the others: no second attempt.
         speak: whether this process says what it changed.
-        key: what it is that halves, of no consequence for any result.
+        key: the configuration key of the size, for messages; one of ``ADVICE``. It changes no result.
+        rows: sets of weights in a pass, where the key counts the samples of all of them.
 
     Raises:
-        UserError: a single clip does not fit, or a sharded model's pass does not.
+        UserError: a single sample does not fit, or a sharded model's pass does not.
     """
     while True:
         try:
@@ -77,9 +90,12 @@ def fit_micro_batch(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size == 1:
-            raise UserError(f"out of GPU memory with one clip at a time; {KNOBS}")
+            unit, advice = ADVICE[key]
+            stacked = f" of each of {rows} stacked runs" if rows > 1 else ""
+            fewer = "a smaller executor.stack, then " if rows > 1 else ""
+            raise UserError(f"out of GPU memory with one {unit} at a time{stacked}; try {fewer}{advice}")
         size = -(-size // 2)
         if sharded:
-            raise OwnError(f"out of GPU memory; try {key}={size}, which changes no result")
+            raise OwnError(f"out of GPU memory; try {key}={size * rows}, which changes no result")
         if speak:
-            print(f"out of GPU memory: going on with {key}={size}, which changes no result", flush=True)
+            print(f"out of GPU memory: going on with {key}={size * rows}, which changes no result", flush=True)

@@ -150,10 +150,14 @@ class MetricsLog:
         self._last = self._spoken = (tokens, time.monotonic())
 
     def validation(self, step: int, tokens: int, scores: dict[str, float], bins: list[float]) -> None:
-        """A milestone's losses with their standard errors, and the averaged weights' loss in equal bins of t."""
+        """A milestone's losses with their standard errors, and the averaged weights' loss in equal bins of t.
+
+        They are on disk afterwards, so that the caller can record the milestone as done.
+        """
         for name, value in scores.items():
             self._board.add_scalar(f"validation/{name}", value, step)
         self._bins("validation_by_t", bins, step)
+        self.flush()
         print(
             f"T {tokens:,}: validation loss {scores['ema_val_loss']:.5f} +- {scores['ema_val_se']:.5f} (EMA), "
             f"{scores['val_loss']:.5f} +- {scores['val_se']:.5f} (raw, on a quarter of the clips)",
@@ -178,6 +182,10 @@ class MetricsLog:
         self._board.file_writer.add_summary(Summary(value=[value]), step)
         self._board.add_text(name, caption, step)
         self._restart_clock(self._last[0])
+
+    def flush(self) -> None:
+        """Write TensorBoard's points to disk, which it does only every 120 s by itself."""
+        self._board.flush()
 
     def close(self) -> None:
         self._file.close()

@@ -36,10 +36,16 @@ def micro_batches(samples: Samples, most: int | None) -> Iterator[tuple[Samples,
     """
     along, count = samples.t.dim() - 1, samples.t.shape[-1]
     size = even_size(count, most)
-    if missing := -count % size:  # all at once: a last micro-batch of other strides would be compiled anew too
-        samples = Samples(*(torch.cat((value, value.narrow(along, 0, missing)), along) for value in samples))
+    missing = -count % size
     for first in range(0, count, size):
-        yield Samples(*(value.narrow(along, first, size) for value in samples)), min(size, count - first)
+        kept = min(size, count - first)
+        piece = [value.narrow(along, first, kept) for value in samples]
+        if missing:  # only the last micro-batch is copied; other strides would be compiled anew too
+            piece = [value.contiguous() for value in piece]
+        if kept < size:
+            repeats = (value.narrow(along, 0, missing) for value in samples)
+            piece = [torch.cat(both, along) for both in zip(piece, repeats)]
+        yield Samples(*piece), kept
 
 
 class Step:

@@ -233,7 +233,7 @@ class Trainer:
                 print(f"train.micro_batch={wanted}: of {local} clips {size} at a time, which changes no result")
         clock, status = time.monotonic(), "running"
         while status == "running" and (pending := self._pending()):
-            # A run that ended while it was validated had saved before, and validates first of all.
+            # A run killed during validation saved its checkpoint first: validate before the next step.
             reached, stop = self._reached(), False
             if not reached:
                 yield STEP
@@ -251,7 +251,7 @@ class Trainer:
                     self._log_line(log)
                 # While steps fail, the checkpoint before them is the one to go back to, unless the run ends here.
                 if saving and (reached or stop or not in_a_row):
-                    self._save()
+                    self._save(log)
             if reached and not self._milestone(reached, (yield SCORES), log):
                 status = "diverged"
                 break
@@ -293,8 +293,11 @@ class Trainer:
     def fit_validation(self) -> None:
         """Try one validation pass of the raw and of the averaged weights, in the memory that training leaves."""
         if self._pending():
-            rehearsal = self._score_of(few_blocks(self.model, self.device)) if self.sharded else None
-            self.validator.fit([self._score_of(self.model), self._score_of(self.average)], rehearsal=rehearsal)
+            if self.sharded:  # the rehearsal's model is freed before the sharded passes need its memory
+                self.validator.rehearse(self._score_of(few_blocks(self.model, self.device)))
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+            self.validator.fit([self._score_of(self.model), self._score_of(self.average)])
 
     def _log_line(self, log: MetricsLog | None) -> None:
         learn, config = self.learn, self.config
@@ -343,9 +346,10 @@ class Trainer:
                 unmeasured = ((0, len(averaged.losses) - len(raw.losses)), (0, 0))
                 both = (np.pad(raw.losses, unmeasured, constant_values=np.nan), averaged.losses)
                 np.save(handle, np.stack(both))
+            # TensorBoard first: a run killed in between validates again and repeats the point, with equal values.
+            log.validation(self.step, self.tokens, scores, averaged.bins)
             ckpt.update_state(directory, self.step, milestones=self.milestones)
             ckpt.prune_checkpoints(directory, self.config.checkpoint.keep)
-            log.validation(self.step, self.tokens, scores, averaged.bins)
         return True
 
     def _sample_videos(self, log: MetricsLog | None) -> None:
@@ -355,7 +359,7 @@ class Trainer:
             if log is not None:
                 log.video(f"samples/{number}", clip, self.step, self.config.log.prompts[number])
 
-    def _save(self) -> None:
+    def _save(self, log: MetricsLog | None) -> None:
         # Every process goes on from the mean of the windows, which is what a resumed run has.
         self.learn.loss.copy_(all_reduce(self.learn.loss, "mean"))
         named = {"ema": self.average.state_dict(), "model": self.model.state_dict()}
@@ -371,6 +375,8 @@ class Trainer:
             "data": self.cache.meta,
         }
         directory = self.config.run_dir / "checkpoints"
+        if log is not None:
+            log.flush()  # a resumed run logs no step before the checkpoint again
         ckpt.save_checkpoint(directory, self.step, tensors, state, self.config)
         ckpt.remove_after(directory, self.step)  # of a longer life, which this one could not go on from
         if not self._reached():  # else the one before stays until this one's weights are validated

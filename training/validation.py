@@ -34,7 +34,10 @@ def samples_per_pass(given: int | None, n_ctx: int) -> int:
 
 
 class Validator:
-    """Scores weights on a run's frozen set. Every forward pass has one size, whose choice changes no loss.
+    """Scores weights on a run's frozen set. The size of the forward passes changes no loss.
+
+    All passes over a share of the set have one size. With train.compile every share's passes have the size of the
+    whole set's: another size would be compiled anew. Without it the raw weights' share needs no repeated samples.
 
     Args:
         rank, world: which of the processes that share the work this is.
@@ -42,7 +45,7 @@ class Validator:
 
     Attributes:
         clips: in the frozen set.
-        batch: the most samples per forward pass, over all sets of weights that it scores.
+        batch: the most samples per forward pass, counted over all sets of weights that the pass scores.
     """
 
     def __init__(
@@ -57,7 +60,8 @@ class Validator:
         self._keys, self._cache, self._device = run.config.validation, cache, device
         self._rank, self._world, self._sharded = rank, world, sharded
         self.clips = self._keys.clips or cache.validation_size
-        self.batch = even_size(self._raw_samples, samples_per_pass(self._keys.batch, run.n_ctx))
+        self._compiled = run.config.train.compile
+        self.batch = samples_per_pass(self._keys.batch, run.n_ctx)
 
     def validate(self, score: Score, rows: int = 1, share: int = 1) -> list[ValidationResult]:
         """The losses of ``rows`` sets of weights on one clip in ``share`` of the frozen set, the same everywhere.
@@ -67,51 +71,58 @@ class Validator:
         """
         results: list[ValidationResult] = []
 
-        def attempt(batch: int) -> None:
+        def attempt(size: int) -> None:
             results[:] = self._score(
                 score,
                 rows,
-                batch,
+                size,
                 self._clips_of(share),
                 self._rank,
                 self._world,
                 lambda losses: all_reduce(losses, "sum"),
             )
 
-        self.batch = self._fit(attempt, sharded=self._sharded)
+        self._fit(attempt, rows, share, sharded=self._sharded)
         return results
 
-    def fit(self, scores: Sequence[Score], rows: int = 1, rehearsal: Score | None = None) -> None:
+    def fit(self, scores: Sequence[Score], rows: int = 1) -> None:
         """Find the size of forward passes that fits on every process, by one pass of each of ``scores``.
-
-        Args:
-            rehearsal: a score that takes as much memory without other processes. A sharded pass that fails in one
-                process leaves the others waiting in the middle of theirs, so that it cannot be tried again.
 
         Raises:
             UserError: a single sample does not fit into the memory, or a sharded model's pass does not.
         """
-        on_any = on_any_process(self._device)
-        for score in [*([rehearsal] if rehearsal else []), *scores]:
+        for score in scores:
+            self._try_pass(score, rows, self._sharded)
 
-            def attempt(batch: int, score: Score = score) -> None:
-                world = math.ceil(2 * self._keys.timesteps / self.size(rows, batch))  # so that one pass is a share
-                self._score(score, rows, batch, 2, 0, world)
+    def rehearse(self, score: Score) -> None:
+        """Find the size by a pass of ``score``, which takes a sharded pass's memory without other processes.
 
-            self.batch = self._fit(attempt, on_any, self._sharded and score is not rehearsal)
+        A sharded pass that fails on one process leaves the others waiting in the middle of theirs: it cannot be
+        tried again in a smaller size.
 
-    def size(self, rows: int = 1, batch: int | None = None) -> int:
-        """Samples in a forward pass of ``rows`` sets of weights."""
-        return even_size(self._raw_samples, max((batch or self.batch) // rows, 1))
+        Raises:
+            UserError: a single sample does not fit into the memory.
+        """
+        self._try_pass(score, 1, False)
+
+    def _try_pass(self, score: Score, rows: int, sharded: bool) -> None:
+        def attempt(size: int) -> None:
+            world = math.ceil(2 * self._keys.timesteps / size)  # so that a process's share is one pass
+            self._score(score, rows, size, 2, 0, world)
+
+        self._fit(attempt, rows, on_any=on_any_process(self._device), sharded=sharded)
+
+    def size(self, rows: int = 1, share: int = 1) -> int:
+        """Samples of each of ``rows`` sets of weights in a forward pass over one clip in ``share``."""
+        return self._even(max(self.batch // rows, 1), share)
 
     def passes(self, share: int = 1) -> int:
         """Forward passes that a process makes to score one clip in ``share``."""
-        return forward_passes(self._clips_of(share) * self._keys.timesteps, self.size(), self._world)
+        return forward_passes(self._clips_of(share) * self._keys.timesteps, self.size(share=share), self._world)
 
-    @property
-    def _raw_samples(self) -> int:
-        """A process's samples of the raw weights' share, which is the smaller one: no pass is larger than it."""
-        return math.ceil(self._clips_of(RAW_SHARE) * self._keys.timesteps / self._world)
+    def _even(self, most: int, share: int) -> int:
+        clips = self._clips_of(1 if self._compiled else share)
+        return even_size(math.ceil(clips * self._keys.timesteps / self._world), most)
 
     def _clips_of(self, share: int) -> int:
         return max(self.clips // share, 2)  # a standard error needs two
@@ -120,7 +131,7 @@ class Validator:
         self,
         score: Score,
         rows: int,
-        batch: int,
+        size: int,
         clips: int,
         rank: int,
         world: int,
@@ -134,7 +145,7 @@ class Validator:
             clips=self.clips,
             per_clip=keys.timesteps,
             seed=keys.seed,
-            batch=self.size(rows, batch),
+            batch=size,
             device=self._device,
             gather=gather,
             rank=rank,
@@ -143,17 +154,33 @@ class Validator:
         )
 
     def _fit(
-        self, attempt: Callable[[int], None], on_any: Callable[[bool], bool] = bool, sharded: bool = False
-    ) -> int:
-        how = {"sharded": sharded, "speak": self._rank == 0, "key": "validation.batch"}
-        return fit_micro_batch(attempt, self.batch, on_any, **how)
+        self,
+        attempt: Callable[[int], None],
+        rows: int,
+        share: int = 1,
+        on_any: Callable[[bool], bool] = bool,
+        sharded: bool = False,
+    ) -> None:
+        """Lower ``batch`` to what fits: each attempt has half the samples of each set of weights."""
+        size = self.size(rows, share)
+        fitting = fit_micro_batch(
+            lambda most: attempt(self._even(most, share)),
+            size,
+            on_any,
+            sharded=sharded,
+            speak=self._rank == 0,
+            key="validation.batch",
+            rows=rows,
+        )
+        if fitting < size:
+            self.batch = fitting * rows
 
 
 def few_blocks(model: VideoDiT, device: torch.device) -> VideoDiT:
     """A model of zeros on this process alone whose forward pass takes as much memory as that of sharded ``model``.
 
-    Without gradients a pass keeps the activations of no block but the one that computes, and of a sharded model no
-    weights but those of ``GATHERED_BLOCKS`` blocks and of what lies outside the blocks.
+    Without gradients a pass keeps the activations of the current block only. A sharded model's pass gathers the
+    weights of ``GATHERED_BLOCKS`` blocks at most, and the weights outside the blocks.
     """
     config = dataclasses.replace(model.config, layers=min(GATHERED_BLOCKS, model.config.layers))
     with torch.device("meta"):

@@ -39,6 +39,24 @@ def test_batch_and_sharing_do_not_matter() -> None:
     assert shared.standard_error == pytest.approx(whole.standard_error, rel=1e-5)
 
 
+def test_more_processes_than_samples_make_the_same_passes() -> None:
+    parts, sizes = [], []
+
+    def losses(x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x0))
+        return t + x0.mean((1, 2, 3, 4))
+
+    def of(**share):
+        return validate_rows(losses, 1, read, CLIPS, 2, 0, 3, torch.device("cpu"), first=2, **share)[0]
+
+    whole = of()
+    sizes.clear()
+    for rank in range(7):  # of four samples
+        of(gather=lambda losses: parts.append(losses) or losses, rank=rank, world=7)
+    assert sizes == [3] * 7  # a sharded model needs every process for each pass
+    np.testing.assert_allclose(sum(parts).reshape(2, 2), whole.losses, rtol=1e-6)
+
+
 def test_times_are_stratified_per_clip_and_across_the_set() -> None:
     times = validation_times(CLIPS, TIMES, 3)
     assert torch.equal((times * TIMES).long(), torch.arange(TIMES).expand(CLIPS, TIMES))

@@ -1,11 +1,14 @@
-"""A validation that dies does not lose the run: the step is saved before, and validated first of all afterwards."""
+"""A run killed during validation loses nothing: it saves its checkpoint before, and validates before the next step."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import training.checkpoint
 from tests.training.test_ensemble import configs, same
 from tests.training.test_trainer import losses, metrics, newest_step, overrides, result, run
 from training.checkpoint import checkpoint_paths, find_checkpoint, read_state
@@ -49,6 +52,35 @@ def test_a_run_that_dies_in_validation_measures_before_its_next_step(
         assert (ours / f"{kind}.safetensors").read_bytes() == (theirs / f"{kind}.safetensors").read_bytes()
     for path in (tmp_path / "whole" / "validation").iterdir():
         assert (tmp_path / "x" / "validation" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_kill_around_the_milestones_record_loses_no_point_of_tensorboard(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    whole = run(cache, tmp_path, "whole", *MILESTONES)
+    plain, seen = training.checkpoint.update_state, []
+
+    def steps(tag: str) -> set[int]:
+        events = EventAccumulator(str(tmp_path / "x" / "tensorboard"), {"scalars": 0}).Reload()
+        return {point.step for point in events.Scalars(tag)}
+
+    def killed(*arguments: Any, **more: Any) -> None:
+        seen.append((steps("train/loss"), steps("validation/ema_val_loss")))  # what a kill here would leave on disk
+        if after:
+            plain(*arguments, **more)
+        dies()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.checkpoint, "update_state", killed)
+        with pytest.raises(torch.OutOfMemoryError):
+            train(load_config(None, overrides(cache, tmp_path, "x", *MILESTONES)))
+    assert seen == [(set(range(1, 11)), {10})]
+    done = run(cache, tmp_path, "x", *MILESTONES)
+    assert done["milestones"] == whole["milestones"]
+    assert metrics(tmp_path / "x") == metrics(tmp_path / "whole")
+    assert steps("validation/ema_val_loss") == {10, 20}
+    assert steps("train/loss") == set(range(1, 21))
 
 
 def test_stacked_runs_that_die_in_validation_measure_before_their_next_step(

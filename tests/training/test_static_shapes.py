@@ -60,6 +60,25 @@ def test_sizes_are_even(count: int, most: int | None, wanted: int) -> None:
     assert torch.equal(torch.cat([piece.t[:kept] for piece, kept in pieces]), t)
 
 
+@pytest.mark.parametrize("rows", [0, 2], ids=["alone", "stacked"])
+def test_only_the_last_micro_batch_is_padded(rows: int) -> None:
+    t, x0 = torch.rand(17), torch.rand(17, 3, 2)
+    if rows:
+        t, x0 = torch.rand(rows, 17), torch.rand(rows, 17, 3, 2)
+    samples = Samples(x0, x0, t, x0, x0)
+    pieces = list(micro_batches(samples, 8))
+    assert [kept for _, kept in pieces] == [6, 6, 5]
+    assert len({tuple(value.stride() for value in piece) for piece, _ in pieces}) == 1
+    assert torch.equal(
+        torch.cat([piece.x0[:, :kept] if rows else piece.x0[:kept] for piece, kept in pieces], t.dim() - 1), x0
+    )
+    for piece, kept in pieces:
+        held = piece.x0.untyped_storage().nbytes()  # views of one run's samples, or copies of a micro-batch
+        shared = piece.x0.untyped_storage().data_ptr() == x0.untyped_storage().data_ptr()
+        assert shared or held == piece.x0.nbytes
+        assert shared == (not rows and kept == 6)
+
+
 @pytest.mark.parametrize("micro_batch", [2, 3, 4])
 def test_the_gradient_is_the_batchs_mean_for_any_micro_batch(cache: Path, tmp_path: Path, micro_batch: int) -> None:
     """Of five clips the last micro-batch repeats one, or three, or one."""

@@ -152,6 +152,22 @@ def test_the_micro_batch_is_halved_until_it_fits(capsys: pytest.CaptureFixture) 
     assert "\n" not in str(error.value)
 
 
+def test_validation_that_does_not_fit_has_advice_of_its_own(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(UserError) as error:
+        fit_micro_batch(out_of_memory(0, []), 4, speak=False, key="validation.batch", rows=3)
+    said = str(error.value)
+    assert "one validation sample at a time of each of 3 stacked runs" in said
+    assert "activation_checkpointing" not in said
+    assert said.index("executor.stack") < said.index("train.parallel=fsdp") < said.index("model.size")
+    tried: list[int] = []
+    assert fit_micro_batch(out_of_memory(2, tried), 7, key="validation.batch", rows=3) == 2
+    assert tried == [7, 4, 2]
+    assert [line.split("validation.batch=")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "12",
+        "6",
+    ]
+
+
 def test_a_shards_pass_is_not_tried_again_alone() -> None:
     """The other processes wait in the middle of theirs."""
     with pytest.raises(UserError, match=r"try train.micro_batch=4"):
