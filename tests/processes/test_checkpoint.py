@@ -10,6 +10,7 @@ from tests.training.test_trainer import command
 from training.checkpoint import checkpoint_paths, find_checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_spares_the_checkpoint(cache: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.commands import call
 from tests.processes import launch
 from tests.training.test_trainer import command, overrides
@@ -19,6 +21,7 @@ def test_the_command_exits_with_2(cache: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_over_two_processes_the_first_one_speaks(cache: Path, tmp_path: Path) -> None:
     more = ["train.parallel=fsdp", "--dry-run", "--json"]
     out = launch.run(command(cache, tmp_path, "x", *more, processes=2))

@@ -3,12 +3,15 @@
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.processes.trainings import finish, killed_together, start
 from tests.training.test_ensemble import configs, own, same
 from tests.training.test_trainer import overrides
 from training.ensemble import train_together
 
 
+@pytest.mark.slow
 def test_killed_in_mid_stack_and_run_again(cache: Path, tmp_path: Path) -> None:
     more = ("checkpoint.every_steps=7", "train.milestones=[1280]")
     words = [overrides(cache, tmp_path / "x", str(row), *own(row), *more) for row in range(3)]

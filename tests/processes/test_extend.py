@@ -12,6 +12,7 @@ from training import extended
 from utils.errors import UserError
 
 
+@pytest.mark.slow
 def test_shown_added_trained_and_extended_again(sweep: Path, asks, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has the sweep run?"):
         asks("extend")

@@ -56,6 +56,7 @@ def runs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 OTHERS = ("ddp", "fsdp", "fsdp_then_ddp", "fsdp_then_fsdp", "fsdp_then_one", "one_then_fsdp")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_losses_and_average_are_those_of_one_process(runs: Path, name: str) -> None:
     assert len(losses(runs / name)) == 30
@@ -69,6 +70,7 @@ def test_losses_and_average_are_those_of_one_process(runs: Path, name: str) -> N
             assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_checkpoints_are_alike(runs: Path, name: str) -> None:
     """So each loads wherever another does; sample.py reads them no differently."""
@@ -82,6 +84,7 @@ def test_checkpoints_are_alike(runs: Path, name: str) -> None:
             torch.testing.assert_close(value, one[key], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_resuming_in_the_same_layout_changes_no_bit(runs: Path) -> None:
     assert metrics(runs / "fsdp_then_fsdp") == metrics(runs / "fsdp")
     ours, theirs = (find_checkpoint(runs / run) for run in ("fsdp_then_fsdp", "fsdp"))
@@ -89,6 +92,7 @@ def test_resuming_in_the_same_layout_changes_no_bit(runs: Path) -> None:
         assert (ours / f"{kind}.safetensors").read_bytes() == (theirs / f"{kind}.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_recomputing_activations_changes_no_bit(runs: Path) -> None:
     assert metrics(runs / "one_recomputed") == metrics(runs / "one")
     assert metrics(runs / "fsdp_recomputed") == metrics(runs / "fsdp")

@@ -114,6 +114,7 @@ def test_a_killed_process_ends_the_others(cache: Path, tmp_path: Path) -> None:
         assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_hung_process_ends_the_others(cache: Path, tmp_path: Path) -> None:
     keys = overrides(cache, tmp_path, "x", "train.timeout_minutes=0.1")
     processes = start(tmp_path / "log", hung, keys, 5, 1, world=2)

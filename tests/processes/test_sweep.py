@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.processes import launch
@@ -41,6 +42,7 @@ def test_run_status_collect_and_nothing_twice(sweep: Path) -> None:
             assert by_id[name, milestone["tokens"]] == milestone["ema_val_loss"]
 
 
+@pytest.mark.slow
 def test_a_cell_in_a_sweep_equals_the_same_run_alone(sweep: Path, tmp_path: Path) -> None:
     tool("run", sweep)
     name, result = next(iter(results(sweep).items()))
@@ -72,6 +74,7 @@ def test_divergence_is_a_result_and_a_crash_a_failure(sweep: Path, tmp_path: Pat
     assert json.loads(tool("status", sweep, "--json").stdout)["counts"] == {"diverged": 1, "done": 1}
 
 
+@pytest.mark.slow
 def test_killed_and_rerun_equals_unbroken(sweep: Path, tmp_path: Path) -> None:
     tool("run", sweep)
     unbroken = {name: r["milestones"] for name, r in results(sweep).items()}

@@ -56,6 +56,7 @@ def sweep(cache: Path, tmp_path: Path) -> Path:
     return write_sweep(tmp_path, cache, base, batch_tokens=[32, 64], lr=[1e-3, 2e-3, 4e-3], executor=executor)
 
 
+@pytest.mark.slow
 def test_one_diverges_one_crashes_twice_and_one_always(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +149,7 @@ def test_a_hopeless_cell_is_stopped_and_has_no_later_result(sweep: Path, tmp_pat
     assert later["milestones"][:1] == behind["milestones"]
 
 
+@pytest.mark.slow
 def test_a_cell_of_two_processes(sweep: Path) -> None:
     edit(sweep, milestones=[640], batch_tokens=[64], lr=[1e-3])
     tool("run", sweep)

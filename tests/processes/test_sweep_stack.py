@@ -73,6 +73,7 @@ def test_a_stacked_sweep_is_the_sweep(sweep: Path, tmp_path: Path) -> None:
     close(stacked, results(sweep))
 
 
+@pytest.mark.slow
 def test_one_that_ends_its_process_takes_no_other_along(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

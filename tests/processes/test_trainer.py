@@ -53,6 +53,7 @@ leave(0)
 """
 
 
+@pytest.mark.slow
 def test_one_checkpoint_has_one_validation_loss_on_one_process_and_two(cache: Path, tmp_path: Path) -> None:
     done = run(cache, tmp_path, "x")["milestones"][-1]
     (tmp_path / "validate.py").write_text(VALIDATE)
@@ -87,6 +88,7 @@ def test_a_directory_in_use_is_refused(cache: Path, tmp_path: Path) -> None:
         train(load_config(None, overrides(cache, tmp_path, "x", *more)))
 
 
+@pytest.mark.slow
 def test_too_many_processes_for_the_batch_and_too_few_validation_clips(cache: Path, tmp_path: Path) -> None:
     out = launch.run(command(cache, tmp_path, "x", "train.batch_tokens=96", processes=2))
     assert out.returncode != 0
@@ -103,6 +105,7 @@ def test_users_errors_exit_with_2_and_one_line(cache: Path, tmp_path: Path) -> N
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_the_environment_does_not_change_the_numbers(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +116,7 @@ def test_the_environment_does_not_change_the_numbers(
     assert result(tmp_path / "x")["milestones"] == plain["milestones"]
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_one_goes_on(cache: Path, tmp_path: Path) -> None:
     settings = ("train.tokens=2e5", "log.every_steps=7", "checkpoint.every_steps=100000", "train.milestones=[128]")
     process = launch.popen(command(cache, tmp_path, "x", *settings, processes=2))

@@ -80,6 +80,7 @@ def test_units_come_in_order_with_their_pixels():
     assert not children()
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_costs_one_unit_each():
     loads = {2: refuse, 4: crash, 7: hang}
     answers = list(decoded([unit(i, loads.get(i, clips)) for i in range(8)], 2, 3))

@@ -48,6 +48,7 @@ def test_grids_that_scatter_are_no_bias_on_fewer_ledgers(paper, cost, scattered_
     assert sum(compare(scattered_grids(law, SIZES, TOKENS, 2e-4, s, 0.15), cost).biased for s in range(10)) <= 1
 
 
+@pytest.mark.slow
 def test_a_planted_bias_is_found_on_fewer_ledgers(paper, cost):
     biased = found(paper, cost, 5)
     assert all(c.biased and c.N_fixed > c.N_opt and c.inference_ratio[1] > 1 for c in biased)
@@ -149,6 +150,7 @@ def test_a_pair_among_the_cells_but_far_from_the_best_has_no_price(paper, cost):
             assert row["price"]["value"] == pytest.approx(float(paper.curvature(*steps)), rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_price_is_as_wide_as_it_scatters(paper, cost):
     """Of 40 ledgers' intervals at most five leave the planted price out (two on average, six or more in 1.4 % of
     cases), and they are about as wide as the prices' own scatter says."""

@@ -145,6 +145,7 @@ def test_few_grids_are_no_surer_than_their_own_scatter(paper, cost, scattered_gr
     assert (high - low) / 2 >= jackknife.t_quantile(1) * np.sqrt(alone.covariance[1, 1]) * (1 - 1e-9)
 
 
+@pytest.mark.slow
 def test_intervals_cover_on_fewer_ledgers(paper, cost, scattered_grids):
     # 40 (20) ledgers at 95 % cover less than 80 % (75 %) of the time once in a few thousand.
     assert min(loss_coverage(paper, cost, correlated_runs, 40).values()) >= 0.80

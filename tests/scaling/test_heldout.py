@@ -37,6 +37,7 @@ def test_without_noise_regret_and_distance_are_the_planted_ones(paper):
     assert entry["loss"]["error"] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_regret_covers(paper):
     true, inside, wide = float(paper.curvature(0.25, 0.2)), 0, []
     for seed in range(200):

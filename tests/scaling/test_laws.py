@@ -170,6 +170,7 @@ def fitted(paper, cost):
     return law | {"draws": law["draws"][:50]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["published", "fitted"])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # where a number is out of range the plan says so itself
 def test_no_mutation_of_a_law_file_ends_in_a_traceback(raw, fitted, which):

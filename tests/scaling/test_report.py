@@ -12,6 +12,15 @@ from utils.errors import UserError
 TOKENS = [2e9, 5e9, 12e9]
 
 
+draw = report._image
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """What a page says is tested without its pictures, which are 60 % of its time; one test draws them."""
+    monkeypatch.setattr(report, "_image", lambda figure: "<img>")
+
+
 @pytest.fixture(scope="module")
 def swept(paper, cost):
     cells = simulate.grid(paper, np.geomspace(0.0168e9, 0.268e9, 4), TOKENS, 5, 5, 2.0)
@@ -37,7 +46,8 @@ def test_prediction_against_measurement(paper, swept):
     assert outside["loss"] > outside["high"]
 
 
-def test_page_is_whole_and_self_contained(paper, cost, swept, tmp_path):
+def test_page_is_whole_and_self_contained(paper, cost, swept, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_image", draw)
     ledger, law = swept
     (tmp_path / "0.gif").write_bytes(b"GIF89a")
     (tmp_path / "samples.json").write_text(json.dumps([{"file": "0.gif", "prompt": "a red circle & a square"}]))

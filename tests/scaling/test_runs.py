@@ -173,6 +173,7 @@ def test_unknown_clips_are_written_as_unknown(paper, tmp_path):
     assert runs.read(tmp_path / "x.csv").n_ctx.tolist() == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numbers of absurd size overflow on the way to a refusal
 def test_no_mutation_of_a_table_ends_in_a_traceback(paper, cost, tmp_path):
     """Whatever stands in a cell: it is refused with its row's number, or the table is fitted, or that is refused."""

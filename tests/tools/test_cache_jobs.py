@@ -95,6 +95,7 @@ def test_what_is_rejected_beyond_the_default_stops_the_job(run, videos, tmp_path
     assert [row["source"] for row in rows] == ["cut.mp4", "short.mp4"]
 
 
+@pytest.mark.slow
 def test_workers_and_shares_make_the_same_bytes(run, videos, tmp_path, monkeypatch):
     monkeypatch.setattr("data.writer.SHARD_CLIPS", 1)
     job = ("--source", videos, "--json", "--out")

@@ -27,6 +27,7 @@ def run(*words):
     return call("tools/report.py", *words)
 
 
+@pytest.mark.slow
 def test_page_pngs_and_tensorboard_hold_the_same_figures(study, tmp_path):
     words = ("--out", tmp_path / "report.html", "--png", tmp_path / "png", "--tensorboard", tmp_path / "board")
     done = run(study[0], "--law", study[1], *words)

@@ -70,6 +70,7 @@ def test_resume_is_seamless(tmp_path, monkeypatch):
         train_vae.train(SETTINGS | {"lr": 2e-3}, tmp_path / "b.pt")
 
 
+@pytest.mark.slow
 def test_what_is_trained_here_is_loaded_as_any_other_and_knows_its_latents(tmp_path, monkeypatch):
     monkeypatch.setattr(train_vae, "WARM_UP", 5)
     monkeypatch.setattr(train_vae, "MEASURED", 128)

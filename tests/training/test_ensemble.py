@@ -80,7 +80,13 @@ def same(ours: Path, theirs: Path, rtol: float = 1e-5) -> None:
     assert newest[0] == newest[1]
 
 
-@pytest.mark.parametrize("more", [("train.micro_batch=3",), ("optim.schedule=wsd", "train.dtype=bfloat16")])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("train.micro_batch=3",),
+        pytest.param(("optim.schedule=wsd", "train.dtype=bfloat16"), marks=pytest.mark.slow),
+    ],
+)
 def test_each_of_eight_equals_the_run_alone(cache: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     more = ("train.milestones=[1280]", "checkpoint.every_steps=20", *more)
     assert train_together(configs(cache, tmp_path / "together", *more)) == 0
@@ -133,6 +139,7 @@ def test_a_run_that_diverges_is_recorded_and_the_others_go_on(
     assert statuses == ["done", "diverged", "done", "done"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 def test_each_has_its_own_schedule(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
@@ -169,6 +176,7 @@ def test_a_stack_goes_on_alone_and_a_run_alone_in_a_stack(cache: Path, tmp_path:
     assert [(tmp_path / "x" / str(row) / "result.json").stat().st_mtime_ns for row in range(3)] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 def test_runs_steps_apart_wait_for_one_another(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
@@ -303,6 +311,7 @@ def test_rows_halve_what_the_memory_does_not_hold(
     assert not stack.by_t.any()
 
 
+@pytest.mark.slow
 def test_a_stack_that_shrinks_often_stays_compiled(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
