@@ -107,6 +107,16 @@ def test_long_prompts_are_cut_and_keep_their_end_token(encoder):
         assert ids[-1] == encoder.tokenizer.eos_token_id
 
 
+def test_tokens_are_counted_before_the_cut(encoder):
+    few, many = "a red ball", "a red ball " * 300
+    short, long, none = encoder.count_tokens([few, many, ""])
+    assert short == encoder.encode([few])[1].sum()
+    assert none == encoder.encode([""])[1].sum()
+    assert long - none == 300 * (short - none)
+    assert long > encoder.max_tokens == encoder.encode([many])[1].sum()
+    assert encoder.count_tokens([]) == []
+
+
 def test_no_prompts_give_no_rows(encoder):
     embeddings, mask = encoder.encode([])
     assert len(embeddings) == len(mask) == 0
