@@ -179,4 +179,4 @@ def parse_json(text: str, what: str) -> Any:
     except ValueError as error:
         raise UserError(f"{what}: not JSON ({error})") from None
     except RecursionError:
-        raise UserError(f"{what}: not a table's JSON (nested too deep: {shown(text[:40])})") from None
+        raise UserError(f"{what}: JSON that is nested too deep: {shown(text[:40])}") from None

@@ -195,6 +195,19 @@ class PretrainedTextEncoder:
         return digest.hexdigest()[:16]
 
 
+def cut_warning(encoder: TextEncoder, prompts: list[str], what: str) -> str | None:
+    """A line that says how many of some prompts ``encoder`` cuts; None where it cuts none.
+
+    Args:
+        what: the prompts' name in the line.
+    """
+    cut = sum(count > encoder.max_tokens for count in encoder.count_tokens(prompts))
+    if not cut:
+        return None
+    limit = encoder.max_tokens
+    return f"warning: {what}: {cut} of {len(prompts)} longer than the text encoder's {limit} tokens, and cut"
+
+
 def load_text_encoder(spec: str = "embedded", device: str | torch.device = "cpu") -> TextEncoder:
     """The text encoder that ``spec`` names: ``"embedded"``, a folder or a hub id.
 

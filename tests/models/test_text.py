@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.synthetic import captions
-from models.text import load_text_encoder
+from models.text import cut_warning, load_text_encoder
 from utils.errors import UserError
 
 PROMPTS = ["A red ball, rolling down-left.", "", "two cats and a dog"]
@@ -115,6 +115,10 @@ def test_tokens_are_counted_before_the_cut(encoder):
     assert long - none == 300 * (short - none)
     assert long > encoder.max_tokens == encoder.encode([many])[1].sum()
     assert encoder.count_tokens([]) == []
+    assert cut_warning(encoder, [few, many, ""], "prompts") == (
+        f"warning: prompts: 1 of 3 longer than the text encoder's {encoder.max_tokens} tokens, and cut"
+    )
+    assert cut_warning(encoder, [few, ""], "prompts") is None
 
 
 def test_no_prompts_give_no_rows(encoder):
