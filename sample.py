@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 from utils.errors import Parser, UserError, run_cli
@@ -77,6 +78,7 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
     from data.export import WRITERS, write_grid
     from diffusion.process import Process
     from diffusion.sampling import build_scheduler, sample
+    from models.text import cut_warning
     from training.checkpoint import find_checkpoint, read_config, read_state
     from training.model import build_model, load_weights
     from training.preview import load_encoders
@@ -91,6 +93,8 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
     load_weights(model, path, arguments.weights)
     model.eval()
     vae, encoder = load_encoders(data, device)
+    if warning := cut_warning(encoder, prompts, "prompts"):
+        print(warning, file=sys.stderr)
     settings = {name: getattr(arguments, name) for name in ("steps", "guidance", "scheduler", "weights")}
     settings |= {"checkpoint": str(path)}
     records, clips = [], []

@@ -20,6 +20,7 @@ from data.writer import Load
 from utils.errors import UserError
 
 OPENED = 10_000  # videos that a dry run opens at most
+CAPTIONS_AT_ONCE = 4096  # split into tokens
 PROBE_SECONDS = 10.0  # that it decodes and encodes, to see how long that takes
 # Root mean square of the difference over that of the latents, by what the autoencoder computes in. Measured on the
 # embedded one: other batches and threads 2e-4, which is float16's; bfloat16 against float32 7e-3; the same clip begun
@@ -64,6 +65,20 @@ def estimate(
         "decode": decode,
         "encode": encode,
     }
+
+
+def caption_counts(headers: Headers, units: dict[str, list[Unit]], text: Any) -> dict[str, int]:
+    """About how many clips have no caption ("missing"), and how many one that the text encoder ``text`` cuts
+    ("cut")."""
+    captions = {source.name: source.caption for source in headers.order}
+    clips: Counter[str] = Counter()
+    for unit in (unit for part in units.values() for unit in part):
+        clips[captions[unit.source]] += _clips_of(unit, headers)
+    unique, cut = list(clips), 0.0
+    for first in range(0, len(unique), CAPTIONS_AT_ONCE):
+        part = unique[first : first + CAPTIONS_AT_ONCE]
+        cut += sum(clips[c] for c, n in zip(part, text.count_tokens(part)) if n > text.max_tokens)
+    return {"missing": round(clips[""]), "cut": round(cut)}
 
 
 def _clips_of(unit: Unit, headers: Headers) -> float:

@@ -24,7 +24,11 @@ VALIDATION_CLIPS = 512  # and no more than this: it is scored at every milestone
 
 def hash_order(sources: Sequence[Source]) -> list[Source]:
     """The sources in the order in which they are drawn: by the hashes of their videos' names."""
-    return sorted(sources, key=lambda source: (hashlib.sha256(source.video.encode()).digest(), source.name))
+
+    def place(source: Source) -> tuple[bytes, str]:
+        return hashlib.sha256(source.video.encode(errors="surrogateescape")).digest(), source.name
+
+    return sorted(sources, key=place)
 
 
 class Headers:

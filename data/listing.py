@@ -1,48 +1,63 @@
 """What there is to read: the videos and pictures of a folder, of a manifest, or of WebDataset tar shards."""
 
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from data.manifests import MANIFESTS, list_manifest
-from data.media import PICTURES, VIDEOS, Source, one_line, text_of
+from data.captions import CAPTION_KINDS, CaptionFiles, ListingOptions, read_bounded
+from data.manifests import list_manifest
+from data.media import COMPANION, PICTURES, VIDEOS, Listing, Source, skipped_kind
+from data.tables import KINDS, table_kind
 from data.tars import list_tars
 from utils.errors import UserError
 
 
-def list_sources(where: str | Path) -> list[Source]:
-    """The videos and pictures of ``where``, sorted by name.
+def list_sources(where: str | Path, options: ListingOptions = ListingOptions()) -> list[Source]:  # noqa: B008
+    """The sources that ``scan_sources`` lists."""
+    return scan_sources(where, options).sources
 
-    ``where`` is a folder (searched recursively, captions in ``x.txt`` beside ``x.mp4``), a manifest (CSV, JSONL or
-    Parquet with ``path``, relative to the manifest's folder, ``caption``, and ``start`` and ``end`` in seconds), or
-    WebDataset shards: a tar, a folder of them, or a pattern such as ``shards/{000..015}.tar``. A picture beside a
-    video of its name is its preview, and not listed.
+
+def scan_sources(where: str | Path, options: ListingOptions = ListingOptions()) -> Listing:  # noqa: B008
+    """The videos and pictures of ``where``, sorted by name, and what was skipped.
+
+    ``where`` is a folder (searched recursively, captions in ``x.txt`` beside ``x.mp4``), a manifest (CSV, TSV, JSON,
+    each perhaps gzipped, or Parquet, with ``path``, relative to the manifest's folder or ``options.root``,
+    ``caption``, and ``start`` and ``end`` in seconds), or WebDataset shards: a tar, a folder of them, or a pattern
+    such as ``shards/{000..015}.tar``. A picture beside a video of its name is its preview, and not listed. A name that
+    is not UTF-8 has its other bytes as surrogates U+DC80 to U+DCFF, as Python's ``os`` returns it.
 
     Raises:
-        UserError: a missing or empty folder; a manifest without a path column, with a row that names no existing
-            file, the same range of a file twice, a range that is none, or a file outside the manifest's folder; a
-            shard that is no tar, or misses; text that is not UTF-8.
+        UserError: a missing or empty folder; a manifest without a column of paths or of captions, with a row that has
+            more fields than the header, names no existing file, the same range of a file twice, a range that is none,
+            or a file outside the root; a shard that is no tar, or misses; captions under names that are not
+            recognised, or under two; text that is not UTF-8; an option of manifests for something else.
     """
     where = Path(where)
-    kind = where.suffix.lower()
+    is_table = table_kind(where) is not None and where.is_file()
+    for option, value in (("--path-column", options.path_column), ("--root", options.root)):
+        if value is not None and not is_table and (where.exists() or "{" in str(where)):
+            raise UserError(f"{option} is for manifests ({', '.join(KINDS)}), and {where} is none")
     if where.is_dir():
-        sources = _list_folder(where)
-    elif kind in MANIFESTS and where.is_file():
-        sources = list_manifest(where)
+        listing = _list_folder(where, options)
+    elif is_table:
+        listing = list_manifest(where, options)
     elif "{" in str(where) and not where.exists():
-        sources = list_tars(str(where))
-    elif kind == ".tar" and where.is_file():
-        sources = list_tars(where)
+        listing = list_tars(str(where), options)
+    elif where.suffix.lower() == ".tar" and where.is_file():
+        listing = list_tars(where, options)
     elif where.exists():
-        raise UserError(f"{where}: neither a folder of videos nor a manifest (.csv, .jsonl, .parquet) nor a .tar")
+        raise UserError(f"{where}: neither a folder of videos nor a manifest ({', '.join(KINDS)}, and .gz of all but "
+                        "the last) nor a .tar")  # fmt: skip
     else:
         raise UserError(f"{where}: no such folder, manifest or tar")
-    sources.sort(key=lambda source: source.name)
-    for one, other in pairwise(sources):
+    listing.sources.sort(key=lambda source: source.name)
+    for one, other in pairwise(listing.sources):
         if one.name == other.name:
             raise UserError(f"{where}: {one.name} is listed twice")
-    return sources
+    return listing._replace(skipped=dict(sorted(listing.skipped.items())))
 
 
 def _without_previews(names: list[str]) -> list[str]:
@@ -53,23 +68,79 @@ def _without_previews(names: list[str]) -> list[str]:
     return videos + [name for name in names if kinds[name] in PICTURES and Path(name).with_suffix("") not in stems]
 
 
-def _list_folder(folder: Path) -> list[Source]:
-    files = list(_files_below(folder))
-    tars = [name for name in files if name.lower().endswith(".tar")]
-    names = _without_previews(files)
+def _list_folder(folder: Path, options: ListingOptions) -> Listing:
+    files = sorted(_files_below(folder))  # a disk's order is no order
+    own = [name for name in files if not Path(name).name.startswith(COMPANION)]
+    tars = [name for name in own if name.lower().endswith(".tar")]
+    names = _without_previews(own)
     if tars and names:
         raise UserError(f"{folder}: holds tar shards ({tars[0]}) and loose files ({names[0]}); name one or the other")
     if tars:
-        return list_tars(folder, tars)
+        listing = list_tars(folder, options, tars)
+        loose = Counter(skipped_kind(name) for name in set(files) - set(tars))
+        return listing._replace(skipped=Counter(listing.skipped) + loose)
     if not names:
         raise UserError(f"{folder}: no videos in this folder ({', '.join(sorted(VIDEOS | PICTURES))} or .tar)")
-    present, sources = set(files), []
+    reader = CaptionFiles(folder, options)
+    beside = _kinds_by_stem(folder, set(own) - set(names))
+    sources, used = [], set(names)
     for name in names:
-        text = Path(name).with_suffix(".txt").as_posix()
-        where = str(folder / text)
-        caption = one_line(text_of((folder / text).read_bytes(), where), where) if text in present else ""
+        path = Path(name)
+        files_here = beside.get(str(path.with_suffix("")), {})
+        # x.mp4.txt is as common as x.txt.
+        files_here = files_here | {path.suffix + kind: file for kind, file in beside.get(name, {}).items()}
+        caption, file = reader.read(files_here, ("", path.suffix), lambda file: _read(folder / file))
+        used.add(file or name)
         sources.append(Source(name, folder / name, caption))
-    return sources
+    reader.check()
+    left = set(files) - used
+    _check_elsewhere(folder, sources, left, options)
+    return Listing(sources, dict(Counter(map(skipped_kind, left))), [])
+
+
+def _kinds_by_stem(folder: Path, names: set[str]) -> dict[str, dict[str, str]]:
+    """Files by their names without extension, and by extension in lower case.
+
+    Raises:
+        UserError: two caption files differ in the case of their extensions alone.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for name in sorted(names):
+        path = Path(name)
+        kinds = found.setdefault(str(path.with_suffix("")), {})
+        other = kinds.setdefault(path.suffix.lower(), name)
+        if other != name and path.suffix.lower() in CAPTION_KINDS:
+            raise UserError(f"{folder / other} and {folder / name} may both be the caption; remove one of them")
+    return found
+
+
+def _read(path: Path) -> tuple[bytes, str]:
+    """A caption file's content, and its name for messages.
+
+    Raises:
+        UserError: it is no file (a pipe, a device), or cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{path}: a caption's name, but no regular file")
+        with path.open("rb") as file:
+            return read_bounded(file, str(path)), str(path)
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+
+
+def _check_elsewhere(folder: Path, sources: list[Source], left: set[str], options: ListingOptions) -> None:
+    """Raise where no source has a caption, but text files have their names in another folder or another case."""
+    if not options.captions or any(source.caption for source in sources):
+        return
+    stems = {Path(source.name).stem.casefold() for source in sources}
+    texts = sorted(
+        name for name in left if Path(name).suffix.lower() == ".txt" and not Path(name).name.startswith(COMPANION)
+    )
+    found = [name for name in texts if Path(name).stem.casefold() in stems]
+    if found:
+        raise UserError(f"{folder}: no caption beside any video, but {len(found)} .txt of their names elsewhere (the "
+                        f"first: {found[0]}); put x.txt beside x.mp4, or give --no-captions")  # fmt: skip
 
 
 def _files_below(folder: Path) -> Iterator[str]:

@@ -1,58 +1,108 @@
-"""Manifests: tables (CSV, JSONL, Parquet) of videos with captions and ranges."""
+"""Manifests: tables of videos with captions and ranges."""
 
-import csv
-import io
-import json
 import math
 import os
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.media import Source, one_line, text_of
+from data.captions import CAPTION_NAMES, FIX, ListingOptions, find_name, listed
+from data.media import Listing, Source, one_line
+from data.tables import Table, read_table
 from utils.errors import UserError, nearest
 
 
-def list_manifest(manifest: Path) -> list[Source]:
-    """The rows' files and captions, in any order; see ``data.listing.list_sources``.
+@dataclass(frozen=True)
+class Columns:
+    """The columns that a manifest is read from, as it spells them; None where it has none."""
+
+    path: str
+    caption: str | None
+    start: str | None
+    end: str | None
+
+    @property
+    def present(self) -> list[str]:
+        return [name for name in (self.path, self.caption, self.start, self.end) if name is not None]
+
+
+def list_manifest(manifest: Path, options: ListingOptions) -> Listing:
+    """The rows' files and captions, in any order; see ``data.listing.scan_sources``.
 
     Raises:
-        UserError: no column path, or no row; a row without a path, of no existing file, of one outside the manifest's
-            folder, of a range that is none or is listed twice; text that is not UTF-8, or no table.
+        UserError: no column of paths or captions, or two that may be it; no row; a row without a path, with more
+            fields than the header, of no existing file, of one outside the root, of a range that is none or is listed
+            twice; text that is not UTF-8, or no table.
     """
-    kind = manifest.suffix.lower()
-    read = MANIFESTS[kind]
+    root = manifest.parent if options.root is None else options.root
+    if not root.is_dir():
+        raise UserError(f"--root {root}: no such folder")
+    table = read_table(manifest, options.path_column)
+    columns = _find_columns(manifest, table, options)
     sources: dict[str, Source] = {}
-    for number, row in read(manifest):
-        place = f"{manifest}, {'row' if kind == '.parquet' else 'line'} {number}"
-        source = _source(manifest.parent, row, place)
+    for place, row in table.rows(columns.present) if columns else ():
+        source = _source(root, row, columns, place)
         if source.name in sources:
             raise UserError(f"{place}: {source.name} is listed twice")
         sources[source.name] = source
     if not sources:
         raise UserError(f"{manifest}: the manifest lists no videos")
-    return list(sources.values())
+    if options.captions and columns.caption is None:
+        raise UserError(f"{manifest}: no column of captions (there are: {listed(table.columns)}); {FIX}")
+    unread = [name for name in table.columns if name not in columns.present]
+    return Listing(list(sources.values()), {}, unread)
 
 
-def _source(root: Path, row: dict[str, Any], place: str) -> Source:
-    path = row.get("path")
+def _find_columns(manifest: Path, table: Table, options: ListingOptions) -> Columns | None:
+    """The columns of a table, or None where it has no columns at all."""
+    names, place = table.columns, str(manifest)
+    if not names:
+        return None
+    path = find_name(names, ("path",), place, given=options.path_column, option="--path-column")
+    if path is None:
+        raise UserError(
+            f"{manifest}: no column 'path' (there are: {listed(names)}{nearest('path', names)}); name it with "
+            "--path-column NAME"
+        )
+    caption = None
+    if options.captions:
+        others = [name for name in names if name != path]
+        caption = find_name(others, CAPTION_NAMES, place, given=options.caption_column, option="--caption-column")
+    return Columns(path, caption, *(find_name(names, (name,), place) for name in ("start", "end")))
+
+
+def _source(root: Path, row: dict[str, Any], columns: Columns, place: str) -> Source:
+    path = row.get(columns.path)
     if not path or not isinstance(path, str):
         raise UserError(f"{place}: no path in this row")
     # Lexical on purpose: a link inside the folder to a disk elsewhere is the owner's decision, "../" is not.
     name = Path(os.path.relpath(root / path, root)).as_posix()
     if name.startswith("../"):
-        raise UserError(f"{place}: {path} lies outside the manifest's folder")
-    if not (root / name).is_file():
+        raise UserError(f"{place}: {path} lies outside the manifest's folder; --root FOLDER names the folder that "
+                        "paths start from")  # fmt: skip
+    if not _is_name(name) or not (root / name).is_file():
         raise UserError(f"{place}: no such file: {root / name}")
-    start, end = (_seconds(row.get(column), column, place) for column in ("start", "end"))
+    start, end = (
+        _seconds(None if column is None else row.get(column), column, place) for column in (columns.start, columns.end)
+    )
     if end is not None and end <= (start or 0):
         raise UserError(f"{place}: the range ends at {end:g} s, where it has not begun")
     if start is not None or end is not None:
         name = f"{name}@{start or 0:.12g}-{'' if end is None else format(end, '.12g')}"
-    return Source(name, root / path, one_line(row.get("caption"), place), start, end)
+    caption = "" if columns.caption is None else one_line(row.get(columns.caption), place)
+    return Source(name, root / path, caption, start, end)
 
 
-def _seconds(value: Any, column: str, place: str) -> float | None:
+def _is_name(name: str) -> bool:
+    """Whether a file can be called so: a JSON may write a byte that is not UTF-8 as \\udc80 to \\udcff, no other."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _seconds(value: Any, column: str | None, place: str) -> float | None:
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
     try:
@@ -62,55 +112,3 @@ def _seconds(value: Any, column: str, place: str) -> float | None:
     if not 0 <= seconds < math.inf:
         raise UserError(f"{place}: {column} is {value!r}, which is no number of seconds")
     return seconds
-
-
-def _csv_rows(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = csv.DictReader(io.StringIO(text_of(manifest.read_bytes(), str(manifest)), newline=""))
-    try:
-        for row in lines:
-            _need_path(manifest, list(lines.fieldnames or []))
-            yield lines.line_num, row
-    except csv.Error as error:
-        raise UserError(f"{manifest}, line {lines.line_num}: not CSV ({error})") from None
-
-
-def _json_rows(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    first = True
-    for number, line in enumerate(text_of(manifest.read_bytes(), str(manifest)).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{manifest}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{manifest}, line {number}: not a JSON object with 'path' and 'caption'")
-        if first:
-            _need_path(manifest, list(row))
-            first = False
-        yield number, row
-
-
-def _parquet_rows(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(f"{manifest}: reading Parquet needs pyarrow: pip install pyarrow, or write .csv") from None
-    try:
-        with parquet.ParquetFile(manifest) as file:
-            columns = file.schema_arrow.names
-            _need_path(manifest, columns)
-            wanted = [name for name in ("path", "caption", "start", "end") if name in columns]
-            batches = file.iter_batches(columns=wanted)
-            yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{manifest}: not a Parquet file ({str(error).splitlines()[0]})") from None
-
-
-def _need_path(manifest: Path, columns: list[str]) -> None:
-    if "path" not in columns:
-        raise UserError(f"{manifest}: no column 'path' (there are: {', '.join(columns)}{nearest('path', columns)})")
-
-
-MANIFESTS = {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}

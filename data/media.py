@@ -4,12 +4,13 @@ import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.errors import UserError, shown
 
 VIDEOS = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+COMPANION = "._"  # how macOS names what a file system cannot keep about a file, such as ._x.mp4 beside x.mp4
 
 
 class Rejected(Exception):
@@ -77,6 +78,24 @@ class Source:
         )
 
 
+class Listing(NamedTuple):
+    """The sources of a folder, table or tars, sorted by name, and what was left aside.
+
+    ``skipped`` counts the files that are neither sources nor captions, by kind (".srt", "._*"); ``unread`` names the
+    columns of a table that nothing is read from.
+    """
+
+    sources: list[Source]
+    skipped: dict[str, int]
+    unread: list[str]
+
+
+def skipped_kind(name: str) -> str:
+    """The kind of a file that is skipped, as it is counted: its extension, "._*" or "no extension"."""
+    path = Path(name)
+    return f"{COMPANION}*" if path.name.startswith(COMPANION) else path.suffix.lower() or "no extension"
+
+
 def identity(source: Source) -> str:
     """What makes a cache another one where it changes: a source's name, bytes and caption, in one line."""
     size = source.size
@@ -101,10 +120,21 @@ def one_line(caption: Any, what: str) -> str:
     """A caption with each run of white space as one space; of nothing (None or NaN), the empty one.
 
     Raises:
-        UserError: it is no text; ``what`` names its place.
+        UserError: it is no text, or has half a character; ``what`` names its place.
     """
     if caption is None or (isinstance(caption, float) and math.isnan(caption)):
         return ""
     if not isinstance(caption, str):
         raise UserError(f"{what}: the caption is {shown(caption)}, which is no text")
+    if not is_unicode(caption):  # from a JSON escape such as \ud83d; encoders and files cannot take it
+        raise UserError(f"{what}: the caption {ascii(caption)[:60]} has half of a surrogate pair; write it anew")
     return " ".join(caption.split())
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a string can be written as UTF-8: it has no lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -47,8 +47,8 @@ def video_unit(source: Source, reading: Reading, starts: Sequence[int] | None = 
 
 
 def list_hash(lines: Sequence[str]) -> str:
-    """The hash of a list, order included."""
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    """The hash of a list, order included. A name that is not UTF-8 is hashed as its bytes."""
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def read_frozen(path: str | Path) -> list[str]:

@@ -5,23 +5,23 @@ end to the other, so their headers are read here instead, by seeking: a sample i
 which a worker opens as it opens a file.
 """
 
-import json
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from data.media import PICTURES, VIDEOS, Source, one_line, text_of
+from data.captions import CaptionFiles, ListingOptions, read_bounded
+from data.media import COMPANION, PICTURES, VIDEOS, Listing, Source, skipped_kind
 from utils.errors import UserError
 
 
-def list_tars(where: Path | str, names: Sequence[str] = ()) -> list[Source]:
+def list_tars(where: Path | str, options: ListingOptions, names: Sequence[str] = ()) -> Listing:
     """The samples of a tar, of a folder's tars ``names``, or of a pattern (a string with braces), in any order.
 
     Raises:
-        UserError: a shard that is missing or no tar; captions that are not UTF-8, or not JSON; one name twice; no
-            videos and pictures in any of them.
+        UserError: a shard that is missing or no tar; captions that are not UTF-8, not JSON, or under a name that is
+            not recognised; one name twice; no videos and pictures in any of them.
     """
     if isinstance(where, str):
         from webdataset.shardlists import expand_urls  # a fifth of a second
@@ -32,31 +32,47 @@ def list_tars(where: Path | str, names: Sequence[str] = ()) -> list[Source]:
         root, paths = where, [where / name for name in names]
     else:
         root, paths = where.parent, [where]
-    sources = [source for path in paths for source in _list_tar(path, Path(os.path.relpath(path, root)).as_posix())]
+    sources: list[Source] = []
+    skipped: Counter[str] = Counter()
+    captions = CaptionFiles(where, options)
+    for path in paths:
+        sources += _list_tar(path, Path(os.path.relpath(path, root)).as_posix(), captions, skipped)
     if not sources:
         raise UserError(f"{where}: no videos in these shards ({', '.join(sorted(VIDEOS | PICTURES))})")
-    return sources
+    captions.check()
+    return Listing(sources, dict(skipped), [])
 
 
-def _list_tar(path: Path, name: str) -> list[Source]:
+def _list_tar(path: Path, name: str, reader: CaptionFiles, skipped: Counter[str]) -> list[Source]:
+    """The samples of one tar; the kinds of members that are neither media nor captions are added to ``skipped``."""
     from webdataset.tariterators import base_plus_ext
 
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    others: list[str] = []
+    used: set[str] = set()
     try:
         with tarfile.open(path, "r:") as tar:
             for member in _members(tar):
+                if not member.isfile():
+                    continue
+                others.append(member.name)
                 key, kinds = base_plus_ext(member.name)
-                if key is None or not member.isfile():
+                if key is None or PurePosixPath(member.name).name.startswith(COMPANION):
                     continue
                 kind = f".{kinds.lower()}"
                 if samples.setdefault(key, {}).setdefault(kind, member) is not member:
                     raise UserError(f"{path}: {member.name} is in this shard twice")
             media = {(key, kind): sample[kind] for key, sample in samples.items() for kind in _media(sample)}
-            captions = {at: _caption(tar, path, samples[at[0]], at[1]) for at in media}
+            captions = {}
+            for at in media:
+                captions[at], member = _caption(tar, path, samples[at[0]], at[1], reader)
+                used.add(member.name if member else "")
     except FileNotFoundError:
         raise UserError(f"{path}: no such shard") from None
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{path}: not a tar ({error}); a compressed one must be unpacked to .tar") from None
+    used |= {member.name for member in media.values()}
+    skipped.update(skipped_kind(other) for other in others if other not in used)
     return [
         Source(f"{name}/{PurePosixPath(member.name)}", path, captions[at], offset=member.offset_data, size=member.size)
         for at, member in media.items()
@@ -81,20 +97,15 @@ def _media(kinds: Iterable[str]) -> list[str]:
     return []
 
 
-def _caption(tar: tarfile.TarFile, path: Path, sample: dict[str, tarfile.TarInfo], kind: str) -> str:
-    """The caption of a sample's member: in x.left.txt, x.txt, x.left.json or x.json for x.left.mp4."""
+def _caption(
+    tar: tarfile.TarFile, path: Path, sample: dict[str, tarfile.TarInfo], kind: str, reader: CaptionFiles
+) -> tuple[str, tarfile.TarInfo | None]:
+    """The caption of a sample's member, and where it is from: x.left.txt, x.txt or x.left.mp4.txt for x.left.mp4; the
+    same with .json."""
+
+    def load(member: tarfile.TarInfo) -> tuple[bytes, str]:
+        what = f"{path}, member {member.name}"
+        return read_bounded(tar.extractfile(member), what), what
+
     own = Path(f"x{kind}").stem[1:]
-    for name in (f"{own}.txt", ".txt", f"{own}.json", ".json"):
-        if name in sample:
-            what = f"{path}, member {sample[name].name}"
-            text = text_of(tar.extractfile(sample[name]).read(), what)
-            return one_line(text if name.endswith(".txt") else _json_caption(text, what), what)
-    return ""
-
-
-def _json_caption(text: str, what: str) -> Any:
-    try:
-        about = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{what}: not JSON ({error})") from None
-    return about.get("caption") if isinstance(about, dict) else None
+    return reader.read(sample, tuple(dict.fromkeys((own, "", kind))), load)

@@ -25,19 +25,14 @@ from safetensors.torch import save
 from data.latents import file_size, fingerprint, read_index, sha256_of
 from data.shards import Shard, encode_shard, header_sha256, is_whole, read_header
 from data.sources import SPLITS, Unit, list_hash
+from data.totals import Totals
+from data.work_share import Share
 from data.workers import LIMIT_SECONDS, decoded
 from utils.errors import OwnError, UserError
 from utils.files import held, hold, json_text, write_text
 
 SHARD_BYTES = 256 << 20  # of latents
 SHARD_CLIPS = 4096  # tiny clips: how much an interruption may cost
-
-
-class Share(NamedTuple):
-    """Which of the processes that make a cache this one is: ``rank`` of ``world``."""
-
-    rank: int = 0
-    world: int = 1
 
 
 class Load(NamedTuple):
@@ -83,7 +78,7 @@ def _clean(work: Path) -> None:
             _remove(left)
 
 
-def _place(work: Path, path: Path, content: bytes | Iterable[str]) -> None:
+def _place(work: Path, path: Path, content: bytes | Iterable[bytes]) -> None:
     """Write ``path`` whole or not at all, by way of the folder ``work``."""
     # The host too: processes of several machines may share a number.
     aside = work / f"{path.name}.{socket.gethostname()}.{os.getpid()}"
@@ -91,7 +86,7 @@ def _place(work: Path, path: Path, content: bytes | Iterable[str]) -> None:
         if isinstance(content, bytes):
             file.write(content)
         else:
-            file.writelines(line.encode() for line in content)
+            file.writelines(content)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
@@ -211,13 +206,14 @@ def too_many(rejected: Sequence[dict[str, str]], videos: int) -> str:
 def write_rejected(folder: Path, rejected: Sequence[dict[str, str]]) -> Path:
     """Name every rejected source in rejected.jsonl, of which the path is returned."""
     path = folder / "rejected.jsonl"
-    write_text(path, "".join(lines(sorted(rejected, key=lambda row: row["source"]))))
+    write_text(path, b"".join(lines(sorted(rejected, key=lambda row: row["source"]))).decode())
     return path
 
 
-def lines(rows: Iterable[dict]) -> Iterator[str]:
-    """Rows as the lines of a .jsonl file."""
-    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def lines(rows: Iterable[dict]) -> Iterator[bytes]:
+    """Rows as the lines of a .jsonl file in UTF-8. A byte of a name that is not UTF-8 is written as the JSON escape of
+    its surrogate, \\udc80 to \\udcff, which reads back as the same name."""
+    return ((json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace") for row in rows)
 
 
 def write_share(
@@ -275,6 +271,7 @@ def close_cache(
     """Write the lists and the index of a cache whose shards are all there; the same bytes whoever does it.
 
     Args:
+        text: as ``write_share``'s, with ``max_tokens`` and ``count_tokens(prompts)`` too.
         about: further facts for the index, of no consequence for the content.
         frozen: the validation keys of an earlier cache, all of which must be in this one.
 
@@ -289,7 +286,8 @@ def close_cache(
         return None
     null = save({"text": text.encode([""])[0].half().cpu().contiguous()})
     _place(work, folder / "null_context.safetensors", null)
-    totals = _Totals(tuple(latent_shape), read_header(folder / "null_context.safetensors")[0]["text"]["shape"][1])
+    null_tokens = read_header(folder / "null_context.safetensors")[0]["text"]["shape"][1]
+    totals = Totals(tuple(latent_shape), null_tokens, text)
     _place(work, folder / "captions.jsonl", lines(totals.captions(shards)))
     rejected = sorted(totals.rejected, key=lambda row: row["source"])
     _place(work, folder / "rejected.jsonl", lines(rejected))
@@ -324,6 +322,8 @@ def close_cache(
         # Of the training clips as stored: reported, never applied. Normalisation is the VAE's alone.
         "latent_statistics": totals.statistics(),
         "rejected": dict(sorted(Counter(row["reason"] for row in rejected).items())),
+        # Clips without a caption, and with one that is longer than the text encoder takes.
+        "captions": {"missing": totals.without_caption, "cut": totals.cut},
         "validation_hash": validation["hash"],
         "splits": {split: {"clips": totals.clips[split], "shards": totals.listed[split]} for split in SPLITS},
         "files": files,
@@ -336,44 +336,6 @@ def close_cache(
 def missing_shards(shards: dict[str, list[Shard]]) -> int:
     """How many shards are not there yet."""
     return sum(not is_whole(shard.path, shard.planned) for split in SPLITS for shard in shards[split])
-
-
-class _Totals:
-    """What the shards' headers add up to, gathered while ``captions`` reads them one by one."""
-
-    def __init__(self, latent_shape: tuple[int, ...], text_tokens: int) -> None:
-        self.clips = dict.fromkeys(SPLITS, 0)
-        self.listed: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-        self.rejected: list[dict[str, str]] = []
-        self.validation: list[str] = []
-        self.text_tokens = text_tokens
-        self._positions = int(np.prod(latent_shape[1:]))
-        self._sum, self._squares = np.zeros(latent_shape[0]), np.zeros(latent_shape[0])
-
-    def captions(self, shards: dict[str, list[Shard]]) -> Iterator[dict[str, str]]:
-        """The rows of captions.jsonl."""
-        for split in SPLITS:
-            for shard in shards[split]:
-                tensors, about, _ = read_header(shard.path)
-                self.listed[split].append({"file": shard.path.name, "clips": len(about["keys"])})
-                self.clips[split] += len(about["keys"])
-                self.rejected += about["rejected"]
-                self.text_tokens = max(self.text_tokens, tensors["text"]["shape"][1])
-                if split == "train":
-                    self._sum += about["sum"]
-                    self._squares += about["square_sum"]
-                else:
-                    self.validation += about["keys"]
-                for key, caption in zip(about["keys"], about["captions"]):
-                    yield {"split": split, "key": key, "caption": caption}
-
-    def statistics(self) -> dict[str, list[float]]:
-        count = self.clips["train"] * self._positions
-        mean = self._sum / count
-        return {
-            "mean": mean.tolist(),
-            "std": np.sqrt(np.maximum(self._squares / count - mean**2, 0)).tolist(),
-        }
 
 
 def write_cache(

@@ -49,6 +49,11 @@ class TextEncoder(Protocol):
         """
         ...
 
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        """The length of each prompt before it is cut, end token included: ``encode`` cuts those above
+        ``max_tokens``."""
+        ...
+
 
 class WordEncoder:
     """The embedded default: every word is a fixed random vector, its place a fixed sinusoid.
@@ -89,6 +94,10 @@ class WordEncoder:
             embeddings[i, :n] = (vectors[[row[word] for word in tokens]] + self._places[:n]) / math.sqrt(1.5)
             mask[i, :n] = True
         return embeddings.to(self.device), mask.to(self.device)
+
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        """See ``TextEncoder.count_tokens``."""
+        return [len(WORD.findall(p.lower())) + 1 for p in prompts]
 
     def _vectors(self, words: list[str]) -> Tensor:
         """One fixed normal vector for each word: float32 [len(words), dim]."""
@@ -164,6 +173,13 @@ class PretrainedTextEncoder:
         hidden = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         return hidden.float() * mask[..., None], mask
 
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        """See ``TextEncoder.count_tokens``."""
+        if not prompts:
+            return []
+        # Not verbose, or every long one is warned of on stderr; nothing runs on them at that length.
+        return [len(ids) for ids in self.tokenizer(prompts, truncation=False, verbose=False).input_ids]
+
     def _digest(self) -> str:
         """Hash of the weights, the configuration and the tokenizer, short."""
         config = self.model.config.to_dict()
@@ -177,6 +193,19 @@ class PretrainedTextEncoder:
             digest.update(name.encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
+
+
+def cut_warning(encoder: TextEncoder, prompts: list[str], what: str) -> str | None:
+    """A line that says how many of some prompts ``encoder`` cuts; None where it cuts none.
+
+    Args:
+        what: the prompts' name in the line.
+    """
+    cut = sum(count > encoder.max_tokens for count in encoder.count_tokens(prompts))
+    if not cut:
+        return None
+    limit = encoder.max_tokens
+    return f"warning: {what}: {cut} of {len(prompts)} longer than the text encoder's {limit} tokens, and cut"
 
 
 def load_text_encoder(spec: str = "embedded", device: str | torch.device = "cpu") -> TextEncoder:

@@ -113,6 +113,14 @@ def test_bad_input_is_one_line(trained: Path, tmp_path: Path, arguments: list[st
     assert not (tmp_path / "out").exists()
 
 
+def test_prompts_that_are_cut_are_warned_of(trained: Path, tmp_path: Path) -> None:
+    words = ["--checkpoint", str(trained), "--steps", "1", "--out", str(tmp_path), "--prompt", PROMPTS[0]]
+    assert "longer than" not in call("sample.py", *words).stderr
+    done = call("sample.py", *words, "--prompt", "word " * 64)
+    assert done.returncode == 0
+    assert "warning: prompts: 1 of 2 longer than the text encoder's 64 tokens, and cut\n" in done.stderr
+
+
 def test_an_empty_prompts_file_is_refused(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     error = python("sample.py", "--checkpoint", str(trained), "--prompts", str(tmp_path / "empty.txt"), status=2)

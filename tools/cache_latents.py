@@ -3,11 +3,13 @@
     python tools/cache_latents.py --source synthetic --out caches/shapes --clips 8192
     python tools/cache_latents.py --source my_videos/ --out caches/mine --dry-run
     python tools/cache_latents.py --source my_videos.csv --out caches/mine --size 64 --stride 2
+    python tools/cache_latents.py --source lists/a.tsv.gz --root my_videos/ --caption-column about --out caches/mine
     torchrun --nproc_per_node 8 tools/cache_latents.py --source my_videos.csv --out caches/mine
 
 The same command again goes on where a killed one stopped, and says so where there is nothing left to do. The processes
-of torchrun, and the tasks of a Slurm array (--array=0-9), share the work. What is stored is the mean of the
-autoencoder's posterior.
+of torchrun, and the tasks of a Slurm array (--array=0-9), share the work (--share). What is stored is the mean of the
+autoencoder's posterior. The summary says how many clips have no caption, how many captions the text encoder cut, and
+how many files of which kinds were skipped.
 """
 
 import argparse
@@ -24,17 +26,21 @@ import torch
 from tqdm import tqdm
 
 from data import decode, synthetic, writer
-from data.check import TOLERANCE, compare_sample, estimate
+from data.cache_report import counts_text, estimate_text, summary, summary_text
+from data.captions import ListingOptions
+from data.check import TOLERANCE, caption_counts, compare_sample, estimate
 from data.clips import Reading, Shape
 from data.decode import BACKENDS, check_backend
 from data.draw import SAMPLE, Headers, draw
 from data.latents import FORMAT, LatentCache, read_index
-from data.listing import list_sources
-from data.media import identity
+from data.listing import scan_sources
+from data.media import Listing, identity
 from data.shards import Shard
 from data.sources import SPLITS, Unit, list_hash, read_frozen, synthetic_units
+from data.tables import KINDS
+from data.work_share import Share, slurm_warning, this_share
 from data.workers import LIMIT_SECONDS
-from data.writer import Load, Share
+from data.writer import Load
 from models.text import TextEncoder, load_text_encoder
 from models.vae import VideoVAE, load_vae
 from utils.devices import pick_device
@@ -52,6 +58,12 @@ class Plan(NamedTuple):
     clips_per_unit: float
     headers: Headers | None = None
     frozen: list[str] | None = None
+    listing: Listing | None = None
+
+    @property
+    def left_aside(self) -> dict[str, Any]:
+        """What the list of sources left aside, for the index and the reports."""
+        return {"skipped": self.listing.skipped, "unread_columns": self.listing.unread} if self.listing else {}
 
     @property
     def fps(self) -> float | None:
@@ -71,8 +83,15 @@ def arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--source", help="'synthetic'; a folder of videos and pictures (captions in x.txt beside x.mp4); a .csv, "
-        ".jsonl or .parquet manifest with the columns path and caption, perhaps start and end; or WebDataset tars: "
-        "one, a folder of them or a pattern such as 'x/{000..015}.tar'")  # fmt: skip
+        ".tsv, .json, .jsonl (each also .gz) or .parquet manifest with the columns path and caption, perhaps start "
+        "and end; or WebDataset tars: one, a folder of them or a pattern such as 'x/{000..015}.tar'")  # fmt: skip
+    add("--caption-column", metavar="NAME", help="a manifest's column of captions, a key of the .json beside videos "
+        "and in tars, or the extension of the text files there (default: caption, captions, cap, text or prompt, in "
+        "any case, of which there must be one; and .txt)")  # fmt: skip
+    add("--path-column", metavar="NAME", help="a manifest's column of files (default: path)")
+    add("--root", type=Path, metavar="FOLDER", help="the folder that a manifest's paths are relative to (default: the "
+        "manifest's)")  # fmt: skip
+    add("--no-captions", action="store_true", help="read no captions: every clip has the empty one")
     add("--out", required=True, help="the cache's folder")
     add("--clips", type=int, help=f"training clips: how many to render (default {SYNTHETIC_CLIPS}), or at most how "
         "many to take from videos (default: all)")  # fmt: skip
@@ -106,6 +125,9 @@ def arguments() -> argparse.Namespace:
         "16)")  # fmt: skip
     add("--limit-seconds", type=float, default=LIMIT_SECONDS, help="a video that takes longer to decode is rejected "
         f"(default {LIMIT_SECONDS:g})")  # fmt: skip
+    add("--share", default="auto", metavar="auto|none|R/N", help="which part of the work this process does: auto is "
+        "its part of a torchrun, of a Slurm array or of both (default); none is all of it; R/N is part R, from 0 to "
+        "N - 1, of N")  # fmt: skip
     add("--dry-run", action="store_true", help="say what would be kept and rejected, clips, tokens, hours of video, "
         "bytes and the time it would take; write nothing")  # fmt: skip
     add("--verify", action="store_true", help="recompute the checksums of the finished cache in --out, and with "
@@ -124,29 +146,14 @@ def arguments() -> argparse.Namespace:
         raise UserError("--limit-seconds must be a positive number")
     if not 0 <= args.max_rejected <= 1:
         raise UserError("--max-rejected must lie between 0 and 1")
+    if args.no_captions and args.caption_column is not None:
+        raise UserError("--caption-column and --no-captions exclude each other")
+    for name in ("caption_column", "path_column", "root", "no_captions"):
+        if args.source == "synthetic" and getattr(args, name):
+            raise UserError(f"--{name.replace('_', '-')} is for videos: synthetic clips have captions of their own")
     if args.source == "synthetic" and args.stride != 1:
         raise UserError("--stride is for videos: synthetic clips are rendered frame by frame")
     return args
-
-
-def this_share() -> Share:
-    """Which of the processes of a torchrun, a Slurm array, or an array of torchruns this one is.
-
-    Raises:
-        UserError: an array whose numbers are not in a row.
-    """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if "SLURM_ARRAY_TASK_ID" not in os.environ:
-        return Share(rank, world)
-    number, first, tasks, step = (
-        int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", default))
-        for name, default in (("ID", 0), ("MIN", 0), ("COUNT", 1), ("STEP", 1))
-    )
-    task, off = divmod(number - first, step)
-    if off or not 0 <= task < tasks:
-        raise UserError("this Slurm array's numbers have gaps, so that its tasks cannot share the work; "
-                        f"submit it with --array=0-{tasks - 1}")  # fmt: skip
-    return Share(task * world + rank, tasks * world)
 
 
 def pick_workers(args: argparse.Namespace) -> int:
@@ -206,7 +213,10 @@ def plan_videos(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[
     if frozen is not None:
         check_same_clips(args)
     check_backend(args.backend)
-    sources = list_sources(args.source)
+    options = ListingOptions(args.caption_column, args.path_column, args.root, not args.no_captions)
+    listing = scan_sources(args.source, options)
+    sources = listing.sources
+    warn_of_no_captions(args, listing)
     reading = Reading(shape, args.clips_per_video, args.fps, args.hop, args.backend)
     settings = {
         "source": f"videos {decode.VERSION}",
@@ -229,9 +239,26 @@ def plan_videos(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[
         finally:
             if not args.dry_run:
                 headers.close()
-        return Plan(units, headers.clips_per_video, headers, frozen)
+        return Plan(units, headers.clips_per_video, headers, frozen, listing)
 
     return settings, plan
+
+
+def warn_of_no_captions(args: argparse.Namespace, listing: Listing) -> None:
+    """Say on stderr, before the work, that no source has a caption."""
+    if args.no_captions or any(source.caption for source in listing.sources):
+        return
+    tables = {kind: count for kind, count in listing.skipped.items() if kind in KINDS}
+    where = f"; there are tables beside the videos ({counts_text(tables)}), which --source can name" if tables else ""
+    first_of_node(
+        f"warning: none of the {len(listing.sources)} videos has a caption{where}. --no-captions confirms it"
+    )
+
+
+def first_of_node(line: str) -> None:
+    """Print a line to stderr, once a node."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def stop_if_too_few(args: argparse.Namespace, headers: Headers) -> None:
@@ -248,7 +275,10 @@ def stop_if_too_few(args: argparse.Namespace, headers: Headers) -> None:
 
 
 def main() -> None:
-    args, share = arguments(), this_share()
+    args = arguments()
+    share = this_share(args.share)
+    if args.share == "auto" and not args.verify and (warning := slurm_warning(share)):
+        first_of_node(warning)
     if args.verify and not args.source:
         LatentCache(args.out).verify()
         print(f"{args.out}: every file is as it was written (with --source, clips are encoded again too)")
@@ -278,7 +308,8 @@ def main() -> None:
             found = estimate(planned.headers, planned.units, vae, latent_shape, load, share.world, args.frames)
         finally:
             planned.headers.close()
-        report_estimate(args, found)
+        found |= {"captions": caption_counts(planned.headers, planned.units, text), **planned.left_aside}
+        print(json.dumps(found) if args.json else estimate_text(found))
     elif args.verify:
         verify(args, settings, plan, vae, latent_shape, load)
     else:
@@ -306,6 +337,7 @@ def build(
             with tqdm(total=total, desc="encoding", unit=unit, disable=None) as bar:
                 writer.write_share(mine, vae, text, latent_shape, work, load, tally, bar.update)
             about = {"vae": args.vae, "text": args.text, "vae_statistics": vae.statistics, "fps": planned.fps}
+            about |= planned.left_aside
             index = writer.close_cache(
                 out, settings, shards, latent_shape, text, work, about=about, frozen=planned.frozen
             )
@@ -339,49 +371,8 @@ def verify(
           f"again differ by at most {worst:.2g} of their size ({tolerance:g} is allowed)")  # fmt: skip
 
 
-def report_estimate(args: argparse.Namespace, found: dict[str, Any]) -> None:
-    if args.json:
-        print(json.dumps(found))
-        return
-    opened = "" if found["opened"] == found["videos"] else f", judged by {found['opened']:,} drawn at random"
-    print(f"{found['videos']:,} videos{opened}: about {found['kept']:,} can be used")
-    if found["rejected"]:
-        told = ", ".join(f"{n:,} {reason}" for reason, n in found["rejected"].items())
-        print(f"  rejected of {found['opened']:,}: {told} (by their headers; decoding may reject more)")
-    print(f"  {found['train']:,} training and {found['validation']:,} validation clips, {found['tokens']:,} latent "
-          "tokens (at patch 1x1x1)")  # fmt: skip
-    hours = "an unknown length" if found["hours"] is None else f"{found['hours']:,.2f} hours"
-    print(f"  {hours} of video, {found['bytes'] / 1e6:,.1f} MB of latents")
-    print(f"  about {found['seconds'] / 3600:,.2f} hours ({found['seconds']:,.0f} s) on {found['processes']} such "
-          f"process(es): decoding takes {1e3 * found['decode']:.1f} ms a clip and worker, encoding "
-          f"{1e3 * found['encode']:.1f} ms")  # fmt: skip
-
-
 def report(args: argparse.Namespace, index: dict) -> None:
-    splits = {split: part["clips"] for split, part in index["splits"].items()}
-    summary = {
-        "out": args.out,
-        **splits,
-        "latent_shape": index["latent_shape"],
-        "tokens": index["positions"],
-        "bytes": sum(file["bytes"] for file in index["files"].values()),
-        "rejected": index["rejected"],
-        "latent_statistics": index["latent_statistics"],
-        "validation_hash": index["validation_hash"],
-    }
-    if args.json:
-        print(json.dumps(summary))
-        return
-    shape = "x".join(map(str, index["latent_shape"]))
-    mean, std = (index["latent_statistics"][name] for name in ("mean", "std"))
-    print(f"{args.out}: {splits['train']} training and {splits['validation']} validation clips of {shape} latents")
-    print(f"  {summary['tokens']:,} latent tokens (at patch 1x1x1), {summary['bytes'] / 1e6:.1f} MB")
-    print(f"  latents by channel: mean {min(mean):+.3f} to {max(mean):+.3f}, std {min(std):.3f} to {max(std):.3f}")
-    print(f"  text: at most {index['text_tokens']} tokens of {index['text_dim']} numbers")
-    print(f"  validation list {index['validation_hash']}, frozen")
-    if index["rejected"]:
-        told = ", ".join(f"{n} {reason}" for reason, n in index["rejected"].items())
-        print(f"  rejected: {told} (each is named in {Path(args.out) / 'rejected.jsonl'})")
+    print(json.dumps(summary(args.out, index)) if args.json else summary_text(args.out, index))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data.captions import ListingOptions
 from data.clips import Reading, Shape, to_float
 from data.listing import list_sources
 from data.media import Rejected
@@ -43,7 +44,7 @@ def clips_by_source(args: argparse.Namespace, shape: Shape) -> Iterator[tuple[st
         index = torch.arange(args.clips)
         yield "synthetic, held out", render(index, HELD_OUT, args.frames, args.size, args.size)
         return
-    sources = list_sources(args.source)
+    sources = list_sources(args.source, ListingOptions(captions=False))
     units = (video_unit(source, Reading(shape, args.clips)) for source in sources)
     for source, found in zip(sources, decoded(units, workers=1)):
         if isinstance(found, Rejected):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffusion.process import Process
 from diffusion.sampling import build_scheduler, sample
-from models.text import TextEncoder, load_text_encoder
+from models.text import TextEncoder, cut_warning, load_text_encoder
 from models.vae import VideoVAE, load_vae
 from training.schema import LogKeys
 from utils.errors import UserError
@@ -38,6 +38,8 @@ class Preview:
         build_scheduler(process, None, keys.sample_steps, device)
         self._shape = tuple(meta["latent_shape"])
         self._vae, text = load_encoders(meta, device)
+        if (warning := cut_warning(text, list(keys.prompts), "log.prompts")) and os.environ.get("RANK", "0") == "0":
+            print(warning, file=sys.stderr)
         # The empty prompt rides along, so that it is padded as the others are.
         context, mask = text.encode([*keys.prompts, ""])
         self._context, self._mask, self._null = context[:-1], mask[:-1], (context[-1], mask[-1])

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import os
 import select
 import signal
@@ -60,6 +61,8 @@ def _unread() -> bool:
 
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a command's ``main`` and exit with its status; users' errors exit with 2 and one line on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files need not be UTF-8
     own = False
     try:
         try:

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.synthetic import captions
-from models.text import load_text_encoder
+from models.text import cut_warning, load_text_encoder
 from utils.errors import UserError
 
 PROMPTS = ["A red ball, rolling down-left.", "", "two cats and a dog"]
@@ -105,6 +105,20 @@ def test_long_prompts_are_cut_and_keep_their_end_token(encoder):
         ids = encoder.tokenizer(long, truncation=True, max_length=encoder.max_tokens).input_ids
         assert len(ids) == encoder.max_tokens
         assert ids[-1] == encoder.tokenizer.eos_token_id
+
+
+def test_tokens_are_counted_before_the_cut(encoder):
+    few, many = "a red ball", "a red ball " * 300
+    short, long, none = encoder.count_tokens([few, many, ""])
+    assert short == encoder.encode([few])[1].sum()
+    assert none == encoder.encode([""])[1].sum()
+    assert long - none == 300 * (short - none)
+    assert long > encoder.max_tokens == encoder.encode([many])[1].sum()
+    assert encoder.count_tokens([]) == []
+    assert cut_warning(encoder, [few, many, ""], "prompts") == (
+        f"warning: prompts: 1 of 3 longer than the text encoder's {encoder.max_tokens} tokens, and cut"
+    )
+    assert cut_warning(encoder, [few, ""], "prompts") is None
 
 
 def test_no_prompts_give_no_rows(encoder):

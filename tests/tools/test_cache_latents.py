@@ -124,15 +124,25 @@ def test_a_cache_of_other_frames_is_not_gone_on_with(run, videos, tmp_path, monk
 
 
 def test_folder_and_manifest_give_the_same_latents(run, videos, tmp_path):
-    (videos / "cut.mp4").unlink()
-    (videos / "short.mp4").unlink()
-    (videos / "list.csv").write_text(
-        "path,caption\nb.mp4,video b.mp4\na.mp4,video a.mp4\ndeep/c.mkv,video deep/c.mkv\n"
-    )
-    assert run("--source", videos, "--out", tmp_path / "x", "--size", 16, "--stride", 2, "--frames", 5)[0] == 0
-    listed = videos / "list.csv"
-    assert run("--source", listed, "--out", tmp_path / "y", "--size", 16, "--stride", 2, "--frames", 5)[0] == 0
+    for name in ("cut.mp4", "short.mp4", "short.txt"):
+        (videos / name).unlink()
+    rows = "path,caption\nb.mp4,video b.mp4\na.mp4,video a.mp4\ndeep/c.mkv,video deep/c.mkv\n"
+    shape = ("--size", 16, "--stride", 2, "--frames", 5)
+    assert run("--source", videos, "--out", tmp_path / "x", *shape)[0] == 0
+    # The table lies elsewhere: in the folder it would be counted as skipped, which the index says.
+    (tmp_path / "list.csv").write_text(rows)
+    listed = ("--source", tmp_path / "list.csv", "--root", videos)
+    assert run(*listed, "--out", tmp_path / "y", *shape)[0] == 0
     assert files_of(tmp_path / "x") == files_of(tmp_path / "y")
+    # In the folder it is the same cache but for that count.
+    (videos / "list.csv").write_text(rows)
+    for source, skipped in ((videos, {".csv": 1}), (videos / "list.csv", {})):
+        out = tmp_path / f"z{len(skipped)}"
+        assert run("--source", source, "--out", out, *shape)[0] == 0
+        found, expected = (json.loads((folder / "index.json").read_text()) for folder in (out, tmp_path / "x"))
+        assert found["about"].pop("skipped") == skipped
+        assert expected["about"].pop("skipped") == {}
+        assert found == expected
 
 
 def test_synthetic_clips(run, tmp_path, monkeypatch):

@@ -1,9 +1,11 @@
+import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from utils.errors import Parser, UserError, nearest
+from utils.errors import Parser, UserError, nearest, run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted([*(ROOT / "tools").glob("*.py"), ROOT / "sample.py"])
@@ -28,3 +30,12 @@ def test_every_command_has_that_parser():
 @pytest.mark.parametrize(("word", "known", "meant"), [("lr.n", ["lr.T", "lr.N"], "lr.N"), ("H10O", ["h100"], "h100")])
 def test_case_does_not_count_in_what_is_nearest(word, known, meant):
     assert nearest(word, known) == f"; did you mean {meant!r}?"
+
+
+def test_names_that_are_not_utf8_are_printed(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8"))
+    with pytest.raises(SystemExit) as left:
+        run_cli(lambda: print("caf\udce9.mp4: é"))
+    assert left.value.code == 0
+    assert written.getvalue().decode() == "caf\\udce9.mp4: é\n"

@@ -1,0 +1,77 @@
+"""What the command that makes caches says about one: before, from an estimate, and afterwards, from the index."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Counts by kind, as text."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+
+
+def captions_text(about: Mapping[str, Any], clips: int) -> list[str]:
+    """Lines about captions and about what was left aside; none for what an older index does not say."""
+    lines = []
+    if (found := about.get("captions")) is not None:
+        lines.append(f"  captions: {found['missing']:,} of {clips:,} clips have none; {found['cut']:,} have one that "
+                     "is longer than the text encoder takes, and is cut")  # fmt: skip
+    if about.get("skipped"):
+        lines.append(f"  files skipped, by kind: {counts_text(about['skipped'])}")
+    if about.get("unread_columns"):
+        lines.append(f"  columns not read: {', '.join(about['unread_columns'])}")
+    return lines
+
+
+def estimate_text(found: Mapping[str, Any]) -> str:
+    """What ``data.check.estimate`` found."""
+    opened = "" if found["opened"] == found["videos"] else f", judged by {found['opened']:,} drawn at random"
+    lines = [f"{found['videos']:,} videos{opened}: about {found['kept']:,} can be used"]
+    if found["rejected"]:
+        lines.append(f"  rejected of {found['opened']:,}: {counts_text(found['rejected'])} (by their headers; "
+                     "decoding may reject more)")  # fmt: skip
+    lines.append(f"  {found['train']:,} training and {found['validation']:,} validation clips, {found['tokens']:,} "
+                 "latent tokens (at patch 1x1x1)")  # fmt: skip
+    lines += captions_text(found, found["train"] + found["validation"])
+    hours = "an unknown length" if found["hours"] is None else f"{found['hours']:,.2f} hours"
+    lines.append(f"  {hours} of video, {found['bytes'] / 1e6:,.1f} MB of latents")
+    lines.append(f"  about {found['seconds'] / 3600:,.2f} hours ({found['seconds']:,.0f} s) on {found['processes']} "
+                 f"such process(es): decoding takes {1e3 * found['decode']:.1f} ms a clip and worker, encoding "
+                 f"{1e3 * found['encode']:.1f} ms")  # fmt: skip
+    return "\n".join(lines)
+
+
+def summary(out: str, index: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a finished cache's index, for machines."""
+    about = index["about"]
+    return {
+        "out": out,
+        **{split: part["clips"] for split, part in index["splits"].items()},
+        "latent_shape": index["latent_shape"],
+        "tokens": index["positions"],
+        "bytes": sum(file["bytes"] for file in index["files"].values()),
+        "rejected": index["rejected"],
+        "captions": index.get("captions"),  # None in an index of before these were counted
+        "skipped": about.get("skipped"),
+        "unread_columns": about.get("unread_columns"),
+        "latent_statistics": index["latent_statistics"],
+        "validation_hash": index["validation_hash"],
+    }
+
+
+def summary_text(out: str, index: Mapping[str, Any]) -> str:
+    """The facts of a finished cache's index, for readers."""
+    facts = summary(out, index)
+    shape = "x".join(map(str, index["latent_shape"]))
+    mean, std = (index["latent_statistics"][name] for name in ("mean", "std"))
+    lines = [
+        f"{out}: {facts['train']} training and {facts['validation']} validation clips of {shape} latents",
+        f"  {facts['tokens']:,} latent tokens (at patch 1x1x1), {facts['bytes'] / 1e6:.1f} MB",
+        f"  latents by channel: mean {min(mean):+.3f} to {max(mean):+.3f}, std {min(std):.3f} to {max(std):.3f}",
+        f"  text: at most {index['text_tokens']} tokens of {index['text_dim']} numbers",
+        *captions_text(facts, facts["train"] + facts["validation"]),
+        f"  validation list {index['validation_hash']}, frozen",
+    ]
+    if index["rejected"]:
+        lines.append(f"  rejected: {counts_text(index['rejected'])} (each is named in {Path(out) / 'rejected.jsonl'})")
+    return "\n".join(lines)

@@ -1,0 +1,156 @@
+"""Tables as rows of named values: CSV, TSV, JSON lines, JSON arrays (each perhaps gzipped), and Parquet."""
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.captions import parse_json
+from data.media import text_of
+from utils.errors import UserError
+
+DELIMITERS = {
+    ".csv": ",;\t",
+    ".tsv": "\t,;",
+}  # the first is used unless only another one separates the column of paths
+LINES = {".json", ".jsonl", ".ndjson"}
+KINDS = (*DELIMITERS, *sorted(LINES), ".parquet")
+END = "\x1f end of the table"  # a row that no table has
+Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by column
+
+
+class Table(NamedTuple):
+    """A table's columns, and ``rows(wanted)``: its rows, of which at least the columns ``wanted`` are read."""
+
+    columns: list[str]
+    rows: Callable[[Sequence[str]], Iterator[Row]]
+
+
+def table_kind(path: Path) -> str | None:
+    """One of ``KINDS``, by the name of a table, gzipped or not; None where it names none."""
+    name = path.name.lower()
+    plain = Path(name.removesuffix(".gz")).suffix
+    return plain if plain in KINDS and not (plain == ".parquet" and name.endswith(".gz")) else None
+
+
+def read_table(path: Path, path_column: str | None = None) -> Table:
+    """The table in ``path``, which is of a ``table_kind``.
+
+    Args:
+        path_column: a column that tells which delimiter a CSV has; None is "path".
+
+    Raises:
+        UserError: text that is not UTF-8; no table of its kind; a row with more fields than the header (also when
+            rows are read).
+    """
+    kind = table_kind(path)
+    if kind == ".parquet":
+        return _parquet(path)
+    text = text_of(_content(path), str(path))
+    return _json(path, kind, text) if kind in LINES else _csv(path, DELIMITERS[kind], text, path_column)
+
+
+def _content(path: Path) -> bytes:
+    if path.suffix.lower() != ".gz":
+        return path.read_bytes()
+    try:
+        with gzip.open(path) as file:
+            return file.read()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a whole gzip file ({error})") from None
+
+
+def _csv(path: Path, delimiters: str, text: str, path_column: str | None) -> Table:
+    def columns_by(delimiter: str) -> list[str]:
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        try:
+            return next((row for row in rows if row), [])
+        except csv.Error as error:
+            raise UserError(f"{path}, line {rows.line_num}: not CSV ({error})") from None
+
+    def has_paths(columns: list[str]) -> bool:
+        wanted = (path_column or "path").strip().casefold()
+        return any(column.strip().casefold() == wanted for column in columns)
+
+    headers = {delimiter: columns_by(delimiter) for delimiter in delimiters}
+    delimiter = next((d for d, columns in headers.items() if has_paths(columns)), delimiters[0])
+    columns = headers[delimiter]
+    # Blanks after all of the header's delimiters: rows have them too, and a quote after one opens a field. Where the
+    # header has none, a quote after a blank is a character, as csv has it.
+    blank = len(columns) > 1 and all(column[:1] == " " for column in columns[1:])
+    if blank:
+        columns = [column.strip() for column in columns]
+    return Table(columns, lambda wanted: _csv_rows(path, text, columns, delimiter, blank))
+
+
+def _csv_rows(path: Path, text: str, columns: list[str], delimiter: str, blank: bool) -> Iterator[Row]:
+    # A quote that is never closed takes all that follows into its field, without an error: then END is in it.
+    lines = chain(io.StringIO(text, newline=""), [END])
+    rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=blank)
+    width, begin, header = len(columns), 1, True
+    try:
+        for row in rows:
+            if row == [END]:
+                return
+            if row and row[-1].endswith(END):
+                raise UserError(f"{path}, line {begin}: a quote that opens in this row is never closed")
+            begin = rows.line_num + 1
+            if header or not row:
+                header = header and not row
+                continue
+            if len(row) > width:
+                raise UserError(
+                    f"{path}, line {rows.line_num}: {len(row)} fields where the header has {width}; "
+                    f"put a caption that holds {delimiter!r} into double quotes"
+                )
+            yield f"{path}, line {rows.line_num}", dict(zip(columns, row + [None] * (width - len(row))))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {rows.line_num}: not CSV ({error})") from None
+
+
+def _json(path: Path, kind: str, text: str) -> Table:
+    """Of a JSON array of objects, or of one object a line; columns are the keys of all of them."""
+    rows: list[Row] = []
+    if kind == ".json" and text.lstrip()[:1] == "[":
+        items = ((f"{path}, item {number}", item) for number, item in enumerate(parse_json(text, str(path)), 1))
+    else:
+        lines = enumerate(text.split("\n"), 1)
+        places = ((f"{path}, line {number}", line) for number, line in lines if line.strip())
+        items = ((place, parse_json(line, place)) for place, line in places)
+    for place, item in items:
+        if not isinstance(item, dict):
+            raise UserError(f"{place}: not a JSON object with 'path' and 'caption'")
+        rows.append((place, item))
+    columns = dict.fromkeys(key for _, row in rows for key in row)
+    return Table(list(columns), lambda wanted: iter(rows))
+
+
+def _parquet(path: Path) -> Table:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow, or write .csv") from None
+
+    def wrapped(error: Exception) -> UserError:
+        return UserError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})")
+
+    def rows(wanted: Sequence[str]) -> Iterator[Row]:
+        try:
+            with parquet.ParquetFile(path) as file:
+                batches = file.iter_batches(columns=list(wanted))
+                every = (row for batch in batches for row in batch.to_pylist())
+                for number, row in enumerate(every, 1):
+                    yield f"{path}, row {number}", row
+        except (pyarrow.ArrowException, OSError) as error:
+            raise wrapped(error) from None
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            return Table(list(file.schema_arrow.names), rows)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise wrapped(error) from None

@@ -1,0 +1,79 @@
+"""Which part of a cache's shards a process makes: alone, as one of a torchrun, or as a task of a Slurm array."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from utils.errors import UserError
+
+SLURM = "SLURM_ARRAY_TASK_"
+
+
+class Share(NamedTuple):
+    """Which of the processes that make a cache this one is: ``rank`` of ``world``, from 0."""
+
+    rank: int = 0
+    world: int = 1
+
+
+def this_share(wish: str = "auto", environ: Mapping[str, str] = os.environ) -> Share:
+    """This process's share.
+
+    Args:
+        wish: "auto" (of a torchrun, a Slurm array, or an array of torchruns, by the environment), "none" (all of the
+            work), or "R/N" with R from 0 to N - 1.
+
+    Raises:
+        UserError: no such wish; an array whose numbers are not in a row; variables that are no numbers.
+    """
+    if wish == "none":
+        return Share()
+    rank, world = _number(environ, "RANK", 0), _number(environ, "WORLD_SIZE", 1)
+    if wish != "auto":
+        return _named_share(wish, world)
+    if not from_slurm(environ):
+        return Share(rank, world)
+    number, first, tasks, step = (
+        _number(environ, SLURM + name, default) for name, default in (("ID", 0), ("MIN", 0), ("COUNT", 1), ("STEP", 1))
+    )
+    task, off = divmod(number - first, max(step, 1))
+    if off or not 0 <= task < tasks:
+        raise UserError("this Slurm array's numbers have gaps, so that its tasks cannot share the work; "
+                        f"submit it with --array=0-{tasks - 1}, or give --share none for all of it")  # fmt: skip
+    return Share(task * world + rank, tasks * world)
+
+
+def from_slurm(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether "auto" takes the share from a Slurm array."""
+    return SLURM + "ID" in environ
+
+
+def slurm_warning(share: Share, environ: Mapping[str, str] = os.environ) -> str | None:
+    """What to say where "auto" leaves a part of the work to other tasks of a Slurm array; None where it does not."""
+    if not from_slurm(environ) or _number(environ, SLURM + "COUNT", 1) < 2:
+        return None
+    return (
+        f"warning: task {environ[SLURM + 'ID']} of a Slurm array: this process makes 1/{share.world} of the cache "
+        f"(share {share.rank}/{share.world}) and leaves the rest to the array's other tasks; --share none makes all "
+        "of it, where the array is for something else"
+    )
+
+
+def _named_share(wish: str, world: int) -> Share:
+    match = re.fullmatch(r"(\d+)/(\d+)", wish, re.ASCII)
+    if not match or not int(match[1]) < int(match[2]):
+        raise UserError(f"--share {wish}: neither auto, none nor R/N with R from 0 to N - 1, such as 0/4 to 3/4")
+    if world > 1:
+        raise UserError(f"--share {wish} is for one process; the {world} of this torchrun share the work by "
+                        "themselves (--share auto)")  # fmt: skip
+    return Share(int(match[1]), int(match[2]))
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    try:
+        return int(environ.get(name, default))
+    except ValueError:
+        raise UserError(
+            f"{name}={environ[name]} in the environment is no number; unset it, or give --share none"
+        ) from None
