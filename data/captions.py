@@ -46,7 +46,8 @@ def find_name(
 ) -> str | None:
     """The one of the column or key names ``present`` that is ``given`` or else among ``known``.
 
-    Upper and lower case and blanks around a name make no difference.
+    Upper and lower case and blanks around a name make no difference. The first of ``known``, spelled exactly, is the
+    documented name and needs no choice: tables that have it next to another were always read by it.
 
     Args:
         place: what has these names, for messages.
@@ -61,7 +62,7 @@ def find_name(
     """
     present = list(present)
     wanted = known if given is None else (given.strip().casefold(),)
-    found = [name for name in present if name == given]
+    found = [name for name in present if name == (known[0] if given is None else given)]
     found = found or [name for name in present if name.strip().casefold() in wanted]
     if len(found) > 1:
         choose = f"; choose one with {option} NAME" if option and len(set(found)) > 1 else "; rename one of them"

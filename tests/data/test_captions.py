@@ -94,6 +94,9 @@ def test_other_columns_and_another_root(folder, tmp_path):
     # A column named exactly wins over one in another case.
     write(folder, m__csv="path,text,TEXT\na.mp4,one,other\n")
     assert listed(folder / "m.csv", caption_column="TEXT") == {"a.mp4": "other"}
+    # And the documented name over its synonyms, as it was before these were read.
+    write(folder, m__csv="path,text,caption\na.mp4,other,one\n")
+    assert listed(folder / "m.csv") == {"a.mp4": "one"}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,7 @@ def test_other_columns_and_another_root(folder, tmp_path):
          "--caption-column NAME"),
         ("m.csv", "path,caption,caption\na.mp4,x,y\n", "'caption' and 'caption' may both be .* rename one"),
         ("m.jsonl", '{"path": "a.mp4", "cap": "x"}\n{"path": "b.mp4", "text": "x"}\n', "'cap' and 'text' may both"),
-        ("m.csv", "path,PATH,caption\na.mp4,b.mp4,x\n", "'path' and 'PATH' may both be the path"),
+        ("m.csv", "Path,PATH,caption\na.mp4,b.mp4,x\n", "'Path' and 'PATH' may both be the path"),
         ("m.csv", "path,caption\nb.mp4,ok\na.mp4,a red ball, rolling\n", r"line 3: 3 fields where the header has 2; "
          "put a caption that holds ',' into double quotes"),
         ("m.tsv", "path\tcaption\na.mp4\ta\tb\n", r"line 2: 3 fields .* holds '\\t'"),
