@@ -26,7 +26,7 @@ from training import planned_config
 from training.layout import (
     BATCH_TOLERANCE,
     DEFAULT_GPUS,
-    FEW_TOKENS,
+    MIN_GPU_TOKENS,
     add_layout,
     check_machine,
     default_gpus,
@@ -61,7 +61,7 @@ def arguments() -> argparse.ArgumentParser:
         "--gpus",
         type=int,
         help="GPUs that share each step; the law's batch moves to the nearest that they share evenly (default: the "
-        f"most up to {DEFAULT_GPUS} with {FEW_TOKENS} tokens each that move it by no more than "
+        f"most up to {DEFAULT_GPUS} with {MIN_GPU_TOKENS} tokens each that move it by no more than "
         f"{100 * BATCH_TOLERANCE:g} per cent)",
     )
     parser.add_argument(
@@ -142,7 +142,8 @@ def main() -> None:
         base.config.train.dtype,
     )  # fmt: skip
     law = laws.load(args.law)
-    planned, gpus = plan_for_gpus(law, request, args.gpus)
+    # A base of the user's own keeps its layout where no number of GPUs is asked for: one process, as it would run.
+    planned, gpus = plan_for_gpus(law, request, args.gpus or (1 if args.base else None))
     clip, assumed = planned_config.clip_shape(base.config, planned["n_ctx"])
     token_dim = clip.latent_shape[0] * math.prod(base.config.model.patch)
     shape = ModelShape(planned["layers"], planned["width"], planned["heads"], token_dim, clip.text_dim)

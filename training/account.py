@@ -1,17 +1,21 @@
 """`train.py --dry-run --account`: size, memory and time of a run by formula, without a cache, a GPU or a step.
 
-The model is built on PyTorch's meta device, which holds no numbers, so that 16x3072 takes no memory.
+Parameters are counted by formula, and compared with one block on PyTorch's meta device, which holds no numbers.
 """
 
+import dataclasses
 import json
 from typing import Any, NamedTuple
 
 import torch
 
+from diffusion.process import Process
+from diffusion.timesteps import draw_timesteps
+from models.attention import BACKENDS, choose_backend
 from models.dit import DiTConfig, VideoDiT
 from models.sizes import exact_flops
 from training.config import Config, to_dict
-from training.layout import FILLED, check_machine, choose_layout, gpus_needed
+from training.layout import MAX_MEMORY_SHARE, check_machine, choose_layout, gpus_needed
 from training.memory_formula import ClipShape, Layout, ModelShape, parameter_groups, training_memory
 from training.planned_config import clip_shape
 from training.refusals import check_share
@@ -44,24 +48,22 @@ def account(config: Config, n_ctx: int | None, machine: Machine) -> dict[str, An
 
     Args:
         config: as train.py takes it; its data.cache need not be there.
-        n_ctx: tokens per clip, where no cache tells them.
+        n_ctx: tokens per clip, where there is no cache.
 
     Raises:
-        UserError: what would keep the run from starting, as far as the configuration alone tells; or no tokens per
-            clip, or two.
+        UserError: the configuration cannot be trained, or the tokens per clip are missing or contradict the cache.
     """
     machine.check()
     run = _resolved(config, n_ctx, machine.gpu)
     check_share(run, machine.gpus)
     keys, train = run.config.model, run.config.train
+    check_names(run.config)
     clip, assumed = clip_shape(run.config, run.n_ctx)
-    with torch.device("meta"):
-        form = DiTConfig(keys.layers, keys.width, keys.heads, clip.latent_shape[0], tuple(keys.patch), clip.text_dim)
-        model = VideoDiT(form)
+    form = DiTConfig(keys.layers, keys.width, keys.heads, clip.latent_shape[0], tuple(keys.patch), clip.text_dim)
     shape = ModelShape(keys.layers, keys.width, keys.heads, form.token_dim, clip.text_dim)
     groups = parameter_groups(shape)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    assert sum(groups.values()) == count, "the formula is another model's"
+    count = sum(groups.values())
+    assert count == _built_parameters(form, shape), "the formula is another model's"
     micro_batch = train.micro_batch or run.clips // machine.gpus
     layout = Layout(machine.gpus, train.parallel, micro_batch, train.activation_checkpointing)
     plain = keys.attention == "plain"
@@ -98,6 +100,22 @@ def account(config: Config, n_ctx: int | None, machine: Machine) -> dict[str, An
     }
 
 
+def check_names(config: Config) -> None:
+    """Refuse a process, a distribution of t or an attention backend that does not exist."""
+    Process(config.diffusion.process, config.diffusion.target)
+    draw_timesteps(torch.zeros(1, dtype=torch.int64), 0, config.diffusion.timesteps)
+    if config.model.attention not in BACKENDS:
+        choose_backend(config.model.attention, "cpu", torch.float32)
+
+
+def _built_parameters(form: DiTConfig, shape: ModelShape) -> int:
+    """The parameters of the model on the meta device, of which one block is built: all are alike."""
+    with torch.device("meta"):
+        model = VideoDiT(dataclasses.replace(form, layers=1))
+    block = sum(parameter.numel() for parameter in model.blocks[0].parameters())
+    return sum(parameter.numel() for parameter in model.parameters()) + (shape.layers - 1) * block
+
+
 def _resolved(config: Config, n_ctx: int | None, gpu: str) -> Run:
     """``config`` with nothing left open, for clips of the cache's tokens or of ``n_ctx``, on such a GPU."""
     shape = encoded_shape(config)
@@ -118,20 +136,26 @@ def _memory_warnings(
     run: Run, shape: ModelShape, clip: ClipShape, total: int, memory_gb: float, gpus: int
 ) -> list[str]:
     """Where ``total`` bytes are too many for a GPU: the layout, or the number of GPUs, that fits."""
-    if total <= FILLED * 1e9 * memory_gb:
+    if total <= MAX_MEMORY_SHARE * 1e9 * memory_gb:
         return []
     needed = {"clips": run.clips, "gpus": gpus, "dtype": run.config.train.dtype, "memory": 1e9 * memory_gb}
     best = choose_layout(shape, clip, **needed)
     if best.fits:
-        recompute = str(best.layout.activation_checkpointing).lower()
-        instead = (
-            f"train.parallel={best.layout.parallel} train.micro_batch={best.layout.micro_batch} "
-            f"train.activation_checkpointing={recompute} would"
-        )
+        instead = f"{_keys(best.layout)} would"
     else:
-        more = gpus_needed(shape, clip, **needed)
-        instead = f"--gpus {more} would, in another layout" if more else "no number of such GPUs would"
-    return [f"does not fit: {total / 1e9:.4g} GB of {memory_gb:g}, of which {FILLED:.0%} may be filled; {instead}"]
+        more = gpus_needed(shape, clip, batch_moves=False, **needed)
+        instead = f"--gpus {more.processes} would, with {_keys(more)}" if more else "no number of such GPUs would"
+    limit = f"{memory_gb:g}, of which {MAX_MEMORY_SHARE:.0%} may be filled"
+    return [f"does not fit: {total / 1e9:.4g} GB of {limit}; {instead}"]
+
+
+def _keys(layout: Layout) -> str:
+    """A layout as keys of a command line."""
+    recompute = str(layout.activation_checkpointing).lower()
+    return (
+        f"train.parallel={layout.parallel} train.micro_batch={layout.micro_batch} "
+        f"train.activation_checkpointing={recompute}"
+    )
 
 
 def print_account(config: Config, n_ctx: int | None, machine: Machine, as_json: bool) -> int:

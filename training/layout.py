@@ -11,15 +11,15 @@ from utils.errors import UserError
 
 # Of a GPU's memory, what a layout may fill. The rest is for what the formula leaves out: temporaries of single
 # operations, the allocator's gaps, CUDA's context.
-FILLED = 0.9
+MAX_MEMORY_SHARE = 0.9
 # Tokens of a micro-batch. With fewer than about 1,200 an H100 spends longer on moving a weight than on its products:
 # to cast and read it takes 8 bytes of 3.35e12 a second, and a token's product 2 FLOPs of 989e12. fsdp's two gathers of
 # 4 bytes at 450e9 a second, beside 6 FLOPs a token at 40 % of the peak, give the same. More than 16,384 fill every
 # kernel already, and memory is all that they take.
-FEW_TOKENS, MANY_TOKENS = 1024, 16_384
+MIN_GPU_TOKENS, MAX_MICRO_BATCH_TOKENS = 1024, 16_384
 DEFAULT_GPUS = 8  # one node
-# How far the batch may move, relative, to be shared evenly. The paper's loss at half a per cent from the best batch is
-# 1e-7 higher.
+# How far the batch may move, relative, to be shared evenly. By the paper's curvature the loss at half a per cent from
+# the best batch is 5e-8 higher, relative.
 BATCH_TOLERANCE = 0.005
 MOST_GPUS, MOST_MEMORY_GB = 65_536, 1e6
 
@@ -53,11 +53,11 @@ def shared_clips(clips: int, gpus: int, tolerance: float = BATCH_TOLERANCE) -> i
 
 
 def default_gpus(clips: int, n_ctx: int) -> int:
-    """The most GPUs of one node that share ``clips`` evenly, with ``FEW_TOKENS`` each or more; else one GPU.
+    """The most GPUs of one node that share ``clips`` evenly, with ``MIN_GPU_TOKENS`` each or more; else one GPU.
 
     The batch may move by ``BATCH_TOLERANCE``.
     """
-    counts = range(min(DEFAULT_GPUS, clips * n_ctx // FEW_TOKENS), 1, -1)
+    counts = range(min(DEFAULT_GPUS, clips * n_ctx // MIN_GPU_TOKENS), 1, -1)
     return next((count for count in counts if abs(_multiple(clips, count) / clips - 1) <= BATCH_TOLERANCE), 1)
 
 
@@ -75,13 +75,13 @@ def choose_layout(
 ) -> Choice:
     """The cheapest layout that fits, or the smallest of all where none does.
 
-    In this order: ddp, fsdp (no rest of the model on every GPU, but gathers), then both with activation checkpointing
-    (a third more FLOPs). Within each, the largest micro-batch of at most ``MANY_TOKENS`` tokens that divides the
-    process's share. A layout whose micro-batch has fewer than ``FEW_TOKENS`` tokens is the last choice.
+    In this order: ddp, fsdp (each GPU holds a shard and gathers the blocks), then both with activation checkpointing
+    (a third more FLOPs). Within each, the largest micro-batch of at most ``MAX_MICRO_BATCH_TOKENS`` tokens that
+    divides the share of a process. A micro-batch of fewer than ``MIN_GPU_TOKENS`` tokens is the last choice.
 
     Args:
         clips: the global batch in clips, a multiple of ``gpus``.
-        memory: bytes of one GPU, of which ``FILLED`` may be used.
+        memory: bytes of one GPU, of which ``MAX_MEMORY_SHARE`` may be used.
         parallel, micro_batch, activation_checkpointing: as a configuration sets them already; None where it is free.
     """
     share = clips // gpus
@@ -94,11 +94,11 @@ def choose_layout(
             for size in sizes:
                 layout = Layout(gpus, kind, size, recompute)
                 parts = training_memory(shape, clip, layout, clips=clips, dtype=dtype)
-                found.append(Choice(layout, parts, parts["total"] <= FILLED * memory))
+                found.append(Choice(layout, parts, parts["total"] <= MAX_MEMORY_SHARE * memory))
     fitting = [choice for choice in found if choice.fits]
     if not fitting:
         return min(found, key=lambda choice: choice.memory["total"])
-    busy = [c for c in fitting if c.layout.micro_batch == share or c.layout.micro_batch * clip.n_ctx >= FEW_TOKENS]
+    busy = [c for c in fitting if c.layout.micro_batch == share or c.layout.micro_batch * clip.n_ctx >= MIN_GPU_TOKENS]
     return (busy or fitting)[0]
 
 
@@ -139,28 +139,35 @@ def add_layout(
             "activation checkpointing computes each forward pass twice: the run takes up to a third more GPU-hours, "
             f"unless the GPUs reach {4 / 3 * used['mfu']:.0%} of their peak"
         )
-    if layout.micro_batch * planned["n_ctx"] < FEW_TOKENS:
+    if layout.micro_batch * planned["n_ctx"] < MIN_GPU_TOKENS:
         warnings.append(
             f"{layout.micro_batch * planned['n_ctx']} tokens at a time keep the GPU waiting: expect more "
-            f"GPU-hours than at MFU {used['mfu']:g}, which takes some {FEW_TOKENS} or more"
+            f"GPU-hours than at MFU {used['mfu']:g}, which takes some {MIN_GPU_TOKENS} or more"
         )
     if not choice.fits:
         more = gpus_needed(shape, clip, clips=clips, gpus=gpus, dtype=dtype, memory=memory, **fixed)
-        instead = f"--gpus {more} would" if more else "no number of such GPUs would"
+        instead = f"--gpus {more.processes} would" if more else "no number of such GPUs would"
         warnings.append(
             f"does not fit: {planned['memory_gb']:.4g} GB on each of {gpus} x {used['gpu']}, of whose "
-            f"{memory_gb:g} GB a plan fills {FILLED:.0%}; {instead}"
+            f"{memory_gb:g} GB a plan fills {MAX_MEMORY_SHARE:.0%}; {instead}"
         )
 
 
-def gpus_needed(shape: ModelShape, clip: ClipShape, *, clips: int, gpus: int, **keys: Any) -> int | None:
-    """The fewest GPUs above ``gpus`` that a batch of about ``clips`` fits on; None where no number helps.
+def gpus_needed(
+    shape: ModelShape, clip: ClipShape, *, clips: int, gpus: int, batch_moves: bool = True, **keys: Any
+) -> Layout | None:
+    """The layout with the fewest GPUs above ``gpus`` that fits; None where no number of them does.
 
-    ``keys`` are the others of ``choose_layout``.
+    Args:
+        batch_moves: whether the batch of ``clips`` may become the nearest that the GPUs share evenly.
+        keys: the other arguments of ``choose_layout``.
     """
     for count in _doublings(gpus, min(clips, MOST_GPUS)):
-        if choose_layout(shape, clip, clips=shared_clips(clips, count), gpus=count, **keys).fits:
-            return count
+        if batch_moves or clips % count == 0:
+            shared = shared_clips(clips, count) if batch_moves else clips
+            choice = choose_layout(shape, clip, clips=shared, gpus=count, **keys)
+            if choice.fits:
+                return choice.layout
     return None
 
 
@@ -176,8 +183,8 @@ def _multiple(clips: int, unit: int) -> int:
 
 
 def _micro_batches(share: int, n_ctx: int) -> list[int]:
-    """Divisors of ``share``: the useful ones from large to small, then those above ``MANY_TOKENS``, smallest first."""
-    most = max(MANY_TOKENS // n_ctx, 1)
+    """Divisors of ``share``: the useful ones from large to small, then those of more tokens, smallest first."""
+    most = max(MAX_MICRO_BATCH_TOKENS // n_ctx, 1)
     divisors = [size for size in range(1, min(4 * most, share) + 1) if share % size == 0]
     divisors += [share] if share > 4 * most else []
     return [size for size in reversed(divisors) if size <= most] + [size for size in divisors if size > most]

@@ -206,7 +206,7 @@ class ValidationKeys:
         None,
         "the first so many clips of the cache's frozen list; all of them if not given",
         identity=ALWAYS,
-        bound=POSITIVE,
+        bound=Bound("2 or more, as a standard error needs two", lambda value: value >= 2),
     )
     timesteps: int = key(4, "stratified times per clip", identity=ALWAYS, bound=POSITIVE)
     batch: int | None = key(

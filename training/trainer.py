@@ -39,7 +39,7 @@ from training.resolve import Run, beta2_warnings, resolve
 from training.step import Step, even_size
 from training.stop import StopRequest
 from training.validation import RAW_SHARE, Score, Validator, few_blocks
-from utils.devices import bfloat16_here
+from utils.devices import has_bfloat16
 from utils.errors import UserError
 from utils.files import exclusive, replacing, write_json
 
@@ -98,7 +98,7 @@ def prepare(config: Config) -> tuple[Run, LatentCache | Mixture]:
     if not config.data.cache:
         raise UserError("data.cache: not given; name a folder made by tools/cache_latents.py")
     cache = open_data(cache_folders(config), config.data.weights)
-    return resolve(config, cache.meta, _earlier_milestones(config), bfloat16_here), cache
+    return resolve(config, cache.meta, _earlier_milestones(config), has_bfloat16), cache
 
 
 def _earlier_milestones(config: Config) -> list[int]:

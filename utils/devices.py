@@ -46,7 +46,7 @@ def planned_peak(gpu: str, dtype: str) -> float:
     return (FLOAT32_PEAK_FLOPS if dtype == "float32" else PEAK_FLOPS)[gpu]
 
 
-def bfloat16_here() -> bool:
+def has_bfloat16() -> bool:
     """Whether this process computes on a GPU with bfloat16 matrix products of its own, not emulated ones."""
     import torch  # not at the top: plans read the tables above without it
 

@@ -125,7 +125,9 @@ def test_clips_are_those_of_the_bases_cache(tmp_path):
     budget = ("--law", PAPER, "--flops", "1e20", "--json")
     planned = json.loads(run(*budget, "--base", base).stdout)
     assert planned["n_ctx"] == 80
-    without = json.loads(run(*budget, "--n-ctx", 80).stdout)
+    # A base that no number of GPUs is given for trains as one process.
+    without = json.loads(run(*budget, "--n-ctx", 80, "--gpus", 1).stdout)
+    assert planned["gpus"] == 1
     # The index says nothing of the text.
     assert planned["assumptions"].pop("memory") == ["text of 512 tokens x 4096 (T5)"]
     assert without["assumptions"].pop("memory") == ["text of 512 tokens x 4096 (T5)", "latents of 16 channels"]

@@ -44,7 +44,8 @@ def test_what_does_not_fit_is_said_with_a_layout_that_does() -> None:
     assert "does not fit" in warning
     assert "train.parallel=fsdp train.micro_batch=4 train.activation_checkpointing=false would" in warning
     (warning,) = account(load_config(GPU, LARGE), 1280, Machine(gpus=1))["warnings"]
-    assert warning.endswith("; --gpus 2 would, in another layout")
+    keys = "train.parallel=fsdp train.micro_batch=4 train.activation_checkpointing=false"
+    assert warning.endswith(f"; --gpus 2 would, with {keys}")
     (warning,) = account(load_config(GPU, LARGE), 1280, Machine(gpus=1, memory_gb=1))["warnings"]
     assert warning.endswith("; no number of such GPUs would")
 
@@ -97,3 +98,23 @@ def test_with_a_cache_it_agrees_with_the_dry_run(
 def test_bad_input_is_named(n_ctx: int | None, machine: Machine, message: str) -> None:
     with pytest.raises(UserError, match=message):
         account(load_config(GPU, LARGE), n_ctx, machine)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "model.attention=nope",
+        "diffusion.process=nope",
+        "diffusion.timesteps=nope",
+        "optim.beta2_range=[0,1] optim.beta2_half_life=1e30",
+    ],
+)
+def test_what_no_run_can_have_is_refused(wrong: str) -> None:
+    with pytest.raises(UserError, match="nope|beta2 is 1"):
+        account(load_config(GPU, [*LARGE, *wrong.split()]), 1280, Machine(gpus=8))
+
+
+def test_a_hundred_thousand_layers_are_counted_and_not_built() -> None:
+    keys = ["model.layers=100000", "model.width=64", "train.tokens=1e9", "train.batch_tokens=1280"]
+    report = account(load_config(GPU, keys), 1280, Machine())
+    assert report["N"] == 16 * 100_000 * 64**2

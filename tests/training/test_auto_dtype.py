@@ -38,19 +38,19 @@ def test_without_a_device_auto_is_refused_and_the_device_is_asked_for_auto_alone
 def test_bfloat16_is_that_of_a_gpu(cuda: bool, own: bool, found: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: own or including_emulation)
-    assert devices.bfloat16_here() is found
+    assert devices.has_bfloat16() is found
 
 
 def test_a_run_holds_what_auto_became_and_another_device_cannot_continue_it(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = ("train.dtype=auto", "train.tokens=640")
-    monkeypatch.setattr(training.trainer, "bfloat16_here", lambda: False)
+    monkeypatch.setattr(training.trainer, "has_bfloat16", lambda: False)
     found = run(cache, tmp_path, "x", *more)
     assert found["recipe"]["dtype"] == found["config"]["train"]["dtype"] == "float32"
     assert yaml.safe_load((tmp_path / "x" / "config.yaml").read_text())["train"]["dtype"] == "float32"
     assert run(cache, tmp_path, "x", *more)["run_id"] == found["run_id"]
-    monkeypatch.setattr(training.trainer, "bfloat16_here", lambda: True)
+    monkeypatch.setattr(training.trainer, "has_bfloat16", lambda: True)
     with pytest.raises(UserError, match=r"another configuration \(train.dtype: float32 -> bfloat16\)"):
         train(load_config(None, overrides(cache, tmp_path, "x", *more)))
 

@@ -3,9 +3,9 @@
 import pytest
 
 from training.layout import (
-    FEW_TOKENS,
-    FILLED,
-    MANY_TOKENS,
+    MAX_MEMORY_SHARE,
+    MAX_MICRO_BATCH_TOKENS,
+    MIN_GPU_TOKENS,
     choose_layout,
     default_gpus,
     gpus_needed,
@@ -33,16 +33,16 @@ def test_a_small_model_takes_ddp_and_the_largest_useful_micro_batch() -> None:
     assert choice.fits
     # 1,024 clips of 80 tokens a process: 128 of them are 10,240 tokens, 256 more than are useful.
     assert chosen(small, clips=8192, n_ctx=80).layout.micro_batch == 128
-    assert 128 * 80 <= MANY_TOKENS < 256 * 80
+    assert 128 * 80 <= MAX_MICRO_BATCH_TOKENS < 256 * 80
 
 
 @pytest.mark.parametrize("gpus", [2, 4, 8, 64])
 def test_16x3072_is_trainable_on_80_gb(gpus: int) -> None:
     choice = chosen(clips=shared_clips(4191, gpus), gpus=gpus)
     assert choice.fits
-    assert choice.memory["total"] < FILLED * 80e9
+    assert choice.memory["total"] < MAX_MEMORY_SHARE * 80e9
     assert (shared_clips(4191, gpus) // gpus) % choice.layout.micro_batch == 0
-    assert choice.layout.micro_batch * 1280 >= FEW_TOKENS
+    assert choice.layout.micro_batch * 1280 >= MIN_GPU_TOKENS
 
 
 def test_the_order_is_ddp_then_fsdp_then_checkpointing() -> None:
@@ -62,17 +62,20 @@ def test_no_layout_is_passed_over_for_a_dearer_one() -> None:
             cheaper = [Layout(8, "ddp", 1, False)] * (choice.layout.parallel == "fsdp")
         for layout in cheaper:
             parts = training_memory(LARGE, CLIP, layout, clips=4192, dtype="bfloat16")
-            assert parts["total"] > FILLED * memory
+            assert parts["total"] > MAX_MEMORY_SHARE * memory
 
 
 def test_where_nothing_fits_the_smallest_is_named_with_the_gpus_that_are_needed() -> None:
     choice = chosen(gpus=1)
     assert (choice.layout, choice.fits) == (Layout(1, "ddp", 1, True), False)
     need = {"clips": 4192, "dtype": "bfloat16", "memory": 80e9}
-    assert gpus_needed(LARGE, CLIP, gpus=1, **need) == 2
+    assert gpus_needed(LARGE, CLIP, gpus=1, **need).processes == 2
     assert chosen(clips=4192, gpus=2).fits
     # Held to ddp: 24 bytes a parameter are 60.6 GB, activations 10.2, which leaves 1.2 GB for 8.6 MB a clip.
-    assert gpus_needed(LARGE, CLIP, gpus=1, parallel="ddp", activation_checkpointing=False, **need) == 32
+    assert gpus_needed(LARGE, CLIP, gpus=1, parallel="ddp", activation_checkpointing=False, **need).processes == 32
+    # A batch that may not move is shared by its divisors alone: 4,191 is 3 times 1,397.
+    assert gpus_needed(LARGE, CLIP, gpus=2, batch_moves=False, **need | {"clips": 4191}).processes == 3
+    assert gpus_needed(LARGE, CLIP, gpus=3, batch_moves=False, **need | {"clips": 4191}) is None
     # A clip's activations alone are more than this.
     assert gpus_needed(LARGE, CLIP, gpus=1, **need | {"memory": 1e9}) is None
 
@@ -122,4 +125,4 @@ def test_without_a_number_of_gpus_the_batch_hardly_moves(clips: int, gpus: int) 
 def test_without_a_number_of_gpus_none_has_too_few_tokens(clips: int, gpus: int) -> None:
     """Clips of 80 tokens: 13 of them are the fewest that keep a GPU busy."""
     assert default_gpus(clips, 80) == gpus
-    assert gpus == 1 or clips // gpus * 80 >= FEW_TOKENS
+    assert gpus == 1 or clips // gpus * 80 >= MIN_GPU_TOKENS
