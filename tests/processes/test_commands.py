@@ -15,12 +15,12 @@ MISTAKES = {
     "tools/evaluate_vae.py": (["--source", "nowhere", "--vae", "embedded"], "nowhere"),
     "tools/fit.py": (["all", "missing.csv", "--out", "x.json"], "no such file"),
     "tools/plan.py": (["--law", "missing.json", "--flops", "1e20"], "no such file"),
-    "tools/presets.py": (["4x128"], "is not SIZE:TOKENS"),
+    "tools/presets.py": (["4x128"], "required: --law, --base, --out, --page"),
     "tools/replay.py": (["missing.csv"], "missing.csv"),
     "tools/report.py": (["missing.csv", "--law", "missing.json", "--out", "x.html"], "no such file"),
     "tools/study.py": (["missing", "--law", "missing.json"], "a folder of runs is wanted"),
-    "tools/sweep.py": (["run", "missing.yaml"], "no such file"),
-    "tools/train_vae.py": (["--source", "nowhere", "--out", "x"], "nowhere"),
+    "tools/sweep.py": (["run", "missing.yaml"], "no such configuration file"),
+    "tools/train_vae.py": (["--source", "nowhere", "--out", "x"], "--source: no such option"),
 }
 
 
