@@ -1,7 +1,7 @@
 """Make videos from a checkpoint and prompts.
 
     python sample.py --checkpoint runs/x --prompt "a large red circle gliding left over a drifting navy background"
-    python sample.py --checkpoint runs/x --prompts prompts.txt --out samples/ --steps 50 --guidance 5 --seed 0
+    python sample.py --checkpoint runs/x --prompts configs/prompts.txt --out samples/ --steps 50 --guidance 5 --seed 0
 
 Prompt i is sampled with seed + i, whatever the batch. The prompt, the seed and the settings lie in each file's
 metadata, and all of them in OUT/samples.json. With --grid 4, OUT/grid.gif shows all videos, four in a row, captioned.
@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from utils.errors import Parser, UserError, run_cli
+from utils.errors import Parser, UserError, path_text, run_cli
 from utils.files import write_json
 
 FORMATS = ("mp4", "gif", "png")
@@ -22,19 +22,54 @@ FORMATS = ("mp4", "gif", "png")
 
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="a run directory (its newest) or a checkpoint")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        aliases=("--ckpt", "--ckpt-path", "--model", "--model-path", "--resume", "--run"),
+        help="a run directory (its newest) or a checkpoint",
+    )
     parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times")
     parser.add_argument("--prompts", type=Path, help="a text file with one prompt per line")
-    parser.add_argument("--out", type=Path, default=Path("samples"), help="folder to write to (default: samples)")
-    parser.add_argument("--steps", type=int, default=50, help="sampler steps, 1 to 1000 (default: 50)")
-    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale; 1 is none (default: 5)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("samples"),
+        aliases=("--output", "--output-dir", "--save-dir"),
+        help="folder to write to (default: samples)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=50,
+        aliases=("--num-steps", "--num-inference-steps", "--num-sampling-steps"),
+        help="sampler steps, 1 to 1000 (default: 50)",
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=5.0,
+        aliases=("--cfg-scale", "--cfg", "--guidance-scale"),
+        help="guidance scale; 1 is none (default: 5)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first prompt (default: 0)")
-    parser.add_argument("--scheduler", help="euler, dpm++ or unipc for flows; ddim, dpm++ or unipc for vp processes")
+    parser.add_argument(
+        "--scheduler",
+        aliases=("--sampler", "--solver", "--sampling-method"),
+        help="euler, dpm++ or unipc for flows; ddim, dpm++ or unipc for vp processes",
+    )
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or raw (default: ema)")
     parser.add_argument("--format", choices=FORMATS, default="mp4", help="mp4, gif, or png (frames side by side)")
     parser.add_argument("--grid", type=int, metavar="COLUMNS", help="also write all videos as one captioned grid.gif")
     parser.add_argument("--fps", type=int, default=8, help="frames per second of what is written (default: 8)")
     parser.add_argument("--batch", type=int, default=8, help="prompts sampled at once (default: 8)")
+    parser.add_argument("--vae", type=path_text, help="where the VAE lies now (default: where it lay for the latents)")
+    parser.add_argument(
+        "--text",
+        type=path_text,
+        aliases=("--text-encoder", "--t5"),
+        help="where the text encoder lies now (default: where it lay for the latents)",
+    )
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     arguments = parser.parse_args()
     for name in ("fps", "batch", "grid"):
@@ -92,7 +127,7 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
     model = build_model(config, data, device)
     load_weights(model, path, arguments.weights)
     model.eval()
-    vae, encoder = load_encoders(data, device)
+    vae, encoder = load_encoders(data, device, vae=arguments.vae, text=arguments.text)
     if warning := cut_warning(encoder, prompts, "prompts"):
         print(warning, file=sys.stderr)
     settings = {name: getattr(arguments, name) for name in ("steps", "guidance", "scheduler", "weights")}

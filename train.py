@@ -1,7 +1,9 @@
 """Train a video DiT on cached latents.
 
-    python train.py --config configs/train/base.yaml data.cache=runs/latents model.size=2x64 train.tokens=2e5
-    torchrun --nproc_per_node 8 train.py --config configs/train/base.yaml optim.lr=3e-4
+    python train.py --config configs/train/base.yaml data.cache=runs/latents model.size=2x64 \\
+        train.batch_tokens=640 train.tokens=2e5
+    torchrun --nproc_per_node 8 train.py --config configs/train/base.yaml data.cache=runs/latents model.size=2x64 \\
+        optim.lr=3e-4 train.batch_tokens=640 train.tokens=2e5
 
 The same command again continues the run; a finished one is left as it is. With --dry-run it only says what the run
 would be: its size, FLOPs, memory and, after a few steps, its time. With --account it says so by formula alone, without
@@ -17,12 +19,17 @@ import argparse
 import os
 import sys
 
-from utils.errors import Parser, UserError, run_cli
+from utils.errors import Parser, UserError, path_text, run_cli
 
 
 def main() -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", help="a YAML file; see configs/train, and docs/training.md for the keys")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, key_of=key_of)
+    parser.add_argument(
+        "--config",
+        type=path_text,
+        aliases=("--cfg", "--conf", "--yaml"),
+        help="a YAML file; see configs/train, and docs/training.md for the keys",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what the run would be and take; write nothing")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
     parser.add_argument("--account", action="store_true", help="with --dry-run: by formula, without data and steps")
@@ -61,6 +68,13 @@ def main() -> int:
     from training.trainer import train  # after the configuration: its errors should not wait for torch
 
     return leave(train(config))
+
+
+def key_of(option: str) -> str:
+    """A hint for an unknown option, such as --lr, that is a key here; empty for another."""
+    from training.config import key_hint
+
+    return key_hint(option.lstrip("-").replace("-", "_"))
 
 
 def leave(status: int) -> int:

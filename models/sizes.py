@@ -20,6 +20,9 @@ ASPECT = 32
 DEEPEST = 16
 # Sizes are quoted to two or three digits: "0.72B" is 716,636,160. Within this (relative), two sizes are one.
 SAME_SIZE = 0.01
+# The largest model that is built: a million layers would take an hour to be made before memory is asked about.
+MAX_LAYERS = 1024
+MAX_PARAMETERS = 10**14
 
 
 class Shape(NamedTuple):
@@ -56,6 +59,11 @@ def parse_size(name: str) -> Shape:
     layers, width = int(match[1]), int(match[2])
     per_head = head_width(layers, width)
     if width % per_head:
+        if layers > width and layers % head_width(width, layers) == 0:
+            raise UserError(
+                f"model size {name!r}: is {layers} layers of width {width}; did you mean '{width}x{layers}', "
+                f"{width} layers of width {layers}?"
+            )
         low = width // per_head * per_head
         either = f"{low} or {low + per_head}" if low else str(per_head)
         raise UserError(f"model size {name!r}: width must be a multiple of {per_head}; the nearest is {either}")

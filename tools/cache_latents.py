@@ -44,7 +44,7 @@ from data.writer import Load
 from models.text import TextEncoder, load_text_encoder
 from models.vae import VideoVAE, load_vae
 from utils.devices import pick_device
-from utils.errors import Parser, UserError, run_cli
+from utils.errors import Parser, UserError, path_text, run_cli
 from utils.files import read_json
 
 SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
@@ -82,7 +82,8 @@ class Plan(NamedTuple):
 def arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--source", help="'synthetic'; a folder of videos and pictures (captions in x.txt beside x.mp4); a .csv, "
+    add("--source", type=path_text, aliases=("--input", "--data", "--videos", "--video-dir"),
+        help="'synthetic'; a folder of videos and pictures (captions in x.txt beside x.mp4); a .csv, "
         ".tsv, .json, .jsonl (each also .gz) or .parquet manifest with the columns path and caption, perhaps start "
         "and end; or WebDataset tars: one, a folder of them or a pattern such as 'x/{000..015}.tar'")  # fmt: skip
     add("--caption-column", metavar="NAME", help="a manifest's column of captions, a key of the .json beside videos "
@@ -92,12 +93,12 @@ def arguments() -> argparse.Namespace:
     add("--root", type=Path, metavar="FOLDER", help="the folder that a manifest's paths are relative to (default: the "
         "manifest's)")  # fmt: skip
     add("--no-captions", action="store_true", help="read no captions: every clip has the empty one")
-    add("--out", required=True, help="the cache's folder")
+    add("--out", type=path_text, required=True, aliases=("--output", "--output-dir"), help="the cache's folder")
     add("--clips", type=int, help=f"training clips: how many to render (default {SYNTHETIC_CLIPS}), or at most how "
         "many to take from videos (default: all)")  # fmt: skip
-    add("--validation", help="validation clips: a number, or an earlier cache whose validation list is kept "
-        f"(default: {SYNTHETIC_VALIDATION} synthetic ones; of videos about a tenth, in whole videos, but no more than "
-        "512)")  # fmt: skip
+    add("--validation", type=path_text, help="validation clips: a number, or an earlier cache whose validation list "
+        f"is kept (default: {SYNTHETIC_VALIDATION} synthetic ones; of videos about a tenth, in whole videos, but at "
+        "most 512)")  # fmt: skip
     add("--frames", type=int, default=17, help="frames per clip (default 17)")
     add("--size", type=int, default=32, help="height and width in pixels (default 32)")
     add("--stride", type=int, default=1, help="take every n-th frame of a video (default 1)")
@@ -113,10 +114,20 @@ def arguments() -> argparse.Namespace:
     add("--clips-per-video", type=int, default=16, help="at most so many clips of one video (default 16)")  # fmt: skip
     add("--max-rejected", type=float, default=0.05, help="stop where more than this fraction of the videos cannot be "
         "used (default 0.05); each is named in rejected.jsonl")  # fmt: skip
-    add("--vae", default="embedded", help="'embedded', or a folder or hub id of a diffusers autoencoder")
+    add(
+        "--vae",
+        type=path_text,
+        default="embedded",
+        help="'embedded', or a folder or hub id of a diffusers autoencoder",
+    )
     add("--vae-dtype", choices=("float32", "bfloat16"), default="float32", help="what the autoencoder computes in "
         "(default float32)")  # fmt: skip
-    add("--text", default="embedded", help="'embedded', or a folder or hub id of a text encoder such as a T5")
+    add(
+        "--text",
+        type=path_text,
+        default="embedded",
+        help="'embedded', or a folder or hub id of a text encoder such as a T5",
+    )
     add("--seed", type=int, default=0, help="which synthetic training clips (default 0)")
     add("--device", help="where to render and encode: cpu or cuda (default: cuda where there is one)")
     add("--batch", type=int, default=16, help="clips encoded at once (default 16)")

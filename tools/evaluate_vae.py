@@ -1,7 +1,7 @@
 """How well an autoencoder keeps clips: PSNR and SSIM of what comes back from its latents, and the latents' statistics.
 
     python tools/evaluate_vae.py --source synthetic
-    python tools/evaluate_vae.py --source FOLDER --picture side_by_side.png
+    python tools/evaluate_vae.py --source my_videos/ --picture side_by_side.png
 
 Before clips are encoded by the thousand: a VAE that keeps too little of them, or whose latents are far from mean 0 and
 deviation 1, makes every loss that follows mean something else. Clips are read as tools/cache_latents.py reads them.
@@ -29,7 +29,7 @@ from data.workers import decoded
 from models.fidelity import psnr, squared_errors, ssim
 from models.vae import VideoVAE, load_vae
 from utils.devices import pick_device
-from utils.errors import Parser, UserError, run_cli
+from utils.errors import Parser, UserError, path_text, run_cli
 from utils.files import replacing
 from utils.random import fold
 
@@ -97,8 +97,12 @@ def picture(path: Path, clips_of: list[Tensor], made_of: list[Tensor]) -> None:
 
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default="synthetic", help="synthetic, or what tools/cache_latents.py reads")
-    parser.add_argument("--vae", default="embedded", help="embedded, a folder or a hub id (default: %(default)s)")
+    parser.add_argument(
+        "--source", type=path_text, default="synthetic", help="synthetic, or what tools/cache_latents.py reads"
+    )
+    parser.add_argument(
+        "--vae", type=path_text, default="embedded", help="embedded, a folder or a hub id (default: %(default)s)"
+    )
     parser.add_argument(
         "--clips", type=int, default=16, help="of each video at most, or synthetic ones in all (default: %(default)s)"
     )

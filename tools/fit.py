@@ -22,7 +22,7 @@ from models.sizes import smooth_width
 from scaling import PAPER, allocation, compare, fit, forms, laws, loss_law, optimum, runs, validate
 from scaling.optimum import WINDOW
 from scaling.points import Untrusted, cells_to_run
-from utils.errors import Parser, UserError, nearest, run_cli
+from utils.errors import Parser, UserError, nearest, path_text, run_cli
 from utils.files import write_json
 from utils.revision import code_revision
 
@@ -53,8 +53,10 @@ def arguments() -> argparse.ArgumentParser:
         "validate: how well the small runs predict the large ones, by each form of the loss law: additive (the "
         "paper's), joint ((A / N^a + B / T^b)^k + E), three_term (in N, batch and steps)",
     )
-    parser.add_argument("results", help="a sweep's folder, or a CSV or JSONL file with one row per result")
-    parser.add_argument("--out", help="law file to write")
+    parser.add_argument(
+        "results", type=path_text, help="a sweep's folder, or a CSV or JSONL file with one row per result"
+    )
+    parser.add_argument("--out", type=path_text, help="law file to write")
     parser.add_argument(
         "--columns",
         help="OURS=THEIRS,...: how the file names N, T, B, lr, L (the loss); and, where it has them, status (done, or "
@@ -72,6 +74,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--prior",
+        type=path_text,
         nargs="?",
         const=str(PAPER),
         help="law file whose exponents stand in for those the data cannot tell (the paper's)",

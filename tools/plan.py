@@ -2,7 +2,7 @@
 
 python tools/plan.py --law configs/laws/paper.json --flops 1e22
 python tools/plan.py --law configs/laws/paper.json --flops 1e22 --gpu h100 --gpus 64 --out planned.yaml
-python tools/plan.py --law law.json --flops 1e15 --base configs/train/x.yaml --out configs/train/planned.yaml
+python tools/plan.py --law law.json --flops 1e15 --base configs/train/quickstart.yaml --out runs/planned.yaml
 
 Beyond 100 times the compute that the law was fitted on, and far below it, the plan warns. docs/laws.md has the laws as
 formulas and the law file's keys.
@@ -35,14 +35,17 @@ from training.layout import (
 from training.memory_formula import ModelShape
 from training.resolve import beta2_warnings
 from utils.devices import MEMORY_GB, PEAK_FLOPS
-from utils.errors import Parser, UserError, run_cli
+from utils.errors import Parser, UserError, path_text, run_cli
 from utils.files import write_text
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--law", required=True, help="law file, such as configs/laws/paper.json or one from tools/fit.py"
+        "--law",
+        type=path_text,
+        required=True,
+        help="law file, such as configs/laws/paper.json or one from tools/fit.py",
     )
     budget = parser.add_argument_group("what is fixed (one of them, or --params with one of them)")
     budget.add_argument("--flops", type=float, help="training compute, e.g. 1e22")
@@ -80,11 +83,12 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--base",
+        type=path_text,
         help="config that supplies data, VAE and the rest, and whose keys the plan's config keeps; it extends "
         "configs/train/gpu.yaml without. Where its data.cache is there, its tokens per clip overrides the law's; the "
         "layout is written with --gpus alone",
     )
-    parser.add_argument("--out", help="write a config that train.py runs")
+    parser.add_argument("--out", type=path_text, help="write a config that train.py runs")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return parser
 

@@ -23,7 +23,7 @@ from models import sizes
 from scaling import laws
 from scaling.plan import Request, plan
 from training.planned_config import clip_length, planned_optim, planned_yaml, read_base, recipe_warnings
-from utils.errors import Parser, UserError, run_cli
+from utils.errors import Parser, UserError, path_text, run_cli
 from utils.files import read_json, write_text
 
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1)  # of T, at which the expected loss is given
@@ -32,11 +32,11 @@ FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1)  # of T, at which the expected loss is give
 def arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("presets", nargs="+", metavar="SIZE:TOKENS", help="such as 4x128:5e6")
-    parser.add_argument("--law", required=True, help="law file from tools/fit.py")
-    parser.add_argument("--base", required=True, help="config that supplies data, VAE and the rest")
-    parser.add_argument("--results", help="the study's results, whose runs tell the hours")
-    parser.add_argument("--out", required=True, help="folder for the configs, SIZE.yaml each")
-    parser.add_argument("--page", required=True, help="Markdown file for the tables")
+    parser.add_argument("--law", type=path_text, required=True, help="law file from tools/fit.py")
+    parser.add_argument("--base", type=path_text, required=True, help="config that supplies data, VAE and the rest")
+    parser.add_argument("--results", type=path_text, help="the study's results, whose runs tell the hours")
+    parser.add_argument("--out", type=path_text, required=True, help="folder for the configs, SIZE.yaml each")
+    parser.add_argument("--page", type=path_text, required=True, help="Markdown file for the tables")
     return parser.parse_args()
 
 

@@ -1,7 +1,8 @@
 """What ``tools/sweep.py extend`` would have trained of a table of finished grids, and what that would have found.
 
 python tools/replay.py dense_lr_bs_loss.csv --columns "T=D,B=bs,L=smooth loss" --batch-unit sequences:2048
-python tools/replay.py TABLE ... --noise 2e-3            the same with noise on every run, over 20 seeds
+python tools/replay.py dense_lr_bs_loss.csv --columns "T=D,B=bs,L=smooth loss" --batch-unit sequences:2048 \\
+    --noise 2e-3            # the same with noise on every run, over 20 seeds
 """
 
 import argparse
@@ -15,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from scaling import PAPER, extend, laws, replay, runs
-from utils.errors import Parser, UserError, run_cli
+from utils.errors import Parser, UserError, path_text, run_cli
 
 SEEDS = 20
 RANDOM = (0.15, 0.25)  # shares of a grid that random search is given
@@ -25,7 +26,9 @@ PLAIN = (4, 6)  # points on each axis of a plain grid
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "table", help="CSV or JSONL, a row per run, as tools/fit.py reads it: full grids of rates x batches"
+        "table",
+        type=path_text,
+        help="CSV or JSONL, a row per run, as tools/fit.py reads it: full grids of rates x batches",
     )
     parser.add_argument(
         "--columns", help="our names for the table's columns, e.g. N=params,T=tokens,B=batch,lr=lr,L=loss"

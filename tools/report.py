@@ -11,23 +11,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.sizes import smooth_width
 from scaling import allocation, laws, report, runs
-from utils.errors import Parser, UserError, run_cli
+from utils.errors import Parser, UserError, path_text, run_cli
 from utils.files import read_json, replacing, write_text
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", help="the sweep's folder, or the CSV or JSONL file the law was fitted on")
-    parser.add_argument("--law", required=True, help="law file from tools/fit.py")
     parser.add_argument(
-        "--planned", help="run directory of what tools/plan.py planned: prediction against measurement"
+        "results", type=path_text, help="the sweep's folder, or the CSV or JSONL file the law was fitted on"
     )
-    parser.add_argument("--samples", help="folder of sampled gif, png or mp4 files to show")
+    parser.add_argument("--law", type=path_text, required=True, help="law file from tools/fit.py")
+    parser.add_argument(
+        "--planned", type=path_text, help="run directory of what tools/plan.py planned: prediction against measurement"
+    )
+    parser.add_argument("--samples", type=path_text, help="folder of sampled gif, png or mp4 files to show")
     parser.add_argument("--columns", help="as in tools/fit.py")
     parser.add_argument("--batch-unit", help="as in tools/fit.py")
-    parser.add_argument("--png", help="also write each figure as a PNG into this folder")
-    parser.add_argument("--tensorboard", help="also write the figures as TensorBoard images into this folder")
-    parser.add_argument("--out", required=True, help="HTML file to write")
+    parser.add_argument("--png", type=path_text, help="also write each figure as a PNG into this folder")
+    parser.add_argument(
+        "--tensorboard", type=path_text, help="also write the figures as TensorBoard images into this folder"
+    )
+    parser.add_argument("--out", type=path_text, required=True, help="HTML file to write")
     return parser
 
 

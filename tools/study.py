@@ -28,7 +28,7 @@ from scaling.jackknife import interval
 from scaling.optimum import WINDOW
 from scaling.points import Untrusted, at_nominal, grid_optima
 from scaling.stages import Options
-from utils.errors import Parser, UserError, run_cli
+from utils.errors import Parser, UserError, path_text, run_cli
 from utils.files import read_json
 
 # Relative: another machine's last bits, after a fit's iterations.
@@ -38,11 +38,15 @@ TOLERANCE = 1e-3  # of the loss, within which sizes count as equally good, as in
 
 def arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", help="the study's results: a sweep's folder, or one of committed results")
-    parser.add_argument("--law", required=True, help="law file that tools/fit.py made of them")
-    parser.add_argument("--prior", help="the law file given to tools/fit.py as --prior, if one was")
-    parser.add_argument("--reference", default=str(PAPER), help="law whose exponents stand beside (the paper's)")
-    parser.add_argument("--expect", help="earlier --json output that this must agree with")
+    parser.add_argument(
+        "results", type=path_text, help="the study's results: a sweep's folder, or one of committed results"
+    )
+    parser.add_argument("--law", type=path_text, required=True, help="law file that tools/fit.py made of them")
+    parser.add_argument("--prior", type=path_text, help="the law file given to tools/fit.py as --prior, if one was")
+    parser.add_argument(
+        "--reference", type=path_text, default=str(PAPER), help="law whose exponents stand beside (the paper's)"
+    )
+    parser.add_argument("--expect", type=path_text, help="earlier --json output that this must agree with")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser.parse_args()
 

@@ -1,10 +1,10 @@
 """Train a grid of sizes, learning rates and batch sizes, and ask how it stands.
 
-python tools/sweep.py run configs/sweep/quickstart.yaml        train what is not finished; safe to repeat
+python tools/sweep.py run configs/sweep/quickstart.yaml               # train what is not finished; safe to repeat
 python tools/sweep.py run configs/sweep/quickstart.yaml --dry-run
 python tools/sweep.py status configs/sweep/quickstart.yaml --watch
 python tools/sweep.py collect configs/sweep/quickstart.yaml --out results.csv
-python tools/sweep.py extend configs/sweep/quickstart.yaml --run          add and train what the results ask for
+python tools/sweep.py extend configs/sweep/quickstart.yaml --run      # add and train what the results ask for
 python tools/sweep.py simulate configs/sweep/quickstart.yaml --law law.json --noise 3e-3
 """
 
@@ -40,7 +40,7 @@ from training.grid import Prediction, Sweep, load_sweep, read_keys
 from training.keys import NEVER, info_of
 from training.resolve import Run, beta2_warnings, clip_tokens, encoded_shape
 from training.state import FINISHED, HOPELESS, adopt, label_heldout, publish
-from utils.errors import Parser, UserError, run_cli
+from utils.errors import Parser, UserError, path_text, run_cli
 from utils.files import exclusive, read_json, replacing
 
 SEEN = "sweep.yaml"  # in the sweep's folder: what it was begun with
@@ -52,7 +52,7 @@ def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shared = Parser(add_help=False)
-    shared.add_argument("config", help="the sweep's YAML, and key=value words that override its keys")
+    shared.add_argument("config", type=path_text, help="the sweep's YAML, and key=value words that override its keys")
 
     listed = Parser(add_help=False)
     listed.add_argument("--json", action="store_true", help="print one JSON object")
@@ -64,12 +64,14 @@ def main() -> int:
     )
     command.add_argument("--watch", action="store_true", help="show it anew every few seconds until all is finished")
     command = commands.add_parser("collect", parents=[shared], help="write one CSV of all milestones")
-    command.add_argument("--out", help="the CSV to write (default: results.csv in the sweep's folder)")
+    command.add_argument("--out", type=path_text, help="the CSV to write (default: results.csv in the sweep's folder)")
     extend_options(commands.add_parser("extend", parents=[shared, listed], help="what the results ask for next"))
     command = commands.add_parser(
         "simulate", parents=[shared, listed], help="the intervals to expect, before any of it is trained"
     )
-    command.add_argument("--law", default=str(PAPER), help="the law taken to be true (default: the paper's)")
+    command.add_argument(
+        "--law", type=path_text, default=str(PAPER), help="the law taken to be true (default: the paper's)"
+    )
     command.add_argument("--noise", type=float, default=1e-3, help="relative noise of a run's loss (default 1e-3)")
     command.add_argument("--flops", type=float, help="budget to predict (default: 10 x the costliest cell)")
     command.add_argument(
@@ -77,7 +79,9 @@ def main() -> int:
         type=int,
         help="tokens per clip where no clips are encoded yet (default: the cache's, else the law's)",
     )
-    command.add_argument("--prior", help="law file for exponents that the sweep cannot tell, as in tools/fit.py")
+    command.add_argument(
+        "--prior", type=path_text, help="law file for exponents that the sweep cannot tell, as in tools/fit.py"
+    )
 
     arguments, overrides = parser.parse_known_args()
     strange = [word for word in overrides if word.startswith("-")]
@@ -115,7 +119,9 @@ def extend_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--flops", type=float, help="N_opt at this budget,")
     command.add_argument("--params", type=float, help="or the rate and batch of this size, at --flops or")
     command.add_argument("--tokens", type=float, help="so many tokens")
-    command.add_argument("--law", help="whose exponents are expected where grids tell few (default: the paper's)")
+    command.add_argument(
+        "--law", type=path_text, help="whose exponents are expected where grids tell few (default: the paper's)"
+    )
     command.add_argument("--held-out", action="store_true", help="extend held-out sizes too")
 
 

@@ -263,12 +263,22 @@ def find_checkpoint(path: Path, needs: tuple[str, ...] = ("ema",)) -> Path:
     """
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint or run directory")
+    if path.is_file():
+        whole = path.parent if (path.parent / STATE).is_file() else None
+        raise UserError(
+            f"{path}: is a file; a checkpoint is a folder" + (f": give {whole}" if whole else pickles(path))
+        )
     if (path / STATE).is_file() or path.name.startswith(PREFIX):
         check(path)
         for kind in needs:
             if not (path / f"{kind}.safetensors").is_file():
                 raise UserError(f"{path}: holds no {kind} weights; there are {_kinds(path)}")
         return path
+    if path.name == "checkpoints" and checkpoint_paths(path):
+        path = path.parent.absolute()
+    runs = sorted(folder.parent for folder in path.glob("*/checkpoints") if checkpoint_paths(folder))
+    if runs and not (path / "checkpoints").is_dir():
+        raise UserError(f"{path}: holds {len(runs)} runs and is none itself; name one, such as {runs[0]}")
     found = newest_checkpoint(path / "checkpoints", needs)
     if found is None:
         raise UserError(f"{path}: holds no whole checkpoint with {' and '.join(needs)} weights{pickles(path)}")

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from training.keys import CHANGED, NEVER, WITH_DECAY, KeyInfo, check_value, info_of, keys_of, older_values
 from training.schema import Config
 from utils.errors import UserError, nearest, shown
-from utils.sixties import refuse_sixties
+from utils.user_text import check_literal, check_printable, expand_home
+from utils.yaml_text import number, parse_override, read_yaml
 
 
 def known_keys(schema: type = Config) -> dict[str, dataclasses.Field]:
@@ -24,31 +24,47 @@ def known_keys(schema: type = Config) -> dict[str, dataclasses.Field]:
     return keys_of(schema)
 
 
-def load_yaml(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def is_text(name: str) -> bool:
+    """Whether the values of the dotted key ``name`` are text ("log.prompts[]": the entries of a list)."""
+    return name in text_keys()
+
+
+@functools.cache
+def text_keys(schema: type = Config) -> frozenset[str]:
+    """The keys whose values are text, "log.prompts[]" where lists of it, and ``extends``."""
+    names = {"extends"}
+    for name, entry in known_keys(schema).items():
+        if entry.type is Any and info_of(schema)[name].path:  # one path, or a list of them
+            names |= {name, f"{name}[]"}
+        elif "str" in str(entry.type):
+            names.add(f"{name}[]" if "list" in str(entry.type) else name)
+    return frozenset(names)
+
+
+def load_yaml(
+    path: str | Path, seen: tuple[Path, ...] = (), *, is_text: Callable[[str], bool] = is_text
+) -> dict[str, Any]:
     """A YAML file as a nested dict, on top of the file its ``extends`` names (relative to its own folder).
+
+    Args:
+        is_text: the keys whose values stay the text as written; training's where not given.
 
     Raises:
         UserError: the file is missing, is not a YAML mapping, or extends itself.
     """
-    path = Path(path).resolve()
+    path = Path(path).expanduser().resolve()
     if path in seen:
         raise UserError(f"{path}: extends itself, by way of {' -> '.join(p.name for p in seen)}")
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
-        # Plain text, such as a CSV, is one YAML string, of which OmegaConf makes a key without a value.
-        if len(values) == 1 and isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), str):
-            values = None
+        values = read_yaml(path, is_text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file") from None
-    except Exception as error:  # YAML's parser has a family of exceptions, all of them the file's fault
-        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a YAML mapping of keys to values")
-    refuse_sixties(path)
     base = values.pop("extends", None)
     if base is None:
         return values
-    return merge(load_yaml(path.parent / str(base), (*seen, path)), values)
+    return merge(load_yaml(path.parent / Path(str(base)).expanduser(), (*seen, path), is_text=is_text), values)
 
 
 def load_config(path: str | Path | None, overrides: list[str]) -> Config:
@@ -60,13 +76,11 @@ def load_config(path: str | Path | None, overrides: list[str]) -> Config:
     values = load_yaml(path) if path else {}
     for override in overrides:
         name, equals, _ = override.partition("=")
+        if not equals and override.endswith((".yaml", ".yml")):
+            raise UserError(f"{override}: a configuration file is given as --config {override}")
         if not equals or name.startswith("-"):
             raise UserError(f"{override!r}: not an override; write key=value, such as optim.lr=3e-4")
-        try:
-            given = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-        except Exception as error:  # again the parser's, for values such as "[1,"
-            raise UserError(f"{override}: {' '.join(str(error).split())}") from None
-        values = merge(values, given)
+        values = merge(values, nested({name: parse_override(override, is_text)}))
     return config_from_dict(values)
 
 
@@ -176,7 +190,7 @@ def _checked(values: dict[str, Any], schema: type, prefix: str = "") -> dict[str
     for name, value in values.items():
         full = f"{prefix}{name}"
         if full in keys:
-            checked[name] = whole(value) if "int" in str(keys[full].type) else value
+            checked[name] = _checked_value(full, value, keys[full])
         elif full in sections and isinstance(value, dict):
             checked[name] = _checked(value, schema, f"{full}.")
         elif full in sections:
@@ -186,21 +200,24 @@ def _checked(values: dict[str, Any], schema: type, prefix: str = "") -> dict[str
     return checked
 
 
-# What other trainers call our keys.
-_ALIASES = {
-    "learning_rate": "optim.lr",
-    "max_lr": "optim.lr",
-    "grad_clip": "optim.clip",
-    "max_grad_norm": "optim.clip",
-    "batch_size": "train.batch_tokens",
-    "global_batch_size": "train.batch_tokens",
-    "gradient_accumulation_steps": "train.micro_batch",
-    "steps": "train.tokens",
-    "max_steps": "train.tokens",
-    "epochs": "train.tokens",
-    "precision": "train.dtype",
-    "gradient_checkpointing": "train.activation_checkpointing",
-}
+def key_hint(word: str) -> str:
+    """How to give what an unknown option ``word`` asks for as a key, such as optim.lr=... for lr; empty for none."""
+    for name in known_keys():
+        if word in (name, name.rpartition(".")[2]) or word.lower() in info_of(Config)[name].aliases:
+            return f"; it is a key: write {name}=... ({info_of(Config)[name].help})"
+    return ""
+
+
+def _checked_value(name: str, value: Any, entry: dataclasses.Field) -> Any:
+    """``value`` of the key ``name`` with its home directory and its integers filled in; UserError for bad text."""
+    check_literal(name, value)
+    if "list[str]" not in str(entry.type):  # prompts may have lines
+        check_printable(name, value)
+    if value is None and entry.type is str:
+        raise UserError(f"{name}: no value; leave the key out, or put a name such as 'null' in quotes")
+    if entry.metadata["info"].path:
+        value = expand_home(value)
+    return as_integer(value) if "int" in str(entry.type) else value
 
 
 def _meant(full: str, value: Any, schema: type) -> str:
@@ -212,19 +229,33 @@ def _meant(full: str, value: Any, schema: type) -> str:
         return f"; it is called {renamed[full]!r} now"
     last = full.rpartition(".")[2]
     elsewhere = [name for name in known if name.rpartition(".")[2] == last]
-    hint = nearest(full, known, 0.8) or nearest(full, elsewhere, 0.0)
-    return hint or (f"; did you mean {_ALIASES[last]!r}?" if last in _ALIASES else nearest(full, known))
+    # An exact alias tells more than a likeness: ema_decay is not weight_decay.
+    return (
+        alias_hint(last, schema) or nearest(full, known, 0.8) or nearest(full, elsewhere, 0.0) or nearest(full, known)
+    )
 
 
-def whole(value: Any) -> Any:
-    """Whole numbers written as 2e9, or "2e9", as integers (in lists too); anything else as it is."""
+def alias_hint(word: str, schema: type = Config) -> str:
+    """A hint for what another trainer calls one of our keys, with our key's meaning; empty for other words."""
+    for name, info in info_of(schema).items():
+        if word.lower().replace("-", "_") in info.aliases:
+            return f"; did you mean {name!r}? ({info.help})"
+    return ""
+
+
+def as_integer(value: Any) -> Any:
+    """Whole numbers written as 2e9, or "2e9", as integers (in lists too); anything else as it is.
+
+    No integer passes through a float: of 19-digit seeds two would become one.
+    """
     if isinstance(value, list):
-        return [whole(entry) for entry in value]
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return value
-    return int(number) if not isinstance(value, bool) and number.is_integer() else value
+        return [as_integer(entry) for entry in value]
+    if isinstance(value, str):
+        try:
+            value = number(value)
+        except ValueError:
+            return value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _validate(config: Config) -> None:

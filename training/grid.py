@@ -11,7 +11,7 @@ from models.sizes import parameters, parse_size
 from training import extended
 from training.config import Config, config_from_dict, flatten, load_yaml, merge, run_id
 from training.resolve import WARMUP_FRACTION, Run, clip_tokens, resolve
-from training.sweep_keys import OWN, WANTED, SizeKeys, SweepKeys, overridden, typed
+from training.sweep_keys import OWN, WANTED, SizeKeys, SweepKeys, is_sweep_text, overridden, typed
 from utils.errors import UserError
 from utils.seeds import fold
 
@@ -82,7 +82,7 @@ def load_sweep(
 def read_keys(path: str | Path, overrides: list[str]) -> SweepKeys:
     """The sweep's own keys: the YAML at ``path`` under ``overrides``; UserError where it is not a sweep's."""
     try:
-        values = load_yaml(path)
+        values = load_yaml(path, is_text=is_sweep_text)
     except UserError as error:
         raise UserError(f"{error}{WANTED}") from None
     return typed(overridden(values, overrides), path)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError, nearest, shown
 
 # How a key enters a run's id, ``key(identity=...)``.
 ALWAYS = "always"  # hashed as it is: the keys that the first committed runs were hashed with
@@ -27,6 +27,8 @@ class Bound:
     text: str
     holds: Callable[[float], bool]
 
+
+MAX_INTEGER = 2**63 - 1  # of any key: what a tensor's integers hold
 
 POSITIVE = Bound("a positive number", lambda value: value > 0)
 NOT_NEGATIVE = Bound("a number, and not negative", lambda value: value >= 0)
@@ -48,6 +50,9 @@ class KeyInfo:
         choices: the values it may have.
         differs_in_stack: whether runs that are trained together may each have their own.
         formerly: the name that the key is hashed under, where it was renamed.
+        aliases: what other trainers call it, by the last part of a dotted name; an unknown key of such a name is
+            answered with this one.
+        path: whether it is a file or folder, whose leading ~ is the home directory.
     """
 
     help: str
@@ -58,6 +63,8 @@ class KeyInfo:
     choices: tuple[str, ...]
     differs_in_stack: bool
     formerly: str | None
+    aliases: tuple[str, ...]
+    path: bool
 
 
 _UNSET = object()
@@ -74,14 +81,18 @@ def key(
     choices: tuple[str, ...] = (),
     differs_in_stack: bool = False,
     formerly: str | None = None,
+    aliases: str = "",
+    path: bool = False,
 ) -> Any:
-    """A configuration key; the arguments are ``KeyInfo``'s.
+    """A configuration key; the arguments are ``KeyInfo``'s, with ``aliases`` as words between blanks.
 
     A new key is ``key(default, help)``: its default is what runs did before. A later change of that default passes the
     first default as ``before``, so that the ids of older runs stay.
     """
     before = default if before is _UNSET else before
-    info = KeyInfo(help, identity, before, matters, bound, choices, differs_in_stack, formerly)
+    info = KeyInfo(
+        help, identity, before, matters, bound, choices, differs_in_stack, formerly, tuple(aliases.split()), path
+    )
     value = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
     return field(**value, metadata={"info": info})
 
@@ -107,6 +118,8 @@ def info_of(schema: type) -> dict[str, KeyInfo]:
 def check_value(name: str, value: Any, info: KeyInfo) -> None:
     """Refuse a value of key ``name`` outside its bound or its choices; None is for keys that may be left open."""
     values = value if isinstance(value, list) else [value]
+    if any(type(number) is int and abs(number) > MAX_INTEGER for number in values):
+        raise UserError(f"{name}={shown(value)}: too large; a whole number is at most {MAX_INTEGER:.3g}")
     if info.choices and value not in info.choices:
         hint = nearest(str(value), list(info.choices))
         raise UserError(f"{name}={value}: one of {', '.join(info.choices)}{hint}")

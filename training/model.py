@@ -11,6 +11,7 @@ import torch
 from models.attention import choose_backend
 from models.dit import DiTConfig, VideoDiT
 from models.embeddings import rotary_table
+from models.sizes import parameters
 from training.checkpoint import load_into, read_tensors
 from training.config import Config
 from utils.errors import UserError
@@ -20,7 +21,12 @@ F = TypeVar("F", bound=Callable)
 
 
 def build_model(config: Config, meta: dict[str, Any], device: torch.device) -> VideoDiT:
-    """The initialised model of a resolved ``config``, for data of ``meta`` (latent_shape and text_dim)."""
+    """The initialised model of a resolved ``config``, for data of ``meta`` (latent_shape and text_dim).
+
+    Raises:
+        UserError: its float32 weights, which are made in the machine's own memory, are larger than that.
+    """
+    _check_memory(config.model.layers, config.model.width)
     dtype = getattr(torch, config.train.dtype)
     shape = DiTConfig(
         layers=config.model.layers,
@@ -34,6 +40,16 @@ def build_model(config: Config, meta: dict[str, Any], device: torch.device) -> V
     model = VideoDiT(shape, config.seed, dtype, backend).to(device)
     model.recompute = config.train.activation_checkpointing
     return model
+
+
+def _check_memory(layers: int, width: int) -> None:
+    """Refuse a model whose blocks' weights alone exceed the machine's memory, before any is allocated."""
+    needed, there = 4 * parameters(layers, width), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UserError(
+            f"model.size={layers}x{width}: its weights take {needed / 1e9:,.0f} GB, and this machine has "
+            f"{there / 1e9:,.0f} GB of memory; take a smaller model, or estimate it with --dry-run --account"
+        )
 
 
 def check_compiler(wanted: bool, device: torch.device) -> None:

@@ -16,17 +16,44 @@ from utils.errors import UserError
 from utils.finiteness import NotFinite
 
 
-def load_encoders(meta: dict[str, Any], device: torch.device) -> tuple[VideoVAE, TextEncoder]:
+def load_encoders(
+    meta: dict[str, Any],
+    device: torch.device,
+    *,
+    vae: str | None = None,
+    text: str | None = None,
+    options: tuple[str, str] = ("--vae", "--text"),
+) -> tuple[VideoVAE, TextEncoder]:
     """The VAE and the text encoder that a cache or checkpoint (its ``meta``) was made with.
 
+    Args:
+        vae, text: where they lie now; where ``meta`` says they lay if None.
+        options: what the user gives the two places by, for the errors.
+
     Raises:
-        UserError: one of them is not to be had, or is another than it was.
+        UserError: one of them is missing, or is another than it was.
     """
-    vae, text = load_vae(meta["vae"], device), load_text_encoder(meta["text"], device)
-    for kind, found in (("vae", vae.fingerprint), ("text", text.fingerprint)):
-        if found != (wanted := meta[f"{kind}_fingerprint"]):
-            raise UserError(f"{meta[kind]}: not what the data were made with (fingerprint {found}, not {wanted})")
-    return vae, text
+    loaded = []
+    for kind, given, option, load in (
+        ("vae", vae, options[0], load_vae),
+        ("text", text, options[1], load_text_encoder),
+    ):
+        place, wanted = given or meta[kind], meta[f"{kind}_fingerprint"]
+        try:
+            encoder = load(place, device)
+        except UserError as error:
+            raise UserError(f"{error}; give the place where it lies now as {_given(option)}") from None
+        if encoder.fingerprint != wanted:
+            raise UserError(
+                f"{place}: not what the data were made with (fingerprint {encoder.fingerprint}, not {wanted}); give "
+                f"the place of the right one as {_given(option)}"
+            )
+        loaded.append(encoder)
+    return loaded[0], loaded[1]
+
+
+def _given(option: str) -> str:
+    return f"{option} FOLDER" if option.startswith("-") else f"{option}=FOLDER"
 
 
 class Preview:
@@ -37,7 +64,7 @@ class Preview:
         self._keys, self._process, self._warned = keys, process, False
         build_scheduler(process, None, keys.sample_steps, device)
         self._shape = tuple(meta["latent_shape"])
-        self._vae, text = load_encoders(meta, device)
+        self._vae, text = load_encoders(meta, device, vae=keys.vae, text=keys.text, options=("log.vae", "log.text"))
         if (warning := cut_warning(text, list(keys.prompts), "log.prompts")) and os.environ.get("RANK", "0") == "0":
             print(warning, file=sys.stderr)
         # The empty prompt rides along, so that it is padded as the others are.

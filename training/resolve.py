@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.sizes import flops_per_token, head_width, parameters, parse_size
+from models.sizes import MAX_LAYERS, MAX_PARAMETERS, flops_per_token, head_width, parameters, parse_size
 from training.config import Config, cache_folders, copied
 from training.schema import OptimKeys
 from utils.errors import UserError
@@ -138,6 +138,12 @@ def _resolve_shape(config: Config, token_dim: int) -> None:
         model.layers, model.width = shape.layers, shape.width
     if model.layers is None or model.width is None:
         raise UserError("model.size: not given; name one such as 4x128, or set model.layers and model.width")
+    count = parameters(model.layers, model.width)
+    if model.layers > MAX_LAYERS or count > MAX_PARAMETERS:
+        raise UserError(
+            f"model.size={model.layers}x{model.width}: {count:.3g} parameters in {model.layers:,} layers; at most "
+            f"{MAX_PARAMETERS:.0e} and {MAX_LAYERS:,} can be built"
+        )
     if model.heads is None:
         model.heads = parse_size(f"{model.layers}x{model.width}").heads
     if model.width % (2 * model.heads):

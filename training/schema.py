@@ -10,7 +10,10 @@ from training.keys import ALWAYS, FINITE, FRACTION, NEVER, NOT_NEGATIVE, POSITIV
 @dataclass
 class ModelKeys:
     size: str | None = key(
-        None, "a named size, LAYERSxWIDTH, such as 4x128; it sets layers, width and heads", identity=ALWAYS
+        None,
+        "a named size, LAYERSxWIDTH, such as 4x128; it sets layers, width and heads",
+        identity=ALWAYS,
+        aliases="model_name arch depth hidden_size num_layers d_model",
     )
     layers: int | None = key(None, "blocks", identity=ALWAYS, bound=POSITIVE)
     width: int | None = key(None, "model width d", identity=ALWAYS, bound=POSITIVE)
@@ -19,12 +22,14 @@ class ModelKeys:
         "attention heads; default: of 32 channels below 12 layers and width 512, else 64",
         identity=ALWAYS,
         bound=POSITIVE,
+        aliases="num_heads n_heads num_attention_heads",
     )
     patch: list[int] = key(
         [1, 1, 1],
         "latent frames, rows and columns that make one token",
         identity=ALWAYS,
         bound=Bound("a positive number: frames, rows and columns", lambda value: value > 0),
+        aliases="patch_size",
     )
     attention: str = key(
         "auto", "attention kernels: auto, sdpa, xformers or plain (no kernel: matrices and a softmax)", identity=NEVER
@@ -37,6 +42,8 @@ class DataKeys:
         "",
         "folder of cached latents, made by tools/cache_latents.py, or a list of several to be mixed",
         identity=NEVER,  # data.fingerprint, which is hashed, covers the cache and the weights
+        aliases="dataset data_path data_dir train_data dataset_path",
+        path=True,
     )
     weights: list[float] = key(
         [],
@@ -53,7 +60,11 @@ class DataKeys:
         "", "of the cache; filled in when a run begins, and a cache with another is refused", identity=ALWAYS
     )
     caption_dropout: float = key(
-        0.1, "share of captions replaced by the empty prompt, for guidance", identity=ALWAYS, bound=FRACTION
+        0.1,
+        "share of captions replaced by the empty prompt, for guidance",
+        identity=ALWAYS,
+        bound=FRACTION,
+        aliases="cfg_dropout class_dropout_prob cfg_prob dropout uncond_prob",
     )
 
 
@@ -63,8 +74,14 @@ class DiffusionKeys:
         "rectified_flow",
         "forward process: rectified_flow, vp_linear, vp_cosine or vp_zero_snr",
         identity=ALWAYS,
+        aliases="noise_schedule noise_scheduler",
     )
-    target: str = key("flow", "what the model predicts: flow, or eps, v, x0 for the vp processes", identity=ALWAYS)
+    target: str = key(
+        "flow",
+        "what the model predicts: flow, or eps, v, x0 for the vp processes",
+        identity=ALWAYS,
+        aliases="prediction_type pred_type parameterization",
+    )
     timesteps: str = key("logit_normal", "how training draws t: logit_normal or uniform", identity=ALWAYS)
     logit_mean: float = key(0.0, "mean of logit(t) under logit_normal", identity=ALWAYS, bound=FINITE)
     logit_std: float = key(1.0, "standard deviation of logit(t) under logit_normal", identity=ALWAYS, bound=POSITIVE)
@@ -72,14 +89,29 @@ class DiffusionKeys:
 
 @dataclass
 class OptimKeys:
-    lr: float = key(1e-3, "peak learning rate of AdamW", identity=ALWAYS, bound=POSITIVE, differs_in_stack=True)
-    beta1: float = key(0.9, "AdamW's first beta", identity=ALWAYS, bound=FRACTION, differs_in_stack=True)
+    lr: float = key(
+        1e-3,
+        "peak learning rate of AdamW",
+        identity=ALWAYS,
+        bound=POSITIVE,
+        differs_in_stack=True,
+        aliases="lr learning_rate max_lr base_lr",
+    )
+    beta1: float = key(
+        0.9,
+        "AdamW's first beta",
+        identity=ALWAYS,
+        bound=FRACTION,
+        differs_in_stack=True,
+        aliases="betas adam_beta1",
+    )
     beta2_half_life: float = key(
         5e6,
         "half-life of the second moment in tokens: beta2 = 2^(-B / half-life), within optim.beta2_range",
         identity=ALWAYS,
         bound=POSITIVE,
         differs_in_stack=True,
+        aliases="beta2 adam_beta2",
     )
     beta2_range: list[float] = key(
         [0.9, 0.9999],
@@ -91,16 +123,29 @@ class OptimKeys:
         bound=Bound("from 0 to 1", lambda value: 0 <= value <= 1),
         differs_in_stack=True,
     )
-    eps: float = key(1e-8, "AdamW's epsilon", identity=ALWAYS, bound=POSITIVE, differs_in_stack=True)
+    eps: float = key(
+        1e-8,
+        "AdamW's epsilon",
+        identity=ALWAYS,
+        bound=POSITIVE,
+        differs_in_stack=True,
+        aliases="adam_epsilon epsilon",
+    )
     weight_decay: float = key(
         0.0,
         "decoupled weight decay of the matrices; 0 in every law configuration",
         identity=ALWAYS,
         bound=NOT_NEGATIVE,
         differs_in_stack=True,
+        aliases="wd adam_weight_decay",
     )
     clip: float = key(
-        1.0, "clip the gradient's global norm here", identity=ALWAYS, bound=POSITIVE, differs_in_stack=True
+        1.0,
+        "clip the gradient's global norm here",
+        identity=ALWAYS,
+        bound=POSITIVE,
+        differs_in_stack=True,
+        aliases="grad_clip max_grad_norm clip_grad_norm gradient_clip_val",
     )
     schedule: str = key(
         "constant",
@@ -108,6 +153,7 @@ class OptimKeys:
         identity=ALWAYS,
         choices=("constant", "cosine", "wsd"),
         differs_in_stack=True,
+        aliases="lr_scheduler lr_schedule scheduler",
     )
     warmup_tokens: int | None = key(
         None,
@@ -115,6 +161,7 @@ class OptimKeys:
         identity=ALWAYS,
         bound=NOT_NEGATIVE,
         differs_in_stack=True,
+        aliases="warmup_steps lr_warmup_steps warmup",
     )
     decay_fraction: float = key(
         0.2, "share of the run that wsd decays over", identity=ALWAYS, bound=FRACTION, differs_in_stack=True
@@ -141,13 +188,18 @@ class EmaKeys:
         "relative width of the weights' power-function average (EDM2, arXiv 2312.02696)",
         identity=ALWAYS,
         bound=Bound("positive and below 0.28, as a power function's relative width is", lambda v: 0 < v < 0.28),
+        aliases="ema_decay ema_rate",
     )
 
 
 @dataclass
 class TrainKeys:
     tokens: int | None = key(
-        None, "end of the run, in tokens; rounded up to a whole step", identity=WITH_DECAY, bound=POSITIVE
+        None,
+        "end of the run, in tokens; rounded up to a whole step",
+        identity=WITH_DECAY,
+        bound=POSITIVE,
+        aliases="steps max_steps epochs num_epochs max_train_steps iterations",
     )
     flops: float | None = key(
         None,
@@ -161,18 +213,25 @@ class TrainKeys:
         identity=WITH_DECAY,
         bound=Bound("a positive number of tokens", lambda value: value > 0),
     )
-    batch_tokens: int = key(0, "global batch B in tokens: a whole number of clips", identity=ALWAYS)
+    batch_tokens: int = key(
+        0,
+        "global batch B in tokens: a whole number of clips",
+        identity=ALWAYS,
+        aliases="batch_size global_batch_size train_batch_size batch",
+    )
     micro_batch: int | None = key(
         None,
         "clips per forward pass and process; the process's whole share if not given",
         identity=NEVER,
         bound=POSITIVE,
+        aliases="gradient_accumulation_steps grad_accum micro_batch_size local_batch_size",
     )
     dtype: str = key(
         "float32",
         "what the blocks compute in: float32, bfloat16 or auto (bfloat16 where the GPU has it)",
         identity=ALWAYS,
         choices=("auto", "float32", "bfloat16"),
+        aliases="precision mixed_precision fp16 bf16 amp",
     )
     max_skipped: int = key(
         10,
@@ -185,9 +244,13 @@ class TrainKeys:
         "several processes: ddp (each holds the model) or fsdp (FSDP2: each holds a shard)",
         identity=NEVER,
         choices=("ddp", "fsdp"),
+        aliases="strategy fsdp ddp deepspeed",
     )
     activation_checkpointing: bool = key(
-        False, "recompute each block's activations in the backward pass", identity=NEVER
+        False,
+        "recompute each block's activations in the backward pass",
+        identity=NEVER,
+        aliases="gradient_checkpointing grad_checkpoint",
     )
     timeout_minutes: float = key(
         30.0,
@@ -196,7 +259,10 @@ class TrainKeys:
         bound=POSITIVE,
     )
     compile: bool = key(
-        False, "torch.compile, of up to 6 blocks as a whole (on the CPU: needs a C++ compiler)", identity=NEVER
+        False,
+        "torch.compile, of up to 6 blocks as a whole (on the CPU: needs a C++ compiler)",
+        identity=NEVER,
+        aliases="torch_compile",
     )
 
 
@@ -225,8 +291,15 @@ class CheckpointKeys:
         "steps between checkpoints; milestones, the end and SIGTERM make one too",
         identity=NEVER,
         bound=POSITIVE,
+        aliases="ckpt_every save_every save_steps checkpointing_steps",
     )
-    keep: int = key(2, "checkpoints kept", identity=NEVER, bound=POSITIVE)
+    keep: int = key(
+        2,
+        "checkpoints kept",
+        identity=NEVER,
+        bound=POSITIVE,
+        aliases="save_total_limit checkpoints_total_limit",
+    )
     final: str = key(
         "full",
         "what a finished run keeps: full, or ema (averaged weights only, as sweeps do)",
@@ -242,16 +315,52 @@ class LogKeys:
         "steps between lines of metrics.jsonl, of the console and TensorBoard points",
         identity=NEVER,
         bound=POSITIVE,
+        aliases="wandb report_to log_every logging_steps use_wandb tensorboard",
     )
-    prompts: list[str] = key([], "prompts sampled as videos to TensorBoard at each milestone", identity=NEVER)
+    prompts: list[str] = key(
+        [],
+        "prompts sampled as videos to TensorBoard at each milestone",
+        identity=NEVER,
+        aliases="validation_prompts sample_prompts",
+    )
     sample_steps: int = key(20, "sampler steps of those videos", identity=NEVER, bound=POSITIVE)
-    guidance: float = key(3.0, "guidance of those videos", identity=NEVER, bound=FINITE)
+    vae: str | None = key(
+        None,
+        "where the cache's VAE lies now, for videos of log.prompts; its recorded place if not given",
+        identity=NEVER,
+        path=True,
+    )
+    text: str | None = key(
+        None,
+        "where the cache's text encoder lies now, for videos of log.prompts; its recorded place if not given",
+        identity=NEVER,
+        path=True,
+    )
+    guidance: float = key(
+        3.0,
+        "guidance of those videos",
+        identity=NEVER,
+        bound=FINITE,
+        aliases="cfg_scale guidance_scale cfg",
+    )
 
 
 @dataclass
 class Config:
-    name: str = key("run", "name of the run; its directory is out/name", identity=NEVER, differs_in_stack=True)
-    out: str = key("runs", "folder of run directories", identity=NEVER)
+    name: str = key(
+        "run",
+        "name of the run; its directory is out/name",
+        identity=NEVER,
+        differs_in_stack=True,
+        aliases="run_name exp_name experiment project",
+    )
+    out: str = key(
+        "runs",
+        "folder of run directories",
+        identity=NEVER,
+        aliases="output_dir results_dir out_dir logdir save_dir",
+        path=True,
+    )
     heldout: bool = key(
         False,
         "whether the run is kept from the fits, to check what they predict",
@@ -263,6 +372,7 @@ class Config:
         "seed of initialisation; of data order, noise, t and caption dropout too (see data.seed)",
         identity=ALWAYS,
         differs_in_stack=True,
+        aliases="random_seed global_seed",
     )
     model: ModelKeys = field(default_factory=ModelKeys)
     data: DataKeys = field(default_factory=DataKeys)

@@ -8,9 +8,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from training.config import known_keys, merge, whole
+from training.config import alias_hint, as_integer, is_text, known_keys, merge, nested
+from training.keys import MAX_INTEGER
 from utils.errors import UserError, nearest, shown
-from utils.sixties import plain
+from utils.user_text import check_literal, check_printable, expand_home
+from utils.yaml_text import parse_override
 
 WANTED = "; a sweep's YAML is wanted, such as configs/sweep/quickstart.yaml"
 # Keys of training that the sweep sets for each cell, and the sweep's key for each.
@@ -161,6 +163,23 @@ class SweepKeys:
     cost: CostKeys = field(default_factory=CostKeys)
 
 
+# Texts of a sweep, beside those under ``config``, which are training's. The values of sbatch's options are what it is
+# given, and true where an option has none.
+TEXT = {"name", "out", "base", "around", "results", "extends", "sizes[].size", "executor.kind", "executor.slurm.time"}
+TEXT |= {f"executor.slurm.{name}" for name in ("partition", "account", "mem", "setup[]")}
+MAX_COUNT = 10_000  # repeats of a cell or steps of an axis: the listing of more would never end
+PATHS = ("out", "base", "around", "results")
+OPTIONS = "executor.slurm.options."
+SETUP = "executor.slurm.setup"
+
+
+def is_sweep_text(name: str) -> bool:
+    """Whether the values of a sweep's dotted key are text, as ``training.config.is_text`` says of training's."""
+    if name.startswith("config."):
+        return is_text(name.removeprefix("config."))
+    return name in TEXT or name.startswith(OPTIONS)
+
+
 def overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """The YAML's ``values`` under ``overrides`` such as ``executor.workers=4`` or ``config.train.dtype=bfloat16``."""
     for override in overrides:
@@ -168,13 +187,11 @@ def overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         if not equals or name.split(".")[0] not in SweepKeys.__dataclass_fields__:
             known = list(known_keys())
             elsewhere = f"; a key of training: write config.{override}" if name in known else None
-            hint = elsewhere or nearest(name, list(SweepKeys.__dataclass_fields__))
+            hint = elsewhere or nearest(name, list(SweepKeys.__dataclass_fields__)) or alias_hint(name)
             raise UserError(f"{override!r}: not an override of a sweep's key, such as executor.workers=4{hint}")
-        try:
-            given = OmegaConf.to_container(OmegaConf.from_dotlist([plain(override)]))
-        except Exception as error:  # the YAML parser's, for values such as "[1,", or keys inside a list
-            raise UserError(f"{override}: {' '.join(str(error).split())}") from None
-        values = merge(values, given)
+        if "[" in name:
+            raise UserError(f"{override}: entries of a list are changed in the YAML; here a list is given whole")
+        values = merge(values, nested({name: parse_override(override, is_sweep_text)}))
     return values
 
 
@@ -184,6 +201,9 @@ def typed(values: dict[str, Any], path: str | Path) -> SweepKeys:
     Raises:
         UserError: an unknown key (with the nearest known one), a value of another type or outside its range.
     """
+    for name, value in values.items():
+        _check_text(str(name), value)
+    values = {name: expand_home(value) if name in PATHS else value for name, value in values.items()}
     sizes = values.get("sizes") or []
     if not isinstance(sizes, list) or not all(isinstance(size, dict) for size in sizes):
         raise UserError(f"{path}: sizes: must be a list of entries such as {{size: 2x64}}")
@@ -200,13 +220,14 @@ def typed(values: dict[str, Any], path: str | Path) -> SweepKeys:
                 other = "sizes" not in values and not prefix
                 hint = nearest(str(name), list(known), 0.75 if other else 0.5) or (WANTED if other else "")
                 raise UserError(f"{path}: unknown key {prefix}{shown(name) if not prefix else name}{hint}")
-        for name in ("batch_tokens", "milestones", "repeats"):
-            if name in keys:
-                keys[name] = whole(keys[name])
+            if "int" in str(known[name].type):
+                keys[name] = as_integer(keys[name])
+    values, setup = _without_setup(values, path)
     try:
         keys = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepKeys), values))
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {error.full_key or 'a group of keys'}: {str(error).splitlines()[0]}") from None
+    keys.executor.slurm.setup = setup
     _check(keys, path)
     return keys
 
@@ -239,6 +260,52 @@ def _group(values: dict[str, Any], name: str, path: str | Path) -> dict[str, Any
     if not isinstance(group, dict):
         raise UserError(f"{path}: {name}: a group of keys, not a value")
     return group
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Refuse interpolations and control characters in a sweep's values. Lines of shell may have both."""
+    if isinstance(value, dict) and name != "config":  # training's own, checked there with prompts allowed lines
+        for inner, entry in value.items():
+            _check_text(f"{name}.{inner}", entry)
+            check_printable(name, str(inner))
+    elif name == SETUP:
+        check_printable(name, value, allowed="\n\t")
+    else:
+        check_literal(name, value)
+        if name != "config":
+            check_printable(name, value)
+
+
+def _without_setup(values: dict[str, Any], path: str | Path) -> tuple[dict[str, Any], list[str]]:
+    """``values`` without executor.slurm.setup, and that: the shell's ${VAR} in it is none of OmegaConf's."""
+    slurm = _group(_group(values, "executor", path), "slurm", path)
+    setup = slurm.get("setup") or []
+    if not (isinstance(setup, list) and all(isinstance(line, str) for line in setup)):
+        raise UserError(f"{path}: {SETUP}={shown(setup)}: a list of lines of shell, such as [module load cuda]")
+    slurm = {name: value for name, value in slurm.items() if name != "setup"}
+    options = slurm.get("options")
+    if isinstance(options, dict):
+        for name, value in options.items():
+            if value is None or str(value).lower() == "false":
+                raise UserError(f"{path}: {OPTIONS}{name}={value}: leave the option out, or give true for one without "
+                                "a value")  # fmt: skip
+        slurm["options"] = {name: True if str(value).lower() == "true" else value for name, value in options.items()}
+    return values | ({"executor": values["executor"] | {"slurm": slurm}} if slurm or setup else {}), setup
+
+
+def _check_counts(keys: SweepKeys, path: str | Path) -> None:
+    """Refuse whole numbers that no listing of cells would come to the end of, or that no tensor holds."""
+    counts = {name: getattr(keys, name) for name in ("repeats", "lr_steps", "batch_steps")}
+    counts |= {f"sizes: {size.size}: repeats": size.repeats for size in keys.sizes}
+    for name, count in counts.items():
+        if count is not None and count > MAX_COUNT:
+            raise UserError(f"{path}: {name}={shown(count)}: too large; at most {MAX_COUNT:,}")
+    whole = {"seed": [keys.seed], "batch_tokens": keys.batch_tokens, "milestones": keys.milestones}
+    for size in keys.sizes:
+        whole |= {f"sizes: {size.size}: {name}": getattr(size, name) for name in ("batch_tokens", "milestones")}
+    for name, numbers in whole.items():
+        if any(abs(number) > MAX_INTEGER for number in numbers or ()):
+            raise UserError(f"{path}: {name}={shown(numbers)}: too large; a whole number is at most {MAX_INTEGER:.3g}")
 
 
 def _check(keys: SweepKeys, path: str | Path) -> None:
@@ -284,5 +351,6 @@ def _check(keys: SweepKeys, path: str | Path) -> None:
     for multiples in (keys.tokens_per_parameter, *(size.tokens_per_parameter for size in keys.sizes)):
         if not all(math.isfinite(multiple) and multiple > 0 for multiple in multiples or ()):
             raise UserError(f"{path}: tokens_per_parameter={multiples}: must be positive numbers")
+    _check_counts(keys, path)
     if keys.around and (keys.lr_steps < 1 or keys.batch_steps < 1 or not (1 < keys.ratio < math.inf)):
         raise UserError(f"{path}: around: lr_steps and batch_steps must be at least 1, and ratio above 1")

@@ -9,7 +9,8 @@ import signal
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -25,10 +26,58 @@ class OwnError(UserError):
 
 
 class Parser(argparse.ArgumentParser):
-    """A command's options, whose mistakes are UserErrors: one line, without the usage that argparse prints first."""
+    """A command's options, whose mistakes are UserErrors: one line, without the usage that argparse prints first.
+
+    Args:
+        key_of: a hint for an unknown option that is a configuration key, such as --lr; empty for another.
+    """
+
+    def __init__(self, *args: Any, key_of: Callable[[str], str] | None = None, **more: Any) -> None:
+        self._key_of, self._aliases = key_of, {}
+        super().__init__(*args, **more)
+
+    def add_argument(self, *names: Any, aliases: tuple[str, ...] = (), **more: Any) -> argparse.Action:
+        """argparse's, with two additions: paths have ~ expanded, and ``aliases`` are other programs' names for this
+        option, which are not accepted but answered with ours."""
+        if more.get("type") is Path:
+            more["type"] = user_path
+        action = super().add_argument(*names, **more)
+        self._aliases |= dict.fromkeys(aliases, names[0])
+        return action
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # Before argparse, which would first ask for the required option that was given under another name.
+        if self._subparsers is None:
+            for word in sys.argv[1:] if args is None else args:
+                if word == "--":
+                    break
+                self._check_option(word.partition("=")[0])
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+    def _check_option(self, word: str) -> None:
+        known = list(self._option_string_actions)
+        if not word.startswith("--") or any(option.startswith(word) for option in known):
+            return
+        plain = word.replace("_", "-")
+        if plain in known or plain in self._aliases:
+            raise UserError(f"{word}: no such option; did you mean {self._aliases.get(plain, plain)!r}?")
+        key = self._key_of(word) if self._key_of else ""
+        close = get_close_matches(plain[2:], [option[2:] for option in known if option.startswith("--")], 1, 0.6)
+        hint = f"; did you mean '--{close[0]}'?" if close else "; --help lists them"
+        raise UserError(f"{word}: no such option{key or hint}")
+
+
+def path_text(text: str) -> str:
+    """An option's text that is a path, or a name that may be one, with the home directory for a leading ~."""
+    return os.path.expanduser(text)  # noqa: PTH111 (a hub id is no Path)
+
+
+def user_path(text: str) -> Path:
+    """An option's path, with the home directory for a leading ~."""
+    return Path(path_text(text))
 
 
 def nearest(word: str, known: list[str], cutoff: float = 0.5) -> str:

@@ -135,7 +135,7 @@ def test_dry_run_keeps_its_columns_apart(sweep: Path) -> None:
         ("run_id,time\na, 12:30\n", "not a YAML mapping"),
         ("x" * 200 + ": 1\n", f"unknown key '{'x' * 56}..."),
         ('{"units": {"N": "parameters"}}', "unknown key 'units'"),
-        ("1: 2\n", "unknown key 1"),
+        ("1: 2\n", "unknown key '1'"),
     ],
 )
 def test_another_file_than_a_sweep_is_told_in_a_short_line(tmp_path: Path, text: str, message: str) -> None:

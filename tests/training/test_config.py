@@ -153,7 +153,7 @@ def unread_keys(keys: list[str]) -> list[str]:
 def test_every_key_is_read_by_something() -> None:
     assert unread_keys(list(known_keys())) == []
     # And one that is not would be found, mostly even where another section has a key of its name.
-    invented = ["unread", "train.unread", "optim.process", "ema.clips", "diffusion.batch", "model.guidance"]
+    invented = ["unread", "train.unread", "optim.guidance", "ema.clips", "diffusion.batch", "model.guidance"]
     assert unread_keys(invented) == invented
 
 
@@ -161,3 +161,31 @@ def test_every_key_says_what_it_means() -> None:
     assert all(field.metadata["info"].help for field in known_keys().values())
     assert set(known_keys()) == set(flatten(to_dict(Config())))
     assert "optim.lr" in identity(Config())
+
+
+def test_integers_do_not_pass_through_floats(tmp_path: Path) -> None:
+    """2^53 and more: of two such seeds a float makes one."""
+    path = tmp_path / "x.yaml"
+    for seed in (1234567890123456788, 1234567890123456789):
+        path.write_text(f"seed: {seed}\ndata: {{seed: {seed}e0}}\n")
+        for given in (load_config(path, []), load_config(None, [f"seed={seed}", f"data.seed={seed}e0"])):
+            assert (given.seed, given.data.seed) == (seed, seed)
+    assert config_from_dict({"seed": "1234567890123456789"}).seed == 1234567890123456789
+    assert config_from_dict({"seed": 2e9}).seed == 2_000_000_000
+
+
+def test_what_another_file_recorded_is_not_replaced_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result.json or a checkpoint of somebody else's: its text reaches reports as it is, or not at all."""
+    monkeypatch.setenv("TOKEN", "secret")
+    for values in (
+        {"name": "${oc.env:TOKEN}"},
+        {"log": {"prompts": ["${oc.env:TOKEN}"]}},
+        {"data": {"cache": ["${x}"]}},
+    ):
+        with pytest.raises(UserError, match="is not replaced here") as caught:
+            config_from_dict(values)
+        assert "secret" not in str(caught.value)
+
+
+def test_a_prompt_may_have_lines() -> None:
+    assert config_from_dict({"log": {"prompts": ["a\nb"]}}).log.prompts == ["a\nb"]

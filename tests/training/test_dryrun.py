@@ -62,6 +62,12 @@ def test_the_report_adds_up(cache: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert spent["mfu"] is None or torch.cuda.is_available()
 
 
+def test_a_model_larger_than_memory_is_refused_before_it_is_made(cache: Path, tmp_path: Path) -> None:
+    """16x524288 has 7e13 parameters, below what any run may have: 281 TB, which no machine has."""
+    with pytest.raises(UserError, match="model.size=16x524288: its weights take 281,475 GB, and this machine has"):
+        dry_run(config(cache, tmp_path, "model.size=16x524288"), as_json=True)
+
+
 def test_data_statistics_are_the_datas(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = report(config(cache, tmp_path), capsys)["data"]
     meta = json.loads((cache / "index.json").read_text())["latent_statistics"]  # of all clips, validation's too

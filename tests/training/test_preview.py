@@ -26,7 +26,7 @@ class Decoder:
 
 def use_decoder(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     text = load_text_encoder("embedded")
-    monkeypatch.setattr("training.preview.load_encoders", lambda meta, device: (decoder, text))
+    monkeypatch.setattr("training.preview.load_encoders", lambda meta, device, **places: (decoder, text))
 
 
 def images(directory: Path) -> list[int]:

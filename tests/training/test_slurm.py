@@ -259,13 +259,14 @@ def test_a_cells_nodes_may_link_its_board_at_the_same_moment(path: Path, monkeyp
 
 
 def test_a_time_is_what_was_written(path: Path) -> None:
-    """YAML takes 12:00:00 for 43,200, which as minutes would be a month."""
+    """YAML 1.1 takes 12:00:00 for 43,200, which as minutes would be a month, and 010 for 8."""
     assert slurm.minutes(loaded(path, "executor.slurm.time=12:00:00").keys.executor.slurm.time) == 720
     assert slurm.minutes(loaded(path, 'executor.slurm.time="1-12"').keys.executor.slurm.time) == 36 * 60
     text = path.read_text()
     path.write_text(text.replace("retries: 2", "slurm: {time: 12:00:00}"))
-    with pytest.raises(UserError, match='12:00:00 as a number; put it in quotes: "12:00:00"'):
-        loaded(path)
+    assert loaded(path).keys.executor.slurm.time == "12:00:00"
+    path.write_text(text.replace("retries: 2", "slurm: {time: 010}"))
+    assert slurm.minutes(loaded(path).keys.executor.slurm.time) == 10
     path.write_text(text.replace("retries: 2", 'slurm: {time: "12:00:00"}'))
     assert slurm.minutes(loaded(path).keys.executor.slurm.time) == 720
     for wrong in ("1:2:3:4", "1-2:3:4:5"):
@@ -321,3 +322,17 @@ def test_status_names_no_cell_for_its_place_in_the_queue_alone(path: Path, monke
     assert queued == "  pending by their jobs: 2 PENDING (Resources), 1 RUNNING"
     assert running.startswith(f"  running grid/{names[1]}: 0% of ")
     assert running.endswith(", job 7_0 RUNNING")
+
+
+def test_lines_of_shell_and_options_are_what_was_written(path: Path) -> None:
+    """The shell's ${VAR} is none of OmegaConf's. yes is a value of --kill-on-invalid-dep; true is an option alone."""
+    slurm_keys = (
+        "{setup: ['export A=${B:-x}', 'printf \"\\\\${C}\"'], "
+        "options: {qos: 007, kill-on-invalid-dep: yes, exclusive: true}, account: 1e3}"
+    )
+    path.write_text(path.read_text().replace("retries: 2", f"slurm: {slurm_keys}"))
+    keys = loaded(path).keys.executor.slurm
+    assert keys.setup == ["export A=${B:-x}", 'printf "\\\\${C}"']
+    assert keys.options == {"qos": "007", "kill-on-invalid-dep": "yes", "exclusive": True}
+    assert keys.account == "1e3"
+    assert slurm._parameters(keys, "x")["setup"][:2] == keys.setup

@@ -1,0 +1,94 @@
+"""The examples of every help text and of README, as typed.
+
+Nothing is trained: each command is called up to the end of its parsing. Then train.py's configuration is resolved
+for clips of the embedded VAE, a sweep's YAML is read, and files under configs/ and results/ must be there. Files
+elsewhere are the reader's own, or written by another example.
+"""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.commands import call
+from training.config import load_config
+from training.grid import read_keys
+from training.resolve import resolve
+from utils.errors import Parser
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = [ROOT / "train.py", ROOT / "sample.py"]
+SCRIPTS += [path for path in sorted((ROOT / "tools").glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
+META = {"latent_shape": [16, 5, 4, 4], "fingerprint": "f00d"}  # 17 frames of 32 x 32: 80 tokens
+COMMAND = re.compile(r"^\s*((?:python|torchrun) .*)$", re.MULTILINE)
+
+
+class Parsed(Exception):
+    """The command line was understood: the outermost parse's result."""
+
+
+def examples(text: str) -> list[str]:
+    """The commands in ``text`` that stand on lines of their own, with the lines that continue them."""
+    return COMMAND.findall(re.sub(r"\\\n\s*", "", text))
+
+
+def help_of(path: Path) -> str:
+    name = str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
+    return importlib.import_module(name).__doc__
+
+
+ALL = [(path.name, line) for path in SCRIPTS for line in examples(help_of(path))]
+ALL += [("README.md", line) for line in examples((ROOT / "README.md").read_text(encoding="utf-8"))]
+
+
+@pytest.fixture
+def only_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every command stop where its options are parsed."""
+    depth = 0
+
+    def stopping(original):
+        def parse(*args, **more):
+            nonlocal depth
+            depth += 1
+            try:
+                result = original(*args, **more)
+            finally:
+                depth -= 1
+            if depth == 0:
+                raise Parsed(result)
+            return result
+
+        return parse
+
+    for name in ("parse_args", "parse_known_args", "parse_intermixed_args"):
+        monkeypatch.setattr(Parser, name, stopping(getattr(Parser, name)))
+
+
+def test_every_command_has_an_example() -> None:
+    assert {name for name, _ in ALL} == {path.name for path in SCRIPTS} | {"README.md"}
+
+
+@pytest.mark.parametrize(("where", "line"), ALL)
+def test_an_example_runs_as_typed(where: str, line: str, only_parsed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line, comments=True)
+    words = words[: words.index(">")] if ">" in words else words
+    if words[1] == "-m":
+        assert importlib.util.find_spec(words[2])
+        return
+    script = next(number for number, word in enumerate(words) if word.endswith(".py"))
+    with pytest.raises(Parsed) as caught:
+        call(words[script], *words[script + 1 :])
+    result = caught.value.args[0]
+    arguments, overrides = result if isinstance(result, tuple) else (result, getattr(result, "overrides", []))
+    values = [value for value in vars(arguments).values() if isinstance(value, str | Path)]
+    for value in values:
+        if str(value).startswith(("configs/", "results/")) and value != getattr(arguments, "out", None):
+            assert (ROOT / value).exists(), value
+    if words[script] == "train.py" and (ROOT / arguments.config).exists():
+        meta = META | ({"latent_shape": [16, 5, 32, 32]} if arguments.account else {})
+        resolve(load_config(arguments.config, overrides), meta, bfloat16=lambda: True)
+    if words[script] == "tools/sweep.py":
+        assert read_keys(arguments.config, overrides).sizes

@@ -1,0 +1,117 @@
+"""What people type first, from other trainers' habits or by a slip: each is answered in one line with the fix."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.commands import call
+
+BASE = "--config configs/train/quickstart.yaml"
+SWEEP = "{sweep}"
+SAMPLE = "sample.py --prompt x --checkpoint"
+
+# (what is typed, what the answer must say); {folder} holds runs/x with a checkpoint, and a sweep's YAML.
+MISTAKES = [
+    # train.py
+    ("train.py configs/train/base.yaml", "configs/train/base.yaml: a configuration file is given as --config configs"),
+    ("train.py --config missing.yaml", "missing.yaml: no such configuration file"),
+    ("train.py --cfg configs/train/base.yaml", "--cfg: no such option; did you mean '--config'"),
+    ("train.py --lr 3e-4", "--lr: no such option; it is a key: write optim.lr=... (peak learning rate"),
+    ("train.py --batch-size 8", "it is a key: write train.batch_tokens=... (global batch B in tokens"),
+    ("train.py --learning_rate=3e-4", "it is a key: write optim.lr=..."),
+    ("train.py --output-dir runs/x", "it is a key: write out=... (folder of run directories"),
+    ("train.py --seed 1", "it is a key: write seed=..."),
+    ("train.py --dryrun", "--dryrun: no such option; did you mean '--dry-run'"),
+    ("train.py --zzzz", "--zzzz: no such option; --help lists them"),
+    ("train.py lr=3e-4", "unknown key 'lr'; did you mean 'optim.lr'"),
+    ("train.py wandb=true", "unknown key 'wandb'; did you mean 'log.every_steps'? (steps between lines of metrics"),
+    ("train.py epochs=3", "did you mean 'train.tokens'? (end of the run, in tokens"),
+    ("train.py batch_size=8", "did you mean 'train.batch_tokens'? (global batch B in tokens"),
+    ("train.py precision=bf16", "did you mean 'train.dtype'? (what the blocks compute in"),
+    ("train.py optim.ema_decay=0.999", "did you mean 'ema.width'"),
+    ("train.py optim.lr 3e-4", "'optim.lr': not an override; write key=value"),
+    ("train.py optim.lr=fast", "optim.lr: Value 'fast'"),
+    ("train.py optim.lr=-1", "optim.lr=-1.0: must be a positive number"),
+    ("train.py train.dtype=fp16", "train.dtype=fp16: one of auto, float32, bfloat16"),
+    ("train.py seed=???", "seed=???: stands for a value that is not given; give one"),
+    ("train.py name=${{oc.env:HOME}}", "is not replaced here, since configurations are kept with results; write the "),
+    ("train.py name=../x", "name='../x': must be a folder's name inside out=runs"),
+    ("train.py name=", "name: no value; leave the key out"),
+    ("train.py model=4x128", "model: a group of keys, not a value; set one of its keys"),
+    ("train.py log.prompts=[a,", "log.prompts=[a,: not YAML"),
+    ("train.py train.tokens=1e30", "train.tokens=1000000000000000000000000000000: too large"),
+    ("train.py train.milestones=[1e30]", "too large; a whole number is at most 9.22e+18"),
+    (f"train.py --json {BASE}", "--json: goes with --dry-run"),
+    (f"train.py --gpu h100 {BASE}", "--gpu: goes with --dry-run --account"),
+    (f"train.py --dry-run --account --n-ctx 80 {BASE} model.size=64x2 train.batch_tokens=80 train.tokens=800",
+     "model size '64x2': is 64 layers of width 2; did you mean '2x64'"),
+    (f"train.py --dry-run --account --n-ctx 80 {BASE} model.size=1000000x1000000 train.batch_tokens=80 "
+     "train.tokens=800", "at most 1e+14 and 1,024 can be built"),
+    (f"train.py --dry-run --account --n-ctx 80 {BASE} model.size=100000x64 train.batch_tokens=80 train.tokens=800",
+     "at most 1e+14 and 1,024 can be built"),
+    # sample.py
+    ("sample.py --ckpt runs/x --prompt x", "--ckpt: no such option; did you mean '--checkpoint'"),
+    (f"{SAMPLE} runs/x --cfg-scale 4", "--cfg-scale: no such option; did you mean '--guidance'"),
+    (f"{SAMPLE} runs/x --num_inference_steps 4", "did you mean '--steps'"),
+    (f"{SAMPLE} nowhere", "nowhere: no such checkpoint or run directory"),
+    (f"{SAMPLE} {{folder}}/runs", "runs: holds 1 runs and is none itself; name one, such as {folder}/runs/x"),
+    (f"{SAMPLE} {{folder}}/runs/x/checkpoints/step_0000001/ema.safetensors",
+     "is a file; a checkpoint is a folder: give {folder}/runs/x/checkpoints/step_0000001"),
+    (f"{SAMPLE} {{folder}}/model.pt", "model.pt: is a file; a checkpoint is a folder"),
+    ("sample.py --checkpoint runs/x", "no prompt: give --prompt TEXT or --prompts FILE"),
+    # tools
+    ("tools/sweep.py run {folder}/missing.yaml", "no such configuration file; a sweep's YAML is wanted"),
+    ("tools/sweep.py run configs/train/base.yaml", "a sweep's YAML is wanted, such as configs/sweep/quickstart.yaml"),
+    (f"tools/sweep.py run {SWEEP} optim.lr=1e-3", "a key of training: write config.optim.lr=1e-3"),
+    (f"tools/sweep.py run {SWEEP} --dryrun", "--dryrun: no such option; did you mean '--dry-run'"),
+    (f"tools/sweep.py status {SWEEP} executor.slurm.qos=low", "unknown key executor.slurm.qos"),
+    (f"tools/sweep.py status {SWEEP} out=${{{{oc.env:HOME}}}}", "is not replaced here"),
+    (f"tools/sweep.py status {SWEEP} repeats=1e9", "repeats=1000000000: too large; at most 10,000"),
+    (f"tools/sweep.py status {SWEEP} milestones=[1e40]", "too large; a whole number is at most 9.22e+18"),
+    (f"tools/sweep.py status {SWEEP} executor.slurm.options.requeue=false", "leave the option out"),
+    ("tools/cache_latents.py --input videos/ --out x", "--input: no such option; did you mean '--source'"),
+    ("tools/plan.py --law missing.json --flops 1e20", "missing.json: no such file"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("typed")
+    checkpoint = folder / "runs" / "x" / "checkpoints" / "step_0000001"
+    checkpoint.mkdir(parents=True)
+    for path in (checkpoint / "state.json", checkpoint / "ema.safetensors", folder / "model.pt"):
+        path.write_text("{}")
+    (folder / "sweep.yaml").write_text("sizes: [{size: 2x64}]\nlr: [1e-3]\nbatch_tokens: [640]\nmilestones: [64000]\n")
+    return folder
+
+
+def answer(typed: list[str]) -> str:
+    done = call(*typed)
+    assert (done.returncode, done.stdout) == (2, ""), done.stdout
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(("typed", "fix"), MISTAKES)
+def test_a_mistake_is_answered_in_one_line_with_the_fix(typed: str, fix: str, folder: Path) -> None:
+    places = {"folder": folder, "sweep": folder / "sweep.yaml"}
+    said = answer([word.format(**places) for word in typed.split(" ")])
+    assert fix.format(**places) in said
+
+
+def test_there_are_forty() -> None:
+    assert len(MISTAKES) >= 40
+
+
+@pytest.mark.parametrize("bad", ["a\nrm -rf x", "a\rb", "a\x1b[31m", "a\x00b", "a\u2028b", "a\tb"])
+@pytest.mark.parametrize(
+    "key",
+    ["name", "out", "executor.slurm.partition", "executor.slurm.account", "executor.slurm.mem",
+     "executor.slurm.options.qos", "config.data.cache"],
+)  # fmt: skip
+def test_control_characters_reach_no_batch_script(key: str, bad: str, folder: Path) -> None:
+    said = answer(["tools/sweep.py", "status", str(folder / "sweep.yaml"), f"{key}={bad}"])
+    assert "control character" in said
+    if not key.startswith("executor"):
+        assert "control character" in answer(["train.py", f"{key.removeprefix('config.')}={bad}"])
