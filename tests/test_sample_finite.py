@@ -25,7 +25,7 @@ def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(checkpoint: Path, out: Path, **changed: object) -> argparse.Namespace:
     settings = {"steps": 3, "guidance": 2.0, "seed": 0, "scheduler": None, "weights": "ema", "format": "png"}
-    settings |= {"grid": 1, "fps": 8, "batch": 8, "device": "cpu"}
+    settings |= {"grid": 1, "fps": 8, "batch": 8, "device": "cpu", "vae": None, "text": None}
     return argparse.Namespace(checkpoint=checkpoint, out=out, **(settings | changed))
 
 

@@ -53,10 +53,11 @@ def runs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+pytestmark = pytest.mark.slow  # a dozen trainings come first, 30 s
+
 OTHERS = ("ddp", "fsdp", "fsdp_then_ddp", "fsdp_then_fsdp", "fsdp_then_one", "one_then_fsdp")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_losses_and_average_are_those_of_one_process(runs: Path, name: str) -> None:
     assert len(losses(runs / name)) == 30
@@ -70,7 +71,6 @@ def test_losses_and_average_are_those_of_one_process(runs: Path, name: str) -> N
             assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_checkpoints_are_alike(runs: Path, name: str) -> None:
     """So each loads wherever another does; sample.py reads them no differently."""
@@ -84,7 +84,6 @@ def test_checkpoints_are_alike(runs: Path, name: str) -> None:
             torch.testing.assert_close(value, one[key], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_resuming_in_the_same_layout_changes_no_bit(runs: Path) -> None:
     assert metrics(runs / "fsdp_then_fsdp") == metrics(runs / "fsdp")
     ours, theirs = (find_checkpoint(runs / run) for run in ("fsdp_then_fsdp", "fsdp"))
@@ -92,7 +91,6 @@ def test_resuming_in_the_same_layout_changes_no_bit(runs: Path) -> None:
         assert (ours / f"{kind}.safetensors").read_bytes() == (theirs / f"{kind}.safetensors").read_bytes()
 
 
-@pytest.mark.slow
 def test_recomputing_activations_changes_no_bit(runs: Path) -> None:
     assert metrics(runs / "one_recomputed") == metrics(runs / "one")
     assert metrics(runs / "fsdp_recomputed") == metrics(runs / "fsdp")

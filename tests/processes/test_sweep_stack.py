@@ -54,6 +54,7 @@ def close(found: dict[str, dict], wanted: dict[str, dict]) -> None:
                 assert mine[key] == pytest.approx(value, rel=1e-4 if key.endswith("_se") else 1e-5), key
 
 
+@pytest.mark.slow
 def test_a_stacked_sweep_is_the_sweep(sweep: Path, tmp_path: Path) -> None:
     tool("run", sweep)
     stacked = results(sweep)

@@ -50,7 +50,7 @@ def shards_in(folder: Path) -> int:
 @pytest.mark.parametrize(
     ("job", "kills"),
     [
-        (cache_slowly, 3),
+        pytest.param(cache_slowly, 3, marks=pytest.mark.slow),
         pytest.param(cache_slowly, 20, marks=pytest.mark.slow),
         pytest.param(cache_synthetic, 4, marks=pytest.mark.slow),
     ],

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from models.dit import VideoDiT
 from tests.training.test_trainer import overrides
+from training import account as module
 from training.account import Machine, account, print_account
 from training.config import load_config
 from training.dryrun import dry_run
@@ -114,7 +116,10 @@ def test_what_no_run_can_have_is_refused(wrong: str) -> None:
         account(load_config(GPU, [*LARGE, *wrong.split()]), 1280, Machine(gpus=8))
 
 
-def test_a_hundred_thousand_layers_are_counted_and_not_built() -> None:
-    keys = ["model.layers=100000", "model.width=64", "train.tokens=1e9", "train.batch_tokens=1280"]
+def test_a_thousand_layers_are_counted_and_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    monkeypatch.setattr(module, "VideoDiT", lambda form: built.append(form.layers) or VideoDiT(form))
+    keys = ["model.layers=1024", "model.width=64", "train.tokens=1e9", "train.batch_tokens=1280"]
     report = account(load_config(GPU, keys), 1280, Machine())
-    assert report["N"] == 16 * 100_000 * 64**2
+    assert report["N"] == 16 * 1024 * 64**2
+    assert built == [1]

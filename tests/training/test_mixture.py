@@ -70,7 +70,7 @@ def test_weights_are_part_of_a_run_and_caches_folders_are_not(both: list[Path], 
     ("more", "message"),
     [
         (["data.cache=[]"], "data.cache=.*: must be a folder, or a list of folders"),
-        (["data.cache=[a,3]"], "must be a folder, or a list of folders"),
+        (["data.cache=[a,[b]]"], "must be a folder, or a list of folders"),
         (["data.cache=[a,b]", "data.weights=[1]"], "data.weights=.*: one for each of the 2 folders"),
         (["data.cache=[a,b]", "data.weights=[1,0]"], "data.weights=.*: each must be a positive number"),
         (["data.cache=[a,b]", "data.weights=[1,inf]"], "data.weights=.*: each must be a positive number"),
