@@ -65,7 +65,7 @@ def arguments() -> argparse.ArgumentParser:
         type=int,
         help="GPUs that share each step; the law's batch moves to the nearest that they share evenly (default: the "
         f"most up to {DEFAULT_GPUS} with {MIN_GPU_TOKENS} tokens each that move it by no more than "
-        f"{100 * BATCH_TOLERANCE:g} per cent)",
+        f"{100 * BATCH_TOLERANCE:g} per cent; one with --base)",
     )
     parser.add_argument(
         "--gpu-memory", type=float, metavar="GB", help="memory of one GPU, where it differs from the largest sold"
@@ -146,13 +146,23 @@ def main() -> None:
         base.config.train.dtype,
     )  # fmt: skip
     law = laws.load(args.law)
-    # A base of the user's own keeps its layout where no number of GPUs is asked for: one process, as it would run.
-    planned, gpus = plan_for_gpus(law, request, args.gpus or (1 if args.base else None))
+    # Without --gpus a user's base keeps its layout: the plan is for the one process that the base starts.
+    layout = not args.base or args.gpus is not None
+    planned, gpus = plan_for_gpus(law, request, args.gpus if layout else 1)
     clip, assumed = planned_config.clip_shape(base.config, planned["n_ctx"])
     token_dim = clip.latent_shape[0] * math.prod(base.config.model.patch)
     shape = ModelShape(planned["layers"], planned["width"], planned["heads"], token_dim, clip.text_dim)
-    memory, fixed = args.gpu_memory or MEMORY_GB[request.gpu], base.layout if base.own else {}
-    add_layout(planned, shape, clip, gpus=gpus, memory_gb=memory, assumed=assumed, fixed=fixed)
+    add_layout(
+        planned,
+        shape,
+        clip,
+        gpus=gpus,
+        memory_gb=args.gpu_memory or MEMORY_GB[request.gpu],
+        assumed=assumed,
+        fixed=planned_config.fixed_layout(base),
+        unwritten={} if layout else planned_config.default_layout(base),
+        batch_moves=request.batch is None,
+    )
     optim = planned_config.planned_optim(law.recipe, base)
     planned["warnings"] += beta2_warnings([(optim, planned["B"])])
     planned["warnings"] += planned_config.recipe_warnings(law.recipe, base, request.gpu, optim)
@@ -161,7 +171,6 @@ def main() -> None:
             f"n_ctx {planned['n_ctx']} is the law's: {cache}, the base's cache, is not there yet; plan again when "
             "it is"
         )
-    layout = not args.base or args.gpus is not None
     if args.out:
         out = Path(args.out)
         text = planned_config.planned_yaml(planned, recipe=law.recipe, law=args.law, base=base, out=out, layout=layout)
@@ -169,9 +178,8 @@ def main() -> None:
     print(json.dumps(planned, indent=1) if args.json else table(planned))
     if args.out and not args.json:
         missing = "" if cache else " data.cache=FOLDER"
-        start = launcher(gpus) if layout else "python"
-        print(f"wrote {args.out}; train it with: {start} train.py --config {args.out}{missing}")
-        if layout and gpus > DEFAULT_GPUS:
+        print(f"wrote {args.out}; train it with: {launcher(gpus)} train.py --config {args.out}{missing}")
+        if gpus > DEFAULT_GPUS:
             print("(on each node, with its --node_rank and with --master_addr and --master_port: docs/training.md)")
         if missing:
             print("(latents of tools/cache_latents.py; a --base that names them makes the config whole)")

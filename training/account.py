@@ -16,7 +16,7 @@ from models.dit import DiTConfig, VideoDiT
 from models.sizes import exact_flops
 from training.config import Config, to_dict
 from training.layout import MAX_MEMORY_SHARE, check_machine, choose_layout, gpus_needed
-from training.memory_formula import ClipShape, Layout, ModelShape, parameter_groups, training_memory
+from training.memory_formula import ClipShape, Layout, ModelShape, even_size, parameter_groups, training_memory
 from training.planned_config import clip_shape
 from training.refusals import check_share
 from training.resolve import Run, beta2_warnings, clip_tokens, encoded_shape, resolve
@@ -139,6 +139,7 @@ def _memory_warnings(
     if total <= MAX_MEMORY_SHARE * 1e9 * memory_gb:
         return []
     needed = {"clips": run.clips, "gpus": gpus, "dtype": run.config.train.dtype, "memory": 1e9 * memory_gb}
+    needed["plain_attention"] = run.config.model.attention == "plain"
     best = choose_layout(shape, clip, **needed)
     if best.fits:
         instead = f"{_keys(best.layout)} would"
@@ -171,7 +172,7 @@ def table(report: dict[str, Any]) -> str:
                                 report["assumptions"])  # fmt: skip
     groups = [(name, number) for name, number in report["parameters"].items() if name != "total"]
     parts = [f"{name} {size / 1e9:.3g}" for name, size in report["memory"].items() if name != "total" and size]
-    size = train["micro_batch"] or report["clips_per_step"] // used["gpus"]
+    size = even_size(report["clips_per_step"] // used["gpus"], train["micro_batch"])
     recompute = "with" if train["activation_checkpointing"] else "no"
     rows = [
         ("model", f"{keys['size']}, {keys['heads']} heads, {train['dtype']}"),

@@ -6,7 +6,7 @@ All by the memory formula, without torch and without a GPU; no rule here has bee
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from training.memory_formula import ClipShape, Layout, ModelShape, training_memory
+from training.memory_formula import ClipShape, Layout, ModelShape, even_size, training_memory
 from utils.errors import UserError
 
 # Of a GPU's memory, what a layout may fill. The rest is for what the formula leaves out: temporaries of single
@@ -40,16 +40,9 @@ def check_machine(gpus: int | None, memory_gb: float | None) -> None:
         raise UserError(f"--gpu-memory {memory_gb:g}: GB of one GPU, a positive number up to {MOST_MEMORY_GB:g}")
 
 
-def shared_clips(clips: int, gpus: int, tolerance: float = BATCH_TOLERANCE) -> int:
-    """The batch in clips nearest to ``clips`` that ``gpus`` share evenly, by twos as far as it stays within tolerance.
-
-    A share that is a prime number has no micro-batch but one clip and the whole.
-    """
-    unit, best = gpus, _multiple(clips, gpus)
-    while abs(_multiple(clips, 2 * unit) / clips - 1) <= tolerance:
-        unit *= 2
-        best = _multiple(clips, unit)
-    return best
+def shared_clips(clips: int, gpus: int) -> int:
+    """The batch in clips nearest to ``clips`` that ``gpus`` share evenly: a multiple of ``gpus``, at least one."""
+    return max(round(clips / gpus), 1) * gpus
 
 
 def default_gpus(clips: int, n_ctx: int) -> int:
@@ -58,7 +51,7 @@ def default_gpus(clips: int, n_ctx: int) -> int:
     The batch may move by ``BATCH_TOLERANCE``.
     """
     counts = range(min(DEFAULT_GPUS, clips * n_ctx // MIN_GPU_TOKENS), 1, -1)
-    return next((count for count in counts if abs(_multiple(clips, count) / clips - 1) <= BATCH_TOLERANCE), 1)
+    return next((count for count in counts if abs(shared_clips(clips, count) / clips - 1) <= BATCH_TOLERANCE), 1)
 
 
 def choose_layout(
@@ -72,28 +65,31 @@ def choose_layout(
     parallel: str | None = None,
     micro_batch: int | None = None,
     activation_checkpointing: bool | None = None,
+    plain_attention: bool = False,
 ) -> Choice:
     """The cheapest layout that fits, or the smallest of all where none does.
 
     In this order: ddp, fsdp (each GPU holds a shard and gathers the blocks), then both with activation checkpointing
-    (a third more FLOPs). Within each, the largest micro-batch of at most ``MAX_MICRO_BATCH_TOKENS`` tokens that
-    divides the share of a process. A micro-batch of fewer than ``MIN_GPU_TOKENS`` tokens is the last choice.
+    (a third more FLOPs). Within each, the largest micro-batch of at most ``MAX_MICRO_BATCH_TOKENS`` tokens. It need
+    not divide the share of a process (``training.step.micro_batches``). A micro-batch of fewer than
+    ``MIN_GPU_TOKENS`` tokens is the last choice.
 
     Args:
         clips: the global batch in clips, a multiple of ``gpus``.
         memory: bytes of one GPU, of which ``MAX_MEMORY_SHARE`` may be used.
         parallel, micro_batch, activation_checkpointing: as a configuration sets them already; None where it is free.
+        plain_attention: attention without a kernel, which keeps every score.
     """
     share = clips // gpus
     sharing = [parallel] if parallel else ["ddp", "fsdp"] if gpus > 1 else ["ddp"]
     recomputing = [False, True] if activation_checkpointing is None else [activation_checkpointing]
-    sizes = [min(micro_batch, share)] if micro_batch else _micro_batches(share, clip.n_ctx)
+    sizes = [even_size(share, micro_batch)] if micro_batch else _micro_batches(share, clip.n_ctx)
     found: list[Choice] = []
     for recompute in recomputing:
         for kind in sharing:
             for size in sizes:
                 layout = Layout(gpus, kind, size, recompute)
-                parts = training_memory(shape, clip, layout, clips=clips, dtype=dtype)
+                parts = training_memory(shape, clip, layout, clips=clips, dtype=dtype, plain_attention=plain_attention)
                 found.append(Choice(layout, parts, parts["total"] <= MAX_MEMORY_SHARE * memory))
     fitting = [choice for choice in found if choice.fits]
     if not fitting:
@@ -111,6 +107,8 @@ def add_layout(
     memory_gb: float,
     assumed: list[str],
     fixed: dict[str, Any],
+    unwritten: dict[str, Any],
+    batch_moves: bool = True,
 ) -> None:
     """Add to a plan its ``gpus``, ``parallel``, ``micro_batch``, ``activation_checkpointing``, ``memory_gb`` (of each
     GPU), ``fits_memory`` and ``hours``, what they assume, and warnings.
@@ -119,10 +117,12 @@ def add_layout(
         planned: of ``scaling.plan``, its batch a multiple of ``gpus`` clips.
         memory_gb: of one GPU, in 1e9 bytes.
         assumed: of the clips, as text.
-        fixed: keys of the layout that the base sets.
+        fixed: arguments of ``choose_layout`` that the base decides.
+        unwritten: layout keys of a run whose YAML holds no layout; empty where the plan writes it.
+        batch_moves: whether another number of GPUs may move the batch; false for a batch that the user gave.
     """
     clips, memory, dtype = planned["B"] // planned["n_ctx"], 1e9 * memory_gb, planned["assumptions"]["dtype"]
-    choice = choose_layout(shape, clip, clips=clips, gpus=gpus, dtype=dtype, memory=memory, **fixed)
+    choice = choose_layout(shape, clip, clips=clips, gpus=gpus, dtype=dtype, memory=memory, **unwritten | fixed)
     layout, used, warnings = choice.layout, planned["assumptions"], planned["warnings"]
     planned |= {
         "gpus": gpus,
@@ -145,7 +145,9 @@ def add_layout(
             f"GPU-hours than at MFU {used['mfu']:g}, which takes some {MIN_GPU_TOKENS} or more"
         )
     if not choice.fits:
-        more = gpus_needed(shape, clip, clips=clips, gpus=gpus, dtype=dtype, memory=memory, **fixed)
+        least = gpus - 1 if unwritten else gpus  # --gpus has the layout written: the same number may be enough
+        needed = {"clips": clips, "gpus": least, "batch_moves": batch_moves, "dtype": dtype, "memory": memory}
+        more = gpus_needed(shape, clip, **needed, **fixed)
         instead = f"--gpus {more.processes} would" if more else "no number of such GPUs would"
         warnings.append(
             f"does not fit: {planned['memory_gb']:.4g} GB on each of {gpus} x {used['gpu']}, of whose "
@@ -159,15 +161,16 @@ def gpus_needed(
     """The layout with the fewest GPUs above ``gpus`` that fits; None where no number of them does.
 
     Args:
-        batch_moves: whether the batch of ``clips`` may become the nearest that the GPUs share evenly.
+        batch_moves: whether the batch of ``clips`` may become the nearest that the GPUs share evenly. A batch that
+            may not is shared by its divisors alone.
         keys: the other arguments of ``choose_layout``.
     """
-    for count in _doublings(gpus, min(clips, MOST_GPUS)):
-        if batch_moves or clips % count == 0:
-            shared = shared_clips(clips, count) if batch_moves else clips
-            choice = choose_layout(shape, clip, clips=shared, gpus=count, **keys)
-            if choice.fits:
-                return choice.layout
+    last = min(clips, MOST_GPUS)
+    counts = _doublings(gpus, last) if batch_moves else (n for n in range(gpus + 1, last + 1) if clips % n == 0)
+    for count in counts:
+        choice = choose_layout(shape, clip, clips=shared_clips(clips, count), gpus=count, **keys)
+        if choice.fits:
+            return choice.layout
     return None
 
 
@@ -177,14 +180,7 @@ def _doublings(first: int, last: int) -> Iterable[int]:
     return (count for count in counts if first < count <= last)
 
 
-def _multiple(clips: int, unit: int) -> int:
-    """The multiple of ``unit`` nearest to ``clips``, at least one."""
-    return max(round(clips / unit), 1) * unit
-
-
 def _micro_batches(share: int, n_ctx: int) -> list[int]:
-    """Divisors of ``share``: the useful ones from large to small, then those of more tokens, smallest first."""
-    most = max(MAX_MICRO_BATCH_TOKENS // n_ctx, 1)
-    divisors = [size for size in range(1, min(4 * most, share) + 1) if share % size == 0]
-    divisors += [share] if share > 4 * most else []
-    return [size for size in reversed(divisors) if size <= most] + [size for size in divisors if size > most]
+    """Micro-batches of up to ``MAX_MICRO_BATCH_TOKENS`` tokens that ``share`` is trained in, from large to small."""
+    most = min(max(MAX_MICRO_BATCH_TOKENS // n_ctx, 1), share)
+    return sorted({even_size(share, size) for size in range(1, most + 1)}, reverse=True)

@@ -7,8 +7,9 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from training.feed import Samples
+from training.memory_formula import even_size
 from training.parallel import all_reduce
-from training.step import Step, even_size
+from training.step import Step
 from utils.errors import OwnError, UserError
 
 # By the key of the size that is tried: its unit, and what to try where a single one does not fit. Validation keeps no

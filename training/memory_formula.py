@@ -75,6 +75,11 @@ def block_parameters(shape: ModelShape) -> int:
     return parameters(1, shape.width) + 4 * (shape.width // shape.heads) + 6 * shape.width
 
 
+def even_size(count: int, most: int | None) -> int:
+    """The size of ``count`` samples' passes: as few as hold at most ``most`` samples each, all of one size."""
+    return math.ceil(count / math.ceil(count / min(most or count, count)))
+
+
 def training_memory(
     shape: ModelShape, clip: ClipShape, layout: Layout, *, clips: int, dtype: str, plain_attention: bool = False
 ) -> dict[str, int]:
@@ -93,7 +98,7 @@ def training_memory(
     shards = world if layout.parallel == "fsdp" else 1
     held = 4 * count // shards
     outside = count - shape.layers * block
-    micro = min(layout.micro_batch, local)
+    micro = even_size(local, layout.micro_batch)
     scores = (2 if dtype == "bfloat16" else 4) * shape.layers * micro * shape.heads * clip.n_ctx
     sample = 2 * math.prod(clip.latent_shape) + clip.text_tokens * clip.text_dim
     together = steps_together(clip.latent_shape, local)

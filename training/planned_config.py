@@ -52,6 +52,19 @@ class Base:
         return {name: getattr(self.config.train, name) for name in LAYOUT_KEYS if f"train.{name}" in self.keys}
 
 
+def fixed_layout(base: Base) -> dict[str, Any]:
+    """The arguments of ``training.layout.choose_layout`` that the base decides."""
+    return {"plain_attention": base.config.model.attention == "plain"} | (base.layout if base.own else {})
+
+
+def default_layout(base: Base) -> dict[str, Any]:
+    """The layout of a run whose YAML holds none: the base's, defaults included.
+
+    A micro-batch that is not set is left out, as training halves it until it fits.
+    """
+    return {name: getattr(base.config.train, name) for name in ("parallel", "activation_checkpointing")}
+
+
 def read_base(path: str | None) -> Base:
     """The base at ``path``, by default the one for GPUs.
 

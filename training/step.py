@@ -1,7 +1,6 @@
 """One optimiser step: micro-batches forward and backward, clipping, AdamW, the average. It never asks the device."""
 
 import itertools
-import math
 from collections.abc import Iterator
 
 import torch
@@ -16,15 +15,11 @@ from training.config import Config
 from training.ema import power_of_width, update_average
 from training.feed import Samples
 from training.flat import merge
+from training.memory_formula import even_size
 from training.optim import build_optimizer, learning_rate, weight_groups
 from training.parallel import local, replicate, share_gradients, whole
 
 COUNTS = ("loss", "counted", "skipped", "in_a_row")
-
-
-def even_size(count: int, most: int | None) -> int:
-    """The size of ``count`` samples' passes: as few as hold at most ``most`` samples each, all of one size."""
-    return math.ceil(count / math.ceil(count / min(most or count, count)))
 
 
 def micro_batches(samples: Samples, most: int | None) -> Iterator[tuple[Samples, int]]:

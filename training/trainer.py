@@ -28,6 +28,7 @@ from training import checkpoint as ckpt
 from training.config import Config, cache_folders, to_dict
 from training.feed import Feed, Samples
 from training.memory import fit_memory
+from training.memory_formula import even_size
 from training.metrics import MetricsLog
 from training.model import build_model, check_compiler, compile_model
 from training.optim import learning_rate
@@ -36,7 +37,7 @@ from training.preview import Preview
 from training.records import build_result, check_growth, finished_result, recorded
 from training.refusals import check_directory, check_layout
 from training.resolve import Run, beta2_warnings, resolve
-from training.step import Step, even_size
+from training.step import Step
 from training.stop import StopRequest
 from training.validation import RAW_SHARE, Score, Validator, few_blocks
 from utils.devices import has_bfloat16

@@ -12,9 +12,9 @@ from data.mixture import Mixture
 from diffusion.validation import ValidationResult, forward_passes, validate_rows
 from models.dit import VideoDiT
 from training.memory import fit_micro_batch, on_any_process
+from training.memory_formula import even_size
 from training.parallel import all_reduce
 from training.resolve import Run
-from training.step import even_size
 
 # Laws are fitted on the averaged weights' loss. The raw weights' is to compare with: one clip in so many is enough.
 RAW_SHARE = 4

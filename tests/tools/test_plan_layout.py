@@ -21,8 +21,8 @@ def test_the_config_is_the_plan_that_was_printed(tmp_path):
     planned, written = planned_file(tmp_path, "--flops", "1e22", "--gpus", "8")
     assert (tmp_path / written["extends"]).resolve() == ROOT / "configs" / "train" / "gpu.yaml"
     keys = ("parallel", "micro_batch", "activation_checkpointing")
-    assert (planned["gpus"], *(planned[key] for key in keys)) == (8, "fsdp", 4, False)
-    assert 20 < planned["memory_gb"] < 0.9 * 80
+    assert (planned["gpus"], *(planned[key] for key in keys)) == (8, "fsdp", 10, False)
+    assert 70 < planned["memory_gb"] < 0.9 * 80
     assert planned["fits_memory"] is True
     assert planned["hours"] == pytest.approx(planned["gpu_hours"] / 8)
     assert planned["gpu_hours"] == pytest.approx(1e22 / (0.4 * 989e12) / 3600)
@@ -32,7 +32,7 @@ def test_the_config_is_the_plan_that_was_printed(tmp_path):
     assert [getattr(train, key) for key in keys] == [planned[key] for key in keys]
     assert train.batch_tokens == planned["B"]
     printed = said("--law", PAPER, "--flops", "1e22", "--gpus", "8", "--out", tmp_path / "again.yaml")
-    for text in ("877.7 on 8 x h100", "fsdp, micro-batch of 4 clips, no activation checkpointing", "39.4 of 80 GB",
+    for text in ("877.7 on 8 x h100", "fsdp, micro-batch of 10 clips, no activation checkpointing", "71.6 of 80 GB",
                  "assumed text of 512 tokens", "h100 at MFU 0.4 in bfloat16",
                  "train it with: torchrun --standalone --nproc_per_node 8 train.py --config"):  # fmt: skip
         assert text in printed, text
@@ -45,7 +45,7 @@ def test_16x3072_fits_80_gb(gpu, more):
     planned = json.loads(said(*words))
     assert (planned["size"], planned["n_ctx"]) == ("16x3072", 1280)
     assert planned["memory_gb"] <= 0.9 * 80
-    assert planned["B"] % (planned["gpus"] * planned["micro_batch"] * 1280) == 0
+    assert planned["B"] % (planned["gpus"] * 1280) == 0
     assert not any("does not fit" in text for text in planned["warnings"])
 
 
@@ -65,7 +65,7 @@ def test_the_batch_moves_where_a_number_of_gpus_is_asked_for():
     """The law's 111 clips stay where nobody asks; the rate follows a batch that moves."""
     words = ("--law", PAPER, "--params", "1.07e9", "--tokens", "1e10", "--json")
     free, eight = json.loads(said(*words)), json.loads(said(*words, "--gpus", "8"))
-    assert (free["B"], free["gpus"]) == (111 * 1280, 3)
+    assert (free["B"], free["gpus"], free["micro_batch"]) == (111 * 1280, 3, 10)
     assert (eight["B"], eight["gpus"]) == (112 * 1280, 8)
     assert eight["lr"] / free["lr"] == pytest.approx((112 / 111) ** 0.738)
     assert eight["steps"] == math.ceil(1e10 / eight["B"])
@@ -193,3 +193,34 @@ def test_the_command_that_trains_it_has_the_gpus(tmp_path, gpus, start):
     printed = said(*words)
     assert f"train it with: {start} train.py --config {tmp_path / 'planned.yaml'} data.cache=FOLDER\n" in printed
     assert ("--node_rank" in printed) == (gpus > 8)
+
+
+def test_a_base_without_a_number_of_gpus_is_planned_for_the_process_that_it_starts(tmp_path):
+    """Batch, hours, layout and command are those of one GPU, and the layout is the base's with its defaults."""
+    base, words = tmp_path / "base.yaml", ("--law", PAPER, "--params", "1.07e9", "--tokens", "2.25e10")
+    base.write_text("train:\n  dtype: bfloat16\n")
+    planned, written = planned_file(tmp_path, *words[2:], "--base", base)
+    free = json.loads(said(*words, "--json"))
+    clips = round(planned["B_opt"] / 1280)
+    assert (clips % 2, planned["B"], planned["gpus"]) == (1, clips * 1280, 1)  # an odd number is not moved
+    assert free["gpus"] > 1
+    assert planned["hours"] == planned["gpu_hours"]
+    assert written["train"].keys() == {"tokens", "batch_tokens"}
+    assert not trainable(tmp_path / "planned.yaml").config.train.activation_checkpointing
+    printed = said(*words, "--base", base, "--out", tmp_path / "again.yaml")
+    assert "train it with: python train.py --config" in printed
+    assert f"{planned['hours']:.4g} on 1 x h100" in printed
+    # On 66 GB 2.4e9 parameters need activation checkpointing, which is written with --gpus alone.
+    large = ("--law", PAPER, "--params", "2.416e9", "--tokens", "1e10", "--json", "--gpu-memory", "66")
+    held, moved = (json.loads(said(*large, "--base", base, *more)) for more in ((), ("--gpus", "1")))
+    assert (held["activation_checkpointing"], held["fits_memory"]) == (False, False)
+    assert any(text.endswith("; --gpus 1 would") for text in held["warnings"])
+    assert (moved["activation_checkpointing"], moved["fits_memory"]) == (True, True)
+
+
+def test_a_batch_that_was_given_is_advised_a_number_of_gpus_that_shares_it():
+    """4,191 clips are 3 times 1,397: two GPUs would suffice and cannot share them."""
+    words = ("--law", PAPER, "--params", "2.416e9", "--flops", "1e22", "--batch", str(4191 * 1280), "--json")
+    (warning,) = (text for text in json.loads(said(*words, "--gpus", "1"))["warnings"] if "does not fit" in text)
+    assert warning.endswith("; --gpus 3 would")
+    assert json.loads(said(*words, "--gpus", "3"))["fits_memory"] is True

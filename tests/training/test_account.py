@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -44,12 +45,33 @@ def test_a_large_run_without_data_or_gpu(capsys: pytest.CaptureFixture[str]) -> 
 def test_what_does_not_fit_is_said_with_a_layout_that_does() -> None:
     (warning,) = account(load_config(GPU, LARGE), 1280, Machine(gpus=8))["warnings"]
     assert "does not fit" in warning
-    assert "train.parallel=fsdp train.micro_batch=4 train.activation_checkpointing=false would" in warning
+    assert "train.parallel=fsdp train.micro_batch=10 train.activation_checkpointing=false would" in warning
     (warning,) = account(load_config(GPU, LARGE), 1280, Machine(gpus=1))["warnings"]
     keys = "train.parallel=fsdp train.micro_batch=4 train.activation_checkpointing=false"
     assert warning.endswith(f"; --gpus 2 would, with {keys}")
     (warning,) = account(load_config(GPU, LARGE), 1280, Machine(gpus=1, memory_gb=1))["warnings"]
     assert warning.endswith("; no number of such GPUs would")
+
+
+@pytest.mark.parametrize(("memory_gb", "more"), [(40, ["train.micro_batch=4"]), (80, ["model.attention=plain"])])
+def test_the_number_of_gpus_and_the_layout_that_are_named_can_run(memory_gb: float, more: list[str]) -> None:
+    """Four GPUs share 4,192 clips, three do not. What is named is accounted for without a warning."""
+    machine = Machine(memory_gb=memory_gb)
+    (warning,) = account(load_config(GPU, [*LARGE, *more]), 1280, machine)["warnings"]
+    found = re.search(r"--gpus (\d+) would, with (.*)$", warning)
+    assert found is not None
+    assert 4192 % int(found[1]) == 0
+    named = load_config(GPU, [*LARGE, *more, *found[2].split()])
+    assert account(named, 1280, machine._replace(gpus=int(found[1])))["warnings"] == []
+
+
+def test_memory_is_that_of_micro_batches_of_one_size() -> None:
+    """524 clips of a process, at most 300 at a time, are two micro-batches of 262."""
+    memory = [
+        account(load_config(GPU, [*LARGE, f"train.micro_batch={size}"]), 1280, Machine(gpus=8))["memory"]
+        for size in (262, 300, 523)
+    ]
+    assert memory[0] == memory[1] == memory[2]
 
 
 def test_a_beta2_that_its_range_keeps_is_warned_about() -> None:
@@ -108,11 +130,12 @@ def test_bad_input_is_named(n_ctx: int | None, machine: Machine, message: str) -
         "model.attention=nope",
         "diffusion.process=nope",
         "diffusion.timesteps=nope",
+        "validation.clips=1",
         "optim.beta2_range=[0,1] optim.beta2_half_life=1e30",
     ],
 )
 def test_what_no_run_can_have_is_refused(wrong: str) -> None:
-    with pytest.raises(UserError, match="nope|beta2 is 1"):
+    with pytest.raises(UserError, match="nope|beta2 is 1|validation.clips=1: must be 2 or more"):
         account(load_config(GPU, [*LARGE, *wrong.split()]), 1280, Machine(gpus=8))
 
 

@@ -13,8 +13,9 @@ from tests.training.test_trainer import overrides
 from training.config import load_config
 from training.feed import Samples
 from training.memory import fit_memory
+from training.memory_formula import even_size
 from training.model import compile_model
-from training.step import even_size, micro_batches
+from training.step import micro_batches
 from training.trainer import RAW_SHARE, Trainer, prepare
 from training.validation import samples_per_pass
 
