@@ -19,6 +19,7 @@ import argparse
 import os
 import sys
 
+from utils.devices import PEAK_FLOPS
 from utils.errors import Parser, UserError, path_text, run_cli
 
 
@@ -35,7 +36,7 @@ def main() -> int:
     parser.add_argument("--account", action="store_true", help="with --dry-run: by formula, without data and steps")
     formula = parser.add_argument_group("of --account")
     formula.add_argument("--n-ctx", type=int, help="tokens per clip (default: those of data.cache)")
-    formula.add_argument("--gpu", help="one of utils/devices.py (default h100)")
+    formula.add_argument("--gpu", help=f"one of {', '.join(PEAK_FLOPS)} (default h100)")
     formula.add_argument("--gpus", type=int, help="GPUs that share each step (default 1)")
     formula.add_argument("--mfu", type=float, help="fraction of the GPU's peak reached (default 0.4)")
     formula.add_argument("--gpu-memory", type=float, metavar="GB", help="of one GPU (default: the largest sold)")

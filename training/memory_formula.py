@@ -13,7 +13,7 @@ KEPT_BY_TEXT, KEPT_OUTSIDE = 16, 16
 # Samples prepared together, over as many steps as that takes, and the most numbers of noise they have. A step of one
 # clip spent a third of its time calling small functions; twice as many samples leave the CPU's cache, and each then
 # takes twice the time. Steps are grouped from the run's start, so that a resumed run groups them alike.
-AHEAD, AHEAD_NUMBERS = 64, 1 << 22
+PREFETCH_SAMPLES, MAX_PREFETCH_NUMBERS = 64, 1 << 22
 
 
 # Where no cache tells: the latents of the public video autoencoders, and T5's embeddings of captions of full length.
@@ -135,4 +135,4 @@ def activation_bytes(
 
 def steps_together(latent_shape: tuple[int, ...], clips: int) -> int:
     """How many steps' samples are prepared at once, where a process has ``clips`` of this shape in each step."""
-    return max(1, min(AHEAD, AHEAD_NUMBERS // math.prod(latent_shape)) // clips)
+    return max(1, min(PREFETCH_SAMPLES, MAX_PREFETCH_NUMBERS // math.prod(latent_shape)) // clips)

@@ -1,7 +1,7 @@
 """A plan's configuration for train.py: its YAML on top of a base, the law's optimiser keys, and where a base differs.
 
-Without a base of the user's own the YAML extends configs/train/gpu.yaml and holds dtype, compilation and layout. A
-user's base rules: it keeps every key that it sets, and the layout is written only where the number of GPUs was given.
+Without --base the YAML extends configs/train/gpu.yaml and holds dtype, compilation and layout. With --base the YAML
+keeps every key that the base sets, and the layout is written only with --gpus.
 """
 
 import json
@@ -28,18 +28,18 @@ class Base:
     """A base configuration: its values as written (``extends`` followed), and typed.
 
     Attributes:
-        own: whether the user gave it, and its keys therefore rule.
+        from_user: whether it is --base, whose keys the plan keeps.
     """
 
     path: Path
-    own: bool
+    from_user: bool
     values: dict[str, Any]
     config: Config
 
     @property
     def name(self) -> str:
         """The path as messages show it."""
-        return str(self.path if self.own else self.path.relative_to(GPU_BASE.parents[2]))
+        return str(self.path if self.from_user else self.path.relative_to(GPU_BASE.parents[2]))
 
     @property
     def keys(self) -> set[str]:
@@ -54,7 +54,7 @@ class Base:
 
 def fixed_layout(base: Base) -> dict[str, Any]:
     """The arguments of ``training.layout.choose_layout`` that the base decides."""
-    return {"plain_attention": base.config.model.attention == "plain"} | (base.layout if base.own else {})
+    return {"plain_attention": base.config.model.attention == "plain"} | (base.layout if base.from_user else {})
 
 
 def default_layout(base: Base) -> dict[str, Any]:
@@ -134,10 +134,12 @@ def planned_yaml(
         "optim": {"lr": float(f"{number['lr']:.6g}"), **optim, **warmup},
         "train": {"tokens": tokens, "batch_tokens": planned["B"]},
     }
-    if not base.own:
+    if not base.from_user:
         values["train"] |= {"dtype": planned["assumptions"]["dtype"], "compile": base.config.train.compile}
     if layout:
-        values["train"] |= {name: planned[name] for name in LAYOUT_KEYS if not (base.own and name in base.layout)}
+        values["train"] |= {
+            name: planned[name] for name in LAYOUT_KEYS if not (base.from_user and name in base.layout)
+        }
     # The base's own size and end would contradict the plan's.
     for group, names in (("model", ("layers", "width", "heads")), ("train", ("flops",))):
         values[group] |= {name: None for name in names if getattr(getattr(base.config, group), name) is not None}
@@ -162,11 +164,11 @@ def planned_yaml(
 def planned_optim(recipe: dict, base: Base) -> OptimKeys:
     """A plan's optimiser: the base's with what a law's ``recipe`` knows, so that it trains as the law's runs did.
 
-    A base of the user's own keeps the keys that it sets.
+    A user's base keeps the keys that it sets.
     """
     names = {name.removeprefix("optim.") for name in known_keys() if name.startswith("optim.")} - {"lr"}
     found = {name: value for name, value in recipe.items() if name in names and value is not None}
-    ruled = {name: value for name, value in found.items() if not (base.own and f"optim.{name}" in base.keys)}
+    ruled = {name: value for name, value in found.items() if not (base.from_user and f"optim.{name}" in base.keys)}
     return replace(base.config.optim, **ruled)
 
 
@@ -179,7 +181,7 @@ def _optim_values(optim: OptimKeys, base: Base) -> dict[str, Any]:
     return {
         name: value
         for name, value in asdict(optim).items()
-        if name not in left_out and not (base.own and f"optim.{name}" in base.keys)
+        if name not in left_out and not (base.from_user and f"optim.{name}" in base.keys)
     }
 
 
@@ -191,7 +193,7 @@ def _warmup_keys(recipe: dict, base: Base, first_milestone: int, warnings: list[
     share = recipe.get("warmup")
     if not isinstance(share, int | float):
         return {}
-    if base.own and (tokens := base.config.optim.warmup_tokens) is not None:
+    if base.from_user and (tokens := base.config.optim.warmup_tokens) is not None:
         if abs(tokens / first_milestone - share) > WARMUP_ROUNDING:
             warnings.append(
                 f"{base.name} has optim.warmup_tokens {tokens}, {tokens / first_milestone:.3g} of the smallest "

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     import torch
 
 # Dense peaks in FLOP/s from the vendors' data sheets. Names are parts of the names that drivers report, longest first
-# where one is a part of another. PEAK_FLOPS is what train.dtype=auto reaches: bfloat16, and float32 where the GPU has
-# none (V100, whose float16 nothing here trains in).
+# where one is a part of another. PEAK_FLOPS is what train.dtype=auto reaches: bfloat16, or float32 on a
+# GPU without bfloat16 (V100: training in float16 is not supported).
 FLOAT32_PEAK_FLOPS = {
     "v100": 15.7e12, "a100": 19.5e12, "a800": 19.5e12, "l40s": 91.6e12, "rtx4090": 82.6e12, "h100pcie": 51.2e12,
     "h100nvl": 60e12, "h100": 66.9e12, "h800": 66.9e12, "h200": 66.9e12, "h20": 44e12, "b200": 80e12,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from models.dit import VideoDiT
+from tests.commands import call
 from tests.training.test_trainer import overrides
 from training import account as module
 from training.account import Machine, account, print_account
@@ -72,6 +73,12 @@ def test_memory_is_that_of_micro_batches_of_one_size() -> None:
         for size in (262, 300, 523)
     ]
     assert memory[0] == memory[1] == memory[2]
+
+
+def test_the_help_lists_the_gpus() -> None:
+    done = call("train.py", "--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in FLOAT32_PEAK_FLOPS)
 
 
 def test_a_beta2_that_its_range_keeps_is_warned_about() -> None:

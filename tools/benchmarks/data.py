@@ -23,7 +23,7 @@ from models.text import load_text_encoder
 from models.vae import VideoVAE, load_vae
 from tools.benchmarks.common import random_cache, spread, timed
 from tools.benchmarks.decode import decode_rows
-from training.memory_formula import AHEAD, steps_together
+from training.memory_formula import PREFETCH_SAMPLES, steps_together
 
 VIDEOS, FRAMES, SIDE = 16, 16 * 17, 160  # of the overlap's: sixteen clips each
 BATCH = 16
@@ -43,7 +43,7 @@ def bench_data(args: argparse.Namespace, device: torch.device) -> list[dict[str,
 def read_row(args: argparse.Namespace, device: torch.device, folder: Path, n_ctx: int) -> dict[str, Any]:
     """Random clips from the page cache, as they are stored and as float32, as many at once as training reads."""
     cache = LatentCache(random_cache(folder / str(n_ctx), n_ctx, 1024))
-    clips = args.clips or min(AHEAD, steps_together(cache.latent_shape, 1))
+    clips = args.clips or min(PREFETCH_SAMPLES, steps_together(cache.latent_shape, 1))
     index = torch.randperm(1024)[:clips]
     reads = {"stored": functools.partial(cache.stored, index), "float32": functools.partial(cache.train, index)}
     repeated = {name: functools.partial(repeat, read, REPEATS) for name, read in reads.items()}

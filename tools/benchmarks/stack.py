@@ -12,7 +12,7 @@ from data.latents import LatentCache
 from tools.benchmarks.common import CLIPS, random_cache, spread, timed
 from training.config import load_config
 from training.ensemble import keep_memory
-from training.memory_formula import AHEAD
+from training.memory_formula import PREFETCH_SAMPLES
 from training.resolve import resolve
 from training.rows import StackedStep
 from training.trainer import Trainer
@@ -45,7 +45,7 @@ def _row(
         return Trainer(resolve(config, cache.meta), cache)
 
     # As many steps a call as make one reading of the data, of which each is then a true share.
-    steps = max(1, AHEAD // clips)
+    steps = max(1, PREFETCH_SAMPLES // clips)
 
     def alone(run: Trainer) -> None:
         for _ in range(steps):

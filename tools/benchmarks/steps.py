@@ -14,7 +14,7 @@ from data.latents import LatentCache
 from models.sizes import exact_flops, parse_size
 from tools.benchmarks.common import CLIPS, random_cache, spread, timed
 from training.config import load_config
-from training.memory_formula import AHEAD
+from training.memory_formula import PREFETCH_SAMPLES
 from training.resolve import resolve
 from training.trainer import Trainer
 from utils.devices import peak_of
@@ -44,7 +44,7 @@ def _train_row(
         trainers[name] = Trainer(resolve(config, cache.meta), cache)
     run = trainers["eager"].run
     # As many steps a call as make one reading of the data, of which each is then a true share.
-    steps = max(1, 2 * AHEAD // clips)
+    steps = max(1, 2 * PREFETCH_SAMPLES // clips)
 
     def several(trainer: Trainer) -> None:
         for _ in range(steps):
