@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # GPU without bfloat16 (V100: training in float16 is not supported).
 FLOAT32_PEAK_FLOPS = {
     "v100": 15.7e12, "a100": 19.5e12, "a800": 19.5e12, "l40s": 91.6e12, "rtx4090": 82.6e12, "h100pcie": 51.2e12,
-    "h100nvl": 60e12, "h100": 66.9e12, "h800": 66.9e12, "h200": 66.9e12, "h20": 44e12, "b200": 80e12,
+    "h100nvl": 60e12, "h100": 66.9e12, "h800": 66.9e12, "h200": 66.9e12, "h20": 44e12, "b200": 75e12,
 }  # fmt: skip
 PEAK_FLOPS = {
     "v100": FLOAT32_PEAK_FLOPS["v100"], "a100": 312e12, "a800": 312e12, "l40s": 362e12, "rtx4090": 165e12,
