@@ -77,9 +77,7 @@ def test_one_checkpoint_has_one_validation_loss_on_one_process_and_two(cache: Pa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 @pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["forked", "train.py"])
-def test_a_signal_checkpoints_and_asks_to_be_run_again(
-    cache: Path, tmp_path: Path, number: int, forked: bool
-) -> None:
+def test_a_signal_checkpoints_and_asks_to_be_run_again(cache: Path, tmp_path: Path, number: int, forked: bool) -> None:
     more = ("train.tokens=1e8", "checkpoint.every_steps=100000")
     if forked:
         (process,) = start(tmp_path / "log", train_it, overrides(cache, tmp_path, "x", *more))
