@@ -1,4 +1,8 @@
-"""Small real things for the tests: a latent cache of structured clips, and the embedded encoders' stand-ins."""
+"""A latent cache of structured clips for the tests, and what every test process does.
+
+torch and the repository are imported where they are used: pytest-xdist's controller, which starts the workers after it
+has read this file and runs no test, would spend 3 s on them first.
+"""
 
 import os
 import zlib
@@ -8,17 +12,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, one a c
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from torch import Tensor
 
-from data.clips import Clips
-from data.sources import Unit
-from data.writer import write_cache
-from models.text import load_text_encoder
 from tests.processes import launch
-from utils.random import normal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from data.sources import Unit
 
 SHAPE = (4, 2, 4, 4)  # 32 tokens of 4 numbers: the smallest width, 32, is wide enough
 
@@ -26,15 +29,19 @@ SHAPE = (4, 2, 4, 4)  # 32 tokens of 4 numbers: the smallest width, 32, is wide 
 class LatentsAsTheyAre:
     """A VAE that changes nothing: the tests' clips are latents already."""
 
-    def encode(self, clips: Tensor) -> Tensor:
+    def encode(self, clips: "Tensor") -> "Tensor":
         return clips
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
         return SHAPE
 
 
-def structured_latents(index: Tensor) -> Tensor:
+def structured_latents(index: "Tensor") -> "Tensor":
     """Latents with something to learn: a few directions, mixed by each clip's own amounts, and a little noise."""
+    import torch
+
+    from utils.random import normal
+
     directions = normal(1, "directions", torch.arange(4), SHAPE)
     amounts = normal(1, "amounts", index, (4,))
     return torch.einsum("nk,kcfhw->ncfhw", amounts, directions) / 2 + 0.1 * normal(1, "rest", index, SHAPE)
@@ -42,10 +49,17 @@ def structured_latents(index: Tensor) -> Tensor:
 
 def make_cache(folder: Path, train: int = 96, validation: int = 16) -> Path:
     """A latent cache of ``train`` + ``validation`` clips."""
+    import torch
+
+    from data.clips import Clips
+    from data.sources import Unit
+    from data.writer import write_cache
+    from models.text import load_text_encoder
+
     settings = {"format": 1, "frames": 2, "height": 4, "width": 4, "source": f"test {train} {validation}"}
     about = {"vae": "embedded", "vae_fingerprint": "none", "text": "embedded", "text_fingerprint": "none"}
 
-    def unit(split: str, first: int, count: int) -> Unit:
+    def unit(split: str, first: int, count: int) -> "Unit":
         index = torch.arange(first, first + count)
         captions = [f"a clip of kind {i % 5}" for i in index.tolist()]
         keys = [f"{split} {i}" for i in index.tolist()]
@@ -76,9 +90,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if zlib.crc32(item.nodeid.encode()) % parts == part]
 
 
-def pytest_configure() -> None:
-    torch.set_num_threads(1)
+def pytest_configure(config: pytest.Config) -> None:
     launch.watch()
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):  # not xdist's controller
+        import torch
+
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.captions import ListingOptions
 from data.clips import Reading, Shape, to_float
 from data.listing import list_sources
-from data.media import Rejected
+from data.media import Rejected, Source
 from data.sources import video_unit
 from data.synthetic import render
 from data.workers import decoded
@@ -38,13 +38,17 @@ BATCH = 8
 SHOWN = 4  # clips of one source and frames of a clip in the picture
 
 
-def clips_by_source(args: argparse.Namespace, shape: Shape) -> Iterator[tuple[str, Tensor]]:
-    """(name, clips float32 [n, 3, F, H, W]) of each source that can be read; the others are named on stderr."""
-    if args.source == "synthetic":
+def clips_by_source(
+    args: argparse.Namespace, sources: list[Source] | None, shape: Shape
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, clips float32 [n, 3, F, H, W]) of each source that can be read; the others are named on stderr.
+
+    Without ``sources`` the clips are synthetic.
+    """
+    if sources is None:
         index = torch.arange(args.clips)
         yield "synthetic, held out", render(index, HELD_OUT, args.frames, args.size, args.size)
         return
-    sources = list_sources(args.source, ListingOptions(captions=False))
     units = (video_unit(source, Reading(shape, args.clips)) for source in sources)
     for source, found in zip(sources, decoded(units, workers=1)):
         if isinstance(found, Rejected):
@@ -117,10 +121,12 @@ def main() -> None:
     if args.clips < 1 or args.size < 11:
         raise UserError("--clips must be at least 1, and --size at least 11, the width of SSIM's window")
 
+    # Before the VAE: loading diffusers takes seconds.
+    sources = None if args.source == "synthetic" else list_sources(args.source, ListingOptions(captions=False))
     vae = load_vae(args.vae, pick_device(args.device), torch.bfloat16 if args.bfloat16 else torch.float32)
     vae.latent_shape(args.frames, args.size, args.size)  # a shape that the VAE cannot take is said before any work
     rows, all_of, clips_of = [], [], []
-    for name, clips in clips_by_source(args, Shape(args.frames, args.size, args.stride)):
+    for name, clips in clips_by_source(args, sources, Shape(args.frames, args.size, args.stride)):
         found = measured(vae, clips)
         rows.append(row(name, found["error"], found["ssim"]))
         clips_of.append(clips[:SHOWN])

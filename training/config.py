@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from training.keys import CHANGED, NEVER, WITH_DECAY, KeyInfo, check_value, info_of, keys_of, older_values
@@ -88,12 +88,18 @@ def config_from_dict(values: dict[str, Any], schema: type = Config) -> Config:
     """A typed Config from nested values; every key must be known and every value of its type."""
     values = _checked(values, schema)
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+        config = OmegaConf.to_object(OmegaConf.merge(_defaults(schema), values))
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{error.full_key}: {reason}") from None
     _validate(config)
     return config
+
+
+@functools.cache
+def _defaults(schema: type) -> DictConfig:
+    """The schema's defaults, which ``OmegaConf.merge`` copies: made anew they are half of a configuration's time."""
+    return OmegaConf.structured(schema)
 
 
 def recorded_config(values: dict[str, Any], schema: type = Config) -> Config:

@@ -1,4 +1,8 @@
+import functools
+import json
+import zlib
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -26,6 +30,24 @@ def decoded(path, numbers, name="pyav", found=None):
     """Frames as one backend alone gives them."""
     with BACKENDS[name](source(path), found or probe(source(path))) as read:
         return read(numbers)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A video and all its frames, made once for all backends; for tests that leave it as it is."""
+    folder = tmp_path_factory.mktemp("videos")
+
+    @functools.cache
+    def make(name: str, options: str) -> tuple[Path, np.ndarray]:
+        place = folder / f"{zlib.crc32(options.encode())}"
+        place.mkdir(exist_ok=True)
+        path = make_video(place / name, **json.loads(options))
+        return path, every_frame(path)
+
+    def video(name: str, **options: Any) -> tuple[Path, np.ndarray]:
+        return make(name, json.dumps(options))
+
+    return video
 
 
 def every_frame(path) -> np.ndarray:
@@ -56,11 +78,10 @@ def every_frame(path) -> np.ndarray:
         ("sound_first.mkv", {"sound_first": True}),
     ],
 )
-def test_every_backend_gives_the_frames_asked_for(tmp_path, name, video, backend):
+def test_every_backend_gives_the_frames_asked_for(made, name, video, backend):
     backend_or_skip(backend)
-    path = make_video(tmp_path / name, **video)
+    path, every = made(name, **video)
     found = probe(source(path))
-    every = every_frame(path)
     assert len(found.times) == len(every) == 30
     assert (found.height, found.width) == every.shape[1:3]
     numbers = [11, 13, 15, 28]
@@ -123,13 +144,12 @@ def test_rotated_videos_of_any_size_are_read(tmp_path, height, width):
     ],
 )
 @pytest.mark.parametrize("backend", NAMES)
-def test_frames_after_a_seek_are_those_asked_for(tmp_path, name, video, backend):
+def test_frames_after_a_seek_are_those_asked_for(made, name, video, backend):
     """decord lands elsewhere, and says nothing, in what is no MP4, Matroska or GIF. Some frames of an MPEG-PS, or of
     H.264 in an AVI, have other time stamps than their packets: those are refused, and not mistaken."""
     backend_or_skip(backend)
     video = {**video, "coding": {"g": "12", **video.get("coding", {})}}
-    path = make_video(tmp_path / name, frames=150, **video)
-    every = every_frame(path)
+    path, every = made(name, frames=150, **video)
     for numbers in ([100, 101, 140], [20], [64, 68], [13], [75, 79]):
         with frame_reader(source(path), probe(source(path)), backend) as read:
             for asked in (numbers, [46, 47, 48]):
@@ -154,11 +174,11 @@ def test_pyav_takes_over_where_decord_fails(tmp_path):
     "coding",
     [{"g": "7", "bf": "2"}, {"g": "250", "bf": "3"}, {"g": "10", "bf": "3", "x264-params": "open-gop=1:scenecut=0"}],
 )
-def test_pyav_reads_on_where_the_next_frames_are_near(tmp_path, monkeypatch, coding, near):
+def test_pyav_reads_on_where_the_next_frames_are_near(made, monkeypatch, coding, near):
     monkeypatch.setattr("data.decode.NEAR", near)
     monkeypatch.setattr("data.decode.FURTHER_BACK", 12)
-    path = make_video(tmp_path / "x.mp4", frames=60, coding=coding)
-    every, asked = every_frame(path), [[0, 1], [2, 4], [9, 10], [11], [11, 12], [3], [30, 31, 40], [42], [59], [0]]
+    path, every = made("x.mp4", frames=60, coding=coding)
+    asked = [[0, 1], [2, 4], [9, 10], [11], [11, 12], [3], [30, 31, 40], [42], [59], [0]]
     with BACKENDS["pyav"](source(path), probe(source(path))) as read:
         for numbers in asked:
             assert np.array_equal(read(numbers), every[numbers])

@@ -107,7 +107,7 @@ CASES = {
     "hunyuan": Case("AutoencoderKLHunyuanVideo", NORM | HUNYUAN_BLOCKS | {"scaling_factor": 0.5}, (4, 8), (0.0, 2.0)),
     "hunyuan 1.5": Case(
         "AutoencoderKLHunyuanVideo15",
-        {"block_out_channels": (16, 16, 32, 32, 32), "latent_channels": 4, "layers_per_block": 1}
+        {"block_out_channels": (8, 8, 16, 16, 16), "latent_channels": 4, "layers_per_block": 1}
         | {"scaling_factor": 0.5},
         (4, 16),
         (0.0, 2.0),

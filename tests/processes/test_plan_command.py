@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import call
 from tests.processes.launch import python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,14 +26,15 @@ sys.exit("torch" in sys.modules)
 @pytest.mark.parametrize("more", [(), ("--gpus", 64, "--gpu", "a100"), ("--out", "planned.yaml")])
 def test_a_plan_takes_less_than_a_second_of_processor_time(more: tuple, tmp_path: Path) -> None:
     words = [tmp_path / word if word == "planned.yaml" else word for word in more]
-    seconds = []
-    for _ in range(3):
+
+    def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = python("tools/plan.py", "--law", PAPER, "--flops", "1e22", *words)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert done.returncode == 0, done.stderr
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) < 1
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert any(seconds() < 1 for _ in range(3))  # on a busy machine the first may read files from the disk
 
 
 @pytest.mark.parametrize("base", [(), ("--base", ROOT / "configs" / "train" / "quickstart.yaml")])
@@ -45,9 +47,9 @@ def test_a_plan_imports_no_torch(base: tuple, tmp_path: Path) -> None:
 def test_train_py_accounts_for_the_plan_that_was_written(tmp_path: Path) -> None:
     out = tmp_path / "planned.yaml"
     words = ("--law", PAPER, "--flops", "1e22", "--gpus", 8, "--out", out, "--json")
-    planned = json.loads(python("tools/plan.py", *words).stdout)
+    planned = json.loads(call("tools/plan.py", *words).stdout)
     words = ("--dry-run", "--account", "--config", out, "--n-ctx", 1280, "--gpus", 8, "--json")
-    done = python("train.py", *words)
+    done = call("train.py", *words)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["memory_gb"] == pytest.approx(planned["memory_gb"], abs=1e-3)

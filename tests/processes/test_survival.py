@@ -38,16 +38,16 @@ def same_files(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_three_kills_and_resumes_equal_an_unbroken_run(cache: Path, tmp_path: Path, seed: int) -> None:
-    settings = ("train.tokens=38400", "train.milestones=[12800]", "checkpoint.every_steps=8")
+    settings = ("train.tokens=19200", "train.milestones=[6400]", "checkpoint.every_steps=8")
     keys = {name: overrides(cache, tmp_path / name, "x", *settings) for name in ("killed", "unbroken")}
     assert finish(start(tmp_path / "log", train_it, keys["unbroken"])) == [0]
     draw = random.Random(seed)
-    for step in sorted(draw.sample(range(2, 299), 3)):
+    for step in sorted(draw.sample(range(2, 149), 3)):
         # A step takes some milliseconds, a checkpoint a little longer: the kill falls into one or the other.
         assert finish(start(tmp_path / "log", killed_within, keys["killed"], step, draw.uniform(0, 0.03))) == [-9]
     assert finish(start(tmp_path / "log", train_it, keys["killed"])) == [0]
     ours, theirs = tmp_path / "killed" / "x", tmp_path / "unbroken" / "x"
-    assert [line["step"] for line in metrics(theirs)] == list(range(1, 301))
+    assert [line["step"] for line in metrics(theirs)] == list(range(1, 151))
     assert metrics(ours) == metrics(theirs)
     done = [result(directory) for directory in (ours, theirs)]
     for one in done:

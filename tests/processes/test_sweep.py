@@ -5,7 +5,9 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +19,10 @@ from tests.sweeps import edit
 from tests.tools.test_sweep import sweep  # noqa: F401
 
 
-def test_run_status_collect_and_nothing_twice(sweep: Path) -> None:
+@pytest.mark.parametrize(
+    "run", [tool, pytest.param(tool_alone, marks=pytest.mark.slow)], ids=["this process", "process"]
+)
+def test_run_status_collect_and_nothing_twice(sweep: Path, run: Callable[..., Any]) -> None:
     planned = tool("run", sweep, "--dry-run", "--json")
     told, listed = json.loads(planned.stdout), json.loads(planned.stdout)["cells"]
     assert len(listed) == 4
@@ -26,7 +31,7 @@ def test_run_status_collect_and_nothing_twice(sweep: Path) -> None:
     assert any("2 different cells in a grid" in text for text in told["warnings"])
     assert results(sweep) == {}
     assert json.loads(tool("status", sweep, "--json").stdout)["counts"] == {"pending": 4}
-    assert planned.stderr in tool_alone("run", sweep).stderr
+    assert planned.stderr in run("run", sweep).stderr
     first = results(sweep)
     assert set(first) == {cell["run_id"] for cell in listed}
     assert all(r["status"] == "done" and r["run_id"] == name for name, r in first.items())

@@ -28,17 +28,17 @@ def test_a_thousand_pending_cells_are_told_within_a_second(sweep: Path) -> None:
     begun = {"caches": [cache], "data": {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"}}
     (folder / "sweep.yaml").write_text(yaml.safe_dump(begun))
     command = [sys.executable, "-X", "importtime", str(ROOT / "tools" / "sweep.py"), "status", str(sweep), "--json"]
-    best = float("inf")
-    for _ in range(3):  # on a busy machine the first may read files from the disk
-        done = launch.run(command)
-        assert json.loads(done.stdout)["counts"] == {"pending": 1000}
-        assert " torch\n" not in done.stderr
+    done = launch.run(command)
+    assert json.loads(done.stdout)["counts"] == {"pending": 1000}
+    assert " torch\n" not in done.stderr
+
+    def seconds() -> float:
         before = os.times()
         assert launch.run([*command[:1], *command[3:]]).returncode == 0
         after = os.times()
-        best = min(best, after.children_user + after.children_system - before.children_user - before.children_system)
-    print(f"{best:.2f} s")
-    assert best < 1
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert any(seconds() < 1 for _ in range(3))  # on a busy machine the first may read files from the disk
 
 
 def test_cells_that_differ_in_tokens_alone_are_one_run(sweep: Path) -> None:

@@ -1,5 +1,6 @@
 """Training as processes: torchrun, signals, exit statuses."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -10,18 +11,22 @@ import pytest
 from tests.commands import call
 from tests.processes import launch
 from tests.processes.launch import ROOT, wait_until
-from tests.processes.trainings import start, train_it
+from tests.processes.trainings import finish, start, together, train_it
 from tests.training.test_trainer import command, losses, metrics, newest_step, overrides, result, run
 from training.config import load_config
 from training.trainer import PREEMPTED, train
 from utils.errors import UserError
 
 
-def test_two_processes_and_accumulation_equal_one(cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["forked", "torchrun"])
+def test_two_processes_and_accumulation_equal_one(cache: Path, tmp_path: Path, torchrun: bool) -> None:
     one = run(cache, tmp_path, "one")
     pieces = run(cache, tmp_path, "pieces", "train.micro_batch=3")
-    out = launch.run(command(cache, tmp_path, "two", processes=2))
-    assert out.returncode == 0, out.stderr
+    if torchrun:
+        out = launch.run(command(cache, tmp_path, "two", processes=2))
+        assert out.returncode == 0, out.stderr
+    else:
+        together(tmp_path / "log", train_it, overrides(cache, tmp_path, "two"), world=2)
     two = result(tmp_path / "two")
     assert len(losses(tmp_path / "one")) == 50
     for name, other in (("pieces", pieces), ("two", two)):
@@ -71,11 +76,16 @@ def test_one_checkpoint_has_one_validation_loss_on_one_process_and_two(cache: Pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
-def test_a_signal_checkpoints_and_asks_to_be_run_again(cache: Path, tmp_path: Path, number: int) -> None:
-    process = launch.popen(command(cache, tmp_path, "x", "train.tokens=1e8", "checkpoint.every_steps=100000"))
+@pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["forked", "train.py"])
+def test_a_signal_checkpoints_and_asks_to_be_run_again(cache: Path, tmp_path: Path, number: int, forked: bool) -> None:
+    more = ("train.tokens=1e8", "checkpoint.every_steps=100000")
+    if forked:
+        (process,) = start(tmp_path / "log", train_it, overrides(cache, tmp_path, "x", *more))
+    else:
+        process = launch.popen(command(cache, tmp_path, "x", *more))
     wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists() and len(metrics(tmp_path / "x")) > 3)
-    process.send_signal(number)
-    assert process.wait(120) == PREEMPTED
+    os.kill(process.pid, number)
+    assert (finish([process])[0] if forked else process.wait(120)) == PREEMPTED
     assert result(tmp_path / "x")["status"] == "preempted"
     assert newest_step(tmp_path / "x") == metrics(tmp_path / "x")[-1]["step"]
 

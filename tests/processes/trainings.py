@@ -19,13 +19,14 @@ import torch
 
 from tests.processes import launch
 from tests.processes.launch import ROOT
+from training.pool import PRELOADED
 
 
 def start(log: Path, target: Callable[..., int | None], *args: Any, world: int = 1) -> list[BaseProcess]:
     """Start ``target(*args)`` in ``world`` processes; each one's output goes to ``log``/<rank>."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.trainer", "torch._dynamo"])
+    context.set_forkserver_preload(PRELOADED)
     log.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("localhost", 0))

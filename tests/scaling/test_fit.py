@@ -34,10 +34,10 @@ def interval_of_size(law, C, cost):
     return jackknife.interval(allocation.minimise(constants, drawn.scale, C, cost))
 
 
-def fitted_sizes(paper, cost, noise):
+def fitted_sizes(paper, cost, noise, ledgers):
     truth = float(allocation.optimum(paper.loss, 1e22, cost))
     errors, covered = [], []
-    for seed in range(20):
+    for seed in range(ledgers):
         law = fit.fit(points(paper, noise, seed), "loss", fit.Options(), cost, NOWHERE).law
         low, high = interval_of_size(law, 1e22, cost)
         errors.append(float(allocation.optimum(law.loss, 1e22, cost)) / truth - 1)
@@ -46,12 +46,12 @@ def fitted_sizes(paper, cost, noise):
 
 
 def test_a_planted_law_is_recovered_at_noise_1e_5(paper, cost):
-    errors, _ = fitted_sizes(paper, cost, 1e-5 / 0.53)
+    errors, _ = fitted_sizes(paper, cost, 1e-5 / 0.53, ledgers=5)
     assert np.abs(errors).max() < 0.05
 
 
 def test_a_planted_law_is_recovered_at_noise_1e_4(paper, cost):
-    errors, covered = fitted_sizes(paper, cost, 1e-4 / 0.53)
+    errors, covered = fitted_sizes(paper, cost, 1e-4 / 0.53, ledgers=20)
     assert abs(np.median(errors)) < 0.08
     # One standard deviation is about 14 %, as other simulations of the published law found.
     assert 0.08 < np.std(errors) < 0.22
@@ -64,9 +64,14 @@ def grids(paper):
     return simulate.ledger(paper, simulate.grid(paper, SIZES[::1], tokens, 5, 5, 2.0), tokens, 2e-4, n_ctx=1280)
 
 
-def test_a_whole_law_from_grids(paper, cost, grids, tmp_path):
-    fitted = fit.fit(grids, "all", fit.Options(), cost, NOWHERE)
-    law = fitted.law
+@pytest.fixture(scope="module")
+def whole(cost, grids):
+    """The fit of everything to ``grids``."""
+    return fit.fit(grids, "all", fit.Options(), cost, NOWHERE)
+
+
+def test_a_whole_law_from_grids(paper, whole, tmp_path):
+    fitted, law = whole, whole.law
     assert len(fitted.points.N) == 15
     assert not fitted.warnings
     assert exponents(law) == pytest.approx(exponents(paper), abs=0.04)
@@ -83,8 +88,8 @@ def test_a_whole_law_from_grids(paper, cost, grids, tmp_path):
     assert laws.load(tmp_path / "law.json").loss == law.loss
 
 
-def test_draws_repeat_the_intervals(cost, grids):
-    law = fit.fit(grids, "all", fit.Options(), cost, NOWHERE).law
+def test_draws_repeat_the_intervals(whole):
+    law = whole.law
     for name, values in zip(law.fit["draw_columns"], np.array(law.draws).T):
         low, high = law.fit["intervals"][name]
         # 500 draws know a 2.5 % quantile to about a tenth of the interval's half-width.
@@ -188,8 +193,8 @@ def test_two_hundred_runs_are_fitted_with_intervals_in_a_minute(paper, cost):
     assert seconds < 60
 
 
-def test_why_points_tell_no_size_is_written_down(cost, grids):
-    law = fit.fit(grids, "all", fit.Options(), cost, NOWHERE).law
+def test_why_points_tell_no_size_is_written_down(whole):
+    law = whole.law
     assert law.allocation["measured"] is None
     assert "budgets are shared by three sizes" in law.provenance["unknown"]["allocation.measured"]
 
@@ -285,12 +290,11 @@ def test_with_a_prior_best_cells_stand_in_for_losses_only(paper, cost):
     assert any("4 of 6 grids have no interior optimum (4 edge)" in text for text in fitted.warnings)
 
 
-def test_repeated_cells_are_pooled_and_said_to_be(cost, grids):
+def test_repeated_cells_are_pooled_and_said_to_be(cost, grids, whole):
     again = dataclasses.replace(grids, run_id=np.char.add(grids.run_id, "-again"))
     fitted = fit.fit(concatenate([grids, again]), "all", fit.Options(), cost, NOWHERE)
     assert any("375 cells have several results" in text for text in fitted.warnings)
-    once = fit.fit(grids, "all", fit.Options(), cost, NOWHERE)
-    assert exponents(fitted.law) == pytest.approx(exponents(once.law), rel=2e-2)
+    assert exponents(fitted.law) == pytest.approx(exponents(whole.law), rel=2e-2)
 
 
 def test_validation_clips_are_an_error_that_all_runs_share(cost, grids, tmp_path):

@@ -15,10 +15,19 @@ TOKENS = [2e9, 5e9, 12e9]
 draw = report._image
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
     """What a page says is tested without its pictures, which are 60 % of its time; one test draws them."""
-    monkeypatch.setattr(report, "_image", lambda figure: "<img>")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_image", lambda figure: "<img>")
+        yield
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """For what a page says apart from its figures, of which each report takes half a second."""
+    for name in ("losses", "surfaces", "hyperparameters", "sizes_for_budget", "residuals"):
+        monkeypatch.setattr(figures, name, lambda *arguments: None)
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +37,12 @@ def swept(paper, cost):
     largest = ledger.N.max()
     ledger.heldout[:] = np.isclose(ledger.N, largest)
     return ledger, fit.fit(ledger, "all", fit.Options(), cost, {"name": "simulated <law>"}).law
+
+
+@pytest.fixture(scope="module")
+def built(no_pictures, swept, cost):
+    """The report of ``swept``: its page, its figures by name."""
+    return report.build(*swept, cost)
 
 
 def result(loss, N=1e9, T=3e10):
@@ -57,16 +72,16 @@ def test_page_is_whole_and_self_contained(paper, cost, swept, tmp_path, monkeypa
     assert "simulated &lt;law&gt;" in page
     assert "outside the law" in page
     assert 'src="http' not in page
+    assert page.count("data:image/png;base64,iVBORw0KGgo") == len(drawn)  # each begins as a PNG does
     for figure in drawn.values():
-        assert report.figure_png(figure).startswith(b"\x89PNG")
         labelled = [axis for axis in figure.axes if axis.get_visible() and axis.get_label() != "<colorbar>"]
         # Axes with units: every panel says what both its axes are.
         assert all(axis.get_xlabel() and axis.get_ylabel() for axis in labelled)
 
 
-def test_held_out_grids_are_drawn_and_not_fitted(cost, swept):
+def test_held_out_grids_are_drawn_and_not_fitted(swept, built):
     ledger, law = swept
-    _, drawn = report.build(ledger, law, cost)
+    _, drawn = built
     markers = [line.get_marker() for line in drawn["losses"].axes[0].lines]
     assert markers.count("s") == 3
     assert law.domain["N"][1] < ledger.N.max()
@@ -116,7 +131,7 @@ def test_diverged_rows_of_a_table_without_grids_are_not_drawn(paper, cost):
     assert len(figures["residuals"].axes[0].texts) == 8
 
 
-def test_an_empty_folder_of_samples_is_refused(cost, swept, tmp_path):
+def test_an_empty_folder_of_samples_is_refused(cost, swept, no_figures, tmp_path):
     with pytest.raises(UserError, match="no gif, png or mp4"):
         report.build(*swept, cost, None, tmp_path)
 
@@ -154,10 +169,10 @@ def test_losses_are_those_that_were_fitted(paper, cost, swept):
     assert shown == pytest.approx(fitted.points.loss, rel=1e-9)
 
 
-def test_a_law_without_a_window_takes_the_default(cost, swept, paper):
-    ledger, law = swept
+def test_a_law_without_a_window_takes_the_default(cost, swept, built, paper):
+    ledger, _ = swept
     published = report.build(ledger, dataclasses.replace(paper, fit={}), cost)[1]["surfaces"]
-    own = report.build(ledger, law, cost)[1]["surfaces"]
+    own = built[1]["surfaces"]
     stars = [
         [line.get_xydata()[0] for axis in figure.axes for line in axis.lines if line.get_marker() == "*"]
         for figure in (published, own)
@@ -166,7 +181,7 @@ def test_a_law_without_a_window_takes_the_default(cost, swept, paper):
     np.testing.assert_array_equal(*stars)
 
 
-def test_isoflop_curves_carry_what_was_measured(cost, swept, paper):
+def test_isoflop_curves_carry_what_was_measured(cost, swept, built, paper):
     """Each size's losses, interpolated at a budget, lie on the law's curve; a budget beyond them has none."""
     points = [(N, T, float(paper.loss(N, T)), N > 2e8) for N in (1e7, 1e8, 3e8) for T in np.geomspace(1e9, 9e9, 30)]
     C = 3e9 * float(cost(np.array(1e8)))
@@ -174,7 +189,7 @@ def test_isoflop_curves_carry_what_was_measured(cost, swept, paper):
     assert found[1e8] == (pytest.approx(float(paper.loss(1e8, 3e9)), rel=1e-4), False)
     assert 1e7 not in found
     assert found[3e8][1]
-    page, _ = report.build(*swept, cost)
+    page, _ = built
     budget = 10 * swept[1].domain["C"][1]
     best = allocation.optimum(swept[1].loss, budget, cost)
     assert f"the loss law is lowest at {figures.short(float(best))} parameters (95 % interval" in page
@@ -217,7 +232,7 @@ def test_best_cells_that_stood_in_are_said_to_have(paper, cost):
         ({}, None),
     ],
 )
-def test_a_law_of_other_runs_is_told(cost, swept, change, said):
+def test_a_law_of_other_runs_is_told(cost, swept, no_figures, change, said):
     ledger, law = swept
     ledger = dataclasses.replace(ledger, recipe={"data": "theirs", "vae": "theirs", "beta": 1})
     page = report.build(ledger, dataclasses.replace(law, **change), cost)[0]

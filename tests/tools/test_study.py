@@ -55,8 +55,14 @@ def study(*words: object) -> Done:
     return call("tools/study.py", *words)
 
 
-def test_the_answers_are_the_planted_ones(planted: tuple[Path, Path]) -> None:
-    told = json.loads(study(planted[0], "--law", planted[1], "--json").stdout)
+@pytest.fixture(scope="module")
+def answers(planted: tuple[Path, Path]) -> str:
+    """All of them as JSON."""
+    return study(planted[0], "--law", planted[1], "--json").stdout
+
+
+def test_the_answers_are_the_planted_ones(answers: str) -> None:
+    told = json.loads(answers)
     assert told["runs"] == 4 * 25 + 4 * 3 + 9
     seeds = told["noise"]["between_seeds"]
     assert [row["N"] for row in seeds] == list(SIZES)
@@ -126,9 +132,9 @@ def test_people_are_told_the_same(planted: tuple[Path, Path]) -> None:
         assert (word in done.stdout) == (word != "assumed")
 
 
-def test_numbers_that_changed_are_named(planted: tuple[Path, Path], tmp_path: Path) -> None:
+def test_numbers_that_changed_are_named(planted: tuple[Path, Path], answers: str, tmp_path: Path) -> None:
     there = tmp_path / "study.json"
-    there.write_text(study(planted[0], "--law", planted[1], "--json").stdout)
+    there.write_text(answers)
     same = study(planted[0], "--law", planted[1], "--expect", there)
     assert (same.returncode, same.stderr) == (0, f"{there}: the same numbers\n")
     told = json.loads(there.read_text())

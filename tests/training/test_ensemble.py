@@ -107,7 +107,7 @@ def test_rows_may_see_samples_of_their_own(cache: Path, tmp_path: Path, micro_ba
         more = (f"train.micro_batch={micro_batch}", "train.tokens=2560")
         return [
             load_config(None, overrides(cache, tmp_path / out, str(row), *own(row), *more, f"data.seed={5 + row % 2}"))
-            for row in range(4)
+            for row in range(3)
         ]
 
     assert train_together(several("together")) == 0
@@ -126,7 +126,8 @@ def test_a_run_that_diverges_is_recorded_and_the_others_go_on(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
 ) -> None:
     uncompiled(monkeypatch)
-    more = ("train.max_skipped=3", "train.milestones=[1280]", "checkpoint.every_steps=8", f"train.compile={compiled}")
+    more = ("train.tokens=2560", "train.max_skipped=3", "train.milestones=[1280]", "checkpoint.every_steps=8")
+    more = (*more, f"train.compile={compiled}")
     several = configs(cache, tmp_path / "together", *more, rows=4)
     several[1].optim.lr, several[1].optim.clip = 1e30, 1e30
     assert train_together(several) == 0
@@ -163,8 +164,8 @@ def test_each_has_its_own_schedule(
 
 
 def test_a_stack_goes_on_alone_and_a_run_alone_in_a_stack(cache: Path, tmp_path: Path) -> None:
-    short = ("train.tokens=2560", "optim.warmup_tokens=256")
-    whole = ("train.milestones=[2560]", "optim.warmup_tokens=256")
+    short = ("train.tokens=1280", "optim.warmup_tokens=256")
+    whole = ("train.tokens=2560", "train.milestones=[1280]", "optim.warmup_tokens=256")
     assert train_together(configs(cache, tmp_path / "x", *short, rows=3)) == 0
     assert train(configs(cache, tmp_path / "x", *whole, rows=3)[2]) == 0  # one goes on alone, the others together
     assert train_together(configs(cache, tmp_path / "x", *whole, rows=3)) == 0
@@ -205,14 +206,14 @@ def test_a_signal_stops_all_members(cache: Path, tmp_path: Path, monkeypatch: py
             os.kill(os.getpid(), signal.SIGUSR2)
         return plain(self, number)
 
-    several = configs(cache, tmp_path / "x", rows=3)
+    several = configs(cache, tmp_path / "x", "train.tokens=2560", rows=3)
     with monkeypatch.context() as patch:
         patch.setattr(Feed, "step", step)
         assert train_together(several) == PREEMPTED
     assert {checkpoint_paths(c.run_dir / "checkpoints")[0].name for c in several} == {"step_0000013"}
     assert {result(c.run_dir)["status"] for c in several} == {"preempted"}
     assert train_together(several) == 0
-    assert train_together(configs(cache, tmp_path / "unbroken", rows=3)) == 0
+    assert train_together(configs(cache, tmp_path / "unbroken", "train.tokens=2560", rows=3)) == 0
     for row in range(3):
         same(tmp_path / "x" / str(row), tmp_path / "unbroken" / str(row), 0)
 
@@ -362,11 +363,11 @@ def test_a_users_error_is_told_to_each_in_one_line(cache: Path, tmp_path: Path) 
 
 
 def test_what_a_run_is_warned_of_is_in_its_console(cache: Path, tmp_path: Path) -> None:
-    several = configs(cache, tmp_path, "checkpoint.every_steps=25", rows=2)
+    several = configs(cache, tmp_path, "train.tokens=1280", "checkpoint.every_steps=5", rows=2)
     assert train_together(several) == 0
     for config in several:
         (config.run_dir / "result.json").unlink()
-    damaged = several[1].run_dir / "checkpoints" / "step_0000050" / "model.safetensors"
+    damaged = several[1].run_dir / "checkpoints" / "step_0000010" / "model.safetensors"
     damaged.write_bytes(b"half of it")
     assert train_together(several, consoles=True) == 0
     ours, theirs = ((config.run_dir / CONSOLE).read_text() for config in several)
