@@ -18,7 +18,7 @@ from tests.processes.launch import ROOT
 from tests.processes.sweeps import results, still_training, table, tool, tool_alone
 from tests.sweeps import edit, write_sweep
 from tests.tools.test_sweep import here
-from tools import sweep as module
+from training import sweep_file as module
 
 # Put on the path of every process: cells of some rates end by themselves, one of them only twice.
 SITE = """
