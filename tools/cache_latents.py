@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from tqdm import tqdm
 
 from data import decode, synthetic, writer
 from data.cache_report import counts_text, estimate_text, summary, summary_text
@@ -44,8 +43,9 @@ from data.writer import Load
 from models.text import TextEncoder, load_text_encoder
 from models.vae import VideoVAE, load_vae
 from utils.devices import pick_device
-from utils.errors import Parser, UserError, path_text, run_cli
+from utils.errors import Parser, UserError, path_text, resumable, run_cli
 from utils.files import read_json
+from utils.progress import Progress
 
 SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
 VERIFIED = 16  # sources that --verify encodes again
@@ -324,7 +324,8 @@ def main() -> None:
     elif args.verify:
         verify(args, settings, plan, vae, latent_shape, load)
     else:
-        build(args, settings, plan, vae, text, latent_shape, load, share)
+        with resumable(args.out):
+            build(args, settings, plan, vae, text, latent_shape, load, share)
 
 
 def build(
@@ -344,8 +345,8 @@ def build(
             mine = [shard for split in SPLITS for shard in shards[split]][share.rank :: share.world]
             # Sources rather than clips, which are not known before they are opened.
             total = sum(len(shard.units) for shard in mine)
-            unit = "video" if planned.videos else "batch"
-            with tqdm(total=total, desc="encoding", unit=unit, disable=None) as bar:
+            unit = "videos" if planned.videos else "batches"
+            with Progress(total, "encoding", unit) as bar:
                 writer.write_share(mine, vae, text, latent_shape, work, load, tally, bar.update)
             about = {"vae": args.vae, "text": args.text, "vae_statistics": vae.statistics, "fps": planned.fps}
             about |= planned.left_aside

@@ -26,7 +26,8 @@ from training.grid import Prediction, Sweep, load_sweep, read_keys
 from training.resolve import Run, beta2_warnings, clip_tokens, encoded_shape
 from training.state import FINISHED, HOPELESS, adopt, label_heldout, publish
 from training.sweep_file import claim, data_of, recorded_data
-from utils.errors import Parser, UserError, path_text, run_cli
+from training.sweep_progress import SweepProgress
+from utils.errors import CONTINUES, PREEMPTED, Parser, UserError, path_text, resumable, run_cli
 from utils.files import exclusive
 
 WATCH_SECONDS = 5.0
@@ -88,7 +89,10 @@ def main() -> int:
         adopt_committed(sweep)
         again = functools.partial(load_sweep, arguments.config, overrides, data_of, prediction)
         return extend.command(sweep, arguments, run, again, PAPER)
-    return plan(sweep, arguments.json) if arguments.dry_run else run(sweep)
+    if arguments.dry_run:
+        return plan(sweep, arguments.json)
+    with resumable(str(sweep.directory)):
+        return run(sweep)
 
 
 def extend_options(command: argparse.ArgumentParser) -> None:
@@ -153,9 +157,7 @@ def plan(sweep: Sweep, as_json: bool) -> int:
 
 
 def run(sweep: Sweep) -> int:
-    """Train what is not finished; 1 if a cell failed, 130 if a signal ended it early."""
-    from tqdm import tqdm  # not at the top: a status has no use for it
-
+    """Train what is not finished; 1 if a cell failed, ``PREEMPTED`` if a signal ended it early."""
     from training.pool import Interrupt, run_cells  # imports torch
 
     keys = sweep.keys.executor
@@ -174,35 +176,29 @@ def run(sweep: Sweep) -> int:
             if not keys.stop_hopeless:  # who turned it off wants these after all
                 (cell.config.run_dir / HOPELESS).unlink(missing_ok=True)
             label_heldout(cell)
-        states = overview.states_of(sweep)
-        finished = {cell.config.name for cell, state in zip(sweep.cells, states) if state["state"] in FINISHED}
-        total = sum(flops_of(cell) for cell in sweep.cells)
-        with tqdm(total=total, desc=str(sweep.directory), unit="FLOP", unit_scale=True, mininterval=1) as bar:
-
-            def count(flops: float) -> None:
-                bar.set_postfix_str(f"{len(finished)}/{len(sweep.cells)} cells")
-                bar.update(flops)
+        with SweepProgress(sweep, overview.states_of(sweep)) as progress:
 
             def report(cell: Run, outcome: str) -> None:
-                if outcome in FINISHED and cell.config.name not in finished:
-                    finished.add(cell.config.name)
-                    count(flops_of(cell))
+                progress.settle(cell)
                 if outcome in ("again", "failed"):
-                    bar.write(f"{cell.config.name}: {outcome}, see console.log there", file=sys.stderr)
+                    progress.bar.write(f"{cell.config.name}: {outcome}, see console.log there")
                 elif outcome == "stopped early":
-                    bar.write(f"{cell.config.name}: stopped early, as it is far behind", file=sys.stderr)
+                    progress.bar.write(f"{cell.config.name}: stopped early, as it is far behind")
 
-            count(sum(flops_of(cell) for cell in sweep.cells if cell.config.name in finished))
             if keys.kind == "slurm":
-                slurm.follow(sweep, report, interrupt)
+                slurm.follow(sweep, report, interrupt, progress.look)
             else:
-                run_cells(sweep.cells, keys, report, interrupt)
+                run_cells(sweep.cells, keys, report, interrupt, look=progress.look)
         for cell in sweep.cells:  # a job that was in the queue before knew an older YAML
             label_heldout(cell)
     failed = status(sweep, False)
-    if interrupt.caught and keys.kind == "slurm":
+    if interrupt.caught is None:
+        return failed
+    if keys.kind == "slurm":
         print("the jobs go on without this command; the same command follows them again", file=sys.stderr)
-    return 130 if interrupt.caught else failed
+    else:
+        print(f"{sweep.directory}: stopped; {CONTINUES}", file=sys.stderr)
+    return PREEMPTED
 
 
 def adopt_committed(sweep: Sweep) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from data.export import gif_bytes
 from utils.devices import peak_of
 from utils.files import write_text
+from utils.progress import duration
 
 SPEAK_SECONDS = 5
 
@@ -35,21 +36,6 @@ def memory_peak(device: torch.device) -> int:
     except (OSError, IndexError):
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def duration(seconds: float) -> str:
-    """A time for people, in one or two units."""
-    if not math.isfinite(seconds):
-        return "unknown"
-    if seconds < 99.5:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    hours = round(seconds / 3600)
-    return f"{hours // 24} d {hours % 24} h"
 
 
 class MetricsLog:

@@ -92,7 +92,9 @@ def run_cells(
     keys: ExecutorKeys,
     report: Callable[[Run, str], None],
     interrupt: Interrupt,
+    *,
     rendezvous: Sequence[str] = (),
+    look: Callable[[list[Run]], None] | None = None,
 ) -> None:
     """Train every cell that is not finished; ``report`` hears of each cell's end.
 
@@ -103,6 +105,7 @@ def run_cells(
         interrupt: entered; what it has caught, if anything, ended the pool before the last cell.
         rendezvous: torchrun's options where the pools of several nodes train one cell together. What becomes of a
             cell that crashes is then decided elsewhere: its outcome is "crashed".
+        look: called with the running cells, at least every ``LOOK_SECONDS``.
     """
     queue = []
     for run in cells:
@@ -138,6 +141,8 @@ def run_cells(
                 if outcome == "again":
                     queue.append([run])  # alone, so that none fails for another's fault
                 report(run, outcome)
+        if look is not None:
+            look([run for worker in busy.values() for run in worker.runs])
         if keys.stop_hopeless:
             for worker in busy.values():
                 _stop_if_hopeless(worker)

@@ -41,12 +41,11 @@ from training.step import Step
 from training.stop import StopRequest
 from training.validation import RAW_SHARE, Score, Validator, few_blocks
 from utils.devices import has_bfloat16
-from utils.errors import UserError
+from utils.errors import CONTINUES, PREEMPTED, UserError
 from utils.files import exclusive, replacing, write_json
 
 STEP, SCORES = "step", "scores"  # what a run's course asks for
 Scores = tuple[ValidationResult, ValidationResult]  # of the raw weights, and of the averaged
-PREEMPTED = 75  # EX_TEMPFAIL, the exit status of a run that stopped on a signal: run the same command again
 
 
 def train(config: Config, wait: bool = False) -> int:
@@ -401,5 +400,5 @@ class Trainer:
             step = last["tokens"] // config.train.batch_tokens
             log.hparams(step, settings, {name: last[name] for name in ("ema_val_loss", "val_loss")})
         log.close()
-        more = "; the same command goes on" if status == "preempted" else ""
+        more = f"; {CONTINUES}" if status == "preempted" else ""
         print(f"{config.run_dir}: {status} after {self.step:,} steps, {self.tokens:,} tokens{more}", flush=True)

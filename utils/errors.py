@@ -7,10 +7,15 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
+
+PREEMPTED = 75  # EX_TEMPFAIL, the exit status of what a signal stopped: run the same command again
+CONTINUES = "the same command continues"
 
 
 class UserError(Exception):
@@ -106,6 +111,24 @@ def _unread() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return bool(poll.poll(0))
+
+
+@contextmanager
+def resumable(what: str) -> Iterator[None]:
+    """Where Ctrl-C or SIGTERM ends work that can be continued, say so in the last line and exit with ``PREEMPTED``."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{what}: stopped; {CONTINUES}", file=sys.stderr, flush=True)
+        sys.exit(PREEMPTED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_cli(main: Callable[[], int | None]) -> None:

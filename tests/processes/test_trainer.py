@@ -13,8 +13,8 @@ from tests.processes.launch import ROOT, wait_until
 from tests.processes.trainings import start, train_it
 from tests.training.test_trainer import command, losses, metrics, newest_step, overrides, result, run
 from training.config import load_config
-from training.trainer import PREEMPTED, train
-from utils.errors import UserError
+from training.trainer import train
+from utils.errors import PREEMPTED, UserError
 
 
 def test_two_processes_and_accumulation_equal_one(cache: Path, tmp_path: Path) -> None:
