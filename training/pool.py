@@ -1,6 +1,5 @@
 """A pool that trains cells on one machine, each in a process of its own; what it knows of them lies on disk."""
 
-import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -21,7 +20,6 @@ from omegaconf import OmegaConf
 
 from scaling.hopeless import hopeless
 from training.config import Config, config_from_dict, to_dict
-from training.grid import label
 from training.records import finished_result
 from training.resolve import Run
 from training.stacks import stacks
@@ -242,7 +240,6 @@ def _server() -> Any:
 def _start(context: Any, runs: list[Run], slot: int, share: Share, torchrun: list[str] | None) -> _Worker:
     for run in runs:
         run.config.run_dir.mkdir(parents=True, exist_ok=True)
-        link_board(run)
     values = [to_dict(run.config) for run in runs]
     if torchrun is not None:
         process = context.Process(target=_launch_cell, args=(values[0], share, torchrun))
@@ -330,15 +327,6 @@ def _stop_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def link_board(run: Run) -> None:
-    """Show a cell in the sweep's TensorBoard under its name for people: <sweep>/tensorboard/<name> -> its own."""
-    directory = run.config.run_dir
-    link = directory.parent / "tensorboard" / label(run.config)
-    link.parent.mkdir(exist_ok=True)
-    with contextlib.suppress(FileExistsError):  # from before, or of a cell's other node
-        link.symlink_to(Path("..") / directory.name / "tensorboard")
 
 
 # -- hopeless cells ------------------------------------------------------------------------------------------------

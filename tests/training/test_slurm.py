@@ -252,14 +252,6 @@ def test_a_job_queued_again_leaves_what_failed_in_it(
     assert (failed.config.run_dir / FAILURE).exists()
 
 
-def test_a_cells_nodes_may_link_its_board_at_the_same_moment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (run, _) = loaded(path).cells
-    run.config.run_dir.mkdir(parents=True)
-    pool.link_board(run)
-    monkeypatch.setattr(Path, "is_symlink", lambda path: False)  # as it was when the other looked
-    pool.link_board(run)
-
-
 def test_a_time_is_what_was_written(path: Path) -> None:
     """YAML 1.1 takes 12:00:00 for 43,200, which as minutes would be a month, and 010 for 8."""
     assert slurm.minutes(loaded(path, "executor.slurm.time=12:00:00").keys.executor.slurm.time) == 720
