@@ -79,6 +79,8 @@ def main() -> int:
         raise UserError(f"--guidance {arguments.guidance}: must be a finite number")
     if not 0 <= arguments.seed < 1 << 62:
         raise UserError(f"--seed {arguments.seed}: must lie between 0 and 2^62")
+    if arguments.format == "png" and arguments.grid is None:
+        parser.refuse_unread(arguments, ("fps",), "a png has its frames side by side, without a rate")
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out}: is a file; name a folder")
     return run(arguments, read_prompts(arguments.prompt, arguments.prompts))

@@ -26,6 +26,7 @@ from training.grid import Prediction, Sweep, load_sweep, read_keys
 from training.resolve import Run, beta2_warnings, clip_tokens, encoded_shape
 from training.state import FINISHED, HOPELESS, adopt, label_heldout, publish
 from training.sweep_file import claim, data_of, recorded_data
+from training.sweep_keys import sweep_key_hint
 from training.sweep_progress import SweepProgress
 from utils.errors import CONTINUES, PREEMPTED, Parser, UserError, path_text, resumable, run_cli
 from utils.files import exclusive
@@ -43,18 +44,15 @@ def main() -> int:
     listed = Parser(add_help=False)
     listed.add_argument("--json", action="store_true", help="print one JSON object")
 
-    command = commands.add_parser("run", parents=[shared, listed], help="train the cells that are not finished")
+    add = functools.partial(commands.add_parser, key_of=sweep_key_hint)
+    command = add("run", parents=[shared, listed], help="train the cells that are not finished")
     command.add_argument("--dry-run", action="store_true", help="list the cells and their cost, train nothing")
-    command = commands.add_parser(
-        "status", parents=[shared, listed], help="cells by state, progress, losses so far, time left"
-    )
+    command = add("status", parents=[shared, listed], help="cells by state, progress, losses so far, time left")
     command.add_argument("--watch", action="store_true", help="show it anew every few seconds until all is finished")
-    command = commands.add_parser("collect", parents=[shared], help="write one CSV of all milestones")
+    command = add("collect", parents=[shared], help="write one CSV of all milestones")
     command.add_argument("--out", type=path_text, help="the CSV to write (default: results.csv in the sweep's folder)")
-    extend_options(commands.add_parser("extend", parents=[shared, listed], help="what the results ask for next"))
-    command = commands.add_parser(
-        "simulate", parents=[shared, listed], help="the intervals to expect, before any of it is trained"
-    )
+    extend_options(add("extend", parents=[shared, listed], help="what the results ask for next"))
+    command = add("simulate", parents=[shared, listed], help="the intervals to expect, before any of it is trained")
     command.add_argument(
         "--law", type=path_text, default=str(PAPER), help="the law taken to be true (default: the paper's)"
     )
@@ -73,6 +71,8 @@ def main() -> int:
     strange = [word for word in overrides if word.startswith("-")]
     if strange:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if arguments.command == "run" and arguments.json and not arguments.dry_run:
+        raise UserError("--json: goes with --dry-run; status --json shows a sweep that runs")
     if arguments.command == "simulate":
         return expect(arguments, overrides)
     trains = arguments.run if arguments.command == "extend" else arguments.command == "run" and not arguments.dry_run

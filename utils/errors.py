@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,6 +33,8 @@ class OwnError(UserError):
 class Parser(argparse.ArgumentParser):
     """A command's options, whose mistakes are UserErrors: one line, without the usage that argparse prints first.
 
+    Options of the types ``Path`` and ``path_text`` have the home directory for a leading ~.
+
     Args:
         key_of: a hint for an unknown option that is a configuration key, such as --lr; empty for another.
     """
@@ -40,12 +42,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, key_of: Callable[[str], str] | None = None, **more: Any) -> None:
         self._key_of, self._aliases = key_of, {}
         super().__init__(*args, **more)
+        self.register("type", Path, user_path)  # of groups' options too
 
     def add_argument(self, *names: Any, aliases: tuple[str, ...] = (), **more: Any) -> argparse.Action:
-        """argparse's, with two additions: paths have ~ expanded, and ``aliases`` are other programs' names for this
-        option, which are not accepted but answered with ours."""
-        if more.get("type") is Path:
-            more["type"] = user_path
+        """argparse's; ``aliases`` are other programs' names for this option, which are answered with ours."""
         action = super().add_argument(*names, **more)
         self._aliases |= dict.fromkeys(aliases, names[0])
         return action
@@ -61,6 +61,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+    def refuse_unread(self, arguments: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+        """Refuse the options ``names``, which would be ignored for this ``reason``, where they are not the default.
+
+        Raises:
+            UserError: one was given.
+        """
+        for name in names:
+            if getattr(arguments, name) != self.get_default(name):
+                raise UserError(f"--{name.replace('_', '-')}: {reason}; leave it out")
 
     def _check_option(self, word: str) -> None:
         known = list(self._option_string_actions)

@@ -1,6 +1,7 @@
 """The progress of a long command: a bar at a terminal, plain lines at a slower pace in a log file or a batch job."""
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -100,6 +101,7 @@ class Progress:
     def _open_bar(self):
         from tqdm import tqdm  # not at the top: a command that shows no bar does not wait for it
 
+        columns, lines = shutil.get_terminal_size()  # by itself tqdm shows nothing where a terminal says 0 lines
         return tqdm(
             total=self._total,
             initial=self._first,
@@ -107,6 +109,8 @@ class Progress:
             unit=self._unit,
             unit_scale=self._total >= 1e6,
             file=self._file,
+            ncols=columns,
+            nrows=lines,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed}{postfix}]",
         )
 
