@@ -1,6 +1,7 @@
 """The options of every command: paths know the home directory, and an option that a mode ignores is refused."""
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,8 @@ def test_an_option_that_would_be_ignored_is_refused(typed: str, reason: str) -> 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {reason}")
     assert done.stderr.count("\n") == 1
+
+
+def test_every_subcommand_of_a_sweep_shows_its_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    for parser in parsers_of(ROOT / "tools" / "sweep.py", monkeypatch):
+        assert re.search(rf"^python tools/{parser.prog} \S+\.yaml", parser.format_help(), re.MULTILINE), parser.prog

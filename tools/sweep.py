@@ -32,6 +32,12 @@ from utils.errors import CONTINUES, PREEMPTED, Parser, UserError, path_text, res
 from utils.files import exclusive
 
 WATCH_SECONDS = 5.0
+ENDS = {
+    "again": "crashed and is tried again; console.log there has the error",
+    "failed": "failed; console.log there has the error, and the other cells continue",
+    "stopped early": "stopped early, as it is far behind the best of its size",
+    "diverged": "diverged, which is a result",
+}  # of a cell: what a person should hear of while the others train
 MOST_NOISE = 0.1  # of a run's loss: beyond it losses are as good as none, and below 0 at last
 
 
@@ -39,19 +45,32 @@ def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shared = Parser(add_help=False)
-    shared.add_argument("config", type=path_text, help="the sweep's YAML, and key=value words that override its keys")
+    shared.add_argument(
+        "config",
+        type=path_text,
+        metavar="SWEEP.yaml [key=value ...]",
+        help="the sweep's YAML; key=value words after it override its keys, such as executor.workers=4",
+    )
 
     listed = Parser(add_help=False)
     listed.add_argument("--json", action="store_true", help="print one JSON object")
 
-    add = functools.partial(commands.add_parser, key_of=sweep_key_hint)
+    def add(name: str, **more: Any) -> Parser:
+        examples = "\n".join(line for line in (__doc__ or "").splitlines() if f"sweep.py {name} " in line)
+        form = argparse.RawDescriptionHelpFormatter
+        return commands.add_parser(
+            name, key_of=sweep_key_hint, epilog=f"examples:\n{examples}", formatter_class=form, **more
+        )
+
     command = add("run", parents=[shared, listed], help="train the cells that are not finished")
     command.add_argument("--dry-run", action="store_true", help="list the cells and their cost, train nothing")
     command = add("status", parents=[shared, listed], help="cells by state, progress, losses so far, time left")
     command.add_argument("--watch", action="store_true", help="show it anew every few seconds until all is finished")
     command = add("collect", parents=[shared], help="write one CSV of all milestones")
     command.add_argument("--out", type=path_text, help="the CSV to write (default: results.csv in the sweep's folder)")
-    extend_options(add("extend", parents=[shared, listed], help="what the results ask for next"))
+    extend_options(
+        add("extend", parents=[shared, listed], help="show, add and train the runs that would decide its grids")
+    )
     command = add("simulate", parents=[shared, listed], help="the intervals to expect, before any of it is trained")
     command.add_argument(
         "--law", type=path_text, default=str(PAPER), help="the law taken to be true (default: the paper's)"
@@ -104,12 +123,16 @@ def extend_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--noise", type=float, help="relative noise of a run's loss, seed to seed (default: what the results show)"
     )
-    command.add_argument("--budget-flops", type=float, help="spend this much on what narrows one prediction most:")
-    command.add_argument("--flops", type=float, help="N_opt at this budget,")
-    command.add_argument("--params", type=float, help="or the rate and batch of this size, at --flops or")
-    command.add_argument("--tokens", type=float, help="so many tokens")
     command.add_argument(
-        "--law", type=path_text, help="whose exponents are expected where grids tell few (default: the paper's)"
+        "--budget-flops",
+        type=float,
+        help="spend at most this much on the runs that narrow one prediction most, which the next options name",
+    )
+    command.add_argument("--flops", type=float, help="predict N_opt at this compute, or with --params: of that run")
+    command.add_argument("--params", type=float, help="predict the best rate and batch of a model of this size")
+    command.add_argument("--tokens", type=float, help="with --params: training tokens of that run")
+    command.add_argument(
+        "--law", type=path_text, help="law file for exponents that the grids do not show (default: the paper's)"
     )
     command.add_argument("--held-out", action="store_true", help="extend held-out sizes too")
 
@@ -180,10 +203,8 @@ def run(sweep: Sweep) -> int:
 
             def report(cell: Run, outcome: str) -> None:
                 progress.settle(cell)
-                if outcome in ("again", "failed"):
-                    progress.bar.write(f"{cell.config.name}: {outcome}, see console.log there")
-                elif outcome == "stopped early":
-                    progress.bar.write(f"{cell.config.name}: stopped early, as it is far behind")
+                if outcome in ENDS:
+                    progress.bar.write(f"{cell.config.run_dir}: {ENDS[outcome]}")
 
             if keys.kind == "slurm":
                 slurm.follow(sweep, report, interrupt, progress.look)

@@ -168,7 +168,8 @@ def _settle(
         return "again"
     console = run.config.run_dir / "console.log"
     lines = console.read_text(errors="replace").strip().splitlines() if console.exists() else []
-    reason = lines[-1] if lines else f"ended with status {code}"
+    silent = f"ended with status {code} and wrote no console.log; see what this command printed"
+    reason = lines[-1] if lines else silent
     write_json(run.config.run_dir / FAILURE, {"attempts": attempts[name], "exit_status": code, "reason": reason})
     return "failed"
 
