@@ -95,13 +95,8 @@ def test_an_example_runs_as_typed(where: str, line: str, only_parsed: None, monk
 
 
 # What other examples would have made: runs and their law stand for a sweep's.
-MADE = {
-    "law.json": "law.json",
-    "runs/law.json": "law.json",
-    "runs/my_sweep": "cells",
-    "runs/quickstart/sweep": "cells",
-}
-QUICK = ("plan.py", "fit.py all", "sweep.py simulate", "--account")
+MADE = {"law.json": "law.json", "runs/law.json": "law.json", "runs/quickstart/sweep": "cells"}
+QUICK = ("plan.py", "fit.py all runs/quickstart/sweep", "--account")
 RUN = sorted({line.partition("#")[0].strip() for _, line in ALL if any(words in line for words in QUICK)})
 
 
