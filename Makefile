@@ -8,9 +8,9 @@ INSTALLED = .venv/installed
 
 $(INSTALLED): requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=..."'
-	@echo "installing into .venv: about 5.5 GB, most of it CUDA's libraries"
+	@echo "installing into .venv: about 5.5 GB, most of it CUDA's libraries; unpacking takes a minute after the downloads"
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --disable-pip-version-check -q -r requirements.txt -r requirements-dev.txt -c constraints.txt
+	$(PY) -m pip install --disable-pip-version-check -r requirements.txt -r requirements-dev.txt -c constraints.txt
 	touch $@
 
 install: $(INSTALLED)

@@ -79,6 +79,8 @@ def main() -> int:
         raise UserError(f"--guidance {arguments.guidance}: must be a finite number")
     if not 0 <= arguments.seed < 1 << 62:
         raise UserError(f"--seed {arguments.seed}: must lie between 0 and 2^62")
+    if arguments.format == "png" and arguments.grid is None:
+        parser.refuse_unread(arguments, ("fps",), "a png has its frames side by side, without a rate")
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out}: is a file; name a folder")
     return run(arguments, read_prompts(arguments.prompt, arguments.prompts))
@@ -108,7 +110,6 @@ def read_prompts(given: list[str], path: Path | None) -> list[str]:
 def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
     """Sample every prompt and write the files; nothing is written before all inputs were accepted."""
     import torch
-    from tqdm import tqdm
 
     from data.export import WRITERS, write_grid
     from diffusion.process import Process
@@ -118,6 +119,7 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
     from training.model import build_model, load_weights
     from training.preview import load_encoders
     from utils.devices import pick_device
+    from utils.progress import Progress
 
     path = find_checkpoint(arguments.checkpoint, (arguments.weights,))
     config, data = read_config(path), read_state(path)["data"]
@@ -133,29 +135,32 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
     settings = {name: getattr(arguments, name) for name in ("steps", "guidance", "scheduler", "weights")}
     settings |= {"checkpoint": str(path)}
     records, clips = [], []
-    for first in tqdm(range(0, len(prompts), arguments.batch), desc="sampling", unit="batch"):
-        batch = prompts[first : first + arguments.batch]
-        seeds = torch.arange(arguments.seed + first, arguments.seed + first + len(batch))
-        # The empty prompt rides along, so that it is padded as the others are.
-        context, mask = encoder.encode([*batch, ""])
-        latents = sample(
-            model,
-            process,
-            context[:-1],
-            mask[:-1],
-            (context[-1], mask[-1]),
-            tuple(data["latent_shape"]),
-            seeds,
-            arguments.steps,
-            arguments.guidance,
-            arguments.scheduler,
-        )
-        for prompt, seed, clip in zip(batch, seeds.tolist(), vae.decode(latents)):
-            name = f"{len(records):03d}_{_slug(prompt)}.{arguments.format}"
-            record = {"file": name, "prompt": prompt, "seed": seed, **settings}
-            WRITERS[arguments.format](arguments.out / name, clip, arguments.fps, json.dumps(record))
-            records.append(record)
-            clips.append(clip.cpu() if arguments.grid else None)
+    starts = range(0, len(prompts), arguments.batch)
+    with Progress(len(prompts), "sampling", "videos") as progress:
+        for first in starts:
+            batch = prompts[first : first + arguments.batch]
+            seeds = torch.arange(arguments.seed + first, arguments.seed + first + len(batch))
+            # The empty prompt rides along, so that it is padded as the others are.
+            context, mask = encoder.encode([*batch, ""])
+            latents = sample(
+                model,
+                process,
+                context[:-1],
+                mask[:-1],
+                (context[-1], mask[-1]),
+                tuple(data["latent_shape"]),
+                seeds,
+                arguments.steps,
+                arguments.guidance,
+                arguments.scheduler,
+            )
+            for prompt, seed, clip in zip(batch, seeds.tolist(), vae.decode(latents)):
+                name = f"{len(records):03d}_{_slug(prompt)}.{arguments.format}"
+                record = {"file": name, "prompt": prompt, "seed": seed, **settings}
+                WRITERS[arguments.format](arguments.out / name, clip, arguments.fps, json.dumps(record))
+                records.append(record)
+                clips.append(clip.cpu() if arguments.grid else None)
+            progress.update(len(batch))
     write_json(arguments.out / "samples.json", records)
     if arguments.grid:
         write_grid(arguments.out / "grid.gif", clips, prompts, arguments.grid, arguments.fps)

@@ -20,7 +20,7 @@ import os
 import sys
 
 from utils.devices import PEAK_FLOPS
-from utils.errors import Parser, UserError, path_text, run_cli
+from utils.errors import Parser, UserError, path_text, resumable, run_cli
 
 
 def main() -> int:
@@ -66,9 +66,10 @@ def main() -> int:
         from training.dryrun import dry_run
 
         return leave(dry_run(config, arguments.json))
-    from training.trainer import train  # after the configuration: its errors should not wait for torch
+    with resumable(str(config.run_dir)):
+        from training.trainer import train  # after the configuration: its errors should not wait for torch
 
-    return leave(train(config))
+        return leave(train(config))
 
 
 def key_of(option: str) -> str:

@@ -19,6 +19,9 @@ DELIMITERS = {
 }  # the first is used unless only another one separates the column of paths
 LINES = {".json", ".jsonl", ".ndjson"}
 KINDS = (*DELIMITERS, *sorted(LINES), ".parquet")
+# gzip makes zeros 1,029 times smaller, and a table of one caption for all its paths 33 times. A file that unpacks
+# to more could fill the memory.
+MAX_RATIO, MIN_UNPACKED_BYTES = 100, 1 << 26
 END = "\x1f end of the table"  # a row that no table has
 Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by column
 
@@ -57,11 +60,18 @@ def read_table(path: Path, path_column: str | None = None) -> Table:
 def _content(path: Path) -> bytes:
     if path.suffix.lower() != ".gz":
         return path.read_bytes()
+    limit = max(MIN_UNPACKED_BYTES, MAX_RATIO * path.stat().st_size)
     try:
         with gzip.open(path) as file:
-            return file.read()
+            content = file.read(limit + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file ({error})") from None
+    if len(content) > limit:
+        raise UserError(
+            f"{path}: unpacks to more than {MAX_RATIO} times its size, which no table of captions does; unpack it "
+            "with gunzip if it is one"
+        )
+    return content
 
 
 def _csv(path: Path, delimiters: str, text: str, path_column: str | None) -> Table:

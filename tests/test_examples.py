@@ -2,7 +2,7 @@
 
 Nothing is trained: each command is called up to the end of its parsing. Then train.py's configuration is resolved
 for clips of the embedded VAE, a sweep's YAML is read, and files under configs/ and results/ must be there. Files
-elsewhere are the reader's own, or written by another example.
+elsewhere are the reader's own, or written by another example. Those that take a second or two run to their end.
 """
 
 import importlib.util
@@ -92,3 +92,37 @@ def test_an_example_runs_as_typed(where: str, line: str, only_parsed: None, monk
         resolve(load_config(arguments.config, overrides), meta, bfloat16=lambda: True)
     if words[script] == "tools/sweep.py":
         assert read_keys(arguments.config, overrides).sizes
+
+
+# What other examples would have made: runs and their law stand for a sweep's.
+MADE = {"law.json": "law.json", "runs/law.json": "law.json", "runs/quickstart/sweep": "cells"}
+QUICK = ("plan.py", "fit.py all runs/quickstart/sweep", "--account")
+RUN = sorted({line.partition("#")[0].strip() for _, line in ALL if any(words in line for words in QUICK)})
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like a checkout, in which examples may write, with what other examples would have made."""
+    for name in ("configs", "results"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name, made in MADE.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(ROOT / "results" / "mini" / made)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("line", RUN)
+def test_a_quick_example_runs_to_its_end(line: str, checkout: Path) -> None:
+    words = shlex.split(line)
+    if "--out" in words:  # through the link it would be written into the repository
+        (checkout / words[words.index("--out") + 1]).unlink(missing_ok=True)
+    done = call(words[1], *words[2:])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    if "--out" in words:
+        assert (checkout / words[words.index("--out") + 1]).is_file()
+
+
+def test_there_are_quick_examples_of_every_kind() -> None:
+    assert all(any(words in line for line in RUN) for words in QUICK)

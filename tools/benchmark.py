@@ -37,9 +37,11 @@ PARTS = {
     "peers": "peers",
     "stack": "stack",
 }
+# Options that a part does not read.
+UNREAD = {part: () if part == "stack" else ("stack",) for part in PARTS} | {"data": ("stack", "size", "dtype")}
 
 
-def arguments() -> argparse.ArgumentParser:
+def arguments() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=tuple(PARTS))
     parser.add_argument("--size", action="append", help="LAYERSxWIDTH; may be given again (default: by part)")
@@ -85,7 +87,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    args = arguments().parse_args()
+    parser = arguments()
+    args = parser.parse_args()
+    parser.refuse_unread(args, UNREAD[args.part], f"not read by the part {args.part}")
+    if args.part == "peers" and len(args.size or []) > 1:
+        raise UserError("--size: the part peers compares one size; give it once")
     if args.rounds < 1 or (args.clips is not None and args.clips < 1):
         raise UserError("--rounds and --clips: must be at least 1")
     if args.stack < 1:

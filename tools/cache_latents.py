@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from tqdm import tqdm
 
 from data import decode, synthetic, writer
 from data.cache_report import counts_text, estimate_text, summary, summary_text
@@ -44,10 +43,15 @@ from data.writer import Load
 from models.text import TextEncoder, load_text_encoder
 from models.vae import VideoVAE, load_vae
 from utils.devices import pick_device
-from utils.errors import Parser, UserError, path_text, run_cli
+from utils.errors import Parser, UserError, path_text, resumable, run_cli
 from utils.files import read_json
+from utils.progress import Progress
 
 SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
+FOR_VIDEOS = (
+    "caption_column", "path_column", "root", "no_captions", "stride", "fps", "hop", "backend", "clips_per_video",
+    "max_rejected", "limit_seconds",
+)  # fmt: skip
 VERIFIED = 16  # sources that --verify encodes again
 
 
@@ -159,11 +163,15 @@ def arguments() -> argparse.Namespace:
         raise UserError("--max-rejected must lie between 0 and 1")
     if args.no_captions and args.caption_column is not None:
         raise UserError("--caption-column and --no-captions exclude each other")
-    for name in ("caption_column", "path_column", "root", "no_captions"):
-        if args.source == "synthetic" and getattr(args, name):
-            raise UserError(f"--{name.replace('_', '-')} is for videos: synthetic clips have captions of their own")
-    if args.source == "synthetic" and args.stride != 1:
-        raise UserError("--stride is for videos: synthetic clips are rendered frame by frame")
+    if args.verify:
+        parser.refuse_unread(args, ("share", "dry_run"), "not read with --verify, which looks at the whole cache")
+    if not args.source:
+        others = [name for name in vars(args) if name not in ("out", "verify", "json")]
+        parser.refuse_unread(args, others, "not read by --verify without --source, which computes checksums alone")
+    elif args.source == "synthetic":
+        parser.refuse_unread(args, FOR_VIDEOS, "for videos; synthetic clips are rendered, with captions of their own")
+    else:
+        parser.refuse_unread(args, ("seed",), "for --source synthetic; of videos the same clips are always taken")
     return args
 
 
@@ -292,7 +300,8 @@ def main() -> None:
         first_of_node(warning)
     if args.verify and not args.source:
         LatentCache(args.out).verify()
-        print(f"{args.out}: every file is as it was written (with --source, clips are encoded again too)")
+        text = f"{args.out}: every file is as it was written (with --source, clips are encoded again too)"
+        print(json.dumps({"out": args.out}) if args.json else text)
         return
     if args.device is None and torch.cuda.is_available():
         args.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
@@ -324,7 +333,8 @@ def main() -> None:
     elif args.verify:
         verify(args, settings, plan, vae, latent_shape, load)
     else:
-        build(args, settings, plan, vae, text, latent_shape, load, share)
+        with resumable(args.out):
+            build(args, settings, plan, vae, text, latent_shape, load, share)
 
 
 def build(
@@ -344,8 +354,8 @@ def build(
             mine = [shard for split in SPLITS for shard in shards[split]][share.rank :: share.world]
             # Sources rather than clips, which are not known before they are opened.
             total = sum(len(shard.units) for shard in mine)
-            unit = "video" if planned.videos else "batch"
-            with tqdm(total=total, desc="encoding", unit=unit, disable=None) as bar:
+            unit = "videos" if planned.videos else "batches"
+            with Progress(total, "encoding", unit) as bar:
                 writer.write_share(mine, vae, text, latent_shape, work, load, tally, bar.update)
             about = {"vae": args.vae, "text": args.text, "vae_statistics": vae.statistics, "fps": planned.fps}
             about |= planned.left_aside

@@ -118,6 +118,8 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="a PNG to write: clips above, what became of them below")
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     args = parser.parse_args()
+    if args.source == "synthetic":
+        parser.refuse_unread(args, ("stride",), "for videos; synthetic clips are rendered frame by frame")
     if args.clips < 1 or args.size < 11:
         raise UserError("--clips must be at least 1, and --size at least 11, the width of SSIM's window")
 

@@ -13,10 +13,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tqdm import tqdm
 
 from scaling import PAPER, extend, laws, replay, runs
 from utils.errors import Parser, UserError, path_text, run_cli
+from utils.progress import Progress
 
 SEEDS = 20
 RANDOM = (0.15, 0.25)  # shares of a grid that random search is given
@@ -71,7 +71,7 @@ def measure(table: list[replay.Oracle], arguments: argparse.Namespace) -> dict[s
     seeds = range(arguments.seeds or (SEEDS if arguments.noise else 1))
     law = laws.load(PAPER)
     studies = []
-    with tqdm(total=len(table) * len(seeds), unit="grid", disable=None) as bar:
+    with Progress(len(table) * len(seeds), "replay", "grids") as bar:
         for seed in seeds:
             studies.append(
                 replay.study(

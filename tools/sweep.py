@@ -9,7 +9,6 @@ python tools/sweep.py simulate configs/sweep/quickstart.yaml --law law.json --no
 """
 
 import argparse
-import dataclasses
 import functools
 import json
 import sys
@@ -19,32 +18,26 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from omegaconf import OmegaConf
-
 from scaling import PAPER
 from training import extended, overview, slurm
-from training.config import (
-    Config,
-    cache_folders,
-    config_from_dict,
-    copied,
-    flatten,
-    load_yaml,
-    nested,
-    recorded_config,
-    run_id,
-    to_dict,
-)
+from training.config import Config
 from training.estimate import estimate, flops_of
 from training.grid import Prediction, Sweep, load_sweep, read_keys
-from training.keys import NEVER, info_of
 from training.resolve import Run, beta2_warnings, clip_tokens, encoded_shape
 from training.state import FINISHED, HOPELESS, adopt, label_heldout, publish
-from utils.errors import Parser, UserError, path_text, run_cli
-from utils.files import exclusive, read_json, replacing
+from training.sweep_file import claim, data_of, recorded_data
+from training.sweep_keys import sweep_key_hint
+from training.sweep_progress import SweepProgress
+from utils.errors import CONTINUES, PREEMPTED, Parser, UserError, path_text, resumable, run_cli
+from utils.files import exclusive
 
-SEEN = "sweep.yaml"  # in the sweep's folder: what it was begun with
 WATCH_SECONDS = 5.0
+ENDS = {
+    "again": "crashed and is tried again; console.log there has the error",
+    "failed": "failed; console.log there has the error, and the other cells continue",
+    "stopped early": "stopped early, as it is far behind the best of its size",
+    "diverged": "diverged, which is a result",
+}  # of a cell: what a person should hear of while the others train
 MOST_NOISE = 0.1  # of a run's loss: beyond it losses are as good as none, and below 0 at last
 
 
@@ -52,23 +45,33 @@ def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shared = Parser(add_help=False)
-    shared.add_argument("config", type=path_text, help="the sweep's YAML, and key=value words that override its keys")
+    shared.add_argument(
+        "config",
+        type=path_text,
+        metavar="SWEEP.yaml [key=value ...]",
+        help="the sweep's YAML; key=value words after it override its keys, such as executor.workers=4",
+    )
 
     listed = Parser(add_help=False)
     listed.add_argument("--json", action="store_true", help="print one JSON object")
 
-    command = commands.add_parser("run", parents=[shared, listed], help="train the cells that are not finished")
+    def add(name: str, **more: Any) -> Parser:
+        examples = "\n".join(line for line in (__doc__ or "").splitlines() if f"sweep.py {name} " in line)
+        form = argparse.RawDescriptionHelpFormatter
+        return commands.add_parser(
+            name, key_of=sweep_key_hint, epilog=f"examples:\n{examples}", formatter_class=form, **more
+        )
+
+    command = add("run", parents=[shared, listed], help="train the cells that are not finished")
     command.add_argument("--dry-run", action="store_true", help="list the cells and their cost, train nothing")
-    command = commands.add_parser(
-        "status", parents=[shared, listed], help="cells by state, progress, losses so far, time left"
-    )
+    command = add("status", parents=[shared, listed], help="cells by state, progress, losses so far, time left")
     command.add_argument("--watch", action="store_true", help="show it anew every few seconds until all is finished")
-    command = commands.add_parser("collect", parents=[shared], help="write one CSV of all milestones")
+    command = add("collect", parents=[shared], help="write one CSV of all milestones")
     command.add_argument("--out", type=path_text, help="the CSV to write (default: results.csv in the sweep's folder)")
-    extend_options(commands.add_parser("extend", parents=[shared, listed], help="what the results ask for next"))
-    command = commands.add_parser(
-        "simulate", parents=[shared, listed], help="the intervals to expect, before any of it is trained"
+    extend_options(
+        add("extend", parents=[shared, listed], help="show, add and train the runs that would decide its grids")
     )
+    command = add("simulate", parents=[shared, listed], help="the intervals to expect, before any of it is trained")
     command.add_argument(
         "--law", type=path_text, default=str(PAPER), help="the law taken to be true (default: the paper's)"
     )
@@ -87,6 +90,8 @@ def main() -> int:
     strange = [word for word in overrides if word.startswith("-")]
     if strange:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if arguments.command == "run" and arguments.json and not arguments.dry_run:
+        raise UserError("--json: goes with --dry-run; status --json shows a sweep that runs")
     if arguments.command == "simulate":
         return expect(arguments, overrides)
     trains = arguments.run if arguments.command == "extend" else arguments.command == "run" and not arguments.dry_run
@@ -103,7 +108,10 @@ def main() -> int:
         adopt_committed(sweep)
         again = functools.partial(load_sweep, arguments.config, overrides, data_of, prediction)
         return extend.command(sweep, arguments, run, again, PAPER)
-    return plan(sweep, arguments.json) if arguments.dry_run else run(sweep)
+    if arguments.dry_run:
+        return plan(sweep, arguments.json)
+    with resumable(str(sweep.directory)):
+        return run(sweep)
 
 
 def extend_options(command: argparse.ArgumentParser) -> None:
@@ -115,66 +123,18 @@ def extend_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--noise", type=float, help="relative noise of a run's loss, seed to seed (default: what the results show)"
     )
-    command.add_argument("--budget-flops", type=float, help="spend this much on what narrows one prediction most:")
-    command.add_argument("--flops", type=float, help="N_opt at this budget,")
-    command.add_argument("--params", type=float, help="or the rate and batch of this size, at --flops or")
-    command.add_argument("--tokens", type=float, help="so many tokens")
     command.add_argument(
-        "--law", type=path_text, help="whose exponents are expected where grids tell few (default: the paper's)"
+        "--budget-flops",
+        type=float,
+        help="spend at most this much on the runs that narrow one prediction most, which the next options name",
+    )
+    command.add_argument("--flops", type=float, help="predict N_opt at this compute, or with --params: of that run")
+    command.add_argument("--params", type=float, help="predict the best rate and batch of a model of this size")
+    command.add_argument("--tokens", type=float, help="with --params: training tokens of that run")
+    command.add_argument(
+        "--law", type=path_text, help="law file for exponents that the grids do not show (default: the paper's)"
     )
     command.add_argument("--held-out", action="store_true", help="extend held-out sizes too")
-
-
-@functools.cache
-def opened(folders: tuple[str, ...], weights: tuple[float, ...]) -> dict[str, Any]:
-    """The meta of latent caches."""
-    from data.mixture import open_data  # not at the top: it imports torch, for which a status does not wait
-
-    return open_data(folders, weights).meta
-
-
-@functools.cache
-def begun_with(directory: Path) -> dict[str, Any]:
-    """What ``claim`` wrote in a sweep's folder; nothing where it has not begun."""
-    path = directory / SEEN
-    return load_yaml(path) if path.exists() else {}
-
-
-def data_of(config: Config) -> dict[str, Any]:
-    """The meta of a cell's data, which are opened."""
-    return opened(tuple(cache_folders(config)), tuple(config.data.weights))
-
-
-def recorded_data(results: str | None, config: Config) -> dict[str, Any]:
-    """The latent shape and fingerprint of a cell's data, unopened where a record says them.
-
-    The records are the sweep's own, once it has begun, and without a cache here the committed ``results``. Commands
-    that train nothing need no clips.
-    """
-    before = begun_with(Path(config.out) / config.name)
-    if before.get("data") and before["caches"] == cache_folders(config):
-        return before["data"]
-    absent = not any((Path(folder) / "index.json").exists() for folder in cache_folders(config))
-    committed = committed_data(results) if results and absent else None
-    if committed is None:
-        return data_of(config)
-    # A result knows its tokens per clip and not their layout: one row of them, of channels that fit every width.
-    frames, *sides = config.model.patch
-    return {"latent_shape": [0, frames * committed["n_ctx"], *sides], "fingerprint": committed["fingerprint"]}
-
-
-@functools.cache
-def committed_data(results: str) -> dict[str, Any] | None:
-    """{"n_ctx", "fingerprint"} of the data that committed results were trained on; None where they do not agree."""
-    found = {}
-    for path in Path(results).glob("*/result.json"):
-        result = read_json(path)
-        try:
-            one = {"n_ctx": result["n_ctx"], "fingerprint": result["config"]["data"]["fingerprint"]}
-        except (KeyError, TypeError):
-            raise UserError(f"{path}: not a run's result; remove it from the committed results") from None
-        found[tuple(one.values())] = one
-    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def prediction(path: Path) -> Prediction:
@@ -220,9 +180,7 @@ def plan(sweep: Sweep, as_json: bool) -> int:
 
 
 def run(sweep: Sweep) -> int:
-    """Train what is not finished; 1 if a cell failed, 130 if a signal ended it early."""
-    from tqdm import tqdm  # not at the top: a status has no use for it
-
+    """Train what is not finished; 1 if a cell failed, ``PREEMPTED`` if a signal ended it early."""
     from training.pool import Interrupt, run_cells  # imports torch
 
     keys = sweep.keys.executor
@@ -241,35 +199,27 @@ def run(sweep: Sweep) -> int:
             if not keys.stop_hopeless:  # who turned it off wants these after all
                 (cell.config.run_dir / HOPELESS).unlink(missing_ok=True)
             label_heldout(cell)
-        states = overview.states_of(sweep)
-        finished = {cell.config.name for cell, state in zip(sweep.cells, states) if state["state"] in FINISHED}
-        total = sum(flops_of(cell) for cell in sweep.cells)
-        with tqdm(total=total, desc=str(sweep.directory), unit="FLOP", unit_scale=True, mininterval=1) as bar:
-
-            def count(flops: float) -> None:
-                bar.set_postfix_str(f"{len(finished)}/{len(sweep.cells)} cells")
-                bar.update(flops)
+        with SweepProgress(sweep, overview.states_of(sweep)) as progress:
 
             def report(cell: Run, outcome: str) -> None:
-                if outcome in FINISHED and cell.config.name not in finished:
-                    finished.add(cell.config.name)
-                    count(flops_of(cell))
-                if outcome in ("again", "failed"):
-                    bar.write(f"{cell.config.name}: {outcome}, see console.log there", file=sys.stderr)
-                elif outcome == "stopped early":
-                    bar.write(f"{cell.config.name}: stopped early, as it is far behind", file=sys.stderr)
+                progress.settle(cell)
+                if outcome in ENDS:
+                    progress.bar.write(f"{cell.config.run_dir}: {ENDS[outcome]}")
 
-            count(sum(flops_of(cell) for cell in sweep.cells if cell.config.name in finished))
             if keys.kind == "slurm":
-                slurm.follow(sweep, report, interrupt)
+                slurm.follow(sweep, report, interrupt, progress.look)
             else:
-                run_cells(sweep.cells, keys, report, interrupt)
+                run_cells(sweep.cells, keys, report, interrupt, look=progress.look)
         for cell in sweep.cells:  # a job that was in the queue before knew an older YAML
             label_heldout(cell)
     failed = status(sweep, False)
-    if interrupt.caught and keys.kind == "slurm":
+    if interrupt.caught is None:
+        return failed
+    if keys.kind == "slurm":
         print("the jobs go on without this command; the same command follows them again", file=sys.stderr)
-    return 130 if interrupt.caught else failed
+    else:
+        print(f"{sweep.directory}: stopped; {CONTINUES}", file=sys.stderr)
+    return PREEMPTED
 
 
 def adopt_committed(sweep: Sweep) -> None:
@@ -372,51 +322,6 @@ def expect(arguments: argparse.Namespace, overrides: list[str]) -> int:
         print(f"warning: {text}", file=sys.stderr)
     print(json.dumps(expected) if arguments.json else simulate.text(expected))
     return 0
-
-
-def claim(sweep: Sweep) -> None:
-    """Write the sweep's settings beside its cells; refuse a folder that another sweep made.
-
-    The grid may grow or shrink: finished cells are found by their ids, and each is refused where it differs.
-    """
-    path = sweep.directory / SEEN
-    first = sweep.cells[0].config
-    data = {name: data_of(first)[name] for name in ("latent_shape", "fingerprint")}
-    settings = shared_settings(config_from_dict(sweep.shared))
-    now = dataclasses.asdict(sweep.keys) | {"settings": settings, "caches": cache_folders(first), "data": data}
-    if path.exists():
-        before = load_yaml(path)
-        pairs = [("seed", before.get("seed"), now["seed"])]
-        if "settings" in before:  # the oldest sweeps recorded none
-            earlier = shared_settings(recorded_config(nested(before["settings"])))
-            pairs += [(name, earlier[name], settings[name]) for name in changed_settings(sweep, earlier, settings)]
-        if "data" in before:
-            pairs += [(name, before["data"].get(name), data[name]) for name in data]
-        changed = [f"{name}: {was} -> {new}" for name, was, new in pairs if was != new]
-        if changed:
-            raise UserError(f"{sweep.directory}: made by another sweep ({'; '.join(changed)}); choose another name")
-    with replacing(path) as aside:
-        OmegaConf.save(OmegaConf.create(now), aside)
-
-
-def shared_settings(config: Config) -> dict[str, Any]:
-    """The keys of what all cells share that may enter their ids, {dotted key: value}."""
-    infos = info_of(Config)
-    return {name: value for name, value in flatten(to_dict(config)).items() if infos[name].identity != NEVER}
-
-
-def changed_settings(sweep: Sweep, earlier: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    """The keys whose ``earlier`` value would give one of the sweep's cells another id."""
-    found = []
-    for name in (name for name in settings if earlier[name] != settings[name]):
-        group, _, key = name.rpartition(".")
-        for cell in sweep.cells:
-            config = copied(cell.config)
-            setattr(getattr(config, group) if group else config, key, earlier[name])
-            if run_id(config) != run_id(cell.config):
-                found.append(name)
-                break
-    return found
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.synthetic import render
 from models.fidelity import psnr
-from utils.errors import Parser, UserError, run_cli
+from utils.errors import Parser, UserError, resumable, run_cli
 from utils.files import replacing, write_json, write_text
+from utils.progress import Progress
 from utils.random import fold, normal
 
 FRAMES, SIZE = 17, 32
@@ -112,8 +113,6 @@ def loss_of(model: nn.Module, clips: Tensor, noise: Tensor) -> tuple[Tensor, Ten
 
 def train(settings: dict[str, Any], state_path: Path) -> nn.Module:
     """Train from scratch, or on from ``state_path`` where an earlier run with the same settings left its state."""
-    from tqdm import tqdm
-
     steps, batch, seed = settings["steps"], settings["batch"], settings["seed"]
     torch.manual_seed(fold(seed, "initial weights"))
     model = build().to(settings["device"])
@@ -132,26 +131,25 @@ def train(settings: dict[str, Any], state_path: Path) -> nn.Module:
 
     latent_shape = (ARCHITECTURE["latent_channels"], (FRAMES - 1) // 4 + 1, SIZE // 8, SIZE // 8)
     saved_at, recent = time.monotonic(), None
-    bar = tqdm(range(first, steps), initial=first, total=steps, unit="step", desc="training", mininterval=1)
-    for step in bar:
-        index = torch.arange(step * batch, (step + 1) * batch, device=settings["device"])
-        clips = render(index, seed, FRAMES, SIZE, SIZE)
-        loss, squared_error = loss_of(model, clips, normal(seed, "posterior", index, latent_shape))
-        loss.backward()
-        optimiser.step(min(1.0, (step + 1) / WARM_UP) * (1 - step / steps))
+    with Progress(steps, "training", "steps", done=first) as bar:
+        for step in range(first, steps):
+            index = torch.arange(step * batch, (step + 1) * batch, device=settings["device"])
+            clips = render(index, seed, FRAMES, SIZE, SIZE)
+            loss, squared_error = loss_of(model, clips, normal(seed, "posterior", index, latent_shape))
+            loss.backward()
+            optimiser.step(min(1.0, (step + 1) / WARM_UP) * (1 - step / steps))
 
-        error = squared_error.item()
-        if not math.isfinite(error):
-            raise UserError(f"training diverged at step {step}: try a lower --lr than {settings['lr']}")
-        recent = error if recent is None else 0.98 * recent + 0.02 * error
-        bar.set_postfix_str(f"PSNR {psnr(recent):.2f} dB", refresh=False)
-        if time.monotonic() - saved_at > SAVE_SECONDS:
-            saved = [part.state_dict() for part in optimiser.parts]
-            with replacing(state_path) as aside:
-                torch.save(
-                    {"settings": settings, "step": step + 1, "model": model.state_dict(), "optimiser": saved}, aside
-                )
-            saved_at = time.monotonic()
+            error = squared_error.item()
+            if not math.isfinite(error):
+                raise UserError(f"training diverged at step {step}: try a lower --lr than {settings['lr']}")
+            recent = error if recent is None else 0.98 * recent + 0.02 * error
+            bar.set(step + 1, note=f"PSNR {psnr(recent):.2f} dB")
+            if time.monotonic() - saved_at > SAVE_SECONDS:
+                saved = {"settings": settings, "step": step + 1, "model": model.state_dict()}
+                saved["optimiser"] = [part.state_dict() for part in optimiser.parts]
+                with replacing(state_path) as aside:
+                    torch.save(saved, aside)
+                saved_at = time.monotonic()
     return model
 
 
@@ -290,7 +288,8 @@ def main() -> None:
     settings = {key: getattr(args, key) for key in ("steps", "batch", "lr", "seed", "device")}
     state_path = args.out.with_name(f".{args.out.name}.training.pt")
     started = time.monotonic()
-    model = finish(train(settings, state_path), args.seed)
+    with resumable(str(args.out)):
+        model = finish(train(settings, state_path), args.seed)
     by_method = scores(model, args.seed)
 
     import diffusers

@@ -208,10 +208,16 @@ def _checked(values: dict[str, Any], schema: type, prefix: str = "") -> dict[str
 
 def key_hint(word: str) -> str:
     """How to give what an unknown option ``word`` asks for as a key, such as optim.lr=... for lr; empty for none."""
+    name = key_called(word)
+    return f"; it is a key: write {name}=... ({info_of(Config)[name].help})" if name else ""
+
+
+def key_called(word: str) -> str | None:
+    """The dotted key whose name, last part or alias is ``word``; None where there is none."""
     for name in known_keys():
         if word in (name, name.rpartition(".")[2]) or word.lower() in info_of(Config)[name].aliases:
-            return f"; it is a key: write {name}=... ({info_of(Config)[name].help})"
-    return ""
+            return name
+    return None
 
 
 def _checked_value(name: str, value: Any, entry: dataclasses.Field) -> Any:

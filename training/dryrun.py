@@ -19,11 +19,12 @@ from models.sizes import exact_flops
 from training import checkpoint as ckpt
 from training.config import Config, to_dict
 from training.memory_formula import ClipShape, Layout, ModelShape, steps_together, training_memory
-from training.metrics import duration, memory_peak, peak_flops
+from training.metrics import memory_peak, peak_flops
 from training.records import check_growth, finished_result
 from training.refusals import check_directory
 from training.resolve import Run, beta2_warnings
 from training.trainer import RAW_SHARE, Trainer, prepare
+from utils.progress import duration
 
 WARMUP_STEPS, PROBE_STEPS = 2, 10
 SAMPLE_NUMBERS = 1 << 24  # the most latent numbers to read for the data report

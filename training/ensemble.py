@@ -20,8 +20,8 @@ from training.refusals import check_directory
 from training.rows import StackedStep
 from training.stacks import stack_key
 from training.stop import StopRequest
-from training.trainer import PREEMPTED, SCORES, Scores, Trainer, prepare
-from utils.errors import UserError
+from training.trainer import SCORES, Scores, Trainer, prepare
+from utils.errors import PREEMPTED, UserError
 from utils.files import exclusive
 
 CONSOLE = "console.log"

@@ -16,6 +16,7 @@ from utils.errors import UserError
 from utils.seeds import fold
 
 AXES = ("lr", "batch_tokens", "repeats")
+BOARDS = "tensorboard"  # in the sweep's folder: a folder of TensorBoard events for each cell
 
 # (N, T) -> the best (lr, B in tokens) that a law predicts.
 Prediction = Callable[[float, float], tuple[float, float]]
@@ -89,7 +90,7 @@ def read_keys(path: str | Path, overrides: list[str]) -> SweepKeys:
 
 
 def label(config: Config) -> str:
-    """A cell's name for people, of resolved keys: also a file's name."""
+    """A cell's name in tables and in TensorBoard, from resolved keys; valid as a file's name."""
     B, lr = config.train.batch_tokens, config.optim.lr
     return f"{config.model.size}_B{B}_lr{lr:.4g}_seed{config.seed}"
 
@@ -235,4 +236,7 @@ def _cell(
     )
     run = resolve(config, meta)
     run.config.name = str(Path(keys.name) / run_id(run.config))
+    # Under a name that says what it is, and not in the cell's own folder too: TensorBoard follows links, and listed
+    # every cell twice.
+    run.config.log = replace(run.config.log, tensorboard_dir=f"../{BOARDS}/{label(run.config)}")
     return run

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from data.export import gif_bytes
 from utils.devices import peak_of
-from utils.files import write_text
+from utils.files import replacing, write_text
+from utils.progress import duration
 
 SPEAK_SECONDS = 5
+HPARAM_METRICS = ("validation/ema_val_loss", "validation/val_loss", "train/tokens")
+HPARAMS_FILE = "events.out.tfevents.0.hparams"  # sorts before the events, as TensorBoard reads files in that order
 
 
 def peak_flops(device: torch.device, dtype: str) -> float | None:
@@ -37,37 +40,41 @@ def memory_peak(device: torch.device) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def duration(seconds: float) -> str:
-    """A time for people, in one or two units."""
-    if not math.isfinite(seconds):
-        return "unknown"
-    if seconds < 99.5:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    hours = round(seconds / 3600)
-    return f"{hours // 24} d {hours % 24} h"
-
-
 class MetricsLog:
-    """Appends to metrics.jsonl and tensorboard/ from ``step`` on; what a lost attempt wrote past it is cut off."""
+    """Appends to metrics.jsonl and TensorBoard's events from ``step`` on; cuts off what a lost attempt wrote past it.
+
+    Args:
+        step, tokens: of the checkpoint that the run continues from.
+        validates: whether that step is to be validated (again): a run that was killed between its validation and the
+            record of it has written the points of that step to TensorBoard already.
+        board: the folder of TensorBoard's events; relative to ``run_dir``.
+    """
 
     def __init__(
-        self, run_dir: Path, step: int, tokens: int, device: torch.device, world: int, dtype: str = "float32"
+        self,
+        run_dir: Path,
+        step: int,
+        tokens: int,
+        device: torch.device,
+        world: int,
+        dtype: str = "float32",
+        *,
+        validates: bool = False,
+        board: str = "tensorboard",
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second to import, and only the main process writes
 
-        self._path = run_dir / "metrics.jsonl"
+        self._path, kept = run_dir / "metrics.jsonl", []
         if self._path.exists():
             lines = self._path.read_text().splitlines(keepends=True)
             # A line cut short by a kill has no newline, and lies after the checkpoint.
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             write_text(self._path, "".join(kept))
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        # TensorBoard's steps are tokens here: cells of different batches are compared at equal tokens.
+        self._board = SummaryWriter(str(run_dir / board), purge_step=tokens if validates else tokens + 1)
+        if validates and kept and (last := json.loads(kept[-1]))["step"] == step:
+            self._points(last)  # purged with the validation's, but it is not logged again
         self._device, self._peak, self._world = device, peak_flops(device, dtype), world
         self._restart_clock(tokens)
 
@@ -114,13 +121,17 @@ class MetricsLog:
         }
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
-        for name, value in (values | {"memory_GiB": memory_peak(self._device) / 2**30}).items():
-            if name not in ("step", "share") and value is not None:
-                self._board.add_scalar(f"train/{name}", value, step)
-        self._bins("train_by_t", by_t, step)
+        self._points(values | {"memory_GiB": memory_peak(self._device) / 2**30})
+        self._bins("train_by_t", by_t, tokens)
         if now - self._spoken[1] >= SPEAK_SECONDS:
             print(self._line(values, (tokens - self._spoken[0]) / (now - self._spoken[1]), end), flush=True)
             self._spoken = (tokens, now)
+
+    def _points(self, values: dict[str, Any]) -> None:
+        """A logged step's points in TensorBoard."""
+        for name, value in values.items():
+            if name not in ("step", "share") and value is not None:
+                self._board.add_scalar(f"train/{name}", value, values["tokens"])
 
     def _line(self, values: dict[str, Any], speed: float, end: int) -> str:
         """A logged step for the console, at the ``speed`` in tokens per second since the line before."""
@@ -138,25 +149,25 @@ class MetricsLog:
             parts.append(f"skipped {values['skipped']:,}")
         return "  ".join([*parts, f"{duration(max(end - values['tokens'], 0) / speed)} left"])
 
-    def _bins(self, tag: str, losses: Sequence[float], step: int) -> None:
+    def _bins(self, tag: str, losses: Sequence[float], tokens: int) -> None:
         """Losses in equal bins of t, each under the bin's two ends."""
         for number, loss in enumerate(losses):
             if math.isfinite(loss):
                 ends = (number / len(losses), (number + 1) / len(losses))
-                self._board.add_scalar(f"{tag}/{ends[0]:.1f}_to_{ends[1]:.1f}", loss, step)
+                self._board.add_scalar(f"{tag}/{ends[0]:.1f}_to_{ends[1]:.1f}", loss, tokens)
 
     def _restart_clock(self, tokens: int) -> None:
         """What took time until now was not training: speeds are measured from here on."""
         self._last = self._spoken = (tokens, time.monotonic())
 
-    def validation(self, step: int, tokens: int, scores: dict[str, float], bins: list[float]) -> None:
+    def validation(self, tokens: int, scores: dict[str, float], bins: list[float]) -> None:
         """A milestone's losses with their standard errors, and the averaged weights' loss in equal bins of t.
 
         They are on disk afterwards, so that the caller can record the milestone as done.
         """
         for name, value in scores.items():
-            self._board.add_scalar(f"validation/{name}", value, step)
-        self._bins("validation_by_t", bins, step)
+            self._board.add_scalar(f"validation/{name}", value, tokens)
+        self._bins("validation_by_t", bins, tokens)
         self.flush()
         print(
             f"T {tokens:,}: validation loss {scores['ema_val_loss']:.5f} +- {scores['ema_val_se']:.5f} (EMA), "
@@ -165,12 +176,23 @@ class MetricsLog:
         )
         self._restart_clock(tokens)
 
-    def hparams(self, step: int, settings: dict[str, Any], losses: dict[str, float]) -> None:
-        """The run's row in TensorBoard's HParams table: validation's last ``losses``, by name, beside its settings."""
-        named = {f"validation/{name}": value for name, value in losses.items()}
-        self._board.add_hparams(settings, named, run_name=".", global_step=step)
+    def hparams(self, settings: dict[str, Any]) -> None:
+        """Write the run's row in TensorBoard's HParams table: ``settings``, and the last of each ``HPARAM_METRICS``.
 
-    def video(self, name: str, clip: Tensor, step: int, caption: str, fps: int = 8) -> None:
+        The row has a file of its own, which is replaced: TensorBoard keeps the first settings that it finds, and a run
+        may grow. ``SummaryWriter.add_hparams`` would also repeat the last losses as points.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        folder = Path(self._board.get_logdir())
+        with replacing(folder / HPARAMS_FILE) as tmp, tmp.open("wb") as file:
+            writer = RecordWriter(file)
+            for summary in hparams(settings, dict.fromkeys(HPARAM_METRICS)):
+                writer.write(Event(wall_time=time.time(), summary=summary).SerializeToString())
+
+    def video(self, name: str, clip: Tensor, tokens: int, caption: str, fps: int = 8) -> None:
         """A clip [3, frames, height, width] in [-1, 1] as an animated image under its caption."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -179,8 +201,8 @@ class MetricsLog:
         )
         # The prompt in the tag, since nothing else of an image's description is shown beside it; whole under Text.
         value = Summary.Value(tag=f"{name} {caption[:60]}", image=image)
-        self._board.file_writer.add_summary(Summary(value=[value]), step)
-        self._board.add_text(name, caption, step)
+        self._board.file_writer.add_summary(Summary(value=[value]), tokens)
+        self._board.add_text(name, caption, tokens)
         self._restart_clock(self._last[0])
 
     def flush(self) -> None:

@@ -9,6 +9,7 @@ from training.estimate import Estimate, device_hours, flops_of, width
 from training.grid import Sweep, label
 from training.resolve import Run
 from training.state import FINISHED, cell_state
+from utils.progress import duration
 
 PLAN = ("run id", "size", "N", "T", "B", "lr", "steps", "FLOPs", "hours")
 TOLD = ("running", "stopped", "lost", "stopped early", "failed")  # cells that status names one by one
@@ -101,16 +102,21 @@ def status(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -
         shown = {name: value for name, value in state.items() if name not in ("rate", "share")}
         progress = min(state["tokens"] / cell.config.train.tokens, 1.0)
         cells.append({"run_id": cell.config.run_dir.name, "name": label(cell.config), "progress": progress, **shown})
-    # Processes, of which cells that are trained together share one: their hours are shares of it too. Cells that have
-    # begun and told nothing yet may be one process or many.
-    at_once = sum(state["share"] or 0 for state in states if state["state"] == "running") or width(sweep) or 1
     return {
         "counts": dict(counts),
-        "hours_left": estimate.left(sweep, states, at_once),
+        "hours_left": hours_left(sweep, states, estimate),
         "rate": estimate.source,
         "best": _best(sweep.cells, states),
         "cells": cells,
     }
+
+
+def hours_left(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -> float | None:
+    """Hours until the last cell ends; None where no throughput is known."""
+    # Processes, of which stacked cells share one: their hours are shares of it too. Cells that have begun and logged
+    # nothing yet may be one process or many.
+    at_once = sum(state["share"] or 0 for state in states if state["state"] == "running") or width(sweep) or 1
+    return estimate.left(sweep, states, at_once)
 
 
 def status_text(sweep: Sweep, told: dict[str, Any]) -> str:
@@ -119,7 +125,9 @@ def status_text(sweep: Sweep, told: dict[str, Any]) -> str:
     lines = [f"{sweep.directory}: {len(sweep.cells)} cells: {counts}"]
     if any(told["counts"].get(state) for state in ("pending", "running", "stopped", "lost")):
         hours = told["hours_left"]
-        lines.append(f"  time left {'unknown' if hours is None else span(hours)}; throughput {told['rate']}")
+        lines.append(
+            f"  time left {'unknown' if hours is None else duration(3600 * hours)}; throughput {told['rate']}"
+        )
     for size, best in told["best"].items():
         lines.append(f"  best {size}: loss {best['loss']:.5g} at {best['tokens']:,} tokens, {best['name']}")
     queued = Counter(
@@ -144,16 +152,6 @@ def status_text(sweep: Sweep, told: dict[str, Any]) -> str:
 def watched(lines: str) -> str:
     """A status with the time of day, which clears the screen before it."""
     return f"\x1b[H\x1b[2J{time.strftime('%H:%M:%S')}  {lines}"
-
-
-def span(hours: float) -> str:
-    """A time for people."""
-    minutes = round(hours * 60)
-    if minutes < 1:
-        return "less than a minute"
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes < 48 * 60 else f"{hours / 24:.1f} days"
 
 
 def aligned(table: Sequence[tuple[str, ...]], marks: Sequence[str]) -> list[str]:

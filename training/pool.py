@@ -1,6 +1,5 @@
 """A pool that trains cells on one machine, each in a process of its own; what it knows of them lies on disk."""
 
-import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -21,7 +20,6 @@ from omegaconf import OmegaConf
 
 from scaling.hopeless import hopeless
 from training.config import Config, config_from_dict, to_dict
-from training.grid import label
 from training.records import finished_result
 from training.resolve import Run
 from training.stacks import stacks
@@ -95,7 +93,9 @@ def run_cells(
     keys: ExecutorKeys,
     report: Callable[[Run, str], None],
     interrupt: Interrupt,
+    *,
     rendezvous: Sequence[str] = (),
+    look: Callable[[list[Run]], None] | None = None,
 ) -> None:
     """Train every cell that is not finished; ``report`` hears of each cell's end.
 
@@ -106,6 +106,7 @@ def run_cells(
         interrupt: entered; what it has caught, if anything, ended the pool before the last cell.
         rendezvous: torchrun's options where the pools of several nodes train one cell together. What becomes of a
             cell that crashes is then decided elsewhere: its outcome is "crashed".
+        look: called with the running cells, at least every ``LOOK_SECONDS``.
     """
     queue = []
     for run in cells:
@@ -141,6 +142,8 @@ def run_cells(
                 if outcome == "again":
                     queue.append([run])  # alone, so that none fails for another's fault
                 report(run, outcome)
+        if look is not None:
+            look([run for worker in busy.values() for run in worker.runs])
         if keys.stop_hopeless:
             for worker in busy.values():
                 _stop_if_hopeless(worker)
@@ -168,7 +171,8 @@ def _settle(
         return "again"
     console = run.config.run_dir / "console.log"
     lines = console.read_text(errors="replace").strip().splitlines() if console.exists() else []
-    reason = lines[-1] if lines else f"ended with status {code}"
+    silent = f"ended with status {code} and wrote no console.log; see what this command printed"
+    reason = lines[-1] if lines else silent
     write_json(run.config.run_dir / FAILURE, {"attempts": attempts[name], "exit_status": code, "reason": reason})
     return "failed"
 
@@ -239,7 +243,6 @@ def _server() -> Any:
 def _start(context: Any, runs: list[Run], slot: int, share: Share, torchrun: list[str] | None) -> _Worker:
     for run in runs:
         run.config.run_dir.mkdir(parents=True, exist_ok=True)
-        link_board(run)
     values = [to_dict(run.config) for run in runs]
     if torchrun is not None:
         process = context.Process(target=_launch_cell, args=(values[0], share, torchrun))
@@ -327,15 +330,6 @@ def _stop_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def link_board(run: Run) -> None:
-    """Show a cell in the sweep's TensorBoard under its name for people: <sweep>/tensorboard/<name> -> its own."""
-    directory = run.config.run_dir
-    link = directory.parent / "tensorboard" / label(run.config)
-    link.parent.mkdir(exist_ok=True)
-    with contextlib.suppress(FileExistsError):  # from before, or of a cell's other node
-        link.symlink_to(Path("..") / directory.name / "tensorboard")
 
 
 # -- hopeless cells ------------------------------------------------------------------------------------------------

@@ -317,6 +317,14 @@ class LogKeys:
         bound=POSITIVE,
         aliases="wandb report_to log_every logging_steps use_wandb tensorboard",
     )
+    tensorboard_dir: str = key(
+        "tensorboard",
+        "folder of the TensorBoard events, in the run directory; a sweep's cells: in the sweep's, under their names",
+        identity=NEVER,
+        differs_in_stack=True,
+        aliases="logging_dir log_dir logdir",
+        path=True,
+    )
     prompts: list[str] = key(
         [],
         "prompts sampled as videos to TensorBoard at each milestone",

@@ -6,6 +6,7 @@ alone. Nothing else passes between them, so that either side may die and be star
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import re
@@ -46,11 +47,19 @@ TOO_MANY = ("invalid job array specification", "submit limit")
 # -- where the sweep is started --------------------------------------------------------------------------------------
 
 
-def follow(sweep: Sweep, report: Callable[[Run, str], None], interrupt: "Interrupt") -> None:
+def follow(
+    sweep: Sweep,
+    report: Callable[[Run, str], None],
+    interrupt: "Interrupt",
+    look: Callable[[list[Run]], None] = lambda running: None,
+) -> None:
     """Submit the cells that are neither finished nor in the queue, and follow until all are settled.
 
     A cell whose job ends without having finished it is submitted again, up to ``executor.retries`` times without
     a later checkpoint. ``report`` hears of each cell's end. A signal ends the following; the jobs go on.
+
+    Args:
+        look: called with the cells whose jobs run, twice a second.
 
     Raises:
         UserError: there is no sbatch here, or it refuses.
@@ -70,6 +79,7 @@ def follow(sweep: Sweep, report: Callable[[Run, str], None], interrupt: "Interru
             told = True
             _sleep(SELDOM, interrupt)
             continue
+        running = [run for name, run in open_cells.items() if " RUNNING" in tasks.get(name, "")]
         told, busy, todo = False, False, {}  # cells to submit, with their count
         for name, run in list(open_cells.items()):
             if began and name not in tasks:
@@ -108,7 +118,7 @@ def follow(sweep: Sweep, report: Callable[[Run, str], None], interrupt: "Interru
         began = False
         pause = FIRST_LOOK if busy or todo else min(1.3 * pause, SELDOM)
         pause = pause if answered else SELDOM
-        _sleep(pause, interrupt)
+        _sleep(pause, interrupt, functools.partial(look, running))
 
 
 def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
@@ -278,10 +288,11 @@ def _numbers(run: Run) -> dict[str, Any]:
     return {field.name: getattr(run, field.name) for field in dataclasses.fields(Run) if field.name != "config"}
 
 
-def _sleep(seconds: float, interrupt: "Interrupt") -> None:
-    """Sleep, but wake soon after a signal."""
+def _sleep(seconds: float, interrupt: "Interrupt", meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Sleep, but wake soon after a signal; ``meanwhile`` is called twice a second."""
     end = time.monotonic() + seconds
     while not interrupt.caught and (left := end - time.monotonic()) > 0:
+        meanwhile()
         time.sleep(min(left, 0.5))
 
 
@@ -303,7 +314,7 @@ def work(record: str, task: int) -> None:
         # A job that is queued again leaves those that failed in it: who submits says when they are tried afresh.
         cells = [run for run in cells if not (run.config.run_dir / FAILURE).exists()]
         before = [_tokens(run) for run in cells]
-        run_cells(cells, keys, _say, interrupt, _rendezvous(keys))
+        run_cells(cells, keys, _say, interrupt, rendezvous=_rendezvous(keys))
         if interrupt.caught is None:
             return
         if interrupt.caught != signal.SIGUSR2 or os.environ.get("SLURM_NODEID", "0") != "0":

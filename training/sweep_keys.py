@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from training.config import alias_hint, as_integer, is_text, known_keys, merge, nested
+from training.config import alias_hint, as_integer, is_text, key_called, known_keys, merge, nested
 from training.keys import MAX_INTEGER
 from utils.errors import UserError, nearest, shown
 from utils.user_text import check_literal, check_printable, expand_home
@@ -193,6 +193,23 @@ def overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
             raise UserError(f"{override}: entries of a list are changed in the YAML; here a list is given whole")
         values = merge(values, nested({name: parse_override(override, is_sweep_text)}))
     return values
+
+
+def sweep_key_hint(option: str) -> str:
+    """How to give what the unknown ``option`` asks for, such as --lr, as a key of a sweep; empty for none."""
+    word = option.lstrip("-").replace("-", "_")
+    if word in ("config", "cfg", "yaml"):
+        return "; give the sweep's YAML without an option, such as configs/sweep/quickstart.yaml"
+    groups = {"": SweepKeys, "executor.": ExecutorKeys, "executor.slurm.": SlurmKeys, "cost.": CostKeys}
+    found = [prefix + word for prefix, schema in groups.items() if word in schema.__dataclass_fields__]
+    key = key_called(word)
+    if not found and key:
+        found = [OWN.get(key, f"config.{key}")]
+    return (
+        f"; it is a key: write {found[0]}=..."
+        if found and found[0].replace("_", "").replace(".", "").isalpha()
+        else ""
+    )
 
 
 def typed(values: dict[str, Any], path: str | Path) -> SweepKeys:

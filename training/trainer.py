@@ -41,12 +41,11 @@ from training.step import Step
 from training.stop import StopRequest
 from training.validation import RAW_SHARE, Score, Validator, few_blocks
 from utils.devices import has_bfloat16
-from utils.errors import UserError
+from utils.errors import CONTINUES, PREEMPTED, UserError
 from utils.files import exclusive, replacing, write_json
 
 STEP, SCORES = "step", "scores"  # what a run's course asks for
 Scores = tuple[ValidationResult, ValidationResult]  # of the raw weights, and of the averaged
-PREEMPTED = 75  # EX_TEMPFAIL, the exit status of a run that stopped on a signal: run the same command again
 
 
 def train(config: Config, wait: bool = False) -> int:
@@ -221,8 +220,13 @@ class Trainer:
         """
         config = self.config
         where = self.step, self.tokens, self.device, self.world, config.train.dtype
-        log = MetricsLog(config.run_dir, *where) if self.main else None
+        log = None
         if self.main:
+            board = config.log.tensorboard_dir
+            log = MetricsLog(config.run_dir, *where, validates=bool(self._reached()), board=board)
+            settings = {"N": self.run.N, "layers": config.model.layers, "width": config.model.width}
+            settings |= {"T": config.train.tokens, "B": config.train.batch_tokens, "lr": config.optim.lr}
+            log.hparams(settings | {"seed": config.seed})
             begun = f"; from step {self.step:,}" if self.step else ""
             epochs = self.run.steps * self.run.clips / self.cache.train_size
             how = f"{epochs:.2g} epochs; {self.device}, attention {self.model.backend}"
@@ -347,8 +351,8 @@ class Trainer:
                 unmeasured = ((0, len(averaged.losses) - len(raw.losses)), (0, 0))
                 both = (np.pad(raw.losses, unmeasured, constant_values=np.nan), averaged.losses)
                 np.save(handle, np.stack(both))
-            # TensorBoard first: a run killed in between validates again and repeats the point, with equal values.
-            log.validation(self.step, self.tokens, scores, averaged.bins)
+            # TensorBoard first: a run killed in between validates again, and replaces the points there.
+            log.validation(self.tokens, scores, averaged.bins)
             ckpt.update_state(directory, self.step, milestones=self.milestones)
             ckpt.prune_checkpoints(directory, self.config.checkpoint.keep)
         return True
@@ -358,7 +362,7 @@ class Trainer:
             return
         for number, clip in enumerate(self.preview.sample(self.average)):
             if log is not None:
-                log.video(f"samples/{number}", clip, self.step, self.config.log.prompts[number])
+                log.video(f"samples/{number}", clip, self.tokens, self.config.log.prompts[number])
 
     def _save(self, log: MetricsLog | None) -> None:
         # Every process goes on from the mean of the windows, which is what a resumed run has.
@@ -394,12 +398,6 @@ class Trainer:
         write_json(self.config.run_dir / "result.json", result)
 
     def _close(self, log: MetricsLog, status: str) -> None:
-        run, config = self.run, self.config
-        if self.milestones:
-            settings = {"N": run.N, "B": config.train.batch_tokens, "lr": config.optim.lr, "seed": config.seed}
-            last = self.milestones[-1]
-            step = last["tokens"] // config.train.batch_tokens
-            log.hparams(step, settings, {name: last[name] for name in ("ema_val_loss", "val_loss")})
         log.close()
-        more = "; the same command goes on" if status == "preempted" else ""
-        print(f"{config.run_dir}: {status} after {self.step:,} steps, {self.tokens:,} tokens{more}", flush=True)
+        more = f"; {CONTINUES}" if status == "preempted" else ""
+        print(f"{self.config.run_dir}: {status} after {self.step:,} steps, {self.tokens:,} tokens{more}", flush=True)

@@ -7,10 +7,15 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
+
+PREEMPTED = 75  # EX_TEMPFAIL, the exit status of what a signal stopped: run the same command again
+CONTINUES = "the same command continues"
 
 
 class UserError(Exception):
@@ -28,6 +33,8 @@ class OwnError(UserError):
 class Parser(argparse.ArgumentParser):
     """A command's options, whose mistakes are UserErrors: one line, without the usage that argparse prints first.
 
+    Options of the types ``Path`` and ``path_text`` have the home directory for a leading ~.
+
     Args:
         key_of: a hint for an unknown option that is a configuration key, such as --lr; empty for another.
     """
@@ -35,12 +42,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, key_of: Callable[[str], str] | None = None, **more: Any) -> None:
         self._key_of, self._aliases = key_of, {}
         super().__init__(*args, **more)
+        self.register("type", Path, user_path)  # of groups' options too
 
     def add_argument(self, *names: Any, aliases: tuple[str, ...] = (), **more: Any) -> argparse.Action:
-        """argparse's, with two additions: paths have ~ expanded, and ``aliases`` are other programs' names for this
-        option, which are not accepted but answered with ours."""
-        if more.get("type") is Path:
-            more["type"] = user_path
+        """argparse's; ``aliases`` are other programs' names for this option, which are answered with ours."""
         action = super().add_argument(*names, **more)
         self._aliases |= dict.fromkeys(aliases, names[0])
         return action
@@ -56,6 +61,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+    def refuse_unread(self, arguments: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+        """Refuse the options ``names``, which would be ignored for this ``reason``, where they are not the default.
+
+        Raises:
+            UserError: one was given.
+        """
+        for name in names:
+            if getattr(arguments, name) != self.get_default(name):
+                raise UserError(f"--{name.replace('_', '-')}: {reason}; leave it out")
 
     def _check_option(self, word: str) -> None:
         known = list(self._option_string_actions)
@@ -106,6 +121,24 @@ def _unread() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return bool(poll.poll(0))
+
+
+@contextmanager
+def resumable(what: str) -> Iterator[None]:
+    """Where Ctrl-C or SIGTERM ends work that can be continued, say so in the last line and exit with ``PREEMPTED``."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{what}: stopped; {CONTINUES}", file=sys.stderr, flush=True)
+        sys.exit(PREEMPTED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_cli(main: Callable[[], int | None]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data import tables
 from data.captions import LIMIT_BYTES, ListingOptions
 from data.listing import list_sources, scan_sources
 from data.media import identity
@@ -128,6 +129,17 @@ def test_what_would_lose_captions_is_a_users_error(folder, name, content, messag
     write(folder, **{name: content})
     with pytest.raises(UserError, match=message):
         list_sources(folder / name)
+
+
+def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(folder, monkeypatch):
+    monkeypatch.setattr(tables, "MIN_UNPACKED_BYTES", 1000)
+    packed = gzip.compress(b"path,caption\n" + bytes(10_000_000), mtime=0)
+    write(folder, m__csv__gz=packed)
+    read, plain = [], gzip.GzipFile.read
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda *arguments: read.append(plain(*arguments)) or read[-1])
+    with pytest.raises(UserError, match=r"m\.csv\.gz: unpacks to more than 100 times its size"):
+        list_sources(folder / "m.csv.gz")
+    assert sum(map(len, read)) == 100 * len(packed) + 1
 
 
 def test_no_captions_are_asked_for(folder):

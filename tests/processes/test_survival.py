@@ -28,7 +28,7 @@ from tests.processes.trainings import (
 )
 from tests.training.test_trainer import command, metrics, newest_step, overrides, result
 from training.checkpoint import checkpoint_paths, find_checkpoint
-from training.trainer import PREEMPTED
+from utils.errors import PREEMPTED
 
 
 def same_files(ours: Path, theirs: Path) -> None:

@@ -14,8 +14,8 @@ from tests.processes.launch import ROOT, wait_until
 from tests.processes.trainings import finish, start, together, train_it
 from tests.training.test_trainer import command, losses, metrics, newest_step, overrides, result, run
 from training.config import load_config
-from training.trainer import PREEMPTED, train
-from utils.errors import UserError
+from training.trainer import train
+from utils.errors import PREEMPTED, UserError
 
 
 @pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["forked", "torchrun"])

@@ -203,7 +203,8 @@ def test_a_killed_job_goes_on(run, videos, tmp_path, monkeypatch):
             return super().encode(clips)
 
     monkeypatch.setattr(cache_latents, "load_vae", lambda spec, device, dtype: Stopping())
-    assert run("--source", videos, "--out", tmp_path / "cache")[0] == 130
+    status, _, said = run("--source", videos, "--out", tmp_path / "cache")
+    assert (status, said.splitlines()[-1]) == (75, f"{tmp_path / 'cache'}: stopped; the same command continues")
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
     assert run("--source", videos, "--out", tmp_path / "cache")[0] == 0
     assert Stopping.calls == 4  # three videos and the interrupted call: the first is not encoded again

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tools import sweep
+from training.sweep_file import committed_data
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +58,7 @@ def test_results_that_do_not_agree_on_the_data_say_nothing_of_them(ask, tmp_path
         (tmp_path / "results" / name / "result.json").write_text(json.dumps(one))
     with pytest.raises(UserError, match="no latent cache here"):
         ask("status", f"results={tmp_path / 'results'}")
-    sweep.committed_data.cache_clear()
+    committed_data.cache_clear()
     (tmp_path / "results" / "b" / "result.json").write_text("[]")
     with pytest.raises(UserError, match="b/result.json: not a run's result"):
         ask("status", f"results={tmp_path / 'results'}")

@@ -22,8 +22,8 @@ from training.feed import Feed, Samples
 from training.memory import fit_memory
 from training.rows import StackedStep
 from training.stacks import row_bytes
-from training.trainer import PREEMPTED, Trainer, prepare, train
-from utils.errors import UserError
+from training.trainer import Trainer, prepare, train
+from utils.errors import PREEMPTED, UserError
 from utils.files import exclusive
 
 ROWS = 8

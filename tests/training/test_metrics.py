@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from data.latents import LatentCache
 from diffusion.loss import denoising_loss
@@ -71,9 +73,9 @@ def test_validation_and_sampling_are_not_trainings_time(
     clock.now += 7
     step(log, 7)
     clock.now += 1000
-    log.validation(7, 700, scores, [1.0] * T_BINS)
+    log.validation(700, scores, [1.0] * T_BINS)
     clock.now += 1000
-    log.video("samples/0", torch.zeros(3, 2, 8, 8), 7, "a caption")
+    log.video("samples/0", torch.zeros(3, 2, 8, 8), 700, "a caption")
     clock.now += 10
     step(log, 17)
     log.close()
@@ -165,11 +167,27 @@ def test_tensorboard_has_what_the_documentation_promises(cache: Path, tmp_path: 
     scalars = {tag: board.Scalars(tag) for tag in board.Tags()["scalars"]}
     names = ("loss", "lr", "grad_norm", "skipped", "tokens_per_second", "memory_GiB", "tokens", "flops")
     assert {f"train/{name}" for name in names} <= set(scalars)
-    assert [point.step for point in scalars["train/loss"]] == [2, 4, 6, 8, 10]
+    assert [point.step for point in scalars["train/loss"]] == [1280, 2560, 3840, 5120, 6400]  # tokens
     for folder in ("train_by_t", "validation_by_t"):
         tags = {tag for tag in scalars if tag.startswith(folder)}
         assert tags <= {f"{folder}/{n / 10:.1f}_to_{(n + 1) / 10:.1f}" for n in range(10)}
         assert len(tags) >= 8  # a window of 40 samples may leave an outer bin empty
     assert all(math.isfinite(point.value) for points in scalars.values() for point in points)
-    assert [point.step for point in scalars["validation/ema_val_loss"]] == [1, 10, 10]  # twice, for the HParams table
+    assert [point.step for point in scalars["validation/ema_val_loss"]] == [640, 6400]
     assert scalars["train/memory_GiB"][-1].value * 2**30 == pytest.approx(memory_peak(CPU), rel=0.2)
+
+
+def hparams_of(folder: Path) -> list[dict[str, float]]:
+    """The settings in a folder's HParams row, as TensorBoard reads them."""
+    events = EventAccumulator(str(folder)).Reload()
+    content = events.PluginTagToContent("hparams")[SESSION_START_INFO_TAG]
+    values = HParamsPluginData.FromString(content).session_start_info.hparams
+    return {name: value.number_value for name, value in values.items()}
+
+
+def test_the_hparams_table_has_size_and_tokens_and_a_grown_runs_own(cache: Path, tmp_path: Path) -> None:
+    run(cache, tmp_path, "x", "train.milestones=[640]", "train.tokens=640")
+    row = {"N": 16384.0, "layers": 1.0, "width": 32.0, "T": 640.0, "B": 128.0, "lr": 0.003, "seed": 0.0}
+    assert hparams_of(tmp_path / "x" / "tensorboard") == pytest.approx(row)
+    run(cache, tmp_path, "x", "train.milestones=[640,1280]", "train.tokens=1280")
+    assert hparams_of(tmp_path / "x" / "tensorboard") == pytest.approx(row | {"T": 1280.0})

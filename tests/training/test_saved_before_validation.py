@@ -55,18 +55,21 @@ def test_a_run_that_dies_in_validation_measures_before_its_next_step(
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_a_kill_around_the_milestones_record_loses_no_point_of_tensorboard(
+def test_a_kill_around_the_milestones_record_loses_and_repeats_no_point_of_tensorboard(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
     whole = run(cache, tmp_path, "whole", *MILESTONES)
     plain, seen = training.checkpoint.update_state, []
 
-    def steps(tag: str) -> set[int]:
-        events = EventAccumulator(str(tmp_path / "x" / "tensorboard"), {"scalars": 0}).Reload()
-        return {point.step for point in events.Scalars(tag)}
+    def points(tag: str, name: str = "x") -> list[tuple[int, float]]:
+        events = EventAccumulator(str(tmp_path / name / "tensorboard"), {"scalars": 0}).Reload()
+        return [(point.step, point.value) for point in events.Scalars(tag)]
+
+    def tokens(tag: str) -> list[int]:
+        return [at for at, _ in points(tag)]
 
     def killed(*arguments: Any, **more: Any) -> None:
-        seen.append((steps("train/loss"), steps("validation/ema_val_loss")))  # what a kill here would leave on disk
+        seen.append((tokens("train/loss"), tokens("validation/ema_val_loss")))  # what a kill here would leave on disk
         if after:
             plain(*arguments, **more)
         dies()
@@ -75,12 +78,14 @@ def test_a_kill_around_the_milestones_record_loses_no_point_of_tensorboard(
         patch.setattr(training.checkpoint, "update_state", killed)
         with pytest.raises(torch.OutOfMemoryError):
             train(load_config(None, overrides(cache, tmp_path, "x", *MILESTONES)))
-    assert seen == [(set(range(1, 11)), {10})]
+    assert seen == [([128 * step for step in range(1, 11)], [1280])]
     done = run(cache, tmp_path, "x", *MILESTONES)
     assert done["milestones"] == whole["milestones"]
     assert metrics(tmp_path / "x") == metrics(tmp_path / "whole")
-    assert steps("validation/ema_val_loss") == {10, 20}
-    assert steps("train/loss") == set(range(1, 21))
+    assert tokens("validation/ema_val_loss") == [1280, 2560]
+    assert tokens("train/loss") == [128 * step for step in range(1, 21)]
+    for tag in ("train/loss", "validation/ema_val_loss", "validation/val_loss"):
+        assert points(tag) == points(tag, "whole")
 
 
 def test_stacked_runs_that_die_in_validation_measure_before_their_next_step(

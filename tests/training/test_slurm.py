@@ -65,7 +65,7 @@ def following(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr(slurm, "queue_of", look)
     monkeypatch.setattr(slurm, "check_options", lambda keys: None)
-    monkeypatch.setattr(slurm, "_sleep", lambda seconds, interrupt: None)
+    monkeypatch.setattr(slurm, "_sleep", lambda seconds, interrupt, meanwhile=None: None)
     return seen
 
 
@@ -244,18 +244,12 @@ def test_a_job_queued_again_leaves_what_failed_in_it(
     (record,) = (sweep.directory / slurm.FOLDER).glob("*.json")
     write_json(failed.config.run_dir / FAILURE, {"attempts": 3, "reason": "always"})
     trained = []
-    monkeypatch.setattr(pool, "run_cells", lambda cells, *more: trained.extend(run.config.name for run in cells))
+    monkeypatch.setattr(
+        pool, "run_cells", lambda cells, *more, **named: trained.extend(run.config.name for run in cells)
+    )
     slurm.work(str(record), 0)
     assert trained == [other.config.name]
     assert (failed.config.run_dir / FAILURE).exists()
-
-
-def test_a_cells_nodes_may_link_its_board_at_the_same_moment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (run, _) = loaded(path).cells
-    run.config.run_dir.mkdir(parents=True)
-    pool.link_board(run)
-    monkeypatch.setattr(Path, "is_symlink", lambda path: False)  # as it was when the other looked
-    pool.link_board(run)
 
 
 def test_a_time_is_what_was_written(path: Path) -> None:

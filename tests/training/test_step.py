@@ -17,8 +17,8 @@ from training.feed import Feed, Samples
 from training.memory import fit_micro_batch
 from training.optim import build_optimizer, weight_groups
 from training.schema import OptimKeys
-from training.trainer import PREEMPTED, Trainer, prepare, train
-from utils.errors import UserError
+from training.trainer import Trainer, prepare, train
+from utils.errors import PREEMPTED, UserError
 
 
 def trainer_of(cache: Path, out: Path, *more: str) -> Trainer:

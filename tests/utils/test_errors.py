@@ -1,11 +1,14 @@
 import io
+import os
 import re
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from utils.errors import Parser, UserError, nearest, run_cli
+from utils.errors import Parser, UserError, nearest, resumable, run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted([*(ROOT / "tools").glob("*.py"), ROOT / "sample.py"])
@@ -39,3 +42,17 @@ def test_names_that_are_not_utf8_are_printed(monkeypatch):
         run_cli(lambda: print("caf\udce9.mp4: é"))
     assert left.value.code == 0
     assert written.getvalue().decode() == "caf\\udce9.mp4: é\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_says_that_the_same_one_continues(number, capsys):
+    def main():
+        with resumable("runs/x"):
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as left:
+        run_cli(main)
+    assert (left.value.code, capsys.readouterr().err) == (75, "runs/x: stopped; the same command continues\n")
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -134,7 +134,7 @@ def test_ctrl_c_leaves_the_jobs_and_a_lost_one_is_submitted_again(slurm: Cluster
     wait_until(lambda: len(list(folder.glob("*/metrics.jsonl"))) == 2, 300)
     for _ in range(2):
         run.send_signal(signal.SIGINT)
-    _, err = finish(run, 130, 60)
+    _, err = finish(run, 75, 60)
     assert "the jobs go on without this command" in err
     (job,) = {line.split("_")[0] for line in slurm.queue()}
     slurm.run("scancel", "--signal=KILL", "--full", job)

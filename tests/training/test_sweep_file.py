@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from tests.sweeps import write_sweep
-from tools import sweep as module
+from training import sweep_file as module
 from training.grid import Sweep, load_sweep
 from utils.errors import UserError
 
@@ -17,7 +17,7 @@ CLAMPED = 32 * 125  # tokens, 0.2 half-lives of 2e4: beta2 would be 0.871
 @pytest.fixture(autouse=True)
 def data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "data_of", lambda config: META)
-    module.begun_with.cache_clear()
+    module.read_sweep_file.cache_clear()
 
 
 def sweep(folder: Path, batch: int = 64, **optim: object) -> Sweep:
