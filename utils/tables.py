@@ -48,7 +48,7 @@ def table_kind(path: Path) -> str | None:
 
 
 def read_table(path: Path, is_header: Callable[[list[str]], bool], words: Words | None = None) -> Table:
-    """The table in ``path``, which is of a ``table_kind``.
+    """The table in ``path``, by its ``table_kind``, or CSV where its name tells none.
 
     Args:
         is_header: whether these columns are what the caller looks for. It tells which delimiter a CSV has.
@@ -58,7 +58,7 @@ def read_table(path: Path, is_header: Callable[[list[str]], bool], words: Words 
         UserError: text that is not UTF-8; no table of its kind; a row with more fields than the header (also when
             rows are read).
     """
-    kind, words = table_kind(path), words or Words()
+    kind, words = table_kind(path) or ".csv", words or Words()
     if kind == ".parquet":
         return _parquet(path)
     text = text_of(_content(path), str(path))
