@@ -134,6 +134,26 @@ class Law:
         return replace(law, **{name: columns.get(f"{part}.{name}", same) for name, same in held.items()})
 
 
+def with_hyperparameters(law: Law, prior: Law) -> Law:
+    """``law`` with the batch and rate laws of ``prior``, every constant marked as assumed, where it has neither.
+
+    What a batch off the best one costs comes with them.
+    """
+    if law.batch is not None or law.lr is not None or prior.batch is None or prior.lr is None:
+        return law
+    marked = {part: replace(getattr(prior, part), assumed=("N", "T", "coefficient")) for part in ("batch", "lr")}
+    unknown = {key: why for key, why in (law.provenance.get("unknown") or {}).items() if key not in ("batch", "lr")}
+    note = f"batch and rate are those of the law {prior.name!r}, and not measured"
+    return replace(
+        law,
+        **marked,
+        curvature=law.curvature or prior.curvature,
+        lr_given_batch=law.lr_given_batch or prior.lr_given_batch,
+        fit=law.fit | {"warnings": [note, *(law.fit.get("warnings") or [])]},
+        provenance=law.provenance | {"unknown": unknown},
+    )
+
+
 _PARTS = {
     "batch": PowerLaw,
     "lr": PowerLaw,
@@ -154,6 +174,12 @@ _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "fit": _OBJECT,
     "fit.window": (lambda value: _positive(value) and value < 1, "a fraction between 0 and 1"),
     "fit.floor": (lambda value: _positive(value), "a positive number of tokens"),
+    "fit.along": (
+        lambda value: (
+            isinstance(value, dict) and list(value) in (["B"], ["lr"]) and all(map(_positive, value.values()))
+        ),
+        'an object with the one "B" or "lr" of all runs',
+    ),
     "fit.flops_per_parameter_token": (lambda value: _positive(value), "a number above 0"),
     "fit.method": (lambda value: isinstance(value, str), "words"),
     "fit.warnings": (lambda value: isinstance(value, list) and _all_words(value), "a list of words"),
