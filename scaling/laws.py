@@ -18,6 +18,8 @@ from utils.files import read_json, write_json
 
 UNITS = {"N": "parameters", "T": "tokens", "B": "tokens", "C": "FLOPs"}
 ESTIMATORS = ("direct", "measured", "predicted")
+# Rates and batches (tokens) that a run can have.
+POSSIBLE = {"lr": (1e-15, 1e6), "B": (1e-3, 1e15)}
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,9 @@ class PowerLaw:
 
     def __call__(self, N: ArrayLike, T: ArrayLike) -> NDArray[np.float64]:
         """The law at N parameters and T tokens (arrays broadcast)."""
-        relative_T, relative_N = np.divide(T, self.scale["T"]), np.divide(N, self.scale["N"])
-        return self.coefficient * relative_T**self.T * relative_N**self.N
+        with np.errstate(all="ignore"):  # constants out of range give what is not finite, which callers refuse
+            relative_T, relative_N = np.divide(T, self.scale["T"]), np.divide(N, self.scale["N"])
+            return self.coefficient * relative_T**self.T * relative_N**self.N
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,23 @@ class Law:
     draws: list[list[float]] | None
     provenance: dict[str, Any]
     units: dict[str, str] = field(default_factory=lambda: dict(UNITS))
+
+    def best_pair(self, N: float, T: float) -> tuple[float, float]:
+        """The best rate and the best batch in tokens.
+
+        Raises:
+            UserError: the law has none, or its constants lead beyond what any run can have.
+        """
+        self.require("batch", "lr")
+        pair = {"lr": float(self.lr(N, T)), "B": float(self.batch(N, T))}
+        for name, value in pair.items():
+            low, high = POSSIBLE[name]
+            if not low <= value <= high:
+                raise UserError(
+                    f"law {self.name!r} gives {name} {value:.4g} at N {N:.4g}, T {T:.4g}, outside {low:g} to {high:g}; its "
+                    "constants are out of range; fit it again, or hold exponents with fit.py --fix"
+                )
+        return pair["lr"], pair["B"]
 
     def require(self, *parts: str) -> None:
         """Raise UserError if one of ``parts`` is null, with the reason the file gives."""

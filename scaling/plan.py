@@ -57,6 +57,7 @@ class Request:
     dtype: str = "auto"
 
 
+@np.errstate(all="ignore")  # what is not finite is refused by name
 def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
     """The plan as one object, in the planner's JSON form.
 

@@ -107,16 +107,20 @@ def cells_to_run(ledger: Ledger, window: float | None) -> list[str]:
 def at_nominal(ledger: Ledger) -> Ledger:
     """Losses moved from the tokens a run had really seen to the fewest that any run of its grid had.
 
-        A large batch overshoots its milestone further than a small one, which would flatter it. The slope of ln loss in
-        ln T is the run's own, between its milestones; runs with one milestone take the median of the others', and where
-    XX    Milestones that all runs of a grid passed by the same step are one measurement, and one row.
+    A large batch overshoots its milestone further than a small one, which would flatter it. The slope of ln loss in
+    ln T is the run's own, between its milestones. Runs with one milestone take the median of the others'; where all
+    have one, their size's best losses give it. The common T is what was seen, not what was asked for: a table has no
+    milestones, and must give the folder's law. Milestones that all runs of a grid passed by the same step are one
+    measurement, and one row.
     """
     common = ledger.nominal_T.copy()
     for _, _, rows in ledger.grids():
         common[rows] = ledger.T[rows].min()
     asked: dict[tuple, float] = {}
     keys = zip(ledger.run_id.tolist(), ledger.N, ledger.B, ledger.lr, ledger.T, common)
-    once = np.array([asked.setdefault(key, nominal) == nominal for key, nominal in zip(keys, ledger.nominal_T)])
+    once = np.array(
+        [asked.setdefault(key, nominal) == nominal for key, nominal in zip(keys, ledger.nominal_T)], dtype=bool
+    )
     ledger = replace(ledger, nominal_T=common).rows(once)
     slope = np.full(len(ledger), np.nan)
     for run in np.unique(ledger.run_id):
