@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling import allocation, hyper, jackknife, lines, loss_law, plausibility
+from scaling.fitting import isoflop
 from scaling.laws import Curvature, GivenBatch, Law, LossLaw, with_hyperparameters
 from scaling.optimum import COEFFICIENTS, Optimum
 from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids, points_of_rows
@@ -104,7 +105,8 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             unknown[name] = "not fitted: only part of the laws was asked for, fit.py all gives every one"
     columns, draws, intervals = _uncertainty(points, (centre, replicates, extra), stage, freedom, scale)
     _check_exponents(intervals, options, warnings)
-    sizes = _allocation(ledger, points, constants["loss"], cost, warnings, unknown)
+    size_fits: dict[str, isoflop.SizeFit] = {}
+    sizes = _allocation(ledger, points, constants["loss"], cost, warnings, unknown, size_fits)
     if sizes is None:
         unknown.setdefault("allocation", "needs the loss law")
     curvature, given = _curvature(points.optima)
@@ -130,8 +132,10 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             # One clip, where grids were best at it: their rates and losses are those of that batch.
             "floor": max((o.B for o in optima if o.verdict == "floor"), default=None),
             **({"along": along} if along else {}),
+            **({"size_errors": {name: one.errors() for name, one in size_fits.items()}} if size_fits else {}),
             "draw_columns": columns,
-            "intervals": intervals,
+            "intervals": intervals
+            | {f"allocation.{name}.exponent": one.exponent_interval() for name, one in size_fits.items()},
             "method": f"95 %: {method}; {len(points.present)} clusters",
             "verdicts": [optimum.describe() for optimum in optima],
             "warnings": list(warnings),
@@ -329,8 +333,10 @@ def _allocation(
     cost: allocation.Cost,
     warnings: list[str],
     unknown: dict[str, str],
+    size_fits: dict[str, isoflop.SizeFit],
 ) -> dict[str, Any] | None:
-    """N_opt by estimator; why one is unknown goes into ``unknown``."""
+    """N_opt by estimator; why one is unknown goes into ``unknown``, and errors of budgets' own laws into
+    ``size_fits``."""
     if loss is None:
         return None
     C = training_flops(ledger, points.N, points.T, cost)
@@ -340,9 +346,19 @@ def _allocation(
         unknown["allocation"] = "by the loss law the smallest model is the best at every budget"
         warnings.append(f"N_opt is unknown: {unknown['allocation']}")
         return None
-    # Without grids each row is a point, but for the diverged ones.
-    flops = C if points.optima else ledger.flops[np.isfinite(ledger.loss)]
-    found, reasons = allocation.estimate(allocation.budgets(points.N, C, points.loss, flops))
+    curves = []
+    if not points.optima:
+        # Without grids each row is a point, but for the diverged ones, and has its own budget or a computed one.
+        flops = ledger.flops[np.isfinite(ledger.loss)]
+        curves = isoflop.budgets(points.N, flops, points.loss) or isoflop.budgets(
+            points.N, C, points.loss, isoflop.MOSTLY
+        )
+    if curves:
+        fits, reasons = isoflop.estimate(curves)
+        size_fits |= {name: one for name, one in fits.items() if one is not None}
+        found = {name: None if one is None else one.law for name, one in fits.items()}
+    else:
+        found, reasons = allocation.estimate(allocation.budgets(points.N, C, points.loss, C))
     sizes |= found
     unknown |= {f"allocation.{name}": reason for name, reason in reasons.items()}
     if sizes["measured"] is not None:
@@ -356,12 +372,13 @@ def _allocation(
 def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any]) -> Fitted:
     """N_opt(C) through rows that are each the best size of their budget, by plain least squares in logs."""
     C = np.where(np.isfinite(ledger.flops), ledger.flops, ledger.T * cost(ledger.N))
-    for budget in np.unique(np.log(C).round(2)):
-        N = ledger.N[np.log(C).round(2) == budget]
+    number = isoflop.budget_of(C)
+    for k in np.unique(number):
+        N, budget = ledger.N[number == k], C[number == k].mean()
         if N.max() > SAME_OPTIMUM * N.min():
             raise UserError(
-                f"{ledger.source}: --optima wants the best size of each budget; that at {np.exp(budget):.2g} FLOPs "
-                f"has sizes from {N.min():.4g} to {N.max():.4g}: leave --optima out to fit isoFLOP curves"
+                f"{ledger.source}: --optima wants the best size of each budget; that at {budget:.2g} FLOPs has sizes "
+                f"from {N.min():.4g} to {N.max():.4g}: leave --optima out to fit isoFLOP curves"
             )
     if len(ledger) < 3:
         raise UserError(f"{ledger.source}: {len(ledger)} rows: a power law through best sizes needs three")

@@ -110,7 +110,7 @@ def fit_power(
         between, weights = 0.0, np.ones_like(y)
     else:
         variance = np.asarray(variance, dtype=float)
-        between = _between(X, y - held, variance) if spare else 0.0
+        between = between_variance(X, y - held, variance) if spare else 0.0
         weights = 1 / (variance + between)
     inverse = np.linalg.inv(X.T @ (weights[:, None] * X))
     pull = np.zeros((3, len(y)))
@@ -128,7 +128,7 @@ def fit_power(
     return PowerFit(law, beta, covariance, weights, between, spare, pull, residuals, inflation / weights)
 
 
-def _between(X: NDArray, y: NDArray, variance: NDArray) -> float:
+def between_variance(X: NDArray, y: NDArray, variance: NDArray) -> float:
     """The between-point variance that maximises the restricted likelihood, 0 or more."""
 
     def negative(log_tau2: float) -> float:

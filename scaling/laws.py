@@ -127,8 +127,8 @@ class Law:
             low, high = POSSIBLE[name]
             if not low <= value <= high:
                 raise UserError(
-                    f"law {self.name!r} gives {name} {value:.4g} at N {N:.4g}, T {T:.4g}, outside {low:g} to {high:g}; its "
-                    "constants are out of range; fit it again, or hold exponents with fit.py --fix"
+                    f"law {self.name!r} gives {name} {value:.4g} at N {N:.4g}, T {T:.4g}, outside {low:g} to "
+                    f"{high:g}; its constants are out of range; fit it again, or hold exponents with fit.py --fix"
                 )
         return pair["lr"], pair["B"]
 
@@ -201,6 +201,12 @@ _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
         'an object with the one "B" or "lr" of all runs',
     ),
     "fit.flops_per_parameter_token": (lambda value: _positive(value), "a number above 0"),
+    "fit.size_errors": (
+        lambda value: (
+            isinstance(value, dict) and all(key in ESTIMATORS and _size_errors(v) for key, v in value.items())
+        ),
+        "an object with log_C, sd, sd_exponent and quantile by estimator",
+    ),
     "fit.method": (lambda value: isinstance(value, str), "words"),
     "fit.warnings": (lambda value: isinstance(value, list) and _all_words(value), "a list of words"),
     "fit.intervals": (
@@ -370,6 +376,11 @@ def _positive(value: Any) -> bool:
 
 def _span(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_finite, value)) and value[0] <= value[1]
+
+
+def _size_errors(value: Any) -> bool:
+    names = ("log_C", "sd", "sd_exponent", "quantile")
+    return isinstance(value, dict) and set(value) == set(names) and all(_finite(v) and v >= 0 for v in value.values())
 
 
 def _all_words(values: Iterable[Any]) -> bool:

@@ -345,10 +345,10 @@ def _by_estimator(law: Law, C: float, cost: allocation.Cost, draws: dict[str, ND
     for name in ESTIMATORS:
         if name == "minimised" or (law.allocation or {}).get(name) is not None:
             sizes[name] = _size(law, name, C, cost)
-    # Points' own estimators were not drawn: no interval is theirs.
-    for name in sizes.keys() & draws.keys():
-        low, high = interval(draws[name])
-        sizes[name] = {"value": sizes[name], "low": low, "high": high}
+    for name, size in sizes.items():
+        span = interval(draws[name]) if name in draws else allocation.size_interval(law, name, C)
+        if span is not None:
+            sizes[name] = {"value": size, "low": span[0], "high": span[1]}
     return sizes
 
 

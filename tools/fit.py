@@ -222,9 +222,10 @@ def summary(fitted: fit.Fitted, cost: allocation.Cost) -> str:
         lines.append(f"{part} is in units of {value.scale['T']:g} tokens and {value.scale['N']:g} parameters")
     if law.allocation and law.domain["C"]:
         lines += allocation.side_by_side(law, law.domain["C"][1], cost)
-        if span := law.fit["intervals"].get("allocation.measured.exponent"):
-            exponent = law.allocation["measured"].exponent
-            lines.append(f"N_opt, measured: exponent {exponent:.4f} [{span[0]:.4f}, {span[1]:.4f}]")
+        for name in laws.ESTIMATORS:
+            if span := law.fit["intervals"].get(f"allocation.{name}.exponent"):
+                exponent = law.allocation[name].exponent
+                lines.append(f"N_opt, {name}: exponent {exponent:.4f} [{span[0]:.4f}, {span[1]:.4f}]")
         reasons: dict[str, list[str]] = {}
         for name in ("direct", "measured"):
             if reason := law.provenance.get("unknown", {}).get(f"allocation.{name}"):
