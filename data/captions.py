@@ -5,14 +5,14 @@ looks like any other. So common names are recognised, two of them are an error, 
 files in which none is found. ``--no-captions`` says that there are none.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
-from data.media import one_line, text_of
-from utils.errors import UserError, nearest, shown
+from data.media import one_line
+from utils.errors import UserError, nearest
+from utils.tables import parse_json, text_of
 
 CAPTION_NAMES = ("caption", "captions", "cap", "text", "prompt")
 TEXT_KINDS = (".caption", ".captions", ".text", ".prompt")  # where there is no .txt; .cap is a kind of subtitles
@@ -167,17 +167,3 @@ def read_bounded(file: BinaryIO, what: str) -> bytes:
     if len(content) > LIMIT_BYTES:
         raise UserError(f"{what}: longer than {LIMIT_BYTES >> 20} MiB, which is no caption")
     return content
-
-
-def parse_json(text: str, what: str) -> Any:
-    """The JSON value of a text.
-
-    Raises:
-        UserError: it is none, or nested too deep; ``what`` names it.
-    """
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{what}: not JSON ({error})") from None
-    except RecursionError:
-        raise UserError(f"{what}: JSON that is nested too deep: {shown(text[:40])}") from None

@@ -10,9 +10,9 @@ from pathlib import Path
 from data.captions import CAPTION_KINDS, CaptionFiles, ListingOptions, read_bounded
 from data.manifests import list_manifest
 from data.media import COMPANION, PICTURES, VIDEOS, Listing, Source, skipped_kind
-from data.tables import KINDS, table_kind
 from data.tars import list_tars
 from utils.errors import UserError
+from utils.tables import KINDS, table_kind
 
 
 def list_sources(where: str | Path, options: ListingOptions = ListingOptions()) -> list[Source]:  # noqa: B008

@@ -8,8 +8,10 @@ from typing import Any
 
 from data.captions import CAPTION_NAMES, FIX, ListingOptions, find_name, listed
 from data.media import Listing, Source, one_line
-from data.tables import Table, read_table
 from utils.errors import UserError, nearest
+from utils.tables import Table, Words, read_table
+
+WORDS = Words(cell="caption", object="'path' and 'caption'")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ def list_manifest(manifest: Path, options: ListingOptions) -> Listing:
     root = manifest.parent if options.root is None else options.root
     if not root.is_dir():
         raise UserError(f"--root {root}: no such folder")
-    table = read_table(manifest, options.path_column)
+    wanted = (options.path_column or "path").strip().casefold()
+    table = read_table(manifest, lambda names: any(name.strip().casefold() == wanted for name in names), WORDS)
     columns = _find_columns(manifest, table, options)
     sources: dict[str, Source] = {}
     for place, row in table.rows(columns.present) if columns else ():

@@ -104,18 +104,6 @@ def identity(source: Source) -> str:
     return f"{source.name}\t{size}\t{source.caption}"
 
 
-def text_of(content: bytes, what: str) -> str:
-    """UTF-8 text, a byte order mark apart.
-
-    Raises:
-        UserError: it is not; ``what`` names it.
-    """
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{what}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
-
-
 def one_line(caption: Any, what: str) -> str:
     """A caption with each run of white space as one space; of nothing (None or NaN), the empty one.
 

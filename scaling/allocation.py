@@ -236,6 +236,17 @@ def drawn(law: Law, C: float, cost: Cost) -> dict[str, NDArray[np.float64]]:
     return found
 
 
+def size_interval(law: Law, estimator: str, C: float) -> tuple[float, float] | None:
+    """95 % interval of an estimator's N_opt at C FLOPs by the errors of its regression; None where it has none."""
+    errors = (law.fit.get("size_errors") or {}).get(estimator)
+    sizes = (law.allocation or {}).get(estimator)
+    if errors is None or sizes is None:
+        return None
+    half = errors["quantile"] * np.hypot(errors["sd"], errors["sd_exponent"] * (np.log(C) - errors["log_C"]))
+    low, high = np.exp(np.log(sizes(C)) + np.array([-half, half]))
+    return float(low), float(high)
+
+
 def side_by_side(law: Law, C: float, cost: Cost) -> list[str]:
     """A table for people: each estimator's law, its N_opt at C and at 10 C FLOPs with intervals, and the default's."""
     laws = {name: one for name in ("direct", "measured", "predicted") if (one := law.allocation.get(name)) is not None}
@@ -245,14 +256,16 @@ def side_by_side(law: Law, C: float, cost: Cost) -> list[str]:
     if law.loss is not None:
         values["minimised"] = [float(optimum(law.loss, at, cost)) for at in budgets]
         spans = [drawn(law, at, cost) for at in budgets]
-    wide = 36 if spans[0] else 14
+    own = {name: [size_interval(law, name, at) for at in budgets] for name in values}
+    wide = 36 if spans[0] or any(span[0] for span in own.values()) else 14
     head = f"{'N_opt':<12}{'coefficient':>12}{'exponent':>10}" + "".join(f"{f'at {at:.3g}':>{wide}}" for at in budgets)
     lines = [head + (f"   against {reference}" if len(values) > 1 else "")]
     for name, sizes in values.items():
         power = f"{laws[name].coefficient:>12.4g}{laws[name].exponent:>10.4f}" if name in laws else " " * 22
         row = f"{name:<12}{power}"
-        for size, span in zip(sizes, spans):
-            ends = " [{:.4g}, {:.4g}]".format(*interval(span[name])) if name in span else ""
+        for size, span, regression in zip(sizes, spans, own[name]):
+            known = interval(span[name]) if name in span else regression
+            ends = " [{:.4g}, {:.4g}]".format(*known) if known else ""
             row += f"{f'{size:.4g}{ends}':>{wide}}"
         apart = [f"{size / other - 1:+.1%}" for size, other in zip(sizes, values[reference])]
         lines.append(row if name == reference else f"{row}   {', '.join(apart)}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation, jackknife, loss_law
+from scaling import allocation, jackknife, lines, loss_law
 from scaling.optimum import Optimum, features, surface_at
 from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids
 from scaling.runs import Ledger
@@ -103,7 +103,14 @@ def compare(
         Untrusted: too few interior grids for a loss law, or losses that do not tell its constants.
         UserError: a pair far outside the grids, or a budget for no model.
     """
-    ledger = at_nominal(ledger.rows(~ledger.heldout))
+    ledger = ledger.rows(~ledger.heldout)
+    if not np.isfinite(ledger.loss).any():
+        raise UserError(f"{ledger.source}: nothing to compare: every row is held out or diverged")
+    if len(lines.swept(ledger)) == 1:
+        raise Untrusted(
+            "a fixed pair is compared on grids over both lr and B, and these vary one of them", forcible=False
+        )
+    ledger = at_nominal(ledger)
     warnings: list[str] = []
     points = points_of_grids(ledger, tuple(grid_optima(ledger, window)), warnings)
     scale = {name: float(np.exp(np.log(getattr(points, name)).mean())) for name in ("T", "N")}

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation, hyper, jackknife, loss_law
-from scaling.laws import Curvature, GivenBatch, Law, LossLaw
+from scaling import allocation, hyper, jackknife, lines, loss_law, plausibility
+from scaling.fitting import isoflop
+from scaling.laws import Curvature, GivenBatch, Law, LossLaw, with_hyperparameters
 from scaling.optimum import COEFFICIENTS, Optimum
 from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids, points_of_rows
 from scaling.runs import Ledger
@@ -29,6 +30,11 @@ SAME_COST = 0.15
 UNTOLD = 10.0
 # An exponent of N_opt below this comes of minima at the edge of the search: no law of sizes.
 STILL = 1e-6
+# Losses of one (N, T), of rows without a batch and a rate, that differ by less are repeats: seeds move a loss by 0.1
+# to 0.5 %, and a sweep over rates by more. Known standard errors widen it, to this many of a difference.
+REPEAT_SPREAD, REPEAT_SIGMAS = 0.01, 4.0
+PARABOLA = 3  # constants of a parabola
+LISTED = 12  # of what a refusal names, a line each
 _LOGGED = ("coefficient", "Tc", "Nc", "Linf")
 
 
@@ -60,15 +66,21 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         return _sizes_of_optima(ledger, cost, provenance)
     if not (part == "hyperparameters" and options.optima):
         _check(ledger)
-    warnings = recipe_warnings(ledger)
+    warnings = [*ledger.notes, *recipe_warnings(ledger)]
+    swept = part in ("hyperparameters", "all") and bool(np.isfinite([ledger.B, ledger.lr]).all())
+    if swept:
+        plausibility.check_units(ledger, options.force, warnings)
     points, optima = _points(ledger, part, options, warnings)
+    axes = optima[0].axes if optima else lines.BOTH
     scale = {"T": _round_scale(points.T), "N": _round_scale(points.N)}
     constants: dict[str, Any] = {"batch": None, "lr": None, "loss": None}
     unknown: dict[str, str] = {}
     centre, replicates, extra = np.full(6, np.nan), np.full((len(points.present), 6), np.nan), np.zeros((6, 6))
     freedom = len(points.present) - 1
-    if part in ("hyperparameters", "all"):
+    if swept:
         for offset, name, symbol in ((0, "batch", "B"), (3, "lr", "lr")):
+            if symbol not in axes:
+                continue
             power, beyond = hyper_law(points, name, symbol, options, scale, warnings)
             constants[name] = power.law
             centre[offset : offset + 3] = power.beta
@@ -81,12 +93,20 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         stage = loss_stage(points, options, scale, warnings)
         constants["loss"], method = stage.fitted.law, stage.method
     fitted = None if stage is None else stage.fitted
+    along = _along(ledger, axes)
+    for name, value in along.items():
+        other = {"B": "batch", "lr": "lr"}[name]
+        unknown[other] = f"all runs have the one {name} {value:.6g}: what is fitted holds along it"
+        warnings.insert(0, f"{other} is unknown: {unknown[other]}")
+    if np.isnan([ledger.B, ledger.lr]).all():
+        unknown |= dict.fromkeys(("batch", "lr"), "the results name no batch and no rate")
     for name in constants:
-        if constants[name] is None:
+        if constants[name] is None and name not in unknown:
             unknown[name] = "not fitted: only part of the laws was asked for, fit.py all gives every one"
     columns, draws, intervals = _uncertainty(points, (centre, replicates, extra), stage, freedom, scale)
     _check_exponents(intervals, options, warnings)
-    sizes = _allocation(ledger, points, constants["loss"], cost, warnings, unknown)
+    size_fits: dict[str, isoflop.SizeFit] = {}
+    sizes = _allocation(ledger, points, constants["loss"], cost, warnings, unknown, size_fits)
     if sizes is None:
         unknown.setdefault("allocation", "needs the loss law")
     curvature, given = _curvature(points.optima)
@@ -111,8 +131,11 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             "window": options.window,
             # One clip, where grids were best at it: their rates and losses are those of that batch.
             "floor": max((o.B for o in optima if o.verdict == "floor"), default=None),
+            **({"along": along} if along else {}),
+            **({"size_errors": {name: one.errors() for name, one in size_fits.items()}} if size_fits else {}),
             "draw_columns": columns,
-            "intervals": intervals,
+            "intervals": intervals
+            | {f"allocation.{name}.exponent": one.exponent_interval() for name, one in size_fits.items()},
             "method": f"95 %: {method}; {len(points.present)} clusters",
             "verdicts": [optimum.describe() for optimum in optima],
             "warnings": list(warnings),
@@ -120,7 +143,14 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         draws=draws,
         provenance=provenance | {"unknown": unknown, "source": ledger.source, "runs": _runs(ledger)},
     )
-    return Fitted(law, points, optima, tuple(warnings), None if fitted is None else fitted.residuals)
+    if options.prior is not None and np.isnan([ledger.B, ledger.lr]).all():
+        law = with_hyperparameters(law, options.prior)
+    return Fitted(law, points, optima, tuple(law.fit["warnings"]), None if fitted is None else fitted.residuals)
+
+
+def _along(ledger: Ledger, axes: tuple[str, ...]) -> dict[str, float]:
+    """The one batch or rate that all runs of the grids have, by its name; empty where both vary."""
+    return {name: float(np.median(getattr(ledger, name))) for name in lines.BOTH if name not in axes}
 
 
 def recipe_warnings(ledger: Ledger) -> list[str]:
@@ -139,39 +169,88 @@ def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) ->
             f"{len(mixed)} runs have several cells of one (N, T), such as {min(mixed)}: a run_id is one run's, whose "
             "milestones err together"
         )
-    N, T, largest = max(((N, T, len(rows)) for N, T, rows in ledger.grids()), key=lambda grid: grid[2])
-    if not options.optima and largest > 1 and np.isnan([ledger.B, ledger.lr]).any():
-        raise UserError(
-            f"{ledger.source}: N {N:.4g}, T {T:.4g} has {largest} rows, and no B and lr to tell them apart: name "
-            "these with --columns, or keep the rows of one study; if each row is an optimum already, say --optima"
-        )
-    if options.optima or largest == 1:
-        if part in ("hyperparameters", "all") and not options.optima:
+    unknown = np.isnan([ledger.B, ledger.lr]).any()
+    if options.optima or unknown or _most_cells(ledger) == 1:
+        if part in ("hyperparameters", "all") and not options.optima and not unknown:
             raise UserError("every (N, T) has one cell: if each is an optimum already, say so with --optima")
+        if not (options.optima and unknown):
+            _check_repeats(ledger, options.force, warnings)
         return points_of_rows(ledger), ()
-    if largest < COEFFICIENTS:
+    axes = lines.swept(ledger) if _most_cells(ledger) >= PARABOLA else lines.BOTH
+    if len(axes) == 1:
+        _check_line(ledger, axes[0])
+    elif (largest := max(len(rows) for *_, rows in ledger.grids())) < COEFFICIENTS:
         raise UserError(
-            f"no grid has the {COEFFICIENTS} cells that a quadratic in (lr, B) needs: the largest has {largest} "
-            "(rows that are optima already: --optima)"
+            f"no grid has the {COEFFICIENTS} cells that a quadratic in (lr, B) needs, or the {PARABOLA} along one of "
+            f"them: the largest has {largest} (run more cells, or keep the best row of each (N, T) and say --optima)"
         )
     ledger = at_nominal(ledger)
-    optima = tuple(grid_optima(ledger, options.window))
+    optima = tuple(grid_optima(ledger, options.window, axes))
     return points_of_grids(ledger, optima, warnings, options.prior is not None, options.force), optima
 
 
-def _check_optima(ledger: Ledger) -> None:
-    """Raise UserError where rows are a grid's cells, not its optimum.
+def _most_cells(ledger: Ledger) -> int:
+    """The largest number of different (lr, B) of one grid."""
+    cells = np.stack([np.log(ledger.lr), np.log(ledger.B)], axis=1).round(6)
+    return max(len(np.unique(cells[rows], axis=0)) for *_, rows in ledger.grids())
 
-    One cell under several seeds may repeat, and rows that name no (B, lr) tell of no grid.
+
+def _check_line(ledger: Ledger, axis: str) -> None:
+    """Refuse grids with one batch each (or one rate) where these differ.
+
+    Raises:
+        Untrusted: the batches (or rates) differ from grid to grid.
     """
+    other = "B" if axis == "lr" else "lr"
+    values = getattr(ledger, other)
+    if np.ptp(np.log(values)) > 1e-6:
+        raise Untrusted(
+            f"each (N, T) has one {other}, and these differ ({values.min():.4g} to {values.max():.4g}): whether the "
+            f"best {axis} follows {other}, or N and T, cannot be told (sweep at one {other}, or several in each grid)",
+            forcible=False,
+        )
+
+
+def _check_repeats(ledger: Ledger, force: bool, warnings: list[str]) -> None:
+    """Refuse several losses of one (N, T) that are no repeats of one measurement, or warn of them where forced.
+
+    Raises:
+        Untrusted: there are some; each is named.
+    """
+    error = ledger.loss_se / ledger.loss
+    known = error[np.isfinite(error)]
+    least = REPEAT_SIGMAS * 2**0.5 * float(np.median(known)) if len(known) else 0.0
+    found = []
+    for N, T, rows in ledger.grids():
+        losses = ledger.loss[rows][np.isfinite(ledger.loss[rows])]
+        if len(losses) > 1 and losses.max() / losses.min() - 1 > max(REPEAT_SPREAD, least):
+            shown = ", ".join(f"{loss:.5g}" for loss in losses[:3]) + (", ..." if len(losses) > 3 else "")
+            found.append(f"N {N:.4g}, T {T:.4g}: {len(losses)} losses, {shown}")
+    if not found:
+        return
+    text = f"{len(found)} (N, T) have several losses that differ by more than repeats of one run do"
+    if force:
+        warnings.append(text)
+        return
+    listed = [f"\n  {line}" for line in found[:LISTED]]
+    if len(found) > LISTED:
+        listed.append(f"\n  and {len(found) - LISTED} more")
+    advice = "keep one row of each"
+    if np.isnan([ledger.B, ledger.lr]).any():
+        advice = "name the columns B and lr with --columns if these differ, or keep one row of each"
+    raise Untrusted(f"{text}: {advice}{''.join(listed)}")
+
+
+def _check_optima(ledger: Ledger) -> None:
+    """Raise UserError where rows are a grid's cells, not its optimum; repeats of one (B, lr) may stand."""
     groups = [(N, T, rows) for N, T, rows in ledger.grids() if len(rows) > 1]
     for N, T, rows in sorted(groups, key=lambda group: -len(group[2])):
         cells = {(str(ledger.B[row]), str(ledger.lr[row])) for row in rows}
-        repeated = len(set(ledger.seed[rows])) < len(rows) and np.all(np.isfinite(ledger.B[rows]))
-        if len(cells) > 1 or repeated:
+        if len(cells) > 1:
+            way = "leave --optima out to fit grids" if len(cells) >= COEFFICIENTS else "keep the best row of each"
             raise UserError(
                 f"{ledger.source}: --optima wants one row for each (N, T), but N {N:.4g}, T {T:.4g} has {len(rows)}: "
-                "leave --optima out to fit grids (only repeats of one (B, lr) under different seeds may stand)"
+                f"{way} (only repeats of one (B, lr) may stand)"
             )
 
 
@@ -254,8 +333,10 @@ def _allocation(
     cost: allocation.Cost,
     warnings: list[str],
     unknown: dict[str, str],
+    size_fits: dict[str, isoflop.SizeFit],
 ) -> dict[str, Any] | None:
-    """N_opt by estimator; why one is unknown goes into ``unknown``."""
+    """N_opt by estimator; why one is unknown goes into ``unknown``, and errors of budgets' own laws into
+    ``size_fits``."""
     if loss is None:
         return None
     C = training_flops(ledger, points.N, points.T, cost)
@@ -265,9 +346,19 @@ def _allocation(
         unknown["allocation"] = "by the loss law the smallest model is the best at every budget"
         warnings.append(f"N_opt is unknown: {unknown['allocation']}")
         return None
-    # Without grids each row is a point, but for the diverged ones.
-    flops = C if points.optima else ledger.flops[np.isfinite(ledger.loss)]
-    found, reasons = allocation.estimate(allocation.budgets(points.N, C, points.loss, flops))
+    curves = []
+    if not points.optima:
+        # Without grids each row is a point, but for the diverged ones, and has its own budget or a computed one.
+        flops = ledger.flops[np.isfinite(ledger.loss)]
+        curves = isoflop.budgets(points.N, flops, points.loss) or isoflop.budgets(
+            points.N, C, points.loss, isoflop.MOSTLY
+        )
+    if curves:
+        fits, reasons = isoflop.estimate(curves)
+        size_fits |= {name: one for name, one in fits.items() if one is not None}
+        found = {name: None if one is None else one.law for name, one in fits.items()}
+    else:
+        found, reasons = allocation.estimate(allocation.budgets(points.N, C, points.loss, C))
     sizes |= found
     unknown |= {f"allocation.{name}": reason for name, reason in reasons.items()}
     if sizes["measured"] is not None:
@@ -281,12 +372,13 @@ def _allocation(
 def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any]) -> Fitted:
     """N_opt(C) through rows that are each the best size of their budget, by plain least squares in logs."""
     C = np.where(np.isfinite(ledger.flops), ledger.flops, ledger.T * cost(ledger.N))
-    for budget in np.unique(np.log(C).round(2)):
-        N = ledger.N[np.log(C).round(2) == budget]
+    number = isoflop.budget_of(C)
+    for k in np.unique(number):
+        N, budget = ledger.N[number == k], C[number == k].mean()
         if N.max() > SAME_OPTIMUM * N.min():
             raise UserError(
-                f"{ledger.source}: --optima wants the best size of each budget; that at {np.exp(budget):.2g} FLOPs "
-                f"has sizes from {N.min():.4g} to {N.max():.4g}: leave --optima out to fit isoFLOP curves"
+                f"{ledger.source}: --optima wants the best size of each budget; that at {budget:.2g} FLOPs has sizes "
+                f"from {N.min():.4g} to {N.max():.4g}: leave --optima out to fit isoFLOP curves"
             )
     if len(ledger) < 3:
         raise UserError(f"{ledger.source}: {len(ledger)} rows: a power law through best sizes needs three")

@@ -17,6 +17,9 @@ from utils.errors import UserError
 CONSTANTS = ("coefficient", "T", "N")
 # Two columns of the regression closer to collinear than this (correlation of ln T and ln N) cannot be told apart.
 COLLINEAR = 0.98
+# Sizes or tokens within this factor tell no exponent: over it B moves by a factor of 1.4 at the largest published one,
+# and optima scatter by as much from grid to grid.
+LEAST_SPAN = 1.5
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,11 @@ class PowerFit:
     scatter: NDArray[np.float64]
 
 
+def near(log_values: ArrayLike) -> bool:
+    """Whether values (their ln) lie too near each other to tell an exponent."""
+    return bool(np.ptp(log_values) < math.log(LEAST_SPAN) - 1e-9)
+
+
 def unidentified(N: ArrayLike, T: ArrayLike, fixed: dict[str, float]) -> str | None:
     """Why the free exponents cannot be told from these (N, T), in words; None if they can."""
     logs = {"T": np.log(T), "N": np.log(N)}
@@ -52,6 +60,12 @@ def unidentified(N: ArrayLike, T: ArrayLike, fixed: dict[str, float]) -> str | N
     for name in free:
         if np.ptp(logs[name]) < 1e-6:
             return f"all optima share one {name}, so its exponent is unknown"
+        if near(logs[name]):
+            low, high = np.exp([np.min(logs[name]), np.max(logs[name])])
+            return (
+                f"the optima's {name} lie within a factor of {LEAST_SPAN:g}, {low:.5g} to {high:.5g}, so its exponent "
+                "is unknown"
+            )
     if len(free) == 2 and abs(np.corrcoef(logs["T"], logs["N"])[0, 1]) > COLLINEAR:
         return "ln N and ln T are collinear in these optima, so their exponents cannot be told apart"
     if len(logs["T"]) < len(free) + 1:
@@ -96,7 +110,7 @@ def fit_power(
         between, weights = 0.0, np.ones_like(y)
     else:
         variance = np.asarray(variance, dtype=float)
-        between = _between(X, y - held, variance) if spare else 0.0
+        between = between_variance(X, y - held, variance) if spare else 0.0
         weights = 1 / (variance + between)
     inverse = np.linalg.inv(X.T @ (weights[:, None] * X))
     pull = np.zeros((3, len(y)))
@@ -114,7 +128,7 @@ def fit_power(
     return PowerFit(law, beta, covariance, weights, between, spare, pull, residuals, inflation / weights)
 
 
-def _between(X: NDArray, y: NDArray, variance: NDArray) -> float:
+def between_variance(X: NDArray, y: NDArray, variance: NDArray) -> float:
     """The between-point variance that maximises the restricted likelihood, 0 or more."""
 
     def negative(log_tau2: float) -> float:

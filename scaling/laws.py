@@ -18,6 +18,8 @@ from utils.files import read_json, write_json
 
 UNITS = {"N": "parameters", "T": "tokens", "B": "tokens", "C": "FLOPs"}
 ESTIMATORS = ("direct", "measured", "predicted")
+# Rates and batches (tokens) that a run can have.
+POSSIBLE = {"lr": (1e-15, 1e6), "B": (1e-3, 1e15)}
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,9 @@ class PowerLaw:
 
     def __call__(self, N: ArrayLike, T: ArrayLike) -> NDArray[np.float64]:
         """The law at N parameters and T tokens (arrays broadcast)."""
-        relative_T, relative_N = np.divide(T, self.scale["T"]), np.divide(N, self.scale["N"])
-        return self.coefficient * relative_T**self.T * relative_N**self.N
+        with np.errstate(all="ignore"):  # constants out of range give what is not finite, which callers refuse
+            relative_T, relative_N = np.divide(T, self.scale["T"]), np.divide(N, self.scale["N"])
+            return self.coefficient * relative_T**self.T * relative_N**self.N
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,23 @@ class Law:
     provenance: dict[str, Any]
     units: dict[str, str] = field(default_factory=lambda: dict(UNITS))
 
+    def best_pair(self, N: float, T: float) -> tuple[float, float]:
+        """The best rate and the best batch in tokens.
+
+        Raises:
+            UserError: the law has none, or its constants lead beyond what any run can have.
+        """
+        self.require("batch", "lr")
+        pair = {"lr": float(self.lr(N, T)), "B": float(self.batch(N, T))}
+        for name, value in pair.items():
+            low, high = POSSIBLE[name]
+            if not low <= value <= high:
+                raise UserError(
+                    f"law {self.name!r} gives {name} {value:.4g} at N {N:.4g}, T {T:.4g}, outside {low:g} to "
+                    f"{high:g}; its constants are out of range; fit it again, or hold exponents with fit.py --fix"
+                )
+        return pair["lr"], pair["B"]
+
     def require(self, *parts: str) -> None:
         """Raise UserError if one of ``parts`` is null, with the reason the file gives."""
         for part in parts:
@@ -134,6 +154,26 @@ class Law:
         return replace(law, **{name: columns.get(f"{part}.{name}", same) for name, same in held.items()})
 
 
+def with_hyperparameters(law: Law, prior: Law) -> Law:
+    """``law`` with the batch and rate laws of ``prior``, every constant marked as assumed, where it has neither.
+
+    What a batch off the best one costs comes with them.
+    """
+    if law.batch is not None or law.lr is not None or prior.batch is None or prior.lr is None:
+        return law
+    marked = {part: replace(getattr(prior, part), assumed=("N", "T", "coefficient")) for part in ("batch", "lr")}
+    unknown = {key: why for key, why in (law.provenance.get("unknown") or {}).items() if key not in ("batch", "lr")}
+    note = f"batch and rate are those of the law {prior.name!r}, and not measured"
+    return replace(
+        law,
+        **marked,
+        curvature=law.curvature or prior.curvature,
+        lr_given_batch=law.lr_given_batch or prior.lr_given_batch,
+        fit=law.fit | {"warnings": [note, *(law.fit.get("warnings") or [])]},
+        provenance=law.provenance | {"unknown": unknown},
+    )
+
+
 _PARTS = {
     "batch": PowerLaw,
     "lr": PowerLaw,
@@ -154,7 +194,19 @@ _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "fit": _OBJECT,
     "fit.window": (lambda value: _positive(value) and value < 1, "a fraction between 0 and 1"),
     "fit.floor": (lambda value: _positive(value), "a positive number of tokens"),
+    "fit.along": (
+        lambda value: (
+            isinstance(value, dict) and list(value) in (["B"], ["lr"]) and all(map(_positive, value.values()))
+        ),
+        'an object with the one "B" or "lr" of all runs',
+    ),
     "fit.flops_per_parameter_token": (lambda value: _positive(value), "a number above 0"),
+    "fit.size_errors": (
+        lambda value: (
+            isinstance(value, dict) and all(key in ESTIMATORS and _size_errors(v) for key, v in value.items())
+        ),
+        "an object with log_C, sd, sd_exponent and quantile by estimator",
+    ),
     "fit.method": (lambda value: isinstance(value, str), "words"),
     "fit.warnings": (lambda value: isinstance(value, list) and _all_words(value), "a list of words"),
     "fit.intervals": (
@@ -324,6 +376,11 @@ def _positive(value: Any) -> bool:
 
 def _span(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_finite, value)) and value[0] <= value[1]
+
+
+def _size_errors(value: Any) -> bool:
+    names = ("log_C", "sd", "sd_exponent", "quantile")
+    return isinstance(value, dict) and set(value) == set(names) and all(_finite(v) and v >= 0 for v in value.values())
 
 
 def _all_words(values: Iterable[Any]) -> bool:

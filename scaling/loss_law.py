@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scaling.hyper import LEAST_SPAN, near
 from scaling.laws import LossLaw
 from utils.errors import UserError
 
@@ -56,6 +57,9 @@ def unidentified(N: ArrayLike, T: ArrayLike, fixed: dict[str, float]) -> str | N
         distinct, needed = len(np.unique(values)), 2 + (exponent not in fixed)
         if distinct < needed:
             return f"{distinct} distinct {name} cannot fix {exponent}'s term: {needed} are needed"
+        if exponent not in fixed and near(np.log(values)):
+            low, high = np.min(values), np.max(values)
+            return f"{name} from {low:.5g} to {high:.5g}, within a factor of {LEAST_SPAN:g}, do not tell {exponent}"
     return None
 
 

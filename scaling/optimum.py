@@ -50,6 +50,7 @@ class Optimum:
         window: relative width of the window used.
         used: row numbers of the cells inside the window.
         cells: finite cells, and diverged: censored ones.
+        axes: which of "lr" and "B" the grid varies; with one of them (``scaling.lines``) the other is what was run.
     """
 
     N: float
@@ -69,6 +70,7 @@ class Optimum:
     used: NDArray[np.int64]
     cells: int
     diverged: int
+    axes: tuple[str, ...] = ("lr", "B")
 
     @property
     def interior(self) -> bool:
@@ -120,8 +122,8 @@ def find(
     """
     finite = np.flatnonzero(np.isfinite(loss))
     if len(finite) == 0:
-        return _nothing_finite(N, T, lr, B, floor)
-    mean = _means(lr, B, loss)
+        return nothing_finite(N, T, lr, B, floor)
+    mean = cell_means(lr, B, loss)
     best = finite[np.argmin(mean[finite])]
     x, y = np.log(lr / lr[best]), np.log(B / B[best])
     used, width, fit = _fitted(x, y, loss, noise, finite, window)
@@ -145,7 +147,7 @@ def find(
     lost = cells.beyond_cliff(at, x, y, finite) if convex else None
     sides = _border(x, y, best)
     if sides and inside:
-        sides = _sides_beyond_noise(sides, x, y, mean, finite, best, scatter)
+        sides = sides_beyond_noise(sides, x, y, mean, finite, best, scatter)
     if convex and not inside and not sides:
         sides = cells.sides_of(at, x, y)
     misfit = (features(x[used], y[used]) @ coefficients).min() < (1 - MISFIT) * mean[best]
@@ -178,7 +180,7 @@ def find(
     return Optimum(**result, verdict="flat" if flat else "interior")
 
 
-def _means(lr: NDArray, B: NDArray, loss: NDArray) -> NDArray[np.float64]:
+def cell_means(lr: NDArray, B: NDArray, loss: NDArray) -> NDArray[np.float64]:
     """Each run's loss as the mean of its cell's runs that did not diverge: the luckiest of four would stand for it."""
     _, cell = np.unique(np.log(np.stack([lr, B], axis=1)).round(6), axis=0, return_inverse=True)
     cell, finite = cell.ravel(), np.isfinite(loss)
@@ -187,7 +189,7 @@ def _means(lr: NDArray, B: NDArray, loss: NDArray) -> NDArray[np.float64]:
     return np.where(finite, (total / np.maximum(runs, 1))[cell], math.inf)
 
 
-def _nothing_finite(N: float, T: float, lr: NDArray, B: NDArray, floor: float) -> Optimum:
+def nothing_finite(N: float, T: float, lr: NDArray, B: NDArray, floor: float) -> Optimum:
     """The verdict on a grid of which every cell diverged."""
     rate, batch = float(lr.min()), float(np.sort(B)[len(B) // 2])
     none = np.empty(0, dtype=np.int64)
@@ -257,7 +259,7 @@ def _fitted(
     """
 
     def through(rows: NDArray) -> tuple | None:
-        return quadratic(x[rows], y[rows], loss[rows], _weights(noise, rows))
+        return quadratic(x[rows], y[rows], loss[rows], row_weights(noise, rows))
 
     used, width = _window(x, y, loss, finite, window)
     fit, asked, lowest = through(used), width, loss[finite].min()
@@ -275,7 +277,7 @@ def _fitted(
     return used, width, fit
 
 
-def _weights(noise: NDArray | None, used: NDArray) -> NDArray[np.float64]:
+def row_weights(noise: NDArray | None, used: NDArray) -> NDArray[np.float64]:
     if noise is None or not np.all(np.isfinite(noise[used])) or np.any(noise[used] <= 0):
         return np.ones(len(used))
     return np.mean(noise[used] ** 2) / noise[used] ** 2
@@ -309,7 +311,7 @@ def _border(x: NDArray, y: NDArray, best: int) -> tuple[str, ...]:
     return cells.sides_of(np.array([x[best], y[best]]), x, y)
 
 
-def _sides_beyond_noise(
+def sides_beyond_noise(
     sides: tuple[str, ...], x: NDArray, y: NDArray, loss: NDArray, finite: NDArray, best: int, scatter: float
 ) -> tuple[str, ...]:
     """Drop the sides whose best cell beats the cells inside by less than two standard deviations of a difference."""
@@ -354,7 +356,7 @@ def refit(optimum: Optimum, lr: NDArray, B: NDArray, loss: NDArray, noise: NDArr
     Where they leave no minimum, the best of them stands in, so that a fragile optimum shows a large error.
     """
     x, y = np.log(lr / optimum.lr), np.log(B / optimum.B)
-    fit = quadratic(x, y, loss, _weights(noise, np.arange(len(loss))))
+    fit = quadratic(x, y, loss, row_weights(noise, np.arange(len(loss))))
     if fit is not None:
         c = fit[0]
         if optimum.verdict == "floor" and c[3] > 0 and x.min() < (at_x := -c[1] / c[3]) < x.max():
@@ -365,7 +367,7 @@ def refit(optimum: Optimum, lr: NDArray, B: NDArray, loss: NDArray, noise: NDArr
             if cells.inside(at, x, y):
                 value = float(features(at[0], at[1]) @ c)
                 return optimum.lr * math.exp(at[0]), optimum.B * math.exp(at[1]), value
-    mean = _means(lr, B, loss)
+    mean = cell_means(lr, B, loss)
     best = int(np.argmin(mean))
     return float(lr[best]), float(B[best]), float(mean[best])
 
@@ -374,5 +376,5 @@ def surface_at(ledger: Ledger, rows: NDArray[np.int64], lr: float, B: float) -> 
     """The quadratic through ``rows`` of a ledger, at (lr, B); nan where they do not fix one."""
     x, y = np.log(ledger.lr[rows] / lr), np.log(ledger.B[rows] / B)
     loss = ledger.loss[rows]
-    fit = quadratic(x, y, loss, _weights(ledger.loss_se[rows], np.arange(len(rows))))
+    fit = quadratic(x, y, loss, row_weights(ledger.loss_se[rows], np.arange(len(rows))))
     return math.nan if fit is None else float(fit[0][0])

@@ -19,6 +19,8 @@ ESTIMATORS = ("predicted", "measured", "direct", "minimised")
 FAR = 100.0
 # Beyond this factor from the best batch the law's quadratic is far from where it was measured.
 FAR_BATCH = 4.0
+# Rounding to whole clips moves a batch by less than this, in ln; along one batch a rate is for no other.
+SAME_BATCH = 0.1
 # In fewer steps there is no warm-up and no optimum as those of the fit.
 FEW_STEPS = 100
 # Of the warnings that the law's fit left, a plan repeats so many.
@@ -55,11 +57,13 @@ class Request:
     dtype: str = "auto"
 
 
+@np.errstate(all="ignore")  # what is not finite is refused by name
 def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
     """The plan as one object, in the planner's JSON form.
 
     Args:
-        law: needs batch, lr and loss; curvature, allocation and draws are used where it has them.
+        law: needs a loss law; the rest is used where it has it. A law without a batch or a rate gives a plan whose B,
+            lr and steps are None.
         request: what is fixed.
         ladder: the model's sizes (``models.sizes``): ``shape_for``, ``parameters`` and so on.
 
@@ -67,7 +71,7 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
         UserError: contradictory or impossible requests, or a law without what they need.
     """
     budget = _check(request)
-    law.require("batch", "lr", "loss")
+    law.require("loss")
     n_ctx = request.n_ctx or law.n_ctx
     if n_ctx is None:
         raise UserError(f"law {law.name!r} does not know n_ctx: give --n-ctx, the tokens per clip")
@@ -91,17 +95,16 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
                 f"N {N:.4g} never reaches loss {target:.8g} (in {MOST['tokens']:g} tokens): by law {law.name!r} its "
                 f"limit is {limit:.8g}"
             )
-        if request.loss is not None:
+        if request.loss is not None and law.batch is not None:
             T = _with_batch(law, N, T, target, n_ctx, request.batch)
     else:
         T = budget / per_token
     if not n_ctx <= T:
         raise UserError(f"{T:.3g} tokens is less than one clip of {n_ctx}: the budget is too small for N {N:.3g}")
     C = T * per_token
-    B_opt = float(law.batch(N, T))
+    B_opt = None if law.batch is None else float(law.batch(N, T))
     _check_finite(law, {"B_opt": B_opt})
-    B, off, penalty = (float(value) for value in _batch(law, N, T, n_ctx, request.batch))
-    _check_batch(B, n_ctx, T, request.batch)
+    B, off, penalty = _whole_batch(law, N, T, n_ctx, request.batch)
     slope = law.lr_given_batch.slope if law.lr_given_batch else 0.0
     forward = n_ctx * per_token / 3
     draws = _draws(law, N, T, B, C, slope, cost)
@@ -111,9 +114,9 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
     value = {
         "N": N,
         "T": T,
-        "B": int(B),
-        "lr": float(law.lr(N, T) * np.exp(slope * off)),
-        "steps": math.ceil(T / B),
+        "B": B,
+        "lr": _rate(law, N, T, B, off),
+        "steps": None if B is None else math.ceil(T / B),
         "loss": float(law.loss(N, T)) * penalty,
         "C": C,
         "n_ctx": n_ctx,
@@ -142,12 +145,45 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
     if request.serve_clips is not None:
         value["serving"] = _serving(value, plan(law, replace(request, serve_clips=None), ladder))
     for name in ("lr", "loss", "B_opt"):
-        if name in draws:
+        if name in draws and value[name] is not None:
             low, high = interval(draws[name])
             value[name] = {"value": value[name], "low": low, "high": high}
     _check_finite(law, value)
     value["warnings"] = _warnings(law, value, n_ctx)
     return value
+
+
+def _along(law: Law, name: str) -> float | None:
+    """The one "B" or "lr" that all the law's runs had, where it was fitted along it."""
+    return (law.fit.get("along") or {}).get(name)
+
+
+def _whole_batch(law: Law, N: float, T: float, n_ctx: int, given: float | None) -> tuple[int | None, float, float]:
+    """``_batch`` at one T, checked; B is None where neither the law nor the request has one."""
+    if law.batch is None:
+        fixed = given or _along(law, "B")
+        if fixed is None:
+            return None, 0.0, 1.0
+        B, off, penalty = (fixed if given else max(round(fixed / n_ctx), 1) * n_ctx), 0.0, 1.0
+    else:
+        B, off, penalty = (float(value) for value in _batch(law, N, T, n_ctx, given))
+    _check_finite(law, {"B": B, "distance from the best batch": off, "loss": penalty})
+    _check_batch(B, n_ctx, T, given)
+    return int(B), off, penalty
+
+
+def _rate(law: Law, N: float, T: float, B: int | None, off: float) -> float | None:
+    """The rate at a batch that lies ``off`` (in ln) from the law's; None where it is unknown.
+
+    A law along one batch has no rate for another.
+    """
+    if law.lr is None:
+        return _along(law, "lr")
+    fixed = _along(law, "B")
+    if law.batch is None and (B is None or (fixed is not None and abs(math.log(B / fixed)) > SAME_BATCH)):
+        return None
+    slope = law.lr_given_batch.slope if law.lr_given_batch else 0.0
+    return float(law.lr(N, T) * np.exp(slope * off))
 
 
 def _batch(law: Law, N: float, T: ArrayLike, n_ctx: int, given: float | None) -> tuple[NDArray, NDArray, NDArray]:
@@ -287,7 +323,7 @@ def _cheapest_lifetime(
 
 
 def _draws(
-    law: Law, N: float, T: float, B: float, C: float, slope: float, cost: allocation.Cost
+    law: Law, N: float, T: float, B: int | None, C: float, slope: float, cost: allocation.Cost
 ) -> dict[str, NDArray]:
     """What each joint draw of the law says of this run: [draws] by name."""
     drawn = allocation.drawn(law, C, cost)
@@ -296,7 +332,9 @@ def _draws(
         drawn["loss"] = loss(N, T)
     if batch is not None:
         drawn["B_opt"] = batch(N, T)
-    if batch is not None and lr is not None:
+    if law.batch is None and lr is not None:
+        drawn["lr"] = lr(N, T)
+    elif batch is not None and lr is not None:
         # The rate follows the batch actually used, along the ridge through each draw's own optimum.
         drawn["lr"] = lr(N, T) * (B / np.maximum(drawn["B_opt"], law.fit.get("floor") or 0)) ** slope
     return drawn
@@ -307,10 +345,10 @@ def _by_estimator(law: Law, C: float, cost: allocation.Cost, draws: dict[str, ND
     for name in ESTIMATORS:
         if name == "minimised" or (law.allocation or {}).get(name) is not None:
             sizes[name] = _size(law, name, C, cost)
-    # Points' own estimators were not drawn: no interval is theirs.
-    for name in sizes.keys() & draws.keys():
-        low, high = interval(draws[name])
-        sizes[name] = {"value": sizes[name], "low": low, "high": high}
+    for name, size in sizes.items():
+        span = interval(draws[name]) if name in draws else allocation.size_interval(law, name, C)
+        if span is not None:
+            sizes[name] = {"value": size, "low": span[0], "high": span[1]}
     return sizes
 
 
@@ -332,10 +370,10 @@ def _serving(plan: dict[str, Any], alone: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _extrapolation(law: Law, run: dict[str, float]) -> dict[str, float | None]:
+def _extrapolation(law: Law, run: dict[str, float | None]) -> dict[str, float | None]:
     """N, T, B and C as multiples of the fitted maximum."""
     spans = {name: law.domain.get(name) for name in run}
-    return {name: None if spans[name] is None else at / spans[name][1] for name, at in run.items()}
+    return {name: None if at is None or spans[name] is None else at / spans[name][1] for name, at in run.items()}
 
 
 def _warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
@@ -346,8 +384,14 @@ def _warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
     fitted = law.domain.get("C")
     if fitted is not None and plan["C"] < fitted[0] / FAR:
         warnings.append(f"C is {fitted[0] / plan['C']:.0f} times below the smallest compute the law was fitted on")
-    B_opt = plan["B_opt"] if isinstance(plan["B_opt"], float) else plan["B_opt"]["value"]
-    if abs(math.log(plan["B"] / max(B_opt, law.fit.get("floor") or 0))) > math.log(FAR_BATCH):
+    B_opt = plan["B_opt"]["value"] if isinstance(plan["B_opt"], dict) else plan["B_opt"]
+    unknown = [name for name in ("B", "lr") if plan[name] is None]
+    if unknown:
+        reasons = {law.reason(part) for part in ("batch", "lr") if getattr(law, part) is None}
+        warnings.append(
+            f"{' and '.join(unknown)} unknown ({'; '.join(sorted(reasons))}): --prior LAW takes both from another law"
+        )
+    if B_opt is not None and abs(math.log(plan["B"] / max(B_opt, law.fit.get("floor") or 0))) > math.log(FAR_BATCH):
         warnings.append(
             f"the batch is {plan['B'] / B_opt:.2g} times the law's: rate and loss are extrapolated along the ridge"
         )
@@ -363,9 +407,9 @@ def _warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
         warnings.append(
             f"clips of {n_ctx} tokens, but the law's have {law.n_ctx}: its loss, batch and rate are theirs{cost}"
         )
-    if plan["steps"] < FEW_STEPS:
+    if plan["steps"] is not None and plan["steps"] < FEW_STEPS:
         warnings.append(f"only {plan['steps']} steps: the law's optima are those of many; a smaller --batch has more")
-    if B_opt < 0.5 * n_ctx:
+    if B_opt is not None and B_opt < 0.5 * n_ctx:
         warnings.append(f"the law's batch, {B_opt:.3g} tokens, is less than half a clip: one clip is used")
     sizes = [v if isinstance(v, float) else v["value"] for v in plan["N_opt"].values()]
     if max(sizes) > 1.25 * min(sizes):
@@ -381,7 +425,7 @@ def _warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
             "sweep longer, or choose one with --params"
         )
     for part in ("batch", "lr", "loss"):
-        assumed = getattr(law, part).assumed
+        assumed = getattr(law, part) and getattr(law, part).assumed
         if assumed:
             warnings.append(f"{part}: {', '.join(assumed)} assumed, not measured")
     if "serving" in plan and (excess := plan["serving"]["training_excess"]) > 0:
@@ -392,6 +436,6 @@ def _warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
         warnings.append(f"law {law.name!r}: {len(doubts) - REPEATED} more in its fit.warnings")
     if law.draws is None:
         warnings.append(f"no intervals: the law's draws are unknown ({law.reason('draws')})")
-    elif undrawn := [part for part in ("batch", "lr", "loss") if law.drawn(part) is None]:
+    elif undrawn := [part for part in ("batch", "lr", "loss") if getattr(law, part) and law.drawn(part) is None]:
         warnings.append(f"no intervals that need draws of {', '.join(undrawn)}: the law has none of them")
     return warnings

@@ -13,13 +13,15 @@ def table(plan: dict[str, Any]) -> str:
     }  # fmt: skip
 
     def show(value: Any, form: str) -> str:
+        if value is None:
+            return "unknown"
         if isinstance(value, dict):
             return f"{value['value']:{form}}  [{value['low']:{form}}, {value['high']:{form}}]"
         return f"{value:{form}}"
 
     lines = [f"{label:<26}{show(plan[name], form)}" for name, (label, form) in names.items()]
-    best = f"best {show(plan['B_opt'], '.4g')}"
-    lines = [f"{line}  {best}" if line.startswith("tokens per batch") else line for line in lines]
+    best = "" if plan["B_opt"] is None else f"  best {show(plan['B_opt'], '.4g')}"
+    lines = [f"{line}{best}" if line.startswith("tokens per batch") else line for line in lines]
     bare = "  (no interval known)" if any(isinstance(value, dict) for value in plan["N_opt"].values()) else ""
     lines += [
         f"{'N_opt, ' + name:<26}{show(value, '.4g')}{'' if isinstance(value, dict) else bare} at {plan['C']:.4g} FLOPs"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import loss_law
+from scaling import lines, loss_law
 from scaling.clips import clip_losses
 from scaling.optimum import Optimum, find, next_cells, refit
 from scaling.runs import Ledger
@@ -27,7 +27,15 @@ LISTED = 12
 
 
 class Untrusted(Exception):
-    """The data do not support the fit asked for. The message's first line says why; ``--force`` fits all the same."""
+    """The data do not support the fit asked for. The message's first line says why.
+
+    Attributes:
+        forcible: whether ``--force`` fits all the same.
+    """
+
+    def __init__(self, message: str, forcible: bool = True) -> None:
+        super().__init__(message)
+        self.forcible = forcible
 
 
 @dataclass(frozen=True)
@@ -63,12 +71,20 @@ class Points:
         return self.interior if symbol == "B" else self.usable
 
 
-def grid_optima(ledger: Ledger, window: float | None) -> list[Optimum]:
-    """The optimum of each grid of the ledger; ``used`` counts rows of the ledger."""
+def grid_optima(ledger: Ledger, window: float | None, axes: tuple[str, ...] = lines.BOTH) -> list[Optimum]:
+    """The optimum of each grid of the ledger; ``used`` counts rows of the ledger.
+
+    Args:
+        axes: which of "lr" and "B" the grids vary: with one of them the optimum is along it.
+    """
     optima = []
     for N, T, rows in ledger.grids():
-        floor = float(ledger.n_ctx[rows].max())
-        found = find(N, T, ledger.lr[rows], ledger.B[rows], ledger.loss[rows], ledger.loss_se[rows], window, floor)
+        floor, columns = float(ledger.n_ctx[rows].max()), (ledger.lr[rows], ledger.B[rows], ledger.loss[rows])
+        if len(axes) == 1:
+            noise = ledger.loss_se[rows]
+            found = lines.find(N, T, *columns, axis=axes[0], noise=noise, window=window, floor=floor)
+        else:
+            found = find(N, T, *columns, ledger.loss_se[rows], window, floor)
         optima.append(replace(found, used=rows[found.used], run_next=_in_units(found, ledger.rows(rows))))
     return optima
 
@@ -85,23 +101,26 @@ def cells_to_run(ledger: Ledger, window: float | None) -> list[str]:
     ledger = ledger.rows(~ledger.heldout)
     if not np.isfinite([ledger.lr, ledger.B]).all() or max((len(rows) for *_, rows in ledger.grids()), default=0) < 2:
         return []
-    return next_cells(grid_optima(at_nominal(ledger), window))
+    return next_cells(grid_optima(at_nominal(ledger), window, lines.swept(ledger)))
 
 
 def at_nominal(ledger: Ledger) -> Ledger:
     """Losses moved from the tokens a run had really seen to the fewest that any run of its grid had.
 
     A large batch overshoots its milestone further than a small one, which would flatter it. The slope of ln loss in
-    ln T is the run's own, between its milestones; runs with one milestone take the median of the others'. The common
-    T is what was seen, not what was asked for: a table tells no milestones, and must give the folder's law.
-    Milestones that all runs of a grid passed by the same step are one measurement, and one row.
+    ln T is the run's own, between its milestones. Runs with one milestone take the median of the others'; where all
+    have one, their size's best losses give it. The common T is what was seen, not what was asked for: a table has no
+    milestones, and must give the folder's law. Milestones that all runs of a grid passed by the same step are one
+    measurement, and one row.
     """
     common = ledger.nominal_T.copy()
     for _, _, rows in ledger.grids():
         common[rows] = ledger.T[rows].min()
     asked: dict[tuple, float] = {}
     keys = zip(ledger.run_id.tolist(), ledger.N, ledger.B, ledger.lr, ledger.T, common)
-    once = np.array([asked.setdefault(key, nominal) == nominal for key, nominal in zip(keys, ledger.nominal_T)])
+    once = np.array(
+        [asked.setdefault(key, nominal) == nominal for key, nominal in zip(keys, ledger.nominal_T)], dtype=bool
+    )
     ledger = replace(ledger, nominal_T=common).rows(once)
     slope = np.full(len(ledger), np.nan)
     for run in np.unique(ledger.run_id):
@@ -112,9 +131,25 @@ def at_nominal(ledger: Ledger) -> Ledger:
             local = np.gradient(np.log(ledger.loss[rows[first]]), x)
             slope[rows] = np.interp(np.log(ledger.T[rows]), x, local)
     if np.all(np.isnan(slope)):
+        slope = _slopes_of_best(ledger)
+    if np.all(np.isnan(slope)):
         return ledger
     slope = np.where(np.isnan(slope), np.nanmedian(slope), slope)
     return replace(ledger, loss=ledger.loss * (ledger.nominal_T / ledger.T) ** slope)
+
+
+def _slopes_of_best(ledger: Ledger) -> NDArray[np.float64]:
+    """Of ln loss in ln T [rows], between the best losses of a size's grids; nan where a size has one grid."""
+    slope = np.full(len(ledger), np.nan)
+    for size in np.unique(ledger.N):
+        rows = np.flatnonzero((size == ledger.N) & np.isfinite(ledger.loss))
+        tokens = np.unique(ledger.nominal_T[rows])
+        if len(tokens) > 1:
+            of_grid = [rows[ledger.nominal_T[rows] == T] for T in tokens]
+            best = np.array([own[np.argmin(ledger.loss[own])] for own in of_grid])
+            local = np.clip(np.gradient(np.log(ledger.loss[best]), np.log(tokens)), -1.0, 0.0)
+            slope[rows] = np.interp(np.log(ledger.nominal_T[rows]), np.log(tokens), local)
+    return slope
 
 
 def points_of_grids(
@@ -166,7 +201,8 @@ def points_of_grids(
         for run in np.unique(ledger.run_id[optimum.used]):
             kept = optimum.used[ledger.run_id[optimum.used] != run]
             if len(kept):
-                new = refit(optimum, ledger.lr[kept], ledger.B[kept], ledger.loss[kept], ledger.loss_se[kept])
+                again = refit if len(optimum.axes) > 1 else lines.refit
+                new = again(optimum, ledger.lr[kept], ledger.B[kept], ledger.loss[kept], ledger.loss_se[kept])
                 k = np.searchsorted(clusters, run)
                 replicates["lr"][k, g], replicates["B"][k, g], replicates["loss"][k, g] = np.log(new)
     return Points(

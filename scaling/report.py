@@ -15,7 +15,8 @@ from scaling.jackknife import interval
 from scaling.laws import Law, SizeLaw
 from scaling.optimum import WINDOW, next_cells
 from scaling.points import STAND_IN, at_nominal, grid_optima
-from scaling.runs import Ledger, positive
+from scaling.runs import Ledger
+from scaling.tables import positive
 from utils.errors import UserError
 from utils.files import read_json
 

@@ -1,36 +1,41 @@
-"""Results of runs as one table: from run directories, or from CSV and JSONL of any trainer."""
+"""Results of runs as one table: from run directories, or from a table of any trainer (``scaling.tables``)."""
 
 import csv
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.errors import UserError, nearest
+from scaling.tables import (  # noqa: F401 (callers take these two from here)
+    COLUMNS,
+    batch_tokens,
+    distinct,
+    parse_columns,
+    positive,
+    read_results,
+    whole_number,
+)
+from utils.errors import UserError
 from utils.files import read_json, replacing
 
-COLUMNS = (
-    "run_id", "status", "N", "T", "B", "lr", "seed", "n_ctx",
-    "loss", "loss_se", "ema_loss", "ema_loss_se", "flops", "heldout",
-)  # fmt: skip
 MEASURED = {  # a milestone's, as ours -> in result.json
     "loss": "val_loss", "loss_se": "val_se", "ema_loss": "ema_val_loss", "ema_loss_se": "ema_val_se", "flops": "flops",
 }  # fmt: skip
-UNFINISHED = ("pending", "running", "preempted", "failed", "lost")  # rows that are no results
 # Two results of one N belong to one grid if their tokens differ by less than this, or by less than the later one's
-# batch: runs stop at the first step at or past a milestone, and a large batch overshoots it by up to one batch.
-SAME_TOKENS = 0.02
+# batch: runs stop at the first step at or past a milestone, and a large batch overshoots it by up to one batch. Losses
+# are moved to the common T (``scaling.points.at_nominal``), so that 5 % are safe; milestones lie much further apart.
+SAME_TOKENS = 0.05
+# Sizes, and tokens of rows without a batch, that differ by less are one: the same shape with and without its biases.
+SAME_SIZE = 1e-3
+# Standard errors count by their ratios. One further than this from the others' median, relative to its loss, would
+# leave a fit few points, and is rather of another kind than so much better known.
+ERROR_RATIO = 30.0
 MOST_OVERSHOT = 0.25  # milestones lie further apart than this
-# Counts, rates and losses lie far inside; products of what lies outside leave the range of floats.
-LEAST, MOST = 1e-80, 1e80
-DIVERGED = "a run that diverged has 'diverged' in a column 'status'"
-SHARED = ("recipe", "source", "unit")  # what a ledger has once, not a row each
-FLAGS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+SHARED = ("recipe", "source", "unit", "columns", "notes")  # what a ledger has once, not a row each
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Ledger:
     ``raw_loss`` and ``raw_loss_se`` are the raw weights'. ``nominal_T`` is the milestone asked for, common to a grid.
     ``samples`` names the file of per-sample validation losses, or is empty; ``recipe`` holds what all the runs share.
     ``stream`` is the seed of a run's samples, which several runs may share, or -1 where it is not known. ``unit`` is
-    what the source counts its batches in, in tokens.
+    what the source counts its batches in, in tokens. ``columns`` maps our names to a table's, where it has others that
+    are known; ``notes`` are sentences on rows that were left out.
     """
 
     run_id: NDArray[np.str_]
@@ -63,6 +69,8 @@ class Ledger:
     recipe: dict[str, Any]
     source: str
     unit: float = 1.0
+    columns: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.N)
@@ -84,31 +92,38 @@ def read(
     path: str | Path,
     columns: dict[str, str] | None = None,
     batch_unit: str | None = None,
-    hyperparameters: bool = True,
+    hyperparameters: bool | None = True,
     losses: bool = True,
+    duplicates: str | None = None,
 ) -> Ledger:
-    """Results from a sweep's folder, one run's folder, or a CSV or JSONL file.
+    """Results from a sweep's folder, one run's folder, or a table (CSV, TSV, JSON lines, .gz of these, Parquet).
 
     Args:
         path: a folder holding ``result.json`` somewhere below it, or a file with one row per result.
-        columns: our name -> the file's name, e.g. ``{"N": "params", "L": "loss"}``; L is short for ema_loss.
-        batch_unit: "tokens" or "sequences:TOKENS_EACH"; must be said for a file whose B column is renamed.
-            A file without T, but with flops, gives T = flops / 6N. Rows without run_id are milestones of one run where
-            they share N, B, lr and seed.
-        hyperparameters: whether B and lr are needed; where they are not and the file has none, they are nan.
+        columns: our name -> the file's name, e.g. ``{"N": "params", "L": "loss"}``; L is short for ema_loss. Other
+            trainers' names are known (``scaling.tables.ALIASES``).
+        batch_unit: "tokens" or "sequences:TOKENS_EACH"; must be given for a file whose batches have another name than
+            B. A file without T, but with flops, gives T = flops / 6N. Rows without run_id are milestones of one run
+            where they share N, B, lr and seed.
+        hyperparameters: whether B and lr are needed; None: both or neither. Where the file has none they are nan.
         losses: whether losses are needed; where they are not and a row has none, its loss is nan.
+        duplicates: "last" keeps the later of two losses of one run at one T; None refuses them.
 
     Raises:
-        UserError: nothing there, missing columns, or a value that is no positive number (with its row).
+        UserError: nothing there, missing columns, a value that is no positive number (with its row), or a run with two
+            losses at one T.
     """
     path = Path(path)
     if path.is_dir():
         if columns or batch_unit:
-            raise UserError(f"{path} is a folder of runs: --columns and --batch-unit are for CSV and JSONL files")
-        return _from_runs(path)
+            raise UserError(f"{path} is a folder of runs: --columns and --batch-unit are for tables")
+        return _from_runs(path, duplicates)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    return _from_rows(_read_rows(path), str(path), columns or {}, batch_unit, hyperparameters, losses)
+    table = read_results(path, columns or {}, batch_unit, hyperparameters, losses)
+    rows, notes = distinct(table.entries, str(path), duplicates, renamed=True)
+    ledger = _ledger(rows, str(path), {}, losses, table.unit)
+    return replace(ledger, columns=table.columns, notes=(*table.notes, *notes, *ledger.notes))
 
 
 def concatenate(ledgers: list[Ledger]) -> Ledger:
@@ -116,35 +131,6 @@ def concatenate(ledgers: list[Ledger]) -> Ledger:
     shared = {name: getattr(ledgers[0], name) for name in SHARED}
     names = [name for name in Ledger.__dataclass_fields__ if name not in shared]
     return Ledger(**{name: np.concatenate([getattr(part, name) for part in ledgers]) for name in names}, **shared)
-
-
-def batch_tokens(unit: str | None) -> float:
-    """Tokens in one unit of batch, from "tokens" or "sequences:2048"."""
-    if unit is None:
-        raise UserError("say what a batch counts: --batch-unit tokens, or sequences:2048 for sequences of 2048 tokens")
-    kind, _, tokens = unit.partition(":")
-    if kind == "tokens" and not tokens:
-        return 1.0
-    if kind == "sequences" and tokens.isdigit() and int(tokens) > 0:
-        return float(tokens)
-    raise UserError(f"--batch-unit {unit!r} is neither 'tokens' nor 'sequences:TOKENS_EACH'")
-
-
-def parse_columns(text: str | None) -> dict[str, str]:
-    """``"N=params,T=tokens"`` as a mapping from our name to the file's."""
-    names = [*COLUMNS, "L"]
-    mapping = {}
-    for pair in (text or "").split(",") if text else []:
-        ours, equals, theirs = pair.partition("=")
-        if not equals or not theirs:
-            raise UserError(f"--columns: {pair!r} is not OURS=THEIRS, such as N=params")
-        if ours not in names:
-            raise UserError(f"--columns: unknown name {ours!r}{nearest(ours, names)}; ours are {', '.join(names)}")
-        ours = "ema_loss" if ours == "L" else ours
-        if ours in mapping:
-            raise UserError(f"--columns: {ours} is named twice")
-        mapping[ours] = theirs
-    return mapping
 
 
 def write_csv(ledger: Ledger, path: str | Path) -> None:
@@ -163,7 +149,7 @@ def write_csv(ledger: Ledger, path: str | Path) -> None:
             )
 
 
-def _from_runs(folder: Path) -> Ledger:
+def _from_runs(folder: Path, duplicates: str | None) -> Ledger:
     results = sorted(folder.rglob("result.json"))
     if not results:
         raise UserError(f"{folder}: no result.json below it; has the sweep run?")
@@ -182,7 +168,9 @@ def _from_runs(folder: Path) -> Ledger:
     differing = sorted({key for other in recipes for key in other} - set(recipe))
     if differing:
         recipe["differs_between_runs"] = differing
-    return _ledger(rows, str(folder), recipe)
+    rows, notes = distinct(rows, str(folder), duplicates, renamed=False)
+    ledger = _ledger(rows, str(folder), recipe)
+    return replace(ledger, notes=(*notes, *ledger.notes))
 
 
 def _fill_beta2_range(recipes: list[dict[str, Any]]) -> None:
@@ -201,7 +189,7 @@ def _fill_beta2_range(recipes: list[dict[str, Any]]) -> None:
 def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     path = folder / "result.json"
     shared: dict[str, Any] = {key: positive(result[key], f"{path}: {key}") for key in ("N", "B", "lr", "n_ctx")}
-    shared |= {"run_id": folder.name, "seed": _whole(result.get("seed", 0), f"{path}: seed")}
+    shared |= {"run_id": folder.name, "seed": whole_number(result.get("seed", 0), f"{path}: seed")}
     shared["heldout"] = result.get("heldout", False)
     shared["stream"] = ((result.get("config") or {}).get("data") or {}).get("seed")
     reached = set()
@@ -226,128 +214,6 @@ def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
             yield shared | {"status": "diverged", "T": nominal, "nominal_T": nominal, "asked": True, "loss": math.inf}
 
 
-def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
-    """Rows by the number of their line."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        if path.suffix == ".jsonl":
-            rows, names = {i: json.loads(line) for i, line in enumerate(lines, start=1) if line.strip()}, []
-        else:
-            table, rows = csv.DictReader(lines), {}
-            for row in table:
-                rows[table.line_num] = row
-            names = list(table.fieldnames or [])
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise UserError(f"{path}: neither CSV nor JSONL ({error})") from None
-    if not rows:
-        raise UserError(f"{path}: no rows")
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{path}: column {twice[0]!r} is there twice")
-    for number, row in rows.items():
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, row {number} is no object with a value for each column")
-    return rows
-
-
-def _from_rows(
-    rows: dict[int, dict[str, Any]],
-    source: str,
-    columns: dict[str, str],
-    unit: str | None,
-    hyperparameters: bool,
-    losses: bool,
-) -> Ledger:
-    present = list(dict.fromkeys(name for row in rows.values() for name in row if name is not None))
-    for ours, theirs in columns.items():
-        if theirs not in present:
-            hint = nearest(theirs, present)
-            raise UserError(f"{source}: no column {theirs!r} for {ours}{hint}; there are {', '.join(present)}")
-    name = {ours: columns.get(ours, ours) for ours in COLUMNS}
-    # Tables of isoFLOP studies give compute, not tokens.
-    from_flops = name["T"] not in present and name["flops"] in present
-    needed = ("N", "flops") if from_flops else ("N", "T")
-    needed += ("B", "lr") if hyperparameters else ()
-    missing = [ours for ours in needed if name[ours] not in present]
-    if losses and not {name["loss"], name["ema_loss"]} & set(present):
-        missing.append("L")
-    if missing:
-        raise UserError(
-            f"{source}: no columns {', '.join(missing)} (name them with --columns); there are {', '.join(present)}"
-        )
-    if from_flops and any(row.get(name["n_ctx"]) not in (None, "") for row in rows.values()):
-        raise UserError(
-            f"{source} has flops and n_ctx but no T: flops / 6N and the paper's cost by n_ctx are no one law; name "
-            "the tokens (--columns T=...), or leave n_ctx out"
-        )
-    per_unit = batch_tokens(unit) if unit is not None or "B" in columns else 1.0
-    parsed, unnamed = [], {}
-    for number, row in rows.items():
-        if None in row:
-            raise UserError(f"{source}, row {number} has more cells than the header (a comma within a number?)")
-        get = {ours: row.get(theirs) for ours, theirs in name.items()}
-        where = {ours: f"{source}, row {number}: {theirs}" for ours, theirs in name.items()}
-        entry = {"run_id": str(get["run_id"] or f"row-{number}"), "status": get["status"] or "done"}
-        if entry["status"] in UNFINISHED:
-            continue
-        if entry["status"] not in ("done", "diverged"):
-            raise UserError(f"{where['status']} {entry['status']!r} is neither done nor diverged")
-        for key in ("N", "T", "B", "lr"):
-            absent = key not in needed and name[key] not in present
-            entry[key] = math.nan if absent else positive(get[key], where[key])
-        if from_flops:
-            entry["T"] = positive(get["flops"], where["flops"]) / (6 * entry["N"])
-        entry["B"] *= per_unit
-        if not get["run_id"] and entry["B"] > 0 and entry["lr"] > 0:
-            run = entry["N"], entry["B"], entry["lr"], str(get["seed"] or "")
-            entry["run_id"] = unnamed.setdefault(run, entry["run_id"])
-        entry["nominal_T"] = entry["T"]
-        for key in ("loss", "ema_loss"):
-            if entry["status"] == "done" and str(get[key]).strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
-                raise UserError(f"{where[key]} is {get[key]!r}: {DIVERGED}")
-        for key in ("loss", "ema_loss", "loss_se", "ema_loss_se", "flops", "n_ctx"):
-            # Whatever a diverged run recorded, its loss is beyond any number.
-            ignored = entry["status"] == "diverged" and "loss" in key
-            entry[key] = None if ignored or get[key] in (None, "") else positive(get[key], where[key])
-        if entry["status"] == "done" and losses and entry["loss"] is None and entry["ema_loss"] is None:
-            raise UserError(f"{source}, row {number}: no loss ({DIVERGED})")
-        for key in ("loss", "ema_loss"):
-            if entry[key] is not None and (entry[f"{key}_se"] or 0) > entry[key]:
-                raise UserError(f"{where[f'{key}_se']} is {get[f'{key}_se']!r:.60}, more than the loss itself")
-        for key in ("seed", "n_ctx"):
-            entry[key] = 0 if get[key] in (None, "") else _whole(get[key], where[key])
-        flag = str("" if get["heldout"] is None else get["heldout"]).strip().lower()
-        if flag not in FLAGS:
-            raise UserError(f"{where['heldout']} is {get['heldout']!r:.60}, neither 0 nor 1")
-        entry["heldout"] = FLAGS[flag]
-        parsed.append(entry)
-    return _ledger(parsed, source, {}, losses, per_unit)
-
-
-def positive(value: Any, where: str) -> float:
-    """``value`` as a number above 0 and of sensible size; UserError says ``where`` there is another."""
-    if value in (None, ""):
-        raise UserError(f"{where} is missing")
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{where} is {value!r:.60}, not a number") from None
-    if not LEAST <= number <= MOST:
-        raise UserError(f"{where} is {value!r:.60}, not a positive number from {LEAST:g} to {MOST:g}")
-    return number
-
-
-def _whole(value: Any, where: str) -> int:
-    try:
-        number = int(float(value))
-        if number == float(value) and abs(number) < 2**53:
-            return number
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise UserError(f"{where} is {value!r:.60}, not a whole number")
-
-
 def _ledger(
     rows: list[dict[str, Any]], source: str, recipe: dict[str, Any], losses: bool = True, unit: float = 1.0
 ) -> Ledger:
@@ -365,19 +231,22 @@ def _ledger(
             "(give every row its ema_loss, or none; --columns L=loss fits a table's raw ones)"
         )
     loss = np.where(diverged, math.inf, np.where(np.isnan(ema), raw, ema))
-    nominal = column("nominal_T")
+    error, notes = _moderate(np.where(np.isnan(ema), raw_se, ema_se), loss)
+    N, nominal, B = column("N"), column("nominal_T"), column("B")
+    # Rows without a batch are points: they stay as they are.
+    N = np.where(np.isnan(B), N, common_sizes(N))
     # Where runs tell what was asked for, that is what they share.
     if not all(row.get("asked") for row in rows):
-        nominal = _common_tokens(column("N"), nominal, column("B"), run_id)
+        nominal = _common_tokens(N, nominal, B, run_id)
     return Ledger(
         run_id=run_id,
-        N=column("N"),
+        N=N,
         T=column("T"),
         nominal_T=nominal,
-        B=column("B"),
+        B=B,
         lr=column("lr"),
         loss=loss,
-        loss_se=np.where(np.isnan(ema), raw_se, ema_se),
+        loss_se=error,
         raw_loss=np.where(np.isnan(raw), loss, raw),
         raw_loss_se=raw_se,
         flops=column("flops"),
@@ -389,13 +258,41 @@ def _ledger(
         recipe=recipe,
         source=source,
         unit=unit,
+        notes=notes,
     )
+
+
+def _moderate(error: NDArray, loss: NDArray) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Standard errors of losses, those far from all others brought nearer, and a sentence where any is."""
+    relative = error / loss
+    known = np.isfinite(relative) & (relative > 0)
+    if not known.any():
+        return error, ()
+    middle = float(np.median(relative[known]))
+    near = np.clip(relative, middle / ERROR_RATIO, middle * ERROR_RATIO)
+    moved = known & (near != relative)
+    if not moved.any():
+        return error, ()
+    text = (
+        f"{moved.sum()} of {known.sum()} standard errors of losses are beyond a factor of {ERROR_RATIO:g} from their"
+    )
+    return np.where(moved, near * loss, error), (f"{text} median, and count as that far from it",)
+
+
+def common_sizes(N: NDArray) -> NDArray[np.float64]:
+    """N with sizes within ``SAME_SIZE`` made equal, to the smallest of them."""
+    common = N.copy()
+    start = None
+    for size in np.unique(N):
+        start = size if start is None or size > start * (1 + SAME_SIZE) else start
+        common[size == N] = start
+    return common
 
 
 def _common_tokens(N: NDArray, T: NDArray, B: NDArray, run_id: NDArray | None = None) -> NDArray:
     """T with near-equal values of one N made equal (to their lowest), so that overshoot does not split a grid.
 
-    Those of one run stay apart: they are its milestones.
+    Those of one run stay apart: they are its milestones. Rows without a batch are points of their own T.
     """
     common = T.copy()
     for size in np.unique(N):
@@ -405,7 +302,8 @@ def _common_tokens(N: NDArray, T: NDArray, B: NDArray, run_id: NDArray | None = 
         for row in rows:
             overshot = T[row] - B[row] < start and T[row] < start * (1 + MOST_OVERSHOT)
             run = row if run_id is None else run_id[row]
-            if (T[row] > start * (1 + SAME_TOKENS) and not overshot) or there.get(run, T[row]) != T[row]:
+            near = SAME_SIZE if np.isnan(B[row]) else SAME_TOKENS
+            if (T[row] > start * (1 + near) and not overshot) or there.get(run, T[row]) != T[row]:
                 start, there = T[row], {}
             common[row], there[run] = start, T[row]
     return common

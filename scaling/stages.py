@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import hyper, jackknife, loss_law
+from scaling import hyper, jackknife, loss_law, plausibility
 from scaling.laws import Law, PowerLaw
 from scaling.optimum import WINDOW
 from scaling.points import Points, Untrusted
@@ -84,20 +84,22 @@ def hyper_law(
             if not power.spare and prior is None:
                 told = f"{symbol}_opt: {len(N)} optima for {len(N)} constants leave nothing to check the fit by"
                 if not options.force:
-                    raise Untrusted(f"{told} (hold one with --fix {symbol}.N=..., or give --prior)")
+                    raise Untrusted(f"{told} ({fix_advice(points, N, T, options.fixed)}, or give --prior)")
                 warnings.append(f"{told}: intervals know of the cells' noise alone")
             if not loose or prior is None:
                 if loose:
                     warnings.append(
                         f"{symbol}'s exponent in {' and '.join(loose)} is known to no better than +-{LOOSE}"
                     )
+                plausibility.check_power(points, symbol, power, options.force, warnings)
                 own = np.zeros(len(N)) if variance is None else variance
                 between = between_grids(points, power.pull, own, power.scatter, power.spare)
                 return power, between + _assumption(points, power, assumed, scale, inside)
             hold = max(loose, key=lambda e: np.nan_to_num(width[hyper.CONSTANTS.index(e)], nan=math.inf))
             reason = "too few optima to fix it"
         elif prior is None:
-            raise Untrusted(f"{symbol}_opt: {reason} (hold one with --fix {symbol}.N=..., or give --prior)")
+            advice = fix_advice(points, N, T, options.fixed)
+            raise Untrusted(f"{symbol}_opt: {reason} ({advice}, or give --prior)", forcible=False)
         else:
             hold = min(free, key=lambda e: np.ptp(np.log(getattr(points, e))))
         fixed[hold] = getattr(prior, hold)
@@ -105,12 +107,23 @@ def hyper_law(
         warnings.append(f"{symbol}'s exponent in {hold} assumed from {options.prior.name}: {fixed[hold]:g} ({reason})")
 
 
+def fix_advice(points: Points, N: NDArray, T: NDArray, fixed: dict[str, float]) -> str:
+    """Which exponents to hold, in the form of options, where these optima do not tell them."""
+    axes = points.optima[0].axes if points.optima else ("lr", "B")
+    unknown = [name for name, values in (("T", T), ("N", N)) if hyper.near(np.log(values))] or ["N"]
+    names = [f"{symbol}.{name}" for symbol in ("B", "lr") if symbol in axes for name in unknown]
+    options = [f"--fix {name}=0" for name in names if name not in fixed]
+    return f"hold what they do not tell: {' '.join(options)}" if options else "run more sizes and tokens"
+
+
 def _bounded_law(
     points: Points, symbol: str, prior: PowerLaw | None, options: Options, scale: dict[str, float], warnings: list[str]
 ) -> tuple[hyper.PowerFit, NDArray]:
     """The largest law of the prior's exponents that no grid contradicts: all of them want batches below one clip."""
     if prior is None:
-        raise Untrusted(f"{symbol}_opt: every grid is best at one clip, the smallest batch there is (give --prior)")
+        raise Untrusted(
+            f"{symbol}_opt: every grid is best at one clip, the smallest batch there is (give --prior)", forcible=False
+        )
     fixed = {"T": prior.T, "N": prior.N}
     floored = points.usable & ~points.interior
     N, T, value = points.N[floored], points.T[floored], getattr(points, symbol)[floored]
@@ -182,18 +195,19 @@ def loss_stage(points: Points, options: Options, scale: dict[str, float], warnin
     if prior is None and len(points.N) < 5 - len(held) and not points.optima:
         raise UserError(f"loss law: {reason}")
     if prior is None:
-        raise Untrusted(f"loss law: {reason}")
+        forcible = loss_law.unidentified(points.N, points.T, held) is None
+        raise Untrusted(f"loss law: {reason} (run more sizes and tokens, or give --prior)", forcible)
     taken = {name: value for name, value in exponents.items() if name not in held}
     held = held | taken
     if len(held) == len(loss_law.CONSTANTS):
-        raise Untrusted(f"loss law: {reason}, and with the prior's exponents nothing is left to fit")
+        raise Untrusted(f"loss law: {reason}, and with the prior's exponents nothing is left to fit", forcible=False)
     named = ", ".join(f"{name} {value:g}" for name, value in sorted(taken.items()))
     warnings.append(
         f"loss law: {named} assumed from {options.prior.name} ({reason})" if taken else f"loss law: {reason}"
     )
     reason = loss_law.unidentified(points.N, points.T, held)
     if reason:
-        raise Untrusted(f"loss law: {reason}, even with the exponents assumed")
+        raise Untrusted(f"loss law: {reason}, even with the exponents assumed", forcible=False)
     fitted, thetas = _fit_loss(points, options, held, scale)
     if fitted.at_bound:
         warnings.append(f"loss law: {' and '.join(fitted.at_bound)} ran to its bound")

@@ -36,7 +36,6 @@ from data.listing import scan_sources
 from data.media import Listing, identity
 from data.shards import Shard
 from data.sources import SPLITS, Unit, list_hash, read_frozen, synthetic_units
-from data.tables import KINDS
 from data.work_share import Share, slurm_warning, this_share
 from data.workers import LIMIT_SECONDS
 from data.writer import Load
@@ -46,6 +45,7 @@ from utils.devices import pick_device
 from utils.errors import Parser, UserError, path_text, resumable, run_cli
 from utils.files import read_json
 from utils.progress import Progress
+from utils.tables import KINDS
 
 SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
 FOR_VIDEOS = (

@@ -64,6 +64,11 @@ def arguments() -> argparse.ArgumentParser:
         "ema_loss_se",
     )
     parser.add_argument("--batch-unit", help="what the file's batch counts: tokens, or sequences:TOKENS_EACH")
+    parser.add_argument(
+        "--duplicates",
+        choices=("last",),
+        help="where one run has two losses at one T, keep the later row (default: refuse)",
+    )
     parser.add_argument("--optima", action="store_true", help="each row is already the optimum of its (N, T)")
     parser.add_argument(
         "--fix",
@@ -217,9 +222,10 @@ def summary(fitted: fit.Fitted, cost: allocation.Cost) -> str:
         lines.append(f"{part} is in units of {value.scale['T']:g} tokens and {value.scale['N']:g} parameters")
     if law.allocation and law.domain["C"]:
         lines += allocation.side_by_side(law, law.domain["C"][1], cost)
-        if span := law.fit["intervals"].get("allocation.measured.exponent"):
-            exponent = law.allocation["measured"].exponent
-            lines.append(f"N_opt, measured: exponent {exponent:.4f} [{span[0]:.4f}, {span[1]:.4f}]")
+        for name in laws.ESTIMATORS:
+            if span := law.fit["intervals"].get(f"allocation.{name}.exponent"):
+                exponent = law.allocation[name].exponent
+                lines.append(f"N_opt, {name}: exponent {exponent:.4f} [{span[0]:.4f}, {span[1]:.4f}]")
         reasons: dict[str, list[str]] = {}
         for name in ("direct", "measured"):
             if reason := law.provenance.get("unknown", {}).get(f"allocation.{name}"):
@@ -240,7 +246,7 @@ def refuse(args: argparse.Namespace, why: str, ledger: runs.Ledger) -> int:
 
 
 def compare_pair(args: argparse.Namespace) -> int:
-    ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit)
+    ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit, duplicates=args.duplicates)
     pair = None
     if args.pair:
         try:
@@ -262,7 +268,8 @@ def compare_pair(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Expanding windows over the optima, for each form of the loss law; and what was held out, if anything was."""
-    ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
+    columns = runs.parse_columns(args.columns)
+    ledger = runs.read(args.results, columns, args.batch_unit, hyperparameters=False, duplicates=args.duplicates)
     options = fit.Options(held(args.fix, args.part), None, window(args.window), args.delta, args.force, args.optima)
     ledger, cost, _ = cost_of(ledger, args.n_ctx)
     try:
@@ -293,9 +300,11 @@ def main() -> int:
     check_options(args)
     if args.part in ("compare", "validate"):
         return (compare_pair if args.part == "compare" else check)(args)
-    hyperparameters = args.part in ("hyperparameters", "all")
+    # A table of (N, T, loss) alone has a loss law, with or without the others.
+    hyperparameters = {"hyperparameters": True, "all": None}.get(args.part, False)
     losses = not (args.optima and args.part in ("hyperparameters", "allocation"))
-    ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit, hyperparameters, losses)
+    columns = runs.parse_columns(args.columns)
+    ledger = runs.read(args.results, columns, args.batch_unit, hyperparameters, losses, args.duplicates)
     ledger, cost, words = cost_of(ledger, args.n_ctx)
     prior = laws.load(args.prior) if args.prior else None
     options = fit.Options(held(args.fix, args.part), prior, window(args.window), args.delta, args.force, args.optima)
@@ -305,12 +314,18 @@ def main() -> int:
         "git_revision": code_revision() or "unknown",
         "flops": words,
         "prior": args.prior and Path(args.prior).name,
+        **({"columns": ledger.columns} if ledger.columns else {}),
     }
     try:
         fitted = fit_or_force(ledger, args.part, options, cost, provenance)
+    except UserError as error:
+        raise UserError("; ".join([str(error), *ledger.notes])) from None
     except Untrusted as reason:
         first, *grids = str(reason).splitlines()
-        return refuse(args, "\n".join([f"not fitted: {first} (--force fits all the same)", *grids]), ledger)
+        way = " (--force fits all the same)" if reason.forcible and not args.force else ""
+        return refuse(
+            args, "\n".join([f"not fitted: {first}{way}", *grids, *(f"note: {text}" for text in ledger.notes)]), ledger
+        )
     raw = laws.to_dict(fitted.law)
     if args.out:
         laws.save(fitted.law, args.out)

@@ -47,6 +47,11 @@ def arguments() -> argparse.ArgumentParser:
         required=True,
         help="law file, such as configs/laws/paper.json or one from tools/fit.py",
     )
+    parser.add_argument(
+        "--prior",
+        type=path_text,
+        help="law file whose batch and rate are taken, and marked as assumed, where --law has neither",
+    )
     budget = parser.add_argument_group("what is fixed (one of them, or --params with one of them)")
     budget.add_argument("--flops", type=float, help="training compute, e.g. 1e22")
     budget.add_argument("--gpu-hours", type=float, help="training compute as hours of --gpu at --mfu")
@@ -104,6 +109,8 @@ def plan_for_gpus(law: laws.Law, request: Request, gpus: int | None) -> tuple[di
     """
     planned = plan(law, request, sizes)
     n_ctx = planned["n_ctx"]
+    if planned["B"] is None:
+        return planned, 1
     clips = planned["B"] // n_ctx
     count, shared = min(gpus or default_gpus(clips, n_ctx), clips), clips
     if request.batch is None:
@@ -126,6 +133,22 @@ def plan_for_gpus(law: laws.Law, request: Request, gpus: int | None) -> tuple[di
     return planned, count
 
 
+def load_law(path: str, prior: str | None) -> laws.Law:
+    """The law file, with the batch and the rate of another where one is given.
+
+    Raises:
+        UserError: it has its own.
+    """
+    law = laws.load(path)
+    if prior is None:
+        return law
+    if law.batch is not None or law.lr is not None:
+        raise UserError(f"--prior: law {law.name!r} has a batch or a rate of its own; leave it out")
+    other = laws.load(prior)
+    other.require("batch", "lr")
+    return laws.with_hyperparameters(law, other)
+
+
 def launcher(gpus: int) -> str:
     """What starts train.py on so many GPUs, on nodes of 8 or of the most below 8 that divide them."""
     each = next(count for count in range(DEFAULT_GPUS, 0, -1) if gpus % count == 0)
@@ -145,26 +168,27 @@ def main() -> None:
         args.n_ctx, args.estimator, args.tolerance, args.sampler_steps, not args.no_guidance, args.serve_clips,
         base.config.train.dtype,
     )  # fmt: skip
-    law = laws.load(args.law)
+    law = load_law(args.law, args.prior)
     # Without --gpus a user's base keeps its layout: the plan is for the one process that the base starts.
     layout = not args.base or args.gpus is not None
     planned, gpus = plan_for_gpus(law, request, args.gpus if layout else 1)
     clip, assumed = planned_config.clip_shape(base.config, planned["n_ctx"])
     token_dim = clip.latent_shape[0] * math.prod(base.config.model.patch)
     shape = ModelShape(planned["layers"], planned["width"], planned["heads"], token_dim, clip.text_dim)
-    add_layout(
-        planned,
-        shape,
-        clip,
-        gpus=gpus,
-        memory_gb=args.gpu_memory or MEMORY_GB[request.gpu],
-        assumed=assumed,
-        fixed=planned_config.fixed_layout(base),
-        unwritten={} if layout else planned_config.default_layout(base),
-        batch_moves=request.batch is None,
-    )
     optim = planned_config.planned_optim(law.recipe, base)
-    planned["warnings"] += beta2_warnings([(optim, planned["B"])])
+    if planned["B"] is not None:
+        add_layout(
+            planned,
+            shape,
+            clip,
+            gpus=gpus,
+            memory_gb=args.gpu_memory or MEMORY_GB[request.gpu],
+            assumed=assumed,
+            fixed=planned_config.fixed_layout(base),
+            unwritten={} if layout else planned_config.default_layout(base),
+            batch_moves=request.batch is None,
+        )
+        planned["warnings"] += beta2_warnings([(optim, planned["B"])])
     planned["warnings"] += planned_config.recipe_warnings(law.recipe, base, request.gpu, optim)
     if cache and args.n_ctx is None:
         planned["warnings"].append(
@@ -172,6 +196,11 @@ def main() -> None:
             "it is"
         )
     if args.out:
+        if lacking := [name for name in ("B", "lr") if planned[name] is None]:
+            raise UserError(
+                f"--out: law {law.name!r} gives no {' and no '.join(lacking)}, which a run needs; --prior LAW takes "
+                "both from another law, such as configs/laws/paper.json"
+            )
         out = Path(args.out)
         text = planned_config.planned_yaml(planned, recipe=law.recipe, law=args.law, base=base, out=out, layout=layout)
         write_text(out, text)

@@ -143,7 +143,7 @@ def prediction(path: Path) -> Prediction:
 
     law = laws.load(path)
     law.require("batch", "lr")
-    return lambda N, T: (float(law.lr(N, T)), float(law.batch(N, T)))
+    return law.best_pair
 
 
 def simulated(sweep: Sweep) -> list:

@@ -248,12 +248,14 @@ def test_cells_are_not_taken_for_optima(cost, grids, part):
         fit.fit(few, part, fit.Options(optima=True), cost, NOWHERE)
 
 
-def test_optima_may_repeat_under_other_seeds(paper, cost):
+def test_optima_may_repeat_where_their_losses_agree(paper, cost):
     ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in SIZES for _ in range(2)], TOKENS, 1e-5, n_ctx=1280)
-    assert len(fit.fit(ledger, "all", fit.Options(optima=True), cost, NOWHERE).points.N) == 50
     same = dataclasses.replace(ledger, seed=np.zeros_like(ledger.seed))
-    with pytest.raises(UserError, match="T 2e.09 has 2"):
-        fit.fit(same, "all", fit.Options(optima=True), cost, NOWHERE)
+    for repeated in (ledger, same):
+        assert len(fit.fit(repeated, "all", fit.Options(optima=True), cost, NOWHERE).points.N) == 50
+    apart = dataclasses.replace(same, loss=same.loss * np.where(np.arange(50) == 7, 1.02, 1))
+    with pytest.raises(Untrusted, match=r"1 \(N, T\) have several losses .*\n  N 1.68e\+07, T 4.899e\+09: 2 losses"):
+        fit.fit(apart, "all", fit.Options(optima=True), cost, NOWHERE)
 
 
 def test_optima_of_runs_have_intervals(paper, cost):
@@ -402,7 +404,7 @@ def test_batches_at_the_floor_bound_the_batch_law_and_give_the_rest(paper, cost)
 
 
 def test_overshot_milestones_of_large_batches_stay_in_their_grid():
-    N, T, B = np.full(6, 1e6), np.array([2e6, 2.04e6, 2.09e6, 4e6, 4.06e6, 4.12e6]), np.tile([8e4, 1.2e5, 1.6e5], 2)
+    N, T, B = np.full(6, 1e6), np.array([2e6, 2.04e6, 2.15e6, 4e6, 4.06e6, 4.3e6]), np.tile([8e4, 1.2e5, 3.2e5], 2)
     assert np.unique(_common_tokens(N, T, B)).tolist() == [2e6, 4e6]
     # The same tokens by small batches are milestones of their own.
     assert len(np.unique(_common_tokens(N, T, B / 1000))) == 4

@@ -111,11 +111,23 @@ TWO_CELLS = "N,T,B,lr,loss\n1e6,1e9,1e4,1e-3,2\n1e6,1e9,2e4,1e-3,2.1"
 DIVERGED = "N,T,loss\n1e6,1e9,2.5\n2e6,1e9,{}"
 
 
+@pytest.mark.parametrize("part", ["allocation", "loss", "all"])
+def test_losses_of_one_size_that_are_no_repeats_are_named(tmp_path, part):
+    """A sweep over rates whose column is not known would pass for points, and its bad cells enter the law."""
+    path = tmp_path / "table.csv"
+    path.write_text(NOT_GRIDS)
+    status, _, err = said(part, path)
+    assert status == 3
+    assert err.startswith(
+        "not fitted: 4 (N, T) have several losses that differ by more than repeats of one run do: name"
+    )
+    assert err.splitlines()[1] == "  N 1e+06, T 1e+09: 7 losses, 4, 5, 6, ..."
+    assert len(err.splitlines()) == 5
+
+
 @pytest.mark.parametrize(
     ("table", "words", "message"),
     [
-        (NOT_GRIDS, "allocation", "N 1e+06, T 1e+09 has 7 rows, and no B and lr to tell them apart"),
-        (NOT_GRIDS, "loss", "--optima"),
         (TWO_CELLS, "loss", "no grid has the 6 cells"),
         *((DIVERGED.format(text), "loss", "a run that diverged has 'diverged' in a column 'status'")
           for text in ("nan", "inf", "NaN", "-inf", "")),

@@ -1,22 +1,24 @@
-"""Tables as rows of named values: CSV, TSV, JSON lines, JSON arrays (each perhaps gzipped), and Parquet."""
+"""Tables as rows of named values: CSV, TSV, JSON lines, JSON arrays (each perhaps gzipped), and Parquet.
+
+Manifests of videos and tables of training results are read by this one reader.
+"""
 
 import csv
 import gzip
 import io
+import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.captions import parse_json
-from data.media import text_of
-from utils.errors import UserError
+from utils.errors import UserError, shown
 
 DELIMITERS = {
     ".csv": ",;\t",
     ".tsv": "\t,;",
-}  # the first is used unless only another one separates the column of paths
+}  # the first is used unless only another one gives a header that the caller knows
 LINES = {".json", ".jsonl", ".ndjson"}
 KINDS = (*DELIMITERS, *sorted(LINES), ".parquet")
 # gzip makes zeros 1,029 times smaller, and a table of one caption for all its paths 33 times. A file that unpacks
@@ -24,6 +26,14 @@ KINDS = (*DELIMITERS, *sorted(LINES), ".parquet")
 MAX_RATIO, MIN_UNPACKED_BYTES = 100, 1 << 26
 END = "\x1f end of the table"  # a row that no table has
 Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by column
+
+
+class Words(NamedTuple):
+    """A table's words in messages: what a line of it is called, and what its cells hold."""
+
+    line: str = "line"
+    cell: str = "value"
+    object: str = "a value for each column"
 
 
 class Table(NamedTuple):
@@ -40,21 +50,48 @@ def table_kind(path: Path) -> str | None:
     return plain if plain in KINDS and not (plain == ".parquet" and name.endswith(".gz")) else None
 
 
-def read_table(path: Path, path_column: str | None = None) -> Table:
-    """The table in ``path``, which is of a ``table_kind``.
+def read_table(path: Path, is_header: Callable[[list[str]], bool], words: Words | None = None) -> Table:
+    """The table in ``path``, by its ``table_kind``, or CSV where its name tells none.
 
     Args:
-        path_column: a column that tells which delimiter a CSV has; None is "path".
+        is_header: whether these columns are what the caller looks for. It tells which delimiter a CSV has.
+        words: of the messages.
 
     Raises:
         UserError: text that is not UTF-8; no table of its kind; a row with more fields than the header (also when
             rows are read).
     """
-    kind = table_kind(path)
+    kind, words = table_kind(path) or ".csv", words or Words()
     if kind == ".parquet":
         return _parquet(path)
     text = text_of(_content(path), str(path))
-    return _json(path, kind, text) if kind in LINES else _csv(path, DELIMITERS[kind], text, path_column)
+    return _json(path, kind, text, words) if kind in LINES else _csv(path, DELIMITERS[kind], text, is_header, words)
+
+
+def text_of(content: bytes, what: str) -> str:
+    """UTF-8 text, a byte order mark apart.
+
+    Raises:
+        UserError: it is not; ``what`` names it.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+
+
+def parse_json(text: str, what: str) -> Any:
+    """The JSON value of a text.
+
+    Raises:
+        UserError: it is none, or nested too deep; ``what`` names it.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{what}: not JSON ({error})") from None
+    except RecursionError:
+        raise UserError(f"{what}: JSON that is nested too deep: {shown(text[:40])}") from None
 
 
 def _content(path: Path) -> bytes:
@@ -74,30 +111,26 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _csv(path: Path, delimiters: str, text: str, path_column: str | None) -> Table:
+def _csv(path: Path, delimiters: str, text: str, is_header: Callable[[list[str]], bool], words: Words) -> Table:
     def columns_by(delimiter: str) -> list[str]:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         try:
             return next((row for row in rows if row), [])
         except csv.Error as error:
-            raise UserError(f"{path}, line {rows.line_num}: not CSV ({error})") from None
-
-    def has_paths(columns: list[str]) -> bool:
-        wanted = (path_column or "path").strip().casefold()
-        return any(column.strip().casefold() == wanted for column in columns)
+            raise UserError(f"{path}, {words.line} {rows.line_num}: not CSV ({error})") from None
 
     headers = {delimiter: columns_by(delimiter) for delimiter in delimiters}
-    delimiter = next((d for d, columns in headers.items() if has_paths(columns)), delimiters[0])
+    delimiter = next((d for d, columns in headers.items() if is_header(columns)), delimiters[0])
     columns = headers[delimiter]
     # Blanks after all of the header's delimiters: rows have them too, and a quote after one opens a field. Where the
     # header has none, a quote after a blank is a character, as csv has it.
     blank = len(columns) > 1 and all(column[:1] == " " for column in columns[1:])
     if blank:
         columns = [column.strip() for column in columns]
-    return Table(columns, lambda wanted: _csv_rows(path, text, columns, delimiter, blank))
+    return Table(columns, lambda wanted: _csv_rows(path, text, columns, delimiter, blank, words))
 
 
-def _csv_rows(path: Path, text: str, columns: list[str], delimiter: str, blank: bool) -> Iterator[Row]:
+def _csv_rows(path: Path, text: str, columns: list[str], delimiter: str, blank: bool, words: Words) -> Iterator[Row]:
     # A quote that is never closed takes all that follows into its field, without an error: then END is in it.
     lines = chain(io.StringIO(text, newline=""), [END])
     rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=blank)
@@ -107,33 +140,33 @@ def _csv_rows(path: Path, text: str, columns: list[str], delimiter: str, blank: 
             if row == [END]:
                 return
             if row and row[-1].endswith(END):
-                raise UserError(f"{path}, line {begin}: a quote that opens in this row is never closed")
+                raise UserError(f"{path}, {words.line} {begin}: a quote that opens in this row is never closed")
             begin = rows.line_num + 1
             if header or not row:
                 header = header and not row
                 continue
             if len(row) > width:
                 raise UserError(
-                    f"{path}, line {rows.line_num}: {len(row)} fields where the header has {width}; "
-                    f"put a caption that holds {delimiter!r} into double quotes"
+                    f"{path}, {words.line} {rows.line_num}: {len(row)} fields where the header has {width}; "
+                    f"put a {words.cell} that holds {delimiter!r} into double quotes"
                 )
-            yield f"{path}, line {rows.line_num}", dict(zip(columns, row + [None] * (width - len(row))))
+            yield f"{path}, {words.line} {rows.line_num}", dict(zip(columns, row + [None] * (width - len(row))))
     except csv.Error as error:
-        raise UserError(f"{path}, line {rows.line_num}: not CSV ({error})") from None
+        raise UserError(f"{path}, {words.line} {rows.line_num}: not CSV ({error})") from None
 
 
-def _json(path: Path, kind: str, text: str) -> Table:
+def _json(path: Path, kind: str, text: str, words: Words) -> Table:
     """Of a JSON array of objects, or of one object a line; columns are the keys of all of them."""
     rows: list[Row] = []
     if kind == ".json" and text.lstrip()[:1] == "[":
         items = ((f"{path}, item {number}", item) for number, item in enumerate(parse_json(text, str(path)), 1))
     else:
         lines = enumerate(text.split("\n"), 1)
-        places = ((f"{path}, line {number}", line) for number, line in lines if line.strip())
+        places = ((f"{path}, {words.line} {number}", line) for number, line in lines if line.strip())
         items = ((place, parse_json(line, place)) for place, line in places)
     for place, item in items:
         if not isinstance(item, dict):
-            raise UserError(f"{place}: not a JSON object with 'path' and 'caption'")
+            raise UserError(f"{place}: not a JSON object with {words.object}")
         rows.append((place, item))
     columns = dict.fromkeys(key for _, row in rows for key in row)
     return Table(list(columns), lambda wanted: iter(rows))

@@ -1,0 +1,251 @@
+"""N_opt(C) from isoFLOP curves: budgets, the best size of each, and power laws through them with their errors.
+
+Trainers round tokens to whole batches, so that the runs of one budget differ in C by a part of a per cent to a few.
+Losses are moved to the budget's common C before its sizes are compared.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scaling.hyper import between_variance
+from scaling.jackknife import t_quantile
+from scaling.laws import SizeLaw
+from scaling.runs import common_sizes
+
+# Runs whose C follow each other this closely are of one budget, unless they reach further than its span. Budgets of
+# public studies lie a factor of 1.5 or more apart.
+SAME_BUDGET, BUDGET_SPAN = 0.03, 0.10
+# Points of rows without a budget of their own count as isoFLOP curves where so many of them share one: grids of sizes
+# and tokens have products that meet by chance.
+MOSTLY = 0.8
+# Of the best loss. On the 15 public isoFLOP sets the exponents come out within .026 of the published at 3 %, .031 at
+# 5 %: the curves are lopsided, and a wider window feels it. Noise opens it, to so many of its standard deviations.
+WINDOW, WIDEST, NOISE_WIDTHS = 0.03, 0.15, 6.0
+# A curve's own scatter counts as much as that of all curves where it has this many spare sizes.
+SHRINKAGE = 10
+# N_opt ~ C^a with a above 1 would have larger budgets train on fewer tokens. Published: 0.45 to 0.88.
+MAX_EXPONENT = 1.2
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Runs of one budget: C, and N [runs] with the losses [runs] that they would have at C."""
+
+    C: float
+    N: NDArray[np.float64]
+    loss: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """The parabola of one budget's ln loss in ln N.
+
+    Attributes:
+        C, N_opt: the budget and the size at the minimum.
+        sensitivity: variance of ln N_opt over the variance of one ln loss.
+        scatter: standard deviation of ln loss around the parabola; nan without spare points.
+        spare: points less the parabola's three constants.
+        inside: whether the minimum lies among the sizes that were fitted.
+    """
+
+    C: float
+    N_opt: float
+    sensitivity: float
+    scatter: float
+    spare: int
+    inside: bool
+
+
+@dataclass(frozen=True)
+class SizeFit:
+    """A power law through best sizes.
+
+    Attributes:
+        law: the law.
+        log_C: where its value and its exponent err independently.
+        sd, sd_exponent: standard errors of ln N_opt there, and of the exponent.
+        quantile: how many of them make a 95 % interval.
+    """
+
+    law: SizeLaw
+    log_C: float
+    sd: float
+    sd_exponent: float
+    quantile: float
+
+    def exponent_interval(self) -> list[float]:
+        half = self.quantile * self.sd_exponent
+        return [self.law.exponent - half, self.law.exponent + half]
+
+    def errors(self) -> dict[str, float]:
+        """The law file's ``fit.size_errors``."""
+        return {"log_C": self.log_C, "sd": self.sd, "sd_exponent": self.sd_exponent, "quantile": self.quantile}
+
+
+def budget_of(C: NDArray) -> NDArray[np.int64]:
+    """The number of the budget [runs] that each C [runs] belongs to, by rising C."""
+    order = np.argsort(C, kind="stable")
+    number, start, last, found = -1, -math.inf, -math.inf, np.zeros(len(C), dtype=np.int64)
+    for row in order:
+        if C[row] > last * (1 + SAME_BUDGET) or C[row] > start * (1 + BUDGET_SPAN) or number < 0:
+            number, start = number + 1, C[row]
+        last = C[row]
+        found[row] = number
+    return found
+
+
+def budgets(N: NDArray, C: NDArray, loss: NDArray, mostly: float = 0.0) -> list[Budget]:
+    """The budgets that three sizes or more share, each with its losses at its common C; empty where fewer than three.
+
+    Args:
+        N, C, loss: [runs], C the FLOPs of each; nan where unknown.
+        mostly: the share of runs that must belong to them.
+    """
+    known = np.isfinite(C) & np.isfinite(loss)
+    N, C, loss = common_sizes(N[known]), C[known], loss[known]
+    number = budget_of(C)
+    rows = [own for k in np.unique(number) if len(np.unique(N[own := np.flatnonzero(number == k)])) >= 3]
+    if len(rows) < 3 or sum(map(len, rows)) < mostly * len(N):
+        return []
+    common = np.full(len(C), np.nan)
+    for own in rows:
+        common[own] = math.exp(np.mean(np.log(C[own])))
+    at_common = _moved(N, C, loss, common, rows)
+    return [Budget(float(common[own[0]]), N[own], at_common[own]) for own in rows]
+
+
+def _moved(N: NDArray, C: NDArray, loss: NDArray, common: NDArray, rows: list[NDArray]) -> NDArray[np.float64]:
+    """Losses [runs] at their budget's common C, by the slope in ln C of a quadratic in (ln N, ln C) near the best."""
+    distance = np.log(common / C)
+    used = np.concatenate([own[loss[own] <= loss[own].min() * (1 + WIDEST)] for own in rows])
+    if np.nanmax(np.abs(distance)) < 1e-12 or len(used) < 7:
+        return loss
+    x, y = np.log(N / np.median(N[used])), np.log(C / np.median(C[used]))
+    X = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1)
+    c, *_ = np.linalg.lstsq(X[used], np.log(loss[used]), rcond=None)
+    # More compute never hurts, and ln loss falls by less than a half of ln C anywhere public.
+    slope = np.clip(c[2] + 2 * c[4] * y + c[5] * x, -0.5, 0.0)
+    return loss * np.exp(slope * np.nan_to_num(distance))
+
+
+def minimum(budget: Budget) -> Minimum:
+    """The parabola through one budget's runs near its best."""
+    loss, best = np.log(budget.loss), float(np.log(budget.loss.min()))
+    x = np.log(budget.N / budget.N[np.argmin(budget.loss)])
+    # A window that leaves a parabola nothing to fit opens to the nearest losses of three sizes.
+    lowest = np.sort([loss[x == size].min() for size in np.unique(x)])
+    width = max(math.log1p(WINDOW), lowest[2] - best)
+    used = loss <= best + width + 1e-12
+    c, scatter, spare, sensitivity, at = _parabola(x[used], loss[used])
+    if spare and (wanted := min(NOISE_WIDTHS * scatter, WIDEST)) > width:
+        # At a wider window's rim losses would choose those that are low by luck: the curve chooses.
+        curve = c[0] + c[1] * x + c[2] * x * x
+        used |= (curve <= curve[used].min() + wanted) & (loss <= best + 2 * WIDEST)
+        c, scatter, spare, sensitivity, at = _parabola(x[used], loss[used])
+    inside = bool(c[2] > 0 and x[used].min() < at < x[used].max())
+    N_opt = float(budget.N[np.argmin(budget.loss)] * math.exp(at)) if inside else math.nan
+    return Minimum(budget.C, N_opt, sensitivity, scatter, spare, inside)
+
+
+def _parabola(x: NDArray, y: NDArray) -> tuple[NDArray, float, int, float, float]:
+    """(constants [3], scatter, spare, variance of the minimum over that of one y, the minimum)."""
+    X = np.stack([np.ones_like(x), x, x**2], axis=1)
+    inverse = np.linalg.pinv(X)
+    c, spare = inverse @ y, len(x) - 3
+    scatter = math.sqrt(np.sum((y - X @ c) ** 2) / spare) if spare > 0 else math.nan
+    if c[2] <= 0:
+        return c, scatter, spare, math.inf, 0.0
+    slope = np.array([0.0, -1 / (2 * c[2]), c[1] / (2 * c[2] ** 2)])
+    return c, scatter, spare, float(slope @ inverse @ inverse.T @ slope), float(-c[1] / (2 * c[2]))
+
+
+def through(C: ArrayLike, N_opt: ArrayLike, variance: ArrayLike | None = None) -> SizeFit:
+    """The power law through best sizes [budgets], two different budgets at least.
+
+    Args:
+        variance: of ln N_opt [budgets]; what the sizes scatter beyond it is added (restricted maximum likelihood).
+            None weighs all alike.
+    """
+    x, y = np.log(C), np.log(N_opt)
+    X, spare = np.stack([np.ones_like(x), x - x.mean()], axis=1), len(x) - 2
+    weight = np.ones_like(x)
+    if variance is not None:
+        known = np.maximum(np.asarray(variance, dtype=float), 1e-14)
+        weight = 1 / (known + (between_variance(X, y, known) if spare else 0.0))
+    middle = float(np.average(x, weights=weight))
+    exponent = float(np.sum(weight * (x - middle) * y) / np.sum(weight * (x - middle) ** 2))
+    value = float(np.average(y, weights=weight))
+    left = y - value - exponent * (x - middle)
+    inflation = float(np.sum(weight * left**2)) / spare if spare else math.nan
+    if variance is not None and spare:
+        inflation = max(inflation, 1.0)  # scatter that is small by luck does not make known errors smaller
+    return SizeFit(
+        SizeLaw(math.exp(value - exponent * middle), exponent),
+        middle,
+        math.sqrt(inflation / weight.sum()),
+        math.sqrt(inflation / np.sum(weight * (x - middle) ** 2)),
+        t_quantile(spare),
+    )
+
+
+def estimate(curves: list[Budget]) -> tuple[dict[str, SizeFit | None], dict[str, str]]:
+    """N_opt(C) from budgets alone: ``direct`` through each one's best size as it is, ``measured`` by parabolas.
+
+    A budget whose best size, or whose minimum, is not inside the sizes it is judged by tells nothing: its own lies
+    beyond them.
+
+    Returns:
+        the laws by name, None where the budgets tell none, and for each of those the reason.
+    """
+    found: dict[str, SizeFit | None] = {}
+    reasons: dict[str, str] = {}
+    for name, optima in (("direct", list(_best_sizes(curves))), ("measured", _minima(curves))):
+        found[name], reason = _law(optima)
+        if reason is not None:
+            reasons[name] = f"{len(curves)} budgets are shared by three sizes; {reason}"
+    return found, reasons
+
+
+def _best_sizes(curves: list[Budget]) -> Iterator[tuple[float, float, float]]:
+    """(C, the best size, variance of its ln as the spacing of sizes leaves it) of budgets with it inside."""
+    for budget in curves:
+        sizes = np.unique(budget.N)
+        at = int(np.searchsorted(sizes, budget.N[np.argmin(budget.loss)]))
+        if 0 < at < len(sizes) - 1:
+            step = math.log(sizes[at + 1] / sizes[at - 1]) / 2
+            yield budget.C, float(sizes[at]), step**2 / 12
+
+
+def _minima(curves: list[Budget]) -> list[tuple[float, float, float]]:
+    """(C, N_opt, variance of its ln or nan) of the parabolas with a minimum inside."""
+    found = [m for m in map(minimum, curves) if m.inside]
+    spare = sum(m.spare for m in found)
+    if not spare:
+        return [(m.C, m.N_opt, math.nan) for m in found]
+    pooled = sum(m.spare * m.scatter**2 for m in found if m.spare) / spare
+    minima = []
+    for m in found:
+        own = m.spare * m.scatter**2 if m.spare else 0.0
+        minima.append((m.C, m.N_opt, m.sensitivity * (SHRINKAGE * pooled + own) / (SHRINKAGE + m.spare)))
+    return minima
+
+
+def _law(optima: list[tuple[float, float, float]]) -> tuple[SizeFit | None, str | None]:
+    """(The power law through (C, N_opt, variance), or None and why.)"""
+    if len(optima) < 3:
+        return None, f"{len(optima)} of them have a best size inside their range, and a power law needs three"
+    C, N, variance = np.array(optima).T
+    # Budgets that span less than a decade would give the optima's own wobble for an exponent.
+    if C.max() < 10 * C.min():
+        return None, f"those with a best size inside span a factor of {C.max() / C.min():.2g}, less than a decade"
+    fitted = through(C, N, variance if np.isfinite(variance).all() else None)
+    exponent = fitted.law.exponent
+    if exponent <= 0:
+        return None, f"through them N_opt falls with C (exponent {exponent:.2g})"
+    if exponent > MAX_EXPONENT:
+        return None, f"through them N_opt grows as C^{exponent:.2g}, and so faster than any budget pays for"
+    return fitted, None

@@ -1,0 +1,105 @@
+"""Whether optima and laws through them can be what they seem: batch units, exponents, and optima far from the rest."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scaling.hyper import CONSTANTS, PowerFit
+from scaling.points import Points, Untrusted
+from scaling.runs import Ledger
+
+# Published exponents of the batch and the rate in N and T lie between -0.7 and 0.9.
+MAX_EXPONENT = 2.0
+# An optimum this factor from the law of the others, and this many of their standard deviations, is no noise: grids
+# whose optima scatter by 0.4 in ln have one beyond a factor of 5 in 20,000.
+FAR_FACTOR, FAR_SIGMAS = 5.0, 5.0
+# Neighbouring batches of one table differ by 2 to 8. A clip or a sequence has hundreds of tokens or more.
+UNIT_GAP = 64.0
+
+
+def check_units(ledger: Ledger, force: bool, warnings: list[str]) -> None:
+    """Refuse batches in two groups that lie as far apart as two units of batch, or warn of them where forced.
+
+    Raises:
+        Untrusted: there is such a gap.
+    """
+    batches = np.unique(ledger.B[np.isfinite(ledger.B)])
+    if len(batches) < 2:
+        return
+    ratio = batches[1:] / batches[:-1]
+    at = int(np.argmax(ratio))
+    if ratio[at] < UNIT_GAP:
+        return
+    low, high = batches[: at + 1], batches[at + 1 :]
+    text = (
+        f"the batches lie in two groups, {low[0]:.6g} to {low[-1]:.6g} and {high[0]:.6g} to {high[-1]:.6g} tokens, "
+        f"{ratio[at]:.3g} times apart: are some counted in sequences and some in tokens?"
+    )
+    if not force:
+        raise Untrusted(f"{text} (bring them to one unit, and say which with --batch-unit)")
+    warnings.append(text)
+
+
+def check_power(points: Points, symbol: str, power: PowerFit, force: bool, warnings: list[str]) -> None:
+    """Refuse a law of "B" or "lr" that no training run can follow, or warn of it where forced.
+
+    Raises:
+        Untrusted: optima that lie far from the law of the others, or an exponent beyond ``MAX_EXPONENT``.
+    """
+    found = far_optima(points, symbol, power)
+    if not found:
+        free = [name for name in ("T", "N") if name not in power.law.assumed]
+        found = [
+            f"{symbol}_opt: an exponent of {getattr(power.law, name):.4g} in {name} is beyond any plausible one, "
+            f"{MAX_EXPONENT:g} (hold it with --fix {symbol}.{name}=0, or sweep a wider range of {name})"
+            for name in free
+            if abs(getattr(power.law, name)) > MAX_EXPONENT
+        ][:1]
+    if found and not force:
+        raise Untrusted("\n".join(found))
+    warnings += [line.strip() for line in found]
+
+
+def far_optima(points: Points, symbol: str, power: PowerFit) -> list[str]:
+    """A line that says so and one for each optimum that is far from the law through the others; empty without any.
+
+    The others are found by a fit to the median, which a few wrong ones do not move.
+    """
+    inside = points.inside(symbol)
+    N, T, value = points.N[inside], points.T[inside], getattr(points, symbol)[inside]
+    if power.spare < 2:
+        return []
+    scale = power.law.scale
+    columns = dict(zip(CONSTANTS, (np.ones(len(N)), np.log(T / scale["T"]), np.log(N / scale["N"]))))
+    free = [name for name in CONSTANTS if name not in power.law.assumed]
+    X = np.stack([columns[name] for name in free], axis=1)
+    held = sum((getattr(power.law, name) * columns[name] for name in power.law.assumed), np.zeros(len(N)))
+    y = np.log(value) - held
+    residual = y - X @ _median_fit(X, y)
+    spread = 1.4826 * float(np.median(np.abs(residual)))
+    far = (np.abs(residual) > math.log(FAR_FACTOR)) & (np.abs(residual) > FAR_SIGMAS * spread)
+    if not far.any() or far.sum() > len(far) / 3 or np.linalg.matrix_rank(X[~far]) < X.shape[1]:
+        return []
+    others = X @ np.linalg.lstsq(X[~far], y[~far], rcond=None)[0]
+    ratios = np.exp((y - others)[far])
+    lines = [f"{symbol}_opt: {far.sum()} of {len(far)} optima lie far from the law through the others"]
+    lines += [
+        f"  N {n:.4g}, T {t:.4g}: {symbol} {v:.4g}, {ratio:.3g} times that law's"
+        for n, t, v, ratio in zip(N[far], T[far], value[far], ratios)
+    ]
+    if symbol == "B" and np.all(np.abs(np.log(ratios)) > math.log(UNIT_GAP)):
+        lines.append("  are their batches counted in another unit? bring them to one (--batch-unit)")
+    else:
+        lines.append("  leave them out, or mark them as held out (heldout 1), if something went wrong there")
+    return lines
+
+
+def _median_fit(X: NDArray, y: NDArray) -> NDArray[np.float64]:
+    """Least absolute deviations by iterated least squares: [columns]."""
+    weight = np.ones(len(y))
+    for _ in range(50):
+        root = np.sqrt(weight)
+        beta = np.linalg.lstsq(X * root[:, None], y * root, rcond=None)[0]
+        weight = 1 / np.maximum(np.abs(y - X @ beta), 1e-6)
+    return beta
