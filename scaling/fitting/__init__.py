@@ -1,0 +1,1 @@
+"""Fits of loss against parameters N, tokens T, batch B and learning rate lr."""

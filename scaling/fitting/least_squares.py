@@ -1,0 +1,227 @@
+"""The surface's fit at a given model: generalised least squares with priors, alternating with the noise model."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scaling.fitting import noise, shape
+from scaling.fitting.shape import Inputs, Model
+from scaling.fitting.table import Cells
+
+# A run with fewer degrees of freedom than this around its surface has a residual too many; Student's t weights with
+# these degrees keep 5 % outliers from moving the surface.
+STUDENT = 6.0
+# Fits are alternated with estimates of the noise until no constant of the noise moves by more than this.
+SETTLED = 0.05
+ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Rows ready to be fitted: logs relative to a scale, the target, who errs together.
+
+    Attributes:
+        y: [rows] ln loss; of a censored row the least that it can be.
+        censored: [rows] whether the row only says "at least y".
+    """
+
+    inputs: Inputs
+    y: NDArray[np.float64]
+    censored: NDArray[np.bool_]
+    noise_rows: noise.Rows
+    blocks: list[noise.Block]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A fitted theta with its noise model.
+
+    Attributes:
+        theta: [constants]; covariance: [constants, constants] (0 for held ones).
+        phi: the noise model's constants.
+        inflation: [rows] of the noise's variance, by which outliers are weighed down.
+        mean: the surface at the rows.
+        cost: half the weighted sum of squares, with the prior's.
+        log_likelihood: restricted, of the linearised model.
+    """
+
+    model: Model
+    theta: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    phi: NDArray[np.float64]
+    inflation: NDArray[np.float64]
+    mean: shape.Mean
+    cost: float
+
+
+def problem_of(cells: Cells, inputs: Inputs) -> Problem:
+    """The fit's problem. A diverged run counts as at least the median finite loss of its grid."""
+    finite = np.isfinite(cells.loss)
+    y = np.log(np.where(finite, cells.loss, 1.0))
+    for grid in np.unique(inputs.grid[~finite]):
+        others = (inputs.grid == grid) & finite
+        y[(inputs.grid == grid) & ~finite] = np.median(y[others]) if others.any() else np.nan
+    known = ~np.isnan(y)
+    if not known.all():
+        return problem_of(cells.rows(known), inputs.rows(known))
+    time = np.unique(cells.T, return_inverse=True)[1]
+    rows = noise.Rows(inputs.n, inputs.t, inputs.l - inputs.b, inputs.grid, cells.run, cells.stream, time)
+    return Problem(inputs, y, ~finite, rows, noise.blocks_of(rows, finite))
+
+
+def solve(problem: Problem, model: Model, theta: NDArray, phi: NDArray | None = None, rounds: int = ROUNDS) -> Solution:
+    """Fit a model from a start, with its noise."""
+    phi = np.array([start for start, *_ in noise.CONSTANTS.values()]) if phi is None else phi
+    inflation = np.ones(len(problem.y))
+    for _ in range(rounds):
+        theta, mean, cost = descend(problem, model, theta, phi, inflation)
+        effects = (mean.excess, mean.by_x, mean.by_z)
+        used = ~problem.censored
+        J = mean.jacobian[:, model.free]
+        _, precision = model.prior
+        prior = np.diag(precision[model.free] ** 2)
+        # A target for the linearised mean that keeps the prior: residual of the data alone.
+        before = phi
+        phi = noise.estimate(
+            phi, problem.blocks, problem.noise_rows, effects, inflation, J, np.where(used, problem.y - mean.value, 0), prior
+        )
+        inflation = _inflation(problem, mean, phi)
+        if np.max(np.abs(phi - before)) < SETTLED:
+            break
+    theta, mean, cost = descend(problem, model, theta, phi, inflation)
+    return Solution(model, theta, _covariance(problem, model, mean, phi, inflation), phi, inflation, mean, cost)
+
+
+def descend(
+    problem: Problem, model: Model, theta: NDArray, phi: NDArray, inflation: NDArray, steps: int = 40,
+    weight: NDArray | None = None,
+) -> tuple[NDArray, shape.Mean, float]:  # fmt: skip
+    """Levenberg-Marquardt steps at fixed noise. ``weight`` [rows] multiplies a row's share of the sum of squares."""
+    centre, precision = model.prior
+    free = model.free
+    mean = shape.evaluate(model, theta, problem.inputs)
+    effects = (mean.excess, mean.by_x, mean.by_z)
+    roots = noise.roots_of(phi, problem.blocks, problem.noise_rows, effects, inflation)
+    bound = np.flatnonzero(problem.censored)
+    bound_sd = noise.sd_of(phi, *(v[bound] for v in _noise_inputs(problem)), mean.excess[bound])[1]
+    scale = None if weight is None else np.sqrt(np.concatenate([weight[b.rows] for b in problem.blocks]))
+
+    def whitened(mean: shape.Mean) -> tuple[NDArray, NDArray]:
+        both = np.column_stack([mean.value - problem.y, mean.jacobian[:, free]])
+        white = noise.whiten(roots, problem.blocks, both)
+        if scale is not None:
+            white = white * scale[:, None]
+        short = both[bound] / bound_sd[:, None]
+        white = np.concatenate([white, np.where(short[:, :1] < 0, short, 0.0)])
+        return white[:, 0], white[:, 1:]
+
+    def cost_of(r: NDArray, theta: NDArray) -> float:
+        return float(0.5 * r @ r + 0.5 * np.sum(((theta - centre) * precision)[free] ** 2))
+
+    residual, J = whitened(mean)
+    cost, damping = cost_of(residual, theta), 1e-3
+    for _ in range(steps):
+        hessian = J.T @ J + np.diag(precision[free] ** 2)
+        gradient = J.T @ residual + ((theta - centre) * precision**2)[free]
+        diagonal = np.diag(hessian)
+        ridge = damping * (diagonal + 1e-10 * diagonal.max())
+        step = np.linalg.solve(hessian + np.diag(ridge), gradient)
+        trial = theta.copy()
+        trial[free] -= np.clip(step, -1.0, 1.0)
+        new = shape.evaluate(model, trial, problem.inputs)
+        new_residual, new_J = whitened(new)
+        new_cost = cost_of(new_residual, trial)
+        if np.isfinite(new_cost) and new_cost < cost:
+            gain, theta, mean, residual, J, cost = cost - new_cost, trial, new, new_residual, new_J, new_cost
+            damping = max(damping / 6, 1e-9)
+            if gain < 1e-5 * (1 + cost):
+                break
+        else:
+            damping *= 6
+            if damping > 1e8:
+                break
+    return theta, mean, cost
+
+
+def _noise_inputs(problem: Problem) -> tuple[NDArray, NDArray, NDArray]:
+    rows = problem.noise_rows
+    return rows.n, rows.t, rows.h
+
+
+def _inflation(problem: Problem, mean: shape.Mean, phi: NDArray) -> NDArray:
+    """Student's weights, from residuals less what their grid and run have in common."""
+    effects = (mean.excess, mean.by_x, mean.by_z)
+    plain = np.ones(len(problem.y))
+    inflation = plain.copy()
+    for block in problem.blocks:
+        V, _ = noise.covariance(phi, block, problem.noise_rows, effects, plain)
+        inverse = np.linalg.inv(V)
+        r = (problem.y - mean.value)[block.rows]
+        # The leave-one-out residual in units of its sd.
+        standard = (inverse @ r) / np.sqrt(np.diag(inverse))
+        inflation[block.rows] = np.maximum((STUDENT + standard**2) / (STUDENT + 1), 1.0)
+    return inflation
+
+
+def _covariance(problem: Problem, model: Model, mean: shape.Mean, phi: NDArray, inflation: NDArray) -> NDArray:
+    effects = (mean.excess, mean.by_x, mean.by_z)
+    roots = noise.roots_of(phi, problem.blocks, problem.noise_rows, effects, inflation)
+    J = noise.whiten(roots, problem.blocks, mean.jacobian[:, model.free])
+    _, precision = model.prior
+    whole = np.zeros((len(model.names),) * 2)
+    information = J.T @ J + np.diag(precision[model.free] ** 2)
+    whole[np.ix_(model.free, model.free)] = np.linalg.pinv(information, rcond=1e-13, hermitian=True)
+    return whole
+
+
+def linear_start(problem: Problem, model: Model, window: float = 0.1) -> NDArray:
+    """theta from one linear least squares fit of a quadratic with free levels per grid, near each grid's best cell."""
+    rows, used = problem.inputs, ~problem.censored
+    excess = np.full(rows.grid.max() + 1, np.inf)
+    np.minimum.at(excess, rows.grid[used], problem.y[used])
+    above = problem.y - excess[rows.grid]
+    weight = np.where(used, 1 / np.sqrt(0.005**2 + (0.3 * above) ** 2), 0.0)
+    l, b, t, n = rows.l, rows.b, rows.t, rows.n  # noqa: E741
+    columns = [l * l / 2, l * b, l * t, l * n, l]
+    if model.batch != "none":
+        columns += [b * b / 2, b * t, b * n, b]
+    X = np.stack(columns, axis=1)
+    # Free levels: within-grid deviations from weighted means.
+    total = np.bincount(rows.grid, weight**2)
+    def within(v: NDArray) -> NDArray:
+        return v - (np.bincount(rows.grid, weight**2 * v) / np.maximum(total, 1e-300))[rows.grid]
+    X = np.stack([within(v) for v in X.T], axis=1) * weight[:, None]
+    y = within(problem.y) * weight
+    ridge = 1e-3 * np.sqrt(np.sum(weight**2)) * 0.01
+    size = np.linalg.norm(X, axis=0) + 1e-300
+    found = np.linalg.lstsq(np.vstack([X / size, ridge * np.eye(len(size))]), np.append(y, np.zeros(len(size))))[0] / size
+    theta = model.prior[0].copy()
+    values: dict[str, float] = {}
+    k = found[0]
+    if k > 1e-4:
+        values |= {"ln_k": np.log(k), "aB": -found[1] / k, "aT": -found[2] / k, "aN": -found[3] / k, "a": -found[4] / k}
+    else:
+        best = above[used] == 0
+        values["a"] = float(np.mean(l[used][best]))
+        k = 0.03
+    if model.batch != "none":
+        aB, a, aT, aN = (values.get(name, theta[model.place(name)]) for name in ("aB", "a", "aT", "aN"))
+        m = found[5] - k * aB**2
+        if m > 1e-4:
+            # Derivative of the quadratic in b, less the rate's share, is m (b - offset).
+            slopes = [-(found[6 + i] - k * aB * v) / m for i, v in enumerate((aT, aN, a))]
+            values |= {"bT": slopes[0], "bN": slopes[1], "b": slopes[2]}
+            if abs(slopes[0]) > 1.5 or abs(slopes[1]) > 1.5 or abs(slopes[2]) > 4:
+                values |= {"bT": 0.4, "bN": 0.0, "b": float(np.average(b[used], weights=weight[used] ** 2))}
+        else:
+            m = 0.01
+            values |= {"bT": 0.4, "bN": 0.0, "b": float(np.quantile(b[used], 0.7))}
+        m = min(max(m, 0.003), 0.3)
+        values |= {"ln_m": np.log(m), "ln_c": np.log(2 * m), "ln_d": np.log(2 * m)}
+    for name, value in values.items():
+        if name in model.names and name not in model.held:
+            theta[model.place(name)] = value
+    for name, value in model.held.items():
+        theta[model.place(name)] = value
+    return theta

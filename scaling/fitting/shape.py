@@ -1,0 +1,209 @@
+"""The surface's mean: ln L = ln f(N, T) + what a rate and a batch cost, with analytic derivatives.
+
+    x = ln lr - (a + aB ln B + aT ln T + aN ln N)         the rate, from the best one at this batch
+    z = ln B - (b + bT ln T + bN ln N)                    the batch, from its critical (or best) value
+    S(q, s) = s (sqrt(1 + 2 q / s) - 1)                   a quadratic that grows linearly far away
+    valley:   ln L = ln f + S(k x^2 e^(g tanh(x/2)) / 2, s) + w [c ln(1 + e^(z/w)) + d ln(1 + e^(-z/w))] - its minimum
+    ellipse:  ln L = ln f + S((k x^2 e^(g tanh(x/2)) + m z^2 e^(h tanh(z/2))) / 2, s)
+
+With d = 0 the valley is open to small batches: there is a critical batch, and no best one. Logarithms of lr, B, T and N
+are relative to a scale, and positive constants enter by their logarithms.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from scaling.fitting import forms
+
+LEVELS = "levels"  # in place of a form: a free level for each grid
+BATCH_SHAPES = ("one_sided", "two_sided", "ellipse")
+RATE = ("a", "aB", "aT", "aN", "ln_k", "g", "ln_s")
+BATCH = {
+    "none": (),
+    "one_sided": ("b", "bT", "bN", "ln_c", "ln_w"),
+    "two_sided": ("b", "bT", "bN", "ln_c", "ln_w", "ln_d"),
+    "ellipse": ("b", "bT", "bN", "ln_m", "h"),
+}
+# [mean, sd] of the constants' priors. They matter where cells are few: six cells a grid without them cost 1 % of the
+# loss on Step Law's grids, 0.2 % with them. A factor of 2 in the rate costs 0.4 to 0.5 % on public grids, so k is 0.02.
+PRIORS = {
+    "aB": (0.5, 0.3), "aT": (0.0, 0.5), "aN": (-0.3, 0.5), "ln_k": (np.log(0.03), 1.0), "g": (0.0, 0.5),
+    "ln_s": (np.log(0.05), 1.0), "bT": (0.5, 0.5), "bN": (0.0, 0.5), "ln_c": (np.log(0.05), 1.0), "ln_w": (0.0, 0.5),
+    "ln_d": (np.log(0.02), 1.0), "ln_m": (np.log(0.015), 1.0), "h": (0.0, 0.5),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Logs of N, T, lr, B relative to a scale, and the number of each row's grid; all [rows]."""
+
+    n: NDArray[np.float64]
+    t: NDArray[np.float64]
+    l: NDArray[np.float64]  # noqa: E741
+    b: NDArray[np.float64]
+    grid: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.n)
+
+    def rows(self, chosen: NDArray) -> "Inputs":
+        """The chosen rows."""
+        return Inputs(self.n[chosen], self.t[chosen], self.l[chosen], self.b[chosen], self.grid[chosen])
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The surface at rows.
+
+    Attributes:
+        value: [rows] ln L. jacobian: [rows, constants].
+        excess: [rows] what rate and batch cost, in ln L.
+        by_x, by_z: [rows] d ln L / d x and d z: how far a shift of a grid's optimum moves each row.
+    """
+
+    value: NDArray[np.float64]
+    jacobian: NDArray[np.float64]
+    excess: NDArray[np.float64]
+    by_x: NDArray[np.float64]
+    by_z: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which surface: the loss form (or LEVELS), the shape in the batch, and what is held.
+
+    Attributes:
+        form: of forms.CONSTANTS, or LEVELS.
+        batch: of BATCH; "none" where all runs share one batch.
+        grids: levels, where form is LEVELS.
+        held: constants that are not fitted, by name.
+        priors: constant -> (mean, sd), in place of PRIORS.
+    """
+
+    form: str
+    batch: str
+    grids: int = 0
+    held: dict[str, float] = field(default_factory=dict)
+    priors: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @cached_property
+    def level_names(self) -> tuple[str, ...]:
+        """Names of the constants of the level."""
+        if self.form == LEVELS:
+            return tuple(f"level{i}" for i in range(self.grids))
+        return tuple(f"f.{name}" for name in forms.CONSTANTS[self.form])
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of all constants, in theta's order."""
+        return self.level_names + RATE + BATCH[self.batch]
+
+    def place(self, name: str) -> int:
+        """Where a constant stands in theta."""
+        return self.names.index(name)
+
+    @cached_property
+    def free(self) -> NDArray[np.int64]:
+        """Places of the constants that are fitted."""
+        return np.array([i for i, name in enumerate(self.names) if name not in self.held])
+
+    @cached_property
+    def prior(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and precision (1 / sd) of theta."""
+        pairs = []
+        for name in self.names:
+            default = forms.PRIORS.get(name[2:], (0.0, np.inf)) if name.startswith("f.") else (0.0, np.inf)
+            pairs.append(self.priors.get(name, PRIORS.get(name, default)))
+        return np.array([mean for mean, _ in pairs]), np.array([1 / sd for _, sd in pairs])
+
+
+def rate_offset(model: Model, theta: NDArray, n: NDArray, t: NDArray, b: NDArray) -> NDArray:
+    """ln lr_opt relative to the scale at batches b; theta [..., constants] broadcasts against the rows."""
+    at = len(model.level_names)
+    a, aB, aT, aN = (theta[..., at + i] for i in range(4))
+    return a + aB * b + aT * t + aN * n
+
+
+def batch_offset(model: Model, theta: NDArray, n: NDArray, t: NDArray) -> NDArray:
+    """ln of the critical batch (valley) or of the best one (ellipse), relative to the scale."""
+    at = len(model.level_names) + len(RATE)
+    b0, bT, bN = (theta[..., at + i] for i in range(3))
+    return b0 + bT * t + bN * n
+
+
+def evaluate(model: Model, theta: NDArray, rows: Inputs) -> Mean:
+    """The surface and its derivatives at rows, for one theta [constants]."""
+    count = len(model.level_names)
+    jacobian = np.zeros((len(rows), len(model.names)))
+    if model.form == LEVELS:
+        level = theta[rows.grid]
+        jacobian[np.arange(len(rows)), rows.grid] = 1.0
+    else:
+        level, jacobian[:, :count] = forms.evaluate(model.form, theta[:count], rows.n, rows.t, rows.b)
+    x = rows.l - rate_offset(model, theta, rows.n, rows.t, rows.b)
+    ln_k, g, ln_s = theta[count + 4 : count + 7]
+    q, q_x, q_g = _skewed(x, np.exp(ln_k), g)
+    s = np.exp(ln_s)
+    place = count + len(RATE)
+    zero = np.zeros(len(rows))
+    valley = by_z = zero
+    own: list[NDArray] = []
+    q_rate = q
+    if model.batch != "none":
+        z = rows.b - batch_offset(model, theta, rows.n, rows.t)
+    if model.batch == "ellipse":
+        ln_m, h = theta[place + 3 : place + 5]
+        p, p_z, p_h = _skewed(z, np.exp(ln_m), h)
+        q = q + p
+    root = np.sqrt(1 + 2 * q / s)
+    distance = s * (root - 1)
+    if model.batch == "ellipse":
+        by_z, own = p_z / root, [p / root, p_h / root]
+    elif model.batch != "none":
+        valley, by_z, own = _valley(z, theta[place + 3 :], model.batch == "two_sided")
+    by_x = q_x / root
+    columns = [-by_x, -by_x * rows.b, -by_x * rows.t, -by_x * rows.n, q_rate / root, q_g / root, distance - q / root]
+    if model.batch != "none":
+        columns += [-by_z, -by_z * rows.t, -by_z * rows.n, *own]
+    jacobian[:, count:] = np.stack(columns, axis=1)
+    excess = distance + valley
+    return Mean(level + excess, jacobian, excess, by_x, by_z)
+
+
+def _skewed(x: NDArray, k: float, g: float) -> tuple[NDArray, NDArray, NDArray]:
+    """k x^2 e^(g tanh(x/2)) / 2 with its derivatives in x and g (that in ln k is itself)."""
+    tanh = np.tanh(x / 2)
+    stretch = np.exp(g * tanh)
+    q = k * x * x * stretch / 2
+    return q, k * x * stretch + q * g * (1 - tanh**2) / 2, q * tanh
+
+
+def _valley(z: NDArray, constants: NDArray, two_sided: bool) -> tuple[NDArray, NDArray, list[NDArray]]:
+    """The price of a batch, its derivative in z, and in (ln c, ln w[, ln d])."""
+    c, w = np.exp(constants[:2])
+    d = np.exp(constants[2]) if two_sided else 0.0
+    u = z / w
+    # ln(1 + e^u) and ln(1 + e^-u) without overflow.
+    up, down = np.logaddexp(0, u), np.logaddexp(0, -u)
+    lowest_c, lowest_d = (np.log1p(d / c), np.log1p(c / d)) if two_sided else (0.0, 0.0)
+    value = w * (c * (up - lowest_c) + d * (down - lowest_d))
+    slope = c * expit(u) - d * expit(-u)
+    own = [w * c * (up - lowest_c), value - z * slope]
+    if two_sided:
+        own.append(w * d * (down - lowest_d))
+    return value, slope, own
+
+
+def best_batch(model: Model, theta: NDArray, n: NDArray, t: NDArray) -> NDArray | None:
+    """ln B_opt relative to the scale, or None where the shape has no best batch."""
+    if model.batch in ("none", "one_sided"):
+        return None
+    offset = batch_offset(model, theta, n, t)
+    if model.batch == "ellipse":
+        return offset
+    at = len(model.level_names) + len(RATE) + 3
+    return offset + np.exp(theta[..., at + 1]) * (theta[..., at + 2] - theta[..., at])
