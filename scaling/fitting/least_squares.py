@@ -29,8 +29,7 @@ class Problem:
     inputs: Inputs
     y: NDArray[np.float64]
     censored: NDArray[np.bool_]
-    noise_rows: noise.Rows
-    blocks: list[noise.Block]
+    rows: noise.Rows
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,13 @@ class Solution:
         inflation: [rows] of the noise's variance, by which outliers are weighed down.
         mean: the surface at the rows.
         cost: half the weighted sum of squares, with the prior's.
-        log_likelihood: restricted, of the linearised model.
     """
 
     model: Model
     theta: NDArray[np.float64]
     covariance: NDArray[np.float64]
     phi: NDArray[np.float64]
+    structure: noise.Structure
     inflation: NDArray[np.float64]
     mean: shape.Mean
     cost: float
@@ -65,75 +64,78 @@ def problem_of(cells: Cells, inputs: Inputs) -> Problem:
     known = ~np.isnan(y)
     if not known.all():
         return problem_of(cells.rows(known), inputs.rows(known))
-    time = np.unique(cells.T, return_inverse=True)[1]
-    rows = noise.Rows(inputs.n, inputs.t, inputs.l - inputs.b, inputs.grid, cells.run, cells.stream, time)
-    return Problem(inputs, y, ~finite, rows, noise.blocks_of(rows, finite))
+    time, size = (np.unique(v, return_inverse=True)[1] for v in (cells.T, cells.N))
+    h = inputs.l - inputs.b
+    return Problem(
+        inputs, y, ~finite, noise.Rows(inputs.n, inputs.t, h, inputs.grid, size, cells.run, cells.stream, time)
+    )
+
+
+def effects_of(model: Model) -> tuple[str, ...]:
+    """The random effects of a model: levels that are free have no scatter."""
+    names = () if model.form == shape.LEVELS else ("ln_level", "ln_size")
+    return (*names, "ln_x", *(() if model.batch == "none" else ("ln_z",)))
 
 
 def solve(problem: Problem, model: Model, theta: NDArray, phi: NDArray | None = None, rounds: int = ROUNDS) -> Solution:
     """Fit a model from a start, with its noise."""
-    phi = np.array([start for start, *_ in noise.CONSTANTS.values()]) if phi is None else phi
+    phi = noise.START.copy() if phi is None else phi
+    structure = noise.structure_of(problem.rows, ~problem.censored, effects_of(model))
     inflation = np.ones(len(problem.y))
+    prior = model.prior[1][model.free] ** 2
     for _ in range(rounds):
-        theta, mean, cost = descend(problem, model, theta, phi, inflation)
-        effects = (mean.excess, mean.by_x, mean.by_z)
-        used = ~problem.censored
-        J = mean.jacobian[:, model.free]
-        _, precision = model.prior
-        prior = np.diag(precision[model.free] ** 2)
-        # A target for the linearised mean that keeps the prior: residual of the data alone.
+        theta, mean, _ = descend(problem, structure, model, theta, phi, inflation)
+        at = noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, inflation)
         before = phi
-        phi = noise.estimate(
-            phi, problem.blocks, problem.noise_rows, effects, inflation, J, np.where(used, problem.y - mean.value, 0), prior
-        )
-        inflation = _inflation(problem, mean, phi)
+        phi = noise.estimate(structure, phi, at, mean.jacobian[:, model.free], problem.y - mean.value, prior)
+        inflation = _inflation(problem, structure, model, mean, phi)
         if np.max(np.abs(phi - before)) < SETTLED:
             break
-    theta, mean, cost = descend(problem, model, theta, phi, inflation)
-    return Solution(model, theta, _covariance(problem, model, mean, phi, inflation), phi, inflation, mean, cost)
+    theta, mean, cost = descend(problem, structure, model, theta, phi, inflation)
+    covariance = covariance_of(structure, model, mean, phi, inflation)
+    return Solution(model, theta, covariance, phi, structure, inflation, mean, cost)
 
 
 def descend(
-    problem: Problem, model: Model, theta: NDArray, phi: NDArray, inflation: NDArray, steps: int = 40,
-    weight: NDArray | None = None,
+    problem: Problem, structure: noise.Structure, model: Model, theta: NDArray, phi: NDArray, inflation: NDArray,
+    steps: int = 40,
 ) -> tuple[NDArray, shape.Mean, float]:  # fmt: skip
-    """Levenberg-Marquardt steps at fixed noise. ``weight`` [rows] multiplies a row's share of the sum of squares."""
+    """Levenberg-Marquardt steps at fixed noise."""
     centre, precision = model.prior
     free = model.free
     mean = shape.evaluate(model, theta, problem.inputs)
-    effects = (mean.excess, mean.by_x, mean.by_z)
-    roots = noise.roots_of(phi, problem.blocks, problem.noise_rows, effects, inflation)
+    V = noise.Whitener(structure, phi, noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, inflation))
     bound = np.flatnonzero(problem.censored)
-    bound_sd = noise.sd_of(phi, *(v[bound] for v in _noise_inputs(problem)), mean.excess[bound])[1]
-    scale = None if weight is None else np.sqrt(np.concatenate([weight[b.rows] for b in problem.blocks]))
+    rows = problem.rows
+    bound_sd = noise.sd_of(phi, rows.n[bound], rows.t[bound], rows.h[bound], mean.excess[bound])[1]
 
-    def whitened(mean: shape.Mean) -> tuple[NDArray, NDArray]:
+    def equations(mean: shape.Mean, theta: NDArray) -> tuple[float, NDArray, NDArray]:
+        """Cost, gradient and Hessian."""
         both = np.column_stack([mean.value - problem.y, mean.jacobian[:, free]])
-        white = noise.whiten(roots, problem.blocks, both)
-        if scale is not None:
-            white = white * scale[:, None]
+        white = V.whiten(both)
+        seen = V.explained(white)
         short = both[bound] / bound_sd[:, None]
-        white = np.concatenate([white, np.where(short[:, :1] < 0, short, 0.0)])
-        return white[:, 0], white[:, 1:]
+        short = np.where(short[:, :1] < 0, short, 0.0)
+        squares = white.T @ white - seen.T @ seen + short.T @ short
+        away = ((theta - centre) * precision)[free]
+        return (
+            float(0.5 * squares[0, 0] + 0.5 * away @ away),
+            squares[0, 1:] + away * precision[free],
+            squares[1:, 1:] + np.diag(precision[free] ** 2),
+        )
 
-    def cost_of(r: NDArray, theta: NDArray) -> float:
-        return float(0.5 * r @ r + 0.5 * np.sum(((theta - centre) * precision)[free] ** 2))
-
-    residual, J = whitened(mean)
-    cost, damping = cost_of(residual, theta), 1e-3
+    cost, gradient, hessian = equations(mean, theta)
+    damping = 1e-3
     for _ in range(steps):
-        hessian = J.T @ J + np.diag(precision[free] ** 2)
-        gradient = J.T @ residual + ((theta - centre) * precision**2)[free]
         diagonal = np.diag(hessian)
         ridge = damping * (diagonal + 1e-10 * diagonal.max())
         step = np.linalg.solve(hessian + np.diag(ridge), gradient)
         trial = theta.copy()
         trial[free] -= np.clip(step, -1.0, 1.0)
         new = shape.evaluate(model, trial, problem.inputs)
-        new_residual, new_J = whitened(new)
-        new_cost = cost_of(new_residual, trial)
+        new_cost, new_gradient, new_hessian = equations(new, trial)
         if np.isfinite(new_cost) and new_cost < cost:
-            gain, theta, mean, residual, J, cost = cost - new_cost, trial, new, new_residual, new_J, new_cost
+            gain, theta, mean, cost, gradient, hessian = cost - new_cost, trial, new, new_cost, new_gradient, new_hessian
             damping = max(damping / 6, 1e-9)
             if gain < 1e-5 * (1 + cost):
                 break
@@ -144,33 +146,28 @@ def descend(
     return theta, mean, cost
 
 
-def _noise_inputs(problem: Problem) -> tuple[NDArray, NDArray, NDArray]:
-    rows = problem.noise_rows
-    return rows.n, rows.t, rows.h
-
-
-def _inflation(problem: Problem, mean: shape.Mean, phi: NDArray) -> NDArray:
-    """Student's weights, from residuals less what their grid and run have in common."""
-    effects = (mean.excess, mean.by_x, mean.by_z)
+def _inflation(
+    problem: Problem, structure: noise.Structure, model: Model, mean: shape.Mean, phi: NDArray
+) -> NDArray:
+    """Student's weights, from residuals less what the row's grid, size and run have in common."""
     plain = np.ones(len(problem.y))
+    V = noise.Whitener(structure, phi, noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, plain))
+    r = V.whiten(problem.y - mean.value)
+    r = r - V.Z @ np.linalg.solve(V.Z.T @ V.Z + np.diag(V.effect_precision), V.Z.T @ r)
     inflation = plain.copy()
-    for block in problem.blocks:
-        V, _ = noise.covariance(phi, block, problem.noise_rows, effects, plain)
-        inverse = np.linalg.inv(V)
-        r = (problem.y - mean.value)[block.rows]
-        # The leave-one-out residual in units of its sd.
-        standard = (inverse @ r) / np.sqrt(np.diag(inverse))
-        inflation[block.rows] = np.maximum((STUDENT + standard**2) / (STUDENT + 1), 1.0)
+    inflation[V.order] = np.maximum((STUDENT + r**2) / (STUDENT + 1), 1.0)
     return inflation
 
 
-def _covariance(problem: Problem, model: Model, mean: shape.Mean, phi: NDArray, inflation: NDArray) -> NDArray:
-    effects = (mean.excess, mean.by_x, mean.by_z)
-    roots = noise.roots_of(phi, problem.blocks, problem.noise_rows, effects, inflation)
-    J = noise.whiten(roots, problem.blocks, mean.jacobian[:, model.free])
-    _, precision = model.prior
+def covariance_of(
+    structure: noise.Structure, model: Model, mean: shape.Mean, phi: NDArray, inflation: NDArray
+) -> NDArray:
+    """Covariance of theta [constants, constants]: 0 for held constants."""
+    V = noise.Whitener(structure, phi, noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, inflation))
+    J = V.whiten(mean.jacobian[:, model.free])
+    seen = V.explained(J)
+    information = J.T @ J - seen.T @ seen + np.diag(model.prior[1][model.free] ** 2)
     whole = np.zeros((len(model.names),) * 2)
-    information = J.T @ J + np.diag(precision[model.free] ** 2)
     whole[np.ix_(model.free, model.free)] = np.linalg.pinv(information, rcond=1e-13, hermitian=True)
     return whole
 

@@ -1,11 +1,12 @@
-"""What losses scatter by around a surface: covariance of the rows, and its constants by restricted likelihood.
+"""How losses scatter around a surface: covariance of the rows, and its constants by restricted likelihood (REML).
 
     sd_i^2   = sd(N, T, lr / B)^2 + (kappa excess_i)^2      noise, and a surface that is less true far from the optimum
     within a run, milestones correlate by rho; runs on the same samples by rho_stream
-    per grid: tau_level^2 of the level, tau_x^2 of ln lr_opt, tau_z^2 of the batch
+    scatter between grids: tau_level of ln f, tau_x of ln lr_opt, tau_z of the batch; between sizes: tau_size of ln f
 
 kappa makes a soft window: no cell is dropped, and the likelihood's ln sd keeps distant cells from being made free.
-Rows fall into blocks that share no run, grid or stream, so a table of thousands of rows costs little.
+The covariance is V = V0 + Z G Z': V0 in blocks of rows that share a run or its samples, Z the grids' and sizes' random
+effects. All work is with V0's blocks and the mixed model equations, so thousands of rows cost little.
 """
 
 from dataclasses import dataclass
@@ -17,23 +18,27 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
-# constant -> (start, prior mean, prior sd). sd_T, sd_N, sd_H: exponents of the noise in T, N and lr / B. The scatters
-# between grids have priors away from 0: with few grids the likelihood is often highest at 0, and intervals too narrow.
+# constant -> (prior mean, which is the start, and prior sd). sd_T, sd_N, sd_H: exponents of the noise in T, N, lr / B.
+# The scatters between grids have priors away from 0: with few grids the likelihood is often highest at 0, and intervals
+# are then too narrow.
 CONSTANTS = {
-    "ln_sd": (np.log(0.005), np.log(0.005), 3.0),
-    "sd_T": (0.0, 0.0, 0.3),
-    "sd_N": (0.0, 0.0, 0.3),
-    "sd_H": (0.0, 0.0, 0.3),
-    "ln_kappa": (np.log(0.15), np.log(0.15), 0.7),
-    "rho": (1.5, 1.5, 1.0),
-    "rho_stream": (-1.0, -1.0, 1.0),
-    "ln_level": (np.log(0.002), np.log(0.002), 1.0),
-    "ln_x": (np.log(0.05), np.log(0.05), 0.7),
-    "ln_z": (np.log(0.1), np.log(0.1), 0.7),
+    "ln_sd": (np.log(0.005), 3.0),
+    "sd_T": (0.0, 0.3),
+    "sd_N": (0.0, 0.3),
+    "sd_H": (0.0, 0.3),
+    "ln_kappa": (np.log(0.15), 0.7),
+    "rho": (1.5, 1.0),
+    "rho_stream": (-1.0, 1.0),
+    "ln_level": (np.log(0.002), 1.0),
+    "ln_x": (np.log(0.05), 0.7),
+    "ln_z": (np.log(0.1), 0.7),
+    "ln_size": (np.log(0.002), 0.7),
 }
 NAMES = tuple(CONSTANTS)
-PRIOR_MEAN = np.array([mean for _, mean, _ in CONSTANTS.values()])
-PRIOR_PRECISION = np.array([sd**-2 for *_, sd in CONSTANTS.values()])
+START = np.array([mean for mean, _ in CONSTANTS.values()])
+PRIOR_PRECISION = np.array([sd**-2 for _, sd in CONSTANTS.values()])
+FIRST_EFFECT = NAMES.index("ln_level")
+EFFECTS = NAMES[FIRST_EFFECT:]
 MAX_STEP = 1.0
 
 
@@ -43,13 +48,14 @@ class Rows:
 
     Attributes:
         n, t, h: logs of N, T and lr / B relative to a scale.
-        grid, run, stream, time: numbers of what rows share; stream -1 where it is unknown.
+        grid, size, run, stream, time: numbers of what rows share; stream -1 where it is unknown.
     """
 
     n: NDArray[np.float64]
     t: NDArray[np.float64]
     h: NDArray[np.float64]
     grid: NDArray[np.int64]
+    size: NDArray[np.int64]
     run: NDArray[np.int64]
     stream: NDArray[np.int64]
     time: NDArray[np.int64]
@@ -57,20 +63,39 @@ class Rows:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that share nothing with the others, with who shares what: [m, m] masks, None where only a row itself."""
+    """Rows that share a run or samples: [m, m] masks of who shares what; ``stream`` None where samples are not shared."""
 
     rows: NDArray[np.int64]
-    grid: NDArray[np.bool_]
-    time: NDArray[np.bool_] | None
-    run: NDArray[np.bool_] | None
+    time: NDArray[np.bool_]
+    run: NDArray[np.bool_]
     stream: NDArray[np.bool_] | None
 
 
-def blocks_of(rows: Rows, kept: NDArray[np.bool_]) -> list[Block]:
-    """The blocks of the ``kept`` rows."""
+@dataclass(frozen=True)
+class Structure:
+    """Who errs with whom: ``blocks``, rows that stand ``alone``, and the names of the random effects in use."""
+
+    rows: Rows
+    blocks: tuple[Block, ...]
+    alone: NDArray[np.int64]
+    effects: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """At the current surface: [rows] excess, d ln L / dx, d ln L / dz, and the outliers' inflation of the variance."""
+
+    excess: NDArray[np.float64]
+    by_x: NDArray[np.float64]
+    by_z: NDArray[np.float64]
+    inflation: NDArray[np.float64]
+
+
+def structure_of(rows: Rows, kept: NDArray[np.bool_], effects: tuple[str, ...]) -> Structure:
+    """The structure of the ``kept`` rows."""
     chosen = np.flatnonzero(kept)
     count, links = len(chosen), []
-    for label in (rows.grid, rows.run, rows.stream):
+    for label in (rows.run, rows.stream):
         value = label[chosen]
         known = np.flatnonzero(value >= 0)
         _, first, inverse = np.unique(value[known], return_index=True, return_inverse=True)
@@ -78,23 +103,17 @@ def blocks_of(rows: Rows, kept: NDArray[np.bool_]) -> list[Block]:
     i, j = (np.concatenate(ends) for ends in zip(*links))
     _, part = connected_components(coo_array((np.ones(len(i)), (i, j)), shape=(count, count)), directed=False)
     order = np.argsort(part, kind="stable")
-    ends = np.flatnonzero(np.diff(part[order])) + 1
-    found = []
-    for members in np.split(chosen[order], ends):
+    blocks, alone = [], []
+    for members in np.split(chosen[order], np.flatnonzero(np.diff(part[order])) + 1):
+        if len(members) == 1:
+            alone.append(members[0])
+            continue
         run, stream = rows.run[members], rows.stream[members]
-        several = len(np.unique(run)) < len(run)
-        shared = len(np.unique(stream[stream >= 0])) < len(np.unique(run[stream >= 0]))
         same_run = run[:, None] == run
-        found.append(
-            Block(
-                members,
-                rows.grid[members][:, None] == rows.grid[members],
-                rows.time[members][:, None] == rows.time[members] if several or shared else None,
-                same_run if several or shared else None,
-                ((stream[:, None] == stream) & (stream >= 0)) | same_run if shared else None,
-            )
-        )
-    return found
+        same_stream = ((stream[:, None] == stream) & (stream >= 0)) | same_run
+        same_time = rows.time[members][:, None] == rows.time[members]
+        blocks.append(Block(members, same_time, same_run, None if np.all(same_stream == same_run) else same_stream))
+    return Structure(rows, tuple(blocks), np.array(alone, dtype=np.int64), effects)
 
 
 def sd_of(phi: NDArray, n: NDArray, t: NDArray, h: NDArray, excess: NDArray) -> tuple[NDArray, NDArray]:
@@ -103,142 +122,146 @@ def sd_of(phi: NDArray, n: NDArray, t: NDArray, h: NDArray, excess: NDArray) -> 
     return noise, np.sqrt(noise**2 + np.exp(2 * phi[4]) * excess**2)
 
 
-def covariance(
-    phi: NDArray,
-    block: Block,
-    rows: Rows,
-    effects: tuple[NDArray, NDArray, NDArray],
-    inflation: NDArray,
-    derivatives: bool = False,
-) -> tuple[NDArray, list[tuple[int, NDArray]]]:
-    """Covariance [m, m] of a block and, where asked for, its derivatives by number of constant.
+class Whitener:
+    """V at one phi: rows in units in which V0 is 1, and the random effects' columns."""
 
-    Args:
-        effects: excess, d ln L / dx and d ln L / dz, [rows].
-        inflation: [rows] of the noise's variance, above 1 for outliers.
-    """
-    at = block.rows
-    excess, by_x, by_z = (v[at] for v in effects)
-    n, t, h = rows.n[at], rows.t[at], rows.h[at]
-    noise, total = sd_of(phi, n, t, h, excess)
-    inflated = np.sqrt(inflation[at])
-    total = total * inflated
-    share = (noise * inflated / total) ** 2
-    outer = total[:, None] * total
-    parts: list[tuple[int, NDArray]] = []
-    if block.run is None:
-        V = np.diag(total**2)
-    else:
-        rho, q = expit(phi[5]), expit(phi[6])
+    def __init__(self, structure: Structure, phi: NDArray, at: Sensitivity) -> None:
+        self.structure, self.phi = structure, phi
+        rows = structure.rows
+        noise, total = sd_of(phi, rows.n, rows.t, rows.h, at.excess)
+        inflated = np.sqrt(at.inflation)
+        self.share, self.sd = (noise / total) ** 2, total * inflated
+        self.roots = [cholesky(self._block(block), lower=True) for block in structure.blocks]
+        self.order = np.concatenate([structure.alone, *(block.rows for block in structure.blocks)]).astype(np.int64)
+        self.log_det = 2 * np.log(self.sd[structure.alone]).sum()
+        self.log_det += 2 * sum(np.log(np.diag(root)).sum() for root in self.roots)
+        columns, self.kinds = [], []
+        for name in structure.effects:
+            label = rows.size if name == "ln_size" else rows.grid
+            effect = {"ln_x": at.by_x, "ln_z": at.by_z}.get(name, np.ones(len(rows.n)))
+            groups = np.unique(label[self.order])
+            columns.append((label[:, None] == groups) * effect[:, None])
+            self.kinds += [NAMES.index(name)] * len(groups)
+        self.kinds = np.array(self.kinds, dtype=np.int64)
+        self.Z = self.whiten(np.hstack(columns)) if columns else np.zeros((len(self.order), 0))
+        self.effect_precision = np.exp(-2 * phi[self.kinds])
+        self._root = cholesky(self.Z.T @ self.Z + np.diag(self.effect_precision), lower=True)
+
+    def _block(self, block: Block) -> NDArray:
+        rho, q = expit(self.phi[5]), expit(self.phi[6])
         in_time = rho + (1 - rho) * block.time
         among = block.run if block.stream is None else (1 - q) * block.run + q * block.stream
-        V = outer * in_time * among
-        if derivatives:
-            parts.append((5, outer * among * (1.0 - block.time) * rho * (1 - rho)))
+        sd = self.sd[block.rows]
+        return sd[:, None] * sd * in_time * among
+
+    def whiten(self, values: NDArray) -> NDArray:
+        """Rows [rows, ...] in units of V0, in the order of ``order``."""
+        alone = self.structure.alone
+        sd = self.sd[alone]
+        parts = [values[alone] / (sd if values.ndim == 1 else sd[:, None])]
+        for root, block in zip(self.roots, self.structure.blocks):
+            parts.append(solve_triangular(root, values[block.rows], lower=True))
+        return np.concatenate(parts)
+
+    def explained(self, white: NDArray) -> NDArray:
+        """White columns as seen by the random effects: V^-1 is A'A - (explained A)' (explained A)."""
+        return solve_triangular(self._root, self.Z.T @ white, lower=True)
+
+    def derivatives(self) -> list[list[tuple[int, NDArray]]]:
+        """d V0 / d phi by block, as (number, matrix in units of V0 on both sides)."""
+        rows, rho, q = self.structure.rows, expit(self.phi[5]), expit(self.phi[6])
+        found = []
+        for root, block in zip(self.roots, self.structure.blocks):
+            sd = self.sd[block.rows]
+            outer = sd[:, None] * sd
+            V = self._block(block)
+            among = block.run if block.stream is None else (1 - q) * block.run + q * block.stream
+            parts = [(5, outer * among * (1.0 - block.time) * rho * (1 - rho))]
             if block.stream is not None:
+                in_time = rho + (1 - rho) * block.time
                 parts.append((6, outer * in_time * (block.stream ^ block.run) * q * (1 - q)))
-    if derivatives:
-        for number, u in ((0, share), (1, share * t), (2, share * n), (3, share * h), (4, 1 - share)):
-            parts.append((number, V * (u[:, None] + u)))
-    for number, effect in ((7, None), (8, by_x), (9, by_z)):
-        if number == 9 and not by_z.any():
-            continue
-        shared = np.exp(2 * phi[number]) * block.grid
-        part = shared if effect is None else shared * effect[:, None] * effect
-        V = V + part
-        if derivatives:
-            parts.append((number, 2 * part))
-    return V, parts
+            for number, u in self._slopes(block.rows, rows):
+                parts.append((number, V * (u[:, None] + u)))
+            inverse_root = solve_triangular(root, np.eye(len(sd)), lower=True)
+            found.append([(number, inverse_root @ part @ inverse_root.T) for number, part in parts])
+        return found
+
+    def _slopes(self, at: NDArray, rows: Rows) -> list[tuple[int, NDArray]]:
+        """d ln sd / d phi of the first five constants."""
+        share = self.share[at]
+        return [(0, share), (1, share * rows.t[at]), (2, share * rows.n[at]), (3, share * rows.h[at]), (4, 1 - share)]
 
 
-def roots_of(
-    phi: NDArray, blocks: list[Block], rows: Rows, effects: tuple[NDArray, NDArray, NDArray], inflation: NDArray
-) -> list[NDArray]:
-    """Lower Cholesky factors of the blocks' covariances."""
-    return [cholesky(covariance(phi, block, rows, effects, inflation)[0], lower=True) for block in blocks]
-
-
-def whiten(roots: list[NDArray], blocks: list[Block], values: NDArray) -> NDArray:
-    """Rows [rows, ...] in units in which they are independent with variance 1, block by block."""
-    return np.concatenate(
-        [solve_triangular(root, values[block.rows], lower=True) for root, block in zip(roots, blocks)]
-    )
-
-
-def log_likelihood(
-    phi: NDArray,
-    blocks: list[Block],
-    rows: Rows,
-    effects: tuple[NDArray, NDArray, NDArray],
-    inflation: NDArray,
-    jacobian: NDArray,
-    residual: NDArray,
-    prior: NDArray,
+def likelihood(
+    structure: Structure, phi: NDArray, at: Sensitivity, jacobian: NDArray, residual: NDArray, prior: NDArray
 ) -> tuple[float, NDArray, NDArray]:
     """Restricted log likelihood with the priors, its gradient and its average information in phi.
 
     Args:
         jacobian, residual: [rows, constants] and [rows], of the linearised mean.
-        prior: [constants, constants] precision of the mean's constants.
+        prior: [constants] precision (1 / variance) of the mean's constants.
     """
-    count, size = jacobian.shape[1], len(NAMES)
-    information, right = prior.copy(), np.zeros(count)
-    solved, half_log = [], 0.0
-    for block in blocks:
-        V, parts = covariance(phi, block, rows, effects, inflation, derivatives=True)
-        root = cholesky(V, lower=True)
-        half_log += np.log(np.diag(root)).sum()
-        inverse_root = solve_triangular(root, np.eye(len(V)), lower=True)
-        inverse = inverse_root.T @ inverse_root
-        J, r = jacobian[block.rows], residual[block.rows]
-        VJ = inverse @ J
-        information += J.T @ VJ
-        right += VJ.T @ r
-        solved.append((parts, inverse, VJ, J, r))
-    covariance_of_mean = np.linalg.pinv(information, rcond=1e-13, hermitian=True)
-    shift = covariance_of_mean @ right
-    value = -half_log - 0.5 * np.linalg.slogdet(information + 1e-12 * np.eye(count))[1]
-    gradient, average = np.zeros(size), np.zeros((size, size))
-    work, crossed = [], []
-    for parts, inverse, VJ, J, r in solved:
-        weighted = inverse @ (r - J @ shift)
-        value -= 0.5 * float(r @ weighted)
-        columns = np.zeros((len(r), size))
+    V = Whitener(structure, phi, at)
+    count, size, alone = jacobian.shape[1], len(NAMES), len(structure.alone)
+    W = np.hstack([V.whiten(jacobian), V.Z])
+    r = V.whiten(residual)
+    C = W.T @ W + np.diag(np.concatenate([prior, V.effect_precision]))
+    # Column scaling: constants far from 1 would spoil the determinant's digits.
+    unit = 1 / np.sqrt(np.diag(C))
+    root = cholesky(C * unit[:, None] * unit, lower=True)
+    inverse_root = solve_triangular(root, np.diag(unit), lower=True)
+    C_inverse = inverse_root.T @ inverse_root
+    solution = C_inverse @ (W.T @ r)
+    left = r - W @ solution
+    effects = solution[count:]
+    value = -0.5 * (V.log_det - 2 * np.log(unit).sum() + 2 * np.log(np.diag(root)).sum() - np.log(V.effect_precision).sum())
+    value -= 0.5 * float(r @ left)
+    gradient, columns = np.zeros(size), np.zeros((len(r), size))
+    leverage = np.sum((W[:alone] @ inverse_root.T) ** 2, axis=1)
+    for number, u in V._slopes(structure.alone, structure.rows):
+        # d V0 = 2 u V0 for rows that stand alone.
+        columns[:alone, number] = 2 * u * left[:alone]
+        gradient[number] = float(np.sum(u * (left[:alone] ** 2 - 1 + leverage)))
+    start = alone
+    for parts in V.derivatives():
+        end = start + len(parts[0][1])
+        L, w = W[start:end] @ inverse_root.T, left[start:end]
         for number, dV in parts:
-            moved = dV @ weighted
-            columns[:, number] += moved
-            trace = np.sum(inverse * dV) - np.sum(covariance_of_mean * (VJ.T @ dV @ VJ))
-            gradient[number] += 0.5 * (weighted @ moved - trace)
-        work.append(columns.T @ inverse @ columns)
-        crossed.append(VJ.T @ columns)
-    cross = sum(crossed)
-    average = 0.5 * (sum(work) - cross.T @ covariance_of_mean @ cross)
-    away = phi - PRIOR_MEAN
+            moved = dV @ w
+            columns[start:end, number] = moved
+            gradient[number] += 0.5 * float(w @ moved - np.trace(dV) + np.sum(L * (dV @ L)))
+        start = end
+    for number in np.unique(V.kinds):
+        mine = V.kinds == number
+        tau2 = np.exp(2 * phi[number])
+        variance = np.diag(C_inverse)[count:][mine]
+        gradient[number] = float((np.sum(effects[mine] ** 2) + variance.sum()) / tau2 - mine.sum())
+        columns[:, number] = 2 * V.Z[:, mine] @ effects[mine]
+    crossed = inverse_root @ (W.T @ columns)
+    information = 0.5 * (columns.T @ columns - crossed.T @ crossed)
+    away = phi - START
     value -= 0.5 * float(np.sum(PRIOR_PRECISION * away**2))
-    return value, gradient - PRIOR_PRECISION * away, average + np.diag(PRIOR_PRECISION)
+    return value, gradient - PRIOR_PRECISION * away, information + np.diag(PRIOR_PRECISION)
 
 
 def estimate(
+    structure: Structure,
     phi: NDArray,
-    blocks: list[Block],
-    rows: Rows,
-    effects: tuple[NDArray, NDArray, NDArray],
-    inflation: NDArray,
+    at: Sensitivity,
     jacobian: NDArray,
     residual: NDArray,
     prior: NDArray,
-    steps: int = 8,
+    steps: int = 10,
 ) -> NDArray:
     """The covariance's constants that maximise the restricted likelihood, from ``phi``."""
-    given = (blocks, rows, effects, inflation, jacobian, residual, prior)
-    value, gradient, information = log_likelihood(phi, *given)
+    given = (at, jacobian, residual, prior)
+    value, gradient, information = likelihood(structure, phi, *given)
     damping = 1e-2
     for _ in range(steps):
-        diagonal = np.diag(information)
-        step = np.linalg.solve(information + damping * np.diag(diagonal), gradient)
+        step = np.linalg.solve(information + damping * np.diag(np.diag(information)), gradient)
         trial = phi + np.clip(step, -MAX_STEP, MAX_STEP)
         try:
-            found = log_likelihood(trial, *given)
+            found = likelihood(structure, trial, *given)
         except np.linalg.LinAlgError:
             found = (-np.inf, gradient, information)
         if found[0] > value:
