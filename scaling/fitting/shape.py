@@ -20,13 +20,15 @@ from scipy.special import expit
 from scaling.fitting import forms
 
 LEVELS = "levels"  # in place of a form: a free level for each grid
+# Within how many e-foldings of B from the critical batch the rate's slope and its curvature change.
+BEND = 2.0
 BATCH_SHAPES = ("one_sided", "two_sided", "ellipse")
-RATE = ("a", "aB", "aT", "aN", "ln_k", "g", "ln_s")
+RATE = ("a", "aB", "aT", "aN", "ln_k", "g", "ln_s", "kT", "kN")
 BATCH = {
     "none": (),
-    "one_sided": ("b", "bT", "bN", "ln_c", "ln_w"),
-    "two_sided": ("b", "bT", "bN", "ln_c", "ln_w", "ln_d"),
-    "ellipse": ("b", "bT", "bN", "ln_m", "h"),
+    "one_sided": ("b", "bT", "bN", "r", "kB", "ln_c", "ln_w"),
+    "two_sided": ("b", "bT", "bN", "r", "kB", "ln_c", "ln_w", "ln_d"),
+    "ellipse": ("b", "bT", "bN", "r", "kB", "ln_m", "h"),
 }
 # [mean, sd] of the constants' priors. They matter where cells are few: six cells a grid without them cost 1 % of the
 # loss on Step Law's grids, 0.2 % with them. A factor of 2 in the rate costs 0.4 to 0.5 % on public grids, so k is 0.02.
@@ -34,6 +36,7 @@ PRIORS = {
     "aB": (0.5, 0.3), "aT": (0.0, 0.5), "aN": (-0.3, 0.5), "ln_k": (np.log(0.03), 1.0), "g": (0.0, 0.5),
     "ln_s": (np.log(0.05), 1.0), "bT": (0.5, 0.5), "bN": (0.0, 0.5), "ln_c": (np.log(0.05), 1.0), "ln_w": (0.0, 0.5),
     "ln_d": (np.log(0.02), 1.0), "ln_m": (np.log(0.015), 1.0), "h": (0.0, 0.5),
+    "kT": (0.0, 0.1), "kN": (0.0, 0.1), "kB": (0.0, 0.2), "r": (0.0, 0.1),
 }  # fmt: skip
 
 
@@ -144,37 +147,47 @@ def evaluate(model: Model, theta: NDArray, rows: Inputs) -> Mean:
         jacobian[np.arange(len(rows)), rows.grid] = 1.0
     else:
         level, jacobian[:, :count] = forms.evaluate(model.form, theta[:count], rows.n, rows.t, rows.b)
-    x = rows.l - rate_offset(model, theta, rows.n, rows.t, rows.b)
-    ln_k, g, ln_s = theta[count + 4 : count + 7]
-    q, q_x, q_g = _skewed(x, np.exp(ln_k), g)
-    s = np.exp(ln_s)
-    place = count + len(RATE)
-    zero = np.zeros(len(rows))
-    valley = by_z = zero
-    own: list[NDArray] = []
-    q_rate = q
+    line = rows.l - rate_offset(model, theta, rows.n, rows.t, rows.b)
+    ln_k, g, ln_s, kT, kN = theta[count + 4 : count + 9]
+    s, place = np.exp(ln_s), count + len(RATE)
+    x, ln_k_row = line, ln_k + kT * rows.t + kN * rows.n
     if model.batch != "none":
         z = rows.b - batch_offset(model, theta, rows.n, rows.t)
+        r, kB = theta[place + 3 : place + 5]
+        tanh = np.tanh(z / BEND)
+        # ln lr_opt is concave in ln B: its slope falls from aB + r to aB - r.
+        x = line + r * BEND * _log_cosh(z / BEND)
+        ln_k_row = ln_k_row + kB * BEND * tanh
+    q_rate, q_x, q_g = _skewed(x, np.exp(ln_k_row), g)
+    q = q_rate
     if model.batch == "ellipse":
-        ln_m, h = theta[place + 3 : place + 5]
+        ln_m, h = theta[place + 5 : place + 7]
         p, p_z, p_h = _skewed(z, np.exp(ln_m), h)
         q = q + p
     root = np.sqrt(1 + 2 * q / s)
     distance = s * (root - 1)
-    if model.batch == "ellipse":
-        by_z, own = p_z / root, [p / root, p_h / root]
-    elif model.batch != "none":
-        valley, by_z, own = _valley(z, theta[place + 3 :], model.batch == "two_sided")
-    by_x = q_x / root
-    columns = [-by_x, -by_x * rows.b, -by_x * rows.t, -by_x * rows.n, q_rate / root, q_g / root, distance - q / root]
+    by_x, by_k = q_x / root, q_rate / root
+    columns = [-by_x, -by_x * rows.b, -by_x * rows.t, -by_x * rows.n, by_k, q_g / root, distance - q / root]
+    columns += [by_k * rows.t, by_k * rows.n]
+    valley = by_z = np.zeros(len(rows))
     if model.batch != "none":
-        columns += [-by_z, -by_z * rows.t, -by_z * rows.n, *own]
+        if model.batch == "ellipse":
+            by_z, own = p_z / root, [p / root, p_h / root]
+        else:
+            valley, by_z, own = _valley(z, theta[place + 5 :], model.batch == "two_sided")
+        by_z = by_z + by_x * r * tanh + by_k * kB * (1 - tanh**2)
+        bend = [by_x * BEND * _log_cosh(z / BEND), by_k * BEND * tanh]
+        columns += [-by_z, -by_z * rows.t, -by_z * rows.n, *bend, *own]
     jacobian[:, count:] = np.stack(columns, axis=1)
     excess = distance + valley
     return Mean(level + excess, jacobian, excess, by_x, by_z)
 
 
-def _skewed(x: NDArray, k: float, g: float) -> tuple[NDArray, NDArray, NDArray]:
+def _log_cosh(x: NDArray) -> NDArray:
+    return np.logaddexp(x, -x) - np.log(2)
+
+
+def _skewed(x: NDArray, k: NDArray | float, g: float) -> tuple[NDArray, NDArray, NDArray]:
     """k x^2 e^(g tanh(x/2)) / 2 with its derivatives in x and g (that in ln k is itself)."""
     tanh = np.tanh(x / 2)
     stretch = np.exp(g * tanh)
@@ -205,5 +218,5 @@ def best_batch(model: Model, theta: NDArray, n: NDArray, t: NDArray) -> NDArray 
     offset = batch_offset(model, theta, n, t)
     if model.batch == "ellipse":
         return offset
-    at = len(model.level_names) + len(RATE) + 3
+    at = len(model.level_names) + len(RATE) + 5
     return offset + np.exp(theta[..., at + 1]) * (theta[..., at + 2] - theta[..., at])
