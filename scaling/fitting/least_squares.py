@@ -1,11 +1,11 @@
 """The surface's fit at a given model: generalised least squares with priors, alternating with the noise model."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.fitting import noise, shape
+from scaling.fitting import forms, noise, shape
 from scaling.fitting.shape import Inputs, Model
 from scaling.fitting.table import Cells
 
@@ -69,6 +69,12 @@ def problem_of(cells: Cells, inputs: Inputs) -> Problem:
     return Problem(
         inputs, y, ~finite, noise.Rows(inputs.n, inputs.t, h, inputs.grid, size, cells.run, cells.stream, time)
     )
+
+
+def subset(problem: Problem, chosen: NDArray[np.bool_]) -> Problem:
+    """The problem of the chosen rows."""
+    rows = noise.Rows(**{name: getattr(problem.rows, name)[chosen] for name in noise.Rows.__dataclass_fields__})
+    return Problem(problem.inputs.rows(chosen), problem.y[chosen], problem.censored[chosen], rows)
 
 
 def effects_of(model: Model) -> tuple[str, ...]:
@@ -172,7 +178,7 @@ def covariance_of(
     return whole
 
 
-def linear_start(problem: Problem, model: Model, window: float = 0.1) -> NDArray:
+def start_of(problem: Problem, model: Model) -> NDArray:
     """theta from one linear least squares fit of a quadratic with free levels per grid, near each grid's best cell."""
     rows, used = problem.inputs, ~problem.censored
     excess = np.full(rows.grid.max() + 1, np.inf)
@@ -216,9 +222,24 @@ def linear_start(problem: Problem, model: Model, window: float = 0.1) -> NDArray
             values |= {"bT": 0.4, "bN": 0.0, "b": float(np.quantile(b[used], 0.7))}
         m = min(max(m, 0.003), 0.3)
         values |= {"ln_m": np.log(m), "ln_c": np.log(2 * m), "ln_d": np.log(2 * m)}
+    lowest = excess  # ln of each grid's best loss
+    if model.form == shape.LEVELS:
+        theta[: model.grids] = np.where(np.isfinite(lowest), lowest, np.mean(lowest[np.isfinite(lowest)]))
+    else:
+        theta[: len(model.level_names)] = _form_start(model.form, rows, lowest)
     for name, value in values.items():
         if name in model.names and name not in model.held:
             theta[model.place(name)] = value
     for name, value in model.held.items():
         theta[model.place(name)] = value
     return theta
+
+
+def _form_start(form: str, rows: Inputs, lowest: NDArray) -> NDArray:
+    """A form fitted to the best losses of the grids."""
+    _, first = np.unique(rows.grid, return_index=True)
+    known = np.isfinite(lowest[rows.grid[first]])
+    at = first[known]
+    n, t, b = (np.exp(v[at]) for v in (rows.n, rows.t, rows.b))
+    scale = forms.Scale(1.0, 1.0, 1.0)
+    return forms.fit_form(form, n, t, np.exp(lowest[rows.grid[at]]), b, scale=scale).theta

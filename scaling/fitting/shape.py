@@ -34,7 +34,7 @@ BATCH = {
 # loss on Step Law's grids, 0.2 % with them. A factor of 2 in the rate costs 0.4 to 0.5 % on public grids, so k is 0.02.
 PRIORS = {
     "aB": (0.5, 0.3), "aT": (0.0, 0.5), "aN": (-0.3, 0.5), "ln_k": (np.log(0.03), 1.0), "g": (0.0, 0.5),
-    "ln_s": (np.log(0.05), 1.0), "bT": (0.5, 0.5), "bN": (0.0, 0.5), "ln_c": (np.log(0.05), 1.0), "ln_w": (0.0, 0.5),
+    "ln_s": (np.log(0.05), 1.0), "b": (0.0, 2.5), "bT": (0.5, 0.5), "bN": (0.0, 0.5), "ln_c": (np.log(0.05), 1.0), "ln_w": (0.0, 0.5),
     "ln_d": (np.log(0.02), 1.0), "ln_m": (np.log(0.015), 1.0), "h": (0.0, 0.5),
     "kT": (0.0, 0.1), "kN": (0.0, 0.1), "kB": (0.0, 0.2), "r": (0.0, 0.1),
 }  # fmt: skip
@@ -198,7 +198,7 @@ def _skewed(x: NDArray, k: NDArray | float, g: float) -> tuple[NDArray, NDArray,
 def _valley(z: NDArray, constants: NDArray, two_sided: bool) -> tuple[NDArray, NDArray, list[NDArray]]:
     """The price of a batch, its derivative in z, and in (ln c, ln w[, ln d])."""
     c, w = np.exp(constants[:2])
-    d = np.exp(constants[2]) if two_sided else 0.0
+    d = np.exp(constants[2]) if two_sided else np.zeros_like(c)
     u = z / w
     # ln(1 + e^u) and ln(1 + e^-u) without overflow.
     up, down = np.logaddexp(0, u), np.logaddexp(0, -u)
@@ -209,6 +209,28 @@ def _valley(z: NDArray, constants: NDArray, two_sided: bool) -> tuple[NDArray, N
     if two_sided:
         own.append(w * d * (down - lowest_d))
     return value, slope, own
+
+
+def ridge(model: Model, theta: NDArray, n: NDArray, t: NDArray, b: NDArray) -> NDArray:
+    """ln of the best rate at batches b, relative to the scale: the line of ``rate_offset``, bent where r is not 0."""
+    line = rate_offset(model, theta, n, t, b)
+    if model.batch == "none":
+        return line
+    r = theta[..., len(model.level_names) + len(RATE) + 3]
+    return line - r * BEND * _log_cosh((b - batch_offset(model, theta, n, t)) / BEND)
+
+
+def price(model: Model, theta: NDArray, n: NDArray, t: NDArray, b: NDArray) -> NDArray:
+    """What a batch costs at its best rate, in ln L, from the best batch's (or, one-sided, from very small ones')."""
+    if model.batch == "none":
+        return np.zeros(np.broadcast_shapes(n.shape, b.shape))
+    z = b - batch_offset(model, theta, n, t)
+    at = len(model.level_names) + len(RATE) + 5
+    own = np.moveaxis(theta, -1, 0)[at:]
+    if model.batch == "ellipse":
+        s = np.exp(theta[..., len(model.level_names) + 6])
+        return s * (np.sqrt(1 + 2 * _skewed(z, np.exp(own[0]), own[1])[0] / s) - 1)
+    return _valley(z, own, model.batch == "two_sided")[0]
 
 
 def best_batch(model: Model, theta: NDArray, n: NDArray, t: NDArray) -> NDArray | None:
