@@ -165,6 +165,14 @@ def _inflation(
     return inflation
 
 
+def log_evidence(problem: Problem, solution: Solution) -> float:
+    """The restricted log likelihood of the linearised model, priors included."""
+    mean, model = solution.mean, solution.model
+    at = noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, solution.inflation)
+    J, prior = mean.jacobian[:, model.free], model.prior[1][model.free] ** 2
+    return noise.likelihood(solution.structure, solution.phi, at, J, problem.y - mean.value, prior)[0]
+
+
 def covariance_of(
     structure: noise.Structure, model: Model, mean: shape.Mean, phi: NDArray, inflation: NDArray
 ) -> NDArray:

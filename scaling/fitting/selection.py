@@ -91,14 +91,15 @@ def shapes(
         bent: whether the rate's slope may change; None tries both.
     """
     weight, folds = near_weight(cells.loss, cells.best), folds_of(cells)
+    chosen = [(name, may) for name, may in CANDIDATES if name in batches and bent in (None, may)]
+    chosen = chosen if batches != ("none",) else [("none", False)]
     found = []
-    for batch, may_bend in CANDIDATES if batches != ("none",) else (("none", False),):
-        if batch not in batches or (bent is not None and bent != may_bend):
-            continue
+    for batch, may_bend in chosen:
         mine = held if may_bend or batch == "none" else held | STRAIGHT
         model = Model(shape.LEVELS, batch, int(cells.grid.max()) + 1, mine)
         solution = least_squares.solve(problem, model, least_squares.start_of(problem, model))
-        error = shape_error(problem, solution, weight, folds)
+        # With nothing to choose between, nothing is held out.
+        error = shape_error(problem, solution, weight, folds) if len(chosen) > 1 else np.nan
         found.append(Candidate(batch, may_bend, error, solution))
     lowest = min((c.error for c in found), default=np.nan)
     good = [c for c in found if not c.error > SIMPLER * lowest]
