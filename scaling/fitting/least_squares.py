@@ -83,11 +83,14 @@ def effects_of(model: Model) -> tuple[str, ...]:
     return (*names, "ln_x", *(() if model.batch == "none" else ("ln_z",)))
 
 
-def solve(problem: Problem, model: Model, theta: NDArray, phi: NDArray | None = None, rounds: int = ROUNDS) -> Solution:
-    """Fit a model from a start, with its noise."""
+def solve(
+    problem: Problem, model: Model, theta: NDArray, phi: NDArray | None = None, rounds: int = ROUNDS,
+    inflation: NDArray | None = None,
+) -> Solution:  # fmt: skip
+    """Fit a model from a start, with its noise; with no ``rounds``, at the noise that is given."""
     phi = noise.START.copy() if phi is None else phi
     structure = noise.structure_of(problem.rows, ~problem.censored, effects_of(model))
-    inflation = np.ones(len(problem.y))
+    inflation = np.ones(len(problem.y)) if inflation is None else inflation
     prior = model.prior[1][model.free] ** 2
     for _ in range(rounds):
         theta, mean, _ = descend(problem, structure, model, theta, phi, inflation)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg.lapack import dtrtri
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
@@ -131,10 +132,12 @@ class Whitener:
         noise, total = sd_of(phi, rows.n, rows.t, rows.h, at.excess)
         inflated = np.sqrt(at.inflation)
         self.share, self.sd = (noise / total) ** 2, total * inflated
-        self.roots = [cholesky(self._block(block), lower=True) for block in structure.blocks]
+        self.covariances = [self._block(block) for block in structure.blocks]
+        roots = [np.linalg.cholesky(V0) for V0 in self.covariances]
+        self.inverse_roots = [dtrtri(root, lower=1)[0] for root in roots]
         self.order = np.concatenate([structure.alone, *(block.rows for block in structure.blocks)]).astype(np.int64)
         self.log_det = 2 * np.log(self.sd[structure.alone]).sum()
-        self.log_det += 2 * sum(np.log(np.diag(root)).sum() for root in self.roots)
+        self.log_det += 2 * sum(np.log(np.diag(root)).sum() for root in roots)
         columns, self.kinds = [], []
         for name in structure.effects:
             label = rows.size if name == "ln_size" else rows.grid
@@ -159,8 +162,8 @@ class Whitener:
         alone = self.structure.alone
         sd = self.sd[alone]
         parts = [values[alone] / (sd if values.ndim == 1 else sd[:, None])]
-        for root, block in zip(self.roots, self.structure.blocks):
-            parts.append(solve_triangular(root, values[block.rows], lower=True))
+        for inverse_root, block in zip(self.inverse_roots, self.structure.blocks):
+            parts.append(inverse_root @ values[block.rows])
         return np.concatenate(parts)
 
     def explained(self, white: NDArray) -> NDArray:
@@ -171,10 +174,9 @@ class Whitener:
         """d V0 / d phi by block, as (number, matrix in units of V0 on both sides)."""
         rows, rho, q = self.structure.rows, expit(self.phi[5]), expit(self.phi[6])
         found = []
-        for root, block in zip(self.roots, self.structure.blocks):
+        for V, inverse_root, block in zip(self.covariances, self.inverse_roots, self.structure.blocks):
             sd = self.sd[block.rows]
             outer = sd[:, None] * sd
-            V = self._block(block)
             among = block.run if block.stream is None else (1 - q) * block.run + q * block.stream
             parts = [(5, outer * among * (1.0 - block.time) * rho * (1 - rho))]
             if block.stream is not None:
@@ -182,7 +184,6 @@ class Whitener:
                 parts.append((6, outer * in_time * (block.stream ^ block.run) * q * (1 - q)))
             for number, u in self._slopes(block.rows, rows):
                 parts.append((number, V * (u[:, None] + u)))
-            inverse_root = solve_triangular(root, np.eye(len(sd)), lower=True)
             found.append([(number, inverse_root @ part @ inverse_root.T) for number, part in parts])
         return found
 

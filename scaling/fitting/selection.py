@@ -18,6 +18,8 @@ from scaling.fitting.table import Cells
 NEAR = 0.01
 # A simpler shape is kept where its error is at most this factor of the best one's.
 SIMPLER = 1.02
+# Sizes and token counts that are predicted from the smaller ones.
+STEPS = 5
 STRAIGHT = {"r": 0.0}
 # (batch shape, whether the rate's slope in ln B may change), simplest first.
 CANDIDATES = (
@@ -127,13 +129,12 @@ class Step:
 def expanding_window(
     cells: Cells,
     problem: least_squares.Problem,
-    model: Model,
-    theta: NDArray,
-    phi: NDArray,
-    steps: int = 3,
+    solution: least_squares.Solution,
+    steps: int = STEPS,
 ) -> list[Step]:
     """Each of the largest sizes from the smaller ones, then each of the largest token counts from the smaller ones."""
     weight, found = near_weight(cells.loss, cells.best), []
+    model, theta, phi, inflation = solution.model, solution.theta, solution.phi, solution.inflation
     for by, values in (("N", cells.N), ("T", cells.T)):
         distinct = np.unique(values)
         for value in distinct[max(3, len(distinct) - steps) :]:
@@ -143,7 +144,8 @@ def expanding_window(
             if len(np.unique(cells.N[kept])) < 3 or len(np.unique(cells.T[kept])) < 2:
                 continue
             part = least_squares.subset(problem, kept)
-            fitted = least_squares.solve(part, model, theta, phi, rounds=2)
+            # The noise is the whole fit's: few sizes do not tell how sizes scatter.
+            fitted = least_squares.solve(part, model, theta, phi, rounds=0, inflation=inflation[kept])
             rows = problem.inputs.rows(out)
             mean = shape.evaluate(model, fitted.theta, rows)
             error, grid = problem.y[out] - mean.value, cells.grid[out]

@@ -405,7 +405,7 @@ def _members(
         theta = least_squares.start_of(problem, model)
         theta[len(model.level_names) :] = base.theta[base.model.grids :]
         solution = least_squares.solve(problem, model, theta, base.phi, rounds=4)
-        steps = selection.expanding_window(cells, problem, model, solution.theta, solution.phi)
+        steps = selection.expanding_window(cells, problem, solution)
         found.append(Member(name, 1.0, solution, tuple(steps)))
         evidence.append(least_squares.log_evidence(problem, solution))
     if len(found) == 1:
