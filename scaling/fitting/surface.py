@@ -30,6 +30,8 @@ LEAST_WEIGHT = 0.02
 # The evidence within the fitted range counts this much beside the expanding window: residuals of neighbouring grids are
 # alike, so their number overstates it.
 EVIDENCE = 0.25
+# Extrapolation is never trusted to be better than this share of the claimed variance.
+LEAST_CALIBRATION = 0.5
 HALVINGS = 50
 
 
@@ -246,8 +248,9 @@ class Surface:
             mean = shape.evaluate(solution.model, solution.theta, rows)
             law = np.einsum("ij,jk,ik->i", mean.jacobian, solution.covariance, mean.jacobian)
             scatter = dict(zip(noise.NAMES, np.exp(2 * phi)))
-            law = law * self._widening(member, rows)
-            grid = scatter["ln_level"] + scatter["ln_size"]
+            factor = self._calibration(member, rows)
+            law = law * factor
+            grid = factor * (scatter["ln_level"] + scatter["ln_size"])
             grid = grid + scatter["ln_x"] * mean.by_x**2 + scatter["ln_z"] * mean.by_z**2
             _, sd = noise.sd_of(phi, rows.n, rows.t, rows.l - rows.b, mean.excess)
             run = sd**2 * float(np.mean(solution.inflation))
@@ -261,15 +264,20 @@ class Surface:
         ends = [np.exp(v) for v in (middle, middle - half, middle + half, middle - wide, middle + wide)]
         return Prediction(*ends)
 
-    def _widening(self, member: Member, rows: Inputs) -> NDArray[np.float64]:
-        """What the law's variance is multiplied by beyond the largest N or T: errors seen there, over what was said."""
+    def _calibration(self, member: Member, rows: Inputs) -> NDArray[np.float64]:
+        """What the variance between grids is multiplied by beyond the largest N or T, [rows].
+
+        It is the squared errors that were made when larger sizes (or token counts) were predicted from the smaller
+        ones, over the variance that the fit claimed, with a prior of two such errors that are just as claimed.
+        """
         factor = np.ones(len(rows))
+        beyond_any = np.zeros(len(rows), dtype=bool)
         for by, place in (("N", rows.n), ("T", rows.t)):
             ratio = [float(np.mean(step.error**2 / step.sd**2)) for step in member.steps if step.by == by]
-            # Two steps' worth of errors as large as they were said to be.
-            widen = max((sum(ratio) + 2) / (len(ratio) + 2), 1.0)
+            seen = max((sum(ratio) + 2) / (len(ratio) + 2), LEAST_CALIBRATION)
             beyond = place > np.log(self.domain[by][1] / getattr(self.scale, by)) + 1e-9
-            factor = np.where(beyond, np.maximum(factor, widen), factor)
+            factor = np.where(beyond, np.where(beyond_any, np.maximum(factor, seen), seen), factor)
+            beyond_any |= beyond
         return factor
 
     def _inputs(self, N: ArrayLike, T: ArrayLike, B: ArrayLike, lr: ArrayLike) -> Inputs:
