@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scaling.fitting import diagnostics, forms, least_squares, noise, selection, shape
+from scaling.fitting.estimates import WORSE, Estimate, Prediction, calibration, weights_of
 from scaling.fitting.shape import Inputs, Model
 from scaling.fitting.table import Cells
 from scaling.jackknife import t_quantile
@@ -25,34 +26,7 @@ LEARNED = 0.7
 # this share of the grids hold it between their smallest and largest batch.
 TWO_SIDED_GAIN = 1.03
 BRACKETED = 1 / 3
-# Forms with less weight than this are dropped.
-LEAST_WEIGHT = 0.02
-# The evidence within the fitted range counts this much beside the expanding window: residuals of neighbouring grids are
-# alike, so their number overstates it.
-EVIDENCE = 0.25
-# Extrapolation is never trusted to be better than this share of the claimed variance.
-LEAST_CALIBRATION = 0.5
 HALVINGS = 50
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval; arrays of one shape."""
-
-    value: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Losses [rows]: the surface's value, the 95 % interval of the law, and that of one new run with its noise."""
-
-    mean: NDArray[np.float64]
-    mean_low: NDArray[np.float64]
-    mean_high: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -92,6 +66,7 @@ class Surface:
         domain: (smallest, largest) N, T, B and lr of the runs.
         freedom: degrees of freedom of the t quantiles.
         lack_of_fit: tests of the residuals of the best member (or of the shape).
+        rival: the joint form where another one was forced, to compare it with.
     """
 
     cells: Cells
@@ -104,6 +79,7 @@ class Surface:
     domain: dict[str, tuple[float, float]]
     freedom: float
     lack_of_fit: tuple[diagnostics.Test, ...]
+    rival: Member | None = None
 
     @cached_property
     def draws(self) -> NDArray[np.float64]:
@@ -264,6 +240,21 @@ class Surface:
         ends = [np.exp(v) for v in (middle, middle - half, middle + half, middle - wide, middle + wide)]
         return Prediction(*ends)
 
+    def warnings(self) -> list[str]:
+        """What a reader of the laws must know, a line each."""
+        lines = diagnostics.warnings(self.lack_of_fit)
+        if self.rival and self.members[0].window_error > WORSE * self.rival.window_error:
+            lines.append(
+                f"the {self.members[0].form} form errs by {self.members[0].window_error:.2%} where larger sizes and "
+                f"token counts are predicted from smaller ones, the joint form by {self.rival.window_error:.2%}"
+            )
+        names = self.unidentified()
+        if names:
+            lines.append(f"the data do not identify {', '.join(names)}: their intervals are mostly the priors'")
+        if self.no_best_batch:
+            lines.append(f"B_opt is unknown: {self.no_best_batch}")
+        return lines
+
     def _calibration(self, member: Member, rows: Inputs) -> NDArray[np.float64]:
         """What the variance between grids is multiplied by beyond the largest N or T, [rows].
 
@@ -274,7 +265,7 @@ class Surface:
         beyond_any = np.zeros(len(rows), dtype=bool)
         for by, place in (("N", rows.n), ("T", rows.t)):
             ratio = [float(np.mean(step.error**2 / step.sd**2)) for step in member.steps if step.by == by]
-            seen = max((sum(ratio) + 2) / (len(ratio) + 2), LEAST_CALIBRATION)
+            seen = calibration(ratio)
             beyond = place > np.log(self.domain[by][1] / getattr(self.scale, by)) + 1e-9
             factor = np.where(beyond, np.where(beyond_any, np.maximum(factor, seen), seen), factor)
             beyond_any |= beyond
@@ -377,13 +368,15 @@ def fit_surface(
     names = FORMS if form == "auto" else () if form == shape.LEVELS else (form,)
     no_form = "free levels were asked for" if form == shape.LEVELS else _no_form(cells)
     members = () if no_form else _members(cells, problem, chosen, names)
+    forced = members and form not in ("auto", "joint")
+    rival = _members(cells, problem, chosen, ("joint",))[0] if forced else None
     domain = {name: (float(v.min()), float(v.max())) for name, v in zip("NTB", (cells.N, cells.T, cells.B))}
     domain["lr"] = (float(cells.lr.min()), float(cells.lr.max()))
     freedom = max(len(np.unique(cells.grid)) - 4.0, 3.0)
     tested = members[0].solution if members else chosen.solution
     tests = diagnostics.lack_of_fit(problem, tested)
     return Surface(
-        cells, scale, lr_scale, chosen, tuple(others), members, no_form, domain, freedom, tests
+        cells, scale, lr_scale, chosen, tuple(others), members, no_form, domain, freedom, tests, rival
     )
 
 
@@ -416,14 +409,7 @@ def _members(
         steps = selection.expanding_window(cells, problem, solution)
         found.append(Member(name, 1.0, solution, tuple(steps)))
         evidence.append(least_squares.log_evidence(problem, solution))
-    if len(found) == 1:
-        return tuple(found)
-    score = EVIDENCE * np.array(evidence)
-    for i, member in enumerate(found):
-        if member.steps:
-            score[i] -= len(member.steps) * np.log(member.window_error)
-    weight = np.exp(score - score.max())
-    weight = np.where(weight / weight.sum() < LEAST_WEIGHT, 0.0, weight)
-    weight /= weight.sum()
+    errors = np.array([member.window_error for member in found])
+    weight = weights_of(errors, np.array([len(member.steps) for member in found]), np.array(evidence))
     order = np.argsort(-weight)
     return tuple(replace(found[i], weight=float(weight[i])) for i in order if weight[i] > 0)
