@@ -1,0 +1,52 @@
+"""Values with intervals, as the fits return them, and the weights of averaged forms."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Forms with less weight than this are dropped.
+LEAST_WEIGHT = 0.02
+# The evidence within the fitted range counts this much beside the expanding window: residuals of neighbouring points
+# are alike, so their number overstates it.
+EVIDENCE = 0.25
+# Extrapolation is never trusted to be better than this share of the claimed variance.
+LEAST_CALIBRATION = 0.5
+# A forced form that errs this much more than another one, when larger sizes are predicted from smaller ones, warns.
+WORSE = 1.25
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval; arrays of one shape."""
+
+    value: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Losses [rows]: the surface's value, the 95 % interval of the law, and that of one new run with its noise."""
+
+    mean: NDArray[np.float64]
+    mean_low: NDArray[np.float64]
+    mean_high: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def weights_of(window_errors: NDArray, steps: NDArray, evidence: NDArray) -> NDArray[np.float64]:
+    """Weights [forms]: each form's window error to the power of its steps, with tempered evidence; small ones are 0."""
+    score = EVIDENCE * evidence - np.where(steps > 0, steps * np.log(np.where(steps > 0, window_errors, 1.0)), 0.0)
+    weight = np.exp(score - score.max())
+    weight = np.where(weight / weight.sum() < LEAST_WEIGHT, 0.0, weight)
+    return weight / weight.sum()
+
+
+def calibration(ratios: list[float]) -> float:
+    """What claimed variances are multiplied by, from squared errors over claimed variances of earlier predictions.
+
+    Two more, just as large as claimed, stand in for what is known without any.
+    """
+    return max((sum(ratios) + 2) / (len(ratios) + 2), LEAST_CALIBRATION)

@@ -1,0 +1,277 @@
+"""How losses scatter around a surface: covariance of the rows, and its constants by restricted likelihood (REML).
+
+    sd_i^2   = sd(N, T, lr / B)^2 + (kappa excess_i)^2      noise, and a surface that is less true far from the optimum
+    within a run, milestones correlate by rho; runs on the same samples by rho_stream
+    scatter between grids: tau_level of ln f, tau_x of ln lr_opt, tau_z of the batch; between sizes: tau_size of ln f
+
+kappa makes a soft window: no cell is dropped, and the likelihood's ln sd keeps distant cells from being made free.
+The covariance is V = V0 + Z G Z': V0 in blocks of rows that share a run or its samples, Z the grids' and sizes' random
+effects. All work is with V0's blocks and the mixed model equations, so thousands of rows cost little.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg.lapack import dtrtri
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.special import expit
+
+# constant -> (prior mean, which is the start, and prior sd). sd_T, sd_N, sd_H: exponents of the noise in T, N, lr / B.
+# The scatters between grids have priors away from 0: with few grids the likelihood is often highest at 0, and intervals
+# are then too narrow.
+CONSTANTS = {
+    "ln_sd": (np.log(0.005), 3.0),
+    "sd_T": (0.0, 0.3),
+    "sd_N": (0.0, 0.3),
+    "sd_H": (0.0, 0.3),
+    "ln_kappa": (np.log(0.15), 0.7),
+    "rho": (1.5, 1.0),
+    "rho_stream": (-1.0, 1.0),
+    "ln_level": (np.log(0.002), 1.0),
+    "ln_x": (np.log(0.05), 0.7),
+    "ln_z": (np.log(0.1), 0.7),
+    "ln_size": (np.log(0.002), 0.7),
+}
+NAMES = tuple(CONSTANTS)
+START = np.array([mean for mean, _ in CONSTANTS.values()])
+PRIOR_PRECISION = np.array([sd**-2 for _, sd in CONSTANTS.values()])
+FIRST_EFFECT = NAMES.index("ln_level")
+EFFECTS = NAMES[FIRST_EFFECT:]
+MAX_STEP = 1.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the covariance depends on; arrays [rows].
+
+    Attributes:
+        n, t, h: logs of N, T and lr / B relative to a scale.
+        grid, size, run, stream, time: numbers of what rows share; stream -1 where it is unknown.
+    """
+
+    n: NDArray[np.float64]
+    t: NDArray[np.float64]
+    h: NDArray[np.float64]
+    grid: NDArray[np.int64]
+    size: NDArray[np.int64]
+    run: NDArray[np.int64]
+    stream: NDArray[np.int64]
+    time: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that share a run or samples: [m, m] masks of who shares what; ``stream`` None where samples are not shared."""
+
+    rows: NDArray[np.int64]
+    time: NDArray[np.bool_]
+    run: NDArray[np.bool_]
+    stream: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Who errs with whom: ``blocks``, rows that stand ``alone``, and the names of the random effects in use."""
+
+    rows: Rows
+    blocks: tuple[Block, ...]
+    alone: NDArray[np.int64]
+    effects: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """At the current surface: [rows] excess, d ln L / dx, d ln L / dz, and the outliers' inflation of the variance."""
+
+    excess: NDArray[np.float64]
+    by_x: NDArray[np.float64]
+    by_z: NDArray[np.float64]
+    inflation: NDArray[np.float64]
+
+
+def structure_of(rows: Rows, kept: NDArray[np.bool_], effects: tuple[str, ...]) -> Structure:
+    """The structure of the ``kept`` rows."""
+    chosen = np.flatnonzero(kept)
+    count, links = len(chosen), []
+    for label in (rows.run, rows.stream):
+        value = label[chosen]
+        known = np.flatnonzero(value >= 0)
+        _, first, inverse = np.unique(value[known], return_index=True, return_inverse=True)
+        links.append((known, known[first][inverse]))
+    i, j = (np.concatenate(ends) for ends in zip(*links))
+    _, part = connected_components(coo_array((np.ones(len(i)), (i, j)), shape=(count, count)), directed=False)
+    order = np.argsort(part, kind="stable")
+    blocks, alone = [], []
+    for members in np.split(chosen[order], np.flatnonzero(np.diff(part[order])) + 1):
+        if len(members) == 1:
+            alone.append(members[0])
+            continue
+        run, stream = rows.run[members], rows.stream[members]
+        same_run = run[:, None] == run
+        same_stream = ((stream[:, None] == stream) & (stream >= 0)) | same_run
+        same_time = rows.time[members][:, None] == rows.time[members]
+        blocks.append(Block(members, same_time, same_run, None if np.all(same_stream == same_run) else same_stream))
+    return Structure(rows, tuple(blocks), np.array(alone, dtype=np.int64), effects)
+
+
+def sd_of(phi: NDArray, n: NDArray, t: NDArray, h: NDArray, excess: NDArray) -> tuple[NDArray, NDArray]:
+    """A run's sd [rows] in ln L from noise alone, and with the surface's own error far from the optimum."""
+    noise = np.exp(phi[0] + phi[1] * t + phi[2] * n + phi[3] * h)
+    return noise, np.sqrt(noise**2 + np.exp(2 * phi[4]) * excess**2)
+
+
+class Whitener:
+    """V at one phi: rows in units in which V0 is 1, and the random effects' columns."""
+
+    def __init__(self, structure: Structure, phi: NDArray, at: Sensitivity) -> None:
+        self.structure, self.phi = structure, phi
+        rows = structure.rows
+        noise, total = sd_of(phi, rows.n, rows.t, rows.h, at.excess)
+        inflated = np.sqrt(at.inflation)
+        self.share, self.sd = (noise / total) ** 2, total * inflated
+        self.covariances = [self._block(block) for block in structure.blocks]
+        roots = [np.linalg.cholesky(V0) for V0 in self.covariances]
+        self.inverse_roots = [dtrtri(root, lower=1)[0] for root in roots]
+        self.order = np.concatenate([structure.alone, *(block.rows for block in structure.blocks)]).astype(np.int64)
+        self.log_det = 2 * np.log(self.sd[structure.alone]).sum()
+        self.log_det += 2 * sum(np.log(np.diag(root)).sum() for root in roots)
+        columns, self.kinds = [], []
+        for name in structure.effects:
+            label = rows.size if name == "ln_size" else rows.grid
+            effect = {"ln_x": at.by_x, "ln_z": at.by_z}.get(name, np.ones(len(rows.n)))
+            groups = np.unique(label[self.order])
+            columns.append((label[:, None] == groups) * effect[:, None])
+            self.kinds += [NAMES.index(name)] * len(groups)
+        self.kinds = np.array(self.kinds, dtype=np.int64)
+        self.Z = self.whiten(np.hstack(columns)) if columns else np.zeros((len(self.order), 0))
+        self.effect_precision = np.exp(-2 * phi[self.kinds])
+        self._root = cholesky(self.Z.T @ self.Z + np.diag(self.effect_precision), lower=True)
+
+    def _block(self, block: Block) -> NDArray:
+        rho, q = expit(self.phi[5]), expit(self.phi[6])
+        in_time = rho + (1 - rho) * block.time
+        among = block.run if block.stream is None else (1 - q) * block.run + q * block.stream
+        sd = self.sd[block.rows]
+        return sd[:, None] * sd * in_time * among
+
+    def whiten(self, values: NDArray) -> NDArray:
+        """Rows [rows, ...] in units of V0, in the order of ``order``."""
+        alone = self.structure.alone
+        sd = self.sd[alone]
+        parts = [values[alone] / (sd if values.ndim == 1 else sd[:, None])]
+        for inverse_root, block in zip(self.inverse_roots, self.structure.blocks):
+            parts.append(inverse_root @ values[block.rows])
+        return np.concatenate(parts)
+
+    def explained(self, white: NDArray) -> NDArray:
+        """White columns as seen by the random effects: V^-1 is A'A - (explained A)' (explained A)."""
+        return solve_triangular(self._root, self.Z.T @ white, lower=True)
+
+    def derivatives(self) -> list[list[tuple[int, NDArray]]]:
+        """d V0 / d phi by block, as (number, matrix in units of V0 on both sides)."""
+        rows, rho, q = self.structure.rows, expit(self.phi[5]), expit(self.phi[6])
+        found = []
+        for V, inverse_root, block in zip(self.covariances, self.inverse_roots, self.structure.blocks):
+            sd = self.sd[block.rows]
+            outer = sd[:, None] * sd
+            among = block.run if block.stream is None else (1 - q) * block.run + q * block.stream
+            parts = [(5, outer * among * (1.0 - block.time) * rho * (1 - rho))]
+            if block.stream is not None:
+                in_time = rho + (1 - rho) * block.time
+                parts.append((6, outer * in_time * (block.stream ^ block.run) * q * (1 - q)))
+            for number, u in self._slopes(block.rows, rows):
+                parts.append((number, V * (u[:, None] + u)))
+            found.append([(number, inverse_root @ part @ inverse_root.T) for number, part in parts])
+        return found
+
+    def _slopes(self, at: NDArray, rows: Rows) -> list[tuple[int, NDArray]]:
+        """d ln sd / d phi of the first five constants."""
+        share = self.share[at]
+        return [(0, share), (1, share * rows.t[at]), (2, share * rows.n[at]), (3, share * rows.h[at]), (4, 1 - share)]
+
+
+def likelihood(
+    structure: Structure, phi: NDArray, at: Sensitivity, jacobian: NDArray, residual: NDArray, prior: NDArray
+) -> tuple[float, NDArray, NDArray]:
+    """Restricted log likelihood with the priors, its gradient and its average information in phi.
+
+    Args:
+        jacobian, residual: [rows, constants] and [rows], of the linearised mean.
+        prior: [constants] precision (1 / variance) of the mean's constants.
+    """
+    V = Whitener(structure, phi, at)
+    count, size, alone = jacobian.shape[1], len(NAMES), len(structure.alone)
+    W = np.hstack([V.whiten(jacobian), V.Z])
+    r = V.whiten(residual)
+    C = W.T @ W + np.diag(np.concatenate([prior, V.effect_precision]))
+    # Column scaling: constants far from 1 would spoil the determinant's digits.
+    unit = 1 / np.sqrt(np.diag(C))
+    root = cholesky(C * unit[:, None] * unit, lower=True)
+    inverse_root = solve_triangular(root, np.diag(unit), lower=True)
+    C_inverse = inverse_root.T @ inverse_root
+    solution = C_inverse @ (W.T @ r)
+    left = r - W @ solution
+    effects = solution[count:]
+    value = -0.5 * (V.log_det - 2 * np.log(unit).sum() + 2 * np.log(np.diag(root)).sum() - np.log(V.effect_precision).sum())
+    value -= 0.5 * float(r @ left)
+    gradient, columns = np.zeros(size), np.zeros((len(r), size))
+    leverage = np.sum((W[:alone] @ inverse_root.T) ** 2, axis=1)
+    for number, u in V._slopes(structure.alone, structure.rows):
+        # d V0 = 2 u V0 for rows that stand alone.
+        columns[:alone, number] = 2 * u * left[:alone]
+        gradient[number] = float(np.sum(u * (left[:alone] ** 2 - 1 + leverage)))
+    start = alone
+    for parts in V.derivatives():
+        end = start + len(parts[0][1])
+        L, w = W[start:end] @ inverse_root.T, left[start:end]
+        for number, dV in parts:
+            moved = dV @ w
+            columns[start:end, number] = moved
+            gradient[number] += 0.5 * float(w @ moved - np.trace(dV) + np.sum(L * (dV @ L)))
+        start = end
+    for number in np.unique(V.kinds):
+        mine = V.kinds == number
+        tau2 = np.exp(2 * phi[number])
+        variance = np.diag(C_inverse)[count:][mine]
+        gradient[number] = float((np.sum(effects[mine] ** 2) + variance.sum()) / tau2 - mine.sum())
+        columns[:, number] = 2 * V.Z[:, mine] @ effects[mine]
+    crossed = inverse_root @ (W.T @ columns)
+    information = 0.5 * (columns.T @ columns - crossed.T @ crossed)
+    away = phi - START
+    value -= 0.5 * float(np.sum(PRIOR_PRECISION * away**2))
+    return value, gradient - PRIOR_PRECISION * away, information + np.diag(PRIOR_PRECISION)
+
+
+def estimate(
+    structure: Structure,
+    phi: NDArray,
+    at: Sensitivity,
+    jacobian: NDArray,
+    residual: NDArray,
+    prior: NDArray,
+    steps: int = 10,
+) -> NDArray:
+    """The covariance's constants that maximise the restricted likelihood, from ``phi``."""
+    given = (at, jacobian, residual, prior)
+    value, gradient, information = likelihood(structure, phi, *given)
+    damping = 1e-2
+    for _ in range(steps):
+        step = np.linalg.solve(information + damping * np.diag(np.diag(information)), gradient)
+        trial = phi + np.clip(step, -MAX_STEP, MAX_STEP)
+        try:
+            found = likelihood(structure, trial, *given)
+        except np.linalg.LinAlgError:
+            found = (-np.inf, gradient, information)
+        if found[0] > value:
+            gain, phi, (value, gradient, information) = found[0] - value, trial, found
+            damping = max(damping / 5, 1e-6)
+            if gain < 1e-2:
+                break
+        else:
+            damping *= 8
+            if damping > 1e6:
+                break
+    return phi
