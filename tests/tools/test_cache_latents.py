@@ -8,7 +8,7 @@ import torch
 
 from data import synthetic, writer
 from data.clips import Reading, Shape, load_clips, to_float
-from data.latents import LatentCache
+from data.latents import LatentCache, read_index
 from data.media import Source
 from data.sources import VALIDATION_SEED, list_hash
 from tools import cache_latents
@@ -139,7 +139,7 @@ def test_folder_and_manifest_give_the_same_latents(run, videos, tmp_path):
     for source, skipped in ((videos, {".csv": 1}), (videos / "list.csv", {})):
         out = tmp_path / f"z{len(skipped)}"
         assert run("--source", source, "--out", out, *shape)[0] == 0
-        found, expected = (json.loads((folder / "index.json").read_text()) for folder in (out, tmp_path / "x"))
+        found, expected = (read_index(folder) for folder in (out, tmp_path / "x"))
         assert found["about"].pop("skipped") == skipped
         assert expected["about"].pop("skipped") == {}
         assert found == expected
