@@ -96,7 +96,7 @@ class LatentCache:
             raise UserError(f"{self.path}: this cache is unfinished; run the command that makes it again to go on")
         if index["settings"]["format"] != FORMAT:
             raise UserError(f"{self.path}: a cache of format {index['settings']['format']}; this code reads {FORMAT}")
-        self._files = index["files"]
+        self._files, self._validation_verified = index["files"], False
         self.meta = {
             **index["settings"],
             **index["about"],
@@ -163,13 +163,16 @@ class LatentCache:
         """Check training clips anew, for int64 ``indices`` [n] on the CPU; DataFault names one that is at fault."""
         self._shards["train"].check(indices)
 
-    def verify_validation(self) -> None:
-        """Recompute the checksums of the validation shards, and see that all their numbers are finite.
+    def verify_validation(self, again: bool = False) -> None:
+        """Recompute the checksums of the validation shards, and see that all their numbers are finite: once, or
+        ``again``.
 
         Raises:
             DataFault: a clip or a file is at fault (named).
         """
-        self._verify("validation")
+        if again or not self._validation_verified:
+            self._verify("validation")
+        self._validation_verified = True
 
     def verify(self) -> None:
         """Recompute every file's checksum, and see that all numbers are finite.

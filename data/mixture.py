@@ -110,10 +110,10 @@ class Mixture:
     def check(self, indices: Tensor) -> None:
         self._train.check(indices)
 
-    def verify_validation(self) -> None:
+    def verify_validation(self, again: bool = False) -> None:
         for cache in self._caches:
-            cache.verify_validation()
-        self._validation.check_all()
+            cache.verify_validation(again)
+        self._validation.check_all(again)
 
     def train(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return as_float(self.stored(indices))

@@ -15,6 +15,7 @@ from training.flat import move, place_of
 from training.graph import StepGraph
 from training.model import build_model, compile_function
 from training.optim import learning_rate, weight_groups
+from training.parallel import raise_together
 from training.step import COUNTS, micro_batches
 from training.trainer import Scores, Trainer
 from training.validation import RAW_SHARE, Score
@@ -102,10 +103,17 @@ class StackedStep:
         return views
 
     def samples(self, step: int) -> Samples:
-        """What step ``step`` sees: [n, ...] where all rows see the same, else [rows, n, ...]."""
-        if len(self._streams) == 1:
-            return self._streams[0].step(step)
-        each = zip(*(feed.step(step) for feed in self._streams))
+        """What step ``step`` sees: [n, ...] where all rows see the same, else [rows, n, ...].
+
+        Raises:
+            DataFault: a clip is damaged; no row moves.
+        """
+        streams = [feed.step(step) for feed in self._streams]
+        for feed in self._streams:
+            raise_together(feed.fault, self.device)
+        if len(streams) == 1:
+            return streams[0]
+        each = zip(*streams)
         return Samples(*(torch.stack(values)[self._stream_of_row] for values in each))
 
     def _losses(self, weights: dict[str, Tensor], samples: Samples) -> Tensor:

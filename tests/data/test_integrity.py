@@ -206,8 +206,9 @@ def test_clips_are_checked_once_and_again_where_that_is_asked_for(folder: Path) 
     cache.train(torch.arange(cache.train_size))
     with pytest.raises(DataFault, match="train-00000"):
         cache.check(torch.tensor([0]))
+    cache.verify_validation()
     with pytest.raises(DataFault, match="validation-00000"):
-        cache.verify_validation()
+        cache.verify_validation(again=True)
     assert before != files_of(folder)
 
 
