@@ -8,8 +8,8 @@ The header's metadata are one JSON string, since safetensors writes several in n
 bytes every time. It holds the clips' keys and captions, the sources that gave none, sums for the latents' statistics,
 what the shard was planned to hold, and the checksum of the tensors: whoever closes a cache of terabytes reads headers.
 It also holds a CRC-32 of each clip. A training reads clips in random order, so that the checksum of the tensors would
-have it read the whole cache before its first steps; a clip is checked alone, when a process first reads it. That takes
-0.5 s of processor time per GiB of latents and text: 0.33 s for the CRC-32, 0.17 s to see that all numbers are finite.
+have it read the whole cache before its first steps; a clip is checked alone, when a process first reads it. A first
+read then takes 1.1 s of processor time per GiB more than a second one (clips of 16x5x32x32 latents and 32 tokens).
 """
 
 import functools

@@ -18,6 +18,7 @@ DELIMITERS = {
     ".tsv": "\t,;",
 }  # the first is used unless only another one separates the column of paths
 LINES = {".json", ".jsonl", ".ndjson"}
+LIMIT_BYTES = 4 << 30  # of a table, unpacked: some forty million rows; it is read into memory
 KINDS = (*DELIMITERS, *sorted(LINES), ".parquet")
 END = "\x1f end of the table"  # a row that no table has
 Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by column
@@ -55,13 +56,14 @@ def read_table(path: Path, path_column: str | None = None) -> Table:
 
 
 def _content(path: Path) -> bytes:
-    if path.suffix.lower() != ".gz":
-        return path.read_bytes()
     try:
-        with gzip.open(path) as file:
-            return file.read()
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            content = file.read(LIMIT_BYTES + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file ({error})") from None
+    if len(content) > LIMIT_BYTES:
+        raise UserError(f"{path}: longer than {LIMIT_BYTES >> 30} GiB; write it as Parquet, which is read in parts")
+    return content
 
 
 def _csv(path: Path, delimiters: str, text: str, path_column: str | None) -> Table:
@@ -91,10 +93,13 @@ def _csv_rows(path: Path, text: str, columns: list[str], delimiter: str, blank: 
     # A quote that is never closed takes all that follows into its field, without an error: then END is in it.
     lines = chain(io.StringIO(text, newline=""), [END])
     rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=blank)
-    width, begin, header = len(columns), 1, True
+    width, begin, header, short = len(columns), 1, True, ""
     try:
         for row in rows:
             if row == [END]:
+                if short and not text.endswith(("\n", "\r")):
+                    raise UserError(f"{short}, and the table ends there without a line break: it was cut short, or "
+                                    "lacks one")  # fmt: skip
                 return
             if row and row[-1].endswith(END):
                 raise UserError(f"{path}, line {begin}: a quote that opens in this row is never closed")
@@ -107,6 +112,7 @@ def _csv_rows(path: Path, text: str, columns: list[str], delimiter: str, blank: 
                     f"{path}, line {rows.line_num}: {len(row)} fields where the header has {width}; "
                     f"put a caption that holds {delimiter!r} into double quotes"
                 )
+            short = f"{path}, line {rows.line_num}: {len(row)} of {width} fields" if len(row) < width else ""
             yield f"{path}, line {rows.line_num}", dict(zip(columns, row + [None] * (width - len(row))))
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num}: not CSV ({error})") from None

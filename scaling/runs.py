@@ -40,9 +40,9 @@ class Ledger:
     ``loss`` is what laws are fitted on (the EMA's, where recorded) and ``loss_se`` its standard error or nan;
     ``raw_loss`` and ``raw_loss_se`` are the raw weights'. ``nominal_T`` is the milestone asked for, common to a grid.
     ``samples`` names the file of per-sample validation losses, or is empty; ``recipe`` holds what all the runs share.
-    ``stream`` is the seed of a run's samples, which several runs may share, or -1 where it is not known. ``skipped`` is
-    the share of the run's steps that moved nothing, or nan where it is not known. ``unit`` is what the source counts
-    its batches in, in tokens.
+    ``stream`` is the seed of a run's samples, which several runs may share, or -1 where it is not known. ``skipped``
+    is the share of the run's steps that moved nothing, or nan where it is not known. ``unit`` is what the source
+    counts its batches in, in tokens.
     """
 
     run_id: NDArray[np.str_]

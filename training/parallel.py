@@ -95,11 +95,11 @@ def from_first(make: Callable[[], T]) -> T:
 
 def raise_together(fault: DataFault | None, device: torch.device) -> None:
     """Raise ``fault``, or that of another process, on all of them; every process must call."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        if all_reduce(torch.full((), float(fault is not None), device=device), "sum").item():
-            faults: list[DataFault | None] = [None] * dist.get_world_size()
-            dist.all_gather_object(faults, fault)
-            fault = next(each for each in faults if each is not None)
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    if several and all_reduce(torch.full((), float(fault is not None), device=device), "sum").item():
+        faults: list[DataFault | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(faults, fault)
+        fault = next(each for each in faults if each is not None)
     if fault is not None:
         raise fault
 

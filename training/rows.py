@@ -15,7 +15,6 @@ from training.flat import move, place_of
 from training.graph import StepGraph
 from training.model import build_model, compile_function
 from training.optim import learning_rate, weight_groups
-from training.parallel import raise_together
 from training.step import COUNTS, micro_batches
 from training.trainer import Scores, Trainer
 from training.validation import RAW_SHARE, Score
@@ -110,7 +109,8 @@ class StackedStep:
         """
         streams = [feed.step(step) for feed in self._streams]
         for feed in self._streams:
-            raise_together(feed.fault, self.device)
+            if feed.fault is not None:
+                raise feed.fault
         if len(streams) == 1:
             return streams[0]
         each = zip(*streams)

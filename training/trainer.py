@@ -224,8 +224,8 @@ class Trainer:
             DataFault: they are damaged; of several processes all stop together later (``_check_data``).
         """
         samples = self.feed.step(self.step)
-        if self.world == 1:
-            raise_together(self.feed.fault, self.device)
+        if self.world == 1 and self.feed.fault is not None:
+            raise self.feed.fault
         return samples, self.tokens
 
     def course(self, stopping: Callable[[], bool]) -> Generator[str, Scores | None, str]:

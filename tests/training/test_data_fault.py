@@ -1,4 +1,4 @@
-"""A fault of the data ends a run with exit status 2 and the clip's name: it is never skipped, and never a divergence."""
+"""A fault of the data ends a run with exit status 2 and the clip's name: no step is skipped, no run diverges by it."""
 
 import hashlib
 import json
