@@ -74,6 +74,8 @@ def load_clips(source: Source, reading: Reading, starts: Sequence[int] | None = 
     Raises:
         Rejected: see docs/data.md for the reasons.
     """
+    if source.fault:
+        raise Rejected("damaged archive", source.fault)
     return (_picture if source.is_picture else _video)(source, reading, starts, decode)
 
 

@@ -2,7 +2,8 @@
 
 A cache is a folder:
 
-    index.json                 what it was made of and with, what it holds, its files' sizes and checksums
+    index.json                 what it was made of and with, what it holds, its files' sizes and checksums, and a
+                               checksum of itself
     train-00000.safetensors    shards (data/shards.py)
     validation-00000...
     null_context.safetensors   the empty prompt's embedding
@@ -21,20 +22,36 @@ import torch
 from torch import Tensor
 
 from data.order import sample_index
-from data.shards import Shards, Stored, as_float, data_is_whole, header_sha256, map_arrays
+from data.shards import Shards, Stored, altered, as_float, data_is_whole, header_sha256, is_finite, map_arrays
 from data.sources import SPLITS, list_hash
-from utils.errors import UserError
+from utils import seal
+from utils.errors import DataFault, UserError
 from utils.files import read_json
 
 FORMAT = 1
+# The keys of indexes from before they were sealed: one with another key is a sealed index whose seal was altered.
+UNSEALED_KEYS = {
+    "finished", "settings", "fingerprint", "about", "n_clips", "latent_shape", "positions", "text_dim", "text_tokens",
+    "latent_statistics", "rejected", "captions", "validation_hash", "splits", "files",
+}  # fmt: skip
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """A cache's ``index.json``, finished or not; UserError where it is none."""
-    index = read_json(folder / "index.json")
+    """A cache's ``index.json``, finished or not, without its checksum.
+
+    Raises:
+        UserError: it is none; DataFault where it was altered.
+    """
+    path = folder / "index.json"
+    index = read_json(path)
     if not isinstance(index, dict) or not {"finished", "settings"} <= set(index):
-        raise UserError(f"{folder / 'index.json'}: not the index of a latent cache")
-    return index
+        raise UserError(f"{path}: not the index of a latent cache")
+    if index.keys() <= UNSEALED_KEYS:
+        return index
+    sealed = seal.read_sealed(path)
+    if sealed is None:
+        raise DataFault(f"{path} was altered; restore it from a copy, or make the cache again in another folder")
+    return sealed
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
@@ -64,7 +81,10 @@ class LatentCache:
         null_context: the empty prompt's (embedding float32 [L, dim], mask bool [L]).
 
     Raises:
-        UserError: no cache there, an unfinished one, or one with a missing or altered file (named).
+        UserError: no cache there, or an unfinished one.
+        DataFault: its index, a list, the header of a shard or the empty prompt's embedding was altered; a file is
+            missing or has another size (each named). Of shards no more than headers is read: ``train`` and
+            ``validation`` check each clip when it is first read, ``verify_validation`` whole shards.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -76,12 +96,7 @@ class LatentCache:
             raise UserError(f"{self.path}: this cache is unfinished; run the command that makes it again to go on")
         if index["settings"]["format"] != FORMAT:
             raise UserError(f"{self.path}: a cache of format {index['settings']['format']}; this code reads {FORMAT}")
-        self._files = index["files"]
-        for name, file in self._files.items():
-            size = file_size(self.path / name)
-            if size != file["bytes"]:
-                found = "is missing" if size is None else f"has {size} bytes instead of {file['bytes']}"
-                raise UserError(f"{self.path / name} {found}; run the command that made the cache again to mend it")
+        self._files, self._validation_verified = index["files"], False
         self.meta = {
             **index["settings"],
             **index["about"],
@@ -94,19 +109,38 @@ class LatentCache:
             split: [(self.path / shard["file"], shard["clips"]) for shard in index["splits"][split]["shards"]]
             for split in SPLITS
         }
+        self._check_files()
         form = (self.latent_shape, self.text_tokens, self.text_dim)
         self._shards = {split: Shards(files, *form) for split, files in self.files.items()}
         self.train_size, self.validation_size = (len(self._shards[split]) for split in SPLITS)
         listed = read_json(self.path / "validation.json")
         self.validation_keys, self.validation_hash = listed["keys"], listed["hash"]
         if list_hash(self.validation_keys) != index["validation_hash"]:
-            raise UserError(f"{self.path / 'validation.json'} was altered: the validation list is frozen")
+            raise DataFault(f"{self.path / 'validation.json'} was altered: the validation list is frozen")
         null = map_arrays(self.path / "null_context.safetensors")["text"][0]
         self.null_context = (
             torch.zeros(self.text_tokens, self.text_dim),
             torch.arange(self.text_tokens) < len(null),
         )
         self.null_context[0][: len(null)] = torch.from_numpy(null.astype(np.float32))
+        if not is_finite(null):
+            raise DataFault(f"{self.path / 'null_context.safetensors'}: the empty prompt's embedding has NaN or "
+                            "infinite values; delete it and run the command that made the cache")  # fmt: skip
+
+    def _check_files(self) -> None:
+        """Compare sizes, lists, headers and the empty prompt's embedding with the index."""
+        shards = {path.name for files in self.files.values() for path, _ in files}
+        for name, file in self._files.items():
+            path, size = self.path / name, file_size(self.path / name)
+            if size != file["bytes"]:
+                found = "is missing" if size is None else f"has {size} bytes instead of {file['bytes']}"
+                raise DataFault(f"{path} {found}; run the command that made the cache again to mend it")
+            if "header_sha256" in file:  # of a shard, whose header holds its tensors' checksum
+                whole = header_sha256(path) == file["header_sha256"]
+            else:  # the oldest caches have checksums of whole shards, which ``verify`` reads
+                whole = name in shards or sha256_of(path) == file["sha256"]
+            if not whole:
+                raise altered(path)
 
     def order(self, position: Tensor, seed: int) -> Tensor:
         """Which training clip stands at each position of the training stream: int64 [n], on the CPU."""
@@ -125,17 +159,35 @@ class LatentCache:
         """Validation clips, as ``train``; index i is clip ``validation_keys[i]``."""
         return as_float(self._shards["validation"].read(indices))
 
-    def verify(self) -> None:
-        """Recompute every file's checksum.
+    def check(self, indices: Tensor) -> None:
+        """Check training clips anew, for int64 ``indices`` [n] on the CPU; DataFault names one that is at fault."""
+        self._shards["train"].check(indices)
+
+    def verify_validation(self, again: bool = False) -> None:
+        """Recompute the checksums of the validation shards, and see that all their numbers are finite: once, or
+        ``again``.
 
         Raises:
-            UserError: a file was altered (named).
+            DataFault: a clip or a file is at fault (named).
         """
-        for name, file in self._files.items():
-            path = self.path / name
-            if "sha256" in file:
-                whole = sha256_of(path) == file["sha256"]
-            else:  # a shard, whose header holds its tensors' checksum
-                whole = header_sha256(path) == file["header_sha256"] and data_is_whole(path)
+        if again or not self._validation_verified:
+            self._verify("validation")
+        self._validation_verified = True
+
+    def verify(self) -> None:
+        """Recompute every file's checksum, and see that all numbers are finite.
+
+        Raises:
+            DataFault: a clip or a file is at fault (named).
+        """
+        self._check_files()
+        for split in SPLITS:
+            self._verify(split)
+
+    def _verify(self, split: str) -> None:
+        self._shards[split].check_all(again=True)  # first, as it names the clip
+        for path, _ in self.files[split]:
+            file = self._files[path.name]
+            whole = sha256_of(path) == file["sha256"] if "sha256" in file else data_is_whole(path)
             if not whole:
-                raise UserError(f"{path} was altered; delete it and run the command that made the cache")
+                raise altered(path)

@@ -48,6 +48,8 @@ def scan_sources(where: str | Path, options: ListingOptions = ListingOptions()) 
         listing = list_tars(str(where), options)
     elif where.suffix.lower() == ".tar" and where.is_file():
         listing = list_tars(where, options)
+    elif where.exists() and not where.is_file():
+        raise UserError(f"{where}: no regular file, but a pipe or a device")
     elif where.exists():
         raise UserError(f"{where}: neither a folder of videos nor a manifest ({', '.join(KINDS)}, and .gz of all but "
                         "the last) nor a .tar")  # fmt: skip

@@ -84,7 +84,8 @@ def _source(root: Path, row: dict[str, Any], columns: Columns, place: str) -> So
         raise UserError(f"{place}: {path} lies outside the manifest's folder; --root FOLDER names the folder that "
                         "paths start from")  # fmt: skip
     if not _is_name(name) or not (root / name).is_file():
-        raise UserError(f"{place}: no such file: {root / name}")
+        there = _is_name(name) and (root / name).exists()
+        raise UserError(f"{place}: no {'regular' if there else 'such'} file: {root / name}")
     start, end = (
         _seconds(None if column is None else row.get(column), column, place) for column in (columns.start, columns.end)
     )

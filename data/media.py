@@ -39,7 +39,8 @@ class Source:
 
     ``name`` is its identity everywhere: its path as the folder, manifest or shard knows it, and the range where a
     manifest names one. ``start`` and ``end`` are that range, in seconds; ``offset`` and ``size`` say where in ``path``
-    its bytes are, where that is a tar.
+    its bytes are, where that is a tar. ``fault`` is what is wrong with a tar, of which what lies there is rejected as
+    one source.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Source:
     end: float | None = None
     offset: int = 0
     size: int | None = None
+    fault: str = ""
 
     @property
     def video(self) -> str:

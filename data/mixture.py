@@ -57,7 +57,7 @@ class Mixture:
                         f"data.cache: {first.path} and {other.path} do not go together: {what} "
                         f"{first.meta.get(key)} and {other.meta.get(key)}"
                     )
-        self.path = first.path
+        self.path, self._caches = first.path, list(caches)
         self.sizes = [cache.train_size for cache in caches]
         self.counts = shares([str(cache.path) for cache in caches], list(weights) or self.sizes)
         self.latent_shape, self.text_dim = first.latent_shape, first.text_dim
@@ -106,6 +106,14 @@ class Mixture:
 
     def stored(self, indices: Tensor, pinned: bool = False) -> Stored:
         return self._train.read(indices, pinned)
+
+    def check(self, indices: Tensor) -> None:
+        self._train.check(indices)
+
+    def verify_validation(self, again: bool = False) -> None:
+        for cache in self._caches:
+            cache.verify_validation(again)
+        self._validation.check_all(again)
 
     def train(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return as_float(self.stored(indices))

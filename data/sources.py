@@ -58,6 +58,8 @@ def read_frozen(path: str | Path) -> list[str]:
         UserError: there is none, or it was altered.
     """
     path = Path(path) / "validation.json" if Path(path).is_dir() else Path(path)
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+        raise UserError(f"{path}: no regular file")
     listed = read_json(path)
     if not isinstance(listed, dict) or not {"hash", "keys"} <= set(listed):
         raise UserError(f"{path}: not a validation list")

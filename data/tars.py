@@ -3,6 +3,10 @@
 The ``webdataset`` package says what a pattern stands for and which members belong together. It reads shards from one
 end to the other, so their headers are read here instead, by seeking: a sample is then a range of bytes in its shard,
 which a worker opens as it opens a file.
+
+``tarfile`` takes a header with a flipped bit for the end of its archive, and the samples after it would be missing
+without a word. So what follows the last member must be the end of an archive, two blocks of zeros and zeros after
+them; else the rest of the archive is a source of its own, which is rejected, and counted like any other.
 """
 
 import os
@@ -14,6 +18,9 @@ from pathlib import Path, PurePosixPath
 from data.captions import CaptionFiles, ListingOptions, read_bounded
 from data.media import COMPANION, PICTURES, VIDEOS, Listing, Source, skipped_kind
 from utils.errors import UserError
+
+CHUNK = 1 << 20  # bytes read at once
+CAPTION_LOST = "the last sample before damage to its archive, without a caption"
 
 
 def list_tars(where: Path | str, options: ListingOptions, names: Sequence[str] = ()) -> Listing:
@@ -48,10 +55,13 @@ def _list_tar(path: Path, name: str, reader: CaptionFiles, skipped: Counter[str]
     from webdataset.tariterators import base_plus_ext
 
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+        raise UserError(f"{path}: no regular file")
     others: list[str] = []
     used: set[str] = set()
     try:
         with tarfile.open(path, "r:") as tar:
+            size = path.stat().st_size
             for member in _members(tar):
                 if not member.isfile():
                     continue
@@ -60,6 +70,8 @@ def _list_tar(path: Path, name: str, reader: CaptionFiles, skipped: Counter[str]
                 if key is None or PurePosixPath(member.name).name.startswith(COMPANION):
                     continue
                 kind = f".{kinds.lower()}"
+                if member.offset_data + member.size > size and not _media([kind]):
+                    continue  # a caption that is cut short; of a video its reader reports it
                 if samples.setdefault(key, {}).setdefault(kind, member) is not member:
                     raise UserError(f"{path}: {member.name} is in this shard twice")
             media = {(key, kind): sample[kind] for key, sample in samples.items() for kind in _media(sample)}
@@ -67,16 +79,28 @@ def _list_tar(path: Path, name: str, reader: CaptionFiles, skipped: Counter[str]
             for at in media:
                 captions[at], member = _caption(tar, path, samples[at[0]], at[1], reader)
                 used.add(member.name if member else "")
+            damaged = _damaged_rest(tar, path, name)
     except FileNotFoundError:
         raise UserError(f"{path}: no such shard") from None
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{path}: not a tar ({error}); a compressed one must be unpacked to .tar") from None
     used |= {member.name for member in media.values()}
     skipped.update(skipped_kind(other) for other in others if other not in used)
-    return [
-        Source(f"{name}/{PurePosixPath(member.name)}", path, captions[at], offset=member.offset_data, size=member.size)
+    # The caption of the last sample may be what was lost: without it, where others have one, the sample is not whole.
+    last = list(samples)[-1] if damaged and samples and any(captions.values()) else None
+    faults = {at: CAPTION_LOST if at[0] == last and not captions[at] else "" for at in media}
+    sources = [
+        Source(
+            name=f"{name}/{PurePosixPath(member.name)}",
+            path=path,
+            caption=captions[at],
+            offset=member.offset_data,
+            size=member.size,
+            fault=faults[at],
+        )
         for at, member in media.items()
     ]
+    return [*sources, *damaged]
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -87,6 +111,24 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     except tarfile.ReadError:
         if not tar.members:
             raise
+
+
+def _damaged_rest(tar: tarfile.TarFile, path: Path, name: str) -> list[Source]:
+    """What follows the last member that could be read, as one source; none where it is the end of an archive."""
+    file, begin, size, zeros = tar.fileobj, tar.offset, path.stat().st_size, 0
+    fault = f"ends at byte {size:,} without the two blocks of zeros that end an archive: samples may be missing"
+    file.seek(begin)
+    while chunk := file.read(CHUNK):
+        if rest := chunk.lstrip(b"\0"):
+            at = begin + zeros + len(chunk) - len(rest)
+            at -= (at - begin) % tarfile.BLOCKSIZE
+            fault = f"at byte {at:,} is neither a member's header nor the end of the archive: what follows is lost"
+            break
+        zeros += len(chunk)
+    else:
+        if zeros >= 2 * tarfile.BLOCKSIZE:
+            return []
+    return [Source(name, path, "", offset=begin, size=max(size - begin, 0), fault=fault)]
 
 
 def _media(kinds: Iterable[str]) -> list[str]:

@@ -30,6 +30,7 @@ from data.work_share import Share
 from data.workers import LIMIT_SECONDS, decoded
 from utils.errors import OwnError, UserError
 from utils.files import held, hold, json_text, write_text
+from utils.seal import sealed
 
 SHARD_BYTES = 256 << 20  # of latents
 SHARD_CLIPS = 4096  # tiny clips: how much an interruption may cost
@@ -126,7 +127,7 @@ def open_cache(folder: str | Path, settings: dict[str, Any], work: Path) -> dict
         for path in damaged:
             path.unlink(missing_ok=True)
     if index["finished"] or not there:
-        _place(work, folder / "index.json", json_text(unfinished).encode())
+        _place(work, folder / "index.json", json_text(sealed(unfinished)).encode())
     return None
 
 
@@ -328,7 +329,7 @@ def close_cache(
         "splits": {split: {"clips": totals.clips[split], "shards": totals.listed[split]} for split in SPLITS},
         "files": files,
     }
-    _place(work, folder / "index.json", json_text(index).encode())
+    _place(work, folder / "index.json", json_text(sealed(index)).encode())
     _clean(work)
     return index
 

@@ -45,9 +45,10 @@ class Ledger:
     ``loss`` is what laws are fitted on (the EMA's, where recorded) and ``loss_se`` its standard error or nan;
     ``raw_loss`` and ``raw_loss_se`` are the raw weights'. ``nominal_T`` is the milestone asked for, common to a grid.
     ``samples`` names the file of per-sample validation losses, or is empty; ``recipe`` holds what all the runs share.
-    ``stream`` is the seed of a run's samples, which several runs may share, or -1 where it is not known. ``unit`` is
-    what the source counts its batches in, in tokens. ``columns`` maps our names to a table's, where it has others that
-    are known; ``notes`` are sentences on rows that were left out.
+    ``stream`` is the seed of a run's samples, which several runs may share, or -1 where it is not known. ``skipped``
+    is the share of the run's steps that moved nothing, or nan where it is not known. ``unit`` is what the source
+    counts its batches in, in tokens. ``columns`` maps our names to a table's, where it has others that are known;
+    ``notes`` are sentences on rows that were left out.
     """
 
     run_id: NDArray[np.str_]
@@ -66,6 +67,7 @@ class Ledger:
     heldout: NDArray[np.bool_]
     samples: NDArray[np.str_]
     stream: NDArray[np.int64]
+    skipped: NDArray[np.float64]
     recipe: dict[str, Any]
     source: str
     unit: float = 1.0
@@ -192,6 +194,11 @@ def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     shared |= {"run_id": folder.name, "seed": whole_number(result.get("seed", 0), f"{path}: seed")}
     shared["heldout"] = result.get("heldout", False)
     shared["stream"] = ((result.get("config") or {}).get("data") or {}).get("seed")
+    if "skipped" in result:  # older results do not have it
+        skipped = whole_number(result["skipped"], f"{path}: skipped")
+        if skipped < 0:
+            raise UserError(f"{path}: skipped is {skipped}, not a number of steps")
+        shared["skipped"] = skipped * shared["B"] / positive(result["tokens"], f"{path}: tokens") if skipped else 0.0
     reached = set()
     for milestone in result["milestones"]:
         tokens = positive(milestone["tokens"], f"{path}: tokens")
@@ -255,6 +262,7 @@ def _ledger(
         heldout=np.array([bool(row.get("heldout")) for row in rows]),
         samples=np.array([row.get("samples", "") for row in rows]),
         stream=column("stream", -1).astype(int),
+        skipped=column("skipped"),
         recipe=recipe,
         source=source,
         unit=unit,

@@ -235,6 +235,8 @@ def plan_videos(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[
     options = ListingOptions(args.caption_column, args.path_column, args.root, not args.no_captions)
     listing = scan_sources(args.source, options)
     sources = listing.sources
+    for damaged in (source for source in sources if source.fault):
+        first_of_node(f"warning: {damaged.path}: {damaged.fault} (rejected as one video)")
     warn_of_no_captions(args, listing)
     reading = Reading(shape, args.clips_per_video, args.fps, args.hop, args.backend)
     settings = {

@@ -19,6 +19,7 @@ from training.records import finished_result
 from training.refusals import check_directory
 from training.rows import StackedStep
 from training.stacks import stack_key
+from training.state import data_faults_recorded
 from training.stop import StopRequest
 from training.trainer import SCORES, Scores, Trainer, prepare
 from utils.errors import PREEMPTED, UserError
@@ -46,6 +47,11 @@ def train_together(configs: list[Config], wait: bool = False, consoles: bool = F
     Raises:
         UserError: a configuration, the cache or a run directory is at fault, or the runs cannot share their steps.
     """
+    with data_faults_recorded(configs):
+        return _train_together(configs, wait, consoles)
+
+
+def _train_together(configs: list[Config], wait: bool, consoles: bool) -> int:
     keep_memory()
     prepared = [prepare(config) for config in configs]
     prepared = [(run, cache) for run, cache in prepared if finished_result(run) is None]

@@ -12,6 +12,7 @@ from diffusion.loss import drop_captions
 from diffusion.timesteps import draw_timesteps
 from training.memory_formula import steps_together
 from training.resolve import Run
+from utils.errors import DataFault
 from utils.random import normal
 
 
@@ -33,6 +34,10 @@ class Feed:
         rank, world: which share: position p of the stream belongs to step p // clips, and within it the processes
             take equal runs of positions, so that the batch is the same however many there are.
         device: where samples are worked out and kept.
+
+    Attributes:
+        fault: what is wrong with the clips of a step that was read, or None. The samples of such a step are zeros:
+            processes that share a batch go on to where all of them can stop together (``Trainer.course``).
     """
 
     def __init__(self, run: Run, cache: LatentCache | Mixture, rank: int, world: int, device: torch.device) -> None:
@@ -41,6 +46,7 @@ class Feed:
         self._first = rank * self._local
         self._steps = steps_together(cache.latent_shape, self._local)
         self._null = tuple(value.to(device) for value in cache.null_context)
+        self.fault: DataFault | None = None
         self._group = -1
         self._samples: Samples
 
@@ -52,6 +58,27 @@ class Feed:
             self._group = group
         here = slice(place * self._local, (place + 1) * self._local)
         return Samples(*(value[here] for value in self._samples))
+
+    def check(self, first: int, last: int) -> None:
+        """Look again at the clips of the steps from ``first`` to before ``last``, and set ``fault``."""
+        for group in range(first // self._steps, -(-last // self._steps)):
+            listed = self._positions(group, "cpu").view(self._steps, -1)
+            here = listed[max(first - group * self._steps, 0) : last - group * self._steps].flatten()
+            try:
+                self._cache.check(self._cache.order(here, self._run.config.data_seed))
+            except DataFault as fault:
+                self.fault = self.fault or fault
+
+    def _read(self, listed: Tensor) -> Stored:
+        """The clips at the positions ``listed``, as they are stored; zeros, and a ``fault``, where one is damaged."""
+        try:
+            index = self._cache.order(listed, self._run.config.data_seed)
+            return self._cache.stored(index, pinned=self._device.type == "cuda")
+        except DataFault as fault:
+            self.fault = self.fault or fault
+        count, text = len(listed), (self._cache.text_tokens, self._cache.text_dim)
+        shapes = (self._cache.latent_shape, torch.float16), (text, torch.float16), ((), torch.int32)
+        return Stored(*(torch.zeros(count, *shape, dtype=dtype) for shape, dtype in shapes))
 
     def _positions(self, group: int, device: torch.device | str) -> Tensor:
         """Where this process's samples of a group of steps stand in the stream."""
@@ -67,8 +94,8 @@ class Feed:
         """
         config = self._run.config
         seed, diffusion = config.data_seed, config.diffusion
-        stored = self._cache.stored(self._cache.order(listed, seed), pinned=self._device.type == "cuda")
-        x0, context, mask = as_float(Stored(*(value.to(self._device, non_blocking=True) for value in stored)))
+        stored = (value.to(self._device, non_blocking=True) for value in self._read(listed))
+        x0, context, mask = as_float(Stored(*stored))
         t = draw_timesteps(position, seed, diffusion.timesteps, diffusion.logit_mean, diffusion.logit_std)
         noise = normal(seed, "noise", position, tuple(x0.shape[1:]))
         context, mask = drop_captions(context, mask, self._null, position, seed, config.data.caption_dropout)

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from models.dit import VideoDiT
-from utils.errors import UserError
+from utils.errors import DataFault, UserError
 
 T = TypeVar("T")
 
@@ -91,6 +91,27 @@ def from_first(make: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise UserError(outcome[1])
     return outcome[0]
+
+
+def raise_together(fault: DataFault | None, device: torch.device) -> None:
+    """Raise ``fault``, or that of another process, on all of them; every process must call."""
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    if several and all_reduce(torch.full((), float(fault is not None), device=device), "sum").item():
+        faults: list[DataFault | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(faults, fault)
+        fault = next(each for each in faults if each is not None)
+    if fault is not None:
+        raise fault
+
+
+def check_together(check: Callable[[], None], device: torch.device) -> None:
+    """Call ``check`` on every process, and raise a data fault that one of them finds on all."""
+    fault = None
+    try:
+        check()
+    except DataFault as found:
+        fault = found
+    raise_together(fault, device)
 
 
 def lost_process(error: RuntimeError) -> bool:

@@ -23,9 +23,9 @@ from training.config import Config, config_from_dict, to_dict
 from training.records import finished_result
 from training.resolve import Run
 from training.stacks import stacks
-from training.state import FAILURE, HOPELESS
+from training.state import DATA_FAULT, FAILURE, HOPELESS, data_fault
 from training.sweep_keys import ExecutorKeys
-from utils.errors import run_cli
+from utils.errors import DataFault, run_cli
 from utils.files import held, read_json, replacing, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,13 +100,17 @@ def run_cells(
     """Train every cell that is not finished; ``report`` hears of each cell's end.
 
     A cell that crashes is tried again ``retries`` times, then recorded as failed; the others go on. On SIGINT,
-    SIGTERM or SIGUSR2 the cells write checkpoints and stop, and so does the pool.
+    SIGTERM or SIGUSR2 the cells write checkpoints and stop, and so does the pool. A fault of the data, which all
+    cells read, is not tried again: the cell is recorded as failed, and the others stop as on a signal.
 
     Args:
         interrupt: entered; what it has caught, if anything, ended the pool before the last cell.
         rendezvous: torchrun's options where the pools of several nodes train one cell together. What becomes of a
             cell that crashes is then decided elsewhere: its outcome is "crashed".
         look: called with the running cells, at least every ``LOOK_SECONDS``.
+
+    Raises:
+        DataFault: data that a cell read are damaged.
     """
     queue = []
     for run in cells:
@@ -122,13 +126,17 @@ def run_cells(
         torchrun += ["--nproc_per_node", str(keys.processes)]
     free, busy = list(range(len(shares)))[::-1], {}
     attempts: dict[str, int] = {}
-    context = _server()
-    while busy or (queue and not interrupt.caught):
-        while queue and free and not interrupt.caught:
+    context, fault = _server(), ""
+
+    def ending() -> bool:
+        return interrupt.caught is not None or bool(fault)
+
+    while busy or (queue and not ending()):
+        while queue and free and not ending():
             slot = free.pop()
             worker = _start(context, queue.pop(0), slot, shares[slot], torchrun)
             busy[worker.process.sentinel] = worker
-        if interrupt.caught:
+        if ending():
             for worker in busy.values():
                 worker.stop()
         for sentinel in wait(list(busy), timeout=LOOK_SECONDS):
@@ -138,7 +146,8 @@ def run_cells(
                 _wait_for_processes(worker.runs[0].config.run_dir)
             free.append(worker.slot)
             for run in worker.runs:
-                outcome = _settle(run, worker, attempts, keys.retries, interrupt.caught is not None, bool(rendezvous))
+                outcome = _settle(run, worker, attempts, keys.retries, ending(), bool(rendezvous))
+                fault = fault or data_fault(run)
                 if outcome == "again":
                     queue.append([run])  # alone, so that none fails for another's fault
                 report(run, outcome)
@@ -147,6 +156,8 @@ def run_cells(
         if keys.stop_hopeless:
             for worker in busy.values():
                 _stop_if_hopeless(worker)
+    if fault:
+        raise DataFault(f"{fault}; then run the sweep again: it stopped, as its other cells read the same data")
 
 
 def _settle(
@@ -159,6 +170,10 @@ def _settle(
         return final["status"]
     if (run.config.run_dir / HOPELESS).exists():
         return "stopped early"
+    if fault := data_fault(run):
+        record = {"attempts": attempts.get(run.config.name, 0) + 1, "exit_status": 2, "reason": fault}
+        write_json(run.config.run_dir / FAILURE, record | {"data_fault": True})
+        return "failed"
     if interrupted:
         return "stopped"
     if together:
@@ -243,6 +258,7 @@ def _server() -> Any:
 def _start(context: Any, runs: list[Run], slot: int, share: Share, torchrun: list[str] | None) -> _Worker:
     for run in runs:
         run.config.run_dir.mkdir(parents=True, exist_ok=True)
+        (run.config.run_dir / DATA_FAULT).unlink(missing_ok=True)
     values = [to_dict(run.config) for run in runs]
     if torchrun is not None:
         process = context.Process(target=_launch_cell, args=(values[0], share, torchrun))

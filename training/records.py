@@ -66,6 +66,7 @@ def build_result(
     meta: dict[str, Any],
     status: str,
     step: int,
+    skipped: int,
     milestones: list[dict[str, Any]],
     seconds: float,
     device: "torch.device",
@@ -74,7 +75,8 @@ def build_result(
     """The content of result.json.
 
     ``status`` is "running" (some milestones are there), "preempted", "done" or "diverged" (a loss was not finite; the
-    milestones before it stand).
+    milestones before it stand). ``skipped`` counts the steps among ``step`` that moved nothing, as their gradient was
+    not finite.
     """
     config = run.config
     return {
@@ -89,6 +91,7 @@ def build_result(
         "seed": config.seed,
         "heldout": config.heldout,
         "tokens": step * config.train.batch_tokens,
+        "skipped": skipped,
         "flops": step * config.train.batch_tokens * run.flops_per_token,
         "exact_flops": step * run.clips * _exact_flops_per_clip(run, meta),
         "warmup_tokens": config.optim.warmup_tokens,

@@ -102,10 +102,18 @@ class StackedStep:
         return views
 
     def samples(self, step: int) -> Samples:
-        """What step ``step`` sees: [n, ...] where all rows see the same, else [rows, n, ...]."""
-        if len(self._streams) == 1:
-            return self._streams[0].step(step)
-        each = zip(*(feed.step(step) for feed in self._streams))
+        """What step ``step`` sees: [n, ...] where all rows see the same, else [rows, n, ...].
+
+        Raises:
+            DataFault: a clip is damaged; no row moves.
+        """
+        streams = [feed.step(step) for feed in self._streams]
+        for feed in self._streams:
+            if feed.fault is not None:
+                raise feed.fault
+        if len(streams) == 1:
+            return streams[0]
+        each = zip(*streams)
         return Samples(*(torch.stack(values)[self._stream_of_row] for values in each))
 
     def _losses(self, weights: dict[str, Tensor], samples: Samples) -> Tensor:

@@ -27,7 +27,7 @@ from training.records import finished_result, resumable_step
 from training.resolve import Run
 from training.state import FAILURE, FINISHED, cell_state
 from training.sweep_keys import ExecutorKeys, SlurmKeys, minutes
-from utils.errors import UserError, nearest
+from utils.errors import DataFault, UserError, nearest
 from utils.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def follow(
 
     Raises:
         UserError: there is no sbatch here, or it refuses.
+        DataFault: data that a cell read are damaged; the other jobs are cancelled, and write checkpoints.
     """
     check_options(sweep.keys.executor.slurm)
     open_cells = {run.config.run_dir.name: run for run in sweep.cells}
@@ -89,6 +90,10 @@ def follow(
                 del open_cells[name]
                 report(run, state["state"])
                 busy = True
+                if state.get("data_fault"):
+                    _cancel([task for cell, task in tasks.items() if cell in open_cells])
+                    raise DataFault(f"{state['reason']}; then run the sweep again: it stopped, as its other cells "
+                                    "read the same data")  # fmt: skip
             elif name in tasks:
                 absent[name] = 0
             elif began or absent.get(name, 0):
@@ -224,6 +229,13 @@ def queue_of(directory: Path) -> dict[str, str] | None:
     return tasks
 
 
+def _cancel(tasks: Sequence[str]) -> None:
+    """Cancel the jobs of ``queue_of``'s ``tasks``: their cells write checkpoints and stop."""
+    jobs = sorted({task.split()[0] for task in tasks})
+    if jobs:
+        subprocess.run(["scancel", *jobs], timeout=SQUEUE_SECONDS)
+
+
 def check_options(keys: SlurmKeys) -> None:
     """Refuse a machine without Slurm, and options that its sbatch does not know.
 
@@ -314,7 +326,11 @@ def work(record: str, task: int) -> None:
         # A job that is queued again leaves those that failed in it: who submits says when they are tried afresh.
         cells = [run for run in cells if not (run.config.run_dir / FAILURE).exists()]
         before = [_tokens(run) for run in cells]
-        run_cells(cells, keys, _say, interrupt, rendezvous=_rendezvous(keys))
+        try:
+            run_cells(cells, keys, _say, interrupt, rendezvous=_rendezvous(keys))
+        except DataFault as fault:  # in the cell's failure.json too, which ends the sweep where it is followed
+            print(f"error: {fault}", file=sys.stderr, flush=True)
+            return
         if interrupt.caught is None:
             return
         if interrupt.caught != signal.SIGUSR2 or os.environ.get("SLURM_NODEID", "0") != "0":

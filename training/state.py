@@ -3,17 +3,23 @@
 No torch here: a thousand cells are to be asked within a second.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.config import Config
 from training.records import finished_result, recorded, resumable_step
 from training.resolve import Run
+from utils.errors import DataFault
 from utils.files import held, read_json, replacing, write_json
 
 FAILURE = "failure.json"  # written by who gave the cell up: its pool, or for a lost job who follows the jobs
+DATA_FAULT = "data_fault.json"  # written by a run that its data ended: no cell of a sweep can be trained on them
 HOPELESS = "stopped_early.json"  # written by the pool that stopped it
 FINISHED = ("done", "diverged", "stopped early")
 TAIL = 4096  # bytes: the last line of metrics.jsonl is within them
@@ -54,6 +60,24 @@ def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
         return {"state": "stopped early", **values, "reason": read_json(directory / HOPELESS)["reason"]}
     waits = grows or result.get("status") == "preempted"
     return {"state": "running" if runs else "stopped" if waits else "lost", **values}
+
+
+@contextlib.contextmanager
+def data_faults_recorded(configs: Sequence[Config]) -> Iterator[None]:
+    """Write a fault of the data, by which the runs ``configs`` end, into their directories where they are there."""
+    try:
+        yield
+    except DataFault as fault:
+        for config in configs:
+            if config.run_dir.is_dir() and os.environ.get("RANK", "0") == "0":
+                write_json(config.run_dir / DATA_FAULT, {"reason": str(fault)})
+        raise
+
+
+def data_fault(run: Run) -> str:
+    """The fault of the data that ended a run, or an empty string."""
+    path = run.config.run_dir / DATA_FAULT
+    return read_json(path)["reason"] if path.exists() else ""
 
 
 def finished(run: Run, results: str | None = None) -> dict[str, Any] | None:

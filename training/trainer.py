@@ -32,11 +32,12 @@ from training.memory_formula import even_size
 from training.metrics import MetricsLog
 from training.model import build_model, check_compiler, compile_model
 from training.optim import learning_rate
-from training.parallel import all_reduce, from_first, gather, lost_process, shard
+from training.parallel import all_reduce, check_together, from_first, gather, lost_process, raise_together, shard
 from training.preview import Preview
 from training.records import build_result, check_growth, finished_result, recorded
 from training.refusals import check_directory, check_layout
 from training.resolve import Run, beta2_warnings, resolve
+from training.state import DATA_FAULT, data_faults_recorded
 from training.step import Step
 from training.stop import StopRequest
 from training.validation import RAW_SHARE, Score, Validator, few_blocks
@@ -60,6 +61,11 @@ def train(config: Config, wait: bool = False) -> int:
     Raises:
         UserError: the configuration, the cache or the run directory is at fault.
     """
+    with data_faults_recorded([config]):
+        return _train(config, wait)
+
+
+def _train(config: Config, wait: bool) -> int:
     run, cache = prepare(config)
     finished = finished_result(run)
     if finished is not None:
@@ -121,6 +127,7 @@ class Trainer:
         if self.world > 1:  # one that is refused, and leaves before all have met, would look lost to the others
             dist.barrier()
         check_layout(run, cache, self.world)
+        check_together(cache.verify_validation, self.device)
         check_compiler(config.train.compile, self.device)
         self.process = Process(config.diffusion.process, config.diffusion.target)
         draw_timesteps(torch.zeros(1, dtype=torch.int64), 0, config.diffusion.timesteps)  # refuses unknown names now
@@ -156,6 +163,7 @@ class Trainer:
         if self.main:
             with replacing(self.config.run_dir / "config.yaml") as aside:
                 OmegaConf.save(OmegaConf.create(to_dict(self.config)), aside)
+            (self.config.run_dir / DATA_FAULT).unlink(missing_ok=True)
 
     def restore(self) -> None:
         """Go on from the newest whole checkpoint, if there is one; what lies after it is removed.
@@ -209,8 +217,15 @@ class Trainer:
                 return end.value
 
     def next_step(self) -> tuple[Samples, int]:
-        """What the next step sees: samples, and the tokens before it."""
-        return self.feed.step(self.step), self.tokens
+        """What the next step sees: samples, and the tokens before it.
+
+        Raises:
+            DataFault: they are damaged; of several processes all stop together later (``_check_data``).
+        """
+        samples = self.feed.step(self.step)
+        if self.world == 1 and self.feed.fault is not None:
+            raise self.feed.fault
+        return samples, self.tokens
 
     def course(self, stopping: Callable[[], bool]) -> Generator[str, Scores | None, str]:
         """The run from here to its end, a divergence or a stop: everything but arithmetic, which the caller does.
@@ -236,6 +251,7 @@ class Trainer:
             wanted, local = config.train.micro_batch, self.run.clips // self.world
             if wanted and local > wanted != (size := even_size(local, wanted)):
                 print(f"train.micro_batch={wanted}: of {local} clips {size} at a time, which changes no result")
+        looked = self.step, self.learn.skipped.item()
         clock, status = time.monotonic(), "running"
         while status == "running" and (pending := self._pending()):
             # A run killed during validation saved its checkpoint first: validate before the next step.
@@ -248,7 +264,10 @@ class Trainer:
                 stop = stopping()
                 logging = self.step % config.log.every_steps == 0
                 saving = reached or stop or self.step % config.checkpoint.every_steps == 0
-                in_a_row = self.learn.in_a_row.item() if logging or saving else 0  # waits for the device
+                in_a_row = 0
+                if logging or saving:
+                    looked = self._check_data(*looked)
+                    in_a_row = self.learn.in_a_row.item()  # waits for the device
                 if in_a_row >= config.train.max_skipped:
                     status = "diverged"
                     break
@@ -275,6 +294,27 @@ class Trainer:
         if log is not None:
             self._close(log, status)
         return status
+
+    def _check_data(self, step: int, skipped: int) -> tuple[int, int]:
+        """Stop all processes where one read damaged clips: before what was learned of them is saved or logged.
+
+        Clips are checked when they are first read. Where steps were skipped, those of all steps since are looked at
+        again: a gradient that is not finite is a result of the run only if its data are as they were written.
+
+        Args:
+            step, skipped: the step at the last look, and the steps skipped until then.
+
+        Returns:
+            Both, as they are now.
+
+        Raises:
+            DataFault: on all processes.
+        """
+        now = self.learn.skipped.item()  # of all processes together, so that all look again
+        if now > skipped:
+            self.feed.check(step, self.step)
+        raise_together(self.feed.fault, self.device)
+        return self.step, now
 
     def _pass_time(self, since: float) -> float:
         """Count the time since then; returns now."""
@@ -329,10 +369,15 @@ class Trainer:
         return functools.partial(denoising_loss, model, self.process)
 
     def _milestone(self, reached: list[int], found: Scores, log: MetricsLog | None) -> bool:
-        """Record the scores ``found`` for the milestones ``reached``; False where a loss is not finite."""
+        """Record the scores ``found`` for the milestones ``reached``; False where a loss is not finite.
+
+        Raises:
+            DataFault: it is not, as a validation clip was altered since the run began.
+        """
         raw, averaged = found
         directory = self.config.run_dir / "checkpoints"
         if not (math.isfinite(raw.loss) and math.isfinite(averaged.loss)):
+            check_together(functools.partial(self.cache.verify_validation, again=True), self.device)
             if self.main:
                 ckpt.remove_after(directory, self.step - 1)  # this step's weights are of no use
             return False
@@ -393,7 +438,15 @@ class Trainer:
         if not self.main or (unfinished and len(self.milestones) < len(recorded(self.run)["milestones"])):
             return
         result = build_result(
-            self.run, self.cache.meta, status, self.step, self.milestones, self.seconds, self.device, self.world
+            self.run,
+            self.cache.meta,
+            status=status,
+            step=self.step,
+            skipped=self.learn.skipped.item(),
+            milestones=self.milestones,
+            seconds=self.seconds,
+            device=self.device,
+            world=self.world,
         )
         write_json(self.config.run_dir / "result.json", result)
 

@@ -30,6 +30,11 @@ class OwnError(UserError):
     by whichever process met it."""
 
 
+class DataFault(UserError):
+    """Data that training or validation reads are damaged or not finite: no result of a run, and of all the runs that
+    read them."""
+
+
 class Parser(argparse.ArgumentParser):
     """A command's options, whose mistakes are UserErrors: one line, without the usage that argparse prints first.
 

@@ -20,6 +20,7 @@ DELIMITERS = {
     ".tsv": "\t,;",
 }  # the first is used unless only another one gives a header that the caller knows
 LINES = {".json", ".jsonl", ".ndjson"}
+LIMIT_BYTES = 4 << 30  # of a table, unpacked: some forty million rows; it is read into memory
 KINDS = (*DELIMITERS, *sorted(LINES), ".parquet")
 # gzip makes zeros 1,029 times smaller, and a table of one caption for all its paths 33 times. A file that unpacks
 # to more could fill the memory.
@@ -95,14 +96,17 @@ def parse_json(text: str, what: str) -> Any:
 
 
 def _content(path: Path) -> bytes:
-    if path.suffix.lower() != ".gz":
-        return path.read_bytes()
-    limit = max(MIN_UNPACKED_BYTES, MAX_RATIO * path.stat().st_size)
+    if path.suffix.lower() == ".gz":
+        limit = min(LIMIT_BYTES, max(MIN_UNPACKED_BYTES, MAX_RATIO * path.stat().st_size))
+    else:
+        limit = LIMIT_BYTES
     try:
-        with gzip.open(path) as file:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             content = file.read(limit + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file ({error})") from None
+    if len(content) > LIMIT_BYTES:
+        raise UserError(f"{path}: longer than {LIMIT_BYTES >> 30} GiB; write it as Parquet, which is read in parts")
     if len(content) > limit:
         raise UserError(
             f"{path}: unpacks to more than {MAX_RATIO} times its size, which no table of captions does; unpack it "
@@ -134,10 +138,13 @@ def _csv_rows(path: Path, text: str, columns: list[str], delimiter: str, blank: 
     # A quote that is never closed takes all that follows into its field, without an error: then END is in it.
     lines = chain(io.StringIO(text, newline=""), [END])
     rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=blank)
-    width, begin, header = len(columns), 1, True
+    width, begin, header, short = len(columns), 1, True, ""
     try:
         for row in rows:
             if row == [END]:
+                if short and not text.endswith(("\n", "\r")):
+                    raise UserError(f"{short}, and the table ends there without a line break: it was cut short, or "
+                                    "lacks one")  # fmt: skip
                 return
             if row and row[-1].endswith(END):
                 raise UserError(f"{path}, {words.line} {begin}: a quote that opens in this row is never closed")
@@ -150,6 +157,7 @@ def _csv_rows(path: Path, text: str, columns: list[str], delimiter: str, blank: 
                     f"{path}, {words.line} {rows.line_num}: {len(row)} fields where the header has {width}; "
                     f"put a {words.cell} that holds {delimiter!r} into double quotes"
                 )
+            short = f"{path}, {words.line} {rows.line_num}: {len(row)} of {width} fields" if len(row) < width else ""
             yield f"{path}, {words.line} {rows.line_num}", dict(zip(columns, row + [None] * (width - len(row))))
     except csv.Error as error:
         raise UserError(f"{path}, {words.line} {rows.line_num}: not CSV ({error})") from None

@@ -49,6 +49,36 @@ def test_whose_samples_a_run_saw(tmp_path):
     assert set(runs.read(tmp_path / "table.csv").stream) == {-1}
 
 
+def test_a_fit_warns_of_runs_that_skipped_more_than_one_percent_of_their_steps(tmp_path):
+    for name, more in {
+        "a": {"tokens": 20_000, "skipped": 26},  # of 250 steps
+        "b": {"tokens": 20_000, "skipped": 2},
+        "c": {"tokens": 20_000, "skipped": 0},
+        "d": {},  # an older version's
+        "e": {"tokens": 20_000, "skipped": 200, "status": "diverged", "milestones": (), "milestones_asked": [1e4]},
+        "f": {"tokens": 8_000, "skipped": 3},
+    }.items():
+        write_run(tmp_path, name, **more)
+    ledger = runs.read(tmp_path)
+    share = dict(zip(ledger.run_id.tolist(), ledger.skipped.tolist()))
+    assert math.isnan(share.pop("d"))
+    assert share == pytest.approx({"a": 0.104, "b": 0.008, "c": 0, "e": 0.8, "f": 0.03})
+    assert fit.skipped_warnings(ledger) == [
+        "2 runs skipped more than 1 % of their steps, as their gradients were not finite (a: 10.4 %): their losses "
+        "are those of fewer tokens than T"
+    ]
+    assert fit.skipped_warnings(ledger.rows(np.isin(ledger.run_id, ["b", "c", "d", "e"]))) == []
+    runs.write_csv(ledger, tmp_path / "table.csv")
+    assert fit.skipped_warnings(runs.read(tmp_path / "table.csv")) == []
+
+
+@pytest.mark.parametrize("skipped", [-1, 1.5, "many", None])
+def test_a_count_of_skipped_steps_that_is_none_is_a_users_error(tmp_path, skipped):
+    write_run(tmp_path, "a", tokens=20_000, skipped=skipped)
+    with pytest.raises(UserError, match="a/result.json: skipped"):
+        runs.read(tmp_path)
+
+
 def test_csv_has_the_fixed_columns_and_reads_back(tmp_path):
     write_run(tmp_path / "sweep", "a")
     write_run(tmp_path / "sweep", "b", status="diverged", milestones=(), milestones_asked=[1e4])

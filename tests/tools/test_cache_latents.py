@@ -1,5 +1,7 @@
 import json
 import sys
+import tarfile
+from pathlib import Path
 
 import av
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 
 from data import synthetic, writer
 from data.clips import Reading, Shape, load_clips, to_float
-from data.latents import LatentCache
+from data.latents import LatentCache, read_index
 from data.media import Source
 from data.sources import VALIDATION_SEED, list_hash
 from tools import cache_latents
@@ -139,7 +141,7 @@ def test_folder_and_manifest_give_the_same_latents(run, videos, tmp_path):
     for source, skipped in ((videos, {".csv": 1}), (videos / "list.csv", {})):
         out = tmp_path / f"z{len(skipped)}"
         assert run("--source", source, "--out", out, *shape)[0] == 0
-        found, expected = (json.loads((folder / "index.json").read_text()) for folder in (out, tmp_path / "x"))
+        found, expected = (read_index(folder) for folder in (out, tmp_path / "x"))
         assert found["about"].pop("skipped") == skipped
         assert expected["about"].pop("skipped") == {}
         assert found == expected
@@ -245,3 +247,30 @@ def test_bad_input_ends_with_one_clear_line(run, videos, tmp_path, monkeypatch, 
     assert "Traceback" not in told
     # The folder is free for a better command.
     assert run("--source", videos, "--out", "cache")[0] == 0
+
+
+def test_a_damaged_tar_is_said_counted_and_refused_where_too_much_is_lost(run, videos, tmp_path):
+    tar = tmp_path / "s.tar"
+    with tarfile.open(tar, "w") as archive:
+        for number in range(4):
+            for name in ("b.mp4", "b.txt"):
+                archive.add(videos / name, f"{number}{Path(name).suffix}")
+    headers = [member.offset for member in tarfile.open(tar)]
+    content = bytearray(tar.read_bytes())
+    content[headers[4] + 100] ^= 1  # of the third video
+    tar.write_bytes(content)
+    fault = f"at byte {headers[4]:,} is neither a member's header nor the end of the archive: what follows is lost"
+    options = ("--source", tar, "--out", tmp_path / "x", "--frames", 5, "--size", 16, "--validation", 1)
+    status, _, told = run(*options, "--max-rejected", 0.05)
+    assert status == 2
+    assert f"warning: {tar}: {fault} (rejected as one video)\n" in told
+    assert "1 of 3 videos cannot be used (1 damaged archive); --max-rejected 0.34 accepts so many" in told
+    status, printed, _ = run(*options, "--json")
+    assert (status, json.loads(printed)["rejected"]) == (0, {"damaged archive": 1})
+    assert read_index(tmp_path / "x")["rejected"] == {"damaged archive": 1}
+    assert json.loads((tmp_path / "x" / "rejected.jsonl").read_text()) == {
+        "source": "s.tar",
+        "reason": "damaged archive",
+        "detail": fault,
+    }
+    assert "1 damaged archive" in run(*options, "--out", tmp_path / "y", "--dry-run")[1]

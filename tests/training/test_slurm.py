@@ -16,7 +16,7 @@ from training.estimate import estimate
 from training.grid import Sweep, load_sweep
 from training.resolve import Run
 from training.state import FAILURE
-from utils.errors import UserError
+from utils.errors import DataFault, UserError
 from utils.files import write_json
 
 META = {"latent_shape": [16, 5, 4, 4], "fingerprint": "none"}
@@ -229,6 +229,34 @@ def test_ctrl_c_does_not_end_an_sbatch_half_way(path: Path, tmp_path: Path, monk
     assert slurm.submit(sweep, sweep.cells) == "7"
     assert json.loads(next((sweep.directory / slurm.FOLDER).glob("*.json")).read_text())["job"] == "7"
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_fault_of_the_data_cancels_the_other_jobs_and_ends_the_sweep(
+    path: Path, following: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = loaded(path, "lr=[1e-3, 2e-3, 3e-3, 4e-3]")
+    names = [run.config.run_dir.name for run in sweep.cells]
+    program(tmp_path / "bin", "scancel", f"echo $* >> {tmp_path}/cancelled", monkeypatch)
+    monkeypatch.setattr(slurm, "submit", lambda sweep, cells: following.submitted.append(len(cells)) or "7")
+    queue = {name: f"7_{number} RUNNING" for number, name in enumerate(names)}
+
+    def look(directory: Path) -> dict[str, str]:
+        following.looks += 1
+        assert following.looks < 10
+        if following.looks == 1:
+            return {}
+        if following.looks == 3:
+            del queue[names[0]]
+            write_json(sweep.cells[0].config.run_dir / "config.yaml", {})
+            record = {"attempts": 1, "exit_status": 2, "reason": "train-00000: altered", "data_fault": True}
+            write_json(sweep.cells[0].config.run_dir / FAILURE, record)
+        return queue
+
+    monkeypatch.setattr(slurm, "queue_of", look)
+    with pytest.raises(DataFault, match="train-00000: altered; then run the sweep again"):
+        slurm.follow(sweep, lambda run, outcome: following.reported.append(outcome), following.interrupt)
+    assert (following.submitted, following.reported) == ([4], ["failed"])
+    assert (tmp_path / "cancelled").read_text() == "7_1 7_2 7_3\n"
 
 
 def test_a_job_queued_again_leaves_what_failed_in_it(
