@@ -56,6 +56,18 @@ def cut(path, part: float):
     return path
 
 
+def damage(path, numbers):
+    """Overwrite the packets ``numbers`` with zeros: the headers stay, and a decoder fails on them."""
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    content = path.read_bytes()
+    for number in numbers:
+        assert content.count(packets[number]) == 1
+        content = content.replace(packets[number], bytes(len(packets[number])))
+    path.write_bytes(content)
+    return path
+
+
 def turn(path, turns: int):
     """Have an MP4 shown ``turns`` quarter turns clockwise."""
     cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[turns]
