@@ -51,6 +51,7 @@ def summary(out: str, index: Mapping[str, Any]) -> dict[str, Any]:
         "tokens": index["positions"],
         "bytes": sum(file["bytes"] for file in index["files"].values()),
         "rejected": index["rejected"],
+        "rejected_clips": index.get("rejected_clips", {}),
         "captions": index.get("captions"),  # None in an index of before these were counted
         "skipped": about.get("skipped"),
         "unread_columns": about.get("unread_columns"),
@@ -74,4 +75,6 @@ def summary_text(out: str, index: Mapping[str, Any]) -> str:
     ]
     if index["rejected"]:
         lines.append(f"  rejected: {counts_text(index['rejected'])} (each is named in {Path(out) / 'rejected.jsonl'})")
+    if facts["rejected_clips"]:
+        lines.append(f"  single clips rejected, of videos that are kept: {counts_text(facts['rejected_clips'])}")
     return "\n".join(lines)

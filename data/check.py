@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from data.clips import Clips, to_float
-from data.draw import Headers
+from data.draw import SAMPLE, Headers
 from data.media import Rejected
 from data.shards import Shard, map_arrays, read_header
 from data.sources import Unit
 from data.workers import decoded
-from data.writer import Load
+from data.writer import Load, counted
 from utils.errors import UserError
 
 OPENED = 10_000  # videos that a dry run opens at most
@@ -45,6 +45,9 @@ def estimate(
         opened); train and validation (clips); tokens (latent positions); hours (of the clips); bytes (of latents);
         processes; seconds, on as many processes such as this one; and decode and encode: seconds a clip of either,
         alone.
+
+    Raises:
+        UserError: no clip can be decoded.
     """
     headers.open(OPENED)
     clips = {split: round(sum(_clips_of(unit, headers) for unit in part)) for split, part in units.items()}
@@ -90,24 +93,32 @@ def _clips_of(unit: Unit, headers: Headers) -> float:
 
 
 def _speed(units: list[Unit], vae: Any, load: Load) -> tuple[float, float]:
-    """Seconds to decode a clip and to encode one, on a random part of the units, neither beside the other."""
+    """Seconds to decode a clip and to encode one, on a random part of the units, neither beside the other.
+
+    Raises:
+        UserError: no clip can be decoded.
+    """
     clips, pixels = 0, []
-    drawn = random.Random(0).sample(units, len(units))
+    drawn, rejected = random.Random(0).sample(units, len(units)), []
     # One worker where the job has any: a video that hangs or crashes its decoder is to cost no more here than there.
     # The first video is for its start.
     answers = decoded([*drawn[:1], *drawn], min(load.workers, 1), load.limit_seconds, ahead=1)
     next(answers, None)
     begun = time.perf_counter()
-    for answer in answers:
+    for unit, answer in zip(drawn, answers):
         if isinstance(answer, Rejected):
-            continue
-        clips += len(answer.pixels)
-        pixels = [*pixels, answer.pixels][-load.batch :]
-        if time.perf_counter() - begun > PROBE_SECONDS / 2:
+            rejected.append(answer.row(unit.source))
+        elif len(answer.pixels):
+            clips += len(answer.pixels)
+            pixels = [*pixels, answer.pixels][-load.batch :]
+        if time.perf_counter() - begun > PROBE_SECONDS / 2 and (clips or len(rejected) >= SAMPLE):
             break
-    decode = (time.perf_counter() - begun) / max(clips, 1)
     answers.close()
-    batch = torch.cat(pixels)[: load.batch] if pixels else torch.empty(0)
+    if not clips:
+        reasons = f" ({counted(rejected)})" if rejected else ""
+        raise UserError(f"no clip of the {len(rejected)} videos that were tried can be decoded{reasons}")
+    decode = (time.perf_counter() - begun) / clips
+    batch = torch.cat(pixels)[: load.batch]
     vae.encode(to_float(batch[:1]))  # the first takes longer
     begun, encoded = time.perf_counter(), 0
     while time.perf_counter() - begun < PROBE_SECONDS / 2 and encoded < 8 * load.batch:

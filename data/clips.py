@@ -1,11 +1,13 @@
 """Sources to clips: which frames, in which windows, cropped and resized.
 
-Nothing is swallowed: a source that cannot be used raises ``Rejected`` with a reason, and is used whole or not at all,
-so that what a cache holds follows from the list of sources and of rejections.
+Nothing is swallowed: a source that cannot be used raises ``Rejected`` with a reason. A window that cannot be decoded
+costs its clip alone, which is named with its reason, so that what a cache holds follows from the lists of sources and
+of rejections.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -51,13 +53,14 @@ class Reading:
     clips: int = 16
     fps: float | None = None
     hop: int | None = None
-    backend: str = "decord"
+    backend: str = "pyav"
 
 
 class Clips(NamedTuple):
     """The n clips of one source: their keys, captions, and pixels as ``to_float`` takes them, [n, 3, F, H, W].
 
-    ``fps`` is the clips' frames per second (0: unknown), ``seconds`` the length of what the source holds.
+    ``fps`` is the clips' frames per second (0: unknown), ``seconds`` the length of what the source holds. ``rejected``
+    has the other clips of the source, which could not be decoded, as rows of ``rejected.jsonl``.
     """
 
     keys: list[str]
@@ -65,6 +68,7 @@ class Clips(NamedTuple):
     pixels: Tensor
     fps: float = 0.0
     seconds: float = 0.0
+    rejected: Sequence[dict[str, str]] = ()
 
 
 def load_clips(source: Source, reading: Reading, starts: Sequence[int] | None = None, decode: bool = True) -> Clips:
@@ -83,17 +87,34 @@ def _video(source: Source, reading: Reading, starts: Sequence[int] | None, decod
     found, shape = probe(source), reading.shape
     numbers = shown(found, source, reading.fps)
     starts = _chosen(starts, windows(len(numbers), found.height, found.width, reading), len(numbers), shape)
-    pixels = torch.empty(len(starts), 0, dtype=torch.uint8)
-    if decode:
-        with frame_reader(source, found, reading.backend) as read:
-            clips = [
-                resize_and_crop(read(numbers[start : start + shape.span : shape.stride]), shape.size)
-                for start in starts
-            ]
-        pixels = torch.stack(clips)
     fps = reading.fps or found.fps
     seconds = len(numbers) / fps if fps else 0.0
-    return _clips(source, starts, pixels, fps / shape.stride, seconds)
+    if not decode:
+        pixels = torch.empty(len(starts), 0, dtype=torch.uint8)
+        return _clips(source, starts, pixels, fps / shape.stride, seconds)
+    clips: dict[int, Tensor] = {}
+    lost: dict[int, Rejected] = {}
+    with frame_reader(source, found, reading.backend, partial(_resized, size=shape.size)) as read:
+        for start in starts:
+            try:
+                pictures = read(numbers[start : start + shape.span : shape.stride])
+            except Rejected as error:
+                lost[start] = error
+            else:
+                clips[start] = torch.from_numpy(pictures).permute(1, 0, 2, 3).contiguous()
+    if lost and not clips:
+        raise next(iter(lost.values()))
+    pixels = torch.stack(list(clips.values())) if clips else torch.empty(0, 0, dtype=torch.uint8)
+    rejected = [error.row(source.name) | {"clip": f"{source.name}#{start}"} for start, error in lost.items()]
+    return _clips(source, list(clips), pixels, fps / shape.stride, seconds)._replace(rejected=rejected)
+
+
+def _resized(picture: np.ndarray, size: int) -> np.ndarray:
+    """A frame [H, W, 3] as ``resize_and_crop`` leaves it, [3, size, size]."""
+    height, width = picture.shape[:2]
+    if min(height, width) < size:  # where it changes on the way, or the header has another
+        raise Rejected("too small", f"{width}x{height} pixels; clips are {size}x{size}")
+    return resize_and_crop(picture[None], size)[:, 0].numpy()
 
 
 def _picture(source: Source, reading: Reading, starts: Sequence[int] | None, decode: bool) -> Clips:

@@ -6,17 +6,18 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from data.container import check_regular, message
 from data.media import Rejected, Source
-from data.probe import message
 
 
 def read_picture(source: Source) -> np.ndarray:
     """The picture, upright, as uint8 [H, W, 3]; transparent parts show what lies under them.
 
     Raises:
-        Rejected: missing, truncated, unreadable.
+        Rejected: missing, not a file, truncated, unreadable.
     """
     try:
+        check_regular(source.path)
         with source.path.open("rb") as file:
             file.seek(source.offset)
             content = file.read() if source.size is None else file.read(source.size)

@@ -77,6 +77,7 @@ def encode_shard(
             if isinstance(answer, Rejected):
                 rejected.append(answer.row(unit.source))
             else:
+                rejected.extend(answer.rejected)
                 keys.extend(answer.keys)
                 captions.extend(answer.captions)
                 yield answer.pixels

@@ -190,13 +190,20 @@ def counted(rejected: Sequence[dict[str, str]]) -> str:
     return ", ".join(f"{n} {reason}" for reason, n in Counter(row["reason"] for row in rejected).most_common())
 
 
+def whole_videos(rejected: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows of rejected.jsonl that are videos. The others are single clips of videos that are kept."""
+    return [row for row in rejected if "clip" not in row]
+
+
 def exceeds(rejected: Sequence[dict[str, str]], videos: int, most: float) -> bool:
     """Whether more than the fraction ``most`` of the videos are rejected."""
-    return bool(rejected) and len(rejected) / videos > most  # not most * videos: .29 * 100 is less than 29
+    lost = len(whole_videos(rejected))
+    return lost > 0 and lost / videos > most  # not most * videos: .29 * 100 is less than 29
 
 
 def too_many(rejected: Sequence[dict[str, str]], videos: int) -> str:
     """What is said where too large a part of the videos cannot be used."""
+    rejected = whole_videos(rejected)
     enough = math.ceil(100 * len(rejected) / videos) / 100
     return (
         f"{len(rejected)} of {videos} videos cannot be used ({counted(rejected)}); --max-rejected {enough:g} accepts "
@@ -310,6 +317,7 @@ def close_cache(
     for name in ("null_context.safetensors", "captions.jsonl", "rejected.jsonl", "validation.json"):
         files[name] = {"bytes": file_size(folder / name), "sha256": sha256_of(folder / name)}
     n_clips = sum(totals.clips.values())
+    lost_clips = [row for row in rejected if "clip" in row]
     index = {
         "finished": True,
         "settings": settings,
@@ -322,16 +330,22 @@ def close_cache(
         "text_tokens": totals.text_tokens,
         # Of the training clips as stored: reported, never applied. Normalisation is the VAE's alone.
         "latent_statistics": totals.statistics(),
-        "rejected": dict(sorted(Counter(row["reason"] for row in rejected).items())),
+        "rejected": _by_reason(whole_videos(rejected)),
         # Clips without a caption, and with one that is longer than the text encoder takes.
         "captions": {"missing": totals.without_caption, "cut": totals.cut},
         "validation_hash": validation["hash"],
         "splits": {split: {"clips": totals.clips[split], "shards": totals.listed[split]} for split in SPLITS},
         "files": files,
     }
+    if lost_clips:  # an index without any is as it was before single clips were counted
+        index["rejected_clips"] = _by_reason(lost_clips)
     _place(work, folder / "index.json", json_text(sealed(index)).encode())
     _clean(work)
     return index
+
+
+def _by_reason(rejected: Sequence[dict[str, str]]) -> dict[str, int]:
+    return dict(sorted(Counter(row["reason"] for row in rejected).items()))
 
 
 def missing_shards(shards: dict[str, list[Shard]]) -> int:

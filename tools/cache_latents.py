@@ -29,7 +29,7 @@ from data.cache_report import counts_text, estimate_text, summary, summary_text
 from data.captions import ListingOptions
 from data.check import TOLERANCE, caption_counts, compare_sample, estimate
 from data.clips import Reading, Shape
-from data.decode import BACKENDS, check_backend
+from data.decode import BACKENDS, check_backend, default_backend
 from data.draw import SAMPLE, Headers, draw
 from data.latents import FORMAT, LatentCache, read_index
 from data.listing import scan_sources
@@ -109,12 +109,8 @@ def arguments() -> argparse.Namespace:
     add("--fps", type=float, help="resample videos to so many frames a second, by time stamps; slower ones are "
         "rejected (default: frames as they come)")  # fmt: skip
     add("--hop", type=int, help="frames from one clip's first to the next one's (default: clips do not overlap)")
-    add(
-        "--backend",
-        choices=BACKENDS,
-        default="decord",
-        help="what decodes (default decord, with PyAV where it cannot)",
-    )
+    add("--backend", choices=BACKENDS, help="what decodes, with PyAV where it cannot (default: an unfinished or "
+        "finished cache's own in --out, else torchcodec where it is installed and works, else pyav)")  # fmt: skip
     add("--clips-per-video", type=int, default=16, help="at most so many clips of one video (default 16)")  # fmt: skip
     add("--max-rejected", type=float, default=0.05, help="stop where more than this fraction of the videos cannot be "
         "used (default 0.05); each is named in rejected.jsonl")  # fmt: skip
@@ -194,6 +190,13 @@ def validation_wish(text: str | None) -> tuple[int | None, list[str] | None]:
     return None, read_frozen(text)
 
 
+def cached_backend(out: Path) -> str | None:
+    """What decoded the cache in ``out``, finished or not; None where there is none of videos. The default depends on
+    what is installed, and a cache is continued with the decoder that it was begun with."""
+    settings = read_index(out)["settings"] if (out / "index.json").is_file() else None
+    return settings.get("backend") if isinstance(settings, dict) else None
+
+
 def check_same_clips(args: argparse.Namespace) -> None:
     """Refuse the list of a cache to whose clips ``--frames``, ``--stride`` and ``--fps`` gave other frames: a clip is
     listed by its first."""
@@ -231,6 +234,7 @@ def plan_videos(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[
     wanted, frozen = validation_wish(args.validation)
     if frozen is not None:
         check_same_clips(args)
+    args.backend = args.backend or cached_backend(Path(args.out)) or default_backend()
     check_backend(args.backend)
     options = ListingOptions(args.caption_column, args.path_column, args.root, not args.no_captions)
     listing = scan_sources(args.source, options)

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.captions import ListingOptions
 from data.clips import Reading, Shape, to_float
+from data.decode import default_backend
 from data.listing import list_sources
 from data.media import Rejected, Source
 from data.sources import video_unit
@@ -49,7 +50,8 @@ def clips_by_source(
         index = torch.arange(args.clips)
         yield "synthetic, held out", render(index, HELD_OUT, args.frames, args.size, args.size)
         return
-    units = (video_unit(source, Reading(shape, args.clips)) for source in sources)
+    reading = Reading(shape, args.clips, backend=default_backend())
+    units = (video_unit(source, reading) for source in sources)
     for source, found in zip(sources, decoded(units, workers=1)):
         if isinstance(found, Rejected):
             print(f"{source.name}: {found}", file=sys.stderr)

@@ -12,7 +12,7 @@ from data.listing import list_sources
 from data.media import Rejected, Source
 from data.probe import Probe, probe
 from tests.data.test_decode import every_frame
-from tests.data.videos import make_video, source
+from tests.data.videos import damage, make_video, source
 
 SHAPE = Shape(frames=5, size=32, stride=2)
 
@@ -59,6 +59,29 @@ def test_without_decoding_a_source_says_what_it_would_give(tmp_path):
     assert promised.pixels.shape == (3, 0)
     assert (promised.fps, promised.seconds) == (loaded.fps, loaded.seconds) == (12, 2)
     assert reason(load_clips, source(path), reading, [0, 40]) == "too short"
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_a_window_that_fails_costs_its_clip_alone(tmp_path, codec, backend):
+    if backend == "decord":
+        pytest.importorskip("decord")
+    # Key frames every ten frames and nowhere else: the two encoders' thresholds have opposite ends.
+    coding = {"g": "10", "bf": "0", "sc_threshold": "0" if codec == "libx264" else "1000000000"}
+    path = make_video(tmp_path / "x.mp4", frames=60, codec=codec, coding=coding)
+    reading = Reading(Shape(5, 48), backend=backend)
+    whole = load_clips(source(path), reading)
+    assert (len(whole.keys), list(whole.rejected)) == (12, [])
+    damage(path, [31])  # the second of ten frames that hang on each other
+    loaded = load_clips(source(path), reading)
+    lost = [row["clip"] for row in loaded.rejected]
+    assert lost == ["x.mp4#30", "x.mp4#35"]
+    assert {row["reason"] for row in loaded.rejected} == {"undecodable"}
+    assert {row["source"] for row in loaded.rejected} == {"x.mp4"}
+    kept = [number for number, key in enumerate(whole.keys) if key not in lost]
+    assert loaded.keys == [whole.keys[number] for number in kept]
+    assert torch.equal(loaded.pixels, whole.pixels[kept])
+    assert reason(load_clips, source(path), reading, [31]) == "undecodable"
 
 
 def test_windows_do_not_overlap_and_spread_over_the_video():

@@ -56,13 +56,31 @@ def cut(path, part: float):
     return path
 
 
+def damage(path, numbers):
+    """Overwrite the packets ``numbers`` with zeros: the headers stay, and a decoder fails on them."""
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    content = path.read_bytes()
+    for number in numbers:
+        assert content.count(packets[number]) == 1
+        content = content.replace(packets[number], bytes(len(packets[number])))
+    path.write_bytes(content)
+    return path
+
+
 def turn(path, turns: int):
     """Have an MP4 shown ``turns`` quarter turns clockwise."""
-    # The display matrix of the track's header: 16.16 fixed-point numbers after version, times, ids and layers.
+    cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[turns]
+    return orient(path, cos, sin, -sin, cos)
+
+
+def orient(path, a: float, b: float, c: float, d: float):
+    """Have an MP4 shown by a display matrix: a pixel at column x and row y at column a x + c y and row b x + d y."""
+    # In the track's header: 16.16 fixed-point numbers after version, times, ids and layers.
     content = bytearray(path.read_bytes())
     start = content.index(b"tkhd") + 4 + 40
-    cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[turns]
-    content[start : start + 36] = struct.pack(">9i", cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    a, b, c, d = (round(value * 65536) for value in (a, b, c, d))
+    content[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
     return path
 
