@@ -3,8 +3,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-import torchvision
-import torchvision.transforms.v2
 from PIL import Image
 
 from data.clips import Reading, Shape, load_clips, resize_and_crop, shown, to_float, windows
@@ -24,6 +22,8 @@ def reason(call, *args) -> str:
 
 
 def test_a_clip_is_resized_cropped_and_scaled(tmp_path):
+    from torchvision.transforms import Resize
+
     path = make_video(tmp_path / "x.mp4", height=48, width=80)
     loaded = load_clips(source(path), Reading(SHAPE), [3])
     assert loaded.keys == ["x.mp4#3"]
@@ -33,7 +33,7 @@ def test_a_clip_is_resized_cropped_and_scaled(tmp_path):
     assert clip.dtype == torch.float32
     assert -1 <= clip.min() < clip.max() <= 1
     frames = torch.from_numpy(every_frame(path)[[3, 5, 7, 9, 11]]).permute(0, 3, 1, 2)
-    other = torchvision.transforms.Resize(32, antialias=True)(frames.float() / 127.5 - 1)  # 32 x 53
+    other = Resize(32, antialias=True)(frames.float() / 127.5 - 1)  # 32 x 53
     # Resized as float there, as 8-bit here: half a level of rounding, and as much again in two passes.
     torch.testing.assert_close(clip[0], other[:, :, :, 10:42].permute(1, 0, 2, 3), atol=2.5 / 127.5, rtol=0)
     assert to_float(clip) is clip
@@ -44,10 +44,12 @@ def test_a_clip_is_resized_cropped_and_scaled(tmp_path):
 )
 def test_resizing_is_torchvisions_to_the_bit(height, width, size):
     """Whose import takes as long as torch's, in each worker."""
+    from torchvision.transforms.v2.functional import center_crop, resize
+
     pictures = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), np.uint8)
     frames = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
-    resized = torchvision.transforms.v2.functional.resize(frames, [size], antialias=True)
-    expected = torchvision.transforms.v2.functional.center_crop(resized, [size, size])
+    resized = resize(frames, [size], antialias=True)
+    expected = center_crop(resized, [size, size])
     assert torch.equal(resize_and_crop(pictures, size), expected.permute(1, 0, 2, 3))
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy import stats
 
 from utils.random import bits, fold, normal, uniform
 
@@ -32,6 +31,8 @@ def test_a_sample_does_not_know_its_batch() -> None:
 
 
 def test_distributions() -> None:
+    from scipy import stats  # one second, in the one process that runs this test
+
     index = torch.arange(2000)
     u, z = uniform(0, "u", index, 10).flatten().numpy(), normal(0, "z", index, (11,)).flatten().numpy()
     # Seeds are fixed, so this cannot flake; p-values this small would mean a broken generator.
