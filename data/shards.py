@@ -254,7 +254,7 @@ class MappedShard:
                 ("caption's embedding", self.arrays["text"][self.arrays["text_row"][row]]),
             ):
                 if not is_finite(values):
-                    raise DataFault(f"{self._path}, clip {self._key(row)!r}: its {name} has NaN or infinite values; "
+                    raise DataFault(f"{self._path}, clip {self._key(row)!r}: NaN or infinite values in its {name}; "
                                     f"{FIX}")  # fmt: skip
             self._unchecked[row] = False
 

@@ -186,7 +186,7 @@ def test_a_number_that_is_not_finite_is_named_whatever_the_checksums_say(
     with pytest.raises(DataFault) as error:
         getattr(cache, split)(torch.tensor([2]))
     assert str(error.value) == (
-        f"{path}, clip {key!r}: its {what} has NaN or infinite values; delete it and run the command that made the "
+        f"{path}, clip {key!r}: NaN or infinite values in its {what}; delete it and run the command that made the "
         "cache"
     )
     mixture = open_data([str(folder)])

@@ -254,7 +254,8 @@ def test_a_damaged_tar_is_said_counted_and_refused_where_too_much_is_lost(run, v
         for number in range(4):
             for name in ("b.mp4", "b.txt"):
                 archive.add(videos / name, f"{number}{Path(name).suffix}")
-    headers = [member.offset for member in tarfile.open(tar)]
+    with tarfile.open(tar) as archive:
+        headers = [member.offset for member in archive]
     content = bytearray(tar.read_bytes())
     content[headers[4] + 100] ^= 1  # of the third video
     tar.write_bytes(content)
