@@ -236,6 +236,7 @@ class MappedShard:
         if crc32 is not None and len(crc32) != len(self._unchecked):
             raise altered(path)
         if whole and crc32 is None and not data_is_whole(path):
+            self.check_all()  # names a clip that is not finite
             raise altered(path)
 
     def check(self, rows: np.ndarray, again: bool = False) -> None:
@@ -255,7 +256,7 @@ class MappedShard:
                 ("caption's embedding", self.arrays["text"][self.arrays["text_row"][row]]),
             ):
                 if not is_finite(values):
-                    raise DataFault(f"{self._path}, clip {self._key(row)!r}: its {name} has NaN or infinite values; "
+                    raise DataFault(f"{self._path}, clip {self._key(row)!r}: NaN or infinite values in its {name}; "
                                     f"{FIX}")  # fmt: skip
             self._unchecked[row] = False
 

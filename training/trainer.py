@@ -26,13 +26,14 @@ from diffusion.validation import T_BINS, ValidationResult
 from models.dit import VideoDiT
 from training import checkpoint as ckpt
 from training.config import Config, cache_folders, to_dict
+from training.data_check import DataCheck
 from training.feed import Feed, Samples
 from training.memory import fit_memory
 from training.memory_formula import even_size
 from training.metrics import MetricsLog
 from training.model import build_model, check_compiler, compile_model
 from training.optim import learning_rate
-from training.parallel import all_reduce, check_together, from_first, gather, lost_process, raise_together, shard
+from training.parallel import all_reduce, check_together, from_first, gather, lost_process, shard
 from training.preview import Preview
 from training.records import build_result, check_growth, finished_result, recorded
 from training.refusals import check_directory, check_layout
@@ -220,7 +221,7 @@ class Trainer:
         """What the next step sees: samples, and the tokens before it.
 
         Raises:
-            DataFault: they are damaged; of several processes all stop together later (``_check_data``).
+            DataFault: they are damaged; of several processes all stop together later (``DataCheck``).
         """
         samples = self.feed.step(self.step)
         if self.world == 1 and self.feed.fault is not None:
@@ -251,7 +252,7 @@ class Trainer:
             wanted, local = config.train.micro_batch, self.run.clips // self.world
             if wanted and local > wanted != (size := even_size(local, wanted)):
                 print(f"train.micro_batch={wanted}: of {local} clips {size} at a time, which changes no result")
-        looked = self.step, self.learn.skipped.item()
+        check_data = DataCheck(self.feed, self.device, self.step, self.learn.skipped.item())
         clock, status = time.monotonic(), "running"
         while status == "running" and (pending := self._pending()):
             # A run killed during validation saved its checkpoint first: validate before the next step.
@@ -266,7 +267,7 @@ class Trainer:
                 saving = reached or stop or self.step % config.checkpoint.every_steps == 0
                 in_a_row = 0
                 if logging or saving:
-                    looked = self._check_data(*looked)
+                    check_data(self.step, self.learn.skipped.item())
                     in_a_row = self.learn.in_a_row.item()  # waits for the device
                 if in_a_row >= config.train.max_skipped:
                     status = "diverged"
@@ -294,27 +295,6 @@ class Trainer:
         if log is not None:
             self._close(log, status)
         return status
-
-    def _check_data(self, step: int, skipped: int) -> tuple[int, int]:
-        """Stop all processes where one read damaged clips: before what was learned of them is saved or logged.
-
-        Clips are checked when they are first read. Where steps were skipped, those of all steps since are looked at
-        again: a gradient that is not finite is a result of the run only if its data are as they were written.
-
-        Args:
-            step, skipped: the step at the last look, and the steps skipped until then.
-
-        Returns:
-            Both, as they are now.
-
-        Raises:
-            DataFault: on all processes.
-        """
-        now = self.learn.skipped.item()  # of all processes together, so that all look again
-        if now > skipped:
-            self.feed.check(step, self.step)
-        raise_together(self.feed.fault, self.device)
-        return self.step, now
 
     def _pass_time(self, since: float) -> float:
         """Count the time since then; returns now."""

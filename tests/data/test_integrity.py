@@ -166,6 +166,13 @@ def test_an_older_cache_reads_the_same_and_its_flips_are_found_at_the_first_read
     flip(path, 8 * path.stat().st_size - 1)
     with pytest.raises(DataFault, match=r"train-00000\.safetensors was altered"):
         LatentCache(folder).train(torch.tensor([0]))
+    tensors, about, begin = read_header(path)
+    with path.open("r+b") as file:
+        file.seek(begin + tensors["latents"]["data_offsets"][0] + 2 * 3 * 2 * 4 * 4)
+        file.write(b"\x00\x7e")
+    message = f"clip {about['keys'][1]!r}: NaN or infinite values in its latents"
+    with pytest.raises(DataFault, match=message):
+        LatentCache(folder).train(torch.tensor([0]))
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -186,7 +193,7 @@ def test_a_number_that_is_not_finite_is_named_whatever_the_checksums_say(
     with pytest.raises(DataFault) as error:
         getattr(cache, split)(torch.tensor([2]))
     assert str(error.value) == (
-        f"{path}, clip {key!r}: its {what} has NaN or infinite values; delete it and run the command that made the "
+        f"{path}, clip {key!r}: NaN or infinite values in its {what}; delete it and run the command that made the "
         "cache"
     )
     mixture = open_data([str(folder)])

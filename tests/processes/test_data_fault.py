@@ -43,7 +43,7 @@ def test_a_sweep_stops_at_the_first_fault_and_tries_nothing_again(copy: Path, tm
     sweep = write_sweep(
         tmp_path,
         copy,
-        milestones=[6400],
+        milestones=[2560],
         batch_tokens=[64],
         lr=[1e-3, 2e-3, 3e-3, 4e-3],
         executor={"workers": 1, "retries": 3, "stack": stack},
@@ -64,7 +64,7 @@ def test_a_sweep_stops_at_the_first_fault_and_tries_nothing_again(copy: Path, tm
 
 def test_mended_data_finish_the_sweep(cache: Path, copy: Path, tmp_path: Path) -> None:
     fault_of(copy, "train latents")
-    sweep = write_sweep(tmp_path, copy, milestones=[6400], batch_tokens=[64], lr=[1e-3], executor={"workers": 1})
+    sweep = write_sweep(tmp_path, copy, milestones=[2560], batch_tokens=[64], lr=[1e-3], executor={"workers": 1})
     tool("run", sweep, status=2)
     shutil.rmtree(copy)
     shutil.copytree(cache, copy)

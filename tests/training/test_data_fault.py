@@ -70,7 +70,7 @@ def fault_of(folder: Path, place: str) -> str:
     if what == "text":  # clips of one caption share a row: the first to be read is named
         key = f"'{split} [0-9]*[27]'"
     path = re.escape(f"{folder}/{split}-00000.safetensors")
-    return f"{path}, clip {key}: its {name} has NaN or infinite values; {FIX}"
+    return f"{path}, clip {key}: NaN or infinite values in its {name}; {FIX}"
 
 
 PLACES = ("train latents", "train text", "validation latents", "validation text", "null context")

@@ -259,6 +259,26 @@ def test_a_fault_of_the_data_cancels_the_other_jobs_and_ends_the_sweep(
     assert (tmp_path / "cancelled").read_text() == "7_1 7_2 7_3\n"
 
 
+def test_a_job_ends_at_a_fault_of_the_data_without_being_queued_again(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program(tmp_path / "bin", "srun", "exit 0", monkeypatch)
+    program(tmp_path / "bin", "scontrol", f"touch {tmp_path}/requeued", monkeypatch)
+    sweep = loaded(path, "executor.slurm.runs_per_job=2")
+    monkeypatch.setattr(slurm, "_parameters", lambda keys, name: 1 / 0)  # the record is written before
+    with pytest.raises(ZeroDivisionError):
+        slurm.submit(sweep, sweep.cells)
+
+    def run_cells(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGUSR2)  # the warning of the job's end comes at the same moment
+        raise DataFault("train-00000: altered")
+
+    monkeypatch.setattr(pool, "run_cells", run_cells)
+    slurm.work(str(next((sweep.directory / slurm.FOLDER).glob("*.json"))), 0)
+    assert capsys.readouterr().err == "error: train-00000: altered\n"
+    assert not (tmp_path / "requeued").exists()
+
+
 def test_a_job_queued_again_leaves_what_failed_in_it(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
