@@ -9,7 +9,7 @@ A cache is a folder:
     null_context.safetensors   the empty prompt's embedding
     validation.json            the frozen list of validation clips, with its hash
     captions.jsonl             split, key and caption of every clip
-    rejected.jsonl             every source that was not used, with the reason
+    rejected.jsonl             every source and clip that was not used, with the reason
 """
 
 import hashlib

@@ -56,6 +56,8 @@ def clips_by_source(
         if isinstance(found, Rejected):
             print(f"{source.name}: {found}", file=sys.stderr)
         else:
+            for lost in found.rejected:
+                print(f"{lost['clip']}: {lost['reason']}: {lost['detail']}", file=sys.stderr)
             yield source.name, to_float(found.pixels)
 
 

@@ -2,9 +2,11 @@
 
 import json
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
 
 from data import decode
 from data.latents import LatentCache
@@ -13,6 +15,7 @@ from tests.data.videos import damage
 from tests.data.videos import make_video as noisy_video
 from tests.tools.test_cache_latents import files_of, make_video, run  # noqa: F401
 
+ROOT = Path(__file__).resolve().parents[2]
 CODING = {"g": "10", "bf": "0", "sc_threshold": "0"}
 
 
@@ -87,6 +90,17 @@ def test_torchcodec_is_the_default_where_it_decodes(monkeypatch, works):
 def test_without_torchcodec_pyav_is_the_default(monkeypatch):
     monkeypatch.setattr(decode.importlib.util, "find_spec", lambda name: None)
     assert decode.default_backend() == "pyav"
+
+
+@pytest.mark.parametrize(("system", "machine"), [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")])
+def test_the_requirements_ask_for_wheels_that_exist(system, machine):
+    lines = [line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    required = {one.name: one for one in map(Requirement, filter(None, lines))}
+    environment = {"sys_platform": system, "platform_machine": machine}
+    here = {name for name, one in required.items() if one.marker is None or one.marker.evaluate(environment)}
+    assert ("decord" in here) == (machine == "x86_64")
+    assert {"av", "torch"} <= here
+    assert not {"torchcodec", "xformers"} & here
 
 
 def test_a_cache_is_continued_with_the_decoder_that_it_was_begun_with(run, tmp_path, monkeypatch):
