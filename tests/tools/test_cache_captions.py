@@ -58,7 +58,7 @@ def test_a_table_without_captions_is_refused_and_the_options_help(run, videos, t
     rows = [json.loads(line) for line in (tmp_path / "x/captions.jsonl").open()]
     assert {row["caption"] for row in rows} == {"video a.mp4", "video b.mp4"}
     status, _, said = run("--source", "synthetic", "--caption-column", "x", "--out", tmp_path / "y")
-    assert (status, "--caption-column is for videos" in said) == (2, True)
+    assert (status, "--caption-column: for videos" in said) == (2, True)
 
 
 def test_no_captions_at_all_are_warned_of_unless_asked_for(run, tmp_path):
