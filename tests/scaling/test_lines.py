@@ -25,7 +25,7 @@ def along(paper, B=None, noise=1e-4):
 
 
 def test_rates_along_one_batch(paper, cost):
-    """Along a batch B the best rate is lr_opt * (B / B_opt)^slope: its exponents are the law's less slope times B's."""
+    """Along a batch B the best rate is lr_opt * (B / B_opt)^slope: exponents less slope times the batch's."""
     ledger = along(paper)
     law = fit.fit(ledger, "all", fit.Options(), cost, {}).law
     slope = -paper.curvature.lr_batch / (2 * paper.curvature.lr_lr)
@@ -104,12 +104,12 @@ def test_optima_far_from_the_others_are_named(cost, grids):
         fit.fit(moved, "hyperparameters", fit.Options(), cost, {})
 
 
-def test_batches_in_two_units_are_suspected(cost, grids):
-    mixed = dataclasses.replace(grids, B=np.where(SIZES[2] == grids.N, grids.B / 1280, grids.B))
-    with pytest.raises(
-        Untrusted, match=r"lie in two groups, .* counted in sequences and some in tokens\? .*--batch-unit"
-    ):
+@pytest.mark.parametrize(("clip", "message"), [(1280, "of neighbouring grids are far apart"), (2**18, "lie in two")])
+def test_batches_in_two_units_are_suspected(cost, grids, clip, message):
+    mixed = dataclasses.replace(grids, B=np.where(SIZES[2] == grids.N, grids.B / clip, grids.B))
+    with pytest.raises(Untrusted, match=rf"{message}.*counted in sequences and some in tokens\?") as refused:
         fit.fit(mixed, "all", fit.Options(), cost, {})
+    assert "--batch-unit" in refused.value.advice
 
 
 def test_losses_alone_give_a_plan_without_batch_and_rate(cost, paper, tmp_path):
