@@ -1,6 +1,7 @@
 """Whether optima and laws through them can be what they seem: batch units, exponents, and optima far from the rest."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,26 +20,41 @@ UNIT_GAP = 64.0
 
 
 def check_units(ledger: Ledger, force: bool, warnings: list[str]) -> None:
-    """Refuse batches in two groups that lie as far apart as two units of batch, or warn of them where forced.
+    """Refuse batches that lie as far apart as two units of batch, or warn of them where forced.
 
     Raises:
-        Untrusted: there is such a gap.
+        Untrusted: the table's batches, or those of two neighbouring grids, have such a gap.
     """
-    batches = np.unique(ledger.B[np.isfinite(ledger.B)])
-    if len(batches) < 2:
-        return
+    batches = np.unique(ledger.B)
     ratio = batches[1:] / batches[:-1]
-    at = int(np.argmax(ratio))
-    if ratio[at] < UNIT_GAP:
+    if len(ratio) and ratio.max() > UNIT_GAP:
+        at = int(np.argmax(ratio))
+        text = (
+            f"the batches lie in two groups, {batches[0]:.6g} to {batches[at]:.6g} and {batches[at + 1]:.6g} to "
+            f"{batches[-1]:.6g} tokens, {ratio[at]:.3g} times apart"
+        )
+    elif apart := _far_neighbours(ledger):
+        text = f"the batches of neighbouring grids are far apart: {apart}"
+    else:
         return
-    low, high = batches[: at + 1], batches[at + 1 :]
-    text = (
-        f"the batches lie in two groups, {low[0]:.6g} to {low[-1]:.6g} and {high[0]:.6g} to {high[-1]:.6g} tokens, "
-        f"{ratio[at]:.3g} times apart: are some counted in sequences and some in tokens?"
-    )
+    text += ": are some counted in sequences and some in tokens?"
     if not force:
-        raise Untrusted(f"{text} (bring them to one unit, and say which with --batch-unit)")
+        raise Untrusted(text, advice="bring them to one unit, and name it with --batch-unit")
     warnings.append(text)
+
+
+def _far_neighbours(ledger: Ledger) -> str:
+    """Two grids next to each other in N or T whose batches no plausible exponent takes so far apart; or empty."""
+    grids = [(math.log(N), math.log(T), float(np.log(ledger.B[rows]).mean())) for N, T, rows in ledger.grids()]
+    pairs = []
+    for key, other in ((0, 1), (1, 0)):
+        ordered = sorted(grids, key=lambda grid: (grid[key], grid[other]))
+        pairs += [(a, b) for a, b in pairwise(ordered) if a[key] == b[key]]
+    for a, b in pairs:
+        if abs(a[2] - b[2]) > math.log(UNIT_GAP) + abs(a[0] - b[0]) + abs(a[1] - b[1]):
+            places = (f"N {math.exp(N):.4g}, T {math.exp(T):.4g}: about {math.exp(B):.4g}" for N, T, B in (a, b))
+            return "; ".join(places)
+    return ""
 
 
 def check_power(points: Points, symbol: str, power: PowerFit, force: bool, warnings: list[str]) -> None:

@@ -31,11 +31,12 @@ class Untrusted(Exception):
 
     Attributes:
         forcible: whether ``--force`` fits all the same.
+        advice: what else helps, or empty.
     """
 
-    def __init__(self, message: str, forcible: bool = True) -> None:
+    def __init__(self, message: str, forcible: bool = True, advice: str = "") -> None:
         super().__init__(message)
-        self.forcible = forcible
+        self.forcible, self.advice = forcible, advice
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def loss_stage(points: Points, options: Options, scale: dict[str, float], warnin
         raise UserError(f"loss law: {reason}")
     if prior is None:
         forcible = loss_law.unidentified(points.N, points.T, held) is None
-        raise Untrusted(f"loss law: {reason} (run more sizes and tokens, or give --prior)", forcible)
+        raise Untrusted(f"loss law: {reason}", forcible, "more sizes and tokens, or --prior, help")
     taken = {name: value for name, value in exponents.items() if name not in held}
     held = held | taken
     if len(held) == len(loss_law.CONSTANTS):

@@ -322,7 +322,8 @@ def main() -> int:
         raise UserError("; ".join([str(error), *ledger.notes])) from None
     except Untrusted as reason:
         first, *grids = str(reason).splitlines()
-        way = " (--force fits all the same)" if reason.forcible and not args.force else ""
+        ways = [reason.advice, "--force fits all the same" if reason.forcible and not args.force else ""]
+        way = f" ({'; '.join(filter(None, ways))})" if any(ways) else ""
         return refuse(
             args, "\n".join([f"not fitted: {first}{way}", *grids, *(f"note: {text}" for text in ledger.notes)]), ledger
         )

@@ -22,9 +22,10 @@ SAME_BUDGET, BUDGET_SPAN = 0.03, 0.10
 # Points of rows without a budget of their own count as isoFLOP curves where so many of them share one: grids of sizes
 # and tokens have products that meet by chance.
 MOSTLY = 0.8
-# Of the best loss. On the 15 public isoFLOP sets the exponents come out within .026 of the published at 3 %, .031 at
-# 5 %: the curves are lopsided, and a wider window feels it. Noise opens it, to so many of its standard deviations.
-WINDOW, WIDEST, NOISE_WIDTHS = 0.03, 0.15, 6.0
+# Of the best loss. On the 15 public isoFLOP sets the exponents come out within .027 of the published at 4 %, .033 at
+# 3 % and .035 at 2 and 5 %: a narrow window is noisy, and in a wide one the curves are lopsided. Noise opens it, to so
+# many of its standard deviations.
+WINDOW, WIDEST, NOISE_WIDTHS = 0.04, 0.15, 6.0
 # A curve's own scatter counts as much as that of all curves where it has this many spare sizes.
 SHRINKAGE = 10
 # N_opt ~ C^a with a above 1 would have larger budgets train on fewer tokens. Published: 0.45 to 0.88.
@@ -163,19 +164,24 @@ def _parabola(x: NDArray, y: NDArray) -> tuple[NDArray, float, int, float, float
     return c, scatter, spare, float(slope @ inverse @ inverse.T @ slope), float(-c[1] / (2 * c[2]))
 
 
-def through(C: ArrayLike, N_opt: ArrayLike, variance: ArrayLike | None = None) -> SizeFit:
+def through(C: ArrayLike, N_opt: ArrayLike, variance: ArrayLike | None = None, freedom: float = math.inf) -> SizeFit:
     """The power law through best sizes [budgets], two different budgets at least.
 
     Args:
         variance: of ln N_opt [budgets]; what the sizes scatter beyond it is added (restricted maximum likelihood).
             None weighs all alike.
+        freedom: degrees of freedom of these variances.
     """
     x, y = np.log(C), np.log(N_opt)
     X, spare = np.stack([np.ones_like(x), x - x.mean()], axis=1), len(x) - 2
-    weight = np.ones_like(x)
+    weight, quantile = np.ones_like(x), t_quantile(spare)
     if variance is not None:
         known = np.maximum(np.asarray(variance, dtype=float), 1e-14)
-        weight = 1 / (known + (between_variance(X, y, known) if spare else 0.0))
+        between = between_variance(X, y, known) if spare else 0.0
+        weight = 1 / (known + between)
+        # Satterthwaite: what the budgets scatter is known from few of them, the rest from all their runs.
+        share = between * float(np.mean(weight))
+        quantile = t_quantile(1 / (max(1 - share, 0.0) ** 2 / freedom + share**2 / max(spare, 1) + 1e-9))
     middle = float(np.average(x, weights=weight))
     exponent = float(np.sum(weight * (x - middle) * y) / np.sum(weight * (x - middle) ** 2))
     value = float(np.average(y, weights=weight))
@@ -188,7 +194,7 @@ def through(C: ArrayLike, N_opt: ArrayLike, variance: ArrayLike | None = None) -
         middle,
         math.sqrt(inflation / weight.sum()),
         math.sqrt(inflation / np.sum(weight * (x - middle) ** 2)),
-        t_quantile(spare),
+        quantile,
     )
 
 
@@ -203,8 +209,11 @@ def estimate(curves: list[Budget]) -> tuple[dict[str, SizeFit | None], dict[str,
     """
     found: dict[str, SizeFit | None] = {}
     reasons: dict[str, str] = {}
-    for name, optima in (("direct", list(_best_sizes(curves))), ("measured", _minima(curves))):
-        found[name], reason = _law(optima)
+    minima, freedom = _minima(curves)
+    best = list(_best_sizes(curves))
+    # How far a best size as it is lies from the optimum is no draw from a known distribution: its scatter tells.
+    for name, optima, known in (("direct", best, max(len(best) - 2, 1)), ("measured", minima, freedom)):
+        found[name], reason = _law(optima, known)
         if reason is not None:
             reasons[name] = f"{len(curves)} budgets are shared by three sizes; {reason}"
     return found, reasons
@@ -220,21 +229,21 @@ def _best_sizes(curves: list[Budget]) -> Iterator[tuple[float, float, float]]:
             yield budget.C, float(sizes[at]), step**2 / 12
 
 
-def _minima(curves: list[Budget]) -> list[tuple[float, float, float]]:
-    """(C, N_opt, variance of its ln or nan) of the parabolas with a minimum inside."""
+def _minima(curves: list[Budget]) -> tuple[list[tuple[float, float, float]], float]:
+    """(C, N_opt, variance of its ln or nan) of the parabolas with a minimum inside, and these variances' freedom."""
     found = [m for m in map(minimum, curves) if m.inside]
     spare = sum(m.spare for m in found)
     if not spare:
-        return [(m.C, m.N_opt, math.nan) for m in found]
+        return [(m.C, m.N_opt, math.nan) for m in found], math.inf
     pooled = sum(m.spare * m.scatter**2 for m in found if m.spare) / spare
     minima = []
     for m in found:
         own = m.spare * m.scatter**2 if m.spare else 0.0
         minima.append((m.C, m.N_opt, m.sensitivity * (SHRINKAGE * pooled + own) / (SHRINKAGE + m.spare)))
-    return minima
+    return minima, spare
 
 
-def _law(optima: list[tuple[float, float, float]]) -> tuple[SizeFit | None, str | None]:
+def _law(optima: list[tuple[float, float, float]], freedom: float) -> tuple[SizeFit | None, str | None]:
     """(The power law through (C, N_opt, variance), or None and why.)"""
     if len(optima) < 3:
         return None, f"{len(optima)} of them have a best size inside their range, and a power law needs three"
@@ -242,7 +251,7 @@ def _law(optima: list[tuple[float, float, float]]) -> tuple[SizeFit | None, str 
     # Budgets that span less than a decade would give the optima's own wobble for an exponent.
     if C.max() < 10 * C.min():
         return None, f"those with a best size inside span a factor of {C.max() / C.min():.2g}, less than a decade"
-    fitted = through(C, N, variance if np.isfinite(variance).all() else None)
+    fitted = through(C, N, variance if np.isfinite(variance).all() else None, freedom)
     exponent = fitted.law.exponent
     if exponent <= 0:
         return None, f"through them N_opt falls with C (exponent {exponent:.2g})"
