@@ -96,11 +96,12 @@ def shapes(
     weight, folds = near_weight(cells.loss, cells.best), folds_of(cells)
     chosen = [(name, may) for name, may in CANDIDATES if name in batches and bent in (None, may)]
     chosen = chosen if batches != ("none",) else [("none", False)]
-    found, evidence = [], []
+    found, evidence, phi = [], [], None
     for batch, may_bend in chosen:
         mine = held if may_bend or batch == "none" else held | STRAIGHT
         model = Model(shape.LEVELS, batch, int(cells.grid.max()) + 1, mine)
-        solution = least_squares.solve(problem, model, least_squares.starts_of(problem, model))
+        solution = least_squares.solve(problem, model, least_squares.starts_of(problem, model), phi)
+        phi = solution.phi
         # With nothing to choose between, nothing is held out.
         error = shape_error(problem, solution, weight, folds) if len(chosen) > 1 else np.nan
         found.append(Candidate(batch, may_bend, error, 1.0, solution))

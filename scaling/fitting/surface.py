@@ -438,7 +438,7 @@ def _members(
         model = replace(base.model, form=name, grids=0)
         theta = least_squares.start_of(problem, model)
         theta[len(model.level_names) :] = base.theta[base.model.grids :]
-        solution = least_squares.solve(problem, model, theta, base.phi, rounds=4)
+        solution = least_squares.solve(problem, model, theta, base.phi, rounds=3)
         steps = selection.expanding_window(cells, problem, solution)
         found.append(Member(name, 1.0, solution, tuple(steps)))
         evidence.append(least_squares.log_evidence(problem, solution))
