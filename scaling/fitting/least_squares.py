@@ -12,6 +12,8 @@ from scaling.fitting.table import Cells
 # A run with fewer degrees of freedom than this around its surface has a residual too many; Student's t weights with
 # these degrees keep 5 % outliers from moving the surface.
 STUDENT = 6.0
+# Of an outlier's variance. Without a bound, few cells with many constants end with sd near 0 and one huge outlier.
+MAX_INFLATION = 30.0
 # Fits are alternated with estimates of the noise until no constant of the noise moves by more than this.
 SETTLED = 0.05
 ROUNDS = 6
@@ -87,11 +89,14 @@ def solve(
     problem: Problem, model: Model, theta: NDArray, phi: NDArray | None = None, rounds: int = ROUNDS,
     inflation: NDArray | None = None,
 ) -> Solution:  # fmt: skip
-    """Fit a model from a start, with its noise; with no ``rounds``, at the noise that is given."""
+    """Fit a model with its noise from a start, or the best of several; with no ``rounds``, at the noise that is given."""
     phi = noise.START.copy() if phi is None else phi
     structure = noise.structure_of(problem.rows, ~problem.censored, effects_of(model))
     inflation = np.ones(len(problem.y)) if inflation is None else inflation
     prior = model.prior[1][model.free] ** 2
+    if theta.ndim > 1:
+        found = [descend(problem, structure, model, start, phi, inflation) for start in theta]
+        theta = min(found, key=lambda each: each[2])[0]
     for _ in range(rounds):
         theta, mean, _ = descend(problem, structure, model, theta, phi, inflation)
         at = noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, inflation)
@@ -164,7 +169,7 @@ def _inflation(
     r = V.whiten(problem.y - mean.value)
     r = r - V.Z @ np.linalg.solve(V.Z.T @ V.Z + np.diag(V.effect_precision), V.Z.T @ r)
     inflation = plain.copy()
-    inflation[V.order] = np.maximum((STUDENT + r**2) / (STUDENT + 1), 1.0)
+    inflation[V.order] = np.clip((STUDENT + r**2) / (STUDENT + 1), 1.0, MAX_INFLATION)
     return inflation
 
 
@@ -173,7 +178,12 @@ def log_evidence(problem: Problem, solution: Solution) -> float:
     mean, model = solution.mean, solution.model
     at = noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, solution.inflation)
     J, prior = mean.jacobian[:, model.free], model.prior[1][model.free] ** 2
-    return noise.likelihood(solution.structure, solution.phi, at, J, problem.y - mean.value, prior)[0]
+    value = noise.likelihood(solution.structure, solution.phi, at, J, problem.y - mean.value, prior)[0]
+    away = (solution.theta - model.prior[0])[model.free]
+    value += 0.5 * float(np.sum(np.log(prior[prior > 0])) - np.sum(prior * away**2))
+    # What weighing outliers down costs under Student's distribution: nothing is gained by calling a row one.
+    weight = 1 / solution.inflation
+    return value + STUDENT / 2 * float(np.sum(np.log(weight) - weight + 1))
 
 
 def covariance_of(
@@ -187,6 +197,26 @@ def covariance_of(
     whole = np.zeros((len(model.names),) * 2)
     whole[np.ix_(model.free, model.free)] = np.linalg.pinv(information, rcond=1e-13, hermitian=True)
     return whole
+
+
+def starts_of(problem: Problem, model: Model) -> NDArray:
+    """Two starts [2, constants]: the linear fit, and the priors with the batch in the middle.
+
+    With few cells a grid the linear fit, which knows no priors, can start in a valley of absurd constants.
+    """
+    linear = start_of(problem, model)
+    plain, levels = model.prior[0].copy(), len(model.level_names)
+    plain[:levels] = linear[:levels]
+    near = ~problem.censored
+    rows = problem.inputs
+    aB, aT, aN = (plain[model.place(name)] for name in ("aB", "aT", "aN"))
+    lowest = np.full(rows.grid.max() + 1, np.inf)
+    np.minimum.at(lowest, rows.grid[near], problem.y[near])
+    weight = np.where(near, 1 / (1 + ((problem.y - lowest[rows.grid]) / 0.01) ** 2), 0.0)
+    plain[model.place("a")] = np.average(rows.l - aB * rows.b - aT * rows.t - aN * rows.n, weights=weight)
+    for name, value in model.held.items():
+        plain[model.place(name)] = value
+    return np.stack([linear, plain])
 
 
 def start_of(problem: Problem, model: Model) -> NDArray:

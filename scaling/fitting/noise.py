@@ -41,6 +41,8 @@ PRIOR_PRECISION = np.array([sd**-2 for _, sd in CONSTANTS.values()])
 FIRST_EFFECT = NAMES.index("ln_level")
 EFFECTS = NAMES[FIRST_EFFECT:]
 MAX_STEP = 1.0
+# Of the likelihood, between two fits of the surface: more would be spent on a surface that moves again.
+STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,11 @@ class Whitener:
         inflated = np.sqrt(at.inflation)
         self.share, self.sd = (noise / total) ** 2, total * inflated
         self.covariances = [self._block(block) for block in structure.blocks]
-        roots = [np.linalg.cholesky(V0) for V0 in self.covariances]
-        self.inverse_roots = [dtrtri(root, lower=1)[0] for root in roots]
+        self.roots = [np.linalg.cholesky(V0) for V0 in self.covariances]
+        self.inverse_roots = [dtrtri(root, lower=1)[0] for root in self.roots]
         self.order = np.concatenate([structure.alone, *(block.rows for block in structure.blocks)]).astype(np.int64)
         self.log_det = 2 * np.log(self.sd[structure.alone]).sum()
-        self.log_det += 2 * sum(np.log(np.diag(root)).sum() for root in roots)
+        self.log_det += 2 * sum(np.log(np.diag(root)).sum() for root in self.roots)
         columns, self.kinds = [], []
         for name in structure.effects:
             label = rows.size if name == "ln_size" else rows.grid
@@ -174,7 +176,7 @@ class Whitener:
         """d V0 / d phi by block, as (number, matrix in units of V0 on both sides)."""
         rows, rho, q = self.structure.rows, expit(self.phi[5]), expit(self.phi[6])
         found = []
-        for V, inverse_root, block in zip(self.covariances, self.inverse_roots, self.structure.blocks):
+        for root, inverse_root, block in zip(self.roots, self.inverse_roots, self.structure.blocks):
             sd = self.sd[block.rows]
             outer = sd[:, None] * sd
             among = block.run if block.stream is None else (1 - q) * block.run + q * block.stream
@@ -182,9 +184,12 @@ class Whitener:
             if block.stream is not None:
                 in_time = rho + (1 - rho) * block.time
                 parts.append((6, outer * in_time * (block.stream ^ block.run) * q * (1 - q)))
+            white = [(number, inverse_root @ part @ inverse_root.T) for number, part in parts]
             for number, u in self._slopes(block.rows, rows):
-                parts.append((number, V * (u[:, None] + u)))
-            found.append([(number, inverse_root @ part @ inverse_root.T) for number, part in parts])
+                # d V0 = diag(u) V0 + V0 diag(u), and V0 is root root'.
+                half = inverse_root @ (u[:, None] * root)
+                white.append((number, half + half.T))
+            found.append(white)
         return found
 
     def _slopes(self, at: NDArray, rows: Rows) -> list[tuple[int, NDArray]]:
@@ -252,7 +257,7 @@ def estimate(
     jacobian: NDArray,
     residual: NDArray,
     prior: NDArray,
-    steps: int = 10,
+    steps: int = STEPS,
 ) -> NDArray:
     """The covariance's constants that maximise the restricted likelihood, from ``phi``."""
     given = (at, jacobian, residual, prior)
@@ -268,7 +273,7 @@ def estimate(
         if found[0] > value:
             gain, phi, (value, gradient, information) = found[0] - value, trial, found
             damping = max(damping / 5, 1e-6)
-            if gain < 1e-2:
+            if gain < 3e-2:
                 break
         else:
             damping *= 8

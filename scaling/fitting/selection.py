@@ -5,19 +5,18 @@ where the best cells are, not how high a grid lies. Forms are compared by predic
 from the smaller ones. Cells near their grid's best count most: an R2 over whole grids reaches 0.95 with a wrong form.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scaling.fitting import least_squares, noise, shape
+from scaling.fitting.estimates import weights_of
 from scaling.fitting.shape import Inputs, Model
 from scaling.fitting.table import Cells
 
 # A cell so far (in ln L) above the best of its grid counts half.
 NEAR = 0.01
-# A simpler shape is kept where its error is at most this factor of the best one's.
-SIMPLER = 1.02
 # Sizes and token counts that are predicted from the smaller ones.
 STEPS = 5
 STRAIGHT = {"r": 0.0}
@@ -35,12 +34,14 @@ class Candidate:
     Attributes:
         batch, bent: the shape.
         error: rms of held-out cells around their grid's level, in ln L, those near the best weighing most.
+        weight: in averages over shapes.
         solution: the fit to all cells, with free levels.
     """
 
     batch: str
     bent: bool
     error: float
+    weight: float
     solution: least_squares.Solution
 
 
@@ -85,7 +86,7 @@ def shape_error(
 def shapes(
     cells: Cells, problem: least_squares.Problem, batches: tuple[str, ...], held: dict[str, float], bent: bool | None
 ) -> list[Candidate]:
-    """Every candidate shape with its held-out error, best first (the simplest of those that are as good).
+    """Every candidate shape with its held-out error and its weight, the heaviest first.
 
     Args:
         batches: the batch shapes to try.
@@ -95,17 +96,21 @@ def shapes(
     weight, folds = near_weight(cells.loss, cells.best), folds_of(cells)
     chosen = [(name, may) for name, may in CANDIDATES if name in batches and bent in (None, may)]
     chosen = chosen if batches != ("none",) else [("none", False)]
-    found = []
+    found, evidence, phi = [], [], None
     for batch, may_bend in chosen:
         mine = held if may_bend or batch == "none" else held | STRAIGHT
         model = Model(shape.LEVELS, batch, int(cells.grid.max()) + 1, mine)
-        solution = least_squares.solve(problem, model, least_squares.start_of(problem, model))
+        solution = least_squares.solve(problem, model, least_squares.starts_of(problem, model), phi)
+        phi = solution.phi
         # With nothing to choose between, nothing is held out.
         error = shape_error(problem, solution, weight, folds) if len(chosen) > 1 else np.nan
-        found.append(Candidate(batch, may_bend, error, solution))
-    lowest = min((c.error for c in found), default=np.nan)
-    good = [c for c in found if not c.error > SIMPLER * lowest]
-    return [good[0], *sorted((c for c in found if c is not good[0]), key=lambda c: c.error)]
+        found.append(Candidate(batch, may_bend, error, 1.0, solution))
+        evidence.append(least_squares.log_evidence(problem, solution))
+    errors = np.array([candidate.error for candidate in found])
+    counted = np.full(len(found), len(np.unique(cells.grid)) if len(folds) else 0)
+    weight = weights_of(errors, counted if len(found) > 1 else 0 * counted, np.array(evidence))
+    order = np.argsort(-weight, kind="stable")
+    return [replace(found[i], weight=float(weight[i])) for i in order]
 
 
 @dataclass(frozen=True)

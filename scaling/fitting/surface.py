@@ -5,6 +5,7 @@ noise. The fitted ``Surface`` gives the best rate at a batch, the batch beyond w
 edge), the best pair under constraints, and losses with intervals.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -22,11 +23,12 @@ FORMS = ("joint", "additive", "product")
 DRAWS = 400
 # An exponent whose posterior is not this much narrower than its prior is the prior's, not the data's.
 LEARNED = 0.7
-# B_opt counts as seen where a valley open to small batches errs at least this much more on held-out cells, and where
-# this share of the grids hold it between their smallest and largest batch.
-TWO_SIDED_GAIN = 1.03
+# B_opt counts as seen where shapes that are open to small batches have at most this weight, and where this share of the
+# grids hold it between their smallest and largest batch.
+ONE_SIDED_WEIGHT = 0.05
 BRACKETED = 1 / 3
 HALVINGS = 50
+SEARCHED = 200
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class Surface:
 
     Attributes:
         scale, lr_scale: what N, T, B and lr are divided by.
-        shape: the chosen shape, fitted with free levels: what rates and batches are read off.
-        alternatives: the other shapes, best first.
+        shapes: all shapes that were tried, fitted with free levels, heaviest first: rates and batches are averages
+            over them.
         members: loss forms with weights, best first; empty where the data fix no form.
         no_form: why there are no members, or None.
         domain: (smallest, largest) N, T, B and lr of the runs.
@@ -72,8 +74,7 @@ class Surface:
     cells: Cells
     scale: forms.Scale
     lr_scale: float
-    shape: selection.Candidate
-    alternatives: tuple[selection.Candidate, ...]
+    shapes: tuple[selection.Candidate, ...]
     members: tuple[Member, ...]
     no_form: str | None
     domain: dict[str, tuple[float, float]]
@@ -81,38 +82,53 @@ class Surface:
     lack_of_fit: tuple[diagnostics.Test, ...]
     rival: Member | None = None
 
+    @property
+    def shape(self) -> selection.Candidate:
+        """The heaviest shape."""
+        return self.shapes[0]
+
     @cached_property
-    def draws(self) -> NDArray[np.float64]:
-        """Joint draws [DRAWS, constants] of the shape's constants (its levels included), multivariate t."""
-        return draw(self.shape.solution, self.freedom)
+    def draws(self) -> list[tuple[selection.Candidate, NDArray[np.float64]]]:
+        """Joint draws [draws, constants] of each shape in the average, as many as its weight asks for."""
+        used = [candidate for candidate in self.shapes if candidate.weight > 0]
+        counts = [2 * max(round(DRAWS / 2 * candidate.weight), 2) for candidate in used]
+        return [(c, draw(c.solution, self.freedom, count)) for c, count in zip(used, counts)]
 
     def exponent(self, name: str) -> Estimate:
-        """A constant of the shape by name (aB, aT, aN, bT, bN, ...), with its interval."""
-        solution = self.shape.solution
-        at = solution.model.place(name)
-        half = t_quantile(self.freedom) * np.sqrt(solution.covariance[at, at])
-        value = solution.theta[at]
-        return Estimate(value, value - half, value + half)
+        """A constant by name (aB, aT, aN, bT, bN, ...), averaged over the shapes that have it."""
+        found = []
+        for candidate in self.shapes:
+            model, solution = candidate.solution.model, candidate.solution
+            if candidate.weight > 0 and name in model.names:
+                pick = self._average_slope(candidate, name) if name in ("aB", "aT", "aN") else None
+                if pick is None:
+                    pick = np.zeros(len(model.names))
+                    pick[model.place(name)] = 1.0
+                found.append((candidate.weight, float(pick @ solution.theta), float(pick @ solution.covariance @ pick)))
+        if not found:
+            raise UserError(f"no shape of this surface has a constant {name!r}")
+        weight, value, variance = np.array(found).T
+        weight = weight / weight.sum()
+        middle = weight @ value
+        half = t_quantile(self.freedom) * np.sqrt(weight @ (variance + (value - middle) ** 2))
+        return Estimate(*(np.asarray(v) for v in (middle, middle - half, middle + half)))
 
     def rate_exponents(self) -> dict[str, Estimate]:
         """Exponents of lr_opt in B, T and N: averages over the runs where the slope in ln B changes."""
-        solution, model = self.shape.solution, self.shape.solution.model
-        rows, theta = self._inputs(self.cells.N, self.cells.T, self.cells.B, self.lr_scale), solution.theta
-        weight = selection.near_weight(self.cells.loss, self.cells.best)
-        found = {}
-        for name in ("aB", "aT", "aN"):
-            pick = np.zeros((1, len(model.names)))
-            pick[0, model.place(name)] = 1.0
-            if model.batch != "none" and "r" not in model.held:
-                tanh = np.tanh((rows.b - shape.batch_offset(model, theta, rows.n, rows.t)) / shape.BEND)
-                chain = {"aB": -1.0, "aT": theta[model.place("bT")], "aN": theta[model.place("bN")]}[name]
-                pick[0, model.place("r")] = chain * np.average(tanh, weights=weight)
-            value = float(theta[model.place(name)] + theta[model.place("r")] * pick[0, model.place("r")]) if (
-                model.batch != "none"
-            ) else float(theta[model.place(name)])
-            half = t_quantile(self.freedom) * float(np.sqrt((pick @ solution.covariance @ pick.T)[0, 0]))
-            found[name] = Estimate(*(np.asarray(v) for v in (value, value - half, value + half)))
-        return found
+        return {name: self.exponent(name) for name in ("aB", "aT", "aN")}
+
+    def _average_slope(self, candidate: selection.Candidate, name: str) -> NDArray[np.float64]:
+        """The combination of constants [constants] that is the mean slope of ln lr_opt over the runs near the best."""
+        model, theta = candidate.solution.model, candidate.solution.theta
+        pick = np.zeros(len(model.names))
+        pick[model.place(name)] = 1.0
+        if candidate.bent:
+            n, t, b = self.scale.logs(self.cells.N, self.cells.T, self.cells.B)
+            tanh = np.tanh((b - shape.batch_offset(model, theta, n, t)) / shape.BEND)
+            chain = {"aB": -1.0, "aT": theta[model.place("bT")], "aN": theta[model.place("bN")]}[name]
+            weight = selection.near_weight(self.cells.loss, self.cells.best)
+            pick[model.place("r")] = chain * np.average(tanh, weights=weight)
+        return pick
 
     def unidentified(self) -> list[str]:
         """Exponents that the data leave as wide as their priors."""
@@ -131,27 +147,26 @@ class Surface:
         if np.ptp(np.log(self.cells.lr)) == 0:
             raise UserError("all runs have one learning rate: which rate is best is unknown")
         n, t, b = self.scale.logs(N, T, B)
-        return self._estimate(lambda theta: shape.ridge(self.shape.solution.model, theta, n, t, b), self.lr_scale)
+        return self._estimate(lambda model, theta: shape.ridge(model, theta, n, t, b), self.lr_scale)
 
     def best_batch(self, T: ArrayLike, N: ArrayLike) -> Estimate | None:
         """B_opt in tokens, or None where the runs do not see both sides of it (``no_best_batch`` says why)."""
         if self.no_best_batch is not None:
             return None
         n, t, _ = self.scale.logs(N, T, np.nan)
-        return self._estimate(lambda theta: shape.best_batch(self.shape.solution.model, theta, n, t), self.scale.B)
+        return self._estimate(lambda model, theta: shape.best_batch(model, theta, n, t), self.scale.B)
 
     @cached_property
     def no_best_batch(self) -> str | None:
         """Why B_opt is unknown; None where it is known."""
-        model, theta = self.shape.solution.model, self.shape.solution.theta
-        if model.batch == "none":
+        if self.shape.batch == "none":
             return "all runs have one batch"
-        one_sided = [c.error for c in (self.shape, *self.alternatives) if c.batch == "one_sided"]
-        if model.batch == "one_sided" or (one_sided and not min(one_sided) > TWO_SIDED_GAIN * self.shape.error):
+        if sum(c.weight for c in self.shapes if c.batch == "one_sided") > ONE_SIDED_WEIGHT:
             return "small batches cost nothing that these runs show: only the batch beyond which losses rise is known"
         grids = np.unique(self.cells.grid, return_index=True)[1]
         n, t, _ = self.scale.logs(self.cells.N[grids], self.cells.T[grids], np.nan)
-        best = np.exp(shape.best_batch(model, theta, n, t)) * self.scale.B
+        solution = self.shape.solution
+        best = np.exp(shape.best_batch(solution.model, solution.theta, n, t)) * self.scale.B
         low, high = (np.full(len(grids), v) for v in (np.inf, 0.0))
         np.minimum.at(low, self.cells.grid, self.cells.B)
         np.maximum.at(high, self.cells.grid, self.cells.B)
@@ -165,17 +180,16 @@ class Surface:
         if self.shape.batch == "none":
             raise UserError("all runs have one batch: what a batch costs is unknown")
         n, t, _ = self.scale.logs(N, T, np.nan)
-        model = self.shape.solution.model
-        return self._estimate(lambda theta: self._edge(model, theta, n, t, np.log1p(price)), self.scale.B)
+        return self._estimate(lambda model, theta: self._edge(model, theta, n, t, np.log1p(price)), self.scale.B)
 
     def edges_by_shape(self, T: ArrayLike, N: ArrayLike, price: float = 0.01) -> dict[str, NDArray[np.float64]]:
         """The edge by every shape that was tried, for its spread."""
         n, t, _ = self.scale.logs(N, T, np.nan)
         found = {}
-        for candidate in (self.shape, *self.alternatives):
-            model, theta = candidate.solution.model, candidate.solution.theta
+        for candidate in self.shapes:
             name = candidate.batch + (" bent" if candidate.bent else "")
-            found[name] = np.exp(self._edge(model, theta, n, t, np.log1p(price))) * self.scale.B
+            edge = self._edge(candidate.solution.model, candidate.solution.theta, n, t, np.log1p(price))
+            found[name] = np.exp(edge) * self.scale.B
         return found
 
     def best(
@@ -191,22 +205,42 @@ class Surface:
         if B is not None and lr is not None:
             raise UserError("with both B and lr given there is nothing to choose")
         n, t, _ = self.scale.logs(N, T, np.nan)
-        model, theta = self.shape.solution.model, self.shape.solution.theta
-        floor = self._floor(theta, n, t)
-        lowest = shape.price(model, theta, n, t, floor)
+        batches = self._batches()
+        prices = self._average(lambda model, theta: self._prices(model, theta, n, t, batches))
+        lowest = prices.min(axis=-1)
         if lr is not None:
             return self._best_at_rate(n, t, np.broadcast_to(lr, n.shape), lowest)
         if B is not None:
             batch = np.broadcast_to(np.asarray(B, dtype=float), n.shape)
-            cost = shape.price(model, theta, n, t, np.log(batch / self.scale.B)) - lowest
+            at = np.log(batch / self.scale.B)[..., None]
+            cost = self._average(lambda model, theta: self._prices(model, theta, n, t, at))[..., 0]
             return Pair(Estimate(batch, batch, batch), self.lr_opt(batch, T, N), cost)
         if tolerance:
             chosen = self.edge(T, N, tolerance)
-            cost = np.full(n.shape, np.log1p(tolerance))
-        else:
-            chosen = self._estimate(lambda theta: self._floor(theta, n, t), self.scale.B)
-            cost = np.zeros(n.shape)
-        return Pair(chosen, self.lr_opt(chosen.value, T, N), cost)
+            return Pair(chosen, self.lr_opt(chosen.value, T, N), np.full(n.shape, np.log1p(tolerance)))
+        # Shapes that disagree are averaged in what a batch costs, not in where it is best.
+        chosen = self._estimate(lambda model, theta: batches[np.argmin(self._prices(model, theta, n, t, batches), -1)], 1)
+        value = np.exp(batches[np.argmin(prices, axis=-1)])
+        low, high = np.minimum(chosen.low, value), np.maximum(chosen.high, value)
+        B_best = Estimate(*(v * self.scale.B for v in (value, low, high)))
+        return Pair(B_best, self.lr_opt(B_best.value, T, N), np.zeros(n.shape))
+
+    def _batches(self) -> NDArray[np.float64]:
+        """ln of batches to search, from one clip (or the smallest that was run) to the largest that was run."""
+        least = np.log((self.cells.n_ctx or self.cells.B.min()) / self.scale.B)
+        return np.linspace(least, max(np.log(self.cells.B.max() / self.scale.B), least), SEARCHED)
+
+    def _prices(self, model: Model, theta: NDArray, n: NDArray, t: NDArray, b: NDArray) -> NDArray[np.float64]:
+        """Cost in ln loss of batches at their best rate, [draws, ..., batches], over the best batch that can be had."""
+        theta = theta[..., None, :] if theta.ndim > 1 else theta
+        price = shape.price(model, theta, n[..., None], t[..., None], b)
+        least = shape.price(model, theta, n[..., None], t[..., None], self._floor(model, theta, n[..., None], t[..., None]))
+        return price - least
+
+    def _average(self, read: Callable[[Model, NDArray], NDArray]) -> NDArray[np.float64]:
+        """The weighted mean of what the shapes say."""
+        used = [candidate for candidate in self.shapes if candidate.weight > 0]
+        return sum(c.weight * np.asarray(read(c.solution.model, c.solution.theta)) for c in used)
 
     def predict(self, N: ArrayLike, T: ArrayLike, B: ArrayLike, lr: ArrayLike, seeds: int = 1) -> Prediction:
         """Losses of runs; ``low`` and ``high`` are those of the mean of ``seeds`` new runs.
@@ -276,25 +310,27 @@ class Surface:
         n, t, b = self.scale.logs(N, T, B)
         return Inputs(n, t, np.log(lr / self.lr_scale), b, np.zeros(len(n), dtype=np.int64))
 
-    def _estimate(self, read, unit: float) -> Estimate:
-        """exp of ``read(theta)`` times ``unit``, with the central 95 % of its values over the draws."""
-        value = np.asarray(read(self.shape.solution.theta))
-        drawn = read(self.draws.reshape(len(self.draws), *(1,) * value.ndim, -1))
-        drawn = np.broadcast_to(drawn, (len(self.draws), *value.shape))
-        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    def _estimate(self, read: Callable[[Model, NDArray], NDArray], unit: float) -> Estimate:
+        """exp of what ``read`` gives times ``unit``: its mean over shapes, and the central 95 % over their draws."""
+        value = self._average(read)
+        drawn = [
+            np.broadcast_to(
+                read(candidate.solution.model, draws.reshape(len(draws), *(1,) * value.ndim, -1)),
+                (len(draws), *value.shape),
+            )
+            for candidate, draws in self.draws
+        ]
+        low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975], axis=0)
         return Estimate(*(np.exp(np.clip(v, -80, 80)) * unit for v in (value, low, high)))
 
-    def _floor(self, theta: NDArray, n: NDArray, t: NDArray) -> NDArray:
-        """ln of the best batch that there can be: B_opt, at least one clip (or the smallest batch that was run)."""
+    def _floor(self, model: Model, theta: NDArray, n: NDArray, t: NDArray) -> NDArray:
+        """ln of a shape's best batch, at least one clip (or the smallest batch that was run)."""
         least = np.log((self.cells.n_ctx or self.cells.B.min()) / self.scale.B)
-        best = shape.best_batch(self.shape.solution.model, theta, n, t) if self.no_best_batch is None else None
+        best = shape.best_batch(model, theta, n, t)
         return np.broadcast_to(least, n.shape) if best is None else np.maximum(best, least)
 
     def _edge(self, model: Model, theta: NDArray, n: NDArray, t: NDArray, price: float) -> NDArray:
-        least = np.log((self.cells.n_ctx or self.cells.B.min()) / self.scale.B)
-        best = shape.best_batch(model, theta, n, t)
-        low = np.zeros(np.broadcast_shapes(theta[..., 0].shape, n.shape)) + least
-        low = low if best is None else np.maximum(best, low)
+        low = np.zeros(np.broadcast_shapes(theta[..., 0].shape, n.shape)) + self._floor(model, theta, n, t)
         target = shape.price(model, theta, n, t, low) + price
         high = low + 25.0
         for _ in range(HALVINGS):
@@ -304,28 +340,24 @@ class Surface:
         return (low + high) / 2
 
     def _best_at_rate(self, n: NDArray, t: NDArray, lr: NDArray, lowest: NDArray) -> Pair:
-        """The best batch at a given rate, by search over batches from one clip to the largest that was run."""
-        model, theta = self.shape.solution.model, self.shape.solution.theta
-        least = np.log((self.cells.n_ctx or self.cells.B.min()) / self.scale.B)
-        batches = np.linspace(least, np.log(self.cells.B.max() / self.scale.B), 400)
-
-        def read(theta: NDArray) -> NDArray:
-            flat = np.array([self._excess(model, theta, n, t, lr, b) for b in batches])
-            return batches[np.argmin(flat, axis=0)]
-
-        value = read(theta)
-        drawn = np.array([read(theta) for theta in self.draws[::8]])
-        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-        B = Estimate(*(np.exp(v) * self.scale.B for v in (value, low, high)))
-        cost = np.min([self._excess(model, theta, n, t, lr, b) for b in batches], axis=0) - lowest
-        return Pair(B, Estimate(lr, lr, lr), cost)
-
-    def _excess(self, model: Model, theta: NDArray, n: NDArray, t: NDArray, lr: NDArray, b: float) -> NDArray:
+        """The best batch at a given rate, by search over batches."""
+        batches = self._batches()
         size = n.size
-        rows = Inputs(
-            n.ravel(), t.ravel(), np.log(np.ravel(lr) / self.lr_scale), np.full(size, b), np.zeros(size, dtype=np.int64)
-        )
-        return shape.evaluate(model, theta, rows).excess.reshape(n.shape)
+        shared = n.ravel(), t.ravel(), np.log(np.ravel(lr) / self.lr_scale)
+        none = np.zeros(size, dtype=np.int64)
+
+        def costs(model: Model, theta: NDArray) -> NDArray:
+            floor = shape.price(model, theta, n, t, self._floor(model, theta, n, t))
+            rows = [Inputs(*shared, np.full(size, b), none) for b in batches]
+            excess = np.stack([shape.evaluate(model, theta, r).excess for r in rows], axis=-1)
+            return excess.reshape(*n.shape, len(batches)) - floor[..., None]
+
+        average = self._average(costs)
+        value = batches[np.argmin(average, axis=-1)]
+        drawn = [batches[np.argmin(costs(c.solution.model, d), axis=-1)] for c, ds in self.draws for d in ds[::8]]
+        low, high = np.quantile(np.array(drawn), [0.025, 0.975], axis=0)
+        ends = value, np.minimum(low, value), np.maximum(high, value)
+        return Pair(Estimate(*(np.exp(v) * self.scale.B for v in ends)), Estimate(lr, lr, lr), average.min(-1) - lowest)
 
 
 def draw(solution: least_squares.Solution, freedom: float, count: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
@@ -339,7 +371,7 @@ def draw(solution: least_squares.Solution, freedom: float, count: int = DRAWS, s
 
 
 def fit_surface(
-    cells: Cells, form: str = "auto", batch: str = "auto", bent: bool | None = None, draws_seed: int = 0
+    cells: Cells, form: str = "auto", batch: str = "auto", bent: bool | None = None
 ) -> Surface:
     """Fit the surface.
 
@@ -364,7 +396,8 @@ def fit_surface(
     held = {} if np.ptp(np.log(cells.lr)) > 1e-9 else dict.fromkeys(("a", "aB", "aT", "aN", "g", "kT", "kN"), 0.0)
     if held:
         held |= {"ln_k": -40.0, "ln_s": 0.0, "r": 0.0, "kB": 0.0}
-    chosen, *others = selection.shapes(cells, problem, batches, held, bent)
+    shapes = selection.shapes(cells, problem, batches, held, bent)
+    chosen = shapes[0]
     names = FORMS if form == "auto" else () if form == shape.LEVELS else (form,)
     no_form = "free levels were asked for" if form == shape.LEVELS else _no_form(cells)
     members = () if no_form else _members(cells, problem, chosen, names)
@@ -376,7 +409,7 @@ def fit_surface(
     tested = members[0].solution if members else chosen.solution
     tests = diagnostics.lack_of_fit(problem, tested)
     return Surface(
-        cells, scale, lr_scale, chosen, tuple(others), members, no_form, domain, freedom, tests, rival
+        cells, scale, lr_scale, tuple(shapes), members, no_form, domain, freedom, tests, rival
     )
 
 
@@ -405,7 +438,7 @@ def _members(
         model = replace(base.model, form=name, grids=0)
         theta = least_squares.start_of(problem, model)
         theta[len(model.level_names) :] = base.theta[base.model.grids :]
-        solution = least_squares.solve(problem, model, theta, base.phi, rounds=4)
+        solution = least_squares.solve(problem, model, theta, base.phi, rounds=3)
         steps = selection.expanding_window(cells, problem, solution)
         found.append(Member(name, 1.0, solution, tuple(steps)))
         evidence.append(least_squares.log_evidence(problem, solution))
