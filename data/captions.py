@@ -5,14 +5,14 @@ looks like any other. So common names are recognised, two of them are an error, 
 files in which none is found. ``--no-captions`` says that there are none.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from data.media import one_line, text_of
-from utils.errors import UserError, nearest, shown
+from utils import files
+from utils.errors import UserError, nearest
 
 CAPTION_NAMES = ("caption", "captions", "cap", "text", "prompt")
 TEXT_KINDS = (".caption", ".captions", ".text", ".prompt")  # where there is no .txt; .cap is a kind of subtitles
@@ -175,9 +175,5 @@ def parse_json(text: str, what: str) -> Any:
     Raises:
         UserError: it is none, or nested too deep; ``what`` names it.
     """
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{what}: not JSON ({error})") from None
-    except RecursionError:
-        raise UserError(f"{what}: JSON that is nested too deep: {shown(text[:40])}") from None
+    # NaN is no JSON, but the image and video sets of others have it in columns that are not used here.
+    return files.parse_json(text, f"{what}: not JSON", allow_nan=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from data.order import sample_index
 from data.shards import Shards, Stored, as_float, data_is_whole, header_sha256, map_arrays
-from data.sources import SPLITS, list_hash
+from data.sources import SPLITS, list_hash, read_frozen
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -31,8 +31,8 @@ FORMAT = 1
 
 def read_index(folder: Path) -> dict[str, Any]:
     """A cache's ``index.json``, finished or not; UserError where it is none."""
-    index = read_json(folder / "index.json")
-    if not isinstance(index, dict) or not {"finished", "settings"} <= set(index):
+    index = read_json(folder / "index.json", dict, "the index of a latent cache")
+    if not {"finished", "settings"} <= set(index):
         raise UserError(f"{folder / 'index.json'}: not the index of a latent cache")
     return index
 
@@ -97,9 +97,8 @@ class LatentCache:
         form = (self.latent_shape, self.text_tokens, self.text_dim)
         self._shards = {split: Shards(files, *form) for split, files in self.files.items()}
         self.train_size, self.validation_size = (len(self._shards[split]) for split in SPLITS)
-        listed = read_json(self.path / "validation.json")
-        self.validation_keys, self.validation_hash = listed["keys"], listed["hash"]
-        if list_hash(self.validation_keys) != index["validation_hash"]:
+        self.validation_keys, self.validation_hash = read_frozen(self.path), index["validation_hash"]
+        if list_hash(self.validation_keys) != self.validation_hash:
             raise UserError(f"{self.path / 'validation.json'} was altered: the validation list is frozen")
         null = map_arrays(self.path / "null_context.safetensors")["text"][0]
         self.null_context = (

@@ -58,12 +58,13 @@ def read_frozen(path: str | Path) -> list[str]:
         UserError: there is none, or it was altered.
     """
     path = Path(path) / "validation.json" if Path(path).is_dir() else Path(path)
-    listed = read_json(path)
-    if not isinstance(listed, dict) or not {"hash", "keys"} <= set(listed):
+    listed = read_json(path, dict, "a validation list")
+    keys = listed.get("keys")
+    if "hash" not in listed or not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise UserError(f"{path}: not a validation list")
-    if list_hash(listed["keys"]) != listed["hash"]:
+    if list_hash(keys) != listed["hash"]:
         raise UserError(f"{path} was altered: the validation list is frozen")
-    return listed["keys"]
+    return keys
 
 
 def synthetic_units(

@@ -1,7 +1,6 @@
 """Results of runs as one table: from run directories, or from CSV and JSONL of any trainer."""
 
 import csv
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.errors import UserError, nearest
-from utils.files import read_json, replacing
+from utils.files import parse_json, replacing
+from utils.results import FILE, read_result, report_left_out
 
 COLUMNS = (
     "run_id", "status", "N", "T", "B", "lr", "seed", "n_ctx",
@@ -39,7 +39,8 @@ class Ledger:
 
     ``loss`` is what laws are fitted on (the EMA's, where recorded) and ``loss_se`` its standard error or nan;
     ``raw_loss`` and ``raw_loss_se`` are the raw weights'. ``nominal_T`` is the milestone asked for, common to a grid.
-    ``samples`` names the file of per-sample validation losses, or is empty; ``recipe`` holds what all the runs share.
+    ``samples`` names the file of per-sample validation losses, or is empty; ``samples_crc32`` is its checksum, or -1
+    where it is not known. ``recipe`` holds what all the runs share.
     ``stream`` is the seed of a run's samples, which several runs may share, or -1 where it is not known. ``unit`` is
     what the source counts its batches in, in tokens.
     """
@@ -59,6 +60,7 @@ class Ledger:
     n_ctx: NDArray[np.int64]
     heldout: NDArray[np.bool_]
     samples: NDArray[np.str_]
+    samples_crc32: NDArray[np.int64]
     stream: NDArray[np.int64]
     recipe: dict[str, Any]
     source: str
@@ -164,19 +166,22 @@ def write_csv(ledger: Ledger, path: str | Path) -> None:
 
 
 def _from_runs(folder: Path) -> Ledger:
-    results = sorted(folder.rglob("result.json"))
-    if not results:
-        raise UserError(f"{folder}: no result.json below it; has the sweep run?")
-    rows, recipes = [], []
-    for path in results:
-        result = read_json(path)
+    paths = sorted(folder.rglob(FILE))
+    if not paths:
+        raise UserError(f"{folder}: no {FILE} below it; has the sweep run?")
+    rows, recipes, damaged = [], [], []
+    for path in paths:
         try:
+            result = read_result(path)
             rows += list(_run_rows(result, path.parent))
             recipes.append({"B": float(result["B"]), **(result.get("recipe") or {})})
+        except UserError as error:
+            damaged.append(error)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"{path}: not a run's result ({error!r:.200})") from None
+            damaged.append(UserError(f"{path}: not a run's result ({error!r:.200})"))
+    report_left_out(damaged, len(recipes))
     if not rows:
-        raise UserError(f"{folder}: {len(results)} results, but none has a milestone or diverged")
+        raise UserError(f"{folder}: {len(paths)} results, but none has a milestone or diverged")
     _fill_beta2_range(recipes)
     recipe = {key: value for key, value in recipes[0].items() if all(other.get(key) == value for other in recipes)}
     differing = sorted({key for other in recipes for key in other} - set(recipe))
@@ -199,7 +204,7 @@ def _fill_beta2_range(recipes: list[dict[str, Any]]) -> None:
 
 
 def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
-    path = folder / "result.json"
+    path = folder / FILE
     shared: dict[str, Any] = {key: positive(result[key], f"{path}: {key}") for key in ("N", "B", "lr", "n_ctx")}
     shared |= {"run_id": folder.name, "seed": _whole(result.get("seed", 0), f"{path}: seed")}
     shared["heldout"] = result.get("heldout", False)
@@ -218,7 +223,8 @@ def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
             if given.get(theirs) is not None and (given[theirs] != 0 or not theirs.endswith("_se"))
         }
         known = {"status": "done", "T": tokens, "nominal_T": nominal, "asked": "nominal" in milestone}
-        yield shared | measured | known | {"samples": str(samples) if samples.exists() else ""}
+        known |= {"samples": str(samples) if samples.exists() else "", "crc32": milestone.get("losses_crc32")}
+        yield shared | measured | known
     if result["status"] == "diverged":
         # Censored: each milestone it should have reached has a loss beyond any number.
         asked = {positive(T, f"{path}: milestones_asked") for T in result.get("milestones_asked") or []}
@@ -231,21 +237,22 @@ def _read_rows(path: Path) -> dict[int, dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
         if path.suffix == ".jsonl":
-            rows, names = {i: json.loads(line) for i, line in enumerate(lines, start=1) if line.strip()}, []
+            rows, names = {}, []
+            for number, line in enumerate(lines, start=1):
+                if line.strip():  # NaN, of other trainers, is refused by its row later
+                    where = f"{path}: neither CSV nor JSONL, row {number}"
+                    rows[number] = parse_json(line, where, dict, allow_nan=True)
         else:
             table, rows = csv.DictReader(lines), {}
             for row in table:
                 rows[table.line_num] = row
             names = list(table.fieldnames or [])
-    except (ValueError, RecursionError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: neither CSV nor JSONL ({error})") from None
     if not rows:
         raise UserError(f"{path}: no rows")
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path}: column {twice[0]!r} is there twice")
-    for number, row in rows.items():
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, row {number} is no object with a value for each column")
     return rows
 
 
@@ -385,6 +392,7 @@ def _ledger(
         n_ctx=column("n_ctx", 0).astype(int),
         heldout=np.array([bool(row.get("heldout")) for row in rows]),
         samples=np.array([row.get("samples", "") for row in rows]),
+        samples_crc32=column("crc32", -1).astype(int),
         stream=column("stream", -1).astype(int),
         recipe=recipe,
         source=source,

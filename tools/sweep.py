@@ -41,7 +41,8 @@ from training.keys import NEVER, info_of
 from training.resolve import Run, beta2_warnings, clip_tokens, encoded_shape
 from training.state import FINISHED, HOPELESS, adopt, label_heldout, publish
 from utils.errors import Parser, UserError, path_text, run_cli
-from utils.files import exclusive, read_json, replacing
+from utils.files import exclusive, replacing
+from utils.results import FILE, whole_results
 
 SEEN = "sweep.yaml"  # in the sweep's folder: what it was begun with
 WATCH_SECONDS = 5.0
@@ -167,8 +168,7 @@ def recorded_data(results: str | None, config: Config) -> dict[str, Any]:
 def committed_data(results: str) -> dict[str, Any] | None:
     """{"n_ctx", "fingerprint"} of the data that committed results were trained on; None where they do not agree."""
     found = {}
-    for path in Path(results).glob("*/result.json"):
-        result = read_json(path)
+    for path, result in whole_results(Path(results).glob(f"*/{FILE}"))[0].items():  # a cell's state reports others
         try:
             one = {"n_ctx": result["n_ctx"], "fingerprint": result["config"]["data"]["fingerprint"]}
         except (KeyError, TypeError):

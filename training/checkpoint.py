@@ -25,7 +25,9 @@ from training.config import Config, load_yaml, recorded_config, to_dict
 from training.flat import part_of
 from training.parallel import like
 from utils.errors import UserError
-from utils.files import json_text, pickles, read_json, write_json, write_text
+from utils.files import pickles, write_json, write_text
+from utils.os_errors import warn_of_os_error, with_filename
+from utils.seal import read_sealed, sealed
 
 PREFIX = "step_"
 STATE = "state.json"
@@ -54,11 +56,12 @@ def save_checkpoint(
         write_text(aside / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
         # Written last: a checkpoint with a state is a checkpoint whose files were all written.
         state = state | {"step": step, "files": _describe(sorted(aside.iterdir()))}
-        write_json(aside / STATE, _sealed(state))
+        write_json(aside / STATE, sealed(state))
         if final.exists():  # of the same step: moved away first, since a folder cannot be replaced in one go
             final.rename(before := directory / f".{final.name}.old.tmp")
             aside.rename(final)
-            shutil.rmtree(before)
+            with warn_of_os_error("the checkpoint that was replaced stays"):
+                shutil.rmtree(before)
         else:
             aside.rename(final)
     except BaseException:
@@ -73,7 +76,7 @@ def _save_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
     except SafetensorError as error:  # it hides the operating system's error number in its text
         raise OSError(_errno(str(error)), str(error), str(path)) from None
     path.chmod(0o644)  # it writes for the owner alone, and a group shares its checkpoints
-    with path.open("rb") as handle:
+    with with_filename(path), path.open("rb") as handle:
         os.fsync(handle.fileno())
 
 
@@ -90,23 +93,19 @@ def _describe(paths: list[Path]) -> dict[str, dict[str, int]]:
 
 def _size_and_crc32(path: Path) -> dict[str, int]:
     crc = 0
-    with path.open("rb") as handle:
+    with with_filename(path), path.open("rb") as handle:
         while chunk := handle.read(CHUNK):
             crc = zlib.crc32(chunk, crc)
         return {"bytes": handle.tell(), "crc32": crc}
 
 
-def _sealed(state: dict[str, Any]) -> dict[str, Any]:
-    """``state`` and the checksum of its text."""
-    return state | {"crc32": zlib.crc32(json_text(state).encode())}
-
-
+@warn_of_os_error("the last checkpoint keeps more than its averages")
 def keep_only(path: Path, kinds: tuple[str, ...]) -> None:
     """Drop the tensors of a checkpoint but ``kinds``, first from its state: it is whole at every moment."""
     state = read_state(path)
     dropped = [n for n in state["files"] if n.endswith(".safetensors") and n.removesuffix(".safetensors") not in kinds]
     state["files"] = {name: facts for name, facts in state["files"].items() if name not in dropped}
-    write_json(path / STATE, _sealed(state))
+    write_json(path / STATE, sealed(state))
     for name in dropped:
         (path / name).unlink()
 
@@ -114,9 +113,10 @@ def keep_only(path: Path, kinds: tuple[str, ...]) -> None:
 def update_state(directory: Path, step: int, **facts: Any) -> None:
     """Replace ``facts`` in the state of ``directory``'s checkpoint of ``step``, which is whole at every moment."""
     path = path_of(directory, step)
-    write_json(path / STATE, _sealed(read_state(path) | facts))
+    write_json(path / STATE, sealed(read_state(path) | facts))
 
 
+@warn_of_os_error("a checkpoint that is not needed stays")
 def remove_after(directory: Path, step: int) -> None:
     """Remove what lies past ``step``, from which a run goes on: damaged checkpoints, and halves of one."""
     for path in checkpoint_paths(directory):
@@ -126,6 +126,7 @@ def remove_after(directory: Path, step: int) -> None:
         shutil.rmtree(aside)
 
 
+@warn_of_os_error("an old checkpoint stays")
 def prune_checkpoints(directory: Path, keep: int) -> None:
     """Remove all but the newest ``keep``."""
     for path in checkpoint_paths(directory)[keep:]:
@@ -190,13 +191,8 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     if not (path / STATE).is_file():
         raise UserError(f"{path}: not a checkpoint (no {STATE})")
-    state = read_json(path / STATE)
-    try:
-        del state["crc32"]
-        as_written = json_text(_sealed(state)) == (path / STATE).read_text(encoding="utf-8")
-    except (KeyError, TypeError, ValueError):  # no checksum, no mapping, or a number too large for one
-        as_written = False
-    if not as_written:
+    state = read_sealed(path / STATE)
+    if state is None:
         raise UserError(f"{path / STATE}: not as it was written; the checkpoint is damaged")
     return state
 

@@ -1,6 +1,5 @@
 """What a run reports while it runs: metrics.jsonl for machines, TensorBoard and a console line for people."""
 
-import json
 import math
 import resource
 import sys
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor
 
 from data.export import gif_bytes
+from training.log_files import Board, MetricsFile
 from utils.devices import peak_of
-from utils.files import write_text
 
 SPEAK_SECONDS = 5
 
@@ -58,16 +57,8 @@ class MetricsLog:
     def __init__(
         self, run_dir: Path, step: int, tokens: int, device: torch.device, world: int, dtype: str = "float32"
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second to import, and only the main process writes
-
-        self._path = run_dir / "metrics.jsonl"
-        if self._path.exists():
-            lines = self._path.read_text().splitlines(keepends=True)
-            # A line cut short by a kill has no newline, and lies after the checkpoint.
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            write_text(self._path, "".join(kept))
-        self._file = self._path.open("a")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        self._file = MetricsFile(run_dir / "metrics.jsonl", step)
+        self._board = Board(str(run_dir / "tensorboard"), purge_step=step + 1)
         self._device, self._peak, self._world = device, peak_flops(device, dtype), world
         self._restart_clock(tokens)
 
@@ -112,8 +103,7 @@ class MetricsLog:
             "share": share,
             "mfu": mfu,
         }
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        self._file.append(values)
         for name, value in (values | {"memory_GiB": memory_peak(self._device) / 2**30}).items():
             if name not in ("step", "share") and value is not None:
                 self._board.add_scalar(f"train/{name}", value, step)
@@ -179,7 +169,7 @@ class MetricsLog:
         )
         # The prompt in the tag, since nothing else of an image's description is shown beside it; whole under Text.
         value = Summary.Value(tag=f"{name} {caption[:60]}", image=image)
-        self._board.file_writer.add_summary(Summary(value=[value]), step)
+        self._board.add_summary(Summary(value=[value]), step)
         self._board.add_text(name, caption, step)
         self._restart_clock(self._last[0])
 

@@ -22,13 +22,14 @@ from omegaconf import OmegaConf
 from scaling.hopeless import hopeless
 from training.config import Config, config_from_dict, to_dict
 from training.grid import label
-from training.records import finished_result
+from training.records import finished_result, recorded
 from training.resolve import Run
 from training.stacks import stacks
-from training.state import FAILURE, HOPELESS
+from training.state import FAILURE, HOPELESS, forget_failure, write_record
 from training.sweep_keys import ExecutorKeys
 from utils.errors import run_cli
-from utils.files import held, read_json, replacing, write_json
+from utils.files import held, replacing
+from utils.results import FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -106,7 +107,7 @@ def run_cells(
     """
     queue = []
     for run in cells:
-        (run.config.run_dir / FAILURE).unlink(missing_ok=True)  # a failed cell is tried afresh
+        forget_failure(run)
         if finished_result(run) is None and not (run.config.run_dir / HOPELESS).exists():
             queue.append(run)
     if not queue:
@@ -166,7 +167,7 @@ def _settle(
     console = run.config.run_dir / "console.log"
     lines = console.read_text(errors="replace").strip().splitlines() if console.exists() else []
     reason = lines[-1] if lines else f"ended with status {code}"
-    write_json(run.config.run_dir / FAILURE, {"attempts": attempts[name], "exit_status": code, "reason": reason})
+    write_record(run.config.run_dir / FAILURE, reason, attempts=attempts[name], exit_status=code)
     return "failed"
 
 
@@ -342,17 +343,17 @@ def link_board(run: Run) -> None:
 def _stop_if_hopeless(worker: _Worker) -> None:
     """Stop a cell that at its newest milestone is beyond doubt behind the best of its size, and say so beside it."""
     directory = worker.runs[0].config.run_dir
-    path = directory / "result.json"
+    path = directory / FILE
     if worker.stopping or not path.exists():
         return
-    result = read_json(path)
+    result = recorded(worker.runs[0])
     # At a milestone of its own, and now and then, as others may have come to it later.
     seen = (len(result["milestones"]), time.monotonic() // AGAIN_SECONDS)
-    if result["status"] != "running" or seen == worker.seen:
+    if result.get("status") != "running" or seen == worker.seen:
         return
     worker.seen = seen
-    others = [other.parent for other in directory.parent.glob("*/result.json") if other != path]
+    others = [other.parent for other in directory.parent.glob(f"*/{FILE}") if other != path]
     reason = hopeless(directory, others)
     if reason:
-        write_json(directory / HOPELESS, {"reason": reason, "tokens": result["tokens"], "at": time.time()})
+        write_record(directory / HOPELESS, reason, tokens=result["tokens"], at=time.time())
         worker.stop()

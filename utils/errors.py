@@ -1,7 +1,6 @@
 """Users' mistakes: one clear line and exit status 2, never a traceback."""
 
 import argparse
-import errno
 import io
 import os
 import select
@@ -11,6 +10,8 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
+
+from utils.os_errors import concerns_one_process, describe
 
 
 class UserError(Exception):
@@ -128,22 +129,10 @@ def run_cli(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        # A full disk or a path that cannot be written is the user's to mend; other OS errors are ours to explain.
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"disk full: {error.filename or error}; free some space and run the same command again"
-            own = True
-        elif error.errno in (
-            errno.EACCES,
-            errno.EPERM,
-            errno.ENOENT,
-            errno.EROFS,
-            errno.ENOTDIR,
-            errno.EEXIST,
-            errno.EISDIR,
-        ):
-            message = f"{error.filename}: {error.strerror.lower()}; choose another path"
-        else:
+        described = describe(error)
+        if described is None:
             raise
+        message, own = described, concerns_one_process(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

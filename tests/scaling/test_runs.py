@@ -142,7 +142,7 @@ def test_bad_tables(tmp_path, text, columns, unit, message):
         ('{"N": 1, "T": 1%s, "loss": 1}' % ("0" * 400), "row 1: T is 1000"),
         ('{"N": 1, "T": 1%s, "loss": 1}' % ("0" * 5000), "neither CSV nor JSONL"),
         ('{"N": 1, "T": 1, "loss": 1, "seed": {}}', "row 1: seed is {}, not a whole number"),
-        ("[1, 2]", "row 1 is no object"),
+        ("[1, 2]", r"row 1 \(an object is needed, not a list"),
         ("[" * 100000, "neither CSV nor JSONL"),
     ],
 )  # fmt: skip
