@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.errors import UserError, nearest
-from utils.files import parse_json, replacing
+from utils.files import find_files, parse_json, replacing
 from utils.results import FILE, read_result, report_left_out
 
 COLUMNS = (
@@ -166,7 +166,7 @@ def write_csv(ledger: Ledger, path: str | Path) -> None:
 
 
 def _from_runs(folder: Path) -> Ledger:
-    paths = sorted(folder.rglob(FILE))
+    paths = find_files(folder, FILE)
     if not paths:
         raise UserError(f"{folder}: no {FILE} below it; has the sweep run?")
     rows, recipes, damaged = [], [], []

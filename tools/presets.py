@@ -25,7 +25,7 @@ from scaling import laws
 from scaling.plan import Request, plan
 from training.planned_config import clip_length, planned_optim, planned_yaml, read_base, recipe_warnings
 from utils.errors import Parser, UserError, path_text, run_cli
-from utils.files import write_text
+from utils.files import find_files, write_text
 from utils.results import FILE, report_left_out, whole_results
 
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1)  # of T, at which the expected loss is given
@@ -134,7 +134,7 @@ def main() -> None:
         out = Path(args.out) / f"{shape.name}.yaml"
         rows.append(row | {"out": os.path.relpath(out)})
         written[out] = planned_yaml(row, recipe=law.recipe, law=args.law, base=base, out=out)
-    found, damaged = whole_results(Path(args.results).rglob(FILE)) if args.results else ({}, [])
+    found, damaged = whole_results(find_files(Path(args.results), FILE)) if args.results else ({}, [])
     report_left_out(damaged, len(found))
     table = page(rows, law, args.law, list(found.values()))
     for out, text in written.items():

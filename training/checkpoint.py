@@ -145,7 +145,9 @@ def step_of(path: Path) -> int:
 
 def checkpoint_paths(directory: Path) -> list[Path]:
     """The checkpoints in ``directory``, newest first; folders that are named otherwise are the user's own."""
-    named = [p for p in directory.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit() and p.is_dir()]
+    # Not glob, which takes a folder that may not be read for an empty one: the run would start again.
+    paths = directory.iterdir() if directory.is_dir() else ()
+    named = [p for p in paths if p.name.startswith(PREFIX) and p.name.removeprefix(PREFIX).isdigit() and p.is_dir()]
     return sorted(named, key=step_of, reverse=True)
 
 

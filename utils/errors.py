@@ -1,6 +1,7 @@
 """Users' mistakes: one clear line and exit status 2, never a traceback."""
 
 import argparse
+import errno
 import io
 import os
 import select
@@ -122,13 +123,11 @@ def run_cli(main: Callable[[], int | None]) -> None:
             raise
     except UserError as error:
         message, own = str(error), isinstance(error, OwnError)
-    except BrokenPipeError:
-        if not _unread():
-            raise
-        # As head does, the reader has what it wanted; the rest goes nowhere, and so would Python's word about it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
+        if error.errno == errno.EPIPE and _unread():
+            # As head does, the reader has what it wanted; the rest goes nowhere, and so would Python's word about it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
         described = describe(error)
         if described is None:
             raise

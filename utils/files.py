@@ -48,9 +48,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
             with aside.open("rb") as handle:
                 os.fsync(handle.fileno())
             aside.replace(path)
-    finally:
+    except BaseException:
         with suppress(OSError):  # the error that led here is the one to report
             aside.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -139,6 +140,20 @@ def _object_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {shown(twice)} is there twice")
     return found
+
+
+def find_files(folder: Path, name: str) -> list[Path]:
+    """The files called ``name`` anywhere below ``folder``, sorted.
+
+    Raises:
+        OSError: a folder cannot be listed, which rglob takes for an empty one.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    walk = os.walk(folder, onerror=refuse)
+    return sorted(Path(place) / name for place, _, files in walk if name in files)
 
 
 def pickles(path: Path) -> str:

@@ -23,6 +23,7 @@ FIXES = {
     errno.ETXTBSY: f"another program uses it: end that and {AGAIN}",
     errno.EINTR: AGAIN,
     errno.ETIMEDOUT: f"check the disk's network and {AGAIN}",
+    errno.ESHUTDOWN: f"check the disk's network and {AGAIN}",  # of Lustre
     errno.EREMOTEIO: f"check the disk's network and {AGAIN}",
     errno.ENODEV: f"check that the disk is mounted and {AGAIN}",
     errno.ENXIO: f"check that the disk is mounted and {AGAIN}",
