@@ -8,6 +8,7 @@ from typing import Any
 
 from models.sizes import MAX_LAYERS, MAX_PARAMETERS, flops_per_token, head_width, parameters, parse_size
 from training.config import Config, cache_folders, copied
+from training.keys import MAX_INTEGER
 from training.schema import OptimKeys
 from utils.errors import UserError
 from utils.files import read_json
@@ -79,6 +80,8 @@ def resolve(
     if (train.tokens is None) == (train.flops is None):
         raise UserError("train.tokens and train.flops: give one of them, the end of the run")
     if train.tokens is None:
+        if train.flops / per_token > MAX_INTEGER:
+            raise UserError(f"train.flops={train.flops:g}: these are more than {MAX_INTEGER:.3g} tokens, the limit")
         train.tokens, train.flops = math.ceil(train.flops / per_token), None
     if train.batch_tokens > train.tokens:
         raise UserError(f"train.tokens={train.tokens}: less than one batch of train.batch_tokens={train.batch_tokens}")

@@ -120,7 +120,7 @@ def fail_once(scenario: Scenario, event: int, code: int, cache: Path, out: Path)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in done.stderr, what
     assert (done.returncode, len(errors)) in ((0, 0), (2, 1)), what
-    # mkdir of a folder that is there already may fail; glob takes a folder that it may not list for an empty one, which
+    # mkdir of a folder that is there may fail; glob takes a folder that it may not list for an empty one, which
     # leaves a half-written checkpoint for the next start to remove.
     harmless = events[event].startswith(("mkdir ", "scandir ") if code == errno.EACCES else "mkdir ")
     assert done.returncode == 2 or "warning: " in done.stderr or harmless, what
