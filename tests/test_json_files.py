@@ -30,13 +30,8 @@ INSTEAD = ([], {}, None, True, 0, -1, 2.5, 10**30, "", "x", [[]], [None], {"a": 
 
 def replaced(value: Any, draw: random.Random) -> Any:
     """``value`` with one of its parts replaced by another kind of value, or left out."""
-    children = (
-        list(value.items())
-        if isinstance(value, dict)
-        else list(enumerate(value or []))
-        if isinstance(value, list)
-        else []
-    )
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    children = list(pairs)
     if not children or draw.random() < 0.2:
         return draw.choice(INSTEAD)
     name, child = draw.choice(children)
@@ -124,7 +119,7 @@ def test_a_fault_is_one_line(make: Callable, count: int, tmp_path: Path, capsys:
     content = path.read_bytes()
     read()
     path.write_bytes(content)
-    draw, refused = random.Random(0), 0
+    draw, refused, lines = random.Random(0), 0, 1
     for number in range(count):
         if number % 2 or path.suffix == ".jsonl":
             path.write_bytes(mutated(content, draw))
@@ -134,6 +129,7 @@ def test_a_fault_is_one_line(make: Callable, count: int, tmp_path: Path, capsys:
             read()
         except UserError as error:
             refused += 1
-            assert len(str(error).splitlines()) == 1, str(error)
+            lines = max(lines, len(str(error).splitlines()))
+    assert lines == 1
     lenient = make in (failure, metrics)  # of these a fault is no error
     assert (refused == 0) if lenient else (refused > count / 5)

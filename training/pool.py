@@ -29,6 +29,7 @@ from training.state import FAILURE, HOPELESS, forget_failure, write_record
 from training.sweep_keys import ExecutorKeys
 from utils.errors import run_cli
 from utils.files import held, replacing
+from utils.os_errors import warn_of_os_error
 from utils.results import FILE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,7 +142,8 @@ def run_cells(
                 report(run, outcome)
         if keys.stop_hopeless:
             for worker in busy.values():
-                _stop_if_hopeless(worker)
+                with warn_of_os_error("a cell is not compared with the others"):
+                    _stop_if_hopeless(worker)
 
 
 def _settle(
@@ -164,8 +166,9 @@ def _settle(
     attempts[name] = attempts.get(name, 0) + 1
     if code != 2 and attempts[name] <= retries:  # a user's error will not mend itself
         return "again"
-    console = run.config.run_dir / "console.log"
-    lines = console.read_text(errors="replace").strip().splitlines() if console.exists() else []
+    console, lines = run.config.run_dir / "console.log", []
+    with warn_of_os_error("the reason of a failure is not known"):
+        lines = console.read_text(errors="replace").strip().splitlines() if console.exists() else []
     reason = lines[-1] if lines else f"ended with status {code}"
     write_record(run.config.run_dir / FAILURE, reason, attempts=attempts[name], exit_status=code)
     return "failed"
@@ -332,9 +335,11 @@ def link_board(run: Run) -> None:
     """Show a cell in the sweep's TensorBoard under its name for people: <sweep>/tensorboard/<name> -> its own."""
     directory = run.config.run_dir
     link = directory.parent / "tensorboard" / label(run.config)
-    link.parent.mkdir(exist_ok=True)
-    with contextlib.suppress(FileExistsError):  # from before, or of a cell's other node
-        link.symlink_to(Path("..") / directory.name / "tensorboard")
+    # No run ends for a disk without symbolic links.
+    with warn_of_os_error(f"{run.config.name} is not in the sweep's TensorBoard"):
+        link.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # from before, or of a cell's other node
+            link.symlink_to(Path("..") / directory.name / "tensorboard")
 
 
 # -- hopeless cells ------------------------------------------------------------------------------------------------
