@@ -26,6 +26,7 @@ from training.flat import part_of
 from training.parallel import like
 from utils.errors import UserError
 from utils.files import pickles, write_json, write_text
+from utils.os_errors import warn_of_os_error, with_filename
 from utils.seal import read_sealed, sealed
 
 PREFIX = "step_"
@@ -59,7 +60,8 @@ def save_checkpoint(
         if final.exists():  # of the same step: moved away first, since a folder cannot be replaced in one go
             final.rename(before := directory / f".{final.name}.old.tmp")
             aside.rename(final)
-            shutil.rmtree(before)
+            with warn_of_os_error("the checkpoint that was replaced stays"):
+                shutil.rmtree(before)
         else:
             aside.rename(final)
     except BaseException:
@@ -74,7 +76,7 @@ def _save_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
     except SafetensorError as error:  # it hides the operating system's error number in its text
         raise OSError(_errno(str(error)), str(error), str(path)) from None
     path.chmod(0o644)  # it writes for the owner alone, and a group shares its checkpoints
-    with path.open("rb") as handle:
+    with with_filename(path), path.open("rb") as handle:
         os.fsync(handle.fileno())
 
 
@@ -91,12 +93,13 @@ def _describe(paths: list[Path]) -> dict[str, dict[str, int]]:
 
 def _size_and_crc32(path: Path) -> dict[str, int]:
     crc = 0
-    with path.open("rb") as handle:
+    with with_filename(path), path.open("rb") as handle:
         while chunk := handle.read(CHUNK):
             crc = zlib.crc32(chunk, crc)
         return {"bytes": handle.tell(), "crc32": crc}
 
 
+@warn_of_os_error("the last checkpoint keeps more than its averages")
 def keep_only(path: Path, kinds: tuple[str, ...]) -> None:
     """Drop the tensors of a checkpoint but ``kinds``, first from its state: it is whole at every moment."""
     state = read_state(path)
@@ -113,6 +116,7 @@ def update_state(directory: Path, step: int, **facts: Any) -> None:
     write_json(path / STATE, sealed(read_state(path) | facts))
 
 
+@warn_of_os_error("a checkpoint that is not needed stays")
 def remove_after(directory: Path, step: int) -> None:
     """Remove what lies past ``step``, from which a run goes on: damaged checkpoints, and halves of one."""
     for path in checkpoint_paths(directory):
@@ -122,6 +126,7 @@ def remove_after(directory: Path, step: int) -> None:
         shutil.rmtree(aside)
 
 
+@warn_of_os_error("an old checkpoint stays")
 def prune_checkpoints(directory: Path, keep: int) -> None:
     """Remove all but the newest ``keep``."""
     for path in checkpoint_paths(directory)[keep:]:
@@ -140,7 +145,9 @@ def step_of(path: Path) -> int:
 
 def checkpoint_paths(directory: Path) -> list[Path]:
     """The checkpoints in ``directory``, newest first; folders that are named otherwise are the user's own."""
-    named = [p for p in directory.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit() and p.is_dir()]
+    # Not glob, which takes a folder that may not be read for an empty one: the run would start again.
+    paths = directory.iterdir() if directory.is_dir() else ()
+    named = [p for p in paths if p.name.startswith(PREFIX) and p.name.removeprefix(PREFIX).isdigit() and p.is_dir()]
     return sorted(named, key=step_of, reverse=True)
 
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from utils.files import replacing, write_text
+from utils.files import find_files, replacing, write_text
 
 
 def names(folder):
@@ -55,3 +55,19 @@ def test_a_folder_is_not_replaced(tmp_path):
     with pytest.raises(IsADirectoryError):
         write_text(tmp_path / "folder", "text")
     assert names(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(tmp_path, monkeypatch):
+    for name in ("b", "a"):
+        write_text(tmp_path / name / "result.json", "{}")
+    assert find_files(tmp_path, "result.json") == [tmp_path / name / "result.json" for name in "ab"]
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError):
+        find_files(tmp_path, "result.json")
