@@ -236,7 +236,6 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
     weights = _weights(folder, spec)
 
     import diffusers  # seconds: only those who load an autoencoder wait for it
-    from safetensors import SafetensorError
 
     if not hasattr(diffusers, name):
         raise UserError(f"VAE {spec!r}: diffusers {diffusers.__version__} has no {name}; install a newer one")
@@ -250,11 +249,14 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+    except Exception as error:  # diffusers' constructors raise any kind, IndexError too, for a configuration at fault
         reason = first_line(error)
         raise UserError(f"VAE {spec!r}: {folder} does not load ({reason})") from None
     if info["missing_keys"]:  # they would be random
         raise UserError(f"VAE {spec!r}: {folder} does not load (no {sorted(info['missing_keys'])[0]} in its weights)")
-    statistics = statistics_of(model, folder)
-    nn.Module.to(model, device, dtype)  # diffusers' own warns of modules to be kept in float32: these have none
-    return VideoVAE(model, spec, statistics, _fingerprint(folder, weights, statistics))
+    try:
+        statistics = statistics_of(model, folder)
+        nn.Module.to(model, device, dtype)  # diffusers' own warns of modules to be kept in float32: these have none
+        return VideoVAE(model, spec, statistics, _fingerprint(folder, weights, statistics))
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"VAE {spec!r}: {folder / 'config.json'}: not usable ({first_line(error)})") from None

@@ -11,9 +11,11 @@ import torch
 
 from data.sources import list_hash, read_frozen
 from models.autoencoders import statistics_of
+from models.text import load_text_encoder
 from models.vae import EMBEDDED, load_vae
 from scaling import laws
 from scaling.report import _prompts
+from tests.models.test_text import save_t5
 from tests.utils.test_results import mutated
 from training import extended, slurm
 from training.config import load_config
@@ -91,6 +93,11 @@ def vae_config(folder: Path) -> tuple[Path, Callable[[], Any]]:
     return folder / "config.json", lambda: load_vae(str(folder))
 
 
+def text_config(folder: Path) -> tuple[Path, Callable[[], Any]]:
+    save_t5(folder)
+    return folder / "config.json", lambda: load_text_encoder(str(folder))
+
+
 def vae_statistics(folder: Path) -> tuple[Path, Callable[[], Any]]:
     model = torch.nn.Module()
     model.config = {}
@@ -112,7 +119,9 @@ def metrics(folder: Path) -> tuple[Path, Callable[[], Any]]:
 FILES = (law, result, validation_list, cache_index, added_cells, submission, failure, vae_statistics, samples, metrics)
 
 
-@pytest.mark.parametrize("make", [*FILES, pytest.param(vae_config, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "make", [*FILES, *(pytest.param(make, marks=pytest.mark.slow) for make in (vae_config, text_config))]
+)
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_fault_is_one_line(make: Callable, count: int, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path, read = make(tmp_path)
