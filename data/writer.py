@@ -29,7 +29,8 @@ from data.totals import Totals
 from data.work_share import Share
 from data.workers import LIMIT_SECONDS, decoded
 from utils.errors import OwnError, UserError
-from utils.files import held, hold, json_text, write_text
+from utils.files import json_text, remove_leftovers, write_text
+from utils.locks import check_held, hold
 
 SHARD_BYTES = 256 << 20  # of latents
 SHARD_CLIPS = 4096  # tiny clips: how much an interruption may cost
@@ -55,31 +56,47 @@ def working(folder: str | Path, share: Share) -> Iterator[Path]:
     Raises:
         UserError: another living process holds the same share.
     """
-    mine = Path(folder) / ".work" / f"share-{share.rank}-of-{share.world}"
+    mine = work_folder(folder, share)
     try:
         with hold(mine):
-            yield mine
+            try:
+                yield mine
+            finally:
+                _remove(mine)
     finally:
-        _remove(mine)
-        for empty in (mine.parent, Path(folder)):  # a command that was refused leaves nothing
+        for empty in (mine, mine.parent, Path(folder)):  # a command that was refused leaves nothing
             with suppress(OSError):
                 empty.rmdir()
 
 
+def work_folder(folder: str | Path, share: Share) -> Path:
+    """A share's own folder while a cache is made."""
+    return Path(folder) / ".work" / f"share-{share.rank}-of-{share.world}"
+
+
 def _remove(work: Path) -> None:
-    if not held(work):
+    """Remove a share's folder, which the caller holds, unless another took it over."""
+    with suppress(UserError):
+        check_held(work)
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _clean(work: Path) -> None:
     """Remove what killed processes left beside ``work``; those that live remove their own."""
+    remove_leftovers(work.parents[1], "rejected.jsonl")
     for left in work.parent.iterdir():
         if left != work:
-            _remove(left)
+            with suppress(UserError), hold(left):
+                _remove(left)
 
 
 def _place(work: Path, path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write ``path`` whole or not at all, by way of the folder ``work``."""
+    """Write ``path`` whole or not at all, by way of the folder ``work``.
+
+    Raises:
+        UserError: this process no longer holds ``work``.
+    """
+    check_held(work)
     # The host too: processes of several machines may share a number.
     aside = work / f"{path.name}.{socket.gethostname()}.{os.getpid()}"
     with aside.open("wb") as file:

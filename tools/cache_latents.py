@@ -46,6 +46,7 @@ from models.vae import VideoVAE, load_vae
 from utils.devices import pick_device
 from utils.errors import Parser, UserError, path_text, run_cli
 from utils.files import read_json
+from utils.locks import release_abandoned
 
 SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
 VERIFIED = 16  # sources that --verify encodes again
@@ -139,6 +140,8 @@ def arguments() -> argparse.Namespace:
     add("--share", default="auto", metavar="auto|none|R/N", help="which part of the work this process does: auto is "
         "its part of a torchrun, of a Slurm array or of both (default); none is all of it; R/N is part R, from 0 to "
         "N - 1, of N")  # fmt: skip
+    add("--take-over", action="store_true", help="on a disk without flock: the process that is named as working on "
+        "this share has ended")  # fmt: skip
     add("--dry-run", action="store_true", help="say what would be kept and rejected, clips, tokens, hours of video, "
         "bytes and the time it would take; write nothing")  # fmt: skip
     add("--verify", action="store_true", help="recompute the checksums of the finished cache in --out, and with "
@@ -333,6 +336,8 @@ def build(
 ) -> None:  # fmt: skip
     """Make this process's share of the cache, close it if all the others' are there, and report."""
     out = Path(args.out)
+    if args.take_over:
+        release_abandoned(writer.work_folder(out, share))
     with writer.working(out, share) as work:
         index = writer.open_cache(out, settings, work)
         if index is not None:

@@ -38,10 +38,12 @@ from training.config import (
 from training.estimate import estimate, flops_of
 from training.grid import Prediction, Sweep, load_sweep, read_keys
 from training.keys import NEVER, info_of
+from training.records import finished_result
 from training.resolve import Run, beta2_warnings, clip_tokens, encoded_shape
 from training.state import FINISHED, HOPELESS, adopt, label_heldout, publish
 from utils.errors import Parser, UserError, path_text, run_cli
-from utils.files import exclusive, read_json, replacing
+from utils.files import read_json, replacing
+from utils.locks import exclusive, release_abandoned
 
 SEEN = "sweep.yaml"  # in the sweep's folder: what it was begun with
 WATCH_SECONDS = 5.0
@@ -59,6 +61,7 @@ def main() -> int:
 
     command = commands.add_parser("run", parents=[shared, listed], help="train the cells that are not finished")
     command.add_argument("--dry-run", action="store_true", help="list the cells and their cost, train nothing")
+    take_over_option(command)
     command = commands.add_parser(
         "status", parents=[shared, listed], help="cells by state, progress, losses so far, time left"
     )
@@ -92,6 +95,9 @@ def main() -> int:
     trains = arguments.run if arguments.command == "extend" else arguments.command == "run" and not arguments.dry_run
     recorded = functools.partial(recorded_data, read_keys(arguments.config, overrides).results)
     sweep = load_sweep(arguments.config, overrides, data_of if trains else recorded, prediction)
+    if trains and arguments.take_over:
+        for folder in (sweep.directory, *(cell.config.run_dir for cell in sweep.cells)):
+            release_abandoned(folder)
     if arguments.command == "status":
         return status(sweep, arguments.json, arguments.watch)
     if arguments.command == "collect":
@@ -106,8 +112,19 @@ def main() -> int:
     return plan(sweep, arguments.json) if arguments.dry_run else run(sweep)
 
 
+def take_over_option(command: argparse.ArgumentParser) -> None:
+    """The way out of a lock that a disk without flock keeps."""
+    command.add_argument(
+        "--take-over",
+        action="store_true",
+        help="on a disk without flock: the processes that are named as working in the sweep's folder and in its "
+        "cells' have ended",
+    )
+
+
 def extend_options(command: argparse.ArgumentParser) -> None:
     """What ``extend`` may be told."""
+    take_over_option(command)
     command.add_argument("--run", action="store_true", help="add the cells to the sweep and train them")
     command.add_argument(
         "--tolerance", type=float, help="loss that a grid's best run may miss, relative (default 1e-3)"
@@ -223,7 +240,8 @@ def run(sweep: Sweep) -> int:
     """Train what is not finished; 1 if a cell failed, 130 if a signal ended it early."""
     from tqdm import tqdm  # not at the top: a status has no use for it
 
-    from training.pool import Interrupt, run_cells  # imports torch
+    from training.leftovers import clean_finished  # these import torch
+    from training.pool import Interrupt, run_cells
 
     keys = sweep.keys.executor
     if keys.kind == "slurm":
@@ -236,6 +254,9 @@ def run(sweep: Sweep) -> int:
     doubts(sweep)
     with exclusive(sweep.directory), Interrupt() as interrupt:
         claim(sweep)
+        for cell in sweep.cells:  # one that is finished is not started again, which would clean its directory
+            if cell.config.run_dir.exists() and (result := finished_result(cell)) is not None:
+                clean_finished(cell, result["status"])
         adopt_committed(sweep)
         for cell in sweep.cells:
             if not keys.stop_hopeless:  # who turned it off wants these after all

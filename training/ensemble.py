@@ -22,7 +22,7 @@ from training.stacks import stack_key
 from training.stop import StopRequest
 from training.trainer import PREEMPTED, SCORES, Scores, Trainer, prepare
 from utils.errors import UserError
-from utils.files import exclusive
+from utils.locks import exclusive
 
 CONSOLE = "console.log"
 # Of glibc's mallopt: a block of rows is large enough to be mapped anew, page by page, at every use (a fifth of the

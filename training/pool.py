@@ -28,7 +28,8 @@ from training.stacks import stacks
 from training.state import FAILURE, HOPELESS
 from training.sweep_keys import ExecutorKeys
 from utils.errors import run_cli
-from utils.files import held, read_json, replacing, write_json
+from utils.files import read_json, replacing, write_json
+from utils.locks import check_held, held
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -236,6 +237,7 @@ def _server() -> Any:
 
 def _start(context: Any, runs: list[Run], slot: int, share: Share, torchrun: list[str] | None) -> _Worker:
     for run in runs:
+        check_held(run.config.run_dir.parent)  # the sweep's folder, where this process holds that
         run.config.run_dir.mkdir(parents=True, exist_ok=True)
         link_board(run)
     values = [to_dict(run.config) for run in runs]

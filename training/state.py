@@ -11,7 +11,8 @@ from typing import Any
 
 from training.records import finished_result, recorded, resumable_step
 from training.resolve import Run
-from utils.files import held, read_json, replacing, write_json
+from utils.files import read_json, replacing, write_json
+from utils.locks import held
 
 FAILURE = "failure.json"  # written by who gave the cell up: its pool, or for a lost job who follows the jobs
 HOPELESS = "stopped_early.json"  # written by the pool that stopped it
