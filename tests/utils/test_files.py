@@ -90,9 +90,9 @@ def test_the_next_write_removes_what_a_killed_one_left(tmp_path):
 
 def test_a_folder_is_whole_or_absent(tmp_path, monkeypatch):
     """Whatever is the last thing done: the old one or the new one can be put in place, and is never half."""
-    done = []
+    done, plain = [], type(tmp_path).rename
 
-    def counted(self, target, plain=type(tmp_path).rename):
+    def counted(self, target):
         done.append(target)
         if len(done) > most:
             raise InterruptedError
