@@ -26,7 +26,8 @@ from training.stacks import stacks
 from training.state import DATA_FAULT, FAILURE, HOPELESS, data_fault
 from training.sweep_keys import ExecutorKeys
 from utils.errors import DataFault, run_cli
-from utils.files import held, read_json, replacing, write_json
+from utils.files import read_json, replacing, write_json
+from utils.locks import check_held, held
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -257,6 +258,7 @@ def _server() -> Any:
 
 def _start(context: Any, runs: list[Run], slot: int, share: Share, torchrun: list[str] | None) -> _Worker:
     for run in runs:
+        check_held(run.config.run_dir.parent)  # the sweep's folder, where this process holds that
         run.config.run_dir.mkdir(parents=True, exist_ok=True)
         (run.config.run_dir / DATA_FAULT).unlink(missing_ok=True)
     values = [to_dict(run.config) for run in runs]

@@ -16,7 +16,8 @@ from training.config import Config
 from training.records import finished_result, recorded, resumable_step
 from training.resolve import Run
 from utils.errors import DataFault
-from utils.files import held, read_json, replacing, write_json
+from utils.files import read_json, replacing, write_json
+from utils.locks import held
 
 FAILURE = "failure.json"  # written by who gave the cell up: its pool, or for a lost job who follows the jobs
 DATA_FAULT = "data_fault.json"  # written by a run that its data ended: no cell of a sweep can be trained on them
