@@ -275,6 +275,8 @@ def test_a_damaged_tar_is_said_counted_and_refused_where_too_much_is_lost(run, v
         "detail": fault,
     }
     assert "1 damaged archive" in run(*options, "--out", tmp_path / "y", "--dry-run")[1]
+
+
 def test_one_film_makes_a_cache_and_the_index_says_how_it_was_split(run, tmp_path):
     make_video(tmp_path / "videos" / "film.mp4", frames=125, height=32, width=32)
     words = ("--source", tmp_path / "videos", "--size", 32, "--frames", 5, "--clips-per-video", 1000, "--json")
