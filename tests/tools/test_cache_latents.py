@@ -86,7 +86,7 @@ def test_a_folder_of_videos(run, videos, tmp_path):
     ]
     cache = LatentCache(out)
     assert (cache.train_size, cache.validation_size) == (summary["train"], summary["validation"])
-    assert cache.train_size + cache.validation_size == 20 // 17 + 90 // 17 + 70 // 17
+    assert cache.train_size + cache.validation_size == 40 // 17 + 90 // 17 + 70 // 17
     assert summary["tokens"] == (cache.train_size + cache.validation_size) * 5 * 4 * 4
     assert summary["bytes"] == sum(len(content) for name, content in files_of(out).items() if name != "index.json")
     assert cache.meta["fps"] == 24
