@@ -12,7 +12,8 @@ from typing import BinaryIO, TypeVar
 
 from data.media import one_line
 from utils.errors import UserError, nearest
-from utils.tables import parse_json, text_of
+from utils.files import parse_json
+from utils.tables import text_of
 
 CAPTION_NAMES = ("caption", "captions", "cap", "text", "prompt")
 TEXT_KINDS = (".caption", ".captions", ".text", ".prompt")  # where there is no .txt; .cap is a kind of subtitles
@@ -131,7 +132,7 @@ class CaptionFiles:
         return "", None
 
     def _from_json(self, content: bytes, what: str) -> str:
-        about = parse_json(text_of(content, what), what)
+        about = parse_json(text_of(content, what), f"{what}: not JSON", allow_nan=True)
         if not isinstance(about, dict):
             raise UserError(f"{what}: not a JSON object with 'caption'; --no-captions leaves such files unread")
         given = self._options.caption_column

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from data.order import sample_index
 from data.shards import Shards, Stored, altered, as_float, data_is_whole, header_sha256, is_finite, map_arrays
-from data.sources import SPLITS, list_hash
+from data.sources import SPLITS, list_hash, read_frozen
 from utils import seal
 from utils.errors import DataFault, UserError
 from utils.files import read_json
@@ -43,8 +43,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         UserError: it is none; DataFault where it was altered.
     """
     path = folder / "index.json"
-    index = read_json(path)
-    if not isinstance(index, dict) or not {"finished", "settings"} <= set(index):
+    index = read_json(path, dict, "the index of a latent cache")
+    if not {"finished", "settings"} <= set(index):
         raise UserError(f"{path}: not the index of a latent cache")
     if index.keys() <= UNSEALED_KEYS:
         return index
@@ -113,9 +113,8 @@ class LatentCache:
         form = (self.latent_shape, self.text_tokens, self.text_dim)
         self._shards = {split: Shards(files, *form) for split, files in self.files.items()}
         self.train_size, self.validation_size = (len(self._shards[split]) for split in SPLITS)
-        listed = read_json(self.path / "validation.json")
-        self.validation_keys, self.validation_hash = listed["keys"], listed["hash"]
-        if list_hash(self.validation_keys) != index["validation_hash"]:
+        self.validation_keys, self.validation_hash = read_frozen(self.path), index["validation_hash"]
+        if list_hash(self.validation_keys) != self.validation_hash:
             raise DataFault(f"{self.path / 'validation.json'} was altered: the validation list is frozen")
         null = map_arrays(self.path / "null_context.safetensors")["text"][0]
         self.null_context = (

@@ -28,7 +28,8 @@ from torch import Tensor
 from data.clips import Clips, to_float
 from data.media import Rejected
 from data.sources import Unit
-from utils.errors import DataFault, OwnError
+from utils.errors import DataFault, OwnError, UserError
+from utils.files import parse_json
 
 PROMPT_BATCH = 64
 _DTYPES = {"F16": np.float16, "I32": np.int32}
@@ -150,10 +151,13 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:
             raise ValueError("a header longer than its file")
-        tensors = json.loads(file.read(length))
-    if not isinstance(tensors, dict):
-        raise ValueError("not a safetensors header")
-    return tensors, json.loads(tensors.pop("__metadata__", {}).get("shard", "{}")), 8 + length
+        header = file.read(length)
+    try:
+        tensors = parse_json(header, "not a safetensors header", dict)
+        metadata = tensors.pop("__metadata__", {})
+        return tensors, parse_json(metadata.get("shard", "{}"), "not our metadata", dict), 8 + length
+    except (UserError, AttributeError) as error:
+        raise ValueError(str(error)) from None
 
 
 def is_whole(path: Path, planned: str) -> bool:

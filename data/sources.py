@@ -12,7 +12,7 @@ from torch import Tensor
 from data import synthetic
 from data.clips import Clips, Reading, Shape, load_clips
 from data.media import Source
-from utils.errors import UserError
+from utils.errors import DataFault, UserError
 from utils.files import read_json
 from utils.random import fold
 
@@ -55,17 +55,18 @@ def read_frozen(path: str | Path) -> list[str]:
     """The validation keys of an earlier cache, given its folder or its ``validation.json``.
 
     Raises:
-        UserError: there is none, or it was altered.
+        UserError: there is none; DataFault where it was altered.
     """
     path = Path(path) / "validation.json" if Path(path).is_dir() else Path(path)
     if path.exists() and not path.is_file():  # reading a pipe or a device may never end
         raise UserError(f"{path}: no regular file")
-    listed = read_json(path)
-    if not isinstance(listed, dict) or not {"hash", "keys"} <= set(listed):
+    listed = read_json(path, dict, "a validation list")
+    keys = listed.get("keys")
+    if "hash" not in listed or not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise UserError(f"{path}: not a validation list")
-    if list_hash(listed["keys"]) != listed["hash"]:
-        raise UserError(f"{path} was altered: the validation list is frozen")
-    return listed["keys"]
+    if list_hash(keys) != listed["hash"]:
+        raise DataFault(f"{path} was altered: the validation list is frozen")
+    return keys
 
 
 def synthetic_units(

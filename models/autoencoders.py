@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.files import read_json
@@ -92,6 +92,13 @@ def positions(model: nn.Module, frames: int, height: int, width: int) -> int:
     return min(frames, FRAMES_AT_ONCE.get(name, frames)) * height * width // volume
 
 
+def _numbers(values: Any, what: str) -> Tensor:
+    """A list of numbers as float64 [channels]; UserError names it by ``what`` where it is none."""
+    if not (isinstance(values, list) and values and all(type(value) in (int, float) for value in values)):
+        raise UserError(f"{what} is not a list of numbers, one per channel")
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def statistics_of(model: nn.Module, folder: Path) -> dict[str, Any]:
     """Mean and standard deviation of the latents per channel, and whose convention they are.
 
@@ -116,8 +123,8 @@ def statistics_of(model: nn.Module, folder: Path) -> dict[str, Any]:
         std = torch.tensor([1 / factor], dtype=torch.float64)
         convention = "scaling_factor"
     elif (folder / "statistics.json").is_file():
-        measured = read_json(folder / "statistics.json")
-        mean, std = (torch.tensor(measured[key], dtype=torch.float64) for key in ("mean", "std"))
+        measured = read_json(folder / "statistics.json", dict)
+        mean, std = (_numbers(measured.get(key), f"{folder / 'statistics.json'}: {key}") for key in ("mean", "std"))
         convention = "statistics.json"
     else:
         raise UserError(

@@ -11,7 +11,6 @@ import re
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from models.hub import located
@@ -138,7 +137,7 @@ class PretrainedTextEncoder:
                 local_files_only=True,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
+        except Exception as error:  # transformers raises any kind for a configuration at fault
             why = pickles(root / model_folder)
             raise UserError(f"text encoder {spec!r} cannot be loaded: {first_line(error)}{why}") from error
         if info["missing_keys"]:  # they would be random

@@ -35,7 +35,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def _fingerprint(folder: Path, weights: Iterable[Path], statistics: dict[str, Any]) -> str:
     """A short hash of what decides latents: configuration, weights, normalisation. Not of where they lie."""
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", dict)
     kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "_diffusers_version")}
     digest = hashlib.sha256(json.dumps([kept, statistics], sort_keys=True).encode())
     for path in weights:
@@ -192,7 +192,10 @@ def _weights(folder: Path, spec: str) -> list[Path]:
     """
     index = folder / f"{WEIGHTS}.index.json"
     if index.is_file():
-        shards = sorted({folder / name for name in read_json(index)["weight_map"].values()})
+        names = read_json(index, dict).get("weight_map")
+        if not (isinstance(names, dict) and names and all(isinstance(name, str) for name in names.values())):
+            raise UserError(f"VAE {spec!r}: {index} has no weight_map from tensors to files")
+        shards = sorted({folder / name for name in names.values()})
         missing = next((shard for shard in shards if not shard.is_file()), None)
         if missing is not None:
             raise UserError(f"VAE {spec!r}: {missing} is missing, which {index.name} names; copy it there")
@@ -222,8 +225,8 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
     else:
         root, layout = located(spec, "VAE", (("vae",), ("",)))  # a pipeline keeps its autoencoder in vae/
         folder = root / layout[0]
-    config = read_json(folder / "config.json")
-    name = config.get("_class_name", "") if isinstance(config, dict) else ""
+    config = read_json(folder / "config.json", dict)
+    name = str(config.get("_class_name", ""))
     if name not in CLASSES:
         raise UserError(
             f"VAE {spec!r}: class {name!r} is not supported{nearest(name, list(CLASSES))}; known are {CLASSES}"
@@ -233,7 +236,6 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
     weights = _weights(folder, spec)
 
     import diffusers  # seconds: only those who load an autoencoder wait for it
-    from safetensors import SafetensorError
 
     if not hasattr(diffusers, name):
         raise UserError(f"VAE {spec!r}: diffusers {diffusers.__version__} has no {name}; install a newer one")
@@ -247,11 +249,14 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+    except Exception as error:  # diffusers' constructors raise any kind, IndexError too, for a configuration at fault
         reason = first_line(error)
         raise UserError(f"VAE {spec!r}: {folder} does not load ({reason})") from None
     if info["missing_keys"]:  # they would be random
         raise UserError(f"VAE {spec!r}: {folder} does not load (no {sorted(info['missing_keys'])[0]} in its weights)")
-    statistics = statistics_of(model, folder)
-    nn.Module.to(model, device, dtype)  # diffusers' own warns of modules to be kept in float32: these have none
-    return VideoVAE(model, spec, statistics, _fingerprint(folder, weights, statistics))
+    try:
+        statistics = statistics_of(model, folder)
+        nn.Module.to(model, device, dtype)  # diffusers' own warns of modules to be kept in float32: these have none
+        return VideoVAE(model, spec, statistics, _fingerprint(folder, weights, statistics))
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"VAE {spec!r}: {folder / 'config.json'}: not usable ({first_line(error)})") from None

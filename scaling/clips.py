@@ -1,5 +1,9 @@
 """Losses by validation clip, whose choice is an error that all runs share."""
 
+import io
+import zlib
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +24,7 @@ def clip_losses(ledger: Ledger) -> NDArray[np.float64] | None:
         return None
     by_row = {}
     for row in np.flatnonzero(finite):
-        by_row[row] = averaged_weights(str(ledger.samples[row]))
+        by_row[row] = averaged_weights(str(ledger.samples[row]), int(ledger.samples_crc32[row]))
     if len({len(losses) for losses in by_row.values()}) != 1:
         return None
     relative = np.full((len(ledger), len(next(iter(by_row.values())))), np.nan)
@@ -29,10 +33,21 @@ def clip_losses(ledger: Ledger) -> NDArray[np.float64] | None:
     return relative
 
 
-def averaged_weights(path: str) -> NDArray[np.float64]:
-    """Losses [clips] of the averaged weights in a run's file, [raw and averaged weights, clips, times]."""
+def averaged_weights(path: str, crc32: int = -1) -> NDArray[np.float64]:
+    """Losses [clips] of the averaged weights in a run's file, [raw and averaged weights, clips, times].
+
+    Args:
+        crc32: of the file as the run wrote it; -1 where the run is of an older version, which recorded none.
+
+    Raises:
+        UserError: the file holds something else, or is not as it was written.
+    """
     try:
-        stored = np.load(path, allow_pickle=False)
+        content = Path(path).read_bytes()
+        if crc32 not in (-1, zlib.crc32(content)):
+            raise ValueError("not as the run wrote it")
+        file = io.BytesIO(content)
+        stored = np.load(file, allow_pickle=False)
         losses = stored[1].mean(axis=1, dtype=float)
         if stored.ndim != 3 or not losses.size or not np.all((losses > 0) & (losses < np.inf)):
             raise ValueError(f"shape {stored.shape}, or not numbers above 0")

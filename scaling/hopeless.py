@@ -10,7 +10,7 @@ from typing import Any
 
 from scaling.clips import averaged_weights
 from utils.errors import UserError
-from utils.files import read_json
+from utils.results import FILE, DamagedResult, read_result
 
 SIGMAS = 6.0
 # Of the best loss. A cell this far behind lies about a factor of five from the optimum in rate or batch (curvature
@@ -28,21 +28,24 @@ def hopeless(folder: Path, others: Sequence[Path]) -> str | None:
         folder: the run's, with its ``result.json``.
         others: those of other runs, whatever their sizes.
     """
-    mine = read_json(folder / "result.json")
+    mine = read_result(folder / FILE)
     if not mine["milestones"]:
         return None
     newest = mine["milestones"][-1]
     there = []
     for other in others:
-        result = read_json(other / "result.json")
+        try:
+            result = read_result(other / FILE)
+        except DamagedResult:
+            continue
         if result["N"] == mine["N"]:
             same = (m for m in result["milestones"] if m["nominal"] == newest["nominal"])
             there += [(m["ema_val_loss"], m["ema_val_se"], _samples(other, m)) for m in same]
     if not there:
         return None
-    loss, error, samples = min(there, key=lambda entry: entry[0])
+    loss, error, best = min(there, key=lambda entry: entry[0])
     gap = newest["ema_val_loss"] - loss
-    error = _error(_samples(folder, newest), samples) or math.hypot(newest["ema_val_se"] or 0.0, error or 0.0)
+    error = _error(_samples(folder, newest), best) or math.hypot(newest["ema_val_se"] or 0.0, error or 0.0)
     if gap <= SIGMAS * error or gap <= MARGIN * loss:
         return None
     return (
@@ -51,14 +54,15 @@ def hopeless(folder: Path, others: Sequence[Path]) -> str | None:
     )
 
 
-def _samples(folder: Path, milestone: dict[str, Any]) -> Path:
-    return folder / "validation" / f"{milestone['tokens']}.npy"
+def _samples(folder: Path, milestone: dict[str, Any]) -> tuple[str, int]:
+    """The file of a milestone's losses by clip, and its checksum, as ``averaged_weights`` takes them."""
+    return str(folder / "validation" / f"{milestone['tokens']}.npy"), milestone.get("losses_crc32", -1)
 
 
-def _error(one: Path, other: Path) -> float | None:
+def _error(one: tuple[str, int], other: tuple[str, int]) -> float | None:
     """Standard error of the difference of two runs' losses, by clips; None where they left no like samples."""
     try:
-        mine, best = averaged_weights(str(one)), averaged_weights(str(other))
+        mine, best = averaged_weights(*one), averaged_weights(*other)
     except UserError:  # none, or damaged: of no consequence here
         return None
     if mine.shape != best.shape or len(mine) < 2:

@@ -227,9 +227,7 @@ def load(path: str | Path) -> Law:
     Raises:
         UserError: missing file, not JSON, another schema, or a constant missing or out of its range.
     """
-    raw = read_json(path)
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: a law file is one JSON object")
+    raw = read_json(path, dict)
     try:
         return from_dict(raw)
     except UserError as error:

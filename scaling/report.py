@@ -309,4 +309,7 @@ def _samples(folder: Path) -> str:
 def _prompts(folder: Path) -> dict[str, str]:
     """File name -> prompt, from the samples.json that sample.py leaves beside its files."""
     path = folder / "samples.json"
-    return {record["file"]: record["prompt"] for record in read_json(path)} if path.exists() else {}
+    records = read_json(path, list, "a list of files and prompts, as sample.py writes it") if path.exists() else []
+    if not all(isinstance(row, dict) and type(row.get("file")) is type(row.get("prompt")) is str for row in records):
+        raise UserError(f"{path}: not a list of files and prompts, as sample.py writes it; remove it to show none")
+    return {row["file"]: row["prompt"] for row in records}

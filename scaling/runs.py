@@ -20,7 +20,8 @@ from scaling.tables import (  # noqa: F401 (callers take these two from here)
     whole_number,
 )
 from utils.errors import UserError
-from utils.files import read_json, replacing
+from utils.files import find_files, replacing
+from utils.results import FILE, read_result, report_left_out
 
 MEASURED = {  # a milestone's, as ours -> in result.json
     "loss": "val_loss", "loss_se": "val_se", "ema_loss": "ema_val_loss", "ema_loss_se": "ema_val_se", "flops": "flops",
@@ -44,7 +45,8 @@ class Ledger:
 
     ``loss`` is what laws are fitted on (the EMA's, where recorded) and ``loss_se`` its standard error or nan;
     ``raw_loss`` and ``raw_loss_se`` are the raw weights'. ``nominal_T`` is the milestone asked for, common to a grid.
-    ``samples`` names the file of per-sample validation losses, or is empty; ``recipe`` holds what all the runs share.
+    ``samples`` names the file of per-sample validation losses, or is empty; ``samples_crc32`` is its checksum, or -1
+    where it is not known. ``recipe`` holds what all the runs share.
     ``stream`` is the seed of a run's samples, which several runs may share, or -1 where it is not known. ``skipped``
     is the share of the run's steps that moved nothing, or nan where it is not known. ``unit`` is what the source
     counts its batches in, in tokens. ``columns`` maps our names to a table's, where it has others that are known;
@@ -66,6 +68,7 @@ class Ledger:
     n_ctx: NDArray[np.int64]
     heldout: NDArray[np.bool_]
     samples: NDArray[np.str_]
+    samples_crc32: NDArray[np.int64]
     stream: NDArray[np.int64]
     skipped: NDArray[np.float64]
     recipe: dict[str, Any]
@@ -152,19 +155,22 @@ def write_csv(ledger: Ledger, path: str | Path) -> None:
 
 
 def _from_runs(folder: Path, duplicates: str | None) -> Ledger:
-    results = sorted(folder.rglob("result.json"))
-    if not results:
-        raise UserError(f"{folder}: no result.json below it; has the sweep run?")
-    rows, recipes = [], []
-    for path in results:
-        result = read_json(path)
+    paths = find_files(folder, FILE)
+    if not paths:
+        raise UserError(f"{folder}: no {FILE} below it; has the sweep run?")
+    rows, recipes, damaged = [], [], []
+    for path in paths:
         try:
+            result = read_result(path)
             rows += list(_run_rows(result, path.parent))
             recipes.append({"B": float(result["B"]), **(result.get("recipe") or {})})
+        except UserError as error:
+            damaged.append(error)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"{path}: not a run's result ({error!r:.200})") from None
+            damaged.append(UserError(f"{path}: not a run's result ({error!r:.200})"))
+    report_left_out(damaged, len(recipes))
     if not rows:
-        raise UserError(f"{folder}: {len(results)} results, but none has a milestone or diverged")
+        raise UserError(f"{folder}: {len(paths)} results, but none has a milestone or diverged")
     _fill_beta2_range(recipes)
     recipe = {key: value for key, value in recipes[0].items() if all(other.get(key) == value for other in recipes)}
     differing = sorted({key for other in recipes for key in other} - set(recipe))
@@ -189,7 +195,7 @@ def _fill_beta2_range(recipes: list[dict[str, Any]]) -> None:
 
 
 def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
-    path = folder / "result.json"
+    path = folder / FILE
     shared: dict[str, Any] = {key: positive(result[key], f"{path}: {key}") for key in ("N", "B", "lr", "n_ctx")}
     shared |= {"run_id": folder.name, "seed": whole_number(result.get("seed", 0), f"{path}: seed")}
     shared["heldout"] = result.get("heldout", False)
@@ -213,7 +219,8 @@ def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
             if given.get(theirs) is not None and (given[theirs] != 0 or not theirs.endswith("_se"))
         }
         known = {"status": "done", "T": tokens, "nominal_T": nominal, "asked": "nominal" in milestone}
-        yield shared | measured | known | {"samples": str(samples) if samples.exists() else ""}
+        known |= {"samples": str(samples) if samples.exists() else "", "crc32": milestone.get("losses_crc32")}
+        yield shared | measured | known
     if result["status"] == "diverged":
         # Censored: each milestone it should have reached has a loss beyond any number.
         asked = {positive(T, f"{path}: milestones_asked") for T in result.get("milestones_asked") or []}
@@ -261,6 +268,7 @@ def _ledger(
         n_ctx=column("n_ctx", 0).astype(int),
         heldout=np.array([bool(row.get("heldout")) for row in rows]),
         samples=np.array([row.get("samples", "") for row in rows]),
+        samples_crc32=column("crc32", -1).astype(int),
         stream=column("stream", -1).astype(int),
         skipped=column("skipped"),
         recipe=recipe,

@@ -43,7 +43,6 @@ from models.text import TextEncoder, load_text_encoder
 from models.vae import VideoVAE, load_vae
 from utils.devices import pick_device
 from utils.errors import Parser, UserError, path_text, resumable, run_cli
-from utils.files import read_json
 from utils.locks import release_abandoned
 from utils.progress import Progress
 from utils.tables import KINDS
@@ -214,7 +213,7 @@ def check_same_clips(args: argparse.Namespace) -> None:
     listed by its first."""
     given = Path(args.validation)
     index = (given if given.is_dir() else given.parent) / "index.json"
-    earlier = read_json(index).get("settings", {}) if index.is_file() else {}
+    earlier = read_index(index.parent)["settings"] if index.is_file() else {}
     for key, option in (("frames", "frames"), ("stride", "stride"), ("fps_wanted", "fps")):
         now = getattr(args, option)
         if earlier.get(key, now) != now:

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,8 @@ from scaling import laws
 from scaling.plan import Request, plan
 from training.planned_config import clip_length, planned_optim, planned_yaml, read_base, recipe_warnings
 from utils.errors import Parser, UserError, path_text, run_cli
-from utils.files import read_json, write_text
+from utils.files import find_files, write_text
+from utils.results import FILE, report_left_out, whole_results
 
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1)  # of T, at which the expected loss is given
 
@@ -52,32 +54,30 @@ def parse(text: str) -> tuple[sizes.Shape, float]:
     return sizes.parse_size(name), value
 
 
-def speeds(folder: Path) -> dict[tuple[float, str], float]:
+def speeds(results: Iterable[dict[str, Any]]) -> dict[tuple[float, str], float]:
     """Tokens per second by (N, device): all tokens of the finished runs of that size over all their seconds."""
     tokens: dict[tuple[float, str], float] = defaultdict(float)
     seconds: dict[tuple[float, str], float] = defaultdict(float)
-    for path in folder.rglob("result.json"):
-        result = read_json(path)
+    for result in results:
         if result["status"] == "done" and result.get("seconds"):
             tokens[float(result["N"]), result["device"]] += result["tokens"]
             seconds[float(result["N"]), result["device"]] += result["seconds"]
     return {key: tokens[key] / seconds[key] for key in tokens}
 
 
-def lowest(folder: Path) -> dict[tuple[float, int], float]:
+def lowest(results: Iterable[dict[str, Any]]) -> dict[tuple[float, int], float]:
     """The lowest loss of averaged weights that any run had, by (N, milestone in tokens)."""
     found: dict[tuple[float, int], float] = {}
-    for path in folder.rglob("result.json"):
-        result = read_json(path)
+    for result in results:
         for milestone in result["milestones"]:
             key = float(result["N"]), int(milestone["nominal"])
             found[key] = min(milestone["ema_val_loss"], found.get(key, math.inf))
     return found
 
 
-def page(rows: list[dict[str, Any]], law: laws.Law, path: str, results: Path | None) -> str:
+def page(rows: list[dict[str, Any]], law: laws.Law, path: str, results: Sequence[dict[str, Any]]) -> str:
     """The tables, as Markdown."""
-    rate, seen = (speeds(results), lowest(results)) if results else ({}, {})
+    rate, seen = speeds(results), lowest(results)
     lines = [
         "# Presets",
         "",
@@ -134,7 +134,9 @@ def main() -> None:
         out = Path(args.out) / f"{shape.name}.yaml"
         rows.append(row | {"out": os.path.relpath(out)})
         written[out] = planned_yaml(row, recipe=law.recipe, law=args.law, base=base, out=out)
-    table = page(rows, law, args.law, Path(args.results) if args.results else None)
+    found, damaged = whole_results(find_files(Path(args.results), FILE)) if args.results else ({}, [])
+    report_left_out(damaged, len(found))
+    table = page(rows, law, args.law, list(found.values()))
     for out, text in written.items():
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, text)

@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.sizes import smooth_width
 from scaling import allocation, laws, report, runs
 from utils.errors import Parser, UserError, path_text, run_cli
-from utils.files import read_json, replacing, write_text
+from utils.files import replacing, write_text
+from utils.results import FILE, read_result
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -48,7 +49,7 @@ def main() -> None:
     law = laws.load(args.law)
     ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
     cost = allocation.cost_of(law, smooth_width)
-    planned = read_json(Path(args.planned) / "result.json") if args.planned else None
+    planned = read_result(Path(args.planned) / FILE) if args.planned else None
     samples = Path(args.samples) if args.samples else None
     if samples is not None and not samples.is_dir():
         raise UserError(f"--samples {samples}: no such folder")

@@ -29,7 +29,8 @@ from scaling.optimum import WINDOW
 from scaling.points import Untrusted, at_nominal, grid_optima
 from scaling.stages import Options
 from utils.errors import Parser, UserError, path_text, run_cli
-from utils.files import read_json
+from utils.files import find_files, read_json
+from utils.results import FILE, whole_results
 
 # Relative: another machine's last bits, after a fit's iterations.
 SAME = 1e-4
@@ -68,8 +69,7 @@ def exponents(law: laws.Law, reference: laws.Law) -> dict[str, dict[str, Any]]:
 def exact_ratios(folder: Path) -> dict[float, float]:
     """Exact training FLOPs over C_token's, by N, as the runs of a folder counted them; empty where they did not."""
     ratios = {}
-    for path in folder.rglob("result.json"):
-        result = read_json(path)
+    for result in whole_results(find_files(folder, FILE))[0].values():
         if result.get("exact_flops") and result.get("flops"):
             ratios[float(result["N"])] = result["exact_flops"] / result["flops"]
     return ratios

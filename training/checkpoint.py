@@ -36,6 +36,7 @@ from utils.files import (
     write_json,
     write_text,
 )
+from utils.os_errors import warn_of_os_error, with_filename
 from utils.seal import read_sealed, sealed
 
 PREFIX = "step_"
@@ -79,7 +80,7 @@ def _save_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
     except SafetensorError as error:  # it hides the operating system's error number in its text
         raise OSError(_errno(str(error)), str(error), str(path)) from None
     path.chmod(0o644)  # it writes for the owner alone, and a group shares its checkpoints
-    with path.open("rb") as handle:
+    with with_filename(path), path.open("rb") as handle:
         os.fsync(handle.fileno())
 
 
@@ -96,12 +97,13 @@ def _describe(paths: list[Path]) -> dict[str, dict[str, int]]:
 
 def _size_and_crc32(path: Path) -> dict[str, int]:
     crc = 0
-    with path.open("rb") as handle:
+    with with_filename(path), path.open("rb") as handle:
         while chunk := handle.read(CHUNK):
             crc = zlib.crc32(chunk, crc)
         return {"bytes": handle.tell(), "crc32": crc}
 
 
+@warn_of_os_error("old checkpoints stay")
 def keep_final(directory: Path) -> None:
     """Leave the averaged weights of the newest checkpoint in ``directory`` and nothing else."""
     prune_checkpoints(directory, 1)
@@ -117,6 +119,7 @@ def is_final(directory: Path) -> bool:
     return len(paths) <= 1 and not others
 
 
+@warn_of_os_error("the last checkpoint keeps more than its averages")
 def keep_only(path: Path, kinds: tuple[str, ...]) -> None:
     """Drop the tensors of a checkpoint but ``kinds``, first from its state: it is whole at every moment."""
     state = read_state(path)
@@ -138,6 +141,7 @@ def update_state(directory: Path, step: int, **facts: Any) -> None:
     write_json(path / STATE, sealed(read_state(path) | facts))
 
 
+@warn_of_os_error("leftovers among the checkpoints stay")
 def recover(directory: Path) -> None:
     """Remove what killed processes left among the checkpoints of ``directory``, whose lock the caller holds: folders
     half-written or half-removed, and files on their way into or out of a checkpoint."""
@@ -150,6 +154,7 @@ def recover(directory: Path) -> None:
             _remove_unlisted(path, read_state(path))
 
 
+@warn_of_os_error("a checkpoint that is not needed stays")
 def remove_after(directory: Path, step: int) -> None:
     """Remove the checkpoints past ``step``, from which a run goes on: they are damaged, or of a longer life. Folders
     before it that have no state are halves that an older version was removing, and go too."""
@@ -164,6 +169,7 @@ def _remove_temporary(directory: Path) -> None:
         shutil.rmtree(aside)
 
 
+@warn_of_os_error("an old checkpoint stays")
 def prune_checkpoints(directory: Path, keep: int) -> None:
     """Remove all but the newest ``keep``."""
     for path in checkpoint_paths(directory)[keep:]:
@@ -182,7 +188,9 @@ def step_of(path: Path) -> int:
 
 def checkpoint_paths(directory: Path) -> list[Path]:
     """The checkpoints in ``directory``, newest first; folders that are named otherwise are the user's own."""
-    named = [p for p in directory.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit() and p.is_dir()]
+    # Not glob, which takes a folder that may not be read for an empty one: the run would start again.
+    paths = directory.iterdir() if directory.is_dir() else ()
+    named = [p for p in paths if p.name.startswith(PREFIX) and p.name.removeprefix(PREFIX).isdigit() and p.is_dir()]
     return sorted(named, key=step_of, reverse=True)
 
 

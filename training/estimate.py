@@ -7,6 +7,7 @@ from typing import Any
 
 from training.grid import Sweep
 from training.resolve import Run
+from training.state import UNFINISHED
 
 
 def flops_of(cell: Run) -> float:
@@ -31,7 +32,7 @@ class Estimate:
         """Hours until the last cell ends, ``at_once`` processes training; None where nothing tells."""
         rest, alone = [], []
         for cell, hours, state in zip(sweep.cells, self.hours, states):
-            if state["state"] not in ("pending", "running", "stopped", "lost"):
+            if state["state"] not in UNFINISHED:
                 continue
             if hours is None:
                 return None

@@ -40,8 +40,7 @@ def publish(directory: Path, results: str) -> None:
 def _read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    value = read_json(path)
-    cells = value.get("cells") if isinstance(value, dict) else None
+    cells = read_json(path, dict, "a list of cells that extend wrote").get("cells")
     if not isinstance(cells, list) or not all(_is_cell(cell) for cell in cells):
         raise UserError(f"{path}: not a list of cells that extend wrote; remove it, and extend again")
     return cells

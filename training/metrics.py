@@ -1,6 +1,5 @@
 """What a run reports while it runs: metrics.jsonl for machines, TensorBoard and a console line for people."""
 
-import json
 import math
 import resource
 import sys
@@ -13,8 +12,10 @@ import torch
 from torch import Tensor
 
 from data.export import gif_bytes
+from training.log_files import Board, MetricsFile
 from utils.devices import peak_of
-from utils.files import replacing, write_text
+from utils.files import replacing
+from utils.os_errors import warn_of_os_error
 from utils.progress import duration
 
 SPEAK_SECONDS = 5
@@ -62,18 +63,11 @@ class MetricsLog:
         validates: bool = False,
         board: str = "tensorboard",
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second to import, and only the main process writes
-
-        self._path, kept = run_dir / "metrics.jsonl", []
-        if self._path.exists():
-            lines = self._path.read_text().splitlines(keepends=True)
-            # A line cut short by a kill has no newline, and lies after the checkpoint.
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            write_text(self._path, "".join(kept))
-        self._file = self._path.open("a")
+        self._file = MetricsFile(run_dir / "metrics.jsonl", step)
         # TensorBoard's steps are tokens here: cells of different batches are compared at equal tokens.
-        self._board = SummaryWriter(str(run_dir / board), purge_step=tokens if validates else tokens + 1)
-        if validates and kept and (last := json.loads(kept[-1]))["step"] == step:
+        self._board_dir = run_dir / board
+        self._board = Board(str(self._board_dir), purge_step=tokens if validates else tokens + 1)
+        if validates and (last := self._file.last) is not None and last["step"] == step:
             self._points(last)  # purged with the validation's, but it is not logged again
         self._device, self._peak, self._world = device, peak_flops(device, dtype), world
         self._restart_clock(tokens)
@@ -119,8 +113,7 @@ class MetricsLog:
             "share": share,
             "mfu": mfu,
         }
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        self._file.append(values)
         self._points(values | {"memory_GiB": memory_peak(self._device) / 2**30})
         self._bins("train_by_t", by_t, tokens)
         if now - self._spoken[1] >= SPEAK_SECONDS:
@@ -130,7 +123,7 @@ class MetricsLog:
     def _points(self, values: dict[str, Any]) -> None:
         """A logged step's points in TensorBoard."""
         for name, value in values.items():
-            if name not in ("step", "share") and value is not None:
+            if name not in ("step", "share") and isinstance(value, int | float):
                 self._board.add_scalar(f"train/{name}", value, values["tokens"])
 
     def _line(self, values: dict[str, Any], speed: float, end: int) -> str:
@@ -186,8 +179,8 @@ class MetricsLog:
         from tensorboard.summary.writer.record_writer import RecordWriter
         from torch.utils.tensorboard.summary import hparams
 
-        folder = Path(self._board.get_logdir())
-        with replacing(folder / HPARAMS_FILE) as tmp, tmp.open("wb") as file:
+        path = self._board_dir / HPARAMS_FILE
+        with warn_of_os_error("the run is not in TensorBoard's table"), replacing(path) as tmp, tmp.open("wb") as file:
             writer = RecordWriter(file)
             for summary in hparams(settings, dict.fromkeys(HPARAM_METRICS)):
                 writer.write(Event(wall_time=time.time(), summary=summary).SerializeToString())
@@ -201,7 +194,7 @@ class MetricsLog:
         )
         # The prompt in the tag, since nothing else of an image's description is shown beside it; whole under Text.
         value = Summary.Value(tag=f"{name} {caption[:60]}", image=image)
-        self._board.file_writer.add_summary(Summary(value=[value]), tokens)
+        self._board.add_summary(Summary(value=[value]), tokens)
         self._board.add_text(name, caption, tokens)
         self._restart_clock(self._last[0])
 

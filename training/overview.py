@@ -8,11 +8,11 @@ from typing import Any
 from training.estimate import Estimate, device_hours, flops_of, width
 from training.grid import Sweep, label
 from training.resolve import Run
-from training.state import FINISHED, cell_state
+from training.state import FINISHED, UNFINISHED, cell_state
 from utils.progress import duration
 
 PLAN = ("run id", "size", "N", "T", "B", "lr", "steps", "FLOPs", "hours")
-TOLD = ("running", "stopped", "lost", "stopped early", "failed")  # cells that status names one by one
+TOLD = ("running", "stopped", "lost", "stopped early", "damaged", "failed")  # cells that status names one by one
 
 
 def states_of(sweep: Sweep, jobs: dict[str, str] | None = None) -> list[dict[str, Any]]:
@@ -123,7 +123,7 @@ def status_text(sweep: Sweep, told: dict[str, Any]) -> str:
     """``status`` in lines: counts, time left, the best, Slurm's queue, and the cells under way or in trouble."""
     counts = ", ".join(f"{count} {state}" for state, count in sorted(told["counts"].items()))
     lines = [f"{sweep.directory}: {len(sweep.cells)} cells: {counts}"]
-    if any(told["counts"].get(state) for state in ("pending", "running", "stopped", "lost")):
+    if any(told["counts"].get(state) for state in UNFINISHED):
         hours = told["hours_left"]
         lines.append(
             f"  time left {'unknown' if hours is None else duration(3600 * hours)}; throughput {told['rate']}"
@@ -139,7 +139,7 @@ def status_text(sweep: Sweep, told: dict[str, Any]) -> str:
         if row["state"] not in TOLD:
             continue
         words = f"  {row['state']} {cell.config.name}: "
-        if row["state"] == "failed":
+        if row["state"] in ("failed", "damaged"):
             lines.append(words + row["reason"])
             continue
         loss = f", loss {row['loss']:.5g}" if row["loss"] is not None else ""

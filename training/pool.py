@@ -20,14 +20,16 @@ from omegaconf import OmegaConf
 
 from scaling.hopeless import hopeless
 from training.config import Config, config_from_dict, to_dict
-from training.records import finished_result
+from training.records import finished_result, recorded
 from training.resolve import Run
 from training.stacks import stacks
-from training.state import DATA_FAULT, FAILURE, HOPELESS, data_fault
+from training.state import DATA_FAULT, FAILURE, HOPELESS, data_fault, forget_failure, write_record
 from training.sweep_keys import ExecutorKeys
 from utils.errors import DataFault, run_cli
-from utils.files import read_json, replacing, write_json
+from utils.files import replacing
 from utils.locks import check_held, held
+from utils.os_errors import warn_of_os_error
+from utils.results import FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -115,7 +117,7 @@ def run_cells(
     """
     queue = []
     for run in cells:
-        (run.config.run_dir / FAILURE).unlink(missing_ok=True)  # a failed cell is tried afresh
+        forget_failure(run)
         if finished_result(run) is None and not (run.config.run_dir / HOPELESS).exists():
             queue.append(run)
     if not queue:
@@ -156,7 +158,8 @@ def run_cells(
             look([run for worker in busy.values() for run in worker.runs])
         if keys.stop_hopeless:
             for worker in busy.values():
-                _stop_if_hopeless(worker)
+                with warn_of_os_error("a cell is not compared with the others"):
+                    _stop_if_hopeless(worker)
     if fault:
         raise DataFault(f"{fault}; then run the sweep again: it stopped, as its other cells read the same data")
 
@@ -172,8 +175,8 @@ def _settle(
     if (run.config.run_dir / HOPELESS).exists():
         return "stopped early"
     if fault := data_fault(run):
-        record = {"attempts": attempts.get(run.config.name, 0) + 1, "exit_status": 2, "reason": fault}
-        write_json(run.config.run_dir / FAILURE, record | {"data_fault": True})
+        count = attempts.get(run.config.name, 0) + 1
+        write_record(run.config.run_dir / FAILURE, fault, attempts=count, exit_status=2, data_fault=True)
         return "failed"
     if interrupted:
         return "stopped"
@@ -185,11 +188,12 @@ def _settle(
     attempts[name] = attempts.get(name, 0) + 1
     if code != 2 and attempts[name] <= retries:  # a user's error will not mend itself
         return "again"
-    console = run.config.run_dir / "console.log"
-    lines = console.read_text(errors="replace").strip().splitlines() if console.exists() else []
+    console, lines = run.config.run_dir / "console.log", []
+    with warn_of_os_error("the reason of a failure is not known"):
+        lines = console.read_text(errors="replace").strip().splitlines() if console.exists() else []
     silent = f"ended with status {code} and wrote no console.log; see what this command printed"
     reason = lines[-1] if lines else silent
-    write_json(run.config.run_dir / FAILURE, {"attempts": attempts[name], "exit_status": code, "reason": reason})
+    write_record(run.config.run_dir / FAILURE, reason, attempts=attempts[name], exit_status=code)
     return "failed"
 
 
@@ -356,17 +360,17 @@ def _stop_with_parent() -> None:
 def _stop_if_hopeless(worker: _Worker) -> None:
     """Stop a cell that at its newest milestone is beyond doubt behind the best of its size, and say so beside it."""
     directory = worker.runs[0].config.run_dir
-    path = directory / "result.json"
+    path = directory / FILE
     if worker.stopping or not path.exists():
         return
-    result = read_json(path)
+    result = recorded(worker.runs[0])
     # At a milestone of its own, and now and then, as others may have come to it later.
     seen = (len(result["milestones"]), time.monotonic() // AGAIN_SECONDS)
-    if result["status"] != "running" or seen == worker.seen:
+    if result.get("status") != "running" or seen == worker.seen:
         return
     worker.seen = seen
-    others = [other.parent for other in directory.parent.glob("*/result.json") if other != path]
+    others = [other.parent for other in directory.parent.glob(f"*/{FILE}") if other != path]
     reason = hopeless(directory, others)
     if reason:
-        write_json(directory / HOPELESS, {"reason": reason, "tokens": result["tokens"], "at": time.time()})
+        write_record(directory / HOPELESS, reason, tokens=result["tokens"], at=time.time())
         worker.stop()

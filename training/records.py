@@ -10,7 +10,7 @@ from models.sizes import exact_flops
 from training.config import Config, run_id, to_dict
 from training.resolve import Run
 from utils.errors import UserError
-from utils.files import read_json
+from utils.results import FILE, DamagedResult, read_result
 from utils.revision import code_revision
 
 if TYPE_CHECKING:
@@ -112,22 +112,32 @@ def _exact_flops_per_clip(run: Run, meta: dict[str, Any]) -> int:
 
 def finished_result(run: Run) -> dict[str, Any] | None:
     """The result in the run's directory if it is this run's and final: diverged, or done to the end asked for."""
-    path = run.config.run_dir / "result.json"
-    if not path.exists():
-        return None
-    result = read_json(path)
-    reached = {m["nominal"] for m in result["milestones"]}
-    done = result["status"] == "done" and reached >= set(run.config.train.milestones)
-    final = result["run_id"] == run_id(run.config) and (done or result["status"] == "diverged")
-    return result if final else None
+    result = recorded(run)
+    reached = {m.get("nominal") for m in result["milestones"]}
+    done = result.get("status") == "done" and reached >= set(run.config.train.milestones)
+    return result if done or result.get("status") == "diverged" else None
 
 
 def recorded(run: Run) -> dict[str, Any]:
-    """The result in the run's directory, if it is this run's; else one of no tokens and no milestones."""
-    path = run.config.run_dir / "result.json"
+    """The result in the run's directory, if it is this run's and not damaged; else one of no tokens and milestones."""
     nothing = {"run_id": None, "tokens": 0, "milestones": []}
-    result = read_json(path) if path.exists() else nothing
-    return result if result["run_id"] == run_id(run.config) else nothing
+    path = run.config.run_dir / FILE
+    try:
+        result = read_result(path) if path.exists() else nothing
+    except DamagedResult:
+        return nothing
+    return result if result.get("run_id") == run_id(run.config) and result.get("tokens") is not None else nothing
+
+
+def result_damage(directory: Path) -> str | None:
+    """Why the result in ``directory`` is as good as none, in words; None where it is whole, or there is none."""
+    path = directory / FILE
+    try:
+        if path.exists():
+            read_result(path)
+    except DamagedResult as error:
+        return str(error)
+    return None
 
 
 def resumable_step(directory: Path) -> int:

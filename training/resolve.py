@@ -8,11 +8,13 @@ from typing import Any
 
 from models.sizes import MAX_LAYERS, MAX_PARAMETERS, flops_per_token, head_width, parameters, parse_size
 from training.config import Config, cache_folders, copied
+from training.keys import MAX_INTEGER
 from training.schema import OptimKeys
 from utils.errors import UserError
 from utils.files import read_json
 
 WARMUP_FRACTION = 0.1
+INDEX = "the index of a latent cache"
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def resolve(
     if (train.tokens is None) == (train.flops is None):
         raise UserError("train.tokens and train.flops: give one of them, the end of the run")
     if train.tokens is None:
+        if train.flops / per_token > MAX_INTEGER:
+            raise UserError(f"train.flops={train.flops:g}: these are more than {MAX_INTEGER:.3g} tokens, the limit")
         train.tokens, train.flops = math.ceil(train.flops / per_token), None
     if train.batch_tokens > train.tokens:
         raise UserError(f"train.tokens={train.tokens}: less than one batch of train.batch_tokens={train.batch_tokens}")
@@ -112,19 +116,18 @@ def encoded_shape(config: Config) -> list[int] | None:
     path = Path(cache_folders(config)[0]) / "index.json"
     if not config.data.cache or not path.is_file():
         return None
-    index = read_json(path)
-    shape = index.get("latent_shape") if isinstance(index, dict) else []
+    shape = read_json(path, dict, INDEX).get("latent_shape")
     whole = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
     if not (whole or shape is None):
-        raise UserError(f"{path}: not the index of a latent cache")
+        raise UserError(f"{path}: not {INDEX}")
     return shape
 
 
 def cache_indexes(config: Config) -> list[dict[str, Any]]:
     """The indexes of all folders in ``data.cache``; none where one of them has no finished cache yet."""
     paths = [Path(folder) / "index.json" for folder in cache_folders(config) if folder]
-    indexes = [read_json(path) for path in paths if path.is_file()]
-    finished = all(isinstance(index, dict) and index.get("latent_shape") for index in indexes)
+    indexes = [read_json(path, dict, INDEX) for path in paths if path.is_file()]
+    finished = all(index.get("latent_shape") for index in indexes)
     return indexes if finished and len(indexes) == len(paths) else []
 
 

@@ -274,7 +274,13 @@ class ValidationKeys:
         identity=ALWAYS,
         bound=Bound("2 or more, as a standard error needs two", lambda value: value >= 2),
     )
-    timesteps: int = key(4, "stratified times per clip", identity=ALWAYS, bound=POSITIVE)
+    timesteps: int = key(
+        4,
+        "stratified times per clip",
+        identity=ALWAYS,
+        # Each stratum is one shuffle of all clips: a number mistyped by nine zeros took hours before the first step.
+        bound=Bound("from 1 to 1000", lambda value: 1 <= value <= 1000),
+    )
     batch: int | None = key(
         None,
         "the most samples per forward pass, 32 or 40,960 tokens if not given; it does not change the loss",

@@ -25,7 +25,7 @@ from training.config import config_from_dict, to_dict
 from training.grid import Sweep
 from training.records import finished_result, resumable_step
 from training.resolve import Run
-from training.state import FAILURE, FINISHED, cell_state
+from training.state import FAILURE, FINISHED, cell_state, forget_failure, write_record
 from training.sweep_keys import ExecutorKeys, SlurmKeys, minutes
 from utils.errors import DataFault, UserError, nearest
 from utils.files import read_json, write_json
@@ -84,7 +84,7 @@ def follow(
         told, busy, todo = False, False, {}  # cells to submit, with their count
         for name, run in list(open_cells.items()):
             if began and name not in tasks:
-                (run.config.run_dir / FAILURE).unlink(missing_ok=True)  # a failed cell is tried afresh
+                forget_failure(run)
             state = cell_state(run)
             if state["state"] in (*FINISHED, "failed"):
                 del open_cells[name]
@@ -104,7 +104,7 @@ def follow(
                     reason = (
                         f"its Slurm job ended {count} times without a later checkpoint; see {_logs(sweep.directory)}"
                     )
-                    write_json(run.config.run_dir / FAILURE, {"attempts": count, "reason": reason})
+                    write_record(run.config.run_dir / FAILURE, reason, attempts=count)
                     del open_cells[name]
                     report(run, "failed")
                 else:
@@ -223,7 +223,9 @@ def queue_of(directory: Path) -> dict[str, str] | None:
         number = int(index) if index.isdigit() else 0
         why = f" ({reason})" if state == "PENDING" and reason != "None" else ""
         if name not in cells:
-            cells[name] = [[cell["run_id"] for cell in part] for part in read_json(records[name])["tasks"]]
+            cells[name] = [[cell["run_id"] for cell in part] for part in read_submission(records[name])["tasks"]]
+        if number >= len(cells[name]):
+            raise _damaged(records[name], f"it has no task {number}")
         for run_id in cells[name][number]:
             tasks[run_id] = f"{job}_{number} {state}{why}"
     return tasks
@@ -320,9 +322,12 @@ def work(record: str, task: int) -> None:
     from training.pool import Interrupt, run_cells
 
     with Interrupt() as interrupt:
-        content = read_json(record)
-        keys = executor_keys(content["executor"])
-        cells = [_cell(values) for values in content["tasks"][task]]
+        content = read_submission(Path(record))
+        try:
+            keys = executor_keys(content["executor"])
+            cells = [_cell(values) for values in content["tasks"][task]]
+        except (KeyError, TypeError, IndexError) as error:
+            raise _damaged(Path(record), f"{error!r:.100}") from None
         # A job that is queued again leaves those that failed in it: who submits says when they are tried afresh.
         cells = [run for run in cells if not (run.config.run_dir / FAILURE).exists()]
         before = [_tokens(run) for run in cells]
@@ -338,6 +343,25 @@ def work(record: str, task: int) -> None:
         if all(_tokens(run) <= tokens for run, tokens in zip(cells, before)):
             raise RuntimeError("no cell got any further before the warning: give executor.slurm.time more minutes")
         subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+
+
+def read_submission(path: Path) -> dict[str, Any]:
+    """What ``submit`` wrote; "tasks" is a list of lists of cells with a "run_id".
+
+    Raises:
+        UserError: it is damaged. Which cells a job trains is not known then, and a second job would train them too.
+    """
+    content = read_json(path, dict, "a submission")
+    tasks = content.get("tasks")
+    if not (isinstance(tasks, list) and all(isinstance(part, list) for part in tasks)):
+        raise _damaged(path, "no tasks")
+    if not all(isinstance(cell, dict) and isinstance(cell.get("run_id"), str) for part in tasks for cell in part):
+        raise _damaged(path, "a cell without its run_id")
+    return content
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(f"{path}: not a submission ({why}); cancel its job, of that name (scancel), and remove the file")
 
 
 def executor_keys(values: dict[str, Any]) -> ExecutorKeys:

@@ -5,7 +5,7 @@ No torch here: a thousand cells are to be asked within a second.
 
 import contextlib
 import dataclasses
-import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,25 +13,31 @@ from pathlib import Path
 from typing import Any
 
 from training.config import Config
-from training.records import finished_result, recorded, resumable_step
+from training.records import finished_result, recorded, result_damage, resumable_step
 from training.resolve import Run
-from utils.errors import DataFault
-from utils.files import read_json, replacing, write_json
+from utils import seal
+from utils.errors import DataFault, UserError
+from utils.files import parse_json, read_json, replacing, write_json
 from utils.locks import held
+from utils.results import FILE, write_result
 
 FAILURE = "failure.json"  # written by who gave the cell up: its pool, or for a lost job who follows the jobs
 DATA_FAULT = "data_fault.json"  # written by a run that its data ended: no cell of a sweep can be trained on them
 HOPELESS = "stopped_early.json"  # written by the pool that stopped it
 FINISHED = ("done", "diverged", "stopped early")
+UNFINISHED = ("pending", "running", "stopped", "lost", "damaged")  # what a sweep still trains
+FACTS = ("attempts", "exit_status", "data_fault")  # of a failure; data_fault: true where the data are damaged
 TAIL = 4096  # bytes: the last line of metrics.jsonl is within them
 
 
 def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
-    """How a cell stands: {"state", "tokens", "loss", "rate", "share"}, and "reason" where it failed or was stopped.
+    """How a cell stands: {"state", "tokens", "loss", "rate", "share"}, and "reason" where it failed, was stopped or is
+    damaged.
 
     The state is "pending" (also a finished cell that is to grow and kept no optimiser), "running" (a process holds its
     folder), "stopped" (a signal ended it, or it is to grow; it will go on), "lost" (its process is gone without a
-    word; it will go on), "done", "diverged", "failed" or "stopped early". The loss is the last milestone's, of the
+    word; it will go on), "done", "diverged", "failed", "stopped early" or "damaged" (its result, or the record of its
+    failure or early stop, is not as it was written; it is trained again). The loss is the last milestone's, of the
     averaged weights; the rate is training FLOPs per second of its process, all runs together that it trains, or None;
     the share is the cell's of that process as it last told, or None.
 
@@ -40,25 +46,36 @@ def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
     """
     directory = run.config.run_dir
     if (directory / FAILURE).exists():
-        return {**_nothing("failed"), **read_json(directory / FAILURE)}
+        record = read_record(directory / FAILURE)
+        return _damaged(directory / FAILURE) if record is None else {**_nothing("failed"), **record}
     final = finished(run, results)
     if final is not None:
-        seconds = final.get("seconds")
-        rate = final["flops"] / seconds if seconds and final["status"] == "done" else None
+        seconds, flops = final.get("seconds"), final.get("flops")
+        rate = flops / seconds if flops and seconds and final["status"] == "done" else None
         return {"state": final["status"], "tokens": final["tokens"], "loss": _loss(final), "rate": rate, "share": None}
-    if not (directory / "config.yaml").exists():
+    runs = held(directory)
+    begun = (directory / "config.yaml").exists()
+    damage = result_damage(directory)
+    if damage is None and results and not begun:
+        damage = result_damage(_committed(run, results).config.run_dir)
+    if damage is not None and not runs:
+        return {**_nothing("damaged"), "reason": damage}
+    if not begun:
         return _nothing("pending")
-    result, last, runs = recorded(run), last_metrics(directory), held(directory)
+    result, last = recorded(run), last_metrics(directory)
     grows = result.get("status") == "done"  # it was finished once, before later milestones were asked for
     anew = grows and not resumable_step(directory)
     if anew and not runs:
         return _nothing("pending")
-    share = last.get("share", 1.0) if last else None
+    share = last["share"] if last else None
     rate = run.flops_per_token * last["tokens_per_second"] / share if last else None
     tokens = max(0 if anew else result["tokens"], last["tokens"] if last else 0)
     values = {"tokens": tokens, "loss": _loss(result), "rate": rate, "share": share}
     if (directory / HOPELESS).exists():
-        return {"state": "stopped early", **values, "reason": read_json(directory / HOPELESS)["reason"]}
+        record = read_record(directory / HOPELESS)
+        if record is None:
+            return _damaged(directory / HOPELESS)
+        return {"state": "stopped early", **values, "reason": record["reason"]}
     waits = grows or result.get("status") == "preempted"
     return {"state": "running" if runs else "stopped" if waits else "lost", **values}
 
@@ -71,14 +88,14 @@ def data_faults_recorded(configs: Sequence[Config]) -> Iterator[None]:
     except DataFault as fault:
         for config in configs:
             if config.run_dir.is_dir() and os.environ.get("RANK", "0") == "0":
-                write_json(config.run_dir / DATA_FAULT, {"reason": str(fault)})
+                write_record(config.run_dir / DATA_FAULT, str(fault))
         raise
 
 
 def data_fault(run: Run) -> str:
     """The fault of the data that ended a run, or an empty string."""
     path = run.config.run_dir / DATA_FAULT
-    return read_json(path)["reason"] if path.exists() else ""
+    return (read_record(path) or _damaged(path))["reason"] if path.exists() else ""
 
 
 def finished(run: Run, results: str | None = None) -> dict[str, Any] | None:
@@ -91,10 +108,35 @@ def label_heldout(run: Run) -> None:
     """Have the result of a cell that is over say whether its size is held out now: fits read results alone."""
     result = recorded(run)
     over = finished_result(run) is not None or (run.config.run_dir / HOPELESS).exists()
-    if over and result.get("heldout", run.config.heldout) != run.config.heldout:
+    if over and result.get("config") and result.get("heldout", run.config.heldout) != run.config.heldout:
         marked = result | {"heldout": run.config.heldout}
         marked["config"] = result["config"] | {"heldout": run.config.heldout}
-        write_json(run.config.run_dir / "result.json", marked)
+        write_result(run.config.run_dir, marked)
+
+
+def write_record(path: Path, reason: str, **facts: Any) -> None:
+    """Write why a cell failed (``FAILURE``, ``DATA_FAULT``) or was stopped (``HOPELESS``), sealed."""
+    write_json(path, seal.sealed({**facts, "reason": reason}))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """{"reason", and what is recorded of ``FACTS``} from ``write_record``'s file; None where damaged."""
+    try:
+        record = read_json(path, dict)
+    except UserError:
+        return None
+    record = seal.unsealed(record) if seal.KEY in record else record  # older versions sealed none
+    if record is None or not isinstance(record.get("reason"), str):
+        return None
+    return {name: record[name] for name in ("reason", *FACTS) if name in record}
+
+
+def forget_failure(run: Run) -> None:
+    """Have a cell that failed tried afresh, and one whose early stop is not readable."""
+    directory = run.config.run_dir
+    (directory / FAILURE).unlink(missing_ok=True)
+    if (directory / HOPELESS).exists() and read_record(directory / HOPELESS) is None:
+        (directory / HOPELESS).unlink(missing_ok=True)
 
 
 def adopt(run: Run, results: str) -> None:
@@ -115,15 +157,22 @@ def publish(run: Run, results: str) -> bool:
 
 
 def last_metrics(directory: Path) -> dict[str, Any] | None:
-    """The last whole line of a run's metrics.jsonl; None without one."""
+    """The last whole line of a run's metrics.jsonl; None without one, or where it is damaged."""
     try:
         with (directory / "metrics.jsonl").open("rb") as file:
             file.seek(0, 2)
             file.seek(max(file.tell() - TAIL, 0))
             lines = file.read().split(b"\n")[:-1]
-        return json.loads(lines[-1])
-    except (OSError, IndexError, ValueError):
+        last = parse_json(lines[-1], "metrics.jsonl", dict)
+    except (OSError, IndexError, UserError):
         return None
+    counts = [last.get("tokens"), last.get("tokens_per_second"), last.setdefault("share", 1.0)]  # older: no share
+    whole = all(isinstance(count, int | float) and 0 < count < math.inf for count in counts)
+    return last if whole and last["share"] <= 1 else None
+
+
+def _damaged(path: Path) -> dict[str, Any]:
+    return {**_nothing("damaged"), "reason": f"{path}: not as it was written"}
 
 
 def _nothing(state: str) -> dict[str, Any]:
@@ -131,7 +180,7 @@ def _nothing(state: str) -> dict[str, Any]:
 
 
 def _loss(result: dict[str, Any]) -> float | None:
-    return result["milestones"][-1]["ema_val_loss"] if result["milestones"] else None
+    return result["milestones"][-1].get("ema_val_loss") if result["milestones"] else None
 
 
 def _committed(run: Run, results: str) -> Run:
@@ -142,7 +191,7 @@ def _committed(run: Run, results: str) -> Run:
 
 def _copy(source: Path, target: Path) -> None:
     """A result and its per-sample losses; the result last, which makes it one."""
-    files = [*sorted((source / "validation").glob("*.npy")), source / "result.json"]
+    files = [*sorted((source / "validation").glob("*.npy")), source / FILE]
     for path in files:
         with replacing(target / path.relative_to(source)) as aside:
             shutil.copyfile(path, aside)

@@ -26,7 +26,8 @@ from training.config import (
 from training.grid import Sweep
 from training.keys import NEVER, info_of
 from utils.errors import UserError
-from utils.files import read_json, replacing
+from utils.files import replacing
+from utils.results import FILE, whole_results
 
 SWEEP_FILE = "sweep.yaml"
 
@@ -118,8 +119,7 @@ def recorded_data(results: str | None, config: Config) -> dict[str, Any]:
 def committed_data(results: str) -> dict[str, Any] | None:
     """{"n_ctx", "fingerprint"} of the data that committed results were trained on; None where they do not agree."""
     found = {}
-    for path in Path(results).glob("*/result.json"):
-        result = read_json(path)
+    for path, result in whole_results(Path(results).glob(f"*/{FILE}"))[0].items():  # a cell's state reports others
         try:
             one = {"n_ctx": result["n_ctx"], "fingerprint": result["config"]["data"]["fingerprint"]}
         except (KeyError, TypeError):

@@ -6,12 +6,12 @@ import math
 import os
 import sys
 import time
+import zlib
 from collections.abc import Callable, Generator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
@@ -36,17 +36,18 @@ from training.model import build_model, check_compiler, compile_model
 from training.optim import learning_rate
 from training.parallel import all_reduce, check_together, from_first, gather, lost_process, shard
 from training.preview import Preview
-from training.records import build_result, check_growth, finished_result, recorded
+from training.records import build_result, check_growth, finished_result, recorded, result_damage
 from training.refusals import check_directory, check_layout
 from training.resolve import Run, beta2_warnings, resolve
 from training.state import DATA_FAULT, data_faults_recorded
 from training.step import Step
 from training.stop import StopRequest
-from training.validation import RAW_SHARE, Score, Validator, few_blocks
+from training.validation import RAW_SHARE, Score, Validator, few_blocks, losses_file
 from utils.devices import has_bfloat16
 from utils.errors import CONTINUES, PREEMPTED, UserError
-from utils.files import replacing, write_json
+from utils.files import replacing, write_bytes
 from utils.locks import check_held, exclusive
+from utils.results import write_result
 
 STEP, SCORES = "step", "scores"  # what a run's course asks for
 Scores = tuple[ValidationResult, ValidationResult]  # of the raw weights, and of the averaged
@@ -187,6 +188,9 @@ class Trainer:
             self.step, self.milestones, self.seconds = state["step"], state["milestones"], state["seconds"]
             self.learn.set_counts(state["counts"])
         check_growth(self.run, self.tokens, self.milestones)
+        if self.main and (damage := result_damage(self.config.run_dir)):
+            again = f"the run is trained again from {path.name if path else 'its start'}"
+            print(f"warning: {damage}; {again}", file=sys.stderr, flush=True)
         if self.world > 1:
             dist.barrier()
         if self.main and path is not None:
@@ -372,15 +376,14 @@ class Trainer:
             "ema_val_se": averaged.standard_error,
         }
         flops = self.tokens * self.run.flops_per_token
-        self.milestones += [{"nominal": m, "tokens": self.tokens, "flops": flops, **scores} for m in reached]
+        losses = losses_file(raw, averaged)
+        measured = {"flops": flops, **scores, "losses_crc32": zlib.crc32(losses)}
+        self.milestones += [{"nominal": m, "tokens": self.tokens, **measured} for m in reached]
         self.milestones.sort(key=lambda milestone: milestone["nominal"])
         if log is not None:
             check_held(self.config.run_dir)
             path = self.config.run_dir / "validation" / f"{self.tokens}.npy"
-            with replacing(path) as aside, aside.open("wb") as handle:
-                unmeasured = ((0, len(averaged.losses) - len(raw.losses)), (0, 0))
-                both = (np.pad(raw.losses, unmeasured, constant_values=np.nan), averaged.losses)
-                np.save(handle, np.stack(both))
+            write_bytes(path, losses)
             # TensorBoard first: a run killed in between validates again, and replaces the points there.
             log.validation(self.tokens, scores, averaged.bins)
             ckpt.update_state(directory, self.step, milestones=self.milestones)
@@ -435,7 +438,7 @@ class Trainer:
             device=self.device,
             world=self.world,
         )
-        write_json(self.config.run_dir / "result.json", result)
+        write_result(self.config.run_dir, result)
 
     def _close(self, log: MetricsLog, status: str) -> None:
         log.close()

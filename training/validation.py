@@ -1,9 +1,11 @@
 """Validation of a run's weights on the frozen set, in forward passes that fit into the memory."""
 
 import dataclasses
+import io
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -174,6 +176,18 @@ class Validator:
         )
         if fitting < size:
             self.batch = fitting * rows
+
+
+def losses_file(raw: ValidationResult, averaged: ValidationResult) -> bytes:
+    """The content of validation/<tokens>.npy: losses [raw and averaged weights, clips, times].
+
+    Clips on which the raw weights were not scored have NaN.
+    """
+    unmeasured = ((0, len(averaged.losses) - len(raw.losses)), (0, 0))
+    both = (np.pad(raw.losses, unmeasured, constant_values=np.nan), averaged.losses)
+    file = io.BytesIO()
+    np.save(file, np.stack(both))
+    return file.getvalue()
 
 
 def few_blocks(model: VideoDiT, device: torch.device) -> VideoDiT:

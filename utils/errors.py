@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from utils.os_errors import concerns_one_process, describe
+
 PREEMPTED = 75  # EX_TEMPFAIL, the exit status of what a signal stopped: run the same command again
 CONTINUES = "the same command continues"
 
@@ -159,29 +161,15 @@ def run_cli(main: Callable[[], int | None]) -> None:
             raise
     except UserError as error:
         message, own = str(error), isinstance(error, OwnError)
-    except BrokenPipeError:
-        if not _unread():
-            raise
-        # As head does, the reader has what it wanted; the rest goes nowhere, and so would Python's word about it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        # A full disk or a path that cannot be written is the user's to mend; other OS errors are ours to explain.
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"disk full: {error.filename or error}; free some space and run the same command again"
-            own = True
-        elif error.errno in (
-            errno.EACCES,
-            errno.EPERM,
-            errno.ENOENT,
-            errno.EROFS,
-            errno.ENOTDIR,
-            errno.EEXIST,
-            errno.EISDIR,
-        ):
-            message = f"{error.filename}: {error.strerror.lower()}; choose another path"
-        else:
+        if error.errno == errno.EPIPE and _unread():
+            # As head does, the reader has what it wanted; the rest goes nowhere, and so would Python's word about it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
+        described = describe(error)
+        if described is None:
             raise
+        message, own = described, concerns_one_process(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -6,6 +6,7 @@ writes the same file removes it, and so does the next one that locks its folder 
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -13,11 +14,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line, shown
+from utils.os_errors import with_filename
 from utils.process_ids import has_ended, machine_code
 
+T = TypeVar("T")
+MAX_JSON_BYTES = 1 << 30  # the index of ten million clips is within it; /dev/zero is not
+JSON_NAMES = {
+    dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false",
+    type(None): "null",
+}  # fmt: skip
 # Older versions wrote no machine.
 LEFTOVER = re.compile(r"\.(?P<name>.+?)\.(?:(?P<machine>[0-9a-f]{8})-)?(?P<pid>\d+)\.tmp")
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
@@ -44,12 +52,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
     remove_abandoned(path)
     aside = temporary(path)
     try:
-        yield aside
-        with aside.open("rb") as handle:
-            os.fsync(handle.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+        with with_filename(path, aside):
+            yield aside
+            with aside.open("rb") as handle:
+                os.fsync(handle.fileno())
+            aside.replace(path)
+    except BaseException:
+        with suppress(OSError):  # the error that led here is the one to report
+            aside.unlink(missing_ok=True)
+        raise
 
 
 def temporary(path: Path) -> Path:
@@ -125,6 +136,12 @@ def write_text(path: str | Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write ``content`` to ``path``, whole or not at all."""
+    with replacing(path) as aside:
+        aside.write_bytes(content)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all. Infinity and NaN must be encoded by the caller."""
     write_text(path, json_text(value))
@@ -135,18 +152,84 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
-def read_json(path: str | Path) -> Any:
-    """The JSON value in ``path``.
+def read_json(path: str | Path, kind: type[T] = object, what: str = "a JSON file") -> T:
+    """The JSON value in ``path``, of the Python type ``kind``, such as ``dict`` for an object.
+
+    Args:
+        what: what the file should be, for the error.
 
     Raises:
-        UserError: the file is missing, or is not JSON.
+        UserError: the file is missing, or holds another value than one of ``kind`` (``parse_json``).
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        with with_filename(path), Path(path).open("rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from None
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: not {what} ({error})") from None
+    if len(content) > MAX_JSON_BYTES:
+        raise UserError(f"{path}: not {what} (longer than {MAX_JSON_BYTES >> 20} MiB)")
+    return parse_json(content, f"{path}: not {what}", kind)
+
+
+def parse_json(text: str | bytes, what: str, kind: type[T] = object, *, allow_nan: bool = False) -> T:
+    """The JSON value of a text, of the Python type ``kind``. All JSON that the project reads is read here.
+
+    Args:
+        text: as bytes it is UTF-8.
+        what: begins the message of the error.
+        allow_nan: take NaN and Infinity, which are no JSON, from files of other programs.
+
+    Raises:
+        UserError: it is no JSON value of ``kind``; it is nested too deep; an object has a key twice, of which Python
+            would take the last; or a number is beyond the range of floats or is none.
+    """
+    constants = {} if allow_nan else {"parse_constant": _refuse_constant, "parse_float": _finite_float}
+    try:
+        decoded = text if isinstance(text, str) else text.decode("utf-8")
+        value = json.loads(decoded, object_pairs_hook=_object_once, **constants)
+    except ValueError as error:  # also text that is not UTF-8, and integers of thousands of digits
+        raise UserError(f"{what} ({first_line(error)})") from None
+    except RecursionError:
+        raise UserError(f"{what} (nested too deep)") from None
+    if not isinstance(value, kind):
+        raise UserError(f"{what} ({JSON_NAMES[kind]} is needed, not {JSON_NAMES[type(value)]})")
+    return value
+
+
+def _refuse_constant(word: str) -> float:
+    raise ValueError(f"{word} is no JSON number")
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text:.40} is beyond the range of numbers")
+    return number
+
+
+def _object_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {shown(twice)} is there twice")
+    return found
+
+
+def find_files(folder: Path, name: str) -> list[Path]:
+    """The files called ``name`` anywhere below ``folder``, sorted.
+
+    Raises:
+        OSError: a folder cannot be listed, which rglob takes for an empty one.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    walk = os.walk(folder, onerror=refuse)
+    return sorted(Path(place) / name for place, _, files in walk if name in files)
 
 
 def pickles(path: Path) -> str:

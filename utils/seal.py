@@ -14,16 +14,24 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
     return content | {KEY: zlib.crc32(json_text(content).encode())}
 
 
+def unsealed(content: dict[str, Any]) -> dict[str, Any] | None:
+    """What ``sealed`` was given, without the checksum; None where there is none, or it is of another content.
+
+    Values are compared, not bytes: a program that indents the file otherwise leaves it as good as it was.
+    """
+    rest = {name: value for name, value in content.items() if name != KEY}
+    try:
+        return rest if KEY in content and sealed(rest)[KEY] == content[KEY] else None
+    except RecursionError:  # nested deeper than json writes, so json did not write it
+        return None
+
+
 def read_sealed(path: Path) -> dict[str, Any] | None:
-    """The content of the sealed file at ``path``, without its checksum; None where it is not as it was written.
+    """The content of the sealed file at ``path``, without its checksum; None where any byte is not as it was written.
 
     Raises:
-        UserError: the file is missing, or is not JSON.
+        UserError: the file is missing, or is no JSON object.
     """
-    content = read_json(path)
-    try:
-        del content[KEY]
-        as_written = json_text(sealed(content)) == path.read_text(encoding="utf-8")
-    except (KeyError, TypeError, ValueError):  # no checksum, no mapping, or a number too large for one
-        as_written = False
-    return content if as_written else None
+    content = read_json(path, dict)
+    rest = unsealed(content)
+    return rest if rest is not None and json_text(content).encode() == path.read_bytes() else None

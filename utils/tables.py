@@ -6,14 +6,14 @@ Manifests of videos and tables of training results are read by this one reader.
 import csv
 import gzip
 import io
-import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.errors import UserError, shown
+from utils.errors import UserError
+from utils.files import parse_json
 
 DELIMITERS = {
     ".csv": ",;\t",
@@ -79,20 +79,6 @@ def text_of(content: bytes, what: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{what}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
-
-
-def parse_json(text: str, what: str) -> Any:
-    """The JSON value of a text.
-
-    Raises:
-        UserError: it is none, or nested too deep; ``what`` names it.
-    """
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{what}: not JSON ({error})") from None
-    except RecursionError:
-        raise UserError(f"{what}: JSON that is nested too deep: {shown(text[:40])}") from None
 
 
 def _content(path: Path) -> bytes:
@@ -167,17 +153,22 @@ def _json(path: Path, kind: str, text: str, words: Words) -> Table:
     """Of a JSON array of objects, or of one object a line; columns are the keys of all of them."""
     rows: list[Row] = []
     if kind == ".json" and text.lstrip()[:1] == "[":
-        items = ((f"{path}, item {number}", item) for number, item in enumerate(parse_json(text, str(path)), 1))
+        items = ((f"{path}, item {number}", item) for number, item in enumerate(_parsed(text, str(path)), 1))
     else:
         lines = enumerate(text.split("\n"), 1)
         places = ((f"{path}, {words.line} {number}", line) for number, line in lines if line.strip())
-        items = ((place, parse_json(line, place)) for place, line in places)
+        items = ((place, _parsed(line, place)) for place, line in places)
     for place, item in items:
         if not isinstance(item, dict):
             raise UserError(f"{place}: not a JSON object with {words.object}")
         rows.append((place, item))
     columns = dict.fromkeys(key for _, row in rows for key in row)
     return Table(list(columns), lambda wanted: iter(rows))
+
+
+def _parsed(text: str, what: str) -> Any:
+    # NaN is no JSON, but other programs write it: in columns that are not read here, or a loss that is refused later.
+    return parse_json(text, f"{what}: not JSON", allow_nan=True)
 
 
 def _parquet(path: Path) -> Table:

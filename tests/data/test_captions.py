@@ -117,7 +117,7 @@ def test_other_columns_and_another_root(folder, tmp_path):
         ("m.csv", 'path,caption\na.mp4,"a ball\nb.mp4,a dog\n', "line 2: a quote that opens in this row is never"),
         ("m.json", '[{"path": "a.mp4", "caption": "x"}, 3]', "item 2: not a JSON object"),
         ("m.json", '[{"path": "a.mp4", ', r"m\.json: not JSON"),
-        ("m.json", "[" * 100_000, r"m\.json: JSON that is nested too deep"),
+        ("m.json", "[" * 100_000, r"m\.json: not JSON \(nested too deep"),
         ("m.jsonl", '{"path": "a.mp4", "caption": "half \\ud83d"}\n', r"line 1: the caption .* half of a surrogate"),
         ("m.jsonl", '{"path": "a\\ud83d.mp4", "caption": ""}\n', "line 1: no such file"),
         ("m.csv.gz", b"path,caption\na.mp4,x\n", r"m\.csv\.gz: not a whole gzip file"),
@@ -180,7 +180,7 @@ def test_captions_beside_videos(folder, files, captions):
         ({"a.json": '{"title": "one"}', "b.json": '{"views": 1}'},
          r"no caption in any of the 2 \.json \(their keys: title, views\); name it with --caption-column"),
         ({"a.json": '"one"'}, r"a\.json: not a JSON object with 'caption'"),
-        ({"a.json": "[" * 100_000}, r"a\.json: JSON that is nested too deep"),
+        ({"a.json": "[" * 100_000}, r"a\.json: not JSON \(nested too deep"),
         ({"a.txt": b"x" * (LIMIT_BYTES + 1)}, r"a\.txt: longer than 16 MiB"),
     ],
 )  # fmt: skip

@@ -266,7 +266,7 @@ def test_a_table_cut_within_its_last_row_is_refused(tmp_path):
 
 
 def test_a_table_that_is_too_long_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.tables.LIMIT_BYTES", 1 << 10)
+    monkeypatch.setattr("utils.tables.LIMIT_BYTES", 1 << 10)
     for name, write in (("list.csv", Path.write_bytes), ("list.csv.gz", None)):
         content = b"path\n" + 1000 * b"x.mp4\n"
         (tmp_path / name).write_bytes(content if write else gzip.compress(content))

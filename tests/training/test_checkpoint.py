@@ -140,7 +140,7 @@ def test_weights_that_a_whole_checkpoint_does_not_hold_are_no_damage(cache: Path
 
 def test_nothing_reads_pickles() -> None:
     """Weights come as safetensors, all else as JSON, YAML or npy without objects; one tool reads its own tensors."""
-    allowed = {"torch.load(state_path, weights_only=True)", "np.load(path, allow_pickle=False)"}
+    allowed = {"torch.load(state_path, weights_only=True)", "np.load(file, allow_pickle=False)"}
     reading = re.compile(
         r"\b(?:torch|np|numpy|joblib|pickle|dill)\.loads?\([^\n]*?\)|^\s*(?:import|from) pickle\b", re.M
     )

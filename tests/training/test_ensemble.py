@@ -65,7 +65,7 @@ def same(ours: Path, theirs: Path, rtol: float = 1e-5) -> None:
         np.testing.assert_allclose(ours_all, theirs_all, rtol=10 * rtol)
     mine, yours = result(ours), result(theirs)
     assert mine.keys() == yours.keys()
-    for key in mine.keys() - {"seconds", "git_revision", "milestones", "config"}:
+    for key in mine.keys() - {"seconds", "git_revision", "milestones", "config", "crc32"}:
         assert mine[key] == yours[key], key
     for values in (mine["config"], yours["config"]):
         del values["out"]
@@ -73,7 +73,7 @@ def same(ours: Path, theirs: Path, rtol: float = 1e-5) -> None:
     assert len(mine["milestones"]) == len(yours["milestones"])
     for a, b in zip(mine["milestones"], yours["milestones"]):
         assert a.keys() == b.keys()
-        for key in a:
+        for key in a.keys() - {"losses_crc32"}:  # of losses that may differ in their last bits
             # A standard error of 16 clips follows single samples, which follow single weights.
             assert a[key] == pytest.approx(b[key], rel=10 * rtol if key.endswith("_se") else rtol), key
     newest = [[p.name for p in checkpoint_paths(d / "checkpoints")[:1]] for d in (ours, theirs)]

@@ -87,7 +87,7 @@ def test_a_thousand_jobs_are_found_in_the_queue_at_once(tmp_path: Path, monkeypa
         monkeypatch,
     )
     read, count = slurm.read_json, []
-    monkeypatch.setattr(slurm, "read_json", lambda path: count.append(path) or read(path))
+    monkeypatch.setattr(slurm, "read_json", lambda path, *how: count.append(path) or read(path, *how))
     tasks = slurm.queue_of(tmp_path)
     assert len(count) == 1
     assert len(tasks) == 1000

