@@ -31,6 +31,7 @@ from utils.finiteness import check_finite
 
 EMBEDDED = Path(__file__).parent / "embedded_vae"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+MAX_SIZE = 1_000_000  # channels, layers, pixels: published autoencoders stay below 10,000
 
 
 def _fingerprint(folder: Path, weights: Iterable[Path], statistics: dict[str, Any]) -> str:
@@ -208,6 +209,13 @@ def _weights(folder: Path, spec: str) -> list[Path]:
     raise UserError(f"VAE {spec!r}: no {WEIGHTS} in {folder}{pickles(folder)}")
 
 
+def _largest(value: Any) -> int:
+    """The largest whole number anywhere in a JSON value; 0 without one."""
+    if isinstance(value, dict | list):
+        return max(map(_largest, value.values() if isinstance(value, dict) else value), default=0)
+    return value if isinstance(value, int) else 0
+
+
 def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> VideoVAE:
     """Load an autoencoder for use, not for training.
 
@@ -233,6 +241,8 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
         )
     if name in FLOAT32_ONLY and dtype != torch.float32:
         raise UserError(f"VAE {spec!r}: {name}'s encoder needs float32, in {dtype} its latents are noise")
+    if (largest := _largest(config)) > MAX_SIZE:  # building so many layers does not end
+        raise UserError(f"VAE {spec!r}: {folder / 'config.json'}: {largest} is no size of an autoencoder")
     weights = _weights(folder, spec)
 
     import diffusers  # seconds: only those who load an autoencoder wait for it
