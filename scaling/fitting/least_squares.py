@@ -89,7 +89,7 @@ def solve(
     problem: Problem, model: Model, theta: NDArray, phi: NDArray | None = None, rounds: int = ROUNDS,
     inflation: NDArray | None = None,
 ) -> Solution:  # fmt: skip
-    """Fit a model with its noise from a start, or the best of several; with no ``rounds``, at the noise that is given."""
+    """Fit a model with its noise from the best of the starts; with no ``rounds``, at the noise that is given."""
     phi = noise.START.copy() if phi is None else phi
     structure = noise.structure_of(problem.rows, ~problem.censored, effects_of(model))
     inflation = np.ones(len(problem.y)) if inflation is None else inflation
@@ -149,7 +149,14 @@ def descend(
         new = shape.evaluate(model, trial, problem.inputs)
         new_cost, new_gradient, new_hessian = equations(new, trial)
         if np.isfinite(new_cost) and new_cost < cost:
-            gain, theta, mean, cost, gradient, hessian = cost - new_cost, trial, new, new_cost, new_gradient, new_hessian
+            gain, theta, mean, cost, gradient, hessian = (
+                cost - new_cost,
+                trial,
+                new,
+                new_cost,
+                new_gradient,
+                new_hessian,
+            )
             damping = max(damping / 6, 1e-9)
             if gain < 1e-5 * (1 + cost):
                 break
@@ -160,9 +167,7 @@ def descend(
     return theta, mean, cost
 
 
-def _inflation(
-    problem: Problem, structure: noise.Structure, model: Model, mean: shape.Mean, phi: NDArray
-) -> NDArray:
+def _inflation(problem: Problem, structure: noise.Structure, model: Model, mean: shape.Mean, phi: NDArray) -> NDArray:
     """Student's weights, from residuals less what the row's grid, size and run have in common."""
     plain = np.ones(len(problem.y))
     V = noise.Whitener(structure, phi, noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, plain))
@@ -233,18 +238,28 @@ def start_of(problem: Problem, model: Model) -> NDArray:
     X = np.stack(columns, axis=1)
     # Free levels: within-grid deviations from weighted means.
     total = np.bincount(rows.grid, weight**2)
+
     def within(v: NDArray) -> NDArray:
         return v - (np.bincount(rows.grid, weight**2 * v) / np.maximum(total, 1e-300))[rows.grid]
+
     X = np.stack([within(v) for v in X.T], axis=1) * weight[:, None]
     y = within(problem.y) * weight
     ridge = 1e-3 * np.sqrt(np.sum(weight**2)) * 0.01
     size = np.linalg.norm(X, axis=0) + 1e-300
-    found = np.linalg.lstsq(np.vstack([X / size, ridge * np.eye(len(size))]), np.append(y, np.zeros(len(size))))[0] / size
+    found = (
+        np.linalg.lstsq(np.vstack([X / size, ridge * np.eye(len(size))]), np.append(y, np.zeros(len(size))))[0] / size
+    )
     theta = model.prior[0].copy()
     values: dict[str, float] = {}
     k = found[0]
     if k > 1e-4:
-        values |= {"ln_k": np.log(k), "aB": -found[1] / k, "aT": -found[2] / k, "aN": -found[3] / k, "a": -found[4] / k}
+        values |= {
+            "ln_k": np.log(k),
+            "aB": -found[1] / k,
+            "aT": -found[2] / k,
+            "aN": -found[3] / k,
+            "a": -found[4] / k,
+        }
     else:
         best = above[used] == 0
         values["a"] = float(np.mean(l[used][best]))
