@@ -65,7 +65,7 @@ def problem_of(cells: Cells, inputs: Inputs) -> Problem:
     y = np.log(np.where(finite, cells.loss, 1.0))
     for row in np.flatnonzero(~finite):
         others = (inputs.grid == inputs.grid[row]) & finite
-        beside = others & (cells.B == cells.B[row])
+        beside = others & (cells.B[row] == cells.B)
         known = beside if beside.any() else others
         y[row] = np.min(y[known]) if known.any() else np.nan
     known = ~np.isnan(y)
