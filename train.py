@@ -21,6 +21,7 @@ import sys
 
 from utils.devices import PEAK_FLOPS
 from utils.errors import Parser, UserError, path_text, resumable, run_cli
+from utils.locks import release_abandoned
 
 
 def main() -> int:
@@ -34,6 +35,11 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="say what the run would be and take; write nothing")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
     parser.add_argument("--account", action="store_true", help="with --dry-run: by formula, without data and steps")
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="on a disk without flock: the process that is named as working in the run's directory has ended",
+    )
     formula = parser.add_argument_group("of --account")
     formula.add_argument("--n-ctx", type=int, help="tokens per clip (default: those of data.cache)")
     formula.add_argument("--gpu", help=f"one of {', '.join(PEAK_FLOPS)} (default h100)")
@@ -66,6 +72,8 @@ def main() -> int:
         from training.dryrun import dry_run
 
         return leave(dry_run(config, arguments.json))
+    if arguments.take_over and os.environ.get("RANK", "0") == "0":
+        release_abandoned(config.run_dir)
     with resumable(str(config.run_dir)):
         from training.trainer import train  # after the configuration: its errors should not wait for torch
 

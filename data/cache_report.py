@@ -23,6 +23,22 @@ def captions_text(about: Mapping[str, Any], clips: int) -> list[str]:
     return lines
 
 
+def split_text(split: Mapping[str, Any] | None) -> list[str]:
+    """Lines about how training and validation were told apart; none for what an older index does not say."""
+    if not split or split["by"] == "seed":
+        return []
+    wanted = (
+        "the clips of the given list" if split["wanted"] is None else f"{split['wanted']:,} clips were to be drawn"
+    )
+    lines = [f"  validation: {wanted}, split by {split['by']}"]
+    if split["parted"]:
+        names = ", ".join(split["parted"][:3]) + (", ..." if len(split["parted"]) > 3 else "")
+        lines[0] += f": of {names} a part is trained on, {split['gap_seconds']:.2g} s or more from any validation clip"
+    if split["unused"]:
+        lines.append(f"  clips in neither split, as they are of videos validated on: {split['unused']:,}")
+    return lines
+
+
 def estimate_text(found: Mapping[str, Any]) -> str:
     """What ``data.check.estimate`` found."""
     opened = "" if found["opened"] == found["videos"] else f", judged by {found['opened']:,} drawn at random"
@@ -32,6 +48,7 @@ def estimate_text(found: Mapping[str, Any]) -> str:
                      "decoding may reject more)")  # fmt: skip
     lines.append(f"  {found['train']:,} training and {found['validation']:,} validation clips, {found['tokens']:,} "
                  "latent tokens (at patch 1x1x1)")  # fmt: skip
+    lines += split_text(found.get("split"))
     lines += captions_text(found, found["train"] + found["validation"])
     hours = "an unknown length" if found["hours"] is None else f"{found['hours']:,.2f} hours"
     lines.append(f"  {hours} of video, {found['bytes'] / 1e6:,.1f} MB of latents")
@@ -53,6 +70,7 @@ def summary(out: str, index: Mapping[str, Any]) -> dict[str, Any]:
         "rejected": index["rejected"],
         "rejected_clips": index.get("rejected_clips", {}),
         "captions": index.get("captions"),  # None in an index of before these were counted
+        "split": about.get("split"),
         "skipped": about.get("skipped"),
         "unread_columns": about.get("unread_columns"),
         "latent_statistics": index["latent_statistics"],
@@ -70,6 +88,7 @@ def summary_text(out: str, index: Mapping[str, Any]) -> str:
         f"  {facts['tokens']:,} latent tokens (at patch 1x1x1), {facts['bytes'] / 1e6:.1f} MB",
         f"  latents by channel: mean {min(mean):+.3f} to {max(mean):+.3f}, std {min(std):.3f} to {max(std):.3f}",
         f"  text: at most {index['text_tokens']} tokens of {index['text_dim']} numbers",
+        *split_text(facts["split"]),
         *captions_text(facts, facts["train"] + facts["validation"]),
         f"  validation list {index['validation_hash']}, frozen",
     ]

@@ -29,10 +29,12 @@ from data.totals import Totals
 from data.work_share import Share
 from data.workers import LIMIT_SECONDS, decoded
 from utils.errors import OwnError, UserError
-from utils.files import held, hold, json_text, write_text
+from utils.files import json_text, remove_leftovers, write_text
+from utils.locks import check_held, hold
 from utils.seal import sealed
 
 SHARD_BYTES = 256 << 20  # of latents
+RULE = "split_rule"  # the setting that says how training and validation were told apart, where not as at first
 SHARD_CLIPS = 4096  # tiny clips: how much an interruption may cost
 
 
@@ -56,31 +58,47 @@ def working(folder: str | Path, share: Share) -> Iterator[Path]:
     Raises:
         UserError: another living process holds the same share.
     """
-    mine = Path(folder) / ".work" / f"share-{share.rank}-of-{share.world}"
+    mine = work_folder(folder, share)
     try:
         with hold(mine):
-            yield mine
+            try:
+                yield mine
+            finally:
+                _remove(mine)
     finally:
-        _remove(mine)
-        for empty in (mine.parent, Path(folder)):  # a command that was refused leaves nothing
+        for empty in (mine, mine.parent, Path(folder)):  # a command that was refused leaves nothing
             with suppress(OSError):
                 empty.rmdir()
 
 
+def work_folder(folder: str | Path, share: Share) -> Path:
+    """A share's own folder while a cache is made."""
+    return Path(folder) / ".work" / f"share-{share.rank}-of-{share.world}"
+
+
 def _remove(work: Path) -> None:
-    if not held(work):
+    """Remove a share's folder, which the caller holds, unless another took it over."""
+    with suppress(UserError):
+        check_held(work)
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _clean(work: Path) -> None:
     """Remove what killed processes left beside ``work``; those that live remove their own."""
+    remove_leftovers(work.parents[1], "rejected.jsonl")
     for left in work.parent.iterdir():
         if left != work:
-            _remove(left)
+            with suppress(UserError), hold(left):
+                _remove(left)
 
 
 def _place(work: Path, path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write ``path`` whole or not at all, by way of the folder ``work``."""
+    """Write ``path`` whole or not at all, by way of the folder ``work``.
+
+    Raises:
+        UserError: this process no longer holds ``work``.
+    """
+    check_held(work)
     # The host too: processes of several machines may share a number.
     aside = work / f"{path.name}.{socket.gethostname()}.{os.getpid()}"
     with aside.open("wb") as file:
@@ -97,6 +115,7 @@ def open_cache(folder: str | Path, settings: dict[str, Any], work: Path) -> dict
     """Make ``folder`` ready for a cache of these settings.
 
     Args:
+        settings: with ``RULE`` or without it: the draw that follows from a cache's own decides that (``record_rule``).
         work: this process's own folder in it (``working``).
 
     Returns:
@@ -115,8 +134,8 @@ def open_cache(folder: str | Path, settings: dict[str, Any], work: Path) -> dict
         raise UserError(f"{folder}: exists and is no latent cache; choose a new folder")
     # A job that stopped before its first shard leaves nothing that could be mixed up.
     if not index["finished"] and not any(folder.glob("*.safetensors")):
-        there, index = there and index == unfinished, unfinished
-    if index["settings"] != settings:
+        there, index = there and _without_rule(index["settings"]) == _without_rule(settings), unfinished
+    if _without_rule(index["settings"]) != _without_rule(settings):
         raise UserError(f"{folder} holds a cache made otherwise: {difference(index['settings'], settings)}. "
                         "Choose another folder")  # fmt: skip
     if index["finished"]:
@@ -127,8 +146,39 @@ def open_cache(folder: str | Path, settings: dict[str, Any], work: Path) -> dict
         for path in damaged:
             path.unlink(missing_ok=True)
     if index["finished"] or not there:
+        unfinished = {"finished": False, "settings": index["settings"]}
         _place(work, folder / "index.json", json_text(sealed(unfinished)).encode())
     return None
+
+
+def recorded_rule(folder: str | Path) -> tuple[dict[str, str], bool]:
+    """The rule that the cache in ``folder`` says it was split by, as a part of its settings, and whether it has begun
+    and says none: it is of before there were rules, or splits as it would have then."""
+    # Shards first: who writes one has recorded the rule before.
+    begun = any(Path(folder).glob("*.safetensors")) or (Path(folder) / "validation.json").exists()
+    path = Path(folder) / "index.json"
+    settings = read_index(Path(folder))["settings"] if path.exists() else {}
+    rule = {RULE: settings[RULE]} if RULE in settings else {}
+    return rule, not rule and begun
+
+
+def record_rule(folder: str | Path, settings: dict[str, Any], work: Path) -> None:
+    """Have the unfinished cache in ``folder`` say the rule in ``settings``, before its first shard.
+
+    Raises:
+        UserError: it is of another rule.
+    """
+    path = Path(folder) / "index.json"
+    there = read_index(Path(folder))["settings"]
+    if there == settings:
+        return
+    if any(Path(folder).glob("*.safetensors")):
+        raise UserError(f"{folder} holds a cache made otherwise: {difference(there, settings)}. Choose another folder")
+    _place(work, path, json_text({"finished": False, "settings": settings}).encode())
+
+
+def _without_rule(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != RULE}
 
 
 def difference(there: dict[str, Any], now: dict[str, Any]) -> str:
@@ -177,12 +227,17 @@ class Tally:
         waiting, self._waiting = self._waiting, []
         for shard in waiting:
             if shard.path.name in there and is_whole(shard.path, shard.planned):
-                self._rows += read_header(shard.path)[1]["rejected"]
+                self._rows = once([*self._rows, *read_header(shard.path)[1]["rejected"]])
             else:
                 self._waiting.append(shard)
         if exceeds(self._rows, self._videos, self._most):
             where = write_rejected(self._folder, self._rows)
             raise OwnError(f"{too_many(self._rows, self._videos)}; each is named in {where}")
+
+
+def once(rejected: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """Each row once, by source: a video that is parted is in the shards of both splits."""
+    return sorted({tuple(row.values()): row for row in rejected}.values(), key=lambda row: row["source"])
 
 
 def counted(rejected: Sequence[dict[str, str]]) -> str:
@@ -214,7 +269,7 @@ def too_many(rejected: Sequence[dict[str, str]], videos: int) -> str:
 def write_rejected(folder: Path, rejected: Sequence[dict[str, str]]) -> Path:
     """Name every rejected source in rejected.jsonl, of which the path is returned."""
     path = folder / "rejected.jsonl"
-    write_text(path, b"".join(lines(sorted(rejected, key=lambda row: row["source"]))).decode())
+    write_text(path, b"".join(lines(once(rejected))).decode())
     return path
 
 
@@ -297,7 +352,7 @@ def close_cache(
     null_tokens = read_header(folder / "null_context.safetensors")[0]["text"]["shape"][1]
     totals = Totals(tuple(latent_shape), null_tokens, text)
     _place(work, folder / "captions.jsonl", lines(totals.captions(shards)))
-    rejected = sorted(totals.rejected, key=lambda row: row["source"])
+    rejected = once(totals.rejected)
     _place(work, folder / "rejected.jsonl", lines(rejected))
     if not totals.clips["train"]:
         raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation, hyper, jackknife, lines, loss_law, plausibility
+from scaling import allocation, hyper, jackknife, lines, loss_law, plausibility, table_kind
 from scaling.fitting import isoflop
 from scaling.laws import Curvature, GivenBatch, Law, LossLaw, with_hyperparameters
 from scaling.optimum import COEFFICIENTS, Optimum
@@ -30,11 +30,7 @@ SAME_COST = 0.15
 UNTOLD = 10.0
 # An exponent of N_opt below this comes of minima at the edge of the search: no law of sizes.
 STILL = 1e-6
-# Losses of one (N, T), of rows without a batch and a rate, that differ by less are repeats: seeds move a loss by 0.1
-# to 0.5 %, and a sweep over rates by more. Known standard errors widen it, to this many of a difference.
-REPEAT_SPREAD, REPEAT_SIGMAS = 0.01, 4.0
 PARABOLA = 3  # constants of a parabola
-LISTED = 12  # of what a refusal names, a line each
 # A share of skipped steps above which a fit warns. A run of 200 steps of which 10.5 % were skipped ended 1.2 % higher:
 # 1 % costs about 0.1 % of the loss, as much as the cells differ among which a grid's optimum lies (.06 to .2 %).
 MAX_SKIPPED = 0.01
@@ -64,7 +60,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     if not len(ledger):
         raise UserError(f"{ledger.source}: every row is held out or diverged; there is nothing to fit")
     if options.optima:
-        _check_optima(ledger)
+        table_kind.check_optima(ledger)
     if part == "allocation" and options.optima:
         return _sizes_of_optima(ledger, cost, provenance)
     if not (part == "hyperparameters" and options.optima):
@@ -186,15 +182,15 @@ def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) ->
             "milestones err together"
         )
     unknown = np.isnan([ledger.B, ledger.lr]).any()
-    if options.optima or unknown or _most_cells(ledger) == 1:
+    if options.optima or unknown or table_kind.most_cells(ledger) == 1:
         if part in ("hyperparameters", "all") and not options.optima and not unknown:
             raise UserError("every (N, T) has one cell: if each is an optimum already, say so with --optima")
         if not (options.optima and unknown):
-            _check_repeats(ledger, options.force, warnings)
+            table_kind.check_repeats(ledger, options.force, warnings)
         return points_of_rows(ledger), ()
-    axes = lines.swept(ledger) if _most_cells(ledger) >= PARABOLA else lines.BOTH
+    axes = lines.swept(ledger) if table_kind.most_cells(ledger) >= PARABOLA else lines.BOTH
     if len(axes) == 1:
-        _check_line(ledger, axes[0])
+        table_kind.check_line(ledger, axes[0])
     elif (largest := max(len(rows) for *_, rows in ledger.grids())) < COEFFICIENTS:
         raise UserError(
             f"no grid has the {COEFFICIENTS} cells that a quadratic in (lr, B) needs, or the {PARABOLA} along one of "
@@ -203,71 +199,6 @@ def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) ->
     ledger = at_nominal(ledger)
     optima = tuple(grid_optima(ledger, options.window, axes))
     return points_of_grids(ledger, optima, warnings, options.prior is not None, options.force), optima
-
-
-def _most_cells(ledger: Ledger) -> int:
-    """The largest number of different (lr, B) of one grid."""
-    cells = np.stack([np.log(ledger.lr), np.log(ledger.B)], axis=1).round(6)
-    return max(len(np.unique(cells[rows], axis=0)) for *_, rows in ledger.grids())
-
-
-def _check_line(ledger: Ledger, axis: str) -> None:
-    """Refuse grids with one batch each (or one rate) where these differ.
-
-    Raises:
-        Untrusted: the batches (or rates) differ from grid to grid.
-    """
-    other = "B" if axis == "lr" else "lr"
-    values = getattr(ledger, other)
-    if np.ptp(np.log(values)) > 1e-6:
-        raise Untrusted(
-            f"each (N, T) has one {other}, and these differ ({values.min():.4g} to {values.max():.4g}): whether the "
-            f"best {axis} follows {other}, or N and T, cannot be told (sweep at one {other}, or several in each grid)",
-            forcible=False,
-        )
-
-
-def _check_repeats(ledger: Ledger, force: bool, warnings: list[str]) -> None:
-    """Refuse several losses of one (N, T) that are no repeats of one measurement, or warn of them where forced.
-
-    Raises:
-        Untrusted: there are some; each is named.
-    """
-    error = ledger.loss_se / ledger.loss
-    known = error[np.isfinite(error)]
-    least = REPEAT_SIGMAS * 2**0.5 * float(np.median(known)) if len(known) else 0.0
-    found = []
-    for N, T, rows in ledger.grids():
-        losses = ledger.loss[rows][np.isfinite(ledger.loss[rows])]
-        if len(losses) > 1 and losses.max() / losses.min() - 1 > max(REPEAT_SPREAD, least):
-            shown = ", ".join(f"{loss:.5g}" for loss in losses[:3]) + (", ..." if len(losses) > 3 else "")
-            found.append(f"N {N:.4g}, T {T:.4g}: {len(losses)} losses, {shown}")
-    if not found:
-        return
-    text = f"{len(found)} (N, T) have several losses that differ by more than repeats of one run do"
-    if force:
-        warnings.append(text)
-        return
-    listed = [f"\n  {line}" for line in found[:LISTED]]
-    if len(found) > LISTED:
-        listed.append(f"\n  and {len(found) - LISTED} more")
-    advice = "keep one row of each"
-    if np.isnan([ledger.B, ledger.lr]).any():
-        advice = "name the columns B and lr with --columns if these differ, or keep one row of each"
-    raise Untrusted(f"{text}: {advice}{''.join(listed)}")
-
-
-def _check_optima(ledger: Ledger) -> None:
-    """Raise UserError where rows are a grid's cells, not its optimum; repeats of one (B, lr) may stand."""
-    groups = [(N, T, rows) for N, T, rows in ledger.grids() if len(rows) > 1]
-    for N, T, rows in sorted(groups, key=lambda group: -len(group[2])):
-        cells = {(str(ledger.B[row]), str(ledger.lr[row])) for row in rows}
-        if len(cells) > 1:
-            way = "leave --optima out to fit grids" if len(cells) >= COEFFICIENTS else "keep the best row of each"
-            raise UserError(
-                f"{ledger.source}: --optima wants one row for each (N, T), but N {N:.4g}, T {T:.4g} has {len(rows)}: "
-                f"{way} (only repeats of one (B, lr) may stand)"
-            )
 
 
 def _check(ledger: Ledger) -> None:

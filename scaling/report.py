@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scaling import allocation, figures
+from scaling import allocation, figures, lines
 from scaling.figures import short
 from scaling.heldout import paired
 from scaling.jackknife import interval
@@ -69,7 +69,8 @@ def build(
         # As fits do: losses at the tokens that all runs of a grid had seen, optima by the law's own window. Held-out
         # sizes are as their check has them.
         ledger = paired(at_nominal(ledger))
-        optima = tuple(grid_optima(ledger, law.fit.get("window", WINDOW)))
+        axes = tuple(name for name in lines.BOTH if name not in (law.fit.get("along") or {}))
+        optima = tuple(grid_optima(ledger, law.fit.get("window", WINDOW), axes))
     else:
         optima = ()
     held = {(N, T): bool(ledger.heldout[rows].all()) for N, T, rows in ledger.grids()}
@@ -214,7 +215,8 @@ def figure_png(figure: "Figure") -> bytes:
 
 
 def _has_grids(ledger: Ledger) -> bool:
-    return any(len(rows) > 1 for _, _, rows in ledger.grids())
+    """Whether some (N, T) has several cells; rows that name no batch and no rate are points."""
+    return bool(np.isfinite([ledger.B, ledger.lr]).all()) and any(len(rows) > 1 for _, _, rows in ledger.grids())
 
 
 def _section(title: str, body: str) -> str:

@@ -113,7 +113,7 @@ def fix_advice(points: Points, N: NDArray, T: NDArray, fixed: dict[str, float]) 
     unknown = [name for name, values in (("T", T), ("N", N)) if hyper.near(np.log(values))] or ["N"]
     names = [f"{symbol}.{name}" for symbol in ("B", "lr") if symbol in axes for name in unknown]
     options = [f"--fix {name}=0" for name in names if name not in fixed]
-    return f"hold what they do not tell: {' '.join(options)}" if options else "run more sizes and tokens"
+    return f"hold them with {' '.join(options)}" if options else "run more sizes and tokens"
 
 
 def _bounded_law(

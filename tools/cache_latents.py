@@ -30,7 +30,7 @@ from data.captions import ListingOptions
 from data.check import TOLERANCE, caption_counts, compare_sample, estimate
 from data.clips import Reading, Shape
 from data.decode import BACKENDS, check_backend, default_backend
-from data.draw import SAMPLE, Headers, draw
+from data.draw import SAMPLE, Headers, Split, draw
 from data.latents import FORMAT, LatentCache, read_index
 from data.listing import scan_sources
 from data.media import Listing, identity
@@ -43,6 +43,7 @@ from models.text import TextEncoder, load_text_encoder
 from models.vae import VideoVAE, load_vae
 from utils.devices import pick_device
 from utils.errors import Parser, UserError, path_text, resumable, run_cli
+from utils.locks import release_abandoned
 from utils.progress import Progress
 from utils.tables import KINDS
 
@@ -62,11 +63,20 @@ class Plan(NamedTuple):
     headers: Headers | None = None
     frozen: list[str] | None = None
     listing: Listing | None = None
+    split: Split | None = None
 
     @property
-    def left_aside(self) -> dict[str, Any]:
-        """What the list of sources left aside, for the index and the reports."""
-        return {"skipped": self.listing.skipped, "unread_columns": self.listing.unread} if self.listing else {}
+    def about(self) -> dict[str, Any]:
+        """What the list of sources left aside and how it was split, for the index and the reports."""
+        if self.listing is None or self.split is None:
+            return {"split": {"by": "seed"}}
+        left_aside = {"skipped": self.listing.skipped, "unread_columns": self.listing.unread}
+        return left_aside | {"split": self.split.about}
+
+    @property
+    def rule(self) -> dict[str, str]:
+        """The setting by which caches that are split otherwise differ."""
+        return {writer.RULE: self.split.rule} if self.split and self.split.rule else {}
 
     @property
     def fps(self) -> float | None:
@@ -138,6 +148,8 @@ def arguments() -> argparse.Namespace:
     add("--share", default="auto", metavar="auto|none|R/N", help="which part of the work this process does: auto is "
         "its part of a torchrun, of a Slurm array or of both (default); none is all of it; R/N is part R, from 0 to "
         "N - 1, of N")  # fmt: skip
+    add("--take-over", action="store_true", help="on a disk without flock: the process that is named as working on "
+        "this share has ended")  # fmt: skip
     add("--dry-run", action="store_true", help="say what would be kept and rejected, clips, tokens, hours of video, "
         "bytes and the time it would take; write nothing")  # fmt: skip
     add("--verify", action="store_true", help="recompute the checksums of the finished cache in --out, and with "
@@ -211,7 +223,7 @@ def check_same_clips(args: argparse.Namespace) -> None:
             )
 
 
-def plan_synthetic(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[[], Plan]]:
+def plan_synthetic(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[[bool], Plan]]:
     """The settings that determine the cache's content, and its units when called."""
     wanted, frozen = validation_wish(args.validation)
     if frozen is not None:
@@ -225,11 +237,11 @@ def plan_synthetic(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callab
     source = f"synthetic {synthetic.VERSION}"
     settings = {"source": source, "seed": args.seed, "clips": train, "validation": validation}
     units = synthetic_units(shape, train, validation, args.seed, args.device)
-    return settings, lambda: Plan(units, len(units["train"][0].keys))
+    return settings, lambda as_before: Plan(units, len(units["train"][0].keys))
 
 
-def plan_videos(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[[], Plan]]:
-    """As ``plan_synthetic``; some of the videos are opened when called."""
+def plan_videos(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[[bool], Plan]]:
+    """As ``plan_synthetic``; some of the videos are opened when called, with whether to split them as before rules."""
     wanted, frozen = validation_wish(args.validation)
     if frozen is not None:
         check_same_clips(args)
@@ -254,16 +266,16 @@ def plan_videos(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[
         "validation": wanted if frozen is None else f"list {list_hash(frozen)}",
     }
 
-    def plan() -> Plan:
+    def plan(as_before: bool) -> Plan:
         headers = Headers(sources, reading, args.workers, args.limit_seconds)
         try:
             headers.open(SAMPLE)
             stop_if_too_few(args, headers)
-            units = draw(headers, reading, args.clips, wanted, frozen)
+            split = draw(headers, reading, args.clips, wanted, frozen, as_before)
         finally:
             if not args.dry_run:
                 headers.close()
-        return Plan(units, headers.clips_per_video, headers, frozen, listing)
+        return Plan(split.units, headers.clips_per_video, headers, frozen, listing, split)
 
     return settings, plan
 
@@ -328,12 +340,12 @@ def main() -> None:
         settings["vae_dtype"] = args.vae_dtype
     load = Load(args.batch, args.workers, args.limit_seconds)
     if args.dry_run:
-        planned = plan()
+        planned = plan(False)
         try:
             found = estimate(planned.headers, planned.units, vae, latent_shape, load, share.world, args.frames)
         finally:
             planned.headers.close()
-        found |= {"captions": caption_counts(planned.headers, planned.units, text), **planned.left_aside}
+        found |= {"captions": caption_counts(planned.headers, planned.units, text), **planned.about}
         print(json.dumps(found) if args.json else estimate_text(found))
     elif args.verify:
         verify(args, settings, plan, vae, latent_shape, load)
@@ -343,17 +355,21 @@ def main() -> None:
 
 
 def build(
-    args: argparse.Namespace, settings: dict, plan: Callable[[], Plan], vae: VideoVAE, text: TextEncoder,
+    args: argparse.Namespace, settings: dict, plan: Callable[[bool], Plan], vae: VideoVAE, text: TextEncoder,
     latent_shape: tuple[int, ...], load: Load, share: Share,
 ) -> None:  # fmt: skip
     """Make this process's share of the cache, close it if all the others' are there, and report."""
     out = Path(args.out)
+    if args.take_over:
+        release_abandoned(writer.work_folder(out, share))
     with writer.working(out, share) as work:
         index = writer.open_cache(out, settings, work)
         if index is not None:
             print(f"{out}: already finished, nothing to do", file=sys.stderr)
         else:
-            planned = plan()
+            planned = plan(writer.recorded_rule(out)[1])
+            settings |= planned.rule
+            writer.record_rule(out, settings, work)
             shards = planned.shards(out, settings, latent_shape)
             tally = writer.Tally(out, shards, args.max_rejected, planned.videos)
             mine = [shard for split in SPLITS for shard in shards[split]][share.rank :: share.world]
@@ -363,7 +379,7 @@ def build(
             with Progress(total, "encoding", unit) as bar:
                 writer.write_share(mine, vae, text, latent_shape, work, load, tally, bar.update)
             about = {"vae": args.vae, "text": args.text, "vae_statistics": vae.statistics, "fps": planned.fps}
-            about |= planned.left_aside
+            about |= planned.about
             index = writer.close_cache(
                 out, settings, shards, latent_shape, text, work, about=about, frozen=planned.frozen
             )
@@ -380,16 +396,18 @@ def build(
 
 
 def verify(
-    args: argparse.Namespace, settings: dict, plan: Callable[[], Plan], vae: VideoVAE,
+    args: argparse.Namespace, settings: dict, plan: Callable[[bool], Plan], vae: VideoVAE,
     latent_shape: tuple[int, ...], load: Load,
 ) -> None:  # fmt: skip
     """Recompute a finished cache's checksums, and encode a random sample again."""
     LatentCache(args.out).verify()
     there = read_index(Path(args.out))["settings"]
+    rule, as_before = writer.recorded_rule(args.out)
+    settings |= rule
     if there != settings:
         raise UserError(f"{args.out} holds a cache made otherwise: {writer.difference(there, settings)}. Give "
                         "--verify the options that it was made with")  # fmt: skip
-    shards = plan().shards(Path(args.out), settings, latent_shape)
+    shards = plan(as_before).shards(Path(args.out), settings, latent_shape)
     every, tolerance = [shard for split in SPLITS for shard in shards[split]], TOLERANCE[args.vae_dtype]
     clips, worst = compare_sample(every, vae, load, VERIFIED, tolerance)
     summary = {"out": args.out, "clips": clips, "largest_difference": worst, "tolerance": tolerance}

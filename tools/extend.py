@@ -24,7 +24,7 @@ from training.records import finished_result, resumable_step
 from training.resolve import Run
 from training.state import cell_state
 from utils.errors import UserError
-from utils.files import exclusive
+from utils.locks import exclusive
 
 LEAST, MOST = 1e-6, 0.1  # of a tolerance and of a noise, relative to the loss
 # States of cells whose results are still to come; a failed cell's may never.

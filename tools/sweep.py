@@ -23,13 +23,14 @@ from training import extended, overview, slurm
 from training.config import Config
 from training.estimate import estimate, flops_of
 from training.grid import Prediction, Sweep, load_sweep, read_keys
+from training.records import finished_result
 from training.resolve import Run, beta2_warnings, clip_tokens, encoded_shape
 from training.state import FINISHED, HOPELESS, adopt, label_heldout, publish
 from training.sweep_file import claim, data_of, recorded_data
 from training.sweep_keys import sweep_key_hint
 from training.sweep_progress import SweepProgress
 from utils.errors import CONTINUES, PREEMPTED, Parser, UserError, path_text, resumable, run_cli
-from utils.files import exclusive
+from utils.locks import exclusive, release_abandoned
 
 WATCH_SECONDS = 5.0
 ENDS = {
@@ -64,6 +65,7 @@ def main() -> int:
 
     command = add("run", parents=[shared, listed], help="train the cells that are not finished")
     command.add_argument("--dry-run", action="store_true", help="list the cells and their cost, train nothing")
+    take_over_option(command)
     command = add("status", parents=[shared, listed], help="cells by state, progress, losses so far, time left")
     command.add_argument("--watch", action="store_true", help="show it anew every few seconds until all is finished")
     command = add("collect", parents=[shared], help="write one CSV of all milestones")
@@ -97,6 +99,9 @@ def main() -> int:
     trains = arguments.run if arguments.command == "extend" else arguments.command == "run" and not arguments.dry_run
     recorded = functools.partial(recorded_data, read_keys(arguments.config, overrides).results)
     sweep = load_sweep(arguments.config, overrides, data_of if trains else recorded, prediction)
+    if trains and arguments.take_over:
+        for folder in (sweep.directory, *(cell.config.run_dir for cell in sweep.cells)):
+            release_abandoned(folder)
     if arguments.command == "status":
         return status(sweep, arguments.json, arguments.watch)
     if arguments.command == "collect":
@@ -114,8 +119,19 @@ def main() -> int:
         return run(sweep)
 
 
+def take_over_option(command: argparse.ArgumentParser) -> None:
+    """The way out of a lock that a disk without flock keeps."""
+    command.add_argument(
+        "--take-over",
+        action="store_true",
+        help="on a disk without flock: the processes that are named as working in the sweep's folder and in its "
+        "cells' have ended",
+    )
+
+
 def extend_options(command: argparse.ArgumentParser) -> None:
     """What ``extend`` may be told."""
+    take_over_option(command)
     command.add_argument("--run", action="store_true", help="add the cells to the sweep and train them")
     command.add_argument(
         "--tolerance", type=float, help="loss that a grid's best run may miss, relative (default 1e-3)"
@@ -181,7 +197,8 @@ def plan(sweep: Sweep, as_json: bool) -> int:
 
 def run(sweep: Sweep) -> int:
     """Train what is not finished; 1 if a cell failed, ``PREEMPTED`` if a signal ended it early."""
-    from training.pool import Interrupt, run_cells  # imports torch
+    from training.leftovers import clean_finished  # these import torch
+    from training.pool import Interrupt, run_cells
 
     keys = sweep.keys.executor
     if keys.kind == "slurm":
@@ -194,6 +211,9 @@ def run(sweep: Sweep) -> int:
     doubts(sweep)
     with exclusive(sweep.directory), Interrupt() as interrupt:
         claim(sweep)
+        for cell in sweep.cells:  # one that is finished is not started again, which would clean its directory
+            if cell.config.run_dir.exists() and (result := finished_result(cell)) is not None:
+                clean_finished(cell, result["status"])
         adopt_committed(sweep)
         for cell in sweep.cells:
             if not keys.stop_hopeless:  # who turned it off wants these after all

@@ -11,7 +11,6 @@ import argparse
 import datetime
 import json
 import math
-import os
 import platform
 import shlex
 import shutil
@@ -28,7 +27,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.synthetic import render
 from models.fidelity import psnr
 from utils.errors import Parser, UserError, resumable, run_cli
-from utils.files import replacing, write_json, write_text
+from utils.files import (
+    recover_folder,
+    remove_abandoned,
+    replace_folder,
+    replacing,
+    temporary,
+    write_json,
+    write_text,
+)
 from utils.progress import Progress
 from utils.random import fold, normal
 
@@ -243,8 +250,10 @@ def table(by_method: dict[str, dict[str, float]]) -> str:
 
 
 def write(model: nn.Module, out: Path, record: dict[str, Any]) -> None:
-    """Put the folder in place whole: a reader finds the old one or the new one."""
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    """Put the folder in place whole. A process killed between moving the old one away and this one in leaves none
+    until the next start (``recover_folder``)."""
+    remove_abandoned(out)
+    aside = temporary(out)
     try:
         model.half().save_pretrained(aside)
         write_json(aside / "record.json", record)
@@ -256,9 +265,7 @@ def write(model: nn.Module, out: Path, record: dict[str, Any]) -> None:
             "Details: `record.json`. Latent statistics: the model's buffers `latents_mean` and `latents_std`.\n"
         )
         write_text(aside / "README.md", readme)
-        if out.exists():
-            shutil.rmtree(out)
-        aside.rename(out)
+        replace_folder(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -279,6 +286,7 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of a table")
     args = parser.parse_args()
+    recover_folder(args.out)
     for name in ("steps", "batch", "lr"):
         if not getattr(args, name) > 0:
             raise UserError(f"--{name} must be above 0, not {getattr(args, name)}")

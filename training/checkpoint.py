@@ -1,4 +1,5 @@
-"""Checkpoints: a folder of safetensors and JSON, written aside and renamed, so that each is whole or absent.
+"""Checkpoints: a folder of safetensors and JSON, written aside and renamed, so that each is whole or absent. It is
+renamed before it is removed, too. ``recover`` removes what a killed process left on the way.
 
 checkpoints/step_0000100/   model.safetensors  ema.safetensors  optimizer.safetensors  config.yaml  state.json
 
@@ -12,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,15 @@ from training.config import Config, load_yaml, recorded_config, to_dict
 from training.flat import part_of
 from training.parallel import like
 from utils.errors import UserError
-from utils.files import pickles, write_json, write_text
+from utils.files import (
+    pickles,
+    recover_folder,
+    remove_folder,
+    remove_leftovers,
+    replace_folder,
+    write_json,
+    write_text,
+)
 from utils.os_errors import warn_of_os_error, with_filename
 from utils.seal import read_sealed, sealed
 
@@ -57,13 +67,7 @@ def save_checkpoint(
         # Written last: a checkpoint with a state is a checkpoint whose files were all written.
         state = state | {"step": step, "files": _describe(sorted(aside.iterdir()))}
         write_json(aside / STATE, sealed(state))
-        if final.exists():  # of the same step: moved away first, since a folder cannot be replaced in one go
-            final.rename(before := directory / f".{final.name}.old.tmp")
-            aside.rename(final)
-            with warn_of_os_error("the checkpoint that was replaced stays"):
-                shutil.rmtree(before)
-        else:
-            aside.rename(final)
+        replace_folder(aside, final)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -99,6 +103,22 @@ def _size_and_crc32(path: Path) -> dict[str, int]:
         return {"bytes": handle.tell(), "crc32": crc}
 
 
+@warn_of_os_error("old checkpoints stay")
+def keep_final(directory: Path) -> None:
+    """Leave the averaged weights of the newest checkpoint in ``directory`` and nothing else."""
+    prune_checkpoints(directory, 1)
+    path = newest_checkpoint(directory, ("ema",))
+    if path is not None:
+        keep_only(path, ("ema",))
+
+
+def is_final(directory: Path) -> bool:
+    """Whether ``keep_final`` has nothing left to do, by the names of files."""
+    paths = checkpoint_paths(directory)
+    others = [file for path in paths for file in path.glob("*.safetensors") if file.stem != "ema"]
+    return len(paths) <= 1 and not others
+
+
 @warn_of_os_error("the last checkpoint keeps more than its averages")
 def keep_only(path: Path, kinds: tuple[str, ...]) -> None:
     """Drop the tensors of a checkpoint but ``kinds``, first from its state: it is whole at every moment."""
@@ -106,8 +126,13 @@ def keep_only(path: Path, kinds: tuple[str, ...]) -> None:
     dropped = [n for n in state["files"] if n.endswith(".safetensors") and n.removesuffix(".safetensors") not in kinds]
     state["files"] = {name: facts for name, facts in state["files"].items() if name not in dropped}
     write_json(path / STATE, sealed(state))
-    for name in dropped:
-        (path / name).unlink()
+    _remove_unlisted(path, state)
+
+
+def _remove_unlisted(path: Path, state: dict[str, Any]) -> None:
+    for file in path.glob("*.safetensors"):
+        if file.name not in state["files"]:
+            file.unlink()
 
 
 def update_state(directory: Path, step: int, **facts: Any) -> None:
@@ -116,12 +141,30 @@ def update_state(directory: Path, step: int, **facts: Any) -> None:
     write_json(path / STATE, sealed(read_state(path) | facts))
 
 
+@warn_of_os_error("leftovers among the checkpoints stay")
+def recover(directory: Path) -> None:
+    """Remove what killed processes left among the checkpoints of ``directory``, whose lock the caller holds: folders
+    half-written or half-removed, and files on their way into or out of a checkpoint."""
+    for old in directory.glob(f".{PREFIX}*.old.tmp"):
+        recover_folder(directory / old.name.removeprefix(".").removesuffix(".old.tmp"))
+    _remove_temporary(directory)
+    for path in checkpoint_paths(directory):
+        remove_leftovers(path, STATE)
+        with suppress(UserError):  # damaged: for whoever reads it to say
+            _remove_unlisted(path, read_state(path))
+
+
 @warn_of_os_error("a checkpoint that is not needed stays")
 def remove_after(directory: Path, step: int) -> None:
-    """Remove what lies past ``step``, from which a run goes on: damaged checkpoints, and halves of one."""
+    """Remove the checkpoints past ``step``, from which a run goes on: they are damaged, or of a longer life. Folders
+    before it that have no state are halves that an older version was removing, and go too."""
     for path in checkpoint_paths(directory):
-        if step_of(path) > step:
-            shutil.rmtree(path)
+        if step_of(path) > step or (step_of(path) < step and not (path / STATE).exists()):
+            remove_folder(path)
+    _remove_temporary(directory)
+
+
+def _remove_temporary(directory: Path) -> None:
     for aside in directory.glob(f".{PREFIX}*.tmp"):
         shutil.rmtree(aside)
 
@@ -130,7 +173,7 @@ def remove_after(directory: Path, step: int) -> None:
 def prune_checkpoints(directory: Path, keep: int) -> None:
     """Remove all but the newest ``keep``."""
     for path in checkpoint_paths(directory)[keep:]:
-        shutil.rmtree(path)
+        remove_folder(path)
 
 
 def path_of(directory: Path, step: int) -> Path:

@@ -23,7 +23,7 @@ from training.state import data_faults_recorded
 from training.stop import StopRequest
 from training.trainer import SCORES, Scores, Trainer, prepare
 from utils.errors import PREEMPTED, UserError
-from utils.files import exclusive
+from utils.locks import exclusive
 
 CONSOLE = "console.log"
 # Of glibc's mallopt: a block of rows is large enough to be mapped anew, page by page, at every use (a fifth of the

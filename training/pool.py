@@ -26,7 +26,8 @@ from training.stacks import stacks
 from training.state import DATA_FAULT, FAILURE, HOPELESS, data_fault, forget_failure, write_record
 from training.sweep_keys import ExecutorKeys
 from utils.errors import DataFault, run_cli
-from utils.files import held, replacing
+from utils.files import replacing
+from utils.locks import check_held, held
 from utils.os_errors import warn_of_os_error
 from utils.results import FILE
 
@@ -261,6 +262,7 @@ def _server() -> Any:
 
 def _start(context: Any, runs: list[Run], slot: int, share: Share, torchrun: list[str] | None) -> _Worker:
     for run in runs:
+        check_held(run.config.run_dir.parent)  # the sweep's folder, where this process holds that
         run.config.run_dir.mkdir(parents=True, exist_ok=True)
         (run.config.run_dir / DATA_FAULT).unlink(missing_ok=True)
     values = [to_dict(run.config) for run in runs]

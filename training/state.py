@@ -17,7 +17,8 @@ from training.records import finished_result, recorded, result_damage, resumable
 from training.resolve import Run
 from utils import seal
 from utils.errors import DataFault, UserError
-from utils.files import held, parse_json, read_json, replacing, write_json
+from utils.files import parse_json, read_json, replacing, write_json
+from utils.locks import held
 from utils.results import FILE, write_result
 
 FAILURE = "failure.json"  # written by who gave the cell up: its pool, or for a lost job who follows the jobs

@@ -28,6 +28,7 @@ from training import checkpoint as ckpt
 from training.config import Config, cache_folders, to_dict
 from training.data_check import DataCheck
 from training.feed import Feed, Samples
+from training.leftovers import clean_finished, clean_run
 from training.memory import fit_memory
 from training.memory_formula import even_size
 from training.metrics import MetricsLog
@@ -44,7 +45,8 @@ from training.stop import StopRequest
 from training.validation import RAW_SHARE, Score, Validator, few_blocks, losses_file
 from utils.devices import has_bfloat16
 from utils.errors import CONTINUES, PREEMPTED, UserError
-from utils.files import exclusive, replacing, write_bytes
+from utils.files import replacing, write_bytes
+from utils.locks import check_held, exclusive
 from utils.results import write_result
 
 STEP, SCORES = "step", "scores"  # what a run's course asks for
@@ -71,6 +73,8 @@ def _train(config: Config, wait: bool) -> int:
     run, cache = prepare(config)
     finished = finished_result(run)
     if finished is not None:
+        if os.environ.get("RANK", "0") == "0":
+            clean_finished(run, finished["status"])
         print(f"{config.run_dir}: already {finished['status']} at {finished['tokens']:,} tokens", flush=True)
         return 0
     rank, lost = os.environ.get("RANK", "0"), False
@@ -195,6 +199,7 @@ class Trainer:
     def _newest_checkpoint(self) -> Path | None:
         """The one to go on from. All processes take the first one's choice: they may not see a disk alike."""
         directory = self.config.run_dir / "checkpoints"
+        clean_run(self.config.run_dir)
         path = ckpt.newest_checkpoint(directory, ("model", "ema", "optimizer"))
         if path is None and (there := ckpt.checkpoint_paths(directory)):
             if ckpt.newest_checkpoint(directory, ("ema",)) is None:
@@ -293,9 +298,8 @@ class Trainer:
         status = "done" if status == "running" else status
         self._write_result(status)
         if status == "done" and config.checkpoint.final == "ema" and self.main:
-            # After the result: a death in between costs disk, not the run.
-            ckpt.prune_checkpoints(config.run_dir / "checkpoints", 1)
-            ckpt.keep_only(ckpt.find_checkpoint(config.run_dir), ("ema",))
+            # After the result: a death in between costs disk until the next start (clean_finished), not the run.
+            ckpt.keep_final(config.run_dir / "checkpoints")
         if log is not None:
             self._close(log, status)
         return status
@@ -377,6 +381,7 @@ class Trainer:
         self.milestones += [{"nominal": m, "tokens": self.tokens, **measured} for m in reached]
         self.milestones.sort(key=lambda milestone: milestone["nominal"])
         if log is not None:
+            check_held(self.config.run_dir)
             path = self.config.run_dir / "validation" / f"{self.tokens}.npy"
             write_bytes(path, losses)
             # TensorBoard first: a run killed in between validates again, and replaces the points there.
@@ -400,6 +405,7 @@ class Trainer:
         tensors = {kind: gather(values, self.main) for kind, values in named.items()}
         if not self.main:
             return
+        check_held(self.config.run_dir)
         state = {
             "tokens": self.tokens,
             "milestones": self.milestones,
@@ -420,6 +426,7 @@ class Trainer:
         unfinished = status in ("running", "preempted")
         if not self.main or (unfinished and len(self.milestones) < len(recorded(self.run)["milestones"])):
             return
+        check_held(self.config.run_dir)
         result = build_result(
             self.run,
             self.cache.meta,

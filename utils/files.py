@@ -1,9 +1,14 @@
-"""Files that are either whole or absent: everything is written aside and renamed, but onto devices and pipes."""
+"""Files and folders that are either whole or absent: everything is written aside and renamed, but onto devices and
+pipes.
 
-import fcntl
+A process that is killed leaves what it wrote aside, under the name ``.NAME.MACHINE-PID.tmp``. The next process that
+writes the same file removes it, and so does the next one that locks its folder (``remove_leftovers``).
+"""
+
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +18,7 @@ from typing import Any, TypeVar
 
 from utils.errors import UserError, first_line, shown
 from utils.os_errors import with_filename
+from utils.process_ids import has_ended, machine_code
 
 T = TypeVar("T")
 MAX_JSON_BYTES = 1 << 30  # the index of ten million clips is within it; /dev/zero is not
@@ -20,6 +26,8 @@ JSON_NAMES = {
     dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false",
     type(None): "null",
 }  # fmt: skip
+# Older versions wrote no machine.
+LEFTOVER = re.compile(r"\.(?P<name>.+?)\.(?:(?P<machine>[0-9a-f]{8})-)?(?P<pid>\d+)\.tmp")
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 
@@ -41,7 +49,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     if path.is_symlink():
         path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove_abandoned(path)
+    aside = temporary(path)
     try:
         with with_filename(path, aside):
             yield aside
@@ -52,6 +61,73 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with suppress(OSError):  # the error that led here is the one to report
             aside.unlink(missing_ok=True)
         raise
+
+
+def temporary(path: Path) -> Path:
+    """Where this process writes ``path`` before it is whole: beside it, so that a rename puts it in place."""
+    return path.with_name(f".{path.name}.{machine_code()}-{os.getpid()}.tmp")
+
+
+def replace_folder(aside: Path, path: Path) -> None:
+    """Put the folder ``aside`` in the place of ``path``. A folder cannot be replaced in one step: a process killed
+    between the two leaves the old one under ``before(path)``, and ``recover_folder`` puts it back."""
+    recover_folder(path)
+    if path.exists():
+        path.rename(before(path))
+        aside.rename(path)
+        shutil.rmtree(before(path))
+    else:
+        aside.rename(path)
+
+
+def before(path: Path) -> Path:
+    """Where ``replace_folder`` keeps the folder ``path`` until its successor is in place."""
+    return path.with_name(f".{path.name}.old.tmp")
+
+
+def recover_folder(path: Path) -> None:
+    """Undo or finish a ``replace_folder`` that was killed."""
+    if before(path).exists() and not path.exists():
+        before(path).rename(path)
+    shutil.rmtree(before(path), ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder that is whole or absent at every moment: it is renamed first."""
+    aside = temporary(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    shutil.rmtree(aside)
+
+
+def remove_leftovers(folder: Path, *names: str) -> None:
+    """Remove what killed processes of any machine wrote aside in ``folder`` for files and folders whose names match
+    one of the glob patterns ``names``. The caller holds the lock under which these are written."""
+    for path in _leftovers(folder):
+        if any(Path(LEFTOVER.fullmatch(path.name)["name"]).match(name) for name in names):
+            _remove(path)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what killed processes of this machine wrote aside for ``path``, which no lock need protect."""
+    for left in _leftovers(path.parent):
+        match = LEFTOVER.fullmatch(left.name)
+        if match["name"] == path.name and match["machine"] == machine_code() and has_ended(int(match["pid"])):
+            _remove(left)
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    with suppress(OSError), os.scandir(folder) as entries:  # none, or a folder that may be written and not read
+        return [Path(entry.path) for entry in entries if LEFTOVER.fullmatch(entry.name)]
+    return []
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -165,44 +241,3 @@ def pickles(path: Path) -> str:
         f"; {found[0]} is a pickle, which can run anything when it is read, so it is not loaded: where you trust it, "
         "load it with the library that wrote it and save it as safetensors"
     )
-
-
-def held(directory: Path) -> bool:
-    """Whether a living process holds ``directory`` (``exclusive``); a hold on another machine's disk may not show."""
-    try:
-        with (directory / ".lock").open() as handle:
-            # Shared, so that askers do not see each other; let go at once, and cells wait for a hold.
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
-
-
-@contextmanager
-def exclusive(directory: Path, wait: bool = False) -> Iterator[None]:
-    """Hold ``directory`` for this process alone; the hold of a process that died is gone with it.
-
-    Processes of one torchrun share the directory: only the first of them takes the hold.
-
-    Raises:
-        UserError: another living process holds it, and this one is not to ``wait``.
-    """
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    with hold(directory, wait):
-        yield
-
-
-@contextmanager
-def hold(directory: Path, wait: bool = False) -> Iterator[None]:
-    """As ``exclusive``, each process for itself."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise UserError(f"{directory}: another process is working in it; wait for it or end it") from None
-        yield

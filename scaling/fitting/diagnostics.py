@@ -10,7 +10,7 @@ from scaling.fitting import least_squares, noise
 
 # A trend this unlikely under the fitted noise is no chance: five trends are tested.
 LEVEL = 0.01
-# Trends that move a loss by less than this (in ln L, from end to end of the data) are no concern even where significant.
+# Trends that move a loss by less than this (in ln L, from end to end of the data) are no concern.
 SMALL = 0.002
 
 

@@ -25,8 +25,9 @@ CONSTANTS = {
     "three_term": ("Nc", "aN", "Bc", "aB", "Sc", "aS", "Linf"),
 }
 EXPONENTS = ("aN", "aT", "aB", "aS")
-# Prior of the logarithms of exponents and of k, [mean, sd]: published exponents are 0.2 to 0.8, and the prior counts as
-# a single point three noise widths off would. Without it an exponent that the data do not show runs to 0 or infinity.
+# Prior of the logarithms of exponents and of k, [mean, sd]: published exponents are 0.2 to 0.8, and the prior counts
+# as a single point three noise widths off would. Without it an exponent that the data do not show runs to 0 or to
+# infinity.
 PRIORS = {name: (np.log(0.4), 1.0) for name in EXPONENTS} | {"k": (0.0, 1.0)}
 START_EXPONENTS = (0.2, 0.5, 1.0)
 START_FLOORS = (0.1, 0.5, 0.8, 0.95)
@@ -95,7 +96,14 @@ def evaluate(form: str, theta: NDArray, n: NDArray, t: NDArray, b: NDArray) -> t
             power_term = inner**k
             slope = k * power_term / inner
             total = power_term + floor
-            parts = [slope * from_N, slope * by_aN, slope * from_T, slope * by_aT, floor, k * power_term * np.log(inner)]
+            parts = [
+                slope * from_N,
+                slope * by_aN,
+                slope * from_T,
+                slope * by_aT,
+                floor,
+                k * power_term * np.log(inner),
+            ]
     return np.log(total), _stack(parts, total)
 
 
@@ -307,13 +315,18 @@ def _starts(form: str, loss: NDArray) -> NDArray:
     for share in START_FLOORS:
         floor, rest = share * low, middle - share * low
         for exponent in START_EXPONENTS:
-            values = {name: exponent for name in EXPONENTS} | {"Linf": floor, "k": 1.0}
+            values = dict.fromkeys(EXPONENTS, exponent) | {"Linf": floor, "k": 1.0}
             count = 3 if form == "three_term" else 2
             part = np.sqrt(middle / floor) - 1 if form == "product" else rest / count
             starts.append([np.log(values.get(name, part)) for name in CONSTANTS[form]])
             if form == "joint":
                 # An outer power far from 1 has its own valley: inner terms to the 1 / k, exponents divided by k.
                 for k in (0.4, 2.5):
-                    near = {"Nc": rest ** (1 / k) / 2, "Tc": rest ** (1 / k) / 2, "aN": exponent / k, "aT": exponent / k}
+                    near = {
+                        "Nc": rest ** (1 / k) / 2,
+                        "Tc": rest ** (1 / k) / 2,
+                        "aN": exponent / k,
+                        "aT": exponent / k,
+                    }
                     starts.append([np.log((values | near | {"k": k})[name]) for name in CONSTANTS[form]])
     return np.array(starts)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scaling.fitting import forms
-from scaling.fitting.estimates import WORSE, Prediction, calibration, weights_of
+from scaling.fitting.uncertainty import WORSE, Prediction, calibration, weights_of
 from scaling.jackknife import t_quantile
 from utils.errors import UserError
 
@@ -54,7 +54,7 @@ class LossLaws:
         """Losses at N parameters and T tokens, at the best batch and rate of the table."""
         N, T = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, dtype=float)) for v in (N, T)))
         weights = np.array([member.weight for member in self.members])
-        beyond = (N > self.domain["N"][1]) | (T > self.domain["T"][1]) | self._beyond_budget(N, T)
+        beyond = (self.domain["N"][1] < N) | (self.domain["T"][1] < T) | self._beyond_budget(N, T)
         means, own, new = [], [], []
         for member in self.members:
             law, scatter = member.fit.interval(N, T) ** 2, member.fit.noise**2
@@ -69,7 +69,7 @@ class LossLaws:
         return Prediction(*(np.exp(v) for v in (middle, middle - half, middle + half, middle - wide, middle + wide)))
 
     def _beyond_budget(self, N: NDArray, T: NDArray) -> NDArray[np.bool_]:
-        return N * T > self.domain["N T"][1]
+        return self.domain["N T"][1] < N * T
 
     def warnings(self) -> list[str]:
         """What a reader of the law must know, a line each."""
@@ -129,9 +129,7 @@ def _span(values: NDArray) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
-def _member(
-    form: str, N: NDArray, T: NDArray, loss: NDArray, B: NDArray, noise: NDArray | None
-) -> tuple[Member, int]:
+def _member(form: str, N: NDArray, T: NDArray, loss: NDArray, B: NDArray, noise: NDArray | None) -> tuple[Member, int]:
     """The fitted form with its expanding-window error, and how many windows gave it."""
     fit = forms.fit_form(form, N, T, loss, B, noise=noise)
     squares, ratios = [], []
@@ -143,7 +141,11 @@ def _member(
             rest = order[: max(len(N) - (window + 1) * size, 0)]
             # Windows that share no value with what they are predicted from.
             rest = rest[key[rest] < key[out].min()] if len(out) else rest
-            if len(rest) < 2 * len(forms.CONSTANTS[form]) or len(np.unique(N[rest])) < 3 or len(np.unique(T[rest])) < 3:
+            if (
+                len(rest) < 2 * len(forms.CONSTANTS[form])
+                or len(np.unique(N[rest])) < 3
+                or len(np.unique(T[rest])) < 3
+            ):
                 continue
             part = forms.fit_form(
                 form, N[rest], T[rest], loss[rest], B[rest], noise=None if noise is None else noise[rest]

@@ -20,8 +20,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
 # constant -> (prior mean, which is the start, and prior sd). sd_T, sd_N, sd_H: exponents of the noise in T, N, lr / B.
-# The scatters between grids have priors away from 0: with few grids the likelihood is often highest at 0, and intervals
-# are then too narrow.
+# The scatters between grids have priors away from 0: with few grids the likelihood is often highest at 0, and
+# intervals are then too narrow.
 CONSTANTS = {
     "ln_sd": (np.log(0.005), 3.0),
     "sd_T": (0.0, 0.3),
@@ -66,7 +66,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that share a run or samples: [m, m] masks of who shares what; ``stream`` None where samples are not shared."""
+    """Rows that share a run or samples: [m, m] masks of who shares what; no ``stream`` where no samples are shared."""
 
     rows: NDArray[np.int64]
     time: NDArray[np.bool_]
@@ -220,7 +220,9 @@ def likelihood(
     solution = C_inverse @ (W.T @ r)
     left = r - W @ solution
     effects = solution[count:]
-    value = -0.5 * (V.log_det - 2 * np.log(unit).sum() + 2 * np.log(np.diag(root)).sum() - np.log(V.effect_precision).sum())
+    value = -0.5 * (
+        V.log_det - 2 * np.log(unit).sum() + 2 * np.log(np.diag(root)).sum() - np.log(V.effect_precision).sum()
+    )
     value -= 0.5 * float(r @ left)
     gradient, columns = np.zeros(size), np.zeros((len(r), size))
     leverage = np.sum((W[:alone] @ inverse_root.T) ** 2, axis=1)

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling.fitting import least_squares, noise, shape
-from scaling.fitting.estimates import weights_of
-from scaling.fitting.shape import Inputs, Model
+from scaling.fitting.shape import Model
 from scaling.fitting.table import Cells
+from scaling.fitting.uncertainty import weights_of
 
 # A cell so far (in ln L) above the best of its grid counts half.
 NEAR = 0.01

@@ -1,30 +1,27 @@
 """One response surface through all runs: loss over (N, T, B, lr), and what is read off it.
 
-``fit_surface`` chooses the shape in the batch and the loss form by held-out error, and estimates all constants with the
-noise. The fitted ``Surface`` gives the best rate at a batch, the batch beyond which the loss is so much worse (the
-edge), the best pair under constraints, and losses with intervals.
+A fit (``surface_fit.fit_surface``) makes a ``Surface``. It gives the best rate at a batch, the batch beyond which the
+loss is so much worse (the edge), the best pair under constraints, and losses with intervals.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scaling.fitting import diagnostics, forms, least_squares, noise, selection, shape
-from scaling.fitting.estimates import WORSE, Estimate, Prediction, calibration, weights_of
 from scaling.fitting.shape import Inputs, Model
 from scaling.fitting.table import Cells
+from scaling.fitting.uncertainty import DRAWS, WORSE, Estimate, Prediction, calibration, draw
 from scaling.jackknife import t_quantile
 from utils.errors import UserError
 
-FORMS = ("joint", "additive", "product")
-DRAWS = 400
 # An exponent whose posterior is not this much narrower than its prior is the prior's, not the data's.
 LEARNED = 0.7
-# B_opt counts as seen where shapes that are open to small batches have at most this weight, and where this share of the
-# grids hold it between their smallest and largest batch.
+# B_opt counts as seen where shapes that are open to small batches have at most this weight, and where this share of
+# the grids hold it between their smallest and largest batch.
 ONE_SIDED_WEIGHT = 0.05
 BRACKETED = 1 / 3
 HALVINGS = 50
@@ -104,7 +101,9 @@ class Surface:
                 if pick is None:
                     pick = np.zeros(len(model.names))
                     pick[model.place(name)] = 1.0
-                found.append((candidate.weight, float(pick @ solution.theta), float(pick @ solution.covariance @ pick)))
+                found.append(
+                    (candidate.weight, float(pick @ solution.theta), float(pick @ solution.covariance @ pick))
+                )
         if not found:
             raise UserError(f"no shape of this surface has a constant {name!r}")
         weight, value, variance = np.array(found).T
@@ -200,7 +199,7 @@ class Surface:
 
         Args:
             B: the batch where it is given. lr: the rate where it is given.
-            tolerance: take the largest batch whose loss at its best rate is at most this much (relative) above the best.
+            tolerance: take the largest batch whose loss at its best rate is at most this much (relative) above.
         """
         if B is not None and lr is not None:
             raise UserError("with both B and lr given there is nothing to choose")
@@ -219,7 +218,9 @@ class Surface:
             chosen = self.edge(T, N, tolerance)
             return Pair(chosen, self.lr_opt(chosen.value, T, N), np.full(n.shape, np.log1p(tolerance)))
         # Shapes that disagree are averaged in what a batch costs, not in where it is best.
-        chosen = self._estimate(lambda model, theta: batches[np.argmin(self._prices(model, theta, n, t, batches), -1)], 1)
+        chosen = self._estimate(
+            lambda model, theta: batches[np.argmin(self._prices(model, theta, n, t, batches), -1)], 1
+        )
         value = np.exp(batches[np.argmin(prices, axis=-1)])
         low, high = np.minimum(chosen.low, value), np.maximum(chosen.high, value)
         B_best = Estimate(*(v * self.scale.B for v in (value, low, high)))
@@ -231,10 +232,12 @@ class Surface:
         return np.linspace(least, max(np.log(self.cells.B.max() / self.scale.B), least), SEARCHED)
 
     def _prices(self, model: Model, theta: NDArray, n: NDArray, t: NDArray, b: NDArray) -> NDArray[np.float64]:
-        """Cost in ln loss of batches at their best rate, [draws, ..., batches], over the best batch that can be had."""
+        """Cost in ln loss of batches at their best rate, [draws, ..., batches], over the best batch that there is."""
         theta = theta[..., None, :] if theta.ndim > 1 else theta
         price = shape.price(model, theta, n[..., None], t[..., None], b)
-        least = shape.price(model, theta, n[..., None], t[..., None], self._floor(model, theta, n[..., None], t[..., None]))
+        least = shape.price(
+            model, theta, n[..., None], t[..., None], self._floor(model, theta, n[..., None], t[..., None])
+        )
         return price - least
 
     def _average(self, read: Callable[[Model, NDArray], NDArray]) -> NDArray[np.float64]:
@@ -357,92 +360,6 @@ class Surface:
         drawn = [batches[np.argmin(costs(c.solution.model, d), axis=-1)] for c, ds in self.draws for d in ds[::8]]
         low, high = np.quantile(np.array(drawn), [0.025, 0.975], axis=0)
         ends = value, np.minimum(low, value), np.maximum(high, value)
-        return Pair(Estimate(*(np.exp(v) * self.scale.B for v in ends)), Estimate(lr, lr, lr), average.min(-1) - lowest)
-
-
-def draw(solution: least_squares.Solution, freedom: float, count: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
-    """Draws of theta [count, constants], multivariate t, in pairs around the estimate."""
-    random = np.random.default_rng(seed)
-    roots, vectors = np.linalg.eigh(solution.covariance)
-    root = vectors * np.sqrt(np.maximum(roots, 0))
-    normal = random.standard_normal((count // 2, len(roots))) @ root.T
-    stretch = np.sqrt(freedom / random.chisquare(freedom, count // 2))[:, None]
-    return solution.theta + np.concatenate([normal, -normal]) * np.concatenate([stretch, stretch])
-
-
-def fit_surface(
-    cells: Cells, form: str = "auto", batch: str = "auto", bent: bool | None = None
-) -> Surface:
-    """Fit the surface.
-
-    Args:
-        form: of FORMS, "levels" for none, or "auto": averaged by expanding-window error.
-        batch: of shape.BATCH_SHAPES, or "auto".
-        bent: whether the rate's slope in ln B may change with B; None: where held-out cells say so.
-
-    Raises:
-        UserError: fewer runs than constants.
-    """
-    cells = cells.rows(_useful(cells))
-    if len(cells) < 6:
-        raise UserError(f"{len(cells)} usable runs: a surface needs at least six")
-    scale = forms.Scale.of(cells.N, cells.T, cells.B)
-    lr_scale = forms.round_to_two_digits(float(np.exp(np.mean(np.log(cells.lr)))))
-    n, t, b = scale.logs(cells.N, cells.T, cells.B)
-    problem = least_squares.problem_of(cells, Inputs(n, t, np.log(cells.lr / lr_scale), b, cells.grid))
-    batches = shape.BATCH_SHAPES if batch == "auto" else (batch,)
-    if np.ptp(np.log(cells.B)) < 1e-9:
-        batches = ("none",)
-    held = {} if np.ptp(np.log(cells.lr)) > 1e-9 else dict.fromkeys(("a", "aB", "aT", "aN", "g", "kT", "kN"), 0.0)
-    if held:
-        held |= {"ln_k": -40.0, "ln_s": 0.0, "r": 0.0, "kB": 0.0}
-    shapes = selection.shapes(cells, problem, batches, held, bent)
-    chosen = shapes[0]
-    names = FORMS if form == "auto" else () if form == shape.LEVELS else (form,)
-    no_form = "free levels were asked for" if form == shape.LEVELS else _no_form(cells)
-    members = () if no_form else _members(cells, problem, chosen, names)
-    forced = members and form not in ("auto", "joint")
-    rival = _members(cells, problem, chosen, ("joint",))[0] if forced else None
-    domain = {name: (float(v.min()), float(v.max())) for name, v in zip("NTB", (cells.N, cells.T, cells.B))}
-    domain["lr"] = (float(cells.lr.min()), float(cells.lr.max()))
-    freedom = max(len(np.unique(cells.grid)) - 4.0, 3.0)
-    tested = members[0].solution if members else chosen.solution
-    tests = diagnostics.lack_of_fit(problem, tested)
-    return Surface(
-        cells, scale, lr_scale, tuple(shapes), members, no_form, domain, freedom, tests, rival
-    )
-
-
-def _useful(cells: Cells) -> NDArray[np.bool_]:
-    """Rows of grids in which some run has a finite loss: where all diverged, nothing says how high the loss would be."""
-    return np.isfinite(cells.best)
-
-
-def _no_form(cells: Cells) -> str | None:
-    """Why no loss form can be fitted; None if one can."""
-    grids, sizes, times = (len(np.unique(v)) for v in (cells.grid, cells.N, cells.T))
-    if sizes < 3 or times < 3:
-        return f"{sizes} sizes and {times} token counts fix no loss form: three of each are needed"
-    if grids < 6:
-        return f"{grids} grids fix no loss form: six are needed"
-    return None
-
-
-def _members(
-    cells: Cells, problem: least_squares.Problem, chosen: selection.Candidate, names: tuple[str, ...]
-) -> tuple[Member, ...]:
-    """The forms with their weights: expanding-window error to the power of its steps, and tempered evidence."""
-    found, evidence = [], []
-    base = chosen.solution
-    for name in names:
-        model = replace(base.model, form=name, grids=0)
-        theta = least_squares.start_of(problem, model)
-        theta[len(model.level_names) :] = base.theta[base.model.grids :]
-        solution = least_squares.solve(problem, model, theta, base.phi, rounds=3)
-        steps = selection.expanding_window(cells, problem, solution)
-        found.append(Member(name, 1.0, solution, tuple(steps)))
-        evidence.append(least_squares.log_evidence(problem, solution))
-    errors = np.array([member.window_error for member in found])
-    weight = weights_of(errors, np.array([len(member.steps) for member in found]), np.array(evidence))
-    order = np.argsort(-weight)
-    return tuple(replace(found[i], weight=float(weight[i])) for i in order if weight[i] > 0)
+        return Pair(
+            Estimate(*(np.exp(v) * self.scale.B for v in ends)), Estimate(lr, lr, lr), average.min(-1) - lowest
+        )

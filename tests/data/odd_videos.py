@@ -7,7 +7,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+from data.decode import check_backend
 from tests.data.videos import make_video, orient, picture
+from utils.errors import UserError
 
 H264, B_FRAMES = {"coding": {"g": "10", "bf": "0"}}, {"coding": {"g": "10", "bf": "2", "b_strategy": "0"}}
 RGB8, FULL = {"pix_fmt": "rgb8"}, {"pix_fmt": "yuvj420p"}
@@ -150,3 +152,35 @@ def packed(path: Path, frames: int = 39, height: int = 48, width: int = 64) -> P
 def vop_type(content: bytes) -> int:
     """0, 1 or 2 for an I-, P- or B-frame of MPEG-4."""
     return content[content.index(b"\x00\x00\x01\xb6") + 4] >> 6
+
+
+def played(path) -> np.ndarray:
+    """All frames in the order in which PyAV, which is ffmpeg's libraries, shows them, as they are stored."""
+    frames = []
+    with av.open(str(path), metadata_errors="ignore") as container:
+        container.streams.video[0].thread_count = 1
+        for packet in container.demux(video=0):
+            frames += [frame.to_ndarray(format="rgb24") for frame in packet.decode()]
+    return np.stack(frames)
+
+
+def shown_by(matrix: tuple[int, int, int, int], frames: np.ndarray) -> np.ndarray:
+    """Frames [n, H, W, 3] with every pixel moved where the matrix says."""
+    a, b, c, d = matrix
+    rows, columns = np.indices(frames.shape[1:3])
+    to_column, to_row = a * columns + c * rows, b * columns + d * rows
+    to_column, to_row = to_column - to_column.min(), to_row - to_row.min()
+    turned = np.zeros((len(frames), to_row.max() + 1, to_column.max() + 1, 3), np.uint8)
+    turned[:, to_row, to_column] = frames
+    return turned
+
+
+def backends() -> list[str]:
+    usable = []
+    for name in ("pyav", "decord", "torchcodec"):
+        try:
+            check_backend(name)
+        except UserError:
+            continue
+        usable.append(name)
+    return usable

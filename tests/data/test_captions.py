@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from data import tables
 from data.captions import LIMIT_BYTES, ListingOptions
 from data.listing import list_sources, scan_sources
 from data.media import identity
 from data.sources import list_hash
 from tests.data.test_tars import make_tar
+from utils import tables
 from utils.errors import UserError
 
 TWO = {"a.mp4": "a red ball, rolling", "b.mp4": "ein Hündchen"}

@@ -1,5 +1,7 @@
 """Which clips go where: decided alike by everybody, from few videos, and kept when more are added."""
 
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,27 +9,40 @@ import torch
 
 from data import draw as drawing
 from data.clips import Clips, Reading, Shape, load_clips
-from data.draw import Headers, draw, hash_order
+from data.draw import Headers, Split, draw, hash_order
+from data.guard import first_frame
 from data.listing import list_sources
 from data.media import Rejected, Source
 from data.sources import Unit
+from tests.data.draw_before import draw_before
 from tests.data.videos import make_video, source
 from utils.errors import UserError
 
 READING = Reading(Shape(frames=5, size=32, stride=2), 4)
+ANY_LENGTH = replace(READING, clips=10_000)
+
+
+class Opened(list):
+    """Names of videos; ``counts`` are the clips of those that have not four."""
+
+    counts: dict[str, int]
 
 
 @pytest.fixture
 def opened(monkeypatch):
-    """Videos that need not exist, of four clips each (none in "bad*"); the names of those that were opened."""
-    names = []
+    """Videos that need not exist, of four clips each (none in "bad*"); the names of those that were opened. Clips are
+    9 frames long, 24 frames a second."""
+    names, counts = Opened(), {}
+    names.counts = counts
 
     def stand_in(source, reading, starts=None, decode=True):
         def load():
             names.append(source.name)
             if source.name.startswith("bad"):
                 raise Rejected("truncated", "")
-            return Clips([f"{source.name}#{9 * i}" for i in range(4)], [""] * 4, torch.empty(4, 0), 12.0)
+            count = counts.get(source.video, 4)
+            keys = [f"{source.name}#{9 * i}" for i in range(count)]
+            return Clips(keys, [""] * count, torch.empty(count, 0), 12.0, 9 * count / 24)
 
         return Unit(source.name, [f"{source.name}#{start}" for start in starts or ()], load)
 
@@ -44,7 +59,7 @@ def numbered(count):
 
 
 def drawn(sources, *wishes, **more):
-    return draw(Headers(sources, READING, 0, 60), READING, *wishes, **more)
+    return draw(Headers(sources, READING, 0, 60), READING, *wishes, **more).units
 
 
 def names_of(units):
@@ -82,10 +97,9 @@ def test_the_number_of_clips_is_kept(opened):
     # A longer list begins with the shorter one.
     longer, shorter = (keys_of(drawn(numbered(9), None, n)["validation"]) for n in (9, 5))
     assert longer[:5] == shorter
-    with pytest.raises(UserError, match="no video is left for training"):
-        drawn(numbered(1))
-    with pytest.raises(UserError, match="no video is left for training"):
-        drawn([*numbered(1), *sources_of("bad.mp4")])
+    for sources in (numbered(1), [*numbered(1), *sources_of("bad.mp4")]):
+        with pytest.raises(UserError, match="no video is left for training"):
+            drawn(sources, None, 3)
     assert names_of(drawn(numbered(1), validation=0)["train"]) == ["0.mp4"]
 
 
@@ -94,7 +108,7 @@ def test_of_many_videos_few_are_opened(opened):
     assert len(opened) == drawing.SAMPLE
     del opened[:]
     headers = Headers(numbered(1000), READING, 0, 60)
-    split = draw(headers, READING, 500, 400)
+    split = draw(headers, READING, 500, 400).units
     assert len(opened) == headers.opened == 225  # 400 / 4 and 500 / 4 of them
     assert opened == [source.name for source in hash_order(numbered(1000))][:225]
     assert (len(split["validation"]), len(split["train"]), headers.clips_per_video) == (100, 125, 4)
@@ -105,12 +119,12 @@ def test_of_many_videos_few_are_opened(opened):
 def test_rejected_videos_among_those_opened_stay_to_be_reported_once(opened):
     names = [f"{'bad' if i % 3 == 0 else ''}{i}.mp4" for i in range(60)]
     headers = Headers(sources_of(*names), READING, 0, 60)
-    split = draw(headers, READING)
+    split = draw(headers, READING).units
     assert sorted(names_of(split["train"]) + names_of(split["validation"])) == sorted(names)
     assert not any(name.startswith("bad") for name in names_of(split["validation"]))
     assert sorted(row["source"] for row in headers.rejected) == sorted(names[::3])
     # Of a bounded cache, those that were looked at on the way.
-    bounded = draw(headers, READING, 40, 8)
+    bounded = draw(headers, READING, 40, 8).units
     seen = names_of(bounded["train"])
     assert sum(len(unit.keys) or 4 for unit in bounded["train"] if not unit.source.startswith("bad")) == 40
     assert any(name.startswith("bad") for name in seen)
@@ -148,7 +162,7 @@ def test_units_load_the_clips_of_their_keys(tmp_path):
         make_video(tmp_path / name, frames=40)
     (tmp_path / "a.txt").write_text("a fog")
     headers = Headers(list_sources(tmp_path), READING, 0, 60)
-    units = draw(headers, READING)
+    units = draw(headers, READING).units
     assert headers.fps == 12
     for unit in [*units["train"], *units["validation"]]:
         loaded = unit.load()
@@ -162,3 +176,106 @@ def test_units_load_the_clips_of_their_keys(tmp_path):
     (tmp_path / "a.mp4").unlink()
     with pytest.raises(Rejected):
         next(u for part in units.values() for u in part if u.source == "a.mp4").load()
+
+
+def split_of(opened, counts, *wishes, sources=None, **more) -> tuple[Split, int]:
+    """The split of videos with these numbers of clips, and how many clips there are."""
+    opened.counts.clear()
+    opened.counts.update({f"{i}.mp4": count for i, count in enumerate(counts)})
+    sources = sources or numbered(len(counts))
+    return draw(Headers(sources, ANY_LENGTH, 0, 60), ANY_LENGTH, *wishes, **more), sum(counts)
+
+
+def trained(split, opened):
+    return [
+        key
+        for unit in split.units["train"]
+        for key in unit.keys or [f"{unit.source}#{9 * i}" for i in range(opened.counts.get(unit.source, 4))]
+    ]
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[891, 11, 12, 11, 12], [11, 12, 891, 11, 12], [11, 891, 12, 11, 891], [16, 1, 1, 1, 2], [9000], [40], [3],
+     [4, 900], [300, *[4] * 80]],
+    ids=str,
+)  # fmt: skip
+def test_the_cap_holds_whatever_a_long_video_has_and_most_of_it_is_trained_on(opened, counts):
+    split, total = split_of(opened, counts)
+    validation, training = keys_of(split.units["validation"]), trained(split, opened)
+    assert 1 <= len(validation) <= max(1, min(total // 10, 512))
+    assert len(validation) >= min(total // 10, 512) // 2
+    assert len(training) >= total // 3
+    assert not set(validation) & set(training)
+    assert split.wanted == len(validation)
+    assert split.unused == total - len(validation) - len(training)
+    # Between a validated clip and a trained one of the same video lies the gap, which is a clip's span at least.
+    gap = round(split.gap_seconds * 24)
+    assert (gap >= 9) == bool(split.parted)
+    for name in split.parted:
+        of_video = [[key for key in keys if key.startswith(f"{name}#")] for keys in (validation, training)]
+        starts = [sorted(map(first_frame, keys)) for keys in of_video]
+        assert starts[0]
+        assert min(abs(a - b) for a in starts[0] for b in starts[1]) >= 9 + gap
+        assert starts[0] == list(range(starts[0][0], starts[0][-1] + 1, 9))  # one stretch of time
+    # Alike for whoever draws, in whatever order the videos are listed.
+    again, _ = split_of(opened, counts, sources=numbered(len(counts))[::-1])
+    assert [[(u.source, u.keys) for u in part] for part in again.units.values()] == [
+        [(u.source, u.keys) for u in part] for part in split.units.values()
+    ]
+
+
+def test_a_number_of_clips_takes_no_more_of_a_film_than_it_says(opened):
+    split, _ = split_of(opened, [891, 11, 12, 11, 12], None, 20)
+    assert len(keys_of(split.units["validation"])) == 20
+    assert len(trained(split, opened)) > 800
+    limited, _ = split_of(opened, [891], 100, 20)
+    assert (len(trained(limited, opened)), len(keys_of(limited.units["validation"]))) == (100, 20)
+
+
+def test_a_film_listed_in_ranges_is_split_between_them(opened):
+    sources = [Source(f"film.mp4@{t}-{t + 5}", Path("film.mp4"), "", t, t + 5) for t in range(0, 1000, 5)]
+    split = draw(Headers(sources, ANY_LENGTH, 0, 60), ANY_LENGTH)
+    ranges = [
+        [float(unit.source.partition("@")[2].partition("-")[0]) for unit in part] for part in split.units.values()
+    ]
+    assert len(keys_of(split.units["validation"])) == 80
+    assert len(ranges[0]) > 100
+    assert split.gap_seconds == 10
+    assert min(abs(a - b) for a in ranges[0] for b in ranges[1]) >= 15  # 5 s long, 10 s apart
+    assert (split.parted, split.rule, split.about["by"]) == (["film.mp4"], "parted", "time")
+
+
+def test_the_list_of_a_parted_film_is_carried_on(opened):
+    first, _ = split_of(opened, [891])
+    frozen = keys_of(first.units["validation"])
+    opened.counts["1.mp4"] = 7
+    more = draw(Headers(numbered(2), ANY_LENGTH, 0, 60), ANY_LENGTH, frozen=frozen)
+    assert keys_of(more.units["validation"]) == frozen
+    assert set(trained(more, opened)) == {*trained(first, opened), *(f"1.mp4#{9 * i}" for i in range(7))}
+    # Where others outweigh it, the film is validated on alone.
+    many = draw(Headers(numbered(2000), ANY_LENGTH, 0, 60), ANY_LENGTH, frozen=frozen)
+    assert not many.parted
+    assert "0.mp4" not in names_of(many.units["train"])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_caches_of_before_are_drawn_as_they_were(opened, seed):
+    """The list and what is trained on of videos of ordinary lengths, and of any where the cache says no rule."""
+    chance = random.Random(seed)
+    for _ in range(40):
+        count, longest = chance.randint(2, 90), chance.choice((1, 4, 16))
+        counts = [chance.randint((longest + 1) // 2, longest) for _ in range(count)]
+        wishes = chance.choice(((None, None), (None, chance.randint(0, count)), (chance.randint(1, 50), None)))
+        for as_before, long in ((False, 0), (True, 0), (True, 900)):
+            every = [*counts, long] if long else counts
+            opened.counts.update({f"{i}.mp4": number for i, number in enumerate(every)})
+            held, training = draw_before(Headers(numbered(len(every)), ANY_LENGTH, 0, 60), *wishes)
+            if not training:  # refused before
+                continue
+            split, _ = split_of(opened, every, *wishes, as_before=as_before)
+            assert {unit.source: unit.keys for unit in split.units["validation"]} == held
+            assert {unit.source: unit.keys for unit in split.units["train"]} == {
+                name: keys or [] for name, keys in training.items()
+            }
+            assert split.rule is None

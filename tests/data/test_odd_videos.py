@@ -1,125 +1,17 @@
-"""Two hundred odd videos and more: kept with the frames that ffmpeg plays, or rejected as truncated."""
+"""Odd videos, kind by kind: kept with the frames that ffmpeg plays."""
 
-import os
-import shutil
-import subprocess
-from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
 from data.clips import Reading, Shape, load_clips
-from data.decode import check_backend, frame_reader
-from data.listing import list_sources
+from data.decode import frame_reader
 from data.media import Rejected
 from data.probe import probe
-from tests.data.odd_videos import MATRICES, packed, remux, reorders, write_odd_videos
+from tests.data.odd_videos import MATRICES, backends, packed, played, remux, reorders, shown_by
 from tests.data.videos import make_video, orient, source
-from utils.errors import UserError
-
-
-def played(path) -> np.ndarray:
-    """All frames in the order in which PyAV, which is ffmpeg's libraries, shows them, as they are stored."""
-    frames = []
-    with av.open(str(path), metadata_errors="ignore") as container:
-        container.streams.video[0].thread_count = 1
-        for packet in container.demux(video=0):
-            frames += [frame.to_ndarray(format="rgb24") for frame in packet.decode()]
-    return np.stack(frames)
-
-
-def played_by_the_binary(path) -> bytes:
-    """The same from the program ffmpeg, turned as it turns them, as the bytes of RGB."""
-    words = [
-        "ffmpeg",
-        "-v",
-        "error",
-        "-nostdin",
-        "-i",
-        path,
-        "-map",
-        "0:v:0",
-        "-vsync",
-        "passthrough",
-        "-f",
-        "rawvideo",
-    ]
-    found = subprocess.run([*map(os.fsencode, words), b"-pix_fmt", b"rgb24", b"-"], capture_output=True, check=False)
-    return found.stdout
-
-
-def shown_by(matrix: tuple[int, int, int, int], frames: np.ndarray) -> np.ndarray:
-    """Frames [n, H, W, 3] with every pixel moved where the matrix says."""
-    a, b, c, d = matrix
-    rows, columns = np.indices(frames.shape[1:3])
-    to_column, to_row = a * columns + c * rows, b * columns + d * rows
-    to_column, to_row = to_column - to_column.min(), to_row - to_row.min()
-    turned = np.zeros((len(frames), to_row.max() + 1, to_column.max() + 1, 3), np.uint8)
-    turned[:, to_row, to_column] = frames
-    return turned
-
-
-def backends() -> list[str]:
-    usable = []
-    for name in ("pyav", "decord", "torchcodec"):
-        try:
-            check_backend(name)
-        except UserError:
-            continue
-        usable.append(name)
-    return usable
-
-
-@pytest.mark.slow
-def test_odd_videos_are_kept_and_rejected_as_ffmpeg_plays_them(tmp_path):
-    kinds = {path.name: kind for path, kind in write_odd_videos(tmp_path)}
-    sources, table, wrong = list_sources(tmp_path), Counter(), []
-    assert len(sources) == len(kinds) > 200
-    usable = backends()
-    for each in sources:
-        kind = kinds[each.name]
-        try:
-            found = probe(each)
-        except Rejected as error:
-            table[kind, error.reason] += 1
-            if (kind, error.reason) != ("truncated", "truncated"):
-                wrong.append((each.name, str(error)))
-            continue
-        table[kind, "kept"] += 1
-        if kind == "truncated":
-            wrong.append((each.name, "kept"))
-            continue
-        expected = played(each.path)
-        if kind == "matrix":
-            expected = shown_by(tuple(map(int, each.path.stem.split("_")[3:])), expected)
-        count, middle = len(expected), len(expected) // 2
-        if len(found.times) != count:
-            wrong.append((each.name, f"{len(found.times)} frames of {count}"))
-            continue
-        for backend in usable:
-            exact = backend != "torchcodec" and (backend == "pyav" or "ten_bit" not in each.name)
-            for numbers in (range(count), [count - 1], [middle, middle + 2], [count // 3], [0]):
-                with frame_reader(each, found, backend) as read:
-                    for asked in (numbers, [middle + 1]):
-                        error = np.abs(read(asked).astype(int) - expected[list(asked)]).max()
-                        if error > (0 if exact else 11):
-                            wrong.append((each.name, backend, f"frames {asked} differ by up to {error}"))
-        if shutil.which("ffmpeg"):
-            # Another version, which interpolates colours otherwise: 3 levels on average.
-            binary = np.frombuffer(played_by_the_binary(each.path), np.uint8)
-            if binary.size != expected.size:
-                wrong.append((each.name, f"the program ffmpeg plays {binary.size / expected[0].size:g} of {count}"))
-            elif np.abs(binary.reshape(expected.shape) - expected.astype(int)).mean((1, 2, 3)).max() > 3:
-                wrong.append((each.name, "the program ffmpeg plays other frames"))
-    for (kind, became), count in sorted(table.items()):
-        print(f"{kind:<16} {became:<12} {count:>4}")
-    print(
-        f"{len(sources)} videos; backends: {', '.join(usable)}; program ffmpeg: {shutil.which('ffmpeg') is not None}"
-    )
-    assert not wrong
 
 
 def every_backend(path, numbers) -> list[np.ndarray]:

@@ -275,3 +275,56 @@ def test_a_damaged_tar_is_said_counted_and_refused_where_too_much_is_lost(run, v
         "detail": fault,
     }
     assert "1 damaged archive" in run(*options, "--out", tmp_path / "y", "--dry-run")[1]
+
+
+def test_one_film_makes_a_cache_and_the_index_says_how_it_was_split(run, tmp_path):
+    make_video(tmp_path / "videos" / "film.mp4", frames=125, height=32, width=32)
+    words = ("--source", tmp_path / "videos", "--size", 32, "--frames", 5, "--clips-per-video", 1000, "--json")
+    status, printed, _ = run(*words, "--out", tmp_path / "cache")
+    split = json.loads(printed)["split"]
+    cache = LatentCache(tmp_path / "cache")
+    assert (status, cache.validation_size, cache.train_size) == (0, 2, 19)
+    assert split == cache.meta["split"]
+    gap = split["gap_seconds"]
+    assert split == {"by": "time", "wanted": 2, "gap_seconds": gap, "parted": ["film.mp4"], "unused": 4}
+    assert cache.meta["split_rule"] == "parted"
+    rows = [json.loads(line) for line in (tmp_path / "cache" / "captions.jsonl").open()]
+    starts: dict[str, list[int]] = {"train": [], "validation": []}
+    for row in rows:
+        starts[row["split"]].append(int(row["key"].split("#")[1]))
+    between = min(abs(a - b) for a in starts["train"] for b in starts["validation"]) - 5
+    assert between >= 24 * gap == pytest.approx(125 / 20)
+    told = json.loads(run(*words, "--out", tmp_path / "dry", "--dry-run")[1])
+    assert (told["split"], told["train"], told["validation"]) == (split, cache.train_size, 2)
+    # Two shares make the same bytes, each deciding for itself; the command repeated has nothing to do.
+    for share in ("1/2", "0/2"):
+        assert run(*words, "--out", tmp_path / "shared", "--share", share)[0] == 0
+    assert files_of(tmp_path / "shared") == files_of(tmp_path / "cache")
+    assert "already finished" in run(*words, "--out", tmp_path / "cache")[2]
+    assert run(*words, "--out", tmp_path / "cache", "--verify")[0] == 0
+
+
+def test_a_cache_that_records_no_rule_keeps_its_split(run, tmp_path, monkeypatch):
+    """As made before there were rules: a long video was validated on whole. It is finished, verified and mended so."""
+    for name, frames in (("a.mp4", 10), ("b.mp4", 10), ("long.mp4", 100)):
+        make_video(tmp_path / "videos" / name, frames, height=32, width=32)
+    words = ("--source", tmp_path / "videos", "--size", 32, "--frames", 5, "--clips-per-video", 1000)
+    words += ("--out", tmp_path / "cache")
+    plain = cache_latents.draw
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_latents, "draw", lambda *wishes: plain(*wishes[:-1], True))
+        patch.setattr("data.draw.hash_order", lambda sources: sorted(sources, key=lambda source: -len(source.name)))
+        assert run(*words)[0] == 0
+        before = files_of(tmp_path / "cache")
+        assert LatentCache(tmp_path / "cache").validation_size == 20
+    monkeypatch.setattr("data.draw.hash_order", lambda sources: sorted(sources, key=lambda source: -len(source.name)))
+    assert "already finished" in run(*words)[2]
+    assert run(*words, "--verify")[0] == 0
+    next((tmp_path / "cache").glob("train-*")).unlink()
+    assert run(*words)[0] == 0
+    assert files_of(tmp_path / "cache") == before
+    # A new one is of another fingerprint.
+    assert run(*words[:-1], tmp_path / "new")[0] == 0
+    new, old = LatentCache(tmp_path / "new"), LatentCache(tmp_path / "cache")
+    assert (new.validation_size, new.meta["split_rule"]) == (2, "parted")
+    assert new.meta["fingerprint"] != old.meta["fingerprint"]

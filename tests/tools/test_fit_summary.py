@@ -162,8 +162,10 @@ def test_rows_without_names_are_not_listed_one_by_one(tmp_path):
     path.write_text("\n".join(["N,T,loss", *rows]))
     law = json.loads(said("loss", path, "--json")[1])
     assert law["provenance"]["runs"] == ["row-2 to row-13"]
+    assert law["provenance"]["unknown"]["batch"] == "the results name no batch and no rate"
     # A law with a part only says how to get the others.
-    assert "fit.py all" in law["provenance"]["unknown"]["batch"]
+    path.write_text("\n".join(["N,T,loss,B,lr", *(f"{row},1e5,1e-3" for row in rows)]))
+    assert "fit.py all" in json.loads(said("loss", path, "--json")[1])["provenance"]["unknown"]["batch"]
 
 
 def test_validate_says_which_form_wins_and_what_it_cannot_tell(tmp_path):

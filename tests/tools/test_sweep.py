@@ -9,7 +9,7 @@ import yaml
 from scaling import laws
 from tests.commands import call
 from tests.sweeps import edit, write_sweep
-from utils.files import exclusive
+from utils.locks import exclusive
 
 ROOT = Path(__file__).resolve().parents[2]
 

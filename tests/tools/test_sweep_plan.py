@@ -16,7 +16,8 @@ from training import overview
 from training.estimate import estimate, flops_of
 from training.grid import load_sweep
 from training.state import cell_state
-from utils.files import exclusive, write_json
+from utils.files import write_json
+from utils.locks import exclusive
 
 PAPER = ROOT / "configs" / "laws" / "paper.json"
 

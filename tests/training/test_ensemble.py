@@ -24,7 +24,7 @@ from training.rows import StackedStep
 from training.stacks import row_bytes
 from training.trainer import Trainer, prepare, train
 from utils.errors import PREEMPTED, UserError
-from utils.files import exclusive
+from utils.locks import exclusive
 
 ROWS = 8
 

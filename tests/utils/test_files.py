@@ -1,10 +1,23 @@
 import os
 import stat
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from utils.files import find_files, replacing, write_text
+from utils.files import (
+    before,
+    find_files,
+    recover_folder,
+    remove_folder,
+    remove_leftovers,
+    replace_folder,
+    replacing,
+    temporary,
+    write_text,
+)
+from utils.process_ids import machine_code
 
 
 def names(folder):
@@ -55,6 +68,55 @@ def test_a_folder_is_not_replaced(tmp_path):
     with pytest.raises(IsADirectoryError):
         write_text(tmp_path / "folder", "text")
     assert names(tmp_path) == ["folder"]
+
+
+def test_the_next_write_removes_what_a_killed_one_left(tmp_path):
+    """And nothing of processes that may live: on other machines, or here."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    dead, here = process.pid, machine_code()
+    other = "0" * 8 if here != "0" * 8 else "1" * 8
+    stay = {f".law.json.{here}-{os.getppid()}.tmp", f".law.json.{other}-{dead}.tmp", f".x.json.{here}-{dead}.tmp"}
+    stay |= {".law.json.tmp", "law.json.mine.tmp"}
+    for name in (*stay, f".law.json.{here}-{dead}.tmp"):
+        (tmp_path / name).write_text("half")
+    write_text(tmp_path / "law.json", "new")
+    assert set(names(tmp_path)) == {*stay, "law.json"}
+    # Under a lock, those of any machine, and of older versions, which wrote none.
+    (tmp_path / f".law.json.{dead}.tmp").write_text("half")
+    (tmp_path / f".640.npy.{other}-1.tmp").mkdir()
+    remove_leftovers(tmp_path, "law.json", "*.npy")
+    assert set(names(tmp_path)) == {f".x.json.{here}-{dead}.tmp", ".law.json.tmp", "law.json.mine.tmp", "law.json"}
+
+
+def test_a_folder_is_whole_or_absent(tmp_path, monkeypatch):
+    """Whatever is the last thing done: the old one or the new one can be put in place, and is never half."""
+    done, plain = [], type(tmp_path).rename
+
+    def counted(self, target):
+        done.append(target)
+        if len(done) > most:
+            raise InterruptedError
+        return plain(self, target)
+
+    for most in range(3):
+        folder, aside = tmp_path / f"{most}", temporary(tmp_path / f"{most}")
+        for path, text in ((folder, "old"), (aside, "new")):
+            path.mkdir()
+            (path / "file").write_text(text)
+        del done[:]
+        with monkeypatch.context() as patch:
+            patch.setattr(type(tmp_path), "rename", counted)
+            if most < 2:
+                with pytest.raises(InterruptedError):
+                    replace_folder(aside, folder)
+            else:
+                replace_folder(aside, folder)
+        recover_folder(folder)
+        assert (folder / "file").read_text() == ("new" if most == 2 else "old")
+        assert not before(folder).exists()
+        remove_folder(folder)
+        assert not folder.exists()
 
 
 def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(tmp_path, monkeypatch):

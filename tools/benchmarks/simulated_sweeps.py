@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scaling.fitting.loss import fit_losses
-from scaling.fitting.surface import Surface, fit_surface
+from scaling.fitting.surface import Surface
+from scaling.fitting.surface_fit import fit_surface
 from scaling.fitting.table import Cells
 
 NOISE, CORRELATION = 0.007, 0.9
@@ -16,6 +18,7 @@ RATE_T, RATE_N, BATCH_T, BATCH_N, SLOPE = 0.10, -0.30, 0.55, -0.20, 0.49
 # At these T and N the best pair is these lr and B.
 REFERENCE = {"T": 1.2e6, "N": 2e5, "lr": 2.2e-3, "B": 300.0}
 TRUE = {"aB": SLOPE, "aT": RATE_T - SLOPE * BATCH_T, "aN": RATE_N - SLOPE * BATCH_N, "bT": BATCH_T, "bN": BATCH_N}
+RIGHT = {"elliptic": "ellipse", "one_sided": "one_sided"}  # truth -> the shape that is right for it
 CASE = tuple[str, list[tuple[str, float, str]]]
 
 
@@ -69,7 +72,8 @@ def _exponents(surface: Surface) -> dict[str, tuple[float, float]]:
 def exponents(cells: Cells, sweeps: int) -> Iterator[CASE]:
     """Bias, coverage and width of the exponents under each truth, scatter and number of cells."""
     for few in (False, True):
-        for kind, batch in (("elliptic", "ellipse"), ("one_sided", "one_sided"), ("elliptic", "auto"), ("one_sided", "auto")):
+        for (kind, right), choose in product(RIGHT.items(), (False, True)):
+            batch = "auto" if choose else right
             for tau in (0.0, 0.05, 0.15):
                 # Every shape is fitted and compared where the tool chooses: fewer sweeps.
                 count = sweeps if batch != "auto" else max(sweeps // 5, 1)
@@ -163,7 +167,7 @@ def _surface_score(kind: str, seed: int) -> tuple[float, float, float, float]:
     run = np.unique(np.stack([N, B, lr], axis=1), axis=0, return_inverse=True)[1].ravel()
     kept = random.random(int(run.max()) + 1)[run] < 0.5
     cells = sweep(Cells.of_arrays(N, T, B, lr, np.ones(len(N)), run=run, n_ctx=80.0), kind, 0.05, seed)
-    smaller = cells.N < sizes[-1]
+    smaller = sizes[-1] > cells.N
     surface = fit_surface(cells.rows(smaller & kept))
     held = cells.rows(~smaller)
     near = held.rows(held.loss <= 1.02 * held.best)
@@ -172,4 +176,9 @@ def _surface_score(kind: str, seed: int) -> tuple[float, float, float, float]:
 
 def _score(predicted, measured: NDArray) -> tuple[float, float, float, float]:
     error, half = np.log(measured / predicted.mean), np.log(predicted.high / predicted.low) / 2
-    return float(np.mean(np.abs(error) <= half)), float(np.mean(half)), float(np.mean(error**2)), _interval_score(error, half)
+    return (
+        float(np.mean(np.abs(error) <= half)),
+        float(np.mean(half)),
+        float(np.mean(error**2)),
+        _interval_score(error, half),
+    )

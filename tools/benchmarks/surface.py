@@ -27,7 +27,9 @@ from numpy.typing import NDArray
 
 from scaling import runs
 from scaling.fitting.forms import fit_form
-from scaling.fitting.surface import Surface, fit_surface
+from scaling.fitting.loss import fit_losses
+from scaling.fitting.surface import Surface
+from scaling.fitting.surface_fit import fit_surface
 from scaling.fitting.table import Cells
 from tools.benchmarks import simulated_sweeps
 from utils.errors import Parser, UserError, run_cli
@@ -153,7 +155,7 @@ def bench_scalebench(args: argparse.Namespace) -> Iterator[Row]:
 def bench_budget(args: argparse.Namespace) -> Iterator[Row]:
     """Random cells until their 6NT is 10 % of the sum; the largest size at T of 2e10 and more is never drawn."""
     cells = scalebench(args.data)
-    target = (cells.N == cells.N.max()) & (cells.T >= 2e10)
+    target = (cells.N.max() == cells.N) & (cells.T >= 2e10)
     held, pool = cells.rows(target), cells.rows(~target)
     cost = 6 * pool.N * pool.T
     errors = []
@@ -199,14 +201,14 @@ def bench_steplaw(args: argparse.Namespace) -> Iterator[Row]:
         kept = np.sort(np.concatenate([random.choice(grid, 6, replace=False) for grid in grids]))
         means.append(mean_regret(cells.rows(kept))[0])
         yield Row(f"six cells a grid, subset {seed}", "mean regret, %", means[-1])
-    yield Row(f"six cells a grid, {len(means)} subsets", "median of mean regrets, %", float(np.median(means)), "<= 0.23")
+    yield Row(
+        f"six cells a grid, {len(means)} subsets", "median of mean regrets, %", float(np.median(means)), "<= 0.23"
+    )
     yield Row(f"six cells a grid, {len(means)} subsets", "worst of mean regrets, %", max(means))
 
 
 def bench_farseer(args: argparse.Namespace) -> Iterator[Row]:
     """The last ten rows by N T, by N and by T; twins count once."""
-    from scaling.fitting.loss import fit_losses
-
     t = table(args.data / "scalebench" / "farseer.train.csv")
     _, first = np.unique(np.stack([t["N"], t["T"]], axis=1), axis=0, return_index=True)
     N, T, loss = (t[name][np.sort(first)] for name in ("N", "T", "loss"))
@@ -248,7 +250,9 @@ def bench_time(args: argparse.Namespace) -> Iterator[Row]:
     began = time.process_time()
     surface = fit_surface(cells)
     surface.lr_opt(1e6, 1e11, 1e9), surface.edge(1e11, 1e9), surface.predict(cells.N, cells.T, cells.B, cells.lr)
-    yield Row("2,702 runs, all choices and intervals", "CPU seconds", time.process_time() - began, "<= 20 s on 2 cores")
+    yield Row(
+        "2,702 runs, all choices and intervals", "CPU seconds", time.process_time() - began, "<= 20 s on 2 cores"
+    )
     fitted, _ = study_cells(args.runs)
     began = time.process_time()
     fit_surface(fitted)
@@ -258,7 +262,9 @@ def bench_time(args: argparse.Namespace) -> Iterator[Row]:
     loss = (400 / N**0.34 + 400 / T**0.28 + 1.7) * np.exp(0.003 * random.standard_normal(50_000))
     began = time.process_time()
     fit_form("joint", N, T, loss, draws=200)
-    yield Row("50,000 rows of (N, T, loss)", "CPU seconds, joint with 200 draws", time.process_time() - began, "<= 30 s")
+    yield Row(
+        "50,000 rows of (N, T, loss)", "CPU seconds, joint with 200 draws", time.process_time() - began, "<= 30 s"
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     yield Row("all of these", "peak memory, GiB", peak, "<= 1")
 
@@ -282,7 +288,9 @@ def main() -> None:
     if args.data is None and set(chosen) & {"steplaw", "scalebench", "budget", "farseer", "time"}:
         raise UserError("say where the public tables are: --data FOLDER")
     # Paths differ from machine to machine.
-    command = " ".join(["tools/benchmarks/surface.py", *args.parts, f"--subsets {args.subsets}", f"--sweeps {args.sweeps}"])
+    command = " ".join(
+        ["tools/benchmarks/surface.py", *args.parts, f"--subsets {args.subsets}", f"--sweeps {args.sweeps}"]
+    )
     for part in chosen:
         began = time.process_time()
         for row in PARTS[part](args):
@@ -299,7 +307,9 @@ def _append(path: Path, part: str, row: Row, seconds: float, command: str) -> No
         if new:
             writer.writerow(COLUMNS)
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
-        writer.writerow([part, row.case, row.quantity, f"{row.value:.6g}", row.target, f"{seconds:.1f}", date, command])
+        writer.writerow(
+            [part, row.case, row.quantity, f"{row.value:.6g}", row.target, f"{seconds:.1f}", date, command]
+        )
 
 
 if __name__ == "__main__":

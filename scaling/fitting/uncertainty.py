@@ -1,10 +1,13 @@
-"""Values with intervals, as the fits return them, and the weights of averaged forms."""
+"""Values with intervals, joint draws, weights of averaged shapes and forms, and the calibration of extrapolation."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scaling.fitting import least_squares
+
+DRAWS = 400
 # Forms with less weight than this are dropped.
 LEAST_WEIGHT = 0.02
 # The evidence within the fitted range counts this much beside the expanding window: residuals of neighbouring points
@@ -37,7 +40,7 @@ class Prediction:
 
 
 def weights_of(window_errors: NDArray, steps: NDArray, evidence: NDArray) -> NDArray[np.float64]:
-    """Weights [forms]: each form's window error to the power of its steps, with tempered evidence; small ones are 0."""
+    """Weights [forms]: one over a form's window error to the power of its steps, times tempered evidence."""
     score = EVIDENCE * evidence - np.where(steps > 0, steps * np.log(np.where(steps > 0, window_errors, 1.0)), 0.0)
     weight = np.exp(score - score.max())
     weight = np.where(weight / weight.sum() < LEAST_WEIGHT, 0.0, weight)
@@ -50,3 +53,13 @@ def calibration(ratios: list[float]) -> float:
     Two more, just as large as claimed, stand in for what is known without any.
     """
     return max((sum(ratios) + 2) / (len(ratios) + 2), LEAST_CALIBRATION)
+
+
+def draw(solution: least_squares.Solution, freedom: float, count: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
+    """Draws of theta [count, constants], multivariate t, in pairs around the estimate."""
+    random = np.random.default_rng(seed)
+    roots, vectors = np.linalg.eigh(solution.covariance)
+    root = vectors * np.sqrt(np.maximum(roots, 0))
+    normal = random.standard_normal((count // 2, len(roots))) @ root.T
+    stretch = np.sqrt(freedom / random.chisquare(freedom, count // 2))[:, None]
+    return solution.theta + np.concatenate([normal, -normal]) * np.concatenate([stretch, stretch])

@@ -1,0 +1,105 @@
+"""Files that are validated on in one part and trained on in another: a film alone, or one that outweighs the others.
+
+A video is a better unit than a stretch of time: what holds for another video says more. So files are parted only where
+a cache would waste too many clips otherwise, or have none to train on.
+"""
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, NamedTuple
+
+from data.clips import Reading
+from data.guard import frames_per_second, guard_gap, keys_apart, seconds_between
+from data.media import Source
+
+if TYPE_CHECKING:
+    from data.draw import Headers
+
+
+class Parts(NamedTuple):
+    """How files are parted.
+
+    Attributes:
+        held: validation clips by source.
+        training: clips that may be trained on, by source, of files that are validated on; None for all of one.
+        videos: those that are in both splits.
+        gap_seconds: the smallest between the two.
+    """
+
+    held: dict[str, list[str]]
+    training: dict[str, list[str] | None]
+    videos: list[str]
+    gap_seconds: float
+
+
+def part_files(
+    headers: "Headers",
+    file_of: dict[str, Hashable],
+    held: dict[str, list[str]],
+    reading: Reading,
+    most_unused: int,
+    movable: bool,
+) -> Parts | None:
+    """The parts of the files that ``held``, the validation clips by source, are of; None where they are to stay in
+    one split.
+
+    Args:
+        file_of: what is the same for all sources of a file.
+        most_unused: they stay whole where no more than so many clips could be trained on otherwise, and other files
+            have some.
+        movable: whether a source's validation clips may be others of its own.
+    """
+    taken = {file_of[name] for name in held}
+    sources: dict[Hashable, list[Source]] = {}
+    for source in headers.order:
+        if file_of[source.name] in taken:
+            sources.setdefault(file_of[source.name], []).append(source)
+    # One that was not opened may have clips; one that was rejected has none.
+    others = any(file_of[source.name] not in taken and headers.look_up(source.name) != [] for source in headers.order)
+    if others and sum(map(len, sources.values())) * reading.clips <= most_unused:
+        return None
+    parts = Parts(dict(held), {}, [], 0.0)
+    gained, gaps = 0.0, []
+    for group in sources.values():
+        gap, training = _part_file(headers, group, parts.held, reading, movable)
+        if training:
+            parts.training.update(training)
+            parts.videos.extend(sorted({source.video for source in group}))
+            gaps.append(gap)
+        for name, keys in training.items():
+            known = headers.look_up(name) if keys is None else keys
+            gained += headers.clips_per_video if known is None else len(known)
+    if not gained or (others and gained <= most_unused):
+        return None
+    return parts._replace(gap_seconds=min(gaps))
+
+
+def _part_file(
+    headers: "Headers", group: list[Source], held: dict[str, list[str]], reading: Reading, movable: bool
+) -> tuple[float, dict[str, list[str] | None]]:
+    """The gap in seconds, and what may be trained on of the sources of one file, ``held`` having been moved to the
+    middle of a source where that leaves some."""
+    validated = [source for source in group if source.name in held]
+    clips = {source.name: headers.clips_of(source) for source in validated}
+    known = [(source.start or 0.0) + clips[source.name].seconds for source in validated]
+    ends = [*known, *(source.end for source in group if source.end is not None)]
+    fps = frames_per_second(clips[validated[0].name], reading)
+    gap = guard_gap(max(ends) - min(source.start or 0.0 for source in group), fps, reading)
+    training: dict[str, list[str] | None] = {}
+    for source in group:
+        if any(seconds_between(source, other) < gap for other in validated if other is not source):
+            continue
+        if source.name not in held:
+            training[source.name] = None
+            continue
+        keys, chosen = clips[source.name].keys, held[source.name]
+        rest = keys_apart(keys, chosen, gap, fps, reading)
+        if movable and len(chosen) < len(keys):
+            # A film opens with titles, so its middle is better, unless the gap on either side takes too much.
+            first = (len(keys) - len(chosen)) // 2
+            middle = keys[first : first + len(chosen)]
+            around = keys_apart(keys, middle, gap, fps, reading)
+            if 2 * len(around) >= len(keys):
+                chosen, rest = middle, around
+        if rest:
+            held[source.name], training[source.name] = chosen, rest
+    return gap, training

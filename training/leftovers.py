@@ -1,0 +1,40 @@
+"""What killed processes left of a run, removed at its next start under the lock of its directory."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from training import checkpoint as ckpt
+from training.resolve import Run
+from utils.errors import UserError
+from utils.files import remove_abandoned, remove_leftovers
+from utils.locks import hold
+
+# Written by the run's own processes alone, under its lock.
+OWN = ("cell.yaml", "config.yaml", "lock-holder", "metrics.jsonl", "result.json")
+# Written by a sweep's process, which may be writing one now.
+OF_SWEEP = ("failure.json", "stopped_early.json")
+
+
+def clean_run(directory: Path) -> None:
+    """Remove files and checkpoints that were half-written or half-removed; the caller holds ``directory``."""
+    remove_leftovers(directory, *OWN)
+    for name in OF_SWEEP:
+        remove_abandoned(directory / name)
+    remove_leftovers(directory / "validation", "*.npy")
+    ckpt.recover(directory / "checkpoints")
+
+
+def clean_finished(run: Run, status: str) -> None:
+    """As ``clean_run``, of a run that ended with ``status`` and is not started again. Of one that is done, the
+    checkpoints that it was told to leave out go too: its process may have been killed after its result was written.
+
+    A directory that cannot be written, or in which a process works, is left as it is.
+    """
+    directory = run.config.run_dir
+    checkpoints = directory / "checkpoints"
+    with suppress(OSError, UserError), hold(directory):
+        clean_run(directory)
+        # Its own configuration, since this command may have been given another checkpoint.final.
+        unfinished = status == "done" and not ckpt.is_final(checkpoints)
+        if unfinished and ckpt.read_config(directory).checkpoint.final == "ema":
+            ckpt.keep_final(checkpoints)
