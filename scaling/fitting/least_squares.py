@@ -227,7 +227,8 @@ def starts_of(problem: Problem, model: Model) -> NDArray:
     weight = np.where(near, 1 / (1 + ((problem.y - lowest[rows.grid]) / 0.01) ** 2), 0.0)
     plain[model.place("a")] = np.average(rows.l - aB * rows.b - aT * rows.t - aN * rows.n, weights=weight)
     for name, value in model.held.items():
-        plain[model.place(name)] = value
+        if name in model.names:
+            plain[model.place(name)] = value
     return np.stack([linear, plain])
 
 
@@ -294,7 +295,8 @@ def start_of(problem: Problem, model: Model) -> NDArray:
         if name in model.names and name not in model.held:
             theta[model.place(name)] = value
     for name, value in model.held.items():
-        theta[model.place(name)] = value
+        if name in model.names:
+            theta[model.place(name)] = value
     return theta
 
 

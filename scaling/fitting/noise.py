@@ -41,6 +41,10 @@ PRIOR_PRECISION = np.array([sd**-2 for _, sd in CONSTANTS.values()])
 FIRST_EFFECT = NAMES.index("ln_level")
 EFFECTS = NAMES[FIRST_EFFECT:]
 MAX_STEP = 1.0
+# Added to scaled equations: constants that no row knows are not singular.
+SINGULAR = 1e-10
+# Correlation of two rows that share run and time: copies of one result are not singular.
+LIKENESS = 0.99
 # Of the likelihood, between two fits of the surface: more would be spent on a surface that moves again.
 STEPS = 4
 
@@ -157,7 +161,9 @@ class Whitener:
         in_time = rho + (1 - rho) * block.time
         among = block.run if block.stream is None else (1 - q) * block.run + q * block.stream
         sd = self.sd[block.rows]
-        return sd[:, None] * sd * in_time * among
+        shared = LIKENESS * in_time * among
+        np.fill_diagonal(shared, 1.0)
+        return sd[:, None] * sd * shared
 
     def whiten(self, values: NDArray) -> NDArray:
         """Rows [rows, ...] in units of V0, in the order of ``order``."""
@@ -178,7 +184,7 @@ class Whitener:
         found = []
         for root, inverse_root, block in zip(self.roots, self.inverse_roots, self.structure.blocks):
             sd = self.sd[block.rows]
-            outer = sd[:, None] * sd
+            outer = LIKENESS * sd[:, None] * sd
             among = block.run if block.stream is None else (1 - q) * block.run + q * block.stream
             parts = [(5, outer * among * (1.0 - block.time) * rho * (1 - rho))]
             if block.stream is not None:
@@ -213,8 +219,8 @@ def likelihood(
     r = V.whiten(residual)
     C = W.T @ W + np.diag(np.concatenate([prior, V.effect_precision]))
     # Column scaling: constants far from 1 would spoil the determinant's digits.
-    unit = 1 / np.sqrt(np.diag(C))
-    root = cholesky(C * unit[:, None] * unit, lower=True)
+    unit = 1 / np.sqrt(np.maximum(np.diag(C), 1e-14 * np.diag(C).max()))
+    root = cholesky(C * unit[:, None] * unit + SINGULAR * np.eye(len(C)), lower=True)
     inverse_root = solve_triangular(root, np.diag(unit), lower=True)
     C_inverse = inverse_root.T @ inverse_root
     solution = C_inverse @ (W.T @ r)

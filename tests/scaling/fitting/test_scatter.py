@@ -26,7 +26,9 @@ def dense(rows, at, phi):
         name: getattr(rows, name)[:, None] == getattr(rows, name) for name in ("grid", "size", "run", "stream", "time")
     }
     rho, q = expit(phi[5]), expit(phi[6])
-    V = np.outer(sd, sd) * (rho + (1 - rho) * same["time"]) * ((1 - q) * same["run"] + q * same["stream"])
+    shared = noise.LIKENESS * (rho + (1 - rho) * same["time"]) * ((1 - q) * same["run"] + q * same["stream"])
+    np.fill_diagonal(shared, 1)
+    V = np.outer(sd, sd) * shared
     for name, label, effect in (
         ("ln_level", "grid", np.ones(96)), ("ln_x", "grid", at.by_x), ("ln_z", "grid", at.by_z),
         ("ln_size", "size", np.ones(96)),
