@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import parse_json
 from utils.process_ids import has_ended, machine_code, start_time, this_machine
 
 LOCK, HOLDER = ".lock", ".lock-holder"
@@ -215,10 +216,10 @@ def _read_holder(path: Path) -> Holder | None:
     end = time.monotonic() + WRITING_SECONDS
     while True:
         try:
-            return Holder(**json.loads(path.read_text(encoding="utf-8")))
+            return Holder(**parse_json(path.read_bytes(), str(path), dict))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError):
+        except (UserError, TypeError):
             if time.monotonic() > end:
                 return Holder("", 0, None)
             time.sleep(0.05)
