@@ -13,7 +13,6 @@ from tests.training.test_data_fault import fault_of
 from tests.training.test_trainer import overrides
 from training.checkpoint import checkpoint_paths
 from training.state import DATA_FAULT, FAILURE
-from utils.files import read_json
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ def test_a_sweep_stops_at_the_first_fault_and_tries_nothing_again(copy: Path, tm
     begun = sorted(path.parent for path in (tmp_path / "runs" / "grid").glob("*/console.log"))
     assert len(begun) == stack  # of four cells
     for directory in begun:
-        failure = read_json(directory / FAILURE)
+        failure = read_record(directory / FAILURE)
         assert re.fullmatch(message, failure.pop("reason"))
         assert failure == {"attempts": 1, "exit_status": 2, "data_fault": True}
         assert re.search(f"^error: {message}$", (directory / "console.log").read_text(), re.MULTILINE)
