@@ -4,15 +4,17 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from utils.errors import UserError
-from utils.files import parse_json, write_bytes
+from utils.files import parse_json, replacing, write_bytes
 from utils.os_errors import describe, warn_of_os_error, with_filename
 
+HPARAMS_FILE = "events.out.tfevents.0.hparams"  # sorts before the events, as TensorBoard reads files in that order
 DAMAGED = ".damaged"  # after the name of a file that was set aside
 
 
@@ -103,6 +105,25 @@ class Board:
         """Write a protocol buffer, such as an animated image, which no method of SummaryWriter takes."""
         if self._writer is not None:
             self._guard(self._writer.file_writer.add_summary, summary, step)
+
+    def write_hparams(self, settings: dict[str, Any], metrics: Sequence[str]) -> None:
+        """Write the run's row in TensorBoard's HParams table: ``settings``, and the last point of each of ``metrics``.
+
+        The row has a file of its own, which is replaced: TensorBoard keeps the first settings that it finds, and a run
+        may grow. ``SummaryWriter.add_hparams`` would also repeat the last losses as points.
+        """
+        if self._writer is not None:
+            self._guard(self._replace_hparams, settings, metrics)
+
+    def _replace_hparams(self, settings: dict[str, Any], metrics: Sequence[str]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        with replacing(Path(self._folder) / HPARAMS_FILE) as tmp, tmp.open("wb") as file:
+            writer = RecordWriter(file)
+            for summary in hparams(settings, dict.fromkeys(metrics)):
+                writer.write(Event(wall_time=time.time(), summary=summary).SerializeToString())
 
     def _open(self, **options: Any) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second to import, and only the main process writes

@@ -14,13 +14,10 @@ from torch import Tensor
 from data.export import gif_bytes
 from training.log_files import Board, MetricsFile
 from utils.devices import peak_of
-from utils.files import replacing
-from utils.os_errors import warn_of_os_error
 from utils.progress import duration
 
 SPEAK_SECONDS = 5
 HPARAM_METRICS = ("validation/ema_val_loss", "validation/val_loss", "train/tokens")
-HPARAMS_FILE = "events.out.tfevents.0.hparams"  # sorts before the events, as TensorBoard reads files in that order
 
 
 def peak_flops(device: torch.device, dtype: str) -> float | None:
@@ -65,8 +62,7 @@ class MetricsLog:
     ) -> None:
         self._file = MetricsFile(run_dir / "metrics.jsonl", step)
         # TensorBoard's steps are tokens here: cells of different batches are compared at equal tokens.
-        self._board_dir = run_dir / board
-        self._board = Board(str(self._board_dir), purge_step=tokens if validates else tokens + 1)
+        self._board = Board(str(run_dir / board), purge_step=tokens if validates else tokens + 1)
         if validates and (last := self._file.last) is not None and last["step"] == step:
             self._points(last)  # purged with the validation's, but it is not logged again
         self._device, self._peak, self._world = device, peak_flops(device, dtype), world
@@ -170,20 +166,8 @@ class MetricsLog:
         self._restart_clock(tokens)
 
     def hparams(self, settings: dict[str, Any]) -> None:
-        """Write the run's row in TensorBoard's HParams table: ``settings``, and the last of each ``HPARAM_METRICS``.
-
-        The row has a file of its own, which is replaced: TensorBoard keeps the first settings that it finds, and a run
-        may grow. ``SummaryWriter.add_hparams`` would also repeat the last losses as points.
-        """
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-        from torch.utils.tensorboard.summary import hparams
-
-        path = self._board_dir / HPARAMS_FILE
-        with warn_of_os_error("the run is not in TensorBoard's table"), replacing(path) as tmp, tmp.open("wb") as file:
-            writer = RecordWriter(file)
-            for summary in hparams(settings, dict.fromkeys(HPARAM_METRICS)):
-                writer.write(Event(wall_time=time.time(), summary=summary).SerializeToString())
+        """Write the run's row in TensorBoard's HParams table: ``settings``, and the last ``HPARAM_METRICS``."""
+        self._board.write_hparams(settings, HPARAM_METRICS)
 
     def video(self, name: str, clip: Tensor, tokens: int, caption: str, fps: int = 8) -> None:
         """A clip [3, frames, height, width] in [-1, 1] as an animated image under its caption."""

@@ -12,7 +12,7 @@ from tests.sweeps import write_sweep
 from tests.training.test_data_fault import fault_of
 from tests.training.test_trainer import overrides
 from training.checkpoint import checkpoint_paths
-from training.state import DATA_FAULT, FAILURE
+from training.state import DATA_FAULT, FAILURE, read_record
 
 
 @pytest.fixture

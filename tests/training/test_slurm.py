@@ -269,7 +269,7 @@ def test_a_job_ends_at_a_fault_of_the_data_without_being_queued_again(
     with pytest.raises(ZeroDivisionError):
         slurm.submit(sweep, sweep.cells)
 
-    def run_cells(*_: object) -> None:
+    def run_cells(*_: object, **named: object) -> None:
         os.kill(os.getpid(), signal.SIGUSR2)  # the warning of the job's end comes at the same moment
         raise DataFault("train-00000: altered")
 
