@@ -13,10 +13,11 @@ from torch import Tensor
 from data.clips import Clips, to_float
 from data.draw import SAMPLE, Headers
 from data.media import Rejected
+from data.rejections import counted
 from data.shards import Shard, map_arrays, read_header
 from data.sources import Unit
 from data.workers import decoded
-from data.writer import Load, counted
+from data.writer import Load
 from utils.errors import UserError
 
 OPENED = 10_000  # videos that a dry run opens at most

@@ -9,11 +9,9 @@ aside.
 """
 
 import json
-import math
 import os
 import shutil
 import socket
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,13 +21,14 @@ import numpy as np
 from safetensors.torch import save
 
 from data.latents import file_size, fingerprint, read_index, sha256_of
+from data.rejections import Tally, by_reason, counted, lines, once, whole_videos
 from data.shards import Shard, encode_shard, header_sha256, is_whole, read_header
 from data.sources import SPLITS, Unit, list_hash
 from data.totals import Totals
 from data.work_share import Share
 from data.workers import LIMIT_SECONDS, decoded
-from utils.errors import OwnError, UserError
-from utils.files import json_text, remove_leftovers, write_text
+from utils.errors import UserError
+from utils.files import json_text, remove_leftovers
 from utils.locks import check_held, hold
 from utils.seal import sealed
 
@@ -205,80 +204,6 @@ def plan_shards(
     return shards
 
 
-class Tally:
-    """How many videos were rejected in the shards that are there, whoever made them.
-
-    Args:
-        most: the fraction of ``videos`` that may be rejected.
-    """
-
-    def __init__(self, folder: Path, shards: dict[str, list[Shard]], most: float, videos: int) -> None:
-        self._folder, self._most, self._videos = folder, most, videos
-        self._waiting = [shard for split in SPLITS for shard in shards[split]]
-        self._rows: list[dict[str, str]] = []
-
-    def count(self) -> None:
-        """Look at the shards that came since.
-
-        Raises:
-            UserError: too many were rejected; all that are known are named in rejected.jsonl.
-        """
-        there = {path.name for path in self._folder.glob("*.safetensors")}
-        waiting, self._waiting = self._waiting, []
-        for shard in waiting:
-            if shard.path.name in there and is_whole(shard.path, shard.planned):
-                self._rows = once([*self._rows, *read_header(shard.path)[1]["rejected"]])
-            else:
-                self._waiting.append(shard)
-        if exceeds(self._rows, self._videos, self._most):
-            where = write_rejected(self._folder, self._rows)
-            raise OwnError(f"{too_many(self._rows, self._videos)}; each is named in {where}")
-
-
-def once(rejected: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    """Each row once, by source: a video that is parted is in the shards of both splits."""
-    return sorted({tuple(row.values()): row for row in rejected}.values(), key=lambda row: row["source"])
-
-
-def counted(rejected: Sequence[dict[str, str]]) -> str:
-    """How many were rejected for each reason, in words."""
-    return ", ".join(f"{n} {reason}" for reason, n in Counter(row["reason"] for row in rejected).most_common())
-
-
-def whole_videos(rejected: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The rows of rejected.jsonl that are videos. The others are single clips of videos that are kept."""
-    return [row for row in rejected if "clip" not in row]
-
-
-def exceeds(rejected: Sequence[dict[str, str]], videos: int, most: float) -> bool:
-    """Whether more than the fraction ``most`` of the videos are rejected."""
-    lost = len(whole_videos(rejected))
-    return lost > 0 and lost / videos > most  # not most * videos: .29 * 100 is less than 29
-
-
-def too_many(rejected: Sequence[dict[str, str]], videos: int) -> str:
-    """What is said where too large a part of the videos cannot be used."""
-    rejected = whole_videos(rejected)
-    enough = math.ceil(100 * len(rejected) / videos) / 100
-    return (
-        f"{len(rejected)} of {videos} videos cannot be used ({counted(rejected)}); --max-rejected {enough:g} accepts "
-        "so many"
-    )
-
-
-def write_rejected(folder: Path, rejected: Sequence[dict[str, str]]) -> Path:
-    """Name every rejected source in rejected.jsonl, of which the path is returned."""
-    path = folder / "rejected.jsonl"
-    write_text(path, b"".join(lines(once(rejected))).decode())
-    return path
-
-
-def lines(rows: Iterable[dict]) -> Iterator[bytes]:
-    """Rows as the lines of a .jsonl file in UTF-8. A byte of a name that is not UTF-8 is written as the JSON escape of
-    its surrogate, \\udc80 to \\udcff, which reads back as the same name."""
-    return ((json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace") for row in rows)
-
-
 def write_share(
     shards: Sequence[Shard],
     vae: Any,
@@ -385,7 +310,7 @@ def close_cache(
         "text_tokens": totals.text_tokens,
         # Of the training clips as stored: reported, never applied. Normalisation is the VAE's alone.
         "latent_statistics": totals.statistics(),
-        "rejected": _by_reason(whole_videos(rejected)),
+        "rejected": by_reason(whole_videos(rejected)),
         # Clips without a caption, and with one that is longer than the text encoder takes.
         "captions": {"missing": totals.without_caption, "cut": totals.cut},
         "validation_hash": validation["hash"],
@@ -393,14 +318,10 @@ def close_cache(
         "files": files,
     }
     if lost_clips:  # an index without any is as it was before single clips were counted
-        index["rejected_clips"] = _by_reason(lost_clips)
+        index["rejected_clips"] = by_reason(lost_clips)
     _place(work, folder / "index.json", json_text(sealed(index)).encode())
     _clean(work)
     return index
-
-
-def _by_reason(rejected: Sequence[dict[str, str]]) -> dict[str, int]:
-    return dict(sorted(Counter(row["reason"] for row in rejected).items()))
 
 
 def missing_shards(shards: dict[str, list[Shard]]) -> int:

@@ -8,19 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation, hyper, jackknife, lines, loss_law, plausibility, table_kind
+from scaling import allocation, lines, plausibility, table_kind
 from scaling.fitting import isoflop
+from scaling.joint_draws import joint_draws
 from scaling.laws import Curvature, GivenBatch, Law, LossLaw, with_hyperparameters
 from scaling.optimum import COEFFICIENTS, Optimum
 from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids, points_of_rows
 from scaling.runs import Ledger
-from scaling.stages import JACKKNIFE, LossStage, Options, hyper_law, hyper_replicates, loss_draws, loss_stage
+from scaling.stages import JACKKNIFE, Options, hyper_law, hyper_replicates, loss_stage
 from utils.errors import UserError
 
 PARTS = ("hyperparameters", "loss", "allocation", "all")
-COLUMNS = [f"{part}.{name}" for part in ("batch", "lr") for name in hyper.CONSTANTS] + [
-    f"loss.{name}" for name in loss_law.CONSTANTS
-]
 # Best sizes of one budget, of other seeds or by other ways, differ by less than this factor.
 SAME_OPTIMUM = 2.0
 # C_token at a shape's own width and at the smooth rule's differ by less than this.
@@ -34,7 +32,6 @@ PARABOLA = 3  # constants of a parabola
 # A share of skipped steps above which a fit warns. A run of 200 steps of which 10.5 % were skipped ended 1.2 % higher:
 # 1 % costs about 0.1 % of the loss, as much as the cells differ among which a grid's optimum lies (.06 to .2 %).
 MAX_SKIPPED = 0.01
-_LOGGED = ("coefficient", "Tc", "Nc", "Linf")
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     for name in constants:
         if constants[name] is None and name not in unknown:
             unknown[name] = "not fitted: only part of the laws was asked for, fit.py all gives every one"
-    columns, draws, intervals = _uncertainty(points, (centre, replicates, extra), stage, freedom, scale)
+    columns, draws, intervals = joint_draws(points, (centre, replicates, extra), stage, freedom, scale)
     _check_exponents(intervals, options, warnings)
     size_fits: dict[str, isoflop.SizeFit] = {}
     sizes = _allocation(ledger, points, constants["loss"], cost, warnings, unknown, size_fits)
@@ -227,50 +224,6 @@ def _repeated(ledger: Ledger) -> int:
     if not np.isfinite(cells).all():
         return 0
     return int(np.sum(np.unique(cells, axis=0, return_counts=True)[1] > 1))
-
-
-def _uncertainty(
-    points: Points,
-    hypers: tuple[NDArray, NDArray, NDArray],
-    stage: LossStage | None,
-    freedom: int,
-    scale: dict[str, float],
-) -> tuple[list[str], list | None, dict[str, list[float]]]:
-    """(names of the constants drawn, joint draws, 95 % interval by constant).
-
-    Args:
-        hypers: beta [6] of the hyper-parameter laws, nan where not fitted; the same with each cluster deleted
-            [clusters, 6]; and the covariance [6, 6] that deleting clusters does not show.
-        stage: the loss law's, or None.
-    """
-    centre, replicates, extra = hypers
-    known = np.flatnonzero(~np.isnan(centre))
-    columns = np.array(COLUMNS)[[*known, *(range(6, 11) if stage else ())]]
-    if len(replicates) < 3:
-        return columns.tolist(), None, {}
-    # Runs err in all laws at once: the loss law's values at the points are drawn with the others' constants.
-    count = len(known)
-    deviations, middle, covariance = jackknife.deviations(replicates[:, known]), centre[known], extra[known][:, known]
-    if stage is not None:
-        deviations = np.hstack([deviations, jackknife.deviations(stage.values)])
-        middle = np.concatenate([middle, np.zeros(len(points.N))])
-        covariance = np.pad(covariance, (0, len(points.N)))
-        covariance[count:, count:] = stage.misfit
-    spread = jackknife.Spread(deviations, covariance, freedom)
-    width, draws = spread.half_width()[:count], spread.draws(middle)
-    low, high = middle[:count] - width, middle[:count] + width
-    if stage is not None:
-        # The loss law's constants are not distributed as t: their intervals are those of the draws.
-        thetas = loss_draws(points, stage, draws[:, count:], scale)
-        ends = np.quantile(thetas, [0.025, 0.975], axis=0)
-        low, high = np.concatenate([low, ends[0]]), np.concatenate([high, ends[1]])
-        draws = np.hstack([draws[:, :count], thetas])
-    logged = np.array([name.endswith(_LOGGED) for name in columns], dtype=bool)
-    low, high, draws = (np.where(logged, np.exp(np.clip(v, -700, 700)), v) for v in (low, high, draws))
-    # A constant that nothing moves is held or bounded, not known exactly: it has no interval.
-    spans = zip(columns, low, high)
-    intervals = {str(name): [float(a), float(b)] for name, a, b in spans if b - a > 1e-9 * abs(a)}
-    return columns.tolist(), [[float(f"{v:.6g}") for v in row] for row in draws], intervals
 
 
 def _allocation(

@@ -11,22 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from scaling import allocation
 from scaling.jackknife import interval
 from scaling.laws import Law
+from scaling.plan_warnings import plan_warnings
 from utils.devices import PEAK_FLOPS, best_dtype, planned_peak
 from utils.errors import UserError, nearest
 
 ESTIMATORS = ("predicted", "measured", "direct", "minimised")
-# Beyond this multiple of the fitted compute a law is a hope.
-FAR = 100.0
-# Beyond this factor from the best batch the law's quadratic is far from where it was measured.
-FAR_BATCH = 4.0
 # Rounding to whole clips moves a batch by less than this, in ln; along one batch a rate is for no other.
 SAME_BATCH = 0.1
-# In fewer steps there is no warm-up and no optimum as those of the fit.
-FEW_STEPS = 100
-# Of the warnings that the law's fit left, a plan repeats so many.
-REPEATED = 3
-# An interval of N_opt wider than this factor tells no size.
-UNKNOWN = 10.0
 # What may be asked for: beyond these there is no such machine, and at last no such float.
 LEAST = 1e-9
 MOST = {
@@ -149,7 +140,7 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
             low, high = interval(draws[name])
             value[name] = {"value": value[name], "low": low, "high": high}
     _check_finite(law, value)
-    value["warnings"] = _warnings(law, value, n_ctx)
+    value["warnings"] = plan_warnings(law, value, n_ctx)
     return value
 
 
@@ -374,68 +365,3 @@ def _extrapolation(law: Law, run: dict[str, float | None]) -> dict[str, float | 
     """N, T, B and C as multiples of the fitted maximum."""
     spans = {name: law.domain.get(name) for name in run}
     return {name: None if at is None or spans[name] is None else at / spans[name][1] for name, at in run.items()}
-
-
-def _warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
-    warnings = []
-    far = plan["extrapolation"]["C"]
-    if far is not None and far > FAR:
-        warnings.append(f"C is {far:.0f} times the largest compute the law was fitted on")
-    fitted = law.domain.get("C")
-    if fitted is not None and plan["C"] < fitted[0] / FAR:
-        warnings.append(f"C is {fitted[0] / plan['C']:.0f} times below the smallest compute the law was fitted on")
-    B_opt = plan["B_opt"]["value"] if isinstance(plan["B_opt"], dict) else plan["B_opt"]
-    unknown = [name for name in ("B", "lr") if plan[name] is None]
-    if unknown:
-        reasons = {law.reason(part) for part in ("batch", "lr") if getattr(law, part) is None}
-        warnings.append(
-            f"{' and '.join(unknown)} unknown ({'; '.join(sorted(reasons))}): --prior LAW takes both from another law"
-        )
-    if B_opt is not None and abs(math.log(plan["B"] / max(B_opt, law.fit.get("floor") or 0))) > math.log(FAR_BATCH):
-        warnings.append(
-            f"the batch is {plan['B'] / B_opt:.2g} times the law's: rate and loss are extrapolated along the ridge"
-        )
-    others = ", ".join(name for name in sorted(plan["N_opt"]) if name != "minimised")
-    if law.n_ctx is None:
-        how, cost = law.provenance.get("flops") or "unknown costs", f"N_opt ({others}) and " if others else ""
-        warnings.append(
-            f"the law counted {how}, and this plan C_token: {cost}multiples of C are for other costs; fit.py --n-ctx "
-            f"{n_ctx} counts as plans do"
-        )
-    elif law.n_ctx != n_ctx:
-        cost = f", and N_opt ({others}) is for what those cost" if others else ""
-        warnings.append(
-            f"clips of {n_ctx} tokens, but the law's have {law.n_ctx}: its loss, batch and rate are theirs{cost}"
-        )
-    if plan["steps"] is not None and plan["steps"] < FEW_STEPS:
-        warnings.append(f"only {plan['steps']} steps: the law's optima are those of many; a smaller --batch has more")
-    if B_opt is not None and B_opt < 0.5 * n_ctx:
-        warnings.append(f"the law's batch, {B_opt:.3g} tokens, is less than half a clip: one clip is used")
-    sizes = [v if isinstance(v, float) else v["value"] for v in plan["N_opt"].values()]
-    if max(sizes) > 1.25 * min(sizes):
-        warnings.append(f"the estimators of N_opt disagree: {min(sizes):.3g} to {max(sizes):.3g}")
-    loose = [
-        name
-        for name, size in plan["N_opt"].items()
-        if isinstance(size, dict) and size["high"] > UNKNOWN * max(size["low"], 1.0)
-    ]
-    if loose:
-        warnings.append(
-            f"N_opt ({', '.join(loose)}) is known to no better than a factor of {UNKNOWN:g}: the law tells no size; "
-            "sweep longer, or choose one with --params"
-        )
-    for part in ("batch", "lr", "loss"):
-        assumed = getattr(law, part) and getattr(law, part).assumed
-        if assumed:
-            warnings.append(f"{part}: {', '.join(assumed)} assumed, not measured")
-    if "serving" in plan and (excess := plan["serving"]["training_excess"]) > 0:
-        warnings.append(f"training takes {excess:.0%} more than the budget without serving, for fewer FLOPs in all")
-    doubts = law.fit.get("warnings") or []
-    warnings += [f"law {law.name!r}: {text}" for text in doubts[:REPEATED]]
-    if len(doubts) > REPEATED:
-        warnings.append(f"law {law.name!r}: {len(doubts) - REPEATED} more in its fit.warnings")
-    if law.draws is None:
-        warnings.append(f"no intervals: the law's draws are unknown ({law.reason('draws')})")
-    elif undrawn := [part for part in ("batch", "lr", "loss") if getattr(law, part) and law.drawn(part) is None]:
-        warnings.append(f"no intervals that need draws of {', '.join(undrawn)}: the law has none of them")
-    return warnings

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.tables import (  # noqa: F401 (callers take these two from here)
+from scaling.tables import (
     COLUMNS,
-    batch_tokens,
     distinct,
-    parse_columns,
     positive,
     read_results,
     whole_number,

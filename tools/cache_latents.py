@@ -16,26 +16,25 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from data import decode, synthetic, writer
+from data import decode, rejections, synthetic, writer
+from data.build import Plan, build_share
 from data.cache_report import counts_text, estimate_text, summary, summary_text
 from data.captions import ListingOptions
 from data.check import TOLERANCE, caption_counts, compare_sample, estimate
 from data.clips import Reading, Shape
 from data.decode import BACKENDS, check_backend, default_backend
-from data.draw import SAMPLE, Headers, Split, draw
+from data.draw import SAMPLE, Headers, draw
 from data.latents import FORMAT, LatentCache, read_index
 from data.listing import scan_sources
 from data.media import Listing, identity
-from data.shards import Shard
-from data.sources import SPLITS, Unit, list_hash, read_frozen, synthetic_units
+from data.sources import SPLITS, list_hash, read_frozen, synthetic_units
 from data.work_share import Share, slurm_warning, this_share
 from data.workers import LIMIT_SECONDS
 from data.writer import Load
@@ -44,7 +43,6 @@ from models.vae import VideoVAE, load_vae
 from utils.devices import pick_device
 from utils.errors import Parser, UserError, path_text, resumable, run_cli
 from utils.locks import release_abandoned
-from utils.progress import Progress
 from utils.tables import KINDS
 
 SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
@@ -53,43 +51,6 @@ FOR_VIDEOS = (
     "max_rejected", "limit_seconds",
 )  # fmt: skip
 VERIFIED = 16  # sources that --verify encodes again
-
-
-class Plan(NamedTuple):
-    """What is to be encoded, and what is known about it by then."""
-
-    units: dict[str, list[Unit]]
-    clips_per_unit: float
-    headers: Headers | None = None
-    frozen: list[str] | None = None
-    listing: Listing | None = None
-    split: Split | None = None
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What the list of sources left aside and how it was split, for the index and the reports."""
-        if self.listing is None or self.split is None:
-            return {"split": {"by": "seed"}}
-        left_aside = {"skipped": self.listing.skipped, "unread_columns": self.listing.unread}
-        return left_aside | {"split": self.split.about}
-
-    @property
-    def rule(self) -> dict[str, str]:
-        """The setting by which caches that are split otherwise differ."""
-        return {writer.RULE: self.split.rule} if self.split and self.split.rule else {}
-
-    @property
-    def fps(self) -> float | None:
-        return self.headers.fps if self.headers else None
-
-    @property
-    def videos(self) -> int:
-        return len(self.headers.order) if self.headers else 0
-
-    def shards(self, out: Path, settings: dict, latent_shape: Sequence[int]) -> dict[str, list[Shard]]:
-        """The cache's shards, of about ``data.writer.SHARD_BYTES`` each."""
-        per_shard = max(1, int(writer.clips_per_shard(latent_shape) / max(self.clips_per_unit, 1e-9)))
-        return writer.plan_shards(out, settings, self.units, per_shard)
 
 
 def arguments() -> argparse.Namespace:
@@ -301,13 +262,13 @@ def stop_if_too_few(args: argparse.Namespace, headers: Headers) -> None:
     """Raise where none of the first videos, or too small a part of all, can be used."""
     videos, rejected = len(headers.order), headers.rejected
     writing = not (args.dry_run or args.verify)
-    if headers.found and not (writing and writer.exceeds(rejected, videos, args.max_rejected)):
+    if headers.found and not (writing and rejections.exceeds(rejected, videos, args.max_rejected)):
         return
-    where = f"; each is named in {writer.write_rejected(Path(args.out), rejected)}" if writing else ""
+    where = f"; each is named in {rejections.write_rejected(Path(args.out), rejected)}" if writing else ""
     if headers.found:
-        raise UserError(f"{args.source}: {writer.too_many(rejected, videos)}{where}")
+        raise UserError(f"{args.source}: {rejections.too_many(rejected, videos)}{where}")
     of = "" if headers.opened == videos else f" of the first {headers.opened}"
-    raise UserError(f"{args.source}: no video is left{of} ({writer.counted(rejected)}{where})")
+    raise UserError(f"{args.source}: no video is left{of} ({rejections.counted(rejected)}{where})")
 
 
 def main() -> None:
@@ -362,37 +323,28 @@ def build(
     out = Path(args.out)
     if args.take_over:
         release_abandoned(writer.work_folder(out, share))
-    with writer.working(out, share) as work:
-        index = writer.open_cache(out, settings, work)
-        if index is not None:
-            print(f"{out}: already finished, nothing to do", file=sys.stderr)
-        else:
-            planned = plan(writer.recorded_rule(out)[1])
-            settings |= planned.rule
-            writer.record_rule(out, settings, work)
-            shards = planned.shards(out, settings, latent_shape)
-            tally = writer.Tally(out, shards, args.max_rejected, planned.videos)
-            mine = [shard for split in SPLITS for shard in shards[split]][share.rank :: share.world]
-            # Sources rather than clips, which are not known before they are opened.
-            total = sum(len(shard.units) for shard in mine)
-            unit = "videos" if planned.videos else "batches"
-            with Progress(total, "encoding", unit) as bar:
-                writer.write_share(mine, vae, text, latent_shape, work, load, tally, bar.update)
-            about = {"vae": args.vae, "text": args.text, "vae_statistics": vae.statistics, "fps": planned.fps}
-            about |= planned.about
-            index = writer.close_cache(
-                out, settings, shards, latent_shape, text, work, about=about, frozen=planned.frozen
-            )
-    if index is not None:
-        report(args, index)
-        return
-    every = sum(map(len, shards.values()))
-    there = every - writer.missing_shards(shards)
-    if args.json:
-        print(json.dumps({"out": args.out, "finished": False, "shards": every, "shards_there": there}))
+    built = build_share(
+        out,
+        settings,
+        plan,
+        vae=vae,
+        text=text,
+        latent_shape=latent_shape,
+        load=load,
+        share=share,
+        max_rejected=args.max_rejected,
+        about={"vae": args.vae, "text": args.text, "vae_statistics": vae.statistics},
+    )
+    if built.already:
+        print(f"{out}: already finished, nothing to do", file=sys.stderr)
+    if built.index is not None:
+        report(args, built.index)
+    elif args.json:
+        counts = {"shards": built.shards, "shards_there": built.shards_there}
+        print(json.dumps({"out": args.out, "finished": False, **counts}))
     else:
-        print(f"{out}: this process's share is done; {there} of {every} shards are there. The process that adds the "
-              "last one finishes the cache; one that was killed is started again")  # fmt: skip
+        print(f"{out}: this process's share is done; {built.shards_there} of {built.shards} shards are there. The "
+              "process that adds the last one finishes the cache; one that was killed is started again")  # fmt: skip
 
 
 def verify(

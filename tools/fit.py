@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from models.sizes import smooth_width
-from scaling import PAPER, allocation, compare, fit, forms, laws, loss_law, optimum, runs, validate
+from scaling import PAPER, allocation, compare, fit, forms, laws, loss_law, optimum, runs, tables, validate
 from scaling.optimum import WINDOW
 from scaling.points import Untrusted, cells_to_run
 from utils.errors import Parser, UserError, nearest, path_text, run_cli
@@ -246,7 +246,7 @@ def refuse(args: argparse.Namespace, why: str, ledger: runs.Ledger) -> int:
 
 
 def compare_pair(args: argparse.Namespace) -> int:
-    ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit, duplicates=args.duplicates)
+    ledger = runs.read(args.results, tables.parse_columns(args.columns), args.batch_unit, duplicates=args.duplicates)
     pair = None
     if args.pair:
         try:
@@ -268,7 +268,7 @@ def compare_pair(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Expanding windows over the optima, for each form of the loss law; and what was held out, if anything was."""
-    columns = runs.parse_columns(args.columns)
+    columns = tables.parse_columns(args.columns)
     ledger = runs.read(args.results, columns, args.batch_unit, hyperparameters=False, duplicates=args.duplicates)
     options = fit.Options(held(args.fix, args.part), None, window(args.window), args.delta, args.force, args.optima)
     ledger, cost, _ = cost_of(ledger, args.n_ctx)
@@ -303,7 +303,7 @@ def main() -> int:
     # A table of (N, T, loss) alone has a loss law, with or without the others.
     hyperparameters = {"hyperparameters": True, "all": None}.get(args.part, False)
     losses = not (args.optima and args.part in ("hyperparameters", "allocation"))
-    columns = runs.parse_columns(args.columns)
+    columns = tables.parse_columns(args.columns)
     ledger = runs.read(args.results, columns, args.batch_unit, hyperparameters, losses, args.duplicates)
     ledger, cost, words = cost_of(ledger, args.n_ctx)
     prior = laws.load(args.prior) if args.prior else None

@@ -14,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-from scaling import PAPER, extend, laws, replay, runs
+from scaling import PAPER, extend, laws, replay, runs, tables
 from utils.errors import Parser, UserError, path_text, run_cli
 from utils.progress import Progress
 
@@ -58,7 +58,7 @@ def main() -> int:
         value = getattr(arguments, name)
         if value is not None and not least <= value <= most:
             raise UserError(f"--{name} {value!s:.12}: must be a number from {least:g} to {most:g}")
-    ledger = runs.read(arguments.table, runs.parse_columns(arguments.columns), arguments.batch_unit)
+    ledger = runs.read(arguments.table, tables.parse_columns(arguments.columns), arguments.batch_unit)
     found = measure(replay.oracles(ledger), arguments)
     print(json.dumps(found) if arguments.json else text(found, arguments))
     return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.sizes import smooth_width
-from scaling import allocation, laws, report, runs
+from scaling import allocation, laws, report, runs, tables
 from utils.errors import Parser, UserError, path_text, run_cli
 from utils.files import replacing, write_text
 from utils.results import FILE, read_result
@@ -47,7 +47,7 @@ def write_tensorboard(figures: dict, folder: str) -> None:
 def main() -> None:
     args = arguments().parse_args()
     law = laws.load(args.law)
-    ledger = runs.read(args.results, runs.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
+    ledger = runs.read(args.results, tables.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
     cost = allocation.cost_of(law, smooth_width)
     planned = read_result(Path(args.planned) / FILE) if args.planned else None
     samples = Path(args.samples) if args.samples else None

@@ -207,6 +207,25 @@ def newest_checkpoint(directory: Path, needs: tuple[str, ...]) -> Path | None:
     return None
 
 
+def resumable_checkpoint(run_dir: Path) -> Path | None:
+    """The newest whole checkpoint of a run from which training can continue; None where the run starts (again).
+
+    Raises:
+        UserError: there are checkpoints, and none of them can be read.
+    """
+    directory = run_dir / "checkpoints"
+    path = newest_checkpoint(directory, ("model", "ema", "optimizer"))
+    if path is None and (there := checkpoint_paths(directory)):
+        if newest_checkpoint(directory, ("ema",)) is None:
+            raise UserError(
+                f"{directory}: no checkpoint can be read, the newest being {there[0].name}; mend what ails the "
+                f"disk, or remove {run_dir} to start again"
+            )
+        # They are the averages of a finished run, which grows: they stay until there is a newer checkpoint.
+        print(f"{directory}: no checkpoint with its optimiser is left; starting again", file=sys.stderr)
+    return path
+
+
 def check(path: Path) -> None:
     """Read the whole checkpoint at ``path`` and compare it with what was written.
 

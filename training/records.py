@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.sizes import exact_flops
-from training.config import Config, run_id, to_dict
+from training.config import Config, load_yaml, recorded_config, run_id, to_dict
 from training.resolve import Run
 from utils.errors import UserError
 from utils.results import FILE, DamagedResult, read_result
@@ -127,6 +127,13 @@ def recorded(run: Run) -> dict[str, Any]:
     except DamagedResult:
         return nothing
     return result if result.get("run_id") == run_id(run.config) and result.get("tokens") is not None else nothing
+
+
+def earlier_milestones(config: Config) -> list[int]:
+    """What an earlier start of a run that may grow was asked for: its milestones stay, and so does its warm-up."""
+    path = config.run_dir / "config.yaml"
+    grows = path.exists() and config.optim.schedule == "constant"
+    return recorded_config(load_yaml(path)).train.milestones if grows else []
 
 
 def result_damage(directory: Path) -> str | None:

@@ -98,12 +98,7 @@ class OptimKeys:
         aliases="lr learning_rate max_lr base_lr",
     )
     beta1: float = key(
-        0.9,
-        "AdamW's first beta",
-        identity=ALWAYS,
-        bound=FRACTION,
-        differs_in_stack=True,
-        aliases="betas adam_beta1",
+        0.9, "AdamW's first beta", identity=ALWAYS, bound=FRACTION, differs_in_stack=True, aliases="betas adam_beta1"
     )
     beta2_half_life: float = key(
         5e6,
@@ -124,12 +119,7 @@ class OptimKeys:
         differs_in_stack=True,
     )
     eps: float = key(
-        1e-8,
-        "AdamW's epsilon",
-        identity=ALWAYS,
-        bound=POSITIVE,
-        differs_in_stack=True,
-        aliases="adam_epsilon epsilon",
+        1e-8, "AdamW's epsilon", identity=ALWAYS, bound=POSITIVE, differs_in_stack=True, aliases="adam_epsilon epsilon"
     )
     weight_decay: float = key(
         0.0,
@@ -253,10 +243,7 @@ class TrainKeys:
         aliases="gradient_checkpointing grad_checkpoint",
     )
     timeout_minutes: float = key(
-        30.0,
-        "minutes to wait for a process that does not answer before giving up",
-        identity=NEVER,
-        bound=POSITIVE,
+        30.0, "minutes to wait for a process that does not answer before giving up", identity=NEVER, bound=POSITIVE
     )
     compile: bool = key(
         False,
@@ -300,11 +287,7 @@ class CheckpointKeys:
         aliases="ckpt_every save_every save_steps checkpointing_steps",
     )
     keep: int = key(
-        2,
-        "checkpoints kept",
-        identity=NEVER,
-        bound=POSITIVE,
-        aliases="save_total_limit checkpoints_total_limit",
+        2, "checkpoints kept", identity=NEVER, bound=POSITIVE, aliases="save_total_limit checkpoints_total_limit"
     )
     final: str = key(
         "full",
@@ -351,11 +334,7 @@ class LogKeys:
         path=True,
     )
     guidance: float = key(
-        3.0,
-        "guidance of those videos",
-        identity=NEVER,
-        bound=FINITE,
-        aliases="cfg_scale guidance_scale cfg",
+        3.0, "guidance of those videos", identity=NEVER, bound=FINITE, aliases="cfg_scale guidance_scale cfg"
     )
 
 

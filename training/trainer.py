@@ -22,7 +22,7 @@ from data.mixture import Mixture, open_data
 from diffusion.loss import denoising_loss
 from diffusion.process import Process
 from diffusion.timesteps import draw_timesteps
-from diffusion.validation import T_BINS, ValidationResult
+from diffusion.validation import ValidationResult
 from models.dit import VideoDiT
 from training import checkpoint as ckpt
 from training.config import Config, cache_folders, to_dict
@@ -30,21 +30,20 @@ from training.data_check import DataCheck
 from training.feed import Feed, Samples
 from training.leftovers import clean_finished, clean_run
 from training.memory import fit_memory
-from training.memory_formula import even_size
 from training.metrics import MetricsLog
 from training.model import build_model, check_compiler, compile_model
-from training.optim import learning_rate
 from training.parallel import all_reduce, check_together, from_first, gather, lost_process, shard
 from training.preview import Preview
-from training.records import build_result, check_growth, finished_result, recorded, result_damage
+from training.records import build_result, check_growth, earlier_milestones, finished_result, recorded, result_damage
 from training.refusals import check_directory, check_layout
-from training.resolve import Run, beta2_warnings, resolve
+from training.resolve import Run, resolve
+from training.run_log import close_log, log_window, open_log
 from training.state import DATA_FAULT, data_faults_recorded
 from training.step import Step
 from training.stop import StopRequest
-from training.validation import RAW_SHARE, Score, Validator, few_blocks, losses_file
+from training.validation import RAW_SHARE, Score, Validator, few_blocks, losses_file, milestone_scores
 from utils.devices import has_bfloat16
-from utils.errors import CONTINUES, PREEMPTED, UserError
+from utils.errors import PREEMPTED, UserError
 from utils.files import replacing, write_bytes
 from utils.locks import check_held, exclusive
 from utils.results import write_result
@@ -110,13 +109,7 @@ def prepare(config: Config) -> tuple[Run, LatentCache | Mixture]:
     if not config.data.cache:
         raise UserError("data.cache: not given; name a folder made by tools/cache_latents.py")
     cache = open_data(cache_folders(config), config.data.weights)
-    return resolve(config, cache.meta, _earlier_milestones(config), has_bfloat16), cache
-
-
-def _earlier_milestones(config: Config) -> list[int]:
-    """What an earlier start of a run that may grow was asked for: its milestones stay, and so does its warm-up."""
-    grows = (config.run_dir / "config.yaml").exists() and config.optim.schedule == "constant"
-    return ckpt.read_config(config.run_dir).train.milestones if grows else []
+    return resolve(config, cache.meta, earlier_milestones(config), has_bfloat16), cache
 
 
 class Trainer:
@@ -198,18 +191,8 @@ class Trainer:
 
     def _newest_checkpoint(self) -> Path | None:
         """The one to go on from. All processes take the first one's choice: they may not see a disk alike."""
-        directory = self.config.run_dir / "checkpoints"
         clean_run(self.config.run_dir)
-        path = ckpt.newest_checkpoint(directory, ("model", "ema", "optimizer"))
-        if path is None and (there := ckpt.checkpoint_paths(directory)):
-            if ckpt.newest_checkpoint(directory, ("ema",)) is None:
-                raise UserError(
-                    f"{directory}: no checkpoint can be read, the newest being {there[0].name}; mend what ails the "
-                    f"disk, or remove {self.config.run_dir} to start again"
-                )
-            # They are the averages of a finished run, which grows: they stay until there is a newer checkpoint.
-            print(f"{directory}: no checkpoint with its optimiser is left; starting again", file=sys.stderr)
-        return path
+        return ckpt.resumable_checkpoint(self.config.run_dir)
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -244,23 +227,17 @@ class Trainer:
         weights are to be validated and the results sent; returns the status.
         """
         config = self.config
-        where = self.step, self.tokens, self.device, self.world, config.train.dtype
         log = None
         if self.main:
-            board = config.log.tensorboard_dir
-            log = MetricsLog(config.run_dir, *where, validates=bool(self._reached()), board=board)
-            settings = {"N": self.run.N, "layers": config.model.layers, "width": config.model.width}
-            settings |= {"T": config.train.tokens, "B": config.train.batch_tokens, "lr": config.optim.lr}
-            log.hparams(settings | {"seed": config.seed})
-            begun = f"; from step {self.step:,}" if self.step else ""
-            epochs = self.run.steps * self.run.clips / self.cache.train_size
-            how = f"{epochs:.2g} epochs; {self.device}, attention {self.model.backend}"
-            print(f"{config.run_dir}: {self.run.text}; {how}{begun}", flush=True)
-            for text in beta2_warnings([(config.optim, config.train.batch_tokens)]):
-                print(f"warning: {text}", file=sys.stderr, flush=True)
-            wanted, local = config.train.micro_batch, self.run.clips // self.world
-            if wanted and local > wanted != (size := even_size(local, wanted)):
-                print(f"train.micro_batch={wanted}: of {local} clips {size} at a time, which changes no result")
+            log = open_log(
+                self.run,
+                self.cache.train_size,
+                step=self.step,
+                device=self.device,
+                world=self.world,
+                validates=bool(self._reached()),
+                attention=self.model.backend,
+            )
         check_data = DataCheck(self.feed, self.device, self.step, self.learn.skipped.item())
         clock, status = time.monotonic(), "running"
         while status == "running" and (pending := self._pending()):
@@ -282,7 +259,7 @@ class Trainer:
                     status = "diverged"
                     break
                 if logging:
-                    self._log_line(log)
+                    log_window(log, self.learn, self.run, step=self.step, share=self.share)
                 # While steps fail, the checkpoint before them is the one to go back to, unless the run ends here.
                 if saving and (reached or stop or not in_a_row):
                     self._save(log)
@@ -301,7 +278,7 @@ class Trainer:
             # After the result: a death in between costs disk until the next start (clean_finished), not the run.
             ckpt.keep_final(config.run_dir / "checkpoints")
         if log is not None:
-            self._close(log, status)
+            close_log(log, self.run, step=self.step, status=status)
         return status
 
     def _pass_time(self, since: float) -> float:
@@ -332,20 +309,6 @@ class Trainer:
                     torch.cuda.empty_cache()
             self.validator.fit([self._score_of(self.model), self._score_of(self.average)])
 
-    def _log_line(self, log: MetricsLog | None) -> None:
-        learn, config = self.learn, self.config
-        counted = learn.counted.item()
-        loss = all_reduce(learn.loss, "mean").item() / counted if counted else math.nan
-        sums, numbers = all_reduce(learn.by_t, "sum")[:, :T_BINS]
-        learn.restart()
-        if log is not None:
-            batch, end = config.train.batch_tokens, config.train.tokens
-            rate = learning_rate(config.optim, self.tokens - batch / 2, end)
-            norm, skipped = learn.norm.item(), learn.skipped.item()
-            by_t = (sums / numbers).tolist()
-            shown = (loss, rate, norm, skipped, end, by_t, self.share)
-            log.step(self.step, self.tokens, self.run.flops_per_token, *shown)
-
     def _scores(self) -> Scores:
         return self._validate(self.model, RAW_SHARE), self._validate(self.average)
 
@@ -369,12 +332,7 @@ class Trainer:
             if self.main:
                 ckpt.remove_after(directory, self.step - 1)  # this step's weights are of no use
             return False
-        scores = {
-            "val_loss": raw.loss,
-            "val_se": raw.standard_error,
-            "ema_val_loss": averaged.loss,
-            "ema_val_se": averaged.standard_error,
-        }
+        scores = milestone_scores(raw, averaged)
         flops = self.tokens * self.run.flops_per_token
         losses = losses_file(raw, averaged)
         measured = {"flops": flops, **scores, "losses_crc32": zlib.crc32(losses)}
@@ -439,8 +397,3 @@ class Trainer:
             world=self.world,
         )
         write_result(self.config.run_dir, result)
-
-    def _close(self, log: MetricsLog, status: str) -> None:
-        log.close()
-        more = f"; {CONTINUES}" if status == "preempted" else ""
-        print(f"{self.config.run_dir}: {status} after {self.step:,} steps, {self.tokens:,} tokens{more}", flush=True)

@@ -178,6 +178,16 @@ class Validator:
             self.batch = fitting * rows
 
 
+def milestone_scores(raw: ValidationResult, averaged: ValidationResult) -> dict[str, float]:
+    """The losses of a milestone and their standard errors, by their names in result.json."""
+    return {
+        "val_loss": raw.loss,
+        "val_se": raw.standard_error,
+        "ema_val_loss": averaged.loss,
+        "ema_val_se": averaged.standard_error,
+    }
+
+
 def losses_file(raw: ValidationResult, averaged: ValidationResult) -> bytes:
     """The content of validation/<tokens>.npy: losses [raw and averaged weights, clips, times].
 

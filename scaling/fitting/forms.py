@@ -167,6 +167,7 @@ def fit_form(
     cluster: ArrayLike | None = None,
     draws: int = 0,
     scale: Scale | None = None,
+    start: NDArray | None = None,
     seed: int = 0,
 ) -> FormFit:
     """Fit one form to losses at their best batch and rate.
@@ -177,6 +178,7 @@ def fit_form(
         cluster: [rows] label of what errs together (a run); rows are drawn by cluster. None: each row on its own.
         draws: bootstrap refits for intervals.
         scale: units of N, T, B; their geometric means by default.
+        start: [constants] theta of a fit to much the same rows, in ``scale``; None starts from many places.
 
     Raises:
         UserError: fewer rows than constants, or losses that are all equal.
@@ -192,7 +194,7 @@ def fit_form(
     precision = np.ones(len(y)) if noise is None else np.min(noise) / np.asarray(noise, dtype=float)
     random = np.random.default_rng(seed)
     some = np.sort(random.permutation(len(y))[:START_ROWS])
-    starts = _starts(form, loss[some])
+    starts = _starts(form, loss[some]) if start is None else start[None]
     theta, sd = _finish(form, starts, [v[some] for v in logs], y[some], precision[some])
     if len(some) < len(y):
         theta, sd = _finish(form, theta[None], logs, y, precision)

@@ -143,7 +143,8 @@ def descend(
             squares[1:, 1:] + np.diag(precision[free] ** 2),
         )
 
-    cost, gradient, hessian = equations(mean, theta)
+    with np.errstate(over="ignore", invalid="ignore"):
+        cost, gradient, hessian = equations(mean, theta)
     damping = 1e-3
     for _ in range(steps):
         diagonal = np.diag(hessian)

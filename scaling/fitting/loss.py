@@ -113,8 +113,9 @@ def fit_losses(
     kept = [(w, member) for w, (member, _) in zip(weight, found) if w > 0]
     members = [replace(member, weight=float(w)) for w, member in sorted(kept, key=lambda pair: -pair[0])]
     if draws:
+        drawn = {"noise": noise, "cluster": cluster, "draws": draws}
         members = [
-            replace(m, fit=forms.fit_form(m.form, N, T, loss, B, noise=noise, cluster=cluster, draws=draws))
+            replace(m, fit=forms.fit_form(m.form, N, T, loss, B, scale=m.fit.scale, start=m.fit.theta, **drawn))
             for m in members
         ]
     rival = None
@@ -147,8 +148,9 @@ def _member(form: str, N: NDArray, T: NDArray, loss: NDArray, B: NDArray, noise:
                 or len(np.unique(T[rest])) < 3
             ):
                 continue
+            errors = None if noise is None else noise[rest]
             part = forms.fit_form(
-                form, N[rest], T[rest], loss[rest], B[rest], noise=None if noise is None else noise[rest]
+                form, N[rest], T[rest], loss[rest], B[rest], noise=errors, scale=fit.scale, start=fit.theta
             )
             error = np.log(loss[out]) - np.log(part(N[out], T[out], B[out]))
             variance = part.interval(N[out], T[out], B[out]) ** 2 + fit.noise**2

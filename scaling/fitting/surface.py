@@ -345,15 +345,13 @@ class Surface:
     def _best_at_rate(self, n: NDArray, t: NDArray, lr: NDArray, lowest: NDArray) -> Pair:
         """The best batch at a given rate, by search over batches."""
         batches = self._batches()
-        size = n.size
-        shared = n.ravel(), t.ravel(), np.log(np.ravel(lr) / self.lr_scale)
-        none = np.zeros(size, dtype=np.int64)
+        size, count = n.size, len(batches)
+        shared = (np.repeat(v, count) for v in (n.ravel(), t.ravel(), np.log(np.ravel(lr) / self.lr_scale)))
+        rows = Inputs(*shared, np.tile(batches, size), np.zeros(size * count, dtype=np.int64))
 
         def costs(model: Model, theta: NDArray) -> NDArray:
             floor = shape.price(model, theta, n, t, self._floor(model, theta, n, t))
-            rows = [Inputs(*shared, np.full(size, b), none) for b in batches]
-            excess = np.stack([shape.evaluate(model, theta, r).excess for r in rows], axis=-1)
-            return excess.reshape(*n.shape, len(batches)) - floor[..., None]
+            return shape.evaluate(model, theta, rows).excess.reshape(*n.shape, count) - floor[..., None]
 
         average = self._average(costs)
         value = batches[np.argmin(average, axis=-1)]

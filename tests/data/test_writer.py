@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from data import writer
+from data import rejections, writer
 from data.latents import LatentCache
-from data.writer import Load, Share, Tally, close_cache, open_cache, plan_shards, working, write_share
+from data.rejections import Tally
+from data.writer import Load, Share, close_cache, open_cache, plan_shards, working, write_share
 from tests.data.units import SETTINGS, SHAPE, TEXT, PoolingVAE, files_of, make, unit, units_of
 from utils.errors import UserError
 from utils.files import json_text
@@ -84,9 +85,9 @@ def test_too_many_rejections_stop_the_job_whoever_saw_them(tmp_path):
 @pytest.mark.parametrize(("rejected", "videos"), [(7, 100), (28, 49), (29, 100), (57, 100), (1, 3)])
 def test_the_bound_that_a_refusal_names_is_accepted(rejected, videos):
     rows = [{"source": "x", "reason": "truncated", "detail": ""}] * rejected
-    named = float(writer.too_many(rows, videos).rpartition("--max-rejected ")[2].split()[0])
-    assert not writer.exceeds(rows, videos, named)
-    assert writer.exceeds(rows, videos, named - 0.011)
+    named = float(rejections.too_many(rows, videos).rpartition("--max-rejected ")[2].split()[0])
+    assert not rejections.exceeds(rows, videos, named)
+    assert rejections.exceeds(rows, videos, named - 0.011)
 
 
 def test_processes_that_begin_at_the_same_time_do_not_refuse_each_other(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from scaling import extend, replay, runs, simulate
+from scaling import extend, replay, runs, simulate, tables
 from utils.errors import UserError
 
 STEPLAW = "steplaw/dense_lr_bs_loss.csv"
@@ -26,7 +26,7 @@ def steplaw(public_data):
     from pathlib import Path
 
     folder = Path(os.environ.get("SCALING_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
-    columns = runs.parse_columns("T=D,B=bs,L=smooth loss")
+    columns = tables.parse_columns("T=D,B=bs,L=smooth loss")
     return replay.oracles(runs.read(folder / STEPLAW, columns, "sequences:2048"))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import fit, laws, runs, simulate
+from scaling import fit, laws, runs, simulate, tables
 from scaling.points import Untrusted
 from utils.errors import UserError
 
@@ -95,7 +95,7 @@ def test_csv_has_the_fixed_columns_and_reads_back(tmp_path):
 def test_other_trainers_tables(tmp_path):
     path = tmp_path / "theirs.csv"
     path.write_text("params,tokens,batch,rate,l\n1e6,1e9,32,1e-3,2.5\n1e6,1e9,64,1e-3,2.4\n")
-    columns = runs.parse_columns("N=params,T=tokens,B=batch,lr=rate,L=l")
+    columns = tables.parse_columns("N=params,T=tokens,B=batch,lr=rate,L=l")
     ledger = runs.read(path, columns, "sequences:2048")
     assert ledger.B.tolist() == [65536, 131072]
     assert ledger.loss.tolist() == [2.5, 2.4]
@@ -110,7 +110,7 @@ def test_raw_and_ema_losses_are_not_mixed(tmp_path):
     path.write_text("status,N,T,loss,ema_loss\ndone,1,1,1.1,1.0\ndone,1,2,1.0,\ndone,1,3,.9,\ndiverged,1,4,,\n")
     with pytest.raises(UserError, match="2 of 3 results have no EMA loss"):
         runs.read(path, hyperparameters=False)
-    raw = runs.read(path, runs.parse_columns("L=loss"), hyperparameters=False)
+    raw = runs.read(path, tables.parse_columns("L=loss"), hyperparameters=False)
     assert raw.loss.tolist() == [1.1, 1.0, 0.9, math.inf]
     path.write_text("status,N,T,loss,ema_loss\ndone,1,1,1.1,1.0\ndiverged,1,4,,\n")
     assert runs.read(path, hyperparameters=False).loss.tolist() == [1.0, math.inf]
@@ -161,7 +161,7 @@ def test_loss_law_needs_no_batch(tmp_path):
 def test_bad_tables(tmp_path, text, columns, unit, message):
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(UserError, match=message):
-        runs.read(tmp_path / "bad.csv", runs.parse_columns(columns), unit)
+        runs.read(tmp_path / "bad.csv", tables.parse_columns(columns), unit)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import fit, loss_law, runs, simulate
+from scaling import fit, loss_law, runs, simulate, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOSE = "the exponents' intervals are wider than half their values"
@@ -17,7 +17,7 @@ def step_law(cost):
     folder = Path(os.environ.get("SCALING_DATA", ROOT.parent / "shared" / "data")) / "steplaw"
     if not folder.exists():
         pytest.skip("public data not here (set SCALING_DATA)")
-    columns = runs.parse_columns("T=D,B=bs,L=smooth loss")
+    columns = tables.parse_columns("T=D,B=bs,L=smooth loss")
     ledger = runs.read(folder / "dense_lr_bs_loss.csv", columns, "sequences:2048")
     return fit.fit(ledger, "loss", fit.Options(), cost, {"name": "step law"})
 

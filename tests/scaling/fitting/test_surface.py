@@ -35,12 +35,12 @@ def cells(kind="two_sided", *, sizes=4, times=3, batches=5, rates=RATES, seed=0,
 
 @pytest.fixture(scope="module")
 def two_sided():
-    return fit_surface(cells(), bent=False)
+    return fit_surface(cells(), form="levels", bent=False)
 
 
 @pytest.fixture(scope="module")
 def one_sided():
-    return fit_surface(cells("one_sided"), bent=False)
+    return fit_surface(cells("one_sided"), form="levels", bent=False)
 
 
 def holds(estimate, truth):

@@ -1,0 +1,115 @@
+"""Building a latent cache from a plan: one process's share of its shards, and the index once all shards are there."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data import writer
+from data.draw import Headers, Split
+from data.media import Listing
+from data.rejections import Tally
+from data.shards import Shard
+from data.sources import SPLITS, Unit
+from data.work_share import Share
+from data.writer import Load
+from utils.progress import Progress
+
+
+class Plan(NamedTuple):
+    """What is to be encoded, and what is known about it by then."""
+
+    units: dict[str, list[Unit]]
+    clips_per_unit: float
+    headers: Headers | None = None
+    frozen: list[str] | None = None
+    listing: Listing | None = None
+    split: Split | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the list of sources left aside and how it was split, for the index and the reports."""
+        if self.listing is None or self.split is None:
+            return {"split": {"by": "seed"}}
+        left_aside = {"skipped": self.listing.skipped, "unread_columns": self.listing.unread}
+        return left_aside | {"split": self.split.about}
+
+    @property
+    def rule(self) -> dict[str, str]:
+        """The setting by which caches that are split otherwise differ."""
+        return {writer.RULE: self.split.rule} if self.split and self.split.rule else {}
+
+    @property
+    def fps(self) -> float | None:
+        return self.headers.fps if self.headers else None
+
+    @property
+    def videos(self) -> int:
+        return len(self.headers.order) if self.headers else 0
+
+    def shards(self, out: Path, settings: dict, latent_shape: Sequence[int]) -> dict[str, list[Shard]]:
+        """The cache's shards, of about ``data.writer.SHARD_BYTES`` each."""
+        per_shard = max(1, int(writer.clips_per_shard(latent_shape) / max(self.clips_per_unit, 1e-9)))
+        return writer.plan_shards(out, settings, self.units, per_shard)
+
+
+class Built(NamedTuple):
+    """What a process left of a cache.
+
+    Attributes:
+        index: of the finished cache; None while other processes' shards are missing.
+        already: whether the cache was finished before.
+        shards, shards_there: how many it has, and how many of them are there; counted while it is unfinished.
+    """
+
+    index: dict[str, Any] | None
+    already: bool = False
+    shards: int = 0
+    shards_there: int = 0
+
+
+def build_share(
+    out: Path,
+    settings: dict[str, Any],
+    plan: Callable[[bool], Plan],
+    *,
+    vae: Any,
+    text: Any,
+    latent_shape: Sequence[int],
+    load: Load,
+    share: Share,
+    max_rejected: float,
+    about: dict[str, Any],
+) -> Built:
+    """Make one process's share of the cache in ``out``, and finish the cache if all the other shards are there.
+
+    Args:
+        settings: what determines the cache's content; the rule of its split is added.
+        plan: gives what is to be encoded, when told whether to split as caches did before there were rules.
+        vae, text: encoders, as ``data.writer.write_share``'s.
+        latent_shape: (C, f, h, w) of a clip.
+        max_rejected: the fraction of the videos that may be rejected.
+        about: further facts for the index, of no consequence for the content.
+
+    Raises:
+        UserError: as ``data.writer``'s functions.
+    """
+    with writer.working(out, share) as work:
+        index = writer.open_cache(out, settings, work)
+        if index is not None:
+            return Built(index, already=True)
+        planned = plan(writer.recorded_rule(out)[1])
+        settings = settings | planned.rule
+        writer.record_rule(out, settings, work)
+        shards = planned.shards(out, settings, latent_shape)
+        tally = Tally(out, shards, max_rejected, planned.videos)
+        mine = [shard for split in SPLITS for shard in shards[split]][share.rank :: share.world]
+        # Sources rather than clips, which are not known before they are opened.
+        total = sum(len(shard.units) for shard in mine)
+        with Progress(total, "encoding", "videos" if planned.videos else "batches") as bar:
+            writer.write_share(mine, vae, text, latent_shape, work, load, tally, bar.update)
+        about = {**about, "fps": planned.fps, **planned.about}
+        index = writer.close_cache(out, settings, shards, latent_shape, text, work, about=about, frozen=planned.frozen)
+    if index is not None:
+        return Built(index)
+    count = sum(map(len, shards.values()))
+    return Built(None, shards=count, shards_there=count - writer.missing_shards(shards))
