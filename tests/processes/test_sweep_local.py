@@ -203,7 +203,7 @@ def test_a_full_disk_is_one_line(sweep: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(module.OmegaConf, "save", full)
     said = here("run", sweep, status=2)[1].splitlines()
-    assert said[-1].startswith("error: disk full: ")
+    assert said[-1].startswith(f"error: {sweep.parent / 'runs' / 'grid' / 'sweep.yaml'}: disk full; free some space")
     assert not [line for line in said if not line.startswith(("warning: ", "error: "))]
     assert {path.name for path in (sweep.parent / "runs" / "grid").iterdir()} == {".lock"}
 
