@@ -76,7 +76,8 @@ def test_two_processes_on_a_full_disk_keep_the_checkpoint_before(cache: Path, tm
     keys = overrides(cache, tmp_path, "x", "checkpoint.every_steps=10", "checkpoint.keep=9")
     assert finish(start(tmp_path / "log", on_a_full_disk, keys, 5, world=2)) == [2, 1]
     last = (tmp_path / "log" / "0").read_text().splitlines()[-1]
-    assert last.startswith(f"error: {tmp_path / 'x' / 'checkpoints'}/") and ": disk full; free some space" in last
+    assert last.startswith(f"error: {tmp_path / 'x' / 'checkpoints'}/")
+    assert ": disk full; free some space" in last
     assert "group closed" in (tmp_path / "log" / "0").read_text()
     assert "rank 1: another process hangs or died" in (tmp_path / "log" / "1").read_text()
     assert not any("Traceback" in (tmp_path / "log" / rank).read_text() for rank in "01")

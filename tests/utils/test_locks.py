@@ -4,7 +4,6 @@ import errno
 import fcntl
 import json
 import os
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
