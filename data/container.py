@@ -132,6 +132,11 @@ def frames_as_played(
             yield frame, damaged
 
 
+def container_names(container: av.container.InputContainer) -> set[str]:
+    """ffmpeg's names of the container's demuxer: "mov", "mp4" and others for an MP4."""
+    return set(container.format.name.split(","))
+
+
 def stamp(of: av.VideoFrame | av.Packet) -> int | None:
     """When a frame or packet is shown; where nothing says so, when it is decoded."""
     return of.dts if of.pts is None else of.pts

@@ -13,9 +13,9 @@ import numpy as np
 from av.sidedata.sidedata import Type
 from av.video.reformatter import VideoReformatter
 
-from data.container import frames_as_played, message, open_video, stamp
+from data.container import container_names, frames_as_played, message, open_video, stamp
 from data.media import Rejected, Source
-from data.probe import Probe, probe
+from data.probe import SOUGHT, Probe, probe
 from utils.errors import UserError
 
 VERSION = 2  # of which frames a video gives: raised with every change, so that no cache mixes two decodings
@@ -25,6 +25,10 @@ NEAR = 64  # frames that are decoded on the way rather than sought past
 FURTHER_BACK = 300  # frames; more than most encoders leave between key frames
 # Full-size pictures that decord and torchcodec return at once: five frames of 1080p, 29 of 640x576.
 AT_ONCE_BYTES = 32 << 20
+# Pixel formats of which torchcodec gives PyAV's bits, at even heights and widths (tests/data/test_decode.py). Of the
+# others swscale interpolates the colours, in another way in each version of FFmpeg: 10-bit H.264 came out up to 101 of
+# 256 levels apart where saturated colours meet, and 6 on average.
+EXACT_FORMATS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "gray"}
 QUARTER = np.tan(np.radians(1))  # ffmpeg, too, takes a turn within one degree of a quarter turn for one
 
 
@@ -39,8 +43,9 @@ def frame_reader(source: Source, found: Probe, backend: str = "pyav", keep: Keep
     makes of its picture, uint8 [H, W, 3], as players show it.
 
     A picture goes to ``keep`` when it is decoded, so that memory holds few of full size, however many are asked for.
-    PyAV takes over where the backend fails, and for what the backend is not known to decode right. The pictures are
-    the same (of 10-bit video up to 8 levels apart).
+    PyAV decodes what the backend is not known to decode right. It decodes the rest of a video, too, from where the
+    backend fails: after an error torchcodec's decoder continues without a frame that later ones refer to. The pictures
+    are the same to the bit, except decord's of 10-bit video and of subsampled colours at odd sizes.
 
     Raises (the function):
         Rejected: undecodable, tilted, or what ``keep`` raises.
@@ -56,12 +61,13 @@ def frame_reader(source: Source, found: Probe, backend: str = "pyav", keep: Keep
             return opened[name](numbers)
 
         def read(numbers: Sequence[int]) -> np.ndarray:
+            nonlocal backend
             once, places = np.unique(numbers, return_inverse=True)
             if backend != "pyav":
                 try:
                     return read_with(backend, once.tolist())[places]
                 except Exception:  # neither decord nor torchcodec has an exception class for all that it throws
-                    pass
+                    backend = "pyav"
             try:
                 return read_with("pyav", once.tolist())[places]
             except Rejected:
@@ -84,9 +90,17 @@ def _is_suited(backend: str, source: Source, found: Probe) -> bool:
             stream.thread_count = 1
             frame = next(container.decode(stream))
             swapped, rows, columns = _axes(_display_matrix(frame))
-            return rows * columns == (-1 if swapped else 1)
+            if rows * columns != (-1 if swapped else 1):
+                return False
+            # decord has no other containers, as they are not plain.
+            return backend == "decord" or (bool(SOUGHT & container_names(container)) and _is_exact(frame))
     except (av.FFmpegError, Rejected, StopIteration):
         return False
+
+
+def _is_exact(frame: av.VideoFrame) -> bool:
+    """Whether torchcodec gives PyAV's bits of such a frame."""
+    return frame.format.name in EXACT_FORMATS and frame.height % 2 == frame.width % 2 == 0
 
 
 def default_backend() -> str:
@@ -154,7 +168,8 @@ def _torchcodec(source: Source, found: Probe, keep: Keep = whole) -> Iterator[Re
     def read_part(numbers: Sequence[int]) -> np.ndarray:
         seconds = np.array([float(found.times[number] * found.tick) for number in numbers])
         frames = decoder.get_frames_at(list(numbers))
-        if np.abs(frames.pts_seconds.numpy() - seconds).max() > float(found.tick):
+        # A tick of an AVI is a whole frame.
+        if np.abs(frames.pts_seconds.numpy() - seconds).max() > 0.5 * float(found.tick):
             raise ValueError("torchcodec found other frames")
         return frames.data.numpy()
 

@@ -12,14 +12,23 @@ from itertools import pairwise
 
 import av
 
-from data.container import check_no_playlist, check_regular, frames_as_played, message, open_video, stamp
+from data.container import (
+    check_no_playlist,
+    check_regular,
+    container_names,
+    frames_as_played,
+    message,
+    open_video,
+    stamp,
+)
 from data.file_length import declared_bytes
 from data.media import Rejected, Source
 
 # Containers whose index names every frame; a Matroska's names key frames alone.
 INDEXED = {"mov", "mp4", "avi"}
-# Those in which decord was measured to find the frame it is asked for (tests/data/test_decode.py): it seeks to wrong
-# ones in MPEG-TS, MPEG, WMV and AVI, and opens no GIF.
+# Those in which decord and torchcodec were measured to find the frame they are asked for (tests/data/test_decode.py).
+# decord seeks to wrong ones in MPEG-TS, MPEG, WMV and AVI, and opens no GIF; torchcodec fails in MPEG-TS, and gives
+# broken pictures of HEVC there.
 SOUGHT = {"mov", "mp4", "matroska", "webm"}
 # Those whose stamps were measured to be the frames' own (tests/processes/test_odd_videos.py), an AVI's where no frames
 # are reordered. Frames of others are counted.
@@ -110,7 +119,7 @@ def _indexed_times(container: av.container.InputContainer, stream: av.VideoStrea
 
 def _packet_times(container: av.container.InputContainer, stream: av.VideoStream) -> _Stamps:
     """The times of all packets that are to be shown."""
-    kinds, indexed = _kinds(container), _is_indexed(container)
+    kinds, indexed = container_names(container), _is_indexed(container)
     times, keys, decoded, packets = [], [], [], 0
     whole, plain, counted = True, bool(SOUGHT & kinds), _is_unstamped(container, stream)
     # An edit list, by which tools cut without coding anew, leaves out of the index what the header counts; so do
@@ -150,18 +159,14 @@ def _packet_times(container: av.container.InputContainer, stream: av.VideoStream
     return _Stamps(tuple(ordered), plain, counted)
 
 
-def _kinds(container: av.container.InputContainer) -> set[str]:
-    return set(container.format.name.split(","))
-
-
 def _is_indexed(container: av.container.InputContainer) -> bool:
-    return bool(INDEXED & _kinds(container))
+    return bool(INDEXED & container_names(container))
 
 
 def _is_unstamped(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
     """Whether packets' stamps may not be those of their frames: an AVI has none, so that B-frames get made-up ones; an
     MPEG program stream stamps some, and gives the others different ones after a seek; a bare stream has none."""
-    kinds = _kinds(container)
+    kinds = container_names(container)
     return not STAMPED & kinds or ("avi" in kinds and stream.codec_context.has_b_frames)
 
 

@@ -247,6 +247,18 @@ def test_pipes_and_devices_are_refused_by_name(tmp_path):
         list_sources(tmp_path)
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_pipe_among_a_folders_shards_is_refused_by_name(tmp_path, linked):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    ten_samples(shards / "000.tar")
+    os.mkfifo(tmp_path / "pipe" if linked else shards / "001.tar")
+    if linked:
+        (shards / "001.tar").symlink_to(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"shards/001\.tar: no regular file"):
+        list_sources(shards)
+
+
 def test_a_table_cut_within_its_last_row_is_refused(tmp_path):
     (tmp_path / "x.mp4").write_bytes(b"1")
     (tmp_path / "xy.mp4").write_bytes(b"1")
