@@ -146,6 +146,8 @@ def test_estimators_without_draws_have_no_interval(paper, cost):
         (Request(flops=1e20, mfu=1.5), "at most 1"),
         (Request(flops=1e20, estimator="best"), "unknown estimator"),
         (Request(params=1e9, tokens=1e10, serve_clips=1e6), "contradicts --params"),
+        (Request(params=1e6, tokens=1e7, batch=12800000), r"--batch 12800000 is more than the run's 1e\+07 tokens"),
+        (Request(flops=1e20, params=1e9, estimator="measured"), "--estimator chooses N: it contradicts --params"),
     ],
 )
 def test_bad_requests(paper, request_, message):
@@ -241,18 +243,6 @@ def test_a_loss_is_reached_with_the_batch_that_is_given(paper):
     assert plan(paper, Request(loss=0.545, batch=8 * free["B"]), sizes)["loss"] == pytest.approx(0.545, rel=1e-7)
     with pytest.raises(UserError, match=r"batches of 9.984e\+14 tokens"):
         plan(paper, Request(params=1e8, loss=0.503, batch=9.984e14), sizes)
-
-
-@pytest.mark.parametrize(
-    ("request_", "message"),
-    [
-        (Request(params=1e6, tokens=1e7, batch=12800000), r"--batch 12800000 is more than the run's 1e\+07 tokens"),
-        (Request(flops=1e20, params=1e9, estimator="measured"), "--estimator chooses N: it contradicts --params"),
-    ],
-)
-def test_what_the_size_or_the_length_leaves_no_room_for(paper, request_, message):
-    with pytest.raises(UserError, match=message):
-        plan(paper, request_, sizes)
 
 
 def test_a_plan_of_few_steps_is_warned_about(paper):

@@ -19,11 +19,11 @@ from training.checkpoint import checkpoint_paths
 from training.config import load_config
 from training.ensemble import train_together
 from training.feed import Feed
-from training.state import DATA_FAULT, read_record
+from training.state import DATA_FAULT
 from training.trainer import prepare, train
 from utils.errors import DataFault
 from utils.files import json_text
-from utils.seal import sealed
+from utils.seal import read_sealed, sealed
 
 FIX = "delete it and run the command that made the cache"
 
@@ -96,7 +96,7 @@ def test_stacked_runs_all_end_by_it(copy: Path, tmp_path: Path, place: str) -> N
         train_together(configs)
     assert re.fullmatch(message, str(error.value))
     for row in range(2):
-        assert read_record(tmp_path / str(row) / DATA_FAULT) == {"reason": str(error.value)}
+        assert read_sealed(tmp_path / str(row) / DATA_FAULT) == {"reason": str(error.value)}
         assert not (tmp_path / str(row) / "result.json").exists()
 
 
