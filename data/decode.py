@@ -45,7 +45,7 @@ def frame_reader(source: Source, found: Probe, backend: str = "pyav", keep: Keep
     A picture goes to ``keep`` when it is decoded, so that memory holds few of full size, however many are asked for.
     PyAV decodes what the backend is not known to decode right. It decodes the rest of a video, too, from where the
     backend fails: after an error torchcodec's decoder continues without a frame that later ones refer to. The pictures
-    are the same to the bit, except decord's of 10-bit video and of subsampled colours at odd sizes.
+    are the same to the bit, except decord's of 10-bit video, rare pixel formats and subsampled colours at odd sizes.
 
     Raises (the function):
         Rejected: undecodable, tilted, or what ``keep`` raises.

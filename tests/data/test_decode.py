@@ -206,7 +206,7 @@ def test_frames_that_refer_to_a_damaged_one_are_undecodable(tmp_path, backend):
     path = make_video(tmp_path / "x.mkv", frames=60, coding={"g": "60", "bf": "2", "sc_threshold": "0"})
     damage(path, [31])
     with frame_reader(source(path), probe(source(path)), backend) as read:
-        for numbers in ([30, 34], [40, 44], [55, 59]):
+        for numbers in (range(first, first + 5) for first in (25, 30, 35, 40, 55)):
             with pytest.raises(Rejected, match="undecodable"):
                 read(numbers)
 
@@ -283,17 +283,19 @@ def test_torchcodec_is_not_believed_a_frame_too_late(tmp_path, monkeypatch):
             pass
 
         def get_frames_at(self, numbers):
-            times = torch.tensor([float((found.times[number] + late) * found.tick) for number in numbers])
+            times = torch.tensor(
+                [float((found.times[number] + late) * found.tick) for number in numbers], dtype=torch.float64
+            )
             return SimpleNamespace(data=torch.zeros(len(numbers), 48, 64, 3, dtype=torch.uint8), pts_seconds=times)
 
     package, decoders = ModuleType("torchcodec"), ModuleType("torchcodec.decoders")
     decoders.VideoDecoder = VideoDecoder
     monkeypatch.setitem(sys.modules, "torchcodec", package)
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
-    assert decoded(path, [3, 4], "torchcodec", found).shape == (2, 48, 64, 3)
+    assert decoded(path, [3], "torchcodec", found).shape == (1, 48, 64, 3)
     late = 1
     with pytest.raises(ValueError, match="other frames"):
-        decoded(path, [3, 4], "torchcodec", found)
+        decoded(path, [3], "torchcodec", found)
 
 
 @pytest.mark.parametrize("near", [0, 3, 64])
