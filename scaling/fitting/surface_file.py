@@ -64,8 +64,9 @@ def from_dict(raw: Any, lack_of_fit: Any = None) -> Surface:
     reference = {name: _number(v, f"surface.reference.{name}", 0) for name, v in raw["reference"].items()}
     _keys(raw["domain"], "surface.domain", (*"NTB", "lr"))
     domain = {name: tuple(_array(v, f"surface.domain.{name}", (2,)).tolist()) for name, v in raw["domain"].items()}
-    if not all(0 < low <= high for low, high in domain.values()):
-        raise UserError("surface.domain must have [lowest, highest], above 0, of each")
+    for name, (low, high) in domain.items():
+        if not 0 < low <= high:
+            raise UserError(f"surface.domain.{name} must be [lowest, highest], above 0")
     shapes = [_candidate(v, f"surface.shapes[{i}]") for i, v in enumerate(_list(raw["shapes"], "surface.shapes"))]
     members = tuple(_member(v, f"surface.forms[{i}]") for i, v in enumerate(_list(raw["forms"], "surface.forms")))
     if not shapes:
@@ -165,8 +166,7 @@ def _solution(raw: dict[str, Any], where: str, form: str) -> least_squares.Solut
     if not isinstance(raw["batch"], str) or raw["batch"] not in shape.BATCH:
         raise UserError(f"{where}.batch must be one of {', '.join(shape.BATCH)}")
     names = shape.Model(form, raw["batch"]).names
-    _keys(raw["parameters"], f"{where}.parameters", names)
-    theta = _array([raw["parameters"][name] for name in names], f"{where}.parameters", (len(names),), MOST)
+    theta = _values(raw["parameters"], f"{where}.parameters", names)
     held = _list(raw["held"], f"{where}.held")
     if not all(isinstance(name, str) and name in names for name in held):
         raise UserError(f"{where}.held must be names of its parameters")
@@ -174,8 +174,7 @@ def _solution(raw: dict[str, Any], where: str, form: str) -> least_squares.Solut
     covariance = _array(raw["covariance"], f"{where}.covariance", (len(names), len(names)))
     phi, inflation = noise.START.copy(), 1.0
     if "noise" in raw:
-        _keys(raw["noise"], f"{where}.noise", noise.NAMES)
-        phi = _array([raw["noise"][name] for name in noise.NAMES], f"{where}.noise", (len(noise.NAMES),), MOST)
+        phi = _values(raw["noise"], f"{where}.noise", noise.NAMES)
         inflation = _number(raw["inflation"], f"{where}.inflation", 0)
     none, nobody = np.zeros(0), np.zeros(0, dtype=np.int64)
     rows = noise.Rows(none, none, none, nobody, nobody, nobody, nobody, nobody)
@@ -188,9 +187,9 @@ def _cells(raw: Any, n_ctx: float) -> Cells:
     _keys(raw, "surface.cells", CELLS)
     loss = [np.inf if v is None else v for v in _list(raw["loss"], "surface.cells.loss")]
     finite = _array([1.0 if v == np.inf else v for v in loss], "surface.cells.loss", (None,))
-    columns = [_array(raw[name], f"surface.cells.{name}", (len(loss),)) for name in CELLS[:-1]]
     if not loss:
-        raise UserError("surface.cells must have at least one run")
+        raise UserError("surface.cells.loss must have at least one run")
+    columns = [_array(raw[name], f"surface.cells.{name}", (len(loss),)) for name in CELLS[:-1]]
     losses = np.where([v == np.inf for v in loss], np.inf, finite)
     return Cells.of_arrays(*columns, losses, n_ctx=n_ctx)
 
@@ -231,15 +230,27 @@ def _number(raw: Any, where: str, low: float = -sys.float_info.max, above: bool 
     return float(raw)
 
 
+def _values(raw: Any, where: str, names: Sequence[str]) -> NDArray[np.float64]:
+    """The constants of an object, in the order of ``names``."""
+    _keys(raw, where, names)
+    values = np.array([_number(raw[name], f"{where}.{name}") for name in names])
+    if np.any(np.abs(values) > MOST):
+        name = names[int(np.argmax(np.abs(values) > MOST))]
+        raise UserError(f"{where}.{name} must be between {-MOST:g} and {MOST:g}, not {raw[name]:g}")
+    return values
+
+
 def _array(
     raw: Any, where: str, size: tuple[int | None, ...], most: float = sys.float_info.max
 ) -> NDArray[np.float64]:
     """Numbers of a shape, in which None is any length, none larger than ``most``."""
     try:
         values = np.array(raw)
+        if not all(type(v) in (int, float) for v in np.array(raw, dtype=object).ravel()):  # true is no number
+            values = np.array("text")
     except (ValueError, OverflowError):
         values = np.array("ragged")
-    if values.size == 0 and len(size) == 1 and size[0] in (None, 0):
+    if values.ndim == 1 and values.size == 0 and len(size) == 1 and size[0] in (None, 0):
         return np.zeros(0)
     right = values.ndim == len(size) and all(want in (None, have) for want, have in zip(size, values.shape))
     if not right or values.dtype.kind not in "if" or not np.all(np.abs(values) <= most):
