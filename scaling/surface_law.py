@@ -136,10 +136,7 @@ def _has_rates(surface: Surface) -> bool:
 
 def summary(surface: Surface) -> str:
     """What the surface says, a line each: laws with intervals, what was fitted to what, and how well."""
-    lines = [*_rate_lines(surface), *_batch_lines(surface), *_form_lines(surface), *_residual_lines(surface)]
-    if identified := surface.unidentified():
-        lines.append(f"not identified (as wide as the prior): {', '.join(identified)}")
-    return "\n".join(lines)
+    return "\n".join([*_rate_lines(surface), *_batch_lines(surface), *_form_lines(surface), *_residual_lines(surface)])
 
 
 def _rate_lines(surface: Surface) -> list[str]:
@@ -152,7 +149,9 @@ def _rate_lines(surface: Surface) -> list[str]:
         f"({name[1]} / {getattr(scale, name[1]):.6g})^{float(value.value):.3f}" for name, value in found.items()
     )
     along = "" if "aB" in found else f" at B {surface.cells.B[0]:.6g}"
-    spans = [f"coefficient {_text(level, '.3g')}"] + [f"{n[1]} {_text(v, '.3f')}" for n, v in found.items()]
+    prior = dict.fromkeys(surface.unidentified(), " (the prior's: not identified)")
+    spans = [f"coefficient {_text(level, '.3g')}"]
+    spans += [f"{name[1]} {_text(value, '.3f')}{prior.get(name, '')}" for name, value in found.items()]
     return [f"lr_opt = {float(level.value):.3g} {terms}{along}", f"  95 %: {', '.join(spans)}"]
 
 
@@ -162,8 +161,9 @@ def _batch_lines(surface: Surface) -> list[str]:
     N, T = (surface.domain[name][1] for name in "NT")
     by_shape = surface.edges_by_shape(T, N, EDGE)
     spread = ", ".join(f"{name} {float(np.squeeze(value)):.4g}" for name, value in by_shape.items())
-    exponents = ", ".join(f"{name[1]} {float(v.value):.2f} {_text(v, '.2f')}"
-                          for name in ("bT", "bN") for v in [surface.exponent(name)])  # fmt: skip
+    exponents = ", ".join(
+        f"{name[1]} {float(v.value):.2f} {_text(v, '.2f')}" for name in ("bT", "bN") for v in [surface.exponent(name)]
+    )
     edge = surface.edge(T, N, EDGE)
     lines = [
         f"loss {EDGE:.0%} worse from B {float(edge.value):.4g} tokens on, at N {N:.6g}, T {T:.6g}",
@@ -196,10 +196,11 @@ def _form_lines(surface: Surface) -> list[str]:
         ]
         for by, what in (("N", "sizes"), ("T", "token counts")):
             errors = [step.error for step in member.steps if step.by == by]
+            text = f"unknown, more {what} are needed"
             if errors:
                 rms = np.sqrt(np.mean([np.mean(e**2) for e in errors]))
-                lines.append(f"  held-out error by {by}: rms {rms:.2%} over {len(errors)} {what} predicted from "
-                             "the smaller ones")  # fmt: skip
+                text = f"rms {rms:.2%} where {len(errors)} {what} are predicted from the smaller ones"
+            lines.append(f"  held-out error by {by}: {text}")
     return lines
 
 
