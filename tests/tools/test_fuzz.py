@@ -120,6 +120,7 @@ COMMANDS = (
     "all", "loss", "hyperparameters", "allocation", "compare", "validate", "all --optima", "loss --optima",
     "all --force", "all --prior", "hyperparameters --fix B.N=0 --fix lr.N=0", "all --n-ctx 1280",
     "all --duplicates last", "allocation --optima", "loss --window none", "hyperparameters --batch-unit sequences:80",
+    "hyperparameters --method surface",
 )  # fmt: skip
 
 
