@@ -99,9 +99,11 @@ def _fit(cells: Cells, form: str) -> Surface:
     try:
         with np.errstate(all="ignore"):
             return fit_surface(cells, form)
-    except (np.linalg.LinAlgError, ValueError) as error:
-        # Losses over hundreds of orders of magnitude, or one run many times, leave the equations singular.
-        raise Untrusted(f"the surface has no minimum that can be found ({error})") from None
+    except ValueError:  # of which LinAlgError is one: equations that are singular, or not finite
+        raise Untrusted(
+            "no surface can be fitted to these runs: they differ too little in N, T, B and lr, or some of their "
+            "numbers lie orders of magnitude from the others"
+        ) from None
 
 
 def _check_surface(surface: Surface) -> None:
