@@ -1,5 +1,38 @@
-"""The laws: how they are fitted from runs, checked, and turned into plans."""
+"""The laws: how they are fitted from runs, checked, and turned into plans.
 
+The Python interface, loaded when it is first used:
+
+    from scaling import Cells, fit_surface, load_law, predict, read_runs
+
+    surface = fit_surface(Cells.of_ledger(read_runs("results/mini/cells")))
+    surface.lr_opt(B=320, T=3e6, N=2e5)           # value, low, high
+    predict(load_law("law.json"), N=[1e8, 2e8], T=1e10).predicted
+"""
+
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scaling.fitting.surface_fit import fit_surface
+    from scaling.fitting.table import Cells
+    from scaling.laws import load as load_law
+    from scaling.prediction import predict
+    from scaling.runs import read as read_runs
 
 PAPER = Path(__file__).resolve().parents[1] / "configs" / "laws" / "paper.json"  # the paper's own law
+__all__ = ["PAPER", "Cells", "fit_surface", "load_law", "predict", "read_runs"]
+_PLACES = {
+    "Cells": ("scaling.fitting.table", "Cells"),
+    "fit_surface": ("scaling.fitting.surface_fit", "fit_surface"),
+    "load_law": ("scaling.laws", "load"),
+    "predict": ("scaling.prediction", "predict"),
+    "read_runs": ("scaling.runs", "read"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    return getattr(import_module(module), attribute)

@@ -13,7 +13,15 @@ from scaling.fitting import isoflop
 from scaling.joint_draws import joint_draws
 from scaling.laws import Curvature, GivenBatch, Law, LossLaw, with_hyperparameters
 from scaling.optimum import COEFFICIENTS, Optimum
-from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids, points_of_rows
+from scaling.points import (
+    Points,
+    Untrusted,
+    at_nominal,
+    grid_optima,
+    points_of_grids,
+    points_of_rows,
+    pooled_scatter,
+)
 from scaling.runs import Ledger
 from scaling.stages import JACKKNIFE, Options, hyper_law, hyper_replicates, loss_stage
 from utils.errors import UserError
@@ -116,18 +124,19 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         allocation=sizes,
         curvature=curvature,
         lr_given_batch=given,
-        n_ctx=_n_ctx(ledger),
+        n_ctx=tokens_per_clip(ledger),
         domain=_domain(ledger, points, cost),
         recipe=ledger.recipe,
         fit={
             "objective": None if fitted is None else fitted.objective,
             "delta": None if fitted is None else fitted.delta,
             "points": len(points.N),
-            "flops_per_parameter_token": None if _n_ctx(ledger) else float(cost(np.array(1e9)) / 1e9),
+            "flops_per_parameter_token": None if tokens_per_clip(ledger) else float(cost(np.array(1e9)) / 1e9),
             "window": options.window,
             # One clip, where grids were best at it: their rates and losses are those of that batch.
             "floor": max((o.B for o in optima if o.verdict == "floor"), default=None),
             **({"along": along} if along else {}),
+            "scatter": None if stage is None else _scatter(stage, points, optima),
             **({"size_errors": {name: one.errors() for name, one in size_fits.items()}} if size_fits else {}),
             "draw_columns": columns,
             "intervals": intervals
@@ -137,7 +146,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             "warnings": list(warnings),
         },
         draws=draws,
-        provenance=provenance | {"unknown": unknown, "source": ledger.source, "runs": _runs(ledger)},
+        provenance=provenance | {"unknown": unknown, "source": ledger.source, "runs": run_names(ledger)},
     )
     if options.prior is not None and np.isnan([ledger.B, ledger.lr]).all():
         law = with_hyperparameters(law, options.prior)
@@ -294,7 +303,7 @@ def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any])
         name=str(provenance.get("name", "law")),
         **known,
         allocation={"measured": measured, "predicted": None, "default": "measured"},
-        n_ctx=_n_ctx(ledger),
+        n_ctx=tokens_per_clip(ledger),
         domain=_domain(ledger, points, cost),
         recipe=ledger.recipe,
         fit={
@@ -319,12 +328,26 @@ def _curvature(optima: tuple[Optimum, ...]) -> tuple[Curvature | None, GivenBatc
     return curvature, GivenBatch(float(-middle[0, 1] / middle[0, 0]))
 
 
-def _n_ctx(ledger: Ledger) -> int | None:
+def _scatter(stage: LossStage, points: Points, optima: tuple[Optimum, ...]) -> dict[str, float | None] | None:
+    """How losses scatter around the loss law, in ln L: what a prediction of new runs adds to the law's own error.
+
+    ``points``: sd of the fitted points, with ``freedom`` degrees of it. ``run``: sd of single runs around their
+    grid's surface, None where the points are runs themselves.
+    """
+    free = len(loss_law.CONSTANTS) - len(stage.fitted.law.assumed)
+    freedom = len(points.N) - free
+    if freedom < 1:
+        return None
+    sd = float(np.sqrt(np.sum(stage.fitted.residuals**2) / freedom))
+    return {"points": sd, "run": pooled_scatter(list(optima)) or None, "freedom": freedom} if sd > 0 else None
+
+
+def tokens_per_clip(ledger: Ledger) -> int | None:
     """Tokens per clip where the whole ledger has the same."""
     return int(ledger.n_ctx[0]) if len(set(ledger.n_ctx)) == 1 and ledger.n_ctx[0] > 0 else None
 
 
-def _runs(ledger: Ledger) -> list[str]:
+def run_names(ledger: Ledger) -> list[str]:
     """Names of the runs; rows of a table that names none are from the first to the last."""
     names = sorted(set(ledger.run_id.tolist()))
     if len(names) > 2 and all(name.startswith("row-") and name[4:].isdigit() for name in names):

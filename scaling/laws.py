@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,8 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 from utils.errors import UserError, nearest
 from utils.files import read_json, write_json
 
+if TYPE_CHECKING:
+    from scaling.fitting.surface import Surface  # with scipy: loaded where a file has one
+
 UNITS = {"N": "parameters", "T": "tokens", "B": "tokens", "C": "FLOPs"}
 ESTIMATORS = ("direct", "measured", "predicted")
+OPTIONAL = ("surface", "lack_of_fit")  # keys that files of a surface have
 # Rates and batches (tokens) that a run can have.
 POSSIBLE = {"lr": (1e-15, 1e6), "B": (1e-3, 1e15)}
 
@@ -114,6 +118,7 @@ class Law:
     draws: list[list[float]] | None
     provenance: dict[str, Any]
     units: dict[str, str] = field(default_factory=lambda: dict(UNITS))
+    surface: "Surface | None" = None
 
     def best_pair(self, N: float, T: float) -> tuple[float, float]:
         """The best rate and the best batch in tokens.
@@ -207,6 +212,16 @@ _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ),
         "an object with log_C, sd, sd_exponent and quantile by estimator",
     ),
+    "fit.scatter": (
+        lambda value: (
+            isinstance(value, dict)
+            and set(value) == {"points", "run", "freedom"}
+            and _positive(value["points"])
+            and _positive(value["freedom"])
+            and (value["run"] is None or _positive(value["run"]))
+        ),
+        "an object with points, run and freedom",
+    ),
     "fit.method": (lambda value: isinstance(value, str), "words"),
     "fit.warnings": (lambda value: isinstance(value, list) and _all_words(value), "a list of words"),
     "fit.intervals": (
@@ -243,27 +258,36 @@ def save(law: Law, path: str | Path) -> None:
 
 def to_dict(law: Law) -> dict[str, Any]:
     """The law as the file's JSON object, keys in the file's order."""
-    raw = asdict(law)
+    raw = asdict(replace(law, surface=None))
+    del raw["surface"]
     for part in ("batch", "lr", "loss"):
         if raw[part] is not None:
             raw[part]["assumed"] = list(raw[part]["assumed"])
             if not raw[part]["assumed"]:
                 del raw[part]["assumed"]
+    if law.surface is not None:
+        from scaling.fitting import surface_file
+
+        raw |= surface_file.to_dict(law.surface)
     return {"name": raw.pop("name"), "units": raw.pop("units"), **raw}
 
 
 def from_dict(raw: dict[str, Any]) -> Law:
     """The law in a parsed law file; UserError names what is wrong with it."""
-    known = [f.name for f in fields(Law)]
+    known = [f.name for f in fields(Law)] + ["lack_of_fit"]
     for key in raw:
         if key not in known:
             raise UserError(f"unknown key {key!r} in a law file{nearest(key, known)}")
-    missing = [key for key in known if key not in raw]
+    missing = [key for key in known if key not in raw and key not in OPTIONAL]
     if missing:
         raise UserError(f"not a law file of this schema: {', '.join(missing)} missing (unknown is null)")
     if raw["units"] != UNITS:
         raise UserError(f"units must be {UNITS}, not {_shown(raw['units'])}")
-    values = dict(raw)
+    values = {key: value for key, value in raw.items() if key not in OPTIONAL}
+    if raw.get("surface") is not None:
+        from scaling.fitting import surface_file
+
+        values["surface"] = surface_file.from_dict(raw["surface"], raw.get("lack_of_fit"))
     for part, kind in _PARTS.items():
         if raw[part] is not None:
             values[part] = _part(part, kind, raw[part])

@@ -215,7 +215,7 @@ def points_of_grids(
 
 def _streams(ledger: Ledger, optima: list[Optimum]) -> NDArray[np.float64] | None:
     """``Points.streams``. A grid's scatter is of what its cells do not share: the rest of their noise."""
-    pooled = _pooled_scatter(optima)
+    pooled = pooled_scatter(optima)
     used = np.concatenate([o.used for o in optima])
     _, first = np.unique(ledger.run_id[used], return_index=True)
     of_runs = ledger.stream[used][first]
@@ -226,7 +226,7 @@ def _streams(ledger: Ledger, optima: list[Optimum]) -> NDArray[np.float64] | Non
     return pooled * math.sqrt(SHARED / (1 - SHARED)) * np.array(parts)
 
 
-def _pooled_scatter(optima: list[Optimum]) -> float:
+def pooled_scatter(optima: list[Optimum]) -> float:
     """Relative scatter of runs around their grids' quadratics; 0 where no grid has cells to spare."""
     known = [o for o in optima if o.usable and o.spare]
     spare = sum(o.spare for o in known)
@@ -243,7 +243,7 @@ def _pooled_variance(optima: list[Optimum]) -> tuple[NDArray | None, NDArray | N
         return None, None, None
     spare = np.array([o.spare for o in known])
     relative = np.array([o.scatter / o.loss for o in known])
-    pooled = _pooled_scatter(known)
+    pooled = pooled_scatter(known)
     if pooled < 1e-12:
         return None, None, None
     shrunk = np.sqrt((SHRINKAGE * pooled**2 + spare * relative**2) / (SHRINKAGE + spare))

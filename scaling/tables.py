@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError, nearest
-from utils.tables import Words, read_table
+from utils.tables import Table, Words, read_table
 
 COLUMNS = (
     "run_id", "status", "N", "T", "B", "lr", "seed", "n_ctx",
@@ -98,15 +98,8 @@ def read_results(
     Raises:
         UserError: no table, missing or ambiguous columns, or a value that is no positive number (with its row).
     """
-    known = {_plain(name) for ours in COLUMNS for name in (ours, *ALIASES.get(ours, ()))}
-    known |= {_plain(theirs) for theirs in columns.values()}
-    table = read_table(path, lambda names: len(known.intersection(map(_plain, names))) > 1, WORDS)
+    table, names = open_table(path, columns)
     present, source = [name.strip() for name in table.columns], str(path)
-    if not present:
-        raise UserError(f"{source}: no rows")
-    if twice := [name for name in present if present.count(name) > 1]:
-        raise UserError(f"{source}: column {twice[0]!r} is there twice")
-    names = _names(present, columns, source)
     # Tables of isoFLOP studies give compute, not tokens.
     from_flops = names["T"] is None and names["flops"] is not None
     needed = _needed(names, source, present, from_flops, hyperparameters, losses)
@@ -157,11 +150,30 @@ def read_results(
     return ResultTable(entries, per_unit, recognised, tuple(notes))
 
 
+def open_table(
+    path: Path, columns: dict[str, str], wanted: Sequence[str] = COLUMNS
+) -> tuple[Table, dict[str, str | None]]:
+    """A table, and ours -> its column without blanks around it, or None, for the ``wanted`` of COLUMNS.
+
+    Raises:
+        UserError: no table, a column that is there twice, or two that may be the same of ours.
+    """
+    known = {_plain(name) for ours in COLUMNS for name in (ours, *ALIASES.get(ours, ()))}
+    known |= {_plain(theirs) for theirs in columns.values()}
+    table = read_table(path, lambda names: len(known.intersection(map(_plain, names))) > 1, WORDS)
+    present, source = [name.strip() for name in table.columns], str(path)
+    if not present:
+        raise UserError(f"{source}: no rows")
+    if twice := [name for name in present if present.count(name) > 1]:
+        raise UserError(f"{source}: column {twice[0]!r} is there twice")
+    return table, _names(present, columns, source, wanted)
+
+
 def _plain(name: str) -> str:
     return name.strip().casefold().replace(" ", "_").replace("-", "_")
 
 
-def _names(present: list[str], columns: dict[str, str], source: str) -> dict[str, str | None]:
+def _names(present: list[str], columns: dict[str, str], source: str, wanted: Sequence[str]) -> dict[str, str | None]:
     """Ours -> the table's column, or None. A name spelled as ours comes first, then as others spell it."""
     for ours, theirs in columns.items():
         if theirs not in present:
@@ -169,7 +181,7 @@ def _names(present: list[str], columns: dict[str, str], source: str) -> dict[str
             raise UserError(f"{source}: no column {theirs!r} for {ours}{hint}; there are {', '.join(present)}")
     free = [name for name in present if name not in columns.values()]
     names: dict[str, str | None] = {}
-    for ours in COLUMNS:
+    for ours in wanted:
         if ours in columns or ours in free:
             names[ours] = columns.get(ours, ours)
             continue

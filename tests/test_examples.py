@@ -96,7 +96,14 @@ def test_an_example_runs_as_typed(where: str, line: str, only_parsed: None, monk
 
 # What other examples would have made: runs and their law stand for a sweep's.
 MADE = {"law.json": "law.json", "runs/law.json": "law.json", "runs/quickstart/sweep": "cells"}
-QUICK = ("plan.py", "fit.py all runs/quickstart/sweep", "--account")
+QUICK = (
+    "plan.py",
+    "fit.py all runs/quickstart/sweep",
+    "--account",
+    "predict.py --law configs/laws/paper.json",
+    "predict.py --law law.json",
+)
+TABLES = {"runs.csv": "N,T,B,lr\n1e8,2e9,65536,1e-3\n", "table.csv": "params,tokens\n1e8,2e9\n"}  # the reader's own
 RUN = sorted({line.partition("#")[0].strip() for _, line in ALL if any(words in line for words in QUICK)})
 
 
@@ -108,6 +115,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, made in MADE.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(ROOT / "results" / "mini" / made)
+    for name, text in TABLES.items():
+        (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -71,6 +71,15 @@ IGNORED = [
     ("tools/benchmark.py data --dtype bfloat16", "--dtype: not read by the part data"),
     ("tools/benchmark.py peers --size 2x64 --size 3x64", "--size: the part peers compares one size"),
     ("sample.py --checkpoint x --prompt a --format png --fps 4", "--fps: a png has its frames side by side"),
+    *[(f"tools/fit.py hyperparameters x.csv --method surface {given}",
+       f"{given.split()[0]} is not read by fit.py hyperparameters --method surface")
+      for given in ("--optima", "--fix B.N=0", "--prior", "--window 0.1", "--force", "--delta 1e-3")],
+    ("tools/fit.py all x.csv --method surface", "--method surface: fits all at once"),
+    ("tools/fit.py validate x.csv --method surface", "--method surface: fits all at once"),
+    ("tools/fit.py compare x.csv --method grids", "--method is not read by fit.py compare"),
+    ("tools/fit.py hyperparameters x.csv --form joint",
+     "--form is not read by fit.py hyperparameters without --method surface"),
+    ("tools/predict.py --law configs/laws/paper.json x.csv --batch-unit tokens", "--batch-unit: law 'paper' has no"),
     ("tools/sweep.py run configs/sweep/quickstart.yaml --json", "--json: goes with --dry-run"),
 ]  # fmt: skip
 

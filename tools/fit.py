@@ -3,6 +3,7 @@
     python tools/fit.py all runs/my_sweep --out law.json
     python tools/fit.py hyperparameters results.csv --columns N=params,T=tokens,B=batch,lr=lr,L=loss \\
         --batch-unit sequences:2048 --fix B.N=0 --out law.json
+    python tools/fit.py hyperparameters results/mini/cells --method surface --out surface.json
 
 Without --out the law is only shown. Exit status 3 means that the data do not support the fit asked for; the message
 says why, and which cells to run. docs/laws.md has the laws as formulas, the verdicts on grids and the law file.
@@ -19,7 +20,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from models.sizes import smooth_width
-from scaling import PAPER, allocation, compare, fit, forms, laws, loss_law, optimum, runs, tables, validate
+from scaling import (
+    PAPER,
+    allocation,
+    compare,
+    fit,
+    forms,
+    laws,
+    loss_law,
+    optimum,
+    runs,
+    surface_law,
+    tables,
+    validate,
+)
+from scaling.fitting.surface_fit import FORMS
 from scaling.optimum import WINDOW
 from scaling.points import Untrusted, cells_to_run
 from utils.errors import Parser, UserError, nearest, path_text, run_cli
@@ -40,7 +55,11 @@ READ_BY = {
     "pair": ("compare",),
     "flops": ("compare",),
     "force": FITTED,
+    "method": FITTED,
+    "form": ("hyperparameters",),
 }
+# One surface has no use for these: nothing is held, windowed, or an optimum already.
+GRIDS_ALONE = {"optima", "fix", "prior", "window", "force"}
 LIMITS = {"delta": (1e-9, 1e3), "n_ctx": (1, 1e9), "flops": (1, 1e33)}
 
 
@@ -68,6 +87,15 @@ def arguments() -> argparse.ArgumentParser:
         "--duplicates",
         choices=("last",),
         help="where one run has two losses at one T, keep the later row (default: refuse)",
+    )
+    parser.add_argument(
+        "--method",
+        choices=("grids", "surface"),
+        help="grids: an optimum of each (N, T), and laws through these (default); surface: one model of all runs' "
+        "losses over (N, T, B, lr), which also takes grids without an optimum inside; for hyperparameters",
+    )
+    parser.add_argument(
+        "--form", choices=("auto", *FORMS), help="loss in N and T of a surface (default auto: by held-out error)"
     )
     parser.add_argument("--optima", action="store_true", help="each row is already the optimum of its (N, T)")
     parser.add_argument(
@@ -106,9 +134,20 @@ def check_options(args: argparse.Namespace) -> None:
     if args.optima:
         # Optima are no grids; and N_opt(C) through them is a straight line.
         unread |= {"window"} | ({"fix", "prior", "delta", "force"} if args.part == "allocation" else set())
+    if args.method == "surface":
+        if args.part != "hyperparameters":
+            raise UserError(
+                f"--method surface: fits all at once; it is fit.py hyperparameters --method surface, not {args.part}"
+            )
+        unread |= GRIDS_ALONE
+    else:
+        unread.add("form")
     for name in sorted(unread):
         if getattr(args, name) not in (None, False, []):
             asked = f"{args.part} --optima" if args.optima and name != "optima" else args.part
+            asked += {"surface": " --method surface"}.get(
+                args.method, " without --method surface" if name == "form" else ""
+            )
             raise UserError(f"--{name.replace('_', '-')} is not read by fit.py {asked}; leave it out")
     for name, (low, high) in LIMITS.items():
         given = getattr(args, name)
@@ -266,6 +305,44 @@ def compare_pair(args: argparse.Namespace) -> int:
     return 0
 
 
+def fit_surface(args: argparse.Namespace) -> int:
+    """One surface through all runs."""
+    columns = tables.parse_columns(args.columns)
+    ledger = runs.read(args.results, columns, args.batch_unit, duplicates=args.duplicates)
+    ledger, cost, words = cost_of(ledger, args.n_ctx)
+    try:
+        law = surface_law.fit_law(ledger, args.form or "auto", cost, provenance_of(args, ledger, words))
+    except UserError as error:
+        raise UserError("; ".join([str(error), *ledger.notes])) from None
+    except Untrusted as reason:
+        way = f" ({reason.advice})" if reason.advice else ""
+        print("\n".join([f"not fitted: {reason}{way}", *(f"note: {text}" for text in ledger.notes)]), file=sys.stderr)
+        return 3
+    raw = laws.to_dict(law)
+    laws.from_dict(raw)  # what is printed is checked as what is written
+    if args.out:
+        write_json(args.out, raw)
+    if args.json:
+        print(json.dumps(raw, indent=1))
+        return 0
+    print("\n".join([surface_law.summary(law.surface), *(f"warning: {text}" for text in law.fit["warnings"])]))
+    if not args.out:
+        print("not written: --out law.json writes the law file, from which tools/predict.py predicts losses")
+    return 0
+
+
+def provenance_of(args: argparse.Namespace, ledger: runs.Ledger, flops: str) -> dict[str, object]:
+    """Where a law comes from; ``flops`` says how training FLOPs were counted."""
+    return {
+        "name": Path(args.out).stem if args.out else "law",
+        "command": " ".join(["tools/fit.py", *sys.argv[1:]]),
+        "git_revision": code_revision() or "unknown",
+        "flops": flops,
+        "prior": args.prior and Path(args.prior).name,
+        **({"columns": ledger.columns} if ledger.columns else {}),
+    }
+
+
 def check(args: argparse.Namespace) -> int:
     """Expanding windows over the optima, for each form of the loss law; and what was held out, if anything was."""
     columns = tables.parse_columns(args.columns)
@@ -300,6 +377,8 @@ def main() -> int:
     check_options(args)
     if args.part in ("compare", "validate"):
         return (compare_pair if args.part == "compare" else check)(args)
+    if args.method == "surface":
+        return fit_surface(args)
     # A table of (N, T, loss) alone has a loss law, with or without the others.
     hyperparameters = {"hyperparameters": True, "all": None}.get(args.part, False)
     losses = not (args.optima and args.part in ("hyperparameters", "allocation"))
@@ -308,14 +387,7 @@ def main() -> int:
     ledger, cost, words = cost_of(ledger, args.n_ctx)
     prior = laws.load(args.prior) if args.prior else None
     options = fit.Options(held(args.fix, args.part), prior, window(args.window), args.delta, args.force, args.optima)
-    provenance = {
-        "name": Path(args.out).stem if args.out else "law",
-        "command": " ".join(["tools/fit.py", *sys.argv[1:]]),
-        "git_revision": code_revision() or "unknown",
-        "flops": words,
-        "prior": args.prior and Path(args.prior).name,
-        **({"columns": ledger.columns} if ledger.columns else {}),
-    }
+    provenance = provenance_of(args, ledger, words)
     try:
         fitted = fit_or_force(ledger, args.part, options, cost, provenance)
     except UserError as error:

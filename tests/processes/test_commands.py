@@ -16,6 +16,7 @@ MISTAKES = {
     "tools/evaluate_vae.py": (["--source", "nowhere", "--vae", "embedded"], "nowhere"),
     "tools/fit.py": (["all", "missing.csv", "--out", "x.json"], "no such file"),
     "tools/plan.py": (["--law", "missing.json", "--flops", "1e20"], "no such file"),
+    "tools/predict.py": (["missing.csv", "--law", "missing.json", "--out", "x.csv"], "no such file"),
     "tools/presets.py": (["4x128"], "the following arguments are required"),
     "tools/replay.py": (["missing.csv"], "missing.csv"),
     "tools/report.py": (["missing.csv", "--law", "missing.json", "--out", "x.html"], "no such file"),

@@ -28,3 +28,9 @@ def test_scaling_imports_neither_torch_nor_matplotlib() -> None:
 
 def test_sizes_and_configurations_do_without_torch() -> None:
     assert loaded_of(("torch",), "models.sizes", "training.config", "training.planned_config") == []
+
+
+def test_a_prediction_loads_neither_torch_nor_optimisers() -> None:
+    """scipy.optimize is half of the time of a prediction by a surface, and a fit alone needs it."""
+    unwanted = ("torch", "matplotlib", "scipy.optimize")
+    assert loaded_of(unwanted, "tools.predict", "scaling.fitting.surface_file") == []

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from scaling import laws, simulate
 from scaling.runs import write_csv
 from tests.commands import call
+from tests.scaling import planted
 from tools.sweep import prediction
 from utils.errors import UserError
 
@@ -120,6 +122,7 @@ COMMANDS = (
     "all", "loss", "hyperparameters", "allocation", "compare", "validate", "all --optima", "loss --optima",
     "all --force", "all --prior", "hyperparameters --fix B.N=0 --fix lr.N=0", "all --n-ctx 1280",
     "all --duplicates last", "allocation --optima", "loss --window none", "hyperparameters --batch-unit sequences:80",
+    "hyperparameters --method surface",
 )  # fmt: skip
 
 
@@ -225,6 +228,46 @@ def test_mutated_tables(tables: list[Table], tmp_path: Path) -> None:
 
 def test_mutated_laws(law: str, tmp_path: Path) -> None:
     check_laws(law, tmp_path, range(QUICK))
+
+
+def check_surfaces(law: str, folder: Path, seeds: range) -> None:
+    path, table, answers = folder / "mutated.json", folder / "runs.csv", {0: 0, 2: 0}
+    table.write_text("N,T,B,lr\n1e7,1e9,1e4,1e-3\n1e6,3e8,,\n2e6,3e8,,1e-3\n")
+    for seed in seeds:
+        chance = random.Random(seed)
+        raw = json.loads(law)
+        mutate_law(raw["surface"], chance)
+        path.write_text(json.dumps(raw))
+        try:
+            done = call("tools/predict.py", "--law", path, table)
+        except Exception as error:
+            raise AssertionError(f"surface of seed {seed}") from error
+        assert is_answer(done), (seed, done)
+        assert not re.search(r"\b(nan|inf)\b", done.stdout), seed
+        answers[done.returncode] += 1
+    assert min(answers.values()) > len(seeds) // 20
+
+
+@pytest.fixture(scope="module")
+def surface(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A law file with a surface, with a few of its draws."""
+    folder = tmp_path_factory.mktemp("surface")
+    table = planted.write_table(planted.cells(sizes=3), folder / "runs.csv")
+    words = ["hyperparameters", table, "--method", "surface", "--form", "joint", "--out", folder / "law.json"]
+    assert call("tools/fit.py", *words).returncode == 0
+    raw = json.loads((folder / "law.json").read_text())
+    for shape in raw["surface"]["shapes"]:
+        shape["draws"] = shape["draws"][:3]
+    return json.dumps(raw)
+
+
+def test_mutated_surfaces(surface: str, tmp_path: Path) -> None:
+    check_surfaces(surface, tmp_path, range(QUICK))
+
+
+@pytest.mark.slow
+def test_a_thousand_mutated_surfaces(surface: str, tmp_path: Path) -> None:
+    check_surfaces(surface, tmp_path, range(QUICK, QUICK + ALL))
 
 
 @pytest.mark.slow

@@ -79,6 +79,12 @@ MISTAKES = [
     (f"tools/sweep.py status {SWEEP} executor.slurm.options.requeue=false", "leave the option out"),
     ("tools/cache_latents.py --input videos/ --out x", "--input: no such option; did you mean '--source'"),
     ("tools/plan.py --law missing.json --flops 1e20", "missing.json: no such file"),
+    ("tools/predict.py runs.csv", "the following arguments are required: --law"),
+    ("tools/predict.py --law configs/laws/paper.json missing.csv", "missing.csv: no such file"),
+    ("tools/predict.py --law missing.json runs.csv", "missing.json: no such file"),
+    ("tools/predict.py --law configs/laws/paper.json {folder}/runs", "a folder; a table is wanted"),
+    ("tools/predict.py --law configs/laws/paper.json runs.csv --output x.csv", "did you mean '--out'"),
+    ("tools/fit.py hyperparameters runs.csv --method surfaces", "invalid choice: 'surfaces'"),
 ]  # fmt: skip
 
 

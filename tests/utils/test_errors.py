@@ -52,7 +52,11 @@ def test_a_stopped_command_says_that_the_same_one_continues(number, capsys):
             time.sleep(60)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as left:
-        run_cli(main)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore SIGINT
+    try:
+        with pytest.raises(SystemExit) as left:
+            run_cli(main)
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert (left.value.code, capsys.readouterr().err) == (75, "runs/x: stopped; the same command continues\n")
     assert signal.getsignal(signal.SIGTERM) is before

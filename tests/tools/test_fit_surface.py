@@ -1,0 +1,179 @@
+"""fit.py hyperparameters --method surface, and predict.py on what it writes."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scaling import laws
+from tests.commands import Done, call
+from tests.scaling import planted
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def fit(*words: object) -> Done:
+    return call("tools/fit.py", "hyperparameters", *words, "--method", "surface")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("surface")
+
+
+@pytest.fixture(scope="module")
+def fitted(folder: Path) -> tuple[Done, laws.Law]:
+    table = planted.write_table(planted.cells(), folder / "runs.csv")
+    done = fit(table, "--form", "joint", "--out", folder / "law.json")
+    assert done.returncode == 0, done.stderr
+    return done, laws.load(folder / "law.json")
+
+
+def test_the_law_file_holds_the_planted_exponents(fitted: tuple[Done, laws.Law]) -> None:
+    _, law = fitted
+    truths = {"aB": planted.SLOPE, "aT": planted.RATE_T, "aN": planted.RATE_N, "bT": planted.BATCH_T}
+    for name, truth in truths.items():
+        low, high = law.fit["intervals"][f"surface.{name}"]
+        assert low < truth < high, name
+        assert high - low < (0.1 if name[0] == "a" else 0.4), name
+    assert law.surface.no_best_batch
+    assert law.domain["N"] == pytest.approx([1e6, 2e7])
+    assert law.n_ctx == 100
+    assert law.provenance["command"].startswith("tools/fit.py hyperparameters")
+    assert len(law.provenance["runs"]) == 80
+
+
+def test_the_summary_has_each_law_and_how_well_it_fits(fitted: tuple[Done, laws.Law]) -> None:
+    text = fitted[0].stdout
+    rate = re.search(r"lr_opt = (\S+) \(B / (\S+)\)\^(\S+) \(T / (\S+)\)\^(\S+) \(N / (\S+)\)\^(\S+)", text)
+    level, B, aB, T, aT, N, aN = map(float, rate.groups())
+    assert [aB, aT, aN] == pytest.approx([planted.SLOPE, planted.RATE_T, planted.RATE_N], abs=0.03)
+    assert level == pytest.approx(planted.best_rate(B, T, N), rel=0.05)
+    edge = float(re.search(r"loss 1% worse from B (\S+) tokens on, at N 2e\+07, T 2e\+09", text)[1])
+    z = lambda B: np.log(B / 3e3) - planted.BATCH_T * np.log(5) - planted.BATCH_N * np.log(5)  # noqa: E731
+    cost = planted.COST_B * (np.logaddexp(0, z(edge)) - np.logaddexp(0, z(100)))
+    assert cost == pytest.approx(np.log(1.01), abs=0.0025)
+    for words in (
+        "B_opt: unknown, small batches cost nothing",
+        "shapes of the batch, with weights:",
+        "loss form joint, weight 1",
+        "held-out error by N: rms",
+        "held-out error by T: unknown, more token counts are needed",
+        "residuals of ln loss: rms 0.",
+        "240 cells of 12 grids",
+        "scatter between grids (sd): ln lr_opt",
+        "lack of fit along ln N squared: passed",
+    ):
+        assert words in text, words
+
+
+def test_json_is_the_law_file(folder: Path, fitted: tuple[Done, laws.Law]) -> None:
+    done = fit(folder / "runs.csv", "--form", "joint", "--json")
+    printed, written = json.loads(done.stdout), json.loads((folder / "law.json").read_text())
+    own = {"name", "provenance"}
+    assert {k: v for k, v in printed.items() if k not in own} == {k: v for k, v in written.items() if k not in own}
+    assert laws.to_dict(fitted[1]) == written
+
+
+def test_other_commands_say_that_the_law_has_no_such_part(folder: Path, fitted: tuple[Done, laws.Law]) -> None:
+    done = call("tools/plan.py", "--law", folder / "law.json", "--flops", "1e18")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "part of the surface, which tools/predict.py reads" in done.stderr
+
+
+def test_held_out_rows_do_not_enter(folder: Path) -> None:
+    table = planted.write_table(planted.cells(sizes=3), folder / "part.csv")
+    header, *rows = table.read_text().splitlines()
+    odd = [f"odd,{N},1e9,100,1e-3,99,100,1" for N in (5e6, 6e6, 7e6)]
+    table.write_text("\n".join([f"{header},heldout", *(f"{row},0" for row in rows), *odd]) + "\n")
+    done = fit(table, "--form", "joint", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["fit"]["points"] == len(rows)
+
+
+def one_rate_and_batch(table):
+    return table.rows((table.B == 100) & (np.abs(np.log(table.lr / planted.best_rate(100, 4e8, table.N))) < 0.1))
+
+
+def two_cells(table):
+    return table.rows((table.B == 100) & (np.log(table.lr / planted.best_rate(100, 4e8, table.N)) > 0.5))
+
+
+def repeats_of_one_line(table):
+    """Five rates at one N, T and batch, three times each."""
+    line = table.rows((table.grid == 0) & (table.B == 100))
+    repeats = {name: np.tile(getattr(line, name), 3) for name in ("N", "T", "B", "lr")}
+    noise = np.exp(0.003 * np.random.default_rng(1).standard_normal(15))
+    return planted.Cells.of_arrays(*repeats.values(), np.tile(line.loss, 3) * noise, n_ctx=100)
+
+
+def test_one_grid_gives_the_rate_over_batches_and_no_other_exponent(tmp_path: Path) -> None:
+    table = planted.cells()
+    done = fit(planted.write_table(table.rows(table.grid == 0), tmp_path / "runs.csv"))
+    assert done.returncode == 0, done.stderr
+    assert float(re.search(r"\(B / \S+\)\^(\S+)", done.stdout)[1]) == pytest.approx(planted.SLOPE, abs=0.05)
+    assert re.search(r"T \[\S+ \S+\] \(the prior's: not identified\), N \[\S+ \S+\] \(the prior's", done.stdout)
+    assert "warning: the data do not identify aT, aN" in done.stdout
+    assert "loss: unknown, 1 sizes and 1 token counts fix no loss form" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("choose", "reason"),
+    [
+        (two_cells, "no (N, T) has 3 different (lr, B), the most is 2"),
+        (one_rate_and_batch, "no (N, T) has 3 different (lr, B), the most is 1"),
+        (lambda table: table.rows(np.arange(5)), "5 finite losses are too few for a surface"),
+        (repeats_of_one_line, "the runs identify no exponent of lr_opt"),
+    ],
+)
+def test_data_that_support_no_surface_end_with_status_3(choose, reason: str, tmp_path: Path) -> None:
+    done = fit(planted.write_table(choose(planted.cells()), tmp_path / "runs.csv"), "--out", tmp_path / "law.json")
+    assert done.returncode == 3, done
+    assert done.stderr.startswith(f"not fitted: {reason}")
+    assert not (tmp_path / "law.json").exists()
+
+
+def test_exponents_beyond_any_training_end_with_status_3(tmp_path: Path) -> None:
+    table = planted.cells()
+    steep = table.lr * (table.N / 4e6) ** 4
+    odd = table.__class__(**{**table.__dict__, "lr": steep})
+    done = fit(planted.write_table(odd, tmp_path / "runs.csv"), "--form", "joint")
+    assert done.returncode == 3
+    assert "an exponent aN of 3.79" in done.stderr
+    assert "beyond any plausible one" in done.stderr
+
+
+def test_one_batch_gives_the_law_along_it(tmp_path: Path) -> None:
+    table = planted.cells()
+    table = table.rows(np.isclose(table.B, 500))
+    done = fit(planted.write_table(table, tmp_path / "runs.csv"), "--out", tmp_path / "law.json")
+    assert done.returncode == 0, done.stderr
+    assert "at B 500" in done.stdout
+    assert "batch: unknown, all runs have B 500" in done.stdout
+    spans = laws.load(tmp_path / "law.json").fit["intervals"]
+    assert set(spans) == {"surface.aT", "surface.aN"}
+    assert spans["surface.aT"][0] < planted.RATE_T < spans["surface.aT"][1]
+
+
+def test_the_committed_study_gives_its_known_rate(tmp_path: Path) -> None:
+    """139 runs of this repository: 2.2e-3 (B / 300)^0.49 (T / 1.2e6)^-0.14 (N / 2e5)^-0.15, measured before."""
+    done = fit(ROOT / "results" / "mini" / "cells", "--form", "joint", "--out", tmp_path / "law.json")
+    assert done.returncode == 0, done.stderr
+    surface = laws.load(tmp_path / "law.json").surface
+    known = {"aB": (0.49, 0.06), "aT": (-0.14, 0.06), "aN": (-0.15, 0.08)}
+    for name, (value, most) in known.items():
+        found = surface.exponent(name)
+        assert found.low < value < found.high, name
+        assert (found.high - found.low) / 2 < most, name
+        assert found.low * found.high > 0, name
+    assert surface.lr_opt(300, 1.2e6, 2e5).value == pytest.approx(2.2e-3, rel=0.05)
+    rows = "N,T,B,lr\n196608,1.6e6,160,\n589824,3276800,80,1e-3\n"
+    (tmp_path / "runs.csv").write_text(rows)
+    done = call("tools/predict.py", "--law", tmp_path / "law.json", tmp_path / "runs.csv")
+    assert done.returncode == 0, done.stderr
+    found = list(csv.DictReader(done.stdout.splitlines()))
+    assert [row["extrapolated"] for row in found] == ["0", "0"]
+    assert float(found[0]["predicted"]) == pytest.approx(0.953, abs=0.01)

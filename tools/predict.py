@@ -1,0 +1,70 @@
+"""Predict the loss of each run in a table, with intervals, from a law file.
+
+    python tools/predict.py --law configs/laws/paper.json runs.csv --out predicted.csv
+    python tools/predict.py --law law.json table.csv --columns N=params,T=tokens --seeds 3
+    python tools/predict.py --law surface.json table.csv --columns B=batch --batch-unit sequences:2048
+
+Each row needs N (parameters) and T (tokens). A law file of fit.py hyperparameters --method surface also reads B and
+lr: rows without them are predicted at the best ones. Added columns: predicted; low and high, the 95 % interval of one
+new run, its noise included (of the mean of K runs with --seeds K); mean_low and mean_high, the law's own;
+extrapolated, 1 outside the fitted range. Rows keep their order. Without --out the table goes to stdout. docs/laws.md
+says how the intervals are made.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scaling import laws, prediction_table
+from scaling.prediction import predict
+from scaling.tables import parse_columns
+from utils.errors import Parser, UserError, path_text, run_cli
+from utils.files import replacing
+
+MOST_SEEDS = 1000
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=path_text, help="CSV, TSV, JSON lines (or .gz of these) or Parquet, a row a run")
+    parser.add_argument("--law", type=path_text, required=True, help="law file, such as one from tools/fit.py")
+    parser.add_argument("--columns", help="OURS=THEIRS,...: how the table names N, T, B and lr")
+    parser.add_argument("--batch-unit", help="what the table's batch counts: tokens, or sequences:TOKENS_EACH")
+    parser.add_argument("--seeds", type=int, default=1, help="low and high hold the mean of so many new runs")
+    parser.add_argument("--out", type=path_text, help="CSV to write (default: stdout)")
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    if not 1 <= args.seeds <= MOST_SEEDS:
+        raise UserError(f"--seeds {args.seeds}: from 1 to {MOST_SEEDS}")
+    law, columns = laws.load(args.law), parse_columns(args.columns)
+    surface = law.surface is not None
+    if unread := [ours for ours in columns if ours not in ("N", "T", "B", "lr")]:
+        raise UserError(f"--columns: {unread[0]} is not read here; leave it out")
+    if not surface and (args.batch_unit or {"B", "lr"}.intersection(columns)):
+        option = "batch-unit" if args.batch_unit else "columns"
+        raise UserError(
+            f"--{option}: law {law.name!r} has no surface: its loss is that of the best B and lr, which are not read; "
+            "leave them out"
+        )
+    path = Path(args.table)
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; a table is wanted, such as sweep.py collect writes")
+    table = prediction_table.read(path, columns, args.batch_unit, surface)
+    predicted = predict(law, table.N, table.T, table.B, table.lr, seeds=args.seeds)
+    for note in predicted.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if not args.out:
+        prediction_table.write(table, predicted, sys.stdout)
+        return
+    with replacing(args.out) as aside, aside.open("w", newline="", encoding="utf-8") as handle:
+        prediction_table.write(table, predicted, handle)
+    print(f"wrote {args.out}: {len(table.rows)} rows, {int(predicted.extrapolated.sum())} outside the fitted range")
+
+
+if __name__ == "__main__":
+    run_cli(main)
