@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation, lines, plausibility, table_kind
+from scaling import allocation, lines, loss_law, plausibility, table_kind
 from scaling.fitting import isoflop
 from scaling.joint_draws import joint_draws
 from scaling.laws import Curvature, GivenBatch, Law, LossLaw, with_hyperparameters
@@ -23,7 +23,7 @@ from scaling.points import (
     pooled_scatter,
 )
 from scaling.runs import Ledger
-from scaling.stages import JACKKNIFE, Options, hyper_law, hyper_replicates, loss_stage
+from scaling.stages import JACKKNIFE, LossStage, Options, hyper_law, hyper_replicates, loss_stage
 from utils.errors import UserError
 
 PARTS = ("hyperparameters", "loss", "allocation", "all")
