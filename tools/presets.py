@@ -1,6 +1,6 @@
 """Tuned configs from a fitted law: one for each size, and a page with their tables.
 
-python tools/presets.py 2x96:3276800 4x128:5e6 --law results/mini/law.json --base configs/train/mini.yaml \
+python tools/presets.py 2x96:3276800 4x128:5e6 --law results/mini/law.json --base configs/train/mini.yaml \\
     --results results/mini/cells --out configs/train/presets --page docs/presets.md
 
 The page gives each preset's T, B, lr and expected loss, beside it the lowest loss of any run of the results there, the

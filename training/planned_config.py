@@ -225,8 +225,9 @@ def recipe_warnings(recipe: dict, base: Base, gpu: str | None = None, optim: Opt
     warnings = []
     for name, fitted in recipe.items():
         keys = [key for key in given if name in (key.rpartition(".")[2], key.replace(".", "_"))]
-        # Training's own key, where validation has one of the same name.
-        key = next((key for key in keys if not key.startswith("validation.")), None)
+        # Training's own key, where validation has one of the same name. log.vae and log.text name folders, while a
+        # recipe's vae and text are fingerprints of the data.
+        key = next((key for key in keys if not key.startswith(("validation.", "log."))), None)
         if key and fitted is not None and given[key] != fitted:
             warnings.append(f"{base.name} has {key} {given[key]!r}, but the law was fitted with {fitted!r}")
     return warnings

@@ -196,8 +196,8 @@ def trained(split, opened):
 
 @pytest.mark.parametrize(
     "counts",
-    [[891, 11, 12, 11, 12], [11, 12, 891, 11, 12], [11, 891, 12, 11, 891], [16, 1, 1, 1, 2], [9000], [40], [3],
-     [4, 900], [300, *[4] * 80]],
+    [[891, 11, 12, 11, 12], [11, 12, 891, 11, 12], [11, 891, 12, 11, 891], [16, 1, 1, 1, 2], [40], [3], [4, 900],
+     [300, *[4] * 80], pytest.param([9000], marks=pytest.mark.slow)],
     ids=str,
 )  # fmt: skip
 def test_the_cap_holds_whatever_a_long_video_has_and_most_of_it_is_trained_on(opened, counts):

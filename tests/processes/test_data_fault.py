@@ -36,7 +36,7 @@ def test_all_processes_stop_with_one_line(copy: Path, tmp_path: Path, parallel: 
     assert checkpoint_paths(tmp_path / "x" / "checkpoints") == []
 
 
-@pytest.mark.parametrize("stack", [1, 2])
+@pytest.mark.parametrize("stack", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_sweep_stops_at_the_first_fault_and_tries_nothing_again(copy: Path, tmp_path: Path, stack: int) -> None:
     message = fault_of(copy, "train latents")
     sweep = write_sweep(

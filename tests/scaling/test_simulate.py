@@ -41,6 +41,7 @@ def test_a_sweeps_cells_of_a_size_share_a_third_of_their_noise(paper):
     assert len(set(zip(common, other))) == len(set(common)) == 4
 
 
+@pytest.mark.slow
 def test_expectations_follow_the_noise(paper, cost):
     tokens = [2e9, 5e9, 12e9]
     quiet, loud = (

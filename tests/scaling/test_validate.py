@@ -28,7 +28,9 @@ def test_additive_is_the_loss_law(paper):
     np.testing.assert_allclose(fitted(4 * N, 4 * T, B), paper.loss(4 * N, 4 * T), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("truth", "best"), [(joint, "joint"), (three_term, "three_term")])
+@pytest.mark.parametrize(
+    ("truth", "best"), [pytest.param(joint, "joint", marks=pytest.mark.slow), (three_term, "three_term")]
+)
 def test_held_out_points_tell_the_forms_apart(truth, best):
     rows = validate.summary(validate.expanding_windows(N, T, B, truth(N, T, B), None))
     for along in ("N", "T"):

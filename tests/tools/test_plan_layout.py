@@ -224,3 +224,13 @@ def test_a_batch_that_was_given_is_advised_a_number_of_gpus_that_shares_it():
     (warning,) = (text for text in json.loads(said(*words, "--gpus", "1"))["warnings"] if "does not fit" in text)
     assert warning.endswith("; --gpus 3 would")
     assert json.loads(said(*words, "--gpus", "3"))["fits_memory"] is True
+
+
+def test_a_recipe_of_fingerprints_is_not_compared_with_folders():
+    """A recipe's vae and text are the data's; log.vae and log.text are where previews find theirs."""
+    from training.planned_config import read_base, recipe_warnings
+
+    base = read_base(str(ROOT / "configs" / "train" / "quickstart.yaml"))
+    assert recipe_warnings({"vae": "e707829e2bdd99bf", "text": "c0ffee"}, base) == []
+    (warning,) = recipe_warnings({"vae": "e707829e2bdd99bf", "weight_decay": 0.5}, base)
+    assert "optim.weight_decay" in warning
