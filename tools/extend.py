@@ -22,13 +22,11 @@ from training import extended
 from training.grid import Sweep, cell_seed
 from training.records import finished_result, resumable_step
 from training.resolve import Run
-from training.state import cell_state
+from training.state import UNFINISHED, cell_state
 from utils.errors import UserError
 from utils.locks import exclusive
 
 LEAST, MOST = 1e-6, 0.1  # of a tolerance and of a noise, relative to the loss
-# States of cells whose results are still to come; a failed cell's may never.
-UNFINISHED = ("pending", "running", "stopped", "lost")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Files and folders that are either whole or absent: everything is written aside and renamed, but onto devices and
-pipes.
+"""Files and folders that are either whole or absent: everything is written under a temporary
+name and renamed, but onto devices and pipes.
 
-A process that is killed leaves what it wrote aside, under the name ``.NAME.MACHINE-PID.tmp``. The next process that
-writes the same file removes it, and so does the next one that locks its folder (``remove_leftovers``).
+A process that is killed leaves what it wrote under the name ``.NAME.MACHINE-PID.tmp``. The next process that writes
+the same file removes it, and so does the next one that locks its folder (``remove_leftovers``).
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.errors import UserError, first_line, shown
-from utils.os_errors import with_filename
+from utils.os_errors import warn_of_os_error, with_filename
 from utils.process_ids import has_ended, machine_code
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is synced and renamed over ``path``, else removed.
+    """Yield a temporary path next to ``path``; on success it is synced and renamed over ``path``, else removed.
 
     What a link leads to is replaced, not the link; a device or a pipe is written to once the whole is there.
     """
@@ -41,43 +41,43 @@ def replacing(path: str | Path) -> Iterator[Path]:
     if path.exists() and not (path.is_file() or path.is_dir()):
         # A file renamed over it would take its place.
         with tempfile.TemporaryDirectory() as folder:
-            aside = Path(folder) / path.name
-            yield aside
-            with aside.open("rb") as source, path.open("wb") as sink:
+            tmp = Path(folder) / path.name
+            yield tmp
+            with tmp.open("rb") as source, path.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
         return
     if path.is_symlink():
         path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path)
-    aside = temporary(path)
+    tmp = temporary(path)
     try:
-        with with_filename(path, aside):
-            yield aside
-            with aside.open("rb") as handle:
+        with with_filename(path, tmp):
+            yield tmp
+            with tmp.open("rb") as handle:
                 os.fsync(handle.fileno())
-            aside.replace(path)
+            tmp.replace(path)
     except BaseException:
         with suppress(OSError):  # the error that led here is the one to report
-            aside.unlink(missing_ok=True)
+            tmp.unlink(missing_ok=True)
         raise
 
 
 def temporary(path: Path) -> Path:
-    """Where this process writes ``path`` before it is whole: beside it, so that a rename puts it in place."""
+    """Where this process writes ``path`` before it is whole: next to it, so that a rename puts it in place."""
     return path.with_name(f".{path.name}.{machine_code()}-{os.getpid()}.tmp")
 
 
-def replace_folder(aside: Path, path: Path) -> None:
-    """Put the folder ``aside`` in the place of ``path``. A folder cannot be replaced in one step: a process killed
+def replace_folder(tmp: Path, path: Path) -> None:
+    """Put the folder ``tmp`` in the place of ``path``. A folder cannot be replaced in one step: a process killed
     between the two leaves the old one under ``before(path)``, and ``recover_folder`` puts it back."""
     recover_folder(path)
     if path.exists():
         path.rename(before(path))
-        aside.rename(path)
+        tmp.rename(path)
         shutil.rmtree(before(path))
     else:
-        aside.rename(path)
+        tmp.rename(path)
 
 
 def before(path: Path) -> Path:
@@ -94,22 +94,22 @@ def recover_folder(path: Path) -> None:
 
 def remove_folder(path: Path) -> None:
     """Remove a folder that is whole or absent at every moment: it is renamed first."""
-    aside = temporary(path)
-    shutil.rmtree(aside, ignore_errors=True)
-    path.rename(aside)
-    shutil.rmtree(aside)
+    tmp = temporary(path)
+    shutil.rmtree(tmp, ignore_errors=True)
+    path.rename(tmp)
+    shutil.rmtree(tmp)
 
 
 def remove_leftovers(folder: Path, *names: str) -> None:
-    """Remove what killed processes of any machine wrote aside in ``folder`` for files and folders whose names match
-    one of the glob patterns ``names``. The caller holds the lock under which these are written."""
+    """Remove temporary files and folders in ``folder``, of any machine, whose final names match one of the glob
+    patterns ``names``. The caller holds the lock under which these are written."""
     for path in _leftovers(folder):
         if any(Path(LEFTOVER.fullmatch(path.name)["name"]).match(name) for name in names):
             _remove(path)
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove what killed processes of this machine wrote aside for ``path``, which no lock need protect."""
+    """Remove temporary files for ``path`` of processes of this machine that have ended; it needs no lock."""
     for left in _leftovers(path.parent):
         match = LEFTOVER.fullmatch(left.name)
         if match["name"] == path.name and match["machine"] == machine_code() and has_ended(int(match["pid"])):
@@ -117,9 +117,15 @@ def remove_abandoned(path: Path) -> None:
 
 
 def _leftovers(folder: Path) -> list[Path]:
-    with suppress(OSError), os.scandir(folder) as entries:  # none, or a folder that may be written and not read
-        return [Path(entry.path) for entry in entries if LEFTOVER.fullmatch(entry.name)]
-    return []
+    """Temporary names in ``folder``; none where it does not exist, or may be written and not read."""
+    found = []
+    with (
+        warn_of_os_error("files of killed processes may stay"),
+        suppress(FileNotFoundError, PermissionError),
+        os.scandir(folder) as entries,
+    ):
+        found += [Path(entry.path) for entry in entries if LEFTOVER.fullmatch(entry.name)]
+    return found
 
 
 def _remove(path: Path) -> None:
@@ -132,14 +138,14 @@ def _remove(path: Path) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` to ``path``, whole or not at all."""
-    with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    with replacing(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write ``content`` to ``path``, whole or not at all."""
-    with replacing(path) as aside:
-        aside.write_bytes(content)
+    with replacing(path) as tmp:
+        tmp.write_bytes(content)
 
 
 def write_json(path: str | Path, value: Any) -> None:
