@@ -27,7 +27,7 @@ class Plan(NamedTuple):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the list of sources left aside and how it was split, for the index and the reports."""
+        """What the list of sources left out and how it was split, for the index and the reports."""
         if self.listing is None or self.split is None:
             return {"split": {"by": "seed"}}
         left_aside = {"skipped": self.listing.skipped, "unread_columns": self.listing.unread}
@@ -84,7 +84,7 @@ def build_share(
 
     Args:
         settings: what determines the cache's content; the rule of its split is added.
-        plan: gives what is to be encoded, when told whether to split as caches did before there were rules.
+        plan: gives what is to be encoded, given whether to split as caches did before there were rules.
         vae, text: encoders, as ``data.writer.write_share``'s.
         latent_shape: (C, f, h, w) of a clip.
         max_rejected: the fraction of the videos that may be rejected.

@@ -11,7 +11,7 @@ def counts_text(counts: Mapping[str, int]) -> str:
 
 
 def captions_text(about: Mapping[str, Any], clips: int) -> list[str]:
-    """Lines about captions and about what was left aside; none for what an older index does not say."""
+    """Lines about captions and about what was left out; none for what an older index does not say."""
     lines = []
     if (found := about.get("captions")) is not None:
         lines.append(f"  captions: {found['missing']:,} of {clips:,} clips have none; {found['cut']:,} have one that "
@@ -24,7 +24,7 @@ def captions_text(about: Mapping[str, Any], clips: int) -> list[str]:
 
 
 def split_text(split: Mapping[str, Any] | None) -> list[str]:
-    """Lines about how training and validation were told apart; none for what an older index does not say."""
+    """Lines about how training and validation were separated; none for what an older index does not say."""
     if not split or split["by"] == "seed":
         return []
     wanted = (

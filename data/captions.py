@@ -80,7 +80,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 class CaptionFiles:
-    """Reads the captions that lie in files beside videos, or in members of their names in a tar.
+    """Reads the captions that lie in files next to videos, or in members of their names in a tar.
 
     Of several the first is taken: a ``.txt``, one of ``TEXT_KINDS``, or a recognised key of a ``.json``.
 
@@ -153,7 +153,7 @@ class CaptionFiles:
         keys = f" (their keys: {listed(list(self._keys))})" if self._keys else ""
         if given is not None and not self._found:
             raise UserError(f"{self._place}: --caption-column {given!r} is neither a key of a .json{keys} nor the "
-                            "extension of a file beside a video")  # fmt: skip
+                            "extension of a file next to a video")  # fmt: skip
         if self._unknown and not self._found:
             raise UserError(f"{self._place}: no caption in any of the {self._unknown} .json{keys}; {FIX}")
 

@@ -137,7 +137,7 @@ def check_backend(name: str) -> None:
         except Exception as error:
             why = (message(error).splitlines() or [""])[0]
             how = {
-                "torchcodec": " torchcodec needs FFmpeg's shared libraries beside it;",
+                "torchcodec": " torchcodec needs FFmpeg's shared libraries next to it;",
                 "decord": " decord has wheels for x86-64 alone;",
             }.get(name, "")
             others = ", ".join(other for other in BACKENDS if other != name)

@@ -31,7 +31,7 @@ def write_mp4(path: Path, clip: Tensor, fps: int, comment: str) -> None:
     frames = to_bytes(clip)
     # yuv420p, which every player shows, wants even sides.
     frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
-    with replacing(path) as aside, av.open(str(aside), "w", format="mp4") as container:
+    with replacing(path) as tmp, av.open(str(tmp), "w", format="mp4") as container:
         container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
         stream.height, stream.width = frames.shape[1:3]
@@ -64,8 +64,8 @@ def _looping(frames: Iterable[np.ndarray], fps: int, comment: str) -> bytes:
 
 
 def write_gif(path: Path, clip: Tensor, fps: int, comment: str) -> None:
-    with replacing(path) as aside:
-        aside.write_bytes(gif_bytes(clip, fps, comment))
+    with replacing(path) as tmp:
+        tmp.write_bytes(gif_bytes(clip, fps, comment))
 
 
 def write_png(path: Path, clip: Tensor, fps: int, comment: str) -> None:
@@ -77,8 +77,8 @@ def write_png(path: Path, clip: Tensor, fps: int, comment: str) -> None:
     shown = frames[np.linspace(0, len(frames) - 1, min(len(frames), 9)).round().astype(int)]
     text = PngInfo()
     text.add_itxt("comment", comment)
-    with replacing(path) as aside:
-        Image.fromarray(np.concatenate(shown, axis=1)).save(aside, "png", pnginfo=text)
+    with replacing(path) as tmp:
+        Image.fromarray(np.concatenate(shown, axis=1)).save(tmp, "png", pnginfo=text)
 
 
 def write_grid(path: Path, clips: Sequence[Tensor], captions: Sequence[str], columns: int, fps: int) -> None:
@@ -106,8 +106,8 @@ def write_grid(path: Path, clips: Sequence[Tensor], captions: Sequence[str], col
         for corner, picture in zip(corners, together):
             frame.paste(Image.fromarray(picture).resize((tile, height * scale), Image.Resampling.NEAREST), corner)
         frames.append(np.asarray(frame))
-    with replacing(path) as aside:
-        aside.write_bytes(_looping(frames, fps, "\n".join(captions)))
+    with replacing(path) as tmp:
+        tmp.write_bytes(_looping(frames, fps, "\n".join(captions)))
 
 
 WRITERS = {"mp4": write_mp4, "gif": write_gif, "png": write_png}

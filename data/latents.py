@@ -133,7 +133,7 @@ class LatentCache:
             path, size = self.path / name, file_size(self.path / name)
             if size != file["bytes"]:
                 found = "is missing" if size is None else f"has {size} bytes instead of {file['bytes']}"
-                raise DataFault(f"{path} {found}; run the command that made the cache again to mend it")
+                raise DataFault(f"{path} {found}; run the command that made the cache again to repair it")
             if "header_sha256" in file:  # of a shard, whose header holds its tensors' checksum
                 whole = header_sha256(path) == file["header_sha256"]
             else:  # the oldest caches have checksums of whole shards, which ``verify`` reads

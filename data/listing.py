@@ -23,11 +23,11 @@ def list_sources(where: str | Path, options: ListingOptions = ListingOptions()) 
 def scan_sources(where: str | Path, options: ListingOptions = ListingOptions()) -> Listing:  # noqa: B008
     """The videos and pictures of ``where``, sorted by name, and what was skipped.
 
-    ``where`` is a folder (searched recursively, captions in ``x.txt`` beside ``x.mp4``), a manifest (CSV, TSV, JSON,
+    ``where`` is a folder (searched recursively, captions in ``x.txt`` next to ``x.mp4``), a manifest (CSV, TSV, JSON,
     each perhaps gzipped, or Parquet, with ``path``, relative to the manifest's folder or ``options.root``,
     ``caption``, and ``start`` and ``end`` in seconds), or WebDataset shards: a tar, a folder of them, or a pattern
-    such as ``shards/{000..015}.tar``. A picture beside a video of its name is its preview, and not listed. A name that
-    is not UTF-8 has its other bytes as surrogates U+DC80 to U+DCFF, as Python's ``os`` returns it.
+    such as ``shards/{000..015}.tar``. A picture next to a video of its name is its preview, and not listed. A name
+    that is not UTF-8 has its other bytes as surrogates U+DC80 to U+DCFF, as Python's ``os`` returns it.
 
     Raises:
         UserError: a missing or empty folder; a manifest without a column of paths or of captions, with a row that has
@@ -84,13 +84,13 @@ def _list_folder(folder: Path, options: ListingOptions) -> Listing:
     if not names:
         raise UserError(f"{folder}: no videos in this folder ({', '.join(sorted(VIDEOS | PICTURES))} or .tar)")
     reader = CaptionFiles(folder, options)
-    beside = _kinds_by_stem(folder, set(own) - set(names))
+    neighbours = _kinds_by_stem(folder, set(own) - set(names))
     sources, used = [], set(names)
     for name in names:
         path = Path(name)
-        files_here = beside.get(str(path.with_suffix("")), {})
+        files_here = neighbours.get(str(path.with_suffix("")), {})
         # x.mp4.txt is as common as x.txt.
-        files_here = files_here | {path.suffix + kind: file for kind, file in beside.get(name, {}).items()}
+        files_here = files_here | {path.suffix + kind: file for kind, file in neighbours.get(name, {}).items()}
         caption, file = reader.read(files_here, ("", path.suffix), lambda file: _read(folder / file))
         used.add(file or name)
         sources.append(Source(name, folder / name, caption))
@@ -141,8 +141,8 @@ def _check_elsewhere(folder: Path, sources: list[Source], left: set[str], option
     )
     found = [name for name in texts if Path(name).stem.casefold() in stems]
     if found:
-        raise UserError(f"{folder}: no caption beside any video, but {len(found)} .txt of their names elsewhere (the "
-                        f"first: {found[0]}); put x.txt beside x.mp4, or give --no-captions")  # fmt: skip
+        raise UserError(f"{folder}: no caption next to any video, but {len(found)} .txt of their names elsewhere (the "
+                        f"first: {found[0]}); put x.txt next to x.mp4, or give --no-captions")  # fmt: skip
 
 
 def _files_below(folder: Path) -> Iterator[str]:

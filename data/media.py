@@ -10,7 +10,7 @@ from utils.errors import UserError, shown
 
 VIDEOS = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-COMPANION = "._"  # how macOS names what a file system cannot keep about a file, such as ._x.mp4 beside x.mp4
+COMPANION = "._"  # how macOS names what a file system cannot keep about a file, such as ._x.mp4 next to x.mp4
 
 
 class Rejected(Exception):
@@ -81,7 +81,7 @@ class Source:
 
 
 class Listing(NamedTuple):
-    """The sources of a folder, table or tars, sorted by name, and what was left aside.
+    """The sources of a folder, table or tars, sorted by name, and what was left out.
 
     ``skipped`` counts the files that are neither sources nor captions, by kind (".srt", "._*"); ``unread`` names the
     columns of a table that nothing is read from.

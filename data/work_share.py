@@ -17,21 +17,21 @@ class Share(NamedTuple):
     world: int = 1
 
 
-def this_share(wish: str = "auto", environ: Mapping[str, str] = os.environ) -> Share:
+def this_share(option: str = "auto", environ: Mapping[str, str] = os.environ) -> Share:
     """This process's share.
 
     Args:
-        wish: "auto" (of a torchrun, a Slurm array, or an array of torchruns, by the environment), "none" (all of the
+        option: "auto" (of a torchrun, a Slurm array, or an array of torchruns, by the environment), "none" (all of the
             work), or "R/N" with R from 0 to N - 1.
 
     Raises:
-        UserError: no such wish; an array whose numbers are not in a row; variables that are no numbers.
+        UserError: no such option; an array whose numbers are not in a row; variables that are no numbers.
     """
-    if wish == "none":
+    if option == "none":
         return Share()
     rank, world = _number(environ, "RANK", 0), _number(environ, "WORLD_SIZE", 1)
-    if wish != "auto":
-        return _named_share(wish, world)
+    if option != "auto":
+        return _named_share(option, world)
     if not from_slurm(environ):
         return Share(rank, world)
     number, first, tasks, step = (
@@ -60,12 +60,12 @@ def slurm_warning(share: Share, environ: Mapping[str, str] = os.environ) -> str 
     )
 
 
-def _named_share(wish: str, world: int) -> Share:
-    match = re.fullmatch(r"(\d+)/(\d+)", wish, re.ASCII)
+def _named_share(option: str, world: int) -> Share:
+    match = re.fullmatch(r"(\d+)/(\d+)", option, re.ASCII)
     if not match or not int(match[1]) < int(match[2]):
-        raise UserError(f"--share {wish}: neither auto, none nor R/N with R from 0 to N - 1, such as 0/4 to 3/4")
+        raise UserError(f"--share {option}: neither auto, none nor R/N with R from 0 to N - 1, such as 0/4 to 3/4")
     if world > 1:
-        raise UserError(f"--share {wish} is for one process; the {world} of this torchrun share the work by "
+        raise UserError(f"--share {option} is for one process; the {world} of this torchrun share the work by "
                         "themselves (--share auto)")  # fmt: skip
     return Share(int(match[1]), int(match[2]))
 

@@ -1,11 +1,11 @@
 """Making a latent cache: any number of processes share its shards without talking to each other.
 
 What a shard holds follows from the list of sources and the settings alone, so process r of n makes every n-th shard,
-and whichever finds all of them there writes the lists and the index. A shard is written aside and renamed, one that is
-there is not made again: however many processes there are, and whenever they are killed, the end is the same bytes.
+and whichever finds all of them there writes the lists and the index. A shard is written under a temporary name and
+renamed, and one that is there is not made again. The bytes are the same for any number of processes, killed or not.
 
-While it is made, a cache has a hidden folder ``.work`` with one folder per process: its lock, and what it writes
-aside.
+While it is made, a cache has a hidden folder ``.work`` with one folder per process: its lock and its
+temporary files.
 """
 
 import json
@@ -33,7 +33,7 @@ from utils.locks import check_held, hold
 from utils.seal import sealed
 
 SHARD_BYTES = 256 << 20  # of latents
-RULE = "split_rule"  # the setting that says how training and validation were told apart, where not as at first
+RULE = "split_rule"  # the setting that says how training and validation were separated, where not by the first rule
 SHARD_CLIPS = 4096  # tiny clips: how much an interruption may cost
 
 
@@ -99,15 +99,15 @@ def _place(work: Path, path: Path, content: bytes | Iterable[bytes]) -> None:
     """
     check_held(work)
     # The host too: processes of several machines may share a number.
-    aside = work / f"{path.name}.{socket.gethostname()}.{os.getpid()}"
-    with aside.open("wb") as file:
+    tmp = work / f"{path.name}.{socket.gethostname()}.{os.getpid()}"
+    with tmp.open("wb") as file:
         if isinstance(content, bytes):
             file.write(content)
         else:
             file.writelines(content)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    tmp.replace(path)
 
 
 def open_cache(folder: str | Path, settings: dict[str, Any], work: Path) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from scaling.optimum import (
 from scaling.runs import Ledger
 
 BOTH = ("lr", "B")
-# A window opens until it holds this many different cells: a parabola has three constants, and needs some to spare.
+# A window opens until it holds this many different cells: a parabola has three constants, its scatter needs more.
 CELLS_WANTED = 5
 
 
@@ -40,7 +40,7 @@ def swept(ledger: Ledger) -> tuple[str, ...]:
 
 
 def parabola(v: NDArray, loss: NDArray, weight: NDArray) -> tuple[NDArray, NDArray, float, int] | None:
-    """``c0 + c1 v + c2 v^2 / 2`` through points: (c [3], covariance over the error variance [3, 3], scatter, spare).
+    """``c0 + c1 v + c2 v^2 / 2`` through points: (c [3], covariance over the error variance [3, 3], scatter, dof).
 
     None where fewer than three different ``v`` leave it open.
     """
@@ -49,9 +49,9 @@ def parabola(v: NDArray, loss: NDArray, weight: NDArray) -> tuple[NDArray, NDArr
     root = np.sqrt(weight)
     X = np.stack([np.ones_like(v), v, v * v / 2], axis=1) * root[:, None]
     inverse = np.linalg.pinv(X)
-    c, spare = inverse @ (loss * root), len(v) - 3
-    scatter = math.sqrt(np.sum((loss * root - X @ c) ** 2) / spare) if spare else math.nan
-    return c, inverse @ inverse.T, scatter, spare
+    c, dof = inverse @ (loss * root), len(v) - 3
+    scatter = math.sqrt(np.sum((loss * root - X @ c) ** 2) / dof) if dof else math.nan
+    return c, inverse @ inverse.T, scatter, dof
 
 
 def find(
@@ -92,8 +92,8 @@ def find(
     on_border = own(cells.sides_of(np.zeros(2), x, y))
     if fit is None:
         return edge(on_border) if on_border else found
-    c, unscaled, scatter, spare = fit
-    found = replace(found, scatter=scatter, spare=spare)
+    c, unscaled, scatter, dof = fit
+    found = replace(found, scatter=scatter, spare=dof)
     place = np.zeros(2)
     place[at_axis] = -c[1] / c[2] if c[2] > 0 else 0.0
     outside = own(cells.sides_of(place, x, y)) if c[2] > 0 else ()
@@ -105,7 +105,7 @@ def find(
         return replace(found, verdict="saddle")
     if (fitted := c[0] + c[1] * v[used] + c[2] * v[used] ** 2 / 2).min() < (1 - MISFIT) * mean[best]:
         return replace(found, verdict="misfit")
-    if not spare:
+    if not dof:
         return replace(found, run_next=_halfway(x, y, found, axis, floor))
     at = place[at_axis]
     row, pull = np.array([1.0, at, at * at / 2]), np.array([0.0, -1 / c[2], c[1] / c[2] ** 2])

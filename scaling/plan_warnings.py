@@ -13,7 +13,7 @@ FAR_BATCH = 4.0
 FEW_STEPS = 100
 # Of the warnings that the law's fit left, a plan repeats so many.
 REPEATED = 3
-# An interval of N_opt wider than this factor tells no size.
+# An interval of N_opt wider than this factor identifies no size.
 UNKNOWN = 10.0
 
 
@@ -67,8 +67,8 @@ def plan_warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
     ]
     if loose:
         warnings.append(
-            f"N_opt ({', '.join(loose)}) is known to no better than a factor of {UNKNOWN:g}: the law tells no size; "
-            "sweep longer, or choose one with --params"
+            f"N_opt ({', '.join(loose)}) is known to no better than a factor of {UNKNOWN:g}: the law identifies "
+            "no size; sweep longer, or choose one with --params"
         )
     for part in ("batch", "lr", "loss"):
         assumed = getattr(law, part) and getattr(law, part).assumed
@@ -76,10 +76,10 @@ def plan_warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
             warnings.append(f"{part}: {', '.join(assumed)} assumed, not measured")
     if "serving" in plan and (excess := plan["serving"]["training_excess"]) > 0:
         warnings.append(f"training takes {excess:.0%} more than the budget without serving, for fewer FLOPs in all")
-    doubts = law.fit.get("warnings") or []
-    warnings += [f"law {law.name!r}: {text}" for text in doubts[:REPEATED]]
-    if len(doubts) > REPEATED:
-        warnings.append(f"law {law.name!r}: {len(doubts) - REPEATED} more in its fit.warnings")
+    fit_warnings = law.fit.get("warnings") or []
+    warnings += [f"law {law.name!r}: {text}" for text in fit_warnings[:REPEATED]]
+    if len(fit_warnings) > REPEATED:
+        warnings.append(f"law {law.name!r}: {len(fit_warnings) - REPEATED} more in its fit.warnings")
     if law.draws is None:
         warnings.append(f"no intervals: the law's draws are unknown ({law.reason('draws')})")
     elif undrawn := [part for part in ("batch", "lr", "loss") if getattr(law, part) and law.drawn(part) is None]:

@@ -24,7 +24,7 @@ BATCH_ROWS, DRAW_ROWS = 16, 4096
 
 @dataclass(frozen=True)
 class Predicted:
-    """Losses [rows]; nan where the law does not tell.
+    """Losses [rows]; nan where the law does not identify it.
 
     Attributes:
         predicted: the law's value.

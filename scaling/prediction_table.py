@@ -1,4 +1,4 @@
-"""Tables of runs to predict: read with all their columns, and written with the predictions beside them."""
+"""Tables of runs to predict: read with all their columns, and written with the predictions next to them."""
 
 import csv
 from dataclasses import dataclass

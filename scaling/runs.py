@@ -138,7 +138,7 @@ def concatenate(ledgers: list[Ledger]) -> Ledger:
 
 def write_csv(ledger: Ledger, path: str | Path) -> None:
     """The ledger as CSV in the order of COLUMNS, whole or not at all."""
-    with replacing(path) as aside, aside.open("w", newline="") as handle:
+    with replacing(path) as tmp, tmp.open("w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(COLUMNS)
         for i in range(len(ledger)):

@@ -18,7 +18,7 @@ from scaling.points import Untrusted
 from scaling.runs import Ledger
 from utils.errors import UserError
 
-# Runs of a grid that tell where its best rate or batch lies: two have no optimum between them.
+# Runs of a grid that identify where its best rate or batch lies: two have no optimum between them.
 LEAST_CELLS = 3
 EDGE = 0.01  # a loss this much (relative) above the best one ends the range of batches
 LOOSE = 1.0  # sd of ln of a loss form's constant beyond which the data do not identify it
@@ -99,11 +99,11 @@ def _fit(cells: Cells, form: str) -> Surface:
     try:
         with np.errstate(all="ignore"):
             return fit_surface(cells, form)
-    except ValueError:  # of which LinAlgError is one: equations that are singular, or not finite
+    except ValueError as error:  # such as LinAlgError: equations that are singular, or not finite
         raise Untrusted(
             "no surface can be fitted to these runs: they differ too little in N, T, B and lr, or some of their "
             "numbers lie orders of magnitude from the others"
-        ) from None
+        ) from error
 
 
 def _check_surface(surface: Surface) -> None:

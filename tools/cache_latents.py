@@ -57,10 +57,10 @@ def arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--source", type=path_text, aliases=("--input", "--data", "--videos", "--video-dir"),
-        help="'synthetic'; a folder of videos and pictures (captions in x.txt beside x.mp4); a .csv, "
+        help="'synthetic'; a folder of videos and pictures (captions in x.txt next to x.mp4); a .csv, "
         ".tsv, .json, .jsonl (each also .gz) or .parquet manifest with the columns path and caption, perhaps start "
         "and end; or WebDataset tars: one, a folder of them or a pattern such as 'x/{000..015}.tar'")  # fmt: skip
-    add("--caption-column", metavar="NAME", help="a manifest's column of captions, a key of the .json beside videos "
+    add("--caption-column", metavar="NAME", help="a manifest's column of captions, a key of the .json next to videos "
         "and in tars, or the extension of the text files there (default: caption, captions, cap, text or prompt, in "
         "any case, of which there must be one; and .txt)")  # fmt: skip
     add("--path-column", metavar="NAME", help="a manifest's column of files (default: path)")
@@ -246,7 +246,7 @@ def warn_of_no_captions(args: argparse.Namespace, listing: Listing) -> None:
     if args.no_captions or any(source.caption for source in listing.sources):
         return
     tables = {kind: count for kind, count in listing.skipped.items() if kind in KINDS}
-    where = f"; there are tables beside the videos ({counts_text(tables)}), which --source can name" if tables else ""
+    where = f"; there are tables next to the videos ({counts_text(tables)}), which --source can name" if tables else ""
     first_of_node(
         f"warning: none of the {len(listing.sources)} videos has a caption{where}. --no-captions confirms it"
     )

@@ -99,8 +99,8 @@ def picture(path: Path, clips_of: list[Tensor], made_of: list[Tensor]) -> None:
     grid = make_grid(torch.stack(rows), nrow=len(rows), padding=2, pad_value=1)
     scale = max(1, 96 // pairs[0][0].shape[-1])  # small pixels as blocks that can be seen
     grid = grid.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    with replacing(path) as aside:
-        aside.write_bytes(encode_png(((grid.clamp(-1, 1) + 1) * 127.5).round().byte()).numpy().tobytes())
+    with replacing(path) as tmp:
+        tmp.write_bytes(encode_png(((grid.clamp(-1, 1) + 1) * 127.5).round().byte()).numpy().tobytes())
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def main() -> None:
     if not args.out:
         prediction_table.write(table, predicted, sys.stdout)
         return
-    with replacing(args.out) as aside, aside.open("w", newline="", encoding="utf-8") as handle:
+    with replacing(args.out) as tmp, tmp.open("w", newline="", encoding="utf-8") as handle:
         prediction_table.write(table, predicted, handle)
     print(f"wrote {args.out}: {len(table.rows)} rows, {int(predicted.extrapolated.sum())} outside the fitted range")
 

@@ -57,8 +57,8 @@ def main() -> None:
     write_text(args.out, page)
     if args.png:
         for name, figure in figures.items():
-            with replacing(Path(args.png) / f"{name}.png") as aside:
-                aside.write_bytes(report.figure_png(figure))
+            with replacing(Path(args.png) / f"{name}.png") as tmp:
+                tmp.write_bytes(report.figure_png(figure))
     if args.tensorboard:
         write_tensorboard(figures, args.tensorboard)
     print(f"wrote {args.out}")

@@ -154,8 +154,8 @@ def train(settings: dict[str, Any], state_path: Path) -> nn.Module:
             if time.monotonic() - saved_at > SAVE_SECONDS:
                 saved = {"settings": settings, "step": step + 1, "model": model.state_dict()}
                 saved["optimiser"] = [part.state_dict() for part in optimiser.parts]
-                with replacing(state_path) as aside:
-                    torch.save(saved, aside)
+                with replacing(state_path) as tmp:
+                    torch.save(saved, tmp)
                 saved_at = time.monotonic()
     return model
 
@@ -253,10 +253,10 @@ def write(model: nn.Module, out: Path, record: dict[str, Any]) -> None:
     """Put the folder in place whole. A process killed between moving the old one away and this one in leaves none
     until the next start (``recover_folder``)."""
     remove_abandoned(out)
-    aside = temporary(out)
+    tmp = temporary(out)
     try:
-        model.half().save_pretrained(aside)
-        write_json(aside / "record.json", record)
+        model.half().save_pretrained(tmp)
+        write_json(tmp / "record.json", record)
         readme = (
             f"# {out.name}\n\nA tiny `AutoencoderKLLTXVideo`, trained on the synthetic clips of `data/synthetic.py`:\n"
             f"{FRAMES} frames of {SIZE}x{SIZE} to 5x4x4 latents of {ARCHITECTURE['latent_channels']} numbers, "
@@ -264,10 +264,10 @@ def write(model: nn.Module, out: Path, record: dict[str, Any]) -> None:
             f"videos. Made {record['date']} by\n\n    {record['command']}\n\n```\n{table(record['psnr'])}\n```\n\n"
             "Details: `record.json`. Latent statistics: the model's buffers `latents_mean` and `latents_std`.\n"
         )
-        write_text(aside / "README.md", readme)
-        replace_folder(aside, out)
+        write_text(tmp / "README.md", readme)
+        replace_folder(tmp, out)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(tmp, ignore_errors=True)
 
 
 def main() -> None:

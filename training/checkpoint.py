@@ -1,5 +1,5 @@
-"""Checkpoints: a folder of safetensors and JSON, written aside and renamed, so that each is whole or absent. It is
-renamed before it is removed, too. ``recover`` removes what a killed process left on the way.
+"""Checkpoints: a folder of safetensors and JSON, written under a temporary name and renamed, so that each is whole or
+absent. It is renamed before it is removed, too. ``recover`` removes what a killed process left on the way.
 
 checkpoints/step_0000100/   model.safetensors  ema.safetensors  optimizer.safetensors  config.yaml  state.json
 
@@ -57,19 +57,19 @@ def save_checkpoint(
         OSError: the disk is full, say; nothing is left behind and older checkpoints stay.
     """
     final = path_of(directory, step)
-    aside = directory / f".{final.name}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    tmp = directory / f".{final.name}.tmp"
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir(parents=True)
     try:
         for kind, named in tensors.items():
-            _save_tensors(aside / f"{kind}.safetensors", named)
-        write_text(aside / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
+            _save_tensors(tmp / f"{kind}.safetensors", named)
+        write_text(tmp / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
         # Written last: a checkpoint with a state is a checkpoint whose files were all written.
-        state = state | {"step": step, "files": _describe(sorted(aside.iterdir()))}
-        write_json(aside / STATE, sealed(state))
-        replace_folder(aside, final)
+        state = state | {"step": step, "files": _describe(sorted(tmp.iterdir()))}
+        write_json(tmp / STATE, sealed(state))
+        replace_folder(tmp, final)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(tmp, ignore_errors=True)
         raise
     return final
 
@@ -150,13 +150,13 @@ def recover(directory: Path) -> None:
     _remove_temporary(directory)
     for path in checkpoint_paths(directory):
         remove_leftovers(path, STATE)
-        with suppress(UserError):  # damaged: for whoever reads it to say
+        with suppress(UserError):  # damaged: reported where it is read
             _remove_unlisted(path, read_state(path))
 
 
 @warn_of_os_error("a checkpoint that is not needed stays")
 def remove_after(directory: Path, step: int) -> None:
-    """Remove the checkpoints past ``step``, from which a run goes on: they are damaged, or of a longer life. Folders
+    """Remove the checkpoints past ``step``, from which a run continues: they are damaged, or of a longer life. Folders
     before it that have no state are halves that an older version was removing, and go too."""
     for path in checkpoint_paths(directory):
         if step_of(path) > step or (step_of(path) < step and not (path / STATE).exists()):
@@ -165,8 +165,8 @@ def remove_after(directory: Path, step: int) -> None:
 
 
 def _remove_temporary(directory: Path) -> None:
-    for aside in directory.glob(f".{PREFIX}*.tmp"):
-        shutil.rmtree(aside)
+    for tmp in directory.glob(f".{PREFIX}*.tmp"):
+        shutil.rmtree(tmp)
 
 
 @warn_of_os_error("an old checkpoint stays")
@@ -218,7 +218,7 @@ def resumable_checkpoint(run_dir: Path) -> Path | None:
     if path is None and (there := checkpoint_paths(directory)):
         if newest_checkpoint(directory, ("ema",)) is None:
             raise UserError(
-                f"{directory}: no checkpoint can be read, the newest being {there[0].name}; mend what ails the "
+                f"{directory}: no checkpoint can be read, the newest being {there[0].name}; repair the "
                 f"disk, or remove {run_dir} to start again"
             )
         # They are the averages of a finished run, which grows: they stay until there is a newer checkpoint.

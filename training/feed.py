@@ -37,7 +37,7 @@ class Feed:
 
     Attributes:
         fault: what is wrong with the clips of a step that was read, or None. The samples of such a step are zeros:
-            processes that share a batch go on to where all of them can stop together (``Trainer.course``).
+            processes that share a batch continue to where all of them can stop together (``Trainer.course``).
     """
 
     def __init__(self, run: Run, cache: LatentCache | Mixture, rank: int, world: int, device: torch.device) -> None:

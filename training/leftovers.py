@@ -26,7 +26,7 @@ def clean_run(directory: Path) -> None:
 
 def clean_finished(run: Run, status: str) -> None:
     """As ``clean_run``, of a run that ended with ``status`` and is not started again. Of one that is done, the
-    checkpoints that it was told to leave out go too: its process may have been killed after its result was written.
+    checkpoints that its keys leave out go too: its process may have been killed after its result was written.
 
     A directory that cannot be written, or in which a process works, is left as it is.
     """

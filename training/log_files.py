@@ -15,7 +15,7 @@ from utils.files import parse_json, replacing, write_bytes
 from utils.os_errors import describe, warn_of_os_error, with_filename
 
 HPARAMS_FILE = "events.out.tfevents.0.hparams"  # sorts before the events, as TensorBoard reads files in that order
-DAMAGED = ".damaged"  # after the name of a file that was set aside
+DAMAGED = ".damaged"  # after the name of a file whose lines were not all readable
 
 
 class MetricsFile:
@@ -57,11 +57,12 @@ class MetricsFile:
 
 
 def _cut(path: Path, step: int) -> dict[str, Any] | None:
-    """Keep the whole lines up to ``step``, and return the last. A file with other lines is set aside, with a warning.
+    """Keep the whole lines up to ``step``, and return the last. A file with other lines is
+    saved under another name, with a warning.
 
-    A file that cannot be read or written is set aside too, and a new one begun.
+    A file that cannot be read or written is saved under another name too, and a new one begun.
     """
-    aside = path.with_name(path.name + DAMAGED)
+    damaged = path.with_name(path.name + DAMAGED)
     try:
         with with_filename(path):
             content = path.read_bytes()
@@ -70,15 +71,15 @@ def _cut(path: Path, step: int) -> dict[str, Any] | None:
         rows = [_row(line) for line in lines]
         kept = [(line, row) for line, row in zip(lines, rows) if row is not None and row["step"] <= step]
         if None in rows:
-            write_bytes(aside, content)
+            write_bytes(damaged, content)
             count = f"{rows.count(None)} of {len(rows)} lines are damaged"
-            print(f"warning: {path}: {count}; they are left out, and the file as it was is {aside}", file=sys.stderr)
+            print(f"warning: {path}: {count}; they are left out, and the file as it was is {damaged}", file=sys.stderr)
         write_bytes(path, b"".join(line for line, _ in kept))
         return kept[-1][1] if kept else None
     except OSError as error:
         print(f"warning: {describe(error) or error}; {path.name} is begun anew", file=sys.stderr, flush=True)
-        with warn_of_os_error(f"{path} cannot be set aside"):
-            path.replace(aside)
+        with warn_of_os_error(f"{path} cannot be saved under another name"):
+            path.replace(damaged)
         return None
 
 

@@ -316,8 +316,8 @@ def _launch_cell(values: dict[str, Any], share: Share, options: list[str]) -> No
     config = config_from_dict(values)
     _take(config, share)
     path = config.run_dir / "cell.yaml"
-    with replacing(path) as aside:
-        OmegaConf.save(OmegaConf.create(values), aside)
+    with replacing(path) as tmp:
+        OmegaConf.save(OmegaConf.create(values), tmp)
     os.environ["OMP_NUM_THREADS"] = str(share.threads)
     os.setsid()  # a terminal's Ctrl-C reaches it through the pool, once
     # If the pool dies, the server that forked this process does too, and torchrun is told.

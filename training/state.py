@@ -193,5 +193,5 @@ def _copy(source: Path, target: Path) -> None:
     """A result and its per-sample losses; the result last, which makes it one."""
     files = [*sorted((source / "validation").glob("*.npy")), source / FILE]
     for path in files:
-        with replacing(target / path.relative_to(source)) as aside:
-            shutil.copyfile(path, aside)
+        with replacing(target / path.relative_to(source)) as tmp:
+            shutil.copyfile(path, tmp)

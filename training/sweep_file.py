@@ -33,7 +33,7 @@ SWEEP_FILE = "sweep.yaml"
 
 
 def claim(sweep: Sweep) -> None:
-    """Write the sweep's settings beside its cells; refuse a folder that another sweep made.
+    """Write the sweep's settings next to its cells; refuse a folder that another sweep made.
 
     The grid may grow or shrink: finished cells are found by their ids, and each is refused where it differs.
     """
@@ -53,8 +53,8 @@ def claim(sweep: Sweep) -> None:
         changed = [f"{name}: {was} -> {new}" for name, was, new in pairs if was != new]
         if changed:
             raise UserError(f"{sweep.directory}: made by another sweep ({'; '.join(changed)}); choose another name")
-    with replacing(path) as aside:
-        OmegaConf.save(OmegaConf.create(now), aside)
+    with replacing(path) as tmp:
+        OmegaConf.save(OmegaConf.create(now), tmp)
 
 
 def shared_settings(config: Config) -> dict[str, Any]:

@@ -160,8 +160,8 @@ class Trainer:
     def claim_directory(self) -> None:
         """Write this configuration into the run directory, now that nothing is left to refuse."""
         if self.main:
-            with replacing(self.config.run_dir / "config.yaml") as aside:
-                OmegaConf.save(OmegaConf.create(to_dict(self.config)), aside)
+            with replacing(self.config.run_dir / "config.yaml") as tmp:
+                OmegaConf.save(OmegaConf.create(to_dict(self.config)), tmp)
             (self.config.run_dir / DATA_FAULT).unlink(missing_ok=True)
 
     def restore(self) -> None:

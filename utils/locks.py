@@ -200,15 +200,15 @@ def _lock_by_file(directory: Path, wait: bool) -> Lock:
 
 def _displace(path: Path, dead: Holder) -> None:
     """Remove the holder ``dead``, and none that took its place meanwhile."""
-    aside = path.with_name(f"{HOLDER}.{machine_code()}-{os.getpid()}.tmp")
+    tmp = path.with_name(f"{HOLDER}.{machine_code()}-{os.getpid()}.tmp")
     try:
-        path.rename(aside)
+        path.rename(tmp)
     except FileNotFoundError:
         return
-    if _read_holder(aside) != dead:
+    if _read_holder(tmp) != dead:
         with suppress(FileExistsError):
-            path.hardlink_to(aside)
-    aside.unlink()
+            path.hardlink_to(tmp)
+    tmp.unlink()
 
 
 def _read_holder(path: Path) -> Holder | None:

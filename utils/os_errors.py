@@ -59,12 +59,12 @@ def _text(name: object) -> str:
 
 
 @contextmanager
-def with_filename(path: str | Path, aside: str | Path | None = None) -> Iterator[None]:
-    """Give ``path`` as the file of OSErrors that have none, as those of read, write and fsync, or have ``aside``."""
+def with_filename(path: str | Path, tmp: str | Path | None = None) -> Iterator[None]:
+    """Give ``path`` as the file of OSErrors that have none, as those of read, write and fsync, or have ``tmp``."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.filename in (None, aside and str(aside)):
+        if error.errno is not None and error.filename in (None, tmp and str(tmp)):
             error.filename, error.filename2 = str(path), None
         raise
 

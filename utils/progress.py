@@ -75,7 +75,7 @@ class Progress:
 
         Args:
             total: where it has changed.
-            note: shown beside the numbers.
+            note: shown next to the numbers.
             left: seconds, from a better estimate than this process's mean speed; NaN where they are unknown.
         """
         self._done = done

@@ -26,7 +26,7 @@ MOSTLY = 0.8
 # 3 % and .035 at 2 and 5 %: a narrow window is noisy, and in a wide one the curves are lopsided. Noise opens it, to so
 # many of its standard deviations.
 WINDOW, WIDEST, NOISE_WIDTHS = 0.04, 0.15, 6.0
-# A curve's own scatter counts as much as that of all curves where it has this many spare sizes.
+# A curve's own scatter counts as much as that of all curves where it has this many degrees of freedom.
 SHRINKAGE = 10
 # N_opt ~ C^a with a above 1 would have larger budgets train on fewer tokens. Published: 0.45 to 0.88.
 MAX_EXPONENT = 1.2
@@ -48,8 +48,8 @@ class Minimum:
     Attributes:
         C, N_opt: the budget and the size at the minimum.
         sensitivity: variance of ln N_opt over the variance of one ln loss.
-        scatter: standard deviation of ln loss around the parabola; nan without spare points.
-        spare: points less the parabola's three constants.
+        scatter: standard deviation of ln loss around the parabola; nan without degrees of freedom.
+        dof: points less the parabola's three constants.
         inside: whether the minimum lies among the sizes that were fitted.
     """
 
@@ -57,7 +57,7 @@ class Minimum:
     N_opt: float
     sensitivity: float
     scatter: float
-    spare: int
+    dof: int
     inside: bool
 
 
@@ -141,27 +141,27 @@ def minimum(budget: Budget) -> Minimum:
     lowest = np.sort([loss[x == size].min() for size in np.unique(x)])
     width = max(math.log1p(WINDOW), lowest[2] - best)
     used = loss <= best + width + 1e-12
-    c, scatter, spare, sensitivity, at = _parabola(x[used], loss[used])
-    if spare and (wanted := min(NOISE_WIDTHS * scatter, WIDEST)) > width:
+    c, scatter, dof, sensitivity, at = _parabola(x[used], loss[used])
+    if dof and (wanted := min(NOISE_WIDTHS * scatter, WIDEST)) > width:
         # At a wider window's rim losses would choose those that are low by luck: the curve chooses.
         curve = c[0] + c[1] * x + c[2] * x * x
         used |= (curve <= curve[used].min() + wanted) & (loss <= best + 2 * WIDEST)
-        c, scatter, spare, sensitivity, at = _parabola(x[used], loss[used])
+        c, scatter, dof, sensitivity, at = _parabola(x[used], loss[used])
     inside = bool(c[2] > 0 and x[used].min() < at < x[used].max())
     N_opt = float(budget.N[np.argmin(budget.loss)] * math.exp(at)) if inside else math.nan
-    return Minimum(budget.C, N_opt, sensitivity, scatter, spare, inside)
+    return Minimum(budget.C, N_opt, sensitivity, scatter, dof, inside)
 
 
 def _parabola(x: NDArray, y: NDArray) -> tuple[NDArray, float, int, float, float]:
-    """(constants [3], scatter, spare, variance of the minimum over that of one y, the minimum)."""
+    """(constants [3], scatter, dof, variance of the minimum over that of one y, the minimum)."""
     X = np.stack([np.ones_like(x), x, x**2], axis=1)
     inverse = np.linalg.pinv(X)
-    c, spare = inverse @ y, len(x) - 3
-    scatter = math.sqrt(np.sum((y - X @ c) ** 2) / spare) if spare > 0 else math.nan
+    c, dof = inverse @ y, len(x) - 3
+    scatter = math.sqrt(np.sum((y - X @ c) ** 2) / dof) if dof > 0 else math.nan
     if c[2] <= 0:
-        return c, scatter, spare, math.inf, 0.0
+        return c, scatter, dof, math.inf, 0.0
     slope = np.array([0.0, -1 / (2 * c[2]), c[1] / (2 * c[2] ** 2)])
-    return c, scatter, spare, float(slope @ inverse @ inverse.T @ slope), float(-c[1] / (2 * c[2]))
+    return c, scatter, dof, float(slope @ inverse @ inverse.T @ slope), float(-c[1] / (2 * c[2]))
 
 
 def through(C: ArrayLike, N_opt: ArrayLike, variance: ArrayLike | None = None, freedom: float = math.inf) -> SizeFit:
@@ -173,21 +173,21 @@ def through(C: ArrayLike, N_opt: ArrayLike, variance: ArrayLike | None = None, f
         freedom: degrees of freedom of these variances.
     """
     x, y = np.log(C), np.log(N_opt)
-    X, spare = np.stack([np.ones_like(x), x - x.mean()], axis=1), len(x) - 2
-    weight, quantile = np.ones_like(x), t_quantile(spare)
+    X, dof = np.stack([np.ones_like(x), x - x.mean()], axis=1), len(x) - 2
+    weight, quantile = np.ones_like(x), t_quantile(dof)
     if variance is not None:
         known = np.maximum(np.asarray(variance, dtype=float), 1e-14)
-        between = between_variance(X, y, known) if spare else 0.0
+        between = between_variance(X, y, known) if dof else 0.0
         weight = 1 / (known + between)
         # Satterthwaite: what the budgets scatter is known from few of them, the rest from all their runs.
         share = between * float(np.mean(weight))
-        quantile = t_quantile(1 / (max(1 - share, 0.0) ** 2 / freedom + share**2 / max(spare, 1) + 1e-9))
+        quantile = t_quantile(1 / (max(1 - share, 0.0) ** 2 / freedom + share**2 / max(dof, 1) + 1e-9))
     middle = float(np.average(x, weights=weight))
     exponent = float(np.sum(weight * (x - middle) * y) / np.sum(weight * (x - middle) ** 2))
     value = float(np.average(y, weights=weight))
     left = y - value - exponent * (x - middle)
-    inflation = float(np.sum(weight * left**2)) / spare if spare else math.nan
-    if variance is not None and spare:
+    inflation = float(np.sum(weight * left**2)) / dof if dof else math.nan
+    if variance is not None and dof:
         inflation = max(inflation, 1.0)  # scatter that is small by luck does not make known errors smaller
     return SizeFit(
         SizeLaw(math.exp(value - exponent * middle), exponent),
@@ -232,15 +232,15 @@ def _best_sizes(curves: list[Budget]) -> Iterator[tuple[float, float, float]]:
 def _minima(curves: list[Budget]) -> tuple[list[tuple[float, float, float]], float]:
     """(C, N_opt, variance of its ln or nan) of the parabolas with a minimum inside, and these variances' freedom."""
     found = [m for m in map(minimum, curves) if m.inside]
-    spare = sum(m.spare for m in found)
-    if not spare:
+    dof = sum(m.dof for m in found)
+    if not dof:
         return [(m.C, m.N_opt, math.nan) for m in found], math.inf
-    pooled = sum(m.spare * m.scatter**2 for m in found if m.spare) / spare
+    pooled = sum(m.dof * m.scatter**2 for m in found if m.dof) / dof
     minima = []
     for m in found:
-        own = m.spare * m.scatter**2 if m.spare else 0.0
-        minima.append((m.C, m.N_opt, m.sensitivity * (SHRINKAGE * pooled + own) / (SHRINKAGE + m.spare)))
-    return minima, spare
+        own = m.dof * m.scatter**2 if m.dof else 0.0
+        minima.append((m.C, m.N_opt, m.sensitivity * (SHRINKAGE * pooled + own) / (SHRINKAGE + m.dof)))
+    return minima, dof
 
 
 def _law(optima: list[tuple[float, float, float]], freedom: float) -> tuple[SizeFit | None, str | None]:

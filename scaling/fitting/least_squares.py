@@ -65,8 +65,8 @@ def problem_of(cells: Cells, inputs: Inputs) -> Problem:
     y = np.log(np.where(finite, cells.loss, 1.0))
     for row in np.flatnonzero(~finite):
         others = (inputs.grid == inputs.grid[row]) & finite
-        beside = others & (cells.B[row] == cells.B)
-        known = beside if beside.any() else others
+        same_batch = others & (cells.B[row] == cells.B)
+        known = same_batch if same_batch.any() else others
         y[row] = np.min(y[known]) if known.any() else np.nan
     known = ~np.isnan(y)
     if not known.all():

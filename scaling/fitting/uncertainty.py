@@ -10,7 +10,7 @@ from scaling.fitting import least_squares
 DRAWS = 400
 # Forms with less weight than this are dropped.
 LEAST_WEIGHT = 0.02
-# The evidence within the fitted range counts this much beside the expanding window: residuals of neighbouring points
+# The evidence within the fitted range counts this much next to the expanding window: residuals of neighbouring points
 # are alike, so their number overstates it.
 EVIDENCE = 0.25
 # Extrapolation is never trusted to be better than this share of the claimed variance.

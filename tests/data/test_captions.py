@@ -211,7 +211,7 @@ def test_captions_in_another_folder_or_case_are_a_users_error(folder):
     write(folder, readme__txt="of the whole folder")
     assert listed(folder) == dict.fromkeys(TWO, "")
     write(folder / "captions", A__txt="one")
-    with pytest.raises(UserError, match=r"no caption beside any video, but 1 \.txt .* captions/A\.txt"):
+    with pytest.raises(UserError, match=r"no caption next to any video, but 1 \.txt .* captions/A\.txt"):
         list_sources(folder)
     assert listed(folder, captions=False) == dict.fromkeys(TWO, "")
     write(folder, b__txt="two")

@@ -179,7 +179,7 @@ def test_pyav_takes_over_where_another_backend_fails(tmp_path, monkeypatch, fail
 
 
 def test_a_backend_that_failed_is_not_asked_again(tmp_path, monkeypatch):
-    """torchcodec's decoder goes on behind a packet that cannot be decoded, with pictures that refer to it."""
+    """torchcodec's decoder continues after a packet that cannot be decoded, with pictures that refer to it."""
     calls = []
 
     @contextmanager

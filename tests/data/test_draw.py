@@ -58,8 +58,8 @@ def numbered(count):
     return sources_of(*(f"{i}.mp4" for i in range(count)))
 
 
-def drawn(sources, *wishes, **more):
-    return draw(Headers(sources, READING, 0, 60), READING, *wishes, **more).units
+def drawn(sources, *options, **more):
+    return draw(Headers(sources, READING, 0, 60), READING, *options, **more).units
 
 
 def names_of(units):
@@ -178,12 +178,12 @@ def test_units_load_the_clips_of_their_keys(tmp_path):
         next(u for part in units.values() for u in part if u.source == "a.mp4").load()
 
 
-def split_of(opened, counts, *wishes, sources=None, **more) -> tuple[Split, int]:
+def split_of(opened, counts, *options, sources=None, **more) -> tuple[Split, int]:
     """The split of videos with these numbers of clips, and how many clips there are."""
     opened.counts.clear()
     opened.counts.update({f"{i}.mp4": count for i, count in enumerate(counts)})
     sources = sources or numbered(len(counts))
-    return draw(Headers(sources, ANY_LENGTH, 0, 60), ANY_LENGTH, *wishes, **more), sum(counts)
+    return draw(Headers(sources, ANY_LENGTH, 0, 60), ANY_LENGTH, *options, **more), sum(counts)
 
 
 def trained(split, opened):
@@ -266,14 +266,14 @@ def test_caches_of_before_are_drawn_as_they_were(opened, seed):
     for _ in range(40):
         count, longest = chance.randint(2, 90), chance.choice((1, 4, 16))
         counts = [chance.randint((longest + 1) // 2, longest) for _ in range(count)]
-        wishes = chance.choice(((None, None), (None, chance.randint(0, count)), (chance.randint(1, 50), None)))
+        options = chance.choice(((None, None), (None, chance.randint(0, count)), (chance.randint(1, 50), None)))
         for as_before, long in ((False, 0), (True, 0), (True, 900)):
             every = [*counts, long] if long else counts
             opened.counts.update({f"{i}.mp4": number for i, number in enumerate(every)})
-            held, training = draw_before(Headers(numbered(len(every)), ANY_LENGTH, 0, 60), *wishes)
+            held, training = draw_before(Headers(numbered(len(every)), ANY_LENGTH, 0, 60), *options)
             if not training:  # refused before
                 continue
-            split, _ = split_of(opened, every, *wishes, as_before=as_before)
+            split, _ = split_of(opened, every, *options, as_before=as_before)
             assert {unit.source: unit.keys for unit in split.units["validation"]} == held
             assert {unit.source: unit.keys for unit in split.units["train"]} == {
                 name: keys or [] for name, keys in training.items()

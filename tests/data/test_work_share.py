@@ -10,7 +10,7 @@ TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8"}
 
 
 @pytest.mark.parametrize(
-    ("wish", "environ", "share"),
+    ("option", "environ", "share"),
     [
         ("auto", ARRAY, (4, 10)),
         ("auto", ARRAY | TORCHRUN, (35, 80)),
@@ -21,12 +21,12 @@ TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8"}
         ("2/3", {}, (2, 3)),
     ],
 )
-def test_a_share_is_named_or_from_the_environment(wish, environ, share):
-    assert this_share(wish, environ) == Share(*share)
+def test_a_share_is_named_or_from_the_environment(option, environ, share):
+    assert this_share(option, environ) == Share(*share)
 
 
 @pytest.mark.parametrize(
-    ("wish", "environ", "message"),
+    ("option", "environ", "message"),
     [
         ("3/3", {}, "--share 3/3: neither auto, none nor R/N with R from 0 to N - 1"),
         ("-1/3", {}, "--share -1/3: neither"),
@@ -38,9 +38,9 @@ def test_a_share_is_named_or_from_the_environment(wish, environ, share):
         ("auto", {"RANK": ""}, "RANK= in the environment is no number"),
     ],
 )
-def test_a_bad_share_is_a_users_error(wish, environ, message):
+def test_a_bad_share_is_a_users_error(option, environ, message):
     with pytest.raises(UserError, match=message):
-        this_share(wish, environ)
+        this_share(option, environ)
 
 
 def test_a_share_of_an_array_is_warned_of():

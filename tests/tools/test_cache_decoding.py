@@ -26,8 +26,8 @@ def test_a_clip_that_cannot_be_decoded_is_counted_by_itself(run, tmp_path):
         noisy_video(folder / name, frames=60, coding=CODING)
     damage(folder / "b.mp4", [31])
     words = ("--source", folder, "--frames", 5, "--validation", 0, "--max-rejected", 0, "--out", out)
-    status, printed, told = run(*words, "--json")
-    assert status == 0, told
+    status, printed, stderr = run(*words, "--json")
+    assert status == 0, stderr
     found = json.loads(printed)
     assert (found["train"], found["rejected"], found["rejected_clips"]) == (34, {}, {"undecodable": 2})
     rows = [json.loads(line) for line in (out / "rejected.jsonl").open()]
@@ -49,10 +49,12 @@ def test_a_dry_run_without_a_usable_clip_is_one_line(run, tmp_path):
     folder.mkdir()
     damage(noisy_video(folder / "a.mp4", frames=20, coding=CODING), range(20))
     for words in (("--dry-run",), ("--dry-run", "--json")):
-        status, printed, told = run("--source", folder, "--validation", 0, *words, "--out", tmp_path / "x")
+        status, printed, stderr = run("--source", folder, "--validation", 0, *words, "--out", tmp_path / "x")
         assert (status, printed) == (2, "")
-        assert told.splitlines()[-1] == "error: no clip of the 1 videos that were tried can be decoded (1 undecodable)"
-        assert "Traceback" not in told
+        assert (
+            stderr.splitlines()[-1] == "error: no clip of the 1 videos that were tried can be decoded (1 undecodable)"
+        )
+        assert "Traceback" not in stderr
     assert not (tmp_path / "x").exists()
 
 
@@ -61,8 +63,8 @@ def test_a_folder_of_packed_videos_gives_their_clips(run, tmp_path):
     folder.mkdir()
     packed(folder / "a.avi", 39)
     words = ("--source", folder, "--validation", 0, "--out", tmp_path / "x", "--json")
-    status, printed, told = run(*words, "--dry-run")
-    assert status == 0, told
+    status, printed, stderr = run(*words, "--dry-run")
+    assert status == 0, stderr
     assert json.loads(printed)["train"] == 2
     status, printed, _ = run(*words)
     assert (status, json.loads(printed)["train"], json.loads(printed)["rejected"]) == (0, 2, {})
@@ -110,11 +112,11 @@ def test_a_cache_is_continued_with_the_decoder_that_it_was_begun_with(run, tmp_p
     monkeypatch.setattr("tools.cache_latents.default_backend", lambda: "torchcodec")
     assert run(*words, "--backend", "pyav")[0] == 0
     before = files_of(tmp_path / "x")
-    status, _, told = run(*words)
-    assert (status, "already finished" in told) == (0, True)
+    status, _, stderr = run(*words)
+    assert (status, "already finished" in stderr) == (0, True)
     assert files_of(tmp_path / "x") == before
     # Another is asked for by name.
     pytest.importorskip("decord")
-    status, _, told = run(*words, "--backend", "decord")
+    status, _, stderr = run(*words, "--backend", "decord")
     assert status == 2
-    assert "backend is 'pyav' there and 'decord' now" in told
+    assert "backend is 'pyav' there and 'decord' now" in stderr

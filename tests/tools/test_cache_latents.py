@@ -105,16 +105,16 @@ def test_a_folder_of_videos(run, videos, tmp_path):
             torch.testing.assert_close(context[i][mask[i]], expected[0], rtol=2**-11, atol=1e-6)
     # Again: nothing to do, nothing touched.
     before = files_of(out)
-    status, printed, told = run("--source", videos, "--out", out, "--json")
+    status, printed, stderr = run("--source", videos, "--out", out, "--json")
     assert (status, json.loads(printed)) == (0, summary)
-    assert "already finished" in told
+    assert "already finished" in stderr
     assert files_of(out) == before
     assert run("--out", out, "--verify")[0] == 0
 
 
 @pytest.mark.parametrize(("source", "module"), [("videos", "decode"), ("synthetic", "synthetic")])
 def test_a_cache_of_other_frames_is_not_gone_on_with(run, videos, tmp_path, monkeypatch, source, module):
-    """What changes which frames a source gives makes another cache, told by its settings."""
+    """What changes which frames a source gives makes another cache, stderr by its settings."""
     words = ("--source", videos if source == "videos" else source, "--out", tmp_path / "cache")
     words += ("--size", 16) if source == "videos" else ("--clips", 10, "--validation", 2, "--size", 16)
     assert run(*words)[0] == 0
@@ -174,9 +174,9 @@ def test_a_validation_list_is_carried_to_a_larger_cache(run, videos, tmp_path):
     assert run("--source", videos, "--out", tmp_path / "first")[0] == 0
     for i in range(6):
         make_video(videos / f"new{i}.mp4")
-    status, _, told = run("--source", videos, "--out", tmp_path / "first")
+    status, _, stderr = run("--source", videos, "--out", tmp_path / "first")
     assert status == 2
-    assert "videos is 5 there and 11 now" in told
+    assert "videos is 5 there and 11 now" in stderr
     assert run("--source", videos, "--out", tmp_path / "second", "--validation", tmp_path / "first")[0] == 0
     first, second = LatentCache(tmp_path / "first"), LatentCache(tmp_path / "second")
     assert second.validation_keys == first.validation_keys
@@ -185,9 +185,9 @@ def test_a_validation_list_is_carried_to_a_larger_cache(run, videos, tmp_path):
         assert torch.equal(a, b)
     other = ("--source", videos, "--out", tmp_path / "third", "--stride", 2, "--validation")
     for earlier in (tmp_path / "first", tmp_path / "first" / "validation.json"):
-        status, _, told = run(*other, earlier)
+        status, _, stderr = run(*other, earlier)
         assert status == 2
-        assert "with --stride 1, these with 2" in told
+        assert "with --stride 1, these with 2" in stderr
     assert not (tmp_path / "third" / "index.json").exists()
 
 
@@ -239,12 +239,12 @@ def test_bad_input_ends_with_one_clear_line(run, videos, tmp_path, monkeypatch, 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "list").mkdir()
     (tmp_path / "list" / "validation.json").write_text(json.dumps({"hash": list_hash([]), "keys": []}))
-    status, printed, told = run(*args, "--out", "cache")
-    errors = [line for line in told.splitlines() if line.startswith("error: ")]
+    status, printed, stderr = run(*args, "--out", "cache")
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert (status, printed, len(errors)) == (2, "", 1)
     assert message in errors[0]
-    assert told.endswith(errors[0] + "\n")
-    assert "Traceback" not in told
+    assert stderr.endswith(errors[0] + "\n")
+    assert "Traceback" not in stderr
     # The folder is free for a better command.
     assert run("--source", videos, "--out", "cache")[0] == 0
 
@@ -262,10 +262,10 @@ def test_a_damaged_tar_is_said_counted_and_refused_where_too_much_is_lost(run, v
     tar.write_bytes(content)
     fault = f"at byte {headers[4]:,} is neither a member's header nor the end of the archive: what follows is lost"
     options = ("--source", tar, "--out", tmp_path / "x", "--frames", 5, "--size", 16, "--validation", 1)
-    status, _, told = run(*options, "--max-rejected", 0.05)
+    status, _, stderr = run(*options, "--max-rejected", 0.05)
     assert status == 2
-    assert f"warning: {tar}: {fault} (rejected as one video)\n" in told
-    assert "1 of 3 videos cannot be used (1 damaged archive); --max-rejected 0.34 accepts so many" in told
+    assert f"warning: {tar}: {fault} (rejected as one video)\n" in stderr
+    assert "1 of 3 videos cannot be used (1 damaged archive); --max-rejected 0.34 accepts so many" in stderr
     status, printed, _ = run(*options, "--json")
     assert (status, json.loads(printed)["rejected"]) == (0, {"damaged archive": 1})
     assert read_index(tmp_path / "x")["rejected"] == {"damaged archive": 1}
@@ -294,8 +294,8 @@ def test_one_film_makes_a_cache_and_the_index_says_how_it_was_split(run, tmp_pat
         starts[row["split"]].append(int(row["key"].split("#")[1]))
     between = min(abs(a - b) for a in starts["train"] for b in starts["validation"]) - 5
     assert between >= 24 * gap == pytest.approx(125 / 20)
-    told = json.loads(run(*words, "--out", tmp_path / "dry", "--dry-run")[1])
-    assert (told["split"], told["train"], told["validation"]) == (split, cache.train_size, 2)
+    stderr = json.loads(run(*words, "--out", tmp_path / "dry", "--dry-run")[1])
+    assert (stderr["split"], stderr["train"], stderr["validation"]) == (split, cache.train_size, 2)
     # Two shares make the same bytes, each deciding for itself; the command repeated has nothing to do.
     for share in ("1/2", "0/2"):
         assert run(*words, "--out", tmp_path / "shared", "--share", share)[0] == 0
@@ -312,7 +312,7 @@ def test_a_cache_that_records_no_rule_keeps_its_split(run, tmp_path, monkeypatch
     words += ("--out", tmp_path / "cache")
     plain = cache_latents.draw
     with monkeypatch.context() as patch:
-        patch.setattr(cache_latents, "draw", lambda *wishes: plain(*wishes[:-1], True))
+        patch.setattr(cache_latents, "draw", lambda *options: plain(*options[:-1], True))
         patch.setattr("data.draw.hash_order", lambda sources: sorted(sources, key=lambda source: -len(source.name)))
         assert run(*words)[0] == 0
         before = files_of(tmp_path / "cache")

@@ -76,7 +76,7 @@ def test_a_damaged_file_is_a_state_of_its_cell(
     loaded = load_sweep(sweep, [], data_of)
     with pool.Interrupt() as interrupt:
         pool.run_cells(loaded.cells, loaded.keys.executor, lambda run, outcome: None, interrupt)
-    assert begun == ([first.name] if damage is not damage_failure else [])  # a result beside it was whole
+    assert begun == ([first.name] if damage is not damage_failure else [])  # a result next to it was whole
 
 
 def test_collect_and_fits_leave_a_damaged_result_out_with_a_line(sweep: Path, tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     write_text(path, "old")
 
     def half():
-        with replacing(path) as aside:
-            aside.write_text("half")
+        with replacing(path) as tmp:
+            tmp.write_text("half")
             raise ValueError("a fault")
 
     with pytest.raises(ValueError, match="a fault"):
@@ -96,8 +96,8 @@ def test_a_folder_is_whole_or_absent(tmp_path, monkeypatch):
         return plain(self, target)
 
     for most in range(3):
-        folder, aside = tmp_path / f"{most}", temporary(tmp_path / f"{most}")
-        for path, text in ((folder, "old"), (aside, "new")):
+        folder, tmp = tmp_path / f"{most}", temporary(tmp_path / f"{most}")
+        for path, text in ((folder, "old"), (tmp, "new")):
             path.mkdir()
             (path / "file").write_text(text)
         del done[:]
@@ -105,9 +105,9 @@ def test_a_folder_is_whole_or_absent(tmp_path, monkeypatch):
             patch.setattr(type(tmp_path), "rename", counted)
             if most < 2:
                 with pytest.raises(InterruptedError):
-                    replace_folder(aside, folder)
+                    replace_folder(tmp, folder)
             else:
-                replace_folder(aside, folder)
+                replace_folder(tmp, folder)
         recover_folder(folder)
         assert (folder / "file").read_text() == ("new" if most == 2 else "old")
         assert not before(folder).exists()

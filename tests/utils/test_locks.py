@@ -58,7 +58,7 @@ def test_a_second_process_is_refused_until_the_first_leaves(tmp_path):
 
 
 def test_a_lock_that_was_removed_while_it_was_opened_is_taken_on_the_new_file(tmp_path, monkeypatch):
-    """Without the comparison by inode, the next process would lock another file beside this one."""
+    """Without the comparison by inode, the next process would lock another file next to this one."""
     plain, calls = fcntl.flock, []
 
     def flock(handle, operation):

@@ -39,7 +39,7 @@ def test_every_error_of_a_file_is_one_line_that_names_it(code: int, capsys: pyte
 def test_what_fails_while_a_file_is_written_names_the_file(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """fsync names none, and the name of the file that is written aside is not the user's."""
+    """fsync names none, and the name of the file that is written under a temporary name is not the user's."""
     code = getattr(errno, name)
 
     def fsync(handle: int) -> None:

@@ -139,7 +139,7 @@ def _held_out(case: str, surface: Surface, cells: Cells, targets: dict[str, str]
 
 
 def bench_scalebench(args: argparse.Namespace) -> Iterator[Row]:
-    """Each of the three largest sizes from the smaller ones; the additive form forced beside it."""
+    """Each of the three largest sizes from the smaller ones; the additive form forced next to it."""
     cells = scalebench(args.data)
     targets = {"rms near, %": "<= 0.50", "coverage near": ">= 0.90", "median half-width near, %": "<= 0.8"}
     for N in np.unique(cells.N)[-3:]:
