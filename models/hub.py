@@ -4,12 +4,17 @@ Where there is none, one line within seconds says which folder or command would 
 """
 
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError, first_line, nearest
+from utils.files import read_json
 
 PATIENCE = 5  # seconds for the hub's first answer; its client alone would try for half a minute
 KEPT = ("*.json", "*.safetensors", "*.txt", "*.model")  # weights, configurations, vocabularies; never pickles
 VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")
+# Numbers in a config.json. Published encoders stay below 263,000 (words) and 100 (layers); the libraries build what a
+# file asks for before they look at its weights, which took 23 GB and did not end for 10^30 layers.
+MAX_SIZE, MAX_LAYERS = 1_000_000, 1000
 Layout = tuple[str, ...]  # folders of an encoder, "" for the root; the first one holds its config.json
 
 
@@ -38,6 +43,30 @@ def located(spec: str, what: str, layouts: tuple[Layout, ...]) -> tuple[Path, La
         near = nearest(spec, ["embedded"])
         raise UserError(f"{what} {spec!r}: no such folder, and no hub id, which would be owner/name{near}")
     return _from_hub(spec, what, layouts)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of an encoder.
+
+    Raises:
+        UserError: it is no JSON object, or has sizes that no encoder has.
+    """
+    path = folder / "config.json"
+    config = read_json(path, dict)
+    _check_sizes(config, "", path)
+    return config
+
+
+def _check_sizes(value: Any, key: str, path: Path) -> None:
+    """Refuse whole numbers above the bounds, anywhere in a JSON value; those of a list are its key's."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _check_sizes(part, name, path)
+    elif isinstance(value, list):
+        for part in value:
+            _check_sizes(part, key, path)
+    elif isinstance(value, int) and value > (MAX_LAYERS if "layers" in key else MAX_SIZE):
+        raise UserError(f"{path}: {key} is {value}, which no published encoder has")
 
 
 def _from_hub(spec: str, what: str, layouts: tuple[Layout, ...]) -> tuple[Path, Layout]:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from models.hub import located
+from models.hub import located, read_config
 from utils.errors import UserError, first_line
 from utils.files import pickles
 from utils.random import normal
@@ -121,6 +121,7 @@ class PretrainedTextEncoder:
         root, (model_folder, tokenizer_folder) = located(
             spec, "text encoder", (("text_encoder", "tokenizer"), ("", ""))
         )
+        read_config(root / model_folder)
         # transformers takes seconds to import, and the embedded default does without.
         from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel
 

@@ -24,14 +24,13 @@ from models.autoencoders import (
     smallest,
     statistics_of,
 )
-from models.hub import located
+from models.hub import located, read_config
 from utils.errors import UserError, first_line, nearest
 from utils.files import pickles, read_json
 from utils.finiteness import check_finite
 
 EMBEDDED = Path(__file__).parent / "embedded_vae"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-MAX_SIZE = 1_000_000  # channels, layers, pixels: published autoencoders stay below 10,000
 
 
 def _fingerprint(folder: Path, weights: Iterable[Path], statistics: dict[str, Any]) -> str:
@@ -209,13 +208,6 @@ def _weights(folder: Path, spec: str) -> list[Path]:
     raise UserError(f"VAE {spec!r}: no {WEIGHTS} in {folder}{pickles(folder)}")
 
 
-def _largest(value: Any) -> int:
-    """The largest whole number anywhere in a JSON value; 0 without one."""
-    if isinstance(value, dict | list):
-        return max(map(_largest, value.values() if isinstance(value, dict) else value), default=0)
-    return value if isinstance(value, int) else 0
-
-
 def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> VideoVAE:
     """Load an autoencoder for use, not for training.
 
@@ -233,7 +225,7 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
     else:
         root, layout = located(spec, "VAE", (("vae",), ("",)))  # a pipeline keeps its autoencoder in vae/
         folder = root / layout[0]
-    config = read_json(folder / "config.json", dict)
+    config = read_config(folder)
     name = str(config.get("_class_name", ""))
     if name not in CLASSES:
         raise UserError(
@@ -241,8 +233,6 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
         )
     if name in FLOAT32_ONLY and dtype != torch.float32:
         raise UserError(f"VAE {spec!r}: {name}'s encoder needs float32, in {dtype} its latents are noise")
-    if (largest := _largest(config)) > MAX_SIZE:  # building so many layers does not end
-        raise UserError(f"VAE {spec!r}: {folder / 'config.json'}: {largest} is no size of an autoencoder")
     weights = _weights(folder, spec)
 
     import diffusers  # seconds: only those who load an autoencoder wait for it

@@ -183,3 +183,20 @@ def test_folders(tmp_path, monkeypatch):
     for absent in ("a/b/c", "./a", "nothing", str(tmp_path / "a"), str(tmp_path / "config.json")):
         with pytest.raises(UserError, match="no such folder, and no hub id"):
             located(absent, "VAE", VAE)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"num_layers": 10**30}, f"num_layers is {10**30}"),
+        ({"layers_per_block": [2, 5000]}, "layers_per_block is 5000"),
+        ({"nested": {"d_ff": 2_000_000}}, "d_ff is 2000000"),
+    ],
+    ids=["layers", "list", "nested"],
+)
+@pytest.mark.parametrize("load", [load_text_encoder, load_vae])
+def test_sizes_that_no_encoder_has_are_refused_before_anything_is_built(tmp_path, load, sizes, message):
+    config = json.loads((EMBEDDED / "config.json").read_text()) if load is load_vae else {"model_type": "t5"}
+    (tmp_path / "config.json").write_text(json.dumps(config | sizes))
+    with pytest.raises(UserError, match=f"config.json: {message}, which no published encoder has"):
+        load(str(tmp_path))
