@@ -50,8 +50,9 @@ def close(found: dict[str, dict], wanted: dict[str, dict]) -> None:
             k: theirs[k] for k in ("status", "lr", "B", "seed", "tokens")
         }
         for mine, yours in zip(ours["milestones"], theirs["milestones"], strict=True):
-            for key, value in yours.items():
-                assert mine[key] == pytest.approx(value, rel=1e-4 if key.endswith("_se") else 1e-5), key
+            assert mine.keys() == yours.keys()
+            for key in yours.keys() - {"losses_crc32"}:  # of losses that differ in their last bits
+                assert mine[key] == pytest.approx(yours[key], rel=1e-4 if key.endswith("_se") else 1e-5), key
 
 
 @pytest.mark.slow
