@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling import allocation, jackknife, lines, loss_law
+from scaling.fitting.options import Options
 from scaling.optimum import Optimum, features, surface_at
 from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids
 from scaling.runs import Ledger
-from scaling.stages import Options, between_grids, loss_stage
+from scaling.stages import between_grids, loss_stage
 from utils.errors import UserError
 
 # A pair may lie this factor outside the swept rates and batches: about one step of a grid.

@@ -10,6 +10,15 @@ from numpy.typing import NDArray
 
 from scaling import allocation, lines, loss_law, plausibility, table_kind
 from scaling.fitting import isoflop
+from scaling.fitting.options import Options
+from scaling.fitting.runs_of_law import (
+    domain,
+    recipe_warnings,
+    run_names,
+    skipped_warnings,
+    tokens_per_clip,
+    training_flops,
+)
 from scaling.joint_draws import joint_draws
 from scaling.laws import Curvature, GivenBatch, Law, LossLaw, with_hyperparameters
 from scaling.optimum import COEFFICIENTS, Optimum
@@ -23,23 +32,18 @@ from scaling.points import (
     pooled_scatter,
 )
 from scaling.runs import Ledger
-from scaling.stages import JACKKNIFE, LossStage, Options, hyper_law, hyper_replicates, loss_stage
+from scaling.stages import JACKKNIFE, LossStage, hyper_law, hyper_replicates, loss_stage
 from utils.errors import UserError
 
 PARTS = ("hyperparameters", "loss", "allocation", "all")
 # Best sizes of one budget, of other seeds or by other ways, differ by less than this factor.
 SAME_OPTIMUM = 2.0
-# C_token at a shape's own width and at the smooth rule's differ by less than this.
-SAME_COST = 0.15
 # An exponent of the loss that may as well be this many times larger is not one to plan by. Refitted draws never reach
 # 0: where a linear interval does, theirs spans like this.
 UNTOLD = 10.0
 # An exponent of N_opt below this comes of minima at the edge of the search: no law of sizes.
 STILL = 1e-6
 PARABOLA = 3  # constants of a parabola
-# A share of skipped steps above which a fit warns. A run of 200 steps of which 10.5 % were skipped ended 1.2 % higher:
-# 1 % costs about 0.1 % of the loss, as much as the cells differ among which a grid's optimum lies (.06 to .2 %).
-MAX_SKIPPED = 0.01
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         curvature=curvature,
         lr_given_batch=given,
         n_ctx=tokens_per_clip(ledger),
-        domain=_domain(ledger, points, cost),
+        domain=domain(ledger, points.N, points.T, cost),
         recipe=ledger.recipe,
         fit={
             "objective": None if fitted is None else fitted.objective,
@@ -156,25 +160,6 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
 def _along(ledger: Ledger, axes: tuple[str, ...]) -> dict[str, float]:
     """The one batch or rate that all runs of the grids have, by its name; empty where both vary."""
     return {name: float(np.median(getattr(ledger, name))) for name in lines.BOTH if name not in axes}
-
-
-def recipe_warnings(ledger: Ledger) -> list[str]:
-    """A line where the runs were not trained alike: one law's losses hold for one recipe."""
-    differing = ledger.recipe.get("differs_between_runs")
-    return [f"the runs differ in {', '.join(differing)}: their losses are not of one recipe"] if differing else []
-
-
-def skipped_warnings(ledger: Ledger) -> list[str]:
-    """A line where runs skipped more of their steps than ``MAX_SKIPPED``: they learned from fewer tokens than T."""
-    many = np.isfinite(ledger.loss) & (ledger.skipped > MAX_SKIPPED)
-    if not many.any():
-        return []
-    worst = np.argmax(np.where(many, ledger.skipped, 0))
-    return [
-        f"{len(set(ledger.run_id[many]))} runs skipped more than {100 * MAX_SKIPPED:g} % of their steps, as their "
-        f"gradients were not finite ({ledger.run_id[worst]}: {100 * ledger.skipped[worst]:.3g} %): their losses are "
-        "those of fewer tokens than T"
-    ]
 
 
 def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) -> tuple[Points, tuple[Optimum, ...]]:
@@ -304,7 +289,7 @@ def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any])
         **known,
         allocation={"measured": measured, "predicted": None, "default": "measured"},
         n_ctx=tokens_per_clip(ledger),
-        domain=_domain(ledger, points, cost),
+        domain=domain(ledger, points.N, points.T, cost),
         recipe=ledger.recipe,
         fit={
             "points": len(ledger),
@@ -340,39 +325,6 @@ def _scatter(stage: LossStage, points: Points, optima: tuple[Optimum, ...]) -> d
         return None
     sd = float(np.sqrt(np.sum(stage.fitted.residuals**2) / freedom))
     return {"points": sd, "run": pooled_scatter(list(optima)) or None, "freedom": freedom} if sd > 0 else None
-
-
-def tokens_per_clip(ledger: Ledger) -> int | None:
-    """Tokens per clip where the whole ledger has the same."""
-    return int(ledger.n_ctx[0]) if len(set(ledger.n_ctx)) == 1 and ledger.n_ctx[0] > 0 else None
-
-
-def run_names(ledger: Ledger) -> list[str]:
-    """Names of the runs; rows of a table that names none are from the first to the last."""
-    names = sorted(set(ledger.run_id.tolist()))
-    if len(names) > 2 and all(name.startswith("row-") and name[4:].isdigit() for name in names):
-        numbers = [int(name[4:]) for name in names]
-        return [f"row-{min(numbers)} to row-{max(numbers)}"]
-    return names
-
-
-def training_flops(ledger: Ledger, N: NDArray, T: NDArray, cost: Callable) -> NDArray[np.float64]:
-    """Training FLOPs of points N, T [points]: by what each size's runs recorded, which knows their own widths.
-
-    Runs that counted by another rule than ``cost`` are not asked: their budgets would be no others' beside them.
-    """
-    per_token = np.array(cost(N), dtype=float)
-    for size in np.unique(N):
-        seen = ledger.flops[size == ledger.N] / ledger.T[size == ledger.N]
-        if np.isfinite(seen).any() and abs(np.nanmedian(seen) / cost(size) - 1) < SAME_COST:
-            per_token[size == N] = np.nanmedian(seen)
-    return T * per_token
-
-
-def _domain(ledger: Ledger, points: Points, cost: Callable) -> dict[str, list[float] | None]:
-    C = training_flops(ledger, points.N, points.T, cost)
-    spans = {"N": points.N, "T": points.T, "B": ledger.B, "C": C}
-    return {name: None if np.isnan(v).any() else [float(np.min(v)), float(np.max(v))] for name, v in spans.items()}
 
 
 def _round_scale(values: NDArray) -> float:

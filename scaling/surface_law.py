@@ -1,13 +1,13 @@
 """A law file from one response surface through all runs of a ledger, and what it says as text."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.fit import recipe_warnings, run_names, skipped_warnings, tokens_per_clip, training_flops
+from scaling.allocation import Cost
 from scaling.fitting import noise
+from scaling.fitting.runs_of_law import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
 from scaling.fitting.surface import Member, Surface
 from scaling.fitting.surface_fit import fit_surface
 from scaling.fitting.table import Cells
@@ -32,10 +32,11 @@ FORMULAS = {
 }
 
 
-def fit_law(ledger: Ledger, form: str, cost: Callable, provenance: dict[str, Any]) -> Law:
+def fit_law(ledger: Ledger, part: str, form: str, cost: Cost, provenance: dict[str, Any]) -> Law:
     """A law file's law with the surface through the rows that are not held out.
 
     Args:
+        part: of ``fit.PARTS``: N_opt is left out of "hyperparameters", and "loss" and "allocation" need a loss form.
         form: of the loss in N and T: "auto", or one of ``surface_fit.FORMS``.
         cost: training FLOPs per token of N parameters, for the domain.
 
@@ -53,13 +54,14 @@ def fit_law(ledger: Ledger, form: str, cost: Callable, provenance: dict[str, Any
     surface = _fit(cells, form)
     _check_surface(surface)
     warnings += surface.warnings()
-    C = training_flops(ledger, ledger.N, ledger.T, cost)
-    domain = {name: list(surface.domain[name]) for name in "NTB"} | {"C": [float(C.min()), float(C.max())]}
+    if part in ("loss", "allocation") and surface.no_form:
+        raise Untrusted(f"loss: {surface.no_form}")
     n_ctx = tokens_per_clip(ledger)
     parts = dict.fromkeys(("batch", "lr", "loss"))
     return Law(
         name=str(provenance.get("name", "law")), **parts, allocation=None, curvature=None, lr_given_batch=None,
-        n_ctx=n_ctx, domain=domain, recipe=ledger.recipe, draws=None, surface=surface,
+        n_ctx=n_ctx, domain=domain(ledger, surface.cells.N, surface.cells.T, cost), recipe=ledger.recipe, draws=None,
+        surface=surface,
         fit={
             "points": len(surface.cells),
             "flops_per_parameter_token": None if n_ctx else float(cost(np.array(1e9)) / 1e9),
@@ -136,9 +138,9 @@ def _has_rates(surface: Surface) -> bool:
     return bool(np.ptp(np.log(surface.cells.lr)) > 1e-9)
 
 
-def summary(surface: Surface) -> str:
+def summary(surface: Surface) -> list[str]:
     """What the surface says, a line each: laws with intervals, what was fitted to what, and how well."""
-    return "\n".join([*_rate_lines(surface), *_batch_lines(surface), *_form_lines(surface), *_residual_lines(surface)])
+    return [*_rate_lines(surface), *_batch_lines(surface), *_form_lines(surface), *_residual_lines(surface)]
 
 
 def _rate_lines(surface: Surface) -> list[str]:

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from models.sizes import smooth_width
 from scaling import PAPER, allocation, compare, fit, heldout, laws, noise, runs
+from scaling.fitting.options import Options
 from scaling.jackknife import interval
 from scaling.optimum import WINDOW
 from scaling.points import Untrusted, at_nominal, grid_optima
-from scaling.stages import Options
 from utils.errors import Parser, UserError, path_text, run_cli
 from utils.files import find_files, read_json
 from utils.results import FILE, whole_results
