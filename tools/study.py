@@ -19,7 +19,7 @@ from models.sizes import smooth_width
 from scaling import PAPER, allocation, laws
 from scaling.reporting.study import differences, study
 from scaling.reporting.study_text import text
-from utils.errors import Parser, path_text, run_cli
+from utils.errors import Parser, UserError, path_text, run_cli
 from utils.files import read_json
 
 
@@ -43,6 +43,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
+    if not Path(args.results).is_dir():
+        raise UserError(f"{args.results}: a folder of runs is wanted, whose result.json files tell more than a table")
     law, reference = laws.load(args.law), laws.load(args.reference)
     prior = laws.load(args.prior) if args.prior else None
     cost = allocation.cost_of(law, smooth_width)

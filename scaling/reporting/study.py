@@ -36,10 +36,8 @@ def study(
         reference: the law whose exponents stand next to this one's.
 
     Raises:
-        UserError: no folder of runs, or a law without batch, rate or loss.
+        UserError: no runs, or a law without batch, rate or loss.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: a folder of runs is wanted, whose result.json files tell more than a table")
     law.require("batch", "lr", "loss")
     ledger = read(folder)
     nominal = at_nominal(ledger)
