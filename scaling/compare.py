@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation, jackknife, lines, loss_law
+from scaling import allocation, fit, jackknife, lines, loss_law
 from scaling.fitting.options import Options
 from scaling.optimum import Optimum, features, surface_at
 from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids
 from scaling.runs import Ledger
-from scaling.stages import between_grids, loss_stage
+from scaling.stages import between_grids
 from utils.errors import UserError
 
 # A pair may lie this factor outside the swept rates and batches: about one step of a grid.
@@ -111,12 +111,14 @@ def compare(
         raise Untrusted(
             "a fixed pair is compared on grids over both lr and B, and these vary one of them", forcible=False
         )
-    ledger = at_nominal(ledger)
-    warnings: list[str] = []
-    points = points_of_grids(ledger, tuple(grid_optima(ledger, window)), warnings)
-    scale = {name: float(np.exp(np.log(getattr(points, name)).mean())) for name in ("T", "N")}
     # What a fit refuses or warns of is no ground to compare on either.
-    loss_stage(points, Options(delta=DELTA), scale, warnings)
+    fitted = fit.fit(ledger, "loss", Options(delta=DELTA, window=window), cost, {})
+    points, warnings, ledger = fitted.points, list(fitted.warnings), at_nominal(ledger)
+    if not points.optima:
+        raise Untrusted(
+            "a fixed pair is compared on grids over lr and B, and these have one cell each", forcible=False
+        )
+    scale = {name: float(np.exp(np.log(getattr(points, name)).mean())) for name in ("T", "N")}
     lr, B = pair or _of_smallest(points.optima)
     _refuse_far(ledger, lr, B)
     outside = [o for o in points.optima if not _covered(ledger, o, lr, B)]

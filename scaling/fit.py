@@ -75,8 +75,9 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     if not (part == "hyperparameters" and options.optima):
         _check(ledger)
     warnings = [*ledger.notes, *recipe_warnings(ledger), *skipped_warnings(ledger)]
-    swept = part in ("hyperparameters", "all") and bool(np.isfinite([ledger.B, ledger.lr]).all())
-    if swept:
+    known = bool(np.isfinite([ledger.B, ledger.lr]).all())
+    swept = part in ("hyperparameters", "all") and known
+    if known:
         plausibility.check_units(ledger, options.force, warnings)
     points, optima = _points(ledger, part, options, warnings)
     axes = optima[0].axes if optima else lines.BOTH

@@ -14,7 +14,7 @@ from scaling.fitting import forms
 from scaling.fitting.method import SURFACE, fit_law, fit_or_force
 from scaling.fitting.options import Options
 from scaling.fitting.surface import Surface
-from scaling.heldout import paired
+from scaling.heldout import paired, relative_error
 from scaling.laws import Law, LossLaw
 from scaling.points import Points, at_nominal, grid_optima
 from scaling.prediction import predict
@@ -33,7 +33,7 @@ class Check:
         form: of ``forms.CONSTANTS``.
         along: "N" or "T".
         fitted_to, checked_at: largest value fitted, and the held-out one.
-        error: root mean square of ln measured / predicted loss; ``bias`` its mean.
+        error: root mean square relative error of the predicted loss; ``bias`` its mean.
         points: held-out points.
     """
 
@@ -139,7 +139,7 @@ def surface_windows(surface: Surface) -> list[dict[str, Any]]:
         for member in surface.members:
             steps = [step.error for step in member.steps if step.by == along]
             if steps:
-                errors = np.concatenate(steps)
+                errors = np.expm1(np.concatenate(steps))
                 rms, bias = float(np.sqrt(np.mean(errors**2))), float(errors.mean())
                 rows.append({"form": member.form, "along": along, "error": rms, "bias": bias, "points": len(errors)})
     return rows
@@ -164,7 +164,7 @@ def expanding_windows(
                     law = forms.fit_form(name, N[inside], T[inside], loss[inside], B[inside], noise=chosen)
                 except UserError:
                     continue
-                miss = np.log(loss[outside] / law(N[outside], T[outside], B[outside]))
+                miss = relative_error(loss[outside], law(N[outside], T[outside], B[outside]))
                 error, bias = float(np.sqrt(np.mean(miss**2))), float(miss.mean())
                 checks.append(Check(name, along, last, following, error, bias, int(outside.sum())))
     return checks
@@ -197,7 +197,7 @@ def summary(checks: list[Check]) -> list[dict[str, Any]]:
 
 def describe(rows: list[dict[str, Any]], distinct: dict[str, int]) -> list[str]:
     """The summary for people: the best form of each direction is marked, and a direction without rows says why."""
-    lines = ["expanding windows: root mean square error of the predicted loss, and its mean (measured over predicted)"]
+    lines = ["expanding windows: root mean square error of the predicted loss, and its mean"]
     for along, count in distinct.items():
         mine = [row for row in rows if row["along"] == along]
         least = min((row["error"] for row in mine), default=0.0)
@@ -236,7 +236,7 @@ def held_out(ledger: Ledger, law: Law, window: float | None) -> list[HeldOut]:
         points.append(
             HeldOut(
                 float(n), float(t), float(loss), float(value), float(low) if known else None,
-                float(high) if known else None, bool(low <= loss <= high) if known else None, float(loss / value - 1),
+                float(high) if known else None, bool(low <= loss <= high) if known else None, float(relative_error(loss, value)),
                 float(compute) if np.isfinite(compute) else None,
             )
         )  # fmt: skip
