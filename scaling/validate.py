@@ -236,8 +236,8 @@ def held_out(ledger: Ledger, law: Law, window: float | None) -> list[HeldOut]:
         points.append(
             HeldOut(
                 float(n), float(t), float(loss), float(value), float(low) if known else None,
-                float(high) if known else None, bool(low <= loss <= high) if known else None, float(relative_error(loss, value)),
-                float(compute) if np.isfinite(compute) else None,
+                float(high) if known else None, bool(low <= loss <= high) if known else None,
+                float(relative_error(loss, value)), float(compute) if np.isfinite(compute) else None,
             )
         )  # fmt: skip
     return points
