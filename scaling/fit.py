@@ -17,10 +17,10 @@ from scaling.fitting.runs_of_law import (
     run_names,
     skipped_warnings,
     tokens_per_clip,
-    training_flops,
 )
+from scaling.fitting.sizes import check_losses, fit_sizes
 from scaling.joint_draws import joint_draws
-from scaling.laws import Curvature, GivenBatch, Law, LossLaw, with_hyperparameters
+from scaling.laws import Curvature, GivenBatch, Law, with_hyperparameters
 from scaling.optimum import COEFFICIENTS, Optimum
 from scaling.points import (
     Points,
@@ -41,8 +41,6 @@ SAME_OPTIMUM = 2.0
 # An exponent of the loss that may as well be this many times larger is not one to plan by. Refitted draws never reach
 # 0: where a linear interval does, theirs spans like this.
 UNTOLD = 10.0
-# An exponent of N_opt below this comes of minima at the edge of the search: no law of sizes.
-STILL = 1e-6
 PARABOLA = 3  # constants of a parabola
 
 
@@ -73,7 +71,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     if part == "allocation" and options.optima:
         return _sizes_of_optima(ledger, cost, provenance)
     if not (part == "hyperparameters" and options.optima):
-        _check(ledger)
+        check_losses(ledger)
     warnings = [*ledger.notes, *recipe_warnings(ledger), *skipped_warnings(ledger)]
     known = bool(np.isfinite([ledger.B, ledger.lr]).all())
     swept = part in ("hyperparameters", "all") and known
@@ -114,10 +112,12 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             unknown[name] = "not fitted: only part of the laws was asked for, fit.py all gives every one"
     columns, draws, intervals = joint_draws(points, (centre, replicates, extra), stage, freedom, scale)
     _check_exponents(intervals, options, warnings)
-    size_fits: dict[str, isoflop.SizeFit] = {}
-    sizes = _allocation(ledger, points, constants["loss"], cost, warnings, unknown, size_fits)
-    if sizes is None:
-        unknown.setdefault("allocation", "needs the loss law")
+    sizes, size_fits = None, {}
+    if constants["loss"] is not None:
+        found = constants["loss"], cost, unknown, warnings
+        sizes, size_fits = fit_sizes(ledger, points.N, points.T, points.loss, *found, grids=bool(points.optima))
+    else:
+        unknown["allocation"] = "needs the loss law"
     curvature, given = _curvature(points.optima)
     if curvature is None:
         unknown |= {"curvature": "no grids to take it from", "lr_given_batch": "no grids to take it from"}
@@ -193,15 +193,6 @@ def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) ->
     return points_of_grids(ledger, optima, warnings, options.prior is not None, options.force), optima
 
 
-def _check(ledger: Ledger) -> None:
-    """Raise UserError where the losses hold nothing to fit."""
-    finite = ledger.loss[np.isfinite(ledger.loss)]
-    if not len(finite):
-        raise UserError(f"{ledger.source}: nothing to fit: no run that is not held out has a finite loss")
-    if np.ptp(finite) == 0 and len(finite) > 1:
-        raise UserError(f"{ledger.source}: all losses are equal: there is no law in them")
-
-
 def _check_exponents(intervals: dict[str, list[float]], options: Options, warnings: list[str]) -> None:
     """Raise Untrusted, or warn where forced, if losses do not tell how they fall: where no other law helps out."""
     for name in ("aT", "aN"):
@@ -219,49 +210,6 @@ def _repeated(ledger: Ledger) -> int:
     if not np.isfinite(cells).all():
         return 0
     return int(np.sum(np.unique(cells, axis=0, return_counts=True)[1] > 1))
-
-
-def _allocation(
-    ledger: Ledger,
-    points: Points,
-    loss: LossLaw | None,
-    cost: allocation.Cost,
-    warnings: list[str],
-    unknown: dict[str, str],
-    size_fits: dict[str, isoflop.SizeFit],
-) -> dict[str, Any] | None:
-    """N_opt by estimator; why one is unknown goes into ``unknown``, and errors of budgets' own laws into
-    ``size_fits``."""
-    if loss is None:
-        return None
-    C = training_flops(ledger, points.N, points.T, cost)
-    sizes: dict[str, Any] = {"measured": None, "predicted": None, "default": "predicted"}
-    sizes["predicted"] = allocation.predicted(loss, (float(C.min()), 10 * float(C.max())), cost)
-    if sizes["predicted"].exponent < STILL:
-        unknown["allocation"] = "by the loss law the smallest model is the best at every budget"
-        warnings.append(f"N_opt is unknown: {unknown['allocation']}")
-        return None
-    curves = []
-    if not points.optima:
-        # Without grids each row is a point, but for the diverged ones, and has its own budget or a computed one.
-        flops = ledger.flops[np.isfinite(ledger.loss)]
-        curves = isoflop.budgets(points.N, flops, points.loss) or isoflop.budgets(
-            points.N, C, points.loss, isoflop.MOSTLY
-        )
-    if curves:
-        fits, reasons = isoflop.estimate(curves)
-        size_fits |= {name: one for name, one in fits.items() if one is not None}
-        found = {name: None if one is None else one.law for name, one in fits.items()}
-    else:
-        found, reasons = allocation.estimate(allocation.budgets(points.N, C, points.loss, C))
-    sizes |= found
-    unknown |= {f"allocation.{name}": reason for name, reason in reasons.items()}
-    if sizes["measured"] is not None:
-        at = 10 * C.max()
-        ratio = float(sizes["measured"](at) / sizes["predicted"](at))
-        if not 0.5 < ratio < 2:
-            warnings.append(f"at {at:.2g} FLOPs the measured N_opt is {ratio:.2g} times the predicted one")
-    return sizes
 
 
 def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any]) -> Fitted:

@@ -39,16 +39,20 @@ class LossLaws:
 
     Attributes:
         rival: the joint form where another one was forced.
-        residuals: [rows] ln measured / predicted of the best form.
-        domain: (smallest, largest) N and T.
+        rows: how many losses were fitted.
+        domain: (smallest, largest) N, T and N T.
         trends: what the residuals of the best form still depend on, with the change of ln loss from end to end.
     """
 
     members: tuple[Member, ...]
     rival: Member | None
-    residuals: NDArray[np.float64]
+    rows: int
     domain: dict[str, tuple[float, float]]
     trends: dict[str, float]
+
+    def __call__(self, N: ArrayLike, T: ArrayLike) -> NDArray[np.float64]:
+        """The loss at N parameters and T tokens (arrays broadcast)."""
+        return np.exp(sum(member.weight * np.log(member.fit(N, T)) for member in self.members))
 
     def predict(self, N: ArrayLike, T: ArrayLike, seeds: int = 1) -> Prediction:
         """Losses at N parameters and T tokens, at the best batch and rate of the table."""
@@ -64,7 +68,7 @@ class LossLaws:
             new.append(factor * (law + scatter))
         middle = weights @ np.array(means)
         between = weights @ (np.array(means) - middle) ** 2
-        freedom = max(len(self.residuals) - 6.0, 3.0)
+        freedom = max(self.rows - 6.0, 3.0)
         half, wide = (t_quantile(freedom) * np.sqrt(weights @ np.array(v) + between) for v in (own, new))
         return Prediction(*(np.exp(v) for v in (middle, middle - half, middle + half, middle - wide, middle + wide)))
 
@@ -123,7 +127,7 @@ def fit_losses(
         rival = _member("joint", N, T, loss, B, noise)[0]
     residuals = np.log(loss) - np.log(members[0].fit(N, T, B))
     domain = {"N": _span(N), "T": _span(T), "N T": _span(N * T)}
-    return LossLaws(tuple(members), rival, residuals, domain, _trends(members[0].fit, N, T, B, residuals))
+    return LossLaws(tuple(members), rival, len(N), domain, _trends(members[0].fit, N, T, B, residuals))
 
 
 def _span(values: NDArray) -> tuple[float, float]:
