@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from models.sizes import smooth_width
 from scaling import PAPER, allocation, compare, fit, heldout, laws, noise, runs
-from scaling.jackknife import interval
 from scaling.optimum import WINDOW
 from scaling.points import Untrusted, at_nominal, grid_optima
 from scaling.stages import Options
@@ -86,15 +85,14 @@ def sizes_of(law: laws.Law, cost: allocation.Cost) -> dict[str, Any]:
         found[name] = None if one is None else {"exponent": one.exponent}
     found["minimised"] = {}
     for label, C in (("C", law.domain["C"][1]), ("10 C", 10 * law.domain["C"][1])):
-        drawn = allocation.drawn(law, C, cost)
+        sizes = allocation.estimates(law, C, cost)
         for name, row in found.items():
             if row is None:
                 continue
-            one = (law.allocation or {}).get(name)
-            value = float(allocation.optimum(law.loss, C, cost) if name == "minimised" else one(C))
-            low, high = interval(drawn[name]) if name in drawn else (None, None)
-            row[label] = {"FLOPs": C, "value": value, "low": low, "high": high}
-        within = allocation.within(law.loss, C, cost, TOLERANCE)
+            size = sizes[name]
+            ends = {end: float(v) if np.isfinite(v := getattr(size, end)) else None for end in ("low", "high")}
+            row[label] = {"FLOPs": C, "value": float(size.value), **ends}
+        within = allocation.within(law.response.losses, C, cost, TOLERANCE)
         found["minimised"][label] |= {"within": list(within)}
     return found
 
