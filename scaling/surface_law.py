@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling.allocation import Cost
+from scaling.estimates import Estimate
 from scaling.fitting import noise
 from scaling.fitting.runs_of_law import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
 from scaling.fitting.surface import Member, Surface
 from scaling.fitting.surface_fit import fit_surface
 from scaling.fitting.table import Cells
-from scaling.fitting.uncertainty import Estimate
 from scaling.laws import Law
 from scaling.plausibility import MAX_EXPONENT, check_units
 from scaling.points import Untrusted

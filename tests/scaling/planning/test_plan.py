@@ -6,8 +6,9 @@ import pytest
 
 from models import sizes
 from scaling import allocation, fit, jackknife, simulate
-from scaling.plan import Request, plan
-from scaling.plan_table import table
+from scaling.planning.plan import plan
+from scaling.planning.request import Request
+from scaling.planning.table import table
 from utils.errors import UserError
 
 
