@@ -1,14 +1,16 @@
 """A law file from one response surface through all runs of a ledger, and what it says as text."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.allocation import Cost
+from scaling.allocation import Cost, predicted
 from scaling.estimates import Estimate
 from scaling.fitting import noise
 from scaling.fitting.runs_of_law import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
+from scaling.fitting.sizes import STILL
 from scaling.fitting.surface import Member, Surface
 from scaling.fitting.surface_fit import fit_surface
 from scaling.fitting.table import Cells
@@ -58,7 +60,7 @@ def fit_law(ledger: Ledger, part: str, form: str, cost: Cost, provenance: dict[s
         raise Untrusted(f"loss: {surface.no_form}")
     n_ctx = tokens_per_clip(ledger)
     parts = dict.fromkeys(("batch", "lr", "loss"))
-    return Law(
+    law = Law(
         name=str(provenance.get("name", "law")), **parts, allocation=None, curvature=None, lr_given_batch=None,
         n_ctx=n_ctx, domain=domain(ledger, surface.cells.N, surface.cells.T, cost), recipe=ledger.recipe, draws=None,
         surface=surface,
@@ -71,10 +73,25 @@ def fit_law(ledger: Ledger, part: str, form: str, cost: Cost, provenance: dict[s
         },
         provenance=provenance | {
             "unknown": dict.fromkeys((*parts, "curvature", "lr_given_batch", "draws"), HELD_ELSEWHERE)
-            | {"allocation": "not fitted: a surface has no law of N_opt yet"},
+            | {"allocation": surface.no_form or "fit.py all gives it"},
             "source": ledger.source, "runs": run_names(ledger),
         },
     )  # fmt: skip
+    return law if part == "hyperparameters" or surface.no_form else _with_sizes(law, cost, warnings)
+
+
+def _with_sizes(law: Law, cost: Cost, warnings: list[str]) -> Law:
+    """The law with the power law through the minima of its loss, over the runs' budgets and a decade beyond."""
+    low, high = law.domain["C"]
+    sizes = predicted(law.response.losses, (low, 10 * high), cost)
+    unknown = law.provenance["unknown"]
+    if sizes.exponent < STILL:
+        unknown["allocation"] = "by the loss forms the smallest model is the best at every budget"
+        warnings.append(f"N_opt is unknown: {unknown['allocation']}")
+        return law
+    del unknown["allocation"]
+    unknown |= dict.fromkeys(("allocation.direct", "allocation.measured"), "a surface has no budgets of their own")
+    return replace(law, allocation={"measured": None, "predicted": sizes, "default": "predicted"})
 
 
 def _check_cells(cells: Cells) -> None:

@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.sizes import smooth_width
 from scaling import PAPER, compare, laws, runs, tables, validate
 from scaling.fit import PARTS
-from scaling.fitting.method import GRIDS, SURFACE, UNREAD_BY_SURFACE, choose_method, fit_law
+from scaling.fitting.forms import CONSTANTS as FORMS
+from scaling.fitting.method import GRIDS, LOSSES, SURFACE, UNREAD_BY, choose_method, fit_law
 from scaling.fitting.options import HOLDABLE, Options, parse_fixed, parse_pair, parse_window
 from scaling.fitting.runs_of_law import cost_of
-from scaling.fitting.surface_fit import FORMS
 from scaling.optimum import WINDOW
 from scaling.points import Untrusted, cells_to_run
 from utils.errors import Parser, UserError, path_text, run_cli
@@ -78,9 +78,7 @@ def arguments() -> argparse.ArgumentParser:
         help="surface: one model of all runs' losses over (N, T, B, lr), the default where some (N, T) has several "
         "(lr, B); grids: an optimum of each (N, T), and power laws and the paper's loss law through these",
     )
-    parser.add_argument(
-        "--form", choices=("auto", *FORMS), help="loss in N and T of a surface (default auto: by held-out error)"
-    )
+    parser.add_argument("--form", choices=("auto", *FORMS), help="loss in N and T (default auto: by held-out error)")
     parser.add_argument("--optima", action="store_true", help="each row is already the optimum of its (N, T)")
     parser.add_argument(
         "--fix",
@@ -126,7 +124,8 @@ def check_options(args: argparse.Namespace) -> None:
     if args.optima:
         # Optima are no grids; and N_opt(C) through them is a straight line.
         unread |= {"window", "form"} | ({"fix", "prior", "delta", "force"} if args.part == "allocation" else set())
-    unread |= {SURFACE: {"optima", *UNREAD_BY_SURFACE}, GRIDS: {"form"}}.get(args.method, set())
+    if args.method:
+        unread |= {*UNREAD_BY[args.method], *(("optima",) if args.method == SURFACE else ())}
     for name in sorted(unread):
         if given(args, name):
             asked = f"{args.part} --optima" if args.optima and name != "optima" else args.part
@@ -181,7 +180,7 @@ def main() -> int:
         if args.part == "compare":
             done = compare.compare(ledger, cost, parse_pair(args.pair), args.flops, parse_window(args.window))
             return show(args, done.to_dict(), done.text())
-        method = choose_method(ledger, args.optima, args.method)
+        method = choose_method(ledger, args.part, args.optima, args.method)
         fixed, prior = parse_fixed(args.fix, args.part), laws.load(args.prior) if args.prior else None
         options = Options(
             fixed, prior, parse_window(args.window), args.delta, args.force, args.optima, args.form or "auto"
@@ -210,10 +209,15 @@ def main() -> int:
 
 def check_method(args: argparse.Namespace, method: str) -> None:
     """Raise UserError for an option that the method of the table does not read."""
-    for name in UNREAD_BY_SURFACE if method == SURFACE else ("form",):
+    fitted = {SURFACE: "one surface is fitted", LOSSES: "loss forms are fitted", GRIDS: "optima are fitted"}[method]
+    for name in UNREAD_BY[method]:
         if given(args, name):
-            wanted = "--method grids" if method == SURFACE else "runs with several lr or B at some (N, T)"
-            raise UserError(f"--{name} is not read by --method {method}, which fits this table; it needs {wanted}")
+            way = "leave it out" if method == GRIDS else "leave it out, or add --method grids"
+            raise UserError(f"--{name} is not read where {fitted} to the table, as here; {way}")
+    if method == SURFACE and args.form == "three_term":
+        raise UserError(
+            "--form three_term: is for losses alone, one for each (N, T); a surface has the batch in itself"
+        )
 
 
 if __name__ == "__main__":

@@ -55,11 +55,16 @@ class LossLaws:
         """The loss at N parameters and T tokens (arrays broadcast)."""
         return np.exp(sum(member.weight * np.log(member.fit(N, T)) for member in self.members))
 
+    def stretch(self, N: ArrayLike, T: ArrayLike) -> NDArray[np.float64]:
+        """What errors of each form's constants are multiplied by for runs of N and T, [members]."""
+        beyond = np.squeeze(self._beyond(np.asarray(N, dtype=float), np.asarray(T, dtype=float)))
+        return np.sqrt([m.calibration if beyond else max(1.0, m.calibration) for m in self.members])
+
     def predict(self, N: ArrayLike, T: ArrayLike, seeds: int = 1) -> Prediction:
         """Losses at N parameters and T tokens, at the best batch and rate of the table."""
         N, T = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, dtype=float)) for v in (N, T)))
         weights = np.array([member.weight for member in self.members])
-        beyond = (self.domain["N"][1] < N) | (self.domain["T"][1] < T) | self._beyond_budget(N, T)
+        beyond = self._beyond(N, T)
         means, own, new = [], [], []
         for member in self.members:
             law, scatter = member.fit.interval(N, T) ** 2, member.fit.noise**2
@@ -73,8 +78,9 @@ class LossLaws:
         half, wide = (t_quantile(freedom) * np.sqrt(weights @ np.array(v) + between) for v in (own, new))
         return Prediction(*(np.exp(v) for v in (middle, middle - half, middle + half, middle - wide, middle + wide)))
 
-    def _beyond_budget(self, N: NDArray, T: NDArray) -> NDArray[np.bool_]:
-        return self.domain["N T"][1] < N * T
+    def _beyond(self, N: NDArray, T: NDArray) -> NDArray[np.bool_]:
+        """Whether runs are larger than those fitted, or longer, or of a larger budget."""
+        return (self.domain["N"][1] < N) | (self.domain["T"][1] < T) | (self.domain["N T"][1] < N * T)
 
     def warnings(self) -> list[str]:
         """What a reader of the law must know, a line each."""

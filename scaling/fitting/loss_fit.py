@@ -44,6 +44,8 @@ def fit_law(ledger: Ledger, options: Options, cost: Cost, provenance: dict[str, 
         raise UserError(f"loss law: {len(ledger)} points cannot fix 5 constants")
     if reason := unidentified(ledger.N, ledger.T, {}):
         raise Untrusted(f"loss law: {reason}", advice="more sizes and tokens help")
+    if options.form == "three_term" and not np.isfinite(ledger.B).all():
+        raise UserError(f"--form three_term: needs the batch, and {ledger.source} names none (--columns B=...)")
     noise = ledger.loss_se / ledger.loss
     fitted = fit_losses(
         ledger.N, ledger.T, ledger.loss, ledger.B, form=options.form, cluster=ledger.run_id,

@@ -8,15 +8,17 @@ import numpy as np
 
 from scaling import allocation, fit, lines, optimum, surface_law, table_kind
 from scaling.allocation import Cost
+from scaling.fitting import loss_fit
 from scaling.fitting.options import Options
 from scaling.laws import ESTIMATORS, Law
 from scaling.points import Untrusted, at_nominal, grid_optima
 from scaling.runs import Ledger
 from utils.errors import UserError
 
-SURFACE, GRIDS = "surface", "grids"
-# What one surface has no use for: nothing is held, windowed or assumed.
-UNREAD_BY_SURFACE = ("fix", "prior", "window", "delta", "force")
+SURFACE, LOSSES, GRIDS = "surface", "losses", "grids"
+# What one surface, and averaged loss forms, have no use for: nothing is held, windowed or assumed.
+UNREAD_BY = {SURFACE: ("fix", "prior", "window", "delta", "force"), LOSSES: ("fix", "window", "delta", "force")}
+UNREAD_BY[GRIDS] = ("form",)
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,19 @@ class Fit:
         return "\n".join([*self.lines, *(f"warning: {text}" for text in self.law.fit["warnings"])])
 
 
-def choose_method(ledger: Ledger, optima: bool, asked: str | None) -> str:
-    """The method of a fit: as asked, or a surface where some (N, T) has several (lr, B) and is no optimum already."""
+def choose_method(ledger: Ledger, part: str, optima: bool, asked: str | None) -> str:
+    """The method of a fit: as asked, or by what the table holds.
+
+    A surface where some (N, T) has several (lr, B), loss forms where losses alone are there or asked for, and else
+    grids, whose fit says what the table lacks.
+    """
     fitted = ledger.rows(~ledger.heldout)
     if asked or optima or not len(fitted):
         return asked or GRIDS
     known = bool(np.isfinite([fitted.B, fitted.lr]).all())
-    return SURFACE if known and table_kind.most_cells(fitted) > 1 else GRIDS
+    if known and table_kind.most_cells(fitted) > 1:
+        return SURFACE
+    return GRIDS if part == "hyperparameters" or (known and part == "all") else LOSSES
 
 
 def fit_law(ledger: Ledger, part: str, method: str, options: Options, cost: Cost, provenance: dict[str, Any]) -> Fit:
@@ -56,6 +64,9 @@ def fit_law(ledger: Ledger, part: str, method: str, options: Options, cost: Cost
         if method == SURFACE:
             law = surface_law.fit_law(ledger, part, options.form, cost, provenance)
             return Fit(law, (*surface_law.summary(law.surface), *_sizes(law, cost), *_verdicts(ledger)))
+        if method == LOSSES:
+            law = loss_fit.fit_law(ledger, options, cost, provenance)
+            return Fit(law, (*loss_fit.summary(law.loss), *_sizes(law, cost)))
         fitted = fit_or_force(ledger, part, options, cost, provenance)
         return Fit(fitted.law, (*_describe(fitted), *_sizes(fitted.law, cost)))
     except UserError as error:
