@@ -90,7 +90,7 @@ def _with_sizes(law: Law, cost: Cost, warnings: list[str]) -> Law:
         warnings.append(f"N_opt is unknown: {unknown['allocation']}")
         return law
     del unknown["allocation"]
-    unknown |= dict.fromkeys(("allocation.direct", "allocation.measured"), "a surface has no budgets of their own")
+    unknown["allocation.measured"] = "a surface has no budgets of its own"
     return replace(law, allocation={"measured": None, "predicted": sizes, "default": "predicted"})
 
 

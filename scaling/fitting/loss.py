@@ -1,6 +1,7 @@
 """The law of losses from tables of (N, T, loss) alone: forms averaged by expanding-window error, honest intervals."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,6 +46,7 @@ class LossLaws:
         trends: what the residuals of the best form still depend on, with the change of ln loss from end to end.
     """
 
+    assumed: ClassVar[tuple[str, ...]] = ()  # no constant is another law's
     members: tuple[Member, ...]
     rival: Member | None
     rows: int

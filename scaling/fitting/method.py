@@ -123,7 +123,7 @@ def _sizes(law: Law, cost: Cost) -> list[str]:
             exponent = law.allocation[name].exponent
             found.append(f"N_opt, {name}: exponent {exponent:.4f} [{span[0]:.4f}, {span[1]:.4f}]")
     reasons: dict[str, list[str]] = {}
-    for name in ("direct", "measured"):
+    for name in ("direct", "measured") if law.surface is None else ():
         if reason := law.provenance.get("unknown", {}).get(f"allocation.{name}"):
             reasons.setdefault(reason, []).append(name)
     return found + [
