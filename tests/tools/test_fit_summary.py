@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import laws, plan, runs, simulate
+from scaling import laws, runs, simulate
 from scaling.fitting import forms
+from scaling.planning.request import ESTIMATORS
 from tools import fit as tool
 from utils.errors import run_cli
 
@@ -201,13 +202,5 @@ def test_the_docs_have_every_name_of_a_law_file():
     text = (ROOT / "docs" / "laws.md").read_text()
     kinds = (laws.PowerLaw, laws.LossLaw, laws.SizeLaw, laws.Curvature, laws.GivenBatch)
     names = {name for kind in kinds for name in kind.__dataclass_fields__} - {"assumed"}
-    names |= {
-        *plan.ESTIMATORS,
-        *forms.CONSTANTS,
-        *simulate.REMEDIES,
-        "interior",
-        "n_ctx",
-        "fit.forced",
-        "fit.warnings",
-    }
+    names |= {*ESTIMATORS, *forms.CONSTANTS, *simulate.REMEDIES, "interior", "n_ctx", "fit.forced", "fit.warnings"}
     assert not [name for name in names if not re.search(rf"\b{re.escape(name)}\b", text)]
