@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scaling import lines, plausibility
 from scaling.allocation import Cost, predicted
 from scaling.estimates import Estimate
 from scaling.fitting import noise
@@ -15,8 +16,8 @@ from scaling.fitting.surface import Member, Surface
 from scaling.fitting.surface_fit import fit_surface
 from scaling.fitting.table import Cells
 from scaling.laws import Law
-from scaling.plausibility import MAX_EXPONENT, check_units
-from scaling.points import Untrusted
+from scaling.optimum import WINDOW, Optimum
+from scaling.points import Untrusted, at_nominal, grid_optima
 from scaling.runs import Ledger
 from utils.errors import UserError
 
@@ -50,11 +51,12 @@ def fit_law(ledger: Ledger, part: str, form: str, cost: Cost, provenance: dict[s
     if not np.isfinite(ledger.loss).any():
         raise UserError(f"{ledger.source}: nothing to fit: no run that is not held out has a finite loss")
     warnings = [*ledger.notes, *recipe_warnings(ledger), *skipped_warnings(ledger)]
-    check_units(ledger, False, warnings)
+    plausibility.check_units(ledger, False, warnings)
+    plausibility.check_spans(ledger.N, ledger.nominal_T)
     cells = Cells.of_ledger(ledger)
     _check_cells(cells)
     surface = _fit(cells, form)
-    _check_surface(surface)
+    _check_surface(surface, grid_optima(at_nominal(ledger), WINDOW, lines.swept(ledger)))
     warnings += surface.warnings()
     if part in ("loss", "allocation") and surface.no_form:
         raise Untrusted(f"loss: {surface.no_form}")
@@ -125,7 +127,7 @@ def _fit(cells: Cells, form: str) -> Surface:
         ) from error
 
 
-def _check_surface(surface: Surface) -> None:
+def _check_surface(surface: Surface, optima: list[Optimum]) -> None:
     """Raise Untrusted where the runs identify none of what was asked, or exponents that no training has."""
     values = [surface.exponent(name) for name in _exponents(surface)]
     if not np.all(np.isfinite([_span(value) for value in values])):
@@ -135,12 +137,11 @@ def _check_surface(surface: Surface) -> None:
         unknown.add("aB")
     if unknown.issuperset(RATE) and (surface.no_best_batch or unknown.issuperset(("bT", "bN"))):
         raise Untrusted("the runs identify no exponent of lr_opt: more sizes, token counts or rates are needed")
-    for name, value in zip(_exponents(surface), values):
-        if abs(value.value) > MAX_EXPONENT and name not in unknown:
-            raise Untrusted(
-                f"an exponent {name} of {float(value.value):.3g} is beyond any plausible one, {MAX_EXPONENT:g}: look "
-                "for wrong units of N, T, B or lr, or sweep a wider range"
-            )
+    known = {name: float(value.value) for name, value in zip(_exponents(surface), values) if name not in unknown}
+    plausibility.check_exponents(known)
+    if _has_rates(surface) and optima:
+        N, T, B = (np.array([getattr(one, name) for one in optima]) for name in "NTB")
+        plausibility.check_far_grids(optima, surface.lr_opt(B, T, N).value)
 
 
 def _exponents(surface: Surface) -> tuple[str, ...]:

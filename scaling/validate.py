@@ -11,12 +11,13 @@ from scipy.special import bdtr
 
 from scaling.allocation import Cost
 from scaling.fitting import forms
-from scaling.fitting.method import SURFACE, fit_law, fit_or_force
+from scaling.fitting.method import LOSSES, SURFACE, fit_law, fit_or_force
 from scaling.fitting.options import Options
 from scaling.fitting.surface import Surface
 from scaling.heldout import paired, relative_error
 from scaling.laws import Law, LossLaw
-from scaling.points import Points, at_nominal, grid_optima
+from scaling.losses import Losses
+from scaling.points import at_nominal, grid_optima
 from scaling.prediction import predict
 from scaling.runs import Ledger
 from utils.errors import UserError
@@ -119,17 +120,24 @@ def validate(ledger: Ledger, method: str, options: Options, cost: Cost) -> Valid
     if method == SURFACE:
         law = fit_law(ledger, "loss", method, options, cost, {}).law
         rows, N, T = surface_windows(law.surface), law.surface.cells.N, law.surface.cells.T
+    elif method == LOSSES:
+        law, kept = fit_law(ledger, "loss", method, options, cost, {}).law, ledger.rows(~ledger.heldout)
+        kept = kept.rows(np.isfinite(kept.loss))
+        noise = kept.loss_se / kept.loss
+        rows = summary(_windows_of(kept.N, kept.T, kept.B, kept.loss, noise if np.isfinite(noise).all() else None))
+        N, T = kept.N, kept.T
     else:
         fitted = fit_or_force(ledger, "loss", options, cost, {})
         law, points = fitted.law, fitted.points
-        rows, N, T = summary(_windows_of(points)), points.N, points.T
+        rows = summary(_windows_of(points.N, points.T, points.B, points.loss, points.noise))
+        N, T = points.N, points.T
     distinct = {"N": len(np.unique(N)), "T": len(np.unique(T))}
     return Validation(rows, held_out(ledger, law, options.window), distinct)
 
 
-def _windows_of(points: Points) -> list[Check]:
-    names = tuple(forms.CONSTANTS) if np.all(np.isfinite(points.B)) else tuple(forms.CONSTANTS)[:-1]
-    return expanding_windows(points.N, points.T, points.B, points.loss, points.noise, names)
+def _windows_of(N: NDArray, T: NDArray, B: NDArray, loss: NDArray, noise: NDArray | None) -> list[Check]:
+    names = tuple(name for name in forms.CONSTANTS if name != "three_term" or np.all(np.isfinite(B)))
+    return expanding_windows(N, T, B, loss, noise, names)
 
 
 def surface_windows(surface: Surface) -> list[dict[str, Any]]:
@@ -213,7 +221,7 @@ def describe(rows: list[dict[str, Any]], distinct: dict[str, int]) -> list[str]:
     return lines
 
 
-def equivalent_compute(law: LossLaw, N: float, T: float, measured: float) -> float:
+def equivalent_compute(law: LossLaw | Losses, N: float, T: float, measured: float) -> float:
     """Measured loss as compute: the tokens at which the law predicts it, over those spent (at one N, so FLOPs too).
 
     Above 1 the run did better than predicted; 0.8 says that a fifth of its compute was lost against the law.
@@ -232,7 +240,7 @@ def held_out(ledger: Ledger, law: Law, window: float | None) -> list[HeldOut]:
     points = []
     for n, t, loss, value, low, high in zip(N, T, measured, found.predicted, found.low, found.high):
         known = bool(np.isfinite([low, high]).all())
-        compute = equivalent_compute(law.loss, n, t, loss) if law.loss is not None else np.inf
+        compute = equivalent_compute(law.response.losses, n, t, loss)
         points.append(
             HeldOut(
                 float(n), float(t), float(loss), float(value), float(low) if known else None,
