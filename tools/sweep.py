@@ -25,7 +25,7 @@ from training.estimate import estimate, flops_of
 from training.grid import Prediction, Sweep, load_sweep, read_keys
 from training.records import finished_result
 from training.resolve import Run, beta2_warnings, clip_tokens, encoded_shape
-from training.state import FINISHED, HOPELESS, adopt, label_heldout, publish
+from training.state import FINISHED, adopt, label_heldout, publish
 from training.sweep_file import claim, data_of, recorded_data
 from training.sweep_keys import sweep_key_hint
 from training.sweep_progress import SweepProgress
@@ -36,7 +36,6 @@ WATCH_SECONDS = 5.0
 ENDS = {
     "again": "crashed and is tried again; console.log there has the error",
     "failed": "failed; console.log there has the error, and the other cells continue",
-    "stopped early": "stopped early, as it is far behind the best of its size",
     "diverged": "diverged, which is a result",
 }  # of a cell: what a person should hear of while the others train
 MOST_NOISE = 0.1  # of a run's loss: beyond it losses are as good as none, and below 0 at last
@@ -216,8 +215,6 @@ def run(sweep: Sweep) -> int:
                 clean_finished(cell, result["status"])
         adopt_committed(sweep)
         for cell in sweep.cells:
-            if not keys.stop_hopeless:  # who turned it off wants these after all
-                (cell.config.run_dir / HOPELESS).unlink(missing_ok=True)
             label_heldout(cell)
         with SweepProgress(sweep, overview.states_of(sweep)) as progress:
 

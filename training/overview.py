@@ -12,7 +12,7 @@ from training.state import FINISHED, UNFINISHED, cell_state
 from utils.progress import duration
 
 PLAN = ("run id", "size", "N", "T", "B", "lr", "steps", "FLOPs", "hours")
-TOLD = ("running", "stopped", "lost", "stopped early", "damaged", "failed")  # cells that status names one by one
+TOLD = ("running", "stopped", "lost", "damaged", "failed")  # cells that status names one by one
 
 
 def states_of(sweep: Sweep, jobs: dict[str, str] | None = None) -> list[dict[str, Any]]:

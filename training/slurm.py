@@ -366,7 +366,8 @@ def _damaged(path: Path, why: str) -> UserError:
 
 def executor_keys(values: dict[str, Any]) -> ExecutorKeys:
     """The inverse of ``dataclasses.asdict``."""
-    return ExecutorKeys(**values | {"slurm": SlurmKeys(**values["slurm"])})
+    known = {name: values[name] for name in ExecutorKeys.__dataclass_fields__}  # older jobs have a key more
+    return ExecutorKeys(**known | {"slurm": SlurmKeys(**values["slurm"])})
 
 
 def _cell(values: dict[str, Any]) -> Run:
