@@ -27,7 +27,7 @@ from data.sources import SPLITS, Unit, list_hash
 from data.totals import Totals
 from data.work_share import Share
 from data.workers import LIMIT_SECONDS, decoded
-from utils.errors import UserError
+from utils.errors import UserError, plural
 from utils.files import json_text, remove_leftovers
 from utils.locks import check_held, hold
 from utils.os_errors import with_filename
@@ -284,7 +284,9 @@ def close_cache(
         )
     if frozen is not None and list(frozen) != totals.validation:
         gone = sorted(set(frozen) - set(totals.validation))
-        raise UserError(f"{len(gone)} clips of the frozen validation list cannot be had, the first: {gone[:1]}")
+        raise UserError(
+            f"{plural(len(gone), 'clip')} of the frozen validation list cannot be had, the first: {gone[:1]}"
+        )
     validation = {"hash": list_hash(totals.validation), "keys": totals.validation}
     _place(work, folder / "validation.json", json_text(validation).encode())
 
