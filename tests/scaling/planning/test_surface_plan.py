@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from models import sizes
-from scaling import allocation, laws
+from scaling import laws
 from scaling.fitting.surface_fit import fit_surface
+from scaling.planning import allocation
 from scaling.planning.plan import plan
 from scaling.planning.request import Request
 from scaling.planning.table import table
