@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation, fit, jackknife, lines, loss_law
+from scaling import fit, jackknife, lines, loss_law
 from scaling.fitting.options import Options
 from scaling.optimum import Optimum, features, surface_at
+from scaling.planning import allocation
 from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids
 from scaling.runs import Ledger
 from scaling.stages import between_grids

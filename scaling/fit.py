@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation, lines, loss_law, plausibility, table_kind
+from scaling import lines, loss_law, plausibility, table_kind
 from scaling.fitting import isoflop
 from scaling.fitting.options import Options
 from scaling.fitting.runs_of_law import (
@@ -22,6 +22,7 @@ from scaling.fitting.sizes import check_losses, fit_sizes
 from scaling.joint_draws import joint_draws
 from scaling.laws import Curvature, GivenBatch, Law, with_hyperparameters
 from scaling.optimum import COEFFICIENTS, Optimum
+from scaling.planning import allocation
 from scaling.points import (
     Points,
     Untrusted,

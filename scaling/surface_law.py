@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling import lines, plausibility
-from scaling.allocation import Cost, predicted
 from scaling.estimates import Estimate
 from scaling.fitting import noise
 from scaling.fitting.runs_of_law import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
@@ -17,6 +16,7 @@ from scaling.fitting.surface_fit import fit_surface
 from scaling.fitting.table import Cells
 from scaling.laws import Law
 from scaling.optimum import WINDOW, Optimum
+from scaling.planning.allocation import Cost, predicted
 from scaling.points import Untrusted, at_nominal, grid_optima
 from scaling.runs import Ledger
 from utils.errors import UserError

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr
 
-from scaling.allocation import Cost
 from scaling.fitting import forms
 from scaling.fitting.method import LOSSES, SURFACE, fit_law, fit_or_force
 from scaling.fitting.options import Options
@@ -17,6 +16,7 @@ from scaling.fitting.surface import Surface
 from scaling.heldout import paired, relative_error
 from scaling.laws import Law, LossLaw
 from scaling.losses import Losses
+from scaling.planning.allocation import Cost
 from scaling.points import at_nominal, grid_optima
 from scaling.prediction import predict
 from scaling.runs import Ledger

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from scaling import table_kind
-from scaling.allocation import Cost
 from scaling.fitting.loss import LossLaws, fit_losses
 from scaling.fitting.options import Options
 from scaling.fitting.runs_of_law import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
@@ -13,6 +12,7 @@ from scaling.fitting.sizes import check_losses, fit_sizes
 from scaling.laws import Law, with_hyperparameters
 from scaling.loss_law import unidentified
 from scaling.losses import as_losses
+from scaling.planning.allocation import Cost
 from scaling.points import Untrusted
 from scaling.runs import Ledger
 from utils.errors import UserError

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from scaling import allocation, fit, lines, optimum, surface_law, table_kind
-from scaling.allocation import Cost
+from scaling import fit, lines, optimum, surface_law, table_kind
 from scaling.fitting import loss_fit
 from scaling.fitting.options import Options
 from scaling.laws import ESTIMATORS, Law
+from scaling.planning import allocation
+from scaling.planning.allocation import Cost
 from scaling.points import Untrusted, at_nominal, grid_optima
 from scaling.runs import Ledger
 from utils.errors import UserError

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.allocation import Cost, c_token, proportional
+from scaling.planning.allocation import Cost, c_token, proportional
 from scaling.runs import Ledger
 from utils.errors import UserError
 

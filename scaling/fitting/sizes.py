@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation
-from scaling.allocation import Cost
 from scaling.fitting import isoflop
 from scaling.fitting.runs_of_law import training_flops
 from scaling.laws import LossLaw
 from scaling.losses import Losses
+from scaling.planning import allocation
+from scaling.planning.allocation import Cost
 from scaling.runs import Ledger
 from utils.errors import UserError
 
