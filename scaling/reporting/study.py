@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from scaling import compare, fit, heldout, laws, noise
 from scaling.fitting.options import Options
+from scaling.fitting.runs_of_law import training_flops
 from scaling.optimum import WINDOW
 from scaling.planning import allocation
 from scaling.points import Untrusted, at_nominal, grid_optima
@@ -138,7 +139,7 @@ def best_sizes(ledger: Ledger, cost: allocation.Cost) -> dict[str, Any]:
     if not optima:
         raise Untrusted("no run ended with a loss")
     N, T, loss = np.array([(o.N, o.T, o.loss) for o in optima]).T
-    C = fit.training_flops(ledger, N, T, cost)
+    C = training_flops(ledger, N, T, cost)
     curves = list(allocation.budgets(N, C, loss, C))
     found, reasons = allocation.estimate(curves)
 

@@ -311,7 +311,7 @@ def test_a_prior_that_would_hold_all_that_is_left_is_not_a_fit(tmp_path):
     rows = [f"{N}e6,{T}e9,{2 + 1e-3 * ((N * T) % 5)}" for N in (1, 2, 4) for T in (1, 2, 4)]
     path.write_text("\n".join(["N,T,loss", *rows]))
     fixed = [word for c in ("Tc=0.1", "Nc=0.1", "Linf=1.5") for word in ("--fix", f"loss.{c}")]
-    status, said = here("loss", path, *fixed, "--prior", "--json")
+    status, said = here("loss", path, "--method", "grids", *fixed, "--prior", "--json")
     assert (status, said.count("\n")) == (3, 1), said
     assert "nothing is left to fit" in said
 

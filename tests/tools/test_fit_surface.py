@@ -1,4 +1,4 @@
-"""fit.py hyperparameters --method surface, and predict.py on what it writes."""
+"""fit.py on runs with several rates and batches, and what plan.py, report.py and predict.py make of its law."""
 
 import csv
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.sizes import smooth_width
 from scaling import laws
 from tests.commands import Done, call
 from tests.scaling import planted
@@ -16,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def fit(*words: object) -> Done:
-    return call("tools/fit.py", "hyperparameters", *words, "--method", "surface")
+    return call("tools/fit.py", "all", *words)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_the_law_file_holds_the_planted_exponents(fitted: tuple[Done, laws.Law])
     assert law.surface.no_best_batch
     assert law.domain["N"] == pytest.approx([1e6, 2e7])
     assert law.n_ctx == 100
-    assert law.provenance["command"].startswith("tools/fit.py hyperparameters")
+    assert law.provenance["command"].startswith("tools/fit.py all")
     assert len(law.provenance["runs"]) == 80
 
 
@@ -78,10 +79,37 @@ def test_json_is_the_law_file(folder: Path, fitted: tuple[Done, laws.Law]) -> No
     assert laws.to_dict(fitted[1]) == written
 
 
-def test_other_commands_say_that_the_law_has_no_such_part(folder: Path, fitted: tuple[Done, laws.Law]) -> None:
-    done = call("tools/plan.py", "--law", folder / "law.json", "--flops", "1e18")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "part of the surface, which tools/predict.py reads" in done.stderr
+def test_a_plan_and_a_report_follow_from_the_law(folder: Path, fitted: tuple[Done, laws.Law]) -> None:
+    """N_opt in the summary, the law file and the plan is the planted one, 0.6 N^-0.2 against 0.5 T^-0.25."""
+    done = call("tools/plan.py", "--law", folder / "law.json", "--flops", "1e17", "--json")
+    assert done.returncode == 0, done.stderr
+    planned = json.loads(done.stdout)
+    N = np.geomspace(1e5, 1e9, 4001)
+    T = 1e17 / (0.75 * N * (7 + 100 / np.array([smooth_width(n) for n in N])))
+    best = N[np.argmin(0.6 * (N / 4e6) ** -0.2 + 0.5 * (T / 4e8) ** -0.25)]
+    found = planned["N_opt"]["minimised"]
+    assert found["low"] < best < found["high"]
+    assert found["value"] == pytest.approx(best, rel=0.5)
+    assert planned["lr"]["value"] == pytest.approx(
+        planted.best_rate(planned["B"], planned["T"], planned["N"]), rel=0.1
+    )
+    assert re.search(r"^predicted +\S+ +0\.\d+ ", fitted[0].stdout, re.M)
+    words = (folder / "runs.csv", "--law", folder / "law.json", "--out", folder / "report.html")
+    assert call("tools/report.py", *words).returncode == 0
+
+
+def test_validate_says_of_each_held_out_point_whether_its_interval_held(folder: Path) -> None:
+    table = planted.cells()
+    path = planted.write_table(table, folder / "held.csv")
+    header, *rows = path.read_text().splitlines()
+    held = [f"{row},{int(N > 1e7)}" for row, N in zip(rows, table.N)]
+    path.write_text("\n".join([f"{header},heldout", *held]) + "\n")
+    done = call("tools/fit.py", "validate", path, "--form", "joint")
+    assert done.returncode == 0, done.stderr
+    points = re.findall(r"^held out N 2e\+07, T \S+: .*, (inside|OUTSIDE) \[", done.stdout, re.M)
+    assert len(points) == 3
+    assert f"{points.count('inside')} of 3 held-out points lie in their 95 % intervals" in done.stdout
+    assert points.count("inside") >= 2
 
 
 def test_held_out_rows_do_not_enter(folder: Path) -> None:
