@@ -55,7 +55,9 @@ def fit_law(ledger: Ledger, options: Options, cost: Cost, provenance: dict[str, 
     warnings += fitted.warnings()
     unknown = dict.fromkeys(("batch", "lr", "curvature", "lr_given_batch"), "the results name no batch and no rate")
     if np.isfinite([ledger.B, ledger.lr]).all():
-        unknown = dict.fromkeys(unknown, "each (N, T) has one batch and rate: which are best is unknown")
+        unknown = dict.fromkeys(
+            unknown, "each (N, T) has one batch and rate: fit.py all --optima takes them for the best"
+        )
     unknown["draws"] = "part of each form"
     sizes, size_fits = fit_sizes(ledger, ledger.N, ledger.T, ledger.loss, as_losses(fitted), cost, unknown, warnings)
     n_ctx = tokens_per_clip(ledger)
