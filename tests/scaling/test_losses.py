@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from scaling import allocation
 from scaling.fitting import forms
 from scaling.losses import MAX_TOKENS, Form, Losses
+from scaling.planning import allocation
 
 SCALE = forms.Scale(1e8, 1e9, 1e5)
 THETA = {

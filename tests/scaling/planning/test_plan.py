@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from models import sizes
-from scaling import allocation, fit, jackknife, simulate
+from scaling import fit, jackknife, simulate
 from scaling.losses import as_losses
+from scaling.planning import allocation
 from scaling.planning.plan import plan
 from scaling.planning.request import Request
 from scaling.planning.table import table
