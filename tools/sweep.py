@@ -157,7 +157,7 @@ def prediction(path: Path) -> Prediction:
     from scaling import laws
 
     law = laws.load(path)
-    law.require("batch", "lr")
+    law.require_pair()
     return law.best_pair
 
 
@@ -309,7 +309,7 @@ def expect(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """What the sweep would tell about a budget if a law were true: simulated, fitted and planned many times over."""
     from models.sizes import smooth_width
     from scaling import allocation, laws, simulate
-    from scaling.plan import LEAST, MOST
+    from scaling.planning.request import LEAST, MOST
 
     limits = {"flops": (LEAST, MOST["flops"]), "noise": (LEAST, MOST_NOISE), "n_ctx": (1, MOST["n_ctx"])}
     for name, (least, most) in limits.items():

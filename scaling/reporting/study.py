@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling import allocation, compare, fit, heldout, laws, noise
-from scaling.jackknife import interval
 from scaling.optimum import WINDOW
 from scaling.points import Untrusted, at_nominal, grid_optima
 from scaling.runs import Ledger, read
@@ -113,18 +112,17 @@ def sizes_of(law: laws.Law, cost: allocation.Cost) -> dict[str, Any]:
     range of N within ``TOLERANCE`` of the best loss."""
     if law.domain.get("C") is None:
         raise Untrusted("the law does not say which budgets it was fitted to")
-    power = {name: (law.allocation or {}).get(name) for name in laws.ESTIMATORS}
-    found: dict[str, Any] = {name: None if one is None else {"exponent": one.exponent} for name, one in power.items()}
+    found: dict[str, Any] = {
+        name: None if (one := (law.allocation or {}).get(name)) is None else {"exponent": one.exponent}
+        for name in laws.ESTIMATORS
+    }
     found["minimised"] = {}
     for label, C in (("C", law.domain["C"][1]), ("10 C", 10 * law.domain["C"][1])):
-        drawn = allocation.drawn(law, C, cost)
-        for name, row in found.items():
-            if row is None:
-                continue
-            value = float(allocation.optimum(law.loss, C, cost) if name == "minimised" else power[name](C))
-            low, high = interval(drawn[name]) if name in drawn else (None, None)
-            row[label] = {"FLOPs": C, "value": value, "low": low, "high": high}
-        found["minimised"][label]["within"] = list(allocation.within(law.loss, C, cost, TOLERANCE))
+        for name, size in allocation.estimates(law, C, cost).items():
+            ends = {end: float(v) if np.isfinite(v := getattr(size, end)) else None for end in ("low", "high")}
+            found[name][label] = {"FLOPs": C, "value": float(size.value), **ends}
+        losses = law.response.losses
+        found["minimised"][label]["within"] = list(allocation.within(losses, C, cost, TOLERANCE))
     return found
 
 

@@ -6,8 +6,10 @@ import pytest
 
 from models import sizes
 from scaling import allocation, fit, jackknife, simulate
-from scaling.plan import Request, plan
-from scaling.plan_table import table
+from scaling.losses import as_losses
+from scaling.planning.plan import plan
+from scaling.planning.request import Request
+from scaling.planning.table import table
 from utils.errors import UserError
 
 
@@ -98,17 +100,13 @@ def test_intervals_come_from_the_draws(paper, cost):
     assert "predicted loss" in table(planned)
     # Each estimator has its own interval: the minima's, and that of the power law fitted again for each draw.
     drawn = law.drawn("loss")
-    laws_drawn = [
-        dataclasses.replace(
-            law.loss, **{name: float(getattr(drawn, name)[i]) for name in ("Tc", "aT", "Nc", "aN", "Linf")}
-        )
-        for i in range(0, 500)
-    ]
     C = planned["C"]
-    span = law.domain["C"][0], 10 * law.domain["C"][1]
+    log_N, exponent = allocation.power_law_of_minima(
+        as_losses(drawn), (law.domain["C"][0], 10 * law.domain["C"][1]), cost
+    )
     for name, sizes_drawn in (
-        ("minimised", [float(allocation.optimum(one, C, cost)) for one in laws_drawn]),
-        ("predicted", [float(allocation.predicted(one, span, cost)(C)) for one in laws_drawn]),
+        ("minimised", allocation.optimum(drawn, C, cost)),
+        ("predicted", np.exp(log_N + exponent * np.log(C))),
     ):
         found = planned["N_opt"][name]
         assert (found["low"], found["high"]) == pytest.approx(
