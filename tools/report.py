@@ -48,8 +48,8 @@ def write_tensorboard(drawn: list, folder: str) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(folder) as writer:
-        for data, figure in drawn:
-            writer.add_figure(f"scaling/{data.name}", figure)
+        for one in drawn:
+            writer.add_figure(f"scaling/{one.data.name}", one.figure)
 
 
 def main() -> None:

@@ -67,9 +67,10 @@ class Sources:
         """The law's warning that best cells stand in for optima, or an empty text."""
         return next((text for text in self.law.fit.get("warnings") or () if text.startswith(STAND_IN)), "")
 
-    def points(self) -> Table:
+    def points(self, every: bool = False) -> Table:
         """N, T, loss, heldout and optimum [points]: what the loss law was fitted to, and every held-out grid.
 
+        ``every`` adds the other grids, which entered no law.
         ``optimum`` is 0 where a grid has none inside: the loss is then that of its best cell.
         """
         if not self.optima:
@@ -77,7 +78,7 @@ class Sources:
             return {"N": finite.N, "T": finite.nominal_T, "loss": finite.loss, "heldout": finite.heldout,
                     "optimum": np.ones(len(finite), dtype=bool)}  # fmt: skip
         held = {(N, T): bool(self.grids.heldout[own].all()) for N, T, own in self.grids.grids()}
-        shown = [o for o in self.optima if o.usable or (o.cells and (self.stand_in or held[o.N, o.T]))]
+        shown = [o for o in self.optima if o.usable or (o.cells and (every or self.stand_in or held[o.N, o.T]))]
         found = [(o.N, o.T, o.loss, held[o.N, o.T], o.usable) for o in shown]
         columns = np.array(found, dtype=float).reshape(-1, 5).T
         return dict(zip(("N", "T", "loss"), columns)) | {
@@ -101,7 +102,7 @@ def loss_over_flops(sources: Sources) -> Plotted:
     if not len(ledger):
         raise LeftOut("no run ended with a loss")
     C = sources.flops(ledger.N, ledger.nominal_T)
-    order = np.argsort(C, kind="stable")
+    order = np.lexsort((ledger.loss, C))
     lowest = np.minimum.accumulate(ledger.loss[order])
     first = np.append(True, np.diff(lowest) < 0)
     blocks = [
@@ -111,7 +112,7 @@ def loss_over_flops(sources: Sources) -> Plotted:
     text = "Dots are losses of runs at their milestones, squares held out; the steps are the lowest loss so far."
     try:
         budgets = np.geomspace(C.min(), 10 * C.max(), CURVE)
-        N = law_view.best_size(sources.law, budgets, sources.cost)[0]
+        N = law_view.best_size(sources.law, budgets, sources.cost)
         blocks.append(("law", _curve(sources.law, N, budgets / sources.cost(N)) | {"C": budgets}))
         text += " The line is the law's loss at its best size, with a 95 % band."
     except LeftOut as reason:
@@ -128,7 +129,7 @@ def isoflop(sources: Sources) -> Plotted:
     """Measured losses over N at equal FLOPs, with parabolas' minima and the law's curves."""
     if not sources.optima and not np.isfinite(sources.ledger.loss).any():
         raise LeftOut("no run ended with a loss")
-    points = sources.points()
+    points = sources.points(every=True)
     C = sources.flops(points["N"], points["T"])
     curves = [Budget(*curve) for curve in allocation.budgets(points["N"], C, points["loss"], C)]
     if not curves:
@@ -190,10 +191,9 @@ def predicted_measured(sources: Sources) -> Plotted:
     """Measured against predicted losses with intervals, held-out ones marked."""
     points = predictions(sources)
     held = points["heldout"]
-    text = (
-        "Error is measured / predicted - 1. Bars are the law's 95 % interval of one new run; squares were held out, "
-        "hollow marks are best cells of grids without an optimum inside."
-    )
+    text = "Error is measured / predicted - 1. Bars are the law's 95 % interval of one new run; squares were held out."
+    if not points["optimum"].all():
+        text += " Hollow marks are best cells of grids without an optimum inside."
     if np.isfinite(points["low"]).any() and held.any():
         inside = (points["loss"] >= points["low"]) & (points["loss"] <= points["high"])
         text += f" {int(inside[held].sum())} of {int(held.sum())} held-out losses lie in their interval."
@@ -258,13 +258,13 @@ def size_interval(sources: Sources) -> Plotted:
     law, cost = sources.law, sources.cost
     span = law.domain["C"] or (1e17, 1e19)
     budget = (sources.planned or {}).get("C") or 10 * span[1]
-    at, low, high = law_view.best_size(law, np.array([budget]), cost)[:, 0]
+    at, low, high = law_view.size_interval(law, budget, cost)
     near = law_view.sizes_within(law, budget, cost)
     N = np.geomspace(near[0] / 3, near[1] * 3, CURVE)
     lowest = float(law_view.losses(law, at, budget / cost(np.array(at)))[0, 0])
     over = 100 * (law_view.losses(law, N, budget / cost(N)) / lowest - 1)
-    C = np.geomspace(span[0], max(10 * span[1], budget), CURVE // 2)
-    best = law_view.best_size(law, C, cost)
+    C = np.geomspace(span[0], max(10 * span[1], budget), CURVE // 6)
+    best = np.array([law_view.size_interval(law, c, cost) for c in C]).T
     within = np.array([law_view.sizes_within(law, c, cost) for c in C]).T
     blocks = [
         ("loss at the budget", {"C": np.full(len(N), budget), "N": N, "excess": over[0]}),

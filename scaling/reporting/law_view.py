@@ -4,7 +4,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scaling import allocation
+from scaling.estimates import Estimate
 from scaling.laws import Law
+from scaling.losses import Losses
 from scaling.prediction import predict
 from scaling.reporting.plotted import LeftOut
 from utils.errors import UserError
@@ -28,7 +30,7 @@ def losses(law: Law, N: ArrayLike, T: ArrayLike, B: ArrayLike = np.nan, lr: Arra
 
 
 def has_rates(law: Law) -> bool:
-    """Whether the law has a best batch (or its edge) and a best rate."""
+    """Whether the law has a best batch (or a surface's edge) and a best rate."""
     if law.surface is None:
         return law.batch is not None and law.lr is not None
     return law.surface.shape.batch != "none" and bool(np.ptp(np.log(law.surface.cells.lr)) > 0)
@@ -36,47 +38,39 @@ def has_rates(law: Law) -> bool:
 
 def batch(law: Law, N: NDArray, T: NDArray) -> NDArray[np.float64]:
     """(Value, low, high) [3, rows] of B_opt, or of a surface's edge, in tokens."""
-    if law.surface is None:
-        return _of_power_law(law, "batch", N, T)
-    found = law.surface.edge(T, N, EDGE)
-    return np.stack([found.value, found.low, found.high])
+    return _stacked(law.response.best_batch(N, T) if law.surface is None else law.surface.edge(T, N, EDGE))
 
 
 def rate(law: Law, N: NDArray, T: NDArray) -> NDArray[np.float64]:
-    """(Value, low, high) [3, rows] of lr_opt: a surface's at the largest batch within ``TOLERANCE`` of the best."""
-    if law.surface is None:
-        return _of_power_law(law, "lr", N, T)
-    found = law.surface.best(N, T, tolerance=TOLERANCE).lr
-    return np.stack([found.value, found.low, found.high])
+    """(Value, low, high) [3, rows] of lr_opt at the batch that a plan takes."""
+    return _stacked(law.response.rate(N, T, law.response.wanted_batch(N, T, TOLERANCE)))
 
 
-def _of_power_law(law: Law, part: str, N: NDArray, T: NDArray) -> NDArray[np.float64]:
-    value, drawn = getattr(law, part)(N, T), law.drawn(part)
-    ends = np.full((2, len(value)), np.nan)
-    if drawn is not None:
-        ends = np.quantile(drawn(N[:, None], T[:, None]), [0.025, 0.975], axis=1)
-    return np.stack([value, *ends])
-
-
-def batch_name(law: Law) -> str:
-    """What ``batch`` gives, for an axis."""
-    return "best batch, tokens" if law.surface is None else f"batch with {EDGE:.0%} more loss, tokens"
+def _stacked(found: Estimate) -> NDArray[np.float64]:
+    return np.stack(np.broadcast_arrays(found.value, found.low, found.high))
 
 
 def best_size(law: Law, C: NDArray, cost: allocation.Cost) -> NDArray[np.float64]:
-    """(Value, low, high) [3, budgets] of the N that minimises the loss at C FLOPs."""
-    if law.loss is None:
-        raise LeftOut(f"the law has no loss law over (N, T) to minimise ({law.reason('loss')})")
-    value, ends, drawn = allocation.optimum(law.loss, C, cost), np.full((2, len(C)), np.nan), law.drawn("loss")
-    if drawn is not None:
-        constants = np.stack([drawn.Tc, drawn.aT, drawn.Nc, drawn.aN, drawn.Linf], axis=-1)[:, None]
-        ends = np.quantile(allocation.minimise(constants, drawn.scale, C, cost), [0.025, 0.975], axis=0)
-    return np.stack([value, *ends])
+    """The N [budgets] that minimises the loss at C FLOPs."""
+    return allocation.optimum(_loss_law(law), C, cost)
+
+
+def size_interval(law: Law, C: float, cost: allocation.Cost) -> tuple[float, float, float]:
+    """(Value, low, high) of the N that minimises the loss at C FLOPs."""
+    losses, best = _loss_law(law), float(best_size(law, np.array(C), cost))
+    found = losses.estimate(lambda one: allocation.optimum(one, C, cost), best, C / float(cost(np.array(best))))
+    return tuple(float(v) for v in (found.value, found.low, found.high))
 
 
 def sizes_within(law: Law, C: float, cost: allocation.Cost) -> tuple[float, float]:
     """The smallest and the largest N whose loss at C FLOPs is within ``TOLERANCE`` of the best."""
-    return allocation.within(law.loss, C, cost, TOLERANCE)
+    return allocation.within(_loss_law(law), C, cost, TOLERANCE)
+
+
+def _loss_law(law: Law) -> Losses:
+    if law.response.no_losses is not None:
+        raise LeftOut(f"the law has no loss over (N, T): {law.response.no_losses}")
+    return law.response.losses
 
 
 def loss_formula(law: Law) -> str:

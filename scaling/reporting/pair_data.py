@@ -30,7 +30,7 @@ def heat_maps(sources: Sources) -> Plotted:
         mean = cell_means(grid.lr, grid.B, grid.loss)
         _, first = np.unique(np.log(np.stack([grid.lr, grid.B])).round(6), axis=1, return_index=True)
         best = np.min(mean[first], where=np.isfinite(mean[first]), initial=np.inf)
-        excess = np.where(np.isfinite(mean[first]), 100 * (mean[first] / best - 1), np.inf)
+        excess = np.where(np.isfinite(mean[first]), 100 * relative_error(mean[first], min(best, 1e9)), np.inf)
         cells = at | {"lr": grid.lr[first], "B": grid.B[first], "loss": mean[first], "excess": excess}
         blocks.append(("cell", cells | {"verdict": np.full(len(first), optimum.verdict)}))
         if optimum.run_next:

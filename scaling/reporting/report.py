@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,11 @@ from scaling.reporting.style import short
 from scaling.runs import Ledger
 from scaling.tables import positive
 from utils.errors import UserError
-from utils.files import read_json, replacing
+from utils.files import read_json, write_bytes, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS = ("svg", "png")
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
@@ -37,7 +37,8 @@ p {{ margin: 4px 0 10px; color: #475467; max-width: 78ch; }}
 img.figure {{ max-width: 100%; height: auto; display: block; margin: 0 auto; }}
 .caption {{ font-size: 13px; overflow-wrap: anywhere; max-width: none; }}
 @media (max-width: 700px) {{
-  main {{ padding: 16px 8px 40px; }} section {{ padding: 14px 12px; }} img.figure {{ max-width: none; width: 720px; }}
+  main {{ padding: 16px 8px 40px; }} section {{ padding: 14px 12px; }}
+  img.figure {{ max-width: none; min-width: 560px; }}
 }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: right; padding: 4px 14px 4px 0; border-bottom: 1px solid #f2f4f7; }}
@@ -55,8 +56,17 @@ figcaption {{ font-size: 12px; color: #475467; overflow-wrap: anywhere; }}
 IMAGES = {".gif": "image/gif", ".png": "image/png", ".mp4": "video/mp4"}
 
 
-def build(sources: Sources, samples: Path | None = None) -> tuple[str, list[tuple[Plotted, "Figure"]]]:
-    """The page, and its figures with their data.
+@dataclass(frozen=True)
+class Drawn:
+    """A figure with its data, and as PNG."""
+
+    data: Plotted
+    figure: "Figure"
+    png: bytes
+
+
+def build(sources: Sources, samples: Path | None = None) -> tuple[str, list[Drawn]]:
+    """The page, and its figures.
 
     Args:
         samples: a folder with sampled gif, png or mp4 files.
@@ -73,10 +83,10 @@ def build(sources: Sources, samples: Path | None = None) -> tuple[str, list[tupl
     optima = [o for o in sources.optima if not held[o.N, o.T] and law.surface is None]
     if further := next_cells(optima):
         sections.append(_section("What to run next", f"<ul>{_items(further)}</ul>"))
-    drawn = [(one, all_figures.draw(one)) for one in data.values()]
-    for one, figure in drawn:
-        caption = f'<p class="caption">{html.escape(one.caption)}</p>'
-        sections.append(_section(one.title, _image(figure, one.title) + caption))
+    drawn = [_draw(one) for one in data.values()]
+    for one in drawn:
+        caption = f'<p class="caption">{html.escape(one.data.caption)}</p>'
+        sections.append(_section(one.data.title, _image(one) + caption))
     sections.append(_section("The law", _constants(law)))
     if samples is not None:
         sections.append(_section("Sampled videos", _samples(samples)))
@@ -87,20 +97,24 @@ def build(sources: Sources, samples: Path | None = None) -> tuple[str, list[tupl
     return PAGE.format(title=title, subtitle=_subtitle(sources.ledger), sections="\n".join(sections)), drawn
 
 
-def write_figures(drawn: list[tuple[Plotted, "Figure"]], folder: Path) -> None:
+def write_figures(drawn: list[Drawn], folder: Path) -> None:
     """Each figure as SVG and PNG, its points as CSV, and its caption as text."""
-    for one, figure in drawn:
-        for form in FORMATS:
-            with replacing(folder / f"{one.name}.{form}") as tmp:
-                tmp.write_bytes(encoded(figure, form))
-        one.write_csv(folder / f"{one.name}.csv")
-        with replacing(folder / f"{one.name}.txt") as tmp:
-            tmp.write_text(f"{one.title}. {one.caption}\n", encoding="utf-8")
+    for one in drawn:
+        name, data = one.data.name, one.data
+        write_bytes(folder / f"{name}.svg", _encoded(one.figure, "svg"))
+        write_bytes(folder / f"{name}.png", one.png)
+        write_text(folder / f"{name}.txt", f"{data.title}. {data.caption}\n")
+        data.write_csv(folder / f"{name}.csv")
 
 
-def encoded(figure: "Figure", form: str) -> bytes:
-    """The figure as a file's bytes; ``form`` is of ``FORMATS``."""
+def _draw(data: Plotted) -> Drawn:
+    figure = all_figures.draw(data)
+    return Drawn(data, figure, _encoded(figure, "png"))
+
+
+def _encoded(figure: "Figure", form: str) -> bytes:
     buffer = io.BytesIO()
+    # Without a date the same figure gives the same file.
     figure.savefig(buffer, format=form, dpi=144, metadata={"Date": None} if form == "svg" else None)
     return buffer.getvalue()
 
@@ -184,9 +198,12 @@ def _paragraph(text: str) -> str:
     return f"<p>{html.escape(text)}</p>"
 
 
-def _image(figure: "Figure", title: str) -> str:
-    data = base64.b64encode(encoded(figure, "png")).decode()
-    return f'<div class="scroll"><img class="figure" alt="{title}" src="data:image/png;base64,{data}"></div>'
+def _image(drawn: "Drawn") -> str:
+    width = round(100 * drawn.figure.get_figwidth())
+    style = f"width: {width}px" if width < 1000 else ""
+    data = base64.b64encode(drawn.png).decode()
+    tag = f'<img class="figure" alt="{drawn.data.title}" style="{style}" src="data:image/png;base64,{data}">'
+    return f'<div class="scroll">{tag}</div>'
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
