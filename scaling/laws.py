@@ -295,6 +295,8 @@ def to_dict(law: Law) -> dict[str, Any]:
 
 def from_dict(raw: dict[str, Any]) -> Law:
     """The law in a parsed law file; UserError names what is wrong with it."""
+    if "status" in raw and "config" in raw:
+        raise UserError("a run's result, not a law; tools/fit.py fits laws to the results of many runs")
     known = [f.name for f in fields(Law)] + ["lack_of_fit"]
     for key in raw:
         if key not in known:

@@ -12,7 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.sizes import smooth_width
-from scaling import PAPER, allocation, laws, runs, tables
+from scaling import PAPER, laws, runs, tables
+from scaling.planning import allocation
 from scaling.reporting import report
 from scaling.reporting.figure_data import Sources
 from utils.errors import Parser, UserError, path_text, run_cli

@@ -29,7 +29,7 @@ from training.state import FINISHED, adopt, label_heldout, publish
 from training.sweep_file import claim, data_of, recorded_data
 from training.sweep_keys import sweep_key_hint
 from training.sweep_progress import SweepProgress
-from utils.errors import CONTINUES, PREEMPTED, Parser, UserError, path_text, resumable, run_cli
+from utils.errors import CONTINUES, PREEMPTED, Parser, UserError, path_text, plural, resumable, run_cli
 from utils.locks import exclusive, release_abandoned
 
 WATCH_SECONDS = 5.0
@@ -273,11 +273,11 @@ def collect(sweep: Sweep, out: str | None) -> int:
     if sweep.keys.results:
         there = sum(publish(cell, sweep.keys.results) for cell in sweep.cells)
         extended.publish(sweep.directory, sweep.keys.results)
-        print(f"{sweep.keys.results}: {there} finished cells of {len(sweep.cells)}, to be committed")
+        print(f"{sweep.keys.results}: {there} of {len(sweep.cells)} cells are finished, to be committed")
     path = out or str(sweep.directory / "results.csv")
     ledger = runs.read(sweep.directory)
     runs.write_csv(ledger, path)
-    print(f"{path}: {len(ledger)} rows")
+    print(f"{path}: {plural(len(ledger), 'row')}")
     return 0
 
 
@@ -308,7 +308,8 @@ def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str])
 def expect(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """What the sweep would tell about a budget if a law were true: simulated, fitted and planned many times over."""
     from models.sizes import smooth_width
-    from scaling import allocation, laws, simulate
+    from scaling import laws, simulate
+    from scaling.planning import allocation
     from scaling.planning.request import LEAST, MOST
 
     limits = {"flops": (LEAST, MOST["flops"]), "noise": (LEAST, MOST_NOISE), "n_ctx": (1, MOST["n_ctx"])}

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation, lines
+from scaling import lines
 from scaling.fit import training_flops
 from scaling.fitting.isoflop import Budget, minimum
 from scaling.heldout import paired, relative_error
 from scaling.laws import Law
 from scaling.optimum import WINDOW, Optimum
+from scaling.planning import allocation
 from scaling.points import STAND_IN, at_nominal, grid_optima
 from scaling.prediction import predict
 from scaling.reporting import law_view

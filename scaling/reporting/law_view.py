@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling import allocation
 from scaling.estimates import Estimate
 from scaling.laws import Law
 from scaling.losses import Losses
+from scaling.planning import allocation
 from scaling.prediction import predict
 from scaling.reporting.plotted import LeftOut
 from utils.errors import UserError

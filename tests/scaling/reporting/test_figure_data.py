@@ -6,9 +6,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scaling import allocation, compare, fit, simulate
+from scaling import compare, fit, simulate
 from scaling.fitting.surface_fit import fit_surface
 from scaling.fitting.table import Cells
+from scaling.planning import allocation
 from scaling.reporting import all_figures, figure_data, law_view, pair_data
 from scaling.reporting.figure_data import Sources
 from scaling.reporting.plotted import LeftOut, Plotted, table
