@@ -158,7 +158,8 @@ def test_one_grid_gives_the_rate_over_batches_and_no_other_exponent(tmp_path: Pa
     ],
 )
 def test_data_that_support_no_surface_end_with_status_3(choose, reason: str, tmp_path: Path) -> None:
-    done = fit(planted.write_table(choose(planted.cells()), tmp_path / "runs.csv"), "--out", tmp_path / "law.json")
+    table = planted.write_table(choose(planted.cells()), tmp_path / "runs.csv")
+    done = fit(table, "--method", "surface", "--out", tmp_path / "law.json")
     assert done.returncode == 3, done
     assert done.stderr.startswith(f"not fitted: {reason}")
     assert not (tmp_path / "law.json").exists()
