@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling import lines
-from scaling.fit import training_flops
 from scaling.fitting.isoflop import Budget, minimum
+from scaling.fitting.runs_of_law import training_flops
 from scaling.heldout import paired, relative_error
 from scaling.laws import Law
 from scaling.optimum import WINDOW, Optimum
