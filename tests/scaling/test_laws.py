@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from models import sizes
-from scaling import fit, laws, report, simulate
+from scaling import fit, laws, simulate
 from scaling.planning.plan import plan
 from scaling.planning.request import Request
 from scaling.planning.table import table
+from scaling.reporting import report
 from utils.errors import UserError
 
 PAPER = Path(__file__).resolve().parents[2] / "configs" / "laws" / "paper.json"
