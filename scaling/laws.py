@@ -144,7 +144,8 @@ class Law:
         self.require_pair()
         # Rates at the floor of one clip are that clip's, and not those of the smaller batch that the law wants.
         B = max(float(self.response.wanted_batch(N, T, tolerance)), self.fit.get("floor") or 0)
-        pair = {"lr": float(self.response.rate(N, T, B).value), "B": B}
+        with np.errstate(all="ignore"):  # what is not finite is refused by name, the batch before its rate
+            pair = {"B": B, "lr": float(self.response.rate(N, T, B).value)}
         for name, value in pair.items():
             low, high = POSSIBLE[name]
             if not low <= value <= high:
