@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import fit, jackknife, lines, loss_law
-from scaling.fitting.options import Options
-from scaling.losses import Losses
-from scaling.optimum import Optimum, features, surface_at
-from scaling.planning import allocation
-from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids
-from scaling.runs import Ledger
-from scaling.stages import between_grids
-from utils.errors import UserError
+from videoscaling.scaling import fit, jackknife, lines, loss_law
+from videoscaling.scaling.fitting.options import Options
+from videoscaling.scaling.losses import Losses
+from videoscaling.scaling.optimum import Optimum, features, surface_at
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids
+from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.stages import between_grids
+from videoscaling.utils.errors import UserError
 
 # A pair may lie this factor outside the swept rates and batches: about one step of a grid.
 MARGIN = 2.0

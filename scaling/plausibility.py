@@ -6,10 +6,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.hyper import CONSTANTS, LEAST_SPAN, PowerFit, near
-from scaling.optimum import Optimum
-from scaling.points import Points, Untrusted
-from scaling.runs import Ledger
+from videoscaling.scaling.hyper import CONSTANTS, LEAST_SPAN, PowerFit, near
+from videoscaling.scaling.optimum import Optimum
+from videoscaling.scaling.points import Points, Untrusted
+from videoscaling.scaling.runs import Ledger
 
 # Published exponents of the batch and the rate in N and T lie between -0.7 and 0.9.
 MAX_EXPONENT = 2.0

@@ -6,20 +6,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import lines, plausibility
-from scaling.estimates import Estimate
-from scaling.fitting import noise
-from scaling.fitting.runs_of_law import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
-from scaling.fitting.sizes import STILL
-from scaling.fitting.surface import Member, Surface
-from scaling.fitting.surface_fit import fit_surface
-from scaling.fitting.table import Cells
-from scaling.laws import Law
-from scaling.optimum import WINDOW, Optimum
-from scaling.planning.allocation import Cost, predicted
-from scaling.points import Untrusted, at_nominal, grid_optima
-from scaling.runs import Ledger
-from utils.errors import UserError
+from videoscaling.scaling import lines, plausibility
+from videoscaling.scaling.estimates import Estimate
+from videoscaling.scaling.fitting import noise
+from videoscaling.scaling.fitting.runs_of_law import (
+    domain,
+    recipe_warnings,
+    run_names,
+    skipped_warnings,
+    tokens_per_clip,
+)
+from videoscaling.scaling.fitting.sizes import STILL
+from videoscaling.scaling.fitting.surface import Member, Surface
+from videoscaling.scaling.fitting.surface_fit import fit_surface
+from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.laws import Law
+from videoscaling.scaling.optimum import WINDOW, Optimum
+from videoscaling.scaling.planning.allocation import Cost, predicted
+from videoscaling.scaling.points import Untrusted, at_nominal, grid_optima
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
 
 # Runs of a grid that identify where its best rate or batch lies: two have no optimum between them.
 LEAST_CELLS = 3

@@ -9,18 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr
 
-from scaling.fitting import forms
-from scaling.fitting.method import LOSSES, SURFACE, fit_law, fit_or_force
-from scaling.fitting.options import Options
-from scaling.fitting.surface import Surface
-from scaling.heldout import paired, relative_error
-from scaling.laws import Law, LossLaw
-from scaling.losses import Losses
-from scaling.planning.allocation import Cost
-from scaling.points import at_nominal, grid_optima
-from scaling.prediction import predict
-from scaling.runs import Ledger
-from utils.errors import UserError
+from videoscaling.scaling.fitting import forms
+from videoscaling.scaling.fitting.method import LOSSES, SURFACE, fit_law, fit_or_force
+from videoscaling.scaling.fitting.options import Options
+from videoscaling.scaling.fitting.surface import Surface
+from videoscaling.scaling.heldout import paired, relative_error
+from videoscaling.scaling.laws import Law, LossLaw
+from videoscaling.scaling.losses import Losses
+from videoscaling.scaling.planning.allocation import Cost
+from videoscaling.scaling.points import at_nominal, grid_optima
+from videoscaling.scaling.prediction import predict
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
 
 # So few held-out points in their 95 % intervals, or fewer, are no chance.
 UNLIKELY = 0.05

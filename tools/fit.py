@@ -17,18 +17,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.sizes import smooth_width
-from scaling import PAPER, compare, laws, runs, tables, validate
-from scaling.fit import PARTS
-from scaling.fitting.forms import CONSTANTS as FORMS
-from scaling.fitting.method import GRIDS, LOSSES, SURFACE, UNREAD_BY, choose_method, fit_law
-from scaling.fitting.options import HOLDABLE, Options, parse_fixed, parse_pair, parse_window
-from scaling.fitting.runs_of_law import cost_of
-from scaling.optimum import WINDOW
-from scaling.points import Untrusted, cells_to_run
-from utils.errors import Parser, UserError, path_text, run_cli
-from utils.files import write_json
-from utils.revision import code_revision
+from videoscaling.models.sizes import smooth_width
+from videoscaling.scaling import PAPER, compare, laws, runs, tables, validate
+from videoscaling.scaling.fit import PARTS
+from videoscaling.scaling.fitting.forms import CONSTANTS as FORMS
+from videoscaling.scaling.fitting.method import GRIDS, LOSSES, SURFACE, UNREAD_BY, choose_method, fit_law
+from videoscaling.scaling.fitting.options import HOLDABLE, Options, parse_fixed, parse_pair, parse_window
+from videoscaling.scaling.fitting.runs_of_law import cost_of
+from videoscaling.scaling.optimum import WINDOW
+from videoscaling.scaling.points import Untrusted, cells_to_run
+from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.files import write_json
+from videoscaling.utils.revision import code_revision
 
 # Which parts read an option: the others would ignore it in silence.
 FITTED = (*PARTS, "validate")

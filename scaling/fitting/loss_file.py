@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.fitting import forms
-from scaling.fitting.loss import LossLaws, Member
-from scaling.fitting.surface_file import _array, _keys, _list, _number
-from utils.errors import UserError
+from videoscaling.scaling.fitting import forms
+from videoscaling.scaling.fitting.loss import LossLaws, Member
+from videoscaling.scaling.fitting.surface_file import _array, _keys, _list, _number
+from videoscaling.utils.errors import UserError
 
 KEYS = ("forms", "scale", "rows", "domain", "trends")
 SPANS = ("N", "T", "N T")

@@ -4,18 +4,24 @@ from typing import Any
 
 import numpy as np
 
-from scaling import table_kind
-from scaling.fitting.loss import LossLaws, fit_losses
-from scaling.fitting.options import Options
-from scaling.fitting.runs_of_law import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
-from scaling.fitting.sizes import check_losses, fit_sizes
-from scaling.laws import Law, with_hyperparameters
-from scaling.loss_law import unidentified
-from scaling.losses import as_losses
-from scaling.planning.allocation import Cost
-from scaling.points import Untrusted
-from scaling.runs import Ledger
-from utils.errors import UserError
+from videoscaling.scaling import table_kind
+from videoscaling.scaling.fitting.loss import LossLaws, fit_losses
+from videoscaling.scaling.fitting.options import Options
+from videoscaling.scaling.fitting.runs_of_law import (
+    domain,
+    recipe_warnings,
+    run_names,
+    skipped_warnings,
+    tokens_per_clip,
+)
+from videoscaling.scaling.fitting.sizes import check_losses, fit_sizes
+from videoscaling.scaling.laws import Law, with_hyperparameters
+from videoscaling.scaling.loss_law import unidentified
+from videoscaling.scaling.losses import as_losses
+from videoscaling.scaling.planning.allocation import Cost
+from videoscaling.scaling.points import Untrusted
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
 
 # The slope of ln L in ln N or ln T, in the middle of the data, may not be this many times larger at one end of its
 # 95 % interval than at the other.

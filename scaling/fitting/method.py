@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from scaling import fit, lines, optimum, surface_law, table_kind
-from scaling.fitting import loss_fit
-from scaling.fitting.options import Options
-from scaling.laws import ESTIMATORS, Law
-from scaling.planning import allocation
-from scaling.planning.allocation import Cost
-from scaling.points import Untrusted, at_nominal, grid_optima
-from scaling.runs import Ledger
-from utils.errors import UserError
+from videoscaling.scaling import fit, lines, optimum, surface_law, table_kind
+from videoscaling.scaling.fitting import loss_fit
+from videoscaling.scaling.fitting.options import Options
+from videoscaling.scaling.laws import ESTIMATORS, Law
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.planning.allocation import Cost
+from videoscaling.scaling.points import Untrusted, at_nominal, grid_optima
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
 
 SURFACE, LOSSES, GRIDS = "surface", "losses", "grids"
 # What one surface, and averaged loss forms, have no use for: nothing is held, windowed or assumed.

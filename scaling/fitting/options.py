@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from scaling import loss_law
-from scaling.laws import Law
-from scaling.optimum import WINDOW
-from utils.errors import UserError, nearest
+from videoscaling.scaling import loss_law
+from videoscaling.scaling.laws import Law
+from videoscaling.scaling.optimum import WINDOW
+from videoscaling.utils.errors import UserError, nearest
 
 # Constants that may be held, and where: the loss law's exponents as far as the fit itself looks for them.
 HOLDABLE = dict.fromkeys(("B.T", "B.N", "lr.T", "lr.N"), (-10.0, 10.0))

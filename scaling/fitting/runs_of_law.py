@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.planning.allocation import Cost, c_token, proportional
-from scaling.runs import Ledger
-from utils.errors import UserError
+from videoscaling.scaling.planning.allocation import Cost, c_token, proportional
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
 
 # C_token at a shape's own width and at the smooth rule's differ by less than this.
 SAME_COST = 0.15

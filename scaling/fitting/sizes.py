@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.fitting import isoflop
-from scaling.fitting.runs_of_law import training_flops
-from scaling.laws import LossLaw
-from scaling.losses import Losses
-from scaling.planning import allocation
-from scaling.planning.allocation import Cost
-from scaling.runs import Ledger
-from utils.errors import UserError
+from videoscaling.scaling.fitting import isoflop
+from videoscaling.scaling.fitting.runs_of_law import training_flops
+from videoscaling.scaling.laws import LossLaw
+from videoscaling.scaling.losses import Losses
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.planning.allocation import Cost
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
 
 # An exponent of N_opt below this comes of minima at the edge of the search: no law of sizes.
 STILL = 1e-6

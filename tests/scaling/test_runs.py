@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import fit, laws, runs, simulate, tables
-from scaling.fitting.runs_of_law import skipped_warnings
-from scaling.points import Untrusted
-from utils.errors import UserError
+from videoscaling.scaling import fit, laws, runs, simulate, tables
+from videoscaling.scaling.fitting.runs_of_law import skipped_warnings
+from videoscaling.scaling.points import Untrusted
+from videoscaling.utils.errors import UserError
 
 
 def write_run(folder, name, status="done", N=1000, B=80, milestones=(1e4, 2e4), overshoot=40, **more):

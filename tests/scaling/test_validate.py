@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from scaling import validate
-from scaling.fitting import forms
+from videoscaling.scaling import validate
+from videoscaling.scaling.fitting import forms
 
 N, T, B = (
     v.ravel()

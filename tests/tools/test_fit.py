@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.sizes import smooth_width
-from scaling import laws, runs, simulate
-from scaling.fitting.runs_of_law import cost_of
 from tests.commands import call
-from utils.errors import UserError
+from videoscaling.models.sizes import smooth_width
+from videoscaling.scaling import laws, runs, simulate
+from videoscaling.scaling.fitting.runs_of_law import cost_of
+from videoscaling.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "laws" / "paper.json"

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import laws
 from tests.commands import Done, call
+from videoscaling.scaling import laws
 
 N, T = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 6.4e8, 5), np.geomspace(1e9, 6.4e10, 5), indexing="ij"))
 

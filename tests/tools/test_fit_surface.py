@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.sizes import smooth_width
-from scaling import laws
 from tests.commands import Done, call
 from tests.scaling import planted
+from videoscaling.models.sizes import smooth_width
+from videoscaling.scaling import laws
 
 ROOT = Path(__file__).resolve().parents[2]
 
