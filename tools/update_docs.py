@@ -1,14 +1,13 @@
 """The table of keys in docs/training.md, made from the schema: `python tools/update_docs.py` brings it up to date."""
 
-from pathlib import Path
-
 import yaml
 
+from videoscaling import ROOT
 from videoscaling.training.config import known_keys
 from videoscaling.training.keys import default_of
 from videoscaling.utils.files import write_text
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "training.md"
+PAGE = ROOT / "docs" / "training.md"
 BEGIN, END = "<!-- keys: made by python tools/update_docs.py -->", "<!-- end of keys -->"
 
 
