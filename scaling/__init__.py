@@ -2,7 +2,7 @@
 
 The Python interface, loaded when it is first used:
 
-    from videoscaling.scaling import Cells, fit_surface, load_law, predict, read_runs
+    from videoscaling import Cells, fit_surface, load_law, predict, read_runs
 
     surface = fit_surface(Cells.of_ledger(read_runs("results/mini/cells")))
     surface.lr_opt(B=320, T=3e6, N=2e5)           # value, low, high
