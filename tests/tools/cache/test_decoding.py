@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,10 +11,10 @@ from tests.data.video.odd_videos import packed
 from tests.data.video.videos import damage
 from tests.data.video.videos import make_video as noisy_video
 from tests.tools.cache.test_latents import files_of, make_video, run  # noqa: F401
+from videoscaling import ROOT
 from videoscaling.data.latents import LatentCache
 from videoscaling.data.video import decode
 
-ROOT = Path(__file__).resolve().parents[2]
 CODING = {"g": "10", "bf": "0", "sc_threshold": "0"}
 
 
