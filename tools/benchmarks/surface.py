@@ -287,7 +287,7 @@ def main() -> None:
         raise UserError("say where the public tables are: --data FOLDER")
     # Paths differ from machine to machine.
     command = " ".join(
-        ["tools.benchmarks.surface", *args.parts, f"--subsets {args.subsets}", f"--sweeps {args.sweeps}"]
+        ["videoscaling.tools.benchmarks.surface", *args.parts, f"--subsets {args.subsets}", f"--sweeps {args.sweeps}"]
     )
     for part in chosen:
         began = time.process_time()
