@@ -106,7 +106,7 @@ def test_a_cache_is_continued_with_the_decoder_that_it_was_begun_with(run, tmp_p
     """The default then was decord, and is what is installed now."""
     make_video(tmp_path / "videos" / "a.mp4")
     words = ("--source", tmp_path / "videos", "--validation", 0, "--out", tmp_path / "x")
-    monkeypatch.setattr("videoscaling.tools.cache_latents.default_backend", lambda: "torchcodec")
+    monkeypatch.setattr("videoscaling.data.video.decode.default_backend", lambda: "torchcodec")
     assert run(*words, "--backend", "pyav")[0] == 0
     before = files_of(tmp_path / "x")
     status, _, stderr = run(*words)
