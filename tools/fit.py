@@ -15,8 +15,6 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import PAPER, compare, laws, runs, tables, validate
 from videoscaling.scaling.fit import PARTS
