@@ -32,7 +32,7 @@ reproduce-mini: $(INSTALLED)
 	$(PY) tools/fit.py all results/mini/cells --prior configs/laws/paper.json --out runs/mini/law.json
 	$(PY) tools/study.py results/mini/cells --law runs/mini/law.json --prior configs/laws/paper.json --expect results/mini/study.json
 	$(PY) tools/study.py results/mini/cells --law results/mini/law_before_heldout.json --expect results/mini/heldout.json
-	$(PY) tools/report.py results/mini/cells --law runs/mini/law.json --png runs/mini/figures --out runs/mini/report.html
+	$(PY) tools/report.py results/mini/cells --law runs/mini/law.json --figures runs/mini/figures --out runs/mini/report.html
 
 # Processes that tests start would compile the repository anew each where Python is told to keep no bytecode.
 test test-slow test-slurm: export PYTHONDONTWRITEBYTECODE :=

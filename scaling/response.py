@@ -176,7 +176,10 @@ class PowerLaws:
         return Estimate(found.value * penalty, found.low * penalty, found.high * penalty)
 
     def _own(self, N: ArrayLike, T: ArrayLike) -> Estimate:
-        """L(N, T) with the quantiles of its draws."""
+        """L(N, T) with the quantiles of its draws, or the interval that averaged forms give."""
+        if self.losses.predict != self._predict:
+            found, shape = self.losses.predict(N, T, 1), np.broadcast(N, T).shape
+            return Estimate(*(v.reshape(shape) for v in (found.mean, found.mean_low, found.mean_high)))
         found = Estimate.of(self.losses(N, T), self._draws("loss", N, T))
         return Estimate(found.value, np.minimum(found.low, found.value), np.maximum(found.high, found.value))
 

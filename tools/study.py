@@ -16,7 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.sizes import smooth_width
-from scaling import PAPER, allocation, laws
+from scaling import PAPER, laws
+from scaling.planning import allocation
 from scaling.reporting.study import differences, study
 from scaling.reporting.study_text import text
 from utils.errors import Parser, UserError, path_text, run_cli

@@ -308,7 +308,8 @@ def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str])
 def expect(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """What the sweep would tell about a budget if a law were true: simulated, fitted and planned many times over."""
     from models.sizes import smooth_width
-    from scaling import allocation, laws, simulate
+    from scaling import laws, simulate
+    from scaling.planning import allocation
     from scaling.planning.request import LEAST, MOST
 
     limits = {"flops": (LEAST, MOST["flops"]), "noise": (LEAST, MOST_NOISE), "n_ctx": (1, MOST["n_ctx"])}

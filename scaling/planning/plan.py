@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling import allocation
 from scaling.laws import Law
+from scaling.planning import allocation
 from scaling.planning.request import MOST, Request
 from scaling.planning.warnings import plan_warnings
 from utils.devices import best_dtype, planned_peak

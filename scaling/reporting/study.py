@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation, compare, fit, heldout, laws, noise
+from scaling import compare, fit, heldout, laws, noise
 from scaling.optimum import WINDOW
+from scaling.planning import allocation
 from scaling.points import Untrusted, at_nominal, grid_optima
 from scaling.runs import Ledger, read
 from scaling.stages import Options

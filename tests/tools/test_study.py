@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from models.sizes import flops_per_token, smooth_width
-from scaling import allocation, laws, runs, simulate
+from scaling import laws, runs, simulate
+from scaling.planning import allocation
 from scaling.points import Untrusted
 from scaling.reporting.study import best_sizes
 from scaling.reporting.study_text import held_out
