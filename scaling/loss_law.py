@@ -23,6 +23,9 @@ EXPONENTS = (0.01, 4.0)
 _START_EXPONENTS = (0.1, 0.2, 0.35, 0.55, 0.9)
 # Residuals worked out together: more leave the processor's cache, and wait for their slowest problem.
 _AT_ONCE = 20_000
+# Of more problems those leave that have stopped falling, and do not wait for the slowest. A fit's own
+# starts all go on to the end, which takes them closer to it than their own tolerance does.
+_FEW = 25
 
 
 @dataclass(frozen=True)
@@ -191,10 +194,10 @@ def descend(
         huber = np.where(size <= delta, residual**2 / 2, delta * (size - delta / 2))
         return np.sum(weight * huber, axis=-1), residual, derivative
 
-    # Problems that have stopped falling leave: the slowest take ten times the steps of most.
     left, now = np.arange(len(theta)), theta
     lowest, residual, derivative = evaluate(now)
     damping, calm = np.full(len(theta), 1e-3), np.zeros(len(theta), dtype=int)
+    tolerance = 1e-15 if len(theta) > _FEW else 1e-13
     for _ in range(steps):
         irls = weight * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
         J = derivative[..., free] * precision[..., None]
@@ -211,16 +214,16 @@ def descend(
         trial_lowest, trial_residual, trial_derivative = evaluate(trial)
         better = trial_lowest < lowest
         gain = np.where(better, lowest - trial_lowest, 0.0)
-        calm = np.where(gain <= 1e-15 * lowest, calm + 1, 0)
+        calm = np.where(gain <= tolerance * lowest, calm + 1, 0)
         now = np.where(better[:, None], trial, now)
         lowest = np.where(better, trial_lowest, lowest)
         residual[better], derivative[better] = trial_residual[better], trial_derivative[better]
         damping = np.clip(np.where(better, damping / 5, damping * 4), 1e-12, 1e10)
-        if np.mean(calm >= 6) > 0.1:
+        if np.all(calm >= 6):
+            break
+        if len(left) > _FEW and np.mean(calm >= 6) > 0.1:
             theta[left], objective[left] = now, lowest
             kept = calm < 6
-            if not kept.any():
-                return theta, objective
             left, now, lowest, residual, derivative, damping, calm, target, weight, highest = (
                 values[kept]
                 for values in (left, now, lowest, residual, derivative, damping, calm, target, weight, highest)
