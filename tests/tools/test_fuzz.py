@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import laws, simulate
-from scaling.runs import write_csv
 from tests.commands import call
 from tests.scaling import planted
-from tools.sweep import prediction
-from utils.errors import UserError
+from videoscaling.scaling import laws, simulate
+from videoscaling.scaling.runs import write_csv
+from videoscaling.tools.sweep import prediction
+from videoscaling.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "laws" / "paper.json"
-QUICK, ALL = 40, 1000
+QUICK, ALL = 100, 1000
 ODD_CELLS = ("", " ", "x", "nan", "-1", "0", "inf", "1e400", "1e-70", "1e70", "1e6", "done", "crashed", "1,5", '"')
 ODD_VALUES = (0, -1, 1, 1e300, -1e300, 1e-300, float("nan"), float("inf"), "x", None, [], {}, True, 10**400, 0.3, 40.0)
 # Absurd numbers overflow on the way to a refusal.
