@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling.estimates import Estimate
-from scaling.laws import ESTIMATORS, Law, LossLaw, SizeLaw
-from scaling.losses import Losses, as_losses
+from videoscaling.scaling.estimates import Estimate
+from videoscaling.scaling.laws import ESTIMATORS, Law, LossLaw, SizeLaw
+from videoscaling.scaling.losses import Losses, as_losses
 
 # Of the best loss. On the 15 public isoFLOP sets the exponents come out within .026 of the published at 3 %, .031 at
 # 5 %: the curves are lopsided, and a wider window feels it.
