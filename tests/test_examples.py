@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.commands import call
-from training.config import load_config
-from training.grid import read_keys
-from training.resolve import resolve
-from utils.errors import Parser
+from videoscaling.sweeps.grid import read_keys
+from videoscaling.training.config import load_config
+from videoscaling.training.run import resolve
+from videoscaling.utils.errors import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [ROOT / "train.py", ROOT / "sample.py"]
@@ -36,7 +36,7 @@ def examples(text: str) -> list[str]:
 
 def help_of(path: Path) -> str:
     name = str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
-    return importlib.import_module(name).__doc__
+    return importlib.import_module(f"videoscaling.{name}").__doc__
 
 
 ALL = [(path.name, line) for path in SCRIPTS for line in examples(help_of(path))]

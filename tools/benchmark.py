@@ -15,18 +15,14 @@ import argparse
 import datetime
 import importlib
 import json
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from tools.benchmarks.common import CLIPS
-from training.records import environment
-from utils.devices import pick_device
-from utils.errors import Parser, UserError, run_cli
+from videoscaling.tools.benchmarks.common import CLIPS
+from videoscaling.training.result import environment
+from videoscaling.utils.devices import pick_device
+from videoscaling.utils.errors import Parser, UserError, run_cli
 
 # Each part's module in tools/benchmarks.
 PARTS = {
@@ -97,7 +93,7 @@ def main() -> int:
     if args.stack < 1:
         raise UserError("--stack: must be at least 1")
     device = pick_device(args.device)
-    module = importlib.import_module(f"tools.benchmarks.{PARTS[args.part]}")
+    module = importlib.import_module(f"videoscaling.tools.benchmarks.{PARTS[args.part]}")
     rows = getattr(module, f"bench_{args.part}")(args, device)
     facts = about(device)
     if args.json:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import laws, runs, simulate
 from tests.commands import call
-from tools import fit as tool
-from utils.errors import UserError
+from videoscaling.scaling import laws, runs, simulate
+from videoscaling.tools import fit as tool
+from videoscaling.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "laws" / "paper.json"
@@ -55,7 +55,13 @@ def test_from_a_ledger_to_a_report(sweep, tmp_path):
     done = run("report.py", sweep, "--law", out, "--planned", planned, "--out", report)
     assert done.returncode == 0, done.stderr
     page = report.read_text()
-    for text in ("The prediction and the run", "Loss over rate and batch", "Best batch and rate", "Model size for a budget"):
+    titles = (
+        "The prediction and the run",
+        "Loss over rate and batch",
+        "Best batch and rate",
+        "Model size for a budget",
+    )
+    for text in titles:
         assert text in page
     # Pictures are base64, in which any four letters turn up by chance.
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
