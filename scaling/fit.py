@@ -25,7 +25,7 @@ from videoscaling.scaling.points import (
 )
 from videoscaling.scaling.runs import Ledger
 from videoscaling.scaling.stages import JACKKNIFE, LossStage, Options, hyper_law, hyper_replicates, loss_stage
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 PARTS = ("hyperparameters", "loss", "allocation", "all")
 # Best sizes of one budget, of other seeds or by other ways, differ by less than this factor.
@@ -172,21 +172,23 @@ def skipped_warnings(ledger: Ledger) -> list[str]:
         return []
     worst = np.argmax(np.where(many, ledger.skipped, 0))
     return [
-        f"{len(set(ledger.run_id[many]))} runs skipped more than {100 * MAX_SKIPPED:g} % of their steps, as their "
-        f"gradients were not finite ({ledger.run_id[worst]}: {100 * ledger.skipped[worst]:.3g} %): their losses are "
-        "those of fewer tokens than T"
+        f"{plural(len(set(ledger.run_id[many])), 'run')} skipped more than {100 * MAX_SKIPPED:g} % of their steps, as "
+        f"their gradients were not finite ({ledger.run_id[worst]}: {100 * ledger.skipped[worst]:.3g} %): their losses "
+        "are those of fewer tokens than T"
     ]
 
 
 def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) -> tuple[Points, tuple[Optimum, ...]]:
     """What to fit, and the optima of all grids where the ledger has grids."""
     if repeated := _repeated(ledger):
-        warnings.append(f"{repeated} cells have several results: each weighs as one result in the fit of its grid")
+        several = plural(repeated, "cell has", "cells have")
+        warnings.append(f"{several} several results: each weighs as one result in the fit of its grid")
     cells = set(zip(ledger.run_id.tolist(), ledger.N, ledger.nominal_T, ledger.B, ledger.lr))
     if mixed := {run for (run, *_), count in Counter(cell[:3] for cell in cells).items() if count > 1}:
+        several = plural(len(mixed), "run has", "runs have")
         warnings.append(
-            f"{len(mixed)} runs have several cells of one (N, T), such as {min(mixed)}: a run_id is one run's, whose "
-            "milestones err together"
+            f"{several} several cells of one (N, T), such as {min(mixed)}: a run_id is one run's, whose milestones "
+            "err together"
         )
     unknown = np.isnan([ledger.B, ledger.lr]).any()
     if options.optima or unknown or table_kind.most_cells(ledger) == 1:
