@@ -18,9 +18,9 @@ SIZES = (1e2, 1e15)  # N is sought between these
 Cost = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
-def c_token(n_ctx: int, width: Callable[[float], float]) -> Cost:
+def c_token(n_ctx: int, width: Callable[[NDArray], NDArray]) -> Cost:
     """The paper's cost, ``3/4 * N * (7 + n_ctx / width(N))``."""
-    return lambda N: 0.75 * N * (7 + n_ctx / np.vectorize(width, otypes=[float])(N))
+    return lambda N: 0.75 * N * (7 + n_ctx / width(N))
 
 
 def proportional(flops_per_parameter: float = 6.0) -> Cost:
@@ -28,7 +28,7 @@ def proportional(flops_per_parameter: float = 6.0) -> Cost:
     return lambda N: flops_per_parameter * np.asarray(N, dtype=float)
 
 
-def cost_of(law: Law, width: Callable[[float], float]) -> Cost:
+def cost_of(law: Law, width: Callable[[NDArray], NDArray]) -> Cost:
     """The cost that the law's own budgets were counted by: C_token at its clips, or so many FLOPs per N and T."""
     if law.n_ctx:
         return c_token(law.n_ctx, width)
