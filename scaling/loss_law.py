@@ -21,7 +21,8 @@ DELTA_PER_NOISE = forms.HUBER
 # Exponents outside this range are no scaling law; the bound keeps a hopeless start from overflowing.
 EXPONENTS = (0.01, 4.0)
 _START_EXPONENTS = (0.1, 0.2, 0.35, 0.55, 0.9)
-# Of the objective: a coarser one stops short of Chinchilla's minimum, which is known to six digits.
+# Of the objective: a coarser one stops short of Chinchilla's minimum, which is known to six digits. Many problems have
+# a finer one: those that stop leave.
 TOLERANCE = 1e-13
 
 
@@ -174,7 +175,7 @@ def descend(
     found, cost = forms.descend(
         "additive", _of_form(theta, np.log), _logs(N, T, scale), np.log(loss), precision, sd=sd, weight=weight,
         steps=steps, prior=(np.zeros(5), np.zeros(5)), free=free, exponents=EXPONENTS, ceiling=ceiling,
-        tolerance=TOLERANCE,
+        tolerance=TOLERANCE if len(theta) <= forms.FEW else TOLERANCE / 100,
     )  # fmt: skip
     return _of_form(found, np.exp), cost * sd**2
 

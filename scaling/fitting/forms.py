@@ -33,6 +33,8 @@ START_EXPONENTS = (0.2, 0.5, 1.0)
 START_FLOORS = (0.1, 0.5, 0.8, 0.95)
 # Rows that a start is refined on before the best ones are finished on all rows.
 START_ROWS = 1500
+# Of more problems those leave that have stopped falling, and do not wait for the slowest.
+FEW = 25
 # Residuals that are computed at once: more leave the processor's cache.
 CHUNK = 200_000
 
@@ -287,11 +289,13 @@ def descend(
         return tuple(np.concatenate(v) for v in zip(*found))
     theta = theta.copy()
     mean, sharpness = prior_of(form) if prior is None else prior
-    weight = np.ones(len(logs[0])) if weight is None else weight
+    every = len(theta), len(logs[0])
+    y, weight = np.broadcast_to(y, every), np.broadcast_to(1.0 if weight is None else weight, every)
     free = np.ones(len(mean), dtype=bool) if free is None else free
     floor = CONSTANTS[form].index("Linf")
     bounded = [at for at, name in enumerate(CONSTANTS[form]) if name in EXPONENTS and exponents and free[at]]
     highest = np.minimum(np.min(y, axis=-1), np.log(ceiling))
+    found, costs, left = theta, np.empty(len(theta)), np.arange(len(theta))
     if free[floor]:
         theta[:, floor] = np.minimum(theta[:, floor], highest)
 
@@ -328,7 +332,13 @@ def descend(
         damping = np.clip(np.where(better, damping / 5, damping * 4), 1e-12, 1e10)
         if np.all(calm >= 4):
             break
-    return theta, cost
+        if len(left) > FEW and np.mean(calm >= 4) > 0.1:
+            found[left], costs[left], kept = theta, cost, calm < 4
+            left, theta, cost, residual, J, damping, calm, y, weight, highest = (
+                values[kept] for values in (left, theta, cost, residual, J, damping, calm, y, weight, highest)
+            )
+    found[left], costs[left] = theta, cost
+    return found, costs
 
 
 def _starts(form: str, loss: NDArray) -> NDArray:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from videoscaling.scaling.planning.allocation import Cost, c_token, proportional
 from videoscaling.scaling.runs import Ledger
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 # C_token at a shape's own width and at the smooth rule's differ by less than this.
 SAME_COST = 0.15
@@ -58,9 +58,9 @@ def skipped_warnings(ledger: Ledger) -> list[str]:
         return []
     worst = np.argmax(np.where(many, ledger.skipped, 0))
     return [
-        f"{len(set(ledger.run_id[many]))} runs skipped more than {100 * MAX_SKIPPED:g} % of their steps, as their "
-        f"gradients were not finite ({ledger.run_id[worst]}: {100 * ledger.skipped[worst]:.3g} %): their losses are "
-        "those of fewer tokens than T"
+        f"{plural(len(set(ledger.run_id[many])), 'run')} skipped more than {100 * MAX_SKIPPED:g} % of their steps, as "
+        f"their gradients were not finite ({ledger.run_id[worst]}: {100 * ledger.skipped[worst]:.3g} %): their losses "
+        "are those of fewer tokens than T"
     ]
 
 

@@ -58,14 +58,10 @@ def fit_sizes(
         # Each row is a point, but for the diverged ones, and has its own budget or a computed one.
         flops = ledger.flops[np.isfinite(ledger.loss)]
         curves = isoflop.budgets(N, flops, loss) or isoflop.budgets(N, C, loss, isoflop.MOSTLY)
-    fits: dict[str, isoflop.SizeFit] = {}
-    if curves:
-        found, reasons = isoflop.estimate(curves)
-        fits = {name: one for name, one in found.items() if one is not None}
-        found = {name: None if one is None else one.law for name, one in found.items()}
-    else:
-        found, reasons = allocation.estimate(allocation.budgets(N, C, loss, C))
-    sizes |= found
+    found, reasons = isoflop.estimate(curves or isoflop.interpolated(N, C, loss))
+    sizes |= {name: None if one is None else one.law for name, one in found.items()}
+    # Interpolated budgets share their points: their scatter is no error.
+    fits = {name: one for name, one in found.items() if curves and one is not None}
     unknown |= {f"allocation.{name}": reason for name, reason in reasons.items()}
     if sizes["measured"] is not None:
         at = 10 * C.max()

@@ -457,4 +457,4 @@ def test_a_run_with_two_results_in_a_grid_is_warned_of(cost, grids):
     first, other = np.unique(grids.run_id)[:2]
     shared = dataclasses.replace(grids, run_id=np.where(grids.run_id == other, first, grids.run_id))
     (said,) = fit.fit(shared, "loss", fit.Options(), cost, {}).warnings
-    assert said.startswith("1 runs have several cells of one (N, T)")
+    assert said.startswith("1 run has several cells of one (N, T)")
