@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from videoscaling.scaling import loss_law
 from videoscaling.scaling.belief import BETWEEN, EXPONENT, Belief, Grid
 from videoscaling.scaling.extend import as_expected
+from videoscaling.scaling.losses import Losses
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.points import Untrusted
 from videoscaling.scaling.proposals import Asked
@@ -114,7 +115,8 @@ def best_size(C: float, cost: allocation.Cost, grids: Sequence[Known]) -> Target
     between = max(np.sum(fitted.residuals**2) / spare - np.mean(noise**2), LEAST_SCATTER**2)
 
     def size(theta: NDArray) -> float:
-        return math.log(float(allocation.minimise(loss_law.constants_of(theta), scale, C, cost)))
+        law = Losses.additive(loss_law.constants_of(theta), scale)
+        return math.log(float(allocation.optimum(law, C, cost)))
 
     steps = 1e-4 * np.eye(len(fitted.theta))
     slope = np.array([(size(fitted.theta + step) - size(fitted.theta - step)) / 2e-4 for step in steps])
