@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PAPER = ROOT / "configs" / "laws" / "paper.json"
 RECORD = ROOT / "tests" / "record.json"
 # The law is fitted in float64. Its rounding (1e-16) leaves the place of a minimum uncertain by its root, 1e-8: another
 # processor's BLAS gives Tc 2e-8 away. Draws are written with six decimals, and may round to the next.
@@ -51,7 +52,7 @@ def law() -> dict:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "law.json"
         cells = ROOT / "results" / "mini" / "cells"
-        done = call("tools/fit.py", "all", cells, "--prior", ROOT / "configs" / "laws" / "paper.json", "--out", out)
+        done = call("tools/fit.py", "all", cells, "--method", "grids", "--prior", PAPER, "--out", out)
         assert done.returncode == 0, done.stderr
         fitted = json.loads(out.read_text())
     return {key: value for key, value in fitted.items() if key not in ("name", "provenance")}
@@ -60,7 +61,7 @@ def law() -> dict:
 def plan() -> dict:
     from tests.commands import call
 
-    done = call("tools/plan.py", "--law", ROOT / "configs" / "laws" / "paper.json", "--flops", "1e20", "--json")
+    done = call("tools/plan.py", "--law", PAPER, "--flops", "1e20", "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
