@@ -1,4 +1,4 @@
-"""N_opt(C), three ways: the best size of each budget as it is, isoFLOP parabolas, and by minimising the loss law."""
+"""N_opt(C) of a law: the minimum of its loss, the power law through such minima, and power laws of isoFLOP budgets."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,9 +10,6 @@ from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.laws import ESTIMATORS, Law, LossLaw, SizeLaw
 from videoscaling.scaling.losses import Losses, as_losses
 
-# Of the best loss. On the 15 public isoFLOP sets the exponents come out within .026 of the published at 3 %, .031 at
-# 5 %: the curves are lopsided, and a wider window feels it.
-WINDOW = 0.03
 SIZES = (1e2, 1e15)  # N is sought between these
 # Training FLOPs per token of models with N parameters (array in, array out): C_token with the ladder's widths.
 Cost = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -58,11 +55,6 @@ def optimum(loss: LossLaw | Losses, C: ArrayLike, cost: Cost) -> NDArray[np.floa
         rising = by_N - by_T * np.interp(middle, grid, slope) > 0
         low, high = np.where(rising, low, middle), np.where(rising, middle, high)
     return np.exp((low + high) / 2)
-
-
-def minimise(constants: NDArray, scale: dict[str, float], C: ArrayLike, cost: Cost) -> NDArray[np.float64]:
-    """``optimum`` of additive laws with constants [..., 5], (Tc, aT, Nc, aN, Linf) in ``scale``."""
-    return optimum(Losses.additive(constants, scale), C, cost)
 
 
 def within(loss: LossLaw | Losses, C: float, cost: Cost, tolerance: float) -> tuple[float, float]:

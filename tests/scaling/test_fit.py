@@ -31,9 +31,7 @@ def exponents(law):
 
 
 def interval_of_size(law, C, cost):
-    drawn = law.drawn("loss")
-    constants = np.stack([drawn.Tc, drawn.aT, drawn.Nc, drawn.aN, drawn.Linf], axis=-1)
-    return jackknife.interval(allocation.minimise(constants, drawn.scale, C, cost))
+    return jackknife.interval(allocation.optimum(law.drawn("loss"), C, cost))
 
 
 def fitted_sizes(paper, cost, noise, ledgers):
