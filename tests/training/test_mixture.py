@@ -9,7 +9,7 @@ from data.mixture import Mixture, open_data
 from tests.conftest import make_cache
 from tests.training.test_trainer import overrides, result, run
 from training.config import config_from_dict, load_config, run_id, to_dict
-from training.feed import Feed
+from training.feed import BatchLoader
 from training.resolve import encoded_shape
 from training.trainer import prepare
 from utils.errors import UserError
@@ -32,7 +32,10 @@ def test_each_process_of_a_feed_reads_its_part_of_the_mixture(both: list[Path], 
     assert encoded_shape(resolved.config) == list(cache.latent_shape)
     assert config_from_dict(to_dict(resolved.config)) == resolved.config
     cpu = torch.device("cpu")
-    alone, halves = Feed(resolved, cache, 0, 1, cpu), [Feed(resolved, cache, rank, 2, cpu) for rank in range(2)]
+    alone, halves = (
+        BatchLoader(resolved, cache, 0, 1, cpu),
+        [BatchLoader(resolved, cache, rank, 2, cpu) for rank in range(2)],
+    )
     for step in (0, 1, 70, 3):
         position = torch.arange(step * resolved.clips, (step + 1) * resolved.clips)
         x0 = cache.train(cache.order(position, resolved.config.seed))[0]
