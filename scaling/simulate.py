@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation, fit, hyper, loss_law
+from scaling import fit, hyper, loss_law
 from scaling.jackknife import interval
 from scaling.laws import Law
 from scaling.optimum import COEFFICIENTS, Optimum
-from scaling.plan_warnings import FAR
+from scaling.planning import allocation
+from scaling.planning.warnings import FAR
 from scaling.points import SHARED, Untrusted, at_nominal, grid_optima
 from scaling.runs import Ledger, concatenate
 from utils.errors import UserError
@@ -258,9 +259,8 @@ def _why(reason: str) -> str:
 
 def _predictions(law: Law, N: float, T: float, C: float, cost: allocation.Cost) -> dict[str, NDArray]:
     loss = law.drawn("loss")
-    constants = np.stack([loss.Tc, loss.aT, loss.Nc, loss.aN, loss.Linf], axis=-1)
     return {
-        "N_opt": allocation.minimise(constants, loss.scale, C, cost),
+        "N_opt": allocation.optimum(loss, C, cost),
         "B": law.drawn("batch")(N, T),
         "lr": law.drawn("lr")(N, T),
         "loss": loss(N, T),

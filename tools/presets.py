@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import sizes
 from scaling import laws
-from scaling.plan import Request, plan
+from scaling.planning.plan import plan
+from scaling.planning.request import Request
 from training.planned_config import clip_length, planned_optim, planned_yaml, read_base, recipe_warnings
 from utils.errors import Parser, UserError, path_text, run_cli
 from utils.files import find_files, write_text
@@ -108,7 +109,7 @@ def page(rows: list[dict[str, Any]], law: laws.Law, path: str, results: Sequence
             for fraction in FRACTIONS:
                 tokens = row["T"] * fraction
                 hours = f" at {tokens / rate[row['N'], device] / 3600:.2g} h" if device else ""
-                cells.append(f"{float(law.loss(row['N'], tokens)):.3f}{hours}")
+                cells.append(f"{float(law.response.losses(row['N'], tokens)):.3f}{hours}")
             lines.append(f"| {row['size']} | {device or 'not measured'} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -5,11 +5,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import pytest
 
+from tests.disk import Disk
 from utils.errors import run_cli
 from utils.files import write_text
-from utils.os_errors import FIXES, warn_of_os_error
+from utils.os_errors import FIXES, warn_of_os_error, with_filename
 
 
 def said(main: Callable[[], None], capsys: pytest.CaptureFixture) -> str:
@@ -36,18 +38,32 @@ def test_every_error_of_a_file_is_one_line_that_names_it(code: int, capsys: pyte
 
 
 @pytest.mark.parametrize("name", ["EIO", "ESTALE", "ENOSPC", "EMFILE", "ENOMEM"])
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
 def test_what_fails_while_a_file_is_written_names_the_file(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    name: str, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """fsync names none, and the name of the file that is written under a temporary name is not the user's."""
-    code = getattr(errno, name)
-
-    def fsync(handle: int) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    assert f"error: {tmp_path / 'law.json'}: " in said(lambda: write_text(tmp_path / "law.json", "x"), capsys)
+    """write and fsync name none, and the name of the file that is written under a temporary name is not the user's."""
+    with monkeypatch.context() as good:
+        disk = Disk(tmp_path, good)
+        write_text(tmp_path / "law.json", "x" * 10_000)
+    (tmp_path / "law.json").unlink()
+    number = next(number for number, event in enumerate(disk.events) if event.startswith(f"{call} "))
+    with monkeypatch.context() as broken:
+        Disk(tmp_path, broken, number, getattr(errno, name))
+        text = said(lambda: write_text(tmp_path / "law.json", "x" * 10_000), capsys)
+    assert f"error: {tmp_path / 'law.json'}: " in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_while_a_video_is_written_names_it() -> None:
+    """PyAV's errors have a name that cannot be set."""
+    with pytest.raises(OSError, match="disk full") as caught, with_filename("a.mp4", ".a.mp4.tmp"):
+        raise av.error.OSError(errno.ENOSPC, "disk full", ".a.mp4.tmp")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "a.mp4")
+
+
+def test_a_full_device_is_named(capsys: pytest.CaptureFixture) -> None:
+    assert "error: /dev/full: disk full; free some" in said(lambda: write_text("/dev/full", "x"), capsys)
 
 
 def test_a_name_too_long_and_a_loop_of_links(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
