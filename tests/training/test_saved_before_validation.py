@@ -1,5 +1,7 @@
 """A run killed during validation loses nothing: it saves its checkpoint before, and validates before the next step."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import training.checkpoint
+from diffusion.validation import ValidationResult
 from tests.training.test_ensemble import configs, same
 from tests.training.test_trainer import losses, metrics, newest_step, overrides, result, run
 from training.checkpoint import checkpoint_paths, find_checkpoint, read_state
@@ -105,14 +108,12 @@ def test_stacked_runs_that_die_in_validation_measure_before_their_next_step(
 def test_weights_whose_validation_is_not_finite_leave_the_checkpoint_before(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = Trainer._milestone
+    plain = Trainer.after_validation
 
-    def not_finite(self: Trainer, reached: list[int], found: tuple, log: object) -> bool:
-        if self.tokens == 2560:
-            object.__setattr__(found[0], "loss", float("nan"))
-        return plain(self, reached, found, log)
+    def not_finite(self: Trainer, raw: ValidationResult, ema: ValidationResult) -> None:
+        plain(self, replace(raw, loss=math.nan) if self.tokens == 2560 else raw, ema)
 
-    monkeypatch.setattr(Trainer, "_milestone", not_finite)
+    monkeypatch.setattr(Trainer, "after_validation", not_finite)
     done = run(cache, tmp_path, "x", *MILESTONES, "checkpoint.keep=1")
     assert (done["status"], [m["nominal"] for m in done["milestones"]]) == ("diverged", [1280])
     assert [path.name for path in checkpoint_paths(tmp_path / "x" / "checkpoints")] == ["step_0000010"]
