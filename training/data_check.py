@@ -2,8 +2,8 @@
 
 import torch
 
-from training.feed import BatchLoader
-from training.parallel import raise_together
+from videoscaling.training.batches import BatchLoader
+from videoscaling.training.parallel import raise_together
 
 
 class DataCheck:

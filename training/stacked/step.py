@@ -1,0 +1,257 @@
+"""One optimiser step of stacked runs: one model evaluated over rows of weights, and all rows updated together."""
+
+import dataclasses
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from videoscaling.diffusion.loss import denoising_loss
+from videoscaling.diffusion.validation import T_BINS
+from videoscaling.models.dit import VideoDiT
+from videoscaling.training.batches import Samples
+from videoscaling.training.flat_buffer import move, place_of
+from videoscaling.training.model import build_model, compile_function
+from videoscaling.training.optim import learning_rate, weight_groups
+from videoscaling.training.stacked.cuda_graph import StepGraph
+from videoscaling.training.step import COUNTERS, micro_batches
+from videoscaling.training.trainer import Scores, Trainer
+from videoscaling.training.validation import RAW_SHARE, Score
+
+
+class _Buffers(NamedTuple):
+    """One kind of parameters of every run (matrices, or the rest): float32 [rows, numbers]; AdamW's steps [rows]."""
+
+    weights: Tensor
+    gradients: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    ema: Tensor
+    steps: Tensor
+
+
+class StackedStep:
+    """``training.step.TrainStep`` for several runs, whose buffers become rows of common ones.
+
+    Attributes:
+        trainers: the runs, a row each. Their own buffers are views of the rows, complete after each step.
+        wrapped, grad_norm, by_t, micro_batch: as ``TrainStep``'s, of all rows; ``find_micro_batch`` uses them.
+    """
+
+    def __init__(self, trainers: list[Trainer], micro_batch: int | None = None) -> None:
+        self.trainers = list(trainers)
+        lead, rows = trainers[0], len(trainers)
+        self._config, self.device, self._process = lead.config, lead.device, lead.process
+        # The definition of attention has a batching rule everywhere; the kernel for CPUs has none.
+        config = dataclasses.replace(lead.config, model=dataclasses.replace(lead.config.model, attention="plain"))
+        self.wrapped: VideoDiT = build_model(config, lead.cache.meta, self.device).to(
+            "meta"
+        )  # its code, not its weights
+        self._compiled = lead.config.train.compile
+        self._graph = StepGraph() if self.device.type == "cuda" else None
+        self._run = compile_function(self._losses) if self._compiled else self._losses
+        self._update = compile_function(update_rows) if self._compiled else update_rows
+        self.micro_batch = micro_batch or lead.train_step.micro_batch
+        self.grad_norm = torch.zeros(rows, device=self.device)
+        for name in COUNTERS.values():
+            setattr(self, name, torch.stack([getattr(trainer.train_step, name) for trainer in trainers]))
+        self.by_t = torch.stack([trainer.train_step.by_t for trainer in trainers])
+        self._buffers = [self._adopt(kind) for kind in range(len(lead.train_step.weights))]
+        seeds = [trainer.config.data_seed for trainer in trainers]
+        self._streams = [trainers[seeds.index(seed)].loader for seed in dict.fromkeys(seeds)]
+        which = [list(dict.fromkeys(seeds)).index(seed) for seed in seeds]
+        self._stream_of_row = torch.tensor(which, device=self.device)
+        for row, trainer in enumerate(trainers):
+            trainer.model.backend = "plain"
+            for name in (*COUNTERS.values(), "by_t", "grad_norm"):
+                setattr(trainer.train_step, name, getattr(self, name)[row])
+        self._weights = self._named("weights")
+        self._ema = self._named("ema")
+        self._gradients = list(self._named("gradients").values())
+        for weight in self._weights.values():
+            weight.requires_grad_()
+
+    def _adopt(self, kind: int) -> _Buffers:
+        """Move the runs' buffers of a kind into rows of common ones."""
+        rows, length = len(self.trainers), len(self.trainers[0].train_step.weights[kind])
+        numbers = (torch.zeros(rows, length, device=self.device) for _ in _Buffers._fields[:-1])
+        buffers = _Buffers(*numbers, torch.zeros(rows, device=self.device))
+        for row, trainer in enumerate(self.trainers):
+            train_step = trainer.train_step
+            model, ema = (weight_groups(each)[kind] for each in (trainer.model, trainer.ema))
+            move(train_step.weights[kind], model, buffers.weights[row], buffers.gradients[row])
+            move(train_step.ema[kind], ema, buffers.ema[row])
+            state = train_step.optimizer.state[train_step.weights[kind]]
+            for name in ("exp_avg", "exp_avg_sq", "step"):
+                common = buffers.steps if name == "step" else getattr(buffers, name)
+                common[row] = state[name]
+                state[name] = common[row]
+        return buffers
+
+    def _named(self, field: str) -> dict[str, Tensor]:
+        """Views of all rows of each parameter, [rows, *shape]."""
+        groups, views = weight_groups(self.trainers[0].model), {}
+        place = {id(parameter): name for name, parameter in self.trainers[0].model.named_parameters()}
+        for buffers, group in zip(self._buffers, groups):
+            whole = getattr(buffers, field)
+            for parameter in group:
+                start = place_of(parameter, whole.shape[1])
+                here = whole[:, start : start + parameter.numel()].detach()
+                views[place[id(parameter)]] = here.view(len(whole), *parameter.shape)
+        return views
+
+    def samples(self, step: int) -> Samples:
+        """What step ``step`` sees: [n, ...] where all rows see the same, else [rows, n, ...].
+
+        Raises:
+            DataFault: a clip is damaged; no row moves.
+        """
+        streams = [loader.batch(step) for loader in self._streams]
+        for loader in self._streams:
+            if loader.fault is not None:
+                raise loader.fault
+        if len(streams) == 1:
+            return streams[0]
+        each = zip(*streams)
+        return Samples(*(torch.stack(values)[self._stream_of_row] for values in each))
+
+    def _losses(self, weights: dict[str, Tensor], samples: Samples) -> Tensor:
+        """Each sample's loss under each row of ``weights``, float32 [rows, samples]."""
+
+        def one(row: dict[str, Tensor], samples: Samples) -> Tensor:
+            def model(*inputs: Tensor) -> Tensor:
+                return functional_call(self.wrapped, row, inputs)
+
+            return denoising_loss(model, self._process, *samples)
+
+        return torch.vmap(one, in_dims=(0, 0 if samples.t.dim() == 2 else None))(weights, samples)
+
+    def run(self, samples: Samples, tokens: int, active: list[Trainer]) -> None:
+        """Train the ``active`` runs on a batch, after ``tokens`` tokens; the other rows stay as they are."""
+        if self._graph is not None:
+            self._graph(self._run_rows, samples, self._settings(tokens, active))
+        elif self._compiled:
+            self._run_rows(samples, self._settings(tokens, active))
+        else:
+            # Fused AdamW of one row after the other: the whole of them, uncompiled, would pass memory a dozen times.
+            losses = self.backward(samples)
+            for row, trainer in enumerate(self.trainers):
+                if trainer in active:
+                    trainer.train_step.apply_gradients(losses[row], tokens)
+        for trainer in self.trainers:
+            if trainer not in active:  # it has seen these samples already, or has ended
+                trainer.train_step.by_t.zero_()
+
+    def backward(self, samples: Samples, share: bool = True) -> Tensor:
+        """As ``TrainStep.backward``, for all rows; returns each one's mean loss, float32 [rows]."""
+        rows, count = len(self.trainers), samples.t.shape[-1]
+        total = torch.zeros(rows, device=self.device)
+        for number, (piece, kept) in enumerate(micro_batches(samples, self.micro_batch)):
+            losses = self._run(self._weights, piece)[:, :kept]
+            loss = losses.sum(1) / count
+            found = torch.autograd.grad(loss.sum(), list(self._weights.values()))
+            # The first pass replaces what is there: no gradient has to be set to zero before.
+            (torch._foreach_add_ if number else torch._foreach_copy_)(self._gradients, found)
+            total += loss.detach()
+            which = (piece.t[..., :kept] * T_BINS).long().expand(rows, -1)
+            self.by_t[:, 0].scatter_add_(1, which, losses.detach())
+            self.by_t[:, 1].scatter_add_(1, which, torch.ones_like(losses))
+        return total
+
+    def zero_grad(self) -> None:
+        """Nothing to do: the next ``gradients`` replaces these."""
+
+    def _settings(self, tokens: int, active: list[Trainer]) -> Tensor:
+        """Each row's settings for ``update_rows``, on the CPU."""
+        batch = self._config.train.batch_tokens
+        columns = []
+        for trainer in self.trainers:
+            keys = trainer.config.optim
+            columns.append(
+                (
+                    learning_rate(keys, tokens + batch / 2, trainer.config.train.tokens),
+                    keys.beta1,
+                    keys.beta2(batch),
+                    keys.eps,
+                    keys.weight_decay,
+                    keys.clip,
+                    trainer in active,
+                    1 - (1 - batch / (tokens + batch)) ** (trainer.train_step.power + 1),
+                )
+            )
+        return torch.tensor(columns, dtype=torch.float64).T.contiguous()
+
+    def _run_rows(self, samples: Samples, settings: Tensor) -> None:
+        """A step of all rows together. Nothing in it waits for a GPU or depends on a value on it."""
+        losses = self.backward(samples)
+        active = settings[6].bool()
+        with torch.no_grad():
+            norm = self._update(self._buffers, settings)
+            finite = norm.isfinite()
+            self.grad_norm.copy_(torch.where(active, norm, self.grad_norm))
+            self.loss_sum += torch.where(finite & active, losses, 0.0)
+            self.finite_steps += finite & active
+            self.skipped_steps += ~finite & active
+            failed = self.consecutive_skips + ~finite
+            failed *= ~finite | (failed >= self._config.train.max_skipped)
+            self.consecutive_skips.copy_(torch.where(active, failed, self.consecutive_skips))
+
+    def should_shrink(self, wanted: int) -> bool:
+        """Whether rows whose runs have ended cost more than a smaller stack, which is compiled anew."""
+        rows = len(self.trainers)
+        return wanted < rows and (not self._compiled or wanted <= rows // 2)
+
+    def find_validation_batch(self) -> None:
+        """As ``Trainer.find_validation_batch``, for all rows."""
+        validator = self.trainers[0].validator
+        validator.find_batch([self._score_of(self._weights), self._score_of(self._ema)], len(self.trainers))
+        for trainer in self.trainers:
+            trainer.validator.batch = validator.batch
+
+    def validate(self) -> list[Scores]:
+        """The validation results of every run: of the raw weights and of the EMA."""
+        validator, rows = self.trainers[0].validator, len(self.trainers)
+        raw = validator.validate(self._score_of(self._weights), rows, RAW_SHARE)
+        return list(zip(raw, validator.validate(self._score_of(self._ema), rows)))
+
+    def _score_of(self, weights: dict[str, Tensor]) -> Score:
+        detached = {name: weight.detach() for name, weight in weights.items()}
+        return lambda *samples: self._losses(detached, Samples(*samples))
+
+
+def update_rows(kinds: list[_Buffers], settings: Tensor) -> Tensor:
+    """AdamW, clipped by each row's own norm, and the EMA, in place; compiled, it makes one pass over memory.
+
+    A row whose gradient is not finite keeps its weights and moments.
+
+    Args:
+        kinds: the matrices, which weight decay is for, and the rest.
+        settings: float64 [8, rows]: rate, beta1, beta2, epsilon, weight decay, clip, whether the row is
+            active, and by how much its EMA moves towards the weights.
+
+    Returns:
+        The gradients' norms before clipping, float32 [rows].
+    """
+    norm = torch.stack([buffers.gradients.square().sum(1) for buffers in kinds]).sum(0).sqrt()
+    rate, beta1, beta2, epsilon, decay, clip, active, towards = settings
+    moves = norm.isfinite() & active.bool()
+    count = kinds[0].steps.double() + moves
+    step_size = (rate / (1 - beta1**count)).float()[:, None]
+    root = (1 - beta2**count).sqrt().float()[:, None]
+    scale = (clip.float() / (norm + 1e-6)).clamp(max=1.0)[:, None]
+    new1, old2, new2 = ((value).float()[:, None] for value in (1 - beta1, beta2, 1 - beta2))
+    towards, epsilon, moved = (active * towards).float()[:, None], epsilon.float()[:, None], moves[:, None]
+    for kind, (weights, gradients, exp_avg, exp_avg_sq, ema, steps) in enumerate(kinds):
+        keep = (1 - rate * decay).float()[:, None] if kind == 0 else 1.0
+        gradient = gradients * scale
+        first = torch.lerp(exp_avg, gradient, new1)
+        second = exp_avg_sq * old2 + gradient * gradient * new2
+        after = weights * keep - step_size * first / (second.sqrt() / root + epsilon)
+        after = torch.where(moved, after, weights)
+        exp_avg.copy_(torch.where(moved, first, exp_avg))
+        exp_avg_sq.copy_(torch.where(moved, second, exp_avg_sq))
+        ema.copy_(torch.lerp(ema, after, towards))
+        weights.copy_(after)
+        steps += moves
+    return norm
