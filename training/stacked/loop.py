@@ -13,13 +13,13 @@ from typing import TextIO
 import torch
 import torch.distributed as dist
 
-from videoscaling.sweeps.stacking import stack_key
-from videoscaling.sweeps.state import data_faults_recorded
 from videoscaling.training.checks import check_directory
 from videoscaling.training.config import Config
+from videoscaling.training.data_check import data_faults_recorded
 from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.result import finished_result
 from videoscaling.training.signals import StopRequest
+from videoscaling.training.stacked.stack_key import stack_key
 from videoscaling.training.stacked.step import StackedStep
 from videoscaling.training.trainer import Trainer, prepare
 from videoscaling.utils.errors import PREEMPTED, UserError
@@ -32,7 +32,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30
 
 
 def train_stacked(configs: list[Config], wait: bool = False, consoles: bool = False) -> int:
-    """Train ``configs``, which ``sweeps.stacking`` says may share their steps, to their ends or to a signal.
+    """Train ``configs``, which ``stack_key`` says may share their steps, to their ends or to a signal.
 
     Each resumes from its own checkpoint, whoever wrote it: a stack of another size, or a run by itself. A finished
     run is left as it is.
