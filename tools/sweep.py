@@ -59,7 +59,7 @@ def main() -> int:
     command = add("collect", parents=[shared], help="write one CSV of all milestones")
     command.add_argument("--out", type=path_text, help="the CSV to write (default: results.csv in the sweep's folder)")
     extend_options(
-        add("extend", parents=[shared, listed], help="show, add and train the runs that would decide its grids")
+        add("extend", parents=[shared, listed], help="show, add and train the runs that narrow a prediction")
     )
     command = add("simulate", parents=[shared, listed], help="the intervals to expect, before any of it is trained")
     command.add_argument(
@@ -95,12 +95,12 @@ def main() -> int:
     if arguments.command == "collect":
         return collect(sweep, arguments.out)
     if arguments.command == "extend":
-        from videoscaling.tools import extend
+        from videoscaling.sweeps import extend
 
-        extend.check(arguments)
+        options = extend.Options.of(arguments)
         adopt_committed(sweep)
         again = functools.partial(load_sweep, arguments.config, overrides, data_of, prediction)
-        return extend.command(sweep, arguments, run, again, PAPER)
+        return extend.command(sweep, options, run, again, PAPER)
     if arguments.dry_run:
         return dry_run(sweep, arguments.json)
     with resumable(str(sweep.directory)):
@@ -121,22 +121,18 @@ def extend_options(command: argparse.ArgumentParser) -> None:
     """What ``extend`` may be told."""
     take_over_option(command)
     command.add_argument("--run", action="store_true", help="add the cells to the sweep and train them")
+    numbers = {
+        "tolerance": "relative loss that the predicted rate's error may cost: then nothing is added (default 1e-3)",
+        "noise": "relative noise of a run's loss, seed to seed (default: what the results show)",
+        "budget-flops": "spend this much, whatever the tolerance (default: a tenth of the sweep's FLOPs so far)",
+        "flops": "predict the best size of this compute and its pair, or with --params: of that run",
+        "params": "predict the loss, rate and batch of a model of this size (default: the largest held-out size)",
+        "tokens": "with --params: training tokens of that run",
+    }
+    for name, text in numbers.items():
+        command.add_argument(f"--{name}", type=float, help=text)
     command.add_argument(
-        "--tolerance", type=float, help="loss that a grid's best run may miss, relative (default 1e-3)"
-    )
-    command.add_argument(
-        "--noise", type=float, help="relative noise of a run's loss, seed to seed (default: what the results show)"
-    )
-    command.add_argument(
-        "--budget-flops",
-        type=float,
-        help="spend at most this much on the runs that narrow one prediction most, which the next options name",
-    )
-    command.add_argument("--flops", type=float, help="predict N_opt at this compute, or with --params: of that run")
-    command.add_argument("--params", type=float, help="predict the best rate and batch of a model of this size")
-    command.add_argument("--tokens", type=float, help="with --params: training tokens of that run")
-    command.add_argument(
-        "--law", type=path_text, help="law file for exponents that the grids do not show (default: the paper's)"
+        "--law", type=path_text, help="law file for the first cells of a size without results (default: the paper's)"
     )
     command.add_argument("--held-out", action="store_true", help="extend held-out sizes too")
 
