@@ -1,6 +1,6 @@
 """The Python interface: arrays in, arrays out, no files needed.
 
-    from scaling.api import fit, load_law, plan, predict, read_runs
+    from videoscaling.scaling.api import fit, load_law, plan, predict, read_runs
 
     law = fit(read_runs("results/mini/cells"))     # or fit({"N": N, "T": T, "B": B, "lr": lr, "loss": loss})
     predict(law, N=[1e6, 2e6], T=1e7).predicted    # also low, high, mean_low, mean_high, extrapolated
@@ -14,11 +14,11 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from scaling.laws import Law
-from scaling.laws import load as load_law
-from scaling.prediction import predict
-from scaling.runs import Ledger, from_arrays
-from scaling.runs import read as read_runs
+from videoscaling.scaling.laws import Law
+from videoscaling.scaling.laws import load as load_law
+from videoscaling.scaling.prediction import predict
+from videoscaling.scaling.runs import Ledger, from_arrays
+from videoscaling.scaling.runs import read as read_runs
 
 __all__ = ["fit", "load_law", "plan", "predict", "read_runs"]
 
@@ -35,9 +35,9 @@ def fit(runs: Ledger | Mapping[str, ArrayLike], form: str = "auto") -> Law:
         UserError: a column is missing, of another length, or no positive numbers.
         Untrusted: the runs do not support a surface.
     """
-    from models.sizes import smooth_width
-    from scaling import surface_law
-    from scaling.planning import allocation
+    from videoscaling.models.sizes import smooth_width
+    from videoscaling.scaling import surface_law
+    from videoscaling.scaling.planning import allocation
 
     ledger = runs if isinstance(runs, Ledger) else from_arrays(runs)
     clips = {int(n) for n in ledger.n_ctx}
@@ -56,8 +56,8 @@ def plan(law: Law, **fixed: Any) -> dict[str, Any]:
     Raises:
         UserError: contradictory or impossible requests, or a law without what they need.
     """
-    from models import sizes
-    from scaling.planning.plan import plan as make_plan
-    from scaling.planning.request import Request
+    from videoscaling.models import sizes
+    from videoscaling.scaling.planning.plan import plan as make_plan
+    from videoscaling.scaling.planning.request import Request
 
     return make_plan(law, Request(**fixed), sizes)

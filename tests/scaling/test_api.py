@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling.api import fit, plan
-from scaling.runs import from_arrays
-from utils.errors import UserError
+from videoscaling.scaling.api import fit, plan
+from videoscaling.scaling.runs import from_arrays
+from videoscaling.utils.errors import UserError
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "notebooks" / "laws.ipynb"
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]\d+)?")
