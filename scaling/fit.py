@@ -25,7 +25,7 @@ from videoscaling.scaling.points import (
 )
 from videoscaling.scaling.runs import Ledger
 from videoscaling.scaling.stages import JACKKNIFE, LossStage, Options, hyper_law, hyper_replicates, loss_stage
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 PARTS = ("hyperparameters", "loss", "allocation", "all")
 # Best sizes of one budget, of other seeds or by other ways, differ by less than this factor.
@@ -172,21 +172,23 @@ def skipped_warnings(ledger: Ledger) -> list[str]:
         return []
     worst = np.argmax(np.where(many, ledger.skipped, 0))
     return [
-        f"{len(set(ledger.run_id[many]))} runs skipped more than {100 * MAX_SKIPPED:g} % of their steps, as their "
-        f"gradients were not finite ({ledger.run_id[worst]}: {100 * ledger.skipped[worst]:.3g} %): their losses are "
-        "those of fewer tokens than T"
+        f"{plural(len(set(ledger.run_id[many])), 'run')} skipped more than {100 * MAX_SKIPPED:g} % of their steps, as "
+        f"their gradients were not finite ({ledger.run_id[worst]}: {100 * ledger.skipped[worst]:.3g} %): their losses "
+        "are those of fewer tokens than T"
     ]
 
 
 def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) -> tuple[Points, tuple[Optimum, ...]]:
     """What to fit, and the optima of all grids where the ledger has grids."""
     if repeated := _repeated(ledger):
-        warnings.append(f"{repeated} cells have several results: each weighs as one result in the fit of its grid")
+        several = plural(repeated, "cell has", "cells have")
+        warnings.append(f"{several} several results: each weighs as one result in the fit of its grid")
     cells = set(zip(ledger.run_id.tolist(), ledger.N, ledger.nominal_T, ledger.B, ledger.lr))
     if mixed := {run for (run, *_), count in Counter(cell[:3] for cell in cells).items() if count > 1}:
+        several = plural(len(mixed), "run has", "runs have")
         warnings.append(
-            f"{len(mixed)} runs have several cells of one (N, T), such as {min(mixed)}: a run_id is one run's, whose "
-            "milestones err together"
+            f"{several} several cells of one (N, T), such as {min(mixed)}: a run_id is one run's, whose milestones "
+            "err together"
         )
     unknown = np.isnan([ledger.B, ledger.lr]).any()
     if options.optima or unknown or table_kind.most_cells(ledger) == 1:
@@ -263,13 +265,10 @@ def _allocation(
         curves = isoflop.budgets(points.N, flops, points.loss) or isoflop.budgets(
             points.N, C, points.loss, isoflop.MOSTLY
         )
-    if curves:
-        fits, reasons = isoflop.estimate(curves)
+    fits, reasons = isoflop.estimate(curves or isoflop.interpolated(points.N, C, points.loss))
+    if curves:  # interpolated budgets share their points: their scatter is no error
         size_fits |= {name: one for name, one in fits.items() if one is not None}
-        found = {name: None if one is None else one.law for name, one in fits.items()}
-    else:
-        found, reasons = allocation.estimate(allocation.budgets(points.N, C, points.loss, C))
-    sizes |= found
+    sizes |= {name: None if one is None else one.law for name, one in fits.items()}
     unknown |= {f"allocation.{name}": reason for name, reason in reasons.items()}
     if sizes["measured"] is not None:
         at = 10 * C.max()
@@ -292,7 +291,10 @@ def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any])
             )
     if len(ledger) < 3:
         raise UserError(f"{ledger.source}: {len(ledger)} rows: a power law through best sizes needs three")
-    measured, span = allocation.size_law(C, ledger.N), list(allocation.exponent_interval(C, ledger.N))
+    if np.ptp(np.log(C)) < 1e-9:
+        raise UserError(f"{ledger.source}: the optima share one budget: N_opt's exponent is unknown")
+    through = isoflop.through(C, ledger.N)
+    measured, span = through.law, through.exponent_interval()
     if measured.exponent <= 0:
         rows = ", ".join(f"N {ledger.N[i]:.4g} at {C[i]:.4g} FLOPs" for i in np.argsort(C, kind="stable")[:5])
         raise UserError(f"{ledger.source}: N_opt falls with C (exponent {measured.exponent:.3f}): {rows}")

@@ -23,6 +23,9 @@ EXPONENTS = (0.01, 4.0)
 _START_EXPONENTS = (0.1, 0.2, 0.35, 0.55, 0.9)
 # Residuals worked out together: more leave the processor's cache, and wait for their slowest problem.
 _AT_ONCE = 20_000
+# Of more problems those leave that have stopped falling, and do not wait for the slowest. A fit's own
+# starts all go on to the end, which takes them closer to it than their own tolerance does.
+_FEW = 25
 
 
 @dataclass(frozen=True)
@@ -176,11 +179,12 @@ def descend(
             values, weights = (v if np.ndim(v) < 2 else v[some] for v in (loss, weight))
             parts.append(descend(theta[some], N, T, values, precision, delta, fixed, scale, weights, steps, ceiling))
         return tuple(np.concatenate(found) for found in zip(*parts))
-    theta = theta.copy()
-    log_N, log_T, target = np.log(N / scale["N"]), np.log(T / scale["T"]), np.log(loss)
+    theta, objective = theta.copy(), np.empty(len(theta))
+    log_N, log_T = np.log(N / scale["N"]), np.log(T / scale["T"])
     free = np.array([name not in fixed for name in CONSTANTS])
-    weight = np.ones(len(N)) if weight is None else weight
-    highest = np.log(np.minimum(np.min(loss, axis=-1), ceiling))
+    every = len(theta), len(N)
+    target, weight = np.broadcast_to(np.log(loss), every), np.broadcast_to(1.0 if weight is None else weight, every)
+    highest = np.broadcast_to(np.log(np.minimum(np.min(loss, axis=-1), ceiling)), len(theta))
     theta[:, 4] = np.where(free[4], np.minimum(theta[:, 4], highest), theta[:, 4])
 
     def evaluate(theta: NDArray) -> tuple[NDArray, NDArray, NDArray]:
@@ -190,9 +194,10 @@ def descend(
         huber = np.where(size <= delta, residual**2 / 2, delta * (size - delta / 2))
         return np.sum(weight * huber, axis=-1), residual, derivative
 
-    damping = np.full(len(theta), 1e-3)
-    objective, residual, derivative = evaluate(theta)
-    calm = np.zeros(len(theta), dtype=int)
+    left, now = np.arange(len(theta)), theta
+    lowest, residual, derivative = evaluate(now)
+    damping, calm = np.full(len(theta), 1e-3), np.zeros(len(theta), dtype=int)
+    tolerance = 1e-15 if len(theta) > _FEW else 1e-13
     for _ in range(steps):
         irls = weight * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
         J = derivative[..., free] * precision[..., None]
@@ -202,19 +207,28 @@ def descend(
         diagonal = np.einsum("pii->pi", hessian)
         ridge = damping[:, None] * (diagonal + 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300)
         step = np.linalg.solve(hessian + ridge[..., None] * np.eye(free.sum()), gradient[..., None])[..., 0]
-        trial = theta.copy()
+        trial = now.copy()
         trial[:, free] -= np.clip(step, -2.0, 2.0)
-        trial[:, [1, 3]] = np.where(free[[1, 3]], np.clip(trial[:, [1, 3]], *EXPONENTS), theta[:, [1, 3]])
-        trial[:, 4] = np.where(free[4], np.clip(trial[:, 4], highest - 14.0, highest), theta[:, 4])
-        trial_objective, trial_residual, trial_derivative = evaluate(trial)
-        better = trial_objective < objective
-        gain = np.where(better, objective - trial_objective, 0.0)
-        calm = np.where(gain <= 1e-13 * objective, calm + 1, 0)
-        theta[better], objective[better] = trial[better], trial_objective[better]
+        trial[:, [1, 3]] = np.where(free[[1, 3]], np.clip(trial[:, [1, 3]], *EXPONENTS), now[:, [1, 3]])
+        trial[:, 4] = np.where(free[4], np.clip(trial[:, 4], highest - 14.0, highest), now[:, 4])
+        trial_lowest, trial_residual, trial_derivative = evaluate(trial)
+        better = trial_lowest < lowest
+        gain = np.where(better, lowest - trial_lowest, 0.0)
+        calm = np.where(gain <= tolerance * lowest, calm + 1, 0)
+        now = np.where(better[:, None], trial, now)
+        lowest = np.where(better, trial_lowest, lowest)
         residual[better], derivative[better] = trial_residual[better], trial_derivative[better]
         damping = np.clip(np.where(better, damping / 5, damping * 4), 1e-12, 1e10)
         if np.all(calm >= 6):
             break
+        if len(left) > _FEW and np.mean(calm >= 6) > 0.1:
+            theta[left], objective[left] = now, lowest
+            kept = calm < 6
+            left, now, lowest, residual, derivative, damping, calm, target, weight, highest = (
+                values[kept]
+                for values in (left, now, lowest, residual, derivative, damping, calm, target, weight, highest)
+            )
+    theta[left], objective[left] = now, lowest
     return theta, objective
 
 

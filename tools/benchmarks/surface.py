@@ -1,6 +1,7 @@
 """Evidence for the response surface: public tables, the study's runs, and simulated sweeps with known truths.
 
-    python tools/benchmarks/surface.py steplaw study --data FOLDER --out results/benchmarks/DATE-cpu-surface.csv
+    python -m videoscaling.tools.benchmarks.surface steplaw study --data FOLDER \\
+        --out results/benchmarks/DATE-cpu-surface.csv
 
 study: half-widths of lr_opt's exponents from the study's runs.   scalebench: each large size from the smaller ones.
 budget: random cells worth 10 % of the FLOPs.   steplaw: each size left out, all cells and 6 % of them.   farseer: the
@@ -14,13 +15,10 @@ import argparse
 import csv
 import datetime
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from numpy.typing import NDArray
@@ -289,7 +287,7 @@ def main() -> None:
         raise UserError("say where the public tables are: --data FOLDER")
     # Paths differ from machine to machine.
     command = " ".join(
-        ["tools/benchmarks/surface.py", *args.parts, f"--subsets {args.subsets}", f"--sweeps {args.sweeps}"]
+        ["videoscaling.tools.benchmarks.surface", *args.parts, f"--subsets {args.subsets}", f"--sweeps {args.sweeps}"]
     )
     for part in chosen:
         began = time.process_time()

@@ -129,7 +129,7 @@ def test_workers_go_on_while_the_caller_is_busy(tmp_path):
     assert len(list(answers)) == 9
 
 
-@pytest.mark.parametrize("how", ["dropped", "raised"])
+@pytest.mark.parametrize("how", ["dropped", pytest.param("raised", marks=pytest.mark.slow)])
 def test_no_worker_is_left_by_an_unfinished_iterator(how):
     answers = decoded([unit(0, process_of), *(unit(i, hang) for i in range(1, 9))], 1, 600)
     worker = int(next(answers).captions[0])
@@ -160,7 +160,8 @@ def test_a_worker_that_begins_leaves_ctrl_c_to_its_parent(capfd):
 def test_workers_die_with_their_parent():
     """In the middle of a unit that never ends, whatever ended the parent."""
     script = (
-        "import os\nfrom videoscaling.data.video.decode_workers import decoded\nfrom tests.processes.data.test_decode_workers import *\n"
+        "import os\nfrom videoscaling.data.video.decode_workers import decoded\n"
+        "from tests.processes.data.test_decode_workers import *\n"
         "answers = decoded([unit(0, process_of), unit(1, hang)], 1, 600)\n"
         "print(*next(answers).captions, flush=True)\nnext(answers)\n"
     )
