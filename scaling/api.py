@@ -1,6 +1,6 @@
 """The Python interface: arrays in, arrays out, no files needed.
 
-    from videoscaling.scaling.api import fit, load_law, plan, predict, read_runs
+    from videoscaling import fit, load_law, plan, predict, read_runs
 
     law = fit(read_runs("results/mini/cells"))     # or fit({"N": N, "T": T, "B": B, "lr": lr, "loss": loss})
     predict(law, N=[1e6, 2e6], T=1e7).predicted    # also low, high, mean_low, mean_high, extrapolated
