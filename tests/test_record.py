@@ -72,7 +72,7 @@ def trained(cache: Path, out: Path, name: str, stacked: bool) -> dict:
 
     from tests.training.test_trainer import losses, overrides, result
     from videoscaling.training.config import load_config
-    from videoscaling.training.stacked.loop import train_together
+    from videoscaling.training.stacked.loop import train_stacked
     from videoscaling.training.trainer import train
 
     torch.set_num_threads(1)
@@ -80,7 +80,7 @@ def trained(cache: Path, out: Path, name: str, stacked: bool) -> dict:
     first = load_config(None, overrides(cache, out, name, *keys))
     if stacked:
         other = load_config(None, overrides(cache, out, f"{name}-other", *keys, "optim.lr=5e-4"))
-        assert train_together([first, other]) == 0
+        assert train_stacked([first, other]) == 0
     else:
         assert train(first) == 0
     done = result(out / name)
