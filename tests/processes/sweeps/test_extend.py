@@ -11,7 +11,6 @@ from tests.tools.test_extend import asks, sweep  # noqa: F401
 from videoscaling.sweeps import added_cells
 from videoscaling.utils.errors import UserError
 
-
 # About four runs. Losses after 256 tokens hardly depend on the rate, so that the tolerance alone asks for none.
 BUDGET = ("--budget-flops", "1e8")
 
