@@ -17,6 +17,8 @@ MAX_INFLATION = 30.0
 # Fits are alternated with estimates of the noise until no constant of the noise moves by more than this.
 SETTLED = 0.05
 ROUNDS = 6
+# Of the cost plus one: a step that promises to lower it by less than half of this is not taken.
+CONVERGED = 1e-5
 
 
 @dataclass(frozen=True)
@@ -127,52 +129,81 @@ def descend(
     bound = np.flatnonzero(problem.censored)
     rows = problem.rows
     bound_sd = noise.sd_of(phi, rows.n[bound], rows.t[bound], rows.h[bound], mean.excess[bound])[1]
+    # Columns of free levels never change, so that they are whitened once.
+    levels = mean.levels.shape[1]
+    varying = free[levels:] - levels
+    white_levels = V.whiten(mean.levels.astype(float))
+    seen_levels = V.explained(white_levels)
+    total = levels + 1 + len(varying)
+    products = np.zeros((total, total))
+    products[:levels, :levels] = white_levels.T @ white_levels - seen_levels.T @ seen_levels
 
     def equations(mean: shape.Mean, theta: NDArray) -> tuple[float, NDArray, NDArray]:
         """Cost, gradient and Hessian."""
-        both = np.column_stack([mean.value - problem.y, mean.jacobian[:, free]])
-        white = V.whiten(both)
+        residual = mean.value - problem.y
+        white = V.whiten(np.column_stack([residual, mean.columns[:, varying]]))
         seen = V.explained(white)
-        short = both[bound] / bound_sd[:, None]
-        short = np.where(short[:, :1] < 0, short, 0.0)
-        squares = white.T @ white - seen.T @ seen + short.T @ short
+        squares = products.copy()
+        squares[:levels, levels:] = white_levels.T @ white - seen_levels.T @ seen
+        squares[levels:, :levels] = squares[:levels, levels:].T
+        squares[levels:, levels:] = white.T @ white - seen.T @ seen
+        short = bound[residual[bound] < 0]
+        if len(short):
+            columns = [mean.levels[short], residual[short, None], mean.columns[np.ix_(short, varying)]]
+            scaled = np.hstack(columns) / bound_sd[residual[bound] < 0, None]
+            squares += scaled.T @ scaled
         away = ((theta - centre) * precision)[free]
-        return (
-            float(0.5 * squares[0, 0] + 0.5 * away @ away),
-            squares[0, 1:] + away * precision[free],
-            squares[1:, 1:] + np.diag(precision[free] ** 2),
-        )
+        hessian = np.delete(np.delete(squares, levels, 0), levels, 1)
+        hessian[np.diag_indices_from(hessian)] += precision[free] ** 2
+        gradient = np.delete(squares[levels], levels) + away * precision[free]
+        return float(0.5 * squares[levels, levels] + 0.5 * away @ away), gradient, hessian
 
     with np.errstate(over="ignore", invalid="ignore"):
         cost, gradient, hessian = equations(mean, theta)
-    damping = 1e-3
+    damping, curvature = 1e-3, np.zeros_like(hessian)
     for _ in range(steps):
         diagonal = np.diag(hessian)
         ridge = damping * (diagonal + 1e-10 * diagonal.max())
-        step = np.linalg.solve(hessian + np.diag(ridge), gradient)
+        step = np.linalg.solve(hessian + curvature + np.diag(ridge), gradient)
+        if gradient @ step < 0:
+            curvature[:] = 0.0
+            step = np.linalg.solve(hessian + np.diag(ridge), gradient)
+        if gradient @ step < CONVERGED * (1 + cost) and damping < 1:
+            break
         trial = theta.copy()
         trial[free] -= np.clip(step, -1.0, 1.0)
         # A step too far runs out of numbers, and is taken back.
         with np.errstate(over="ignore", invalid="ignore"):
             new = shape.evaluate(model, trial, problem.inputs)
-            new_cost, new_gradient, new_hessian = equations(new, trial)
-        if np.isfinite(new_cost) and new_cost < cost:
-            gain, theta, mean, cost, gradient, hessian = (
-                cost - new_cost,
-                trial,
-                new,
-                new_cost,
-                new_gradient,
-                new_hessian,
-            )
+            found = equations(new, trial)
+        if np.isfinite(found[0]) and found[0] < cost:
+            moved, turned = (trial - theta)[free], found[1] - gradient
+            curvature = _secant(curvature, moved, turned, turned - found[2] @ moved)
+            theta, mean = trial, new
+            cost, gradient, hessian = found
             damping = max(damping / 6, 1e-9)
-            if gain < 1e-5 * (1 + cost):
-                break
         else:
             damping *= 6
             if damping > 1e8:
                 break
     return theta, mean, cost
+
+
+def _secant(S: NDArray, moved: NDArray, turned: NDArray, missing: NDArray) -> NDArray:
+    """What the Hessian lacks without second derivatives, updated from a step (Dennis, Gay and Welsch's NL2SOL).
+
+    Args:
+        S: the last estimate. moved: the step. turned: by how much it changed the gradient.
+        missing: ``turned`` less what the Gauss-Newton Hessian explains.
+    """
+    along = float(turned @ moved)
+    if along <= 0:
+        return S
+    known = S @ moved
+    size = min(1.0, abs(float(moved @ missing)) / max(abs(float(moved @ known)), 1e-300))
+    left = missing - size * known
+    outer = np.outer(left, turned) / along
+    return size * S + outer + outer.T - float(moved @ left) / along**2 * np.outer(turned, turned)
 
 
 def _inflation(problem: Problem, structure: noise.Structure, model: Model, mean: shape.Mean, phi: NDArray) -> NDArray:

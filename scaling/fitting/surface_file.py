@@ -178,7 +178,7 @@ def _solution(raw: dict[str, Any], where: str, form: str) -> least_squares.Solut
         inflation = _number(raw["inflation"], f"{where}.inflation", 0)
     none, nobody = np.zeros(0), np.zeros(0, dtype=np.int64)
     rows = noise.Rows(none, none, none, nobody, nobody, nobody, nobody, nobody)
-    mean = shape.Mean(none, np.zeros((0, len(names))), none, none, none)
+    mean = shape.Mean(none, np.zeros((0, len(names))), none, none, none, np.zeros((0, 0), dtype=bool))
     structure = noise.Structure(rows, (), nobody, least_squares.effects_of(model))
     return least_squares.Solution(model, theta, covariance, phi, structure, np.array([inflation]), mean, float("nan"))
 
