@@ -14,6 +14,8 @@ from scaling.fitting.table import Cells
 STUDENT = 6.0
 # Of an outlier's variance. Without a bound, few cells with many constants end with sd near 0 and one huge outlier.
 MAX_INFLATION = 30.0
+# Mean of weight times squared residual of normal errors: with it the noise's sd is theirs, without it 13 % too small.
+NORMAL = 0.812
 # Fits are alternated with estimates of the noise until no constant of the noise moves by more than this.
 SETTLED = 0.05
 ROUNDS = 6
@@ -109,11 +111,11 @@ def solve(
         at = noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, inflation)
         before = phi
         phi = noise.estimate(structure, phi, at, mean.jacobian[:, model.free], problem.y - mean.value, prior)
-        inflation = _inflation(problem, structure, model, mean, phi)
+        inflation = _inflation(problem, structure, mean, phi)
         if np.max(np.abs(phi - before)) < SETTLED:
             break
     theta, mean, cost = descend(problem, structure, model, theta, phi, inflation)
-    covariance = covariance_of(structure, model, mean, phi, inflation)
+    covariance = covariance_of(structure, model, mean, phi, inflation * _robust_factor(problem, structure, mean, phi))
     return Solution(model, theta, covariance, phi, structure, inflation, mean, cost)
 
 
@@ -206,15 +208,35 @@ def _secant(S: NDArray, moved: NDArray, turned: NDArray, missing: NDArray) -> ND
     return size * S + outer + outer.T - float(moved @ left) / along**2 * np.outer(turned, turned)
 
 
-def _inflation(problem: Problem, structure: noise.Structure, model: Model, mean: shape.Mean, phi: NDArray) -> NDArray:
-    """Student's weights, from residuals less what the row's grid, size and run have in common."""
-    plain = np.ones(len(problem.y))
-    V = noise.Whitener(structure, phi, noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, plain))
+def _residuals(
+    problem: Problem, structure: noise.Structure, mean: shape.Mean, phi: NDArray
+) -> tuple[NDArray, NDArray]:
+    """White residuals less what a row's grid, size and run have in common, and the rows that they belong to."""
+    V = noise.Whitener(structure, phi, noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, np.ones(len(problem.y))))
     r = V.whiten(problem.y - mean.value)
-    r = r - V.Z @ np.linalg.solve(V.Z.T @ V.Z + np.diag(V.effect_precision), V.Z.T @ r)
-    inflation = plain.copy()
-    inflation[V.order] = np.clip((STUDENT + r**2) / (STUDENT + 1), 1.0, MAX_INFLATION)
+    return r - V.Z @ np.linalg.solve(V.Z.T @ V.Z + np.diag(V.effect_precision), V.Z.T @ r), V.order
+
+
+def _inflation(problem: Problem, structure: noise.Structure, mean: shape.Mean, phi: NDArray) -> NDArray:
+    """One over Student's weights, which are at most 1; NORMAL where a row is not weighed down."""
+    r, order = _residuals(problem, structure, mean, phi)
+    inflation = np.full(len(problem.y), NORMAL)
+    inflation[order] = NORMAL * np.clip((STUDENT + r**2) / (STUDENT + 1), 1.0, MAX_INFLATION)
     return inflation
+
+
+def _robust_factor(problem: Problem, structure: noise.Structure, mean: shape.Mean, phi: NDArray) -> float:
+    """What the noise's part of the constants' variance is more than the weights say (Huber 1981, section 7.6).
+
+    Weights depend on the residuals, so that a row counts less than its weight. Normal errors give 1.3: intervals
+    without it are 13 % too narrow.
+    """
+    r = np.abs(_residuals(problem, structure, mean, phi)[0])
+    weight = 1 / np.clip((STUDENT + r**2) / (STUDENT + 1), 1.0, MAX_INFLATION)
+    inside = (weight < 1) & (weight > 1 / MAX_INFLATION)
+    slope = np.where(inside, (STUDENT + 1) * (STUDENT - r**2) / (STUDENT + r**2) ** 2, weight)
+    scale = np.sum((weight * r) ** 2) / np.sum(weight * r**2)
+    return max(float(scale * weight.mean() / max(slope.mean(), 0.3) ** 2), 1.0)
 
 
 def log_evidence(problem: Problem, solution: Solution) -> float:
@@ -226,7 +248,7 @@ def log_evidence(problem: Problem, solution: Solution) -> float:
     away = (solution.theta - model.prior[0])[model.free]
     value += 0.5 * float(np.sum(np.log(prior[prior > 0])) - np.sum(prior * away**2))
     # What weighing outliers down costs under Student's distribution: nothing is gained by calling a row one.
-    weight = 1 / solution.inflation
+    weight = np.minimum(NORMAL / solution.inflation, 1.0)
     return value + STUDENT / 2 * float(np.sum(np.log(weight) - weight + 1))
 
 
