@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from utils.errors import Parser, UserError, path_text, run_cli
+from utils.errors import Parser, UserError, path_text, plural, run_cli
 from utils.files import write_json
 
 FORMATS = ("mp4", "gif", "png")
@@ -164,7 +164,7 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
     write_json(arguments.out / "samples.json", records)
     if arguments.grid:
         write_grid(arguments.out / "grid.gif", clips, prompts, arguments.grid, arguments.fps)
-    print(f"{arguments.out}: {len(records)} videos and samples.json")
+    print(f"{arguments.out}: {plural(len(records), 'video')} and samples.json")
     return 0
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from utils.errors import plural
+
 
 def counts_text(counts: Mapping[str, int]) -> str:
     """Counts by kind, as text."""
@@ -14,8 +16,8 @@ def captions_text(about: Mapping[str, Any], clips: int) -> list[str]:
     """Lines about captions and about what was left out; none for what an older index does not say."""
     lines = []
     if (found := about.get("captions")) is not None:
-        lines.append(f"  captions: {found['missing']:,} of {clips:,} clips have none; {found['cut']:,} have one that "
-                     "is longer than the text encoder takes, and is cut")  # fmt: skip
+        lines.append(f"  captions: {found['missing']:,} of {plural(clips, 'clip')} have none; {found['cut']:,} have "
+                     "one that is longer than the text encoder takes, and is cut")  # fmt: skip
     if about.get("skipped"):
         lines.append(f"  files skipped, by kind: {counts_text(about['skipped'])}")
     if about.get("unread_columns"):
@@ -23,14 +25,16 @@ def captions_text(about: Mapping[str, Any], clips: int) -> list[str]:
     return lines
 
 
-def split_text(split: Mapping[str, Any] | None) -> list[str]:
-    """Lines about how training and validation were separated; none for what an older index does not say."""
+def split_text(split: Mapping[str, Any] | None, clips: int) -> list[str]:
+    """Lines about how training and validation, of so many ``clips``, were separated; none for what an older index does
+    not say."""
     if not split or split["by"] == "seed":
         return []
-    wanted = (
-        "the clips of the given list" if split["wanted"] is None else f"{split['wanted']:,} clips were to be drawn"
-    )
-    lines = [f"  validation: {wanted}, split by {split['by']}"]
+    wanted = split["wanted"]
+    drawn = "the clips of the given list" if wanted is None else f"{plural(wanted, 'clip')} to be drawn"
+    if wanted is not None and clips > wanted:
+        drawn += f", and {plural(clips - wanted, 'more clip')} of the last video, which is taken whole"
+    lines = [f"  validation: {drawn}, split by {split['by']}"]
     if split["parted"]:
         names = ", ".join(split["parted"][:3]) + (", ..." if len(split["parted"]) > 3 else "")
         lines[0] += f": of {names} a part is trained on, {split['gap_seconds']:.2g} s or more from any validation clip"
@@ -42,19 +46,19 @@ def split_text(split: Mapping[str, Any] | None) -> list[str]:
 def estimate_text(found: Mapping[str, Any]) -> str:
     """What ``data.check.estimate`` found."""
     opened = "" if found["opened"] == found["videos"] else f", judged by {found['opened']:,} drawn at random"
-    lines = [f"{found['videos']:,} videos{opened}: about {found['kept']:,} can be used"]
+    lines = [f"{plural(found['videos'], 'video')}{opened}: about {found['kept']:,} can be used"]
     if found["rejected"]:
         lines.append(f"  rejected of {found['opened']:,}: {counts_text(found['rejected'])} (by their headers; "
                      "decoding may reject more)")  # fmt: skip
-    lines.append(f"  {found['train']:,} training and {found['validation']:,} validation clips, {found['tokens']:,} "
-                 "latent tokens (at patch 1x1x1)")  # fmt: skip
-    lines += split_text(found.get("split"))
+    lines.append(f"  {found['train']:,} training and {plural(found['validation'], 'validation clip')}, "
+                 f"{found['tokens']:,} latent tokens (at patch 1x1x1)")  # fmt: skip
+    lines += split_text(found.get("split"), found["validation"])
     lines += captions_text(found, found["train"] + found["validation"])
     hours = "an unknown length" if found["hours"] is None else f"{found['hours']:,.2f} hours"
     lines.append(f"  {hours} of video, {found['bytes'] / 1e6:,.1f} MB of latents")
-    lines.append(f"  about {found['seconds'] / 3600:,.2f} hours ({found['seconds']:,.0f} s) on {found['processes']} "
-                 f"such process(es): decoding takes {1e3 * found['decode']:.1f} ms a clip and worker, encoding "
-                 f"{1e3 * found['encode']:.1f} ms")  # fmt: skip
+    lines.append(f"  about {found['seconds'] / 3600:,.2f} hours ({found['seconds']:,.0f} s) on "
+                 f"{plural(found['processes'], 'such process')}: decoding takes {1e3 * found['decode']:.1f} ms a clip "
+                 f"and worker, encoding {1e3 * found['encode']:.1f} ms")  # fmt: skip
     return "\n".join(lines)
 
 
@@ -84,11 +88,11 @@ def summary_text(out: str, index: Mapping[str, Any]) -> str:
     shape = "x".join(map(str, index["latent_shape"]))
     mean, std = (index["latent_statistics"][name] for name in ("mean", "std"))
     lines = [
-        f"{out}: {facts['train']} training and {facts['validation']} validation clips of {shape} latents",
+        f"{out}: {facts['train']:,} training and {plural(facts['validation'], 'validation clip')} of {shape} latents",
         f"  {facts['tokens']:,} latent tokens (at patch 1x1x1), {facts['bytes'] / 1e6:.1f} MB",
         f"  latents by channel: mean {min(mean):+.3f} to {max(mean):+.3f}, std {min(std):.3f} to {max(std):.3f}",
         f"  text: at most {index['text_tokens']} tokens of {index['text_dim']} numbers",
-        *split_text(facts["split"]),
+        *split_text(facts["split"], facts["validation"]),
         *captions_text(facts, facts["train"] + facts["validation"]),
         f"  validation list {index['validation_hash']}, frozen",
     ]

@@ -18,7 +18,7 @@ from data.shards import Shard, map_arrays, read_header
 from data.sources import Unit
 from data.workers import decoded
 from data.writer import Load
-from utils.errors import UserError
+from utils.errors import UserError, plural
 
 OPENED = 10_000  # videos that a dry run opens at most
 CAPTIONS_AT_ONCE = 4096  # split into tokens
@@ -117,7 +117,7 @@ def _speed(units: list[Unit], vae: Any, load: Load) -> tuple[float, float]:
     answers.close()
     if not clips:
         reasons = f" ({counted(rejected)})" if rejected else ""
-        raise UserError(f"no clip of the {len(rejected)} videos that were tried can be decoded{reasons}")
+        raise UserError(f"no clip can be decoded of the {plural(len(rejected), 'video')} tried{reasons}")
     decode = (time.perf_counter() - begun) / clips
     batch = torch.cat(pixels)[: load.batch]
     vae.encode(to_float(batch[:1]))  # the first takes longer

@@ -18,6 +18,7 @@ from data.decode import frame_reader
 from data.media import Rejected, Source
 from data.pictures import read_picture
 from data.probe import Probe, probe
+from utils.errors import plural
 
 # A video may have this part fewer frames than are asked for: 24 a second for 25, 29.97 for 30.
 SLOWER = 0.95
@@ -132,7 +133,7 @@ def _chosen(starts: Sequence[int] | None, every: list[int], frames: int, shape: 
     if starts is None:
         return every
     if starts and max(starts) + shape.span > frames:
-        raise Rejected("too short", f"{frames} frames; a clip from frame {max(starts)} spans {shape.span}")
+        raise Rejected("too short", f"{plural(frames, 'frame')}; a clip from frame {max(starts)} spans {shape.span}")
     return list(starts)
 
 
@@ -167,7 +168,7 @@ def windows(frames: int, height: int, width: int, reading: Reading) -> list[int]
     """
     shape, limit, hop = reading.shape, reading.clips, reading.hop or reading.shape.span
     if frames < shape.span:
-        raise Rejected("too short", f"{frames} frames; a clip spans {shape.span}")
+        raise Rejected("too short", f"{plural(frames, 'frame')}; a clip spans {shape.span}")
     if min(height, width) < shape.size:
         raise Rejected("too small", f"{width}x{height} pixels; clips are {shape.size}x{shape.size}")
     fit = (frames - shape.span) // hop + 1

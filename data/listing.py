@@ -11,7 +11,7 @@ from data.captions import CAPTION_KINDS, CaptionFiles, ListingOptions, read_boun
 from data.manifests import list_manifest
 from data.media import COMPANION, PICTURES, VIDEOS, Listing, Source, skipped_kind
 from data.tars import list_tars
-from utils.errors import UserError
+from utils.errors import UserError, nearest
 from utils.tables import KINDS, table_kind
 
 
@@ -54,7 +54,7 @@ def scan_sources(where: str | Path, options: ListingOptions = ListingOptions()) 
         raise UserError(f"{where}: neither a folder of videos nor a manifest ({', '.join(KINDS)}, and .gz of all but "
                         "the last) nor a .tar")  # fmt: skip
     else:
-        raise UserError(f"{where}: no such folder, manifest or tar")
+        raise UserError(f"{where}: no such folder, manifest or tar{nearest(str(where), ['synthetic'], 0.8)}")
     listing.sources.sort(key=lambda source: source.name)
     for one, other in pairwise(listing.sources):
         if one.name == other.name:

@@ -23,6 +23,7 @@ from data.container import (
 )
 from data.file_length import declared_bytes
 from data.media import Rejected, Source
+from utils.errors import plural
 
 # Containers whose index names every frame; a Matroska's names key frames alone.
 INDEXED = {"mov", "mp4", "avi"}
@@ -148,8 +149,8 @@ def _packet_times(container: av.container.InputContainer, stream: av.VideoStream
     except av.FFmpegError:
         whole = False
     if not whole or not packets or packets < frames:
-        of = f" of {frames}" if frames else ""
-        raise Rejected("truncated", f"the file ends after {packets}{of} frames")
+        after = f"{packets} of {plural(frames, 'frame')}" if frames else plural(packets, "frame")
+        raise Rejected("truncated", f"the file ends after {after}")
     ordered = sorted(times)
     counted = counted or len(set(times)) < len(times) or keys != sorted(keys) or decoded != sorted(decoded)
     # Without reordering, frames come as their packets do. An index names all frames of one file, and not those of

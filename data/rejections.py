@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.shards import Shard, is_whole, read_header
 from data.sources import SPLITS
-from utils.errors import OwnError
+from utils.errors import OwnError, plural
 from utils.files import write_text
 
 
@@ -68,8 +68,8 @@ def too_many(rejected: Sequence[dict[str, str]], videos: int) -> str:
     rejected = whole_videos(rejected)
     enough = math.ceil(100 * len(rejected) / videos) / 100
     return (
-        f"{len(rejected)} of {videos} videos cannot be used ({counted(rejected)}); --max-rejected {enough:g} accepts "
-        "so many"
+        f"{len(rejected):,} of {plural(videos, 'video')} cannot be used ({counted(rejected)}); --max-rejected "
+        f"{enough:g} accepts so many"
     )
 
 

@@ -27,9 +27,10 @@ from data.sources import SPLITS, Unit, list_hash
 from data.totals import Totals
 from data.work_share import Share
 from data.workers import LIMIT_SECONDS, decoded
-from utils.errors import UserError
+from utils.errors import UserError, plural
 from utils.files import json_text, remove_leftovers
 from utils.locks import check_held, hold
+from utils.os_errors import with_filename
 from utils.seal import sealed
 
 SHARD_BYTES = 256 << 20  # of latents
@@ -100,14 +101,12 @@ def _place(work: Path, path: Path, content: bytes | Iterable[bytes]) -> None:
     check_held(work)
     # The host too: processes of several machines may share a number.
     tmp = work / f"{path.name}.{socket.gethostname()}.{os.getpid()}"
-    with tmp.open("wb") as file:
-        if isinstance(content, bytes):
-            file.write(content)
-        else:
-            file.writelines(content)
-        file.flush()
-        os.fsync(file.fileno())
-    tmp.replace(path)
+    with with_filename(path, tmp):
+        with tmp.open("wb") as file:
+            file.writelines([content] if isinstance(content, bytes) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        tmp.replace(path)
 
 
 def open_cache(folder: str | Path, settings: dict[str, Any], work: Path) -> dict[str, Any] | None:
@@ -173,7 +172,7 @@ def record_rule(folder: str | Path, settings: dict[str, Any], work: Path) -> Non
         return
     if any(Path(folder).glob("*.safetensors")):
         raise UserError(f"{folder} holds a cache made otherwise: {difference(there, settings)}. Choose another folder")
-    _place(work, path, json_text({"finished": False, "settings": settings}).encode())
+    _place(work, path, json_text(sealed({"finished": False, "settings": settings})).encode())
 
 
 def _without_rule(settings: dict[str, Any]) -> dict[str, Any]:
@@ -285,7 +284,9 @@ def close_cache(
         )
     if frozen is not None and list(frozen) != totals.validation:
         gone = sorted(set(frozen) - set(totals.validation))
-        raise UserError(f"{len(gone)} clips of the frozen validation list cannot be had, the first: {gone[:1]}")
+        raise UserError(
+            f"{plural(len(gone), 'clip')} of the frozen validation list cannot be had, the first: {gone[:1]}"
+        )
     validation = {"hash": list_hash(totals.validation), "keys": totals.validation}
     _place(work, folder / "validation.json", json_text(validation).encode())
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation, jackknife, lines, loss_law
+from scaling import jackknife, lines, loss_law
 from scaling.optimum import Optimum, features, surface_at
+from scaling.planning import allocation
 from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids
 from scaling.runs import Ledger
 from scaling.stages import Options, between_grids, loss_stage

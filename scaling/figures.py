@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation
 from scaling.laws import Law
 from scaling.optimum import Optimum
+from scaling.planning import allocation
 from scaling.runs import Ledger
 
 if TYPE_CHECKING:

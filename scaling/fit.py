@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation, lines, loss_law, plausibility, table_kind
+from scaling import lines, loss_law, plausibility, table_kind
 from scaling.fitting import isoflop
 from scaling.joint_draws import joint_draws
 from scaling.laws import Curvature, GivenBatch, Law, LossLaw, with_hyperparameters
 from scaling.optimum import COEFFICIENTS, Optimum
+from scaling.planning import allocation
 from scaling.points import (
     Points,
     Untrusted,

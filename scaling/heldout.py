@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from scaling import cells
 from scaling.jackknife import interval, t_quantile
@@ -16,6 +16,11 @@ from utils.errors import UserError
 
 DRAWS = 2000
 GRID = 61  # points along each axis, on which a drawn surface's minimum is sought
+
+
+def relative_error(measured: ArrayLike, predicted: ArrayLike) -> NDArray[np.float64]:
+    """``measured / predicted - 1``: the relative error of a prediction, above 0 where the loss is higher than that."""
+    return np.divide(measured, predicted) - 1
 
 
 def check(ledger: Ledger, law: Law, noise: float | None = None, freedom: int = 0) -> list[dict[str, Any]]:
@@ -32,8 +37,7 @@ def check(ledger: Ledger, law: Law, noise: float | None = None, freedom: int = 0
         {"lr", "B"}. ``best`` is the surface's minimum, or the best cell where it has none inside; ``steps`` how many
         of the grid's steps the law's pair lies from it; ``regret`` the surface at the law's pair over its minimum
         within the grid, less 1: {"value", "low", "high"}, None where the cells fix no surface. ``loss``:
-        {"predicted", "measured", "error"}, the first two with intervals where there are any; error is predicted over
-        measured, less 1.
+        {"predicted", "measured", "error"}, the first two with intervals where there are any, and ``relative_error``.
 
     Raises:
         UserError: nothing was held out.
@@ -89,7 +93,7 @@ def _entry(grid: Ledger, law: Law, N: float, T: float, noise: float | None, free
         "loss": {
             "predicted": {"value": predicted, "low": low, "high": high} if drawn is not None else predicted,
             "measured": measured if math.isfinite(half) else optimum.loss,
-            "error": predicted / optimum.loss - 1,
+            "error": float(relative_error(optimum.loss, predicted)),
         },
     }
 

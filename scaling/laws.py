@@ -7,6 +7,7 @@ unit T and N enter. Numbers that are unknown are null, and ``provenance.unknown`
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from utils.files import read_json, write_json
 
 if TYPE_CHECKING:
     from scaling.fitting.surface import Surface  # with scipy: loaded where a file has one
+    from scaling.response import Response
 
 UNITS = {"N": "parameters", "T": "tokens", "B": "tokens", "C": "FLOPs"}
 ESTIMATORS = ("direct", "measured", "predicted")
@@ -120,14 +122,28 @@ class Law:
     units: dict[str, str] = field(default_factory=lambda: dict(UNITS))
     surface: "Surface | None" = None
 
-    def best_pair(self, N: float, T: float) -> tuple[float, float]:
-        """The best rate and the best batch in tokens.
+    @cached_property
+    def response(self) -> "Response":
+        """What the law says of runs, whatever it consists of."""
+        if self.surface is None:
+            from scaling.response import PowerLaws
+
+            return PowerLaws(self)
+        from scaling.surface_response import SurfaceResponse
+
+        return SurfaceResponse(self.surface)
+
+    def best_pair(self, N: float, T: float, tolerance: float = 1e-3) -> tuple[float, float]:
+        """The rate and the batch in tokens that a plan takes (``Response.wanted_batch``), not rounded to clips.
 
         Raises:
             UserError: the law has none, or its constants lead beyond what any run can have.
         """
-        self.require("batch", "lr")
-        pair = {"lr": float(self.lr(N, T)), "B": float(self.batch(N, T))}
+        self.require_pair()
+        B = self.response.wanted_batch(N, T, tolerance)
+        # Rates at the floor of one clip are that clip's, and not those of the smaller batch that the law wants.
+        at = max(float(B), self.fit.get("floor") or 0)
+        pair = {"lr": float(self.response.rate(N, T, at).value), "B": float(B)}
         for name, value in pair.items():
             low, high = POSSIBLE[name]
             if not low <= value <= high:
@@ -136,6 +152,11 @@ class Law:
                     f"{high:g}; its constants are out of range; fit it again, or hold exponents with fit.py --fix"
                 )
         return pair["lr"], pair["B"]
+
+    def require_pair(self) -> None:
+        """Raise UserError where the law gives no batch or no rate, with the reason."""
+        if self.surface is None:
+            self.require("batch", "lr")
 
     def require(self, *parts: str) -> None:
         """Raise UserError if one of ``parts`` is null, with the reason the file gives."""
@@ -274,6 +295,8 @@ def to_dict(law: Law) -> dict[str, Any]:
 
 def from_dict(raw: dict[str, Any]) -> Law:
     """The law in a parsed law file; UserError names what is wrong with it."""
+    if "status" in raw and "config" in raw:
+        raise UserError("a run's result, not a law; tools/fit.py fits laws to the results of many runs")
     known = [f.name for f in fields(Law)] + ["lack_of_fit"]
     for key in raw:
         if key not in known:

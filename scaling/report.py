@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scaling import allocation, figures, lines
+from scaling import figures, lines
 from scaling.figures import short
 from scaling.heldout import paired
 from scaling.jackknife import interval
 from scaling.laws import Law, SizeLaw
 from scaling.optimum import WINDOW, next_cells
+from scaling.planning import allocation
 from scaling.points import STAND_IN, at_nominal, grid_optima
 from scaling.runs import Ledger
 from scaling.tables import positive

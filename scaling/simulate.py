@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation, fit, hyper, loss_law
+from scaling import fit, hyper, loss_law
 from scaling.jackknife import interval
 from scaling.laws import Law
 from scaling.optimum import COEFFICIENTS, Optimum
-from scaling.plan_warnings import FAR
+from scaling.planning import allocation
+from scaling.planning.warnings import FAR
 from scaling.points import SHARED, Untrusted, at_nominal, grid_optima
 from scaling.runs import Ledger, concatenate
 from utils.errors import UserError

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scaling.estimates import Estimate
 from scaling.fit import recipe_warnings, run_names, skipped_warnings, tokens_per_clip, training_flops
 from scaling.fitting import noise
 from scaling.fitting.surface import Member, Surface
 from scaling.fitting.surface_fit import fit_surface
 from scaling.fitting.table import Cells
-from scaling.fitting.uncertainty import Estimate
 from scaling.laws import Law
 from scaling.plausibility import MAX_EXPONENT, check_units
 from scaling.points import Untrusted

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import allocation, loss_law
+from scaling import loss_law
 from scaling.belief import BETWEEN, EXPONENT, Belief, Grid
 from scaling.extend import as_expected
+from scaling.planning import allocation
 from scaling.points import Untrusted
 from scaling.proposals import Asked
 

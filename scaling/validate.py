@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling import forms
-from scaling.heldout import paired
+from scaling.heldout import paired, relative_error
 from scaling.laws import LossLaw
 from scaling.points import at_nominal, grid_optima
 from scaling.runs import Ledger
@@ -24,7 +24,7 @@ class Check:
         form: of ``forms.FORMS``.
         along: "N" or "T".
         fitted_to, checked_at: largest value fitted, and the held-out one.
-        error: root mean square relative error of the predicted loss; ``bias`` its mean (predicted over measured).
+        error: root mean square relative error of the predicted loss; ``bias`` its mean.
         points: held-out points.
     """
 
@@ -53,7 +53,7 @@ def expanding_windows(
                     law = forms.fit(name, N[inside], T[inside], B[inside], loss[inside], chosen)
                 except UserError:
                     continue
-                miss = law(N[outside], T[outside], B[outside]) / loss[outside] - 1
+                miss = relative_error(loss[outside], law(N[outside], T[outside], B[outside]))
                 error, bias = float(np.sqrt(np.mean(miss**2))), float(miss.mean())
                 checks.append(Check(name, along, last, following, error, bias, int(outside.sum())))
     return checks
@@ -125,7 +125,8 @@ def held_out(ledger: Ledger, law: LossLaw, window: float | None) -> list[dict[st
         predicted = float(law(o.N, o.T))
         compute = equivalent_compute(law, o.N, o.T, o.loss)
         rows.append(
-            {"N": o.N, "T": o.T, "measured": o.loss, "predicted": predicted, "error": predicted / o.loss - 1,
+            {"N": o.N, "T": o.T, "measured": o.loss, "predicted": predicted,
+             "error": float(relative_error(o.loss, predicted)),
              "equivalent_compute": compute if np.isfinite(compute) else None}
         )  # fmt: skip
     return rows

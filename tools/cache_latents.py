@@ -41,7 +41,7 @@ from data.writer import Load
 from models.text import TextEncoder, load_text_encoder
 from models.vae import VideoVAE, load_vae
 from utils.devices import pick_device
-from utils.errors import Parser, UserError, path_text, resumable, run_cli
+from utils.errors import Parser, UserError, path_text, plural, resumable, run_cli
 from utils.locks import release_abandoned
 from utils.tables import KINDS
 
@@ -248,7 +248,7 @@ def warn_of_no_captions(args: argparse.Namespace, listing: Listing) -> None:
     tables = {kind: count for kind, count in listing.skipped.items() if kind in KINDS}
     where = f"; there are tables next to the videos ({counts_text(tables)}), which --source can name" if tables else ""
     first_of_node(
-        f"warning: none of the {len(listing.sources)} videos has a caption{where}. --no-captions confirms it"
+        f"warning: no captions found for {plural(len(listing.sources), 'video')}{where}. --no-captions confirms it"
     )
 
 
@@ -267,7 +267,7 @@ def stop_if_too_few(args: argparse.Namespace, headers: Headers) -> None:
     where = f"; each is named in {rejections.write_rejected(Path(args.out), rejected)}" if writing else ""
     if headers.found:
         raise UserError(f"{args.source}: {rejections.too_many(rejected, videos)}{where}")
-    of = "" if headers.opened == videos else f" of the first {headers.opened}"
+    of = "" if headers.opened == videos else f" of the first {headers.opened:,}"
     raise UserError(f"{args.source}: no video is left{of} ({rejections.counted(rejected)}{where})")
 
 
@@ -311,7 +311,7 @@ def main() -> None:
     elif args.verify:
         verify(args, settings, plan, vae, latent_shape, load)
     else:
-        with resumable(args.out):
+        with resumable(args.out, " after the last whole shard"):
             build(args, settings, plan, vae, text, latent_shape, load, share)
 
 
@@ -343,8 +343,9 @@ def build(
         counts = {"shards": built.shards, "shards_there": built.shards_there}
         print(json.dumps({"out": args.out, "finished": False, **counts}))
     else:
-        print(f"{out}: this process's share is done; {built.shards_there} of {built.shards} shards are there. The "
-              "process that adds the last one finishes the cache; one that was killed is started again")  # fmt: skip
+        there = f"{built.shards_there} of {plural(built.shards, 'shard')} are there"
+        print(f"{out}: this process's share is done; {there}. The process that adds the last one finishes the cache; "
+              "one that was killed is started again")  # fmt: skip
 
 
 def verify(
@@ -363,8 +364,9 @@ def verify(
     every, tolerance = [shard for split in SPLITS for shard in shards[split]], TOLERANCE[args.vae_dtype]
     clips, worst = compare_sample(every, vae, load, VERIFIED, tolerance)
     summary = {"out": args.out, "clips": clips, "largest_difference": worst, "tolerance": tolerance}
-    print(json.dumps(summary) if args.json else f"{args.out}: every file is as it was written; {clips} clips encoded "
-          f"again differ by at most {worst:.2g} of their size ({tolerance:g} is allowed)")  # fmt: skip
+    again = f"{plural(clips, 'clip')} encoded again differ by at most {worst:.2g} of their size"
+    text = f"{args.out}: every file is as it was written; {again} ({tolerance:g} is allowed)"
+    print(json.dumps(summary) if args.json else text)
 
 
 def report(args: argparse.Namespace, index: dict) -> None:

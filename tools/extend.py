@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from models.sizes import smooth_width
-from scaling import allocation, extend, laws, runs
+from scaling import extend, laws, runs
 from scaling.belief import believe, expect
+from scaling.planning import allocation
 from scaling.points import Untrusted
 from scaling.proposals import Asked, State, states
 from scaling.target import Known, best_size, pair, spend

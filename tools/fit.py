@@ -22,7 +22,6 @@ import numpy as np
 from models.sizes import smooth_width
 from scaling import (
     PAPER,
-    allocation,
     compare,
     fit,
     forms,
@@ -36,6 +35,7 @@ from scaling import (
 )
 from scaling.fitting.surface_fit import FORMS
 from scaling.optimum import WINDOW
+from scaling.planning import allocation
 from scaling.points import Untrusted, cells_to_run
 from utils.errors import Parser, UserError, nearest, path_text, run_cli
 from utils.files import write_json

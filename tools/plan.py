@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import sizes
 from scaling import laws
-from scaling.plan import ESTIMATORS, Request, plan
-from scaling.plan_table import table
+from scaling.planning.plan import plan
+from scaling.planning.request import ESTIMATORS, Request
+from scaling.planning.table import table
 from training import planned_config
 from training.layout import (
     BATCH_TOLERANCE,
@@ -63,6 +64,12 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--estimator", help=f"how to choose N: {', '.join(ESTIMATORS)} (default: the law's)")
     parser.add_argument(
         "--tolerance", type=float, default=1e-3, help="loss given away, relative, for the range of N (default 0.001)"
+    )
+    parser.add_argument(
+        "--batch-tolerance",
+        type=float,
+        default=1e-3,
+        help="loss given away, relative, for a large batch, where the law is a surface (default 0.001)",
     )
     parser.add_argument("--gpu", default="h100", help=f"one of {', '.join(PEAK_FLOPS)} (default h100)")
     parser.add_argument(
@@ -142,7 +149,7 @@ def load_law(path: str, prior: str | None) -> laws.Law:
     law = laws.load(path)
     if prior is None:
         return law
-    if law.batch is not None or law.lr is not None:
+    if law.batch is not None or law.lr is not None or law.surface is not None:
         raise UserError(f"--prior: law {law.name!r} has a batch or a rate of its own; leave it out")
     other = laws.load(prior)
     other.require("batch", "lr")
@@ -163,11 +170,14 @@ def main() -> None:
     base = planned_config.read_base(args.base)
     args.n_ctx = planned_config.clip_length(base, args.n_ctx)
     cache = base.config.data.cache
+    names = ("flops", "params", "tokens", "loss", "gpu_hours", "mfu", "batch", "n_ctx", "estimator", "tolerance",
+             "batch_tolerance", "sampler_steps", "serve_clips")  # fmt: skip
     request = Request(
-        args.flops, args.params, args.tokens, args.loss, args.gpu_hours, args.gpu.lower(), args.mfu, args.batch,
-        args.n_ctx, args.estimator, args.tolerance, args.sampler_steps, not args.no_guidance, args.serve_clips,
-        base.config.train.dtype,
-    )  # fmt: skip
+        **{name: getattr(args, name) for name in names},
+        gpu=args.gpu.lower(),
+        guidance=not args.no_guidance,
+        dtype=base.config.train.dtype,
+    )
     law = load_law(args.law, args.prior)
     # Without --gpus a user's base keeps its layout: the plan is for the one process that the base starts.
     layout = not args.base or args.gpus is not None

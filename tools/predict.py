@@ -42,10 +42,10 @@ def main() -> None:
     if not 1 <= args.seeds <= MOST_SEEDS:
         raise UserError(f"--seeds {args.seeds}: from 1 to {MOST_SEEDS}")
     law, columns = laws.load(args.law), parse_columns(args.columns)
-    surface = law.surface is not None
+    reads_pairs = law.response.reads_pairs
     if unread := [ours for ours in columns if ours not in ("N", "T", "B", "lr")]:
         raise UserError(f"--columns: {unread[0]} is not read here; leave it out")
-    if not surface and (args.batch_unit or {"B", "lr"}.intersection(columns)):
+    if not reads_pairs and (args.batch_unit or {"B", "lr"}.intersection(columns)):
         option = "batch-unit" if args.batch_unit else "columns"
         raise UserError(
             f"--{option}: law {law.name!r} has no surface: its loss is that of the best B and lr, which are not read; "
@@ -54,7 +54,7 @@ def main() -> None:
     path = Path(args.table)
     if path.is_dir():
         raise UserError(f"{path}: a folder; a table is wanted, such as sweep.py collect writes")
-    table = prediction_table.read(path, columns, args.batch_unit, surface)
+    table = prediction_table.read(path, columns, args.batch_unit, reads_pairs)
     predicted = predict(law, table.N, table.T, table.B, table.lr, seeds=args.seeds)
     for note in predicted.notes:
         print(f"note: {note}", file=sys.stderr)

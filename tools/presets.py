@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models import sizes
 from scaling import laws
-from scaling.plan import Request, plan
+from scaling.planning.plan import plan
+from scaling.planning.request import Request
 from training.planned_config import clip_length, planned_optim, planned_yaml, read_base, recipe_warnings
 from utils.errors import Parser, UserError, path_text, run_cli
 from utils.files import find_files, write_text

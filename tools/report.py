@@ -10,7 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.sizes import smooth_width
-from scaling import allocation, laws, report, runs, tables
+from scaling import laws, report, runs, tables
+from scaling.planning import allocation
 from utils.errors import Parser, UserError, path_text, run_cli
 from utils.files import replacing, write_text
 from utils.results import FILE, read_result

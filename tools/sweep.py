@@ -25,18 +25,17 @@ from training.estimate import estimate, flops_of
 from training.grid import Prediction, Sweep, load_sweep, read_keys
 from training.records import finished_result
 from training.resolve import Run, beta2_warnings, clip_tokens, encoded_shape
-from training.state import FINISHED, HOPELESS, adopt, label_heldout, publish
+from training.state import FINISHED, adopt, label_heldout, publish
 from training.sweep_file import claim, data_of, recorded_data
 from training.sweep_keys import sweep_key_hint
 from training.sweep_progress import SweepProgress
-from utils.errors import CONTINUES, PREEMPTED, Parser, UserError, path_text, resumable, run_cli
+from utils.errors import CONTINUES, PREEMPTED, Parser, UserError, path_text, plural, resumable, run_cli
 from utils.locks import exclusive, release_abandoned
 
 WATCH_SECONDS = 5.0
 ENDS = {
     "again": "crashed and is tried again; console.log there has the error",
     "failed": "failed; console.log there has the error, and the other cells continue",
-    "stopped early": "stopped early, as it is far behind the best of its size",
     "diverged": "diverged, which is a result",
 }  # of a cell: what a person should hear of while the others train
 MOST_NOISE = 0.1  # of a run's loss: beyond it losses are as good as none, and below 0 at last
@@ -158,7 +157,7 @@ def prediction(path: Path) -> Prediction:
     from scaling import laws
 
     law = laws.load(path)
-    law.require("batch", "lr")
+    law.require_pair()
     return law.best_pair
 
 
@@ -216,8 +215,6 @@ def run(sweep: Sweep) -> int:
                 clean_finished(cell, result["status"])
         adopt_committed(sweep)
         for cell in sweep.cells:
-            if not keys.stop_hopeless:  # who turned it off wants these after all
-                (cell.config.run_dir / HOPELESS).unlink(missing_ok=True)
             label_heldout(cell)
         with SweepProgress(sweep, overview.states_of(sweep)) as progress:
 
@@ -276,11 +273,11 @@ def collect(sweep: Sweep, out: str | None) -> int:
     if sweep.keys.results:
         there = sum(publish(cell, sweep.keys.results) for cell in sweep.cells)
         extended.publish(sweep.directory, sweep.keys.results)
-        print(f"{sweep.keys.results}: {there} finished cells of {len(sweep.cells)}, to be committed")
+        print(f"{sweep.keys.results}: {there} of {len(sweep.cells)} cells are finished, to be committed")
     path = out or str(sweep.directory / "results.csv")
     ledger = runs.read(sweep.directory)
     runs.write_csv(ledger, path)
-    print(f"{path}: {len(ledger)} rows")
+    print(f"{path}: {plural(len(ledger), 'row')}")
     return 0
 
 
@@ -311,8 +308,9 @@ def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str])
 def expect(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """What the sweep would tell about a budget if a law were true: simulated, fitted and planned many times over."""
     from models.sizes import smooth_width
-    from scaling import allocation, laws, simulate
-    from scaling.plan import LEAST, MOST
+    from scaling import laws, simulate
+    from scaling.planning import allocation
+    from scaling.planning.request import LEAST, MOST
 
     limits = {"flops": (LEAST, MOST["flops"]), "noise": (LEAST, MOST_NOISE), "n_ctx": (1, MOST["n_ctx"])}
     for name, (least, most) in limits.items():

@@ -21,7 +21,7 @@ from training.planned_config import clip_shape
 from training.refusals import check_share
 from training.resolve import Run, beta2_warnings, clip_tokens, encoded_shape, resolve
 from utils.devices import MEMORY_GB, PEAK_FLOPS, best_dtype, planned_peak
-from utils.errors import UserError, nearest
+from utils.errors import UserError, nearest, plural
 
 MOST_TOKENS = 10**9
 
@@ -178,8 +178,8 @@ def table(report: dict[str, Any]) -> str:
         ("model", f"{keys['size']}, {keys['heads']} heads, {train['dtype']}"),
         ("parameters", f"{report['parameters']['total']:,}"),
         *(("", f"{number:>15,} {name}{' = N' if number == report['N'] else ''}") for name, number in groups),
-        ("length", f"{report['tokens']:,} tokens in {report['steps']:,} steps of {report['clips_per_step']:,} clips "
-         f"of {report['n_ctx']:,} tokens"),
+        ("length", f"{report['tokens']:,} tokens in {plural(report['steps'], 'step')} of "
+         f"{plural(report['clips_per_step'], 'clip')} of {report['n_ctx']:,} tokens"),
         ("FLOPs", f"C {flops['C']:.4g} (C_token {flops['C_token']:.4g}); exact {flops['exact']:.4g}"),
         ("layout", f"{used['gpus']} x {used['gpu']}, {train['parallel']}, micro-batch of {size}, {recompute} "
          "activation checkpointing"),

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from training.config import Config, load_yaml, recorded_config, to_dict
 from training.flat import part_of
 from training.parallel import like
-from utils.errors import UserError
+from utils.errors import UserError, plural
 from utils.files import (
     pickles,
     recover_folder,
@@ -338,7 +338,7 @@ def find_checkpoint(path: Path, needs: tuple[str, ...] = ("ema",)) -> Path:
         path = path.parent.absolute()
     runs = sorted(folder.parent for folder in path.glob("*/checkpoints") if checkpoint_paths(folder))
     if runs and not (path / "checkpoints").is_dir():
-        raise UserError(f"{path}: holds {len(runs)} runs and is none itself; name one, such as {runs[0]}")
+        raise UserError(f"{path}: holds {plural(len(runs), 'run')} and is none itself; name one, such as {runs[0]}")
     found = newest_checkpoint(path / "checkpoints", needs)
     if found is None:
         raise UserError(f"{path}: holds no whole checkpoint with {' and '.join(needs)} weights{pickles(path)}")

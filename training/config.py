@@ -18,6 +18,13 @@ from utils.errors import UserError, nearest, shown
 from utils.user_text import check_literal, check_printable, expand_home
 from utils.yaml_text import number, parse_override, read_yaml
 
+# Other trainers' keys and options for what follows from the machine here.
+DEVICE_WORDS = ("accelerator", "cuda", "device", "devices", "gpu", "gpus", "n_gpus", "num_gpus", "num_processes")
+DEVICE_HINT = (
+    "; a run takes the GPU where there is one, else the CPU (CUDA_VISIBLE_DEVICES= before the command hides "
+    "GPUs), and several GPUs under torchrun"
+)
+
 
 def known_keys(schema: type = Config) -> dict[str, dataclasses.Field]:
     """Every dotted key of the schema with its field."""
@@ -58,7 +65,8 @@ def load_yaml(
     try:
         values = read_yaml(path, is_text)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such configuration file") from None
+        near = nearest(path.name, sorted(other.name for other in path.parent.glob("*.y*ml")), 0.8)
+        raise UserError(f"{path}: no such configuration file{near}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a YAML mapping of keys to values")
     base = values.pop("extends", None)
@@ -208,6 +216,8 @@ def _checked(values: dict[str, Any], schema: type, prefix: str = "") -> dict[str
 
 def key_hint(word: str) -> str:
     """How to give what an unknown option ``word`` asks for as a key, such as optim.lr=... for lr; empty for none."""
+    if word in DEVICE_WORDS:
+        return DEVICE_HINT
     name = key_called(word)
     return f"; it is a key: write {name}=... ({info_of(Config)[name].help})" if name else ""
 
@@ -249,6 +259,8 @@ def _meant(full: str, value: Any, schema: type) -> str:
 
 def alias_hint(word: str, schema: type = Config) -> str:
     """A hint for what another trainer calls one of our keys, with our key's meaning; empty for other words."""
+    if word.lower() in DEVICE_WORDS:
+        return DEVICE_HINT
     for name, info in info_of(schema).items():
         if word.lower().replace("-", "_") in info.aliases:
             return f"; did you mean {name!r}? ({info.help})"

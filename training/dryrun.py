@@ -24,6 +24,7 @@ from training.records import check_growth, finished_result
 from training.refusals import check_directory
 from training.resolve import Run, beta2_warnings
 from training.trainer import RAW_SHARE, Trainer, prepare
+from utils.errors import plural
 from utils.progress import duration
 
 WARMUP_STEPS, PROBE_STEPS = 2, 10
@@ -271,17 +272,18 @@ def _described(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("model", f"{config['model']['size']}, {config['model']['heads']} heads, {config['train']['dtype']}"),
         ("parameters", f"{parameters['total']:,}"),
         *(("", f"{number:>15,} {name}{' = N' if number == report['N'] else ''}") for name, number in groups if number),
-        ("length", f"{report['tokens']:,} tokens in {report['steps']:,} steps of {report['clips_per_step']:,} clips "
-         f"of {report['n_ctx']:,} tokens; {report['epochs']:.3g} epochs"),
+        ("length", f"{report['tokens']:,} tokens in {plural(report['steps'], 'step')} of "
+         f"{plural(report['clips_per_step'], 'clip')} of {report['n_ctx']:,} tokens; {report['epochs']:.3g} epochs"),
         ("FLOPs", f"C {flops['C']:.4g} (C_token {flops['C_token']:.4g}); exact {flops['exact']:.4g}"),
-        ("validation", f"{validation['milestones']} milestones, {validation['samples']:,} samples at each; "
+        ("validation", f"{plural(validation['milestones'], 'milestone')}, {validation['samples']:,} samples at each; "
          f"{validation['flops_share']:.1%} of the run's FLOPs"),
-        ("data", f"{data['cache']}: {data['training_clips']:,} training clips = {data['training_tokens']:,} tokens, "
-         f"{data['validation_clips']:,} validation clips"),
+        ("data", f"{data['cache']}: {plural(data['training_clips'], 'training clip')} = {data['training_tokens']:,} "
+         f"tokens, {plural(data['validation_clips'], 'validation clip')}"),
         ("", f"fingerprint {data['fingerprint']}, VAE {data['vae']}, text {data['text']}; "
          f"captions of {lengths['min']} to {lengths['max']} tokens, median {lengths['median']}, "
          f"padded to {lengths['padded_to']}"),
-        ("", f"latents {'x'.join(map(str, data['latent_shape']))}; of {data['sampled_clips']:,} clips by channel:"),
+        ("", f"latents {'x'.join(map(str, data['latent_shape']))}; by channel, of "
+         f"{plural(data['sampled_clips'], 'clip')}:"),
         ("", f"mean {_numbers(data['latent_mean'])}"),
         ("", f"std  {_numbers(data['latent_std'])}"),
         ("memory", f"{_gib(memory['total'])} per process, estimated: " + ", ".join(

@@ -8,6 +8,7 @@ from typing import Any
 from training.grid import Sweep
 from training.resolve import Run
 from training.state import UNFINISHED
+from utils.errors import plural
 
 
 def flops_of(cell: Run) -> float:
@@ -66,7 +67,7 @@ def estimate(sweep: Sweep, states: Sequence[dict[str, Any]]) -> Estimate:
         hours.append(flops_of(cell) / rate / 3600 if rate else None)
     count = sum(map(len, measured.values()))
     if means:
-        source = f"measured on {count} cell{'s' * (count > 1)} of this sweep"
+        source = f"measured on {plural(count, 'cell')} of this sweep"
     elif given:
         source = f"from cost.flops_per_second={given:g} in the YAML, not measured"
     else:

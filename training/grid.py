@@ -85,7 +85,7 @@ def read_keys(path: str | Path, overrides: list[str]) -> SweepKeys:
     try:
         values = load_yaml(path, is_text=is_sweep_text)
     except UserError as error:
-        raise UserError(f"{error}{WANTED}") from None
+        raise UserError(f"{error}{'' if str(error).endswith('?') else WANTED}") from None
     return typed(overridden(values, overrides), path)
 
 

@@ -114,7 +114,7 @@ def add_layout(
     GPU), ``fits_memory`` and ``hours``, what they assume, and warnings.
 
     Args:
-        planned: of ``scaling.plan``, its batch a multiple of ``gpus`` clips.
+        planned: of ``scaling.planning.plan``, its batch a multiple of ``gpus`` clips.
         memory_gb: of one GPU, in 1e9 bytes.
         assumed: of the clips, as text.
         fixed: arguments of ``choose_layout`` that the base decides.

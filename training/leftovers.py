@@ -12,14 +12,13 @@ from utils.locks import hold
 # Written by the run's own processes alone, under its lock.
 OWN = ("cell.yaml", "config.yaml", "lock-holder", "metrics.jsonl", "result.json")
 # Written by a sweep's process, which may be writing one now.
-OF_SWEEP = ("failure.json", "stopped_early.json")
+OF_SWEEP = "failure.json"
 
 
 def clean_run(directory: Path) -> None:
     """Remove files and checkpoints that were half-written or half-removed; the caller holds ``directory``."""
     remove_leftovers(directory, *OWN)
-    for name in OF_SWEEP:
-        remove_abandoned(directory / name)
+    remove_abandoned(directory / OF_SWEEP)
     remove_leftovers(directory / "validation", "*.npy")
     ckpt.recover(directory / "checkpoints")
 

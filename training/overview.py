@@ -9,10 +9,11 @@ from training.estimate import Estimate, device_hours, flops_of, width
 from training.grid import Sweep, label
 from training.resolve import Run
 from training.state import FINISHED, UNFINISHED, cell_state
+from utils.errors import plural
 from utils.progress import duration
 
 PLAN = ("run id", "size", "N", "T", "B", "lr", "steps", "FLOPs", "hours")
-TOLD = ("running", "stopped", "lost", "stopped early", "damaged", "failed")  # cells that status names one by one
+TOLD = ("running", "stopped", "lost", "damaged", "failed")  # cells that status names one by one
 
 
 def states_of(sweep: Sweep, jobs: dict[str, str] | None = None) -> list[dict[str, Any]]:
@@ -77,7 +78,7 @@ def plan_text(sweep: Sweep, planned: dict[str, Any]) -> str:
         there = f"  {row['state']}" if row["state"] not in ("pending", "running") else ""
         marks.append(("  held out" if row["heldout"] else "") + there)
     lines = aligned(table, marks)
-    lines.append(f"{len(planned['cells'])} cells, {planned['flops']:.3g} FLOPs")
+    lines.append(f"{plural(len(planned['cells']), 'cell')}, {planned['flops']:.3g} FLOPs")
     if planned["device_hours"] is None:
         lines.append(f"hours {planned['rate']}")
         return "\n".join(lines)
@@ -122,7 +123,7 @@ def hours_left(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimat
 def status_text(sweep: Sweep, told: dict[str, Any]) -> str:
     """``status`` in lines: counts, time left, the best, Slurm's queue, and the cells under way or in trouble."""
     counts = ", ".join(f"{count} {state}" for state, count in sorted(told["counts"].items()))
-    lines = [f"{sweep.directory}: {len(sweep.cells)} cells: {counts}"]
+    lines = [f"{sweep.directory}: {plural(len(sweep.cells), 'cell')}: {counts}"]
     if any(told["counts"].get(state) for state in UNFINISHED):
         hours = told["hours_left"]
         lines.append(

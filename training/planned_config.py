@@ -115,7 +115,7 @@ def planned_yaml(
     """The YAML that trains the plan; ``extends`` is relative to the file itself. Warns of milestones dropped.
 
     Args:
-        planned: of ``scaling.plan``; with the keys of ``training.layout.add_layout`` where ``layout`` is true.
+        planned: of ``planning.plan``; with the keys of ``training.layout.add_layout`` where ``layout`` is true.
         recipe: the law's, whose optimiser trains the plan.
         law: the law file, for the first line.
         layout: write the keys of the layout that the base leaves open.

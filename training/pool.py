@@ -18,18 +18,16 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from scaling.hopeless import hopeless
 from training.config import Config, config_from_dict, to_dict
-from training.records import finished_result, recorded
+from training.records import finished_result
 from training.resolve import Run
 from training.stacks import stacks
-from training.state import DATA_FAULT, FAILURE, HOPELESS, data_fault, forget_failure, write_record
+from training.state import DATA_FAULT, FAILURE, data_fault, forget_failure, write_record
 from training.sweep_keys import ExecutorKeys
 from utils.errors import DataFault, run_cli
 from utils.files import replacing
 from utils.locks import check_held, held
 from utils.os_errors import warn_of_os_error
-from utils.results import FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -37,8 +35,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # without one of these, torch finds no GPU
 GPU_BYTES = 16 << 30  # taken to be there on any GPU; asking it would take memory of it
-LOOK_SECONDS = 1.0  # between two looks at cells that might be hopeless
-AGAIN_SECONDS = 30.0  # after which a cell without a new milestone is looked at again
+LOOK_SECONDS = 1.0  # between two calls of ``look``
 LET_GO_SECONDS = 120.0  # that processes may take to write a checkpoint after their torchrun has ended
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 # What a training imports while it runs, once for all cells: AdamW loads torch._dynamo, 0.6 s, and the log TensorBoard,
@@ -62,7 +59,6 @@ class _Worker:
     slot: int
     process: BaseProcess
     stopping: bool = False
-    seen: tuple[Any, ...] = ()
 
     def stop(self) -> None:
         """Have it write a checkpoint and end: once, as a second signal would fall on one that writes its result."""
@@ -118,7 +114,7 @@ def run_cells(
     queue = []
     for run in cells:
         forget_failure(run)
-        if finished_result(run) is None and not (run.config.run_dir / HOPELESS).exists():
+        if finished_result(run) is None:
             queue.append(run)
     if not queue:
         return
@@ -156,10 +152,6 @@ def run_cells(
                 report(run, outcome)
         if look is not None:
             look([run for worker in busy.values() for run in worker.runs])
-        if keys.stop_hopeless:
-            for worker in busy.values():
-                with warn_of_os_error("a cell is not compared with the others"):
-                    _stop_if_hopeless(worker)
     if fault:
         raise DataFault(f"{fault}; then run the sweep again: it stopped, as its other cells read the same data")
 
@@ -172,8 +164,6 @@ def _settle(
     final = finished_result(run)
     if final is not None:
         return final["status"]
-    if (run.config.run_dir / HOPELESS).exists():
-        return "stopped early"
     if fault := data_fault(run):
         count = attempts.get(run.config.name, 0) + 1
         write_record(run.config.run_dir / FAILURE, fault, attempts=count, exit_status=2, data_fault=True)
@@ -199,7 +189,7 @@ def _settle(
 
 def _stacked(queue: list[Run], keys: ExecutorKeys) -> list[list[Run]]:
     """The cells in groups, each for a process: those that it trains in lock-step."""
-    if keys.processes > 1 or (keys.stop_hopeless and keys.stack == "auto"):
+    if keys.processes > 1:
         return [[run] for run in queue]
     shares = machine(keys, len(queue))
     gpu = bool(shares[0].gpus)
@@ -352,25 +342,3 @@ def _stop_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-# -- hopeless cells ------------------------------------------------------------------------------------------------
-
-
-def _stop_if_hopeless(worker: _Worker) -> None:
-    """Stop a cell that at its newest milestone is beyond doubt behind the best of its size, and say so beside it."""
-    directory = worker.runs[0].config.run_dir
-    path = directory / FILE
-    if worker.stopping or not path.exists():
-        return
-    result = recorded(worker.runs[0])
-    # At a milestone of its own, and now and then, as others may have come to it later.
-    seen = (len(result["milestones"]), time.monotonic() // AGAIN_SECONDS)
-    if result.get("status") != "running" or seen == worker.seen:
-        return
-    worker.seen = seen
-    others = [other.parent for other in directory.parent.glob(f"*/{FILE}") if other != path]
-    reason = hopeless(directory, others)
-    if reason:
-        write_record(directory / HOPELESS, reason, tokens=result["tokens"], at=time.time())
-        worker.stop()

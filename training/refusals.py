@@ -5,7 +5,7 @@ from data.mixture import Mixture
 from training.checkpoint import read_config
 from training.config import Config, hashed_values, identity
 from training.resolve import Run
-from utils.errors import UserError
+from utils.errors import UserError, plural
 
 
 def check_layout(run: Run, cache: LatentCache | Mixture, world: int) -> None:
@@ -15,16 +15,15 @@ def check_layout(run: Run, cache: LatentCache | Mixture, world: int) -> None:
         raise UserError(f"data.cache={config.data.cache}: holds no training clips")
     if clips > cache.train_size:
         raise UserError(
-            f"train.batch_tokens={config.train.batch_tokens}: a batch of {clips:,} clips, of which "
+            f"train.batch_tokens={config.train.batch_tokens}: a batch of {plural(clips, 'clip')}, of which "
             f"data.cache={config.data.cache} has {cache.train_size:,}; at most "
             f"{cache.train_size * n_ctx}"
         )
     check_share(run, world)
     wanted, there = config.validation.clips or cache.validation_size, cache.validation_size
     if not 2 <= wanted <= there:
-        raise UserError(
-            f"validation.clips={wanted}: the cache has {there} validation clips, and a standard error needs two"
-        )
+        found = plural(there, "validation clip")
+        raise UserError(f"validation.clips={wanted}: the cache has {found}, and a standard error needs two")
 
 
 def check_share(run: Run, world: int) -> None:
@@ -34,7 +33,7 @@ def check_share(run: Run, world: int) -> None:
         low, high = clips // world * world, -(-clips // world) * world
         either = f"{low * n_ctx} or {high * n_ctx}" if low else f"{high * n_ctx}"
         raise UserError(
-            f"train.batch_tokens={run.config.train.batch_tokens}: {clips} clips cannot be shared by {world} "
+            f"train.batch_tokens={run.config.train.batch_tokens}: {plural(clips, 'clip')} cannot be shared by {world} "
             f"processes; nearest: {either}"
         )
 

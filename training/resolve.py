@@ -10,7 +10,7 @@ from models.sizes import MAX_LAYERS, MAX_PARAMETERS, flops_per_token, head_width
 from training.config import Config, cache_folders, copied
 from training.keys import MAX_INTEGER
 from training.schema import OptimKeys
-from utils.errors import UserError
+from utils.errors import UserError, plural
 from utils.files import read_json
 
 WARMUP_FRACTION = 0.1
@@ -44,8 +44,8 @@ class Run:
         """One line for people."""
         config, tokens = self.config, self.steps * self.config.train.batch_tokens
         return (
-            f"{config.model.size}: N {self.N:,}, T {tokens:,} tokens in {self.steps:,} steps of "
-            f"{self.clips} clips ({config.train.batch_tokens:,} tokens), lr {config.optim.lr:.3g}, "
+            f"{config.model.size}: N {self.N:,}, T {tokens:,} tokens in {plural(self.steps, 'step')} of "
+            f"{plural(self.clips, 'clip')} ({config.train.batch_tokens:,} tokens), lr {config.optim.lr:.3g}, "
             f"C {self.flops_per_token * tokens:.3g} FLOPs"
         )
 

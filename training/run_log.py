@@ -12,7 +12,7 @@ from training.optim import learning_rate
 from training.parallel import all_reduce
 from training.resolve import Run, beta2_warnings
 from training.step import Step
-from utils.errors import CONTINUES
+from utils.errors import CONTINUES, plural
 
 
 def open_log(
@@ -48,7 +48,7 @@ def open_log(
         print(f"warning: {text}", file=sys.stderr, flush=True)
     wanted, local = config.train.micro_batch, run.clips // world
     if wanted and local > wanted != (size := even_size(local, wanted)):
-        print(f"train.micro_batch={wanted}: of {local} clips {size} at a time, which changes no result")
+        print(f"train.micro_batch={wanted}: of {plural(local, 'clip')} {size} at a time, which changes no result")
     return log
 
 
@@ -79,4 +79,4 @@ def close_log(log: MetricsLog, run: Run, *, step: int, status: str) -> None:
     log.close()
     more = f"; {CONTINUES}" if status == "preempted" else ""
     tokens = step * run.config.train.batch_tokens
-    print(f"{run.config.run_dir}: {status} after {step:,} steps, {tokens:,} tokens{more}", flush=True)
+    print(f"{run.config.run_dir}: {status} after {plural(step, 'step')}, {tokens:,} tokens{more}", flush=True)

@@ -301,7 +301,7 @@ class CheckpointKeys:
 class LogKeys:
     every_steps: int = key(
         10,
-        "steps between lines of metrics.jsonl, of the console and TensorBoard points",
+        "steps between lines of metrics.jsonl and TensorBoard points; the console shows at most one in 5 s",
         identity=NEVER,
         bound=POSITIVE,
         aliases="wandb report_to log_every logging_steps use_wandb tensorboard",

@@ -27,7 +27,7 @@ from training.records import finished_result, resumable_step
 from training.resolve import Run
 from training.state import FAILURE, FINISHED, cell_state, forget_failure, write_record
 from training.sweep_keys import ExecutorKeys, SlurmKeys, minutes
-from utils.errors import DataFault, UserError, nearest
+from utils.errors import DataFault, UserError, nearest, plural
 from utils.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -101,9 +101,8 @@ def follow(
                 count, part, tokens = vain.get(name, (-1, [run], -1))
                 count = count + 1 if sum(map(_tokens, part)) <= tokens else 0
                 if count > sweep.keys.executor.retries:
-                    reason = (
-                        f"its Slurm job ended {count} times without a later checkpoint; see {_logs(sweep.directory)}"
-                    )
+                    ended = f"its Slurm job ended {plural(count, 'time')} without a later checkpoint"
+                    reason = f"{ended}; see {_logs(sweep.directory)}"
                     write_record(run.config.run_dir / FAILURE, reason, attempts=count)
                     del open_cells[name]
                     report(run, "failed")
@@ -366,7 +365,8 @@ def _damaged(path: Path, why: str) -> UserError:
 
 def executor_keys(values: dict[str, Any]) -> ExecutorKeys:
     """The inverse of ``dataclasses.asdict``."""
-    return ExecutorKeys(**values | {"slurm": SlurmKeys(**values["slurm"])})
+    known = {name: values[name] for name in ExecutorKeys.__dataclass_fields__}  # older jobs have a key more
+    return ExecutorKeys(**known | {"slurm": SlurmKeys(**values["slurm"])})
 
 
 def _cell(values: dict[str, Any]) -> Run:

@@ -23,21 +23,19 @@ from utils.results import FILE, write_result
 
 FAILURE = "failure.json"  # written by who gave the cell up: its pool, or for a lost job who follows the jobs
 DATA_FAULT = "data_fault.json"  # written by a run that its data ended: no cell of a sweep can be trained on them
-HOPELESS = "stopped_early.json"  # written by the pool that stopped it
-FINISHED = ("done", "diverged", "stopped early")
+FINISHED = ("done", "diverged")
 UNFINISHED = ("pending", "running", "stopped", "lost", "damaged")  # what a sweep still trains
 FACTS = ("attempts", "exit_status", "data_fault")  # of a failure; data_fault: true where the data are damaged
 TAIL = 4096  # bytes: the last line of metrics.jsonl is within them
 
 
 def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
-    """How a cell stands: {"state", "tokens", "loss", "rate", "share"}, and "reason" where it failed, was stopped or is
-    damaged.
+    """How a cell stands: {"state", "tokens", "loss", "rate", "share"}, and "reason" where it failed or is damaged.
 
     The state is "pending" (also a finished cell that is to grow and kept no optimiser), "running" (a process holds its
     folder), "stopped" (a signal ended it, or it is to grow; it will go on), "lost" (its process is gone without a
-    word; it will go on), "done", "diverged", "failed", "stopped early" or "damaged" (its result, or the record of its
-    failure or early stop, is not as it was written; it is trained again). The loss is the last milestone's, of the
+    word; it will go on), "done", "diverged", "failed" or "damaged" (its result, or the record of its failure,
+    is not as it was written; it is trained again). The loss is the last milestone's, of the
     averaged weights; the rate is training FLOPs per second of its process, all runs together that it trains, or None;
     the share is the cell's of that process as it last told, or None.
 
@@ -71,11 +69,6 @@ def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
     rate = run.flops_per_token * last["tokens_per_second"] / share if last else None
     tokens = max(0 if anew else result["tokens"], last["tokens"] if last else 0)
     values = {"tokens": tokens, "loss": _loss(result), "rate": rate, "share": share}
-    if (directory / HOPELESS).exists():
-        record = read_record(directory / HOPELESS)
-        if record is None:
-            return _damaged(directory / HOPELESS)
-        return {"state": "stopped early", **values, "reason": record["reason"]}
     waits = grows or result.get("status") == "preempted"
     return {"state": "running" if runs else "stopped" if waits else "lost", **values}
 
@@ -106,16 +99,15 @@ def finished(run: Run, results: str | None = None) -> dict[str, Any] | None:
 
 def label_heldout(run: Run) -> None:
     """Have the result of a cell that is over say whether its size is held out now: fits read results alone."""
-    result = recorded(run)
-    over = finished_result(run) is not None or (run.config.run_dir / HOPELESS).exists()
-    if over and result.get("config") and result.get("heldout", run.config.heldout) != run.config.heldout:
+    result = finished_result(run)
+    if result is not None and result.get("config") and result.get("heldout", run.config.heldout) != run.config.heldout:
         marked = result | {"heldout": run.config.heldout}
         marked["config"] = result["config"] | {"heldout": run.config.heldout}
         write_result(run.config.run_dir, marked)
 
 
 def write_record(path: Path, reason: str, **facts: Any) -> None:
-    """Write why a cell failed (``FAILURE``, ``DATA_FAULT``) or was stopped (``HOPELESS``), sealed."""
+    """Write why a cell failed (``FAILURE``, ``DATA_FAULT``), sealed."""
     write_json(path, seal.sealed({**facts, "reason": reason}))
 
 
@@ -132,11 +124,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def forget_failure(run: Run) -> None:
-    """Have a cell that failed tried afresh, and one whose early stop is not readable."""
-    directory = run.config.run_dir
-    (directory / FAILURE).unlink(missing_ok=True)
-    if (directory / HOPELESS).exists() and read_record(directory / HOPELESS) is None:
-        (directory / HOPELESS).unlink(missing_ok=True)
+    """Have a cell that failed tried afresh."""
+    (run.config.run_dir / FAILURE).unlink(missing_ok=True)
 
 
 def adopt(run: Run, results: str) -> None:

@@ -99,7 +99,6 @@ class ExecutorKeys:
         stack: cells of a row (alike but for rates and seeds) that one process trains in lock-step: the most of them,
             or auto, which stacks small models (docs/ensembles.md).
         retries: further attempts at a cell that crashes, or whose job is lost.
-        stop_hopeless: end a cell that is beyond doubt behind the best of its size at a milestone.
         slurm: what a job asks for.
     """
 
@@ -109,7 +108,6 @@ class ExecutorKeys:
     processes: int = 1
     stack: Any = "auto"
     retries: int = 2
-    stop_hopeless: bool = False
     slurm: SlurmKeys = field(default_factory=SlurmKeys)
 
 
@@ -232,6 +230,8 @@ def typed(values: dict[str, Any], path: str | Path) -> SweepKeys:
     for keys, schema, prefix in groups:
         known = schema.__dataclass_fields__
         for name in keys:
+            if prefix + str(name) == "executor.stop_hopeless":
+                raise UserError(f"{path}: executor.stop_hopeless: no cell is stopped early any more; remove the key")
             if name not in known:
                 # Another file, or a slip: a far hint would only mislead.
                 other = "sizes" not in values and not prefix
@@ -334,9 +334,9 @@ def _check(keys: SweepKeys, path: str | Path) -> None:
                         f"{nearest(executor.kind, ['local', 'slurm'])}")  # fmt: skip
     if executor.stack != "auto" and not (type(executor.stack) is int and executor.stack >= 1):
         raise UserError(f"{path}: executor.stack={executor.stack}: auto, or how many cells are trained together")
-    if executor.stack not in ("auto", 1) and (executor.processes > 1 or executor.stop_hopeless):
-        raise UserError(f"{path}: executor.stack={executor.stack}: cells of several processes, or that may be stopped "
-                        "one by one (stop_hopeless), are not stacked; set it to 1 or auto")  # fmt: skip
+    if executor.stack not in ("auto", 1) and executor.processes > 1:
+        raise UserError(f"{path}: executor.stack={executor.stack}: cells of several processes are "
+                        "not stacked; set it to 1 or auto")  # fmt: skip
     counts = {"runs_per_gpu": executor.runs_per_gpu, "processes": executor.processes}
     counts |= {f"slurm.{name}": getattr(slurm, name) for name in ("nodes", "array", "runs_per_job")}
     for name, count in counts.items():

@@ -18,7 +18,7 @@ from utils.progress import Progress
 
 READ_SECONDS = 1.0
 MAX_READ_SHARE = 0.05  # of the time: where the disk takes 0.1 s to answer for all cells, they are read every 2 s
-NO_MORE = ("diverged", "stopped early", "failed")  # cells whose other tokens are not trained
+NO_MORE = ("diverged", "failed")  # cells whose other tokens are not trained
 
 
 class SweepProgress:

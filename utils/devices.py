@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -65,5 +65,6 @@ def pick_device(name: str | None) -> "torch.device":
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not to be had here ({str(error).splitlines()[0]})") from None
+        reason = first_line(error).partition(". ")[0]
+        raise UserError(f"--device {name}: not available here ({reason}); leave it out for what there is") from None
     return device

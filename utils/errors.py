@@ -118,6 +118,12 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def plural(count: int, one: str) -> str:
+    """``count`` things, of which ``one`` is called so, as text: 1 clip, 2,000 clips, 2 processes."""
+    ending = "" if count == 1 else "es" if one.endswith("s") else "s"
+    return f"{count:,} {one}{ending}"
+
+
 def first_line(error: Exception) -> str:
     """What another library's error says, as far as one line of ours can hold it."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -131,8 +137,9 @@ def _unread() -> bool:
 
 
 @contextmanager
-def resumable(what: str) -> Iterator[None]:
-    """Where Ctrl-C or SIGTERM ends work that can be continued, say so in the last line and exit with ``PREEMPTED``."""
+def resumable(what: str, where: str = "") -> Iterator[None]:
+    """Where Ctrl-C or SIGTERM ends work that can be continued, say so in the last line, also ``where`` it continues,
+    and exit with ``PREEMPTED``."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -142,7 +149,7 @@ def resumable(what: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{what}: stopped; {CONTINUES}", file=sys.stderr, flush=True)
+            print(f"{what}: stopped; {CONTINUES}{where}", file=sys.stderr, flush=True)
         sys.exit(PREEMPTED)
     finally:
         signal.signal(signal.SIGTERM, before)

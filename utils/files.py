@@ -43,7 +43,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             tmp = Path(folder) / path.name
             yield tmp
-            with tmp.open("rb") as source, path.open("wb") as sink:
+            with with_filename(path), tmp.open("rb") as source, path.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
         return
     if path.is_symlink():

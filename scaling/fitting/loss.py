@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scaling.estimates import Prediction
 from scaling.fitting import forms
-from scaling.fitting.uncertainty import WORSE, Prediction, calibration, weights_of
+from scaling.fitting.uncertainty import WORSE, calibration, weights_of
 from scaling.jackknife import t_quantile
 from utils.errors import UserError
 

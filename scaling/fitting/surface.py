@@ -11,10 +11,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scaling.estimates import Estimate, Prediction
 from scaling.fitting import diagnostics, forms, least_squares, noise, selection, shape
 from scaling.fitting.shape import Inputs, Model
 from scaling.fitting.table import Cells
-from scaling.fitting.uncertainty import DRAWS, WORSE, Estimate, Prediction, calibration, draw
+from scaling.fitting.uncertainty import DRAWS, WORSE, calibration, draw
 from scaling.jackknife import t_quantile
 from utils.errors import UserError
 
@@ -180,6 +181,17 @@ class Surface:
             raise UserError("all runs have one batch: what a batch costs is unknown")
         n, t, _ = self.scale.logs(N, T, np.nan)
         return self._estimate(lambda model, theta: self._edge(model, theta, n, t, np.log1p(price)), self.scale.B)
+
+    def largest_batch(self, T: ArrayLike, N: ArrayLike, price: float) -> NDArray[np.float64]:
+        """The value of ``edge`` alone: a hundred times as fast."""
+        n, t, _ = self.scale.logs(N, T, np.nan)
+        edge = self._average(lambda model, theta: self._edge(model, theta, n, t, np.log1p(price)))
+        return np.exp(np.clip(edge, -80, 80)) * self.scale.B
+
+    def stretch(self, N: ArrayLike, T: ArrayLike) -> NDArray[np.float64]:
+        """What errors of each member's constants are multiplied by for runs of N and T, [members]."""
+        rows = self._inputs(N, T, np.nan, self.lr_scale)
+        return np.sqrt([float(self._calibration(member, rows)[0]) for member in self.members])
 
     def edges_by_shape(self, T: ArrayLike, N: ArrayLike, price: float = 0.01) -> dict[str, NDArray[np.float64]]:
         """The edge by every shape that was tried, for its spread."""

@@ -1,6 +1,4 @@
-"""Values with intervals, joint draws, weights of averaged shapes and forms, and the calibration of extrapolation."""
-
-from dataclasses import dataclass
+"""Joint draws, weights of averaged shapes and forms, and the calibration of extrapolation."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,26 +15,6 @@ EVIDENCE = 0.25
 LEAST_CALIBRATION = 0.5
 # A forced form that errs this much more than another one, when larger sizes are predicted from smaller ones, warns.
 WORSE = 1.25
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval; arrays of one shape."""
-
-    value: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Losses [rows]: the surface's value, the 95 % interval of the law, and that of one new run with its noise."""
-
-    mean: NDArray[np.float64]
-    mean_low: NDArray[np.float64]
-    mean_high: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
 
 
 def weights_of(window_errors: NDArray, steps: NDArray, evidence: NDArray) -> NDArray[np.float64]:

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.processes import launch
 from tests.processes.launch import ROOT
@@ -111,42 +110,6 @@ def test_killed_twice(sweep: Path) -> None:
 def test_killed_ten_times(sweep: Path) -> None:
     edit(sweep, lr=[1e-3, 1.5e-3, 2e-3, 3e-3, 4e-3, 6e-3], batch_tokens=[32, 64, 96, 128])
     killed_and_rerun(sweep, 10, (1, 12))
-
-
-def on_one_core(sweep: Path) -> subprocess.CompletedProcess[str]:
-    """A lone cell takes all cores there are, and on cores that others use too is slower for it."""
-    first = min(os.sched_getaffinity(0))
-    script = f"import os, sys; os.sched_setaffinity(0, [{first}]); p = sys.executable; os.execv(p, [p, *sys.argv[1:]])"
-    out = launch.python("-c", script, ROOT / "tools" / "sweep.py", "run", sweep)
-    assert out.returncode == 0, out.stderr
-    return out
-
-
-@pytest.mark.slow
-def test_a_hopeless_cell_is_stopped_and_has_no_later_result(sweep: Path, tmp_path: Path) -> None:
-    """Off by default; where it is off again, the cell goes on from where it was."""
-    edit(sweep, milestones=[64000, 96000], batch_tokens=[32])  # at the first of them the gap is 26 %, of 25 asked
-    base = yaml.safe_load((tmp_path / "base.yaml").read_text()) | {
-        "checkpoint": {"every_steps": 100_000},
-        "validation": {"timesteps": 16},
-    }
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-    grid = yaml.safe_load(sweep.read_text())
-    # One at a time, the good one first: cells of a cost run in the order of the YAML.
-    edit(sweep, lr=[4e-3, 1e-5], executor=grid["executor"] | {"workers": 1, "stop_hopeless": True})
-    out = on_one_core(sweep)
-    (behind,) = (r for r in results(sweep).values() if r["lr"] == 1e-5)
-    assert len(behind["milestones"]) == 1
-    assert "1 done, 1 stopped early" in out.stdout
-    assert "above the best of its size" in out.stdout
-    assert len(table(sweep).splitlines()) == 1 + 2 + 1
-    tool("run", sweep)  # it is not run again
-    assert next(r for r in results(sweep).values() if r["lr"] == 1e-5) == behind
-    edit(sweep, executor=grid["executor"])
-    on_one_core(sweep)
-    later = next(r for r in results(sweep).values() if r["lr"] == 1e-5)
-    assert len(later["milestones"]) == 2
-    assert later["milestones"][:1] == behind["milestones"]
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def test_killed_in_mid_stack_and_finished_alone(sweep: Path, tmp_path: Path) -> 
     ({"stack": "all"}, "executor.stack=all: auto, or how many"),
     ({"stack": 0}, "executor.stack=0: auto, or how many"),
     ({"stack": 4, "processes": 2}, "executor.stack=4: cells of several processes"),
-    ({"stack": 4, "stop_hopeless": True}, "executor.stack=4: cells of several processes, or that may be stopped"),
+    ({"stop_hopeless": True}, "executor.stop_hopeless: no cell is stopped early any more; remove the key"),
 ])  # fmt: skip
 def test_stacks_that_cannot_be_are_refused(sweep: Path, executor: dict, said: str) -> None:
     edit(sweep, executor=executor)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from models.sizes import smooth_width
-from scaling import allocation, laws, simulate
+from scaling import laws, simulate
+from scaling.planning import allocation
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -3,8 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scaling import allocation, simulate
+from scaling import simulate
 from scaling.compare import MOST_TOKENS, compare, prices
+from scaling.planning import allocation
 from scaling.points import Untrusted
 from utils.errors import UserError
 

@@ -8,7 +8,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scaling import allocation, fit, hyper, jackknife, simulate
+from scaling import fit, hyper, jackknife, simulate
+from scaling.planning import allocation
 from scaling.points import Untrusted
 from scaling.runs import concatenate
 

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from models import sizes
-from scaling import allocation, fit, jackknife, laws, simulate
-from scaling.plan import Request, plan
+from scaling import fit, jackknife, laws, simulate
+from scaling.planning import allocation
+from scaling.planning.plan import plan
+from scaling.planning.request import Request
 from scaling.points import Untrusted
 from scaling.runs import _common_tokens, concatenate, read
 from utils.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scaling import simulate
-from scaling.heldout import check
+from scaling.heldout import check, relative_error
 from utils.errors import UserError
 
 N, T = 0.72e9, 2e10
@@ -35,6 +35,13 @@ def test_without_noise_regret_and_distance_are_the_planted_ones(paper):
     raster = paper.curvature.batch_batch * (np.log(4) / 60) ** 2
     assert entry["regret"]["value"] == pytest.approx(float(paper.curvature(x, y)), abs=raster)
     assert entry["loss"]["error"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_loss_above_its_prediction_errs_upwards(paper):
+    _, ledger = local_grid(paper, 0, 0, 0, noise=1e-9)
+    (entry,) = check(dataclasses.replace(ledger, loss=1.03 * ledger.loss), paper)
+    assert entry["loss"]["error"] == pytest.approx(0.03, abs=1e-5)
+    assert relative_error([2.0, 1.0], 2.0).tolist() == [0.0, -0.5]
 
 
 @pytest.mark.slow

@@ -8,8 +8,9 @@ import pytest
 
 from models import sizes
 from scaling import fit, laws, report, simulate
-from scaling.plan import Request, plan
-from scaling.plan_table import table
+from scaling.planning.plan import plan
+from scaling.planning.request import Request
+from scaling.planning.table import table
 from utils.errors import UserError
 
 PAPER = Path(__file__).resolve().parents[2] / "configs" / "laws" / "paper.json"

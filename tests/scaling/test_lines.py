@@ -7,7 +7,8 @@ import pytest
 
 from models import sizes as ladder
 from scaling import fit, laws, lines, simulate
-from scaling.plan import Request, plan
+from scaling.planning.plan import plan
+from scaling.planning.request import Request
 from scaling.points import Untrusted
 from utils.errors import UserError
 

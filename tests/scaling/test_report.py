@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from scaling import allocation, figures, fit, laws, report, simulate
+from scaling import figures, fit, laws, report, simulate
+from scaling.planning import allocation
 from scaling.points import grid_optima
 from scaling.runs import concatenate
 from utils.errors import UserError

@@ -69,7 +69,7 @@ def test_no_captions_at_all_are_warned_of_unless_asked_for(run, tmp_path):
     job = ("--source", folder, *SMALL, "--out")
     status, text, said = run(*job, tmp_path / "x")
     assert (status, "captions: 4 of 4 clips have none" in text) == (0, True)
-    assert "warning: none of the 2 videos has a caption; there are tables next to the videos (1 .csv), which" in said
+    assert "warning: no captions found for 2 videos; there are tables next to the videos (1 .csv), which" in said
     assert "warning" not in run(*job, tmp_path / "y", "--no-captions")[2]
     assert files_of(tmp_path / "x") == files_of(tmp_path / "y")
 

@@ -51,9 +51,7 @@ def test_a_dry_run_without_a_usable_clip_is_one_line(run, tmp_path):
     for words in (("--dry-run",), ("--dry-run", "--json")):
         status, printed, stderr = run("--source", folder, "--validation", 0, *words, "--out", tmp_path / "x")
         assert (status, printed) == (2, "")
-        assert (
-            stderr.splitlines()[-1] == "error: no clip of the 1 videos that were tried can be decoded (1 undecodable)"
-        )
+        assert stderr.splitlines()[-1] == "error: no clip can be decoded of the 1 video tried (1 undecodable)"
         assert "Traceback" not in stderr
     assert not (tmp_path / "x").exists()
 

@@ -206,7 +206,8 @@ def test_a_killed_job_goes_on(run, videos, tmp_path, monkeypatch):
 
     monkeypatch.setattr(cache_latents, "load_vae", lambda spec, device, dtype: Stopping())
     status, _, said = run("--source", videos, "--out", tmp_path / "cache")
-    assert (status, said.splitlines()[-1]) == (75, f"{tmp_path / 'cache'}: stopped; the same command continues")
+    last = f"{tmp_path / 'cache'}: stopped; the same command continues after the last whole shard"
+    assert (status, said.splitlines()[-1]) == (75, last)
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
     assert run("--source", videos, "--out", tmp_path / "cache")[0] == 0
     assert Stopping.calls == 4  # three videos and the interrupted call: the first is not encoded again

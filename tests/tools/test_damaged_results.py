@@ -13,7 +13,7 @@ from tests.tools.test_sweep_plan import finish
 from tools.sweep import data_of
 from training import pool
 from training.grid import load_sweep
-from training.state import FAILURE, HOPELESS, read_record, write_record
+from training.state import FAILURE, read_record, write_record
 from utils.results import FILE, write_result
 
 FAULTS = ("[]", "null", "", "[" * 100_000, '{"run_id": 3}', '{"status": "done", "milestones": [3]}', "\0" * 4096)
@@ -47,16 +47,10 @@ def damage_failure(folder: Path, fault: str) -> Path:
     return folder / FAILURE
 
 
-def damage_early_stop(folder: Path, fault: str) -> Path:
-    (folder / FILE).unlink()
-    (folder / HOPELESS).write_text(fault)
-    return folder / HOPELESS
-
-
 @pytest.mark.parametrize(
     ("damage", "fault"),
-    [*((damage_result, fault) for fault in FAULTS), (damage_failure, "[]"), (damage_early_stop, FAULTS[3])],
-    ids=[f"result-{number}" for number in range(len(FAULTS))] + ["failure", "early-stop"],
+    [*((damage_result, fault) for fault in FAULTS), (damage_failure, "[]")],
+    ids=[f"result-{number}" for number in range(len(FAULTS))] + ["failure"],
 )
 def test_a_damaged_file_is_a_state_of_its_cell(
     sweep: Path, damage: Callable[[Path, str], Path], fault: str, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import forms, laws, plan, runs, simulate
+from scaling import forms, laws, runs, simulate
+from scaling.planning.request import ESTIMATORS
 from tools import fit as tool
 from utils.errors import run_cli
 
@@ -200,5 +201,5 @@ def test_the_docs_have_every_name_of_a_law_file():
     text = (ROOT / "docs" / "laws.md").read_text()
     kinds = (laws.PowerLaw, laws.LossLaw, laws.SizeLaw, laws.Curvature, laws.GivenBatch)
     names = {name for kind in kinds for name in kind.__dataclass_fields__} - {"assumed"}
-    names |= {*plan.ESTIMATORS, *forms.FORMS, *simulate.REMEDIES, "interior", "n_ctx", "fit.forced", "fit.warnings"}
+    names |= {*ESTIMATORS, *forms.FORMS, *simulate.REMEDIES, "interior", "n_ctx", "fit.forced", "fit.warnings"}
     assert not [name for name in names if not re.search(rf"\b{re.escape(name)}\b", text)]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scaling import allocation, fit, laws, runs, simulate
+from scaling import fit, laws, runs, simulate
+from scaling.planning import allocation
 from tests.commands import call
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from models.sizes import flops_per_token, smooth_width
-from scaling import allocation, laws, runs, simulate
+from scaling import laws, runs, simulate
+from scaling.planning import allocation
 from scaling.points import Untrusted
+from scaling.reporting.study import best_sizes
+from scaling.reporting.study_text import held_out
 from tests.commands import Done, call
-from tools.study import _held_out, best_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES, TOKENS, HELD_OUT, LAST = np.geomspace(0.0168e9, 0.268e9, 4).round(), [2e9, 5e9, 12e9], 1e9, 3e10
@@ -183,6 +185,6 @@ def test_a_best_on_the_grids_edge_is_said_to_be_no_nearer() -> None:
     """A local grid cannot show a best beyond itself: its distance reads as one step however far that lies."""
     row = {"N": 1e6, "T": 1e6, "cells": 9, "law": {"lr": 1e-3, "B": 160}, "steps": {"lr": 1.0, "B": 1.0}}
     row |= {"regret": None, "loss": {"predicted": 0.9, "measured": 0.9, "error": 0.0}}
-    told = {verdict: _held_out([row | {"verdict": verdict}])[1] for verdict in ("edge", "interior")}
+    told = {verdict: held_out([row | {"verdict": verdict}])[1] for verdict in ("edge", "interior")}
     assert "at least so far" in told["edge"]
     assert "at least" not in told["interior"]

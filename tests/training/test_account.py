@@ -118,7 +118,7 @@ def test_with_a_cache_it_agrees_with_the_dry_run(
         (None, Machine(), "--account: no latent cache in data.cache, .* give --n-ctx"),
         (0, Machine(), "--n-ctx 0: must be a whole number from 1"),
         (1000, Machine(), "5365760: not a whole number of clips of 1000 tokens; nearest: 5365000 or 5366000"),
-        (1280, Machine(gpus=7), "4192 clips cannot be shared by 7 processes; nearest: 5358080 or 5367040"),
+        (1280, Machine(gpus=7), "4,192 clips cannot be shared by 7 processes; nearest: 5358080 or 5367040"),
         (1280, Machine(gpus=0), "--gpus 0: must be"),
         (1280, Machine(gpu="h1000"), "unknown GPU 'h1000'; did you mean 'h100'"),
         (1280, Machine(mfu=math.nan), "--mfu nan: must be"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import Parser, UserError, nearest, resumable, run_cli
+from utils.errors import Parser, UserError, nearest, plural, resumable, run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted([*(ROOT / "tools").glob("*.py"), ROOT / "sample.py"])
@@ -33,6 +33,11 @@ def test_every_command_has_that_parser():
 @pytest.mark.parametrize(("word", "known", "meant"), [("lr.n", ["lr.T", "lr.N"], "lr.N"), ("H10O", ["h100"], "h100")])
 def test_case_does_not_count_in_what_is_nearest(word, known, meant):
     assert nearest(word, known) == f"; did you mean {meant!r}?"
+
+
+def test_counts_have_their_plural():
+    words = [plural(0, "clip"), plural(1, "clip"), plural(2000, "validation clip"), plural(2, "process")]
+    assert words == ["0 clips", "1 clip", "2,000 validation clips", "2 processes"]
 
 
 def test_names_that_are_not_utf8_are_printed(monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.disk import Disk
 from utils.errors import run_cli
 from utils.files import write_text
 from utils.os_errors import FIXES, warn_of_os_error
@@ -36,18 +37,25 @@ def test_every_error_of_a_file_is_one_line_that_names_it(code: int, capsys: pyte
 
 
 @pytest.mark.parametrize("name", ["EIO", "ESTALE", "ENOSPC", "EMFILE", "ENOMEM"])
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
 def test_what_fails_while_a_file_is_written_names_the_file(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    name: str, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """fsync names none, and the name of the file that is written under a temporary name is not the user's."""
-    code = getattr(errno, name)
-
-    def fsync(handle: int) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    assert f"error: {tmp_path / 'law.json'}: " in said(lambda: write_text(tmp_path / "law.json", "x"), capsys)
+    """write and fsync name none, and the name of the file that is written under a temporary name is not the user's."""
+    with monkeypatch.context() as good:
+        disk = Disk(tmp_path, good)
+        write_text(tmp_path / "law.json", "x" * 10_000)
+    (tmp_path / "law.json").unlink()
+    number = next(number for number, event in enumerate(disk.events) if event.startswith(f"{call} "))
+    with monkeypatch.context() as broken:
+        Disk(tmp_path, broken, number, getattr(errno, name))
+        text = said(lambda: write_text(tmp_path / "law.json", "x" * 10_000), capsys)
+    assert f"error: {tmp_path / 'law.json'}: " in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_device_is_named(capsys: pytest.CaptureFixture) -> None:
+    assert "error: /dev/full: disk full; free some" in said(lambda: write_text("/dev/full", "x"), capsys)
 
 
 def test_a_name_too_long_and_a_loop_of_links(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 
 from models import sizes
-from scaling import allocation, fit, jackknife, simulate
-from scaling.plan import Request, plan
-from scaling.plan_table import table
+from scaling import fit, jackknife, simulate
+from scaling.losses import as_losses
+from scaling.planning import allocation
+from scaling.planning.plan import plan
+from scaling.planning.request import Request
+from scaling.planning.table import table
 from utils.errors import UserError
 
 
@@ -98,17 +101,13 @@ def test_intervals_come_from_the_draws(paper, cost):
     assert "predicted loss" in table(planned)
     # Each estimator has its own interval: the minima's, and that of the power law fitted again for each draw.
     drawn = law.drawn("loss")
-    laws_drawn = [
-        dataclasses.replace(
-            law.loss, **{name: float(getattr(drawn, name)[i]) for name in ("Tc", "aT", "Nc", "aN", "Linf")}
-        )
-        for i in range(0, 500)
-    ]
     C = planned["C"]
-    span = law.domain["C"][0], 10 * law.domain["C"][1]
+    log_N, exponent = allocation.power_law_of_minima(
+        as_losses(drawn), (law.domain["C"][0], 10 * law.domain["C"][1]), cost
+    )
     for name, sizes_drawn in (
-        ("minimised", [float(allocation.optimum(one, C, cost)) for one in laws_drawn]),
-        ("predicted", [float(allocation.predicted(one, span, cost)(C)) for one in laws_drawn]),
+        ("minimised", allocation.optimum(drawn, C, cost)),
+        ("predicted", np.exp(log_N + exponent * np.log(C))),
     ):
         found = planned["N_opt"][name]
         assert (found["low"], found["high"]) == pytest.approx(
@@ -243,6 +242,24 @@ def test_a_loss_is_reached_with_the_batch_that_is_given(paper):
     assert plan(paper, Request(loss=0.545, batch=8 * free["B"]), sizes)["loss"] == pytest.approx(0.545, rel=1e-7)
     with pytest.raises(UserError, match=r"batches of 9.984e\+14 tokens"):
         plan(paper, Request(params=1e8, loss=0.503, batch=9.984e14), sizes)
+
+
+def test_the_unit_of_a_law_changes_no_plan(paper):
+    """Constants in single tokens and parameters, not in 1e9 of them."""
+    loss, one = paper.loss, {"T": 1.0, "N": 1.0}
+    plain = dataclasses.replace(
+        paper,
+        loss=dataclasses.replace(loss, Tc=loss.Tc * 1e9**loss.aT, Nc=loss.Nc * 1e9**loss.aN, scale=one),
+        **{
+            part: dataclasses.replace(law, coefficient=law.coefficient * 1e9 ** -(law.T + law.N), scale=one)
+            for part, law in (("batch", paper.batch), ("lr", paper.lr))
+        },
+    )
+    for request in (Request(flops=1e21), Request(loss=0.53), Request(flops=1e20, serve_clips=1e8)):
+        first, second = plan(paper, request, sizes), plan(plain, request, sizes)
+        assert first.pop("N_opt") == pytest.approx(second.pop("N_opt"), rel=1e-9)
+        for name in ("N", "T", "B", "lr", "loss", "C"):
+            assert first[name] == pytest.approx(second[name], rel=1e-6), name
 
 
 def test_a_plan_of_few_steps_is_warned_about(paper):

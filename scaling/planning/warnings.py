@@ -1,14 +1,11 @@
 """Warnings of a plan: where it leaves what the law's runs measured, by how much, and what the law does not know."""
 
-import math
 from typing import Any
 
 from scaling.laws import Law
 
 # Beyond this multiple of the fitted compute a law is a hope.
 FAR = 100.0
-# Beyond this factor from the best batch the law's quadratic is far from where it was measured.
-FAR_BATCH = 4.0
 # In fewer steps there is no warm-up and no optimum as those of the fit.
 FEW_STEPS = 100
 # Of the warnings that the law's fit left, a plan repeats so many.
@@ -30,17 +27,14 @@ def plan_warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
     fitted = law.domain.get("C")
     if fitted is not None and plan["C"] < fitted[0] / FAR:
         warnings.append(f"C is {fitted[0] / plan['C']:.0f} times below the smallest compute the law was fitted on")
-    B_opt = plan["B_opt"]["value"] if isinstance(plan["B_opt"], dict) else plan["B_opt"]
     unknown = [name for name in ("B", "lr") if plan[name] is None]
     if unknown:
-        reasons = {law.reason(part) for part in ("batch", "lr") if getattr(law, part) is None}
+        reasons = {plan["unknown"][name] for name in unknown}
         warnings.append(
             f"{' and '.join(unknown)} unknown ({'; '.join(sorted(reasons))}): --prior LAW takes both from another law"
         )
-    if B_opt is not None and abs(math.log(plan["B"] / max(B_opt, law.fit.get("floor") or 0))) > math.log(FAR_BATCH):
-        warnings.append(
-            f"the batch is {plan['B'] / B_opt:.2g} times the law's: rate and loss are extrapolated along the ridge"
-        )
+    if plan["B"] is not None:
+        warnings += law.response.batch_warnings(plan["N"], plan["T"], plan["B"], n_ctx)
     others = ", ".join(name for name in sorted(plan["N_opt"]) if name != "minimised")
     if law.n_ctx is None:
         how, cost = law.provenance.get("flops") or "unknown costs", f"N_opt ({others}) and " if others else ""
@@ -55,8 +49,6 @@ def plan_warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
         )
     if plan["steps"] is not None and plan["steps"] < FEW_STEPS:
         warnings.append(f"only {plan['steps']} steps: the law's optima are those of many; a smaller --batch has more")
-    if B_opt is not None and B_opt < 0.5 * n_ctx:
-        warnings.append(f"the law's batch, {B_opt:.3g} tokens, is less than half a clip: one clip is used")
     sizes = [v if isinstance(v, float) else v["value"] for v in plan["N_opt"].values()]
     if max(sizes) > 1.25 * min(sizes):
         warnings.append(f"the estimators of N_opt disagree: {min(sizes):.3g} to {max(sizes):.3g}")
@@ -80,8 +72,4 @@ def plan_warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
     warnings += [f"law {law.name!r}: {text}" for text in fit_warnings[:REPEATED]]
     if len(fit_warnings) > REPEATED:
         warnings.append(f"law {law.name!r}: {len(fit_warnings) - REPEATED} more in its fit.warnings")
-    if law.draws is None:
-        warnings.append(f"no intervals: the law's draws are unknown ({law.reason('draws')})")
-    elif undrawn := [part for part in ("batch", "lr", "loss") if getattr(law, part) and law.drawn(part) is None]:
-        warnings.append(f"no intervals that need draws of {', '.join(undrawn)}: the law has none of them")
-    return warnings
+    return warnings + law.response.unknown_intervals()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from scaling import allocation, laws
+from scaling import laws
+from scaling.planning import allocation
 
 
 def experiments(public_data):

@@ -1,13 +1,15 @@
 """N_opt(C), three ways: the best size of each budget as it is, isoFLOP parabolas, and by minimising the loss law."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling.jackknife import interval, t_quantile
-from scaling.laws import Law, LossLaw, SizeLaw
+from scaling.estimates import Estimate
+from scaling.jackknife import t_quantile
+from scaling.laws import ESTIMATORS, Law, LossLaw, SizeLaw
+from scaling.losses import Losses, as_losses
 from utils.errors import UserError
 
 # Of the best loss. On the 15 public isoFLOP sets the exponents come out within .026 of the published at 3 %, .031 at
@@ -35,19 +37,18 @@ def cost_of(law: Law, width: Callable[[float], float]) -> Cost:
     return proportional(law.fit.get("flops_per_parameter_token") or 6.0)
 
 
-def minimise(constants: NDArray, scale: dict[str, float], C: ArrayLike, cost: Cost) -> NDArray[np.float64]:
-    """The N that minimises the loss law at C FLOPs.
+def optimum(loss: LossLaw | Losses, C: ArrayLike, cost: Cost) -> NDArray[np.float64]:
+    """The N that minimises the loss at C FLOPs.
 
     Args:
-        constants: [..., 5], (Tc, aT, Nc, aN, Linf) in ``scale``; a batch of laws is solved at once.
+        loss: one law, or a batch of laws, which is solved at once.
         C: FLOPs, broadcast against the batch.
 
     Returns:
         N_opt [...]. Where T = C / cost(N), the loss has one minimum in N: bisection on its slope in ln N.
     """
-    constants = np.asarray(constants, dtype=float)
-    Tc, aT, Nc, aN = (constants[..., i] for i in range(4))
-    C = np.broadcast_to(np.asarray(C, dtype=float), np.broadcast_shapes(Tc.shape, np.shape(C)))
+    losses = as_losses(loss)
+    C = np.broadcast_to(np.asarray(C, dtype=float), np.broadcast_shapes(losses.batch, np.shape(C)))
     # Costs are smooth: tabulated once, since bisection for every draw would ask for them millions of times.
     grid = np.linspace(*np.log(SIZES), 1500)
     log_cost = np.log(cost(np.exp(grid)))
@@ -55,19 +56,18 @@ def minimise(constants: NDArray, scale: dict[str, float], C: ArrayLike, cost: Co
     low, high = np.full(C.shape, grid[0]), np.full(C.shape, grid[-1])
     for _ in range(60):
         middle = (low + high) / 2
-        T = C / np.exp(np.interp(middle, grid, log_cost)) / scale["T"]
-        rising = np.log(aT * Tc * np.interp(middle, grid, slope)) - aT * np.log(T)
-        falling = np.log(aN * Nc) - aN * (middle - np.log(scale["N"]))
-        low, high = np.where(rising > falling, low, middle), np.where(rising > falling, middle, high)
+        by_N, by_T = losses.slopes(np.exp(middle), C / np.exp(np.interp(middle, grid, log_cost)))
+        rising = by_N - by_T * np.interp(middle, grid, slope) > 0
+        low, high = np.where(rising, low, middle), np.where(rising, middle, high)
     return np.exp((low + high) / 2)
 
 
-def optimum(loss: LossLaw, C: ArrayLike, cost: Cost) -> NDArray[np.float64]:
-    """N_opt of one loss law at C FLOPs (array)."""
-    return minimise(np.array([loss.Tc, loss.aT, loss.Nc, loss.aN, loss.Linf]), loss.scale, C, cost)
+def minimise(constants: NDArray, scale: dict[str, float], C: ArrayLike, cost: Cost) -> NDArray[np.float64]:
+    """``optimum`` of additive laws with constants [..., 5], (Tc, aT, Nc, aN, Linf) in ``scale``."""
+    return optimum(Losses.additive(constants, scale), C, cost)
 
 
-def within(loss: LossLaw, C: float, cost: Cost, tolerance: float) -> tuple[float, float]:
+def within(loss: LossLaw | Losses, C: float, cost: Cost, tolerance: float) -> tuple[float, float]:
     """The smallest and the largest N whose loss at C FLOPs is within ``tolerance`` (relative) of the best."""
     best = float(optimum(loss, C, cost))
     N = best * np.exp(np.linspace(-7, 7, 4001))
@@ -95,21 +95,28 @@ def exponent_interval(C: ArrayLike, N_opt: ArrayLike) -> tuple[float, float]:
     return law.exponent - float(half), law.exponent + float(half)
 
 
-def predicted(loss: LossLaw, C: tuple[float, float], cost: Cost) -> SizeLaw:
+def predicted(loss: LossLaw | Losses, C: tuple[float, float], cost: Cost) -> SizeLaw:
     """The power law through the loss law's minima over budgets ``C`` (lowest, highest)."""
-    constants = np.array([loss.Tc, loss.aT, loss.Nc, loss.aN, loss.Linf])
-    log_coefficient, exponent = power_of_minima(constants, loss.scale, C, cost)
+    log_coefficient, exponent = power_law_of_minima(as_losses(loss), C, cost)
     return SizeLaw(float(np.exp(log_coefficient)), float(exponent))
+
+
+def power_law_of_minima(
+    losses: Losses, C: tuple[float, float], cost: Cost
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """``predicted`` for one law or a batch [...] of laws: ln coefficient [...] and exponent [...]."""
+    x = np.log(np.geomspace(*C, 9))
+    forms = tuple(replace(form, theta=form.theta[..., None, :]) for form in losses.forms)
+    y = np.log(optimum(replace(losses, forms=forms), np.exp(x), cost))
+    exponent = (y * (x - x.mean())).sum(axis=-1) / np.sum((x - x.mean()) ** 2)
+    return y.mean(axis=-1) - exponent * x.mean(), exponent
 
 
 def power_of_minima(
     constants: NDArray, scale: dict[str, float], C: tuple[float, float], cost: Cost
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """``predicted`` for a batch of loss laws, constants [..., 5]: ln coefficient [...] and exponent [...]."""
-    x = np.log(np.geomspace(*C, 9))
-    y = np.log(minimise(np.asarray(constants)[..., None, :], scale, np.exp(x), cost))
-    exponent = (y * (x - x.mean())).sum(axis=-1) / np.sum((x - x.mean()) ** 2)
-    return y.mean(axis=-1) - exponent * x.mean(), exponent
+    """``power_law_of_minima`` of additive laws with constants [..., 5]."""
+    return power_law_of_minima(Losses.additive(constants, scale), C, cost)
 
 
 @dataclass(frozen=True)
@@ -219,20 +226,38 @@ def _through(optima: list[tuple[float, float]]) -> tuple[SizeLaw | None, str | N
     return law, None
 
 
-def drawn(law: Law, C: float, cost: Cost) -> dict[str, NDArray[np.float64]]:
-    """N_opt at C FLOPs by each joint draw of the loss law: [draws] by estimator, for those that were drawn."""
-    loss = law.drawn("loss")
-    if loss is None:
-        return {}
-    constants = np.stack([loss.Tc, loss.aT, loss.Nc, loss.aN, loss.Linf], axis=-1)
-    found = {"minimised": minimise(constants, loss.scale, C, cost)}
-    if (law.allocation or {}).get("predicted") is not None and law.domain.get("C") is not None:
-        # The power law is fitted again for each draw, over the budgets of the fit, and moves with it. Only the ratio
-        # to the law's own is taken: it holds as well where the law's costs were not quite these.
-        span = (law.domain["C"][0], 10 * law.domain["C"][1])
-        log_N, exponent = power_of_minima(constants, loss.scale, span, cost)
-        own = predicted(law.loss, span, cost)
-        found["predicted"] = law.allocation["predicted"](C) * np.exp(log_N + exponent * np.log(C)) / own(C)
+def estimates(law: Law, C: float, cost: Cost) -> dict[str, Estimate]:
+    """N_opt at C FLOPs by each estimator that the law has, with its 95 % interval where that is known.
+
+    ``minimised`` is the minimum of the law's loss; the others are power laws. The minimum and the power law through
+    the minima follow from draws of the loss, and their intervals hold what each averaged form says alone.
+    """
+    losses, found = None, {}
+    if law.response.no_losses is None:
+        losses = law.response.losses
+        best = float(optimum(losses, C, cost))
+        near = best, C / float(cost(np.array(best)))
+    for name in ESTIMATORS[::-1]:
+        sizes = (law.allocation or {}).get(name)
+        if sizes is None:
+            continue
+        found[name] = Estimate.of(sizes(C))
+        if name == "predicted" and losses is not None and law.domain.get("C") is not None:
+            # The power law is fitted again for each draw, over the budgets of the fit, and moves with it. Only the
+            # ratio to the law's own is taken: it holds as well where the law's costs were not quite these.
+            span = (law.domain["C"][0], 10 * law.domain["C"][1])
+
+            def by_minima(losses: Losses, span: tuple[float, float] = span) -> NDArray:
+                log_N, exponent = power_law_of_minima(losses, span, cost)
+                return np.exp(log_N + exponent * np.log(C))
+
+            moved = losses.estimate(by_minima, *near)
+            low, high = (found[name].value * end / moved.value for end in (moved.low, moved.high))
+            found[name] = Estimate(found[name].value, low, high)
+        elif (span := size_interval(law, name, C)) is not None:
+            found[name] = Estimate(found[name].value, *(np.array(end) for end in span))
+    if losses is not None:
+        found["minimised"] = losses.estimate(lambda losses: optimum(losses, C, cost), *near)
     return found
 
 
@@ -249,24 +274,19 @@ def size_interval(law: Law, estimator: str, C: float) -> tuple[float, float] | N
 
 def side_by_side(law: Law, C: float, cost: Cost) -> list[str]:
     """A table for people: each estimator's law, its N_opt at C and at 10 C FLOPs with intervals, and the default's."""
-    laws = {name: one for name in ("direct", "measured", "predicted") if (one := law.allocation.get(name)) is not None}
     reference, budgets = law.allocation["default"], (C, 10 * C)
-    values = {name: [float(one(at)) for at in budgets] for name, one in laws.items()}
-    spans: list[dict[str, NDArray]] = [{}, {}]
-    if law.loss is not None:
-        values["minimised"] = [float(optimum(law.loss, at, cost)) for at in budgets]
-        spans = [drawn(law, at, cost) for at in budgets]
-    own = {name: [size_interval(law, name, at) for at in budgets] for name in values}
-    wide = 36 if spans[0] or any(span[0] for span in own.values()) else 14
+    found = [estimates(law, at, cost) for at in budgets]
+    names = [name for name in (*ESTIMATORS, "minimised") if name in found[0]]
+    wide = 36 if any(np.isfinite(one.low) for at in found for one in at.values()) else 14
     head = f"{'N_opt':<12}{'coefficient':>12}{'exponent':>10}" + "".join(f"{f'at {at:.3g}':>{wide}}" for at in budgets)
-    lines = [head + (f"   against {reference}" if len(values) > 1 else "")]
-    for name, sizes in values.items():
-        power = f"{laws[name].coefficient:>12.4g}{laws[name].exponent:>10.4f}" if name in laws else " " * 22
-        row = f"{name:<12}{power}"
-        for size, span, regression in zip(sizes, spans, own[name]):
-            known = interval(span[name]) if name in span else regression
-            ends = " [{:.4g}, {:.4g}]".format(*known) if known else ""
-            row += f"{f'{size:.4g}{ends}':>{wide}}"
-        apart = [f"{size / other - 1:+.1%}" for size, other in zip(sizes, values[reference])]
+    lines = [head + (f"   against {reference}" if len(names) > 1 else "")]
+    for name in names:
+        power = law.allocation.get(name)
+        row = f"{name:<12}" + (f"{power.coefficient:>12.4g}{power.exponent:>10.4f}" if power else " " * 22)
+        for at in found:
+            size = at[name]
+            ends = f" [{size.low:.4g}, {size.high:.4g}]" if np.isfinite(size.low) else ""
+            row += f"{f'{size.value:.4g}{ends}':>{wide}}"
+        apart = [f"{at[name].value / at[reference].value - 1:+.1%}" for at in found]
         lines.append(row if name == reference else f"{row}   {', '.join(apart)}")
     return lines

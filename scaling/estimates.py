@@ -1,0 +1,40 @@
+"""Values with 95 % intervals."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval, arrays of one shape; the ends are nan where the interval is unknown."""
+
+    value: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    @staticmethod
+    def of(value: NDArray, draws: NDArray | None = None) -> "Estimate":
+        """``value`` with the central 95 % of ``draws`` [draws, ...], where there are any."""
+        value = np.asarray(value, dtype=float)
+        if draws is None:
+            return Estimate(value, np.full(value.shape, np.nan), np.full(value.shape, np.nan))
+        return Estimate(value, *np.quantile(draws, [0.025, 0.975], axis=0))
+
+    def as_json(self) -> "float | dict[str, float] | None":
+        """One value as a law file's reader expects it: with its interval where that is known."""
+        if np.isnan(self.low) and np.isnan(self.high):
+            return float(self.value)
+        return {"value": float(self.value), "low": float(self.low), "high": float(self.high)}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Losses [rows]: the law's value, its 95 % interval, and that of one new run with its noise (nan: unknown)."""
+
+    mean: NDArray[np.float64]
+    mean_low: NDArray[np.float64]
+    mean_high: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]

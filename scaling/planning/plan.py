@@ -1,0 +1,285 @@
+"""From a budget to a run: N, T, B, lr, steps, loss and cost, each with an interval where the law has one.
+
+Laws answer through ``Law.response``, so that a plan is made in one way by published constants, by averaged loss forms
+and by a surface.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scaling.laws import Law
+from scaling.planning import allocation
+from scaling.planning.request import MOST, Request
+from scaling.planning.warnings import plan_warnings
+from utils.devices import best_dtype, planned_peak
+from utils.errors import UserError
+
+LOWEST_C, HIGHEST_C = 1e6, 1e40
+# Token counts, spaced evenly in logs, among which the first that reaches a loss at its batch is sought.
+SCANNED = 401
+# N that cost least to train and serve lie within these factors of the budget's N_opt.
+SERVED_SIZES = (math.exp(-6), math.exp(2))
+
+
+@np.errstate(all="ignore")  # what is not finite is refused by name
+def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
+    """The plan as one object, in the planner's JSON form.
+
+    Args:
+        law: needs a loss; the rest is used where it has it. A law without a batch or a rate gives a plan whose B, lr
+            and steps are None.
+        request: what is fixed.
+        ladder: the model's sizes (``models.sizes``): ``shape_for``, ``parameters`` and so on.
+
+    Raises:
+        UserError: contradictory or impossible requests, or a law without what they need.
+    """
+    budget = request.check()
+    losses = law.response.losses
+    n_ctx = request.n_ctx or law.n_ctx
+    if n_ctx is None:
+        raise UserError(f"law {law.name!r} does not know n_ctx: give --n-ctx, the tokens per clip")
+    cost = allocation.c_token(n_ctx, ladder.smooth_width)
+    planner = _Planner(law, request, n_ctx, cost)
+    wanted, budget = planner.wanted_size(budget)
+    serves = bool(request.serve_clips) and request.params is None
+    if serves:
+        wanted, budget = planner.cheapest_lifetime(budget)
+    shape = ladder.shape_for(wanted)
+    parameters = ladder.parameters(shape.layers, shape.width)
+    # The law's sizes are quoted to two or three digits: a shape that near is the size itself.
+    N = wanted if abs(math.log(parameters / wanted)) <= ladder.SAME_SIZE else float(parameters)
+    per_token = ladder.flops_per_token(N, n_ctx, shape.width)
+    if request.tokens is not None:
+        T = request.tokens
+    elif request.loss is not None:
+        T = planner.tokens_with_batch(N, request.loss)
+    elif serves:
+        T = planner.tokens_for(N, float(losses(wanted, budget / cost(np.array(wanted)))))
+    else:
+        T = budget / per_token
+    if not n_ctx <= T:
+        raise UserError(f"{T:.3g} tokens is less than one clip of {n_ctx}: the budget is too small for N {N:.3g}")
+    C = T * per_token
+    numbers, unknown = planner.pair_and_loss(N, T)
+    forward = n_ctx * per_token / 3
+    low, high = allocation.within(losses, C, cost, request.tolerance)
+    value = {
+        "N": N,
+        "T": T,
+        "B": numbers["B"],
+        "lr": numbers["lr"],
+        "steps": None if numbers["B"] is None else math.ceil(T / numbers["B"]),
+        "loss": numbers["loss"],
+        "C": C,
+        "n_ctx": n_ctx,
+        "size": shape.name,
+        "layers": shape.layers,
+        "width": shape.width,
+        "heads": shape.heads,
+        "parameters": parameters,
+        "gpu_hours": C / (planned_peak(request.gpu, request.dtype) * request.mfu) / 3600,
+        "inference_flops_per_clip": forward * request.sampler_steps * (2 if request.guidance else 1),
+        "B_opt": numbers["B_opt"],
+        "N_opt": {name: size.as_json() for name, size in allocation.estimates(law, C, cost).items()},
+        "N_within_tolerance": {"low": low, "high": high, "tolerance": request.tolerance},
+        "assumptions": {
+            "law": law.name,
+            "estimator": planner.estimator if request.params is None else None,
+            "gpu": request.gpu,
+            "mfu": request.mfu,
+            "dtype": best_dtype(request.gpu) if request.dtype == "auto" else request.dtype,
+            "sampler_steps": request.sampler_steps,
+            "guidance": request.guidance,
+            "serve_clips": request.serve_clips,
+            **({"batch_tolerance": request.batch_tolerance} if law.response.takes_tolerance else {}),
+        },
+        "extrapolation": _extrapolation(law, {"N": N, "T": T, "B": numbers["B"], "C": C}),
+        **({"unknown": unknown} if unknown else {}),
+    }
+    if request.serve_clips is not None:
+        value["serving"] = _serving(value, plan(law, replace(request, serve_clips=None), ladder))
+    _check_finite(law, value)
+    value["warnings"] = plan_warnings(law, value, n_ctx)
+    return value
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """What the steps of one plan share: ``cost`` is the training FLOPs per token of N."""
+
+    law: Law
+    request: Request
+    n_ctx: int
+    cost: allocation.Cost
+
+    @property
+    def estimator(self) -> str:
+        """The estimator of N_opt by which N is chosen."""
+        return self.request.estimator or (self.law.allocation or {}).get("default", "minimised")
+
+    def size(self, C: float) -> float:
+        """N_opt at C FLOPs."""
+        size_law = (self.law.allocation or {}).get(self.estimator)
+        if self.estimator != "minimised" and size_law is None:
+            raise UserError(f"law {self.law.name!r} has no {self.estimator} N_opt; try --estimator minimised")
+        N = float(allocation.optimum(self.law.response.losses, C, self.cost) if size_law is None else size_law(C))
+        _check_finite(self.law, {f"N_opt ({self.estimator})": N})
+        return N
+
+    def wanted_size(self, budget: float | None) -> tuple[float, float | None]:
+        """(N before it is rounded to a shape, FLOPs): of the budget, or of that which the tokens or the loss need."""
+        request, losses = self.request, self.law.response.losses
+        if request.params is not None:
+            return request.params, budget
+        if budget is None:
+            if request.loss is not None and request.loss <= (floor := float(losses.limit())):
+                raise UserError(f"no model reaches loss {request.loss:g}: the law's floor is {floor:g}")
+
+            def excess(log_C: float) -> float:
+                N = self.size(math.exp(log_C))
+                T = math.exp(log_C) / float(self.cost(np.array(N)))
+                if request.loss is None:
+                    return math.log(T / request.tokens)
+                return math.log(request.loss / float(losses(N, T)))
+
+            budget = _root(excess, LOWEST_C, HIGHEST_C)
+            if budget is None:
+                asked = f"--tokens {request.tokens:g}" if request.loss is None else f"--loss {request.loss:g}"
+                raise UserError(
+                    f"{asked} is no plan's: no budget from {LOWEST_C:g} to {HIGHEST_C:g} FLOPs leads there"
+                )
+        return self.size(budget), budget
+
+    def cheapest_lifetime(self, budget: float) -> tuple[float, float]:
+        """(N, training FLOPs) that reach the budget's best loss at the least training plus serving FLOPs."""
+        from scipy.optimize import minimize_scalar  # not at the top: most plans do without
+
+        losses, start = self.law.response.losses, self.size(budget)
+        target = float(losses(start, budget / self.cost(np.array(start))))
+        passes = self.request.sampler_steps * (2 if self.request.guidance else 1)
+
+        def training(N: float) -> float:
+            return losses.tokens_for(N, target) * float(self.cost(np.array(N)))
+
+        def lifetime(log_N: float) -> float:
+            N = math.exp(log_N)
+            per_clip = self.n_ctx * float(self.cost(np.array(N))) / 3 * passes
+            return math.log(training(N) + self.request.serve_clips * per_clip)
+
+        # Below the size whose loss on endless tokens is the target no training gets there.
+        least, most = (start * factor for factor in SERVED_SIZES)
+        least = _root(lambda log_N: math.log(target / float(losses.limit(math.exp(log_N)))), least, start) or least
+        found = minimize_scalar(lifetime, bounds=(math.log(least), math.log(most)), method="bounded")
+        N = math.exp(found.x)
+        return N, training(N)
+
+    def tokens_for(self, N: float, loss: float) -> float:
+        """Tokens at which N parameters reach ``loss`` at the best batch and rate."""
+        T = self.law.response.losses.tokens_for(N, loss)
+        if MOST["tokens"] < T:
+            raise UserError(
+                f"N {N:.4g} never reaches loss {loss:.8g} (in {MOST['tokens']:g} tokens): by law {self.law.name!r} "
+                f"its limit is {float(self.law.response.losses.limit(N)):.8g}"
+            )
+        return T
+
+    def tokens_with_batch(self, N: float, loss: float) -> float:
+        """The fewest tokens that reach ``loss`` at what the batch costs."""
+        response, least = self.law.response, self.tokens_for(N, loss)
+
+        def reached(T: ArrayLike) -> NDArray:
+            B = self.batch(N, T)
+            return math.log(loss) - np.log(response.losses(N, T) * (1 if B is None else response.penalty(N, T, B)))
+
+        if float(reached(least)) >= 0:
+            return least
+        # What a given batch costs falls with T until it is the best one, and rises again: the first crossing counts.
+        tokens = np.geomspace(least, MOST["tokens"], SCANNED)
+        crossed = np.flatnonzero(reached(tokens) >= 0)
+        if not len(crossed):
+            raise UserError(
+                f"batches of {self.request.batch or self.n_ctx:.4g} tokens never bring N {N:.4g} to loss {loss:.8g}: "
+                "give another"
+            )
+        high = crossed[0]
+        return _root(lambda log_T: float(reached(math.exp(log_T))), tokens[max(high - 1, 0)], tokens[high]) or least
+
+    def batch(self, N: float, T: ArrayLike) -> NDArray[np.float64] | None:
+        """The batch in tokens at each T: the one that is given, or the law's; None where both are unknown."""
+        if self.request.batch is not None:
+            return np.full(np.shape(T), self.request.batch)
+        return self.law.response.batch(N, T, self.n_ctx, self.request.batch_tolerance)
+
+    def pair_and_loss(self, N: float, T: float) -> tuple[dict[str, Any], dict[str, str]]:
+        """B, lr, B_opt and the loss as the JSON has them, and why those that are None are unknown."""
+        response, law = self.law.response, self.law
+        B, best = self.batch(N, T), response.best_batch(N, T)
+        found: dict[str, Any] = {"B": None, "B_opt": None if best is None else best.as_json()}
+        _check_finite(law, found)
+        if B is not None:
+            _check_finite(law, {"B": float(B)})
+            _check_batch(float(B), self.n_ctx, T, self.request.batch)
+            found["B"] = int(B)
+        at = math.nan if B is None else float(B)
+        rate = response.rate(N, T, at)
+        found["lr"] = None if rate is None else rate.as_json()
+        found["loss"] = response.loss(N, T, at).as_json()
+        unknown = {} if best is not None else {"B_opt": response.no_best_batch}
+        unknown |= {name: law.reason(part) for name, part in (("B", "batch"), ("lr", "lr")) if found[name] is None}
+        return found, unknown
+
+
+def _root(function: Any, low: float, high: float) -> float | None:
+    """Where a function of ln x turns from below 0 to above, between two x; None where it does not."""
+    from scipy.optimize import brentq  # not at the top: most plans do without
+
+    ends = math.log(low), math.log(high)
+    if not function(ends[0]) <= 0 <= function(ends[1]):
+        return None
+    return math.exp(brentq(function, *ends, xtol=1e-13))
+
+
+def _check_batch(B: float, n_ctx: int, T: float, given: float | None) -> None:
+    """UserError for a batch that is no whole number of clips, or more than the run."""
+    if B % n_ctx:
+        low = max(int(B // n_ctx), 1) * n_ctx
+        raise UserError(f"a batch of {B:g} tokens is no whole number of clips: nearest {low} and {low + n_ctx}")
+    if math.ceil(T) < B:
+        whose = "--batch" if given else "the law's batch,"
+        raise UserError(
+            f"{whose} {B:.0f} is more than the run's {T:.4g} tokens: give a smaller --batch or more tokens"
+        )
+
+
+def _check_finite(law: Law, numbers: dict[str, Any]) -> None:
+    """Raise UserError where a law's constants or draws lead out of the range of numbers."""
+    for name, value in numbers.items():
+        if isinstance(value, dict):
+            _check_finite(law, {f"{name} ({key})": v for key, v in value.items()})
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"law {law.name!r} gives no {name} here: its constants or draws are out of range")
+
+
+def _serving(plan: dict[str, Any], alone: dict[str, Any]) -> dict[str, Any]:
+    """What serving costs, and what choosing the size for it saves against the plan ``alone``, made without."""
+    clips = plan["assumptions"]["serve_clips"]
+    served, without = (p["C"] + clips * p["inference_flops_per_clip"] for p in (plan, alone))
+    return {
+        "flops": served - plan["C"],
+        "total_flops": served,
+        "training_excess": plan["C"] / alone["C"] - 1,
+        "saved": 1 - served / without,
+        "without": {"N": alone["N"], "C": alone["C"], "total_flops": without},
+    }
+
+
+def _extrapolation(law: Law, run: dict[str, float | None]) -> dict[str, float | None]:
+    """N, T, B and C as multiples of the fitted maximum."""
+    spans = {name: law.domain.get(name) for name in run}
+    return {name: None if at is None or spans[name] is None else at / spans[name][1] for name, at in run.items()}

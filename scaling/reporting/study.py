@@ -1,0 +1,189 @@
+"""What a study shows, from its results and its law alone: noise, exponents, held-out sizes, N_opt, one fixed pair."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scaling import compare, fit, heldout, laws, noise
+from scaling.optimum import WINDOW
+from scaling.planning import allocation
+from scaling.points import Untrusted, at_nominal, grid_optima
+from scaling.runs import Ledger, read
+from scaling.stages import Options
+from utils.errors import UserError
+from utils.files import find_files
+from utils.results import FILE, whole_results
+
+SAME = 1e-4  # relative: another machine's last bits, after a fit's iterations
+TOLERANCE = 1e-3  # of the loss, within which sizes count as equally good, as in tools/plan.py
+EXPONENTS = (("batch", ("T", "N")), ("lr", ("T", "N")), ("loss", ("aT", "aN")))
+
+
+def study(
+    folder: Path, law: laws.Law, cost: allocation.Cost, *, prior: laws.Law | None, reference: laws.Law
+) -> dict[str, Any]:
+    """Every answer as one object; a question that the results cannot answer has {"unknown": why}.
+
+    Args:
+        folder: its runs, held-out ones too.
+        law: fitted to those that are not held out, with ``prior`` where one was given.
+        cost: training FLOPs per token of N parameters.
+        reference: the law whose exponents stand next to this one's.
+
+    Raises:
+        UserError: no runs, or a law without batch, rate or loss.
+    """
+    law.require("batch", "lr", "loss")
+    ledger = read(folder)
+    nominal = at_nominal(ledger)
+    seeds = noise.between_seeds(nominal)
+    freedom = sum(row["freedom"] for row in seeds)
+    pooled = math.sqrt(sum(row["freedom"] * row["ema"]["value"] ** 2 for row in seeds) / freedom) if seeds else None
+
+    def answer(question: Callable[[], Any]) -> Any:
+        try:
+            return question()
+        except (Untrusted, UserError) as reason:
+            return {"unknown": str(reason).splitlines()[0]}
+
+    return {
+        "runs": len(np.unique(ledger.run_id)),
+        "noise": {
+            "between_seeds": seeds,
+            "validation": noise.of_validation(ledger),
+            "from_size_to_size": noise.steps_in_size(nominal, WINDOW),
+        },
+        "exponents": exponents(law, reference),
+        "held_out": answer(lambda: heldout.check(ledger, law, pooled, freedom)),
+        "N_opt": answer(lambda: allocations(ledger, law, cost, prior, exact_ratios(folder))),
+        "best_sizes": answer(lambda: best_sizes(ledger, cost)),
+        "fixed_pair": answer(lambda: compare.compare(ledger, cost).to_dict()),
+        "pair_prices": answer(lambda: pair_prices(ledger)),
+    }
+
+
+def exponents(law: laws.Law, reference: laws.Law) -> dict[str, dict[str, Any]]:
+    """Each exponent of B_opt, lr_opt and L with its interval, whether it was assumed, and the reference's."""
+    found = {}
+    for part, names in EXPONENTS:
+        value, other = getattr(law, part), getattr(reference, part)
+        for name in names if value is not None else ():
+            low, high = (law.fit.get("intervals") or {}).get(f"{part}.{name}") or (None, None)
+            found[f"{part}.{name}"] = {
+                "value": getattr(value, name), "low": low, "high": high, "assumed": name in value.assumed,
+                "reference": getattr(other, name, None),
+            }  # fmt: skip
+    return found
+
+
+def allocations(
+    ledger: Ledger, law: laws.Law, token: allocation.Cost, prior: laws.Law | None, ratios: dict[float, float]
+) -> dict[str, Any]:
+    """N_opt under the paper's count of FLOPs, ``token``, and under the exact count, so many times as much by N."""
+    found = {"C_token": sizes_of(law, token)}
+    if ratios:
+        N = np.array(sorted(ratios))
+        ratio = np.array([ratios[n] for n in N])
+
+        def exact(size: NDArray[np.float64]) -> NDArray[np.float64]:
+            return token(size) * np.interp(np.log(size), np.log(N), ratio)
+
+        counted = replace(ledger, flops=ledger.flops * np.interp(np.log(ledger.N), np.log(N), ratio))
+        found["exact"] = sizes_of(fit.fit(counted, "loss", Options(prior=prior), exact, {}).law, exact)
+    return found
+
+
+def exact_ratios(folder: Path) -> dict[float, float]:
+    """Exact training FLOPs over C_token's, by N, as the runs of a folder counted them; empty where they did not."""
+    results = whole_results(find_files(folder, FILE))[0].values()
+    return {
+        float(result["N"]): result["exact_flops"] / result["flops"]
+        for result in results
+        if result.get("exact_flops") and result.get("flops")
+    }
+
+
+def sizes_of(law: laws.Law, cost: allocation.Cost) -> dict[str, Any]:
+    """N_opt by estimator at the largest fitted budget and ten times it, with intervals where they were drawn, and the
+    range of N within ``TOLERANCE`` of the best loss."""
+    if law.domain.get("C") is None:
+        raise Untrusted("the law does not say which budgets it was fitted to")
+    found: dict[str, Any] = {
+        name: None if (one := (law.allocation or {}).get(name)) is None else {"exponent": one.exponent}
+        for name in laws.ESTIMATORS
+    }
+    found["minimised"] = {}
+    for label, C in (("C", law.domain["C"][1]), ("10 C", 10 * law.domain["C"][1])):
+        for name, size in allocation.estimates(law, C, cost).items():
+            ends = {end: float(v) if np.isfinite(v := getattr(size, end)) else None for end in ("low", "high")}
+            found[name][label] = {"FLOPs": C, "value": float(size.value), **ends}
+        losses = law.response.losses
+        found["minimised"][label]["within"] = list(allocation.within(losses, C, cost, TOLERANCE))
+    return found
+
+
+def best_sizes(ledger: Ledger, cost: allocation.Cost) -> dict[str, Any]:
+    """N_opt of each budget that three sizes share, from the best losses of the grids: no law enters.
+
+    Held-out sizes count with the others here, since nothing is predicted; so do grids without an optimum inside, by
+    the loss of their best cell: ``unsure`` names the sizes whose loss rests on such a grid.
+    """
+    ledger = at_nominal(ledger)
+    optima = [o for o in grid_optima(ledger, WINDOW) if math.isfinite(o.loss)]
+    if not optima:
+        raise Untrusted("no run ended with a loss")
+    N, T, loss = np.array([(o.N, o.T, o.loss) for o in optima]).T
+    C = fit.training_flops(ledger, N, T, cost)
+    curves = list(allocation.budgets(N, C, loss, C))
+    found, reasons = allocation.estimate(curves)
+
+    def unsure(budget: float, size: float) -> bool:
+        """Whether a grid next to this budget has no optimum of its own."""
+        own = np.flatnonzero(size == N)
+        order = own[np.argsort(C[own])]
+        above = np.searchsorted(C[order], budget * (1 - 1e-9))
+        return not all(optima[i].usable for i in order[max(above - 1, 0) : above + 1])
+
+    return {
+        "budgets": [
+            {
+                "C": budget,
+                "N": sizes.tolist(),
+                "loss": losses.tolist(),
+                "unsure": [float(size) for size in sizes if unsure(budget, size)],
+            }
+            for budget, sizes, losses in curves
+        ],
+        "exponents": {name: None if one is None else one.exponent for name, one in found.items()},
+        "unknown": reasons,
+    }
+
+
+def pair_prices(ledger: Ledger) -> dict[str, Any]:
+    """The loss that one pair for all costs at each (N, T)."""
+    (lr, B), rows = compare.prices(ledger)
+    return {"lr": lr, "B": B, "grids": rows}
+
+
+def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
+    """A line for each place where two answers differ by more than ``SAME``, relative to the larger."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in sorted({*one, *other}):
+            yield from differences(one.get(name), other.get(name), f"{where}.{name}".lstrip("."))
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for number, (a, b) in enumerate(zip(one, other)):
+            yield from differences(a, b, f"{where}[{number}]")
+    elif _is_number(one) and _is_number(other):
+        if not math.isclose(one, other, rel_tol=SAME, abs_tol=1e-9):
+            yield f"{where}: {one:.8g} here, {other:.8g} expected"
+    elif one != other:
+        yield f"{where}: {one} here, {other} expected"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
