@@ -32,7 +32,7 @@ reproduce-mini: $(INSTALLED)
 	$(PY) tools/fit.py all results/mini/cells --prior configs/laws/paper.json --out runs/mini/law.json
 	$(PY) tools/study.py results/mini/cells --law runs/mini/law.json --prior configs/laws/paper.json --expect results/mini/study.json
 	$(PY) tools/study.py results/mini/cells --law results/mini/law_before_heldout.json --expect results/mini/heldout.json
-	$(PY) tools/report.py results/mini/cells --law runs/mini/law.json --png runs/mini/figures --out runs/mini/report.html
+	$(PY) tools/report.py results/mini/cells --law runs/mini/law.json --figures runs/mini/figures --out runs/mini/report.html
 
 # Minutes on two cores; test-slow is the rest, of which SHARD=0/4 takes the first of four parts.
 test: $(INSTALLED)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling import jackknife, lines, loss_law
+from scaling.losses import Losses
 from scaling.optimum import Optimum, features, surface_at
 from scaling.planning import allocation
 from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids
@@ -284,7 +285,8 @@ def _sizes(
     start = np.repeat(fitted.theta[None], len(losses), axis=0)
     thetas, _ = loss_law.descend(start, points.N, points.T, losses, precision, fitted.delta, {}, scale, steps=100)
     constants = loss_law.constants_of(np.concatenate([fitted.theta[None], thetas]))
-    _, exponents = allocation.power_of_minima(constants, scale, (C / 10, C), cost)
-    found = np.stack([np.log(allocation.minimise(constants, scale, C, cost)), exponents], axis=1)
+    laws = Losses.additive(constants, scale)
+    _, exponents = allocation.power_law_of_minima(laws, (C / 10, C), cost)
+    found = np.stack([np.log(allocation.optimum(laws, C, cost)), exponents], axis=1)
     pull = (found[1 + len(replicates) :] - found[0]).T / NUDGE
     return found[0], found[1 : 1 + len(replicates)], pull

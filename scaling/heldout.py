@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scaling import cells
 from scaling.jackknife import interval, t_quantile
-from scaling.laws import Law
+from scaling.laws import TOLERANCE, Law
 from scaling.optimum import COEFFICIENTS, Optimum, features, find, quadratic
 from scaling.points import at_nominal
 from scaling.runs import Ledger
@@ -42,7 +42,7 @@ def check(ledger: Ledger, law: Law, noise: float | None = None, freedom: int = 0
     Raises:
         UserError: nothing was held out.
     """
-    law.require("batch", "lr", "loss")
+    law.require_pair()
     ledger = ledger.rows(ledger.heldout)
     if not np.any(np.isfinite(ledger.loss)):
         raise UserError(f"{ledger.source}: no result of a held-out size")
@@ -69,18 +69,16 @@ def _shared(ledger: Ledger, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _entry(grid: Ledger, law: Law, N: float, T: float, noise: float | None, freedom: int) -> dict[str, Any]:
     clip = float(grid.n_ctx.max())
-    lr, B = float(law.lr(N, T)), float(law.batch(N, T))
+    lr, B = law.best_pair(N, T)
+    predicted = law.response.loss(N, T, B)
     if clip:  # what can be trained
-        B = max(round(B / clip), 1) * clip
+        B = float(law.response.batch(N, T, int(clip), TOLERANCE))
     optimum = find(N, T, grid.lr, grid.B, grid.loss, grid.loss_se, None, clip)
     x, y = np.log(grid.lr / lr), np.log(grid.B / B)
     steps = [cells.step(np.unique(axis.round(6))) for axis in (x, y)]
     surface = _surface(grid, optimum, x, y, noise, freedom)
     half = math.nan if surface is None else t_quantile(surface["freedom"]) * surface["loss_se"]
     measured = {"value": optimum.loss, "low": optimum.loss - half, "high": optimum.loss + half}
-    predicted = float(law.loss(N, T))
-    drawn = law.drawn("loss")
-    low, high = (math.nan, math.nan) if drawn is None else interval(drawn(N, T))
     return {
         "N": N,
         "T": T,
@@ -91,9 +89,9 @@ def _entry(grid: Ledger, law: Law, N: float, T: float, noise: float | None, free
         "steps": {"lr": math.log(lr / optimum.lr) / steps[0], "B": math.log(B / optimum.B) / steps[1]},
         "regret": None if surface is None else surface["regret"],
         "loss": {
-            "predicted": {"value": predicted, "low": low, "high": high} if drawn is not None else predicted,
+            "predicted": predicted.as_json(),
             "measured": measured if math.isfinite(half) else optimum.loss,
-            "error": float(relative_error(optimum.loss, predicted)),
+            "error": float(relative_error(optimum.loss, predicted.value)),
         },
     }
 

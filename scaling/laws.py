@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 UNITS = {"N": "parameters", "T": "tokens", "B": "tokens", "C": "FLOPs"}
 ESTIMATORS = ("direct", "measured", "predicted")
+TOLERANCE = 1e-3  # loss given away, relative, for a large batch
 OPTIONAL = ("surface", "lack_of_fit")  # keys that files of a surface have
 # Rates and batches (tokens) that a run can have.
 POSSIBLE = {"lr": (1e-15, 1e6), "B": (1e-3, 1e15)}
@@ -133,17 +134,16 @@ class Law:
 
         return SurfaceResponse(self.surface)
 
-    def best_pair(self, N: float, T: float, tolerance: float = 1e-3) -> tuple[float, float]:
+    def best_pair(self, N: float, T: float, tolerance: float = TOLERANCE) -> tuple[float, float]:
         """The rate and the batch in tokens that a plan takes (``Response.wanted_batch``), not rounded to clips.
 
         Raises:
             UserError: the law has none, or its constants lead beyond what any run can have.
         """
         self.require_pair()
-        B = self.response.wanted_batch(N, T, tolerance)
         # Rates at the floor of one clip are that clip's, and not those of the smaller batch that the law wants.
-        at = max(float(B), self.fit.get("floor") or 0)
-        pair = {"lr": float(self.response.rate(N, T, at).value), "B": float(B)}
+        B = max(float(self.response.wanted_batch(N, T, tolerance)), self.fit.get("floor") or 0)
+        pair = {"lr": float(self.response.rate(N, T, B).value), "B": B}
         for name, value in pair.items():
             low, high = POSSIBLE[name]
             if not low <= value <= high:

@@ -259,9 +259,8 @@ def _why(reason: str) -> str:
 
 def _predictions(law: Law, N: float, T: float, C: float, cost: allocation.Cost) -> dict[str, NDArray]:
     loss = law.drawn("loss")
-    constants = np.stack([loss.Tc, loss.aT, loss.Nc, loss.aN, loss.Linf], axis=-1)
     return {
-        "N_opt": allocation.minimise(constants, loss.scale, C, cost),
+        "N_opt": allocation.optimum(loss, C, cost),
         "B": law.drawn("batch")(N, T),
         "lr": law.drawn("lr")(N, T),
         "loss": loss(N, T),

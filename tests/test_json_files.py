@@ -14,7 +14,7 @@ from models.autoencoders import statistics_of
 from models.text import load_text_encoder
 from models.vae import EMBEDDED, load_vae
 from scaling import laws
-from scaling.report import _prompts
+from scaling.reporting.report import _prompts
 from tests.models.test_text import save_t5
 from tests.utils.test_results import mutated
 from training import extended, slurm

@@ -109,7 +109,7 @@ def page(rows: list[dict[str, Any]], law: laws.Law, path: str, results: Sequence
             for fraction in FRACTIONS:
                 tokens = row["T"] * fraction
                 hours = f" at {tokens / rate[row['N'], device] / 3600:.2g} h" if device else ""
-                cells.append(f"{float(law.loss(row['N'], tokens)):.3f}{hours}")
+                cells.append(f"{float(law.response.losses(row['N'], tokens)):.3f}{hours}")
             lines.append(f"| {row['size']} | {device or 'not measured'} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -1,20 +1,25 @@
-"""One HTML page about a sweep: loss surfaces, laws, the prediction against the planned run, sampled videos.
+"""One HTML page about a sweep: its figures, its laws, the prediction against the planned run, sampled videos.
 
 python tools/report.py runs/my_sweep --law law.json --planned runs/planned --samples samples/ --out report.html
+python tools/report.py results/mini/cells --law results/mini/law.json --figures runs/figures --out runs/report.html
 """
 
 import argparse
 import sys
+from datetime import date
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.sizes import smooth_width
-from scaling import laws, report, runs, tables
+from scaling import PAPER, laws, runs, tables
 from scaling.planning import allocation
+from scaling.reporting import report
+from scaling.reporting.figure_data import Sources
 from utils.errors import Parser, UserError, path_text, run_cli
-from utils.files import replacing, write_text
+from utils.files import write_text
 from utils.results import FILE, read_result
+from utils.revision import code_revision
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -29,7 +34,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=path_text, help="folder of sampled gif, png or mp4 files to show")
     parser.add_argument("--columns", help="as in tools/fit.py")
     parser.add_argument("--batch-unit", help="as in tools/fit.py")
-    parser.add_argument("--png", type=path_text, help="also write each figure as a PNG into this folder")
+    parser.add_argument(
+        "--figures", aliases=("--png",), type=path_text,
+        help="also write each figure into this folder: SVG, PNG, its points as CSV, its caption as text",
+    )  # fmt: skip
     parser.add_argument(
         "--tensorboard", type=path_text, help="also write the figures as TensorBoard images into this folder"
     )
@@ -37,31 +45,31 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def write_tensorboard(figures: dict, folder: str) -> None:
+def write_tensorboard(drawn: list, folder: str) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(folder) as writer:
-        for name, figure in figures.items():
-            writer.add_figure(f"scaling/{name}", figure)
+        for one in drawn:
+            writer.add_figure(f"scaling/{one.data.name}", one.figure)
 
 
 def main() -> None:
     args = arguments().parse_args()
-    law = laws.load(args.law)
+    law, published = laws.load(args.law), laws.load(PAPER)
     ledger = runs.read(args.results, tables.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
-    cost = allocation.cost_of(law, smooth_width)
-    planned = read_result(Path(args.planned) / FILE) if args.planned else None
+    planned = report.compare(law, read_result(Path(args.planned) / FILE)) if args.planned else None
     samples = Path(args.samples) if args.samples else None
     if samples is not None and not samples.is_dir():
         raise UserError(f"--samples {samples}: no such folder")
-    page, figures = report.build(ledger, law, cost, planned, samples)
+    made = f"; figure by commit {(code_revision() or 'unknown')[:10]} on {date.today().isoformat()}"
+    cost = allocation.cost_of(law, smooth_width)
+    sources = Sources.of(ledger, law, cost, planned=planned, published=published, made=made)
+    page, drawn = report.build(sources, samples)
     write_text(args.out, page)
-    if args.png:
-        for name, figure in figures.items():
-            with replacing(Path(args.png) / f"{name}.png") as tmp:
-                tmp.write_bytes(report.figure_png(figure))
+    if args.figures:
+        report.write_figures(drawn, Path(args.figures))
     if args.tensorboard:
-        write_tensorboard(figures, args.tensorboard)
+        write_tensorboard(drawn, args.tensorboard)
     print(f"wrote {args.out}")
 
 

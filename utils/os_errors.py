@@ -64,8 +64,9 @@ def with_filename(path: str | Path, tmp: str | Path | None = None) -> Iterator[N
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.filename in (None, tmp and str(tmp)):
-            error.filename, error.filename2 = str(path), None
+        if error.errno in errno.errorcode and error.filename in (None, tmp and str(tmp)):
+            # A new one, as the name of PyAV's cannot be set.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

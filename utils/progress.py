@@ -124,10 +124,13 @@ class Progress:
             self._bar.set_postfix_str(", ".join(notes), refresh=False)
             self._bar.refresh()
             return
+        if not self._total:  # as of a sweep whose cells have all failed
+            return
         self._lines += 1
-        share = self._done / self._total if self._total else 1.0
         counts = f"{_count(self._done)} of {_count(self._total)} {self._unit}"
-        print(f"{self._name}: {share:.0%}, {', '.join([counts, *notes])}", file=self._file, flush=True)
+        print(
+            f"{self._name}: {self._done / self._total:.0%}, {', '.join([counts, *notes])}", file=self._file, flush=True
+        )
 
 
 def _count(value: float) -> str:

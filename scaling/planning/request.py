@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from scaling.laws import TOLERANCE
 from utils.devices import PEAK_FLOPS, planned_peak
 from utils.errors import UserError, nearest
 
@@ -32,7 +33,7 @@ class Request:
     n_ctx: int | None = None
     estimator: str | None = None
     tolerance: float = 1e-3
-    batch_tolerance: float = 1e-3
+    batch_tolerance: float = TOLERANCE
     sampler_steps: int = 50
     guidance: bool = True
     serve_clips: float | None = None

@@ -23,7 +23,8 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_spares_the_checkpoint
         settings = ("train.tokens=64000", "checkpoint.every_steps=20", "checkpoint.keep=9", "log.every_steps=1000")
         out = launch.run(command(cache, disk, "x", *settings))
         assert out.returncode == 2, out.stderr
-        assert out.stderr.startswith("error: disk full")
+        assert out.stderr.startswith(f"error: {disk}/x/checkpoints/")
+        assert ": disk full; free some space" in out.stderr
         assert out.stderr.count("\n") == 1
         kept = checkpoint_paths(disk / "x" / "checkpoints")
         assert kept

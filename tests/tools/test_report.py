@@ -6,10 +6,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from scaling import fit, laws, runs, simulate
 from scaling.planning import allocation
+from scaling.reporting import all_figures
 from tests.commands import call
 
 ROOT = Path(__file__).resolve().parents[2]
-FIGURES = {"losses", "surfaces", "hyperparameters", "sizes", "residuals"}
+FIGURES = set(all_figures.FIGURES)
 TOKENS = [2e9, 5e9, 12e9]
 
 
@@ -29,12 +30,12 @@ def run(*words):
 
 
 @pytest.mark.slow
-def test_page_pngs_and_tensorboard_hold_the_same_figures(study, tmp_path):
-    words = ("--out", tmp_path / "report.html", "--png", tmp_path / "png", "--tensorboard", tmp_path / "board")
+def test_page_files_and_tensorboard_hold_the_same_figures(study, tmp_path):
+    words = ("--out", tmp_path / "report.html", "--figures", tmp_path / "figures", "--tensorboard", tmp_path / "board")
     done = run(study[0], "--law", study[1], *words)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report.html").read_text().count("data:image/png;base64") == len(FIGURES)
-    pictures = {path.stem: path.read_bytes() for path in (tmp_path / "png").iterdir()}
+    pictures = {path.stem: path.read_bytes() for path in (tmp_path / "figures").glob("*.png")}
     assert set(pictures) == FIGURES
     assert all(picture.startswith(b"\x89PNG") for picture in pictures.values())
     board = EventAccumulator(str(tmp_path / "board"))
@@ -49,6 +50,7 @@ def test_page_pngs_and_tensorboard_hold_the_same_figures(study, tmp_path):
         (("--law", "{law}", "--samples", "nowhere"), "no such folder"),
         (("--law", "{law}", "--planned", "nowhere"), "nowhere"),
         (("--law", "{results}"), "not a JSON file"),
+        (("--law", "{law}", "--png", "folder"), "--figures"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(study, tmp_path, words, message):

@@ -5,12 +5,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import pytest
 
 from tests.disk import Disk
 from utils.errors import run_cli
 from utils.files import write_text
-from utils.os_errors import FIXES, warn_of_os_error
+from utils.os_errors import FIXES, warn_of_os_error, with_filename
 
 
 def said(main: Callable[[], None], capsys: pytest.CaptureFixture) -> str:
@@ -52,6 +53,13 @@ def test_what_fails_while_a_file_is_written_names_the_file(
         text = said(lambda: write_text(tmp_path / "law.json", "x" * 10_000), capsys)
     assert f"error: {tmp_path / 'law.json'}: " in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_while_a_video_is_written_names_it() -> None:
+    """PyAV's errors have a name that cannot be set."""
+    with pytest.raises(OSError, match="disk full") as caught, with_filename("a.mp4", ".a.mp4.tmp"):
+        raise av.error.OSError(errno.ENOSPC, "disk full", ".a.mp4.tmp")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "a.mp4")
 
 
 def test_a_full_device_is_named(capsys: pytest.CaptureFixture) -> None:

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from models import sizes
-from scaling import laws
+from scaling import heldout, laws, runs
 from scaling.fitting.surface_fit import fit_surface
+from scaling.fitting.table import Cells
 from scaling.planning import allocation
 from scaling.planning.plan import plan
 from scaling.planning.request import Request
@@ -255,3 +256,24 @@ def test_n_opt_is_covered_in_repeated_sweeps(paper):
         size = allocation.estimates(law, C, COST)["minimised"]
         inside.append(size.low < planted_size(C) < size.high)
     assert np.mean(inside) > 0.85
+
+
+def test_a_held_out_size_is_checked_against_the_plans_pair(law, tmp_path):
+    """A grid of twice the largest fitted size: the pair costs next to nothing there, and its loss is predicted."""
+    N, T = 4e7, 2e9
+    B, factor = (v.ravel() for v in np.meshgrid(CLIP * 5.0 ** np.arange(4), np.exp(np.linspace(-1.6, 1.6, 5))))
+    lr = planted.best_rate(B, T, N) * factor
+    noise = planted.NOISE * np.random.default_rng(3).standard_normal(len(B))
+    table = Cells.of_arrays(np.full(20, N), np.full(20, T), B, lr, np.exp(planted.ln_loss(N, T, B, lr) + noise))
+    text = planted.write_table(table, tmp_path / "held.csv").read_text().splitlines()
+    (tmp_path / "held.csv").write_text("\n".join([f"{text[0]},heldout", *(f"{row},1" for row in text[1:])]))
+    (entry,) = heldout.check(runs.read(tmp_path / "held.csv"), law)
+    lr, B = law.best_pair(N, T)
+    assert entry["law"]["lr"] == lr
+    assert 0 <= B - entry["law"]["B"] < CLIP
+    assert lr == pytest.approx(float(planted.best_rate(B, T, N)), rel=0.05)
+    assert entry["regret"]["value"] < 0.01
+    predicted = entry["loss"]["predicted"]
+    truth = math.exp(planted.ln_loss(N, T, B, lr))
+    assert predicted["low"] < truth < predicted["high"]
+    assert predicted["value"] == pytest.approx(truth, rel=0.005)

@@ -1,0 +1,110 @@
+"""How the report's figures look: axes, ticks, colours of sizes, legends."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e7ec",
+    "axes.edgecolor": "#98a2b3",
+    "axes.labelcolor": "#344054",
+    "axes.titlesize": 9,
+    "xtick.color": "#475467",
+    "ytick.color": "#475467",
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "svg.hashsalt": "report",  # the same figure gives the same file
+}
+ACCENT, GREY, LINE = "#d92d20", "#98a2b3", "#475467"
+WIDTH = 9.6  # inches: the page's width at the size of its text
+
+
+@contextmanager
+def panels(rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple["Figure", NDArray]]:
+    """A figure and its axes [rows, columns], drawn without a display or global state."""
+    # Imported here: matplotlib takes half a second that the planner must not spend.
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def colours(values: Iterable[float]) -> dict[float, Any]:
+    """A colour for each value, dark for the smallest."""
+    from matplotlib import colormaps
+
+    values = np.unique(np.asarray(list(values), dtype=float))
+    return {float(v): colormaps["viridis"](x) for v, x in zip(values, np.linspace(0.05, 0.85, len(values)))}
+
+
+def line(colour: Any, label: str, **style: Any) -> "Line2D":
+    """An entry of a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, label=label, **style)
+
+
+def band(axis: "Axes", x: NDArray, low: NDArray, high: NDArray, colour: Any) -> None:
+    """An interval around a line, where it is known."""
+    if np.isfinite(low).any():
+        axis.fill_between(x, low, high, color=colour, alpha=0.13, lw=0)
+
+
+def bars(axis: "Axes", x: NDArray, value: NDArray, low: NDArray, high: NDArray, **style: Any) -> None:
+    """Marks with their intervals, where these are known."""
+    known = np.nan_to_num(np.abs(np.stack([value - low, high - value])))
+    axis.errorbar(x, value, yerr=known, **{"capsize": 2, "lw": 0, "elinewidth": 1} | style)
+
+
+def log_axes(axis: "Axes", x: Callable[[float], str] | None, y: Callable[[float], str] | None) -> None:
+    """Logarithmic axes with ticks at 1, 2 and 5 times powers of ten; None leaves an axis linear."""
+    for name, of, form in (("x", axis.xaxis, x), ("y", axis.yaxis, y)):
+        if form is not None:
+            axis.set(**{f"{name}scale": "log"})
+            _log_ticks(of, form)
+
+
+def _log_ticks(axis: "Axis", form: Callable[[float], str]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low)
+    subs = (1, 2, 3, 5, 7) if decades < 0.7 else (1, 2, 5) if decades < 1.7 else (1, 3) if decades < 3 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def short(value: float) -> str:
+    """A count in the reader's units: 131k, 1.05M, 2.4B."""
+    for limit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def flops(value: float) -> str:
+    """FLOPs on an axis: 3e12."""
+    return f"{value:.0e}".replace("e+", "e")
+
+
+def rate(value: float) -> str:
+    """A learning rate on an axis: 1.4e-3."""
+    return f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e")
