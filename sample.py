@@ -14,8 +14,8 @@ import re
 import sys
 from pathlib import Path
 
-from utils.errors import Parser, UserError, path_text, plural, run_cli
-from utils.files import write_json
+from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
+from videoscaling.utils.files import write_json
 
 FORMATS = ("mp4", "gif", "png")
 
@@ -111,15 +111,15 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
     """Sample every prompt and write the files; nothing is written before all inputs were accepted."""
     import torch
 
-    from data.export import WRITERS, write_grid
-    from diffusion.process import Process
-    from diffusion.sampling import build_scheduler, sample
-    from models.text import cut_warning
-    from training.checkpoint import find_checkpoint, read_config, read_state
-    from training.model import build_model, load_weights
-    from training.preview import load_encoders
-    from utils.devices import pick_device
-    from utils.progress import Progress
+    from videoscaling.data.export import WRITERS, write_grid
+    from videoscaling.diffusion.process import Process
+    from videoscaling.diffusion.sampling import build_scheduler, sample
+    from videoscaling.models.text import cut_warning
+    from videoscaling.training.checkpoint import find_checkpoint, read_config, read_state
+    from videoscaling.training.logs.preview import load_encoders
+    from videoscaling.training.model import build_model, load_weights
+    from videoscaling.utils.devices import pick_device
+    from videoscaling.utils.progress import Progress
 
     path = find_checkpoint(arguments.checkpoint, (arguments.weights,))
     config, data = read_config(path), read_state(path)["data"]

@@ -19,9 +19,9 @@ import argparse
 import os
 import sys
 
-from utils.devices import PEAK_FLOPS
-from utils.errors import Parser, UserError, path_text, resumable, run_cli
-from utils.locks import release_abandoned
+from videoscaling.utils.devices import PEAK_FLOPS
+from videoscaling.utils.errors import Parser, UserError, path_text, resumable, run_cli
+from videoscaling.utils.locks import release_abandoned
 
 
 def main() -> int:
@@ -48,7 +48,7 @@ def main() -> int:
     formula.add_argument("--gpu-memory", type=float, metavar="GB", help="of one GPU (default: the largest sold)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys that override the file's")
     arguments = parser.parse_intermixed_args()
-    from training.config import load_config
+    from videoscaling.training.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
     if arguments.json and not arguments.dry_run:
@@ -63,26 +63,28 @@ def main() -> int:
     if assumed and not arguments.account:
         raise UserError(f"--{next(iter(assumed)).replace('_', '-')}: goes with --dry-run --account")
     if arguments.account:
-        from training.account import Machine, print_account
+        from videoscaling.training.planning.account import Machine, print_account
 
         n_ctx, memory = assumed.pop("n_ctx", None), assumed.pop("gpu_memory", None)
         machine = Machine(**assumed, memory_gb=memory)
         return print_account(config, n_ctx, machine._replace(gpu=machine.gpu.lower()), arguments.json)
     if arguments.dry_run:
-        from training.dryrun import dry_run
+        from videoscaling.training.planning.dry_run import dry_run
 
         return leave(dry_run(config, arguments.json))
     if arguments.take_over and os.environ.get("RANK", "0") == "0":
         release_abandoned(config.run_dir)
     with resumable(str(config.run_dir)):
-        from training.trainer import train  # after the configuration: its errors should not wait for torch
+        from videoscaling.training.trainer import (
+            train,  # after the configuration: its errors should not wait for torch
+        )
 
         return leave(train(config))
 
 
 def key_of(option: str) -> str:
     """A hint for an unknown option, such as --lr, that is a key here; empty for another."""
-    from training.config import key_hint
+    from videoscaling.training.config import key_hint
 
     return key_hint(option.lstrip("-").replace("-", "_"))
 

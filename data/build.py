@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data import writer
-from data.draw import Headers, Split
-from data.media import Listing
-from data.rejections import Tally
-from data.shards import Shard
-from data.sources import SPLITS, Unit
-from data.work_share import Share
-from data.writer import Load
-from utils.progress import Progress
+from videoscaling.data import writer
+from videoscaling.data.clip_groups import SPLITS, Unit
+from videoscaling.data.rejections import Tally
+from videoscaling.data.shards import Shard
+from videoscaling.data.sources.source import Listing
+from videoscaling.data.splits import Headers, Split
+from videoscaling.data.work_share import Share
+from videoscaling.data.writer import Load
+from videoscaling.utils.progress import Progress
 
 
 class Plan(NamedTuple):

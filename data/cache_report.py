@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.errors import plural
+from videoscaling.utils.errors import plural
 
 
 def counts_text(counts: Mapping[str, int]) -> str:
@@ -44,7 +44,7 @@ def split_text(split: Mapping[str, Any] | None, clips: int) -> list[str]:
 
 
 def estimate_text(found: Mapping[str, Any]) -> str:
-    """What ``data.check.estimate`` found."""
+    """What ``data.verify.estimate`` found."""
     opened = "" if found["opened"] == found["videos"] else f", judged by {found['opened']:,} drawn at random"
     lines = [f"{plural(found['videos'], 'video')}{opened}: about {found['kept']:,} can be used"]
     if found["rejected"]:

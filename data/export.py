@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from utils.files import replacing
-from utils.finiteness import check_finite
+from videoscaling.utils.files import replacing
+from videoscaling.utils.finiteness import check_finite
 
 TILE = 160  # pixels that a clip of a grid is at least wide, for people to see and captions to have room
 

@@ -4,8 +4,8 @@ clip, so that no frame is in both splits and none has a near-duplicate in the ot
 import math
 from collections.abc import Sequence
 
-from data.clips import Clips, Reading
-from data.media import Source
+from videoscaling.data.sources.source import Source
+from videoscaling.data.video.clips import Clips, Reading
 
 # About two shots of a film, which last 4 to 5 s on average. At most a twentieth of what there is, so that both sides
 # of a validation segment cost a tenth of a short video.

@@ -21,12 +21,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.order import sample_index
-from data.shards import Shards, Stored, altered, as_float, data_is_whole, header_sha256, is_finite, map_arrays
-from data.sources import SPLITS, list_hash, read_frozen
-from utils import seal
-from utils.errors import DataFault, UserError
-from utils.files import read_json
+from videoscaling.data.clip_groups import SPLITS, list_hash, read_frozen
+from videoscaling.data.sample_order import sample_index
+from videoscaling.data.shards import (
+    Shards,
+    Stored,
+    altered,
+    as_float,
+    data_is_whole,
+    header_sha256,
+    is_finite,
+    map_arrays,
+)
+from videoscaling.utils import seal
+from videoscaling.utils.errors import DataFault, UserError
+from videoscaling.utils.files import read_json
 
 FORMAT = 1
 # The keys of indexes from before they were sealed: one with another key is a sealed index whose seal was altered.

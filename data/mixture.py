@@ -1,6 +1,6 @@
 """Several caches as one: training clips mixed by weight, validation on all their frozen lists.
 
-Which clip stands where is a function of the position alone (``data.order.mixed_index``), as with one cache: there is
+Which clip stands where is a function of the position alone (``data.sample_order.mixed_index``), as with one cache: there is
 no epoch to wait for, and resuming needs nothing that a run would have to remember.
 """
 
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.latents import LatentCache
-from data.order import MIXED, mixed_index
-from data.shards import Shards, Stored, as_float
-from data.sources import list_hash
-from utils.errors import UserError
+from videoscaling.data.clip_groups import list_hash
+from videoscaling.data.latents import LatentCache
+from videoscaling.data.sample_order import MIXED, mixed_index
+from videoscaling.data.shards import Shards, Stored, as_float
+from videoscaling.utils.errors import UserError
 
 # What must be equal for latents to mean the same, and what to call it.
 ALIKE = {
@@ -43,7 +43,7 @@ class Mixture:
 
     Args:
         weights: how often clips of each are seen in training, in any unit; none: as many as they hold. Shares are
-            rounded to thousandths (``data.order.MIXED``), and hold exactly in every thousand clips.
+            rounded to thousandths (``data.sample_order.MIXED``), and hold exactly in every thousand clips.
 
     A validation clip that several lists name, with the same latent, counts once.
     """

@@ -7,12 +7,12 @@ a cache would waste too many clips otherwise, or have none to train on.
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, NamedTuple
 
-from data.clips import Reading
-from data.guard import frames_per_second, guard_gap, keys_apart, seconds_between
-from data.media import Source
+from videoscaling.data.guard import frames_per_second, guard_gap, keys_apart, seconds_between
+from videoscaling.data.sources.source import Source
+from videoscaling.data.video.clips import Reading
 
 if TYPE_CHECKING:
-    from data.draw import Headers
+    from videoscaling.data.splits import Headers
 
 
 class Parts(NamedTuple):

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from data.shards import Shard, is_whole, read_header
-from data.sources import SPLITS
-from utils.errors import OwnError, plural
-from utils.files import write_text
+from videoscaling.data.clip_groups import SPLITS
+from videoscaling.data.shards import Shard, is_whole, read_header
+from videoscaling.utils.errors import OwnError, plural
+from videoscaling.utils.files import write_text
 
 
 class Tally:

@@ -25,11 +25,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from data.clips import Clips, to_float
-from data.media import Rejected
-from data.sources import Unit
-from utils.errors import DataFault, OwnError, UserError
-from utils.files import parse_json
+from videoscaling.data.clip_groups import Unit
+from videoscaling.data.sources.source import Rejected
+from videoscaling.data.video.clips import Clips, to_float
+from videoscaling.utils.errors import DataFault, OwnError, UserError
+from videoscaling.utils.files import parse_json
 
 PROMPT_BATCH = 64
 _DTYPES = {"F16": np.float16, "I32": np.int32}

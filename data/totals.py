@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from data.shards import Shard, map_arrays, read_header
-from data.sources import SPLITS
+from videoscaling.data.clip_groups import SPLITS
+from videoscaling.data.shards import Shard, map_arrays, read_header
 
 
 class Totals:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from utils.errors import UserError
+from videoscaling.utils.errors import UserError
 
 SLURM = "SLURM_ARRAY_TASK_"
 

@@ -20,18 +20,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.torch import save
 
-from data.latents import file_size, fingerprint, read_index, sha256_of
-from data.rejections import Tally, by_reason, counted, lines, once, whole_videos
-from data.shards import Shard, encode_shard, header_sha256, is_whole, read_header
-from data.sources import SPLITS, Unit, list_hash
-from data.totals import Totals
-from data.work_share import Share
-from data.workers import LIMIT_SECONDS, decoded
-from utils.errors import UserError, plural
-from utils.files import json_text, remove_leftovers
-from utils.locks import check_held, hold
-from utils.os_errors import with_filename
-from utils.seal import sealed
+from videoscaling.data.clip_groups import SPLITS, Unit, list_hash
+from videoscaling.data.latents import file_size, fingerprint, read_index, sha256_of
+from videoscaling.data.rejections import Tally, by_reason, counted, lines, once, whole_videos
+from videoscaling.data.shards import Shard, encode_shard, header_sha256, is_whole, read_header
+from videoscaling.data.totals import Totals
+from videoscaling.data.video.decode_workers import LIMIT_SECONDS, decoded
+from videoscaling.data.work_share import Share
+from videoscaling.utils.errors import UserError, plural
+from videoscaling.utils.files import json_text, remove_leftovers
+from videoscaling.utils.locks import check_held, hold
+from videoscaling.utils.os_errors import with_filename
+from videoscaling.utils.seal import sealed
 
 SHARD_BYTES = 256 << 20  # of latents
 RULE = "split_rule"  # the setting that says how training and validation were separated, where not by the first rule

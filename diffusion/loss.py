@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from diffusion.process import Process
-from utils.random import uniform
+from videoscaling.diffusion.process import Process
+from videoscaling.utils.random import uniform
 
 
 def denoising_loss(

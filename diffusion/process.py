@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from utils.errors import UserError, nearest
+from videoscaling.utils.errors import UserError, nearest
 
 PROCESSES = ("rectified_flow", "vp_linear", "vp_cosine", "vp_zero_snr")
 TARGETS = ("flow", "eps", "v", "x0")

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion.process import Process
-from utils.errors import UserError, nearest
-from utils.finiteness import NotFinite
-from utils.random import normal
+from videoscaling.diffusion.process import Process
+from videoscaling.utils.errors import UserError, nearest
+from videoscaling.utils.finiteness import NotFinite
+from videoscaling.utils.random import normal
 
 # At 1000 steps a first-order solver's mean error on an exact mixture of deviations 0.15 and 0.25 is 0.001.
 MAX_STEPS = 1000

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from utils.errors import UserError, nearest
-from utils.random import normal, uniform
+from videoscaling.utils.errors import UserError, nearest
+from videoscaling.utils.random import normal, uniform
 
 DISTRIBUTIONS = ("logit_normal", "uniform")
 

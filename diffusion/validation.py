@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.random import normal, uniform
+from videoscaling.utils.random import normal, uniform
 
 T_BINS = 10
 

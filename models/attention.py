@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.errors import UserError, first_line, nearest
+from videoscaling.utils.errors import UserError, first_line, nearest
 
 BACKENDS = ("auto", "sdpa", "xformers", "plain")
 

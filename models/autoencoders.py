@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.errors import UserError
-from utils.files import read_json
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.files import read_json
 
 IMAGE_CLASS = "AutoencoderKL"
 # Classes that are used here as they are documented: posterior mean out of encode, first frame alone.

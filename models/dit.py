@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.attention import attention
-from models.embeddings import Grid, patchify, rotary_table, rotate, timestep_features, unpatchify
-from utils.random import fold
+from videoscaling.models.attention import attention
+from videoscaling.models.embeddings import Grid, patchify, rotary_table, rotate, timestep_features, unpatchify
+from videoscaling.utils.random import fold
 
 TIMESTEP_FEATURES = 256
 

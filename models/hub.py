@@ -6,8 +6,8 @@ Where there is none, one line within seconds says which folder or command would 
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError, first_line, nearest
-from utils.files import read_json
+from videoscaling.utils.errors import UserError, first_line, nearest
+from videoscaling.utils.files import read_json
 
 PATIENCE = 5  # seconds for the hub's first answer; its client alone would try for half a minute
 KEPT = ("*.json", "*.safetensors", "*.txt", "*.model")  # weights, configurations, vocabularies; never pickles

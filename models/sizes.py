@@ -8,7 +8,7 @@ import math
 import re
 from typing import NamedTuple
 
-from utils.errors import UserError, nearest
+from videoscaling.utils.errors import UserError, nearest
 
 # Width is 32 times depth, so that each size is a scaled copy of the others; 1x64 to 4x192 stand beside them.
 MICRO = ("2x64", "3x96", "4x128", "6x192", "8x256", "10x320")

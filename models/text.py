@@ -13,10 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from models.hub import located, read_config
-from utils.errors import UserError, first_line
-from utils.files import pickles
-from utils.random import normal
+from videoscaling.models.hub import located, read_config
+from videoscaling.utils.errors import UserError, first_line
+from videoscaling.utils.files import pickles
+from videoscaling.utils.random import normal
 
 WORD = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")
 END = "</s>"  # no word: WORD splits it

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.autoencoders import (
+from videoscaling.models.autoencoders import (
     CLASSES,
     FLOAT32_ONLY,
     IMAGE_CLASS,
@@ -24,10 +24,10 @@ from models.autoencoders import (
     smallest,
     statistics_of,
 )
-from models.hub import located, read_config
-from utils.errors import UserError, first_line, nearest
-from utils.files import pickles, read_json
-from utils.finiteness import check_finite
+from videoscaling.models.hub import located, read_config
+from videoscaling.utils.errors import UserError, first_line, nearest
+from videoscaling.utils.files import pickles, read_json
+from videoscaling.utils.finiteness import check_finite
 
 EMBEDDED = Path(__file__).parent / "embedded_vae"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -2,7 +2,7 @@
 
 The Python interface, loaded when it is first used:
 
-    from scaling import Cells, fit_surface, load_law, predict, read_runs
+    from videoscaling.scaling import Cells, fit_surface, load_law, predict, read_runs
 
     surface = fit_surface(Cells.of_ledger(read_runs("results/mini/cells")))
     surface.lr_opt(B=320, T=3e6, N=2e5)           # value, low, high
@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scaling.fitting.surface_fit import fit_surface
-    from scaling.fitting.table import Cells
-    from scaling.laws import load as load_law
-    from scaling.prediction import predict
-    from scaling.runs import read as read_runs
+    from videoscaling.scaling.fitting.surface_fit import fit_surface
+    from videoscaling.scaling.fitting.table import Cells
+    from videoscaling.scaling.laws import load as load_law
+    from videoscaling.scaling.prediction import predict
+    from videoscaling.scaling.runs import read as read_runs
 
 PAPER = Path(__file__).resolve().parents[1] / "configs" / "laws" / "paper.json"  # the paper's own law
 __all__ = ["PAPER", "Cells", "fit_surface", "load_law", "predict", "read_runs"]
 _PLACES = {
-    "Cells": ("scaling.fitting.table", "Cells"),
-    "fit_surface": ("scaling.fitting.surface_fit", "fit_surface"),
-    "load_law": ("scaling.laws", "load"),
-    "predict": ("scaling.prediction", "predict"),
-    "read_runs": ("scaling.runs", "read"),
+    "Cells": ("videoscaling.scaling.fitting.table", "Cells"),
+    "fit_surface": ("videoscaling.scaling.fitting.surface_fit", "fit_surface"),
+    "load_law": ("videoscaling.scaling.laws", "load"),
+    "predict": ("videoscaling.scaling.prediction", "predict"),
+    "read_runs": ("videoscaling.scaling.runs", "read"),
 }
 
 

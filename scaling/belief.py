@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.laws import Law
-from scaling.optimum import WIDEST, features
+from videoscaling.scaling.laws import Law
+from videoscaling.scaling.optimum import WIDEST, features
 
 # The quadratic misses a third of the excess loss that it describes: public surfaces are lopsided, steeper towards high
 # rates. What it misses is common to cells less than a factor of four apart, but for a fifth of its variance.

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.runs import Ledger
-from utils.errors import UserError
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
 
 
 def clip_losses(ledger: Ledger) -> NDArray[np.float64] | None:

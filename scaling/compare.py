@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import jackknife, lines, loss_law
-from scaling.losses import Losses
-from scaling.optimum import Optimum, features, surface_at
-from scaling.planning import allocation
-from scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids
-from scaling.runs import Ledger
-from scaling.stages import Options, between_grids, loss_stage
-from utils.errors import UserError
+from videoscaling.scaling import jackknife, lines, loss_law
+from videoscaling.scaling.losses import Losses
+from videoscaling.scaling.optimum import Optimum, features, surface_at
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids
+from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.stages import Options, between_grids, loss_stage
+from videoscaling.utils.errors import UserError
 
 # A pair may lie this factor outside the swept rates and batches: about one step of a grid.
 MARGIN = 2.0

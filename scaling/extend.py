@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.belief import Belief, Found, Grid, believe, expect, found
-from scaling.laws import Law
-from scaling.optimum import COEFFICIENTS
+from videoscaling.scaling.belief import Belief, Found, Grid, believe, expect, found
+from videoscaling.scaling.laws import Law
+from videoscaling.scaling.optimum import COEFFICIENTS
 
 # Of the loss: a tenth of what a factor of two in the rate costs.
 TOLERANCE = 1e-3

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import lines, loss_law, plausibility, table_kind
-from scaling.fitting import isoflop
-from scaling.joint_draws import joint_draws
-from scaling.laws import Curvature, GivenBatch, Law, LossLaw, with_hyperparameters
-from scaling.optimum import COEFFICIENTS, Optimum
-from scaling.planning import allocation
-from scaling.points import (
+from videoscaling.scaling import lines, loss_law, plausibility, table_kind
+from videoscaling.scaling.fitting import isoflop
+from videoscaling.scaling.joint_draws import joint_draws
+from videoscaling.scaling.laws import Curvature, GivenBatch, Law, LossLaw, with_hyperparameters
+from videoscaling.scaling.optimum import COEFFICIENTS, Optimum
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.points import (
     Points,
     Untrusted,
     at_nominal,
@@ -23,9 +23,9 @@ from scaling.points import (
     points_of_rows,
     pooled_scatter,
 )
-from scaling.runs import Ledger
-from scaling.stages import JACKKNIFE, LossStage, Options, hyper_law, hyper_replicates, loss_stage
-from utils.errors import UserError
+from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.stages import JACKKNIFE, LossStage, Options, hyper_law, hyper_replicates, loss_stage
+from videoscaling.utils.errors import UserError
 
 PARTS = ("hyperparameters", "loss", "allocation", "all")
 # Best sizes of one budget, of other seeds or by other ways, differ by less than this factor.

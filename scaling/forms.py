@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from scaling import loss_law
-from utils.errors import UserError
+from videoscaling.scaling import loss_law
+from videoscaling.utils.errors import UserError
 
 FORMS = ("additive", "joint", "three_term")
 CONSTANTS = {"additive": 5, "joint": 6, "three_term": 7}

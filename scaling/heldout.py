@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling import cells
-from scaling.jackknife import interval, t_quantile
-from scaling.laws import TOLERANCE, Law
-from scaling.optimum import COEFFICIENTS, Optimum, features, find, quadratic
-from scaling.points import at_nominal
-from scaling.runs import Ledger
-from utils.errors import UserError
+from videoscaling.scaling import cells
+from videoscaling.scaling.jackknife import interval, t_quantile
+from videoscaling.scaling.laws import TOLERANCE, Law
+from videoscaling.scaling.optimum import COEFFICIENTS, Optimum, features, find, quadratic
+from videoscaling.scaling.points import at_nominal
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
 
 DRAWS = 2000
 GRID = 61  # points along each axis, on which a drawn surface's minimum is sought

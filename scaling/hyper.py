@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 
-from scaling.laws import PowerLaw
-from utils.errors import UserError
+from videoscaling.scaling.laws import PowerLaw
+from videoscaling.utils.errors import UserError
 
 CONSTANTS = ("coefficient", "T", "N")
 # Two columns of the regression closer to collinear than this (correlation of ln T and ln N) cannot be told apart.

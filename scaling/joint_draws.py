@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import hyper, jackknife, loss_law
-from scaling.points import Points
-from scaling.stages import LossStage, loss_draws
+from videoscaling.scaling import hyper, jackknife, loss_law
+from videoscaling.scaling.points import Points
+from videoscaling.scaling.stages import LossStage, loss_draws
 
 COLUMNS = [f"{part}.{name}" for part in ("batch", "lr") for name in hyper.CONSTANTS] + [
     f"loss.{name}" for name in loss_law.CONSTANTS

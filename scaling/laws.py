@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from utils.errors import UserError, nearest
-from utils.files import read_json, write_json
+from videoscaling.utils.errors import UserError, nearest
+from videoscaling.utils.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from scaling.fitting.surface import Surface  # with scipy: loaded where a file has one
-    from scaling.response import Response
+    from videoscaling.scaling.fitting.surface import Surface  # with scipy: loaded where a file has one
+    from videoscaling.scaling.response import Response
 
 UNITS = {"N": "parameters", "T": "tokens", "B": "tokens", "C": "FLOPs"}
 ESTIMATORS = ("direct", "measured", "predicted")
@@ -127,10 +127,10 @@ class Law:
     def response(self) -> "Response":
         """What the law says of runs, whatever it consists of."""
         if self.surface is None:
-            from scaling.response import PowerLaws
+            from videoscaling.scaling.response import PowerLaws
 
             return PowerLaws(self)
-        from scaling.surface_response import SurfaceResponse
+        from videoscaling.scaling.surface_response import SurfaceResponse
 
         return SurfaceResponse(self.surface)
 
@@ -287,7 +287,7 @@ def to_dict(law: Law) -> dict[str, Any]:
             if not raw[part]["assumed"]:
                 del raw[part]["assumed"]
     if law.surface is not None:
-        from scaling.fitting import surface_file
+        from videoscaling.scaling.fitting import surface_file
 
         raw |= surface_file.to_dict(law.surface)
     return {"name": raw.pop("name"), "units": raw.pop("units"), **raw}
@@ -308,7 +308,7 @@ def from_dict(raw: dict[str, Any]) -> Law:
         raise UserError(f"units must be {UNITS}, not {_shown(raw['units'])}")
     values = {key: value for key, value in raw.items() if key not in OPTIONAL}
     if raw.get("surface") is not None:
-        from scaling.fitting import surface_file
+        from videoscaling.scaling.fitting import surface_file
 
         values["surface"] = surface_file.from_dict(raw["surface"], raw.get("lack_of_fit"))
     for part, kind in _PARTS.items():

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import cells
-from scaling.optimum import (
+from videoscaling.scaling import cells
+from videoscaling.scaling.optimum import (
     MISFIT,
     NOISE_WIDTHS,
     WIDEST,
@@ -21,7 +21,7 @@ from scaling.optimum import (
     row_weights,
     sides_beyond_noise,
 )
-from scaling.runs import Ledger
+from videoscaling.scaling.runs import Ledger
 
 BOTH = ("lr", "B")
 # A window opens until it holds this many different cells: a parabola has three constants, its scatter needs more.

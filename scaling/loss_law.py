@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling.hyper import LEAST_SPAN, near
-from scaling.laws import LossLaw
-from utils.errors import UserError
+from videoscaling.scaling.hyper import LEAST_SPAN, near
+from videoscaling.scaling.laws import LossLaw
+from videoscaling.utils.errors import UserError
 
 CONSTANTS = ("Tc", "aT", "Nc", "aN", "Linf")
 DELTA = 1e-3

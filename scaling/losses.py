@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling.estimates import Estimate, Prediction
-from scaling.fitting import forms
+from videoscaling.scaling.estimates import Estimate, Prediction
+from videoscaling.scaling.fitting import forms
 
 if TYPE_CHECKING:
-    from scaling.laws import LossLaw
+    from videoscaling.scaling.laws import LossLaw
 
 MAX_TOKENS = 1e20  # more than any run has
 

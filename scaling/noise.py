@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtri
 
-from scaling.clips import clip_losses
-from scaling.jackknife import LEVEL
-from scaling.points import grid_optima
-from scaling.runs import Ledger
+from videoscaling.scaling.clips import clip_losses
+from videoscaling.scaling.jackknife import LEVEL
+from videoscaling.scaling.points import grid_optima
+from videoscaling.scaling.runs import Ledger
 
 # Of a grid's cells, those within this fraction of the best: what a choice is made among.
 NEAR = 0.05

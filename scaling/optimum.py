@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import cells
-from scaling.runs import Ledger
+from videoscaling.scaling import cells
+from videoscaling.scaling.runs import Ledger
 
 COEFFICIENTS = 6
 # The published grids' curvature makes 2 % about a factor of four in lr or B: wide enough for 10-40 cells of a dense

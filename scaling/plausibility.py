@@ -6,9 +6,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.hyper import CONSTANTS, PowerFit
-from scaling.points import Points, Untrusted
-from scaling.runs import Ledger
+from videoscaling.scaling.hyper import CONSTANTS, PowerFit
+from videoscaling.scaling.points import Points, Untrusted
+from videoscaling.scaling.runs import Ledger
 
 # Published exponents of the batch and the rate in N and T lie between -0.7 and 0.9.
 MAX_EXPONENT = 2.0

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import lines, loss_law
-from scaling.clips import clip_losses
-from scaling.optimum import Optimum, find, next_cells, refit
-from scaling.runs import Ledger
+from videoscaling.scaling import lines, loss_law
+from videoscaling.scaling.clips import clip_losses
+from videoscaling.scaling.optimum import Optimum, find, next_cells, refit
+from videoscaling.scaling.runs import Ledger
 
 # All grids' scatter counts as this many spare cells of each.
 SHRINKAGE = 10

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling.laws import Law
-from scaling.tables import LEAST, MOST
-from utils.errors import UserError
+from videoscaling.scaling.laws import Law
+from videoscaling.scaling.tables import LEAST, MOST
+from videoscaling.utils.errors import UserError
 
 # Sizes and tokens this near the end of the fitted range are inside: they are one in fits too.
 SAME = 1e-3

@@ -8,9 +8,9 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.prediction import Predicted
-from scaling.tables import batch_tokens, open_table, positive
-from utils.errors import UserError
+from videoscaling.scaling.prediction import Predicted
+from videoscaling.scaling.tables import batch_tokens, open_table, positive
+from videoscaling.utils.errors import UserError
 
 ADDED = ("predicted", "low", "high", "mean_low", "mean_high", "extrapolated")
 

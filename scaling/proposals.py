@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import cells
-from scaling.belief import Found, Grid, believe, expect, found
-from scaling.extend import Decision, Settings, decide
-from scaling.laws import Law
-from scaling.optimum import WINDOW, Optimum
-from scaling.points import at_nominal, grid_optima
-from scaling.runs import Ledger
+from videoscaling.scaling import cells
+from videoscaling.scaling.belief import Found, Grid, believe, expect, found
+from videoscaling.scaling.extend import Decision, Settings, decide
+from videoscaling.scaling.laws import Law
+from videoscaling.scaling.optimum import WINDOW, Optimum
+from videoscaling.scaling.points import at_nominal, grid_optima
+from videoscaling.scaling.runs import Ledger
 
 # Cells of one grid that are asked for at once: a study of that many in a row costs as much as one by one, see
 # docs/sweeps.md.

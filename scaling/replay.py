@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.belief import Found, Grid
-from scaling.extend import Settings, decide
-from scaling.laws import Law
-from scaling.optimum import COEFFICIENTS
-from scaling.runs import Ledger
-from utils.errors import UserError
+from videoscaling.scaling.belief import Found, Grid
+from videoscaling.scaling.extend import Settings, decide
+from videoscaling.scaling.laws import Law
+from videoscaling.scaling.optimum import COEFFICIENTS
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
 
 # A study gives a grid up when it has paid for this part of it: noise then hides what the tolerance asks for.
 MOST = 0.35

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling.estimates import Estimate, Prediction
-from scaling.jackknife import t_quantile
-from scaling.losses import Losses, as_losses
+from videoscaling.scaling.estimates import Estimate, Prediction
+from videoscaling.scaling.jackknife import t_quantile
+from videoscaling.scaling.losses import Losses, as_losses
 
 if TYPE_CHECKING:
-    from scaling.laws import Law
+    from videoscaling.scaling.laws import Law
 
 # Rounding to whole clips moves a batch by less than this, in ln; along one batch a rate is for no other.
 SAME_BATCH = 0.1

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.tables import (
+from videoscaling.scaling.tables import (
     COLUMNS,
     distinct,
     positive,
     read_results,
     whole_number,
 )
-from utils.errors import UserError
-from utils.files import find_files, replacing
-from utils.results import FILE, read_result, report_left_out
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.files import find_files, replacing
+from videoscaling.utils.results import FILE, read_result, report_left_out
 
 MEASURED = {  # a milestone's, as ours -> in result.json
     "loss": "val_loss", "loss_se": "val_se", "ema_loss": "ema_val_loss", "ema_loss_se": "ema_val_se", "flops": "flops",

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import fit, hyper, loss_law
-from scaling.jackknife import interval
-from scaling.laws import Law
-from scaling.optimum import COEFFICIENTS, Optimum
-from scaling.planning import allocation
-from scaling.planning.warnings import FAR
-from scaling.points import SHARED, Untrusted, at_nominal, grid_optima
-from scaling.runs import Ledger, concatenate
-from utils.errors import UserError
+from videoscaling.scaling import fit, hyper, loss_law
+from videoscaling.scaling.jackknife import interval
+from videoscaling.scaling.laws import Law
+from videoscaling.scaling.optimum import COEFFICIENTS, Optimum
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.planning.warnings import FAR
+from videoscaling.scaling.points import SHARED, Untrusted, at_nominal, grid_optima
+from videoscaling.scaling.runs import Ledger, concatenate
+from videoscaling.utils.errors import UserError
 
 
 @dataclass(frozen=True)

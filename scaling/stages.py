@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import hyper, jackknife, loss_law, plausibility
-from scaling.laws import Law, PowerLaw
-from scaling.optimum import WINDOW
-from scaling.points import Points, Untrusted
-from utils.errors import UserError
+from videoscaling.scaling import hyper, jackknife, loss_law, plausibility
+from videoscaling.scaling.laws import Law, PowerLaw
+from videoscaling.scaling.optimum import WINDOW
+from videoscaling.scaling.points import Points, Untrusted
+from videoscaling.utils.errors import UserError
 
 # With a prior at hand, an exponent whose 95 % interval is wider than +- this is the prior's to give.
 LOOSE = 0.5

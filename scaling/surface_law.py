@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.estimates import Estimate
-from scaling.fit import recipe_warnings, run_names, skipped_warnings, tokens_per_clip, training_flops
-from scaling.fitting import noise
-from scaling.fitting.surface import Member, Surface
-from scaling.fitting.surface_fit import fit_surface
-from scaling.fitting.table import Cells
-from scaling.laws import Law
-from scaling.plausibility import MAX_EXPONENT, check_units
-from scaling.points import Untrusted
-from scaling.runs import Ledger
-from utils.errors import UserError
+from videoscaling.scaling.estimates import Estimate
+from videoscaling.scaling.fit import recipe_warnings, run_names, skipped_warnings, tokens_per_clip, training_flops
+from videoscaling.scaling.fitting import noise
+from videoscaling.scaling.fitting.surface import Member, Surface
+from videoscaling.scaling.fitting.surface_fit import fit_surface
+from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.laws import Law
+from videoscaling.scaling.plausibility import MAX_EXPONENT, check_units
+from videoscaling.scaling.points import Untrusted
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
 
 # Runs of a grid that identify where its best rate or batch lies: two have no optimum between them.
 LEAST_CELLS = 3

@@ -6,11 +6,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling.estimates import Estimate, Prediction
-from scaling.fitting.surface import Surface
-from scaling.fitting.uncertainty import DRAWS, draw
-from scaling.losses import Form, Losses
-from utils.errors import UserError
+from videoscaling.scaling.estimates import Estimate, Prediction
+from videoscaling.scaling.fitting.surface import Surface
+from videoscaling.scaling.fitting.uncertainty import DRAWS, draw
+from videoscaling.scaling.losses import Form, Losses
+from videoscaling.utils.errors import UserError
 
 BATCHES = 200  # from one clip to the largest batch that was run
 # Rows whose best batch is sought at once (draws x rows x batches numbers).

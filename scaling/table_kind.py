@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from scaling.optimum import COEFFICIENTS
-from scaling.points import Untrusted
-from scaling.runs import Ledger
-from utils.errors import UserError
+from videoscaling.scaling.optimum import COEFFICIENTS
+from videoscaling.scaling.points import Untrusted
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
 
 # Losses of one (N, T), of rows without a batch and a rate, that differ by less are repeats: seeds move a loss by 0.1
 # to 0.5 %, and a sweep over rates by more. Known standard errors widen it, to this many of a difference.

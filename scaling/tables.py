@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError, nearest
-from utils.tables import Table, Words, read_table
+from videoscaling.utils.errors import UserError, nearest
+from videoscaling.utils.tables import Table, Words, read_table
 
 COLUMNS = (
     "run_id", "status", "N", "T", "B", "lr", "seed", "n_ctx",

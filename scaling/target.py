@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import loss_law
-from scaling.belief import BETWEEN, EXPONENT, Belief, Grid
-from scaling.extend import as_expected
-from scaling.planning import allocation
-from scaling.points import Untrusted
-from scaling.proposals import Asked
+from videoscaling.scaling import loss_law
+from videoscaling.scaling.belief import BETWEEN, EXPONENT, Belief, Grid
+from videoscaling.scaling.extend import as_expected
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.points import Untrusted
+from videoscaling.scaling.proposals import Asked
 
 # A grid's optimum may scatter about the loss law by this much (relative) at least, however well it is known itself.
 LEAST_SCATTER = 1e-4

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import forms
-from scaling.heldout import paired, relative_error
-from scaling.laws import LossLaw
-from scaling.points import at_nominal, grid_optima
-from scaling.runs import Ledger
-from utils.errors import UserError
+from videoscaling.scaling import forms
+from videoscaling.scaling.heldout import paired, relative_error
+from videoscaling.scaling.laws import LossLaw
+from videoscaling.scaling.points import at_nominal, grid_optima
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
 
 
 @dataclass(frozen=True)

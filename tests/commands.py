@@ -9,7 +9,7 @@ import io
 import sys
 from typing import NamedTuple
 
-from utils.errors import run_cli
+from videoscaling.utils.errors import run_cli
 
 
 class Done(NamedTuple):

@@ -21,7 +21,7 @@ from tests.processes import launch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from data.sources import Unit
+    from videoscaling.data.clip_groups import Unit
 
 SHAPE = (4, 2, 4, 4)  # 32 tokens of 4 numbers: the smallest width, 32, is wide enough
 
@@ -40,7 +40,7 @@ def structured_latents(index: "Tensor") -> "Tensor":
     """Latents with something to learn: a few directions, mixed by each clip's own amounts, and a little noise."""
     import torch
 
-    from utils.random import normal
+    from videoscaling.utils.random import normal
 
     directions = normal(1, "directions", torch.arange(4), SHAPE)
     amounts = normal(1, "amounts", index, (4,))
@@ -51,10 +51,10 @@ def make_cache(folder: Path, train: int = 96, validation: int = 16) -> Path:
     """A latent cache of ``train`` + ``validation`` clips."""
     import torch
 
-    from data.clips import Clips
-    from data.sources import Unit
-    from data.writer import write_cache
-    from models.text import load_text_encoder
+    from videoscaling.data.clip_groups import Unit
+    from videoscaling.data.video.clips import Clips
+    from videoscaling.data.writer import write_cache
+    from videoscaling.models.text import load_text_encoder
 
     settings = {"format": 1, "frames": 2, "height": 4, "width": 4, "source": f"test {train} {validation}"}
     about = {"vae": "embedded", "vae_fingerprint": "none", "text": "embedded", "text_fingerprint": "none"}

@@ -12,7 +12,7 @@ import pytest
 from safetensors import SafetensorError
 
 from tests.commands import Done
-from training import checkpoint
+from videoscaling.training import checkpoint
 
 ERRORS = ("EIO", "ESTALE", "EMFILE", "ENOMEM", "EBUSY", "ENAMETOOLONG", "ENOSPC", "EROFS", "EACCES")
 CALLS = ("replace", "rename", "fsync", "mkdir", "listdir", "scandir", "unlink", "rmdir")

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.commands import call
-from training.config import load_config
-from training.grid import read_keys
-from training.resolve import resolve
-from utils.errors import Parser
+from videoscaling.sweeps.grid import read_keys
+from videoscaling.training.config import load_config
+from videoscaling.training.run import resolve
+from videoscaling.utils.errors import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [ROOT / "train.py", ROOT / "sample.py"]

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.attention import attention, choose_backend
 from tests.models.test_dit import build, inputs, trained
-from tests.training.test_ensemble import configs, no_row_by_row
+from tests.training.stacked.test_loop import configs, no_row_by_row
 from tests.training.test_trainer import overrides, result
-from training.config import load_config
-from training.ensemble import train_together
-from training.memory import fit_memory
-from training.rows import StackedStep
-from training.trainer import Trainer, prepare, train
-from utils.errors import UserError
-from utils.random import normal, uniform
+from videoscaling.models.attention import attention, choose_backend
+from videoscaling.training.config import load_config
+from videoscaling.training.memory import fit_memory
+from videoscaling.training.stacked.loop import train_together
+from videoscaling.training.stacked.step import StackedStep
+from videoscaling.training.trainer import Trainer, prepare, train
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.random import normal, uniform
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,22 +9,23 @@ from typing import Any
 import pytest
 import torch
 
-from data.sources import list_hash, read_frozen
-from models.autoencoders import statistics_of
-from models.text import load_text_encoder
-from models.vae import EMBEDDED, load_vae
-from scaling import laws
-from scaling.reporting.report import _prompts
 from tests.models.test_text import save_t5
 from tests.utils.test_results import mutated
-from training import extended, slurm
-from training.config import load_config
-from training.log_files import MetricsFile
-from training.resolve import cache_indexes, encoded_shape
-from training.state import last_metrics, read_record
-from utils.errors import UserError
-from utils.files import write_json
-from utils.results import FILE, read_result
+from videoscaling.data.clip_groups import list_hash, read_frozen
+from videoscaling.models.autoencoders import statistics_of
+from videoscaling.models.text import load_text_encoder
+from videoscaling.models.vae import EMBEDDED, load_vae
+from videoscaling.scaling import laws
+from videoscaling.scaling.reporting.report import _prompts
+from videoscaling.sweeps import added_cells as extended
+from videoscaling.sweeps import slurm
+from videoscaling.sweeps.state import last_metrics, read_record
+from videoscaling.training.config import load_config
+from videoscaling.training.logs.log_files import MetricsFile
+from videoscaling.training.run import cache_indexes, encoded_shape
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.files import write_json
+from videoscaling.utils.results import FILE, read_result
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTEAD = ([], {}, None, True, 0, -1, 2.5, 10**30, "", "x", [[]], [None], {"a": None}, [0] * 3)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.commands import call
 from tests.test_examples import ROOT, SCRIPTS
-from utils.errors import Parser, path_text
+from videoscaling.utils.errors import Parser, path_text
 
 # Text that is no path. A new option of text is a path, or stands here.
 TEXTS = {

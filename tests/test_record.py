@@ -70,9 +70,9 @@ def trained(cache: Path, out: Path, name: str, stacked: bool) -> dict:
     import torch
 
     from tests.training.test_trainer import losses, overrides, result
-    from training.config import load_config
-    from training.ensemble import train_together
-    from training.trainer import train
+    from videoscaling.training.config import load_config
+    from videoscaling.training.stacked.loop import train_together
+    from videoscaling.training.trainer import train
 
     torch.set_num_threads(1)
     keys = [f"optim.lr={RATE}", "train.milestones=[3200]", f"train.tokens={STEPS * 128}"]

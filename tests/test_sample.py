@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.validation import validation_times
 from tests.commands import call
+from videoscaling.diffusion.validation import validation_times
 
 PROMPTS = ["a large red circle gliding left", "a small blue star resting", "two words"]
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import sample
-from tests.training.test_preview import Decoder, use_decoder
+from tests.training.logs.test_preview import Decoder, use_decoder
 from tests.training.test_trainer import run
-from training import checkpoint as ckpt
-from utils.finiteness import NotFinite
+from videoscaling import sample
+from videoscaling.training import checkpoint as ckpt
+from videoscaling.utils.finiteness import NotFinite
 
 KINDS = ("ema", "model", "optimizer")
 

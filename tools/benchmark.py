@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from tools.benchmarks.common import CLIPS
-from training.records import environment
-from utils.devices import pick_device
-from utils.errors import Parser, UserError, run_cli
+from videoscaling.tools.benchmarks.common import CLIPS
+from videoscaling.training.result import environment
+from videoscaling.utils.devices import pick_device
+from videoscaling.utils.errors import Parser, UserError, run_cli
 
 # Each part's module in tools/benchmarks.
 PARTS = {

@@ -23,27 +23,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from data import decode, rejections, synthetic, writer
-from data.build import Plan, build_share
-from data.cache_report import counts_text, estimate_text, summary, summary_text
-from data.captions import ListingOptions
-from data.check import TOLERANCE, caption_counts, compare_sample, estimate
-from data.clips import Reading, Shape
-from data.decode import BACKENDS, check_backend, default_backend
-from data.draw import SAMPLE, Headers, draw
-from data.latents import FORMAT, LatentCache, read_index
-from data.listing import scan_sources
-from data.media import Listing, identity
-from data.sources import SPLITS, list_hash, read_frozen, synthetic_units
-from data.work_share import Share, slurm_warning, this_share
-from data.workers import LIMIT_SECONDS
-from data.writer import Load
-from models.text import TextEncoder, load_text_encoder
-from models.vae import VideoVAE, load_vae
-from utils.devices import pick_device
-from utils.errors import Parser, UserError, path_text, plural, resumable, run_cli
-from utils.locks import release_abandoned
-from utils.tables import KINDS
+from videoscaling.data import rejections, writer
+from videoscaling.data.build import Plan, build_share
+from videoscaling.data.cache_report import counts_text, estimate_text, summary, summary_text
+from videoscaling.data.clip_groups import SPLITS, list_hash, read_frozen, synthetic_units
+from videoscaling.data.latents import FORMAT, LatentCache, read_index
+from videoscaling.data.sources import synthetic
+from videoscaling.data.sources.captions import ListingOptions
+from videoscaling.data.sources.listing import scan_sources
+from videoscaling.data.sources.source import Listing, identity
+from videoscaling.data.splits import SAMPLE, Headers, draw
+from videoscaling.data.verify import TOLERANCE, caption_counts, compare_sample, estimate
+from videoscaling.data.video import decode
+from videoscaling.data.video.clips import Reading, Shape
+from videoscaling.data.video.decode import BACKENDS, check_backend, default_backend
+from videoscaling.data.video.decode_workers import LIMIT_SECONDS
+from videoscaling.data.work_share import Share, slurm_warning, this_share
+from videoscaling.data.writer import Load
+from videoscaling.models.text import TextEncoder, load_text_encoder
+from videoscaling.models.vae import VideoVAE, load_vae
+from videoscaling.utils.devices import pick_device
+from videoscaling.utils.errors import Parser, UserError, path_text, plural, resumable, run_cli
+from videoscaling.utils.locks import release_abandoned
+from videoscaling.utils.tables import KINDS
 
 SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
 FOR_VIDEOS = (

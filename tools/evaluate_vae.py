@@ -19,20 +19,20 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.captions import ListingOptions
-from data.clips import Reading, Shape, to_float
-from data.decode import default_backend
-from data.listing import list_sources
-from data.media import Rejected, Source
-from data.sources import video_unit
-from data.synthetic import render
-from data.workers import decoded
-from models.fidelity import psnr, squared_errors, ssim
-from models.vae import VideoVAE, load_vae
-from utils.devices import pick_device
-from utils.errors import Parser, UserError, path_text, run_cli
-from utils.files import replacing
-from utils.random import fold
+from videoscaling.data.clip_groups import video_unit
+from videoscaling.data.sources.captions import ListingOptions
+from videoscaling.data.sources.listing import list_sources
+from videoscaling.data.sources.source import Rejected, Source
+from videoscaling.data.sources.synthetic import render
+from videoscaling.data.video.clips import Reading, Shape, to_float
+from videoscaling.data.video.decode import default_backend
+from videoscaling.data.video.decode_workers import decoded
+from videoscaling.models.fidelity import psnr, squared_errors, ssim
+from videoscaling.models.vae import VideoVAE, load_vae
+from videoscaling.utils.devices import pick_device
+from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.files import replacing
+from videoscaling.utils.random import fold
 
 HELD_OUT = fold(0, "held out")  # the clips that tools/train_vae.py scores its own on, and trains on none of
 BATCH = 8

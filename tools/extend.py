@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from models.sizes import smooth_width
-from scaling import extend, laws, runs
-from scaling.belief import believe, expect
-from scaling.planning import allocation
-from scaling.points import Untrusted
-from scaling.proposals import Asked, State, states
-from scaling.target import Known, best_size, pair, spend
-from training import extended
-from training.grid import Sweep, cell_seed
-from training.records import finished_result, resumable_step
-from training.resolve import Run
-from training.state import UNFINISHED, cell_state
-from utils.errors import UserError
-from utils.locks import exclusive
+from videoscaling.models.sizes import smooth_width
+from videoscaling.scaling import extend, laws, runs
+from videoscaling.scaling.belief import believe, expect
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.points import Untrusted
+from videoscaling.scaling.proposals import Asked, State, states
+from videoscaling.scaling.target import Known, best_size, pair, spend
+from videoscaling.sweeps import added_cells
+from videoscaling.sweeps.grid import Sweep, cell_seed
+from videoscaling.sweeps.state import UNFINISHED, cell_state
+from videoscaling.training.result import finished_result, resumable_step
+from videoscaling.training.run import Run
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.locks import exclusive
 
 LEAST, MOST = 1e-6, 0.1  # of a tolerance and of a noise, relative to the loss
 
@@ -88,7 +88,7 @@ def command(
         return 0
     opened = reload()  # refuses now, and not once the cells are the sweep's, where the clips are not here
     with exclusive(opened.directory):
-        extended.add(sweep.directory, [addition.entry for addition in additions])
+        added_cells.add(sweep.directory, [addition.entry for addition in additions])
     return train(reload())
 
 
@@ -179,7 +179,7 @@ def merge(sweep: Sweep, asked: list[Asked]) -> list[Addition]:
     for one in asked:
         milestone = _milestone(by_size[int(one.N)], one.T)
         wanted[int(one.N), one.lr, round(one.B)].append((milestone, one.why))
-    before = extended.read(sweep.directory, sweep.keys.results)
+    before = added_cells.read(sweep.directory, sweep.keys.results)
     additions = []
     for (N, lr, batch), runs_of_cell in wanted.items():
         cells = by_size[N]

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from models.sizes import smooth_width
-from scaling import (
+from videoscaling.models.sizes import smooth_width
+from videoscaling.scaling import (
     PAPER,
     compare,
     fit,
@@ -33,13 +33,13 @@ from scaling import (
     tables,
     validate,
 )
-from scaling.fitting.surface_fit import FORMS
-from scaling.optimum import WINDOW
-from scaling.planning import allocation
-from scaling.points import Untrusted, cells_to_run
-from utils.errors import Parser, UserError, nearest, path_text, run_cli
-from utils.files import write_json
-from utils.revision import code_revision
+from videoscaling.scaling.fitting.surface_fit import FORMS
+from videoscaling.scaling.optimum import WINDOW
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.points import Untrusted, cells_to_run
+from videoscaling.utils.errors import Parser, UserError, nearest, path_text, run_cli
+from videoscaling.utils.files import write_json
+from videoscaling.utils.revision import code_revision
 
 # Constants that may be held, and where: the loss law's exponents as far as the fit itself looks for them.
 HOLDABLE = dict.fromkeys(("B.T", "B.N", "lr.T", "lr.N"), (-10.0, 10.0))

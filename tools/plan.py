@@ -18,13 +18,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models import sizes
-from scaling import laws
-from scaling.planning.plan import plan
-from scaling.planning.request import ESTIMATORS, Request
-from scaling.planning.table import table
-from training import planned_config
-from training.layout import (
+from videoscaling.models import sizes
+from videoscaling.scaling import laws
+from videoscaling.scaling.planning.plan import plan
+from videoscaling.scaling.planning.request import ESTIMATORS, Request
+from videoscaling.scaling.planning.table import table
+from videoscaling.training.planning import planned_config
+from videoscaling.training.planning.layout import (
     BATCH_TOLERANCE,
     DEFAULT_GPUS,
     MIN_GPU_TOKENS,
@@ -33,11 +33,11 @@ from training.layout import (
     default_gpus,
     shared_clips,
 )
-from training.memory_formula import ModelShape
-from training.resolve import beta2_warnings
-from utils.devices import MEMORY_GB, PEAK_FLOPS
-from utils.errors import Parser, UserError, path_text, run_cli
-from utils.files import write_text
+from videoscaling.training.planning.memory_formula import ModelShape
+from videoscaling.training.run import beta2_warnings
+from videoscaling.utils.devices import MEMORY_GB, PEAK_FLOPS
+from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.files import write_text
 
 
 def arguments() -> argparse.ArgumentParser:

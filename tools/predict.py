@@ -17,11 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scaling import laws, prediction_table
-from scaling.prediction import predict
-from scaling.tables import parse_columns
-from utils.errors import Parser, UserError, path_text, run_cli
-from utils.files import replacing
+from videoscaling.scaling import laws, prediction_table
+from videoscaling.scaling.prediction import predict
+from videoscaling.scaling.tables import parse_columns
+from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.files import replacing
 
 MOST_SEEDS = 1000
 

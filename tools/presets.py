@@ -20,14 +20,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models import sizes
-from scaling import laws
-from scaling.planning.plan import plan
-from scaling.planning.request import Request
-from training.planned_config import clip_length, planned_optim, planned_yaml, read_base, recipe_warnings
-from utils.errors import Parser, UserError, path_text, run_cli
-from utils.files import find_files, write_text
-from utils.results import FILE, report_left_out, whole_results
+from videoscaling.models import sizes
+from videoscaling.scaling import laws
+from videoscaling.scaling.planning.plan import plan
+from videoscaling.scaling.planning.request import Request
+from videoscaling.training.planning.planned_config import (
+    clip_length,
+    planned_optim,
+    planned_yaml,
+    read_base,
+    recipe_warnings,
+)
+from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.files import find_files, write_text
+from videoscaling.utils.results import FILE, report_left_out, whole_results
 
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1)  # of T, at which the expected loss is given
 

@@ -14,9 +14,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-from scaling import PAPER, extend, laws, replay, runs, tables
-from utils.errors import Parser, UserError, path_text, run_cli
-from utils.progress import Progress
+from videoscaling.scaling import PAPER, extend, laws, replay, runs, tables
+from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.progress import Progress
 
 SEEDS = 20
 RANDOM = (0.15, 0.25)  # shares of a grid that random search is given

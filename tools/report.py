@@ -11,15 +11,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.sizes import smooth_width
-from scaling import PAPER, laws, runs, tables
-from scaling.planning import allocation
-from scaling.reporting import report
-from scaling.reporting.figure_data import Sources
-from utils.errors import Parser, UserError, path_text, run_cli
-from utils.files import write_text
-from utils.results import FILE, read_result
-from utils.revision import code_revision
+from videoscaling.models.sizes import smooth_width
+from videoscaling.scaling import PAPER, laws, runs, tables
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.reporting import report
+from videoscaling.scaling.reporting.figure_data import Sources
+from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.files import write_text
+from videoscaling.utils.results import FILE, read_result
+from videoscaling.utils.revision import code_revision
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.sizes import smooth_width
-from scaling import PAPER, laws
-from scaling.planning import allocation
-from scaling.reporting.study import differences, study
-from scaling.reporting.study_text import text
-from utils.errors import Parser, UserError, path_text, run_cli
-from utils.files import read_json
+from videoscaling.models.sizes import smooth_width
+from videoscaling.scaling import PAPER, laws
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.reporting.study import differences, study
+from videoscaling.scaling.reporting.study_text import text
+from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.files import read_json
 
 
 def arguments() -> argparse.Namespace:

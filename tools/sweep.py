@@ -18,19 +18,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scaling import PAPER
-from training import extended, overview, slurm
-from training.config import Config
-from training.estimate import estimate, flops_of
-from training.grid import Prediction, Sweep, load_sweep, read_keys
-from training.records import finished_result
-from training.resolve import Run, beta2_warnings, clip_tokens, encoded_shape
-from training.state import FINISHED, adopt, label_heldout, publish
-from training.sweep_file import claim, data_of, recorded_data
-from training.sweep_keys import sweep_key_hint
-from training.sweep_progress import SweepProgress
-from utils.errors import CONTINUES, PREEMPTED, Parser, UserError, path_text, plural, resumable, run_cli
-from utils.locks import exclusive, release_abandoned
+from videoscaling.scaling import PAPER
+from videoscaling.sweeps import added_cells, slurm
+from videoscaling.sweeps import status as overview
+from videoscaling.sweeps.config import sweep_key_hint
+from videoscaling.sweeps.cost import estimate, flops_of
+from videoscaling.sweeps.directory import claim, data_of, recorded_data
+from videoscaling.sweeps.grid import Prediction, Sweep, load_sweep, read_keys
+from videoscaling.sweeps.progress import SweepProgress
+from videoscaling.sweeps.state import FINISHED, adopt, label_heldout, publish
+from videoscaling.training.config import Config
+from videoscaling.training.result import finished_result
+from videoscaling.training.run import Run, beta2_warnings, clip_tokens, encoded_shape
+from videoscaling.utils.errors import CONTINUES, PREEMPTED, Parser, UserError, path_text, plural, resumable, run_cli
+from videoscaling.utils.locks import exclusive, release_abandoned
 
 WATCH_SECONDS = 5.0
 ENDS = {
@@ -106,7 +107,7 @@ def main() -> int:
     if arguments.command == "collect":
         return collect(sweep, arguments.out)
     if arguments.command == "extend":
-        from tools import extend
+        from videoscaling.tools import extend
 
         extend.check(arguments)
         adopt_committed(sweep)
@@ -154,7 +155,7 @@ def extend_options(command: argparse.ArgumentParser) -> None:
 
 def prediction(path: Path) -> Prediction:
     """The best rate and batch by a law file, as functions of N and T."""
-    from scaling import laws
+    from videoscaling.scaling import laws
 
     law = laws.load(path)
     law.require_pair()
@@ -163,7 +164,7 @@ def prediction(path: Path) -> Prediction:
 
 def simulated(sweep: Sweep) -> list:
     """The cells that a fit would use, as ``scaling.simulate.Cell``."""
-    from scaling import simulate  # not at the top: every cell's process imports this file again
+    from videoscaling.scaling import simulate  # not at the top: every cell's process imports this file again
 
     return [
         simulate.Cell(
@@ -176,7 +177,7 @@ def simulated(sweep: Sweep) -> list:
 
 def doubts(sweep: Sweep) -> list[str]:
     """Print and return the sweep's warnings before compute is spent: grids too small for a fit, a clamped beta2."""
-    from scaling import simulate
+    from videoscaling.scaling import simulate
 
     optimizers = [(cell.config.optim, cell.config.train.batch_tokens) for cell in sweep.cells]
     found = [*simulate.doubts(simulated(sweep)), *beta2_warnings(optimizers)]
@@ -196,8 +197,8 @@ def plan(sweep: Sweep, as_json: bool) -> int:
 
 def run(sweep: Sweep) -> int:
     """Train what is not finished; 1 if a cell failed, ``PREEMPTED`` if a signal ended it early."""
-    from training.leftovers import clean_finished  # these import torch
-    from training.pool import Interrupt, run_cells
+    from videoscaling.sweeps.local import Interrupt, run_cells
+    from videoscaling.training.leftovers import clean_finished  # these import torch
 
     keys = sweep.keys.executor
     if keys.kind == "slurm":
@@ -265,14 +266,14 @@ def status(sweep: Sweep, as_json: bool, watch: bool = False) -> int:
 
 def collect(sweep: Sweep, out: str | None) -> int:
     """One CSV of every milestone of every cell that has one."""
-    from scaling import runs
+    from videoscaling.scaling import runs
 
     adopt_committed(sweep)
     for cell in sweep.cells:
         label_heldout(cell)
     if sweep.keys.results:
         there = sum(publish(cell, sweep.keys.results) for cell in sweep.cells)
-        extended.publish(sweep.directory, sweep.keys.results)
+        added_cells.publish(sweep.directory, sweep.keys.results)
         print(f"{sweep.keys.results}: {there} of {len(sweep.cells)} cells are finished, to be committed")
     path = out or str(sweep.directory / "results.csv")
     ledger = runs.read(sweep.directory)
@@ -307,10 +308,10 @@ def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str])
 
 def expect(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """What the sweep would tell about a budget if a law were true: simulated, fitted and planned many times over."""
-    from models.sizes import smooth_width
-    from scaling import laws, simulate
-    from scaling.planning import allocation
-    from scaling.planning.request import LEAST, MOST
+    from videoscaling.models.sizes import smooth_width
+    from videoscaling.scaling import laws, simulate
+    from videoscaling.scaling.planning import allocation
+    from videoscaling.scaling.planning.request import LEAST, MOST
 
     limits = {"flops": (LEAST, MOST["flops"]), "noise": (LEAST, MOST_NOISE), "n_ctx": (1, MOST["n_ctx"])}
     for name, (least, most) in limits.items():

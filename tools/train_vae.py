@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.synthetic import render
-from models.fidelity import psnr
-from utils.errors import Parser, UserError, resumable, run_cli
-from utils.files import (
+from videoscaling.data.sources.synthetic import render
+from videoscaling.models.fidelity import psnr
+from videoscaling.utils.errors import Parser, UserError, resumable, run_cli
+from videoscaling.utils.files import (
     recover_folder,
     remove_abandoned,
     replace_folder,
@@ -36,8 +36,8 @@ from utils.files import (
     write_json,
     write_text,
 )
-from utils.progress import Progress
-from utils.random import fold, normal
+from videoscaling.utils.progress import Progress
+from videoscaling.utils.random import fold, normal
 
 FRAMES, SIZE = 17, 32
 # 17 frames of 32x32 to 5x4x4 latents of 16 numbers. LTX's blocks carry a linear path through every resampling (space
@@ -258,7 +258,7 @@ def write(model: nn.Module, out: Path, record: dict[str, Any]) -> None:
         model.half().save_pretrained(tmp)
         write_json(tmp / "record.json", record)
         readme = (
-            f"# {out.name}\n\nA tiny `AutoencoderKLLTXVideo`, trained on the synthetic clips of `data/synthetic.py`:\n"
+            f"# {out.name}\n\nA tiny `AutoencoderKLLTXVideo`, trained on the synthetic clips of `data/sources/synthetic.py`:\n"
             f"{FRAMES} frames of {SIZE}x{SIZE} to 5x4x4 latents of {ARCHITECTURE['latent_channels']} numbers, "
             f"{record['parameters']:,} parameters in float16.\nIt serves demonstrations and tests; it knows no other "
             f"videos. Made {record['date']} by\n\n    {record['command']}\n\n```\n{table(record['psnr'])}\n```\n\n"

@@ -23,11 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.config import Config, load_yaml, recorded_config, to_dict
-from training.flat import part_of
-from training.parallel import like
-from utils.errors import UserError, plural
-from utils.files import (
+from videoscaling.training.config import Config, load_yaml, recorded_config, to_dict
+from videoscaling.training.flat_buffer import part_of
+from videoscaling.training.parallel import like
+from videoscaling.utils.errors import UserError, plural
+from videoscaling.utils.files import (
     pickles,
     recover_folder,
     remove_folder,
@@ -36,8 +36,8 @@ from utils.files import (
     write_json,
     write_text,
 )
-from utils.os_errors import warn_of_os_error, with_filename
-from utils.seal import read_sealed, sealed
+from videoscaling.utils.os_errors import warn_of_os_error, with_filename
+from videoscaling.utils.seal import read_sealed, sealed
 
 PREFIX = "step_"
 STATE = "state.json"

@@ -12,11 +12,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from training.keys import CHANGED, NEVER, WITH_DECAY, KeyInfo, check_value, info_of, keys_of, older_values
-from training.schema import Config
-from utils.errors import UserError, nearest, shown
-from utils.user_text import check_literal, check_printable, expand_home
-from utils.yaml_text import number, parse_override, read_yaml
+from videoscaling.training.keys import CHANGED, NEVER, WITH_DECAY, KeyInfo, check_value, info_of, keys_of, older_values
+from videoscaling.training.schema import Config
+from videoscaling.utils.errors import UserError, nearest, shown
+from videoscaling.utils.user_text import check_literal, check_printable, expand_home
+from videoscaling.utils.yaml_text import number, parse_override, read_yaml
 
 # Other trainers' keys and options for what follows from the machine here.
 DEVICE_WORDS = ("accelerator", "cuda", "device", "devices", "gpu", "gpus", "n_gpus", "num_gpus", "num_processes")

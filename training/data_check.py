@@ -2,8 +2,8 @@
 
 import torch
 
-from training.feed import Feed
-from training.parallel import raise_together
+from videoscaling.training.batches import Feed
+from videoscaling.training.parallel import raise_together
 
 
 class DataCheck:

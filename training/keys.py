@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.errors import UserError, nearest, shown
+from videoscaling.utils.errors import UserError, nearest, shown
 
 # How a key enters a run's id, ``key(identity=...)``.
 ALWAYS = "always"  # hashed as it is: the keys that the first committed runs were hashed with

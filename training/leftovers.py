@@ -3,11 +3,11 @@
 from contextlib import suppress
 from pathlib import Path
 
-from training import checkpoint as ckpt
-from training.resolve import Run
-from utils.errors import UserError
-from utils.files import remove_abandoned, remove_leftovers
-from utils.locks import hold
+from videoscaling.training import checkpoint as ckpt
+from videoscaling.training.run import Run
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.files import remove_abandoned, remove_leftovers
+from videoscaling.utils.locks import hold
 
 # Written by the run's own processes alone, under its lock.
 OWN = ("cell.yaml", "config.yaml", "lock-holder", "metrics.jsonl", "result.json")

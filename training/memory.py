@@ -6,11 +6,11 @@ from collections.abc import Callable
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from training.feed import Samples
-from training.memory_formula import even_size
-from training.parallel import all_reduce
-from training.step import Step
-from utils.errors import OwnError, UserError
+from videoscaling.training.batches import Samples
+from videoscaling.training.parallel import all_reduce
+from videoscaling.training.planning.memory_formula import even_size
+from videoscaling.training.step import Step
+from videoscaling.utils.errors import OwnError, UserError
 
 # By the key of the size that is tried: its unit, and what to try where a single one does not fit. Validation keeps no
 # activations, so that checkpointing them does not help it.

@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from models.attention import choose_backend
-from models.dit import DiTConfig, VideoDiT
-from models.embeddings import rotary_table
-from models.sizes import parameters
-from training.checkpoint import load_into, read_tensors
-from training.config import Config
-from utils.errors import UserError
+from videoscaling.models.attention import choose_backend
+from videoscaling.models.dit import DiTConfig, VideoDiT
+from videoscaling.models.embeddings import rotary_table
+from videoscaling.models.sizes import parameters
+from videoscaling.training.checkpoint import load_into, read_tensors
+from videoscaling.training.config import Config
+from videoscaling.utils.errors import UserError
 
 SHALLOW = 6
 F = TypeVar("F", bound=Callable)

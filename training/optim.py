@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from training.schema import OptimKeys
+from videoscaling.training.schema import OptimKeys
 
 
 def weight_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -10,8 +10,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from models.dit import VideoDiT
-from utils.errors import DataFault, UserError
+from videoscaling.models.dit import VideoDiT
+from videoscaling.utils.errors import DataFault, UserError
 
 T = TypeVar("T")
 

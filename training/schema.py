@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.keys import ALWAYS, FINITE, FRACTION, NEVER, NOT_NEGATIVE, POSITIVE, WITH_DECAY, Bound, key
+from videoscaling.training.keys import ALWAYS, FINITE, FRACTION, NEVER, NOT_NEGATIVE, POSITIVE, WITH_DECAY, Bound, key
 
 
 @dataclass

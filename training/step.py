@@ -7,17 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from diffusion.loss import denoising_loss
-from diffusion.process import Process
-from diffusion.validation import T_BINS
-from models.dit import VideoDiT
-from training.config import Config
-from training.ema import power_of_width, update_average
-from training.feed import Samples
-from training.flat import merge
-from training.memory_formula import even_size
-from training.optim import build_optimizer, learning_rate, weight_groups
-from training.parallel import local, replicate, share_gradients, whole
+from videoscaling.diffusion.loss import denoising_loss
+from videoscaling.diffusion.process import Process
+from videoscaling.diffusion.validation import T_BINS
+from videoscaling.models.dit import VideoDiT
+from videoscaling.training.batches import Samples
+from videoscaling.training.config import Config
+from videoscaling.training.ema import power_of_width, update_average
+from videoscaling.training.flat_buffer import merge
+from videoscaling.training.optim import build_optimizer, learning_rate, weight_groups
+from videoscaling.training.parallel import local, replicate, share_gradients, whole
+from videoscaling.training.planning.memory_formula import even_size
 
 COUNTS = ("loss", "counted", "skipped", "in_a_row")
 

@@ -17,36 +17,43 @@ import torch.distributed as dist
 from accelerate import PartialState
 from omegaconf import OmegaConf
 
-from data.latents import LatentCache
-from data.mixture import Mixture, open_data
-from diffusion.loss import denoising_loss
-from diffusion.process import Process
-from diffusion.timesteps import draw_timesteps
-from diffusion.validation import ValidationResult
-from models.dit import VideoDiT
-from training import checkpoint as ckpt
-from training.config import Config, cache_folders, to_dict
-from training.data_check import DataCheck
-from training.feed import Feed, Samples
-from training.leftovers import clean_finished, clean_run
-from training.memory import fit_memory
-from training.metrics import MetricsLog
-from training.model import build_model, check_compiler, compile_model
-from training.parallel import all_reduce, check_together, from_first, gather, lost_process, shard
-from training.preview import Preview
-from training.records import build_result, check_growth, earlier_milestones, finished_result, recorded, result_damage
-from training.refusals import check_directory, check_layout
-from training.resolve import Run, resolve
-from training.run_log import close_log, log_window, open_log
-from training.state import DATA_FAULT, data_faults_recorded
-from training.step import Step
-from training.stop import StopRequest
-from training.validation import RAW_SHARE, Score, Validator, few_blocks, losses_file, milestone_scores
-from utils.devices import has_bfloat16
-from utils.errors import PREEMPTED, UserError
-from utils.files import replacing, write_bytes
-from utils.locks import check_held, exclusive
-from utils.results import write_result
+from videoscaling.data.latents import LatentCache
+from videoscaling.data.mixture import Mixture, open_data
+from videoscaling.diffusion.loss import denoising_loss
+from videoscaling.diffusion.process import Process
+from videoscaling.diffusion.timesteps import draw_timesteps
+from videoscaling.diffusion.validation import ValidationResult
+from videoscaling.models.dit import VideoDiT
+from videoscaling.sweeps.state import DATA_FAULT, data_faults_recorded
+from videoscaling.training import checkpoint as ckpt
+from videoscaling.training.batches import Feed, Samples
+from videoscaling.training.checks import check_directory, check_layout
+from videoscaling.training.config import Config, cache_folders, to_dict
+from videoscaling.training.data_check import DataCheck
+from videoscaling.training.leftovers import clean_finished, clean_run
+from videoscaling.training.logs.metrics import MetricsLog
+from videoscaling.training.logs.preview import Preview
+from videoscaling.training.logs.run_log import close_log, log_window, open_log
+from videoscaling.training.memory import fit_memory
+from videoscaling.training.model import build_model, check_compiler, compile_model
+from videoscaling.training.parallel import all_reduce, check_together, from_first, gather, lost_process, shard
+from videoscaling.training.result import (
+    build_result,
+    check_growth,
+    earlier_milestones,
+    finished_result,
+    recorded,
+    result_damage,
+)
+from videoscaling.training.run import Run, resolve
+from videoscaling.training.signals import StopRequest
+from videoscaling.training.step import Step
+from videoscaling.training.validation import RAW_SHARE, Score, Validator, few_blocks, losses_file, milestone_scores
+from videoscaling.utils.devices import has_bfloat16
+from videoscaling.utils.errors import PREEMPTED, UserError
+from videoscaling.utils.files import replacing, write_bytes
+from videoscaling.utils.locks import check_held, exclusive
+from videoscaling.utils.results import write_result
 
 STEP, SCORES = "step", "scores"  # what a run's course asks for
 Scores = tuple[ValidationResult, ValidationResult]  # of the raw weights, and of the averaged

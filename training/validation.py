@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.latents import LatentCache
-from data.mixture import Mixture
-from diffusion.validation import ValidationResult, forward_passes, validate_rows
-from models.dit import VideoDiT
-from training.memory import fit_micro_batch, on_any_process
-from training.memory_formula import even_size
-from training.parallel import all_reduce
-from training.resolve import Run
+from videoscaling.data.latents import LatentCache
+from videoscaling.data.mixture import Mixture
+from videoscaling.diffusion.validation import ValidationResult, forward_passes, validate_rows
+from videoscaling.models.dit import VideoDiT
+from videoscaling.training.memory import fit_micro_batch, on_any_process
+from videoscaling.training.parallel import all_reduce
+from videoscaling.training.planning.memory_formula import even_size
+from videoscaling.training.run import Run
 
 # Laws are fitted on the averaged weights' loss. The raw weights' is to compare with: one clip in so many is enough.
 RAW_SHARE = 4

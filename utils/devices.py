@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from utils.errors import UserError, first_line
+from videoscaling.utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from utils.os_errors import concerns_one_process, describe
+from videoscaling.utils.os_errors import concerns_one_process, describe
 
 PREEMPTED = 75  # EX_TEMPFAIL, the exit status of what a signal stopped: run the same command again
 CONTINUES = "the same command continues"

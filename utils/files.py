@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from utils.errors import UserError, first_line, shown
-from utils.os_errors import warn_of_os_error, with_filename
-from utils.process_ids import has_ended, machine_code
+from videoscaling.utils.errors import UserError, first_line, shown
+from videoscaling.utils.os_errors import warn_of_os_error, with_filename
+from videoscaling.utils.process_ids import has_ended, machine_code
 
 T = TypeVar("T")
 MAX_JSON_BYTES = 1 << 30  # the index of ten million clips is within it; /dev/zero is not

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from utils.errors import UserError
+from videoscaling.utils.errors import UserError
 
 
 class NotFinite(UserError):

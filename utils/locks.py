@@ -18,9 +18,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from utils.errors import UserError
-from utils.files import parse_json
-from utils.process_ids import has_ended, machine_code, start_time, this_machine
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.files import parse_json
+from videoscaling.utils.process_ids import has_ended, machine_code, start_time, this_machine
 
 LOCK, HOLDER = ".lock", ".lock-holder"
 NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from utils.seeds import fold as fold
+from videoscaling.utils.seeds import fold as fold
 
 
 def _signed(value: int) -> int:

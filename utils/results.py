@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import seal
-from utils.errors import UserError
-from utils.files import read_json, write_json
+from videoscaling.utils import seal
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.files import read_json, write_json
 
 FILE = "result.json"
 NUMBERS = ("N", "B", "lr", "n_ctx", "tokens", "flops", "exact_flops", "seconds")  # null where not known

@@ -4,7 +4,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from utils.files import json_text, read_json
+from videoscaling.utils.files import json_text, read_json
 
 KEY = "crc32"
 

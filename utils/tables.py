@@ -12,8 +12,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.errors import UserError
-from utils.files import parse_json
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.files import parse_json
 
 DELIMITERS = {
     ".csv": ",;\t",

@@ -4,7 +4,7 @@ import os
 import unicodedata
 from typing import Any
 
-from utils.errors import UserError, shown
+from videoscaling.utils.errors import UserError, shown
 
 _CONTROL = ("Cc", "Zl", "Zp")  # Unicode's control characters, line separator and paragraph separator
 

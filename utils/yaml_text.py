@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from utils.errors import UserError, first_line
+from videoscaling.utils.errors import UserError, first_line
 
 # Whether the value of a dotted key, such as "model.size", is text; the entries of a list are "log.prompts[]".
 IsText = Callable[[str], bool]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
-from scaling.fitting import least_squares, noise
+from videoscaling.scaling.fitting import least_squares, noise
 
 # A trend this unlikely under the fitted noise is no chance: five trends are tested.
 LEVEL = 0.01

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from utils.errors import UserError
+from videoscaling.utils.errors import UserError
 
 CONSTANTS = {
     "additive": ("Nc", "aN", "Tc", "aT", "Linf"),

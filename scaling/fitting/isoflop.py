@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling.hyper import between_variance
-from scaling.jackknife import t_quantile
-from scaling.laws import SizeLaw
-from scaling.runs import common_sizes
+from videoscaling.scaling.hyper import between_variance
+from videoscaling.scaling.jackknife import t_quantile
+from videoscaling.scaling.laws import SizeLaw
+from videoscaling.scaling.runs import common_sizes
 
 # Runs whose C follow each other this closely are of one budget, unless they reach further than its span. Budgets of
 # public studies lie a factor of 1.5 or more apart.

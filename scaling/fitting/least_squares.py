@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.fitting import forms, noise, shape
-from scaling.fitting.shape import Inputs, Model
-from scaling.fitting.table import Cells
+from videoscaling.scaling.fitting import forms, noise, shape
+from videoscaling.scaling.fitting.shape import Inputs, Model
+from videoscaling.scaling.fitting.table import Cells
 
 # A run with fewer degrees of freedom than this around its surface has a residual too many; Student's t weights with
 # these degrees keep 5 % outliers from moving the surface.

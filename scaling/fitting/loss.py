@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling.estimates import Prediction
-from scaling.fitting import forms
-from scaling.fitting.uncertainty import WORSE, calibration, weights_of
-from scaling.jackknife import t_quantile
-from utils.errors import UserError
+from videoscaling.scaling.estimates import Prediction
+from videoscaling.scaling.fitting import forms
+from videoscaling.scaling.fitting.uncertainty import WORSE, calibration, weights_of
+from videoscaling.scaling.jackknife import t_quantile
+from videoscaling.utils.errors import UserError
 
 AUTO = ("joint", "additive", "product")
 # Rows (as a share) that each window predicts from those with smaller N, T or N T, and windows of each kind.

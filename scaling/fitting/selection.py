@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.fitting import least_squares, noise, shape
-from scaling.fitting.shape import Model
-from scaling.fitting.table import Cells
-from scaling.fitting.uncertainty import weights_of
+from videoscaling.scaling.fitting import least_squares, noise, shape
+from videoscaling.scaling.fitting.shape import Model
+from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.uncertainty import weights_of
 
 # A cell so far (in ln L) above the best of its grid counts half.
 NEAR = 0.01

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from scaling.fitting import forms
+from videoscaling.scaling.fitting import forms
 
 LEVELS = "levels"  # in place of a form: a free level for each grid
 # Within how many e-foldings of B from the critical batch the rate's slope and its curvature change.

@@ -11,13 +11,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling.estimates import Estimate, Prediction
-from scaling.fitting import diagnostics, forms, least_squares, noise, selection, shape
-from scaling.fitting.shape import Inputs, Model
-from scaling.fitting.table import Cells
-from scaling.fitting.uncertainty import DRAWS, WORSE, calibration, draw
-from scaling.jackknife import t_quantile
-from utils.errors import UserError
+from videoscaling.scaling.estimates import Estimate, Prediction
+from videoscaling.scaling.fitting import diagnostics, forms, least_squares, noise, selection, shape
+from videoscaling.scaling.fitting.shape import Inputs, Model
+from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.uncertainty import DRAWS, WORSE, calibration, draw
+from videoscaling.scaling.jackknife import t_quantile
+from videoscaling.utils.errors import UserError
 
 # An exponent whose posterior is not this much narrower than its prior is the prior's, not the data's.
 LEARNED = 0.7

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.fitting import diagnostics, forms, least_squares, noise, selection, shape
-from scaling.fitting.surface import Member, Surface
-from scaling.fitting.table import Cells
-from utils.errors import UserError, nearest
+from videoscaling.scaling.fitting import diagnostics, forms, least_squares, noise, selection, shape
+from videoscaling.scaling.fitting.surface import Member, Surface
+from videoscaling.scaling.fitting.table import Cells
+from videoscaling.utils.errors import UserError, nearest
 
 DIGITS = 9
 FORMULA = {

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.fitting import diagnostics, forms, least_squares, selection, shape
-from scaling.fitting.shape import Inputs
-from scaling.fitting.surface import Member, Surface
-from scaling.fitting.table import Cells
-from scaling.fitting.uncertainty import weights_of
-from utils.errors import UserError
+from videoscaling.scaling.fitting import diagnostics, forms, least_squares, selection, shape
+from videoscaling.scaling.fitting.shape import Inputs
+from videoscaling.scaling.fitting.surface import Member, Surface
+from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.uncertainty import weights_of
+from videoscaling.utils.errors import UserError
 
 FORMS = ("joint", "additive", "product")
 

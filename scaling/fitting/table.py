@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from utils.errors import UserError
+from videoscaling.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from scaling.runs import Ledger
+    from videoscaling.scaling.runs import Ledger
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Cells:
     @staticmethod
     def of_ledger(ledger: "Ledger") -> "Cells":
         """The cells of a ledger, losses moved to the tokens that the runs of a grid have in common."""
-        from scaling.points import at_nominal  # with scipy.optimize: half of the time of a prediction
+        from videoscaling.scaling.points import at_nominal  # with scipy.optimize: half of the time of a prediction
 
         ledger = at_nominal(ledger)
         return Cells.of_arrays(

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling.estimates import Estimate
-from scaling.jackknife import t_quantile
-from scaling.laws import ESTIMATORS, Law, LossLaw, SizeLaw
-from scaling.losses import Losses, as_losses
-from utils.errors import UserError
+from videoscaling.scaling.estimates import Estimate
+from videoscaling.scaling.jackknife import t_quantile
+from videoscaling.scaling.laws import ESTIMATORS, Law, LossLaw, SizeLaw
+from videoscaling.scaling.losses import Losses, as_losses
+from videoscaling.utils.errors import UserError
 
 # Of the best loss. On the 15 public isoFLOP sets the exponents come out within .026 of the published at 3 %, .031 at
 # 5 %: the curves are lopsided, and a wider window feels it.

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling.laws import Law
-from scaling.planning import allocation
-from scaling.planning.request import MOST, Request
-from scaling.planning.warnings import plan_warnings
-from utils.devices import best_dtype, planned_peak
-from utils.errors import UserError
+from videoscaling.scaling.laws import Law
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.planning.request import MOST, Request
+from videoscaling.scaling.planning.warnings import plan_warnings
+from videoscaling.utils.devices import best_dtype, planned_peak
+from videoscaling.utils.errors import UserError
 
 LOWEST_C, HIGHEST_C = 1e6, 1e40
 # Token counts, spaced evenly in logs, among which the first that reaches a loss at its batch is sought.

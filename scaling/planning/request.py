@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from scaling.laws import TOLERANCE
-from utils.devices import PEAK_FLOPS, planned_peak
-from utils.errors import UserError, nearest
+from videoscaling.scaling.laws import TOLERANCE
+from videoscaling.utils.devices import PEAK_FLOPS, planned_peak
+from videoscaling.utils.errors import UserError, nearest
 
 ESTIMATORS = ("predicted", "measured", "direct", "minimised")
 # What may be asked for: beyond these there is no such machine, and at last no such float.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scaling.laws import Law
+from videoscaling.scaling.laws import Law
 
 # Beyond this multiple of the fitted compute a law is a hope.
 FAR = 100.0

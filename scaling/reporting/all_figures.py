@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from scaling.reporting import figure_data, figures, pair_data, pair_figures
-from scaling.reporting.figure_data import Sources
-from scaling.reporting.plotted import LeftOut, Plotted
+from videoscaling.scaling.reporting import figure_data, figures, pair_data, pair_figures
+from videoscaling.scaling.reporting.figure_data import Sources
+from videoscaling.scaling.reporting.plotted import LeftOut, Plotted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

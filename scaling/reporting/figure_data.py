@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import lines
-from scaling.fit import training_flops
-from scaling.fitting.isoflop import Budget, minimum
-from scaling.heldout import paired, relative_error
-from scaling.laws import Law
-from scaling.optimum import WINDOW, Optimum
-from scaling.planning import allocation
-from scaling.points import STAND_IN, at_nominal, grid_optima
-from scaling.prediction import predict
-from scaling.reporting import law_view
-from scaling.reporting.plotted import LeftOut, Plotted, Table, rows, table
-from scaling.reporting.style import short
-from scaling.runs import Ledger
-from utils.errors import UserError
+from videoscaling.scaling import lines
+from videoscaling.scaling.fit import training_flops
+from videoscaling.scaling.fitting.isoflop import Budget, minimum
+from videoscaling.scaling.heldout import paired, relative_error
+from videoscaling.scaling.laws import Law
+from videoscaling.scaling.optimum import WINDOW, Optimum
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.points import STAND_IN, at_nominal, grid_optima
+from videoscaling.scaling.prediction import predict
+from videoscaling.scaling.reporting import law_view
+from videoscaling.scaling.reporting.plotted import LeftOut, Plotted, Table, rows, table
+from videoscaling.scaling.reporting.style import short
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
 
 CURVE = 60  # points of a curve
 BUDGETS = 6  # isoFLOP curves drawn

@@ -3,13 +3,13 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaling.estimates import Estimate
-from scaling.laws import Law
-from scaling.losses import Losses
-from scaling.planning import allocation
-from scaling.prediction import predict
-from scaling.reporting.plotted import LeftOut
-from utils.errors import UserError
+from videoscaling.scaling.estimates import Estimate
+from videoscaling.scaling.laws import Law
+from videoscaling.scaling.losses import Losses
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.prediction import predict
+from videoscaling.scaling.reporting.plotted import LeftOut
+from videoscaling.utils.errors import UserError
 
 EDGE = 0.01  # the batch beyond which the loss is this much (relative) above the best
 TOLERANCE = 1e-3  # loss given away for a larger batch or for other sizes, relative; the planner's default too

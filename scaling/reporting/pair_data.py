@@ -6,16 +6,16 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import compare
-from scaling.heldout import relative_error
-from scaling.laws import Law
-from scaling.optimum import Optimum, cell_means
-from scaling.points import Untrusted
-from scaling.reporting import law_view
-from scaling.reporting.figure_data import CURVE, Sources
-from scaling.reporting.plotted import LeftOut, Plotted, Table
-from scaling.runs import Ledger
-from utils.errors import UserError
+from videoscaling.scaling import compare
+from videoscaling.scaling.heldout import relative_error
+from videoscaling.scaling.laws import Law
+from videoscaling.scaling.optimum import Optimum, cell_means
+from videoscaling.scaling.points import Untrusted
+from videoscaling.scaling.reporting import law_view
+from videoscaling.scaling.reporting.figure_data import CURVE, Sources
+from videoscaling.scaling.reporting.plotted import LeftOut, Plotted, Table
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
 
 RASTER = 24  # points along each axis of a contour
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.reporting.plotted import Plotted, Table, rows
-from scaling.reporting.style import (
+from videoscaling.scaling.reporting.plotted import Plotted, Table, rows
+from videoscaling.scaling.reporting.style import (
     ACCENT,
     LINE,
     WIDTH,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from utils.files import replacing
+from videoscaling.utils.files import replacing
 
 Table = dict[str, NDArray]
 

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scaling.heldout import relative_error
-from scaling.laws import Law, SizeLaw
-from scaling.optimum import next_cells
-from scaling.reporting import all_figures, law_view
-from scaling.reporting.figure_data import Sources
-from scaling.reporting.plotted import LeftOut, Plotted
-from scaling.reporting.style import short
-from scaling.runs import Ledger
-from scaling.tables import positive
-from utils.errors import UserError
-from utils.files import read_json, write_bytes, write_text
+from videoscaling.scaling.heldout import relative_error
+from videoscaling.scaling.laws import Law, SizeLaw
+from videoscaling.scaling.optimum import next_cells
+from videoscaling.scaling.reporting import all_figures, law_view
+from videoscaling.scaling.reporting.figure_data import Sources
+from videoscaling.scaling.reporting.plotted import LeftOut, Plotted
+from videoscaling.scaling.reporting.style import short
+from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.tables import positive
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.files import read_json, write_bytes, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import compare, fit, heldout, laws, noise
-from scaling.optimum import WINDOW
-from scaling.planning import allocation
-from scaling.points import Untrusted, at_nominal, grid_optima
-from scaling.runs import Ledger, read
-from scaling.stages import Options
-from utils.errors import UserError
-from utils.files import find_files
-from utils.results import FILE, whole_results
+from videoscaling.scaling import compare, fit, heldout, laws, noise
+from videoscaling.scaling.optimum import WINDOW
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.points import Untrusted, at_nominal, grid_optima
+from videoscaling.scaling.runs import Ledger, read
+from videoscaling.scaling.stages import Options
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.files import find_files
+from videoscaling.utils.results import FILE, whole_results
 
 SAME = 1e-4  # relative: another machine's last bits, after a fit's iterations
 TOLERANCE = 1e-3  # of the loss, within which sizes count as equally good, as in tools/plan.py

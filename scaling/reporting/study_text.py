@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling.reporting.study import TOLERANCE
+from videoscaling.scaling.reporting.study import TOLERANCE
 
 
 def span(value: Any, form: str) -> str:

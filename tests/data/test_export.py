@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.export import WRITERS, gif_bytes, to_bytes, write_grid
-from utils.finiteness import NotFinite
+from videoscaling.data.export import WRITERS, gif_bytes, to_bytes, write_grid
+from videoscaling.utils.finiteness import NotFinite
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.latents import LatentCache
-from data.mixture import open_data
-from data.shards import Shards, read_header, shard_bytes
-from data.shards import header_sha256 as header_checksum
 from tests.data.units import PoolingVAE, files_of, make
-from utils.errors import DataFault, UserError
-from utils.files import json_text
-from utils.seal import sealed
+from videoscaling.data.latents import LatentCache
+from videoscaling.data.mixture import open_data
+from videoscaling.data.shards import Shards, read_header, shard_bytes
+from videoscaling.data.shards import header_sha256 as header_checksum
+from videoscaling.utils.errors import DataFault, UserError
+from videoscaling.utils.files import json_text
+from videoscaling.utils.seal import sealed
 
 READ_WHOLE = ("null_context.safetensors", "captions.jsonl", "rejected.jsonl", "validation.json")
 
@@ -221,7 +221,7 @@ def test_clips_are_checked_once_and_again_where_that_is_asked_for(folder: Path) 
 
 def test_a_row_of_text_that_is_not_there_is_a_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an older shard, which has no checksum of its clips, in a split too large to be checked whole."""
-    monkeypatch.setattr("data.shards.CHECKED_WHOLE_BYTES", 0)
+    monkeypatch.setattr("videoscaling.data.shards.CHECKED_WHOLE_BYTES", 0)
     older(folder)
     path = folder / "train-00000.safetensors"
     begin, offset = read_header(path)[2], read_header(path)[0]["text_row"]["data_offsets"][0]

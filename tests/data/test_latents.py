@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data.latents import LatentCache
-from data.sources import list_hash
-from data.writer import Load, Share, open_cache, working
 from tests.data.units import SETTINGS, SHAPE, TEXT, PoolingVAE, caption, files_of, make, unit, units_of
-from utils.errors import DataFault, UserError
+from videoscaling.data.clip_groups import list_hash
+from videoscaling.data.latents import LatentCache
+from videoscaling.data.writer import Load, Share, open_cache, working
+from videoscaling.utils.errors import DataFault, UserError
 
 
 def test_reads_back_what_direct_encoding_gives(tmp_path):

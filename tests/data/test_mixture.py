@@ -5,13 +5,13 @@ import re
 import pytest
 import torch
 
-from data.clips import Clips
-from data.latents import LatentCache
-from data.mixture import Mixture, open_data, shares
-from data.order import MIXED, mixed_index, sample_index
-from data.sources import Unit, list_hash
 from tests.data.units import SETTINGS, make, unit
-from utils.errors import UserError
+from videoscaling.data.clip_groups import Unit, list_hash
+from videoscaling.data.latents import LatentCache
+from videoscaling.data.mixture import Mixture, open_data, shares
+from videoscaling.data.sample_order import MIXED, mixed_index, sample_index
+from videoscaling.data.video.clips import Clips
+from videoscaling.utils.errors import UserError
 
 
 @pytest.mark.parametrize("counts", [[700, 300], [1, 999], [250, 250, 500], [1000]])

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data import writer
 from tests.commands import Done, call
 from tests.disk import ERRORS, Disk, check_answer
+from videoscaling.data import writer
 
 WORDS = ("--source", "synthetic", "--clips", 6, "--validation", 2, "--frames", 5, "--size", 32, "--device", "cpu")
 

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from data.latents import LatentCache
-from data.shards import Shards, as_float, is_whole, read_header
-from data.writer import Load
 from tests.data.units import SHAPE, make
+from videoscaling.data.latents import LatentCache
+from videoscaling.data.shards import Shards, as_float, is_whole, read_header
+from videoscaling.data.writer import Load
 
 
 def test_opening_many_shards_maps_none_of_them(tmp_path, monkeypatch):
     make(tmp_path)
     cache = LatentCache(tmp_path)
     opened = []
-    monkeypatch.setattr("data.shards.map_arrays", opened.append)
+    monkeypatch.setattr("videoscaling.data.shards.map_arrays", opened.append)
     Shards(cache.files["train"], SHAPE, cache.text_tokens, cache.text_dim)
     assert not opened
 

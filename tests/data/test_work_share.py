@@ -2,8 +2,8 @@
 
 import pytest
 
-from data.work_share import Share, slurm_warning, this_share
-from utils.errors import UserError
+from videoscaling.data.work_share import Share, slurm_warning, this_share
+from videoscaling.utils.errors import UserError
 
 ARRAY = {"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": "10"}
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8"}

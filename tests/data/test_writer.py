@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from data import rejections, writer
-from data.latents import LatentCache
-from data.rejections import Tally
-from data.writer import Load, Share, close_cache, open_cache, plan_shards, working, write_share
 from tests.data.units import SETTINGS, SHAPE, TEXT, PoolingVAE, files_of, make, unit, units_of
-from utils.errors import UserError
-from utils.files import json_text
+from videoscaling.data import rejections, writer
+from videoscaling.data.latents import LatentCache
+from videoscaling.data.rejections import Tally
+from videoscaling.data.writer import Load, Share, close_cache, open_cache, plan_shards, working, write_share
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.files import json_text
 
 
 def work_on(folder: Path, share: Share, vae=None, units=None, most: float = 1.0) -> dict | None:

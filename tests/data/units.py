@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from data import latents
-from data.clips import Clips
-from data.media import Rejected
-from data.sources import Unit
-from data.writer import write_cache
-from models.text import load_text_encoder
-from utils.random import normal
+from videoscaling.data import latents
+from videoscaling.data.clip_groups import Unit
+from videoscaling.data.sources.source import Rejected
+from videoscaling.data.video.clips import Clips
+from videoscaling.data.writer import write_cache
+from videoscaling.models.text import load_text_encoder
+from videoscaling.utils.random import normal
 
 SHAPE = (3, 2, 4, 4)
 SETTINGS = {"format": latents.FORMAT, "frames": 5, "height": 16, "width": 16, "source": "test"}

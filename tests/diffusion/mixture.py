@@ -12,10 +12,10 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor, nn
 
-from diffusion.process import Process
-from diffusion.sampling import known_schedulers, sample
-from utils.errors import UserError
-from utils.random import normal
+from videoscaling.diffusion.process import Process
+from videoscaling.diffusion.sampling import known_schedulers, sample
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.random import normal
 
 WEIGHTS = torch.tensor((0.3, 0.7), dtype=torch.float64)
 MEANS = torch.tensor((-1.0, 1.0), dtype=torch.float64)

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from diffusion.process import PROCESSES, TARGETS, Process
-from utils.errors import UserError
+from videoscaling.diffusion.process import PROCESSES, TARGETS, Process
+from videoscaling.utils.errors import UserError
 
 VALID = [
     (name, target)

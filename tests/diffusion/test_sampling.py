@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion.process import Process
-from diffusion.sampling import MAX_STEPS, build_scheduler, known_schedulers, sample
 from tests.diffusion.mixture import CLIPS, MEANS, PROCESSES, STDS, WEIGHTS, Mixture, draw, error_bound, statistics
-from utils.errors import UserError
-from utils.finiteness import NotFinite
+from videoscaling.diffusion.process import Process
+from videoscaling.diffusion.sampling import MAX_STEPS, build_scheduler, known_schedulers, sample
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.finiteness import NotFinite
 
 CPU = torch.device("cpu")
 SHAPE = (2, 1, 2, 2)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.loss import denoising_loss, drop_captions
-from diffusion.process import Process
-from diffusion.timesteps import draw_timesteps
-from diffusion.validation import summarise, validate_rows, validation_times
 from tests.models.test_dit import build, trained
-from utils.errors import UserError
-from utils.random import normal
+from videoscaling.diffusion.loss import denoising_loss, drop_captions
+from videoscaling.diffusion.process import Process
+from videoscaling.diffusion.timesteps import draw_timesteps
+from videoscaling.diffusion.validation import summarise, validate_rows, validation_times
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.random import normal
 
 CLIPS, TIMES = 12, 4
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.synthetic import render
+from videoscaling.data.sources.synthetic import render
 
 WAN = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 2], "num_res_blocks": 1, "temperal_downsample": [True, True]}
 COGVIDEOX_BLOCKS = {

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.attention import attention
+from videoscaling.models.attention import attention
 
 # Relative to the largest number of what is compared: float32 has 24 bits, bfloat16 8, of which sums of 80 lose some.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}

@@ -7,11 +7,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.attention import attention, choose_backend
-from models.dit import DiTConfig, VideoDiT
-from models.embeddings import patchify, rotary_table, rotate, unpatchify
-from models.sizes import MICRO, exact_flops, flops_per_token, parameters, parse_size
-from utils.errors import UserError
+from videoscaling.models.attention import attention, choose_backend
+from videoscaling.models.dit import DiTConfig, VideoDiT
+from videoscaling.models.embeddings import patchify, rotary_table, rotate, unpatchify
+from videoscaling.models.sizes import MICRO, exact_flops, flops_per_token, parameters, parse_size
+from videoscaling.utils.errors import UserError
 
 
 def build(

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from data.synthetic import render
-from models.fidelity import psnr, squared_errors, ssim
+from videoscaling.data.sources.synthetic import render
+from videoscaling.models.fidelity import psnr, squared_errors, ssim
 
 
 def test_psnr():

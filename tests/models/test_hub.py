@@ -11,12 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from models.hub import located
-from models.text import load_text_encoder
-from models.vae import EMBEDDED, load_vae
 from tests.models.cases import some_clips
 from tests.models.test_text import save_t5
-from utils.errors import UserError
+from videoscaling.models.hub import located
+from videoscaling.models.text import load_text_encoder
+from videoscaling.models.vae import EMBEDDED, load_vae
+from videoscaling.utils.errors import UserError
 
 COMMIT = "0" * 40
 VAE = (("vae",), ("",))
@@ -153,7 +153,7 @@ def test_no_network_is_said_within_seconds(empty_hub, slept):
 
 
 def test_a_hub_that_never_answers_is_given_up(empty_hub, slept, monkeypatch):
-    monkeypatch.setattr("models.hub.PATIENCE", 0.5)
+    monkeypatch.setattr("videoscaling.models.hub.PATIENCE", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

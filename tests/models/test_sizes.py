@@ -1,6 +1,6 @@
 import pytest
 
-from models.sizes import (
+from videoscaling.models.sizes import (
     BESIDE_MICRO,
     MICRO,
     PAPER,
@@ -11,7 +11,7 @@ from models.sizes import (
     parse_size,
     shape_for,
 )
-from utils.errors import UserError
+from videoscaling.utils.errors import UserError
 
 
 def size(name):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.synthetic import captions
-from models.text import cut_warning, load_text_encoder
-from utils.errors import UserError
+from videoscaling.data.sources.synthetic import captions
+from videoscaling.models.text import cut_warning, load_text_encoder
+from videoscaling.utils.errors import UserError
 
 PROMPTS = ["A red ball, rolling down-left.", "", "two cats and a dog"]
 

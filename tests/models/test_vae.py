@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.synthetic import render
-from models.autoencoders import frame_step
-from models.vae import EMBEDDED, load_vae
 from tests.models.cases import COSMOS, make, raw_decoded, raw_latents, some_clips
-from utils.errors import UserError
-from utils.finiteness import NotFinite
+from videoscaling.data.sources.synthetic import render
+from videoscaling.models.autoencoders import frame_step
+from videoscaling.models.vae import EMBEDDED, load_vae
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.finiteness import NotFinite
 
 
 def test_shapes_and_range(made):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.vae import VideoVAE, load_vae
 from tests.models.cases import Made, make, raw_decoded, some_clips
+from videoscaling.models.vae import VideoVAE, load_vae
 
 
 def certain(vae: VideoVAE) -> VideoVAE:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from data.synthetic import render
-from models.autoencoders import positions, rows_at_once
-from models.vae import VideoVAE, load_vae
 from tests.models.cases import make, some_clips
+from videoscaling.data.sources.synthetic import render
+from videoscaling.models.autoencoders import positions, rows_at_once
+from videoscaling.models.vae import VideoVAE, load_vae
 
 
 def test_a_batch_in_parts_is_the_batch(made, monkeypatch):
@@ -18,7 +18,7 @@ def test_a_batch_in_parts_is_the_batch(made, monkeypatch):
     for name in ("encode", "decode"):
         call = getattr(vae.model, name)
         monkeypatch.setattr(vae.model, name, lambda x, *more, call=call: (rows.append(len(x)), call(x, *more))[1])
-    monkeypatch.setattr("models.autoencoders.POSITIONS_AT_ONCE", positions(vae.model, *made.case.size))
+    monkeypatch.setattr("videoscaling.models.autoencoders.POSITIONS_AT_ONCE", positions(vae.model, *made.case.size))
     torch.testing.assert_close(vae.encode(clips), latents, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(vae.decode(latents), decoded, atol=1e-5, rtol=1e-5)
     assert set(rows) == {1}
@@ -64,7 +64,7 @@ def test_tiles_are_put_where_they_belong(made, monkeypatch):
         pytest.skip("diffusers 0.42.1 has no tiles for Cosmos, whose widest maps have 64 times fewer positions")
     first, last = vae.encode(clips[..., :tile, :tile]), vae.encode(clips[..., stride:, 2 * stride :])
     first_clip = vae.decode(latents[..., :4, :4])
-    monkeypatch.setattr("models.autoencoders.POSITIONS_AT_ONCE", 1)
+    monkeypatch.setattr("videoscaling.models.autoencoders.POSITIONS_AT_ONCE", 1)
     tiled, clip = vae.encode(clips), vae.decode(latents)
     assert vae.model.use_tiling
     assert tiled.shape == latents.shape
@@ -87,7 +87,7 @@ def test_tiles_of_a_trained_autoencoder_come_close(monkeypatch):
     clips = render(torch.arange(2), seed=5, frames=9, height=96, width=128)
     latents = vae.encode(clips)
     decoded = vae.decode(latents)
-    monkeypatch.setattr("models.autoencoders.POSITIONS_AT_ONCE", 1)
+    monkeypatch.setattr("videoscaling.models.autoencoders.POSITIONS_AT_ONCE", 1)
     assert 0 < error(vae.encode(clips), latents) < 0.1
     assert 0 < error(vae.decode(latents), decoded) < 0.05
 

@@ -58,7 +58,7 @@ class Events:
 
 def train_until(overrides: list[str], folder: Path, last: int | None, log: Path) -> int:
     """A training that is killed before its event ``last``."""
-    from training import checkpoint
+    from videoscaling.training import checkpoint
 
     events, plain = Events(folder, last, log), checkpoint.save_file
 
@@ -87,6 +87,6 @@ def call_until(words: list[str], folder: Path, last: int | None, log: Path, prep
 
 def small_shards() -> None:
     """Have a cache of few clips consist of several shards."""
-    from data import writer
+    from videoscaling.data import writer
 
     writer.SHARD_CLIPS = 64

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes.sweeps import results, tool
+from tests.processes.sweeps.commands import results, tool
 from tests.processes.trainings import finish, start, train_it
-from tests.sweeps import write_sweep
+from tests.sweeps.sweeps import write_sweep
 from tests.training.test_data_fault import fault_of
 from tests.training.test_trainer import overrides
-from training.checkpoint import checkpoint_paths
-from training.state import DATA_FAULT, FAILURE, read_record
+from videoscaling.sweeps.state import DATA_FAULT, FAILURE, read_record
+from videoscaling.training.checkpoint import checkpoint_paths
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ def test_a_command_says_it_in_one_line():
 READER = """
 import sys
 sys.path.insert(0, {root!r})
-from utils.errors import run_cli
+from videoscaling.utils.errors import run_cli
 
 def main():
     {body}
@@ -26,7 +26,7 @@ run_cli(main)
 
 @pytest.mark.parametrize(("error", "rank", "told"), [("UserError", 0, 1), ("UserError", 1, 0), ("OwnError", 1, 1)])
 def test_of_several_processes_one_tells_what_all_met_and_each_its_own(error, rank, told):
-    script = READER.format(root=str(ROOT), body=f"from utils import errors; raise errors.{error}('x')")
+    script = READER.format(root=str(ROOT), body=f"from videoscaling.utils import errors; raise errors.{error}('x')")
     done = python("-c", script, env=environment(LOCAL_RANK=str(rank)))
     assert (done.returncode, done.stderr) == (2, "error: x\n" * told)
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import scaling
 from tests.processes.launch import python
+from videoscaling import scaling
 
 MODULES = sorted(path.stem for path in Path(scaling.__path__[0]).glob("*.py") if path.stem != "__init__")
 HEAVY = ("torch._dynamo", "torch._inductor", "diffusers", "transformers", "torchvision", "tensorboard", "scipy")
@@ -18,7 +18,7 @@ def loaded_of(unwanted: tuple[str, ...], *modules: str) -> list[str]:
 
 
 def test_the_compiler_is_not_loaded_by_an_import() -> None:
-    assert loaded_of(HEAVY, "training.trainer", "training.ensemble", "sample") == []
+    assert loaded_of(HEAVY, "videoscaling.training.trainer", "videoscaling.training.stacked.loop", "sample") == []
 
 
 def test_scaling_imports_neither_torch_nor_matplotlib() -> None:
@@ -27,10 +27,18 @@ def test_scaling_imports_neither_torch_nor_matplotlib() -> None:
 
 
 def test_sizes_and_configurations_do_without_torch() -> None:
-    assert loaded_of(("torch",), "models.sizes", "training.config", "training.planned_config") == []
+    assert (
+        loaded_of(
+            ("torch",),
+            "videoscaling.models.sizes",
+            "videoscaling.training.config",
+            "videoscaling.training.planning.planned_config",
+        )
+        == []
+    )
 
 
 def test_a_prediction_loads_neither_torch_nor_optimisers() -> None:
     """scipy.optimize is half of the time of a prediction by a surface, and a fit alone needs it."""
     unwanted = ("torch", "matplotlib", "scipy.optimize")
-    assert loaded_of(unwanted, "tools.predict", "scaling.fitting.surface_file") == []
+    assert loaded_of(unwanted, "videoscaling.tools.predict", "videoscaling.scaling.fitting.surface_file") == []

@@ -17,9 +17,9 @@ from tests.processes import launch
 from tests.processes.kills import call_until, small_shards, train_until
 from tests.processes.launch import ROOT
 from tests.processes.trainings import finish, start
-from tests.sweeps import write_sweep
+from tests.sweeps.sweeps import write_sweep
 from tests.training.test_trainer import metrics, overrides, result
-from training.checkpoint import checkpoint_paths
+from videoscaling.training.checkpoint import checkpoint_paths
 
 KILLED = -signal.SIGKILL
 SETTINGS = (

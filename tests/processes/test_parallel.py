@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 
 from tests.processes.trainings import average_watched, together, train_it, weights_before_training
 from tests.training.test_trainer import losses, metrics, overrides, result
-from training.checkpoint import find_checkpoint
-from training.config import Config, load_config
-from training.model import build_model
-from training.trainer import prepare
+from videoscaling.training.checkpoint import find_checkpoint
+from videoscaling.training.config import Config, load_config
+from videoscaling.training.model import build_model
+from videoscaling.training.trainer import prepare
 
 # 30 steps of 4 clips, one at a time, every gradient clipped; half-way there is a milestone, and a checkpoint.
 SETTINGS = (

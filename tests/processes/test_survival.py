@@ -27,8 +27,8 @@ from tests.processes.trainings import (
     train_it,
 )
 from tests.training.test_trainer import command, metrics, newest_step, overrides, result
-from training.checkpoint import checkpoint_paths, find_checkpoint
-from utils.errors import PREEMPTED
+from videoscaling.training.checkpoint import checkpoint_paths, find_checkpoint
+from videoscaling.utils.errors import PREEMPTED
 
 
 def same_files(ours: Path, theirs: Path) -> None:
@@ -140,7 +140,7 @@ import os
 import sys
 sys.path.insert(0, {root!r})
 from tests.processes.trainings import hung
-from utils.errors import run_cli
+from videoscaling.utils.errors import run_cli
 
 os.write(1, b"pid %d\\n" % os.getpid())  # at once: both write to one pipe, and print in up to four pieces
 run_cli(lambda: hung({keys!r}, 5, 1))

@@ -1,12 +1,12 @@
 """The embedded text encoder in a process of its own."""
 
-from models.text import load_text_encoder
 from tests.processes.launch import python
+from videoscaling.models.text import load_text_encoder
 
 
 def test_another_process_gives_the_same_embedding():
     program = (
-        "from models.text import load_text_encoder as load; import sys; e = load();"
+        "from videoscaling.models.text import load_text_encoder as load; import sys; e = load();"
         "assert 'transformers' not in sys.modules;"
         "print(e.fingerprint, *e.encode(['a small blue star'])[0][0, 2, :3].tolist())"
     )

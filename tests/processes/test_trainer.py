@@ -13,9 +13,9 @@ from tests.processes import launch
 from tests.processes.launch import ROOT, wait_until
 from tests.processes.trainings import finish, start, together, train_it
 from tests.training.test_trainer import command, losses, metrics, newest_step, overrides, result, run
-from training.config import load_config
-from training.trainer import train
-from utils.errors import PREEMPTED, UserError
+from videoscaling.training.config import load_config
+from videoscaling.training.trainer import train
+from videoscaling.utils.errors import PREEMPTED, UserError
 
 
 @pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["forked", "torchrun"])
@@ -40,11 +40,11 @@ VALIDATE = """
 import os
 import sys
 import torch
-from data.latents import LatentCache
-from train import leave
-from training.config import load_config
-from training.resolve import resolve
-from training.trainer import Trainer
+from videoscaling.data.latents import LatentCache
+from videoscaling.train import leave
+from videoscaling.training.config import load_config
+from videoscaling.training.run import resolve
+from videoscaling.training.trainer import Trainer
 
 config = load_config(None, sys.argv[1:])
 cache = LatentCache(config.data.cache)

@@ -11,16 +11,16 @@ from tests.training.test_trainer import overrides, result
 
 def short_in_validation(keys: list[str], most: int, rank: int) -> int:
     """A training in which the memory of ``rank`` holds ``most`` samples of validation."""
-    import training.trainer
+    import videoscaling.training.trainer
 
-    plain = training.trainer.denoising_loss
+    plain = videoscaling.training.trainer.denoising_loss
 
     def limited(model: torch.nn.Module, process: object, *samples: torch.Tensor) -> torch.Tensor:
         if len(samples[0]) > most and torch.distributed.get_rank() == rank:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return plain(model, process, *samples)
 
-    training.trainer.denoising_loss = limited  # the validation's; the step has its own name for it
+    videoscaling.training.trainer.denoising_loss = limited  # the validation's; the step has its own name for it
     return train_it(keys)
 
 

@@ -19,7 +19,7 @@ import torch
 
 from tests.processes import launch
 from tests.processes.launch import ROOT
-from training.pool import PRELOADED
+from videoscaling.sweeps.local import PRELOADED
 
 
 def start(log: Path, target: Callable[..., int | None], *args: Any, world: int = 1) -> list[BaseProcess]:
@@ -62,7 +62,7 @@ def together(log: Path, target: Callable[..., int | None], *args: Any, world: in
 
 
 def _child(log: Path, rank: int, world: int, port: int, target: Callable[..., int | None], args: tuple) -> None:
-    from utils.errors import run_cli
+    from videoscaling.utils.errors import run_cli
 
     with log.open("w") as handle:
         os.dup2(handle.fileno(), 1)
@@ -83,8 +83,8 @@ def train_it(overrides: list[str]) -> int:
     """A training, and whether it left its process group open: a forked process does not die of it, another would."""
     import torch.distributed as dist
 
-    from training.config import load_config
-    from training.trainer import train
+    from videoscaling.training.config import load_config
+    from videoscaling.training.trainer import train
 
     try:
         return train(load_config(None, overrides))
@@ -97,9 +97,9 @@ def weights_before_training(overrides: list[str], path: str) -> int:
     import torch.distributed as dist
     from safetensors.torch import save_file
 
-    from training.config import load_config
-    from training.parallel import gather
-    from training.trainer import Trainer, prepare
+    from videoscaling.training.config import load_config
+    from videoscaling.training.parallel import gather
+    from videoscaling.training.trainer import Trainer, prepare
 
     trainer = Trainer(*prepare(load_config(None, overrides)))
     weights = gather(trainer.model.state_dict(), trainer.main)
@@ -112,9 +112,9 @@ def weights_before_training(overrides: list[str], path: str) -> int:
 def average_watched(overrides: list[str]) -> int:
     """Train with a look at the average after every step, as a preview takes one; no checkpoint in between."""
 
-    from training.feed import Samples
-    from training.step import Step
-    from training.trainer import Trainer
+    from videoscaling.training.batches import Samples
+    from videoscaling.training.step import Step
+    from videoscaling.training.trainer import Trainer
 
     begun: list[Trainer] = []
     restore, step = Trainer.restore, Step.__call__
@@ -153,8 +153,8 @@ def killed(overrides: list[str], step: int, rank: int) -> int:
 
 def killed_together(overrides: list[list[str]], step: int) -> int:
     """Trainings in one process that is killed while it reads the samples of ``step``."""
-    from training.config import load_config
-    from training.ensemble import train_together
+    from videoscaling.training.config import load_config
+    from videoscaling.training.stacked.loop import train_together
 
     with_feed(lambda now, samples: os.kill(os.getpid(), signal.SIGKILL) if now == step else None)
     return train_together([load_config(None, words) for words in overrides])
@@ -181,7 +181,7 @@ def told_to_stop(overrides: list[str], step: int, rank: int, number: int) -> int
 
 def on_a_full_disk(overrides: list[str], saves: int) -> int:
     """A training whose disk is full when it writes tensors for the ``saves``-th time and later."""
-    from training import checkpoint
+    from videoscaling.training import checkpoint
 
     plain, done = checkpoint.save_file, []
 
@@ -200,8 +200,8 @@ def flags_alone(minutes: float, sends: tuple[int, ...]) -> int:
     """Only the flags by which processes stop together, and only ``sends`` send them: 3 where that is found out."""
     import torch.distributed as dist
 
-    from training.parallel import lost_process
-    from training.stop import StopRequest
+    from videoscaling.training.parallel import lost_process
+    from videoscaling.training.signals import StopRequest
 
     dist.init_process_group("gloo")
     stop = StopRequest(2, minutes)
@@ -218,8 +218,8 @@ def flags_alone(minutes: float, sends: tuple[int, ...]) -> int:
 
 def short_of_memory(overrides: list[str], most: int, ranks: tuple[int, ...]) -> int:
     """A training that believes in a GPU, whose memory holds ``most`` clips at a time on ``ranks``."""
-    from training.step import Step
-    from training.trainer import Trainer
+    from videoscaling.training.step import Step
+    from videoscaling.training.trainer import Trainer
 
     plain, fit_memory = Step.gradients, Trainer.fit_memory
 
@@ -240,7 +240,7 @@ def short_of_memory(overrides: list[str], most: int, ranks: tuple[int, ...]) -> 
 
 def with_feed(meddle: Callable[[int, Any], None]) -> None:
     """Have ``meddle(step, samples)`` see, and perhaps change, a copy of each step's samples."""
-    from training.feed import Feed, Samples
+    from videoscaling.training.batches import Feed, Samples
 
     plain = Feed.step
 

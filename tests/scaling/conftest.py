@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.sizes import smooth_width
-from scaling import laws, simulate
-from scaling.planning import allocation
+from videoscaling.models.sizes import smooth_width
+from videoscaling.scaling import laws, simulate
+from videoscaling.scaling.planning import allocation
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from scaling.clips import clip_losses
-from scaling.runs import read
 from tests.scaling.test_runs import write_run
-from utils.errors import UserError
+from videoscaling.scaling.clips import clip_losses
+from videoscaling.scaling.runs import read
+from videoscaling.utils.errors import UserError
 
 
 @pytest.mark.parametrize(

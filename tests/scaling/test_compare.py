@@ -3,11 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scaling import simulate
-from scaling.compare import MOST_TOKENS, compare, prices
-from scaling.planning import allocation
-from scaling.points import Untrusted
-from utils.errors import UserError
+from videoscaling.scaling import simulate
+from videoscaling.scaling.compare import MOST_TOKENS, compare, prices
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.points import Untrusted
+from videoscaling.utils.errors import UserError
 
 SIZES, TOKENS = np.geomspace(0.0168e9, 0.268e9, 4), [2e9, 5e9, 12e9]
 

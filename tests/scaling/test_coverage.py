@@ -8,10 +8,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scaling import fit, hyper, jackknife, simulate
-from scaling.planning import allocation
-from scaling.points import Untrusted
-from scaling.runs import concatenate
+from videoscaling.scaling import fit, hyper, jackknife, simulate
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.points import Untrusted
+from videoscaling.scaling.runs import concatenate
 
 SIZES = np.geomspace(0.0168e9, 0.268e9, 5)
 TOKENS = np.geomspace(2e9, 12e9, 5)

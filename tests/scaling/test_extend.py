@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scaling import belief as module
-from scaling.belief import Belief, Found, Grid, Prior, believe, expect, found
-from scaling.extend import Settings, as_expected, decide, gain, judge, rival
-from scaling.optimum import features
+from videoscaling.scaling import belief as module
+from videoscaling.scaling.belief import Belief, Found, Grid, Prior, believe, expect, found
+from videoscaling.scaling.extend import Settings, as_expected, decide, gain, judge, rival
+from videoscaling.scaling.optimum import features
 
 RATES, BATCHES = np.exp(np.arange(-3.0, 4.0) * 0.5), np.exp(np.arange(-3.0, 4.0) * 0.5)
 CELLS = np.repeat(RATES, 7), np.tile(BATCHES, 7)

@@ -4,14 +4,14 @@ import time
 import numpy as np
 import pytest
 
-from models import sizes
-from scaling import fit, jackknife, laws, simulate
-from scaling.planning import allocation
-from scaling.planning.plan import plan
-from scaling.planning.request import Request
-from scaling.points import Untrusted
-from scaling.runs import _common_tokens, concatenate, read
-from utils.errors import UserError
+from videoscaling.models import sizes
+from videoscaling.scaling import fit, jackknife, laws, simulate
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.planning.plan import plan
+from videoscaling.scaling.planning.request import Request
+from videoscaling.scaling.points import Untrusted
+from videoscaling.scaling.runs import _common_tokens, concatenate, read
+from videoscaling.utils.errors import UserError
 
 SIZES = np.geomspace(0.0168e9, 0.268e9, 5)
 TOKENS = np.geomspace(2e9, 12e9, 5)

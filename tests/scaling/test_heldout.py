@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scaling import simulate
-from scaling.heldout import check, relative_error
-from utils.errors import UserError
+from videoscaling.scaling import simulate
+from videoscaling.scaling.heldout import check, relative_error
+from videoscaling.utils.errors import UserError
 
 N, T = 0.72e9, 2e10
 NOISE = 2e-4

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from scaling import hyper
-from scaling.optimum import find
-from utils.errors import UserError
+from videoscaling.scaling import hyper
+from videoscaling.scaling.optimum import find
+from videoscaling.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models import sizes
-from scaling import fit, laws, report, simulate
-from scaling.planning.plan import plan
-from scaling.planning.request import Request
-from scaling.planning.table import table
-from utils.errors import UserError
+from videoscaling.models import sizes
+from videoscaling.scaling import fit, laws, report, simulate
+from videoscaling.scaling.planning.plan import plan
+from videoscaling.scaling.planning.request import Request
+from videoscaling.scaling.planning.table import table
+from videoscaling.utils.errors import UserError
 
 PAPER = Path(__file__).resolve().parents[2] / "configs" / "laws" / "paper.json"
 

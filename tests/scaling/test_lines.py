@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from models import sizes as ladder
-from scaling import fit, laws, lines, simulate
-from scaling.planning.plan import plan
-from scaling.planning.request import Request
-from scaling.points import Untrusted
-from utils.errors import UserError
+from videoscaling.models import sizes as ladder
+from videoscaling.scaling import fit, laws, lines, simulate
+from videoscaling.scaling.planning.plan import plan
+from videoscaling.scaling.planning.request import Request
+from videoscaling.scaling.points import Untrusted
+from videoscaling.utils.errors import UserError
 
 SIZES, TOKENS = np.array([2e7, 6e7, 2e8]), [2e9, 5e9, 1.2e10]
 
@@ -117,7 +117,7 @@ def test_losses_alone_give_a_plan_without_batch_and_rate(cost, paper, tmp_path):
     path = tmp_path / "ntl.csv"
     points = [(N, T) for N in np.geomspace(1e7, 1e9, 5) for T in np.geomspace(1e9, 1e11, 5)]
     path.write_text("\n".join(["N,T,loss", *(f"{N},{T},{paper.loss(N, T)}" for N, T in points)]))
-    from scaling.runs import read
+    from videoscaling.scaling.runs import read
 
     ledger = dataclasses.replace(read(path, hyperparameters=None), n_ctx=np.full(25, 1280))
     law = fit.fit(ledger, "all", fit.Options(), cost, {}).law

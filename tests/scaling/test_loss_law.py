@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from scaling import loss_law
-from scaling.laws import LossLaw
-from utils.errors import UserError
+from videoscaling.scaling import loss_law
+from videoscaling.scaling.laws import LossLaw
+from videoscaling.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

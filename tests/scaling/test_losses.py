@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from scaling.fitting import forms
-from scaling.losses import MAX_TOKENS, Form, Losses
-from scaling.planning import allocation
+from videoscaling.scaling.fitting import forms
+from videoscaling.scaling.losses import MAX_TOKENS, Form, Losses
+from videoscaling.scaling.planning import allocation
 
 SCALE = forms.Scale(1e8, 1e9, 1e5)
 THETA = {

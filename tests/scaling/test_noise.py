@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scaling import noise, simulate
+from videoscaling.scaling import noise, simulate
 
 SIZES, TOKENS = [1e8, 4e8], [2e9, 4e9]
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scaling.optimum import find, next_cells, refit
+from videoscaling.scaling.optimum import find, next_cells, refit
 
 HESSIAN = np.array([[0.02, -0.012], [-0.012, 0.03]])
 

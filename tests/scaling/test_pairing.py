@@ -8,9 +8,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scaling import fit, jackknife, simulate
-from scaling.optimum import features, find
-from scaling.planning import allocation
+from videoscaling.scaling import fit, jackknife, simulate
+from videoscaling.scaling.optimum import features, find
+from videoscaling.scaling.planning import allocation
 
 STEP, NOISE, CORRELATION, GRIDS = 2.0, 2e-3, 0.33, 400
 HESSIAN = np.array([[0.05, -0.015], [-0.015, 0.04]])  # of the relative loss, in (ln lr, ln B)

@@ -3,8 +3,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scaling import fit, simulate
-from scaling.points import Untrusted, at_nominal, cells_to_run, grid_optima, points_of_grids, points_of_rows
+from videoscaling.scaling import fit, simulate
+from videoscaling.scaling.points import (
+    Untrusted,
+    at_nominal,
+    cells_to_run,
+    grid_optima,
+    points_of_grids,
+    points_of_rows,
+)
 
 SIZES, TOKENS = np.geomspace(0.0168e9, 0.268e9, 3), [2e9, 5e9, 12e9]
 NOWHERE = {"name": "test"}

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scaling import laws
-from scaling.fitting.surface_fit import fit_surface
-from scaling.prediction import predict
 from tests.scaling import planted
-from utils.errors import UserError
+from videoscaling.scaling import laws
+from videoscaling.scaling.fitting.surface_fit import fit_surface
+from videoscaling.scaling.prediction import predict
+from videoscaling.utils.errors import UserError
 
 SCALE = {"T": 1e9, "N": 1e8}
 T_20 = 2.0859634  # t quantile, 20 degrees of freedom
@@ -132,7 +132,7 @@ def test_a_surface_without_a_form_predicts_nothing(surface_law):
 
 
 def test_the_python_interface_is_loaded_when_it_is_used():
-    import scaling
+    from videoscaling import scaling
 
     for name in scaling.__all__:
         assert getattr(scaling, name)

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scaling import simulate
-from scaling.extend import Settings
-from scaling.optimum import WINDOW
-from scaling.points import at_nominal, grid_optima
-from scaling.proposals import NOISE, TOGETHER, candidates, grid_of, noise_of, states
-from scaling.runs import concatenate
+from videoscaling.scaling import simulate
+from videoscaling.scaling.extend import Settings
+from videoscaling.scaling.optimum import WINDOW
+from videoscaling.scaling.points import at_nominal, grid_optima
+from videoscaling.scaling.proposals import NOISE, TOGETHER, candidates, grid_of, noise_of, states
+from videoscaling.scaling.runs import concatenate
 
 SIZES, TOKENS = (1.6e7, 6.4e7, 2.6e8), (2e9, 8e9)
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from scaling import extend, replay, runs, simulate, tables
-from utils.errors import UserError
+from videoscaling.scaling import extend, replay, runs, simulate, tables
+from videoscaling.utils.errors import UserError
 
 STEPLAW = "steplaw/dense_lr_bs_loss.csv"
 

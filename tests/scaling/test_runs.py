@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import fit, laws, runs, simulate, tables
-from scaling.points import Untrusted
-from utils.errors import UserError
+from videoscaling.scaling import fit, laws, runs, simulate, tables
+from videoscaling.scaling.points import Untrusted
+from videoscaling.utils.errors import UserError
 
 
 def write_run(folder, name, status="done", N=1000, B=80, milestones=(1e4, 2e4), overshoot=40, **more):

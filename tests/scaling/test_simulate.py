@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from scaling import fit, simulate
-from scaling.points import Untrusted
+from videoscaling.scaling import fit, simulate
+from videoscaling.scaling.points import Untrusted
 
 SIZES = np.geomspace(0.0168e9, 0.268e9, 4)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import fit, loss_law, runs, simulate, tables
+from videoscaling.scaling import fit, loss_law, runs, simulate, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOSE = "the exponents' intervals are wider than half their values"

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from scaling import runs
-from scaling.tables import parse_columns
-from utils.errors import UserError
+from videoscaling.scaling import runs
+from videoscaling.scaling.tables import parse_columns
+from videoscaling.utils.errors import UserError
 
 ROWS = "N,T,B,lr,loss\n1e6,1e9,2048,1e-3,2.5\n1e6,2e9,2048,1e-3,2.4\n"
 

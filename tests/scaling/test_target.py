@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scaling import simulate
-from scaling.belief import CURVATURE, Prior, believe, expect
-from scaling.points import Untrusted
-from scaling.proposals import grid_of
-from scaling.target import MOST_RUNS, Known, best_size, knowledge, pair, spend
+from videoscaling.scaling import simulate
+from videoscaling.scaling.belief import CURVATURE, Prior, believe, expect
+from videoscaling.scaling.points import Untrusted
+from videoscaling.scaling.proposals import grid_of
+from videoscaling.scaling.target import MOST_RUNS, Known, best_size, knowledge, pair, spend
 
 TOKENS = (2e9, 4e9, 8e9)
 SIZES = (1.6e7, 6.4e7, 2.6e8)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scaling import forms, validate
+from videoscaling.scaling import forms, validate
 
 N, T, B = (
     v.ravel()

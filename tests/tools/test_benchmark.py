@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.sizes import exact_flops, parse_size
 from tests.commands import call
-from tools.benchmarks.common import spread, timed
-from tools.benchmarks.steps import products
+from videoscaling.models.sizes import exact_flops, parse_size
+from videoscaling.tools.benchmarks.common import spread, timed
+from videoscaling.tools.benchmarks.steps import products
 
 ROOT = Path(__file__).resolve().parents[2]
 

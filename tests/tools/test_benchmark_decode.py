@@ -3,10 +3,10 @@ import argparse
 import pytest
 import torch
 
-from data.media import Source
-from data.probe import probe
-from tests.data.videos import make_video, source
-from tools.benchmarks import decode
+from tests.data.video.videos import make_video, source
+from videoscaling.data.sources.source import Source
+from videoscaling.data.video.probe import probe
+from videoscaling.tools.benchmarks import decode
 
 CPU = torch.device("cpu")
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweeps import write_sweep
-from tests.tools.test_sweep import here
-from tests.tools.test_sweep_plan import finish
-from tools.sweep import data_of
-from training import pool
-from training.grid import load_sweep
-from training.state import FAILURE, read_record, write_record
-from utils.results import FILE, write_result
+from tests.sweeps.sweeps import write_sweep
+from tests.sweeps.test_plan import finish
+from tests.sweeps.test_run import here
+from videoscaling.sweeps import local
+from videoscaling.sweeps.grid import load_sweep
+from videoscaling.sweeps.state import FAILURE, read_record, write_record
+from videoscaling.tools.sweep import data_of
+from videoscaling.utils.results import FILE, write_result
 
 FAULTS = ("[]", "null", "", "[" * 100_000, '{"run_id": 3}', '{"status": "done", "milestones": [3]}', "\0" * 4096)
 
@@ -65,11 +65,13 @@ def test_a_damaged_file_is_a_state_of_its_cell(
     assert f"damaged grid/{first.name}: {path}: " in text
     # Training begins with it.
     begun: list[str] = []
-    monkeypatch.setattr(pool, "_stacked", lambda queue, keys: begun.extend(r.config.run_dir.name for r in queue) or [])
-    monkeypatch.setattr(pool, "_server", lambda: None)
+    monkeypatch.setattr(
+        local, "_stacked", lambda queue, keys: begun.extend(r.config.run_dir.name for r in queue) or []
+    )
+    monkeypatch.setattr(local, "_server", lambda: None)
     loaded = load_sweep(sweep, [], data_of)
-    with pool.Interrupt() as interrupt:
-        pool.run_cells(loaded.cells, loaded.keys.executor, lambda run, outcome: None, interrupt)
+    with local.Interrupt() as interrupt:
+        local.run_cells(loaded.cells, loaded.keys.executor, lambda run, outcome: None, interrupt)
     assert begun == ([first.name] if damage is not damage_failure else [])  # a result next to it was whole
 
 

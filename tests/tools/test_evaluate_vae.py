@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data.synthetic import render
-from models.fidelity import psnr
-from models.vae import load_vae
-from tests.data.videos import make_video
-from tools import evaluate_vae
-from utils.errors import UserError
+from tests.data.video.videos import make_video
+from videoscaling.data.sources.synthetic import render
+from videoscaling.models.fidelity import psnr
+from videoscaling.models.vae import load_vae
+from videoscaling.tools import evaluate_vae
+from videoscaling.utils.errors import UserError
 
 
 def evaluate(monkeypatch, capsys, *options: str) -> tuple[dict, str]:

@@ -7,17 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from scaling import laws, simulate
-from scaling.extend import Settings
-from scaling.points import Untrusted
-from scaling.proposals import Asked, states
-from tests.sweeps import write_sweep
-from tools import extend as module
-from tools import sweep as cli
-from training import extended
-from training.grid import Sweep, load_sweep
-from utils.errors import UserError
-from utils.files import write_json
+from tests.sweeps.sweeps import write_sweep
+from videoscaling.scaling import laws, simulate
+from videoscaling.scaling.extend import Settings
+from videoscaling.scaling.points import Untrusted
+from videoscaling.scaling.proposals import Asked, states
+from videoscaling.sweeps import added_cells
+from videoscaling.sweeps.grid import Sweep, load_sweep
+from videoscaling.tools import extend as module
+from videoscaling.tools import sweep as cli
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,22 +95,22 @@ def test_one_run_serves_all_its_milestones(tmp_path: Path, monkeypatch: pytest.M
     assert small.entry["milestones"] == [10]
     assert small.flops == 30.0
     # What was added for the first milestone goes on to the second, as the same run, for what is left.
-    extended.add(tmp_path, [small.entry])
+    added_cells.add(tmp_path, [small.entry])
     (grown,) = module.merge(stub(tmp_path), [Asked(100, 20.0, 3e-3, 5, "d")])
     assert (grown.entry["repeat"], grown.entry["milestones"], grown.flops) == (0, [10, 20], 30.0)
-    extended.add(tmp_path, [grown.entry])
-    assert [c["milestones"] for c in extended.read(tmp_path)] == [[10, 20]]
+    added_cells.add(tmp_path, [grown.entry])
+    assert [c["milestones"] for c in added_cells.read(tmp_path)] == [[10, 20]]
 
 
 def test_what_another_machine_added_counts(tmp_path: Path) -> None:
     here, committed = tmp_path / "here", tmp_path / "committed"
     cell = {"size": "1x32", "lr": 1e-3, "batch_tokens": 5, "repeat": 0, "milestones": [10], "why": "a"}
-    extended.add(committed, [cell])
-    extended.add(here, [cell | {"milestones": [10, 20]}, cell | {"lr": 2e-3}])
-    assert [c["milestones"] for c in extended.read(here, str(committed))] == [[10, 20], [10]]
-    extended.publish(here, str(committed))
-    assert extended.read(committed) == extended.read(here, str(committed))
-    extended.publish(tmp_path / "nothing", str(committed))
+    added_cells.add(committed, [cell])
+    added_cells.add(here, [cell | {"milestones": [10, 20]}, cell | {"lr": 2e-3}])
+    assert [c["milestones"] for c in added_cells.read(here, str(committed))] == [[10, 20], [10]]
+    added_cells.publish(here, str(committed))
+    assert added_cells.read(committed) == added_cells.read(here, str(committed))
+    added_cells.publish(tmp_path / "nothing", str(committed))
 
 
 def test_a_run_costs_its_whole_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_a_run_costs_its_whole_batches(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "_goes_on", lambda *which: True)
     (one,) = module.merge(stub(tmp_path), [Asked(100, 20.0, 2e-3, 8, "a")])
     assert one.flops == 3.0 * 24
-    extended.add(tmp_path, [one.entry | {"milestones": [10]}])
+    added_cells.add(tmp_path, [one.entry | {"milestones": [10]}])
     (grown,) = module.merge(stub(tmp_path), [Asked(100, 20.0, 2e-3, 8, "b")])
     assert grown.flops == 3.0 * (24 - 16)
 
@@ -130,7 +130,7 @@ def test_an_added_run_that_can_go_on_does_and_another_is_not_priced_as_if(sweep:
         return load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})
 
     axes = {"lr": 3e-4, "batch_tokens": 64, "repeat": 0, "milestones": [128], "why": "a"}
-    extended.add(load().directory, [{"size": "1x32"} | axes])
+    added_cells.add(load().directory, [{"size": "1x32"} | axes])
     (added,) = (cell for cell in load().cells if cell.config.optim.lr == 3e-4)
     assert added.config.checkpoint.final == "full"
     assert {cell.config.checkpoint.final for cell in load().cells if cell.config.optim.lr != 3e-4} == {"ema"}
@@ -147,7 +147,7 @@ def test_an_added_run_that_can_go_on_does_and_another_is_not_priced_as_if(sweep:
         kept.touch() if there else kept.unlink(missing_ok=True)
         (one,) = module.merge(load(), [Asked(added.N, 256, 3e-4, 64, "b")])
         assert (one.entry["repeat"], one.flops) == (repeat, pytest.approx(flops))
-    extended.add(folder.parent, [{"size": "1x32"} | axes | {"milestones": [128, 256]}])
+    added_cells.add(folder.parent, [{"size": "1x32"} | axes | {"milestones": [128, 256]}])
     (grown,) = (cell for cell in load().cells if cell.config.optim.lr == 3e-4)
     assert (grown.config.run_dir, grown.config.checkpoint.final) == (folder, "ema")
 
@@ -216,4 +216,4 @@ def test_bad_input_is_named(given, told) -> None:
 def test_a_file_that_extend_did_not_write_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "extended.json").write_text(text)
     with pytest.raises(UserError, match="extended.json"):
-        extended.read(tmp_path)
+        added_cells.read(tmp_path)

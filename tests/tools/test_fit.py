@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import laws, runs, simulate
 from tests.commands import call
-from tools import fit as tool
-from utils.errors import UserError
+from videoscaling.scaling import laws, runs, simulate
+from videoscaling.tools import fit as tool
+from videoscaling.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "laws" / "paper.json"

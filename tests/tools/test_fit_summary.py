@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import forms, laws, runs, simulate
-from scaling.planning.request import ESTIMATORS
-from tools import fit as tool
-from utils.errors import run_cli
+from videoscaling.scaling import forms, laws, runs, simulate
+from videoscaling.scaling.planning.request import ESTIMATORS
+from videoscaling.tools import fit as tool
+from videoscaling.utils.errors import run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = laws.load(ROOT / "configs" / "laws" / "paper.json")

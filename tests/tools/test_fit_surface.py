@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import laws
 from tests.commands import Done, call
 from tests.scaling import planted
+from videoscaling.scaling import laws
 
 ROOT = Path(__file__).resolve().parents[2]
 

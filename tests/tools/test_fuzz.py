@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import laws, simulate
-from scaling.runs import write_csv
 from tests.commands import call
 from tests.scaling import planted
-from tools.sweep import prediction
-from utils.errors import UserError
+from videoscaling.scaling import laws, simulate
+from videoscaling.scaling.runs import write_csv
+from videoscaling.tools.sweep import prediction
+from videoscaling.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "laws" / "paper.json"

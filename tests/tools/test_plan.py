@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from tests.commands import call
-from tools import plan as tool
-from training.config import load_config
-from training.resolve import resolve
-from utils.errors import run_cli
+from videoscaling.tools import plan as tool
+from videoscaling.training.config import load_config
+from videoscaling.training.run import resolve
+from videoscaling.utils.errors import run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "laws" / "paper.json"

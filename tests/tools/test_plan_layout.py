@@ -228,7 +228,7 @@ def test_a_batch_that_was_given_is_advised_a_number_of_gpus_that_shares_it():
 
 def test_a_recipe_of_fingerprints_is_not_compared_with_folders():
     """A recipe's vae and text are the data's; log.vae and log.text are where previews find theirs."""
-    from training.planned_config import read_base, recipe_warnings
+    from videoscaling.training.planning.planned_config import read_base, recipe_warnings
 
     base = read_base(str(ROOT / "configs" / "train" / "quickstart.yaml"))
     assert recipe_warnings({"vae": "e707829e2bdd99bf", "text": "c0ffee"}, base) == []

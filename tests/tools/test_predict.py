@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scaling import laws
 from tests.commands import Done, call
+from videoscaling.scaling import laws
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "laws" / "paper.json"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from models import sizes
-from scaling import laws
 from tests.commands import Done, call
-from training.config import load_config
+from videoscaling.models import sizes
+from videoscaling.scaling import laws
+from videoscaling.training.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 LAW = ROOT / "configs" / "laws" / "paper.json"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from scaling import laws, runs, simulate
-from tools import replay as module
-from utils.errors import UserError
+from videoscaling.scaling import laws, runs, simulate
+from videoscaling.tools import replay as module
+from videoscaling.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scaling import fit, laws, runs, simulate
-from scaling.planning import allocation
-from scaling.reporting import all_figures
 from tests.commands import call
+from videoscaling.scaling import fit, laws, runs, simulate
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.reporting import all_figures
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = set(all_figures.FIGURES)

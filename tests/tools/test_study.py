@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.sizes import flops_per_token, smooth_width
-from scaling import laws, runs, simulate
-from scaling.planning import allocation
-from scaling.points import Untrusted
-from scaling.reporting.study import best_sizes
-from scaling.reporting.study_text import held_out
 from tests.commands import Done, call
+from videoscaling.models.sizes import flops_per_token, smooth_width
+from videoscaling.scaling import laws, runs, simulate
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.points import Untrusted
+from videoscaling.scaling.reporting.study import best_sizes
+from videoscaling.scaling.reporting.study_text import held_out
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES, TOKENS, HELD_OUT, LAST = np.geomspace(0.0168e9, 0.268e9, 4).round(), [2e9, 5e9, 12e9], 1e9, 3e10

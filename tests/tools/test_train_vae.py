@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from data.synthetic import render
-from models.fidelity import squared_errors
-from models.vae import load_vae
-from tools import train_vae
-from utils.errors import UserError
+from videoscaling.data.sources.synthetic import render
+from videoscaling.models.fidelity import squared_errors
+from videoscaling.models.vae import load_vae
+from videoscaling.tools import train_vae
+from videoscaling.utils.errors import UserError
 
 SETTINGS = {"steps": 3, "batch": 2, "lr": 1e-3, "seed": 0, "device": "cpu"}
 RECORD = {"parameters": 0, "date": "", "command": "", "psnr": {"autoencoder": {"pooled": 0, "per_clip": 0}}}

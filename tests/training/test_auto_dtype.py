@@ -6,15 +6,15 @@ import pytest
 import torch
 import yaml
 
-import training.trainer
-from tests.sweeps import write_sweep
+import videoscaling.training.trainer
+from tests.sweeps.sweeps import write_sweep
 from tests.training.test_trainer import overrides, run
-from training.config import load_config, run_id
-from training.grid import load_sweep
-from training.resolve import resolve
-from training.trainer import train
-from utils import devices
-from utils.errors import UserError
+from videoscaling.sweeps.grid import load_sweep
+from videoscaling.training.config import load_config, run_id
+from videoscaling.training.run import resolve
+from videoscaling.training.trainer import train
+from videoscaling.utils import devices
+from videoscaling.utils.errors import UserError
 
 META = {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"}
 KEYS = ["model.size=2x32", "train.batch_tokens=128", "train.tokens=1e5"]
@@ -45,12 +45,12 @@ def test_a_run_holds_what_auto_became_and_another_device_cannot_continue_it(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = ("train.dtype=auto", "train.tokens=640")
-    monkeypatch.setattr(training.trainer, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(videoscaling.training.trainer, "has_bfloat16", lambda: False)
     found = run(cache, tmp_path, "x", *more)
     assert found["recipe"]["dtype"] == found["config"]["train"]["dtype"] == "float32"
     assert yaml.safe_load((tmp_path / "x" / "config.yaml").read_text())["train"]["dtype"] == "float32"
     assert run(cache, tmp_path, "x", *more)["run_id"] == found["run_id"]
-    monkeypatch.setattr(training.trainer, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(videoscaling.training.trainer, "has_bfloat16", lambda: True)
     with pytest.raises(UserError, match=r"another configuration \(train.dtype: float32 -> bfloat16\)"):
         train(load_config(None, overrides(cache, tmp_path, "x", *more)))
 

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.test_trainer import ROOT, metrics, overrides, run
-from training import checkpoint
-from training.checkpoint import checkpoint_paths, find_checkpoint, keep_only, read_state, save_checkpoint
-from training.config import load_config
-from training.trainer import train
-from utils.errors import UserError
+from videoscaling.training import checkpoint
+from videoscaling.training.checkpoint import checkpoint_paths, find_checkpoint, keep_only, read_state, save_checkpoint
+from videoscaling.training.config import load_config
+from videoscaling.training.trainer import train
+from videoscaling.utils.errors import UserError
 
 
 def test_finished_ema_only_checkpoints_keep_the_average_alone(cache: Path, tmp_path: Path) -> None:

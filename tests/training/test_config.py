@@ -5,9 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from training.config import Config, config_from_dict, flatten, identity, known_keys, load_config, run_id, to_dict
-from training.resolve import resolve
-from utils.errors import UserError
+from videoscaling.training.config import (
+    Config,
+    config_from_dict,
+    flatten,
+    identity,
+    known_keys,
+    load_config,
+    run_id,
+    to_dict,
+)
+from videoscaling.training.run import resolve
+from videoscaling.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 META = {"latent_shape": [4, 2, 4, 4], "fingerprint": "f00d"}

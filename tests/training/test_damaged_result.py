@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.test_trainer import result, run
-from utils.results import FILE
+from videoscaling.utils.results import FILE
 
 KEYS = ("train.tokens=640", "train.milestones=[256]")
 

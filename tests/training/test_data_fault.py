@@ -11,19 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.shards import Shards, Stored, read_header
 from tests.commands import call
 from tests.data.test_integrity import reseal, rewrite
 from tests.training.test_trainer import overrides, result
-from training.checkpoint import checkpoint_paths
-from training.config import load_config
-from training.ensemble import train_together
-from training.feed import Feed
-from training.state import DATA_FAULT
-from training.trainer import prepare, train
-from utils.errors import DataFault
-from utils.files import json_text
-from utils.seal import read_sealed, sealed
+from videoscaling.data.shards import Shards, Stored, read_header
+from videoscaling.sweeps.state import DATA_FAULT
+from videoscaling.training.batches import Feed
+from videoscaling.training.checkpoint import checkpoint_paths
+from videoscaling.training.config import load_config
+from videoscaling.training.stacked.loop import train_together
+from videoscaling.training.trainer import prepare, train
+from videoscaling.utils.errors import DataFault
+from videoscaling.utils.files import json_text
+from videoscaling.utils.seal import read_sealed, sealed
 
 FIX = "delete it and run the command that made the cache"
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.text import load_text_encoder
-from models.vae import EMBEDDED, load_vae
 from tests.training.test_trainer import run
-from training.config import load_config, run_id
-from training.preview import load_encoders
-from utils.errors import UserError
+from videoscaling.models.text import load_text_encoder
+from videoscaling.models.vae import EMBEDDED, load_vae
+from videoscaling.training.config import load_config, run_id
+from videoscaling.training.logs.preview import load_encoders
+from videoscaling.utils.errors import UserError
 
 
 def test_training_on_a_cache_loads_no_encoder(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from training.config import (
+from videoscaling.sweeps.grid import load_sweep
+from videoscaling.training.config import (
     Config,
     config_from_dict,
     flatten,
@@ -19,10 +20,9 @@ from training.config import (
     run_id,
     to_dict,
 )
-from training.grid import load_sweep
-from training.keys import ALWAYS, CHANGED, NEVER, WITH_DECAY, info_of, key
-from training.schema import OptimKeys, TrainKeys
-from utils.errors import UserError
+from videoscaling.training.keys import ALWAYS, CHANGED, NEVER, WITH_DECAY, info_of, key
+from videoscaling.training.schema import OptimKeys, TrainKeys
+from videoscaling.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = sorted((ROOT / "results/mini").glob("*/*/result.json"))

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.training.test_trainer import overrides, result, run
-from training.checkpoint import checkpoint_paths, read_state
-from training.config import load_config
-from training.step import Step
-from training.trainer import train
-from utils.errors import UserError
-from utils.process_ids import machine_code
+from videoscaling.training.checkpoint import checkpoint_paths, read_state
+from videoscaling.training.config import load_config
+from videoscaling.training.step import Step
+from videoscaling.training.trainer import train
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.process_ids import machine_code
 
 
 def names(folder: Path) -> set[str]:

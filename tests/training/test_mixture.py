@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.mixture import Mixture, open_data
 from tests.conftest import make_cache
 from tests.training.test_trainer import overrides, result, run
-from training.config import config_from_dict, load_config, run_id, to_dict
-from training.feed import Feed
-from training.resolve import encoded_shape
-from training.trainer import prepare
-from utils.errors import UserError
+from videoscaling.data.mixture import Mixture, open_data
+from videoscaling.training.batches import Feed
+from videoscaling.training.config import config_from_dict, load_config, run_id, to_dict
+from videoscaling.training.run import encoded_shape
+from videoscaling.training.trainer import prepare
+from videoscaling.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from tests.models.test_dit import build
-from training.config import load_config, run_id
-from training.ema import power_of_width, update_average
-from training.optim import build_optimizer, learning_rate, weight_groups
-from training.resolve import Run, beta2_warnings, resolve
-from training.schema import OptimKeys
-from utils.errors import UserError
+from videoscaling.training.config import load_config, run_id
+from videoscaling.training.ema import power_of_width, update_average
+from videoscaling.training.optim import build_optimizer, learning_rate, weight_groups
+from videoscaling.training.run import Run, beta2_warnings, resolve
+from videoscaling.training.schema import OptimKeys
+from videoscaling.utils.errors import UserError
 
 
 def beta2_of(keys: OptimKeys, batch: int) -> float:

@@ -8,16 +8,16 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import training.checkpoint
-from tests.training.test_ensemble import configs, same
+import videoscaling.training.checkpoint
+from tests.training.stacked.test_loop import configs, same
 from tests.training.test_trainer import losses, metrics, newest_step, overrides, result, run
-from training.checkpoint import checkpoint_paths, find_checkpoint, read_state
-from training.config import load_config
-from training.ensemble import train_together
-from training.rows import StackedStep
-from training.step import Step
-from training.trainer import Trainer, train
-from utils.errors import UserError
+from videoscaling.training.checkpoint import checkpoint_paths, find_checkpoint, read_state
+from videoscaling.training.config import load_config
+from videoscaling.training.stacked.loop import train_together
+from videoscaling.training.stacked.step import StackedStep
+from videoscaling.training.step import Step
+from videoscaling.training.trainer import Trainer, train
+from videoscaling.utils.errors import UserError
 
 MILESTONES = ("train.tokens=2560", "train.milestones=[1280]", "optim.warmup_tokens=128")
 
@@ -59,7 +59,7 @@ def test_a_kill_around_the_milestones_record_loses_and_repeats_no_point_of_tenso
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
     whole = run(cache, tmp_path, "whole", *MILESTONES)
-    plain, seen = training.checkpoint.update_state, []
+    plain, seen = videoscaling.training.checkpoint.update_state, []
 
     def points(tag: str, name: str = "x") -> list[tuple[int, float]]:
         events = EventAccumulator(str(tmp_path / name / "tensorboard"), {"scalars": 0}).Reload()
@@ -75,7 +75,7 @@ def test_a_kill_around_the_milestones_record_loses_and_repeats_no_point_of_tenso
         dies()
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.checkpoint, "update_state", killed)
+        patch.setattr(videoscaling.training.checkpoint, "update_state", killed)
         with pytest.raises(torch.OutOfMemoryError):
             train(load_config(None, overrides(cache, tmp_path, "x", *MILESTONES)))
     assert seen == [([128 * step for step in range(1, 11)], [1280])]
@@ -121,9 +121,9 @@ def test_weights_whose_validation_is_not_finite_leave_the_checkpoint_before(
 def test_a_validation_that_never_fits_ends_the_run_before_its_first_step(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import training.validation
+    import videoscaling.training.validation
 
-    monkeypatch.setattr(training.validation, "validate_rows", lambda *arguments, **more: dies())
+    monkeypatch.setattr(videoscaling.training.validation, "validate_rows", lambda *arguments, **more: dies())
     monkeypatch.setattr(Step, "__call__", lambda *_: pytest.fail("trained"))
     with pytest.raises(UserError, match="out of GPU memory"):
         train(load_config(None, overrides(cache, tmp_path, "x")))

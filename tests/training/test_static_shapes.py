@@ -10,14 +10,14 @@ import torch
 
 from tests.models.test_dit import build, inputs
 from tests.training.test_trainer import overrides
-from training.config import load_config
-from training.feed import Samples
-from training.memory import fit_memory
-from training.memory_formula import even_size
-from training.model import compile_model
-from training.step import micro_batches
-from training.trainer import RAW_SHARE, Trainer, prepare
-from training.validation import samples_per_pass
+from videoscaling.training.batches import Samples
+from videoscaling.training.config import load_config
+from videoscaling.training.memory import fit_memory
+from videoscaling.training.model import compile_model
+from videoscaling.training.planning.memory_formula import even_size
+from videoscaling.training.step import micro_batches
+from videoscaling.training.trainer import RAW_SHARE, Trainer, prepare
+from videoscaling.training.validation import samples_per_pass
 
 
 class Graphs(list):

@@ -11,14 +11,14 @@ import torch
 
 from tests.models.test_dit import build
 from tests.training.test_trainer import losses, metrics, overrides, result, run
-from training.checkpoint import checkpoint_paths, find_checkpoint, optimizer_tensors, read_state
-from training.config import load_config
-from training.feed import Feed, Samples
-from training.memory import fit_micro_batch
-from training.optim import build_optimizer, weight_groups
-from training.schema import OptimKeys
-from training.trainer import Trainer, prepare, train
-from utils.errors import PREEMPTED, UserError
+from videoscaling.training.batches import Feed, Samples
+from videoscaling.training.checkpoint import checkpoint_paths, find_checkpoint, optimizer_tensors, read_state
+from videoscaling.training.config import load_config
+from videoscaling.training.memory import fit_micro_batch
+from videoscaling.training.optim import build_optimizer, weight_groups
+from videoscaling.training.schema import OptimKeys
+from videoscaling.training.trainer import Trainer, prepare, train
+from videoscaling.utils.errors import PREEMPTED, UserError
 
 
 def trainer_of(cache: Path, out: Path, *more: str) -> Trainer:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-import training.validation
+import videoscaling.training.validation
 from tests.conftest import make_cache
-from training.checkpoint import checkpoint_paths
-from training.config import load_config
-from training.model import SHALLOW
-from training.step import Step
-from training.trainer import Trainer, train
-from utils.errors import UserError
+from videoscaling.training.checkpoint import checkpoint_paths
+from videoscaling.training.config import load_config
+from videoscaling.training.model import SHALLOW
+from videoscaling.training.step import Step
+from videoscaling.training.trainer import Trainer, train
+from videoscaling.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = [
@@ -194,14 +194,14 @@ def test_a_validation_that_fills_the_memory_goes_on_in_smaller_passes(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     plain = run(cache, tmp_path, "plain", "train.tokens=512")
-    whole = training.validation.validate_rows
+    whole = videoscaling.training.validation.validate_rows
 
     def small_memory(*arguments: Any, **more: Any) -> Any:
         if more["batch"] > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(*arguments, **more)
 
-    monkeypatch.setattr(training.validation, "validate_rows", small_memory)
+    monkeypatch.setattr(videoscaling.training.validation, "validate_rows", small_memory)
     done = run(cache, tmp_path, "x", "train.tokens=512", "train.milestones=[256]", "validation.batch=8")
     assert done["milestones"][-1]["ema_val_loss"] == pytest.approx(plain["milestones"][-1]["ema_val_loss"], rel=1e-6)
     said = [line for line in capsys.readouterr().out.splitlines() if "out of GPU memory" in line]

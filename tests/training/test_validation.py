@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-import training.trainer
-import training.validation
-from tests.training.test_ensemble import configs
+import videoscaling.training.trainer
+import videoscaling.training.validation
+from tests.training.stacked.test_loop import configs
 from tests.training.test_static_shapes import trainer_of
-from training.rows import StackedStep
-from training.trainer import RAW_SHARE, Trainer, prepare
+from videoscaling.training.stacked.step import StackedStep
+from videoscaling.training.trainer import RAW_SHARE, Trainer, prepare
 
 
 def sizes_of_passes(trainer: Trainer, share: int) -> list[int]:
@@ -51,7 +51,7 @@ def test_passes_are_as_large_as_asked(
 
 def test_stacked_runs_try_no_size_twice(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stack = StackedStep([Trainer(*prepare(c)) for c in configs(cache, tmp_path, "validation.batch=20", rows=4)])
-    plain, tried = training.validation.validate_rows, []
+    plain, tried = videoscaling.training.validation.validate_rows, []
 
     def small_memory(*arguments: Any, **more: Any) -> Any:
         tried.append(more["batch"])
@@ -59,7 +59,7 @@ def test_stacked_runs_try_no_size_twice(cache: Path, tmp_path: Path, monkeypatch
             raise torch.OutOfMemoryError("CUDA out of memory")
         return plain(*arguments, **more)
 
-    monkeypatch.setattr(training.validation, "validate_rows", small_memory)
+    monkeypatch.setattr(videoscaling.training.validation, "validate_rows", small_memory)
     stack.fit_validation()
     assert tried == [5, 3, 2, 1, 1]  # of each run's samples; the last for the averaged weights
     assert {member.validator.batch for member in stack.members} == {4}
@@ -70,7 +70,10 @@ def test_the_rehearsal_is_freed_before_the_sharded_passes(
 ) -> None:
     trainer = trainer_of(cache, tmp_path)
     trainer.sharded = trainer.validator._sharded = True
-    few_blocks, validate_rows = training.trainer.few_blocks, training.validation.validate_rows
+    few_blocks, validate_rows = (
+        videoscaling.training.trainer.few_blocks,
+        videoscaling.training.validation.validate_rows,
+    )
     rehearsals: list[weakref.ref] = []
     alive: list[bool] = []
 
@@ -83,7 +86,7 @@ def test_the_rehearsal_is_freed_before_the_sharded_passes(
         alive.append(rehearsals[0]() is not None)
         return validate_rows(*arguments, **more)
 
-    monkeypatch.setattr(training.trainer, "few_blocks", remembered)
-    monkeypatch.setattr(training.validation, "validate_rows", watched)
+    monkeypatch.setattr(videoscaling.training.trainer, "few_blocks", remembered)
+    monkeypatch.setattr(videoscaling.training.validation, "validate_rows", watched)
     trainer.fit_validation()
     assert alive == [True, False, False]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.devices import FLOAT32_PEAK_FLOPS, MEMORY_GB, PEAK_FLOPS, best_dtype, peak_of, planned_peak
+from videoscaling.utils.devices import FLOAT32_PEAK_FLOPS, MEMORY_GB, PEAK_FLOPS, best_dtype, peak_of, planned_peak
 
 
 @pytest.mark.parametrize(

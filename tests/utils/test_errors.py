@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import Parser, UserError, nearest, plural, resumable, run_cli
+from videoscaling.utils.errors import Parser, UserError, nearest, plural, resumable, run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted([*(ROOT / "tools").glob("*.py"), ROOT / "sample.py"])

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from utils.files import (
+from videoscaling.utils.files import (
     before,
     find_files,
     recover_folder,
@@ -15,7 +15,7 @@ from utils.files import (
     temporary,
     write_text,
 )
-from utils.process_ids import machine_code
+from videoscaling.utils.process_ids import machine_code
 
 
 def names(folder):

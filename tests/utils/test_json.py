@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import UserError
-from utils.files import json_text, parse_json, read_json
-from utils.seal import read_sealed, sealed, unsealed
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.files import json_text, parse_json, read_json
+from videoscaling.utils.seal import read_sealed, sealed, unsealed
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.commands import call
-from tests.sweeps import write_sweep
+from tests.sweeps.sweeps import write_sweep
 from tests.training.test_trainer import overrides, result
-from utils import locks
-from utils.errors import UserError
-from utils.locks import HOLDER, LOCK, Holder, check_held, held, hold, release_abandoned
-from utils.process_ids import start_time, this_machine
+from videoscaling.utils import locks
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.locks import HOLDER, LOCK, Holder, check_held, held, hold, release_abandoned
+from videoscaling.utils.process_ids import start_time, this_machine
 
 MINE = Holder(this_machine(), os.getpid(), start_time(os.getpid()))
 ELSEWHERE = replace(MINE, machine="node7 pid:[1]")

@@ -9,9 +9,9 @@ import av
 import pytest
 
 from tests.disk import Disk
-from utils.errors import run_cli
-from utils.files import write_text
-from utils.os_errors import FIXES, warn_of_os_error, with_filename
+from videoscaling.utils.errors import run_cli
+from videoscaling.utils.files import write_text
+from videoscaling.utils.os_errors import FIXES, warn_of_os_error, with_filename
 
 
 def said(main: Callable[[], None], capsys: pytest.CaptureFixture) -> str:

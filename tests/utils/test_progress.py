@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from utils.progress import Progress
+from videoscaling.utils.progress import Progress
 
 
 class Terminal(io.StringIO):

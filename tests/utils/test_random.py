@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from utils.random import bits, fold, normal, uniform
+from videoscaling.utils.random import bits, fold, normal, uniform
 
 
 def splitmix64(state: int) -> int:

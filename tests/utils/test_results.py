@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling import runs
-from scaling.clips import averaged_weights
-from utils.errors import UserError
-from utils.results import FILE, DamagedResult, read_result, write_result
+from videoscaling.scaling import runs
+from videoscaling.scaling.clips import averaged_weights
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.results import FILE, DamagedResult, read_result, write_result
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = sorted(ROOT.glob("results/mini/cells/*/result.json"))

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from training.config import is_text, load_config
-from training.sweep_keys import is_sweep_text
-from utils.errors import UserError
-from utils.yaml_text import parse_override, parse_yaml, read_yaml
+from videoscaling.sweeps.config import is_sweep_text
+from videoscaling.training.config import is_text, load_config
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.yaml_text import parse_override, parse_yaml, read_yaml
 
 WRITTEN = ["007", "1.10", "1e3", "no", "12:00:00", "0x10", "2026-11-29", "true", "-1", ".5", "1_000"]
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.clips import Clips
-from data.sources import Unit
-from data.writer import write_cache
-from models.attention import choose_backend
-from models.dit import DiTConfig, VideoDiT
-from models.sizes import parse_size
-from models.text import load_text_encoder
+from videoscaling.data.clip_groups import Unit
+from videoscaling.data.video.clips import Clips
+from videoscaling.data.writer import write_cache
+from videoscaling.models.attention import choose_backend
+from videoscaling.models.dit import DiTConfig, VideoDiT
+from videoscaling.models.sizes import parse_size
+from videoscaling.models.text import load_text_encoder
 
 # Latent [channels, frames, height, width] and patch of a clip of so many tokens.
 CLIPS = {

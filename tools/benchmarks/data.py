@@ -13,17 +13,17 @@ import av
 import numpy as np
 import torch
 
-from data.clips import Clips, Reading, Shape
-from data.latents import LatentCache
-from data.listing import list_sources
-from data.shards import Shard, encode_shard
-from data.sources import Unit, video_unit
-from data.workers import decoded
-from models.text import load_text_encoder
-from models.vae import VideoVAE, load_vae
-from tools.benchmarks.common import random_cache, spread, timed
-from tools.benchmarks.decode import decode_rows
-from training.memory_formula import PREFETCH_SAMPLES, steps_together
+from videoscaling.data.clip_groups import Unit, video_unit
+from videoscaling.data.latents import LatentCache
+from videoscaling.data.shards import Shard, encode_shard
+from videoscaling.data.sources.listing import list_sources
+from videoscaling.data.video.clips import Clips, Reading, Shape
+from videoscaling.data.video.decode_workers import decoded
+from videoscaling.models.text import load_text_encoder
+from videoscaling.models.vae import VideoVAE, load_vae
+from videoscaling.tools.benchmarks.common import random_cache, spread, timed
+from videoscaling.tools.benchmarks.decode import decode_rows
+from videoscaling.training.planning.memory_formula import PREFETCH_SAMPLES, steps_together
 
 VIDEOS, FRAMES, SIDE = 16, 16 * 17, 160  # of the overlap's: sixteen clips each
 BATCH = 16

@@ -11,12 +11,12 @@ import av
 import numpy as np
 import torch
 
-from data.clips import Reading, Shape, load_clips
-from data.decode import BACKENDS, check_backend
-from data.media import Source
-from data.probe import probe
-from tools.benchmarks.common import spread, timed
-from utils.errors import UserError
+from videoscaling.data.sources.source import Source
+from videoscaling.data.video.clips import Reading, Shape, load_clips
+from videoscaling.data.video.decode import BACKENDS, check_backend
+from videoscaling.data.video.probe import probe
+from videoscaling.tools.benchmarks.common import spread, timed
+from videoscaling.utils.errors import UserError
 
 FRAMES = 17
 LONGER = 60

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.process import Process
-from diffusion.sampling import sample
-from models.attention import BACKENDS, attention, choose_backend
-from models.sizes import parse_size
-from tools.benchmarks.common import CLIPS, TEXT_DIM, our_model, spread, timed
-from utils.errors import UserError
+from videoscaling.diffusion.process import Process
+from videoscaling.diffusion.sampling import sample
+from videoscaling.models.attention import BACKENDS, attention, choose_backend
+from videoscaling.models.sizes import parse_size
+from videoscaling.tools.benchmarks.common import CLIPS, TEXT_DIM, our_model, spread, timed
+from videoscaling.utils.errors import UserError
 
 
 def bench_attention(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:

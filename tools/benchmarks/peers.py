@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.sizes import flops_per_token, parameters, parse_size
-from tools.benchmarks.common import CLIPS, TEXT_DIM, TEXT_TOKENS, our_model, spread, timed
-from training.model import compile_model
+from videoscaling.models.sizes import flops_per_token, parameters, parse_size
+from videoscaling.tools.benchmarks.common import CLIPS, TEXT_DIM, TEXT_TOKENS, our_model, spread, timed
+from videoscaling.training.model import compile_model
 
 
 def bench_peers(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:

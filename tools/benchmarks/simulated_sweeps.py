@@ -30,12 +30,12 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from scaling import runs
-from scaling.fitting.loss import fit_losses
-from scaling.fitting.surface_fit import fit_surface
-from scaling.fitting.table import Cells
-from scaling.fitting.uncertainty import Prediction
-from utils.errors import Parser, UserError, run_cli
+from videoscaling.scaling import runs
+from videoscaling.scaling.fitting.loss import fit_losses
+from videoscaling.scaling.fitting.surface_fit import fit_surface
+from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.uncertainty import Prediction
+from videoscaling.utils.errors import Parser, UserError, run_cli
 
 NOISE, CORRELATION = 0.007, 0.9
 # Outliers' losses are too high by the absolute value of a normal error with this sd.

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from data.latents import LatentCache
-from tools.benchmarks.common import CLIPS, random_cache, spread, timed
-from training.config import load_config
-from training.ensemble import keep_memory
-from training.memory_formula import PREFETCH_SAMPLES
-from training.resolve import resolve
-from training.rows import StackedStep
-from training.trainer import Trainer
-from utils.devices import peak_of
+from videoscaling.data.latents import LatentCache
+from videoscaling.tools.benchmarks.common import CLIPS, random_cache, spread, timed
+from videoscaling.training.config import load_config
+from videoscaling.training.planning.memory_formula import PREFETCH_SAMPLES
+from videoscaling.training.run import resolve
+from videoscaling.training.stacked.loop import keep_memory
+from videoscaling.training.stacked.step import StackedStep
+from videoscaling.training.trainer import Trainer
+from videoscaling.utils.devices import peak_of
 
 
 def bench_stack(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:

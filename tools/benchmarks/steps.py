@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from data.latents import LatentCache
-from models.sizes import exact_flops, parse_size
-from tools.benchmarks.common import CLIPS, random_cache, spread, timed
-from training.config import load_config
-from training.memory_formula import PREFETCH_SAMPLES
-from training.resolve import resolve
-from training.trainer import Trainer
-from utils.devices import peak_of
+from videoscaling.data.latents import LatentCache
+from videoscaling.models.sizes import exact_flops, parse_size
+from videoscaling.tools.benchmarks.common import CLIPS, random_cache, spread, timed
+from videoscaling.training.config import load_config
+from videoscaling.training.planning.memory_formula import PREFETCH_SAMPLES
+from videoscaling.training.run import resolve
+from videoscaling.training.trainer import Trainer
+from videoscaling.utils.devices import peak_of
 
 
 def bench_train(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:

@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling import runs
-from scaling.fitting.forms import fit_form
-from scaling.fitting.loss import fit_losses
-from scaling.fitting.surface import Surface
-from scaling.fitting.surface_fit import fit_surface
-from scaling.fitting.table import Cells
-from utils.errors import Parser, UserError, run_cli
+from videoscaling.scaling import runs
+from videoscaling.scaling.fitting.forms import fit_form
+from videoscaling.scaling.fitting.loss import fit_losses
+from videoscaling.scaling.fitting.surface import Surface
+from videoscaling.scaling.fitting.surface_fit import fit_surface
+from videoscaling.scaling.fitting.table import Cells
+from videoscaling.utils.errors import Parser, UserError, run_cli
 
 COLUMNS = ("part", "case", "quantity", "value", "target", "cpu_seconds", "date", "command")
 NEAR = 1.02  # cells within 2 % of their grid's best

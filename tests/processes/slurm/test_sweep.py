@@ -15,8 +15,8 @@ import yaml
 from tests.processes import launch
 from tests.processes.launch import ROOT
 from tests.processes.slurm.cluster import Cluster, available, wait_until
-from tests.sweeps import edit, write_sweep
-from training.slurm import queue_of
+from tests.sweeps.sweeps import edit, write_sweep
+from videoscaling.sweeps.slurm import queue_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(not available(), reason="no Slurm here; .ci/run installs it")]
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from scaling.fitting import forms
-from utils.errors import UserError
+from videoscaling.scaling.fitting import forms
+from videoscaling.utils.errors import UserError
 
 
 @pytest.mark.parametrize("form", forms.CONSTANTS)

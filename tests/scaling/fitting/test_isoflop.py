@@ -4,9 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from scaling import laws
-from scaling.fitting import isoflop
 from tests.commands import call
+from videoscaling.scaling import laws
+from videoscaling.scaling.fitting import isoflop
 
 
 def curves(jitter=0.0, noise=0.0, seed=0, budgets=6):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from scaling.fitting.loss import fit_losses
-from utils.errors import UserError
+from videoscaling.scaling.fitting.loss import fit_losses
+from videoscaling.utils.errors import UserError
 
 
 def table(form, seed=0):

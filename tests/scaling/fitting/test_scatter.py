@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from scaling.fitting import noise
+from videoscaling.scaling.fitting import noise
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from scaling.fitting import forms, shape
-from scaling.fitting.shape import Inputs, Model
+from videoscaling.scaling.fitting import forms, shape
+from videoscaling.scaling.fitting.shape import Inputs, Model
 
 
 @pytest.mark.parametrize("batch", shape.BATCH)

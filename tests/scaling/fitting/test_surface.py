@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from scaling.fitting.surface_fit import fit_surface
-from scaling.fitting.table import Cells
-from utils.errors import UserError
+from videoscaling.scaling.fitting.surface_fit import fit_surface
+from videoscaling.scaling.fitting.table import Cells
+from videoscaling.utils.errors import UserError
 
 SLOPE, RATE_T, RATE_N, BATCH_T, BATCH_N = 0.5, -0.15, -0.20, 0.5, -0.1
 NOISE = 0.003

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from scaling.fitting import surface_file
-from scaling.fitting.surface_fit import fit_surface
 from tests.scaling import planted
-from utils.errors import UserError
+from videoscaling.scaling.fitting import surface_file
+from videoscaling.scaling.fitting.surface_fit import fit_surface
+from videoscaling.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

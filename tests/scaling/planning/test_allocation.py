@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from scaling import laws
-from scaling.planning import allocation
+from videoscaling.scaling import laws
+from videoscaling.scaling.planning import allocation
 
 
 def experiments(public_data):

@@ -4,14 +4,14 @@ import math
 import numpy as np
 import pytest
 
-from models import sizes
-from scaling import fit, jackknife, simulate
-from scaling.losses import as_losses
-from scaling.planning import allocation
-from scaling.planning.plan import plan
-from scaling.planning.request import Request
-from scaling.planning.table import table
-from utils.errors import UserError
+from videoscaling.models import sizes
+from videoscaling.scaling import fit, jackknife, simulate
+from videoscaling.scaling.losses import as_losses
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.planning.plan import plan
+from videoscaling.scaling.planning.request import Request
+from videoscaling.scaling.planning.table import table
+from videoscaling.utils.errors import UserError
 
 
 def test_the_published_numbers_at_1e22(paper):

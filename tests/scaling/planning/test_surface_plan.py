@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import yaml
 
-from models import sizes
-from scaling import heldout, laws, runs
-from scaling.fitting.surface_fit import fit_surface
-from scaling.fitting.table import Cells
-from scaling.planning import allocation
-from scaling.planning.plan import plan
-from scaling.planning.request import Request
-from scaling.planning.table import table
-from scaling.prediction import predict
 from tests.commands import call
 from tests.scaling import planted
-from utils.errors import UserError
+from videoscaling.models import sizes
+from videoscaling.scaling import heldout, laws, runs
+from videoscaling.scaling.fitting.surface_fit import fit_surface
+from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.planning.plan import plan
+from videoscaling.scaling.planning.request import Request
+from videoscaling.scaling.planning.table import table
+from videoscaling.scaling.prediction import predict
+from videoscaling.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 CLIP = int(planted.CLIP)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from scaling import fit, simulate
-from scaling.reporting.figure_data import Sources
+from videoscaling.scaling import fit, simulate
+from videoscaling.scaling.reporting.figure_data import Sources
 
 TOKENS = [2e9, 5e9, 12e9]
 

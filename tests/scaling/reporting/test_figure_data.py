@@ -6,14 +6,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scaling import compare, fit, simulate
-from scaling.fitting.surface_fit import fit_surface
-from scaling.fitting.table import Cells
-from scaling.planning import allocation
-from scaling.reporting import all_figures, figure_data, law_view, pair_data
-from scaling.reporting.figure_data import Sources
-from scaling.reporting.plotted import LeftOut, Plotted, table
 from tests.scaling.reporting.conftest import TOKENS
+from videoscaling.scaling import compare, fit, simulate
+from videoscaling.scaling.fitting.surface_fit import fit_surface
+from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.reporting import all_figures, figure_data, law_view, pair_data
+from videoscaling.scaling.reporting.figure_data import Sources
+from videoscaling.scaling.reporting.plotted import LeftOut, Plotted, table
 
 SMALL = (2e7, 4e7, 8e7)
 

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scaling.reporting import all_figures
-from scaling.reporting.figure_data import Sources
-from scaling.reporting.pair_figures import _position
-from scaling.reporting.style import flops, rate, short
+from videoscaling.scaling.reporting import all_figures
+from videoscaling.scaling.reporting.figure_data import Sources
+from videoscaling.scaling.reporting.pair_figures import _position
+from videoscaling.scaling.reporting.style import flops, rate, short
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from scaling import fit, laws, simulate
-from scaling.reporting import all_figures, report
-from scaling.reporting.figure_data import Sources
 from tests.scaling.reporting.conftest import TOKENS
-from utils.errors import UserError
+from videoscaling.scaling import fit, laws, simulate
+from videoscaling.scaling.reporting import all_figures, report
+from videoscaling.scaling.reporting.figure_data import Sources
+from videoscaling.utils.errors import UserError
 
 draw = report._draw
 

@@ -1,0 +1,91 @@
+"""What goes into a cache: rendered clips or videos, as units of work that load themselves."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from videoscaling.data.sources import synthetic
+from videoscaling.data.sources.source import Source
+from videoscaling.data.video.clips import Clips, Reading, Shape, load_clips
+from videoscaling.utils.errors import DataFault, UserError
+from videoscaling.utils.files import read_json
+from videoscaling.utils.random import fold
+
+SPLITS = ("train", "validation")
+RENDERED_AT_ONCE = 64
+# The same validation clips for every synthetic data set, whatever its seed, so that losses compare across them.
+VALIDATION_SEED = fold(0, "synthetic validation")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Clips that are kept or rejected together: those of one video, or some rendered ones.
+
+    ``load()`` returns them, or raises ``Rejected``. ``keys`` are the clips' where they are known before, else none.
+    """
+
+    source: str
+    keys: list[str]
+    load: Callable[[], Clips]
+
+
+def video_unit(source: Source, reading: Reading, starts: Sequence[int] | None = None, decode: bool = True) -> Unit:
+    """A video that is opened when it is loaded, for ``data.video.decode_workers.decoded``.
+
+    Args:
+        starts: the clips to take, by the number after the last # of their keys; None is all that ``reading`` allows.
+        decode: whether pixels are wanted; without, the clips say what there would be (keys, captions, fps, seconds).
+    """
+    keys = [f"{source.name}#{start}" for start in starts or ()]
+    starts = None if starts is None else tuple(starts)
+    return Unit(source.name, keys, partial(load_clips, source, reading, starts, decode))
+
+
+def list_hash(lines: Sequence[str]) -> str:
+    """The hash of a list, order included. A name that is not UTF-8 is hashed as its bytes."""
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def read_frozen(path: str | Path) -> list[str]:
+    """The validation keys of an earlier cache, given its folder or its ``validation.json``.
+
+    Raises:
+        UserError: there is none; DataFault where it was altered.
+    """
+    path = Path(path) / "validation.json" if Path(path).is_dir() else Path(path)
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+        raise UserError(f"{path}: no regular file")
+    listed = read_json(path, dict, "a validation list")
+    keys = listed.get("keys")
+    if "hash" not in listed or not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise UserError(f"{path}: not a validation list")
+    if list_hash(keys) != listed["hash"]:
+        raise DataFault(f"{path} was altered: the validation list is frozen")
+    return keys
+
+
+def synthetic_units(
+    shape: Shape, train: int, validation: int, seed: int, device: str | torch.device = "cpu"
+) -> dict[str, list[Unit]]:
+    """Rendered clips, by split. Validation clips come from a seed of their own: none is ever trained on."""
+
+    def render(keys: list[str], index: Tensor, seed: int) -> Clips:
+        clips = synthetic.render(index.to(device), seed, shape.frames, shape.size, shape.size)
+        return Clips(keys, synthetic.captions(index, seed), clips)
+
+    units: dict[str, list[Unit]] = {}
+    for split, name, count, split_seed in (
+        ("train", f"synthetic-{seed}", train, seed),
+        ("validation", "synthetic-validation", validation, VALIDATION_SEED),
+    ):
+        parts = torch.arange(count).split(RENDERED_AT_ONCE) if count else ()
+        units[split] = []
+        for part in parts:
+            keys = [f"{name}#{i}" for i in part.tolist()]
+            units[split].append(Unit(name, keys, partial(render, keys, part, split_seed)))
+    return units

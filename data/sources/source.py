@@ -1,0 +1,130 @@
+"""One video or picture: what it is called, where its bytes are, what is said about it, and why it cannot be used."""
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from videoscaling.utils.errors import UserError, shown
+
+VIDEOS = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+COMPANION = "._"  # how macOS names what a file system cannot keep about a file, such as ._x.mp4 next to x.mp4
+
+
+class Rejected(Exception):
+    """A source that cannot be used.
+
+    Attributes:
+        reason: one of few words, to count by ("truncated", "too short", ...); docs/data.md lists them.
+        detail: what was seen.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)  # as they are, so that it can be pickled
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+    def row(self, source: str) -> dict[str, str]:
+        """A line of ``rejected.jsonl``."""
+        return {"source": source, "reason": self.reason, "detail": self.detail}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video or picture to read.
+
+    ``name`` is its identity everywhere: its path as the folder, manifest or shard knows it, and the range where a
+    manifest names one. ``start`` and ``end`` are that range, in seconds; ``offset`` and ``size`` say where in ``path``
+    its bytes are, where that is a tar. ``fault`` is what is wrong with a tar, of which what lies there is rejected as
+    one source.
+    """
+
+    name: str
+    path: Path
+    caption: str
+    start: float | None = None
+    end: float | None = None
+    offset: int = 0
+    size: int | None = None
+    fault: str = ""
+
+    @property
+    def video(self) -> str:
+        """The name without the range."""
+        return self.name if self.start is None and self.end is None else self.name.rpartition("@")[0]
+
+    @property
+    def file(self) -> Hashable:
+        """What is the same for all ranges and names (links) of a file, or of a tar's member: they are never split
+        between training and validation either."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return self.video
+        return found.st_dev, found.st_ino, self.offset
+
+    @property
+    def is_picture(self) -> bool:
+        return Path(self.video).suffix.lower() in PICTURES
+
+    @property
+    def url(self) -> str:
+        """What ffmpeg opens. Absolute, so that no name is taken for a protocol."""
+        path = self.path.absolute()
+        return (
+            str(path) if self.size is None else f"subfile,,start,{self.offset},end,{self.offset + self.size},,:{path}"
+        )
+
+
+class Listing(NamedTuple):
+    """The sources of a folder, table or tars, sorted by name, and what was left out.
+
+    ``skipped`` counts the files that are neither sources nor captions, by kind (".srt", "._*"); ``unread`` names the
+    columns of a table that nothing is read from.
+    """
+
+    sources: list[Source]
+    skipped: dict[str, int]
+    unread: list[str]
+
+
+def skipped_kind(name: str) -> str:
+    """The kind of a file that is skipped, as it is counted: its extension, "._*" or "no extension"."""
+    path = Path(name)
+    return f"{COMPANION}*" if path.name.startswith(COMPANION) else path.suffix.lower() or "no extension"
+
+
+def identity(source: Source) -> str:
+    """What makes a cache another one where it changes: a source's name, bytes and caption, in one line."""
+    size = source.size
+    if size is None:
+        size = source.path.stat().st_size if source.path.exists() else None
+    return f"{source.name}\t{size}\t{source.caption}"
+
+
+def one_line(caption: Any, what: str) -> str:
+    """A caption with each run of white space as one space; of nothing (None or NaN), the empty one.
+
+    Raises:
+        UserError: it is no text, or has half a character; ``what`` names its place.
+    """
+    if caption is None or (isinstance(caption, float) and math.isnan(caption)):
+        return ""
+    if not isinstance(caption, str):
+        raise UserError(f"{what}: the caption is {shown(caption)}, which is no text")
+    if not is_unicode(caption):  # from a JSON escape such as \ud83d; encoders and files cannot take it
+        raise UserError(f"{what}: the caption {ascii(caption)[:60]} has half of a surrogate pair; write it anew")
+    return " ".join(caption.split())
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a string can be written as UTF-8: it has no lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

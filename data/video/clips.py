@@ -1,0 +1,191 @@
+"""Sources to clips: which frames, in which windows, cropped and resized.
+
+Nothing is swallowed: a source that cannot be used raises ``Rejected`` with a reason. A window that cannot be decoded
+costs its clip alone, which is named with its reason, so that what a cache holds follows from the lists of sources and
+of rejections.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videoscaling.data.sources.source import Rejected, Source
+from videoscaling.data.video.decode import frame_reader
+from videoscaling.data.video.pictures import read_picture
+from videoscaling.data.video.probe import Probe, probe
+from videoscaling.utils.errors import plural
+
+# A video may have this part fewer frames than are asked for: 24 a second for 25, 29.97 for 30.
+SLOWER = 0.95
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A clip's shape: ``frames`` frames, every ``stride``-th of the video, of ``size`` x ``size`` pixels."""
+
+    frames: int = 17
+    size: int = 32
+    stride: int = 1
+
+    @property
+    def span(self) -> int:
+        """Frames of the video from a clip's first to its last."""
+        return (self.frames - 1) * self.stride + 1
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How sources are read: what, besides their list, the clips follow from.
+
+    Attributes:
+        clips: at most so many of one source.
+        fps: frames per second that videos are resampled to, by time stamps; None takes frames as they come.
+        hop: frames (of the resampled video) from one clip's first to the next one's; None is a clip's span, so that
+            clips do not overlap.
+        backend: one of ``data.video.decode.BACKENDS``.
+    """
+
+    shape: Shape
+    clips: int = 16
+    fps: float | None = None
+    hop: int | None = None
+    backend: str = "pyav"
+
+
+class Clips(NamedTuple):
+    """The n clips of one source: their keys, captions, and pixels as ``to_float`` takes them, [n, 3, F, H, W].
+
+    ``fps`` is the clips' frames per second (0: unknown), ``seconds`` the length of what the source holds. ``rejected``
+    has the other clips of the source, which could not be decoded, as rows of ``rejected.jsonl``.
+    """
+
+    keys: list[str]
+    captions: list[str]
+    pixels: Tensor
+    fps: float = 0.0
+    seconds: float = 0.0
+    rejected: Sequence[dict[str, str]] = ()
+
+
+def load_clips(source: Source, reading: Reading, starts: Sequence[int] | None = None, decode: bool = True) -> Clips:
+    """The clips of a source, or those of its windows that begin with ``starts``; pixels are uint8 [n, 3, F, H, W], or
+    empty, [n, 0], unless ``decode``.
+
+    Raises:
+        Rejected: see docs/data.md for the reasons.
+    """
+    if source.fault:
+        raise Rejected("damaged archive", source.fault)
+    return (_picture if source.is_picture else _video)(source, reading, starts, decode)
+
+
+def _video(source: Source, reading: Reading, starts: Sequence[int] | None, decode: bool) -> Clips:
+    found, shape = probe(source), reading.shape
+    numbers = shown(found, source, reading.fps)
+    starts = _chosen(starts, windows(len(numbers), found.height, found.width, reading), len(numbers), shape)
+    fps = reading.fps or found.fps
+    seconds = len(numbers) / fps if fps else 0.0
+    if not decode:
+        pixels = torch.empty(len(starts), 0, dtype=torch.uint8)
+        return _clips(source, starts, pixels, fps / shape.stride, seconds)
+    clips: dict[int, Tensor] = {}
+    lost: dict[int, Rejected] = {}
+    with frame_reader(source, found, reading.backend, partial(_resized, size=shape.size)) as read:
+        for start in starts:
+            try:
+                pictures = read(numbers[start : start + shape.span : shape.stride])
+            except Rejected as error:
+                lost[start] = error
+            else:
+                clips[start] = torch.from_numpy(pictures).permute(1, 0, 2, 3).contiguous()
+    if lost and not clips:
+        raise next(iter(lost.values()))
+    pixels = torch.stack(list(clips.values())) if clips else torch.empty(0, 0, dtype=torch.uint8)
+    rejected = [error.row(source.name) | {"clip": f"{source.name}#{start}"} for start, error in lost.items()]
+    return _clips(source, list(clips), pixels, fps / shape.stride, seconds)._replace(rejected=rejected)
+
+
+def _resized(picture: np.ndarray, size: int) -> np.ndarray:
+    """A frame [H, W, 3] as ``resize_and_crop`` leaves it, [3, size, size]."""
+    height, width = picture.shape[:2]
+    if min(height, width) < size:  # where it changes on the way, or the header has another
+        raise Rejected("too small", f"{width}x{height} pixels; clips are {size}x{size}")
+    return resize_and_crop(picture[None], size)[:, 0].numpy()
+
+
+def _picture(source: Source, reading: Reading, starts: Sequence[int] | None, decode: bool) -> Clips:
+    picture = read_picture(source)
+    starts = _chosen(starts, windows(1, *picture.shape[:2], reading), 1, reading.shape)
+    pixels = resize_and_crop(picture[None], reading.shape.size)[None] if decode else torch.empty(1, 0).byte()
+    return _clips(source, starts, pixels[: len(starts)], 0.0, 0.0)
+
+
+def _clips(source: Source, starts: Sequence[int], pixels: Tensor, fps: float, seconds: float) -> Clips:
+    return Clips([f"{source.name}#{start}" for start in starts], [source.caption] * len(starts), pixels, fps, seconds)
+
+
+def _chosen(starts: Sequence[int] | None, every: list[int], frames: int, shape: Shape) -> list[int]:
+    if starts is None:
+        return every
+    if starts and max(starts) + shape.span > frames:
+        raise Rejected("too short", f"{plural(frames, 'frame')}; a clip from frame {max(starts)} spans {shape.span}")
+    return list(starts)
+
+
+def shown(found: Probe, source: Source, fps: float | None) -> np.ndarray:
+    """The numbers of the frames that clips are cut from: those in the source's range, at ``fps`` where that is given
+    (at each moment the frame nearest to it).
+
+    Raises:
+        Rejected: the video has fewer frames a second.
+    """
+    seconds = (np.asarray(found.times) - found.times[0]) * float(found.tick)
+    ends = [source.start or 0.0, np.inf if source.end is None else source.end]
+    begin, end = np.searchsorted(seconds + float(found.tick) / 2, ends)  # half a tick, as seconds are rounded
+    numbers, here = np.arange(begin, end), seconds[begin:end]
+    if fps is None or len(here) < 2:
+        return numbers
+    length = here[-1] - here[0]
+    if length * fps * SLOWER > len(here) - 1:
+        raise Rejected("too few frames", f"{(len(here) - 1) / length:.4g} a second; {fps:g} are asked for")
+    # Moments half way between two frames, and the last one, do not hang on rounding.
+    moments = here[0] + np.arange(int((length + float(found.tick)) * fps) + 1) / fps
+    later = np.searchsorted(here, moments).clip(1, len(here) - 1)
+    return numbers[later - (moments - here[later - 1] <= here[later] - moments + float(found.tick) / 2)]
+
+
+def windows(frames: int, height: int, width: int, reading: Reading) -> list[int]:
+    """First frames of the clips to take from ``frames`` frames; where there are more than ``reading.clips``, those
+    spread evenly over them.
+
+    Raises:
+        Rejected: too short, or too small (enlarged pictures would teach a model to blur).
+    """
+    shape, limit, hop = reading.shape, reading.clips, reading.hop or reading.shape.span
+    if frames < shape.span:
+        raise Rejected("too short", f"{plural(frames, 'frame')}; a clip spans {shape.span}")
+    if min(height, width) < shape.size:
+        raise Rejected("too small", f"{width}x{height} pixels; clips are {shape.size}x{shape.size}")
+    fit = (frames - shape.span) // hop + 1
+    return [i * max(fit, limit) // limit * hop for i in range(min(fit, limit))]
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 pixels -> float32 in [-1, 1], on their device; floats as they are (rendered clips)."""
+    return pixels if pixels.is_floating_point() else pixels.float().div_(127.5).sub_(1)
+
+
+def resize_and_crop(pictures: np.ndarray, size: int) -> Tensor:
+    """uint8 [F, H, W, 3] -> uint8 [3, F, size, size]: the shorter side resized (antialiased), the centre cropped."""
+    height, width = pictures.shape[1:3]
+    sides = [max(size, int(size * side / min(height, width))) for side in (height, width)]
+    # Colours last in memory, as they come: eight times as fast as one plane after the other, and the same to the bit.
+    tensor = torch.from_numpy(np.require(pictures, requirements="W")).permute(0, 3, 1, 2)
+    tensor = torch.nn.functional.interpolate(tensor, sides, mode="bilinear", antialias=True)
+    top, left = (round((side - size) / 2) for side in sides)
+    return tensor[:, :, top : top + size, left : left + size].permute(1, 0, 2, 3).contiguous()

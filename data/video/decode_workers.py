@@ -1,0 +1,246 @@
+"""Units loaded in processes of their own: in order, each within a time limit, and none can take the job with it.
+
+A decoder may crash on a damaged file, or never come back; so it runs where it can be killed. A worker that did either
+costs its one unit, which is rejected, and another takes its place. Pixels come back in memory that both processes map.
+"""
+
+import ctypes
+import mmap
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from itertools import islice
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler, recv_handle, send_handle
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from videoscaling.data.clip_groups import Unit
+from videoscaling.data.video.clips import Clips, Rejected
+
+LIMIT_SECONDS = 60.0
+ROOT = Path(__file__).resolve().parents[1]
+PR_SET_PDEATHSIG = 1
+# Ctrl-C is for the parent, which ends its workers; said before the imports, which take a second.
+WORKER = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from videoscaling.data.video.decode_workers import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+)
+
+
+def decoded(
+    units: Iterable[Unit], workers: int, limit_seconds: float = LIMIT_SECONDS, ahead: int | None = None
+) -> Iterator[Clips | Rejected]:
+    """What ``unit.load()`` returns or rejects, for each unit, in the order of the units.
+
+    Workers go on while the caller does something else with what it was given. Closing the iterator, or dropping it,
+    ends them; so does the end of this process, whatever its cause.
+
+    Args:
+        units: read as they are needed. With workers, ``load`` must be picklable (a partial of a module's function) and
+            its pixels must be on the CPU.
+        workers: processes; 0 loads in this one, where nothing can be killed: there is no time limit then.
+        limit_seconds: for one unit, from its start, whatever else the machine does.
+        ahead: units begun before the caller has taken the first of them (default: two a worker). With the largest
+            unit it bounds memory.
+
+    Yields:
+        the clips, or ``Rejected``: what ``load`` raised, "too slow", or "crashed".
+
+    Raises:
+        RuntimeError: ``load`` raised something else, or workers do not start.
+    """
+    if not workers:
+        yield from map(_load, units)
+        return
+    units, pool = iter(units), _Pool(workers, limit_seconds)
+    try:
+        begun = deque(map(pool.submit, islice(units, ahead or 2 * workers)))
+        while begun:
+            answer = begun.popleft().result()
+            begun.extend(map(pool.submit, islice(units, 1)))
+            yield answer
+    finally:
+        pool.close()
+
+
+def _load(unit: Unit) -> Clips | Rejected:
+    try:
+        return unit.load()
+    except Rejected as error:
+        return error
+
+
+class _Pool:
+    """Threads that have one worker process each, started for its first unit and again after each that died."""
+
+    def __init__(self, workers: int, limit_seconds: float) -> None:
+        self._limit, self._jobs, self._closed = limit_seconds, queue.SimpleQueue(), False
+        self._lock, self._running = threading.Lock(), set()
+        # Daemons: an interpreter that ends without closing the pool does not wait for them, and takes their workers.
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, unit: Unit) -> Future:
+        future: Future = Future()
+        self._jobs.put((unit.source, ForkingPickler.dumps(unit), future))
+        return future
+
+    def close(self) -> None:
+        """Kill the workers, whatever they do, and wait until they are gone."""
+        with self._lock:
+            self._closed = True
+            for worker in self._running:
+                worker.process.kill()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self) -> None:
+        worker = None
+        while (job := self._jobs.get()) and not self._closed:
+            source, content, future = job
+            try:
+                if worker is None:
+                    worker = self._start()
+                answer = worker.load(source, content, self._limit)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(answer)
+            if worker is not None and not worker.alive:
+                worker = self._end(worker)
+        if worker is not None:
+            self._end(worker)
+
+    def _start(self) -> "_Worker":
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the pool is closed")
+            worker = _Worker()
+            self._running.add(worker)
+        try:
+            worker.wait_until_ready()
+        except BaseException:
+            self._end(worker)
+            raise
+        return worker
+
+    def _end(self, worker: "_Worker") -> None:
+        worker.end()
+        with self._lock:
+            self._running.discard(worker)
+
+
+class _Worker:
+    """A process that loads units, and the way to it."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        # Not multiprocessing's spawn: it imports the main module again, and with that a tool's models.
+        paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", WORKER, str(theirs.fileno()), str(os.getpid())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )
+        theirs.close()
+        self._connection, self.alive = Connection(ours.detach()), True
+
+    def wait_until_ready(self) -> None:
+        try:
+            self._connection.recv()
+        except (EOFError, OSError):
+            self.alive = False
+            raise RuntimeError(f"a decoding worker ended before its first video ({self._status()})") from None
+
+    def load(self, source: str, unit: memoryview, limit_seconds: float) -> Clips | Rejected:
+        """What the pickled ``unit`` gives."""
+        try:
+            self._connection.send_bytes(unit)
+            if not self._connection.poll(limit_seconds):
+                self.alive = False
+                return Rejected("too slow", f"not decoded within {limit_seconds:g} s")
+            answer = self._connection.recv()
+            if isinstance(answer, Rejected):
+                return answer
+            if isinstance(answer, str):
+                raise RuntimeError(f"{source}: {answer}")
+            clips, shape, dtype = answer
+            return clips._replace(pixels=_mapped(recv_handle(self._connection), shape, dtype))
+        except (EOFError, ConnectionError):
+            self.alive = False
+            return Rejected("crashed", f"the decoder's process ended ({self._status()})")
+
+    def end(self) -> None:
+        self.alive = False
+        self._connection.close()
+        self.process.kill()
+        self.process.wait()
+
+    def _status(self) -> str:
+        status = self.process.wait()
+        return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+
+def _mapped(handle: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The tensor in a file that another process filled; the memory is given back with the tensor."""
+    try:
+        size = shape.numel() * dtype.itemsize
+        return (
+            torch.frombuffer(mmap.mmap(handle, size), dtype=dtype).reshape(shape)
+            if size
+            else torch.empty(shape, dtype=dtype)
+        )
+    finally:
+        os.close(handle)
+
+
+def serve(handle: int, parent: int) -> None:
+    """A worker's life: units come in over the socket ``handle``, clips or reasons go back."""
+    if sys.platform == "linux":  # elsewhere a worker notices its parent's death when it has decoded its unit
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    torch.set_num_threads(1)
+
+    connection = Connection(handle)
+    connection.send("ready")
+    while True:
+        try:
+            answer = _load(connection.recv())
+        except EOFError:
+            return
+        except Exception:
+            connection.send(traceback.format_exc())
+            continue
+        if isinstance(answer, Rejected):
+            connection.send(answer)
+            continue
+        pixels = answer.pixels.contiguous()
+        with _anonymous_file() as file:
+            file.write(pixels.numpy().data)
+            file.flush()
+            connection.send((answer._replace(pixels=None), pixels.shape, pixels.dtype))
+            send_handle(connection, file.fileno(), None)
+
+
+def _anonymous_file():
+    """A file without a name: in memory where the system has that, and not /dev/shm, of which containers have 64 MB."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("clips"), "wb+")
+    return tempfile.TemporaryFile()

@@ -1,0 +1,45 @@
+"""Pictures: one-frame clips."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from videoscaling.data.sources.source import Rejected, Source
+from videoscaling.data.video.container import check_regular, message
+
+
+def read_picture(source: Source) -> np.ndarray:
+    """The picture, upright, as uint8 [H, W, 3]; transparent parts show what lies under them.
+
+    Raises:
+        Rejected: missing, not a file, truncated, unreadable.
+    """
+    try:
+        check_regular(source.path)
+        with source.path.open("rb") as file:
+            file.seek(source.offset)
+            content = file.read() if source.size is None else file.read(source.size)
+        if source.size is not None and len(content) < source.size:
+            raise Rejected("truncated", f"{len(content)} of {source.size} bytes are there")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as image:
+                return _rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise Rejected("missing", "no such file") from None
+    except Rejected:
+        raise
+    except Exception as error:  # Pillow's formats raise what they like
+        if isinstance(error, UnidentifiedImageError):  # names an object in memory
+            error = ValueError("no kind of picture that is known")
+        raise Rejected("truncated" if "truncated" in str(error) else "unreadable", message(error)) from None
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8
+        numbers = np.asarray(image, np.float64)
+        grey = (numbers * (255 / 65535)).round().clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    return np.asarray(image.convert("RGB"))

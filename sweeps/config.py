@@ -1,0 +1,373 @@
+"""A sweep's YAML: its keys, their defaults, and what is refused of them."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from videoscaling.training.config import alias_hint, as_integer, is_text, key_called, known_keys, merge, nested
+from videoscaling.training.keys import MAX_INTEGER
+from videoscaling.utils.errors import UserError, nearest, shown
+from videoscaling.utils.user_text import check_literal, check_printable, expand_home
+from videoscaling.utils.yaml_text import parse_override
+
+WANTED = "; a sweep's YAML is wanted, such as configs/sweep/quickstart.yaml"
+# Keys of training that the sweep sets for each cell, and the sweep's key for each.
+OWN = {
+    "name": "name",
+    "out": "out",
+    "heldout": "sizes[].heldout",
+    "seed": "seed",
+    "model.size": "sizes[].size",
+    "optim.lr": "lr",
+    "train.batch_tokens": "batch_tokens",
+    "train.milestones": "milestones",
+    "train.tokens": "milestones",
+    "train.flops": "milestones",
+    "checkpoint.final": "nothing: a finished cell keeps its averaged weights",
+    "log.prompts": "nothing: cells sample no videos",
+}
+# Options of sbatch that ``executor.slurm.options`` may not give, and the key that does: jobs are found by their names
+# and places in the array, and stop at the signal.
+NEVER = "job-name array output error parsable wrap test-only wait clusters ntasks-per-node"
+SET = dict.fromkeys(NEVER.split(), "") | {
+    "signal": "executor.slurm.warning_seconds",
+    "partition": "executor.slurm.partition",
+    "account": "executor.slurm.account",
+    "nodes": "executor.slurm.nodes",
+    "gpus-per-node": "executor.slurm.gpus",
+    "cpus-per-task": "executor.slurm.cpus",
+    "mem": "executor.slurm.mem",
+    "time": "executor.slurm.time",
+}
+
+
+@dataclass
+class SizeKeys:
+    """One size of the ladder; what is not given here is the sweep's."""
+
+    size: str = ""
+    lr: list[float] | None = None
+    batch_tokens: list[int] | None = None
+    milestones: list[int] | None = None
+    tokens_per_parameter: list[float] | None = None
+    repeats: int | None = None
+    heldout: bool = False
+
+
+@dataclass
+class SlurmKeys:
+    """One job of the array, as sbatch wants it.
+
+    Attributes:
+        partition, account, time, mem: sbatch's; time in minutes or as "12:00:00".
+        nodes, gpus, cpus: of one job; gpus and cpus per node.
+        array: most jobs of the array at once.
+        runs_per_job: cells in one job, which trains them as a machine of its own would: as many at once as its GPUs
+            and ``runs_per_gpu`` allow, the others after them.
+        warning_seconds: before its end a job is told to checkpoint; it is queued again, and goes on there.
+        setup: lines of shell that come first on the node: modules, an environment, a container.
+        options: further options of sbatch, such as {qos: low, exclude: "node[3-4]"}.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    nodes: int = 1
+    gpus: int | None = None
+    cpus: int | None = None
+    time: Any = 60
+    mem: str | None = None
+    array: int = 256
+    runs_per_job: int = 1
+    warning_seconds: int = 120
+    setup: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ExecutorKeys:
+    """How the cells are run.
+
+    Attributes:
+        kind: local, on this machine; or slurm, as an array of jobs.
+        workers: cells trained at once; as many as fit on the GPUs, or one per core where there is no GPU.
+        runs_per_gpu: processes, of a cell or of a stack each, that share a GPU.
+        processes: of one cell on each of its nodes, each on a GPU of its own; more than one start by torchrun.
+        stack: cells of a row (alike but for rates and seeds) that one process trains in lock-step: the most of them,
+            or auto, which stacks small models (docs/ensembles.md).
+        retries: further attempts at a cell that crashes, or whose job is lost.
+        slurm: what a job asks for.
+    """
+
+    kind: str = "local"
+    workers: int | None = None
+    runs_per_gpu: int = 1
+    processes: int = 1
+    stack: Any = "auto"
+    retries: int = 2
+    slurm: SlurmKeys = field(default_factory=SlurmKeys)
+
+
+@dataclass
+class CostKeys:
+    """What hours are estimated by before there are any; measured throughput replaces it.
+
+    Attributes:
+        flops_per_second: training FLOPs (by C_token) per second of one GPU, or worker on the CPU.
+        price_per_hour: of one GPU, or worker, in any currency.
+    """
+
+    flops_per_second: float | None = None
+    price_per_hour: float | None = None
+
+
+@dataclass
+class SweepKeys:
+    """A sweep: sizes x learning rates x batch sizes x repeats, each cell with its milestones.
+
+    Attributes:
+        name, out: the sweep's folder is out/name.
+        base: the training configuration the cells share, relative to the sweep's YAML.
+        config: keys of training that replace the base's, such as {train: {dtype: bfloat16}}.
+        sizes: the ladder's sizes, such as {size: 2x64, milestones: [1e5, 2e5]}.
+        lr, batch_tokens, milestones, repeats: the grid of every size that does not give its own.
+        tokens_per_parameter: milestones as multiples of N, instead of ``milestones``.
+        around: a law file, relative to the sweep's YAML or to the working directory. Axes that are not spelled out
+            lie around its prediction: ``lr_steps`` rates and ``batch_steps`` batches, each ``ratio`` times the last.
+        seed: cells draw their seeds from it: of initialisation each its own, of data one for each size and repeat.
+        results: a folder of finished cells (``<run id>/result.json``) that are not run again; ``collect`` fills it.
+    """
+
+    name: str = "sweep"
+    out: str = "runs"
+    base: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    sizes: list[SizeKeys] = field(default_factory=list)
+    lr: list[float] | None = None
+    batch_tokens: list[int] | None = None
+    milestones: list[int] | None = None
+    tokens_per_parameter: list[float] | None = None
+    around: str | None = None
+    lr_steps: int = 5
+    batch_steps: int = 3
+    ratio: float = 2.0
+    repeats: int = 1
+    seed: int = 0
+    results: str | None = None
+    executor: ExecutorKeys = field(default_factory=ExecutorKeys)
+    cost: CostKeys = field(default_factory=CostKeys)
+
+
+# Texts of a sweep, beside those under ``config``, which are training's. The values of sbatch's options are what it is
+# given, and true where an option has none.
+TEXT = {"name", "out", "base", "around", "results", "extends", "sizes[].size", "executor.kind", "executor.slurm.time"}
+TEXT |= {f"executor.slurm.{name}" for name in ("partition", "account", "mem", "setup[]")}
+MAX_COUNT = 10_000  # repeats of a cell or steps of an axis: the listing of more would never end
+PATHS = ("out", "base", "around", "results")
+OPTIONS = "executor.slurm.options."
+SETUP = "executor.slurm.setup"
+
+
+def is_sweep_text(name: str) -> bool:
+    """Whether the values of a sweep's dotted key are text, as ``training.config.is_text`` says of training's."""
+    if name.startswith("config."):
+        return is_text(name.removeprefix("config."))
+    return name in TEXT or name.startswith(OPTIONS)
+
+
+def overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The YAML's ``values`` under ``overrides`` such as ``executor.workers=4`` or ``config.train.dtype=bfloat16``."""
+    for override in overrides:
+        name, equals, _ = override.partition("=")
+        if not equals or name.split(".")[0] not in SweepKeys.__dataclass_fields__:
+            known = list(known_keys())
+            elsewhere = f"; a key of training: write config.{override}" if name in known else None
+            hint = elsewhere or nearest(name, list(SweepKeys.__dataclass_fields__)) or alias_hint(name)
+            raise UserError(f"{override!r}: not an override of a sweep's key, such as executor.workers=4{hint}")
+        if "[" in name:
+            raise UserError(f"{override}: entries of a list are changed in the YAML; here a list is given whole")
+        values = merge(values, nested({name: parse_override(override, is_sweep_text)}))
+    return values
+
+
+def sweep_key_hint(option: str) -> str:
+    """How to give what the unknown ``option`` asks for, such as --lr, as a key of a sweep; empty for none."""
+    word = option.lstrip("-").replace("-", "_")
+    if word in ("config", "cfg", "yaml"):
+        return "; give the sweep's YAML without an option, such as configs/sweep/quickstart.yaml"
+    groups = {"": SweepKeys, "executor.": ExecutorKeys, "executor.slurm.": SlurmKeys, "cost.": CostKeys}
+    found = [prefix + word for prefix, schema in groups.items() if word in schema.__dataclass_fields__]
+    key = key_called(word)
+    if not found and key:
+        found = [OWN.get(key, f"config.{key}")]
+    return (
+        f"; it is a key: write {found[0]}=..."
+        if found and found[0].replace("_", "").replace(".", "").isalpha()
+        else ""
+    )
+
+
+def typed(values: dict[str, Any], path: str | Path) -> SweepKeys:
+    """Strictly typed keys; whole numbers may be written as 2e5.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one), a value of another type or outside its range.
+    """
+    for name, value in values.items():
+        _check_text(str(name), value)
+    values = {name: expand_home(value) if name in PATHS else value for name, value in values.items()}
+    sizes = values.get("sizes") or []
+    if not isinstance(sizes, list) or not all(isinstance(size, dict) for size in sizes):
+        raise UserError(f"{path}: sizes: must be a list of entries such as {{size: 2x64}}")
+    executor = _group(values, "executor", path)
+    groups: list[tuple[dict[str, Any], type, str]] = [(values, SweepKeys, "")]
+    groups += [(size, SizeKeys, "") for size in sizes]
+    groups += [(executor, ExecutorKeys, "executor."), (_group(executor, "slurm", path), SlurmKeys, "executor.slurm.")]
+    groups += [(_group(values, "cost", path), CostKeys, "cost.")]
+    for keys, schema, prefix in groups:
+        known = schema.__dataclass_fields__
+        for name in keys:
+            if prefix + str(name) == "executor.stop_hopeless":
+                raise UserError(f"{path}: executor.stop_hopeless: no cell is stopped early any more; remove the key")
+            if name not in known:
+                # Another file, or a slip: a far hint would only mislead.
+                other = "sizes" not in values and not prefix
+                hint = nearest(str(name), list(known), 0.75 if other else 0.5) or (WANTED if other else "")
+                raise UserError(f"{path}: unknown key {prefix}{shown(name) if not prefix else name}{hint}")
+            if "int" in str(known[name].type):
+                keys[name] = as_integer(keys[name])
+    values, setup = _without_setup(values, path)
+    try:
+        keys = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepKeys), values))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {error.full_key or 'a group of keys'}: {str(error).splitlines()[0]}") from None
+    keys.executor.slurm.setup = setup
+    _check(keys, path)
+    return keys
+
+
+def minutes(time: Any) -> int:
+    """A time limit in whole minutes, from minutes or sbatch's forms "MM:SS", "HH:MM:SS", "D-HH[:MM[:SS]]".
+
+    Raises:
+        ValueError: it is none of them, or not positive.
+    """
+    text = str(time)
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if len(parts) > 3:
+        raise ValueError(text)
+    if dash:
+        hours, minute, second = (*parts, 0, 0)[:3]
+        total = (int(days) * 24 + hours) * 60 + minute + math.ceil(second / 60)
+    elif len(parts) == 3:
+        total = parts[0] * 60 + parts[1] + math.ceil(parts[2] / 60)
+    else:
+        total = parts[0] + (math.ceil(parts[1] / 60) if len(parts) == 2 else 0)
+    if total < 1:
+        raise ValueError(text)
+    return total
+
+
+def _group(values: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
+    group = values.get(name) or {}
+    if not isinstance(group, dict):
+        raise UserError(f"{path}: {name}: a group of keys, not a value")
+    return group
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Refuse interpolations and control characters in a sweep's values. Lines of shell may have both."""
+    if isinstance(value, dict) and name != "config":  # training's own, checked there with prompts allowed lines
+        for inner, entry in value.items():
+            _check_text(f"{name}.{inner}", entry)
+            check_printable(name, str(inner))
+    elif name == SETUP:
+        check_printable(name, value, allowed="\n\t")
+    else:
+        check_literal(name, value)
+        if name != "config":
+            check_printable(name, value)
+
+
+def _without_setup(values: dict[str, Any], path: str | Path) -> tuple[dict[str, Any], list[str]]:
+    """``values`` without executor.slurm.setup, and that: the shell's ${VAR} in it is none of OmegaConf's."""
+    slurm = _group(_group(values, "executor", path), "slurm", path)
+    setup = slurm.get("setup") or []
+    if not (isinstance(setup, list) and all(isinstance(line, str) for line in setup)):
+        raise UserError(f"{path}: {SETUP}={shown(setup)}: a list of lines of shell, such as [module load cuda]")
+    slurm = {name: value for name, value in slurm.items() if name != "setup"}
+    options = slurm.get("options")
+    if isinstance(options, dict):
+        for name, value in options.items():
+            if value is None or str(value).lower() == "false":
+                raise UserError(f"{path}: {OPTIONS}{name}={value}: leave the option out, or give true for one without "
+                                "a value")  # fmt: skip
+        slurm["options"] = {name: True if str(value).lower() == "true" else value for name, value in options.items()}
+    return values | ({"executor": values["executor"] | {"slurm": slurm}} if slurm or setup else {}), setup
+
+
+def _check_counts(keys: SweepKeys, path: str | Path) -> None:
+    """Refuse whole numbers that no listing of cells would come to the end of, or that no tensor holds."""
+    counts = {name: getattr(keys, name) for name in ("repeats", "lr_steps", "batch_steps")}
+    counts |= {f"sizes: {size.size}: repeats": size.repeats for size in keys.sizes}
+    for name, count in counts.items():
+        if count is not None and count > MAX_COUNT:
+            raise UserError(f"{path}: {name}={shown(count)}: too large; at most {MAX_COUNT:,}")
+    whole = {"seed": [keys.seed], "batch_tokens": keys.batch_tokens, "milestones": keys.milestones}
+    for size in keys.sizes:
+        whole |= {f"sizes: {size.size}: {name}": getattr(size, name) for name in ("batch_tokens", "milestones")}
+    for name, numbers in whole.items():
+        if any(abs(number) > MAX_INTEGER for number in numbers or ()):
+            raise UserError(f"{path}: {name}={shown(numbers)}: too large; a whole number is at most {MAX_INTEGER:.3g}")
+
+
+def _check(keys: SweepKeys, path: str | Path) -> None:
+    executor, slurm = keys.executor, keys.executor.slurm
+    if (executor.workers is not None and executor.workers < 1) or executor.retries < 0:
+        raise UserError(f"{path}: executor: workers must be at least 1, and retries not negative")
+    if executor.kind not in ("local", "slurm"):
+        raise UserError(f"{path}: executor.kind={executor.kind}: local or slurm"
+                        f"{nearest(executor.kind, ['local', 'slurm'])}")  # fmt: skip
+    if executor.stack != "auto" and not (type(executor.stack) is int and executor.stack >= 1):
+        raise UserError(f"{path}: executor.stack={executor.stack}: auto, or how many cells are trained together")
+    if executor.stack not in ("auto", 1) and executor.processes > 1:
+        raise UserError(f"{path}: executor.stack={executor.stack}: cells of several processes are "
+                        "not stacked; set it to 1 or auto")  # fmt: skip
+    counts = {"runs_per_gpu": executor.runs_per_gpu, "processes": executor.processes}
+    counts |= {f"slurm.{name}": getattr(slurm, name) for name in ("nodes", "array", "runs_per_job")}
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"{path}: executor.{name}={count}: must be at least 1")
+    if executor.processes > 1 and executor.runs_per_gpu > 1:
+        raise UserError(f"{path}: executor: cells of several processes cannot share GPUs; set runs_per_gpu to 1")
+    if slurm.nodes > 1 and slurm.runs_per_job > 1:
+        raise UserError(f"{path}: executor.slurm: a cell over {slurm.nodes} nodes is a job of its own; set "
+                        "runs_per_job to 1")  # fmt: skip
+    if slurm.gpus is not None and slurm.gpus < executor.processes:
+        raise UserError(f"{path}: executor.slurm.gpus={slurm.gpus}: fewer than executor.processes="
+                        f"{executor.processes}, which need a GPU each")  # fmt: skip
+    try:
+        limit = minutes(slurm.time)
+    except ValueError:
+        raise UserError(f"{path}: executor.slurm.time={slurm.time}: minutes, or a time such as 12:00:00") from None
+    if not 0 < slurm.warning_seconds < 60 * limit:
+        raise UserError(f"{path}: executor.slurm.warning_seconds={slurm.warning_seconds}: must be positive, and less "
+                        f"than executor.slurm.time, {limit} min")  # fmt: skip
+    for name in slurm.options:
+        key = SET.get(name.replace("_", "-"))
+        if key is not None:
+            raise UserError(f"{path}: executor.slurm.options.{name}: the sweep sets it{key and f'; use {key}'}")
+    for name in ("flops_per_second", "price_per_hour"):
+        value = getattr(keys.cost, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UserError(f"{path}: cost.{name}={value}: must be a positive number")
+    for multiples in (keys.tokens_per_parameter, *(size.tokens_per_parameter for size in keys.sizes)):
+        if not all(math.isfinite(multiple) and multiple > 0 for multiple in multiples or ()):
+            raise UserError(f"{path}: tokens_per_parameter={multiples}: must be positive numbers")
+    _check_counts(keys, path)
+    if keys.around and (keys.lr_steps < 1 or keys.batch_steps < 1 or not (1 < keys.ratio < math.inf)):
+        raise UserError(f"{path}: around: lr_steps and batch_steps must be at least 1, and ratio above 1")

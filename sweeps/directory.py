@@ -1,0 +1,130 @@
+"""A sweep's own file, sweep.yaml in its folder: the keys it was begun with, and the data its cells are trained on.
+
+A folder belongs to one sweep. Commands that train nothing take the data's shape and fingerprint from this file or from
+committed results, and need no clips. No torch here, but where a cache is opened.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from videoscaling.sweeps.grid import Sweep
+from videoscaling.training.config import (
+    Config,
+    cache_folders,
+    config_from_dict,
+    copied,
+    flatten,
+    load_yaml,
+    nested,
+    recorded_config,
+    run_id,
+    to_dict,
+)
+from videoscaling.training.keys import NEVER, info_of
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.files import replacing
+from videoscaling.utils.results import FILE, whole_results
+
+SWEEP_FILE = "sweep.yaml"
+
+
+def claim(sweep: Sweep) -> None:
+    """Write the sweep's settings next to its cells; refuse a folder that another sweep made.
+
+    The grid may grow or shrink: finished cells are found by their ids, and each is refused where it differs.
+    """
+    path = sweep.directory / SWEEP_FILE
+    first = sweep.cells[0].config
+    data = {name: data_of(first)[name] for name in ("latent_shape", "fingerprint")}
+    settings = shared_settings(config_from_dict(sweep.shared))
+    now = dataclasses.asdict(sweep.keys) | {"settings": settings, "caches": cache_folders(first), "data": data}
+    if path.exists():
+        before = load_yaml(path)
+        pairs = [("seed", before.get("seed"), now["seed"])]
+        if "settings" in before:  # the oldest sweeps recorded none
+            earlier = shared_settings(recorded_config(nested(before["settings"])))
+            pairs += [(name, earlier[name], settings[name]) for name in changed_settings(sweep, earlier, settings)]
+        if "data" in before:
+            pairs += [(name, before["data"].get(name), data[name]) for name in data]
+        changed = [f"{name}: {was} -> {new}" for name, was, new in pairs if was != new]
+        if changed:
+            raise UserError(f"{sweep.directory}: made by another sweep ({'; '.join(changed)}); choose another name")
+    with replacing(path) as tmp:
+        OmegaConf.save(OmegaConf.create(now), tmp)
+
+
+def shared_settings(config: Config) -> dict[str, Any]:
+    """The keys of what all cells share that may enter their ids, {dotted key: value}."""
+    infos = info_of(Config)
+    return {name: value for name, value in flatten(to_dict(config)).items() if infos[name].identity != NEVER}
+
+
+def changed_settings(sweep: Sweep, earlier: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """The keys whose ``earlier`` value would give one of the sweep's cells another id."""
+    found = []
+    for name in (name for name in settings if earlier[name] != settings[name]):
+        group, _, key = name.rpartition(".")
+        for cell in sweep.cells:
+            config = copied(cell.config)
+            setattr(getattr(config, group) if group else config, key, earlier[name])
+            if run_id(config) != run_id(cell.config):
+                found.append(name)
+                break
+    return found
+
+
+@functools.cache
+def opened(folders: tuple[str, ...], weights: tuple[float, ...]) -> dict[str, Any]:
+    """The meta of latent caches."""
+    from videoscaling.data.mixture import (
+        open_data,  # not at the top: it imports torch, for which a status does not wait
+    )
+
+    return open_data(folders, weights).meta
+
+
+@functools.cache
+def read_sweep_file(directory: Path) -> dict[str, Any]:
+    """What ``claim`` wrote in a sweep's folder; nothing where it has not begun."""
+    path = directory / SWEEP_FILE
+    return load_yaml(path) if path.exists() else {}
+
+
+def data_of(config: Config) -> dict[str, Any]:
+    """The meta of a cell's data, which are opened."""
+    return opened(tuple(cache_folders(config)), tuple(config.data.weights))
+
+
+def recorded_data(results: str | None, config: Config) -> dict[str, Any]:
+    """The latent shape and fingerprint of a cell's data, unopened where a record says them.
+
+    The records are the sweep's own, once it has begun, and without a cache here the committed ``results``. Commands
+    that train nothing need no clips.
+    """
+    before = read_sweep_file(Path(config.out) / config.name)
+    if before.get("data") and before["caches"] == cache_folders(config):
+        return before["data"]
+    absent = not any((Path(folder) / "index.json").exists() for folder in cache_folders(config))
+    committed = committed_data(results) if results and absent else None
+    if committed is None:
+        return data_of(config)
+    # A result knows its tokens per clip and not their layout: one row of them, of channels that fit every width.
+    frames, *sides = config.model.patch
+    return {"latent_shape": [0, frames * committed["n_ctx"], *sides], "fingerprint": committed["fingerprint"]}
+
+
+@functools.cache
+def committed_data(results: str) -> dict[str, Any] | None:
+    """{"n_ctx", "fingerprint"} of the data that committed results were trained on; None where they do not agree."""
+    found = {}
+    for path, result in whole_results(Path(results).glob(f"*/{FILE}"))[0].items():  # a cell's state reports others
+        try:
+            one = {"n_ctx": result["n_ctx"], "fingerprint": result["config"]["data"]["fingerprint"]}
+        except (KeyError, TypeError):
+            raise UserError(f"{path}: not a run's result; remove it from the committed results") from None
+        found[tuple(one.values())] = one
+    return next(iter(found.values())) if len(found) == 1 else None

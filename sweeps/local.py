@@ -1,0 +1,349 @@
+"""A pool that trains cells on one machine, each in a process of its own; what it knows of them lies on disk."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from videoscaling.sweeps.config import ExecutorKeys
+from videoscaling.sweeps.stacking import stacks
+from videoscaling.sweeps.state import DATA_FAULT, FAILURE, data_fault, forget_failure, write_record
+from videoscaling.training.config import Config, config_from_dict, to_dict
+from videoscaling.training.result import finished_result
+from videoscaling.training.run import Run
+from videoscaling.utils.errors import DataFault, run_cli
+from videoscaling.utils.files import replacing
+from videoscaling.utils.locks import check_held, held
+from videoscaling.utils.os_errors import warn_of_os_error
+
+ROOT = Path(__file__).resolve().parents[1]
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+# torchrun hands these on to its processes; by itself it would die of the last.
+HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # without one of these, torch finds no GPU
+GPU_BYTES = 16 << 30  # taken to be there on any GPU; asking it would take memory of it
+LOOK_SECONDS = 1.0  # between two calls of ``look``
+LET_GO_SECONDS = 120.0  # that processes may take to write a checkpoint after their torchrun has ended
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+# What a training imports while it runs, once for all cells: AdamW loads torch._dynamo, 0.6 s, and the log TensorBoard,
+# 0.3 s.
+PRELOADED = [
+    "videoscaling.training.stacked.loop",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "tensorboard.plugins.hparams.api_pb2",
+]
+
+
+class Share(NamedTuple):
+    """What a cell may use of the machine: GPUs by name, cores by number (none: wherever it likes), threads."""
+
+    gpus: tuple[str, ...]
+    cores: tuple[int, ...]
+    threads: int
+
+
+@dataclass
+class _Worker:
+    """Cells in training, mostly one; the process is torchrun's where a cell takes several."""
+
+    runs: list[Run]
+    slot: int
+    process: BaseProcess
+    stopping: bool = False
+
+    def stop(self) -> None:
+        """Have it write a checkpoint and end: once, as a second signal would fall on one that writes its result."""
+        if not self.stopping:
+            self.stopping = True
+            self.process.terminate()
+
+
+class Interrupt:
+    """Remembers the first of ``SIGNALS`` that comes while it is entered, in ``caught``; None until then.
+
+    After one was caught, later ones are ignored to the end of the process: it is leaving already, and a second, as
+    terminals and Slurm send, must not change its exit status.
+    """
+
+    def __enter__(self) -> "Interrupt":
+        self.caught: int | None = None
+        self._before = {s: signal.signal(s, self._catch) for s in SIGNALS}
+        return self
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        self.caught = self.caught or number
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_IGN if self.caught else handler)
+
+
+def run_cells(
+    cells: Sequence[Run],
+    keys: ExecutorKeys,
+    report: Callable[[Run, str], None],
+    interrupt: Interrupt,
+    *,
+    rendezvous: Sequence[str] = (),
+    look: Callable[[list[Run]], None] | None = None,
+) -> None:
+    """Train every cell that is not finished; ``report`` hears of each cell's end.
+
+    A cell that crashes is tried again ``retries`` times, then recorded as failed; the others go on. On SIGINT,
+    SIGTERM or SIGUSR2 the cells write checkpoints and stop, and so does the pool. A fault of the data, which all
+    cells read, is not tried again: the cell is recorded as failed, and the others stop as on a signal.
+
+    Args:
+        interrupt: entered; what it has caught, if anything, ended the pool before the last cell.
+        rendezvous: torchrun's options where the pools of several nodes train one cell together. What becomes of a
+            cell that crashes is then decided elsewhere: its outcome is "crashed".
+        look: called with the running cells, at least every ``LOOK_SECONDS``.
+
+    Raises:
+        DataFault: data that a cell read are damaged.
+    """
+    queue = []
+    for run in cells:
+        forget_failure(run)
+        if finished_result(run) is None:
+            queue.append(run)
+    if not queue:
+        return
+    queue = _stacked(queue, keys)
+    shares = machine(keys, len(queue))
+    torchrun = list(rendezvous) or (["--standalone"] if keys.processes > 1 else None)
+    if torchrun is not None:
+        torchrun += ["--nproc_per_node", str(keys.processes)]
+    free, busy = list(range(len(shares)))[::-1], {}
+    attempts: dict[str, int] = {}
+    context, fault = _server(), ""
+
+    def ending() -> bool:
+        return interrupt.caught is not None or bool(fault)
+
+    while busy or (queue and not ending()):
+        while queue and free and not ending():
+            slot = free.pop()
+            worker = _start(context, queue.pop(0), slot, shares[slot], torchrun)
+            busy[worker.process.sentinel] = worker
+        if ending():
+            for worker in busy.values():
+                worker.stop()
+        for sentinel in wait(list(busy), timeout=LOOK_SECONDS):
+            worker = busy.pop(sentinel)
+            worker.process.join()
+            if torchrun is not None:
+                _wait_for_processes(worker.runs[0].config.run_dir)
+            free.append(worker.slot)
+            for run in worker.runs:
+                outcome = _settle(run, worker, attempts, keys.retries, ending(), bool(rendezvous))
+                fault = fault or data_fault(run)
+                if outcome == "again":
+                    queue.append([run])  # alone, so that none fails for another's fault
+                report(run, outcome)
+        if look is not None:
+            look([run for worker in busy.values() for run in worker.runs])
+    if fault:
+        raise DataFault(f"{fault}; then run the sweep again: it stopped, as its other cells read the same data")
+
+
+def _settle(
+    run: Run, worker: _Worker, attempts: dict[str, int], retries: int, interrupted: bool, together: bool
+) -> str:
+    """What became of a cell whose process has ended: its final state, "again", "stopped" or "crashed"."""
+    code = worker.process.exitcode
+    final = finished_result(run)
+    if final is not None:
+        return final["status"]
+    if fault := data_fault(run):
+        count = attempts.get(run.config.name, 0) + 1
+        write_record(run.config.run_dir / FAILURE, fault, attempts=count, exit_status=2, data_fault=True)
+        return "failed"
+    if interrupted:
+        return "stopped"
+    if together:
+        return "crashed"
+    if len(worker.runs) > 1:
+        return "again"  # whose fault it was will be seen
+    name = run.config.name
+    attempts[name] = attempts.get(name, 0) + 1
+    if code != 2 and attempts[name] <= retries:  # a user's error will not mend itself
+        return "again"
+    console, lines = run.config.run_dir / "console.log", []
+    with warn_of_os_error("the reason of a failure is not known"):
+        lines = console.read_text(errors="replace").strip().splitlines() if console.exists() else []
+    silent = f"ended with status {code} and wrote no console.log; see what this command printed"
+    reason = lines[-1] if lines else silent
+    write_record(run.config.run_dir / FAILURE, reason, attempts=attempts[name], exit_status=code)
+    return "failed"
+
+
+def _stacked(queue: list[Run], keys: ExecutorKeys) -> list[list[Run]]:
+    """The cells in groups, each for a process: those that it trains in lock-step."""
+    if keys.processes > 1:
+        return [[run] for run in queue]
+    shares = machine(keys, len(queue))
+    gpu = bool(shares[0].gpus)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(shares)
+    return stacks(queue, keys.stack, gpu, len(shares), GPU_BYTES / keys.runs_per_gpu if gpu else memory)
+
+
+def machine(keys: ExecutorKeys, cells: int) -> list[Share]:
+    """This machine, or this job's part of it, cut into shares for as many cells as are trained at once."""
+    gpus, cores = visible_gpus(), sorted(os.sched_getaffinity(0))
+    threads = min(len(cores), int(os.environ.get("SLURM_CPUS_PER_TASK", len(cores))))
+    groups = [tuple(gpus[i : i + keys.processes]) for i in range(0, len(gpus), keys.processes)]
+    groups = [group for group in groups if len(group) == keys.processes]
+    most = len(groups) * keys.runs_per_gpu if groups else max(threads // keys.processes, 1)
+    workers = max(min(keys.workers or most, cells), 1)
+    each = max(threads // workers, 1)
+    # A job that was given some of the cores, and not told which, does not choose among them.
+    pinned = len(cores) if threads == len(cores) and len(cores) >= workers else 0
+    return [
+        Share(
+            groups[slot % len(groups)] if groups else (),
+            tuple(cores[slot * pinned // workers : (slot + 1) * pinned // workers]),
+            max(each // keys.processes, 1),
+        )
+        for slot in range(workers)
+    ]
+
+
+def visible_gpus() -> list[str]:
+    """The names of the visible GPUs, as CUDA_VISIBLE_DEVICES wants them."""
+    if not any(Path(path).exists() for path in DRIVERS):
+        return []
+    import torch  # two seconds of every job, which one without GPUs need not wait
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
+
+
+# -- starting and ending a cell ------------------------------------------------------------------------------------
+
+
+def _server() -> Any:
+    """A server from which cells are forked: it has imported torch but run nothing. No import to wait for, no shared
+    state."""
+    # The server finds our modules by PYTHONPATH alone, whatever the working directory.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    # Slurm, and a terminal, signal every process there is: a server that died of it would take the exit statuses of
+    # its cells with it, and the pool would leave before they have written their checkpoints.
+    for start in (resource_tracker.ensure_running, forkserver.ensure_running):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    return context
+
+
+def _start(context: Any, runs: list[Run], slot: int, share: Share, torchrun: list[str] | None) -> _Worker:
+    for run in runs:
+        check_held(run.config.run_dir.parent)  # the sweep's folder, where this process holds that
+        run.config.run_dir.mkdir(parents=True, exist_ok=True)
+        (run.config.run_dir / DATA_FAULT).unlink(missing_ok=True)
+    values = [to_dict(run.config) for run in runs]
+    if torchrun is not None:
+        process = context.Process(target=_launch_cell, args=(values[0], share, torchrun))
+    elif len(runs) > 1:
+        process = context.Process(target=_train_stack, args=(values, share))
+    else:
+        process = context.Process(target=_train_cell, args=(values[0], share))
+    process.start()
+    return _Worker(runs, slot, process)
+
+
+def _wait_for_processes(directory: Path) -> None:
+    """Wait until torchrun's processes have let go of the cell: told twice, it ends before them."""
+    deadline = time.monotonic() + LET_GO_SECONDS
+    while held(directory) and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+def _train_cell(values: dict[str, Any], share: Share) -> None:
+    """The body of a cell's process: its share of the machine, its own console.log, then plain training."""
+    config = config_from_dict(values)
+    _begin(config, share)
+    from videoscaling.training.trainer import train
+
+    # A cell whose pool was killed may still be stopping: its successor waits for it.
+    run_cli(lambda: train(config, wait=True))
+
+
+def _train_stack(values: list[dict[str, Any]], share: Share) -> None:
+    """The body of a process of several cells, each with its own console.log; what passes these is in the first's."""
+    configs = [config_from_dict(each) for each in values]
+    _begin(configs[0], share)
+    from videoscaling.training.stacked.loop import train_together
+
+    run_cli(lambda: train_together(configs, wait=True, consoles=True))
+
+
+def _begin(config: Config, share: Share) -> None:
+    """Make this process a pool's that trains by itself."""
+    _take(config, share)
+    _stop_with_parent()
+    import torch
+
+    torch.set_num_threads(share.threads)
+
+
+def _launch_cell(values: dict[str, Any], share: Share, options: list[str]) -> None:
+    """The body of the process of a cell that takes several: it becomes torchrun, with ``options`` for how many."""
+    config = config_from_dict(values)
+    _take(config, share)
+    path = config.run_dir / "cell.yaml"
+    with replacing(path) as tmp:
+        OmegaConf.save(OmegaConf.create(values), tmp)
+    os.environ["OMP_NUM_THREADS"] = str(share.threads)
+    os.setsid()  # a terminal's Ctrl-C reaches it through the pool, once
+    # If the pool dies, the server that forked this process does too, and torchrun is told.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--signals-to-handle", HANDED_ON, *options]
+    os.execv(launch[0], [*launch, str(ROOT / "train.py"), "--config", str(path)])
+
+
+def _take(config: Config, share: Share) -> None:
+    """Give this process its console.log and its share of the machine, and let signals come."""
+    console = os.open(config.run_dir / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(console, 1)
+    os.dup2(console, 2)
+    # Ctrl-C and Slurm's warning reach the whole group: they must not break a cell that is still starting, which the
+    # pool tells by SIGTERM. The loop catches them later.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if share.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
+    if share.cores:
+        os.sched_setaffinity(0, share.cores)
+
+
+def _stop_with_parent() -> None:
+    """Have this process checkpoint and stop if the pool dies, so that none is left training alone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

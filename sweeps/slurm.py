@@ -1,0 +1,398 @@
+"""A sweep's cells as an array of Slurm jobs: submitted, followed, and trained on the nodes by the same pool.
+
+Who submits writes ``<sweep>/slurm/<submission>.json`` and follows the queue; the jobs write in the cells' folders
+alone. Nothing else passes between them, so that either side may die and be started again.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from videoscaling.sweeps.config import ExecutorKeys, SlurmKeys, minutes
+from videoscaling.sweeps.grid import Sweep
+from videoscaling.sweeps.state import FAILURE, FINISHED, cell_state, forget_failure, write_record
+from videoscaling.training.config import config_from_dict, to_dict
+from videoscaling.training.result import finished_result, resumable_step
+from videoscaling.training.run import Run
+from videoscaling.utils.errors import DataFault, UserError, nearest, plural
+from videoscaling.utils.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from videoscaling.sweeps.local import Interrupt
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = "slurm"  # in the sweep's
+FIRST_LOOK, SELDOM = 1.0, 20.0  # seconds between looks at the queue: at first, and when nothing happens
+SQUEUE_SECONDS = 60.0
+# sbatch's words for a controller that will answer later
+UNANSWERED = ("socket timed out", "unable to contact slurm controller", "temporarily unable", "connection refused")
+
+# and for an array beyond MaxArraySize (1001 jobs where nobody set it) or a user's limit
+TOO_MANY = ("invalid job array specification", "submit limit")
+
+
+# -- where the sweep is started --------------------------------------------------------------------------------------
+
+
+def follow(
+    sweep: Sweep,
+    report: Callable[[Run, str], None],
+    interrupt: "Interrupt",
+    look: Callable[[list[Run]], None] = lambda running: None,
+) -> None:
+    """Submit the cells that are neither finished nor in the queue, and follow until all are settled.
+
+    A cell whose job ends without having finished it is submitted again, up to ``executor.retries`` times without
+    a later checkpoint. ``report`` hears of each cell's end. A signal ends the following; the jobs go on.
+
+    Args:
+        look: called with the cells whose jobs run, twice a second.
+
+    Raises:
+        UserError: there is no sbatch here, or it refuses.
+        DataFault: data that a cell read are damaged; the other jobs are cancelled, and write checkpoints.
+    """
+    check_options(sweep.keys.executor.slurm)
+    open_cells = {run.config.run_dir.name: run for run in sweep.cells}
+    absent: dict[str, int] = {}
+    # A cell's submissions in a row that brought its job no further; the job's cells, and the tokens of their
+    # checkpoints at the last. What was only logged is lost; a cell whose turn has not come waits for its job.
+    vain: dict[str, tuple[int, Sequence[Run], int]] = {}
+    began, pause, told = True, FIRST_LOOK, False
+    while open_cells and not interrupt.caught:
+        tasks = queue_of(sweep.directory)
+        if tasks is None:  # a controller that does not answer will
+            if not told:
+                print("Slurm's queue does not answer; waiting for it", file=sys.stderr, flush=True)
+            told = True
+            _sleep(SELDOM, interrupt)
+            continue
+        running = [run for name, run in open_cells.items() if " RUNNING" in tasks.get(name, "")]
+        told, busy, todo = False, False, {}  # cells to submit, with their count
+        for name, run in list(open_cells.items()):
+            if began and name not in tasks:
+                forget_failure(run)
+            state = cell_state(run)
+            if state["state"] in (*FINISHED, "failed"):
+                del open_cells[name]
+                report(run, state["state"])
+                busy = True
+                if state.get("data_fault"):
+                    _cancel([task for cell, task in tasks.items() if cell in open_cells])
+                    raise DataFault(f"{state['reason']}; then run the sweep again: it stopped, as its other cells "
+                                    "read the same data")  # fmt: skip
+            elif name in tasks:
+                absent[name] = 0
+            elif began or absent.get(name, 0):
+                # Out of the queue for two looks: a job that is queued again is nowhere for a moment.
+                count, part, tokens = vain.get(name, (-1, [run], -1))
+                count = count + 1 if sum(map(_tokens, part)) <= tokens else 0
+                if count > sweep.keys.executor.retries:
+                    ended = f"its Slurm job ended {plural(count, 'time')} without a later checkpoint"
+                    reason = f"{ended}; see {_logs(sweep.directory)}"
+                    write_record(run.config.run_dir / FAILURE, reason, attempts=count)
+                    del open_cells[name]
+                    report(run, "failed")
+                else:
+                    todo[name] = count
+                    if count > 0:
+                        report(run, "again")
+            else:
+                absent[name], busy = 1, True
+        cells = [open_cells[name] for name in todo]
+        before = [(part, sum(map(_tokens, part))) for part in _parts(sweep, cells)]
+        answered = not cells or submit(sweep, cells) is not None
+        if answered:
+            for part, kept in before:
+                vain |= {name: (todo[name], part, kept) for name in (run.config.run_dir.name for run in part)}
+        absent |= dict.fromkeys(todo, 0)
+        began = False
+        pause = FIRST_LOOK if busy or todo else min(1.3 * pause, SELDOM)
+        pause = pause if answered else SELDOM
+        _sleep(pause, interrupt, functools.partial(look, running))
+
+
+def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
+    """One array of jobs for ``cells``, ``runs_per_job`` of them in each; returns its job id.
+
+    None where the controller did not answer. It may have the jobs all the same: their names stay written down.
+
+    Raises:
+        UserError: sbatch refuses, in its own words.
+    """
+    with contextlib.redirect_stderr(io.StringIO()):
+        import submitit
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    keys = sweep.keys.executor.slurm
+    sets = _parts(sweep, cells)
+    name = f"{re.sub(r'[^A-Za-z0-9]+', '-', sweep.keys.name)}-{uuid.uuid4().hex[:8]}"
+    record = (sweep.directory / FOLDER / f"{name}.json").resolve()
+    content = {
+        "name": name,
+        "job": None,
+        "executor": dataclasses.asdict(sweep.keys.executor),
+        "tasks": [
+            [{"config": to_dict(run.config), **_numbers(run), "run_id": run.config.run_dir.name} for run in part]
+            for part in sets
+        ],
+    }
+    write_json(record, content)
+    executor = submitit.SlurmExecutor(folder=_logs(sweep.directory))
+    executor.update_parameters(**_parameters(keys, name))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), _undisturbed():
+            if len(sets) == 1:
+                jobs = [executor.submit(work, str(record), 0)]
+            else:
+                jobs = executor.map_array(work, [str(record)] * len(sets), list(range(len(sets))))
+    except (FailedJobError, FailedSubmissionError) as error:
+        words = _words(str(error))
+        if any(text in words.lower() for text in UNANSWERED):
+            print(f"sbatch: {words}; trying again", file=sys.stderr, flush=True)
+            return None
+        record.unlink()
+        if len(sets) > 1 and any(text in words.lower() for text in TOO_MANY):
+            words += (
+                f" ({len(sets):,} jobs at once are more than this cluster takes of one array or one user; give each "
+                "more cells by executor.slurm.runs_per_job)"
+            )
+        raise UserError(f"sbatch refuses: {words}") from None
+    job = jobs[0].job_id.partition("_")[0]
+    write_json(record, content | {"job": job})
+    return job
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let signals wait, for the commands that are started meanwhile too: a terminal's Ctrl-C goes to all of them, and
+    an sbatch that dies of it may have submitted its jobs already."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _parts(sweep: Sweep, cells: Sequence[Run]) -> list[Sequence[Run]]:
+    """The cells of each job."""
+    each = sweep.keys.executor.slurm.runs_per_job
+    return [cells[i : i + each] for i in range(0, len(cells), each)]
+
+
+def queue_of(directory: Path) -> dict[str, str] | None:
+    """{run id: "JOB STATE (reason)"} of the cells whose job is in Slurm's queue; None where it does not answer.
+
+    Jobs are found by their names, which were written down before they were submitted.
+    """
+    records = {path.stem: path for path in (directory / FOLDER).glob("*.json")}
+    if not records:
+        return {}
+    command = ["squeue", "-h", "-r", "-o", "%j|%F|%K|%T|%r"]  # name, job, index in its array, state, reason
+    try:
+        # All of the user's jobs: a list of names may be longer than a command line.
+        me = ["--user", str(os.getuid())]
+        out = subprocess.run([*command, *me], capture_output=True, text=True, timeout=SQUEUE_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if out.returncode:
+        return None
+    tasks: dict[str, str] = {}
+    # Run ids by submission and task: a record of 1,000 jobs is read once, not for each.
+    cells: dict[str, list[list[str]]] = {}
+    for line in out.stdout.splitlines():
+        name, _, rest = line.partition("|")
+        if name not in records:
+            continue
+        job, index, state, reason = rest.split("|", 3)
+        number = int(index) if index.isdigit() else 0
+        why = f" ({reason})" if state == "PENDING" and reason != "None" else ""
+        if name not in cells:
+            cells[name] = [[cell["run_id"] for cell in part] for part in read_submission(records[name])["tasks"]]
+        if number >= len(cells[name]):
+            raise _damaged(records[name], f"it has no task {number}")
+        for run_id in cells[name][number]:
+            tasks[run_id] = f"{job}_{number} {state}{why}"
+    return tasks
+
+
+def _cancel(tasks: Sequence[str]) -> None:
+    """Cancel the jobs of ``queue_of``'s ``tasks``: their cells write checkpoints and stop."""
+    jobs = sorted({task.split()[0] for task in tasks})
+    if jobs:
+        subprocess.run(["scancel", *jobs], timeout=SQUEUE_SECONDS)
+
+
+def check_options(keys: SlurmKeys) -> None:
+    """Refuse a machine without Slurm, and options that its sbatch does not know.
+
+    Raises:
+        UserError: with the nearest known option.
+    """
+    for program in ("sbatch", "srun", "squeue"):
+        if shutil.which(program) is None:
+            raise UserError(
+                f"executor.kind=slurm: no {program} on the path; run this where Slurm is, or say executor.kind=local"
+            )
+    if not keys.options:
+        return
+    out = subprocess.run(["sbatch", "--help"], capture_output=True, text=True)
+    known = sorted(set(re.findall(r"--([a-z][a-z-]+)", out.stdout)))
+    for name in keys.options:
+        if known and name.replace("_", "-") not in known:
+            raise UserError(f"executor.slurm.options: sbatch knows no --{name}{nearest(name, known)}")
+
+
+def _parameters(keys: SlurmKeys, name: str) -> dict[str, Any]:
+    """What submitit is told of a job."""
+    # Our modules, wherever the user's lines have left us.
+    ours = [
+        f"cd {shlex.quote(str(Path.cwd()))}",
+        f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+    ]
+    given = {
+        "partition": keys.partition,
+        "account": keys.account,
+        "mem": keys.mem,
+        "gpus_per_node": keys.gpus,
+        "cpus_per_task": keys.cpus,
+    }
+    options = {option.replace("_", "-"): value for option, value in keys.options.items()}
+    return {name: value for name, value in given.items() if value is not None} | {
+        "job_name": name,
+        "nodes": keys.nodes,
+        "ntasks_per_node": 1,
+        "time": minutes(keys.time),
+        "array_parallelism": keys.array,
+        "signal_delay_s": keys.warning_seconds,
+        "setup": [*keys.setup, *ours],
+        "stderr_to_stdout": True,
+        # Newer srun does not take this over from sbatch.
+        "srun_args": [f"--cpus-per-task={keys.cpus}"] if keys.cpus else [],
+        "additional_parameters": {"requeue": True, **options},
+    }
+
+
+def _logs(directory: Path) -> Path:
+    return directory / FOLDER / "logs"
+
+
+def _words(text: str) -> str:
+    """sbatch's own words, in one line."""
+    lines = [line.partition("error: ")[2] or line for line in text.splitlines() if line.strip()]
+    return "; ".join(line.strip() for line in lines)[:400]
+
+
+def _numbers(run: Run) -> dict[str, Any]:
+    return {field.name: getattr(run, field.name) for field in dataclasses.fields(Run) if field.name != "config"}
+
+
+def _sleep(seconds: float, interrupt: "Interrupt", meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Sleep, but wake soon after a signal; ``meanwhile`` is called twice a second."""
+    end = time.monotonic() + seconds
+    while not interrupt.caught and (left := end - time.monotonic()) > 0:
+        meanwhile()
+        time.sleep(min(left, 0.5))
+
+
+# -- on the nodes ----------------------------------------------------------------------------------------------------
+
+
+def work(record: str, task: int) -> None:
+    """A job: train its cells as ``run_cells`` does, checkpoint when warned of the end, and queue again.
+
+    On each of several nodes it runs the same cell; torchrun joins them. A job that was warned before any cell got
+    further is not queued again: it would never end.
+    """
+    from videoscaling.sweeps.local import Interrupt, run_cells
+
+    with Interrupt() as interrupt:
+        content = read_submission(Path(record))
+        try:
+            keys = executor_keys(content["executor"])
+            cells = [_cell(values) for values in content["tasks"][task]]
+        except (KeyError, TypeError, IndexError) as error:
+            raise _damaged(Path(record), f"{error!r:.100}") from None
+        # A job that is queued again leaves those that failed in it: who submits says when they are tried afresh.
+        cells = [run for run in cells if not (run.config.run_dir / FAILURE).exists()]
+        before = [_tokens(run) for run in cells]
+        try:
+            run_cells(cells, keys, _say, interrupt, rendezvous=_rendezvous(keys))
+        except DataFault as fault:  # in the cell's failure.json too, which ends the sweep where it is followed
+            print(f"error: {fault}", file=sys.stderr, flush=True)
+            return
+        if interrupt.caught is None:
+            return
+        if interrupt.caught != signal.SIGUSR2 or os.environ.get("SLURM_NODEID", "0") != "0":
+            return  # cancelled; or preempted, and Slurm queues it again where it is told to
+        if all(_tokens(run) <= tokens for run, tokens in zip(cells, before)):
+            raise RuntimeError("no cell got any further before the warning: give executor.slurm.time more minutes")
+        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+
+
+def read_submission(path: Path) -> dict[str, Any]:
+    """What ``submit`` wrote; "tasks" is a list of lists of cells with a "run_id".
+
+    Raises:
+        UserError: it is damaged. Which cells a job trains is not known then, and a second job would train them too.
+    """
+    content = read_json(path, dict, "a submission")
+    tasks = content.get("tasks")
+    if not (isinstance(tasks, list) and all(isinstance(part, list) for part in tasks)):
+        raise _damaged(path, "no tasks")
+    if not all(isinstance(cell, dict) and isinstance(cell.get("run_id"), str) for part in tasks for cell in part):
+        raise _damaged(path, "a cell without its run_id")
+    return content
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(f"{path}: not a submission ({why}); cancel its job, of that name (scancel), and remove the file")
+
+
+def executor_keys(values: dict[str, Any]) -> ExecutorKeys:
+    """The inverse of ``dataclasses.asdict``."""
+    known = {name: values[name] for name in ExecutorKeys.__dataclass_fields__}  # older jobs have a key more
+    return ExecutorKeys(**known | {"slurm": SlurmKeys(**values["slurm"])})
+
+
+def _cell(values: dict[str, Any]) -> Run:
+    numbers = {name: value for name, value in values.items() if name not in ("config", "run_id")}
+    return Run(config=config_from_dict(values["config"]), **numbers)
+
+
+def _rendezvous(keys: ExecutorKeys) -> list[str]:
+    """torchrun's options where a cell has several nodes, of which this is one."""
+    if keys.slurm.nodes == 1:
+        return []
+    # The job's own script starts the nodes' tasks, and lies on the first of them.
+    first = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
+    # Any port will do that all nodes know; jobs that share a node are told apart by their ids.
+    port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 40000
+    return ["--nnodes", str(keys.slurm.nodes), "--node_rank", os.environ["SLURM_NODEID"],
+            "--master_addr", first, "--master_port", str(port)]  # fmt: skip
+
+
+def _tokens(run: Run) -> int:
+    """Tokens up to the newest checkpoint that the run can go on from."""
+    final = finished_result(run)
+    if final is not None:
+        return final["tokens"]
+    return resumable_step(run.config.run_dir) * run.config.train.batch_tokens
+
+
+def _say(run: Run, outcome: str) -> None:
+    print(f"{run.config.name}: {outcome}", flush=True)

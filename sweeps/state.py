@@ -1,0 +1,186 @@
+"""How a sweep's cells stand, by what lies on disk; and finished cells into and out of a folder that is committed.
+
+No torch here: a thousand cells are to be asked within a second.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from videoscaling.training.config import Config
+from videoscaling.training.result import finished_result, recorded, result_damage, resumable_step
+from videoscaling.training.run import Run
+from videoscaling.utils import seal
+from videoscaling.utils.errors import DataFault, UserError
+from videoscaling.utils.files import parse_json, read_json, replacing, write_json
+from videoscaling.utils.locks import held
+from videoscaling.utils.results import FILE, write_result
+
+FAILURE = "failure.json"  # written by who gave the cell up: its pool, or for a lost job who follows the jobs
+DATA_FAULT = "data_fault.json"  # written by a run that its data ended: no cell of a sweep can be trained on them
+FINISHED = ("done", "diverged")
+UNFINISHED = ("pending", "running", "stopped", "lost", "damaged")  # what a sweep still trains
+FACTS = ("attempts", "exit_status", "data_fault")  # of a failure; data_fault: true where the data are damaged
+TAIL = 4096  # bytes: the last line of metrics.jsonl is within them
+
+
+def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
+    """How a cell stands: {"state", "tokens", "loss", "rate", "share"}, and "reason" where it failed or is damaged.
+
+    The state is "pending" (also a finished cell that is to grow and kept no optimiser), "running" (a process holds its
+    folder), "stopped" (a signal ended it, or it is to grow; it will go on), "lost" (its process is gone without a
+    word; it will go on), "done", "diverged", "failed" or "damaged" (its result, or the record of its failure,
+    is not as it was written; it is trained again). The loss is the last milestone's, of the
+    averaged weights; the rate is training FLOPs per second of its process, all runs together that it trains, or None;
+    the share is the cell's of that process as it last told, or None.
+
+    Args:
+        results: a folder of finished cells, which count as this sweep's.
+    """
+    directory = run.config.run_dir
+    if (directory / FAILURE).exists():
+        record = read_record(directory / FAILURE)
+        return _damaged(directory / FAILURE) if record is None else {**_nothing("failed"), **record}
+    final = finished(run, results)
+    if final is not None:
+        seconds, flops = final.get("seconds"), final.get("flops")
+        rate = flops / seconds if flops and seconds and final["status"] == "done" else None
+        return {"state": final["status"], "tokens": final["tokens"], "loss": _loss(final), "rate": rate, "share": None}
+    runs = held(directory)
+    begun = (directory / "config.yaml").exists()
+    damage = result_damage(directory)
+    if damage is None and results and not begun:
+        damage = result_damage(_committed(run, results).config.run_dir)
+    if damage is not None and not runs:
+        return {**_nothing("damaged"), "reason": damage}
+    if not begun:
+        return _nothing("pending")
+    result, last = recorded(run), last_metrics(directory)
+    grows = result.get("status") == "done"  # it was finished once, before later milestones were asked for
+    anew = grows and not resumable_step(directory)
+    if anew and not runs:
+        return _nothing("pending")
+    share = last["share"] if last else None
+    rate = run.flops_per_token * last["tokens_per_second"] / share if last else None
+    tokens = max(0 if anew else result["tokens"], last["tokens"] if last else 0)
+    values = {"tokens": tokens, "loss": _loss(result), "rate": rate, "share": share}
+    waits = grows or result.get("status") == "preempted"
+    return {"state": "running" if runs else "stopped" if waits else "lost", **values}
+
+
+@contextlib.contextmanager
+def data_faults_recorded(configs: Sequence[Config]) -> Iterator[None]:
+    """Write a fault of the data, by which the runs ``configs`` end, into their directories where they are there."""
+    try:
+        yield
+    except DataFault as fault:
+        for config in configs:
+            if config.run_dir.is_dir() and os.environ.get("RANK", "0") == "0":
+                write_record(config.run_dir / DATA_FAULT, str(fault))
+        raise
+
+
+def data_fault(run: Run) -> str:
+    """The fault of the data that ended a run, or an empty string."""
+    path = run.config.run_dir / DATA_FAULT
+    return (read_record(path) or _damaged(path))["reason"] if path.exists() else ""
+
+
+def finished(run: Run, results: str | None = None) -> dict[str, Any] | None:
+    """The final result of a cell, from its own folder or else from ``results``; None where there is none."""
+    own = finished_result(run)
+    return own if own is not None or results is None else finished_result(_committed(run, results))
+
+
+def label_heldout(run: Run) -> None:
+    """Have the result of a cell that is over say whether its size is held out now: fits read results alone."""
+    result = finished_result(run)
+    if result is not None and result.get("config") and result.get("heldout", run.config.heldout) != run.config.heldout:
+        marked = result | {"heldout": run.config.heldout}
+        marked["config"] = result["config"] | {"heldout": run.config.heldout}
+        write_result(run.config.run_dir, marked)
+
+
+def write_record(path: Path, reason: str, **facts: Any) -> None:
+    """Write why a cell failed (``FAILURE``, ``DATA_FAULT``), sealed."""
+    write_json(path, seal.sealed({**facts, "reason": reason}))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """{"reason", and what is recorded of ``FACTS``} from ``write_record``'s file; None where damaged."""
+    try:
+        record = read_json(path, dict)
+    except UserError:
+        return None
+    record = seal.unsealed(record) if seal.KEY in record else record  # older versions sealed none
+    if record is None or not isinstance(record.get("reason"), str):
+        return None
+    return {name: record[name] for name in ("reason", *FACTS) if name in record}
+
+
+def forget_failure(run: Run) -> None:
+    """Have a cell that failed tried afresh."""
+    (run.config.run_dir / FAILURE).unlink(missing_ok=True)
+
+
+def adopt(run: Run, results: str) -> None:
+    """Copy a finished cell from ``results`` into its own folder, where it is not there yet."""
+    committed = _committed(run, results)
+    if finished_result(run) is None and finished_result(committed) is not None:
+        _copy(committed.config.run_dir, run.config.run_dir)
+
+
+def publish(run: Run, results: str) -> bool:
+    """Copy a finished cell's result and its losses into ``results``; whether it is finished."""
+    own, there = finished_result(run), _committed(run, results)
+    if own is None:
+        return False
+    if finished_result(there) != own:
+        _copy(run.config.run_dir, there.config.run_dir)
+    return True
+
+
+def last_metrics(directory: Path) -> dict[str, Any] | None:
+    """The last whole line of a run's metrics.jsonl; None without one, or where it is damaged."""
+    try:
+        with (directory / "metrics.jsonl").open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(file.tell() - TAIL, 0))
+            lines = file.read().split(b"\n")[:-1]
+        last = parse_json(lines[-1], "metrics.jsonl", dict)
+    except (OSError, IndexError, UserError):
+        return None
+    counts = [last.get("tokens"), last.get("tokens_per_second"), last.setdefault("share", 1.0)]  # older: no share
+    whole = all(isinstance(count, int | float) and 0 < count < math.inf for count in counts)
+    return last if whole and last["share"] <= 1 else None
+
+
+def _damaged(path: Path) -> dict[str, Any]:
+    return {**_nothing("damaged"), "reason": f"{path}: not as it was written"}
+
+
+def _nothing(state: str) -> dict[str, Any]:
+    return {"state": state, "tokens": 0, "loss": None, "rate": None, "share": None}
+
+
+def _loss(result: dict[str, Any]) -> float | None:
+    return result["milestones"][-1].get("ema_val_loss") if result["milestones"] else None
+
+
+def _committed(run: Run, results: str) -> Run:
+    folder = Path(results)
+    config = dataclasses.replace(run.config, out=str(folder), name=run.config.run_dir.name)
+    return dataclasses.replace(run, config=config)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A result and its per-sample losses; the result last, which makes it one."""
+    files = [*sorted((source / "validation").glob("*.npy")), source / FILE]
+    for path in files:
+        with replacing(target / path.relative_to(source)) as tmp:
+            shutil.copyfile(path, tmp)

@@ -1,0 +1,181 @@
+"""A sweep for people and machines: what it would cost before it runs, and how it stands. No torch here."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from videoscaling.sweeps.cost import Estimate, device_hours, flops_of, width
+from videoscaling.sweeps.grid import Sweep, label
+from videoscaling.sweeps.state import FINISHED, UNFINISHED, cell_state
+from videoscaling.training.run import Run
+from videoscaling.utils.errors import plural
+from videoscaling.utils.progress import duration
+
+PLAN = ("run id", "size", "N", "T", "B", "lr", "steps", "FLOPs", "hours")
+TOLD = ("running", "stopped", "lost", "damaged", "failed")  # cells that status names one by one
+
+
+def states_of(sweep: Sweep, jobs: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    """``cell_state`` of every cell; "job" beside it for unfinished ones in Slurm's queue (``jobs``, by run id).
+
+    A job that runs may be on a node whose hold of a folder does not show here: its cells that have begun are running.
+    """
+    states = []
+    for cell in sweep.cells:
+        state = cell_state(cell, sweep.keys.results)
+        job = (jobs or {}).get(cell.config.run_dir.name)
+        if job is not None and state["state"] not in (*FINISHED, "failed"):
+            state["job"] = job
+            if state["state"] in ("lost", "stopped"):
+                state["state"] = "running" if " RUNNING" in job or " COMPLETING" in job else "stopped"
+        states.append(state)
+    return states
+
+
+# -- the plan --------------------------------------------------------------------------------------------------------
+
+
+def plan(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -> dict[str, Any]:
+    """What would be trained: each cell with its FLOPs and hours, and their sums."""
+    rows = [
+        {
+            "run_id": cell.config.run_dir.name,
+            "size": cell.config.model.size,
+            "N": cell.N,
+            "T": cell.config.train.tokens,
+            "milestones": cell.config.train.milestones,
+            "B": cell.config.train.batch_tokens,
+            "lr": cell.config.optim.lr,
+            "seed": cell.config.seed,
+            "steps": cell.steps,
+            "flops": flops_of(cell),
+            "hours": hours,
+            "heldout": cell.config.heldout,
+            "state": state["state"],
+        }
+        for cell, state, hours in zip(sweep.cells, states, estimate.hours)
+    ]
+    hours = device_hours(sweep, estimate.hours)
+    price = sweep.keys.cost.price_per_hour
+    return {
+        "cells": rows,
+        "flops": sum(row["flops"] for row in rows),
+        "device_hours": hours,
+        "cost": None if hours is None or price is None else hours * price,
+        "hours": estimate.left(sweep, states, width(sweep) or 1),
+        "rate": estimate.source,
+    }
+
+
+def plan_text(sweep: Sweep, planned: dict[str, Any]) -> str:
+    """``plan`` as a table."""
+    table, marks = [PLAN], [""]
+    for row in planned["cells"]:
+        counts = (f"{row['N']:,}", f"{row['T']:,}", f"{row['B']:,}")
+        costs = (f"{row['steps']:,}", f"{row['flops']:.2e}", "?" if row["hours"] is None else f"{row['hours']:.3g}")
+        table.append((row["run_id"], row["size"], *counts, f"{row['lr']:.2e}", *costs))
+        there = f"  {row['state']}" if row["state"] not in ("pending", "running") else ""
+        marks.append(("  held out" if row["heldout"] else "") + there)
+    lines = aligned(table, marks)
+    lines.append(f"{plural(len(planned['cells']), 'cell')}, {planned['flops']:.3g} FLOPs")
+    if planned["device_hours"] is None:
+        lines.append(f"hours {planned['rate']}")
+        return "\n".join(lines)
+    price = sweep.keys.cost.price_per_hour
+    cost = f", cost {planned['cost']:,.2f} at {price:g} an hour" if price else ""
+    at_once = f"{width(sweep)} at a time" if width(sweep) else "one at a time"
+    lines.append(
+        f"{planned['device_hours']:.3g} hours of GPUs (on the CPU: of workers){cost}; what is left takes "
+        f"{planned['hours']:.3g} hours {at_once}; throughput {planned['rate']}"
+    )
+    return "\n".join(lines)
+
+
+# -- how it stands ---------------------------------------------------------------------------------------------------
+
+
+def status(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -> dict[str, Any]:
+    """Counts by state, every cell's state, progress and loss, the best of each size so far, and the time left."""
+    counts = Counter(state["state"] for state in states)
+    cells = []
+    for cell, state in zip(sweep.cells, states):
+        shown = {name: value for name, value in state.items() if name not in ("rate", "share")}
+        progress = min(state["tokens"] / cell.config.train.tokens, 1.0)
+        cells.append({"run_id": cell.config.run_dir.name, "name": label(cell.config), "progress": progress, **shown})
+    return {
+        "counts": dict(counts),
+        "hours_left": hours_left(sweep, states, estimate),
+        "rate": estimate.source,
+        "best": _best(sweep.cells, states),
+        "cells": cells,
+    }
+
+
+def hours_left(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -> float | None:
+    """Hours until the last cell ends; None where no throughput is known."""
+    # Processes, of which stacked cells share one: their hours are shares of it too. Cells that have begun and logged
+    # nothing yet may be one process or many.
+    at_once = sum(state["share"] or 0 for state in states if state["state"] == "running") or width(sweep) or 1
+    return estimate.left(sweep, states, at_once)
+
+
+def status_text(sweep: Sweep, told: dict[str, Any]) -> str:
+    """``status`` in lines: counts, time left, the best, Slurm's queue, and the cells under way or in trouble."""
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(told["counts"].items()))
+    lines = [f"{sweep.directory}: {plural(len(sweep.cells), 'cell')}: {counts}"]
+    if any(told["counts"].get(state) for state in UNFINISHED):
+        hours = told["hours_left"]
+        lines.append(
+            f"  time left {'unknown' if hours is None else duration(3600 * hours)}; throughput {told['rate']}"
+        )
+    for size, best in told["best"].items():
+        lines.append(f"  best {size}: loss {best['loss']:.5g} at {best['tokens']:,} tokens, {best['name']}")
+    queued = Counter(
+        row["job"].partition(" ")[2] for row in told["cells"] if row["state"] == "pending" and "job" in row
+    )
+    if queued:
+        lines.append("  pending by their jobs: " + ", ".join(f"{n} {said}" for said, n in queued.most_common()))
+    for cell, row in zip(sweep.cells, told["cells"]):
+        if row["state"] not in TOLD:
+            continue
+        words = f"  {row['state']} {cell.config.name}: "
+        if row["state"] in ("failed", "damaged"):
+            lines.append(words + row["reason"])
+            continue
+        loss = f", loss {row['loss']:.5g}" if row["loss"] is not None else ""
+        job = f", job {row['job']}" if "job" in row else ""
+        why = f" ({row['reason']})" if "reason" in row else ""
+        lines.append(f"{words}{row['progress']:.0%} of {cell.text}{loss}{job}{why}")
+    return "\n".join(lines)
+
+
+def watched(lines: str) -> str:
+    """A status with the time of day, which clears the screen before it."""
+    return f"\x1b[H\x1b[2J{time.strftime('%H:%M:%S')}  {lines}"
+
+
+def aligned(table: Sequence[tuple[str, ...]], marks: Sequence[str]) -> list[str]:
+    """Rows of words as lines, in columns; a row's mark at its end."""
+    widths = [max(map(len, column)) for column in zip(*table)]
+    return [
+        "  ".join(word.rjust(wide) for word, wide in zip(words, widths)) + mark for words, mark in zip(table, marks)
+    ]
+
+
+def _best(cells: Sequence[Run], states: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The lowest loss of each size, among the cells that have got furthest."""
+    best: dict[str, dict[str, Any]] = {}
+    for cell, state in zip(cells, states):
+        if state["loss"] is None or state["state"] == "diverged":
+            continue
+        mine = {"name": label(cell.config), "tokens": _measured(cell, state), "loss": state["loss"]}
+        there = best.get(cell.config.model.size)
+        if there is None or (-mine["tokens"], mine["loss"]) < (-there["tokens"], there["loss"]):
+            best[cell.config.model.size] = mine
+    return best
+
+
+def _measured(cell: Run, state: dict[str, Any]) -> int:
+    """The milestone that a cell's loss is of."""
+    return max((m for m in cell.config.train.milestones if m <= state["tokens"]), default=state["tokens"])

@@ -1,0 +1,64 @@
+"""A sweep whose results are committed can be asked on a fresh clone, without the clips that it was trained on."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from videoscaling.sweeps.directory import committed_data
+from videoscaling.tools import sweep
+from videoscaling.utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = "configs/sweep/mini.yaml"
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Runs a command of tools/sweep.py on the committed study as a fresh clone would, and returns what it prints."""
+    monkeypatch.chdir(ROOT)  # which is what `results:` in the YAML is relative to
+    fresh = [f"out={tmp_path}", f"config.data.cache={tmp_path / 'latents'}"]
+
+    def run(command: str, *words: str, path: str | Path = STUDY) -> str:
+        monkeypatch.setattr(sys, "argv", ["sweep.py", command, str(path), *fresh, *words])
+        assert sweep.main() == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_status_collect_and_extend_find_the_committed_cells(ask, tmp_path: Path) -> None:
+    assert json.loads(ask("status", "--json"))["counts"] == {"done": 139}
+    planned = json.loads(ask("run", "--dry-run", "--json"))["cells"]
+    assert {cell["state"] for cell in planned} == {"done"}
+    assert {cell["run_id"] for cell in planned} == {
+        path.parent.name for path in ROOT.glob("results/mini/cells/*/*.json")
+    }
+    ask("collect", "--out", str(tmp_path / "all.csv"))
+    rows = list(csv.DictReader((tmp_path / "all.csv").open()))
+    assert len({row["run_id"] for row in rows}) == 139
+    extended = json.loads(ask("extend", "--json"))
+    assert extended["unfinished"] == 0
+    assert {grid["N"] for grid in extended["grids"]} == {65536, 131072, 294912, 589824}
+
+
+def test_what_trains_still_wants_the_clips(ask) -> None:
+    for command in (["run"], ["extend", "--run"]):
+        with pytest.raises(UserError, match="no latent cache here; make one with tools/cache_latents.py"):
+            ask(*command)
+
+
+def test_results_that_do_not_agree_on_the_data_say_nothing_of_them(ask, tmp_path: Path) -> None:
+    one = json.loads(next(ROOT.glob("results/mini/cells/*/result.json")).read_text())
+    for name, fingerprint in (("a", "f00d"), ("b", "beef")):
+        one["config"]["data"]["fingerprint"] = fingerprint
+        (tmp_path / "results" / name).mkdir(parents=True)
+        (tmp_path / "results" / name / "result.json").write_text(json.dumps(one))
+    with pytest.raises(UserError, match="no latent cache here"):
+        ask("status", f"results={tmp_path / 'results'}")
+    committed_data.cache_clear()
+    (tmp_path / "results" / "b" / "result.json").write_text("[]")
+    # A damaged result says nothing of the data either: the other's are taken.
+    assert json.loads(ask("status", f"results={tmp_path / 'results'}", "--json"))["counts"] == {"pending": 139}

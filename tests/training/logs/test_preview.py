@@ -1,0 +1,67 @@
+"""Videos of prompts during training: what is not finite is no picture, and no reason to stop."""
+
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from tests.training.test_trainer import run
+from videoscaling.models.text import load_text_encoder
+from videoscaling.utils.finiteness import NotFinite
+
+
+class Decoder:
+    """Stands in for the autoencoder: three of a latent's channels as colours; overflows at the ``broken`` calls."""
+
+    def __init__(self, *broken: int) -> None:
+        self.broken, self.calls = broken, 0
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls in self.broken:
+            raise NotFinite("the autoencoder overflows")  # as VideoVAE.decode does
+        return latents[:, :3].clamp(-1, 1)
+
+
+def use_decoder(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = load_text_encoder("embedded")
+    monkeypatch.setattr(
+        "videoscaling.training.logs.preview.load_encoders", lambda meta, device, **places: (decoder, text)
+    )
+
+
+def images(directory: Path) -> list[int]:
+    """The steps at which a video was written."""
+    events = EventAccumulator(str(directory / "tensorboard")).Reload()
+    return [event.step for tag in events.Tags()["images"] for event in events.Images(tag)]
+
+
+SETTINGS = ("log.prompts=[a ball]", "log.sample_steps=2", "train.milestones=[320,640,960]", "train.tokens=1280")
+
+
+@pytest.mark.parametrize(
+    ("decoder", "guidance", "videos", "cause"),
+    [
+        (Decoder(), "3", 4, None),
+        (Decoder(), "1e39", 0, "guidance 1e+39 is too much"),
+        (Decoder(1, 3), "3", 2, "the autoencoder overflows"),
+    ],
+    ids=["finite", "latents", "pixels"],
+)
+def test_what_is_not_finite_is_not_shown_and_training_continues(
+    decoder: Decoder,
+    guidance: str,
+    videos: int,
+    cause: str | None,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    use_decoder(decoder, monkeypatch)
+    assert run(cache, tmp_path, "run", *SETTINGS, f"log.guidance={guidance}")["status"] == "done"
+    assert len(images(tmp_path / "run")) == videos
+    warnings = [line for line in capfd.readouterr().err.splitlines() if "log.prompts" in line]
+    assert len(warnings) == (cause is not None)  # once, not at every milestone
+    assert all(cause in line and line.startswith("warning: ") for line in warnings)

@@ -1,0 +1,37 @@
+"""The table of keys in docs/training.md, made from the schema: `python tools/update_docs.py` brings it up to date."""
+
+from pathlib import Path
+
+import yaml
+
+from videoscaling.training.config import known_keys
+from videoscaling.training.keys import default_of
+from videoscaling.utils.files import write_text
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "training.md"
+BEGIN, END = "<!-- keys: made by python tools/update_docs.py -->", "<!-- end of keys -->"
+
+
+def table() -> str:
+    """Every key with its default, as it would be written on a command line, and its meaning, in Markdown."""
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for name, entry in known_keys().items():
+        default = default_of(entry)
+        # Numbers as people write them: 1e-08 and 5e+06 lose what nobody needs.
+        text = f"{default:g}".replace("e+0", "e").replace("e-0", "e-") if isinstance(default, float) else None
+        text = text or yaml.safe_dump(default, default_flow_style=True).removesuffix("...\n").strip()
+        lines.append(
+            f"| `{name}` | {'' if default in (None, '', []) else f'`{text}`'} | {entry.metadata['info'].help} |"
+        )
+    return "\n".join(lines)
+
+
+def updated(page: str) -> str:
+    """``page`` with the table between its marks replaced by the schema's."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    write_text(PAGE, updated(PAGE.read_text(encoding="utf-8")))

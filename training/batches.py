@@ -1,0 +1,102 @@
+"""What each training step sees: latents, noise, times and captions, functions of (seed, position in the stream)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from videoscaling.data.latents import LatentCache
+from videoscaling.data.mixture import Mixture
+from videoscaling.data.shards import Stored, as_float
+from videoscaling.diffusion.loss import drop_captions
+from videoscaling.diffusion.timesteps import draw_timesteps
+from videoscaling.training.planning.memory_formula import steps_together
+from videoscaling.training.run import Run
+from videoscaling.utils.errors import DataFault
+from videoscaling.utils.random import normal
+
+
+class Samples(NamedTuple):
+    """Training samples, [n, ...] each: what ``diffusion.loss.denoising_loss`` takes after model and process."""
+
+    x0: Tensor
+    noise: Tensor
+    t: Tensor
+    context: Tensor
+    mask: Tensor
+
+
+class Feed:
+    """One process's share of each step's samples.
+
+    Args:
+        run: the resolved run; its batch is divisible by ``world``.
+        rank, world: which share: position p of the stream belongs to step p // clips, and within it the processes
+            take equal runs of positions, so that the batch is the same however many there are.
+        device: where samples are worked out and kept.
+
+    Attributes:
+        fault: what is wrong with the clips of a step that was read, or None. The samples of such a step are zeros:
+            processes that share a batch continue to where all of them can stop together (``Trainer.course``).
+    """
+
+    def __init__(self, run: Run, cache: LatentCache | Mixture, rank: int, world: int, device: torch.device) -> None:
+        self._run, self._cache, self._device = run, cache, device
+        self._local = run.clips // world
+        self._first = rank * self._local
+        self._steps = steps_together(cache.latent_shape, self._local)
+        self._null = tuple(value.to(device) for value in cache.null_context)
+        self.fault: DataFault | None = None
+        self._group = -1
+        self._samples: Samples
+
+    def step(self, step: int) -> Samples:
+        """The samples of step ``step``, counted from 0."""
+        group, place = divmod(step, self._steps)
+        if group != self._group:
+            self._samples = self._work_out(*(self._positions(group, where) for where in ("cpu", self._device)))
+            self._group = group
+        here = slice(place * self._local, (place + 1) * self._local)
+        return Samples(*(value[here] for value in self._samples))
+
+    def check(self, first: int, last: int) -> None:
+        """Look again at the clips of the steps from ``first`` to before ``last``, and set ``fault``."""
+        for group in range(first // self._steps, -(-last // self._steps)):
+            listed = self._positions(group, "cpu").view(self._steps, -1)
+            here = listed[max(first - group * self._steps, 0) : last - group * self._steps].flatten()
+            try:
+                self._cache.check(self._cache.order(here, self._run.config.data_seed))
+            except DataFault as fault:
+                self.fault = self.fault or fault
+
+    def _read(self, listed: Tensor) -> Stored:
+        """The clips at the positions ``listed``, as they are stored; zeros, and a ``fault``, where one is damaged."""
+        try:
+            index = self._cache.order(listed, self._run.config.data_seed)
+            return self._cache.stored(index, pinned=self._device.type == "cuda")
+        except DataFault as fault:
+            self.fault = self.fault or fault
+        count, text = len(listed), (self._cache.text_tokens, self._cache.text_dim)
+        shapes = (self._cache.latent_shape, torch.float16), (text, torch.float16), ((), torch.int32)
+        return Stored(*(torch.zeros(count, *shape, dtype=dtype) for shape, dtype in shapes))
+
+    def _positions(self, group: int, device: torch.device | str) -> Tensor:
+        """Where this process's samples of a group of steps stand in the stream."""
+        steps = torch.arange(group * self._steps, (group + 1) * self._steps, device=device)
+        within = torch.arange(self._first, self._first + self._local, device=device)
+        return (steps[:, None] * self._run.clips + within).flatten()
+
+    def _work_out(self, listed: Tensor, position: Tensor) -> Samples:
+        """The samples at the positions ``listed`` on the CPU and, the same numbers, ``position`` on the device.
+
+        Nothing here waits for a GPU: clips go there in half the bytes from pinned memory, which PyTorch's allocator
+        keeps until they have gone.
+        """
+        config = self._run.config
+        seed, diffusion = config.data_seed, config.diffusion
+        stored = (value.to(self._device, non_blocking=True) for value in self._read(listed))
+        x0, context, mask = as_float(Stored(*stored))
+        t = draw_timesteps(position, seed, diffusion.timesteps, diffusion.logit_mean, diffusion.logit_std)
+        noise = normal(seed, "noise", position, tuple(x0.shape[1:]))
+        context, mask = drop_captions(context, mask, self._null, position, seed, config.data.caption_dropout)
+        return Samples(x0, noise, t, context, mask)

@@ -1,0 +1,61 @@
+"""What a run is refused for before its first step."""
+
+from videoscaling.data.latents import LatentCache
+from videoscaling.data.mixture import Mixture
+from videoscaling.training.checkpoint import read_config
+from videoscaling.training.config import Config, hashed_values, identity
+from videoscaling.training.run import Run
+from videoscaling.utils.errors import UserError, plural
+
+
+def check_layout(run: Run, cache: LatentCache | Mixture, world: int) -> None:
+    """Refuse a run whose data are too few for it, or whose batch ``world`` processes cannot share."""
+    config, clips, n_ctx = run.config, run.clips, run.n_ctx
+    if not cache.train_size:
+        raise UserError(f"data.cache={config.data.cache}: holds no training clips")
+    if clips > cache.train_size:
+        raise UserError(
+            f"train.batch_tokens={config.train.batch_tokens}: a batch of {plural(clips, 'clip')}, of which "
+            f"data.cache={config.data.cache} has {cache.train_size:,}; at most "
+            f"{cache.train_size * n_ctx}"
+        )
+    check_share(run, world)
+    wanted, there = config.validation.clips or cache.validation_size, cache.validation_size
+    if not 2 <= wanted <= there:
+        found = plural(there, "validation clip")
+        raise UserError(f"validation.clips={wanted}: the cache has {found}, and a standard error needs two")
+
+
+def check_share(run: Run, world: int) -> None:
+    """Refuse a batch that ``world`` processes cannot share, with the nearest that they can."""
+    clips, n_ctx = run.clips, run.n_ctx
+    if clips % world:
+        low, high = clips // world * world, -(-clips // world) * world
+        either = f"{low * n_ctx} or {high * n_ctx}" if low else f"{high * n_ctx}"
+        raise UserError(
+            f"train.batch_tokens={run.config.train.batch_tokens}: {plural(clips, 'clip')} cannot be shared by {world} "
+            f"processes; nearest: {either}"
+        )
+
+
+def check_directory(config: Config) -> None:
+    """Refuse a run directory that another configuration made."""
+    path = config.run_dir / "config.yaml"
+    if path.exists():
+        earlier = read_config(path.parent)
+        before, now = identity(earlier), identity(config)
+        keys = sorted(k for k in before | now if before.get(k) != now.get(k))
+        # An id may leave a key out, which has a value all the same.
+        was, value = hashed_values(earlier), hashed_values(config)
+        changed = [f"{k}: {was[k]} -> {value[k]}" for k in keys]
+        end, end_before = config.train.tokens, earlier.train.tokens
+        if end < end_before and keys == ["optim.warmup_tokens"]:
+            raise UserError(
+                f"train.tokens={end}: {path.parent} was begun for {end_before:,}, and its warm-up with it; "
+                "ask for at least as many, or choose another name=..."
+            )
+        if changed:
+            raise UserError(
+                f"{path.parent}: made by another configuration ({'; '.join(changed)}); "
+                "give the earlier values to continue it, choose another name=..., or remove it"
+            )

@@ -1,0 +1,160 @@
+"""A run's metrics.jsonl and TensorBoard events. No result is made of them, so that no fault of theirs ends a run."""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.files import parse_json, replacing, write_bytes
+from videoscaling.utils.os_errors import describe, warn_of_os_error, with_filename
+
+HPARAMS_FILE = "events.out.tfevents.0.hparams"  # sorts before the events, as TensorBoard reads files in that order
+DAMAGED = ".damaged"  # after the name of a file whose lines were not all readable
+
+
+class MetricsFile:
+    """Appends to a run's metrics.jsonl from ``step`` on; what a lost attempt wrote past it is cut off.
+
+    Attributes:
+        last: the last line that was kept, or None.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self._path, self.last = path, None
+        self._file: IO[str] | None = None
+        self._warned, self._torn = False, False
+        if os.path.lexists(path):
+            self.last = _cut(path, step)
+
+    def append(self, values: dict[str, Any]) -> None:
+        """Write a line. A failure is warned of once; later lines are tried again."""
+        try:
+            with with_filename(self._path):
+                if self._file is None:
+                    self._file = self._path.open("a", encoding="utf-8")
+                # After a failure the line before may be torn: it keeps to a line of its own.
+                self._file.write("\n" * self._torn + json.dumps(values) + "\n")
+                self._file.flush()
+            self._torn = False
+        except OSError as error:
+            if not self._warned:
+                print(f"warning: a line is missing: {describe(error) or error}", file=sys.stderr, flush=True)
+            self._warned = self._torn = True
+            self.close()
+
+    def close(self) -> None:
+        """Close the file; lines that could not be written are lost."""
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # what is unwritten belongs to the line that failed
+                file.close()
+
+
+def _cut(path: Path, step: int) -> dict[str, Any] | None:
+    """Keep the whole lines up to ``step``, and return the last. A file with other lines is
+    saved under another name, with a warning.
+
+    A file that cannot be read or written is saved under another name too, and a new one begun.
+    """
+    damaged = path.with_name(path.name + DAMAGED)
+    try:
+        with with_filename(path):
+            content = path.read_bytes()
+        # A line cut short by a kill has no newline, and lies after the checkpoint.
+        lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n") and line.strip()]
+        rows = [_row(line) for line in lines]
+        kept = [(line, row) for line, row in zip(lines, rows) if row is not None and row["step"] <= step]
+        if None in rows:
+            write_bytes(damaged, content)
+            count = f"{rows.count(None)} of {len(rows)} lines are damaged"
+            print(f"warning: {path}: {count}; they are left out, and the file as it was is {damaged}", file=sys.stderr)
+        write_bytes(path, b"".join(line for line, _ in kept))
+        return kept[-1][1] if kept else None
+    except OSError as error:
+        print(f"warning: {describe(error) or error}; {path.name} is begun anew", file=sys.stderr, flush=True)
+        with warn_of_os_error(f"{path} cannot be saved under another name"):
+            path.replace(damaged)
+        return None
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line's values; None where it is none of metrics.jsonl."""
+    try:
+        row = parse_json(line, "metrics.jsonl", dict)
+    except UserError:
+        return None
+    return row if type(row.get("step")) is int and type(row.get("tokens")) is int else None
+
+
+class Board:
+    """A TensorBoard SummaryWriter that an OSError ends with a warning. Any method of SummaryWriter may be called."""
+
+    def __init__(self, folder: str, **options: Any) -> None:
+        self._folder, self._writer = folder, None
+        self._guard(self._open, **options)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **named_args: self._call(name, *args, **named_args)
+
+    def add_summary(self, summary: Any, step: int) -> None:
+        """Write a protocol buffer, such as an animated image, which no method of SummaryWriter takes."""
+        if self._writer is not None:
+            self._guard(self._writer.file_writer.add_summary, summary, step)
+
+    def write_hparams(self, settings: dict[str, Any], metrics: Sequence[str]) -> None:
+        """Write the run's row in TensorBoard's HParams table: ``settings``, and the last point of each of ``metrics``.
+
+        The row has a file of its own, which is replaced: TensorBoard keeps the first settings that it finds, and a run
+        may grow. ``SummaryWriter.add_hparams`` would also repeat the last losses as points.
+        """
+        if self._writer is not None:
+            self._guard(self._replace_hparams, settings, metrics)
+
+    def _replace_hparams(self, settings: dict[str, Any], metrics: Sequence[str]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        with replacing(Path(self._folder) / HPARAMS_FILE) as tmp, tmp.open("wb") as file:
+            writer = RecordWriter(file)
+            for summary in hparams(settings, dict.fromkeys(metrics)):
+                writer.write(Event(wall_time=time.time(), summary=summary).SerializeToString())
+
+    def _open(self, **options: Any) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a second to import, and only the main process writes
+
+        _quiet_writer_threads()
+        self._writer = SummaryWriter(self._folder, **options)
+
+    def _call(self, name: str, *args: Any, **named_args: Any) -> None:
+        if self._writer is not None:
+            self._guard(getattr(self._writer, name), *args, **named_args)
+
+    def _guard(self, write: Callable[..., Any], *args: Any, **named_args: Any) -> None:
+        try:
+            write(*args, **named_args)
+        except OSError as error:
+            self._writer = None
+            what = f"{self._folder}: TensorBoard's events end here, until the run is started again"
+            print(f"warning: {what}: {describe(error) or error}", file=sys.stderr, flush=True)
+
+
+def _quiet_writer_threads() -> None:
+    """Keep the OSError of a TensorBoard thread, which the next write raises again, from printing a traceback."""
+    before = threading.excepthook
+    if getattr(before, "ignores_writers", False):
+        return
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        writer = args.thread is not None and type(args.thread).__name__ == "_AsyncWriterThread"
+        if not (writer and isinstance(args.exc_value, OSError)):
+            before(args)
+
+    hook.ignores_writers = True
+    threading.excepthook = hook

@@ -1,0 +1,191 @@
+"""What a run reports while it runs: metrics.jsonl for machines, TensorBoard and a console line for people."""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from videoscaling.data.export import gif_bytes
+from videoscaling.training.logs.log_files import Board, MetricsFile
+from videoscaling.utils.devices import peak_of
+from videoscaling.utils.progress import duration
+
+SPEAK_SECONDS = 5
+HPARAM_METRICS = ("validation/ema_val_loss", "validation/val_loss", "train/tokens")
+
+
+def peak_flops(device: torch.device, dtype: str) -> float | None:
+    """The device's dense peak in FLOP/s for ``dtype`` ("float32": without TF32), or None where it is not known."""
+    return peak_of(torch.cuda.get_device_name(device), dtype) if device.type == "cuda" else None
+
+
+def memory_peak(device: torch.device) -> int:
+    """The most bytes so far: that tensors took of the GPU's memory, or on the CPU that this process held in all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        # Not getrusage, which on Linux begins with what the process that started this one held.
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl and TensorBoard's events from ``step`` on; cuts off what a lost attempt wrote past it.
+
+    Args:
+        step, tokens: of the checkpoint that the run continues from.
+        validates: whether that step is to be validated (again): a run that was killed between its validation and the
+            record of it has written the points of that step to TensorBoard already.
+        board: the folder of TensorBoard's events; relative to ``run_dir``.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        step: int,
+        tokens: int,
+        device: torch.device,
+        world: int,
+        dtype: str = "float32",
+        *,
+        validates: bool = False,
+        board: str = "tensorboard",
+    ) -> None:
+        self._file = MetricsFile(run_dir / "metrics.jsonl", step)
+        # TensorBoard's steps are tokens here: cells of different batches are compared at equal tokens.
+        self._board = Board(str(run_dir / board), purge_step=tokens if validates else tokens + 1)
+        if validates and (last := self._file.last) is not None and last["step"] == step:
+            self._points(last)  # purged with the validation's, but it is not logged again
+        self._device, self._peak, self._world = device, peak_flops(device, dtype), world
+        self._restart_clock(tokens)
+
+    def step(
+        self,
+        step: int,
+        tokens: int,
+        flops_per_token: float,
+        loss: float,
+        lr: float,
+        grad_norm: float,
+        skipped: int,
+        end: int,
+        by_t: Sequence[float] = (),
+        share: float = 1.0,
+    ) -> None:
+        """One logged step; the console hears of it every ``SPEAK_SECONDS`` at most.
+
+        Args:
+            tokens, end: seen so far, and at the run's end.
+            flops_per_token: C_token, of which MFU is made: recomputation is not work. The peak is the run's dtype's.
+            loss: mean training loss since the last logged step; NaN where every step was skipped, null in the file.
+            grad_norm: before clipping, of this step.
+            skipped: steps whose gradient was not finite, since the run began.
+            by_t: mean training loss in equal bins of t since the last logged step; NaN where there was no sample.
+            share: of the process's time that is this run's, where several are trained together. Tokens per second are
+                how fast this run goes on; what the device does is that over the share, and MFU is the device's.
+        """
+        now = time.monotonic()
+        speed = (tokens - self._last[0]) / (now - self._last[1])
+        self._last = (tokens, now)
+        mfu = None if self._peak is None else speed / share * flops_per_token / (self._peak * self._world)
+        values = {
+            "step": step,
+            "tokens": tokens,
+            "flops": tokens * flops_per_token,
+            "loss": loss if math.isfinite(loss) else None,
+            "lr": lr,
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+            "skipped": skipped,
+            "tokens_per_second": speed,
+            "share": share,
+            "mfu": mfu,
+        }
+        self._file.append(values)
+        self._points(values | {"memory_GiB": memory_peak(self._device) / 2**30})
+        self._bins("train_by_t", by_t, tokens)
+        if now - self._spoken[1] >= SPEAK_SECONDS:
+            print(self._line(values, (tokens - self._spoken[0]) / (now - self._spoken[1]), end), flush=True)
+            self._spoken = (tokens, now)
+
+    def _points(self, values: dict[str, Any]) -> None:
+        """A logged step's points in TensorBoard."""
+        for name, value in values.items():
+            if name not in ("step", "share") and isinstance(value, int | float):
+                self._board.add_scalar(f"train/{name}", value, values["tokens"])
+
+    def _line(self, values: dict[str, Any], speed: float, end: int) -> str:
+        """A logged step for the console, at the ``speed`` in tokens per second since the line before."""
+        parts = [
+            f"step {values['step']:,}",
+            f"T {values['tokens']:,}",
+            "no finite loss" if values["loss"] is None else f"loss {values['loss']:.4f}",
+            f"lr {values['lr']:.2e}",
+            f"{speed:,.0f} tokens/s",
+        ]
+        if self._peak is not None:
+            done = speed / values["share"] * values["flops"] / values["tokens"]
+            parts.append(f"MFU {done / (self._peak * self._world):.1%}")
+        if values["skipped"]:
+            parts.append(f"skipped {values['skipped']:,}")
+        return "  ".join([*parts, f"{duration(max(end - values['tokens'], 0) / speed)} left"])
+
+    def _bins(self, tag: str, losses: Sequence[float], tokens: int) -> None:
+        """Losses in equal bins of t, each under the bin's two ends."""
+        for number, loss in enumerate(losses):
+            if math.isfinite(loss):
+                ends = (number / len(losses), (number + 1) / len(losses))
+                self._board.add_scalar(f"{tag}/{ends[0]:.1f}_to_{ends[1]:.1f}", loss, tokens)
+
+    def _restart_clock(self, tokens: int) -> None:
+        """What took time until now was not training: speeds are measured from here on."""
+        self._last = self._spoken = (tokens, time.monotonic())
+
+    def validation(self, tokens: int, scores: dict[str, float], bins: list[float]) -> None:
+        """A milestone's losses with their standard errors, and the averaged weights' loss in equal bins of t.
+
+        They are on disk afterwards, so that the caller can record the milestone as done.
+        """
+        for name, value in scores.items():
+            self._board.add_scalar(f"validation/{name}", value, tokens)
+        self._bins("validation_by_t", bins, tokens)
+        self.flush()
+        print(
+            f"T {tokens:,}: validation loss {scores['ema_val_loss']:.5f} +- {scores['ema_val_se']:.5f} (EMA), "
+            f"{scores['val_loss']:.5f} +- {scores['val_se']:.5f} (raw, on a quarter of the clips)",
+            flush=True,
+        )
+        self._restart_clock(tokens)
+
+    def hparams(self, settings: dict[str, Any]) -> None:
+        """Write the run's row in TensorBoard's HParams table: ``settings``, and the last ``HPARAM_METRICS``."""
+        self._board.write_hparams(settings, HPARAM_METRICS)
+
+    def video(self, name: str, clip: Tensor, tokens: int, caption: str, fps: int = 8) -> None:
+        """A clip [3, frames, height, width] in [-1, 1] as an animated image under its caption."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        image = Summary.Image(
+            height=clip.shape[2], width=clip.shape[3], colorspace=3, encoded_image_string=gif_bytes(clip, fps)
+        )
+        # The prompt in the tag, since nothing else of an image's description is shown beside it; whole under Text.
+        value = Summary.Value(tag=f"{name} {caption[:60]}", image=image)
+        self._board.add_summary(Summary(value=[value]), tokens)
+        self._board.add_text(name, caption, tokens)
+        self._restart_clock(self._last[0])
+
+    def flush(self) -> None:
+        """Write TensorBoard's points to disk, which it does only every 120 s by itself."""
+        self._board.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()

@@ -1,0 +1,91 @@
+"""Videos of a few fixed prompts, sampled at milestones for TensorBoard; and the encoders that sampling needs."""
+
+import os
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from videoscaling.diffusion.process import Process
+from videoscaling.diffusion.sampling import build_scheduler, sample
+from videoscaling.models.text import TextEncoder, cut_warning, load_text_encoder
+from videoscaling.models.vae import VideoVAE, load_vae
+from videoscaling.training.schema import LogKeys
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.finiteness import NotFinite
+
+
+def load_encoders(
+    meta: dict[str, Any],
+    device: torch.device,
+    *,
+    vae: str | None = None,
+    text: str | None = None,
+    options: tuple[str, str] = ("--vae", "--text"),
+) -> tuple[VideoVAE, TextEncoder]:
+    """The VAE and the text encoder that a cache or checkpoint (its ``meta``) was made with.
+
+    Args:
+        vae, text: where they lie now; where ``meta`` says they lay if None.
+        options: what the user gives the two places by, for the errors.
+
+    Raises:
+        UserError: one of them is missing, or is another than it was.
+    """
+    loaded = []
+    for kind, given, option, load in (
+        ("vae", vae, options[0], load_vae),
+        ("text", text, options[1], load_text_encoder),
+    ):
+        place, wanted = given or meta[kind], meta[f"{kind}_fingerprint"]
+        try:
+            encoder = load(place, device)
+        except UserError as error:
+            raise UserError(f"{error}; give the place where it lies now as {_given(option)}") from None
+        if encoder.fingerprint != wanted:
+            raise UserError(
+                f"{place}: not what the data were made with (fingerprint {encoder.fingerprint}, not {wanted}); give "
+                f"the place of the right one as {_given(option)}"
+            )
+        loaded.append(encoder)
+    return loaded[0], loaded[1]
+
+
+def _given(option: str) -> str:
+    return f"{option} FOLDER" if option.startswith("-") else f"{option}=FOLDER"
+
+
+class Preview:
+    """Samples ``keys.prompts`` with seeds 0, 1, ...; everything is loaded at once, so that a missing encoder, or
+    more steps than a scheduler has, is known before training and not after it."""
+
+    def __init__(self, keys: LogKeys, process: Process, meta: dict[str, Any], device: torch.device) -> None:
+        self._keys, self._process, self._warned = keys, process, False
+        build_scheduler(process, None, keys.sample_steps, device)
+        self._shape = tuple(meta["latent_shape"])
+        self._vae, text = load_encoders(meta, device, vae=keys.vae, text=keys.text, options=("log.vae", "log.text"))
+        if (warning := cut_warning(text, list(keys.prompts), "log.prompts")) and os.environ.get("RANK", "0") == "0":
+            print(warning, file=sys.stderr)
+        # The empty prompt rides along, so that it is padded as the others are.
+        context, mask = text.encode([*keys.prompts, ""])
+        self._context, self._mask, self._null = context[:-1], mask[:-1], (context[-1], mask[-1])
+
+    def sample(self, model: nn.Module) -> Tensor:
+        """One clip per prompt, float32 [prompts, 3, frames, height, width] in [-1, 1].
+
+        Where latents or pixels are not finite there are none, [0, 3, ...], and the first time a warning.
+        """
+        try:
+            return self._sample(model)
+        except NotFinite as error:
+            if not self._warned and os.environ.get("RANK", "0") == "0":
+                print(f"warning: log.prompts: no videos at this milestone: {error}", file=sys.stderr)
+            self._warned = True
+            return torch.empty(0, 3, 1, 1, 1)
+
+    def _sample(self, model: nn.Module) -> Tensor:
+        keys, seeds = self._keys, torch.arange(len(self._keys.prompts))
+        condition = (self._context, self._mask, self._null)
+        latents = sample(model, self._process, *condition, self._shape, seeds, keys.sample_steps, keys.guidance)
+        return self._vae.decode(latents)

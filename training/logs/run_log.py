@@ -1,0 +1,82 @@
+"""The log of a run: opened with what it trains, a line for each window of steps, closed with how it ended."""
+
+import math
+import sys
+
+import torch
+
+from videoscaling.diffusion.validation import T_BINS
+from videoscaling.training.logs.metrics import MetricsLog
+from videoscaling.training.optim import learning_rate
+from videoscaling.training.parallel import all_reduce
+from videoscaling.training.planning.memory_formula import even_size
+from videoscaling.training.run import Run, beta2_warnings
+from videoscaling.training.step import Step
+from videoscaling.utils.errors import CONTINUES, plural
+
+
+def open_log(
+    run: Run, train_size: int, *, step: int, device: torch.device, world: int, validates: bool, attention: str
+) -> MetricsLog:
+    """Open the log of ``run`` and say on the console what is trained, and what in its configuration is to be known.
+
+    Args:
+        train_size: training clips in the cache.
+        step: the step that the run continues from.
+        world: how many processes train.
+        validates: whether the run is validated before its next step.
+        attention: the backend that the model attends with.
+    """
+    config = run.config
+    log = MetricsLog(
+        config.run_dir,
+        step,
+        step * config.train.batch_tokens,
+        device,
+        world,
+        config.train.dtype,
+        validates=validates,
+        board=config.log.tensorboard_dir,
+    )
+    settings = {"N": run.N, "layers": config.model.layers, "width": config.model.width}
+    settings |= {"T": config.train.tokens, "B": config.train.batch_tokens, "lr": config.optim.lr}
+    log.hparams(settings | {"seed": config.seed})
+    begun = f"; from step {step:,}" if step else ""
+    how = f"{run.steps * run.clips / train_size:.2g} epochs; {device}, attention {attention}"
+    print(f"{config.run_dir}: {run.text}; {how}{begun}", flush=True)
+    for text in beta2_warnings([(config.optim, config.train.batch_tokens)]):
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+    wanted, local = config.train.micro_batch, run.clips // world
+    if wanted and local > wanted != (size := even_size(local, wanted)):
+        print(f"train.micro_batch={wanted}: of {plural(local, 'clip')} {size} at a time, which changes no result")
+    return log
+
+
+def log_window(log: MetricsLog | None, learn: Step, run: Run, *, step: int, share: float) -> None:
+    """Log the means over the steps since the last line. All processes take part; the first alone has a ``log``.
+
+    Args:
+        learn: what took the steps; its sums start again.
+        step: the last step taken.
+        share: of this process's time that the run has.
+    """
+    counted = learn.counted.item()
+    loss = all_reduce(learn.loss, "mean").item() / counted if counted else math.nan
+    sums, numbers = all_reduce(learn.by_t, "sum")[:, :T_BINS]
+    learn.restart()
+    if log is not None:
+        batch, end = run.config.train.batch_tokens, run.config.train.tokens
+        tokens = step * batch
+        rate = learning_rate(run.config.optim, tokens - batch / 2, end)
+        norm, skipped = learn.norm.item(), learn.skipped.item()
+        by_t = (sums / numbers).tolist()
+        shown = (loss, rate, norm, skipped, end, by_t, share)
+        log.step(step, tokens, run.flops_per_token, *shown)
+
+
+def close_log(log: MetricsLog, run: Run, *, step: int, status: str) -> None:
+    """Close the log, and say on the console how the run ended, at ``step``."""
+    log.close()
+    more = f"; {CONTINUES}" if status == "preempted" else ""
+    tokens = step * run.config.train.batch_tokens
+    print(f"{run.config.run_dir}: {status} after {plural(step, 'step')}, {tokens:,} tokens{more}", flush=True)

@@ -1,0 +1,138 @@
+"""Parameters and training memory by formula, from a model's shape. No torch here: a plan asks in milliseconds."""
+
+import math
+from typing import NamedTuple
+
+from videoscaling.models.sizes import parameters
+
+TIMESTEP_FEATURES = 256  # of models.dit
+# Bytes kept for the backward pass, counted on the tensors that autograd saves (a test counts them again): per unit of
+# width, by a block for each visual token and for each text token, and outside the blocks for each visual token.
+KEPT = {"float32": 122, "bfloat16": 78}
+KEPT_BY_TEXT, KEPT_OUTSIDE = 16, 16
+# Samples prepared together, over as many steps as that takes, and the most numbers of noise they have. A step of one
+# clip spent a third of its time calling small functions; twice as many samples leave the CPU's cache, and each then
+# takes twice the time. Steps are grouped from the run's start, so that a resumed run groups them alike.
+PREFETCH_SAMPLES, MAX_PREFETCH_NUMBERS = 64, 1 << 22
+
+
+# Where no cache tells: the latents of the public video autoencoders, and T5's embeddings of captions of full length.
+ASSUMED_CHANNELS, ASSUMED_TEXT_TOKENS, ASSUMED_TEXT_DIM = 16, 512, 4096
+
+
+class ModelShape(NamedTuple):
+    """What a VideoDiT's parameters follow from; ``token_dim`` is the numbers in one visual token."""
+
+    layers: int
+    width: int
+    heads: int
+    token_dim: int
+    text_dim: int
+
+
+class ClipShape(NamedTuple):
+    """One training clip: visual tokens, its latent's (C, f, h, w), text tokens and the width of their embeddings."""
+
+    n_ctx: int
+    latent_shape: tuple[int, ...]
+    text_tokens: int
+    text_dim: int
+
+
+class Layout(NamedTuple):
+    """How processes share a training step; ``micro_batch`` is in clips, at most a process's share."""
+
+    processes: int
+    parallel: str
+    micro_batch: int
+    activation_checkpointing: bool
+
+
+def assumed_clip(n_ctx: int, patch: tuple[int, ...] = (1, 1, 1)) -> tuple[ClipShape, list[str]]:
+    """A clip of ``n_ctx`` tokens of which nothing else is known, and the assumptions as text."""
+    frames, rows, columns = patch
+    clip = ClipShape(n_ctx, (ASSUMED_CHANNELS, n_ctx * frames, rows, columns), ASSUMED_TEXT_TOKENS, ASSUMED_TEXT_DIM)
+    text = f"text of {ASSUMED_TEXT_TOKENS} tokens x {ASSUMED_TEXT_DIM} (T5)"
+    return clip, [text, f"latents of {ASSUMED_CHANNELS} channels"]
+
+
+def parameter_groups(shape: ModelShape) -> dict[str, int]:
+    """Parameters of a VideoDiT by purpose; their sum is all of them. "blocks' matrices" is N."""
+    layers, d, head = shape.layers, shape.width, shape.width // shape.heads
+    return {
+        "blocks' matrices": parameters(layers, d),
+        "blocks' norms": layers * 4 * head,
+        "modulation": 6 * d * d + 6 * d + 2 * d * d + 2 * d + layers * 6 * d,
+        "patch embedding": shape.token_dim * d + d,
+        "text embedding": shape.text_dim * d + d + d * d + d,
+        "time embedding": TIMESTEP_FEATURES * d + d + d * d + d,
+        "final": d * shape.token_dim + shape.token_dim,
+    }
+
+
+def block_parameters(shape: ModelShape) -> int:
+    """Parameters of one block: matrices, norms and its modulation table."""
+    return parameters(1, shape.width) + 4 * (shape.width // shape.heads) + 6 * shape.width
+
+
+def even_size(count: int, most: int | None) -> int:
+    """The size of ``count`` samples' passes: as few as hold at most ``most`` samples each, all of one size."""
+    return math.ceil(count / math.ceil(count / min(most or count, count)))
+
+
+def training_memory(
+    shape: ModelShape, clip: ClipShape, layout: Layout, *, clips: int, dtype: str, plain_attention: bool = False
+) -> dict[str, int]:
+    """Bytes that one process holds when the backward pass begins, by part, with their "total".
+
+    With P parameters, weights, gradients and the average take 4 P each and AdamW's moments 8 P, divided by the number
+    of processes under fsdp; DDP's buckets take 4 P more. torch.compile keeps less than the activations counted here.
+
+    Args:
+        clips: the global batch, in clips.
+        dtype: what the blocks compute in, "float32" or "bfloat16".
+        plain_attention: attention without a kernel, which keeps every score.
+    """
+    count, block = sum(parameter_groups(shape).values()), block_parameters(shape)
+    world, local = layout.processes, clips // layout.processes
+    shards = world if layout.parallel == "fsdp" else 1
+    held = 4 * count // shards
+    outside = count - shape.layers * block
+    micro = even_size(local, layout.micro_batch)
+    scores = (2 if dtype == "bfloat16" else 4) * shape.layers * micro * shape.heads * clip.n_ctx
+    sample = 2 * math.prod(clip.latent_shape) + clip.text_tokens * clip.text_dim
+    together = steps_together(clip.latent_shape, local)
+    parts = {
+        "weights": held,
+        "gradients": held,
+        "optimizer": 2 * held,
+        "average": held,
+        # Under fsdp two blocks are whole at a time, one with its gradient, and what lies outside the blocks always is.
+        "communication": 0 if world == 1 else 4 * count if shards == 1 else 4 * (3 * block + outside),
+        "activations": activation_bytes(
+            shape.layers, shape.width, clip.n_ctx, clip.text_tokens, micro, dtype, layout.activation_checkpointing
+        ),
+        "attention scores": scores * (clip.n_ctx + clip.text_tokens) if plain_attention else 0,
+        "samples": 4 * local * together * sample,
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def activation_bytes(
+    layers: int, width: int, n_ctx: int, text_tokens: int, clips: int, dtype: str, recompute: bool
+) -> int:
+    """What a forward pass keeps for the backward pass, without torch.compile, which keeps less.
+
+    Per block ``clips * width * (KEPT * n_ctx + KEPT_BY_TEXT * text_tokens)``, and in bfloat16 the matrices once more
+    in two bytes each. With ``recompute`` every block keeps its input, and one block at a time the rest.
+    """
+    tokens = clips * n_ctx * width
+    block = KEPT[dtype] * tokens + KEPT_BY_TEXT * clips * text_tokens * width
+    block += 2 * parameters(1, width) if dtype == "bfloat16" else 0
+    entry = tokens * (2 if dtype == "bfloat16" else 4)
+    return (layers * entry + block if recompute else layers * block) + KEPT_OUTSIDE * tokens
+
+
+def steps_together(latent_shape: tuple[int, ...], clips: int) -> int:
+    """How many steps' samples are prepared at once, where a process has ``clips`` of this shape in each step."""
+    return max(1, min(PREFETCH_SAMPLES, MAX_PREFETCH_NUMBERS // math.prod(latent_shape)) // clips)

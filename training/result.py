@@ -1,0 +1,187 @@
+"""result.json: what a run leaves for the fits. Nothing else of a run is read by them."""
+
+import math
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from videoscaling.models.sizes import exact_flops
+from videoscaling.training.config import Config, load_yaml, recorded_config, run_id, to_dict
+from videoscaling.training.run import Run
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.results import FILE, DamagedResult, read_result
+from videoscaling.utils.revision import code_revision
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("torch", "accelerate", "diffusers", "safetensors", "numpy")
+
+
+def recipe(config: Config, meta: dict[str, Any]) -> dict[str, Any]:
+    """What a loss depends on besides N, T, B, lr and seed: laws hold for one recipe. ``meta`` is the cache's."""
+    optim, diffusion, validation = config.optim, config.diffusion, config.validation
+    return {
+        "optimizer": "adamw",
+        "beta1": optim.beta1,
+        "beta2_half_life": optim.beta2_half_life,
+        "beta2_range": optim.beta2_range,
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+        "clip": optim.clip,
+        "schedule": optim.schedule,
+        "warmup": round(optim.warmup_tokens / config.train.milestones[0], 4),  # of the smallest milestone
+        "ema_width": config.ema.width,
+        "process": diffusion.process,
+        "target": diffusion.target,
+        "timesteps": diffusion.timesteps,
+        "logit_mean": diffusion.logit_mean,
+        "logit_std": diffusion.logit_std,
+        "caption_dropout": config.data.caption_dropout,
+        "patch": config.model.patch,
+        "dtype": config.train.dtype,
+        "data": config.data.fingerprint,
+        "vae": meta["vae_fingerprint"],
+        "text": meta["text_fingerprint"],
+        "validation": f"{meta['validation_hash']}, {validation.clips or 'all'} clips, {validation.timesteps} times, "
+        f"seed {validation.seed}",
+    }
+
+
+def environment(device: "torch.device", world: int) -> dict[str, Any]:
+    """Versions, code revision and device."""
+    import torch  # not at the top: who only reads results does not wait for it
+
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "git_revision": code_revision(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "processes": world,
+    }
+
+
+def build_result(
+    run: Run,
+    meta: dict[str, Any],
+    status: str,
+    step: int,
+    skipped: int,
+    milestones: list[dict[str, Any]],
+    seconds: float,
+    device: "torch.device",
+    world: int,
+) -> dict[str, Any]:
+    """The content of result.json.
+
+    ``status`` is "running" (some milestones are there), "preempted", "done" or "diverged" (a loss was not finite; the
+    milestones before it stand). ``skipped`` counts the steps among ``step`` that moved nothing, as their gradient was
+    not finite.
+    """
+    config = run.config
+    return {
+        "status": status,
+        "run_id": run_id(config),
+        "N": run.N,
+        "layers": config.model.layers,
+        "width": config.model.width,
+        "n_ctx": run.n_ctx,
+        "B": config.train.batch_tokens,
+        "lr": config.optim.lr,
+        "seed": config.seed,
+        "heldout": config.heldout,
+        "tokens": step * config.train.batch_tokens,
+        "skipped": skipped,
+        "flops": step * config.train.batch_tokens * run.flops_per_token,
+        "exact_flops": step * run.clips * _exact_flops_per_clip(run, meta),
+        "warmup_tokens": config.optim.warmup_tokens,
+        "milestones": milestones,
+        "milestones_asked": config.train.milestones,
+        "recipe": recipe(config, meta),
+        "seconds": seconds,
+        **environment(device, world),
+        "config": to_dict(config),
+    }
+
+
+def _exact_flops_per_clip(run: Run, meta: dict[str, Any]) -> int:
+    model = run.config.model
+    token_dim = meta["latent_shape"][0] * math.prod(model.patch)
+    return exact_flops(model.layers, model.width, run.n_ctx, token_dim, meta["text_tokens"], meta["text_dim"])
+
+
+def finished_result(run: Run) -> dict[str, Any] | None:
+    """The result in the run's directory if it is this run's and final: diverged, or done to the end asked for."""
+    result = recorded(run)
+    reached = {m.get("nominal") for m in result["milestones"]}
+    done = result.get("status") == "done" and reached >= set(run.config.train.milestones)
+    return result if done or result.get("status") == "diverged" else None
+
+
+def recorded(run: Run) -> dict[str, Any]:
+    """The result in the run's directory, if it is this run's and not damaged; else one of no tokens and milestones."""
+    nothing = {"run_id": None, "tokens": 0, "milestones": []}
+    path = run.config.run_dir / FILE
+    try:
+        result = read_result(path) if path.exists() else nothing
+    except DamagedResult:
+        return nothing
+    return result if result.get("run_id") == run_id(run.config) and result.get("tokens") is not None else nothing
+
+
+def earlier_milestones(config: Config) -> list[int]:
+    """What an earlier start of a run that may grow was asked for: its milestones stay, and so does its warm-up."""
+    path = config.run_dir / "config.yaml"
+    grows = path.exists() and config.optim.schedule == "constant"
+    return recorded_config(load_yaml(path)).train.milestones if grows else []
+
+
+def result_damage(directory: Path) -> str | None:
+    """Why the result in ``directory`` is as good as none, in words; None where it is whole, or there is none."""
+    path = directory / FILE
+    try:
+        if path.exists():
+            read_result(path)
+    except DamagedResult as error:
+        return str(error)
+    return None
+
+
+def resumable_step(directory: Path) -> int:
+    """The step of a run's newest checkpoint with its optimiser, from which it can go on; 0 without one.
+
+    A finished run that kept its averages alone starts again, should it grow.
+    """
+    paths = (directory / "checkpoints").glob("step_*/optimizer.safetensors")
+    return max((int(path.parent.name.rpartition("_")[2]) for path in paths), default=0)
+
+
+def check_growth(run: Run, tokens: int, milestones: list[dict[str, Any]]) -> None:
+    """Refuse a ``run`` that would go on from ``tokens``, with these ``milestones``, past what it asks to measure.
+
+    What the last of its steps reached can still be measured: a checkpoint is saved before its step is validated.
+
+    Raises:
+        UserError: it ends, or has a milestone, where it has been already and was not measured.
+    """
+    measured = {m["nominal"] for m in milestones}
+    before = tokens - run.config.train.batch_tokens
+    end, known = run.config.train.tokens, recorded(run)["tokens"]
+    if end <= max(before, known) and end not in measured:
+        raise UserError(
+            f"train.tokens={end}: the run already has {max(tokens, known):,} tokens, and at {end:,} it was not "
+            "measured; ask for more, or choose another name=..."
+        )
+    missed = [m for m in run.config.train.milestones if m <= before and m not in measured]
+    if missed:
+        raise UserError(
+            f"train.milestones={missed}: the run is already at {tokens:,} tokens; "
+            "choose later ones, or another name=..."
+        )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

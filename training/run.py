@@ -1,0 +1,210 @@
+"""What a configuration leaves open, decided from the data: shape, end, milestones, warm-up. No torch here."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videoscaling.models.sizes import MAX_LAYERS, MAX_PARAMETERS, flops_per_token, head_width, parameters, parse_size
+from videoscaling.training.config import Config, cache_folders, copied
+from videoscaling.training.keys import MAX_INTEGER
+from videoscaling.training.schema import OptimKeys
+from videoscaling.utils.errors import UserError, plural
+from videoscaling.utils.files import read_json
+
+WARMUP_FRACTION = 0.1
+INDEX = "the index of a latent cache"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration with nothing left open, and what follows from it.
+
+    Attributes:
+        config: every key set.
+        N: parameters in the blocks' matrices.
+        n_ctx: tokens per clip.
+        clips: clips per step, over all processes.
+        flops_per_token: C_token.
+    """
+
+    config: Config
+    N: int
+    n_ctx: int
+    clips: int
+    flops_per_token: float
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.config.train.tokens / self.config.train.batch_tokens)
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        config, tokens = self.config, self.steps * self.config.train.batch_tokens
+        return (
+            f"{config.model.size}: N {self.N:,}, T {tokens:,} tokens in {plural(self.steps, 'step')} of "
+            f"{plural(self.clips, 'clip')} ({config.train.batch_tokens:,} tokens), lr {config.optim.lr:.3g}, "
+            f"C {self.flops_per_token * tokens:.3g} FLOPs"
+        )
+
+
+def resolve(
+    config: Config, meta: dict[str, Any], earlier: Sequence[int] = (), bfloat16: Callable[[], bool] | None = None
+) -> Run:
+    """Fill in what ``config`` leaves open, from the cache's ``meta`` (its latent shape and fingerprint).
+
+    Args:
+        earlier: the milestones that an earlier start of the same run was asked for.
+        bfloat16: asks whether the device that trains has bfloat16, which train.dtype=auto then becomes. It is asked
+            only for auto. None: no device is known, and auto is refused.
+
+    Raises:
+        UserError: a size that is no size, a patch that does not divide the latents, a token too large for the width,
+            a batch that is no whole number of clips, no end or two, or data of another fingerprint.
+    """
+    config = copied(config)
+    if config.train.dtype == "auto":
+        # Before anything is hashed: a run's id is that of the dtype it computes in.
+        if bfloat16 is None:
+            raise UserError("train.dtype=auto: only a run's own device decides it; name bfloat16 or float32")
+        config.train.dtype = "bfloat16" if bfloat16() else "float32"
+    n_ctx = clip_tokens(config, meta["latent_shape"])
+    _resolve_shape(config, meta["latent_shape"][0] * math.prod(config.model.patch))
+    _resolve_data(config, meta["fingerprint"])
+    model, train = config.model, config.train
+    count = parameters(model.layers, model.width)
+    per_token = flops_per_token(count, n_ctx, model.width)
+    clips = _whole_clips(train.batch_tokens, n_ctx)
+    if (train.tokens is None) == (train.flops is None):
+        raise UserError("train.tokens and train.flops: give one of them, the end of the run")
+    if train.tokens is None:
+        if train.flops / per_token > MAX_INTEGER:
+            raise UserError(f"train.flops={train.flops:g}: these are more than {MAX_INTEGER:.3g} tokens, the limit")
+        train.tokens, train.flops = math.ceil(train.flops / per_token), None
+    if train.batch_tokens > train.tokens:
+        raise UserError(f"train.tokens={train.tokens}: less than one batch of train.batch_tokens={train.batch_tokens}")
+    late = [m for m in train.milestones if m > train.tokens]
+    if late:
+        raise UserError(f"train.milestones={late}: past the run's end, train.tokens={train.tokens}")
+    train.milestones = sorted({*train.milestones, *(m for m in earlier if m < train.tokens), train.tokens})
+    if config.optim.warmup_tokens is None:
+        config.optim.warmup_tokens = round(WARMUP_FRACTION * train.milestones[0])
+    if config.optim.beta2(train.batch_tokens) == 1:
+        raise UserError(
+            f"optim.beta2_half_life={config.optim.beta2_half_life:g}: beta2 is 1 at B {train.batch_tokens:,} tokens, "
+            "where AdamW's second moment never moves; give a shorter one, or an optim.beta2_range that ends below 1"
+        )
+    return Run(config, count, n_ctx, clips, per_token)
+
+
+def clip_tokens(config: Config, latent_shape: Sequence[int]) -> int:
+    """Tokens per clip of latents (C, f, h, w); UserError where the patch does not divide them."""
+    sides, patch = list(latent_shape[1:]), config.model.patch
+    if any(side % p for side, p in zip(sides, patch)):
+        raise UserError(f"model.patch={patch}: does not divide the cache's latents of {sides} (frames, rows, columns)")
+    return math.prod(side // p for side, p in zip(sides, patch))
+
+
+def encoded_shape(config: Config) -> list[int] | None:
+    """(C, f, h, w) of the clips in (the first) ``data.cache``, without opening it; None where there are none yet.
+
+    Raises:
+        UserError: what lies there is no cache's index.
+    """
+    path = Path(cache_folders(config)[0]) / "index.json"
+    if not config.data.cache or not path.is_file():
+        return None
+    shape = read_json(path, dict, INDEX).get("latent_shape")
+    whole = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
+    if not (whole or shape is None):
+        raise UserError(f"{path}: not {INDEX}")
+    return shape
+
+
+def cache_indexes(config: Config) -> list[dict[str, Any]]:
+    """The indexes of all folders in ``data.cache``; none where one of them has no finished cache yet."""
+    paths = [Path(folder) / "index.json" for folder in cache_folders(config) if folder]
+    indexes = [read_json(path, dict, INDEX) for path in paths if path.is_file()]
+    finished = all(index.get("latent_shape") for index in indexes)
+    return indexes if finished and len(indexes) == len(paths) else []
+
+
+def _resolve_shape(config: Config, token_dim: int) -> None:
+    model = config.model
+    if model.size is not None:
+        shape = parse_size(model.size)
+        for name, value in (("layers", shape.layers), ("width", shape.width)):
+            if getattr(model, name) not in (None, value):
+                raise UserError(f"model.{name}={getattr(model, name)}: contradicts model.size={model.size}; drop one")
+        model.layers, model.width = shape.layers, shape.width
+    if model.layers is None or model.width is None:
+        raise UserError("model.size: not given; name one such as 4x128, or set model.layers and model.width")
+    count = parameters(model.layers, model.width)
+    if model.layers > MAX_LAYERS or count > MAX_PARAMETERS:
+        raise UserError(
+            f"model.size={model.layers}x{model.width}: {count:.3g} parameters in {model.layers:,} layers; at most "
+            f"{MAX_PARAMETERS:.0e} and {MAX_LAYERS:,} can be built"
+        )
+    if model.heads is None:
+        model.heads = parse_size(f"{model.layers}x{model.width}").heads
+    if model.width % (2 * model.heads):
+        raise UserError(
+            f"model.heads={model.heads}: width {model.width} is no even multiple of it; "
+            f"try {max(model.width // head_width(model.layers, model.width), 1)}"
+        )
+    if 4 * token_dim > model.width:
+        raise UserError(
+            f"model.width={model.width}: too narrow for tokens of {token_dim} numbers, which need a width of at least "
+            f"{4 * token_dim}; a narrower model cannot pass the noise through"
+        )
+    model.size = f"{model.layers}x{model.width}"
+
+
+def _resolve_data(config: Config, fingerprint: str) -> None:
+    pinned = config.data.fingerprint
+    if pinned and pinned != fingerprint:
+        raise UserError(
+            f"data.cache={config.data.cache}: its fingerprint is {fingerprint}, but the run was made with {pinned}"
+        )
+    config.data.fingerprint = fingerprint
+
+
+def _whole_clips(batch_tokens: int, n_ctx: int) -> int:
+    """Clips per batch, or an error that names the nearest batches that are whole."""
+    if batch_tokens == 0:
+        raise UserError(
+            f"train.batch_tokens: not given; a whole number of clips of {n_ctx} tokens, such as {8 * n_ctx}"
+        )
+    clips, rest = divmod(batch_tokens, n_ctx)
+    if batch_tokens <= 0 or rest:
+        either = f"{clips * n_ctx} or {(clips + 1) * n_ctx}" if clips > 0 else f"{n_ctx}"
+        raise UserError(
+            f"train.batch_tokens={batch_tokens}: not a whole number of clips of {n_ctx} tokens; nearest: {either}"
+        )
+    return clips
+
+
+def beta2_warnings(optimizers: Sequence[tuple[OptimKeys, int]]) -> list[str]:
+    """Where ``optim.beta2_range`` clamps beta2, at most a line for each of its two ends.
+
+    ``optimizers`` are (the optimiser's keys, batch in tokens) of a run, or of all cells of a sweep.
+    """
+    found = []
+    for end, name in enumerate(("minimum", "maximum")):
+        clamped = [(optim, batch) for optim, batch in optimizers if _beta2_clamped_to(optim, batch, end)]
+        if not clamped:
+            continue
+        # The cell farthest outside the range: the largest batch at its minimum, the smallest at its maximum.
+        optim, batch = max(clamped, key=lambda one: (-1) ** end * one[1] / one[0].beta2_half_life)
+        cells = f"in {len(clamped)} of {len(optimizers)} cells " if len(optimizers) > 1 else ""
+        found.append(
+            f"{cells}beta2 is clamped to the {name} of optim.beta2_range, {optim.beta2(batch):g}: at B {batch:,} "
+            f"tokens optim.beta2_half_life={optim.beta2_half_life:g} asks for {optim.free_beta2(batch):.6g}"
+        )
+    return found
+
+
+def _beta2_clamped_to(optim: OptimKeys, batch: int, end: int) -> bool:
+    return optim.beta2(batch) != optim.free_beta2(batch) and optim.beta2(batch) == optim.beta2_range[end]

@@ -1,0 +1,24 @@
+"""Scaling laws of video diffusion transformers: data, models, training, sweeps, and the laws fitted from their results.
+
+The names of ``videoscaling.scaling`` are here too, loaded when they are first used:
+
+    from videoscaling import load_law, predict, read_runs
+
+The packages lie at the root of the repository. In a checkout this one takes its modules from there, so that commands run
+without an installation; in an installed wheel they are in this folder. Either way each is imported by one name.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+IMPORT_PATH = Path(__file__).resolve().parents[1]  # what a new process needs in PYTHONPATH
+INSTALLED = Path(__file__).with_name("data").is_dir()
+ROOT = IMPORT_PATH / "videoscaling" if INSTALLED else IMPORT_PATH  # of the packages, train.py and configs/
+__path__ = [str(ROOT)]
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("_") and name in (interface := import_module("videoscaling.scaling")).__all__:
+        return getattr(interface, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
