@@ -1,55 +1,16 @@
 """Building a latent cache from a plan: one process's share of its shards, and the index once all shards are there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from videoscaling.data import writer
-from videoscaling.data.clip_groups import SPLITS, Unit
+from videoscaling.data.clip_groups import SPLITS
+from videoscaling.data.plan import Planner
 from videoscaling.data.rejections import Tally
-from videoscaling.data.shards import Shard
-from videoscaling.data.sources.source import Listing
-from videoscaling.data.splits import Headers, Split
 from videoscaling.data.work_share import Share
 from videoscaling.data.writer import Load
 from videoscaling.utils.progress import Progress
-
-
-class Plan(NamedTuple):
-    """What is to be encoded, and what is known about it by then."""
-
-    units: dict[str, list[Unit]]
-    clips_per_unit: float
-    headers: Headers | None = None
-    frozen: list[str] | None = None
-    listing: Listing | None = None
-    split: Split | None = None
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What the list of sources left out and how it was split, for the index and the reports."""
-        if self.listing is None or self.split is None:
-            return {"split": {"by": "seed"}}
-        left_aside = {"skipped": self.listing.skipped, "unread_columns": self.listing.unread}
-        return left_aside | {"split": self.split.about}
-
-    @property
-    def rule(self) -> dict[str, str]:
-        """The setting by which caches that are split otherwise differ."""
-        return {writer.RULE: self.split.rule} if self.split and self.split.rule else {}
-
-    @property
-    def fps(self) -> float | None:
-        return self.headers.fps if self.headers else None
-
-    @property
-    def videos(self) -> int:
-        return len(self.headers.order) if self.headers else 0
-
-    def shards(self, out: Path, settings: dict, latent_shape: Sequence[int]) -> dict[str, list[Shard]]:
-        """The cache's shards, of about ``data.writer.SHARD_BYTES`` each."""
-        per_shard = max(1, int(writer.clips_per_shard(latent_shape) / max(self.clips_per_unit, 1e-9)))
-        return writer.plan_shards(out, settings, self.units, per_shard)
 
 
 class Built(NamedTuple):
@@ -70,7 +31,7 @@ class Built(NamedTuple):
 def build_share(
     out: Path,
     settings: dict[str, Any],
-    plan: Callable[[bool], Plan],
+    plan: Planner,
     *,
     vae: Any,
     text: Any,

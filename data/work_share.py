@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -77,3 +78,9 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
         raise UserError(
             f"{name}={environ[name]} in the environment is no number; unset it, or give --share none"
         ) from None
+
+
+def first_of_node(line: str) -> None:
+    """Print a line to stderr, once a node."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=sys.stderr)

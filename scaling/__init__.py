@@ -2,7 +2,7 @@
 
 The Python interface, loaded when it is first used:
 
-    from videoscaling.scaling import Cells, fit_surface, load_law, predict, read_runs
+    from videoscaling import Cells, fit_surface, load_law, predict, read_runs
 
     surface = fit_surface(Cells.of_ledger(read_runs("results/mini/cells")))
     surface.lr_opt(B=320, T=3e6, N=2e5)           # value, low, high
@@ -10,8 +10,9 @@ The Python interface, loaded when it is first used:
 """
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from videoscaling import ROOT
 
 if TYPE_CHECKING:
     from videoscaling.scaling.fitting.surface_fit import fit_surface
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from videoscaling.scaling.prediction import predict
     from videoscaling.scaling.runs import read as read_runs
 
-PAPER = Path(__file__).resolve().parents[1] / "configs" / "laws" / "paper.json"  # the paper's own law
+PAPER = ROOT / "configs" / "laws" / "paper.json"  # the paper's own law
 __all__ = ["PAPER", "Cells", "fit_surface", "load_law", "predict", "read_runs"]
 _PLACES = {
     "Cells": ("videoscaling.scaling.fitting.table", "Cells"),

@@ -263,13 +263,10 @@ def _allocation(
         curves = isoflop.budgets(points.N, flops, points.loss) or isoflop.budgets(
             points.N, C, points.loss, isoflop.MOSTLY
         )
-    if curves:
-        fits, reasons = isoflop.estimate(curves)
+    fits, reasons = isoflop.estimate(curves or isoflop.interpolated(points.N, C, points.loss))
+    if curves:  # interpolated budgets share their points: their scatter is no error
         size_fits |= {name: one for name, one in fits.items() if one is not None}
-        found = {name: None if one is None else one.law for name, one in fits.items()}
-    else:
-        found, reasons = allocation.estimate(allocation.budgets(points.N, C, points.loss, C))
-    sizes |= found
+    sizes |= {name: None if one is None else one.law for name, one in fits.items()}
     unknown |= {f"allocation.{name}": reason for name, reason in reasons.items()}
     if sizes["measured"] is not None:
         at = 10 * C.max()
@@ -292,7 +289,10 @@ def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any])
             )
     if len(ledger) < 3:
         raise UserError(f"{ledger.source}: {len(ledger)} rows: a power law through best sizes needs three")
-    measured, span = allocation.size_law(C, ledger.N), list(allocation.exponent_interval(C, ledger.N))
+    if np.ptp(np.log(C)) < 1e-9:
+        raise UserError(f"{ledger.source}: the optima share one budget: N_opt's exponent is unknown")
+    through = isoflop.through(C, ledger.N)
+    measured, span = through.law, through.exponent_interval()
     if measured.exponent <= 0:
         rows = ", ".join(f"N {ledger.N[i]:.4g} at {C[i]:.4g} FLOPs" for i in np.argsort(C, kind="stable")[:5])
         raise UserError(f"{ledger.source}: N_opt falls with C (exponent {measured.exponent:.3f}): {rows}")

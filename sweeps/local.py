@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from videoscaling import IMPORT_PATH, ROOT
 from videoscaling.sweeps.config import ExecutorKeys
 from videoscaling.sweeps.stacking import stacks
-from videoscaling.sweeps.state import DATA_FAULT, FAILURE, data_fault, forget_failure, write_record
+from videoscaling.sweeps.state import FAILURE, data_fault, forget_failure
 from videoscaling.training.config import Config, config_from_dict, to_dict
 from videoscaling.training.result import finished_result
 from videoscaling.training.run import Run
@@ -28,8 +29,8 @@ from videoscaling.utils.errors import DataFault, run_cli
 from videoscaling.utils.files import replacing
 from videoscaling.utils.locks import check_held, held
 from videoscaling.utils.os_errors import warn_of_os_error
+from videoscaling.utils.results import DATA_FAULT, write_record
 
-ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 # torchrun hands these on to its processes; by itself it would die of the last.
 HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
@@ -241,7 +242,7 @@ def _server() -> Any:
     """A server from which cells are forked: it has imported torch but run nothing. No import to wait for, no shared
     state."""
     # The server finds our modules by PYTHONPATH alone, whatever the working directory.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(IMPORT_PATH), os.environ.get("PYTHONPATH"))))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     # Slurm, and a terminal, signal every process there is: a server that died of it would take the exit statuses of

@@ -21,19 +21,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from videoscaling import IMPORT_PATH
 from videoscaling.sweeps.config import ExecutorKeys, SlurmKeys, minutes
 from videoscaling.sweeps.grid import Sweep
-from videoscaling.sweeps.state import FAILURE, FINISHED, cell_state, forget_failure, write_record
+from videoscaling.sweeps.state import FAILURE, FINISHED, cell_state, forget_failure
 from videoscaling.training.config import config_from_dict, to_dict
 from videoscaling.training.result import finished_result, resumable_step
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import DataFault, UserError, nearest, plural
 from videoscaling.utils.files import read_json, write_json
+from videoscaling.utils.results import write_record
 
 if TYPE_CHECKING:
     from videoscaling.sweeps.local import Interrupt
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "slurm"  # in the sweep's
 FIRST_LOOK, SELDOM = 1.0, 20.0  # seconds between looks at the queue: at first, and when nothing happens
 SQUEUE_SECONDS = 60.0
@@ -262,7 +263,7 @@ def _parameters(keys: SlurmKeys, name: str) -> dict[str, Any]:
     # Our modules, wherever the user's lines have left us.
     ours = [
         f"cd {shlex.quote(str(Path.cwd()))}",
-        f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        f'export PYTHONPATH={shlex.quote(str(IMPORT_PATH))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
     ]
     given = {
         "partition": keys.partition,

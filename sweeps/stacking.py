@@ -1,25 +1,15 @@
-"""Which runs may be trained in one process, and how many at once. No torch here."""
+"""Which runs of a sweep are trained in one process, and how many at once. No torch here."""
 
-import json
 import math
 from collections.abc import Sequence
 
-from videoscaling.training.config import Config, flatten, to_dict
-from videoscaling.training.keys import info_of
 from videoscaling.training.run import Run
+from videoscaling.training.stacked.stack_key import row_bytes, stack_key
 
 # Of a stack that is not told its size: the most runs, and the largest that gain by it. On the CPU that is batch tokens
 # x width: four runs of 2x64 were 1.3, 1.2, 1.1 and 1.0 times as fast as alone at 80, 160, 320 and 640 tokens, of 3x96
 # at 320 as fast; compiled, eight of 2x64 1.7 and 1.3 times at 128 and 512. On a GPU it is N, and nothing was measured.
 MOST, BUSY, BUSY_COMPILED, LARGE_ON_GPU = 16, 20_480, 65_536, 3e6
-TEXT_TOKENS = 64  # of a caption, where what it has is not known yet
-
-
-def stack_key(config: Config) -> str:
-    """What runs must have in common to be trained in lock-step: equal where they do."""
-    infos = info_of(type(config))
-    shared = {name: value for name, value in flatten(to_dict(config)).items() if not infos[name].differs_in_stack}
-    return json.dumps(shared, sort_keys=True)
 
 
 def stacks(runs: Sequence[Run], stack: int | str, gpu: bool, workers: int, memory: float) -> list[list[Run]]:
@@ -54,12 +44,3 @@ def _by_itself(run: Run, gpu: bool, each: float, memory: float) -> int:
     if run.N > LARGE_ON_GPU if gpu else work > (BUSY_COMPILED if config.train.compile else BUSY):
         return 1
     return max(min(MOST, int(memory / 2 / row_bytes(run)), math.ceil(each)), 1)
-
-
-def row_bytes(run: Run) -> float:
-    """What a run of a stack needs, by formula: seven numbers a parameter, activations, and attention's scores."""
-    model, width = run.config.model, run.config.model.width
-    around = 16 * width**2 + 1024 * width  # parameters outside the blocks' matrices
-    clips = min(run.config.train.micro_batch or run.clips, run.clips)
-    scores = 4 * model.heads * (run.n_ctx + TEXT_TOKENS)
-    return 4 * 7 * (run.N + around) + clips * run.n_ctx * model.layers * (122 * width + 3 * scores)

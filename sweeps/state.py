@@ -3,29 +3,22 @@
 No torch here: a thousand cells are to be asked within a second.
 """
 
-import contextlib
 import dataclasses
 import math
-import os
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from videoscaling.training.config import Config
 from videoscaling.training.result import finished_result, recorded, result_damage, resumable_step
 from videoscaling.training.run import Run
-from videoscaling.utils import seal
-from videoscaling.utils.errors import DataFault, UserError
-from videoscaling.utils.files import parse_json, read_json, replacing, write_json
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.files import parse_json, replacing
 from videoscaling.utils.locks import held
-from videoscaling.utils.results import FILE, write_result
+from videoscaling.utils.results import DATA_FAULT, FILE, read_record, write_result
 
 FAILURE = "failure.json"  # written by who gave the cell up: its pool, or for a lost job who follows the jobs
-DATA_FAULT = "data_fault.json"  # written by a run that its data ended: no cell of a sweep can be trained on them
 FINISHED = ("done", "diverged")
 UNFINISHED = ("pending", "running", "stopped", "lost", "damaged")  # what a sweep still trains
-FACTS = ("attempts", "exit_status", "data_fault")  # of a failure; data_fault: true where the data are damaged
 TAIL = 4096  # bytes: the last line of metrics.jsonl is within them
 
 
@@ -73,18 +66,6 @@ def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
     return {"state": "running" if runs else "stopped" if waits else "lost", **values}
 
 
-@contextlib.contextmanager
-def data_faults_recorded(configs: Sequence[Config]) -> Iterator[None]:
-    """Write a fault of the data, by which the runs ``configs`` end, into their directories where they are there."""
-    try:
-        yield
-    except DataFault as fault:
-        for config in configs:
-            if config.run_dir.is_dir() and os.environ.get("RANK", "0") == "0":
-                write_record(config.run_dir / DATA_FAULT, str(fault))
-        raise
-
-
 def data_fault(run: Run) -> str:
     """The fault of the data that ended a run, or an empty string."""
     path = run.config.run_dir / DATA_FAULT
@@ -104,23 +85,6 @@ def label_heldout(run: Run) -> None:
         marked = result | {"heldout": run.config.heldout}
         marked["config"] = result["config"] | {"heldout": run.config.heldout}
         write_result(run.config.run_dir, marked)
-
-
-def write_record(path: Path, reason: str, **facts: Any) -> None:
-    """Write why a cell failed (``FAILURE``, ``DATA_FAULT``), sealed."""
-    write_json(path, seal.sealed({**facts, "reason": reason}))
-
-
-def read_record(path: Path) -> dict[str, Any] | None:
-    """{"reason", and what is recorded of ``FACTS``} from ``write_record``'s file; None where damaged."""
-    try:
-        record = read_json(path, dict)
-    except UserError:
-        return None
-    record = seal.unsealed(record) if seal.KEY in record else record  # older versions sealed none
-    if record is None or not isinstance(record.get("reason"), str):
-        return None
-    return {name: record[name] for name in ("reason", *FACTS) if name in record}
 
 
 def forget_failure(run: Run) -> None:

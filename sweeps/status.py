@@ -1,17 +1,21 @@
 """A sweep for people and machines: what it would cost before it runs, and how it stands. No torch here."""
 
+import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from videoscaling.sweeps.cost import Estimate, device_hours, flops_of, width
+from videoscaling.sweeps import slurm
+from videoscaling.sweeps.cost import Estimate, device_hours, estimate, flops_of, width
 from videoscaling.sweeps.grid import Sweep, label
 from videoscaling.sweeps.state import FINISHED, UNFINISHED, cell_state
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import plural
 from videoscaling.utils.progress import duration
 
+WATCH_SECONDS = 5.0
 PLAN = ("run id", "size", "N", "T", "B", "lr", "steps", "FLOPs", "hours")
 TOLD = ("running", "stopped", "lost", "damaged", "failed")  # cells that status names one by one
 
@@ -179,3 +183,20 @@ def _best(cells: Sequence[Run], states: Sequence[dict[str, Any]]) -> dict[str, d
 def _measured(cell: Run, state: dict[str, Any]) -> int:
     """The milestone that a cell's loss is of."""
     return max((m for m in cell.config.train.milestones if m <= state["tokens"]), default=state["tokens"])
+
+
+def print_status(sweep: Sweep, as_json: bool = False, watch: bool = False) -> int:
+    """Print how the sweep stands, with ``watch`` until all is finished; 1 if a cell failed."""
+    while True:
+        jobs = slurm.queue_of(sweep.directory) if sweep.keys.executor.kind == "slurm" else {}
+        if jobs is None:
+            doubt = "cells that run on other nodes may show as lost"
+            print(f"warning: Slurm's queue does not answer: {doubt}", file=sys.stderr)
+        states = states_of(sweep, jobs)
+        told = status(sweep, states, estimate(sweep, states))
+        text = json.dumps(told) if as_json else status_text(sweep, told)
+        print(watched(text) if watch and not as_json else text, flush=True)
+        over = all(state["state"] in (*FINISHED, "failed") for state in states)
+        if over or not watch:
+            return 1 if told["counts"].get("failed") else 0
+        time.sleep(WATCH_SECONDS)

@@ -20,7 +20,7 @@ class Done(NamedTuple):
 
 def call(script: str, *words: object) -> Done:
     """``script``, such as "tools/fit.py", called with ``words`` as from a shell."""
-    main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
+    main = importlib.import_module(f"videoscaling.{script.removesuffix('.py').replace('/', '.')}").main
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = [script, *map(str, words)]
     try:

@@ -36,7 +36,7 @@ def examples(text: str) -> list[str]:
 
 def help_of(path: Path) -> str:
     name = str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
-    return importlib.import_module(name).__doc__
+    return importlib.import_module(f"videoscaling.{name}").__doc__
 
 
 ALL = [(path.name, line) for path in SCRIPTS for line in examples(help_of(path))]

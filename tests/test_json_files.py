@@ -19,13 +19,13 @@ from videoscaling.scaling import laws
 from videoscaling.scaling.reporting.report import _prompts
 from videoscaling.sweeps import added_cells as extended
 from videoscaling.sweeps import slurm
-from videoscaling.sweeps.state import last_metrics, read_record
+from videoscaling.sweeps.state import last_metrics
 from videoscaling.training.config import load_config
 from videoscaling.training.logs.log_files import MetricsFile
 from videoscaling.training.run import cache_indexes, encoded_shape
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import write_json
-from videoscaling.utils.results import FILE, read_result
+from videoscaling.utils.results import FILE, read_record, read_result
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTEAD = ([], {}, None, True, 0, -1, 2.5, 10**30, "", "x", [[]], [None], {"a": None}, [0] * 3)

@@ -15,11 +15,7 @@ import argparse
 import datetime
 import importlib
 import json
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
@@ -97,7 +93,7 @@ def main() -> int:
     if args.stack < 1:
         raise UserError("--stack: must be at least 1")
     device = pick_device(args.device)
-    module = importlib.import_module(f"tools.benchmarks.{PARTS[args.part]}")
+    module = importlib.import_module(f"videoscaling.tools.benchmarks.{PARTS[args.part]}")
     rows = getattr(module, f"bench_{args.part}")(args, device)
     facts = about(device)
     if args.json:

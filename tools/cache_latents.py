@@ -16,38 +16,36 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from videoscaling.data import rejections, writer
-from videoscaling.data.build import Plan, build_share
-from videoscaling.data.cache_report import counts_text, estimate_text, summary, summary_text
-from videoscaling.data.clip_groups import SPLITS, list_hash, read_frozen, synthetic_units
+from videoscaling.data import writer
+from videoscaling.data.build import build_share
+from videoscaling.data.cache_report import estimate_text, summary, summary_text
+from videoscaling.data.clip_groups import SPLITS
 from videoscaling.data.latents import FORMAT, LatentCache, read_index
-from videoscaling.data.sources import synthetic
+from videoscaling.data.plan import (
+    SYNTHETIC_CLIPS,
+    SYNTHETIC_VALIDATION,
+    Planner,
+    VideoRequest,
+    plan_synthetic,
+    plan_videos,
+)
 from videoscaling.data.sources.captions import ListingOptions
-from videoscaling.data.sources.listing import scan_sources
-from videoscaling.data.sources.source import Listing, identity
-from videoscaling.data.splits import SAMPLE, Headers, draw
 from videoscaling.data.verify import TOLERANCE, caption_counts, compare_sample, estimate
-from videoscaling.data.video import decode
 from videoscaling.data.video.clips import Reading, Shape
-from videoscaling.data.video.decode import BACKENDS, check_backend, default_backend
+from videoscaling.data.video.decode import BACKENDS
 from videoscaling.data.video.decode_workers import LIMIT_SECONDS
-from videoscaling.data.work_share import Share, slurm_warning, this_share
+from videoscaling.data.work_share import Share, first_of_node, slurm_warning, this_share
 from videoscaling.data.writer import Load
 from videoscaling.models.text import TextEncoder, load_text_encoder
 from videoscaling.models.vae import VideoVAE, load_vae
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, resumable, run_cli
 from videoscaling.utils.locks import release_abandoned
-from videoscaling.utils.tables import KINDS
 
-SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
 FOR_VIDEOS = (
     "caption_column", "path_column", "root", "no_captions", "stride", "fps", "hop", "backend", "clips_per_video",
     "max_rejected", "limit_seconds",
@@ -155,122 +153,31 @@ def pick_workers(args: argparse.Namespace) -> int:
     return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 1), 16)
 
 
-def validation_wish(text: str | None) -> tuple[int | None, list[str] | None]:
-    """What ``--validation`` asks for: a number of clips, or the keys of an earlier list."""
-    if text is None or text.isdecimal():
-        return (None if text is None else int(text)), None
-    if not Path(text).exists():
-        raise UserError(f"--validation {text}: neither a number of clips nor an earlier cache")
-    return None, read_frozen(text)
-
-
-def cached_backend(out: Path) -> str | None:
-    """What decoded the cache in ``out``, finished or not; None where there is none of videos. The default depends on
-    what is installed, and a cache is continued with the decoder that it was begun with."""
-    settings = read_index(out)["settings"] if (out / "index.json").is_file() else None
-    return settings.get("backend") if isinstance(settings, dict) else None
-
-
-def check_same_clips(args: argparse.Namespace) -> None:
-    """Refuse the list of a cache to whose clips ``--frames``, ``--stride`` and ``--fps`` gave other frames: a clip is
-    listed by its first."""
-    given = Path(args.validation)
-    index = (given if given.is_dir() else given.parent) / "index.json"
-    earlier = read_index(index.parent)["settings"] if index.is_file() else {}
-    for key, option in (("frames", "frames"), ("stride", "stride"), ("fps_wanted", "fps")):
-        now = getattr(args, option)
-        if earlier.get(key, now) != now:
-            raise UserError(
-                f"--validation {given}: its clips were taken with --{option} {earlier[key]}, these with {now}: under "
-                "the same names they would be others"
-            )
-
-
-def plan_synthetic(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[[bool], Plan]]:
-    """The settings that determine the cache's content, and its units when called."""
-    wanted, frozen = validation_wish(args.validation)
-    if frozen is not None:
-        raise UserError("--validation takes a number here: every synthetic cache has the same validation clips")
+def synthetic_plan(args: argparse.Namespace, shape: Shape) -> tuple[dict, Planner]:
     if args.dry_run:
         raise UserError("--dry-run is for videos: of synthetic clips there are as many as are asked for")
     if args.workers:
         raise UserError("--workers decode videos; to render clips in several processes, run this under torchrun")
-    train = args.clips or SYNTHETIC_CLIPS
-    validation = SYNTHETIC_VALIDATION if wanted is None else wanted
-    source = f"synthetic {synthetic.VERSION}"
-    settings = {"source": source, "seed": args.seed, "clips": train, "validation": validation}
-    units = synthetic_units(shape, train, validation, args.seed, args.device)
-    return settings, lambda as_before: Plan(units, len(units["train"][0].keys))
+    return plan_synthetic(shape, clips=args.clips, validation=args.validation, seed=args.seed, device=args.device)
 
 
-def plan_videos(args: argparse.Namespace, shape: Shape) -> tuple[dict, Callable[[bool], Plan]]:
-    """As ``plan_synthetic``; some of the videos are opened when called, with whether to split them as before rules."""
-    wanted, frozen = validation_wish(args.validation)
-    if frozen is not None:
-        check_same_clips(args)
-    args.backend = args.backend or cached_backend(Path(args.out)) or default_backend()
-    check_backend(args.backend)
-    options = ListingOptions(args.caption_column, args.path_column, args.root, not args.no_captions)
-    listing = scan_sources(args.source, options)
-    sources = listing.sources
-    for damaged in (source for source in sources if source.fault):
-        first_of_node(f"warning: {damaged.path}: {damaged.fault} (rejected as one video)")
-    warn_of_no_captions(args, listing)
-    reading = Reading(shape, args.clips_per_video, args.fps, args.hop, args.backend)
-    settings = {
-        "source": f"videos {decode.VERSION}",
-        "videos": len(sources),
-        "videos_hash": list_hash([identity(source) for source in sources]),
-        "clips": args.clips,
-        "clips_per_video": args.clips_per_video,
-        "fps_wanted": args.fps,
-        "hop": args.hop,
-        "backend": args.backend,
-        "validation": wanted if frozen is None else f"list {list_hash(frozen)}",
-    }
-
-    def plan(as_before: bool) -> Plan:
-        headers = Headers(sources, reading, args.workers, args.limit_seconds)
-        try:
-            headers.open(SAMPLE)
-            stop_if_too_few(args, headers)
-            split = draw(headers, reading, args.clips, wanted, frozen, as_before)
-        finally:
-            if not args.dry_run:
-                headers.close()
-        return Plan(split.units, headers.clips_per_video, headers, frozen, listing, split)
-
-    return settings, plan
-
-
-def warn_of_no_captions(args: argparse.Namespace, listing: Listing) -> None:
-    """Say on stderr, before the work, that no source has a caption."""
-    if args.no_captions or any(source.caption for source in listing.sources):
-        return
-    tables = {kind: count for kind, count in listing.skipped.items() if kind in KINDS}
-    where = f"; there are tables next to the videos ({counts_text(tables)}), which --source can name" if tables else ""
-    first_of_node(
-        f"warning: no captions found for {plural(len(listing.sources), 'video')}{where}. --no-captions confirms it"
+def video_plan(args: argparse.Namespace, shape: Shape) -> tuple[dict, Planner]:
+    return plan_videos(
+        VideoRequest(
+            source=args.source,
+            out=Path(args.out),
+            listing=ListingOptions(args.caption_column, args.path_column, args.root, not args.no_captions),
+            reading=Reading(shape, args.clips_per_video, args.fps, args.hop),
+            backend=args.backend,
+            clips=args.clips,
+            validation=args.validation,
+            workers=args.workers,
+            limit_seconds=args.limit_seconds,
+            max_rejected=args.max_rejected,
+            writing=not (args.dry_run or args.verify),
+            stay_open=args.dry_run,
+        )
     )
-
-
-def first_of_node(line: str) -> None:
-    """Print a line to stderr, once a node."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(line, file=sys.stderr)
-
-
-def stop_if_too_few(args: argparse.Namespace, headers: Headers) -> None:
-    """Raise where none of the first videos, or too small a part of all, can be used."""
-    videos, rejected = len(headers.order), headers.rejected
-    writing = not (args.dry_run or args.verify)
-    if headers.found and not (writing and rejections.exceeds(rejected, videos, args.max_rejected)):
-        return
-    where = f"; each is named in {rejections.write_rejected(Path(args.out), rejected)}" if writing else ""
-    if headers.found:
-        raise UserError(f"{args.source}: {rejections.too_many(rejected, videos)}{where}")
-    of = "" if headers.opened == videos else f" of the first {headers.opened:,}"
-    raise UserError(f"{args.source}: no video is left{of} ({rejections.counted(rejected)}{where})")
 
 
 def main() -> None:
@@ -288,7 +195,7 @@ def main() -> None:
     args.device = pick_device(args.device)
     shape = Shape(args.frames, args.size, args.stride)
     args.workers = pick_workers(args)
-    made_of, plan = plan_synthetic(args, shape) if args.source == "synthetic" else plan_videos(args, shape)
+    made_of, plan = synthetic_plan(args, shape) if args.source == "synthetic" else video_plan(args, shape)
     # A folder is stored whole, so that training and sampling find it from any working directory.
     args.vae, args.text = (
         str(Path(spec).resolve()) if Path(spec).is_dir() else spec for spec in (args.vae, args.text)
@@ -318,7 +225,7 @@ def main() -> None:
 
 
 def build(
-    args: argparse.Namespace, settings: dict, plan: Callable[[bool], Plan], vae: VideoVAE, text: TextEncoder,
+    args: argparse.Namespace, settings: dict, plan: Planner, vae: VideoVAE, text: TextEncoder,
     latent_shape: tuple[int, ...], load: Load, share: Share,
 ) -> None:  # fmt: skip
     """Make this process's share of the cache, close it if all the others' are there, and report."""
@@ -351,7 +258,7 @@ def build(
 
 
 def verify(
-    args: argparse.Namespace, settings: dict, plan: Callable[[bool], Plan], vae: VideoVAE,
+    args: argparse.Namespace, settings: dict, plan: Planner, vae: VideoVAE,
     latent_shape: tuple[int, ...], load: Load,
 ) -> None:  # fmt: skip
     """Recompute a finished cache's checksums, and encode a random sample again."""

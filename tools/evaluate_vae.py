@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from videoscaling.data.clip_groups import video_unit
 from videoscaling.data.sources.captions import ListingOptions
 from videoscaling.data.sources.listing import list_sources

@@ -11,12 +11,9 @@ formulas and the law file's keys.
 import argparse
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from videoscaling.models import sizes
 from videoscaling.scaling import laws

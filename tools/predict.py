@@ -15,8 +15,6 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from videoscaling.scaling import laws, prediction_table
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.tables import parse_columns

@@ -18,8 +18,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from videoscaling.models import sizes
 from videoscaling.scaling import laws
 from videoscaling.scaling.planning.plan import plan

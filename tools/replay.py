@@ -7,12 +7,7 @@ python tools/replay.py dense_lr_bs_loss.csv --columns "T=D,B=bs,L=smooth loss" -
 
 import argparse
 import json
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 
 from videoscaling.scaling import PAPER, extend, laws, replay, runs, tables
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli

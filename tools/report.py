@@ -5,11 +5,8 @@ python tools/report.py results/mini/cells --law results/mini/law.json --figures 
 """
 
 import argparse
-import sys
 from datetime import date
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import PAPER, laws, runs, tables

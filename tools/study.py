@@ -13,8 +13,6 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import PAPER, laws
 from videoscaling.scaling.planning import allocation

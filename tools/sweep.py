@@ -12,33 +12,21 @@ import argparse
 import functools
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from videoscaling.scaling import PAPER
-from videoscaling.sweeps import added_cells, slurm
-from videoscaling.sweeps import status as overview
 from videoscaling.sweeps.config import sweep_key_hint
-from videoscaling.sweeps.cost import estimate, flops_of
-from videoscaling.sweeps.directory import claim, data_of, recorded_data
-from videoscaling.sweeps.grid import Prediction, Sweep, load_sweep, read_keys
-from videoscaling.sweeps.progress import SweepProgress
-from videoscaling.sweeps.state import FINISHED, adopt, label_heldout, publish
+from videoscaling.sweeps.cost import flops_of
+from videoscaling.sweeps.directory import data_of, recorded_data
+from videoscaling.sweeps.grid import Prediction, load_sweep, read_keys
+from videoscaling.sweeps.run import adopt_committed, collect, dry_run, run, simulated
+from videoscaling.sweeps.status import print_status
 from videoscaling.training.config import Config
-from videoscaling.training.result import finished_result
-from videoscaling.training.run import Run, beta2_warnings, clip_tokens, encoded_shape
-from videoscaling.utils.errors import CONTINUES, PREEMPTED, Parser, UserError, path_text, plural, resumable, run_cli
-from videoscaling.utils.locks import exclusive, release_abandoned
+from videoscaling.training.run import clip_tokens, encoded_shape
+from videoscaling.utils.errors import Parser, UserError, path_text, resumable, run_cli
+from videoscaling.utils.locks import release_abandoned
 
-WATCH_SECONDS = 5.0
-ENDS = {
-    "again": "crashed and is tried again; console.log there has the error",
-    "failed": "failed; console.log there has the error, and the other cells continue",
-    "diverged": "diverged, which is a result",
-}  # of a cell: what a person should hear of while the others train
 MOST_NOISE = 0.1  # of a run's loss: beyond it losses are as good as none, and below 0 at last
 
 
@@ -103,7 +91,7 @@ def main() -> int:
         for folder in (sweep.directory, *(cell.config.run_dir for cell in sweep.cells)):
             release_abandoned(folder)
     if arguments.command == "status":
-        return status(sweep, arguments.json, arguments.watch)
+        return print_status(sweep, arguments.json, arguments.watch)
     if arguments.command == "collect":
         return collect(sweep, arguments.out)
     if arguments.command == "extend":
@@ -114,7 +102,7 @@ def main() -> int:
         again = functools.partial(load_sweep, arguments.config, overrides, data_of, prediction)
         return extend.command(sweep, arguments, run, again, PAPER)
     if arguments.dry_run:
-        return plan(sweep, arguments.json)
+        return dry_run(sweep, arguments.json)
     with resumable(str(sweep.directory)):
         return run(sweep)
 
@@ -160,126 +148,6 @@ def prediction(path: Path) -> Prediction:
     law = laws.load(path)
     law.require_pair()
     return law.best_pair
-
-
-def simulated(sweep: Sweep) -> list:
-    """The cells that a fit would use, as ``scaling.simulate.Cell``."""
-    from videoscaling.scaling import simulate  # not at the top: every cell's process imports this file again
-
-    return [
-        simulate.Cell(
-            cell.N, cell.config.train.batch_tokens, cell.config.optim.lr, tuple(cell.config.train.milestones)
-        )
-        for cell in sweep.cells
-        if not cell.config.heldout
-    ]
-
-
-def doubts(sweep: Sweep) -> list[str]:
-    """Print and return the sweep's warnings before compute is spent: grids too small for a fit, a clamped beta2."""
-    from videoscaling.scaling import simulate
-
-    optimizers = [(cell.config.optim, cell.config.train.batch_tokens) for cell in sweep.cells]
-    found = [*simulate.doubts(simulated(sweep)), *beta2_warnings(optimizers)]
-    for text in found:
-        print(f"warning: {text}", file=sys.stderr)
-    return found
-
-
-def plan(sweep: Sweep, as_json: bool) -> int:
-    """List the cells: what would be trained, and what it takes."""
-    warnings = doubts(sweep)
-    states = overview.states_of(sweep)
-    planned = overview.plan(sweep, states, estimate(sweep, states))
-    print(json.dumps(planned | {"warnings": warnings}) if as_json else overview.plan_text(sweep, planned))
-    return 0
-
-
-def run(sweep: Sweep) -> int:
-    """Train what is not finished; 1 if a cell failed, ``PREEMPTED`` if a signal ended it early."""
-    from videoscaling.sweeps.local import Interrupt, run_cells
-    from videoscaling.training.leftovers import clean_finished  # these import torch
-
-    keys = sweep.keys.executor
-    if keys.kind == "slurm":
-        slurm.check_options(keys.slurm)
-    elif jobs := slurm.queue_of(sweep.directory):
-        raise UserError(
-            f"{sweep.directory}: cells of it are in Slurm's queue, such as {next(iter(jobs.values()))}; follow them "
-            "with executor.kind=slurm, or end them first (scancel)"
-        )
-    doubts(sweep)
-    with exclusive(sweep.directory), Interrupt() as interrupt:
-        claim(sweep)
-        for cell in sweep.cells:  # one that is finished is not started again, which would clean its directory
-            if cell.config.run_dir.exists() and (result := finished_result(cell)) is not None:
-                clean_finished(cell, result["status"])
-        adopt_committed(sweep)
-        for cell in sweep.cells:
-            label_heldout(cell)
-        with SweepProgress(sweep, overview.states_of(sweep)) as progress:
-
-            def report(cell: Run, outcome: str) -> None:
-                progress.settle(cell)
-                if outcome in ENDS:
-                    progress.bar.write(f"{cell.config.run_dir}: {ENDS[outcome]}")
-
-            if keys.kind == "slurm":
-                slurm.follow(sweep, report, interrupt, progress.look)
-            else:
-                run_cells(sweep.cells, keys, report, interrupt, look=progress.look)
-        for cell in sweep.cells:  # a job that was in the queue before knew an older YAML
-            label_heldout(cell)
-    failed = status(sweep, False)
-    if interrupt.caught is None:
-        return failed
-    if keys.kind == "slurm":
-        print("the jobs go on without this command; the same command follows them again", file=sys.stderr)
-    else:
-        print(f"{sweep.directory}: stopped; {CONTINUES}", file=sys.stderr)
-    return PREEMPTED
-
-
-def adopt_committed(sweep: Sweep) -> None:
-    """Copy finished cells from the folder of committed results into the sweep's."""
-    if sweep.keys.results:
-        for cell in sweep.cells:
-            adopt(cell, sweep.keys.results)
-
-
-def status(sweep: Sweep, as_json: bool, watch: bool = False) -> int:
-    """How the sweep stands; 1 if a cell failed."""
-    while True:
-        jobs = slurm.queue_of(sweep.directory) if sweep.keys.executor.kind == "slurm" else {}
-        if jobs is None:
-            doubt = "cells that run on other nodes may show as lost"
-            print(f"warning: Slurm's queue does not answer: {doubt}", file=sys.stderr)
-        states = overview.states_of(sweep, jobs)
-        told = overview.status(sweep, states, estimate(sweep, states))
-        text = json.dumps(told) if as_json else overview.status_text(sweep, told)
-        print(overview.watched(text) if watch and not as_json else text, flush=True)
-        over = all(state["state"] in (*FINISHED, "failed") for state in states)
-        if over or not watch:
-            return 1 if told["counts"].get("failed") else 0
-        time.sleep(WATCH_SECONDS)
-
-
-def collect(sweep: Sweep, out: str | None) -> int:
-    """One CSV of every milestone of every cell that has one."""
-    from videoscaling.scaling import runs
-
-    adopt_committed(sweep)
-    for cell in sweep.cells:
-        label_heldout(cell)
-    if sweep.keys.results:
-        there = sum(publish(cell, sweep.keys.results) for cell in sweep.cells)
-        added_cells.publish(sweep.directory, sweep.keys.results)
-        print(f"{sweep.keys.results}: {there} of {len(sweep.cells)} cells are finished, to be committed")
-    path = out or str(sweep.directory / "results.csv")
-    ledger = runs.read(sweep.directory)
-    runs.write_csv(ledger, path)
-    print(f"{path}: {plural(len(ledger), 'row')}")
-    return 0
 
 
 def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str]) -> list[int]:

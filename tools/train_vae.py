@@ -22,8 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from videoscaling.data.sources.synthetic import render
 from videoscaling.models.fidelity import psnr
 from videoscaling.utils.errors import Parser, UserError, resumable, run_cli
@@ -258,8 +256,9 @@ def write(model: nn.Module, out: Path, record: dict[str, Any]) -> None:
         model.half().save_pretrained(tmp)
         write_json(tmp / "record.json", record)
         readme = (
-            f"# {out.name}\n\nA tiny `AutoencoderKLLTXVideo`, trained on the synthetic clips of `data/sources/synthetic.py`:\n"
-            f"{FRAMES} frames of {SIZE}x{SIZE} to 5x4x4 latents of {ARCHITECTURE['latent_channels']} numbers, "
+            f"# {out.name}\n\nA tiny `AutoencoderKLLTXVideo`, trained on the synthetic clips of "
+            f"`data/sources/synthetic.py`:\n{FRAMES} frames of {SIZE}x{SIZE} to 5x4x4 latents of "
+            f"{ARCHITECTURE['latent_channels']} numbers, "
             f"{record['parameters']:,} parameters in float16.\nIt serves demonstrations and tests; it knows no other "
             f"videos. Made {record['date']} by\n\n    {record['command']}\n\n```\n{table(record['psnr'])}\n```\n\n"
             "Details: `record.json`. Latent statistics: the model's buffers `latents_mean` and `latents_std`.\n"

@@ -1,14 +1,19 @@
-"""The table of keys in docs/training.md, made from the schema: `python tools/update_docs.py` brings it up to date."""
+"""Bring the table of keys in docs/training.md up to date with the schema.
 
-from pathlib import Path
+python tools/update_docs.py
+"""
+
+import argparse
 
 import yaml
 
+from videoscaling import ROOT
 from videoscaling.training.config import known_keys
 from videoscaling.training.keys import default_of
+from videoscaling.utils.errors import Parser, run_cli
 from videoscaling.utils.files import write_text
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "training.md"
+PAGE = ROOT / "docs" / "training.md"
 BEGIN, END = "<!-- keys: made by python tools/update_docs.py -->", "<!-- end of keys -->"
 
 
@@ -33,5 +38,10 @@ def updated(page: str) -> str:
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     write_text(PAGE, updated(PAGE.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    run_cli(main)

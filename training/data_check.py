@@ -1,9 +1,17 @@
-"""The check that what a run learned since the last one is of data as they were written, by all processes together."""
+"""The check that what a run learned since the last one is of data as they were written, by all processes together; and
+the record of damage in a run's directory."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from videoscaling.training.batches import Feed
+from videoscaling.training.config import Config
 from videoscaling.training.parallel import raise_together
+from videoscaling.utils.errors import DataFault
+from videoscaling.utils.results import DATA_FAULT, write_record
 
 
 class DataCheck:
@@ -30,3 +38,15 @@ class DataCheck:
             self._feed.check(self._step, step)
         self._step, self._skipped = step, skipped
         raise_together(self._feed.fault, self._device)
+
+
+@contextlib.contextmanager
+def data_faults_recorded(configs: Sequence[Config]) -> Iterator[None]:
+    """Write a fault of the data, by which the runs ``configs`` end, into their directories where they are there."""
+    try:
+        yield
+    except DataFault as fault:
+        for config in configs:
+            if config.run_dir.is_dir() and os.environ.get("RANK", "0") == "0":
+                write_record(config.run_dir / DATA_FAULT, str(fault))
+        raise

@@ -24,12 +24,11 @@ from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.timesteps import draw_timesteps
 from videoscaling.diffusion.validation import ValidationResult
 from videoscaling.models.dit import VideoDiT
-from videoscaling.sweeps.state import DATA_FAULT, data_faults_recorded
 from videoscaling.training import checkpoint as ckpt
 from videoscaling.training.batches import Feed, Samples
 from videoscaling.training.checks import check_directory, check_layout
 from videoscaling.training.config import Config, cache_folders, to_dict
-from videoscaling.training.data_check import DataCheck
+from videoscaling.training.data_check import DataCheck, data_faults_recorded
 from videoscaling.training.leftovers import clean_finished, clean_run
 from videoscaling.training.logs.metrics import MetricsLog
 from videoscaling.training.logs.preview import Preview
@@ -53,7 +52,7 @@ from videoscaling.utils.devices import has_bfloat16
 from videoscaling.utils.errors import PREEMPTED, UserError
 from videoscaling.utils.files import replacing, write_bytes
 from videoscaling.utils.locks import check_held, exclusive
-from videoscaling.utils.results import write_result
+from videoscaling.utils.results import DATA_FAULT, write_result
 
 STEP, SCORES = "step", "scores"  # what a run's course asks for
 Scores = tuple[ValidationResult, ValidationResult]  # of the raw weights, and of the averaged

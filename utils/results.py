@@ -14,6 +14,8 @@ from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import read_json, write_json
 
 FILE = "result.json"
+DATA_FAULT = "data_fault.json"  # written by a run that its data ended: no cell of a sweep can be trained on them
+FACTS = ("attempts", "exit_status", "data_fault")  # of a failure; data_fault: true where the data are damaged
 NUMBERS = ("N", "B", "lr", "n_ctx", "tokens", "flops", "exact_flops", "seconds")  # null where not known
 OF_MILESTONE = ("nominal", "tokens", "flops", "val_loss", "val_se", "ema_val_loss", "ema_val_se", "losses_crc32")
 OBJECTS = ("recipe", "config")
@@ -68,6 +70,23 @@ def report_left_out(damaged: Sequence[UserError], whole: int) -> None:
     for error in damaged:
         count = f"{len(damaged)} of {whole + len(damaged)} results"
         print(f"warning: {error}; left out, as {count} {'is' if len(damaged) == 1 else 'are'}", file=sys.stderr)
+
+
+def write_record(path: Path, reason: str, **facts: Any) -> None:
+    """Write why a cell failed (``FAILURE``, ``DATA_FAULT``), sealed."""
+    write_json(path, seal.sealed({**facts, "reason": reason}))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """{"reason", and what is recorded of ``FACTS``} from ``write_record``'s file; None where damaged."""
+    try:
+        record = read_json(path, dict)
+    except UserError:
+        return None
+    record = seal.unsealed(record) if seal.KEY in record else record  # older versions sealed none
+    if record is None or not isinstance(record.get("reason"), str):
+        return None
+    return {name: record[name] for name in ("reason", *FACTS) if name in record}
 
 
 def _check_shape(result: dict[str, Any], path: Path) -> None:

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from videoscaling import ROOT
 
 
 def code_revision() -> str | None:

@@ -1,11 +1,11 @@
-"""Scaling laws of video diffusion transformers: data, models, training, sweeps, and the laws fitted from their results.
+"""Scaling laws of video diffusion transformers: data, models, training, sweeps, and the laws fitted from results.
 
 The names of ``videoscaling.scaling`` are here too, loaded when they are first used:
 
     from videoscaling import load_law, predict, read_runs
 
-The packages lie at the root of the repository. In a checkout this one takes its modules from there, so that commands run
-without an installation; in an installed wheel they are in this folder. Either way each is imported by one name.
+The packages lie at the root of the repository. In a checkout this one takes its modules from there, so that commands
+run without an installation; in an installed wheel they are in this folder. Each has one name either way.
 """
 
 from importlib import import_module

@@ -25,9 +25,9 @@ NEAR = 64  # frames that are decoded on the way rather than sought past
 FURTHER_BACK = 300  # frames; more than most encoders leave between key frames
 # Full-size pictures that decord and torchcodec return at once: five frames of 1080p, 29 of 640x576.
 AT_ONCE_BYTES = 32 << 20
-# Pixel formats of which torchcodec gives PyAV's bits, at even heights and widths (tests/data/video/test_decode.py). Of the
-# others swscale interpolates the colours, in another way in each version of FFmpeg: 10-bit H.264 came out up to 101 of
-# 256 levels apart where saturated colours meet, and 6 on average.
+# Pixel formats of which torchcodec gives PyAV's bits, at even heights and widths (tests/data/video/test_decode.py). Of
+# the others swscale interpolates the colours, in another way in each version of FFmpeg: 10-bit H.264 came out up to
+# 101 of 256 levels apart where saturated colours meet, and 6 on average.
 EXACT_FORMATS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "gray"}
 QUARTER = np.tan(np.radians(1))  # ffmpeg, too, takes a turn within one degree of a quarter turn for one
 

@@ -21,16 +21,15 @@ from concurrent.futures import Future
 from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler, recv_handle, send_handle
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from videoscaling import IMPORT_PATH
 from videoscaling.data.clip_groups import Unit
 from videoscaling.data.video.clips import Clips, Rejected
 
 LIMIT_SECONDS = 60.0
-ROOT = Path(__file__).resolve().parents[1]
 PR_SET_PDEATHSIG = 1
 # Ctrl-C is for the parent, which ends its workers; said before the imports, which take a second.
 WORKER = (
@@ -151,7 +150,7 @@ class _Worker:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         # Not multiprocessing's spawn: it imports the main module again, and with that a tool's models.
-        paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        paths = os.pathsep.join([str(IMPORT_PATH), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", WORKER, str(theirs.fileno()), str(os.getpid())],
             pass_fds=[theirs.fileno()],

@@ -27,12 +27,12 @@ from videoscaling.utils.errors import plural
 
 # Containers whose index names every frame; a Matroska's names key frames alone.
 INDEXED = {"mov", "mp4", "avi"}
-# Those in which decord and torchcodec were measured to find the frame they are asked for (tests/data/video/test_decode.py).
-# decord seeks to wrong ones in MPEG-TS, MPEG, WMV and AVI, and opens no GIF; torchcodec fails in MPEG-TS, and gives
-# broken pictures of HEVC there.
+# Those in which decord and torchcodec were measured to find the frame they are asked for, in
+# tests/data/video/test_decode.py. decord seeks to wrong ones in MPEG-TS, MPEG, WMV and AVI, and opens no GIF;
+# torchcodec fails in MPEG-TS, and gives broken pictures of HEVC there.
 SOUGHT = {"mov", "mp4", "matroska", "webm"}
-# Those whose stamps were measured to be the frames' own (tests/processes/data/test_odd_videos.py), an AVI's where no frames
-# are reordered. Frames of others are counted.
+# Those whose stamps were measured to be the frames' own (tests/processes/data/test_odd_videos.py), an AVI's where no
+# frames are reordered. Frames of others are counted.
 STAMPED = {"mov", "matroska", "mpegts", "gif", "asf", "flv", "avi"}
 # From so many frames on, times are taken from the index where they can be; reading 2000 packets takes 10 ms.
 LONG = 2000

@@ -119,6 +119,36 @@ def budgets(N: NDArray, C: NDArray, loss: NDArray, mostly: float = 0.0) -> list[
     return [Budget(float(common[own[0]]), N[own], at_common[own]) for own in rows]
 
 
+def interpolated(N: NDArray, C: NDArray, loss: NDArray) -> list[Budget]:
+    """Budgets that three sizes or more share, of runs that have several C each.
+
+    Where three values of C have three sizes each they are taken as they are. Else losses are interpolated along each
+    size in C, at 12 budgets from the least to the most that three share.
+
+    Args:
+        N, C, loss: [points].
+    """
+    shared = [budget for budget in np.unique(C) if len(np.unique(N[budget == C])) >= 3]
+    if len(shared) >= 3:
+        return [Budget(float(budget), N[budget == C], loss[budget == C]) for budget in shared]
+    curves = []
+    for size in np.unique(N):
+        rows = np.flatnonzero(size == N)
+        order = rows[np.argsort(C[rows])]
+        if len(order) > 1:
+            curves.append((size, np.log(C[order]), np.log(loss[order])))
+
+    def at(log_C: float) -> list[tuple[float, float]]:
+        return [(size, np.interp(log_C, c, y)) for size, c, y in curves if c[0] <= log_C <= c[-1]]
+
+    common, found = [end for _, c, _ in curves for end in (c[0], c[-1]) if len(at(end)) >= 3], []
+    for log_C in np.unique(np.linspace(min(common), max(common), 12)) if common else ():
+        if len(spanning := at(log_C)) >= 3:
+            sizes, losses = np.array(spanning).T
+            found.append(Budget(float(np.exp(log_C)), sizes, np.exp(losses)))
+    return found
+
+
 def _moved(N: NDArray, C: NDArray, loss: NDArray, common: NDArray, rows: list[NDArray]) -> NDArray[np.float64]:
     """Losses [runs] at their budget's common C, by the slope in ln C of a quadratic in (ln N, ln C) near the best."""
     distance = np.log(common / C)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from videoscaling.scaling import lines
 from videoscaling.scaling.fit import training_flops
-from videoscaling.scaling.fitting.isoflop import Budget, minimum
+from videoscaling.scaling.fitting.isoflop import interpolated, minimum
 from videoscaling.scaling.heldout import paired, relative_error
 from videoscaling.scaling.laws import Law
 from videoscaling.scaling.optimum import WINDOW, Optimum
@@ -132,7 +132,7 @@ def isoflop(sources: Sources) -> Plotted:
         raise LeftOut("no run ended with a loss")
     points = sources.points(every=True)
     C = sources.flops(points["N"], points["T"])
-    curves = [Budget(*curve) for curve in allocation.budgets(points["N"], C, points["loss"], C)]
+    curves = interpolated(points["N"], C, points["loss"])
     if not curves:
         raise LeftOut("no budget is shared by three sizes")
     chosen = [curves[i] for i in np.unique(np.linspace(0, len(curves) - 1, BUDGETS).round().astype(int))]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling import compare, fit, heldout, laws, noise
+from videoscaling.scaling.fitting import isoflop
 from videoscaling.scaling.optimum import WINDOW
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.points import Untrusted, at_nominal, grid_optima
@@ -139,8 +140,8 @@ def best_sizes(ledger: Ledger, cost: allocation.Cost) -> dict[str, Any]:
         raise Untrusted("no run ended with a loss")
     N, T, loss = np.array([(o.N, o.T, o.loss) for o in optima]).T
     C = fit.training_flops(ledger, N, T, cost)
-    curves = list(allocation.budgets(N, C, loss, C))
-    found, reasons = allocation.estimate(curves)
+    curves = isoflop.interpolated(N, C, loss)
+    found, reasons = isoflop.estimate(curves)
 
     def unsure(budget: float, size: float) -> bool:
         """Whether a grid next to this budget has no optimum of its own."""
@@ -152,14 +153,14 @@ def best_sizes(ledger: Ledger, cost: allocation.Cost) -> dict[str, Any]:
     return {
         "budgets": [
             {
-                "C": budget,
-                "N": sizes.tolist(),
-                "loss": losses.tolist(),
-                "unsure": [float(size) for size in sizes if unsure(budget, size)],
+                "C": budget.C,
+                "N": budget.N.tolist(),
+                "loss": budget.loss.tolist(),
+                "unsure": [float(size) for size in budget.N if unsure(budget.C, size)],
             }
-            for budget, sizes, losses in curves
+            for budget in curves
         ],
-        "exponents": {name: None if one is None else one.exponent for name, one in found.items()},
+        "exponents": {name: None if one is None else one.law.exponent for name, one in found.items()},
         "unknown": reasons,
     }
 

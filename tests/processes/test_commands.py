@@ -23,6 +23,7 @@ MISTAKES = {
     "tools/study.py": (["missing", "--law", "missing.json"], "a folder of runs is wanted"),
     "tools/sweep.py": (["run", "missing.yaml"], "no such configuration file"),
     "tools/train_vae.py": (["--out", "x", "--steps", "nope"], "--steps"),
+    "tools/update_docs.py": (["--nope"], "--nope"),
 }
 # They import torch before they read their options, 2 to 3 s each: as processes they are slow tests.
 WITH_TORCH = (

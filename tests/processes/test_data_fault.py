@@ -11,8 +11,9 @@ from tests.processes.trainings import finish, start, train_it
 from tests.sweeps.sweeps import write_sweep
 from tests.training.test_data_fault import fault_of
 from tests.training.test_trainer import overrides
-from videoscaling.sweeps.state import DATA_FAULT, FAILURE, read_record
+from videoscaling.sweeps.state import FAILURE
 from videoscaling.training.checkpoint import checkpoint_paths
+from videoscaling.utils.results import DATA_FAULT, read_record
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import os
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +14,6 @@ from videoscaling.sweeps import status as overview
 from videoscaling.sweeps.cost import estimate, flops_of
 from videoscaling.sweeps.grid import load_sweep
 from videoscaling.sweeps.state import cell_state
-from videoscaling.tools import sweep as module
 from videoscaling.utils.files import write_json
 from videoscaling.utils.locks import exclusive
 
@@ -173,7 +171,7 @@ def test_a_finished_cell_that_is_to_grow_starts_again_where_its_optimiser_is_gon
 
 
 def test_a_watch_shows_it_again_until_all_is_finished(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: finish(sweep)))
+    monkeypatch.setattr(overview.time, "sleep", lambda seconds: finish(sweep))
     before, after = here("status", sweep, "--watch")[0].split("\x1b[H\x1b[2J")[1:]
     assert "2 cells: 2 pending" in before
     assert "2 cells: 2 done" in after

@@ -2,9 +2,10 @@
 
 import pytest
 
-from videoscaling.sweeps.stacking import row_bytes, stack_key, stacks
+from videoscaling.sweeps.stacking import stacks
 from videoscaling.training.config import Config, load_config
 from videoscaling.training.run import Run, resolve
+from videoscaling.training.stacked.stack_key import row_bytes, stack_key
 
 META = {"latent_shape": [16, 5, 4, 4], "fingerprint": "x"}
 

@@ -12,9 +12,9 @@ from tests.sweeps.test_plan import finish
 from tests.sweeps.test_run import here
 from videoscaling.sweeps import local
 from videoscaling.sweeps.grid import load_sweep
-from videoscaling.sweeps.state import FAILURE, read_record, write_record
+from videoscaling.sweeps.state import FAILURE
 from videoscaling.tools.sweep import data_of
-from videoscaling.utils.results import FILE, write_result
+from videoscaling.utils.results import FILE, read_record, write_record, write_result
 
 FAULTS = ("[]", "null", "", "[" * 100_000, '{"run_id": 3}', '{"status": "done", "milestones": [3]}', "\0" * 4096)
 

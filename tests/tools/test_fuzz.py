@@ -193,6 +193,16 @@ def mutate_law(raw: dict, chance: random.Random) -> None:
             parent[keys[-1]] = chance.choice(ODD_VALUES)
 
 
+def check_prediction(law: Path, chance: random.Random) -> None:
+    """The pair that a sweep centres its grids on: possible, or refused by name."""
+    try:
+        lr, B = prediction(law)(10.0 ** chance.uniform(4, 11), 10.0 ** chance.uniform(5, 13))
+    except UserError:
+        return
+    assert 0 < lr < np.inf
+    assert 0 < B < np.inf
+
+
 def check_laws(law: str, folder: Path, seeds: range) -> None:
     path = folder / "mutated.json"
     for seed in seeds:
@@ -202,11 +212,7 @@ def check_laws(law: str, folder: Path, seeds: range) -> None:
         path.write_text(json.dumps(raw))
         try:
             check_plan(path, chance)
-            lr, B = prediction(path)(10.0 ** chance.uniform(4, 11), 10.0 ** chance.uniform(5, 13))
-            assert 0 < lr < np.inf
-            assert 0 < B < np.inf
-        except UserError:
-            pass
+            check_prediction(path, chance)
         except Exception as error:
             raise AssertionError(f"law of seed {seed}") from error
 
@@ -240,6 +246,8 @@ def check_surfaces(law: str, folder: Path, seeds: range) -> None:
         path.write_text(json.dumps(raw))
         try:
             done = call("tools/predict.py", "--law", path, table)
+            check_plan(path, chance)
+            check_prediction(path, chance)
         except Exception as error:
             raise AssertionError(f"surface of seed {seed}") from error
         assert is_answer(done), (seed, done)

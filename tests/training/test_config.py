@@ -146,7 +146,12 @@ def test_warmup_is_fixed_by_the_first_milestone_and_not_by_the_end() -> None:
 def unread_keys(keys: list[str]) -> list[str]:
     """Those that are read nowhere outside the schema, as an attribute of their own section."""
     schema = ("config.py", "schema.py")
-    files = [p.read_text() for f in ("training", "tools") for p in (ROOT / f).glob("*.py") if p.name not in schema]
+    files = [
+        p.read_text()
+        for f in ("training", "sweeps", "tools")
+        for p in (ROOT / f).rglob("*.py")
+        if p.name not in schema
+    ]
     files.append((ROOT / "training/schema.py").read_text().partition("def run_dir")[2])
 
     def read(key: str, code: str) -> bool:

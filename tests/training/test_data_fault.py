@@ -15,7 +15,6 @@ from tests.commands import call
 from tests.data.test_integrity import reseal, rewrite
 from tests.training.test_trainer import overrides, result
 from videoscaling.data.shards import Shards, Stored, read_header
-from videoscaling.sweeps.state import DATA_FAULT
 from videoscaling.training.batches import Feed
 from videoscaling.training.checkpoint import checkpoint_paths
 from videoscaling.training.config import load_config
@@ -23,6 +22,7 @@ from videoscaling.training.stacked.loop import train_together
 from videoscaling.training.trainer import prepare, train
 from videoscaling.utils.errors import DataFault
 from videoscaling.utils.files import json_text
+from videoscaling.utils.results import DATA_FAULT
 from videoscaling.utils.seal import read_sealed, sealed
 
 FIX = "delete it and run the command that made the cache"

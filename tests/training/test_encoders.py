@@ -22,7 +22,7 @@ def test_training_on_a_cache_loads_no_encoder(cache: Path, tmp_path: Path, monke
         raise Loaded
 
     for maker in ("text.WordEncoder", "text.PretrainedTextEncoder", "vae.VideoVAE"):
-        monkeypatch.setattr(f"models.{maker}.__init__", refuse)
+        monkeypatch.setattr(f"videoscaling.models.{maker}.__init__", refuse)
     # Captions, their dropout and validation, all of it.
     assert run(cache, tmp_path, "run", "train.tokens=1280")["status"] == "done"
     with pytest.raises(Loaded):  # videos of prompts are what needs them

@@ -1,7 +1,7 @@
 """Simulated sweeps with planted laws: how far fits miss, how often their intervals hold.
 
-    python tools/benchmarks/simulated_sweeps.py --sweeps 500 --out RAW.csv
-    python tools/benchmarks/simulated_sweeps.py --table RAW.csv
+    python -m videoscaling.tools.benchmarks.simulated_sweeps --sweeps 500 --out RAW.csv
+    python -m videoscaling.tools.benchmarks.simulated_sweeps --table RAW.csv
 
 The first command appends a row per sweep and continues where the file ends. Sweeps go through all cases in turn, so
 that a run that is stopped has as many of each. The second one prints the tables of docs/statistics.md.
@@ -17,14 +17,11 @@ import csv
 import datetime
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import scipy

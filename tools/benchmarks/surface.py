@@ -1,6 +1,7 @@
 """Evidence for the response surface: public tables and the study's runs.
 
-    python tools/benchmarks/surface.py steplaw study --data FOLDER --out results/benchmarks/DATE-cpu-surface.csv
+    python -m videoscaling.tools.benchmarks.surface steplaw study --data FOLDER \\
+        --out results/benchmarks/DATE-cpu-surface.csv
 
 study: half-widths of lr_opt's exponents from the study's runs.   scalebench: each large size from the smaller ones.
 budget: random cells worth 10 % of the FLOPs.   steplaw: each size left out, all cells and 6 % of them.   farseer: the
@@ -14,13 +15,10 @@ import argparse
 import csv
 import datetime
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from numpy.typing import NDArray
@@ -271,7 +269,7 @@ def main() -> None:
     if args.data is None and set(chosen) & {"steplaw", "scalebench", "budget", "farseer", "time"}:
         raise UserError("say where the public tables are: --data FOLDER")
     # Paths differ from machine to machine.
-    command = " ".join(["tools/benchmarks/surface.py", *args.parts, f"--subsets {args.subsets}"])
+    command = " ".join(["videoscaling.tools.benchmarks.surface", *args.parts, f"--subsets {args.subsets}"])
     for part in chosen:
         began = time.process_time()
         for row in PARTS[part](args):

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from videoscaling import ROOT
 from videoscaling.training.config import Config, config_from_dict, flatten, known_keys, load_yaml, merge, to_dict
 from videoscaling.training.planning.memory_formula import ClipShape, assumed_clip
 from videoscaling.training.run import WARMUP_FRACTION, cache_indexes, clip_tokens, encoded_shape, resolve
@@ -18,7 +19,7 @@ from videoscaling.training.schema import OptimKeys
 from videoscaling.utils.devices import best_dtype
 from videoscaling.utils.errors import UserError
 
-GPU_BASE = Path(__file__).resolve().parents[1] / "configs" / "train" / "gpu.yaml"
+GPU_BASE = ROOT / "configs" / "train" / "gpu.yaml"
 WARMUP_ROUNDING = 1e-3  # a recipe's warm-up has four decimals, and its tokens are whole
 LAYOUT_KEYS = ("parallel", "micro_batch", "activation_checkpointing")
 
@@ -39,7 +40,7 @@ class Base:
     @property
     def name(self) -> str:
         """The path as messages show it."""
-        return str(self.path if self.from_user else self.path.relative_to(GPU_BASE.parents[2]))
+        return str(self.path if self.from_user else self.path.relative_to(ROOT))
 
     @property
     def keys(self) -> set[str]:
@@ -115,7 +116,7 @@ def planned_yaml(
     """The YAML that trains the plan; ``extends`` is relative to the file itself. Warns of milestones dropped.
 
     Args:
-        planned: of ``planning.plan``; with the keys of ``training.planning.layout.add_layout`` where ``layout`` is true.
+        planned: of ``planning.plan``; with the keys of ``layout.add_layout`` where ``layout`` is true.
         recipe: the law's, whose optimiser trains the plan.
         law: the law file, for the first line.
         layout: write the keys of the layout that the base leaves open.

@@ -1,7 +1,8 @@
 """Many runs in one process: models of one shape, moved in lock-step.
 
 Each member is an ordinary ``Trainer`` whose buffers are rows of common ones, so that its checkpoints, metrics and
-result are written by the code of a run alone. Only the arithmetic is done for all rows at once (``training.stacked.step``).
+result are written by the code of a run alone. Only the arithmetic is done for all rows at once
+(``training.stacked.step``).
 """
 
 import contextlib
@@ -13,13 +14,13 @@ from typing import TextIO
 import torch
 import torch.distributed as dist
 
-from videoscaling.sweeps.stacking import stack_key
-from videoscaling.sweeps.state import data_faults_recorded
 from videoscaling.training.checks import check_directory
 from videoscaling.training.config import Config
+from videoscaling.training.data_check import data_faults_recorded
 from videoscaling.training.memory import fit_memory
 from videoscaling.training.result import finished_result
 from videoscaling.training.signals import StopRequest
+from videoscaling.training.stacked.stack_key import stack_key
 from videoscaling.training.stacked.step import StackedStep
 from videoscaling.training.trainer import SCORES, Scores, Trainer, prepare
 from videoscaling.utils.errors import PREEMPTED, UserError
@@ -32,7 +33,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30
 
 
 def train_together(configs: list[Config], wait: bool = False, consoles: bool = False) -> int:
-    """Run ``configs``, which ``sweeps.stacking`` says may share their steps, to their ends or to a signal.
+    """Run ``configs``, which ``stack_key`` says may share their steps, to their ends or to a signal.
 
     Each goes on from its own checkpoint, whoever wrote it: a stack of another size, or the run alone. A finished run
     is left as it is.

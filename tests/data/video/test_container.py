@@ -11,6 +11,7 @@ import pytest
 from tests.data.video.odd_videos import packed
 from tests.data.video.videos import make_video, source
 from videoscaling.data.sources.source import Rejected, Source
+from videoscaling.data.video import container
 from videoscaling.data.video.clips import Reading, Shape, load_clips
 from videoscaling.data.video.container import MAX_PIXELS, open_video
 from videoscaling.data.video.decode import frame_reader
@@ -90,13 +91,13 @@ def test_every_container_names_its_size_where_it_is_too_large(tmp_path, monkeypa
     path = make_video(tmp_path / name, frames=3, **video)
     assert len(probe(source(path)).times) == 3
     monkeypatch.setattr("videoscaling.data.video.container.MAX_PIXELS", 1000)
-    monkeypatch.setitem(__import__("videoscaling.data.video.container").container.OPTIONS, "max_pixels", "1000")
+    monkeypatch.setitem(container.OPTIONS, "max_pixels", "1000")
     assert str(rejected(path)) == "too large: 64x48 pixels; at most 1000 are decoded"
 
 
 def test_a_picture_that_grows_on_the_way_is_not_decoded(tmp_path, monkeypatch):
     """Its header says 64x48; a frame within says more than is allowed."""
-    monkeypatch.setitem(__import__("videoscaling.data.video.container").container.OPTIONS, "max_pixels", "5000")
+    monkeypatch.setitem(container.OPTIONS, "max_pixels", "5000")
     small = make_video(tmp_path / "small.avi", frames=20, codec="mjpeg", pix_fmt="yuvj420p")
     large = make_video(tmp_path / "large.avi", frames=20, height=96, width=128, codec="mjpeg", pix_fmt="yuvj420p")
     with av.open(str(small)) as one, av.open(str(large)) as other, av.open(str(tmp_path / "x.avi"), "w") as out:

@@ -160,7 +160,8 @@ def test_a_worker_that_begins_leaves_ctrl_c_to_its_parent(capfd):
 def test_workers_die_with_their_parent():
     """In the middle of a unit that never ends, whatever ended the parent."""
     script = (
-        "import os\nfrom videoscaling.data.video.decode_workers import decoded\nfrom tests.processes.data.test_decode_workers import *\n"
+        "import os\nfrom videoscaling.data.video.decode_workers import decoded\n"
+        "from tests.processes.data.test_decode_workers import *\n"
         "answers = decoded([unit(0, process_of), unit(1, hang)], 1, 600)\n"
         "print(*next(answers).captions, flush=True)\nnext(answers)\n"
     )

@@ -105,3 +105,43 @@ def test_a_table_of_isoflop_runs_gives_intervals_to_its_law_and_plans(tmp_path, 
     far = json.loads(call("tools/plan.py", "--law", out, "--flops", "1e23", "--n-ctx", "1280", "--json").stdout)
     width = [np.log(v["N_opt"]["direct"]["high"] / v["N_opt"]["direct"]["low"]) for v in ({"N_opt": sizes}, far)]
     assert width[1] > 1.5 * width[0]
+
+
+def exact_curves(C, N_opt):
+    """isoFLOP curves without noise whose minima lie at N_opt(C)."""
+    sizes = np.geomspace(1e6, 1e9, 13)
+    return [isoflop.Budget(c, sizes, 2 * np.exp(0.01 * np.log(sizes / N_opt(c)) ** 2)) for c in C]
+
+
+@pytest.mark.parametrize(
+    ("budgets", "reason"),
+    [
+        ([], "0 budgets are shared by three sizes; 0 of them"),
+        (exact_curves([1e17, 1e18, 1e19], lambda C: 1e12), "3 budgets are shared by three sizes; 0 of them"),
+        (
+            exact_curves([1e17, 2e17, 4e17], lambda C: 3e7 * (C / 1e18) ** 0.5),
+            "span a factor of 4, less than a decade",
+        ),
+        (exact_curves([1e17, 1e18, 1e19], lambda C: 3e7 * (C / 1e18) ** -0.5), "N_opt falls with C"),
+    ],
+)
+def test_budgets_that_identify_no_size_law_say_why(budgets, reason):
+    found, reasons = isoflop.estimate(budgets)
+    assert found == {"direct": None, "measured": None}
+    assert all(reason in text for text in reasons.values())
+
+
+def test_budgets_reach_from_the_least_to_the_most_that_three_sizes_share():
+    """Losses that are power laws of C are interpolated exactly; a fourth size far above shares with none."""
+    N = np.repeat([1e6, 2e6, 4e6, 1e9], 3)
+    C = np.concatenate([np.array([1e10, 1e11, 1e12]) * k for k in (1, 2, 4, 1e5)])
+    found = isoflop.interpolated(N, C, N**-0.1 * C**-0.05)
+    assert [budget.C for budget in found] == pytest.approx(np.geomspace(4e10, 1e12, 12))
+    for budget in found:
+        assert budget.N.tolist() == [1e6, 2e6, 4e6]
+        assert budget.loss == pytest.approx(budget.N**-0.1 * budget.C**-0.05)
+    # Sizes that meet at one budget share one; those that never do share none.
+    N = np.repeat([1.0, 2.0, 3.0], 2)
+    meet, apart = np.array([1.0, 2, 2, 3, 1, 3]), np.array([1.0, 2, 3, 4, 5, 6])
+    assert [(budget.C, len(budget.N)) for budget in isoflop.interpolated(N, meet, 1 / meet)] == [(2, 3)]
+    assert not isoflop.interpolated(N, apart, 1 / apart)

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,10 +11,10 @@ from tests.data.video.odd_videos import packed
 from tests.data.video.videos import damage
 from tests.data.video.videos import make_video as noisy_video
 from tests.tools.cache.test_latents import files_of, make_video, run  # noqa: F401
+from videoscaling import ROOT
 from videoscaling.data.latents import LatentCache
 from videoscaling.data.video import decode
 
-ROOT = Path(__file__).resolve().parents[2]
 CODING = {"g": "10", "bf": "0", "sc_threshold": "0"}
 
 
@@ -107,7 +106,7 @@ def test_a_cache_is_continued_with_the_decoder_that_it_was_begun_with(run, tmp_p
     """The default then was decord, and is what is installed now."""
     make_video(tmp_path / "videos" / "a.mp4")
     words = ("--source", tmp_path / "videos", "--validation", 0, "--out", tmp_path / "x")
-    monkeypatch.setattr("videoscaling.tools.cache_latents.default_backend", lambda: "torchcodec")
+    monkeypatch.setattr("videoscaling.data.video.decode.default_backend", lambda: "torchcodec")
     assert run(*words, "--backend", "pyav")[0] == 0
     before = files_of(tmp_path / "x")
     status, _, stderr = run(*words)

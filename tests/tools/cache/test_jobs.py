@@ -51,7 +51,7 @@ def test_a_dry_run_outlives_a_video_that_hangs():
 def test_a_dry_run_of_many_videos_opens_some(run, tmp_path, monkeypatch):
     monkeypatch.setattr("videoscaling.data.verify.OPENED", 4)
     monkeypatch.setattr("videoscaling.data.splits.SAMPLE", 4)
-    monkeypatch.setattr("videoscaling.tools.cache_latents.SAMPLE", 4)
+    monkeypatch.setattr("videoscaling.data.plan.SAMPLE", 4)
     (tmp_path / "videos").mkdir()
     for number in range(8):
         make_video(tmp_path / "videos" / f"{number}.mp4", frames=40)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from videoscaling.data import writer
+from videoscaling.data import plan, writer
 from videoscaling.data.clip_groups import VALIDATION_SEED, list_hash
 from videoscaling.data.latents import LatentCache, read_index
 from videoscaling.data.sources import synthetic
@@ -120,7 +120,7 @@ def test_a_cache_of_other_frames_is_not_gone_on_with(run, videos, tmp_path, monk
     words += ("--size", 16) if source == "videos" else ("--clips", 10, "--validation", 2, "--size", 16)
     assert run(*words)[0] == 0
     assert run(*words)[0] == 0
-    monkeypatch.setattr(getattr(cache_latents, module), "VERSION", 99)
+    monkeypatch.setattr(getattr(plan, module), "VERSION", 99)
     status, _, said = run(*words)
     assert status == 2
     assert "holds a cache made otherwise: source " in said
@@ -312,9 +312,9 @@ def test_a_cache_that_records_no_rule_keeps_its_split(run, tmp_path, monkeypatch
         make_video(tmp_path / "videos" / name, frames, height=32, width=32)
     words = ("--source", tmp_path / "videos", "--size", 32, "--frames", 5, "--clips-per-video", 1000)
     words += ("--out", tmp_path / "cache")
-    plain = cache_latents.draw
+    plain = plan.draw
     with monkeypatch.context() as patch:
-        patch.setattr(cache_latents, "draw", lambda *options: plain(*options[:-1], True))
+        patch.setattr(plan, "draw", lambda *options: plain(*options[:-1], True))
         patch.setattr(
             "videoscaling.data.splits.hash_order",
             lambda sources: sorted(sources, key=lambda source: -len(source.name)),

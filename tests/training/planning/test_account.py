@@ -9,6 +9,7 @@ import pytest
 
 from tests.commands import call
 from tests.training.test_trainer import overrides
+from videoscaling import ROOT
 from videoscaling.models.dit import VideoDiT
 from videoscaling.training.config import load_config
 from videoscaling.training.planning import account as module
@@ -17,7 +18,7 @@ from videoscaling.training.planning.dry_run import dry_run
 from videoscaling.utils.devices import FLOAT32_PEAK_FLOPS
 from videoscaling.utils.errors import UserError
 
-GPU = Path(__file__).resolve().parents[2] / "configs" / "train" / "gpu.yaml"
+GPU = ROOT / "configs" / "train" / "gpu.yaml"
 LARGE = ["model.size=16x3072", "train.batch_tokens=5365760", "train.tokens=7e11", "optim.beta2_half_life=1e8"]
 FITS = ["train.parallel=fsdp", "train.micro_batch=4"]
 

@@ -15,12 +15,12 @@ import torch
 import videoscaling.training.stacked.loop
 import videoscaling.training.trainer
 from tests.training.test_trainer import losses, metrics, overrides, result
-from videoscaling.sweeps.stacking import row_bytes
 from videoscaling.training.batches import Feed, Samples
 from videoscaling.training.checkpoint import checkpoint_paths
 from videoscaling.training.config import Config, load_config
 from videoscaling.training.memory import fit_memory
 from videoscaling.training.stacked.loop import CONSOLE, train_together
+from videoscaling.training.stacked.stack_key import row_bytes
 from videoscaling.training.stacked.step import StackedStep
 from videoscaling.training.trainer import Trainer, prepare, train
 from videoscaling.utils.errors import PREEMPTED, UserError

@@ -1,0 +1,203 @@
+"""The plan of a cache: which clips it is to hold, and the settings that say so."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from videoscaling.data import rejections, writer
+from videoscaling.data.cache_report import counts_text
+from videoscaling.data.clip_groups import Unit, list_hash, read_frozen, synthetic_units
+from videoscaling.data.latents import read_index
+from videoscaling.data.shards import Shard
+from videoscaling.data.sources import synthetic
+from videoscaling.data.sources.captions import ListingOptions
+from videoscaling.data.sources.listing import scan_sources
+from videoscaling.data.sources.source import Listing, identity
+from videoscaling.data.splits import SAMPLE, Headers, Split, draw
+from videoscaling.data.video import decode
+from videoscaling.data.video.clips import Reading, Shape
+from videoscaling.data.work_share import first_of_node
+from videoscaling.utils.errors import UserError, plural
+from videoscaling.utils.tables import KINDS
+
+SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
+
+
+class Plan(NamedTuple):
+    """What is to be encoded, and what is known about it by then."""
+
+    units: dict[str, list[Unit]]
+    clips_per_unit: float
+    headers: Headers | None = None
+    frozen: list[str] | None = None
+    listing: Listing | None = None
+    split: Split | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the list of sources left out and how it was split, for the index and the reports."""
+        if self.listing is None or self.split is None:
+            return {"split": {"by": "seed"}}
+        left_aside = {"skipped": self.listing.skipped, "unread_columns": self.listing.unread}
+        return left_aside | {"split": self.split.about}
+
+    @property
+    def rule(self) -> dict[str, str]:
+        """The setting by which caches that are split otherwise differ."""
+        return {writer.RULE: self.split.rule} if self.split and self.split.rule else {}
+
+    @property
+    def fps(self) -> float | None:
+        return self.headers.fps if self.headers else None
+
+    @property
+    def videos(self) -> int:
+        return len(self.headers.order) if self.headers else 0
+
+    def shards(self, out: Path, settings: dict, latent_shape: Sequence[int]) -> dict[str, list[Shard]]:
+        """The cache's shards, of about ``data.writer.SHARD_BYTES`` each."""
+        per_shard = max(1, int(writer.clips_per_shard(latent_shape) / max(self.clips_per_unit, 1e-9)))
+        return writer.plan_shards(out, settings, self.units, per_shard)
+
+
+# A plan is made when it is needed, given whether to split as caches did before there were rules.
+Planner = Callable[[bool], Plan]
+
+
+@dataclass(frozen=True)
+class VideoRequest:
+    """The videos that a cache is to be made of.
+
+    Attributes:
+        source: a folder, a manifest or tars, as ``data.sources.listing.scan_sources`` takes it.
+        out: the cache's folder.
+        reading: how clips are taken from them, but for the backend.
+        backend: what decodes; None is the one that the cache was begun with, or else the default.
+        clips: the most training clips; None for all.
+        validation: a number of clips as text, an earlier cache whose list is kept, or None for a tenth of the videos.
+        workers, limit_seconds: as ``data.video.decode_workers.decoded``.
+        max_rejected: the fraction of the videos that may be rejected.
+        writing: whether the cache is made, and rejected videos are counted and named in its folder.
+        stay_open: whether the plan's ``headers`` are used after it is made, and closed by the caller.
+    """
+
+    source: str
+    out: Path
+    listing: ListingOptions
+    reading: Reading
+    backend: str | None
+    clips: int | None
+    validation: str | None
+    workers: int
+    limit_seconds: float
+    max_rejected: float
+    writing: bool
+    stay_open: bool
+
+
+def plan_synthetic(
+    shape: Shape, *, clips: int | None, validation: str | None, seed: int, device: str
+) -> tuple[dict[str, Any], Planner]:
+    """The settings that determine the content of a cache of rendered clips, and its plan."""
+    wanted, frozen = _validation_wanted(validation)
+    if frozen is not None:
+        raise UserError("--validation takes a number here: every synthetic cache has the same validation clips")
+    train = clips or SYNTHETIC_CLIPS
+    count = SYNTHETIC_VALIDATION if wanted is None else wanted
+    settings = {"source": f"synthetic {synthetic.VERSION}", "seed": seed, "clips": train, "validation": count}
+    units = synthetic_units(shape, train, count, seed, device)
+    return settings, lambda as_before: Plan(units, len(units["train"][0].keys))
+
+
+def plan_videos(request: VideoRequest) -> tuple[dict[str, Any], Planner]:
+    """As ``plan_synthetic``, of a cache of videos; some of them are opened when the plan is made."""
+    wanted, frozen = _validation_wanted(request.validation)
+    if frozen is not None:
+        _check_same_clips(Path(request.validation or ""), request.reading)
+    backend = request.backend or _cached_backend(request.out) or decode.default_backend()
+    decode.check_backend(backend)
+    reading = replace(request.reading, backend=backend)
+    listing = scan_sources(request.source, request.listing)
+    sources = listing.sources
+    for damaged in (source for source in sources if source.fault):
+        first_of_node(f"warning: {damaged.path}: {damaged.fault} (rejected as one video)")
+    if request.listing.captions:
+        _warn_of_no_captions(listing)
+    settings = {
+        "source": f"videos {decode.VERSION}",
+        "videos": len(sources),
+        "videos_hash": list_hash([identity(source) for source in sources]),
+        "clips": request.clips,
+        "clips_per_video": reading.clips,
+        "fps_wanted": reading.fps,
+        "hop": reading.hop,
+        "backend": backend,
+        "validation": wanted if frozen is None else f"list {list_hash(frozen)}",
+    }
+
+    def plan(as_before: bool) -> Plan:
+        headers = Headers(sources, reading, request.workers, request.limit_seconds)
+        try:
+            headers.open(SAMPLE)
+            _stop_if_too_few(request, headers)
+            split = draw(headers, reading, request.clips, wanted, frozen, as_before)
+        finally:
+            if not request.stay_open:
+                headers.close()
+        return Plan(split.units, headers.clips_per_video, headers, frozen, listing, split)
+
+    return settings, plan
+
+
+def _validation_wanted(text: str | None) -> tuple[int | None, list[str] | None]:
+    """What ``--validation`` asks for: a number of clips, or the keys of an earlier list."""
+    if text is None or text.isdecimal():
+        return (None if text is None else int(text)), None
+    if not Path(text).exists():
+        raise UserError(f"--validation {text}: neither a number of clips nor an earlier cache")
+    return None, read_frozen(text)
+
+
+def _cached_backend(out: Path) -> str | None:
+    """What decoded the cache in ``out``, finished or not; None where there is none of videos. The default depends on
+    what is installed, and a cache is continued with the decoder that it was begun with."""
+    settings = read_index(out)["settings"] if (out / "index.json").is_file() else None
+    return settings.get("backend") if isinstance(settings, dict) else None
+
+
+def _check_same_clips(given: Path, reading: Reading) -> None:
+    """Refuse the list of a cache to whose clips other frames belong: a clip is listed by its first."""
+    index = (given if given.is_dir() else given.parent) / "index.json"
+    earlier = read_index(index.parent)["settings"] if index.is_file() else {}
+    now = {"frames": reading.shape.frames, "stride": reading.shape.stride, "fps_wanted": reading.fps}
+    for key, value in now.items():
+        if earlier.get(key, value) != value:
+            option = key.removesuffix("_wanted")
+            raise UserError(
+                f"--validation {given}: its clips were taken with --{option} {earlier[key]}, these with {value}: "
+                "under the same names they would be others"
+            )
+
+
+def _warn_of_no_captions(listing: Listing) -> None:
+    """Say on stderr, before the work, that no source has a caption."""
+    if any(source.caption for source in listing.sources):
+        return
+    tables = {kind: count for kind, count in listing.skipped.items() if kind in KINDS}
+    where = f"; there are tables next to the videos ({counts_text(tables)}), which --source can name" if tables else ""
+    first_of_node(
+        f"warning: no captions found for {plural(len(listing.sources), 'video')}{where}. --no-captions confirms it"
+    )
+
+
+def _stop_if_too_few(request: VideoRequest, headers: Headers) -> None:
+    """Raise where none of the first videos, or too small a part of all, can be used."""
+    videos, rejected = len(headers.order), headers.rejected
+    if headers.found and not (request.writing and rejections.exceeds(rejected, videos, request.max_rejected)):
+        return
+    where = f"; each is named in {rejections.write_rejected(request.out, rejected)}" if request.writing else ""
+    if headers.found:
+        raise UserError(f"{request.source}: {rejections.too_many(rejected, videos)}{where}")
+    of = "" if headers.opened == videos else f" of the first {headers.opened:,}"
+    raise UserError(f"{request.source}: no video is left{of} ({rejections.counted(rejected)}{where})")

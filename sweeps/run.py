@@ -1,0 +1,126 @@
+"""Running a sweep: its dry run, the training of what is not finished, and the table of its results."""
+
+import json
+import sys
+from typing import Any
+
+from videoscaling.sweeps import added_cells, slurm
+from videoscaling.sweeps.cost import estimate
+from videoscaling.sweeps.directory import claim
+from videoscaling.sweeps.grid import Sweep
+from videoscaling.sweeps.progress import SweepProgress
+from videoscaling.sweeps.state import adopt, label_heldout, publish
+from videoscaling.sweeps.status import plan, plan_text, print_status, states_of
+from videoscaling.training.result import finished_result
+from videoscaling.training.run import Run, beta2_warnings
+from videoscaling.utils.errors import CONTINUES, PREEMPTED, UserError, plural
+from videoscaling.utils.locks import exclusive
+
+ENDS = {
+    "again": "crashed and is tried again; console.log there has the error",
+    "failed": "failed; console.log there has the error, and the other cells continue",
+    "diverged": "diverged, which is a result",
+}  # of a cell: what a person should hear of while the others train
+
+
+def simulated(sweep: Sweep) -> list[Any]:
+    """The cells that a fit would use, as ``scaling.simulate.Cell``."""
+    from videoscaling.scaling import simulate  # numpy, for which a status does not wait
+
+    return [
+        simulate.Cell(
+            cell.N, cell.config.train.batch_tokens, cell.config.optim.lr, tuple(cell.config.train.milestones)
+        )
+        for cell in sweep.cells
+        if not cell.config.heldout
+    ]
+
+
+def doubts(sweep: Sweep) -> list[str]:
+    """Print and return the sweep's warnings before compute is spent: grids too small for a fit, a clamped beta2."""
+    from videoscaling.scaling import simulate
+
+    optimizers = [(cell.config.optim, cell.config.train.batch_tokens) for cell in sweep.cells]
+    found = [*simulate.doubts(simulated(sweep)), *beta2_warnings(optimizers)]
+    for text in found:
+        print(f"warning: {text}", file=sys.stderr)
+    return found
+
+
+def dry_run(sweep: Sweep, as_json: bool) -> int:
+    """List the cells: what would be trained, and what it takes."""
+    warnings = doubts(sweep)
+    states = states_of(sweep)
+    planned = plan(sweep, states, estimate(sweep, states))
+    print(json.dumps(planned | {"warnings": warnings}) if as_json else plan_text(sweep, planned))
+    return 0
+
+
+def run(sweep: Sweep) -> int:
+    """Train what is not finished; 1 if a cell failed, ``PREEMPTED`` if a signal ended it early."""
+    from videoscaling.sweeps.local import Interrupt, run_cells
+    from videoscaling.training.leftovers import clean_finished  # these import torch
+
+    keys = sweep.keys.executor
+    if keys.kind == "slurm":
+        slurm.check_options(keys.slurm)
+    elif jobs := slurm.queue_of(sweep.directory):
+        raise UserError(
+            f"{sweep.directory}: cells of it are in Slurm's queue, such as {next(iter(jobs.values()))}; follow them "
+            "with executor.kind=slurm, or end them first (scancel)"
+        )
+    doubts(sweep)
+    with exclusive(sweep.directory), Interrupt() as interrupt:
+        claim(sweep)
+        for cell in sweep.cells:  # one that is finished is not started again, which would clean its directory
+            if cell.config.run_dir.exists() and (result := finished_result(cell)) is not None:
+                clean_finished(cell, result["status"])
+        adopt_committed(sweep)
+        for cell in sweep.cells:
+            label_heldout(cell)
+        with SweepProgress(sweep, states_of(sweep)) as progress:
+
+            def report(cell: Run, outcome: str) -> None:
+                progress.settle(cell)
+                if outcome in ENDS:
+                    progress.bar.write(f"{cell.config.run_dir}: {ENDS[outcome]}")
+
+            if keys.kind == "slurm":
+                slurm.follow(sweep, report, interrupt, progress.look)
+            else:
+                run_cells(sweep.cells, keys, report, interrupt, look=progress.look)
+        for cell in sweep.cells:  # a job that was in the queue before knew an older YAML
+            label_heldout(cell)
+    failed = print_status(sweep)
+    if interrupt.caught is None:
+        return failed
+    if keys.kind == "slurm":
+        print("the jobs go on without this command; the same command follows them again", file=sys.stderr)
+    else:
+        print(f"{sweep.directory}: stopped; {CONTINUES}", file=sys.stderr)
+    return PREEMPTED
+
+
+def adopt_committed(sweep: Sweep) -> None:
+    """Copy finished cells from the folder of committed results into the sweep's."""
+    if sweep.keys.results:
+        for cell in sweep.cells:
+            adopt(cell, sweep.keys.results)
+
+
+def collect(sweep: Sweep, out: str | None) -> int:
+    """One CSV of every milestone of every cell that has one."""
+    from videoscaling.scaling import runs
+
+    adopt_committed(sweep)
+    for cell in sweep.cells:
+        label_heldout(cell)
+    if sweep.keys.results:
+        there = sum(publish(cell, sweep.keys.results) for cell in sweep.cells)
+        added_cells.publish(sweep.directory, sweep.keys.results)
+        print(f"{sweep.keys.results}: {there} of {len(sweep.cells)} cells are finished, to be committed")
+    path = out or str(sweep.directory / "results.csv")
+    ledger = runs.read(sweep.directory)
+    runs.write_csv(ledger, path)
+    print(f"{path}: {plural(len(ledger), 'row')}")
+    return 0

@@ -1,0 +1,25 @@
+"""Which runs may share a step, and the memory that a run of such a stack takes. No torch here."""
+
+import json
+
+from videoscaling.training.config import Config, flatten, to_dict
+from videoscaling.training.keys import info_of
+from videoscaling.training.run import Run
+
+TEXT_TOKENS = 64  # of a caption, where what it has is not known yet
+
+
+def stack_key(config: Config) -> str:
+    """What runs must have in common to be trained in lock-step: equal where they do."""
+    infos = info_of(type(config))
+    shared = {name: value for name, value in flatten(to_dict(config)).items() if not infos[name].differs_in_stack}
+    return json.dumps(shared, sort_keys=True)
+
+
+def row_bytes(run: Run) -> float:
+    """What a run of a stack needs, by formula: seven numbers a parameter, activations, and attention's scores."""
+    model, width = run.config.model, run.config.model.width
+    around = 16 * width**2 + 1024 * width  # parameters outside the blocks' matrices
+    clips = min(run.config.train.micro_batch or run.clips, run.clips)
+    scores = 4 * model.heads * (run.n_ctx + TEXT_TOKENS)
+    return 4 * 7 * (run.N + around) + clips * run.n_ctx * model.layers * (122 * width + 3 * scores)
