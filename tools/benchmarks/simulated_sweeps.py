@@ -28,10 +28,10 @@ import scipy
 from numpy.typing import NDArray
 
 from videoscaling.scaling import runs
+from videoscaling.scaling.estimates import Prediction
 from videoscaling.scaling.fitting.loss import fit_losses
 from videoscaling.scaling.fitting.surface_fit import fit_surface
 from videoscaling.scaling.fitting.table import Cells
-from videoscaling.scaling.fitting.uncertainty import Prediction
 from videoscaling.utils.errors import Parser, UserError, run_cli
 
 NOISE, CORRELATION = 0.007, 0.9
