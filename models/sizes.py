@@ -8,6 +8,9 @@ import math
 import re
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from videoscaling.utils.errors import UserError, nearest
 
 # Width is 32 times depth, so that each size is a scaled copy of the others; 1x64 to 4x192 stand beside them.
@@ -141,6 +144,7 @@ def exact_flops(
     return 3 * forward if training else forward
 
 
-def smooth_width(N: float) -> float:
-    """The width that ``shape_for``'s rule asks for at N, before rounding: what C_token needs between sizes."""
-    return max((2 * N) ** (1 / 3), (N / (16 * DEEPEST)) ** 0.5)
+def smooth_width(N: ArrayLike) -> NDArray[np.float64]:
+    """The widths that ``shape_for``'s rule asks for at N, before rounding: what C_token needs between sizes."""
+    N = np.asarray(N, dtype=float)
+    return np.maximum((2 * N) ** (1 / 3), (N / (16 * DEEPEST)) ** 0.5)

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling import jackknife, lines, loss_law
+from videoscaling.scaling import fit, jackknife, lines, loss_law
+from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.losses import Losses
 from videoscaling.scaling.optimum import Optimum, features, surface_at
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.points import Points, Untrusted, at_nominal, grid_optima, points_of_grids
 from videoscaling.scaling.runs import Ledger
-from videoscaling.scaling.stages import Options, between_grids, loss_stage
+from videoscaling.scaling.stages import between_grids
 from videoscaling.utils.errors import UserError
 
 # A pair may lie this factor outside the swept rates and batches: about one step of a grid.
@@ -112,12 +113,14 @@ def compare(
         raise Untrusted(
             "a fixed pair is compared on grids over both lr and B, and these vary one of them", forcible=False
         )
-    ledger = at_nominal(ledger)
-    warnings: list[str] = []
-    points = points_of_grids(ledger, tuple(grid_optima(ledger, window)), warnings)
-    scale = {name: float(np.exp(np.log(getattr(points, name)).mean())) for name in ("T", "N")}
     # What a fit refuses or warns of is no ground to compare on either.
-    loss_stage(points, Options(delta=DELTA), scale, warnings)
+    fitted = fit.fit(ledger, "loss", Options(delta=DELTA, window=window), cost, {})
+    points, warnings, ledger = fitted.points, list(fitted.warnings), at_nominal(ledger)
+    if not points.optima:
+        raise Untrusted(
+            "a fixed pair is compared on grids over lr and B, and these have one cell each", forcible=False
+        )
+    scale = {name: float(np.exp(np.log(getattr(points, name)).mean())) for name in ("T", "N")}
     lr, B = pair or _of_smallest(points.optima)
     _refuse_far(ledger, lr, B)
     outside = [o for o in points.optima if not _covered(ledger, o, lr, B)]

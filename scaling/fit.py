@@ -10,8 +10,17 @@ from numpy.typing import NDArray
 
 from videoscaling.scaling import lines, loss_law, plausibility, table_kind
 from videoscaling.scaling.fitting import isoflop
+from videoscaling.scaling.fitting.options import Options
+from videoscaling.scaling.fitting.runs_of_law import (
+    domain,
+    recipe_warnings,
+    run_names,
+    skipped_warnings,
+    tokens_per_clip,
+)
+from videoscaling.scaling.fitting.sizes import check_losses, fit_sizes
 from videoscaling.scaling.joint_draws import joint_draws
-from videoscaling.scaling.laws import Curvature, GivenBatch, Law, LossLaw, with_hyperparameters
+from videoscaling.scaling.laws import Curvature, GivenBatch, Law, with_hyperparameters
 from videoscaling.scaling.optimum import COEFFICIENTS, Optimum
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.points import (
@@ -24,23 +33,16 @@ from videoscaling.scaling.points import (
     pooled_scatter,
 )
 from videoscaling.scaling.runs import Ledger
-from videoscaling.scaling.stages import JACKKNIFE, LossStage, Options, hyper_law, hyper_replicates, loss_stage
-from videoscaling.utils.errors import UserError
+from videoscaling.scaling.stages import JACKKNIFE, LossStage, hyper_law, hyper_replicates, loss_stage
+from videoscaling.utils.errors import UserError, plural
 
 PARTS = ("hyperparameters", "loss", "allocation", "all")
 # Best sizes of one budget, of other seeds or by other ways, differ by less than this factor.
 SAME_OPTIMUM = 2.0
-# C_token at a shape's own width and at the smooth rule's differ by less than this.
-SAME_COST = 0.15
 # An exponent of the loss that may as well be this many times larger is not one to plan by. Refitted draws never reach
 # 0: where a linear interval does, theirs spans like this.
 UNTOLD = 10.0
-# An exponent of N_opt below this comes of minima at the edge of the search: no law of sizes.
-STILL = 1e-6
 PARABOLA = 3  # constants of a parabola
-# A share of skipped steps above which a fit warns. A run of 200 steps of which 10.5 % were skipped ended 1.2 % higher:
-# 1 % costs about 0.1 % of the loss, as much as the cells differ among which a grid's optimum lies (.06 to .2 %).
-MAX_SKIPPED = 0.01
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,11 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     if part == "allocation" and options.optima:
         return _sizes_of_optima(ledger, cost, provenance)
     if not (part == "hyperparameters" and options.optima):
-        _check(ledger)
+        check_losses(ledger)
     warnings = [*ledger.notes, *recipe_warnings(ledger), *skipped_warnings(ledger)]
-    swept = part in ("hyperparameters", "all") and bool(np.isfinite([ledger.B, ledger.lr]).all())
-    if swept:
+    known = bool(np.isfinite([ledger.B, ledger.lr]).all())
+    swept = part in ("hyperparameters", "all") and known
+    if known:
         plausibility.check_units(ledger, options.force, warnings)
     points, optima = _points(ledger, part, options, warnings)
     axes = optima[0].axes if optima else lines.BOTH
@@ -110,10 +113,12 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             unknown[name] = "not fitted: only part of the laws was asked for, fit.py all gives every one"
     columns, draws, intervals = joint_draws(points, (centre, replicates, extra), stage, freedom, scale)
     _check_exponents(intervals, options, warnings)
-    size_fits: dict[str, isoflop.SizeFit] = {}
-    sizes = _allocation(ledger, points, constants["loss"], cost, warnings, unknown, size_fits)
-    if sizes is None:
-        unknown.setdefault("allocation", "needs the loss law")
+    sizes, size_fits = None, {}
+    if constants["loss"] is not None:
+        found = constants["loss"], cost, unknown, warnings
+        sizes, size_fits = fit_sizes(ledger, points.N, points.T, points.loss, *found, grids=bool(points.optima))
+    else:
+        unknown["allocation"] = "needs the loss law"
     curvature, given = _curvature(points.optima)
     if curvature is None:
         unknown |= {"curvature": "no grids to take it from", "lr_given_batch": "no grids to take it from"}
@@ -126,7 +131,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         curvature=curvature,
         lr_given_batch=given,
         n_ctx=tokens_per_clip(ledger),
-        domain=_domain(ledger, points, cost),
+        domain=domain(ledger, points.N, points.T, cost),
         recipe=ledger.recipe,
         fit={
             "objective": None if fitted is None else fitted.objective,
@@ -159,34 +164,17 @@ def _along(ledger: Ledger, axes: tuple[str, ...]) -> dict[str, float]:
     return {name: float(np.median(getattr(ledger, name))) for name in lines.BOTH if name not in axes}
 
 
-def recipe_warnings(ledger: Ledger) -> list[str]:
-    """A line where the runs were not trained alike: one law's losses hold for one recipe."""
-    differing = ledger.recipe.get("differs_between_runs")
-    return [f"the runs differ in {', '.join(differing)}: their losses are not of one recipe"] if differing else []
-
-
-def skipped_warnings(ledger: Ledger) -> list[str]:
-    """A line where runs skipped more of their steps than ``MAX_SKIPPED``: they learned from fewer tokens than T."""
-    many = np.isfinite(ledger.loss) & (ledger.skipped > MAX_SKIPPED)
-    if not many.any():
-        return []
-    worst = np.argmax(np.where(many, ledger.skipped, 0))
-    return [
-        f"{len(set(ledger.run_id[many]))} runs skipped more than {100 * MAX_SKIPPED:g} % of their steps, as their "
-        f"gradients were not finite ({ledger.run_id[worst]}: {100 * ledger.skipped[worst]:.3g} %): their losses are "
-        "those of fewer tokens than T"
-    ]
-
-
 def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) -> tuple[Points, tuple[Optimum, ...]]:
     """What to fit, and the optima of all grids where the ledger has grids."""
     if repeated := _repeated(ledger):
-        warnings.append(f"{repeated} cells have several results: each weighs as one result in the fit of its grid")
+        several = plural(repeated, "cell has", "cells have")
+        warnings.append(f"{several} several results: each weighs as one result in the fit of its grid")
     cells = set(zip(ledger.run_id.tolist(), ledger.N, ledger.nominal_T, ledger.B, ledger.lr))
     if mixed := {run for (run, *_), count in Counter(cell[:3] for cell in cells).items() if count > 1}:
+        several = plural(len(mixed), "run has", "runs have")
         warnings.append(
-            f"{len(mixed)} runs have several cells of one (N, T), such as {min(mixed)}: a run_id is one run's, whose "
-            "milestones err together"
+            f"{several} several cells of one (N, T), such as {min(mixed)}: a run_id is one run's, whose milestones "
+            "err together"
         )
     unknown = np.isnan([ledger.B, ledger.lr]).any()
     if options.optima or unknown or table_kind.most_cells(ledger) == 1:
@@ -208,15 +196,6 @@ def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) ->
     return points_of_grids(ledger, optima, warnings, options.prior is not None, options.force), optima
 
 
-def _check(ledger: Ledger) -> None:
-    """Raise UserError where the losses hold nothing to fit."""
-    finite = ledger.loss[np.isfinite(ledger.loss)]
-    if not len(finite):
-        raise UserError(f"{ledger.source}: nothing to fit: no run that is not held out has a finite loss")
-    if np.ptp(finite) == 0 and len(finite) > 1:
-        raise UserError(f"{ledger.source}: all losses are equal: there is no law in them")
-
-
 def _check_exponents(intervals: dict[str, list[float]], options: Options, warnings: list[str]) -> None:
     """Raise Untrusted, or warn where forced, if losses do not tell how they fall: where no other law helps out."""
     for name in ("aT", "aN"):
@@ -234,46 +213,6 @@ def _repeated(ledger: Ledger) -> int:
     if not np.isfinite(cells).all():
         return 0
     return int(np.sum(np.unique(cells, axis=0, return_counts=True)[1] > 1))
-
-
-def _allocation(
-    ledger: Ledger,
-    points: Points,
-    loss: LossLaw | None,
-    cost: allocation.Cost,
-    warnings: list[str],
-    unknown: dict[str, str],
-    size_fits: dict[str, isoflop.SizeFit],
-) -> dict[str, Any] | None:
-    """N_opt by estimator; why one is unknown goes into ``unknown``, and errors of budgets' own laws into
-    ``size_fits``."""
-    if loss is None:
-        return None
-    C = training_flops(ledger, points.N, points.T, cost)
-    sizes: dict[str, Any] = {"measured": None, "predicted": None, "default": "predicted"}
-    sizes["predicted"] = allocation.predicted(loss, (float(C.min()), 10 * float(C.max())), cost)
-    if sizes["predicted"].exponent < STILL:
-        unknown["allocation"] = "by the loss law the smallest model is the best at every budget"
-        warnings.append(f"N_opt is unknown: {unknown['allocation']}")
-        return None
-    curves = []
-    if not points.optima:
-        # Without grids each row is a point, but for the diverged ones, and has its own budget or a computed one.
-        flops = ledger.flops[np.isfinite(ledger.loss)]
-        curves = isoflop.budgets(points.N, flops, points.loss) or isoflop.budgets(
-            points.N, C, points.loss, isoflop.MOSTLY
-        )
-    fits, reasons = isoflop.estimate(curves or isoflop.interpolated(points.N, C, points.loss))
-    if curves:  # interpolated budgets share their points: their scatter is no error
-        size_fits |= {name: one for name, one in fits.items() if one is not None}
-    sizes |= {name: None if one is None else one.law for name, one in fits.items()}
-    unknown |= {f"allocation.{name}": reason for name, reason in reasons.items()}
-    if sizes["measured"] is not None:
-        at = 10 * C.max()
-        ratio = float(sizes["measured"](at) / sizes["predicted"](at))
-        if not 0.5 < ratio < 2:
-            warnings.append(f"at {at:.2g} FLOPs the measured N_opt is {ratio:.2g} times the predicted one")
-    return sizes
 
 
 def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any]) -> Fitted:
@@ -305,7 +244,7 @@ def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any])
         **known,
         allocation={"measured": measured, "predicted": None, "default": "measured"},
         n_ctx=tokens_per_clip(ledger),
-        domain=_domain(ledger, points, cost),
+        domain=domain(ledger, points.N, points.T, cost),
         recipe=ledger.recipe,
         fit={
             "points": len(ledger),
@@ -341,39 +280,6 @@ def _scatter(stage: LossStage, points: Points, optima: tuple[Optimum, ...]) -> d
         return None
     sd = float(np.sqrt(np.sum(stage.fitted.residuals**2) / freedom))
     return {"points": sd, "run": pooled_scatter(list(optima)) or None, "freedom": freedom} if sd > 0 else None
-
-
-def tokens_per_clip(ledger: Ledger) -> int | None:
-    """Tokens per clip where the whole ledger has the same."""
-    return int(ledger.n_ctx[0]) if len(set(ledger.n_ctx)) == 1 and ledger.n_ctx[0] > 0 else None
-
-
-def run_names(ledger: Ledger) -> list[str]:
-    """Names of the runs; rows of a table that names none are from the first to the last."""
-    names = sorted(set(ledger.run_id.tolist()))
-    if len(names) > 2 and all(name.startswith("row-") and name[4:].isdigit() for name in names):
-        numbers = [int(name[4:]) for name in names]
-        return [f"row-{min(numbers)} to row-{max(numbers)}"]
-    return names
-
-
-def training_flops(ledger: Ledger, N: NDArray, T: NDArray, cost: Callable) -> NDArray[np.float64]:
-    """Training FLOPs of points N, T [points]: by what each size's runs recorded, which knows their own widths.
-
-    Runs that counted by another rule than ``cost`` are not asked: their budgets would be no others' beside them.
-    """
-    per_token = np.array(cost(N), dtype=float)
-    for size in np.unique(N):
-        seen = ledger.flops[size == ledger.N] / ledger.T[size == ledger.N]
-        if np.isfinite(seen).any() and abs(np.nanmedian(seen) / cost(size) - 1) < SAME_COST:
-            per_token[size == N] = np.nanmedian(seen)
-    return T * per_token
-
-
-def _domain(ledger: Ledger, points: Points, cost: Callable) -> dict[str, list[float] | None]:
-    C = training_flops(ledger, points.N, points.T, cost)
-    spans = {"N": points.N, "T": points.T, "B": ledger.B, "C": C}
-    return {name: None if np.isnan(v).any() else [float(np.min(v)), float(np.max(v))] for name, v in spans.items()}
 
 
 def _round_scale(values: NDArray) -> float:

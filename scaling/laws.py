@@ -18,6 +18,7 @@ from videoscaling.utils.errors import UserError, nearest
 from videoscaling.utils.files import read_json, write_json
 
 if TYPE_CHECKING:
+    from videoscaling.scaling.fitting.loss import LossLaws
     from videoscaling.scaling.fitting.surface import Surface  # with scipy: loaded where a file has one
     from videoscaling.scaling.response import Response
 
@@ -110,7 +111,7 @@ class Law:
     name: str
     batch: PowerLaw | None
     lr: PowerLaw | None
-    loss: LossLaw | None
+    loss: "LossLaw | LossLaws | None"
     allocation: dict[str, Any] | None
     curvature: Curvature | None
     lr_given_batch: GivenBatch | None
@@ -143,7 +144,8 @@ class Law:
         self.require_pair()
         # Rates at the floor of one clip are that clip's, and not those of the smaller batch that the law wants.
         B = max(float(self.response.wanted_batch(N, T, tolerance)), self.fit.get("floor") or 0)
-        pair = {"lr": float(self.response.rate(N, T, B).value), "B": B}
+        with np.errstate(all="ignore"):  # what is not finite is refused by name, the batch before its rate
+            pair = {"B": B, "lr": float(self.response.rate(N, T, B).value)}
         for name, value in pair.items():
             low, high = POSSIBLE[name]
             if not low <= value <= high:
@@ -171,7 +173,7 @@ class Law:
     def drawn(self, part: str) -> Any:
         """``part`` with fitted constants as arrays [draws], so a call gives one value per draw; None without draws."""
         law = getattr(self, part)
-        if law is None or not self.draws:
+        if law is None or not self.draws or not hasattr(law, "scale"):
             return None
         columns = dict(zip(self.fit["draw_columns"], np.array(self.draws, dtype=float).T))
         if not any(name.startswith(f"{part}.") for name in columns):
@@ -279,10 +281,15 @@ def save(law: Law, path: str | Path) -> None:
 
 def to_dict(law: Law) -> dict[str, Any]:
     """The law as the file's JSON object, keys in the file's order."""
-    raw = asdict(replace(law, surface=None))
+    forms = None if law.loss is None or isinstance(law.loss, LossLaw) else law.loss
+    raw = asdict(replace(law, surface=None, loss=None if forms else law.loss))
     del raw["surface"]
+    if forms:
+        from videoscaling.scaling.fitting import loss_file
+
+        raw["loss"] = loss_file.to_dict(forms)
     for part in ("batch", "lr", "loss"):
-        if raw[part] is not None:
+        if raw[part] is not None and "forms" not in raw[part]:
             raw[part]["assumed"] = list(raw[part]["assumed"])
             if not raw[part]["assumed"]:
                 del raw[part]["assumed"]
@@ -312,7 +319,11 @@ def from_dict(raw: dict[str, Any]) -> Law:
 
         values["surface"] = surface_file.from_dict(raw["surface"], raw.get("lack_of_fit"))
     for part, kind in _PARTS.items():
-        if raw[part] is not None:
+        if part == "loss" and isinstance(raw[part], dict) and "forms" in raw[part]:
+            from videoscaling.scaling.fitting import loss_file
+
+            values[part] = loss_file.from_dict(raw[part])
+        elif raw[part] is not None:
             values[part] = _part(part, kind, raw[part])
     bend = values["curvature"]
     if bend is not None and 4 * bend.lr_lr * bend.batch_batch <= bend.lr_batch * bend.lr_batch:

@@ -1,8 +1,8 @@
 """The loss law ``L(T, N) = Tc / T^aT + Nc / N^aN + Linf`` (eq. 9), by robust regression on log losses.
 
 Minimises the sum of Huber losses of log-loss residuals (Hoffmann et al. 2022, appendix D.3), not their mean: an
-optimiser's tolerance is absolute, and on the mean it stops far from the minimum. Levenberg-Marquardt steps with
-analytic derivatives, vectorised over many problems at once, so that a jackknife costs little more than one fit.
+optimiser's tolerance is absolute, and on the mean it stops far from the minimum. The steps are those of all loss
+forms (``scaling.fitting.forms``), of many problems at once, so that a jackknife costs little more than one fit.
 """
 
 from dataclasses import dataclass
@@ -10,19 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from videoscaling.scaling.fitting import forms
 from videoscaling.scaling.hyper import LEAST_SPAN, near
 from videoscaling.scaling.laws import LossLaw
 from videoscaling.utils.errors import UserError
 
 CONSTANTS = ("Tc", "aT", "Nc", "aN", "Linf")
 DELTA = 1e-3
-# Huber's constant: 95 % efficiency under normal noise.
-DELTA_PER_NOISE = 1.345
+DELTA_PER_NOISE = forms.HUBER
 # Exponents outside this range are no scaling law; the bound keeps a hopeless start from overflowing.
 EXPONENTS = (0.01, 4.0)
 _START_EXPONENTS = (0.1, 0.2, 0.35, 0.55, 0.9)
-# Residuals worked out together: more leave the processor's cache, and wait for their slowest problem.
-_AT_ONCE = 20_000
+# Of the objective: a coarser one stops short of Chinchilla's minimum, which is known to six digits. Many problems have
+# a finer one: those that stop leave.
+TOLERANCE = 1e-13
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def constants_of(theta: NDArray) -> NDArray[np.float64]:
 
 def log_values(theta: NDArray, N: NDArray, T: NDArray, scale: dict[str, float]) -> NDArray[np.float64]:
     """ln L of laws [laws, 5] at points [points]: [laws, points]."""
-    return _log_loss(theta, np.log(N / scale["N"]), np.log(T / scale["T"]))[0]
+    return _log_loss(theta, N, T, scale)[0]
 
 
 def fit(
@@ -118,7 +119,7 @@ def fit(
     starts = _starts(N / scale["N"], T / scale["T"], loss, fixed, seed)
     thetas, objectives = descend(starts, N, T, loss, precision, delta, fixed, scale)
     theta = thetas[np.argmin(objectives)]
-    predicted, derivative = _log_loss(theta[None], np.log(N / scale["N"]), np.log(T / scale["T"]))
+    predicted, derivative = _log_loss(theta[None], N, T, scale)
     low, high = EXPONENTS
     at_bound = [n for n, i in (("aT", 1), ("aN", 3)) if n not in fixed and not low * 1.01 < theta[i] < high * 0.99]
     # Half a per cent of the loss is no asymptote that data could have shown.
@@ -159,7 +160,7 @@ def descend(
     steps: int = 400,
     ceiling: float = np.inf,
 ) -> tuple[NDArray, NDArray]:
-    """Minimise from [problems, 5] starts at once.
+    """``forms.descend`` of the additive form, without a prior, from [problems, 5] starts at once.
 
     Args:
         N, T: [points].
@@ -167,66 +168,35 @@ def descend(
         ceiling: Linf is at most this, and never above the lowest loss.
 
     Returns:
-        theta [problems, 5] and objectives [problems].
+        theta [problems, 5] and objectives [problems], sums of Huber losses.
     """
-    if len(theta) > (most := max(_AT_ONCE // len(N), 1)):
-        parts = []
-        for at in range(0, len(theta), most):
-            some = slice(at, at + most)
-            values, weights = (v if np.ndim(v) < 2 else v[some] for v in (loss, weight))
-            parts.append(descend(theta[some], N, T, values, precision, delta, fixed, scale, weights, steps, ceiling))
-        return tuple(np.concatenate(found) for found in zip(*parts))
-    theta = theta.copy()
-    log_N, log_T, target = np.log(N / scale["N"]), np.log(T / scale["T"]), np.log(loss)
-    free = np.array([name not in fixed for name in CONSTANTS])
-    weight = np.ones(len(N)) if weight is None else weight
-    highest = np.log(np.minimum(np.min(loss, axis=-1), ceiling))
-    theta[:, 4] = np.where(free[4], np.minimum(theta[:, 4], highest), theta[:, 4])
-
-    def evaluate(theta: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-        predicted, derivative = _log_loss(theta, log_N, log_T)
-        residual = (predicted - target) * precision
-        size = np.abs(residual)
-        huber = np.where(size <= delta, residual**2 / 2, delta * (size - delta / 2))
-        return np.sum(weight * huber, axis=-1), residual, derivative
-
-    damping = np.full(len(theta), 1e-3)
-    objective, residual, derivative = evaluate(theta)
-    calm = np.zeros(len(theta), dtype=int)
-    for _ in range(steps):
-        irls = weight * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
-        J = derivative[..., free] * precision[..., None]
-        weighted = (J * irls[..., None]).swapaxes(1, 2)
-        gradient = (weighted @ residual[..., None])[..., 0]
-        hessian = weighted @ J
-        diagonal = np.einsum("pii->pi", hessian)
-        ridge = damping[:, None] * (diagonal + 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300)
-        step = np.linalg.solve(hessian + ridge[..., None] * np.eye(free.sum()), gradient[..., None])[..., 0]
-        trial = theta.copy()
-        trial[:, free] -= np.clip(step, -2.0, 2.0)
-        trial[:, [1, 3]] = np.where(free[[1, 3]], np.clip(trial[:, [1, 3]], *EXPONENTS), theta[:, [1, 3]])
-        trial[:, 4] = np.where(free[4], np.clip(trial[:, 4], highest - 14.0, highest), theta[:, 4])
-        trial_objective, trial_residual, trial_derivative = evaluate(trial)
-        better = trial_objective < objective
-        gain = np.where(better, objective - trial_objective, 0.0)
-        calm = np.where(gain <= 1e-13 * objective, calm + 1, 0)
-        theta[better], objective[better] = trial[better], trial_objective[better]
-        residual[better], derivative[better] = trial_residual[better], trial_derivative[better]
-        damping = np.clip(np.where(better, damping / 5, damping * 4), 1e-12, 1e10)
-        if np.all(calm >= 6):
-            break
-    return theta, objective
+    free = np.array([name not in fixed for name in forms.CONSTANTS["additive"]])
+    sd = delta / forms.HUBER
+    found, cost = forms.descend(
+        "additive", _of_form(theta, np.log), _logs(N, T, scale), np.log(loss), precision, sd=sd, weight=weight,
+        steps=steps, prior=(np.zeros(5), np.zeros(5)), free=free, exponents=EXPONENTS, ceiling=ceiling,
+        tolerance=TOLERANCE if len(theta) <= forms.FEW else TOLERANCE / 100,
+    )  # fmt: skip
+    return _of_form(found, np.exp), cost * sd**2
 
 
-def _log_loss(theta: NDArray, log_N: NDArray, log_T: NDArray) -> tuple[NDArray, NDArray]:
+def _of_form(theta: NDArray, to: np.ufunc) -> NDArray[np.float64]:
+    """[..., 5] theta in the order of ``forms`` and back, ``to`` (log or exp) applied to exponents."""
+    moved = theta[..., [2, 3, 0, 1, 4]]
+    moved[..., [1, 3]] = to(moved[..., [1, 3]])
+    return moved
+
+
+def _logs(N: NDArray, T: NDArray, scale: dict[str, float]) -> tuple[NDArray, NDArray, NDArray]:
+    return np.log(N / scale["N"]), np.log(T / scale["T"]), np.zeros(len(N))
+
+
+def _log_loss(theta: NDArray, N: NDArray, T: NDArray, scale: dict[str, float]) -> tuple[NDArray, NDArray]:
     """ln L [problems, points] and its derivative in theta [problems, points, 5]."""
-    t = theta[:, :, None]
-    from_T = np.exp(t[:, 0] - t[:, 1] * log_T)
-    from_N = np.exp(t[:, 2] - t[:, 3] * log_N)
-    floor = np.broadcast_to(np.exp(t[:, 4]), from_T.shape)
-    total = from_T + from_N + floor
-    parts = (from_T, -from_T * log_T, from_N, -from_N * log_N, floor)
-    return np.log(total), np.stack(parts, axis=-1) / total[..., None]
+    value, J = forms.evaluate("additive", _of_form(theta, np.log), *_logs(N, T, scale))
+    derivative = J[..., [2, 3, 0, 1, 4]]
+    derivative[..., [1, 3]] /= theta[..., None, [1, 3]]
+    return value, derivative
 
 
 def _starts(n: NDArray, t: NDArray, loss: NDArray, fixed: dict[str, float], seed: int | None) -> NDArray:

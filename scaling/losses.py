@@ -16,6 +16,7 @@ from videoscaling.scaling.estimates import Estimate, Prediction
 from videoscaling.scaling.fitting import forms
 
 if TYPE_CHECKING:
+    from videoscaling.scaling.fitting.loss import LossLaws
     from videoscaling.scaling.laws import LossLaw
 
 MAX_TOKENS = 1e20  # more than any run has
@@ -130,10 +131,13 @@ class Losses:
         return 1.0 if excess(0.0) <= 0 else math.exp(brentq(excess, 0.0, math.log(MAX_TOKENS), xtol=1e-13))
 
 
-def as_losses(loss: "LossLaw | Losses") -> Losses:
-    """A loss law of constants as ``Losses``."""
+def as_losses(loss: "LossLaw | LossLaws | Losses") -> Losses:
+    """A loss law of constants, or averaged forms, as ``Losses``."""
     if isinstance(loss, Losses):
         return loss
+    if hasattr(loss, "members"):
+        found = tuple(Form(m.form, m.weight, m.fit.theta, m.fit.draws) for m in loss.members)
+        return Losses(found, loss.members[0].fit.scale, loss.predict, loss.stretch)
     return Losses.additive(np.stack([loss.Tc, loss.aT, loss.Nc, loss.aN, loss.Linf], axis=-1), loss.scale)
 
 

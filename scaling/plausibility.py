@@ -6,7 +6,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling.hyper import CONSTANTS, PowerFit
+from videoscaling.scaling.hyper import CONSTANTS, LEAST_SPAN, PowerFit, near
+from videoscaling.scaling.optimum import Optimum
 from videoscaling.scaling.points import Points, Untrusted
 from videoscaling.scaling.runs import Ledger
 
@@ -17,6 +18,7 @@ MAX_EXPONENT = 2.0
 FAR_FACTOR, FAR_SIGMAS = 5.0, 5.0
 # Neighbouring batches of one table differ by 2 to 8. A clip or a sequence has hundreds of tokens or more.
 UNIT_GAP = 64.0
+LEAVE_OUT = "  leave them out, or mark them as held out (heldout 1), if something went wrong there"
 
 
 def check_units(ledger: Ledger, force: bool, warnings: list[str]) -> None:
@@ -77,6 +79,62 @@ def check_power(points: Points, symbol: str, power: PowerFit, force: bool, warni
     warnings += [line.strip() for line in found]
 
 
+def check_spans(N: NDArray, T: NDArray) -> None:
+    """Refuse sizes, or tokens, that differ, but too little to tell an exponent.
+
+    Raises:
+        Untrusted: they lie within ``hyper.LEAST_SPAN`` of each other.
+    """
+    for name, values in (("N", N), ("T", T)):
+        if np.ptp(np.log(values)) > 1e-6 and near(np.log(values)):
+            raise Untrusted(
+                f"{name} from {values.min():.5g} to {values.max():.5g}, within a factor of {LEAST_SPAN:g}: nothing "
+                f"tells what follows {name}",
+                advice=f"sweep a wider range of {name}, or keep the rows of one",
+            )
+
+
+def check_exponents(exponents: dict[str, float]) -> None:
+    """Refuse exponents of a surface that no training has.
+
+    Raises:
+        Untrusted: one lies beyond ``MAX_EXPONENT``.
+    """
+    for name, value in exponents.items():
+        if abs(value) > MAX_EXPONENT:
+            raise Untrusted(
+                f"an exponent {name} of {value:.3g} is beyond any plausible one, {MAX_EXPONENT:g}: look for wrong "
+                "units of N, T, B or lr, or sweep a wider range"
+            )
+
+
+def check_far_grids(optima: list[Optimum], expected: NDArray) -> None:
+    """Refuse grids whose own best rates lie far from a law's.
+
+    Args:
+        expected: [optima] the law's best rate at each optimum's batch.
+
+    Raises:
+        Untrusted: some do; each is named.
+    """
+    inside = np.array([one.interior for one in optima], dtype=bool)
+    off = np.log([one.lr for one in optima] / expected)[inside]
+    if len(off) < 4:
+        return
+    spread = 1.4826 * float(np.median(np.abs(off)))
+    far = (np.abs(off) > math.log(FAR_FACTOR)) & (np.abs(off) > FAR_SIGMAS * spread)
+    if not far.any() or far.sum() > len(far) / 3:
+        return
+    chosen = [one for one, is_inside in zip(optima, inside) if is_inside]
+    lines = [f"lr_opt: {far.sum()} of {len(far)} grids have their best rate far from that of the others"]
+    lines += [
+        f"  N {one.N:.4g}, T {one.T:.4g}: lr {one.lr:.4g}, {math.exp(value):.3g} times the law's"
+        for one, value, is_far in zip(chosen, off, far)
+        if is_far
+    ]
+    raise Untrusted("\n".join([*lines, LEAVE_OUT]))
+
+
 def far_optima(points: Points, symbol: str, power: PowerFit) -> list[str]:
     """A line that says so and one for each optimum that is far from the law through the others; empty without any.
 
@@ -107,7 +165,7 @@ def far_optima(points: Points, symbol: str, power: PowerFit) -> list[str]:
     if symbol == "B" and np.all(np.abs(np.log(ratios)) > math.log(UNIT_GAP)):
         lines.append("  are their batches counted in another unit? bring them to one (--batch-unit)")
     else:
-        lines.append("  leave them out, or mark them as held out (heldout 1), if something went wrong there")
+        lines.append(LEAVE_OUT)
     return lines
 
 

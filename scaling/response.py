@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.estimates import Estimate, Prediction
 from videoscaling.scaling.jackknife import t_quantile
+from videoscaling.scaling.laws import LossLaw
 from videoscaling.scaling.losses import Losses, as_losses
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ class PowerLaws:
         """The loss law, with its joint draws."""
         self.law.require("loss")
         found, drawn = as_losses(self.law.loss), self.law.drawn("loss")
+        if found.predict is not None:
+            return found
         draws = None if drawn is None else as_losses(drawn).forms[0].theta
         return Losses((replace(found.forms[0], draws=draws),), found.scale, self._predict)
 
@@ -203,6 +206,8 @@ class PowerLaws:
 
     def notes(self, seeds: int) -> list[str]:
         """Which intervals are unknown, and why."""
+        if self._averages_forms:
+            return []
         scatter, name = self.law.fit.get("scatter"), f"law {self.law.name!r}"
         if self.law.drawn("loss") is None:
             return [f"{name} has no draws: its intervals are unknown"]
@@ -227,6 +232,8 @@ class PowerLaws:
 
     def unknown_intervals(self) -> list[str]:
         """The parts without draws."""
+        if self._averages_forms:
+            return []
         if self.law.draws is None:
             return [f"no intervals: the law's draws are unknown ({self.law.reason('draws')})"]
         parts = [part for part in ("batch", "lr", "loss") if getattr(self.law, part)]
@@ -243,6 +250,11 @@ class PowerLaws:
     def _along(self, name: str) -> float | None:
         """The one "B" or "lr" that all the law's runs had, where it was fitted along it."""
         return (self.law.fit.get("along") or {}).get(name)
+
+    @property
+    def _averages_forms(self) -> bool:
+        """Whether the loss has intervals of its own."""
+        return self.law.loss is not None and not isinstance(self.law.loss, LossLaw)
 
     @property
     def _slope(self) -> float:

@@ -1,15 +1,14 @@
 """The two stages of a fit, with what to do where the data do not tell: hold, refuse, or say so."""
 
 import math
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling import hyper, jackknife, loss_law, plausibility
-from videoscaling.scaling.laws import Law, PowerLaw
-from videoscaling.scaling.optimum import WINDOW
+from videoscaling.scaling.fitting.options import Options
+from videoscaling.scaling.laws import PowerLaw
 from videoscaling.scaling.points import Points, Untrusted
 from videoscaling.utils.errors import UserError
 
@@ -23,18 +22,6 @@ ASSUMED_LOSS = 0.3
 MEDIAN_LIKE = 2.0
 BOOTSTRAP_CLUSTERS = 30
 JACKKNIFE = "delete-one-run jackknife, t quantiles"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user may choose. ``fixed`` maps "B.N", "lr.T" or "loss.aT" to the value held."""
-
-    fixed: dict[str, float] = field(default_factory=dict)
-    prior: Law | None = None
-    window: float | None = WINDOW
-    delta: float | None = None
-    force: bool = False
-    optima: bool = False
 
 
 class LossStage(NamedTuple):

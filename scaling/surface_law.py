@@ -1,20 +1,29 @@
 """A law file from one response surface through all runs of a ledger, and what it says as text."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from videoscaling.scaling import lines, plausibility
 from videoscaling.scaling.estimates import Estimate
-from videoscaling.scaling.fit import recipe_warnings, run_names, skipped_warnings, tokens_per_clip, training_flops
 from videoscaling.scaling.fitting import noise
+from videoscaling.scaling.fitting.runs_of_law import (
+    domain,
+    recipe_warnings,
+    run_names,
+    skipped_warnings,
+    tokens_per_clip,
+)
+from videoscaling.scaling.fitting.sizes import STILL
 from videoscaling.scaling.fitting.surface import Member, Surface
 from videoscaling.scaling.fitting.surface_fit import fit_surface
 from videoscaling.scaling.fitting.table import Cells
 from videoscaling.scaling.laws import Law
-from videoscaling.scaling.plausibility import MAX_EXPONENT, check_units
-from videoscaling.scaling.points import Untrusted
+from videoscaling.scaling.optimum import WINDOW, Optimum
+from videoscaling.scaling.planning.allocation import Cost, predicted
+from videoscaling.scaling.points import Untrusted, at_nominal, grid_optima
 from videoscaling.scaling.runs import Ledger
 from videoscaling.utils.errors import UserError
 
@@ -32,10 +41,11 @@ FORMULAS = {
 }
 
 
-def fit_law(ledger: Ledger, form: str, cost: Callable, provenance: dict[str, Any]) -> Law:
+def fit_law(ledger: Ledger, part: str, form: str, cost: Cost, provenance: dict[str, Any]) -> Law:
     """A law file's law with the surface through the rows that are not held out.
 
     Args:
+        part: of ``fit.PARTS``: N_opt is left out of "hyperparameters", and "loss" and "allocation" need a loss form.
         form: of the loss in N and T: "auto", or one of ``surface_fit.FORMS``.
         cost: training FLOPs per token of N parameters, for the domain.
 
@@ -47,19 +57,21 @@ def fit_law(ledger: Ledger, form: str, cost: Callable, provenance: dict[str, Any
     if not np.isfinite(ledger.loss).any():
         raise UserError(f"{ledger.source}: nothing to fit: no run that is not held out has a finite loss")
     warnings = [*ledger.notes, *recipe_warnings(ledger), *skipped_warnings(ledger)]
-    check_units(ledger, False, warnings)
+    plausibility.check_units(ledger, False, warnings)
+    plausibility.check_spans(ledger.N, ledger.nominal_T)
     cells = Cells.of_ledger(ledger)
     _check_cells(cells)
     surface = _fit(cells, form)
-    _check_surface(surface)
+    _check_surface(surface, grid_optima(at_nominal(ledger), WINDOW, lines.swept(ledger)))
     warnings += surface.warnings()
-    C = training_flops(ledger, ledger.N, ledger.T, cost)
-    domain = {name: list(surface.domain[name]) for name in "NTB"} | {"C": [float(C.min()), float(C.max())]}
+    if part in ("loss", "allocation") and surface.no_form:
+        raise Untrusted(f"loss: {surface.no_form}")
     n_ctx = tokens_per_clip(ledger)
     parts = dict.fromkeys(("batch", "lr", "loss"))
-    return Law(
+    law = Law(
         name=str(provenance.get("name", "law")), **parts, allocation=None, curvature=None, lr_given_batch=None,
-        n_ctx=n_ctx, domain=domain, recipe=ledger.recipe, draws=None, surface=surface,
+        n_ctx=n_ctx, domain=domain(ledger, surface.cells.N, surface.cells.T, cost), recipe=ledger.recipe, draws=None,
+        surface=surface,
         fit={
             "points": len(surface.cells),
             "flops_per_parameter_token": None if n_ctx else float(cost(np.array(1e9)) / 1e9),
@@ -69,10 +81,25 @@ def fit_law(ledger: Ledger, form: str, cost: Callable, provenance: dict[str, Any
         },
         provenance=provenance | {
             "unknown": dict.fromkeys((*parts, "curvature", "lr_given_batch", "draws"), HELD_ELSEWHERE)
-            | {"allocation": "not fitted: a surface has no law of N_opt yet"},
+            | {"allocation": surface.no_form or "fit.py all gives it"},
             "source": ledger.source, "runs": run_names(ledger),
         },
     )  # fmt: skip
+    return law if part == "hyperparameters" or surface.no_form else _with_sizes(law, cost, warnings)
+
+
+def _with_sizes(law: Law, cost: Cost, warnings: list[str]) -> Law:
+    """The law with the power law through the minima of its loss, over the runs' budgets and a decade beyond."""
+    low, high = law.domain["C"]
+    sizes = predicted(law.response.losses, (low, 10 * high), cost)
+    unknown = law.provenance["unknown"]
+    if sizes.exponent < STILL:
+        unknown["allocation"] = "by the loss forms the smallest model is the best at every budget"
+        warnings.append(f"N_opt is unknown: {unknown['allocation']}")
+        return law
+    del unknown["allocation"]
+    unknown["allocation.measured"] = "a surface has no budgets of its own"
+    return replace(law, allocation={"measured": None, "predicted": sizes, "default": "predicted"})
 
 
 def _check_cells(cells: Cells) -> None:
@@ -106,7 +133,7 @@ def _fit(cells: Cells, form: str) -> Surface:
         ) from error
 
 
-def _check_surface(surface: Surface) -> None:
+def _check_surface(surface: Surface, optima: list[Optimum]) -> None:
     """Raise Untrusted where the runs identify none of what was asked, or exponents that no training has."""
     values = [surface.exponent(name) for name in _exponents(surface)]
     if not np.all(np.isfinite([_span(value) for value in values])):
@@ -116,12 +143,11 @@ def _check_surface(surface: Surface) -> None:
         unknown.add("aB")
     if unknown.issuperset(RATE) and (surface.no_best_batch or unknown.issuperset(("bT", "bN"))):
         raise Untrusted("the runs identify no exponent of lr_opt: more sizes, token counts or rates are needed")
-    for name, value in zip(_exponents(surface), values):
-        if abs(value.value) > MAX_EXPONENT and name not in unknown:
-            raise Untrusted(
-                f"an exponent {name} of {float(value.value):.3g} is beyond any plausible one, {MAX_EXPONENT:g}: look "
-                "for wrong units of N, T, B or lr, or sweep a wider range"
-            )
+    known = {name: float(value.value) for name, value in zip(_exponents(surface), values) if name not in unknown}
+    plausibility.check_exponents(known)
+    if _has_rates(surface) and optima:
+        N, T, B = (np.array([getattr(one, name) for one in optima]) for name in "NTB")
+        plausibility.check_far_grids(optima, surface.lr_opt(B, T, N).value)
 
 
 def _exponents(surface: Surface) -> tuple[str, ...]:
@@ -136,9 +162,9 @@ def _has_rates(surface: Surface) -> bool:
     return bool(np.ptp(np.log(surface.cells.lr)) > 1e-9)
 
 
-def summary(surface: Surface) -> str:
+def summary(surface: Surface) -> list[str]:
     """What the surface says, a line each: laws with intervals, what was fitted to what, and how well."""
-    return "\n".join([*_rate_lines(surface), *_batch_lines(surface), *_form_lines(surface), *_residual_lines(surface)])
+    return [*_rate_lines(surface), *_batch_lines(surface), *_form_lines(surface), *_residual_lines(surface)]
 
 
 def _rate_lines(surface: Surface) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videoscaling.utils.errors import UserError, nearest
+from videoscaling.utils.errors import UserError, nearest, plural
 from videoscaling.utils.tables import Table, Words, read_table
 
 COLUMNS = (
@@ -285,7 +285,8 @@ def distinct(
         if key not in seen:
             seen.add(key)
             kept.append(row)
-    notes = [f"{len(rows) - len(kept)} rows are copies of others, and count once"] if len(kept) < len(rows) else []
+    once = "row is a copy of another, and counts once", "rows are copies of others, and count once"
+    notes = [plural(len(rows) - len(kept), *once)] if len(kept) < len(rows) else []
     places: dict[tuple, list[int]] = {}
     for index, row in enumerate(kept):
         if row.get("named", True):
@@ -302,11 +303,13 @@ def distinct(
             )
         stale = {index for found in twice.values() for index in found[:-1]}
         kept = [row for index, row in enumerate(kept) if index not in stale]
-        notes.append(f"{len(stale)} rows are left out: a later row has the same run and T (--duplicates last)")
+        older = plural(len(stale), "row is", "rows are")
+        notes.append(f"{older} left out: a later row has the same run and T (--duplicates last)")
     kept, copies = _without_copied_runs(kept) if renamed else (kept, [])
     if copies:
         named = ", ".join(copies[:NAMED]) + (", ..." if len(copies) > NAMED else "")
-        notes.append(f"{len(copies)} runs are copies of others under another name, and count once: {named}")
+        again = plural(len(copies), "run is a copy of another", "runs are copies of others")
+        notes.append(f"{again} under another name, and counted once: {named}")
     return kept, tuple(notes)
 
 

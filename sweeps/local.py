@@ -293,9 +293,9 @@ def _train_stack(values: list[dict[str, Any]], share: Share) -> None:
     """The body of a process of several cells, each with its own console.log; what passes these is in the first's."""
     configs = [config_from_dict(each) for each in values]
     _begin(configs[0], share)
-    from videoscaling.training.stacked.loop import train_together
+    from videoscaling.training.stacked.loop import train_stacked
 
-    run_cli(lambda: train_together(configs, wait=True, consoles=True))
+    run_cli(lambda: train_stacked(configs, wait=True, consoles=True))
 
 
 def _begin(config: Config, share: Share) -> None:

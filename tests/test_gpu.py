@@ -11,8 +11,8 @@ from tests.training.stacked.test_loop import configs, no_row_by_row
 from tests.training.test_trainer import overrides, result
 from videoscaling.models.attention import attention, choose_backend
 from videoscaling.training.config import load_config
-from videoscaling.training.memory import fit_memory
-from videoscaling.training.stacked.loop import train_together
+from videoscaling.training.memory import find_micro_batch
+from videoscaling.training.stacked.loop import train_stacked
 from videoscaling.training.stacked.step import StackedStep
 from videoscaling.training.trainer import Trainer, prepare, train
 from videoscaling.utils.errors import UserError
@@ -69,14 +69,14 @@ def test_a_step_never_waits_for_the_device(cache: Path, tmp_path: Path, compiled
     settings = overrides(cache, tmp_path, "x", "train.dtype=bfloat16", f"train.compile={compiled}")
     trainer = Trainer(*prepare(load_config(None, settings)))
     for step in range(8):
-        samples = trainer.feed.step(step)
+        samples = trainer.loader.batch(step)
         if step == 4:  # everything has been allocated and compiled by now
             torch.cuda.set_sync_debug_mode("error")
         try:
-            trainer.learn(samples, step * 128)
+            trainer.train_step.run(samples, step * 128)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert trainer.learn.skipped.item() == 0
+    assert trainer.train_step.skipped_steps.item() == 0
 
 
 def test_the_micro_batch_is_what_the_memory_holds(
@@ -84,18 +84,18 @@ def test_the_micro_batch_is_what_the_memory_holds(
 ) -> None:
     settings = overrides(cache, tmp_path, "x", "model.size=8x512", "train.batch_tokens=2048", "train.tokens=4096")
     trainer = Trainer(*prepare(load_config(None, settings)))
-    wanted = trainer.learn.gradients(trainer.feed.step(0)).item()
-    trainer.learn.forget_gradients()
+    wanted = trainer.train_step.backward(trainer.loader.batch(0)).item()
+    trainer.train_step.zero_grad()
     torch.cuda.empty_cache()
     held, whole = torch.cuda.memory_reserved(), torch.cuda.get_device_properties(0).total_memory
     try:
         torch.cuda.set_per_process_memory_fraction((held + (256 << 20)) / whole)
-        trainer.fit_memory()
+        trainer.find_micro_batch()
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert trainer.learn.micro_batch < 64
+    assert trainer.train_step.micro_batch < 64
     assert "which changes no result" in capsys.readouterr().out
-    assert trainer.learn.gradients(trainer.feed.step(0)).item() == pytest.approx(wanted, rel=1e-4)
+    assert trainer.train_step.backward(trainer.loader.batch(0)).item() == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -104,7 +104,7 @@ def test_runs_together_are_the_runs_alone(cache: Path, tmp_path: Path, compiled:
     together, alone = (configs(cache, tmp_path / out, *more, rows=4) for out in ("together", "alone"))
     together[3].data.seed = alone[3].data.seed = 6  # its samples are its own
     with no_row_by_row():
-        assert train_together(together) == 0
+        assert train_stacked(together) == 0
     for row, config in enumerate(alone):
         assert train(config) == 0
         theirs = result(tmp_path / "alone" / str(row))["milestones"][-1]["ema_val_loss"]
@@ -123,10 +123,10 @@ def test_a_step_of_runs_together_never_waits_for_the_device(cache: Path, tmp_pat
         if step == 4:  # everything has been allocated and compiled by now
             torch.cuda.set_sync_debug_mode("error")
         try:
-            stack(samples, step * 128, stack.members)
+            stack.run(samples, step * 128, stack.trainers)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert not stack.skipped.any()
+    assert not stack.skipped_steps.any()
 
 
 def test_the_micro_batch_of_runs_together_is_what_the_memory_holds(
@@ -134,15 +134,15 @@ def test_the_micro_batch_of_runs_together_is_what_the_memory_holds(
 ) -> None:
     more = ("model.size=4x256", "train.batch_tokens=2048", "train.tokens=4096")
     stack = StackedStep([Trainer(*prepare(config)) for config in configs(cache, tmp_path, *more, rows=4)])
-    samples = stack.members[0].feed.step(0)
-    wanted = stack.gradients(samples).tolist()
+    samples = stack.trainers[0].loader.batch(0)
+    wanted = stack.backward(samples).tolist()
     torch.cuda.empty_cache()
     held, whole = torch.cuda.memory_reserved(), torch.cuda.get_device_properties(0).total_memory
     try:
         torch.cuda.set_per_process_memory_fraction((held + (256 << 20)) / whole)
-        fit_memory(stack, samples, True)
+        find_micro_batch(stack, samples, True)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert stack.micro_batch < 64
     assert "which changes no result" in capsys.readouterr().out
-    assert stack.gradients(samples).tolist() == pytest.approx(wanted, rel=1e-4)
+    assert stack.backward(samples).tolist() == pytest.approx(wanted, rel=1e-4)

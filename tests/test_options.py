@@ -74,11 +74,9 @@ IGNORED = [
     *[(f"tools/fit.py hyperparameters x.csv --method surface {given}",
        f"{given.split()[0]} is not read by fit.py hyperparameters --method surface")
       for given in ("--optima", "--fix B.N=0", "--prior", "--window 0.1", "--force", "--delta 1e-3")],
-    ("tools/fit.py all x.csv --method surface", "--method surface: fits all at once"),
-    ("tools/fit.py validate x.csv --method surface", "--method surface: fits all at once"),
+    ("tools/fit.py all x.csv --method grids --form joint", "--form is not read by fit.py all --method grids"),
+    ("tools/fit.py all x.csv --optima --form joint", "--form is not read by fit.py all --optima"),
     ("tools/fit.py compare x.csv --method grids", "--method is not read by fit.py compare"),
-    ("tools/fit.py hyperparameters x.csv --form joint",
-     "--form is not read by fit.py hyperparameters without --method surface"),
     ("tools/predict.py --law configs/laws/paper.json x.csv --batch-unit tokens", "--batch-unit: law 'paper' has no"),
     ("tools/sweep.py run configs/sweep/quickstart.yaml --json", "--json: goes with --dry-run"),
 ]  # fmt: skip

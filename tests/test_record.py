@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PAPER = ROOT / "configs" / "laws" / "paper.json"
 RECORD = ROOT / "tests" / "record.json"
 # The law is fitted in float64. Its rounding (1e-16) leaves the place of a minimum uncertain by its root, 1e-8: another
 # processor's BLAS gives Tc 2e-8 away. Draws are written with six decimals, and may round to the next.
@@ -51,7 +52,7 @@ def law() -> dict:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "law.json"
         cells = ROOT / "results" / "mini" / "cells"
-        done = call("tools/fit.py", "all", cells, "--prior", ROOT / "configs" / "laws" / "paper.json", "--out", out)
+        done = call("tools/fit.py", "all", cells, "--method", "grids", "--prior", PAPER, "--out", out)
         assert done.returncode == 0, done.stderr
         fitted = json.loads(out.read_text())
     return {key: value for key, value in fitted.items() if key not in ("name", "provenance")}
@@ -60,7 +61,7 @@ def law() -> dict:
 def plan() -> dict:
     from tests.commands import call
 
-    done = call("tools/plan.py", "--law", ROOT / "configs" / "laws" / "paper.json", "--flops", "1e20", "--json")
+    done = call("tools/plan.py", "--law", PAPER, "--flops", "1e20", "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -71,7 +72,7 @@ def trained(cache: Path, out: Path, name: str, stacked: bool) -> dict:
 
     from tests.training.test_trainer import losses, overrides, result
     from videoscaling.training.config import load_config
-    from videoscaling.training.stacked.loop import train_together
+    from videoscaling.training.stacked.loop import train_stacked
     from videoscaling.training.trainer import train
 
     torch.set_num_threads(1)
@@ -79,7 +80,7 @@ def trained(cache: Path, out: Path, name: str, stacked: bool) -> dict:
     first = load_config(None, overrides(cache, out, name, *keys))
     if stacked:
         other = load_config(None, overrides(cache, out, f"{name}-other", *keys, "optim.lr=5e-4"))
-        assert train_together([first, other]) == 0
+        assert train_stacked([first, other]) == 0
     else:
         assert train(first) == 0
     done = result(out / name)

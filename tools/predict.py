@@ -4,7 +4,7 @@
     python tools/predict.py --law law.json table.csv --columns N=params,T=tokens --seeds 3
     python tools/predict.py --law surface.json table.csv --columns B=batch --batch-unit sequences:2048
 
-Each row needs N (parameters) and T (tokens). A law file of fit.py hyperparameters --method surface also reads B and
+Each row needs N (parameters) and T (tokens). A law file with a surface, as fit.py makes of grids, also reads B and
 lr: rows without them are predicted at the best ones. Added columns: predicted; low and high, the 95 % interval of one
 new run, its noise included (of the mean of K runs with --seeds K); mean_low and mean_high, the law's own;
 extrapolated, 1 outside the fitted range. Rows keep their order. Without --out the table goes to stdout. docs/laws.md

@@ -10,24 +10,17 @@ python tools/sweep.py simulate configs/sweep/quickstart.yaml --law law.json --no
 
 import argparse
 import functools
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from videoscaling.scaling import PAPER
 from videoscaling.sweeps.config import sweep_key_hint
-from videoscaling.sweeps.cost import flops_of
 from videoscaling.sweeps.directory import data_of, recorded_data
 from videoscaling.sweeps.grid import Prediction, load_sweep, read_keys
-from videoscaling.sweeps.run import adopt_committed, collect, dry_run, run, simulated
+from videoscaling.sweeps.run import adopt_committed, collect, dry_run, run
 from videoscaling.sweeps.status import print_status
-from videoscaling.training.config import Config
-from videoscaling.training.run import clip_tokens, encoded_shape
 from videoscaling.utils.errors import Parser, UserError, path_text, resumable, run_cli
 from videoscaling.utils.locks import release_abandoned
-
-MOST_NOISE = 0.1  # of a run's loss: beyond it losses are as good as none, and below 0 at last
 
 
 def main() -> int:
@@ -59,7 +52,7 @@ def main() -> int:
     command = add("collect", parents=[shared], help="write one CSV of all milestones")
     command.add_argument("--out", type=path_text, help="the CSV to write (default: results.csv in the sweep's folder)")
     extend_options(
-        add("extend", parents=[shared, listed], help="show, add and train the runs that would decide its grids")
+        add("extend", parents=[shared, listed], help="show, add and train the runs that narrow a prediction")
     )
     command = add("simulate", parents=[shared, listed], help="the intervals to expect, before any of it is trained")
     command.add_argument(
@@ -83,7 +76,9 @@ def main() -> int:
     if arguments.command == "run" and arguments.json and not arguments.dry_run:
         raise UserError("--json: goes with --dry-run; status --json shows a sweep that runs")
     if arguments.command == "simulate":
-        return expect(arguments, overrides)
+        from videoscaling.sweeps import simulate
+
+        return simulate.command(arguments, overrides, prediction)
     trains = arguments.run if arguments.command == "extend" else arguments.command == "run" and not arguments.dry_run
     recorded = functools.partial(recorded_data, read_keys(arguments.config, overrides).results)
     sweep = load_sweep(arguments.config, overrides, data_of if trains else recorded, prediction)
@@ -95,12 +90,12 @@ def main() -> int:
     if arguments.command == "collect":
         return collect(sweep, arguments.out)
     if arguments.command == "extend":
-        from videoscaling.tools import extend
+        from videoscaling.sweeps import extend
 
-        extend.check(arguments)
+        options = extend.Options.of(arguments)
         adopt_committed(sweep)
         again = functools.partial(load_sweep, arguments.config, overrides, data_of, prediction)
-        return extend.command(sweep, arguments, run, again, PAPER)
+        return extend.command(sweep, options, run, again, PAPER)
     if arguments.dry_run:
         return dry_run(sweep, arguments.json)
     with resumable(str(sweep.directory)):
@@ -121,22 +116,18 @@ def extend_options(command: argparse.ArgumentParser) -> None:
     """What ``extend`` may be told."""
     take_over_option(command)
     command.add_argument("--run", action="store_true", help="add the cells to the sweep and train them")
+    numbers = {
+        "tolerance": "relative loss that the predicted rate's error may cost: then nothing is added (default 1e-3)",
+        "noise": "relative noise of a run's loss, seed to seed (default: what the results show)",
+        "budget-flops": "spend this much, whatever the tolerance (default: a tenth of the sweep's FLOPs so far)",
+        "flops": "predict the best size of this compute and its pair, or with --params: of that run",
+        "params": "predict the loss, rate and batch of a model of this size (default: the largest held-out size)",
+        "tokens": "with --params: training tokens of that run",
+    }
+    for name, text in numbers.items():
+        command.add_argument(f"--{name}", type=float, help=text)
     command.add_argument(
-        "--tolerance", type=float, help="loss that a grid's best run may miss, relative (default 1e-3)"
-    )
-    command.add_argument(
-        "--noise", type=float, help="relative noise of a run's loss, seed to seed (default: what the results show)"
-    )
-    command.add_argument(
-        "--budget-flops",
-        type=float,
-        help="spend at most this much on the runs that narrow one prediction most, which the next options name",
-    )
-    command.add_argument("--flops", type=float, help="predict N_opt at this compute, or with --params: of that run")
-    command.add_argument("--params", type=float, help="predict the best rate and batch of a model of this size")
-    command.add_argument("--tokens", type=float, help="with --params: training tokens of that run")
-    command.add_argument(
-        "--law", type=path_text, help="law file for exponents that the grids do not show (default: the paper's)"
+        "--law", type=path_text, help="law file for the first cells of a size without results (default: the paper's)"
     )
     command.add_argument("--held-out", action="store_true", help="extend held-out sizes too")
 
@@ -148,67 +139,6 @@ def prediction(path: Path) -> Prediction:
     law = laws.load(path)
     law.require_pair()
     return law.best_pair
-
-
-def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str]) -> list[int]:
-    """(C, f, h, w) of clips, encoded or not: the cache's if it is there, else of ``given`` tokens, else of the law's.
-
-    The law's tokens are an assumption, which is added to ``assumed`` in words. Without a cache the clips are one row
-    of tokens of no channels: how many there are is not known, and no cell is refused for them.
-
-    Raises:
-        UserError: ``given`` contradicts the cache, the cache is none, or nothing tells.
-    """
-    folder, shape = config.data.cache, encoded_shape(config)
-    if shape is not None:
-        found = clip_tokens(config, shape)
-        if given not in (None, found):
-            raise UserError(f"--n-ctx {given}: the clips of {folder} have {found} tokens; leave it out")
-        return shape
-    where = f"no latent cache in {folder}" if folder else "no data.cache"
-    if given is None and law.n_ctx is None:
-        raise UserError(f"{where}, and law {law.name!r} has no n_ctx: give --n-ctx, the tokens per clip")
-    if given is None:
-        assumed.add(f"{where}: clips of {law.n_ctx} tokens are taken, as in law {law.name!r}; --n-ctx gives yours")
-    frames, *sides = config.model.patch
-    return [0, frames * (given or law.n_ctx), *sides]
-
-
-def expect(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """What the sweep would tell about a budget if a law were true: simulated, fitted and planned many times over."""
-    from videoscaling.models.sizes import smooth_width
-    from videoscaling.scaling import laws, simulate
-    from videoscaling.scaling.planning import allocation
-    from videoscaling.scaling.planning.request import LEAST, MOST
-
-    limits = {"flops": (LEAST, MOST["flops"]), "noise": (LEAST, MOST_NOISE), "n_ctx": (1, MOST["n_ctx"])}
-    for name, (least, most) in limits.items():
-        given = getattr(arguments, name)
-        if given is not None and not least <= given <= most:
-            option = name.replace("_", "-")
-            raise UserError(f"--{option} {given!s:.12}: must be a number from {least:g} to {most:g}")
-    law = laws.load(arguments.law)
-    assumed: set[str] = set()
-
-    def meta(config: Config) -> dict[str, Any]:
-        shape = latent_shape(config, arguments.n_ctx, law, assumed)
-        return {"latent_shape": shape, "fingerprint": config.data.fingerprint}
-
-    try:
-        sweep = load_sweep(arguments.config, overrides, meta, prediction)
-    except UserError as error:
-        raise UserError("; ".join([str(error), *assumed])) from None
-    cells = simulated(sweep)
-    n_ctx = sweep.cells[0].n_ctx
-    flops = arguments.flops or 10 * max(flops_of(cell) for cell in sweep.cells)
-    prior = laws.load(arguments.prior) if arguments.prior else None
-    per_token = allocation.c_token(n_ctx, smooth_width)
-    expected = simulate.expect(law, cells, arguments.noise, flops, per_token, n_ctx, prior)
-    expected["warnings"] = [*assumed, *expected["warnings"]]
-    for text in expected["warnings"]:
-        print(f"warning: {text}", file=sys.stderr)
-    print(json.dumps(expected) if arguments.json else simulate.text(expected))
-    return 0
 
 
 if __name__ == "__main__":

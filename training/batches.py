@@ -1,4 +1,4 @@
-"""What each training step sees: latents, noise, times and captions, functions of (seed, position in the stream)."""
+"""Training batches: latents, noise, timesteps and captions as functions of (seed, position in the stream)."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from videoscaling.utils.random import normal
 
 
 class Samples(NamedTuple):
-    """Training samples, [n, ...] each: what ``diffusion.loss.denoising_loss`` takes after model and process."""
+    """Training samples, [n, ...] each: the arguments of ``diffusion.loss.denoising_loss`` after model and process."""
 
     x0: Tensor
     noise: Tensor
@@ -26,18 +26,18 @@ class Samples(NamedTuple):
     mask: Tensor
 
 
-class Feed:
-    """One process's share of each step's samples.
+class BatchLoader:
+    """Loads one process's share of each step's batch.
 
     Args:
         run: the resolved run; its batch is divisible by ``world``.
         rank, world: which share: position p of the stream belongs to step p // clips, and within it the processes
             take equal runs of positions, so that the batch is the same however many there are.
-        device: where samples are worked out and kept.
+        device: where samples are computed and kept.
 
     Attributes:
         fault: what is wrong with the clips of a step that was read, or None. The samples of such a step are zeros:
-            processes that share a batch continue to where all of them can stop together (``Trainer.course``).
+            processes that share a batch continue to where all of them can stop together (``DataCheck``).
     """
 
     def __init__(self, run: Run, cache: LatentCache | Mixture, rank: int, world: int, device: torch.device) -> None:
@@ -50,53 +50,53 @@ class Feed:
         self._group = -1
         self._samples: Samples
 
-    def step(self, step: int) -> Samples:
+    def batch(self, step: int) -> Samples:
         """The samples of step ``step``, counted from 0."""
         group, place = divmod(step, self._steps)
         if group != self._group:
-            self._samples = self._work_out(*(self._positions(group, where) for where in ("cpu", self._device)))
+            self._samples = self._load(*(self._positions(group, where) for where in ("cpu", self._device)))
             self._group = group
         here = slice(place * self._local, (place + 1) * self._local)
         return Samples(*(value[here] for value in self._samples))
 
     def check(self, first: int, last: int) -> None:
-        """Look again at the clips of the steps from ``first`` to before ``last``, and set ``fault``."""
+        """Verify the clips of the steps from ``first`` to before ``last`` again, and set ``fault``."""
         for group in range(first // self._steps, -(-last // self._steps)):
-            listed = self._positions(group, "cpu").view(self._steps, -1)
-            here = listed[max(first - group * self._steps, 0) : last - group * self._steps].flatten()
+            positions = self._positions(group, "cpu").view(self._steps, -1)
+            here = positions[max(first - group * self._steps, 0) : last - group * self._steps].flatten()
             try:
                 self._cache.check(self._cache.order(here, self._run.config.data_seed))
             except DataFault as fault:
                 self.fault = self.fault or fault
 
-    def _read(self, listed: Tensor) -> Stored:
-        """The clips at the positions ``listed``, as they are stored; zeros, and a ``fault``, where one is damaged."""
+    def _read(self, positions: Tensor) -> Stored:
+        """The clips at ``positions``, as they are stored; zeros, and a ``fault``, where one is damaged."""
         try:
-            index = self._cache.order(listed, self._run.config.data_seed)
+            index = self._cache.order(positions, self._run.config.data_seed)
             return self._cache.stored(index, pinned=self._device.type == "cuda")
         except DataFault as fault:
             self.fault = self.fault or fault
-        count, text = len(listed), (self._cache.text_tokens, self._cache.text_dim)
+        count, text = len(positions), (self._cache.text_tokens, self._cache.text_dim)
         shapes = (self._cache.latent_shape, torch.float16), (text, torch.float16), ((), torch.int32)
         return Stored(*(torch.zeros(count, *shape, dtype=dtype) for shape, dtype in shapes))
 
     def _positions(self, group: int, device: torch.device | str) -> Tensor:
-        """Where this process's samples of a group of steps stand in the stream."""
+        """The positions in the stream of this process's samples of a group of steps."""
         steps = torch.arange(group * self._steps, (group + 1) * self._steps, device=device)
         within = torch.arange(self._first, self._first + self._local, device=device)
         return (steps[:, None] * self._run.clips + within).flatten()
 
-    def _work_out(self, listed: Tensor, position: Tensor) -> Samples:
-        """The samples at the positions ``listed`` on the CPU and, the same numbers, ``position`` on the device.
+    def _load(self, positions: Tensor, on_device: Tensor) -> Samples:
+        """The samples at ``positions``, a CPU tensor that ``on_device`` repeats on the device.
 
-        Nothing here waits for a GPU: clips go there in half the bytes from pinned memory, which PyTorch's allocator
-        keeps until they have gone.
+        Nothing here waits for a GPU: clips go there as float16 from pinned memory, which PyTorch's allocator
+        keeps until they have arrived.
         """
         config = self._run.config
         seed, diffusion = config.data_seed, config.diffusion
-        stored = (value.to(self._device, non_blocking=True) for value in self._read(listed))
+        stored = (value.to(self._device, non_blocking=True) for value in self._read(positions))
         x0, context, mask = as_float(Stored(*stored))
-        t = draw_timesteps(position, seed, diffusion.timesteps, diffusion.logit_mean, diffusion.logit_std)
-        noise = normal(seed, "noise", position, tuple(x0.shape[1:]))
-        context, mask = drop_captions(context, mask, self._null, position, seed, config.data.caption_dropout)
+        t = draw_timesteps(on_device, seed, diffusion.timesteps, diffusion.logit_mean, diffusion.logit_std)
+        noise = normal(seed, "noise", on_device, tuple(x0.shape[1:]))
+        context, mask = drop_captions(context, mask, self._null, on_device, seed, config.data.caption_dropout)
         return Samples(x0, noise, t, context, mask)

@@ -1,4 +1,4 @@
-"""The power-function average of the weights (EDM2, Karras et al., arXiv 2312.02696, section 3.1)."""
+"""The power-function EMA of the weights (EDM2, Karras et al., arXiv 2312.02696, section 3.1)."""
 
 import numpy as np
 import torch
@@ -17,11 +17,11 @@ def power_of_width(width: float) -> float:
 
 
 @torch.no_grad()
-def update_average(average: list[Tensor], weights: list[Tensor], power: float, batch: int, tokens: int) -> None:
-    """Move ``average`` in place towards ``weights``, after a step of ``batch`` tokens that brought ``tokens`` in all.
+def update_ema(ema: list[Tensor], weights: list[Tensor], power: float, batch: int, tokens: int) -> None:
+    """Move ``ema`` in place towards ``weights``, after a step of ``batch`` tokens that brought ``tokens`` in all.
 
-    The decay is (1 - batch / tokens)^(power + 1): the average depends on the tokens seen and not on the run's length,
+    The decay is (1 - batch / tokens)^(power + 1): the EMA depends on the tokens seen and not on the run's length,
     and after the first step it is the weights themselves.
     """
     decay = (1 - batch / tokens) ** (power + 1)
-    torch._foreach_lerp_(average, weights, 1 - decay)
+    torch._foreach_lerp_(ema, weights, 1 - decay)

@@ -1,4 +1,4 @@
-"""What fits into a GPU's memory: the sizes of micro-batches and of validation passes, found by trying."""
+"""The largest micro-batches and validation passes that fit in GPU memory, found by trial."""
 
 import sys
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from videoscaling.training.batches import Samples
 from videoscaling.training.parallel import all_reduce
 from videoscaling.training.planning.memory_formula import even_size
-from videoscaling.training.step import Step
+from videoscaling.training.step import TrainStep
 from videoscaling.utils.errors import OwnError, UserError
 
 # By the key of the size that is tried: its unit, and what to try where a single one does not fit. Validation keeps no
@@ -26,24 +26,26 @@ ADVICE = {
 }
 
 
-def fit_memory(learn: Step, samples: Samples, speak: bool) -> None:
-    """Set ``learn.micro_batch`` to the most clips at a time, of this process's ``samples``, that its memory holds.
+def find_micro_batch(train_step: TrainStep, samples: Samples, verbose: bool) -> None:
+    """Set ``train_step.micro_batch`` to the largest number of this process's ``samples`` that fits in its memory.
 
     The optimiser's state is there already, so that what fits now fits later. The attempts leave no gradients behind.
 
     Raises:
         UserError: a single clip does not fit, or a sharded model's micro-batch does not.
     """
-    sharded = isinstance(learn.wrapped, FSDPModule)
+    sharded = isinstance(train_step.wrapped, FSDPModule)
 
     def attempt(size: int) -> None:
-        learn.micro_batch = size
-        learn.gradients(samples, share=sharded)  # a shard's gradients that are not shared would enter the first step
+        train_step.micro_batch = size
+        train_step.backward(
+            samples, share=sharded
+        )  # a shard's gradients that are not shared would enter the first step
 
-    size = even_size(samples.t.shape[-1], learn.micro_batch)
-    fit_micro_batch(attempt, size, on_any_process(samples.t.device), sharded, speak)
-    learn.forget_gradients()
-    learn.by_t.zero_()
+    size = even_size(samples.t.shape[-1], train_step.micro_batch)
+    largest_that_fits(attempt, size, on_any_process(samples.t.device), sharded, verbose)
+    train_step.zero_grad()
+    train_step.by_t.zero_()
 
 
 def on_any_process(device: torch.device) -> Callable[[bool], bool]:
@@ -55,12 +57,12 @@ def on_any_process(device: torch.device) -> Callable[[bool], bool]:
     return on_any
 
 
-def fit_micro_batch(
+def largest_that_fits(
     attempt: Callable[[int], None],
     size: int,
     on_any: Callable[[bool], bool] = bool,
     sharded: bool = False,
-    speak: bool = True,
+    verbose: bool = True,
     key: str = "train.micro_batch",
     rows: int = 1,
 ) -> int:
@@ -70,7 +72,7 @@ def fit_micro_batch(
         attempt: one pass with that many samples at a time.
         on_any: whether a flag is set on any process.
         sharded: a pass is made by all processes together, so one that failed has left the others: no second attempt.
-        speak: whether this process says what it changed.
+        verbose: whether this process says what it changed.
         key: the configuration key of the size, for messages; one of ``ADVICE``. It changes no result.
         rows: sets of weights in a pass, where the key counts the samples of all of them.
 
@@ -98,5 +100,5 @@ def fit_micro_batch(
         size = -(-size // 2)
         if sharded:
             raise OwnError(f"out of GPU memory; try {key}={size * rows}, which changes no result")
-        if speak:
-            print(f"out of GPU memory: going on with {key}={size * rows}, which changes no result", flush=True)
+        if verbose:
+            print(f"out of GPU memory: continuing with {key}={size * rows}, which changes no result", flush=True)

@@ -1,5 +1,6 @@
 """result.json: what a run leaves for the fits. Nothing else of a run is read by them."""
 
+import functools
 import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -180,6 +181,7 @@ def check_growth(run: Run, tokens: int, milestones: list[dict[str, Any]]) -> Non
         )
 
 
+@functools.cache  # reading the metadata of packages took two thirds of the time of writing a result
 def _version(package: str) -> str | None:
     try:
         return version(package)

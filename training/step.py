@@ -1,4 +1,4 @@
-"""One optimiser step: micro-batches forward and backward, clipping, AdamW, the average. It never asks the device."""
+"""One optimiser step: forward and backward in micro-batches, clipping, AdamW, EMA. It never waits for the device."""
 
 import itertools
 from collections.abc import Iterator
@@ -13,13 +13,19 @@ from videoscaling.diffusion.validation import T_BINS
 from videoscaling.models.dit import VideoDiT
 from videoscaling.training.batches import Samples
 from videoscaling.training.config import Config
-from videoscaling.training.ema import power_of_width, update_average
+from videoscaling.training.ema import power_of_width, update_ema
 from videoscaling.training.flat_buffer import merge
 from videoscaling.training.optim import build_optimizer, learning_rate, weight_groups
 from videoscaling.training.parallel import local, replicate, share_gradients, whole
 from videoscaling.training.planning.memory_formula import even_size
 
-COUNTS = ("loss", "counted", "skipped", "in_a_row")
+# Counters that a checkpoint keeps: their names in its state file, and here.
+COUNTERS = {
+    "loss": "loss_sum",
+    "counted": "finite_steps",
+    "skipped": "skipped_steps",
+    "in_a_row": "consecutive_skips",
+}
 
 
 def micro_batches(samples: Samples, most: int | None) -> Iterator[tuple[Samples, int]]:
@@ -43,71 +49,53 @@ def micro_batches(samples: Samples, most: int | None) -> Iterator[tuple[Samples,
         yield Samples(*piece), kept
 
 
-class Step:
-    """Moves weights, optimiser and average by one batch; counts what it saw, on the device.
+class TrainStep:
+    """One optimiser step: forward and backward in micro-batches, clipping, AdamW, EMA. Counters stay on the device.
 
-    A step whose gradient is not finite leaves the weights and the optimiser as they are, and is counted.
+    A step whose gradient is not finite is skipped: weights and optimiser stay as they are.
 
     Attributes:
         wrapped: the model as several processes share it: itself, behind DDP, or in FSDP2's shards.
-        weights, averages: what the optimiser and the average move: the two buffers, or every parameter's shard.
-        power: the average's exponent.
-        optimizer: fused AdamW over the model's weights, merged into two buffers where they are not sharded.
-        norm: the last step's gradient norm before clipping.
-        loss: float64, training losses summed over ``counted`` steps since ``restart``.
-        counted: the steps among them whose gradient was finite.
-        skipped: the steps skipped since the run began.
-        in_a_row: how many of them were the last ones; once there are ``train.max_skipped`` it never falls, so that a
-            run has diverged however seldom it is asked.
-        by_t: float32 [2, T_BINS + 1], sums of losses and their numbers in equal bins of t since ``restart``; t = 1
-            falls into the last column. It is for people to look at: a window that a resume cuts has fewer samples.
+        weights, ema: what AdamW and the EMA update: two flat buffers, or every parameter's shard.
+        power: the exponent of the EMA.
+        optimizer: fused AdamW over ``weights``.
+        grad_norm: the last step's gradient norm before clipping.
+        loss_sum: float64, training losses summed over ``finite_steps`` since ``reset_window``.
+        finite_steps: the steps in that sum, all with a finite gradient.
+        skipped_steps: the steps skipped since the run began.
+        consecutive_skips: how many of the last steps were skipped. Once there are ``train.max_skipped`` it never
+            falls, so that a run has diverged however seldom this is read.
+        by_t: float32 [2, T_BINS + 1], sums of losses and their numbers in equal bins of t since ``reset_window``;
+            t = 1 falls into the last column. For the log alone: a window that a resume cuts has fewer samples.
     """
 
-    def __init__(self, config: Config, model: VideoDiT, average: VideoDiT, device: torch.device) -> None:
+    def __init__(self, config: Config, model: VideoDiT, ema: VideoDiT, device: torch.device) -> None:
         self._config = config
         self._process = Process(config.diffusion.process, config.diffusion.target)
-        groups, averages = weight_groups(model), weight_groups(average)
+        groups, ema_groups = weight_groups(model), weight_groups(ema)
         sharded = isinstance(model, FSDPModule)
         if not sharded:
-            groups, averages = (tuple([merge(part)] for part in both) for both in (groups, averages))
+            groups, ema_groups = (tuple([merge(part)] for part in both) for both in (groups, ema_groups))
         self.wrapped: nn.Module = model if sharded else replicate(model, device)
-        self.weights, self.averages = (list(itertools.chain(*both)) for both in (groups, averages))
+        self.weights, self.ema = (list(itertools.chain(*both)) for both in (groups, ema_groups))
         self.power = power_of_width(config.ema.width)
         self.optimizer = build_optimizer(groups, config.optim, config.train.batch_tokens)
         self.micro_batch = config.train.micro_batch
-        self.norm = torch.zeros((), device=device)
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.counted = torch.zeros((), dtype=torch.int64, device=device)
-        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
-        self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        self.grad_norm = torch.zeros((), device=device)
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.finite_steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.skipped_steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.consecutive_skips = torch.zeros((), dtype=torch.int64, device=device)
         self.by_t = torch.zeros(2, T_BINS + 1, device=device)
 
-    def __call__(self, samples: Samples, tokens: int) -> None:
-        """Learn from this process's share of a batch, after ``tokens`` tokens."""
-        self.move(self.gradients(samples), tokens)
+    def run(self, samples: Samples, tokens: int) -> None:
+        """Train on this process's share of a batch; ``tokens`` is how many tokens the run has seen before it."""
+        self.apply_gradients(self.backward(samples), tokens)
 
-    def move(self, loss: Tensor, tokens: int) -> None:
-        """Move weights, optimiser and average by the gradients that are there, whose mean loss was ``loss``."""
-        config, batch = self._config, self._config.train.batch_tokens
-        rate = learning_rate(config.optim, tokens + batch / 2, config.train.tokens)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.norm = whole(torch.nn.utils.clip_grad_norm_(self.weights, config.optim.clip))
-        finite = self.norm.isfinite()
-        # The fused kernel's own switch, made for loss scaling: with it set, neither weights nor moments move.
-        self.optimizer.found_inf = (~finite).float()
-        self.optimizer.step()
-        self.forget_gradients()
-        self.loss += torch.where(finite, loss, 0.0)
-        self.counted += finite
-        self.skipped += ~finite
-        self.in_a_row.add_(~finite).mul_(~finite | (self.in_a_row >= config.train.max_skipped))
-        update_average(local(self.averages), local(self.weights), self.power, batch, tokens + batch)
-
-    def gradients(self, samples: Samples, share: bool = True) -> Tensor:
+    def backward(self, samples: Samples, share: bool = True) -> Tensor:
         """Forward and backward in micro-batches; returns this process's mean loss, float32 on the device.
 
-        ``share``: add the gradients up over the processes, with the last micro-batch.
+        ``share``: average the gradients over the processes, with the last micro-batch.
         """
         count, done = len(samples.t), 0
         total = torch.zeros((), device=samples.t.device)
@@ -121,7 +109,26 @@ class Step:
             self._add_by_t(piece.t[:kept], losses.detach())
         return total
 
-    def forget_gradients(self) -> None:
+    def apply_gradients(self, loss: Tensor, tokens: int) -> None:
+        """Apply the accumulated gradients: clip, AdamW, EMA. ``loss`` is their mean loss, for the log."""
+        config, batch = self._config, self._config.train.batch_tokens
+        rate = learning_rate(config.optim, tokens + batch / 2, config.train.tokens)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.weights, config.optim.clip))
+        finite = self.grad_norm.isfinite()
+        # The fused kernel's own switch, made for loss scaling: with it set, neither weights nor moments change.
+        self.optimizer.found_inf = (~finite).float()
+        self.optimizer.step()
+        self.zero_grad()
+        self.loss_sum += torch.where(finite, loss, 0.0)
+        self.finite_steps += finite
+        self.skipped_steps += ~finite
+        diverged = self.consecutive_skips >= config.train.max_skipped
+        self.consecutive_skips.add_(~finite).mul_(~finite | diverged)
+        update_ema(local(self.ema), local(self.weights), self.power, batch, tokens + batch)
+
+    def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=isinstance(self.wrapped, FSDPModule))
 
     def _add_by_t(self, t: Tensor, losses: Tensor) -> None:
@@ -131,15 +138,16 @@ class Step:
         self.by_t[1].index_add_(0, which, torch.ones_like(losses))
 
     def counts(self) -> dict[str, float]:
-        """What of the counters a resumed run needs."""
-        return {name: getattr(self, name).item() for name in COUNTS}
+        """The counters that a checkpoint keeps, by their names there."""
+        return {key: getattr(self, name).item() for key, name in COUNTERS.items()}
 
     def set_counts(self, counts: dict[str, float]) -> None:
-        for name in COUNTS:
-            getattr(self, name).fill_(counts[name])
+        """Restore the counters of a checkpoint."""
+        for key, name in COUNTERS.items():
+            getattr(self, name).fill_(counts[key])
 
-    def restart(self) -> None:
-        """Begin a new mean of the loss."""
-        self.loss.zero_()
-        self.counted.zero_()
+    def reset_window(self) -> None:
+        """Start a new window of the log: sums of losses and their counts begin at 0."""
+        self.loss_sum.zero_()
+        self.finite_steps.zero_()
         self.by_t.zero_()

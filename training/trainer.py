@@ -7,7 +7,6 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Callable, Generator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from videoscaling.diffusion.timesteps import draw_timesteps
 from videoscaling.diffusion.validation import ValidationResult
 from videoscaling.models.dit import VideoDiT
 from videoscaling.training import checkpoint as ckpt
-from videoscaling.training.batches import Feed, Samples
+from videoscaling.training.batches import BatchLoader, Samples
 from videoscaling.training.checks import check_directory, check_layout
 from videoscaling.training.config import Config, cache_folders, to_dict
 from videoscaling.training.data_check import DataCheck, data_faults_recorded
@@ -33,7 +32,7 @@ from videoscaling.training.leftovers import clean_finished, clean_run
 from videoscaling.training.logs.metrics import MetricsLog
 from videoscaling.training.logs.preview import Preview
 from videoscaling.training.logs.run_log import close_log, log_window, open_log
-from videoscaling.training.memory import fit_memory
+from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.model import build_model, check_compiler, compile_model
 from videoscaling.training.parallel import all_reduce, check_together, from_first, gather, lost_process, shard
 from videoscaling.training.result import (
@@ -46,7 +45,7 @@ from videoscaling.training.result import (
 )
 from videoscaling.training.run import Run, resolve
 from videoscaling.training.signals import StopRequest
-from videoscaling.training.step import Step
+from videoscaling.training.step import TrainStep
 from videoscaling.training.validation import RAW_SHARE, Score, Validator, few_blocks, losses_file, milestone_scores
 from videoscaling.utils.devices import has_bfloat16
 from videoscaling.utils.errors import PREEMPTED, UserError
@@ -54,8 +53,7 @@ from videoscaling.utils.files import replacing, write_bytes
 from videoscaling.utils.locks import check_held, exclusive
 from videoscaling.utils.results import DATA_FAULT, write_result
 
-STEP, SCORES = "step", "scores"  # what a run's course asks for
-Scores = tuple[ValidationResult, ValidationResult]  # of the raw weights, and of the averaged
+Scores = tuple[ValidationResult, ValidationResult]  # of the raw weights, and of the EMA
 
 
 def train(config: Config, wait: bool = False) -> int:
@@ -119,43 +117,64 @@ def prepare(config: Config) -> tuple[Run, LatentCache | Mixture]:
 
 
 class Trainer:
-    """One run in the making: model, average, optimiser and counters, and the loop that moves them."""
+    """One training run: model, EMA, optimiser and counters, and the loop that trains them.
+
+    Attributes:
+        status: "running", and at the end "done", "diverged" or "preempted" (stopped by a signal).
+        share: of this process's time that the run has; stacked runs divide it.
+    """
 
     def __init__(self, run: Run, cache: LatentCache | Mixture) -> None:
         self.run, self.cache = run, cache
         self.config = config = run.config
-        # NCCL's watchdog aborts without a word: on GPUs the signals' flags, over gloo, are to time out before it.
-        timeout = timedelta(minutes=config.train.timeout_minutes + torch.cuda.is_available())
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timeout)
-        self.device, self.rank, self.world = state.device, state.process_index, state.num_processes
-        self.main = state.is_main_process
-        if self.world > 1:  # one that is refused, and leaves before all have met, would look lost to the others
-            dist.barrier()
-        check_layout(run, cache, self.world)
-        check_together(cache.verify_validation, self.device)
-        check_compiler(config.train.compile, self.device)
+        self._join_processes()
+        self._check()
         self.process = Process(config.diffusion.process, config.diffusion.target)
-        draw_timesteps(torch.zeros(1, dtype=torch.int64), 0, config.diffusion.timesteps)  # refuses unknown names now
-        self.sharded = config.train.parallel == "fsdp" and self.world > 1
         self.preview = None
         if config.log.prompts and (self.main or self.sharded):  # a sharded model runs on all processes or on none
             self.preview = Preview(config.log, self.process, cache.meta, self.device)
-        self.model = build_model(config, cache.meta, self.device)
-        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
-        for model in (self.model, self.average) if config.train.compile else ():
-            compile_model(model, whole=not self.sharded)
-        if self.sharded:
-            shard(self.model)
-            shard(self.average)
-        self.learn = Step(config, self.model, self.average, self.device)
-        if config.train.compile:  # a difference in this would have validation compiled twice
-            self.average.requires_grad_()
-        self.feed = Feed(run, cache, self.rank, self.world, self.device)
+        self.model, self.ema = self._build_models()
+        self.train_step = TrainStep(config, self.model, self.ema, self.device)
+        if config.train.compile:  # a difference in this would compile validation twice
+            self.ema.requires_grad_()
+        self.loader = BatchLoader(run, cache, self.rank, self.world, self.device)
         self.validator = Validator(run, cache, self.device, self.rank, self.world, self.sharded)
         self.step = 0
         self.milestones: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self.share = 1.0  # of this process's time: runs that are trained together divide it
+        self.share = 1.0
+        self.status = "running"
+        self._stopping = False
+        self._log: MetricsLog | None = None  # of the first process alone
+
+    def _join_processes(self) -> None:
+        """Join the other processes of ``torchrun``, if there are any, and choose this one's device."""
+        # NCCL's watchdog aborts without a word: on GPUs the signals' flags, over gloo, are to time out before it.
+        timeout = timedelta(minutes=self.config.train.timeout_minutes + torch.cuda.is_available())
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timeout)
+        self.device, self.rank, self.world = state.device, state.process_index, state.num_processes
+        self.main = state.is_main_process
+        self.sharded = self.config.train.parallel == "fsdp" and self.world > 1
+        if self.world > 1:  # one that is refused, and leaves before all have met, would look lost to the others
+            dist.barrier()
+
+    def _check(self) -> None:
+        """Raise UserError for what can be refused before anything is built."""
+        check_layout(self.run, self.cache, self.world)
+        check_together(self.cache.verify_validation, self.device)
+        check_compiler(self.config.train.compile, self.device)
+        draw_timesteps(torch.zeros(1, dtype=torch.int64), 0, self.config.diffusion.timesteps)  # refuses unknown names
+
+    def _build_models(self) -> tuple[VideoDiT, VideoDiT]:
+        """The model and its EMA, compiled and sharded as the configuration asks."""
+        model = build_model(self.config, self.cache.meta, self.device)
+        ema = copy.deepcopy(model).requires_grad_(False).eval()
+        for each in (model, ema):
+            if self.config.train.compile:
+                compile_model(each, whole=not self.sharded)
+            if self.sharded:
+                shard(each)
+        return model, ema
 
     @property
     def tokens(self) -> int:
@@ -171,7 +190,7 @@ class Trainer:
             (self.config.run_dir / DATA_FAULT).unlink(missing_ok=True)
 
     def restore(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one; what lies after it is removed.
+        """Resume from the newest whole checkpoint, if there is one; what lies after it is removed.
 
         Raises:
             UserError: the run is already past a milestone that was never measured, or has checkpoints of which none
@@ -182,10 +201,10 @@ class Trainer:
         if path is not None:
             state = ckpt.read_state(path)
             ckpt.load_into(self.model, ckpt.read_tensors(path, "model"), path)
-            ckpt.load_into(self.average, ckpt.read_tensors(path, "ema"), path)
-            ckpt.load_optimizer(self.model, self.learn.optimizer, ckpt.read_tensors(path, "optimizer"))
+            ckpt.load_into(self.ema, ckpt.read_tensors(path, "ema"), path)
+            ckpt.load_optimizer(self.model, self.train_step.optimizer, ckpt.read_tensors(path, "optimizer"))
             self.step, self.milestones, self.seconds = state["step"], state["milestones"], state["seconds"]
-            self.learn.set_counts(state["counts"])
+            self.train_step.set_counts(state["counts"])
         check_growth(self.run, self.tokens, self.milestones)
         if self.main and (damage := result_damage(self.config.run_dir)):
             again = f"the run is trained again from {path.name if path else 'its start'}"
@@ -196,7 +215,7 @@ class Trainer:
             ckpt.remove_after(directory, self.step)
 
     def _newest_checkpoint(self) -> Path | None:
-        """The one to go on from. All processes take the first one's choice: they may not see a disk alike."""
+        """The checkpoint to resume from. All processes take the first one's choice: they may not see a disk alike."""
         clean_run(self.config.run_dir)
         return ckpt.resumable_checkpoint(self.config.run_dir)
 
@@ -205,118 +224,127 @@ class Trainer:
     def fit(self) -> str:
         """Train to the end, a divergence or a signal; returns the status, which result.json holds too."""
         with StopRequest(self.world, self.config.train.timeout_minutes) as stop:
-            self.fit_memory()
-            self.fit_validation()
-            course = self.course(stop.agreed)
-            try:
-                wish = next(course)
-                while True:
-                    wish = course.send(self._scores() if wish == SCORES else self.learn(*self.next_step()))
-            except StopIteration as end:
-                return end.value
+            self.find_micro_batch()
+            self.find_validation_batch()
+            self.begin()
+            while self.status == "running":
+                # A run killed during validation saved its checkpoint first: it validates before its next step.
+                if not self.due:
+                    self.train_step.run(self.next_batch(), self.tokens)
+                    self.after_step(stop.agreed())
+                if self.due and self.status == "running":
+                    self.after_validation(*self.validate())
+            self.finish()
+        return self.status
 
-    def next_step(self) -> tuple[Samples, int]:
-        """What the next step sees: samples, and the tokens before it.
-
-        Raises:
-            DataFault: they are damaged; of several processes all stop together later (``DataCheck``).
-        """
-        samples = self.feed.step(self.step)
-        if self.world == 1 and self.feed.fault is not None:
-            raise self.feed.fault
-        return samples, self.tokens
-
-    def course(self, stopping: Callable[[], bool]) -> Generator[str, Scores | None, str]:
-        """The run from here to its end, a divergence or a stop: everything but arithmetic, which the caller does.
-
-        Yields ``STEP`` where weights, optimiser and average are to move, and ``SCORES`` where raw and averaged
-        weights are to be validated and the results sent; returns the status.
-        """
-        config = self.config
-        log = None
+    def begin(self) -> None:
+        """Open the log; the status is "running" where a milestone is left to reach, else "done"."""
         if self.main:
-            log = open_log(
+            self._log = open_log(
                 self.run,
                 self.cache.train_size,
                 step=self.step,
                 device=self.device,
                 world=self.world,
-                validates=bool(self._reached()),
+                validates=bool(self.due),
                 attention=self.model.backend,
             )
-        check_data = DataCheck(self.feed, self.device, self.step, self.learn.skipped.item())
-        clock, status = time.monotonic(), "running"
-        while status == "running" and (pending := self._pending()):
-            # A run killed during validation saved its checkpoint first: validate before the next step.
-            reached, stop = self._reached(), False
-            if not reached:
-                yield STEP
-                self.step += 1
-                clock = self._pass_time(clock)
-                reached = self._reached()
-                stop = stopping()
-                logging = self.step % config.log.every_steps == 0
-                saving = reached or stop or self.step % config.checkpoint.every_steps == 0
-                in_a_row = 0
-                if logging or saving:
-                    check_data(self.step, self.learn.skipped.item())
-                    in_a_row = self.learn.in_a_row.item()  # waits for the device
-                if in_a_row >= config.train.max_skipped:
-                    status = "diverged"
-                    break
-                if logging:
-                    log_window(log, self.learn, self.run, step=self.step, share=self.share)
-                # While steps fail, the checkpoint before them is the one to go back to, unless the run ends here.
-                if saving and (reached or stop or not in_a_row):
-                    self._save(log)
-            if reached and not self._milestone(reached, (yield SCORES), log):
-                status = "diverged"
-                break
-            if reached:
-                self._write_result("running")
-                self._sample_videos(log)
-            if stop and reached != pending:
-                status = "preempted"
-        self._pass_time(clock)
-        status = "done" if status == "running" else status
-        self._write_result(status)
-        if status == "done" and config.checkpoint.final == "ema" and self.main:
-            # After the result: a death in between costs disk until the next start (clean_finished), not the run.
-            ckpt.keep_final(config.run_dir / "checkpoints")
-        if log is not None:
-            close_log(log, self.run, step=self.step, status=status)
-        return status
+        self._check_data = DataCheck(self.loader, self.device, self.step, self.train_step.skipped_steps.item())
+        self._clock = time.monotonic()
+        self.status = "running" if self._pending() else "done"
 
-    def _pass_time(self, since: float) -> float:
-        """Count the time since then; returns now."""
+    def next_batch(self) -> Samples:
+        """This process's share of the next step's batch.
+
+        Raises:
+            DataFault: it is damaged; of several processes all stop together later (``DataCheck``).
+        """
+        samples = self.loader.batch(self.step)
+        if self.world == 1 and self.loader.fault is not None:
+            raise self.loader.fault
+        return samples
+
+    def after_step(self, stopping: bool) -> None:
+        """Count a step that was taken; log and save where one of them is due.
+
+        Args:
+            stopping: a signal asks all processes to stop after this step, and after the validation due at it.
+        """
+        config = self.config
+        self.step += 1
+        self._count_seconds()
+        self._stopping = stopping
+        last = stopping or bool(self.due)
+        logging = self.step % config.log.every_steps == 0
+        saving = last or self.step % config.checkpoint.every_steps == 0
+        consecutive_skips = 0
+        if logging or saving:
+            self._check_data(self.step, self.train_step.skipped_steps.item())
+            consecutive_skips = self.train_step.consecutive_skips.item()  # waits for the device
+        if consecutive_skips >= config.train.max_skipped:
+            self.status = "diverged"
+            return
+        if logging:
+            log_window(self._log, self.train_step, self.run, step=self.step, share=self.share)
+        # While steps are skipped, the checkpoint before them is the one to resume from, unless the run ends here.
+        if saving and (last or not consecutive_skips):
+            self._save()
+        if stopping and not self.due:
+            self.status = "preempted"
+
+    def validate(self) -> Scores:
+        """The validation results of the raw weights and of the EMA."""
+        return self._validate(self.model, RAW_SHARE), self._validate(self.ema)
+
+    def after_validation(self, raw: ValidationResult, ema: ValidationResult) -> None:
+        """Record the results for the milestones that are due; a loss that is not finite ends the run as diverged."""
+        if not self._record(raw, ema):
+            self.status = "diverged"
+            return
+        self._write_result("running")
+        self._sample_videos()
+        if not self._pending():
+            self.status = "done"
+        elif self._stopping:
+            self.status = "preempted"
+
+    def finish(self) -> None:
+        """Write the result of a run that has ended with ``status``, and close its log."""
+        self._count_seconds()
+        self._write_result(self.status)
+        if self.status == "done" and self.config.checkpoint.final == "ema" and self.main:
+            # After the result: a death in between costs disk until the next start (clean_finished), not the run.
+            ckpt.keep_final(self.config.run_dir / "checkpoints")
+        if self._log is not None:
+            close_log(self._log, self.run, step=self.step, status=self.status)
+
+    def _count_seconds(self) -> None:
         now = time.monotonic()
-        self.seconds += self.share * (now - since)
-        return now
+        self.seconds += self.share * (now - self._clock)
+        self._clock = now
 
     def _pending(self) -> list[int]:
         measured = {m["nominal"] for m in self.milestones}
         return [m for m in self.config.train.milestones if m not in measured]
 
-    def _reached(self) -> list[int]:
-        """The milestones that are to be measured at this step."""
+    @property
+    def due(self) -> list[int]:
+        """The milestones that are to be validated before the next step."""
         return [m for m in self._pending() if m <= self.tokens]
 
-    def fit_memory(self) -> None:
-        """Find the micro-batch that the GPU holds: once, with everything that training needs in its memory."""
+    def find_micro_batch(self) -> None:
+        """Find the micro-batch that fits in GPU memory: once, with everything that training needs there."""
         if self.device.type == "cuda":
-            fit_memory(self.learn, self.feed.step(self.step), self.main)
+            find_micro_batch(self.train_step, self.loader.batch(self.step), self.main)
 
-    def fit_validation(self) -> None:
-        """Try one validation pass of the raw and of the averaged weights, in the memory that training leaves."""
+    def find_validation_batch(self) -> None:
+        """Try one validation pass of the raw weights and of the EMA, in the memory that training leaves."""
         if self._pending():
             if self.sharded:  # the rehearsal's model is freed before the sharded passes need its memory
                 self.validator.rehearse(self._score_of(few_blocks(self.model, self.device)))
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-            self.validator.fit([self._score_of(self.model), self._score_of(self.average)])
-
-    def _scores(self) -> Scores:
-        return self._validate(self.model, RAW_SHARE), self._validate(self.average)
+            self.validator.find_batch([self._score_of(self.model), self._score_of(self.ema)])
 
     def _validate(self, model: VideoDiT, share: int = 1) -> ValidationResult:
         """The loss of ``model`` on one clip in ``share`` of the frozen set."""
@@ -325,47 +353,46 @@ class Trainer:
     def _score_of(self, model: VideoDiT) -> Score:
         return functools.partial(denoising_loss, model, self.process)
 
-    def _milestone(self, reached: list[int], found: Scores, log: MetricsLog | None) -> bool:
-        """Record the scores ``found`` for the milestones ``reached``; False where a loss is not finite.
+    def _record(self, raw: ValidationResult, ema: ValidationResult) -> bool:
+        """Record the results for the milestones that are due; False where a loss is not finite.
 
         Raises:
             DataFault: it is not, as a validation clip was altered since the run began.
         """
-        raw, averaged = found
         directory = self.config.run_dir / "checkpoints"
-        if not (math.isfinite(raw.loss) and math.isfinite(averaged.loss)):
+        if not (math.isfinite(raw.loss) and math.isfinite(ema.loss)):
             check_together(functools.partial(self.cache.verify_validation, again=True), self.device)
             if self.main:
                 ckpt.remove_after(directory, self.step - 1)  # this step's weights are of no use
             return False
-        scores = milestone_scores(raw, averaged)
+        scores = milestone_scores(raw, ema)
         flops = self.tokens * self.run.flops_per_token
-        losses = losses_file(raw, averaged)
+        losses = losses_file(raw, ema)
         measured = {"flops": flops, **scores, "losses_crc32": zlib.crc32(losses)}
-        self.milestones += [{"nominal": m, "tokens": self.tokens, **measured} for m in reached]
+        self.milestones += [{"nominal": m, "tokens": self.tokens, **measured} for m in self.due]
         self.milestones.sort(key=lambda milestone: milestone["nominal"])
-        if log is not None:
+        if self._log is not None:
             check_held(self.config.run_dir)
             path = self.config.run_dir / "validation" / f"{self.tokens}.npy"
             write_bytes(path, losses)
             # TensorBoard first: a run killed in between validates again, and replaces the points there.
-            log.validation(self.tokens, scores, averaged.bins)
+            self._log.validation(self.tokens, scores, ema.bins)
             ckpt.update_state(directory, self.step, milestones=self.milestones)
             ckpt.prune_checkpoints(directory, self.config.checkpoint.keep)
         return True
 
-    def _sample_videos(self, log: MetricsLog | None) -> None:
+    def _sample_videos(self) -> None:
         if self.preview is None:
             return
-        for number, clip in enumerate(self.preview.sample(self.average)):
-            if log is not None:
-                log.video(f"samples/{number}", clip, self.tokens, self.config.log.prompts[number])
+        for number, clip in enumerate(self.preview.sample(self.ema)):
+            if self._log is not None:
+                self._log.video(f"samples/{number}", clip, self.tokens, self.config.log.prompts[number])
 
-    def _save(self, log: MetricsLog | None) -> None:
-        # Every process goes on from the mean of the windows, which is what a resumed run has.
-        self.learn.loss.copy_(all_reduce(self.learn.loss, "mean"))
-        named = {"ema": self.average.state_dict(), "model": self.model.state_dict()}
-        named["optimizer"] = ckpt.optimizer_tensors(self.model, self.learn.optimizer)
+    def _save(self) -> None:
+        # Every process continues from the mean of the windows, which is what a resumed run has.
+        self.train_step.loss_sum.copy_(all_reduce(self.train_step.loss_sum, "mean"))
+        named = {"ema": self.ema.state_dict(), "model": self.model.state_dict()}
+        named["optimizer"] = ckpt.optimizer_tensors(self.model, self.train_step.optimizer)
         tensors = {kind: gather(values, self.main) for kind, values in named.items()}
         if not self.main:
             return
@@ -374,15 +401,15 @@ class Trainer:
             "tokens": self.tokens,
             "milestones": self.milestones,
             "seconds": self.seconds,
-            "counts": self.learn.counts(),
+            "counts": self.train_step.counts(),
             "data": self.cache.meta,
         }
         directory = self.config.run_dir / "checkpoints"
-        if log is not None:
-            log.flush()  # a resumed run logs no step before the checkpoint again
+        if self._log is not None:
+            self._log.flush()  # a resumed run logs no step before the checkpoint again
         ckpt.save_checkpoint(directory, self.step, tensors, state, self.config)
         ckpt.remove_after(directory, self.step)  # of a longer life, which this one could not go on from
-        if not self._reached():  # else the one before stays until this one's weights are validated
+        if not self.due:  # else the one before stays until this one's weights are validated
             ckpt.prune_checkpoints(directory, self.config.checkpoint.keep)
 
     def _write_result(self, status: str) -> None:
@@ -396,7 +423,7 @@ class Trainer:
             self.cache.meta,
             status=status,
             step=self.step,
-            skipped=self.learn.skipped.item(),
+            skipped=self.train_step.skipped_steps.item(),
             milestones=self.milestones,
             seconds=self.seconds,
             device=self.device,

@@ -13,12 +13,12 @@ from videoscaling.data.latents import LatentCache
 from videoscaling.data.mixture import Mixture
 from videoscaling.diffusion.validation import ValidationResult, forward_passes, validate_rows
 from videoscaling.models.dit import VideoDiT
-from videoscaling.training.memory import fit_micro_batch, on_any_process
+from videoscaling.training.memory import largest_that_fits, on_any_process
 from videoscaling.training.parallel import all_reduce
 from videoscaling.training.planning.memory_formula import even_size
 from videoscaling.training.run import Run
 
-# Laws are fitted on the averaged weights' loss. The raw weights' is to compare with: one clip in so many is enough.
+# Laws are fitted on the ema weights' loss. The raw weights' is to compare with: one clip in so many is enough.
 RAW_SHARE = 4
 # A forward pass where validation.batch is not given: 32 samples, of the paper's 1280 tokens
 # each. As many of 32,000 tokens would take more memory than training, whose micro-batch is chosen by what fits.
@@ -84,10 +84,10 @@ class Validator:
                 lambda losses: all_reduce(losses, "sum"),
             )
 
-        self._fit(attempt, rows, share, sharded=self._sharded)
+        self._largest(attempt, rows, share, sharded=self._sharded)
         return results
 
-    def fit(self, scores: Sequence[Score], rows: int = 1) -> None:
+    def find_batch(self, scores: Sequence[Score], rows: int = 1) -> None:
         """Find the size of forward passes that fits on every process, by one pass of each of ``scores``.
 
         Raises:
@@ -112,7 +112,7 @@ class Validator:
             world = math.ceil(2 * self._keys.timesteps / size)  # so that a process's share is one pass
             self._score(score, rows, size, 2, 0, world)
 
-        self._fit(attempt, rows, on_any=on_any_process(self._device), sharded=sharded)
+        self._largest(attempt, rows, on_any=on_any_process(self._device), sharded=sharded)
 
     def size(self, rows: int = 1, share: int = 1) -> int:
         """Samples of each of ``rows`` sets of weights in a forward pass over one clip in ``share``."""
@@ -155,7 +155,7 @@ class Validator:
             first=clips,
         )
 
-    def _fit(
+    def _largest(
         self,
         attempt: Callable[[int], None],
         rows: int,
@@ -165,12 +165,12 @@ class Validator:
     ) -> None:
         """Lower ``batch`` to what fits: each attempt has half the samples of each set of weights."""
         size = self.size(rows, share)
-        fitting = fit_micro_batch(
+        fitting = largest_that_fits(
             lambda most: attempt(self._even(most, share)),
             size,
             on_any,
             sharded=sharded,
-            speak=self._rank == 0,
+            verbose=self._rank == 0,
             key="validation.batch",
             rows=rows,
         )
@@ -178,23 +178,23 @@ class Validator:
             self.batch = fitting * rows
 
 
-def milestone_scores(raw: ValidationResult, averaged: ValidationResult) -> dict[str, float]:
+def milestone_scores(raw: ValidationResult, ema: ValidationResult) -> dict[str, float]:
     """The losses of a milestone and their standard errors, by their names in result.json."""
     return {
         "val_loss": raw.loss,
         "val_se": raw.standard_error,
-        "ema_val_loss": averaged.loss,
-        "ema_val_se": averaged.standard_error,
+        "ema_val_loss": ema.loss,
+        "ema_val_se": ema.standard_error,
     }
 
 
-def losses_file(raw: ValidationResult, averaged: ValidationResult) -> bytes:
-    """The content of validation/<tokens>.npy: losses [raw and averaged weights, clips, times].
+def losses_file(raw: ValidationResult, ema: ValidationResult) -> bytes:
+    """The content of validation/<tokens>.npy: losses [raw and ema weights, clips, times].
 
     Clips on which the raw weights were not scored have NaN.
     """
-    unmeasured = ((0, len(averaged.losses) - len(raw.losses)), (0, 0))
-    both = (np.pad(raw.losses, unmeasured, constant_values=np.nan), averaged.losses)
+    unmeasured = ((0, len(ema.losses) - len(raw.losses)), (0, 0))
+    both = (np.pad(raw.losses, unmeasured, constant_values=np.nan), ema.losses)
     file = io.BytesIO()
     np.save(file, np.stack(both))
     return file.getvalue()

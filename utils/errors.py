@@ -118,10 +118,10 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-def plural(count: int, one: str) -> str:
-    """``count`` things, of which ``one`` is called so, as text: 1 clip, 2,000 clips, 2 processes."""
-    ending = "" if count == 1 else "es" if one.endswith("s") else "s"
-    return f"{count:,} {one}{ending}"
+def plural(count: int, one: str, many: str = "") -> str:
+    """``count`` things as text: ``one`` of them, or ``many`` (by default with s or es): 1 clip, 2,000 clips."""
+    many = many or one + ("es" if one.endswith("s") else "s")
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def first_line(error: Exception) -> str:

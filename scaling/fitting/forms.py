@@ -33,6 +33,8 @@ START_EXPONENTS = (0.2, 0.5, 1.0)
 START_FLOORS = (0.1, 0.5, 0.8, 0.95)
 # Rows that a start is refined on before the best ones are finished on all rows.
 START_ROWS = 1500
+# Of more problems those leave that have stopped falling, and do not wait for the slowest.
+FEW = 25
 # Residuals that are computed at once: more leave the processor's cache.
 CHUNK = 200_000
 
@@ -253,38 +255,56 @@ def descend(
     sd: float,
     weight: NDArray | None = None,
     steps: int = 100,
+    prior: tuple[NDArray, NDArray] | None = None,
+    free: NDArray | None = None,
+    exponents: tuple[float, float] | None = None,
+    ceiling: float = np.inf,
+    tolerance: float = 1e-9,
 ) -> tuple[NDArray, NDArray]:
     """Minimise Huber's loss in units of ``sd`` plus the prior from [problems, constants] starts at once.
 
     Args:
-        logs, y: [rows] inputs and ln loss.
-        precision: [rows] multiplies residuals; weight: [problems, rows] multiplies a row's Huber loss.
+        logs: [rows] each; y: ln loss, [rows] or [problems, rows].
+        precision: [rows] multiplies residuals; weight: [rows] or [problems, rows] multiplies a row's Huber loss.
+        prior: mean and precision of the logarithms of the constants; ``prior_of(form)`` by default.
+        free: [constants] which are fitted; the others stay as they start.
+        exponents: the smallest and largest that there may be.
+        ceiling: Linf is at most this, and never above the lowest loss.
+        tolerance: relative gain below which a step counts as none; four of them end the descent.
 
     Returns:
         theta [problems, constants] and objectives [problems].
     """
-    per = max(CHUNK // len(y), 1)
+    per = max(CHUNK // len(logs[0]), 1)
     if len(theta) > per:
-        parts = [slice(i, i + per) for i in range(0, len(theta), per)]
-        found = [
-            descend(
-                form, theta[p], logs, y, precision, sd=sd, weight=None if weight is None else weight[p], steps=steps
-            )
-            for p in parts
-        ]
+        found = []
+        for part in (slice(i, i + per) for i in range(0, len(theta), per)):
+            mine, own = (v if np.ndim(v) < 2 else v[part] for v in (y, weight))
+            found.append(
+                descend(
+                    form, theta[part], logs, mine, precision, sd=sd, weight=own, steps=steps, prior=prior, free=free,
+                    exponents=exponents, ceiling=ceiling, tolerance=tolerance,
+                )
+            )  # fmt: skip
         return tuple(np.concatenate(v) for v in zip(*found))
     theta = theta.copy()
-    mean, prior = prior_of(form)
-    weight = np.ones((1, len(y))) if weight is None else weight
+    mean, sharpness = prior_of(form) if prior is None else prior
+    every = len(theta), len(logs[0])
+    y, weight = np.broadcast_to(y, every), np.broadcast_to(1.0 if weight is None else weight, every)
+    free = np.ones(len(mean), dtype=bool) if free is None else free
     floor = CONSTANTS[form].index("Linf")
-    highest = float(np.min(y))
+    bounded = [at for at, name in enumerate(CONSTANTS[form]) if name in EXPONENTS and exponents and free[at]]
+    highest = np.minimum(np.min(y, axis=-1), np.log(ceiling))
+    found, costs, left = theta, np.empty(len(theta)), np.arange(len(theta))
+    if free[floor]:
+        theta[:, floor] = np.minimum(theta[:, floor], highest)
 
     def objective(theta: NDArray) -> tuple[NDArray, NDArray, NDArray]:
         value, J = evaluate(form, theta, *logs)
         residual = (value - y) * (precision / sd)
         size = np.abs(residual)
         huber = np.where(size <= HUBER, residual**2 / 2, HUBER * (size - HUBER / 2))
-        total = np.sum(weight * huber, axis=-1) + np.sum(((theta - mean) * prior) ** 2, axis=-1) / 2
+        total = np.sum(weight * huber, axis=-1) + np.sum(((theta - mean) * sharpness) ** 2, axis=-1) / 2
         return np.where(np.isfinite(total), total, np.inf), residual, J
 
     damping = np.full(len(theta), 1e-3)
@@ -292,23 +312,33 @@ def descend(
     calm = np.zeros(len(theta), dtype=int)
     for _ in range(steps):
         irls = weight * np.minimum(1.0, HUBER / np.maximum(np.abs(residual), 1e-300))
-        Jw = (J * (irls * (precision / sd) ** 2)[..., None]).swapaxes(1, 2)
-        hessian = Jw @ J + np.diag(prior**2)
-        gradient = (Jw @ (residual / (precision / sd))[..., None])[..., 0] + (theta - mean) * prior**2
+        Jw = (J[..., free] * (irls * (precision / sd) ** 2)[..., None]).swapaxes(1, 2)
+        hessian = Jw @ J[..., free] + np.diag(sharpness[free] ** 2)
+        gradient = (Jw @ (residual / (precision / sd))[..., None])[..., 0] + ((theta - mean) * sharpness**2)[:, free]
         diagonal = np.einsum("pii->pi", hessian)
         ridge = damping[:, None] * (diagonal + 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300)
-        step = np.linalg.solve(hessian + ridge[..., None] * np.eye(len(mean)), gradient[..., None])[..., 0]
-        trial = theta - np.clip(step, -1.5, 1.5)
-        trial[:, floor] = np.clip(trial[:, floor], highest - 14, highest)
+        step = np.linalg.solve(hessian + ridge[..., None] * np.eye(free.sum()), gradient[..., None])[..., 0]
+        trial = theta.copy()
+        trial[:, free] -= np.clip(step, -1.5, 1.5)
+        if bounded:
+            trial[:, bounded] = np.clip(trial[:, bounded], *np.log(exponents))
+        if free[floor]:
+            trial[:, floor] = np.clip(trial[:, floor], highest - 14, highest)
         new_cost, new_residual, new_J = objective(trial)
         better = new_cost < cost
-        calm = np.where(cost - np.where(better, new_cost, cost) <= 1e-9 * cost, calm + 1, 0)
+        calm = np.where(cost - np.where(better, new_cost, cost) <= tolerance * cost, calm + 1, 0)
         theta[better], cost[better] = trial[better], new_cost[better]
         residual[better], J[better] = new_residual[better], new_J[better]
         damping = np.clip(np.where(better, damping / 5, damping * 4), 1e-12, 1e10)
         if np.all(calm >= 4):
             break
-    return theta, cost
+        if len(left) > FEW and np.mean(calm >= 4) > 0.1:
+            found[left], costs[left], kept = theta, cost, calm < 4
+            left, theta, cost, residual, J, damping, calm, y, weight, highest = (
+                values[kept] for values in (left, theta, cost, residual, J, damping, calm, y, weight, highest)
+            )
+    found[left], costs[left] = theta, cost
+    return found, costs
 
 
 def _starts(form: str, loss: NDArray) -> NDArray:

@@ -1,6 +1,7 @@
 """The law of losses from tables of (N, T, loss) alone: forms averaged by expanding-window error, honest intervals."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,22 +41,32 @@ class LossLaws:
 
     Attributes:
         rival: the joint form where another one was forced.
-        residuals: [rows] ln measured / predicted of the best form.
-        domain: (smallest, largest) N and T.
+        rows: how many losses were fitted.
+        domain: (smallest, largest) N, T and N T.
         trends: what the residuals of the best form still depend on, with the change of ln loss from end to end.
     """
 
+    assumed: ClassVar[tuple[str, ...]] = ()  # no constant is another law's
     members: tuple[Member, ...]
     rival: Member | None
-    residuals: NDArray[np.float64]
+    rows: int
     domain: dict[str, tuple[float, float]]
     trends: dict[str, float]
+
+    def __call__(self, N: ArrayLike, T: ArrayLike) -> NDArray[np.float64]:
+        """The loss at N parameters and T tokens (arrays broadcast)."""
+        return np.exp(sum(member.weight * np.log(member.fit(N, T)) for member in self.members))
+
+    def stretch(self, N: ArrayLike, T: ArrayLike) -> NDArray[np.float64]:
+        """What errors of each form's constants are multiplied by for runs of N and T, [members]."""
+        beyond = np.squeeze(self._beyond(np.asarray(N, dtype=float), np.asarray(T, dtype=float)))
+        return np.sqrt([m.calibration if beyond else max(1.0, m.calibration) for m in self.members])
 
     def predict(self, N: ArrayLike, T: ArrayLike, seeds: int = 1) -> Prediction:
         """Losses at N parameters and T tokens, at the best batch and rate of the table."""
         N, T = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, dtype=float)) for v in (N, T)))
         weights = np.array([member.weight for member in self.members])
-        beyond = (self.domain["N"][1] < N) | (self.domain["T"][1] < T) | self._beyond_budget(N, T)
+        beyond = self._beyond(N, T)
         means, own, new = [], [], []
         for member in self.members:
             law, scatter = member.fit.interval(N, T) ** 2, member.fit.noise**2
@@ -65,12 +76,13 @@ class LossLaws:
             new.append(factor * (law + scatter))
         middle = weights @ np.array(means)
         between = weights @ (np.array(means) - middle) ** 2
-        freedom = max(len(self.residuals) - 6.0, 3.0)
+        freedom = max(self.rows - 6.0, 3.0)
         half, wide = (t_quantile(freedom) * np.sqrt(weights @ np.array(v) + between) for v in (own, new))
         return Prediction(*(np.exp(v) for v in (middle, middle - half, middle + half, middle - wide, middle + wide)))
 
-    def _beyond_budget(self, N: NDArray, T: NDArray) -> NDArray[np.bool_]:
-        return self.domain["N T"][1] < N * T
+    def _beyond(self, N: NDArray, T: NDArray) -> NDArray[np.bool_]:
+        """Whether runs are larger than those fitted, or longer, or of a larger budget."""
+        return (self.domain["N"][1] < N) | (self.domain["T"][1] < T) | (self.domain["N T"][1] < N * T)
 
     def warnings(self) -> list[str]:
         """What a reader of the law must know, a line each."""
@@ -124,7 +136,7 @@ def fit_losses(
         rival = _member("joint", N, T, loss, B, noise)[0]
     residuals = np.log(loss) - np.log(members[0].fit(N, T, B))
     domain = {"N": _span(N), "T": _span(T), "N T": _span(N * T)}
-    return LossLaws(tuple(members), rival, residuals, domain, _trends(members[0].fit, N, T, B, residuals))
+    return LossLaws(tuple(members), rival, len(N), domain, _trends(members[0].fit, N, T, B, residuals))
 
 
 def _span(values: NDArray) -> tuple[float, float]:

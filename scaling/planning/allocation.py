@@ -1,4 +1,4 @@
-"""N_opt(C), three ways: the best size of each budget as it is, isoFLOP parabolas, and by minimising the loss law."""
+"""N_opt(C) of a law: the minimum of its loss, the power law through such minima, and power laws of isoFLOP budgets."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,17 +10,14 @@ from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.laws import ESTIMATORS, Law, LossLaw, SizeLaw
 from videoscaling.scaling.losses import Losses, as_losses
 
-# Of the best loss. On the 15 public isoFLOP sets the exponents come out within .026 of the published at 3 %, .031 at
-# 5 %: the curves are lopsided, and a wider window feels it.
-WINDOW = 0.03
 SIZES = (1e2, 1e15)  # N is sought between these
 # Training FLOPs per token of models with N parameters (array in, array out): C_token with the ladder's widths.
 Cost = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
-def c_token(n_ctx: int, width: Callable[[float], float]) -> Cost:
+def c_token(n_ctx: int, width: Callable[[NDArray], NDArray]) -> Cost:
     """The paper's cost, ``3/4 * N * (7 + n_ctx / width(N))``."""
-    return lambda N: 0.75 * N * (7 + n_ctx / np.vectorize(width, otypes=[float])(N))
+    return lambda N: 0.75 * N * (7 + n_ctx / width(N))
 
 
 def proportional(flops_per_parameter: float = 6.0) -> Cost:
@@ -28,7 +25,7 @@ def proportional(flops_per_parameter: float = 6.0) -> Cost:
     return lambda N: flops_per_parameter * np.asarray(N, dtype=float)
 
 
-def cost_of(law: Law, width: Callable[[float], float]) -> Cost:
+def cost_of(law: Law, width: Callable[[NDArray], NDArray]) -> Cost:
     """The cost that the law's own budgets were counted by: C_token at its clips, or so many FLOPs per N and T."""
     if law.n_ctx:
         return c_token(law.n_ctx, width)
@@ -58,11 +55,6 @@ def optimum(loss: LossLaw | Losses, C: ArrayLike, cost: Cost) -> NDArray[np.floa
         rising = by_N - by_T * np.interp(middle, grid, slope) > 0
         low, high = np.where(rising, low, middle), np.where(rising, middle, high)
     return np.exp((low + high) / 2)
-
-
-def minimise(constants: NDArray, scale: dict[str, float], C: ArrayLike, cost: Cost) -> NDArray[np.float64]:
-    """``optimum`` of additive laws with constants [..., 5], (Tc, aT, Nc, aN, Linf) in ``scale``."""
-    return optimum(Losses.additive(constants, scale), C, cost)
 
 
 def within(loss: LossLaw | Losses, C: float, cost: Cost, tolerance: float) -> tuple[float, float]:

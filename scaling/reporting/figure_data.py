@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling import lines
-from videoscaling.scaling.fit import training_flops
 from videoscaling.scaling.fitting.isoflop import interpolated, minimum
+from videoscaling.scaling.fitting.runs_of_law import training_flops
 from videoscaling.scaling.heldout import paired, relative_error
 from videoscaling.scaling.laws import Law
 from videoscaling.scaling.optimum import WINDOW, Optimum

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from videoscaling.scaling import compare, fit, heldout, laws, noise
 from videoscaling.scaling.fitting import isoflop
+from videoscaling.scaling.fitting.options import Options
+from videoscaling.scaling.fitting.runs_of_law import training_flops
 from videoscaling.scaling.optimum import WINDOW
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.points import Untrusted, at_nominal, grid_optima
 from videoscaling.scaling.runs import Ledger, read
-from videoscaling.scaling.stages import Options
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import find_files
 from videoscaling.utils.results import FILE, whole_results
@@ -139,7 +140,7 @@ def best_sizes(ledger: Ledger, cost: allocation.Cost) -> dict[str, Any]:
     if not optima:
         raise Untrusted("no run ended with a loss")
     N, T, loss = np.array([(o.N, o.T, o.loss) for o in optima]).T
-    C = fit.training_flops(ledger, N, T, cost)
+    C = training_flops(ledger, N, T, cost)
     curves = isoflop.interpolated(N, C, loss)
     found, reasons = isoflop.estimate(curves)
 

@@ -50,7 +50,7 @@ config = load_config(None, sys.argv[1:])
 cache = LatentCache(config.data.cache)
 trainer = Trainer(resolve(config, cache.meta), cache)
 trainer.restore()
-loss = trainer._validate(trainer.average)
+loss = trainer._validate(trainer.ema)
 if trainer.main:
     print(trainer.step, repr(loss.loss), repr(loss.standard_error))
 torch.distributed.destroy_process_group()

@@ -113,23 +113,23 @@ def average_watched(overrides: list[str]) -> int:
     """Train with a look at the average after every step, as a preview takes one; no checkpoint in between."""
 
     from videoscaling.training.batches import Samples
-    from videoscaling.training.step import Step
+    from videoscaling.training.step import TrainStep
     from videoscaling.training.trainer import Trainer
 
     begun: list[Trainer] = []
-    restore, step = Trainer.restore, Step.__call__
+    restore, step = Trainer.restore, TrainStep.run
 
     def remembered(self: Trainer) -> None:
         begun.append(self)
         restore(self)
 
-    def watched(self: Step, samples: Samples, tokens: int) -> None:
+    def watched(self: TrainStep, samples: Samples, tokens: int) -> None:
         step(self, samples, tokens)
         first = Samples(*(value[:1] for value in samples))
         with torch.no_grad():
-            begun[0].average(first.x0, first.t, first.context, first.mask)
+            begun[0].ema(first.x0, first.t, first.context, first.mask)
 
-    Trainer.restore, Step.__call__ = remembered, watched
+    Trainer.restore, TrainStep.run = remembered, watched
     return train_it(overrides)
 
 
@@ -154,10 +154,10 @@ def killed(overrides: list[str], step: int, rank: int) -> int:
 def killed_together(overrides: list[list[str]], step: int) -> int:
     """Trainings in one process that is killed while it reads the samples of ``step``."""
     from videoscaling.training.config import load_config
-    from videoscaling.training.stacked.loop import train_together
+    from videoscaling.training.stacked.loop import train_stacked
 
     with_feed(lambda now, samples: os.kill(os.getpid(), signal.SIGKILL) if now == step else None)
-    return train_together([load_config(None, words) for words in overrides])
+    return train_stacked([load_config(None, words) for words in overrides])
 
 
 def killed_within(overrides: list[str], step: int, seconds: float) -> int:
@@ -218,12 +218,12 @@ def flags_alone(minutes: float, sends: tuple[int, ...]) -> int:
 
 def short_of_memory(overrides: list[str], most: int, ranks: tuple[int, ...]) -> int:
     """A training that believes in a GPU, whose memory holds ``most`` clips at a time on ``ranks``."""
-    from videoscaling.training.step import Step
+    from videoscaling.training.step import TrainStep
     from videoscaling.training.trainer import Trainer
 
-    plain, fit_memory = Step.gradients, Trainer.fit_memory
+    plain, find_micro_batch = TrainStep.backward, Trainer.find_micro_batch
 
-    def gradients(self: Step, samples: Any, share: bool = True) -> torch.Tensor:
+    def gradients(self: TrainStep, samples: Any, share: bool = True) -> torch.Tensor:
         loss = plain(self, samples, share)
         if self.micro_batch > most and _rank() in ranks:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -231,25 +231,25 @@ def short_of_memory(overrides: list[str], most: int, ranks: tuple[int, ...]) -> 
 
     def on_a_gpu(self: Trainer) -> None:
         self.device, cpu = torch.device("cuda"), self.device
-        fit_memory(self)
+        find_micro_batch(self)
         self.device = cpu
 
-    Step.gradients, Trainer.fit_memory = gradients, on_a_gpu
+    TrainStep.backward, Trainer.find_micro_batch = gradients, on_a_gpu
     return train_it(overrides)
 
 
 def with_feed(meddle: Callable[[int, Any], None]) -> None:
     """Have ``meddle(step, samples)`` see, and perhaps change, a copy of each step's samples."""
-    from videoscaling.training.batches import Feed, Samples
+    from videoscaling.training.batches import BatchLoader, Samples
 
-    plain = Feed.step
+    plain = BatchLoader.batch
 
-    def step(self: Feed, number: int) -> Samples:
+    def step(self: BatchLoader, number: int) -> Samples:
         samples = Samples(*(value.clone() for value in plain(self, number)))
         meddle(number, samples)
         return samples
 
-    Feed.step = step
+    BatchLoader.batch = step
 
 
 def _rank() -> int:

@@ -47,9 +47,7 @@ def loss_coverage(paper, cost, simulated, count, optima=True):
             "Linf": paper.loss.Linf,
         }
         spans = {name: law.fit["intervals"][f"loss.{name}"] for name in truth}
-        drawn = law.drawn("loss")
-        constants = np.stack([drawn.Tc, drawn.aT, drawn.Nc, drawn.aN, drawn.Linf], axis=-1)
-        spans["N_opt"] = jackknife.interval(allocation.minimise(constants, drawn.scale, 1e22, cost))
+        spans["N_opt"] = jackknife.interval(allocation.optimum(law.drawn("loss"), 1e22, cost))
         truth["N_opt"] = size
         inside.append([low <= truth[name] <= high for name, (low, high) in spans.items()])
     return dict(zip(spans, np.mean(inside, axis=0)))

@@ -31,9 +31,7 @@ def exponents(law):
 
 
 def interval_of_size(law, C, cost):
-    drawn = law.drawn("loss")
-    constants = np.stack([drawn.Tc, drawn.aT, drawn.Nc, drawn.aN, drawn.Linf], axis=-1)
-    return jackknife.interval(allocation.minimise(constants, drawn.scale, C, cost))
+    return jackknife.interval(allocation.optimum(law.drawn("loss"), C, cost))
 
 
 def fitted_sizes(paper, cost, noise, ledgers):
@@ -457,4 +455,4 @@ def test_a_run_with_two_results_in_a_grid_is_warned_of(cost, grids):
     first, other = np.unique(grids.run_id)[:2]
     shared = dataclasses.replace(grids, run_id=np.where(grids.run_id == other, first, grids.run_id))
     (said,) = fit.fit(shared, "loss", fit.Options(), cost, {}).warnings
-    assert said.startswith("1 runs have several cells of one (N, T)")
+    assert said.startswith("1 run has several cells of one (N, T)")

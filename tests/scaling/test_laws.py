@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from videoscaling.models import sizes
-from videoscaling.scaling import fit, laws, report, simulate
+from videoscaling.scaling import fit, laws, simulate
 from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import Request
 from videoscaling.scaling.planning.table import table
+from videoscaling.scaling.reporting import report
 from videoscaling.utils.errors import UserError
 
 PAPER = Path(__file__).resolve().parents[2] / "configs" / "laws" / "paper.json"

@@ -38,11 +38,11 @@ def test_objective_is_the_sum_of_huber_losses(chinchilla):
 
 def test_derivative_against_differences():
     theta = np.array([[0.1, 0.3, -1.2, 0.4, 0.5]])
-    log_N, log_T = np.array([0.3, -1.0]), np.array([0.7, 2.0])
-    _, derivative = loss_law._log_loss(theta, log_N, log_T)
+    at = np.exp([0.3, -1.0]), np.exp([0.7, 2.0]), {"N": 1.0, "T": 1.0}
+    _, derivative = loss_law._log_loss(theta, *at)
     for i in range(5):
         step = np.eye(5)[i] * 1e-6
-        up, down = (loss_law._log_loss(theta + s, log_N, log_T)[0] for s in (step, -step))
+        up, down = (loss_law._log_loss(theta + s, *at)[0] for s in (step, -step))
         np.testing.assert_allclose(derivative[..., i], (up - down) / 2e-6, rtol=1e-6)
 
 

@@ -120,9 +120,7 @@ def covered(paper, cost):
         law = fit.fit(stream_of_a_size(paper, seed), "loss", fit.Options(), cost, {"name": "simulated"}).law
         spans = {name: law.fit["intervals"][f"loss.{name}"] for name in ("aT", "aN")}
         truth = {"aT": paper.loss.aT, "aN": paper.loss.aN}
-        drawn = law.drawn("loss")
-        constants = np.stack([drawn.Tc, drawn.aT, drawn.Nc, drawn.aN, drawn.Linf], axis=-1)
-        spans["N_opt"] = jackknife.interval(allocation.minimise(constants, drawn.scale, 1e22, cost))
+        spans["N_opt"] = jackknife.interval(allocation.optimum(law.drawn("loss"), 1e22, cost))
         truth["N_opt"] = float(allocation.optimum(paper.loss, 1e22, cost))
         inside.append([low <= truth[name] <= high for name, (low, high) in spans.items()])
     print(found := dict(zip(spans, np.mean(inside, axis=0).tolist())))

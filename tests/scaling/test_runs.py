@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from videoscaling.scaling import fit, laws, runs, simulate, tables
+from videoscaling.scaling.fitting.runs_of_law import skipped_warnings
 from videoscaling.scaling.points import Untrusted
 from videoscaling.utils.errors import UserError
 
@@ -63,13 +64,13 @@ def test_a_fit_warns_of_runs_that_skipped_more_than_one_percent_of_their_steps(t
     share = dict(zip(ledger.run_id.tolist(), ledger.skipped.tolist()))
     assert math.isnan(share.pop("d"))
     assert share == pytest.approx({"a": 0.104, "b": 0.008, "c": 0, "e": 0.8, "f": 0.03})
-    assert fit.skipped_warnings(ledger) == [
+    assert skipped_warnings(ledger) == [
         "2 runs skipped more than 1 % of their steps, as their gradients were not finite (a: 10.4 %): their losses "
         "are those of fewer tokens than T"
     ]
-    assert fit.skipped_warnings(ledger.rows(np.isin(ledger.run_id, ["b", "c", "d", "e"]))) == []
+    assert skipped_warnings(ledger.rows(np.isin(ledger.run_id, ["b", "c", "d", "e"]))) == []
     runs.write_csv(ledger, tmp_path / "table.csv")
-    assert fit.skipped_warnings(runs.read(tmp_path / "table.csv")) == []
+    assert skipped_warnings(runs.read(tmp_path / "table.csv")) == []
 
 
 @pytest.mark.parametrize("skipped", [-1, 1.5, "many", None])

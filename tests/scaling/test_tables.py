@@ -74,7 +74,7 @@ def test_one_run_with_two_losses_at_one_T(tmp_path):
         read(tmp_path, text)
     ledger = read(tmp_path, text, duplicates="last")
     assert ledger.loss.tolist() == [2.5, 2.4]
-    assert "1 rows are left out: a later row has the same run and T" in ledger.notes[0]
+    assert "1 row is left out: a later row has the same run and T" in ledger.notes[0]
     # Rows that name no run are repeats.
     rows = [line.partition(",")[2] for line in text.splitlines()]
     assert len(read(tmp_path, "\n".join(rows))) == 3
@@ -86,8 +86,8 @@ def test_copies_count_once(tmp_path):
     ledger = read(tmp_path, text)
     assert ledger.run_id.tolist() == ["a", "b"]
     assert ledger.notes == (
-        "1 rows are copies of others, and count once",
-        "1 runs are copies of others under another name, and count once: copy",
+        "1 row is a copy of another, and counts once",
+        "1 run is a copy of another under another name, and counted once: copy",
     )
     twins = "N,T,loss\n1e6,1e9,2.5\n1e6,1e9,2.5\n"
     assert len(read(tmp_path, twins, hyperparameters=False)) == 1

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from videoscaling.scaling import forms, validate
+from videoscaling.scaling import validate
+from videoscaling.scaling.fitting import forms
 
 N, T, B = (
     v.ravel()
@@ -19,12 +20,12 @@ def three_term(N, T, B):
 
 @pytest.mark.parametrize(("form", "truth"), [("joint", joint), ("three_term", three_term)])
 def test_forms_recover_what_made_the_losses(paper, form, truth):
-    fitted = forms.fit(form, N, T, B, truth(N, T, B))
+    fitted = forms.fit_form(form, N, T, truth(N, T, B), B)
     np.testing.assert_allclose(fitted(4 * N, 2 * T, B), truth(4 * N, 2 * T, B), rtol=2e-4)
 
 
 def test_additive_is_the_loss_law(paper):
-    fitted = forms.fit("additive", N, T, B, paper.loss(N, T))
+    fitted = forms.fit_form("additive", N, T, paper.loss(N, T), B)
     np.testing.assert_allclose(fitted(4 * N, 4 * T, B), paper.loss(4 * N, 4 * T), rtol=1e-6)
 
 
@@ -35,7 +36,7 @@ def test_held_out_points_tell_the_forms_apart(truth, best):
     rows = validate.summary(validate.expanding_windows(N, T, B, truth(N, T, B), None))
     for along in ("N", "T"):
         errors = {row["form"]: row["error"] for row in rows if row["along"] == along}
-        assert set(errors) == set(forms.FORMS)
+        assert set(errors) == set(forms.CONSTANTS)
         assert min(errors, key=errors.get) == best
 
 

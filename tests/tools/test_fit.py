@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.commands import call
+from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import laws, runs, simulate
-from videoscaling.tools import fit as tool
+from videoscaling.scaling.fitting.runs_of_law import cost_of
 from videoscaling.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,7 @@ def sweep(tmp_path_factory):
 
 def test_from_a_ledger_to_a_report(sweep, tmp_path):
     out = tmp_path / "law.json"
-    done = run("fit.py", "all", sweep, "--out", out)
+    done = run("fit.py", "all", sweep, "--method", "grids", "--out", out)
     assert done.returncode == 0, done.stderr
     assert "batch.T" in done.stdout
     law = laws.load(out)
@@ -55,11 +56,17 @@ def test_from_a_ledger_to_a_report(sweep, tmp_path):
     done = run("report.py", sweep, "--law", out, "--planned", planned, "--out", report)
     assert done.returncode == 0, done.stderr
     page = report.read_text()
-    for text in ("The prediction and the run", "Loss surfaces", "Hyper-parameter laws", "Model size for a budget"):
+    titles = (
+        "The prediction and the run",
+        "Loss over rate and batch",
+        "Best batch and rate",
+        "Model size for a budget",
+    )
+    for text in titles:
         assert text in page
     # Pictures are base64, in which any four letters turn up by chance.
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
-    assert page.count("data:image/png;base64") == 5
+    assert page.count("data:image/png;base64") == 8  # of nine, one is left out
 
 
 def test_columns_and_json(tmp_path):
@@ -90,7 +97,7 @@ def test_what_cannot_be_trusted_exits_3(tmp_path):
     law = laws.load(PAPER)
     cells = simulate.grid(law, [1e8], TOKENS, 4, 4, 2.0, offset=4)
     runs.write_csv(simulate.ledger(law, cells, TOKENS, 1e-5, n_ctx=1280), tmp_path / "runs.csv")
-    done = run("fit.py", "all", tmp_path / "runs.csv", "--out", tmp_path / "law.json")
+    done = run("fit.py", "all", tmp_path / "runs.csv", "--method", "grids", "--out", tmp_path / "law.json")
     assert done.returncode == 3
     assert "edge" in done.stderr
     assert "--force" in done.stderr
@@ -223,7 +230,7 @@ def test_a_status_that_is_no_state_is_named(tmp_path):
         ("validate --fix lr.N=0", "--fix lr.N: fit.py validate fits no law with it"),
         ("loss " + " ".join(f"--fix loss.{c}=0.3" for c in ("Tc", "aT", "Nc", "aN", "Linf")), "nothing left to fit"),
         ("loss --fix loss.aT=100", "--fix 'loss.aT=100': must be a finite number from 0.01 to 4"),
-        ("loss --fix loss.Linf=100", "Linf 100 is not below the lowest loss"),
+        ("loss --method grids --fix loss.Linf=100", "Linf 100 is not below the lowest loss"),
         ("hyperparameters --fix B.T=1e300", "--fix 'B.T=1e300': must be a finite number from -10 to 10"),
         ("all --n-ctx 0", "--n-ctx must be a positive number, at least 1 and"),
         ("all --n-ctx -80", "--n-ctx must be a positive number, at least 1 and"),
@@ -310,7 +317,7 @@ def test_a_prior_that_would_hold_all_that_is_left_is_not_a_fit(tmp_path):
     rows = [f"{N}e6,{T}e9,{2 + 1e-3 * ((N * T) % 5)}" for N in (1, 2, 4) for T in (1, 2, 4)]
     path.write_text("\n".join(["N,T,loss", *rows]))
     fixed = [word for c in ("Tc=0.1", "Nc=0.1", "Linf=1.5") for word in ("--fix", f"loss.{c}")]
-    status, said = here("loss", path, *fixed, "--prior", "--json")
+    status, said = here("loss", path, "--method", "grids", *fixed, "--prior", "--json")
     assert (status, said.count("\n")) == (3, 1), said
     assert "nothing is left to fit" in said
 
@@ -320,7 +327,8 @@ def test_step_laws_known_answers_by_the_command(tmp_path):
     folder = Path(os.environ.get("SCALING_DATA", ROOT.parent / "shared" / "data")) / "steplaw"
     if not folder.exists():
         pytest.skip("public data not here (set SCALING_DATA)")
-    words = ("--columns", "T=D,B=bs,L=smooth loss", "--batch-unit", "sequences:2048", "--fix", "B.N=0", "--json")
+    words = ("--columns", "T=D,B=bs,L=smooth loss", "--batch-unit", "sequences:2048", "--method", "grids")
+    words = (*words, "--fix", "B.N=0", "--json")
     done = run("fit.py", "hyperparameters", folder / "dense_lr_bs_loss.csv", *words)
     assert done.returncode == 0, done.stderr
     law = laws.from_dict(json.loads(done.stdout))
@@ -352,7 +360,7 @@ def test_a_collected_table_gives_the_folders_law(tmp_path):
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(result))
     runs.write_csv(runs.read(tmp_path / "sweep"), tmp_path / "runs.csv")
-    fitted = [run("fit.py", "all", tmp_path / name, "--json") for name in ("sweep", "runs.csv")]
+    fitted = [run("fit.py", "all", tmp_path / name, "--method", "grids", "--json") for name in ("sweep", "runs.csv")]
     assert [done.returncode for done in fitted] == [0, 0], fitted[0].stderr
     folder, table = (laws.from_dict(json.loads(done.stdout)) for done in fitted)
     for part in ("batch", "lr", "loss"):
@@ -373,18 +381,18 @@ def test_costs_that_the_table_tells_or_contradicts(tmp_path):
     # A row that did not record its FLOPs, as diverged ones do not, changes nobody's cost.
     for blank in (None, 7):
         write([[*row[:4], "" if k == blank else row[4], row[5]] for k, row in enumerate(rows)])
-        _, cost, words = tool.cost_of(runs.read(path), None)
+        _, cost, words = cost_of(runs.read(path), None, smooth_width)
         assert (float(cost(1e6)), words) == (pytest.approx(12e6), "12 N T, from the flops column")
     # A batch of fewer tokens than a clip counts clips.
     write([[*row[:2], row[2] // 1280, *row[3:]] for row in rows])
     with pytest.raises(UserError, match=r"--batch-unit sequences:1280"):
-        tool.cost_of(runs.read(path), 1280)
+        cost_of(runs.read(path), 1280, smooth_width)
     # Tokens that come from 6 N T, and C_token: two costs.
     write([[row[0], *row[2:]] for row in rows], "N,B,lr,flops,loss\n")
     ledger = runs.read(path)
-    tool.cost_of(ledger, None)
+    cost_of(ledger, None, smooth_width)
     with pytest.raises(UserError, match=r"--n-ctx 80: .* flops / 6N"):
-        tool.cost_of(ledger, 80)
+        cost_of(ledger, 80, smooth_width)
 
 
 @pytest.mark.parametrize(

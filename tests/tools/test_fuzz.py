@@ -34,7 +34,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
     found = []
     line = [(N, 2.0**18, lr) for N, _, lr in cells]
     for chosen in (cells, line):
-        write_csv(simulate.ledger(law, chosen, tokens, 1e-5, n_ctx=1280), path)
+        write_csv(simulate.ledger(law, chosen, tokens, 1e-3, n_ctx=1280), path)
         found.append([row.split(",") for row in path.read_text().splitlines()])
     points = [(N, T) for N in np.geomspace(1e7, 1e9, 5) for T in np.geomspace(1e9, 1e11, 5)]
     found.append([["N", "T", "loss"], *([f"{N:.6g}", f"{T:.6g}", f"{law.loss(N, T):.6g}"] for N, T in points)])
@@ -120,9 +120,10 @@ MUTATIONS: tuple[Callable[[Table, random.Random], None], ...] = (
 )  # fmt: skip
 COMMANDS = (
     "all", "loss", "hyperparameters", "allocation", "compare", "validate", "all --optima", "loss --optima",
-    "all --force", "all --prior", "hyperparameters --fix B.N=0 --fix lr.N=0", "all --n-ctx 1280",
-    "all --duplicates last", "allocation --optima", "loss --window none", "hyperparameters --batch-unit sequences:80",
-    "hyperparameters --method surface",
+    "all --force --method grids", "all --prior --method grids", "all --prior", "all --n-ctx 1280",
+    "hyperparameters --method grids --fix B.N=0 --fix lr.N=0", "all --method grids", "validate --method grids",
+    "all --duplicates last", "allocation --optima", "loss --method grids --window none",
+    "hyperparameters --batch-unit sequences:80", "hyperparameters --method surface",
 )  # fmt: skip
 
 
@@ -222,7 +223,8 @@ def law(tables: list[Table], tmp_path_factory: pytest.TempPathFactory) -> str:
     """A law file with draws, of which a few are kept: they are most of a file's numbers."""
     folder = tmp_path_factory.mktemp("law")
     (folder / "runs.csv").write_text("\n".join(map(",".join, tables[0])))
-    assert call("tools/fit.py", "all", folder / "runs.csv", "--out", folder / "law.json").returncode == 0
+    words = ["all", folder / "runs.csv", "--method", "grids", "--out", folder / "law.json"]
+    assert call("tools/fit.py", *words).returncode == 0
     raw = json.loads((folder / "law.json").read_text())
     raw["draws"] = raw["draws"][:3]
     return json.dumps(raw)
@@ -261,7 +263,7 @@ def surface(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A law file with a surface, with a few of its draws."""
     folder = tmp_path_factory.mktemp("surface")
     table = planted.write_table(planted.cells(sizes=3), folder / "runs.csv")
-    words = ["hyperparameters", table, "--method", "surface", "--form", "joint", "--out", folder / "law.json"]
+    words = ["all", table, "--form", "joint", "--out", folder / "law.json"]
     assert call("tools/fit.py", *words).returncode == 0
     raw = json.loads((folder / "law.json").read_text())
     for shape in raw["surface"]["shapes"]:

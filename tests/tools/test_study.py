@@ -49,7 +49,9 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     write(simulate.ledger(paper, cells + again, TOKENS, 2e-4, n_ctx=1280), folder / "runs", False)
     local = simulate.ledger(paper, simulate.grid(paper, [HELD_OUT], [LAST], 3, 3, 2.0), [LAST], 2e-4, seed=1)
     write(local, folder / "runs", True)
-    assert call("tools/fit.py", "all", folder / "runs", "--out", folder / "law.json").returncode == 0
+    assert (
+        call("tools/fit.py", "all", folder / "runs", "--method", "grids", "--out", folder / "law.json").returncode == 0
+    )
     return folder / "runs", folder / "law.json"
 
 

@@ -15,10 +15,10 @@ from tests.commands import call
 from tests.data.test_integrity import reseal, rewrite
 from tests.training.test_trainer import overrides, result
 from videoscaling.data.shards import Shards, Stored, read_header
-from videoscaling.training.batches import Feed
+from videoscaling.training.batches import BatchLoader
 from videoscaling.training.checkpoint import checkpoint_paths
 from videoscaling.training.config import load_config
-from videoscaling.training.stacked.loop import train_together
+from videoscaling.training.stacked.loop import train_stacked
 from videoscaling.training.trainer import prepare, train
 from videoscaling.utils.errors import DataFault
 from videoscaling.utils.files import json_text
@@ -93,7 +93,7 @@ def test_stacked_runs_all_end_by_it(copy: Path, tmp_path: Path, place: str) -> N
         (tmp_path / str(row)).mkdir()
     configs = [load_config(None, overrides(copy, tmp_path, str(row), f"seed={row}")) for row in range(2)]
     with pytest.raises(DataFault) as error:
-        train_together(configs)
+        train_stacked(configs)
     assert re.fullmatch(message, str(error.value))
     for row in range(2):
         assert read_sealed(tmp_path / str(row) / DATA_FAULT) == {"reason": str(error.value)}
@@ -142,20 +142,20 @@ def test_a_run_that_diverges_by_itself_is_still_a_result(cache: Path, tmp_path: 
 
 def test_the_result_counts_skipped_steps(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a gradient that overflows by itself: the clips are as they were written."""
-    plain = Feed.step
+    plain = BatchLoader.batch
 
-    def step(self: Feed, number: int) -> object:
+    def step(self: BatchLoader, number: int) -> object:
         samples = plain(self, number)
         return samples._replace(x0=samples.x0 * torch.inf) if number in (2, 5, 6) else samples
 
-    monkeypatch.setattr(Feed, "step", step)
+    monkeypatch.setattr(BatchLoader, "batch", step)
     keys = ("train.tokens=1280", "train.milestones=[512]")
     assert train(load_config(None, overrides(cache, tmp_path, "x", *keys))) == 0
     assert (result(tmp_path / "x")["skipped"], result(tmp_path / "x")["status"]) == (3, "done")
 
 
 def test_a_step_that_is_looked_at_again_reads_its_own_clips(cache: Path, tmp_path: Path) -> None:
-    """``Feed.check`` of some steps, on each of two processes, covers the clips that training read, and no others."""
+    """``BatchLoader.check`` of some steps, on each of two processes, reads the clips of training and no others."""
     run, data = prepare(load_config(None, overrides(cache, tmp_path, "x")))
     looked: list[int] = []
 
@@ -170,7 +170,7 @@ def test_a_step_that_is_looked_at_again_reads_its_own_clips(cache: Path, tmp_pat
             return data.stored(indices, pinned)
 
     for rank in range(2):
-        feed = Feed(run, Watched(), rank, 2, torch.device("cpu"))
+        feed = BatchLoader(run, Watched(), rank, 2, torch.device("cpu"))
         feed.check(3, 70)
     positions = torch.arange(3 * run.clips, 70 * run.clips)
     assert sorted(looked) == sorted(data.order(positions, run.config.data_seed).tolist())

@@ -8,7 +8,7 @@ import pytest
 from tests.training.test_trainer import overrides, result, run
 from videoscaling.training.checkpoint import checkpoint_paths, read_state
 from videoscaling.training.config import load_config
-from videoscaling.training.step import Step
+from videoscaling.training.step import TrainStep
 from videoscaling.training.trainer import train
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.process_ids import machine_code
@@ -58,14 +58,14 @@ def test_a_folder_that_was_being_replaced_comes_back(cache: Path, tmp_path: Path
 def test_a_run_whose_lock_was_removed_writes_no_checkpoint(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = Step.__call__
+    plain = TrainStep.run
 
-    def step(self: Step, samples: object, tokens: int) -> None:
+    def step(self: TrainStep, samples: object, tokens: int) -> None:
         plain(self, samples, tokens)
         if tokens == 128 * 5:
             (tmp_path / "x" / ".lock").unlink()
 
-    monkeypatch.setattr(Step, "__call__", step)
+    monkeypatch.setattr(TrainStep, "run", step)
     with pytest.raises(UserError, match=r"its lock \.lock was removed or replaced"):
         train(load_config(None, overrides(cache, tmp_path, "x", "checkpoint.every_steps=4", "checkpoint.keep=9")))
     assert [path.name for path in checkpoint_paths(tmp_path / "x" / "checkpoints")] == ["step_0000004"]

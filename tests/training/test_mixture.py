@@ -8,7 +8,7 @@ import torch
 from tests.conftest import make_cache
 from tests.training.test_trainer import overrides, result, run
 from videoscaling.data.mixture import Mixture, open_data
-from videoscaling.training.batches import Feed
+from videoscaling.training.batches import BatchLoader
 from videoscaling.training.config import config_from_dict, load_config, run_id, to_dict
 from videoscaling.training.run import encoded_shape
 from videoscaling.training.trainer import prepare
@@ -26,18 +26,19 @@ def mixed(both: list[Path], out: Path, *more: str) -> list[str]:
     return [*(word for word in overrides("", out, "x") if not word.startswith("data.cache=")), folders, *more]
 
 
-def test_each_process_of_a_feed_reads_its_part_of_the_mixture(both: list[Path], tmp_path: Path) -> None:
+def test_each_process_of_a_loader_reads_its_part_of_the_mixture(both: list[Path], tmp_path: Path) -> None:
     resolved, cache = prepare(load_config(None, mixed(both, tmp_path, "data.weights=[1,3]")))
     assert isinstance(cache, Mixture)
     assert encoded_shape(resolved.config) == list(cache.latent_shape)
     assert config_from_dict(to_dict(resolved.config)) == resolved.config
     cpu = torch.device("cpu")
-    alone, halves = Feed(resolved, cache, 0, 1, cpu), [Feed(resolved, cache, rank, 2, cpu) for rank in range(2)]
+    alone = BatchLoader(resolved, cache, 0, 1, cpu)
+    halves = [BatchLoader(resolved, cache, rank, 2, cpu) for rank in range(2)]
     for step in (0, 1, 70, 3):
         position = torch.arange(step * resolved.clips, (step + 1) * resolved.clips)
         x0 = cache.train(cache.order(position, resolved.config.seed))[0]
-        assert torch.equal(alone.step(step).x0, x0)
-        for samples in zip(alone.step(step), *(half.step(step) for half in halves)):
+        assert torch.equal(alone.batch(step).x0, x0)
+        for samples in zip(alone.batch(step), *(half.batch(step) for half in halves)):
             assert torch.equal(samples[0], torch.cat(samples[1:]))
 
 

@@ -1,5 +1,7 @@
 """A run killed during validation loses nothing: it saves its checkpoint before, and validates before the next step."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import videoscaling.training.checkpoint
 from tests.training.stacked.test_loop import configs, same
 from tests.training.test_trainer import losses, metrics, newest_step, overrides, result, run
+from videoscaling.diffusion.validation import ValidationResult
 from videoscaling.training.checkpoint import checkpoint_paths, find_checkpoint, read_state
 from videoscaling.training.config import load_config
-from videoscaling.training.stacked.loop import train_together
+from videoscaling.training.stacked.loop import train_stacked
 from videoscaling.training.stacked.step import StackedStep
-from videoscaling.training.step import Step
+from videoscaling.training.step import TrainStep
 from videoscaling.training.trainer import Trainer, train
 from videoscaling.utils.errors import UserError
 
@@ -31,17 +34,17 @@ def test_a_run_that_dies_in_validation_measures_before_its_next_step(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     whole = run(cache, tmp_path, "whole", *MILESTONES)
-    plain, step = Trainer._scores, Step.__call__
+    plain, step = Trainer.validate, TrainStep.run
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_scores", lambda self: dies() if self.tokens == at else plain(self))
+        patch.setattr(Trainer, "validate", lambda self: dies() if self.tokens == at else plain(self))
         with pytest.raises(torch.OutOfMemoryError):
             train(load_config(None, overrides(cache, tmp_path, "x", *MILESTONES)))
     assert newest_step(tmp_path / "x") == at // 128
     unmeasured = read_state(find_checkpoint(tmp_path / "x"))["milestones"]
     assert [m["nominal"] for m in unmeasured] == [m for m in (1280, 2560) if m < at]
     order: list[str] = []
-    monkeypatch.setattr(Trainer, "_scores", lambda self: order.append("scores") or plain(self))
-    monkeypatch.setattr(Step, "__call__", lambda self, *more: order.append("step") or step(self, *more))
+    monkeypatch.setattr(Trainer, "validate", lambda self: order.append("scores") or plain(self))
+    monkeypatch.setattr(TrainStep, "run", lambda self, *more: order.append("step") or step(self, *more))
     done = run(cache, tmp_path, "x", *MILESTONES)
     assert order == ["scores", *["step"] * 10, "scores"][: 12 if at == 1280 else 1]
     assert done["milestones"] == whole["milestones"]
@@ -91,13 +94,13 @@ def test_a_kill_around_the_milestones_record_loses_and_repeats_no_point_of_tenso
 def test_stacked_runs_that_die_in_validation_measure_before_their_next_step(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert train_together(configs(cache, tmp_path / "whole", *MILESTONES, rows=2)) == 0
+    assert train_stacked(configs(cache, tmp_path / "whole", *MILESTONES, rows=2)) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(StackedStep, "scores", dies)
+        patch.setattr(StackedStep, "validate", dies)
         with pytest.raises(torch.OutOfMemoryError):
-            train_together(configs(cache, tmp_path / "x", *MILESTONES, rows=2))
+            train_stacked(configs(cache, tmp_path / "x", *MILESTONES, rows=2))
     # Both had asked for their scores, so that both had saved.
-    assert train_together(configs(cache, tmp_path / "x", *MILESTONES, rows=2)) == 0
+    assert train_stacked(configs(cache, tmp_path / "x", *MILESTONES, rows=2)) == 0
     for row in range(2):
         same(tmp_path / "x" / str(row), tmp_path / "whole" / str(row), 0)
 
@@ -105,14 +108,12 @@ def test_stacked_runs_that_die_in_validation_measure_before_their_next_step(
 def test_weights_whose_validation_is_not_finite_leave_the_checkpoint_before(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = Trainer._milestone
+    plain = Trainer.after_validation
 
-    def not_finite(self: Trainer, reached: list[int], found: tuple, log: object) -> bool:
-        if self.tokens == 2560:
-            object.__setattr__(found[0], "loss", float("nan"))
-        return plain(self, reached, found, log)
+    def not_finite(self: Trainer, raw: ValidationResult, ema: ValidationResult) -> None:
+        plain(self, replace(raw, loss=math.nan) if self.tokens == 2560 else raw, ema)
 
-    monkeypatch.setattr(Trainer, "_milestone", not_finite)
+    monkeypatch.setattr(Trainer, "after_validation", not_finite)
     done = run(cache, tmp_path, "x", *MILESTONES, "checkpoint.keep=1")
     assert (done["status"], [m["nominal"] for m in done["milestones"]]) == ("diverged", [1280])
     assert [path.name for path in checkpoint_paths(tmp_path / "x" / "checkpoints")] == ["step_0000010"]
@@ -124,7 +125,7 @@ def test_a_validation_that_never_fits_ends_the_run_before_its_first_step(
     import videoscaling.training.validation
 
     monkeypatch.setattr(videoscaling.training.validation, "validate_rows", lambda *arguments, **more: dies())
-    monkeypatch.setattr(Step, "__call__", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(TrainStep, "run", lambda *_: pytest.fail("trained"))
     with pytest.raises(UserError, match="out of GPU memory"):
         train(load_config(None, overrides(cache, tmp_path, "x")))
 
@@ -133,7 +134,7 @@ def test_trying_validation_first_changes_no_number(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = run(cache, tmp_path, "tried", *MILESTONES)
-    monkeypatch.setattr(Trainer, "fit_validation", lambda self: None)
+    monkeypatch.setattr(Trainer, "find_validation_batch", lambda self: None)
     assert run(cache, tmp_path, "untried", *MILESTONES)["milestones"] == tried["milestones"]
     np.testing.assert_array_equal(losses(tmp_path / "tried"), losses(tmp_path / "untried"))
     assert result(tmp_path / "tried")["status"] == "done"

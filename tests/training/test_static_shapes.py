@@ -12,7 +12,7 @@ from tests.models.test_dit import build, inputs
 from tests.training.test_trainer import overrides
 from videoscaling.training.batches import Samples
 from videoscaling.training.config import load_config
-from videoscaling.training.memory import fit_memory
+from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.model import compile_model
 from videoscaling.training.planning.memory_formula import even_size
 from videoscaling.training.step import micro_batches
@@ -87,10 +87,12 @@ def test_the_gradient_is_the_batchs_mean_for_any_micro_batch(cache: Path, tmp_pa
     for size in (5, micro_batch):
         trainer = trainer_of(cache, tmp_path, "train.batch_tokens=160", f"train.micro_batch={size}")
         for step in range(3):  # past the zeros that a model begins with
-            trainer.learn(trainer.feed.step(step), step * 160)
-        trainer.learn.by_t.zero_()
-        loss = trainer.learn.gradients(trainer.feed.step(3))
-        found.append((loss, *(weights.grad.clone() for weights in trainer.learn.weights), trainer.learn.by_t.clone()))
+            trainer.train_step.run(trainer.loader.batch(step), step * 160)
+        trainer.train_step.by_t.zero_()
+        loss = trainer.train_step.backward(trainer.loader.batch(3))
+        found.append(
+            (loss, *(weights.grad.clone() for weights in trainer.train_step.weights), trainer.train_step.by_t.clone())
+        )
     for ours, theirs in zip(*found):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     assert found[1][-1][1].sum() == 5  # a repeated sample is counted once
@@ -104,11 +106,11 @@ def test_training_and_validation_are_each_compiled_once(
     keys = ("train.micro_batch=2", "train.batch_tokens=160", "validation.clips=11", "validation.batch=3")
     trainer = trainer_of(cache, tmp_path, *keys, "train.compile=true", f"model.size={layers}x32")
     for step in range(2):
-        trainer.learn(trainer.feed.step(step), step * 160)
+        trainer.train_step.run(trainer.loader.batch(step), step * 160)
     assert len(graphs) == graphs.count(True) == 1
     trainer._validate(trainer.model, RAW_SHARE)
-    trainer._validate(trainer.average)
-    trainer.learn(trainer.feed.step(2), 320)
+    trainer._validate(trainer.ema)
+    trainer.train_step.run(trainer.loader.batch(2), 320)
     assert (graphs.count(True), graphs.count(False)) == (1, 1)
     assert {symbolic for _, symbolic, _ in graphs} == {0}
 
@@ -117,20 +119,20 @@ def test_a_halved_micro_batch_is_compiled_once(cache: Path, tmp_path: Path, grap
     """From 8 clips to 2, over more sizes than torch.compile bears of one function."""
     keys = ("train.batch_tokens=256", "train.compile=true")
     trainer = trainer_of(cache, tmp_path, *keys)
-    plain = trainer.learn.gradients
+    plain = trainer.train_step.backward
 
     def gradients(*arguments: Any, **more: Any) -> torch.Tensor:
         loss = plain(*arguments, **more)
-        if trainer.learn.micro_batch > 2:
+        if trainer.train_step.micro_batch > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return loss
 
-    trainer.learn.gradients = gradients
+    trainer.train_step.backward = gradients
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
-        fit_memory(trainer.learn, trainer.feed.step(0), speak=False)
-        assert trainer.learn.micro_batch == 2
+        find_micro_batch(trainer.train_step, trainer.loader.batch(0), verbose=False)
+        assert trainer.train_step.micro_batch == 2
         graphs.clear()
-        trainer.learn(trainer.feed.step(0), 0)
+        trainer.train_step.run(trainer.loader.batch(0), 0)
     assert graphs == []  # it was compiled by the attempt that fitted, and by no other that is still there
 
 

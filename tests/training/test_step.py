@@ -11,10 +11,10 @@ import torch
 
 from tests.models.test_dit import build
 from tests.training.test_trainer import losses, metrics, overrides, result, run
-from videoscaling.training.batches import Feed, Samples
+from videoscaling.training.batches import BatchLoader, Samples
 from videoscaling.training.checkpoint import checkpoint_paths, find_checkpoint, optimizer_tensors, read_state
 from videoscaling.training.config import load_config
-from videoscaling.training.memory import fit_micro_batch
+from videoscaling.training.memory import largest_that_fits
 from videoscaling.training.optim import build_optimizer, weight_groups
 from videoscaling.training.schema import OptimKeys
 from videoscaling.training.trainer import Trainer, prepare, train
@@ -33,7 +33,7 @@ def bad(samples: Samples) -> Samples:
 
 
 def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:
-    tensors = trainer.model.state_dict() | optimizer_tensors(trainer.model, trainer.learn.optimizer)
+    tensors = trainer.model.state_dict() | optimizer_tensors(trainer.model, trainer.train_step.optimizer)
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
@@ -41,24 +41,24 @@ def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:
 def test_a_step_without_a_finite_gradient_moves_nothing(cache: Path, tmp_path: Path, before: int) -> None:
     trainer = trainer_of(cache, tmp_path, "train.micro_batch=1")
     for step in range(before):
-        trainer.learn(trainer.feed.step(step), step * 128)
-    loss, unmoved = trainer.learn.loss.clone(), state_of(trainer)
-    trainer.learn(bad(trainer.feed.step(before)), before * 128)
+        trainer.train_step.run(trainer.loader.batch(step), step * 128)
+    loss, unmoved = trainer.train_step.loss_sum.clone(), state_of(trainer)
+    trainer.train_step.run(bad(trainer.loader.batch(before)), before * 128)
     moved = state_of(trainer)
     assert all(torch.equal(moved[name], tensor) for name, tensor in unmoved.items())
     assert {moved[name].item() for name in moved if name.startswith("step.")} == {before}
-    assert not trainer.learn.norm.isfinite()
-    assert torch.equal(trainer.learn.loss, loss)
-    counts = trainer.learn.counts()
+    assert not trainer.train_step.grad_norm.isfinite()
+    assert torch.equal(trainer.train_step.loss_sum, loss)
+    counts = trainer.train_step.counts()
     assert (counts["counted"], counts["skipped"], counts["in_a_row"]) == (before, 1, 1)
-    trainer.learn(trainer.feed.step(before + 1), (before + 1) * 128)
+    trainer.train_step.run(trainer.loader.batch(before + 1), (before + 1) * 128)
     assert not torch.equal(state_of(trainer)["final.weight"], unmoved["final.weight"])
-    assert (trainer.learn.skipped.item(), trainer.learn.in_a_row.item()) == (1, 0)
+    assert (trainer.train_step.skipped_steps.item(), trainer.train_step.consecutive_skips.item()) == (1, 0)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> None:
-    plain = Feed.step
-    monkeypatch.setattr(Feed, "step", lambda self, n: bad(plain(self, n)) if n in steps else plain(self, n))
+    plain = BatchLoader.batch
+    monkeypatch.setattr(BatchLoader, "batch", lambda self, n: bad(plain(self, n)) if n in steps else plain(self, n))
 
 
 def test_skipped_steps_are_counted_and_logged_over_a_resume_too(
@@ -138,14 +138,14 @@ def out_of_memory(above: int, tried: list[int]):
 
 def test_the_micro_batch_is_halved_until_it_fits(capsys: pytest.CaptureFixture) -> None:
     tried: list[int] = []
-    assert fit_micro_batch(out_of_memory(2, tried), 7) == 2
+    assert largest_that_fits(out_of_memory(2, tried), 7) == 2
     assert tried == [7, 4, 2]
     said = capsys.readouterr().out.splitlines()
     assert [line.split("=")[1].split(",")[0] for line in said] == ["4", "2"]
     assert all("which changes no result" in line for line in said)
-    assert fit_micro_batch(out_of_memory(9, []), 8) == 8
+    assert largest_that_fits(out_of_memory(9, []), 8) == 8
     with pytest.raises(UserError) as error:
-        fit_micro_batch(out_of_memory(0, []), 4, speak=False)
+        largest_that_fits(out_of_memory(0, []), 4, verbose=False)
     knobs = ("train.activation_checkpointing=true", "train.parallel=fsdp", "model.size")
     places = [str(error.value).index(knob) for knob in knobs]
     assert places == sorted(places)
@@ -154,13 +154,13 @@ def test_the_micro_batch_is_halved_until_it_fits(capsys: pytest.CaptureFixture) 
 
 def test_validation_that_does_not_fit_has_advice_of_its_own(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(UserError) as error:
-        fit_micro_batch(out_of_memory(0, []), 4, speak=False, key="validation.batch", rows=3)
+        largest_that_fits(out_of_memory(0, []), 4, verbose=False, key="validation.batch", rows=3)
     said = str(error.value)
     assert "one validation sample at a time of each of 3 stacked runs" in said
     assert "activation_checkpointing" not in said
     assert said.index("executor.stack") < said.index("train.parallel=fsdp") < said.index("model.size")
     tried: list[int] = []
-    assert fit_micro_batch(out_of_memory(2, tried), 7, key="validation.batch", rows=3) == 2
+    assert largest_that_fits(out_of_memory(2, tried), 7, key="validation.batch", rows=3) == 2
     assert tried == [7, 4, 2]
     assert [line.split("validation.batch=")[1].split(",")[0] for line in capsys.readouterr().out.splitlines()] == [
         "12",
@@ -171,22 +171,22 @@ def test_validation_that_does_not_fit_has_advice_of_its_own(capsys: pytest.Captu
 def test_a_shards_pass_is_not_tried_again_alone() -> None:
     """The other processes wait in the middle of theirs."""
     with pytest.raises(UserError, match=r"try train.micro_batch=4"):
-        fit_micro_batch(out_of_memory(4, []), 8, on_any=pytest.fail, sharded=True)
+        largest_that_fits(out_of_memory(4, []), 8, on_any=pytest.fail, sharded=True)
     with pytest.raises(UserError, match="one clip at a time"):
-        fit_micro_batch(out_of_memory(0, []), 1, on_any=pytest.fail, sharded=True)
-    assert fit_micro_batch(out_of_memory(8, []), 8, on_any=pytest.fail, sharded=True) == 8
+        largest_that_fits(out_of_memory(0, []), 1, on_any=pytest.fail, sharded=True)
+    assert largest_that_fits(out_of_memory(8, []), 8, on_any=pytest.fail, sharded=True) == 8
 
 
 def test_a_signal_on_a_skipped_step_saves_too(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It moved nothing, so what is saved is sound; and status 75 promises a checkpoint."""
-    plain = Feed.step
+    plain = BatchLoader.batch
 
-    def step(self: Feed, number: int) -> Samples:
+    def step(self: BatchLoader, number: int) -> Samples:
         if number == 8:
             os.kill(os.getpid(), signal.SIGTERM)
         return bad(plain(self, number)) if number == 8 else plain(self, number)
 
-    monkeypatch.setattr(Feed, "step", step)
+    monkeypatch.setattr(BatchLoader, "batch", step)
     assert train(load_config(None, overrides(cache, tmp_path, "x"))) == PREEMPTED
     assert read_state(find_checkpoint(tmp_path / "x"))["counts"]["in_a_row"] == 1
     assert find_checkpoint(tmp_path / "x").name == "step_0000009"

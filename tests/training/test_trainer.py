@@ -15,7 +15,7 @@ from tests.conftest import make_cache
 from videoscaling.training.checkpoint import checkpoint_paths
 from videoscaling.training.config import load_config
 from videoscaling.training.model import SHALLOW
-from videoscaling.training.step import Step
+from videoscaling.training.step import TrainStep
 from videoscaling.training.trainer import Trainer, train
 from videoscaling.utils.errors import UserError
 
@@ -165,7 +165,7 @@ def test_death_before_the_last_result_does_not_cost_the_run(
         with pytest.raises(KeyboardInterrupt):
             train(load_config(None, overrides(cache, tmp_path, "x", "checkpoint.final=ema")))
     trained = metrics(tmp_path / "x")
-    monkeypatch.setattr(Step, "__call__", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(TrainStep, "run", lambda *_: pytest.fail("trained again"))
     assert run(cache, tmp_path, "x", "checkpoint.final=ema")["milestones"] == whole["milestones"]
     assert metrics(tmp_path / "x") == trained
 

@@ -60,9 +60,9 @@ def test_stacked_runs_try_no_size_twice(cache: Path, tmp_path: Path, monkeypatch
         return plain(*arguments, **more)
 
     monkeypatch.setattr(videoscaling.training.validation, "validate_rows", small_memory)
-    stack.fit_validation()
+    stack.find_validation_batch()
     assert tried == [5, 3, 2, 1, 1]  # of each run's samples; the last for the averaged weights
-    assert {member.validator.batch for member in stack.members} == {4}
+    assert {trainer.validator.batch for trainer in stack.trainers} == {4}
 
 
 def test_the_rehearsal_is_freed_before_the_sharded_passes(
@@ -88,5 +88,5 @@ def test_the_rehearsal_is_freed_before_the_sharded_passes(
 
     monkeypatch.setattr(videoscaling.training.trainer, "few_blocks", remembered)
     monkeypatch.setattr(videoscaling.training.validation, "validate_rows", watched)
-    trainer.fit_validation()
+    trainer.find_validation_batch()
     assert alive == [True, False, False]

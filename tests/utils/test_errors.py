@@ -36,8 +36,14 @@ def test_case_does_not_count_in_what_is_nearest(word, known, meant):
 
 
 def test_counts_have_their_plural():
-    words = [plural(0, "clip"), plural(1, "clip"), plural(2000, "validation clip"), plural(2, "process")]
-    assert words == ["0 clips", "1 clip", "2,000 validation clips", "2 processes"]
+    words = [
+        plural(0, "clip"),
+        plural(1, "clip"),
+        plural(2000, "validation clip"),
+        plural(2, "process"),
+        plural(3, "row is", "rows are"),
+    ]
+    assert words == ["0 clips", "1 clip", "2,000 validation clips", "2 processes", "3 rows are"]
 
 
 def test_names_that_are_not_utf8_are_printed(monkeypatch):

@@ -49,14 +49,14 @@ def _row(
 
     def alone(run: Trainer) -> None:
         for _ in range(steps):
-            run.learn(*run.next_step())
+            run.train_step.run(run.next_batch(), run.tokens)
             run.step += 1
 
     def together(stack: StackedStep) -> None:
         for _ in range(steps):
-            stack(*stack.members[0].next_step(), stack.members)
-            for member in stack.members:
-                member.step += 1
+            stack.run(stack.trainers[0].next_batch(), stack.trainers[0].tokens, stack.trainers)
+            for trainer in stack.trainers:
+                trainer.step += 1
 
     things = {}
     for how, compiled in (("compiled", True), ("uncompiled", False)):
@@ -64,7 +64,7 @@ def _row(
         stack = StackedStep([trainer(1 + row, compiled) for row in range(args.stack)])
         things[f"together, {how}"] = functools.partial(together, stack)
     seconds = timed(things, args.rounds, device)
-    run = stack.members[0].run
+    run = stack.trainers[0].run
     flops = run.flops_per_token * n_ctx * clips
     gains, rates = {}, {}
     for how in ("compiled", "uncompiled"):

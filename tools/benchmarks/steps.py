@@ -48,23 +48,23 @@ def _train_row(
 
     def several(trainer: Trainer) -> None:
         for _ in range(steps):
-            trainer.learn(trainer.feed.step(trainer.step), trainer.tokens)
+            trainer.train_step.run(trainer.loader.batch(trainer.step), trainer.tokens)
             trainer.step += 1
 
     def data(trainer: Trainer) -> None:
         for _ in range(steps):
-            trainer.feed.step(trainer.step)
+            trainer.loader.batch(trainer.step)
             trainer.step += 1
 
     eager = trainers["eager"]
-    samples = eager.feed.step(0)
+    samples = eager.loader.batch(0)
     shape = parse_size(size)
     text, token_dim = (cache.text_tokens, cache.text_dim), cache.latent_shape[0] * math.prod(CLIPS[n_ctx][1])
     seconds = timed(
         {
             **{name: functools.partial(several, trainer) for name, trainer in trainers.items()},
             "data": functools.partial(data, eager),
-            **{f"gradients, {k}": functools.partial(t.learn.gradients, samples) for k, t in trainers.items()},
+            **{f"gradients, {k}": functools.partial(t.train_step.backward, samples) for k, t in trainers.items()},
             "products": multiply(products(shape, n_ctx, clips, text, token_dim), device, getattr(torch, args.dtype)),
         },
         args.rounds,

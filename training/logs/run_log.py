@@ -11,7 +11,7 @@ from videoscaling.training.optim import learning_rate
 from videoscaling.training.parallel import all_reduce
 from videoscaling.training.planning.memory_formula import even_size
 from videoscaling.training.run import Run, beta2_warnings
-from videoscaling.training.step import Step
+from videoscaling.training.step import TrainStep
 from videoscaling.utils.errors import CONTINUES, plural
 
 
@@ -52,23 +52,23 @@ def open_log(
     return log
 
 
-def log_window(log: MetricsLog | None, learn: Step, run: Run, *, step: int, share: float) -> None:
+def log_window(log: MetricsLog | None, train_step: TrainStep, run: Run, *, step: int, share: float) -> None:
     """Log the means over the steps since the last line. All processes take part; the first alone has a ``log``.
 
     Args:
-        learn: what took the steps; its sums start again.
+        train_step: has the sums over the steps; they start again.
         step: the last step taken.
         share: of this process's time that the run has.
     """
-    counted = learn.counted.item()
-    loss = all_reduce(learn.loss, "mean").item() / counted if counted else math.nan
-    sums, numbers = all_reduce(learn.by_t, "sum")[:, :T_BINS]
-    learn.restart()
+    finite_steps = train_step.finite_steps.item()
+    loss = all_reduce(train_step.loss_sum, "mean").item() / finite_steps if finite_steps else math.nan
+    sums, numbers = all_reduce(train_step.by_t, "sum")[:, :T_BINS]
+    train_step.reset_window()
     if log is not None:
         batch, end = run.config.train.batch_tokens, run.config.train.tokens
         tokens = step * batch
         rate = learning_rate(run.config.optim, tokens - batch / 2, end)
-        norm, skipped = learn.norm.item(), learn.skipped.item()
+        norm, skipped = train_step.grad_norm.item(), train_step.skipped_steps.item()
         by_t = (sums / numbers).tolist()
         shown = (loss, rate, norm, skipped, end, by_t, share)
         log.step(step, tokens, run.flops_per_token, *shown)

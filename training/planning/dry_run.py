@@ -196,18 +196,18 @@ def probe(trainer: Trainer, report: dict[str, Any], before: int) -> dict[str, An
         _wait(device)
         return (time.perf_counter() - begun) / times
 
-    trainer.fit_memory()
-    trainer.fit_validation()
-    samples = trainer.feed.step(0)
+    trainer.find_micro_batch()
+    trainer.find_validation_batch()
+    samples = trainer.loader.batch(0)
 
-    def learn(number: int) -> None:
-        trainer.learn(samples, number * batch)
+    def train(number: int) -> None:
+        trainer.train_step.run(samples, number * batch)
 
-    seconds_of(learn, WARMUP_STEPS)
-    step = seconds_of(learn, PROBE_STEPS)
+    seconds_of(train, WARMUP_STEPS)
+    step = seconds_of(train, PROBE_STEPS)
     # The feed works out several steps' samples at once; a few such groups, not counting the first.
     group = steps_together(trainer.cache.latent_shape, len(samples.t))
-    data = seconds_of(lambda number: trainer.feed.step((number + 1) * group), 3) / group
+    data = seconds_of(lambda number: trainer.loader.batch((number + 1) * group), 3) / group
     memory = memory_peak(device) - (0 if device.type == "cuda" else before)
     validation = _validation_seconds(trainer, seconds_of)
     steps, milestones = run.steps - report["from_step"], report["validation"]["milestones_left"]
@@ -233,12 +233,12 @@ def probe(trainer: Trainer, report: dict[str, Any], before: int) -> dict[str, An
 
 
 def _validation_seconds(trainer: Trainer, seconds_of: Callable) -> float:
-    """What one milestone takes: the average's loss on the whole set, and the raw weights' on a part of it."""
+    """What one milestone takes: the EMA's loss on the whole set, and the raw weights' on a part of it."""
     validator = trainer.validator
     share = validator.passes()  # about one forward pass
 
     def score(number: int) -> None:
-        trainer._validate(trainer.average, share)
+        trainer._validate(trainer.ema, share)
 
     def samples(share: int) -> int:
         return validator.passes(share) * validator.size(share=share)

@@ -1,14 +1,13 @@
-"""Many runs in one process: models of one shape, moved in lock-step.
+"""Stacked runs: several runs of one model shape, trained in one process, step by step together.
 
-Each member is an ordinary ``Trainer`` whose buffers are rows of common ones, so that its checkpoints, metrics and
-result are written by the code of a run alone. Only the arithmetic is done for all rows at once
-(``training.stacked.step``).
+Each run is an ordinary ``Trainer`` whose buffers are rows of common ones, so that its checkpoints, metrics and result
+are written by the code of a single run. Only the arithmetic is done for all rows at once (``training.stacked.step``).
 """
 
 import contextlib
 import ctypes
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import TextIO
 
 import torch
@@ -17,12 +16,12 @@ import torch.distributed as dist
 from videoscaling.training.checks import check_directory
 from videoscaling.training.config import Config
 from videoscaling.training.data_check import data_faults_recorded
-from videoscaling.training.memory import fit_memory
+from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.result import finished_result
 from videoscaling.training.signals import StopRequest
 from videoscaling.training.stacked.stack_key import stack_key
 from videoscaling.training.stacked.step import StackedStep
-from videoscaling.training.trainer import SCORES, Scores, Trainer, prepare
+from videoscaling.training.trainer import Trainer, prepare
 from videoscaling.utils.errors import PREEMPTED, UserError
 from videoscaling.utils.locks import exclusive
 
@@ -32,15 +31,15 @@ CONSOLE = "console.log"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30
 
 
-def train_together(configs: list[Config], wait: bool = False, consoles: bool = False) -> int:
-    """Run ``configs``, which ``stack_key`` says may share their steps, to their ends or to a signal.
+def train_stacked(configs: list[Config], wait: bool = False, consoles: bool = False) -> int:
+    """Train ``configs``, which ``stack_key`` says may share their steps, to their ends or to a signal.
 
-    Each goes on from its own checkpoint, whoever wrote it: a stack of another size, or the run alone. A finished run
-    is left as it is.
+    Each resumes from its own checkpoint, whoever wrote it: a stack of another size, or a run by itself. A finished
+    run is left as it is.
 
     Args:
         wait: if another process is working in a run's directory, wait for it instead of refusing.
-        consoles: write what each run says to console.log in its directory, and what ends them all to each.
+        consoles: write what each run prints to console.log in its directory, and an error that ends them all to each.
 
     Returns:
         The exit status, as of ``training.trainer.train``.
@@ -49,38 +48,38 @@ def train_together(configs: list[Config], wait: bool = False, consoles: bool = F
         UserError: a configuration, the cache or a run directory is at fault, or the runs cannot share their steps.
     """
     with data_faults_recorded(configs):
-        return _train_together(configs, wait, consoles)
+        return _train_stacked(configs, wait, consoles)
 
 
-def _train_together(configs: list[Config], wait: bool, consoles: bool) -> int:
+def _train_stacked(configs: list[Config], wait: bool, write_consoles: bool) -> int:
     keep_memory()
     prepared = [prepare(config) for config in configs]
     prepared = [(run, cache) for run, cache in prepared if finished_result(run) is None]
     if len({stack_key(run.config) for run, _ in prepared}) > 1:
         raise UserError("these runs differ in more than their seeds, rates and optimisers: train them one by one")
-    spoken: dict[Trainer, TextIO] = {}
-    with contextlib.ExitStack() as held:
+    consoles: dict[Trainer, TextIO] = {}
+    with contextlib.ExitStack() as locks:
         try:
-            members = [Trainer(run, prepared[0][1]) for run, _ in prepared]
-            for member in members if consoles else []:
-                member.config.run_dir.mkdir(parents=True, exist_ok=True)
-                path = member.config.run_dir / CONSOLE
-                spoken[member] = held.enter_context(path.open("a", buffering=1))
+            trainers = [Trainer(run, prepared[0][1]) for run, _ in prepared]
+            for trainer in trainers if write_consoles else []:
+                trainer.config.run_dir.mkdir(parents=True, exist_ok=True)
+                path = trainer.config.run_dir / CONSOLE
+                consoles[trainer] = locks.enter_context(path.open("a", buffering=1))
             # In one order wherever stacks meet, so that two do not wait for each other.
-            for member in sorted(members, key=lambda member: str(member.config.run_dir)):
-                held.enter_context(exclusive(member.config.run_dir, wait))
-            # Whoever was waited for may have finished some.
-            members = [member for member in members if finished_result(member.run) is None]
-            for member in members:
-                with _console(spoken.get(member)):
-                    check_directory(member.config)
-                    member.restore()
-                    member.claim_directory()
-            statuses = _fit(members, spoken) if members else []
+            for trainer in sorted(trainers, key=lambda trainer: str(trainer.config.run_dir)):
+                locks.enter_context(exclusive(trainer.config.run_dir, wait))
+            # The process that was waited for may have finished some.
+            trainers = [trainer for trainer in trainers if finished_result(trainer.run) is None]
+            for trainer in trainers:
+                with _console(consoles.get(trainer)):
+                    check_directory(trainer.config)
+                    trainer.restore()
+                    trainer.claim_directory()
+            statuses = _fit(trainers, consoles) if trainers else []
         except Exception as error:
-            for console in spoken.values():
-                told = [f"error: {error}\n"] if isinstance(error, UserError) else traceback.format_exception(error)
-                console.writelines(told)
+            lines = [f"error: {error}\n"] if isinstance(error, UserError) else traceback.format_exception(error)
+            for console in consoles.values():
+                console.writelines(lines)
             raise
         finally:
             if dist.is_initialized():
@@ -96,55 +95,53 @@ def keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def _fit(members: list[Trainer], consoles: dict[Trainer, TextIO]) -> list[str]:
-    """Take all members through their courses; returns how each ended."""
-    halt = False
-    ended: dict[Trainer, str] = {}
-    wishes: dict[Trainer, str] = {}
-    courses: dict[Trainer, Generator[str, Scores | None, str]] = {}
-
-    def go_on(member: Trainer, answer: Scores | None = None) -> None:
-        with _console(consoles.get(member)):
-            try:
-                wishes[member] = courses[member].send(answer)
-            except StopIteration as end:
-                ended[member] = end.value
-                wishes.pop(member, None)
-
-    with StopRequest(1, members[0].config.train.timeout_minutes) as stop:
-        learn = StackedStep(members)
-        if learn.device.type == "cuda":
-            fit_memory(learn, learn.samples(members[0].step), True)
-        learn.fit_validation()
-        for member in members:
-            courses[member] = member.course(lambda: halt)
-            go_on(member)
-        while wishes:
-            for member in wishes:
-                member.share = 1 / len(wishes)
-            if learn.crowded(len(wishes)):
-                if members[0].config.train.compile:
+def _fit(trainers: list[Trainer], consoles: dict[Trainer, TextIO]) -> list[str]:
+    """Train all runs to their ends or to a signal; returns the status of each."""
+    with StopRequest(1, trainers[0].config.train.timeout_minutes) as stop:
+        stacked = StackedStep(trainers)
+        if stacked.device.type == "cuda":
+            find_micro_batch(stacked, stacked.samples(trainers[0].step), True)
+        stacked.find_validation_batch()
+        for trainer in trainers:
+            with _console(consoles.get(trainer)):
+                trainer.begin()
+                _finish_if_ended(trainer)
+        while running := [trainer for trainer in trainers if trainer.status == "running"]:
+            for trainer in running:
+                trainer.share = 1 / len(running)
+            if stacked.should_shrink(len(running)):
+                if trainers[0].config.train.compile:
                     torch._dynamo.reset()  # it gives up on a function that it has compiled for too many shapes
-                learn = StackedStep(list(wishes), learn.micro_batch)
-            asking = [member for member in wishes if wishes[member] == SCORES]
-            if asking:
-                scores = learn.scores()
-                for member in asking:
-                    go_on(member, scores[learn.members.index(member)])
+                stacked = StackedStep(running, stacked.micro_batch)
+            due = [trainer for trainer in running if trainer.due]
+            if due:
+                results = stacked.validate()
+                for trainer in due:
+                    with _console(consoles.get(trainer)):
+                        trainer.after_validation(*results[stacked.trainers.index(trainer)])
+                        _finish_if_ended(trainer)
                 continue
             # Runs that were interrupted while they saved may be steps apart: those ahead wait for the others.
-            step = min(member.step for member in wishes)
-            moving = [member for member in wishes if member.step == step]
-            learn(learn.samples(step), moving[0].tokens, moving)
-            halt = stop.agreed()  # once, so that a signal amid their checkpoints stops all at the same step
-            for member in moving:
-                go_on(member)
-    return list(ended.values())
+            step = min(trainer.step for trainer in running)
+            active = [trainer for trainer in running if trainer.step == step]
+            stacked.run(stacked.samples(step), active[0].tokens, active)
+            stopping = stop.agreed()  # once, so that a signal amid their checkpoints stops all at the same step
+            for trainer in active:
+                with _console(consoles.get(trainer)):
+                    trainer.after_step(stopping)
+                    _finish_if_ended(trainer)
+    return [trainer.status for trainer in trainers]
+
+
+def _finish_if_ended(trainer: Trainer) -> None:
+    """Write the result of a run that has ended at once: the others may train for hours more."""
+    if trainer.status != "running":
+        trainer.finish()
 
 
 @contextlib.contextmanager
 def _console(file: TextIO | None) -> Iterator[None]:
-    """What is said goes to ``file``; without one, where it always goes."""
+    """Redirect stdout and stderr to ``file``, if there is one."""
     if file is None:
         yield
         return

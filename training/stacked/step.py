@@ -1,4 +1,4 @@
-"""A step of many models at once: the one model run over rows of weights, and all rows moved together."""
+"""One optimiser step of stacked runs: one model evaluated over rows of weights, and all rows updated together."""
 
 import dataclasses
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from videoscaling.training.flat_buffer import move, place_of
 from videoscaling.training.model import build_model, compile_function
 from videoscaling.training.optim import learning_rate, weight_groups
 from videoscaling.training.stacked.cuda_graph import StepGraph
-from videoscaling.training.step import COUNTS, micro_batches
+from videoscaling.training.step import COUNTERS, micro_batches
 from videoscaling.training.trainer import Scores, Trainer
 from videoscaling.training.validation import RAW_SHARE, Score
 
@@ -27,21 +27,21 @@ class _Buffers(NamedTuple):
     gradients: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
-    averages: Tensor
+    ema: Tensor
     steps: Tensor
 
 
 class StackedStep:
-    """``training.step.Step`` for several runs: it moves the rows that are their own buffers.
+    """``training.step.TrainStep`` for several runs, whose buffers become rows of common ones.
 
     Attributes:
-        members: the runs, a row each. They are moved here, and are whole whenever a step has ended.
-        wrapped, norm, by_t, micro_batch: as ``Step``'s, of all rows; what ``fit_memory`` asks for.
+        trainers: the runs, a row each. Their own buffers are views of the rows, complete after each step.
+        wrapped, grad_norm, by_t, micro_batch: as ``TrainStep``'s, of all rows; ``find_micro_batch`` uses them.
     """
 
-    def __init__(self, members: list[Trainer], micro_batch: int | None = None) -> None:
-        self.members = list(members)
-        lead, rows = members[0], len(members)
+    def __init__(self, trainers: list[Trainer], micro_batch: int | None = None) -> None:
+        self.trainers = list(trainers)
+        lead, rows = trainers[0], len(trainers)
         self._config, self.device, self._process = lead.config, lead.device, lead.process
         # The definition of attention has a batching rule everywhere; the kernel for CPUs has none.
         config = dataclasses.replace(lead.config, model=dataclasses.replace(lead.config.model, attention="plain"))
@@ -51,38 +51,38 @@ class StackedStep:
         self._compiled = lead.config.train.compile
         self._graph = StepGraph() if self.device.type == "cuda" else None
         self._run = compile_function(self._losses) if self._compiled else self._losses
-        self._move = compile_function(move_rows) if self._compiled else move_rows
-        self.micro_batch = micro_batch or lead.learn.micro_batch
-        self.norm = torch.zeros(rows, device=self.device)
-        for name in COUNTS:
-            setattr(self, name, torch.stack([getattr(member.learn, name) for member in members]))
-        self.by_t = torch.stack([member.learn.by_t for member in members])
-        self._buffers = [self._adopt(kind) for kind in range(len(lead.learn.weights))]
-        seeds = [member.config.data_seed for member in members]
-        self._streams = [members[seeds.index(seed)].feed for seed in dict.fromkeys(seeds)]
+        self._update = compile_function(update_rows) if self._compiled else update_rows
+        self.micro_batch = micro_batch or lead.train_step.micro_batch
+        self.grad_norm = torch.zeros(rows, device=self.device)
+        for name in COUNTERS.values():
+            setattr(self, name, torch.stack([getattr(trainer.train_step, name) for trainer in trainers]))
+        self.by_t = torch.stack([trainer.train_step.by_t for trainer in trainers])
+        self._buffers = [self._adopt(kind) for kind in range(len(lead.train_step.weights))]
+        seeds = [trainer.config.data_seed for trainer in trainers]
+        self._streams = [trainers[seeds.index(seed)].loader for seed in dict.fromkeys(seeds)]
         which = [list(dict.fromkeys(seeds)).index(seed) for seed in seeds]
         self._stream_of_row = torch.tensor(which, device=self.device)
-        for row, member in enumerate(members):
-            member.model.backend = "plain"
-            for name in (*COUNTS, "by_t", "norm"):
-                setattr(member.learn, name, getattr(self, name)[row])
+        for row, trainer in enumerate(trainers):
+            trainer.model.backend = "plain"
+            for name in (*COUNTERS.values(), "by_t", "grad_norm"):
+                setattr(trainer.train_step, name, getattr(self, name)[row])
         self._weights = self._named("weights")
-        self._averages = self._named("averages")
+        self._ema = self._named("ema")
         self._gradients = list(self._named("gradients").values())
         for weight in self._weights.values():
             weight.requires_grad_()
 
     def _adopt(self, kind: int) -> _Buffers:
-        """Move the members' buffers of a kind into rows of common ones."""
-        rows, length = len(self.members), len(self.members[0].learn.weights[kind])
+        """Move the runs' buffers of a kind into rows of common ones."""
+        rows, length = len(self.trainers), len(self.trainers[0].train_step.weights[kind])
         numbers = (torch.zeros(rows, length, device=self.device) for _ in _Buffers._fields[:-1])
         buffers = _Buffers(*numbers, torch.zeros(rows, device=self.device))
-        for row, member in enumerate(self.members):
-            learn = member.learn
-            model, average = (weight_groups(each)[kind] for each in (member.model, member.average))
-            move(learn.weights[kind], model, buffers.weights[row], buffers.gradients[row])
-            move(learn.averages[kind], average, buffers.averages[row])
-            state = learn.optimizer.state[learn.weights[kind]]
+        for row, trainer in enumerate(self.trainers):
+            train_step = trainer.train_step
+            model, ema = (weight_groups(each)[kind] for each in (trainer.model, trainer.ema))
+            move(train_step.weights[kind], model, buffers.weights[row], buffers.gradients[row])
+            move(train_step.ema[kind], ema, buffers.ema[row])
+            state = train_step.optimizer.state[train_step.weights[kind]]
             for name in ("exp_avg", "exp_avg_sq", "step"):
                 common = buffers.steps if name == "step" else getattr(buffers, name)
                 common[row] = state[name]
@@ -91,8 +91,8 @@ class StackedStep:
 
     def _named(self, field: str) -> dict[str, Tensor]:
         """Views of all rows of each parameter, [rows, *shape]."""
-        groups, views = weight_groups(self.members[0].model), {}
-        place = {id(parameter): name for name, parameter in self.members[0].model.named_parameters()}
+        groups, views = weight_groups(self.trainers[0].model), {}
+        place = {id(parameter): name for name, parameter in self.trainers[0].model.named_parameters()}
         for buffers, group in zip(self._buffers, groups):
             whole = getattr(buffers, field)
             for parameter in group:
@@ -107,10 +107,10 @@ class StackedStep:
         Raises:
             DataFault: a clip is damaged; no row moves.
         """
-        streams = [feed.step(step) for feed in self._streams]
-        for feed in self._streams:
-            if feed.fault is not None:
-                raise feed.fault
+        streams = [loader.batch(step) for loader in self._streams]
+        for loader in self._streams:
+            if loader.fault is not None:
+                raise loader.fault
         if len(streams) == 1:
             return streams[0]
         each = zip(*streams)
@@ -127,25 +127,25 @@ class StackedStep:
 
         return torch.vmap(one, in_dims=(0, 0 if samples.t.dim() == 2 else None))(weights, samples)
 
-    def __call__(self, samples: Samples, tokens: int, moving: list[Trainer]) -> None:
-        """Learn from a batch, after ``tokens`` tokens; rows that are not ``moving`` stay as they are."""
+    def run(self, samples: Samples, tokens: int, active: list[Trainer]) -> None:
+        """Train the ``active`` runs on a batch, after ``tokens`` tokens; the other rows stay as they are."""
         if self._graph is not None:
-            self._graph(self._learn, samples, self._settings(tokens, moving))
+            self._graph(self._run_rows, samples, self._settings(tokens, active))
         elif self._compiled:
-            self._learn(samples, self._settings(tokens, moving))
+            self._run_rows(samples, self._settings(tokens, active))
         else:
             # Fused AdamW of one row after the other: the whole of them, uncompiled, would pass memory a dozen times.
-            losses = self.gradients(samples)
-            for row, member in enumerate(self.members):
-                if member in moving:
-                    member.learn.move(losses[row], tokens)
-        for member in self.members:
-            if member not in moving:  # it has seen these samples already, or has ended
-                member.learn.by_t.zero_()
+            losses = self.backward(samples)
+            for row, trainer in enumerate(self.trainers):
+                if trainer in active:
+                    trainer.train_step.apply_gradients(losses[row], tokens)
+        for trainer in self.trainers:
+            if trainer not in active:  # it has seen these samples already, or has ended
+                trainer.train_step.by_t.zero_()
 
-    def gradients(self, samples: Samples, share: bool = True) -> Tensor:
-        """As ``Step.gradients``, for all rows; returns each one's mean loss, float32 [rows]."""
-        rows, count = len(self.members), samples.t.shape[-1]
+    def backward(self, samples: Samples, share: bool = True) -> Tensor:
+        """As ``TrainStep.backward``, for all rows; returns each one's mean loss, float32 [rows]."""
+        rows, count = len(self.trainers), samples.t.shape[-1]
         total = torch.zeros(rows, device=self.device)
         for number, (piece, kept) in enumerate(micro_batches(samples, self.micro_batch)):
             losses = self._run(self._weights, piece)[:, :kept]
@@ -159,76 +159,76 @@ class StackedStep:
             self.by_t[:, 1].scatter_add_(1, which, torch.ones_like(losses))
         return total
 
-    def forget_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """Nothing to do: the next ``gradients`` replaces these."""
 
-    def _settings(self, tokens: int, moving: list[Trainer]) -> Tensor:
-        """What ``move_rows`` wants to know of each row, on the CPU."""
+    def _settings(self, tokens: int, active: list[Trainer]) -> Tensor:
+        """Each row's settings for ``update_rows``, on the CPU."""
         batch = self._config.train.batch_tokens
         columns = []
-        for member in self.members:
-            keys = member.config.optim
+        for trainer in self.trainers:
+            keys = trainer.config.optim
             columns.append(
                 (
-                    learning_rate(keys, tokens + batch / 2, member.config.train.tokens),
+                    learning_rate(keys, tokens + batch / 2, trainer.config.train.tokens),
                     keys.beta1,
                     keys.beta2(batch),
                     keys.eps,
                     keys.weight_decay,
                     keys.clip,
-                    member in moving,
-                    1 - (1 - batch / (tokens + batch)) ** (member.learn.power + 1),
+                    trainer in active,
+                    1 - (1 - batch / (tokens + batch)) ** (trainer.train_step.power + 1),
                 )
             )
         return torch.tensor(columns, dtype=torch.float64).T.contiguous()
 
-    def _learn(self, samples: Samples, settings: Tensor) -> None:
-        """A step of all rows together; nothing in it waits for a GPU or depends on what a GPU found."""
-        losses = self.gradients(samples)
+    def _run_rows(self, samples: Samples, settings: Tensor) -> None:
+        """A step of all rows together. Nothing in it waits for a GPU or depends on a value on it."""
+        losses = self.backward(samples)
         active = settings[6].bool()
         with torch.no_grad():
-            norm = self._move(self._buffers, settings)
+            norm = self._update(self._buffers, settings)
             finite = norm.isfinite()
-            self.norm.copy_(torch.where(active, norm, self.norm))
-            self.loss += torch.where(finite & active, losses, 0.0)
-            self.counted += finite & active
-            self.skipped += ~finite & active
-            failed = self.in_a_row + ~finite
+            self.grad_norm.copy_(torch.where(active, norm, self.grad_norm))
+            self.loss_sum += torch.where(finite & active, losses, 0.0)
+            self.finite_steps += finite & active
+            self.skipped_steps += ~finite & active
+            failed = self.consecutive_skips + ~finite
             failed *= ~finite | (failed >= self._config.train.max_skipped)
-            self.in_a_row.copy_(torch.where(active, failed, self.in_a_row))
+            self.consecutive_skips.copy_(torch.where(active, failed, self.consecutive_skips))
 
-    def crowded(self, wanted: int) -> bool:
-        """Whether rows whose runs have ended cost more than to leave them behind, which is to compile anew."""
-        rows = len(self.members)
+    def should_shrink(self, wanted: int) -> bool:
+        """Whether rows whose runs have ended cost more than a smaller stack, which is compiled anew."""
+        rows = len(self.trainers)
         return wanted < rows and (not self._compiled or wanted <= rows // 2)
 
-    def fit_validation(self) -> None:
-        """As ``Trainer.fit_validation``, for all rows."""
-        validator = self.members[0].validator
-        validator.fit([self._score_of(self._weights), self._score_of(self._averages)], len(self.members))
-        for member in self.members:
-            member.validator.batch = validator.batch
+    def find_validation_batch(self) -> None:
+        """As ``Trainer.find_validation_batch``, for all rows."""
+        validator = self.trainers[0].validator
+        validator.find_batch([self._score_of(self._weights), self._score_of(self._ema)], len(self.trainers))
+        for trainer in self.trainers:
+            trainer.validator.batch = validator.batch
 
-    def scores(self) -> list[Scores]:
-        """Every run's validation, of raw and of averaged weights."""
-        validator, rows = self.members[0].validator, len(self.members)
+    def validate(self) -> list[Scores]:
+        """The validation results of every run: of the raw weights and of the EMA."""
+        validator, rows = self.trainers[0].validator, len(self.trainers)
         raw = validator.validate(self._score_of(self._weights), rows, RAW_SHARE)
-        return list(zip(raw, validator.validate(self._score_of(self._averages), rows)))
+        return list(zip(raw, validator.validate(self._score_of(self._ema), rows)))
 
     def _score_of(self, weights: dict[str, Tensor]) -> Score:
         detached = {name: weight.detach() for name, weight in weights.items()}
         return lambda *samples: self._losses(detached, Samples(*samples))
 
 
-def move_rows(kinds: list[_Buffers], settings: Tensor) -> Tensor:
-    """AdamW, clipped by each row's own norm, and the average, in place; compiled it passes memory once.
+def update_rows(kinds: list[_Buffers], settings: Tensor) -> Tensor:
+    """AdamW, clipped by each row's own norm, and the EMA, in place; compiled, it makes one pass over memory.
 
     A row whose gradient is not finite keeps its weights and moments.
 
     Args:
         kinds: the matrices, which weight decay is for, and the rest.
-        settings: float64 [8, rows]: rate, beta1, beta2, epsilon, weight decay, clip, whether the row moves, and the
-            share by which its average does.
+        settings: float64 [8, rows]: rate, beta1, beta2, epsilon, weight decay, clip, whether the row is
+            active, and by how much its EMA moves towards the weights.
 
     Returns:
         The gradients' norms before clipping, float32 [rows].
@@ -242,7 +242,7 @@ def move_rows(kinds: list[_Buffers], settings: Tensor) -> Tensor:
     scale = (clip.float() / (norm + 1e-6)).clamp(max=1.0)[:, None]
     new1, old2, new2 = ((value).float()[:, None] for value in (1 - beta1, beta2, 1 - beta2))
     towards, epsilon, moved = (active * towards).float()[:, None], epsilon.float()[:, None], moves[:, None]
-    for kind, (weights, gradients, exp_avg, exp_avg_sq, averages, steps) in enumerate(kinds):
+    for kind, (weights, gradients, exp_avg, exp_avg_sq, ema, steps) in enumerate(kinds):
         keep = (1 - rate * decay).float()[:, None] if kind == 0 else 1.0
         gradient = gradients * scale
         first = torch.lerp(exp_avg, gradient, new1)
@@ -251,7 +251,7 @@ def move_rows(kinds: list[_Buffers], settings: Tensor) -> Tensor:
         after = torch.where(moved, after, weights)
         exp_avg.copy_(torch.where(moved, first, exp_avg))
         exp_avg_sq.copy_(torch.where(moved, second, exp_avg_sq))
-        averages.copy_(torch.lerp(averages, after, towards))
+        ema.copy_(torch.lerp(ema, after, towards))
         weights.copy_(after)
         steps += moves
     return norm

@@ -129,7 +129,7 @@ def test_workers_go_on_while_the_caller_is_busy(tmp_path):
     assert len(list(answers)) == 9
 
 
-@pytest.mark.parametrize("how", ["dropped", "raised"])
+@pytest.mark.parametrize("how", ["dropped", pytest.param("raised", marks=pytest.mark.slow)])
 def test_no_worker_is_left_by_an_unfinished_iterator(how):
     answers = decoded([unit(0, process_of), *(unit(i, hang) for i in range(1, 9))], 1, 600)
     worker = int(next(answers).captions[0])

@@ -11,6 +11,9 @@ from tests.tools.test_extend import asks, sweep  # noqa: F401
 from videoscaling.sweeps import added_cells
 from videoscaling.utils.errors import UserError
 
+# About four runs. Losses after 256 tokens hardly depend on the rate, so that the tolerance alone asks for none.
+BUDGET = ("--budget-flops", "1e8")
+
 
 @pytest.mark.slow
 def test_shown_added_trained_and_extended_again(sweep: Path, asks, tmp_path: Path) -> None:
@@ -18,22 +21,20 @@ def test_shown_added_trained_and_extended_again(sweep: Path, asks, tmp_path: Pat
         asks("extend")
     tool("run", sweep)
     folder = tmp_path / "runs" / "grid"
-    shown = json.loads(asks("extend", "--json"))
+    shown = json.loads(asks("extend", "--json", *BUDGET))
     assert not (folder / "extended.json").exists(), "showing adds nothing"
-    assert [(g["N"], g["T"]) for g in shown["grids"]] == [(16384, 128), (16384, 256)], "no held-out size"
+    assert {cell["size"] for cell in shown["cells"]} == {"1x32"}, "no held-out size"
     assert shown["cells"]
-    # Rates this low are too low: the way out is up.
-    assert any("higher lr" in cell["why"] for cell in shown["cells"])
     assert shown["flops"] == pytest.approx(sum(cell["flops"] for cell in shown["cells"]))
-    text = asks("extend")
+    text = asks("extend", *BUDGET)
     assert f"{len(shown['cells'])} runs to add" in text
     assert "--run adds them" in text
-    assert "loss law" in asks("extend", "--budget-flops", "1e9", "--flops", "1e9", status=3)
+    assert "N_opt at 1e+09 FLOPs is unknown" in asks("extend", "--flops", "1e9", status=3)
 
     # A first --run that was killed before its runs were trained: the second trains those, and adds no more.
     added_cells.add(folder, [{key: cell[key] for key in added_cells.KEYS} for cell in shown["cells"]])
     assert f"{len(shown['cells'])} cells of the sweep are not finished" in asks("extend")
-    tool("extend", sweep, "--run")
+    tool("extend", sweep, "--run", *BUDGET)
     added = added_cells.read(folder)
     keys = ("size", "lr", "batch_tokens", "repeat", "milestones")
     assert [{k: c[k] for k in keys} for c in added] == [{k: c[k] for k in keys} for c in shown["cells"]]
@@ -44,6 +45,6 @@ def test_shown_added_trained_and_extended_again(sweep: Path, asks, tmp_path: Pat
     rows = {(float(r["lr"]), int(r["B"])) for r in csv.DictReader((tmp_path / "out.csv").open())}
     assert {(c["lr"], c["batch_tokens"]) for c in added} <= rows
 
-    again = json.loads(asks("extend", "--json"))
+    again = json.loads(asks("extend", "--json", *BUDGET))
     seen = {(c["lr"], c["batch_tokens"], c["repeat"], tuple(c["milestones"])) for c in added}
     assert not seen & {(c["lr"], c["batch_tokens"], c["repeat"], tuple(c["milestones"])) for c in again["cells"]}

@@ -145,18 +145,18 @@ def test_bins_of_t_are_the_samples_losses(cache: Path, tmp_path: Path) -> None:
         settings = [*overrides(cache, tmp_path, name, "train.batch_tokens=1024"), *more]
         data = LatentCache(cache)
         trainer = Trainer(resolve(load_config(None, settings), data.meta), data)
-        samples = trainer.feed.step(0)
+        samples = trainer.loader.batch(0)
         with torch.no_grad():
             losses = denoising_loss(trainer.model, trainer.process, *samples)
-        trainer.learn(samples, 0)
-        sums, numbers = found[name] = trainer.learn.by_t[:, :T_BINS].clone()
+        trainer.train_step.run(samples, 0)
+        sums, numbers = found[name] = trainer.train_step.by_t[:, :T_BINS].clone()
         for number in range(T_BINS):
             here = (samples.t >= number / T_BINS) & (samples.t < (number + 1) / T_BINS)
             assert numbers[number] == here.sum()
             torch.testing.assert_close(sums[number], losses[here].sum())
-        assert sums.sum().item() / 32 == pytest.approx(trainer.learn.loss.item(), rel=1e-6)
-        trainer.learn.restart()
-        assert not trainer.learn.by_t.any()
+        assert sums.sum().item() / 32 == pytest.approx(trainer.train_step.loss_sum.item(), rel=1e-6)
+        trainer.train_step.reset_window()
+        assert not trainer.train_step.by_t.any()
     torch.testing.assert_close(found["whole"], found["pieces"])
 
 

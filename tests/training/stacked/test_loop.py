@@ -15,11 +15,11 @@ import torch
 import videoscaling.training.stacked.loop
 import videoscaling.training.trainer
 from tests.training.test_trainer import losses, metrics, overrides, result
-from videoscaling.training.batches import Feed, Samples
+from videoscaling.training.batches import BatchLoader, Samples
 from videoscaling.training.checkpoint import checkpoint_paths
 from videoscaling.training.config import Config, load_config
-from videoscaling.training.memory import fit_memory
-from videoscaling.training.stacked.loop import CONSOLE, train_together
+from videoscaling.training.memory import find_micro_batch
+from videoscaling.training.stacked.loop import CONSOLE, train_stacked
 from videoscaling.training.stacked.stack_key import row_bytes
 from videoscaling.training.stacked.step import StackedStep
 from videoscaling.training.trainer import Trainer, prepare, train
@@ -89,7 +89,7 @@ def same(ours: Path, theirs: Path, rtol: float = 1e-5) -> None:
 )
 def test_each_of_eight_equals_the_run_alone(cache: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     more = ("train.milestones=[1280]", "checkpoint.every_steps=20", *more)
-    assert train_together(configs(cache, tmp_path / "together", *more)) == 0
+    assert train_stacked(configs(cache, tmp_path / "together", *more)) == 0
     coarse = "train.dtype=bfloat16" in more
     for row, config in enumerate(configs(cache, tmp_path / "alone", *more)):
         assert train(config) == 0
@@ -110,7 +110,7 @@ def test_rows_may_see_samples_of_their_own(cache: Path, tmp_path: Path, micro_ba
             for row in range(3)
         ]
 
-    assert train_together(several("together")) == 0
+    assert train_stacked(several("together")) == 0
     for row, config in enumerate(several("alone")):
         assert train(config) == 0
         same(tmp_path / "together" / str(row), tmp_path / "alone" / str(row))
@@ -130,7 +130,7 @@ def test_a_run_that_diverges_is_recorded_and_the_others_go_on(
     more = (*more, f"train.compile={compiled}")
     several = configs(cache, tmp_path / "together", *more, rows=4)
     several[1].optim.lr, several[1].optim.clip = 1e30, 1e30
-    assert train_together(several) == 0
+    assert train_stacked(several) == 0
     alone = configs(cache, tmp_path / "alone", *more, rows=4)
     alone[1].optim.lr, alone[1].optim.clip = 1e30, 1e30
     for row in range(4):
@@ -158,7 +158,7 @@ def test_each_has_its_own_schedule(
             )
             for row, keys in enumerate(theirs)
         ]
-        assert train_together(several) == 0 if out == "together" else not any(map(train, several))
+        assert train_stacked(several) == 0 if out == "together" else not any(map(train, several))
     for row in range(3):
         same(tmp_path / "together" / str(row), tmp_path / "alone" / str(row))
 
@@ -166,14 +166,14 @@ def test_each_has_its_own_schedule(
 def test_a_stack_goes_on_alone_and_a_run_alone_in_a_stack(cache: Path, tmp_path: Path) -> None:
     short = ("train.tokens=1280", "optim.warmup_tokens=256")
     whole = ("train.tokens=2560", "train.milestones=[1280]", "optim.warmup_tokens=256")
-    assert train_together(configs(cache, tmp_path / "x", *short, rows=3)) == 0
+    assert train_stacked(configs(cache, tmp_path / "x", *short, rows=3)) == 0
     assert train(configs(cache, tmp_path / "x", *whole, rows=3)[2]) == 0  # one goes on alone, the others together
-    assert train_together(configs(cache, tmp_path / "x", *whole, rows=3)) == 0
-    assert train_together(configs(cache, tmp_path / "unbroken", *whole, rows=3)) == 0
+    assert train_stacked(configs(cache, tmp_path / "x", *whole, rows=3)) == 0
+    assert train_stacked(configs(cache, tmp_path / "unbroken", *whole, rows=3)) == 0
     for row in range(3):
         same(tmp_path / "x" / str(row), tmp_path / "unbroken" / str(row))
     before = [(tmp_path / "x" / str(row) / "result.json").stat().st_mtime_ns for row in range(3)]
-    assert train_together(configs(cache, tmp_path / "x", *whole, rows=3)) == 0  # finished runs are left as they are
+    assert train_stacked(configs(cache, tmp_path / "x", *whole, rows=3)) == 0  # finished runs are left as they are
     assert [(tmp_path / "x" / str(row) / "result.json").stat().st_mtime_ns for row in range(3)] == before
 
 
@@ -186,34 +186,34 @@ def test_runs_steps_apart_wait_for_one_another(
     uncompiled(monkeypatch)
     whole = ("checkpoint.every_steps=10", "checkpoint.keep=9", f"train.compile={compiled}")
     several = configs(cache, tmp_path / "x", *whole, rows=3)
-    assert train_together(several) == 0
+    assert train_stacked(several) == 0
     for row, steps in ((0, (50, 40)), (1, (50,))):
         (tmp_path / "x" / str(row) / "result.json").unlink()
         for step in steps:
             shutil.rmtree(tmp_path / "x" / str(row) / "checkpoints" / f"step_{step:07d}")
     (tmp_path / "x" / "2" / "result.json").unlink()
-    assert train_together(several) == 0
-    assert train_together(configs(cache, tmp_path / "unbroken", *whole, rows=3)) == 0
+    assert train_stacked(several) == 0
+    assert train_stacked(configs(cache, tmp_path / "unbroken", *whole, rows=3)) == 0
     for row in range(3):
         same(tmp_path / "x" / str(row), tmp_path / "unbroken" / str(row))
 
 
 def test_a_signal_stops_all_members(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = Feed.step
+    plain = BatchLoader.batch
 
-    def step(self: Feed, number: int) -> Samples:
+    def step(self: BatchLoader, number: int) -> Samples:
         if number == 12:
             os.kill(os.getpid(), signal.SIGUSR2)
         return plain(self, number)
 
     several = configs(cache, tmp_path / "x", "train.tokens=2560", rows=3)
     with monkeypatch.context() as patch:
-        patch.setattr(Feed, "step", step)
-        assert train_together(several) == PREEMPTED
+        patch.setattr(BatchLoader, "batch", step)
+        assert train_stacked(several) == PREEMPTED
     assert {checkpoint_paths(c.run_dir / "checkpoints")[0].name for c in several} == {"step_0000013"}
     assert {result(c.run_dir)["status"] for c in several} == {"preempted"}
-    assert train_together(several) == 0
-    assert train_together(configs(cache, tmp_path / "unbroken", "train.tokens=2560", rows=3)) == 0
+    assert train_stacked(several) == 0
+    assert train_stacked(configs(cache, tmp_path / "unbroken", "train.tokens=2560", rows=3)) == 0
     for row in range(3):
         same(tmp_path / "x" / str(row), tmp_path / "unbroken" / str(row), 0)
 
@@ -231,27 +231,27 @@ def test_a_signal_amid_their_checkpoints_stops_all_at_one_step(
 
     several = configs(cache, tmp_path, "checkpoint.every_steps=10", rows=3)
     monkeypatch.setattr(Trainer, "_save", save)
-    assert train_together(several) == PREEMPTED
+    assert train_stacked(several) == PREEMPTED
     assert {checkpoint_paths(c.run_dir / "checkpoints")[0].name for c in several} == {"step_0000011"}
 
 
 def test_those_that_go_on_share_the_time(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also while rows of runs that have ended are not left behind, as under torch.compile."""
-    monkeypatch.setattr(StackedStep, "crowded", lambda self, wanted: False)
+    monkeypatch.setattr(StackedStep, "should_shrink", lambda self, wanted: False)
     several = configs(cache, tmp_path, "train.max_skipped=3", rows=4)
     several[1].optim.lr, several[1].optim.clip = 1e30, 1e30
-    assert train_together(several) == 0
+    assert train_stacked(several) == 0
     shares = [line["share"] for line in metrics(several[0].run_dir)]
     assert (shares[0], shares[-1]) == (1 / 4, 1 / 3)
 
 
 def test_a_row_that_waits_keeps_no_losses(cache: Path, tmp_path: Path) -> None:
     stack = StackedStep([Trainer(*prepare(config)) for config in configs(cache, tmp_path, rows=2)])
-    first, second = stack.members
-    stack(*first.next_step(), [first])
-    assert [member.learn.counted.item() for member in stack.members] == [1, 0]
-    assert first.learn.by_t.any()
-    assert not second.learn.by_t.any()
+    first, second = stack.trainers
+    stack.run(first.next_batch(), first.tokens, [first])
+    assert [trainer.train_step.finite_steps.item() for trainer in stack.trainers] == [1, 0]
+    assert first.train_step.by_t.any()
+    assert not second.train_step.by_t.any()
 
 
 def test_a_row_takes_no_more_memory_than_its_estimate(cache: Path, tmp_path: Path) -> None:
@@ -267,11 +267,11 @@ def test_a_row_takes_no_more_memory_than_its_estimate(cache: Path, tmp_path: Pat
 
     alive: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        stack._losses(stack._weights, stack.members[0].next_step()[0])
+        stack._losses(stack._weights, stack.trainers[0].next_batch())
     weights = {weight.untyped_storage().data_ptr() for weight in stack._weights.values()}
     activations = sum(size for place, size in kept.items() if place not in weights) / 3
     numbers = sum(buffers.weights.numel() for buffers in stack._buffers) / 3
-    estimate = row_bytes(stack.members[0].run)
+    estimate = row_bytes(stack.trainers[0].run)
     assert 28 * numbers + activations < estimate < 3 * (28 * numbers + activations)
 
 
@@ -288,7 +288,7 @@ def no_row_by_row() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_operation_is_one_for_all_rows(cache: Path, tmp_path: Path, dtype: str) -> None:
     with no_row_by_row():
-        assert train_together(configs(cache, tmp_path, f"train.dtype={dtype}", "train.tokens=256", rows=2)) == 0
+        assert train_stacked(configs(cache, tmp_path, f"train.dtype={dtype}", "train.tokens=256", rows=2)) == 0
         with pytest.raises(RuntimeError, match="fallback"):  # as the CPU's kernel of attention would be
             torch.vmap(torch.nn.functional.scaled_dot_product_attention)(*torch.zeros(3, 2, 1, 1, 8, 32))
 
@@ -298,15 +298,15 @@ def test_rows_halve_what_the_memory_does_not_hold(
 ) -> None:
     """As on a GPU, whose memory is tried before the first step."""
     stack = StackedStep([Trainer(*prepare(config)) for config in configs(cache, tmp_path, rows=3)])
-    samples, plain = stack.members[0].next_step()[0], StackedStep.gradients
+    samples, plain = stack.trainers[0].next_batch(), StackedStep.backward
 
     def gradients(self: StackedStep, *arguments: object, **more: object) -> torch.Tensor:
         if self.micro_batch > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return plain(self, *arguments, **more)
 
-    monkeypatch.setattr(StackedStep, "gradients", gradients)
-    fit_memory(stack, samples, True)
+    monkeypatch.setattr(StackedStep, "backward", gradients)
+    find_micro_batch(stack, samples, True)
     assert stack.micro_batch in (1, 2)
     assert "which changes no result" in capsys.readouterr().out
     assert not stack.by_t.any()
@@ -324,7 +324,7 @@ def test_a_stack_that_shrinks_often_stays_compiled(
         config.optim.lr, config.optim.clip = 1e30, 1e30
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
         torch._dynamo.reset()
-        assert train_together(several) == 0
+        assert train_stacked(several) == 0
     assert [result(c.run_dir)["status"] for c in several] == ["done", "done", "diverged", "diverged"]
 
 
@@ -333,7 +333,7 @@ def test_runs_that_cannot_share_their_steps_are_refused(cache: Path, tmp_path: P
     several = configs(cache, tmp_path, rows=2)
     several[1] = load_config(None, overrides(cache, tmp_path, "1", *own(1), word))
     with pytest.raises(UserError, match="differ in more than"):
-        train_together(several)
+        train_stacked(several)
     assert not list(tmp_path.iterdir())
 
 
@@ -341,10 +341,10 @@ def test_what_ends_all_is_told_to_each(cache: Path, tmp_path: Path, monkeypatch:
     def broken(self: StackedStep, *arguments: object) -> None:
         raise RuntimeError("the arithmetic is at fault")
 
-    monkeypatch.setattr(StackedStep, "gradients", broken)
+    monkeypatch.setattr(StackedStep, "backward", broken)
     several = configs(cache, tmp_path, rows=2)
     with pytest.raises(RuntimeError):
-        train_together(several, consoles=True)
+        train_stacked(several, consoles=True)
     for config in several:
         lines = (config.run_dir / CONSOLE).read_text().splitlines()
         assert lines[-1] == "RuntimeError: the arithmetic is at fault"
@@ -356,7 +356,7 @@ def test_a_users_error_is_told_to_each_in_one_line(cache: Path, tmp_path: Path) 
     assert train(several[1]) == 0
     several[1].optim.eps = 1e-7
     with pytest.raises(UserError, match="made by another configuration"):
-        train_together(several, consoles=True)
+        train_stacked(several, consoles=True)
     for config in several:
         (line,) = (config.run_dir / CONSOLE).read_text().splitlines()
         assert line.startswith(f"error: {several[1].run_dir}: made by another configuration")
@@ -364,12 +364,12 @@ def test_a_users_error_is_told_to_each_in_one_line(cache: Path, tmp_path: Path) 
 
 def test_what_a_run_is_warned_of_is_in_its_console(cache: Path, tmp_path: Path) -> None:
     several = configs(cache, tmp_path, "train.tokens=1280", "checkpoint.every_steps=5", rows=2)
-    assert train_together(several) == 0
+    assert train_stacked(several) == 0
     for config in several:
         (config.run_dir / "result.json").unlink()
     damaged = several[1].run_dir / "checkpoints" / "step_0000010" / "model.safetensors"
     damaged.write_bytes(b"half of it")
-    assert train_together(several, consoles=True) == 0
+    assert train_stacked(several, consoles=True) == 0
     ours, theirs = ((config.run_dir / CONSOLE).read_text() for config in several)
     assert "trying the checkpoint before it" in theirs
     assert str(damaged.parent) not in ours
@@ -394,7 +394,7 @@ def test_runs_that_were_finished_while_they_were_waited_for(
     before: list[int] = []
     monkeypatch.setattr(module, "exclusive", waited)
     together = module is videoscaling.training.stacked.loop
-    assert (train_together([config], wait=True) if together else train(config, wait=True)) == 0
+    assert (train_stacked([config], wait=True) if together else train(config, wait=True)) == 0
     assert before == [(config.run_dir / "metrics.jsonl").stat().st_mtime_ns]
 
 
@@ -405,7 +405,7 @@ def test_compiled_rows_equal_compiled_runs_also_after_some_have_ended(cache: Pat
     alone = configs(cache, tmp_path / "alone", *more, rows=4)
     for config in (*several[2:], *alone[2:]):
         config.optim.lr, config.optim.clip = 1e30, 1e30
-    assert train_together(several) == 0
+    assert train_stacked(several) == 0
     for row, config in enumerate(alone):
         assert train(config) == 0
         same(tmp_path / "together" / str(row), tmp_path / "alone" / str(row))

@@ -1,0 +1,142 @@
+"""One call for all fits: the method follows from what the table holds, where the user names none."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from videoscaling.scaling import fit, lines, optimum, surface_law, table_kind
+from videoscaling.scaling.fitting import loss_fit
+from videoscaling.scaling.fitting.options import Options
+from videoscaling.scaling.laws import ESTIMATORS, Law
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.planning.allocation import Cost
+from videoscaling.scaling.points import Untrusted, at_nominal, grid_optima
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
+
+SURFACE, LOSSES, GRIDS = "surface", "losses", "grids"
+# What one surface, and averaged loss forms, have no use for: nothing is held, windowed or assumed.
+UNREAD_BY = {SURFACE: ("fix", "prior", "window", "delta", "force"), LOSSES: ("fix", "window", "delta", "force")}
+UNREAD_BY[GRIDS] = ("form",)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A law with what to print of it.
+
+    Attributes:
+        lines: the laws as text, and how well they fit.
+    """
+
+    law: Law
+    lines: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """All lines, with the warnings last."""
+        return "\n".join([*self.lines, *(f"warning: {text}" for text in self.law.fit["warnings"])])
+
+
+def choose_method(ledger: Ledger, part: str, optima: bool, asked: str | None) -> str:
+    """The method of a fit: as asked, or by what the table holds.
+
+    A surface where some (N, T) has several (lr, B), loss forms where losses alone are there or asked for, and else
+    grids, whose fit says what the table lacks.
+    """
+    fitted = ledger.rows(~ledger.heldout)
+    if asked or optima or not len(fitted):
+        return asked or GRIDS
+    known = bool(np.isfinite([fitted.B, fitted.lr]).all())
+    if known and table_kind.most_cells(fitted) > 1:
+        return SURFACE
+    return GRIDS if part == "hyperparameters" or (known and part == "all") else LOSSES
+
+
+def fit_law(ledger: Ledger, part: str, method: str, options: Options, cost: Cost, provenance: dict[str, Any]) -> Fit:
+    """Fit ``part`` of the laws to the rows that are not held out.
+
+    Raises:
+        UserError: nothing to fit.
+        Untrusted: the data do not support it.
+    """
+    try:
+        if method == SURFACE:
+            law = surface_law.fit_law(ledger, part, options.form, cost, provenance)
+            return Fit(law, (*surface_law.summary(law.surface), *_sizes(law, cost), *_verdicts(ledger)))
+        if method == LOSSES:
+            law = loss_fit.fit_law(ledger, options, cost, provenance)
+            return Fit(law, (*loss_fit.summary(law.loss), *_sizes(law, cost)))
+        fitted = fit_or_force(ledger, part, options, cost, provenance)
+        return Fit(fitted.law, (*_describe(fitted), *_sizes(fitted.law, cost)))
+    except UserError as error:
+        raise UserError("; ".join([str(error), *ledger.notes])) from None
+
+
+def fit_or_force(ledger: Ledger, part: str, options: Options, cost: Cost, provenance: dict[str, Any]) -> fit.Fitted:
+    """The fit by grids; with ``options.force`` one that the data do not support as well, which says so in its law.
+
+    Raises:
+        Untrusted: the data do not support it, and it is not forced.
+    """
+    try:
+        return fit.fit(ledger, part, replace(options, force=False), cost, provenance)
+    except Untrusted as reason:
+        if not options.force:
+            raise
+        why = f"forced: {str(reason).splitlines()[0]}"
+    fitted = fit.fit(ledger, part, options, cost, provenance)
+    said = (why, *fitted.warnings)
+    law = replace(fitted.law, fit=fitted.law.fit | {"forced": True, "warnings": list(said)})
+    return replace(fitted, law=law, warnings=said)
+
+
+def _describe(fitted: fit.Fitted) -> list[str]:
+    """Verdicts on grids, and constants with intervals."""
+    law, found = fitted.law, [one.describe() for one in fitted.optima]
+    found += [f"  {line}" for line in optimum.next_cells(fitted.optima)]
+    for part in ("batch", "lr", "loss"):
+        value = getattr(law, part)
+        if value is None:
+            continue
+        for name in value.__dataclass_fields__:
+            if name in ("scale", "assumed"):
+                continue
+            text = f"{part}.{name:<12}{getattr(value, name):>12.5g}"
+            span = law.fit["intervals"].get(f"{part}.{name}")
+            if name in value.assumed:
+                text += "  assumed"
+            elif span is not None:
+                text += f"  [{span[0]:.5g}, {span[1]:.5g}]"
+            found.append(text)
+        found.append(f"{part} is in units of {value.scale['T']:g} tokens and {value.scale['N']:g} parameters")
+    return found
+
+
+def _sizes(law: Law, cost: Cost) -> list[str]:
+    """N_opt by estimator, with intervals, and why some are unknown."""
+    if not law.allocation or not law.domain["C"]:
+        return []
+    found = allocation.side_by_side(law, law.domain["C"][1], cost)
+    for name in ESTIMATORS:
+        if span := law.fit["intervals"].get(f"allocation.{name}.exponent"):
+            exponent = law.allocation[name].exponent
+            found.append(f"N_opt, {name}: exponent {exponent:.4f} [{span[0]:.4f}, {span[1]:.4f}]")
+    reasons: dict[str, list[str]] = {}
+    for name in ("direct", "measured") if law.surface is None else ():
+        if reason := law.provenance.get("unknown", {}).get(f"allocation.{name}"):
+            reasons.setdefault(reason, []).append(name)
+    return found + [
+        f"N_opt, {' and '.join(names)}: unknown ({reason}): three sizes at shared budgets, or at tokens whose C "
+        "overlap over a decade, would tell"
+        for reason, names in reasons.items()
+    ]
+
+
+def _verdicts(ledger: Ledger) -> list[str]:
+    """How many grids have an optimum of their own: a picture of the data, which no surface needs."""
+    ledger = at_nominal(ledger.rows(~ledger.heldout))
+    verdicts = Counter(one.verdict for one in grid_optima(ledger, optimum.WINDOW, lines.swept(ledger)))
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+    return [f"grids by their own optima: {counts} (--method grids lists them and the cells that would decide them)"]

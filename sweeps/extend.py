@@ -1,0 +1,306 @@
+"""``sweep.py extend``: the runs that narrow a sweep's prediction most per FLOP, and what each would do."""
+
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videoscaling.models.sizes import smooth_width
+from videoscaling.scaling import laws, runs
+from videoscaling.scaling.fitting.surface import Surface
+from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.points import Untrusted
+from videoscaling.scaling.search.acquisition import Target, target_at, target_of_budget
+from videoscaling.scaling.search.proposals import Decision, Proposal, Size, decide, target_finder, whole
+from videoscaling.sweeps import added_cells
+from videoscaling.sweeps.cost import flops_of
+from videoscaling.sweeps.grid import Sweep, cell_seed
+from videoscaling.sweeps.state import UNFINISHED, cell_state
+from videoscaling.training.result import finished_result, resumable_step
+from videoscaling.training.run import Run
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.locks import exclusive
+
+LEAST, MOST = 1e-6, 0.1  # of a tolerance and of a noise, relative to the loss
+TOLERANCE = 1e-3  # of the loss: a tenth of what a factor of two in the rate costs
+SHARE = 0.1  # of the sweep's FLOPs so far, for the runs of one call, unless --budget-flops says how many
+AHEAD = 10  # times the costliest cell: the budget that is predicted where no size is held out
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``extend`` may be told; None is the default. FLOPs, parameters and tokens in ones."""
+
+    run: bool = False
+    json: bool = False
+    tolerance: float | None = None
+    noise: float | None = None
+    budget_flops: float | None = None
+    flops: float | None = None
+    params: float | None = None
+    tokens: float | None = None
+    law: str | None = None
+    held_out: bool = False
+
+    @staticmethod
+    def of(arguments: Any) -> "Options":
+        """The options in parsed arguments.
+
+        Raises:
+            UserError: a number out of its range, or options that contradict each other.
+        """
+        options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
+        if options.run and options.json:
+            raise UserError("--json shows what --run would add and train: give one of them")
+        limits = {"tolerance": (LEAST, MOST), "noise": (LEAST, MOST)}
+        limits |= dict.fromkeys(("budget_flops", "flops", "params", "tokens"), (1, 1e60))
+        for name, (least, most) in limits.items():
+            value = getattr(options, name)
+            if value is not None and not least <= value <= most:
+                given = f"--{name.replace('_', '-')} {value!s:.12}"
+                raise UserError(f"{given}: must be a number from {least:g} to {most:g}")
+        if options.held_out and (options.budget_flops, options.flops, options.params) != (None,) * 3:
+            raise UserError("--held-out: held-out sizes are no part of a prediction at another N; give it alone")
+        if options.params is not None and (options.flops is None) == (options.tokens is None):
+            raise UserError("--params needs --tokens or --flops, one of them: the length of the run that is predicted")
+        if options.tokens is not None and options.params is None:
+            raise UserError("--tokens needs --params: the run that is predicted")
+        return options
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A run to add to a sweep: its entry in the file of added cells, its N, its FLOPs, and what it would do."""
+
+    entry: dict[str, Any]
+    N: int
+    flops: float
+    after: dict[str, float]
+
+
+def command(
+    sweep: Sweep, options: Options, train: Callable[[Sweep], int], reload: Callable[[], Sweep], paper: Path
+) -> int:
+    """Show what to add; add and train it with --run, or when asked at a terminal. 3 if nothing can be decided."""
+    unfinished = sum(cell_state(cell)["state"] in UNFINISHED for cell in sweep.cells)
+    ledger = _ledger(sweep, options.held_out)
+    if unfinished and options.run:  # of an earlier --run that was killed, say: what comes next hangs on their results
+        print(f"{unfinished} cells of the sweep are not finished: they come first, and nothing is added to them yet")
+        return train(sweep)
+    try:
+        decision = decide_for(sweep, Cells.of_ledger(ledger), options, paper)
+    except Untrusted as reason:
+        print(f"error: {reason}", file=sys.stderr)
+        return 3
+    additions = additions_of(sweep, decision.proposals)
+    told = _told(decision, additions, options, unfinished, sum(flops_of(cell) for cell in sweep.cells))
+    print(json.dumps(told) if options.json else _text(told))
+    if not additions or not (options.run or (not options.json and _confirmed(additions))):
+        return 0
+    opened = reload()  # refuses now, and not once the cells are the sweep's, where the clips are not here
+    with exclusive(opened.directory):
+        added_cells.add(sweep.directory, [addition.entry for addition in additions])
+    return train(reload())
+
+
+def decide_for(sweep: Sweep, cells: Cells, options: Options, paper: Path) -> Decision:
+    """The runs to add to a sweep with these results.
+
+    Raises:
+        Untrusted: the results do not identify what is to be predicted.
+    """
+    by_size = _sizes(sweep)
+    sizes = [_size(mine, cells) for mine in by_size.values() if options.held_out or not mine[0].config.heldout]
+    law = laws.load(options.law or paper)
+    costs = [flops_of(cell) for cell in sweep.cells]
+    # At least the costliest run: a tenth of a small sweep pays for none.
+    budget = options.budget_flops or max(SHARE * sum(costs), *costs)
+    return decide(
+        cells, sizes, _target(sweep, options, max(costs)), budget=budget, noise_sd=options.noise,
+        tolerance=None if options.budget_flops else options.tolerance or TOLERANCE,
+        first=lambda size: law.best_pair(size.N, max(size.T)),
+    )  # fmt: skip
+
+
+def _target(sweep: Sweep, options: Options, costliest: float) -> Callable[[Surface], Target]:
+    """What is narrowed: what the options name, else the largest held-out size, else ten times the costliest cell."""
+    cost = allocation.c_token(sweep.cells[0].n_ctx, smooth_width)
+    if options.flops is not None or options.params is not None:
+        return target_finder(N=options.params, T=options.tokens, C=options.flops, cost=cost)
+    held = [cell for cell in sweep.cells if cell.config.heldout]
+    if held and not options.held_out:
+        largest = max(held, key=lambda cell: (cell.N, cell.config.train.tokens))
+        return lambda surface: target_at(surface, largest.N, largest.config.train.tokens)
+    last = max(sweep.cells, key=lambda cell: (cell.N, cell.config.train.tokens))
+    return lambda surface: (
+        target_of_budget(surface, AHEAD * costliest, cost)
+        if surface.members
+        else target_at(surface, last.N, last.config.train.tokens)
+    )
+
+
+def _ledger(sweep: Sweep, held_out: bool) -> runs.Ledger:
+    """The results of the sweep's own cells."""
+    if not sweep.directory.exists():
+        raise UserError(f"{sweep.directory}: no results yet; has the sweep run?")
+    ledger = runs.read(sweep.directory)
+    own = {Path(cell.config.name).name for cell in sweep.cells if held_out or not cell.config.heldout}
+    chosen = np.isin(ledger.run_id, list(own))
+    # Milestones that the YAML had once: no run that is added would have them.
+    milestones = {N: _milestones(cells) for N, cells in _sizes(sweep).items()}
+    chosen &= [T in milestones.get(N, ()) for N, T in zip(ledger.N, ledger.nominal_T)]
+    if not chosen.any():
+        raise UserError(f"{sweep.directory}: no results of cells that may be extended; run the sweep first")
+    return ledger.rows(chosen)
+
+
+def _sizes(sweep: Sweep) -> dict[int, list[Run]]:
+    cells = defaultdict(list)
+    for cell in sweep.cells:
+        cells[cell.N].append(cell)
+    return cells
+
+
+def _milestones(cells: list[Run]) -> list[int]:
+    return sorted({m for cell in cells for m in cell.config.train.milestones})
+
+
+def _size(cells: list[Run], results: Cells) -> Size:
+    """What is known of the cells of one N. A grid lies at the last milestone that all of its runs had reached."""
+    milestones = _milestones(cells)
+    T = {m: float(m) for m in milestones}
+    for tokens in np.unique(results.T[cells[0].N == results.N]):
+        T[max((m for m in milestones if m <= tokens), default=milestones[0])] = float(tokens)
+    pairs = {cell.config.name: (cell.config.optim.lr, float(cell.config.train.batch_tokens)) for cell in cells}
+    waiting = {cell.config.name for cell in cells if cell_state(cell)["state"] not in ("done", "diverged")}
+    return Size(
+        float(cells[0].N), T, tuple(pairs.values()), tuple(pairs[name] for name in sorted(waiting)),
+        cells[0].flops_per_token, cells[0].n_ctx,
+    )  # fmt: skip
+
+
+def additions_of(sweep: Sweep, proposals: tuple[Proposal, ...]) -> list[Addition]:
+    """The proposals as cells of the sweep.
+
+    A run of the cell that was added before, and ends before the milestone, goes on where it can, which costs less;
+    else the cell gets a new one.
+    """
+    by_size, before = _sizes(sweep), added_cells.read(sweep.directory, sweep.keys.results)
+    additions = []
+    for one in proposals:
+        cells, lr, batch = by_size[int(one.N)], float(one.lr), round(one.B)
+        size = cells[0].config.model.size
+        same = [c for c in cells if c.config.optim.lr == lr and c.config.train.batch_tokens == batch]
+        ours = {
+            c["repeat"]: max(c["milestones"])
+            for c in before
+            if (c["size"], c["lr"], c["batch_tokens"]) == (size, lr, batch)
+        }
+        grown = [
+            repeat
+            for repeat, end in ours.items()
+            if end < one.milestone and _goes_on(cells, cell_seed(sweep.keys, size, lr, batch, repeat))
+        ]
+        repeat, there = (min(grown), whole(ours[min(grown)], batch)) if grown else (len(same), 0)
+        entry = {
+            "size": size, "lr": lr, "batch_tokens": batch, "repeat": repeat,
+            "milestones": [m for m in _milestones(cells) if m <= one.milestone], "why": one.why,
+        }  # fmt: skip
+        flops = cells[0].flops_per_token * (whole(one.milestone, batch) - there)
+        additions.append(Addition(entry, int(one.N), flops, one.after))
+    return additions
+
+
+def _goes_on(cells: list[Run], seed: int) -> bool:
+    """Whether the run of this seed, one of ``cells``, has come to its end and left a checkpoint to go on from."""
+    return any(
+        finished["status"] == "done" and resumable_step(cell.config.run_dir) > 0
+        for cell in cells
+        if cell.config.seed == seed and (finished := finished_result(cell)) is not None
+    )
+
+
+def _told(
+    decision: Decision, additions: list[Addition], options: Options, unfinished: int, so_far: float
+) -> dict[str, Any]:
+    """All that is shown, as JSON has it. Half-widths are of ln of each prediction, at 95 %."""
+    target = decision.target and {
+        "N": decision.target.N, "T": decision.target.T, "B": decision.target.B, "lr": decision.target.lr,
+        "half_widths": decision.before, "rate_cost": decision.rate_cost[0], "rate_cost_after": decision.rate_cost[1],
+    }  # fmt: skip
+    return {
+        "noise": None if math.isnan(decision.noise) else decision.noise,
+        "tolerance": None if options.budget_flops else options.tolerance or TOLERANCE,
+        "target": target, "no_surface": decision.reason, "unfinished": unfinished, "all_diverged": list(decision.dead),
+        "cells": [one.entry | {"N": one.N, "flops": one.flops, "half_widths": one.after} for one in additions],
+        "flops": sum(one.flops for one in additions), "flops_so_far": so_far, "budget": options.budget_flops,
+        "warnings": list(decision.warnings),
+    }  # fmt: skip
+
+
+def _text(told: dict[str, Any]) -> str:
+    """For readers."""
+    target, cells = told["target"], told["cells"]
+    lines = [f"warning: {text}" for text in told["warnings"]]
+    if target is None:
+        lines.append(f"no surface can be fitted yet ({told['no_surface']}): first cells, a step around the best ones")
+    else:
+        lines.append(
+            f"noise of a run {told['noise']:.2%}; narrowed: N {target['N']:.4g}, T {target['T']:.4g}, where lr is "
+            f"{target['lr']:.3g} and B {target['B']:.4g}"
+        )
+        widths = ", ".join(f"{name} {_width(value)}" for name, value in target["half_widths"].items())
+        lines.append(f"95 % now: {widths}; the rate's error is expected to cost {target['rate_cost']:.2%} of the loss")
+    names = list(target["half_widths"]) if target else []
+    table = [("size", "T", "B", "lr", "run", "FLOPs", *names, "why")]
+    for cell in cells:
+        widths = (_width(cell["half_widths"][name]) for name in names)
+        table.append((
+            cell["size"], f"{cell['milestones'][-1]:,}", f"{cell['batch_tokens']:,}", f"{cell['lr']:.2e}",
+            str(cell["repeat"] + 1), f"{cell['flops']:.2e}", *widths, cell["why"],
+        ))  # fmt: skip
+    if cells:
+        wide = [max(map(len, column)) for column in zip(*table)]
+        lines += ["  ".join([*(word.rjust(n) for word, n in zip(row[:-1], wide)), row[-1]]) for row in table]
+    if told["unfinished"]:
+        lines.append(f"{told['unfinished']} cells of the sweep are not finished: --run trains them first, adding none")
+    for N in told["all_diverged"]:
+        lines.append(
+            f"N {N:.4g}: every run diverged, over three decades of rates: it is not the rate; look at what they train "
+            "on, and at their console.log"
+        )
+    if cells:
+        total, whole_sweep = told["flops"], told["flops_so_far"]
+        lines.append(f"{len(cells)} runs to add, {total:.3g} FLOPs, {total / whole_sweep:.1%} of the sweep so far")
+        if told["budget"]:
+            lines[-1] += f", {total / told['budget']:.0%} of the budget"
+    elif target and told["tolerance"] and target["rate_cost"] <= told["tolerance"]:
+        lines.append(
+            f"nothing to add: that is within the tolerance, {told['tolerance']:.2%}; --budget-flops narrows further"
+        )
+    else:
+        lines.append("nothing to add: no run near those there are would narrow it; give the YAML other sizes or cells")
+    return "\n".join(lines)
+
+
+def _width(half: float) -> str:
+    """A half-width of a logarithm: a percentage where it is small, else a factor."""
+    return f"±{math.expm1(half):.2%}" if half < 0.1 else f"x/{math.exp(min(half, 50.0)):.3g}"
+
+
+def _confirmed(additions: list[Addition]) -> bool:
+    """Ask at a terminal; anywhere else say how to go on."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        print("--run adds them to the sweep and trains them")
+        return False
+    try:
+        return input(f"add and train these {len(additions)} runs? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
