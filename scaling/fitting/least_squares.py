@@ -119,6 +119,8 @@ def solve(
     return Solution(model, theta, covariance, phi, structure, inflation, mean, cost)
 
 
+# A step too far runs out of numbers, and is taken back.
+@np.errstate(over="ignore", invalid="ignore")
 def descend(
     problem: Problem, structure: noise.Structure, model: Model, theta: NDArray, phi: NDArray, inflation: NDArray,
     steps: int = 40,
@@ -160,8 +162,7 @@ def descend(
         gradient = np.delete(squares[levels], levels) + away * precision[free]
         return float(0.5 * squares[levels, levels] + 0.5 * away @ away), gradient, hessian
 
-    with np.errstate(over="ignore", invalid="ignore"):
-        cost, gradient, hessian = equations(mean, theta)
+    cost, gradient, hessian = equations(mean, theta)
     damping, curvature = 1e-3, np.zeros_like(hessian)
     # A form's floor is often not identified: predictions then depend on where along a valley the descent ends. Forms
     # keep the plain steps and the end at a small gain. At the minimum, 0.5 lower in ln likelihood, ScaleBench's size
@@ -178,10 +179,8 @@ def descend(
             break
         trial = theta.copy()
         trial[free] -= np.clip(step, -1.0, 1.0)
-        # A step too far runs out of numbers, and is taken back.
-        with np.errstate(over="ignore", invalid="ignore"):
-            new = shape.evaluate(model, trial, problem.inputs)
-            found = equations(new, trial)
+        new = shape.evaluate(model, trial, problem.inputs)
+        found = equations(new, trial)
         if np.isfinite(found[0]) and found[0] < cost:
             moved, turned = (trial - theta)[free], found[1] - gradient
             if levels:
