@@ -24,7 +24,9 @@ __all__ = ["fit", "load_law", "plan", "predict", "read_runs"]
 
 
 def fit(runs: Ledger | Mapping[str, ArrayLike], form: str = "auto") -> Law:
-    """One response surface through runs that are not held out, as a law.
+    """The law of the runs that are not held out, as ``tools/fit.py all`` gives it.
+
+    It is one response surface where some (N, T) has several (B, lr), and a law of losses where there are losses alone.
 
     Args:
         runs: from ``read_runs``, or columns [rows] of one length: N parameters, T tokens, B tokens, lr and loss (inf:
@@ -36,14 +38,14 @@ def fit(runs: Ledger | Mapping[str, ArrayLike], form: str = "auto") -> Law:
         Untrusted: the runs do not support a surface.
     """
     from videoscaling.models.sizes import smooth_width
-    from videoscaling.scaling import surface_law
-    from videoscaling.scaling.planning import allocation
+    from videoscaling.scaling.fitting.method import choose_method, fit_law
+    from videoscaling.scaling.fitting.options import Options
+    from videoscaling.scaling.fitting.runs_of_law import cost_of
 
     ledger = runs if isinstance(runs, Ledger) else from_arrays(runs)
-    clips = {int(n) for n in ledger.n_ctx}
-    n_ctx = clips.pop() if len(clips) == 1 else 0
-    cost = allocation.c_token(n_ctx, smooth_width) if n_ctx else allocation.proportional()
-    return surface_law.fit_law(ledger, form, cost, {})
+    ledger, cost, flops = cost_of(ledger, None, smooth_width)
+    method = choose_method(ledger, "all", False, None)
+    return fit_law(ledger, "all", method, Options(form=form), cost, {"name": "law", "flops": flops}).law
 
 
 def plan(law: Law, **fixed: Any) -> dict[str, Any]:

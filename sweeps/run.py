@@ -9,7 +9,7 @@ from videoscaling.sweeps.cost import estimate
 from videoscaling.sweeps.directory import claim
 from videoscaling.sweeps.grid import Sweep
 from videoscaling.sweeps.progress import SweepProgress
-from videoscaling.sweeps.state import adopt, label_heldout, publish
+from videoscaling.sweeps.state import export_result, import_result, label_heldout
 from videoscaling.sweeps.status import plan, plan_text, print_status, states_of
 from videoscaling.training.result import finished_result
 from videoscaling.training.run import Run, beta2_warnings
@@ -105,7 +105,7 @@ def adopt_committed(sweep: Sweep) -> None:
     """Copy finished cells from the folder of committed results into the sweep's."""
     if sweep.keys.results:
         for cell in sweep.cells:
-            adopt(cell, sweep.keys.results)
+            import_result(cell, sweep.keys.results)
 
 
 def collect(sweep: Sweep, out: str | None) -> int:
@@ -116,7 +116,7 @@ def collect(sweep: Sweep, out: str | None) -> int:
     for cell in sweep.cells:
         label_heldout(cell)
     if sweep.keys.results:
-        there = sum(publish(cell, sweep.keys.results) for cell in sweep.cells)
+        there = sum(export_result(cell, sweep.keys.results) for cell in sweep.cells)
         added_cells.publish(sweep.directory, sweep.keys.results)
         print(f"{sweep.keys.results}: {there} of {len(sweep.cells)} cells are finished, to be committed")
     path = out or str(sweep.directory / "results.csv")
