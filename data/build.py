@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from videoscaling.data import writer
 from videoscaling.data.clip_groups import SPLITS
 from videoscaling.data.plan import Planner
-from videoscaling.data.rejections import Tally
-from videoscaling.data.work_share import Share
+from videoscaling.data.rejections import RejectionCount
+from videoscaling.data.work_share import WorkShare
 from videoscaling.data.writer import Load
 from videoscaling.utils.progress import Progress
 
@@ -37,7 +37,7 @@ def build_share(
     text: Any,
     latent_shape: Sequence[int],
     load: Load,
-    share: Share,
+    share: WorkShare,
     max_rejected: float,
     about: dict[str, Any],
 ) -> Built:
@@ -62,7 +62,7 @@ def build_share(
         settings = settings | planned.rule
         writer.record_rule(out, settings, work)
         shards = planned.shards(out, settings, latent_shape)
-        tally = Tally(out, shards, max_rejected, planned.videos)
+        tally = RejectionCount(out, shards, max_rejected, planned.videos)
         mine = [shard for split in SPLITS for shard in shards[split]][share.rank :: share.world]
         # Sources rather than clips, which are not known before they are opened.
         total = sum(len(shard.units) for shard in mine)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from videoscaling.data.sources import synthetic
 from videoscaling.data.sources.source import Source
-from videoscaling.data.video.clips import Clips, Reading, Shape, load_clips
+from videoscaling.data.video.clips import ClipOptions, Clips, Shape, load_clips
 from videoscaling.utils.errors import DataFault, UserError
 from videoscaling.utils.files import read_json
 from videoscaling.utils.random import fold
@@ -23,7 +23,7 @@ VALIDATION_SEED = fold(0, "synthetic validation")
 
 
 @dataclass(frozen=True)
-class Unit:
+class ClipGroup:
     """Clips that are kept or rejected together: those of one video, or some rendered ones.
 
     ``load()`` returns them, or raises ``Rejected``. ``keys`` are the clips' where they are known before, else none.
@@ -34,7 +34,9 @@ class Unit:
     load: Callable[[], Clips]
 
 
-def video_unit(source: Source, reading: Reading, starts: Sequence[int] | None = None, decode: bool = True) -> Unit:
+def video_unit(
+    source: Source, reading: ClipOptions, starts: Sequence[int] | None = None, decode: bool = True
+) -> ClipGroup:
     """A video that is opened when it is loaded, for ``data.video.decode_workers.decoded``.
 
     Args:
@@ -43,7 +45,7 @@ def video_unit(source: Source, reading: Reading, starts: Sequence[int] | None = 
     """
     keys = [f"{source.name}#{start}" for start in starts or ()]
     starts = None if starts is None else tuple(starts)
-    return Unit(source.name, keys, partial(load_clips, source, reading, starts, decode))
+    return ClipGroup(source.name, keys, partial(load_clips, source, reading, starts, decode))
 
 
 def list_hash(lines: Sequence[str]) -> str:
@@ -71,14 +73,14 @@ def read_frozen(path: str | Path) -> list[str]:
 
 def synthetic_units(
     shape: Shape, train: int, validation: int, seed: int, device: str | torch.device = "cpu"
-) -> dict[str, list[Unit]]:
+) -> dict[str, list[ClipGroup]]:
     """Rendered clips, by split. Validation clips come from a seed of their own: none is ever trained on."""
 
     def render(keys: list[str], index: Tensor, seed: int) -> Clips:
         clips = synthetic.render(index.to(device), seed, shape.frames, shape.size, shape.size)
         return Clips(keys, synthetic.captions(index, seed), clips)
 
-    units: dict[str, list[Unit]] = {}
+    units: dict[str, list[ClipGroup]] = {}
     for split, name, count, split_seed in (
         ("train", f"synthetic-{seed}", train, seed),
         ("validation", "synthetic-validation", validation, VALIDATION_SEED),
@@ -87,5 +89,5 @@ def synthetic_units(
         units[split] = []
         for part in parts:
             keys = [f"{name}#{i}" for i in part.tolist()]
-            units[split].append(Unit(name, keys, partial(render, keys, part, split_seed)))
+            units[split].append(ClipGroup(name, keys, partial(render, keys, part, split_seed)))
     return units

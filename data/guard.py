@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from videoscaling.data.sources.source import Source
-from videoscaling.data.video.clips import Clips, Reading
+from videoscaling.data.video.clips import ClipOptions, Clips
 
 # About two shots of a film, which last 4 to 5 s on average. At most a twentieth of what there is, so that both sides
 # of a validation segment cost a tenth of a short video.
@@ -13,12 +13,12 @@ GUARD_SECONDS, GUARD_SHARE = 10.0, 20
 UNKNOWN_FPS = 24.0
 
 
-def frames_per_second(clips: Clips, reading: Reading) -> float:
+def frames_per_second(clips: Clips, reading: ClipOptions) -> float:
     """Of the frames that clips are cut from, every ``stride``-th of which a clip takes."""
     return clips.fps * reading.shape.stride or UNKNOWN_FPS
 
 
-def guard_gap(seconds: float, fps: float, reading: Reading) -> float:
+def guard_gap(seconds: float, fps: float, reading: ClipOptions) -> float:
     """The gap in a file of ``seconds``, in seconds: at least the span of a clip."""
     return max(reading.shape.span / fps, min(GUARD_SECONDS, seconds / GUARD_SHARE))
 
@@ -33,7 +33,9 @@ def _range(source: Source) -> tuple[float, float]:
     return source.start or 0.0, math.inf if source.end is None else source.end
 
 
-def keys_apart(keys: Sequence[str], validated: Sequence[str], gap: float, fps: float, reading: Reading) -> list[str]:
+def keys_apart(
+    keys: Sequence[str], validated: Sequence[str], gap: float, fps: float, reading: ClipOptions
+) -> list[str]:
     """Those clips of one source that begin after or end before every validated one by ``gap`` seconds."""
     distance = reading.shape.span + math.ceil(gap * fps)
     starts = [first_frame(key) for key in validated]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from videoscaling.data.guard import frames_per_second, guard_gap, keys_apart, seconds_between
 from videoscaling.data.sources.source import Source
-from videoscaling.data.video.clips import Reading
+from videoscaling.data.video.clips import ClipOptions
 
 if TYPE_CHECKING:
-    from videoscaling.data.splits import Headers
+    from videoscaling.data.splits import VideoScan
 
 
 class Parts(NamedTuple):
@@ -32,10 +32,10 @@ class Parts(NamedTuple):
 
 
 def part_files(
-    headers: "Headers",
+    headers: "VideoScan",
     file_of: dict[str, Hashable],
     held: dict[str, list[str]],
-    reading: Reading,
+    reading: ClipOptions,
     most_unused: int,
     movable: bool,
 ) -> Parts | None:
@@ -74,7 +74,7 @@ def part_files(
 
 
 def _part_file(
-    headers: "Headers", group: list[Source], held: dict[str, list[str]], reading: Reading, movable: bool
+    headers: "VideoScan", group: list[Source], held: dict[str, list[str]], reading: ClipOptions, movable: bool
 ) -> tuple[float, dict[str, list[str] | None]]:
     """The gap in seconds, and what may be trained on of the sources of one file, ``held`` having been moved to the
     middle of a source where that leaves some."""

@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 
 from videoscaling.data import rejections, writer
 from videoscaling.data.cache_report import counts_text
-from videoscaling.data.clip_groups import Unit, list_hash, read_frozen, synthetic_units
+from videoscaling.data.clip_groups import ClipGroup, list_hash, read_frozen, synthetic_units
 from videoscaling.data.latents import read_index
 from videoscaling.data.shards import Shard
 from videoscaling.data.sources import synthetic
 from videoscaling.data.sources.captions import ListingOptions
 from videoscaling.data.sources.listing import scan_sources
 from videoscaling.data.sources.source import Listing, identity
-from videoscaling.data.splits import SAMPLE, Headers, Split, draw
+from videoscaling.data.splits import SAMPLE, Split, VideoScan, draw
 from videoscaling.data.video import decode
-from videoscaling.data.video.clips import Reading, Shape
+from videoscaling.data.video.clips import ClipOptions, Shape
 from videoscaling.data.work_share import first_of_node
 from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.tables import KINDS
@@ -27,9 +27,9 @@ SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
 class Plan(NamedTuple):
     """What is to be encoded, and what is known about it by then."""
 
-    units: dict[str, list[Unit]]
+    units: dict[str, list[ClipGroup]]
     clips_per_unit: float
-    headers: Headers | None = None
+    headers: VideoScan | None = None
     frozen: list[str] | None = None
     listing: Listing | None = None
     split: Split | None = None
@@ -85,7 +85,7 @@ class VideoRequest:
     source: str
     out: Path
     listing: ListingOptions
-    reading: Reading
+    reading: ClipOptions
     backend: str | None
     clips: int | None
     validation: str | None
@@ -137,7 +137,7 @@ def plan_videos(request: VideoRequest) -> tuple[dict[str, Any], Planner]:
     }
 
     def plan(as_before: bool) -> Plan:
-        headers = Headers(sources, reading, request.workers, request.limit_seconds)
+        headers = VideoScan(sources, reading, request.workers, request.limit_seconds)
         try:
             headers.open(SAMPLE)
             _stop_if_too_few(request, headers)
@@ -166,7 +166,7 @@ def _cached_backend(out: Path) -> str | None:
     return settings.get("backend") if isinstance(settings, dict) else None
 
 
-def _check_same_clips(given: Path, reading: Reading) -> None:
+def _check_same_clips(given: Path, reading: ClipOptions) -> None:
     """Refuse the list of a cache to whose clips other frames belong: a clip is listed by its first."""
     index = (given if given.is_dir() else given.parent) / "index.json"
     earlier = read_index(index.parent)["settings"] if index.is_file() else {}
@@ -191,7 +191,7 @@ def _warn_of_no_captions(listing: Listing) -> None:
     )
 
 
-def _stop_if_too_few(request: VideoRequest, headers: Headers) -> None:
+def _stop_if_too_few(request: VideoRequest, headers: VideoScan) -> None:
     """Raise where none of the first videos, or too small a part of all, can be used."""
     videos, rejected = len(headers.order), headers.rejected
     if headers.found and not (request.writing and rejections.exceeds(rejected, videos, request.max_rejected)):

@@ -12,7 +12,7 @@ from videoscaling.utils.errors import OwnError, plural
 from videoscaling.utils.files import write_text
 
 
-class Tally:
+class RejectionCount:
     """How many videos were rejected in the shards that are there, whoever made them.
 
     Args:

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from videoscaling.data.clip_groups import Unit
+from videoscaling.data.clip_groups import ClipGroup
 from videoscaling.data.sources.source import Rejected
 from videoscaling.data.video.clips import Clips, to_float
 from videoscaling.utils.errors import DataFault, OwnError, UserError
@@ -52,7 +52,7 @@ class Shard(NamedTuple):
     """A shard to be made: its place, its units and the hash of what it is to hold."""
 
     path: Path
-    units: list[Unit]
+    units: list[ClipGroup]
     planned: str
 
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from videoscaling.data.clip_groups import Unit, video_unit
+from videoscaling.data.clip_groups import ClipGroup, video_unit
 from videoscaling.data.guard import first_frame
 from videoscaling.data.parts import part_files
 from videoscaling.data.sources.source import Rejected, Source
-from videoscaling.data.video.clips import Clips, Reading
+from videoscaling.data.video.clips import ClipOptions, Clips
 from videoscaling.data.video.decode_workers import decoded
 from videoscaling.utils.errors import UserError
 
@@ -46,7 +46,7 @@ class Split:
         unused: clips of the videos validated on that are in neither split, as far as they were opened.
     """
 
-    units: dict[str, list[Unit]]
+    units: dict[str, list[ClipGroup]]
     wanted: int | None
     rule: str | None
     parted: list[str]
@@ -75,14 +75,14 @@ def hash_order(sources: Sequence[Source]) -> list[Source]:
     return sorted(sources, key=place)
 
 
-class Headers:
+class VideoScan:
     """What videos hold, opened in ``hash_order`` as far as is asked; pixels are not decoded.
 
     Args:
         workers, limit_seconds: as ``data.video.decode_workers.decoded``.
     """
 
-    def __init__(self, sources: Sequence[Source], reading: Reading, workers: int, limit_seconds: float) -> None:
+    def __init__(self, sources: Sequence[Source], reading: ClipOptions, workers: int, limit_seconds: float) -> None:
         self.order = hash_order(sources)
         self._reading = reading
         self.found: dict[str, Clips] = {}
@@ -157,8 +157,8 @@ class Headers:
 
 
 def draw(
-    headers: Headers,
-    reading: Reading,
+    headers: VideoScan,
+    reading: ClipOptions,
     train: int | None = None,
     validation: int | None = None,
     frozen: Sequence[str] | None = None,
@@ -237,7 +237,7 @@ def draw(
 
 
 def _training(
-    headers: Headers, file_of: dict[str, Hashable], held: dict[str, list[str]], allowed: dict[str, list[str] | None],
+    headers: VideoScan, file_of: dict[str, Hashable], held: dict[str, list[str]], allowed: dict[str, list[str] | None],
     most: int | None,
 ) -> dict[str, list[str] | None]:  # fmt: skip
     """The training clips by source, None for all of one: of the files that are not validated on, and what is
@@ -262,7 +262,7 @@ def _training(
     return training
 
 
-def _unit(source: Source, reading: Reading, keys: list[str] | None) -> Unit:
+def _unit(source: Source, reading: ClipOptions, keys: list[str] | None) -> ClipGroup:
     """The video's clips ``keys``, or all that ``reading`` allows where they are None."""
     if keys is None:
         return video_unit(source, reading)
@@ -270,7 +270,7 @@ def _unit(source: Source, reading: Reading, keys: list[str] | None) -> Unit:
     return video_unit(source, reading, starts)
 
 
-def _check_frozen(held: dict[str, list[str]], by_name: dict[str, Source], reading: Reading) -> None:
+def _check_frozen(held: dict[str, list[str]], by_name: dict[str, Source], reading: ClipOptions) -> None:
     """Raise where a frozen clip cannot be had."""
     for name, keys in held.items():
         try:

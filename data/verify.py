@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from videoscaling.data.clip_groups import Unit
+from videoscaling.data.clip_groups import ClipGroup
 from videoscaling.data.rejections import counted
 from videoscaling.data.shards import Shard, map_arrays, read_header
 from videoscaling.data.sources.source import Rejected
-from videoscaling.data.splits import SAMPLE, Headers
+from videoscaling.data.splits import SAMPLE, VideoScan
 from videoscaling.data.video.clips import Clips, to_float
 from videoscaling.data.video.decode_workers import decoded
 from videoscaling.data.writer import Load
@@ -30,8 +30,8 @@ TOLERANCE = {"float32": 5e-3, "bfloat16": 2e-2}
 
 
 def estimate(
-    headers: Headers, units: dict[str, list[Unit]], vae: Any, latent_shape: Sequence[int], load: Load, processes: int,
-    frames: int,
+    headers: VideoScan, units: dict[str, list[ClipGroup]], vae: Any, latent_shape: Sequence[int], load: Load,
+    processes: int, frames: int,
 ) -> dict[str, Any]:  # fmt: skip
     """What a cache of these videos would hold and take; nothing is written.
 
@@ -71,7 +71,7 @@ def estimate(
     }
 
 
-def caption_counts(headers: Headers, units: dict[str, list[Unit]], text: Any) -> dict[str, int]:
+def caption_counts(headers: VideoScan, units: dict[str, list[ClipGroup]], text: Any) -> dict[str, int]:
     """About how many clips have no caption ("missing"), and how many one that the text encoder ``text`` cuts
     ("cut")."""
     captions = {source.name: source.caption for source in headers.order}
@@ -85,7 +85,7 @@ def caption_counts(headers: Headers, units: dict[str, list[Unit]], text: Any) ->
     return {"missing": round(clips[""]), "cut": round(cut)}
 
 
-def _clips_of(unit: Unit, headers: Headers) -> float:
+def _clips_of(unit: ClipGroup, headers: VideoScan) -> float:
     """How many clips a video gives: known, or expected."""
     if unit.keys:
         return len(unit.keys)
@@ -93,7 +93,7 @@ def _clips_of(unit: Unit, headers: Headers) -> float:
     return headers.clips_per_video if found is None else len(found)
 
 
-def _speed(units: list[Unit], vae: Any, load: Load) -> tuple[float, float]:
+def _speed(units: list[ClipGroup], vae: Any, load: Load) -> tuple[float, float]:
     """Seconds to decode a clip and to encode one, on a random part of the units, neither beside the other.
 
     Raises:

@@ -11,14 +11,14 @@ from videoscaling.utils.errors import UserError
 SLURM = "SLURM_ARRAY_TASK_"
 
 
-class Share(NamedTuple):
+class WorkShare(NamedTuple):
     """Which of the processes that make a cache this one is: ``rank`` of ``world``, from 0."""
 
     rank: int = 0
     world: int = 1
 
 
-def this_share(option: str = "auto", environ: Mapping[str, str] = os.environ) -> Share:
+def this_share(option: str = "auto", environ: Mapping[str, str] = os.environ) -> WorkShare:
     """This process's share.
 
     Args:
@@ -29,12 +29,12 @@ def this_share(option: str = "auto", environ: Mapping[str, str] = os.environ) ->
         UserError: no such option; an array whose numbers are not in a row; variables that are no numbers.
     """
     if option == "none":
-        return Share()
+        return WorkShare()
     rank, world = _number(environ, "RANK", 0), _number(environ, "WORLD_SIZE", 1)
     if option != "auto":
         return _named_share(option, world)
     if not from_slurm(environ):
-        return Share(rank, world)
+        return WorkShare(rank, world)
     number, first, tasks, step = (
         _number(environ, SLURM + name, default) for name, default in (("ID", 0), ("MIN", 0), ("COUNT", 1), ("STEP", 1))
     )
@@ -42,7 +42,7 @@ def this_share(option: str = "auto", environ: Mapping[str, str] = os.environ) ->
     if off or not 0 <= task < tasks:
         raise UserError("this Slurm array's numbers have gaps, so that its tasks cannot share the work; "
                         f"submit it with --array=0-{tasks - 1}, or give --share none for all of it")  # fmt: skip
-    return Share(task * world + rank, tasks * world)
+    return WorkShare(task * world + rank, tasks * world)
 
 
 def from_slurm(environ: Mapping[str, str] = os.environ) -> bool:
@@ -50,7 +50,7 @@ def from_slurm(environ: Mapping[str, str] = os.environ) -> bool:
     return SLURM + "ID" in environ
 
 
-def slurm_warning(share: Share, environ: Mapping[str, str] = os.environ) -> str | None:
+def slurm_warning(share: WorkShare, environ: Mapping[str, str] = os.environ) -> str | None:
     """What to say where "auto" leaves a part of the work to other tasks of a Slurm array; None where it does not."""
     if not from_slurm(environ) or _number(environ, SLURM + "COUNT", 1) < 2:
         return None
@@ -61,14 +61,14 @@ def slurm_warning(share: Share, environ: Mapping[str, str] = os.environ) -> str 
     )
 
 
-def _named_share(option: str, world: int) -> Share:
+def _named_share(option: str, world: int) -> WorkShare:
     match = re.fullmatch(r"(\d+)/(\d+)", option, re.ASCII)
     if not match or not int(match[1]) < int(match[2]):
         raise UserError(f"--share {option}: neither auto, none nor R/N with R from 0 to N - 1, such as 0/4 to 3/4")
     if world > 1:
         raise UserError(f"--share {option} is for one process; the {world} of this torchrun share the work by "
                         "themselves (--share auto)")  # fmt: skip
-    return Share(int(match[1]), int(match[2]))
+    return WorkShare(int(match[1]), int(match[2]))
 
 
 def _number(environ: Mapping[str, str], name: str, default: int) -> int:

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.torch import save
 
-from videoscaling.data.clip_groups import SPLITS, Unit, list_hash
+from videoscaling.data.clip_groups import SPLITS, ClipGroup, list_hash
 from videoscaling.data.latents import file_size, fingerprint, read_index, sha256_of
-from videoscaling.data.rejections import Tally, by_reason, counted, lines, once, whole_videos
+from videoscaling.data.rejections import RejectionCount, by_reason, counted, lines, once, whole_videos
 from videoscaling.data.shards import Shard, encode_shard, header_sha256, is_whole, read_header
 from videoscaling.data.totals import Totals
 from videoscaling.data.video.decode_workers import LIMIT_SECONDS, decoded
-from videoscaling.data.work_share import Share
+from videoscaling.data.work_share import WorkShare
 from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.files import json_text, remove_leftovers
 from videoscaling.utils.locks import check_held, hold
@@ -52,7 +52,7 @@ def clips_per_shard(latent_shape: Sequence[int]) -> int:
 
 
 @contextmanager
-def working(folder: str | Path, share: Share) -> Iterator[Path]:
+def working(folder: str | Path, share: WorkShare) -> Iterator[Path]:
     """Hold this process's share of the cache in ``folder``; yields its own folder there, and removes it at the end.
 
     Raises:
@@ -71,7 +71,7 @@ def working(folder: str | Path, share: Share) -> Iterator[Path]:
                 empty.rmdir()
 
 
-def work_folder(folder: str | Path, share: Share) -> Path:
+def work_folder(folder: str | Path, share: WorkShare) -> Path:
     """A share's own folder while a cache is made."""
     return Path(folder) / ".work" / f"share-{share.rank}-of-{share.world}"
 
@@ -186,7 +186,7 @@ def difference(there: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def plan_shards(
-    folder: str | Path, settings: dict[str, Any], units: dict[str, list[Unit]], per_shard: int
+    folder: str | Path, settings: dict[str, Any], units: dict[str, list[ClipGroup]], per_shard: int
 ) -> dict[str, list[Shard]]:
     """All shards of a cache, by split: ``per_shard`` units each, in order."""
     shards: dict[str, list[Shard]] = {}
@@ -210,7 +210,7 @@ def write_share(
     latent_shape: Sequence[int],
     work: Path,
     load: Load = Load(),  # noqa: B008
-    tally: Tally | None = None,
+    tally: RejectionCount | None = None,
     progress: Callable[[int], None] = lambda units: None,
 ) -> None:
     """Encode those of a share's ``shards`` that are not there.
@@ -333,7 +333,7 @@ def missing_shards(shards: dict[str, list[Shard]]) -> int:
 def write_cache(
     folder: str | Path,
     settings: dict[str, Any],
-    units: dict[str, list[Unit]],
+    units: dict[str, list[ClipGroup]],
     vae: Any,
     text: Any,
     *,
@@ -351,7 +351,7 @@ def write_cache(
         UserError: as they do.
     """
     shape = vae.latent_shape(settings["frames"], settings["height"], settings["width"])
-    with working(folder, Share()) as work:
+    with working(folder, WorkShare()) as work:
         index = open_cache(folder, settings, work)
         if index is None:
             shards = plan_shards(folder, settings, units, per_shard)

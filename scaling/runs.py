@@ -2,13 +2,13 @@
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.tables import (
     COLUMNS,
@@ -17,7 +17,7 @@ from videoscaling.scaling.tables import (
     read_results,
     whole_number,
 )
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, nearest
 from videoscaling.utils.files import find_files, replacing
 from videoscaling.utils.results import FILE, read_result, report_left_out
 
@@ -34,6 +34,7 @@ SAME_SIZE = 1e-3
 # leave a fit few points, and is rather of another kind than so much better known.
 ERROR_RATIO = 30.0
 MOST_OVERSHOT = 0.25  # milestones lie further apart than this
+ARRAYS = ("N", "T", "B", "lr", "loss")  # what a ledger of arrays is made from, all positive
 SHARED = ("recipe", "source", "unit", "columns", "notes")  # what a ledger has once, not a row each
 
 
@@ -127,6 +128,38 @@ def read(
     rows, notes = distinct(table.entries, str(path), duplicates, renamed=True)
     ledger = _ledger(rows, str(path), {}, losses, table.unit)
     return replace(ledger, columns=table.columns, notes=(*table.notes, *notes, *ledger.notes))
+
+
+def from_arrays(columns: Mapping[str, ArrayLike]) -> Ledger:
+    """A ledger of columns [rows] that broadcast to one length; each row is a run where there is no run_id.
+
+    Args:
+        columns: N, T and loss (inf: diverged), and where known B, lr, loss_se, run_id, n_ctx, heldout, flops, seed.
+
+    Raises:
+        UserError: an unknown or a missing column, another length, or a number that is not positive.
+    """
+    known = (*ARRAYS, "loss_se", "run_id", "n_ctx", "heldout", "flops", "seed")
+    for name in columns:
+        if name not in known:
+            raise UserError(f"unknown column {name!r}{nearest(name, list(known))}; known: {', '.join(known)}")
+    if missing := [name for name in ("N", "T", "loss") if name not in columns]:
+        raise UserError(f"the columns {', '.join(missing)} are missing")
+    try:
+        arrays = dict(zip(columns, np.broadcast_arrays(*(np.atleast_1d(np.asarray(v)) for v in columns.values()))))
+    except ValueError:
+        lengths = ", ".join(f"{name} {np.size(value)}" for name, value in columns.items())
+        raise UserError(f"the columns have different lengths: {lengths}") from None
+    rows = []
+    for number, values in enumerate(zip(*(column.tolist() for column in arrays.values()))):
+        row: dict[str, Any] = {"run_id": f"row-{number + 1}", "status": "done"} | dict(zip(arrays, values))
+        if row["loss"] == math.inf:
+            row |= {"status": "diverged", "loss": None}
+        for name in ARRAYS:
+            if row.get(name) is not None:
+                row[name] = positive(row[name], f"row {number + 1}: {name}")
+        rows.append(row | {"run_id": str(row["run_id"]), "nominal_T": row["T"]})
+    return _ledger(rows, "arrays", {})
 
 
 def concatenate(ledgers: list[Ledger]) -> Ledger:

@@ -95,7 +95,7 @@ class ExecutorKeys:
         runs_per_gpu: processes, of a cell or of a stack each, that share a GPU.
         processes: of one cell on each of its nodes, each on a GPU of its own; more than one start by torchrun.
         stack: cells of a row (alike but for rates and seeds) that one process trains in lock-step: the most of them,
-            or auto, which stacks small models (docs/ensembles.md).
+            or auto, which stacks small models (docs/stacked_runs.md).
         retries: further attempts at a cell that crashes, or whose job is lost.
         slurm: what a job asks for.
     """

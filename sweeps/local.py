@@ -49,7 +49,7 @@ PRELOADED = [
 ]
 
 
-class Share(NamedTuple):
+class CpuShare(NamedTuple):
     """What a cell may use of the machine: GPUs by name, cores by number (none: wherever it likes), threads."""
 
     gpus: tuple[str, ...]
@@ -151,7 +151,7 @@ def run_cells(
                 _wait_for_processes(worker.runs[0].config.run_dir)
             free.append(worker.slot)
             for run in worker.runs:
-                outcome = _settle(run, worker, attempts, keys.retries, ending(), bool(rendezvous))
+                outcome = _outcome(run, worker, attempts, keys.retries, ending(), bool(rendezvous))
                 fault = fault or data_fault(run)
                 if outcome == "again":
                     queue.append([run])  # alone, so that none fails for another's fault
@@ -162,7 +162,7 @@ def run_cells(
         raise DataFault(f"{fault}; then run the sweep again: it stopped, as its other cells read the same data")
 
 
-def _settle(
+def _outcome(
     run: Run, worker: _Worker, attempts: dict[str, int], retries: int, interrupted: bool, together: bool
 ) -> str:
     """What became of a cell whose process has ended: its final state, "again", "stopped" or "crashed"."""
@@ -203,7 +203,7 @@ def _stacked(queue: list[Run], keys: ExecutorKeys) -> list[list[Run]]:
     return stacks(queue, keys.stack, gpu, len(shares), GPU_BYTES / keys.runs_per_gpu if gpu else memory)
 
 
-def machine(keys: ExecutorKeys, cells: int) -> list[Share]:
+def machine(keys: ExecutorKeys, cells: int) -> list[CpuShare]:
     """This machine, or this job's part of it, cut into shares for as many cells as are trained at once."""
     gpus, cores = visible_gpus(), sorted(os.sched_getaffinity(0))
     threads = min(len(cores), int(os.environ.get("SLURM_CPUS_PER_TASK", len(cores))))
@@ -215,7 +215,7 @@ def machine(keys: ExecutorKeys, cells: int) -> list[Share]:
     # A job that was given some of the cores, and not told which, does not choose among them.
     pinned = len(cores) if threads == len(cores) and len(cores) >= workers else 0
     return [
-        Share(
+        CpuShare(
             groups[slot % len(groups)] if groups else (),
             tuple(cores[slot * pinned // workers : (slot + 1) * pinned // workers]),
             max(each // keys.processes, 1),
@@ -256,7 +256,7 @@ def _server() -> Any:
     return context
 
 
-def _start(context: Any, runs: list[Run], slot: int, share: Share, torchrun: list[str] | None) -> _Worker:
+def _start(context: Any, runs: list[Run], slot: int, share: CpuShare, torchrun: list[str] | None) -> _Worker:
     for run in runs:
         check_held(run.config.run_dir.parent)  # the sweep's folder, where this process holds that
         run.config.run_dir.mkdir(parents=True, exist_ok=True)
@@ -279,38 +279,38 @@ def _wait_for_processes(directory: Path) -> None:
         time.sleep(0.2)
 
 
-def _train_cell(values: dict[str, Any], share: Share) -> None:
+def _train_cell(values: dict[str, Any], share: CpuShare) -> None:
     """The body of a cell's process: its share of the machine, its own console.log, then plain training."""
     config = config_from_dict(values)
-    _begin(config, share)
+    _init_worker(config, share)
     from videoscaling.training.trainer import train
 
     # A cell whose pool was killed may still be stopping: its successor waits for it.
     run_cli(lambda: train(config, wait=True))
 
 
-def _train_stack(values: list[dict[str, Any]], share: Share) -> None:
+def _train_stack(values: list[dict[str, Any]], share: CpuShare) -> None:
     """The body of a process of several cells, each with its own console.log; what passes these is in the first's."""
     configs = [config_from_dict(each) for each in values]
-    _begin(configs[0], share)
+    _init_worker(configs[0], share)
     from videoscaling.training.stacked.loop import train_stacked
 
     run_cli(lambda: train_stacked(configs, wait=True, consoles=True))
 
 
-def _begin(config: Config, share: Share) -> None:
+def _init_worker(config: Config, share: CpuShare) -> None:
     """Make this process a pool's that trains by itself."""
-    _take(config, share)
+    _apply_limits(config, share)
     _stop_with_parent()
     import torch
 
     torch.set_num_threads(share.threads)
 
 
-def _launch_cell(values: dict[str, Any], share: Share, options: list[str]) -> None:
+def _launch_cell(values: dict[str, Any], share: CpuShare, options: list[str]) -> None:
     """The body of the process of a cell that takes several: it becomes torchrun, with ``options`` for how many."""
     config = config_from_dict(values)
-    _take(config, share)
+    _apply_limits(config, share)
     path = config.run_dir / "cell.yaml"
     with replacing(path) as tmp:
         OmegaConf.save(OmegaConf.create(values), tmp)
@@ -322,7 +322,7 @@ def _launch_cell(values: dict[str, Any], share: Share, options: list[str]) -> No
     os.execv(launch[0], [*launch, str(ROOT / "train.py"), "--config", str(path)])
 
 
-def _take(config: Config, share: Share) -> None:
+def _apply_limits(config: Config, share: CpuShare) -> None:
     """Give this process its console.log and its share of the machine, and let signals come."""
     console = os.open(config.run_dir / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(console, 1)

@@ -92,14 +92,14 @@ def forget_failure(run: Run) -> None:
     (run.config.run_dir / FAILURE).unlink(missing_ok=True)
 
 
-def adopt(run: Run, results: str) -> None:
+def import_result(run: Run, results: str) -> None:
     """Copy a finished cell from ``results`` into its own folder, where it is not there yet."""
     committed = _committed(run, results)
     if finished_result(run) is None and finished_result(committed) is not None:
         _copy(committed.config.run_dir, run.config.run_dir)
 
 
-def publish(run: Run, results: str) -> bool:
+def export_result(run: Run, results: str) -> bool:
     """Copy a finished cell's result and its losses into ``results``; whether it is finished."""
     own, there = finished_result(run), _committed(run, results)
     if own is None:

@@ -21,7 +21,7 @@ from tests.processes import launch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from videoscaling.data.clip_groups import Unit
+    from videoscaling.data.clip_groups import ClipGroup
 
 SHAPE = (4, 2, 4, 4)  # 32 tokens of 4 numbers: the smallest width, 32, is wide enough
 
@@ -51,7 +51,7 @@ def make_cache(folder: Path, train: int = 96, validation: int = 16) -> Path:
     """A latent cache of ``train`` + ``validation`` clips."""
     import torch
 
-    from videoscaling.data.clip_groups import Unit
+    from videoscaling.data.clip_groups import ClipGroup
     from videoscaling.data.video.clips import Clips
     from videoscaling.data.writer import write_cache
     from videoscaling.models.text import load_text_encoder
@@ -59,11 +59,11 @@ def make_cache(folder: Path, train: int = 96, validation: int = 16) -> Path:
     settings = {"format": 1, "frames": 2, "height": 4, "width": 4, "source": f"test {train} {validation}"}
     about = {"vae": "embedded", "vae_fingerprint": "none", "text": "embedded", "text_fingerprint": "none"}
 
-    def unit(split: str, first: int, count: int) -> "Unit":
+    def unit(split: str, first: int, count: int) -> "ClipGroup":
         index = torch.arange(first, first + count)
         captions = [f"a clip of kind {i % 5}" for i in index.tolist()]
         keys = [f"{split} {i}" for i in index.tolist()]
-        return Unit(split, keys, lambda: Clips(keys, captions, structured_latents(index)))
+        return ClipGroup(split, keys, lambda: Clips(keys, captions, structured_latents(index)))
 
     units = {"train": [unit("train", 0, train)], "validation": [unit("validation", 10_000, validation)]}
     write_cache(folder, settings | about, units, LatentsAsTheyAre(), load_text_encoder("embedded"))

@@ -35,10 +35,10 @@ from videoscaling.data.plan import (
 )
 from videoscaling.data.sources.captions import ListingOptions
 from videoscaling.data.verify import TOLERANCE, caption_counts, compare_sample, estimate
-from videoscaling.data.video.clips import Reading, Shape
+from videoscaling.data.video.clips import ClipOptions, Shape
 from videoscaling.data.video.decode import BACKENDS
 from videoscaling.data.video.decode_workers import LIMIT_SECONDS
-from videoscaling.data.work_share import Share, first_of_node, slurm_warning, this_share
+from videoscaling.data.work_share import WorkShare, first_of_node, slurm_warning, this_share
 from videoscaling.data.writer import Load
 from videoscaling.models.text import TextEncoder, load_text_encoder
 from videoscaling.models.vae import VideoVAE, load_vae
@@ -167,7 +167,7 @@ def video_plan(args: argparse.Namespace, shape: Shape) -> tuple[dict, Planner]:
             source=args.source,
             out=Path(args.out),
             listing=ListingOptions(args.caption_column, args.path_column, args.root, not args.no_captions),
-            reading=Reading(shape, args.clips_per_video, args.fps, args.hop),
+            reading=ClipOptions(shape, args.clips_per_video, args.fps, args.hop),
             backend=args.backend,
             clips=args.clips,
             validation=args.validation,
@@ -226,7 +226,7 @@ def main() -> None:
 
 def build(
     args: argparse.Namespace, settings: dict, plan: Planner, vae: VideoVAE, text: TextEncoder,
-    latent_shape: tuple[int, ...], load: Load, share: Share,
+    latent_shape: tuple[int, ...], load: Load, share: WorkShare,
 ) -> None:  # fmt: skip
     """Make this process's share of the cache, close it if all the others' are there, and report."""
     out = Path(args.out)

@@ -22,7 +22,7 @@ from videoscaling.data.sources.captions import ListingOptions
 from videoscaling.data.sources.listing import list_sources
 from videoscaling.data.sources.source import Rejected, Source
 from videoscaling.data.sources.synthetic import render
-from videoscaling.data.video.clips import Reading, Shape, to_float
+from videoscaling.data.video.clips import ClipOptions, Shape, to_float
 from videoscaling.data.video.decode import default_backend
 from videoscaling.data.video.decode_workers import decoded
 from videoscaling.models.fidelity import psnr, squared_errors, ssim
@@ -48,7 +48,7 @@ def clips_by_source(
         index = torch.arange(args.clips)
         yield "synthetic, held out", render(index, HELD_OUT, args.frames, args.size, args.size)
         return
-    reading = Reading(shape, args.clips, backend=default_backend())
+    reading = ClipOptions(shape, args.clips, backend=default_backend())
     units = (video_unit(source, reading) for source in sources)
     for source, found in zip(sources, decoded(units, workers=1)):
         if isinstance(found, Rejected):

@@ -10,24 +10,17 @@ python tools/sweep.py simulate configs/sweep/quickstart.yaml --law law.json --no
 
 import argparse
 import functools
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from videoscaling.scaling import PAPER
 from videoscaling.sweeps.config import sweep_key_hint
-from videoscaling.sweeps.cost import flops_of
 from videoscaling.sweeps.directory import data_of, recorded_data
 from videoscaling.sweeps.grid import Prediction, load_sweep, read_keys
-from videoscaling.sweeps.run import adopt_committed, collect, dry_run, run, simulated
+from videoscaling.sweeps.run import adopt_committed, collect, dry_run, run
 from videoscaling.sweeps.status import print_status
-from videoscaling.training.config import Config
-from videoscaling.training.run import clip_tokens, encoded_shape
 from videoscaling.utils.errors import Parser, UserError, path_text, resumable, run_cli
 from videoscaling.utils.locks import release_abandoned
-
-MOST_NOISE = 0.1  # of a run's loss: beyond it losses are as good as none, and below 0 at last
 
 
 def main() -> int:
@@ -83,7 +76,9 @@ def main() -> int:
     if arguments.command == "run" and arguments.json and not arguments.dry_run:
         raise UserError("--json: goes with --dry-run; status --json shows a sweep that runs")
     if arguments.command == "simulate":
-        return expect(arguments, overrides)
+        from videoscaling.sweeps import simulate
+
+        return simulate.command(arguments, overrides, prediction)
     trains = arguments.run if arguments.command == "extend" else arguments.command == "run" and not arguments.dry_run
     recorded = functools.partial(recorded_data, read_keys(arguments.config, overrides).results)
     sweep = load_sweep(arguments.config, overrides, data_of if trains else recorded, prediction)
@@ -144,67 +139,6 @@ def prediction(path: Path) -> Prediction:
     law = laws.load(path)
     law.require_pair()
     return law.best_pair
-
-
-def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str]) -> list[int]:
-    """(C, f, h, w) of clips, encoded or not: the cache's if it is there, else of ``given`` tokens, else of the law's.
-
-    The law's tokens are an assumption, which is added to ``assumed`` in words. Without a cache the clips are one row
-    of tokens of no channels: how many there are is not known, and no cell is refused for them.
-
-    Raises:
-        UserError: ``given`` contradicts the cache, the cache is none, or nothing tells.
-    """
-    folder, shape = config.data.cache, encoded_shape(config)
-    if shape is not None:
-        found = clip_tokens(config, shape)
-        if given not in (None, found):
-            raise UserError(f"--n-ctx {given}: the clips of {folder} have {found} tokens; leave it out")
-        return shape
-    where = f"no latent cache in {folder}" if folder else "no data.cache"
-    if given is None and law.n_ctx is None:
-        raise UserError(f"{where}, and law {law.name!r} has no n_ctx: give --n-ctx, the tokens per clip")
-    if given is None:
-        assumed.add(f"{where}: clips of {law.n_ctx} tokens are taken, as in law {law.name!r}; --n-ctx gives yours")
-    frames, *sides = config.model.patch
-    return [0, frames * (given or law.n_ctx), *sides]
-
-
-def expect(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """What the sweep would tell about a budget if a law were true: simulated, fitted and planned many times over."""
-    from videoscaling.models.sizes import smooth_width
-    from videoscaling.scaling import laws, simulate
-    from videoscaling.scaling.planning import allocation
-    from videoscaling.scaling.planning.request import LEAST, MOST
-
-    limits = {"flops": (LEAST, MOST["flops"]), "noise": (LEAST, MOST_NOISE), "n_ctx": (1, MOST["n_ctx"])}
-    for name, (least, most) in limits.items():
-        given = getattr(arguments, name)
-        if given is not None and not least <= given <= most:
-            option = name.replace("_", "-")
-            raise UserError(f"--{option} {given!s:.12}: must be a number from {least:g} to {most:g}")
-    law = laws.load(arguments.law)
-    assumed: set[str] = set()
-
-    def meta(config: Config) -> dict[str, Any]:
-        shape = latent_shape(config, arguments.n_ctx, law, assumed)
-        return {"latent_shape": shape, "fingerprint": config.data.fingerprint}
-
-    try:
-        sweep = load_sweep(arguments.config, overrides, meta, prediction)
-    except UserError as error:
-        raise UserError("; ".join([str(error), *assumed])) from None
-    cells = simulated(sweep)
-    n_ctx = sweep.cells[0].n_ctx
-    flops = arguments.flops or 10 * max(flops_of(cell) for cell in sweep.cells)
-    prior = laws.load(arguments.prior) if arguments.prior else None
-    per_token = allocation.c_token(n_ctx, smooth_width)
-    expected = simulate.expect(law, cells, arguments.noise, flops, per_token, n_ctx, prior)
-    expected["warnings"] = [*assumed, *expected["warnings"]]
-    for text in expected["warnings"]:
-        print(f"warning: {text}", file=sys.stderr)
-    print(json.dumps(expected) if arguments.json else simulate.text(expected))
-    return 0
 
 
 if __name__ == "__main__":

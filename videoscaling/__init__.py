@@ -2,7 +2,7 @@
 
 The names of ``videoscaling.scaling`` are here too, loaded when they are first used:
 
-    from videoscaling import load_law, predict, read_runs
+    from videoscaling import fit, load_law, plan, predict, read_runs
 
 The packages lie at the root of the repository. In a checkout this one takes its modules from there, so that commands
 run without an installation; in an installed wheel they are in this folder. Each has one name either way.
@@ -18,7 +18,12 @@ ROOT = IMPORT_PATH / "videoscaling" if INSTALLED else IMPORT_PATH  # of the pack
 __path__ = [str(ROOT)]
 
 
+INTERFACE = ("fit", "load_law", "plan", "predict", "read_runs")  # of scaling/api.py
+
+
 def __getattr__(name: str) -> Any:
+    if name in INTERFACE:
+        return getattr(import_module("videoscaling.scaling.api"), name)
     if not name.startswith("_") and name in (interface := import_module("videoscaling.scaling")).__all__:
         return getattr(interface, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

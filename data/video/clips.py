@@ -39,7 +39,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ClipOptions:
     """How sources are read: what, besides their list, the clips follow from.
 
     Attributes:
@@ -72,7 +72,9 @@ class Clips(NamedTuple):
     rejected: Sequence[dict[str, str]] = ()
 
 
-def load_clips(source: Source, reading: Reading, starts: Sequence[int] | None = None, decode: bool = True) -> Clips:
+def load_clips(
+    source: Source, reading: ClipOptions, starts: Sequence[int] | None = None, decode: bool = True
+) -> Clips:
     """The clips of a source, or those of its windows that begin with ``starts``; pixels are uint8 [n, 3, F, H, W], or
     empty, [n, 0], unless ``decode``.
 
@@ -84,7 +86,7 @@ def load_clips(source: Source, reading: Reading, starts: Sequence[int] | None = 
     return (_picture if source.is_picture else _video)(source, reading, starts, decode)
 
 
-def _video(source: Source, reading: Reading, starts: Sequence[int] | None, decode: bool) -> Clips:
+def _video(source: Source, reading: ClipOptions, starts: Sequence[int] | None, decode: bool) -> Clips:
     found, shape = probe(source), reading.shape
     numbers = shown(found, source, reading.fps)
     starts = _chosen(starts, windows(len(numbers), found.height, found.width, reading), len(numbers), shape)
@@ -118,7 +120,7 @@ def _resized(picture: np.ndarray, size: int) -> np.ndarray:
     return resize_and_crop(picture[None], size)[:, 0].numpy()
 
 
-def _picture(source: Source, reading: Reading, starts: Sequence[int] | None, decode: bool) -> Clips:
+def _picture(source: Source, reading: ClipOptions, starts: Sequence[int] | None, decode: bool) -> Clips:
     picture = read_picture(source)
     starts = _chosen(starts, windows(1, *picture.shape[:2], reading), 1, reading.shape)
     pixels = resize_and_crop(picture[None], reading.shape.size)[None] if decode else torch.empty(1, 0).byte()
@@ -159,7 +161,7 @@ def shown(found: Probe, source: Source, fps: float | None) -> np.ndarray:
     return numbers[later - (moments - here[later - 1] <= here[later] - moments + float(found.tick) / 2)]
 
 
-def windows(frames: int, height: int, width: int, reading: Reading) -> list[int]:
+def windows(frames: int, height: int, width: int, reading: ClipOptions) -> list[int]:
     """First frames of the clips to take from ``frames`` frames; where there are more than ``reading.clips``, those
     spread evenly over them.
 

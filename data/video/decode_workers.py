@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from videoscaling import IMPORT_PATH
-from videoscaling.data.clip_groups import Unit
+from videoscaling.data.clip_groups import ClipGroup
 from videoscaling.data.video.clips import Clips, Rejected
 
 LIMIT_SECONDS = 60.0
@@ -39,7 +39,7 @@ WORKER = (
 
 
 def decoded(
-    units: Iterable[Unit], workers: int, limit_seconds: float = LIMIT_SECONDS, ahead: int | None = None
+    units: Iterable[ClipGroup], workers: int, limit_seconds: float = LIMIT_SECONDS, ahead: int | None = None
 ) -> Iterator[Clips | Rejected]:
     """What ``unit.load()`` returns or rejects, for each unit, in the order of the units.
 
@@ -74,7 +74,7 @@ def decoded(
         pool.close()
 
 
-def _load(unit: Unit) -> Clips | Rejected:
+def _load(unit: ClipGroup) -> Clips | Rejected:
     try:
         return unit.load()
     except Rejected as error:
@@ -92,7 +92,7 @@ class _Pool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, unit: Unit) -> Future:
+    def submit(self, unit: ClipGroup) -> Future:
         future: Future = Future()
         self._jobs.put((unit.source, ForkingPickler.dumps(unit), future))
         return future

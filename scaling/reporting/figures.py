@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 MOST = 0.97  # of the losses that a figure shows: the rest went wrong
 FEW = 80  # points whose intervals can be seen one by one
-SPARSE, DENSE = {"ms": 5}, {"ms": 2.5, "alpha": 0.35, "elinewidth": 0.3, "capsize": 0}
+SPARSE = {"ms": 5, "elinewidth": 1}
+DENSE = {"ms": 2.5, "alpha": 0.35, "elinewidth": 0.3, "capsize": 0}
 ANNOTATED = 64  # grids beyond which their numbers would cover each other
 
 

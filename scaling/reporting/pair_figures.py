@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SQUARE = ((0.1, 0.9, 0.9, 0.1, 0.1), (0.1, 0.1, 0.9, 0.9, 0.1))
+SMALLEST = 2.5  # points of type: cells of a denser grid have colours only
 ABREAST = 4  # heat maps next to one another: more would be too small to read
 
 
@@ -63,7 +64,7 @@ def _heat_map(axis: "Axes", data: Plotted, top: float) -> "ScalarMappable":
     values[y, x] = np.minimum(cells["excess"], 1e3)
     colour = axis.pcolormesh(values, cmap="viridis_r", vmin=0, vmax=top, edgecolors="white", lw=0.4)
     size = min(6.0, 46 / max(values.shape))
-    for i, j, excess in zip(x, y, cells["excess"]):
+    for i, j, excess in zip(x, y, cells["excess"]) if size >= SMALLEST else ():
         text = "x" if np.isinf(excess) else f"{excess:.1f}" if excess < 9.95 else f"{excess:.0f}"
         tone = "white" if excess > 0.45 * top else "#101828"
         axis.text(i + 0.5, j + 0.5, text, ha="center", va="center", fontsize=size, color=tone, zorder=5).set_in_layout(
@@ -84,9 +85,9 @@ def _heat_map(axis: "Axes", data: Plotted, top: float) -> "ScalarMappable":
         excess = contour["excess"].reshape(shape)
         steps = float(f"{top:.1g}") * np.array([0.125, 0.25, 0.5, 1, 2])
         if excess.min() < steps[-1] and excess.max() > steps[0]:
-            lines = axis.contour(*(v.reshape(shape) for v in placed("contour")), excess, levels=steps, colors=LINE,
-                                 linewidths=0.6)  # fmt: skip
-            axis.clabel(lines, fmt=lambda level: f"{level:.2g}", fontsize=5)
+            # Without labels: the cells have numbers, and labels of steep contours overflow the renderer.
+            place = (v.reshape(shape) for v in placed("contour"))
+            axis.contour(*place, excess, levels=steps, colors=LINE, linewidths=0.6)
     for name in ("ellipse", "ridge"):
         axis.plot(*placed(name), color=ACCENT, lw=1.1, zorder=4)
     axis.plot(*placed("best"), "*", color=ACCENT, ms=9, mec="white", mew=0.6, zorder=7)

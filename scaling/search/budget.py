@@ -37,7 +37,7 @@ def spend(
     """The runs to pay for, each the one that lowers the sum of ln of the target's variances most per FLOP.
 
     The sum of logarithms has no unit: halving the interval of the loss counts as much as halving that of the rate.
-    Each run also pays for its place, budget / most: per FLOP alone, all places went to the smallest model.
+    Each run also pays for its place, budget / most: per FLOP alone, nearly all places went to the cheapest runs.
     Each run is taken once, up to the milestone that is worth most; earlier milestones come free.
 
     Args:

@@ -1,10 +1,10 @@
 """The draw of caches that record no rule, as it was then: new caches equal it wherever it kept to the cap."""
 
-from videoscaling.data.splits import SAMPLE, VALIDATION_CLIPS, VALIDATION_SHARE, Headers
+from videoscaling.data.splits import SAMPLE, VALIDATION_CLIPS, VALIDATION_SHARE, VideoScan
 
 
 def draw_before(
-    headers: Headers, train: int | None, validation: int | None
+    headers: VideoScan, train: int | None, validation: int | None
 ) -> tuple[dict[str, list[str]], dict[str, list[str] | None]]:
     """The clips by source, validation's and training's (None: all of a source)."""
     headers.open(SAMPLE)

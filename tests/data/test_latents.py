@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.data.units import SETTINGS, SHAPE, TEXT, PoolingVAE, caption, files_of, make, unit, units_of
 from videoscaling.data.clip_groups import list_hash
 from videoscaling.data.latents import LatentCache
-from videoscaling.data.writer import Load, Share, open_cache, working
+from videoscaling.data.writer import Load, WorkShare, open_cache, working
 from videoscaling.utils.errors import DataFault, UserError
 
 
@@ -89,7 +89,7 @@ def test_a_finished_cache_is_left_alone_and_other_settings_are_refused(tmp_path)
     index = make(tmp_path)
     before = files_of(tmp_path)
     other = {**SETTINGS, "frames": 9, "stride": 2}
-    with working(tmp_path, Share()) as work:
+    with working(tmp_path, WorkShare()) as work:
         assert open_cache(tmp_path, SETTINGS, work) == index
         with pytest.raises(UserError, match=r"frames is 5 there and 9 now; stride is None there and 2 now"):
             open_cache(tmp_path, other, work)
@@ -97,7 +97,7 @@ def test_a_finished_cache_is_left_alone_and_other_settings_are_refused(tmp_path)
 
 
 def test_a_job_that_stopped_before_any_work_leaves_the_folder_free(tmp_path):
-    with working(tmp_path, Share()) as work:
+    with working(tmp_path, WorkShare()) as work:
         assert open_cache(tmp_path, SETTINGS, work) is None
     other = {**SETTINGS, "source": "another"}
     make(tmp_path, settings=other)

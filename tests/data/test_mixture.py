@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.data.units import SETTINGS, make, unit
-from videoscaling.data.clip_groups import Unit, list_hash
+from videoscaling.data.clip_groups import ClipGroup, list_hash
 from videoscaling.data.latents import LatentCache
 from videoscaling.data.mixture import Mixture, open_data, shares
 from videoscaling.data.sample_order import MIXED, mixed_index, sample_index
@@ -88,7 +88,7 @@ def test_clips_of_one_name_that_differ_are_both_kept(folders, tmp_path):
     assert third.validation_keys == keys
     # The same keys with other pixels, as two folders may have.
     same = unit("w", 900, 4).load()
-    other = Unit("w", [], lambda: Clips(one.validation_keys, same.captions, same.pixels))
+    other = ClipGroup("w", [], lambda: Clips(one.validation_keys, same.captions, same.pixels))
     make(tmp_path / "fourth", {"train": [unit("c", 0, 3)], "validation": [other]})
     assert open_data([folders[0], str(tmp_path / "fourth")]).validation_size == 8
 

@@ -11,15 +11,15 @@ from tests.data.splits_before import draw_before
 from tests.data.video.videos import make_video, source
 from videoscaling.data import splits as drawing
 from videoscaling.data.cache_report import split_text
-from videoscaling.data.clip_groups import Unit
+from videoscaling.data.clip_groups import ClipGroup
 from videoscaling.data.guard import first_frame
 from videoscaling.data.sources.listing import list_sources
 from videoscaling.data.sources.source import Rejected, Source
-from videoscaling.data.splits import Headers, Split, draw, hash_order
-from videoscaling.data.video.clips import Clips, Reading, Shape, load_clips
+from videoscaling.data.splits import Split, VideoScan, draw, hash_order
+from videoscaling.data.video.clips import ClipOptions, Clips, Shape, load_clips
 from videoscaling.utils.errors import UserError
 
-READING = Reading(Shape(frames=5, size=32, stride=2), 4)
+READING = ClipOptions(Shape(frames=5, size=32, stride=2), 4)
 ANY_LENGTH = replace(READING, clips=10_000)
 
 
@@ -45,7 +45,7 @@ def opened(monkeypatch):
             keys = [f"{source.name}#{9 * i}" for i in range(count)]
             return Clips(keys, [""] * count, torch.empty(count, 0), 12.0, 9 * count / 24)
 
-        return Unit(source.name, [f"{source.name}#{start}" for start in starts or ()], load)
+        return ClipGroup(source.name, [f"{source.name}#{start}" for start in starts or ()], load)
 
     monkeypatch.setattr(drawing, "video_unit", stand_in)
     return names
@@ -60,7 +60,7 @@ def numbered(count):
 
 
 def drawn(sources, *options, **more):
-    return draw(Headers(sources, READING, 0, 60), READING, *options, **more).units
+    return draw(VideoScan(sources, READING, 0, 60), READING, *options, **more).units
 
 
 def names_of(units):
@@ -108,7 +108,7 @@ def test_of_many_videos_few_are_opened(opened):
     drawn(numbered(1000), None, 20)
     assert len(opened) == drawing.SAMPLE
     del opened[:]
-    headers = Headers(numbered(1000), READING, 0, 60)
+    headers = VideoScan(numbered(1000), READING, 0, 60)
     split = draw(headers, READING, 500, 400).units
     assert len(opened) == headers.opened == 225  # 400 / 4 and 500 / 4 of them
     assert opened == [source.name for source in hash_order(numbered(1000))][:225]
@@ -119,7 +119,7 @@ def test_of_many_videos_few_are_opened(opened):
 
 def test_rejected_videos_among_those_opened_stay_to_be_reported_once(opened):
     names = [f"{'bad' if i % 3 == 0 else ''}{i}.mp4" for i in range(60)]
-    headers = Headers(sources_of(*names), READING, 0, 60)
+    headers = VideoScan(sources_of(*names), READING, 0, 60)
     split = draw(headers, READING).units
     assert sorted(names_of(split["train"]) + names_of(split["validation"])) == sorted(names)
     assert not any(name.startswith("bad") for name in names_of(split["validation"]))
@@ -162,7 +162,7 @@ def test_units_load_the_clips_of_their_keys(tmp_path):
     for name in ("a.mp4", "b.mp4"):
         make_video(tmp_path / name, frames=40)
     (tmp_path / "a.txt").write_text("a fog")
-    headers = Headers(list_sources(tmp_path), READING, 0, 60)
+    headers = VideoScan(list_sources(tmp_path), READING, 0, 60)
     units = draw(headers, READING).units
     assert headers.fps == 12
     for unit in [*units["train"], *units["validation"]]:
@@ -184,7 +184,7 @@ def split_of(opened, counts, *options, sources=None, **more) -> tuple[Split, int
     opened.counts.clear()
     opened.counts.update({f"{i}.mp4": count for i, count in enumerate(counts)})
     sources = sources or numbered(len(counts))
-    return draw(Headers(sources, ANY_LENGTH, 0, 60), ANY_LENGTH, *options, **more), sum(counts)
+    return draw(VideoScan(sources, ANY_LENGTH, 0, 60), ANY_LENGTH, *options, **more), sum(counts)
 
 
 def trained(split, opened):
@@ -236,7 +236,7 @@ def test_a_number_of_clips_takes_no_more_of_a_film_than_it_says(opened):
 
 def test_a_film_listed_in_ranges_is_split_between_them(opened):
     sources = [Source(f"film.mp4@{t}-{t + 5}", Path("film.mp4"), "", t, t + 5) for t in range(0, 1000, 5)]
-    split = draw(Headers(sources, ANY_LENGTH, 0, 60), ANY_LENGTH)
+    split = draw(VideoScan(sources, ANY_LENGTH, 0, 60), ANY_LENGTH)
     ranges = [
         [float(unit.source.partition("@")[2].partition("-")[0]) for unit in part] for part in split.units.values()
     ]
@@ -251,11 +251,11 @@ def test_the_list_of_a_parted_film_is_carried_on(opened):
     first, _ = split_of(opened, [891])
     frozen = keys_of(first.units["validation"])
     opened.counts["1.mp4"] = 7
-    more = draw(Headers(numbered(2), ANY_LENGTH, 0, 60), ANY_LENGTH, frozen=frozen)
+    more = draw(VideoScan(numbered(2), ANY_LENGTH, 0, 60), ANY_LENGTH, frozen=frozen)
     assert keys_of(more.units["validation"]) == frozen
     assert set(trained(more, opened)) == {*trained(first, opened), *(f"1.mp4#{9 * i}" for i in range(7))}
     # Where others outweigh it, the film is validated on alone.
-    many = draw(Headers(numbered(2000), ANY_LENGTH, 0, 60), ANY_LENGTH, frozen=frozen)
+    many = draw(VideoScan(numbered(2000), ANY_LENGTH, 0, 60), ANY_LENGTH, frozen=frozen)
     assert not many.parted
     assert "0.mp4" not in names_of(many.units["train"])
 
@@ -271,7 +271,7 @@ def test_caches_of_before_are_drawn_as_they_were(opened, seed):
         for as_before, long in ((False, 0), (True, 0), (True, 900)):
             every = [*counts, long] if long else counts
             opened.counts.update({f"{i}.mp4": number for i, number in enumerate(every)})
-            held, training = draw_before(Headers(numbered(len(every)), ANY_LENGTH, 0, 60), *options)
+            held, training = draw_before(VideoScan(numbered(len(every)), ANY_LENGTH, 0, 60), *options)
             if not training:  # refused before
                 continue
             split, _ = split_of(opened, every, *options, as_before=as_before)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from videoscaling.data.work_share import Share, slurm_warning, this_share
+from videoscaling.data.work_share import WorkShare, slurm_warning, this_share
 from videoscaling.utils.errors import UserError
 
 ARRAY = {"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": "10"}
@@ -22,7 +22,7 @@ TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8"}
     ],
 )
 def test_a_share_is_named_or_from_the_environment(option, environ, share):
-    assert this_share(option, environ) == Share(*share)
+    assert this_share(option, environ) == WorkShare(*share)
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_a_bad_share_is_a_users_error(option, environ, message):
 
 
 def test_a_share_of_an_array_is_warned_of():
-    assert slurm_warning(Share(4, 10), ARRAY).startswith(
+    assert slurm_warning(WorkShare(4, 10), ARRAY).startswith(
         "warning: task 4 of a Slurm array: this process makes 1/10 of the cache (share 4/10)"
     )
-    assert "--share none" in slurm_warning(Share(4, 10), ARRAY)
-    assert slurm_warning(Share(3, 8), TORCHRUN) is None
-    assert slurm_warning(Share(), ARRAY | {"SLURM_ARRAY_TASK_COUNT": "1", "SLURM_ARRAY_TASK_MIN": "4"}) is None
+    assert "--share none" in slurm_warning(WorkShare(4, 10), ARRAY)
+    assert slurm_warning(WorkShare(3, 8), TORCHRUN) is None
+    assert slurm_warning(WorkShare(), ARRAY | {"SLURM_ARRAY_TASK_COUNT": "1", "SLURM_ARRAY_TASK_MIN": "4"}) is None

@@ -9,20 +9,20 @@ import pytest
 from tests.data.units import SETTINGS, SHAPE, TEXT, PoolingVAE, files_of, make, unit, units_of
 from videoscaling.data import rejections, writer
 from videoscaling.data.latents import LatentCache
-from videoscaling.data.rejections import Tally
-from videoscaling.data.writer import Load, Share, close_cache, open_cache, plan_shards, working, write_share
+from videoscaling.data.rejections import RejectionCount
+from videoscaling.data.writer import Load, WorkShare, close_cache, open_cache, plan_shards, working, write_share
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import json_text
 
 
-def work_on(folder: Path, share: Share, vae=None, units=None, most: float = 1.0) -> dict | None:
+def work_on(folder: Path, share: WorkShare, vae=None, units=None, most: float = 1.0) -> dict | None:
     """What one of several processes does; the index, if it was the one to close the cache."""
     with working(folder, share) as work:
         if (index := open_cache(folder, SETTINGS, work)) is not None:
             return index
         shards = plan_shards(folder, SETTINGS, units or units_of(broken=True), 2)
         mine = [shard for split in shards.values() for shard in split][share.rank :: share.world]
-        write_share(mine, vae or PoolingVAE(), TEXT, SHAPE, work, Load(4), Tally(folder, shards, most, 10))
+        write_share(mine, vae or PoolingVAE(), TEXT, SHAPE, work, Load(4), RejectionCount(folder, shards, most, 10))
         return close_cache(folder, SETTINGS, shards, SHAPE, TEXT, work)
 
 
@@ -43,42 +43,42 @@ def test_any_number_of_processes_end_in_the_same_bytes(tmp_path, lives):
         with pytest.raises(UserError):
             LatentCache(tmp_path / "shared")
         if until is None:
-            closed = work_on(tmp_path / "shared", Share(rank, world))
+            closed = work_on(tmp_path / "shared", WorkShare(rank, world))
             assert (closed is None) == (number < len(lives) - 1)
         else:
             with pytest.raises(KeyboardInterrupt):
-                work_on(tmp_path / "shared", Share(rank, world), PoolingVAE(until))
+                work_on(tmp_path / "shared", WorkShare(rank, world), PoolingVAE(until))
     assert files_of(tmp_path / "shared") == files_of(tmp_path / "whole")
 
 
 def test_a_share_belongs_to_one_process(tmp_path):
-    with working(tmp_path, Share(1, 2)):
+    with working(tmp_path, WorkShare(1, 2)):
         with pytest.raises(UserError, match="share-1-of-2: another process is working in it"):
-            work_on(tmp_path, Share(1, 2))
-        assert work_on(tmp_path, Share(0, 2)) is None  # the other is free
-    assert work_on(tmp_path, Share(1, 2))["finished"]
+            work_on(tmp_path, WorkShare(1, 2))
+        assert work_on(tmp_path, WorkShare(0, 2)) is None  # the other is free
+    assert work_on(tmp_path, WorkShare(1, 2))["finished"]
 
 
 def test_shards_of_other_sources_are_not_taken_for_ours(tmp_path):
-    work_on(tmp_path, Share(0, 2))
+    work_on(tmp_path, WorkShare(0, 2))
     units = units_of(broken=True)
     units["train"][0] = unit("another", 0, 3)
-    assert work_on(tmp_path, Share(1, 2), units=units) is None
-    assert work_on(tmp_path, Share(0, 1), units=units)["finished"]
+    assert work_on(tmp_path, WorkShare(1, 2), units=units) is None
+    assert work_on(tmp_path, WorkShare(0, 1), units=units)["finished"]
     assert json.loads((tmp_path / "captions.jsonl").read_text().splitlines()[0])["key"] == "another#0"
 
 
 def test_too_many_rejections_stop_the_job_whoever_saw_them(tmp_path):
     units = {"train": [unit(f"v{k}", 10 * k, 3, broken=k in (0, 2, 5)) for k in range(10)], "validation": []}
-    assert work_on(tmp_path, Share(0, 2), units=units, most=0.2) is None  # v0 and v5
+    assert work_on(tmp_path, WorkShare(0, 2), units=units, most=0.2) is None  # v0 and v5
     with pytest.raises(
         UserError, match=r"3 of 10 videos cannot be used \(3 undecodable\); --max-rejected 0.3"
     ) as told:
-        work_on(tmp_path, Share(1, 2), units=units, most=0.2)
+        work_on(tmp_path, WorkShare(1, 2), units=units, most=0.2)
     assert str(tmp_path / "rejected.jsonl") in str(told.value)
     rows = [json.loads(line) for line in (tmp_path / "rejected.jsonl").open()]
     assert [row["source"] for row in rows] == ["v0", "v2", "v5"]
-    assert work_on(tmp_path, Share(1, 2), units=units, most=0.3)["rejected"] == {"undecodable": 3}
+    assert work_on(tmp_path, WorkShare(1, 2), units=units, most=0.3)["rejected"] == {"undecodable": 3}
     assert [json.loads(line)["source"] for line in (tmp_path / "rejected.jsonl").open()] == ["v0", "v2", "v5"]
 
 
@@ -102,7 +102,7 @@ def test_processes_that_begin_at_the_same_time_do_not_refuse_each_other(tmp_path
 
     for before in (False, True):
         (tmp_path / "index.json").unlink(missing_ok=True)
-        with writer.working(tmp_path, Share(0, 2)) as work, monkeypatch.context() as patch:
+        with writer.working(tmp_path, WorkShare(0, 2)) as work, monkeypatch.context() as patch:
             patch.setattr(Path, "iterdir", partialmethod(begin, before=before))
             assert writer.open_cache(tmp_path, SETTINGS, work) is None
 

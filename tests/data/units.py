@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from videoscaling.data import latents
-from videoscaling.data.clip_groups import Unit
+from videoscaling.data.clip_groups import ClipGroup
 from videoscaling.data.sources.source import Rejected
 from videoscaling.data.video.clips import Clips
 from videoscaling.data.writer import write_cache
@@ -48,12 +48,12 @@ def _load(name: str, first: int, count: int, broken: bool) -> Clips:
     return Clips([f"{name}#{i}" for i in index], [caption(i) for i in index], pixels)
 
 
-def unit(name: str, first: int, count: int, broken: bool = False) -> Unit:
+def unit(name: str, first: int, count: int, broken: bool = False) -> ClipGroup:
     """A source of ``count`` clips, which are functions of ``first`` and their number."""
-    return Unit(name, [], partial(_load, name, first, count, broken))
+    return ClipGroup(name, [], partial(_load, name, first, count, broken))
 
 
-def units_of(broken: bool = False) -> dict[str, list[Unit]]:
+def units_of(broken: bool = False) -> dict[str, list[ClipGroup]]:
     train = [unit(f"v{k}", 10 * k, 3 + k % 3, broken=broken and k == 2) for k in range(8)]
     return {"train": train, "validation": [unit("w0", 200, 4), unit("w1", 300, 3)]}
 

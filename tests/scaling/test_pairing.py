@@ -1,4 +1,4 @@
-"""What it does to an optimum that cells share their samples (docs/ensembles.md): on grids whose optimum is known.
+"""What it does to an optimum that cells share their samples (docs/stacked_runs.md): on grids whose optimum is known.
 
 A cell's noise is its own and, by ``correlation`` of its variance, that of all cells with the same stream.
 """

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from videoscaling.data.clip_groups import Unit
+from videoscaling.data.clip_groups import ClipGroup
 from videoscaling.data.video.clips import Clips
 from videoscaling.data.writer import write_cache
 from videoscaling.models.attention import choose_backend
@@ -62,10 +62,10 @@ def random_cache(folder: Path, n_ctx: int, clips: int = 512) -> Path:
         def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
             return shape
 
-    def unit(split: str, count: int) -> Unit:
+    def unit(split: str, count: int) -> ClipGroup:
         captions = [" ".join(f"word{(i + j) % 97}" for j in range(31)) for i in range(count)]
         keys = [f"{split} {i}" for i in range(count)]
-        return Unit(split, keys, lambda: Clips(keys, captions, torch.randn(count, *shape)))
+        return ClipGroup(split, keys, lambda: Clips(keys, captions, torch.randn(count, *shape)))
 
     settings = {"format": 1, "frames": shape[1], "height": shape[2], "width": shape[3], "source": "random"}
     settings |= {"vae": "none", "vae_fingerprint": "none", "text": "embedded", "text_fingerprint": "none"}

@@ -13,11 +13,11 @@ import av
 import numpy as np
 import torch
 
-from videoscaling.data.clip_groups import Unit, video_unit
+from videoscaling.data.clip_groups import ClipGroup, video_unit
 from videoscaling.data.latents import LatentCache
 from videoscaling.data.shards import Shard, encode_shard
 from videoscaling.data.sources.listing import list_sources
-from videoscaling.data.video.clips import Clips, Reading, Shape
+from videoscaling.data.video.clips import ClipOptions, Clips, Shape
 from videoscaling.data.video.decode_workers import decoded
 from videoscaling.models.text import load_text_encoder
 from videoscaling.models.vae import VideoVAE, load_vae
@@ -73,7 +73,7 @@ def overlap_row(args: argparse.Namespace, device: torch.device, folder: Path) ->
     (folder / "videos").mkdir()
     for number in range(VIDEOS):
         make_video(folder / "videos" / f"{number}.mp4", number)
-    reading = Reading(Shape(17, 32))
+    reading = ClipOptions(Shape(17, 32))
     units = [video_unit(source, reading) for source in list_sources(folder / "videos")]
     vae, text = load_vae("embedded", device), load_text_encoder("embedded")
     loaded = [unit.load() for unit in units[1:]]
@@ -98,7 +98,7 @@ def overlap_row(args: argparse.Namespace, device: torch.device, folder: Path) ->
     }  # fmt: skip
 
 
-def decode_seconds(units: list[Unit], vae: VideoVAE | None = None, text: Any = None) -> float:
+def decode_seconds(units: list[ClipGroup], vae: VideoVAE | None = None, text: Any = None) -> float:
     """To decode all units but the first, which starts the worker, and encode them meanwhile where a VAE is given."""
     answers = decoded(units, 1)
     next(answers)
@@ -110,7 +110,7 @@ def decode_seconds(units: list[Unit], vae: VideoVAE | None = None, text: Any = N
     return time.perf_counter() - begun
 
 
-def encode(vae: VideoVAE, text: Any, units: list[Unit], answers: Any) -> None:
+def encode(vae: VideoVAE, text: Any, units: list[ClipGroup], answers: Any) -> None:
     shape = vae.latent_shape(17, 32, 32)
     encode_shard(Shard(Path("none"), units, ""), answers, vae, text, shape, BATCH, lambda done: None)
 

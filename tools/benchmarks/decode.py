@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from videoscaling.data.sources.source import Source
-from videoscaling.data.video.clips import Reading, Shape, load_clips
+from videoscaling.data.video.clips import ClipOptions, Shape, load_clips
 from videoscaling.data.video.decode import BACKENDS, check_backend
 from videoscaling.data.video.probe import probe
 from videoscaling.tools.benchmarks.common import spread, timed
@@ -74,7 +74,7 @@ def seek_row(rounds: int, device: torch.device, folder: Path, source: Source) ->
 
 def clip_from_the_end(source: Source) -> functools.partial:
     start = len(probe(source).times) - FRAMES - 3
-    return functools.partial(load_clips, source, Reading(Shape(FRAMES, 32)), [start])
+    return functools.partial(load_clips, source, ClipOptions(Shape(FRAMES, 32)), [start])
 
 
 def usable(backend: str) -> bool:

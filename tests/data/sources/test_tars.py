@@ -13,7 +13,7 @@ from tests.data.video.videos import make_video
 from videoscaling.data.clip_groups import read_frozen
 from videoscaling.data.sources.listing import list_sources
 from videoscaling.data.sources.source import Rejected, identity
-from videoscaling.data.video.clips import Reading, Shape, load_clips
+from videoscaling.data.video.clips import ClipOptions, Shape, load_clips
 from videoscaling.utils.errors import UserError
 
 
@@ -93,7 +93,7 @@ def test_a_video_in_a_tar_is_the_video_in_a_folder(tmp_path):
     (tmp_path / "folder/x.txt").write_text("a ball")
     content = path.read_bytes()
     tar = make_tar(tmp_path / "s.tar", {"w.mp4": content[:3000], "x.mp4": content, "x.txt": b"a ball"})
-    reading = Reading(Shape(5, 32))
+    reading = ClipOptions(Shape(5, 32))
     loose, (cut, packed) = list_sources(tmp_path / "folder")[0], list_sources(tar)
     one, other = load_clips(loose, reading), load_clips(packed, reading)
     assert one.pixels.equal(other.pixels)
@@ -124,9 +124,9 @@ def test_a_shard_cut_short_keeps_what_it_has_and_reports_the_rest(tmp_path):
         f"ends at byte {tar.stat().st_size:,} without the two blocks of zeros that end an archive: "
         "samples may be missing"
     )
-    assert load_clips(whole[0], Reading(Shape(5, 32))).keys
+    assert load_clips(whole[0], ClipOptions(Shape(5, 32))).keys
     with pytest.raises(Rejected, match="truncated"):
-        load_clips(whole[1], Reading(Shape(5, 32)))
+        load_clips(whole[1], ClipOptions(Shape(5, 32)))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_flipped_bit_in_a_header_is_reported_and_rejected(tmp_path, header):
             f"at byte {header:,} is neither a member's header nor the end of the archive: what follows is lost",
         )
         with pytest.raises(Rejected, match=f"damaged archive: at byte {header:,} is"):
-            load_clips(rest, Reading(Shape(5, 32)))
+            load_clips(rest, ClipOptions(Shape(5, 32)))
 
 
 @pytest.mark.parametrize("byte", [0, 511, 512, 1023, 1024, 5000])

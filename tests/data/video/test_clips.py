@@ -9,7 +9,7 @@ from tests.data.video.test_decode import every_frame
 from tests.data.video.videos import damage, make_video, source
 from videoscaling.data.sources.listing import list_sources
 from videoscaling.data.sources.source import Rejected, Source
-from videoscaling.data.video.clips import Reading, Shape, load_clips, resize_and_crop, shown, to_float, windows
+from videoscaling.data.video.clips import ClipOptions, Shape, load_clips, resize_and_crop, shown, to_float, windows
 from videoscaling.data.video.probe import Probe, probe
 
 SHAPE = Shape(frames=5, size=32, stride=2)
@@ -25,7 +25,7 @@ def test_a_clip_is_resized_cropped_and_scaled(tmp_path):
     from torchvision.transforms import Resize
 
     path = make_video(tmp_path / "x.mp4", height=48, width=80)
-    loaded = load_clips(source(path), Reading(SHAPE), [3])
+    loaded = load_clips(source(path), ClipOptions(SHAPE), [3])
     assert loaded.keys == ["x.mp4#3"]
     assert loaded.pixels.dtype == torch.uint8
     clip = to_float(loaded.pixels)
@@ -55,7 +55,7 @@ def test_resizing_is_torchvisions_to_the_bit(height, width, size):
 
 def test_without_decoding_a_source_says_what_it_would_give(tmp_path):
     path = make_video(tmp_path / "x.mp4", frames=48)
-    reading = Reading(SHAPE, clips=3)
+    reading = ClipOptions(SHAPE, clips=3)
     loaded, promised = (load_clips(source(path), reading, decode=decode) for decode in (True, False))
     assert promised.keys == loaded.keys == ["x.mp4#0", "x.mp4#9", "x.mp4#27"]
     assert promised.pixels.shape == (3, 0)
@@ -71,7 +71,7 @@ def test_a_window_that_fails_costs_its_clip_alone(tmp_path, codec, backend):
     # Key frames every ten frames and nowhere else: the two encoders' thresholds have opposite ends.
     coding = {"g": "10", "bf": "0", "sc_threshold": "0" if codec == "libx264" else "1000000000"}
     path = make_video(tmp_path / "x.mp4", frames=60, codec=codec, coding=coding)
-    reading = Reading(Shape(5, 48), backend=backend)
+    reading = ClipOptions(Shape(5, 48), backend=backend)
     whole = load_clips(source(path), reading)
     assert (len(whole.keys), list(whole.rejected)) == (12, [])
     damage(path, [31])  # the second of ten frames that hang on each other
@@ -88,7 +88,7 @@ def test_a_window_that_fails_costs_its_clip_alone(tmp_path, codec, backend):
 
 def test_windows_do_not_overlap_and_spread_over_the_video():
     def starts(frames, hop=None, height=48, clips=4):
-        return windows(frames, height, 64, Reading(SHAPE, clips=clips, hop=hop))
+        return windows(frames, height, 64, ClipOptions(SHAPE, clips=clips, hop=hop))
 
     assert starts(9) == [0]  # 5 frames, 2 apart, span 9
     assert starts(35) == [0, 9, 18]
@@ -146,7 +146,7 @@ def test_a_range_is_in_seconds_from_the_first_frame():
 def test_resampled_clips_show_the_moments_asked_for(tmp_path):
     times = [i + i // 3 for i in range(60)]  # every fourth is missing
     path = make_video(tmp_path / "x.mp4", frames=60, times=times)
-    reading = Reading(Shape(5, 48), fps=6)
+    reading = ClipOptions(Shape(5, 48), fps=6)
     loaded = load_clips(source(path), reading)
     every = every_frame(path)
     moments = {key: [4 * (int(key.split("#")[1]) + i) for i in range(5)] for key in loaded.keys}
@@ -160,13 +160,13 @@ def test_resampled_clips_show_the_moments_asked_for(tmp_path):
 def test_a_range_is_cut_from_the_middle(tmp_path):
     path = make_video(tmp_path / "x.mp4", frames=60)
     ranged = Source("x.mp4@1-2", path, "a ball", 1, 2)
-    loaded = load_clips(ranged, Reading(Shape(12, 48)))
+    loaded = load_clips(ranged, ClipOptions(Shape(12, 48)))
     assert loaded.keys == ["x.mp4@1-2#0", "x.mp4@1-2#12"]
     assert loaded.captions == ["a ball"] * 2
     assert loaded.seconds == 1
     expected = every_frame(path)[24:36][:, :, 8:56]
     assert np.array_equal(loaded.pixels[0].permute(1, 2, 3, 0).numpy(), expected)
-    assert reason(load_clips, Source("x.mp4@5-6", path, "", 5, 6), Reading(Shape(2, 32))) == "too short"
+    assert reason(load_clips, Source("x.mp4@5-6", path, "", 5, 6), ClipOptions(Shape(2, 32))) == "too short"
 
 
 def test_pictures_are_clips_of_one_frame(tmp_path):
@@ -183,7 +183,7 @@ def test_pictures_are_clips_of_one_frame(tmp_path):
     exif[0x0112] = 6  # to be turned a quarter clockwise
     image.save(tmp_path / "turned.png", exif=exif)
     image.save(tmp_path / "lossy.jpg")
-    one = Reading(Shape(1, 48))
+    one = ClipOptions(Shape(1, 48))
     loaded = {each.name: load_clips(each, one) for each in list_sources(tmp_path)}
     assert len(loaded) == 8
     crop = torch.from_numpy(colours[:, 8:56]).permute(2, 0, 1)
@@ -194,8 +194,8 @@ def test_pictures_are_clips_of_one_frame(tmp_path):
     assert torch.equal(loaded["sixteen_bit.png"].pixels[0, :, 0], crop[:1].expand(3, -1, -1))
     for name in ("grey.png", "lossy.jpg"):
         assert (loaded[name].pixels[0, :, 0].float().mean() - crop.float().mean()).abs() < 4
-    assert reason(load_clips, source(tmp_path / "x.png"), Reading(Shape(2, 48))) == "too short"
-    assert reason(load_clips, source(tmp_path / "x.png"), Reading(Shape(1, 49))) == "too small"
+    assert reason(load_clips, source(tmp_path / "x.png"), ClipOptions(Shape(2, 48))) == "too short"
+    assert reason(load_clips, source(tmp_path / "x.png"), ClipOptions(Shape(1, 49))) == "too small"
     (tmp_path / "cut.png").write_bytes((tmp_path / "x.png").read_bytes()[:5000])
     assert reason(load_clips, source(tmp_path / "cut.png"), one) == "truncated"
     (tmp_path / "text.png").write_text("no picture")
@@ -205,5 +205,5 @@ def test_pictures_are_clips_of_one_frame(tmp_path):
 
 def test_pictures_and_one_frame_videos_give_clips_of_one_frame(tmp_path):
     path = make_video(tmp_path / "x.mp4", frames=3)
-    assert load_clips(source(path), Reading(Shape(1, 32))).pixels.shape == (3, 3, 1, 32, 32)
+    assert load_clips(source(path), ClipOptions(Shape(1, 32))).pixels.shape == (3, 3, 1, 32, 32)
     assert probe(source(path)).fps == 24

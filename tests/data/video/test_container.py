@@ -12,7 +12,7 @@ from tests.data.video.odd_videos import packed
 from tests.data.video.videos import make_video, source
 from videoscaling.data.sources.source import Rejected, Source
 from videoscaling.data.video import container
-from videoscaling.data.video.clips import Reading, Shape, load_clips
+from videoscaling.data.video.clips import ClipOptions, Shape, load_clips
 from videoscaling.data.video.container import MAX_PIXELS, open_video
 from videoscaling.data.video.decode import frame_reader
 from videoscaling.data.video.pictures import read_picture
@@ -81,7 +81,7 @@ def test_pictures_of_gigabytes_are_refused_by_their_header(tmp_path):
     assert (error.reason, error.detail) == ("too large", f"16000x16000 pixels; at most {MAX_PIXELS} are decoded")
     path.write_bytes(gif(64, 48, 40))
     assert len(probe(source(path)).times) == 40
-    assert load_clips(source(path), Reading(Shape(5, 32), clips=2)).pixels.shape == (2, 3, 5, 32, 32)
+    assert load_clips(source(path), ClipOptions(Shape(5, 32), clips=2)).pixels.shape == (2, 3, 5, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_memory_holds_a_few_frames_of_full_size_however_many_a_clip_has(tmp_path
     else:
         packed(path, frames, height, width)
     monkeypatch.setattr("videoscaling.data.video.decode.AT_ONCE_BYTES", 2 * 3 * height * width)
-    reading = Reading(Shape(frames, 32), backend=backend)
+    reading = ClipOptions(Shape(frames, 32), backend=backend)
     load_clips(source(path), reading)  # what is loaded once
     tracemalloc.start()
     try:

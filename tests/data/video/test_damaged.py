@@ -13,10 +13,10 @@ from tests.data.video.videos import make_sound, make_video, turn
 from videoscaling.data.clip_groups import video_unit
 from videoscaling.data.sources.listing import list_sources
 from videoscaling.data.sources.source import Rejected
-from videoscaling.data.video.clips import Clips, Reading, Shape
+from videoscaling.data.video.clips import ClipOptions, Clips, Shape
 from videoscaling.data.video.decode_workers import decoded
 
-READING = Reading(Shape(frames=5, size=32, stride=2), clips=3)
+READING = ClipOptions(Shape(frames=5, size=32, stride=2), clips=3)
 LIMIT = 20.0
 BASES = {
     "plain.mp4": {},
@@ -129,7 +129,7 @@ def test_memory_stays_flat_over_ten_thousand_clips(tmp_path):
     files = []
     for i, backend in enumerate(["decord", "pyav"]):
         path = make_video(tmp_path / f"{i}.mp4", frames=200, height=64, width=64, coding={"g": "12"})
-        files.append(video_unit(list_sources(tmp_path)[i], Reading(Shape(9, 32), clips=20, backend=backend)))
+        files.append(video_unit(list_sources(tmp_path)[i], ClipOptions(Shape(9, 32), clips=20, backend=backend)))
         assert path.exists()
     (tmp_path / "bad.mp4").write_bytes((tmp_path / "0.mp4").read_bytes()[:9000])
     files.append(video_unit(next(s for s in list_sources(tmp_path) if s.name == "bad.mp4"), READING))

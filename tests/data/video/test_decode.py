@@ -15,7 +15,7 @@ import torch
 
 from tests.data.video.videos import cut, damage, make_video, orient, picture, source, turn
 from videoscaling.data.sources.source import Rejected, Source
-from videoscaling.data.video.clips import Reading, Shape, load_clips
+from videoscaling.data.video.clips import ClipOptions, Shape, load_clips
 from videoscaling.data.video.decode import BACKENDS, EXACT_FORMATS, check_backend, frame_reader
 from videoscaling.data.video.probe import probe
 from videoscaling.utils.errors import UserError
@@ -383,7 +383,7 @@ def test_no_open_files_remain(tmp_path, backend):
     handles = Path("/proc/self/fd")
     if not handles.exists():
         pytest.skip("needs /proc")
-    reading = Reading(Shape(3, 32), backend=backend)
+    reading = ClipOptions(Shape(3, 32), backend=backend)
     load_clips(source(path), reading)
     before = len(list(handles.iterdir()))
     for _ in range(10):

@@ -9,7 +9,7 @@ import pytest
 from tests.data.video.odd_videos import MATRICES, backends, packed, played, remux, reorders, shown_by
 from tests.data.video.videos import make_video, orient, source
 from videoscaling.data.sources.source import Rejected
-from videoscaling.data.video.clips import Reading, Shape, load_clips
+from videoscaling.data.video.clips import ClipOptions, Shape, load_clips
 from videoscaling.data.video.decode import frame_reader
 from videoscaling.data.video.probe import probe
 
@@ -58,7 +58,7 @@ def test_packed_b_frames_are_read(tmp_path, frames):
     for numbers in ([0, 1, 2], [20], [len(expected) - 1]):
         for pictures in every_backend(path, numbers):
             assert np.array_equal(pictures, expected[numbers])
-    clips = load_clips(source(path), Reading(Shape(13, 48)))
+    clips = load_clips(source(path), ClipOptions(Shape(13, 48)))
     assert len(clips.keys) == len(expected) // 13
     assert not clips.rejected
 
@@ -115,4 +115,4 @@ def test_bytes_behind_the_end_are_no_truncation(tmp_path, name, video, tail):
 @pytest.mark.parametrize("name", ["é", "\udce9"])
 def test_packed_videos_of_any_name_are_read(tmp_path, name):
     path = packed(Path(f"{tmp_path}/{name}.avi"), 20)
-    assert len(load_clips(source(path), Reading(Shape(5, 32))).keys) == len(played(path)) // 5
+    assert len(load_clips(source(path), ClipOptions(Shape(5, 32))).keys) == len(played(path)) // 5

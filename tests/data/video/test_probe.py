@@ -7,7 +7,7 @@ import pytest
 from tests.data.video.videos import cut, make_sound, make_video, source
 from videoscaling.data.sources.listing import list_sources
 from videoscaling.data.sources.source import Rejected, Source
-from videoscaling.data.video.clips import Reading, Shape, load_clips
+from videoscaling.data.video.clips import ClipOptions, Shape, load_clips
 from videoscaling.data.video.probe import probe
 
 
@@ -55,7 +55,7 @@ def test_a_transport_stream_declares_no_length_and_gives_what_it_has(tmp_path):
     path = make_video(tmp_path / "x.ts", options={"mpegts_flags": "resend_headers"})
     assert len(probe(source(path)).times) == 30
     assert 5 <= len(probe(source(cut(path, 0.5))).times) < 30
-    assert load_clips(source(path), Reading(Shape(3, 32), clips=1)).pixels.shape == (1, 3, 3, 32, 32)
+    assert load_clips(source(path), ClipOptions(Shape(3, 32), clips=1)).pixels.shape == (1, 3, 3, 32, 32)
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.mov", "x.avi", "x.mkv", "fragments.mp4"])
@@ -89,7 +89,7 @@ def test_frames_that_are_not_shown_are_not_counted(tmp_path, skipped):
     assert len(shown) == 30 - skipped
     found = probe(source(path))
     assert list(found.times) == [time for time, _ in shown]
-    clip = load_clips(source(path), Reading(Shape(5, 48), clips=1)).pixels[0]
+    clip = load_clips(source(path), ClipOptions(Shape(5, 48), clips=1)).pixels[0]
     expected = np.stack([pixels for _, pixels in shown[:5]])[:, :, 8:56]
     assert np.array_equal(clip.permute(1, 2, 3, 0).numpy(), expected)
 
@@ -107,7 +107,7 @@ def test_what_is_no_video_is_rejected_with_the_reason(tmp_path):
     found = {}
     for each in list_sources(tmp_path):
         try:
-            load_clips(each, Reading(Shape(frames=5, size=32, stride=2)))
+            load_clips(each, ClipOptions(Shape(frames=5, size=32, stride=2)))
             found[each.name] = None
         except Rejected as error:
             found[each.name] = error.reason if error.detail else "no detail"

@@ -12,7 +12,7 @@ import torch
 
 from tests.processes import launch
 from tests.processes.launch import ROOT, wait_until
-from videoscaling.data.clip_groups import Unit
+from videoscaling.data.clip_groups import ClipGroup
 from videoscaling.data.sources.source import Rejected
 from videoscaling.data.video.clips import Clips
 from videoscaling.data.video.decode_workers import decoded
@@ -45,8 +45,8 @@ def process_of(name: str) -> Clips:
     return clips(name)._replace(captions=[str(os.getpid())])
 
 
-def unit(number: int, load=clips, **options) -> Unit:
-    return Unit(str(number), [], partial(load, str(number), **options))
+def unit(number: int, load=clips, **options) -> ClipGroup:
+    return ClipGroup(str(number), [], partial(load, str(number), **options))
 
 
 def children() -> set[str]:
@@ -98,7 +98,7 @@ def test_an_error_of_ours_is_no_rejection():
     with pytest.raises(ZeroDivisionError):
         list(decoded([unit(1, break_down)], 0))
     with pytest.raises(Exception, match="pickle|local object"):
-        list(decoded([Unit("0", [], lambda: clips("0"))], 1))
+        list(decoded([ClipGroup("0", [], lambda: clips("0"))], 1))
     assert not children()
 
 

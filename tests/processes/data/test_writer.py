@@ -15,7 +15,7 @@ from tests.data.test_writer import work_on
 from tests.data.units import PoolingVAE, files_of, unit
 from tests.processes.trainings import finish, start
 from videoscaling.data import writer
-from videoscaling.data.writer import Share
+from videoscaling.data.writer import WorkShare
 
 
 def cache_slowly(out: str) -> int:
@@ -26,7 +26,7 @@ def cache_slowly(out: str) -> int:
             time.sleep(0.03)
             return super().encode(clips)
 
-    share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    share = WorkShare(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     units = {"train": [unit(f"v{k}", 10 * k, 2, broken=k % 9 == 4) for k in range(90)], "validation": []}
     units["validation"] = [unit(f"w{k}", 5000 + 10 * k, 2) for k in range(10)]
     work_on(Path(out), share, Slow(), units)

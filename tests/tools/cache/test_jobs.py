@@ -10,9 +10,9 @@ from tests.data.units import unit
 from tests.data.video.videos import make_video
 from tests.tools.cache.test_latents import PoolingVAE, files_of, run, videos  # noqa: F401
 from videoscaling.data import verify
-from videoscaling.data.clip_groups import Unit
+from videoscaling.data.clip_groups import ClipGroup
 from videoscaling.data.latents import LatentCache
-from videoscaling.data.writer import Load, Share
+from videoscaling.data.writer import Load, WorkShare
 from videoscaling.tools.cache_latents import this_share
 from videoscaling.utils.errors import UserError
 
@@ -42,7 +42,7 @@ def test_a_dry_run_says_what_the_cache_then_holds_and_writes_nothing(run, videos
 
 
 def test_a_dry_run_outlives_a_video_that_hangs():
-    units = [Unit("hangs", [], partial(time.sleep, 600)), unit("x", 0, 2)]
+    units = [ClipGroup("hangs", [], partial(time.sleep, 600)), unit("x", 0, 2)]
     decode, encode = verify._speed(units, PoolingVAE(), Load(4, 2, 0.5))
     assert 0 < decode < 300  # of 600 that it would hang
     assert encode > 0
@@ -127,7 +127,7 @@ def test_workers_and_shares_make_the_same_bytes(run, videos, tmp_path, monkeypat
 def test_shares_of_torchrun_and_of_slurm_arrays(monkeypatch, env, share):
     for name, value in env.items():
         monkeypatch.setenv(name if "R" in name and name != "STEP" else f"SLURM_ARRAY_TASK_{name}", str(value))
-    assert this_share() == Share(*share)
+    assert this_share() == WorkShare(*share)
 
 
 def test_an_array_with_gaps_is_refused(monkeypatch):

@@ -13,7 +13,7 @@ from videoscaling.data.clip_groups import VALIDATION_SEED, list_hash
 from videoscaling.data.latents import LatentCache, read_index
 from videoscaling.data.sources import synthetic
 from videoscaling.data.sources.source import Source
-from videoscaling.data.video.clips import Reading, Shape, load_clips, to_float
+from videoscaling.data.video.clips import ClipOptions, Shape, load_clips, to_float
 from videoscaling.tools import cache_latents
 from videoscaling.utils.errors import run_cli
 
@@ -100,7 +100,7 @@ def test_a_folder_of_videos(run, videos, tmp_path):
         for i, row in enumerate(listed):
             name, start = row["key"].split("#")
             assert row["caption"] == f"video {name}"
-            clip = to_float(load_clips(Source(name, videos / name, ""), Reading(Shape()), [int(start)]).pixels)[0]
+            clip = to_float(load_clips(Source(name, videos / name, ""), ClipOptions(Shape()), [int(start)]).pixels)[0]
             torch.testing.assert_close(found[i], PoolingVAE().encode(clip[None])[0], rtol=2**-11, atol=1e-6)
             expected, _ = text.encode([row["caption"]])
             torch.testing.assert_close(context[i][mask[i]], expected[0], rtol=2**-11, atol=1e-6)

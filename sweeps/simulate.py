@@ -1,0 +1,77 @@
+"""``sweep.py simulate``: what a sweep would identify if a law were true, before any of it is trained."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from videoscaling.models.sizes import smooth_width
+from videoscaling.scaling import laws, simulate
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.planning.request import LEAST, MOST
+from videoscaling.sweeps.cost import flops_of
+from videoscaling.sweeps.grid import Prediction, load_sweep
+from videoscaling.sweeps.run import simulated
+from videoscaling.training.config import Config
+from videoscaling.training.run import clip_tokens, encoded_shape
+from videoscaling.utils.errors import UserError
+
+MOST_NOISE = 0.1  # of a run's loss: beyond it losses are as good as none, and below 0 at last
+
+
+def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str]) -> list[int]:
+    """(C, f, h, w) of clips, encoded or not: the cache's if it is there, else of ``given`` tokens, else of the law's.
+
+    The law's tokens are an assumption, which is added to ``assumed`` in words. Without a cache the clips are one row
+    of tokens of no channels: how many there are is not known, and no cell is refused for them.
+
+    Raises:
+        UserError: ``given`` contradicts the cache, the cache is none, or nothing tells.
+    """
+    folder, shape = config.data.cache, encoded_shape(config)
+    if shape is not None:
+        found = clip_tokens(config, shape)
+        if given not in (None, found):
+            raise UserError(f"--n-ctx {given}: the clips of {folder} have {found} tokens; leave it out")
+        return shape
+    where = f"no latent cache in {folder}" if folder else "no data.cache"
+    if given is None and law.n_ctx is None:
+        raise UserError(f"{where}, and law {law.name!r} has no n_ctx: give --n-ctx, the tokens per clip")
+    if given is None:
+        assumed.add(f"{where}: clips of {law.n_ctx} tokens are taken, as in law {law.name!r}; --n-ctx gives yours")
+    frames, *sides = config.model.patch
+    return [0, frames * (given or law.n_ctx), *sides]
+
+
+def command(arguments: argparse.Namespace, overrides: list[str], prediction: Callable[[Path], Prediction]) -> int:
+    """What the sweep would tell about a budget if a law were true: simulated, fitted and planned many times over."""
+    limits = {"flops": (LEAST, MOST["flops"]), "noise": (LEAST, MOST_NOISE), "n_ctx": (1, MOST["n_ctx"])}
+    for name, (least, most) in limits.items():
+        given = getattr(arguments, name)
+        if given is not None and not least <= given <= most:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} {given!s:.12}: must be a number from {least:g} to {most:g}")
+    law = laws.load(arguments.law)
+    assumed: set[str] = set()
+
+    def meta(config: Config) -> dict[str, Any]:
+        shape = latent_shape(config, arguments.n_ctx, law, assumed)
+        return {"latent_shape": shape, "fingerprint": config.data.fingerprint}
+
+    try:
+        sweep = load_sweep(arguments.config, overrides, meta, prediction)
+    except UserError as error:
+        raise UserError("; ".join([str(error), *assumed])) from None
+    cells = simulated(sweep)
+    n_ctx = sweep.cells[0].n_ctx
+    flops = arguments.flops or 10 * max(flops_of(cell) for cell in sweep.cells)
+    prior = laws.load(arguments.prior) if arguments.prior else None
+    per_token = allocation.c_token(n_ctx, smooth_width)
+    expected = simulate.expect(law, cells, arguments.noise, flops, per_token, n_ctx, prior)
+    expected["warnings"] = [*assumed, *expected["warnings"]]
+    for text in expected["warnings"]:
+        print(f"warning: {text}", file=sys.stderr)
+    print(json.dumps(expected) if arguments.json else simulate.text(expected))
+    return 0

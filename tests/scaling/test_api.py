@@ -1,0 +1,64 @@
+"""The Python interface: the committed notebook as it stands, and arrays that are none."""
+
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from videoscaling.scaling.api import fit, plan
+from videoscaling.scaling.runs import from_arrays
+from videoscaling.utils.errors import UserError
+
+NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "notebooks" / "laws.ipynb"
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]\d+)?")
+COLUMNS = {"N": [1e6, 2e6], "T": 1e7, "loss": [0.5, 0.4]}
+
+
+def test_the_notebook_prints_what_is_committed(monkeypatch):
+    monkeypatch.chdir(NOTEBOOK.parent)
+    space: dict = {}
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec("".join(cell["source"]), space)
+        committed = "".join("".join(output["text"]) for output in cell["outputs"])
+        found = printed.getvalue()
+        assert NUMBER.sub("#", found) == NUMBER.sub("#", committed)
+        numbers = [[float(text) for text in NUMBER.findall(said)] for said in (found, committed)]
+        # The last printed digit of small numbers may differ on another machine.
+        np.testing.assert_allclose(*numbers, rtol=0.01, atol=0.011)
+
+
+def test_arrays_are_a_ledger_of_runs():
+    ledger = from_arrays(COLUMNS | {"loss": [0.5, np.inf], "run_id": ["a", "b"], "n_ctx": 1280})
+    assert ledger.run_id.tolist() == ["a", "b"]
+    assert ledger.loss.tolist() == [0.5, np.inf]
+    assert np.isnan(ledger.B).all()
+    assert ledger.n_ctx.tolist() == [1280, 1280]
+    assert from_arrays(COLUMNS).run_id.tolist() == ["row-1", "row-2"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"N": [1e6], "loss": [1]}, "columns T are missing"),
+        (COLUMNS | {"rate": 1e-3}, "unknown column 'rate'"),
+        (COLUMNS | {"B": [1, 2, 3]}, "different lengths: N 2, T 1, loss 2, B 3"),
+        (COLUMNS | {"T": [1e7, -1]}, "row 2: T is -1"),
+        (COLUMNS | {"loss": [0.5, np.nan]}, "row 2: loss is nan"),
+    ],
+)
+def test_columns_that_are_no_runs_are_refused_by_name(columns, message):
+    with pytest.raises(UserError, match=message):
+        fit(columns)
+
+
+def test_a_plan_is_that_of_the_planner(paper):
+    assert plan(paper, flops=1e22)["N"] == pytest.approx(2.435e9, rel=1e-3)
+    with pytest.raises(UserError, match="nothing is fixed"):
+        plan(paper)
