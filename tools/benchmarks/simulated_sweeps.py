@@ -7,10 +7,10 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling.fitting.loss import fit_losses
-from videoscaling.scaling.fitting.surface import Surface
-from videoscaling.scaling.fitting.surface_fit import fit_surface
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.losses.average import fit_losses
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.fit import fit_surface
+from videoscaling.scaling.fitting.surface.surface import Surface
 
 NOISE, CORRELATION = 0.007, 0.9
 # The planted laws: exponents of lr_opt and of B_opt (or of the critical batch) in T and N, and the ridge's slope in B.
