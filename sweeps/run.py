@@ -6,13 +6,13 @@ from typing import Any
 
 from videoscaling.sweeps import added_cells, slurm
 from videoscaling.sweeps.cost import estimate
-from videoscaling.sweeps.directory import write_sweep_file
+from videoscaling.sweeps.directory import recorded_data, write_sweep_file
 from videoscaling.sweeps.grid import Sweep
 from videoscaling.sweeps.progress import SweepProgress
 from videoscaling.sweeps.state import export_result, import_result, label_heldout
 from videoscaling.sweeps.status import plan, plan_text, print_status, states_of
 from videoscaling.training.result import finished_result
-from videoscaling.training.run import Run, beta2_warnings
+from videoscaling.training.run import Run, beta2_warnings, token_numbers, width_warnings
 from videoscaling.utils.errors import CONTINUES, PREEMPTED, UserError, plural
 from videoscaling.utils.locks import lock_run_dir
 
@@ -37,11 +37,14 @@ def simulated(sweep: Sweep) -> list[Any]:
 
 
 def report_warnings(sweep: Sweep) -> list[str]:
-    """Print and return the sweep's warnings before compute is spent: grids too small for a fit, a clamped beta2."""
+    """Print and return warnings before compute is spent: grids too small for a fit, a clamped beta2, narrow widths."""
     from videoscaling.scaling import simulate
 
     optimizers = [(cell.config.optim, cell.config.train.batch_tokens) for cell in sweep.cells]
     found = [*simulate.doubts(simulated(sweep)), *beta2_warnings(optimizers)]
+    config = sweep.cells[0].config
+    token_dim = token_numbers(config, recorded_data(sweep.keys.results, config)["latent_shape"])
+    found += width_warnings([cell.config.model.width for cell in sweep.cells], token_dim)
     for text in found:
         print(f"warning: {text}", file=sys.stderr)
     return found

@@ -242,7 +242,7 @@ class Trainer:
         if self.main:
             self._log = open_log(
                 self.run,
-                self.cache.train_size,
+                self.cache,
                 step=self.step,
                 device=self.device,
                 world=self.world,

@@ -74,7 +74,7 @@ def test_simulate_needs_no_encoded_clips(sweep: Path, tmp_path: Path) -> None:
     assert of_cache["n_ctx"] == 32
     assert "32 tokens" in here("simulate", sweep, "--n-ctx", 16, status=2)[1]
     assert here("simulate", sweep, "--n-ctx", 32, "--json")[0] == json.dumps(of_cache) + "\n"
-    patched = yaml.safe_load((tmp_path / "base.yaml").read_text()) | {"model": {"patch": [1, 2, 2]}}
+    patched = yaml.safe_load((tmp_path / "base.yaml").read_text()) | {"model": {"patch": [1, 2, 4]}}
     (tmp_path / "patched.yaml").write_text(yaml.safe_dump(patched))
     # What training would refuse of a cache that is there, the simulation does too.
     assert "too narrow" in here("simulate", sweep, f"base={tmp_path / 'patched.yaml'}", status=2)[1]
