@@ -11,7 +11,7 @@ from torch import Tensor
 from videoscaling.utils.files import atomic_write
 from videoscaling.utils.finiteness import check_finite
 
-TILE = 160  # pixels that a clip of a grid is at least wide, for people to see and captions to have room
+TILE = 160  # least width of a clip in a grid, in pixels, so that it is visible and its caption has room
 
 
 def to_bytes(clip: Tensor) -> np.ndarray:

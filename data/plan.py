@@ -151,7 +151,7 @@ def plan_videos(request: VideoRequest) -> tuple[dict[str, Any], Planner]:
 
 
 def _validation_wanted(text: str | None) -> tuple[int | None, list[str] | None]:
-    """What ``--validation`` asks for: a number of clips, or the keys of an earlier list."""
+    """The value of ``--validation``: a number of clips, or the keys of an earlier list."""
     if text is None or text.isdecimal():
         return (None if text is None else int(text)), None
     if not Path(text).exists():

@@ -1,15 +1,15 @@
-"""A shard: latents, text and the names of some clips in one safetensors file, and what its header tells.
+"""Shards: latents, text and names of clips in one safetensors file, with metadata in its header.
 
     latents      float16 [n, C, f, h, w]
     text         float16 [m, L, dim], of the m different captions, padded to the longest of them
     text_length  int32 [m]; text_row int32 [n], each clip's row of text
 
-The header's metadata are one JSON string, since safetensors writes several in no fixed order, and a cache is the same
-bytes every time. It holds the clips' keys and captions, the sources that gave none, sums for the latents' statistics,
-what the shard was planned to hold, and the checksum of the tensors: whoever closes a cache of terabytes reads headers.
-It also holds a CRC-32 of each clip. A training reads clips in random order, so that the checksum of the tensors would
-have it read the whole cache before its first steps; a clip is checked alone, when a process first reads it. A first
-read then takes 1.1 s of processor time per GiB more than a second one (clips of 16x5x32x32 latents and 32 tokens).
+The header's metadata are one JSON string, because safetensors writes several in no fixed order and a cache must be the
+same bytes every time. It holds the clips' keys and captions, the rejected sources, sums for the latents' statistics,
+the plan of the shard, and the checksum of the tensors. So the process that writes the index of a cache of terabytes
+reads headers only. The metadata also hold a CRC-32 of each clip. Training reads clips in random order, and checking
+the tensors' checksum would read the whole cache before the first steps. So each clip is checked when a process first
+reads it: 1.1 s of processor time per GiB more than a second read (clips of 16x5x32x32 latents and 32 tokens).
 """
 
 import functools

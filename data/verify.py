@@ -94,7 +94,7 @@ def _clips_of(unit: ClipGroup, headers: VideoScan) -> float:
 
 
 def _speed(units: list[ClipGroup], vae: Any, load: Load) -> tuple[float, float]:
-    """Seconds to decode a clip and to encode one, on a random part of the units, neither beside the other.
+    """Seconds to decode a clip and to encode one, each measured alone on a random part of the units.
 
     Raises:
         UserError: no clip can be decoded.

@@ -1,11 +1,11 @@
-"""Making a latent cache: any number of processes share its shards without talking to each other.
+"""Writer of latent caches: any number of processes share the shards without communication.
 
-What a shard holds follows from the list of sources and the settings alone, so process r of n makes every n-th shard,
-and whichever finds all of them there writes the lists and the index. A shard is written under a temporary name and
-renamed, and one that is there is not made again. The bytes are the same for any number of processes, killed or not.
+The content of a shard is a function of the list of sources and the settings. So process r of n makes every n-th
+shard, and the process that finds all shards finished writes the lists and the index. A shard is written under a
+temporary name and renamed; a finished shard is not made again. The bytes are the same for any number of processes,
+killed or not.
 
-While it is made, a cache has a hidden folder ``.work`` with one folder per process: its lock and its
-temporary files.
+An unfinished cache has a hidden folder ``.work`` with one folder per process for its lock and temporary files.
 """
 
 import json
@@ -84,7 +84,7 @@ def _remove(work: Path) -> None:
 
 
 def _clean(work: Path) -> None:
-    """Remove what killed processes left beside ``work``; those that live remove their own."""
+    """Remove the files that killed processes left next to ``work``; living processes remove their own."""
     remove_leftovers(work.parents[1], "rejected.jsonl")
     for left in work.parent.iterdir():
         if left != work:
@@ -180,7 +180,7 @@ def _without_rule(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def difference(there: dict[str, Any], now: dict[str, Any]) -> str:
-    """Where two settings differ, in words."""
+    """The differences of two settings, as text."""
     pairs = {key: (there.get(key), now.get(key)) for key in {**there, **now}}
     return "; ".join(f"{key} is {a!r} there and {b!r} now" for key, (a, b) in sorted(pairs.items()) if a != b)
 
@@ -232,7 +232,7 @@ def write_share(
             progress(len(shard.units))
         else:
             missing.append(shard)
-    # One stream over all shards, so that decoding goes on while a shard is written.
+    # One stream over all shards, so that decoding continues while a shard is written.
     answers = decoded((unit for shard in missing for unit in shard.units), load.workers, load.limit_seconds)
     try:
         for shard in missing:
@@ -255,12 +255,12 @@ def close_cache(
     about: dict[str, Any] | None = None,
     frozen: Sequence[str] | None = None,
 ) -> dict[str, Any] | None:
-    """Write the lists and the index of a cache whose shards are all there; the same bytes whoever does it.
+    """Write the lists and the index of a cache whose shards are all finished; every process writes the same bytes.
 
     Args:
         text: as ``write_share``'s, with ``max_tokens`` and ``count_tokens(prompts)`` too.
-        about: further facts for the index, of no consequence for the content.
-        frozen: the validation keys of an earlier cache, all of which must be in this one.
+        about: further facts for the index, which do not change the content.
+        frozen: the validation keys of an earlier cache; this cache must have all of them.
 
     Returns:
         the index, or None where shards are still missing.

@@ -215,7 +215,7 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
         spec: ``"embedded"`` (the tiny one shipped here), a folder in diffusers' format (of an autoencoder, or of a
             pipeline that holds one in ``vae/``), or a hub id.
         device: where to run it.
-        dtype: what to run it in; whatever it was stored in. Latents and statistics stay float32.
+        dtype: compute dtype, independent of the stored one. Latents and statistics stay float32.
 
     Raises:
         UserError: missing, unreadable, incomplete, of a class that is not supported, or without latent statistics.

@@ -37,10 +37,9 @@ class Rejected(Exception):
 class Source:
     """A video or picture to read.
 
-    ``name`` is its identity everywhere: its path as the folder, manifest or shard knows it, and the range where a
-    manifest names one. ``start`` and ``end`` are that range, in seconds; ``offset`` and ``size`` say where in ``path``
-    its bytes are, where that is a tar. ``fault`` is what is wrong with a tar, of which what lies there is rejected as
-    one source.
+    ``name`` is its identity everywhere: its path in the folder, manifest or shard, with the range if a manifest gives
+    one. ``start`` and ``end`` are that range in seconds. In a tar, ``offset`` and ``size`` locate its bytes in
+    ``path``. ``fault`` describes a damaged part of a tar, which is rejected as one source.
     """
 
     name: str

@@ -97,7 +97,7 @@ def probe(source: Source) -> Probe:
         raise Rejected("missing", "no such file") from None
     except Rejected:
         raise
-    except Exception as error:  # whatever a damaged header makes of itself
+    except Exception as error:  # a damaged header may raise anything
         raise Rejected("unreadable", message(error)) from None
 
 
