@@ -68,7 +68,7 @@ class SlurmKeys:
         array: most jobs of the array at once.
         runs_per_job: cells in one job, which trains them as a machine of its own would: as many at once as its GPUs
             and ``runs_per_gpu`` allow, the others after them.
-        warning_seconds: before its end a job is told to checkpoint; it is queued again, and goes on there.
+        warning_seconds: how long before its end a job is signalled to checkpoint; it is requeued and continues there.
         setup: lines of shell that come first on the node: modules, an environment, a container.
         options: further options of sbatch, such as {qos: low, exclude: "node[3-4]"}.
     """
@@ -99,7 +99,7 @@ class ExecutorKeys:
         stack: cells of a row (alike but for rates and seeds) that one process trains in lock-step: the most of them,
             or auto, which stacks small models (docs/stacked_runs.md).
         retries: further attempts at a cell that crashes, or whose job is lost.
-        slurm: what a job asks for.
+        slurm: resources and options of a job.
     """
 
     kind: str = "local"
@@ -161,8 +161,8 @@ class SweepKeys:
     cost: CostKeys = field(default_factory=CostKeys)
 
 
-# Texts of a sweep, beside those under ``config``, which are training's. The values of sbatch's options are what it is
-# given, and true where an option has none.
+# Text keys of a sweep, in addition to training's under ``config``. The values of sbatch's options are passed as
+# written, and true for an option without a value.
 TEXT = {"name", "out", "base", "around", "results", "extends", "sizes[].size", "executor.kind", "executor.slurm.time"}
 TEXT |= {f"executor.slurm.{name}" for name in ("partition", "account", "mem", "setup[]")}
 MAX_COUNT = 10_000  # repeats of a cell or steps of an axis: the listing of more would never end
@@ -194,7 +194,7 @@ def overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 
 
 def sweep_key_hint(option: str) -> str:
-    """How to give what the unknown ``option`` asks for, such as --lr, as a key of a sweep; empty for none."""
+    """A hint that names the sweep key for an unknown ``option`` such as --lr; empty without one."""
     word = option.lstrip("-").replace("-", "_")
     if word in ("config", "cfg", "yaml"):
         return "; give the sweep's YAML without an option, such as configs/sweep/quickstart.yaml"

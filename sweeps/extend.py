@@ -36,7 +36,7 @@ BUDGET_RATIO = 10  # times the costliest cell: the budget that is predicted wher
 
 @dataclass(frozen=True)
 class Options:
-    """What ``extend`` may be told; None is the default. FLOPs, parameters and tokens in ones."""
+    """Options of ``extend``; None is the default. FLOPs, parameters and tokens in ones."""
 
     run: bool = False
     json: bool = False
@@ -189,8 +189,8 @@ def _size(cells: list[Run], results: Cells) -> Size:
 def additions_of(sweep: Sweep, proposals: tuple[Proposal, ...]) -> list[Addition]:
     """The proposals as cells of the sweep.
 
-    A run of the cell that was added before, and ends before the milestone, goes on where it can, which costs less;
-    else the cell gets a new one.
+    An earlier added run of the cell that ends before the milestone is continued if possible, which costs less;
+    otherwise the cell gets a new run.
     """
     by_size, before = _sizes(sweep), added_cells.read(sweep.directory, sweep.keys.results)
     additions = []

@@ -54,8 +54,8 @@ def load_sweep(
     predict = None
     if keys.around is not None:
         assert law_of is not None
-        beside = Path(path).parent / keys.around
-        predict = law_of(beside if beside.exists() else Path(keys.around))
+        next_to_yaml = Path(path).parent / keys.around
+        predict = law_of(next_to_yaml if next_to_yaml.exists() else Path(keys.around))
     directory = Path(keys.out) / keys.name
     cells: dict[str, Run] = {}
     for size in keys.sizes:
@@ -69,7 +69,7 @@ def load_sweep(
         last[run.config.model.size] = max(run.config.train.tokens, last.get(run.config.model.size, 0))
     for config in (cells[run.config.name].config for run in added):
         if config.train.tokens < last[config.model.size]:
-            config.checkpoint.final = "full"  # it is to go on if extend asks for more
+            config.checkpoint.final = "full"  # extend may continue it
     if not cells:
         raise UserError(f"{path}: an empty grid; give sizes, lr and batch_tokens")
     fitted = {run.config.model.size for run in cells.values() if not run.config.heldout}
@@ -96,7 +96,7 @@ def label(config: Config) -> str:
 
 
 def cell_seed(keys: SweepKeys, size: str, lr: float, batch: int, repeat: int) -> int:
-    """The seed of a cell's initialisation, which tells its repeats apart."""
+    """The seed of a cell's initialisation, different for each of its repeats."""
     return derive_seed(keys.seed, size, lr, batch, repeat) & (1 << 31) - 1
 
 
@@ -223,9 +223,9 @@ def _cell(
             f"sizes: {size.size}: a token budget of {min(milestones):,} is less than one batch of {batch:,}; "
             "take a later milestone or a smaller batch"
         )
-    # Every cell has an initialisation of its own: cells that shared one would share its luck. Samples and noise are
-    # those of all cells of the size, whatever their batch: rates may be trained together, and what a stream shares
-    # drops out of the differences that an optimum is made of, alike along both axes.
+    # Every cell has its own initialisation, because a shared one would correlate the cells' errors. All cells of a
+    # size share samples and noise, at any batch: rates can be stacked, and the error of a shared stream drops out of
+    # the differences that determine an optimum, equally along both axes.
     stream = derive_seed(keys.seed, "data", size.size, repeat) & (1 << 31) - 1
     config = replace(
         config,

@@ -165,7 +165,7 @@ def run_cells(
 def _outcome(
     run: Run, worker: _Worker, attempts: dict[str, int], retries: int, interrupted: bool, several_nodes: bool
 ) -> str:
-    """What became of a cell whose process has ended: its final state, "again", "stopped" or "crashed"."""
+    """The outcome of a cell whose process has ended: its final state, "again", "stopped" or "crashed"."""
     code = worker.process.exitcode
     final = finished_result(run)
     if final is not None:
@@ -179,10 +179,10 @@ def _outcome(
     if several_nodes:
         return "crashed"
     if len(worker.runs) > 1:
-        return "again"  # whose fault it was will be seen
+        return "again"  # alone, which shows the cell that crashed
     name = run.config.name
     attempts[name] = attempts.get(name, 0) + 1
-    if code != 2 and attempts[name] <= retries:  # a user's error will not mend itself
+    if code != 2 and attempts[name] <= retries:  # a user's error (2) would happen again
         return "again"
     console, lines = run.config.run_dir / "console.log", []
     with warn_of_os_error("the reason of a failure is not known"):
@@ -194,7 +194,7 @@ def _outcome(
 
 
 def _stacked(queue: list[Run], keys: ExecutorKeys) -> list[list[Run]]:
-    """The cells in groups, each for a process: those that it trains in lock-step."""
+    """The cells in groups; one process trains each group in lock-step."""
     if keys.processes > 1:
         return [[run] for run in queue]
     shares = machine(keys, len(queue))
@@ -204,7 +204,7 @@ def _stacked(queue: list[Run], keys: ExecutorKeys) -> list[list[Run]]:
 
 
 def machine(keys: ExecutorKeys, cells: int) -> list[CpuShare]:
-    """This machine, or this job's part of it, cut into shares for as many cells as are trained at once."""
+    """The shares of this machine, or of this job's part of it: one for each cell that is trained at once."""
     gpus, cores = visible_gpus(), sorted(os.sched_getaffinity(0))
     threads = min(len(cores), int(os.environ.get("SLURM_CPUS_PER_TASK", len(cores))))
     groups = [tuple(gpus[i : i + keys.processes]) for i in range(0, len(gpus), keys.processes)]
@@ -212,7 +212,7 @@ def machine(keys: ExecutorKeys, cells: int) -> list[CpuShare]:
     slots = len(groups) * keys.runs_per_gpu if groups else max(threads // keys.processes, 1)
     workers = max(min(keys.workers or slots, cells), 1)
     each = max(threads // workers, 1)
-    # A job that was given some of the cores, and not told which, does not choose among them.
+    # A job that was given some of the cores, without their numbers, does not choose among them.
     pinned = len(cores) if threads == len(cores) and len(cores) >= workers else 0
     return [
         CpuShare(
@@ -241,7 +241,7 @@ def visible_gpus() -> list[str]:
 def _server() -> Any:
     """A server from which cells are forked: it has imported torch but run nothing. No import to wait for, no shared
     state."""
-    # The server finds our modules by PYTHONPATH alone, whatever the working directory.
+    # The server finds our modules by PYTHONPATH alone, in any working directory.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(IMPORT_PATH), os.environ.get("PYTHONPATH"))))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -273,7 +273,7 @@ def _start(context: Any, runs: list[Run], slot: int, share: CpuShare, torchrun: 
 
 
 def _wait_for_processes(directory: Path) -> None:
-    """Wait until torchrun's processes have let go of the cell: told twice, it ends before them."""
+    """Wait until torchrun's processes have released the cell: after a second signal torchrun ends before them."""
     deadline = time.monotonic() + LET_GO_SECONDS
     while is_locked(directory) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -316,7 +316,7 @@ def _launch_cell(values: dict[str, Any], share: CpuShare, options: list[str]) ->
         OmegaConf.save(OmegaConf.create(values), tmp)
     os.environ["OMP_NUM_THREADS"] = str(share.threads)
     os.setsid()  # a terminal's Ctrl-C reaches it through the pool, once
-    # If the pool dies, the server that forked this process does too, and torchrun is told.
+    # If the pool dies, the server that forked this process dies too, and torchrun gets SIGTERM.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     launch = [sys.executable, "-m", "torch.distributed.run", "--signals-to-handle", HANDED_ON, *options]
     os.execv(launch[0], [*launch, str(ROOT / "train.py"), "--config", str(path)])
@@ -327,8 +327,8 @@ def _apply_limits(config: Config, share: CpuShare) -> None:
     console = os.open(config.run_dir / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(console, 1)
     os.dup2(console, 2)
-    # Ctrl-C and Slurm's warning reach the whole group: they must not break a cell that is still starting, which the
-    # pool tells by SIGTERM. The loop catches them later.
+    # Ctrl-C and Slurm's warning reach the whole group. They must not break a cell that is still starting; the pool
+    # sends it SIGTERM. The loop catches them later.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

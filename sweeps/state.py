@@ -23,14 +23,18 @@ TAIL = 4096  # bytes: the last line of metrics.jsonl is within them
 
 
 def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
-    """How a cell stands: {"state", "tokens", "loss", "rate", "share"}, and "reason" where it failed or is damaged.
+    """The state of a cell: {"state", "tokens", "loss", "rate", "share"}, and "reason" if it failed or is damaged.
 
-    The state is "pending" (also a finished cell that is to grow and kept no optimiser), "running" (a process holds its
-    folder), "stopped" (a signal ended it, or it is to grow; it will go on), "lost" (its process is gone without a
-    word; it will go on), "done", "diverged", "failed" or "damaged" (its result, or the record of its failure,
-    is not as it was written; it is trained again). The loss is the last milestone's, of the
-    averaged weights; the rate is training FLOPs per second of its process, all runs together that it trains, or None;
-    the share is the cell's of that process as it last told, or None.
+    The states:
+        "pending": not begun, or finished without an optimiser and to be trained further.
+        "running": a process has locked its folder.
+        "stopped": a signal ended it, or it is to be trained further; it will continue.
+        "lost": its process ended without a record; it will continue.
+        "done", "diverged", "failed": ended.
+        "damaged": its result, or the record of its failure, was altered; it is trained again.
+
+    "loss" is the EMA's at the last milestone. "rate" is the training FLOPs per second of its process, with all runs
+    that the process trains, or None. "share" is the cell's last logged share of that process, or None.
 
     Args:
         results: a folder of finished cells, which count as this sweep's.
