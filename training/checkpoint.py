@@ -311,7 +311,7 @@ def _state_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict
 
 
 def _kinds(path: Path) -> str:
-    """The kinds of tensors that a checkpoint holds, in words."""
+    """The kinds of tensors in a checkpoint, as text."""
     return " and ".join(sorted(file.stem for file in path.glob("*.safetensors"))) or "none"
 
 

@@ -38,7 +38,7 @@ FINITE = Bound("a finite number", lambda value: True)
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """What is known of a key beside its type and default.
+    """The metadata of a key, in addition to its type and default.
 
     Attributes:
         help: its meaning, from which the documentation is generated.

@@ -66,7 +66,7 @@ def largest_that_fits(
     key: str = "train.micro_batch",
     rows: int = 1,
 ) -> int:
-    """The largest of ``size``, ``size`` / 2, ... samples of which a pass fits.
+    """The largest of ``size``, ``size`` / 2, ... samples whose pass fits.
 
     Args:
         attempt: one pass with that many samples at a time.

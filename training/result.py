@@ -138,7 +138,7 @@ def earlier_milestones(config: Config) -> list[int]:
 
 
 def result_damage(directory: Path) -> str | None:
-    """Why the result in ``directory`` is as good as none, in words; None where it is whole, or there is none."""
+    """Why the result in ``directory`` cannot be used, as text; None if it is intact or absent."""
     path = directory / FILE
     try:
         if path.exists():
@@ -158,12 +158,12 @@ def resumable_step(directory: Path) -> int:
 
 
 def check_growth(run: Run, tokens: int, milestones: list[dict[str, Any]]) -> None:
-    """Refuse a ``run`` that would go on from ``tokens``, with these ``milestones``, past what it asks to measure.
+    """Refuse a ``run`` whose end or new milestone lies before ``tokens`` and is not among the measured ``milestones``.
 
-    What the last of its steps reached can still be measured: a checkpoint is saved before its step is validated.
+    A milestone at ``tokens`` itself can still be measured: a checkpoint is saved before its step is validated.
 
     Raises:
-        UserError: it ends, or has a milestone, where it has been already and was not measured.
+        UserError: names the end or milestone that was passed without a measurement.
     """
     measured = {m["nominal"] for m in milestones}
     before = tokens - run.config.train.batch_tokens

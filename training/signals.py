@@ -27,7 +27,7 @@ class StopRequest:
 
     def _catch(self, signum: int, frame: FrameType | None) -> None:
         if self._caught and signum == signal.SIGINT:
-            raise KeyboardInterrupt  # whoever presses Ctrl-C twice does not want to wait for a checkpoint
+            raise KeyboardInterrupt  # a second Ctrl-C stops at once, without a checkpoint
         self._caught = True
 
     def __enter__(self) -> "StopRequest":

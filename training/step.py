@@ -32,8 +32,8 @@ def micro_batches(samples: Samples, most: int | None) -> Iterator[tuple[Samples,
     """``samples`` in micro-batches of one size, at most ``most``, each with the number of its samples that count.
 
     torch.compile compiles anew for every size. 527 samples with at most 16 at a time are therefore 33 micro-batches
-    of 16, of which the last repeats one sample; a divisor of 527 would be 1. Losses of repeated samples are to be
-    dropped, so that the gradient is the whole batch's mean.
+    of 16, and the last repeats one sample; a divisor of 527 would be 1. The caller drops the losses of repeated
+    samples, so that the gradient is the whole batch's mean.
     """
     along, count = samples.t.dim() - 1, samples.t.shape[-1]
     size = even_size(count, most)

@@ -84,7 +84,7 @@ def _train(config: Config, wait: bool) -> int:
     try:
         trainer = Trainer(run, cache)  # everything that can be refused is refused before the directory is touched
         with lock_run_dir(config.run_dir, wait):
-            if from_first(lambda: finished_result(run)) is not None:  # by whoever was waited for
+            if from_first(lambda: finished_result(run)) is not None:  # by the process that held the lock
                 return 0
             check_directory(run.config)
             trainer.restore()
@@ -166,7 +166,7 @@ class Trainer:
         draw_timesteps(torch.zeros(1, dtype=torch.int64), 0, self.config.diffusion.timesteps)  # refuses unknown names
 
     def _build_models(self) -> tuple[VideoDiT, VideoDiT]:
-        """The model and its EMA, compiled and sharded as the configuration asks."""
+        """The model and its EMA, compiled and sharded by the configuration."""
         model = build_model(self.config, self.cache.meta, self.device)
         ema = copy.deepcopy(model).requires_grad_(False).eval()
         for each in (model, ema):
@@ -190,11 +190,10 @@ class Trainer:
             (self.config.run_dir / DATA_FAULT).unlink(missing_ok=True)
 
     def restore(self) -> None:
-        """Resume from the newest whole checkpoint, if there is one; what lies after it is removed.
+        """Resume from the newest intact checkpoint, if there is one; log lines after it are removed.
 
         Raises:
-            UserError: the run is already past a milestone that was never measured, or has checkpoints of which none
-                can be read.
+            UserError: the run is past a milestone that was never measured, or none of its checkpoints can be read.
         """
         directory = self.config.run_dir / "checkpoints"
         path = from_first(self._newest_checkpoint)
@@ -268,7 +267,7 @@ class Trainer:
         """Count a step that was taken; log and save where one of them is due.
 
         Args:
-            stopping: a signal asks all processes to stop after this step, and after the validation due at it.
+            stopping: a signal came: all processes stop after this step and the validation due at it.
         """
         config = self.config
         self.step += 1

@@ -179,7 +179,7 @@ def _flops_shape(run: Run, cache: LatentCache) -> tuple[int, ...]:
     return model.layers, model.width, run.n_ctx, token_dim, cache.text_tokens, cache.text_dim
 
 
-# -- what a few steps tell ---------------------------------------------------------------------------------------
+# -- measurements of a few steps ---------------------------------------------------------------------------------
 
 
 def probe(trainer: Trainer, report: dict[str, Any], before: int) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-# -- for people --------------------------------------------------------------------------------------------------
+# -- as text -----------------------------------------------------------------------------------------------------
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
@@ -272,7 +272,7 @@ def _described(report: dict[str, Any]) -> list[tuple[str, str]]:
     directory = f"{config['out']}/{config['name']}"
     state = {
         "new": "new",
-        "resumes": f"goes on from step {report['from_step']:,}",
+        "resumes": f"continues from step {report['from_step']:,}",
     }.get(report["status"], f"already {report['status']}: there is nothing left to do")
     lengths = data["text_lengths"]
     groups = [(name, number) for name, number in parameters.items() if name != "total"]
@@ -307,7 +307,7 @@ def _numbers(values: list[float]) -> str:
 def _probed(report: dict[str, Any]) -> list[tuple[str, str]]:
     memory, spent = report["memory"], report["time"]
     mfu = "" if spent["mfu"] is None else f", MFU {spent['mfu']:.1%}"
-    # A process that held more before, a notebook's say, tells nothing.
+    # A process that held more memory before, such as a notebook's, shows no growth.
     measured = f"{_gib(memory['measured'])} measured" if memory["measured"] else "no growth measured"
     processes = "" if spent["processes"] == 1 else f"{spent['processes']} processes on "
     return [

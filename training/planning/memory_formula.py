@@ -1,4 +1,4 @@
-"""Parameters and training memory by formula, from a model's shape. No torch here: a plan asks in milliseconds."""
+"""Parameters and training memory by formula, from a model's shape. No torch here: a plan takes milliseconds."""
 
 import math
 from typing import NamedTuple
@@ -16,12 +16,12 @@ KEPT_BY_TEXT, KEPT_OUTSIDE = 16, 16
 PREFETCH_SAMPLES, MAX_PREFETCH_NUMBERS = 64, 1 << 22
 
 
-# Where no cache tells: the latents of the public video autoencoders, and T5's embeddings of captions of full length.
+# Without a cache: the latents of the public video autoencoders, and T5's embeddings of captions of full length.
 ASSUMED_CHANNELS, ASSUMED_TEXT_TOKENS, ASSUMED_TEXT_DIM = 16, 512, 4096
 
 
 class ModelShape(NamedTuple):
-    """What a VideoDiT's parameters follow from; ``token_dim`` is the numbers in one visual token."""
+    """The numbers that determine a VideoDiT's parameters; ``token_dim`` is the numbers in one visual token."""
 
     layers: int
     width: int
@@ -49,7 +49,7 @@ class Layout(NamedTuple):
 
 
 def assumed_clip(n_ctx: int, patch: tuple[int, ...] = (1, 1, 1)) -> tuple[ClipShape, list[str]]:
-    """A clip of ``n_ctx`` tokens of which nothing else is known, and the assumptions as text."""
+    """A clip of ``n_ctx`` tokens with assumed channels and text, and the assumptions as text."""
     frames, rows, columns = patch
     clip = ClipShape(n_ctx, (ASSUMED_CHANNELS, n_ctx * frames, rows, columns), ASSUMED_TEXT_TOKENS, ASSUMED_TEXT_DIM)
     text = f"text of {ASSUMED_TEXT_TOKENS} tokens x {ASSUMED_TEXT_DIM} (T5)"

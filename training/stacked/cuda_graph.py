@@ -1,4 +1,4 @@
-"""A training step as a CUDA graph: one launch instead of hundreds, each of which takes longer than a small kernel."""
+"""A training step as a CUDA graph: one launch instead of hundreds, which each take longer than a small kernel."""
 
 from collections.abc import Callable
 
