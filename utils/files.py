@@ -188,8 +188,8 @@ def parse_json(text: str | bytes, what: str, kind: type[T] = object, *, allow_na
         allow_nan: take NaN and Infinity, which are no JSON, from files of other programs.
 
     Raises:
-        UserError: it is no JSON value of ``kind``; it is nested too deep; an object has a key twice, of which Python
-            would take the last; or a number is beyond the range of floats or is none.
+        UserError: it is no JSON value of ``kind``; it is nested too deep; an object has a key twice (Python would take
+            the last one); or a number is beyond the range of floats or not finite.
     """
     constants = {} if allow_nan else {"parse_constant": _refuse_constant, "parse_float": _finite_float}
     try:
