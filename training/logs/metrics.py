@@ -113,9 +113,9 @@ class MetricsLog:
         self._file.append(values)
         self._points(values | {"memory_GiB": memory_peak(self._device) / 2**30})
         self._bins("train_by_t", by_t, tokens)
-        if now - self._printed[1] >= CONSOLE_SECONDS:
-            print(self._line(values, (tokens - self._printed[0]) / (now - self._spoken[1]), end), flush=True)
-            self._printed = (tokens, now)
+        if now - self._printed_at[1] >= CONSOLE_SECONDS:
+            print(self._line(values, (tokens - self._printed_at[0]) / (now - self._printed_at[1]), end), flush=True)
+            self._printed_at = (tokens, now)
 
     def _points(self, values: dict[str, Any]) -> None:
         """A logged step's points in TensorBoard."""
@@ -148,7 +148,7 @@ class MetricsLog:
 
     def _restart_clock(self, tokens: int) -> None:
         """What took time until now was not training: speeds are measured from here on."""
-        self._last = self._printed = (tokens, time.monotonic())
+        self._last = self._printed_at = (tokens, time.monotonic())
 
     def validation(self, tokens: int, scores: dict[str, float], bins: list[float]) -> None:
         """A milestone's losses with their standard errors, and the averaged weights' loss in equal bins of t.
