@@ -1,4 +1,4 @@
-"""Clips to files people can watch: mp4, gif, png grids, each carrying what it is in its own metadata."""
+"""Export of clips as mp4, gif and png grids, each with its prompt and settings in the file's metadata."""
 
 import io
 import textwrap

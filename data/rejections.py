@@ -64,7 +64,7 @@ def exceeds(rejected: Sequence[dict[str, str]], videos: int, most: float) -> boo
 
 
 def too_many(rejected: Sequence[dict[str, str]], videos: int) -> str:
-    """What is said where too large a part of the videos cannot be used."""
+    """The error message if too many of the videos are rejected."""
     rejected = whole_videos(rejected)
     enough = math.ceil(100 * len(rejected) / videos) / 100
     return (

@@ -17,7 +17,7 @@ def read(directory: Path, results: str | None = None) -> list[dict[str, Any]]:
     added.
 
     Args:
-        results: a folder of committed results: what was added on another machine counts too.
+        results: a folder of committed results: cells that were added on another machine count too.
 
     Raises:
         UserError: a file is none that ``add`` wrote.

@@ -1,4 +1,4 @@
-"""A sweep's YAML: its keys, their defaults, and what is refused of them."""
+"""A sweep's YAML: its keys, defaults and checks."""
 
 import math
 from dataclasses import dataclass, field
@@ -47,7 +47,7 @@ SET = dict.fromkeys(NEVER.split(), "") | {
 
 @dataclass
 class SizeKeys:
-    """One size of the ladder; what is not given here is the sweep's."""
+    """One size of the ladder; the sweep's values replace missing ones."""
 
     size: str = ""
     lr: list[float] | None = None

@@ -1,4 +1,4 @@
-"""``sweep.py extend``: the runs that narrow a sweep's prediction most per FLOP, and what each would do."""
+"""``sweep.py extend``: the runs that reduce a prediction's variance most per FLOP, and the effect of each."""
 
 import json
 import math
@@ -77,7 +77,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Addition:
-    """A run to add to a sweep: its entry in the file of added cells, its N, its FLOPs, and what it would do."""
+    """A run to add to a sweep: its entry in the file of added cells, its N, its FLOPs, and its effect."""
 
     entry: dict[str, Any]
     N: int
@@ -114,7 +114,7 @@ def decide_for(sweep: Sweep, cells: Cells, options: Options, paper: Path) -> Dec
     """The runs to add to a sweep with these results.
 
     Raises:
-        Untrusted: the results do not identify what is to be predicted.
+        Untrusted: the results do not identify the prediction.
     """
     by_size = _sizes(sweep)
     sizes = [_size(mine, cells) for mine in by_size.values() if options.held_out or not mine[0].config.heldout]
@@ -130,7 +130,7 @@ def decide_for(sweep: Sweep, cells: Cells, options: Options, paper: Path) -> Dec
 
 
 def _target(sweep: Sweep, options: Options, costliest: float) -> Callable[[Surface], Target]:
-    """What is narrowed: what the options name, else the largest held-out size, else ten times the costliest cell."""
+    """The predicted run: from the options, else the largest held-out size, else ten times the costliest cell."""
     cost = allocation.c_token(sweep.cells[0].n_ctx, smooth_width)
     if options.flops is not None or options.params is not None:
         return target_finder(N=options.params, T=options.tokens, C=options.flops, cost=cost)
@@ -173,7 +173,7 @@ def _milestones(cells: list[Run]) -> list[int]:
 
 
 def _size(cells: list[Run], results: Cells) -> Size:
-    """What is known of the cells of one N. A grid lies at the last milestone that all of its runs had reached."""
+    """The cells of one N. A grid is taken at the last milestone that all of its runs have reached."""
     milestones = _milestones(cells)
     T = {m: float(m) for m in milestones}
     for tokens in np.unique(results.T[cells[0].N == results.N]):
@@ -246,7 +246,7 @@ def _summary(
 
 
 def _text(summary: dict[str, Any]) -> str:
-    """For readers."""
+    """The summary as text."""
     target, cells = summary["target"], summary["cells"]
     lines = [f"warning: {text}" for text in summary["warnings"]]
     if target is None:

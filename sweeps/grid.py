@@ -183,7 +183,7 @@ def _added(keys: SweepKeys, shared: dict[str, Any], directory: Path, meta_of: An
 
 
 def _first_config(keys: SweepKeys, size: SizeKeys, shared: dict[str, Any], milestones: list[int]) -> Config:
-    """What the cells of a size share, checked once: a thousand cells are not to be checked a thousand times.
+    """The settings that the cells of a size share, checked once for a thousand cells.
 
     Its rate is 1 and its batch the whole run, until ``_cell`` says which.
     """

@@ -1,4 +1,4 @@
-"""A pool that trains cells on one machine, each in a process of its own; what it knows of them lies on disk."""
+"""Local executor: trains cells on one machine, each in its own process; their state is on disk."""
 
 import ctypes
 import multiprocessing
@@ -50,7 +50,7 @@ PRELOADED = [
 
 
 class CpuShare(NamedTuple):
-    """What a cell may use of the machine: GPUs by name, cores by number (none: wherever it likes), threads."""
+    """A cell's share of the machine: GPUs by name, cores by number (none: all cores), threads."""
 
     gpus: tuple[str, ...]
     cores: tuple[int, ...]

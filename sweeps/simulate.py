@@ -1,4 +1,4 @@
-"""``sweep.py simulate``: what a sweep would identify if a law were true, before any of it is trained."""
+"""``sweep.py simulate``: the errors of a sweep's plan under a known law, before any cell is trained."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""How a sweep's cells stand, by what lies on disk; and finished cells into and out of a folder that is committed.
+"""The state of each cell, read from its run directory; import and export of finished cells for a committed folder.
 
 No torch here: a thousand cells are to be asked within a second.
 """

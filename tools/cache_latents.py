@@ -89,7 +89,7 @@ def arguments() -> argparse.Namespace:
         default="embedded",
         help="'embedded', or a folder or hub id of a diffusers autoencoder",
     )
-    add("--vae-dtype", choices=("float32", "bfloat16"), default="float32", help="what the autoencoder computes in "
+    add("--vae-dtype", choices=("float32", "bfloat16"), default="float32", help="compute dtype of the autoencoder "
         "(default float32)")  # fmt: skip
     add(
         "--text",

@@ -4,7 +4,7 @@ python tools/sweep.py run configs/sweep/quickstart.yaml               # train wh
 python tools/sweep.py run configs/sweep/quickstart.yaml --dry-run
 python tools/sweep.py status configs/sweep/quickstart.yaml --watch
 python tools/sweep.py collect configs/sweep/quickstart.yaml --out results.csv
-python tools/sweep.py extend configs/sweep/quickstart.yaml --run      # add and train what the results ask for
+python tools/sweep.py extend configs/sweep/quickstart.yaml --run      # add and train the next runs
 python tools/sweep.py simulate configs/sweep/quickstart.yaml --law law.json --noise 3e-3
 """
 
@@ -118,7 +118,7 @@ def extend_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--run", action="store_true", help="add the cells to the sweep and train them")
     numbers = {
         "tolerance": "relative loss that the predicted rate's error may cost: then nothing is added (default 1e-3)",
-        "noise": "relative noise of a run's loss, seed to seed (default: what the results show)",
+        "noise": "relative noise of a run's loss, seed to seed (default: estimated from the results)",
         "budget-flops": "spend this much, ignoring the tolerance (default: a tenth of the sweep's FLOPs so far)",
         "flops": "predict the best size of this compute and its pair, or with --params: of that run",
         "params": "predict the loss, rate and batch of a model of this size (default: the largest held-out size)",

@@ -172,7 +172,7 @@ def finish(model: nn.Module, seed: int) -> nn.Module:
 
 @torch.no_grad()
 def reconstruct(model: nn.Module, clips: Tensor) -> Tensor:
-    """What the autoencoder makes of clips, from posterior means."""
+    """The autoencoder's reconstructions of clips, from posterior means."""
     device = model.latents_mean.device
     parts = [model.decode(model.encode(part.to(device)).latent_dist.mode()).sample.cpu() for part in clips.split(64)]
     return torch.cat(parts).clamp_(-1, 1)

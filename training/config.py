@@ -154,7 +154,7 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What makes a (resolved) run what it is, {hashed name: value}; equal where two runs are the same run.
+    """The keys that identify a (resolved) run, {hashed name: value}; equal for two runs that are the same run.
 
     ``training.keys`` says which keys are in it. A key added after the first committed runs is left out where it has
     the value, or the effect, that every run had before.

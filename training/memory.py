@@ -72,7 +72,7 @@ def largest_that_fits(
         attempt: one pass with that many samples at a time.
         on_any: whether a flag is set on any process.
         sharded: a pass is made by all processes together, so one that failed has left the others: no second attempt.
-        verbose: whether this process says what it changed.
+        verbose: whether this process reports its change.
         key: the configuration key of the size, for messages; one of ``ADVICE``. It changes no result.
         rows: sets of weights in a pass, where the key counts the samples of all of them.
 

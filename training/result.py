@@ -1,4 +1,4 @@
-"""result.json: what a run leaves for the fits. Nothing else of a run is read by them."""
+"""result.json: a run's result for the fits, which read nothing else of a run."""
 
 import functools
 import math
@@ -21,7 +21,10 @@ PACKAGES = ("torch", "accelerate", "diffusers", "safetensors", "numpy")
 
 
 def recipe(config: Config, meta: dict[str, Any]) -> dict[str, Any]:
-    """What a loss depends on besides N, T, B, lr and seed: laws hold for one recipe. ``meta`` is the cache's."""
+    """The settings that a loss depends on besides N, T, B, lr and seed: laws hold for one recipe.
+
+    ``meta`` is the cache's.
+    """
     optim, diffusion, validation = config.optim, config.diffusion, config.validation
     return {
         "optimizer": "adamw",
@@ -131,7 +134,7 @@ def recorded(run: Run) -> dict[str, Any]:
 
 
 def earlier_milestones(config: Config) -> list[int]:
-    """What an earlier start of a run that may grow was asked for: its milestones stay, and so does its warm-up."""
+    """The milestones of an earlier start of a run that may grow: they stay, and so does its warm-up."""
     path = config.run_dir / "config.yaml"
     grows = path.exists() and config.optim.schedule == "constant"
     return recorded_config(load_yaml(path)).train.milestones if grows else []

@@ -1,4 +1,4 @@
-"""What a configuration leaves open, decided from the data: shape, end, milestones, warm-up. No torch here."""
+"""Resolution of a configuration from the data: shape, end, milestones, warm-up. No torch here."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -114,7 +114,7 @@ def encoded_shape(config: Config) -> list[int] | None:
     """(C, f, h, w) of the clips in (the first) ``data.cache``, without opening it; None where there are none yet.
 
     Raises:
-        UserError: what lies there is no cache's index.
+        UserError: the index.json there is no cache's index.
     """
     path = Path(cache_folders(config)[0]) / "index.json"
     if not config.data.cache or not path.is_file():

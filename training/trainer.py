@@ -388,7 +388,7 @@ class Trainer:
                 self._log.video(f"samples/{number}", clip, self.tokens, self.config.log.prompts[number])
 
     def _save(self) -> None:
-        # Every process continues from the mean of the windows, which is what a resumed run has.
+        # Every process continues from the mean of the windows, as a resumed run does.
         self.train_step.loss_sum.copy_(all_reduce(self.train_step.loss_sum, "mean"))
         named = {"ema": self.ema.state_dict(), "model": self.model.state_dict()}
         named["optimizer"] = ckpt.optimizer_tensors(self.model, self.train_step.optimizer)
@@ -412,7 +412,7 @@ class Trainer:
             ckpt.prune_checkpoints(directory, self.config.checkpoint.keep)
 
     def _write_result(self, status: str) -> None:
-        # A finished run that grows without its optimiser starts again: what it measured stands until it is passed.
+        # A finished run that grows without its optimiser starts again: its measurements stay until it passes them.
         unfinished = status in ("running", "preempted")
         if not self.main or (unfinished and len(self.milestones) < len(recorded(self.run)["milestones"])):
             return

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from videoscaling.utils.os_errors import concerns_one_process, describe
 
-PREEMPTED = 75  # EX_TEMPFAIL, the exit status of what a signal stopped: run the same command again
+PREEMPTED = 75  # EX_TEMPFAIL: a signal stopped the command; run the same command again
 CONTINUES = "the same command continues"
 
 

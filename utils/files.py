@@ -35,7 +35,7 @@ PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to ``path``; on success it is synced and renamed over ``path``, else removed.
 
-    What a link leads to is replaced, not the link; a device or a pipe is written to once the whole is there.
+    A link's target is replaced, not the link; a device or a pipe is written to at the end.
     """
     path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):

@@ -30,7 +30,7 @@ Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by c
 
 
 class Words(NamedTuple):
-    """A table's words in messages: what a line of it is called, and what its cells hold."""
+    """A table's names in messages: of a line, and of the content of its cells."""
 
     line: str = "line"
     cell: str = "value"

@@ -1,4 +1,4 @@
-"""One video or picture: what it is called, where its bytes are, what is said about it, and why it cannot be used."""
+"""One video or picture: its name, the place of its bytes, its caption, and the reason if it is rejected."""
 
 import math
 from collections.abc import Hashable
@@ -18,7 +18,7 @@ class Rejected(Exception):
 
     Attributes:
         reason: one of few words, to count by ("truncated", "too short", ...); docs/data.md lists them.
-        detail: what was seen.
+        detail: the finding, as text.
     """
 
     def __init__(self, reason: str, detail: str) -> None:

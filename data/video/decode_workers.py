@@ -168,7 +168,7 @@ class _Worker:
             raise RuntimeError(f"a decoding worker ended before its first video ({self._status()})") from None
 
     def load(self, source: str, unit: memoryview, limit_seconds: float) -> Clips | Rejected:
-        """What the pickled ``unit`` gives."""
+        """Load the pickled ``unit``."""
         try:
             self._connection.send_bytes(unit)
             if not self._connection.poll(limit_seconds):

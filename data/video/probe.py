@@ -40,7 +40,7 @@ LONG = 2000
 
 @dataclass(frozen=True)
 class Probe:
-    """What a video holds.
+    """The contents of a video.
 
     Attributes:
         times: its frames' time stamps, in order, in units of ``tick`` seconds.

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turn, and clips to time things on."""
+"""Shared code of the benchmarks: timing in turn, and clips to time."""
 
 import statistics
 import time

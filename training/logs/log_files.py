@@ -19,7 +19,7 @@ DAMAGED = ".damaged"  # after the name of a file whose lines were not all readab
 
 
 class MetricsFile:
-    """Appends to a run's metrics.jsonl from ``step`` on; what a lost attempt wrote past it is cut off.
+    """Appends to a run's metrics.jsonl from ``step`` on; later lines of a lost attempt are cut off.
 
     Attributes:
         last: the last line that was kept, or None.

@@ -39,7 +39,7 @@ def memory_peak(device: torch.device) -> int:
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl and TensorBoard's events from ``step`` on; cuts off what a lost attempt wrote past it.
+    """Appends to metrics.jsonl and TensorBoard's events from ``step`` on; cuts off later lines of a lost attempt.
 
     Args:
         step, tokens: of the checkpoint that the run continues from.

@@ -1,4 +1,4 @@
-"""The log of a run: opened with what it trains, a line for each window of steps, closed with how it ended."""
+"""The log of a run: its settings at the start, a line for each window of steps, its outcome at the end."""
 
 import math
 import sys
@@ -27,7 +27,7 @@ def open_log(
     validates: bool,
     attention: str,
 ) -> MetricsLog:
-    """Open the log of ``run`` and say on the console what is trained, and what in its configuration is to be known.
+    """Open the log of ``run``; print its description and the warnings about its configuration.
 
     Args:
         step: the step that the run continues from.

@@ -34,7 +34,7 @@ MOST_TOKENS = 10**9
 
 
 class Machine(NamedTuple):
-    """What is assumed of the machine: GPUs by name, the share of their peak that training reaches, memory in GB."""
+    """The assumed machine: GPUs by name, the share of their peak that training reaches, memory in GB."""
 
     gpu: str = "h100"
     gpus: int = 1
@@ -42,7 +42,7 @@ class Machine(NamedTuple):
     memory_gb: float | None = None
 
     def check(self) -> None:
-        """UserError for what no machine has."""
+        """UserError for values that no machine has."""
         if self.gpu not in PEAK_FLOPS:
             raise UserError(f"unknown GPU {self.gpu!r}{nearest(self.gpu, list(PEAK_FLOPS))}: {', '.join(PEAK_FLOPS)}")
         if not 0 < self.mfu <= 1:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from videoscaling.training.planning.memory_formula import ClipShape, Layout, ModelShape, even_size, training_memory
 from videoscaling.utils.errors import UserError
 
-# Of a GPU's memory, what a layout may fill. The rest is for what the formula leaves out: temporaries of single
+# The share of a GPU's memory that a layout may fill. The formula leaves out the rest: temporaries of single
 # operations, the allocator's gaps, CUDA's context.
 MAX_MEMORY_SHARE = 0.9
 # Tokens of a micro-batch. With fewer than about 1,200 an H100 spends longer on moving a weight than on its products:

@@ -90,7 +90,7 @@ def training_memory(
 
     Args:
         clips: the global batch, in clips.
-        dtype: what the blocks compute in, "float32" or "bfloat16".
+        dtype: compute dtype of the blocks, "float32" or "bfloat16".
         plain_attention: attention without a kernel, which keeps every score.
     """
     count, block = sum(parameter_groups(shape).values()), block_parameters(shape)
@@ -107,7 +107,7 @@ def training_memory(
         "gradients": weight_bytes,
         "optimizer": 2 * weight_bytes,
         "average": weight_bytes,
-        # Under fsdp two blocks are whole at a time, one with its gradient, and what lies outside the blocks always is.
+        # Under fsdp two blocks are gathered at a time, one with its gradient, and all parameters outside the blocks.
         "communication": 0 if world == 1 else 4 * count if shards == 1 else 4 * (3 * block + outside),
         "activations": activation_bytes(
             shape.layers, shape.width, clip.n_ctx, clip.text_tokens, micro, dtype, layout.activation_checkpointing
@@ -121,7 +121,7 @@ def training_memory(
 def activation_bytes(
     layers: int, width: int, n_ctx: int, text_tokens: int, clips: int, dtype: str, recompute: bool
 ) -> int:
-    """What a forward pass keeps for the backward pass, without torch.compile, which keeps less.
+    """Bytes that a forward pass keeps for the backward pass, without torch.compile, which keeps less.
 
     Per block ``clips * width * (KEPT * n_ctx + KEPT_BY_TEXT * text_tokens)``, and in bfloat16 the matrices once more
     in two bytes each. With ``recompute`` every block keeps its input, and one block at a time the rest.

@@ -6,7 +6,7 @@ from videoscaling.training.config import Config, flatten, to_dict
 from videoscaling.training.keys import info_of
 from videoscaling.training.run import Run
 
-TEXT_TOKENS = 64  # of a caption, where what it has is not known yet
+TEXT_TOKENS = 64  # of a caption whose length is not known yet
 
 
 def stack_key(config: Config) -> str:
@@ -17,7 +17,7 @@ def stack_key(config: Config) -> str:
 
 
 def row_bytes(run: Run) -> float:
-    """What a run of a stack needs, by formula: seven numbers a parameter, activations, and attention's scores."""
+    """Bytes of one run of a stack, by formula: seven numbers a parameter, activations, and attention's scores."""
     model, width = run.config.model, run.config.model.width
     around = 16 * width**2 + 1024 * width  # parameters outside the blocks' matrices
     clips = min(run.config.train.micro_batch or run.clips, run.clips)

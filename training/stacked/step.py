@@ -151,7 +151,7 @@ class StackedStep:
             losses = self._run(self._weights, piece)[:, :kept]
             loss = losses.sum(1) / count
             found = torch.autograd.grad(loss.sum(), list(self._weights.values()))
-            # The first pass replaces what is there: no gradient has to be set to zero before.
+            # The first pass overwrites the gradients, so they need not be set to zero before.
             (torch._foreach_add_ if number else torch._foreach_copy_)(self._gradients, found)
             total += loss.detach()
             which = (piece.t[..., :kept] * T_BINS).long().expand(rows, -1)
