@@ -13,10 +13,10 @@ import numpy as np
 
 from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import laws, runs
-from videoscaling.scaling.fitting.surface import Surface
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.grids.fit_points import Untrusted
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.points import Untrusted
 from videoscaling.scaling.search.acquisition import Target, target_at, target_of_budget
 from videoscaling.scaling.search.proposals import Decision, Proposal, Size, decide, target_finder, whole
 from videoscaling.sweeps import added_cells

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.sweeps.sweeps import write_sweep
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.search.proposals import Proposal
 from videoscaling.sweeps import added_cells
 from videoscaling.sweeps import extend as module

@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 
 from videoscaling.scaling import runs
 from videoscaling.scaling.estimates import Prediction
-from videoscaling.scaling.fitting.loss import fit_losses
-from videoscaling.scaling.fitting.surface_fit import fit_surface
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.losses.average import fit_losses
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.utils.errors import Parser, UserError, run_cli
 
 NOISE, CORRELATION = 0.007, 0.9

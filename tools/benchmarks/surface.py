@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling import runs
-from videoscaling.scaling.fitting.forms import fit_form
-from videoscaling.scaling.fitting.loss import fit_losses
-from videoscaling.scaling.fitting.surface import Surface
-from videoscaling.scaling.fitting.surface_fit import fit_surface
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.losses.average import fit_losses
+from videoscaling.scaling.fitting.losses.forms import fit_form
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.fit import fit_surface
+from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.utils.errors import Parser, UserError, run_cli
 
 COLUMNS = ("part", "case", "quantity", "value", "target", "cpu_seconds", "date", "command")
