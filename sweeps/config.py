@@ -58,7 +58,7 @@ class SizeKeys:
 
 @dataclass
 class SlurmKeys:
-    """One job of the array, as sbatch wants it.
+    """One job of the array, by sbatch's options.
 
     Attributes:
         partition, account, time, mem: sbatch's; time in minutes or as "12:00:00".
@@ -87,7 +87,7 @@ class SlurmKeys:
 
 @dataclass
 class ExecutorKeys:
-    """How the cells are run.
+    """Settings of the executor that runs the cells.
 
     Attributes:
         kind: local, on this machine; or slurm, as an array of jobs.
@@ -111,7 +111,7 @@ class ExecutorKeys:
 
 @dataclass
 class CostKeys:
-    """What hours are estimated by before there are any; measured throughput replaces it.
+    """The throughput by which hours are estimated before any is measured.
 
     Attributes:
         flops_per_second: training FLOPs (by C_token) per second of one GPU, or worker on the CPU.
@@ -309,7 +309,7 @@ def _without_setup(values: dict[str, Any], path: str | Path) -> tuple[dict[str, 
 
 
 def _check_counts(keys: SweepKeys, path: str | Path) -> None:
-    """Refuse whole numbers that no listing of cells would come to the end of, or that no tensor holds."""
+    """Refuse whole numbers that are too large for a listing of cells or for a tensor."""
     counts = {name: getattr(keys, name) for name in ("repeats", "lr_steps", "batch_steps")}
     counts |= {f"sizes: {size.size}: repeats": size.repeats for size in keys.sizes}
     for name, count in counts.items():

@@ -83,7 +83,7 @@ def device_hours(sweep: Sweep, hours: Sequence[float | None]) -> float | None:
 
 
 def width(sweep: Sweep) -> int | None:
-    """Cells trained at once, as far as the YAML says."""
+    """Cells trained at once, if the YAML gives it."""
     executor = sweep.keys.executor
     if executor.kind == "local":
         return executor.workers
@@ -96,7 +96,7 @@ def width(sweep: Sweep) -> int | None:
 
 
 def _devices(sweep: Sweep) -> float:
-    """GPUs that one cell takes (on the CPU: workers); a part of one where cells share it."""
+    """GPUs that one cell takes (on the CPU: workers); a fraction if cells share one."""
     executor = sweep.keys.executor
     return executor.processes * _nodes(sweep) / executor.runs_per_gpu
 

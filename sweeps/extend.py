@@ -219,7 +219,7 @@ def additions_of(sweep: Sweep, proposals: tuple[Proposal, ...]) -> list[Addition
 
 
 def _goes_on(cells: list[Run], seed: int) -> bool:
-    """Whether the run of this seed, one of ``cells``, has come to its end and left a checkpoint to go on from."""
+    """Whether the run of this seed, one of ``cells``, has ended and left a checkpoint to continue from."""
     return any(
         finished["status"] == "done" and resumable_step(cell.config.run_dir) > 0
         for cell in cells
@@ -230,7 +230,7 @@ def _goes_on(cells: list[Run], seed: int) -> bool:
 def _summary(
     decision: Decision, additions: list[Addition], options: Options, unfinished: int, so_far: float
 ) -> dict[str, Any]:
-    """All that is shown, as JSON has it. Half-widths are of ln of each prediction, at 95 %."""
+    """The output, in its JSON form. Half-widths are of ln of each prediction, at 95 %."""
     target = decision.target and {
         "N": decision.target.N, "T": decision.target.T, "B": decision.target.B, "lr": decision.target.lr,
         "half_widths": decision.before, "rate_cost": decision.rate_cost[0], "rate_cost_after": decision.rate_cost[1],
@@ -299,7 +299,7 @@ def _width(half: float) -> str:
 
 
 def _confirmed(additions: list[Addition]) -> bool:
-    """Ask at a terminal; anywhere else say how to go on."""
+    """Ask at a terminal; otherwise print how to continue."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         print("--run adds them to the sweep and trains them")
         return False

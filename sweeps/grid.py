@@ -1,4 +1,4 @@
-"""A sweep's YAML as cells: one resolved training configuration each. No torch here: asking is to be quick."""
+"""A sweep's YAML as cells: one resolved training configuration each. No torch here, so that listing is quick."""
 
 import copy
 import math
@@ -101,7 +101,7 @@ def cell_seed(keys: SweepKeys, size: str, lr: float, batch: int, repeat: int) ->
 
 
 def _join(cells: dict[str, Run], run: Run) -> None:
-    """Add a cell; one that differs from another in its milestones alone is the same run, with those of both."""
+    """Add a cell; two that differ only in their milestones are one run, with the milestones of both."""
     there = cells.get(run.config.name)
     if there is not None:
         train = run.config.train
@@ -212,7 +212,7 @@ def _first_config(keys: SweepKeys, size: SizeKeys, shared: dict[str, Any], miles
 def _cell(
     keys: SweepKeys, size: SizeKeys, config: Config, meta: dict[str, Any], axes: tuple[float, int, list[int], int]
 ) -> Run:
-    """One cell: ``axes`` are its rate, batch, milestones and which of its repeats it is, from 0 on."""
+    """One cell: ``axes`` are its rate, batch, milestones and the number of its repeat, from 0."""
     lr, batch, milestones, repeat = axes
     if not (math.isfinite(lr) and lr > 0):
         raise UserError(f"sizes: {size.size}: lr={lr}: must be a positive number")

@@ -67,17 +67,17 @@ class _Worker:
     stopping: bool = False
 
     def stop(self) -> None:
-        """Have it write a checkpoint and end: once, as a second signal would fall on one that writes its result."""
+        """Ask the process to checkpoint and exit. Once: a second signal could hit it while it writes its result."""
         if not self.stopping:
             self.stopping = True
             self.process.terminate()
 
 
 class Interrupt:
-    """Remembers the first of ``SIGNALS`` that comes while it is entered, in ``caught``; None until then.
+    """Context manager that records the first of ``SIGNALS`` in ``caught``; None until then.
 
-    After one was caught, later ones are ignored to the end of the process: it is leaving already, and a second, as
-    terminals and Slurm send, must not change its exit status.
+    Later signals are ignored to the end of the process: terminals and Slurm send a second one, which must not change
+    the exit status.
     """
 
     def __enter__(self) -> "Interrupt":
@@ -102,16 +102,17 @@ def run_cells(
     rendezvous: Sequence[str] = (),
     look: Callable[[list[Run]], None] | None = None,
 ) -> None:
-    """Train every cell that is not finished; ``report`` hears of each cell's end.
+    """Train every cell that is not finished.
 
-    A cell that crashes is tried again ``retries`` times, then recorded as failed; the others go on. On SIGINT,
+    A cell that crashes is tried again ``retries`` times, then recorded as failed; the others continue. On SIGINT,
     SIGTERM or SIGUSR2 the cells write checkpoints and stop, and so does the pool. A fault of the data, which all
     cells read, is not tried again: the cell is recorded as failed, and the others stop as on a signal.
 
     Args:
-        interrupt: entered; what it has caught, if anything, ended the pool before the last cell.
-        rendezvous: torchrun's options where the pools of several nodes train one cell together. What becomes of a
-            cell that crashes is then decided elsewhere: its outcome is "crashed".
+        report: called with each cell that ended and its outcome.
+        interrupt: entered; if it has caught a signal, the pool ended before the last cell.
+        rendezvous: torchrun's options if the pools of several nodes train one cell together. The submitting process
+            then decides about a cell that crashes: its outcome is "crashed".
         look: called with the running cells, at least every ``LOOK_SECONDS``.
 
     Raises:
@@ -225,7 +226,7 @@ def machine(keys: ExecutorKeys, cells: int) -> list[CpuShare]:
 
 
 def visible_gpus() -> list[str]:
-    """The names of the visible GPUs, as CUDA_VISIBLE_DEVICES wants them."""
+    """The names of the visible GPUs, in CUDA_VISIBLE_DEVICES' form."""
     if not any(Path(path).exists() for path in DRIVERS):
         return []
     import torch  # two seconds of every job, which one without GPUs need not wait
@@ -239,7 +240,7 @@ def visible_gpus() -> list[str]:
 
 
 def _server() -> Any:
-    """A server from which cells are forked: it has imported torch but run nothing. No import to wait for, no shared
+    """The server that forks cells: it has imported torch but run nothing. No import to wait for, no shared
     state."""
     # The server finds our modules by PYTHONPATH alone, in any working directory.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(IMPORT_PATH), os.environ.get("PYTHONPATH"))))
@@ -290,7 +291,7 @@ def _train_cell(values: dict[str, Any], share: CpuShare) -> None:
 
 
 def _train_stack(values: list[dict[str, Any]], share: CpuShare) -> None:
-    """The body of a process of several cells, each with its own console.log; what passes these is in the first's."""
+    """The body of a process of several cells, each with its own console.log; other output goes to the first's."""
     configs = [config_from_dict(each) for each in values]
     _init_worker(configs[0], share)
     from videoscaling.training.stacked.loop import train_stacked
@@ -299,7 +300,7 @@ def _train_stack(values: list[dict[str, Any]], share: CpuShare) -> None:
 
 
 def _init_worker(config: Config, share: CpuShare) -> None:
-    """Make this process a pool's that trains by itself."""
+    """Set up a pool's process that trains without torchrun."""
     _apply_limits(config, share)
     _stop_with_parent()
     import torch
@@ -308,7 +309,7 @@ def _init_worker(config: Config, share: CpuShare) -> None:
 
 
 def _launch_cell(values: dict[str, Any], share: CpuShare, options: list[str]) -> None:
-    """The body of the process of a cell that takes several: it becomes torchrun, with ``options`` for how many."""
+    """The body of the process of a cell with several processes: it becomes torchrun with ``options``."""
     config = config_from_dict(values)
     _apply_limits(config, share)
     path = config.run_dir / "cell.yaml"
@@ -323,7 +324,7 @@ def _launch_cell(values: dict[str, Any], share: CpuShare, options: list[str]) ->
 
 
 def _apply_limits(config: Config, share: CpuShare) -> None:
-    """Give this process its console.log and its share of the machine, and let signals come."""
+    """Give this process its console.log and its share of the machine, and unblock signals."""
     console = os.open(config.run_dir / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(console, 1)
     os.dup2(console, 2)
@@ -339,7 +340,7 @@ def _apply_limits(config: Config, share: CpuShare) -> None:
 
 
 def _stop_with_parent() -> None:
-    """Have this process checkpoint and stop if the pool dies, so that none is left training alone."""
+    """Checkpoint and stop this process if the pool dies, so that no cell trains on alone."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -41,7 +41,7 @@ def states_of(sweep: Sweep, jobs: dict[str, str] | None = None) -> list[dict[str
 
 
 def plan(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -> dict[str, Any]:
-    """What would be trained: each cell with its FLOPs and hours, and their sums."""
+    """The cells that would be trained, with FLOPs and hours, and their sums."""
     rows = [
         {
             "run_id": cell.config.run_dir.name,
@@ -155,7 +155,7 @@ def status_text(sweep: Sweep, summary: dict[str, Any]) -> str:
 
 
 def watched(lines: str) -> str:
-    """A status with the time of day, which clears the screen before it."""
+    """A status with the time of day, after clearing the screen."""
     return f"\x1b[H\x1b[2J{time.strftime('%H:%M:%S')}  {lines}"
 
 
@@ -168,7 +168,7 @@ def aligned(table: Sequence[tuple[str, ...]], marks: Sequence[str]) -> list[str]
 
 
 def _best(cells: Sequence[Run], states: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The lowest loss of each size, among the cells that have got furthest."""
+    """The lowest loss of each size, among the cells at the latest milestone."""
     best: dict[str, dict[str, Any]] = {}
     for cell, state in zip(cells, states):
         if state["loss"] is None or state["state"] == "diverged":
@@ -181,12 +181,12 @@ def _best(cells: Sequence[Run], states: Sequence[dict[str, Any]]) -> dict[str, d
 
 
 def _measured(cell: Run, state: dict[str, Any]) -> int:
-    """The milestone that a cell's loss is of."""
+    """The milestone of a cell's loss."""
     return max((m for m in cell.config.train.milestones if m <= state["tokens"]), default=state["tokens"])
 
 
 def print_status(sweep: Sweep, as_json: bool = False, watch: bool = False) -> int:
-    """Print how the sweep stands, with ``watch`` until all is finished; 1 if a cell failed."""
+    """Print the state of the sweep, with ``watch`` until all cells are finished; returns 1 if a cell failed."""
     while True:
         jobs = slurm.queue_of(sweep.directory) if sweep.keys.executor.kind == "slurm" else {}
         if jobs is None:

@@ -49,7 +49,7 @@ def find_micro_batch(train_step: TrainStep, samples: Samples, verbose: bool) -> 
 
 
 def on_any_process(device: torch.device) -> Callable[[bool], bool]:
-    """A function that says whether a flag is set on any process; all of them must call it."""
+    """A function that returns whether a flag is set on any process; all processes must call it."""
 
     def on_any(flag: bool) -> bool:
         return bool(all_reduce(torch.full((), float(flag), device=device), "sum").item())

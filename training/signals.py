@@ -1,4 +1,4 @@
-"""Stopping on a signal, together: every process leaves the loop after the same step."""
+"""Stop on a signal: every process leaves the loop after the same step."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def agreed(self) -> bool:
-        """Called once per step by every process; the same answer on all of them."""
+        """Called once per step by every process; returns the same value on all of them."""
         if self._torchrun not in (None, os.getppid()):
             self._caught = True
         if self._group is None:

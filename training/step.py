@@ -89,7 +89,7 @@ class TrainStep:
         self.by_t = torch.zeros(2, T_BINS + 1, device=device)
 
     def run(self, samples: Samples, tokens: int) -> None:
-        """Train on this process's share of a batch; ``tokens`` is how many tokens the run has seen before it."""
+        """Train on this process's share of a batch; ``tokens``: the run's tokens before this step."""
         self.apply_gradients(self.backward(samples), tokens)
 
     def backward(self, samples: Samples, share: bool = True) -> Tensor:

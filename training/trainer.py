@@ -57,7 +57,7 @@ Scores = tuple[ValidationResult, ValidationResult]  # of the raw weights, and of
 
 
 def train(config: Config, wait: bool = False) -> int:
-    """Run ``config`` to its end, or to a signal; continue it where it was. A finished run is left as it is.
+    """Train ``config``'s run to its end or to a signal, resuming it if possible. A finished run is left as it is.
 
     Args:
         wait: if another process is working in the run's directory, wait for it instead of refusing.
@@ -109,7 +109,7 @@ def _train(config: Config, wait: bool) -> int:
 
 
 def prepare(config: Config) -> tuple[Run, LatentCache | Mixture]:
-    """The run that ``config`` means, with nothing left open, and its data; UserError where they do not fit."""
+    """The resolved run of ``config``, and its data; UserError if they do not fit together."""
     if not config.data.cache:
         raise UserError("data.cache: not given; name a folder made by tools/cache_latents.py")
     cache = open_data(cache_folders(config), config.data.weights)
@@ -159,7 +159,7 @@ class Trainer:
             dist.barrier()
 
     def _check(self) -> None:
-        """Raise UserError for what can be refused before anything is built."""
+        """Check everything that can be checked before anything is built; raises UserError."""
         check_layout(self.run, self.cache, self.world)
         check_together(self.cache.verify_validation, self.device)
         check_compiler(self.config.train.compile, self.device)
@@ -183,7 +183,7 @@ class Trainer:
     # -- before the first step -----------------------------------------------------------------------------------
 
     def claim_directory(self) -> None:
-        """Write this configuration into the run directory, now that nothing is left to refuse."""
+        """Write this configuration into the run directory, after all checks."""
         if self.main:
             with atomic_write(self.config.run_dir / "config.yaml") as tmp:
                 OmegaConf.save(OmegaConf.create(to_dict(self.config)), tmp)
@@ -214,7 +214,7 @@ class Trainer:
             ckpt.remove_after(directory, self.step)
 
     def _newest_checkpoint(self) -> Path | None:
-        """The checkpoint to resume from. All processes take the first one's choice: they may not see a disk alike."""
+        """The checkpoint to resume from, chosen by rank 0 for all processes: their views of a disk may differ."""
         clean_run(self.config.run_dir)
         return ckpt.resumable_checkpoint(self.config.run_dir)
 
@@ -237,7 +237,7 @@ class Trainer:
         return self.status
 
     def begin(self) -> None:
-        """Open the log; the status is "running" where a milestone is left to reach, else "done"."""
+        """Open the log; the status is "running" if a milestone is left to reach, else "done"."""
         if self.main:
             self._log = open_log(
                 self.run,
@@ -264,7 +264,7 @@ class Trainer:
         return samples
 
     def after_step(self, stopping: bool) -> None:
-        """Count a step that was taken; log and save where one of them is due.
+        """Count the step; log and save if due.
 
         Args:
             stopping: a signal came: all processes stop after this step and the validation due at it.
@@ -328,11 +328,11 @@ class Trainer:
 
     @property
     def due(self) -> list[int]:
-        """The milestones that are to be validated before the next step."""
+        """The milestones to validate before the next step."""
         return [m for m in self._pending() if m <= self.tokens]
 
     def find_micro_batch(self) -> None:
-        """Find the micro-batch that fits in GPU memory: once, with everything that training needs there."""
+        """Find the micro-batch that fits in GPU memory, once, with all of training's tensors allocated."""
         if self.device.type == "cuda":
             find_micro_batch(self.train_step, self.loader.batch(self.step), self.main)
 

@@ -147,7 +147,7 @@ class MetricsLog:
                 self._board.add_scalar(f"{tag}/{ends[0]:.1f}_to_{ends[1]:.1f}", loss, tokens)
 
     def _restart_clock(self, tokens: int) -> None:
-        """What took time until now was not training: speeds are measured from here on."""
+        """Restart the clock, so that speeds leave out the time of other work until now."""
         self._last = self._printed_at = (tokens, time.monotonic())
 
     def validation(self, tokens: int, scores: dict[str, float], bins: list[float]) -> None:

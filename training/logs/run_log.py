@@ -85,7 +85,7 @@ def log_window(log: MetricsLog | None, train_step: TrainStep, run: Run, *, step:
 
 
 def close_log(log: MetricsLog, run: Run, *, step: int, status: str) -> None:
-    """Close the log, and say on the console how the run ended, at ``step``."""
+    """Close the log, and print the run's outcome at ``step``."""
     log.close()
     more = f"; {CONTINUES}" if status == "preempted" else ""
     tokens = step * run.config.train.batch_tokens

@@ -33,7 +33,7 @@ class Choice(NamedTuple):
 
 
 def check_machine(gpus: int | None, memory_gb: float | None) -> None:
-    """UserError for a number of GPUs, or a memory of one, that no machine has; None where the user gave none."""
+    """UserError for a number of GPUs, or a memory, that no machine has; None is not checked."""
     if gpus is not None and not 1 <= gpus <= MOST_GPUS:
         raise UserError(f"--gpus {gpus}: must be a whole number from 1 to {MOST_GPUS}")
     if memory_gb is not None and not 0 < memory_gb <= MOST_MEMORY_GB:

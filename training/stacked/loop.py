@@ -88,7 +88,7 @@ def _train_stacked(configs: list[Config], wait: bool, write_consoles: bool) -> i
 
 
 def keep_memory() -> None:
-    """Have this process keep the memory it has freed, where its C library can."""
+    """Keep freed memory in this process (glibc only)."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
@@ -134,7 +134,7 @@ def _fit(trainers: list[Trainer], consoles: dict[Trainer, TextIO]) -> list[str]:
 
 
 def _finish_if_ended(trainer: Trainer) -> None:
-    """Write the result of a run that has ended at once: the others may train for hours more."""
+    """Write the result of an ended run at once: the others may train for hours more."""
     if trainer.status != "running":
         trainer.finish()
 

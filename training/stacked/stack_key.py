@@ -1,4 +1,4 @@
-"""Which runs may share a step, and the memory that a run of such a stack takes. No torch here."""
+"""The key that runs of one stack share, and the memory of one run of a stack. No torch here."""
 
 import json
 
@@ -10,7 +10,7 @@ TEXT_TOKENS = 64  # of a caption whose length is not known yet
 
 
 def stack_key(config: Config) -> str:
-    """What runs must have in common to be trained in lock-step: equal where they do."""
+    """The settings that runs of one stack must share, as text: equal for runs that can be stacked."""
     infos = info_of(type(config))
     shared = {name: value for name, value in flatten(to_dict(config)).items() if not infos[name].differs_in_stack}
     return json.dumps(shared, sort_keys=True)
