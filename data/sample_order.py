@@ -1,4 +1,4 @@
-"""Who sees which sample when: a stateless order, a function of (seed, position) alone."""
+"""Sample order: a stateless permutation, a function of (seed, position) alone."""
 
 import functools
 from collections.abc import Sequence

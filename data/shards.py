@@ -41,7 +41,7 @@ FIX = "delete it and run the command that made the cache"
 
 
 class Stored(NamedTuple):
-    """Clips as they lie in a cache, [n, ...] each: latents float16, text float16 [n, L, dim] and its length int32."""
+    """Clips in a cache's form, [n, ...] each: latents float16, text float16 [n, L, dim] and its length int32."""
 
     latents: Tensor
     text: Tensor
@@ -49,7 +49,7 @@ class Stored(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A shard to be made: its place, its units and the hash of what it is to hold."""
+    """The plan of a shard: its path, its clip groups and the hash of its content."""
 
     path: Path
     units: list[ClipGroup]
@@ -161,7 +161,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
 
 
 def is_whole(path: Path, planned: str) -> bool:
-    """Whether the shard is there in full, by its own header, and was made as ``planned``."""
+    """Whether the shard is complete, by its own header, and was made as ``planned``."""
     if not path.is_file():
         return False
     try:
@@ -204,17 +204,17 @@ def is_finite(values: np.ndarray) -> bool:
 
 
 def altered(path: Path, clip: str = "") -> DataFault:
-    """The error that a file of a cache, or a clip in it, is not as it was written."""
+    """The error for an altered file of a cache, or an altered clip in it."""
     return DataFault(f"{path}{f', clip {clip!r}' if clip else ''} was altered; {FIX}")
 
 
 def map_arrays(path: Path) -> dict[str, np.ndarray]:
-    """A shard's tensors as views of one memory map; DataFault where its header describes none."""
+    """A shard's tensors as views of one memory map; DataFault if its header does not describe them."""
     return MappedShard(path).arrays
 
 
 class MappedShard:
-    """A shard's tensors, as views of one memory map, and which of its clips are still to be checked.
+    """A shard's tensors, as views of one memory map, and the clips that are not checked yet.
 
     Args:
         whole: check the tensors' checksum now where the shard, of an older cache, has none of its clips.
@@ -244,7 +244,7 @@ class MappedShard:
             raise altered(path)
 
     def check(self, rows: np.ndarray, again: bool = False) -> None:
-        """Compare the clips of int64 ``rows`` with their checksums, and see that their numbers are finite.
+        """Compare the clips of int64 ``rows`` with their checksums, and check that their numbers are finite.
 
         Args:
             again: check also clips that this process has checked before.
@@ -280,7 +280,7 @@ class MappedShard:
 
 
 class Shards:
-    """Shards in a row, mapped when they are first read: a cache of thousands opens at once.
+    """A sequence of shards, mapped when they are first read, so that a cache of thousands opens at once.
 
     Args:
         files: path and number of clips of each.

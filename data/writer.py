@@ -39,7 +39,7 @@ SHARD_CLIPS = 4096  # tiny clips: how much an interruption may cost
 
 
 class Load(NamedTuple):
-    """How much is done at once: clips encoded together, processes that decode (0: this one), seconds for a source."""
+    """Batch of clips to encode, number of decoding processes (0: this one), and seconds for a source."""
 
     batch: int = 16
     workers: int = 0
@@ -53,7 +53,7 @@ def clips_per_shard(latent_shape: Sequence[int]) -> int:
 
 @contextmanager
 def working(folder: str | Path, share: WorkShare) -> Iterator[Path]:
-    """Hold this process's share of the cache in ``folder``; yields its own folder there, and removes it at the end.
+    """Lock this process's share of the cache in ``folder``; yields its own folder there, and removes it at the end.
 
     Raises:
         UserError: another living process holds the same share.
@@ -77,7 +77,7 @@ def work_folder(folder: str | Path, share: WorkShare) -> Path:
 
 
 def _remove(work: Path) -> None:
-    """Remove a share's folder, which the caller holds, unless another took it over."""
+    """Remove a share's folder, which the caller has locked, unless another process took it over."""
     with suppress(UserError):
         check_lock(work)
         shutil.rmtree(work, ignore_errors=True)
@@ -93,7 +93,7 @@ def _clean(work: Path) -> None:
 
 
 def _place(work: Path, path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write ``path`` whole or not at all, by way of the folder ``work``.
+    """Write ``path`` atomically, by way of the folder ``work``.
 
     Raises:
         UserError: this process no longer holds ``work``.
@@ -110,7 +110,7 @@ def _place(work: Path, path: Path, content: bytes | Iterable[bytes]) -> None:
 
 
 def open_cache(folder: str | Path, settings: dict[str, Any], work: Path) -> dict[str, Any] | None:
-    """Make ``folder`` ready for a cache of these settings.
+    """Prepare ``folder`` for a cache of these settings.
 
     Args:
         settings: with ``RULE`` or without it: the draw that follows from a cache's own decides that (``record_rule``).
@@ -213,7 +213,7 @@ def write_share(
     tally: RejectionCount | None = None,
     progress: Callable[[int], None] = lambda units: None,
 ) -> None:
-    """Encode those of a share's ``shards`` that are not there.
+    """Encode the missing ones of a share's ``shards``.
 
     Args:
         vae: ``encode(clips) -> latents``, as ``models.vae``.
@@ -285,7 +285,7 @@ def close_cache(
     if frozen is not None and list(frozen) != totals.validation:
         gone = sorted(set(frozen) - set(totals.validation))
         raise UserError(
-            f"{plural(len(gone), 'clip')} of the frozen validation list cannot be had, the first: {gone[:1]}"
+            f"{plural(len(gone), 'clip')} of the frozen validation list could not be read, the first: {gone[:1]}"
         )
     validation = {"hash": list_hash(totals.validation), "keys": totals.validation}
     _place(work, folder / "validation.json", json_text(validation).encode())
@@ -326,7 +326,7 @@ def close_cache(
 
 
 def missing_shards(shards: dict[str, list[Shard]]) -> int:
-    """How many shards are not there yet."""
+    """The number of unfinished shards."""
     return sum(not is_whole(shard.path, shard.planned) for split in SPLITS for shard in shards[split])
 
 

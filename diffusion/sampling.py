@@ -36,7 +36,7 @@ def known_schedulers(process: Process) -> tuple[str, ...]:
 
 
 def build_scheduler(process: Process, name: str | None, steps: int, device: torch.device) -> Any:
-    """A diffusers scheduler for ``process`` whose ``timesteps`` are the times t at which to ask the model.
+    """A diffusers scheduler for ``process`` whose ``timesteps`` are the times t at which the model is evaluated.
 
     Args:
         name: one of ``known_schedulers(process)``, or None for the first of them.

@@ -1,4 +1,4 @@
-"""Where an encoder lies: a folder, or a hub repository's local copy, fetched where there is a network.
+"""Locations of encoders: a folder, or the local copy of a hub repository, fetched if there is a network.
 
 Where there is none, one line within seconds says which folder or command would help.
 """

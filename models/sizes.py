@@ -1,4 +1,4 @@
-"""The ladder of sizes: names, shapes, N and FLOPs. No torch here, so that tools can hand it to the planner.
+"""The ladder of sizes: names, shapes, N and FLOPs. No torch here, so that planning starts fast.
 
 N counts the blocks' matrices only: 4 d^2 of self-attention, 4 d^2 of cross-attention and 8 d^2 of FFN, 16 d^2
 per layer. FLOPs are counted twice: C_token, the paper's, which every law is written in, and the exact count.

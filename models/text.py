@@ -24,7 +24,7 @@ MAX_TOKENS = 512  # a pretrained tokenizer may name a smaller limit; none of the
 
 
 class TextEncoder(Protocol):
-    """What every text encoder offers.
+    """The interface of a text encoder.
 
     Attributes:
         spec: what it was loaded from.

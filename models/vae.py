@@ -34,7 +34,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def _fingerprint(folder: Path, weights: Iterable[Path], statistics: dict[str, Any]) -> str:
-    """A short hash of what decides latents: configuration, weights, normalisation. Not of where they lie."""
+    """A short hash of the settings that determine latents: configuration, weights, normalisation. Not of paths."""
     config = read_json(folder / "config.json", dict)
     kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "_diffusers_version")}
     digest = hashlib.sha256(json.dumps([kept, statistics], sort_keys=True).encode())

@@ -96,7 +96,7 @@ def plan_text(sweep: Sweep, planned: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-# -- how it stands ---------------------------------------------------------------------------------------------------
+# -- state -----------------------------------------------------------------------------------------------------------
 
 
 def status(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -> dict[str, Any]:

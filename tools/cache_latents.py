@@ -143,7 +143,7 @@ def arguments() -> argparse.Namespace:
 
 
 def pick_workers(args: argparse.Namespace) -> int:
-    """How many processes decode."""
+    """The number of decoding processes."""
     if args.workers is not None:
         return args.workers
     if args.source == "synthetic":  # rendered where they are encoded

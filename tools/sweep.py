@@ -1,4 +1,4 @@
-"""Train a grid of sizes, learning rates and batch sizes, and ask how it stands.
+"""Train a grid of sizes, learning rates and batch sizes, and report its state.
 
 python tools/sweep.py run configs/sweep/quickstart.yaml               # train what is not finished; safe to repeat
 python tools/sweep.py run configs/sweep/quickstart.yaml --dry-run
@@ -103,7 +103,7 @@ def main() -> int:
 
 
 def take_over_option(command: argparse.ArgumentParser) -> None:
-    """The way out of a lock that a disk without flock keeps."""
+    """Add the option that takes over a lock on a disk without flock."""
     command.add_argument(
         "--take-over",
         action="store_true",

@@ -64,7 +64,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def temporary(path: Path) -> Path:
-    """Where this process writes ``path`` before it is whole: next to it, so that a rename puts it in place."""
+    """This process's temporary name for ``path``: next to it, so that a rename puts it in place."""
     return path.with_name(f".{path.name}.{machine_code()}-{os.getpid()}.tmp")
 
 
@@ -137,24 +137,24 @@ def _remove(path: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` to ``path``, whole or not at all."""
+    """Write ``text`` to ``path``, atomically."""
     with atomic_write(path) as tmp:
         tmp.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, whole or not at all."""
+    """Write ``content`` to ``path``, atomically."""
     with atomic_write(path) as tmp:
         tmp.write_bytes(content)
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, whole or not at all. Infinity and NaN must be encoded by the caller."""
+    """Write ``value`` as indented JSON, atomically. Infinity and NaN must be encoded by the caller."""
     write_text(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
-    """What ``write_json`` writes."""
+    """The text that ``write_json`` writes."""
     return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 

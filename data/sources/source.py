@@ -72,7 +72,7 @@ class Source:
 
     @property
     def url(self) -> str:
-        """What ffmpeg opens. Absolute, so that no name is taken for a protocol."""
+        """The path for ffmpeg. Absolute, so that no name is taken for a protocol."""
         path = self.path.absolute()
         return (
             str(path) if self.size is None else f"subfile,,start,{self.offset},end,{self.offset + self.size},,:{path}"
@@ -80,7 +80,7 @@ class Source:
 
 
 class Listing(NamedTuple):
-    """The sources of a folder, table or tars, sorted by name, and what was left out.
+    """The sources of a folder, table or tars, sorted by name, and the skipped files.
 
     ``skipped`` counts the files that are neither sources nor captions, by kind (".srt", "._*"); ``unread`` names the
     columns of a table that nothing is read from.
@@ -98,7 +98,7 @@ def skipped_kind(name: str) -> str:
 
 
 def identity(source: Source) -> str:
-    """What makes a cache another one where it changes: a source's name, bytes and caption, in one line."""
+    """A source's identity in the fingerprint of a cache: its name, bytes and caption, in one line."""
     size = source.size
     if size is None:
         size = source.path.stat().st_size if source.path.exists() else None

@@ -1,4 +1,4 @@
-"""Frames by number, from decord, PyAV or torchcodec: the same pictures, one way to ask for them."""
+"""Frames by number from decord, PyAV or torchcodec: one interface, the same pictures."""
 
 import importlib.util
 import os
@@ -33,7 +33,7 @@ QUARTER = np.tan(np.radians(1))  # ffmpeg, too, takes a turn within one degree o
 
 
 def full_picture(picture: np.ndarray) -> np.ndarray:
-    """All of a picture."""
+    """The picture itself: the default of ``keep``."""
     return picture
 
 
@@ -104,7 +104,7 @@ def _is_exact(frame: av.VideoFrame) -> bool:
 
 
 def default_backend() -> str:
-    """torchcodec where it is installed and decodes a video made on the spot, else pyav."""
+    """torchcodec if it is installed and decodes a test video, else pyav."""
     if importlib.util.find_spec("torchcodec") is not None:
         try:
             check_backend("torchcodec")
@@ -115,7 +115,7 @@ def default_backend() -> str:
 
 
 def check_backend(name: str) -> None:
-    """Decode a video made on the spot.
+    """Decode a test video.
 
     Raises:
         UserError: the backend is unknown, or cannot do it here.

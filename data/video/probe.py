@@ -187,7 +187,7 @@ def _played_times(source: Source, tick: Fraction, rate: Fraction | None) -> tupl
 
 
 def _sizes(source: Source) -> tuple[int, int]:
-    """How many bytes are there, and how many there must be; the latter 0 where nothing says so."""
+    """The number of bytes in the file, and the number it declares (0: none)."""
     check_regular(source.path)
     there = source.path.stat().st_size
     with source.path.open("rb") as file:
