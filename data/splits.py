@@ -42,7 +42,7 @@ class Split:
         rule: how the draw differs from the one before the cap held always, for the cache's fingerprint; None where it
             does not.
         parted: videos that are validated on in one part and trained on in another.
-        gap_seconds: at least so long lies between the two; 0 where none is parted.
+        gap_seconds: least gap between training and validation clips of one file; 0 if none is divided.
         unused: clips of the videos validated on that are in neither split, as far as they were opened.
     """
 

@@ -183,7 +183,7 @@ class PretrainedTextEncoder:
     def _digest(self) -> str:
         """Hash of the weights, the configuration and the tokenizer, short."""
         config = self.model.config.to_dict()
-        # Where it lies and which library wrote it change no embedding.
+        # Its path and the library that wrote it change no embedding.
         for key in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
             config.pop(key, None)
         vocabulary = sorted(self.tokenizer.get_vocab().items())

@@ -17,12 +17,12 @@ from videoscaling.utils.errors import UserError, nearest, shown
 ALWAYS = "always"  # hashed as it is: the keys that the first committed runs were hashed with
 CHANGED = "changed"  # hashed where it differs from its value before the key existed
 WITH_DECAY = "with decay"  # as ALWAYS, but not at a constant rate, where a run may grow
-NEVER = "never"  # where a run lies, how it is watched and kept, how a step is laid out
+NEVER = "never"  # paths, logging, checkpoints, and the layout of a step
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A range that a key's numbers must lie in, and its name in an error. Every number must be finite."""
+    """The allowed range of a key's numbers, and its name in an error. Every number must be finite."""
 
     text: str
     holds: Callable[[float], bool]
