@@ -284,7 +284,7 @@ class Shards:
 
     Args:
         files: path and number of clips of each.
-        latent_shape, text_tokens, text_dim: of what is read, whose text is padded to ``text_tokens``.
+        latent_shape, text_tokens, text_dim: of the clips read; text is padded to ``text_tokens``.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ class MetricsFile:
         """Close the file; lines that could not be written are lost."""
         file, self._file = self._file, None
         if file is not None:
-            with suppress(OSError):  # what is unwritten belongs to the line that failed
+            with suppress(OSError):  # the unwritten bytes belong to the line that failed
                 file.close()
 
 
