@@ -18,7 +18,7 @@ from videoscaling.scaling.tables import (
     whole_number,
 )
 from videoscaling.utils.errors import UserError, nearest
-from videoscaling.utils.files import find_files, replacing
+from videoscaling.utils.files import atomic_write, find_files
 from videoscaling.utils.results import FILE, read_result, report_left_out
 
 MEASURED = {  # a milestone's, as ours -> in result.json
@@ -171,7 +171,7 @@ def concatenate(ledgers: list[Ledger]) -> Ledger:
 
 def write_csv(ledger: Ledger, path: str | Path) -> None:
     """The ledger as CSV in the order of COLUMNS, whole or not at all."""
-    with replacing(path) as tmp, tmp.open("w", newline="") as handle:
+    with atomic_write(path) as tmp, tmp.open("w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(COLUMNS)
         for i in range(len(ledger)):

@@ -9,7 +9,7 @@ import yaml
 from tests.commands import call
 from tests.sweeps.sweeps import edit, write_sweep
 from videoscaling.scaling import laws
-from videoscaling.utils.locks import exclusive
+from videoscaling.utils.locks import lock_run_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -155,11 +155,11 @@ def test_status_tells_running_stopped_and_lost(sweep: Path, tmp_path: Path) -> N
     for folder in folders:
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text("")
-        with exclusive(folder):
+        with lock_run_dir(folder):
             pass
     said = {"run_id": second["run_id"], "status": "preempted", "tokens": 640, "milestones": []}
     (folders[1] / "result.json").write_text(json.dumps(said))
-    with exclusive(folders[0]):
+    with lock_run_dir(folders[0]):
         told, _ = here("status", sweep)
         # Asking leaves the hold where it is, and takes none.
         assert here("status", sweep)[0] == told

@@ -56,7 +56,7 @@ def test_a_written_configuration_reads_back_the_same() -> None:
         (["xyzzy=0"], "unknown key 'xyzzy'$"),
         (["xyzzy" + "y" * 200 + "=0"], r"unknown key 'xyzzy{52}\.\.\.$"),
         (["optim=3"], "optim: a group of keys"),
-        (["optim.lr=fast"], "optim.lr: .*fast.*Float"),
+        (["optim.lr=fast"], "optim.lr='fast': must be a number"),
         (["train.tokens=2.5"], "train.tokens"),
         (["optim.lr=-1e-4"], "optim.lr=-0.0001: must be a positive number"),
         (["optim.lr=0"], "optim.lr=0.0: must be a positive number"),

@@ -163,8 +163,8 @@ def surface_scores(kind: str, outliers: float, seed: int) -> dict:
     table = Cells.of_arrays(N, T, B, lr, np.ones(len(N)), run=run, n_ctx=80.0)
     smaller = sizes[-1] > table.N
     surface = fit_surface(sweep(table, kind, 0.05, seed, outliers).rows(smaller & kept))
-    held = sweep(table, kind, 0.05, seed).rows(~smaller)
-    near = held.rows(held.loss <= 1.02 * held.best)
+    heldout = sweep(table, kind, 0.05, seed).rows(~smaller)
+    near = heldout.rows(heldout.loss <= 1.02 * heldout.best)
     return _scores(surface.predict(near.N, near.T, near.B, near.lr), near.loss)
 
 
