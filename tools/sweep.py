@@ -1,6 +1,6 @@
 """Train a grid of sizes, learning rates and batch sizes, and report its state.
 
-python tools/sweep.py run configs/sweep/quickstart.yaml               # train what is not finished; safe to repeat
+python tools/sweep.py run configs/sweep/quickstart.yaml               # train the unfinished cells; safe to repeat
 python tools/sweep.py run configs/sweep/quickstart.yaml --dry-run
 python tools/sweep.py status configs/sweep/quickstart.yaml --watch
 python tools/sweep.py collect configs/sweep/quickstart.yaml --out results.csv
