@@ -165,12 +165,19 @@ def _member(form: str, N: NDArray, T: NDArray, loss: NDArray, B: NDArray, noise:
             part = forms.fit_form(
                 form, N[rest], T[rest], loss[rest], B[rest], noise=errors, scale=fit.scale, start=fit.theta
             )
-            error = np.log(loss[out]) - np.log(part(N[out], T[out], B[out]))
+            error = _without_outliers(np.log(loss[out]) - np.log(part(N[out], T[out], B[out])))
             variance = part.interval(N[out], T[out], B[out]) ** 2 + fit.noise**2
             squares.append(float(np.mean(error**2)))
             ratios.append(float(np.mean(error**2 / variance)))
     window_error = float(np.sqrt(np.mean(squares))) if squares else np.nan
     return Member(fit, 1.0, window_error, calibration(ratios)), len(squares)
+
+
+def _without_outliers(errors: NDArray) -> NDArray[np.float64]:
+    """Errors at most five robust sd from their median: what they have in common stays, a wrong loss counts little."""
+    middle = np.median(errors)
+    most = 5 * 1.4826 * float(np.median(np.abs(errors - middle)))
+    return middle + np.clip(errors - middle, -most, most)
 
 
 def _trends(fit: forms.FormFit, N: NDArray, T: NDArray, B: NDArray, residuals: NDArray) -> dict[str, float]:

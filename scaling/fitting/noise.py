@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import solve_triangular
 from scipy.linalg.lapack import dtrtri
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -68,8 +68,13 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Block:
-    """Rows that share a run or samples: [m, m] masks of who shares what; no ``stream`` where no samples are shared."""
+class Blocks:
+    """Sets of m rows each that share a run or samples.
+
+    Attributes:
+        rows: [sets, m]. time, run, stream: [sets, m, m] masks of who shares what; no ``stream`` where no samples are
+            shared.
+    """
 
     rows: NDArray[np.int64]
     time: NDArray[np.bool_]
@@ -79,10 +84,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Structure:
-    """Who errs with whom: ``blocks``, rows that stand ``alone``, and the names of the random effects in use."""
+    """Who errs with whom: ``blocks`` by size, rows that stand ``alone``, and names of the random effects in use."""
 
     rows: Rows
-    blocks: tuple[Block, ...]
+    blocks: tuple[Blocks, ...]
     alone: NDArray[np.int64]
     effects: tuple[str, ...]
 
@@ -109,17 +114,17 @@ def structure_of(rows: Rows, kept: NDArray[np.bool_], effects: tuple[str, ...]) 
     i, j = (np.concatenate(ends) for ends in zip(*links))
     _, part = connected_components(coo_array((np.ones(len(i)), (i, j)), shape=(count, count)), directed=False)
     order = np.argsort(part, kind="stable")
-    blocks, alone = [], []
-    for members in np.split(chosen[order], np.flatnonzero(np.diff(part[order])) + 1):
-        if len(members) == 1:
-            alone.append(members[0])
-            continue
-        run, stream = rows.run[members], rows.stream[members]
-        same_run = run[:, None] == run
-        same_stream = ((stream[:, None] == stream) & (stream >= 0)) | same_run
-        same_time = rows.time[members][:, None] == rows.time[members]
-        blocks.append(Block(members, same_time, same_run, None if np.all(same_stream == same_run) else same_stream))
-    return Structure(rows, tuple(blocks), np.array(alone, dtype=np.int64), effects)
+    parts = np.split(chosen[order], np.flatnonzero(np.diff(part[order])) + 1)
+    blocks = []
+    for size in np.unique([len(each) for each in parts if len(each) > 1]):
+        members = np.stack([each for each in parts if len(each) == size])
+        run, known, time = (
+            label[members][:, :, None] == label[members][:, None] for label in (rows.run, rows.stream, rows.time)
+        )
+        stream = known & (rows.stream[members] >= 0)[:, None] | run
+        blocks.append(Blocks(members, time, run, None if np.all(stream == run) else stream))
+    alone = np.array([each[0] for each in parts if len(each) == 1], dtype=np.int64)
+    return Structure(rows, tuple(blocks), alone, effects)
 
 
 def sd_of(phi: NDArray, n: NDArray, t: NDArray, h: NDArray, excess: NDArray) -> tuple[NDArray, NDArray]:
@@ -137,12 +142,12 @@ class Whitener:
         noise, total = sd_of(phi, rows.n, rows.t, rows.h, at.excess)
         inflated = np.sqrt(at.inflation)
         self.share, self.sd = (noise / total) ** 2, total * inflated
-        self.covariances = [self._block(block) for block in structure.blocks]
-        self.roots = [np.linalg.cholesky(V0) for V0 in self.covariances]
-        self.inverse_roots = [dtrtri(root, lower=1)[0] for root in self.roots]
-        self.order = np.concatenate([structure.alone, *(block.rows for block in structure.blocks)]).astype(np.int64)
+        # [sets, m, m]: Cholesky roots of V0's blocks, and their inverses.
+        self.roots = [np.linalg.cholesky(self._covariance(blocks)) for blocks in structure.blocks]
+        self.inverse_roots = [np.linalg.inv(root) for root in self.roots]
+        self.order = np.concatenate([structure.alone, *(blocks.rows.ravel() for blocks in structure.blocks)])
         self.log_det = 2 * np.log(self.sd[structure.alone]).sum()
-        self.log_det += 2 * sum(np.log(np.diag(root)).sum() for root in self.roots)
+        self.log_det += 2 * sum(np.log(np.diagonal(root, axis1=1, axis2=2)).sum() for root in self.roots)
         columns, self.kinds = [], []
         for name in structure.effects:
             label = rows.size if name == "ln_size" else rows.grid
@@ -153,54 +158,51 @@ class Whitener:
         self.kinds = np.array(self.kinds, dtype=np.int64)
         self.Z = self.whiten(np.hstack(columns)) if columns else np.zeros((len(self.order), 0))
         self.effect_precision = np.exp(-2 * phi[self.kinds])
-        self._root = cholesky(self.Z.T @ self.Z + np.diag(self.effect_precision), lower=True)
+        root = np.linalg.cholesky(self.Z.T @ self.Z + np.diag(self.effect_precision))
+        self._inverse_root = dtrtri(root, lower=1)[0] if len(root) else root
 
-    def _block(self, block: Block) -> NDArray:
+    def _among(self, blocks: Blocks) -> tuple[NDArray, NDArray]:
+        """Correlations [sets, m, m] by time, and by run and samples."""
         rho, q = expit(self.phi[5]), expit(self.phi[6])
-        in_time = rho + (1 - rho) * block.time
-        among = block.run if block.stream is None else (1 - q) * block.run + q * block.stream
-        sd = self.sd[block.rows]
+        among = blocks.run if blocks.stream is None else (1 - q) * blocks.run + q * blocks.stream
+        return rho + (1 - rho) * blocks.time, among
+
+    def _covariance(self, blocks: Blocks) -> NDArray:
+        in_time, among = self._among(blocks)
+        sd = self.sd[blocks.rows]
         shared = LIKENESS * in_time * among
-        np.fill_diagonal(shared, 1.0)
-        return sd[:, None] * sd * shared
+        place = np.arange(shared.shape[1])
+        shared[:, place, place] = 1.0
+        return sd[:, :, None] * sd[:, None] * shared
 
     def whiten(self, values: NDArray) -> NDArray:
         """Rows [rows, ...] in units of V0, in the order of ``order``."""
+        table = values[:, None] if values.ndim == 1 else values
         alone = self.structure.alone
-        sd = self.sd[alone]
-        parts = [values[alone] / (sd if values.ndim == 1 else sd[:, None])]
-        for inverse_root, block in zip(self.inverse_roots, self.structure.blocks):
-            parts.append(inverse_root @ values[block.rows])
-        return np.concatenate(parts)
+        parts = [table[alone] / self.sd[alone, None]]
+        for inverse_root, blocks in zip(self.inverse_roots, self.structure.blocks):
+            parts.append((inverse_root @ table[blocks.rows]).reshape(blocks.rows.size, table.shape[1]))
+        return np.concatenate(parts).reshape(len(self.order), *values.shape[1:])
 
     def explained(self, white: NDArray) -> NDArray:
         """White columns as seen by the random effects: V^-1 is A'A - (explained A)' (explained A)."""
-        return solve_triangular(self._root, self.Z.T @ white, lower=True)
+        return self._inverse_root @ (self.Z.T @ white)
 
-    def derivatives(self) -> list[list[tuple[int, NDArray]]]:
-        """d V0 / d phi by block, as (number, matrix in units of V0 on both sides)."""
-        rows, rho, q = self.structure.rows, expit(self.phi[5]), expit(self.phi[6])
-        found = []
-        for root, inverse_root, block in zip(self.roots, self.inverse_roots, self.structure.blocks):
-            sd = self.sd[block.rows]
-            outer = LIKENESS * sd[:, None] * sd
-            among = block.run if block.stream is None else (1 - q) * block.run + q * block.stream
-            parts = [(5, outer * among * (1.0 - block.time) * rho * (1 - rho))]
-            if block.stream is not None:
-                in_time = rho + (1 - rho) * block.time
-                parts.append((6, outer * in_time * (block.stream ^ block.run) * q * (1 - q)))
-            white = [(number, inverse_root @ part @ inverse_root.T) for number, part in parts]
-            for number, u in self._slopes(block.rows, rows):
-                # d V0 = diag(u) V0 + V0 diag(u), and V0 is root root'.
-                half = inverse_root @ (u[:, None] * root)
-                white.append((number, half + half.T))
-            found.append(white)
+    def correlations(self, blocks: Blocks) -> list[tuple[int, NDArray]]:
+        """d V0 / d phi [sets, m, m] of the two correlations, with the constants' numbers."""
+        rho, q = expit(self.phi[5]), expit(self.phi[6])
+        in_time, among = self._among(blocks)
+        sd = self.sd[blocks.rows]
+        outer = LIKENESS * sd[:, :, None] * sd[:, None]
+        found = [(5, outer * among * (1.0 - blocks.time) * rho * (1 - rho))]
+        if blocks.stream is not None:
+            found.append((6, outer * in_time * (blocks.stream ^ blocks.run) * q * (1 - q)))
         return found
 
-    def _slopes(self, at: NDArray, rows: Rows) -> list[tuple[int, NDArray]]:
-        """d ln sd / d phi of the first five constants."""
-        share = self.share[at]
-        return [(0, share), (1, share * rows.t[at]), (2, share * rows.n[at]), (3, share * rows.h[at]), (4, 1 - share)]
+    def slopes(self, at: NDArray) -> NDArray:
+        """d ln sd / d phi of the first five constants, [5, ...] at rows [...]."""
+        share, rows = self.share[at], self.structure.rows
+        return np.stack([share, share * rows.t[at], share * rows.n[at], share * rows.h[at], 1 - share])
 
 
 def likelihood(
@@ -219,7 +221,7 @@ def likelihood(
     C = W.T @ W + np.diag(np.concatenate([prior, V.effect_precision]))
     # Column scaling: constants far from 1 would spoil the determinant's digits.
     unit = 1 / np.sqrt(np.maximum(np.diag(C), 1e-14 * np.diag(C).max()))
-    root = cholesky(C * unit[:, None] * unit + SINGULAR * np.eye(len(C)), lower=True)
+    root = np.linalg.cholesky(C * unit[:, None] * unit + SINGULAR * np.eye(len(C)))
     inverse_root = solve_triangular(root, np.diag(unit), lower=True)
     C_inverse = inverse_root.T @ inverse_root
     solution = C_inverse @ (W.T @ r)
@@ -231,18 +233,29 @@ def likelihood(
     value -= 0.5 * float(r @ left)
     gradient, columns = np.zeros(size), np.zeros((len(r), size))
     leverage = np.sum((W[:alone] @ inverse_root.T) ** 2, axis=1)
-    for number, u in V._slopes(structure.alone, structure.rows):
-        # d V0 = 2 u V0 for rows that stand alone.
-        columns[:alone, number] = 2 * u * left[:alone]
-        gradient[number] = float(np.sum(u * (left[:alone] ** 2 - 1 + leverage)))
+    # d V0 = 2 diag(u) V0 for rows that stand alone.
+    u = V.slopes(structure.alone)
+    columns[:alone, :5] = 2 * (u * left[:alone]).T
+    gradient[:5] = u @ (left[:alone] ** 2 - 1 + leverage)
     start = alone
-    for parts in V.derivatives():
-        end = start + len(parts[0][1])
-        L, w = W[start:end] @ inverse_root.T, left[start:end]
-        for number, dV in parts:
-            moved = dV @ w
-            columns[start:end, number] = moved
-            gradient[number] += 0.5 * float(w @ moved - np.trace(dV) + np.sum(L * (dV @ L)))
+    for root, inverse, blocks in zip(V.roots, V.inverse_roots, structure.blocks):
+        end, size = start + blocks.rows.size, blocks.rows.shape
+        forward, back = np.swapaxes(root, 1, 2), np.swapaxes(inverse, 1, 2)
+        seen = (W[start:end] @ inverse_root.T).reshape(*size, -1)
+        seen = seen @ np.swapaxes(seen, 1, 2)
+        w = left[start:end].reshape(*size, 1)
+        p, q = (back @ w)[..., 0], (root @ w)[..., 0]
+        # d V0 = diag(u) V0 + V0 diag(u), and V0 is root root'.
+        u = V.slopes(blocks.rows)
+        leverage = np.sum(inverse * (seen @ forward), axis=1)
+        gradient[:5] += np.sum(u * (p * q - 1 + leverage), axis=(1, 2))
+        u = np.moveaxis(u, 0, -1)
+        moved = inverse @ (u * q[..., None]) + forward @ (u * p[..., None])
+        columns[start:end, :5] = moved.reshape(-1, 5)
+        weight = p[:, :, None] * p[:, None] + back @ (seen - np.eye(size[1])) @ inverse
+        for number, dV in V.correlations(blocks):
+            columns[start:end, number] = (inverse @ (dV @ p[..., None])).ravel()
+            gradient[number] += 0.5 * float(np.sum(weight * dV))
         start = end
     for number in np.unique(V.kinds):
         mine = V.kinds == number

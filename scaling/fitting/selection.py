@@ -100,7 +100,10 @@ def shapes(
     for batch, may_bend in chosen:
         mine = held if may_bend or batch == "none" else held | STRAIGHT
         model = Model(shape.LEVELS, batch, int(cells.grid.max()) + 1, mine)
-        solution = least_squares.solve(problem, model, least_squares.starts_of(problem, model), phi)
+        # A bent shape starts from the straight one.
+        straight = [each.solution.theta for each in found if each.batch == batch]
+        start = straight[0] if straight else least_squares.starts_of(problem, model)
+        solution = least_squares.solve(problem, model, start, phi)
         phi = solution.phi
         # With nothing to choose between, nothing is held out.
         error = shape_error(problem, solution, weight, folds) if len(chosen) > 1 else np.nan

@@ -68,16 +68,24 @@ class Mean:
     """The surface at rows.
 
     Attributes:
-        value: [rows] ln L. jacobian: [rows, constants].
+        value: [rows] ln L.
+        columns: [rows, constants] its derivatives in all constants but free levels.
         excess: [rows] what rate and batch cost, in ln L.
         by_x, by_z: [rows] d ln L / d x and d z: how far a shift of a grid's optimum moves each row.
+        levels: [rows, levels] its derivatives in free levels, 1 in a level's own rows; no columns for a form.
     """
 
     value: NDArray[np.float64]
-    jacobian: NDArray[np.float64]
+    columns: NDArray[np.float64]
     excess: NDArray[np.float64]
     by_x: NDArray[np.float64]
     by_z: NDArray[np.float64]
+    levels: NDArray[np.bool_]
+
+    @cached_property
+    def jacobian(self) -> NDArray[np.float64]:
+        """[rows, constants] derivatives in all constants."""
+        return np.hstack([self.levels, self.columns])
 
 
 @dataclass(frozen=True)
@@ -146,12 +154,11 @@ def batch_offset(model: Model, theta: NDArray, n: NDArray, t: NDArray) -> NDArra
 def evaluate(model: Model, theta: NDArray, rows: Inputs) -> Mean:
     """The surface and its derivatives at rows, for one theta [constants]."""
     count = len(model.level_names)
-    jacobian = np.zeros((len(rows), len(model.names)))
+    levels = rows.grid[:, None] == np.arange(model.grids)
     if model.form == LEVELS:
-        level = theta[rows.grid]
-        jacobian[np.arange(len(rows)), rows.grid] = 1.0
+        level, by_form = theta[rows.grid], np.zeros((len(rows), 0))
     else:
-        level, jacobian[:, :count] = forms.evaluate(model.form, theta[:count], rows.n, rows.t, rows.b)
+        level, by_form = forms.evaluate(model.form, theta[:count], rows.n, rows.t, rows.b)
     line = rows.l - rate_offset(model, theta, rows.n, rows.t, rows.b)
     ln_k, g, ln_s, kT, kN = theta[count + 4 : count + 9]
     s, place = np.exp(ln_s), count + len(RATE)
@@ -183,9 +190,8 @@ def evaluate(model: Model, theta: NDArray, rows: Inputs) -> Mean:
         by_z = by_z + by_x * r * tanh + by_k * kB * (1 - tanh**2)
         bend = [by_x * BEND * _log_cosh(z / BEND), by_k * BEND * tanh]
         columns += [-by_z, -by_z * rows.t, -by_z * rows.n, *bend, *own]
-    jacobian[:, count:] = np.stack(columns, axis=1)
     excess = distance + valley
-    return Mean(level + excess, jacobian, excess, by_x, by_z)
+    return Mean(level + excess, np.column_stack([by_form, *columns]), excess, by_x, by_z, levels)
 
 
 def _log_cosh(x: NDArray) -> NDArray:

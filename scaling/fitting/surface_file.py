@@ -106,7 +106,7 @@ def _member_dict(member: Member) -> dict[str, Any]:
         "held": sorted(solution.model.held),
         **_constants_dict(solution, 0),
         "noise": dict(zip(noise.NAMES, _rounded(solution.phi))),
-        "inflation": float(np.mean(solution.inflation)),
+        "inflation": float(np.mean(solution.inflation)) / least_squares.NORMAL,
         "steps": [
             {"by": s.by, "value": s.value, "reach": s.reach, "error": _rounded(s.error), "sd": _rounded(s.sd)}
             for s in member.steps
@@ -178,9 +178,10 @@ def _solution(raw: dict[str, Any], where: str, form: str) -> least_squares.Solut
         inflation = _number(raw["inflation"], f"{where}.inflation", 0)
     none, nobody = np.zeros(0), np.zeros(0, dtype=np.int64)
     rows = noise.Rows(none, none, none, nobody, nobody, nobody, nobody, nobody)
-    mean = shape.Mean(none, np.zeros((0, len(names))), none, none, none)
+    mean = shape.Mean(none, np.zeros((0, len(names))), none, none, none, np.zeros((0, 0), dtype=bool))
     structure = noise.Structure(rows, (), nobody, least_squares.effects_of(model))
-    return least_squares.Solution(model, theta, covariance, phi, structure, np.array([inflation]), mean, float("nan"))
+    inflated = np.array([inflation * least_squares.NORMAL])
+    return least_squares.Solution(model, theta, covariance, phi, structure, inflated, mean, float("nan"))
 
 
 def _cells(raw: Any, n_ctx: float) -> Cells:

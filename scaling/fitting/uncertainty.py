@@ -37,7 +37,8 @@ def draw(solution: least_squares.Solution, freedom: float, count: int = DRAWS, s
     """Draws of theta [count, constants], multivariate t, in pairs around the estimate."""
     random = np.random.default_rng(seed)
     roots, vectors = np.linalg.eigh(solution.covariance)
-    root = vectors * np.sqrt(np.maximum(roots, 0))
+    # The symmetric root: rounding a covariance turns its eigenvectors, and hardly moves this.
+    root = (vectors * np.sqrt(np.maximum(roots, 0))) @ vectors.T
     normal = random.standard_normal((count // 2, len(roots))) @ root.T
     stretch = np.sqrt(freedom / random.chisquare(freedom, count // 2))[:, None]
     return solution.theta + np.concatenate([normal, -normal]) * np.concatenate([stretch, stretch])

@@ -1,25 +1,53 @@
-"""Simulated sweeps with planted laws, for tools/benchmarks/surface.py: how far fits miss, how often intervals hold."""
+"""Simulated sweeps with planted laws: how far fits miss, how often their intervals hold.
 
-from collections.abc import Iterator
+    python -m videoscaling.tools.benchmarks.simulated_sweeps --sweeps 500 --out RAW.csv
+    python -m videoscaling.tools.benchmarks.simulated_sweeps --table RAW.csv
+
+The first command appends a row per sweep and continues where the file ends. Sweeps go through all cases in turn, so
+that a run that is stopped has as many of each. The second one prints the tables of docs/statistics.md.
+
+Cases: the study's cells, elliptic and one-sided truths, optima that scatter by tau between grids, all runs or six of
+each size, the right shape or the one that the fit chooses. Then predictions of the next larger size, with the right
+form, with a wrong one, and with outliers. Choices and predictions, which take seven times as long, have every fifth
+seed.
+"""
+
+import argparse
+import csv
+import datetime
+import os
+import platform
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import product
+from functools import partial
+from itertools import islice, product
+from pathlib import Path
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 
+from videoscaling.scaling import runs
+from videoscaling.scaling.estimates import Prediction
 from videoscaling.scaling.fitting.loss import fit_losses
-from videoscaling.scaling.fitting.surface import Surface
 from videoscaling.scaling.fitting.surface_fit import fit_surface
 from videoscaling.scaling.fitting.table import Cells
+from videoscaling.utils.errors import Parser, UserError, run_cli
 
 NOISE, CORRELATION = 0.007, 0.9
+# Outliers' losses are too high by the absolute value of a normal error with this sd.
+OUTLIER = 0.03
 # The planted laws: exponents of lr_opt and of B_opt (or of the critical batch) in T and N, and the ridge's slope in B.
 RATE_T, RATE_N, BATCH_T, BATCH_N, SLOPE = 0.10, -0.30, 0.55, -0.20, 0.49
 # At these T and N the best pair is these lr and B.
 REFERENCE = {"T": 1.2e6, "N": 2e5, "lr": 2.2e-3, "B": 300.0}
 TRUE = {"aB": SLOPE, "aT": RATE_T - SLOPE * BATCH_T, "aN": RATE_N - SLOPE * BATCH_N, "bT": BATCH_T, "bN": BATCH_N}
 RIGHT = {"elliptic": "ellipse", "one_sided": "one_sided"}  # truth -> the shape that is right for it
-CASE = tuple[str, list[tuple[str, float, str]]]
+# Of sweeps with a shape that is chosen, and of predictions, one in this many is run.
+CHOSEN_EVERY = 5
+EXPONENTS = tuple(f"{name}{part}" for name in TRUE for part in ("", "_half"))
+SCORES = ("coverage", "half", "square", "score")
+COLUMNS = ("case", "seed", *EXPONENTS, *SCORES)
 
 
 def excess(kind: str, x: NDArray, z: NDArray) -> NDArray[np.float64]:
@@ -37,8 +65,12 @@ def excess(kind: str, x: NDArray, z: NDArray) -> NDArray[np.float64]:
     raise ValueError(kind)
 
 
-def sweep(cells: Cells, kind: str, tau: float, seed: int) -> Cells:
-    """The cells with losses of the planted laws: noise that milestones of a run share, optima that scatter by tau."""
+def sweep(cells: Cells, kind: str, tau: float, seed: int, outliers: float = 0.0) -> Cells:
+    """The cells with losses of the planted laws: noise that milestones of a run share, optima that scatter by tau.
+
+    Args:
+        outliers: the share of the losses that are too high by OUTLIER.
+    """
     random = np.random.default_rng([seed, 7])
     t, n = np.log(cells.T / REFERENCE["T"]), np.log(cells.N / REFERENCE["N"])
     grids = int(cells.grid.max()) + 1
@@ -49,7 +81,8 @@ def sweep(cells: Cells, kind: str, tau: float, seed: int) -> Cells:
     own = random.standard_normal(len(cells))
     error = NOISE * (np.sqrt(CORRELATION) * run + np.sqrt(1 - CORRELATION) * own)
     level = 0.55 * np.exp(-0.15 * n) + 0.4 * np.exp(-0.25 * t) + 0.1
-    loss = level * np.exp(excess(kind, x, z) + error)
+    wrong = np.where(random.random(len(cells)) < outliers, OUTLIER * np.abs(random.standard_normal(len(cells))), 0.0)
+    loss = level * np.exp(excess(kind, x, z) + error + wrong)
     return replace(cells, loss=loss, stream=np.full(len(cells), -1))
 
 
@@ -60,79 +93,38 @@ def few_runs(cells: Cells, per_grid: int, seed: int) -> Cells:
     return cells.rows(np.isin(cells.run, np.concatenate(kept)))
 
 
-def _exponents(surface: Surface) -> dict[str, tuple[float, float]]:
-    """(value, half-width) of each exponent; of B_opt or of the 1 % edge in T and N."""
-    found = {name: (float(e.value), float(e.high - e.value)) for name, e in surface.rate_exponents().items()}
-    for name in ("bT", "bN"):
-        estimate = surface.exponent(name)
-        found[name] = float(estimate.value), float(estimate.high - estimate.value)
-    return found
+def exponents(cells: Cells, kind: str, tau: float, few: bool, batch: str, seed: int, outliers: float = 0.0) -> dict:
+    """Each exponent of a fitted sweep with its half-width; of B_opt or of the edge in T and N."""
+    simulated = sweep(few_runs(cells, 6, seed) if few else cells, kind, tau, seed, outliers)
+    surface = fit_surface(simulated, form="levels", batch=batch, bent=None if batch == "auto" else False)
+    found = {name: surface.exponent(name) for name in TRUE}
+    values = {name: float(estimate.value) for name, estimate in found.items()}
+    return values | {f"{name}_half": float(estimate.high - estimate.value) for name, estimate in found.items()}
 
 
-def exponents(cells: Cells, sweeps: int) -> Iterator[CASE]:
-    """Bias, coverage and width of the exponents under each truth, scatter and number of cells."""
-    for few in (False, True):
-        for (kind, right), choose in product(RIGHT.items(), (False, True)):
-            batch = "auto" if choose else right
-            for tau in (0.0, 0.05, 0.15):
-                # Every shape is fitted and compared where the tool chooses: fewer sweeps.
-                count = sweeps if batch != "auto" else max(sweeps // 5, 1)
-                found: dict[str, list[tuple[float, float]]] = {name: [] for name in TRUE}
-                for seed in range(count):
-                    simulated = sweep(few_runs(cells, 6, seed) if few else cells, kind, tau, seed)
-                    bent = False if batch != "auto" else None
-                    surface = fit_surface(simulated, form="levels", batch=batch, bent=bent)
-                    for name, value in _exponents(surface).items():
-                        found[name].append(value)
-                case = f"{kind} truth, {batch}, tau {tau:g}, {'6 runs a size' if few else 'all cells'}, {count} sweeps"
-                yield case, [row for name in TRUE for row in _summary(name, found[name], tau)]
-
-
-def _summary(name: str, found: list[tuple[float, float]], tau: float) -> list[tuple[str, float, str]]:
-    value, half = np.array(found).T
-    error = value - TRUE[name]
-    limit = "0.03" if name.startswith("a") else "0.05"
-    covers = "0.85 or more" if tau > 0.1 else "0.90 to 0.98"
-    return [
-        (f"{name} median error", float(np.median(error)), f"within {limit}"),
-        (f"{name} coverage", float(np.mean(np.abs(error) <= half)), covers),
-        (f"{name} median half-width / 1.96 sd", float(np.median(half) / (1.96 * value.std())), "<= 1.3"),
-    ]
-
-
-def wrong_forms(sweeps: int) -> Iterator[CASE]:
-    """Predictions of the next larger size where form or shape is wrong, or 5 % of the losses are outliers."""
-    cases = {
+def cases(cells: Cells) -> dict[str, tuple[int, Callable[[int], dict]]]:
+    """Name of a case -> (every which seed it runs, its sweep)."""
+    found: dict[str, tuple[int, Callable[[int], dict]]] = {}
+    for few, (kind, right), chosen, tau in product((False, True), RIGHT.items(), (False, True), (0.0, 0.05, 0.15)):
+        batch = "auto" if chosen else right
+        name = f"{kind} truth, {batch}, tau {tau:g}, {'6 runs a size' if few else 'all cells'}"
+        every = CHOSEN_EVERY if chosen else 1
+        found[name] = every, lambda seed, given=(kind, tau, few, batch): exponents(cells, *given, seed)
+    for kind, right in RIGHT.items():
+        name = f"{kind} truth, {right}, tau 0.05, all cells, 5 % outliers"
+        found[name] = 1, lambda seed, given=(kind, 0.05, False, right): exponents(cells, *given, seed, 0.05)
+    for name, given in {
         "joint truth, additive forced": ("joint", "additive", 0.0),
-        "additive truth, joint": ("additive", "joint", 0.0),
-        "joint truth, auto": ("joint", "auto", 0.0),
-        "additive truth, auto": ("additive", "auto", 0.0),
-        "additive truth, auto, 5 % outliers": ("additive", "auto", 0.05),
-    }
-    for case, (truth, form, outliers) in cases.items():
-        scores = [_table_score(truth, form, outliers, seed) for seed in range(sweeps)]
-        yield f"{case}, {sweeps} tables", _scores(np.array(scores))
-    count = max(sweeps // 10, 1)
-    for kind in ("kinked", "one_sided", "elliptic"):
-        scores = [_surface_score(kind, seed) for seed in range(count)]
-        yield f"{kind} surface, shape and form chosen, {count} sweeps", _scores(np.array(scores))
-
-
-def _scores(scores: NDArray) -> list[tuple[str, float, str]]:
-    """From [tables, 4]: coverage, half-width, squared error, interval score."""
-    coverage, half, square, score = scores.mean(axis=0)
-    error = float(np.sqrt(square))
-    return [
-        ("coverage", float(coverage), ">= 0.85"),
-        ("half-width / rms error", float(half / error), "<= 2 (1.96 is exact)"),
-        ("rms error, %", 100 * error, ""),
-        ("interval score, %", 100 * float(score), ""),
-    ]
-
-
-def _interval_score(error: NDArray, half: NDArray) -> float:
-    """Gneiting and Raftery's score of 95 % intervals: width, and 2 / 0.05 times how far the truth lies outside."""
-    return float(np.mean(2 * half + 40 * np.maximum(np.abs(error) - half, 0)))
+        "additive truth, joint forced": ("additive", "joint", 0.0),
+        "joint truth, form chosen": ("joint", "auto", 0.0),
+        "additive truth, form chosen": ("additive", "auto", 0.0),
+        "additive truth, form chosen, 5 % outliers": ("additive", "auto", 0.05),
+    }.items():
+        found[name] = CHOSEN_EVERY, partial(table_scores, *given)
+    for kind, outliers in (("kinked", 0.0), ("one_sided", 0.0), ("elliptic", 0.0), ("elliptic", 0.05)):
+        name = f"{kind} surface, all chosen{', 5 % outliers' if outliers else ''}"
+        found[name] = CHOSEN_EVERY, partial(surface_scores, kind, outliers)
+    return found
 
 
 def truth(form: str, N: NDArray, T: NDArray) -> NDArray[np.float64]:
@@ -142,21 +134,23 @@ def truth(form: str, N: NDArray, T: NDArray) -> NDArray[np.float64]:
     return ((N / 5e6) ** -0.6 + (T / 3e8) ** -0.65) ** 0.45 * 4 + 1.2
 
 
-def _table_score(form: str, fitted: str, outliers: float, seed: int) -> tuple[float, float, float, float]:
+def table_scores(form: str, fitted: str, outliers: float, seed: int) -> dict:
+    """Losses of one size, predicted from a table (N, T, loss) of the smaller ones."""
     random = np.random.default_rng([seed, 3])
     N = np.repeat(np.geomspace(5e7, 3e9, 8), 10)
     T = N * np.tile(np.geomspace(5, 500, 10), 8)
     loss = truth(form, N, T) * np.exp(0.003 * random.standard_normal(len(N)))
     wrong = random.random(len(N)) < outliers
-    loss = np.where(wrong, loss * np.exp(0.03 * np.abs(random.standard_normal(len(N)))), loss)
+    loss = np.where(wrong, loss * np.exp(OUTLIER * np.abs(random.standard_normal(len(N)))), loss)
     kept = N < 2e9
     law = fit_losses(N[kept], T[kept], loss[kept], form=fitted)
     largest, noise = ~kept, np.exp(0.003 * random.standard_normal(int((~kept).sum())))
     measured = truth(form, N[largest], T[largest]) * noise
-    return _score(law.predict(N[largest], T[largest]), measured)
+    return _scores(law.predict(N[largest], T[largest]), measured)
 
 
-def _surface_score(kind: str, seed: int) -> tuple[float, float, float, float]:
+def surface_scores(kind: str, outliers: float, seed: int) -> dict:
+    """Losses near the best of one size, predicted from half of the runs of the smaller ones."""
     random = np.random.default_rng([seed, 5])
     sizes, tokens = np.array([6.5e4, 1.3e5, 2.9e5, 5.9e5, 1.2e6]), np.array([4e5, 8e5, 1.6e6, 3.3e6])
     N, T, B, factor = (
@@ -166,19 +160,96 @@ def _surface_score(kind: str, seed: int) -> tuple[float, float, float, float]:
     lr = 2.2e-3 * (B / 300) ** 0.49 * (N / 2e5) ** -0.2 * factor
     run = np.unique(np.stack([N, B, lr], axis=1), axis=0, return_inverse=True)[1].ravel()
     kept = random.random(int(run.max()) + 1)[run] < 0.5
-    cells = sweep(Cells.of_arrays(N, T, B, lr, np.ones(len(N)), run=run, n_ctx=80.0), kind, 0.05, seed)
-    smaller = sizes[-1] > cells.N
-    surface = fit_surface(cells.rows(smaller & kept))
-    held = cells.rows(~smaller)
+    table = Cells.of_arrays(N, T, B, lr, np.ones(len(N)), run=run, n_ctx=80.0)
+    smaller = sizes[-1] > table.N
+    surface = fit_surface(sweep(table, kind, 0.05, seed, outliers).rows(smaller & kept))
+    held = sweep(table, kind, 0.05, seed).rows(~smaller)
     near = held.rows(held.loss <= 1.02 * held.best)
-    return _score(surface.predict(near.N, near.T, near.B, near.lr), near.loss)
+    return _scores(surface.predict(near.N, near.T, near.B, near.lr), near.loss)
 
 
-def _score(predicted, measured: NDArray) -> tuple[float, float, float, float]:
+def _scores(predicted: Prediction, measured: NDArray) -> dict:
+    """Means over points; ``score`` (Gneiting and Raftery) adds 2 / 0.05 times how far the truth is outside."""
     error, half = np.log(measured / predicted.mean), np.log(predicted.high / predicted.low) / 2
-    return (
-        float(np.mean(np.abs(error) <= half)),
-        float(np.mean(half)),
-        float(np.mean(error**2)),
-        _interval_score(error, half),
-    )
+    score = 2 * half + 40 * np.maximum(np.abs(error) - half, 0)
+    values = np.mean([np.abs(error) <= half, half, error**2, score], axis=1)
+    return dict(zip(SCORES, map(float, values)))
+
+
+def missing(cells: Cells, sweeps: int, done: set[tuple[str, int]]) -> Iterator[dict]:
+    """Rows of the sweeps that are not ``done``, all cases in turn."""
+    every = cases(cells)
+    for seed in range(sweeps):
+        for name, (step, simulate) in every.items():
+            if seed % step == 0 and (name, seed) not in done:
+                yield {"case": name, "seed": seed} | {key: f"{value:.4g}" for key, value in simulate(seed).items()}
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Rows of a file of sweeps; lines that begin with # are comments."""
+    with path.open(newline="") as handle:
+        return list(csv.DictReader(line for line in handle if not line.startswith("#")))
+
+
+def tables(rows: list[dict[str, str]]) -> Iterator[str]:
+    """Markdown: a line per case and exponent, then a line per case of predictions."""
+    by_case: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        by_case.setdefault(row["case"], []).append(row)
+    yield "| truth, fit | sweeps | " + " | ".join(TRUE) + " |\n|---|---|" + "---|" * len(TRUE)
+    for case, found in by_case.items():
+        if found[0]["aB"]:
+            cells = [_summary(name, *_columns(found, name, f"{name}_half")) for name in TRUE]
+            yield f"| {case} | {len(found)} | " + " | ".join(cells) + " |"
+    yield "\n| predictions | sweeps | coverage | half-width / rms error | rms error, % | interval score, % |"
+    yield "|---|---|---|---|---|---|"
+    for case, found in by_case.items():
+        if found[0]["coverage"]:
+            coverage, half, square, score = _columns(found, *SCORES).mean(axis=1)
+            error = np.sqrt(square)
+            values = f"{coverage:.3f} | {half / error:.2f} | {100 * error:.2f} | {100 * score:.2f}"
+            yield f"| {case} | {len(found)} | {values} |"
+
+
+def _columns(rows: list[dict[str, str]], *names: str) -> NDArray:
+    return np.array([[float(row[name]) for row in rows] for name in names])
+
+
+def _summary(name: str, value: NDArray, half: NDArray) -> str:
+    """Median error, coverage, and median half-width over 1.96 sd."""
+    error = value - TRUE[name]
+    width = np.median(half) / (1.96 * value.std(ddof=1)) if len(value) > 1 else np.nan
+    return f"{np.median(error):+.3f}, {np.mean(np.abs(error) <= half):.3f}, {width:.2f}"
+
+
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("results/mini/cells"), help="the study's runs")
+    parser.add_argument("--sweeps", type=int, default=500, help="sweeps of each case (default 500)")
+    parser.add_argument("--limit", type=int, help="stop after so many sweeps")
+    parser.add_argument("--out", type=Path, help="CSV file to append to")
+    parser.add_argument("--table", type=Path, help="print the tables of a file of sweeps")
+    args = parser.parse_args()
+    if args.table:
+        print("\n".join(tables(read(args.table))))
+        return
+    if args.out is None:
+        raise UserError("say where the sweeps are written: --out RAW.csv")
+    ledger = runs.read(args.runs)
+    cells = Cells.of_ledger(ledger.rows(~ledger.heldout))
+    new = not args.out.exists()
+    done = set() if new else {(row["case"], int(row["seed"])) for row in read(args.out)}
+    with args.out.open("a", newline="") as handle:
+        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
+        if new:
+            date = datetime.datetime.now(datetime.UTC).date().isoformat()
+            device = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+            handle.write(f"# {date}, {device}, numpy {np.__version__}, scipy {scipy.__version__}\n")
+            writer.writeheader()
+        for row in islice(missing(cells, args.sweeps, done), args.limit):
+            writer.writerow(row)
+            handle.flush()
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,11 +1,11 @@
-"""Evidence for the response surface: public tables, the study's runs, and simulated sweeps with known truths.
+"""Evidence for the response surface: public tables and the study's runs.
 
     python -m videoscaling.tools.benchmarks.surface steplaw study --data FOLDER \\
         --out results/benchmarks/DATE-cpu-surface.csv
 
 study: half-widths of lr_opt's exponents from the study's runs.   scalebench: each large size from the smaller ones.
 budget: random cells worth 10 % of the FLOPs.   steplaw: each size left out, all cells and 6 % of them.   farseer: the
-last ten rows.   sweeps: bias and coverage on simulated sweeps.   forms: coverage with a wrong form.   time: seconds.
+last ten rows.   time: seconds. Simulated sweeps: simulated_sweeps.py.
 
 Rows are appended: part, case, quantity, value, target, seconds of processor, date, command. FOLDER holds the tables as
 their authors publish them: scalebench/lr_bsz.train.csv, scalebench/farseer.train.csv, steplaw/dense_lr_bs_loss.csv.
@@ -29,7 +29,6 @@ from videoscaling.scaling.fitting.loss import fit_losses
 from videoscaling.scaling.fitting.surface import Surface
 from videoscaling.scaling.fitting.surface_fit import fit_surface
 from videoscaling.scaling.fitting.table import Cells
-from videoscaling.tools.benchmarks import simulated_sweeps
 from videoscaling.utils.errors import Parser, UserError, run_cli
 
 COLUMNS = ("part", "case", "quantity", "value", "target", "cpu_seconds", "date", "command")
@@ -227,21 +226,6 @@ def bench_farseer(args: argparse.Namespace) -> Iterator[Row]:
             yield Row(case, "warns", float(bool(law.warnings())), "" if auto else "1")
 
 
-def bench_sweeps(args: argparse.Namespace) -> Iterator[Row]:
-    """Bias, coverage and width on simulated sweeps with the study's cells."""
-    fitted, _ = study_cells(args.runs)
-    for case, values in simulated_sweeps.exponents(fitted, args.sweeps):
-        for name, value, target in values:
-            yield Row(case, name, value, target)
-
-
-def bench_forms(args: argparse.Namespace) -> Iterator[Row]:
-    """Coverage where the fitted form or shape is wrong."""
-    for case, values in simulated_sweeps.wrong_forms(args.sweeps):
-        for name, value, target in values:
-            yield Row(case, name, value, target)
-
-
 def bench_time(args: argparse.Namespace) -> Iterator[Row]:
     """Seconds of processor and memory: 2,702 runs with intervals, the study's rows, 50,000 rows of (N, T, loss)."""
     cells = scalebench(args.data)
@@ -269,7 +253,7 @@ def bench_time(args: argparse.Namespace) -> Iterator[Row]:
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "study": bench_study, "steplaw": bench_steplaw, "scalebench": bench_scalebench, "budget": bench_budget,
-    "farseer": bench_farseer, "sweeps": bench_sweeps, "forms": bench_forms, "time": bench_time,
+    "farseer": bench_farseer, "time": bench_time,
 }  # fmt: skip
 
 
@@ -279,16 +263,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the public tables")
     parser.add_argument("--runs", type=Path, default=Path("results/mini/cells"), help="the study's runs")
     parser.add_argument("--subsets", type=int, default=20, help="random subsets of Step Law's cells (default 20)")
-    parser.add_argument("--sweeps", type=int, default=500, help="simulated sweeps of each kind (default 500)")
     parser.add_argument("--out", type=Path, help="CSV file to append to")
     args = parser.parse_args()
     chosen = list(PARTS) if "all" in args.parts else args.parts
     if args.data is None and set(chosen) & {"steplaw", "scalebench", "budget", "farseer", "time"}:
         raise UserError("say where the public tables are: --data FOLDER")
     # Paths differ from machine to machine.
-    command = " ".join(
-        ["videoscaling.tools.benchmarks.surface", *args.parts, f"--subsets {args.subsets}", f"--sweeps {args.sweeps}"]
-    )
+    command = " ".join(["videoscaling.tools.benchmarks.surface", *args.parts, f"--subsets {args.subsets}"])
     for part in chosen:
         began = time.process_time()
         for row in PARTS[part](args):
