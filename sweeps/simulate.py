@@ -13,6 +13,7 @@ from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.request import LEAST, MOST
 from videoscaling.scaling.search import simulate
 from videoscaling.scaling.search.simulate import Target
+from videoscaling.scaling.search.truth import MAX_NOISE, Truth
 from videoscaling.sweeps.cost import flops_of
 from videoscaling.sweeps.grid import Prediction, Sweep, load_sweep
 from videoscaling.sweeps.run import planned_runs
@@ -22,7 +23,7 @@ from videoscaling.utils.errors import UserError
 from videoscaling.utils.progress import Progress
 
 LIMITS = {
-    "flops": (LEAST, MOST["flops"]), "noise": (LEAST, simulate.MAX_NOISE), "n_ctx": (1, MOST["n_ctx"]),
+    "flops": (LEAST, MOST["flops"]), "noise": (LEAST, MAX_NOISE), "n_ctx": (1, MOST["n_ctx"]),
     "sweeps": (2, 10_000), "seeds": (1, 1000),
 }  # fmt: skip
 
@@ -51,7 +52,7 @@ def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str])
     return [0, frames * (given or law.n_ctx), *sides]
 
 
-def targets_of(sweep: Sweep, flops: float | None, truth: simulate.Truth, cost: allocation.Cost) -> list[Target]:
+def targets_of(sweep: Sweep, flops: float | None, truth: Truth, cost: allocation.Cost) -> list[Target]:
     """The last milestone of each held-out size; the law's best run of ``flops`` where they are given, or no size is
     held out (then of ten times the costliest run's)."""
     heldout: dict[int, int] = {}
@@ -74,7 +75,7 @@ def command(arguments: argparse.Namespace, overrides: list[str], prediction: Cal
             option = name.replace("_", "-")
             raise UserError(f"--{option} {given!s:.12}: must be a number from {least:g} to {most:g}")
     law = laws.load(arguments.law)
-    truth = simulate.Truth.of(law, arguments.noise)
+    truth = Truth.of(law, arguments.noise)
     assumed: set[str] = set()
 
     def meta(config: Config) -> dict[str, Any]:

@@ -59,7 +59,9 @@ def main() -> int:
         "--law", type=path_text, default=str(PAPER), help="the law taken to be true (default: the paper's)"
     )
     command.add_argument(
-        "--noise", type=float, help="relative noise of a run's loss (default: the law's own, and 1e-3 where it has none)"
+        "--noise",
+        type=float,
+        help="relative noise of a run's loss (default: the law's own, and 1e-3 where it has none)",
     )
     command.add_argument(
         "--flops",

@@ -8,7 +8,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from videoscaling.scaling import fit, hyper, jackknife, simulate
+from tests.scaling import simulate
+from videoscaling.scaling import fit, hyper, jackknife
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.points import Untrusted
 from videoscaling.scaling.runs import concatenate

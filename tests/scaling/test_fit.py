@@ -4,8 +4,9 @@ import time
 import numpy as np
 import pytest
 
+from tests.scaling import simulate
 from videoscaling.models import sizes
-from videoscaling.scaling import fit, jackknife, laws, simulate
+from videoscaling.scaling import fit, jackknife, laws
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import Request

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tests.scaling import simulate
 from videoscaling.models import sizes as ladder
-from videoscaling.scaling import fit, laws, lines, simulate
+from videoscaling.scaling import fit, laws, lines
 from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import Request
 from videoscaling.scaling.points import Untrusted

@@ -8,7 +8,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from videoscaling.scaling import fit, jackknife, simulate
+from tests.scaling import simulate
+from videoscaling.scaling import fit, jackknife
 from videoscaling.scaling.optimum import features, find
 from videoscaling.scaling.planning import allocation
 

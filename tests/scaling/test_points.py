@@ -3,7 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from videoscaling.scaling import fit, simulate
+from tests.scaling import simulate
+from videoscaling.scaling import fit
 from videoscaling.scaling.points import (
     Untrusted,
     at_nominal,

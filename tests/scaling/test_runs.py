@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from videoscaling.scaling import fit, laws, runs, simulate, tables
+from tests.scaling import simulate
+from videoscaling.scaling import fit, laws, runs, tables
 from videoscaling.scaling.fitting.runs_of_law import skipped_warnings
 from videoscaling.scaling.points import Untrusted
 from videoscaling.utils.errors import UserError

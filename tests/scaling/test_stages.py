@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from videoscaling.scaling import fit, loss_law, runs, simulate, tables
+from tests.scaling import simulate
+from videoscaling.scaling import fit, loss_law, runs, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOSE = "the exponents' intervals are wider than half their values"

@@ -6,8 +6,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tests.scaling import simulate
 from tests.scaling.reporting.conftest import TOKENS
-from videoscaling.scaling import compare, fit, simulate
+from videoscaling.scaling import compare, fit
 from videoscaling.scaling.fitting.surface_fit import fit_surface
 from videoscaling.scaling.fitting.table import Cells
 from videoscaling.scaling.planning import allocation

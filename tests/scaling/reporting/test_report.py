@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from tests.scaling import simulate
 from tests.scaling.reporting.conftest import TOKENS
-from videoscaling.scaling import fit, laws, simulate
+from videoscaling.scaling import fit, laws
 from videoscaling.scaling.reporting import all_figures, report
 from videoscaling.scaling.reporting.figure_data import Sources
 from videoscaling.utils.errors import UserError
