@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from videoscaling.scaling import hyper
-from videoscaling.scaling.fitting.surface_fit import why_no_form
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.grids import power_law
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.fit import why_no_form
 
 LEAST = 3  # rates or batches of one size between which a best one can lie
 
@@ -38,7 +38,7 @@ def doubts(runs: Sequence[PlannedRun]) -> list[str]:
         # Only sizes with several rates or batches tell where the best ones are.
         kept = np.isin(N, list(several))
         points = np.unique(np.stack([N[kept], T[kept]]), axis=1)
-        if reason := hyper.unidentified(*points, {}):
+        if reason := power_law.unidentified(*points, {}):
             found.append(f"laws of the rate and the batch: {reason}; add sizes or milestones")
     if reason := why_no_form(Cells.of_arrays(N, T, 1.0, 1.0, 1.0)):
         found.append(f"loss law: {reason}; add sizes or milestones")

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling import surface_law
 from videoscaling.scaling.estimates import Estimate
+from videoscaling.scaling.fitting.grids.fit_points import Untrusted
+from videoscaling.scaling.fitting.surface import surface_law
+from videoscaling.scaling.fitting.surface.surface_law import EDGE
 from videoscaling.scaling.laws import TOLERANCE, Law
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.warnings import FAR
-from videoscaling.scaling.points import Untrusted
 from videoscaling.scaling.search.planned_runs import LEAST, PlannedRun, doubts
 from videoscaling.scaling.search.truth import BATCH, Truth, simulated_runs
-from videoscaling.scaling.surface_law import EDGE
 from videoscaling.utils.errors import UserError
 
 CLOSE = 0.005  # a measured loss this near the predicted one (relative) is a success

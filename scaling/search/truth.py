@@ -13,13 +13,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling.fitting import noise
+from videoscaling.scaling.fitting.grids.fit_points import SHARED
+from videoscaling.scaling.fitting.surface import noise
+from videoscaling.scaling.fitting.surface.surface_law import EDGE
 from videoscaling.scaling.laws import TOLERANCE, GivenBatch, Law
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.points import SHARED
 from videoscaling.scaling.runs import Ledger
 from videoscaling.scaling.search.planned_runs import PlannedRun
-from videoscaling.scaling.surface_law import EDGE
 from videoscaling.utils.errors import UserError
 
 CORRELATION = 0.9  # of a run's errors at two milestones: 0.8 to 0.99 over seeds of small models

@@ -8,7 +8,8 @@ import pytest
 
 from tests.scaling import simulate
 from videoscaling.models import sizes
-from videoscaling.scaling import fit, laws
+from videoscaling.scaling import laws
+from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import Request
 from videoscaling.scaling.planning.table import table

@@ -6,7 +6,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.commands import call
 from tests.scaling import simulate
-from videoscaling.scaling import fit, laws, runs
+from videoscaling.scaling import laws, runs
+from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.reporting import all_figures
 

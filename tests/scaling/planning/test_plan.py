@@ -6,7 +6,7 @@ import pytest
 
 from tests.scaling import simulate
 from videoscaling.models import sizes
-from videoscaling.scaling import fit, jackknife
+from videoscaling.scaling.fitting.grids import fit, jackknife
 from videoscaling.scaling.losses import as_losses
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.plan import plan

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.scaling import simulate
-from videoscaling.scaling import fit
+from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.reporting.figure_data import Sources
 
 TOKENS = [2e9, 5e9, 12e9]

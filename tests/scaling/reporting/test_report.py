@@ -8,7 +8,8 @@ import pytest
 
 from tests.scaling import simulate
 from tests.scaling.reporting.conftest import TOKENS
-from videoscaling.scaling import fit, laws
+from videoscaling.scaling import laws
+from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.reporting import all_figures, report
 from videoscaling.scaling.reporting.figure_data import Sources
 from videoscaling.utils.errors import UserError
