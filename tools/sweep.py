@@ -5,7 +5,7 @@ python tools/sweep.py run configs/sweep/quickstart.yaml --dry-run
 python tools/sweep.py status configs/sweep/quickstart.yaml --watch
 python tools/sweep.py collect configs/sweep/quickstart.yaml --out results.csv
 python tools/sweep.py extend configs/sweep/quickstart.yaml --run      # add and train what the results ask for
-python tools/sweep.py simulate configs/sweep/quickstart.yaml --law law.json --noise 3e-3
+python tools/sweep.py simulate configs/sweep/quickstart.yaml --law law.json --sweeps 20
 """
 
 import argparse
@@ -77,7 +77,7 @@ def main() -> int:
         type=int,
         help="tokens per clip where no clips are encoded yet (default: the cache's, else the law's)",
     )
-    command.add_argument("--prior", help=argparse.SUPPRESS)  # refused, with the reason
+    command.add_argument("--prior", type=path_text, help=argparse.SUPPRESS)  # refused, with the reason
 
     arguments, overrides = parser.parse_known_args()
     strange = [word for word in overrides if word.startswith("-")]
