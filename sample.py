@@ -3,7 +3,7 @@
     python sample.py --checkpoint runs/x --prompt "a large red circle gliding left over a drifting navy background"
     python sample.py --checkpoint runs/x --prompts configs/prompts.txt --out samples/ --steps 50 --guidance 5 --seed 0
 
-Prompt i is sampled with seed + i, whatever the batch. The prompt, the seed and the settings lie in each file's
+Prompt i is sampled with seed + i in every batch. The prompt, the seed and the settings lie in each file's
 metadata, and all of them in OUT/samples.json. With --grid 4, OUT/grid.gif shows all videos, four in a row, captioned.
 """
 

@@ -1,4 +1,4 @@
-"""What goes into a cache: rendered clips or videos, as units of work that load themselves."""
+"""Clip groups: the units of work of a cache, from videos or rendered clips, which load themselves."""
 
 import hashlib
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Looking at a cache before it is made and after: what it will hold and take, and whether it holds what it should."""
+"""Dry run and verification of a cache: its size and time before it is made, and its integrity afterwards."""
 
 import math
 import random
@@ -33,11 +33,11 @@ def estimate(
     headers: VideoScan, units: dict[str, list[ClipGroup]], vae: Any, latent_shape: Sequence[int], load: Load,
     processes: int, frames: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """What a cache of these videos would hold and take; nothing is written.
+    """Estimate the content, size and time of a cache of these videos; nothing is written.
 
     Args:
         headers: of the videos; those of the first ``OPENED`` are opened.
-        units: what was drawn of them.
+        units: the clip groups drawn from them.
         load, processes: how the job would run.
         frames: of a clip.
 
@@ -94,7 +94,7 @@ def _clips_of(unit: ClipGroup, headers: VideoScan) -> float:
 
 
 def _speed(units: list[ClipGroup], vae: Any, load: Load) -> tuple[float, float]:
-    """Seconds to decode a clip and to encode one, on a random part of the units, neither beside the other.
+    """Seconds to decode a clip and to encode one, each measured alone on a random part of the units.
 
     Raises:
         UserError: no clip can be decoded.

@@ -132,7 +132,7 @@ class VideoDiT(nn.Module):
 
     Args:
         config: the shape.
-        seed: each parameter is drawn from (seed, its name) alone, whatever the order or number of the others.
+        seed: each parameter is drawn from (seed, its name) alone, independent of the other parameters.
         dtype: what the blocks compute in; parameters, time and modulation stay float32.
         backend: the attention kernel, as ``models.attention.choose_backend`` resolved it.
     """

@@ -24,7 +24,7 @@ MAX_TOKENS = 512  # a pretrained tokenizer may name a smaller limit; none of the
 
 
 class TextEncoder(Protocol):
-    """What every text encoder offers.
+    """The interface of a text encoder.
 
     Attributes:
         spec: what it was loaded from.
@@ -57,11 +57,11 @@ class TextEncoder(Protocol):
 class WordEncoder:
     """The embedded default: every word is a fixed random vector, its place a fixed sinusoid.
 
-    What it is: a stable code. A prompt is lower-cased and split into words ("down-left" is one) and punctuation
+    It is a stable code. A prompt is lower-cased and split into words ("down-left" is one) and punctuation
     marks; a word's vector is drawn from a normal distribution by a hash of its spelling, so two machines agree
     without a vocabulary file. The diffusion model learns what the words mean, from its own captions.
 
-    What it is not: a language model. It was trained on nothing; "car" is as far from "cars" as from "moon", and a word
+    It is not a language model. It was not trained; "car" is as far from "cars" as from "moon", and a word
     that no training caption used means nothing. That is enough for captions of few words, such as the synthetic
     clips' or a small folder's; for free text use a T5.
     """

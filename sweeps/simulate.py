@@ -1,4 +1,4 @@
-"""``sweep.py simulate``: what a sweep would identify if a law were true, before any of it is trained."""
+"""``sweep.py simulate``: the errors of a sweep's plan under a known law, before any cell is trained."""
 
 import argparse
 import json
@@ -31,11 +31,11 @@ LIMITS = {
 def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str]) -> list[int]:
     """(C, f, h, w) of clips, encoded or not: the cache's if it is there, else of ``given`` tokens, else of the law's.
 
-    The law's tokens are an assumption, which is added to ``assumed`` in words. Without a cache the clips are one row
-    of tokens of no channels: how many there are is not known, and no cell is refused for them.
+    The law's tokens are an assumption, which is added to ``assumed`` as text. Without a cache the clips are one row
+    of tokens without channels, whose number is not known, and no cell is refused for them.
 
     Raises:
-        UserError: ``given`` contradicts the cache, the cache is none, or nothing tells.
+        UserError: ``given`` contradicts the cache, the cache is damaged, or the tokens per clip are not known.
     """
     folder, shape = config.data.cache, encoded_shape(config)
     if shape is not None:
@@ -66,7 +66,7 @@ def targets_of(sweep: Sweep, flops: float | None, truth: Truth, cost: allocation
 
 
 def command(arguments: argparse.Namespace, overrides: list[str], prediction: Callable[[Path], Prediction]) -> int:
-    """What the sweep would tell of its laws and targets if a law were true: simulated and fitted many times over."""
+    """Simulate the sweep under a known law, fit it many times, and report the error of its laws and predictions."""
     if arguments.prior is not None:
         raise UserError("--prior: sweeps are fitted by one surface, which assumes no law's exponents; leave it out")
     for name, (least, most) in LIMITS.items():

@@ -6,10 +6,9 @@
     python tools/cache_latents.py --source lists/a.tsv.gz --root my_videos/ --caption-column about --out caches/mine
     torchrun --nproc_per_node 8 tools/cache_latents.py --source my_videos.csv --out caches/mine
 
-The same command again goes on where a killed one stopped, and says so where there is nothing left to do. The processes
-of torchrun, and the tasks of a Slurm array (--array=0-9), share the work (--share). What is stored is the mean of the
-autoencoder's posterior. The summary says how many clips have no caption, how many captions the text encoder cut, and
-how many files of which kinds were skipped.
+The same command continues a killed one, and says so if nothing is left to do. The processes of torchrun, and the tasks
+of a Slurm array (--array=0-9), share the work (--share). The cache stores the mean of the autoencoder's posterior. The
+summary counts the clips without a caption, the captions that the text encoder cut, and the skipped files by kind.
 """
 
 import argparse
@@ -90,7 +89,7 @@ def arguments() -> argparse.Namespace:
         default="embedded",
         help="'embedded', or a folder or hub id of a diffusers autoencoder",
     )
-    add("--vae-dtype", choices=("float32", "bfloat16"), default="float32", help="what the autoencoder computes in "
+    add("--vae-dtype", choices=("float32", "bfloat16"), default="float32", help="compute dtype of the autoencoder "
         "(default float32)")  # fmt: skip
     add(
         "--text",
@@ -144,7 +143,7 @@ def arguments() -> argparse.Namespace:
 
 
 def pick_workers(args: argparse.Namespace) -> int:
-    """How many processes decode."""
+    """The number of decoding processes."""
     if args.workers is not None:
         return args.workers
     if args.source == "synthetic":  # rendered where they are encoded

@@ -70,7 +70,7 @@ class BatchLoader:
                 self.fault = self.fault or fault
 
     def _read(self, positions: Tensor) -> Stored:
-        """The clips at ``positions``, as they are stored; zeros, and a ``fault``, where one is damaged."""
+        """The clips at ``positions``, as they are stored; zeros and a ``fault`` for a damaged one."""
         try:
             index = self._cache.order(positions, self._run.config.data_seed)
             return self._cache.stored(index, pinned=self._device.type == "cuda")

@@ -7,10 +7,10 @@ ALIGNMENT = 32  # numbers: each parameter begins where vector loads of 128 bytes
 
 
 def merge(parameters: list[nn.Parameter]) -> nn.Parameter:
-    """Move ``parameters`` and their gradients into one buffer, of which they become views; returns the buffer.
+    """Move ``parameters`` and their gradients into one buffer and make them views of it; returns the buffer.
 
-    An optimiser of the buffer moves them all, and its gradient must be set to zero, never to None: the parameters'
-    gradients are views of it. What lies between two parameters is zero and stays so.
+    An optimiser of the buffer updates them all. The buffer's gradient must be set to zero, never to None, because the
+    parameters' gradients are views of it. The padding between two parameters is zero and stays zero.
     """
     starts, size = [], 0
     for parameter in parameters:

@@ -1,4 +1,4 @@
-"""What is known of a configuration key stands at the key: its meaning, its range, and how it enters a run's id.
+"""Metadata of configuration keys, defined at each key: meaning, range, and how it enters a run's id.
 
 A schema is nested dataclasses whose fields are made by ``key``. Run ids outlive changes of the schema: the keys of
 the first study are always hashed, a key added later only where it differs from what every run did before it existed.
@@ -38,7 +38,7 @@ FINITE = Bound("a finite number", lambda value: True)
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """What is known of a key beside its type and default.
+    """The metadata of a key, in addition to its type and default.
 
     Attributes:
         help: its meaning, from which the documentation is generated.
@@ -111,7 +111,7 @@ def keys_of(schema: type, prefix: str = "") -> dict[str, dataclasses.Field]:
 
 @functools.cache
 def info_of(schema: type) -> dict[str, KeyInfo]:
-    """What is known of every dotted key of ``schema``."""
+    """The metadata of every dotted key of ``schema``."""
     return {name: entry.metadata["info"] for name, entry in keys_of(schema).items()}
 
 

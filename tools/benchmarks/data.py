@@ -69,7 +69,7 @@ def repeat(call: Any, times: int) -> None:
 
 
 def overlap_row(args: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:
-    """One process decodes while this one encodes on one thread, beside either alone: clips a second."""
+    """Clips a second while one process decodes and this one encodes on one thread, and of each alone."""
     (folder / "videos").mkdir()
     for number in range(VIDEOS):
         make_video(folder / "videos" / f"{number}.mp4", number)

@@ -94,10 +94,10 @@ def clip_length(base: Base, given: int | None) -> int | None:
 
 
 def clip_shape(config: Config, n_ctx: int) -> tuple[ClipShape, list[str]]:
-    """The shape of a training clip of ``config``'s data, and what of it is assumed because no cache tells it.
+    """The shape of a training clip of ``config``'s data, and the assumptions made without a cache.
 
     Raises:
-        UserError: what lies in data.cache is no cache's index.
+        UserError: the index.json in data.cache is no cache's index.
     """
     clip, assumed = assumed_clip(n_ctx, tuple(config.model.patch))
     if (shape := encoded_shape(config)) is not None:
