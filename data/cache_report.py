@@ -26,8 +26,8 @@ def captions_text(about: Mapping[str, Any], clips: int) -> list[str]:
 
 
 def split_text(split: Mapping[str, Any] | None, clips: int) -> list[str]:
-    """Lines about how training and validation, of so many ``clips``, were separated; none for what an older index does
-    not say."""
+    """Lines about the separation of training and validation, of so many ``clips``; none for entries that an older
+    index lacks."""
     if not split or split["by"] == "seed":
         return []
     wanted = split["wanted"]

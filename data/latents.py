@@ -151,7 +151,7 @@ class LatentCache:
                 raise altered(path)
 
     def order(self, position: Tensor, seed: int) -> Tensor:
-        """Which training clip stands at each position of the training stream: int64 [n], on the CPU."""
+        """The training clip at each position of the training stream: int64 [n], on the CPU."""
         return sample_index(position, self.train_size, seed)
 
     def stored(self, indices: Tensor, pinned: bool = False) -> Stored:

@@ -173,7 +173,7 @@ def is_whole(path: Path, planned: str) -> bool:
 
 
 def header_sha256(path: Path) -> str:
-    """The checksum of a shard's header, in which the one of its tensors stands."""
+    """The checksum of a shard's header, which contains that of its tensors."""
     with path.open("rb") as file:
         start = file.read(8)
         length = min(int.from_bytes(start, "little"), path.stat().st_size)  # of an altered one, any number
@@ -284,7 +284,7 @@ class Shards:
 
     Args:
         files: path and number of clips of each.
-        latent_shape, text_tokens, text_dim: of what is read, whose text is padded to ``text_tokens``.
+        latent_shape, text_tokens, text_dim: of the clips read; text is padded to ``text_tokens``.
     """
 
     def __init__(
@@ -352,6 +352,6 @@ class Shards:
 
 
 def as_float(stored: Stored) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents float32, text float32 and mask bool [n, L] (true on tokens), on the device where ``stored`` lies."""
+    """Latents float32, text float32 and mask bool [n, L] (true on tokens), on the device of ``stored``."""
     tokens = torch.arange(stored.text.shape[1], device=stored.text.device)
     return stored.latents.float(), stored.text.float(), tokens < stored.text_length[:, None]

@@ -1,7 +1,7 @@
 """Training and validation splits of a list of videos, and sizes of shards, decided from a few opened videos.
 
 Every process of a job decides this for itself, alike, without opening a million videos: they are put in the order of
-their names' hashes, and no more are opened than a decision needs. What the rest hold is seen when they are encoded.
+their names' hashes, and no more are opened than a decision needs. The others are opened when they are encoded.
 
 The validation list is drawn once and written with the cache. A later cache of more videos is given that list: what is
 in it stays, and what was added goes to training. A video is in one split alone, unless that would waste too many of
@@ -42,7 +42,7 @@ class Split:
         rule: how the draw differs from the one before the cap held always, for the cache's fingerprint; None where it
             does not.
         parted: videos that are validated on in one part and trained on in another.
-        gap_seconds: at least so long lies between the two; 0 where none is parted.
+        gap_seconds: least gap between training and validation clips of one file; 0 if none is divided.
         unused: clips of the videos validated on that are in neither split, as far as they were opened.
     """
 

@@ -23,7 +23,7 @@ from videoscaling.utils.errors import UserError, plural
 OPENED = 10_000  # videos that a dry run opens at most
 CAPTIONS_AT_ONCE = 4096  # split into tokens
 PROBE_SECONDS = 10.0  # that it decodes and encodes, to see how long that takes
-# Root mean square of the difference over that of the latents, by what the autoencoder computes in. Measured on the
+# Root mean square of the difference over that of the latents, by the autoencoder's dtype. Measured on the
 # embedded one: other batches and threads 2e-4, which is float16's; bfloat16 against float32 7e-3; the same clip begun
 # one frame later 8e-3 at the very least, where hardly anything moves.
 TOLERANCE = {"float32": 5e-3, "bfloat16": 2e-2}

@@ -1,7 +1,7 @@
 """The frozen validation loss: one number per set of weights.
 
 A fixed list of clips; for each, K times stratified over (0, 1); noise a function of (seed, clip, k). Uniform in t,
-unweighted, captions on. Nothing depends on world size, batch size, order or what was trained before.
+unweighted, captions on. Nothing depends on world size, batch size, order or earlier training.
 """
 
 import math

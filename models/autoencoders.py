@@ -26,8 +26,8 @@ CLASSES = (
     "AutoencoderKLCosmos",
     IMAGE_CLASS,
 )
-# What an autoencoder may hold at once: positions of its widest maps, by clip and frame. With 128 float32 channels a
-# map of this size is 4 GiB. An image of 2896 x 2896 is as much, or 17 frames of 702 x 702.
+# The most that an autoencoder may hold at once: positions of its widest maps, by clip and frame. With 128 float32
+# channels a map of this size is 4 GiB. An image of 2896 x 2896 is as much, or 17 frames of 702 x 702.
 POSITIONS_AT_ONCE = 2**23
 # These go through a clip in pieces, of at most so many frames; the others take all of it.
 FRAMES_AT_ONCE = {
@@ -45,7 +45,7 @@ FLOAT32_ONLY = ("AutoencoderKLMochi",)
 def compression(model: nn.Module) -> tuple[int, int]:
     """How many frames, and how many pixels along a side, become one latent.
 
-    From what the network is built of: its own attributes of that name are mere labels for some classes.
+    Computed from the network's layers: its attributes of that name are mere labels for some classes.
     """
     config, name = model.config, type(model).__name__
     if name == IMAGE_CLASS:

@@ -23,7 +23,7 @@ def located(spec: str, what: str, layouts: tuple[Layout, ...]) -> tuple[Path, La
 
     Args:
         spec: a folder, or a hub repository as owner/name.
-        what: what is looked for there, to name it in messages.
+        what: the kind of encoder, for messages.
         layouts: the first that is there is taken.
 
     Raises:

@@ -53,7 +53,7 @@ class VideoVAE:
 
     Attributes:
         model: the diffusers autoencoder, in evaluation mode, without gradients.
-        spec: what it was loaded from.
+        spec: the folder or hub id it was loaded from.
         statistics: ``{"convention", "mean", "std"}`` of raw latents, per channel (or one number for all).
         fingerprint: short hash of configuration, weights and statistics.
         channels: latent channels.

@@ -29,7 +29,7 @@ from videoscaling.utils.errors import UserError
 from videoscaling.utils.locks import lock_run_dir
 
 LEAST, MOST = 1e-6, 0.1  # of a tolerance and of a noise, relative to the loss
-TOLERANCE = 1e-3  # of the loss: a tenth of what a factor of two in the rate costs
+TOLERANCE = 1e-3  # of the loss: a tenth of the cost of a factor of two in the rate
 SHARE = 0.1  # of the sweep's FLOPs so far, for the runs of one call, unless --budget-flops says how many
 BUDGET_RATIO = 10  # times the costliest cell: the budget that is predicted where no size is held out
 

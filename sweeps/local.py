@@ -39,8 +39,8 @@ GPU_BYTES = 16 << 30  # taken to be there on any GPU; asking it would take memor
 LOOK_SECONDS = 1.0  # between two calls of ``look``
 LET_GO_SECONDS = 120.0  # that processes may take to write a checkpoint after their torchrun has ended
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-# What a training imports while it runs, once for all cells: AdamW loads torch._dynamo, 0.6 s, and the log TensorBoard,
-# 0.3 s.
+# Modules that training imports while it runs, imported once for all cells: AdamW loads torch._dynamo, 0.6 s, and the
+# log TensorBoard, 0.3 s.
 PRELOADED = [
     "videoscaling.training.stacked.loop",
     "torch._dynamo",

@@ -29,7 +29,7 @@ def stacks(runs: Sequence[Run], stack: int | str, gpu: bool, workers: int, memor
     for group in groups.values():
         group.sort(key=lambda run: run.config.data_seed)  # samples are worked out once for all that see the same
         limit = stack if isinstance(stack, int) else _by_itself(group[0], gpu, len(runs) / workers, memory)
-        if group[0].config.train.activation_checkpointing:  # what it saves, a stack would spend
+        if group[0].config.train.activation_checkpointing:  # a stack would spend the memory that it saves
             limit = 1
         parts = math.ceil(len(group) / limit)
         found += [group[len(group) * n // parts : len(group) * (n + 1) // parts] for n in range(parts)]

@@ -18,7 +18,7 @@ from videoscaling.utils.results import DATA_FAULT, FILE, read_record, write_resu
 
 FAILURE = "failure.json"  # written by who gave the cell up: its pool, or for a lost job who follows the jobs
 FINISHED = ("done", "diverged")
-UNFINISHED = ("pending", "running", "stopped", "lost", "damaged")  # what a sweep still trains
+UNFINISHED = ("pending", "running", "stopped", "lost", "damaged")  # states of cells that are still to be trained
 TAIL = 4096  # bytes: the last line of metrics.jsonl is within them
 
 

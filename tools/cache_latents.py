@@ -61,7 +61,7 @@ def arguments() -> argparse.Namespace:
         "and end; or WebDataset tars: one, a folder of them or a pattern such as 'x/{000..015}.tar'")  # fmt: skip
     add("--caption-column", metavar="NAME", help="a manifest's column of captions, a key of the .json next to videos "
         "and in tars, or the extension of the text files there (default: caption, captions, cap, text or prompt, in "
-        "any case, of which there must be one; and .txt)")  # fmt: skip
+        "any case, and exactly one of them; and .txt)")  # fmt: skip
     add("--path-column", metavar="NAME", help="a manifest's column of files (default: path)")
     add("--root", type=Path, metavar="FOLDER", help="the folder that a manifest's paths are relative to (default: the "
         "manifest's)")  # fmt: skip

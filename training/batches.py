@@ -36,7 +36,7 @@ class BatchLoader:
         device: where samples are computed and kept.
 
     Attributes:
-        fault: what is wrong with the clips of a step that was read, or None. The samples of such a step are zeros:
+        fault: the fault of the clips of a step that was read, or None. The samples of such a step are zeros:
             processes that share a batch continue to where all of them can stop together (``DataCheck``).
     """
 

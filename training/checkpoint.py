@@ -1,5 +1,5 @@
 """Checkpoints: a folder of safetensors and JSON, written under a temporary name and renamed, so that each is whole or
-absent. It is renamed before it is removed, too. ``recover`` removes what a killed process left on the way.
+absent. It is renamed before it is removed, too. ``recover`` removes the leftovers of a killed process.
 
 checkpoints/step_0000100/   model.safetensors  ema.safetensors  optimizer.safetensors  config.yaml  state.json
 

@@ -30,7 +30,7 @@ def merge(parameters: list[nn.Parameter]) -> nn.Parameter:
 
 
 def part_of(flat: Tensor, parameter: Tensor) -> Tensor:
-    """What of ``flat``, laid out as the buffer that ``parameter`` lies in (or as itself), belongs to it: a view."""
+    """The view of ``parameter``'s part of ``flat``, which is laid out as its buffer (or as the parameter itself)."""
     if flat.shape == parameter.shape:
         return flat
     start = place_of(parameter, len(flat))
@@ -48,7 +48,7 @@ def move_parameters(
 ) -> None:
     """Move a buffer, and the ``parameters`` that were merged into it, to ``to`` of the same length, such as a row.
 
-    ``gradient`` is where its gradient lies from then on; what it was is not taken along.
+    ``gradient`` holds its gradient from then on; the old gradient is not copied.
     """
     to.copy_(flat)
     for parameter in parameters:

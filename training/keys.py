@@ -17,18 +17,18 @@ from videoscaling.utils.errors import UserError, nearest, shown
 ALWAYS = "always"  # hashed as it is: the keys that the first committed runs were hashed with
 CHANGED = "changed"  # hashed where it differs from its value before the key existed
 WITH_DECAY = "with decay"  # as ALWAYS, but not at a constant rate, where a run may grow
-NEVER = "never"  # where a run lies, how it is watched and kept, how a step is laid out
+NEVER = "never"  # paths, logging, checkpoints, and the layout of a step
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A range that a key's numbers must lie in, and its name in an error. Every number must be finite."""
+    """The allowed range of a key's numbers, and its name in an error. Every number must be finite."""
 
     text: str
     holds: Callable[[float], bool]
 
 
-MAX_INTEGER = 2**63 - 1  # of any key: what a tensor's integers hold
+MAX_INTEGER = 2**63 - 1  # of any key: the largest int64
 
 POSITIVE = Bound("a positive number", lambda value: value > 0)
 NOT_NEGATIVE = Bound("a number, and not negative", lambda value: value >= 0)
@@ -50,7 +50,7 @@ class KeyInfo:
         choices: the values it may have.
         differs_in_stack: whether runs that are trained together may each have their own.
         formerly: the name that the key is hashed under, where it was renamed.
-        aliases: what other trainers call it, by the last part of a dotted name; an unknown key of such a name is
+        aliases: its names in other trainers, by the last part of a dotted name; an unknown key of such a name is
             answered with this one.
         path: whether it is a file or folder, whose leading ~ is the home directory.
     """

@@ -89,7 +89,7 @@ def largest_that_fits(
         if not (failed if sharded else on_any(failed)):
             return size
         if "torch._dynamo" in sys.modules:
-            torch.compiler.reset()  # what it compiled for this size; after eight sizes it would compile no more
+            torch.compiler.reset()  # drop the code compiled for this size; after eight sizes it would compile no more
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size == 1:

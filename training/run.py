@@ -14,7 +14,7 @@ from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.files import read_json
 
 WARMUP_FRACTION = 0.1
-# Widths over the numbers in a token. 1x32 and 2x32 on tokens of 16 numbers lie in line with wider ones; narrower ones
+# Widths over the numbers in a token. 1x32 and 2x32 on tokens of 16 numbers are in line with wider ones; narrower ones
 # were not tried, and a model as narrow as its tokens cannot pass the noise through.
 MIN_WIDTH_RATIO, USUAL_WIDTH_RATIO = 2, 4
 INDEX = "the index of a latent cache"
@@ -190,7 +190,7 @@ def _whole_clips(batch_tokens: int, n_ctx: int) -> int:
 
 
 def width_warnings(widths: Iterable[int], token_dim: int) -> list[str]:
-    """A line where ``widths`` of models lie below ``USUAL_WIDTH_RATIO`` times the numbers in a token."""
+    """A warning if ``widths`` of models are below ``USUAL_WIDTH_RATIO`` times the numbers in a token."""
     narrow = sorted({width for width in widths if width < USUAL_WIDTH_RATIO * token_dim})
     if not narrow:
         return []

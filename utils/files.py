@@ -1,7 +1,7 @@
 """Files and folders that are either whole or absent: everything is written under a temporary
 name and renamed, but onto devices and pipes.
 
-A process that is killed leaves what it wrote under the name ``.NAME.MACHINE-PID.tmp``. The next process that writes
+A killed process leaves its unfinished file under the name ``.NAME.MACHINE-PID.tmp``. The next process that writes
 the same file removes it, and so does the next one that locks its folder (``remove_leftovers``).
 """
 
@@ -162,7 +162,7 @@ def read_json(path: str | Path, kind: type[T] = object, what: str = "a JSON file
     """The JSON value in ``path``, of the Python type ``kind``, such as ``dict`` for an object.
 
     Args:
-        what: what the file should be, for the error.
+        what: the expected kind of file, for the error.
 
     Raises:
         UserError: the file is missing, or holds another value than one of ``kind`` (``parse_json``).

@@ -36,7 +36,7 @@ def bits(seed: int, stream: str, index: Tensor, count: int) -> Tensor:
 
     Args:
         seed: the run's seed.
-        stream: what the numbers are for; different streams are independent.
+        stream: the purpose of the numbers; different streams are independent.
         index: int64 [n], global sample indices.
         count: words per sample.
 

@@ -51,8 +51,8 @@ def find_name(
     documented name and needs no choice: tables that have it next to another were always read by it.
 
     Args:
-        place: what has these names, for messages.
-        given: what the command line names, if it does; there it may be spelled exactly to choose between two.
+        place: the file or folder with these names, for messages.
+        given: the name from the command line, if any; an exact spelling chooses between two names.
         option: the command line's option that chooses one.
 
     Returns:

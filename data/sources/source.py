@@ -10,7 +10,7 @@ from videoscaling.utils.errors import UserError, shown
 
 VIDEOS = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-COMPANION = "._"  # how macOS names what a file system cannot keep about a file, such as ._x.mp4 next to x.mp4
+COMPANION = "._"  # prefix of macOS's files for metadata that a file system cannot keep, such as ._x.mp4 next to x.mp4
 
 
 class Rejected(Exception):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from videoscaling.utils.random import uniform
 
-VERSION = 1  # of what is drawn and said: raised with every change, so that no cache or law mixes two renderers
+VERSION = 1  # raised when scenes or captions change, so that no cache or law mixes two renderers
 MAX_SHAPES = 3
 EDGE_PIXELS = 1.5  # width of the antialiased rim: narrower ones flicker as shapes move by parts of a pixel
 CHUNK = 64  # clips rendered at once: what fits the CPU's cache

@@ -1,8 +1,8 @@
 """Clips of a source: choice of frames and windows, cropping and resizing.
 
 Nothing is swallowed: a source that cannot be used raises ``Rejected`` with a reason. A window that cannot be decoded
-costs its clip alone, which is named with its reason, so that what a cache holds follows from the lists of sources and
-of rejections.
+costs its clip alone, which is named with its reason. So the lists of sources and of rejections determine the content
+of a cache.
 """
 
 from collections.abc import Sequence

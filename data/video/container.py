@@ -1,6 +1,6 @@
 """Safe opening of video files: regular files only, no containers that name other files, frames of bounded size.
 
-ffmpeg chooses a demuxer by a file's content. Some demuxers open what the content names (an ffconcat text, an HLS
+ffmpeg chooses a demuxer by a file's content. Some demuxers open files that the content names (an ffconcat text, an HLS
 playlist), and a header of a few bytes can ask for gigabytes (a GIF of 940 bytes and 16000x16000 pixels took 6 GB), so
 both are bounded before anything is decoded.
 """

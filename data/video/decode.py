@@ -184,7 +184,7 @@ def _parts(numbers: Sequence[int], found: Probe) -> list[Sequence[int]]:
 
 @contextmanager
 def _pyav(source: Source, found: Probe, keep: Keep = full_picture) -> Iterator[Read]:
-    frames, last = None, -1  # what is being decoded, and the number of its latest frame
+    frames, last = None, -1  # the frames of the decoder, and the number of its latest one
     matrices: dict[int, np.ndarray | None] = {}
 
     with ExitStack() as stack:

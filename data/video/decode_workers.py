@@ -151,7 +151,7 @@ class _Pool:
 
 
 class _Server:
-    """A process that forks workers, and tells how they ended. It ends when this one does, as its socket is closed."""
+    """A process that forks workers and reports their ends. It ends with this process, which closes its socket."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
@@ -166,7 +166,7 @@ class _Server:
         theirs.close()
         self._connection, self._lock, self._owner = Connection(ours.detach()), threading.Lock(), os.getpid()
         atexit.register(self._end)
-        with suppress(EOFError, OSError):  # who asks it for a worker is told that it ended
+        with suppress(EOFError, OSError):  # a request for a worker reports that it ended
             self._connection.recv()
 
     @property

@@ -11,7 +11,7 @@ from videoscaling.data.video.container import check_regular, message
 
 
 def read_picture(source: Source) -> np.ndarray:
-    """The picture, upright, as uint8 [H, W, 3]; transparent parts show what lies under them.
+    """The picture, upright, as uint8 [H, W, 3]; transparent parts show the pixels below them.
 
     Raises:
         Rejected: missing, not a file, truncated, unreadable.

@@ -58,7 +58,7 @@ def read_row(args: argparse.Namespace, device: torch.device, folder: Path, n_ctx
         "milliseconds": spread(seconds["stored"], 1e3 / REPEATS),
         "milliseconds_float32": spread(seconds["float32"], 1e3 / REPEATS),
         "bytes_per_second": stored * REPEATS / statistics.median(seconds["stored"]),
-        "bytes_per_processor_second": stored / processor,  # what the machine would do were it not shared
+        "bytes_per_processor_second": stored / processor,  # the rate of a machine without other work
         "bytes_per_second_float32": stored * REPEATS / statistics.median(seconds["float32"]),
     }  # fmt: skip
 

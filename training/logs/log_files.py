@@ -52,7 +52,7 @@ class MetricsFile:
         """Close the file; lines that could not be written are lost."""
         file, self._file = self._file, None
         if file is not None:
-            with suppress(OSError):  # what is unwritten belongs to the line that failed
+            with suppress(OSError):  # the unwritten bytes belong to the line that failed
                 file.close()
 
 
@@ -66,7 +66,7 @@ def _cut(path: Path, step: int) -> dict[str, Any] | None:
     try:
         with with_filename(path):
             content = path.read_bytes()
-        # A line cut short by a kill has no newline, and lies after the checkpoint.
+        # A line cut short by a kill has no newline, and comes after the checkpoint.
         lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n") and line.strip()]
         rows = [_row(line) for line in lines]
         kept = [(line, row) for line, row in zip(lines, rows) if row is not None and row["step"] <= step]

@@ -20,7 +20,7 @@ from videoscaling.scaling.fitting.surface.surface import Member, Surface
 from videoscaling.scaling.laws import Law
 from videoscaling.scaling.planning.allocation import Cost, predicted
 from videoscaling.scaling.runs import Ledger
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 # Runs of a grid that identify where its best rate or batch lies: two have no optimum between them.
 LEAST_CELLS = 3
@@ -206,25 +206,36 @@ def _form_lines(surface: Surface) -> list[str]:
     if not surface.members:
         return [f"loss: unknown, {surface.no_form}"]
     lines = []
-    for member in surface.members:
-        names, theta = member.solution.model.level_names, member.solution.theta
-        sd = np.sqrt(np.diag(member.solution.covariance))
-        constants = ", ".join(
-            f"{name[2:]} {np.exp(v):.4g}{' (not identified)' if s > LOOSE else ''}"
-            for name, v, s in zip(names, theta, sd)
-        )
+    for form in dict.fromkeys(member.form for member in surface.members):
+        members = [member for member in surface.members if member.form == form]
         lines += [
-            f"loss form {member.form}, weight {member.weight:.2f}: L = {FORMULAS[member.form]}",
-            f"  {constants}; N in {surface.scale.N:.6g}, T in {surface.scale.T:.6g}",
+            f"loss form {form}, weight {sum(member.weight for member in members):.2f}: L = {FORMULAS[form]}",
+            f"  {_constants(members)}; N in {surface.scale.N:.6g}, T in {surface.scale.T:.6g}",
         ]
-        for by, what in (("N", "sizes"), ("T", "token counts")):
-            errors = [step.error for step in member.steps if step.by == by]
-            text = f"unknown, more {what} are needed"
+        for by, what in (("N", "size"), ("T", "token count")):
+            errors = [step.error for step in members[0].steps if step.by == by]
+            text = f"unknown, more {what}s are needed"
             if errors:
                 rms = np.sqrt(np.mean([np.mean(e**2) for e in errors]))
-                text = f"rms {rms:.2%} where {len(errors)} {what} are predicted from the smaller ones"
+                verb = "is" if len(errors) == 1 else "are"
+                text = f"rms {rms:.2%} where {plural(len(errors), what)} {verb} predicted from the smaller ones"
             lines.append(f"  held-out error by {by}: {text}")
     return lines
+
+
+def _constants(members: list[Member]) -> str:
+    """The constants of a form; where it was fitted for several values of Linf, of the likeliest of them."""
+    solution = members[0].solution
+    sd = np.sqrt(np.diag(solution.covariance))
+    constants = []
+    for name, value, loose in zip(solution.model.level_names, np.exp(solution.theta), sd):
+        if name in solution.model.held:
+            tried = [float(np.exp(m.solution.theta[m.solution.model.place(name)])) for m in members]
+            highest = min(tried) + max(tried)  # they are the middles of equal steps from 0
+            constants.append(f"{name[2:]} not identified (0 to {highest:.2g} fits as well; here {value:.2g})")
+        else:
+            constants.append(f"{name[2:]} {value:.4g}{' (not identified)' if loose > LOOSE else ''}")
+    return ", ".join(constants)
 
 
 def _residual_lines(surface: Surface) -> list[str]:

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
+from videoscaling.scaling.fitting.surface.surface_law import summary
 from videoscaling.utils.errors import UserError
 
 SLOPE, RATE_T, RATE_N, BATCH_T, BATCH_N = 0.5, -0.15, -0.20, 0.5, -0.1
@@ -185,6 +188,36 @@ def test_form_that_is_wrong_warns_where_it_is_forced():
     chosen = fit_surface(table, batch="two_sided", bent=False)
     assert chosen.members[0].form == "joint"
     assert chosen.members[0].window_error < forced.members[0].window_error / 2
+
+
+def test_floor_that_the_runs_do_not_show_widens_predictions_of_larger_runs():
+    """Runs of a pure power law: Linf may be 0 or much of the lowest loss, and far away the loss hangs on it."""
+    surface = fit_surface(_floored(0.0, 0.02), form="joint", batch="two_sided", bent=False)
+    far = 1e9, 1e11, 1e4, 1e-3
+    each = [replace(surface, members=(replace(m, weight=1.0),)).predict(*far) for m in surface.members]
+    found, means = surface.predict(*far), [one.mean[0] for one in each]
+    assert len(each) > 2
+    assert max(means) > 1.05 * min(means)
+    assert found.mean_low[0] < min(means)
+    assert max(means) < found.mean_high[0]
+    assert found.mean_high[0] - found.mean_low[0] > max(one.mean_high[0] - one.mean_low[0] for one in each)
+    assert "Linf not identified (0 to " in "\n".join(summary(surface))
+
+
+def test_floor_that_the_runs_show_is_one_fitted_constant():
+    surface = fit_surface(_floored(2.0), form="joint", batch="two_sided", bent=False)
+    (member,) = surface.members
+    assert "f.Linf" not in member.solution.model.held
+    assert np.exp(member.solution.theta[member.solution.model.place("f.Linf")]) == pytest.approx(2.0, rel=0.1)
+    assert "not identified" not in "\n".join(summary(surface))
+
+
+def _floored(Linf, noise=NOISE):
+    base = cells(sizes=4, times=4, batches=3, rates=np.exp([-0.8, 0.0, 0.8]))
+    fall = 0.6 * (base.N / 4e6) ** -0.3 + 0.5 * (base.T / 4e8) ** -0.35
+    cost = 0.02 * np.log(base.lr / 1e-3) ** 2 + 0.005 * np.log(base.B / 4e2) ** 2
+    noise = noise * np.random.default_rng(3).standard_normal(len(base))
+    return Cells.of_arrays(base.N, base.T, base.B, base.lr, (fall + Linf) * np.exp(cost + noise), n_ctx=100.0)
 
 
 def test_free_levels_predict_no_losses_and_say_so():
