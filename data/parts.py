@@ -19,7 +19,7 @@ class Parts(NamedTuple):
     """The divided files.
 
     Attributes:
-        held: validation clips by source.
+        validation_keys: validation clips by source.
         training: clips that may be trained on, by source, of files that are validated on; None for all of one.
         videos: those that are in both splits.
         gap_seconds: the smallest between the two.
