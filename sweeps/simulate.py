@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from videoscaling.models.sizes import smooth_width
-from videoscaling.scaling import laws, simulate
+from videoscaling.scaling import law_file, simulate
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.request import LEAST, MOST
 from videoscaling.sweeps.cost import flops_of
@@ -53,7 +53,7 @@ def command(arguments: argparse.Namespace, overrides: list[str], prediction: Cal
         if given is not None and not least <= given <= most:
             option = name.replace("_", "-")
             raise UserError(f"--{option} {given!s:.12}: must be a number from {least:g} to {most:g}")
-    law = laws.load(arguments.law)
+    law = law_file.load(arguments.law)
     assumed: set[str] = set()
 
     def meta(config: Config) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def command(arguments: argparse.Namespace, overrides: list[str], prediction: Cal
     cells = simulated(sweep)
     n_ctx = sweep.cells[0].n_ctx
     flops = arguments.flops or 10 * max(flops_of(cell) for cell in sweep.cells)
-    prior = laws.load(arguments.prior) if arguments.prior else None
+    prior = law_file.load(arguments.prior) if arguments.prior else None
     per_token = allocation.c_token(n_ctx, smooth_width)
     expected = simulate.expect(law, cells, arguments.noise, flops, per_token, n_ctx, prior)
     expected["warnings"] = [*assumed, *expected["warnings"]]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from videoscaling.models.sizes import smooth_width
-from videoscaling.scaling import laws, simulate
+from videoscaling.scaling import law_file, laws, simulate
 from videoscaling.scaling.planning import allocation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def paper() -> laws.Law:
-    return laws.load(ROOT / "configs" / "laws" / "paper.json")
+    return law_file.load(ROOT / "configs" / "laws" / "paper.json")
 
 
 @pytest.fixture(scope="session")

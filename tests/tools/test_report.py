@@ -5,7 +5,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.commands import call
-from videoscaling.scaling import laws, runs, simulate
+from videoscaling.scaling import law_file, runs, simulate
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.reporting import all_figures
@@ -18,11 +18,11 @@ TOKENS = [2e9, 5e9, 12e9]
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """(results, law): a simulated sweep as CSV, and the law fitted to it."""
-    folder, paper = tmp_path_factory.mktemp("study"), laws.load(ROOT / "configs" / "laws" / "paper.json")
+    folder, paper = tmp_path_factory.mktemp("study"), law_file.load(ROOT / "configs" / "laws" / "paper.json")
     cells = simulate.grid(paper, np.geomspace(0.0168e9, 0.268e9, 3), TOKENS, 4, 4, 2.0)
     ledger = simulate.ledger(paper, cells, TOKENS, 1e-4, n_ctx=1280)
     runs.write_csv(ledger, folder / "runs.csv")
-    laws.save(fit.fit(ledger, "all", fit.Options(), allocation.proportional(), {}).law, folder / "law.json")
+    law_file.save(fit.fit(ledger, "all", fit.Options(), allocation.proportional(), {}).law, folder / "law.json")
     return folder / "runs.csv", folder / "law.json"
 
 
