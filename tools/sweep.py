@@ -1,11 +1,11 @@
-"""Train a grid of sizes, learning rates and batch sizes, and ask how it stands.
+"""Train a grid of sizes, learning rates and batch sizes, and report its state.
 
-python tools/sweep.py run configs/sweep/quickstart.yaml               # train what is not finished; safe to repeat
+python tools/sweep.py run configs/sweep/quickstart.yaml               # train the unfinished cells; safe to repeat
 python tools/sweep.py run configs/sweep/quickstart.yaml --dry-run
 python tools/sweep.py status configs/sweep/quickstart.yaml --watch
 python tools/sweep.py collect configs/sweep/quickstart.yaml --out results.csv
-python tools/sweep.py extend configs/sweep/quickstart.yaml --run      # add and train what the results ask for
-python tools/sweep.py simulate configs/sweep/quickstart.yaml --law law.json --noise 3e-3
+python tools/sweep.py extend configs/sweep/quickstart.yaml --run      # add and train the next runs
+python tools/sweep.py simulate configs/sweep/quickstart.yaml --law law.json --sweeps 20
 """
 
 import argparse
@@ -54,20 +54,30 @@ def main() -> int:
     extend_options(
         add("extend", parents=[shared, listed], help="show, add and train the runs that narrow a prediction")
     )
-    command = add("simulate", parents=[shared, listed], help="the intervals to expect, before any of it is trained")
+    command = add("simulate", parents=[shared, listed], help="what its results would tell, before any is trained")
     command.add_argument(
         "--law", type=path_text, default=str(PAPER), help="the law taken to be true (default: the paper's)"
     )
-    command.add_argument("--noise", type=float, default=1e-3, help="relative noise of a run's loss (default 1e-3)")
-    command.add_argument("--flops", type=float, help="budget to predict (default: 10 x the costliest cell)")
+    command.add_argument(
+        "--noise",
+        type=float,
+        help="relative noise of a run's loss (default: the law's own, and 1e-3 where it has none)",
+    )
+    command.add_argument(
+        "--flops",
+        type=float,
+        help="predict the best run of this budget (default: the held-out sizes, else 10 x the costliest run)",
+    )
+    command.add_argument("--sweeps", type=int, default=20, help="how many sweeps to simulate (default 20)")
+    command.add_argument(
+        "--seeds", type=int, default=1, help="runs whose mean loss is compared with the predicted one (default 1)"
+    )
     command.add_argument(
         "--n-ctx",
         type=int,
         help="tokens per clip where no clips are encoded yet (default: the cache's, else the law's)",
     )
-    command.add_argument(
-        "--prior", type=path_text, help="law file for exponents that the sweep cannot tell, as in tools/fit.py"
-    )
+    command.add_argument("--prior", type=path_text, help=argparse.SUPPRESS)  # refused, with the reason
 
     arguments, overrides = parser.parse_known_args()
     strange = [word for word in overrides if word.startswith("-")]
@@ -103,7 +113,7 @@ def main() -> int:
 
 
 def take_over_option(command: argparse.ArgumentParser) -> None:
-    """The way out of a lock that a disk without flock keeps."""
+    """Add the option that takes over a lock on a disk without flock."""
     command.add_argument(
         "--take-over",
         action="store_true",
@@ -113,13 +123,13 @@ def take_over_option(command: argparse.ArgumentParser) -> None:
 
 
 def extend_options(command: argparse.ArgumentParser) -> None:
-    """What ``extend`` may be told."""
+    """Add the options of ``extend``."""
     take_over_option(command)
     command.add_argument("--run", action="store_true", help="add the cells to the sweep and train them")
     numbers = {
         "tolerance": "relative loss that the predicted rate's error may cost: then nothing is added (default 1e-3)",
-        "noise": "relative noise of a run's loss, seed to seed (default: what the results show)",
-        "budget-flops": "spend this much, whatever the tolerance (default: a tenth of the sweep's FLOPs so far)",
+        "noise": "relative noise of a run's loss, seed to seed (default: estimated from the results)",
+        "budget-flops": "spend this much, ignoring the tolerance (default: a tenth of the sweep's FLOPs so far)",
         "flops": "predict the best size of this compute and its pair, or with --params: of that run",
         "params": "predict the loss, rate and batch of a model of this size (default: the largest held-out size)",
         "tokens": "with --params: training tokens of that run",

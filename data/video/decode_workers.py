@@ -46,16 +46,16 @@ SERVER = (
 def decoded(
     units: Iterable[ClipGroup], workers: int, limit_seconds: float = LIMIT_SECONDS, ahead: int | None = None
 ) -> Iterator[Clips | Rejected]:
-    """What ``unit.load()`` returns or rejects, for each unit, in the order of the units.
+    """The clips or the rejection of each unit (``unit.load()``), in the order of the units.
 
-    Workers go on while the caller does something else with what it was given. Closing the iterator, or dropping it,
-    ends them; so does the end of this process, whatever its cause.
+    Workers continue while the caller processes earlier units. They end when the iterator is closed or dropped, and
+    when this process ends for any reason.
 
     Args:
         units: read as they are needed. With workers, ``load`` must be picklable (a partial of a module's function) and
             its pixels must be on the CPU.
         workers: processes; 0 loads in this one, where nothing can be killed: there is no time limit then.
-        limit_seconds: for one unit, from its start, whatever else the machine does.
+        limit_seconds: wall-clock limit for one unit, from its start.
         ahead: units begun before the caller has taken the first of them (default: two a worker). With the largest
             unit it bounds memory.
 
@@ -103,7 +103,7 @@ class _Pool:
         return future
 
     def close(self) -> None:
-        """Kill the workers, whatever they do, and wait until they are gone."""
+        """Kill the workers and wait until they are gone."""
         with self._lock:
             self._closed = True
             for worker in self._running:
@@ -151,7 +151,7 @@ class _Pool:
 
 
 class _Server:
-    """A process that forks workers, and tells how they ended. It ends when this one does, as its socket is closed."""
+    """A process that forks workers and reports their ends. It ends with this process, which closes its socket."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
@@ -166,7 +166,7 @@ class _Server:
         theirs.close()
         self._connection, self._lock, self._owner = Connection(ours.detach()), threading.Lock(), os.getpid()
         atexit.register(self._end)
-        with suppress(EOFError, OSError):  # who asks it for a worker is told that it ended
+        with suppress(EOFError, OSError):  # a request for a worker reports that it ended
             self._connection.recv()
 
     @property
@@ -225,7 +225,7 @@ class _Worker:
             raise RuntimeError(f"a decoding worker ended before its first video ({self._status()})") from None
 
     def load(self, source: str, unit: memoryview, limit_seconds: float) -> Clips | Rejected:
-        """What the pickled ``unit`` gives."""
+        """Load the pickled ``unit``."""
         try:
             self._connection.send_bytes(unit)
             if not self._connection.poll(limit_seconds):
@@ -337,7 +337,7 @@ def serve(handle: int, parent: int) -> None:
 
 
 def _anonymous_file():
-    """A file without a name: in memory where the system has that, and not /dev/shm, of which containers have 64 MB."""
+    """A file without a name, in memory if the system supports it; not in /dev/shm, which has 64 MB in containers."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("clips"), "wb+")
     return tempfile.TemporaryFile()
