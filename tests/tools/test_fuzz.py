@@ -11,7 +11,7 @@ import pytest
 
 from tests.commands import call
 from tests.scaling import planted, simulate
-from videoscaling.scaling import laws
+from videoscaling.scaling import law_file
 from videoscaling.scaling.runs import write_csv
 from videoscaling.tools.sweep import prediction
 from videoscaling.utils.errors import UserError
@@ -29,7 +29,7 @@ Table = list[list[str]]
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
     """Grids over both, grids along one batch, points, and isoFLOP curves, all of the paper's law."""
-    law, tokens, path = laws.load(PAPER), [2e9, 5e9, 1.2e10], tmp_path_factory.mktemp("fuzz") / "runs.csv"
+    law, tokens, path = law_file.load(PAPER), [2e9, 5e9, 1.2e10], tmp_path_factory.mktemp("fuzz") / "runs.csv"
     cells = simulate.grid(law, [0.02e9, 0.07e9, 0.25e9], tokens, 4, 4, 3.0)
     found = []
     line = [(N, 2.0**18, lr) for N, _, lr in cells]
