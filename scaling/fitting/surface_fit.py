@@ -76,10 +76,10 @@ def _members(
     found, evidence = [], []
     base = chosen.solution
     for name in names:
-        model = replace(base.model, form=name, grids=0)
+        model = least_squares.model_of(problem, base.model, name)
         theta = least_squares.start_of(problem, model)
         theta[len(model.level_names) :] = base.theta[base.model.grids :]
-        solution = least_squares.solve(problem, model, theta, base.phi, rounds=3)
+        solution = least_squares.solve(problem, model, theta, base.phi)
         steps = selection.expanding_window(cells, problem, solution)
         found.append(Member(name, 1.0, solution, tuple(steps)))
         evidence.append(least_squares.log_evidence(problem, solution))
