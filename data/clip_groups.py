@@ -14,12 +14,12 @@ from videoscaling.data.sources.source import Source
 from videoscaling.data.video.clips import ClipOptions, Clips, Shape, load_clips
 from videoscaling.utils.errors import DataFault, UserError
 from videoscaling.utils.files import read_json
-from videoscaling.utils.random import fold
+from videoscaling.utils.random import derive_seed
 
 SPLITS = ("train", "validation")
 RENDERED_AT_ONCE = 64
 # The same validation clips for every synthetic data set, whatever its seed, so that losses compare across them.
-VALIDATION_SEED = fold(0, "synthetic validation")
+VALIDATION_SEED = derive_seed(0, "synthetic validation")
 
 
 @dataclass(frozen=True)

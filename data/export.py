@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from videoscaling.utils.files import replacing
+from videoscaling.utils.files import atomic_write
 from videoscaling.utils.finiteness import check_finite
 
 TILE = 160  # pixels that a clip of a grid is at least wide, for people to see and captions to have room
@@ -31,7 +31,7 @@ def write_mp4(path: Path, clip: Tensor, fps: int, comment: str) -> None:
     frames = to_bytes(clip)
     # yuv420p, which every player shows, wants even sides.
     frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
-    with replacing(path) as tmp, av.open(str(tmp), "w", format="mp4") as container:
+    with atomic_write(path) as tmp, av.open(str(tmp), "w", format="mp4") as container:
         container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
         stream.height, stream.width = frames.shape[1:3]
@@ -64,7 +64,7 @@ def _looping(frames: Iterable[np.ndarray], fps: int, comment: str) -> bytes:
 
 
 def write_gif(path: Path, clip: Tensor, fps: int, comment: str) -> None:
-    with replacing(path) as tmp:
+    with atomic_write(path) as tmp:
         tmp.write_bytes(gif_bytes(clip, fps, comment))
 
 
@@ -77,7 +77,7 @@ def write_png(path: Path, clip: Tensor, fps: int, comment: str) -> None:
     shown = frames[np.linspace(0, len(frames) - 1, min(len(frames), 9)).round().astype(int)]
     text = PngInfo()
     text.add_itxt("comment", comment)
-    with replacing(path) as tmp:
+    with atomic_write(path) as tmp:
         Image.fromarray(np.concatenate(shown, axis=1)).save(tmp, "png", pnginfo=text)
 
 
@@ -101,12 +101,12 @@ def write_grid(path: Path, clips: Sequence[Tensor], captions: Sequence[str], col
     for (x, y), text in zip(corners, texts):
         ImageDraw.Draw(sheet).multiline_text((x, y + height * scale + 2), text, "black", font)
     frames = []
-    for together in zip(*videos):
+    for frames_at_once in zip(*videos):
         frame = sheet.copy()
-        for corner, picture in zip(corners, together):
+        for corner, picture in zip(corners, frames_at_once):
             frame.paste(Image.fromarray(picture).resize((tile, height * scale), Image.Resampling.NEAREST), corner)
         frames.append(np.asarray(frame))
-    with replacing(path) as tmp:
+    with atomic_write(path) as tmp:
         tmp.write_bytes(_looping(frames, fps, "\n".join(captions)))
 
 

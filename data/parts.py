@@ -25,7 +25,7 @@ class Parts(NamedTuple):
         gap_seconds: the smallest between the two.
     """
 
-    held: dict[str, list[str]]
+    validation_keys: dict[str, list[str]]
     training: dict[str, list[str] | None]
     videos: list[str]
     gap_seconds: float
@@ -34,33 +34,34 @@ class Parts(NamedTuple):
 def part_files(
     headers: "VideoScan",
     file_of: dict[str, Hashable],
-    held: dict[str, list[str]],
+    validation_keys: dict[str, list[str]],
     reading: ClipOptions,
     most_unused: int,
     movable: bool,
 ) -> Parts | None:
-    """The parts of the files that ``held``, the validation clips by source, are of; None where they are to stay in
-    one split.
+    """Divide the files of the validation clips between the splits; None keeps each file in one split.
 
     Args:
-        file_of: what is the same for all sources of a file.
-        most_unused: they stay whole where no more than so many clips could be trained on otherwise, and other files
-            have some.
-        movable: whether a source's validation clips may be others of its own.
+        file_of: a key that all sources of one file share, by source.
+        validation_keys: the validation clips by source.
+        most_unused: files stay whole if other files have clips and at most this many clips would be lost.
+        movable: whether a source's validation clips may be replaced by other clips of the same source.
     """
-    taken = {file_of[name] for name in held}
+    validated_files = {file_of[name] for name in validation_keys}
     sources: dict[Hashable, list[Source]] = {}
     for source in headers.order:
-        if file_of[source.name] in taken:
+        if file_of[source.name] in validated_files:
             sources.setdefault(file_of[source.name], []).append(source)
     # One that was not opened may have clips; one that was rejected has none.
-    others = any(file_of[source.name] not in taken and headers.look_up(source.name) != [] for source in headers.order)
+    others = any(
+        file_of[source.name] not in validated_files and headers.look_up(source.name) != [] for source in headers.order
+    )
     if others and sum(map(len, sources.values())) * reading.clips <= most_unused:
         return None
-    parts = Parts(dict(held), {}, [], 0.0)
+    parts = Parts(dict(validation_keys), {}, [], 0.0)
     gained, gaps = 0.0, []
     for group in sources.values():
-        gap, training = _part_file(headers, group, parts.held, reading, movable)
+        gap, training = _part_file(headers, group, parts.validation_keys, reading, movable)
         if training:
             parts.training.update(training)
             parts.videos.extend(sorted({source.video for source in group}))
@@ -74,11 +75,17 @@ def part_files(
 
 
 def _part_file(
-    headers: "VideoScan", group: list[Source], held: dict[str, list[str]], reading: ClipOptions, movable: bool
+    headers: "VideoScan",
+    group: list[Source],
+    validation_keys: dict[str, list[str]],
+    reading: ClipOptions,
+    movable: bool,
 ) -> tuple[float, dict[str, list[str] | None]]:
-    """The gap in seconds, and what may be trained on of the sources of one file, ``held`` having been moved to the
-    middle of a source where that leaves some."""
-    validated = [source for source in group if source.name in held]
+    """The gap in seconds, and the training clips of each source of one file.
+
+    ``validation_keys`` moves to the middle of a source where that leaves clips to train on.
+    """
+    validated = [source for source in group if source.name in validation_keys]
     clips = {source.name: headers.clips_of(source) for source in validated}
     known = [(source.start or 0.0) + clips[source.name].seconds for source in validated]
     ends = [*known, *(source.end for source in group if source.end is not None)]
@@ -88,10 +95,10 @@ def _part_file(
     for source in group:
         if any(seconds_between(source, other) < gap for other in validated if other is not source):
             continue
-        if source.name not in held:
+        if source.name not in validation_keys:
             training[source.name] = None
             continue
-        keys, chosen = clips[source.name].keys, held[source.name]
+        keys, chosen = clips[source.name].keys, validation_keys[source.name]
         rest = keys_apart(keys, chosen, gap, fps, reading)
         if movable and len(chosen) < len(keys):
             # A film opens with titles, so its middle is better, unless the gap on either side takes too much.
@@ -101,5 +108,5 @@ def _part_file(
             if 2 * len(around) >= len(keys):
                 chosen, rest = middle, around
         if rest:
-            held[source.name], training[source.name] = chosen, rest
+            validation_keys[source.name], training[source.name] = chosen, rest
     return gap, training

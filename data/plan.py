@@ -131,7 +131,7 @@ def plan_videos(request: VideoRequest) -> tuple[dict[str, Any], Planner]:
         "clips": request.clips,
         "clips_per_video": reading.clips,
         "fps_wanted": reading.fps,
-        "hop": reading.hop,
+        "hop": reading.window_step,
         "backend": backend,
         "validation": wanted if frozen is None else f"list {list_hash(frozen)}",
     }
@@ -200,4 +200,4 @@ def _stop_if_too_few(request: VideoRequest, headers: VideoScan) -> None:
     if headers.found:
         raise UserError(f"{request.source}: {rejections.too_many(rejected, videos)}{where}")
     of = "" if headers.opened == videos else f" of the first {headers.opened:,}"
-    raise UserError(f"{request.source}: no video is left{of} ({rejections.counted(rejected)}{where})")
+    raise UserError(f"{request.source}: no video is left{of} ({rejections.reason_counts(rejected)}{where})")

@@ -47,7 +47,7 @@ def once(rejected: Iterable[dict[str, str]]) -> list[dict[str, str]]:
     return sorted({tuple(row.values()): row for row in rejected}.values(), key=lambda row: row["source"])
 
 
-def counted(rejected: Sequence[dict[str, str]]) -> str:
+def reason_counts(rejected: Sequence[dict[str, str]]) -> str:
     """How many were rejected for each reason, in words."""
     return ", ".join(f"{n} {reason}" for reason, n in Counter(row["reason"] for row in rejected).most_common())
 
@@ -68,7 +68,7 @@ def too_many(rejected: Sequence[dict[str, str]], videos: int) -> str:
     rejected = whole_videos(rejected)
     enough = math.ceil(100 * len(rejected) / videos) / 100
     return (
-        f"{len(rejected):,} of {plural(videos, 'video')} cannot be used ({counted(rejected)}); --max-rejected "
+        f"{len(rejected):,} of {plural(videos, 'video')} cannot be used ({reason_counts(rejected)}); --max-rejected "
         f"{enough:g} accepts so many"
     )
 

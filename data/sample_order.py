@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from videoscaling.utils.random import bits, fold
+from videoscaling.utils.random import bits, derive_seed
 
 ROUNDS = 4
 MIXED = 1000  # clips of a mixture among which each cache has exactly its share
@@ -71,11 +71,11 @@ def mixed_index(position: Tensor, sizes: Sequence[int], counts: Sequence[int], s
     Returns:
         int64 [n] in [0, sum(sizes)).
     """
-    slot = sample_index(position, MIXED, fold(seed, "mixture"))
+    slot = sample_index(position, MIXED, derive_seed(seed, "mixture"))
     index, before, first = torch.empty_like(position), 0, 0
     for number, (size, count) in enumerate(zip(sizes, counts)):
         here = (slot >= before) & (slot < before + count)
         within = position[here] // MIXED * count + slot[here] - before
-        index[here] = first + sample_index(within, size, fold(seed, "mixture", number))
+        index[here] = first + sample_index(within, size, derive_seed(seed, "mixture", number))
         before, first = before + count, first + size
     return index

@@ -180,12 +180,12 @@ def draw(
     """
     headers.open(SAMPLE)
     by_name = {source.name: source for source in headers.order}
-    held: dict[str, list[str]] = {}
+    validation_keys: dict[str, list[str]] = {}
     cap, rule = None, None
     if frozen is not None:
         for key in frozen:
-            held.setdefault(key.rpartition("#")[0], []).append(key)
-        _check_frozen(held, by_name, reading)
+            validation_keys.setdefault(key.rpartition("#")[0], []).append(key)
+        _check_frozen(validation_keys, by_name, reading)
     else:
         before = min(max(1, int(headers.clips_per_video * len(headers.order)) // VALIDATION_SHARE), VALIDATION_CLIPS)
         cap = validation
@@ -201,32 +201,32 @@ def draw(
                 fits = cap - missing + most <= VALIDATION_CLIPS and headers.is_ordinary(most)
                 most, rule = (most, rule) if fits else (missing, "capped")
             if keys:
-                held[source.name] = keys[:most]
+                validation_keys[source.name] = keys[:most]
                 missing -= most
             if missing <= 0:
                 break
     file_of = {source.name: source.file for source in headers.order}
     parts = None
-    if held and not as_before:
+    if validation_keys and not as_before:
         # Where the rule before kept to its number, its caches stay as they are unless half of all would be wasted.
         most_unused = cap if rule else headers.expected_clips // 2
-        parts = part_files(headers, file_of, held, reading, most_unused, movable=frozen is None)
+        parts = part_files(headers, file_of, validation_keys, reading, most_unused, movable=frozen is None)
     allowed: dict[str, list[str] | None] = parts.training if parts else {}
-    held = parts.held if parts else held
-    training = _training(headers, file_of, held, allowed, train)
+    validation_keys = parts.validation_keys if parts else validation_keys
+    training = _training(headers, file_of, validation_keys, allowed, train)
     every = headers.opened == len(headers.order)
     if not training or (every and not any(name in headers.found for name in training)):
         raise UserError("no video is left for training, and no part of one that is far enough from the validation "
                         "clips. Add videos, or ask for fewer of those (--validation 0 for none)")  # fmt: skip
-    taken = {file_of[name] for name in held}
+    taken = {file_of[name] for name in validation_keys}
     seen = {name: headers.look_up(name) or [] for name, file in file_of.items() if file in taken}
     trained = sum(len(seen[name] if (keys := training[name]) is None else keys) for name in seen if name in training)
-    unused = sum(map(len, seen.values())) - trained - sum(map(len, held.values()))
+    unused = sum(map(len, seen.values())) - trained - sum(map(len, validation_keys.values()))
     return Split(
         {
             # On disk in the order of names: neighbours there are neighbours in their folder or tar.
             "train": [_unit(by_name[name], reading, training[name]) for name in sorted(training)],
-            "validation": [_unit(by_name[name], reading, keys) for name, keys in held.items()],
+            "validation": [_unit(by_name[name], reading, keys) for name, keys in validation_keys.items()],
         },
         wanted=cap,
         rule="parted" if parts else rule,
@@ -237,12 +237,17 @@ def draw(
 
 
 def _training(
-    headers: VideoScan, file_of: dict[str, Hashable], held: dict[str, list[str]], allowed: dict[str, list[str] | None],
+    headers: VideoScan,
+    file_of: dict[str, Hashable],
+    validation_keys: dict[str, list[str]],
+    allowed: dict[str, list[str] | None],
     most: int | None,
-) -> dict[str, list[str] | None]:  # fmt: skip
-    """The training clips by source, None for all of one: of the files that are not validated on, and what is
-    ``allowed`` of those that are."""
-    taken = {file_of[name] for name in held}
+) -> dict[str, list[str] | None]:
+    """The training clips by source; None stands for all clips of a source.
+
+    They come from the files without validation clips, and from the ``allowed`` clips of the other files.
+    """
+    taken = {file_of[name] for name in validation_keys}
 
     def is_free(name: str) -> bool:
         return file_of[name] not in taken or name in allowed
@@ -270,9 +275,9 @@ def _unit(source: Source, reading: ClipOptions, keys: list[str] | None) -> ClipG
     return video_unit(source, reading, starts)
 
 
-def _check_frozen(held: dict[str, list[str]], by_name: dict[str, Source], reading: ClipOptions) -> None:
+def _check_frozen(validation_keys: dict[str, list[str]], by_name: dict[str, Source], reading: ClipOptions) -> None:
     """Raise where a frozen clip cannot be had."""
-    for name, keys in held.items():
+    for name, keys in validation_keys.items():
         try:
             if name not in by_name:
                 raise Rejected("missing", "not among these videos")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from videoscaling.data.clip_groups import ClipGroup
-from videoscaling.data.rejections import counted
+from videoscaling.data.rejections import reason_counts
 from videoscaling.data.shards import Shard, map_arrays, read_header
 from videoscaling.data.sources.source import Rejected
 from videoscaling.data.splits import SAMPLE, VideoScan
@@ -116,7 +116,7 @@ def _speed(units: list[ClipGroup], vae: Any, load: Load) -> tuple[float, float]:
             break
     answers.close()
     if not clips:
-        reasons = f" ({counted(rejected)})" if rejected else ""
+        reasons = f" ({reason_counts(rejected)})" if rejected else ""
         raise UserError(f"no clip can be decoded of the {plural(len(rejected), 'video')} tried{reasons}")
     decode = (time.perf_counter() - begun) / clips
     batch = torch.cat(pixels)[: load.batch]

@@ -22,14 +22,14 @@ from safetensors.torch import save
 
 from videoscaling.data.clip_groups import SPLITS, ClipGroup, list_hash
 from videoscaling.data.latents import file_size, fingerprint, read_index, sha256_of
-from videoscaling.data.rejections import RejectionCount, by_reason, counted, lines, once, whole_videos
+from videoscaling.data.rejections import RejectionCount, by_reason, lines, once, reason_counts, whole_videos
 from videoscaling.data.shards import Shard, encode_shard, header_sha256, is_whole, read_header
 from videoscaling.data.totals import Totals
 from videoscaling.data.video.decode_workers import LIMIT_SECONDS, decoded
 from videoscaling.data.work_share import WorkShare
 from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.files import json_text, remove_leftovers
-from videoscaling.utils.locks import check_held, hold
+from videoscaling.utils.locks import check_lock, lock
 from videoscaling.utils.os_errors import with_filename
 from videoscaling.utils.seal import sealed
 
@@ -60,7 +60,7 @@ def working(folder: str | Path, share: WorkShare) -> Iterator[Path]:
     """
     mine = work_folder(folder, share)
     try:
-        with hold(mine):
+        with lock(mine):
             try:
                 yield mine
             finally:
@@ -79,7 +79,7 @@ def work_folder(folder: str | Path, share: WorkShare) -> Path:
 def _remove(work: Path) -> None:
     """Remove a share's folder, which the caller holds, unless another took it over."""
     with suppress(UserError):
-        check_held(work)
+        check_lock(work)
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -88,7 +88,7 @@ def _clean(work: Path) -> None:
     remove_leftovers(work.parents[1], "rejected.jsonl")
     for left in work.parent.iterdir():
         if left != work:
-            with suppress(UserError), hold(left):
+            with suppress(UserError), lock(left):
                 _remove(left)
 
 
@@ -98,7 +98,7 @@ def _place(work: Path, path: Path, content: bytes | Iterable[bytes]) -> None:
     Raises:
         UserError: this process no longer holds ``work``.
     """
-    check_held(work)
+    check_lock(work)
     # The host too: processes of several machines may share a number.
     tmp = work / f"{path.name}.{socket.gethostname()}.{os.getpid()}"
     with with_filename(path, tmp):
@@ -280,7 +280,7 @@ def close_cache(
     _place(work, folder / "rejected.jsonl", lines(rejected))
     if not totals.clips["train"]:
         raise UserError(
-            f"no clip is left for training; rejected: {counted(rejected)} (see {folder / 'rejected.jsonl'})"
+            f"no clip is left for training; rejected: {reason_counts(rejected)} (see {folder / 'rejected.jsonl'})"
         )
     if frozen is not None and list(frozen) != totals.validation:
         gone = sorted(set(frozen) - set(totals.validation))

@@ -79,8 +79,8 @@ def smallest(model: nn.Module) -> int:
 
 def rows_at_once(model: nn.Module, frames: int, height: int, width: int) -> int:
     """How many such clips (pixels; of an image autoencoder, frames) go through together; 0: one is too large."""
-    held = POSITIONS_AT_ONCE // positions(model, frames, height, width)
-    return min(held, 1) if type(model).__name__ in ONE_AT_A_TIME else held
+    fitting = POSITIONS_AT_ONCE // positions(model, frames, height, width)
+    return min(fitting, 1) if type(model).__name__ in ONE_AT_A_TIME else fitting
 
 
 def positions(model: nn.Module, frames: int, height: int, width: int) -> int:

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from videoscaling.models.attention import attention
 from videoscaling.models.embeddings import Grid, patchify, rotary_table, rotate, timestep_features, unpatchify
-from videoscaling.utils.random import fold
+from videoscaling.utils.random import derive_seed
 
 TIMESTEP_FEATURES = 256
 
@@ -170,7 +170,7 @@ class VideoDiT(nn.Module):
             if name.endswith(zero):
                 parameter.zero_()
             elif name.endswith(".weight"):
-                generator = torch.Generator().manual_seed(fold(seed, name) & (1 << 63) - 1)
+                generator = torch.Generator().manual_seed(derive_seed(seed, name) & (1 << 63) - 1)
                 draw = torch.randn(parameter.shape, generator=generator)
                 parameter.copy_(draw * parameter.shape[1] ** -0.5)
             # What is left is built as it begins: the blocks' modulation tables zero, the norms' weights one.

@@ -127,9 +127,9 @@ class VideoVAE:
         Args:
             frames, height, width: of the clip, in pixels, that one row of x is or becomes.
         """
-        together = rows_at_once(self.model, frames, height, width)
-        self.model.use_tiling = not together
-        return torch.cat([call(part).float() for part in x.split(max(1, together))])
+        batch_rows = rows_at_once(self.model, frames, height, width)
+        self.model.use_tiling = not batch_rows
+        return torch.cat([call(part).float() for part in x.split(max(1, batch_rows))])
 
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:

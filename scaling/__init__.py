@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from videoscaling import ROOT
 
 if TYPE_CHECKING:
-    from videoscaling.scaling.fitting.surface_fit import fit_surface
-    from videoscaling.scaling.fitting.table import Cells
+    from videoscaling.scaling.fitting.surface.cells import Cells
+    from videoscaling.scaling.fitting.surface.fit import fit_surface
     from videoscaling.scaling.laws import load as load_law
     from videoscaling.scaling.prediction import predict
     from videoscaling.scaling.runs import read as read_runs
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 PAPER = ROOT / "configs" / "laws" / "paper.json"  # the paper's own law
 __all__ = ["PAPER", "Cells", "fit_surface", "load_law", "predict", "read_runs"]
 _PLACES = {
-    "Cells": ("videoscaling.scaling.fitting.table", "Cells"),
-    "fit_surface": ("videoscaling.scaling.fitting.surface_fit", "fit_surface"),
+    "Cells": ("videoscaling.scaling.fitting.surface.cells", "Cells"),
+    "fit_surface": ("videoscaling.scaling.fitting.surface.fit", "fit_surface"),
     "load_law": ("videoscaling.scaling.laws", "load"),
     "predict": ("videoscaling.scaling.prediction", "predict"),
     "read_runs": ("videoscaling.scaling.runs", "read"),

@@ -40,7 +40,7 @@ def fit(runs: Ledger | Mapping[str, ArrayLike], form: str = "auto") -> Law:
     from videoscaling.models.sizes import smooth_width
     from videoscaling.scaling.fitting.method import choose_method, fit_law
     from videoscaling.scaling.fitting.options import Options
-    from videoscaling.scaling.fitting.runs_of_law import cost_of
+    from videoscaling.scaling.fitting.run_info import cost_of
 
     ledger = runs if isinstance(runs, Ledger) else from_arrays(runs)
     ledger, cost, flops = cost_of(ledger, None, smooth_width)

@@ -1,9 +1,11 @@
-"""Values with 95 % intervals."""
+"""Values with 95 % intervals, and the quantiles that make them."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -38,3 +40,16 @@ class Prediction:
     mean_high: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+
+
+def t_quantile(freedom: float, level: float = LEVEL) -> float:
+    """The two-sided t quantile."""
+    from scipy.special import stdtrit  # not at the top: half of the time of a plan, which needs no t quantile
+
+    return float(stdtrit(max(freedom, 1), (1 + level) / 2))
+
+
+def interval(values: NDArray[np.float64], level: float = LEVEL) -> tuple[float, float]:
+    """The central interval of draws."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -18,8 +18,8 @@ from videoscaling.utils.errors import UserError, nearest
 from videoscaling.utils.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from videoscaling.scaling.fitting.loss import LossLaws
-    from videoscaling.scaling.fitting.surface import Surface  # with scipy: loaded where a file has one
+    from videoscaling.scaling.fitting.losses.average import LossLaws
+    from videoscaling.scaling.fitting.surface.surface import Surface  # with scipy: loaded where a file has one
     from videoscaling.scaling.response import Response
 
 UNITS = {"N": "parameters", "T": "tokens", "B": "tokens", "C": "FLOPs"}
@@ -131,7 +131,7 @@ class Law:
             from videoscaling.scaling.response import PowerLaws
 
             return PowerLaws(self)
-        from videoscaling.scaling.surface_response import SurfaceResponse
+        from videoscaling.scaling.fitting.surface.response import SurfaceResponse
 
         return SurfaceResponse(self.surface)
 
@@ -285,7 +285,7 @@ def to_dict(law: Law) -> dict[str, Any]:
     raw = asdict(replace(law, surface=None, loss=None if forms else law.loss))
     del raw["surface"]
     if forms:
-        from videoscaling.scaling.fitting import loss_file
+        from videoscaling.scaling.fitting.losses import loss_file
 
         raw["loss"] = loss_file.to_dict(forms)
     for part in ("batch", "lr", "loss"):
@@ -294,7 +294,7 @@ def to_dict(law: Law) -> dict[str, Any]:
             if not raw[part]["assumed"]:
                 del raw[part]["assumed"]
     if law.surface is not None:
-        from videoscaling.scaling.fitting import surface_file
+        from videoscaling.scaling.fitting.surface import surface_file
 
         raw |= surface_file.to_dict(law.surface)
     return {"name": raw.pop("name"), "units": raw.pop("units"), **raw}
@@ -315,12 +315,12 @@ def from_dict(raw: dict[str, Any]) -> Law:
         raise UserError(f"units must be {UNITS}, not {_shown(raw['units'])}")
     values = {key: value for key, value in raw.items() if key not in OPTIONAL}
     if raw.get("surface") is not None:
-        from videoscaling.scaling.fitting import surface_file
+        from videoscaling.scaling.fitting.surface import surface_file
 
         values["surface"] = surface_file.from_dict(raw["surface"], raw.get("lack_of_fit"))
     for part, kind in _PARTS.items():
         if part == "loss" and isinstance(raw[part], dict) and "forms" in raw[part]:
-            from videoscaling.scaling.fitting import loss_file
+            from videoscaling.scaling.fitting.losses import loss_file
 
             values[part] = loss_file.from_dict(raw[part])
         elif raw[part] is not None:

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.estimates import Estimate, Prediction
-from videoscaling.scaling.fitting import forms
+from videoscaling.scaling.fitting.losses import forms
 
 if TYPE_CHECKING:
-    from videoscaling.scaling.fitting.loss import LossLaws
+    from videoscaling.scaling.fitting.losses.average import LossLaws
     from videoscaling.scaling.laws import LossLaw
 
 MAX_TOKENS = 1e20  # more than any run has

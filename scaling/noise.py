@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtri
 
-from videoscaling.scaling.clips import clip_losses
-from videoscaling.scaling.jackknife import LEVEL
-from videoscaling.scaling.points import grid_optima
+from videoscaling.scaling.estimates import LEVEL
+from videoscaling.scaling.fitting.grids.clip_losses import clip_losses
+from videoscaling.scaling.fitting.grids.fit_points import grid_optima
 from videoscaling.scaling.runs import Ledger
 
 # Of a grid's cells, those within this fraction of the best: what a choice is made among.

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from videoscaling.scaling.estimates import Estimate, Prediction
-from videoscaling.scaling.jackknife import t_quantile
+from videoscaling.scaling.estimates import Estimate, Prediction, t_quantile
 from videoscaling.scaling.laws import LossLaw
 from videoscaling.scaling.losses import Losses, as_losses
 

@@ -18,7 +18,7 @@ from videoscaling.scaling.tables import (
     whole_number,
 )
 from videoscaling.utils.errors import UserError, nearest
-from videoscaling.utils.files import find_files, replacing
+from videoscaling.utils.files import atomic_write, find_files
 from videoscaling.utils.results import FILE, read_result, report_left_out
 
 MEASURED = {  # a milestone's, as ours -> in result.json
@@ -26,7 +26,7 @@ MEASURED = {  # a milestone's, as ours -> in result.json
 }  # fmt: skip
 # Two results of one N belong to one grid if their tokens differ by less than this, or by less than the later one's
 # batch: runs stop at the first step at or past a milestone, and a large batch overshoots it by up to one batch. Losses
-# are moved to the common T (``scaling.points.at_nominal``), so that 5 % are safe; milestones lie much further apart.
+# are moved to the common T (``fit_points.at_nominal``), so that 5 % are safe; milestones lie much further apart.
 SAME_TOKENS = 0.05
 # Sizes, and tokens of rows without a batch, that differ by less are one: the same shape with and without its biases.
 SAME_SIZE = 1e-3
@@ -171,7 +171,7 @@ def concatenate(ledgers: list[Ledger]) -> Ledger:
 
 def write_csv(ledger: Ledger, path: str | Path) -> None:
     """The ledger as CSV in the order of COLUMNS, whole or not at all."""
-    with replacing(path) as tmp, tmp.open("w", newline="") as handle:
+    with atomic_write(path) as tmp, tmp.open("w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(COLUMNS)
         for i in range(len(ledger)):

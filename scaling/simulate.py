@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling import fit, hyper, loss_law
-from videoscaling.scaling.jackknife import interval
+from videoscaling.scaling.estimates import interval
+from videoscaling.scaling.fitting.grids import fit, loss_law, power_law
+from videoscaling.scaling.fitting.grids.fit_points import SHARED, Untrusted, at_nominal, grid_optima
+from videoscaling.scaling.fitting.grids.optimum import COEFFICIENTS, Optimum
 from videoscaling.scaling.laws import Law
-from videoscaling.scaling.optimum import COEFFICIENTS, Optimum
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.warnings import FAR
-from videoscaling.scaling.points import SHARED, Untrusted, at_nominal, grid_optima
 from videoscaling.scaling.runs import Ledger, concatenate
 from videoscaling.utils.errors import UserError
 
@@ -63,7 +63,7 @@ def doubts(cells: Sequence[Cell]) -> list[str]:
             found.append(f"{name(few)}: fewer than three {axis}; a best one between them cannot be found")
     N, T = np.array(sorted({(c.N, t) for c in cells for t in c.milestones})).T
     for law, reason in (
-        ("batch and rate laws", hyper.unidentified(N, T, {})),
+        ("batch and rate laws", power_law.unidentified(N, T, {})),
         ("loss law", loss_law.unidentified(N, T, {})),
     ):
         if reason:

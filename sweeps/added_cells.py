@@ -31,7 +31,7 @@ def add(directory: Path, cells: list[dict[str, Any]]) -> None:
     write_json(directory / NAME, {"cells": _joined([*_read(directory / NAME), *cells])})
 
 
-def publish(directory: Path, results: str) -> None:
+def export_added(directory: Path, results: str) -> None:
     """Add a sweep's own to those in a folder of committed results."""
     if (directory / NAME).exists():
         write_json(Path(results) / NAME, {"cells": read(directory, results)})

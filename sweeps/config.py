@@ -5,12 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from videoscaling.training.config import alias_hint, as_integer, is_text, key_called, known_keys, merge, nested
 from videoscaling.training.keys import MAX_INTEGER
 from videoscaling.utils.errors import UserError, nearest, shown
+from videoscaling.utils.typed import typed as dataclass_of
 from videoscaling.utils.user_text import check_literal, check_printable, expand_home
 from videoscaling.utils.yaml_text import parse_override
 
@@ -241,9 +239,9 @@ def typed(values: dict[str, Any], path: str | Path) -> SweepKeys:
                 keys[name] = as_integer(keys[name])
     values, setup = _without_setup(values, path)
     try:
-        keys = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepKeys), values))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {error.full_key or 'a group of keys'}: {str(error).splitlines()[0]}") from None
+        keys = dataclass_of(SweepKeys, values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     keys.executor.slurm.setup = setup
     _check(keys, path)
     return keys

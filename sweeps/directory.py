@@ -26,13 +26,13 @@ from videoscaling.training.config import (
 )
 from videoscaling.training.keys import NEVER, info_of
 from videoscaling.utils.errors import UserError
-from videoscaling.utils.files import replacing
+from videoscaling.utils.files import atomic_write
 from videoscaling.utils.results import FILE, whole_results
 
 SWEEP_FILE = "sweep.yaml"
 
 
-def claim(sweep: Sweep) -> None:
+def write_sweep_file(sweep: Sweep) -> None:
     """Write the sweep's settings next to its cells; refuse a folder that another sweep made.
 
     The grid may grow or shrink: finished cells are found by their ids, and each is refused where it differs.
@@ -53,7 +53,7 @@ def claim(sweep: Sweep) -> None:
         changed = [f"{name}: {was} -> {new}" for name, was, new in pairs if was != new]
         if changed:
             raise UserError(f"{sweep.directory}: made by another sweep ({'; '.join(changed)}); choose another name")
-    with replacing(path) as tmp:
+    with atomic_write(path) as tmp:
         OmegaConf.save(OmegaConf.create(now), tmp)
 
 
@@ -89,7 +89,7 @@ def opened(folders: tuple[str, ...], weights: tuple[float, ...]) -> dict[str, An
 
 @functools.cache
 def read_sweep_file(directory: Path) -> dict[str, Any]:
-    """What ``claim`` wrote in a sweep's folder; nothing where it has not begun."""
+    """What ``write_sweep_file`` wrote in a sweep's folder; nothing where it has not begun."""
     path = directory / SWEEP_FILE
     return load_yaml(path) if path.exists() else {}
 
@@ -108,8 +108,8 @@ def recorded_data(results: str | None, config: Config) -> dict[str, Any]:
     before = read_sweep_file(Path(config.out) / config.name)
     if before.get("data") and before["caches"] == cache_folders(config):
         return before["data"]
-    absent = not any((Path(folder) / "index.json").exists() for folder in cache_folders(config))
-    committed = committed_data(results) if results and absent else None
+    no_cache = not any((Path(folder) / "index.json").exists() for folder in cache_folders(config))
+    committed = committed_data(results) if results and no_cache else None
     if committed is None:
         return data_of(config)
     # A result knows its tokens per clip and not their layout: one row of them, of channels that fit every width.

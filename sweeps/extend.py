@@ -13,10 +13,10 @@ import numpy as np
 
 from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import laws, runs
-from videoscaling.scaling.fitting.surface import Surface
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.grids.fit_points import Untrusted
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.points import Untrusted
 from videoscaling.scaling.search.acquisition import Target, target_at, target_of_budget
 from videoscaling.scaling.search.proposals import Decision, Proposal, Size, decide, target_finder, whole
 from videoscaling.sweeps import added_cells
@@ -26,12 +26,12 @@ from videoscaling.sweeps.state import UNFINISHED, cell_state
 from videoscaling.training.result import finished_result, resumable_step
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError
-from videoscaling.utils.locks import exclusive
+from videoscaling.utils.locks import lock_run_dir
 
 LEAST, MOST = 1e-6, 0.1  # of a tolerance and of a noise, relative to the loss
 TOLERANCE = 1e-3  # of the loss: a tenth of what a factor of two in the rate costs
 SHARE = 0.1  # of the sweep's FLOPs so far, for the runs of one call, unless --budget-flops says how many
-AHEAD = 10  # times the costliest cell: the budget that is predicted where no size is held out
+BUDGET_RATIO = 10  # times the costliest cell: the budget that is predicted where no size is held out
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,12 @@ def command(
         print(f"error: {reason}", file=sys.stderr)
         return 3
     additions = additions_of(sweep, decision.proposals)
-    told = _told(decision, additions, options, unfinished, sum(flops_of(cell) for cell in sweep.cells))
-    print(json.dumps(told) if options.json else _text(told))
+    summary = _summary(decision, additions, options, unfinished, sum(flops_of(cell) for cell in sweep.cells))
+    print(json.dumps(summary) if options.json else _text(summary))
     if not additions or not (options.run or (not options.json and _confirmed(additions))):
         return 0
     opened = reload()  # refuses now, and not once the cells are the sweep's, where the clips are not here
-    with exclusive(opened.directory):
+    with lock_run_dir(opened.directory):
         added_cells.add(sweep.directory, [addition.entry for addition in additions])
     return train(reload())
 
@@ -134,13 +134,13 @@ def _target(sweep: Sweep, options: Options, costliest: float) -> Callable[[Surfa
     cost = allocation.c_token(sweep.cells[0].n_ctx, smooth_width)
     if options.flops is not None or options.params is not None:
         return target_finder(N=options.params, T=options.tokens, C=options.flops, cost=cost)
-    held = [cell for cell in sweep.cells if cell.config.heldout]
-    if held and not options.held_out:
-        largest = max(held, key=lambda cell: (cell.N, cell.config.train.tokens))
+    heldout = [cell for cell in sweep.cells if cell.config.heldout]
+    if heldout and not options.held_out:
+        largest = max(heldout, key=lambda cell: (cell.N, cell.config.train.tokens))
         return lambda surface: target_at(surface, largest.N, largest.config.train.tokens)
     last = max(sweep.cells, key=lambda cell: (cell.N, cell.config.train.tokens))
     return lambda surface: (
-        target_of_budget(surface, AHEAD * costliest, cost)
+        target_of_budget(surface, BUDGET_RATIO * costliest, cost)
         if surface.members
         else target_at(surface, last.N, last.config.train.tokens)
     )
@@ -227,7 +227,7 @@ def _goes_on(cells: list[Run], seed: int) -> bool:
     )
 
 
-def _told(
+def _summary(
     decision: Decision, additions: list[Addition], options: Options, unfinished: int, so_far: float
 ) -> dict[str, Any]:
     """All that is shown, as JSON has it. Half-widths are of ln of each prediction, at 95 %."""
@@ -245,15 +245,16 @@ def _told(
     }  # fmt: skip
 
 
-def _text(told: dict[str, Any]) -> str:
+def _text(summary: dict[str, Any]) -> str:
     """For readers."""
-    target, cells = told["target"], told["cells"]
-    lines = [f"warning: {text}" for text in told["warnings"]]
+    target, cells = summary["target"], summary["cells"]
+    lines = [f"warning: {text}" for text in summary["warnings"]]
     if target is None:
-        lines.append(f"no surface can be fitted yet ({told['no_surface']}): first cells, a step around the best ones")
+        reason = summary["no_surface"]
+        lines.append(f"no surface can be fitted yet ({reason}): first cells, a step around the best ones")
     else:
         lines.append(
-            f"noise of a run {told['noise']:.2%}; narrowed: N {target['N']:.4g}, T {target['T']:.4g}, where lr is "
+            f"noise of a run {summary['noise']:.2%}; narrowed: N {target['N']:.4g}, T {target['T']:.4g}, where lr is "
             f"{target['lr']:.3g} and B {target['B']:.4g}"
         )
         widths = ", ".join(f"{name} {_width(value)}" for name, value in target["half_widths"].items())
@@ -269,21 +270,23 @@ def _text(told: dict[str, Any]) -> str:
     if cells:
         wide = [max(map(len, column)) for column in zip(*table)]
         lines += ["  ".join([*(word.rjust(n) for word, n in zip(row[:-1], wide)), row[-1]]) for row in table]
-    if told["unfinished"]:
-        lines.append(f"{told['unfinished']} cells of the sweep are not finished: --run trains them first, adding none")
-    for N in told["all_diverged"]:
+    if summary["unfinished"]:
+        lines.append(
+            f"{summary['unfinished']} cells of the sweep are not finished: --run trains them first, adding none"
+        )
+    for N in summary["all_diverged"]:
         lines.append(
             f"N {N:.4g}: every run diverged, over three decades of rates: it is not the rate; look at what they train "
             "on, and at their console.log"
         )
     if cells:
-        total, whole_sweep = told["flops"], told["flops_so_far"]
+        total, whole_sweep = summary["flops"], summary["flops_so_far"]
         lines.append(f"{len(cells)} runs to add, {total:.3g} FLOPs, {total / whole_sweep:.1%} of the sweep so far")
-        if told["budget"]:
-            lines[-1] += f", {total / told['budget']:.0%} of the budget"
-    elif target and told["tolerance"] and target["rate_cost"] <= told["tolerance"]:
+        if summary["budget"]:
+            lines[-1] += f", {total / summary['budget']:.0%} of the budget"
+    elif target and summary["tolerance"] and target["rate_cost"] <= summary["tolerance"]:
         lines.append(
-            f"nothing to add: that is within the tolerance, {told['tolerance']:.2%}; --budget-flops narrows further"
+            f"nothing to add: that is within the tolerance, {summary['tolerance']:.2%}; --budget-flops narrows further"
         )
     else:
         lines.append("nothing to add: no run near those there are would narrow it; give the YAML other sizes or cells")

@@ -13,7 +13,7 @@ from videoscaling.sweeps.config import OWN, WANTED, SizeKeys, SweepKeys, is_swee
 from videoscaling.training.config import Config, config_from_dict, flatten, load_yaml, merge, run_id
 from videoscaling.training.run import WARMUP_FRACTION, Run, clip_tokens, resolve
 from videoscaling.utils.errors import UserError
-from videoscaling.utils.seeds import fold
+from videoscaling.utils.seeds import derive_seed
 
 AXES = ("lr", "batch_tokens", "repeats")
 BOARDS = "tensorboard"  # in the sweep's folder: a folder of TensorBoard events for each cell
@@ -97,7 +97,7 @@ def label(config: Config) -> str:
 
 def cell_seed(keys: SweepKeys, size: str, lr: float, batch: int, repeat: int) -> int:
     """The seed of a cell's initialisation, which tells its repeats apart."""
-    return fold(keys.seed, size, lr, batch, repeat) & (1 << 31) - 1
+    return derive_seed(keys.seed, size, lr, batch, repeat) & (1 << 31) - 1
 
 
 def _join(cells: dict[str, Run], run: Run) -> None:
@@ -226,7 +226,7 @@ def _cell(
     # Every cell has an initialisation of its own: cells that shared one would share its luck. Samples and noise are
     # those of all cells of the size, whatever their batch: rates may be trained together, and what a stream shares
     # drops out of the differences that an optimum is made of, alike along both axes.
-    stream = fold(keys.seed, "data", size.size, repeat) & (1 << 31) - 1
+    stream = derive_seed(keys.seed, "data", size.size, repeat) & (1 << 31) - 1
     config = replace(
         config,
         seed=cell_seed(keys, size.size, lr, batch, repeat),

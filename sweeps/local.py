@@ -26,8 +26,8 @@ from videoscaling.training.config import Config, config_from_dict, to_dict
 from videoscaling.training.result import finished_result
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import DataFault, run_cli
-from videoscaling.utils.files import replacing
-from videoscaling.utils.locks import check_held, held
+from videoscaling.utils.files import atomic_write
+from videoscaling.utils.locks import check_lock, is_locked
 from videoscaling.utils.os_errors import warn_of_os_error
 from videoscaling.utils.results import DATA_FAULT, write_record
 
@@ -163,7 +163,7 @@ def run_cells(
 
 
 def _outcome(
-    run: Run, worker: _Worker, attempts: dict[str, int], retries: int, interrupted: bool, together: bool
+    run: Run, worker: _Worker, attempts: dict[str, int], retries: int, interrupted: bool, several_nodes: bool
 ) -> str:
     """What became of a cell whose process has ended: its final state, "again", "stopped" or "crashed"."""
     code = worker.process.exitcode
@@ -176,7 +176,7 @@ def _outcome(
         return "failed"
     if interrupted:
         return "stopped"
-    if together:
+    if several_nodes:
         return "crashed"
     if len(worker.runs) > 1:
         return "again"  # whose fault it was will be seen
@@ -209,8 +209,8 @@ def machine(keys: ExecutorKeys, cells: int) -> list[CpuShare]:
     threads = min(len(cores), int(os.environ.get("SLURM_CPUS_PER_TASK", len(cores))))
     groups = [tuple(gpus[i : i + keys.processes]) for i in range(0, len(gpus), keys.processes)]
     groups = [group for group in groups if len(group) == keys.processes]
-    most = len(groups) * keys.runs_per_gpu if groups else max(threads // keys.processes, 1)
-    workers = max(min(keys.workers or most, cells), 1)
+    slots = len(groups) * keys.runs_per_gpu if groups else max(threads // keys.processes, 1)
+    workers = max(min(keys.workers or slots, cells), 1)
     each = max(threads // workers, 1)
     # A job that was given some of the cores, and not told which, does not choose among them.
     pinned = len(cores) if threads == len(cores) and len(cores) >= workers else 0
@@ -258,7 +258,7 @@ def _server() -> Any:
 
 def _start(context: Any, runs: list[Run], slot: int, share: CpuShare, torchrun: list[str] | None) -> _Worker:
     for run in runs:
-        check_held(run.config.run_dir.parent)  # the sweep's folder, where this process holds that
+        check_lock(run.config.run_dir.parent)  # the sweep's folder, where this process holds that
         run.config.run_dir.mkdir(parents=True, exist_ok=True)
         (run.config.run_dir / DATA_FAULT).unlink(missing_ok=True)
     values = [to_dict(run.config) for run in runs]
@@ -275,7 +275,7 @@ def _start(context: Any, runs: list[Run], slot: int, share: CpuShare, torchrun: 
 def _wait_for_processes(directory: Path) -> None:
     """Wait until torchrun's processes have let go of the cell: told twice, it ends before them."""
     deadline = time.monotonic() + LET_GO_SECONDS
-    while held(directory) and time.monotonic() < deadline:
+    while is_locked(directory) and time.monotonic() < deadline:
         time.sleep(0.2)
 
 
@@ -312,7 +312,7 @@ def _launch_cell(values: dict[str, Any], share: CpuShare, options: list[str]) ->
     config = config_from_dict(values)
     _apply_limits(config, share)
     path = config.run_dir / "cell.yaml"
-    with replacing(path) as tmp:
+    with atomic_write(path) as tmp:
         OmegaConf.save(OmegaConf.create(values), tmp)
     os.environ["OMP_NUM_THREADS"] = str(share.threads)
     os.setsid()  # a terminal's Ctrl-C reaches it through the pool, once

@@ -6,15 +6,15 @@ from typing import Any
 
 from videoscaling.sweeps import added_cells, slurm
 from videoscaling.sweeps.cost import estimate
-from videoscaling.sweeps.directory import claim
+from videoscaling.sweeps.directory import recorded_data, write_sweep_file
 from videoscaling.sweeps.grid import Sweep
 from videoscaling.sweeps.progress import SweepProgress
 from videoscaling.sweeps.state import export_result, import_result, label_heldout
 from videoscaling.sweeps.status import plan, plan_text, print_status, states_of
 from videoscaling.training.result import finished_result
-from videoscaling.training.run import Run, beta2_warnings
+from videoscaling.training.run import Run, beta2_warnings, token_numbers, width_warnings
 from videoscaling.utils.errors import CONTINUES, PREEMPTED, UserError, plural
-from videoscaling.utils.locks import exclusive
+from videoscaling.utils.locks import lock_run_dir
 
 ENDS = {
     "again": "crashed and is tried again; console.log there has the error",
@@ -36,12 +36,15 @@ def simulated(sweep: Sweep) -> list[Any]:
     ]
 
 
-def doubts(sweep: Sweep) -> list[str]:
-    """Print and return the sweep's warnings before compute is spent: grids too small for a fit, a clamped beta2."""
+def report_warnings(sweep: Sweep) -> list[str]:
+    """Print and return warnings before compute is spent: grids too small for a fit, a clamped beta2, narrow widths."""
     from videoscaling.scaling import simulate
 
     optimizers = [(cell.config.optim, cell.config.train.batch_tokens) for cell in sweep.cells]
     found = [*simulate.doubts(simulated(sweep)), *beta2_warnings(optimizers)]
+    config = sweep.cells[0].config
+    token_dim = token_numbers(config, recorded_data(sweep.keys.results, config)["latent_shape"])
+    found += width_warnings([cell.config.model.width for cell in sweep.cells], token_dim)
     for text in found:
         print(f"warning: {text}", file=sys.stderr)
     return found
@@ -49,7 +52,7 @@ def doubts(sweep: Sweep) -> list[str]:
 
 def dry_run(sweep: Sweep, as_json: bool) -> int:
     """List the cells: what would be trained, and what it takes."""
-    warnings = doubts(sweep)
+    warnings = report_warnings(sweep)
     states = states_of(sweep)
     planned = plan(sweep, states, estimate(sweep, states))
     print(json.dumps(planned | {"warnings": warnings}) if as_json else plan_text(sweep, planned))
@@ -69,13 +72,13 @@ def run(sweep: Sweep) -> int:
             f"{sweep.directory}: cells of it are in Slurm's queue, such as {next(iter(jobs.values()))}; follow them "
             "with executor.kind=slurm, or end them first (scancel)"
         )
-    doubts(sweep)
-    with exclusive(sweep.directory), Interrupt() as interrupt:
-        claim(sweep)
+    report_warnings(sweep)
+    with lock_run_dir(sweep.directory), Interrupt() as interrupt:
+        write_sweep_file(sweep)
         for cell in sweep.cells:  # one that is finished is not started again, which would clean its directory
             if cell.config.run_dir.exists() and (result := finished_result(cell)) is not None:
                 clean_finished(cell, result["status"])
-        adopt_committed(sweep)
+        import_committed(sweep)
         for cell in sweep.cells:
             label_heldout(cell)
         with SweepProgress(sweep, states_of(sweep)) as progress:
@@ -86,7 +89,7 @@ def run(sweep: Sweep) -> int:
                     progress.bar.write(f"{cell.config.run_dir}: {ENDS[outcome]}")
 
             if keys.kind == "slurm":
-                slurm.follow(sweep, report, interrupt, progress.look)
+                slurm.submit_and_wait(sweep, report, interrupt, progress.look)
             else:
                 run_cells(sweep.cells, keys, report, interrupt, look=progress.look)
         for cell in sweep.cells:  # a job that was in the queue before knew an older YAML
@@ -101,7 +104,7 @@ def run(sweep: Sweep) -> int:
     return PREEMPTED
 
 
-def adopt_committed(sweep: Sweep) -> None:
+def import_committed(sweep: Sweep) -> None:
     """Copy finished cells from the folder of committed results into the sweep's."""
     if sweep.keys.results:
         for cell in sweep.cells:
@@ -112,12 +115,12 @@ def collect(sweep: Sweep, out: str | None) -> int:
     """One CSV of every milestone of every cell that has one."""
     from videoscaling.scaling import runs
 
-    adopt_committed(sweep)
+    import_committed(sweep)
     for cell in sweep.cells:
         label_heldout(cell)
     if sweep.keys.results:
         there = sum(export_result(cell, sweep.keys.results) for cell in sweep.cells)
-        added_cells.publish(sweep.directory, sweep.keys.results)
+        added_cells.export_added(sweep.directory, sweep.keys.results)
         print(f"{sweep.keys.results}: {there} of {len(sweep.cells)} cells are finished, to be committed")
     path = out or str(sweep.directory / "results.csv")
     ledger = runs.read(sweep.directory)

@@ -36,23 +36,28 @@ if TYPE_CHECKING:
     from videoscaling.sweeps.local import Interrupt
 
 FOLDER = "slurm"  # in the sweep's
-FIRST_LOOK, SELDOM = 1.0, 20.0  # seconds between looks at the queue: at first, and when nothing happens
+POLL_SECONDS, IDLE_POLL_SECONDS = 1.0, 20.0  # seconds between looks at the queue: at first, and when nothing happens
 SQUEUE_SECONDS = 60.0
 # sbatch's words for a controller that will answer later
-UNANSWERED = ("socket timed out", "unable to contact slurm controller", "temporarily unable", "connection refused")
+TEMPORARY_ERRORS = (
+    "socket timed out",
+    "unable to contact slurm controller",
+    "temporarily unable",
+    "connection refused",
+)
 
 # and for an array beyond MaxArraySize (1001 jobs where nobody set it) or a user's limit
-TOO_MANY = ("invalid job array specification", "submit limit")
+TOO_MANY_ERRORS = ("invalid job array specification", "submit limit")
 
 
 # -- where the sweep is started --------------------------------------------------------------------------------------
 
 
-def follow(
+def submit_and_wait(
     sweep: Sweep,
     report: Callable[[Run, str], None],
     interrupt: "Interrupt",
-    look: Callable[[list[Run]], None] = lambda running: None,
+    on_poll: Callable[[list[Run]], None] = lambda running: None,
 ) -> None:
     """Submit the cells that are neither finished nor in the queue, and follow until all are settled.
 
@@ -68,23 +73,23 @@ def follow(
     """
     check_options(sweep.keys.executor.slurm)
     open_cells = {run.config.run_dir.name: run for run in sweep.cells}
-    absent: dict[str, int] = {}
+    missing_polls: dict[str, int] = {}
     # A cell's submissions in a row that brought its job no further; the job's cells, and the tokens of their
     # checkpoints at the last. What was only logged is lost; a cell whose turn has not come waits for its job.
-    vain: dict[str, tuple[int, Sequence[Run], int]] = {}
-    began, pause, told = True, FIRST_LOOK, False
+    fruitless_submissions: dict[str, tuple[int, Sequence[Run], int]] = {}
+    first_poll, pause, outage_reported = True, POLL_SECONDS, False
     while open_cells and not interrupt.caught:
         tasks = queue_of(sweep.directory)
         if tasks is None:  # a controller that does not answer will
-            if not told:
+            if not outage_reported:
                 print("Slurm's queue does not answer; waiting for it", file=sys.stderr, flush=True)
-            told = True
-            _sleep(SELDOM, interrupt)
+            outage_reported = True
+            _sleep(IDLE_POLL_SECONDS, interrupt)
             continue
         running = [run for name, run in open_cells.items() if " RUNNING" in tasks.get(name, "")]
-        told, busy, todo = False, False, {}  # cells to submit, with their count
+        outage_reported, busy, todo = False, False, {}  # cells to submit, with their count
         for name, run in list(open_cells.items()):
-            if began and name not in tasks:
+            if first_poll and name not in tasks:
                 forget_failure(run)
             state = cell_state(run)
             if state["state"] in (*FINISHED, "failed"):
@@ -96,10 +101,10 @@ def follow(
                     raise DataFault(f"{state['reason']}; then run the sweep again: it stopped, as its other cells "
                                     "read the same data")  # fmt: skip
             elif name in tasks:
-                absent[name] = 0
-            elif began or absent.get(name, 0):
+                missing_polls[name] = 0
+            elif first_poll or missing_polls.get(name, 0):
                 # Out of the queue for two looks: a job that is queued again is nowhere for a moment.
-                count, part, tokens = vain.get(name, (-1, [run], -1))
+                count, part, tokens = fruitless_submissions.get(name, (-1, [run], -1))
                 count = count + 1 if sum(map(_tokens, part)) <= tokens else 0
                 if count > sweep.keys.executor.retries:
                     ended = f"its Slurm job ended {plural(count, 'time')} without a later checkpoint"
@@ -112,18 +117,20 @@ def follow(
                     if count > 0:
                         report(run, "again")
             else:
-                absent[name], busy = 1, True
+                missing_polls[name], busy = 1, True
         cells = [open_cells[name] for name in todo]
         before = [(part, sum(map(_tokens, part))) for part in _parts(sweep, cells)]
         answered = not cells or submit(sweep, cells) is not None
         if answered:
             for part, kept in before:
-                vain |= {name: (todo[name], part, kept) for name in (run.config.run_dir.name for run in part)}
-        absent |= dict.fromkeys(todo, 0)
-        began = False
-        pause = FIRST_LOOK if busy or todo else min(1.3 * pause, SELDOM)
-        pause = pause if answered else SELDOM
-        _sleep(pause, interrupt, functools.partial(look, running))
+                fruitless_submissions |= {
+                    name: (todo[name], part, kept) for name in (run.config.run_dir.name for run in part)
+                }
+        missing_polls |= dict.fromkeys(todo, 0)
+        first_poll = False
+        pause = POLL_SECONDS if busy or todo else min(1.3 * pause, IDLE_POLL_SECONDS)
+        pause = pause if answered else IDLE_POLL_SECONDS
+        _sleep(pause, interrupt, functools.partial(on_poll, running))
 
 
 def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
@@ -154,32 +161,32 @@ def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
     write_json(record, content)
     executor = submitit.SlurmExecutor(folder=_logs(sweep.directory))
     executor.update_parameters(**_parameters(keys, name))
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), _undisturbed():
+        with contextlib.redirect_stderr(errors), _signals_blocked():
             if len(sets) == 1:
                 jobs = [executor.submit(work, str(record), 0)]
             else:
                 jobs = executor.map_array(work, [str(record)] * len(sets), list(range(len(sets))))
     except (FailedJobError, FailedSubmissionError) as error:
-        words = _words(str(error))
-        if any(text in words.lower() for text in UNANSWERED):
-            print(f"sbatch: {words}; trying again", file=sys.stderr, flush=True)
+        message = _sbatch_message(str(error))
+        if any(text in message.lower() for text in TEMPORARY_ERRORS):
+            print(f"sbatch: {message}; trying again", file=sys.stderr, flush=True)
             return None
         record.unlink()
-        if len(sets) > 1 and any(text in words.lower() for text in TOO_MANY):
-            words += (
+        if len(sets) > 1 and any(text in message.lower() for text in TOO_MANY_ERRORS):
+            message += (
                 f" ({len(sets):,} jobs at once are more than this cluster takes of one array or one user; give each "
                 "more cells by executor.slurm.runs_per_job)"
             )
-        raise UserError(f"sbatch refuses: {words}") from None
+        raise UserError(f"sbatch refuses: {message}") from None
     job = jobs[0].job_id.partition("_")[0]
     write_json(record, content | {"job": job})
     return job
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def _signals_blocked() -> Iterator[None]:
     """Let signals wait, for the commands that are started meanwhile too: a terminal's Ctrl-C goes to all of them, and
     an sbatch that dies of it may have submitted its jobs already."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
@@ -292,7 +299,7 @@ def _logs(directory: Path) -> Path:
     return directory / FOLDER / "logs"
 
 
-def _words(text: str) -> str:
+def _sbatch_message(text: str) -> str:
     """sbatch's own words, in one line."""
     lines = [line.partition("error: ")[2] or line for line in text.splitlines() if line.strip()]
     return "; ".join(line.strip() for line in lines)[:400]
@@ -332,7 +339,7 @@ def work(record: str, task: int) -> None:
         cells = [run for run in cells if not (run.config.run_dir / FAILURE).exists()]
         before = [_tokens(run) for run in cells]
         try:
-            run_cells(cells, keys, _say, interrupt, rendezvous=_rendezvous(keys))
+            run_cells(cells, keys, _print_outcome, interrupt, rendezvous=_rendezvous(keys))
         except DataFault as fault:  # in the cell's failure.json too, which ends the sweep where it is followed
             print(f"error: {fault}", file=sys.stderr, flush=True)
             return
@@ -395,5 +402,5 @@ def _tokens(run: Run) -> int:
     return resumable_step(run.config.run_dir) * run.config.train.batch_tokens
 
 
-def _say(run: Run, outcome: str) -> None:
+def _print_outcome(run: Run, outcome: str) -> None:
     print(f"{run.config.name}: {outcome}", flush=True)

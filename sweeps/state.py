@@ -12,8 +12,8 @@ from typing import Any
 from videoscaling.training.result import finished_result, recorded, result_damage, resumable_step
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError
-from videoscaling.utils.files import parse_json, replacing
-from videoscaling.utils.locks import held
+from videoscaling.utils.files import atomic_write, parse_json
+from videoscaling.utils.locks import is_locked
 from videoscaling.utils.results import DATA_FAULT, FILE, read_record, write_result
 
 FAILURE = "failure.json"  # written by who gave the cell up: its pool, or for a lost job who follows the jobs
@@ -44,7 +44,7 @@ def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
         seconds, flops = final.get("seconds"), final.get("flops")
         rate = flops / seconds if flops and seconds and final["status"] == "done" else None
         return {"state": final["status"], "tokens": final["tokens"], "loss": _loss(final), "rate": rate, "share": None}
-    runs = held(directory)
+    runs = is_locked(directory)
     begun = (directory / "config.yaml").exists()
     damage = result_damage(directory)
     if damage is None and results and not begun:
@@ -146,5 +146,5 @@ def _copy(source: Path, target: Path) -> None:
     """A result and its per-sample losses; the result last, which makes it one."""
     files = [*sorted((source / "validation").glob("*.npy")), source / FILE]
     for path in files:
-        with replacing(target / path.relative_to(source)) as tmp:
+        with atomic_write(target / path.relative_to(source)) as tmp:
             shutil.copyfile(path, tmp)

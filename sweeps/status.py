@@ -124,23 +124,23 @@ def hours_left(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimat
     return estimate.left(sweep, states, at_once)
 
 
-def status_text(sweep: Sweep, told: dict[str, Any]) -> str:
+def status_text(sweep: Sweep, summary: dict[str, Any]) -> str:
     """``status`` in lines: counts, time left, the best, Slurm's queue, and the cells under way or in trouble."""
-    counts = ", ".join(f"{count} {state}" for state, count in sorted(told["counts"].items()))
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(summary["counts"].items()))
     lines = [f"{sweep.directory}: {plural(len(sweep.cells), 'cell')}: {counts}"]
-    if any(told["counts"].get(state) for state in UNFINISHED):
-        hours = told["hours_left"]
+    if any(summary["counts"].get(state) for state in UNFINISHED):
+        hours = summary["hours_left"]
         lines.append(
-            f"  time left {'unknown' if hours is None else duration(3600 * hours)}; throughput {told['rate']}"
+            f"  time left {'unknown' if hours is None else duration(3600 * hours)}; throughput {summary['rate']}"
         )
-    for size, best in told["best"].items():
+    for size, best in summary["best"].items():
         lines.append(f"  best {size}: loss {best['loss']:.5g} at {best['tokens']:,} tokens, {best['name']}")
     queued = Counter(
-        row["job"].partition(" ")[2] for row in told["cells"] if row["state"] == "pending" and "job" in row
+        row["job"].partition(" ")[2] for row in summary["cells"] if row["state"] == "pending" and "job" in row
     )
     if queued:
         lines.append("  pending by their jobs: " + ", ".join(f"{n} {said}" for said, n in queued.most_common()))
-    for cell, row in zip(sweep.cells, told["cells"]):
+    for cell, row in zip(sweep.cells, summary["cells"]):
         if row["state"] not in TOLD:
             continue
         words = f"  {row['state']} {cell.config.name}: "
@@ -193,10 +193,10 @@ def print_status(sweep: Sweep, as_json: bool = False, watch: bool = False) -> in
             doubt = "cells that run on other nodes may show as lost"
             print(f"warning: Slurm's queue does not answer: {doubt}", file=sys.stderr)
         states = states_of(sweep, jobs)
-        told = status(sweep, states, estimate(sweep, states))
-        text = json.dumps(told) if as_json else status_text(sweep, told)
+        summary = status(sweep, states, estimate(sweep, states))
+        text = json.dumps(summary) if as_json else status_text(sweep, summary)
         print(watched(text) if watch and not as_json else text, flush=True)
         over = all(state["state"] in (*FINISHED, "failed") for state in states)
         if over or not watch:
-            return 1 if told["counts"].get("failed") else 0
+            return 1 if summary["counts"].get("failed") else 0
         time.sleep(WATCH_SECONDS)

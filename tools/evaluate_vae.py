@@ -29,10 +29,10 @@ from videoscaling.models.fidelity import psnr, squared_errors, ssim
 from videoscaling.models.vae import VideoVAE, load_vae
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
-from videoscaling.utils.files import replacing
-from videoscaling.utils.random import fold
+from videoscaling.utils.files import atomic_write
+from videoscaling.utils.random import derive_seed
 
-HELD_OUT = fold(0, "held out")  # the clips that tools/train_vae.py scores its own on, and trains on none of
+HELD_OUT = derive_seed(0, "held out")  # the clips that tools/train_vae.py scores its own on, and trains on none of
 BATCH = 8
 SHOWN = 4  # clips of one source and frames of a clip in the picture
 
@@ -97,7 +97,7 @@ def picture(path: Path, clips_of: list[Tensor], made_of: list[Tensor]) -> None:
     grid = make_grid(torch.stack(rows), nrow=len(rows), padding=2, pad_value=1)
     scale = max(1, 96 // pairs[0][0].shape[-1])  # small pixels as blocks that can be seen
     grid = grid.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    with replacing(path) as tmp:
+    with atomic_write(path) as tmp:
         tmp.write_bytes(encode_png(((grid.clamp(-1, 1) + 1) * 127.5).round().byte()).numpy().tobytes())
 
 

@@ -16,14 +16,15 @@ import sys
 from pathlib import Path
 
 from videoscaling.models.sizes import smooth_width
-from videoscaling.scaling import PAPER, compare, laws, runs, tables, validate
-from videoscaling.scaling.fit import PARTS
-from videoscaling.scaling.fitting.forms import CONSTANTS as FORMS
+from videoscaling.scaling import PAPER, laws, runs, tables
+from videoscaling.scaling.checks import extrapolation, fixed_pair
+from videoscaling.scaling.fitting.grids.fit import PARTS
+from videoscaling.scaling.fitting.grids.fit_points import Untrusted, cells_to_run
+from videoscaling.scaling.fitting.grids.optimum import WINDOW
+from videoscaling.scaling.fitting.losses.forms import CONSTANTS as FORMS
 from videoscaling.scaling.fitting.method import GRIDS, LOSSES, SURFACE, UNREAD_BY, choose_method, fit_law
 from videoscaling.scaling.fitting.options import HOLDABLE, Options, parse_fixed, parse_pair, parse_window
-from videoscaling.scaling.fitting.runs_of_law import cost_of
-from videoscaling.scaling.optimum import WINDOW
-from videoscaling.scaling.points import Untrusted, cells_to_run
+from videoscaling.scaling.fitting.run_info import cost_of
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
 from videoscaling.utils.files import write_json
 from videoscaling.utils.revision import code_revision
@@ -176,7 +177,7 @@ def main() -> int:
     method = GRIDS
     try:
         if args.part == "compare":
-            done = compare.compare(ledger, cost, parse_pair(args.pair), args.flops, parse_window(args.window))
+            done = fixed_pair.compare(ledger, cost, parse_pair(args.pair), args.flops, parse_window(args.window))
             return show(args, done.to_dict(), done.text())
         method = choose_method(ledger, args.part, args.optima, args.method)
         fixed, prior = parse_fixed(args.fix, args.part), laws.load(args.prior) if args.prior else None
@@ -185,7 +186,7 @@ def main() -> int:
         )
         check_method(args, method)
         if args.part == "validate":
-            done = validate.validate(ledger, method, options, cost)
+            done = extrapolation.validate(ledger, method, options, cost)
             return show(args, done.to_dict(), done.text())
         provenance = {
             "name": Path(args.out).stem if args.out else "law",

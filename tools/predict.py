@@ -19,7 +19,7 @@ from videoscaling.scaling import laws, prediction_table
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.tables import parse_columns
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
-from videoscaling.utils.files import replacing
+from videoscaling.utils.files import atomic_write
 
 MOST_SEEDS = 1000
 
@@ -59,7 +59,7 @@ def main() -> None:
     if not args.out:
         prediction_table.write(table, predicted, sys.stdout)
         return
-    with replacing(args.out) as tmp, tmp.open("w", newline="", encoding="utf-8") as handle:
+    with atomic_write(args.out) as tmp, tmp.open("w", newline="", encoding="utf-8") as handle:
         prediction_table.write(table, predicted, handle)
     print(f"wrote {args.out}: {len(table.rows)} rows, {int(predicted.extrapolated.sum())} outside the fitted range")
 

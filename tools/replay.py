@@ -8,7 +8,7 @@ import argparse
 import json
 
 from videoscaling.scaling import runs, tables
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.search import replay
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
 from videoscaling.utils.progress import Progress

@@ -17,7 +17,7 @@ from videoscaling.scaling import PAPER
 from videoscaling.sweeps.config import sweep_key_hint
 from videoscaling.sweeps.directory import data_of, recorded_data
 from videoscaling.sweeps.grid import Prediction, load_sweep, read_keys
-from videoscaling.sweeps.run import adopt_committed, collect, dry_run, run
+from videoscaling.sweeps.run import collect, dry_run, import_committed, run
 from videoscaling.sweeps.status import print_status
 from videoscaling.utils.errors import Parser, UserError, path_text, resumable, run_cli
 from videoscaling.utils.locks import release_abandoned
@@ -93,7 +93,7 @@ def main() -> int:
         from videoscaling.sweeps import extend
 
         options = extend.Options.of(arguments)
-        adopt_committed(sweep)
+        import_committed(sweep)
         again = functools.partial(load_sweep, arguments.config, overrides, data_of, prediction)
         return extend.command(sweep, options, run, again, PAPER)
     if arguments.dry_run:

@@ -26,16 +26,16 @@ from videoscaling.data.sources.synthetic import render
 from videoscaling.models.fidelity import psnr
 from videoscaling.utils.errors import Parser, UserError, resumable, run_cli
 from videoscaling.utils.files import (
+    atomic_write,
     recover_folder,
     remove_abandoned,
     replace_folder,
-    replacing,
     temporary,
     write_json,
     write_text,
 )
 from videoscaling.utils.progress import Progress
-from videoscaling.utils.random import fold, normal
+from videoscaling.utils.random import derive_seed, normal
 
 FRAMES, SIZE = 17, 32
 # 17 frames of 32x32 to 5x4x4 latents of 16 numbers. LTX's blocks carry a linear path through every resampling (space
@@ -65,7 +65,7 @@ SAVE_SECONDS = 120
 
 def held_out(seed: int) -> Tensor:
     """The clips that PSNR is measured on. Another seed's clips: none is ever trained on."""
-    return render(torch.arange(SCORED), fold(seed, "held out"), FRAMES, SIZE, SIZE)
+    return render(torch.arange(SCORED), derive_seed(seed, "held out"), FRAMES, SIZE, SIZE)
 
 
 def build() -> nn.Module:
@@ -119,7 +119,7 @@ def loss_of(model: nn.Module, clips: Tensor, noise: Tensor) -> tuple[Tensor, Ten
 def train(settings: dict[str, Any], state_path: Path) -> nn.Module:
     """Train from scratch, or on from ``state_path`` where an earlier run with the same settings left its state."""
     steps, batch, seed = settings["steps"], settings["batch"], settings["seed"]
-    torch.manual_seed(fold(seed, "initial weights"))
+    torch.manual_seed(derive_seed(seed, "initial weights"))
     model = build().to(settings["device"])
     optimiser = Optimiser(model, settings["lr"])
     first = 0
@@ -152,7 +152,7 @@ def train(settings: dict[str, Any], state_path: Path) -> nn.Module:
             if time.monotonic() - saved_at > SAVE_SECONDS:
                 saved = {"settings": settings, "step": step + 1, "model": model.state_dict()}
                 saved["optimiser"] = [part.state_dict() for part in optimiser.parts]
-                with replacing(state_path) as tmp:
+                with atomic_write(state_path) as tmp:
                     torch.save(saved, tmp)
                 saved_at = time.monotonic()
     return model

@@ -9,12 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from videoscaling.training.keys import CHANGED, NEVER, WITH_DECAY, KeyInfo, check_value, info_of, keys_of, older_values
 from videoscaling.training.schema import Config
 from videoscaling.utils.errors import UserError, nearest, shown
+from videoscaling.utils.typed import typed
 from videoscaling.utils.user_text import check_literal, check_printable, expand_home
 from videoscaling.utils.yaml_text import number, parse_override, read_yaml
 
@@ -94,20 +92,9 @@ def load_config(path: str | Path | None, overrides: list[str]) -> Config:
 
 def config_from_dict(values: dict[str, Any], schema: type = Config) -> Config:
     """A typed Config from nested values; every key must be known and every value of its type."""
-    values = _checked(values, schema)
-    try:
-        config = OmegaConf.to_object(OmegaConf.merge(_defaults(schema), values))
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{error.full_key}: {reason}") from None
+    config = typed(schema, _checked(values, schema))
     _validate(config)
     return config
-
-
-@functools.cache
-def _defaults(schema: type) -> DictConfig:
-    """The schema's defaults, which ``OmegaConf.merge`` copies: made anew they are half of a configuration's time."""
-    return OmegaConf.structured(schema)
 
 
 def recorded_config(values: dict[str, Any], schema: type = Config) -> Config:
@@ -197,7 +184,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(values: dict[str, Any], schema: type, prefix: str = "") -> dict[str, Any]:
-    """Refuse unknown keys; turn whole numbers written as 2e9 into integers, which OmegaConf will not."""
+    """Refuse unknown keys; turn whole numbers written as 2e9 into integers."""
     keys = known_keys(schema)
     sections = {name.rpartition(".")[0] for name in keys}
     checked: dict[str, Any] = {}

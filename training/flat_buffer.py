@@ -43,7 +43,9 @@ def place_of(parameter: Tensor, length: int) -> int:
 
 
 @torch.no_grad()
-def move(flat: nn.Parameter, parameters: list[nn.Parameter], to: Tensor, gradient: Tensor | None = None) -> None:
+def move_parameters(
+    flat: nn.Parameter, parameters: list[nn.Parameter], to: Tensor, gradient: Tensor | None = None
+) -> None:
     """Move a buffer, and the ``parameters`` that were merged into it, to ``to`` of the same length, such as a row.
 
     ``gradient`` is where its gradient lies from then on; what it was is not taken along.

@@ -7,7 +7,7 @@ from videoscaling.training import checkpoint as ckpt
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import remove_abandoned, remove_leftovers
-from videoscaling.utils.locks import hold
+from videoscaling.utils.locks import lock
 
 # Written by the run's own processes alone, under its lock.
 OWN = ("cell.yaml", "config.yaml", "lock-holder", "metrics.jsonl", "result.json")
@@ -31,7 +31,7 @@ def clean_finished(run: Run, status: str) -> None:
     """
     directory = run.config.run_dir
     checkpoints = directory / "checkpoints"
-    with suppress(OSError, UserError), hold(directory):
+    with suppress(OSError, UserError), lock(directory):
         clean_run(directory)
         # Its own configuration, since this command may have been given another checkpoint.final.
         unfinished = status == "done" and not ckpt.is_final(checkpoints)

@@ -47,7 +47,7 @@ def local(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_full(tensor: Tensor) -> Tensor:
     """The whole of a tensor, from all its shards; every process must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -56,7 +56,7 @@ def gather(named: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Whole tensors, on the CPU; every process must call, and those that do not ``keep`` them get none."""
     gathered = {}
     for name, tensor in named.items():
-        full = whole(tensor.detach())
+        full = gather_full(tensor.detach())
         if keep:
             gathered[name] = full.to("cpu", copy=True)  # views of one buffer would be saved as one
     return gathered

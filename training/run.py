@@ -1,7 +1,7 @@
 """What a configuration leaves open, decided from the data: shape, end, milestones, warm-up. No torch here."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.files import read_json
 
 WARMUP_FRACTION = 0.1
+# Widths over the numbers in a token. 1x32 and 2x32 on tokens of 16 numbers lie in line with wider ones; narrower ones
+# were not tried, and a model as narrow as its tokens cannot pass the noise through.
+MIN_WIDTH_RATIO, USUAL_WIDTH_RATIO = 2, 4
 INDEX = "the index of a latent cache"
 
 
@@ -71,7 +74,7 @@ def resolve(
             raise UserError("train.dtype=auto: only a run's own device decides it; name bfloat16 or float32")
         config.train.dtype = "bfloat16" if bfloat16() else "float32"
     n_ctx = clip_tokens(config, meta["latent_shape"])
-    _resolve_shape(config, meta["latent_shape"][0] * math.prod(config.model.patch))
+    _resolve_shape(config, token_numbers(config, meta["latent_shape"]))
     _resolve_data(config, meta["fingerprint"])
     model, train = config.model, config.train
     count = parameters(model.layers, model.width)
@@ -154,10 +157,10 @@ def _resolve_shape(config: Config, token_dim: int) -> None:
             f"model.heads={model.heads}: width {model.width} is no even multiple of it; "
             f"try {max(model.width // head_width(model.layers, model.width), 1)}"
         )
-    if 4 * token_dim > model.width:
+    if model.width < MIN_WIDTH_RATIO * token_dim:
         raise UserError(
             f"model.width={model.width}: too narrow for tokens of {token_dim} numbers, which need a width of at least "
-            f"{4 * token_dim}; a narrower model cannot pass the noise through"
+            f"{MIN_WIDTH_RATIO * token_dim}; a narrower model cannot pass the noise through"
         )
     model.size = f"{model.layers}x{model.width}"
 
@@ -184,6 +187,23 @@ def _whole_clips(batch_tokens: int, n_ctx: int) -> int:
             f"train.batch_tokens={batch_tokens}: not a whole number of clips of {n_ctx} tokens; nearest: {either}"
         )
     return clips
+
+
+def width_warnings(widths: Iterable[int], token_dim: int) -> list[str]:
+    """A line where ``widths`` of models lie below ``USUAL_WIDTH_RATIO`` times the numbers in a token."""
+    narrow = sorted({width for width in widths if width < USUAL_WIDTH_RATIO * token_dim})
+    if not narrow:
+        return []
+    which = ", ".join(map(str, narrow))
+    return [
+        f"width {which}: below {USUAL_WIDTH_RATIO * token_dim}, {USUAL_WIDTH_RATIO} times the {token_dim} numbers of "
+        "a token; check that such models lie in line with wider ones before a law uses them"
+    ]
+
+
+def token_numbers(config: Config, latent_shape: Sequence[int]) -> int:
+    """Numbers in one visual token: latent channels times the patch's volume."""
+    return latent_shape[0] * math.prod(config.model.patch)
 
 
 def beta2_warnings(optimizers: Sequence[tuple[OptimKeys, int]]) -> list[str]:

@@ -16,7 +16,7 @@ from videoscaling.training.config import Config
 from videoscaling.training.ema import power_of_width, update_ema
 from videoscaling.training.flat_buffer import merge
 from videoscaling.training.optim import build_optimizer, learning_rate, weight_groups
-from videoscaling.training.parallel import local, replicate, share_gradients, whole
+from videoscaling.training.parallel import gather_full, local, replicate, share_gradients
 from videoscaling.training.planning.memory_formula import even_size
 
 # Counters that a checkpoint keeps: their names in its state file, and here.
@@ -115,7 +115,7 @@ class TrainStep:
         rate = learning_rate(config.optim, tokens + batch / 2, config.train.tokens)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.weights, config.optim.clip))
+        self.grad_norm = gather_full(torch.nn.utils.clip_grad_norm_(self.weights, config.optim.clip))
         finite = self.grad_norm.isfinite()
         # The fused kernel's own switch, made for loss scaling: with it set, neither weights nor moments change.
         self.optimizer.found_inf = (~finite).float()

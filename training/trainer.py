@@ -49,8 +49,8 @@ from videoscaling.training.step import TrainStep
 from videoscaling.training.validation import RAW_SHARE, Score, Validator, few_blocks, losses_file, milestone_scores
 from videoscaling.utils.devices import has_bfloat16
 from videoscaling.utils.errors import PREEMPTED, UserError
-from videoscaling.utils.files import replacing, write_bytes
-from videoscaling.utils.locks import check_held, exclusive
+from videoscaling.utils.files import atomic_write, write_bytes
+from videoscaling.utils.locks import check_lock, lock_run_dir
 from videoscaling.utils.results import DATA_FAULT, write_result
 
 Scores = tuple[ValidationResult, ValidationResult]  # of the raw weights, and of the EMA
@@ -83,7 +83,7 @@ def _train(config: Config, wait: bool) -> int:
     rank, lost = os.environ.get("RANK", "0"), False
     try:
         trainer = Trainer(run, cache)  # everything that can be refused is refused before the directory is touched
-        with exclusive(config.run_dir, wait):
+        with lock_run_dir(config.run_dir, wait):
             if from_first(lambda: finished_result(run)) is not None:  # by whoever was waited for
                 return 0
             check_directory(run.config)
@@ -185,7 +185,7 @@ class Trainer:
     def claim_directory(self) -> None:
         """Write this configuration into the run directory, now that nothing is left to refuse."""
         if self.main:
-            with replacing(self.config.run_dir / "config.yaml") as tmp:
+            with atomic_write(self.config.run_dir / "config.yaml") as tmp:
                 OmegaConf.save(OmegaConf.create(to_dict(self.config)), tmp)
             (self.config.run_dir / DATA_FAULT).unlink(missing_ok=True)
 
@@ -242,7 +242,7 @@ class Trainer:
         if self.main:
             self._log = open_log(
                 self.run,
-                self.cache.train_size,
+                self.cache,
                 step=self.step,
                 device=self.device,
                 world=self.world,
@@ -372,7 +372,7 @@ class Trainer:
         self.milestones += [{"nominal": m, "tokens": self.tokens, **measured} for m in self.due]
         self.milestones.sort(key=lambda milestone: milestone["nominal"])
         if self._log is not None:
-            check_held(self.config.run_dir)
+            check_lock(self.config.run_dir)
             path = self.config.run_dir / "validation" / f"{self.tokens}.npy"
             write_bytes(path, losses)
             # TensorBoard first: a run killed in between validates again, and replaces the points there.
@@ -396,7 +396,7 @@ class Trainer:
         tensors = {kind: gather(values, self.main) for kind, values in named.items()}
         if not self.main:
             return
-        check_held(self.config.run_dir)
+        check_lock(self.config.run_dir)
         state = {
             "tokens": self.tokens,
             "milestones": self.milestones,
@@ -417,7 +417,7 @@ class Trainer:
         unfinished = status in ("running", "preempted")
         if not self.main or (unfinished and len(self.milestones) < len(recorded(self.run)["milestones"])):
             return
-        check_held(self.config.run_dir)
+        check_lock(self.config.run_dir)
         result = build_result(
             self.run,
             self.cache.meta,

@@ -32,7 +32,7 @@ PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to ``path``; on success it is synced and renamed over ``path``, else removed.
 
     What a link leads to is replaced, not the link; a device or a pipe is written to once the whole is there.
@@ -138,13 +138,13 @@ def _remove(path: Path) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` to ``path``, whole or not at all."""
-    with replacing(path) as tmp:
+    with atomic_write(path) as tmp:
         tmp.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write ``content`` to ``path``, whole or not at all."""
-    with replacing(path) as tmp:
+    with atomic_write(path) as tmp:
         tmp.write_bytes(content)
 
 

@@ -1,9 +1,9 @@
-"""Locks of folders: one process works in a folder at a time, and a process that died holds nothing.
+"""Folder locks: one process works in a folder at a time, and a process that died holds no lock.
 
-A lock is flock(2) on the file ``.lock`` in the folder. The file is compared by inode after the lock is taken, since a
-``.lock`` that was removed is another file for the next process: both would hold "the" lock. Some disks have no flock
-(Lustre mounted without it, some NFS). There the lock is the file ``.lock-holder`` with the machine, number and start
-of its process. It is taken over only from a process of this machine that has ended; for any other the user decides
+A lock is flock(2) on the file ``.lock`` in the folder. The inode is compared after the lock is taken: if ``.lock``
+was removed, the next process creates another file, and both would hold "the" lock. Some disks have no flock (Lustre
+mounted without it, some NFS). There the lock is the file ``.lock-holder`` with the machine, id and start time of its
+process. It is taken over only from a process of this machine that has ended; for any other machine the user decides
 (``release_abandoned``, the option --take-over).
 """
 
@@ -25,8 +25,8 @@ from videoscaling.utils.process_ids import has_ended, machine_code, start_time, 
 LOCK, HOLDER = ".lock", ".lock-holder"
 NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 POLL_SECONDS = 0.2
-WRITING_SECONDS = 1.0  # a holder that was created and is still empty is given so long to be written
-# A process of another machine is waited for so long: a cell that checkpoints on a signal takes seconds, and one whose
+WRITING_SECONDS = 1.0  # how long a holder file may stay empty while its process writes it
+# How long to wait for a process of another machine: a cell that checkpoints on a signal takes seconds, and one whose
 # machine was lost never leaves.
 FOREIGN_SECONDS = 300.0
 OPTION = "--take-over"
@@ -34,7 +34,7 @@ OPTION = "--take-over"
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a folder on a disk without flock. ``started`` is ``process_ids.start_time``'s."""
+    """The process that locks a folder on a disk without flock. ``started`` comes from ``process_ids.start_time``."""
 
     machine: str
     pid: int
@@ -42,13 +42,13 @@ class Holder:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it certainly has: only this machine's processes can be seen."""
+        """Whether the process has certainly ended: only processes of this machine can be seen."""
         return self.machine == this_machine() and has_ended(self.pid, self.started)
 
 
 @dataclass
 class Lock:
-    """A lock that this process holds: an open file with flock, or the holder that was written."""
+    """A lock of this process: an open file with flock, or the holder file that it wrote."""
 
     folder: Path
     handle: int | None = None
@@ -71,11 +71,11 @@ class Lock:
 _own: dict[Path, Lock] = {}  # the locks of this process, by absolute folder
 
 
-def held(directory: Path) -> bool:
-    """Whether a living process holds ``directory`` (``exclusive``); a hold on another machine's disk may not show."""
+def is_locked(directory: Path) -> bool:
+    """Whether a living process has locked ``directory``; a lock taken on another machine may not be visible."""
     try:
         with (directory / LOCK).open() as handle:
-            # Shared, so that askers do not see each other; let go at once, and cells wait for a hold.
+            # A shared lock, so that two checks do not see each other; released at once, and cells wait for a lock.
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -90,44 +90,44 @@ def held(directory: Path) -> bool:
 
 
 @contextmanager
-def exclusive(directory: Path, wait: bool = False) -> Iterator[None]:
-    """Hold ``directory`` for this process alone; the hold of a process that died is gone with it.
+def lock_run_dir(directory: Path, wait: bool = False) -> Iterator[None]:
+    """Lock ``directory`` for this process; the lock of a process that died is released with it.
 
-    Processes of one torchrun share the directory: only the first of them takes the hold.
+    The processes of one torchrun share the directory, and only rank 0 takes the lock.
 
     Raises:
-        UserError: another process holds it, and this one is not to ``wait``.
+        UserError: another process has locked it, and ``wait`` is False.
     """
     if os.environ.get("RANK", "0") != "0":
         yield
         return
-    with hold(directory, wait):
+    with lock(directory, wait):
         yield
 
 
 @contextmanager
-def hold(directory: Path, wait: bool = False) -> Iterator[None]:
-    """As ``exclusive``, each process for itself."""
-    lock = _lock(directory, wait)
+def lock(directory: Path, wait: bool = False) -> Iterator[None]:
+    """As ``lock_run_dir``, but every process takes a lock of its own."""
+    own = _acquire(directory, wait)
     key = directory.absolute()
-    _own[key] = lock
+    _own[key] = own
     try:
         yield
     finally:
-        if _own.get(key) is lock:
+        if _own.get(key) is own:
             del _own[key]
-        lock.release()
+        own.release()
 
 
-def check_held(directory: Path) -> None:
-    """Raise where this process held ``directory`` and its lock was removed meanwhile: another may be writing there.
+def check_lock(directory: Path) -> None:
+    """Check that this process's lock of ``directory`` is still there; without one, another process may be writing.
 
     Raises:
-        UserError: so it is.
+        UserError: the lock was removed or replaced.
     """
-    lock = _own.get(directory.absolute())
-    if lock is not None and not lock.is_intact:
-        name = HOLDER if lock.handle is None else LOCK
+    own = _own.get(directory.absolute())
+    if own is not None and not own.is_intact:
+        name = HOLDER if own.handle is None else LOCK
         raise UserError(
             f"{directory}: its lock {name} was removed or replaced while this process worked in it, so another may "
             "have begun; nothing more is written. Run the same command again"
@@ -135,20 +135,22 @@ def check_held(directory: Path) -> None:
 
 
 def release_abandoned(directory: Path) -> None:
-    """Remove the holder of ``directory``, on a disk without flock, whatever process it names: the user says that it
-    has ended. A lock by flock needs this never."""
+    """Remove the holder file of ``directory`` on a disk without flock: the user says that its process has ended.
+
+    A lock by flock never needs this.
+    """
     with suppress(FileNotFoundError):
         holder = _read_holder(directory / HOLDER)
         (directory / HOLDER).unlink()
         print(f"{directory}: taken over from {_named(holder)}", file=sys.stderr)
 
 
-def _lock(directory: Path, wait: bool) -> Lock:
+def _acquire(directory: Path, wait: bool) -> Lock:
     while True:
         directory.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # its last holder removed the folder, as caches' shares do
+        except FileNotFoundError:  # the last process removed the folder, as cache jobs do
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -158,7 +160,7 @@ def _lock(directory: Path, wait: bool) -> Lock:
             if isinstance(error, BlockingIOError):
                 raise UserError(f"{directory}: another process is working in it; wait for it or end it") from None
             if isinstance(error, OSError) and error.errno in NO_FLOCK:
-                lock = _lock_by_file(directory, wait)
+                lock = _acquire_by_file(directory, wait)
                 print(
                     f"warning: {directory}: this disk has no flock ({error.strerror}); the lock is the file {HOLDER}, "
                     "and only processes of this machine are seen to end",
@@ -168,10 +170,10 @@ def _lock(directory: Path, wait: bool) -> Lock:
             raise
         if intact:
             return Lock(directory, handle)
-        os.close(handle)  # removed since it was opened: the next one is another file
+        os.close(handle)  # removed since it was opened: the next process locks another file
 
 
-def _lock_by_file(directory: Path, wait: bool) -> Lock:
+def _acquire_by_file(directory: Path, wait: bool) -> Lock:
     path, mine = directory / HOLDER, Holder(this_machine(), os.getpid(), start_time(os.getpid()))
     end = time.monotonic() + FOREIGN_SECONDS
     while True:
@@ -199,7 +201,7 @@ def _lock_by_file(directory: Path, wait: bool) -> Lock:
 
 
 def _displace(path: Path, dead: Holder) -> None:
-    """Remove the holder ``dead``, and none that took its place meanwhile."""
+    """Remove the holder ``dead``, but no holder that has replaced it meanwhile."""
     tmp = path.with_name(f"{HOLDER}.{machine_code()}-{os.getpid()}.tmp")
     try:
         path.rename(tmp)
@@ -212,7 +214,7 @@ def _displace(path: Path, dead: Holder) -> None:
 
 
 def _read_holder(path: Path) -> Holder | None:
-    """Who holds; None where there is no such file. One that nobody finished writing is of no known process."""
+    """The holder; None without a file. A file that was never completed belongs to no known process."""
     end = time.monotonic() + WRITING_SECONDS
     while True:
         try:

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from videoscaling.utils.seeds import fold as fold
+from videoscaling.utils.seeds import derive_seed as derive_seed
 
 
 def _signed(value: int) -> int:
@@ -43,7 +43,7 @@ def bits(seed: int, stream: str, index: Tensor, count: int) -> Tensor:
     Returns:
         int64 [n, count] on the device of ``index``.
     """
-    state = _mix(index * _GOLDEN + fold(seed, stream))
+    state = _mix(index * _GOLDEN + derive_seed(seed, stream))
     counter = torch.arange(1, count + 1, device=index.device, dtype=torch.int64)
     return _mix(state[:, None] + counter * _GOLDEN)
 

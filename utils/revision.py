@@ -1,13 +1,18 @@
 """Which code made a result."""
 
+import functools
 import subprocess
 from pathlib import Path
 
 from videoscaling import ROOT
 
 
+@functools.cache
 def code_revision() -> str | None:
-    """This checkout's revision, "-dirty" if files were changed; None outside its own checkout or without git."""
+    """This checkout's revision, "-dirty" if files were changed; None outside its own checkout or without git.
+
+    Asked once, for the code that this process has loaded: each answer starts git twice.
+    """
 
     def git(*command: str) -> str:
         return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

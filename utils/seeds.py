@@ -3,7 +3,7 @@
 import hashlib
 
 
-def fold(seed: int, *names: str | int) -> int:
+def derive_seed(seed: int, *names: str | int) -> int:
     """A 64-bit signed seed derived from ``seed`` and names, the same on every machine."""
     digest = hashlib.blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

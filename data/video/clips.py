@@ -53,7 +53,7 @@ class ClipOptions:
     shape: Shape
     clips: int = 16
     fps: float | None = None
-    hop: int | None = None
+    window_step: int | None = None
     backend: str = "pyav"
 
 
@@ -168,13 +168,13 @@ def windows(frames: int, height: int, width: int, reading: ClipOptions) -> list[
     Raises:
         Rejected: too short, or too small (enlarged pictures would teach a model to blur).
     """
-    shape, limit, hop = reading.shape, reading.clips, reading.hop or reading.shape.span
+    shape, limit, window_step = reading.shape, reading.clips, reading.window_step or reading.shape.span
     if frames < shape.span:
         raise Rejected("too short", f"{plural(frames, 'frame')}; a clip spans {shape.span}")
     if min(height, width) < shape.size:
         raise Rejected("too small", f"{width}x{height} pixels; clips are {shape.size}x{shape.size}")
-    fit = (frames - shape.span) // hop + 1
-    return [i * max(fit, limit) // limit * hop for i in range(min(fit, limit))]
+    fit = (frames - shape.span) // window_step + 1
+    return [i * max(fit, limit) // limit * window_step for i in range(min(fit, limit))]
 
 
 def to_float(pixels: Tensor) -> Tensor:

@@ -32,13 +32,13 @@ EXACT_FORMATS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "gray"
 QUARTER = np.tan(np.radians(1))  # ffmpeg, too, takes a turn within one degree of a quarter turn for one
 
 
-def whole(picture: np.ndarray) -> np.ndarray:
+def full_picture(picture: np.ndarray) -> np.ndarray:
     """All of a picture."""
     return picture
 
 
 @contextmanager
-def frame_reader(source: Source, found: Probe, backend: str = "pyav", keep: Keep = whole) -> Iterator[Read]:
+def frame_reader(source: Source, found: Probe, backend: str = "pyav", keep: Keep = full_picture) -> Iterator[Read]:
     """A function from frame numbers, in order, to uint8 [n, ...], while the video is open: of each frame what ``keep``
     makes of its picture, uint8 [H, W, 3], as players show it.
 
@@ -145,7 +145,7 @@ def check_backend(name: str) -> None:
 
 
 @contextmanager
-def _decord(source: Source, found: Probe, keep: Keep = whole) -> Iterator[Read]:
+def _decord(source: Source, found: Probe, keep: Keep = full_picture) -> Iterator[Read]:
     # How often decord asks again at a premature end of file; its own default takes minutes.
     os.environ.setdefault("DECORD_EOF_RETRY_MAX", "256")
     import decord
@@ -158,7 +158,7 @@ def _decord(source: Source, found: Probe, keep: Keep = whole) -> Iterator[Read]:
 
 
 @contextmanager
-def _torchcodec(source: Source, found: Probe, keep: Keep = whole) -> Iterator[Read]:
+def _torchcodec(source: Source, found: Probe, keep: Keep = full_picture) -> Iterator[Read]:
     from torchcodec.decoders import VideoDecoder
 
     # "exact" reads the file through; "approximate" divides times by the average rate.
@@ -183,7 +183,7 @@ def _parts(numbers: Sequence[int], found: Probe) -> list[Sequence[int]]:
 
 
 @contextmanager
-def _pyav(source: Source, found: Probe, keep: Keep = whole) -> Iterator[Read]:
+def _pyav(source: Source, found: Probe, keep: Keep = full_picture) -> Iterator[Read]:
     frames, last = None, -1  # what is being decoded, and the number of its latest frame
     matrices: dict[int, np.ndarray | None] = {}
 

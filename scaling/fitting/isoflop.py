@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from videoscaling.scaling.hyper import between_variance
-from videoscaling.scaling.jackknife import t_quantile
+from videoscaling.scaling.estimates import t_quantile
+from videoscaling.scaling.fitting.grids.power_law import between_variance
 from videoscaling.scaling.laws import SizeLaw
 from videoscaling.scaling.runs import common_sizes
 

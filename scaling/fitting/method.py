@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from videoscaling.scaling import fit, lines, optimum, surface_law, table_kind
-from videoscaling.scaling.fitting import loss_fit
+from videoscaling.scaling.fitting import table_kind
+from videoscaling.scaling.fitting.grids import fit, lines, optimum
+from videoscaling.scaling.fitting.grids.fit_points import Untrusted, at_nominal, grid_optima
+from videoscaling.scaling.fitting.losses import loss_fit
 from videoscaling.scaling.fitting.options import Options
+from videoscaling.scaling.fitting.surface import surface_law
 from videoscaling.scaling.laws import ESTIMATORS, Law
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.allocation import Cost
-from videoscaling.scaling.points import Untrusted, at_nominal, grid_optima
 from videoscaling.scaling.runs import Ledger
 from videoscaling.utils.errors import UserError
 

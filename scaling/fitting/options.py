@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from videoscaling.scaling import loss_law
+from videoscaling.scaling.fitting.grids import loss_law
+from videoscaling.scaling.fitting.grids.optimum import WINDOW
 from videoscaling.scaling.laws import Law
-from videoscaling.scaling.optimum import WINDOW
 from videoscaling.utils.errors import UserError, nearest
 
 # Constants that may be held, and where: the loss law's exponents as far as the fit itself looks for them.

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling.fitting import isoflop
-from videoscaling.scaling.fitting.runs_of_law import training_flops
+from videoscaling.scaling.fitting.run_info import training_flops
 from videoscaling.scaling.laws import LossLaw
 from videoscaling.scaling.losses import Losses
 from videoscaling.scaling.planning import allocation

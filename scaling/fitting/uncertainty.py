@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling.fitting import least_squares
+from videoscaling.scaling.fitting.surface import least_squares
 
 DRAWS = 400
 # Forms with less weight than this are dropped.

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling import lines
+from videoscaling.scaling.checks.heldout import paired, relative_error
+from videoscaling.scaling.fitting.grids import lines
+from videoscaling.scaling.fitting.grids.fit_points import STAND_IN, at_nominal, grid_optima
+from videoscaling.scaling.fitting.grids.optimum import WINDOW, Optimum
 from videoscaling.scaling.fitting.isoflop import interpolated, minimum
-from videoscaling.scaling.fitting.runs_of_law import training_flops
-from videoscaling.scaling.heldout import paired, relative_error
+from videoscaling.scaling.fitting.run_info import training_flops
 from videoscaling.scaling.laws import Law
-from videoscaling.scaling.optimum import WINDOW, Optimum
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.points import STAND_IN, at_nominal, grid_optima
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.reporting import law_view
 from videoscaling.scaling.reporting.plotted import LeftOut, Plotted, Table, rows, table

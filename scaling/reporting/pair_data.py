@@ -6,11 +6,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling import compare
-from videoscaling.scaling.heldout import relative_error
+from videoscaling.scaling.checks.fixed_pair import compare
+from videoscaling.scaling.checks.fixed_pair import prices as pair_prices
+from videoscaling.scaling.checks.heldout import relative_error
+from videoscaling.scaling.fitting.grids.fit_points import Untrusted
+from videoscaling.scaling.fitting.grids.optimum import Optimum, cell_means
 from videoscaling.scaling.laws import Law
-from videoscaling.scaling.optimum import Optimum, cell_means
-from videoscaling.scaling.points import Untrusted
 from videoscaling.scaling.reporting import law_view
 from videoscaling.scaling.reporting.figure_data import CURVE, Sources
 from videoscaling.scaling.reporting.plotted import LeftOut, Plotted, Table
@@ -139,7 +140,7 @@ def hyperparameters(sources: Sources) -> Plotted:
 def fixed_pair(sources: Sources) -> Plotted:
     """What one (lr, B) for all costs at each (N, T), and the N_opt that runs at that pair would ask for."""
     try:
-        (lr, B), found = compare.prices(sources.ledger)
+        (lr, B), found = pair_prices(sources.ledger)
     except (Untrusted, UserError) as reason:
         raise LeftOut(str(reason).splitlines()[0]) from None
     known = [(row["N"], row["T"], *row["price"].values()) for row in found if row["price"] is not None]
@@ -150,7 +151,7 @@ def fixed_pair(sources: Sources) -> Plotted:
     blocks = [("price", prices)]
     text = f"One pair for all, lr {lr:.3g} and B {B:.4g}: its loss over that of each grid's optimum, 95 % intervals."
     try:
-        c = compare.compare(sources.ledger, sources.cost, (lr, B))
+        c = compare(sources.ledger, sources.cost, (lr, B))
         C = c.C * np.geomspace(0.1, 1, CURVE)
         for name, N, exponent in (("optimal pair", c.N_opt, c.exponent), ("fixed pair", c.N_fixed, c.exponent_fixed)):
             blocks.append((name, {"C": C, "N": N * (C / c.C) ** exponent}))

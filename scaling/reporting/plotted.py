@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from videoscaling.utils.files import replacing
+from videoscaling.utils.files import atomic_write
 
 Table = dict[str, NDArray]
 
@@ -46,7 +46,7 @@ class Plotted:
 
     def write_csv(self, path: Path) -> None:
         """The table as CSV, whole or not at all; what is unknown is empty."""
-        with replacing(path) as tmp, tmp.open("w", newline="") as handle:
+        with atomic_write(path) as tmp, tmp.open("w", newline="") as handle:
             writer = csv.writer(handle)
             writer.writerow(self.table)
             for values in zip(*(column.tolist() for column in self.table.values())):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from videoscaling.scaling.heldout import relative_error
+from videoscaling.scaling.checks.heldout import relative_error
+from videoscaling.scaling.fitting.grids.optimum import next_cells
 from videoscaling.scaling.laws import Law, SizeLaw
-from videoscaling.scaling.optimum import next_cells
 from videoscaling.scaling.reporting import all_figures, law_view
 from videoscaling.scaling.reporting.figure_data import Sources
 from videoscaling.scaling.reporting.plotted import LeftOut, Plotted

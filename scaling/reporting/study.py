@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling import compare, fit, heldout, laws, noise
+from videoscaling.scaling import laws, noise
+from videoscaling.scaling.checks import fixed_pair, heldout
 from videoscaling.scaling.fitting import isoflop
+from videoscaling.scaling.fitting.grids import fit
+from videoscaling.scaling.fitting.grids.fit_points import Untrusted, at_nominal, grid_optima
+from videoscaling.scaling.fitting.grids.optimum import WINDOW
 from videoscaling.scaling.fitting.options import Options
-from videoscaling.scaling.fitting.runs_of_law import training_flops
-from videoscaling.scaling.optimum import WINDOW
+from videoscaling.scaling.fitting.run_info import training_flops
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.points import Untrusted, at_nominal, grid_optima
 from videoscaling.scaling.runs import Ledger, read
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import find_files
@@ -64,7 +66,7 @@ def study(
         "held_out": answer(lambda: heldout.check(ledger, law, pooled, freedom)),
         "N_opt": answer(lambda: allocations(ledger, law, cost, prior, exact_ratios(folder))),
         "best_sizes": answer(lambda: best_sizes(ledger, cost)),
-        "fixed_pair": answer(lambda: compare.compare(ledger, cost).to_dict()),
+        "fixed_pair": answer(lambda: fixed_pair.compare(ledger, cost).to_dict()),
         "pair_prices": answer(lambda: pair_prices(ledger)),
     }
 
@@ -168,7 +170,7 @@ def best_sizes(ledger: Ledger, cost: allocation.Cost) -> dict[str, Any]:
 
 def pair_prices(ledger: Ledger) -> dict[str, Any]:
     """The loss that one pair for all costs at each (N, T)."""
-    (lr, B), rows = compare.prices(ledger)
+    (lr, B), rows = fixed_pair.prices(ledger)
     return {"lr": lr, "B": B, "grids": rows}
 
 

@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from videoscaling.scaling.fitting import forms, least_squares, noise, shape
-from videoscaling.scaling.fitting.noise import LIKENESS
-from videoscaling.scaling.fitting.shape import Inputs
-from videoscaling.scaling.fitting.surface import Surface
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.grids.fit_points import Untrusted
+from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.surface import least_squares, noise, shape
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.noise import LIKENESS
+from videoscaling.scaling.fitting.surface.shape import Inputs
+from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.scaling.planning.allocation import SIZES, Cost
-from videoscaling.scaling.points import Untrusted
 
 # The batch that a plan takes is the largest whose loss is at most this much above the best; the edge that is narrowed
 # is where the loss is EDGE above it.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.search.acquisition import Posterior, Target
 
 # Runs that a budget is spent on at once: after so many, a refit chooses better than what was expected before.

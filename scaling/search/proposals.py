@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling import cells as steps
-from videoscaling.scaling.fitting import noise
-from videoscaling.scaling.fitting.surface import Surface
-from videoscaling.scaling.fitting.surface_fit import fit_surface
-from videoscaling.scaling.fitting.table import Cells
-from videoscaling.scaling.jackknife import t_quantile
+from videoscaling.scaling.estimates import t_quantile
+from videoscaling.scaling.fitting.grids import edges as steps
+from videoscaling.scaling.fitting.surface import noise
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.fit import fit_surface
+from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.scaling.planning.allocation import Cost
 from videoscaling.scaling.search.acquisition import Posterior, Target, target_at, target_of_budget
 from videoscaling.scaling.search.budget import rate_cost, spend

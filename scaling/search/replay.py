@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling.fitting.surface import Surface
-from videoscaling.scaling.fitting.surface_fit import fit_surface
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.fit import fit_surface
+from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.scaling.search.acquisition import Posterior, Target, target_at
 from videoscaling.scaling.search.budget import spend
 from videoscaling.utils.errors import UserError

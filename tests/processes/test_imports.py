@@ -40,4 +40,4 @@ def test_sizes_and_configurations_do_without_torch() -> None:
 def test_a_prediction_loads_neither_torch_nor_optimisers() -> None:
     """scipy.optimize is half of the time of a prediction by a surface, and a fit alone needs it."""
     unwanted = ("torch", "matplotlib", "scipy.optimize")
-    assert loaded_of(unwanted, "videoscaling.tools.predict", "videoscaling.scaling.fitting.surface_file") == []
+    assert loaded_of(unwanted, "videoscaling.tools.predict", "videoscaling.scaling.fitting.surface.surface_file") == []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.surface.cells import Cells
 
 SLOPE, RATE_T, RATE_N, BATCH_T, BATCH_N = 0.5, -0.15, -0.20, 0.5, -0.1
 COST_LR, COST_B = 0.02, 0.05

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from videoscaling.models import sizes
-from videoscaling.scaling import fit, laws, simulate
+from videoscaling.scaling import laws, simulate
+from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import Request
 from videoscaling.scaling.planning.table import table

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from videoscaling.scaling.fitting import forms
+from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.losses import MAX_TOKENS, Form, Losses
 from videoscaling.scaling.planning import allocation
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.scaling import planted
 from videoscaling.scaling import laws
-from videoscaling.scaling.fitting.surface_fit import fit_surface
+from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.prediction import predict
 from videoscaling.utils.errors import UserError
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from videoscaling.scaling import fit, laws, runs, simulate, tables
-from videoscaling.scaling.fitting.runs_of_law import skipped_warnings
-from videoscaling.scaling.points import Untrusted
+from videoscaling.scaling import laws, runs, simulate, tables
+from videoscaling.scaling.fitting.grids import fit
+from videoscaling.scaling.fitting.grids.fit_points import Untrusted
+from videoscaling.scaling.fitting.run_info import skipped_warnings
 from videoscaling.utils.errors import UserError
 
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from videoscaling.scaling import fit, simulate
-from videoscaling.scaling.points import Untrusted
+from videoscaling.scaling import simulate
+from videoscaling.scaling.fitting.grids import fit
+from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 
 SIZES = np.geomspace(0.0168e9, 0.268e9, 4)
 

@@ -36,30 +36,30 @@ def forget(folder: Path, *names: str) -> None:
 
 @pytest.mark.parametrize("batch", [64, CLAMPED])
 def test_a_key_may_be_spelled_out_with_the_value_that_it_has(tmp_path: Path, batch: int) -> None:
-    module.claim(sweep(tmp_path, batch))
-    module.claim(sweep(tmp_path, batch, beta2_range=[0.9, 0.9999], clip=1.0))
+    module.write_sweep_file(sweep(tmp_path, batch))
+    module.write_sweep_file(sweep(tmp_path, batch, beta2_range=[0.9, 0.9999], clip=1.0))
 
 
 def test_a_value_without_effect_makes_no_other_sweep(tmp_path: Path) -> None:
-    module.claim(sweep(tmp_path))
-    module.claim(sweep(tmp_path, beta2_range=[0.0, 1.0]))
+    module.write_sweep_file(sweep(tmp_path))
+    module.write_sweep_file(sweep(tmp_path, beta2_range=[0.0, 1.0]))
 
 
 def test_a_value_that_makes_other_cells_is_refused(tmp_path: Path) -> None:
-    module.claim(sweep(tmp_path, CLAMPED))
+    module.write_sweep_file(sweep(tmp_path, CLAMPED))
     with pytest.raises(UserError, match=r"another sweep \(optim.beta2_range: \[0.9, 0.9999\] -> \[0.0, 1.0\]\)"):
-        module.claim(sweep(tmp_path, CLAMPED, beta2_range=[0.0, 1.0]))
+        module.write_sweep_file(sweep(tmp_path, CLAMPED, beta2_range=[0.0, 1.0]))
     with pytest.raises(UserError, match=r"another sweep \(optim.clip: 1.0 -> 2.0\)"):
-        module.claim(sweep(tmp_path, CLAMPED, clip=2.0))
+        module.write_sweep_file(sweep(tmp_path, CLAMPED, clip=2.0))
 
 
 def test_a_sweep_from_before_a_key_existed_did_what_runs_did_then(tmp_path: Path) -> None:
-    module.claim(sweep(tmp_path))
+    module.write_sweep_file(sweep(tmp_path))
     forget(tmp_path, "optim.beta2_range")
-    module.claim(sweep(tmp_path))  # which acts on none of its cells
+    module.write_sweep_file(sweep(tmp_path))  # which acts on none of its cells
     (tmp_path / "large").mkdir()
-    module.claim(sweep(tmp_path / "large", CLAMPED))
+    module.write_sweep_file(sweep(tmp_path / "large", CLAMPED))
     forget(tmp_path / "large", "optim.beta2_range")
     with pytest.raises(UserError, match=r"another sweep \(optim.beta2_range: \[0.0, 1.0\] -> \[0.9, 0.9999\]\)"):
-        module.claim(sweep(tmp_path / "large", CLAMPED))
-    module.claim(sweep(tmp_path / "large", CLAMPED, beta2_range=[0.0, 1.0]))
+        module.write_sweep_file(sweep(tmp_path / "large", CLAMPED))
+    module.write_sweep_file(sweep(tmp_path / "large", CLAMPED, beta2_range=[0.0, 1.0]))

@@ -15,7 +15,7 @@ from videoscaling.sweeps.cost import estimate, flops_of
 from videoscaling.sweeps.grid import load_sweep
 from videoscaling.sweeps.state import cell_state
 from videoscaling.utils.files import write_json
-from videoscaling.utils.locks import exclusive
+from videoscaling.utils.locks import lock_run_dir
 
 PAPER = ROOT / "configs" / "laws" / "paper.json"
 
@@ -112,7 +112,7 @@ def test_the_time_left_of_a_stack_that_has_told_nothing_yet(sweep: Path) -> None
     whole = 2 * flops_of(loaded.cells[0]) / 1e6
     for workers in (1, None):
         loaded.keys.executor.workers = workers
-        with exclusive(loaded.cells[0].config.run_dir), exclusive(loaded.cells[1].config.run_dir):
+        with lock_run_dir(loaded.cells[0].config.run_dir), lock_run_dir(loaded.cells[1].config.run_dir):
             states = overview.states_of(loaded)
         assert [(state["state"], state["share"]) for state in states] == [("running", None)] * 2
         told = overview.status(loaded, states, estimate(loaded, states))
@@ -179,7 +179,7 @@ def test_a_watch_shows_it_again_until_all_is_finished(sweep: Path, monkeypatch: 
 
 
 def test_a_second_run_refuses(sweep: Path) -> None:
-    with exclusive(sweep.parent / "runs" / "grid"):
+    with lock_run_dir(sweep.parent / "runs" / "grid"):
         assert "another process is working in it" in refused(sweep)
 
 

@@ -9,7 +9,7 @@ import yaml
 from tests.commands import call
 from tests.sweeps.sweeps import edit, write_sweep
 from videoscaling.scaling import laws
-from videoscaling.utils.locks import exclusive
+from videoscaling.utils.locks import lock_run_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,7 +74,7 @@ def test_simulate_needs_no_encoded_clips(sweep: Path, tmp_path: Path) -> None:
     assert of_cache["n_ctx"] == 32
     assert "32 tokens" in here("simulate", sweep, "--n-ctx", 16, status=2)[1]
     assert here("simulate", sweep, "--n-ctx", 32, "--json")[0] == json.dumps(of_cache) + "\n"
-    patched = yaml.safe_load((tmp_path / "base.yaml").read_text()) | {"model": {"patch": [1, 2, 2]}}
+    patched = yaml.safe_load((tmp_path / "base.yaml").read_text()) | {"model": {"patch": [1, 2, 4]}}
     (tmp_path / "patched.yaml").write_text(yaml.safe_dump(patched))
     # What training would refuse of a cache that is there, the simulation does too.
     assert "too narrow" in here("simulate", sweep, f"base={tmp_path / 'patched.yaml'}", status=2)[1]
@@ -155,11 +155,11 @@ def test_status_tells_running_stopped_and_lost(sweep: Path, tmp_path: Path) -> N
     for folder in folders:
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text("")
-        with exclusive(folder):
+        with lock_run_dir(folder):
             pass
     said = {"run_id": second["run_id"], "status": "preempted", "tokens": 640, "milestones": []}
     (folders[1] / "result.json").write_text(json.dumps(said))
-    with exclusive(folders[0]):
+    with lock_run_dir(folders[0]):
         told, _ = here("status", sweep)
         # Asking leaves the hold where it is, and takes none.
         assert here("status", sweep)[0] == told

@@ -55,7 +55,7 @@ def program(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def following(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """``follow`` without waiting, beside an empty queue; it is interrupted at the twentieth look."""
+    """``submit_and_wait`` without waiting, with an empty queue; it is interrupted at the twentieth poll."""
     seen = SimpleNamespace(interrupt=SimpleNamespace(caught=None), looks=0, submitted=[], reported=[])
 
     def look(directory: Path) -> dict[str, str]:
@@ -112,7 +112,7 @@ def test_a_cell_that_dies_ever_later_without_a_checkpoint_is_given_up(
         return "7"
 
     monkeypatch.setattr(slurm, "submit", submit)
-    slurm.follow(sweep, lambda run, outcome: following.reported.append(outcome), following.interrupt)
+    slurm.submit_and_wait(sweep, lambda run, outcome: following.reported.append(outcome), following.interrupt)
     assert following.submitted == [1, 1, 1]  # once and two retries
     assert following.reported == ["again", "again", "failed"]
     assert "Slurm job ended" in json.loads((folder / FAILURE).read_text())["reason"]
@@ -133,7 +133,7 @@ def test_a_cell_whose_turn_has_not_come_has_not_failed(
         return "7"
 
     monkeypatch.setattr(slurm, "submit", submit)
-    slurm.follow(sweep, lambda run, outcome: following.reported.append(outcome), following.interrupt)
+    slurm.submit_and_wait(sweep, lambda run, outcome: following.reported.append(outcome), following.interrupt)
     assert following.submitted == [2] * 6  # the fifth brought nothing, nor did its one retry
     assert following.reported[-2:] == ["failed", "failed"]
 
@@ -163,7 +163,7 @@ def test_a_job_that_the_queue_does_not_show_at_once_is_not_submitted_twice(
     submitted: list[int] = []
     monkeypatch.setattr(slurm, "queue_of", look)
     monkeypatch.setattr(slurm, "submit", lambda sweep, cells: submitted.append(following.looks) or "7")
-    slurm.follow(sweep, lambda run, outcome: None, following.interrupt)
+    slurm.submit_and_wait(sweep, lambda run, outcome: None, following.interrupt)
     assert len(submitted) == 2
 
 
@@ -171,7 +171,7 @@ def test_an_sbatch_that_gets_no_answer_counts_as_nothing(
     path: Path, following: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm, "submit", lambda sweep, cells: following.submitted.append(len(cells)))
-    slurm.follow(loaded(path), lambda run, outcome: following.reported.append(outcome), following.interrupt)
+    slurm.submit_and_wait(loaded(path), lambda run, outcome: following.reported.append(outcome), following.interrupt)
     assert len(following.submitted) > 3
     assert "failed" not in following.reported
 
@@ -255,7 +255,7 @@ def test_a_fault_of_the_data_cancels_the_other_jobs_and_ends_the_sweep(
 
     monkeypatch.setattr(slurm, "queue_of", look)
     with pytest.raises(DataFault, match="train-00000: altered; then run the sweep again"):
-        slurm.follow(sweep, lambda run, outcome: following.reported.append(outcome), following.interrupt)
+        slurm.submit_and_wait(sweep, lambda run, outcome: following.reported.append(outcome), following.interrupt)
     assert (following.submitted, following.reported) == ([4], ["failed"])
     assert (tmp_path / "cancelled").read_text() == "7_1 7_2 7_3\n"
 

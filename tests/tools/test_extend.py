@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.sweeps.sweeps import write_sweep
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.search.proposals import Proposal
 from videoscaling.sweeps import added_cells
 from videoscaling.sweeps import extend as module
@@ -76,9 +76,9 @@ def test_what_another_machine_added_counts(tmp_path: Path) -> None:
     added_cells.add(committed, [cell])
     added_cells.add(here, [cell | {"milestones": [10, 20]}, cell | {"lr": 2e-3}])
     assert [c["milestones"] for c in added_cells.read(here, str(committed))] == [[10, 20], [10]]
-    added_cells.publish(here, str(committed))
+    added_cells.export_added(here, str(committed))
     assert added_cells.read(committed) == added_cells.read(here, str(committed))
-    added_cells.publish(tmp_path / "nothing", str(committed))
+    added_cells.export_added(tmp_path / "nothing", str(committed))
 
 
 def test_a_run_costs_its_whole_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.commands import call
 from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import laws, runs, simulate
-from videoscaling.scaling.fitting.runs_of_law import cost_of
+from videoscaling.scaling.fitting.run_info import cost_of
 from videoscaling.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from videoscaling.scaling import laws, runs, simulate
-from videoscaling.scaling.fitting import forms
+from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.planning.request import ESTIMATORS
 from videoscaling.tools import fit as tool
 from videoscaling.utils.errors import run_cli

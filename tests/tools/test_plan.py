@@ -289,11 +289,11 @@ def test_whatever_the_base_says_the_config_trains_the_plan(tmp_path, stem):
 
 def test_a_base_that_no_run_can_have_is_refused_before_anything_is_written(tmp_path):
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "index.json").write_text(json.dumps({"latent_shape": [96, 2, 4, 4]}))
+    (tmp_path / "cache" / "index.json").write_text(json.dumps({"latent_shape": [192, 2, 4, 4]}))
     base, out = tmp_path / "base.yaml", tmp_path / "out.yaml"
     base.write_text(yaml.safe_dump({"data": {"cache": str(tmp_path / "cache")}}))
     words = ("--params", "8.4e6", "--tokens", "1e8", "--base", base, "--out", out)
-    assert "too narrow for tokens of 96 numbers" in refused(*words)
+    assert "too narrow for tokens of 192 numbers" in refused(*words)
     assert not out.exists()
     base.write_text(base.read_text() + "model:\n  patch: [1, 3, 3]\n")
     assert "model.patch=[1, 3, 3]: does not divide" in refused(*words)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.commands import call
 from tests.scaling import planted
-from videoscaling.scaling.fitting.surface_fit import fit_surface
+from videoscaling.scaling.fitting.surface.fit import fit_surface
 
 
 @pytest.fixture(autouse=True)

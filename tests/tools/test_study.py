@@ -10,8 +10,8 @@ import pytest
 from tests.commands import Done, call
 from videoscaling.models.sizes import flops_per_token, smooth_width
 from videoscaling.scaling import laws, runs, simulate
+from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.points import Untrusted
 from videoscaling.scaling.reporting.study import best_sizes
 from videoscaling.scaling.reporting.study_text import held_out
 

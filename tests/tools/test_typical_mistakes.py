@@ -36,7 +36,7 @@ MISTAKES = [
     ("train.py precision=bf16", "did you mean 'train.dtype'? (what the blocks compute in"),
     ("train.py optim.ema_decay=0.999", "did you mean 'ema.width'"),
     ("train.py optim.lr 3e-4", "'optim.lr': not an override; write key=value"),
-    ("train.py optim.lr=fast", "optim.lr: Value 'fast'"),
+    ("train.py optim.lr=fast", "optim.lr='fast': must be a number"),
     ("train.py optim.lr=-1", "optim.lr=-1.0: must be a positive number"),
     ("train.py train.dtype=fp16", "train.dtype=fp16: one of auto, float32, bfloat16"),
     ("train.py seed=???", "seed=???: stands for a value that is not given; give one"),

@@ -5,13 +5,13 @@ import threading
 import pytest
 
 from videoscaling.utils.files import (
+    atomic_write,
     before,
     find_files,
     recover_folder,
     remove_folder,
     remove_leftovers,
     replace_folder,
-    replacing,
     temporary,
     write_text,
 )
@@ -27,7 +27,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     write_text(path, "old")
 
     def half():
-        with replacing(path) as tmp:
+        with atomic_write(path) as tmp:
             tmp.write_text("half")
             raise ValueError("a fault")
 

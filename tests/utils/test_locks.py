@@ -14,7 +14,7 @@ from tests.sweeps.sweeps import write_sweep
 from tests.training.test_trainer import overrides, result
 from videoscaling.utils import locks
 from videoscaling.utils.errors import UserError
-from videoscaling.utils.locks import HOLDER, LOCK, Holder, check_held, held, hold, release_abandoned
+from videoscaling.utils.locks import HOLDER, LOCK, Holder, check_lock, is_locked, lock, release_abandoned
 from videoscaling.utils.process_ids import start_time, this_machine
 
 MINE = Holder(this_machine(), os.getpid(), start_time(os.getpid()))
@@ -48,13 +48,13 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_second_process_is_refused_until_the_first_leaves(tmp_path):
-    with hold(tmp_path):
-        assert held(tmp_path)
-        with pytest.raises(UserError, match="another process is working in it"), hold(tmp_path):
+    with lock(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(UserError, match="another process is working in it"), lock(tmp_path):
             pass
-    assert not held(tmp_path)
-    with hold(tmp_path):
-        check_held(tmp_path)
+    assert not is_locked(tmp_path)
+    with lock(tmp_path):
+        check_lock(tmp_path)
 
 
 def test_a_lock_that_was_removed_while_it_was_opened_is_taken_on_the_new_file(tmp_path, monkeypatch):
@@ -68,42 +68,42 @@ def test_a_lock_that_was_removed_while_it_was_opened_is_taken_on_the_new_file(tm
             (tmp_path / LOCK).unlink()
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with hold(tmp_path):
+    with lock(tmp_path):
         assert len(calls) == 2
-        with pytest.raises(UserError, match="another process is working"), hold(tmp_path):
+        with pytest.raises(UserError, match="another process is working"), lock(tmp_path):
             pass
 
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
 def test_the_holder_notices_that_its_lock_was_removed(tmp_path, replaced):
     def work():
-        with hold(tmp_path):
+        with lock(tmp_path):
             (tmp_path / LOCK).unlink()
             if replaced:
                 (tmp_path / LOCK).touch()
-            check_held(tmp_path)
+            check_lock(tmp_path)
 
     with pytest.raises(UserError, match=r"its lock \.lock was removed or replaced"):
         work()
-    check_held(tmp_path)  # held by nobody here: nothing to notice
+    check_lock(tmp_path)  # held by nobody here: nothing to notice
 
 
 def test_without_flock_a_file_is_the_lock(tmp_path, no_flock, capsys):
-    with hold(tmp_path):
+    with lock(tmp_path):
         assert "warning" in (said := capsys.readouterr().err)
         assert said.count("\n") == 1
-        assert held(tmp_path)
-        check_held(tmp_path)
+        assert is_locked(tmp_path)
+        check_lock(tmp_path)
         with (
             pytest.raises(UserError, match=f"process {os.getpid()} of .* is working in it.*--take-over"),
-            hold(tmp_path),
+            lock(tmp_path),
         ):
             pass
         leave(tmp_path, ELSEWHERE)
         with pytest.raises(UserError, match=r"its lock \.lock-holder was removed or replaced"):
-            check_held(tmp_path)
+            check_lock(tmp_path)
         leave(tmp_path, MINE)
-    assert not held(tmp_path)
+    assert not is_locked(tmp_path)
     assert names(tmp_path) == [LOCK]
 
 
@@ -111,21 +111,21 @@ def test_without_flock_only_a_process_that_certainly_ended_is_replaced(tmp_path,
     dead = replace(MINE, pid=ended, started=None)
     for gone in (dead, replace(MINE, started="another boot 17")):  # the number was given again
         leave(tmp_path, gone)
-        assert not held(tmp_path)
-        with hold(tmp_path):
+        assert not is_locked(tmp_path)
+        with lock(tmp_path):
             assert json.loads((tmp_path / HOLDER).read_text()) == asdict(MINE)
         assert names(tmp_path) == [LOCK]
     for unknown in (ELSEWHERE, replace(ELSEWHERE, pid=ended)):
         leave(tmp_path, unknown)
-        assert held(tmp_path)
-        with pytest.raises(UserError, match="of node7 is working in it.*--take-over"), hold(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(UserError, match="of node7 is working in it.*--take-over"), lock(tmp_path):
             pass
     (tmp_path / HOLDER).write_text("")  # killed between creating and writing it
-    with pytest.raises(UserError, match="did not write its name is working in it.*--take-over"), hold(tmp_path):
+    with pytest.raises(UserError, match="did not write its name is working in it.*--take-over"), lock(tmp_path):
         pass
     release_abandoned(tmp_path)
     release_abandoned(tmp_path)
-    with hold(tmp_path):
+    with lock(tmp_path):
         pass
 
 
@@ -139,7 +139,7 @@ def test_a_holder_that_came_in_between_is_put_back(tmp_path, ended):
 def test_another_machine_is_not_waited_for_without_end(tmp_path, no_flock, monkeypatch):
     monkeypatch.setattr(locks, "FOREIGN_SECONDS", 0.0)
     leave(tmp_path, ELSEWHERE)
-    with pytest.raises(UserError, match="of node7 is working in it"), hold(tmp_path, wait=True):
+    with pytest.raises(UserError, match="of node7 is working in it"), lock(tmp_path, wait=True):
         pass
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from videoscaling.utils.random import bits, fold, normal, uniform
+from videoscaling.utils.random import bits, derive_seed, normal, uniform
 
 
 def splitmix64(state: int) -> int:
@@ -16,7 +16,7 @@ def splitmix64(state: int) -> int:
 
 
 def test_words_equal_the_reference_in_unbounded_integers() -> None:
-    golden, start = 0x9E3779B97F4A7C15, fold(3, "x")
+    golden, start = 0x9E3779B97F4A7C15, derive_seed(3, "x")
     for index in (0, 1, 12_345, 2**40):
         state = splitmix64(index * golden + start)
         wanted = [splitmix64(state + c * golden) for c in (1, 2, 3)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from videoscaling.scaling import runs
-from videoscaling.scaling.clips import averaged_weights
+from videoscaling.scaling.fitting.grids.clip_losses import averaged_weights
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.results import FILE, DamagedResult, read_result, write_result
 

@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 
 from videoscaling.scaling import runs
 from videoscaling.scaling.estimates import Prediction
-from videoscaling.scaling.fitting.loss import fit_losses
-from videoscaling.scaling.fitting.surface_fit import fit_surface
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.losses.average import fit_losses
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.utils.errors import Parser, UserError, run_cli
 
 NOISE, CORRELATION = 0.007, 0.9
@@ -163,8 +163,8 @@ def surface_scores(kind: str, outliers: float, seed: int) -> dict:
     table = Cells.of_arrays(N, T, B, lr, np.ones(len(N)), run=run, n_ctx=80.0)
     smaller = sizes[-1] > table.N
     surface = fit_surface(sweep(table, kind, 0.05, seed, outliers).rows(smaller & kept))
-    held = sweep(table, kind, 0.05, seed).rows(~smaller)
-    near = held.rows(held.loss <= 1.02 * held.best)
+    heldout = sweep(table, kind, 0.05, seed).rows(~smaller)
+    near = heldout.rows(heldout.loss <= 1.02 * heldout.best)
     return _scores(surface.predict(near.N, near.T, near.B, near.lr), near.loss)
 
 

@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling import runs
-from videoscaling.scaling.fitting.forms import fit_form
-from videoscaling.scaling.fitting.loss import fit_losses
-from videoscaling.scaling.fitting.surface import Surface
-from videoscaling.scaling.fitting.surface_fit import fit_surface
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.losses.average import fit_losses
+from videoscaling.scaling.fitting.losses.forms import fit_form
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.fit import fit_surface
+from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.utils.errors import Parser, UserError, run_cli
 
 COLUMNS = ("part", "case", "quantity", "value", "target", "cpu_seconds", "date", "command")
@@ -81,7 +81,7 @@ def rms(values: NDArray) -> float:
 
 def bench_study(args: argparse.Namespace) -> Iterator[Row]:
     """lr_opt's exponents over the shapes, the edge, and the held-out sizes (seen before: no blind check)."""
-    fitted, held = study_cells(args.runs)
+    fitted, heldout = study_cells(args.runs)
     limits = {"aB": 0.03, "aT": 0.05, "aN": 0.06}
     surface = fit_surface(fitted)
     for name, estimate in surface.rate_exponents().items():
@@ -112,7 +112,7 @@ def bench_study(args: argparse.Namespace) -> Iterator[Row]:
     pair = surface.best(1048576.0, 1638400.0)
     yield Row("held out 4x128 (seen before)", "lr at the best pair", float(pair.lr.value), "best cells 8.5e-4")
     yield Row("held out 4x128 (seen before)", "B at the best pair", float(pair.B.value), "best cells 80")
-    yield from _held_out("held-out sizes (seen before)", surface, held, {})
+    yield from _held_out("held-out sizes (seen before)", surface, heldout, {})
 
 
 def _held_out(case: str, surface: Surface, cells: Cells, targets: dict[str, str]) -> Iterator[Row]:
@@ -140,12 +140,12 @@ def bench_scalebench(args: argparse.Namespace) -> Iterator[Row]:
     cells = scalebench(args.data)
     targets = {"rms near, %": "<= 0.50", "coverage near": ">= 0.90", "median half-width near, %": "<= 0.8"}
     for N in np.unique(cells.N)[-3:]:
-        smaller, held = cells.rows(cells.N < N), cells.rows(cells.N == N)
+        smaller, heldout = cells.rows(cells.N < N), cells.rows(cells.N == N)
         surface = fit_surface(smaller)
         chosen = f"{surface.shape.batch}{' bent' if surface.shape.bent else ''}, {surface.members[0].form}"
-        yield from _held_out(f"N {N:.3g} from smaller ({chosen})", surface, held, targets)
+        yield from _held_out(f"N {N:.3g} from smaller ({chosen})", surface, heldout, targets)
         forced = fit_surface(smaller, form="additive", batch=surface.shape.batch, bent=surface.shape.bent)
-        yield from _held_out(f"N {N:.3g} from smaller, additive forced", forced, held, {})
+        yield from _held_out(f"N {N:.3g} from smaller, additive forced", forced, heldout, {})
         yield Row(f"N {N:.3g} from smaller, additive forced", "warns", float(bool(forced.warnings())), "1")
 
 
@@ -153,24 +153,24 @@ def bench_budget(args: argparse.Namespace) -> Iterator[Row]:
     """Random cells until their 6NT is 10 % of the sum; the largest size at T of 2e10 and more is never drawn."""
     cells = scalebench(args.data)
     target = (cells.N.max() == cells.N) & (cells.T >= 2e10)
-    held, pool = cells.rows(target), cells.rows(~target)
+    heldout, pool = cells.rows(target), cells.rows(~target)
     cost = 6 * pool.N * pool.T
     errors = []
     for seed in range(10):
         order = np.random.default_rng(seed).permutation(len(pool))
         taken = order[: np.searchsorted(np.cumsum(cost[order]), 0.1 * cost.sum()) + 1]
         surface = fit_surface(pool.rows(np.sort(taken)))
-        rows = list(_held_out(f"draw {seed}, {len(taken)} cells", surface, held, {}))
+        rows = list(_held_out(f"draw {seed}, {len(taken)} cells", surface, heldout, {}))
         errors.append(rows[0].value)
         yield from rows
     yield Row("ten draws", "median rms near, %", float(np.median(errors)), "<= 0.40")
 
 
-def regrets(surface: Surface, held: Cells) -> list[float]:
+def regrets(surface: Surface, heldout: Cells) -> list[float]:
     """Regret of the predicted pair at the nearest cell in (ln lr, ln B), by grid."""
     found = []
-    for grid in np.unique(held.grid):
-        cells = held.rows(held.grid == grid)
+    for grid in np.unique(heldout.grid):
+        cells = heldout.rows(heldout.grid == grid)
         pair = surface.best(cells.N[0], cells.T[0])
         distance = np.log(cells.lr / pair.lr.value) ** 2 + np.log(cells.B / pair.B.value) ** 2
         found.append(float(cells.loss[np.argmin(distance)] / cells.loss.min() - 1))
@@ -229,23 +229,23 @@ def bench_farseer(args: argparse.Namespace) -> Iterator[Row]:
 def bench_time(args: argparse.Namespace) -> Iterator[Row]:
     """Seconds of processor and memory: 2,702 runs with intervals, the study's rows, 50,000 rows of (N, T, loss)."""
     cells = scalebench(args.data)
-    began = time.process_time()
+    start = time.process_time()
     surface = fit_surface(cells)
     surface.lr_opt(1e6, 1e11, 1e9), surface.edge(1e11, 1e9), surface.predict(cells.N, cells.T, cells.B, cells.lr)
     yield Row(
-        "2,702 runs, all choices and intervals", "CPU seconds", time.process_time() - began, "<= 20 s on 2 cores"
+        "2,702 runs, all choices and intervals", "CPU seconds", time.process_time() - start, "<= 20 s on 2 cores"
     )
     fitted, _ = study_cells(args.runs)
-    began = time.process_time()
+    start = time.process_time()
     fit_surface(fitted)
-    yield Row("455 rows of the study", "CPU seconds", time.process_time() - began, "<= 3 s")
+    yield Row("455 rows of the study", "CPU seconds", time.process_time() - start, "<= 3 s")
     random = np.random.default_rng(0)
     N, T = 10 ** random.uniform(7, 10, 50_000), 10 ** random.uniform(9, 12, 50_000)
     loss = (400 / N**0.34 + 400 / T**0.28 + 1.7) * np.exp(0.003 * random.standard_normal(50_000))
-    began = time.process_time()
+    start = time.process_time()
     fit_form("joint", N, T, loss, draws=200)
     yield Row(
-        "50,000 rows of (N, T, loss)", "CPU seconds, joint with 200 draws", time.process_time() - began, "<= 30 s"
+        "50,000 rows of (N, T, loss)", "CPU seconds, joint with 200 draws", time.process_time() - start, "<= 30 s"
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     yield Row("all of these", "peak memory, GiB", peak, "<= 1")
@@ -271,9 +271,9 @@ def main() -> None:
     # Paths differ from machine to machine.
     command = " ".join(["videoscaling.tools.benchmarks.surface", *args.parts, f"--subsets {args.subsets}"])
     for part in chosen:
-        began = time.process_time()
+        start = time.process_time()
         for row in PARTS[part](args):
-            seconds = time.process_time() - began
+            seconds = time.process_time() - start
             print(f"{part:<11}{row.case:<52}{row.quantity:<36}{row.value:<12.5g}{row.target}", flush=True)
             if args.out:
                 _append(args.out, part, row, seconds, command)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from videoscaling.utils.errors import UserError
-from videoscaling.utils.files import parse_json, replacing, write_bytes
+from videoscaling.utils.files import atomic_write, parse_json, write_bytes
 from videoscaling.utils.os_errors import describe, warn_of_os_error, with_filename
 
 HPARAMS_FILE = "events.out.tfevents.0.hparams"  # sorts before the events, as TensorBoard reads files in that order
@@ -121,7 +121,7 @@ class Board:
         from tensorboard.summary.writer.record_writer import RecordWriter
         from torch.utils.tensorboard.summary import hparams
 
-        with replacing(Path(self._folder) / HPARAMS_FILE) as tmp, tmp.open("wb") as file:
+        with atomic_write(Path(self._folder) / HPARAMS_FILE) as tmp, tmp.open("wb") as file:
             writer = RecordWriter(file)
             for summary in hparams(settings, dict.fromkeys(metrics)):
                 writer.write(Event(wall_time=time.time(), summary=summary).SerializeToString())

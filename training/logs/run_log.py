@@ -5,23 +5,31 @@ import sys
 
 import torch
 
+from videoscaling.data.latents import LatentCache
+from videoscaling.data.mixture import Mixture
 from videoscaling.diffusion.validation import T_BINS
 from videoscaling.training.logs.metrics import MetricsLog
 from videoscaling.training.optim import learning_rate
 from videoscaling.training.parallel import all_reduce
 from videoscaling.training.planning.memory_formula import even_size
-from videoscaling.training.run import Run, beta2_warnings
+from videoscaling.training.run import Run, beta2_warnings, token_numbers, width_warnings
 from videoscaling.training.step import TrainStep
 from videoscaling.utils.errors import CONTINUES, plural
 
 
 def open_log(
-    run: Run, train_size: int, *, step: int, device: torch.device, world: int, validates: bool, attention: str
+    run: Run,
+    cache: LatentCache | Mixture,
+    *,
+    step: int,
+    device: torch.device,
+    world: int,
+    validates: bool,
+    attention: str,
 ) -> MetricsLog:
     """Open the log of ``run`` and say on the console what is trained, and what in its configuration is to be known.
 
     Args:
-        train_size: training clips in the cache.
         step: the step that the run continues from.
         world: how many processes train.
         validates: whether the run is validated before its next step.
@@ -42,9 +50,11 @@ def open_log(
     settings |= {"T": config.train.tokens, "B": config.train.batch_tokens, "lr": config.optim.lr}
     log.hparams(settings | {"seed": config.seed})
     begun = f"; from step {step:,}" if step else ""
-    how = f"{run.steps * run.clips / train_size:.2g} epochs; {device}, attention {attention}"
+    how = f"{run.steps * run.clips / cache.train_size:.2g} epochs; {device}, attention {attention}"
     print(f"{config.run_dir}: {run.text}; {how}{begun}", flush=True)
-    for text in beta2_warnings([(config.optim, config.train.batch_tokens)]):
+    warnings = beta2_warnings([(config.optim, config.train.batch_tokens)])
+    warnings += width_warnings([config.model.width], token_numbers(config, cache.latent_shape))
+    for text in warnings:
         print(f"warning: {text}", file=sys.stderr, flush=True)
     wanted, local = config.train.micro_batch, run.clips // world
     if wanted and local > wanted != (size := even_size(local, wanted)):

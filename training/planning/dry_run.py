@@ -28,7 +28,7 @@ from videoscaling.training.planning.memory_formula import (
     training_memory,
 )
 from videoscaling.training.result import check_growth, finished_result
-from videoscaling.training.run import Run, beta2_warnings
+from videoscaling.training.run import Run, beta2_warnings, token_numbers, width_warnings
 from videoscaling.training.trainer import RAW_SHARE, Trainer, prepare
 from videoscaling.utils.errors import plural
 from videoscaling.utils.progress import duration
@@ -87,7 +87,10 @@ def describe(trainer: Trainer) -> dict[str, Any]:
     training, validation = exact_flops(*shape), exact_flops(*shape, training=False)
     return {
         "config": to_dict(config),
-        "warnings": beta2_warnings([(config.optim, config.train.batch_tokens)]),
+        "warnings": [
+            *beta2_warnings([(config.optim, config.train.batch_tokens)]),
+            *width_warnings([config.model.width], token_numbers(config, cache.latent_shape)),
+        ],
         "status": finished["status"] if finished else "resumes" if step else "new",
         "from_step": step,
         "N": run.N,
@@ -172,7 +175,7 @@ def _share(part: float, rest: float) -> float:
 
 def _flops_shape(run: Run, cache: LatentCache) -> tuple[int, ...]:
     model = run.config.model
-    token_dim = cache.latent_shape[0] * math.prod(model.patch)
+    token_dim = token_numbers(run.config, cache.latent_shape)
     return model.layers, model.width, run.n_ctx, token_dim, cache.text_tokens, cache.text_dim
 
 

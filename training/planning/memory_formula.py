@@ -96,24 +96,24 @@ def training_memory(
     count, block = sum(parameter_groups(shape).values()), block_parameters(shape)
     world, local = layout.processes, clips // layout.processes
     shards = world if layout.parallel == "fsdp" else 1
-    held = 4 * count // shards
+    weight_bytes = 4 * count // shards
     outside = count - shape.layers * block
     micro = even_size(local, layout.micro_batch)
     scores = (2 if dtype == "bfloat16" else 4) * shape.layers * micro * shape.heads * clip.n_ctx
     sample = 2 * math.prod(clip.latent_shape) + clip.text_tokens * clip.text_dim
-    together = steps_together(clip.latent_shape, local)
+    steps_at_once = steps_together(clip.latent_shape, local)
     parts = {
-        "weights": held,
-        "gradients": held,
-        "optimizer": 2 * held,
-        "average": held,
+        "weights": weight_bytes,
+        "gradients": weight_bytes,
+        "optimizer": 2 * weight_bytes,
+        "average": weight_bytes,
         # Under fsdp two blocks are whole at a time, one with its gradient, and what lies outside the blocks always is.
         "communication": 0 if world == 1 else 4 * count if shards == 1 else 4 * (3 * block + outside),
         "activations": activation_bytes(
             shape.layers, shape.width, clip.n_ctx, clip.text_tokens, micro, dtype, layout.activation_checkpointing
         ),
         "attention scores": scores * (clip.n_ctx + clip.text_tokens) if plain_attention else 0,
-        "samples": 4 * local * together * sample,
+        "samples": 4 * local * steps_at_once * sample,
     }
     return parts | {"total": sum(parts.values())}
 

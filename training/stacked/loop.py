@@ -23,7 +23,7 @@ from videoscaling.training.stacked.stack_key import stack_key
 from videoscaling.training.stacked.step import StackedStep
 from videoscaling.training.trainer import Trainer, prepare
 from videoscaling.utils.errors import PREEMPTED, UserError
-from videoscaling.utils.locks import exclusive
+from videoscaling.utils.locks import lock_run_dir
 
 CONSOLE = "console.log"
 # Of glibc's mallopt: a block of rows is large enough to be mapped anew, page by page, at every use (a fifth of the
@@ -67,7 +67,7 @@ def _train_stacked(configs: list[Config], wait: bool, write_consoles: bool) -> i
                 consoles[trainer] = locks.enter_context(path.open("a", buffering=1))
             # In one order wherever stacks meet, so that two do not wait for each other.
             for trainer in sorted(trainers, key=lambda trainer: str(trainer.config.run_dir)):
-                locks.enter_context(exclusive(trainer.config.run_dir, wait))
+                locks.enter_context(lock_run_dir(trainer.config.run_dir, wait))
             # The process that was waited for may have finished some.
             trainers = [trainer for trainer in trainers if finished_result(trainer.run) is None]
             for trainer in trainers:

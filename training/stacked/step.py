@@ -11,7 +11,7 @@ from videoscaling.diffusion.loss import denoising_loss
 from videoscaling.diffusion.validation import T_BINS
 from videoscaling.models.dit import VideoDiT
 from videoscaling.training.batches import Samples
-from videoscaling.training.flat_buffer import move, place_of
+from videoscaling.training.flat_buffer import move_parameters, place_of
 from videoscaling.training.model import build_model, compile_function
 from videoscaling.training.optim import learning_rate, weight_groups
 from videoscaling.training.stacked.cuda_graph import StepGraph
@@ -80,8 +80,8 @@ class StackedStep:
         for row, trainer in enumerate(self.trainers):
             train_step = trainer.train_step
             model, ema = (weight_groups(each)[kind] for each in (trainer.model, trainer.ema))
-            move(train_step.weights[kind], model, buffers.weights[row], buffers.gradients[row])
-            move(train_step.ema[kind], ema, buffers.ema[row])
+            move_parameters(train_step.weights[kind], model, buffers.weights[row], buffers.gradients[row])
+            move_parameters(train_step.ema[kind], ema, buffers.ema[row])
             state = train_step.optimizer.state[train_step.weights[kind]]
             for name in ("exp_avg", "exp_avg_sq", "step"):
                 common = buffers.steps if name == "step" else getattr(buffers, name)

@@ -87,8 +87,8 @@ def test_a_window_that_fails_costs_its_clip_alone(tmp_path, codec, backend):
 
 
 def test_windows_do_not_overlap_and_spread_over_the_video():
-    def starts(frames, hop=None, height=48, clips=4):
-        return windows(frames, height, 64, ClipOptions(SHAPE, clips=clips, hop=hop))
+    def starts(frames, window_step=None, height=48, clips=4):
+        return windows(frames, height, 64, ClipOptions(SHAPE, clips=clips, window_step=window_step))
 
     assert starts(9) == [0]  # 5 frames, 2 apart, span 9
     assert starts(35) == [0, 9, 18]
@@ -98,10 +98,10 @@ def test_windows_do_not_overlap_and_spread_over_the_video():
         assert found[0] == 0
         assert min(np.diff(found)) >= SHAPE.span
         assert frames * 0.7 < found[-1] + SHAPE.span <= frames
-    assert starts(21, hop=4) == [0, 4, 8, 12]
-    assert starts(20, hop=4) == [0, 4, 8]
-    assert starts(60, hop=20) == [0, 20, 40]
-    assert starts(58, hop=3, clips=100) == list(range(0, 50, 3))
+    assert starts(21, window_step=4) == [0, 4, 8, 12]
+    assert starts(20, window_step=4) == [0, 4, 8]
+    assert starts(60, window_step=20) == [0, 20, 40]
+    assert starts(58, window_step=3, clips=100) == list(range(0, 50, 3))
     assert reason(starts, 8) == "too short"
     assert reason(starts, 90, None, 31) == "too small"
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from videoscaling.models import sizes
-from videoscaling.scaling import fit, jackknife, simulate
+from videoscaling.scaling import simulate
+from videoscaling.scaling.fitting.grids import fit, jackknife
 from videoscaling.scaling.losses import as_losses
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.plan import plan

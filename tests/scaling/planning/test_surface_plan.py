@@ -12,9 +12,10 @@ import yaml
 from tests.commands import call
 from tests.scaling import planted
 from videoscaling.models import sizes
-from videoscaling.scaling import heldout, laws, runs
-from videoscaling.scaling.fitting.surface_fit import fit_surface
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling import laws, runs
+from videoscaling.scaling.checks import heldout
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import Request

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from videoscaling.scaling import fit, simulate
+from videoscaling.scaling import simulate
+from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.reporting.figure_data import Sources
 
 TOKENS = [2e9, 5e9, 12e9]

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from tests.scaling.reporting.conftest import TOKENS
-from videoscaling.scaling import compare, fit, simulate
-from videoscaling.scaling.fitting.surface_fit import fit_surface
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling import simulate
+from videoscaling.scaling.checks import fixed_pair
+from videoscaling.scaling.fitting.grids import fit
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.reporting import all_figures, figure_data, law_view, pair_data
 from videoscaling.scaling.reporting.figure_data import Sources
@@ -176,7 +178,7 @@ def test_training_curves_have_all_runs_and_the_planned_one(sources):
 
 def test_the_price_of_one_pair_is_that_of_compare(sources):
     data = pair_data.fixed_pair(sources)
-    (lr, _), rows = compare.prices(sources.ledger)
+    (lr, _), rows = fixed_pair.prices(sources.ledger)
     known = [100 * row["price"]["value"] for row in rows if row["price"] is not None]
     assert data.of("price")["price"].tolist() == pytest.approx(known)
     assert f"lr {lr:.3g}" in data.caption

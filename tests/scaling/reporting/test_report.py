@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.scaling.reporting.conftest import TOKENS
-from videoscaling.scaling import fit, laws, simulate
+from videoscaling.scaling import laws, simulate
+from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.reporting import all_figures, report
 from videoscaling.scaling.reporting.figure_data import Sources
 from videoscaling.utils.errors import UserError

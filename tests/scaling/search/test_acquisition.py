@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from tests.scaling import planted
-from videoscaling.scaling.fitting import least_squares, noise, shape
-from videoscaling.scaling.fitting.shape import Inputs
-from videoscaling.scaling.fitting.surface_fit import fit_surface
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.grids.fit_points import Untrusted
+from videoscaling.scaling.fitting.surface import least_squares, noise, shape
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.fit import fit_surface
+from videoscaling.scaling.fitting.surface.shape import Inputs
 from videoscaling.scaling.planning.allocation import proportional
-from videoscaling.scaling.points import Untrusted
 from videoscaling.scaling.search.acquisition import Posterior, solution_of, target_at, target_of_budget
 from videoscaling.scaling.search.budget import rate_cost, spend
 

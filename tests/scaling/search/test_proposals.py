@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.scaling import planted
-from videoscaling.scaling.fitting.surface_fit import fit_surface
-from videoscaling.scaling.fitting.table import Cells
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.planning.allocation import proportional
 from videoscaling.scaling.search.proposals import Size, axes, decide, first_cells, target_finder, whole
 from videoscaling.utils.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.scaling import planted
-from videoscaling.scaling.fitting.surface_fit import fit_surface
+from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.search.replay import Pool, study, summary
 from videoscaling.utils.errors import UserError
 

@@ -24,7 +24,7 @@ from videoscaling.training.stacked.stack_key import row_bytes
 from videoscaling.training.stacked.step import StackedStep
 from videoscaling.training.trainer import Trainer, prepare, train
 from videoscaling.utils.errors import PREEMPTED, UserError
-from videoscaling.utils.locks import exclusive
+from videoscaling.utils.locks import lock_run_dir
 
 ROWS = 8
 
@@ -385,14 +385,14 @@ def test_runs_that_were_finished_while_they_were_waited_for(
     @contextlib.contextmanager
     def waited(directory: Path, wait: bool = False) -> Iterator[None]:
         with monkeypatch.context() as patch:
-            patch.setattr(videoscaling.training.trainer, "exclusive", exclusive)
+            patch.setattr(videoscaling.training.trainer, "lock_run_dir", lock_run_dir)
             assert train(config) == 0
         before.append((directory / "metrics.jsonl").stat().st_mtime_ns)
-        with exclusive(directory, wait):
+        with lock_run_dir(directory, wait):
             yield
 
     before: list[int] = []
-    monkeypatch.setattr(module, "exclusive", waited)
+    monkeypatch.setattr(module, "lock_run_dir", waited)
     together = module is videoscaling.training.stacked.loop
     assert (train_stacked([config], wait=True) if together else train(config, wait=True)) == 0
     assert before == [(config.run_dir / "metrics.jsonl").stat().st_mtime_ns]

@@ -1,0 +1,296 @@
+"""The paper's central claim on one's own runs: a fixed, suboptimal (lr, batch) bends the law.
+
+Two loss laws are fitted to the same grids: one to the losses at each grid's own optimum, one to the losses at one
+fixed pair, both read off the grids' fitted surfaces. What differs is the pair alone, so the two share their noise and
+the jackknife is of their difference.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from videoscaling.scaling.estimates import t_quantile
+from videoscaling.scaling.fitting.grids import fit, jackknife, lines, loss_law
+from videoscaling.scaling.fitting.grids.fit_points import Points, Untrusted, at_nominal, grid_optima, points_of_grids
+from videoscaling.scaling.fitting.grids.law_fits import between_grids
+from videoscaling.scaling.fitting.grids.optimum import Optimum, features, surface_at
+from videoscaling.scaling.fitting.options import Options
+from videoscaling.scaling.losses import Losses
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
+
+# A pair may lie this factor outside the swept rates and batches: about one step of a grid.
+MARGIN = 2.0
+# Step of a numerical derivative in ln loss.
+NUDGE = 1e-6
+# Huber's delta in log loss, which no residual reaches: least squares, all points alike. Losses at a fixed pair follow
+# no law exactly: with delta and weights by the noise, the exponent's bend was .124 to .158 with its seed.
+DELTA = 1.0
+# Times the tokens: a slope says nothing of what lies further off.
+MOST_TOKENS = 10.0
+INTERVALS = ("exponent_difference", "ratio", "inference_ratio")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the fixed pair does to N_opt. Intervals are 95 %.
+
+    Attributes:
+        lr, B: the fixed pair.
+        C: FLOPs at which the sizes are compared.
+        N_opt, N_fixed: sizes that the two laws ask for.
+        exponent, exponent_fixed: of N_opt in C, over the decade below C.
+        exponent_difference: exponent_fixed - exponent and its interval.
+        ratio: N_fixed / N_opt and its interval.
+        inference_ratio: FLOPs to sample a clip with N_fixed over those with N_opt, and its interval.
+        excess: the pair's mean relative loss over the grids' optima.
+        biased: the ratio's interval excludes 1.
+        warnings: in words.
+    """
+
+    lr: float
+    B: float
+    C: float
+    N_opt: float
+    N_fixed: float
+    exponent: float
+    exponent_fixed: float
+    exponent_difference: tuple[float, float, float]
+    ratio: tuple[float, float, float]
+    inference_ratio: tuple[float, float, float]
+    excess: float
+    biased: bool
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        spans = {name: dict(zip(("value", "low", "high"), getattr(self, name))) for name in INTERVALS}
+        return asdict(self) | spans | {"warnings": list(self.warnings)}
+
+    def text(self) -> str:
+        """For people."""
+        (value, low, high), (bend, least, most) = self.ratio, self.exponent_difference
+        served, fewest, largest = self.inference_ratio
+        verdict = "bends the law" if self.biased else "does not detectably bend the law"
+        lines = [
+            f"fixed pair lr {self.lr:.3g}, B {self.B:.4g}: loss {self.excess:+.3%} over the optima; it {verdict}",
+            f"N_opt exponent    {self.exponent:.4f} with optimal, {self.exponent_fixed:.4f} with fixed: "
+            f"{bend:+.4f} [{least:+.4f}, {most:+.4f}]",
+            f"N_opt({self.C:.3g})   {self.N_opt:.4g} with optimal, {self.N_fixed:.4g} with fixed: "
+            f"{value:.3g} times [{low:.3g}, {high:.3g}]",
+            f"inference FLOPs   of a clip by the fixed pair's size: {served:.3g} times [{fewest:.3g}, {largest:.3g}]",
+        ]
+        return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
+
+
+def compare(
+    ledger: Ledger,
+    cost: allocation.Cost,
+    pair: tuple[float, float] | None = None,
+    C: float | None = None,
+    window: float | None = 0.02,
+) -> Comparison:
+    """Fit the loss law with optimal and with fixed hyper-parameters.
+
+    Args:
+        ledger: grids over (lr, B); held-out rows are left out.
+        cost: training FLOPs per token as a function of N.
+        pair: the fixed (lr, B); by default the optimum of the smallest grid, which is what tuning once, on the
+            cheapest runs, would give.
+        C: budget to compare at; by default ten times the largest swept.
+
+    Raises:
+        Untrusted: too few interior grids for a loss law, or losses that do not tell its constants.
+        UserError: a pair far outside the grids, or a budget for no model.
+    """
+    ledger = ledger.rows(~ledger.heldout)
+    if not np.isfinite(ledger.loss).any():
+        raise UserError(f"{ledger.source}: nothing to compare: every row is held out or diverged")
+    if len(lines.swept(ledger)) == 1:
+        raise Untrusted(
+            "a fixed pair is compared on grids over both lr and B, and these vary one of them", forcible=False
+        )
+    # What a fit refuses or warns of is no ground to compare on either.
+    fitted = fit.fit(ledger, "loss", Options(delta=DELTA, window=window), cost, {})
+    points, warnings, ledger = fitted.points, list(fitted.warnings), at_nominal(ledger)
+    if not points.optima:
+        raise Untrusted(
+            "a fixed pair is compared on grids over lr and B, and these have one cell each", forcible=False
+        )
+    scale = {name: float(np.exp(np.log(getattr(points, name)).mean())) for name in ("T", "N")}
+    lr, B = pair or _of_smallest(points.optima)
+    _refuse_far(ledger, lr, B)
+    outside = [o for o in points.optima if not _covered(ledger, o, lr, B)]
+    if outside:
+        warnings.append(f"the pair lies outside {len(outside)} of {len(points.optima)} grids: extrapolated there")
+    asked, C = C, C or 10 * float(np.max(points.T * cost(points.N)))
+    fixed, fixed_replicates, alone = _losses_at(ledger, points.optima, lr, B, len(points.present))
+    if alone.any():
+        warnings.append(
+            f"{alone.sum()} of {len(alone)} grids' surfaces rest on a single run: the intervals leave its noise out"
+        )
+    if np.any(fixed <= 0):
+        raise UserError(f"the surfaces say nothing at lr {lr:.3g}, B {B:.4g}: too far from the grids")
+    optimal = _sizes(points, points.loss, np.exp(points.replicates["loss"]), scale, C, cost)
+    bent = _sizes(points, fixed, fixed_replicates, scale, C, cost)
+    (size, exponent), (size_fixed, exponent_fixed) = (
+        (float(np.exp(v[0][0])), float(v[0][1])) for v in (optimal, bent)
+    )
+    low, high = allocation.SIZES
+    if not all(1.01 * low < found < 0.99 * high for found in (size, size_fixed)):
+        told = f"at {C:.3g} FLOPs the laws want {size:.3g} and {size_fixed:.3g} parameters: beyond any size"
+        raise UserError(told) if asked else Untrusted(told)
+    # [2]: of ln N_opt, and of its exponent.
+    middle, replicates = bent[0] - optimal[0], bent[1] - optimal[1]
+    # Grids whose best cells scatter pay for one pair each its own price, and chance can sort these by size: of ledgers
+    # without any bend, but optima that scatter by .15, half had one by the jackknife of the runs alone.
+    prices = np.log(fixed_replicates) - points.replicates["loss"]
+    own = np.sum(jackknife.deviations(prices) ** 2, axis=0)
+    scatter, spare = _scatter(points, np.log(fixed / points.loss))
+    if not spare:
+        warnings.append(
+            "too few grids to see how the pair's price scatters between them: the intervals leave that out"
+        )
+    extra = between_grids(points, bent[2], own, np.full(len(own), scatter), spare)
+    error = np.sqrt(np.sum(jackknife.deviations(replicates) ** 2, axis=0) + np.diag(extra))
+    width = t_quantile(len(replicates) - 1) * error
+    spans = np.stack([middle, middle - width, middle + width])
+    ratio, difference = (tuple(float(v) for v in span) for span in (np.exp(spans[:, 0]), spans[:, 1]))
+    served = tuple(float(v) for v in cost(size * np.array(ratio)) / cost(np.array(size)))
+    return Comparison(
+        lr, B, C, size, size_fixed, exponent, exponent_fixed, difference, ratio, served,
+        float(np.mean(fixed / points.loss - 1)), not ratio[1] <= 1 <= ratio[2], tuple(warnings),
+    )  # fmt: skip
+
+
+def prices(
+    ledger: Ledger, pair: tuple[float, float] | None = None, window: float | None = 0.02
+) -> tuple[tuple[float, float], list[dict[str, Any]]]:
+    """What one pair costs at each size and token count, read off the grids' surfaces alone: no law enters.
+
+    Args:
+        ledger: grids over (lr, B), held-out ones too.
+        pair: the fixed (lr, B); by default as in ``compare``.
+
+    Returns:
+        the pair, and {"N", "T", "price", "tokens"} for each grid with an optimum of its own. ``price`` is the loss at
+        the pair over the optimum's, less 1: {"value", "low", "high"}, the interval from the runs' noise for this very
+        pair, None where a grid's surface rests on a single run; None as a whole where the pair lies outside the cells
+        near the best, through which the surface goes. ``tokens`` is the factor of T that would make up for it, by that
+        size's own slope of ln loss in ln T there; None where that says nothing (``MOST_TOKENS``).
+
+    Raises:
+        Untrusted: fewer than three grids have an optimum of their own.
+        UserError: a pair far outside the grids.
+    """
+    ledger = at_nominal(ledger)
+    points = points_of_grids(ledger, tuple(grid_optima(ledger, window)), [])
+    fitted = [o for o in points.optima if not ledger.heldout[o.used].any()]
+    lr, B = pair or _of_smallest(fitted or points.optima)
+    _refuse_far(ledger, lr, B)
+    fixed, replicates, alone = _losses_at(ledger, points.optima, lr, B, len(points.present))
+    differences = np.log(replicates) - points.replicates["loss"]
+    error = np.sqrt(np.sum(jackknife.deviations(differences) ** 2, axis=0))
+    rows = []
+    for g, optimum in enumerate(points.optima):
+        row: dict[str, Any] = {"N": optimum.N, "T": optimum.T, "price": None, "tokens": None}
+        rows.append(row)
+        if not _covered(ledger, optimum, lr, B):
+            continue
+        price = math.log(fixed[g] / points.loss[g])
+        half = t_quantile(len(np.unique(ledger.run_id[optimum.used])) - 1) * error[g]
+        # Nothing is below the optimum.
+        value, low, high = (max(math.expm1(v), 0.0) for v in (price, price - half, price + half))
+        row["price"] = {"value": value, "low": None if alone[g] else low, "high": None if alone[g] else high}
+        slope = _slope(optimum, points.optima)
+        if slope < 0 and -price / slope < math.log(MOST_TOKENS):
+            row["tokens"] = math.exp(-price / slope)
+    return (lr, B), rows
+
+
+def _refuse_far(ledger: Ledger, lr: float, B: float) -> None:
+    """UserError where a pair lies far outside what was swept."""
+    for name, value, swept in (("lr", lr, ledger.lr), ("B", B, ledger.B)):
+        if not swept.min() / MARGIN <= value <= swept.max() * MARGIN:
+            raise UserError(
+                f"the pair's {name}, {value:.4g}, is far outside the grids: {swept.min():.4g} to {swept.max():.4g} "
+                "were swept"
+            )
+
+
+def _of_smallest(optima: Iterable[Optimum]) -> tuple[float, float]:
+    """The (lr, B) that tuning once, on the cheapest runs, gives."""
+    smallest = min(optima, key=lambda o: o.N * o.T)
+    return smallest.lr, smallest.B
+
+
+def _slope(optimum: Optimum, optima: Iterable[Optimum]) -> float:
+    """Of ln loss in ln T at one of a size's optima, between its neighbours; nan without any."""
+    T, loss = np.array(sorted((o.T, o.loss) for o in optima if o.N == optimum.N)).T
+    if len(T) < 2:
+        return math.nan
+    return float(np.gradient(np.log(loss), np.log(T))[np.searchsorted(T, optimum.T)])
+
+
+def _scatter(points: Points, prices: NDArray) -> tuple[float, int]:
+    """(variance of the prices of one pair around what the laws would make of them, spare points).
+
+    Under power laws of the best rate and batch, and one curvature, a pair's price is a quadratic in ln N and ln T.
+    """
+    x, y = np.log(points.N / np.median(points.N)), np.log(points.T / np.median(points.T))
+    solution, _, rank, _ = np.linalg.lstsq(features(x, y), prices, rcond=1e-9)
+    spare = len(prices) - int(rank)
+    return float(np.sum((prices - features(x, y) @ solution) ** 2)) / spare if spare else 0.0, spare
+
+
+def _covered(ledger: Ledger, optimum: Optimum, lr: float, B: float) -> bool:
+    rows = optimum.used
+    return bool(
+        ledger.lr[rows].min() <= lr <= ledger.lr[rows].max() and ledger.B[rows].min() <= B <= ledger.B[rows].max()
+    )
+
+
+def _losses_at(
+    ledger: Ledger, optima: tuple[Optimum, ...], lr: float, B: float, clusters: int
+) -> tuple[NDArray, NDArray, NDArray]:
+    """Each grid's surface at (lr, B): [points], and with each cluster deleted: [clusters, points].
+
+    Third, whether a grid has a run without which there is no surface [points]: its deletion then changes nothing.
+    """
+    names = np.unique(ledger.run_id[np.concatenate([o.used for o in optima])])
+    values = np.array([surface_at(ledger, o.used, lr, B) for o in optima])
+    replicates = np.tile(values, (clusters, 1))
+    for g, optimum in enumerate(optima):
+        for run in np.unique(ledger.run_id[optimum.used]):
+            kept = optimum.used[ledger.run_id[optimum.used] != run]
+            replicates[np.searchsorted(names, run), g] = surface_at(ledger, kept, lr, B)
+    known = np.isfinite(replicates) & (replicates > 0)
+    return values, np.where(known, replicates, values), ~known.all(axis=0)
+
+
+def _sizes(
+    points: Points, loss: NDArray, replicates: NDArray, scale: dict[str, float], C: float, cost: allocation.Cost
+) -> tuple[NDArray, NDArray, NDArray]:
+    """What a loss law through ``loss`` says of sizes: ln N_opt(C), and its exponent over the decade below C.
+
+    Returns:
+        These [2], with each cluster deleted [clusters, 2], and their derivative in ln loss [2, points].
+    """
+    fitted = loss_law.fit(points.N, points.T, loss, None, DELTA, scale=scale)
+    if fitted.at_bound:
+        raise Untrusted(f"loss law at the fixed pair: {' and '.join(fitted.at_bound)} ran to its bound")
+    precision, _ = loss_law.precisions(None, len(points.N))
+    moved = loss * np.exp(NUDGE * np.eye(len(loss)))
+    losses = np.concatenate([replicates, moved])
+    start = np.repeat(fitted.theta[None], len(losses), axis=0)
+    thetas, _ = loss_law.descend(start, points.N, points.T, losses, precision, fitted.delta, {}, scale, steps=100)
+    constants = loss_law.constants_of(np.concatenate([fitted.theta[None], thetas]))
+    laws = Losses.additive(constants, scale)
+    _, exponents = allocation.power_law_of_minima(laws, (C / 10, C), cost)
+    found = np.stack([np.log(allocation.optimum(laws, C, cost)), exponents], axis=1)
+    pull = (found[1 + len(replicates) :] - found[0]).T / NUDGE
+    return found[0], found[1 : 1 + len(replicates)], pull

@@ -1,0 +1,128 @@
+"""What a law said of sizes it never saw, against a local grid of runs around what it said."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from videoscaling.scaling.estimates import interval, t_quantile
+from videoscaling.scaling.fitting.grids import edges
+from videoscaling.scaling.fitting.grids.fit_points import at_nominal
+from videoscaling.scaling.fitting.grids.optimum import COEFFICIENTS, Optimum, features, find, quadratic
+from videoscaling.scaling.laws import TOLERANCE, Law
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
+
+DRAWS = 2000
+GRID = 61  # points along each axis, on which a drawn surface's minimum is sought
+
+
+def relative_error(measured: ArrayLike, predicted: ArrayLike) -> NDArray[np.float64]:
+    """``measured / predicted - 1``: the relative error of a prediction, above 0 where the loss is higher than that."""
+    return np.divide(measured, predicted) - 1
+
+
+def check(ledger: Ledger, law: Law, noise: float | None = None, freedom: int = 0) -> list[dict[str, Any]]:
+    """One entry for each held-out (N, T) of the ledger.
+
+    Args:
+        ledger: held-out rows are read, the others are not; of a grid's, those that ``paired`` keeps.
+        law: fitted without them.
+        noise: relative standard deviation of a run's loss from repeats, with ``freedom`` degrees of it; joined with
+            the grid's own scatter.
+
+    Returns:
+        {"N", "T", "cells", "verdict", "law", "best", "steps", "regret", "loss"}; ``law``, ``best`` and ``steps`` are
+        {"lr", "B"}. ``best`` is the surface's minimum, or the best cell where it has none inside; ``steps`` how many
+        of the grid's steps the law's pair lies from it; ``regret`` the surface at the law's pair over its minimum
+        within the grid, less 1: {"value", "low", "high"}, None where the cells fix no surface. ``loss``:
+        {"predicted", "measured", "error"}, the first two with intervals where there are any, and ``relative_error``.
+
+    Raises:
+        UserError: nothing was held out.
+    """
+    law.require_pair()
+    ledger = ledger.rows(ledger.heldout)
+    if not np.any(np.isfinite(ledger.loss)):
+        raise UserError(f"{ledger.source}: no result of a held-out size")
+    ledger = paired(at_nominal(ledger))
+    return [_entry(ledger.rows(rows), law, N, T, noise, freedom) for N, T, rows in ledger.grids()]
+
+
+def paired(ledger: Ledger) -> Ledger:
+    """The ledger with, of each held-out grid, the runs on samples that every cell saw; all where there are none such.
+
+    A few cells' repeats on other samples are better or worse than the rest by these samples' luck: they tell the
+    noise, not which cell is best.
+    """
+    kept = [_shared(ledger, rows) if ledger.heldout[rows].all() else rows for *_, rows in ledger.grids()]
+    return ledger.rows(np.concatenate(kept)) if kept else ledger
+
+
+def _shared(ledger: Ledger, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    cell = np.log(np.stack([ledger.lr[rows], ledger.B[rows]], axis=1)).round(6)
+    streams, cells = ledger.stream[rows], len(np.unique(cell, axis=0))
+    common = [stream for stream in np.unique(streams) if len(np.unique(cell[streams == stream], axis=0)) == cells]
+    return rows[np.isin(streams, common)] if common else rows
+
+
+def _entry(grid: Ledger, law: Law, N: float, T: float, noise: float | None, freedom: int) -> dict[str, Any]:
+    clip = float(grid.n_ctx.max())
+    lr, B = law.best_pair(N, T)
+    predicted = law.response.loss(N, T, B)
+    if clip:  # what can be trained
+        B = float(law.response.batch(N, T, int(clip), TOLERANCE))
+    optimum = find(N, T, grid.lr, grid.B, grid.loss, grid.loss_se, None, clip)
+    x, y = np.log(grid.lr / lr), np.log(grid.B / B)
+    steps = [edges.step(np.unique(axis.round(6))) for axis in (x, y)]
+    surface = _surface(grid, optimum, x, y, noise, freedom)
+    half = math.nan if surface is None else t_quantile(surface["freedom"]) * surface["loss_se"]
+    measured = {"value": optimum.loss, "low": optimum.loss - half, "high": optimum.loss + half}
+    return {
+        "N": N,
+        "T": T,
+        "cells": optimum.cells,
+        "verdict": optimum.verdict,
+        "law": {"lr": lr, "B": B},
+        "best": {"lr": optimum.lr, "B": optimum.B},
+        "steps": {"lr": math.log(lr / optimum.lr) / steps[0], "B": math.log(B / optimum.B) / steps[1]},
+        "regret": None if surface is None else surface["regret"],
+        "loss": {
+            "predicted": predicted.as_json(),
+            "measured": measured if math.isfinite(half) else optimum.loss,
+            "error": float(relative_error(optimum.loss, predicted.value)),
+        },
+    }
+
+
+def _surface(
+    grid: Ledger, optimum: Optimum, x: NDArray, y: NDArray, noise: float | None, freedom: int
+) -> dict[str, Any] | None:
+    """Regret and the minimum's standard error from the quadratic through all cells, x and y around the law's pair."""
+    used = np.flatnonzero(np.isfinite(grid.loss))
+    fit = quadratic(x[used], y[used], grid.loss[used], np.ones(len(used)))
+    if fit is None:
+        return None
+    coefficients, unscaled, scatter, spare = fit
+    known = 0.0 if noise is None else (noise * optimum.loss) ** 2
+    freedom = freedom if noise is not None else 0
+    if not spare + freedom:
+        return None
+    variance = ((spare * scatter**2 if spare else 0.0) + freedom * known) / (spare + freedom)
+    random = np.random.default_rng(0)
+    root = np.linalg.cholesky(unscaled * variance + 1e-18 * np.eye(COEFFICIENTS))
+    stretch = np.sqrt((spare + freedom) / random.chisquare(spare + freedom, DRAWS))[:, None]
+    draws = coefficients + random.standard_normal((DRAWS, COEFFICIENTS)) @ root.T * stretch
+    # The cells' own box: a quadratic says nothing of what lies beyond.
+    box = np.meshgrid(*(np.linspace(axis[used].min(), axis[used].max(), GRID) for axis in (x, y)))
+    row = features(box[0].ravel(), box[1].ravel())
+    here, lowest = np.append(draws[:, 0], coefficients[0]), (row @ np.vstack([draws, coefficients]).T).min(axis=0)
+    # The law's pair may be better than any point of the raster.
+    regret = np.maximum(here / lowest - 1, 0.0)
+    low, high = interval(regret[:-1])
+    return {
+        "regret": {"value": float(regret[-1]), "low": low, "high": high},
+        "loss_se": float(lowest[:-1].std()),
+        "freedom": spare + freedom,
+    }

@@ -1,0 +1,288 @@
+"""From a ledger to what laws are fitted on: one optimum per (N, T), and the same with each run left out."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from videoscaling.scaling.fitting.grids import lines, loss_law
+from videoscaling.scaling.fitting.grids.clip_losses import clip_losses
+from videoscaling.scaling.fitting.grids.optimum import Optimum, find, next_cells, refit
+from videoscaling.scaling.runs import Ledger
+
+# All grids' scatter counts as this many spare cells of each.
+SHRINKAGE = 10
+# Clusters that the jackknife deletes, where each row is a point: t quantiles change no more beyond this.
+MOST_CLUSTERS = 300
+# A loss is not known better than this: losses without any scatter are somebody's formula.
+LEAST_NOISE = 1e-7
+# Of the variance of a run's noise, what runs on the same samples have in common: their losses' correlation, measured
+# (docs/stacked_runs.md: .25 to .39).
+SHARED = 1 / 3
+# How a warning begins that best cells entered a law: what a report shows depends on it.
+STAND_IN = "best cells stand in for the"
+# Grids without an optimum that a refusal lists, a line each.
+LISTED = 12
+
+
+class Untrusted(Exception):
+    """The data do not support the fit asked for. The message's first line says why.
+
+    Attributes:
+        forcible: whether ``--force`` fits all the same.
+        advice: what else helps, or empty.
+    """
+
+    def __init__(self, message: str, forcible: bool = True, advice: str = "") -> None:
+        super().__init__(message)
+        self.forcible, self.advice = forcible, advice
+
+
+@dataclass(frozen=True)
+class Points:
+    """What the laws are fitted to: one optimum per (N, T). Arrays [points]; variances None where unknown.
+
+    ``noise`` is relative, of the loss. ``replicates`` holds ln B, ln lr and ln loss with each cluster deleted, each
+    [clusters, points], and ``present`` [clusters, points] whether a point is still there. Only ``interior`` points
+    give batches; they and the ``usable`` ones (at the floor of one clip) give rates; all give losses. ``clips``
+    [points, clips] is the relative loss by validation clip around the point's, or None where it is unknown.
+    ``streams`` [points, streams]: how far (relative) a standard deviation of the noise of each stream of samples moves
+    the point's loss, for streams that several runs share; no scatter within a grid tells of it. None where nothing is.
+    """
+
+    N: NDArray[np.float64]
+    T: NDArray[np.float64]
+    B: NDArray[np.float64]
+    lr: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    interior: NDArray[np.bool_]
+    usable: NDArray[np.bool_]
+    variance_B: NDArray[np.float64] | None
+    variance_lr: NDArray[np.float64] | None
+    noise: NDArray[np.float64] | None
+    replicates: dict[str, NDArray[np.float64]]
+    present: NDArray[np.bool_]
+    optima: tuple[Optimum, ...]
+    clips: NDArray[np.float64] | None = None
+    streams: NDArray[np.float64] | None = None
+
+    def inside(self, symbol: str) -> NDArray[np.bool_]:
+        """Which points tell about "B" or "lr"."""
+        return self.interior if symbol == "B" else self.usable
+
+
+def grid_optima(ledger: Ledger, window: float | None, axes: tuple[str, ...] = lines.BOTH) -> list[Optimum]:
+    """The optimum of each grid of the ledger; ``used`` counts rows of the ledger.
+
+    Args:
+        axes: which of "lr" and "B" the grids vary: with one of them the optimum is along it.
+    """
+    optima = []
+    for N, T, rows in ledger.grids():
+        floor, columns = float(ledger.n_ctx[rows].max()), (ledger.lr[rows], ledger.B[rows], ledger.loss[rows])
+        if len(axes) == 1:
+            noise = ledger.loss_se[rows]
+            found = lines.find(N, T, *columns, axis=axes[0], noise=noise, window=window, floor=floor)
+        else:
+            found = find(N, T, *columns, ledger.loss_se[rows], window, floor)
+        optima.append(replace(found, used=rows[found.used], run_next=_in_units(found, ledger.rows(rows))))
+    return optima
+
+
+def _in_units(optimum: Optimum, grid: Ledger) -> tuple[tuple[float, float], ...]:
+    """The cells to run in whole units of the source's batches, less those that the grid has then."""
+    there = set(zip(np.log(grid.lr).round(6), grid.B))
+    cells = [(lr, float(max(np.round(B / grid.unit), 1) * grid.unit)) for lr, B in optimum.run_next]
+    return tuple(dict.fromkeys(cell for cell in cells if (round(math.log(cell[0]), 6), cell[1]) not in there))
+
+
+def cells_to_run(ledger: Ledger, window: float | None) -> list[str]:
+    """What would decide the grids that enter no law, a line each: the way out of a refusal. Empty without grids."""
+    ledger = ledger.rows(~ledger.heldout)
+    if not np.isfinite([ledger.lr, ledger.B]).all() or max((len(rows) for *_, rows in ledger.grids()), default=0) < 2:
+        return []
+    return next_cells(grid_optima(at_nominal(ledger), window, lines.swept(ledger)))
+
+
+def at_nominal(ledger: Ledger) -> Ledger:
+    """Losses moved from the tokens a run had really seen to the fewest that any run of its grid had.
+
+    A large batch overshoots its milestone further than a small one, which would flatter it. The slope of ln loss in
+    ln T is the run's own, between its milestones. Runs with one milestone take the median of the others'; where all
+    have one, their size's best losses give it. The common T is what was seen, not what was asked for: a table has no
+    milestones, and must give the folder's law. Milestones that all runs of a grid passed by the same step are one
+    measurement, and one row.
+    """
+    common = ledger.nominal_T.copy()
+    for _, _, rows in ledger.grids():
+        common[rows] = ledger.T[rows].min()
+    asked: dict[tuple, float] = {}
+    keys = zip(ledger.run_id.tolist(), ledger.N, ledger.B, ledger.lr, ledger.T, common)
+    once = np.array(
+        [asked.setdefault(key, nominal) == nominal for key, nominal in zip(keys, ledger.nominal_T)], dtype=bool
+    )
+    ledger = replace(ledger, nominal_T=common).rows(once)
+    slope = np.full(len(ledger), np.nan)
+    for run in np.unique(ledger.run_id):
+        rows = np.flatnonzero((ledger.run_id == run) & np.isfinite(ledger.loss))
+        x, first = np.unique(np.log(ledger.T[rows]), return_index=True)
+        if len(x) > 1:
+            # A milestone's own slope: steeper early than late.
+            local = np.gradient(np.log(ledger.loss[rows[first]]), x)
+            slope[rows] = np.interp(np.log(ledger.T[rows]), x, local)
+    if np.all(np.isnan(slope)):
+        slope = _slopes_of_best(ledger)
+    if np.all(np.isnan(slope)):
+        return ledger
+    slope = np.where(np.isnan(slope), np.nanmedian(slope), slope)
+    return replace(ledger, loss=ledger.loss * (ledger.nominal_T / ledger.T) ** slope)
+
+
+def _slopes_of_best(ledger: Ledger) -> NDArray[np.float64]:
+    """Of ln loss in ln T [rows], between the best losses of a size's grids; nan where a size has one grid."""
+    slope = np.full(len(ledger), np.nan)
+    for size in np.unique(ledger.N):
+        rows = np.flatnonzero((size == ledger.N) & np.isfinite(ledger.loss))
+        tokens = np.unique(ledger.nominal_T[rows])
+        if len(tokens) > 1:
+            of_grid = [rows[ledger.nominal_T[rows] == T] for T in tokens]
+            best = np.array([own[np.argmin(ledger.loss[own])] for own in of_grid])
+            local = np.clip(np.gradient(np.log(ledger.loss[best]), np.log(tokens)), -1.0, 0.0)
+            slope[rows] = np.interp(np.log(ledger.nominal_T[rows]), np.log(tokens), local)
+    return slope
+
+
+def points_of_grids(
+    ledger: Ledger, optima: tuple[Optimum, ...], warnings: list[str], lenient: bool = False, force: bool = False
+) -> Points:
+    """Points from interior optima and those at the floor, or from every grid where there are fewer than three of them.
+
+    Args:
+        lenient: with few such optima, let best cells of the other grids stand in for the loss (never for the batch
+            and the rate); without it, that is refused.
+        force: do so even with none, and then for the batch and the rate too.
+
+    Raises:
+        Untrusted: fewer than three of them, or none even for the lenient.
+    """
+    refused = [optimum for optimum in optima if not optimum.usable]
+    chosen = [optimum for optimum in optima if optimum.usable]
+    if floored := sum(optimum.verdict == "floor" for optimum in chosen):
+        warnings.append(
+            f"{floored} of {len(optima)} grids are best at one clip, the smallest batch there is: an edge that bounds "
+            "the batch's law from above"
+        )
+    verdicts = ", ".join(f"{sum(o.verdict == v for o in refused)} {v}" for v in sorted({o.verdict for o in refused}))
+    if refused:
+        warnings.append(f"{len(refused)} of {len(optima)} grids have no interior optimum ({verdicts})")
+    if len(chosen) < 3:
+        if not force and not (chosen and lenient):
+            listed = [f"\n  {o.describe()}" for o in refused[:LISTED]]
+            if len(refused) > LISTED:
+                listed.append(f"\n  and {len(refused) - LISTED} more; in all {verdicts}")
+            raise Untrusted(f"only {len(chosen)} of {len(optima)} grids have an interior optimum{''.join(listed)}")
+        chosen = [o for o in optima if o.cells]
+        what = "losses" if any(o.usable for o in chosen) else "losses, batches and rates"
+        warnings.append(f"{STAND_IN} {what} of grids without an interior optimum")
+    interior, usable = (np.array([getattr(o, name) for o in chosen]) for name in ("interior", "usable"))
+    if not usable.any():
+        interior[:] = usable[:] = True
+    by_clip = clip_losses(ledger)
+    clips = None if by_clip is None else np.array([by_clip[o.used].mean(axis=0) for o in chosen])
+    variance = _pooled_variance(chosen)
+    clusters = np.unique(ledger.run_id[np.concatenate([o.used for o in chosen])])
+    values = {
+        "B": np.log([o.B for o in chosen]),
+        "lr": np.log([o.lr for o in chosen]),
+        "loss": np.log([o.loss for o in chosen]),
+    }
+    replicates = {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()}
+    for g, optimum in enumerate(chosen):
+        for run in np.unique(ledger.run_id[optimum.used]):
+            kept = optimum.used[ledger.run_id[optimum.used] != run]
+            if len(kept):
+                again = refit if len(optimum.axes) > 1 else lines.refit
+                new = again(optimum, ledger.lr[kept], ledger.B[kept], ledger.loss[kept], ledger.loss_se[kept])
+                k = np.searchsorted(clusters, run)
+                replicates["lr"][k, g], replicates["B"][k, g], replicates["loss"][k, g] = np.log(new)
+    return Points(
+        np.array([o.N for o in chosen]), np.array([o.T for o in chosen]), np.exp(values["B"]), np.exp(values["lr"]),
+        np.exp(values["loss"]), interior, usable, *variance, replicates,
+        np.ones((len(clusters), len(chosen)), dtype=bool), tuple(chosen), clips, _streams(ledger, chosen),
+    )  # fmt: skip
+
+
+def _streams(ledger: Ledger, optima: list[Optimum]) -> NDArray[np.float64] | None:
+    """``Points.streams``. A grid's scatter is of what its cells do not share: the rest of their noise."""
+    pooled = pooled_scatter(optima)
+    used = np.concatenate([o.used for o in optima])
+    _, first = np.unique(ledger.run_id[used], return_index=True)
+    of_runs = ledger.stream[used][first]
+    shared = [stream for stream in np.unique(of_runs[of_runs >= 0]) if np.sum(of_runs == stream) > 1]
+    if not pooled or not shared:
+        return None
+    parts = [[float(np.mean(ledger.stream[o.used] == stream)) for stream in shared] for o in optima]
+    return pooled * math.sqrt(SHARED / (1 - SHARED)) * np.array(parts)
+
+
+def pooled_scatter(optima: list[Optimum]) -> float:
+    """Relative scatter of runs around their grids' quadratics; 0 where no grid has cells to spare."""
+    known = [o for o in optima if o.usable and o.spare]
+    spare = sum(o.spare for o in known)
+    return math.sqrt(sum(o.spare * (o.scatter / o.loss) ** 2 for o in known) / spare) if spare else 0.0
+
+
+def _pooled_variance(optima: list[Optimum]) -> tuple[NDArray | None, NDArray | None, NDArray | None]:
+    """Variances of ln B and ln lr and relative noise of the loss, each grid's scatter shrunk to that of all grids.
+
+    A few spare cells estimate a scatter badly, and a grid that looks precise by luck would rule the fit.
+    """
+    known = [o for o in optima if o.usable]
+    if len(known) < len(optima) or not known:
+        return None, None, None
+    spare = np.array([o.spare for o in known])
+    relative = np.array([o.scatter / o.loss for o in known])
+    pooled = pooled_scatter(known)
+    if pooled < 1e-12:
+        return None, None, None
+    shrunk = np.sqrt((SHRINKAGE * pooled**2 + spare * relative**2) / (SHRINKAGE + spare))
+    ratio = shrunk / np.maximum(relative, 1e-15)
+    covariance = np.array([o.covariance for o in known]) * ratio[:, None, None] ** 2
+    noise = np.array([o.loss_se / o.loss for o in known]) * ratio
+    return covariance[:, 1, 1], covariance[:, 0, 0], noise
+
+
+def points_of_rows(ledger: Ledger) -> Points:
+    """Each row as an optimum already; plain least squares unless losses have errors. Clusters are runs.
+
+    Errors of losses count by their ratios; their size is that of the scatter, as in grids: a folder's are mostly of
+    the validation clips, which all rows share.
+    """
+    ledger = ledger.rows(~np.isinf(ledger.loss))
+    runs, cluster = np.unique(ledger.run_id, return_inverse=True)
+    clusters = np.arange(min(len(runs), MOST_CLUSTERS))
+    # Many runs are deleted by the group: the jackknife stays valid, and quadratic cost stays away.
+    group = np.random.default_rng(0).permutation(len(runs)) % len(clusters)
+    present = group[cluster][None, :] != clusters[:, None]
+    noise = ledger.loss_se / ledger.loss
+    noise = _scattered(ledger, noise) if np.all(np.isfinite(noise)) else None
+    values = {"B": np.log(ledger.B), "lr": np.log(ledger.lr), "loss": np.log(ledger.loss)}
+    return Points(
+        ledger.N, ledger.T, ledger.B, ledger.lr, ledger.loss, *np.ones((2, len(ledger)), dtype=bool), None, None,
+        noise, {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()}, present, (),
+        clip_losses(ledger),
+    )  # fmt: skip
+
+
+def _scattered(ledger: Ledger, noise: NDArray) -> NDArray[np.float64]:
+    """Relative errors of losses, scaled to how the losses scatter around a loss law; as they are where none fits."""
+    constants = len(loss_law.CONSTANTS)
+    spare = len(ledger) - constants
+    if spare < 2 or loss_law.unidentified(ledger.N, ledger.T, {}) or np.ptp(ledger.loss) == 0:
+        return noise
+    scale = {name: float(np.exp(np.log(getattr(ledger, name)).mean())) for name in ("T", "N")}
+    # A delta that no residual reaches: least squares.
+    residuals = loss_law.fit(ledger.N, ledger.T, ledger.loss, noise, 1.0, scale=scale).residuals
+    size = 1.4826 * float(np.median(np.abs(residuals / noise))) * math.sqrt(len(ledger) / spare)
+    return np.maximum(size * noise, LEAST_NOISE)

@@ -1,0 +1,1 @@
+"""Laws of losses that are each at their best batch and rate: forms, averaged."""

@@ -1,0 +1,1 @@
+"""One response surface through all runs: loss over (N, T, B, lr)."""

@@ -1,0 +1,87 @@
+"""Does the surface fit? Tests of its residuals against what a right surface leaves no trend in."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr
+
+from videoscaling.scaling.fitting.surface import least_squares, noise
+
+# A trend this unlikely under the fitted noise is no chance: five trends are tested.
+LEVEL = 0.01
+# Trends that move a loss by less than this (in ln L, from end to end of the data) are no concern.
+SMALL = 0.002
+
+
+@dataclass(frozen=True)
+class Test:
+    """A trend in the residuals.
+
+    Attributes:
+        against: what the residuals were regressed on.
+        size: change of ln loss from the 5 % to the 95 % quantile of ``against``.
+        p: two-sided probability of such a trend by chance.
+    """
+
+    against: str
+    size: float
+    p: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether the surface misses something there."""
+        return self.p < LEVEL and abs(self.size) > SMALL
+
+
+def lack_of_fit(problem: least_squares.Problem, solution: least_squares.Solution) -> tuple[Test, ...]:
+    """Residuals against curvature in ln N and ln T, their product, and the distance from the optimum.
+
+    Each is a column added to the linearised fit: its t value includes the noise, the runs' and the grids' scatter.
+    """
+    rows, mean, model = problem.inputs, solution.mean, solution.model
+    at = noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, solution.inflation)
+    V = noise.Whitener(solution.structure, solution.phi, at)
+    columns = {"distance from the optimum": np.sqrt(np.maximum(mean.excess, 0)), "lr / B": rows.l - rows.b}
+    if "f.Linf" in model.names:
+        columns |= {"ln N squared": rows.n**2, "ln T squared": rows.t**2, "ln N x ln T": rows.n * rows.t}
+    base = np.column_stack([mean.jacobian[:, model.free], problem.y - mean.value])
+    J, r, explained = _white(V, base[:, :-1]), _white(V, base[:, -1:])[:, 0], []
+    prior = np.diag(model.prior_at(solution.theta)[1][model.free])
+    J = np.vstack([J, prior])
+    r = np.append(r, np.zeros(len(prior)))
+    basis, _ = np.linalg.qr(J)
+    for name, column in columns.items():
+        if np.ptp(column) < 1e-9:
+            continue
+        c = np.append(_white(V, column[:, None])[:, 0], np.zeros(len(prior)))
+        c = c - basis @ (basis.T @ c)
+        norm = float(c @ c)
+        if norm < 1e-8:
+            continue
+        slope = float(c @ r) / norm
+        freedom = max(len(np.unique(rows.grid)) - 5.0, 3.0)
+        p = 2 * float(stdtr(freedom, -abs(slope * np.sqrt(norm))))
+        span = np.subtract(*np.quantile(column, [0.95, 0.05]))
+        explained.append(Test(name, float(slope * span), p))
+    return tuple(explained)
+
+
+def _white(V: noise.Whitener, values: NDArray) -> NDArray:
+    """Columns [rows, k] in units in which V is 1."""
+    white = V.whiten(values)
+    # (I + Z G Z')^(-1/2) by the eigenvectors of Z'Z.
+    roots, vectors = np.linalg.eigh((V.Z / np.sqrt(V.effect_precision)).T @ (V.Z / np.sqrt(V.effect_precision)))
+    kept = roots > 1e-12 * max(roots.max(initial=0.0), 1e-300)
+    U = (V.Z / np.sqrt(V.effect_precision)) @ vectors[:, kept] / np.sqrt(roots[kept])
+    return white - U @ ((1 - 1 / np.sqrt(1 + roots[kept]))[:, None] * (U.T @ white))
+
+
+def warnings(tests: tuple[Test, ...]) -> list[str]:
+    """A line for each failed test."""
+    return [
+        f"lack of fit: residuals change by {test.size:+.2%} along {test.against} (p {test.p:.2g}); intervals beyond "
+        "the fitted range are widened by the errors seen when larger sizes and token counts are predicted"
+        for test in tests
+        if test.failed
+    ]

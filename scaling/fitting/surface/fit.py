@@ -1,0 +1,90 @@
+"""The fit of a response surface: shapes in the batch and loss forms, chosen or averaged by held-out error."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.surface import diagnostics, least_squares, selection, shape
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.shape import Inputs
+from videoscaling.scaling.fitting.surface.surface import Member, Surface
+from videoscaling.scaling.fitting.uncertainty import weights_of
+from videoscaling.utils.errors import UserError
+
+FORMS = ("joint", "additive", "product")
+
+
+def fit_surface(cells: Cells, form: str = "auto", batch: str = "auto", bent: bool | None = None) -> Surface:
+    """Fit the surface.
+
+    Args:
+        form: of FORMS, "levels" for none, or "auto": averaged by expanding-window error.
+        batch: of shape.BATCH_SHAPES, or "auto".
+        bent: whether the rate's slope in ln B may change with B; None: where held-out cells say so.
+
+    Raises:
+        UserError: fewer runs than constants.
+    """
+    cells = cells.rows(_useful(cells))
+    if len(cells) < 6:
+        raise UserError(f"{len(cells)} usable runs: a surface needs at least six")
+    scale = forms.Scale.of(cells.N, cells.T, cells.B)
+    lr_scale = forms.round_to_two_digits(float(np.exp(np.mean(np.log(cells.lr)))))
+    n, t, b = scale.logs(cells.N, cells.T, cells.B)
+    problem = least_squares.problem_of(cells, Inputs(n, t, np.log(cells.lr / lr_scale), b, cells.grid))
+    batches = shape.BATCH_SHAPES if batch == "auto" else (batch,)
+    if np.ptp(np.log(cells.B)) < 1e-9:
+        batches = ("none",)
+    held = {} if np.ptp(np.log(cells.lr)) > 1e-9 else dict.fromkeys(("a", "aB", "aT", "aN", "g", "kT", "kN"), 0.0)
+    if held:
+        held |= {"ln_k": -40.0, "ln_s": 0.0, "r": 0.0, "kB": 0.0}
+    shapes = selection.shapes(cells, problem, batches, held, bent)
+    chosen = shapes[0]
+    names = FORMS if form == "auto" else () if form == shape.LEVELS else (form,)
+    no_form = "free levels were asked for" if form == shape.LEVELS else _no_form(cells)
+    members = () if no_form else _members(cells, problem, chosen, names)
+    forced = members and form not in ("auto", "joint")
+    rival = _members(cells, problem, chosen, ("joint",))[0] if forced else None
+    domain = {name: (float(v.min()), float(v.max())) for name, v in zip("NTB", (cells.N, cells.T, cells.B))}
+    domain["lr"] = (float(cells.lr.min()), float(cells.lr.max()))
+    freedom = max(len(np.unique(cells.grid)) - 4.0, 3.0)
+    tested = members[0].solution if members else chosen.solution
+    tests = diagnostics.lack_of_fit(problem, tested)
+    return Surface(cells, scale, lr_scale, tuple(shapes), members, no_form, domain, freedom, tests, rival)
+
+
+def _useful(cells: Cells) -> NDArray[np.bool_]:
+    """Rows of grids in which some run has a finite loss: where all diverged, nothing says how high it would be."""
+    return np.isfinite(cells.best)
+
+
+def _no_form(cells: Cells) -> str | None:
+    """Why no loss form can be fitted; None if one can."""
+    grids, sizes, times = (len(np.unique(v)) for v in (cells.grid, cells.N, cells.T))
+    if sizes < 3 or times < 3:
+        return f"{sizes} sizes and {times} token counts fix no loss form: three of each are needed"
+    if grids < 6:
+        return f"{grids} grids fix no loss form: six are needed"
+    return None
+
+
+def _members(
+    cells: Cells, problem: least_squares.Problem, chosen: selection.Candidate, names: tuple[str, ...]
+) -> tuple[Member, ...]:
+    """The forms with their weights: expanding-window error to the power of its steps, and tempered evidence."""
+    found, evidence = [], []
+    base = chosen.solution
+    for name in names:
+        model = least_squares.model_of(problem, base.model, name)
+        theta = least_squares.start_of(problem, model)
+        theta[len(model.level_names) :] = base.theta[base.model.grids :]
+        solution = least_squares.solve(problem, model, theta, base.phi)
+        steps = selection.expanding_window(cells, problem, solution)
+        found.append(Member(name, 1.0, solution, tuple(steps)))
+        evidence.append(least_squares.log_evidence(problem, solution))
+    errors = np.array([member.window_error for member in found])
+    weight = weights_of(errors, np.array([len(member.steps) for member in found]), np.array(evidence))
+    order = np.argsort(-weight)
+    return tuple(replace(found[i], weight=float(weight[i])) for i in order if weight[i] > 0)

@@ -1,0 +1,375 @@
+"""One response surface through all runs: loss over (N, T, B, lr), and what is read off it.
+
+A fit (``surface_fit.fit_surface``) makes a ``Surface``. It gives the best rate at a batch, the batch beyond which the
+loss is so much worse (the edge), the best pair under constraints, and losses with intervals.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from videoscaling.scaling.estimates import Estimate, Prediction, t_quantile
+from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.surface import diagnostics, least_squares, noise, selection, shape
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.shape import Inputs, Model
+from videoscaling.scaling.fitting.uncertainty import DRAWS, WORSE, calibration, draw
+from videoscaling.utils.errors import UserError
+
+# An exponent whose posterior is not this much narrower than its prior is the prior's, not the data's.
+LEARNED = 0.7
+# B_opt counts as seen where shapes that are open to small batches have at most this weight, and where this share of
+# the grids hold it between their smallest and largest batch.
+ONE_SIDED_WEIGHT = 0.05
+BRACKETED = 1 / 3
+HALVINGS = 50
+SEARCHED = 200
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A batch in tokens and a rate, each an Estimate, with what the pair costs over the best, in ln loss."""
+
+    B: Estimate
+    lr: Estimate
+    cost: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One fitted form, with its weight in averages and the errors that it made on larger sizes and token counts."""
+
+    form: str
+    weight: float
+    solution: least_squares.Solution
+    steps: tuple[selection.Step, ...]
+
+    @property
+    def window_error(self) -> float:
+        """rms error of predicting larger sizes and token counts from the smaller ones, in ln L."""
+        return selection.window_error(list(self.steps))
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A fitted surface.
+
+    Attributes:
+        scale, lr_scale: what N, T, B and lr are divided by.
+        shapes: all shapes that were tried, fitted with free levels, heaviest first: rates and batches are averages
+            over them.
+        members: loss forms with weights, best first; empty where the data fix no form.
+        no_form: why there are no members, or None.
+        domain: (smallest, largest) N, T, B and lr of the runs.
+        freedom: degrees of freedom of the t quantiles.
+        lack_of_fit: tests of the residuals of the best member (or of the shape).
+        rival: the joint form where another one was forced, to compare it with.
+    """
+
+    cells: Cells
+    scale: forms.Scale
+    lr_scale: float
+    shapes: tuple[selection.Candidate, ...]
+    members: tuple[Member, ...]
+    no_form: str | None
+    domain: dict[str, tuple[float, float]]
+    freedom: float
+    lack_of_fit: tuple[diagnostics.Test, ...]
+    rival: Member | None = None
+
+    @property
+    def shape(self) -> selection.Candidate:
+        """The heaviest shape."""
+        return self.shapes[0]
+
+    @cached_property
+    def draws(self) -> list[tuple[selection.Candidate, NDArray[np.float64]]]:
+        """Joint draws [draws, constants] of each shape in the average, as many as its weight asks for."""
+        used = [candidate for candidate in self.shapes if candidate.weight > 0]
+        counts = [2 * max(round(DRAWS / 2 * candidate.weight), 2) for candidate in used]
+        return [(c, draw(c.solution, self.freedom, count)) for c, count in zip(used, counts)]
+
+    def exponent(self, name: str) -> Estimate:
+        """A constant by name (aB, aT, aN, bT, bN, ...), averaged over the shapes that have it."""
+        found = []
+        for candidate in self.shapes:
+            model, solution = candidate.solution.model, candidate.solution
+            if candidate.weight > 0 and name in model.names:
+                pick = self._average_slope(candidate, name) if name in ("aB", "aT", "aN") else None
+                if pick is None:
+                    pick = np.zeros(len(model.names))
+                    pick[model.place(name)] = 1.0
+                found.append(
+                    (candidate.weight, float(pick @ solution.theta), float(pick @ solution.covariance @ pick))
+                )
+        if not found:
+            raise UserError(f"no shape of this surface has a constant {name!r}")
+        weight, value, variance = np.array(found).T
+        weight = weight / weight.sum()
+        middle = weight @ value
+        half = t_quantile(self.freedom) * np.sqrt(weight @ (variance + (value - middle) ** 2))
+        return Estimate(*(np.asarray(v) for v in (middle, middle - half, middle + half)))
+
+    def rate_exponents(self) -> dict[str, Estimate]:
+        """Exponents of lr_opt in B, T and N: averages over the runs where the slope in ln B changes."""
+        return {name: self.exponent(name) for name in ("aB", "aT", "aN")}
+
+    def _average_slope(self, candidate: selection.Candidate, name: str) -> NDArray[np.float64]:
+        """The combination of constants [constants] that is the mean slope of ln lr_opt over the runs near the best."""
+        model, theta = candidate.solution.model, candidate.solution.theta
+        pick = np.zeros(len(model.names))
+        pick[model.place(name)] = 1.0
+        if candidate.bent:
+            n, t, b = self.scale.logs(self.cells.N, self.cells.T, self.cells.B)
+            tanh = np.tanh((b - shape.batch_offset(model, theta, n, t)) / shape.BEND)
+            chain = {"aB": -1.0, "aT": theta[model.place("bT")], "aN": theta[model.place("bN")]}[name]
+            weight = selection.near_weight(self.cells.loss, self.cells.best)
+            pick[model.place("r")] = chain * np.average(tanh, weights=weight)
+        return pick
+
+    def unidentified(self) -> list[str]:
+        """Exponents that the data leave as wide as their priors."""
+        solution = self.shape.solution
+        _, precision = solution.model.prior
+        names = []
+        for name in ("aB", "aT", "aN", "bT", "bN"):
+            if name in solution.model.names and name not in solution.model.held:
+                at = solution.model.place(name)
+                if np.sqrt(solution.covariance[at, at]) * precision[at] > LEARNED:
+                    names.append(name)
+        return names
+
+    def lr_opt(self, B: ArrayLike, T: ArrayLike, N: ArrayLike) -> Estimate:
+        """The best learning rate at batches of B tokens, T tokens and N parameters."""
+        if np.ptp(np.log(self.cells.lr)) == 0:
+            raise UserError("all runs have one learning rate: which rate is best is unknown")
+        n, t, b = self.scale.logs(N, T, B)
+        return self._estimate(lambda model, theta: shape.ridge(model, theta, n, t, b), self.lr_scale)
+
+    def best_batch(self, T: ArrayLike, N: ArrayLike) -> Estimate | None:
+        """B_opt in tokens, or None where the runs do not see both sides of it (``no_best_batch`` says why)."""
+        if self.no_best_batch is not None:
+            return None
+        n, t, _ = self.scale.logs(N, T, np.nan)
+        return self._estimate(lambda model, theta: shape.best_batch(model, theta, n, t), self.scale.B)
+
+    @cached_property
+    def no_best_batch(self) -> str | None:
+        """Why B_opt is unknown; None where it is known."""
+        if self.shape.batch == "none":
+            return "all runs have one batch"
+        if sum(c.weight for c in self.shapes if c.batch == "one_sided") > ONE_SIDED_WEIGHT:
+            return "small batches cost nothing that these runs show: only the batch beyond which losses rise is known"
+        grids = np.unique(self.cells.grid, return_index=True)[1]
+        n, t, _ = self.scale.logs(self.cells.N[grids], self.cells.T[grids], np.nan)
+        solution = self.shape.solution
+        best = np.exp(shape.best_batch(solution.model, solution.theta, n, t)) * self.scale.B
+        low, high = (np.full(len(grids), v) for v in (np.inf, 0.0))
+        np.minimum.at(low, self.cells.grid, self.cells.B)
+        np.maximum.at(high, self.cells.grid, self.cells.B)
+        inside = np.mean((best > low) & (best < high))
+        if inside < BRACKETED:
+            return f"only {inside:.0%} of the grids have batches on both sides of it"
+        return None
+
+    def edge(self, T: ArrayLike, N: ArrayLike, price: float = 0.01) -> Estimate:
+        """The batch in tokens beyond which the loss at the best rate is ``price`` (relative) above the best."""
+        if self.shape.batch == "none":
+            raise UserError("all runs have one batch: what a batch costs is unknown")
+        n, t, _ = self.scale.logs(N, T, np.nan)
+        return self._estimate(lambda model, theta: self._edge(model, theta, n, t, np.log1p(price)), self.scale.B)
+
+    def largest_batch(self, T: ArrayLike, N: ArrayLike, price: float) -> NDArray[np.float64]:
+        """The value of ``edge`` alone: a hundred times as fast."""
+        n, t, _ = self.scale.logs(N, T, np.nan)
+        edge = self._average(lambda model, theta: self._edge(model, theta, n, t, np.log1p(price)))
+        return np.exp(np.clip(edge, -80, 80)) * self.scale.B
+
+    def stretch(self, N: ArrayLike, T: ArrayLike) -> NDArray[np.float64]:
+        """What errors of each member's constants are multiplied by for runs of N and T, [members]."""
+        rows = self._inputs(N, T, np.nan, self.lr_scale)
+        return np.sqrt([float(self._calibration(member, rows)[0]) for member in self.members])
+
+    def edges_by_shape(self, T: ArrayLike, N: ArrayLike, price: float = 0.01) -> dict[str, NDArray[np.float64]]:
+        """The edge by every shape that was tried, for its spread."""
+        n, t, _ = self.scale.logs(N, T, np.nan)
+        found = {}
+        for candidate in self.shapes:
+            name = candidate.batch + (" bent" if candidate.bent else "")
+            edge = self._edge(candidate.solution.model, candidate.solution.theta, n, t, np.log1p(price))
+            found[name] = np.exp(edge) * self.scale.B
+        return found
+
+    def best(
+        self, N: ArrayLike, T: ArrayLike, *, B: ArrayLike | None = None, lr: ArrayLike | None = None,
+        tolerance: float = 0.0,
+    ) -> Pair:  # fmt: skip
+        """The best batch and rate, a batch being at least one clip.
+
+        Args:
+            B: the batch where it is given. lr: the rate where it is given.
+            tolerance: take the largest batch whose loss at its best rate is at most this much (relative) above.
+        """
+        if B is not None and lr is not None:
+            raise UserError("with both B and lr given there is nothing to choose")
+        n, t, _ = self.scale.logs(N, T, np.nan)
+        batches = self._batches()
+        prices = self._average(lambda model, theta: self._prices(model, theta, n, t, batches))
+        lowest = prices.min(axis=-1)
+        if lr is not None:
+            return self._best_at_rate(n, t, np.broadcast_to(lr, n.shape), lowest)
+        if B is not None:
+            batch = np.broadcast_to(np.asarray(B, dtype=float), n.shape)
+            at = np.log(batch / self.scale.B)[..., None]
+            cost = self._average(lambda model, theta: self._prices(model, theta, n, t, at))[..., 0]
+            return Pair(Estimate(batch, batch, batch), self.lr_opt(batch, T, N), cost)
+        if tolerance:
+            chosen = self.edge(T, N, tolerance)
+            return Pair(chosen, self.lr_opt(chosen.value, T, N), np.full(n.shape, np.log1p(tolerance)))
+        # Shapes that disagree are averaged in what a batch costs, not in where it is best.
+        chosen = self._estimate(
+            lambda model, theta: batches[np.argmin(self._prices(model, theta, n, t, batches), -1)], 1
+        )
+        value = np.exp(batches[np.argmin(prices, axis=-1)])
+        low, high = np.minimum(chosen.low, value), np.maximum(chosen.high, value)
+        B_best = Estimate(*(v * self.scale.B for v in (value, low, high)))
+        return Pair(B_best, self.lr_opt(B_best.value, T, N), np.zeros(n.shape))
+
+    def _batches(self) -> NDArray[np.float64]:
+        """ln of batches to search, from one clip (or the smallest that was run) to the largest that was run."""
+        least = np.log((self.cells.n_ctx or self.cells.B.min()) / self.scale.B)
+        return np.linspace(least, max(np.log(self.cells.B.max() / self.scale.B), least), SEARCHED)
+
+    def _prices(self, model: Model, theta: NDArray, n: NDArray, t: NDArray, b: NDArray) -> NDArray[np.float64]:
+        """Cost in ln loss of batches at their best rate, [draws, ..., batches], over the best batch that there is."""
+        theta = theta[..., None, :] if theta.ndim > 1 else theta
+        price = shape.price(model, theta, n[..., None], t[..., None], b)
+        least = shape.price(
+            model, theta, n[..., None], t[..., None], self._floor(model, theta, n[..., None], t[..., None])
+        )
+        return price - least
+
+    def _average(self, read: Callable[[Model, NDArray], NDArray]) -> NDArray[np.float64]:
+        """The weighted mean of what the shapes say."""
+        used = [candidate for candidate in self.shapes if candidate.weight > 0]
+        return sum(c.weight * np.asarray(read(c.solution.model, c.solution.theta)) for c in used)
+
+    def predict(self, N: ArrayLike, T: ArrayLike, B: ArrayLike, lr: ArrayLike, seeds: int = 1) -> Prediction:
+        """Losses of runs; ``low`` and ``high`` are those of the mean of ``seeds`` new runs.
+
+        Raises:
+            UserError: no loss form was fitted.
+        """
+        if not self.members:
+            raise UserError(f"this surface predicts no losses: {self.no_form}")
+        rows = self._inputs(N, T, B, lr)
+        weights = np.array([member.weight for member in self.members])
+        means, own, new = [], [], []
+        for member in self.members:
+            solution, phi = member.solution, member.solution.phi
+            mean = shape.evaluate(solution.model, solution.theta, rows)
+            law = np.einsum("ij,jk,ik->i", mean.jacobian, solution.covariance, mean.jacobian)
+            scatter = dict(zip(noise.NAMES, np.exp(2 * phi)))
+            factor = self._calibration(member, rows)
+            law = law * factor
+            grid = factor * (scatter["ln_level"] + scatter["ln_size"])
+            grid = grid + scatter["ln_x"] * mean.by_x**2 + scatter["ln_z"] * mean.by_z**2
+            _, sd = noise.sd_of(phi, rows.n, rows.t, rows.l - rows.b, mean.excess)
+            run = sd**2 * float(np.mean(solution.inflation)) / least_squares.NORMAL
+            means.append(mean.value)
+            own.append(law)
+            new.append(law + grid + run / seeds)
+        middle = weights @ np.array(means)
+        between = weights @ (np.array(means) - middle) ** 2
+        t = t_quantile(self.freedom)
+        half, wide = (t * np.sqrt(weights @ np.array(v) + between) for v in (own, new))
+        ends = [np.exp(v) for v in (middle, middle - half, middle + half, middle - wide, middle + wide)]
+        return Prediction(*ends)
+
+    def warnings(self) -> list[str]:
+        """What a reader of the laws must know, a line each."""
+        lines = diagnostics.warnings(self.lack_of_fit)
+        if self.rival and self.members[0].window_error > WORSE * self.rival.window_error:
+            lines.append(
+                f"the {self.members[0].form} form errs by {self.members[0].window_error:.2%} where larger sizes and "
+                f"token counts are predicted from smaller ones, the joint form by {self.rival.window_error:.2%}"
+            )
+        names = self.unidentified()
+        if names:
+            lines.append(f"the data do not identify {', '.join(names)}: their intervals are mostly the priors'")
+        if self.no_best_batch:
+            lines.append(f"B_opt is unknown: {self.no_best_batch}")
+        return lines
+
+    def _calibration(self, member: Member, rows: Inputs) -> NDArray[np.float64]:
+        """What the variance between grids is multiplied by beyond the largest N or T, [rows].
+
+        It is the squared errors that were made when larger sizes (or token counts) were predicted from the smaller
+        ones, over the variance that the fit claimed, with a prior of two such errors that are just as claimed.
+        """
+        factor = np.ones(len(rows))
+        beyond_any = np.zeros(len(rows), dtype=bool)
+        for by, place in (("N", rows.n), ("T", rows.t)):
+            ratio = [float(np.mean(step.error**2 / step.sd**2)) for step in member.steps if step.by == by]
+            seen = calibration(ratio)
+            beyond = place > np.log(self.domain[by][1] / getattr(self.scale, by)) + 1e-9
+            factor = np.where(beyond, np.where(beyond_any, np.maximum(factor, seen), seen), factor)
+            beyond_any |= beyond
+        return factor
+
+    def _inputs(self, N: ArrayLike, T: ArrayLike, B: ArrayLike, lr: ArrayLike) -> Inputs:
+        N, T, B, lr = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, dtype=float)) for v in (N, T, B, lr)))
+        n, t, b = self.scale.logs(N, T, B)
+        return Inputs(n, t, np.log(lr / self.lr_scale), b, np.zeros(len(n), dtype=np.int64))
+
+    def _estimate(self, read: Callable[[Model, NDArray], NDArray], unit: float) -> Estimate:
+        """exp of what ``read`` gives times ``unit``: its mean over shapes, and the central 95 % over their draws."""
+        value = self._average(read)
+        drawn = [
+            np.broadcast_to(
+                read(candidate.solution.model, draws.reshape(len(draws), *(1,) * value.ndim, -1)),
+                (len(draws), *value.shape),
+            )
+            for candidate, draws in self.draws
+        ]
+        low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975], axis=0)
+        return Estimate(*(np.exp(np.clip(v, -80, 80)) * unit for v in (value, low, high)))
+
+    def _floor(self, model: Model, theta: NDArray, n: NDArray, t: NDArray) -> NDArray:
+        """ln of a shape's best batch, at least one clip (or the smallest batch that was run)."""
+        least = np.log((self.cells.n_ctx or self.cells.B.min()) / self.scale.B)
+        best = shape.best_batch(model, theta, n, t)
+        return np.broadcast_to(least, n.shape) if best is None else np.maximum(best, least)
+
+    def _edge(self, model: Model, theta: NDArray, n: NDArray, t: NDArray, price: float) -> NDArray:
+        low = np.zeros(np.broadcast_shapes(theta[..., 0].shape, n.shape)) + self._floor(model, theta, n, t)
+        target = shape.price(model, theta, n, t, low) + price
+        high = low + 25.0
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            beyond = shape.price(model, theta, n, t, middle) > target
+            low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+        return (low + high) / 2
+
+    def _best_at_rate(self, n: NDArray, t: NDArray, lr: NDArray, lowest: NDArray) -> Pair:
+        """The best batch at a given rate, by search over batches."""
+        batches = self._batches()
+        size, count = n.size, len(batches)
+        shared = (np.repeat(v, count) for v in (n.ravel(), t.ravel(), np.log(np.ravel(lr) / self.lr_scale)))
+        rows = Inputs(*shared, np.tile(batches, size), np.zeros(size * count, dtype=np.int64))
+
+        def costs(model: Model, theta: NDArray) -> NDArray:
+            floor = shape.price(model, theta, n, t, self._floor(model, theta, n, t))
+            return shape.evaluate(model, theta, rows).excess.reshape(*n.shape, count) - floor[..., None]
+
+        average = self._average(costs)
+        value = batches[np.argmin(average, axis=-1)]
+        drawn = [batches[np.argmin(costs(c.solution.model, d), axis=-1)] for c, ds in self.draws for d in ds[::8]]
+        low, high = np.quantile(np.array(drawn), [0.025, 0.975], axis=0)
+        ends = value, np.minimum(low, value), np.maximum(high, value)
+        return Pair(
+            Estimate(*(np.exp(v) * self.scale.B for v in ends)), Estimate(lr, lr, lr), average.min(-1) - lowest
+        )

@@ -1,0 +1,78 @@
+"""What the rows of a ledger are: cells of grids, one optimum for each (N, T), or repeats of one."""
+
+import numpy as np
+
+from videoscaling.scaling.fitting.grids.fit_points import Untrusted
+from videoscaling.scaling.fitting.grids.optimum import COEFFICIENTS
+from videoscaling.scaling.runs import Ledger
+from videoscaling.utils.errors import UserError
+
+# Losses of one (N, T), of rows without a batch and a rate, that differ by less are repeats: seeds move a loss by 0.1
+# to 0.5 %, and a sweep over rates by more. Known standard errors widen it, to this many of a difference.
+REPEAT_SPREAD, REPEAT_SIGMAS = 0.01, 4.0
+LISTED = 12  # of what a refusal names, a line each
+
+
+def most_cells(ledger: Ledger) -> int:
+    """The largest number of different (lr, B) of one grid."""
+    cells = np.stack([np.log(ledger.lr), np.log(ledger.B)], axis=1).round(6)
+    return max(len(np.unique(cells[rows], axis=0)) for *_, rows in ledger.grids())
+
+
+def check_line(ledger: Ledger, axis: str) -> None:
+    """Refuse grids with one batch each (or one rate) where these differ.
+
+    Raises:
+        Untrusted: the batches (or rates) differ from grid to grid.
+    """
+    other = "B" if axis == "lr" else "lr"
+    values = getattr(ledger, other)
+    if np.ptp(np.log(values)) > 1e-6:
+        raise Untrusted(
+            f"each (N, T) has one {other}, and these differ ({values.min():.4g} to {values.max():.4g}): whether the "
+            f"best {axis} follows {other}, or N and T, cannot be told (sweep at one {other}, or several in each grid)",
+            forcible=False,
+        )
+
+
+def check_repeats(ledger: Ledger, force: bool, warnings: list[str]) -> None:
+    """Refuse several losses of one (N, T) that are no repeats of one measurement, or warn of them where forced.
+
+    Raises:
+        Untrusted: there are some; each is named.
+    """
+    error = ledger.loss_se / ledger.loss
+    known = error[np.isfinite(error)]
+    least = REPEAT_SIGMAS * 2**0.5 * float(np.median(known)) if len(known) else 0.0
+    found = []
+    for N, T, rows in ledger.grids():
+        losses = ledger.loss[rows][np.isfinite(ledger.loss[rows])]
+        if len(losses) > 1 and losses.max() / losses.min() - 1 > max(REPEAT_SPREAD, least):
+            shown = ", ".join(f"{loss:.5g}" for loss in losses[:3]) + (", ..." if len(losses) > 3 else "")
+            found.append(f"N {N:.4g}, T {T:.4g}: {len(losses)} losses, {shown}")
+    if not found:
+        return
+    text = f"{len(found)} (N, T) have several losses that differ by more than repeats of one run do"
+    if force:
+        warnings.append(text)
+        return
+    listed = [f"\n  {line}" for line in found[:LISTED]]
+    if len(found) > LISTED:
+        listed.append(f"\n  and {len(found) - LISTED} more")
+    advice = "keep one row of each"
+    if np.isnan([ledger.B, ledger.lr]).any():
+        advice = "name the columns B and lr with --columns if these differ, or keep one row of each"
+    raise Untrusted(f"{text}: {advice}{''.join(listed)}")
+
+
+def check_optima(ledger: Ledger) -> None:
+    """Raise UserError where rows are a grid's cells, not its optimum; repeats of one (B, lr) may stand."""
+    groups = [(N, T, rows) for N, T, rows in ledger.grids() if len(rows) > 1]
+    for N, T, rows in sorted(groups, key=lambda group: -len(group[2])):
+        cells = {(str(ledger.B[row]), str(ledger.lr[row])) for row in rows}
+        if len(cells) > 1:
+            way = "leave --optima out to fit grids" if len(cells) >= COEFFICIENTS else "keep the best row of each"
+            raise UserError(
+                f"{ledger.source}: --optima wants one row for each (N, T), but N {N:.4g}, T {T:.4g} has {len(rows)}: "
+                f"{way} (only repeats of one (B, lr) may stand)"
+            )

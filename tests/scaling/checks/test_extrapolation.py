@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from videoscaling.scaling.checks import extrapolation
+from videoscaling.scaling.fitting.losses import forms
+
+N, T, B = (
+    v.ravel()
+    for v in np.meshgrid(np.geomspace(1e7, 6.4e8, 5), np.geomspace(2e9, 3.2e10, 5), [3e4, 1e5, 3e5], indexing="ij")
+)
+
+
+def joint(N, T, B):
+    return ((40 / N**0.3) + (60 / T**0.25)) ** 1.5 + 0.5
+
+
+def three_term(N, T, B):
+    return 30 / N**0.35 + 2 / B**0.3 + 20 / (T / B) ** 0.5 + 0.5
+
+
+@pytest.mark.parametrize(("form", "truth"), [("joint", joint), ("three_term", three_term)])
+def test_forms_recover_what_made_the_losses(paper, form, truth):
+    fitted = forms.fit_form(form, N, T, truth(N, T, B), B)
+    np.testing.assert_allclose(fitted(4 * N, 2 * T, B), truth(4 * N, 2 * T, B), rtol=2e-4)
+
+
+def test_additive_is_the_loss_law(paper):
+    fitted = forms.fit_form("additive", N, T, paper.loss(N, T), B)
+    np.testing.assert_allclose(fitted(4 * N, 4 * T, B), paper.loss(4 * N, 4 * T), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("truth", "best"), [pytest.param(joint, "joint", marks=pytest.mark.slow), (three_term, "three_term")]
+)
+def test_held_out_points_tell_the_forms_apart(truth, best):
+    rows = extrapolation.summary(extrapolation.expanding_windows(N, T, B, truth(N, T, B), None))
+    for along in ("N", "T"):
+        errors = {row["form"]: row["error"] for row in rows if row["along"] == along}
+        assert set(errors) == set(forms.CONSTANTS)
+        assert min(errors, key=errors.get) == best
+
+
+def test_windows_never_see_what_they_predict():
+    checks = extrapolation.expanding_windows(N, T, B, joint(N, T, B), None, ("additive",))
+    assert {(c.along, c.checked_at > c.fitted_to) for c in checks} == {("N", True), ("T", True)}
+    assert [c.points for c in checks] == [15] * 4
+    spoilt = joint(N, T, B) * np.where(np.max(N) == N, 1.01, 1.0)
+    again = extrapolation.expanding_windows(N, T, B, spoilt, None, ("additive",))
+    # The largest N is only ever predicted: a change there moves the check of it alone.
+    first, last = (next(c for c in checks if c.along == "N" and c.checked_at == v) for v in np.unique(N)[3:])
+    assert next(c for c in again if c.along == "N" and c.checked_at == first.checked_at).error == first.error
+    moved = next(c for c in again if c.along == "N" and c.checked_at == last.checked_at)
+    assert 1 + moved.bias == pytest.approx(1.01 * (1 + last.bias))
+
+
+def test_equivalent_compute(paper):
+    law = paper.loss
+    assert extrapolation.equivalent_compute(law, 1e9, 1e10, float(law(1e9, 8e9))) == pytest.approx(0.8)
+    assert extrapolation.equivalent_compute(law, 1e9, 1e10, 0.4) == np.inf

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from videoscaling.scaling.fitting.losses.average import fit_losses
+from videoscaling.utils.errors import UserError
+
+
+def table(form, seed=0):
+    N = np.repeat(np.geomspace(5e7, 3e9, 8), 10)
+    T = N * np.tile(np.geomspace(5, 500, 10), 8)
+    if form == "joint":
+        loss = ((N / 5e6) ** -0.6 + (T / 3e8) ** -0.65) ** 0.45 * 4 + 1.2
+    else:
+        loss = 480 / N**0.35 + 2100 / T**0.37 + 1.8
+    return N, T, loss * np.exp(0.003 * np.random.default_rng(seed).standard_normal(len(N)))
+
+
+@pytest.mark.parametrize("form", ["joint", "additive"])
+def test_chosen_form_holds_on_the_largest_size(form):
+    N, T, loss = table(form)
+    fitted = N < 2e9
+    law = fit_losses(N[fitted], T[fitted], loss[fitted], draws=20)
+    predicted = law.predict(N[~fitted], T[~fitted])
+    error = np.log(loss[~fitted] / predicted.mean)
+    assert np.sqrt(np.mean(error**2)) < 0.008
+    assert np.mean((loss[~fitted] > predicted.low) & (loss[~fitted] < predicted.high)) >= 0.8
+    assert law.warnings() == []
+    if form == "joint":
+        assert law.members[0].form == "joint"
+
+
+def test_forced_additive_form_warns_on_joint_losses_and_is_widened():
+    N, T, loss = table("joint")
+    fitted = N < 2e9
+    forced = fit_losses(N[fitted], T[fitted], loss[fitted], form="additive", draws=20)
+    assert any("errs by" in line for line in forced.warnings())
+    predicted = forced.predict(N[~fitted], T[~fitted])
+    assert np.mean((loss[~fitted] > predicted.low) & (loss[~fitted] < predicted.high)) >= 0.8
+
+
+def test_small_table_of_an_additive_law_is_recovered():
+    N, T = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 6.4e8, 4), np.geomspace(1e9, 6.4e10, 4), indexing="ij"))
+    loss = 0.28 * (N / 8e7) ** -0.34 + 0.34 * (T / 8e9) ** -0.28 + 1.7
+    law = fit_losses(N, T, np.round(loss, 5), draws=20)
+    assert law.predict(1e9, 1e12).mean == pytest.approx(
+        0.28 * (1e9 / 8e7) ** -0.34 + 0.34 * (1e12 / 8e9) ** -0.28 + 1.7, rel=2e-3
+    )
+
+
+def test_unknown_form_is_named():
+    with pytest.raises(UserError, match="'cubic' is none of additive"):
+        fit_losses([1e7] * 8, [1e9] * 8, np.linspace(2, 3, 8), form="cubic")

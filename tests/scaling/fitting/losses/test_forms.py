@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+
+from videoscaling.scaling.fitting.losses import forms
+from videoscaling.utils.errors import UserError
+
+
+@pytest.mark.parametrize("form", forms.CONSTANTS)
+def test_derivatives_are_those_of_differences(form):
+    random = np.random.default_rng(0)
+    n, t, b = random.normal(size=(3, 20))
+    theta = random.normal(size=len(forms.CONSTANTS[form])) * 0.4
+    _, J = forms.evaluate(form, theta, n, t, b)
+    steps = np.eye(len(theta)) * 1e-6
+    differences = [
+        (forms.evaluate(form, theta + e, n, t, b)[0] - forms.evaluate(form, theta - e, n, t, b)[0]) / 2e-6
+        for e in steps
+    ]
+    assert np.abs(J - np.stack(differences, axis=1)).max() < 1e-7
+
+
+def table(form, seed=0, noise=0.002):
+    N = np.repeat(np.geomspace(5e7, 3e9, 7), 8)
+    T = N * np.tile(np.geomspace(5, 500, 8), 7)
+    B = np.tile([2e5, 1e6], 28)
+    if form == "joint":
+        loss = ((N / 5e6) ** -0.6 + (T / 3e8) ** -0.65) ** 0.45 * 4 + 1.2
+    elif form == "additive":
+        loss = 480 / N**0.35 + 2100 / T**0.37 + 1.8
+    elif form == "product":
+        loss = 1.5 * (1 + (N / 1e6) ** -0.4) * (1 + (T / 1e8) ** -0.5)
+    else:
+        loss = 480 / N**0.35 + (B / 1e4) ** -0.6 + (T / B / 1e3) ** -0.5 + 1.8
+    return N, T, B, loss, loss * np.exp(noise * np.random.default_rng(seed).standard_normal(len(N)))
+
+
+@pytest.mark.parametrize("form", forms.CONSTANTS)
+def test_each_form_recovers_its_own_losses_beyond_the_largest_size(form):
+    N, T, B, truth, loss = table(form)
+    fitted = N < 2e9
+    fit = forms.fit_form(form, N[fitted], T[fitted], loss[fitted], B[fitted])
+    assert np.abs(fit(N, T, B) / truth - 1)[~fitted].max() < 0.006
+    assert fit.noise == pytest.approx(0.002, rel=0.4)
+
+
+def test_additive_form_errs_on_joint_losses_where_the_joint_form_does_not():
+    N, T, _, truth, loss = table("joint")
+    fitted = N < 1e9
+    errors = {
+        form: np.abs(forms.fit_form(form, N[fitted], T[fitted], loss[fitted])(N, T) / truth - 1)[~fitted].max()
+        for form in ("additive", "joint")
+    }
+    assert errors["joint"] < 0.01
+    assert errors["additive"] > 2 * errors["joint"]
+
+
+def test_outliers_hardly_move_the_law():
+    N, T, _, truth, loss = table("additive")
+    loss[::17] *= 1.1
+    fit = forms.fit_form("additive", N, T, loss)
+    assert np.abs(fit(N, T) / truth - 1).max() < 0.006
+
+
+def test_bootstrap_by_run_is_wider_than_by_row_where_a_run_errs_as_one():
+    N, T, _, truth, _ = table("additive")
+    run = np.repeat(np.arange(14), 4)
+    loss = truth * np.exp(0.01 * np.random.default_rng(1).standard_normal(14)[run])
+    by_row = forms.fit_form("additive", N, T, loss, draws=100).interval(1e9, 2e10)
+    by_run = forms.fit_form("additive", N, T, loss, draws=100, cluster=run).interval(1e9, 2e10)
+    assert by_run > 1.3 * by_row
+
+
+def test_equal_losses_and_too_few_points_are_refused():
+    N, T = np.geomspace(1e7, 1e9, 8), np.geomspace(1e9, 1e11, 8)
+    with pytest.raises(UserError, match="all losses are equal"):
+        forms.fit_form("joint", N, T, np.full(8, 2.0))
+    with pytest.raises(UserError, match="4 points cannot fix the 6 constants"):
+        forms.fit_form("joint", N[:4], T[:4], np.geomspace(2, 3, 4))

@@ -1,0 +1,201 @@
+import numpy as np
+import pytest
+
+from videoscaling.scaling.fitting.surface.cells import Cells
+from videoscaling.scaling.fitting.surface.fit import fit_surface
+from videoscaling.utils.errors import UserError
+
+SLOPE, RATE_T, RATE_N, BATCH_T, BATCH_N = 0.5, -0.15, -0.20, 0.5, -0.1
+NOISE = 0.003
+RATES = np.exp(np.linspace(-1.6, 1.6, 5))
+
+
+def cells(kind="two_sided", *, sizes=4, times=3, batches=5, rates=RATES, seed=0, tau=0.03):
+    """Grids of runs with milestones, of planted laws: rates around the best one at each batch."""
+    random = np.random.default_rng(seed)
+    N, T, B, factor = (
+        v.ravel()
+        for v in np.meshgrid(
+            np.geomspace(1e6, 2e7, sizes), np.geomspace(1e8, 2e9, times), 100.0 * 4 ** np.arange(batches), rates,
+            indexing="ij",
+        )
+    )  # fmt: skip
+    n, t, b = np.log(N / 4e6), np.log(T / 4e8), np.log(B / 3e3)
+    lr = 1e-3 * np.exp(SLOPE * b + RATE_N * n) * factor
+    run = np.unique(np.stack([N, B, lr], axis=1), axis=0, return_inverse=True)[1].ravel()
+    grid = np.unique(np.stack([N, T], axis=1), axis=0, return_inverse=True)[1].ravel()
+    moved = tau * random.standard_normal((2, grid.max() + 1))[:, grid]
+    x = np.log(lr / 1e-3) - SLOPE * b - RATE_T * t - RATE_N * n - moved[0]
+    z = b - BATCH_T * t - BATCH_N * n - moved[1]
+    price = 0.01 * z**2 if kind == "two_sided" else 0.05 * np.logaddexp(0, z)
+    ln_loss = np.log(0.6 * np.exp(-0.2 * n) + 0.5 * np.exp(-0.25 * t) + 0.8) + 0.02 * x**2 + price
+    ln_loss += NOISE * (0.9 * random.standard_normal(run.max() + 1)[run] + 0.44 * random.standard_normal(len(N)))
+    return Cells.of_arrays(N, T, B, lr, np.exp(ln_loss), run=run, n_ctx=100.0)
+
+
+@pytest.fixture(scope="module")
+def two_sided():
+    return fit_surface(cells(), form="levels", bent=False)
+
+
+@pytest.fixture(scope="module")
+def one_sided():
+    return fit_surface(cells("one_sided"), form="levels", bent=False)
+
+
+def holds(estimate, truth):
+    return estimate.low <= truth <= estimate.high
+
+
+def test_two_sided_valley_gives_every_exponent_and_the_best_pair(two_sided):
+    assert two_sided.no_best_batch is None
+    truths = {"aB": SLOPE, "aT": RATE_T, "aN": RATE_N, "bT": BATCH_T, "bN": BATCH_N}
+    found = {name: two_sided.exponent(name) for name in truths}
+    # Of five intervals at 95 %, one may miss.
+    assert sum(holds(found[name], truth) for name, truth in truths.items()) >= 4
+    for name, truth in truths.items():
+        assert found[name].value == pytest.approx(truth, abs=0.03), name
+        assert found[name].high - found[name].low < 0.15, name
+    # Away from the data: a larger model for longer.
+    N, T = 4e7, 4e9
+    n, t = np.log(N / 4e6), np.log(T / 4e8)
+    B = 3e3 * np.exp(BATCH_T * t + BATCH_N * n)
+    lr = 1e-3 * np.exp(SLOPE * np.log(B / 3e3) + RATE_T * t + RATE_N * n)
+    pair = two_sided.best(N, T)
+    assert pair.B.value == pytest.approx(B, rel=0.25)
+    assert two_sided.lr_opt(B, T, N).value == pytest.approx(lr, rel=0.08)
+    assert holds(two_sided.lr_opt(B, T, N), lr)
+
+
+def test_valley_open_to_small_batches_has_an_edge_and_no_best_batch(one_sided):
+    assert "small batches cost nothing" in one_sided.no_best_batch
+    assert one_sided.best_batch(4e8, 4e6) is None
+    # 0.05 ln(1 + e^z) = ln 1.01 above the price of one clip.
+    clip = 0.05 * np.logaddexp(0, np.log(100 / 3e3))
+    z = np.log(np.expm1((np.log(1.01) + clip) / 0.05))
+    edge = one_sided.edge(4e8, 4e6)
+    assert edge.value == pytest.approx(3e3 * np.exp(z), rel=0.25)
+    assert holds(edge, 3e3 * np.exp(z))
+    for name, truth in {"aB": SLOPE, "aT": RATE_T, "aN": RATE_N}.items():
+        assert one_sided.exponent(name).value == pytest.approx(truth, abs=0.03), name
+
+
+def test_constraints_are_read_off_the_same_surface(two_sided):
+    free = two_sided.best(4e6, 4e8)
+    larger = two_sided.best(4e6, 4e8, tolerance=0.001)
+    assert larger.B.value > free.B.value
+    given = two_sided.best(4e6, 4e8, B=larger.B.value)
+    assert given.cost == pytest.approx(0.001, abs=2e-4)
+    assert given.lr.value == pytest.approx(larger.lr.value)
+    at_rate = two_sided.best(4e6, 4e8, lr=float(free.lr.value))
+    assert at_rate.B.value == pytest.approx(free.B.value, rel=0.15)
+    assert at_rate.cost == pytest.approx(0, abs=2e-4)
+    # A batch below one clip does not exist.
+    assert two_sided.best(2e7, 1e3).B.value == pytest.approx(100)
+    with pytest.raises(UserError, match="nothing to choose"):
+        two_sided.best(4e6, 4e8, B=1e3, lr=1e-3)
+
+
+def test_intervals_of_new_runs_hold_on_a_larger_size():
+    table = cells(sizes=5)
+    largest = table.N.max() == table.N
+    surface = fit_surface(table.rows(~largest), batch="two_sided", bent=False)
+    held = table.rows(largest)
+    predicted = surface.predict(held.N, held.T, held.B, held.lr)
+    near = held.loss < 1.02 * held.best
+    inside = (held.loss > predicted.low) & (held.loss < predicted.high)
+    assert inside[near].mean() > 0.9
+    assert np.sqrt(np.mean(np.log(held.loss / predicted.mean)[near] ** 2)) < 0.012
+    assert np.median(predicted.high / predicted.low) < 1.06
+    assert np.all((predicted.mean_low > predicted.low) & (predicted.mean_high < predicted.high))
+    several = surface.predict(held.N, held.T, held.B, held.lr, seeds=8)
+    assert np.all(several.high < predicted.high)
+
+
+def test_grids_of_three_cells_and_cells_at_the_edge_count():
+    """Rates all below the best one: no grid has an optimum inside, and the law is found all the same."""
+    table = cells(rates=np.exp([-1.5, -0.8, -0.1]), batches=4)
+    surface = fit_surface(table, form="levels", batch="two_sided", bent=False)
+    for name, truth in {"aB": SLOPE, "aT": RATE_T, "aN": RATE_N}.items():
+        assert surface.exponent(name).value == pytest.approx(truth, abs=0.06), name
+        assert surface.exponent(name).high - surface.exponent(name).low < 0.3, name
+
+
+def test_diverged_runs_bound_the_best_rate_from_above():
+    """High rates diverge: as missing cells they leave the best rate open, as 'at least this much' they close it."""
+    table = cells(rates=np.exp([-1.2, -0.6, 0.0, 0.6, 1.2, 1.8]), batches=4)
+    n, t, b = np.log(table.N / 4e6), np.log(table.T / 4e8), np.log(table.B / 3e3)
+    x = np.log(table.lr / 1e-3) - SLOPE * b - RATE_T * t - RATE_N * n
+    loss = np.where(x > 0.3, np.inf, table.loss)
+    known = Cells.of_arrays(table.N, table.T, table.B, table.lr, loss, run=table.run, n_ctx=100.0)
+    truth = 1e-3 * (1e3 / 3e3) ** SLOPE
+    fitted = {
+        name: fit_surface(part, form="levels", batch="two_sided", bent=False).lr_opt(1e3, 4e8, 4e6)
+        for name, part in {"censored": known, "left out": known.rows(np.isfinite(loss))}.items()
+    }
+    assert holds(fitted["censored"], truth)
+    assert fitted["censored"].value / truth == pytest.approx(1, abs=0.15)
+    width = {name: np.log(e.high / e.low) for name, e in fitted.items()}
+    assert width["censored"] <= width["left out"]
+
+
+def test_grid_whose_runs_all_diverged_is_left_out():
+    table = cells()
+    loss = np.where((table.N.max() == table.N) & (table.T.max() == table.T), np.inf, table.loss)
+    known = Cells.of_arrays(table.N, table.T, table.B, table.lr, loss, run=table.run, n_ctx=100.0)
+    surface = fit_surface(known, form="levels", batch="two_sided", bent=False)
+    assert len(np.unique(surface.cells.grid)) == 11
+    assert surface.exponent("aT").value == pytest.approx(RATE_T, abs=0.03)
+
+
+def test_one_batch_gives_the_rates_law_along_it():
+    table = cells()
+    table = table.rows(table.B == 1600)
+    surface = fit_surface(table, form="levels")
+    assert surface.no_best_batch == "all runs have one batch"
+    assert surface.unidentified() == ["aB"]
+    # Along a batch the slope in B is not needed.
+    assert surface.exponent("aT").value == pytest.approx(RATE_T, abs=0.05)
+    assert surface.exponent("aN").value == pytest.approx(RATE_N, abs=0.05)
+    with pytest.raises(UserError, match="one batch"):
+        surface.edge(4e8, 4e6)
+
+
+def test_one_rate_gives_what_batches_cost_and_no_rate():
+    table = cells(rates=np.array([1.0]))
+    lr = np.full(len(table), 1e-3)
+    n, t, b = np.log(table.N / 4e6), np.log(table.T / 4e8), np.log(table.B / 3e3)
+    loss = np.exp(0.01 * (b - BATCH_T * t - BATCH_N * n) ** 2 - 0.1 * n - 0.1 * t)
+    loss *= np.exp(0.001 * np.random.default_rng(0).standard_normal(len(loss)))
+    surface = fit_surface(Cells.of_arrays(table.N, table.T, table.B, lr, loss, n_ctx=100.0), form="levels")
+    assert surface.exponent("bT").value == pytest.approx(BATCH_T, abs=0.1)
+    assert surface.exponent("bN").value == pytest.approx(BATCH_N, abs=0.1)
+    with pytest.raises(UserError, match="one learning rate"):
+        surface.lr_opt(1e3, 4e8, 4e6)
+
+
+def test_form_that_is_wrong_warns_where_it_is_forced():
+    random = np.random.default_rng(2)
+    base = cells(sizes=6, times=6, batches=3, rates=np.exp([-0.8, 0.0, 0.8]))
+    joint = ((base.N / 1e5) ** -0.6 + (base.T / 1e7) ** -0.65) ** 0.45 * 4 + 1
+    loss = joint * np.exp(0.02 * np.log(base.lr / 1e-3) ** 2 + 0.001 * random.standard_normal(len(base)))
+    table = Cells.of_arrays(base.N, base.T, base.B, base.lr, loss, n_ctx=100.0)
+    forced = fit_surface(table, form="additive", batch="two_sided", bent=False)
+    assert any("additive form errs" in line or "lack of fit" in line for line in forced.warnings())
+    chosen = fit_surface(table, batch="two_sided", bent=False)
+    assert chosen.members[0].form == "joint"
+    assert chosen.members[0].window_error < forced.members[0].window_error / 2
+
+
+def test_free_levels_predict_no_losses_and_say_so():
+    surface = fit_surface(cells(sizes=2, times=2), batch="two_sided", bent=False)
+    assert surface.no_form.startswith("2 sizes and 2 token counts")
+    with pytest.raises(UserError, match="predicts no losses: 2 sizes"):
+        surface.predict(1e6, 1e8, 1e3, 1e-3)
+
+
+def test_arrays_that_are_no_runs_are_refused_by_name():
+    with pytest.raises(UserError, match="lr must be positive"):
+        Cells.of_arrays([1e6], [1e8], [1e3], [0.0], [2.0])
+    with pytest.raises(UserError, match="3 usable runs"):
+        fit_surface(Cells.of_arrays([1e6] * 4, [1e8] * 3 + [2e8], [1e3] * 4, [1e-3] * 4, [2.0, 2.1, 2.2, np.inf]))
