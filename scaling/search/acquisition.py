@@ -142,9 +142,10 @@ class Posterior:
     def __init__(self, surface: Surface, future: Cells) -> None:
         self._surface, self._solution = surface, solution_of(surface)
         model, phi = self._solution.model, self._solution.phi
-        self._inflation = float(np.mean(self._solution.inflation))
+        inflation = self._solution.inflation * self._solution.robust
+        self._inflation = float(np.mean(inflation))
         seen = surface.cells.rows(np.isfinite(surface.cells.loss))
-        known = self._solution.inflation[np.isfinite(surface.cells.loss)]
+        known = inflation[np.isfinite(surface.cells.loss)]
         self._effects: dict[Hashable, tuple[int, float]] = {}
         self._free = model.free
         parts = [self._design(seen, known), self._design(future, np.full(len(future), self._inflation))]

@@ -30,17 +30,23 @@ EXPONENTS = ("aN", "aT", "aB", "aS")
 # as a single point three noise widths off would. Without it an exponent that the data do not show runs to 0 or to
 # infinity.
 PRIORS = {name: (np.log(0.4), 1.0) for name in EXPONENTS} | {"k": (0.0, 1.0)}
-# The floor's share of the lowest loss is as likely anywhere between 0 and 1: u, with share = Phi(u), is normal. On many
-# tables only a bound of the floor is identified: without a prior it ran to 0 (1e-13 on the study's runs), and predictions
-# far beyond the data depended on where a descent stopped. Published floors leave no end out: 0 (Kaplan et al. 2020, a joint
-# form with k 0.095), 0.87 (Chinchilla: 1.69 of 1.94), 0.95 (arXiv 2411.17470: 0.486 of 0.513).
+# The floor's share of the lowest loss is as likely anywhere from 0 to 1: u, with share = Phi(u), is normal. On many
+# tables only a bound of the floor is identified: without a prior it ran to 0 (1e-13 on the study's runs), and
+# predictions far beyond the data depended on where a descent stopped. Published floors leave no end out: 0 (Kaplan et
+# al. 2020, a joint form with k 0.095), 0.87 (Chinchilla: 1.69 of 1.94), 0.95 (arXiv 2411.17470: 0.486 of 0.513).
 FLOOR = (0.0, 1.0)
+# A constant whose error is not this much smaller than its prior's is the prior's, not the data's; without a prior, one
+# known to no better than a factor of e is not identified.
+LEARNED = 0.7
+LOOSE = 1.0
 START_EXPONENTS = (0.2, 0.5, 1.0)
 START_FLOORS = (0.1, 0.5, 0.8, 0.95)
 # Rows that a start is refined on before the best ones are finished on all rows.
 START_ROWS = 1500
 # Of more problems those leave that have stopped falling, and do not wait for the slowest.
 FEW = 25
+# Of a descent, which its tolerance ends: along a floor that the data hardly identify some take 200.
+STEPS = 1000
 # Residuals that are computed at once: more leave the processor's cache.
 CHUNK = 200_000
 
@@ -120,7 +126,7 @@ def _stack(parts: list, total: NDArray) -> NDArray:
 
 
 def prior_of(form: str) -> tuple[NDArray, NDArray]:
-    """Mean and precision (1 / sd) of a form's constants in the priors' coordinates (``prior_at``); 0 without a prior."""
+    """Mean and precision (1 / sd, 0 without a prior) of a form's constants in the coordinates of ``prior_at``."""
     pairs = [FLOOR if name == "Linf" else PRIORS.get(name, (0.0, np.inf)) for name in CONSTANTS[form]]
     return np.array([mean for mean, _ in pairs]), np.array([1 / sd for _, sd in pairs])
 
@@ -141,6 +147,19 @@ def prior_at(
         at[..., floor] = u = ndtri(share)
         slope[..., floor] = share * np.sqrt(2 * np.pi) * np.exp(u**2 / 2)
     return (at - prior[0]) * prior[1], slope * prior[1]
+
+
+def remarks(sd: NDArray, slope: NDArray) -> list[str]:
+    """What to print behind each constant: empty where the data identify it.
+
+    Args:
+        sd: [constants] standard errors of the logarithms. slope: as ``prior_at`` gives.
+    """
+    return [
+        " (the prior's: not identified)" if error * prior > LEARNED
+        else " (not identified)" if error > LOOSE and prior == 0 else ""
+        for error, prior in zip(sd, slope)
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -172,6 +191,11 @@ class FormFit:
         """Loss at N parameters, T tokens and, for three_term, B tokens."""
         n, t, b = self.scale.logs(N, T, B)
         return np.exp(evaluate(self.form, self.theta, n.ravel(), t.ravel(), b.ravel())[0]).reshape(n.shape)
+
+    @property
+    def errors(self) -> NDArray[np.float64]:
+        """sd of theta [constants], from the draws where there are any."""
+        return np.sqrt(np.diag(self.covariance)) if self.draws is None else self.draws.std(axis=0)
 
     def interval(self, N: ArrayLike, T: ArrayLike, B: ArrayLike = np.nan) -> NDArray[np.float64]:
         """sd of ln f at each row, [rows], from the draws where there are any."""
@@ -241,7 +265,7 @@ def fit_form(
         centres[:, known] += random.standard_normal((draws, known.sum())) / sharpness[known]
         starts = np.broadcast_to(theta, centres.shape)
         drawn, _ = descend(
-            form, starts, logs, y, precision, sd=sd, weight=weights[:, label], steps=100, prior=(centres, sharpness),
+            form, starts, logs, y, precision, sd=sd, weight=weights[:, label], steps=STEPS, prior=(centres, sharpness),
             tolerance=1e-6,
         )  # fmt: skip
     return FormFit(form, theta, scale, float(sd), np.linalg.pinv(hessian, rcond=1e-12), drawn)
@@ -256,14 +280,14 @@ def _finish(form: str, starts: NDArray, logs: list, y: NDArray, precision: NDArr
     sd = max(0.1 * float(np.std(y)), 1e-7)
     theta, cost = descend(form, starts, logs, y, precision, sd=sd, steps=60)
     theta = theta[np.argsort(cost)[:4]]
-    for _ in range(4):
+    for _ in range(8):
         residual, _ = _weighted(form, theta[0], logs, y, precision)
         freedom = max(len(y) - len(CONSTANTS[form]), 1)
         scatter = 1.4826 * float(np.median(np.abs(residual))) * np.sqrt(len(y) / freedom)
         new = max(scatter, 1e-7)
-        theta, cost = descend(form, theta, logs, y, precision, sd=new, steps=150)
+        theta, cost = descend(form, theta, logs, y, precision, sd=new, steps=STEPS)
         theta = theta[np.argsort(cost)]
-        if abs(np.log(new / sd)) < 0.05:
+        if abs(np.log(new / sd)) < 0.01:
             break
         sd = new
     return theta[0], new

@@ -11,6 +11,7 @@ from videoscaling.scaling.fitting import plausibility
 from videoscaling.scaling.fitting.grids import lines
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted, at_nominal, grid_optima
 from videoscaling.scaling.fitting.grids.optimum import WINDOW, Optimum
+from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.fitting.run_info import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
 from videoscaling.scaling.fitting.sizes import STILL
 from videoscaling.scaling.fitting.surface import noise
@@ -25,7 +26,6 @@ from videoscaling.utils.errors import UserError
 # Runs of a grid that identify where its best rate or batch lies: two have no optimum between them.
 LEAST_CELLS = 3
 EDGE = 0.01  # a loss this much (relative) above the best one ends the range of batches
-LOOSE = 1.0  # sd of ln of a loss form's constant beyond which the data do not identify it
 NEAR = 1.02  # times its grid's best loss: cells by which a surface is judged
 RATE = ("aB", "aT", "aN")
 HELD_ELSEWHERE = "part of the surface, which tools/predict.py reads"
@@ -208,10 +208,10 @@ def _form_lines(surface: Surface) -> list[str]:
     lines = []
     for member in surface.members:
         names, theta = member.solution.model.level_names, member.solution.theta
-        sd = np.sqrt(np.diag(member.solution.covariance))
+        sd, slope = np.sqrt(np.diag(member.solution.covariance)), member.solution.model.prior_at(theta)[1]
         constants = ", ".join(
-            f"{name[2:]} {np.exp(v):.4g}{' (not identified)' if s > LOOSE else ''}"
-            for name, v, s in zip(names, theta, sd)
+            f"{name[2:]} {np.exp(value):.4g}{remark}"
+            for name, value, remark in zip(names, theta, forms.remarks(sd, slope))
         )
         lines += [
             f"loss form {member.form}, weight {member.weight:.2f}: L = {FORMULAS[member.form]}",

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from videoscaling.scaling.fitting.surface import least_squares, shape
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.utils.errors import UserError
@@ -185,6 +186,23 @@ def test_form_that_is_wrong_warns_where_it_is_forced():
     chosen = fit_surface(table, batch="two_sided", bent=False)
     assert chosen.members[0].form == "joint"
     assert chosen.members[0].window_error < forced.members[0].window_error / 2
+
+
+def test_where_a_form_starts_changes_no_prediction():
+    """Far beyond the runs, within 2e-4: less than a hundredth of the sd there."""
+    table = cells(batches=3, rates=np.exp([-0.8, 0.0, 0.8]))
+    surface = fit_surface(table, form="joint", batch="two_sided", bent=False)
+    solution, scale = surface.members[0].solution, surface.scale
+    logs = *scale.logs(table.N, table.T, table.B), np.log(table.lr / surface.lr_scale)
+    problem = least_squares.problem_of(table, shape.Inputs(logs[0], logs[1], logs[3], logs[2], table.grid))
+    far = surface._inputs(2e9, 2e11, 3e3, 1e-3)
+    wanted = shape.evaluate(solution.model, solution.theta, far)
+    assert np.sqrt(wanted.jacobian[0] @ solution.covariance @ wanted.jacobian[0]) > 0.03
+    for share, k in ((0.02, 0.2), (0.9, 2.0)):
+        theta = solution.theta.copy()
+        theta[:6] = np.log([0.5, 0.3 / k, 0.5, 0.3 / k, share * table.loss.min(), k])
+        again = least_squares.solve(problem, solution.model, theta, solution.phi)
+        assert shape.evaluate(again.model, again.theta, far).value == pytest.approx(wanted.value, abs=2e-4)
 
 
 def test_free_levels_predict_no_losses_and_say_so():
