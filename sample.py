@@ -3,7 +3,7 @@
     python sample.py --checkpoint runs/x --prompt "a large red circle gliding left over a drifting navy background"
     python sample.py --checkpoint runs/x --prompts configs/prompts.txt --out samples/ --steps 50 --guidance 5 --seed 0
 
-Prompt i is sampled with seed + i, whatever the batch. The prompt, the seed and the settings lie in each file's
+Prompt i is sampled with seed + i in every batch. The prompt, the seed and the settings lie in each file's
 metadata, and all of them in OUT/samples.json. With --grid 4, OUT/grid.gif shows all videos, four in a row, captioned.
 """
 
@@ -61,14 +61,16 @@ def main() -> int:
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or raw (default: ema)")
     parser.add_argument("--format", choices=FORMATS, default="mp4", help="mp4, gif, or png (frames side by side)")
     parser.add_argument("--grid", type=int, metavar="COLUMNS", help="also write all videos as one captioned grid.gif")
-    parser.add_argument("--fps", type=int, default=8, help="frames per second of what is written (default: 8)")
+    parser.add_argument("--fps", type=int, default=8, help="frames per second of the files (default: 8)")
     parser.add_argument("--batch", type=int, default=8, help="prompts sampled at once (default: 8)")
-    parser.add_argument("--vae", type=path_text, help="where the VAE lies now (default: where it lay for the latents)")
+    parser.add_argument(
+        "--vae", type=path_text, help="folder of the VAE (default: its folder when the latents were made)"
+    )
     parser.add_argument(
         "--text",
         type=path_text,
         aliases=("--text-encoder", "--t5"),
-        help="where the text encoder lies now (default: where it lay for the latents)",
+        help="folder of the text encoder (default: its folder when the latents were made)",
     )
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     arguments = parser.parse_args()

@@ -5,7 +5,7 @@
     torchrun --nproc_per_node 8 train.py --config configs/train/base.yaml data.cache=runs/latents model.size=2x64 \\
         optim.lr=3e-4 train.batch_tokens=640 train.tokens=2e5
 
-The same command again continues the run; a finished one is left as it is. With --dry-run it only says what the run
+The same command continues the run; a finished one is left as it is. With --dry-run it only reports what the run
 would be: its size, FLOPs, memory and, after a few steps, its time. With --account it says so by formula alone, without
 latents and for any GPU:
 
@@ -32,7 +32,7 @@ def main() -> int:
         aliases=("--cfg", "--conf", "--yaml"),
         help="a YAML file; see configs/train, and docs/training.md for the keys",
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what the run would be and take; write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="report the run's size, cost and memory; write nothing")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
     parser.add_argument("--account", action="store_true", help="with --dry-run: by formula, without data and steps")
     parser.add_argument(

@@ -14,12 +14,12 @@ from videoscaling.utils.progress import Progress
 
 
 class Built(NamedTuple):
-    """What a process left of a cache.
+    """The state of a cache after one process has made its share.
 
     Attributes:
         index: of the finished cache; None while other processes' shards are missing.
         already: whether the cache was finished before.
-        shards, shards_there: how many it has, and how many of them are there; counted while it is unfinished.
+        shards, shards_there: its number of shards, and of finished ones; counted while the cache is unfinished.
     """
 
     index: dict[str, Any] | None
@@ -45,7 +45,7 @@ def build_share(
 
     Args:
         settings: what determines the cache's content; the rule of its split is added.
-        plan: gives what is to be encoded, given whether to split as caches did before there were rules.
+        plan: returns the clips to encode; its argument asks for the split rule of older caches.
         vae, text: encoders, as ``data.writer.write_share``'s.
         latent_shape: (C, f, h, w) of a clip.
         max_rejected: the fraction of the videos that may be rejected.

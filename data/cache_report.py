@@ -1,4 +1,4 @@
-"""What the command that makes caches says about one: before, from an estimate, and afterwards, from the index."""
+"""Text reports of a cache: before it is made, from an estimate, and afterwards, from the index."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ def counts_text(counts: Mapping[str, int]) -> str:
 
 
 def captions_text(about: Mapping[str, Any], clips: int) -> list[str]:
-    """Lines about captions and about what was left out; none for what an older index does not say."""
+    """Lines about captions and skipped files; none for entries that an older index lacks."""
     lines = []
     if (found := about.get("captions")) is not None:
         lines.append(f"  captions: {found['missing']:,} of {plural(clips, 'clip')} have none; {found['cut']:,} have "
@@ -26,8 +26,8 @@ def captions_text(about: Mapping[str, Any], clips: int) -> list[str]:
 
 
 def split_text(split: Mapping[str, Any] | None, clips: int) -> list[str]:
-    """Lines about how training and validation, of so many ``clips``, were separated; none for what an older index does
-    not say."""
+    """Lines about the separation of training and validation, of so many ``clips``; none for entries that an older
+    index lacks."""
     if not split or split["by"] == "seed":
         return []
     wanted = split["wanted"]

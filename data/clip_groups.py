@@ -1,4 +1,4 @@
-"""What goes into a cache: rendered clips or videos, as units of work that load themselves."""
+"""Clip groups: the units of work of a cache, from videos or rendered clips, which load themselves."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from videoscaling.utils.random import derive_seed
 
 SPLITS = ("train", "validation")
 RENDERED_AT_ONCE = 64
-# The same validation clips for every synthetic data set, whatever its seed, so that losses compare across them.
+# The same validation clips for synthetic data sets of all seeds, so that losses compare across them.
 VALIDATION_SEED = derive_seed(0, "synthetic validation")
 
 

@@ -1,4 +1,4 @@
-"""Clips to files people can watch: mp4, gif, png grids, each carrying what it is in its own metadata."""
+"""Export of clips as mp4, gif and png grids, each with its prompt and settings in the file's metadata."""
 
 import io
 import textwrap
@@ -11,7 +11,7 @@ from torch import Tensor
 from videoscaling.utils.files import atomic_write
 from videoscaling.utils.finiteness import check_finite
 
-TILE = 160  # pixels that a clip of a grid is at least wide, for people to see and captions to have room
+TILE = 160  # least width of a clip in a grid, in pixels, so that it is visible and its caption has room
 
 
 def to_bytes(clip: Tensor) -> np.ndarray:

@@ -14,7 +14,7 @@ UNKNOWN_FPS = 24.0
 
 
 def frames_per_second(clips: Clips, reading: ClipOptions) -> float:
-    """Of the frames that clips are cut from, every ``stride``-th of which a clip takes."""
+    """Rate of the frames that clips are cut from; a clip takes every ``stride``-th of them."""
     return clips.fps * reading.shape.stride or UNKNOWN_FPS
 
 

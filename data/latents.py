@@ -2,7 +2,7 @@
 
 A cache is a folder:
 
-    index.json                 what it was made of and with, what it holds, its files' sizes and checksums, and a
+    index.json                 settings, sources, contents, its files' sizes and checksums, and a
                                checksum of itself
     train-00000.safetensors    shards (data/shards.py)
     validation-00000...
@@ -64,7 +64,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
-    """What a cache is called in runs: of its settings and not its bytes, whose last bits depend on the machine."""
+    """The fingerprint of a cache: a hash of its settings, not of its bytes, whose last bits depend on the machine."""
     return list_hash([json.dumps(settings, sort_keys=True)])
 
 
@@ -151,7 +151,7 @@ class LatentCache:
                 raise altered(path)
 
     def order(self, position: Tensor, seed: int) -> Tensor:
-        """Which training clip stands at each position of the training stream: int64 [n], on the CPU."""
+        """The training clip at each position of the training stream: int64 [n], on the CPU."""
         return sample_index(position, self.train_size, seed)
 
     def stored(self, indices: Tensor, pinned: bool = False) -> Stored:

@@ -1,6 +1,6 @@
 """Several caches as one: training clips mixed by weight, validation on all their frozen lists.
 
-Which clip stands where is a function of the position alone (``data.sample_order.mixed_index``), as with one cache:
+The clip at a position is a function of the position alone (``data.sample_order.mixed_index``), as with one cache:
 there is no epoch to wait for, and resuming needs nothing that a run would have to remember.
 """
 

@@ -1,7 +1,7 @@
-"""Files that are validated on in one part and trained on in another: a film alone, or one that outweighs the others.
+"""Files divided by time between training and validation: a film alone, or one that outweighs the others.
 
-A video is a better unit than a stretch of time: what holds for another video says more. So files are parted only where
-a cache would waste too many clips otherwise, or have none to train on.
+Validation on another video says more than on another part of the same video. So a file is divided only if a cache
+would otherwise waste too many clips, or have none to train on.
 """
 
 from collections.abc import Hashable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Parts(NamedTuple):
-    """How files are parted.
+    """The divided files.
 
     Attributes:
         held: validation clips by source.

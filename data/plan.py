@@ -25,7 +25,7 @@ SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
 
 
 class Plan(NamedTuple):
-    """What is to be encoded, and what is known about it by then."""
+    """The clips to encode, with the facts about them that are known before encoding."""
 
     units: dict[str, list[ClipGroup]]
     clips_per_unit: float
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the list of sources left out and how it was split, for the index and the reports."""
+        """The skipped sources and the split, for the index and the reports."""
         if self.listing is None or self.split is None:
             return {"split": {"by": "seed"}}
         left_aside = {"skipped": self.listing.skipped, "unread_columns": self.listing.unread}
@@ -151,7 +151,7 @@ def plan_videos(request: VideoRequest) -> tuple[dict[str, Any], Planner]:
 
 
 def _validation_wanted(text: str | None) -> tuple[int | None, list[str] | None]:
-    """What ``--validation`` asks for: a number of clips, or the keys of an earlier list."""
+    """The value of ``--validation``: a number of clips, or the keys of an earlier list."""
     if text is None or text.isdecimal():
         return (None if text is None else int(text)), None
     if not Path(text).exists():

@@ -13,7 +13,7 @@ from videoscaling.utils.files import write_text
 
 
 class RejectionCount:
-    """How many videos were rejected in the shards that are there, whoever made them.
+    """The number of videos rejected in the finished shards of all processes.
 
     Args:
         most: the fraction of ``videos`` that may be rejected.
@@ -48,7 +48,7 @@ def once(rejected: Iterable[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def reason_counts(rejected: Sequence[dict[str, str]]) -> str:
-    """How many were rejected for each reason, in words."""
+    """The number rejected for each reason, as text."""
     return ", ".join(f"{n} {reason}" for reason, n in Counter(row["reason"] for row in rejected).most_common())
 
 
@@ -64,7 +64,7 @@ def exceeds(rejected: Sequence[dict[str, str]], videos: int, most: float) -> boo
 
 
 def too_many(rejected: Sequence[dict[str, str]], videos: int) -> str:
-    """What is said where too large a part of the videos cannot be used."""
+    """The error message if too many of the videos are rejected."""
     rejected = whole_videos(rejected)
     enough = math.ceil(100 * len(rejected) / videos) / 100
     return (
@@ -74,7 +74,7 @@ def too_many(rejected: Sequence[dict[str, str]], videos: int) -> str:
 
 
 def write_rejected(folder: Path, rejected: Sequence[dict[str, str]]) -> Path:
-    """Name every rejected source in rejected.jsonl, of which the path is returned."""
+    """Write every rejected source to rejected.jsonl; returns its path."""
     path = folder / "rejected.jsonl"
     write_text(path, b"".join(lines(once(rejected))).decode())
     return path

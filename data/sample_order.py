@@ -1,4 +1,4 @@
-"""Who sees which sample when: a stateless order, a function of (seed, position) alone."""
+"""Sample order: a stateless permutation, a function of (seed, position) alone."""
 
 import functools
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def sample_index(position: Tensor, size: int, seed: int) -> Tensor:
     return index
 
 
-@functools.lru_cache(maxsize=32)  # a mixture asks for two of each cache
+@functools.lru_cache(maxsize=32)  # a mixture uses two blocks of each cache
 def _block(number: int, size: int, seed: int) -> Tensor:
     return permuted(torch.arange(number * BLOCK, (number + 1) * BLOCK), size, seed)
 

@@ -1,15 +1,15 @@
-"""A shard: latents, text and the names of some clips in one safetensors file, and what its header tells.
+"""Shards: latents, text and names of clips in one safetensors file, with metadata in its header.
 
     latents      float16 [n, C, f, h, w]
     text         float16 [m, L, dim], of the m different captions, padded to the longest of them
     text_length  int32 [m]; text_row int32 [n], each clip's row of text
 
-The header's metadata are one JSON string, since safetensors writes several in no fixed order, and a cache is the same
-bytes every time. It holds the clips' keys and captions, the sources that gave none, sums for the latents' statistics,
-what the shard was planned to hold, and the checksum of the tensors: whoever closes a cache of terabytes reads headers.
-It also holds a CRC-32 of each clip. A training reads clips in random order, so that the checksum of the tensors would
-have it read the whole cache before its first steps; a clip is checked alone, when a process first reads it. A first
-read then takes 1.1 s of processor time per GiB more than a second one (clips of 16x5x32x32 latents and 32 tokens).
+The header's metadata are one JSON string, because safetensors writes several in no fixed order and a cache must be the
+same bytes every time. It holds the clips' keys and captions, the rejected sources, sums for the latents' statistics,
+the plan of the shard, and the checksum of the tensors. So the process that writes the index of a cache of terabytes
+reads headers only. The metadata also hold a CRC-32 of each clip. Training reads clips in random order, and checking
+the tensors' checksum would read the whole cache before the first steps. So each clip is checked when a process first
+reads it: 1.1 s of processor time per GiB more than a second read (clips of 16x5x32x32 latents and 32 tokens).
 """
 
 import functools
@@ -41,7 +41,7 @@ FIX = "delete it and run the command that made the cache"
 
 
 class Stored(NamedTuple):
-    """Clips as they lie in a cache, [n, ...] each: latents float16, text float16 [n, L, dim] and its length int32."""
+    """Clips in a cache's form, [n, ...] each: latents float16, text float16 [n, L, dim] and its length int32."""
 
     latents: Tensor
     text: Tensor
@@ -49,7 +49,7 @@ class Stored(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A shard to be made: its place, its units and the hash of what it is to hold."""
+    """The plan of a shard: its path, its clip groups and the hash of its content."""
 
     path: Path
     units: list[ClipGroup]
@@ -161,7 +161,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
 
 
 def is_whole(path: Path, planned: str) -> bool:
-    """Whether the shard is there in full, by its own header, and was made as ``planned``."""
+    """Whether the shard is complete, by its own header, and was made as ``planned``."""
     if not path.is_file():
         return False
     try:
@@ -173,7 +173,7 @@ def is_whole(path: Path, planned: str) -> bool:
 
 
 def header_sha256(path: Path) -> str:
-    """The checksum of a shard's header, in which the one of its tensors stands."""
+    """The checksum of a shard's header, which contains that of its tensors."""
     with path.open("rb") as file:
         start = file.read(8)
         length = min(int.from_bytes(start, "little"), path.stat().st_size)  # of an altered one, any number
@@ -204,17 +204,17 @@ def is_finite(values: np.ndarray) -> bool:
 
 
 def altered(path: Path, clip: str = "") -> DataFault:
-    """The error that a file of a cache, or a clip in it, is not as it was written."""
+    """The error for an altered file of a cache, or an altered clip in it."""
     return DataFault(f"{path}{f', clip {clip!r}' if clip else ''} was altered; {FIX}")
 
 
 def map_arrays(path: Path) -> dict[str, np.ndarray]:
-    """A shard's tensors as views of one memory map; DataFault where its header describes none."""
+    """A shard's tensors as views of one memory map; DataFault if its header does not describe them."""
     return MappedShard(path).arrays
 
 
 class MappedShard:
-    """A shard's tensors, as views of one memory map, and which of its clips are still to be checked.
+    """A shard's tensors, as views of one memory map, and the clips that are not checked yet.
 
     Args:
         whole: check the tensors' checksum now where the shard, of an older cache, has none of its clips.
@@ -244,7 +244,7 @@ class MappedShard:
             raise altered(path)
 
     def check(self, rows: np.ndarray, again: bool = False) -> None:
-        """Compare the clips of int64 ``rows`` with their checksums, and see that their numbers are finite.
+        """Compare the clips of int64 ``rows`` with their checksums, and check that their numbers are finite.
 
         Args:
             again: check also clips that this process has checked before.
@@ -280,11 +280,11 @@ class MappedShard:
 
 
 class Shards:
-    """Shards in a row, mapped when they are first read: a cache of thousands opens at once.
+    """A sequence of shards, mapped when they are first read, so that a cache of thousands opens at once.
 
     Args:
         files: path and number of clips of each.
-        latent_shape, text_tokens, text_dim: of what is read, whose text is padded to ``text_tokens``.
+        latent_shape, text_tokens, text_dim: of the clips read; text is padded to ``text_tokens``.
     """
 
     def __init__(
@@ -352,6 +352,6 @@ class Shards:
 
 
 def as_float(stored: Stored) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents float32, text float32 and mask bool [n, L] (true on tokens), on the device where ``stored`` lies."""
+    """Latents float32, text float32 and mask bool [n, L] (true on tokens), on the device of ``stored``."""
     tokens = torch.arange(stored.text.shape[1], device=stored.text.device)
     return stored.latents.float(), stored.text.float(), tokens < stored.text_length[:, None]

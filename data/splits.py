@@ -1,7 +1,7 @@
-"""Which clips of a list of videos go where, decided from a few of them: training and validation, and shards' sizes.
+"""Training and validation splits of a list of videos, and sizes of shards, decided from a few opened videos.
 
 Every process of a job decides this for itself, alike, without opening a million videos: they are put in the order of
-their names' hashes, and no more are opened than a decision needs. What the rest hold is seen when they are encoded.
+their names' hashes, and no more are opened than a decision needs. The others are opened when they are encoded.
 
 The validation list is drawn once and written with the cache. A later cache of more videos is given that list: what is
 in it stays, and what was added goes to training. A video is in one split alone, unless that would waste too many of
@@ -33,7 +33,7 @@ SKEWED = 4  # a video with more than one in so many of the clips seen says nothi
 
 @dataclass(frozen=True)
 class Split:
-    """Which clips go where, and how that was decided.
+    """The clip groups of each split, and the rule that separated them.
 
     Attributes:
         units: of each split.
@@ -42,7 +42,7 @@ class Split:
         rule: how the draw differs from the one before the cap held always, for the cache's fingerprint; None where it
             does not.
         parted: videos that are validated on in one part and trained on in another.
-        gap_seconds: at least so long lies between the two; 0 where none is parted.
+        gap_seconds: least gap between training and validation clips of one file; 0 if none is divided.
         unused: clips of the videos validated on that are in neither split, as far as they were opened.
     """
 
@@ -76,7 +76,7 @@ def hash_order(sources: Sequence[Source]) -> list[Source]:
 
 
 class VideoScan:
-    """What videos hold, opened in ``hash_order`` as far as is asked; pixels are not decoded.
+    """The clips of videos, opened in ``hash_order`` as far as needed; pixels are not decoded.
 
     Args:
         workers, limit_seconds: as ``data.video.decode_workers.decoded``.
@@ -104,7 +104,7 @@ class VideoScan:
             self.opened += 1
 
     def walk(self) -> Iterator[tuple[Source, list[str]]]:
-        """Each video and its clips' keys (none where it was rejected), opened as they are asked for."""
+        """Each video and its clips' keys (none if it was rejected); videos are opened as needed."""
         for number, source in enumerate(self.order):
             self.open(number + 1)
             yield source, self.look_up(source.name)
@@ -176,7 +176,7 @@ def draw(
             no video is ever parted.
 
     Raises:
-        UserError: a frozen clip cannot be had, or nothing is left for training.
+        UserError: a frozen clip is not in these videos, or nothing is left for training.
     """
     headers.open(SAMPLE)
     by_name = {source.name: source for source in headers.order}
@@ -276,7 +276,7 @@ def _unit(source: Source, reading: ClipOptions, keys: list[str] | None) -> ClipG
 
 
 def _check_frozen(validation_keys: dict[str, list[str]], by_name: dict[str, Source], reading: ClipOptions) -> None:
-    """Raise where a frozen clip cannot be had."""
+    """Check that all frozen clips are in these videos; raises UserError."""
     for name, keys in validation_keys.items():
         try:
             if name not in by_name:
@@ -285,5 +285,5 @@ def _check_frozen(validation_keys: dict[str, list[str]], by_name: dict[str, Sour
             video_unit(by_name[name], reading, starts, decode=False).load()
         except Rejected as error:
             raise UserError(
-                f"clip {keys[-1]} of the frozen validation list cannot be had from these videos ({error})"
+                f"clip {keys[-1]} of the frozen validation list cannot be read from these videos ({error})"
             ) from None

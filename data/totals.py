@@ -1,4 +1,4 @@
-"""What the shards of a cache add up to: clips, rejections, captions, and the latents' statistics by channel."""
+"""Totals over a cache's shards: clips, rejections, captions, and the latents' statistics by channel."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Looking at a cache before it is made and after: what it will hold and take, and whether it holds what it should."""
+"""Dry run and verification of a cache: its size and time before it is made, and its integrity afterwards."""
 
 import math
 import random
@@ -23,7 +23,7 @@ from videoscaling.utils.errors import UserError, plural
 OPENED = 10_000  # videos that a dry run opens at most
 CAPTIONS_AT_ONCE = 4096  # split into tokens
 PROBE_SECONDS = 10.0  # that it decodes and encodes, to see how long that takes
-# Root mean square of the difference over that of the latents, by what the autoencoder computes in. Measured on the
+# Root mean square of the difference over that of the latents, by the autoencoder's dtype. Measured on the
 # embedded one: other batches and threads 2e-4, which is float16's; bfloat16 against float32 7e-3; the same clip begun
 # one frame later 8e-3 at the very least, where hardly anything moves.
 TOLERANCE = {"float32": 5e-3, "bfloat16": 2e-2}
@@ -33,11 +33,11 @@ def estimate(
     headers: VideoScan, units: dict[str, list[ClipGroup]], vae: Any, latent_shape: Sequence[int], load: Load,
     processes: int, frames: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """What a cache of these videos would hold and take; nothing is written.
+    """Estimate the content, size and time of a cache of these videos; nothing is written.
 
     Args:
         headers: of the videos; those of the first ``OPENED`` are opened.
-        units: what was drawn of them.
+        units: the clip groups drawn from them.
         load, processes: how the job would run.
         frames: of a clip.
 
@@ -94,7 +94,7 @@ def _clips_of(unit: ClipGroup, headers: VideoScan) -> float:
 
 
 def _speed(units: list[ClipGroup], vae: Any, load: Load) -> tuple[float, float]:
-    """Seconds to decode a clip and to encode one, on a random part of the units, neither beside the other.
+    """Seconds to decode a clip and to encode one, each measured alone on a random part of the units.
 
     Raises:
         UserError: no clip can be decoded.

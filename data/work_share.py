@@ -1,4 +1,4 @@
-"""Which part of a cache's shards a process makes: alone, as one of a torchrun, or as a task of a Slurm array."""
+"""A process's share of a cache's shards: alone, in a torchrun, or as a task of a Slurm array."""
 
 import os
 import re
@@ -12,7 +12,7 @@ SLURM = "SLURM_ARRAY_TASK_"
 
 
 class WorkShare(NamedTuple):
-    """Which of the processes that make a cache this one is: ``rank`` of ``world``, from 0."""
+    """The number of this process among those that make a cache: ``rank`` of ``world``, from 0."""
 
     rank: int = 0
     world: int = 1
@@ -51,7 +51,7 @@ def from_slurm(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def slurm_warning(share: WorkShare, environ: Mapping[str, str] = os.environ) -> str | None:
-    """What to say where "auto" leaves a part of the work to other tasks of a Slurm array; None where it does not."""
+    """The warning that "auto" leaves a part of the work to other tasks of a Slurm array; None if it does not."""
     if not from_slurm(environ) or _number(environ, SLURM + "COUNT", 1) < 2:
         return None
     return (

@@ -1,11 +1,11 @@
-"""Making a latent cache: any number of processes share its shards without talking to each other.
+"""Writer of latent caches: any number of processes share the shards without communication.
 
-What a shard holds follows from the list of sources and the settings alone, so process r of n makes every n-th shard,
-and whichever finds all of them there writes the lists and the index. A shard is written under a temporary name and
-renamed, and one that is there is not made again. The bytes are the same for any number of processes, killed or not.
+The content of a shard is a function of the list of sources and the settings. So process r of n makes every n-th
+shard, and the process that finds all shards finished writes the lists and the index. A shard is written under a
+temporary name and renamed; a finished shard is not made again. The bytes are the same for any number of processes,
+killed or not.
 
-While it is made, a cache has a hidden folder ``.work`` with one folder per process: its lock and its
-temporary files.
+An unfinished cache has a hidden folder ``.work`` with one folder per process for its lock and temporary files.
 """
 
 import json
@@ -39,7 +39,7 @@ SHARD_CLIPS = 4096  # tiny clips: how much an interruption may cost
 
 
 class Load(NamedTuple):
-    """How much is done at once: clips encoded together, processes that decode (0: this one), seconds for a source."""
+    """Batch of clips to encode, number of decoding processes (0: this one), and seconds for a source."""
 
     batch: int = 16
     workers: int = 0
@@ -53,7 +53,7 @@ def clips_per_shard(latent_shape: Sequence[int]) -> int:
 
 @contextmanager
 def working(folder: str | Path, share: WorkShare) -> Iterator[Path]:
-    """Hold this process's share of the cache in ``folder``; yields its own folder there, and removes it at the end.
+    """Lock this process's share of the cache in ``folder``; yields its own folder there, and removes it at the end.
 
     Raises:
         UserError: another living process holds the same share.
@@ -77,14 +77,14 @@ def work_folder(folder: str | Path, share: WorkShare) -> Path:
 
 
 def _remove(work: Path) -> None:
-    """Remove a share's folder, which the caller holds, unless another took it over."""
+    """Remove a share's folder, which the caller has locked, unless another process took it over."""
     with suppress(UserError):
         check_lock(work)
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _clean(work: Path) -> None:
-    """Remove what killed processes left beside ``work``; those that live remove their own."""
+    """Remove the files that killed processes left next to ``work``; living processes remove their own."""
     remove_leftovers(work.parents[1], "rejected.jsonl")
     for left in work.parent.iterdir():
         if left != work:
@@ -93,7 +93,7 @@ def _clean(work: Path) -> None:
 
 
 def _place(work: Path, path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write ``path`` whole or not at all, by way of the folder ``work``.
+    """Write ``path`` atomically, by way of the folder ``work``.
 
     Raises:
         UserError: this process no longer holds ``work``.
@@ -110,7 +110,7 @@ def _place(work: Path, path: Path, content: bytes | Iterable[bytes]) -> None:
 
 
 def open_cache(folder: str | Path, settings: dict[str, Any], work: Path) -> dict[str, Any] | None:
-    """Make ``folder`` ready for a cache of these settings.
+    """Prepare ``folder`` for a cache of these settings.
 
     Args:
         settings: with ``RULE`` or without it: the draw that follows from a cache's own decides that (``record_rule``).
@@ -180,7 +180,7 @@ def _without_rule(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def difference(there: dict[str, Any], now: dict[str, Any]) -> str:
-    """Where two settings differ, in words."""
+    """The differences of two settings, as text."""
     pairs = {key: (there.get(key), now.get(key)) for key in {**there, **now}}
     return "; ".join(f"{key} is {a!r} there and {b!r} now" for key, (a, b) in sorted(pairs.items()) if a != b)
 
@@ -213,7 +213,7 @@ def write_share(
     tally: RejectionCount | None = None,
     progress: Callable[[int], None] = lambda units: None,
 ) -> None:
-    """Encode those of a share's ``shards`` that are not there.
+    """Encode the missing ones of a share's ``shards``.
 
     Args:
         vae: ``encode(clips) -> latents``, as ``models.vae``.
@@ -232,7 +232,7 @@ def write_share(
             progress(len(shard.units))
         else:
             missing.append(shard)
-    # One stream over all shards, so that decoding goes on while a shard is written.
+    # One stream over all shards, so that decoding continues while a shard is written.
     answers = decoded((unit for shard in missing for unit in shard.units), load.workers, load.limit_seconds)
     try:
         for shard in missing:
@@ -255,12 +255,12 @@ def close_cache(
     about: dict[str, Any] | None = None,
     frozen: Sequence[str] | None = None,
 ) -> dict[str, Any] | None:
-    """Write the lists and the index of a cache whose shards are all there; the same bytes whoever does it.
+    """Write the lists and the index of a cache whose shards are all finished; every process writes the same bytes.
 
     Args:
         text: as ``write_share``'s, with ``max_tokens`` and ``count_tokens(prompts)`` too.
-        about: further facts for the index, of no consequence for the content.
-        frozen: the validation keys of an earlier cache, all of which must be in this one.
+        about: further facts for the index, which do not change the content.
+        frozen: the validation keys of an earlier cache; this cache must have all of them.
 
     Returns:
         the index, or None where shards are still missing.
@@ -285,7 +285,7 @@ def close_cache(
     if frozen is not None and list(frozen) != totals.validation:
         gone = sorted(set(frozen) - set(totals.validation))
         raise UserError(
-            f"{plural(len(gone), 'clip')} of the frozen validation list cannot be had, the first: {gone[:1]}"
+            f"{plural(len(gone), 'clip')} of the frozen validation list could not be read, the first: {gone[:1]}"
         )
     validation = {"hash": list_hash(totals.validation), "keys": totals.validation}
     _place(work, folder / "validation.json", json_text(validation).encode())
@@ -326,7 +326,7 @@ def close_cache(
 
 
 def missing_shards(shards: dict[str, list[Shard]]) -> int:
-    """How many shards are not there yet."""
+    """The number of unfinished shards."""
     return sum(not is_whole(shard.path, shard.planned) for split in SPLITS for shard in shards[split])
 
 

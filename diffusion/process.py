@@ -1,4 +1,4 @@
-"""Forward processes x_t = alpha(t) x0 + sigma(t) noise, and the conversions between what a model may predict.
+"""Forward processes x_t = alpha(t) x0 + sigma(t) noise, and conversions between prediction targets.
 
 Time runs from 0 (data) to 1 (noise). Two families: rectified flow (arXiv 2209.03003), and variance preserving with
 linear (arXiv 2011.13456), cosine (arXiv 2102.09672) or zero-terminal-SNR (arXiv 2305.08891) schedules.
@@ -99,7 +99,7 @@ class Process:
         return alpha * x0 + sigma * noise
 
     def target_of(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the model should predict at t [batch]: [batch, ...]."""
+        """The target of the model's prediction at t [batch]: [batch, ...]."""
         p, q = _mixture(self.target, *(_like(c, x0) for c in self.coefficients(t)))
         return p * x0 + q * noise
 

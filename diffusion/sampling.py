@@ -1,6 +1,6 @@
 """Sampling: solvers of diffusers on our own time grid, from noise at t = 1 to data at t = 0 in equal steps.
 
-The schedulers' discrete time is not used. It asks the model at floor(1000 sigma) / 1000 instead of sigma, repeats
+The schedulers' discrete time is not used. It evaluates the model at floor(1000 sigma) / 1000 instead of sigma, repeats
 timesteps from about 500 steps on (at 1000 the first step is skipped or the last has no successor), makes DDIM step
 over 1000 // steps instead of the true distance, and rebuilds alpha from float32 betas, which gives infinity where the
 SNR ends at zero. Here t comes first: the model is asked at t, and the scheduler gets the process's sigma at t.
@@ -36,7 +36,7 @@ def known_schedulers(process: Process) -> tuple[str, ...]:
 
 
 def build_scheduler(process: Process, name: str | None, steps: int, device: torch.device) -> Any:
-    """A diffusers scheduler for ``process`` whose ``timesteps`` are the times t at which to ask the model.
+    """A diffusers scheduler for ``process`` whose ``timesteps`` are the times t at which the model is evaluated.
 
     Args:
         name: one of ``known_schedulers(process)``, or None for the first of them.

@@ -1,4 +1,4 @@
-"""How training draws t: a function of (seed, global sample index), so that the batch's layout cannot matter."""
+"""Training timesteps: a function of (seed, global sample index), independent of the batch's layout."""
 
 import torch
 from torch import Tensor

@@ -1,7 +1,7 @@
-"""The frozen validation loss: one number per set of weights, whatever made it.
+"""The frozen validation loss: one number per set of weights.
 
 A fixed list of clips; for each, K times stratified over (0, 1); noise a function of (seed, clip, k). Uniform in t,
-unweighted, captions on. Nothing depends on world size, batch size, order or what was trained before.
+unweighted, captions on. Nothing depends on world size, batch size, order or earlier training.
 """
 
 import math
@@ -89,7 +89,7 @@ def validate_rows(
         here = torch.cat((part, part.new_zeros(batch - len(part))))
         clip = here // per_clip
         x0, context, mask = (value.to(device) for value in read(clip))
-        # An index of its own for every (clip, k), whatever K is.
+        # Every (clip, k) has its own index, at any K.
         index = (clip << 20 | here % per_clip).to(device)
         noise = normal(seed, "validation noise", index, tuple(x0.shape[1:]))
         loss = score(x0, noise, times.flatten()[here].to(device), context, mask)

@@ -1,4 +1,4 @@
-"""One function owns the attention layout; which kernel runs is decided once, by probing, and can be reported."""
+"""Attention: one layout for all kernels; the kernel is chosen once, by probing."""
 
 import functools
 

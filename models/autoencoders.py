@@ -1,6 +1,6 @@
-"""What sets diffusers' autoencoder classes apart: compression, latent statistics, and how much they hold at once.
+"""Differences between diffusers' autoencoder classes: compression, latent statistics, and batch limits.
 
-Every class that is supported is a name in `CLASSES` and whatever line it needs below; `models.vae` treats them alike.
+A supported class is a name in `CLASSES` and the lines below that it needs; `models.vae` treats all classes alike.
 """
 
 import math
@@ -26,8 +26,8 @@ CLASSES = (
     "AutoencoderKLCosmos",
     IMAGE_CLASS,
 )
-# What an autoencoder may hold at once: positions of its widest maps, by clip and frame. With 128 float32 channels a
-# map of this size is 4 GiB. An image of 2896 x 2896 is as much, or 17 frames of 702 x 702.
+# The most that an autoencoder may hold at once: positions of its widest maps, by clip and frame. With 128 float32
+# channels a map of this size is 4 GiB. An image of 2896 x 2896 is as much, or 17 frames of 702 x 702.
 POSITIONS_AT_ONCE = 2**23
 # These go through a clip in pieces, of at most so many frames; the others take all of it.
 FRAMES_AT_ONCE = {
@@ -38,14 +38,14 @@ FRAMES_AT_ONCE = {
 }
 # In diffusers 0.42.1 its attention mask fits a batch of one alone.
 ONE_AT_A_TIME = ("AutoencoderKLHunyuanVideo15",)
-# Its encoder takes sines of pixels times 2 pi 128, of which bfloat16's rounding of pixels leaves nothing.
+# Its encoder takes sines of pixels times 2 pi 128, which bfloat16's rounding of pixels destroys.
 FLOAT32_ONLY = ("AutoencoderKLMochi",)
 
 
 def compression(model: nn.Module) -> tuple[int, int]:
     """How many frames, and how many pixels along a side, become one latent.
 
-    From what the network is built of: its own attributes of that name are mere labels for some classes.
+    Computed from the network's layers: its attributes of that name are mere labels for some classes.
     """
     config, name = model.config, type(model).__name__
     if name == IMAGE_CLASS:
@@ -103,8 +103,8 @@ def statistics_of(model: nn.Module, folder: Path) -> dict[str, Any]:
     """Mean and standard deviation of the latents per channel, and whose convention they are.
 
     A normalised latent is (latent - mean) / std. Published conventions are all of that form: Wan, Mochi, Cosmos and
-    LTX give mean and std, the last as buffers beside a factor; the others one factor, which is 1 / std, and perhaps a
-    shift. What a pipeline's scheduler adds (Cosmos' sigma_data) is the scheduler's and not the autoencoder's.
+    LTX give mean and std, LTX as buffers next to a factor; the others one factor, which is 1 / std, and perhaps a
+    shift. A scheduler's further scale (Cosmos' sigma_data) belongs to the scheduler, not to the autoencoder.
 
     Raises:
         UserError: there are none.

@@ -132,8 +132,8 @@ class VideoDiT(nn.Module):
 
     Args:
         config: the shape.
-        seed: each parameter is drawn from (seed, its name) alone, whatever the order or number of the others.
-        dtype: what the blocks compute in; parameters, time and modulation stay float32.
+        seed: each parameter is drawn from (seed, its name) alone, independent of the other parameters.
+        dtype: compute dtype of the blocks; parameters, time and modulation stay float32.
         backend: the attention kernel, as ``models.attention.choose_backend`` resolved it.
     """
 
@@ -173,7 +173,7 @@ class VideoDiT(nn.Module):
                 generator = torch.Generator().manual_seed(derive_seed(seed, name) & (1 << 63) - 1)
                 draw = torch.randn(parameter.shape, generator=generator)
                 parameter.copy_(draw * parameter.shape[1] ** -0.5)
-            # What is left is built as it begins: the blocks' modulation tables zero, the norms' weights one.
+            # The other parameters keep their constructor's values: modulation tables zero, norms' weights one.
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
         """Predict the diffusion target.

@@ -1,4 +1,4 @@
-"""How close two clips are: peak signal-to-noise ratio and structural similarity, of pixels in [-1, 1]."""
+"""Fidelity of clips: peak signal-to-noise ratio and structural similarity, of pixels in [-1, 1]."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Where an encoder lies: a folder, or a hub repository's local copy, fetched where there is a network.
+"""Locations of encoders: a folder, or the local copy of a hub repository, fetched if there is a network.
 
 Where there is none, one line within seconds says which folder or command would help.
 """
@@ -12,8 +12,8 @@ from videoscaling.utils.files import read_json
 PATIENCE = 5  # seconds for the hub's first answer; its client alone would try for half a minute
 KEPT = ("*.json", "*.safetensors", "*.txt", "*.model")  # weights, configurations, vocabularies; never pickles
 VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")
-# Numbers in a config.json. Published encoders stay below 263,000 (words) and 100 (layers); the libraries build what a
-# file asks for before they look at its weights, which took 23 GB and did not end for 10^30 layers.
+# Bounds of numbers in a config.json. Published encoders stay below 263,000 (words) and 100 (layers). The libraries
+# build the model of a config.json before they read its weights, which took 23 GB and did not end for 10^30 layers.
 MAX_SIZE, MAX_LAYERS = 1_000_000, 1000
 Layout = tuple[str, ...]  # folders of an encoder, "" for the root; the first one holds its config.json
 
@@ -23,7 +23,7 @@ def located(spec: str, what: str, layouts: tuple[Layout, ...]) -> tuple[Path, La
 
     Args:
         spec: a folder, or a hub repository as owner/name.
-        what: what is looked for there, to name it in messages.
+        what: the kind of encoder, for messages.
         layouts: the first that is there is taken.
 
     Raises:
@@ -76,7 +76,7 @@ def _from_hub(spec: str, what: str, layouts: tuple[Layout, ...]) -> tuple[Path, 
     from huggingface_hub import snapshot_download
 
     layout, reason = _asked(spec, layouts)
-    # Where the hub gave no answer, only what is here already can help, whichever layout that is.
+    # Without an answer from the hub, only files that are here already can help, in any layout.
     for candidate in [layout] if layout else layouts:
         try:
             root = snapshot_download(

@@ -1,4 +1,4 @@
-"""The ladder of sizes: names, shapes, N and FLOPs. No torch here, so that tools can hand it to the planner.
+"""The ladder of sizes: names, shapes, N and FLOPs. No torch here, so that planning starts fast.
 
 N counts the blocks' matrices only: 4 d^2 of self-attention, 4 d^2 of cross-attention and 8 d^2 of FFN, 16 d^2
 per layer. FLOPs are counted twice: C_token, the paper's, which every law is written in, and the exact count.
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.utils.errors import UserError, nearest
 
-# Width is 32 times depth, so that each size is a scaled copy of the others; 1x64 to 4x192 stand beside them.
+# Width is 32 times depth, so that each size is a scaled copy of the others; 1x64 to 4x192 are extra sizes.
 MICRO = ("2x64", "3x96", "4x128", "6x192", "8x256", "10x320")
 BESIDE_MICRO = ("1x64", "2x96", "4x96", "4x192")
 # The paper's widths are not public; these match its N and, for 0.72B, its FLOPs at 140B tokens.
@@ -145,6 +145,6 @@ def exact_flops(
 
 
 def smooth_width(N: ArrayLike) -> NDArray[np.float64]:
-    """The widths that ``shape_for``'s rule asks for at N, before rounding: what C_token needs between sizes."""
+    """The widths of ``shape_for``'s rule at N, before rounding, for C_token between sizes."""
     N = np.asarray(N, dtype=float)
     return np.maximum((2 * N) ** (1 / 3), (N / (16 * DEEPEST)) ** 0.5)

@@ -24,10 +24,10 @@ MAX_TOKENS = 512  # a pretrained tokenizer may name a smaller limit; none of the
 
 
 class TextEncoder(Protocol):
-    """What every text encoder offers.
+    """The interface of a text encoder.
 
     Attributes:
-        spec: what it was loaded from.
+        spec: the folder or hub id it was loaded from.
         dim: width of an embedding.
         max_tokens: longer prompts are cut, the end token kept.
         fingerprint: short hex digest of all that determines the embeddings.
@@ -57,11 +57,11 @@ class TextEncoder(Protocol):
 class WordEncoder:
     """The embedded default: every word is a fixed random vector, its place a fixed sinusoid.
 
-    What it is: a stable code. A prompt is lower-cased and split into words ("down-left" is one) and punctuation
+    It is a stable code. A prompt is lower-cased and split into words ("down-left" is one) and punctuation
     marks; a word's vector is drawn from a normal distribution by a hash of its spelling, so two machines agree
-    without a vocabulary file. The diffusion model learns what the words mean, from its own captions.
+    without a vocabulary file. The diffusion model learns the words' meaning from its own captions.
 
-    What it is not: a language model. It was trained on nothing; "car" is as far from "cars" as from "moon", and a word
+    It is not a language model. It was not trained; "car" is as far from "cars" as from "moon", and a word
     that no training caption used means nothing. That is enough for captions of few words, such as the synthetic
     clips' or a small folder's; for free text use a T5.
     """
@@ -183,7 +183,7 @@ class PretrainedTextEncoder:
     def _digest(self) -> str:
         """Hash of the weights, the configuration and the tokenizer, short."""
         config = self.model.config.to_dict()
-        # Where it lies and which library wrote it change no embedding.
+        # Its path and the library that wrote it change no embedding.
         for key in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
             config.pop(key, None)
         vocabulary = sorted(self.tokenizer.get_vocab().items())

@@ -34,7 +34,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def _fingerprint(folder: Path, weights: Iterable[Path], statistics: dict[str, Any]) -> str:
-    """A short hash of what decides latents: configuration, weights, normalisation. Not of where they lie."""
+    """A short hash of the settings that determine latents: configuration, weights, normalisation. Not of paths."""
     config = read_json(folder / "config.json", dict)
     kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "_diffusers_version")}
     digest = hashlib.sha256(json.dumps([kept, statistics], sort_keys=True).encode())
@@ -53,7 +53,7 @@ class VideoVAE:
 
     Attributes:
         model: the diffusers autoencoder, in evaluation mode, without gradients.
-        spec: what it was loaded from.
+        spec: the folder or hub id it was loaded from.
         statistics: ``{"convention", "mean", "std"}`` of raw latents, per channel (or one number for all).
         fingerprint: short hash of configuration, weights and statistics.
         channels: latent channels.
@@ -215,7 +215,7 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
         spec: ``"embedded"`` (the tiny one shipped here), a folder in diffusers' format (of an autoencoder, or of a
             pipeline that holds one in ``vae/``), or a hub id.
         device: where to run it.
-        dtype: what to run it in; whatever it was stored in. Latents and statistics stay float32.
+        dtype: compute dtype, independent of the stored one. Latents and statistics stay float32.
 
     Raises:
         UserError: missing, unreadable, incomplete, of a class that is not supported, or without latent statistics.

@@ -17,7 +17,7 @@ def read(directory: Path, results: str | None = None) -> list[dict[str, Any]]:
     added.
 
     Args:
-        results: a folder of committed results: what was added on another machine counts too.
+        results: a folder of committed results: cells that were added on another machine count too.
 
     Raises:
         UserError: a file is none that ``add`` wrote.
@@ -27,12 +27,12 @@ def read(directory: Path, results: str | None = None) -> list[dict[str, Any]]:
 
 
 def add(directory: Path, cells: list[dict[str, Any]]) -> None:
-    """Append to the cells; the caller holds ``directory``. A cell that is there already gets the later milestones."""
+    """Append to the cells; the caller has locked ``directory``. An existing cell gets the later milestones."""
     write_json(directory / NAME, {"cells": _joined([*_read(directory / NAME), *cells])})
 
 
 def export_added(directory: Path, results: str) -> None:
-    """Add a sweep's own to those in a folder of committed results."""
+    """Add a sweep's added cells to those in a folder of committed results."""
     if (directory / NAME).exists():
         write_json(Path(results) / NAME, {"cells": read(directory, results)})
 

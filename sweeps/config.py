@@ -1,4 +1,4 @@
-"""A sweep's YAML: its keys, their defaults, and what is refused of them."""
+"""A sweep's YAML: its keys, defaults and checks."""
 
 import math
 from dataclasses import dataclass, field
@@ -45,7 +45,7 @@ SET = dict.fromkeys(NEVER.split(), "") | {
 
 @dataclass
 class SizeKeys:
-    """One size of the ladder; what is not given here is the sweep's."""
+    """One size of the ladder; the sweep's values replace missing ones."""
 
     size: str = ""
     lr: list[float] | None = None
@@ -58,7 +58,7 @@ class SizeKeys:
 
 @dataclass
 class SlurmKeys:
-    """One job of the array, as sbatch wants it.
+    """One job of the array, by sbatch's options.
 
     Attributes:
         partition, account, time, mem: sbatch's; time in minutes or as "12:00:00".
@@ -66,7 +66,7 @@ class SlurmKeys:
         array: most jobs of the array at once.
         runs_per_job: cells in one job, which trains them as a machine of its own would: as many at once as its GPUs
             and ``runs_per_gpu`` allow, the others after them.
-        warning_seconds: before its end a job is told to checkpoint; it is queued again, and goes on there.
+        warning_seconds: how long before its end a job is signalled to checkpoint; it is requeued and continues there.
         setup: lines of shell that come first on the node: modules, an environment, a container.
         options: further options of sbatch, such as {qos: low, exclude: "node[3-4]"}.
     """
@@ -87,7 +87,7 @@ class SlurmKeys:
 
 @dataclass
 class ExecutorKeys:
-    """How the cells are run.
+    """Settings of the executor that runs the cells.
 
     Attributes:
         kind: local, on this machine; or slurm, as an array of jobs.
@@ -97,7 +97,7 @@ class ExecutorKeys:
         stack: cells of a row (alike but for rates and seeds) that one process trains in lock-step: the most of them,
             or auto, which stacks small models (docs/stacked_runs.md).
         retries: further attempts at a cell that crashes, or whose job is lost.
-        slurm: what a job asks for.
+        slurm: resources and options of a job.
     """
 
     kind: str = "local"
@@ -111,7 +111,7 @@ class ExecutorKeys:
 
 @dataclass
 class CostKeys:
-    """What hours are estimated by before there are any; measured throughput replaces it.
+    """The throughput by which hours are estimated before any is measured.
 
     Attributes:
         flops_per_second: training FLOPs (by C_token) per second of one GPU, or worker on the CPU.
@@ -159,8 +159,8 @@ class SweepKeys:
     cost: CostKeys = field(default_factory=CostKeys)
 
 
-# Texts of a sweep, beside those under ``config``, which are training's. The values of sbatch's options are what it is
-# given, and true where an option has none.
+# Text keys of a sweep, in addition to training's under ``config``. The values of sbatch's options are passed as
+# written, and true for an option without a value.
 TEXT = {"name", "out", "base", "around", "results", "extends", "sizes[].size", "executor.kind", "executor.slurm.time"}
 TEXT |= {f"executor.slurm.{name}" for name in ("partition", "account", "mem", "setup[]")}
 MAX_COUNT = 10_000  # repeats of a cell or steps of an axis: the listing of more would never end
@@ -192,7 +192,7 @@ def overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 
 
 def sweep_key_hint(option: str) -> str:
-    """How to give what the unknown ``option`` asks for, such as --lr, as a key of a sweep; empty for none."""
+    """A hint that names the sweep key for an unknown ``option`` such as --lr; empty without one."""
     word = option.lstrip("-").replace("-", "_")
     if word in ("config", "cfg", "yaml"):
         return "; give the sweep's YAML without an option, such as configs/sweep/quickstart.yaml"
@@ -309,7 +309,7 @@ def _without_setup(values: dict[str, Any], path: str | Path) -> tuple[dict[str, 
 
 
 def _check_counts(keys: SweepKeys, path: str | Path) -> None:
-    """Refuse whole numbers that no listing of cells would come to the end of, or that no tensor holds."""
+    """Refuse whole numbers that are too large for a listing of cells or for a tensor."""
     counts = {name: getattr(keys, name) for name in ("repeats", "lr_steps", "batch_steps")}
     counts |= {f"sizes: {size.size}: repeats": size.repeats for size in keys.sizes}
     for name, count in counts.items():

@@ -18,19 +18,19 @@ def flops_of(cell: Run) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the cells would take.
+    """The time that the cells would take.
 
     Attributes:
-        hours: of each cell, on the processes it runs on; of cells that share a process its share. None where nothing
-            tells.
-        source: where the throughput is from, in words.
+        hours: of each cell, on the processes it runs on; a cell that shares a process has its share. None if no
+            throughput is known.
+        source: where the throughput is from, as text.
     """
 
     hours: list[float | None]
     source: str
 
     def left(self, sweep: Sweep, states: Sequence[dict[str, Any]], at_once: float) -> float | None:
-        """Hours until the last cell ends, ``at_once`` processes training; None where nothing tells."""
+        """Hours until the last cell ends, with ``at_once`` processes training; None if no throughput is known."""
         rest, alone = [], []
         for cell, hours, state in zip(sweep.cells, self.hours, states):
             if state["state"] not in UNFINISHED:
@@ -83,7 +83,7 @@ def device_hours(sweep: Sweep, hours: Sequence[float | None]) -> float | None:
 
 
 def width(sweep: Sweep) -> int | None:
-    """Cells trained at once, as far as the YAML says."""
+    """Cells trained at once, if the YAML gives it."""
     executor = sweep.keys.executor
     if executor.kind == "local":
         return executor.workers
@@ -96,7 +96,7 @@ def width(sweep: Sweep) -> int | None:
 
 
 def _devices(sweep: Sweep) -> float:
-    """GPUs that one cell takes (on the CPU: workers); a part of one where cells share it."""
+    """GPUs that one cell takes (on the CPU: workers); a fraction if cells share one."""
     executor = sweep.keys.executor
     return executor.processes * _nodes(sweep) / executor.runs_per_gpu
 

@@ -1,4 +1,4 @@
-"""A sweep's own file, sweep.yaml in its folder: the keys it was begun with, and the data its cells are trained on.
+"""sweep.yaml in a sweep's folder: the keys of its first run, and the data that its cells are trained on.
 
 A folder belongs to one sweep. Commands that train nothing take the data's shape and fingerprint from this file or from
 committed results, and need no clips. No torch here, but where a cache is opened.
@@ -33,9 +33,12 @@ SWEEP_FILE = "sweep.yaml"
 
 
 def write_sweep_file(sweep: Sweep) -> None:
-    """Write the sweep's settings next to its cells; refuse a folder that another sweep made.
+    """Write the sweep's settings to its folder, which must not belong to another sweep.
 
-    The grid may grow or shrink: finished cells are found by their ids, and each is refused where it differs.
+    The grid may grow or shrink: finished cells are found by their ids.
+
+    Raises:
+        UserError: another sweep made the folder; names the settings that differ.
     """
     path = sweep.directory / SWEEP_FILE
     first = sweep.cells[0].config
@@ -58,7 +61,7 @@ def write_sweep_file(sweep: Sweep) -> None:
 
 
 def shared_settings(config: Config) -> dict[str, Any]:
-    """The keys of what all cells share that may enter their ids, {dotted key: value}."""
+    """The keys that all cells share and that may enter their ids, {dotted key: value}."""
     infos = info_of(Config)
     return {name: value for name, value in flatten(to_dict(config)).items() if infos[name].identity != NEVER}
 
@@ -89,21 +92,21 @@ def opened(folders: tuple[str, ...], weights: tuple[float, ...]) -> dict[str, An
 
 @functools.cache
 def read_sweep_file(directory: Path) -> dict[str, Any]:
-    """What ``write_sweep_file`` wrote in a sweep's folder; nothing where it has not begun."""
+    """The content of a sweep's sweep.yaml; {} before the sweep's first run."""
     path = directory / SWEEP_FILE
     return load_yaml(path) if path.exists() else {}
 
 
 def data_of(config: Config) -> dict[str, Any]:
-    """The meta of a cell's data, which are opened."""
+    """The meta of a cell's data; opens its caches."""
     return opened(tuple(cache_folders(config)), tuple(config.data.weights))
 
 
 def recorded_data(results: str | None, config: Config) -> dict[str, Any]:
-    """The latent shape and fingerprint of a cell's data, unopened where a record says them.
+    """The latent shape and fingerprint of a cell's data, from a record if there is one.
 
-    The records are the sweep's own, once it has begun, and without a cache here the committed ``results``. Commands
-    that train nothing need no clips.
+    The record is sweep.yaml, or the committed ``results`` if no cache is here. So commands that train nothing need
+    no clips.
     """
     before = read_sweep_file(Path(config.out) / config.name)
     if before.get("data") and before["caches"] == cache_folders(config):
@@ -119,7 +122,7 @@ def recorded_data(results: str | None, config: Config) -> dict[str, Any]:
 
 @functools.cache
 def committed_data(results: str) -> dict[str, Any] | None:
-    """{"n_ctx", "fingerprint"} of the data that committed results were trained on; None where they do not agree."""
+    """{"n_ctx", "fingerprint"} of the data that committed results were trained on; None if results differ in them."""
     found = {}
     for path, result in whole_results(Path(results).glob(f"*/{FILE}"))[0].items():  # a cell's state reports others
         try:

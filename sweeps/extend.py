@@ -1,4 +1,4 @@
-"""``sweep.py extend``: the runs that narrow a sweep's prediction most per FLOP, and what each would do."""
+"""``sweep.py extend``: the runs that reduce a prediction's variance most per FLOP, and the effect of each."""
 
 import json
 import math
@@ -29,14 +29,14 @@ from videoscaling.utils.errors import UserError
 from videoscaling.utils.locks import lock_run_dir
 
 LEAST, MOST = 1e-6, 0.1  # of a tolerance and of a noise, relative to the loss
-TOLERANCE = 1e-3  # of the loss: a tenth of what a factor of two in the rate costs
+TOLERANCE = 1e-3  # of the loss: a tenth of the cost of a factor of two in the rate
 SHARE = 0.1  # of the sweep's FLOPs so far, for the runs of one call, unless --budget-flops says how many
 BUDGET_RATIO = 10  # times the costliest cell: the budget that is predicted where no size is held out
 
 
 @dataclass(frozen=True)
 class Options:
-    """What ``extend`` may be told; None is the default. FLOPs, parameters and tokens in ones."""
+    """Options of ``extend``; None is the default. FLOPs, parameters and tokens in ones."""
 
     run: bool = False
     json: bool = False
@@ -77,7 +77,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Addition:
-    """A run to add to a sweep: its entry in the file of added cells, its N, its FLOPs, and what it would do."""
+    """A run to add to a sweep: its entry in the file of added cells, its N, its FLOPs, and its effect."""
 
     entry: dict[str, Any]
     N: int
@@ -114,7 +114,7 @@ def decide_for(sweep: Sweep, cells: Cells, options: Options, paper: Path) -> Dec
     """The runs to add to a sweep with these results.
 
     Raises:
-        Untrusted: the results do not identify what is to be predicted.
+        Untrusted: the results do not identify the prediction.
     """
     by_size = _sizes(sweep)
     sizes = [_size(mine, cells) for mine in by_size.values() if options.held_out or not mine[0].config.heldout]
@@ -130,7 +130,7 @@ def decide_for(sweep: Sweep, cells: Cells, options: Options, paper: Path) -> Dec
 
 
 def _target(sweep: Sweep, options: Options, costliest: float) -> Callable[[Surface], Target]:
-    """What is narrowed: what the options name, else the largest held-out size, else ten times the costliest cell."""
+    """The predicted run: from the options, else the largest held-out size, else ten times the costliest cell."""
     cost = allocation.c_token(sweep.cells[0].n_ctx, smooth_width)
     if options.flops is not None or options.params is not None:
         return target_finder(N=options.params, T=options.tokens, C=options.flops, cost=cost)
@@ -173,7 +173,7 @@ def _milestones(cells: list[Run]) -> list[int]:
 
 
 def _size(cells: list[Run], results: Cells) -> Size:
-    """What is known of the cells of one N. A grid lies at the last milestone that all of its runs had reached."""
+    """The cells of one N. A grid is taken at the last milestone that all of its runs have reached."""
     milestones = _milestones(cells)
     T = {m: float(m) for m in milestones}
     for tokens in np.unique(results.T[cells[0].N == results.N]):
@@ -189,8 +189,8 @@ def _size(cells: list[Run], results: Cells) -> Size:
 def additions_of(sweep: Sweep, proposals: tuple[Proposal, ...]) -> list[Addition]:
     """The proposals as cells of the sweep.
 
-    A run of the cell that was added before, and ends before the milestone, goes on where it can, which costs less;
-    else the cell gets a new one.
+    An earlier added run of the cell that ends before the milestone is continued if possible, which costs less;
+    otherwise the cell gets a new run.
     """
     by_size, before = _sizes(sweep), added_cells.read(sweep.directory, sweep.keys.results)
     additions = []
@@ -219,7 +219,7 @@ def additions_of(sweep: Sweep, proposals: tuple[Proposal, ...]) -> list[Addition
 
 
 def _goes_on(cells: list[Run], seed: int) -> bool:
-    """Whether the run of this seed, one of ``cells``, has come to its end and left a checkpoint to go on from."""
+    """Whether the run of this seed, one of ``cells``, has ended and left a checkpoint to continue from."""
     return any(
         finished["status"] == "done" and resumable_step(cell.config.run_dir) > 0
         for cell in cells
@@ -230,7 +230,7 @@ def _goes_on(cells: list[Run], seed: int) -> bool:
 def _summary(
     decision: Decision, additions: list[Addition], options: Options, unfinished: int, so_far: float
 ) -> dict[str, Any]:
-    """All that is shown, as JSON has it. Half-widths are of ln of each prediction, at 95 %."""
+    """The output, in its JSON form. Half-widths are of ln of each prediction, at 95 %."""
     target = decision.target and {
         "N": decision.target.N, "T": decision.target.T, "B": decision.target.B, "lr": decision.target.lr,
         "half_widths": decision.before, "rate_cost": decision.rate_cost[0], "rate_cost_after": decision.rate_cost[1],
@@ -246,7 +246,7 @@ def _summary(
 
 
 def _text(summary: dict[str, Any]) -> str:
-    """For readers."""
+    """The summary as text."""
     target, cells = summary["target"], summary["cells"]
     lines = [f"warning: {text}" for text in summary["warnings"]]
     if target is None:
@@ -299,7 +299,7 @@ def _width(half: float) -> str:
 
 
 def _confirmed(additions: list[Addition]) -> bool:
-    """Ask at a terminal; anywhere else say how to go on."""
+    """Ask at a terminal; otherwise print how to continue."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         print("--run adds them to the sweep and trains them")
         return False

@@ -1,4 +1,4 @@
-"""A sweep's YAML as cells: one resolved training configuration each. No torch here: asking is to be quick."""
+"""A sweep's YAML as cells: one resolved training configuration each. No torch here, so that listing is quick."""
 
 import copy
 import math
@@ -54,8 +54,8 @@ def load_sweep(
     predict = None
     if keys.around is not None:
         assert law_of is not None
-        beside = Path(path).parent / keys.around
-        predict = law_of(beside if beside.exists() else Path(keys.around))
+        next_to_yaml = Path(path).parent / keys.around
+        predict = law_of(next_to_yaml if next_to_yaml.exists() else Path(keys.around))
     directory = Path(keys.out) / keys.name
     cells: dict[str, Run] = {}
     for size in keys.sizes:
@@ -69,7 +69,7 @@ def load_sweep(
         last[run.config.model.size] = max(run.config.train.tokens, last.get(run.config.model.size, 0))
     for config in (cells[run.config.name].config for run in added):
         if config.train.tokens < last[config.model.size]:
-            config.checkpoint.final = "full"  # it is to go on if extend asks for more
+            config.checkpoint.final = "full"  # extend may continue it
     if not cells:
         raise UserError(f"{path}: an empty grid; give sizes, lr and batch_tokens")
     fitted = {run.config.model.size for run in cells.values() if not run.config.heldout}
@@ -96,12 +96,12 @@ def label(config: Config) -> str:
 
 
 def cell_seed(keys: SweepKeys, size: str, lr: float, batch: int, repeat: int) -> int:
-    """The seed of a cell's initialisation, which tells its repeats apart."""
+    """The seed of a cell's initialisation, different for each of its repeats."""
     return derive_seed(keys.seed, size, lr, batch, repeat) & (1 << 31) - 1
 
 
 def _join(cells: dict[str, Run], run: Run) -> None:
-    """Add a cell; one that differs from another in its milestones alone is the same run, with those of both."""
+    """Add a cell; two that differ only in their milestones are one run, with the milestones of both."""
     there = cells.get(run.config.name)
     if there is not None:
         train = run.config.train
@@ -183,7 +183,7 @@ def _added(keys: SweepKeys, shared: dict[str, Any], directory: Path, meta_of: An
 
 
 def _first_config(keys: SweepKeys, size: SizeKeys, shared: dict[str, Any], milestones: list[int]) -> Config:
-    """What the cells of a size share, checked once: a thousand cells are not to be checked a thousand times.
+    """The settings that the cells of a size share, checked once for a thousand cells.
 
     Its rate is 1 and its batch the whole run, until ``_cell`` says which.
     """
@@ -212,7 +212,7 @@ def _first_config(keys: SweepKeys, size: SizeKeys, shared: dict[str, Any], miles
 def _cell(
     keys: SweepKeys, size: SizeKeys, config: Config, meta: dict[str, Any], axes: tuple[float, int, list[int], int]
 ) -> Run:
-    """One cell: ``axes`` are its rate, batch, milestones and which of its repeats it is, from 0 on."""
+    """One cell: ``axes`` are its rate, batch, milestones and the number of its repeat, from 0."""
     lr, batch, milestones, repeat = axes
     if not (math.isfinite(lr) and lr > 0):
         raise UserError(f"sizes: {size.size}: lr={lr}: must be a positive number")
@@ -223,9 +223,9 @@ def _cell(
             f"sizes: {size.size}: a token budget of {min(milestones):,} is less than one batch of {batch:,}; "
             "take a later milestone or a smaller batch"
         )
-    # Every cell has an initialisation of its own: cells that shared one would share its luck. Samples and noise are
-    # those of all cells of the size, whatever their batch: rates may be trained together, and what a stream shares
-    # drops out of the differences that an optimum is made of, alike along both axes.
+    # Every cell has its own initialisation, because a shared one would correlate the cells' errors. All cells of a
+    # size share samples and noise, at any batch: rates can be stacked, and the error of a shared stream drops out of
+    # the differences that determine an optimum, equally along both axes.
     stream = derive_seed(keys.seed, "data", size.size, repeat) & (1 << 31) - 1
     config = replace(
         config,

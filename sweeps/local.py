@@ -1,4 +1,4 @@
-"""A pool that trains cells on one machine, each in a process of its own; what it knows of them lies on disk."""
+"""Local executor: trains cells on one machine, each in its own process; their state is on disk."""
 
 import ctypes
 import multiprocessing
@@ -39,8 +39,8 @@ GPU_BYTES = 16 << 30  # taken to be there on any GPU; asking it would take memor
 LOOK_SECONDS = 1.0  # between two calls of ``look``
 LET_GO_SECONDS = 120.0  # that processes may take to write a checkpoint after their torchrun has ended
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-# What a training imports while it runs, once for all cells: AdamW loads torch._dynamo, 0.6 s, and the log TensorBoard,
-# 0.3 s.
+# Modules that training imports while it runs, imported once for all cells: AdamW loads torch._dynamo, 0.6 s, and the
+# log TensorBoard, 0.3 s.
 PRELOADED = [
     "videoscaling.training.stacked.loop",
     "torch._dynamo",
@@ -50,7 +50,7 @@ PRELOADED = [
 
 
 class CpuShare(NamedTuple):
-    """What a cell may use of the machine: GPUs by name, cores by number (none: wherever it likes), threads."""
+    """A cell's share of the machine: GPUs by name, cores by number (none: all cores), threads."""
 
     gpus: tuple[str, ...]
     cores: tuple[int, ...]
@@ -67,17 +67,17 @@ class _Worker:
     stopping: bool = False
 
     def stop(self) -> None:
-        """Have it write a checkpoint and end: once, as a second signal would fall on one that writes its result."""
+        """Ask the process to checkpoint and exit. Once: a second signal could hit it while it writes its result."""
         if not self.stopping:
             self.stopping = True
             self.process.terminate()
 
 
 class Interrupt:
-    """Remembers the first of ``SIGNALS`` that comes while it is entered, in ``caught``; None until then.
+    """Context manager that records the first of ``SIGNALS`` in ``caught``; None until then.
 
-    After one was caught, later ones are ignored to the end of the process: it is leaving already, and a second, as
-    terminals and Slurm send, must not change its exit status.
+    Later signals are ignored to the end of the process: terminals and Slurm send a second one, which must not change
+    the exit status.
     """
 
     def __enter__(self) -> "Interrupt":
@@ -102,16 +102,17 @@ def run_cells(
     rendezvous: Sequence[str] = (),
     look: Callable[[list[Run]], None] | None = None,
 ) -> None:
-    """Train every cell that is not finished; ``report`` hears of each cell's end.
+    """Train every cell that is not finished.
 
-    A cell that crashes is tried again ``retries`` times, then recorded as failed; the others go on. On SIGINT,
+    A cell that crashes is tried again ``retries`` times, then recorded as failed; the others continue. On SIGINT,
     SIGTERM or SIGUSR2 the cells write checkpoints and stop, and so does the pool. A fault of the data, which all
     cells read, is not tried again: the cell is recorded as failed, and the others stop as on a signal.
 
     Args:
-        interrupt: entered; what it has caught, if anything, ended the pool before the last cell.
-        rendezvous: torchrun's options where the pools of several nodes train one cell together. What becomes of a
-            cell that crashes is then decided elsewhere: its outcome is "crashed".
+        report: called with each cell that ended and its outcome.
+        interrupt: entered; if it has caught a signal, the pool ended before the last cell.
+        rendezvous: torchrun's options if the pools of several nodes train one cell together. The submitting process
+            then decides about a cell that crashes: its outcome is "crashed".
         look: called with the running cells, at least every ``LOOK_SECONDS``.
 
     Raises:
@@ -165,7 +166,7 @@ def run_cells(
 def _outcome(
     run: Run, worker: _Worker, attempts: dict[str, int], retries: int, interrupted: bool, several_nodes: bool
 ) -> str:
-    """What became of a cell whose process has ended: its final state, "again", "stopped" or "crashed"."""
+    """The outcome of a cell whose process has ended: its final state, "again", "stopped" or "crashed"."""
     code = worker.process.exitcode
     final = finished_result(run)
     if final is not None:
@@ -179,10 +180,10 @@ def _outcome(
     if several_nodes:
         return "crashed"
     if len(worker.runs) > 1:
-        return "again"  # whose fault it was will be seen
+        return "again"  # alone, which shows the cell that crashed
     name = run.config.name
     attempts[name] = attempts.get(name, 0) + 1
-    if code != 2 and attempts[name] <= retries:  # a user's error will not mend itself
+    if code != 2 and attempts[name] <= retries:  # a user's error (2) would happen again
         return "again"
     console, lines = run.config.run_dir / "console.log", []
     with warn_of_os_error("the reason of a failure is not known"):
@@ -194,7 +195,7 @@ def _outcome(
 
 
 def _stacked(queue: list[Run], keys: ExecutorKeys) -> list[list[Run]]:
-    """The cells in groups, each for a process: those that it trains in lock-step."""
+    """The cells in groups; one process trains each group in lock-step."""
     if keys.processes > 1:
         return [[run] for run in queue]
     shares = machine(keys, len(queue))
@@ -204,7 +205,7 @@ def _stacked(queue: list[Run], keys: ExecutorKeys) -> list[list[Run]]:
 
 
 def machine(keys: ExecutorKeys, cells: int) -> list[CpuShare]:
-    """This machine, or this job's part of it, cut into shares for as many cells as are trained at once."""
+    """The shares of this machine, or of this job's part of it: one for each cell that is trained at once."""
     gpus, cores = visible_gpus(), sorted(os.sched_getaffinity(0))
     threads = min(len(cores), int(os.environ.get("SLURM_CPUS_PER_TASK", len(cores))))
     groups = [tuple(gpus[i : i + keys.processes]) for i in range(0, len(gpus), keys.processes)]
@@ -212,7 +213,7 @@ def machine(keys: ExecutorKeys, cells: int) -> list[CpuShare]:
     slots = len(groups) * keys.runs_per_gpu if groups else max(threads // keys.processes, 1)
     workers = max(min(keys.workers or slots, cells), 1)
     each = max(threads // workers, 1)
-    # A job that was given some of the cores, and not told which, does not choose among them.
+    # A job that was given some of the cores, without their numbers, does not choose among them.
     pinned = len(cores) if threads == len(cores) and len(cores) >= workers else 0
     return [
         CpuShare(
@@ -225,7 +226,7 @@ def machine(keys: ExecutorKeys, cells: int) -> list[CpuShare]:
 
 
 def visible_gpus() -> list[str]:
-    """The names of the visible GPUs, as CUDA_VISIBLE_DEVICES wants them."""
+    """The names of the visible GPUs, in CUDA_VISIBLE_DEVICES' form."""
     if not any(Path(path).exists() for path in DRIVERS):
         return []
     import torch  # two seconds of every job, which one without GPUs need not wait
@@ -239,9 +240,9 @@ def visible_gpus() -> list[str]:
 
 
 def _server() -> Any:
-    """A server from which cells are forked: it has imported torch but run nothing. No import to wait for, no shared
+    """The server that forks cells: it has imported torch but run nothing. No import to wait for, no shared
     state."""
-    # The server finds our modules by PYTHONPATH alone, whatever the working directory.
+    # The server finds our modules by PYTHONPATH alone, in any working directory.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(IMPORT_PATH), os.environ.get("PYTHONPATH"))))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -273,7 +274,7 @@ def _start(context: Any, runs: list[Run], slot: int, share: CpuShare, torchrun: 
 
 
 def _wait_for_processes(directory: Path) -> None:
-    """Wait until torchrun's processes have let go of the cell: told twice, it ends before them."""
+    """Wait until torchrun's processes have released the cell: after a second signal torchrun ends before them."""
     deadline = time.monotonic() + LET_GO_SECONDS
     while is_locked(directory) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -290,7 +291,7 @@ def _train_cell(values: dict[str, Any], share: CpuShare) -> None:
 
 
 def _train_stack(values: list[dict[str, Any]], share: CpuShare) -> None:
-    """The body of a process of several cells, each with its own console.log; what passes these is in the first's."""
+    """The body of a process of several cells, each with its own console.log; other output goes to the first's."""
     configs = [config_from_dict(each) for each in values]
     _init_worker(configs[0], share)
     from videoscaling.training.stacked.loop import train_stacked
@@ -299,7 +300,7 @@ def _train_stack(values: list[dict[str, Any]], share: CpuShare) -> None:
 
 
 def _init_worker(config: Config, share: CpuShare) -> None:
-    """Make this process a pool's that trains by itself."""
+    """Set up a pool's process that trains without torchrun."""
     _apply_limits(config, share)
     _stop_with_parent()
     import torch
@@ -308,7 +309,7 @@ def _init_worker(config: Config, share: CpuShare) -> None:
 
 
 def _launch_cell(values: dict[str, Any], share: CpuShare, options: list[str]) -> None:
-    """The body of the process of a cell that takes several: it becomes torchrun, with ``options`` for how many."""
+    """The body of the process of a cell with several processes: it becomes torchrun with ``options``."""
     config = config_from_dict(values)
     _apply_limits(config, share)
     path = config.run_dir / "cell.yaml"
@@ -316,19 +317,19 @@ def _launch_cell(values: dict[str, Any], share: CpuShare, options: list[str]) ->
         OmegaConf.save(OmegaConf.create(values), tmp)
     os.environ["OMP_NUM_THREADS"] = str(share.threads)
     os.setsid()  # a terminal's Ctrl-C reaches it through the pool, once
-    # If the pool dies, the server that forked this process does too, and torchrun is told.
+    # If the pool dies, the server that forked this process dies too, and torchrun gets SIGTERM.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     launch = [sys.executable, "-m", "torch.distributed.run", "--signals-to-handle", HANDED_ON, *options]
     os.execv(launch[0], [*launch, str(ROOT / "train.py"), "--config", str(path)])
 
 
 def _apply_limits(config: Config, share: CpuShare) -> None:
-    """Give this process its console.log and its share of the machine, and let signals come."""
+    """Give this process its console.log and its share of the machine, and unblock signals."""
     console = os.open(config.run_dir / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(console, 1)
     os.dup2(console, 2)
-    # Ctrl-C and Slurm's warning reach the whole group: they must not break a cell that is still starting, which the
-    # pool tells by SIGTERM. The loop catches them later.
+    # Ctrl-C and Slurm's warning reach the whole group. They must not break a cell that is still starting; the pool
+    # sends it SIGTERM. The loop catches them later.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -339,7 +340,7 @@ def _apply_limits(config: Config, share: CpuShare) -> None:
 
 
 def _stop_with_parent() -> None:
-    """Have this process checkpoint and stop if the pool dies, so that none is left training alone."""
+    """Checkpoint and stop this process if the pool dies, so that no cell trains on alone."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -22,11 +22,11 @@ NO_MORE = ("diverged", "failed")  # cells whose other tokens are not trained
 
 
 class SweepProgress:
-    """How far a sweep's cells are, as they run.
+    """The progress bar of a sweep's running cells.
 
     Args:
         states: of the cells, as ``overview.states_of`` gives them.
-        open_bar: makes the bar, given the total and what is done by now.
+        open_bar: makes the bar, given the total and the FLOPs done so far.
         clock: seconds; a test's own.
     """
 
@@ -53,7 +53,7 @@ class SweepProgress:
 
     @property
     def total(self) -> float:
-        """FLOPs of all cells, without what is not trained any more."""
+        """FLOPs of all cells, without the rest of cells that ended early."""
         return sum(
             self._flops(cell, state) if state["state"] in NO_MORE else flops_of(cell) for cell, state in self._cells()
         )
@@ -64,7 +64,7 @@ class SweepProgress:
         return sum(self._flops(cell, state) for cell, state in self._cells())
 
     def look(self, running: Sequence[Run]) -> None:
-        """Read how far the ``running`` cells are, at most once per ``READ_SECONDS``, and draw."""
+        """Read the progress of the ``running`` cells, at most once per ``READ_SECONDS``, and draw."""
         start = self._clock()
         if start < self._next:
             return
@@ -74,7 +74,7 @@ class SweepProgress:
         self._next = start + max(READ_SECONDS, (self._clock() - start) / MAX_READ_SHARE)
 
     def settle(self, cell: Run) -> None:
-        """Take over what is on disk of a ``cell`` whose process has ended."""
+        """Read the final progress of a ``cell`` whose process has ended."""
         self._states[cell.config.name] = cell_state(cell, self._sweep.keys.results)
         self._seen.pop(cell.config.name, None)
 

@@ -1,4 +1,4 @@
-"""Running a sweep: its dry run, the training of what is not finished, and the table of its results."""
+"""Commands of a sweep: dry run, training of unfinished cells, and the table of results."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ ENDS = {
     "again": "crashed and is tried again; console.log there has the error",
     "failed": "failed; console.log there has the error, and the other cells continue",
     "diverged": "diverged, which is a result",
-}  # of a cell: what a person should hear of while the others train
+}  # outcomes of a cell that are reported while the others train
 
 
 def simulated(sweep: Sweep) -> list[Any]:
@@ -51,7 +51,7 @@ def report_warnings(sweep: Sweep) -> list[str]:
 
 
 def dry_run(sweep: Sweep, as_json: bool) -> int:
-    """List the cells: what would be trained, and what it takes."""
+    """List the cells that would be trained, and their cost."""
     warnings = report_warnings(sweep)
     states = states_of(sweep)
     planned = plan(sweep, states, estimate(sweep, states))
@@ -60,7 +60,7 @@ def dry_run(sweep: Sweep, as_json: bool) -> int:
 
 
 def run(sweep: Sweep) -> int:
-    """Train what is not finished; 1 if a cell failed, ``PREEMPTED`` if a signal ended it early."""
+    """Train the cells that are not finished; returns 1 if a cell failed, ``PREEMPTED`` if a signal ended it early."""
     from videoscaling.sweeps.local import Interrupt, run_cells
     from videoscaling.training.leftovers import clean_finished  # these import torch
 
@@ -98,7 +98,7 @@ def run(sweep: Sweep) -> int:
     if interrupt.caught is None:
         return failed
     if keys.kind == "slurm":
-        print("the jobs go on without this command; the same command follows them again", file=sys.stderr)
+        print("the jobs continue without this command; the same command follows them again", file=sys.stderr)
     else:
         print(f"{sweep.directory}: stopped; {CONTINUES}", file=sys.stderr)
     return PREEMPTED
@@ -112,7 +112,7 @@ def import_committed(sweep: Sweep) -> None:
 
 
 def collect(sweep: Sweep, out: str | None) -> int:
-    """One CSV of every milestone of every cell that has one."""
+    """Write one CSV of all milestones of all cells."""
     from videoscaling.scaling import runs
 
     import_committed(sweep)

@@ -1,4 +1,4 @@
-"""``sweep.py simulate``: what a sweep would identify if a law were true, before any of it is trained."""
+"""``sweep.py simulate``: the errors of a sweep's plan under a known law, before any cell is trained."""
 
 import argparse
 import json
@@ -24,11 +24,11 @@ MOST_NOISE = 0.1  # of a run's loss: beyond it losses are as good as none, and b
 def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str]) -> list[int]:
     """(C, f, h, w) of clips, encoded or not: the cache's if it is there, else of ``given`` tokens, else of the law's.
 
-    The law's tokens are an assumption, which is added to ``assumed`` in words. Without a cache the clips are one row
-    of tokens of no channels: how many there are is not known, and no cell is refused for them.
+    The law's tokens are an assumption, which is added to ``assumed`` as text. Without a cache the clips are one row
+    of tokens without channels, whose number is not known, and no cell is refused for them.
 
     Raises:
-        UserError: ``given`` contradicts the cache, the cache is none, or nothing tells.
+        UserError: ``given`` contradicts the cache, the cache is damaged, or the tokens per clip are not known.
     """
     folder, shape = config.data.cache, encoded_shape(config)
     if shape is not None:
@@ -46,7 +46,7 @@ def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str])
 
 
 def command(arguments: argparse.Namespace, overrides: list[str], prediction: Callable[[Path], Prediction]) -> int:
-    """What the sweep would tell about a budget if a law were true: simulated, fitted and planned many times over."""
+    """Simulate the sweep under a known law, fit and plan many times, and report the error of the plan for a budget."""
     limits = {"flops": (LEAST, MOST["flops"]), "noise": (LEAST, MOST_NOISE), "n_ctx": (1, MOST["n_ctx"])}
     for name, (least, most) in limits.items():
         given = getattr(arguments, name)

@@ -1,7 +1,7 @@
-"""A sweep's cells as an array of Slurm jobs: submitted, followed, and trained on the nodes by the same pool.
+"""Slurm executor: submits a sweep's cells as job arrays, follows the queue, and trains the cells on the nodes.
 
-Who submits writes ``<sweep>/slurm/<submission>.json`` and follows the queue; the jobs write in the cells' folders
-alone. Nothing else passes between them, so that either side may die and be started again.
+The submitting process writes ``<sweep>/slurm/<submission>.json`` and polls the queue. The jobs write only to the
+cells' folders. They exchange nothing else, so that either side may die and be started again.
 """
 
 import contextlib
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from videoscaling.sweeps.local import Interrupt
 
 FOLDER = "slurm"  # in the sweep's
-POLL_SECONDS, IDLE_POLL_SECONDS = 1.0, 20.0  # seconds between looks at the queue: at first, and when nothing happens
+POLL_SECONDS, IDLE_POLL_SECONDS = 1.0, 20.0  # seconds between polls of the queue: at first, and when nothing changes
 SQUEUE_SECONDS = 60.0
-# sbatch's words for a controller that will answer later
+# sbatch's messages for a controller that will answer later
 TEMPORARY_ERRORS = (
     "socket timed out",
     "unable to contact slurm controller",
@@ -46,7 +46,7 @@ TEMPORARY_ERRORS = (
     "connection refused",
 )
 
-# and for an array beyond MaxArraySize (1001 jobs where nobody set it) or a user's limit
+# and for an array above MaxArraySize (1001 jobs by default) or above a user's limit
 TOO_MANY_ERRORS = ("invalid job array specification", "submit limit")
 
 
@@ -59,23 +59,24 @@ def submit_and_wait(
     interrupt: "Interrupt",
     on_poll: Callable[[list[Run]], None] = lambda running: None,
 ) -> None:
-    """Submit the cells that are neither finished nor in the queue, and follow until all are settled.
+    """Submit the cells that are neither finished nor in the queue, and poll the queue until all have ended.
 
-    A cell whose job ends without having finished it is submitted again, up to ``executor.retries`` times without
-    a later checkpoint. ``report`` hears of each cell's end. A signal ends the following; the jobs go on.
+    A cell whose job ends before the cell is finished is submitted again, up to ``executor.retries`` times without a
+    later checkpoint. A signal ends the polling; the jobs continue.
 
     Args:
-        look: called with the cells whose jobs run, twice a second.
+        report: called with each cell that ended and its state, or "again".
+        on_poll: called with the cells whose jobs run, twice a second.
 
     Raises:
-        UserError: there is no sbatch here, or it refuses.
-        DataFault: data that a cell read are damaged; the other jobs are cancelled, and write checkpoints.
+        UserError: sbatch is missing or refuses the jobs.
+        DataFault: the data of a cell are damaged; the other jobs are cancelled, and write checkpoints.
     """
     check_options(sweep.keys.executor.slurm)
     open_cells = {run.config.run_dir.name: run for run in sweep.cells}
     missing_polls: dict[str, int] = {}
-    # A cell's submissions in a row that brought its job no further; the job's cells, and the tokens of their
-    # checkpoints at the last. What was only logged is lost; a cell whose turn has not come waits for its job.
+    # By cell: the number of its consecutive submissions without a later checkpoint, its job's cells, and the tokens of
+    # their checkpoints at the last submission. Checkpoints of the whole job count, as a cell may wait for its turn.
     fruitless_submissions: dict[str, tuple[int, Sequence[Run], int]] = {}
     first_poll, pause, outage_reported = True, POLL_SECONDS, False
     while open_cells and not interrupt.caught:
@@ -103,7 +104,7 @@ def submit_and_wait(
             elif name in tasks:
                 missing_polls[name] = 0
             elif first_poll or missing_polls.get(name, 0):
-                # Out of the queue for two looks: a job that is queued again is nowhere for a moment.
+                # Out of the queue for two polls: a requeued job is missing for a moment.
                 count, part, tokens = fruitless_submissions.get(name, (-1, [run], -1))
                 count = count + 1 if sum(map(_tokens, part)) <= tokens else 0
                 if count > sweep.keys.executor.retries:
@@ -134,12 +135,12 @@ def submit_and_wait(
 
 
 def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
-    """One array of jobs for ``cells``, ``runs_per_job`` of them in each; returns its job id.
+    """Submit one array of jobs for ``cells``, ``runs_per_job`` of them in each; returns its job id.
 
-    None where the controller did not answer. It may have the jobs all the same: their names stay written down.
+    None if the controller did not answer. It may have accepted the jobs, so the file with their names stays.
 
     Raises:
-        UserError: sbatch refuses, in its own words.
+        UserError: sbatch refuses, with its message.
     """
     with contextlib.redirect_stderr(io.StringIO()):
         import submitit
@@ -187,8 +188,8 @@ def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Let signals wait, for the commands that are started meanwhile too: a terminal's Ctrl-C goes to all of them, and
-    an sbatch that dies of it may have submitted its jobs already."""
+    """Block signals, also for the commands started meanwhile: a terminal's Ctrl-C reaches all of them, and an sbatch
+    that dies of it may have submitted its jobs already."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
@@ -203,9 +204,9 @@ def _parts(sweep: Sweep, cells: Sequence[Run]) -> list[Sequence[Run]]:
 
 
 def queue_of(directory: Path) -> dict[str, str] | None:
-    """{run id: "JOB STATE (reason)"} of the cells whose job is in Slurm's queue; None where it does not answer.
+    """{run id: "JOB STATE (reason)"} of the cells whose job is in Slurm's queue; None if it does not answer.
 
-    Jobs are found by their names, which were written down before they were submitted.
+    Jobs are found by their names, which are written to a file before the submission.
     """
     records = {path.stem: path for path in (directory / FOLDER).glob("*.json")}
     if not records:
@@ -246,10 +247,10 @@ def _cancel(tasks: Sequence[str]) -> None:
 
 
 def check_options(keys: SlurmKeys) -> None:
-    """Refuse a machine without Slurm, and options that its sbatch does not know.
+    """Check that Slurm is installed here and that sbatch knows all options.
 
     Raises:
-        UserError: with the nearest known option.
+        UserError: a program is missing, or an option is unknown; names the nearest known option.
     """
     for program in ("sbatch", "srun", "squeue"):
         if shutil.which(program) is None:
@@ -266,8 +267,8 @@ def check_options(keys: SlurmKeys) -> None:
 
 
 def _parameters(keys: SlurmKeys, name: str) -> dict[str, Any]:
-    """What submitit is told of a job."""
-    # Our modules, wherever the user's lines have left us.
+    """The parameters of a job for submitit."""
+    # The user's setup lines may change the folder and PYTHONPATH.
     ours = [
         f"cd {shlex.quote(str(Path.cwd()))}",
         f'export PYTHONPATH={shlex.quote(str(IMPORT_PATH))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
@@ -300,7 +301,7 @@ def _logs(directory: Path) -> Path:
 
 
 def _sbatch_message(text: str) -> str:
-    """sbatch's own words, in one line."""
+    """sbatch's message in one line."""
     lines = [line.partition("error: ")[2] or line for line in text.splitlines() if line.strip()]
     return "; ".join(line.strip() for line in lines)[:400]
 
@@ -321,10 +322,10 @@ def _sleep(seconds: float, interrupt: "Interrupt", meanwhile: Callable[[], None]
 
 
 def work(record: str, task: int) -> None:
-    """A job: train its cells as ``run_cells`` does, checkpoint when warned of the end, and queue again.
+    """Body of a job: train its cells with ``run_cells``, checkpoint on Slurm's warning signal, and requeue.
 
-    On each of several nodes it runs the same cell; torchrun joins them. A job that was warned before any cell got
-    further is not queued again: it would never end.
+    Several nodes run the same cell, joined by torchrun. A job that got the warning before any cell had a later
+    checkpoint is not requeued, because it would never end.
     """
     from videoscaling.sweeps.local import Interrupt, run_cells
 
@@ -335,28 +336,28 @@ def work(record: str, task: int) -> None:
             cells = [_cell(values) for values in content["tasks"][task]]
         except (KeyError, TypeError, IndexError) as error:
             raise _damaged(Path(record), f"{error!r:.100}") from None
-        # A job that is queued again leaves those that failed in it: who submits says when they are tried afresh.
+        # A requeued job skips its failed cells; the submitting process decides when they are tried again.
         cells = [run for run in cells if not (run.config.run_dir / FAILURE).exists()]
         before = [_tokens(run) for run in cells]
         try:
             run_cells(cells, keys, _print_outcome, interrupt, rendezvous=_rendezvous(keys))
-        except DataFault as fault:  # in the cell's failure.json too, which ends the sweep where it is followed
+        except DataFault as fault:  # recorded in the cell's failure.json too, which ends the sweep
             print(f"error: {fault}", file=sys.stderr, flush=True)
             return
         if interrupt.caught is None:
             return
         if interrupt.caught != signal.SIGUSR2 or os.environ.get("SLURM_NODEID", "0") != "0":
-            return  # cancelled; or preempted, and Slurm queues it again where it is told to
+            return  # cancelled; or preempted, and Slurm requeues it if configured so
         if all(_tokens(run) <= tokens for run, tokens in zip(cells, before)):
             raise RuntimeError("no cell got any further before the warning: give executor.slurm.time more minutes")
         subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
 
 
 def read_submission(path: Path) -> dict[str, Any]:
-    """What ``submit`` wrote; "tasks" is a list of lists of cells with a "run_id".
+    """Read the file that ``submit`` wrote; "tasks" is a list of lists of cells with a "run_id".
 
     Raises:
-        UserError: it is damaged. Which cells a job trains is not known then, and a second job would train them too.
+        UserError: the file is damaged. The cells of its job are not known then, and a second job would train them too.
     """
     content = read_json(path, dict, "a submission")
     tasks = content.get("tasks")
@@ -383,19 +384,19 @@ def _cell(values: dict[str, Any]) -> Run:
 
 
 def _rendezvous(keys: ExecutorKeys) -> list[str]:
-    """torchrun's options where a cell has several nodes, of which this is one."""
+    """torchrun's options if a cell runs on several nodes, including this one."""
     if keys.slurm.nodes == 1:
         return []
-    # The job's own script starts the nodes' tasks, and lies on the first of them.
+    # The job's own script starts the nodes' tasks, and runs on the first node.
     first = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
-    # Any port will do that all nodes know; jobs that share a node are told apart by their ids.
+    # Any port that all nodes can compute; the job id separates jobs on the same node.
     port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 40000
     return ["--nnodes", str(keys.slurm.nodes), "--node_rank", os.environ["SLURM_NODEID"],
             "--master_addr", first, "--master_port", str(port)]  # fmt: skip
 
 
 def _tokens(run: Run) -> int:
-    """Tokens up to the newest checkpoint that the run can go on from."""
+    """Tokens up to the newest checkpoint that the run can resume from."""
     final = finished_result(run)
     if final is not None:
         return final["tokens"]

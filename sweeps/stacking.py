@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from videoscaling.training.run import Run
 from videoscaling.training.stacked.stack_key import row_bytes, stack_key
 
-# Of a stack that is not told its size: the most runs, and the largest that gain by it. On the CPU that is batch tokens
+# Limits of automatic stacks: the most runs, and the largest runs that become faster. On the CPU that is batch tokens
 # x width: four runs of 2x64 were 1.3, 1.2, 1.1 and 1.0 times as fast as alone at 80, 160, 320 and 640 tokens, of 3x96
 # at 320 as fast; compiled, eight of 2x64 1.7 and 1.3 times at 128 and 512. On a GPU it is N, and nothing was measured.
 MOST, BUSY, BUSY_COMPILED, LARGE_ON_GPU = 16, 20_480, 65_536, 3e6
@@ -29,7 +29,7 @@ def stacks(runs: Sequence[Run], stack: int | str, gpu: bool, workers: int, memor
     for group in groups.values():
         group.sort(key=lambda run: run.config.data_seed)  # samples are worked out once for all that see the same
         limit = stack if isinstance(stack, int) else _by_itself(group[0], gpu, len(runs) / workers, memory)
-        if group[0].config.train.activation_checkpointing:  # what it saves, a stack would spend
+        if group[0].config.train.activation_checkpointing:  # a stack would spend the memory that it saves
             limit = 1
         parts = math.ceil(len(group) / limit)
         found += [group[len(group) * n // parts : len(group) * (n + 1) // parts] for n in range(parts)]
@@ -38,7 +38,7 @@ def stacks(runs: Sequence[Run], stack: int | str, gpu: bool, workers: int, memor
 
 
 def _by_itself(run: Run, gpu: bool, each: float, memory: float) -> int:
-    """How many runs such as this one make a stack, where nobody says."""
+    """The number of runs like this one in an automatic stack."""
     config = run.config
     work = config.train.batch_tokens * config.model.width
     if run.N > LARGE_ON_GPU if gpu else work > (BUSY_COMPILED if config.train.compile else BUSY):

@@ -1,4 +1,4 @@
-"""How a sweep's cells stand, by what lies on disk; and finished cells into and out of a folder that is committed.
+"""The state of each cell, read from its run directory; import and export of finished cells for a committed folder.
 
 No torch here: a thousand cells are to be asked within a second.
 """
@@ -18,19 +18,23 @@ from videoscaling.utils.results import DATA_FAULT, FILE, read_record, write_resu
 
 FAILURE = "failure.json"  # written by who gave the cell up: its pool, or for a lost job who follows the jobs
 FINISHED = ("done", "diverged")
-UNFINISHED = ("pending", "running", "stopped", "lost", "damaged")  # what a sweep still trains
+UNFINISHED = ("pending", "running", "stopped", "lost", "damaged")  # states of cells that are still to be trained
 TAIL = 4096  # bytes: the last line of metrics.jsonl is within them
 
 
 def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
-    """How a cell stands: {"state", "tokens", "loss", "rate", "share"}, and "reason" where it failed or is damaged.
+    """The state of a cell: {"state", "tokens", "loss", "rate", "share"}, and "reason" if it failed or is damaged.
 
-    The state is "pending" (also a finished cell that is to grow and kept no optimiser), "running" (a process holds its
-    folder), "stopped" (a signal ended it, or it is to grow; it will go on), "lost" (its process is gone without a
-    word; it will go on), "done", "diverged", "failed" or "damaged" (its result, or the record of its failure,
-    is not as it was written; it is trained again). The loss is the last milestone's, of the
-    averaged weights; the rate is training FLOPs per second of its process, all runs together that it trains, or None;
-    the share is the cell's of that process as it last told, or None.
+    The states:
+        "pending": not begun, or finished without an optimiser and to be trained further.
+        "running": a process has locked its folder.
+        "stopped": a signal ended it, or it is to be trained further; it will continue.
+        "lost": its process ended without a record; it will continue.
+        "done", "diverged", "failed": ended.
+        "damaged": its result, or the record of its failure, was altered; it is trained again.
+
+    "loss" is the EMA's at the last milestone. "rate" is the training FLOPs per second of its process, with all runs
+    that the process trains, or None. "share" is the cell's last logged share of that process, or None.
 
     Args:
         results: a folder of finished cells, which count as this sweep's.
@@ -67,19 +71,19 @@ def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
 
 
 def data_fault(run: Run) -> str:
-    """The fault of the data that ended a run, or an empty string."""
+    """The data fault that ended a run, or an empty string."""
     path = run.config.run_dir / DATA_FAULT
     return (read_record(path) or _damaged(path))["reason"] if path.exists() else ""
 
 
 def finished(run: Run, results: str | None = None) -> dict[str, Any] | None:
-    """The final result of a cell, from its own folder or else from ``results``; None where there is none."""
+    """The final result of a cell, from its own folder or else from ``results``; None without one."""
     own = finished_result(run)
     return own if own is not None or results is None else finished_result(_committed(run, results))
 
 
 def label_heldout(run: Run) -> None:
-    """Have the result of a cell that is over say whether its size is held out now: fits read results alone."""
+    """Write into the result of a finished cell whether its size is held out now: fits read results only."""
     result = finished_result(run)
     if result is not None and result.get("config") and result.get("heldout", run.config.heldout) != run.config.heldout:
         marked = result | {"heldout": run.config.heldout}
@@ -88,19 +92,19 @@ def label_heldout(run: Run) -> None:
 
 
 def forget_failure(run: Run) -> None:
-    """Have a cell that failed tried afresh."""
+    """Remove the record of a cell's failure, so that it is tried again."""
     (run.config.run_dir / FAILURE).unlink(missing_ok=True)
 
 
 def import_result(run: Run, results: str) -> None:
-    """Copy a finished cell from ``results`` into its own folder, where it is not there yet."""
+    """Copy a finished cell from ``results`` into its own folder, unless it is there already."""
     committed = _committed(run, results)
     if finished_result(run) is None and finished_result(committed) is not None:
         _copy(committed.config.run_dir, run.config.run_dir)
 
 
 def export_result(run: Run, results: str) -> bool:
-    """Copy a finished cell's result and its losses into ``results``; whether it is finished."""
+    """Copy a finished cell's result and its losses into ``results``; returns whether it is finished."""
     own, there = finished_result(run), _committed(run, results)
     if own is None:
         return False
@@ -110,7 +114,7 @@ def export_result(run: Run, results: str) -> bool:
 
 
 def last_metrics(directory: Path) -> dict[str, Any] | None:
-    """The last whole line of a run's metrics.jsonl; None without one, or where it is damaged."""
+    """The last complete line of a run's metrics.jsonl; None without one, or if it is damaged."""
     try:
         with (directory / "metrics.jsonl").open("rb") as file:
             file.seek(0, 2)
@@ -143,7 +147,7 @@ def _committed(run: Run, results: str) -> Run:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A result and its per-sample losses; the result last, which makes it one."""
+    """Copy a result and its per-sample losses; the result last, so that it is never without its losses."""
     files = [*sorted((source / "validation").glob("*.npy")), source / FILE]
     for path in files:
         with atomic_write(target / path.relative_to(source)) as tmp:

@@ -1,4 +1,4 @@
-"""A sweep for people and machines: what it would cost before it runs, and how it stands. No torch here."""
+"""Cost and state of a sweep, as text and as JSON. No torch here."""
 
 import json
 import sys
@@ -17,13 +17,13 @@ from videoscaling.utils.progress import duration
 
 WATCH_SECONDS = 5.0
 PLAN = ("run id", "size", "N", "T", "B", "lr", "steps", "FLOPs", "hours")
-TOLD = ("running", "stopped", "lost", "damaged", "failed")  # cells that status names one by one
+LISTED = ("running", "stopped", "lost", "damaged", "failed")  # cells that status names one by one
 
 
 def states_of(sweep: Sweep, jobs: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    """``cell_state`` of every cell; "job" beside it for unfinished ones in Slurm's queue (``jobs``, by run id).
+    """``cell_state`` of every cell, with "job" for unfinished ones in Slurm's queue (``jobs``, by run id).
 
-    A job that runs may be on a node whose hold of a folder does not show here: its cells that have begun are running.
+    A running job may be on a node whose lock is not visible here, so its cells that have begun count as running.
     """
     states = []
     for cell in sweep.cells:
@@ -41,7 +41,7 @@ def states_of(sweep: Sweep, jobs: dict[str, str] | None = None) -> list[dict[str
 
 
 def plan(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -> dict[str, Any]:
-    """What would be trained: each cell with its FLOPs and hours, and their sums."""
+    """The cells that would be trained, with FLOPs and hours, and their sums."""
     rows = [
         {
             "run_id": cell.config.run_dir.name,
@@ -96,7 +96,7 @@ def plan_text(sweep: Sweep, planned: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-# -- how it stands ---------------------------------------------------------------------------------------------------
+# -- state -----------------------------------------------------------------------------------------------------------
 
 
 def status(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def status(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -
 
 def hours_left(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -> float | None:
     """Hours until the last cell ends; None where no throughput is known."""
-    # Processes, of which stacked cells share one: their hours are shares of it too. Cells that have begun and logged
+    # In processes: stacked cells share one, and their hours are shares of it too. Cells that have begun and logged
     # nothing yet may be one process or many.
     at_once = sum(state["share"] or 0 for state in states if state["state"] == "running") or width(sweep) or 1
     return estimate.left(sweep, states, at_once)
@@ -141,7 +141,7 @@ def status_text(sweep: Sweep, summary: dict[str, Any]) -> str:
     if queued:
         lines.append("  pending by their jobs: " + ", ".join(f"{n} {said}" for said, n in queued.most_common()))
     for cell, row in zip(sweep.cells, summary["cells"]):
-        if row["state"] not in TOLD:
+        if row["state"] not in LISTED:
             continue
         words = f"  {row['state']} {cell.config.name}: "
         if row["state"] in ("failed", "damaged"):
@@ -155,7 +155,7 @@ def status_text(sweep: Sweep, summary: dict[str, Any]) -> str:
 
 
 def watched(lines: str) -> str:
-    """A status with the time of day, which clears the screen before it."""
+    """A status with the time of day, after clearing the screen."""
     return f"\x1b[H\x1b[2J{time.strftime('%H:%M:%S')}  {lines}"
 
 
@@ -168,7 +168,7 @@ def aligned(table: Sequence[tuple[str, ...]], marks: Sequence[str]) -> list[str]
 
 
 def _best(cells: Sequence[Run], states: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The lowest loss of each size, among the cells that have got furthest."""
+    """The lowest loss of each size, among the cells at the latest milestone."""
     best: dict[str, dict[str, Any]] = {}
     for cell, state in zip(cells, states):
         if state["loss"] is None or state["state"] == "diverged":
@@ -181,17 +181,19 @@ def _best(cells: Sequence[Run], states: Sequence[dict[str, Any]]) -> dict[str, d
 
 
 def _measured(cell: Run, state: dict[str, Any]) -> int:
-    """The milestone that a cell's loss is of."""
+    """The milestone of a cell's loss."""
     return max((m for m in cell.config.train.milestones if m <= state["tokens"]), default=state["tokens"])
 
 
 def print_status(sweep: Sweep, as_json: bool = False, watch: bool = False) -> int:
-    """Print how the sweep stands, with ``watch`` until all is finished; 1 if a cell failed."""
+    """Print the state of the sweep, with ``watch`` until all cells are finished; returns 1 if a cell failed."""
     while True:
         jobs = slurm.queue_of(sweep.directory) if sweep.keys.executor.kind == "slurm" else {}
         if jobs is None:
-            doubt = "cells that run on other nodes may show as lost"
-            print(f"warning: Slurm's queue does not answer: {doubt}", file=sys.stderr)
+            print(
+                "warning: Slurm's queue does not answer: cells that run on other nodes may show as lost",
+                file=sys.stderr,
+            )
         states = states_of(sweep, jobs)
         summary = status(sweep, states, estimate(sweep, states))
         text = json.dumps(summary) if as_json else status_text(sweep, summary)

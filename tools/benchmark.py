@@ -1,14 +1,14 @@
-"""Time what training and sampling are made of, on this machine.
+"""Benchmarks of training, sampling and data on this machine.
 
     python tools/benchmark.py train --size 2x64 --size 4x128 --clips 8 --json
     python tools/benchmark.py peers --dtype bfloat16
 
 train: a step of several sizes, its parts, and the matrix products it is made of.  attention: its backends.
-sample: a sampler's steps.  data: reading cached latents; decoding, alone and beside encoding.
+sample: a sampler's steps.  data: reading cached latents; decoding, alone and during encoding.
 peers: our model's step and diffusers' Wan's of equal shape.  stack: runs trained together and one by one.
 
-Things to compare are timed in turn, round after round, in one process; what is printed are medians, with quartiles in
---json. FLOPs are C_token's (3/4 N (7 + n_ctx / width) a token) unless called exact.
+Alternatives are timed in turn, round after round, in one process. The table shows medians; --json adds quartiles.
+FLOPs are C_token's (3/4 N (7 + n_ctx / width) a token) unless called exact.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def about(device: torch.device) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows for people: a line each, medians alone."""
+    """The rows as text: one line each, medians only."""
     lines = []
     for row in rows:
         cells = []

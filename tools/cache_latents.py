@@ -6,10 +6,9 @@
     python tools/cache_latents.py --source lists/a.tsv.gz --root my_videos/ --caption-column about --out caches/mine
     torchrun --nproc_per_node 8 tools/cache_latents.py --source my_videos.csv --out caches/mine
 
-The same command again goes on where a killed one stopped, and says so where there is nothing left to do. The processes
-of torchrun, and the tasks of a Slurm array (--array=0-9), share the work (--share). What is stored is the mean of the
-autoencoder's posterior. The summary says how many clips have no caption, how many captions the text encoder cut, and
-how many files of which kinds were skipped.
+The same command continues a killed one, and says so if nothing is left to do. The processes of torchrun, and the tasks
+of a Slurm array (--array=0-9), share the work (--share). The cache stores the mean of the autoencoder's posterior. The
+summary counts the clips without a caption, the captions that the text encoder cut, and the skipped files by kind.
 """
 
 import argparse
@@ -62,7 +61,7 @@ def arguments() -> argparse.Namespace:
         "and end; or WebDataset tars: one, a folder of them or a pattern such as 'x/{000..015}.tar'")  # fmt: skip
     add("--caption-column", metavar="NAME", help="a manifest's column of captions, a key of the .json next to videos "
         "and in tars, or the extension of the text files there (default: caption, captions, cap, text or prompt, in "
-        "any case, of which there must be one; and .txt)")  # fmt: skip
+        "any case, and exactly one of them; and .txt)")  # fmt: skip
     add("--path-column", metavar="NAME", help="a manifest's column of files (default: path)")
     add("--root", type=Path, metavar="FOLDER", help="the folder that a manifest's paths are relative to (default: the "
         "manifest's)")  # fmt: skip
@@ -90,7 +89,7 @@ def arguments() -> argparse.Namespace:
         default="embedded",
         help="'embedded', or a folder or hub id of a diffusers autoencoder",
     )
-    add("--vae-dtype", choices=("float32", "bfloat16"), default="float32", help="what the autoencoder computes in "
+    add("--vae-dtype", choices=("float32", "bfloat16"), default="float32", help="compute dtype of the autoencoder "
         "(default float32)")  # fmt: skip
     add(
         "--text",
@@ -144,7 +143,7 @@ def arguments() -> argparse.Namespace:
 
 
 def pick_workers(args: argparse.Namespace) -> int:
-    """How many processes decode."""
+    """The number of decoding processes."""
     if args.workers is not None:
         return args.workers
     if args.source == "synthetic":  # rendered where they are encoded

@@ -1,4 +1,4 @@
-"""How well an autoencoder keeps clips: PSNR and SSIM of what comes back from its latents, and the latents' statistics.
+"""Evaluate an autoencoder: PSNR and SSIM of its reconstructions, and the latents' statistics.
 
     python tools/evaluate_vae.py --source synthetic
     python tools/evaluate_vae.py --source my_videos/ --picture side_by_side.png
@@ -60,7 +60,7 @@ def clips_by_source(
 
 
 def measured(vae: VideoVAE, clips: Tensor) -> dict[str, Tensor]:
-    """Of each clip: squared error, SSIM; and the clips' latents and what they became, all on the CPU."""
+    """Squared error and SSIM of each clip; and the clips' latents and reconstructions, all on the CPU."""
     parts = []
     for part in clips.split(BATCH):
         latents = vae.encode(part)

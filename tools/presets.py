@@ -3,8 +3,8 @@
 python tools/presets.py 2x96:3276800 4x128:5e6 --law results/mini/law.json --base configs/train/mini.yaml \\
     --results results/mini/cells --out configs/train/presets --page docs/presets.md
 
-The page gives each preset's T, B, lr and expected loss, beside it the lowest loss of any run of the results there, the
-loss it should show on its way, and the hours that this takes on the hardware that the results were measured on.
+The page gives each preset's T, B, lr and expected loss, the lowest loss of any measured run at that size, the loss it
+should show during training, and the hours it takes on the hardware of the results.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("presets", nargs="+", metavar="SIZE:TOKENS", help="such as 4x128:5e6")
     parser.add_argument("--law", type=path_text, required=True, help="law file from tools/fit.py")
     parser.add_argument("--base", type=path_text, required=True, help="config that supplies data, VAE and the rest")
-    parser.add_argument("--results", type=path_text, help="the study's results, whose runs tell the hours")
+    parser.add_argument("--results", type=path_text, help="the study's results, whose runs give the hours")
     parser.add_argument("--out", type=path_text, required=True, help="folder for the configs, SIZE.yaml each")
     parser.add_argument("--page", type=path_text, required=True, help="Markdown file for the tables")
     return parser.parse_args()

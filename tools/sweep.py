@@ -1,10 +1,10 @@
-"""Train a grid of sizes, learning rates and batch sizes, and ask how it stands.
+"""Train a grid of sizes, learning rates and batch sizes, and report its state.
 
-python tools/sweep.py run configs/sweep/quickstart.yaml               # train what is not finished; safe to repeat
+python tools/sweep.py run configs/sweep/quickstart.yaml               # train the unfinished cells; safe to repeat
 python tools/sweep.py run configs/sweep/quickstart.yaml --dry-run
 python tools/sweep.py status configs/sweep/quickstart.yaml --watch
 python tools/sweep.py collect configs/sweep/quickstart.yaml --out results.csv
-python tools/sweep.py extend configs/sweep/quickstart.yaml --run      # add and train what the results ask for
+python tools/sweep.py extend configs/sweep/quickstart.yaml --run      # add and train the next runs
 python tools/sweep.py simulate configs/sweep/quickstart.yaml --law law.json --noise 3e-3
 """
 
@@ -66,7 +66,7 @@ def main() -> int:
         help="tokens per clip where no clips are encoded yet (default: the cache's, else the law's)",
     )
     command.add_argument(
-        "--prior", type=path_text, help="law file for exponents that the sweep cannot tell, as in tools/fit.py"
+        "--prior", type=path_text, help="law file for exponents that the sweep does not identify, as in tools/fit.py"
     )
 
     arguments, overrides = parser.parse_known_args()
@@ -103,7 +103,7 @@ def main() -> int:
 
 
 def take_over_option(command: argparse.ArgumentParser) -> None:
-    """The way out of a lock that a disk without flock keeps."""
+    """Add the option that takes over a lock on a disk without flock."""
     command.add_argument(
         "--take-over",
         action="store_true",
@@ -113,13 +113,13 @@ def take_over_option(command: argparse.ArgumentParser) -> None:
 
 
 def extend_options(command: argparse.ArgumentParser) -> None:
-    """What ``extend`` may be told."""
+    """Add the options of ``extend``."""
     take_over_option(command)
     command.add_argument("--run", action="store_true", help="add the cells to the sweep and train them")
     numbers = {
         "tolerance": "relative loss that the predicted rate's error may cost: then nothing is added (default 1e-3)",
-        "noise": "relative noise of a run's loss, seed to seed (default: what the results show)",
-        "budget-flops": "spend this much, whatever the tolerance (default: a tenth of the sweep's FLOPs so far)",
+        "noise": "relative noise of a run's loss, seed to seed (default: estimated from the results)",
+        "budget-flops": "spend this much, ignoring the tolerance (default: a tenth of the sweep's FLOPs so far)",
         "flops": "predict the best size of this compute and its pair, or with --params: of that run",
         "params": "predict the loss, rate and batch of a model of this size (default: the largest held-out size)",
         "tokens": "with --params: training tokens of that run",

@@ -3,8 +3,8 @@
     python tools/train_vae.py --out models/embedded_vae
 
 Clips are rendered as they are needed and none is seen twice. The same command continues an interrupted training from
-its last saved state. At the end the autoencoder is scored on held-out clips, beside principal component analysis with
-as many numbers per clip, and the folder --out is written in diffusers' format with a record of how it was made.
+its last saved state. At the end the autoencoder is scored on held-out clips and compared with principal component
+analysis of as many numbers per clip. The folder --out is written in diffusers' format with a record of its training.
 """
 
 import argparse
@@ -172,7 +172,7 @@ def finish(model: nn.Module, seed: int) -> nn.Module:
 
 @torch.no_grad()
 def reconstruct(model: nn.Module, clips: Tensor) -> Tensor:
-    """What the autoencoder makes of clips, from posterior means."""
+    """The autoencoder's reconstructions of clips, from posterior means."""
     device = model.latents_mean.device
     parts = [model.decode(model.encode(part.to(device)).latent_dist.mode()).sample.cpu() for part in clips.split(64)]
     return torch.cat(parts).clamp_(-1, 1)
@@ -239,7 +239,7 @@ def scores(model: nn.Module, seed: int) -> dict[str, dict[str, float]]:
 
 
 def table(by_method: dict[str, dict[str, float]]) -> str:
-    """The scores for people."""
+    """The scores as text."""
     lines = ["PSNR in dB, held-out clips   all pixels pooled   mean over clips"]
     lines += [f"{name:<28} {score['pooled']:>17.2f} {score['per_clip']:>17.2f}" for name, score in by_method.items()]
     strongest = max(score["pooled"] for name, score in by_method.items() if name.startswith("pca"))

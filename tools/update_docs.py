@@ -22,7 +22,7 @@ def table() -> str:
     lines = ["| key | default | meaning |", "|---|---|---|"]
     for name, entry in known_keys().items():
         default = default_of(entry)
-        # Numbers as people write them: 1e-08 and 5e+06 lose what nobody needs.
+        # Numbers without padding: 1e-8 for 1e-08, 5e6 for 5e+06.
         text = f"{default:g}".replace("e+0", "e").replace("e-0", "e-") if isinstance(default, float) else None
         text = text or yaml.safe_dump(default, default_flow_style=True).removesuffix("...\n").strip()
         lines.append(

@@ -36,7 +36,7 @@ class BatchLoader:
         device: where samples are computed and kept.
 
     Attributes:
-        fault: what is wrong with the clips of a step that was read, or None. The samples of such a step are zeros:
+        fault: the fault of the clips of a step that was read, or None. The samples of such a step are zeros:
             processes that share a batch continue to where all of them can stop together (``DataCheck``).
     """
 
@@ -70,7 +70,7 @@ class BatchLoader:
                 self.fault = self.fault or fault
 
     def _read(self, positions: Tensor) -> Stored:
-        """The clips at ``positions``, as they are stored; zeros, and a ``fault``, where one is damaged."""
+        """The clips at ``positions``, as they are stored; zeros and a ``fault`` for a damaged one."""
         try:
             index = self._cache.order(positions, self._run.config.data_seed)
             return self._cache.stored(index, pinned=self._device.type == "cuda")

@@ -1,5 +1,5 @@
 """Checkpoints: a folder of safetensors and JSON, written under a temporary name and renamed, so that each is whole or
-absent. It is renamed before it is removed, too. ``recover`` removes what a killed process left on the way.
+absent. It is renamed before it is removed, too. ``recover`` removes the leftovers of a killed process.
 
 checkpoints/step_0000100/   model.safetensors  ema.safetensors  optimizer.safetensors  config.yaml  state.json
 
@@ -105,7 +105,7 @@ def _size_and_crc32(path: Path) -> dict[str, int]:
 
 @warn_of_os_error("old checkpoints stay")
 def keep_final(directory: Path) -> None:
-    """Leave the averaged weights of the newest checkpoint in ``directory`` and nothing else."""
+    """Remove everything in ``directory`` except the EMA weights of the newest checkpoint."""
     prune_checkpoints(directory, 1)
     path = newest_checkpoint(directory, ("ema",))
     if path is not None:
@@ -121,7 +121,7 @@ def is_final(directory: Path) -> bool:
 
 @warn_of_os_error("the last checkpoint keeps more than its averages")
 def keep_only(path: Path, kinds: tuple[str, ...]) -> None:
-    """Drop the tensors of a checkpoint but ``kinds``, first from its state: it is whole at every moment."""
+    """Drop all tensors of a checkpoint except ``kinds``, first from its state, so that it is always intact."""
     state = read_state(path)
     dropped = [n for n in state["files"] if n.endswith(".safetensors") and n.removesuffix(".safetensors") not in kinds]
     state["files"] = {name: facts for name, facts in state["files"].items() if name not in dropped}
@@ -136,15 +136,15 @@ def _remove_unlisted(path: Path, state: dict[str, Any]) -> None:
 
 
 def update_state(directory: Path, step: int, **facts: Any) -> None:
-    """Replace ``facts`` in the state of ``directory``'s checkpoint of ``step``, which is whole at every moment."""
+    """Replace ``facts`` in the state of ``directory``'s checkpoint of ``step``, atomically."""
     path = path_of(directory, step)
     write_json(path / STATE, sealed(read_state(path) | facts))
 
 
 @warn_of_os_error("leftovers among the checkpoints stay")
 def recover(directory: Path) -> None:
-    """Remove what killed processes left among the checkpoints of ``directory``, whose lock the caller holds: folders
-    half-written or half-removed, and files on their way into or out of a checkpoint."""
+    """Remove the leftovers of killed processes among the checkpoints of ``directory``: half-written or half-removed
+    folders, and temporary files. The caller has locked the run directory."""
     for old in directory.glob(f".{PREFIX}*.old.tmp"):
         recover_folder(directory / old.name.removeprefix(".").removesuffix(".old.tmp"))
     _remove_temporary(directory)
@@ -156,8 +156,8 @@ def recover(directory: Path) -> None:
 
 @warn_of_os_error("a checkpoint that is not needed stays")
 def remove_after(directory: Path, step: int) -> None:
-    """Remove the checkpoints past ``step``, from which a run continues: they are damaged, or of a longer life. Folders
-    before it that have no state are halves that an older version was removing, and go too."""
+    """Remove the checkpoints after ``step``, from which a run continues: they are damaged, or of a longer run. Earlier
+    folders without a state are removed too: an older version was removing them."""
     for path in checkpoint_paths(directory):
         if step_of(path) > step or (step_of(path) < step and not (path / STATE).exists()):
             remove_folder(path)
@@ -195,7 +195,7 @@ def checkpoint_paths(directory: Path) -> list[Path]:
 
 
 def newest_checkpoint(directory: Path, needs: tuple[str, ...]) -> Path | None:
-    """The newest whole checkpoint that holds the files ``needs``; broken ones are passed over with a warning."""
+    """The newest intact checkpoint with the files ``needs``; damaged ones are skipped with a warning."""
     for path in checkpoint_paths(directory):
         try:
             check(path)
@@ -208,7 +208,7 @@ def newest_checkpoint(directory: Path, needs: tuple[str, ...]) -> Path | None:
 
 
 def resumable_checkpoint(run_dir: Path) -> Path | None:
-    """The newest whole checkpoint of a run from which training can continue; None where the run starts (again).
+    """The newest intact checkpoint of a run from which training can continue; None if the run starts (again).
 
     Raises:
         UserError: there are checkpoints, and none of them can be read.
@@ -227,7 +227,7 @@ def resumable_checkpoint(run_dir: Path) -> Path | None:
 
 
 def check(path: Path) -> None:
-    """Read the whole checkpoint at ``path`` and compare it with what was written.
+    """Read the whole checkpoint at ``path`` and compare it with its checksums.
 
     Raises:
         UserError: a file is missing, or has another size or another content than was written.
@@ -248,7 +248,7 @@ def check(path: Path) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The state of the checkpoint at ``path``; of the other files nothing is read (``check`` does).
+    """The state of the checkpoint at ``path``; the other files are not read (``check`` reads them).
 
     Raises:
         UserError: there is none, or it is not as it was written.
@@ -275,7 +275,7 @@ def read_config(path: Path) -> Config:
 
 
 def load_into(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy named tensors into ``model``; UserError where they are another model's."""
+    """Copy named tensors into ``model``; UserError if they are another model's."""
     own = model.state_dict()
     wrong = sorted(own.keys() ^ tensors.keys()) or [n for n in own if own[n].shape != tensors[n].shape]
     if wrong:
@@ -311,12 +311,12 @@ def _state_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict
 
 
 def _kinds(path: Path) -> str:
-    """The kinds of tensors that a checkpoint holds, in words."""
+    """The kinds of tensors in a checkpoint, as text."""
     return " and ".join(sorted(file.stem for file in path.glob("*.safetensors"))) or "none"
 
 
 def find_checkpoint(path: Path, needs: tuple[str, ...] = ("ema",)) -> Path:
-    """The checkpoint that ``path`` means: itself, or the newest whole one of a run directory.
+    """The checkpoint at ``path``, or the newest intact one if ``path`` is a run directory.
 
     Raises:
         UserError: there is none, it is damaged, or it does not hold the kinds of weights that it ``needs`` to.

@@ -1,4 +1,4 @@
-"""What a run is refused for before its first step."""
+"""Checks before a run's first step."""
 
 from videoscaling.data.latents import LatentCache
 from videoscaling.data.mixture import Mixture

@@ -141,7 +141,7 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What makes a (resolved) run what it is, {hashed name: value}; equal where two runs are the same run.
+    """The keys that identify a (resolved) run, {hashed name: value}; equal for two runs that are the same run.
 
     ``training.keys`` says which keys are in it. A key added after the first committed runs is left out where it has
     the value, or the effect, that every run had before.
@@ -163,7 +163,7 @@ def hashed_values(config: Config) -> dict[str, Any]:
 
 @functools.cache
 def _hashed(schema: type, grows: bool) -> list[tuple[str, Callable[[Config], Any], KeyInfo]]:
-    """The keys that ``identity`` looks at and how each is read, found once: a sweep asks it of a thousand cells."""
+    """The keys that enter ``identity`` and their getters, cached: a sweep hashes a thousand cells."""
     left_out = (NEVER, WITH_DECAY) if grows else (NEVER,)
     infos = info_of(schema).items()
     return [(name, operator.attrgetter(name), info) for name, info in infos if info.identity not in left_out]
@@ -202,7 +202,7 @@ def _checked(values: dict[str, Any], schema: type, prefix: str = "") -> dict[str
 
 
 def key_hint(word: str) -> str:
-    """How to give what an unknown option ``word`` asks for as a key, such as optim.lr=... for lr; empty for none."""
+    """A hint that names the key for an unknown option ``word``, such as optim.lr=... for lr; empty without one."""
     if word in DEVICE_WORDS:
         return DEVICE_HINT
     name = key_called(word)
@@ -238,7 +238,7 @@ def _meant(full: str, value: Any, schema: type) -> str:
         return f"; it is called {renamed[full]!r} now"
     last = full.rpartition(".")[2]
     elsewhere = [name for name in known if name.rpartition(".")[2] == last]
-    # An exact alias tells more than a likeness: ema_decay is not weight_decay.
+    # An exact alias comes before a similar spelling: ema_decay is not weight_decay.
     return (
         alias_hint(last, schema) or nearest(full, known, 0.8) or nearest(full, elsewhere, 0.0) or nearest(full, known)
     )

@@ -15,14 +15,14 @@ from videoscaling.utils.results import DATA_FAULT, write_record
 
 
 class DataCheck:
-    """Stops all processes where one read damaged clips, before weights trained on them are saved or logged.
+    """Stops all processes if one read damaged clips, before weights trained on them are saved or logged.
 
-    Clips are checked when they are first read. Where steps were skipped, those of all steps since the last check are
-    verified again: a gradient that is not finite is a result of the run only if its data are as they were written.
+    Clips are checked when they are first read. If steps were skipped, the clips of all steps since the last check are
+    verified again: a gradient that is not finite is a result of the run only if its data are undamaged.
 
     Args:
-        loader: of this process; device: its own.
-        step, skipped: where the run begins, and the steps that were skipped until then.
+        loader, device: of this process.
+        step, skipped: the run's first step, and its skipped steps until then.
     """
 
     def __init__(self, loader: BatchLoader, device: torch.device, step: int, skipped: int) -> None:
@@ -42,7 +42,7 @@ class DataCheck:
 
 @contextlib.contextmanager
 def data_faults_recorded(configs: Sequence[Config]) -> Iterator[None]:
-    """Write a fault of the data, by which the runs ``configs`` end, into their directories where they are there."""
+    """Write the data fault that ends the runs ``configs`` into their existing directories."""
     try:
         yield
     except DataFault as fault:

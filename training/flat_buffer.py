@@ -7,10 +7,10 @@ ALIGNMENT = 32  # numbers: each parameter begins where vector loads of 128 bytes
 
 
 def merge(parameters: list[nn.Parameter]) -> nn.Parameter:
-    """Move ``parameters`` and their gradients into one buffer, of which they become views; returns the buffer.
+    """Move ``parameters`` and their gradients into one buffer and make them views of it; returns the buffer.
 
-    An optimiser of the buffer moves them all, and its gradient must be set to zero, never to None: the parameters'
-    gradients are views of it. What lies between two parameters is zero and stays so.
+    An optimiser of the buffer updates them all. The buffer's gradient must be set to zero, never to None, because the
+    parameters' gradients are views of it. The padding between two parameters is zero and stays zero.
     """
     starts, size = [], 0
     for parameter in parameters:
@@ -30,7 +30,7 @@ def merge(parameters: list[nn.Parameter]) -> nn.Parameter:
 
 
 def part_of(flat: Tensor, parameter: Tensor) -> Tensor:
-    """What of ``flat``, laid out as the buffer that ``parameter`` lies in (or as itself), belongs to it: a view."""
+    """The view of ``parameter``'s part of ``flat``, which is laid out as its buffer (or as the parameter itself)."""
     if flat.shape == parameter.shape:
         return flat
     start = place_of(parameter, len(flat))
@@ -48,7 +48,7 @@ def move_parameters(
 ) -> None:
     """Move a buffer, and the ``parameters`` that were merged into it, to ``to`` of the same length, such as a row.
 
-    ``gradient`` is where its gradient lies from then on; what it was is not taken along.
+    ``gradient`` holds its gradient from then on; the old gradient is not copied.
     """
     to.copy_(flat)
     for parameter in parameters:

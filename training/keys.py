@@ -1,4 +1,4 @@
-"""What is known of a configuration key stands at the key: its meaning, its range, and how it enters a run's id.
+"""Metadata of configuration keys, defined at each key: meaning, range, and how it enters a run's id.
 
 A schema is nested dataclasses whose fields are made by ``key``. Run ids outlive changes of the schema: the keys of
 the first study are always hashed, a key added later only where it differs from what every run did before it existed.
@@ -17,18 +17,18 @@ from videoscaling.utils.errors import UserError, nearest, shown
 ALWAYS = "always"  # hashed as it is: the keys that the first committed runs were hashed with
 CHANGED = "changed"  # hashed where it differs from its value before the key existed
 WITH_DECAY = "with decay"  # as ALWAYS, but not at a constant rate, where a run may grow
-NEVER = "never"  # where a run lies, how it is watched and kept, how a step is laid out
+NEVER = "never"  # paths, logging, checkpoints, and the layout of a step
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A range that a key's numbers must lie in, and its name in an error. Every number must be finite."""
+    """The allowed range of a key's numbers, and its name in an error. Every number must be finite."""
 
     text: str
     holds: Callable[[float], bool]
 
 
-MAX_INTEGER = 2**63 - 1  # of any key: what a tensor's integers hold
+MAX_INTEGER = 2**63 - 1  # of any key: the largest int64
 
 POSITIVE = Bound("a positive number", lambda value: value > 0)
 NOT_NEGATIVE = Bound("a number, and not negative", lambda value: value >= 0)
@@ -38,7 +38,7 @@ FINITE = Bound("a finite number", lambda value: True)
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """What is known of a key beside its type and default.
+    """The metadata of a key, in addition to its type and default.
 
     Attributes:
         help: its meaning, from which the documentation is generated.
@@ -50,7 +50,7 @@ class KeyInfo:
         choices: the values it may have.
         differs_in_stack: whether runs that are trained together may each have their own.
         formerly: the name that the key is hashed under, where it was renamed.
-        aliases: what other trainers call it, by the last part of a dotted name; an unknown key of such a name is
+        aliases: its names in other trainers, by the last part of a dotted name; an unknown key of such a name is
             answered with this one.
         path: whether it is a file or folder, whose leading ~ is the home directory.
     """
@@ -111,7 +111,7 @@ def keys_of(schema: type, prefix: str = "") -> dict[str, dataclasses.Field]:
 
 @functools.cache
 def info_of(schema: type) -> dict[str, KeyInfo]:
-    """What is known of every dotted key of ``schema``."""
+    """The metadata of every dotted key of ``schema``."""
     return {name: entry.metadata["info"] for name, entry in keys_of(schema).items()}
 
 

@@ -1,4 +1,4 @@
-"""What killed processes left of a run, removed at its next start under the lock of its directory."""
+"""Removal of a killed process's files, at the next start of its run and under the lock of its directory."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +16,7 @@ OF_SWEEP = "failure.json"
 
 
 def clean_run(directory: Path) -> None:
-    """Remove files and checkpoints that were half-written or half-removed; the caller holds ``directory``."""
+    """Remove half-written and half-removed files and checkpoints; the caller has locked ``directory``."""
     remove_leftovers(directory, *OWN)
     remove_abandoned(directory / OF_SWEEP)
     remove_leftovers(directory / "validation", "*.npy")
@@ -24,10 +24,10 @@ def clean_run(directory: Path) -> None:
 
 
 def clean_finished(run: Run, status: str) -> None:
-    """As ``clean_run``, of a run that ended with ``status`` and is not started again. Of one that is done, the
-    checkpoints that its keys leave out go too: its process may have been killed after its result was written.
+    """As ``clean_run``, for a run that ended with ``status`` and is not started again.
 
-    A directory that cannot be written, or in which a process works, is left as it is.
+    If it is done, checkpoints that its keys do not keep are removed too: its process may have been killed after it
+    wrote the result. A directory that cannot be written, or that is locked, is left as it is.
     """
     directory = run.config.run_dir
     checkpoints = directory / "checkpoints"

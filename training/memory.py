@@ -49,7 +49,7 @@ def find_micro_batch(train_step: TrainStep, samples: Samples, verbose: bool) -> 
 
 
 def on_any_process(device: torch.device) -> Callable[[bool], bool]:
-    """A function that says whether a flag is set on any process; all of them must call it."""
+    """A function that returns whether a flag is set on any process; all processes must call it."""
 
     def on_any(flag: bool) -> bool:
         return bool(all_reduce(torch.full((), float(flag), device=device), "sum").item())
@@ -66,13 +66,13 @@ def largest_that_fits(
     key: str = "train.micro_batch",
     rows: int = 1,
 ) -> int:
-    """The largest of ``size``, ``size`` / 2, ... samples of which a pass fits.
+    """The largest of ``size``, ``size`` / 2, ... samples whose pass fits.
 
     Args:
         attempt: one pass with that many samples at a time.
         on_any: whether a flag is set on any process.
         sharded: a pass is made by all processes together, so one that failed has left the others: no second attempt.
-        verbose: whether this process says what it changed.
+        verbose: whether this process reports its change.
         key: the configuration key of the size, for messages; one of ``ADVICE``. It changes no result.
         rows: sets of weights in a pass, where the key counts the samples of all of them.
 
@@ -89,7 +89,7 @@ def largest_that_fits(
         if not (failed if sharded else on_any(failed)):
             return size
         if "torch._dynamo" in sys.modules:
-            torch.compiler.reset()  # what it compiled for this size; after eight sizes it would compile no more
+            torch.compiler.reset()  # drop the code compiled for this size; after eight sizes it would compile no more
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size == 1:

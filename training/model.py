@@ -1,4 +1,4 @@
-"""From a configuration and the facts of its data to a VideoDiT, for training, sampling and measuring alike."""
+"""Construction of a VideoDiT from a configuration and its data's meta, for training, sampling and measuring."""
 
 import os
 import shutil
@@ -53,7 +53,7 @@ def _check_memory(layers: int, width: int) -> None:
 
 
 def check_compiler(wanted: bool, device: torch.device) -> None:
-    """UserError where torch.compile is ``wanted`` and finds no compiler: on the CPU it writes C++."""
+    """UserError if torch.compile is ``wanted`` and finds no compiler: on the CPU it needs one for C++."""
     compilers = filter(None, (os.environ.get("CXX"), "g++", "clang++"))
     if wanted and device.type == "cpu" and not any(map(shutil.which, compilers)):
         raise UserError("train.compile=true: torch.compile needs a C++ compiler on the CPU, and none is on the path")

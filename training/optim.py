@@ -37,7 +37,7 @@ def build_optimizer(
 
 
 def learning_rate(keys: OptimKeys, tokens: float, end: int) -> float:
-    """The rate of a step whose middle lies ``tokens`` tokens into a run that ends at ``end`` tokens.
+    """The rate of a step whose middle is ``tokens`` tokens into a run that ends at ``end`` tokens.
 
     The middle makes the warm-up's mean rate the same at every batch size. Warm-up counts tokens; only the decays of
     cosine and wsd are fractions of the run.

@@ -1,4 +1,4 @@
-"""One model over several processes: DDP, or FSDP2's shards; and whole tensors into and out of them."""
+"""One model over several processes: DDP or FSDP2, and full tensors into and out of shards."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 def shard(model: VideoDiT) -> None:
-    """Split parameters in place over all processes (FSDP2): each block's are gathered while it computes.
+    """Shard parameters in place over all processes (FSDP2): each block's are gathered while it computes.
 
-    What lies outside the blocks is let go after each forward pass too: left gathered, it would not follow an average
-    or a step that moves the shards.
+    Parameters outside the blocks are resharded after each forward pass too: left gathered, they would not follow an
+    EMA or optimiser step on the shards.
     """
     for block in model.blocks:
         fully_shard(block)
@@ -35,7 +35,7 @@ def replicate(model: VideoDiT, device: torch.device) -> nn.Module:
 
 
 def share_gradients(model: nn.Module, now: bool) -> None:
-    """Whether the next backward pass adds gradients up over the processes, or keeps them for a later one."""
+    """Set whether the next backward pass reduces gradients over the processes, or keeps them for a later one."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
     elif isinstance(model, DistributedDataParallel):
@@ -48,12 +48,12 @@ def local(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def gather_full(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, from all its shards; every process must ask for it."""
+    """The full tensor from all its shards; every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(named: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole tensors, on the CPU; every process must call, and those that do not ``keep`` them get none."""
+    """Full tensors on the CPU; every process must call it, and gets an empty dict without ``keep``."""
     gathered = {}
     for name, tensor in named.items():
         full = gather_full(tensor.detach())
@@ -115,7 +115,7 @@ def check_together(check: Callable[[], None], device: torch.device) -> None:
 
 
 def lost_process(error: RuntimeError) -> bool:
-    """Whether ``error`` is a collective's that waited for a process in vain."""
+    """Whether ``error`` is from a collective that waited for a process that did not answer."""
     text = str(error).lower()
     collective = isinstance(error, dist.DistError) or "gloo" in text
     waited = ("timed out", "timeout", "connection closed", "connection reset", "peer")

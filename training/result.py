@@ -1,4 +1,4 @@
-"""result.json: what a run leaves for the fits. Nothing else of a run is read by them."""
+"""result.json: a run's result for the fits, which read nothing else of a run."""
 
 import functools
 import math
@@ -21,7 +21,10 @@ PACKAGES = ("torch", "accelerate", "diffusers", "safetensors", "numpy")
 
 
 def recipe(config: Config, meta: dict[str, Any]) -> dict[str, Any]:
-    """What a loss depends on besides N, T, B, lr and seed: laws hold for one recipe. ``meta`` is the cache's."""
+    """The settings that a loss depends on besides N, T, B, lr and seed: laws hold for one recipe.
+
+    ``meta`` is the cache's.
+    """
     optim, diffusion, validation = config.optim, config.diffusion, config.validation
     return {
         "optimizer": "adamw",
@@ -131,14 +134,14 @@ def recorded(run: Run) -> dict[str, Any]:
 
 
 def earlier_milestones(config: Config) -> list[int]:
-    """What an earlier start of a run that may grow was asked for: its milestones stay, and so does its warm-up."""
+    """The milestones of an earlier start of a run that may grow: they stay, and so does its warm-up."""
     path = config.run_dir / "config.yaml"
     grows = path.exists() and config.optim.schedule == "constant"
     return recorded_config(load_yaml(path)).train.milestones if grows else []
 
 
 def result_damage(directory: Path) -> str | None:
-    """Why the result in ``directory`` is as good as none, in words; None where it is whole, or there is none."""
+    """Why the result in ``directory`` cannot be used, as text; None if it is intact or absent."""
     path = directory / FILE
     try:
         if path.exists():
@@ -158,12 +161,12 @@ def resumable_step(directory: Path) -> int:
 
 
 def check_growth(run: Run, tokens: int, milestones: list[dict[str, Any]]) -> None:
-    """Refuse a ``run`` that would go on from ``tokens``, with these ``milestones``, past what it asks to measure.
+    """Refuse a ``run`` whose end or new milestone lies before ``tokens`` and is not among the measured ``milestones``.
 
-    What the last of its steps reached can still be measured: a checkpoint is saved before its step is validated.
+    A milestone at ``tokens`` itself can still be measured: a checkpoint is saved before its step is validated.
 
     Raises:
-        UserError: it ends, or has a milestone, where it has been already and was not measured.
+        UserError: names the end or milestone that was passed without a measurement.
     """
     measured = {m["nominal"] for m in milestones}
     before = tokens - run.config.train.batch_tokens

@@ -1,4 +1,4 @@
-"""What a configuration leaves open, decided from the data: shape, end, milestones, warm-up. No torch here."""
+"""Resolution of a configuration from the data: shape, end, milestones, warm-up. No torch here."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.files import read_json
 
 WARMUP_FRACTION = 0.1
-# Widths over the numbers in a token. 1x32 and 2x32 on tokens of 16 numbers lie in line with wider ones; narrower ones
+# Widths over the numbers in a token. 1x32 and 2x32 on tokens of 16 numbers are in line with wider ones; narrower ones
 # were not tried, and a model as narrow as its tokens cannot pass the noise through.
 MIN_WIDTH_RATIO, USUAL_WIDTH_RATIO = 2, 4
 INDEX = "the index of a latent cache"
@@ -44,7 +44,7 @@ class Run:
 
     @property
     def text(self) -> str:
-        """One line for people."""
+        """One line of text."""
         config, tokens = self.config, self.steps * self.config.train.batch_tokens
         return (
             f"{config.model.size}: N {self.N:,}, T {tokens:,} tokens in {plural(self.steps, 'step')} of "
@@ -59,9 +59,9 @@ def resolve(
     """Fill in what ``config`` leaves open, from the cache's ``meta`` (its latent shape and fingerprint).
 
     Args:
-        earlier: the milestones that an earlier start of the same run was asked for.
-        bfloat16: asks whether the device that trains has bfloat16, which train.dtype=auto then becomes. It is asked
-            only for auto. None: no device is known, and auto is refused.
+        earlier: the milestones of an earlier start of the same run.
+        bfloat16: whether the training device has bfloat16, which train.dtype=auto then becomes. It is called only for
+            auto. None: no device is known, and auto is refused.
 
     Raises:
         UserError: a size that is no size, a patch that does not divide the latents, a token too large for the width,
@@ -114,7 +114,7 @@ def encoded_shape(config: Config) -> list[int] | None:
     """(C, f, h, w) of the clips in (the first) ``data.cache``, without opening it; None where there are none yet.
 
     Raises:
-        UserError: what lies there is no cache's index.
+        UserError: the index.json there is no cache's index.
     """
     path = Path(cache_folders(config)[0]) / "index.json"
     if not config.data.cache or not path.is_file():
@@ -190,7 +190,7 @@ def _whole_clips(batch_tokens: int, n_ctx: int) -> int:
 
 
 def width_warnings(widths: Iterable[int], token_dim: int) -> list[str]:
-    """A line where ``widths`` of models lie below ``USUAL_WIDTH_RATIO`` times the numbers in a token."""
+    """A warning if ``widths`` of models are below ``USUAL_WIDTH_RATIO`` times the numbers in a token."""
     narrow = sorted({width for width in widths if width < USUAL_WIDTH_RATIO * token_dim})
     if not narrow:
         return []

@@ -78,7 +78,7 @@ class DiffusionKeys:
     )
     target: str = key(
         "flow",
-        "what the model predicts: flow, or eps, v, x0 for the vp processes",
+        "the model's prediction: flow, or eps, v, x0 for the vp processes",
         identity=ALWAYS,
         aliases="prediction_type pred_type parameterization",
     )
@@ -218,7 +218,7 @@ class TrainKeys:
     )
     dtype: str = key(
         "float32",
-        "what the blocks compute in: float32, bfloat16 or auto (bfloat16 where the GPU has it)",
+        "compute dtype of the blocks: float32, bfloat16 or auto (bfloat16 if the GPU has it)",
         identity=ALWAYS,
         choices=("auto", "float32", "bfloat16"),
         aliases="precision mixed_precision fp16 bf16 amp",
@@ -291,7 +291,7 @@ class CheckpointKeys:
     )
     final: str = key(
         "full",
-        "what a finished run keeps: full, or ema (averaged weights only, as sweeps do)",
+        "checkpoint of a finished run: full, or ema (averaged weights only, as sweeps keep)",
         identity=NEVER,
         choices=("full", "ema"),
     )
@@ -323,13 +323,13 @@ class LogKeys:
     sample_steps: int = key(20, "sampler steps of those videos", identity=NEVER, bound=POSITIVE)
     vae: str | None = key(
         None,
-        "where the cache's VAE lies now, for videos of log.prompts; its recorded place if not given",
+        "folder of the cache's VAE, for videos of log.prompts; its recorded folder if not given",
         identity=NEVER,
         path=True,
     )
     text: str | None = key(
         None,
-        "where the cache's text encoder lies now, for videos of log.prompts; its recorded place if not given",
+        "folder of the cache's text encoder, for videos of log.prompts; its recorded folder if not given",
         identity=NEVER,
         path=True,
     )
@@ -356,7 +356,7 @@ class Config:
     )
     heldout: bool = key(
         False,
-        "whether the run is kept from the fits, to check what they predict",
+        "leave the run out of the fits, to check their predictions with it",
         identity=NEVER,
         differs_in_stack=True,
     )

@@ -1,4 +1,4 @@
-"""Stopping on a signal, together: every process leaves the loop after the same step."""
+"""Stop on a signal: every process leaves the loop after the same step."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ class StopRequest:
 
     def _catch(self, signum: int, frame: FrameType | None) -> None:
         if self._caught and signum == signal.SIGINT:
-            raise KeyboardInterrupt  # whoever presses Ctrl-C twice does not want to wait for a checkpoint
+            raise KeyboardInterrupt  # a second Ctrl-C stops at once, without a checkpoint
         self._caught = True
 
     def __enter__(self) -> "StopRequest":
@@ -39,7 +39,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def agreed(self) -> bool:
-        """Called once per step by every process; the same answer on all of them."""
+        """Called once per step by every process; returns the same value on all of them."""
         if self._torchrun not in (None, os.getppid()):
             self._caught = True
         if self._group is None:

@@ -32,8 +32,8 @@ def micro_batches(samples: Samples, most: int | None) -> Iterator[tuple[Samples,
     """``samples`` in micro-batches of one size, at most ``most``, each with the number of its samples that count.
 
     torch.compile compiles anew for every size. 527 samples with at most 16 at a time are therefore 33 micro-batches
-    of 16, of which the last repeats one sample; a divisor of 527 would be 1. Losses of repeated samples are to be
-    dropped, so that the gradient is the whole batch's mean.
+    of 16, and the last repeats one sample; a divisor of 527 would be 1. The caller drops the losses of repeated
+    samples, so that the gradient is the whole batch's mean.
     """
     along, count = samples.t.dim() - 1, samples.t.shape[-1]
     size = even_size(count, most)
@@ -89,7 +89,7 @@ class TrainStep:
         self.by_t = torch.zeros(2, T_BINS + 1, device=device)
 
     def run(self, samples: Samples, tokens: int) -> None:
-        """Train on this process's share of a batch; ``tokens`` is how many tokens the run has seen before it."""
+        """Train on this process's share of a batch; ``tokens``: the run's tokens before this step."""
         self.apply_gradients(self.backward(samples), tokens)
 
     def backward(self, samples: Samples, share: bool = True) -> Tensor:

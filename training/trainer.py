@@ -57,7 +57,7 @@ Scores = tuple[ValidationResult, ValidationResult]  # of the raw weights, and of
 
 
 def train(config: Config, wait: bool = False) -> int:
-    """Run ``config`` to its end, or to a signal; continue it where it was. A finished run is left as it is.
+    """Train ``config``'s run to its end or to a signal, resuming it if possible. A finished run is left as it is.
 
     Args:
         wait: if another process is working in the run's directory, wait for it instead of refusing.
@@ -84,7 +84,7 @@ def _train(config: Config, wait: bool) -> int:
     try:
         trainer = Trainer(run, cache)  # everything that can be refused is refused before the directory is touched
         with lock_run_dir(config.run_dir, wait):
-            if from_first(lambda: finished_result(run)) is not None:  # by whoever was waited for
+            if from_first(lambda: finished_result(run)) is not None:  # by the process that held the lock
                 return 0
             check_directory(run.config)
             trainer.restore()
@@ -109,7 +109,7 @@ def _train(config: Config, wait: bool) -> int:
 
 
 def prepare(config: Config) -> tuple[Run, LatentCache | Mixture]:
-    """The run that ``config`` means, with nothing left open, and its data; UserError where they do not fit."""
+    """The resolved run of ``config``, and its data; UserError if they do not fit together."""
     if not config.data.cache:
         raise UserError("data.cache: not given; name a folder made by tools/cache_latents.py")
     cache = open_data(cache_folders(config), config.data.weights)
@@ -159,14 +159,14 @@ class Trainer:
             dist.barrier()
 
     def _check(self) -> None:
-        """Raise UserError for what can be refused before anything is built."""
+        """Check everything that can be checked before anything is built; raises UserError."""
         check_layout(self.run, self.cache, self.world)
         check_together(self.cache.verify_validation, self.device)
         check_compiler(self.config.train.compile, self.device)
         draw_timesteps(torch.zeros(1, dtype=torch.int64), 0, self.config.diffusion.timesteps)  # refuses unknown names
 
     def _build_models(self) -> tuple[VideoDiT, VideoDiT]:
-        """The model and its EMA, compiled and sharded as the configuration asks."""
+        """The model and its EMA, compiled and sharded by the configuration."""
         model = build_model(self.config, self.cache.meta, self.device)
         ema = copy.deepcopy(model).requires_grad_(False).eval()
         for each in (model, ema):
@@ -183,18 +183,17 @@ class Trainer:
     # -- before the first step -----------------------------------------------------------------------------------
 
     def claim_directory(self) -> None:
-        """Write this configuration into the run directory, now that nothing is left to refuse."""
+        """Write this configuration into the run directory, after all checks."""
         if self.main:
             with atomic_write(self.config.run_dir / "config.yaml") as tmp:
                 OmegaConf.save(OmegaConf.create(to_dict(self.config)), tmp)
             (self.config.run_dir / DATA_FAULT).unlink(missing_ok=True)
 
     def restore(self) -> None:
-        """Resume from the newest whole checkpoint, if there is one; what lies after it is removed.
+        """Resume from the newest intact checkpoint, if there is one; log lines after it are removed.
 
         Raises:
-            UserError: the run is already past a milestone that was never measured, or has checkpoints of which none
-                can be read.
+            UserError: the run is past a milestone that was never measured, or none of its checkpoints can be read.
         """
         directory = self.config.run_dir / "checkpoints"
         path = from_first(self._newest_checkpoint)
@@ -215,7 +214,7 @@ class Trainer:
             ckpt.remove_after(directory, self.step)
 
     def _newest_checkpoint(self) -> Path | None:
-        """The checkpoint to resume from. All processes take the first one's choice: they may not see a disk alike."""
+        """The checkpoint to resume from, chosen by rank 0 for all processes: their views of a disk may differ."""
         clean_run(self.config.run_dir)
         return ckpt.resumable_checkpoint(self.config.run_dir)
 
@@ -238,7 +237,7 @@ class Trainer:
         return self.status
 
     def begin(self) -> None:
-        """Open the log; the status is "running" where a milestone is left to reach, else "done"."""
+        """Open the log; the status is "running" if a milestone is left to reach, else "done"."""
         if self.main:
             self._log = open_log(
                 self.run,
@@ -265,10 +264,10 @@ class Trainer:
         return samples
 
     def after_step(self, stopping: bool) -> None:
-        """Count a step that was taken; log and save where one of them is due.
+        """Count the step; log and save if due.
 
         Args:
-            stopping: a signal asks all processes to stop after this step, and after the validation due at it.
+            stopping: a signal came: all processes stop after this step and the validation due at it.
         """
         config = self.config
         self.step += 1
@@ -329,11 +328,11 @@ class Trainer:
 
     @property
     def due(self) -> list[int]:
-        """The milestones that are to be validated before the next step."""
+        """The milestones to validate before the next step."""
         return [m for m in self._pending() if m <= self.tokens]
 
     def find_micro_batch(self) -> None:
-        """Find the micro-batch that fits in GPU memory: once, with everything that training needs there."""
+        """Find the micro-batch that fits in GPU memory, once, with all of training's tensors allocated."""
         if self.device.type == "cuda":
             find_micro_batch(self.train_step, self.loader.batch(self.step), self.main)
 
@@ -389,7 +388,7 @@ class Trainer:
                 self._log.video(f"samples/{number}", clip, self.tokens, self.config.log.prompts[number])
 
     def _save(self) -> None:
-        # Every process continues from the mean of the windows, which is what a resumed run has.
+        # Every process continues from the mean of the windows, as a resumed run does.
         self.train_step.loss_sum.copy_(all_reduce(self.train_step.loss_sum, "mean"))
         named = {"ema": self.ema.state_dict(), "model": self.model.state_dict()}
         named["optimizer"] = ckpt.optimizer_tensors(self.model, self.train_step.optimizer)
@@ -413,7 +412,7 @@ class Trainer:
             ckpt.prune_checkpoints(directory, self.config.checkpoint.keep)
 
     def _write_result(self, status: str) -> None:
-        # A finished run that grows without its optimiser starts again: what it measured stands until it is passed.
+        # A finished run that grows without its optimiser starts again: its measurements stay until it passes them.
         unfinished = status in ("running", "preempted")
         if not self.main or (unfinished and len(self.milestones) < len(recorded(self.run)["milestones"])):
             return

@@ -1,4 +1,4 @@
-"""Users' mistakes: one clear line and exit status 2, never a traceback."""
+"""User errors: one clear line and exit status 2, never a traceback."""
 
 import argparse
 import errno
@@ -16,29 +16,30 @@ from typing import Any, NoReturn
 
 from videoscaling.utils.os_errors import concerns_one_process, describe
 
-PREEMPTED = 75  # EX_TEMPFAIL, the exit status of what a signal stopped: run the same command again
+PREEMPTED = 75  # EX_TEMPFAIL: a signal stopped the command; run the same command again
 CONTINUES = "the same command continues"
 
 
 class UserError(Exception):
-    """Something the user gave is wrong. The message names the thing and the fix, in one line.
+    """An error in the user's input. The message names the thing and the fix, in one line.
 
-    Of several processes the first of each node tells it.
+    With several processes the first of each node prints it.
     """
 
 
 class OwnError(UserError):
-    """A UserError that the other processes may not have met, in its share of the data or its GPU's memory: it is told
-    by whichever process met it."""
+    """A UserError that may concern one process only, such as its part of the data or its GPU's memory.
+
+    Every process that meets it prints it.
+    """
 
 
 class DataFault(UserError):
-    """Data that training or validation reads are damaged or not finite: no result of a run, and of all the runs that
-    read them."""
+    """Damaged or non-finite training or validation data: not a result, and a fault for every run that reads them."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A command's options, whose mistakes are UserErrors: one line, without the usage that argparse prints first.
+    """argparse whose errors are UserErrors: one line, without the usage that argparse prints first.
 
     Options of the types ``Path`` and ``path_text`` have the home directory for a leading ~.
 
@@ -52,13 +53,13 @@ class Parser(argparse.ArgumentParser):
         self.register("type", Path, user_path)  # of groups' options too
 
     def add_argument(self, *names: Any, aliases: tuple[str, ...] = (), **more: Any) -> argparse.Action:
-        """argparse's; ``aliases`` are other programs' names for this option, which are answered with ours."""
+        """As argparse's; an error for one of ``aliases``, other programs' names for this option, names ours."""
         action = super().add_argument(*names, **more)
         self._aliases |= dict.fromkeys(aliases, names[0])
         return action
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        # Before argparse, which would first ask for the required option that was given under another name.
+        # Before argparse, which would first report the required option that was given under another name as missing.
         if self._subparsers is None:
             for word in sys.argv[1:] if args is None else args:
                 if word == "--":
@@ -113,7 +114,7 @@ def nearest(word: str, known: list[str], cutoff: float = 0.5) -> str:
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """``value`` as a message quotes it, cut at ``limit`` characters: what was taken for a name may be a whole file."""
+    """``value`` quoted for a message, cut at ``limit`` characters: a text given as a name may be a whole file."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
@@ -125,12 +126,12 @@ def plural(count: int, one: str, many: str = "") -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What another library's error says, as far as one line of ours can hold it."""
+    """The first line of another library's error message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _unread() -> bool:
-    """Whether nobody is left to read what this process prints."""
+    """Whether the reader of this process's stdout has closed it."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return bool(poll.poll(0))
@@ -138,8 +139,7 @@ def _unread() -> bool:
 
 @contextmanager
 def resumable(what: str, where: str = "") -> Iterator[None]:
-    """Where Ctrl-C or SIGTERM ends work that can be continued, say so in the last line, also ``where`` it continues,
-    and exit with ``PREEMPTED``."""
+    """On Ctrl-C or SIGTERM, print that the work can be continued (and ``where``), and exit with ``PREEMPTED``."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -164,13 +164,13 @@ def run_cli(main: Callable[[], int | None]) -> None:
         try:
             sys.exit(main() or 0)
         except SystemExit:
-            sys.stdout.flush()  # here, where it can still be told who has left
+            sys.stdout.flush()  # here, so that a closed pipe is still recognised
             raise
     except UserError as error:
         message, own = str(error), isinstance(error, OwnError)
     except OSError as error:
         if error.errno == errno.EPIPE and _unread():
-            # As head does, the reader has what it wanted; the rest goes nowhere, and so would Python's word about it.
+            # The reader (such as head) has closed the pipe: discard the rest, and Python's message about it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
         described = describe(error)

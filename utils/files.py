@@ -1,7 +1,7 @@
 """Files and folders that are either whole or absent: everything is written under a temporary
 name and renamed, but onto devices and pipes.
 
-A process that is killed leaves what it wrote under the name ``.NAME.MACHINE-PID.tmp``. The next process that writes
+A killed process leaves its unfinished file under the name ``.NAME.MACHINE-PID.tmp``. The next process that writes
 the same file removes it, and so does the next one that locks its folder (``remove_leftovers``).
 """
 
@@ -35,7 +35,7 @@ PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to ``path``; on success it is synced and renamed over ``path``, else removed.
 
-    What a link leads to is replaced, not the link; a device or a pipe is written to once the whole is there.
+    A link's target is replaced, not the link; a device or a pipe is written to at the end.
     """
     path = Path(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
@@ -64,7 +64,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def temporary(path: Path) -> Path:
-    """Where this process writes ``path`` before it is whole: next to it, so that a rename puts it in place."""
+    """This process's temporary name for ``path``: next to it, so that a rename puts it in place."""
     return path.with_name(f".{path.name}.{machine_code()}-{os.getpid()}.tmp")
 
 
@@ -137,24 +137,24 @@ def _remove(path: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` to ``path``, whole or not at all."""
+    """Write ``text`` to ``path``, atomically."""
     with atomic_write(path) as tmp:
         tmp.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, whole or not at all."""
+    """Write ``content`` to ``path``, atomically."""
     with atomic_write(path) as tmp:
         tmp.write_bytes(content)
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, whole or not at all. Infinity and NaN must be encoded by the caller."""
+    """Write ``value`` as indented JSON, atomically. Infinity and NaN must be encoded by the caller."""
     write_text(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
-    """What ``write_json`` writes."""
+    """The text that ``write_json`` writes."""
     return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
@@ -162,7 +162,7 @@ def read_json(path: str | Path, kind: type[T] = object, what: str = "a JSON file
     """The JSON value in ``path``, of the Python type ``kind``, such as ``dict`` for an object.
 
     Args:
-        what: what the file should be, for the error.
+        what: the expected kind of file, for the error.
 
     Raises:
         UserError: the file is missing, or holds another value than one of ``kind`` (``parse_json``).
@@ -188,8 +188,8 @@ def parse_json(text: str | bytes, what: str, kind: type[T] = object, *, allow_na
         allow_nan: take NaN and Infinity, which are no JSON, from files of other programs.
 
     Raises:
-        UserError: it is no JSON value of ``kind``; it is nested too deep; an object has a key twice, of which Python
-            would take the last; or a number is beyond the range of floats or is none.
+        UserError: it is no JSON value of ``kind``; it is nested too deep; an object has a key twice (Python would take
+            the last one); or a number is beyond the range of floats or not finite.
     """
     constants = {} if allow_nan else {"parse_constant": _refuse_constant, "parse_float": _finite_float}
     try:

@@ -10,7 +10,7 @@ class NotFinite(UserError):
 
 
 def check_finite(values: Tensor, what: str, fix: str) -> None:
-    """Refuse ``values`` of which one is NaN or infinite.
+    """Check that no entry of ``values`` is NaN or infinite.
 
     Args:
         values: floats of any shape, or integers, which are finite.

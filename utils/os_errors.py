@@ -9,7 +9,7 @@ from pathlib import Path
 
 ELSEWHERE = "choose another path"
 AGAIN = "run the same command again"
-# What the user can do, by error number. The numbers of a path that was given wrongly lead to another path.
+# The user's fix, by error number. The numbers of a path that was given wrongly lead to another path.
 FIXES = {
     errno.ENOSPC: f"free some space or files (df -h, df -i) and {AGAIN}",
     errno.EDQUOT: f"free some of your quota and {AGAIN}",

@@ -31,7 +31,7 @@ class Progress:
 
     Args:
         total: of all work, in ``unit``, whose singular it is.
-        name: what is being done, at the line's beginning.
+        name: the task, at the line's beginning.
         done: before this process.
         clock: seconds; a test's own.
     """

@@ -36,7 +36,7 @@ def bits(seed: int, stream: str, index: Tensor, count: int) -> Tensor:
 
     Args:
         seed: the run's seed.
-        stream: what the numbers are for; different streams are independent.
+        stream: the purpose of the numbers; different streams are independent.
         index: int64 [n], global sample indices.
         count: words per sample.
 
@@ -59,7 +59,7 @@ def normal(seed: int, stream: str, index: Tensor, shape: tuple[int, ...]) -> Ten
     count = math.prod(shape)
     words = bits(seed, stream, index, (count + 1) // 2)
     low_32 = (1 << 32) - 1
-    # In place: these arrays are what a small model's data wait for, and every new one leaves the CPU's cache.
+    # In place: these arrays dominate a small model's data time, and every new one leaves the CPU's cache.
     angle = (words & low_32).double().add_(0.5).mul_(2 * math.pi * 2.0**-32)
     radius = (words >> 32).bitwise_and_(low_32).double().add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
     pairs = torch.empty(*radius.shape, 2, dtype=torch.float32, device=index.device)

@@ -1,7 +1,7 @@
-"""result.json of a run, sealed: written by training, read by sweeps and fits, and never taken for another result.
+"""result.json of a run, with a checksum: written by training, read by sweeps and fits.
 
-Of 213 mutations of an unsealed result 22 gave another table of losses without a word. Results of older versions have
-no checksum and are read as they are.
+Without a checksum, 22 of 213 mutations of a result gave another table of losses and no error. Results of older
+versions have no checksum and are read as they are.
 """
 
 import sys
@@ -26,7 +26,7 @@ class DamagedResult(UserError):
 
 
 def write_result(directory: Path, result: dict[str, Any]) -> None:
-    """Write ``result`` to ``directory``, whole or not at all."""
+    """Write ``result`` to ``directory``, atomically."""
     write_json(directory / FILE, seal.sealed(result))
 
 
@@ -34,8 +34,8 @@ def read_result(path: Path) -> dict[str, Any]:
     """The result at ``path``, without its checksum: it has a status and a list of milestones.
 
     Raises:
-        DamagedResult: it is not as it was written, or an older version's without a checksum is no run's result.
-        UserError: there is none.
+        DamagedResult: the file was altered, or a file without a checksum (of an older version) is no run's result.
+        UserError: the file does not exist.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -53,7 +53,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def whole_results(paths: Iterable[Path]) -> tuple[dict[Path, dict[str, Any]], list[UserError]]:
-    """The results at ``paths`` that are whole, and why the others are not."""
+    """The intact results at ``paths``, and the errors of the others."""
     found, damaged = {}, []
     for path in paths:
         try:
@@ -64,7 +64,7 @@ def whole_results(paths: Iterable[Path]) -> tuple[dict[Path, dict[str, Any]], li
 
 
 def report_left_out(damaged: Sequence[UserError], whole: int) -> None:
-    """Warn of each of the ``damaged`` results that are left out next to ``whole`` ones; UserError without any."""
+    """Warn of each of the ``damaged`` results that are left out; raise the first if no result is ``whole``."""
     if damaged and not whole:
         raise damaged[0]
     for error in damaged:
@@ -78,7 +78,7 @@ def write_record(path: Path, reason: str, **facts: Any) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """{"reason", and what is recorded of ``FACTS``} from ``write_record``'s file; None where damaged."""
+    """{"reason", and the recorded ``FACTS``} from ``write_record``'s file; None if it is damaged."""
     try:
         record = read_json(path, dict)
     except UserError:

@@ -1,4 +1,4 @@
-"""Which code made a result."""
+"""The revision of the code that made a result."""
 
 import functools
 import subprocess

@@ -15,7 +15,7 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(content: dict[str, Any]) -> dict[str, Any] | None:
-    """What ``sealed`` was given, without the checksum; None where there is none, or it is of another content.
+    """The content given to ``sealed``, without the checksum; None if the checksum is missing or wrong.
 
     Values are compared, not bytes: a program that indents the file otherwise leaves it as good as it was.
     """
@@ -27,7 +27,7 @@ def unsealed(content: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
-    """The content of the sealed file at ``path``, without its checksum; None where any byte is not as it was written.
+    """The content of the sealed file at ``path``, without its checksum; None if any byte was altered.
 
     Raises:
         UserError: the file is missing, or is no JSON object.

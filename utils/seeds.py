@@ -1,4 +1,4 @@
-"""Seeds from names. No torch here: what only names runs should not wait for it."""
+"""Seeds from names. No torch here, so that commands that only name runs start fast."""
 
 import hashlib
 

@@ -30,7 +30,7 @@ Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by c
 
 
 class Words(NamedTuple):
-    """A table's words in messages: what a line of it is called, and what its cells hold."""
+    """A table's names in messages: of a line, and of the content of its cells."""
 
     line: str = "line"
     cell: str = "value"
@@ -38,7 +38,7 @@ class Words(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table's columns, and ``rows(wanted)``: its rows, of which at least the columns ``wanted`` are read."""
+    """A table's columns, and ``rows(wanted)``: its rows with at least the columns ``wanted``."""
 
     columns: list[str]
     rows: Callable[[Sequence[str]], Iterator[Row]]
@@ -52,10 +52,10 @@ def table_kind(path: Path) -> str | None:
 
 
 def read_table(path: Path, is_header: Callable[[list[str]], bool], words: Words | None = None) -> Table:
-    """The table in ``path``, by its ``table_kind``, or CSV where its name tells none.
+    """Read the table in ``path`` by its ``table_kind``; an unknown extension is read as CSV.
 
     Args:
-        is_header: whether these columns are what the caller looks for. It tells which delimiter a CSV has.
+        is_header: whether these are the caller's columns, which identifies a CSV's delimiter.
         words: of the messages.
 
     Raises:

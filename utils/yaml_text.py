@@ -1,8 +1,8 @@
-"""YAML with numbers as people write them, and with text kept as it was written.
+"""YAML with plain decimal numbers, and with text kept as it was written.
 
 YAML 1.1 reads 12:00:00 as 43200, 010 as 8 and ``no`` as false. So a run named 007 became the run "7", and one named
 1e3 "1000.0". Here no number is to the base 60 or 8, and the caller names the keys whose values are text: their
-unquoted values stay what was written. Whole numbers such as 1e18 are integers, which do not pass through floats.
+unquoted values stay as written. Whole numbers such as 1e18 are integers, which do not pass through floats.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Captions: which column, key or file holds the caption of a source, by one rule for folders, tables and tars.
+"""Captions: the column, key or file with the caption of a source, by one rule for folders, tables and tars.
 
 A caption that is there under a name that is not read would be an empty caption, and a model trained on empty captions
 looks like any other. So common names are recognised, two of them are an error, and so is a table or a set of JSON
@@ -26,7 +26,7 @@ FIX = "name it with --caption-column NAME, or give --no-captions"
 
 @dataclass(frozen=True)
 class ListingOptions:
-    """How sources and captions are found.
+    """Options for finding sources and captions.
 
     Attributes:
         caption_column: a table's column, a key of JSON files, or the extension of text files that holds captions; None
@@ -51,8 +51,8 @@ def find_name(
     documented name and needs no choice: tables that have it next to another were always read by it.
 
     Args:
-        place: what has these names, for messages.
-        given: what the command line names, if it does; there it may be spelled exactly to choose between two.
+        place: the file or folder with these names, for messages.
+        given: the name from the command line, if any; an exact spelling chooses between two names.
         option: the command line's option that chooses one.
 
     Returns:
@@ -80,7 +80,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 class CaptionFiles:
-    """Reads the captions that lie in files next to videos, or in members of their names in a tar.
+    """Reads captions from files next to videos, or from members of the same name in a tar.
 
     Of several the first is taken: a ``.txt``, one of ``TEXT_KINDS``, or a recognised key of a ``.json``.
 
@@ -148,7 +148,7 @@ class CaptionFiles:
         return one_line(about[key], what)
 
     def check(self) -> None:
-        """Raise where captions are there under names that nothing was read from."""
+        """Raise if there are captions under names that were not read."""
         given = self._options.caption_column
         keys = f" (their keys: {listed(list(self._keys))})" if self._keys else ""
         if given is not None and not self._found:

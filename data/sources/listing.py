@@ -1,4 +1,4 @@
-"""What there is to read: the videos and pictures of a folder, of a manifest, or of WebDataset tar shards."""
+"""Listing of sources: the videos and pictures of a folder, of a manifest, or of WebDataset tar shards."""
 
 import os
 import stat
@@ -21,7 +21,7 @@ def list_sources(where: str | Path, options: ListingOptions = ListingOptions()) 
 
 
 def scan_sources(where: str | Path, options: ListingOptions = ListingOptions()) -> Listing:  # noqa: B008
-    """The videos and pictures of ``where``, sorted by name, and what was skipped.
+    """The videos and pictures of ``where``, sorted by name, and the skipped files by kind.
 
     ``where`` is a folder (searched recursively, captions in ``x.txt`` next to ``x.mp4``), a manifest (CSV, TSV, JSON,
     each perhaps gzipped, or Parquet, with ``path``, relative to the manifest's folder or ``options.root``,

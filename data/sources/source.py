@@ -1,4 +1,4 @@
-"""One video or picture: what it is called, where its bytes are, what is said about it, and why it cannot be used."""
+"""One video or picture: its name, the place of its bytes, its caption, and the reason if it is rejected."""
 
 import math
 from collections.abc import Hashable
@@ -10,7 +10,7 @@ from videoscaling.utils.errors import UserError, shown
 
 VIDEOS = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-COMPANION = "._"  # how macOS names what a file system cannot keep about a file, such as ._x.mp4 next to x.mp4
+COMPANION = "._"  # prefix of macOS's files for metadata that a file system cannot keep, such as ._x.mp4 next to x.mp4
 
 
 class Rejected(Exception):
@@ -18,7 +18,7 @@ class Rejected(Exception):
 
     Attributes:
         reason: one of few words, to count by ("truncated", "too short", ...); docs/data.md lists them.
-        detail: what was seen.
+        detail: the finding, as text.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -37,10 +37,9 @@ class Rejected(Exception):
 class Source:
     """A video or picture to read.
 
-    ``name`` is its identity everywhere: its path as the folder, manifest or shard knows it, and the range where a
-    manifest names one. ``start`` and ``end`` are that range, in seconds; ``offset`` and ``size`` say where in ``path``
-    its bytes are, where that is a tar. ``fault`` is what is wrong with a tar, of which what lies there is rejected as
-    one source.
+    ``name`` is its identity everywhere: its path in the folder, manifest or shard, with the range if a manifest gives
+    one. ``start`` and ``end`` are that range in seconds. In a tar, ``offset`` and ``size`` locate its bytes in
+    ``path``. ``fault`` describes a damaged part of a tar, which is rejected as one source.
     """
 
     name: str
@@ -73,7 +72,7 @@ class Source:
 
     @property
     def url(self) -> str:
-        """What ffmpeg opens. Absolute, so that no name is taken for a protocol."""
+        """The path for ffmpeg. Absolute, so that no name is taken for a protocol."""
         path = self.path.absolute()
         return (
             str(path) if self.size is None else f"subfile,,start,{self.offset},end,{self.offset + self.size},,:{path}"
@@ -81,7 +80,7 @@ class Source:
 
 
 class Listing(NamedTuple):
-    """The sources of a folder, table or tars, sorted by name, and what was left out.
+    """The sources of a folder, table or tars, sorted by name, and the skipped files.
 
     ``skipped`` counts the files that are neither sources nor captions, by kind (".srt", "._*"); ``unread`` names the
     columns of a table that nothing is read from.
@@ -99,7 +98,7 @@ def skipped_kind(name: str) -> str:
 
 
 def identity(source: Source) -> str:
-    """What makes a cache another one where it changes: a source's name, bytes and caption, in one line."""
+    """A source's identity in the fingerprint of a cache: its name, bytes and caption, in one line."""
     size = source.size
     if size is None:
         size = source.path.stat().st_size if source.path.exists() else None

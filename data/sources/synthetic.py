@@ -1,10 +1,10 @@
 """Captioned clips of moving shapes, rendered rather than read: clip i is a function of (seed, i), no clip repeats.
 
 A scene is one to three shapes that glide, rush or rest, bounce off the borders, spin and pass over one another,
-above a background of two colours that drifts. What is drawn at random is what the caption says (kinds, colours,
-sizes, directions, speeds) plus what it leaves open within those words (where, exactly how large, how fast, at
-which angle). So text tells a model much but not all, motion follows from the frames before, and overlaps, bounces
-and spinning corners are there for larger models to learn.
+above a background of two colours that drifts. The caption names the random kinds, colours, sizes, directions and
+speeds; it leaves open the positions, exact sizes, exact speeds and angles. So text helps a model but does not
+determine the clip, motion follows from the frames before, and larger models can learn overlaps, bounces and spinning
+corners.
 
 Lengths are in units of the shorter image side, times in frames: a larger picture shows the same scene.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from videoscaling.utils.random import uniform
 
-VERSION = 1  # of what is drawn and said: raised with every change, so that no cache or law mixes two renderers
+VERSION = 1  # raised when scenes or captions change, so that no cache or law mixes two renderers
 MAX_SHAPES = 3
 EDGE_PIXELS = 1.5  # width of the antialiased rim: narrower ones flicker as shapes move by parts of a pixel
 CHUNK = 64  # clips rendered at once: what fits the CPU's cache

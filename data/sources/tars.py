@@ -1,6 +1,6 @@
 """WebDataset shards: tars whose members of one name, ``x.mp4`` and ``x.txt`` (or ``x.json``), are one sample.
 
-The ``webdataset`` package says what a pattern stands for and which members belong together. It reads shards from one
+The ``webdataset`` package defines the meaning of a pattern and the members of a sample. It reads shards from one
 end to the other, so their headers are read here instead, by seeking: a sample is then a range of bytes in its shard,
 which a worker opens as it opens a file.
 
@@ -86,7 +86,7 @@ def _list_tar(path: Path, name: str, reader: CaptionFiles, skipped: Counter[str]
         raise UserError(f"{path}: not a tar ({error}); a compressed one must be unpacked to .tar") from None
     used |= {member.name for member in media.values()}
     skipped.update(skipped_kind(other) for other in others if other not in used)
-    # The caption of the last sample may be what was lost: without it, where others have one, the sample is not whole.
+    # The lost part may be the caption of the last sample: without it, where others have one, the sample is incomplete.
     last = list(samples)[-1] if damaged and samples and any(captions.values()) else None
     faults = {at: CAPTION_LOST if at[0] == last and not captions[at] else "" for at in media}
     sources = [

@@ -1,8 +1,8 @@
-"""Sources to clips: which frames, in which windows, cropped and resized.
+"""Clips of a source: choice of frames and windows, cropping and resizing.
 
 Nothing is swallowed: a source that cannot be used raises ``Rejected`` with a reason. A window that cannot be decoded
-costs its clip alone, which is named with its reason, so that what a cache holds follows from the lists of sources and
-of rejections.
+costs its clip alone, which is named with its reason. So the lists of sources and of rejections determine the content
+of a cache.
 """
 
 from collections.abc import Sequence
@@ -40,12 +40,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """How sources are read: what, besides their list, the clips follow from.
+    """Options that, with the list of sources, determine the clips.
 
     Attributes:
         clips: at most so many of one source.
         fps: frames per second that videos are resampled to, by time stamps; None takes frames as they come.
-        hop: frames (of the resampled video) from one clip's first to the next one's; None is a clip's span, so that
+        window_step: frames (of the resampled video) from one clip's first to the next's; None: a clip's span, so that
             clips do not overlap.
         backend: one of ``data.video.decode.BACKENDS``.
     """

@@ -1,6 +1,6 @@
-"""Opening a video file: regular files alone, containers that name no other files, and pictures of a bounded size.
+"""Safe opening of video files: regular files only, no containers that name other files, frames of bounded size.
 
-ffmpeg chooses a demuxer by a file's content. Some demuxers open what the content names (an ffconcat text, an HLS
+ffmpeg chooses a demuxer by a file's content. Some demuxers open files that the content names (an ffconcat text, an HLS
 playlist), and a header of a few bytes can ask for gigabytes (a GIF of 940 bytes and 16000x16000 pixels took 6 GB), so
 both are bounded before anything is decoded.
 """
@@ -143,5 +143,5 @@ def stamp(of: av.VideoFrame | av.Packet) -> int | None:
 
 
 def message(error: Exception) -> str:
-    """ffmpeg's words without the error number and the path; the kind of error where it has no words."""
+    """ffmpeg's message without the error number and the path; the type of an error without a message."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Frames by number, from decord, PyAV or torchcodec: the same pictures, one way to ask for them."""
+"""Frames by number from decord, PyAV or torchcodec: one interface, the same pictures."""
 
 import importlib.util
 import os
@@ -18,22 +18,22 @@ from videoscaling.data.video.container import container_names, frames_as_played,
 from videoscaling.data.video.probe import SOUGHT, Probe, probe
 from videoscaling.utils.errors import UserError
 
-VERSION = 2  # of which frames a video gives: raised with every change, so that no cache mixes two decodings
+VERSION = 2  # raised when decoding gives other frames than before, so that no cache mixes two versions
 Read = Callable[[Sequence[int]], np.ndarray]
 Keep = Callable[[np.ndarray], np.ndarray]
-NEAR = 64  # frames that are decoded on the way rather than sought past
+NEAR = 64  # a frame at most this far ahead is reached by decoding, not by seeking
 FURTHER_BACK = 300  # frames; more than most encoders leave between key frames
 # Full-size pictures that decord and torchcodec return at once: five frames of 1080p, 29 of 640x576.
 AT_ONCE_BYTES = 32 << 20
-# Pixel formats of which torchcodec gives PyAV's bits, at even heights and widths (tests/data/video/test_decode.py). Of
-# the others swscale interpolates the colours, in another way in each version of FFmpeg: 10-bit H.264 came out up to
-# 101 of 256 levels apart where saturated colours meet, and 6 on average.
+# Pixel formats that torchcodec decodes to the same bits as PyAV, at even heights and widths
+# (tests/data/video/test_decode.py). In the others swscale interpolates the colours differently in each version of
+# FFmpeg: 10-bit H.264 came out up to 101 of 256 levels apart where saturated colours meet, and 6 on average.
 EXACT_FORMATS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "gray"}
 QUARTER = np.tan(np.radians(1))  # ffmpeg, too, takes a turn within one degree of a quarter turn for one
 
 
 def full_picture(picture: np.ndarray) -> np.ndarray:
-    """All of a picture."""
+    """The picture itself: the default of ``keep``."""
     return picture
 
 
@@ -104,7 +104,7 @@ def _is_exact(frame: av.VideoFrame) -> bool:
 
 
 def default_backend() -> str:
-    """torchcodec where it is installed and decodes a video made on the spot, else pyav."""
+    """torchcodec if it is installed and decodes a test video, else pyav."""
     if importlib.util.find_spec("torchcodec") is not None:
         try:
             check_backend("torchcodec")
@@ -115,7 +115,7 @@ def default_backend() -> str:
 
 
 def check_backend(name: str) -> None:
-    """Decode a video made on the spot.
+    """Decode a test video.
 
     Raises:
         UserError: the backend is unknown, or cannot do it here.
@@ -146,7 +146,7 @@ def check_backend(name: str) -> None:
 
 @contextmanager
 def _decord(source: Source, found: Probe, keep: Keep = full_picture) -> Iterator[Read]:
-    # How often decord asks again at a premature end of file; its own default takes minutes.
+    # How often decord retries at a premature end of file; its own default takes minutes.
     os.environ.setdefault("DECORD_EOF_RETRY_MAX", "256")
     import decord
 
@@ -184,7 +184,7 @@ def _parts(numbers: Sequence[int], found: Probe) -> list[Sequence[int]]:
 
 @contextmanager
 def _pyav(source: Source, found: Probe, keep: Keep = full_picture) -> Iterator[Read]:
-    frames, last = None, -1  # what is being decoded, and the number of its latest frame
+    frames, last = None, -1  # the frames of the decoder, and the number of its latest one
     matrices: dict[int, np.ndarray | None] = {}
 
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""How many bytes a video file must have by its own account: a file of fewer is truncated.
+"""The length in bytes that a video file declares; a shorter file is truncated.
 
 ffmpeg calls a file without its table of frames invalid data like any other, and reads one that lacks its tail in
 silence. Bytes after the end, which downloads and cameras leave, are no fault.

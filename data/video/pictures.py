@@ -11,7 +11,7 @@ from videoscaling.data.video.container import check_regular, message
 
 
 def read_picture(source: Source) -> np.ndarray:
-    """The picture, upright, as uint8 [H, W, 3]; transparent parts show what lies under them.
+    """The picture, upright, as uint8 [H, W, 3]; transparent parts show the pixels below them.
 
     Raises:
         Rejected: missing, not a file, truncated, unreadable.
@@ -31,7 +31,7 @@ def read_picture(source: Source) -> np.ndarray:
         raise Rejected("missing", "no such file") from None
     except Rejected:
         raise
-    except Exception as error:  # Pillow's formats raise what they like
+    except Exception as error:  # Pillow's formats raise errors of any type
         if isinstance(error, UnidentifiedImageError):  # names an object in memory
             error = ValueError("no kind of picture that is known")
         raise Rejected("truncated" if "truncated" in str(error) else "unreadable", message(error)) from None

@@ -40,7 +40,7 @@ LONG = 2000
 
 @dataclass(frozen=True)
 class Probe:
-    """What a video holds.
+    """The contents of a video.
 
     Attributes:
         times: its frames' time stamps, in order, in units of ``tick`` seconds.
@@ -97,7 +97,7 @@ def probe(source: Source) -> Probe:
         raise Rejected("missing", "no such file") from None
     except Rejected:
         raise
-    except Exception as error:  # whatever a damaged header makes of itself
+    except Exception as error:  # a damaged header may raise anything
         raise Rejected("unreadable", message(error)) from None
 
 
@@ -187,7 +187,7 @@ def _played_times(source: Source, tick: Fraction, rate: Fraction | None) -> tupl
 
 
 def _sizes(source: Source) -> tuple[int, int]:
-    """How many bytes are there, and how many there must be; the latter 0 where nothing says so."""
+    """The number of bytes in the file, and the number it declares (0: none)."""
     check_regular(source.path)
     there = source.path.stat().st_size
     with source.path.open("rb") as file:

@@ -84,7 +84,7 @@ def test_a_video_is_in_one_split_and_the_frozen_list_stays(opened):
     assert keys_of(grown["validation"]) == frozen
     assert not set(names_of(grown["train"])) & set(names_of(split["validation"]))
     assert len(grown["train"]) == 198
-    with pytest.raises(UserError, match="of the frozen validation list cannot be had .*not among these videos"):
+    with pytest.raises(UserError, match="of the frozen validation list cannot be read .*not among these videos"):
         drawn(sources_of("0.mp4", "new.mp4"), frozen=frozen)
 
 

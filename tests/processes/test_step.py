@@ -30,7 +30,7 @@ def test_processes_agree_on_the_micro_batch(cache: Path, tmp_path: Path) -> None
     plain, short = (overrides(cache, tmp_path, name, "train.tokens=1280") for name in ("plain", "x"))
     together(tmp_path / "plain", short_of_memory, plain, 99, (), world=2)
     text = together(tmp_path / "log", short_of_memory, short, 1, (1,), world=2)
-    assert text.count("going on with train.micro_batch=1,") == 1
+    assert text.count("continuing with train.micro_batch=1,") == 1
     np.testing.assert_allclose(losses(tmp_path / "x"), losses(tmp_path / "plain"), rtol=1e-5)
     sharded = overrides(cache, tmp_path, "sharded", "train.tokens=1280", "train.parallel=fsdp")
     together(tmp_path / "log", short_of_memory, sharded, 99, (), world=2)

@@ -33,7 +33,7 @@ MISTAKES = [
     ("train.py wandb=true", "unknown key 'wandb'; did you mean 'log.every_steps'? (steps between lines of metrics"),
     ("train.py epochs=3", "did you mean 'train.tokens'? (end of the run, in tokens"),
     ("train.py batch_size=8", "did you mean 'train.batch_tokens'? (global batch B in tokens"),
-    ("train.py precision=bf16", "did you mean 'train.dtype'? (what the blocks compute in"),
+    ("train.py precision=bf16", "did you mean 'train.dtype'? (compute dtype of the blocks"),
     ("train.py optim.ema_decay=0.999", "did you mean 'ema.width'"),
     ("train.py optim.lr 3e-4", "'optim.lr': not an override; write key=value"),
     ("train.py optim.lr=fast", "optim.lr='fast': must be a number"),

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turn, and clips to time things on."""
+"""Shared code of the benchmarks: timing in turn, and clips to time."""
 
 import statistics
 import time
@@ -29,7 +29,7 @@ WARMUP_ROUNDS = 3
 
 
 def timed(things: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each call, in turn, ``rounds`` times after warming up: whatever slows a round slows all of them."""
+    """Seconds of each call, in turn, ``rounds`` times after warming up, so that a slow moment slows all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in things}
     for number in range(WARMUP_ROUNDS + rounds):
         for name, thing in things.items():

@@ -58,7 +58,7 @@ def read_row(args: argparse.Namespace, device: torch.device, folder: Path, n_ctx
         "milliseconds": spread(seconds["stored"], 1e3 / REPEATS),
         "milliseconds_float32": spread(seconds["float32"], 1e3 / REPEATS),
         "bytes_per_second": stored * REPEATS / statistics.median(seconds["stored"]),
-        "bytes_per_processor_second": stored / processor,  # what the machine would do were it not shared
+        "bytes_per_processor_second": stored / processor,  # the rate of a machine without other work
         "bytes_per_second_float32": stored * REPEATS / statistics.median(seconds["float32"]),
     }  # fmt: skip
 
@@ -69,7 +69,7 @@ def repeat(call: Any, times: int) -> None:
 
 
 def overlap_row(args: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:
-    """One process decodes while this one encodes on one thread, beside either alone: clips a second."""
+    """Clips a second while one process decodes and this one encodes on one thread, and of each alone."""
     (folder / "videos").mkdir()
     for number in range(VIDEOS):
         make_video(folder / "videos" / f"{number}.mp4", number)

@@ -1,4 +1,4 @@
-"""Frames decoded by each backend, and a clip from the end of a long video beside one of a short."""
+"""Speed of each decoding backend, and the time of a clip from the end of a long video and of a short one."""
 
 import argparse
 import functools
@@ -36,7 +36,7 @@ def decode_rows(args: argparse.Namespace, device: torch.device, folder: Path, vi
 
 
 def speed_row(rounds: int, device: torch.device, source: Source) -> dict[str, Any]:
-    """Frames a second of clips that lie one behind the other, opened once, on one thread; of a plain loop beside."""
+    """Frames a second of consecutive clips, opened once, on one thread, and of a plain PyAV loop."""
     found = probe(source)
     clips = len(found.times) // FRAMES
     frames = clips * FRAMES

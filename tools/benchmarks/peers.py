@@ -1,4 +1,4 @@
-"""Our model's training step beside that of diffusers' Wan of equal shape."""
+"""Our model's training step compared with diffusers' Wan of equal shape."""
 
 import argparse
 import statistics

@@ -51,7 +51,7 @@ COLUMNS = ("case", "seed", *EXPONENTS, *SCORES)
 
 
 def excess(kind: str, x: NDArray, z: NDArray) -> NDArray[np.float64]:
-    """What a rate and a batch cost; x is from the best rate at this batch, z from the best or critical batch.
+    """Loss penalty of a rate and a batch; x is from the best rate at this batch, z from the best or critical batch.
 
     ``kinked`` and ``elliptic`` are no shapes of the fitted model: an asymmetric quadratic with another skew, a corner.
     """

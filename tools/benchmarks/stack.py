@@ -44,7 +44,7 @@ def _row(
         config = load_config(None, [*settings, f"train.compile={compiled}", f"seed={seed}", f"optim.lr={1e-4 * seed}"])
         return Trainer(resolve(config, cache.meta), cache)
 
-    # As many steps a call as make one reading of the data, of which each is then a true share.
+    # As many steps a call as one read of the data serves, so that each step has its true share of it.
     steps = max(1, PREFETCH_SAMPLES // clips)
 
     def alone(run: Trainer) -> None:

@@ -43,7 +43,7 @@ def _train_row(
         config = load_config(None, [*settings, f"train.compile={compiled}"])
         trainers[name] = Trainer(resolve(config, cache.meta), cache)
     run = trainers["eager"].run
-    # As many steps a call as make one reading of the data, of which each is then a true share.
+    # As many steps a call as one read of the data serves, so that each step has its true share of it.
     steps = max(1, 2 * PREFETCH_SAMPLES // clips)
 
     def several(trainer: Trainer) -> None:

@@ -39,7 +39,7 @@ SEQUENCE = 2048
 
 @dataclass(frozen=True)
 class Row:
-    """One measured figure; ``target`` is what it must reach, as text, or empty."""
+    """One measured figure; ``target`` is its bound, as text, or empty."""
 
     case: str
     quantity: str

@@ -1,4 +1,4 @@
-"""A run's metrics.jsonl and TensorBoard events. No result is made of them, so that no fault of theirs ends a run."""
+"""A run's metrics.jsonl and TensorBoard events. Results do not depend on them, so their faults never end a run."""
 
 import json
 import os
@@ -19,7 +19,7 @@ DAMAGED = ".damaged"  # after the name of a file whose lines were not all readab
 
 
 class MetricsFile:
-    """Appends to a run's metrics.jsonl from ``step`` on; what a lost attempt wrote past it is cut off.
+    """Appends to a run's metrics.jsonl from ``step`` on; later lines of a lost attempt are cut off.
 
     Attributes:
         last: the last line that was kept, or None.
@@ -33,7 +33,7 @@ class MetricsFile:
             self.last = _cut(path, step)
 
     def append(self, values: dict[str, Any]) -> None:
-        """Write a line. A failure is warned of once; later lines are tried again."""
+        """Write a line. A failure gives one warning; later lines are tried again."""
         try:
             with with_filename(self._path):
                 if self._file is None:
@@ -52,7 +52,7 @@ class MetricsFile:
         """Close the file; lines that could not be written are lost."""
         file, self._file = self._file, None
         if file is not None:
-            with suppress(OSError):  # what is unwritten belongs to the line that failed
+            with suppress(OSError):  # the unwritten bytes belong to the line that failed
                 file.close()
 
 
@@ -66,7 +66,7 @@ def _cut(path: Path, step: int) -> dict[str, Any] | None:
     try:
         with with_filename(path):
             content = path.read_bytes()
-        # A line cut short by a kill has no newline, and lies after the checkpoint.
+        # A line cut short by a kill has no newline, and comes after the checkpoint.
         lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n") and line.strip()]
         rows = [_row(line) for line in lines]
         kept = [(line, row) for line, row in zip(lines, rows) if row is not None and row["step"] <= step]
@@ -84,7 +84,7 @@ def _cut(path: Path, step: int) -> dict[str, Any] | None:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """A line's values; None where it is none of metrics.jsonl."""
+    """A line's values; None if it is not a line of metrics.jsonl."""
     try:
         row = parse_json(line, "metrics.jsonl", dict)
     except UserError:

@@ -1,4 +1,4 @@
-"""What a run reports while it runs: metrics.jsonl for machines, TensorBoard and a console line for people."""
+"""Training metrics: metrics.jsonl, TensorBoard events and a console line."""
 
 import math
 import resource
@@ -16,7 +16,7 @@ from videoscaling.training.logs.log_files import Board, MetricsFile
 from videoscaling.utils.devices import peak_of
 from videoscaling.utils.progress import duration
 
-SPEAK_SECONDS = 5
+CONSOLE_SECONDS = 5
 HPARAM_METRICS = ("validation/ema_val_loss", "validation/val_loss", "train/tokens")
 
 
@@ -30,7 +30,7 @@ def memory_peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
-        # Not getrusage, which on Linux begins with what the process that started this one held.
+        # Not getrusage, which on Linux starts from the memory of the parent process.
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     except (OSError, IndexError):
@@ -39,7 +39,7 @@ def memory_peak(device: torch.device) -> int:
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl and TensorBoard's events from ``step`` on; cuts off what a lost attempt wrote past it.
+    """Appends to metrics.jsonl and TensorBoard's events from ``step`` on; cuts off later lines of a lost attempt.
 
     Args:
         step, tokens: of the checkpoint that the run continues from.
@@ -81,17 +81,18 @@ class MetricsLog:
         by_t: Sequence[float] = (),
         share: float = 1.0,
     ) -> None:
-        """One logged step; the console hears of it every ``SPEAK_SECONDS`` at most.
+        """Log one step; on the console at most every ``CONSOLE_SECONDS``.
 
         Args:
             tokens, end: seen so far, and at the run's end.
-            flops_per_token: C_token, of which MFU is made: recomputation is not work. The peak is the run's dtype's.
+            flops_per_token: C_token, from which MFU is computed: recomputation does not count. The peak is the run's
+                dtype's.
             loss: mean training loss since the last logged step; NaN where every step was skipped, null in the file.
             grad_norm: before clipping, of this step.
             skipped: steps whose gradient was not finite, since the run began.
             by_t: mean training loss in equal bins of t since the last logged step; NaN where there was no sample.
-            share: of the process's time that is this run's, where several are trained together. Tokens per second are
-                how fast this run goes on; what the device does is that over the share, and MFU is the device's.
+            share: this run's share of the process's time, below 1 for stacked runs. Tokens per second are this run's;
+                over the share they are the device's, from which MFU is computed.
         """
         now = time.monotonic()
         speed = (tokens - self._last[0]) / (now - self._last[1])
@@ -112,9 +113,9 @@ class MetricsLog:
         self._file.append(values)
         self._points(values | {"memory_GiB": memory_peak(self._device) / 2**30})
         self._bins("train_by_t", by_t, tokens)
-        if now - self._spoken[1] >= SPEAK_SECONDS:
-            print(self._line(values, (tokens - self._spoken[0]) / (now - self._spoken[1]), end), flush=True)
-            self._spoken = (tokens, now)
+        if now - self._printed_at[1] >= CONSOLE_SECONDS:
+            print(self._line(values, (tokens - self._printed_at[0]) / (now - self._printed_at[1]), end), flush=True)
+            self._printed_at = (tokens, now)
 
     def _points(self, values: dict[str, Any]) -> None:
         """A logged step's points in TensorBoard."""
@@ -146,8 +147,8 @@ class MetricsLog:
                 self._board.add_scalar(f"{tag}/{ends[0]:.1f}_to_{ends[1]:.1f}", loss, tokens)
 
     def _restart_clock(self, tokens: int) -> None:
-        """What took time until now was not training: speeds are measured from here on."""
-        self._last = self._spoken = (tokens, time.monotonic())
+        """Restart the clock, so that speeds leave out the time of other work until now."""
+        self._last = self._printed_at = (tokens, time.monotonic())
 
     def validation(self, tokens: int, scores: dict[str, float], bins: list[float]) -> None:
         """A milestone's losses with their standard errors, and the averaged weights' loss in equal bins of t.
@@ -176,7 +177,7 @@ class MetricsLog:
         image = Summary.Image(
             height=clip.shape[2], width=clip.shape[3], colorspace=3, encoded_image_string=gif_bytes(clip, fps)
         )
-        # The prompt in the tag, since nothing else of an image's description is shown beside it; whole under Text.
+        # The prompt in the tag, because TensorBoard shows no other description of an image; in full under Text.
         value = Summary.Value(tag=f"{name} {caption[:60]}", image=image)
         self._board.add_summary(Summary(value=[value]), tokens)
         self._board.add_text(name, caption, tokens)

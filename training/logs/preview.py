@@ -27,8 +27,8 @@ def load_encoders(
     """The VAE and the text encoder that a cache or checkpoint (its ``meta``) was made with.
 
     Args:
-        vae, text: where they lie now; where ``meta`` says they lay if None.
-        options: what the user gives the two places by, for the errors.
+        vae, text: their folders; the folders recorded in ``meta`` if None.
+        options: the options or keys of the two folders, for the errors.
 
     Raises:
         UserError: one of them is missing, or is another than it was.
@@ -42,11 +42,11 @@ def load_encoders(
         try:
             encoder = load(place, device)
         except UserError as error:
-            raise UserError(f"{error}; give the place where it lies now as {_given(option)}") from None
+            raise UserError(f"{error}; give its new folder as {_given(option)}") from None
         if encoder.fingerprint != wanted:
             raise UserError(
                 f"{place}: not what the data were made with (fingerprint {encoder.fingerprint}, not {wanted}); give "
-                f"the place of the right one as {_given(option)}"
+                f"the folder of the right one as {_given(option)}"
             )
         loaded.append(encoder)
     return loaded[0], loaded[1]

@@ -1,4 +1,4 @@
-"""The log of a run: opened with what it trains, a line for each window of steps, closed with how it ended."""
+"""The log of a run: its settings at the start, a line for each window of steps, its outcome at the end."""
 
 import math
 import sys
@@ -27,7 +27,7 @@ def open_log(
     validates: bool,
     attention: str,
 ) -> MetricsLog:
-    """Open the log of ``run`` and say on the console what is trained, and what in its configuration is to be known.
+    """Open the log of ``run``; print its description and the warnings about its configuration.
 
     Args:
         step: the step that the run continues from.
@@ -85,7 +85,7 @@ def log_window(log: MetricsLog | None, train_step: TrainStep, run: Run, *, step:
 
 
 def close_log(log: MetricsLog, run: Run, *, step: int, status: str) -> None:
-    """Close the log, and say on the console how the run ended, at ``step``."""
+    """Close the log, and print the run's outcome at ``step``."""
     log.close()
     more = f"; {CONTINUES}" if status == "preempted" else ""
     tokens = step * run.config.train.batch_tokens

@@ -34,7 +34,7 @@ MOST_TOKENS = 10**9
 
 
 class Machine(NamedTuple):
-    """What is assumed of the machine: GPUs by name, the share of their peak that training reaches, memory in GB."""
+    """The assumed machine: GPUs by name, the share of their peak that training reaches, memory in GB."""
 
     gpu: str = "h100"
     gpus: int = 1
@@ -42,7 +42,7 @@ class Machine(NamedTuple):
     memory_gb: float | None = None
 
     def check(self) -> None:
-        """UserError for what no machine has."""
+        """UserError for values that no machine has."""
         if self.gpu not in PEAK_FLOPS:
             raise UserError(f"unknown GPU {self.gpu!r}{nearest(self.gpu, list(PEAK_FLOPS))}: {', '.join(PEAK_FLOPS)}")
         if not 0 < self.mfu <= 1:
@@ -117,7 +117,7 @@ def check_names(config: Config) -> None:
 
 
 def _built_parameters(form: DiTConfig, shape: ModelShape) -> int:
-    """The parameters of the model on the meta device, of which one block is built: all are alike."""
+    """The number of parameters, from a model with one block on the meta device: all blocks are alike."""
     with torch.device("meta"):
         model = VideoDiT(dataclasses.replace(form, layers=1))
     block = sum(parameter.numel() for parameter in model.blocks[0].parameters())
@@ -128,7 +128,7 @@ def _resolved(config: Config, n_ctx: int | None, gpu: str) -> Run:
     """``config`` with nothing left open, for clips of the cache's tokens or of ``n_ctx``, on such a GPU."""
     shape = encoded_shape(config)
     if shape is None and n_ctx is None:
-        raise UserError("--account: no latent cache in data.cache, which would tell the tokens per clip; give --n-ctx")
+        raise UserError("--account: no latent cache in data.cache, so the tokens per clip are not known; give --n-ctx")
     if n_ctx is not None and not 1 <= n_ctx <= MOST_TOKENS:
         raise UserError(f"--n-ctx {n_ctx}: must be a whole number from 1 to {MOST_TOKENS}")
     if shape is not None and n_ctx not in (None, found := clip_tokens(config, shape)):

@@ -1,4 +1,4 @@
-"""`train.py --dry-run`: what a run would be, cost and take. Nothing is written, and an existing run stays as it is."""
+"""`train.py --dry-run`: a run's size, cost and memory. Nothing is written, and an existing run stays as it is."""
 
 import json
 import math
@@ -38,7 +38,7 @@ SAMPLE_NUMBERS = 1 << 24  # the most latent numbers to read for the data report
 
 
 def dry_run(config: Config, as_json: bool = False) -> int:
-    """Print what the run of ``config`` would be, after a probe of a few steps; returns the exit status.
+    """Print the size, cost and memory of ``config``'s run, after a probe of a few steps; returns the exit status.
 
     Under torchrun every process probes, and the first one prints.
 
@@ -116,7 +116,7 @@ def describe(trainer: Trainer) -> dict[str, Any]:
 
 
 def parameter_groups(model: VideoDiT) -> dict[str, int]:
-    """Parameters by what they are for; "blocks' matrices" are N. The groups' sum is all there are."""
+    """Parameters by purpose; "blocks' matrices" are N. The groups add up to all parameters."""
     groups: dict[str, int] = {"blocks' matrices": 0, "blocks' norms": 0, "modulation": 0}
     for name, parameter in model.named_parameters():
         if "modulation" in name:
@@ -179,7 +179,7 @@ def _flops_shape(run: Run, cache: LatentCache) -> tuple[int, ...]:
     return model.layers, model.width, run.n_ctx, token_dim, cache.text_tokens, cache.text_dim
 
 
-# -- what a few steps tell ---------------------------------------------------------------------------------------
+# -- measurements of a few steps ---------------------------------------------------------------------------------
 
 
 def probe(trainer: Trainer, report: dict[str, Any], before: int) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def probe(trainer: Trainer, report: dict[str, Any], before: int) -> dict[str, An
 
 
 def _validation_seconds(trainer: Trainer, seconds_of: Callable) -> float:
-    """What one milestone takes: the EMA's loss on the whole set, and the raw weights' on a part of it."""
+    """The time of one milestone: the EMA's loss on the whole set, and the raw weights' on a part of it."""
     validator = trainer.validator
     share = validator.passes()  # about one forward pass
 
@@ -255,7 +255,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-# -- for people --------------------------------------------------------------------------------------------------
+# -- as text -----------------------------------------------------------------------------------------------------
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
@@ -272,7 +272,7 @@ def _described(report: dict[str, Any]) -> list[tuple[str, str]]:
     directory = f"{config['out']}/{config['name']}"
     state = {
         "new": "new",
-        "resumes": f"goes on from step {report['from_step']:,}",
+        "resumes": f"continues from step {report['from_step']:,}",
     }.get(report["status"], f"already {report['status']}: there is nothing left to do")
     lengths = data["text_lengths"]
     groups = [(name, number) for name, number in parameters.items() if name != "total"]
@@ -307,7 +307,7 @@ def _numbers(values: list[float]) -> str:
 def _probed(report: dict[str, Any]) -> list[tuple[str, str]]:
     memory, spent = report["memory"], report["time"]
     mfu = "" if spent["mfu"] is None else f", MFU {spent['mfu']:.1%}"
-    # A process that held more before, a notebook's say, tells nothing.
+    # A process that held more memory before, such as a notebook's, shows no growth.
     measured = f"{_gib(memory['measured'])} measured" if memory["measured"] else "no growth measured"
     processes = "" if spent["processes"] == 1 else f"{spent['processes']} processes on "
     return [

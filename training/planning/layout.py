@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from videoscaling.training.planning.memory_formula import ClipShape, Layout, ModelShape, even_size, training_memory
 from videoscaling.utils.errors import UserError
 
-# Of a GPU's memory, what a layout may fill. The rest is for what the formula leaves out: temporaries of single
+# The share of a GPU's memory that a layout may fill. The formula leaves out the rest: temporaries of single
 # operations, the allocator's gaps, CUDA's context.
 MAX_MEMORY_SHARE = 0.9
 # Tokens of a micro-batch. With fewer than about 1,200 an H100 spends longer on moving a weight than on its products:
 # to cast and read it takes 8 bytes of 3.35e12 a second, and a token's product 2 FLOPs of 989e12. fsdp's two gathers of
-# 4 bytes at 450e9 a second, beside 6 FLOPs a token at 40 % of the peak, give the same. More than 16,384 fill every
+# 4 bytes at 450e9 a second, against 6 FLOPs a token at 40 % of the peak, give the same. More than 16,384 fill every
 # kernel already, and memory is all that they take.
 MIN_GPU_TOKENS, MAX_MICRO_BATCH_TOKENS = 1024, 16_384
 DEFAULT_GPUS = 8  # one node
@@ -33,7 +33,7 @@ class Choice(NamedTuple):
 
 
 def check_machine(gpus: int | None, memory_gb: float | None) -> None:
-    """UserError for a number of GPUs, or a memory of one, that no machine has; None where the user gave none."""
+    """UserError for a number of GPUs, or a memory, that no machine has; None is not checked."""
     if gpus is not None and not 1 <= gpus <= MOST_GPUS:
         raise UserError(f"--gpus {gpus}: must be a whole number from 1 to {MOST_GPUS}")
     if memory_gb is not None and not 0 < memory_gb <= MOST_MEMORY_GB:
@@ -76,7 +76,7 @@ def choose_layout(
 
     Args:
         clips: the global batch in clips, a multiple of ``gpus``.
-        memory: bytes of one GPU, of which ``MAX_MEMORY_SHARE`` may be used.
+        memory: bytes of one GPU; a layout may use ``MAX_MEMORY_SHARE`` of them.
         parallel, micro_batch, activation_checkpointing: as a configuration sets them already; None where it is free.
         plain_attention: attention without a kernel, which keeps every score.
     """

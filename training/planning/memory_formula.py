@@ -1,4 +1,4 @@
-"""Parameters and training memory by formula, from a model's shape. No torch here: a plan asks in milliseconds."""
+"""Parameters and training memory by formula, from a model's shape. No torch here: a plan takes milliseconds."""
 
 import math
 from typing import NamedTuple
@@ -16,12 +16,12 @@ KEPT_BY_TEXT, KEPT_OUTSIDE = 16, 16
 PREFETCH_SAMPLES, MAX_PREFETCH_NUMBERS = 64, 1 << 22
 
 
-# Where no cache tells: the latents of the public video autoencoders, and T5's embeddings of captions of full length.
+# Without a cache: the latents of the public video autoencoders, and T5's embeddings of captions of full length.
 ASSUMED_CHANNELS, ASSUMED_TEXT_TOKENS, ASSUMED_TEXT_DIM = 16, 512, 4096
 
 
 class ModelShape(NamedTuple):
-    """What a VideoDiT's parameters follow from; ``token_dim`` is the numbers in one visual token."""
+    """The numbers that determine a VideoDiT's parameters; ``token_dim`` is the numbers in one visual token."""
 
     layers: int
     width: int
@@ -49,7 +49,7 @@ class Layout(NamedTuple):
 
 
 def assumed_clip(n_ctx: int, patch: tuple[int, ...] = (1, 1, 1)) -> tuple[ClipShape, list[str]]:
-    """A clip of ``n_ctx`` tokens of which nothing else is known, and the assumptions as text."""
+    """A clip of ``n_ctx`` tokens with assumed channels and text, and the assumptions as text."""
     frames, rows, columns = patch
     clip = ClipShape(n_ctx, (ASSUMED_CHANNELS, n_ctx * frames, rows, columns), ASSUMED_TEXT_TOKENS, ASSUMED_TEXT_DIM)
     text = f"text of {ASSUMED_TEXT_TOKENS} tokens x {ASSUMED_TEXT_DIM} (T5)"
@@ -90,7 +90,7 @@ def training_memory(
 
     Args:
         clips: the global batch, in clips.
-        dtype: what the blocks compute in, "float32" or "bfloat16".
+        dtype: compute dtype of the blocks, "float32" or "bfloat16".
         plain_attention: attention without a kernel, which keeps every score.
     """
     count, block = sum(parameter_groups(shape).values()), block_parameters(shape)
@@ -107,7 +107,7 @@ def training_memory(
         "gradients": weight_bytes,
         "optimizer": 2 * weight_bytes,
         "average": weight_bytes,
-        # Under fsdp two blocks are whole at a time, one with its gradient, and what lies outside the blocks always is.
+        # Under fsdp two blocks are gathered at a time, one with its gradient, and all parameters outside the blocks.
         "communication": 0 if world == 1 else 4 * count if shards == 1 else 4 * (3 * block + outside),
         "activations": activation_bytes(
             shape.layers, shape.width, clip.n_ctx, clip.text_tokens, micro, dtype, layout.activation_checkpointing
@@ -121,7 +121,7 @@ def training_memory(
 def activation_bytes(
     layers: int, width: int, n_ctx: int, text_tokens: int, clips: int, dtype: str, recompute: bool
 ) -> int:
-    """What a forward pass keeps for the backward pass, without torch.compile, which keeps less.
+    """Bytes that a forward pass keeps for the backward pass, without torch.compile, which keeps less.
 
     Per block ``clips * width * (KEPT * n_ctx + KEPT_BY_TEXT * text_tokens)``, and in bfloat16 the matrices once more
     in two bytes each. With ``recompute`` every block keeps its input, and one block at a time the rest.

@@ -94,10 +94,10 @@ def clip_length(base: Base, given: int | None) -> int | None:
 
 
 def clip_shape(config: Config, n_ctx: int) -> tuple[ClipShape, list[str]]:
-    """The shape of a training clip of ``config``'s data, and what of it is assumed because no cache tells it.
+    """The shape of a training clip of ``config``'s data, and the assumptions made without a cache.
 
     Raises:
-        UserError: what lies in data.cache is no cache's index.
+        UserError: the index.json in data.cache is no cache's index.
     """
     clip, assumed = assumed_clip(n_ctx, tuple(config.model.patch))
     if (shape := encoded_shape(config)) is not None:
@@ -163,7 +163,7 @@ def planned_yaml(
 
 
 def planned_optim(recipe: dict, base: Base) -> OptimKeys:
-    """A plan's optimiser: the base's with what a law's ``recipe`` knows, so that it trains as the law's runs did.
+    """A plan's optimiser: the base's with the settings of a law's ``recipe``, so that it trains as the law's runs did.
 
     A user's base keeps the keys that it sets.
     """
@@ -205,7 +205,7 @@ def _warmup_keys(recipe: dict, base: Base, first_milestone: int, warnings: list[
 
 
 def yaml_lines(values: dict, indent: str = "") -> list[str]:
-    """Nested values as YAML, leaves as JSON: what they hold needs no other quotes."""
+    """Nested values as YAML, leaves as JSON, which needs no other quotes."""
     lines = []
     for name, value in values.items():
         leaf = "" if isinstance(value, dict) else f" {json.dumps(value, ensure_ascii=False)}"
@@ -214,7 +214,7 @@ def yaml_lines(values: dict, indent: str = "") -> list[str]:
 
 
 def recipe_warnings(recipe: dict, base: Base, gpu: str | None = None, optim: OptimKeys | None = None) -> list[str]:
-    """Keys of the base that differ from what the law was fitted with: its losses hold for one recipe.
+    """Keys of the base that differ from the law's runs: its losses hold for one recipe.
 
     Args:
         gpu: the GPU that is planned for, whose dtype train.dtype=auto becomes.

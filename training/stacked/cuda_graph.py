@@ -1,4 +1,4 @@
-"""A training step as a CUDA graph: one launch instead of hundreds, each of which takes longer than a small kernel."""
+"""A training step as a CUDA graph: one launch instead of hundreds, which each take longer than a small kernel."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ EAGER = 3
 
 
 class StepGraph:
-    """Takes the first steps by ``step(samples, settings)``, then replays what one of them asked of the GPU.
+    """Takes the first steps by ``step(samples, settings)``, then replays a recording of one of them.
 
     ``step`` is the same at every call; kept here, a graph and what it runs on would keep each other in memory. It may
     neither wait for the device nor read anything but its arguments, which have the same shapes every time, and tensors

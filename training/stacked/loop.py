@@ -34,12 +34,12 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30
 def train_stacked(configs: list[Config], wait: bool = False, consoles: bool = False) -> int:
     """Train ``configs``, which ``stack_key`` says may share their steps, to their ends or to a signal.
 
-    Each resumes from its own checkpoint, whoever wrote it: a stack of another size, or a run by itself. A finished
+    Each resumes from its own checkpoint, also from one that a single run or a stack of another size wrote. A finished
     run is left as it is.
 
     Args:
         wait: if another process is working in a run's directory, wait for it instead of refusing.
-        consoles: write what each run prints to console.log in its directory, and an error that ends them all to each.
+        consoles: write each run's output to console.log in its directory, and an error that ends all runs to each.
 
     Returns:
         The exit status, as of ``training.trainer.train``.
@@ -88,7 +88,7 @@ def _train_stacked(configs: list[Config], wait: bool, write_consoles: bool) -> i
 
 
 def keep_memory() -> None:
-    """Have this process keep the memory it has freed, where its C library can."""
+    """Keep freed memory in this process (glibc only)."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
@@ -134,7 +134,7 @@ def _fit(trainers: list[Trainer], consoles: dict[Trainer, TextIO]) -> list[str]:
 
 
 def _finish_if_ended(trainer: Trainer) -> None:
-    """Write the result of a run that has ended at once: the others may train for hours more."""
+    """Write the result of an ended run at once: the others may train for hours more."""
     if trainer.status != "running":
         trainer.finish()
 

@@ -1,4 +1,4 @@
-"""Which runs may share a step, and the memory that a run of such a stack takes. No torch here."""
+"""The key that runs of one stack share, and the memory of one run of a stack. No torch here."""
 
 import json
 
@@ -6,18 +6,18 @@ from videoscaling.training.config import Config, flatten, to_dict
 from videoscaling.training.keys import info_of
 from videoscaling.training.run import Run
 
-TEXT_TOKENS = 64  # of a caption, where what it has is not known yet
+TEXT_TOKENS = 64  # of a caption whose length is not known yet
 
 
 def stack_key(config: Config) -> str:
-    """What runs must have in common to be trained in lock-step: equal where they do."""
+    """The settings that runs of one stack must share, as text: equal for runs that can be stacked."""
     infos = info_of(type(config))
     shared = {name: value for name, value in flatten(to_dict(config)).items() if not infos[name].differs_in_stack}
     return json.dumps(shared, sort_keys=True)
 
 
 def row_bytes(run: Run) -> float:
-    """What a run of a stack needs, by formula: seven numbers a parameter, activations, and attention's scores."""
+    """Bytes of one run of a stack, by formula: seven numbers a parameter, activations, and attention's scores."""
     model, width = run.config.model, run.config.model.width
     around = 16 * width**2 + 1024 * width  # parameters outside the blocks' matrices
     clips = min(run.config.train.micro_batch or run.clips, run.clips)

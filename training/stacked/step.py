@@ -57,7 +57,7 @@ class StackedStep:
         for name in COUNTERS.values():
             setattr(self, name, torch.stack([getattr(trainer.train_step, name) for trainer in trainers]))
         self.by_t = torch.stack([trainer.train_step.by_t for trainer in trainers])
-        self._buffers = [self._adopt(kind) for kind in range(len(lead.train_step.weights))]
+        self._buffers = [self._share_buffers(kind) for kind in range(len(lead.train_step.weights))]
         seeds = [trainer.config.data_seed for trainer in trainers]
         self._streams = [trainers[seeds.index(seed)].loader for seed in dict.fromkeys(seeds)]
         which = [list(dict.fromkeys(seeds)).index(seed) for seed in seeds]
@@ -72,7 +72,7 @@ class StackedStep:
         for weight in self._weights.values():
             weight.requires_grad_()
 
-    def _adopt(self, kind: int) -> _Buffers:
+    def _share_buffers(self, kind: int) -> _Buffers:
         """Move the runs' buffers of a kind into rows of common ones."""
         rows, length = len(self.trainers), len(self.trainers[0].train_step.weights[kind])
         numbers = (torch.zeros(rows, length, device=self.device) for _ in _Buffers._fields[:-1])
@@ -102,10 +102,10 @@ class StackedStep:
         return views
 
     def samples(self, step: int) -> Samples:
-        """What step ``step`` sees: [n, ...] where all rows see the same, else [rows, n, ...].
+        """The samples of step ``step``: [n, ...] if all rows share them, else [rows, n, ...].
 
         Raises:
-            DataFault: a clip is damaged; no row moves.
+            DataFault: a clip is damaged; no row is updated.
         """
         streams = [loader.batch(step) for loader in self._streams]
         for loader in self._streams:
@@ -151,7 +151,7 @@ class StackedStep:
             losses = self._run(self._weights, piece)[:, :kept]
             loss = losses.sum(1) / count
             found = torch.autograd.grad(loss.sum(), list(self._weights.values()))
-            # The first pass replaces what is there: no gradient has to be set to zero before.
+            # The first pass overwrites the gradients, so they need not be set to zero before.
             (torch._foreach_add_ if number else torch._foreach_copy_)(self._gradients, found)
             total += loss.detach()
             which = (piece.t[..., :kept] * T_BINS).long().expand(rows, -1)
@@ -160,7 +160,7 @@ class StackedStep:
         return total
 
     def zero_grad(self) -> None:
-        """Nothing to do: the next ``gradients`` replaces these."""
+        """Do nothing: the next backward pass overwrites the gradients."""
 
     def _settings(self, tokens: int, active: list[Trainer]) -> Tensor:
         """Each row's settings for ``update_rows``, on the CPU."""
@@ -183,7 +183,7 @@ class StackedStep:
         return torch.tensor(columns, dtype=torch.float64).T.contiguous()
 
     def _run_rows(self, samples: Samples, settings: Tensor) -> None:
-        """A step of all rows together. Nothing in it waits for a GPU or depends on a value on it."""
+        """One step of all rows. It never waits for the GPU or depends on a value there."""
         losses = self.backward(samples)
         active = settings[6].bool()
         with torch.no_grad():
@@ -198,7 +198,7 @@ class StackedStep:
             self.consecutive_skips.copy_(torch.where(active, failed, self.consecutive_skips))
 
     def should_shrink(self, wanted: int) -> bool:
-        """Whether rows whose runs have ended cost more than a smaller stack, which is compiled anew."""
+        """Whether the rows of ended runs cost more than compiling a smaller stack."""
         rows = len(self.trainers)
         return wanted < rows and (not self._compiled or wanted <= rows // 2)
 

@@ -157,7 +157,7 @@ def remarks(sd: NDArray, slope: NDArray) -> list[str]:
     """
     return [
         " (the prior's: not identified)" if error * prior > LEARNED
-        else " (not identified)" if error > LOOSE and prior == 0 else ""
+        else " (not identified)" if error > LOOSE else ""
         for error, prior in zip(sd, slope)
     ]  # fmt: skip
 

@@ -21,7 +21,7 @@ from videoscaling.scaling.fitting.surface.surface import Member, Surface
 from videoscaling.scaling.laws import Law
 from videoscaling.scaling.planning.allocation import Cost, predicted
 from videoscaling.scaling.runs import Ledger
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 # Runs of a grid that identify where its best rate or batch lies: two have no optimum between them.
 LEAST_CELLS = 3
@@ -217,12 +217,13 @@ def _form_lines(surface: Surface) -> list[str]:
             f"loss form {member.form}, weight {member.weight:.2f}: L = {FORMULAS[member.form]}",
             f"  {constants}; N in {surface.scale.N:.6g}, T in {surface.scale.T:.6g}",
         ]
-        for by, what in (("N", "sizes"), ("T", "token counts")):
+        for by, what in (("N", "size"), ("T", "token count")):
             errors = [step.error for step in member.steps if step.by == by]
-            text = f"unknown, more {what} are needed"
+            text = f"unknown, more {what}s are needed"
             if errors:
                 rms = np.sqrt(np.mean([np.mean(e**2) for e in errors]))
-                text = f"rms {rms:.2%} where {len(errors)} {what} are predicted from the smaller ones"
+                verb = "is" if len(errors) == 1 else "are"
+                text = f"rms {rms:.2%} where {plural(len(errors), what)} {verb} predicted from the smaller ones"
             lines.append(f"  held-out error by {by}: {text}")
     return lines
 

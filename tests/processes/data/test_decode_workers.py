@@ -14,6 +14,7 @@ from tests.processes import launch
 from tests.processes.launch import ROOT, wait_until
 from videoscaling.data.clip_groups import ClipGroup
 from videoscaling.data.sources.source import Rejected
+from videoscaling.data.video import decode_workers
 from videoscaling.data.video.clips import Clips
 from videoscaling.data.video.decode_workers import decoded
 
@@ -49,10 +50,17 @@ def unit(number: int, load=clips, **options) -> ClipGroup:
     return ClipGroup(str(number), [], partial(load, str(number), **options))
 
 
+def family() -> tuple[set[str], set[str]]:
+    """The servers that this process has begun, and their workers."""
+    listed = launch.run(["ps", "-eww", "-o", "pid=,ppid=,args="]).stdout
+    found = [line.split(maxsplit=2) for line in listed.splitlines() if "video.decode_workers" in line]
+    servers = {pid for pid, parent, _ in found if parent == str(os.getpid())}
+    return servers, {pid for pid, parent, _ in found if parent in servers}
+
+
 def children() -> set[str]:
-    """The processes that this one has begun."""
-    listed = launch.run(["ps", "-ww", "--ppid", os.getpid(), "-o", "pid=,args="]).stdout
-    return {line.split()[0] for line in listed.splitlines() if "videoscaling.data.video.decode_workers" in line}
+    """The workers of this process."""
+    return family()[1]
 
 
 def gone(pid: int, within: float = 60.0) -> bool:
@@ -80,7 +88,6 @@ def test_units_come_in_order_with_their_pixels():
     assert not children()
 
 
-@pytest.mark.slow
 def test_what_goes_wrong_costs_one_unit_each():
     loads = {2: refuse, 4: crash, 7: hang}
     answers = list(decoded([unit(i, loads.get(i, clips)) for i in range(8)], 2, 3))
@@ -129,7 +136,7 @@ def test_workers_go_on_while_the_caller_is_busy(tmp_path):
     assert len(list(answers)) == 9
 
 
-@pytest.mark.parametrize("how", ["dropped", pytest.param("raised", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["dropped", "raised"])
 def test_no_worker_is_left_by_an_unfinished_iterator(how):
     answers = decoded([unit(0, process_of), *(unit(i, hang) for i in range(1, 9))], 1, 600)
     worker = int(next(answers).captions[0])
@@ -144,17 +151,31 @@ def test_no_worker_is_left_by_an_unfinished_iterator(how):
     assert not [thread for thread in threading.enumerate() if "_serve" in thread.name]
 
 
-def test_a_worker_that_begins_leaves_ctrl_c_to_its_parent(capfd):
-    answers = decoded([unit(0)], 1, 600)
-    reader = threading.Thread(target=lambda: list(answers))
+def test_a_server_that_was_killed_is_replaced_by_one_that_leaves_ctrl_c_to_its_parent(capfd):
+    list(decoded([unit(0)], 1))
+    decode_workers._server._process.kill()
+    decode_workers._server._process.wait()
+    answers = []
+    reader = threading.Thread(target=lambda: answers.extend(decoded([unit(1)], 1, 600)))
     reader.start()
     end = time.monotonic() + 30
-    while not (begun := children()) and time.monotonic() < end:
+    while not (begun := family()[0]) and time.monotonic() < end:
         time.sleep(0.01)
     time.sleep(0.6)  # in the middle of its imports
     os.kill(int(begun.pop()), signal.SIGINT)
     reader.join()
+    assert [answer.keys[0] for answer in answers] == ["1#0"]
     assert not capfd.readouterr().err
+
+
+def test_workers_are_forked_where_this_process_is_and_from_one_server(tmp_path, monkeypatch):
+    list(decoded([unit(0)], 1))
+    servers = family()[0]
+    monkeypatch.chdir(tmp_path)
+    answers = list(decoded([unit(i, leave_a_file, folder=Path()) for i in range(4)], 2))
+    assert all(isinstance(answer, Clips) for answer in answers)
+    assert len(list(tmp_path.iterdir())) == 4
+    assert family()[0] == servers
 
 
 def test_workers_die_with_their_parent():

@@ -135,7 +135,7 @@ def test_ctrl_c_leaves_the_jobs_and_a_lost_one_is_submitted_again(slurm: Cluster
     for _ in range(2):
         run.send_signal(signal.SIGINT)
     _, err = finish(run, 75, 60)
-    assert "the jobs go on without this command" in err
+    assert "the jobs continue without this command" in err
     (job,) = {line.split("_")[0] for line in slurm.queue()}
     slurm.run("scancel", "--signal=KILL", "--full", job)
     wait_until(lambda: not slurm.queue(), 60)

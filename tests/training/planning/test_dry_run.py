@@ -96,7 +96,7 @@ def test_an_existing_run_is_left_as_it_is(cache: Path, tmp_path: Path, capsys: p
     assert longer["validation"]["milestones_left"] == 1
     assert dry_run(config(cache, tmp_path, *warmup, "train.tokens=12800")) == 0
     text = capsys.readouterr().out
-    assert "goes on from step 50" in text
+    assert "continues from step 50" in text
     assert "lr: 0.003" in text
     with pytest.raises(UserError, match=r"another configuration \(optim.lr: 0.003 -> 0.001"):
         dry_run(config(cache, tmp_path, *warmup, "optim.lr=1e-3"))

@@ -1,9 +1,13 @@
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from videoscaling.scaling.fitting.surface import least_squares, shape
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
+from videoscaling.scaling.fitting.surface.surface_law import summary
 from videoscaling.utils.errors import UserError
 
 SLOPE, RATE_T, RATE_N, BATCH_T, BATCH_N = 0.5, -0.15, -0.20, 0.5, -0.1
@@ -192,9 +196,7 @@ def test_where_a_form_starts_changes_no_prediction():
     """Far beyond the runs, within 2e-4: less than a hundredth of the sd there."""
     table = cells(batches=3, rates=np.exp([-0.8, 0.0, 0.8]))
     surface = fit_surface(table, form="joint", batch="two_sided", bent=False)
-    solution, scale = surface.members[0].solution, surface.scale
-    logs = *scale.logs(table.N, table.T, table.B), np.log(table.lr / surface.lr_scale)
-    problem = least_squares.problem_of(table, shape.Inputs(logs[0], logs[1], logs[3], logs[2], table.grid))
+    solution, problem = surface.members[0].solution, _problem(surface, table)
     far = surface._inputs(2e9, 2e11, 3e3, 1e-3)
     wanted = shape.evaluate(solution.model, solution.theta, far)
     assert np.sqrt(wanted.jacobian[0] @ solution.covariance @ wanted.jacobian[0]) > 0.03
@@ -203,6 +205,49 @@ def test_where_a_form_starts_changes_no_prediction():
         theta[:6] = np.log([0.5, 0.3 / k, 0.5, 0.3 / k, share * table.loss.min(), k])
         again = least_squares.solve(problem, solution.model, theta, solution.phi)
         assert shape.evaluate(again.model, again.theta, far).value == pytest.approx(wanted.value, abs=2e-4)
+
+
+def test_intervals_hold_what_any_floor_that_the_runs_do_not_exclude_predicts():
+    """Runs of a pure power law: Linf may be 0 or much of the lowest loss, and far away the loss hangs on it."""
+    table, far = _floored(0.0, 0.02), (1e9, 1e11, 1e4, 1e-3)
+    surface = fit_surface(table, form="joint", batch="two_sided", bent=False)
+    text = "\n".join(summary(surface))
+    assert re.search(r"Linf \S+ \(not identified\)", text)
+    solution, problem = surface.members[0].solution, _problem(surface, table)
+    costs, means = [], []
+    for share in (1e-6, 0.1, 0.3, 0.5, 0.7, 0.9):
+        theta, at = solution.theta.copy(), solution.model.place("f.Linf")
+        theta[at] = np.log(share * table.loss.min())
+        held = replace(solution.model, held=solution.model.held | {"f.Linf": theta[at]})
+        one = least_squares.solve(problem, held, theta, solution.phi, 0, solution.inflation)
+        costs.append(one.cost)
+        means.append(np.exp(shape.evaluate(held, one.theta, surface._inputs(*far)).value[0]))
+    possible = np.array(means)[np.array(costs) < min(costs) + 1.92]
+    found = surface.predict(*far)
+    assert possible.max() > 1.05 * possible.min()
+    assert found.mean_low[0] < possible.min()
+    assert possible.max() < found.mean_high[0]
+
+
+def test_floor_that_the_runs_show_is_one_fitted_constant():
+    surface = fit_surface(_floored(2.0), form="joint", batch="two_sided", bent=False)
+    (member,) = surface.members
+    assert "f.Linf" not in member.solution.model.held
+    assert np.exp(member.solution.theta[member.solution.model.place("f.Linf")]) == pytest.approx(2.0, rel=0.1)
+    assert "not identified" not in "\n".join(summary(surface))
+
+
+def _problem(surface, table):
+    n, t, b = surface.scale.logs(table.N, table.T, table.B)
+    return least_squares.problem_of(table, shape.Inputs(n, t, np.log(table.lr / surface.lr_scale), b, table.grid))
+
+
+def _floored(Linf, noise=NOISE):
+    base = cells(sizes=4, times=4, batches=3, rates=np.exp([-0.8, 0.0, 0.8]))
+    fall = 0.6 * (base.N / 4e6) ** -0.3 + 0.5 * (base.T / 4e8) ** -0.35
+    cost = 0.02 * np.log(base.lr / 1e-3) ** 2 + 0.005 * np.log(base.B / 4e2) ** 2
+    noise = noise * np.random.default_rng(3).standard_normal(len(base))
+    return Cells.of_arrays(base.N, base.T, base.B, base.lr, (fall + Linf) * np.exp(cost + noise), n_ctx=100.0)
 
 
 def test_free_levels_predict_no_losses_and_say_so():
