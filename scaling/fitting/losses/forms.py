@@ -35,8 +35,8 @@ PRIORS = {name: (np.log(0.4), 1.0) for name in EXPONENTS} | {"k": (0.0, 1.0)}
 # predictions far beyond the data depended on where a descent stopped. Published floors leave no end out: 0 (Kaplan et
 # al. 2020, a joint form with k 0.095), 0.87 (Chinchilla: 1.69 of 1.94), 0.95 (arXiv 2411.17470: 0.486 of 0.513).
 FLOOR = (0.0, 1.0)
-# A constant whose error is not this much smaller than its prior's is the prior's, not the data's; without a prior, one
-# known to no better than a factor of e is not identified.
+# A constant whose error is not this much smaller than its prior's is the prior's, not the data's; one known to no better
+# than a factor of e is not identified.
 LEARNED = 0.7
 LOOSE = 1.0
 START_EXPONENTS = (0.2, 0.5, 1.0)
@@ -45,7 +45,7 @@ START_FLOORS = (0.1, 0.5, 0.8, 0.95)
 START_ROWS = 1500
 # Of more problems those leave that have stopped falling, and do not wait for the slowest.
 FEW = 25
-# Of a descent, which its tolerance ends: along a floor that the data hardly identify some take 200.
+# Of a descent, which its tolerance ends: along a floor that the data hardly identify 150 are too few.
 STEPS = 1000
 # Residuals that are computed at once: more leave the processor's cache.
 CHUNK = 200_000
