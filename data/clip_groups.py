@@ -34,18 +34,18 @@ class ClipGroup:
     load: Callable[[], Clips]
 
 
-def video_unit(
-    source: Source, reading: ClipOptions, starts: Sequence[int] | None = None, decode: bool = True
+def video_group(
+    source: Source, clip_options: ClipOptions, starts: Sequence[int] | None = None, decode: bool = True
 ) -> ClipGroup:
     """A video that is opened when it is loaded, for ``data.video.decode_workers.decoded``.
 
     Args:
-        starts: the clips to take, by the number after the last # of their keys; None is all that ``reading`` allows.
+        starts: the clips to take, by the number after the last # of their keys; None: all that ``clip_options`` allow.
         decode: whether pixels are wanted; without, the clips say what there would be (keys, captions, fps, seconds).
     """
     keys = [f"{source.name}#{start}" for start in starts or ()]
     starts = None if starts is None else tuple(starts)
-    return ClipGroup(source.name, keys, partial(load_clips, source, reading, starts, decode))
+    return ClipGroup(source.name, keys, partial(load_clips, source, clip_options, starts, decode))
 
 
 def list_hash(lines: Sequence[str]) -> str:

@@ -13,14 +13,14 @@ GUARD_SECONDS, GUARD_SHARE = 10.0, 20
 UNKNOWN_FPS = 24.0
 
 
-def frames_per_second(clips: Clips, reading: ClipOptions) -> float:
+def frames_per_second(clips: Clips, clip_options: ClipOptions) -> float:
     """Rate of the frames that clips are cut from; a clip takes every ``stride``-th of them."""
-    return clips.fps * reading.shape.stride or UNKNOWN_FPS
+    return clips.fps * clip_options.shape.stride or UNKNOWN_FPS
 
 
-def guard_gap(seconds: float, fps: float, reading: ClipOptions) -> float:
+def guard_gap(seconds: float, fps: float, clip_options: ClipOptions) -> float:
     """The gap in a file of ``seconds``, in seconds: at least the span of a clip."""
-    return max(reading.shape.span / fps, min(GUARD_SECONDS, seconds / GUARD_SHARE))
+    return max(clip_options.shape.span / fps, min(GUARD_SECONDS, seconds / GUARD_SHARE))
 
 
 def seconds_between(one: Source, other: Source) -> float:
@@ -34,10 +34,10 @@ def _range(source: Source) -> tuple[float, float]:
 
 
 def keys_apart(
-    keys: Sequence[str], validated: Sequence[str], gap: float, fps: float, reading: ClipOptions
+    keys: Sequence[str], validated: Sequence[str], gap: float, fps: float, clip_options: ClipOptions
 ) -> list[str]:
     """Those clips of one source that begin after or end before every validated one by ``gap`` seconds."""
-    distance = reading.shape.span + math.ceil(gap * fps)
+    distance = clip_options.shape.span + math.ceil(gap * fps)
     starts = [first_frame(key) for key in validated]
     return [key for key in keys if all(abs(first_frame(key) - start) >= distance for start in starts)]
 

@@ -19,7 +19,7 @@ class Parts(NamedTuple):
     """The divided files.
 
     Attributes:
-        held: validation clips by source.
+        validation_keys: validation clips by source.
         training: clips that may be trained on, by source, of files that are validated on; None for all of one.
         videos: those that are in both splits.
         gap_seconds: the smallest between the two.
@@ -32,10 +32,10 @@ class Parts(NamedTuple):
 
 
 def part_files(
-    headers: "VideoScan",
+    scan: "VideoScan",
     file_of: dict[str, Hashable],
     validation_keys: dict[str, list[str]],
-    reading: ClipOptions,
+    clip_options: ClipOptions,
     most_unused: int,
     movable: bool,
 ) -> Parts | None:
@@ -49,36 +49,36 @@ def part_files(
     """
     validated_files = {file_of[name] for name in validation_keys}
     sources: dict[Hashable, list[Source]] = {}
-    for source in headers.order:
+    for source in scan.order:
         if file_of[source.name] in validated_files:
             sources.setdefault(file_of[source.name], []).append(source)
     # One that was not opened may have clips; one that was rejected has none.
     others = any(
-        file_of[source.name] not in validated_files and headers.look_up(source.name) != [] for source in headers.order
+        file_of[source.name] not in validated_files and scan.look_up(source.name) != [] for source in scan.order
     )
-    if others and sum(map(len, sources.values())) * reading.clips <= most_unused:
+    if others and sum(map(len, sources.values())) * clip_options.clips <= most_unused:
         return None
     parts = Parts(dict(validation_keys), {}, [], 0.0)
     gained, gaps = 0.0, []
     for group in sources.values():
-        gap, training = _part_file(headers, group, parts.validation_keys, reading, movable)
+        gap, training = _part_file(scan, group, parts.validation_keys, clip_options, movable)
         if training:
             parts.training.update(training)
             parts.videos.extend(sorted({source.video for source in group}))
             gaps.append(gap)
         for name, keys in training.items():
-            known = headers.look_up(name) if keys is None else keys
-            gained += headers.clips_per_video if known is None else len(known)
+            known = scan.look_up(name) if keys is None else keys
+            gained += scan.clips_per_video if known is None else len(known)
     if not gained or (others and gained <= most_unused):
         return None
     return parts._replace(gap_seconds=min(gaps))
 
 
 def _part_file(
-    headers: "VideoScan",
+    scan: "VideoScan",
     group: list[Source],
     validation_keys: dict[str, list[str]],
-    reading: ClipOptions,
+    clip_options: ClipOptions,
     movable: bool,
 ) -> tuple[float, dict[str, list[str] | None]]:
     """The gap in seconds, and the training clips of each source of one file.
@@ -86,11 +86,11 @@ def _part_file(
     ``validation_keys`` moves to the middle of a source where that leaves clips to train on.
     """
     validated = [source for source in group if source.name in validation_keys]
-    clips = {source.name: headers.clips_of(source) for source in validated}
+    clips = {source.name: scan.clips_of(source) for source in validated}
     known = [(source.start or 0.0) + clips[source.name].seconds for source in validated]
     ends = [*known, *(source.end for source in group if source.end is not None)]
-    fps = frames_per_second(clips[validated[0].name], reading)
-    gap = guard_gap(max(ends) - min(source.start or 0.0 for source in group), fps, reading)
+    fps = frames_per_second(clips[validated[0].name], clip_options)
+    gap = guard_gap(max(ends) - min(source.start or 0.0 for source in group), fps, clip_options)
     training: dict[str, list[str] | None] = {}
     for source in group:
         if any(seconds_between(source, other) < gap for other in validated if other is not source):
@@ -99,12 +99,12 @@ def _part_file(
             training[source.name] = None
             continue
         keys, chosen = clips[source.name].keys, validation_keys[source.name]
-        rest = keys_apart(keys, chosen, gap, fps, reading)
+        rest = keys_apart(keys, chosen, gap, fps, clip_options)
         if movable and len(chosen) < len(keys):
             # A film opens with titles, so its middle is better, unless the gap on either side takes too much.
             first = (len(keys) - len(chosen)) // 2
             middle = keys[first : first + len(chosen)]
-            around = keys_apart(keys, middle, gap, fps, reading)
+            around = keys_apart(keys, middle, gap, fps, clip_options)
             if 2 * len(around) >= len(keys):
                 chosen, rest = middle, around
         if rest:

@@ -29,7 +29,7 @@ class Plan(NamedTuple):
 
     units: dict[str, list[ClipGroup]]
     clips_per_unit: float
-    headers: VideoScan | None = None
+    scan: VideoScan | None = None
     frozen: list[str] | None = None
     listing: Listing | None = None
     split: Split | None = None
@@ -49,11 +49,11 @@ class Plan(NamedTuple):
 
     @property
     def fps(self) -> float | None:
-        return self.headers.fps if self.headers else None
+        return self.scan.fps if self.scan else None
 
     @property
     def videos(self) -> int:
-        return len(self.headers.order) if self.headers else 0
+        return len(self.scan.order) if self.scan else 0
 
     def shards(self, out: Path, settings: dict, latent_shape: Sequence[int]) -> dict[str, list[Shard]]:
         """The cache's shards, of about ``data.writer.SHARD_BYTES`` each."""
@@ -72,20 +72,20 @@ class VideoRequest:
     Attributes:
         source: a folder, a manifest or tars, as ``data.sources.listing.scan_sources`` takes it.
         out: the cache's folder.
-        reading: how clips are taken from them, but for the backend.
+        clip_options: how clips are taken from them, but for the backend.
         backend: what decodes; None is the one that the cache was begun with, or else the default.
         clips: the most training clips; None for all.
         validation: a number of clips as text, an earlier cache whose list is kept, or None for a tenth of the videos.
         workers, limit_seconds: as ``data.video.decode_workers.decoded``.
         max_rejected: the fraction of the videos that may be rejected.
         writing: whether the cache is made, and rejected videos are counted and named in its folder.
-        stay_open: whether the plan's ``headers`` are used after it is made, and closed by the caller.
+        stay_open: whether the plan's ``scan`` are used after it is made, and closed by the caller.
     """
 
     source: str
     out: Path
     listing: ListingOptions
-    reading: ClipOptions
+    clip_options: ClipOptions
     backend: str | None
     clips: int | None
     validation: str | None
@@ -114,10 +114,10 @@ def plan_videos(request: VideoRequest) -> tuple[dict[str, Any], Planner]:
     """As ``plan_synthetic``, of a cache of videos; some of them are opened when the plan is made."""
     wanted, frozen = _validation_wanted(request.validation)
     if frozen is not None:
-        _check_same_clips(Path(request.validation or ""), request.reading)
+        _check_same_clips(Path(request.validation or ""), request.clip_options)
     backend = request.backend or _cached_backend(request.out) or decode.default_backend()
     decode.check_backend(backend)
-    reading = replace(request.reading, backend=backend)
+    clip_options = replace(request.clip_options, backend=backend)
     listing = scan_sources(request.source, request.listing)
     sources = listing.sources
     for damaged in (source for source in sources if source.fault):
@@ -129,23 +129,23 @@ def plan_videos(request: VideoRequest) -> tuple[dict[str, Any], Planner]:
         "videos": len(sources),
         "videos_hash": list_hash([identity(source) for source in sources]),
         "clips": request.clips,
-        "clips_per_video": reading.clips,
-        "fps_wanted": reading.fps,
-        "hop": reading.window_step,
+        "clips_per_video": clip_options.clips,
+        "fps_wanted": clip_options.fps,
+        "hop": clip_options.window_step,
         "backend": backend,
         "validation": wanted if frozen is None else f"list {list_hash(frozen)}",
     }
 
     def plan(as_before: bool) -> Plan:
-        headers = VideoScan(sources, reading, request.workers, request.limit_seconds)
+        scan = VideoScan(sources, clip_options, request.workers, request.limit_seconds)
         try:
-            headers.open(SAMPLE)
-            _stop_if_too_few(request, headers)
-            split = draw(headers, reading, request.clips, wanted, frozen, as_before)
+            scan.open(SAMPLE)
+            _stop_if_too_few(request, scan)
+            split = draw(scan, clip_options, request.clips, wanted, frozen, as_before)
         finally:
             if not request.stay_open:
-                headers.close()
-        return Plan(split.units, headers.clips_per_video, headers, frozen, listing, split)
+                scan.close()
+        return Plan(split.units, scan.clips_per_video, scan, frozen, listing, split)
 
     return settings, plan
 
@@ -166,11 +166,11 @@ def _cached_backend(out: Path) -> str | None:
     return settings.get("backend") if isinstance(settings, dict) else None
 
 
-def _check_same_clips(given: Path, reading: ClipOptions) -> None:
+def _check_same_clips(given: Path, clip_options: ClipOptions) -> None:
     """Refuse the list of a cache to whose clips other frames belong: a clip is listed by its first."""
     index = (given if given.is_dir() else given.parent) / "index.json"
     earlier = read_index(index.parent)["settings"] if index.is_file() else {}
-    now = {"frames": reading.shape.frames, "stride": reading.shape.stride, "fps_wanted": reading.fps}
+    now = {"frames": clip_options.shape.frames, "stride": clip_options.shape.stride, "fps_wanted": clip_options.fps}
     for key, value in now.items():
         if earlier.get(key, value) != value:
             option = key.removesuffix("_wanted")
@@ -191,13 +191,13 @@ def _warn_of_no_captions(listing: Listing) -> None:
     )
 
 
-def _stop_if_too_few(request: VideoRequest, headers: VideoScan) -> None:
+def _stop_if_too_few(request: VideoRequest, scan: VideoScan) -> None:
     """Raise where none of the first videos, or too small a part of all, can be used."""
-    videos, rejected = len(headers.order), headers.rejected
-    if headers.found and not (request.writing and rejections.exceeds(rejected, videos, request.max_rejected)):
+    videos, rejected = len(scan.order), scan.rejected
+    if scan.found and not (request.writing and rejections.exceeds(rejected, videos, request.max_rejected)):
         return
     where = f"; each is named in {rejections.write_rejected(request.out, rejected)}" if request.writing else ""
-    if headers.found:
+    if scan.found:
         raise UserError(f"{request.source}: {rejections.too_many(rejected, videos)}{where}")
-    of = "" if headers.opened == videos else f" of the first {headers.opened:,}"
+    of = "" if scan.opened == videos else f" of the first {scan.opened:,}"
     raise UserError(f"{request.source}: no video is left{of} ({rejections.reason_counts(rejected)}{where})")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from videoscaling.data.clip_groups import ClipGroup, video_unit
+from videoscaling.data.clip_groups import ClipGroup, video_group
 from videoscaling.data.guard import first_frame
 from videoscaling.data.parts import part_files
 from videoscaling.data.sources.source import Rejected, Source
@@ -82,12 +82,14 @@ class VideoScan:
         workers, limit_seconds: as ``data.video.decode_workers.decoded``.
     """
 
-    def __init__(self, sources: Sequence[Source], reading: ClipOptions, workers: int, limit_seconds: float) -> None:
+    def __init__(
+        self, sources: Sequence[Source], clip_options: ClipOptions, workers: int, limit_seconds: float
+    ) -> None:
         self.order = hash_order(sources)
-        self._reading = reading
+        self._reading = clip_options
         self.found: dict[str, Clips] = {}
         self.rejected: list[dict[str, str]] = []
-        units = (video_unit(source, reading, decode=False) for source in self.order)
+        units = (video_group(source, clip_options, decode=False) for source in self.order)
         self._answers = decoded(units, workers, limit_seconds)
         self.opened = 0
         self._rejected_names: set[str] = set()
@@ -120,7 +122,7 @@ class VideoScan:
         if source.name in self.found:
             return self.found[source.name]
         try:
-            return video_unit(source, self._reading, decode=False).load()
+            return video_group(source, self._reading, decode=False).load()
         except Rejected:
             return Clips([], [], torch.empty(0))
 
@@ -157,8 +159,8 @@ class VideoScan:
 
 
 def draw(
-    headers: VideoScan,
-    reading: ClipOptions,
+    scan: VideoScan,
+    clip_options: ClipOptions,
     train: int | None = None,
     validation: int | None = None,
     frozen: Sequence[str] | None = None,
@@ -167,7 +169,7 @@ def draw(
     """The units of each split. A video is in one split alone, or is parted by time with a gap between the splits.
 
     Args:
-        headers: ``SAMPLE`` of its videos are opened, and as many more as the numbers below need.
+        scan: ``SAMPLE`` of its videos are opened, and as many more as the numbers below need.
         train: at most so many training clips, of the first videos drawn; None is all.
         validation: so many validation clips, from as few videos as hold them; None is a tenth of the clips, in whole
             videos where those are ordinary, and at most ``VALIDATION_CLIPS``.
@@ -178,55 +180,55 @@ def draw(
     Raises:
         UserError: a frozen clip is not in these videos, or nothing is left for training.
     """
-    headers.open(SAMPLE)
-    by_name = {source.name: source for source in headers.order}
+    scan.open(SAMPLE)
+    by_name = {source.name: source for source in scan.order}
     validation_keys: dict[str, list[str]] = {}
     cap, rule = None, None
     if frozen is not None:
         for key in frozen:
             validation_keys.setdefault(key.rpartition("#")[0], []).append(key)
-        _check_frozen(validation_keys, by_name, reading)
+        _check_frozen(validation_keys, by_name, clip_options)
     else:
-        before = min(max(1, int(headers.clips_per_video * len(headers.order)) // VALIDATION_SHARE), VALIDATION_CLIPS)
+        before = min(max(1, int(scan.clips_per_video * len(scan.order)) // VALIDATION_SHARE), VALIDATION_CLIPS)
         cap = validation
         if validation is None:
-            cap = before if as_before else max(1, min(before, headers.expected_clips // VALIDATION_SHARE))
+            cap = before if as_before else max(1, min(before, scan.expected_clips // VALIDATION_SHARE))
             rule = "capped" if cap < before else None
         missing = cap
-        for source, keys in headers.walk() if missing else ():
+        for source, keys in scan.walk() if missing else ():
             most = len(keys)
             if validation is not None:
                 most = min(most, missing)
             elif most > missing and not as_before:
-                fits = cap - missing + most <= VALIDATION_CLIPS and headers.is_ordinary(most)
+                fits = cap - missing + most <= VALIDATION_CLIPS and scan.is_ordinary(most)
                 most, rule = (most, rule) if fits else (missing, "capped")
             if keys:
                 validation_keys[source.name] = keys[:most]
                 missing -= most
             if missing <= 0:
                 break
-    file_of = {source.name: source.file for source in headers.order}
+    file_of = {source.name: source.file for source in scan.order}
     parts = None
     if validation_keys and not as_before:
         # Where the rule before kept to its number, its caches stay as they are unless half of all would be wasted.
-        most_unused = cap if rule else headers.expected_clips // 2
-        parts = part_files(headers, file_of, validation_keys, reading, most_unused, movable=frozen is None)
+        most_unused = cap if rule else scan.expected_clips // 2
+        parts = part_files(scan, file_of, validation_keys, clip_options, most_unused, movable=frozen is None)
     allowed: dict[str, list[str] | None] = parts.training if parts else {}
     validation_keys = parts.validation_keys if parts else validation_keys
-    training = _training(headers, file_of, validation_keys, allowed, train)
-    every = headers.opened == len(headers.order)
-    if not training or (every and not any(name in headers.found for name in training)):
+    training = _training(scan, file_of, validation_keys, allowed, train)
+    every = scan.opened == len(scan.order)
+    if not training or (every and not any(name in scan.found for name in training)):
         raise UserError("no video is left for training, and no part of one that is far enough from the validation "
                         "clips. Add videos, or ask for fewer of those (--validation 0 for none)")  # fmt: skip
     taken = {file_of[name] for name in validation_keys}
-    seen = {name: headers.look_up(name) or [] for name, file in file_of.items() if file in taken}
+    seen = {name: scan.look_up(name) or [] for name, file in file_of.items() if file in taken}
     trained = sum(len(seen[name] if (keys := training[name]) is None else keys) for name in seen if name in training)
     unused = sum(map(len, seen.values())) - trained - sum(map(len, validation_keys.values()))
     return Split(
         {
             # On disk in the order of names: neighbours there are neighbours in their folder or tar.
-            "train": [_unit(by_name[name], reading, training[name]) for name in sorted(training)],
-            "validation": [_unit(by_name[name], reading, keys) for name, keys in validation_keys.items()],
+            "train": [_group(by_name[name], clip_options, training[name]) for name in sorted(training)],
+            "validation": [_group(by_name[name], clip_options, keys) for name, keys in validation_keys.items()],
         },
         wanted=cap,
         rule="parted" if parts else rule,
@@ -237,7 +239,7 @@ def draw(
 
 
 def _training(
-    headers: VideoScan,
+    scan: VideoScan,
     file_of: dict[str, Hashable],
     validation_keys: dict[str, list[str]],
     allowed: dict[str, list[str] | None],
@@ -253,10 +255,10 @@ def _training(
         return file_of[name] not in taken or name in allowed
 
     if most is None:
-        return {source.name: allowed.get(source.name) for source in headers.order if is_free(source.name)}
+        return {source.name: allowed.get(source.name) for source in scan.order if is_free(source.name)}
     training: dict[str, list[str] | None] = {}
     left = most
-    for source, every in headers.walk():
+    for source, every in scan.walk():
         if is_free(source.name):
             part = allowed.get(source.name)
             keys = every if part is None else part
@@ -267,22 +269,24 @@ def _training(
     return training
 
 
-def _unit(source: Source, reading: ClipOptions, keys: list[str] | None) -> ClipGroup:
-    """The video's clips ``keys``, or all that ``reading`` allows where they are None."""
+def _group(source: Source, clip_options: ClipOptions, keys: list[str] | None) -> ClipGroup:
+    """The video's clips ``keys``, or all that ``clip_options`` allows where they are None."""
     if keys is None:
-        return video_unit(source, reading)
+        return video_group(source, clip_options)
     starts = [first_frame(key) for key in keys]
-    return video_unit(source, reading, starts)
+    return video_group(source, clip_options, starts)
 
 
-def _check_frozen(validation_keys: dict[str, list[str]], by_name: dict[str, Source], reading: ClipOptions) -> None:
+def _check_frozen(
+    validation_keys: dict[str, list[str]], by_name: dict[str, Source], clip_options: ClipOptions
+) -> None:
     """Check that all frozen clips are in these videos; raises UserError."""
     for name, keys in validation_keys.items():
         try:
             if name not in by_name:
                 raise Rejected("missing", "not among these videos")
             starts = [first_frame(key) for key in keys]
-            video_unit(by_name[name], reading, starts, decode=False).load()
+            video_group(by_name[name], clip_options, starts, decode=False).load()
         except Rejected as error:
             raise UserError(
                 f"clip {keys[-1]} of the frozen validation list cannot be read from these videos ({error})"

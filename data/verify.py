@@ -30,13 +30,13 @@ TOLERANCE = {"float32": 5e-3, "bfloat16": 2e-2}
 
 
 def estimate(
-    headers: VideoScan, units: dict[str, list[ClipGroup]], vae: Any, latent_shape: Sequence[int], load: Load,
+    scan: VideoScan, units: dict[str, list[ClipGroup]], vae: Any, latent_shape: Sequence[int], load: Load,
     processes: int, frames: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Estimate the content, size and time of a cache of these videos; nothing is written.
 
     Args:
-        headers: of the videos; those of the first ``OPENED`` are opened.
+        scan: of the videos; those of the first ``OPENED`` are opened.
         units: the clip groups drawn from them.
         load, processes: how the job would run.
         frames: of a clip.
@@ -50,19 +50,19 @@ def estimate(
     Raises:
         UserError: no clip can be decoded.
     """
-    headers.open(OPENED)
-    clips = {split: round(sum(_clips_of(unit, headers) for unit in part)) for split, part in units.items()}
+    scan.open(OPENED)
+    clips = {split: round(sum(_clips_of(unit, scan) for unit in part)) for split, part in units.items()}
     decode, encode = _speed([unit for part in units.values() for unit in part], vae, load)
     each = max(decode / load.workers, encode) if load.workers else decode + encode
     total, positions = sum(clips.values()), math.prod(latent_shape[1:])
     return {
-        "videos": len(headers.order),
-        "opened": headers.opened,
-        "kept": round(len(headers.found) * len(headers.order) / headers.opened),
-        "rejected": dict(Counter(row["reason"] for row in headers.rejected).most_common()),
+        "videos": len(scan.order),
+        "opened": scan.opened,
+        "kept": round(len(scan.found) * len(scan.order) / scan.opened),
+        "rejected": dict(Counter(row["reason"] for row in scan.rejected).most_common()),
         **clips,
         "tokens": total * positions,
-        "hours": total * frames / headers.fps / 3600 if headers.fps else None,
+        "hours": total * frames / scan.fps / 3600 if scan.fps else None,
         "bytes": 2 * total * positions * latent_shape[0],
         "processes": processes,
         "seconds": total * each / processes,
@@ -71,13 +71,13 @@ def estimate(
     }
 
 
-def caption_counts(headers: VideoScan, units: dict[str, list[ClipGroup]], text: Any) -> dict[str, int]:
+def caption_counts(scan: VideoScan, units: dict[str, list[ClipGroup]], text: Any) -> dict[str, int]:
     """About how many clips have no caption ("missing"), and how many one that the text encoder ``text`` cuts
     ("cut")."""
-    captions = {source.name: source.caption for source in headers.order}
+    captions = {source.name: source.caption for source in scan.order}
     clips: Counter[str] = Counter()
     for unit in (unit for part in units.values() for unit in part):
-        clips[captions[unit.source]] += _clips_of(unit, headers)
+        clips[captions[unit.source]] += _clips_of(unit, scan)
     unique, cut = list(clips), 0.0
     for first in range(0, len(unique), CAPTIONS_AT_ONCE):
         part = unique[first : first + CAPTIONS_AT_ONCE]
@@ -85,12 +85,12 @@ def caption_counts(headers: VideoScan, units: dict[str, list[ClipGroup]], text: 
     return {"missing": round(clips[""]), "cut": round(cut)}
 
 
-def _clips_of(unit: ClipGroup, headers: VideoScan) -> float:
+def _clips_of(unit: ClipGroup, scan: VideoScan) -> float:
     """How many clips a video gives: known, or expected."""
     if unit.keys:
         return len(unit.keys)
-    found = headers.look_up(unit.source)
-    return headers.clips_per_video if found is None else len(found)
+    found = scan.look_up(unit.source)
+    return scan.clips_per_video if found is None else len(found)
 
 
 def _speed(units: list[ClipGroup], vae: Any, load: Load) -> tuple[float, float]:

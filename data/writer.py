@@ -56,7 +56,7 @@ def working(folder: str | Path, share: WorkShare) -> Iterator[Path]:
     """Lock this process's share of the cache in ``folder``; yields its own folder there, and removes it at the end.
 
     Raises:
-        UserError: another living process holds the same share.
+        UserError: another living process has locked the same share.
     """
     mine = work_folder(folder, share)
     try:
@@ -96,7 +96,7 @@ def _place(work: Path, path: Path, content: bytes | Iterable[bytes]) -> None:
     """Write ``path`` atomically, by way of the folder ``work``.
 
     Raises:
-        UserError: this process no longer holds ``work``.
+        UserError: this process has lost its lock of ``work``.
     """
     check_lock(work)
     # The host too: processes of several machines may share a number.

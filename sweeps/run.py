@@ -23,25 +23,23 @@ ENDS = {
 }  # outcomes of a cell that are reported while the others train
 
 
-def simulated(sweep: Sweep) -> list[Any]:
-    """The cells that a fit would use, as ``scaling.simulate.Cell``."""
-    from videoscaling.scaling import simulate  # numpy, for which a status does not wait
+def planned_runs(sweep: Sweep) -> list[Any]:
+    """The runs that a fit would use, as ``scaling.search.planned_runs.PlannedRun``."""
+    from videoscaling.scaling.search.planned_runs import PlannedRun  # numpy, for which a status does not wait
 
+    configs = [(cell.N, cell.config) for cell in sweep.cells if not cell.config.heldout]
     return [
-        simulate.Cell(
-            cell.N, cell.config.train.batch_tokens, cell.config.optim.lr, tuple(cell.config.train.milestones)
-        )
-        for cell in sweep.cells
-        if not cell.config.heldout
+        PlannedRun(N, one.train.batch_tokens, one.optim.lr, tuple(one.train.milestones), one.data.seed)
+        for N, one in configs
     ]
 
 
 def report_warnings(sweep: Sweep) -> list[str]:
-    """Print and return warnings before compute is spent: grids too small for a fit, a clamped beta2, narrow widths."""
-    from videoscaling.scaling import simulate
+    """Print and return warnings before compute is spent: runs too few for a fit, a clamped beta2, narrow widths."""
+    from videoscaling.scaling.search import planned_runs as planned
 
     optimizers = [(cell.config.optim, cell.config.train.batch_tokens) for cell in sweep.cells]
-    found = [*simulate.doubts(simulated(sweep)), *beta2_warnings(optimizers)]
+    found = [*planned.doubts(planned_runs(sweep)), *beta2_warnings(optimizers)]
     config = sweep.cells[0].config
     token_dim = token_numbers(config, recorded_data(sweep.keys.results, config)["latent_shape"])
     found += width_warnings([cell.config.model.width for cell in sweep.cells], token_dim)

@@ -8,17 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from videoscaling.models.sizes import smooth_width
-from videoscaling.scaling import laws, simulate
+from videoscaling.scaling import laws
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.request import LEAST, MOST
+from videoscaling.scaling.search import simulate
+from videoscaling.scaling.search.simulate import Target
+from videoscaling.scaling.search.truth import MAX_NOISE, Truth
 from videoscaling.sweeps.cost import flops_of
-from videoscaling.sweeps.grid import Prediction, load_sweep
-from videoscaling.sweeps.run import simulated
+from videoscaling.sweeps.grid import Prediction, Sweep, load_sweep
+from videoscaling.sweeps.run import planned_runs
 from videoscaling.training.config import Config
 from videoscaling.training.run import clip_tokens, encoded_shape
 from videoscaling.utils.errors import UserError
+from videoscaling.utils.progress import Progress
 
-MOST_NOISE = 0.1  # of a run's loss: beyond it losses are as good as none, and below 0 at last
+LIMITS = {
+    "flops": (LEAST, MOST["flops"]), "noise": (LEAST, MAX_NOISE), "n_ctx": (1, MOST["n_ctx"]),
+    "sweeps": (2, 10_000), "seeds": (1, 1000),
+}  # fmt: skip
 
 
 def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str]) -> list[int]:
@@ -45,15 +52,30 @@ def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str])
     return [0, frames * (given or law.n_ctx), *sides]
 
 
+def targets_of(sweep: Sweep, flops: float | None, truth: Truth, cost: allocation.Cost) -> list[Target]:
+    """The last milestone of each held-out size; the law's best run of ``flops`` where they are given, or no size is
+    held out (then of ten times the costliest run's)."""
+    heldout: dict[int, int] = {}
+    for cell in sweep.cells:
+        if cell.config.heldout:
+            heldout[cell.N] = max(cell.config.train.milestones[-1], heldout.get(cell.N, 0))
+    if flops is None and heldout:
+        return [Target(N, T, T * float(cost(N))) for N, T in sorted(heldout.items())]
+    budget = flops or 10 * max(flops_of(cell) for cell in sweep.cells)
+    return [Target.best_at(truth.law, budget, cost, sweep.cells[0].n_ctx)]
+
+
 def command(arguments: argparse.Namespace, overrides: list[str], prediction: Callable[[Path], Prediction]) -> int:
-    """Simulate the sweep under a known law, fit and plan many times, and report the error of the plan for a budget."""
-    limits = {"flops": (LEAST, MOST["flops"]), "noise": (LEAST, MOST_NOISE), "n_ctx": (1, MOST["n_ctx"])}
-    for name, (least, most) in limits.items():
+    """Simulate the sweep under a known law, fit it many times, and report the error of its laws and predictions."""
+    if arguments.prior is not None:
+        raise UserError("--prior: sweeps are fitted by one surface, which assumes no law's exponents; leave it out")
+    for name, (least, most) in LIMITS.items():
         given = getattr(arguments, name)
         if given is not None and not least <= given <= most:
             option = name.replace("_", "-")
             raise UserError(f"--{option} {given!s:.12}: must be a number from {least:g} to {most:g}")
     law = laws.load(arguments.law)
+    truth = Truth.of(law, arguments.noise)
     assumed: set[str] = set()
 
     def meta(config: Config) -> dict[str, Any]:
@@ -64,12 +86,20 @@ def command(arguments: argparse.Namespace, overrides: list[str], prediction: Cal
         sweep = load_sweep(arguments.config, overrides, meta, prediction)
     except UserError as error:
         raise UserError("; ".join([str(error), *assumed])) from None
-    cells = simulated(sweep)
     n_ctx = sweep.cells[0].n_ctx
-    flops = arguments.flops or 10 * max(flops_of(cell) for cell in sweep.cells)
-    prior = laws.load(arguments.prior) if arguments.prior else None
-    per_token = allocation.c_token(n_ctx, smooth_width)
-    expected = simulate.expect(law, cells, arguments.noise, flops, per_token, n_ctx, prior)
+    cost = allocation.c_token(n_ctx, smooth_width)
+    targets = targets_of(sweep, arguments.flops, truth, cost)
+    with Progress(arguments.sweeps, "simulate", "sweeps") as bar:
+        expected = simulate.expect(
+            truth,
+            planned_runs(sweep),
+            targets,
+            cost=cost,
+            n_ctx=n_ctx,
+            sweeps=arguments.sweeps,
+            seeds=arguments.seeds,
+            report=bar.update,
+        )
     expected["warnings"] = [*assumed, *expected["warnings"]]
     for text in expected["warnings"]:
         print(f"warning: {text}", file=sys.stderr)

@@ -166,7 +166,7 @@ def video_plan(args: argparse.Namespace, shape: Shape) -> tuple[dict, Planner]:
             source=args.source,
             out=Path(args.out),
             listing=ListingOptions(args.caption_column, args.path_column, args.root, not args.no_captions),
-            reading=ClipOptions(shape, args.clips_per_video, args.fps, args.hop),
+            clip_options=ClipOptions(shape, args.clips_per_video, args.fps, args.hop),
             backend=args.backend,
             clips=args.clips,
             validation=args.validation,
@@ -211,10 +211,10 @@ def main() -> None:
     if args.dry_run:
         planned = plan(False)
         try:
-            found = estimate(planned.headers, planned.units, vae, latent_shape, load, share.world, args.frames)
+            found = estimate(planned.scan, planned.units, vae, latent_shape, load, share.world, args.frames)
         finally:
-            planned.headers.close()
-        found |= {"captions": caption_counts(planned.headers, planned.units, text), **planned.about}
+            planned.scan.close()
+        found |= {"captions": caption_counts(planned.scan, planned.units, text), **planned.about}
         print(json.dumps(found) if args.json else estimate_text(found))
     elif args.verify:
         verify(args, settings, plan, vae, latent_shape, load)

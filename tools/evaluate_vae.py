@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from videoscaling.data.clip_groups import video_unit
+from videoscaling.data.clip_groups import video_group
 from videoscaling.data.sources.captions import ListingOptions
 from videoscaling.data.sources.listing import list_sources
 from videoscaling.data.sources.source import Rejected, Source
@@ -48,8 +48,8 @@ def clips_by_source(
         index = torch.arange(args.clips)
         yield "synthetic, held out", render(index, HELD_OUT, args.frames, args.size, args.size)
         return
-    reading = ClipOptions(shape, args.clips, backend=default_backend())
-    units = (video_unit(source, reading) for source in sources)
+    clip_options = ClipOptions(shape, args.clips, backend=default_backend())
+    units = (video_group(source, clip_options) for source in sources)
     for source, found in zip(sources, decoded(units, workers=1)):
         if isinstance(found, Rejected):
             print(f"{source.name}: {found}", file=sys.stderr)

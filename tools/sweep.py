@@ -5,7 +5,7 @@ python tools/sweep.py run configs/sweep/quickstart.yaml --dry-run
 python tools/sweep.py status configs/sweep/quickstart.yaml --watch
 python tools/sweep.py collect configs/sweep/quickstart.yaml --out results.csv
 python tools/sweep.py extend configs/sweep/quickstart.yaml --run      # add and train the next runs
-python tools/sweep.py simulate configs/sweep/quickstart.yaml --law law.json --noise 3e-3
+python tools/sweep.py simulate configs/sweep/quickstart.yaml --law law.json --sweeps 20
 """
 
 import argparse
@@ -54,20 +54,30 @@ def main() -> int:
     extend_options(
         add("extend", parents=[shared, listed], help="show, add and train the runs that narrow a prediction")
     )
-    command = add("simulate", parents=[shared, listed], help="the intervals to expect, before any of it is trained")
+    command = add("simulate", parents=[shared, listed], help="what its results would tell, before any is trained")
     command.add_argument(
         "--law", type=path_text, default=str(PAPER), help="the law taken to be true (default: the paper's)"
     )
-    command.add_argument("--noise", type=float, default=1e-3, help="relative noise of a run's loss (default 1e-3)")
-    command.add_argument("--flops", type=float, help="budget to predict (default: 10 x the costliest cell)")
+    command.add_argument(
+        "--noise",
+        type=float,
+        help="relative noise of a run's loss (default: the law's own, and 1e-3 where it has none)",
+    )
+    command.add_argument(
+        "--flops",
+        type=float,
+        help="predict the best run of this budget (default: the held-out sizes, else 10 x the costliest run)",
+    )
+    command.add_argument("--sweeps", type=int, default=20, help="how many sweeps to simulate (default 20)")
+    command.add_argument(
+        "--seeds", type=int, default=1, help="runs whose mean loss is compared with the predicted one (default 1)"
+    )
     command.add_argument(
         "--n-ctx",
         type=int,
         help="tokens per clip where no clips are encoded yet (default: the cache's, else the law's)",
     )
-    command.add_argument(
-        "--prior", type=path_text, help="law file for exponents that the sweep does not identify, as in tools/fit.py"
-    )
+    command.add_argument("--prior", type=path_text, help=argparse.SUPPRESS)  # refused, with the reason
 
     arguments, overrides = parser.parse_known_args()
     strange = [word for word in overrides if word.startswith("-")]

@@ -73,7 +73,7 @@ class Clips(NamedTuple):
 
 
 def load_clips(
-    source: Source, reading: ClipOptions, starts: Sequence[int] | None = None, decode: bool = True
+    source: Source, clip_options: ClipOptions, starts: Sequence[int] | None = None, decode: bool = True
 ) -> Clips:
     """The clips of a source, or those of its windows that begin with ``starts``; pixels are uint8 [n, 3, F, H, W], or
     empty, [n, 0], unless ``decode``.
@@ -83,21 +83,21 @@ def load_clips(
     """
     if source.fault:
         raise Rejected("damaged archive", source.fault)
-    return (_picture if source.is_picture else _video)(source, reading, starts, decode)
+    return (_picture if source.is_picture else _video)(source, clip_options, starts, decode)
 
 
-def _video(source: Source, reading: ClipOptions, starts: Sequence[int] | None, decode: bool) -> Clips:
-    found, shape = probe(source), reading.shape
-    numbers = shown(found, source, reading.fps)
-    starts = _chosen(starts, windows(len(numbers), found.height, found.width, reading), len(numbers), shape)
-    fps = reading.fps or found.fps
+def _video(source: Source, clip_options: ClipOptions, starts: Sequence[int] | None, decode: bool) -> Clips:
+    found, shape = probe(source), clip_options.shape
+    numbers = shown(found, source, clip_options.fps)
+    starts = _chosen(starts, windows(len(numbers), found.height, found.width, clip_options), len(numbers), shape)
+    fps = clip_options.fps or found.fps
     seconds = len(numbers) / fps if fps else 0.0
     if not decode:
         pixels = torch.empty(len(starts), 0, dtype=torch.uint8)
         return _clips(source, starts, pixels, fps / shape.stride, seconds)
     clips: dict[int, Tensor] = {}
     lost: dict[int, Rejected] = {}
-    with frame_reader(source, found, reading.backend, partial(_resized, size=shape.size)) as read:
+    with frame_reader(source, found, clip_options.backend, partial(_resized, size=shape.size)) as read:
         for start in starts:
             try:
                 pictures = read(numbers[start : start + shape.span : shape.stride])
@@ -120,10 +120,10 @@ def _resized(picture: np.ndarray, size: int) -> np.ndarray:
     return resize_and_crop(picture[None], size)[:, 0].numpy()
 
 
-def _picture(source: Source, reading: ClipOptions, starts: Sequence[int] | None, decode: bool) -> Clips:
+def _picture(source: Source, clip_options: ClipOptions, starts: Sequence[int] | None, decode: bool) -> Clips:
     picture = read_picture(source)
-    starts = _chosen(starts, windows(1, *picture.shape[:2], reading), 1, reading.shape)
-    pixels = resize_and_crop(picture[None], reading.shape.size)[None] if decode else torch.empty(1, 0).byte()
+    starts = _chosen(starts, windows(1, *picture.shape[:2], clip_options), 1, clip_options.shape)
+    pixels = resize_and_crop(picture[None], clip_options.shape.size)[None] if decode else torch.empty(1, 0).byte()
     return _clips(source, starts, pixels[: len(starts)], 0.0, 0.0)
 
 
@@ -161,14 +161,18 @@ def shown(found: Probe, source: Source, fps: float | None) -> np.ndarray:
     return numbers[later - (moments - here[later - 1] <= here[later] - moments + float(found.tick) / 2)]
 
 
-def windows(frames: int, height: int, width: int, reading: ClipOptions) -> list[int]:
-    """First frames of the clips to take from ``frames`` frames; where there are more than ``reading.clips``, those
-    spread evenly over them.
+def windows(frames: int, height: int, width: int, clip_options: ClipOptions) -> list[int]:
+    """First frames of the clips to take from ``frames`` frames; if there are more than ``clip_options.clips``, these
+    are spread evenly.
 
     Raises:
         Rejected: too short, or too small (enlarged pictures would teach a model to blur).
     """
-    shape, limit, window_step = reading.shape, reading.clips, reading.window_step or reading.shape.span
+    shape, limit, window_step = (
+        clip_options.shape,
+        clip_options.clips,
+        clip_options.window_step or clip_options.shape.span,
+    )
     if frames < shape.span:
         raise Rejected("too short", f"{plural(frames, 'frame')}; a clip spans {shape.span}")
     if min(height, width) < shape.size:

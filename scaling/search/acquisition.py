@@ -19,12 +19,12 @@ from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.noise import LIKENESS
 from videoscaling.scaling.fitting.surface.shape import Inputs
 from videoscaling.scaling.fitting.surface.surface import Surface
+from videoscaling.scaling.fitting.surface.surface_law import EDGE
 from videoscaling.scaling.planning.allocation import SIZES, Cost
 
 # The batch that a plan takes is the largest whose loss is at most this much above the best; the edge that is narrowed
 # is where the loss is EDGE above it.
 TOLERANCE = 1e-3
-EDGE = 0.01
 STEP = 1e-4  # of ln N and of constants, for numerical derivatives
 
 

@@ -4,27 +4,27 @@ from videoscaling.data.splits import SAMPLE, VALIDATION_CLIPS, VALIDATION_SHARE,
 
 
 def draw_before(
-    headers: VideoScan, train: int | None, validation: int | None
+    scan: VideoScan, train: int | None, validation: int | None
 ) -> tuple[dict[str, list[str]], dict[str, list[str] | None]]:
     """The clips by source, validation's and training's (None: all of a source)."""
-    headers.open(SAMPLE)
+    scan.open(SAMPLE)
     held: dict[str, list[str]] = {}
-    expected = int(headers.clips_per_video * len(headers.order))
+    expected = int(scan.clips_per_video * len(scan.order))
     missing = validation
     if validation is None:
         missing = min(max(1, expected // VALIDATION_SHARE), VALIDATION_CLIPS)
-    for source, keys in headers.walk() if missing else ():
+    for source, keys in scan.walk() if missing else ():
         if keys:
             held[source.name] = keys if validation is None else keys[:missing]
             missing -= len(held[source.name])
         if missing <= 0:
             break
-    taken = {source.file for source in headers.order if source.name in held}
+    taken = {source.file for source in scan.order if source.name in held}
     if train is None:
-        return held, {source.name: None for source in headers.order if source.file not in taken}
+        return held, {source.name: None for source in scan.order if source.file not in taken}
     training: dict[str, list[str] | None] = {}
     left = train
-    for source, keys in headers.walk():
+    for source, keys in scan.walk():
         if source.file not in taken:
             training[source.name] = keys[:left] if len(keys) > left else None
             left -= len(keys)

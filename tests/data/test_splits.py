@@ -36,7 +36,7 @@ def opened(monkeypatch):
     names, counts = Opened(), {}
     names.counts = counts
 
-    def stand_in(source, reading, starts=None, decode=True):
+    def stand_in(source, clip_options, starts=None, decode=True):
         def load():
             names.append(source.name)
             if source.name.startswith("bad"):
@@ -47,7 +47,7 @@ def opened(monkeypatch):
 
         return ClipGroup(source.name, [f"{source.name}#{start}" for start in starts or ()], load)
 
-    monkeypatch.setattr(drawing, "video_unit", stand_in)
+    monkeypatch.setattr(drawing, "video_group", stand_in)
     return names
 
 
@@ -108,24 +108,24 @@ def test_of_many_videos_few_are_opened(opened):
     drawn(numbered(1000), None, 20)
     assert len(opened) == drawing.SAMPLE
     del opened[:]
-    headers = VideoScan(numbered(1000), READING, 0, 60)
-    split = draw(headers, READING, 500, 400).units
-    assert len(opened) == headers.opened == 225  # 400 / 4 and 500 / 4 of them
+    scan = VideoScan(numbered(1000), READING, 0, 60)
+    split = draw(scan, READING, 500, 400).units
+    assert len(opened) == scan.opened == 225  # 400 / 4 and 500 / 4 of them
     assert opened == [source.name for source in hash_order(numbered(1000))][:225]
-    assert (len(split["validation"]), len(split["train"]), headers.clips_per_video) == (100, 125, 4)
+    assert (len(split["validation"]), len(split["train"]), scan.clips_per_video) == (100, 125, 4)
     default = drawn(numbered(10_000))
     assert len(keys_of(default["validation"])) == drawing.VALIDATION_CLIPS
 
 
 def test_rejected_videos_among_those_opened_stay_to_be_reported_once(opened):
     names = [f"{'bad' if i % 3 == 0 else ''}{i}.mp4" for i in range(60)]
-    headers = VideoScan(sources_of(*names), READING, 0, 60)
-    split = draw(headers, READING).units
+    scan = VideoScan(sources_of(*names), READING, 0, 60)
+    split = draw(scan, READING).units
     assert sorted(names_of(split["train"]) + names_of(split["validation"])) == sorted(names)
     assert not any(name.startswith("bad") for name in names_of(split["validation"]))
-    assert sorted(row["source"] for row in headers.rejected) == sorted(names[::3])
+    assert sorted(row["source"] for row in scan.rejected) == sorted(names[::3])
     # Of a bounded cache, those that were looked at on the way.
-    bounded = draw(headers, READING, 40, 8).units
+    bounded = draw(scan, READING, 40, 8).units
     seen = names_of(bounded["train"])
     assert sum(len(unit.keys) or 4 for unit in bounded["train"] if not unit.source.startswith("bad")) == 40
     assert any(name.startswith("bad") for name in seen)
@@ -162,13 +162,13 @@ def test_units_load_the_clips_of_their_keys(tmp_path):
     for name in ("a.mp4", "b.mp4"):
         make_video(tmp_path / name, frames=40)
     (tmp_path / "a.txt").write_text("a fog")
-    headers = VideoScan(list_sources(tmp_path), READING, 0, 60)
-    units = draw(headers, READING).units
-    assert headers.fps == 12
+    scan = VideoScan(list_sources(tmp_path), READING, 0, 60)
+    units = draw(scan, READING).units
+    assert scan.fps == 12
     for unit in [*units["train"], *units["validation"]]:
         loaded = unit.load()
         assert loaded.captions == ["a fog" if unit.source == "a.mp4" else ""] * len(loaded.keys)
-        assert loaded.keys == headers.found[unit.source].keys
+        assert loaded.keys == scan.found[unit.source].keys
         for key, clip in zip(loaded.keys, loaded.pixels):
             name, start = key.split("#")
             alone = load_clips(source(tmp_path / name), READING, [int(start)])

@@ -20,6 +20,7 @@ import torch
 from tests.processes import launch
 from tests.processes.launch import ROOT
 from videoscaling.sweeps.local import PRELOADED
+from videoscaling.training.signals import SIGNALS
 
 
 def start(log: Path, target: Callable[..., int | None], *args: Any, world: int = 1) -> list[BaseProcess]:
@@ -73,6 +74,8 @@ def _child(log: Path, rank: int, world: int, port: int, target: Callable[..., in
         os.environ.update({name: str(value) for name, value in (group | where).items()})
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
+    # A sweep of an earlier test may have started the server, which then blocks them.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     run_cli(lambda: target(*args))
 
 

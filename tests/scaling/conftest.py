@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.scaling import simulate
 from videoscaling.models.sizes import smooth_width
-from videoscaling.scaling import laws, simulate
+from videoscaling.scaling import laws
 from videoscaling.scaling.planning import allocation
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.scaling import simulate
 from videoscaling.models import sizes
-from videoscaling.scaling import laws, simulate
+from videoscaling.scaling import laws
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import Request

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from videoscaling.scaling import noise, simulate
+from tests.scaling import simulate
+from videoscaling.scaling import noise
 
 SIZES, TOKENS = [1e8, 4e8], [2e9, 4e9]
 

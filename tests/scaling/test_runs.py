@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from videoscaling.scaling import laws, runs, simulate, tables
+from tests.scaling import simulate
+from videoscaling.scaling import laws, runs, tables
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.run_info import skipped_warnings

@@ -9,6 +9,8 @@ import yaml
 from tests.commands import call
 from tests.sweeps.sweeps import edit, write_sweep
 from videoscaling.scaling import laws
+from videoscaling.scaling.fitting.grids.fit_points import Untrusted
+from videoscaling.scaling.fitting.surface import surface_law
 from videoscaling.utils.locks import lock_run_dir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +69,17 @@ def law_of_clips(folder: Path, n_ctx: int | None) -> Path:
     return path
 
 
+@pytest.fixture
+def refused_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits of simulated sweeps, which take a second each, are refused at once."""
+
+    def refuse(*given: object) -> None:
+        raise Untrusted("not in this test")
+
+    monkeypatch.setattr(surface_law, "fit_law", refuse)
+
+
+@pytest.mark.usefixtures("refused_fits")
 def test_simulate_needs_no_encoded_clips(sweep: Path, tmp_path: Path) -> None:
     """Tokens per clip are the cache's, else --n-ctx, else the law's, and then it says so."""
     edit(sweep, **WIDE)
@@ -80,7 +93,10 @@ def test_simulate_needs_no_encoded_clips(sweep: Path, tmp_path: Path) -> None:
     assert "too narrow" in here("simulate", sweep, f"base={tmp_path / 'patched.yaml'}", status=2)[1]
     unencoded(sweep)
     assert here("simulate", sweep, "--n-ctx", 32, "--json")[0] == json.dumps(of_cache) + "\n"
-    assert json.loads(here("simulate", sweep, "--n-ctx", 16, "--json")[0])["C"] < of_cache["C"]
+    assert (
+        json.loads(here("simulate", sweep, "--n-ctx", 16, "--json")[0])["targets"][0]["C"]
+        < of_cache["targets"][0]["C"]
+    )
     told, said = here("simulate", sweep, "--law", law_of_clips(tmp_path, 32), "--json")
     assert {k: v for k, v in json.loads(told).items() if k != "warnings"} == {
         k: v for k, v in of_cache.items() if k != "warnings"
@@ -102,14 +118,31 @@ def test_simulate_without_tokens_per_clip_says_how_to_give_them(sweep: Path, tmp
 
 
 def test_simulate_with_nothing_to_fit_is_refused(sweep: Path) -> None:
-    assert "2 different cells in a grid; a quadratic" in here("simulate", sweep, status=2)[1]
+    assert "no (N, T) has 3 different (lr, B)" in here("simulate", sweep, status=2)[1]
     edit(sweep, sizes=[{"size": "1x32", "heldout": True}])
     assert "every size is held out" in here("simulate", sweep, status=2)[1]
 
 
+@pytest.mark.usefixtures("refused_fits")
+def test_simulate_predicts_held_out_sizes_at_their_last_milestone(sweep: Path) -> None:
+    held_out = {"heldout": True, "lr": [1e-3], "batch_tokens": [32]}
+    longer = held_out | {"size": "4x32", "lr": [2e-3], "milestones": [640, 1280, 2560]}
+    edit(sweep, **WIDE | {"sizes": [{"size": "1x32"}, {"size": "2x32"}, held_out | {"size": "4x32"}, longer]})
+    (target,) = json.loads(here("simulate", sweep, "--json")[0])["targets"]
+    assert (target["N"], target["T"]) == (16 * 4 * 32**2, 2560)
+    assert target["C"] == pytest.approx(0.75 * target["N"] * (7 + 32 / 32) * 2560, rel=0.2)
+    (target,) = json.loads(here("simulate", sweep, "--flops", 1e15, "--json")[0])["targets"]
+    assert target["C"] == 1e15
+
+
+def test_simulate_says_that_a_prior_lost_its_sense(sweep: Path) -> None:
+    edit(sweep, **WIDE)
+    assert "--prior: sweeps are fitted by one surface" in here("simulate", sweep, "--prior", "law.json", status=2)[1]
+
+
 def test_a_law_far_from_its_compute_is_a_warning(sweep: Path) -> None:
     edit(sweep, **WIDE)
-    told, said = here("simulate", sweep, "--json")
+    told, said = here("simulate", sweep, "--sweeps", 2, "--json")
     (far,) = json.loads(told)["warnings"]
     assert "law 'paper' was fitted from 3e+17 to 2e+19 FLOPs" in far
     assert said == f"warning: {far}\n"
@@ -177,6 +210,8 @@ def test_status_tells_running_stopped_and_lost(sweep: Path, tmp_path: Path) -> N
         ("flops", ["0", "-1", "nan", "inf", "1e-300", "1e300", "1e34"]),
         ("noise", ["0", "-1", "nan", "inf", "1e-300", "1e3", "0.11"]),
         ("n-ctx", ["0", "-1", "9" * 400]),
+        ("sweeps", ["1", "-1", "10001"]),
+        ("seeds", ["0", "1001"]),
     ],
 )
 def test_simulate_refuses_numbers_beyond_sense(sweep: Path, option: str, values: list[str]) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.commands import call
+from tests.scaling import simulate
 from videoscaling.models.sizes import smooth_width
-from videoscaling.scaling import laws, runs, simulate
+from videoscaling.scaling import laws, runs
 from videoscaling.scaling.fitting.run_info import cost_of
 from videoscaling.utils.errors import UserError
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.commands import call
-from tests.scaling import planted
-from videoscaling.scaling import laws, simulate
+from tests.scaling import planted, simulate
+from videoscaling.scaling import laws
 from videoscaling.scaling.runs import write_csv
 from videoscaling.tools.sweep import prediction
 from videoscaling.utils.errors import UserError

@@ -5,7 +5,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.commands import call
-from videoscaling.scaling import laws, runs, simulate
+from tests.scaling import simulate
+from videoscaling.scaling import laws, runs
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.reporting import all_figures

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.commands import Done, call
+from tests.scaling import simulate
 from videoscaling.models.sizes import flops_per_token, smooth_width
-from videoscaling.scaling import laws, runs, simulate
+from videoscaling.scaling import laws, runs
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.reporting.study import best_sizes

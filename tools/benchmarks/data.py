@@ -13,7 +13,7 @@ import av
 import numpy as np
 import torch
 
-from videoscaling.data.clip_groups import ClipGroup, video_unit
+from videoscaling.data.clip_groups import ClipGroup, video_group
 from videoscaling.data.latents import LatentCache
 from videoscaling.data.shards import Shard, encode_shard
 from videoscaling.data.sources.listing import list_sources
@@ -73,8 +73,8 @@ def overlap_row(args: argparse.Namespace, device: torch.device, folder: Path) ->
     (folder / "videos").mkdir()
     for number in range(VIDEOS):
         make_video(folder / "videos" / f"{number}.mp4", number)
-    reading = ClipOptions(Shape(17, 32))
-    units = [video_unit(source, reading) for source in list_sources(folder / "videos")]
+    clip_options = ClipOptions(Shape(17, 32))
+    units = [video_group(source, clip_options) for source in list_sources(folder / "videos")]
     vae, text = load_vae("embedded", device), load_text_encoder("embedded")
     loaded = [unit.load() for unit in units[1:]]
     clips = sum(len(part.keys) for part in loaded)

@@ -43,7 +43,7 @@ def fit_surface(cells: Cells, form: str = "auto", batch: str = "auto", bent: boo
     shapes = selection.shapes(cells, problem, batches, held, bent)
     chosen = shapes[0]
     names = FORMS if form == "auto" else () if form == shape.LEVELS else (form,)
-    no_form = "free levels were asked for" if form == shape.LEVELS else _no_form(cells)
+    no_form = "free levels were asked for" if form == shape.LEVELS else why_no_form(cells)
     members = () if no_form else _members(cells, problem, chosen, names)
     forced = members and form not in ("auto", "joint")
     rival = _members(cells, problem, chosen, ("joint",))[0] if forced else None
@@ -60,7 +60,7 @@ def _useful(cells: Cells) -> NDArray[np.bool_]:
     return np.isfinite(cells.best)
 
 
-def _no_form(cells: Cells) -> str | None:
+def why_no_form(cells: Cells) -> str | None:
     """Why no loss form can be fitted; None if one can."""
     grids, sizes, times = (len(np.unique(v)) for v in (cells.grid, cells.N, cells.T))
     if sizes < 3 or times < 3:

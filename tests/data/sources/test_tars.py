@@ -93,15 +93,15 @@ def test_a_video_in_a_tar_is_the_video_in_a_folder(tmp_path):
     (tmp_path / "folder/x.txt").write_text("a ball")
     content = path.read_bytes()
     tar = make_tar(tmp_path / "s.tar", {"w.mp4": content[:3000], "x.mp4": content, "x.txt": b"a ball"})
-    reading = ClipOptions(Shape(5, 32))
+    clip_options = ClipOptions(Shape(5, 32))
     loose, (cut, packed) = list_sources(tmp_path / "folder")[0], list_sources(tar)
-    one, other = load_clips(loose, reading), load_clips(packed, reading)
+    one, other = load_clips(loose, clip_options), load_clips(packed, clip_options)
     assert one.pixels.equal(other.pixels)
     assert one.captions == other.captions
     assert one[3:] == other[3:]
     assert other.keys[0] == "s.tar/x.mp4#0"
     with pytest.raises(Rejected, match="truncated"):
-        load_clips(cut, reading)
+        load_clips(cut, clip_options)
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])

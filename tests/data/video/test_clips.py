@@ -55,12 +55,12 @@ def test_resizing_is_torchvisions_to_the_bit(height, width, size):
 
 def test_without_decoding_a_source_says_what_it_would_give(tmp_path):
     path = make_video(tmp_path / "x.mp4", frames=48)
-    reading = ClipOptions(SHAPE, clips=3)
-    loaded, promised = (load_clips(source(path), reading, decode=decode) for decode in (True, False))
+    clip_options = ClipOptions(SHAPE, clips=3)
+    loaded, promised = (load_clips(source(path), clip_options, decode=decode) for decode in (True, False))
     assert promised.keys == loaded.keys == ["x.mp4#0", "x.mp4#9", "x.mp4#27"]
     assert promised.pixels.shape == (3, 0)
     assert (promised.fps, promised.seconds) == (loaded.fps, loaded.seconds) == (12, 2)
-    assert reason(load_clips, source(path), reading, [0, 40]) == "too short"
+    assert reason(load_clips, source(path), clip_options, [0, 40]) == "too short"
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
@@ -71,11 +71,11 @@ def test_a_window_that_fails_costs_its_clip_alone(tmp_path, codec, backend):
     # Key frames every ten frames and nowhere else: the two encoders' thresholds have opposite ends.
     coding = {"g": "10", "bf": "0", "sc_threshold": "0" if codec == "libx264" else "1000000000"}
     path = make_video(tmp_path / "x.mp4", frames=60, codec=codec, coding=coding)
-    reading = ClipOptions(Shape(5, 48), backend=backend)
-    whole = load_clips(source(path), reading)
+    clip_options = ClipOptions(Shape(5, 48), backend=backend)
+    whole = load_clips(source(path), clip_options)
     assert (len(whole.keys), list(whole.rejected)) == (12, [])
     damage(path, [31])  # the second of ten frames that hang on each other
-    loaded = load_clips(source(path), reading)
+    loaded = load_clips(source(path), clip_options)
     lost = [row["clip"] for row in loaded.rejected]
     assert lost == ["x.mp4#30", "x.mp4#35"]
     assert {row["reason"] for row in loaded.rejected} == {"undecodable"}
@@ -83,7 +83,7 @@ def test_a_window_that_fails_costs_its_clip_alone(tmp_path, codec, backend):
     kept = [number for number, key in enumerate(whole.keys) if key not in lost]
     assert loaded.keys == [whole.keys[number] for number in kept]
     assert torch.equal(loaded.pixels, whole.pixels[kept])
-    assert reason(load_clips, source(path), reading, [31]) == "undecodable"
+    assert reason(load_clips, source(path), clip_options, [31]) == "undecodable"
 
 
 def test_windows_do_not_overlap_and_spread_over_the_video():
@@ -146,8 +146,8 @@ def test_a_range_is_in_seconds_from_the_first_frame():
 def test_resampled_clips_show_the_moments_asked_for(tmp_path):
     times = [i + i // 3 for i in range(60)]  # every fourth is missing
     path = make_video(tmp_path / "x.mp4", frames=60, times=times)
-    reading = ClipOptions(Shape(5, 48), fps=6)
-    loaded = load_clips(source(path), reading)
+    clip_options = ClipOptions(Shape(5, 48), fps=6)
+    loaded = load_clips(source(path), clip_options)
     every = every_frame(path)
     moments = {key: [4 * (int(key.split("#")[1]) + i) for i in range(5)] for key in loaded.keys}
     assert list(moments) == ["x.mp4#0", "x.mp4#5", "x.mp4#10", "x.mp4#15"]

@@ -126,11 +126,11 @@ def test_memory_holds_a_few_frames_of_full_size_however_many_a_clip_has(tmp_path
     else:
         packed(path, frames, height, width)
     monkeypatch.setattr("videoscaling.data.video.decode.AT_ONCE_BYTES", 2 * 3 * height * width)
-    reading = ClipOptions(Shape(frames, 32), backend=backend)
-    load_clips(source(path), reading)  # what is loaded once
+    clip_options = ClipOptions(Shape(frames, 32), backend=backend)
+    load_clips(source(path), clip_options)  # what is loaded once
     tracemalloc.start()
     try:
-        clips = load_clips(source(path), reading)
+        clips = load_clips(source(path), clip_options)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

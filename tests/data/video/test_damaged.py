@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.data.video.videos import make_sound, make_video, turn
-from videoscaling.data.clip_groups import video_unit
+from videoscaling.data.clip_groups import video_group
 from videoscaling.data.sources.listing import list_sources
 from videoscaling.data.sources.source import Rejected
 from videoscaling.data.video.clips import ClipOptions, Clips, Shape
@@ -109,7 +109,7 @@ def test_two_hundred_files(tmp_path):
     sources = list_sources(tmp_path / "files")
     assert len(sources) == len(expected) == 200
     begun, became, longest = time.monotonic(), {}, 0.0
-    for source, answer in zip(sources, decoded([video_unit(s, READING) for s in sources], 2, LIMIT), strict=True):
+    for source, answer in zip(sources, decoded([video_group(s, READING) for s in sources], 2, LIMIT), strict=True):
         longest, begun = max(longest, time.monotonic() - begun), time.monotonic()
         became[source.name] = answer.reason if isinstance(answer, Rejected) else None
         if isinstance(answer, Clips):
@@ -129,10 +129,10 @@ def test_memory_stays_flat_over_ten_thousand_clips(tmp_path):
     files = []
     for i, backend in enumerate(["decord", "pyav"]):
         path = make_video(tmp_path / f"{i}.mp4", frames=200, height=64, width=64, coding={"g": "12"})
-        files.append(video_unit(list_sources(tmp_path)[i], ClipOptions(Shape(9, 32), clips=20, backend=backend)))
+        files.append(video_group(list_sources(tmp_path)[i], ClipOptions(Shape(9, 32), clips=20, backend=backend)))
         assert path.exists()
     (tmp_path / "bad.mp4").write_bytes((tmp_path / "0.mp4").read_bytes()[:9000])
-    files.append(video_unit(next(s for s in list_sources(tmp_path) if s.name == "bad.mp4"), READING))
+    files.append(video_group(next(s for s in list_sources(tmp_path) if s.name == "bad.mp4"), READING))
     clips, seen = 0, []
     for number, answer in enumerate(decoded((files[i % 3] for i in range(750)), 2, 60)):
         clips += len(answer.keys) if isinstance(answer, Clips) else 0

@@ -383,11 +383,11 @@ def test_no_open_files_remain(tmp_path, backend):
     handles = Path("/proc/self/fd")
     if not handles.exists():
         pytest.skip("needs /proc")
-    reading = ClipOptions(Shape(3, 32), backend=backend)
-    load_clips(source(path), reading)
+    clip_options = ClipOptions(Shape(3, 32), backend=backend)
+    load_clips(source(path), clip_options)
     before = len(list(handles.iterdir()))
     for _ in range(10):
-        load_clips(source(path), reading)
+        load_clips(source(path), clip_options)
         with pytest.raises(Rejected):
-            load_clips(source(tmp_path / "bad.mp4"), reading)
+            load_clips(source(tmp_path / "bad.mp4"), clip_options)
     assert len(list(handles.iterdir())) <= before

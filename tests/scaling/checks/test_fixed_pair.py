@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from videoscaling.scaling import simulate
+from tests.scaling import simulate
 from videoscaling.scaling.checks.fixed_pair import MOST_TOKENS, compare, prices
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.planning import allocation

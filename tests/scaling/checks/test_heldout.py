@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from videoscaling.scaling import simulate
+from tests.scaling import simulate
 from videoscaling.scaling.checks.heldout import check, relative_error
 from videoscaling.utils.errors import UserError
 

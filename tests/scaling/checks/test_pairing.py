@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from videoscaling.scaling import simulate
+from tests.scaling import simulate
 from videoscaling.scaling.estimates import interval
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.grids.optimum import features, find

@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
+from tests.scaling import simulate
 from videoscaling.models import sizes
-from videoscaling.scaling import simulate
 from videoscaling.scaling.fitting.grids import fit, jackknife
 from videoscaling.scaling.losses import as_losses
 from videoscaling.scaling.planning import allocation

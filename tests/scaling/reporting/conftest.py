@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from videoscaling.scaling import simulate
+from tests.scaling import simulate
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.reporting.figure_data import Sources
 

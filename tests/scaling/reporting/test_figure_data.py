@@ -6,8 +6,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tests.scaling import simulate
 from tests.scaling.reporting.conftest import TOKENS
-from videoscaling.scaling import simulate
 from videoscaling.scaling.checks import fixed_pair
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.surface.cells import Cells

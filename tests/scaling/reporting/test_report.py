@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from tests.scaling import simulate
 from tests.scaling.reporting.conftest import TOKENS
-from videoscaling.scaling import laws, simulate
+from videoscaling.scaling import laws
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.reporting import all_figures, report
 from videoscaling.scaling.reporting.figure_data import Sources

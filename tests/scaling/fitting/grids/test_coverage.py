@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from videoscaling.scaling import simulate
+from tests.scaling import simulate
 from videoscaling.scaling.estimates import interval, t_quantile
 from videoscaling.scaling.fitting.grids import fit, power_law
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted

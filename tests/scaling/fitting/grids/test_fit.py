@@ -4,8 +4,9 @@ import time
 import numpy as np
 import pytest
 
+from tests.scaling import simulate
 from videoscaling.models import sizes
-from videoscaling.scaling import laws, simulate
+from videoscaling.scaling import laws
 from videoscaling.scaling.estimates import interval
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted

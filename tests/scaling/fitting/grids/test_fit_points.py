@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from videoscaling.scaling import simulate
+from tests.scaling import simulate
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.grids.fit_points import (
     Untrusted,

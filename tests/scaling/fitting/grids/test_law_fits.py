@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from videoscaling.scaling import runs, simulate, tables
+from tests.scaling import simulate
+from videoscaling.scaling import runs, tables
 from videoscaling.scaling.fitting.grids import fit, loss_law
 
 ROOT = Path(__file__).resolve().parents[2]

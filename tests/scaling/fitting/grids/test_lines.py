@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tests.scaling import simulate
 from videoscaling.models import sizes as ladder
-from videoscaling.scaling import laws, simulate
+from videoscaling.scaling import laws
 from videoscaling.scaling.fitting.grids import fit, lines
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.planning.plan import plan
