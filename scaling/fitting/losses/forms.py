@@ -78,12 +78,12 @@ def evaluate(form: str, theta: NDArray, n: NDArray, t: NDArray, b: NDArray) -> t
         theta: [..., constants], the logarithms of CONSTANTS[form].
         n, t, b: [rows] logs of N, T, B relative to a scale.
     """
-    logs = dict(zip(CONSTANTS[form], np.moveaxis(theta, -1, 0)[..., None]))
+    logs = {name: theta[..., at, None] for at, name in enumerate(CONSTANTS[form])}
     power = {name: np.exp(logs[name]) for name in EXPONENTS if name in logs}
     floor = np.exp(logs["Linf"])
 
     def term(coefficient: str, exponent: str, x: NDArray) -> tuple[NDArray, NDArray]:
-        value = np.exp(np.clip(logs[coefficient] - power[exponent] * x, -200, 200))
+        value = np.exp(np.minimum(np.maximum(logs[coefficient] - power[exponent] * x, -200), 200))
         return value, -value * power[exponent] * x
 
     if form == "three_term":
@@ -121,7 +121,7 @@ def _stack(parts: list, total: NDArray) -> NDArray:
     stacked = np.empty((len(parts), *total.shape))
     for row, part in zip(stacked, parts):
         np.divide(part, total, out=row)
-    return np.moveaxis(stacked, 0, -1)
+    return stacked.transpose(*range(1, stacked.ndim), 0)
 
 
 def prior_of(form: str) -> tuple[NDArray, NDArray]:
