@@ -24,6 +24,13 @@ CONSTANTS = {
     "product": ("Nc", "aN", "Tc", "aT", "Linf"),
     "three_term": ("Nc", "aN", "Bc", "aB", "Sc", "aS", "Linf"),
 }
+FORMULAS = {
+    "additive": "Nc / N^aN + Tc / T^aT + Linf",
+    "joint": "(Nc / N^aN + Tc / T^aT)^k + Linf",
+    "product": "(1 + Nc / N^aN) (1 + Tc / T^aT) Linf",
+    "three_term": "Nc / N^aN + Bc / B^aB + Sc / (T / B)^aS + Linf",
+}
+LOOSE = 1.0  # sd of ln of a constant beyond which the data do not identify it
 EXPONENTS = ("aN", "aT", "aB", "aS")
 # Prior of the logarithms of exponents and of k, [mean, sd]: published exponents are 0.2 to 0.8, and the prior counts
 # as a single point three noise widths off would. Without it an exponent that the data do not show runs to 0 or to
