@@ -17,7 +17,7 @@ from videoscaling import ROOT
 if TYPE_CHECKING:
     from videoscaling.scaling.fitting.surface.cells import Cells
     from videoscaling.scaling.fitting.surface.fit import fit_surface
-    from videoscaling.scaling.laws import load as load_law
+    from videoscaling.scaling.law_file import load as load_law
     from videoscaling.scaling.prediction import predict
     from videoscaling.scaling.runs import read as read_runs
 
@@ -26,7 +26,7 @@ __all__ = ["PAPER", "Cells", "fit_surface", "load_law", "predict", "read_runs"]
 _PLACES = {
     "Cells": ("videoscaling.scaling.fitting.surface.cells", "Cells"),
     "fit_surface": ("videoscaling.scaling.fitting.surface.fit", "fit_surface"),
-    "load_law": ("videoscaling.scaling.laws", "load"),
+    "load_law": ("videoscaling.scaling.law_file", "load"),
     "predict": ("videoscaling.scaling.prediction", "predict"),
     "read_runs": ("videoscaling.scaling.runs", "read"),
 }

@@ -14,8 +14,8 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from videoscaling.scaling.law_file import load as load_law
 from videoscaling.scaling.laws import Law
-from videoscaling.scaling.laws import load as load_law
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.runs import Ledger, from_arrays
 from videoscaling.scaling.runs import read as read_runs

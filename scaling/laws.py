@@ -1,21 +1,13 @@
-"""The laws as values, and the law file.
+"""The laws as values: power laws of N and T, the loss law, N_opt, and the whole of what a law file holds."""
 
-A law file is JSON (docs/laws.md names its keys). Published constants stay as printed: ``scale`` says in what
-unit T and N enter. Numbers that are unknown are null, and ``provenance.unknown`` gives the reason.
-"""
-
-import sys
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from videoscaling.utils.errors import UserError, nearest
-from videoscaling.utils.files import read_json, write_json
+from videoscaling.utils.errors import UserError
 
 if TYPE_CHECKING:
     from videoscaling.scaling.fitting.losses.average import LossLaws
@@ -25,7 +17,6 @@ if TYPE_CHECKING:
 UNITS = {"N": "parameters", "T": "tokens", "B": "tokens", "C": "FLOPs"}
 ESTIMATORS = ("direct", "measured", "predicted")
 TOLERANCE = 1e-3  # loss given away, relative, for a large batch
-OPTIONAL = ("surface", "lack_of_fit")  # keys that files of a surface have
 # Rates and batches (tokens) that a run can have.
 POSSIBLE = {"lr": (1e-15, 1e6), "B": (1e-3, 1e15)}
 
@@ -104,6 +95,11 @@ class GivenBatch:
     slope: float
 
 
+def constants_of(kind: type) -> list[str]:
+    """Names of a part's numbers."""
+    return [f.name for f in fields(kind) if f.name not in ("scale", "assumed")]
+
+
 @dataclass(frozen=True)
 class Law:
     """A whole law file. What is None is unknown, and ``provenance["unknown"]`` says why."""
@@ -178,7 +174,7 @@ class Law:
         columns = dict(zip(self.fit["draw_columns"], np.array(self.draws, dtype=float).T))
         if not any(name.startswith(f"{part}.") for name in columns):
             return None
-        held = {name: np.full(len(self.draws), getattr(law, name)) for name in _constants(type(law))}
+        held = {name: np.full(len(self.draws), getattr(law, name)) for name in constants_of(type(law))}
         return replace(law, **{name: columns.get(f"{part}.{name}", same) for name, same in held.items()})
 
 
@@ -200,249 +196,3 @@ def with_hyperparameters(law: Law, prior: Law) -> Law:
         fit=law.fit | {"warnings": [note, *(law.fit.get("warnings") or [])]},
         provenance=law.provenance | {"unknown": unknown},
     )
-
-
-_PARTS = {
-    "batch": PowerLaw,
-    "lr": PowerLaw,
-    "loss": LossLaw,
-    "curvature": Curvature,
-    "lr_given_batch": GivenBatch,
-}
-# Constants of which a root or a logarithm is taken, or without which there is no optimum; the rest may have any sign.
-_ABOVE_0 = ("coefficient", "exponent", "Tc", "aT", "Nc", "aN", "lr_lr", "batch_batch")
-_NOT_BELOW_0 = ("Linf",)
-_OBJECT = (lambda value: isinstance(value, dict), "an object")
-# What else the planner and the report read: a test, and in words what it asks. Keys with a dot may be missing or null.
-_SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "name": (lambda value: isinstance(value, str) and value != "", "a name"),
-    "n_ctx": (lambda value: value is None or (isinstance(value, int) and _positive(value)), "a positive integer"),
-    "domain": _OBJECT,
-    "recipe": _OBJECT,
-    "fit": _OBJECT,
-    "fit.window": (lambda value: _positive(value) and value < 1, "a fraction between 0 and 1"),
-    "fit.floor": (lambda value: _positive(value), "a positive number of tokens"),
-    "fit.along": (
-        lambda value: (
-            isinstance(value, dict) and list(value) in (["B"], ["lr"]) and all(map(_positive, value.values()))
-        ),
-        'an object with the one "B" or "lr" of all runs',
-    ),
-    "fit.flops_per_parameter_token": (lambda value: _positive(value), "a number above 0"),
-    "fit.size_errors": (
-        lambda value: (
-            isinstance(value, dict) and all(key in ESTIMATORS and _size_errors(v) for key, v in value.items())
-        ),
-        "an object with log_C, sd, sd_exponent and quantile by estimator",
-    ),
-    "fit.scatter": (
-        lambda value: (
-            isinstance(value, dict)
-            and set(value) == {"points", "run", "freedom"}
-            and _positive(value["points"])
-            and _positive(value["freedom"])
-            and (value["run"] is None or _positive(value["run"]))
-        ),
-        "an object with points, run and freedom",
-    ),
-    "fit.method": (lambda value: isinstance(value, str), "words"),
-    "fit.warnings": (lambda value: isinstance(value, list) and _all_words(value), "a list of words"),
-    "fit.intervals": (
-        lambda value: isinstance(value, dict) and all(map(_span, value.values())),
-        "an object of [lowest, highest] by constant",
-    ),
-    "provenance": _OBJECT,
-    "provenance.unknown": (
-        lambda value: isinstance(value, dict) and _all_words(value.values()),
-        "an object of reasons by key",
-    ),
-}
-
-
-def load(path: str | Path) -> Law:
-    """Read and check a law file.
-
-    Raises:
-        UserError: missing file, not JSON, another schema, or a constant missing or out of its range.
-    """
-    raw = read_json(path, dict)
-    try:
-        return from_dict(raw)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def save(law: Law, path: str | Path) -> None:
-    """Write ``law``, checked, whole or not at all."""
-    raw = to_dict(law)
-    from_dict(raw)
-    write_json(path, raw)
-
-
-def to_dict(law: Law) -> dict[str, Any]:
-    """The law as the file's JSON object, keys in the file's order."""
-    forms = None if law.loss is None or isinstance(law.loss, LossLaw) else law.loss
-    raw = asdict(replace(law, surface=None, loss=None if forms else law.loss))
-    del raw["surface"]
-    if forms:
-        from videoscaling.scaling.fitting.losses import loss_file
-
-        raw["loss"] = loss_file.to_dict(forms)
-    for part in ("batch", "lr", "loss"):
-        if raw[part] is not None and "forms" not in raw[part]:
-            raw[part]["assumed"] = list(raw[part]["assumed"])
-            if not raw[part]["assumed"]:
-                del raw[part]["assumed"]
-    if law.surface is not None:
-        from videoscaling.scaling.fitting.surface import surface_file
-
-        raw |= surface_file.to_dict(law.surface)
-    return {"name": raw.pop("name"), "units": raw.pop("units"), **raw}
-
-
-def from_dict(raw: dict[str, Any]) -> Law:
-    """The law in a parsed law file; UserError names what is wrong with it."""
-    if "status" in raw and "config" in raw:
-        raise UserError("a run's result, not a law; tools/fit.py fits laws to the results of many runs")
-    known = [f.name for f in fields(Law)] + ["lack_of_fit"]
-    for key in raw:
-        if key not in known:
-            raise UserError(f"unknown key {key!r} in a law file{nearest(key, known)}")
-    missing = [key for key in known if key not in raw and key not in OPTIONAL]
-    if missing:
-        raise UserError(f"not a law file of this schema: {', '.join(missing)} missing (unknown is null)")
-    if raw["units"] != UNITS:
-        raise UserError(f"units must be {UNITS}, not {_shown(raw['units'])}")
-    values = {key: value for key, value in raw.items() if key not in OPTIONAL}
-    if raw.get("surface") is not None:
-        from videoscaling.scaling.fitting.surface import surface_file
-
-        values["surface"] = surface_file.from_dict(raw["surface"], raw.get("lack_of_fit"))
-    for part, kind in _PARTS.items():
-        if part == "loss" and isinstance(raw[part], dict) and "forms" in raw[part]:
-            from videoscaling.scaling.fitting.losses import loss_file
-
-            values[part] = loss_file.from_dict(raw[part])
-        elif raw[part] is not None:
-            values[part] = _part(part, kind, raw[part])
-    bend = values["curvature"]
-    if bend is not None and 4 * bend.lr_lr * bend.batch_batch <= bend.lr_batch * bend.lr_batch:
-        raise UserError("curvature: no minimum: lr_batch^2 must be below 4 lr_lr batch_batch")
-    values["allocation"] = _allocation(raw["allocation"])
-    for key, (holds, words) in _SHAPES.items():
-        part, _, inner = key.partition(".")
-        value = raw[part].get(inner) if inner else raw[part]
-        if not (holds(value) or (inner and value is None)):
-            raise UserError(f"{key} must be {words}, not {_shown(value)}")
-    _check_domain(raw["domain"])
-    if raw["draws"] is not None:
-        _check_draws(raw["draws"], raw["fit"].get("draw_columns"))
-    return Law(**values)
-
-
-def _constants(kind: type) -> list[str]:
-    """Names of a part's numbers."""
-    return [f.name for f in fields(kind) if f.name not in ("scale", "assumed")]
-
-
-def _part(part: str, kind: type, raw: Any) -> Any:
-    names = [f.name for f in fields(kind)]
-    if not isinstance(raw, dict):
-        raise UserError(f"{part} must be an object with {', '.join(names)}")
-    for key in raw:
-        if key not in names:
-            raise UserError(f"unknown key {part}.{key}{nearest(key, names)}")
-    values = dict(raw)
-    for name in names:
-        if name == "assumed":
-            assumed = raw.get(name, [])
-            if not (isinstance(assumed, list) and all(held in _constants(kind) for held in assumed)):
-                raise UserError(f"{part}.assumed must be a list of its constants' names, not {_shown(assumed)}")
-            values[name] = tuple(assumed)
-        elif name not in raw:
-            raise UserError(f"constant {part}.{name} is missing")
-        elif name == "scale":
-            scale = raw[name]
-            if not isinstance(scale, dict) or set(scale) != {"T", "N"} or not all(map(_positive, scale.values())):
-                raise UserError(f'{part}.scale must be {{"T": number, "N": number}}, both above 0')
-        else:
-            _check_constant(f"{part}.{name}", raw[name])
-    return kind(**values)
-
-
-def _check_constant(where: str, value: Any) -> None:
-    """``where`` ends in the constant's name, which says what sign it must have."""
-    name = where.rpartition(".")[2]
-    if not _finite(value):
-        raise UserError(f"{where} must be a number, not {_shown(value)}")
-    if (name in _ABOVE_0 and value <= 0) or (name in _NOT_BELOW_0 and value < 0):
-        raise UserError(f"{where} must {'be above 0' if name in _ABOVE_0 else 'not be negative'}, not {value!r}")
-
-
-def _allocation(raw: Any) -> dict[str, Any] | None:
-    if raw is None:
-        return None
-    if not isinstance(raw, dict) or raw.get("default") not in ESTIMATORS:
-        raise UserError(f"allocation.default must be one of {', '.join(ESTIMATORS)}")
-    if raw.get(raw["default"]) is None:
-        raise UserError(f"allocation.{raw['default']} is the default, but missing or null")
-    checked: dict[str, Any] = {"default": raw["default"]}
-    for name, value in raw.items():
-        if name == "default":
-            continue
-        if name not in ESTIMATORS:
-            raise UserError(f"unknown key allocation.{name}{nearest(name, list(ESTIMATORS))}")
-        checked[name] = None if value is None else _part(f"allocation.{name}", SizeLaw, value)
-    return checked
-
-
-def _check_domain(raw: dict[str, Any]) -> None:
-    for key in raw:
-        if key not in UNITS:
-            raise UserError(f"unknown key domain.{key}; the domain has N, T, B and C")
-    missing = [f"domain.{key}" for key in UNITS if key not in raw]
-    if missing:
-        raise UserError(f"{', '.join(missing)} missing (unknown is null)")
-    for key, value in raw.items():
-        if value is not None and not (_span(value) and value[0] > 0):
-            raise UserError(f"domain.{key} must be [lowest, highest], above 0, or null, not {_shown(value)}")
-
-
-def _check_draws(rows: Any, columns: Any) -> None:
-    known = [f"{part}.{name}" for part in ("batch", "lr", "loss") for name in _constants(_PARTS[part])]
-    if not (isinstance(columns, list) and columns and all(columns.count(c) == 1 and c in known for c in columns)):
-        raise UserError(f"fit.draw_columns must list each of the drawn constants once, out of {', '.join(known)}")
-    if not (isinstance(rows, list) and rows):
-        raise UserError("draws must be a list of rows, or null")
-    for number, row in enumerate(rows, start=1):
-        if not (isinstance(row, list) and len(row) == len(columns)):
-            raise UserError(f"draws: row {number} needs one number per name in fit.draw_columns ({len(columns)})")
-        for column, value in zip(columns, row):
-            _check_constant(f"draws: row {number}, {column}", value)
-
-
-def _finite(value: Any) -> bool:
-    # Whole numbers beyond the range of floats are numbers in JSON, but not to any law.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _positive(value: Any) -> bool:
-    return _finite(value) and value > 0
-
-
-def _span(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_finite, value)) and value[0] <= value[1]
-
-
-def _size_errors(value: Any) -> bool:
-    names = ("log_C", "sd", "sd_exponent", "quantile")
-    return isinstance(value, dict) and set(value) == set(names) and all(_finite(v) and v >= 0 for v in value.values())
-
-
-def _all_words(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from videoscaling.models.sizes import smooth_width
-from videoscaling.scaling import laws, runs
+from videoscaling.scaling import law_file, runs
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.surface import Surface
@@ -118,7 +118,7 @@ def decide_for(sweep: Sweep, cells: Cells, options: Options, paper: Path) -> Dec
     """
     by_size = _sizes(sweep)
     sizes = [_size(mine, cells) for mine in by_size.values() if options.held_out or not mine[0].config.heldout]
-    law = laws.load(options.law or paper)
+    law = law_file.load(options.law or paper)
     costs = [flops_of(cell) for cell in sweep.cells]
     # At least the costliest run: a tenth of a small sweep pays for none.
     budget = options.budget_flops or max(SHARE * sum(costs), *costs)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from videoscaling.models.sizes import smooth_width
-from videoscaling.scaling import laws
+from videoscaling.scaling import law_file
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.request import LEAST, MOST
 from videoscaling.scaling.search import simulate
@@ -74,7 +74,7 @@ def command(arguments: argparse.Namespace, overrides: list[str], prediction: Cal
         if given is not None and not least <= given <= most:
             option = name.replace("_", "-")
             raise UserError(f"--{option} {given!s:.12}: must be a number from {least:g} to {most:g}")
-    law = laws.load(arguments.law)
+    law = law_file.load(arguments.law)
     truth = Truth.of(law, arguments.noise)
     assumed: set[str] = set()
 

@@ -15,7 +15,7 @@ from videoscaling.data.clip_groups import list_hash, read_frozen
 from videoscaling.models.autoencoders import statistics_of
 from videoscaling.models.text import load_text_encoder
 from videoscaling.models.vae import EMBEDDED, load_vae
-from videoscaling.scaling import laws
+from videoscaling.scaling import law_file
 from videoscaling.scaling.reporting.report import _prompts
 from videoscaling.sweeps import added_cells as extended
 from videoscaling.sweeps import slurm
@@ -48,7 +48,7 @@ def replaced(value: Any, draw: random.Random) -> Any:
 def law(folder: Path) -> tuple[Path, Callable[[], Any]]:
     path = folder / "law.json"
     path.write_bytes((ROOT / "configs" / "laws" / "paper.json").read_bytes())
-    return path, lambda: laws.load(path)
+    return path, lambda: law_file.load(path)
 
 
 def result(folder: Path) -> tuple[Path, Callable[[], Any]]:

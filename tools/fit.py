@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from videoscaling.models.sizes import smooth_width
-from videoscaling.scaling import PAPER, laws, runs, tables
+from videoscaling.scaling import PAPER, law_file, runs, tables
 from videoscaling.scaling.checks import extrapolation, fixed_pair
 from videoscaling.scaling.fitting.grids.fit import PARTS
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted, cells_to_run
@@ -180,7 +180,7 @@ def main() -> int:
             done = fixed_pair.compare(ledger, cost, parse_pair(args.pair), args.flops, parse_window(args.window))
             return show(args, done.to_dict(), done.text())
         method = choose_method(ledger, args.part, args.optima, args.method)
-        fixed, prior = parse_fixed(args.fix, args.part), laws.load(args.prior) if args.prior else None
+        fixed, prior = parse_fixed(args.fix, args.part), law_file.load(args.prior) if args.prior else None
         options = Options(
             fixed, prior, parse_window(args.window), args.delta, args.force, args.optima, args.form or "auto"
         )
@@ -199,8 +199,8 @@ def main() -> int:
         fitted = fit_law(ledger, args.part, method, options, cost, provenance)
     except Untrusted as reason:
         return refuse(args, reason, ledger, method)
-    raw = laws.to_dict(fitted.law)
-    laws.from_dict(raw)  # what is printed is checked as what is written
+    raw = law_file.to_dict(fitted.law)
+    law_file.from_dict(raw)  # what is printed is checked as what is written
     return show(
         args, raw, fitted.text, "not written: --out law.json writes the law file, from which tools/plan.py plans"
     )

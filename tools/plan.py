@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from videoscaling.models import sizes
-from videoscaling.scaling import laws
+from videoscaling.scaling import law_file, laws
 from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import ESTIMATORS, Request
 from videoscaling.scaling.planning.table import table
@@ -143,12 +143,12 @@ def load_law(path: str, prior: str | None) -> laws.Law:
     Raises:
         UserError: it has its own.
     """
-    law = laws.load(path)
+    law = law_file.load(path)
     if prior is None:
         return law
     if law.batch is not None or law.lr is not None or law.surface is not None:
         raise UserError(f"--prior: law {law.name!r} has a batch or a rate of its own; leave it out")
-    other = laws.load(prior)
+    other = law_file.load(prior)
     other.require("batch", "lr")
     return laws.with_hyperparameters(law, other)
 

@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from videoscaling.scaling import laws, prediction_table
+from videoscaling.scaling import law_file, prediction_table
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.tables import parse_columns
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
@@ -39,7 +39,7 @@ def main() -> None:
     args = arguments().parse_args()
     if not 1 <= args.seeds <= MOST_SEEDS:
         raise UserError(f"--seeds {args.seeds}: from 1 to {MOST_SEEDS}")
-    law, columns = laws.load(args.law), parse_columns(args.columns)
+    law, columns = law_file.load(args.law), parse_columns(args.columns)
     reads_pairs = law.response.reads_pairs
     if unread := [ours for ours in columns if ours not in ("N", "T", "B", "lr")]:
         raise UserError(f"--columns: {unread[0]} is not read here; leave it out")

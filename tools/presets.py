@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from videoscaling.models import sizes
-from videoscaling.scaling import laws
+from videoscaling.scaling import law_file, laws
 from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import Request
 from videoscaling.training.planning.planned_config import (
@@ -128,7 +128,7 @@ def main() -> None:
     base = read_base(args.base)
     if args.results and not Path(args.results).is_dir():
         raise UserError(f"--results {args.results}: no such folder")
-    law = laws.load(args.law)
+    law = law_file.load(args.law)
     n_ctx = clip_length(base, law.n_ctx)
     rows, written = [], {}
     for shape, tokens in chosen:

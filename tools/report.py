@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 
 from videoscaling.models.sizes import smooth_width
-from videoscaling.scaling import PAPER, laws, runs, tables
+from videoscaling.scaling import PAPER, law_file, runs, tables
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.reporting import report
 from videoscaling.scaling.reporting.figure_data import Sources
@@ -52,7 +52,7 @@ def write_tensorboard(drawn: list, folder: str) -> None:
 
 def main() -> None:
     args = arguments().parse_args()
-    law, published = laws.load(args.law), laws.load(PAPER)
+    law, published = law_file.load(args.law), law_file.load(PAPER)
     ledger = runs.read(args.results, tables.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
     planned = report.compare(law, read_result(Path(args.planned) / FILE)) if args.planned else None
     samples = Path(args.samples) if args.samples else None

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from videoscaling.models.sizes import smooth_width
-from videoscaling.scaling import PAPER, laws
+from videoscaling.scaling import PAPER, law_file
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.reporting.study import differences, study
 from videoscaling.scaling.reporting.study_text import text
@@ -44,8 +44,8 @@ def main() -> int:
     args = arguments()
     if not Path(args.results).is_dir():
         raise UserError(f"{args.results}: a folder of runs is wanted, whose result.json files tell more than a table")
-    law, reference = laws.load(args.law), laws.load(args.reference)
-    prior = laws.load(args.prior) if args.prior else None
+    law, reference = law_file.load(args.law), law_file.load(args.reference)
+    prior = law_file.load(args.prior) if args.prior else None
     cost = allocation.cost_of(law, smooth_width)
     answers = study(Path(args.results), law, cost, prior=prior, reference=reference)
     print(json.dumps(answers, indent=1) if args.json else text(answers))

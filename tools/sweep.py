@@ -13,7 +13,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from videoscaling.scaling import PAPER
+from videoscaling.scaling import PAPER, law_file
 from videoscaling.sweeps.config import sweep_key_hint
 from videoscaling.sweeps.directory import data_of, recorded_data
 from videoscaling.sweeps.grid import Prediction, load_sweep, read_keys
@@ -144,9 +144,8 @@ def extend_options(command: argparse.ArgumentParser) -> None:
 
 def prediction(path: Path) -> Prediction:
     """The best rate and batch by a law file, as functions of N and T."""
-    from videoscaling.scaling import laws
 
-    law = laws.load(path)
+    law = law_file.load(path)
     law.require_pair()
     return law.best_pair
 

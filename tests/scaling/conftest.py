@@ -8,7 +8,7 @@ import pytest
 
 from tests.scaling import simulate
 from videoscaling.models.sizes import smooth_width
-from videoscaling.scaling import laws
+from videoscaling.scaling import law_file, laws
 from videoscaling.scaling.planning import allocation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def paper() -> laws.Law:
-    return laws.load(ROOT / "configs" / "laws" / "paper.json")
+    return law_file.load(ROOT / "configs" / "laws" / "paper.json")
 
 
 @pytest.fixture(scope="session")

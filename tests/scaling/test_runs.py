@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.scaling import simulate
-from videoscaling.scaling import laws, runs, tables
+from videoscaling.scaling import law_file, runs, tables
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.run_info import skipped_warnings
@@ -233,7 +233,7 @@ def test_no_mutation_of_a_table_ends_in_a_traceback(paper, cost, tmp_path):
             except Exception as error:
                 raise AssertionError(f"{name} = {value!r}") from error
             try:
-                laws.from_dict(laws.to_dict(fit.fit(ledger, "all", fit.Options(), cost, {}).law))
+                law_file.from_dict(law_file.to_dict(fit.fit(ledger, "all", fit.Options(), cost, {}).law))
                 fitted += 1
             except (UserError, Untrusted):
                 pass

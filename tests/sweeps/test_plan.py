@@ -9,7 +9,7 @@ import pytest
 
 from tests.sweeps.sweeps import edit, write_sweep
 from tests.sweeps.test_run import ROOT, here
-from videoscaling.scaling import laws, runs
+from videoscaling.scaling import law_file, runs
 from videoscaling.sweeps import status as overview
 from videoscaling.sweeps.cost import estimate, flops_of
 from videoscaling.sweeps.grid import load_sweep
@@ -41,7 +41,7 @@ def refused(sweep: Path, *words: str) -> str:
 
 def test_a_grid_around_a_law(sweep: Path) -> None:
     """In log space around the law's rate and batch at the middle of the milestones, in whole clips of 32 tokens."""
-    law = laws.load(PAPER)
+    law = law_file.load(PAPER)
     edit(
         sweep, lr=None, batch_tokens=None, around=str(PAPER), lr_steps=3, batch_steps=5, ratio=4, milestones=[1e8, 4e8]
     )

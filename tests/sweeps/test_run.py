@@ -8,7 +8,7 @@ import yaml
 
 from tests.commands import call
 from tests.sweeps.sweeps import edit, write_sweep
-from videoscaling.scaling import laws
+from videoscaling.scaling import law_file
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.surface import surface_law
 from videoscaling.utils.locks import lock_run_dir
@@ -65,7 +65,7 @@ def unencoded(sweep: Path) -> None:
 def law_of_clips(folder: Path, n_ctx: int | None) -> Path:
     raw = json.loads((ROOT / "configs" / "laws" / "paper.json").read_text()) | {"n_ctx": n_ctx}
     path = folder / f"law-{n_ctx}.json"
-    laws.save(laws.from_dict(raw), path)
+    law_file.save(law_file.from_dict(raw), path)
     return path
 
 

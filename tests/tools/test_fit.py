@@ -10,7 +10,7 @@ import pytest
 from tests.commands import call
 from tests.scaling import simulate
 from videoscaling.models.sizes import smooth_width
-from videoscaling.scaling import laws, runs
+from videoscaling.scaling import law_file, runs
 from videoscaling.scaling.fitting.run_info import cost_of
 from videoscaling.utils.errors import UserError
 
@@ -32,7 +32,7 @@ def here(*words):
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """A simulated sweep as the CSV that a collected sweep leaves."""
-    law = laws.load(PAPER)
+    law = law_file.load(PAPER)
     cells = simulate.grid(law, np.geomspace(0.0168e9, 0.268e9, 3), TOKENS, 5, 5, 2.0)
     path = tmp_path_factory.mktemp("sweep") / "runs.csv"
     runs.write_csv(simulate.ledger(law, cells, TOKENS, 1e-4, n_ctx=1280), path)
@@ -44,7 +44,7 @@ def test_from_a_ledger_to_a_report(sweep, tmp_path):
     done = run("fit.py", "all", sweep, "--method", "grids", "--out", out)
     assert done.returncode == 0, done.stderr
     assert "batch.T" in done.stdout
-    law = laws.load(out)
+    law = law_file.load(out)
     assert law.n_ctx == 1280
     assert len(law.provenance["runs"]) == 75
     assert law.provenance["command"].startswith("tools/fit.py all")
@@ -86,7 +86,7 @@ def test_columns_and_json(tmp_path):
         "--json",
     )
     done = run("fit.py", "hyperparameters", path, *words)
-    law = laws.from_dict(json.loads(done.stdout))
+    law = law_file.from_dict(json.loads(done.stdout))
     assert (law.batch.coefficient, law.lr.coefficient) == pytest.approx(
         (float(2e-2 * law.batch.scale["T"] ** 0.5 * law.batch.scale["N"] ** 0.1),
          float(3 * law.lr.scale["T"] ** 0.05 * law.lr.scale["N"] ** -0.4))
@@ -95,7 +95,7 @@ def test_columns_and_json(tmp_path):
 
 
 def test_what_cannot_be_trusted_exits_3(tmp_path):
-    law = laws.load(PAPER)
+    law = law_file.load(PAPER)
     cells = simulate.grid(law, [1e8], TOKENS, 4, 4, 2.0, offset=4)
     runs.write_csv(simulate.ledger(law, cells, TOKENS, 1e-5, n_ctx=1280), tmp_path / "runs.csv")
     done = run("fit.py", "all", tmp_path / "runs.csv", "--method", "grids", "--out", tmp_path / "law.json")
@@ -133,7 +133,7 @@ def test_compare_and_validate(sweep, tmp_path):
     assert bent["N_fixed"] > bent["N_opt"]
     done = run("fit.py", "compare", sweep, "--pair", "2e-4,0")
     assert (done.returncode, "--pair" in done.stderr) == (2, True)
-    law = laws.load(PAPER)
+    law = law_file.load(PAPER)
     tokens = [2e9, 4e9, 8e9, 1.6e10]
     cells = simulate.grid(law, np.geomspace(0.0168e9, 0.268e9, 4), tokens, 5, 5, 2.5)
     ledger = simulate.ledger(law, cells, tokens, 1e-5, n_ctx=1280)
@@ -173,12 +173,12 @@ def test_published_size_laws_from_tables(formll, tmp_path):
     (expected,) = formll("expected_fits.csv")
     write_rows(tmp_path / "optima.csv", formll("optimal_pairs.csv"))
     words = ("--columns", "N=n_opt,T=t_opt,L=loss_opt", "--optima", "--json")
-    law = laws.from_dict(json.loads(run("fit.py", "allocation", tmp_path / "optima.csv", *words).stdout))
+    law = law_file.from_dict(json.loads(run("fit.py", "allocation", tmp_path / "optima.csv", *words).stdout))
     assert law.allocation["measured"].exponent == pytest.approx(float(expected["n_exponent_basic"]), abs=1e-9)
     assert law.allocation["measured"].coefficient == pytest.approx(float(expected["n_coef_basic"]), rel=1e-9)
     write_rows(tmp_path / "isoflop.csv", formll("isoflop_points.csv"))
     words = ("--columns", "N=n,T=t,L=loss", "--json")
-    law = laws.from_dict(json.loads(run("fit.py", "allocation", tmp_path / "isoflop.csv", *words).stdout))
+    law = law_file.from_dict(json.loads(run("fit.py", "allocation", tmp_path / "isoflop.csv", *words).stdout))
     assert law.allocation["measured"].exponent == pytest.approx(float(expected["n_exponent_basic"]), abs=0.03)
 
 
@@ -276,7 +276,7 @@ def test_a_seed_that_is_no_number_is_named(tmp_path):
 
 def test_diverged_rows_of_an_isoflop_table_are_left_out(tmp_path):
     """They are no points of a parabola, and the budgets stay beside the points that are."""
-    law = laws.load(PAPER).loss
+    law = law_file.load(PAPER).loss
     rows = [("status", "N", "T", "flops", "loss")]
     for C in (1e18, 1e19, 1e20):
         rows += [("done", N, C / 6 / N, C, law(N, C / 6 / N)) for N in 10.0 ** np.arange(7.0, 9.1, 0.25)]
@@ -304,10 +304,10 @@ def test_optima_need_no_losses(tmp_path, part, key):
     path.write_text("\n".join([*lines, "diverged,1e9,1e9,1e3,1e-3"]))
     status, said = here(part, path, "--optima", "--out", out)
     assert (status, said) == (0, "")
-    law = laws.to_dict(laws.load(out))
+    law = law_file.to_dict(law_file.load(out))
     path.write_text("\n".join(line + f",{'loss' if i == 0 else 2.5}" for i, line in enumerate(lines)))
     assert here(part, path, "--optima", "--out", out) == (0, "")
-    assert law[key] == laws.to_dict(laws.load(out))[key]
+    assert law[key] == law_file.to_dict(law_file.load(out))[key]
     if key == "batch":
         assert (law["batch"]["T"], law["batch"]["N"]) == pytest.approx((0.5, 0.1))
 
@@ -332,7 +332,7 @@ def test_step_laws_known_answers_by_the_command(tmp_path):
     words = (*words, "--fix", "B.N=0", "--json")
     done = run("fit.py", "hyperparameters", folder / "dense_lr_bs_loss.csv", *words)
     assert done.returncode == 0, done.stderr
-    law = laws.from_dict(json.loads(done.stdout))
+    law = law_file.from_dict(json.loads(done.stdout))
     assert law.batch.assumed == ("N",)
     in_tokens, in_size = law.batch.T, law.lr.N
     assert in_tokens == pytest.approx(0.569, abs=0.01)
@@ -343,7 +343,7 @@ def test_step_laws_known_answers_by_the_command(tmp_path):
 
 def test_a_collected_table_gives_the_folders_law(tmp_path):
     """Milestones overshot by up to a batch, a diverged run, runs' own standard errors: all survive the CSV."""
-    law, tokens = laws.load(PAPER), [1e8, 2e8, 4e8]
+    law, tokens = law_file.load(PAPER), [1e8, 2e8, 4e8]
     cells = simulate.grid(law, np.geomspace(1e6, 1.6e7, 3), tokens, 5, 5, 2.0)
     for number, (N, B, lr) in enumerate(cells):
         diverges = number % 25 == 24  # a size's largest batch and rate
@@ -363,7 +363,7 @@ def test_a_collected_table_gives_the_folders_law(tmp_path):
     runs.write_csv(runs.read(tmp_path / "sweep"), tmp_path / "runs.csv")
     fitted = [run("fit.py", "all", tmp_path / name, "--method", "grids", "--json") for name in ("sweep", "runs.csv")]
     assert [done.returncode for done in fitted] == [0, 0], fitted[0].stderr
-    folder, table = (laws.from_dict(json.loads(done.stdout)) for done in fitted)
+    folder, table = (law_file.from_dict(json.loads(done.stdout)) for done in fitted)
     for part in ("batch", "lr", "loss"):
         for name in getattr(folder, part).__dataclass_fields__:
             if name not in ("scale", "assumed"):
@@ -418,6 +418,6 @@ def test_best_sizes_have_the_regressions_interval(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("N,flops\n1e8,1e19\n1e9,1e20\n4e9,1e21\n1.2e10,1e22\n")
     done = run("fit.py", "allocation", path, "--optima", "--out", tmp_path / "law.json")
-    low, high = laws.load(tmp_path / "law.json").fit["intervals"]["allocation.measured.exponent"]
+    low, high = law_file.load(tmp_path / "law.json").fit["intervals"]["allocation.measured.exponent"]
     assert 0 < low < 0.6854 < high
     assert f"N_opt, measured: exponent 0.6840 [{low:.4f}, {high:.4f}]" in done.stdout

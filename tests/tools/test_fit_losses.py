@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.commands import Done, call
-from videoscaling.scaling import laws
+from videoscaling.scaling import law_file
 
 N, T = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 6.4e8, 5), np.geomspace(1e9, 6.4e10, 5), indexing="ij"))
 
@@ -40,9 +40,9 @@ def test_the_law_file_is_what_its_formulas_say(fitted: tuple[Done, Path]) -> Non
         }[form["form"]](form, from_N, from_T)
         value += form["weight"] * np.log(loss)
     assert np.exp(value) == pytest.approx(truth(2e9, 1e11), rel=0.01)
-    law = laws.load(fitted[1] / "law.json")
+    law = law_file.load(fitted[1] / "law.json")
     assert float(law.response.losses(2e9, 1e11)) == pytest.approx(np.exp(value), rel=1e-6)
-    assert laws.to_dict(law)["loss"] == raw["loss"]
+    assert law_file.to_dict(law)["loss"] == raw["loss"]
 
 
 def test_the_summary_has_the_formula_and_the_errors(fitted: tuple[Done, Path]) -> None:

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from tests.scaling import simulate
-from videoscaling.scaling import laws, runs
+from videoscaling.scaling import law_file, laws, runs
 from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.planning.request import ESTIMATORS
 from videoscaling.tools import fit as tool
 from videoscaling.utils.errors import run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
-PAPER = laws.load(ROOT / "configs" / "laws" / "paper.json")
+PAPER = law_file.load(ROOT / "configs" / "laws" / "paper.json")
 TOKENS = [2e9, 5e9, 12e9]
 
 
@@ -72,25 +72,25 @@ def test_clips_that_the_user_counts_enter_the_law(tmp_path):
     """The results do not say n_ctx: what the cost assumed is what the plan will assume."""
     path, out = swept(tmp_path / "runs.csv", np.geomspace(0.0168e9, 0.268e9, 3), n_ctx=0), tmp_path / "law.json"
     assert said("all", path, "--n-ctx", "1280", "--method", "grids", "--out", out)[0] == 0
-    assert laws.load(out).n_ctx == 1280
+    assert law_file.load(out).n_ctx == 1280
     assert said("all", path, "--method", "grids", "--out", out)[0] == 0
-    assert laws.load(out).n_ctx is None
+    assert law_file.load(out).n_ctx is None
     rows = [f"{T / 6 / 40 * 1e9:.6g},{T}e9" for T in (1, 10, 100)]
     (tmp_path / "optima.csv").write_text("\n".join(["N,T", *rows]))
     assert said("allocation", tmp_path / "optima.csv", "--optima", "--n-ctx", "80", "--out", out)[0] == 0
-    assert laws.load(out).n_ctx == 80
+    assert law_file.load(out).n_ctx == 80
 
 
 def test_a_forced_law_says_so_and_why(study, edges, tmp_path):
     out = tmp_path / "law.json"
     status, printed, _ = said("loss", edges, "--method", "grids", "--force", "--out", out)
-    fit = laws.load(out).fit
+    fit = law_file.load(out).fit
     assert (status, fit["forced"]) == (0, True)
     assert fit["warnings"][0] == "forced: only 0 of 15 grids have an interior optimum"
     assert f"warning: {fit['warnings'][0]}" in printed
     # Where nothing stood in the way nothing was forced.
     assert said("loss", study, "--method", "grids", "--force", "--out", out)[0] == 0
-    assert "forced" not in laws.load(out).fit
+    assert "forced" not in law_file.load(out).fit
 
 
 def test_a_refusal_is_a_few_lines(edges):

@@ -11,7 +11,7 @@ import pytest
 from tests.commands import Done, call
 from tests.scaling import planted
 from videoscaling.models.sizes import smooth_width
-from videoscaling.scaling import laws
+from videoscaling.scaling import law_file, laws
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ def fitted(folder: Path) -> tuple[Done, laws.Law]:
     table = planted.write_table(planted.cells(), folder / "runs.csv")
     done = fit(table, "--form", "joint", "--out", folder / "law.json")
     assert done.returncode == 0, done.stderr
-    return done, laws.load(folder / "law.json")
+    return done, law_file.load(folder / "law.json")
 
 
 def test_the_law_file_holds_the_planted_exponents(fitted: tuple[Done, laws.Law]) -> None:
@@ -72,7 +72,7 @@ def test_the_summary_has_each_law_and_how_well_it_fits(fitted: tuple[Done, laws.
 
 
 def test_a_law_is_its_file(folder: Path, fitted: tuple[Done, laws.Law]) -> None:
-    assert laws.to_dict(fitted[1]) == json.loads((folder / "law.json").read_text())
+    assert law_file.to_dict(fitted[1]) == json.loads((folder / "law.json").read_text())
 
 
 def test_a_plan_and_a_report_follow_from_the_law(folder: Path, fitted: tuple[Done, laws.Law]) -> None:
@@ -179,7 +179,7 @@ def test_one_batch_gives_the_law_along_it(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "at B 500" in done.stdout
     assert "batch: unknown, all runs have B 500" in done.stdout
-    spans = laws.load(tmp_path / "law.json").fit["intervals"]
+    spans = law_file.load(tmp_path / "law.json").fit["intervals"]
     assert set(spans) == {"surface.aT", "surface.aN"}
     assert spans["surface.aT"][0] < planted.RATE_T < spans["surface.aT"][1]
 
@@ -188,7 +188,7 @@ def test_the_committed_study_gives_its_known_rate(tmp_path: Path) -> None:
     """139 runs of this repository: 2.2e-3 (B / 300)^0.49 (T / 1.2e6)^-0.14 (N / 2e5)^-0.15, measured before."""
     done = fit(ROOT / "results" / "mini" / "cells", "--form", "joint", "--out", tmp_path / "law.json")
     assert done.returncode == 0, done.stderr
-    surface = laws.load(tmp_path / "law.json").surface
+    surface = law_file.load(tmp_path / "law.json").surface
     known = {"aB": (0.49, 0.06), "aT": (-0.14, 0.06), "aN": (-0.15, 0.08)}
     for name, (value, most) in known.items():
         found = surface.exponent(name)

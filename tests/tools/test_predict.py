@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import Done, call
-from videoscaling.scaling import laws
+from videoscaling.scaling import law_file
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "laws" / "paper.json"
@@ -21,7 +21,7 @@ def predict(folder: Path, text: str, *words: object, law: Path = PAPER, name: st
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A law of 30 points that scatter by 0.05 %."""
-    folder, paper = tmp_path_factory.mktemp("law"), laws.load(PAPER)
+    folder, paper = tmp_path_factory.mktemp("law"), law_file.load(PAPER)
     points = [(10.0**a, 10.0**b) for a in (7, 7.5, 8, 8.5, 9) for b in (9, 9.4, 9.8, 10.2, 10.6, 11)]
     noise = [0.0005 * ((7 * i) % 11 - 5) / 3.2 for i in range(len(points))]
     rows = [f"{N:.6g},{T:.6g},{float(paper.loss(N, T)) * (1 + e):.6g}" for (N, T), e in zip(points, noise)]
@@ -39,7 +39,7 @@ def test_rows_and_columns_keep_their_order(tmp_path: Path) -> None:
     header, *rows = csv.reader((tmp_path / "out.csv").open())
     assert header == ["name", "T", "N", "why", *ADDED]
     assert [row[:4] for row in rows] == [["large", "1e10", "1e9", "a, b"], ["small", "4e9", "1e8", ""]]
-    law = laws.load(PAPER).loss
+    law = law_file.load(PAPER).loss
     assert [float(row[4]) for row in rows] == pytest.approx([float(law(1e9, 1e10)), float(law(1e8, 4e9))], rel=1e-7)
     # The paper's law file has no draws.
     assert [row[5:] for row in rows] == [["", "", "", "", "1"], ["", "", "", "", "0"]]
@@ -102,8 +102,8 @@ def test_a_folder_is_no_table() -> None:
 
 
 def test_a_law_of_rates_alone_predicts_no_loss(fitted: Path, tmp_path: Path) -> None:
-    law = laws.load(PAPER)
-    laws.save(law.__class__(**{**law.__dict__, "loss": None, "allocation": None}), tmp_path / "law.json")
+    law = law_file.load(PAPER)
+    law_file.save(law.__class__(**{**law.__dict__, "loss": None, "allocation": None}), tmp_path / "law.json")
     done = predict(tmp_path, "N,T\n1e9,1e10\n", law=tmp_path / "law.json")
     assert done.returncode == 2
     assert "law 'paper' has no loss" in done.stderr

@@ -7,7 +7,7 @@ import pytest
 
 from tests.commands import Done, call
 from videoscaling.models import sizes
-from videoscaling.scaling import laws
+from videoscaling.scaling import law_file
 from videoscaling.training.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ def test_each_config_is_the_laws(tmp_path: Path) -> None:
         tmp_path / "page.md", "--results", tmp_path / "results",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    law, page = laws.load(LAW), (tmp_path / "page.md").read_text()
+    law, page = law_file.load(LAW), (tmp_path / "page.md").read_text()
     for name, tokens in (("16x320", 1e9), ("2x1024", 4e9)):
         config = load_config(tmp_path / "presets" / f"{name}.yaml", [])
         shape = sizes.parse_size(name)

@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.commands import call
 from tests.scaling import simulate
-from videoscaling.scaling import laws, runs
+from videoscaling.scaling import law_file, runs
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.reporting import all_figures
@@ -19,11 +19,11 @@ TOKENS = [2e9, 5e9, 12e9]
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """(results, law): a simulated sweep as CSV, and the law fitted to it."""
-    folder, paper = tmp_path_factory.mktemp("study"), laws.load(ROOT / "configs" / "laws" / "paper.json")
+    folder, paper = tmp_path_factory.mktemp("study"), law_file.load(ROOT / "configs" / "laws" / "paper.json")
     cells = simulate.grid(paper, np.geomspace(0.0168e9, 0.268e9, 3), TOKENS, 4, 4, 2.0)
     ledger = simulate.ledger(paper, cells, TOKENS, 1e-4, n_ctx=1280)
     runs.write_csv(ledger, folder / "runs.csv")
-    laws.save(fit.fit(ledger, "all", fit.Options(), allocation.proportional(), {}).law, folder / "law.json")
+    law_file.save(fit.fit(ledger, "all", fit.Options(), allocation.proportional(), {}).law, folder / "law.json")
     return folder / "runs.csv", folder / "law.json"
 
 

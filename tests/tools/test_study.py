@@ -10,7 +10,7 @@ import pytest
 from tests.commands import Done, call
 from tests.scaling import simulate
 from videoscaling.models.sizes import flops_per_token, smooth_width
-from videoscaling.scaling import laws, runs
+from videoscaling.scaling import law_file, runs
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.reporting.study import best_sizes
@@ -43,7 +43,7 @@ def write(ledger: runs.Ledger, folder: Path, heldout: bool) -> None:
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(folder of results, law fitted to them) of the paper's law; one size held out, on 3 x 3 cells around it."""
-    paper, folder = laws.load(ROOT / "configs" / "laws" / "paper.json"), tmp_path_factory.mktemp("study")
+    paper, folder = law_file.load(ROOT / "configs" / "laws" / "paper.json"), tmp_path_factory.mktemp("study")
     cells = simulate.grid(paper, SIZES, TOKENS, 5, 5, 2.0)
     # The middle cell of each size again, with other noise.
     again = [cells[25 * size + 12] for size in range(len(SIZES))] * 3
@@ -78,7 +78,7 @@ def test_the_answers_are_the_planted_ones(answers: str) -> None:
     assert (held["N"], held["T"], held["cells"]) == (HELD_OUT, LAST, 9)
     assert abs(held["loss"]["error"]) < 2e-3
     assert max(abs(held["steps"]["lr"]), abs(held["steps"]["B"])) < 1
-    paper = laws.load(ROOT / "configs" / "laws" / "paper.json")
+    paper = law_file.load(ROOT / "configs" / "laws" / "paper.json")
     x = np.log(held["law"]["lr"] / paper.lr(HELD_OUT, LAST))
     y = np.log(held["law"]["B"] / paper.batch(HELD_OUT, LAST))
     assert held["regret"]["low"] <= paper.curvature(x, y) <= held["regret"]["high"] < 1e-3
@@ -105,7 +105,7 @@ def test_the_answers_are_the_planted_ones(answers: str) -> None:
 
 
 def test_best_sizes_are_of_held_out_sizes_too_and_say_which_grids_have_no_optimum() -> None:
-    paper = laws.load(ROOT / "configs" / "laws" / "paper.json")
+    paper = law_file.load(ROOT / "configs" / "laws" / "paper.json")
     ledger = simulate.ledger(paper, simulate.grid(paper, SIZES, TOKENS, 5, 5, 2.0), TOKENS, 1e-6, n_ctx=1280)
     largest = np.isclose(ledger.N, SIZES[-1])
     ledger = replace(ledger, heldout=largest)
@@ -153,7 +153,7 @@ def test_numbers_that_changed_are_named(planted: tuple[Path, Path], answers: str
 
 def test_what_cannot_be_told_is_said(planted: tuple[Path, Path], tmp_path: Path) -> None:
     """Without held-out sizes and repeats the other questions are answered all the same."""
-    paper = laws.load(ROOT / "configs" / "laws" / "paper.json")
+    paper = law_file.load(ROOT / "configs" / "laws" / "paper.json")
     write(simulate.ledger(paper, simulate.grid(paper, SIZES, TOKENS, 5, 5, 2.0), TOKENS, 1e-5), tmp_path / "r", False)
     told = json.loads(study(tmp_path / "r", "--law", planted[1], "--json").stdout)
     assert "no result of a held-out size" in told["held_out"]["unknown"]

@@ -25,6 +25,12 @@ CONSTANTS = {
     "product": ("Nc", "aN", "Tc", "aT", "Linf"),
     "three_term": ("Nc", "aN", "Bc", "aB", "Sc", "aS", "Linf"),
 }
+FORMULAS = {
+    "additive": "Nc / N^aN + Tc / T^aT + Linf",
+    "joint": "(Nc / N^aN + Tc / T^aT)^k + Linf",
+    "product": "(1 + Nc / N^aN) (1 + Tc / T^aT) Linf",
+    "three_term": "Nc / N^aN + Bc / B^aB + Sc / (T / B)^aS + Linf",
+}
 EXPONENTS = ("aN", "aT", "aB", "aS")
 # Prior of the logarithms of exponents and of k, [mean, sd]: published exponents are 0.2 to 0.8, and the prior counts
 # as a single point three noise widths off would. Without it an exponent that the data do not show runs to 0 or to
@@ -83,12 +89,12 @@ def evaluate(form: str, theta: NDArray, n: NDArray, t: NDArray, b: NDArray) -> t
         theta: [..., constants], the logarithms of CONSTANTS[form].
         n, t, b: [rows] logs of N, T, B relative to a scale.
     """
-    logs = dict(zip(CONSTANTS[form], np.moveaxis(theta, -1, 0)[..., None]))
+    logs = {name: theta[..., at, None] for at, name in enumerate(CONSTANTS[form])}
     power = {name: np.exp(logs[name]) for name in EXPONENTS if name in logs}
     floor = np.exp(logs["Linf"])
 
     def term(coefficient: str, exponent: str, x: NDArray) -> tuple[NDArray, NDArray]:
-        value = np.exp(np.clip(logs[coefficient] - power[exponent] * x, -200, 200))
+        value = np.exp(np.minimum(np.maximum(logs[coefficient] - power[exponent] * x, -200), 200))
         return value, -value * power[exponent] * x
 
     if form == "three_term":
@@ -126,7 +132,7 @@ def _stack(parts: list, total: NDArray) -> NDArray:
     stacked = np.empty((len(parts), *total.shape))
     for row, part in zip(stacked, parts):
         np.divide(part, total, out=row)
-    return np.moveaxis(stacked, 0, -1)
+    return stacked.transpose(*range(1, stacked.ndim), 0)
 
 
 def prior_of(form: str) -> tuple[NDArray, NDArray]:

@@ -9,6 +9,7 @@ from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.grids.loss_law import unidentified
 from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.fitting.losses.average import LossLaws, fit_losses
+from videoscaling.scaling.fitting.losses.forms import FORMULAS
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.run_info import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
 from videoscaling.scaling.fitting.sizes import check_losses, fit_sizes
@@ -21,12 +22,6 @@ from videoscaling.utils.errors import UserError
 # The slope of ln L in ln N or ln T, in the middle of the data, may not be this many times larger at one end of its
 # 95 % interval than at the other.
 MAX_INTERVAL_RATIO = 10.0
-FORMULAS = {
-    "additive": "Nc / N^aN + Tc / T^aT + Linf",
-    "joint": "(Nc / N^aN + Tc / T^aT)^k + Linf",
-    "product": "(1 + Nc / N^aN) (1 + Tc / T^aT) Linf",
-    "three_term": "Nc / N^aN + Bc / B^aB + Sc / (T / B)^aS + Linf",
-}
 
 
 def fit_law(ledger: Ledger, options: Options, cost: Cost, provenance: dict[str, Any]) -> Law:

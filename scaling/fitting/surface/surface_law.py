@@ -12,6 +12,7 @@ from videoscaling.scaling.fitting.grids import lines
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted, at_nominal, grid_optima
 from videoscaling.scaling.fitting.grids.optimum import WINDOW, Optimum
 from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.losses.forms import FORMULAS
 from videoscaling.scaling.fitting.run_info import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
 from videoscaling.scaling.fitting.sizes import STILL
 from videoscaling.scaling.fitting.surface import noise
@@ -29,11 +30,6 @@ EDGE = 0.01  # a loss this much (relative) above the best one ends the range of 
 NEAR = 1.02  # times its grid's best loss: cells by which a surface is judged
 RATE = ("aB", "aT", "aN")
 HELD_ELSEWHERE = "part of the surface, which tools/predict.py reads"
-FORMULAS = {
-    "additive": "Nc / N^aN + Tc / T^aT + Linf",
-    "joint": "(Nc / N^aN + Tc / T^aT)^k + Linf",
-    "product": "(1 + Nc / N^aN) (1 + Tc / T^aT) Linf",
-}
 
 
 def fit_law(ledger: Ledger, part: str, form: str, cost: Cost, provenance: dict[str, Any]) -> Law:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.commands import call
-from videoscaling.scaling import laws
+from videoscaling.scaling import law_file
 from videoscaling.scaling.fitting import isoflop
 
 
@@ -92,7 +92,7 @@ def test_a_table_of_isoflop_runs_gives_intervals_to_its_law_and_plans(tmp_path, 
         csv.writer(handle).writerows([("N", cost, "loss"), *zip(N, values, loss)])
     done = call("tools/fit.py", "allocation", path, "--out", out)
     assert done.returncode == 0, done.stderr
-    law = laws.load(out)
+    law = law_file.load(out)
     for name in ("direct", "measured"):
         low, high = law.fit["intervals"][f"allocation.{name}.exponent"]
         assert low < law.allocation[name].exponent < high

@@ -12,7 +12,7 @@ import yaml
 from tests.commands import call
 from tests.scaling import planted
 from videoscaling.models import sizes
-from videoscaling.scaling import laws, runs
+from videoscaling.scaling import law_file, runs
 from videoscaling.scaling.checks import heldout
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
@@ -159,7 +159,7 @@ def test_a_surface_of_one_batch_and_one_rate_plans_these(paper):
 
 
 def test_the_surfaces_plan_survives_its_file(law):
-    again = laws.from_dict(json.loads(json.dumps(laws.to_dict(law))))
+    again = law_file.from_dict(json.loads(json.dumps(law_file.to_dict(law))))
     first, second = (plan(one, Request(flops=1e17), sizes) for one in (law, again))
     assert second["B"] == first["B"]
     for name in ("lr", "loss"):
@@ -169,7 +169,7 @@ def test_the_surfaces_plan_survives_its_file(law):
 
 
 def test_the_command_writes_a_configuration(law, tmp_path):
-    laws.save(law, tmp_path / "surface.json")
+    law_file.save(law, tmp_path / "surface.json")
     out = tmp_path / "planned.yaml"
     words = ("tools/plan.py", "--law", tmp_path / "surface.json", "--flops", "1e18")
     done = call(*words, "--batch-tolerance", "0.01", "--out", out)
@@ -201,8 +201,8 @@ def two_shapes(raw):
 
 def test_a_plan_is_made_by_its_documented_formulas(law):
     """docs/laws.md, "A plan takes from a surface": nothing of the package but the numbers in the file."""
-    raw = two_shapes(laws.to_dict(law))
-    planned = plan(laws.from_dict(raw), Request(flops=1e18), sizes)
+    raw = two_shapes(law_file.to_dict(law))
+    planned = plan(law_file.from_dict(raw), Request(flops=1e18), sizes)
     whole, N, T = raw["surface"], planned["N"], planned["T"]
     reference, (form,) = whole["reference"], whole["forms"]
     n, t = np.log(N / reference["N"]), np.log(T / reference["T"])

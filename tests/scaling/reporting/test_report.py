@@ -8,7 +8,7 @@ import pytest
 
 from tests.scaling import simulate
 from tests.scaling.reporting.conftest import TOKENS
-from videoscaling.scaling import laws
+from videoscaling.scaling import law_file
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.reporting import all_figures, report
 from videoscaling.scaling.reporting.figure_data import Sources
@@ -102,10 +102,10 @@ ALL = set(all_figures.FIGURES)
     ],
 )  # fmt: skip
 def test_a_law_that_lacks_parts_is_drawn_as_far_as_it_goes(cost, swept, few, lacking, left_out):
-    raw = laws.to_dict(swept[1]) | lacking
+    raw = law_file.to_dict(swept[1]) | lacking
     if "fit" in lacking:
         raw["draws"] = None
-    page, drawn = report.build(Sources.of(few, laws.from_dict(raw), cost))
+    page, drawn = report.build(Sources.of(few, law_file.from_dict(raw), cost))
     assert {one.data.name for one in drawn} == ALL - left_out
     assert ("Figures left out" in page) == bool(left_out)
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.scaling import simulate
 from videoscaling.models import sizes
-from videoscaling.scaling import laws
+from videoscaling.scaling import law_file
 from videoscaling.scaling.estimates import interval
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted
@@ -87,8 +87,8 @@ def test_a_whole_law_from_grids(paper, whole, tmp_path):
             # Three standard errors, not 1.96: this is one ledger, whose coverage is measured elsewhere.
             middle, half = float(getattr(law, part)(N, T)), 1.6 * (high - low) / 2
             assert abs(middle - float(truth(N, T))) < half
-    laws.save(law, tmp_path / "law.json")
-    assert laws.load(tmp_path / "law.json").loss == law.loss
+    law_file.save(law, tmp_path / "law.json")
+    assert law_file.load(tmp_path / "law.json").loss == law.loss
 
 
 def test_draws_repeat_the_intervals(whole):
@@ -167,8 +167,8 @@ def test_where_larger_models_are_worse_no_size_is_best(paper, cost, tmp_path):
     assert law.allocation is None
     assert "smallest" in law.reason("allocation")
     assert any("smallest" in text for text in law.fit["warnings"])
-    laws.save(law, tmp_path / "law.json")
-    assert laws.load(tmp_path / "law.json").allocation is None
+    law_file.save(law, tmp_path / "law.json")
+    assert law_file.load(tmp_path / "law.json").allocation is None
 
 
 def timed(ledger, part, options, cost):
@@ -433,7 +433,7 @@ def test_the_law_knows_what_its_flops_were_counted_by(paper, cost, grids):
     theirs = dataclasses.replace(grids, n_ctx=0 * grids.n_ctx)
     law = fit.fit(theirs, "loss", fit.Options(), allocation.proportional(12.0), {}).law
     assert law.fit["flops_per_parameter_token"] == pytest.approx(12.0)
-    again = laws.from_dict(laws.to_dict(law))
+    again = law_file.from_dict(law_file.to_dict(law))
     assert float(allocation.cost_of(again, sizes.smooth_width)(1e8)) == pytest.approx(12e8)
     assert float(allocation.cost_of(paper, sizes.smooth_width)(1e8)) == pytest.approx(float(cost(1e8)))
     unknown = dataclasses.replace(paper, n_ctx=None)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.scaling import simulate
 from videoscaling.models import sizes as ladder
-from videoscaling.scaling import laws
+from videoscaling.scaling import law_file, laws
 from videoscaling.scaling.fitting.grids import fit, lines
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.planning.plan import plan
@@ -40,7 +40,7 @@ def test_rates_along_one_batch(paper, cost):
     assert law.batch is None
     assert law.fit["along"] == {"B": ledger.B[0]}
     assert "all runs have the one B" in law.reason("batch")
-    assert laws.from_dict(laws.to_dict(law)).lr == law.lr
+    assert law_file.from_dict(law_file.to_dict(law)).lr == law.lr
     planned = plan(law, Request(params=6e7, tokens=5e9), ladder)
     assert planned["B"] == round(ledger.B[0] / 1280) * 1280
     assert planned["lr"]["value"] == pytest.approx(float(law.lr(planned["N"], 5e9)))

@@ -8,7 +8,7 @@ import pytest
 
 from tests.scaling import simulate
 from videoscaling.models import sizes
-from videoscaling.scaling import laws
+from videoscaling.scaling import law_file
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import Request
@@ -21,18 +21,18 @@ PAPER = Path(__file__).resolve().parents[2] / "configs" / "laws" / "paper.json"
 
 @pytest.fixture
 def raw():
-    return laws.to_dict(laws.load(PAPER))
+    return law_file.to_dict(law_file.load(PAPER))
 
 
 def test_published_predictions():
-    loss = laws.load(PAPER).loss
+    loss = law_file.load(PAPER).loss
     # Printed to five digits, from constants printed to four.
     assert loss(1.07e9, 10e9) == pytest.approx(0.51266, abs=3e-5)
     assert loss(0.72e9, 140e9) == pytest.approx(0.50352, abs=3e-5)
 
 
 def test_published_sizes():
-    allocation = laws.load(PAPER).allocation
+    allocation = law_file.load(PAPER).allocation
     assert allocation["predicted"](1e22) == pytest.approx(2.435e9, rel=1e-3)
     assert allocation["measured"](1e22) == pytest.approx(2.087e9, rel=1e-3)
     # 4.04B is what the law with fixed hyper-parameters asks for: 40.1 % more inference.
@@ -40,25 +40,25 @@ def test_published_sizes():
 
 
 def test_tokens_for_inverts_the_loss():
-    loss = laws.load(PAPER).loss
+    loss = law_file.load(PAPER).loss
     assert loss.tokens_for(1e9, loss(1e9, 3e10)) == pytest.approx(3e10)
     assert np.isinf(loss.tokens_for(1e9, loss.Linf))
 
 
 def test_file_is_read_back_as_it_was(tmp_path):
-    law = laws.load(PAPER)
-    laws.save(law, tmp_path / "law.json")
-    assert laws.load(tmp_path / "law.json") == law
+    law = law_file.load(PAPER)
+    law_file.save(law, tmp_path / "law.json")
+    assert law_file.load(tmp_path / "law.json") == law
 
 
 def test_draws_call_as_laws_do(raw):
     raw["fit"]["draw_columns"] = ["loss.Tc", "loss.aT"]
     raw["draws"] = [[0.0373, 0.2917], [0.05, 0.3]]
-    law = laws.from_dict(raw)
+    law = law_file.from_dict(raw)
     drawn = law.drawn("loss")(1e9, 1e10)
     assert drawn[0] == pytest.approx(float(law.loss(1e9, 1e10)))
     assert drawn[1] != drawn[0]
-    assert laws.load(PAPER).drawn("loss") is None
+    assert law_file.load(PAPER).drawn("loss") is None
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_draws_call_as_laws_do(raw):
 def test_faulty_files_are_refused(raw, change, message):
     change(raw)
     with pytest.raises(UserError, match=message):
-        laws.from_dict(raw)
+        law_file.from_dict(raw)
 
 
 @pytest.mark.parametrize(
@@ -127,12 +127,12 @@ def test_faulty_files_are_refused(raw, change, message):
 def test_faulty_draws_are_refused(raw, columns, draws, message):
     raw["fit"]["draw_columns"], raw["draws"] = columns, draws
     with pytest.raises(UserError, match=message):
-        laws.from_dict(raw)
+        law_file.from_dict(raw)
 
 
 def test_draws_of_some_constants_leave_the_others_as_they_are(raw):
     raw["fit"]["draw_columns"], raw["draws"] = ["loss.Tc", "loss.aT"], [[0.0373, 0.2917], [0.05, 0.3]]
-    law = laws.from_dict(raw)
+    law = law_file.from_dict(raw)
     planned = plan(law, Request(flops=1e20), sizes)
     assert planned["loss"]["low"] < planned["loss"]["high"]
     assert law.drawn("batch") is None
@@ -142,7 +142,7 @@ def test_refusals_name_the_file(raw, tmp_path):
     raw["domain"] = {}
     (tmp_path / "law.json").write_text(json.dumps(raw))
     with pytest.raises(UserError, match="law.json: domain.N"):
-        laws.load(tmp_path / "law.json")
+        law_file.load(tmp_path / "law.json")
 
 
 MUTATIONS = [None, [], {}, "x", True, -1, 0, 1e300, 1e-300, 10**400, math.nan, math.inf]
@@ -170,7 +170,7 @@ def fitted(paper, cost):
     """A fitted law file, with a tenth of its draws."""
     cells = simulate.grid(paper, np.geomspace(0.0168e9, 0.268e9, 3), [2e9, 5e9, 1.2e10], 4, 4, 2.0)
     ledger = simulate.ledger(paper, cells, [2e9, 5e9, 1.2e10], 1e-4, n_ctx=1280)
-    law = laws.to_dict(fit.fit(ledger, "all", fit.Options(), cost, {"name": "simulated"}).law)
+    law = law_file.to_dict(fit.fit(ledger, "all", fit.Options(), cost, {"name": "simulated"}).law)
     return law | {"draws": law["draws"][:50]}
 
 
@@ -192,7 +192,7 @@ def test_no_mutation_of_a_law_file_ends_in_a_traceback(raw, fitted, which):
             parent[path[-1]] = value
             said = ""
             try:
-                read = laws.from_dict(mutated)
+                read = law_file.from_dict(mutated)
                 loaded += 1
                 report._constants(read)
                 done = plan(read, Request(flops=1e20), sizes)
@@ -211,4 +211,4 @@ def test_unknown_parts_say_why(raw):
     raw["loss"] = None
     raw["provenance"]["unknown"]["loss"] = "not published"
     with pytest.raises(UserError, match="no loss \\(not published\\)"):
-        laws.from_dict(raw).require("loss")
+        law_file.from_dict(raw).require("loss")
