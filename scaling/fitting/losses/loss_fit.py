@@ -7,8 +7,9 @@ import numpy as np
 from videoscaling.scaling.fitting import table_kind
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.grids.loss_law import unidentified
+from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.fitting.losses.average import LossLaws, fit_losses
-from videoscaling.scaling.fitting.losses.forms import FORMULAS, LOOSE
+from videoscaling.scaling.fitting.losses.forms import FORMULAS
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.run_info import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
 from videoscaling.scaling.fitting.sizes import check_losses, fit_sizes
@@ -87,14 +88,17 @@ def _check_slopes(fitted: LossLaws, ledger: Ledger) -> None:
             )
 
 
-def summary(fitted: LossLaws) -> list[str]:
-    """Each form with its constants, and how well it fits."""
+def summary(fitted: LossLaws, lowest: float) -> list[str]:
+    """Each form with its constants, and how well it fits; ``lowest``: the lowest loss that was fitted."""
     lines = []
     for member in fitted.members:
-        fit, sd = member.fit, np.sqrt(np.diag(member.fit.covariance))
+        fit = member.fit
+        _, slope = forms.prior_at(
+            fit.theta, forms.prior_of(fit.form), forms.CONSTANTS[fit.form].index("Linf"), np.log(lowest)
+        )
         constants = ", ".join(
-            f"{name} {value:.4g}{' (not identified)' if loose > LOOSE else ''}"
-            for (name, value), loose in zip(fit.constants.items(), sd)
+            f"{name} {value:.4g}{remark}"
+            for (name, value), remark in zip(fit.constants.items(), forms.remarks(fit.errors, slope))
         )
         error = f"rms {member.window_error:.2%} where the largest N, T and N T are predicted from smaller ones"
         if np.isnan(member.window_error):
