@@ -144,7 +144,7 @@ def surface_windows(surface: Surface) -> list[dict[str, Any]]:
     """``summary`` of the windows by which a surface's forms were weighted."""
     rows = []
     for along in ("N", "T"):
-        for member in {member.form: member for member in surface.members}.values():
+        for member in surface.members:
             steps = [step.error for step in member.steps if step.by == along]
             if steps:
                 errors = np.expm1(np.concatenate(steps))

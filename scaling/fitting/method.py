@@ -69,7 +69,8 @@ def fit_law(ledger: Ledger, part: str, method: str, options: Options, cost: Cost
             return Fit(law, (*surface_law.summary(law.surface), *_sizes(law, cost), *_verdicts(ledger)))
         if method == LOSSES:
             law = loss_fit.fit_law(ledger, options, cost, provenance)
-            return Fit(law, (*loss_fit.summary(law.loss), *_sizes(law, cost)))
+            lowest = float(ledger.loss[~ledger.heldout].min())
+            return Fit(law, (*loss_fit.summary(law.loss, lowest), *_sizes(law, cost)))
         fitted = fit_or_force(ledger, part, options, cost, provenance)
         return Fit(fitted.law, (*_describe(fitted), *_sizes(fitted.law, cost)))
     except UserError as error:

@@ -2,6 +2,7 @@
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_ndtr
 
 from videoscaling.scaling.fitting.surface import least_squares
 
@@ -34,11 +35,18 @@ def calibration(ratios: list[float]) -> float:
 
 
 def draw(solution: least_squares.Solution, freedom: float, count: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
-    """Draws of theta [count, constants], multivariate t, in pairs around the estimate."""
+    """Draws of theta [count, constants], multivariate t, in pairs around the estimate; of a floor in its prior's u."""
     random = np.random.default_rng(seed)
     roots, vectors = np.linalg.eigh(solution.covariance)
     # The symmetric root: rounding a covariance turns its eigenvectors, and hardly moves this.
     root = (vectors * np.sqrt(np.maximum(roots, 0))) @ vectors.T
     normal = random.standard_normal((count // 2, len(roots))) @ root.T
     stretch = np.sqrt(freedom / random.chisquare(freedom, count // 2))[:, None]
-    return solution.theta + np.concatenate([normal, -normal]) * np.concatenate([stretch, stretch])
+    drawn = np.concatenate([normal, -normal]) * np.concatenate([stretch, stretch])
+    theta, model = solution.theta + drawn, solution.model
+    if "f.Linf" in model.names:
+        # No floor above the lowest loss: its logarithm is far from normal where the data give only a bound.
+        at = model.place("f.Linf")
+        away, slope = model.prior_at(solution.theta)
+        theta[:, at] = model.lowest + log_ndtr(away[at] + slope[at] * drawn[:, at])
+    return theta

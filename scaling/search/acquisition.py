@@ -142,15 +142,18 @@ class Posterior:
     def __init__(self, surface: Surface, future: Cells) -> None:
         self._surface, self._solution = surface, solution_of(surface)
         model, phi = self._solution.model, self._solution.phi
-        self._inflation = float(np.mean(self._solution.inflation))
+        inflation = self._solution.inflation * self._solution.robust
+        self._inflation = float(np.mean(inflation))
         seen = surface.cells.rows(np.isfinite(surface.cells.loss))
-        known = self._solution.inflation[np.isfinite(surface.cells.loss)]
+        known = inflation[np.isfinite(surface.cells.loss)]
         self._effects: dict[Hashable, tuple[int, float]] = {}
         self._free = model.free
         parts = [self._design(seen, known), self._design(future, np.full(len(future), self._inflation))]
         count = len(self._free) + len(self._effects)
         seen_design, self._A = (self._dense(*part[:2], count) for part in parts)
-        precision = np.concatenate([model.prior[1][self._free] ** 2, [1 / v for _, v in self._effects.values()]])
+        precision = np.concatenate(
+            [model.prior_at(self._solution.theta)[1][self._free] ** 2, [1 / v for _, v in self._effects.values()]]
+        )
         information = np.diag(precision)
         for rows, R in _blocks(seen, parts[0][2], phi):
             information += np.einsum("kmi,kmj->ij", seen_design[rows], np.linalg.solve(R, seen_design[rows]))

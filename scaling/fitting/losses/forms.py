@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri
 
 from videoscaling.utils.errors import UserError
 
@@ -24,17 +25,34 @@ CONSTANTS = {
     "product": ("Nc", "aN", "Tc", "aT", "Linf"),
     "three_term": ("Nc", "aN", "Bc", "aB", "Sc", "aS", "Linf"),
 }
+FORMULAS = {
+    "additive": "Nc / N^aN + Tc / T^aT + Linf",
+    "joint": "(Nc / N^aN + Tc / T^aT)^k + Linf",
+    "product": "(1 + Nc / N^aN) (1 + Tc / T^aT) Linf",
+    "three_term": "Nc / N^aN + Bc / B^aB + Sc / (T / B)^aS + Linf",
+}
 EXPONENTS = ("aN", "aT", "aB", "aS")
 # Prior of the logarithms of exponents and of k, [mean, sd]: published exponents are 0.2 to 0.8, and the prior counts
 # as a single point three noise widths off would. Without it an exponent that the data do not show runs to 0 or to
 # infinity.
 PRIORS = {name: (np.log(0.4), 1.0) for name in EXPONENTS} | {"k": (0.0, 1.0)}
+# The floor's share of the lowest loss is as likely anywhere from 0 to 1: u, with share = Phi(u), is normal. On many
+# tables only a bound of the floor is identified: without a prior it ran to 0 (1e-13 on the study's runs), and
+# predictions far beyond the data depended on where a descent stopped. Published floors leave no end out: 0 (Kaplan et
+# al. 2020, a joint form with k 0.095), 0.87 (Chinchilla: 1.69 of 1.94), 0.95 (arXiv 2411.17470: 0.486 of 0.513).
+FLOOR = (0.0, 1.0)
+# A constant whose error is not this much smaller than its prior's is the prior's, not the data's; one known to no
+# better than a factor of e is not identified.
+LEARNED = 0.7
+LOOSE = 1.0
 START_EXPONENTS = (0.2, 0.5, 1.0)
 START_FLOORS = (0.1, 0.5, 0.8, 0.95)
 # Rows that a start is refined on before the best ones are finished on all rows.
 START_ROWS = 1500
 # Of more problems those leave that have stopped falling, and do not wait for the slowest.
 FEW = 25
+# Of a descent, which its tolerance ends: along a floor that the data hardly identify 150 are too few.
+STEPS = 1000
 # Residuals that are computed at once: more leave the processor's cache.
 CHUNK = 200_000
 
@@ -118,9 +136,40 @@ def _stack(parts: list, total: NDArray) -> NDArray:
 
 
 def prior_of(form: str) -> tuple[NDArray, NDArray]:
-    """Mean and precision (1 / sd) of the logarithms of a form's constants; precision 0 where there is no prior."""
-    pairs = [PRIORS.get(name, (0.0, np.inf)) for name in CONSTANTS[form]]
+    """Mean and precision (1 / sd, 0 without a prior) of a form's constants in the coordinates of ``prior_at``."""
+    pairs = [FLOOR if name == "Linf" else PRIORS.get(name, (0.0, np.inf)) for name in CONSTANTS[form]]
     return np.array([mean for mean, _ in pairs]), np.array([1 / sd for _, sd in pairs])
+
+
+def prior_at(
+    theta: NDArray, prior: tuple[NDArray, NDArray], floor: int | None, lowest: ArrayLike
+) -> tuple[NDArray, NDArray]:
+    """How many sd each constant is from its prior, with the derivatives in theta, [..., constants].
+
+    Args:
+        prior: mean and precision; the floor's are of u, Phi(u) its share of the lowest loss, the others' of theta.
+        floor: where ln Linf is; None where there is none.
+        lowest: [...] ln of the lowest loss.
+    """
+    at, slope = theta.copy(), np.ones_like(theta)
+    if floor is not None:
+        share = np.clip(np.exp(theta[..., floor] - lowest), 1e-12, 1 - 1e-9)
+        at[..., floor] = u = ndtri(share)
+        slope[..., floor] = share * np.sqrt(2 * np.pi) * np.exp(u**2 / 2)
+    return (at - prior[0]) * prior[1], slope * prior[1]
+
+
+def remarks(sd: NDArray, slope: NDArray) -> list[str]:
+    """What to print behind each constant: empty where the data identify it.
+
+    Args:
+        sd: [constants] standard errors of the logarithms. slope: as ``prior_at`` gives.
+    """
+    return [
+        " (the prior's: not identified)" if error * prior > LEARNED
+        else " (not identified)" if error > LOOSE else ""
+        for error, prior in zip(sd, slope)
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,6 +201,11 @@ class FormFit:
         """Loss at N parameters, T tokens and, for three_term, B tokens."""
         n, t, b = self.scale.logs(N, T, B)
         return np.exp(evaluate(self.form, self.theta, n.ravel(), t.ravel(), b.ravel())[0]).reshape(n.shape)
+
+    @property
+    def errors(self) -> NDArray[np.float64]:
+        """sd of theta [constants], from the draws where there are any."""
+        return np.sqrt(np.diag(self.covariance)) if self.draws is None else self.draws.std(axis=0)
 
     def interval(self, N: ArrayLike, T: ArrayLike, B: ArrayLike = np.nan) -> NDArray[np.float64]:
         """sd of ln f at each row, [rows], from the draws where there are any."""
@@ -207,18 +261,23 @@ def fit_form(
     delta = HUBER * sd
     residual, J = _weighted(form, theta, logs, y, precision)
     irls = np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
-    _, prior = prior_of(form)
-    hessian = (J * irls[:, None]).T @ J / sd**2 + np.diag(prior**2)
+    mean, sharpness = prior_of(form)
+    _, slope = prior_at(theta, (mean, sharpness), CONSTANTS[form].index("Linf"), y.min())
+    hessian = (J * irls[:, None]).T @ J / sd**2 + np.diag(slope**2)
     drawn = None
     if draws:
         label = np.arange(len(y)) if cluster is None else np.unique(cluster, return_inverse=True)[1]
-        weights = np.random.default_rng(seed).exponential(size=(draws, label.max() + 1))
-        drawn = np.concatenate(
-            [
-                descend(form, theta[None], logs, y, precision, sd=sd, weight=weights[i : i + 1, label], steps=6)[0]
-                for i in range(draws)
-            ]
-        )
+        random = np.random.default_rng(seed)
+        weights = random.exponential(size=(draws, label.max() + 1))
+        # What only a prior tells varies as the prior does: each refit has a centre drawn from it.
+        known = sharpness > 0
+        centres = np.broadcast_to(mean, (draws, len(mean))).copy()
+        centres[:, known] += random.standard_normal((draws, known.sum())) / sharpness[known]
+        starts = np.broadcast_to(theta, centres.shape)
+        drawn, _ = descend(
+            form, starts, logs, y, precision, sd=sd, weight=weights[:, label], steps=STEPS, prior=(centres, sharpness),
+            tolerance=1e-6,
+        )  # fmt: skip
     return FormFit(form, theta, scale, float(sd), np.linalg.pinv(hessian, rcond=1e-12), drawn)
 
 
@@ -231,14 +290,14 @@ def _finish(form: str, starts: NDArray, logs: list, y: NDArray, precision: NDArr
     sd = max(0.1 * float(np.std(y)), 1e-7)
     theta, cost = descend(form, starts, logs, y, precision, sd=sd, steps=60)
     theta = theta[np.argsort(cost)[:4]]
-    for _ in range(4):
+    for _ in range(8):
         residual, _ = _weighted(form, theta[0], logs, y, precision)
         freedom = max(len(y) - len(CONSTANTS[form]), 1)
         scatter = 1.4826 * float(np.median(np.abs(residual))) * np.sqrt(len(y) / freedom)
         new = max(scatter, 1e-7)
-        theta, cost = descend(form, theta, logs, y, precision, sd=new, steps=150)
+        theta, cost = descend(form, theta, logs, y, precision, sd=new, steps=STEPS)
         theta = theta[np.argsort(cost)]
-        if abs(np.log(new / sd)) < 0.05:
+        if abs(np.log(new / sd)) < 0.01:
             break
         sd = new
     return theta[0], new
@@ -270,7 +329,7 @@ def descend(
     Args:
         logs: [rows] each; y: ln loss, [rows] or [problems, rows].
         precision: [rows] multiplies residuals; weight: [rows] or [problems, rows] multiplies a row's Huber loss.
-        prior: mean and precision of the logarithms of the constants; ``prior_of(form)`` by default.
+        prior: mean, [constants] or [problems, constants], and precision, as of ``prior_of(form)``.
         free: [constants] which are fitted; the others stay as they start.
         exponents: the smallest and largest that there may be.
         ceiling: Linf is at most this, and never above the lowest loss.
@@ -284,42 +343,46 @@ def descend(
         found = []
         for part in (slice(i, i + per) for i in range(0, len(theta), per)):
             mine, own = (v if np.ndim(v) < 2 else v[part] for v in (y, weight))
+            centred = prior and (prior[0] if np.ndim(prior[0]) < 2 else prior[0][part], prior[1])
             found.append(
                 descend(
-                    form, theta[part], logs, mine, precision, sd=sd, weight=own, steps=steps, prior=prior, free=free,
+                    form, theta[part], logs, mine, precision, sd=sd, weight=own, steps=steps, prior=centred, free=free,
                     exponents=exponents, ceiling=ceiling, tolerance=tolerance,
                 )
             )  # fmt: skip
         return tuple(np.concatenate(v) for v in zip(*found))
     theta = theta.copy()
     mean, sharpness = prior_of(form) if prior is None else prior
+    mean = np.broadcast_to(mean, theta.shape)
     every = len(theta), len(logs[0])
     y, weight = np.broadcast_to(y, every), np.broadcast_to(1.0 if weight is None else weight, every)
-    free = np.ones(len(mean), dtype=bool) if free is None else free
+    free = np.ones(len(sharpness), dtype=bool) if free is None else free
     floor = CONSTANTS[form].index("Linf")
     bounded = [at for at, name in enumerate(CONSTANTS[form]) if name in EXPONENTS and exponents and free[at]]
-    highest = np.minimum(np.min(y, axis=-1), np.log(ceiling))
+    lowest = np.min(y, axis=-1)
+    highest = np.minimum(lowest, np.log(ceiling))
     found, costs, left = theta, np.empty(len(theta)), np.arange(len(theta))
     if free[floor]:
         theta[:, floor] = np.minimum(theta[:, floor], highest)
 
-    def objective(theta: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    def objective(theta: NDArray) -> tuple[NDArray, ...]:
         value, J = evaluate(form, theta, *logs)
         residual = (value - y) * (precision / sd)
         size = np.abs(residual)
         huber = np.where(size <= HUBER, residual**2 / 2, HUBER * (size - HUBER / 2))
-        total = np.sum(weight * huber, axis=-1) + np.sum(((theta - mean) * sharpness) ** 2, axis=-1) / 2
-        return np.where(np.isfinite(total), total, np.inf), residual, J
+        away, slope = prior_at(theta, (mean, sharpness), floor, lowest)
+        total = np.sum(weight * huber, axis=-1) + np.sum(away**2, axis=-1) / 2
+        return np.where(np.isfinite(total), total, np.inf), residual, J, away, slope
 
     damping = np.full(len(theta), 1e-3)
-    cost, residual, J = objective(theta)
+    cost, residual, J, away, slope = objective(theta)
     calm = np.zeros(len(theta), dtype=int)
     for _ in range(steps):
         irls = weight * np.minimum(1.0, HUBER / np.maximum(np.abs(residual), 1e-300))
         own = J if free.all() else J[..., free]
         Jw = (own * (irls * (precision / sd) ** 2)[..., None]).swapaxes(1, 2)
-        hessian = Jw @ own + np.diag(sharpness[free] ** 2)
-        gradient = (Jw @ (residual / (precision / sd))[..., None])[..., 0] + ((theta - mean) * sharpness**2)[:, free]
+        hessian = Jw @ own + slope[:, free, None] ** 2 * np.eye(free.sum())
+        gradient = (Jw @ (residual / (precision / sd))[..., None])[..., 0] + (away * slope)[:, free]
         diagonal = np.einsum("pii->pi", hessian)
         ridge = damping[:, None] * (diagonal + 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300)
         step = np.linalg.solve(hessian + ridge[..., None] * np.eye(free.sum()), gradient[..., None])[..., 0]
@@ -329,19 +392,23 @@ def descend(
             trial[:, bounded] = np.clip(trial[:, bounded], *np.log(exponents))
         if free[floor]:
             trial[:, floor] = np.clip(trial[:, floor], highest - 14, highest)
-        new_cost, new_residual, new_J = objective(trial)
+        new_cost, *new = objective(trial)
         better = new_cost < cost
         calm = np.where(cost - np.where(better, new_cost, cost) <= tolerance * cost, calm + 1, 0)
         theta[better], cost[better] = trial[better], new_cost[better]
-        residual[better], J[better] = new_residual[better], new_J[better]
+        for old, found_now in zip((residual, J, away, slope), new):
+            old[better] = found_now[better]
         damping = np.clip(np.where(better, damping / 5, damping * 4), 1e-12, 1e10)
         if np.all(calm >= 4):
             break
         if len(left) > FEW and np.mean(calm >= 4) > 0.1:
             found[left], costs[left], kept = theta, cost, calm < 4
-            left, theta, cost, residual, J, damping, calm, y, weight, highest = (
-                values[kept] for values in (left, theta, cost, residual, J, damping, calm, y, weight, highest)
-            )
+            left, theta, cost, residual, J, away, slope, damping, calm, y, weight, lowest, highest, mean = (
+                values[kept]
+                for values in (
+                    left, theta, cost, residual, J, away, slope, damping, calm, y, weight, lowest, highest, mean
+                )
+            )  # fmt: skip
     found[left], costs[left] = theta, cost
     return found, costs
 

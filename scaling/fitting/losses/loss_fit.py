@@ -7,7 +7,9 @@ import numpy as np
 from videoscaling.scaling.fitting import table_kind
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.grids.loss_law import unidentified
+from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.fitting.losses.average import LossLaws, fit_losses
+from videoscaling.scaling.fitting.losses.forms import FORMULAS
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.run_info import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
 from videoscaling.scaling.fitting.sizes import check_losses, fit_sizes
@@ -20,13 +22,6 @@ from videoscaling.utils.errors import UserError
 # The slope of ln L in ln N or ln T, in the middle of the data, may not be this many times larger at one end of its
 # 95 % interval than at the other.
 MAX_INTERVAL_RATIO = 10.0
-FORMULAS = {
-    "additive": "Nc / N^aN + Tc / T^aT + Linf",
-    "joint": "(Nc / N^aN + Tc / T^aT)^k + Linf",
-    "product": "(1 + Nc / N^aN) (1 + Tc / T^aT) Linf",
-    "three_term": "Nc / N^aN + Bc / B^aB + Sc / (T / B)^aS + Linf",
-}
-LOOSE = 1.0  # sd of ln of a constant beyond which the data do not identify it
 
 
 def fit_law(ledger: Ledger, options: Options, cost: Cost, provenance: dict[str, Any]) -> Law:
@@ -93,14 +88,17 @@ def _check_slopes(fitted: LossLaws, ledger: Ledger) -> None:
             )
 
 
-def summary(fitted: LossLaws) -> list[str]:
-    """Each form with its constants, and how well it fits."""
+def summary(fitted: LossLaws, lowest: float) -> list[str]:
+    """Each form with its constants, and how well it fits; ``lowest``: the lowest loss that was fitted."""
     lines = []
     for member in fitted.members:
-        fit, sd = member.fit, np.sqrt(np.diag(member.fit.covariance))
+        fit = member.fit
+        _, slope = forms.prior_at(
+            fit.theta, forms.prior_of(fit.form), forms.CONSTANTS[fit.form].index("Linf"), np.log(lowest)
+        )
         constants = ", ".join(
-            f"{name} {value:.4g}{' (not identified)' if loose > LOOSE else ''}"
-            for (name, value), loose in zip(fit.constants.items(), sd)
+            f"{name} {value:.4g}{remark}"
+            for (name, value), remark in zip(fit.constants.items(), forms.remarks(fit.errors, slope))
         )
         error = f"rms {member.window_error:.2%} where the largest N, T and N T are predicted from smaller ones"
         if np.isnan(member.window_error):

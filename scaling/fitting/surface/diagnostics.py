@@ -47,7 +47,7 @@ def lack_of_fit(problem: least_squares.Problem, solution: least_squares.Solution
         columns |= {"ln N squared": rows.n**2, "ln T squared": rows.t**2, "ln N x ln T": rows.n * rows.t}
     base = np.column_stack([mean.jacobian[:, model.free], problem.y - mean.value])
     J, r, explained = _white(V, base[:, :-1]), _white(V, base[:, -1:])[:, 0], []
-    prior = np.diag(model.prior[1][model.free])
+    prior = np.diag(model.prior_at(solution.theta)[1][model.free])
     J = np.vstack([J, prior])
     r = np.append(r, np.zeros(len(prior)))
     basis, _ = np.linalg.qr(J)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.fitting.surface import diagnostics, least_squares, selection, shape
@@ -15,12 +14,6 @@ from videoscaling.scaling.fitting.uncertainty import weights_of
 from videoscaling.utils.errors import UserError
 
 FORMS = ("joint", "additive", "product")
-# Half of the 95 % quantile of chi squared: what -ln likelihood may lose.
-LIKELIHOOD_BOUND = 1.92
-# Where this standard deviation of ln Linf holds, Linf is far from 0.
-IDENTIFIED = 0.3
-NO_FLOOR, MAX_FLOOR = 1e-3, 0.99  # Linf over the lowest loss: as good as none, and the most
-FLOORS = 5  # values of Linf that stand for all that the runs do not exclude
 
 
 def fit_surface(cells: Cells, form: str = "auto", batch: str = "auto", bent: bool | None = None) -> Surface:
@@ -59,8 +52,6 @@ def fit_surface(cells: Cells, form: str = "auto", batch: str = "auto", bent: boo
     freedom = max(len(np.unique(cells.grid)) - 4.0, 3.0)
     tested = members[0].solution if members else chosen.solution
     tests = diagnostics.lack_of_fit(problem, tested)
-    members = tuple(floored for member in members for floored in _over_floors(problem, member))
-    members = tuple(sorted(members, key=lambda member: -member.weight))
     return Surface(cells, scale, lr_scale, tuple(shapes), members, no_form, domain, freedom, tests, rival)
 
 
@@ -86,10 +77,10 @@ def _members(
     found, evidence = [], []
     base = chosen.solution
     for name in names:
-        model = replace(base.model, form=name, grids=0)
+        model = least_squares.model_of(problem, base.model, name)
         theta = least_squares.start_of(problem, model)
         theta[len(model.level_names) :] = base.theta[base.model.grids :]
-        solution = least_squares.solve(problem, model, theta, base.phi, rounds=3)
+        solution = least_squares.solve(problem, model, theta, base.phi)
         steps = selection.expanding_window(cells, problem, solution)
         found.append(Member(name, 1.0, solution, tuple(steps)))
         evidence.append(least_squares.log_evidence(problem, solution))
@@ -97,38 +88,3 @@ def _members(
     weight = weights_of(errors, np.array([len(member.steps) for member in found]), np.array(evidence))
     order = np.argsort(-weight)
     return tuple(replace(found[i], weight=float(weight[i])) for i in order if weight[i] > 0)
-
-
-def _over_floors(problem: least_squares.Problem, member: Member) -> list[Member]:
-    """The member, or where its Linf may as well be 0, one for each of the Linf that the likelihood does not exclude.
-
-    Near 0 the losses do not depend on ln Linf, so that its variance, and a prediction's share of it, come out as 0.
-    On this repository's runs Linf is anything from 0 to 0.39: at 88 times their compute the loss is then 0.585 to
-    0.640, and the interval of the best fit alone ended at 0.631.
-    """
-    solution = member.solution
-    model, at = solution.model, solution.model.place("f.Linf")
-    lowest = float(np.min(problem.y[~problem.censored]))
-    share = float(np.exp(solution.theta[at] - lowest))
-    if share > NO_FLOOR and np.sqrt(solution.covariance[at, at]) < IDENTIFIED:
-        return [member]
-
-    def held_at(floor: float) -> least_squares.Solution:
-        theta = solution.theta.copy()
-        theta[at] = lowest + np.log(floor)
-        held = replace(model, held=model.held | {"f.Linf": float(theta[at])})
-        return least_squares.solve(problem, held, theta, solution.phi, 0, solution.inflation)
-
-    # Costs compare at one weighting alone, that of the rows' excess losses at the solution.
-    best = least_squares.solve(problem, model, solution.theta, solution.phi, 0, solution.inflation).cost
-
-    def excluded(floor: float) -> float:
-        return held_at(floor).cost - best - LIKELIHOOD_BOUND
-
-    if excluded(NO_FLOOR) > 0:
-        return [member]
-    highest = MAX_FLOOR if excluded(MAX_FLOOR) < 0 else brentq(excluded, NO_FLOOR, MAX_FLOOR, xtol=0.01)
-    # A flat prior over Linf from 0 to what the likelihood excludes.
-    fits = [held_at(highest * (k + 0.5) / FLOORS) for k in range(FLOORS)]
-    weight = np.exp([best - fit.cost for fit in fits])
-    return [replace(member, weight=member.weight * float(w), solution=f) for f, w in zip(fits, weight / weight.sum())]

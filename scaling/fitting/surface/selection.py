@@ -152,6 +152,7 @@ def expanding_window(
             if len(np.unique(cells.N[kept])) < 3 or len(np.unique(cells.T[kept])) < 2:
                 continue
             part = least_squares.subset(problem, kept)
+            model = least_squares.model_of(part, model, model.form)
             # The noise is the whole fit's: few sizes do not identify how sizes scatter.
             fitted = least_squares.solve(part, model, theta, phi, rounds=0, inflation=inflation[kept])
             rows = problem.inputs.rows(out)

@@ -97,14 +97,14 @@ class Model:
         batch: of BATCH; "none" where all runs share one batch.
         grids: levels, where form is LEVELS.
         held: constants that are not fitted, by name.
-        priors: constant -> (mean, sd), in place of PRIORS.
+        lowest: ln of the lowest loss, which the prior of a form's floor is relative to.
     """
 
     form: str
     batch: str
     grids: int = 0
     held: dict[str, float] = field(default_factory=dict)
-    priors: dict[str, tuple[float, float]] = field(default_factory=dict)
+    lowest: float = 0.0
 
     @cached_property
     def level_names(self) -> tuple[str, ...]:
@@ -129,12 +129,16 @@ class Model:
 
     @cached_property
     def prior(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and precision (1 / sd) of theta."""
-        pairs = []
-        for name in self.names:
-            default = forms.PRIORS.get(name[2:], (0.0, np.inf)) if name.startswith("f.") else (0.0, np.inf)
-            pairs.append(self.priors.get(name, PRIORS.get(name, default)))
-        return np.array([mean for mean, _ in pairs]), np.array([1 / sd for _, sd in pairs])
+        """Mean and precision (1 / sd) of theta; of the floor in the coordinates of ``forms.prior_at``."""
+        level = np.zeros((2, self.grids)) if self.form == LEVELS else forms.prior_of(self.form)
+        pairs = [PRIORS.get(name, (0.0, np.inf)) for name in self.names[len(self.level_names) :]]
+        own = [mean for mean, _ in pairs], [1 / sd for _, sd in pairs]
+        return np.append(level[0], own[0]), np.append(level[1], own[1])
+
+    def prior_at(self, theta: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """How many sd each constant is from its prior, with the derivatives in theta."""
+        floor = None if self.form == LEVELS else self.place("f.Linf")
+        return forms.prior_at(theta, self.prior, floor, self.lowest)
 
 
 def rate_offset(model: Model, theta: NDArray, n: NDArray, t: NDArray, b: NDArray) -> NDArray:

@@ -19,8 +19,6 @@ from videoscaling.scaling.fitting.surface.shape import Inputs, Model
 from videoscaling.scaling.fitting.uncertainty import DRAWS, WORSE, calibration, draw
 from videoscaling.utils.errors import UserError
 
-# An exponent whose posterior is not this much narrower than its prior is the prior's, not the data's.
-LEARNED = 0.7
 # B_opt counts as seen where shapes that are open to small batches have at most this weight, and where this share of
 # the grids hold it between their smallest and largest batch.
 ONE_SIDED_WEIGHT = 0.05
@@ -138,7 +136,7 @@ class Surface:
         for name in ("aB", "aT", "aN", "bT", "bN"):
             if name in solution.model.names and name not in solution.model.held:
                 at = solution.model.place(name)
-                if np.sqrt(solution.covariance[at, at]) * precision[at] > LEARNED:
+                if np.sqrt(solution.covariance[at, at]) * precision[at] > forms.LEARNED:
                     names.append(name)
         return names
 

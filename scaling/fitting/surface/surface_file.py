@@ -69,14 +69,17 @@ def from_dict(raw: Any, lack_of_fit: Any = None) -> Surface:
         if not 0 < low <= high:
             raise UserError(f"surface.domain.{name} must be [lowest, highest], above 0")
     shapes = [_candidate(v, f"surface.shapes[{i}]") for i, v in enumerate(_list(raw["shapes"], "surface.shapes"))]
-    members = tuple(_member(v, f"surface.forms[{i}]") for i, v in enumerate(_list(raw["forms"], "surface.forms")))
+    cells = _cells(raw["cells"], _number(raw["n_ctx"], "surface.n_ctx", 0, above=False))
+    lowest = float(np.log(cells.loss.min()))
+    listed = enumerate(_list(raw["forms"], "surface.forms"))
+    members = tuple(_member(v, f"surface.forms[{i}]", lowest) for i, v in listed)
     if not shapes:
         raise UserError("surface.shapes must have at least one shape")
     if not (raw["no_form"] is None or isinstance(raw["no_form"], str)) or (raw["no_form"] is None) != bool(members):
         raise UserError("surface.no_form must say why there are no forms, and be null where there are")
     scale = forms.Scale(reference["N"], reference["T"], reference["B"])
     surface = Surface(
-        _cells(raw["cells"], _number(raw["n_ctx"], "surface.n_ctx", 0, above=False)), scale, reference["lr"],
+        cells, scale, reference["lr"],
         tuple(candidate for candidate, _ in shapes), members, raw["no_form"], domain,
         _number(raw["freedom"], "surface.freedom", 0), _tests(lack_of_fit),
     )  # fmt: skip
@@ -144,7 +147,7 @@ def _candidate(raw: Any, where: str) -> tuple[selection.Candidate, NDArray[np.fl
     return selection.Candidate(raw["batch"], raw["bent"], error, weight, solution), draws
 
 
-def _member(raw: Any, where: str) -> Member:
+def _member(raw: Any, where: str, lowest: float) -> Member:
     keys = ("form", "batch", "weight", "held", "parameters", "covariance", "noise", "inflation", "steps")
     _keys(raw, where, keys)
     if not isinstance(raw["form"], str) or raw["form"] not in forms.CONSTANTS:
@@ -158,11 +161,11 @@ def _member(raw: Any, where: str) -> Member:
             raise UserError(f"{at} must have by N or T, and an sd above 0 for each error")
         value = _number(step["value"], f"{at}.value", 0)
         steps.append(selection.Step(step["by"], value, error, sd, _number(step["reach"], f"{at}.reach")))
-    solution = _solution(raw, where, raw["form"])
+    solution = _solution(raw, where, raw["form"], lowest)
     return Member(raw["form"], _number(raw["weight"], f"{where}.weight", 0), solution, tuple(steps))
 
 
-def _solution(raw: dict[str, Any], where: str, form: str) -> least_squares.Solution:
+def _solution(raw: dict[str, Any], where: str, form: str, lowest: float = 0.0) -> least_squares.Solution:
     """The constants with their errors: what a fit knows of its rows stays empty."""
     if not isinstance(raw["batch"], str) or raw["batch"] not in shape.BATCH:
         raise UserError(f"{where}.batch must be one of {', '.join(shape.BATCH)}")
@@ -171,7 +174,8 @@ def _solution(raw: dict[str, Any], where: str, form: str) -> least_squares.Solut
     held = _list(raw["held"], f"{where}.held")
     if not all(isinstance(name, str) and name in names for name in held):
         raise UserError(f"{where}.held must be names of its parameters")
-    model = shape.Model(form, raw["batch"], held={name: float(theta[names.index(name)]) for name in held})
+    values = {name: float(theta[names.index(name)]) for name in held}
+    model = shape.Model(form, raw["batch"], held=values, lowest=lowest)
     covariance = _array(raw["covariance"], f"{where}.covariance", (len(names), len(names)))
     phi, inflation = noise.START.copy(), 1.0
     if "noise" in raw:

@@ -11,6 +11,8 @@ from videoscaling.scaling.fitting import plausibility
 from videoscaling.scaling.fitting.grids import lines
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted, at_nominal, grid_optima
 from videoscaling.scaling.fitting.grids.optimum import WINDOW, Optimum
+from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.losses.forms import FORMULAS
 from videoscaling.scaling.fitting.run_info import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
 from videoscaling.scaling.fitting.sizes import STILL
 from videoscaling.scaling.fitting.surface import noise
@@ -25,15 +27,9 @@ from videoscaling.utils.errors import UserError, plural
 # Runs of a grid that identify where its best rate or batch lies: two have no optimum between them.
 LEAST_CELLS = 3
 EDGE = 0.01  # a loss this much (relative) above the best one ends the range of batches
-LOOSE = 1.0  # sd of ln of a loss form's constant beyond which the data do not identify it
 NEAR = 1.02  # times its grid's best loss: cells by which a surface is judged
 RATE = ("aB", "aT", "aN")
 HELD_ELSEWHERE = "part of the surface, which tools/predict.py reads"
-FORMULAS = {
-    "additive": "Nc / N^aN + Tc / T^aT + Linf",
-    "joint": "(Nc / N^aN + Tc / T^aT)^k + Linf",
-    "product": "(1 + Nc / N^aN) (1 + Tc / T^aT) Linf",
-}
 
 
 def fit_law(ledger: Ledger, part: str, form: str, cost: Cost, provenance: dict[str, Any]) -> Law:
@@ -206,14 +202,19 @@ def _form_lines(surface: Surface) -> list[str]:
     if not surface.members:
         return [f"loss: unknown, {surface.no_form}"]
     lines = []
-    for form in dict.fromkeys(member.form for member in surface.members):
-        members = [member for member in surface.members if member.form == form]
+    for member in surface.members:
+        names, theta = member.solution.model.level_names, member.solution.theta
+        sd, slope = np.sqrt(np.diag(member.solution.covariance)), member.solution.model.prior_at(theta)[1]
+        constants = ", ".join(
+            f"{name[2:]} {np.exp(value):.4g}{remark}"
+            for name, value, remark in zip(names, theta, forms.remarks(sd, slope))
+        )
         lines += [
-            f"loss form {form}, weight {sum(member.weight for member in members):.2f}: L = {FORMULAS[form]}",
-            f"  {_constants(members)}; N in {surface.scale.N:.6g}, T in {surface.scale.T:.6g}",
+            f"loss form {member.form}, weight {member.weight:.2f}: L = {FORMULAS[member.form]}",
+            f"  {constants}; N in {surface.scale.N:.6g}, T in {surface.scale.T:.6g}",
         ]
         for by, what in (("N", "size"), ("T", "token count")):
-            errors = [step.error for step in members[0].steps if step.by == by]
+            errors = [step.error for step in member.steps if step.by == by]
             text = f"unknown, more {what}s are needed"
             if errors:
                 rms = np.sqrt(np.mean([np.mean(e**2) for e in errors]))
@@ -221,21 +222,6 @@ def _form_lines(surface: Surface) -> list[str]:
                 text = f"rms {rms:.2%} where {plural(len(errors), what)} {verb} predicted from the smaller ones"
             lines.append(f"  held-out error by {by}: {text}")
     return lines
-
-
-def _constants(members: list[Member]) -> str:
-    """The constants of a form; where it was fitted for several values of Linf, of the likeliest of them."""
-    solution = members[0].solution
-    sd = np.sqrt(np.diag(solution.covariance))
-    constants = []
-    for name, value, loose in zip(solution.model.level_names, np.exp(solution.theta), sd):
-        if name in solution.model.held:
-            tried = [float(np.exp(m.solution.theta[m.solution.model.place(name)])) for m in members]
-            highest = min(tried) + max(tried)  # they are the middles of equal steps from 0
-            constants.append(f"{name[2:]} not identified (0 to {highest:.2g} fits as well; here {value:.2g})")
-        else:
-            constants.append(f"{name[2:]} {value:.4g}{' (not identified)' if loose > LOOSE else ''}")
-    return ", ".join(constants)
 
 
 def _residual_lines(surface: Surface) -> list[str]:

@@ -62,7 +62,9 @@ def refitted(surface, added: Cells, losses, anew: bool) -> np.ndarray:
         return least_squares.solve(*given, rounds=0, inflation=inflation).covariance
     structure = noise.structure_of(problem.rows, ~problem.censored, least_squares.effects_of(before.model))
     mean = shape.evaluate(before.model, before.theta, problem.inputs)
-    return least_squares.covariance_of(structure, before.model, mean, before.phi, inflation)
+    return least_squares.covariance_of(
+        structure, before.model, before.theta, mean=mean, phi=before.phi, inflation=inflation * before.robust
+    )
 
 
 def loss_of(surface, cells: Cells):

@@ -76,3 +76,56 @@ def test_equal_losses_and_too_few_points_are_refused():
         forms.fit_form("joint", N, T, np.full(8, 2.0))
     with pytest.raises(UserError, match="4 points cannot fix the 6 constants"):
         forms.fit_form("joint", N[:4], T[:4], np.geomspace(2, 3, 4))
+
+
+def narrow(seed=0):
+    """The planted joint law, floor 1.2, over a factor of 4 in N and 10 in T: the data give a bound of the floor."""
+    N = np.repeat(np.geomspace(5e7, 2e8, 5), 6)
+    T = np.tile(np.geomspace(1e9, 1e10, 6), 5)
+    truth = ((N / 5e6) ** -0.6 + (T / 3e8) ** -0.65) ** 0.45 * 4 + 1.2
+    return N, T, truth * np.exp(0.005 * np.random.default_rng(seed).standard_normal(len(N)))
+
+
+def test_where_a_fit_starts_and_how_many_steps_it_may_take_change_nothing(monkeypatch):
+    """Predictions at 100 times the size and tokens agree within 1e-4: 500 times less than their sd."""
+    N, T, loss = narrow()
+    far, free = (4e10, 4e12), forms.fit_form("joint", N, T, loss)
+    assert free.interval(*far) > 0.05
+    lowest = np.log(loss.min())
+    for share, k in ((0.02, 0.2), (0.5, 1.0), (0.98, 2.0)):
+        start = np.array([0.0, np.log(0.3 / k), 0.0, np.log(0.3 / k), lowest + np.log(share), np.log(k)])
+        assert forms.fit_form("joint", N, T, loss, start=start)(*far) == pytest.approx(free(*far), rel=1e-4)
+    monkeypatch.setattr(forms, "STEPS", 3 * forms.STEPS)
+    assert forms.fit_form("joint", N, T, loss)(*far) == pytest.approx(free(*far), rel=1e-7)
+
+
+def test_intervals_hold_the_floor_and_far_losses_of_a_planted_joint_law():
+    far = (4e10, 4e12)
+    truth = ((far[0] / 5e6) ** -0.6 + (far[1] / 3e8) ** -0.65) ** 0.45 * 4 + 1.2
+    floors, losses = [], []
+    for seed in range(12):
+        N, T, loss = narrow(seed)
+        fit = forms.fit_form("joint", N, T, loss, draws=100, seed=seed)
+        floor = np.exp(fit.draws[:, 4])
+        low, high = np.quantile(floor, [0.025, 0.975])
+        floors.append(low < 1.2 < high)
+        losses.append(abs(np.log(fit(*far) / truth)) < 2.06 * fit.interval(*far))
+        assert high / low > 1.4
+        # Never at 0, nor at the lowest loss.
+        assert 0.1 < np.exp(fit.theta[4]) / loss.min() < 0.9
+    assert np.mean(floors) >= 0.9
+    assert np.mean(losses) >= 0.9
+
+
+def test_what_only_the_prior_tells_is_said():
+    N, T, loss = narrow(6)
+    at = forms.CONSTANTS["joint"].index("Linf")
+    for table, wanted in (((N, T, loss), " (the prior's: not identified)"), (table_of_wide_range(), "")):
+        fit = forms.fit_form("joint", *table, draws=50)
+        _, slope = forms.prior_at(fit.theta, forms.prior_of("joint"), at, np.log(table[2].min()))
+        assert forms.remarks(fit.errors, slope)[at] == wanted
+
+
+def table_of_wide_range():
+    N, T, _, _, loss = table("joint")
+    return N, T, loss

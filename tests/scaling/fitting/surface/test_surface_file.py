@@ -8,6 +8,7 @@ import pytest
 from tests.scaling import planted
 from videoscaling.scaling.fitting.surface import surface_file
 from videoscaling.scaling.fitting.surface.fit import fit_surface
+from videoscaling.scaling.fitting.uncertainty import draw
 from videoscaling.utils.errors import UserError
 
 
@@ -44,6 +45,16 @@ def test_what_is_read_off_a_surface_survives_the_file(surface, loaded):
     assert loaded.unidentified() == surface.unidentified()
     assert loaded.warnings() == surface.warnings()
     assert surface_file.to_dict(loaded) == surface_file.to_dict(surface)
+
+
+def test_files_whose_floor_ran_to_zero_still_load(raw):
+    """Before floors had a prior, one of 1e-15 was written with an error of 1e-3."""
+    old = json.loads(json.dumps(raw))
+    old["surface"]["forms"][0]["parameters"]["f.Linf"] = -34.0
+    loaded = surface_file.from_dict(old["surface"], old["lack_of_fit"])
+    found = loaded.predict(2e6, 5e8, 900, 7e-4)
+    assert np.isfinite([found.mean, found.low, found.high]).all()
+    assert np.isfinite(draw(loaded.members[0].solution, loaded.freedom)).all()
 
 
 def test_diverged_runs_survive_as_null(surface):
