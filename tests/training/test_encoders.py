@@ -38,9 +38,9 @@ def test_encoders_that_moved_are_given_by_option_and_still_checked(tmp_path: Pat
     vae, text = load_vae("embedded"), load_text_encoder("embedded")
     meta = {"vae": "/gone/vae", "vae_fingerprint": vae.fingerprint, "text": "embedded",
             "text_fingerprint": text.fingerprint}  # fmt: skip
-    with pytest.raises(UserError, match="/gone/vae.*now as --vae FOLDER$"):
+    with pytest.raises(UserError, match="/gone/vae.*give its new folder as --vae FOLDER$"):
         load_encoders(meta, cpu)
-    with pytest.raises(UserError, match="/gone/vae.*now as log.vae=FOLDER$"):
+    with pytest.raises(UserError, match="/gone/vae.*give its new folder as log.vae=FOLDER$"):
         load_encoders(meta, cpu, options=("log.vae", "log.text"))
     assert load_encoders(meta, cpu, vae=str(moved))[0].fingerprint == vae.fingerprint
     # Another one is refused, wherever it was named.

@@ -28,7 +28,7 @@ def test_run_status_collect_and_nothing_twice(sweep: Path, run: Callable[..., An
     assert len(listed) == 4
     # Two cells of one size: what no fit could use is said before it is paid for, and run all the same.
     assert planned.stderr == "".join(f"warning: {text}\n" for text in told["warnings"])
-    assert any("2 different cells in a grid" in text for text in told["warnings"])
+    assert any("no size has 3 learning rates" in text for text in told["warnings"])
     assert results(sweep) == {}
     assert json.loads(tool("status", sweep, "--json").stdout)["counts"] == {"pending": 4}
     assert planned.stderr in run("run", sweep).stderr
