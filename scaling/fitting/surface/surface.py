@@ -16,7 +16,7 @@ from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.fitting.surface import diagnostics, least_squares, noise, selection, shape
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.shape import Inputs, Model
-from videoscaling.scaling.fitting.uncertainty import DRAWS, WORSE, calibration, draw
+from videoscaling.scaling.fitting.uncertainty import DRAWS, UNTESTED, WORSE, calibration, draw
 from videoscaling.utils.errors import UserError
 
 # B_opt counts as seen where shapes that are open to small batches have at most this weight, and where this share of
@@ -295,6 +295,12 @@ class Surface:
                 f"the {self.members[0].form} form errs by {self.members[0].window_error:.2%} where larger sizes and "
                 f"token counts are predicted from smaller ones, the joint form by {self.rival.window_error:.2%}"
             )
+        by = [by for by in ("N", "T") if self.members and not any(step.by == by for step in self.members[0].steps)]
+        if by:
+            lines.append(
+                f"no prediction of a larger {' or '.join(by)} could be tested on these runs: beyond them intervals of "
+                f"losses are {np.sqrt(UNTESTED):g} times as wide as the fit claims"
+            )
         names = self.unidentified()
         if names:
             lines.append(f"the data do not identify {', '.join(names)}: their intervals are mostly the priors'")
@@ -307,12 +313,13 @@ class Surface:
 
         It is the squared errors that were made when larger sizes (or token counts) were predicted from the smaller
         ones, over the variance that the fit claimed, with a prior of two such errors that are just as claimed.
+        ``UNTESTED`` where there were none.
         """
         factor = np.ones(len(rows))
         beyond_any = np.zeros(len(rows), dtype=bool)
         for by, place in (("N", rows.n), ("T", rows.t)):
             ratio = [float(np.mean(step.error**2 / step.sd**2)) for step in member.steps if step.by == by]
-            seen = calibration(ratio)
+            seen = calibration(ratio) if ratio else UNTESTED
             beyond = place > np.log(self.domain[by][1] / getattr(self.scale, by)) + 1e-9
             factor = np.where(beyond, np.where(beyond_any, np.maximum(factor, seen), seen), factor)
             beyond_any |= beyond

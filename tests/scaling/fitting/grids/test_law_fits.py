@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from tests.scaling import simulate
+from videoscaling import ROOT
 from videoscaling.scaling import runs, tables
 from videoscaling.scaling.fitting.grids import fit, loss_law
 
-ROOT = Path(__file__).resolve().parents[2]
 LOOSE = "the exponents' intervals are wider than half their values"
 
 

@@ -262,3 +262,15 @@ def test_arrays_that_are_no_runs_are_refused_by_name():
         Cells.of_arrays([1e6], [1e8], [1e3], [0.0], [2.0])
     with pytest.raises(UserError, match="3 usable runs"):
         fit_surface(Cells.of_arrays([1e6] * 4, [1e8] * 3 + [2e8], [1e3] * 4, [1e-3] * 4, [2.0, 2.1, 2.2, np.inf]))
+
+
+def test_extrapolation_that_no_run_tested_is_three_times_as_wide():
+    """No window of smaller token counts predicts a larger one; inside the runs nothing changes."""
+    surface = fit_surface(cells("one_sided"), "joint", batch="one_sided", bent=False)
+    untested = replace(surface, members=tuple(replace(member, steps=()) for member in surface.members))
+    claimed = replace(untested, domain={"N": (0, np.inf), "T": (0, np.inf)})  # no row is beyond any run
+    N, T = (surface.domain[name][1] for name in "NT")
+    for factor, wider in ((1, 1.0), (4, 3.0)):
+        found, alone = (each.predict(N, factor * T, 500.0, 3e-3) for each in (untested, claimed))
+        assert np.log(found.mean_high / found.mean) == pytest.approx(wider * np.log(alone.mean_high / alone.mean))
+    assert any("larger N or T could be tested" in line for line in untested.warnings())
