@@ -32,11 +32,11 @@ _PARTS = {
     "curvature": Curvature,
     "lr_given_batch": GivenBatch,
 }
-# Constants of which a root or a logarithm is taken, or without which there is no optimum; the rest may have any sign.
+# Constants whose root or logarithm is taken, or without which there is no optimum; the rest may have any sign.
 _ABOVE_0 = ("coefficient", "exponent", "Tc", "aT", "Nc", "aN", "lr_lr", "batch_batch")
 _NOT_BELOW_0 = ("Linf",)
 _OBJECT = (lambda value: isinstance(value, dict), "an object")
-# What else the planner and the report read: a test, and in words what it asks. Keys with a dot may be missing or null.
+# What else the planner and the report read: a test, and its rule as text. Keys with a dot may be missing or null.
 _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (lambda value: isinstance(value, str) and value != "", "a name"),
     "n_ctx": (lambda value: value is None or (isinstance(value, int) and _positive(value)), "a positive integer"),

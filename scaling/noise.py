@@ -1,4 +1,4 @@
-"""How far a loss can be trusted: scatter from run to run, the validation clips' error, and what is told apart."""
+"""How far a loss can be trusted: scatter between runs, error of the validation clips, and differences they resolve."""
 
 import math
 from collections.abc import Iterator

@@ -280,7 +280,7 @@ def _ledger(
     N, nominal, B = column("N"), column("nominal_T"), column("B")
     # Rows without a batch are points: they stay as they are.
     N = np.where(np.isnan(B), N, common_sizes(N))
-    # Where runs tell what was asked for, that is what they share.
+    # Where runs record what was asked for, that is what they share.
     if not all(row.get("asked") for row in rows):
         nominal = _common_tokens(N, nominal, B, run_id)
     return Ledger(

@@ -274,7 +274,7 @@ def distinct(
 
     Args:
         duplicates: "last" keeps the later row of those; None refuses them.
-        renamed: whether runs of other names may be copies. The names of run directories tell configurations apart.
+        renamed: whether runs of other names may be copies. The names of run directories distinguish configurations.
 
     Raises:
         UserError: a run with two losses at one T.

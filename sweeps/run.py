@@ -39,7 +39,7 @@ def report_warnings(sweep: Sweep) -> list[str]:
     from videoscaling.scaling.search import planned_runs as planned
 
     optimizers = [(cell.config.optim, cell.config.train.batch_tokens) for cell in sweep.cells]
-    found = [*planned.doubts(planned_runs(sweep)), *beta2_warnings(optimizers)]
+    found = [*planned.fit_warnings(planned_runs(sweep)), *beta2_warnings(optimizers)]
     config = sweep.cells[0].config
     token_dim = token_numbers(config, recorded_data(sweep.keys.results, config)["latent_shape"])
     found += width_warnings([cell.config.model.width for cell in sweep.cells], token_dim)

@@ -91,7 +91,7 @@ def arguments() -> argparse.ArgumentParser:
         type=path_text,
         nargs="?",
         const=str(PAPER),
-        help="law file (the paper's) whose exponents stand in for those that grids cannot tell, and whose batch and "
+        help="law file (the paper's) whose exponents replace those that grids do not identify, and whose batch and "
         "rate for those of a table without any",
     )
     parser.add_argument(

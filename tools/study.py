@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
     if not Path(args.results).is_dir():
-        raise UserError(f"{args.results}: a folder of runs is wanted, whose result.json files tell more than a table")
+        raise UserError(f"{args.results}: a folder of runs is wanted, whose result.json files say more than a table")
     law, reference = law_file.load(args.law), law_file.load(args.reference)
     prior = law_file.load(args.prior) if args.prior else None
     cost = allocation.cost_of(law, smooth_width)

@@ -54,7 +54,7 @@ def main() -> int:
     extend_options(
         add("extend", parents=[shared, listed], help="show, add and train the runs that narrow a prediction")
     )
-    command = add("simulate", parents=[shared, listed], help="what its results would tell, before any is trained")
+    command = add("simulate", parents=[shared, listed], help="what its results would identify, before any is trained")
     command.add_argument(
         "--law", type=path_text, default=str(PAPER), help="the law taken to be true (default: the paper's)"
     )

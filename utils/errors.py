@@ -152,7 +152,9 @@ def resumable(what: str, where: str = "") -> Iterator[None]:
             print(f"{what}: stopped; {CONTINUES}{where}", file=sys.stderr, flush=True)
         sys.exit(PREEMPTED)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # The work may have set its own to stay: a sweep that was stopped ignores a second signal to its end.
+        if signal.getsignal(signal.SIGTERM) is stop:
+            signal.signal(signal.SIGTERM, before)
 
 
 def run_cli(main: Callable[[], int | None]) -> None:

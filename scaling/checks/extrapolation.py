@@ -204,7 +204,7 @@ def summary(checks: list[Check]) -> list[dict[str, Any]]:
 
 
 def describe(rows: list[dict[str, Any]], distinct: dict[str, int]) -> list[str]:
-    """The summary for people: the best form of each direction is marked, and a direction without rows says why."""
+    """The summary as text: the best form of each direction is marked, and a direction without rows says why."""
     lines = ["expanding windows: root mean square error of the predicted loss, and its mean"]
     for along, count in distinct.items():
         mine = [row for row in rows if row["along"] == along]

@@ -50,7 +50,7 @@ class Comparison:
         inference_ratio: FLOPs to sample a clip with N_fixed over those with N_opt, and its interval.
         excess: the pair's mean relative loss over the grids' optima.
         biased: the ratio's interval excludes 1.
-        warnings: in words.
+        warnings: as text.
     """
 
     lr: float
@@ -104,7 +104,7 @@ def compare(
         C: budget to compare at; by default ten times the largest swept.
 
     Raises:
-        Untrusted: too few interior grids for a loss law, or losses that do not tell its constants.
+        Untrusted: too few interior grids for a loss law, or losses that do not identify its constants.
         UserError: a pair far outside the grids, or a budget for no model.
     """
     ledger = ledger.rows(~ledger.heldout)
@@ -142,8 +142,8 @@ def compare(
     )
     low, high = allocation.SIZES
     if not all(1.01 * low < found < 0.99 * high for found in (size, size_fixed)):
-        told = f"at {C:.3g} FLOPs the laws want {size:.3g} and {size_fixed:.3g} parameters: beyond any size"
-        raise UserError(told) if asked else Untrusted(told)
+        reason = f"at {C:.3g} FLOPs the laws want {size:.3g} and {size_fixed:.3g} parameters: beyond any size"
+        raise UserError(reason) if asked else Untrusted(reason)
     # [2]: of ln N_opt, and of its exponent.
     middle, replicates = bent[0] - optimal[0], bent[1] - optimal[1]
     # Grids whose best cells scatter pay for one pair each its own price, and chance can sort these by size: of ledgers

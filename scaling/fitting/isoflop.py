@@ -235,13 +235,13 @@ def estimate(curves: list[Budget]) -> tuple[dict[str, SizeFit | None], dict[str,
     beyond them.
 
     Returns:
-        the laws by name, None where the budgets tell none, and for each of those the reason.
+        the laws by name, None where the budgets identify none, and for each of those the reason.
     """
     found: dict[str, SizeFit | None] = {}
     reasons: dict[str, str] = {}
     minima, freedom = _minima(curves)
     best = list(_best_sizes(curves))
-    # How far a best size as it is lies from the optimum is no draw from a known distribution: its scatter tells.
+    # How far a best size as it is lies from the optimum is no draw from a known distribution: its scatter shows it.
     for name, optima, known in (("direct", best, max(len(best) - 2, 1)), ("measured", minima, freedom)):
         found[name], reason = _law(optima, known)
         if reason is not None:

@@ -80,7 +80,7 @@ def check_power(points: Points, symbol: str, power: PowerFit, force: bool, warni
 
 
 def check_spans(N: NDArray, T: NDArray) -> None:
-    """Refuse sizes, or tokens, that differ, but too little to tell an exponent.
+    """Refuse sizes, or tokens, that differ, but too little to identify an exponent.
 
     Raises:
         Untrusted: they lie within ``hyper.LEAST_SPAN`` of each other.

@@ -12,13 +12,13 @@ from videoscaling.utils.errors import UserError, plural
 
 # C_token at a shape's own width and at the smooth rule's differ by less than this.
 SAME_COST = 0.15
-# A share of skipped steps above which a fit warns. A run of 200 steps of which 10.5 % were skipped ended 1.2 % higher:
+# A share of skipped steps above which a fit warns. A run that skipped 10.5 % of its 200 steps ended 1.2 % higher:
 # 1 % costs about 0.1 % of the loss, as much as the cells differ among which a grid's optimum lies (.06 to .2 %).
 MAX_SKIPPED = 0.01
 
 
 def cost_of(ledger: Ledger, n_ctx: int | None, width: Callable[[float], float]) -> tuple[Ledger, Cost, str]:
-    """The ledger with its tokens per clip, training FLOPs per token as a function of N, and in words where these
+    """The ledger with its tokens per clip, training FLOPs per token as a function of N, and as text where these
     come from.
 
     Args:
@@ -81,7 +81,7 @@ def run_names(ledger: Ledger) -> list[str]:
 def training_flops(ledger: Ledger, N: NDArray, T: NDArray, cost: Cost) -> NDArray[np.float64]:
     """Training FLOPs of points N, T [points]: by what each size's runs recorded, which knows their own widths.
 
-    Runs that counted by another rule than ``cost`` are not asked: their budgets would be no others' beside them.
+    Runs that counted by another rule than ``cost`` are left out: their budgets cannot be compared with the others'.
     """
     per_token = np.array(cost(N), dtype=float)
     for size in np.unique(N):

@@ -37,6 +37,14 @@ def calibration(ratios: list[float]) -> float:
     return max((sum(ratios) + 2) / (len(ratios) + 2), LEAST_CALIBRATION)
 
 
+def untested_warning(what: str) -> str:
+    """The line that says why intervals beyond the runs are wider than the fit claims; ``what`` is N, T or both."""
+    return (
+        f"no prediction of a larger {what} could be tested on these runs: beyond them intervals of losses are "
+        f"{np.sqrt(UNTESTED):g} times as wide as the fit claims"
+    )
+
+
 def draw(solution: least_squares.Solution, freedom: float, count: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
     """Draws of theta [count, constants], multivariate t, in pairs around the estimate; of a floor in its prior's u."""
     random = np.random.default_rng(seed)

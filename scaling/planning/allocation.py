@@ -129,7 +129,7 @@ def size_interval(law: Law, estimator: str, C: float) -> tuple[float, float] | N
 
 
 def side_by_side(law: Law, C: float, cost: Cost) -> list[str]:
-    """A table for people: each estimator's law, its N_opt at C and at 10 C FLOPs with intervals, and the default's."""
+    """A text table: each estimator's law, its N_opt at C and at 10 C FLOPs with intervals, and the default's."""
     reference, budgets = law.allocation["default"], (C, 10 * C)
     found = [estimates(law, at, cost) for at in budgets]
     names = [name for name in (*ESTIMATORS, "minimised") if name in found[0]]

@@ -1,10 +1,10 @@
-"""A plan as a table for people."""
+"""A plan as a text table."""
 
 from typing import Any
 
 
 def table(plan: dict[str, Any]) -> str:
-    """The plan for people."""
+    """The plan as text, a line for each quantity."""
     names = {
         "N": ("parameters", ".4g"), "size": ("layers x width", "s"), "heads": ("heads", "d"), "T": ("tokens", ".4g"),
         "B": ("tokens per batch", "d"), "lr": ("learning rate", ".3g"), "steps": ("steps", "d"),

@@ -142,10 +142,10 @@ def _laws(axis: "Axes", data: Plotted, name: str, along: str, other: str) -> Non
     published = data.of(f"published {name}")
     published = rows(published, published["along"] == along)
     for value, colour in shades.items():
-        own, beside = rows(law, np.isclose(law[other], value)), rows(published, np.isclose(published[other], value))
+        own, reference = rows(law, np.isclose(law[other], value)), rows(published, np.isclose(published[other], value))
         axis.plot(own[along], own["value"], color=colour, lw=1.3)
         band(axis, own[along], own["low"], own["high"], colour)
-        axis.plot(beside[along], beside["value"], "--", color=colour, lw=0.9)
+        axis.plot(reference[along], reference["value"], "--", color=colour, lw=0.9)
     for kind, marker, fill in (("grid", "o", None), ("one clip", "v", "none"), ("no optimum", "o", "none")):
         marks = data.of(f"{kind} {name}")
         for value, colour in shades.items():

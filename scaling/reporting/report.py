@@ -286,7 +286,7 @@ def _samples(folder: Path) -> str:
 
 
 def _prompts(folder: Path) -> dict[str, str]:
-    """File name -> prompt, from the samples.json that sample.py leaves beside its files."""
+    """File name -> prompt, from the samples.json that sample.py writes next to its files."""
     path = folder / "samples.json"
     records = read_json(path, list, "a list of files and prompts, as sample.py writes it") if path.exists() else []
     if not all(isinstance(row, dict) and type(row.get("file")) is type(row.get("prompt")) is str for row in records):

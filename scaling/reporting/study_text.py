@@ -38,8 +38,8 @@ def text(answers: dict[str, Any]) -> str:
     ]
     lines += ["", "exponents"]
     for name, row in answers["exponents"].items():
-        beside = "" if row["reference"] is None else f"   reference {row['reference']:+.4f}"
-        lines.append(f"  {name:<8}{span(row, '+.3f')}{' assumed' if row['assumed'] else ''}{beside}")
+        reference = "" if row["reference"] is None else f"   reference {row['reference']:+.4f}"
+        lines.append(f"  {name:<8}{span(row, '+.3f')}{' assumed' if row['assumed'] else ''}{reference}")
     lines += ["", "held-out sizes", *held_out(answers["held_out"])]
     lines += ["", "best size", *_sizes(answers["N_opt"])]
     lines += ["", "best size, from the grids alone", *_best_sizes(answers["best_sizes"])]

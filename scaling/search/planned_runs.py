@@ -1,4 +1,4 @@
-"""Runs of a sweep that are not trained yet, and what a fit of them could not tell, whatever their losses will be."""
+"""Runs of a sweep that are not trained yet, and what a fit of them could not identify, whatever their losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class PlannedRun:
     stream: int = -1
 
 
-def doubts(runs: Sequence[PlannedRun]) -> list[str]:
+def fit_warnings(runs: Sequence[PlannedRun]) -> list[str]:
     """Why a surface through these runs could not decide, a line each; empty where it could."""
     if not runs:
         return ["every size is held out: nothing is left to fit"]
@@ -35,7 +35,7 @@ def doubts(runs: Sequence[PlannedRun]) -> list[str]:
             found.append(f"no size has {LEAST} {axis}: a best one between them cannot be found")
     N, T = np.array([(run.N, tokens) for run in runs for tokens in run.milestones]).T
     if several:
-        # Only sizes with several rates or batches tell where the best ones are.
+        # Only sizes with several rates or batches show where the best ones are.
         kept = np.isin(N, list(several))
         points = np.unique(np.stack([N[kept], T[kept]]), axis=1)
         if reason := power_law.unidentified(*points, {}):

@@ -231,7 +231,7 @@ def candidates(
 
 
 def _alike(one: NDArray, other: NDArray) -> bool:
-    """Whether two (ln lr, ln B) are nearer each other than tells anything: steps halved again would never end."""
+    """Whether two (ln lr, ln B) are too near each other to add information: steps halved again would never end."""
     return bool(np.all(np.abs(one - other) < FINEST / 2))
 
 
@@ -244,7 +244,7 @@ def _is_dead(cells: Cells, N: float) -> bool:
 
 
 def _why(size: Size, lr: float, B: float) -> str:
-    """Where a run lies among the size's cells, in words."""
+    """Where a run lies among the size's cells, as text."""
     own = np.array(size.run)
     repeats = int(np.sum(np.abs(np.log(own) - np.log([lr, B])).max(axis=1) < CLOSE))
     if repeats:

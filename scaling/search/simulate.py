@@ -1,4 +1,4 @@
-"""Simulated sweeps: what a sweep's runs would tell if a law were true, before any GPU-hour is spent on them.
+"""Simulated sweeps: what a sweep's runs would identify if a law were true, before any GPU-hour is spent on them.
 
 Each simulated sweep has losses that the law gives, with noise and scatter (``truth``), and is fitted as
 ``tools/fit.py`` fits real runs.
@@ -20,7 +20,7 @@ from videoscaling.scaling.fitting.surface.surface_law import EDGE
 from videoscaling.scaling.laws import TOLERANCE, Law
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.warnings import FAR
-from videoscaling.scaling.search.planned_runs import LEAST, PlannedRun, doubts
+from videoscaling.scaling.search.planned_runs import LEAST, PlannedRun, fit_warnings
 from videoscaling.scaling.search.truth import BATCH, Truth, simulated_runs
 from videoscaling.utils.errors import UserError
 
@@ -75,7 +75,7 @@ def expect(
     truth: Truth, runs: Sequence[PlannedRun], targets: Sequence[Target], *,
     cost: allocation.Cost, n_ctx: int, sweeps: int, seeds: int = 1, report: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What a sweep would tell if ``truth`` were true: simulated and fitted ``sweeps`` times.
+    """What a sweep would identify if ``truth`` were true: simulated and fitted ``sweeps`` times.
 
     Args:
         cost: training FLOPs per token as a function of N.
@@ -99,7 +99,7 @@ def expect(
             pairs[run.N, tokens].add((run.lr, run.B))
     if max(map(len, pairs.values()), default=0) < LEAST:
         most = f"no (N, T) has {LEAST} different (lr, B)"
-        raise UserError(f"nothing to simulate: {most if runs else doubts(runs)[0]}")
+        raise UserError(f"nothing to simulate: {most if runs else fit_warnings(runs)[0]}")
     refused: Counter[str] = Counter()
     truths = [truth.at(one.N, one.T, one.C, cost=cost, n_ctx=n_ctx) for one in targets]
     exponents: list[dict[str, Estimate]] = []
@@ -167,8 +167,8 @@ def _at_target(target: Target, true: dict[str, float], found: list[dict[str, Any
     result: dict[str, Any] = {"N": target.N, "T": target.T, "C": target.C, "B": true["B"]}
     for name in QUANTITIES:
         if name in true:
-            told = [one[name] for one in found if one.get(name) is not None]
-            logs = [Estimate(*np.log([one.value, one.low, one.high])) for one in told]
+            known = [one[name] for one in found if one.get(name) is not None]
+            logs = [Estimate(*np.log([one.value, one.low, one.high])) for one in known]
             result[name] = _summary(math.log(true[name]), logs, sweeps) | {"truth": true[name]}
     for name in ("close", "inside", "regret"):
         values = [one[name] for one in found if name in one]
@@ -252,10 +252,10 @@ def text(expected: dict[str, Any]) -> str:
 def _row(name: str, one: dict[str, Any], sweeps: int, unit: str) -> str:
     head = f"  {LABELS[name]:<22}{one['truth']:>10.4g}"
     if "bias" not in one:
-        return f"{head}  unknown: {one['sweeps']} of {sweeps} sweeps tell it"
+        return f"{head}  unknown: {one['sweeps']} of {sweeps} sweeps identify it"
     if unit:
         numbers = f"{100 * one['bias']:>+9.2f}{100 * one['sd']:>8.2f}{100 * one['half_width']:>12.2f}"
     else:
         numbers = f"{one['bias']:>+9.3f}{one['sd']:>8.3f}{one['half_width']:>12.3f}"
-    told = "" if one["sweeps"] == sweeps else f"  in {one['sweeps']} sweeps"
-    return f"{head}{numbers}{one['coverage']:>10.2f}{told}"
+    share = "" if one["sweeps"] == sweeps else f"  in {one['sweeps']} sweeps"
+    return f"{head}{numbers}{one['coverage']:>10.2f}{share}"

@@ -132,7 +132,7 @@ class Truth:
         return float(batch[np.argmax(beyond)]) if beyond.any() else None
 
     def at(self, N: float, T: float, C: float, *, cost: allocation.Cost, n_ctx: int) -> dict[str, float]:
-        """What a sweep is to tell of runs of N and T; what the law does not say is left out.
+        """The targets at runs of N and T; quantities that the law does not give are left out.
 
         The rate is that of the batch that a plan takes; N_opt is that of C FLOPs.
         """

@@ -71,3 +71,14 @@ def test_a_stopped_command_says_that_the_same_one_continues(number, capsys):
         signal.signal(signal.SIGINT, interrupt)
     assert (left.value.code, capsys.readouterr().err) == (75, "runs/x: stopped; the same command continues\n")
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_handler_that_the_work_leaves_stays_after_it() -> None:
+    """A stopped sweep ignores a second SIGTERM to its end, which else would change its exit status."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with resumable("sweep"):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -41,7 +41,7 @@ PARABOLA = 3  # constants of a parabola
 
 @dataclass(frozen=True)
 class Fitted:
-    """A law with all that a report wants beside it."""
+    """A law, with the points, optima, warnings and residuals that a report shows."""
 
     law: Law
     points: Points
@@ -191,14 +191,14 @@ def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) ->
 
 
 def _check_exponents(intervals: dict[str, list[float]], options: Options, warnings: list[str]) -> None:
-    """Raise Untrusted, or warn where forced, if losses do not tell how they fall: where no other law helps out."""
+    """Raise Untrusted, or warn where forced, if the losses do not identify how they fall and no other law helps."""
     for name in ("aT", "aN"):
         low, high = intervals.get(f"loss.{name}", (1.0, 1.0))
         if high > UNTOLD * low and options.prior is None:
-            told = f"loss law: {name}'s 95 % interval is {low:.3g} to {high:.3g}: the losses hardly tell it"
+            reason = f"loss law: {name}'s 95 % interval is {low:.3g} to {high:.3g}: the losses hardly tell it"
             if not options.force:
-                raise Untrusted(f"{told} (more sizes and tokens, or --prior)")
-            warnings.append(told)
+                raise Untrusted(f"{reason} (more sizes and tokens, or --prior)")
+            warnings.append(reason)
 
 
 def _repeated(ledger: Ledger) -> int:

@@ -48,7 +48,7 @@ class Points:
     give batches; they and the ``usable`` ones (at the floor of one clip) give rates; all give losses. ``clips``
     [points, clips] is the relative loss by validation clip around the point's, or None where it is unknown.
     ``streams`` [points, streams]: how far (relative) a standard deviation of the noise of each stream of samples moves
-    the point's loss, for streams that several runs share; no scatter within a grid tells of it. None where nothing is.
+    the point's loss, for streams that several runs share; no scatter within a grid shows it. None where nothing is.
     """
 
     N: NDArray[np.float64]
@@ -68,7 +68,7 @@ class Points:
     streams: NDArray[np.float64] | None = None
 
     def inside(self, symbol: str) -> NDArray[np.bool_]:
-        """Which points tell about "B" or "lr"."""
+        """Which points inform "B" or "lr"."""
         return self.interior if symbol == "B" else self.usable
 
 

@@ -1,4 +1,4 @@
-"""The two stages of a fit, with what to do where the data do not tell: hold, refuse, or say so."""
+"""The two stages of a fit, which hold, refuse or warn of exponents that the data do not identify."""
 
 import math
 from typing import NamedTuple
@@ -33,7 +33,7 @@ class LossStage(NamedTuple):
         fitted: the fit.
         values: [clusters, points], ln of the law's value at each point with each cluster deleted.
         misfit: [points, points], covariance of these values from scatter beyond the points' own noise.
-        method: of the intervals, in words.
+        method: of the intervals, as text.
         assumed: exponents taken from the prior, which are uncertain themselves.
         bootstrap: [draws, 5], theta of resampled clusters, or None; ``values`` and ``misfit`` are zero then.
     """
@@ -52,7 +52,7 @@ def hyper_law(
     """The fit, and the covariance [3, 3] that scatter between grids and exponents assumed from the prior add.
 
     Raises:
-        Untrusted: the optima do not tell the exponents, or leave nothing to check them by, and there is no prior.
+        Untrusted: the optima do not identify the exponents, or leave nothing to check them by, and there is no prior.
     """
     inside = points.inside(symbol)
     N, T, value = points.N[inside], points.T[inside], getattr(points, symbol)[inside]
@@ -71,10 +71,10 @@ def hyper_law(
             width = t_quantile(power.spare) * np.sqrt(np.diag(power.covariance))
             loose = [e for e in free if not width[power_law.CONSTANTS.index(e)] <= LOOSE]
             if not power.spare and prior is None:
-                told = f"{symbol}_opt: {len(N)} optima for {len(N)} constants leave nothing to check the fit by"
+                reason = f"{symbol}_opt: {len(N)} optima for {len(N)} constants leave nothing to check the fit by"
                 if not options.force:
-                    raise Untrusted(f"{told} ({fix_advice(points, N, T, options.fixed)}, or give --prior)")
-                warnings.append(f"{told}: intervals know of the cells' noise alone")
+                    raise Untrusted(f"{reason} ({fix_advice(points, N, T, options.fixed)}, or give --prior)")
+                warnings.append(f"{reason}: intervals know of the cells' noise alone")
             if not loose or prior is None:
                 if loose:
                     warnings.append(
@@ -97,7 +97,7 @@ def hyper_law(
 
 
 def fix_advice(points: Points, N: NDArray, T: NDArray, fixed: dict[str, float]) -> str:
-    """Which exponents to hold, in the form of options, where these optima do not tell them."""
+    """Which exponents to hold, in the form of options, which these optima do not identify."""
     axes = points.optima[0].axes if points.optima else ("lr", "B")
     unknown = [name for name, values in (("T", T), ("N", N)) if power_law.near(np.log(values))] or ["N"]
     names = [f"{symbol}.{name}" for symbol in ("B", "lr") if symbol in axes for name in unknown]
@@ -156,7 +156,7 @@ def _assumption(
 
 
 def loss_stage(points: Points, options: Options, scale: dict[str, float], warnings: list[str]) -> LossStage:
-    """The loss law with its errors; holds the prior's exponents where the data do not tell them.
+    """The loss law with its errors; holds the prior's exponents that the data do not identify.
 
     Raises:
         Untrusted: they do not, and there is no prior.
@@ -299,7 +299,7 @@ def _fit_loss(
 
 def _misfit(points: Points, fitted: loss_law.LossFit, held: dict[str, float]) -> NDArray:
     """Covariance [5, 5] of theta from the grids' scatter around the law (method of moments), and from the noise of
-    samples that all cells of some grids share, of which their scatter does not tell."""
+    samples that all cells of some grids share, which their scatter does not show."""
     free = [i for i, name in enumerate(loss_law.CONSTANTS) if name not in held]
     spare = len(points.N) - len(free)
     if spare <= 0:

@@ -50,7 +50,7 @@ class LossFit:
 
 
 def unidentified(N: ArrayLike, T: ArrayLike, fixed: dict[str, float]) -> str | None:
-    """Why the constants cannot be told from these (N, T), in words; None if they can."""
+    """Why the constants are not identified by these (N, T), as text; None if they can."""
     free = [name for name in CONSTANTS if name not in fixed]
     if len(np.atleast_1d(N)) < len(free):
         return f"{len(np.atleast_1d(N))} points cannot fix {len(free)} constants"
@@ -102,7 +102,7 @@ def fit(
         seed: perturbs the starts, to test that they do not matter.
 
     Raises:
-        UserError: the constants cannot be told from these points.
+        UserError: these points do not identify the constants.
     """
     N, T, loss = (np.asarray(v, dtype=float) for v in (N, T, loss))
     fixed, scale = fixed or {}, scale or {"T": 1.0, "N": 1.0}

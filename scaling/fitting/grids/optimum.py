@@ -82,7 +82,7 @@ class Optimum:
         return self.verdict in ("interior", "floor")
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line of text."""
         at = f"lr {self.lr:.3g}, B {self.B:.4g}, loss {self.loss:.5g}"
         where = f" ({' and '.join(self.sides)})" if self.sides else ""
         if self.verdict == "misfit":
@@ -190,7 +190,7 @@ def cell_means(lr: NDArray, B: NDArray, loss: NDArray) -> NDArray[np.float64]:
 
 
 def nothing_finite(N: float, T: float, lr: NDArray, B: NDArray, floor: float) -> Optimum:
-    """The verdict on a grid of which every cell diverged."""
+    """The verdict on a grid whose cells all diverged."""
     rate, batch = float(lr.min()), float(np.sort(B)[len(B) // 2])
     none = np.empty(0, dtype=np.int64)
     lower = edges.beyond(("lower lr",), np.log(lr / rate), np.log(B / batch), rate, batch, floor, none)

@@ -15,9 +15,9 @@ from videoscaling.scaling.laws import PowerLaw
 from videoscaling.utils.errors import UserError
 
 CONSTANTS = ("coefficient", "T", "N")
-# Two columns of the regression closer to collinear than this (correlation of ln T and ln N) cannot be told apart.
+# Two columns of the regression closer to collinear than this (correlation of ln T and ln N) cannot be separated.
 COLLINEAR = 0.98
-# Sizes or tokens within this factor tell no exponent: over it B moves by a factor of 1.4 at the largest published one,
+# Sizes or tokens within this factor fix no exponent: over it B moves by a factor of 1.4 at the largest published one,
 # and optima scatter by as much from grid to grid.
 LEAST_SPAN = 1.5
 
@@ -49,12 +49,12 @@ class PowerFit:
 
 
 def near(log_values: ArrayLike) -> bool:
-    """Whether values (their ln) lie too near each other to tell an exponent."""
+    """Whether values (their ln) lie too near each other to identify an exponent."""
     return bool(np.ptp(log_values) < math.log(LEAST_SPAN) - 1e-9)
 
 
 def unidentified(N: ArrayLike, T: ArrayLike, fixed: dict[str, float]) -> str | None:
-    """Why the free exponents cannot be told from these (N, T), in words; None if they can."""
+    """Why the free exponents are not identified by these (N, T), as text; None if they can."""
     logs = {"T": np.log(T), "N": np.log(N)}
     free = [name for name in ("T", "N") if name not in fixed]
     for name in free:
@@ -90,7 +90,7 @@ def fit_power(
         scale: units of T and N in the law; 1 by default.
 
     Raises:
-        UserError: the exponents cannot be told from these points.
+        UserError: these points do not identify the exponents.
     """
     fixed, scale = fixed or {}, scale or {"T": 1.0, "N": 1.0}
     reason = unidentified(N, T, fixed)

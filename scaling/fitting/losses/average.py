@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.estimates import Prediction, t_quantile
 from videoscaling.scaling.fitting.losses import forms
-from videoscaling.scaling.fitting.uncertainty import WORSE, calibration, weights_of
+from videoscaling.scaling.fitting.uncertainty import UNTESTED, WORSE, calibration, untested_warning, weights_of
 from videoscaling.utils.errors import UserError
 
 AUTO = ("joint", "additive", "product")
@@ -32,6 +32,15 @@ class Member:
     def form(self) -> str:
         """The form's name."""
         return self.fit.form
+
+    @property
+    def tested(self) -> bool:
+        """Whether the table was long enough to predict larger N or T from the rest of it."""
+        return bool(np.isfinite(self.window_error))
+
+    def variance_factor(self, beyond: ArrayLike) -> NDArray[np.float64]:
+        """What claimed variances are multiplied by, by whether a run lies ``beyond`` the table."""
+        return np.where(beyond, self.calibration if self.tested else UNTESTED, max(1.0, self.calibration))
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class LossLaws:
     def stretch(self, N: ArrayLike, T: ArrayLike) -> NDArray[np.float64]:
         """What errors of each form's constants are multiplied by for runs of N and T, [members]."""
         beyond = np.squeeze(self._beyond(np.asarray(N, dtype=float), np.asarray(T, dtype=float)))
-        return np.sqrt([m.calibration if beyond else max(1.0, m.calibration) for m in self.members])
+        return np.sqrt([float(member.variance_factor(beyond)) for member in self.members])
 
     def predict(self, N: ArrayLike, T: ArrayLike, seeds: int = 1) -> Prediction:
         """Losses at N parameters and T tokens, at the best batch and rate of the table."""
@@ -69,7 +78,7 @@ class LossLaws:
         means, own, new = [], [], []
         for member in self.members:
             law, scatter = member.fit.interval(N, T) ** 2, member.fit.noise**2
-            factor = np.where(beyond, member.calibration, max(1.0, member.calibration))
+            factor = member.variance_factor(beyond)
             means.append(np.log(member.fit(N, T)))
             own.append(factor * (law + scatter * (1 - 1 / seeds)) if seeds > 1 else factor * law)
             new.append(factor * (law + scatter))
@@ -86,6 +95,8 @@ class LossLaws:
     def warnings(self) -> list[str]:
         """What a reader of the law must know, a line each."""
         best, lines = self.members[0], []
+        if not best.tested:
+            lines.append(untested_warning("N or T"))
         for against, size in self.trends.items():
             lines.append(f"lack of fit: residuals of the {best.form} form change by {size:+.2%} along {against}")
         if self.rival and best.window_error > WORSE * self.rival.window_error:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri
 
+from videoscaling.scaling.fitting.losses import priors
 from videoscaling.utils.errors import UserError
 
 CONSTANTS = {
@@ -31,20 +31,6 @@ FORMULAS = {
     "product": "(1 + Nc / N^aN) (1 + Tc / T^aT) Linf",
     "three_term": "Nc / N^aN + Bc / B^aB + Sc / (T / B)^aS + Linf",
 }
-EXPONENTS = ("aN", "aT", "aB", "aS")
-# Prior of the logarithms of exponents and of k, [mean, sd]: published exponents are 0.2 to 0.8, and the prior counts
-# as a single point three noise widths off would. Without it an exponent that the data do not show runs to 0 or to
-# infinity.
-PRIORS = {name: (np.log(0.4), 1.0) for name in EXPONENTS} | {"k": (0.0, 1.0)}
-# The floor's share of the lowest loss is as likely anywhere from 0 to 1: u, with share = Phi(u), is normal. On many
-# tables only a bound of the floor is identified: without a prior it ran to 0 (1e-13 on the study's runs), and
-# predictions far beyond the data depended on where a descent stopped. Published floors leave no end out: 0 (Kaplan et
-# al. 2020, a joint form with k 0.095), 0.87 (Chinchilla: 1.69 of 1.94), 0.95 (arXiv 2411.17470: 0.486 of 0.513).
-FLOOR = (0.0, 1.0)
-# A constant whose error is not this much smaller than its prior's is the prior's, not the data's; one known to no
-# better than a factor of e is not identified.
-LEARNED = 0.7
-LOOSE = 1.0
 START_EXPONENTS = (0.2, 0.5, 1.0)
 START_FLOORS = (0.1, 0.5, 0.8, 0.95)
 # Rows that a start is refined on before the best ones are finished on all rows.
@@ -90,7 +76,7 @@ def evaluate(form: str, theta: NDArray, n: NDArray, t: NDArray, b: NDArray) -> t
         n, t, b: [rows] logs of N, T, B relative to a scale.
     """
     logs = {name: theta[..., at, None] for at, name in enumerate(CONSTANTS[form])}
-    power = {name: np.exp(logs[name]) for name in EXPONENTS if name in logs}
+    power = {name: np.exp(logs[name]) for name in priors.EXPONENTS if name in logs}
     floor = np.exp(logs["Linf"])
 
     def term(coefficient: str, exponent: str, x: NDArray) -> tuple[NDArray, NDArray]:
@@ -133,43 +119,6 @@ def _stack(parts: list, total: NDArray) -> NDArray:
     for row, part in zip(stacked, parts):
         np.divide(part, total, out=row)
     return stacked.transpose(*range(1, stacked.ndim), 0)
-
-
-def prior_of(form: str) -> tuple[NDArray, NDArray]:
-    """Mean and precision (1 / sd, 0 without a prior) of a form's constants in the coordinates of ``prior_at``."""
-    pairs = [FLOOR if name == "Linf" else PRIORS.get(name, (0.0, np.inf)) for name in CONSTANTS[form]]
-    return np.array([mean for mean, _ in pairs]), np.array([1 / sd for _, sd in pairs])
-
-
-def prior_at(
-    theta: NDArray, prior: tuple[NDArray, NDArray], floor: int | None, lowest: ArrayLike
-) -> tuple[NDArray, NDArray]:
-    """How many sd each constant is from its prior, with the derivatives in theta, [..., constants].
-
-    Args:
-        prior: mean and precision; the floor's are of u, Phi(u) its share of the lowest loss, the others' of theta.
-        floor: where ln Linf is; None where there is none.
-        lowest: [...] ln of the lowest loss.
-    """
-    at, slope = theta.copy(), np.ones_like(theta)
-    if floor is not None:
-        share = np.clip(np.exp(theta[..., floor] - lowest), 1e-12, 1 - 1e-9)
-        at[..., floor] = u = ndtri(share)
-        slope[..., floor] = share * np.sqrt(2 * np.pi) * np.exp(u**2 / 2)
-    return (at - prior[0]) * prior[1], slope * prior[1]
-
-
-def remarks(sd: NDArray, slope: NDArray) -> list[str]:
-    """What to print behind each constant: empty where the data identify it.
-
-    Args:
-        sd: [constants] standard errors of the logarithms. slope: as ``prior_at`` gives.
-    """
-    return [
-        " (the prior's: not identified)" if error * prior > LEARNED
-        else " (not identified)" if error > LOOSE else ""
-        for error, prior in zip(sd, slope)
-    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -261,15 +210,15 @@ def fit_form(
     delta = HUBER * sd
     residual, J = _weighted(form, theta, logs, y, precision)
     irls = np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
-    mean, sharpness = prior_of(form)
-    _, slope = prior_at(theta, (mean, sharpness), CONSTANTS[form].index("Linf"), y.min())
+    mean, sharpness = priors.prior_of(CONSTANTS[form])
+    _, slope = priors.prior_at(theta, (mean, sharpness), CONSTANTS[form].index("Linf"), y.min())
     hessian = (J * irls[:, None]).T @ J / sd**2 + np.diag(slope**2)
     drawn = None
     if draws:
         label = np.arange(len(y)) if cluster is None else np.unique(cluster, return_inverse=True)[1]
         random = np.random.default_rng(seed)
         weights = random.exponential(size=(draws, label.max() + 1))
-        # What only a prior tells varies as the prior does: each refit has a centre drawn from it.
+        # What only a prior decides varies as the prior does: each refit has a centre drawn from it.
         known = sharpness > 0
         centres = np.broadcast_to(mean, (draws, len(mean))).copy()
         centres[:, known] += random.standard_normal((draws, known.sum())) / sharpness[known]
@@ -329,7 +278,7 @@ def descend(
     Args:
         logs: [rows] each; y: ln loss, [rows] or [problems, rows].
         precision: [rows] multiplies residuals; weight: [rows] or [problems, rows] multiplies a row's Huber loss.
-        prior: mean, [constants] or [problems, constants], and precision, as of ``prior_of(form)``.
+        prior: mean, [constants] or [problems, constants], and precision, as of ``priors.prior_of(CONSTANTS[form])``.
         free: [constants] which are fitted; the others stay as they start.
         exponents: the smallest and largest that there may be.
         ceiling: Linf is at most this, and never above the lowest loss.
@@ -352,13 +301,13 @@ def descend(
             )  # fmt: skip
         return tuple(np.concatenate(v) for v in zip(*found))
     theta = theta.copy()
-    mean, sharpness = prior_of(form) if prior is None else prior
+    mean, sharpness = priors.prior_of(CONSTANTS[form]) if prior is None else prior
     mean = np.broadcast_to(mean, theta.shape)
     every = len(theta), len(logs[0])
     y, weight = np.broadcast_to(y, every), np.broadcast_to(1.0 if weight is None else weight, every)
     free = np.ones(len(sharpness), dtype=bool) if free is None else free
     floor = CONSTANTS[form].index("Linf")
-    bounded = [at for at, name in enumerate(CONSTANTS[form]) if name in EXPONENTS and exponents and free[at]]
+    bounded = [at for at, name in enumerate(CONSTANTS[form]) if name in priors.EXPONENTS and exponents and free[at]]
     lowest = np.min(y, axis=-1)
     highest = np.minimum(lowest, np.log(ceiling))
     found, costs, left = theta, np.empty(len(theta)), np.arange(len(theta))
@@ -370,7 +319,7 @@ def descend(
         residual = (value - y) * (precision / sd)
         size = np.abs(residual)
         huber = np.where(size <= HUBER, residual**2 / 2, HUBER * (size - HUBER / 2))
-        away, slope = prior_at(theta, (mean, sharpness), floor, lowest)
+        away, slope = priors.prior_at(theta, (mean, sharpness), floor, lowest)
         total = np.sum(weight * huber, axis=-1) + np.sum(away**2, axis=-1) / 2
         return np.where(np.isfinite(total), total, np.inf), residual, J, away, slope
 
@@ -419,7 +368,7 @@ def _starts(form: str, loss: NDArray) -> NDArray:
     for share in START_FLOORS:
         floor, rest = share * low, middle - share * low
         for exponent in START_EXPONENTS:
-            values = dict.fromkeys(EXPONENTS, exponent) | {"Linf": floor, "k": 1.0}
+            values = dict.fromkeys(priors.EXPONENTS, exponent) | {"Linf": floor, "k": 1.0}
             count = 3 if form == "three_term" else 2
             part = np.sqrt(middle / floor) - 1 if form == "product" else rest / count
             starts.append([np.log(values.get(name, part)) for name in CONSTANTS[form]])

@@ -7,7 +7,7 @@ import numpy as np
 from videoscaling.scaling.fitting import table_kind
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.grids.loss_law import unidentified
-from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.losses import forms, priors
 from videoscaling.scaling.fitting.losses.average import LossLaws, fit_losses
 from videoscaling.scaling.fitting.losses.forms import FORMULAS
 from videoscaling.scaling.fitting.options import Options
@@ -74,7 +74,7 @@ def fit_law(ledger: Ledger, options: Options, cost: Cost, provenance: dict[str, 
 
 
 def _check_slopes(fitted: LossLaws, ledger: Ledger) -> None:
-    """Raise Untrusted where the losses hardly tell how they fall with N, or with T."""
+    """Raise Untrusted where the losses hardly identify how they fall with N, or with T."""
     losses = as_losses(fitted)
     middle = (float(np.exp(np.log(v).mean())) for v in (ledger.N, ledger.T))
     slopes = [np.stack(batch.slopes(*at)) for at in [tuple(middle)] for batch in losses.drawn(*at)]
@@ -93,12 +93,15 @@ def summary(fitted: LossLaws, lowest: float) -> list[str]:
     lines = []
     for member in fitted.members:
         fit = member.fit
-        _, slope = forms.prior_at(
-            fit.theta, forms.prior_of(fit.form), forms.CONSTANTS[fit.form].index("Linf"), np.log(lowest)
+        _, slope = priors.prior_at(
+            fit.theta,
+            priors.prior_of(forms.CONSTANTS[fit.form]),
+            forms.CONSTANTS[fit.form].index("Linf"),
+            np.log(lowest),
         )
         constants = ", ".join(
             f"{name} {value:.4g}{remark}"
-            for (name, value), remark in zip(fit.constants.items(), forms.remarks(fit.errors, slope))
+            for (name, value), remark in zip(fit.constants.items(), priors.remarks(fit.errors, slope))
         )
         error = f"rms {member.window_error:.2%} where the largest N, T and N T are predicted from smaller ones"
         if np.isnan(member.window_error):

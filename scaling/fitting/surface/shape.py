@@ -9,7 +9,7 @@
 With d = 0 the valley is open to small batches: there is a critical batch, and no best one. Logarithms of lr, B, T, N
 are relative to a scale, and positive constants enter by their logarithms.
 
-Two refinements, of which public grids need both: ln lr_opt is concave in ln B (r: its slope falls from aB + r at small
+Two refinements, both needed by public grids: ln lr_opt is concave in ln B (r: its slope falls from aB + r at small
 batches to aB - r at large ones), and k changes with T, N and B (kT, kN, kB). On ScaleBench's sizes below 4e8 they take
 the residuals near the best from 0.36 to 0.22 %.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.losses import forms, priors
 
 LEVELS = "levels"  # in place of a form: a free level for each grid
 # Within how many e-foldings of B from the critical batch the rate's slope and its curvature change.
@@ -129,8 +129,8 @@ class Model:
 
     @cached_property
     def prior(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and precision (1 / sd) of theta; of the floor in the coordinates of ``forms.prior_at``."""
-        level = np.zeros((2, self.grids)) if self.form == LEVELS else forms.prior_of(self.form)
+        """Mean and precision (1 / sd) of theta; of the floor in the coordinates of ``priors.prior_at``."""
+        level = np.zeros((2, self.grids)) if self.form == LEVELS else priors.prior_of(forms.CONSTANTS[self.form])
         pairs = [PRIORS.get(name, (0.0, np.inf)) for name in self.names[len(self.level_names) :]]
         own = [mean for mean, _ in pairs], [1 / sd for _, sd in pairs]
         return np.append(level[0], own[0]), np.append(level[1], own[1])
@@ -138,7 +138,7 @@ class Model:
     def prior_at(self, theta: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """How many sd each constant is from its prior, with the derivatives in theta."""
         floor = None if self.form == LEVELS else self.place("f.Linf")
-        return forms.prior_at(theta, self.prior, floor, self.lowest)
+        return priors.prior_at(theta, self.prior, floor, self.lowest)
 
 
 def rate_offset(model: Model, theta: NDArray, n: NDArray, t: NDArray, b: NDArray) -> NDArray:

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.estimates import Estimate, Prediction, t_quantile
-from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.losses import forms, priors
 from videoscaling.scaling.fitting.surface import diagnostics, least_squares, noise, selection, shape
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.shape import Inputs, Model
-from videoscaling.scaling.fitting.uncertainty import DRAWS, UNTESTED, WORSE, calibration, draw
+from videoscaling.scaling.fitting.uncertainty import DRAWS, UNTESTED, WORSE, calibration, draw, untested_warning
 from videoscaling.utils.errors import UserError
 
 # B_opt counts as seen where shapes that are open to small batches have at most this weight, and where this share of
@@ -136,7 +136,7 @@ class Surface:
         for name in ("aB", "aT", "aN", "bT", "bN"):
             if name in solution.model.names and name not in solution.model.held:
                 at = solution.model.place(name)
-                if np.sqrt(solution.covariance[at, at]) * precision[at] > forms.LEARNED:
+                if np.sqrt(solution.covariance[at, at]) * precision[at] > priors.LEARNED:
                     names.append(name)
         return names
 
@@ -297,10 +297,7 @@ class Surface:
             )
         by = [by for by in ("N", "T") if self.members and not any(step.by == by for step in self.members[0].steps)]
         if by:
-            lines.append(
-                f"no prediction of a larger {' or '.join(by)} could be tested on these runs: beyond them intervals of "
-                f"losses are {np.sqrt(UNTESTED):g} times as wide as the fit claims"
-            )
+            lines.append(untested_warning(" or ".join(by)))
         names = self.unidentified()
         if names:
             lines.append(f"the data do not identify {', '.join(names)}: their intervals are mostly the priors'")

@@ -11,7 +11,7 @@ from videoscaling.scaling.fitting import plausibility
 from videoscaling.scaling.fitting.grids import lines
 from videoscaling.scaling.fitting.grids.fit_points import Untrusted, at_nominal, grid_optima
 from videoscaling.scaling.fitting.grids.optimum import WINDOW, Optimum
-from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.losses import priors
 from videoscaling.scaling.fitting.losses.forms import FORMULAS
 from videoscaling.scaling.fitting.run_info import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
 from videoscaling.scaling.fitting.sizes import STILL
@@ -207,7 +207,7 @@ def _form_lines(surface: Surface) -> list[str]:
         sd, slope = np.sqrt(np.diag(member.solution.covariance)), member.solution.model.prior_at(theta)[1]
         constants = ", ".join(
             f"{name[2:]} {np.exp(value):.4g}{remark}"
-            for name, value, remark in zip(names, theta, forms.remarks(sd, slope))
+            for name, value, remark in zip(names, theta, priors.remarks(sd, slope))
         )
         lines += [
             f"loss form {member.form}, weight {member.weight:.2f}: L = {FORMULAS[member.form]}",

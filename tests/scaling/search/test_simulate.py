@@ -12,7 +12,7 @@ from videoscaling.scaling.fitting.surface import noise, surface_law
 from videoscaling.scaling.planning.allocation import proportional
 from videoscaling.scaling.runs import from_arrays
 from videoscaling.scaling.search import simulate
-from videoscaling.scaling.search.planned_runs import PlannedRun, doubts
+from videoscaling.scaling.search.planned_runs import PlannedRun, fit_warnings
 from videoscaling.scaling.search.simulate import Target, expect
 from videoscaling.scaling.search.truth import SCATTER, Truth, simulated_runs
 from videoscaling.utils.errors import UserError
@@ -214,7 +214,7 @@ def test_numbers_of_few_sweeps_are_none(law, monkeypatch, refusals):
     for one in (*found["exponents"].values(), at["loss"], at["lr"]):
         assert ("bias" in one) == (refusals < 3)
     assert (at["close"] is None) == (refusals == 3)
-    assert ("unknown: 1 of 4 sweeps tell it" in text) == (refusals == 3)
+    assert ("unknown: 1 of 4 sweeps identify it" in text) == (refusals == 3)
     assert (f"refused in {refusals} of 4 sweeps" in text) == (refusals > 0)
     assert ("where the law has the best runs" in text) == (refusals > 0)
 
@@ -286,7 +286,7 @@ def small(sizes=(1e7, 3e7, 1e8), lr=(1e-4, 2e-4, 4e-4), B=(1e4, 2e4, 4e4), T=(1e
     ],
 )
 def test_runs_too_few_to_decide_are_told_before_they_are_run(asked, messages):
-    found = doubts(asked)
+    found = fit_warnings(asked)
     assert len(found) == len(messages), found
     for text, message in zip(found, messages):
         assert message in text

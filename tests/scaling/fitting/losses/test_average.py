@@ -50,3 +50,13 @@ def test_small_table_of_an_additive_law_is_recovered():
 def test_unknown_form_is_named():
     with pytest.raises(UserError, match="'cubic' is none of additive"):
         fit_losses([1e7] * 8, [1e9] * 8, np.linspace(2, 3, 8), form="cubic")
+
+
+def test_tables_too_short_to_test_extrapolation_claim_three_times_the_width_beyond():
+    """Eight rows leave no window to predict from the rest; larger N or T are widened, runs among them are not."""
+    N, T = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e8, 4), [1e9, 4e9]))
+    law = fit_losses(N, T, (40 / N**0.3 + 60 / T**0.25) + 1.5, form="additive", draws=20)
+    assert not law.members[0].tested
+    within, beyond = law.stretch(3e7, 2e9), law.stretch(3e7, 8e9)
+    assert (within, beyond) == (pytest.approx([1.0]), pytest.approx([3.0]))
+    assert any("3 times as wide" in line for line in law.warnings())

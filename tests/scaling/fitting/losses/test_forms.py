@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.losses import forms, priors
 from videoscaling.utils.errors import UserError
 
 
@@ -122,8 +122,8 @@ def test_what_only_the_prior_tells_is_said():
     at = forms.CONSTANTS["joint"].index("Linf")
     for table, wanted in (((N, T, loss), " (the prior's: not identified)"), (table_of_wide_range(), "")):
         fit = forms.fit_form("joint", *table, draws=50)
-        _, slope = forms.prior_at(fit.theta, forms.prior_of("joint"), at, np.log(table[2].min()))
-        assert forms.remarks(fit.errors, slope)[at] == wanted
+        _, slope = priors.prior_at(fit.theta, priors.prior_of(forms.CONSTANTS["joint"]), at, np.log(table[2].min()))
+        assert priors.remarks(fit.errors, slope)[at] == wanted
 
 
 def table_of_wide_range():
