@@ -111,7 +111,7 @@ class VideoPipeline:
         )
 
     def __call__(self, prompts: str | Sequence[str], **settings: Any) -> Tensor:
-        """A video per prompt, float32 [prompts, 3, frames, height, width] in [-1, 1]; ``settings`` are ``batches``'s."""
+        """A video per prompt, float32 [prompts, 3, frames, height, width] in [-1, 1]; ``settings`` as ``batches``."""
         return torch.cat(list(self.batches([prompts] if isinstance(prompts, str) else list(prompts), **settings)))
 
     def batches(
