@@ -4,12 +4,15 @@ python tools/update_docs.py
 """
 
 import argparse
+import contextlib
 import importlib
 import re
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest import mock
 
 import yaml
 
@@ -63,16 +66,15 @@ def parser_of(script: Path) -> Parser:
         found.append(self)
         raise _Stopped
 
-    methods = {name: getattr(Parser, name) for name in ("parse_args", "parse_known_args", "parse_intermixed_args")}
-    try:
-        for name in methods:
-            setattr(Parser, name, stop)
+    parsing = dict.fromkeys(("parse_args", "parse_known_args", "parse_intermixed_args"), stop)
+    with (
+        contextlib.suppress(_Stopped),
+        mock.patch.object(sys, "argv", [script.name]),
+        mock.patch.multiple(Parser, **parsing),
+    ):
         module.main()
-    except _Stopped:
+    if found:
         return found[0]
-    finally:
-        for name, method in methods.items():
-            setattr(Parser, name, method)
     raise AssertionError(f"{script}: main() parses no options")
 
 
