@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [ROOT / "train.py", ROOT / "sample.py"]
 SCRIPTS += [path for path in sorted((ROOT / "tools").glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
 META = {"latent_shape": [16, 5, 4, 4], "fingerprint": "f00d"}  # 17 frames of 32 x 32: 80 tokens
-COMMAND = re.compile(r"^\s*((?:python|torchrun) .*)$", re.MULTILINE)
+COMMAND = re.compile(r"^\s*((?:python|torchrun) [\w-]*[-./].*)$", re.MULTILINE)
 
 
 class Parsed(Exception):
