@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument(
         "--scheduler",
         aliases=("--sampler", "--solver", "--sampling-method"),
-        help="euler, dpm++ or unipc for flows; ddim, dpm++ or unipc for vp processes",
+        help="euler, dpm++ or unipc for flows; ddim, dpm++ or unipc for vp processes (default: the first of each)",
     )
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or raw (default: ema)")
     parser.add_argument("--format", choices=FORMATS, default="mp4", help="mp4, gif, or png (frames side by side)")
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
 
     from videoscaling.data.export import WRITERS, write_grid
     from videoscaling.diffusion.process import Process
-    from videoscaling.diffusion.sampling import build_scheduler, sample
+    from videoscaling.diffusion.sampling import build_scheduler, known_schedulers, sample
     from videoscaling.models.text import cut_warning
     from videoscaling.training.checkpoint import find_checkpoint, read_config, read_state
     from videoscaling.training.logs.preview import load_encoders
@@ -127,15 +127,16 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
     config, data = read_config(path), read_state(path)["data"]
     device = pick_device(arguments.device)
     process = Process(config.diffusion.process, config.diffusion.target)
-    build_scheduler(process, arguments.scheduler, arguments.steps, device)
+    scheduler = arguments.scheduler or known_schedulers(process)[0]
+    build_scheduler(process, scheduler, arguments.steps, device)
     model = build_model(config, data, device)
     load_weights(model, path, arguments.weights)
     model.eval()
     vae, encoder = load_encoders(data, device, vae=arguments.vae, text=arguments.text)
     if warning := cut_warning(encoder, prompts, "prompts"):
         print(warning, file=sys.stderr)
-    settings = {name: getattr(arguments, name) for name in ("steps", "guidance", "scheduler", "weights")}
-    settings |= {"checkpoint": str(path)}
+    settings = {name: getattr(arguments, name) for name in ("steps", "guidance", "weights")}
+    settings |= {"scheduler": scheduler, "checkpoint": str(path)}
     records, clips = [], []
     starts = range(0, len(prompts), arguments.batch)
     with Progress(len(prompts), "sampling", "videos") as progress:
@@ -154,7 +155,7 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
                 seeds,
                 arguments.steps,
                 arguments.guidance,
-                arguments.scheduler,
+                scheduler,
             )
             for prompt, seed, clip in zip(batch, seeds.tolist(), vae.decode(latents)):
                 name = f"{len(records):03d}_{_slug(prompt)}.{arguments.format}"
