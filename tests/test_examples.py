@@ -14,13 +14,12 @@ import pytest
 
 from tests.commands import call
 from videoscaling.sweeps.grid import read_keys
+from videoscaling.tools.update_docs import SCRIPTS
 from videoscaling.training.config import load_config
 from videoscaling.training.run import resolve
 from videoscaling.utils.errors import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = [ROOT / "train.py", ROOT / "sample.py"]
-SCRIPTS += [path for path in sorted((ROOT / "tools").glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
 META = {"latent_shape": [16, 5, 4, 4], "fingerprint": "f00d"}  # 17 frames of 32 x 32: 80 tokens
 COMMAND = re.compile(r"^\s*((?:python|torchrun) [\w-]*[-./].*)$", re.MULTILINE)
 
