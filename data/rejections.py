@@ -67,7 +67,7 @@ def whole_videos(rejected: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 def exceeds(rejected: Sequence[dict[str, str]], videos: int, most: float) -> bool:
     """Whether more than the fraction ``most`` of the videos are rejected."""
     lost = len(whole_videos(rejected))
-    return lost > 0 and lost / videos > most  # not most * videos: .29 * 100 is less than 29
+    return lost > 0 and lost / videos > most  # not most * videos: 0.29 * 100 is less than 29
 
 
 def too_many(rejected: Sequence[dict[str, str]], videos: int) -> str:
