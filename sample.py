@@ -111,6 +111,7 @@ def read_prompts(given: list[str], path: Path | None) -> list[str]:
 def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
     """Sample every prompt and write the files; nothing is written before all inputs were accepted."""
     from videoscaling.data.export import WRITERS, write_grid
+    from videoscaling.diffusion.sampling import known_schedulers
     from videoscaling.training.checkpoint import find_checkpoint
     from videoscaling.training.pipeline import VideoPipeline
     from videoscaling.utils.progress import Progress
@@ -119,7 +120,8 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
     pipeline = VideoPipeline.from_run(
         path, weights=arguments.weights, device=arguments.device, vae=arguments.vae, text=arguments.text
     )
-    sampling = {name: getattr(arguments, name) for name in ("steps", "guidance", "scheduler")}
+    scheduler = arguments.scheduler or known_schedulers(pipeline.process)[0]
+    sampling = {"steps": arguments.steps, "guidance": arguments.guidance, "scheduler": scheduler}
     settings = sampling | {"weights": arguments.weights, "checkpoint": str(path)}
     records, clips = [], []
     with Progress(len(prompts), "sampling", "videos") as progress:

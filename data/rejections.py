@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import mode
 
 from videoscaling.data.clip_groups import SPLITS
 from videoscaling.data.shards import Shard, is_whole, read_header
@@ -50,6 +51,12 @@ def once(rejected: Iterable[dict[str, str]]) -> list[dict[str, str]]:
 def reason_counts(rejected: Sequence[dict[str, str]]) -> str:
     """The number rejected for each reason, as text."""
     return ", ".join(f"{n} {reason}" for reason, n in Counter(row["reason"] for row in rejected).most_common())
+
+
+def example(rejected: Sequence[dict[str, str]]) -> str:
+    """The first video that was rejected for the most common reason, with the detail of that."""
+    reason = mode(row["reason"] for row in rejected)
+    return next(f"{row['source']}: {row['detail']}" for row in rejected if row["reason"] == reason)
 
 
 def whole_videos(rejected: Sequence[dict[str, str]]) -> list[dict[str, str]]:
