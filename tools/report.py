@@ -45,13 +45,13 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     args = arguments().parse_args()
     law, published = law_file.load(args.law), law_file.load(PAPER)
-    ledger = runs.read(args.results, tables.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
+    table = runs.read(args.results, tables.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
     planned = compare(law, read_result(args.planned / FILE)) if args.planned else None
     if args.samples and not args.samples.is_dir():
         raise UserError(f"--samples {args.samples}: no such folder")
     made = f"; figure by commit {(code_revision() or 'unknown')[:10]} on {date.today().isoformat()}"
     cost = allocation.cost_of(law, smooth_width)
-    sources = Sources.of(ledger, law, cost, planned=planned, published=published, made=made)
+    sources = Sources.of(table, law, cost, planned=planned, published=published, made=made)
     charts = report.write(sources, args.out, args.samples, args.figures)
     if args.tensorboard:
         from torch.utils.tensorboard import SummaryWriter

@@ -23,16 +23,16 @@ def predictions(sources: Sources) -> Table:
     Points of a surface are cells near their grid's best and all that were held out, at their own batch and rate; those
     of a loss law are ``Sources.points``.
     """
-    law, ledger = sources.law, sources.ledger
+    law, table = sources.law, sources.runs
     if law.surface is None:
         found = sources.points()
         found |= {"excess": np.full(len(found["N"]), np.nan)}
     else:
-        best = np.full(len(ledger), np.inf)
-        for *_, own in ledger.grids():
-            best[own] = np.min(ledger.loss[own])
-        chosen = np.isfinite(ledger.loss) & (ledger.heldout | (ledger.loss <= best * (1 + NEAR)))
-        cells = ledger.rows(chosen)
+        best = np.full(len(table), np.inf)
+        for *_, own in table.grids():
+            best[own] = np.min(table.loss[own])
+        chosen = np.isfinite(table.loss) & (table.heldout | (table.loss <= best * (1 + NEAR)))
+        cells = table.rows(chosen)
         found = {"N": cells.N, "T": cells.nominal_T, "B": cells.B, "lr": cells.lr, "loss": cells.loss,
                  "heldout": cells.heldout, "optimum": np.ones(len(cells), dtype=bool),
                  "excess": 100 * relative_error(cells.loss, best[chosen])}  # fmt: skip

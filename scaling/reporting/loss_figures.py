@@ -33,7 +33,7 @@ MOST = 0.97  # of the losses that a figure shows: the rest went wrong
 def loss_over_flops(sources: Sources) -> Chart:
     """All losses over training FLOPs, the lowest at each budget so far, and the law's best at each budget."""
     chart = Chart("loss_over_flops", "Loss over training FLOPs", size=(WIDTH, 4.4))
-    axis, runs = chart.axes[0, 0], chart.add("run", **sources.runs())
+    axis, runs = chart.axes[0, 0], chart.add("run", **sources.milestones())
     shades = colours(runs["N"])
     for N, own in groups(runs, "N"):
         held = own["heldout"]
@@ -65,7 +65,7 @@ def loss_over_flops(sources: Sources) -> Chart:
 def training_curves(sources: Sources) -> Chart:
     """Validation losses over tokens, run by run, and the law's at the best batch and rate; a planned run."""
     chart = Chart("training_curves", "Training curves", size=(WIDTH, 4.4))
-    axis, runs = chart.axes[0, 0], chart.add("run", **sources.runs())
+    axis, runs = chart.axes[0, 0], chart.add("run", **sources.milestones())
     planned = sources.planned
     sizes, tokens = np.unique(runs["N"]), runs["T"]
     if planned:

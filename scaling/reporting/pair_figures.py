@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from videoscaling.scaling.checks.fixed_pair import compare, prices
 from videoscaling.scaling.checks.heldout import relative_error
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.grids.optimum import Optimum, cell_means
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.laws import TOLERANCE
 from videoscaling.scaling.reporting.chart import Chart, LeftOut, Table
 from videoscaling.scaling.reporting.sources import (
@@ -37,7 +37,7 @@ from videoscaling.scaling.reporting.style import (
     rate_text,
     short,
 )
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ def heat_maps(sources: Sources) -> Chart:
     if not optima:
         raise LeftOut("the rows have no grids over (lr, B)")
     sizes, tokens = np.unique([o.N for o in optima]), np.unique([o.T for o in optima])
-    table = len(tokens) <= ABREAST + 1 and len(optima) > len(sizes) * len(tokens) / 2
-    columns = len(tokens) if table else min(ABREAST, len(optima))
-    count = len(sizes) if table else -(-len(optima) // columns)
+    aligned = len(tokens) <= ABREAST + 1 and len(optima) > len(sizes) * len(tokens) / 2
+    columns = len(tokens) if aligned else min(ABREAST, len(optima))
+    count = len(sizes) if aligned else -(-len(optima) // columns)
     size = max(2.3 * columns + 1.0, 4), 2.1 * count + 0.2
     chart = Chart("heat_maps", "Loss over rate and batch", rows=count, columns=columns, size=size)
     grids = [sources.grids.rows(own) for _, _, own in sources.grids.grids()]
@@ -73,7 +73,7 @@ def heat_maps(sources: Sources) -> Chart:
     for axis in chart.axes.flat:
         axis.set_visible(False)
     for number, (optimum, grid, own) in enumerate(zip(optima, grids, cells)):
-        place = np.searchsorted(sizes, optimum.N) * columns + np.searchsorted(tokens, optimum.T) if table else number
+        place = np.searchsorted(sizes, optimum.N) * columns + np.searchsorted(tokens, optimum.T) if aligned else number
         axis = chart.axes.flat[place]
         axis.set_visible(True)
         at = {"N": optimum.N, "T": optimum.T}
@@ -110,7 +110,7 @@ def heat_maps(sources: Sources) -> Chart:
     return sources.captioned(chart, text, rate_formula(sources.law))
 
 
-def _cells(grid: Ledger) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+def _cells(grid: RunTable) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """lr, B, mean loss and per cent above the best of each cell of a grid; inf where all its runs diverged."""
     _, first = np.unique(np.log(np.stack([grid.lr, grid.B])).round(6), axis=1, return_index=True)
     loss = cell_means(grid.lr, grid.B, grid.loss)[first]
@@ -164,13 +164,13 @@ def _equal_widths(known: NDArray) -> tuple[Callable, Callable]:
     )
 
 
-def _raster(grid: Ledger) -> tuple[NDArray, NDArray]:
+def _raster(grid: RunTable) -> tuple[NDArray, NDArray]:
     """Rates and batches [RASTER, RASTER] a little beyond a grid's."""
     margins = [max((v.max() / v.min()) ** 0.12, 1.1) for v in (grid.lr, grid.B)]
     return np.meshgrid(*(np.geomspace(v.min() / m, v.max() * m, RASTER) for v, m in zip((grid.lr, grid.B), margins)))
 
 
-def _of_surface(sources: Sources, optimum: Optimum, grid: Ledger) -> list[tuple]:
+def _of_surface(sources: Sources, optimum: Optimum, grid: RunTable) -> list[tuple]:
     """(Name, lr, B, per cent above the best or None) of a surface's contours, its best rate and a plan's pair."""
     law, (lr, B), found = sources.law, _raster(grid), []
     if not has_rates(law):
@@ -184,7 +184,7 @@ def _of_surface(sources: Sources, optimum: Optimum, grid: Ledger) -> list[tuple]
     return [*found, ("best", pair.lr.value, pair.B.value, None)]
 
 
-def _of_quadratic(sources: Sources, optimum: Optimum, grid: Ledger) -> list[tuple]:
+def _of_quadratic(sources: Sources, optimum: Optimum, grid: RunTable) -> list[tuple]:
     """(Name, lr, B, per cent above the best or None) of a grid's quadratic, its ellipse and its minimum."""
     if not optimum.usable:
         return []
@@ -267,20 +267,20 @@ def _mark(chart: Chart, o: Optimum, name: str) -> tuple[dict[str, str], Table]:
 def fixed_pair(sources: Sources) -> Chart:
     """Left: what one (lr, B) for all costs at each (N, T). Right: N_opt by the optimal and by the fixed pair."""
     try:
-        (lr, B), found = prices(sources.ledger)
-    except (Untrusted, UserError) as reason:
+        (lr, B), found = prices(sources.runs)
+    except (UnsupportedFit, UserError) as reason:
         raise LeftOut(str(reason).splitlines()[0]) from None
     known = np.array([(row["N"], row["T"], *row["price"].values()) for row in found if row["price"]], dtype=float)
     if not len(known):
         raise LeftOut("the pair lies outside every grid's cells near its best")
     text = f"One pair for all, lr {lr:.3g} and B {B:.4g}: its loss over that of each grid's optimum, 95 % intervals."
     try:
-        c = compare(sources.ledger, sources.cost, (lr, B))
+        c = compare(sources.runs, sources.cost, (lr, B))
         text += (
             f" Right: N_opt by the loss laws through both; at {c.C:.3g} FLOPs the fixed one asks for {c.ratio[0]:.3g} "
             f"times the size [{c.ratio[1]:.3g}, {c.ratio[2]:.3g}]."
         )
-    except (Untrusted, UserError) as reason:
+    except (UnsupportedFit, UserError) as reason:
         c = None
         text += f" Its N_opt is left out: {str(reason).splitlines()[0]}."
     columns = 2 if c else 1

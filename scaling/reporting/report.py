@@ -14,7 +14,7 @@ from videoscaling.scaling.reporting.chart import Chart, LeftOut
 from videoscaling.scaling.reporting.measured_run import MeasuredRun
 from videoscaling.scaling.reporting.sources import Sources, loss_formula, rate_formula
 from videoscaling.scaling.reporting.style import short
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import read_json, write_bytes, write_text
 
@@ -103,11 +103,11 @@ def page(
     videos: str | None = None,
 ) -> str:
     """The page as HTML; ``pictures`` are the charts as PNG, by name."""
-    law, ledger = sources.law, sources.ledger
+    law, table = sources.law, sources.runs
     sections = []
     if sources.planned:
         sections.append(_section("The prediction and the run", _comparison(sources.planned)))
-    warnings = [*_other_runs(ledger, law), *(law.fit.get("warnings") or ())]
+    warnings = [*_other_runs(table, law), *(law.fit.get("warnings") or ())]
     if warnings:
         sections.append(_section("Warnings", _items(warnings, "warnings")))
     # A grid that was held out needs no more cells: no law waits for it. A surface needs no optimum inside a grid.
@@ -122,19 +122,19 @@ def page(
     if left_out:
         reasons = [f"{name.replace('_', ' ')}: {reason}" for name, reason in left_out.items()]
         sections.append(_section("Figures left out", _items(reasons)))
-    diverged = int(np.isinf(ledger.loss).sum())
+    diverged = int(np.isinf(table.loss).sum())
     subtitle = (
-        f"{len(set(ledger.run_id.tolist()))} runs, {len(ledger)} milestones"
-        f"{f', {diverged} diverged' if diverged else ''}, {len(np.unique(ledger.N))} sizes from "
-        f"{short(ledger.N.min())} to {short(ledger.N.max())} parameters."
+        f"{len(set(table.run_id.tolist()))} runs, {len(table)} milestones"
+        f"{f', {diverged} diverged' if diverged else ''}, {len(np.unique(table.N))} sizes from "
+        f"{short(table.N.min())} to {short(table.N.max())} parameters."
     )
     title = html.escape(f"Scaling laws: {law.name}")
     return PAGE.format(title=title, subtitle=subtitle, sections="\n".join(sections))
 
 
-def _other_runs(ledger: Ledger, law: Law) -> list[str]:
-    """A line on why the ledger's runs are not those that the law was fitted to; empty where they may be."""
-    fitted = ledger.rows(~ledger.heldout)
+def _other_runs(table: RunTable, law: Law) -> list[str]:
+    """A line on why the table's runs are not those that the law was fitted to; empty where they may be."""
+    fitted = table.rows(~table.heldout)
     apart = []
     for name in ("N", "T"):
         span, values = law.domain[name], getattr(fitted, name)
@@ -144,10 +144,10 @@ def _other_runs(ledger: Ledger, law: Law) -> list[str]:
                 f"it was fitted on {name} {span[0]:.4g} to {span[1]:.4g}, and these have {values.min():.4g} to "
                 f"{values.max():.4g}"
             )
-    clips = {int(n) for n in ledger.n_ctx if n > 0}
+    clips = {int(n) for n in table.n_ctx if n > 0}
     if law.n_ctx and clips - {law.n_ctx}:
         apart.append(f"it has clips of {law.n_ctx} tokens, and these {', '.join(map(str, sorted(clips)))}")
-    theirs = {key: value for key, value in ledger.recipe.items() if value is not None}
+    theirs = {key: value for key, value in table.recipe.items() if value is not None}
     differing = sorted(key for key in theirs if law.recipe.get(key) not in (None, theirs[key]))
     if differing:
         apart.append(f"its recipe differs in {', '.join(differing)}")

@@ -19,7 +19,7 @@ from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.reporting.chart import Chart, LeftOut, Table
 from videoscaling.scaling.reporting.measured_run import MeasuredRun
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
 EDGE = 0.01  # the batch beyond which the loss is this much (relative) above the best
@@ -30,7 +30,7 @@ class Sources:
     """What the figures are made from.
 
     Attributes:
-        ledger: the runs, where there are grids at their common tokens.
+        runs: the runs, where there are grids at their common tokens.
         grids: the same with held-out grids as their check has them.
         law: fitted to those that are not held out.
         cost: training FLOPs per token of N parameters.
@@ -40,8 +40,8 @@ class Sources:
         made: the commit and the date of the report, as text.
     """
 
-    ledger: Ledger
-    grids: Ledger
+    runs: RunTable
+    grids: RunTable
     law: Law
     cost: allocation.Cost
     optima: tuple[Optimum, ...]
@@ -50,29 +50,29 @@ class Sources:
     made: str = ""
 
     @staticmethod
-    def of(ledger: Ledger, law: Law, cost: allocation.Cost, **more: Any) -> "Sources":
+    def of(table: RunTable, law: Law, cost: allocation.Cost, **more: Any) -> "Sources":
         """From all runs, as they were read."""
-        has_grids = np.isfinite([ledger.B, ledger.lr]).all() and any(len(own) > 1 for _, _, own in ledger.grids())
+        has_grids = np.isfinite([table.B, table.lr]).all() and any(len(own) > 1 for _, _, own in table.grids())
         if not has_grids:
-            return Sources(ledger, ledger, law, cost, (), **more)
+            return Sources(table, table, law, cost, (), **more)
         # As fits do: losses at the tokens that all runs of a grid have seen, optima by the law's own window.
-        ledger = at_nominal(ledger)
+        table = at_nominal(table)
         axes = tuple(name for name in lines.BOTH if name not in (law.fit.get("along") or {}))
-        optima = tuple(grid_optima(grids := paired(ledger), law.fit.get("window", WINDOW), axes))
-        return Sources(ledger, grids, law, cost, optima, **more)
+        optima = tuple(grid_optima(grids := paired(table), law.fit.get("window", WINDOW), axes))
+        return Sources(table, grids, law, cost, optima, **more)
 
     @property
     def stand_in(self) -> str:
         """The law's warning that best cells stand in for optima, or an empty text."""
         return next((text for text in self.law.fit.get("warnings") or () if text.startswith(STAND_IN)), "")
 
-    def runs(self) -> Table:
+    def milestones(self) -> Table:
         """Run (a number), N, T, B, lr, C, loss and heldout of each milestone with a loss [points].
 
         Raises:
             LeftOut: there is none.
         """
-        own = self.ledger.rows(np.isfinite(self.ledger.loss))
+        own = self.runs.rows(np.isfinite(self.runs.loss))
         if not len(own):
             raise LeftOut("no run ended with a loss")
         number, C = np.unique(own.run_id, return_inverse=True)[1], self.flops(own.N, own.nominal_T)
@@ -86,7 +86,7 @@ class Sources:
         ``optimum`` is 0 where a grid has none inside: the loss is then that of its best cell.
         """
         if not self.optima:
-            runs = self.runs()
+            runs = self.milestones()
             return {name: runs[name] for name in ("N", "T", "loss", "heldout")} | {"optimum": runs["N"] > 0}
         held = {(N, T): bool(self.grids.heldout[own].all()) for N, T, own in self.grids.grids()}
         shown = [o for o in self.optima if o.usable or (o.cells and (every or self.stand_in or held[o.N, o.T]))]
@@ -95,7 +95,7 @@ class Sources:
         return {"N": N, "T": T, "loss": loss, "heldout": heldout > 0, "optimum": optimum > 0}
 
     def flops(self, N: NDArray, T: NDArray) -> NDArray[np.float64]:
-        return training_flops(self.ledger, N, T, self.cost)
+        return training_flops(self.runs, N, T, self.cost)
 
     @property
     def losses(self) -> Losses:
@@ -112,7 +112,7 @@ class Sources:
 
     def captioned(self, chart: Chart, text: str, formula: str | None = None) -> Chart:
         """The chart with its caption: the text, formula (by default of the loss), runs, commit and date."""
-        runs = len(np.unique(self.ledger.run_id))
+        runs = len(np.unique(self.runs.run_id))
         revision = str(self.law.provenance.get("git_revision") or "unknown")[:10]
         source = f"{runs} runs. Law {self.law.name!r}, fitted by commit {revision}{self.made}."
         chart.caption = f"{text} {formula or loss_formula(self.law)}. {source}"

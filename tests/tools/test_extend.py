@@ -143,7 +143,7 @@ def test_milestones_that_the_sweep_no_longer_has_are_left_alone(sweep: Path, tmp
     result = {"N": cell.N, "B": cell.config.train.batch_tokens, "lr": cell.config.optim.lr, "n_ctx": 32}
     result |= {"status": "done", "milestones": milestones, "milestones_asked": [64, 128]}
     write_json(cell.config.run_dir / "result.json", result)
-    assert module._ledger(loaded, held_out=False).nominal_T.tolist() == [128]
+    assert module._table(loaded, held_out=False).nominal_T.tolist() == [128]
 
 
 def test_repeats_are_numbered_on(tmp_path: Path) -> None:

@@ -119,17 +119,17 @@ def test_an_empty_folder_of_samples_is_refused(sources, no_figures, tmp_path):
 
 def test_grids_without_an_optimum_show_what_to_run(cost, swept, tmp_path, no_figures):
     """An edge, and a grid of diverged cells: what to run is named in words."""
-    ledger, law = swept
-    small = ledger.N.min() == ledger.N
-    edge = small & (ledger.T == 2e9) & (ledger.lr < np.median(ledger.lr[small]))
-    gone = small & (ledger.T == 12e9)
-    kept = ~(small & (ledger.T == 2e9)) | edge
-    spoilt = dataclasses.replace(ledger, loss=np.where(gone, np.inf, ledger.loss)).rows(kept)
+    table, law = swept
+    small = table.N.min() == table.N
+    edge = small & (table.T == 2e9) & (table.lr < np.median(table.lr[small]))
+    gone = small & (table.T == 12e9)
+    kept = ~(small & (table.T == 2e9)) | edge
+    spoilt = dataclasses.replace(table, loss=np.where(gone, np.inf, table.loss)).rows(kept)
     page, _ = page_of(Sources.of(spoilt, law, cost), tmp_path)
     assert "What to run next" in page
     assert page.count("<li>to decide it, run at N 1.68e+07") == 2
     # A grid that was held out asks for nothing: no law waits for it.
-    held = dataclasses.replace(spoilt, heldout=spoilt.heldout | (ledger.N.min() == spoilt.N))
+    held = dataclasses.replace(spoilt, heldout=spoilt.heldout | (table.N.min() == spoilt.N))
     assert "What to run next" not in page_of(Sources.of(held, law, cost), tmp_path)[0]
 
 
@@ -141,10 +141,10 @@ def test_a_law_without_a_window_takes_the_default(cost, swept, sources, paper):
 def test_best_cells_that_stand_in_are_named(paper, cost, tmp_path, monkeypatch, pictures):
     """Fitted by force: what is drawn hollow entered the law, and no text says the contrary."""
     cells = simulate.grid(paper, np.geomspace(1e7, 1e8, 5), TOKENS, 4, 4, 2.0, 4.0)
-    ledger = simulate.ledger(paper, cells, TOKENS, 1e-4, n_ctx=1280)
-    law = fit.fit(ledger, "all", fit.Options(force=True), cost, {"name": "forced"}).law
+    table = simulate.run_table(paper, cells, TOKENS, 1e-4, n_ctx=1280)
+    law = fit.fit(table, "all", fit.Options(force=True), cost, {"name": "forced"}).law
     monkeypatch.setattr(report, "FIGURES", (pair_figures.hyperparameters, error_figures.predicted_measured))
-    charts = report.write(Sources.of(ledger, law, cost), tmp_path / "page.html")
+    charts = report.write(Sources.of(table, law, cost), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "enter no law" not in page
     assert "best cells stand in" in page
@@ -162,17 +162,17 @@ def test_best_cells_that_stand_in_are_named(paper, cost, tmp_path, monkeypatch, 
     ],
 )
 def test_a_law_of_other_runs_is_named(cost, swept, tmp_path, no_figures, change, said):
-    ledger, law = swept
-    ledger = dataclasses.replace(ledger, recipe={"data": "theirs", "vae": "theirs", "beta": 1})
-    page, _ = page_of(Sources.of(ledger, dataclasses.replace(law, **change), cost), tmp_path)
+    table, law = swept
+    table = dataclasses.replace(table, recipe={"data": "theirs", "vae": "theirs", "beta": 1})
+    page, _ = page_of(Sources.of(table, dataclasses.replace(law, **change), cost), tmp_path)
     assert page.count("other runs") == (said is not None)
     assert said is None or said in page
 
 
 def test_losses_alone_have_a_page(paper, cost, tmp_path, pictures):
     """A law of averaged loss forms, which has no constants of power laws and no pair."""
-    ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in np.geomspace(1e7, 1e8, 5)], TOKENS, 1e-3)
-    law = fit_law(ledger, "all", LOSSES, Options(form="joint"), cost, {"name": "losses"}).law
-    page, names = page_of(Sources.of(ledger, law, cost), tmp_path)
+    table = simulate.run_table(paper, [(N, np.nan, np.nan) for N in np.geomspace(1e7, 1e8, 5)], TOKENS, 1e-3)
+    law = fit_law(table, "all", LOSSES, Options(form="joint"), cost, {"name": "losses"}).law
+    page, names = page_of(Sources.of(table, law, cost), tmp_path)
     assert set(names) == ALL - {"heat_maps", "hyperparameters", "fixed_pair"}
     assert "L = (Nc / N^aN + Tc / T^aT)^k + Linf; Nc" in page
