@@ -136,7 +136,7 @@ def check_options(parser: Parser, args: argparse.Namespace) -> None:
 def check_method(parser: Parser, args: argparse.Namespace, method: str) -> None:
     """Raise UserError for an option that the method of the table does not read."""
     fitted = {SURFACE: "one surface is fitted", LOSSES: "loss forms are fitted", GRIDS: "optima are fitted"}[method]
-    way = "" if method == GRIDS else ", unless with --method grids"
+    way = "" if method == GRIDS else " (--method grids reads it)"
     parser.refuse_unread(args, UNREAD_BY[method], f"not read where {fitted} to the table, as here{way}")
     if method == SURFACE and args.form == "three_term":
         raise UserError(

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.sampling import build_scheduler, sample
 from videoscaling.models.text import TextEncoder, cut_warning, load_text_encoder
 from videoscaling.models.vae import VideoVAE, load_vae
 from videoscaling.training.schema import LogKeys
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, first_line
 from videoscaling.utils.finiteness import NotFinite
 
 
@@ -74,13 +75,18 @@ class Preview:
     def sample(self, model: nn.Module) -> Tensor:
         """One clip per prompt, float32 [prompts, 3, frames, height, width] in [-1, 1].
 
-        Where latents or pixels are not finite there are none, [0, 3, ...], and the first time a warning.
+        Where they are not finite or do not fit in memory there are none, [0, 3, ...], and the first time a warning.
+
+        Raises:
+            torch.OutOfMemoryError: a sharded model's do not fit: the other processes are in the middle of theirs.
         """
         try:
             return self._sample(model)
-        except NotFinite as error:
+        except (NotFinite, torch.OutOfMemoryError) as error:
+            if isinstance(model, FSDPModule) and not isinstance(error, NotFinite):
+                raise
             if not self._warned and os.environ.get("RANK", "0") == "0":
-                print(f"warning: log.prompts: no videos at this milestone: {error}", file=sys.stderr)
+                print(f"warning: log.prompts: no videos at this milestone: {first_line(error)}", file=sys.stderr)
             self._warned = True
             return torch.empty(0, 3, 1, 1, 1)
 
