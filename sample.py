@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +137,12 @@ def read_prompts(given: list[str], path: Path | None) -> list[str]:
 def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
     """Sample every prompt and write the files; nothing is written before all inputs were accepted."""
     from videoscaling.data.export import WRITERS, write_grid
-    from videoscaling.diffusion.sampling import SamplerOptions
+    from videoscaling.diffusion.sampling import SamplerOptions, known_schedulers
     from videoscaling.training.checkpoint import find_checkpoint
     from videoscaling.training.pipeline import VideoPipeline
     from videoscaling.utils.progress import Progress
 
-    sampling = {name: getattr(arguments, name) for name in SamplerOptions.__dataclass_fields__}
-    options = SamplerOptions(**sampling)
+    options = SamplerOptions(**{name: getattr(arguments, name) for name in SamplerOptions.__dataclass_fields__})
     path = find_checkpoint(arguments.checkpoint, (arguments.weights,))
     pipeline = VideoPipeline.from_run(
         path,
@@ -153,7 +153,8 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
         vae=arguments.vae,
         text=arguments.text,
     )
-    settings = sampling | {"weights": arguments.weights, "checkpoint": str(path)}
+    options = replace(options, scheduler=options.scheduler or known_schedulers(pipeline.process)[0])
+    settings = asdict(options) | {"weights": arguments.weights, "checkpoint": str(path)}
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     number, end = (len(prompts) * part // world for part in (rank, rank + 1))  # this process's prompts
     records, clips = [], []

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.commands import call
-from tests.test_examples import ROOT, SCRIPTS
+from tests.test_examples import ROOT
+from videoscaling.tools.update_docs import SCRIPTS, parser_of
 from videoscaling.utils.errors import Parser, path_text
 
 # Text that is no path. A new option of text is a path, or stands here.
@@ -17,22 +18,9 @@ TEXTS = {
 }  # fmt: skip
 
 
-class Found(Exception):
-    """A command's parser."""
-
-
-def parsers_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[argparse.ArgumentParser]:
+def parsers_of(path: Path) -> list[argparse.ArgumentParser]:
     """The parser of a command, or those of its subcommands."""
-
-    def stop(self: Parser, *args: object, **more: object) -> None:
-        raise Found(self)
-
-    with monkeypatch.context() as patch:
-        for name in ("parse_args", "parse_known_args", "parse_intermixed_args"):
-            patch.setattr(Parser, name, stop)
-        with pytest.raises(Found) as caught:
-            call(str(path.relative_to(ROOT)))
-    parser = caught.value.args[0]
+    parser = parser_of(path)
     inner = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     return list(inner[0].choices.values()) if inner else [parser]
 
@@ -40,7 +28,7 @@ def parsers_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[argparse.Arg
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_every_path_has_the_home_directory_for_a_tilde(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    for parser in parsers_of(path, monkeypatch):
+    for parser in parsers_of(path):
         for action in parser._actions:
             if action.nargs == 0 or action.choices or action.type in (int, float) or action.dest in TEXTS:
                 continue
@@ -72,11 +60,11 @@ IGNORED = [
     ("tools/benchmark.py peers --size 2x64 --size 3x64", "--size: the part peers compares one size"),
     ("sample.py --checkpoint x --prompt a --format png --fps 4", "--fps: a png has its frames side by side"),
     *[(f"tools/fit.py hyperparameters x.csv --method surface {given}",
-       f"{given.split()[0]} is not read by fit.py hyperparameters --method surface")
+       f"{given.split()[0]}: not read by fit.py hyperparameters --method surface")
       for given in ("--optima", "--fix B.N=0", "--prior", "--window 0.1", "--force", "--delta 1e-3")],
-    ("tools/fit.py all x.csv --method grids --form joint", "--form is not read by fit.py all --method grids"),
-    ("tools/fit.py all x.csv --optima --form joint", "--form is not read by fit.py all --optima"),
-    ("tools/fit.py compare x.csv --method grids", "--method is not read by fit.py compare"),
+    ("tools/fit.py all x.csv --method grids --form joint", "--form: not read by fit.py all --method grids"),
+    ("tools/fit.py all x.csv --optima --form joint", "--form: not read by fit.py all --optima"),
+    ("tools/fit.py compare x.csv --method grids", "--method: not read by fit.py compare"),
     ("tools/predict.py --law configs/laws/paper.json x.csv --batch-unit tokens", "--batch-unit: law 'paper' has no"),
     ("tools/sweep.py run configs/sweep/quickstart.yaml --json", "--json: goes with --dry-run"),
 ]  # fmt: skip
@@ -90,6 +78,6 @@ def test_an_option_that_would_be_ignored_is_refused(typed: str, reason: str) -> 
     assert done.stderr.count("\n") == 1
 
 
-def test_every_subcommand_of_a_sweep_shows_its_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    for parser in parsers_of(ROOT / "tools" / "sweep.py", monkeypatch):
+def test_every_subcommand_of_a_sweep_shows_its_example() -> None:
+    for parser in parsers_of(ROOT / "tools" / "sweep.py"):
         assert re.search(rf"^python tools/{parser.prog} \S+\.yaml", parser.format_help(), re.MULTILINE), parser.prog
