@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.estimates import Estimate
+from videoscaling.scaling.fitting.losses.forms import FORMULAS
 from videoscaling.scaling.laws import Law
 from videoscaling.scaling.losses import Losses
 from videoscaling.scaling.planning import allocation
@@ -13,11 +14,6 @@ from videoscaling.utils.errors import UserError
 
 EDGE = 0.01  # the batch beyond which the loss is this much (relative) above the best
 TOLERANCE = 1e-3  # loss given away for a larger batch or for other sizes, relative; the planner's default too
-FORMULAS = {
-    "additive": "L = Nc / N^aN + Tc / T^aT + Linf",
-    "joint": "L = (Nc / N^aN + Tc / T^aT)^k + Linf",
-    "product": "L = (1 + Nc / N^aN) (1 + Tc / T^aT) Linf",
-}
 
 
 def losses(law: Law, N: ArrayLike, T: ArrayLike, B: ArrayLike = np.nan, lr: ArrayLike = np.nan) -> NDArray[np.float64]:
@@ -85,7 +81,7 @@ def loss_formula(law: Law) -> str:
     constants = zip(best.solution.model.level_names, np.exp(best.solution.theta))
     written = ", ".join(f"{name[2:]} {value:.3g}" for name, value in constants)
     scale = law.surface.scale
-    return f"{FORMULAS[best.form]}; {written}; N in {scale.N:.3g}, T in {scale.T:.3g}"
+    return f"L = {FORMULAS[best.form]}; {written}; N in {scale.N:.3g}, T in {scale.T:.3g}"
 
 
 def rate_formula(law: Law) -> str:

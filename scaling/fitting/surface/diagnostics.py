@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
-from videoscaling.scaling.fitting.surface import least_squares, noise
+from videoscaling.scaling.fitting.surface import least_squares, noise, shape
 
 # A trend this unlikely under the fitted noise is no chance: five trends are tested.
 LEVEL = 0.01
@@ -43,7 +43,7 @@ def lack_of_fit(problem: least_squares.Problem, solution: least_squares.Solution
     at = noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, solution.inflation)
     V = noise.Whitener(solution.structure, solution.phi, at)
     columns = {"distance from the optimum": np.sqrt(np.maximum(mean.excess, 0)), "lr / B": rows.l - rows.b}
-    if "f.Linf" in model.names:
+    if model.form != shape.LEVELS:
         columns |= {"ln N squared": rows.n**2, "ln T squared": rows.t**2, "ln N x ln T": rows.n * rows.t}
     base = np.column_stack([mean.jacobian[:, model.free], problem.y - mean.value])
     J, r, explained = _white(V, base[:, :-1]), _white(V, base[:, -1:])[:, 0], []
