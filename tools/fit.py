@@ -19,12 +19,13 @@ from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import PAPER, law_file, runs, tables
 from videoscaling.scaling.checks import extrapolation, fixed_pair
 from videoscaling.scaling.fitting.grids.fit import PARTS
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted, cells_to_run
+from videoscaling.scaling.fitting.grids.fit_points import cells_to_run
 from videoscaling.scaling.fitting.grids.optimum import WINDOW
 from videoscaling.scaling.fitting.losses.forms import CONSTANTS as FORMS
 from videoscaling.scaling.fitting.method import GRIDS, LOSSES, SURFACE, UNREAD_BY, choose_method, fit_law
 from videoscaling.scaling.fitting.options import HOLDABLE, Options, parse_fixed, parse_pair, parse_window
 from videoscaling.scaling.fitting.run_info import cost_of
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
 from videoscaling.utils.files import write_json
 from videoscaling.utils.revision import code_revision
@@ -138,7 +139,7 @@ def check_options(args: argparse.Namespace) -> None:
             )
 
 
-def refuse(args: argparse.Namespace, reason: Untrusted, ledger: runs.Ledger, method: str) -> int:
+def refuse(args: argparse.Namespace, reason: UnsupportedFit, table: runs.RunTable, method: str) -> int:
     """Say why there is no fit, and what would help: options, and cells to run. The exit status, 3."""
     first, *more = str(reason).splitlines()
     ways = [reason.advice]
@@ -148,9 +149,9 @@ def refuse(args: argparse.Namespace, reason: Untrusted, ledger: runs.Ledger, met
         ways.append("--force fits all the same")
     way = f" ({'; '.join(filter(None, ways))})" if any(ways) else ""
     verb = {"compare": "compared", "validate": "validated"}.get(args.part, "fitted")
-    cells = [] if args.optima else cells_to_run(ledger, parse_window(args.window))
+    cells = [] if args.optima else cells_to_run(table, parse_window(args.window))
     print(
-        "\n".join([f"not {verb}: {first}{way}", *more, *(f"note: {t}" for t in ledger.notes), *cells]), file=sys.stderr
+        "\n".join([f"not {verb}: {first}{way}", *more, *(f"note: {t}" for t in table.notes), *cells]), file=sys.stderr
     )
     return 3
 
@@ -172,21 +173,21 @@ def main() -> int:
     hyperparameters = {"hyperparameters": True, "compare": True, "all": None}.get(args.part, False)
     losses = not (args.optima and args.part in ("hyperparameters", "allocation"))
     columns = tables.parse_columns(args.columns)
-    ledger = runs.read(args.results, columns, args.batch_unit, hyperparameters, losses, args.duplicates)
-    ledger, cost, flops = cost_of(ledger, args.n_ctx, smooth_width)
+    table = runs.read(args.results, columns, args.batch_unit, hyperparameters, losses, args.duplicates)
+    table, cost, flops = cost_of(table, args.n_ctx, smooth_width)
     method = GRIDS
     try:
         if args.part == "compare":
-            done = fixed_pair.compare(ledger, cost, parse_pair(args.pair), args.flops, parse_window(args.window))
+            done = fixed_pair.compare(table, cost, parse_pair(args.pair), args.flops, parse_window(args.window))
             return show(args, done.to_dict(), done.text())
-        method = choose_method(ledger, args.part, args.optima, args.method)
+        method = choose_method(table, args.part, args.optima, args.method)
         fixed, prior = parse_fixed(args.fix, args.part), law_file.load(args.prior) if args.prior else None
         options = Options(
             fixed, prior, parse_window(args.window), args.delta, args.force, args.optima, args.form or "auto"
         )
         check_method(args, method)
         if args.part == "validate":
-            done = extrapolation.validate(ledger, method, options, cost)
+            done = extrapolation.validate(table, method, options, cost)
             return show(args, done.to_dict(), done.text())
         provenance = {
             "name": Path(args.out).stem if args.out else "law",
@@ -194,11 +195,11 @@ def main() -> int:
             "git_revision": code_revision() or "unknown",
             "flops": flops,
             "prior": args.prior and Path(args.prior).name,
-            **({"columns": ledger.columns} if ledger.columns else {}),
+            **({"columns": table.columns} if table.columns else {}),
         }
-        fitted = fit_law(ledger, args.part, method, options, cost, provenance)
-    except Untrusted as reason:
-        return refuse(args, reason, ledger, method)
+        fitted = fit_law(table, args.part, method, options, cost, provenance)
+    except UnsupportedFit as reason:
+        return refuse(args, reason, table, method)
     raw = law_file.to_dict(fitted.law)
     law_file.from_dict(raw)  # what is printed is checked as what is written
     return show(

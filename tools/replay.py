@@ -47,8 +47,8 @@ def main() -> int:
         for one in value if isinstance(value, list | tuple) else [value]:
             if not least <= one <= most:
                 raise UserError(f"--{name.replace('_', '-')} {one!s:.12}: must be a number from {least:g} to {most:g}")
-    ledger = runs.read(arguments.table, tables.parse_columns(arguments.columns), arguments.batch_unit)
-    found = measure(Cells.of_ledger(ledger), arguments)
+    table = runs.read(arguments.table, tables.parse_columns(arguments.columns), arguments.batch_unit)
+    found = measure(Cells.of_table(table), arguments)
     print(json.dumps(found) if arguments.json else text(found))
     return 0
 

@@ -53,14 +53,14 @@ def write_tensorboard(drawn: list, folder: str) -> None:
 def main() -> None:
     args = arguments().parse_args()
     law, published = law_file.load(args.law), law_file.load(PAPER)
-    ledger = runs.read(args.results, tables.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
+    table = runs.read(args.results, tables.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
     planned = report.compare(law, read_result(Path(args.planned) / FILE)) if args.planned else None
     samples = Path(args.samples) if args.samples else None
     if samples is not None and not samples.is_dir():
         raise UserError(f"--samples {samples}: no such folder")
     made = f"; figure by commit {(code_revision() or 'unknown')[:10]} on {date.today().isoformat()}"
     cost = allocation.cost_of(law, smooth_width)
-    sources = Sources.of(ledger, law, cost, planned=planned, published=published, made=made)
+    sources = Sources.of(table, law, cost, planned=planned, published=published, made=made)
     page, drawn = report.build(sources, samples)
     write_text(args.out, page)
     if args.figures:

@@ -19,7 +19,7 @@ from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.reporting import law_view
 from videoscaling.scaling.reporting.plotted import LeftOut, Plotted, Table, rows, table
 from videoscaling.scaling.reporting.style import short
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
 CURVE = 60  # points of a curve
@@ -32,7 +32,7 @@ class Sources:
     """What the figures are computed from.
 
     Attributes:
-        ledger: the runs, where there are grids at their common tokens.
+        runs: the runs, where there are grids at their common tokens.
         grids: the same with held-out grids as their check has them.
         law: fitted to those that are not held out.
         cost: training FLOPs per token of N parameters.
@@ -42,8 +42,8 @@ class Sources:
         made: the commit and the date of the report, as text.
     """
 
-    ledger: Ledger
-    grids: Ledger
+    runs: RunTable
+    grids: RunTable
     law: Law
     cost: allocation.Cost
     optima: tuple[Optimum, ...]
@@ -52,16 +52,16 @@ class Sources:
     made: str = ""
 
     @staticmethod
-    def of(ledger: Ledger, law: Law, cost: allocation.Cost, **more: Any) -> "Sources":
+    def of(table: RunTable, law: Law, cost: allocation.Cost, **more: Any) -> "Sources":
         """From all runs, as they were read."""
-        has_grids = np.isfinite([ledger.B, ledger.lr]).all() and any(len(own) > 1 for _, _, own in ledger.grids())
+        has_grids = np.isfinite([table.B, table.lr]).all() and any(len(own) > 1 for _, _, own in table.grids())
         if not has_grids:
-            return Sources(ledger, ledger, law, cost, (), **more)
+            return Sources(table, table, law, cost, (), **more)
         # As fits do: losses at the tokens that all runs of a grid have seen, optima by the law's own window.
-        ledger = at_nominal(ledger)
+        table = at_nominal(table)
         axes = tuple(name for name in lines.BOTH if name not in (law.fit.get("along") or {}))
-        optima = tuple(grid_optima(grids := paired(ledger), law.fit.get("window", WINDOW), axes))
-        return Sources(ledger, grids, law, cost, optima, **more)
+        optima = tuple(grid_optima(grids := paired(table), law.fit.get("window", WINDOW), axes))
+        return Sources(table, grids, law, cost, optima, **more)
 
     @property
     def stand_in(self) -> str:
@@ -75,7 +75,7 @@ class Sources:
         ``optimum`` is 0 where a grid has none inside: the loss is then that of its best cell.
         """
         if not self.optima:
-            finite = self.ledger.rows(np.isfinite(self.ledger.loss))
+            finite = self.runs.rows(np.isfinite(self.runs.loss))
             return {"N": finite.N, "T": finite.nominal_T, "loss": finite.loss, "heldout": finite.heldout,
                     "optimum": np.ones(len(finite), dtype=bool)}  # fmt: skip
         held = {(N, T): bool(self.grids.heldout[own].all()) for N, T, own in self.grids.grids()}
@@ -87,11 +87,11 @@ class Sources:
         }  # fmt: skip
 
     def flops(self, N: NDArray, T: NDArray) -> NDArray[np.float64]:
-        return training_flops(self.ledger, N, T, self.cost)
+        return training_flops(self.runs, N, T, self.cost)
 
     def plotted(self, name: str, title: str, text: str, formula: str, *blocks: tuple[str, Table]) -> Plotted:
         """A figure's data, its caption ended by formula, runs, commit and date."""
-        runs = len(np.unique(self.ledger.run_id))
+        runs = len(np.unique(self.runs.run_id))
         revision = str(self.law.provenance.get("git_revision") or "unknown")[:10]
         source = f"{runs} runs. Law {self.law.name!r}, fitted by commit {revision}{self.made}."
         return Plotted(name, title, " ".join(part for part in (text, f"{formula}.", source) if part), table(*blocks))
@@ -99,16 +99,16 @@ class Sources:
 
 def loss_over_flops(sources: Sources) -> Plotted:
     """All losses over training FLOPs, the lowest at each budget so far, and the law's best at each budget."""
-    ledger = sources.ledger.rows(np.isfinite(sources.ledger.loss))
-    if not len(ledger):
+    table = sources.runs.rows(np.isfinite(sources.runs.loss))
+    if not len(table):
         raise LeftOut("no run ended with a loss")
-    C = sources.flops(ledger.N, ledger.nominal_T)
-    order = np.lexsort((ledger.loss, C))
-    lowest = np.minimum.accumulate(ledger.loss[order])
+    C = sources.flops(table.N, table.nominal_T)
+    order = np.lexsort((table.loss, C))
+    lowest = np.minimum.accumulate(table.loss[order])
     first = np.append(True, np.diff(lowest) < 0)
     blocks = [
-        ("run", {"N": ledger.N, "T": ledger.nominal_T, "C": C, "loss": ledger.loss, "heldout": ledger.heldout}),
-        ("frontier", {"N": ledger.N[order][first], "C": C[order][first], "loss": lowest[first]}),
+        ("run", {"N": table.N, "T": table.nominal_T, "C": C, "loss": table.loss, "heldout": table.heldout}),
+        ("frontier", {"N": table.N[order][first], "C": C[order][first], "loss": lowest[first]}),
     ]
     text = "Dots are losses of runs at their milestones, squares held out; the steps are the lowest loss so far."
     try:
@@ -128,7 +128,7 @@ def _curve(law: Law, N: NDArray, T: NDArray) -> Table:
 
 def isoflop(sources: Sources) -> Plotted:
     """Measured losses over N at equal FLOPs, with parabolas' minima and the law's curves."""
-    if not sources.optima and not np.isfinite(sources.ledger.loss).any():
+    if not sources.optima and not np.isfinite(sources.runs.loss).any():
         raise LeftOut("no run ended with a loss")
     points = sources.points(every=True)
     C = sources.flops(points["N"], points["T"])
@@ -163,17 +163,17 @@ def predictions(sources: Sources) -> Table:
     Points of a surface are cells near their grid's best and all that were held out, at their own batch and rate; those
     of a loss law are ``Sources.points``.
     """
-    law, ledger = sources.law, sources.ledger
+    law, table = sources.law, sources.runs
     if law.surface is None:
         points = sources.points()
         found = points | {"excess": np.full(len(points["N"]), np.nan)}
         at = (points["N"], points["T"])
     else:
-        best = np.full(len(ledger), np.inf)
-        for *_, own in ledger.grids():
-            best[own] = np.min(ledger.loss[own])
-        chosen = np.isfinite(ledger.loss) & (ledger.heldout | (ledger.loss <= best * (1 + NEAR)))
-        cells = ledger.rows(chosen)
+        best = np.full(len(table), np.inf)
+        for *_, own in table.grids():
+            best[own] = np.min(table.loss[own])
+        chosen = np.isfinite(table.loss) & (table.heldout | (table.loss <= best * (1 + NEAR)))
+        cells = table.rows(chosen)
         found = {"N": cells.N, "T": cells.nominal_T, "B": cells.B, "lr": cells.lr, "loss": cells.loss,
                  "heldout": cells.heldout, "optimum": np.ones(len(cells), dtype=bool),
                  "excess": 100 * relative_error(cells.loss, best[chosen])}  # fmt: skip
@@ -226,14 +226,14 @@ def residuals(sources: Sources) -> Plotted:
 
 def training_curves(sources: Sources) -> Plotted:
     """Validation losses over tokens, run by run, and the law's at the best batch and rate."""
-    ledger = sources.ledger.rows(np.isfinite(sources.ledger.loss))
-    if not len(ledger):
+    table = sources.runs.rows(np.isfinite(sources.runs.loss))
+    if not len(table):
         raise LeftOut("no run ended with a loss")
-    runs = {"run": np.unique(ledger.run_id, return_inverse=True)[1], "N": ledger.N, "T": ledger.nominal_T}
-    blocks = [("run", runs | {"B": ledger.B, "lr": ledger.lr, "loss": ledger.loss, "heldout": ledger.heldout})]
+    runs = {"run": np.unique(table.run_id, return_inverse=True)[1], "N": table.N, "T": table.nominal_T}
+    blocks = [("run", runs | {"B": table.B, "lr": table.lr, "loss": table.loss, "heldout": table.heldout})]
     if sources.optima:
         blocks.append(("optimum", {k: v for k, v in sources.points().items() if k != "optimum"}))
-    tokens, sizes = ledger.nominal_T, np.unique(ledger.N)
+    tokens, sizes = table.nominal_T, np.unique(table.N)
     text = "Thin lines are runs at their milestones"
     text += ", marks the grids' optima (squares held out)." if sources.optima else "."
     if sources.planned:

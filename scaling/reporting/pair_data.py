@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from videoscaling.scaling.checks.fixed_pair import compare
 from videoscaling.scaling.checks.fixed_pair import prices as pair_prices
 from videoscaling.scaling.checks.heldout import relative_error
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.grids.optimum import Optimum, cell_means
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.laws import Law
 from videoscaling.scaling.reporting import law_view
 from videoscaling.scaling.reporting.figure_data import CURVE, Sources
 from videoscaling.scaling.reporting.plotted import LeftOut, Plotted, Table
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
 RASTER = 24  # points along each axis of a contour
@@ -53,7 +53,7 @@ def heat_maps(sources: Sources) -> Plotted:
     return sources.plotted("heat_maps", "Loss over rate and batch", text, formula, *blocks)
 
 
-def _box(grid: Ledger) -> tuple[NDArray, NDArray]:
+def _box(grid: RunTable) -> tuple[NDArray, NDArray]:
     """Rates and batches [RASTER] a little beyond a grid's."""
     return tuple(
         np.geomspace(v.min() / margin, v.max() * margin, RASTER)
@@ -62,7 +62,7 @@ def _box(grid: Ledger) -> tuple[NDArray, NDArray]:
     )
 
 
-def _surface(law: Law, optimum: Optimum, grid: Ledger) -> list[tuple[str, Table]]:
+def _surface(law: Law, optimum: Optimum, grid: RunTable) -> list[tuple[str, Table]]:
     surface, (lr, B) = law.surface, _box(grid)
     if not law_view.has_rates(law):
         return []
@@ -79,7 +79,7 @@ def _surface(law: Law, optimum: Optimum, grid: Ledger) -> list[tuple[str, Table]
     return [*found, ("best", {"lr": pair.lr.value, "B": pair.B.value})]
 
 
-def _quadratic(law: Law, optimum: Optimum, grid: Ledger) -> list[tuple[str, Table]]:
+def _quadratic(law: Law, optimum: Optimum, grid: RunTable) -> list[tuple[str, Table]]:
     if not optimum.usable:
         return []
     found = [("best", {"lr": np.array([optimum.lr]), "B": np.array([optimum.B])})]
@@ -140,8 +140,8 @@ def hyperparameters(sources: Sources) -> Plotted:
 def fixed_pair(sources: Sources) -> Plotted:
     """What one (lr, B) for all costs at each (N, T), and the N_opt that runs at that pair would ask for."""
     try:
-        (lr, B), found = pair_prices(sources.ledger)
-    except (Untrusted, UserError) as reason:
+        (lr, B), found = pair_prices(sources.runs)
+    except (UnsupportedFit, UserError) as reason:
         raise LeftOut(str(reason).splitlines()[0]) from None
     known = [(row["N"], row["T"], *row["price"].values()) for row in found if row["price"] is not None]
     if not known:
@@ -151,7 +151,7 @@ def fixed_pair(sources: Sources) -> Plotted:
     blocks = [("price", prices)]
     text = f"One pair for all, lr {lr:.3g} and B {B:.4g}: its loss over that of each grid's optimum, 95 % intervals."
     try:
-        c = compare(sources.ledger, sources.cost, (lr, B))
+        c = compare(sources.runs, sources.cost, (lr, B))
         C = c.C * np.geomspace(0.1, 1, CURVE)
         for name, N, exponent in (("optimal pair", c.N_opt, c.exponent), ("fixed pair", c.N_fixed, c.exponent_fixed)):
             blocks.append((name, {"C": C, "N": N * (C / c.C) ** exponent}))
@@ -159,7 +159,7 @@ def fixed_pair(sources: Sources) -> Plotted:
             f" Right: N_opt by the loss laws through both; at {c.C:.3g} FLOPs the fixed one asks for {c.ratio[0]:.3g} "
             f"times the size [{c.ratio[1]:.3g}, {c.ratio[2]:.3g}]."
         )
-    except (Untrusted, UserError) as reason:
+    except (UnsupportedFit, UserError) as reason:
         text += f" Its N_opt is left out: {str(reason).splitlines()[0]}."
     formula = "Price = loss at the pair / loss at the optimum - 1"
     return sources.plotted("fixed_pair", "One pair for all", text, formula, *blocks)

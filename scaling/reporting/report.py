@@ -17,7 +17,7 @@ from videoscaling.scaling.reporting import all_figures, law_view
 from videoscaling.scaling.reporting.figure_data import Sources
 from videoscaling.scaling.reporting.plotted import LeftOut, Plotted
 from videoscaling.scaling.reporting.style import short
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 from videoscaling.scaling.tables import positive
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import read_json, write_bytes, write_text
@@ -74,7 +74,7 @@ def build(sources: Sources, samples: Path | None = None) -> tuple[str, list[Draw
     law, run = sources.law, sources.planned
     data, left_out = all_figures.compute(sources)
     sections = [_section("The prediction and the run", _verdict(run) + _comparison(run))] if run else []
-    other = _other_runs(sources.ledger, law)
+    other = _other_runs(sources.runs, law)
     warnings = [other] * (other is not None) + list(law.fit.get("warnings") or ())
     if warnings:
         sections.append(_section("Warnings", f'<ul class="warnings">{_items(warnings)}</ul>'))
@@ -94,7 +94,7 @@ def build(sources: Sources, samples: Path | None = None) -> tuple[str, list[Draw
         lines = [f"{name.replace('_', ' ')}: {reason}" for name, reason in left_out.items()]
         sections.append(_section("Figures left out", f"<ul>{_items(lines)}</ul>"))
     title = html.escape(f"Scaling laws: {law.name}")
-    return PAGE.format(title=title, subtitle=_subtitle(sources.ledger), sections="\n".join(sections)), drawn
+    return PAGE.format(title=title, subtitle=_subtitle(sources.runs), sections="\n".join(sections)), drawn
 
 
 def write_figures(drawn: list[Drawn], folder: Path) -> None:
@@ -119,13 +119,11 @@ def _encoded(figure: "Figure", form: str) -> bytes:
     return buffer.getvalue()
 
 
-def _subtitle(ledger: Ledger) -> str:
-    diverged = int((ledger.loss == float("inf")).sum())
-    text = f"{len(set(ledger.run_id.tolist()))} runs, {len(ledger)} milestones"
+def _subtitle(table: RunTable) -> str:
+    diverged = int((table.loss == float("inf")).sum())
+    text = f"{len(set(table.run_id.tolist()))} runs, {len(table)} milestones"
     text += f", {diverged} diverged" if diverged else ""
-    return (
-        f"{text}, {len(np.unique(ledger.N))} sizes from {short(ledger.N.min())} to {short(ledger.N.max())} parameters."
-    )
+    return f"{text}, {len(np.unique(table.N))} sizes from {short(table.N.min())} to {short(table.N.max())} parameters."
 
 
 def _items(lines: list[str]) -> str:
@@ -136,9 +134,9 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _other_runs(ledger: Ledger, law: Law) -> str | None:
-    """Why the ledger's runs are not those that the law was fitted to; None where they may be."""
-    fitted = ledger.rows(~ledger.heldout)
+def _other_runs(table: RunTable, law: Law) -> str | None:
+    """Why the run table's runs are not those that the law was fitted to; None where they may be."""
+    fitted = table.rows(~table.heldout)
     apart = []
     for name in ("N", "T"):
         span, values = law.domain[name], getattr(fitted, name)
@@ -148,13 +146,13 @@ def _other_runs(ledger: Ledger, law: Law) -> str | None:
                 f"it was fitted on {name} {span[0]:.4g} to {span[1]:.4g}, and these have {values.min():.4g} to "
                 f"{values.max():.4g}"
             )
-    clips = {int(n) for n in ledger.n_ctx if n > 0}
+    clips = {int(n) for n in table.n_ctx if n > 0}
     if law.n_ctx and clips - {law.n_ctx}:
         apart.append(f"it has clips of {law.n_ctx} tokens, and these {', '.join(map(str, sorted(clips)))}")
     known = {
-        key for key in law.recipe.keys() & ledger.recipe.keys() if None not in (law.recipe[key], ledger.recipe[key])
+        key for key in law.recipe.keys() & table.recipe.keys() if None not in (law.recipe[key], table.recipe[key])
     }
-    if differing := sorted(key for key in known if law.recipe[key] != ledger.recipe[key]):
+    if differing := sorted(key for key in known if law.recipe[key] != table.recipe[key]):
         apart.append(f"its recipe differs in {', '.join(differing)}")
     return f"the law is of other runs: {'; '.join(apart)}" if apart else None
 

@@ -13,12 +13,13 @@ from videoscaling.scaling import laws, noise
 from videoscaling.scaling.checks import fixed_pair, heldout
 from videoscaling.scaling.fitting import isoflop
 from videoscaling.scaling.fitting.grids import fit
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted, at_nominal, grid_optima
+from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optima
 from videoscaling.scaling.fitting.grids.optimum import WINDOW
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.run_info import training_flops
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.runs import Ledger, read
+from videoscaling.scaling.runs import RunTable, read
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import find_files
 from videoscaling.utils.results import FILE, whole_results
@@ -43,8 +44,8 @@ def study(
         UserError: no runs, or a law without batch, rate or loss.
     """
     law.require("batch", "lr", "loss")
-    ledger = read(folder)
-    nominal = at_nominal(ledger)
+    table = read(folder)
+    nominal = at_nominal(table)
     seeds = noise.between_seeds(nominal)
     freedom = sum(row["freedom"] for row in seeds)
     pooled = math.sqrt(sum(row["freedom"] * row["ema"]["value"] ** 2 for row in seeds) / freedom) if seeds else None
@@ -52,22 +53,22 @@ def study(
     def answer(question: Callable[[], Any]) -> Any:
         try:
             return question()
-        except (Untrusted, UserError) as reason:
+        except (UnsupportedFit, UserError) as reason:
             return {"unknown": str(reason).splitlines()[0]}
 
     return {
-        "runs": len(np.unique(ledger.run_id)),
+        "runs": len(np.unique(table.run_id)),
         "noise": {
             "between_seeds": seeds,
-            "validation": noise.of_validation(ledger),
+            "validation": noise.of_validation(table),
             "from_size_to_size": noise.steps_in_size(nominal, WINDOW),
         },
         "exponents": exponents(law, reference),
-        "held_out": answer(lambda: heldout.check(ledger, law, pooled, freedom)),
-        "N_opt": answer(lambda: allocations(ledger, law, cost, prior, exact_ratios(folder))),
-        "best_sizes": answer(lambda: best_sizes(ledger, cost)),
-        "fixed_pair": answer(lambda: fixed_pair.compare(ledger, cost).to_dict()),
-        "pair_prices": answer(lambda: pair_prices(ledger)),
+        "held_out": answer(lambda: heldout.check(table, law, pooled, freedom)),
+        "N_opt": answer(lambda: allocations(table, law, cost, prior, exact_ratios(folder))),
+        "best_sizes": answer(lambda: best_sizes(table, cost)),
+        "fixed_pair": answer(lambda: fixed_pair.compare(table, cost).to_dict()),
+        "pair_prices": answer(lambda: pair_prices(table)),
     }
 
 
@@ -86,7 +87,7 @@ def exponents(law: laws.Law, reference: laws.Law) -> dict[str, dict[str, Any]]:
 
 
 def allocations(
-    ledger: Ledger, law: laws.Law, token: allocation.Cost, prior: laws.Law | None, ratios: dict[float, float]
+    table: RunTable, law: laws.Law, token: allocation.Cost, prior: laws.Law | None, ratios: dict[float, float]
 ) -> dict[str, Any]:
     """N_opt under the paper's count of FLOPs, ``token``, and under the exact count, so many times as much by N."""
     found = {"C_token": sizes_of(law, token)}
@@ -97,7 +98,7 @@ def allocations(
         def exact(size: NDArray[np.float64]) -> NDArray[np.float64]:
             return token(size) * np.interp(np.log(size), np.log(N), ratio)
 
-        counted = replace(ledger, flops=ledger.flops * np.interp(np.log(ledger.N), np.log(N), ratio))
+        counted = replace(table, flops=table.flops * np.interp(np.log(table.N), np.log(N), ratio))
         found["exact"] = sizes_of(fit.fit(counted, "loss", Options(prior=prior), exact, {}).law, exact)
     return found
 
@@ -116,7 +117,7 @@ def sizes_of(law: laws.Law, cost: allocation.Cost) -> dict[str, Any]:
     """N_opt by estimator at the largest fitted budget and ten times it, with intervals where they were drawn, and the
     range of N within ``TOLERANCE`` of the best loss."""
     if law.domain.get("C") is None:
-        raise Untrusted("the law does not say which budgets it was fitted to")
+        raise UnsupportedFit("the law does not say which budgets it was fitted to")
     found: dict[str, Any] = {
         name: None if (one := (law.allocation or {}).get(name)) is None else {"exponent": one.exponent}
         for name in laws.ESTIMATORS
@@ -131,18 +132,18 @@ def sizes_of(law: laws.Law, cost: allocation.Cost) -> dict[str, Any]:
     return found
 
 
-def best_sizes(ledger: Ledger, cost: allocation.Cost) -> dict[str, Any]:
+def best_sizes(table: RunTable, cost: allocation.Cost) -> dict[str, Any]:
     """N_opt of each budget that three sizes share, from the best losses of the grids: no law enters.
 
     Held-out sizes count with the others here, since nothing is predicted; so do grids without an optimum inside, by
     the loss of their best cell: ``unsure`` names the sizes whose loss rests on such a grid.
     """
-    ledger = at_nominal(ledger)
-    optima = [o for o in grid_optima(ledger, WINDOW) if math.isfinite(o.loss)]
+    table = at_nominal(table)
+    optima = [o for o in grid_optima(table, WINDOW) if math.isfinite(o.loss)]
     if not optima:
-        raise Untrusted("no run ended with a loss")
+        raise UnsupportedFit("no run ended with a loss")
     N, T, loss = np.array([(o.N, o.T, o.loss) for o in optima]).T
-    C = training_flops(ledger, N, T, cost)
+    C = training_flops(table, N, T, cost)
     curves = isoflop.interpolated(N, C, loss)
     found, reasons = isoflop.estimate(curves)
 
@@ -168,9 +169,9 @@ def best_sizes(ledger: Ledger, cost: allocation.Cost) -> dict[str, Any]:
     }
 
 
-def pair_prices(ledger: Ledger) -> dict[str, Any]:
+def pair_prices(table: RunTable) -> dict[str, Any]:
     """The loss that one pair for all costs at each (N, T)."""
-    (lr, B), rows = fixed_pair.prices(ledger)
+    (lr, B), rows = fixed_pair.prices(table)
     return {"lr": lr, "B": B, "grids": rows}
 
 

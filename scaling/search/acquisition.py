@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.fitting.surface import least_squares, noise, shape
 from videoscaling.scaling.fitting.surface.cells import Cells
@@ -20,6 +19,7 @@ from videoscaling.scaling.fitting.surface.noise import LIKENESS
 from videoscaling.scaling.fitting.surface.shape import Inputs
 from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.scaling.fitting.surface.surface_law import EDGE
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning.allocation import SIZES, Cost
 
 # The batch that a plan takes is the largest whose loss is at most this much above the best; the edge that is narrowed
@@ -83,10 +83,10 @@ def target_of_budget(surface: Surface, C: float, cost: Cost) -> Target:
     """``target_at`` the size that has the lowest loss at C FLOPs, and N_opt itself.
 
     Raises:
-        Untrusted: no loss form identifies N_opt, or it lies beyond any model.
+        UnsupportedFit: no loss form identifies N_opt, or it lies beyond any model.
     """
     if not surface.members:
-        raise Untrusted(f"N_opt at {C:.4g} FLOPs is unknown: {surface.no_form}")
+        raise UnsupportedFit(f"N_opt at {C:.4g} FLOPs is unknown: {surface.no_form}")
     solution = solution_of(surface)
     count = len(solution.model.level_names)
 
@@ -98,7 +98,7 @@ def target_of_budget(surface: Surface, C: float, cost: Cost) -> Target:
     grid = np.linspace(*np.log(SIZES), 4000)
     at = int(np.argmin(level(grid)[0]))
     if at in (0, len(grid) - 1):
-        raise Untrusted(f"the loss form has no best size at {C:.4g} FLOPs")
+        raise UnsupportedFit(f"the loss form has no best size at {C:.4g} FLOPs")
     # A step as wide as the grid's: the ladder's widths make the cost smooth in steps no smaller.
     around = grid[at] + np.array([-0.1, 0.0, 0.1])
     value, jacobian = level(around)

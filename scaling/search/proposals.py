@@ -107,7 +107,7 @@ def decide(
         first: (lr, B) to begin with at a size without a finite loss, where no surface can be fitted.
 
     Raises:
-        Untrusted: the runs identify no such target.
+        UnsupportedFit: the runs identify no such target.
         UserError: the budget is less than the cheapest run.
     """
     dead = tuple(size.N for size in sizes if _is_dead(cells, size.N))

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling.estimates import Estimate
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.surface import surface_law
 from videoscaling.scaling.fitting.surface.surface_law import EDGE
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.laws import TOLERANCE, Law
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.warnings import FAR
@@ -106,10 +106,10 @@ def expect(
     found: list[list[dict[str, Any]]] = [[] for _ in targets]
     bracketed = 0
     for seed in range(sweeps):
-        ledger = simulated_runs(truth, runs, seed, n_ctx)
+        table = simulated_runs(truth, runs, seed, n_ctx)
         try:
-            law = surface_law.fit_law(ledger, "all", "auto", cost, {"name": "simulated"})
-        except Untrusted as reason:
+            law = surface_law.fit_law(table, "all", "auto", cost, {"name": "simulated"})
+        except UnsupportedFit as reason:
             refused[str(reason).partition("\n")[0]] += 1
         else:
             names = [name.removeprefix("surface.") for name in law.fit["intervals"]]

@@ -169,8 +169,8 @@ def numbers(value):
 def fitted(paper, cost):
     """A fitted law file, with a tenth of its draws."""
     cells = simulate.grid(paper, np.geomspace(0.0168e9, 0.268e9, 3), [2e9, 5e9, 1.2e10], 4, 4, 2.0)
-    ledger = simulate.ledger(paper, cells, [2e9, 5e9, 1.2e10], 1e-4, n_ctx=1280)
-    law = law_file.to_dict(fit.fit(ledger, "all", fit.Options(), cost, {"name": "simulated"}).law)
+    table = simulate.run_table(paper, cells, [2e9, 5e9, 1.2e10], 1e-4, n_ctx=1280)
+    law = law_file.to_dict(fit.fit(table, "all", fit.Options(), cost, {"name": "simulated"}).law)
     return law | {"draws": law["draws"][:50]}
 
 

@@ -35,11 +35,11 @@ def sweep(tmp_path_factory):
     law = law_file.load(PAPER)
     cells = simulate.grid(law, np.geomspace(0.0168e9, 0.268e9, 3), TOKENS, 5, 5, 2.0)
     path = tmp_path_factory.mktemp("sweep") / "runs.csv"
-    runs.write_csv(simulate.ledger(law, cells, TOKENS, 1e-4, n_ctx=1280), path)
+    runs.write_csv(simulate.run_table(law, cells, TOKENS, 1e-4, n_ctx=1280), path)
     return path
 
 
-def test_from_a_ledger_to_a_report(sweep, tmp_path):
+def test_from_a_table_to_a_report(sweep, tmp_path):
     out = tmp_path / "law.json"
     done = run("fit.py", "all", sweep, "--method", "grids", "--out", out)
     assert done.returncode == 0, done.stderr
@@ -97,7 +97,7 @@ def test_columns_and_json(tmp_path):
 def test_what_cannot_be_trusted_exits_3(tmp_path):
     law = law_file.load(PAPER)
     cells = simulate.grid(law, [1e8], TOKENS, 4, 4, 2.0, offset=4)
-    runs.write_csv(simulate.ledger(law, cells, TOKENS, 1e-5, n_ctx=1280), tmp_path / "runs.csv")
+    runs.write_csv(simulate.run_table(law, cells, TOKENS, 1e-5, n_ctx=1280), tmp_path / "runs.csv")
     done = run("fit.py", "all", tmp_path / "runs.csv", "--method", "grids", "--out", tmp_path / "law.json")
     assert done.returncode == 3
     assert "edge" in done.stderr
@@ -136,10 +136,10 @@ def test_compare_and_validate(sweep, tmp_path):
     law = law_file.load(PAPER)
     tokens = [2e9, 4e9, 8e9, 1.6e10]
     cells = simulate.grid(law, np.geomspace(0.0168e9, 0.268e9, 4), tokens, 5, 5, 2.5)
-    ledger = simulate.ledger(law, cells, tokens, 1e-5, n_ctx=1280)
-    largest = ledger.N.max()
-    ledger.heldout[largest == ledger.N] = True
-    runs.write_csv(ledger, tmp_path / "runs.csv")
+    table = simulate.run_table(law, cells, tokens, 1e-5, n_ctx=1280)
+    largest = table.N.max()
+    table.heldout[largest == table.N] = True
+    runs.write_csv(table, tmp_path / "runs.csv")
     done = run("fit.py", "validate", tmp_path / "runs.csv", "--json", "--out", tmp_path / "checks.json")
     checks = json.loads(done.stdout)
     assert checks == json.loads((tmp_path / "checks.json").read_text())
@@ -349,11 +349,11 @@ def test_a_collected_table_gives_the_folders_law(tmp_path):
         diverges = number % 25 == 24  # a size's largest batch and rate
         B = max(round(B / 80), 1) * 80
         seen = [-(-int(T) // B) * B for T in tokens]
-        ledger = simulate.ledger(law, [(N, B, lr)], seen, 1e-5, seed=number, n_ctx=80)
+        table = simulate.run_table(law, [(N, B, lr)], seen, 1e-5, seed=number, n_ctx=80)
         result = {"status": "done", "N": round(N), "n_ctx": 80, "B": B, "lr": lr, "seed": number}
         result["milestones"] = [
             {"nominal": T, "tokens": at, "flops": at * N, "val_loss": loss * 1.02, "val_se": 1e-3,
-             "ema_val_loss": loss, "ema_val_se": 1e-4 * loss} for T, at, loss in zip(tokens, seen, ledger.loss)
+             "ema_val_loss": loss, "ema_val_se": 1e-4 * loss} for T, at, loss in zip(tokens, seen, table.loss)
         ]  # fmt: skip
         if diverges:
             result |= {"status": "diverged", "milestones": result["milestones"][:1], "milestones_asked": tokens}
@@ -363,13 +363,13 @@ def test_a_collected_table_gives_the_folders_law(tmp_path):
     runs.write_csv(runs.read(tmp_path / "sweep"), tmp_path / "runs.csv")
     fitted = [run("fit.py", "all", tmp_path / name, "--method", "grids", "--json") for name in ("sweep", "runs.csv")]
     assert [done.returncode for done in fitted] == [0, 0], fitted[0].stderr
-    folder, table = (law_file.from_dict(json.loads(done.stdout)) for done in fitted)
+    folder, tabled = (law_file.from_dict(json.loads(done.stdout)) for done in fitted)
     for part in ("batch", "lr", "loss"):
         for name in getattr(folder, part).__dataclass_fields__:
             if name not in ("scale", "assumed"):
                 expected = getattr(getattr(folder, part), name)
-                assert getattr(getattr(table, part), name) == pytest.approx(expected, rel=1e-9), (part, name)
-    assert table.fit["intervals"] == {
+                assert getattr(getattr(tabled, part), name) == pytest.approx(expected, rel=1e-9), (part, name)
+    assert tabled.fit["intervals"] == {
         name: pytest.approx(span, rel=1e-6) for name, span in folder.fit["intervals"].items()
     }
 
@@ -390,10 +390,10 @@ def test_costs_that_the_table_tells_or_contradicts(tmp_path):
         cost_of(runs.read(path), 1280, smooth_width)
     # Tokens that come from 6 N T, and C_token: two costs.
     write([[row[0], *row[2:]] for row in rows], "N,B,lr,flops,loss\n")
-    ledger = runs.read(path)
-    cost_of(ledger, None, smooth_width)
+    table = runs.read(path)
+    cost_of(table, None, smooth_width)
     with pytest.raises(UserError, match=r"--n-ctx 80: .* flops / 6N"):
-        cost_of(ledger, 80, smooth_width)
+        cost_of(table, 80, smooth_width)
 
 
 @pytest.mark.parametrize(

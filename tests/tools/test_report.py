@@ -21,9 +21,9 @@ def study(tmp_path_factory):
     """(results, law): a simulated sweep as CSV, and the law fitted to it."""
     folder, paper = tmp_path_factory.mktemp("study"), law_file.load(ROOT / "configs" / "laws" / "paper.json")
     cells = simulate.grid(paper, np.geomspace(0.0168e9, 0.268e9, 3), TOKENS, 4, 4, 2.0)
-    ledger = simulate.ledger(paper, cells, TOKENS, 1e-4, n_ctx=1280)
-    runs.write_csv(ledger, folder / "runs.csv")
-    law_file.save(fit.fit(ledger, "all", fit.Options(), allocation.proportional(), {}).law, folder / "law.json")
+    table = simulate.run_table(paper, cells, TOKENS, 1e-4, n_ctx=1280)
+    runs.write_csv(table, folder / "runs.csv")
+    law_file.save(fit.fit(table, "all", fit.Options(), allocation.proportional(), {}).law, folder / "law.json")
     return folder / "runs.csv", folder / "law.json"
 
 

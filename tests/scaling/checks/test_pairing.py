@@ -87,15 +87,15 @@ def stream_of_a_size(paper, seed):
     Correlation .6 within a run, and within what a size shares.
     """
     sizes, tokens, noise = np.geomspace(0.0168e9, 0.268e9, 4), np.geomspace(2e9, 12e9, 3), 1e-4 / 0.53
-    ledger = simulate.ledger(paper, simulate.grid(paper, sizes, tokens, 5, 5, 2.0), tokens, 0.0, n_ctx=1280)
-    random, error = np.random.default_rng(seed), np.zeros(len(ledger))
-    time = np.unique(ledger.T, return_inverse=True)[1]
-    for key, variance in ((ledger.run_id, 1 - CORRELATION), (ledger.N, CORRELATION)):
+    table = simulate.run_table(paper, simulate.grid(paper, sizes, tokens, 5, 5, 2.0), tokens, 0.0, n_ctx=1280)
+    random, error = np.random.default_rng(seed), np.zeros(len(table))
+    time = np.unique(table.T, return_inverse=True)[1]
+    for key, variance in ((table.run_id, 1 - CORRELATION), (table.N, CORRELATION)):
         names, which = np.unique(key, return_inverse=True)
         whole, own = random.standard_normal(len(names)), random.standard_normal((len(names), len(tokens)))
         error += np.sqrt(variance) * (np.sqrt(0.6) * whole[which] + np.sqrt(0.4) * own[which, time])
-    loss, stream = ledger.loss * (1 + noise * error), np.unique(ledger.N, return_inverse=True)[1]
-    return dataclasses.replace(ledger, loss=loss, loss_se=noise * loss, raw_loss=loss, stream=stream)
+    loss, stream = table.loss * (1 + noise * error), np.unique(table.N, return_inverse=True)[1]
+    return dataclasses.replace(table, loss=loss, loss_se=noise * loss, raw_loss=loss, stream=stream)
 
 
 def test_only_streams_that_runs_share_are_counted(paper, cost):
@@ -116,7 +116,7 @@ def test_only_streams_that_runs_share_are_counted(paper, cost):
 
 @pytest.fixture(scope="module")
 def covered(paper, cost):
-    """Share of 100 such ledgers whose 95 % intervals hold the truth, by constant and for N_opt(1e22)."""
+    """Share of 100 such run tables whose 95 % intervals hold the truth, by constant and for N_opt(1e22)."""
     inside = []
     for seed in range(100):
         law = fit.fit(stream_of_a_size(paper, seed), "loss", fit.Options(), cost, {"name": "simulated"}).law

@@ -11,7 +11,7 @@ from videoscaling.scaling.losses import as_losses
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import Request
-from videoscaling.scaling.planning.table import table
+from videoscaling.scaling.planning.table import table as text_of
 from videoscaling.utils.errors import UserError
 
 
@@ -92,14 +92,14 @@ def test_far_extrapolation_warns(paper):
 def test_intervals_come_from_the_draws(paper, cost):
     tokens = [2e9, 5e9, 12e9]
     cells = simulate.grid(paper, np.geomspace(0.0168e9, 0.268e9, 4), tokens, 5, 5, 2.0)
-    ledger = simulate.ledger(paper, cells, tokens, 1e-4, n_ctx=1280)
-    law = fit.fit(ledger, "all", fit.Options(), cost, {"name": "simulated"}).law
+    table = simulate.run_table(paper, cells, tokens, 1e-4, n_ctx=1280)
+    law = fit.fit(table, "all", fit.Options(), cost, {"name": "simulated"}).law
     planned = plan(law, Request(flops=1e21), sizes)
     for name in ("loss", "lr", "B_opt"):
         assert planned[name]["low"] < planned[name]["value"] < planned[name]["high"]
     size = planned["N_opt"]["minimised"]
     assert size["low"] < float(allocation.optimum(paper.loss, 1e21, cost)) < size["high"]
-    assert "predicted loss" in table(planned)
+    assert "predicted loss" in text_of(planned)
     # Each estimator has its own interval: the minima's, and that of the power law fitted again for each draw.
     drawn = law.drawn("loss")
     C = planned["C"]
@@ -118,13 +118,13 @@ def test_intervals_come_from_the_draws(paper, cost):
 
 def test_estimators_without_draws_have_no_interval(paper, cost):
     sizes_swept, tokens = np.geomspace(2e6, 4e8, 9), np.geomspace(1e8, 2e11, 12)
-    ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in sizes_swept], tokens, 1e-4, n_ctx=1280)
-    law = fit.fit(ledger, "all", fit.Options(optima=True), cost, {"name": "simulated"}).law
+    table = simulate.run_table(paper, [(N, np.nan, np.nan) for N in sizes_swept], tokens, 1e-4, n_ctx=1280)
+    law = fit.fit(table, "all", fit.Options(optima=True), cost, {"name": "simulated"}).law
     planned = plan(law, Request(flops=1e20), sizes)
     assert set(planned["N_opt"]) == {"predicted", "measured", "direct", "minimised"}
     for name in ("measured", "direct"):
         assert isinstance(planned["N_opt"][name], float)
-    assert table(planned).count("(no interval known)") == 2
+    assert text_of(planned).count("(no interval known)") == 2
     assert plan(law, Request(flops=1e20, estimator="direct"), sizes)["N"] == pytest.approx(
         planned["N_opt"]["direct"], rel=0.2
     )
@@ -160,8 +160,8 @@ def fitted(paper, cost):
     """A law with draws, from simulated grids."""
     tokens = [2e9, 5e9, 12e9]
     cells = simulate.grid(paper, np.geomspace(0.0168e9, 0.268e9, 4), tokens, 5, 5, 2.0)
-    ledger = simulate.ledger(paper, cells, tokens, 1e-4, n_ctx=1280)
-    return fit.fit(ledger, "all", fit.Options(), cost, {"name": "simulated"}).law
+    table = simulate.run_table(paper, cells, tokens, 1e-4, n_ctx=1280)
+    return fit.fit(table, "all", fit.Options(), cost, {"name": "simulated"}).law
 
 
 def test_a_batch_off_its_best_costs_loss_and_moves_the_rates_interval(fitted):

@@ -23,18 +23,18 @@ SMALL = (2e7, 4e7, 8e7)
 @pytest.fixture(scope="module")
 def surface_sources(swept, cost):
     """A law that is a surface through the same runs."""
-    ledger, law = swept
-    cells = Cells.of_ledger(ledger.rows(~ledger.heldout))
+    table, law = swept
+    cells = Cells.of_table(table.rows(~table.heldout))
     surface = fit_surface(cells, "additive", "two_sided", False)
     parts = dict.fromkeys(("batch", "lr", "loss", "allocation", "curvature", "lr_given_batch", "draws"))
-    return Sources.of(ledger, dataclasses.replace(law, **parts, surface=surface), cost)
+    return Sources.of(table, dataclasses.replace(law, **parts, surface=surface), cost)
 
 
 def test_the_frontier_is_the_lowest_loss_so_far(sources, paper, cost):
     data = figure_data.loss_over_flops(sources)
     runs, frontier, law = (data.of(name) for name in ("run", "frontier", "law"))
-    assert len(runs["C"]) == len(sources.ledger)
-    assert sum(runs["heldout"]) == sources.ledger.heldout.sum()
+    assert len(runs["C"]) == len(sources.runs)
+    assert sum(runs["heldout"]) == sources.runs.heldout.sum()
     for C, loss in zip(frontier["C"], frontier["loss"]):
         assert loss == runs["loss"][runs["C"] <= C * (1 + 1e-9)].min()
     assert np.all(np.diff(frontier["loss"]) < 0)
@@ -51,7 +51,7 @@ def test_isoflop_curves_go_through_measured_losses(sources, paper, cost):
     # Between milestones 2.5 apart a straight line stands for the curve.
     truth = paper.loss(measured["N"], measured["C"] / cost(measured["N"]))
     np.testing.assert_allclose(measured["loss"], truth, rtol=3e-3)
-    assert sources.ledger.N.max() in measured["N"]  # held-out sizes too
+    assert sources.runs.N.max() in measured["N"]  # held-out sizes too
     minimum = data.of("minimum")
     assert len(minimum["C"])
     assert np.all((minimum["low"] < minimum["N"]) | np.isnan(minimum["low"]))
@@ -86,17 +86,17 @@ def test_heat_maps_hold_every_cell_and_the_quadratic(sources):
 
 
 def test_a_diverged_cell_and_the_cells_to_run_are_in_the_heat_map(swept, cost):
-    ledger, law = swept
-    small = ledger.N.min() == ledger.N
-    kept = ~(small & (ledger.T == 2e9)) | (ledger.lr < np.median(ledger.lr[small]))
-    gone = small & (ledger.T == 12e9)
-    spoilt = dataclasses.replace(ledger, loss=np.where(gone, np.inf, ledger.loss)).rows(kept)
+    table, law = swept
+    small = table.N.min() == table.N
+    kept = ~(small & (table.T == 2e9)) | (table.lr < np.median(table.lr[small]))
+    gone = small & (table.T == 12e9)
+    spoilt = dataclasses.replace(table, loss=np.where(gone, np.inf, table.loss)).rows(kept)
     data = pair_data.heat_maps(Sources.of(spoilt, law, cost))
     cells, further = data.of("cell"), data.of("run next")
     assert np.isinf(cells["excess"]).sum() == 25
     verdicts = {(N, T): v for N, T, v in zip(cells["N"], cells["T"], cells["verdict"])}
-    assert verdicts[ledger.N.min(), 2e9] == "edge"
-    assert verdicts[ledger.N.min(), 12e9] == "too few points"
+    assert verdicts[table.N.min(), 2e9] == "edge"
+    assert verdicts[table.N.min(), 12e9] == "too few points"
     assert np.all(further["lr"][further["T"] == 2e9] > cells["lr"][cells["T"] == 2e9].min())
 
 
@@ -108,7 +108,7 @@ def test_a_surface_gives_contours_the_best_rate_and_every_cell_its_prediction(su
     assert -0.01 < contour["excess"].min() < 0.05
     points = figure_data.predicted_measured(surface_sources)
     held = points.of("held out")
-    assert len(held["N"]) == surface_sources.ledger.heldout.sum()
+    assert len(held["N"]) == surface_sources.runs.heldout.sum()
     said = surface.predict(held["N"], held["T"], held["B"], held["lr"])
     np.testing.assert_allclose(held["predicted"], said.mean)
     pairs = pair_data.hyperparameters(surface_sources)
@@ -122,9 +122,9 @@ def test_a_surface_leaves_no_figure_out(surface_sources):
 
 
 def test_errors_are_measured_over_predicted_and_all_held_out_grids_are_there(swept, cost):
-    ledger, law = swept
+    table, law = swept
     # The held-out grids with too few cells for an optimum, and 3 % worse than the law says.
-    thin = ledger.rows(~ledger.heldout | (np.isclose(ledger.lr, np.unique(ledger.lr[ledger.heldout])[2])))
+    thin = table.rows(~table.heldout | (np.isclose(table.lr, np.unique(table.lr[table.heldout])[2])))
     thin = dataclasses.replace(thin, loss=np.where(thin.heldout, 1.03 * thin.loss, thin.loss))
     data = figure_data.predicted_measured(Sources.of(thin, law, cost))
     held = data.of("held out")
@@ -137,10 +137,10 @@ def test_errors_are_measured_over_predicted_and_all_held_out_grids_are_there(swe
 
 def test_points_are_those_that_were_fitted(paper, cost, swept):
     """Runs that overshot their milestones by up to a tenth: points lie at the tokens asked for, as in the fit."""
-    ledger, _ = swept
-    late = ledger.nominal_T * (1 + 0.1 * ledger.B / ledger.B.max())
-    moved = ledger.loss * paper.loss(ledger.N, late) / paper.loss(ledger.N, ledger.nominal_T)
-    overshot = dataclasses.replace(ledger, T=late, loss=moved)
+    table, _ = swept
+    late = table.nominal_T * (1 + 0.1 * table.B / table.B.max())
+    moved = table.loss * paper.loss(table.N, late) / paper.loss(table.N, table.nominal_T)
+    overshot = dataclasses.replace(table, T=late, loss=moved)
     fitted = fit.fit(overshot, "all", fit.Options(), cost, {"name": "overshot"})
     points = figure_data.predicted_measured(Sources.of(overshot, fitted.law, cost)).of("fitted")
     assert points["loss"] == pytest.approx(fitted.points.loss, rel=1e-9)
@@ -170,15 +170,15 @@ def test_laws_of_the_pair_lie_next_to_the_published_one(sources, paper):
 def test_training_curves_have_all_runs_and_the_planned_one(sources):
     planned = {"N": 1e9, "C": 1e20, "milestones": [{"T": 3e10, "loss": 0.52, "se": 1e-3}]}
     data = figure_data.training_curves(dataclasses.replace(sources, planned=planned))
-    assert len(np.unique(data.of("run")["run"])) == len(np.unique(sources.ledger.run_id))
+    assert len(np.unique(data.of("run")["run"])) == len(np.unique(sources.runs.run_id))
     run = data.of("planned run")
     assert (run["N"][0], run["high"][0]) == (1e9, pytest.approx(0.52 + 1.96e-3))
-    assert set(np.unique(data.of("law")["N"])) == {*np.unique(sources.ledger.N), 1e9}
+    assert set(np.unique(data.of("law")["N"])) == {*np.unique(sources.runs.N), 1e9}
 
 
 def test_the_price_of_one_pair_is_that_of_compare(sources):
     data = pair_data.fixed_pair(sources)
-    (lr, _), rows = fixed_pair.prices(sources.ledger)
+    (lr, _), rows = fixed_pair.prices(sources.runs)
     known = [100 * row["price"]["value"] for row in rows if row["price"] is not None]
     assert data.of("price")["price"].tolist() == pytest.approx(known)
     assert f"lr {lr:.3g}" in data.caption
@@ -201,17 +201,17 @@ def test_captions_name_formula_runs_commit_and_date(sources):
     ],
 )  # fmt: skip
 def test_rows_without_grids_leave_figures_out_by_name(paper, cost, name, reason):
-    ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in SMALL], TOKENS, 1e-4)
-    ledger.loss[4] = np.inf
-    found, left_out = all_figures.compute(Sources.of(ledger, paper, cost))
+    table = simulate.run_table(paper, [(N, np.nan, np.nan) for N in SMALL], TOKENS, 1e-4)
+    table.loss[4] = np.inf
+    found, left_out = all_figures.compute(Sources.of(table, paper, cost))
     assert reason in left_out[name]
     assert len(found["predicted_measured"].of("fitted")["N"]) == 8  # the diverged row is no point
     assert {"loss_over_flops", "isoflop", "size_interval", "residuals", "training_curves"} <= set(found)
 
 
 def test_a_law_without_a_loss_leaves_out_what_needs_one(swept, cost):
-    ledger, law = swept
-    sources = Sources.of(ledger, dataclasses.replace(law, loss=None, allocation=None), cost)
+    table, law = swept
+    sources = Sources.of(table, dataclasses.replace(law, loss=None, allocation=None), cost)
     assert "The law's frontier is left out" in figure_data.loss_over_flops(sources).caption
     for figure in (figure_data.size_interval, figure_data.predicted_measured, figure_data.residuals):
         with pytest.raises(LeftOut, match="no loss"):

@@ -117,17 +117,17 @@ def test_an_empty_folder_of_samples_is_refused(sources, no_figures, tmp_path):
 
 def test_grids_without_an_optimum_show_what_to_run(cost, swept, no_figures):
     """An edge, and a grid of diverged cells: what to run is named in words."""
-    ledger, law = swept
-    small = ledger.N.min() == ledger.N
-    edge = small & (ledger.T == 2e9) & (ledger.lr < np.median(ledger.lr[small]))
-    gone = small & (ledger.T == 12e9)
-    kept = ~(small & (ledger.T == 2e9)) | edge
-    spoilt = dataclasses.replace(ledger, loss=np.where(gone, np.inf, ledger.loss)).rows(kept)
+    table, law = swept
+    small = table.N.min() == table.N
+    edge = small & (table.T == 2e9) & (table.lr < np.median(table.lr[small]))
+    gone = small & (table.T == 12e9)
+    kept = ~(small & (table.T == 2e9)) | edge
+    spoilt = dataclasses.replace(table, loss=np.where(gone, np.inf, table.loss)).rows(kept)
     page, _ = report.build(Sources.of(spoilt, law, cost))
     assert "What to run next" in page
     assert page.count("<li>to decide it, run at N 1.68e+07") == 2
     # A grid that was held out asks for nothing: no law waits for it.
-    held = dataclasses.replace(spoilt, heldout=spoilt.heldout | (ledger.N.min() == spoilt.N))
+    held = dataclasses.replace(spoilt, heldout=spoilt.heldout | (table.N.min() == spoilt.N))
     assert "What to run next" not in report.build(Sources.of(held, law, cost))[0]
 
 
@@ -139,11 +139,11 @@ def test_a_law_without_a_window_takes_the_default(cost, swept, sources, paper):
 def test_best_cells_that_stand_in_are_named(paper, cost, monkeypatch):
     """Fitted by force: what is drawn hollow entered the law, and no text says the contrary."""
     cells = simulate.grid(paper, np.geomspace(1e7, 1e8, 5), TOKENS, 4, 4, 2.0, 4.0)
-    ledger = simulate.ledger(paper, cells, TOKENS, 1e-4, n_ctx=1280)
-    law = fit.fit(ledger, "all", fit.Options(force=True), cost, {"name": "forced"}).law
+    table = simulate.run_table(paper, cells, TOKENS, 1e-4, n_ctx=1280)
+    law = fit.fit(table, "all", fit.Options(force=True), cost, {"name": "forced"}).law
     chosen = {name: all_figures.FIGURES[name] for name in ("hyperparameters", "predicted_measured")}
     monkeypatch.setattr(all_figures, "FIGURES", chosen)
-    page, drawn = report.build(Sources.of(ledger, law, cost))
+    page, drawn = report.build(Sources.of(table, law, cost))
     assert "enter no law" not in page
     assert "best cells stand in" in page
     assert "were fitted all the same" in page
@@ -161,8 +161,8 @@ def test_best_cells_that_stand_in_are_named(paper, cost, monkeypatch):
     ],
 )
 def test_a_law_of_other_runs_is_named(cost, swept, no_figures, change, said):
-    ledger, law = swept
-    ledger = dataclasses.replace(ledger, recipe={"data": "theirs", "vae": "theirs", "beta": 1})
-    page = report.build(Sources.of(ledger, dataclasses.replace(law, **change), cost))[0]
+    table, law = swept
+    table = dataclasses.replace(table, recipe={"data": "theirs", "vae": "theirs", "beta": 1})
+    page = report.build(Sources.of(table, dataclasses.replace(law, **change), cost))[0]
     assert page.count("other runs") == (said is not None)
     assert said is None or said in page

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tests.scaling import planted
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.surface import least_squares, noise, shape
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.fitting.surface.shape import Inputs
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning.allocation import proportional
 from videoscaling.scaling.search.acquisition import Posterior, solution_of, target_at, target_of_budget
 from videoscaling.scaling.search.budget import rate_cost, spend
@@ -126,7 +126,7 @@ def test_without_a_loss_form_the_pair_alone_is_narrowed():
     cells = planted.cells(sizes=2, times=2)
     surface = fit_surface(cells, batch="one_sided", bent=False)
     assert target_at(surface, N, T).names == ("lr", "batch edge")
-    with pytest.raises(Untrusted, match="N_opt at 1e\\+18 FLOPs is unknown: 2 sizes"):
+    with pytest.raises(UnsupportedFit, match="N_opt at 1e\\+18 FLOPs is unknown: 2 sizes"):
         target_of_budget(surface, 1e18, proportional())
     with pytest.raises(ValueError, match="without a loss form"):
         Posterior(surface, future((3e6,)))
