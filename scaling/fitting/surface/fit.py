@@ -50,6 +50,8 @@ def fit_surface(cells: Cells, form: str = "auto", batch: str = "auto", bent: boo
     freedom = max(len(np.unique(cells.grid)) - 4.0, 3.0)
     tested = members[0].solution if members else chosen.solution
     tests = diagnostics.lack_of_fit(problem, tested)
+    if members:
+        tests += diagnostics.steepening(cells, chosen.solution)
     return Surface(cells, scale, lr_scale, tuple(shapes), members, no_form, domain, freedom, tests, rival)
 
 

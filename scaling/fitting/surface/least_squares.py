@@ -17,8 +17,6 @@ STUDENT = 6.0
 MAX_INFLATION = 30.0
 # Mean of weight times squared residual of normal errors: with it the noise's sd is theirs, without it 13 % too small.
 NORMAL = 0.812
-# Runs of a grid whose median says where the grid lies, so that an outlier is one of them and never the whole grid.
-NEIGHBOURS = 3
 # Fits are alternated with estimates of the noise until no constant of the noise moves by more than this.
 SETTLED = 0.01
 ROUNDS = 12
@@ -220,23 +218,13 @@ def _secant(S: NDArray, moved: NDArray, turned: NDArray, missing: NDArray) -> ND
 def _residuals(
     problem: Problem, structure: noise.Structure, mean: shape.Mean, phi: NDArray
 ) -> tuple[NDArray, NDArray]:
-    """White residuals less what a row's grid and run have in common, and the rows that they belong to.
+    """White residuals less what a row's grid, size and run have in common, and the rows that they belong to.
 
-    A run is compared with its grid: where a whole grid lies off the surface, the surface is wrong and not the runs.
+    So a run is compared with its grid: where a whole grid lies off the surface, the surface is wrong and not the runs.
     """
     V = noise.Whitener(structure, phi, noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, np.ones(len(problem.y))))
-    r = V.whiten(_within_grids(problem, problem.y - mean.value))
+    r = V.whiten(problem.y - mean.value)
     return r - V.Z @ np.linalg.solve(V.Z.T @ V.Z + np.diag(V.effect_precision), V.Z.T @ r), V.order
-
-
-def _within_grids(problem: Problem, residual: NDArray) -> NDArray[np.float64]:
-    """Residuals less the median of their grid, where it has enough runs to say which of them is the outlier."""
-    grid, left = problem.inputs.grid, residual.copy()
-    for one in np.unique(grid):
-        rows = np.flatnonzero((grid == one) & ~problem.censored)
-        if len(rows) >= NEIGHBOURS:
-            left[rows] -= np.median(residual[rows])
-    return left
 
 
 def _inflation(problem: Problem, structure: noise.Structure, mean: shape.Mean, phi: NDArray) -> NDArray:

@@ -42,7 +42,8 @@ def test_a_form_without_a_floor_counts_only_where_the_losses_show_none():
         (law.predict(*far).mean[0] / truth, (law.predict(*far).mean_high / law.predict(*far).mean_low)[0])
         for law in (auto, joint)
     )))  # fmt: skip
-    assert error[0] < error[1] and width[0] < 0.7 * width[1]
+    assert error[0] < error[1]
+    assert width[0] < 0.7 * width[1]
     assert auto.predict(*far).low < truth < auto.predict(*far).high
 
 
