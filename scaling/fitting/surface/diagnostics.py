@@ -106,8 +106,8 @@ def _white(V: noise.Whitener, values: NDArray) -> NDArray:
 def warnings(tests: tuple[Test, ...]) -> list[str]:
     """A line for each failed test."""
     return [
-        f"losses fall faster the longer a run is ({-test.size:.1%} below where its first token counts lead), as no form "
-        "does: those of longer runs are likely lower than predicted; add longer runs"
+        f"losses fall faster the longer a run is ({-test.size:.1%} below where its first token counts lead), as no "
+        "form does: those of longer runs are likely lower than predicted; add longer runs"
         if test.against == STEEPER
         else f"lack of fit: residuals change by {test.size:+.2%} along {test.against} (p {test.p:.2g}); intervals "
         "beyond the fitted range are widened by the errors seen when larger sizes and token counts are predicted"
