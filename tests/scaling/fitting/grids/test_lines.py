@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tests.scaling import simulate
+from tests.scaling.planned import plan
 from videoscaling.models import sizes as ladder
 from videoscaling.scaling import law_file, laws
 from videoscaling.scaling.fitting.grids import fit, lines
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
-from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import Request
 from videoscaling.utils.errors import UserError
 
