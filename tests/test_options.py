@@ -25,17 +25,13 @@ def parsers_of(path: Path) -> list[argparse.ArgumentParser]:
     return list(inner[0].choices.values()) if inner else [parser]
 
 
-def kind_of(action: argparse.Action) -> object:
-    """An option's type; of a number within bounds, the number's."""
-    return getattr(action.type, "kind", action.type)
-
-
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_every_path_has_the_home_directory_for_a_tilde(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     for parser in parsers_of(path):
         for action in parser._actions:
-            if action.nargs == 0 or action.choices or kind_of(action) in (int, float) or action.dest in TEXTS:
+            number = getattr(action.type, "__name__", "") in ("int", "float")
+            if action.nargs == 0 or action.choices or number or action.dest in TEXTS:
                 continue
             assert action.type in (path_text, Path), f"{action.dest}: neither a path nor listed in TEXTS"
             assert str(parser._get_value(action, "~/x")) == "/home/me/x"

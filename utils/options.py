@@ -26,7 +26,6 @@ def number(kind: type, least: float, most: float) -> Callable[[str], Any]:
         return value
 
     bounded.__name__ = kind.__name__  # in argparse's message on what is no number
-    bounded.kind = kind
     return bounded
 
 
