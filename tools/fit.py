@@ -19,7 +19,6 @@ from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import PAPER, law_file, runs, tables
 from videoscaling.scaling.checks import extrapolation, fixed_pair
 from videoscaling.scaling.fitting.grids.fit import PARTS
-from videoscaling.scaling.fitting.grids.fit_points import cells_to_run
 from videoscaling.scaling.fitting.grids.optimum import WINDOW
 from videoscaling.scaling.fitting.losses.forms import CONSTANTS as FORMS
 from videoscaling.scaling.fitting.method import GRIDS, LOSSES, SURFACE, UNREAD_BY, choose_method, fit_law
@@ -140,7 +139,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def refuse(args: argparse.Namespace, reason: UnsupportedFit, table: runs.RunTable, method: str) -> int:
-    """Say why there is no fit, and what would help: options, and cells to run. The exit status, 3."""
+    """Say why there is no fit, and what would help. The exit status, 3."""
     first, *more = str(reason).splitlines()
     ways = [reason.advice]
     if method == SURFACE:
@@ -149,10 +148,7 @@ def refuse(args: argparse.Namespace, reason: UnsupportedFit, table: runs.RunTabl
         ways.append("--force fits all the same")
     way = f" ({'; '.join(filter(None, ways))})" if any(ways) else ""
     verb = {"compare": "compared", "validate": "validated"}.get(args.part, "fitted")
-    cells = [] if args.optima else cells_to_run(table, parse_window(args.window))
-    print(
-        "\n".join([f"not {verb}: {first}{way}", *more, *(f"note: {t}" for t in table.notes), *cells]), file=sys.stderr
-    )
+    print("\n".join([f"not {verb}: {first}{way}", *more, *(f"note: {t}" for t in table.notes)]), file=sys.stderr)
     return 3
 
 

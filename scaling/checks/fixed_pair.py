@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling.estimates import t_quantile
-from videoscaling.scaling.fitting.grids import fit, jackknife, lines, loss_law
+from videoscaling.scaling.fitting.grids import fit, jackknife, loss_law
 from videoscaling.scaling.fitting.grids.fit_points import Points, at_nominal, grid_optima, points_of_grids
 from videoscaling.scaling.fitting.grids.law_fits import between_grids
-from videoscaling.scaling.fitting.grids.optimum import Optimum, features, surface_at
+from videoscaling.scaling.fitting.grids.optimum import Optimum, features, quadratic
 from videoscaling.scaling.fitting.options import Options
+from videoscaling.scaling.fitting.table_kind import swept
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.losses import Losses
 from videoscaling.scaling.planning import allocation
@@ -111,7 +112,7 @@ def compare(
     table = table.rows(~table.heldout)
     if not np.isfinite(table.loss).any():
         raise UserError(f"{table.source}: nothing to compare: every row is held out or diverged")
-    if len(lines.swept(table)) == 1:
+    if len(swept(table)) == 1:
         raise UnsupportedFit(
             "a fixed pair is compared on grids over both lr and B, and these vary one of them", forcible=False
         )
@@ -215,10 +216,10 @@ def prices(
 
 def _refuse_far(table: RunTable, lr: float, B: float) -> None:
     """UserError where a pair lies far outside what was swept."""
-    for name, value, swept in (("lr", lr, table.lr), ("B", B, table.B)):
-        if not swept.min() / MARGIN <= value <= swept.max() * MARGIN:
+    for name, value, tried in (("lr", lr, table.lr), ("B", B, table.B)):
+        if not tried.min() / MARGIN <= value <= tried.max() * MARGIN:
             raise UserError(
-                f"the pair's {name}, {value:.4g}, is far outside the grids: {swept.min():.4g} to {swept.max():.4g} "
+                f"the pair's {name}, {value:.4g}, is far outside the grids: {tried.min():.4g} to {tried.max():.4g} "
                 "were swept"
             )
 
@@ -243,9 +244,10 @@ def _scatter(points: Points, prices: NDArray) -> tuple[float, int]:
     Under power laws of the best rate and batch, and one curvature, a pair's price is a quadratic in ln N and ln T.
     """
     x, y = np.log(points.N / np.median(points.N)), np.log(points.T / np.median(points.T))
-    solution, _, rank, _ = np.linalg.lstsq(features(x, y), prices, rcond=1e-9)
+    X = features(np.stack([x, y], axis=1))
+    solution, _, rank, _ = np.linalg.lstsq(X, prices, rcond=1e-9)
     spare = len(prices) - int(rank)
-    return float(np.sum((prices - features(x, y) @ solution) ** 2)) / spare if spare else 0.0, spare
+    return float(np.sum((prices - X @ solution) ** 2)) / spare if spare else 0.0, spare
 
 
 def _covered(table: RunTable, optimum: Optimum, lr: float, B: float) -> bool:
@@ -261,14 +263,21 @@ def _losses_at(
     Third, whether a grid has a run without which there is no surface [points]: its deletion then changes nothing.
     """
     names = np.unique(table.run_id[np.concatenate([o.used for o in optima])])
-    values = np.array([surface_at(table, o.used, lr, B) for o in optima])
+    values = np.array([_loss_at(table, o.used, lr, B) for o in optima])
     replicates = np.tile(values, (clusters, 1))
     for g, optimum in enumerate(optima):
         for run in np.unique(table.run_id[optimum.used]):
             kept = optimum.used[table.run_id[optimum.used] != run]
-            replicates[np.searchsorted(names, run), g] = surface_at(table, kept, lr, B)
+            replicates[np.searchsorted(names, run), g] = _loss_at(table, kept, lr, B)
     known = np.isfinite(replicates) & (replicates > 0)
     return values, np.where(known, replicates, values), ~known.all(axis=0)
+
+
+def _loss_at(table: RunTable, rows: NDArray[np.int64], lr: float, B: float) -> float:
+    """The quadratic through ``rows`` of a run table, at (lr, B); nan where they do not fix one."""
+    places = np.log(np.stack([table.lr[rows] / lr, table.B[rows] / B], axis=1))
+    fit = quadratic(places, table.loss[rows], table.loss_se[rows])
+    return math.nan if fit is None else float(fit.coefficients[0])
 
 
 def _sizes(

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from videoscaling.scaling.fitting import table_kind
-from videoscaling.scaling.fitting.grids import fit, lines, optimum
+from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optima
+from videoscaling.scaling.fitting.grids.optimum import WINDOW
 from videoscaling.scaling.fitting.losses import loss_fit
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.surface import surface_law
@@ -99,7 +100,6 @@ def fit_or_force(table: RunTable, part: str, options: Options, cost: Cost, prove
 def _describe(fitted: fit.Fitted) -> list[str]:
     """Verdicts on grids, and constants with intervals."""
     law, found = fitted.law, [one.describe() for one in fitted.optima]
-    found += [f"  {line}" for line in optimum.next_cells(fitted.optima)]
     for part in ("batch", "lr", "loss"):
         value = getattr(law, part)
         if value is None:
@@ -141,6 +141,6 @@ def _sizes(law: Law, cost: Cost) -> list[str]:
 def _verdicts(table: RunTable) -> list[str]:
     """How many grids have an optimum of their own: a picture of the data, which no surface needs."""
     table = at_nominal(table.rows(~table.heldout))
-    verdicts = Counter(one.verdict for one in grid_optima(table, optimum.WINDOW, lines.swept(table)))
+    verdicts = Counter(one.verdict for one in grid_optima(table, WINDOW))
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
-    return [f"grids by their own optima: {counts} (--method grids lists them and the cells that would decide them)"]
+    return [f"grids by their own optima: {counts} (--method grids lists them)"]

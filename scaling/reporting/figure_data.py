@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling.checks.heldout import paired, relative_error
-from videoscaling.scaling.fitting.grids import lines
 from videoscaling.scaling.fitting.grids.fit_points import STAND_IN, at_nominal, grid_optima
 from videoscaling.scaling.fitting.grids.optimum import WINDOW, Optimum
 from videoscaling.scaling.fitting.isoflop import interpolated, minimum
@@ -59,8 +58,7 @@ class Sources:
             return Sources(table, table, law, cost, (), **more)
         # As fits do: losses at the tokens that all runs of a grid have seen, optima by the law's own window.
         table = at_nominal(table)
-        axes = tuple(name for name in lines.BOTH if name not in (law.fit.get("along") or {}))
-        optima = tuple(grid_optima(grids := paired(table), law.fit.get("window", WINDOW), axes))
+        optima = tuple(grid_optima(grids := paired(table), law.fit.get("window", WINDOW)))
         return Sources(table, grids, law, cost, optima, **more)
 
     @property

@@ -34,13 +34,11 @@ def heat_maps(sources: Sources) -> Plotted:
         excess = np.where(np.isfinite(mean[first]), 100 * relative_error(mean[first], min(best, 1e9)), np.inf)
         cells = at | {"lr": grid.lr[first], "B": grid.B[first], "loss": mean[first], "excess": excess}
         blocks.append(("cell", cells | {"verdict": np.full(len(first), optimum.verdict)}))
-        if optimum.run_next:
-            blocks.append(("run next", at | dict(zip(("lr", "B"), np.array(optimum.run_next).T))))
         surface = _surface if sources.law.surface is not None else _quadratic
         blocks += [(name, at | columns) for name, columns in surface(sources.law, optimum, grid)]
     text = "Numbers are per cent above the grid's best cell; x: all its runs diverged. "
-    if any(o.run_next for o in sources.optima):
-        text += "A grid with a red title has no optimum inside: red squares are cells that would show it. "
+    if not all(o.usable for o in sources.optima):
+        text += "A grid with a red title has no optimum inside. "
     if sources.law.surface is None:
         text += "Contours and the star are of the quadratic through the grid's own cells, with its 95 % ellipse."
         formula = "ln L quadratic in ln lr and ln B near the best cell"

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-SQUARE = ((0.1, 0.9, 0.9, 0.1, 0.1), (0.1, 0.1, 0.9, 0.9, 0.1))
 SMALLEST = 2.5  # points of type: cells of a denser grid have colours only
 ABREAST = 4  # heat maps next to one another: more would be too small to read
 
@@ -57,8 +56,8 @@ def heat_maps(data: Plotted) -> "Figure":
 
 def _heat_map(axis: "Axes", data: Plotted, top: float) -> "ScalarMappable":
     """One grid: its distinct rates and batches are columns and rows of equal width, and lines bend with them."""
-    cells, further = data.of("cell"), data.of("run next")
-    levels = [np.unique([*cells[name], *further[name]]) for name in ("lr", "B")]
+    cells = data.of("cell")
+    levels = [np.unique(cells[name]) for name in ("lr", "B")]
     values = np.full((len(levels[1]), len(levels[0])), np.nan)
     x, y = (np.searchsorted(known, cells[name]) for known, name in zip(levels, ("lr", "B")))
     values[y, x] = np.minimum(cells["excess"], 1e3)
@@ -70,9 +69,6 @@ def _heat_map(axis: "Axes", data: Plotted, top: float) -> "ScalarMappable":
         axis.text(i + 0.5, j + 0.5, text, ha="center", va="center", fontsize=size, color=tone, zorder=5).set_in_layout(
             False
         )
-    for lr, B in zip(further["lr"], further["B"]):
-        i, j = (np.searchsorted(known, v) for known, v in zip(levels, (lr, B)))
-        axis.plot(i + np.array(SQUARE[0]), j + np.array(SQUARE[1]), color=ACCENT, lw=0.8)
 
     def placed(name: str) -> list[NDArray]:
         """A series in columns and rows."""

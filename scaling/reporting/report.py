@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from videoscaling.scaling.checks.heldout import relative_error
-from videoscaling.scaling.fitting.grids.optimum import next_cells
 from videoscaling.scaling.laws import Law, SizeLaw
 from videoscaling.scaling.reporting import all_figures, law_view
 from videoscaling.scaling.reporting.figure_data import Sources
@@ -78,11 +77,6 @@ def build(sources: Sources, samples: Path | None = None) -> tuple[str, list[Draw
     warnings = [other] * (other is not None) + list(law.fit.get("warnings") or ())
     if warnings:
         sections.append(_section("Warnings", f'<ul class="warnings">{_items(warnings)}</ul>'))
-    # A grid that was held out needs no more cells: no law waits for it. A surface needs no optimum inside a grid.
-    held = {(N, T): bool(sources.grids.heldout[rows].all()) for N, T, rows in sources.grids.grids()}
-    optima = [o for o in sources.optima if not held[o.N, o.T] and law.surface is None]
-    if further := next_cells(optima):
-        sections.append(_section("What to run next", f"<ul>{_items(further)}</ul>"))
     drawn = [_draw(one) for one in data.values()]
     for one in drawn:
         caption = f'<p class="caption">{html.escape(one.data.caption)}</p>'

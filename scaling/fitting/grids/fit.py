@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling.fitting import isoflop, plausibility, table_kind
-from videoscaling.scaling.fitting.grids import lines, loss_law
+from videoscaling.scaling.fitting.grids import loss_law
+from videoscaling.scaling.fitting.grids.edges import BOTH
 from videoscaling.scaling.fitting.grids.fit_points import (
     Points,
     at_nominal,
@@ -36,7 +37,6 @@ SAME_OPTIMUM = 2.0
 # An exponent of the loss that may as well be this many times larger is not one to plan by. Refitted draws never reach
 # 0: where a linear interval does, theirs spans like this.
 UNTOLD = 10.0
-PARABOLA = 3  # constants of a parabola
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def fit(table: RunTable, part: str, options: Options, cost: allocation.Cost, pro
     if known:
         plausibility.check_units(table, options.force, warnings)
     points, optima = _points(table, part, options, warnings)
-    axes = optima[0].axes if optima else lines.BOTH
+    axes = optima[0].axes if optima else BOTH
     scale = {"T": _round_scale(points.T), "N": _round_scale(points.N)}
     constants: dict[str, Any] = {"batch": None, "lr": None, "loss": None}
     unknown: dict[str, str] = {}
@@ -155,7 +155,7 @@ def fit(table: RunTable, part: str, options: Options, cost: allocation.Cost, pro
 
 def _along(table: RunTable, axes: tuple[str, ...]) -> dict[str, float]:
     """The one batch or rate that all runs of the grids have, by its name; empty where both vary."""
-    return {name: float(np.median(getattr(table, name))) for name in lines.BOTH if name not in axes}
+    return {name: float(np.median(getattr(table, name))) for name in BOTH if name not in axes}
 
 
 def _points(table: RunTable, part: str, options: Options, warnings: list[str]) -> tuple[Points, tuple[Optimum, ...]]:
@@ -177,16 +177,17 @@ def _points(table: RunTable, part: str, options: Options, warnings: list[str]) -
         if not (options.optima and unknown):
             table_kind.check_repeats(table, options.force, warnings)
         return points_of_rows(table), ()
-    axes = lines.swept(table) if table_kind.most_cells(table) >= PARABOLA else lines.BOTH
+    axes, largest = table_kind.swept(table), max(len(rows) for *_, rows in table.grids())
+    if largest < COEFFICIENTS[len(axes)]:
+        raise UserError(
+            f"no grid has the {COEFFICIENTS[2]} cells that a quadratic in (lr, B) needs, or the {COEFFICIENTS[1]} "
+            f"along one of them: the largest has {largest} (run more cells, or keep the best row of each (N, T) and "
+            "say --optima)"
+        )
     if len(axes) == 1:
         table_kind.check_line(table, axes[0])
-    elif (largest := max(len(rows) for *_, rows in table.grids())) < COEFFICIENTS:
-        raise UserError(
-            f"no grid has the {COEFFICIENTS} cells that a quadratic in (lr, B) needs, or the {PARABOLA} along one of "
-            f"them: the largest has {largest} (run more cells, or keep the best row of each (N, T) and say --optima)"
-        )
     table = at_nominal(table)
-    optima = tuple(grid_optima(table, options.window, axes))
+    optima = tuple(grid_optima(table, options.window))
     return points_of_grids(table, optima, warnings, options.prior is not None, options.force), optima
 
 

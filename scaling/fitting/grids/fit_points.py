@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling.fitting.grids import lines, loss_law
+from videoscaling.scaling.fitting.grids import loss_law
 from videoscaling.scaling.fitting.grids.clip_losses import clip_losses
-from videoscaling.scaling.fitting.grids.optimum import Optimum, find, next_cells, refit
+from videoscaling.scaling.fitting.grids.optimum import Optimum, find, refit
+from videoscaling.scaling.fitting.table_kind import swept
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.runs import RunTable
 
@@ -60,37 +61,18 @@ class Points:
         return self.interior if symbol == "B" else self.usable
 
 
-def grid_optima(table: RunTable, window: float | None, axes: tuple[str, ...] = lines.BOTH) -> list[Optimum]:
+def grid_optima(table: RunTable, window: float | None, axes: tuple[str, ...] | None = None) -> list[Optimum]:
     """The optimum of each grid of the run table; ``used`` counts rows of the run table.
 
     Args:
-        axes: which of "lr" and "B" the grids vary: with one of them the optimum is along it.
+        axes: which of "lr" and "B" the grids vary, by default as they do; with one of them the optimum is along it.
     """
-    optima = []
+    axes, optima = axes or swept(table), []
     for N, T, rows in table.grids():
-        floor, columns = float(table.n_ctx[rows].max()), (table.lr[rows], table.B[rows], table.loss[rows])
-        if len(axes) == 1:
-            noise = table.loss_se[rows]
-            found = lines.find(N, T, *columns, axis=axes[0], noise=noise, window=window, floor=floor)
-        else:
-            found = find(N, T, *columns, table.loss_se[rows], window, floor)
-        optima.append(replace(found, used=rows[found.used], run_next=_in_units(found, table.rows(rows))))
+        cells = (column[rows] for column in (table.lr, table.B, table.loss, table.loss_se))
+        found = find(N, T, *cells, window, float(table.n_ctx[rows].max()), axes)
+        optima.append(replace(found, used=rows[found.used]))
     return optima
-
-
-def _in_units(optimum: Optimum, grid: RunTable) -> tuple[tuple[float, float], ...]:
-    """The cells to run in whole units of the source's batches, less those that the grid has then."""
-    there = set(zip(np.log(grid.lr).round(6), grid.B))
-    cells = [(lr, float(max(np.round(B / grid.unit), 1) * grid.unit)) for lr, B in optimum.run_next]
-    return tuple(dict.fromkeys(cell for cell in cells if (round(math.log(cell[0]), 6), cell[1]) not in there))
-
-
-def cells_to_run(table: RunTable, window: float | None) -> list[str]:
-    """What would decide the grids that enter no law, a line each: the way out of a refusal. Empty without grids."""
-    table = table.rows(~table.heldout)
-    if not np.isfinite([table.lr, table.B]).all() or max((len(rows) for *_, rows in table.grids()), default=0) < 2:
-        return []
-    return next_cells(grid_optima(at_nominal(table), window, lines.swept(table)))
 
 
 def at_nominal(table: RunTable) -> RunTable:
@@ -192,8 +174,7 @@ def points_of_grids(
         for run in np.unique(table.run_id[optimum.used]):
             kept = optimum.used[table.run_id[optimum.used] != run]
             if len(kept):
-                again = refit if len(optimum.axes) > 1 else lines.refit
-                new = again(optimum, table.lr[kept], table.B[kept], table.loss[kept], table.loss_se[kept])
+                new = refit(optimum, table.lr[kept], table.B[kept], table.loss[kept], table.loss_se[kept])
                 k = np.searchsorted(clusters, run)
                 replicates["lr"][k, g], replicates["B"][k, g], replicates["loss"][k, g] = np.log(new)
     return Points(

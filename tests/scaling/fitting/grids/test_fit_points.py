@@ -1,18 +1,15 @@
 import dataclasses
 
 import numpy as np
-import pytest
 
 from tests.scaling import simulate
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.grids.fit_points import (
     at_nominal,
-    cells_to_run,
     grid_optima,
     points_of_grids,
     points_of_rows,
 )
-from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 
 SIZES, TOKENS = np.geomspace(0.0168e9, 0.268e9, 3), [2e9, 5e9, 12e9]
 NOWHERE = {"name": "test"}
@@ -23,19 +20,6 @@ def swept(paper, sizes=SIZES, offset=0.0, noise=1e-4):
     return simulate.run_table(paper, cells, TOKENS, noise, n_ctx=1280)
 
 
-def test_a_refusal_for_edges_comes_with_the_cells_to_run(paper, cost):
-    table = swept(paper, SIZES[:2], offset=4.0)
-    with pytest.raises(UnsupportedFit):
-        fit.fit(table, "all", fit.Options(), cost, NOWHERE)
-    lines = cells_to_run(table, 0.02)
-    # The milestones of one size are the same runs.
-    assert len(lines) == 2
-    assert all("T 2e+09 and 5e+09 and 1.2e+10: (lr " in line for line in lines)
-    assert not cells_to_run(swept(paper), 0.02)
-    # Held-out grids are not fitted, so none of their cells would help.
-    assert not cells_to_run(dataclasses.replace(table, heldout=np.ones(len(table), dtype=bool)), 0.02)
-
-
 def test_one_grid_of_diverged_cells_does_not_stop_the_others(paper, cost):
     table = swept(paper)
     stray = (SIZES[0] == table.N) & (table.T == 12e9)
@@ -44,10 +28,6 @@ def test_one_grid_of_diverged_cells_does_not_stop_the_others(paper, cost):
     assert len(fitted.points.N) == 8
     assert any("all 25 cells diverged" in text for text in fitted.law.fit["verdicts"])
     assert any("1 of 9 grids have no interior optimum (1 too few points)" in text for text in fitted.warnings)
-    (line,) = cells_to_run(spoilt, 0.02)
-    rates = table.lr[SIZES[0] == table.N]
-    assert line.startswith("to decide it, run at N 1.68e+07, T 1.2e+10: (lr ")
-    assert f"(lr {rates.min() / 2:.3g}, B " in line
 
 
 def test_forced_points_are_the_finite_ones(paper):
@@ -82,17 +62,6 @@ def test_many_rows_are_deleted_by_the_group(paper):
     assert present.shape == (300, 700)
     assert ((~present).sum(axis=0) == 1).all()
     assert set((~present).sum(axis=1)) == {2, 3}
-
-
-def test_cells_to_run_are_whole_batches_of_the_file(paper):
-    """A table that counts sequences of 3000 tokens is answered in such, and with none that it has already."""
-    table = dataclasses.replace(swept(paper, SIZES[:1], offset=1.0), unit=3000.0)
-    table = dataclasses.replace(table, n_ctx=0 * table.n_ctx, B=np.round(table.B / 3000) * 3000)
-    asked = [cell for o in grid_optima(table, 0.02) for cell in o.run_next]
-    assert len(asked) >= 3
-    assert all(B % 3000 == 0 and B >= 3000 for _, B in asked)
-    there = set(zip(np.round(np.log(table.lr), 6), table.B))
-    assert not {(round(float(np.log(lr)), 6), B) for lr, B in asked} & there
 
 
 def test_milestones_that_one_step_reached_are_one_measurement(paper):
