@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from scipy.special import bdtr
 
 from videoscaling.scaling.checks.heldout import paired, relative_error
+from videoscaling.scaling.fitting.grids.fit import fit as grids_fit
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optima
 from videoscaling.scaling.fitting.losses import forms
-from videoscaling.scaling.fitting.method import LOSSES, SURFACE, fit_law, fit_or_force
+from videoscaling.scaling.fitting.method import LOSSES, SURFACE, fit_law
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.scaling.laws import Law, LossLaw
@@ -127,7 +128,7 @@ def validate(table: RunTable, method: str, options: Options, cost: Cost) -> Vali
         rows = summary(_windows_of(kept.N, kept.T, kept.B, kept.loss, noise if np.isfinite(noise).all() else None))
         N, T = kept.N, kept.T
     else:
-        fitted = fit_or_force(table, "loss", options, cost, {})
+        fitted = grids_fit(table, "loss", options, cost, {})
         law, points = fitted.law, fitted.points
         rows = summary(_windows_of(points.N, points.T, points.B, points.loss, points.noise))
         N, T = points.N, points.T

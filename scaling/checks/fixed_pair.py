@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from videoscaling.scaling.estimates import t_quantile
 from videoscaling.scaling.fitting.grids import fit, jackknife, loss_law
 from videoscaling.scaling.fitting.grids.fit_points import Points, at_nominal, grid_optima, points_of_grids
-from videoscaling.scaling.fitting.grids.law_fits import between_grids
+from videoscaling.scaling.fitting.grids.hyper_law import between_grids
 from videoscaling.scaling.fitting.grids.optimum import Optimum, features, quadratic
+from videoscaling.scaling.fitting.losses.forms import Scale
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.table_kind import swept
-from videoscaling.scaling.fitting.unsupported import UnsupportedFit
-from videoscaling.scaling.losses import Losses
+from videoscaling.scaling.fitting.unsupported import Checks, UnsupportedFit
+from videoscaling.scaling.losses import Form, Losses
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
@@ -190,7 +191,7 @@ def prices(
         UserError: a pair far outside the grids.
     """
     table = at_nominal(table)
-    points = points_of_grids(table, tuple(grid_optima(table, window)), [])
+    points = points_of_grids(table, tuple(grid_optima(table, window)), Checks())
     fitted = [o for o in points.optima if not table.heldout[o.used].any()]
     lr, B = pair or _of_smallest(fitted or points.optima)
     _refuse_far(table, lr, B)
@@ -291,13 +292,13 @@ def _sizes(
     fitted = loss_law.fit(points.N, points.T, loss, None, DELTA, scale=scale)
     if fitted.at_bound:
         raise UnsupportedFit(f"loss law at the fixed pair: {' and '.join(fitted.at_bound)} ran to its bound")
-    precision, _ = loss_law.precisions(None, len(points.N))
     moved = loss * np.exp(NUDGE * np.eye(len(loss)))
     losses = np.concatenate([replicates, moved])
     start = np.repeat(fitted.theta[None], len(losses), axis=0)
-    thetas, _ = loss_law.descend(start, points.N, points.T, losses, precision, fitted.delta, {}, scale, steps=100)
-    constants = loss_law.constants_of(np.concatenate([fitted.theta[None], thetas]))
-    laws = Losses.additive(constants, scale)
+    thetas, _ = loss_law.descend(start, points.N, points.T, losses, None, fitted.delta, {}, scale, steps=100)
+    laws = Losses(
+        (Form("additive", 1.0, np.concatenate([fitted.theta[None], thetas])),), Scale(scale["N"], scale["T"], 1.0)
+    )
     _, exponents = allocation.power_law_of_minima(laws, (C / 10, C), cost)
     found = np.stack([np.log(allocation.optimum(laws, C, cost)), exponents], axis=1)
     pull = (found[1 + len(replicates) :] - found[0]).T / NUDGE

@@ -1,7 +1,7 @@
 """One call for all fits: the method follows from what the table holds, where the user names none."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from videoscaling.scaling.fitting.grids.optimum import WINDOW
 from videoscaling.scaling.fitting.losses import loss_fit
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.surface import surface_law
-from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.laws import ESTIMATORS, Law
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.allocation import Cost
@@ -73,28 +72,10 @@ def fit_law(table: RunTable, part: str, method: str, options: Options, cost: Cos
             law = loss_fit.fit_law(table, options, cost, provenance)
             lowest = float(table.loss[~table.heldout].min())
             return Fit(law, (*loss_fit.summary(law.loss, lowest), *_sizes(law, cost)))
-        fitted = fit_or_force(table, part, options, cost, provenance)
+        fitted = fit.fit(table, part, options, cost, provenance)
         return Fit(fitted.law, (*_describe(fitted), *_sizes(fitted.law, cost)))
     except UserError as error:
         raise UserError("; ".join([str(error), *table.notes])) from None
-
-
-def fit_or_force(table: RunTable, part: str, options: Options, cost: Cost, provenance: dict[str, Any]) -> fit.Fitted:
-    """The fit by grids; with ``options.force`` one that the data do not support as well, which says so in its law.
-
-    Raises:
-        UnsupportedFit: the data do not support it, and it is not forced.
-    """
-    try:
-        return fit.fit(table, part, replace(options, force=False), cost, provenance)
-    except UnsupportedFit as reason:
-        if not options.force:
-            raise
-        why = f"forced: {str(reason).splitlines()[0]}"
-    fitted = fit.fit(table, part, options, cost, provenance)
-    said = (why, *fitted.warnings)
-    law = replace(fitted.law, fit=fitted.law.fit | {"forced": True, "warnings": list(said)})
-    return replace(fitted, law=law, warnings=said)
 
 
 def _describe(fitted: fit.Fitted) -> list[str]:

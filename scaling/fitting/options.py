@@ -29,6 +29,11 @@ class Options:
     optima: bool = False
     form: str = "auto"
 
+    def held(self, symbol: str) -> dict[str, float]:
+        """The constants held of the law of "B", "lr" or "loss", by their own names."""
+        parts = {name.partition(".")[::2]: value for name, value in self.fixed.items()}
+        return {name: value for (law, name), value in parts.items() if law == symbol}
+
 
 def parse_fixed(pairs: list[str], part: str) -> dict[str, float]:
     """``["B.N=0"]`` as a mapping, of constants that the part fits."""

@@ -4,7 +4,7 @@ import numpy as np
 
 from videoscaling.scaling.fitting.grids.edges import BOTH
 from videoscaling.scaling.fitting.grids.optimum import COEFFICIENTS
-from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.scaling.fitting.unsupported import Checks, UnsupportedFit
 from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
@@ -45,12 +45,8 @@ def check_line(table: RunTable, axis: str) -> None:
         )
 
 
-def check_repeats(table: RunTable, force: bool, warnings: list[str]) -> None:
-    """Refuse several losses of one (N, T) that are no repeats of one measurement, or warn of them where forced.
-
-    Raises:
-        UnsupportedFit: there are some; each is named.
-    """
+def check_repeats(table: RunTable, checks: Checks) -> None:
+    """Refuse several losses of one (N, T) that are no repeats of one measurement; each is named."""
     error = table.loss_se / table.loss
     known = error[np.isfinite(error)]
     least = REPEAT_SIGMAS * 2**0.5 * float(np.median(known)) if len(known) else 0.0
@@ -63,16 +59,13 @@ def check_repeats(table: RunTable, force: bool, warnings: list[str]) -> None:
     if not found:
         return
     text = f"{len(found)} (N, T) have several losses that differ by more than repeats of one run do"
-    if force:
-        warnings.append(text)
-        return
     listed = [f"\n  {line}" for line in found[:LISTED]]
     if len(found) > LISTED:
         listed.append(f"\n  and {len(found) - LISTED} more")
     advice = "keep one row of each"
     if np.isnan([table.B, table.lr]).any():
         advice = "name the columns B and lr with --columns if these differ, or keep one row of each"
-    raise UnsupportedFit(f"{text}: {advice}{''.join(listed)}")
+    checks.refuse(f"{text}: {advice}{''.join(listed)}")
 
 
 def check_optima(table: RunTable) -> None:

@@ -10,7 +10,7 @@ from videoscaling.scaling.fitting.grids import loss_law
 from videoscaling.scaling.fitting.grids.clip_losses import clip_losses
 from videoscaling.scaling.fitting.grids.optimum import Optimum, find, refit
 from videoscaling.scaling.fitting.table_kind import swept
-from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.scaling.fitting.unsupported import Checks
 from videoscaling.scaling.runs import RunTable
 
 # All grids' scatter counts as this many spare cells of each.
@@ -123,40 +123,33 @@ def _slopes_of_best(table: RunTable) -> NDArray[np.float64]:
     return slope
 
 
-def points_of_grids(
-    table: RunTable, optima: tuple[Optimum, ...], warnings: list[str], lenient: bool = False, force: bool = False
-) -> Points:
+def points_of_grids(table: RunTable, optima: tuple[Optimum, ...], checks: Checks, lenient: bool = False) -> Points:
     """Points from interior optima and those at the floor, or from every grid where there are fewer than three of them.
 
     Args:
         lenient: with few such optima, let best cells of the other grids stand in for the loss (never for the batch
-            and the rate); without it, that is refused.
-        force: do so even with none, and then for the batch and the rate too.
-
-    Raises:
-        UnsupportedFit: fewer than three of them, or none even for the lenient.
+            and the rate); without it, or with none of them, that is refused. Where it is forced with none, they stand
+            in for the batch and the rate too.
     """
     refused = [optimum for optimum in optima if not optimum.usable]
     chosen = [optimum for optimum in optima if optimum.usable]
     if floored := sum(optimum.verdict == "floor" for optimum in chosen):
-        warnings.append(
+        checks.warn(
             f"{floored} of {len(optima)} grids are best at one clip, the smallest batch there is: an edge that bounds "
             "the batch's law from above"
         )
     verdicts = ", ".join(f"{sum(o.verdict == v for o in refused)} {v}" for v in sorted({o.verdict for o in refused}))
     if refused:
-        warnings.append(f"{len(refused)} of {len(optima)} grids have no interior optimum ({verdicts})")
+        checks.warn(f"{len(refused)} of {len(optima)} grids have no interior optimum ({verdicts})")
     if len(chosen) < 3:
-        if not force and not (chosen and lenient):
+        if not (chosen and lenient):
             listed = [f"\n  {o.describe()}" for o in refused[:LISTED]]
             if len(refused) > LISTED:
                 listed.append(f"\n  and {len(refused) - LISTED} more; in all {verdicts}")
-            raise UnsupportedFit(
-                f"only {len(chosen)} of {len(optima)} grids have an interior optimum{''.join(listed)}"
-            )
+            checks.refuse(f"only {len(chosen)} of {len(optima)} grids have an interior optimum{''.join(listed)}")
         chosen = [o for o in optima if o.cells]
         what = "losses" if any(o.usable for o in chosen) else "losses, batches and rates"
-        warnings.append(f"{STAND_IN} {what} of grids without an interior optimum")
+        checks.warn(f"{STAND_IN} {what} of grids without an interior optimum")
     interior, usable = (np.array([getattr(o, name) for o in chosen]) for name in ("interior", "usable"))
     if not usable.any():
         interior[:] = usable[:] = True

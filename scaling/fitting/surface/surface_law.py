@@ -18,7 +18,7 @@ from videoscaling.scaling.fitting.surface import noise
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.fitting.surface.surface import Member, Surface
-from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.scaling.fitting.unsupported import Checks, UnsupportedFit
 from videoscaling.scaling.laws import Law
 from videoscaling.scaling.planning.allocation import Cost, predicted
 from videoscaling.scaling.runs import RunTable
@@ -48,7 +48,7 @@ def fit_law(table: RunTable, part: str, form: str, cost: Cost, provenance: dict[
     if not np.isfinite(table.loss).any():
         raise UserError(f"{table.source}: nothing to fit: no run that is not held out has a finite loss")
     warnings = [*table.notes, *recipe_warnings(table), *skipped_warnings(table)]
-    plausibility.check_units(table, False, warnings)
+    plausibility.check_units(table, Checks())
     plausibility.check_spans(table.N, table.nominal_T)
     cells = Cells.of_table(table)
     _check_cells(cells)

@@ -10,6 +10,7 @@ from videoscaling.scaling.fitting.grids.fit_points import (
     points_of_grids,
     points_of_rows,
 )
+from videoscaling.scaling.fitting.unsupported import Checks
 
 SIZES, TOKENS = np.geomspace(0.0168e9, 0.268e9, 3), [2e9, 5e9, 12e9]
 NOWHERE = {"name": "test"}
@@ -36,7 +37,7 @@ def test_forced_points_are_the_finite_ones(paper):
     table = dataclasses.replace(table, loss=np.where(gone, np.inf, table.loss))
     optima = tuple(grid_optima(at_nominal(table), 0.02))
     assert [o.cells for o in optima] == [0, 25, 25]
-    points = points_of_grids(table, optima, [], force=True)
+    points = points_of_grids(table, optima, Checks(force=True))
     assert points.T.tolist() == [5e9, 12e9]
     assert np.isfinite(points.replicates["loss"]).all()
 
@@ -44,7 +45,7 @@ def test_forced_points_are_the_finite_ones(paper):
 def test_a_grids_scatter_is_shrunk_to_that_of_all(paper):
     """Ten spare cells' worth: variances and noise of each grid follow its shrunk scatter, and no other does."""
     optima = grid_optima(swept(paper), 0.02)
-    points = points_of_grids(swept(paper), tuple(optima), [])
+    points = points_of_grids(swept(paper), tuple(optima), Checks())
     spare = np.array([o.spare for o in optima])
     own = np.array([o.scatter / o.loss for o in optima])
     pooled = np.sum(spare * own**2) / spare.sum()
