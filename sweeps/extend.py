@@ -22,7 +22,7 @@ from videoscaling.scaling.search.proposals import Decision, Proposal, Size, deci
 from videoscaling.sweeps import added_cells
 from videoscaling.sweeps.cost import flops_of
 from videoscaling.sweeps.grid import Sweep, cell_seed
-from videoscaling.sweeps.state import UNFINISHED, cell_state
+from videoscaling.sweeps.state import FINISHED, UNFINISHED, cell_status
 from videoscaling.training.result import finished_result, resumable_step
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError
@@ -89,7 +89,7 @@ def command(
     sweep: Sweep, options: Options, train: Callable[[Sweep], int], reload: Callable[[], Sweep], paper: Path
 ) -> int:
     """Show what to add; add and train it with --run, or when asked at a terminal. 3 if nothing can be decided."""
-    unfinished = sum(cell_state(cell)["state"] in UNFINISHED for cell in sweep.cells)
+    unfinished = sum(cell_status(cell).state in UNFINISHED for cell in sweep.cells)
     table = _table(sweep, options.held_out)
     if unfinished and options.run:  # of an earlier --run that was killed, say: what comes next hangs on their results
         print(f"{unfinished} cells of the sweep are not finished: they come first, and nothing is added to them yet")
@@ -179,7 +179,7 @@ def _size(cells: list[Run], results: Cells) -> Size:
     for tokens in np.unique(results.T[cells[0].N == results.N]):
         T[max((m for m in milestones if m <= tokens), default=milestones[0])] = float(tokens)
     pairs = {cell.config.name: (cell.config.optim.lr, float(cell.config.train.batch_tokens)) for cell in cells}
-    waiting = {cell.config.name for cell in cells if cell_state(cell)["state"] not in ("done", "diverged")}
+    waiting = {cell.config.name for cell in cells if cell_status(cell).state not in FINISHED}
     return Size(
         float(cells[0].N), T, tuple(pairs.values()), tuple(pairs[name] for name in sorted(waiting)),
         cells[0].flops_per_token, cells[0].n_ctx,

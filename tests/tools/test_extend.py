@@ -16,6 +16,7 @@ from videoscaling.sweeps import added_cells
 from videoscaling.sweeps import extend as module
 from videoscaling.sweeps.extend import Options
 from videoscaling.sweeps.grid import Sweep, load_sweep
+from videoscaling.sweeps.state import CellState, CellStatus
 from videoscaling.tools import sweep as cli
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import write_json
@@ -125,7 +126,7 @@ def test_a_grid_is_at_the_last_milestone_that_its_runs_had_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, T: float, milestone: int
 ) -> None:
     """They stop at the first step at or past it: tokens that all have lie past their own milestone, never before."""
-    monkeypatch.setattr(module, "cell_state", lambda cell: {"state": "done"})
+    monkeypatch.setattr(module, "cell_status", lambda cell: CellStatus(CellState.DONE))
     cells = stub(tmp_path).cells
     for cell in cells:
         cell.config.name, cell.n_ctx = "a", 5
