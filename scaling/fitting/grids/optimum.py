@@ -138,15 +138,19 @@ class Quadratic:
         row = features(at)
         return math.sqrt(row @ self.unscaled @ row) * self.scatter
 
-    def covariance(self, at: NDArray) -> NDArray[np.float64]:
-        """[axes, axes], of the place of the minimum, which is ``at``."""
+    def sensitivity(self, at: NDArray) -> NDArray[np.float64]:
+        """[axes, axes], covariance of the place of the minimum, which is ``at``, over the variance of one loss."""
         if len(at) == 1:
             gradient = np.array([[0, 1, at[0]]])
         else:
             x, y = at
             gradient = np.array([[0, 1, 0, x, 0, y], [0, 0, 1, 0, y, x]])
         slope = -np.linalg.solve(self.hessian, gradient)
-        return slope @ self.unscaled @ slope.T * self.scatter**2
+        return slope @ self.unscaled @ slope.T
+
+    def covariance(self, at: NDArray) -> NDArray[np.float64]:
+        """[axes, axes], of the place of the minimum, which is ``at``."""
+        return self.sensitivity(at) * self.scatter**2
 
     def along(self, y: float) -> "Quadratic":
         """The quadratic of two axes, in the first one where the second is ``y``."""
