@@ -62,4 +62,4 @@ def plan(law: Law, **fixed: Any) -> dict[str, Any]:
     from videoscaling.scaling.planning.plan import plan as make_plan
     from videoscaling.scaling.planning.request import Request
 
-    return make_plan(law, Request(**fixed), sizes)
+    return make_plan(law, Request(**fixed), sizes).to_dict()

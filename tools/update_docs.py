@@ -4,29 +4,78 @@ python tools/update_docs.py
 """
 
 import argparse
+import contextlib
+import importlib
 import re
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from unittest import mock
 
 import yaml
 
 from videoscaling import ROOT
-from videoscaling.training.config import known_keys
-from videoscaling.training.keys import default_of
+from videoscaling.sweeps.config import SizeKeys, SweepKeys
+from videoscaling.training.keys import default_of, keys_of
+from videoscaling.training.schema import Config
 from videoscaling.utils.errors import Parser, run_cli
 from videoscaling.utils.files import write_text
 
 DOCS = ROOT / "docs"
 DECISIONS = DOCS / "decisions"
+SCRIPTS = [ROOT / "train.py", ROOT / "sample.py"]
+SCRIPTS += [path for path in sorted((ROOT / "tools").glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
 
 
-def training_keys() -> str:
-    """Every key of training with its default, as it would be written on a command line, and its meaning."""
-    lines = ["| key | default | meaning |", "|---|---|---|"]
-    for name, entry in known_keys().items():
-        lines.append(f"| `{name}` | {_default(default_of(entry))} | {entry.metadata['info'].help} |")
-    return "\n".join(lines)
+def key_table(schema: type, prefix: str = "") -> str:
+    """Every key of ``schema`` with its default, as it would be written on a command line, and its meaning."""
+    lines = [
+        f"| `{prefix}{name}` | {_default(default_of(entry))} | {entry.metadata['info'].help} |"
+        for name, entry in keys_of(schema).items()
+    ]
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *lines])
+
+
+def sweep_keys() -> str:
+    """The keys of a sweep's YAML, and those of its sizes."""
+    return f"{key_table(SweepKeys)}\n\nThe keys of each size:\n\n{key_table(SizeKeys)}"
+
+
+def commands() -> str:
+    """Each command: what its help says, its examples, and its options."""
+    lines = ["| command | purpose |", "|---|---|"]
+    parts = []
+    for script in SCRIPTS:
+        name = str(script.relative_to(ROOT))
+        parser = parser_of(script)
+        purpose, _, details = (parser.description or "").strip().replace("``", "`").partition("\n")
+        lines.append(f"| [`{name}`](#{anchor(name)}) | {purpose} |")
+        parts.append(f"## {name}\n\n{purpose}\n\n{_markdown(details)}\n\n{_options(parser, name)}")
+    return "\n".join(lines) + "\n\n" + "\n\n".join(parts)
+
+
+def parser_of(script: Path) -> Parser:
+    """The parser of the command ``script``, found without the command's work."""
+    name = str(script.relative_to(ROOT).with_suffix("")).replace("/", ".")
+    module = importlib.import_module(f"videoscaling.{name}")
+    found: list[Parser] = []
+
+    def stop(self: Parser, *args: Any, **more: Any) -> NoReturn:
+        found.append(self)
+        raise _Stopped
+
+    parsing = dict.fromkeys(("parse_args", "parse_known_args", "parse_intermixed_args"), stop)
+    with (
+        contextlib.suppress(_Stopped),
+        mock.patch.object(sys, "argv", [script.name]),
+        mock.patch.multiple(Parser, **parsing),
+    ):
+        module.main()
+    if found:
+        return found[0]
+    raise AssertionError(f"{script}: main() parses no options")
 
 
 def decisions() -> str:
@@ -42,7 +91,9 @@ def decisions() -> str:
 
 
 PARTS: dict[Path, tuple[str, Callable[[], str]]] = {
-    DOCS / "training.md": ("keys", training_keys),
+    DOCS / "training.md": ("keys", lambda: key_table(Config)),
+    DOCS / "sweeps.md": ("keys", sweep_keys),
+    DOCS / "commands.md": ("commands", commands),
     DECISIONS / "README.md": ("index", decisions),
 }
 
@@ -58,6 +109,38 @@ def updated(text: str, name: str, content: str) -> str:
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     return f"{before}{begin}\n{content}\n{end}{after}"
+
+
+def _markdown(text: str) -> str:
+    """The paragraphs of a help text; commands as code."""
+    blocks = [textwrap.dedent(block) for block in re.split(r"\n\s*\n", text.strip("\n"))]
+    return "\n\n".join(
+        f"```\n{block}\n```" if re.match("python |torchrun ", block) else textwrap.fill(block, 120) for block in blocks
+    )
+
+
+def _options(parser: argparse.ArgumentParser, name: str) -> str:
+    """The options of a command as a table; one for each of its subcommands."""
+    rows = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            helps = {choice.dest: choice.help for choice in action._choices_actions}
+            return "\n\n".join(
+                f"### {name} {word}\n\n{helps[word][0].upper()}{helps[word][1:]}.\n\n{_options(inner, name)}"
+                for word, inner in action.choices.items()
+            )
+        if action.dest != "help" and action.help != argparse.SUPPRESS:
+            formatter = parser._get_formatter()
+            words = [*action.option_strings[-1:], formatter._format_args(action, action.dest.upper())]
+            required = " (required)" if action.required and action.option_strings else ""
+            meaning = formatter._expand_help(action) if action.help else ""
+            cells = f"`{' '.join(words).strip()}`", f"{meaning}{required}"
+            rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(["| option | meaning |", "|---|---|", *rows]) if rows else "It has no options."
+
+
+class _Stopped(BaseException):
+    """A parser was asked to parse."""
 
 
 def _default(value: Any) -> str:

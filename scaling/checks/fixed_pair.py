@@ -32,7 +32,7 @@ MARGIN = 2.0
 # Step of a numerical derivative in ln loss.
 NUDGE = 1e-6
 # Huber's delta in log loss, which no residual reaches: least squares, all points alike. Losses at a fixed pair follow
-# no law exactly: with delta and weights by the noise, the exponent's bend was .124 to .158 with its seed.
+# no law exactly: with delta and weights by the noise, the exponent's bend was 0.124 to 0.158 with its seed.
 DELTA = 1.0
 # Times the tokens: a slope says nothing of what lies further off.
 MOST_TOKENS = 10.0
@@ -150,7 +150,7 @@ def compare(
     # [2]: of ln N_opt, and of its exponent.
     middle, replicates = bent[0] - optimal[0], bent[1] - optimal[1]
     # Grids whose best cells scatter pay for one pair each its own price, and chance can sort these by size: of tables
-    # without any bend, but optima that scatter by .15, half had one by the jackknife of the runs alone.
+    # without any bend, but optima that scatter by 0.15, half had one by the jackknife of the runs alone.
     prices = np.log(fixed_replicates) - points.replicates["loss"]
     own = np.sum(jackknife.deviations(prices) ** 2, axis=0)
     scatter, spare = _scatter(points, np.log(fixed / points.loss))

@@ -15,7 +15,7 @@ from videoscaling.utils.errors import UserError, plural
 # C_token at a shape's own width and at the smooth rule's differ by less than this.
 SAME_COST = 0.15
 # A share of skipped steps above which a fit warns. A run that skipped 10.5 % of its 200 steps ended 1.2 % higher:
-# 1 % costs about 0.1 % of the loss, as much as the cells differ among which a grid's optimum lies (.06 to .2 %).
+# 1 % costs about 0.1 % of the loss, as much as the cells differ among which a grid's optimum lies (0.06 to 0.2 %).
 MAX_SKIPPED = 0.01
 
 

@@ -20,8 +20,7 @@ from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.scaling.planning.allocation import Cost
-from videoscaling.scaling.search.acquisition import Posterior, Target, target_at, target_of_budget
-from videoscaling.scaling.search.budget import rate_cost, spend
+from videoscaling.scaling.search.acquisition import Posterior, Target, rate_cost, spend, target_at, target_of_budget
 from videoscaling.utils.errors import UserError
 
 # A finer step than a factor of 1.2 decides nothing: that far from the optimum a loss is 0.03 % above the lowest.

@@ -42,7 +42,7 @@ def test_without_repeats_nothing_is_said(paper):
 
 
 def test_pairs_share_the_clips(paper, tmp_path):
-    """Clips differ by 10 %, runs by .1 % from clip to clip: a difference is known a hundred times better."""
+    """Clips differ by 10 %, runs by 0.1 % from clip to clip: a difference is known a hundred times better."""
     table = repeated(paper, 0, 1e-3, repeats=2)
     random, clips = np.random.default_rng(0), 400
     common, files = random.normal(1, 0.1, clips), []

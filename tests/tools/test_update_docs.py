@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from videoscaling import ROOT
-from videoscaling.tools.update_docs import DOCS, PARTS, anchor, training_keys, updated
+from videoscaling.tools.update_docs import DOCS, PARTS, anchor, key_table, updated
 from videoscaling.training.config import Config, config_from_dict, flatten, known_keys, load_config, to_dict
 
 PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
@@ -22,7 +22,7 @@ def test_the_page_is_current(page: Path) -> None:
 
 def test_every_key_is_there_once_with_its_default_as_one_would_write_it() -> None:
     pattern = r"\| `([a-z0-9_.]+)` \| (?:`(.*)`)? ?\| (.+) \|"
-    rows = [re.fullmatch(pattern, line) for line in training_keys().splitlines()[2:]]
+    rows = [re.fullmatch(pattern, line) for line in key_table(Config).splitlines()[2:]]
     assert [row[1] for row in rows] == list(known_keys())
     given = load_config(None, [f"{row[1]}={row[2]}" for row in rows if row[2]])
     assert given == Config() == config_from_dict(to_dict(given))

@@ -20,7 +20,7 @@ MOST_CLUSTERS = 300
 # A loss is not known better than this: losses without any scatter are somebody's formula.
 LEAST_NOISE = 1e-7
 # Of the variance of a run's noise, what runs on the same samples have in common: their losses' correlation, measured
-# (docs/stacked_runs.md: .25 to .39).
+# (docs/stacked_runs.md: 0.25 to 0.39).
 SHARED = 1 / 3
 # How a warning begins that best cells entered a law: what a report shows depends on it.
 STAND_IN = "best cells stand in for the"

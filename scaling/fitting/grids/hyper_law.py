@@ -140,7 +140,7 @@ def between_grids(points: Points, pull: NDArray, own: NDArray, scatter: NDArray,
 
     The jackknife's freedom is that of many runs. The scatter of a few grids is known from their spare ones alone: it
     is widened to the t quantile of those, even where it looks by luck like the cells' noise or less (2 x 2 grids
-    covered .87-.92 without that).
+    covered 0.87-0.92 without that).
 
     Args:
         pull: [constants, points], d constant / d ln value.

@@ -64,7 +64,7 @@ def test_a_stream_of_each_row_makes_the_batch_less_sure_than_told() -> None:
     alone, rows = errors(4, 0, 0), errors(4, CORRELATION, 0)
     assert rows["true"][1] > 1.2 * alone["true"][1]
     assert rows["true"][1] > 1.4 * rows["told"][1]
-    # As much of it as rates have in common beyond what batches have: as was measured, .35 to .25.
+    # As much of it as rates have in common beyond what batches have: as was measured, 0.35 to 0.25.
     between = errors(4, 0.35, 0.25)
     assert 1.1 < between["true"][1] / between["told"][1] < 1.4
     assert between["true"][0] == pytest.approx(between["told"][0], rel=0.1)
@@ -84,7 +84,7 @@ def test_the_covariance_would_move_no_optimum(along_rates: float, along_both: fl
 def stream_of_a_size(paper, seed):
     """4 sizes x 3 T x 5 x 5 cells of the paper's law; those of a size share a third of their noise's variance.
 
-    Correlation .6 within a run, and within what a size shares.
+    Correlation 0.6 within a run, and within what a size shares.
     """
     sizes, tokens, noise = np.geomspace(0.0168e9, 0.268e9, 4), np.geomspace(2e9, 12e9, 3), 1e-4 / 0.53
     table = simulate.run_table(paper, simulate.grid(paper, sizes, tokens, 5, 5, 2.0), tokens, 0.0, n_ctx=1280)

@@ -3,7 +3,7 @@ import pytest
 
 from tests.scaling import simulate
 from videoscaling.scaling.fitting.grids import fit
-from videoscaling.scaling.reporting.figure_data import Sources
+from videoscaling.scaling.reporting.sources import Sources
 
 TOKENS = [2e9, 5e9, 12e9]
 

@@ -29,7 +29,7 @@ def independent_points(paper, seed):
 
 
 def correlated_runs(paper, seed):
-    """25 runs, five of each size, of 5 milestones each; correlation .6 within a run."""
+    """25 runs, five of each size, of 5 milestones each; correlation 0.6 within a run."""
     cells = [(N, np.nan, np.nan) for N in SIZES for _ in range(5)]
     return simulate.run_table(paper, cells, TOKENS, NOISE, correlation=0.6, seed=seed, n_ctx=1280)
 
@@ -100,7 +100,7 @@ def test_hyperparameter_intervals_cover_where_grids_scatter(paper, cost, scatter
 
 
 def rows_coverage(paper, cost, count, sizes, tokens):
-    """Coverage of the exponents where each row is an optimum, .1 off the laws in ln B and ln lr."""
+    """Coverage of the exponents where each row is an optimum, 0.1 off the laws in ln B and ln lr."""
     truth = {"batch.T": paper.batch.T, "batch.N": paper.batch.N, "lr.T": paper.lr.T, "lr.N": paper.lr.N}
     N, T = (v.ravel() for v in np.meshgrid(*spread(sizes, tokens)))
     inside = []

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from tests.scaling import simulate
+from tests.scaling.planned import plan
 from videoscaling.models import sizes
 from videoscaling.scaling import law_file
 from videoscaling.scaling.estimates import interval
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import Request
 from videoscaling.scaling.runs import _common_tokens, concatenate, read
 from videoscaling.utils.errors import UserError
@@ -402,7 +402,7 @@ def test_batches_at_the_floor_bound_the_batch_law_and_give_the_rest(paper, cost)
     assert law.loss(SIZES[1], 3e9) > paper.loss(SIZES[1], 3e9)
     # The rates are those of one clip already: a plan must not move them along the ridge once more.
     assert law.fit["floor"] == pytest.approx(n_ctx)
-    planned = plan(law, Request(params=SIZES[1], tokens=3e9), sizes)
+    planned = plan(law, Request(params=SIZES[1], tokens=3e9))
     assert planned["B"] == n_ctx
     ridge = -paper.curvature.lr_batch / (2 * paper.curvature.lr_lr)
     best = float(paper.lr(SIZES[1], 3e9)) * (n_ctx / float(paper.batch(SIZES[1], 3e9))) ** ridge

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from tests.scaling import simulate
+from tests.scaling.planned import plan
 from videoscaling.models import sizes as ladder
 from videoscaling.scaling import law_file, laws
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.grids.optimum import find
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
-from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import Request
 from videoscaling.utils.errors import UserError
 
