@@ -7,8 +7,8 @@ the jackknife is of their difference.
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,23 +36,29 @@ NUDGE = 1e-6
 DELTA = 1.0
 # Times the tokens: a slope says nothing of what lies further off.
 MOST_TOKENS = 10.0
-INTERVALS = ("exponent_difference", "ratio", "inference_ratio")
+
+
+class Interval(NamedTuple):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the fixed pair does to N_opt. Intervals are 95 %.
+    """What the fixed pair does to N_opt.
 
     Attributes:
         lr, B: the fixed pair.
         C: FLOPs at which the sizes are compared.
         N_opt, N_fixed: sizes that the two laws ask for.
         exponent, exponent_fixed: of N_opt in C, over the decade below C.
-        exponent_difference: exponent_fixed - exponent and its interval.
-        ratio: N_fixed / N_opt and its interval.
-        inference_ratio: FLOPs to sample a clip with N_fixed over those with N_opt, and its interval.
+        exponent_difference: exponent_fixed - exponent.
+        ratio: N_fixed / N_opt.
+        inference_ratio: FLOPs to sample a clip with N_fixed over those with N_opt.
         excess: the pair's mean relative loss over the grids' optima.
-        biased: the ratio's interval excludes 1.
         warnings: as text.
     """
 
@@ -63,29 +69,34 @@ class Comparison:
     N_fixed: float
     exponent: float
     exponent_fixed: float
-    exponent_difference: tuple[float, float, float]
-    ratio: tuple[float, float, float]
-    inference_ratio: tuple[float, float, float]
+    exponent_difference: Interval
+    ratio: Interval
+    inference_ratio: Interval
     excess: float
-    biased: bool
     warnings: tuple[str, ...]
 
+    @property
+    def biased(self) -> bool:
+        """Whether the ratio's interval excludes 1."""
+        return not self.ratio.low <= 1 <= self.ratio.high
+
     def to_dict(self) -> dict[str, Any]:
-        spans = {name: dict(zip(("value", "low", "high"), getattr(self, name))) for name in INTERVALS}
-        return asdict(self) | spans | {"warnings": list(self.warnings)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown = {name: v._asdict() if isinstance(v, Interval) else v for name, v in values.items()}
+        return shown | {"biased": self.biased, "warnings": list(self.warnings)}
 
     def text(self) -> str:
         """For people."""
-        (value, low, high), (bend, least, most) = self.ratio, self.exponent_difference
-        served, fewest, largest = self.inference_ratio
         verdict = "bends the law" if self.biased else "does not detectably bend the law"
+        bend, ratio, served = self.exponent_difference, self.ratio, self.inference_ratio
         lines = [
             f"fixed pair lr {self.lr:.3g}, B {self.B:.4g}: loss {self.excess:+.3%} over the optima; it {verdict}",
             f"N_opt exponent    {self.exponent:.4f} with optimal, {self.exponent_fixed:.4f} with fixed: "
-            f"{bend:+.4f} [{least:+.4f}, {most:+.4f}]",
+            f"{bend.value:+.4f} [{bend.low:+.4f}, {bend.high:+.4f}]",
             f"N_opt({self.C:.3g})   {self.N_opt:.4g} with optimal, {self.N_fixed:.4g} with fixed: "
-            f"{value:.3g} times [{low:.3g}, {high:.3g}]",
-            f"inference FLOPs   of a clip by the fixed pair's size: {served:.3g} times [{fewest:.3g}, {largest:.3g}]",
+            f"{ratio.value:.3g} times [{ratio.low:.3g}, {ratio.high:.3g}]",
+            f"inference FLOPs   of a clip by the fixed pair's size: {served.value:.3g} times [{served.low:.3g}, "
+            f"{served.high:.3g}]",
         ]
         return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
 
@@ -162,12 +173,22 @@ def compare(
     error = np.sqrt(np.sum(jackknife.deviations(replicates) ** 2, axis=0) + np.diag(extra))
     width = t_quantile(len(replicates) - 1) * error
     spans = np.stack([middle, middle - width, middle + width])
-    ratio, difference = (tuple(float(v) for v in span) for span in (np.exp(spans[:, 0]), spans[:, 1]))
-    served = tuple(float(v) for v in cost(size * np.array(ratio)) / cost(np.array(size)))
+    ratio, difference = np.exp(spans[:, 0]), spans[:, 1]
+    served = cost(size * ratio) / cost(np.array(size))
     return Comparison(
-        lr, B, C, size, size_fixed, exponent, exponent_fixed, difference, ratio, served,
-        float(np.mean(fixed / points.loss - 1)), not ratio[1] <= 1 <= ratio[2], tuple(warnings),
-    )  # fmt: skip
+        lr=lr,
+        B=B,
+        C=C,
+        N_opt=size,
+        N_fixed=size_fixed,
+        exponent=exponent,
+        exponent_fixed=exponent_fixed,
+        exponent_difference=Interval(*difference.tolist()),
+        ratio=Interval(*ratio.tolist()),
+        inference_ratio=Interval(*served.tolist()),
+        excess=float(np.mean(fixed / points.loss - 1)),
+        warnings=tuple(warnings),
+    )
 
 
 def prices(

@@ -50,7 +50,8 @@ def hyper_law(points: Points, symbol: str, options: Options, scale: dict[str, fl
     inside = points.inside(symbol)
     prior = getattr(options.prior, PARTS[symbol]) if options.prior is not None else None
     if not inside.any():
-        return _bounded_law(points, symbol, prior, options, scale, checks)
+        why = "every grid is best at one clip, the smallest batch there is"
+        checks.refuse(f"{symbol}_opt: {why}", "without --method grids one surface gives the largest batch", False)
     N, T, value = points.N[inside], points.T[inside], getattr(points, symbol)[inside]
     variance = getattr(points, f"variance_{symbol}")
     variance = None if variance is None else variance[inside]
@@ -99,24 +100,6 @@ def fix_advice(points: Points, N: NDArray, T: NDArray, fixed: dict[str, float]) 
     names = [f"{symbol}.{name}" for symbol in ("B", "lr") if symbol in axes for name in unknown]
     options = [f"--fix {name}=0" for name in names if name not in fixed]
     return f"hold them with {' '.join(options)}" if options else "run more sizes and tokens"
-
-
-def _bounded_law(
-    points: Points, symbol: str, prior: PowerLaw | None, options: Options, scale: dict[str, float], checks: Checks
-) -> HyperLaw:
-    """The largest law of the prior's exponents that no grid contradicts: all of them want batches below one clip."""
-    if prior is None:
-        why = "every grid is best at one clip, the smallest batch there is (give --prior)"
-        checks.refuse(f"{symbol}_opt: {why}", forcible=False)
-    floored = points.usable & ~points.interior
-    N, T, value = points.N[floored], points.T[floored], getattr(points, symbol)[floored]
-    here = [np.argmin(value / ((T / scale["T"]) ** prior.T * (N / scale["N"]) ** prior.N))]
-    power = power_law.fit_power(N[here], T[here], value[here], None, {"T": prior.T, "N": prior.N}, scale)
-    checks.warn(
-        f"{symbol}'s law is an upper bound: exponents assumed from {options.prior.name}, and no grid's best batch is "
-        "above one clip"
-    )
-    return HyperLaw(power.law, power.beta, np.tile(power.beta, (len(points.present), 1)), np.zeros((3, 3)), 0)
 
 
 def _replicates(points: Points, symbol: str, power: power_law.PowerFit) -> NDArray[np.float64]:
