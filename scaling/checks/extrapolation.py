@@ -133,7 +133,7 @@ def validate(table: RunTable, method: str, options: Options, cost: Cost) -> Vali
         rows = summary(_windows_of(points.N, points.T, points.B, points.loss, points.noise))
         N, T = points.N, points.T
     distinct = {"N": len(np.unique(N)), "T": len(np.unique(T))}
-    return Validation(rows, held_out(table, law, options.window), distinct)
+    return Validation(rows, held_out(table, law), distinct)
 
 
 def _windows_of(N: NDArray, T: NDArray, B: NDArray, loss: NDArray, noise: NDArray | None) -> list[Check]:
@@ -231,12 +231,12 @@ def equivalent_compute(law: LossLaw | Losses, N: float, T: float, measured: floa
     return float(law.tokens_for(N, measured) / T)
 
 
-def held_out(table: RunTable, law: Law, window: float | None) -> list[HeldOut]:
+def held_out(table: RunTable, law: Law) -> list[HeldOut]:
     """Each held-out (N, T): at the grid's optimum, or its best cell without one, against the law at its best pair."""
     table = table.rows(table.heldout & np.isfinite(table.loss))
     if not len(table):
         return []
-    N, T, measured = _measured(table, window)
+    N, T, measured = _measured(table)
     found = predict(law, N, T)
     points = []
     for n, t, loss, value, low, high in zip(N, T, measured, found.predicted, found.low, found.high):
@@ -252,10 +252,10 @@ def held_out(table: RunTable, law: Law, window: float | None) -> list[HeldOut]:
     return points
 
 
-def _measured(table: RunTable, window: float | None) -> tuple[NDArray, NDArray, NDArray]:
+def _measured(table: RunTable) -> tuple[NDArray, NDArray, NDArray]:
     """N, T and loss of each (N, T), [points]; of rows without a batch and a rate the mean."""
     if np.isfinite([table.B, table.lr]).all():
-        found = grid_optima(paired(at_nominal(table)), window)
+        found = grid_optima(paired(at_nominal(table)))
         return tuple(np.array([getattr(o, name) for o in found]) for name in ("N", "T", "loss"))
     found = [(N, T, float(table.loss[rows].mean())) for N, T, rows in table.grids()]
     return tuple(np.array(found).T)

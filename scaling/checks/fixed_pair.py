@@ -106,7 +106,6 @@ def compare(
     cost: allocation.Cost,
     pair: tuple[float, float] | None = None,
     C: float | None = None,
-    window: float | None = 0.02,
 ) -> Comparison:
     """Fit the loss law with optimal and with fixed hyper-parameters.
 
@@ -129,7 +128,7 @@ def compare(
             "a fixed pair is compared on grids over both lr and B, and these vary one of them", forcible=False
         )
     # What a fit refuses or warns of is no ground to compare on either.
-    fitted = fit.fit(table, "loss", Options(delta=DELTA, window=window), cost, {})
+    fitted = fit.fit(table, "loss", Options(delta=DELTA), cost, {})
     points, warnings, table = fitted.points, list(fitted.warnings), at_nominal(table)
     if not points.optima:
         raise UnsupportedFit(
@@ -192,7 +191,7 @@ def compare(
 
 
 def prices(
-    table: RunTable, pair: tuple[float, float] | None = None, window: float | None = 0.02
+    table: RunTable, pair: tuple[float, float] | None = None
 ) -> tuple[tuple[float, float], list[dict[str, Any]]]:
     """What one pair costs at each size and token count, read off the grids' surfaces alone: no law enters.
 
@@ -212,7 +211,7 @@ def prices(
         UserError: a pair far outside the grids.
     """
     table = at_nominal(table)
-    points = points_of_grids(table, tuple(grid_optima(table, window)), Checks())
+    points = points_of_grids(table, tuple(grid_optima(table)), Checks())
     fitted = [o for o in points.optima if not table.heldout[o.used].any()]
     lr, B = pair or _of_smallest(fitted or points.optima)
     _refuse_far(table, lr, B)

@@ -9,7 +9,6 @@ import numpy as np
 from videoscaling.scaling.fitting import table_kind
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optima
-from videoscaling.scaling.fitting.grids.optimum import WINDOW
 from videoscaling.scaling.fitting.losses import loss_fit
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.surface import surface_law
@@ -20,8 +19,8 @@ from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
 SURFACE, LOSSES, GRIDS = "surface", "losses", "grids"
-# What one surface, and averaged loss forms, have no use for: nothing is held, windowed or assumed.
-UNREAD_BY = {SURFACE: ("fix", "prior", "window", "delta", "force"), LOSSES: ("fix", "window", "delta", "force")}
+# What one surface, and averaged loss forms, have no use for: nothing is held or assumed.
+UNREAD_BY = {SURFACE: ("fix", "prior", "force"), LOSSES: ("fix", "force")}
 UNREAD_BY[GRIDS] = ("form",)
 
 
@@ -122,6 +121,6 @@ def _sizes(law: Law, cost: Cost) -> list[str]:
 def _verdicts(table: RunTable) -> list[str]:
     """How many grids have an optimum of their own: a picture of the data, which no surface needs."""
     table = at_nominal(table.rows(~table.heldout))
-    verdicts = Counter(one.verdict for one in grid_optima(table, WINDOW))
+    verdicts = Counter(one.verdict for one in grid_optima(table))
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     return [f"grids by their own optima: {counts} (--method grids lists them)"]

@@ -22,7 +22,7 @@ from videoscaling.scaling.fitting.grids.hyper_law import PARTS as HYPERS
 from videoscaling.scaling.fitting.grids.hyper_law import hyper_law
 from videoscaling.scaling.fitting.grids.joint_draws import joint_draws
 from videoscaling.scaling.fitting.grids.loss_stage import JACKKNIFE, LossStage, loss_stage
-from videoscaling.scaling.fitting.grids.optimum import COEFFICIENTS, Optimum
+from videoscaling.scaling.fitting.grids.optimum import COEFFICIENTS, WINDOW, Optimum
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.run_info import flops_per_parameter_token, law_of, recipe_warnings, skipped_warnings
 from videoscaling.scaling.fitting.sizes import Sizes, check_losses, fit_sizes
@@ -115,7 +115,7 @@ def fit(table: RunTable, part: str, options: Options, cost: allocation.Cost, pro
         "delta": stage and stage.fitted.delta,
         "points": len(points.N),
         "flops_per_parameter_token": flops_per_parameter_token(table, cost),
-        "window": options.window,
+        "window": WINDOW,
         # One clip, where grids were best at it: their rates and losses are those of that batch.
         "floor": max((o.B for o in optima if o.verdict == "floor"), default=None),
         **({"along": along} if along else {}),
@@ -157,7 +157,7 @@ def _points(table: RunTable, part: str, options: Options, checks: Checks) -> tup
     if len(axes) == 1:
         table_kind.check_line(table, axes[0])
     table = at_nominal(table)
-    optima = tuple(grid_optima(table, options.window))
+    optima = tuple(grid_optima(table))
     return points_of_grids(table, optima, checks, lenient=options.prior is not None), optima
 
 

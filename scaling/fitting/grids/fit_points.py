@@ -61,16 +61,15 @@ class Points:
         return self.interior if symbol == "B" else self.usable
 
 
-def grid_optima(table: RunTable, window: float | None, axes: tuple[str, ...] | None = None) -> list[Optimum]:
-    """The optimum of each grid of the run table; ``used`` counts rows of the run table.
+def grid_optima(table: RunTable) -> list[Optimum]:
+    """The optimum of each grid of the run table, along "lr", "B" or both, as the grids vary.
 
-    Args:
-        axes: which of "lr" and "B" the grids vary, by default as they do; with one of them the optimum is along it.
+    ``used`` counts rows of the run table.
     """
-    axes, optima = axes or swept(table), []
+    axes, optima = swept(table), []
     for N, T, rows in table.grids():
         cells = (column[rows] for column in (table.lr, table.B, table.loss, table.loss_se))
-        found = find(N, T, *cells, window, float(table.n_ctx[rows].max()), axes)
+        found = find(N, T, *cells, floor=float(table.n_ctx[rows].max()), axes=axes)
         optima.append(replace(found, used=rows[found.used]))
     return optima
 

@@ -104,7 +104,7 @@ def loss_stage(points: Points, options: Options, scale: dict[str, float], checks
     forcible = loss_law.unidentified(points.N, points.T, held) is None
     reason = _too_few(points, held)
     if reason is None or (prior is None and forcible and options.force):
-        stage = _stage(points, options, scale, held)
+        stage = _stage(points, options.delta, scale, held)
         reason = reason or _bounded(stage)
         if reason is None and _is_loose(stage):
             reason = "the exponents' intervals are wider than half their values"
@@ -126,16 +126,16 @@ def loss_stage(points: Points, options: Options, scale: dict[str, float], checks
     checks.warn(f"loss law: {named} assumed from {options.prior.name} ({reason})" if taken else f"loss law: {reason}")
     if reason := loss_law.unidentified(points.N, points.T, held):
         checks.refuse(f"loss law: {reason}, even with the exponents assumed", forcible=False)
-    stage = _stage(points, options, scale, held, tuple(taken))
+    stage = _stage(points, options.delta, scale, held, tuple(taken))
     if bounded := _bounded(stage):
         checks.warn(f"loss law: {bounded}")
     return stage
 
 
 def _stage(
-    points: Points, options: Options, scale: dict[str, float], held: dict[str, float], assumed: tuple[str, ...] = ()
+    points: Points, delta: float | None, scale: dict[str, float], held: dict[str, float], assumed: tuple[str, ...] = ()
 ) -> LossStage:
-    fitted = loss_law.fit(points.N, points.T, points.loss, points.noise, options.delta, held, scale)
+    fitted = loss_law.fit(points.N, points.T, points.loss, points.noise, delta, held, scale)
     start = np.repeat(fitted.theta[None], len(points.present), axis=0)
     thetas, _ = loss_law.descend(
         start, points.N, points.T, np.exp(points.replicates["loss"]), points.noise, fitted.delta, held, scale,

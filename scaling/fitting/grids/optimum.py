@@ -93,7 +93,7 @@ class Optimum:
         at = f"lr {self.lr:.3g}, B {self.B:.4g}, loss {self.loss:.5g}"
         where = f" ({' and '.join(self.sides)})" if self.sides else ""
         if self.verdict == "misfit":
-            where = " (its quadratic lies far below every cell: a narrower --window)"
+            where = " (its quadratic lies far below every cell: they span more than it follows)"
         if not self.cells:
             where, at = "", f"all {self.diverged} cells diverged"
         return f"N {self.N:.4g}, T {self.T:.4g}: {self.verdict}{where}, {at}"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.fitting import plausibility
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optima
-from videoscaling.scaling.fitting.grids.optimum import WINDOW, Optimum
+from videoscaling.scaling.fitting.grids.optimum import Optimum
 from videoscaling.scaling.fitting.losses import priors
 from videoscaling.scaling.fitting.losses.forms import FORMULAS
 from videoscaling.scaling.fitting.run_info import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
@@ -53,7 +53,7 @@ def fit_law(table: RunTable, part: str, form: str, cost: Cost, provenance: dict[
     cells = Cells.of_table(table)
     _check_cells(cells)
     surface = _fit(cells, form)
-    _check_surface(surface, grid_optima(at_nominal(table), WINDOW))
+    _check_surface(surface, grid_optima(at_nominal(table)))
     warnings += surface.warnings()
     if part in ("loss", "allocation") and surface.no_form:
         raise UnsupportedFit(f"loss: {surface.no_form}")

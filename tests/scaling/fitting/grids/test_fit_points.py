@@ -35,7 +35,7 @@ def test_forced_points_are_the_finite_ones(paper):
     table = swept(paper, SIZES[:1], offset=4.0)
     gone = table.T == 2e9
     table = dataclasses.replace(table, loss=np.where(gone, np.inf, table.loss))
-    optima = tuple(grid_optima(at_nominal(table), 0.02))
+    optima = tuple(grid_optima(at_nominal(table)))
     assert [o.cells for o in optima] == [0, 25, 25]
     points = points_of_grids(table, optima, Checks(force=True))
     assert points.T.tolist() == [5e9, 12e9]
@@ -44,7 +44,7 @@ def test_forced_points_are_the_finite_ones(paper):
 
 def test_a_grids_scatter_is_shrunk_to_that_of_all(paper):
     """Ten spare cells' worth: variances and noise of each grid follow its shrunk scatter, and no other does."""
-    optima = grid_optima(swept(paper), 0.02)
+    optima = grid_optima(swept(paper))
     points = points_of_grids(swept(paper), tuple(optima), Checks())
     spare = np.array([o.spare for o in optima])
     own = np.array([o.scatter / o.loss for o in optima])
@@ -72,10 +72,8 @@ def test_milestones_that_one_step_reached_are_one_measurement(paper):
     twice.nominal_T[:] = twice.T * np.tile([0.97, 0.98], len(table))
     moved = at_nominal(twice)
     assert len(moved) == len(table)
-    once = grid_optima(at_nominal(table), 0.02)
-    assert [(o.N, o.T, o.cells, o.spare) for o in grid_optima(moved, 0.02)] == [
-        (o.N, o.T, o.cells, o.spare) for o in once
-    ]
+    once = grid_optima(at_nominal(table))
+    assert [(o.N, o.T, o.cells, o.spare) for o in grid_optima(moved)] == [(o.N, o.T, o.cells, o.spare) for o in once]
     # Repeats of a cell under one run's name, as tables have them, stay.
     again = table.rows(np.repeat(np.arange(len(table)), 2))
     assert len(at_nominal(again)) == len(again)

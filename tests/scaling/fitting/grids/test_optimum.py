@@ -112,7 +112,7 @@ def test_a_minimum_far_below_every_cell_is_a_misfit():
     assert (found.verdict, found.usable) == ("misfit", False)
     # What is told of it is its best cell, not the minimum; and what to do.
     assert (found.loss, found.lr, found.B) == pytest.approx((1.0, 1e-3, 1e4))
-    assert "a narrower --window" in found.describe()
+    assert "they span more than it follows" in found.describe()
     assert find(1e6, 1e8, lr, B, loss + cliff).interior
 
 
