@@ -154,13 +154,6 @@ def from_arrays(columns: Mapping[str, ArrayLike]) -> RunTable:
     return _table(results, source="arrays")
 
 
-def concatenate(tables: list[RunTable]) -> RunTable:
-    """Run tables of one source as one."""
-    shared = {name: getattr(tables[0], name) for name in SHARED}
-    names = [name for name in RunTable.__dataclass_fields__ if name not in shared]
-    return RunTable(**{name: np.concatenate([getattr(part, name) for part in tables]) for name in names}, **shared)
-
-
 def write_csv(table: RunTable, path: str | Path) -> None:
     """The table as CSV in the order of COLUMNS, whole or not at all."""
     with atomic_write(path) as tmp, tmp.open("w", newline="") as handle:

@@ -17,7 +17,7 @@ from videoscaling.scaling.fitting.method import LOSSES, SURFACE, fit_law
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.scaling.laws import Law, LossLaw
-from videoscaling.scaling.losses import Losses
+from videoscaling.scaling.losses import Losses, as_losses
 from videoscaling.scaling.planning.allocation import Cost
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.runs import RunTable
@@ -228,7 +228,7 @@ def equivalent_compute(law: LossLaw | Losses, N: float, T: float, measured: floa
     Above 1 the run did better than predicted; 0.8 says that a fifth of its compute was lost against the law.
     Infinite if the law reaches the loss at no T.
     """
-    return float(law.tokens_for(N, measured) / T)
+    return float(as_losses(law).tokens_for(N, measured) / T)
 
 
 def held_out(table: RunTable, law: Law) -> list[HeldOut]:

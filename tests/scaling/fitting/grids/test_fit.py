@@ -11,7 +11,7 @@ from videoscaling.scaling.estimates import interval
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.runs import _common_tokens, concatenate, read
+from videoscaling.scaling.runs import _common_tokens, read
 from videoscaling.utils.errors import UserError
 
 SIZES = np.geomspace(0.0168e9, 0.268e9, 5)
@@ -299,7 +299,7 @@ def test_with_a_prior_best_cells_stand_in_for_losses_only(paper, cost):
 
 def test_repeated_cells_are_pooled_and_said_to_be(cost, grids, whole):
     again = dataclasses.replace(grids, run_id=np.char.add(grids.run_id, "-again"))
-    fitted = fit.fit(concatenate([grids, again]), "all", fit.Options(), cost, NOWHERE)
+    fitted = fit.fit(simulate.concatenate([grids, again]), "all", fit.Options(), cost, NOWHERE)
     assert any("375 cells have several results" in text for text in fitted.warnings)
     assert exponents(fitted.law) == pytest.approx(exponents(whole.law), rel=2e-2)
 
