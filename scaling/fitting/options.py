@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 
 from videoscaling.scaling.fitting.grids import loss_law
-from videoscaling.scaling.laws import Law
+from videoscaling.scaling.laws import Law, LossLaw, constants_of
 from videoscaling.utils.errors import UserError, nearest
 
 # Constants that may be held, and where: the loss law's exponents as far as the fit itself looks for them.
 HOLDABLE = dict.fromkeys(("B.T", "B.N", "lr.T", "lr.N"), (-10.0, 10.0))
-HOLDABLE |= {f"loss.{c}": loss_law.EXPONENTS if c in ("aT", "aN") else (1e-9, 1e9) for c in loss_law.CONSTANTS}
+HOLDABLE |= {f"loss.{c}": loss_law.EXPONENTS if c in ("aT", "aN") else (1e-9, 1e9) for c in constants_of(LossLaw)}
 # Rates and batches that a pair can have.
 PAIR = (1e-30, 1e30)
 
