@@ -14,6 +14,7 @@ from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import read_json, write_json
 
 FILE = "result.json"
+CONSOLE = "console.log"  # of a sweep's cell: what it prints
 DATA_FAULT = "data_fault.json"  # written by a run that its data ended: no cell of a sweep can be trained on them
 FACTS = ("attempts", "exit_status", "data_fault")  # of a failure; data_fault: true where the data are damaged
 NUMBERS = ("N", "B", "lr", "n_ctx", "tokens", "flops", "exact_flops", "seconds")  # null where not known
