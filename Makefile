@@ -8,7 +8,7 @@ INSTALLED = .venv/installed
 
 $(INSTALLED): requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=..."'
-	@echo "installing into .venv: about 5.5 GB, most of it CUDA's libraries; unpacking takes a minute after the downloads"
+	@echo "installing into .venv: about 6.7 GB, most of it CUDA's libraries; unpacking takes a minute after the downloads"
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --disable-pip-version-check -r requirements.txt -r requirements-dev.txt -c constraints.txt
 	touch $@

@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import re
-import sys
 from pathlib import Path
 
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
@@ -111,58 +110,30 @@ def read_prompts(given: list[str], path: Path | None) -> list[str]:
 
 def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
     """Sample every prompt and write the files; nothing is written before all inputs were accepted."""
-    import torch
-
     from videoscaling.data.export import WRITERS, write_grid
-    from videoscaling.diffusion.process import Process
-    from videoscaling.diffusion.sampling import build_scheduler, sample
-    from videoscaling.models.text import cut_warning
-    from videoscaling.training.checkpoint import find_checkpoint, read_config, read_state
-    from videoscaling.training.logs.preview import load_encoders
-    from videoscaling.training.model import build_model, load_weights
-    from videoscaling.utils.devices import pick_device
+    from videoscaling.diffusion.sampling import known_schedulers
+    from videoscaling.training.checkpoint import find_checkpoint
+    from videoscaling.training.pipeline import VideoPipeline
     from videoscaling.utils.progress import Progress
 
     path = find_checkpoint(arguments.checkpoint, (arguments.weights,))
-    config, data = read_config(path), read_state(path)["data"]
-    device = pick_device(arguments.device)
-    process = Process(config.diffusion.process, config.diffusion.target)
-    build_scheduler(process, arguments.scheduler, arguments.steps, device)
-    model = build_model(config, data, device)
-    load_weights(model, path, arguments.weights)
-    model.eval()
-    vae, encoder = load_encoders(data, device, vae=arguments.vae, text=arguments.text)
-    if warning := cut_warning(encoder, prompts, "prompts"):
-        print(warning, file=sys.stderr)
-    settings = {name: getattr(arguments, name) for name in ("steps", "guidance", "scheduler", "weights")}
-    settings |= {"checkpoint": str(path)}
+    pipeline = VideoPipeline.from_run(
+        path, weights=arguments.weights, device=arguments.device, vae=arguments.vae, text=arguments.text
+    )
+    scheduler = arguments.scheduler or known_schedulers(pipeline.process)[0]
+    sampling = {"steps": arguments.steps, "guidance": arguments.guidance, "scheduler": scheduler}
+    settings = sampling | {"weights": arguments.weights, "checkpoint": str(path)}
     records, clips = [], []
-    starts = range(0, len(prompts), arguments.batch)
     with Progress(len(prompts), "sampling", "videos") as progress:
-        for first in starts:
-            batch = prompts[first : first + arguments.batch]
-            seeds = torch.arange(arguments.seed + first, arguments.seed + first + len(batch))
-            # The empty prompt rides along, so that it is padded as the others are.
-            context, mask = encoder.encode([*batch, ""])
-            latents = sample(
-                model,
-                process,
-                context[:-1],
-                mask[:-1],
-                (context[-1], mask[-1]),
-                tuple(data["latent_shape"]),
-                seeds,
-                arguments.steps,
-                arguments.guidance,
-                arguments.scheduler,
-            )
-            for prompt, seed, clip in zip(batch, seeds.tolist(), vae.decode(latents)):
+        for videos in pipeline.batches(prompts, **sampling, seed=arguments.seed, batch=arguments.batch):
+            for clip in videos:
+                prompt, seed = prompts[len(records)], arguments.seed + len(records)
                 name = f"{len(records):03d}_{_slug(prompt)}.{arguments.format}"
                 record = {"file": name, "prompt": prompt, "seed": seed, **settings}
                 WRITERS[arguments.format](arguments.out / name, clip, arguments.fps, json.dumps(record))
                 records.append(record)
                 clips.append(clip.cpu() if arguments.grid else None)
-            progress.update(len(batch))
+            progress.update(len(videos))
     write_json(arguments.out / "samples.json", records)
     if arguments.grid:
         write_grid(arguments.out / "grid.gif", clips, prompts, arguments.grid, arguments.fps)

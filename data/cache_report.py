@@ -31,7 +31,7 @@ def split_text(split: Mapping[str, Any] | None, clips: int) -> list[str]:
     if not split or split["by"] == "seed":
         return []
     wanted = split["wanted"]
-    drawn = "the clips of the given list" if wanted is None else f"{plural(wanted, 'clip')} to be drawn"
+    drawn = "the clips of the given list" if wanted is None else f"{plural(wanted, 'clip')} requested"
     if wanted is not None and clips > wanted:
         drawn += f", and {plural(clips - wanted, 'more clip')} of the last video, which is taken whole"
     lines = [f"  validation: {drawn}, split by {split['by']}"]

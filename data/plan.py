@@ -200,4 +200,5 @@ def _stop_if_too_few(request: VideoRequest, scan: VideoScan) -> None:
     if scan.found:
         raise UserError(f"{request.source}: {rejections.too_many(rejected, videos)}{where}")
     of = "" if scan.opened == videos else f" of the first {scan.opened:,}"
-    raise UserError(f"{request.source}: no video is left{of} ({rejections.reason_counts(rejected)}{where})")
+    example = f"; {rejections.example(rejected)}" if rejected else ""
+    raise UserError(f"{request.source}: no video is left{of} ({rejections.reason_counts(rejected)}{where}{example})")

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import mode
 
 from videoscaling.data.clip_groups import SPLITS
 from videoscaling.data.shards import Shard, is_whole, read_header
@@ -52,6 +53,12 @@ def reason_counts(rejected: Sequence[dict[str, str]]) -> str:
     return ", ".join(f"{n} {reason}" for reason, n in Counter(row["reason"] for row in rejected).most_common())
 
 
+def example(rejected: Sequence[dict[str, str]]) -> str:
+    """The first video that was rejected for the most common reason, with the detail of that."""
+    reason = mode(row["reason"] for row in rejected)
+    return next(f"{row['source']}: {row['detail']}" for row in rejected if row["reason"] == reason)
+
+
 def whole_videos(rejected: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     """The rows of rejected.jsonl that are videos. The others are single clips of videos that are kept."""
     return [row for row in rejected if "clip" not in row]
@@ -60,7 +67,7 @@ def whole_videos(rejected: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 def exceeds(rejected: Sequence[dict[str, str]], videos: int, most: float) -> bool:
     """Whether more than the fraction ``most`` of the videos are rejected."""
     lost = len(whole_videos(rejected))
-    return lost > 0 and lost / videos > most  # not most * videos: .29 * 100 is less than 29
+    return lost > 0 and lost / videos > most  # not most * videos: 0.29 * 100 is less than 29
 
 
 def too_many(rejected: Sequence[dict[str, str]], videos: int) -> str:

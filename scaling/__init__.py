@@ -4,7 +4,7 @@ The Python interface, loaded when it is first used:
 
     from videoscaling import Cells, fit_surface, load_law, predict, read_runs
 
-    surface = fit_surface(Cells.of_ledger(read_runs("results/mini/cells")))
+    surface = fit_surface(Cells.of_table(read_runs("results/mini/cells")))
     surface.lr_opt(B=320, T=3e6, N=2e5)           # value, low, high
     predict(load_law("law.json"), N=[1e8, 2e8], T=1e10).predicted
 """

@@ -17,13 +17,13 @@ from numpy.typing import ArrayLike
 from videoscaling.scaling.law_file import load as load_law
 from videoscaling.scaling.laws import Law
 from videoscaling.scaling.prediction import predict
-from videoscaling.scaling.runs import Ledger, from_arrays
+from videoscaling.scaling.runs import RunTable, from_arrays
 from videoscaling.scaling.runs import read as read_runs
 
 __all__ = ["fit", "load_law", "plan", "predict", "read_runs"]
 
 
-def fit(runs: Ledger | Mapping[str, ArrayLike], form: str = "auto") -> Law:
+def fit(runs: RunTable | Mapping[str, ArrayLike], form: str = "auto") -> Law:
     """The law of the runs that are not held out, as ``tools/fit.py all`` gives it.
 
     It is one response surface where some (N, T) has several (B, lr), and a law of losses where there are losses alone.
@@ -35,17 +35,17 @@ def fit(runs: Ledger | Mapping[str, ArrayLike], form: str = "auto") -> Law:
 
     Raises:
         UserError: a column is missing, of another length, or no positive numbers.
-        Untrusted: the runs do not support a surface.
+        UnsupportedFit: the runs do not support a surface.
     """
     from videoscaling.models.sizes import smooth_width
     from videoscaling.scaling.fitting.method import choose_method, fit_law
     from videoscaling.scaling.fitting.options import Options
     from videoscaling.scaling.fitting.run_info import cost_of
 
-    ledger = runs if isinstance(runs, Ledger) else from_arrays(runs)
-    ledger, cost, flops = cost_of(ledger, None, smooth_width)
-    method = choose_method(ledger, "all", False, None)
-    return fit_law(ledger, "all", method, Options(form=form), cost, {"name": "law", "flops": flops}).law
+    table = runs if isinstance(runs, RunTable) else from_arrays(runs)
+    table, cost, flops = cost_of(table, None, smooth_width)
+    method = choose_method(table, "all", False, None)
+    return fit_law(table, "all", method, Options(form=form), cost, {"name": "law", "flops": flops}).law
 
 
 def plan(law: Law, **fixed: Any) -> dict[str, Any]:
@@ -62,4 +62,4 @@ def plan(law: Law, **fixed: Any) -> dict[str, Any]:
     from videoscaling.scaling.planning.plan import plan as make_plan
     from videoscaling.scaling.planning.request import Request
 
-    return make_plan(law, Request(**fixed), sizes)
+    return make_plan(law, Request(**fixed), sizes).to_dict()

@@ -12,7 +12,7 @@ from scipy.special import chdtri
 from videoscaling.scaling.estimates import LEVEL
 from videoscaling.scaling.fitting.grids.clip_losses import clip_losses
 from videoscaling.scaling.fitting.grids.fit_points import grid_optima
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 
 # Of a grid's cells, those within this fraction of the best: what a choice is made among.
 NEAR = 0.05
@@ -25,7 +25,7 @@ def deviation_interval(squares: float, freedom: int) -> dict[str, float]:
     return {"value": math.sqrt(squares / freedom), "low": low, "high": high}
 
 
-def between_seeds(ledger: Ledger) -> list[dict[str, Any]]:
+def between_seeds(table: RunTable) -> list[dict[str, Any]]:
     """Relative standard deviation of a run's loss from seed to seed, by N: repeats of one (N, T, lr, B).
 
     Milestones of one run share its noise: squares are averaged over T, and the degrees of freedom are of one T.
@@ -34,37 +34,37 @@ def between_seeds(ledger: Ledger) -> list[dict[str, Any]]:
         {"N", "freedom", "ema", "raw"} for each N that has repeats; the last two {"value", "low", "high"}.
     """
     rows = []
-    for N in np.unique(ledger.N):
-        grids = [grid for size, _, grid in ledger.grids() if size == N]
-        spare = [sum(len(cell) - 1 for cell in _cells(ledger, grid)) for grid in grids]
+    for N in np.unique(table.N):
+        grids = [grid for size, _, grid in table.grids() if size == N]
+        spare = [sum(len(cell) - 1 for cell in _cells(table, grid)) for grid in grids]
         freedom = max(spare)
         if not freedom:
             continue
         row: dict[str, Any] = {"N": float(N), "freedom": freedom}
-        for name, losses in (("ema", ledger.loss), ("raw", ledger.raw_loss)):
-            squares = sum(_squares(np.log(losses[cell])) for grid in grids for cell in _cells(ledger, grid))
+        for name, losses in (("ema", table.loss), ("raw", table.raw_loss)):
+            squares = sum(_squares(np.log(losses[cell])) for grid in grids for cell in _cells(table, grid))
             row[name] = deviation_interval(squares * freedom / sum(spare), freedom)
         rows.append(row)
     return rows
 
 
-def of_validation(ledger: Ledger) -> list[dict[str, float]]:
+def of_validation(table: RunTable) -> list[dict[str, float]]:
     """The validation clips' error, by (N, T): of one loss, and of the difference between two runs, which share clips.
 
     Returns:
         {"N", "T", "one", "paired"}: standard errors relative to the loss; the pairs are of the grid's best run with
         each other within ``NEAR`` of it (the median). Empty without samples.
     """
-    relative = clip_losses(ledger)
+    relative = clip_losses(table)
     if relative is None:
         return []
     rows = []
-    for N, T, grid in ledger.grids():
-        grid = grid[np.isfinite(ledger.loss[grid])]
+    for N, T, grid in table.grids():
+        grid = grid[np.isfinite(table.loss[grid])]
         if len(grid) < 2:
             continue
-        order = grid[np.argsort(ledger.loss[grid], kind="stable")]
-        near = [row for row in order[1:] if ledger.loss[row] <= (1 + NEAR) * ledger.loss[order[0]]]
+        order = grid[np.argsort(table.loss[grid], kind="stable")]
+        near = [row for row in order[1:] if table.loss[row] <= (1 + NEAR) * table.loss[order[0]]]
         if near:
             clips = math.sqrt(relative.shape[1])
             paired = [float((relative[row] - relative[order[0]]).std(ddof=1)) / clips for row in near]
@@ -73,9 +73,9 @@ def of_validation(ledger: Ledger) -> list[dict[str, float]]:
     return rows
 
 
-def steps_in_size(ledger: Ledger, window: float | None) -> list[dict[str, float]]:
+def steps_in_size(table: RunTable, window: float | None) -> list[dict[str, float]]:
     """What more parameters buy at equal T: {"T", "N", "to", "change"}, relative, between the grids' optima."""
-    optima = {(o.T, o.N): o.loss for o in grid_optima(ledger, window)}
+    optima = {(o.T, o.N): o.loss for o in grid_optima(table, window)}
     rows = []
     for T in sorted({T for T, _ in optima}):
         sizes = sorted(N for at, N in optima if at == T and math.isfinite(optima[at, N]))
@@ -86,10 +86,10 @@ def steps_in_size(ledger: Ledger, window: float | None) -> list[dict[str, float]
     return rows
 
 
-def _cells(ledger: Ledger, grid: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def _cells(table: RunTable, grid: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """The runs of each (lr, B) of a grid that ended with a loss, where there are several."""
-    grid = grid[np.isfinite(ledger.loss[grid])]
-    key = np.stack([np.log(ledger.lr[grid]).round(6), np.log(ledger.B[grid]).round(6)], axis=1)
+    grid = grid[np.isfinite(table.loss[grid])]
+    key = np.stack([np.log(table.lr[grid]).round(6), np.log(table.B[grid]).round(6)], axis=1)
     _, number = np.unique(key, axis=0, return_inverse=True)
     for cell in np.unique(number):
         runs = grid[number.ravel() == cell]

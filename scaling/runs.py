@@ -34,12 +34,12 @@ SAME_SIZE = 1e-3
 # leave a fit few points, and is rather of another kind than so much better known.
 ERROR_RATIO = 30.0
 MOST_OVERSHOT = 0.25  # milestones lie further apart than this
-ARRAYS = ("N", "T", "B", "lr", "loss")  # what a ledger of arrays is made from, all positive
-SHARED = ("recipe", "source", "unit", "columns", "notes")  # what a ledger has once, not a row each
+ARRAYS = ("N", "T", "B", "lr", "loss")  # what a run table of arrays is made from, all positive
+SHARED = ("recipe", "source", "unit", "columns", "notes")  # what a run table has once, not a row each
 
 
 @dataclass(frozen=True)
-class Ledger:
+class RunTable:
     """One row per milestone. Every field is an array [rows]; B in tokens; the loss of a diverged run is inf.
 
     ``loss`` is what laws are fitted on (the EMA's, where recorded) and ``loss_se`` its standard error or nan;
@@ -79,11 +79,11 @@ class Ledger:
     def __len__(self) -> int:
         return len(self.N)
 
-    def rows(self, chosen: NDArray) -> "Ledger":
-        """The ledger of the rows a mask or an index array chooses."""
+    def rows(self, chosen: NDArray) -> "RunTable":
+        """The table of the rows a mask or an index array chooses."""
         shared = {name: getattr(self, name) for name in SHARED}
         arrays = {name: getattr(self, name)[chosen] for name in self.__dataclass_fields__ if name not in shared}
-        return Ledger(**arrays, **shared)
+        return RunTable(**arrays, **shared)
 
     def grids(self) -> Iterator[tuple[float, float, NDArray[np.int64]]]:
         """(N, T, row numbers) of each grid, by rising N, then T."""
@@ -99,7 +99,7 @@ def read(
     hyperparameters: bool | None = True,
     losses: bool = True,
     duplicates: str | None = None,
-) -> Ledger:
+) -> RunTable:
     """Results from a sweep's folder, one run's folder, or a table (CSV, TSV, JSON lines, .gz of these, Parquet).
 
     Args:
@@ -124,14 +124,14 @@ def read(
         return _from_runs(path, duplicates)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    table = read_results(path, columns or {}, batch_unit, hyperparameters, losses)
-    rows, notes = distinct(table.entries, str(path), duplicates, renamed=True)
-    ledger = _ledger(rows, str(path), {}, losses, table.unit)
-    return replace(ledger, columns=table.columns, notes=(*table.notes, *notes, *ledger.notes))
+    results = read_results(path, columns or {}, batch_unit, hyperparameters, losses)
+    rows, notes = distinct(results.entries, str(path), duplicates, renamed=True)
+    table = _table(rows, str(path), {}, losses, results.unit)
+    return replace(table, columns=results.columns, notes=(*results.notes, *notes, *table.notes))
 
 
-def from_arrays(columns: Mapping[str, ArrayLike]) -> Ledger:
-    """A ledger of columns [rows] that broadcast to one length; each row is a run where there is no run_id.
+def from_arrays(columns: Mapping[str, ArrayLike]) -> RunTable:
+    """A table of columns [rows] that broadcast to one length; each row is a run where there is no run_id.
 
     Args:
         columns: N, T and loss (inf: diverged), and where known B, lr, loss_se, run_id, n_ctx, heldout, flops, seed.
@@ -159,33 +159,33 @@ def from_arrays(columns: Mapping[str, ArrayLike]) -> Ledger:
             if row.get(name) is not None:
                 row[name] = positive(row[name], f"row {number + 1}: {name}")
         rows.append(row | {"run_id": str(row["run_id"]), "nominal_T": row["T"]})
-    return _ledger(rows, "arrays", {})
+    return _table(rows, "arrays", {})
 
 
-def concatenate(ledgers: list[Ledger]) -> Ledger:
-    """Ledgers of one source as one."""
-    shared = {name: getattr(ledgers[0], name) for name in SHARED}
-    names = [name for name in Ledger.__dataclass_fields__ if name not in shared]
-    return Ledger(**{name: np.concatenate([getattr(part, name) for part in ledgers]) for name in names}, **shared)
+def concatenate(tables: list[RunTable]) -> RunTable:
+    """Run tables of one source as one."""
+    shared = {name: getattr(tables[0], name) for name in SHARED}
+    names = [name for name in RunTable.__dataclass_fields__ if name not in shared]
+    return RunTable(**{name: np.concatenate([getattr(part, name) for part in tables]) for name in names}, **shared)
 
 
-def write_csv(ledger: Ledger, path: str | Path) -> None:
-    """The ledger as CSV in the order of COLUMNS, whole or not at all."""
+def write_csv(table: RunTable, path: str | Path) -> None:
+    """The table as CSV in the order of COLUMNS, whole or not at all."""
     with atomic_write(path) as tmp, tmp.open("w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(COLUMNS)
-        for i in range(len(ledger)):
-            status = "done" if math.isfinite(ledger.loss[i]) else "diverged"
-            floats = (ledger.raw_loss, ledger.raw_loss_se, ledger.loss, ledger.loss_se, ledger.flops)
+        for i in range(len(table)):
+            status = "done" if math.isfinite(table.loss[i]) else "diverged"
+            floats = (table.raw_loss, table.raw_loss_se, table.loss, table.loss_se, table.flops)
             writer.writerow(
-                [ledger.run_id[i], status, int(ledger.N[i]), int(ledger.T[i]), int(ledger.B[i]), float(ledger.lr[i])]
-                + [int(ledger.seed[i]), int(ledger.n_ctx[i]) or ""]
+                [table.run_id[i], status, int(table.N[i]), int(table.T[i]), int(table.B[i]), float(table.lr[i])]
+                + [int(table.seed[i]), int(table.n_ctx[i]) or ""]
                 + ["" if math.isnan(values[i]) else repr(float(values[i])) for values in floats]
-                + [int(ledger.heldout[i])]
+                + [int(table.heldout[i])]
             )
 
 
-def _from_runs(folder: Path, duplicates: str | None) -> Ledger:
+def _from_runs(folder: Path, duplicates: str | None) -> RunTable:
     paths = find_files(folder, FILE)
     if not paths:
         raise UserError(f"{folder}: no {FILE} below it; has the sweep run?")
@@ -208,8 +208,8 @@ def _from_runs(folder: Path, duplicates: str | None) -> Ledger:
     if differing:
         recipe["differs_between_runs"] = differing
     rows, notes = distinct(rows, str(folder), duplicates, renamed=False)
-    ledger = _ledger(rows, str(folder), recipe)
-    return replace(ledger, notes=(*notes, *ledger.notes))
+    table = _table(rows, str(folder), recipe)
+    return replace(table, notes=(*notes, *table.notes))
 
 
 def _fill_beta2_range(recipes: list[dict[str, Any]]) -> None:
@@ -259,9 +259,9 @@ def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
             yield shared | {"status": "diverged", "T": nominal, "nominal_T": nominal, "asked": True, "loss": math.inf}
 
 
-def _ledger(
+def _table(
     rows: list[dict[str, Any]], source: str, recipe: dict[str, Any], losses: bool = True, unit: float = 1.0
-) -> Ledger:
+) -> RunTable:
     def column(key: str, default: float = math.nan) -> NDArray[np.float64]:
         return np.array([default if row.get(key) is None else row[key] for row in rows], dtype=float)
 
@@ -283,7 +283,7 @@ def _ledger(
     # Where runs record what was asked for, that is what they share.
     if not all(row.get("asked") for row in rows):
         nominal = _common_tokens(N, nominal, B, run_id)
-    return Ledger(
+    return RunTable(
         run_id=run_id,
         N=N,
         T=column("T"),

@@ -46,7 +46,7 @@ NAMED = 3  # states, runs or cells that one message names
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A table's rows as entries of a ledger.
+    """A table's rows as entries of a run table.
 
     Attributes:
         entries: one for each row that is a result, by our names; what is unknown is None or nan.

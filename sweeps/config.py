@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from videoscaling.training.config import alias_hint, as_integer, is_text, key_called, known_keys, merge, nested
-from videoscaling.training.keys import MAX_INTEGER
+from videoscaling.training.keys import MAX_INTEGER, key
 from videoscaling.utils.errors import UserError, nearest, shown
 from videoscaling.utils.typed import typed as dataclass_of
 from videoscaling.utils.user_text import check_literal, check_printable, expand_home
@@ -47,114 +47,86 @@ SET = dict.fromkeys(NEVER.split(), "") | {
 class SizeKeys:
     """One size of the ladder; the sweep's values replace missing ones."""
 
-    size: str = ""
-    lr: list[float] | None = None
-    batch_tokens: list[int] | None = None
-    milestones: list[int] | None = None
-    tokens_per_parameter: list[float] | None = None
-    repeats: int | None = None
-    heldout: bool = False
+    size: str = key("", "LAYERSxWIDTH, such as 4x128")
+    lr: list[float] | None = key(None, "learning rates, instead of the sweep's")
+    batch_tokens: list[int] | None = key(None, "batch sizes in tokens, instead of the sweep's")
+    milestones: list[int] | None = key(None, "tokens at which runs are validated, instead of the sweep's")
+    tokens_per_parameter: list[float] | None = key(None, "milestones as multiples of N, instead of the sweep's")
+    repeats: int | None = key(None, "runs of each cell, instead of the sweep's")
+    heldout: bool = key(False, "leave the size out of fits, to check their predictions with it")
 
 
 @dataclass
 class SlurmKeys:
-    """One job of the array, by sbatch's options.
+    """One job of the array, by sbatch's options."""
 
-    Attributes:
-        partition, account, time, mem: sbatch's; time in minutes or as "12:00:00".
-        nodes, gpus, cpus: of one job; gpus and cpus per node.
-        array: most jobs of the array at once.
-        runs_per_job: cells in one job, which trains them as a machine of its own would: as many at once as its GPUs
-            and ``runs_per_gpu`` allow, the others after them.
-        warning_seconds: how long before its end a job is signalled to checkpoint; it is requeued and continues there.
-        setup: lines of shell that come first on the node: modules, an environment, a container.
-        options: further options of sbatch, such as {qos: low, exclude: "node[3-4]"}.
-    """
-
-    partition: str | None = None
-    account: str | None = None
-    nodes: int = 1
-    gpus: int | None = None
-    cpus: int | None = None
-    time: Any = 60
-    mem: str | None = None
-    array: int = 256
-    runs_per_job: int = 1
-    warning_seconds: int = 120
-    setup: list[str] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
+    partition: str | None = key(None, "sbatch's partition")
+    account: str | None = key(None, "sbatch's account")
+    nodes: int = key(1, "nodes of one job; more than one train one cell by torchrun")
+    gpus: int | None = key(None, "GPUs per node")
+    cpus: int | None = key(None, "cores per node")
+    time: Any = key(60, "time limit of a job, in minutes or as 12:00:00")
+    mem: str | None = key(None, "memory per node, such as 200G")
+    array: int = key(256, "most jobs at once")
+    runs_per_job: int = key(1, "cells of one job, which trains them as a machine of its own would")
+    warning_seconds: int = key(
+        120, "how long before its end a job is signalled to write checkpoints; it is requeued and continues"
+    )
+    setup: list[str] = key([], "lines of shell that run first on the node: modules, an environment, a container")
+    options: dict[str, Any] = key({}, 'further options of sbatch, such as {qos: low, exclude: "node[3-4]"}')
 
 
 @dataclass
 class ExecutorKeys:
-    """Settings of the executor that runs the cells.
+    """Settings of the executor that runs the cells."""
 
-    Attributes:
-        kind: local, on this machine; or slurm, as an array of jobs.
-        workers: cells trained at once; as many as fit on the GPUs, or one per core where there is no GPU.
-        runs_per_gpu: processes, of a cell or of a stack each, that share a GPU.
-        processes: of one cell on each of its nodes, each on a GPU of its own; more than one start by torchrun.
-        stack: cells of a row (alike but for rates and seeds) that one process trains in lock-step: the most of them,
-            or auto, which stacks small models (docs/stacked_runs.md).
-        retries: further attempts at a cell that crashes, or whose job is lost.
-        slurm: resources and options of a job.
-    """
-
-    kind: str = "local"
-    workers: int | None = None
-    runs_per_gpu: int = 1
-    processes: int = 1
-    stack: Any = "auto"
-    retries: int = 2
+    kind: str = key("local", "local: this machine; slurm: an array of jobs")
+    workers: int | None = key(
+        None, "cells trained at once; if not given, as many as fit on the GPUs, or one per core without a GPU"
+    )
+    runs_per_gpu: int = key(1, "processes, of a cell or of a stack each, that share a GPU")
+    processes: int = key(1, "processes of one cell on each of its nodes, a GPU each; more than one start by torchrun")
+    stack: Any = key(
+        "auto", "most cells that one process trains together: auto stacks small models, 1 none (docs/stacked_runs.md)"
+    )
+    retries: int = key(2, "further attempts at a cell that crashes, or whose job is lost")
     slurm: SlurmKeys = field(default_factory=SlurmKeys)
 
 
 @dataclass
 class CostKeys:
-    """The throughput by which hours are estimated before any is measured.
+    """The throughput by which hours are estimated before any is measured."""
 
-    Attributes:
-        flops_per_second: training FLOPs (by C_token) per second of one GPU, or worker on the CPU.
-        price_per_hour: of one GPU, or worker, in any currency.
-    """
-
-    flops_per_second: float | None = None
-    price_per_hour: float | None = None
+    flops_per_second: float | None = key(
+        None, "training FLOPs (by C_token) per second of one GPU, or of one worker on the CPU, until cells have run"
+    )
+    price_per_hour: float | None = key(None, "price of a GPU or worker, in any currency")
 
 
 @dataclass
 class SweepKeys:
-    """A sweep: sizes x learning rates x batch sizes x repeats, each cell with its milestones.
+    """A sweep: sizes x learning rates x batch sizes x repeats, each cell with its milestones."""
 
-    Attributes:
-        name, out: the sweep's folder is out/name.
-        base: the training configuration the cells share, relative to the sweep's YAML.
-        config: keys of training that replace the base's, such as {train: {dtype: bfloat16}}.
-        sizes: the ladder's sizes, such as {size: 2x64, milestones: [1e5, 2e5]}.
-        lr, batch_tokens, milestones, repeats: the grid of every size that does not give its own.
-        tokens_per_parameter: milestones as multiples of N, instead of ``milestones``.
-        around: a law file, relative to the sweep's YAML or to the working directory. Axes that are not spelled out
-            lie around its prediction: ``lr_steps`` rates and ``batch_steps`` batches, each ``ratio`` times the last.
-        seed: cells draw their seeds from it: of initialisation each its own, of data one for each size and repeat.
-        results: a folder of finished cells (``<run id>/result.json``) that are not run again; ``collect`` fills it.
-    """
-
-    name: str = "sweep"
-    out: str = "runs"
-    base: str = ""
-    config: dict[str, Any] = field(default_factory=dict)
-    sizes: list[SizeKeys] = field(default_factory=list)
-    lr: list[float] | None = None
-    batch_tokens: list[int] | None = None
-    milestones: list[int] | None = None
-    tokens_per_parameter: list[float] | None = None
-    around: str | None = None
-    lr_steps: int = 5
-    batch_steps: int = 3
-    ratio: float = 2.0
-    repeats: int = 1
-    seed: int = 0
-    results: str | None = None
+    name: str = key("sweep", "name of the sweep; its folder is out/name")
+    out: str = key("runs", "folder of sweeps")
+    base: str = key("", "training configuration that the cells share, relative to the sweep's YAML")
+    config: dict[str, Any] = key({}, "keys of training that replace the base's, such as {train: {dtype: bfloat16}}")
+    sizes: list[SizeKeys] = key([], "the sizes, such as {size: 2x64, milestones: [1e5, 2e5]}; their keys follow below")
+    lr: list[float] | None = key(None, "learning rates of the grid")
+    batch_tokens: list[int] | None = key(None, "batch sizes of the grid, in tokens")
+    milestones: list[int] | None = key(None, "tokens at which runs are validated; the last is their end")
+    tokens_per_parameter: list[float] | None = key(None, "milestones as multiples of N, instead of milestones")
+    around: str | None = key(
+        None, "law file whose best pair is the middle of lr and batch_tokens where they are not given; a path as base"
+    )
+    lr_steps: int = key(5, "with around: number of learning rates")
+    batch_steps: int = key(3, "with around: number of batch sizes")
+    ratio: float = key(2.0, "with around: each rate or batch is this many times the one before")
+    repeats: int = key(1, "runs of each cell, with other seeds")
+    seed: int = key(0, "cells derive their seeds from it: of initialisation one each, of data one per size and repeat")
+    results: str | None = key(
+        None, "folder of finished cells (RUN_ID/result.json) that are not run again; collect fills it"
+    )
     executor: ExecutorKeys = field(default_factory=ExecutorKeys)
     cost: CostKeys = field(default_factory=CostKeys)
 

@@ -3,10 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from videoscaling.sweeps.grid import Sweep
-from videoscaling.sweeps.state import UNFINISHED
+from videoscaling.sweeps.state import UNFINISHED, CellState, CellStatus
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import plural
 
@@ -29,26 +28,26 @@ class Estimate:
     hours: list[float | None]
     source: str
 
-    def left(self, sweep: Sweep, states: Sequence[dict[str, Any]], at_once: float) -> float | None:
+    def left(self, sweep: Sweep, states: Sequence[CellStatus], at_once: float) -> float | None:
         """Hours until the last cell ends, with ``at_once`` processes training; None if no throughput is known."""
         rest, alone = [], []
         for cell, hours, state in zip(sweep.cells, self.hours, states):
-            if state["state"] not in UNFINISHED:
+            if state.state not in UNFINISHED:
                 continue
             if hours is None:
                 return None
-            rest.append(hours * max(1 - state["tokens"] / cell.config.train.tokens, 0))
-            share = state["share"] if state["state"] == "running" else None
+            rest.append(hours * max(1 - state.tokens / cell.config.train.tokens, 0))
+            share = state.share if state.state == CellState.RUNNING else None
             alone.append(rest[-1] / (share or 1.0))  # its process moves the others that share it meanwhile
         return max(sum(rest) / max(at_once, 1.0), max(alone, default=0.0))
 
 
-def estimate(sweep: Sweep, states: Sequence[dict[str, Any]]) -> Estimate:
+def estimate(sweep: Sweep, states: Sequence[CellStatus]) -> Estimate:
     """Hours of every cell, by the measured rate of the cells nearest in ln N and ln B, else by ``cost``'s rate."""
     measured: dict[tuple[int, int], list[float]] = {}
     for cell, state in zip(sweep.cells, states):
-        if state["rate"]:
-            measured.setdefault((cell.N, cell.config.train.batch_tokens), []).append(math.log(state["rate"]))
+        if state.rate:
+            measured.setdefault((cell.N, cell.config.train.batch_tokens), []).append(math.log(state.rate))
     means = {shape: sum(logs) / len(logs) for shape, logs in measured.items()}
     given = sweep.keys.cost.flops_per_second
     assumed = given * _devices(sweep) if given else None

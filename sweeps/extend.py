@@ -13,16 +13,16 @@ import numpy as np
 
 from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import law_file, runs
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.surface import Surface
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.search.acquisition import Target, target_at, target_of_budget
 from videoscaling.scaling.search.proposals import Decision, Proposal, Size, decide, target_finder, whole
 from videoscaling.sweeps import added_cells
 from videoscaling.sweeps.cost import flops_of
 from videoscaling.sweeps.grid import Sweep, cell_seed
-from videoscaling.sweeps.state import UNFINISHED, cell_state
+from videoscaling.sweeps.state import FINISHED, UNFINISHED, cell_status
 from videoscaling.training.result import finished_result, resumable_step
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError
@@ -89,14 +89,14 @@ def command(
     sweep: Sweep, options: Options, train: Callable[[Sweep], int], reload: Callable[[], Sweep], paper: Path
 ) -> int:
     """Show what to add; add and train it with --run, or when asked at a terminal. 3 if nothing can be decided."""
-    unfinished = sum(cell_state(cell)["state"] in UNFINISHED for cell in sweep.cells)
-    ledger = _ledger(sweep, options.held_out)
+    unfinished = sum(cell_status(cell).state in UNFINISHED for cell in sweep.cells)
+    table = _table(sweep, options.held_out)
     if unfinished and options.run:  # of an earlier --run that was killed, say: what comes next hangs on their results
         print(f"{unfinished} cells of the sweep are not finished: they come first, and nothing is added to them yet")
         return train(sweep)
     try:
-        decision = decide_for(sweep, Cells.of_ledger(ledger), options, paper)
-    except Untrusted as reason:
+        decision = decide_for(sweep, Cells.of_table(table), options, paper)
+    except UnsupportedFit as reason:
         print(f"error: {reason}", file=sys.stderr)
         return 3
     additions = additions_of(sweep, decision.proposals)
@@ -114,7 +114,7 @@ def decide_for(sweep: Sweep, cells: Cells, options: Options, paper: Path) -> Dec
     """The runs to add to a sweep with these results.
 
     Raises:
-        Untrusted: the results do not identify the prediction.
+        UnsupportedFit: the results do not identify the prediction.
     """
     by_size = _sizes(sweep)
     sizes = [_size(mine, cells) for mine in by_size.values() if options.held_out or not mine[0].config.heldout]
@@ -146,19 +146,19 @@ def _target(sweep: Sweep, options: Options, costliest: float) -> Callable[[Surfa
     )
 
 
-def _ledger(sweep: Sweep, held_out: bool) -> runs.Ledger:
+def _table(sweep: Sweep, held_out: bool) -> runs.RunTable:
     """The results of the sweep's own cells."""
     if not sweep.directory.exists():
         raise UserError(f"{sweep.directory}: no results yet; has the sweep run?")
-    ledger = runs.read(sweep.directory)
+    table = runs.read(sweep.directory)
     own = {Path(cell.config.name).name for cell in sweep.cells if held_out or not cell.config.heldout}
-    chosen = np.isin(ledger.run_id, list(own))
+    chosen = np.isin(table.run_id, list(own))
     # Milestones that the YAML had once: no run that is added would have them.
     milestones = {N: _milestones(cells) for N, cells in _sizes(sweep).items()}
-    chosen &= [T in milestones.get(N, ()) for N, T in zip(ledger.N, ledger.nominal_T)]
+    chosen &= [T in milestones.get(N, ()) for N, T in zip(table.N, table.nominal_T)]
     if not chosen.any():
         raise UserError(f"{sweep.directory}: no results of cells that may be extended; run the sweep first")
-    return ledger.rows(chosen)
+    return table.rows(chosen)
 
 
 def _sizes(sweep: Sweep) -> dict[int, list[Run]]:
@@ -179,7 +179,7 @@ def _size(cells: list[Run], results: Cells) -> Size:
     for tokens in np.unique(results.T[cells[0].N == results.N]):
         T[max((m for m in milestones if m <= tokens), default=milestones[0])] = float(tokens)
     pairs = {cell.config.name: (cell.config.optim.lr, float(cell.config.train.batch_tokens)) for cell in cells}
-    waiting = {cell.config.name for cell in cells if cell_state(cell)["state"] not in ("done", "diverged")}
+    waiting = {cell.config.name for cell in cells if cell_status(cell).state not in FINISHED}
     return Size(
         float(cells[0].N), T, tuple(pairs.values()), tuple(pairs[name] for name in sorted(waiting)),
         cells[0].flops_per_token, cells[0].n_ctx,

@@ -29,7 +29,7 @@ from videoscaling.utils.errors import DataFault, run_cli
 from videoscaling.utils.files import atomic_write
 from videoscaling.utils.locks import check_lock, is_locked
 from videoscaling.utils.os_errors import open_log, warn_of_os_error
-from videoscaling.utils.results import CONSOLE, DATA_FAULT, write_record
+from videoscaling.utils.results import CONSOLE, DATA_FAULT, Failure, write_failure
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 # torchrun hands these on to its processes; by itself it would die of the last.
@@ -174,7 +174,7 @@ def _outcome(
         return final["status"]
     if fault := data_fault(run):
         count = attempts.get(run.config.name, 0) + 1
-        write_record(run.config.run_dir / FAILURE, fault, attempts=count, exit_status=2, data_fault=True)
+        write_failure(run.config.run_dir / FAILURE, Failure(fault, count, exit_status=2, data_fault=True))
         return "failed"
     if interrupted:
         return "stopped"
@@ -194,7 +194,7 @@ def _outcome(
                 lines = file.read(TAIL_BYTES).decode(errors="replace").strip().splitlines()
     silent = f"ended with status {code} and wrote no console.log; see what this command printed"
     reason = lines[-1] if lines else silent
-    write_record(run.config.run_dir / FAILURE, reason, attempts=attempts[name], exit_status=code)
+    write_failure(run.config.run_dir / FAILURE, Failure(reason, attempts[name], code))
     return "failed"
 
 

@@ -7,18 +7,18 @@ tokens: each second one stat for each running cell, and a read of the last 4 KiB
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
 
 from videoscaling.sweeps import status
 from videoscaling.sweeps.cost import estimate, flops_of
 from videoscaling.sweeps.grid import Sweep
-from videoscaling.sweeps.state import FINISHED, cell_state, last_metrics
+from videoscaling.sweeps.state import FINISHED, CellState, CellStatus, cell_status, last_metrics
 from videoscaling.training.run import Run
 from videoscaling.utils.progress import Progress
 
 READ_SECONDS = 1.0
 MAX_READ_SHARE = 0.05  # of the time: where the disk takes 0.1 s to answer for all cells, they are read every 2 s
-NO_MORE = ("diverged", "failed")  # cells whose other tokens are not trained
+NO_MORE = (CellState.DIVERGED, CellState.FAILED)  # cells whose other tokens are not trained
 
 
 class SweepProgress:
@@ -33,7 +33,7 @@ class SweepProgress:
     def __init__(
         self,
         sweep: Sweep,
-        states: Sequence[dict[str, Any]],
+        states: Sequence[CellStatus],
         open_bar: Callable[..., Progress] = Progress,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -55,7 +55,7 @@ class SweepProgress:
     def total(self) -> float:
         """FLOPs of all cells, without the rest of cells that ended early."""
         return sum(
-            self._flops(cell, state) if state["state"] in NO_MORE else flops_of(cell) for cell, state in self._cells()
+            self._flops(cell, state) if state.state in NO_MORE else flops_of(cell) for cell, state in self._cells()
         )
 
     @property
@@ -75,18 +75,18 @@ class SweepProgress:
 
     def settle(self, cell: Run) -> None:
         """Read the final progress of a ``cell`` whose process has ended."""
-        self._states[cell.config.name] = cell_state(cell, self._sweep.keys.results)
+        self._states[cell.config.name] = cell_status(cell, self._sweep.keys.results)
         self._seen.pop(cell.config.name, None)
 
-    def _cells(self) -> list[tuple[Run, dict[str, Any]]]:
+    def _cells(self) -> list[tuple[Run, CellStatus]]:
         return [(cell, self._states[cell.config.name]) for cell in self._sweep.cells]
 
     @staticmethod
-    def _flops(cell: Run, state: dict[str, Any]) -> float:
-        return cell.flops_per_token * min(state["tokens"], cell.config.train.tokens)
+    def _flops(cell: Run, state: CellStatus) -> float:
+        return cell.flops_per_token * min(state.tokens, cell.config.train.tokens)
 
     def _read(self, cell: Run) -> None:
-        state = self._states[cell.config.name] | {"state": "running"}
+        status = replace(self._states[cell.config.name], state=CellState.RUNNING)
         try:
             found = (cell.config.run_dir / "metrics.jsonl").stat()
         except OSError:  # it has not begun to train, or its disk does not answer now
@@ -96,12 +96,12 @@ class SweepProgress:
             if last := last_metrics(cell.config.run_dir):
                 share = last.get("share", 1.0)
                 rate = cell.flops_per_token * last["tokens_per_second"] / share
-                state |= {"tokens": last["tokens"], "rate": rate, "share": share}
-        self._states[cell.config.name] = state
+                status = replace(status, tokens=last["tokens"], rate=rate, share=share)
+        self._states[cell.config.name] = status
 
     def _show(self) -> None:
         states = [state for _, state in self._cells()]
-        finished = sum(state["state"] in FINISHED for state in states)
+        finished = sum(state.state in FINISHED for state in states)
         hours = status.hours_left(self._sweep, states, estimate(self._sweep, states))
         left = math.nan if hours is None else 3600 * hours
         self.bar.set(self.done, total=self.total, note=f"{finished}/{len(states)} cells", left=left)

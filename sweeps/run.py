@@ -121,7 +121,7 @@ def collect(sweep: Sweep, out: str | None) -> int:
         added_cells.export_added(sweep.directory, sweep.keys.results)
         print(f"{sweep.keys.results}: {there} of {len(sweep.cells)} cells are finished, to be committed")
     path = out or str(sweep.directory / "results.csv")
-    ledger = runs.read(sweep.directory)
-    runs.write_csv(ledger, path)
-    print(f"{path}: {plural(len(ledger), 'row')}")
+    table = runs.read(sweep.directory)
+    runs.write_csv(table, path)
+    print(f"{path}: {plural(len(table), 'row')}")
     return 0

@@ -10,7 +10,7 @@ from typing import Any
 from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import law_file
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.planning.request import LEAST, MOST
+from videoscaling.scaling.planning.request import LEAST, MOST_FLOPS, MOST_N_CTX
 from videoscaling.scaling.search import simulate
 from videoscaling.scaling.search.simulate import Target
 from videoscaling.scaling.search.truth import MAX_NOISE, Truth
@@ -23,7 +23,7 @@ from videoscaling.utils.errors import UserError
 from videoscaling.utils.progress import Progress
 
 LIMITS = {
-    "flops": (LEAST, MOST["flops"]), "noise": (LEAST, MAX_NOISE), "n_ctx": (1, MOST["n_ctx"]),
+    "flops": (LEAST, MOST_FLOPS), "noise": (LEAST, MAX_NOISE), "n_ctx": (1, MOST_N_CTX),
     "sweeps": (2, 10_000), "seeds": (1, 1000),
 }  # fmt: skip
 

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 from videoscaling import IMPORT_PATH
 from videoscaling.sweeps.config import ExecutorKeys, SlurmKeys, minutes
 from videoscaling.sweeps.grid import Sweep
-from videoscaling.sweeps.state import FAILURE, FINISHED, cell_state, forget_failure
+from videoscaling.sweeps.state import ENDED, FAILURE, CellState, cell_status, forget_failure
 from videoscaling.training.config import config_from_dict, to_dict
 from videoscaling.training.result import finished_result, resumable_step
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import DataFault, UserError, nearest, plural
 from videoscaling.utils.files import read_json, write_json
-from videoscaling.utils.results import write_record
+from videoscaling.utils.results import Failure, write_failure
 
 if TYPE_CHECKING:
     from videoscaling.sweeps.local import Interrupt
@@ -92,15 +92,17 @@ def submit_and_wait(
         for name, run in list(open_cells.items()):
             if first_poll and name not in tasks:
                 forget_failure(run)
-            state = cell_state(run)
-            if state["state"] in (*FINISHED, "failed"):
+            status = cell_status(run)
+            if status.state in ENDED:
                 del open_cells[name]
-                report(run, state["state"])
+                report(run, status.state)
                 busy = True
-                if state.get("data_fault"):
+                if status.failure is not None and status.failure.data_fault:
                     _cancel([task for cell, task in tasks.items() if cell in open_cells])
-                    raise DataFault(f"{state['reason']}; then run the sweep again: it stopped, as its other cells "
-                                    "read the same data")  # fmt: skip
+                    raise DataFault(
+                        f"{status.failure.reason}; then run the sweep again: it stopped, as its other cells read the "
+                        "same data"
+                    )
             elif name in tasks:
                 missing_polls[name] = 0
             elif first_poll or missing_polls.get(name, 0):
@@ -110,9 +112,9 @@ def submit_and_wait(
                 if count > sweep.keys.executor.retries:
                     ended = f"its Slurm job ended {plural(count, 'time')} without a later checkpoint"
                     reason = f"{ended}; see {_logs(sweep.directory)}"
-                    write_record(run.config.run_dir / FAILURE, reason, attempts=count)
+                    write_failure(run.config.run_dir / FAILURE, Failure(reason, attempts=count))
                     del open_cells[name]
-                    report(run, "failed")
+                    report(run, CellState.FAILED)
                 else:
                     todo[name] = count
                     if count > 0:

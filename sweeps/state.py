@@ -6,6 +6,8 @@ No torch here: a thousand cells are to be asked within a second.
 import dataclasses
 import math
 import shutil
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -14,66 +16,105 @@ from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import atomic_write, parse_json
 from videoscaling.utils.locks import is_locked
-from videoscaling.utils.results import DATA_FAULT, FILE, read_record, write_result
+from videoscaling.utils.results import DATA_FAULT, FILE, Failure, read_failure, write_result
 
 FAILURE = "failure.json"  # written by who gave the cell up: its pool, or for a lost job who follows the jobs
-FINISHED = ("done", "diverged")
-UNFINISHED = ("pending", "running", "stopped", "lost", "damaged")  # states of cells that are still to be trained
 TAIL = 4096  # bytes: the last line of metrics.jsonl is within them
 
 
-def cell_state(run: Run, results: str | None = None) -> dict[str, Any]:
-    """The state of a cell: {"state", "tokens", "loss", "rate", "share"}, and "reason" if it failed or is damaged.
+class CellState(StrEnum):
+    """What became of a cell, read from its run directory."""
 
-    The states:
-        "pending": not begun, or finished without an optimiser and to be trained further.
-        "running": a process has locked its folder.
-        "stopped": a signal ended it, or it is to be trained further; it will continue.
-        "lost": its process ended without a record; it will continue.
-        "done", "diverged", "failed": ended.
-        "damaged": its result, or the record of its failure, was altered; it is trained again.
+    PENDING = "pending"  # not begun, or finished without an optimiser and to be trained further
+    RUNNING = "running"  # a process has locked its folder
+    STOPPED = "stopped"  # a signal ended it, or it is to be trained further; it will continue
+    LOST = "lost"  # its process ended without a record; it will continue
+    DONE = "done"
+    DIVERGED = "diverged"  # a loss was not finite, which is a result
+    FAILED = "failed"
+    DAMAGED = "damaged"  # its result, or the record of its failure, was altered; it is trained again
 
-    "loss" is the EMA's at the last milestone. "rate" is the training FLOPs per second of its process, with all runs
-    that the process trains, or None. "share" is the cell's last logged share of that process, or None.
+
+FINISHED = (CellState.DONE, CellState.DIVERGED)
+ENDED = (*FINISHED, CellState.FAILED)
+UNFINISHED = tuple(state for state in CellState if state not in ENDED)
+
+
+@dataclass(frozen=True)
+class CellStatus:
+    """The state and progress of a cell.
+
+    Attributes:
+        tokens: trained so far.
+        loss: the EMA's at the last milestone.
+        rate: training FLOPs per second of its process, with all runs that the process trains.
+        share: the cell's last logged share of that process.
+        reason: why it is damaged.
+        failure: why it failed.
+        job: its Slurm job and the queue's word for it, if it is unfinished and in the queue.
+    """
+
+    state: CellState
+    tokens: int = 0
+    loss: float | None = None
+    rate: float | None = None
+    share: float | None = None
+    reason: str | None = None
+    failure: Failure | None = None
+    job: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``status --json`` says of a cell."""
+        more = asdict(self.failure) if self.failure else {"reason": self.reason}
+        more |= {"job": self.job}
+        known = {name: value for name, value in more.items() if value not in (None, False)}
+        return {"state": self.state, "tokens": self.tokens, "loss": self.loss, **known}
+
+
+def cell_status(run: Run, results: str | None = None) -> CellStatus:
+    """The status of a cell.
 
     Args:
         results: a folder of finished cells, which count as this sweep's.
     """
     directory = run.config.run_dir
     if (directory / FAILURE).exists():
-        record = read_record(directory / FAILURE)
-        return _damaged(directory / FAILURE) if record is None else {**_nothing("failed"), **record}
+        failure = read_failure(directory / FAILURE)
+        return _damaged(directory / FAILURE) if failure is None else CellStatus(CellState.FAILED, failure=failure)
     final = finished(run, results)
     if final is not None:
-        seconds, flops = final.get("seconds"), final.get("flops")
-        rate = flops / seconds if flops and seconds and final["status"] == "done" else None
-        return {"state": final["status"], "tokens": final["tokens"], "loss": _loss(final), "rate": rate, "share": None}
+        seconds, flops, state = final.get("seconds"), final.get("flops"), CellState(final["status"])
+        rate = flops / seconds if flops and seconds and state == CellState.DONE else None
+        return CellStatus(state, final["tokens"], _loss(final), rate)
     runs = is_locked(directory)
     begun = (directory / "config.yaml").exists()
     damage = result_damage(directory)
     if damage is None and results and not begun:
         damage = result_damage(_committed(run, results).config.run_dir)
     if damage is not None and not runs:
-        return {**_nothing("damaged"), "reason": damage}
+        return CellStatus(CellState.DAMAGED, reason=damage)
     if not begun:
-        return _nothing("pending")
+        return CellStatus(CellState.PENDING)
     result, last = recorded(run), last_metrics(directory)
     grows = result.get("status") == "done"  # it was finished once, before later milestones were asked for
     anew = grows and not resumable_step(directory)
     if anew and not runs:
-        return _nothing("pending")
+        return CellStatus(CellState.PENDING)
     share = last["share"] if last else None
     rate = run.flops_per_token * last["tokens_per_second"] / share if last else None
     tokens = max(0 if anew else result["tokens"], last["tokens"] if last else 0)
-    values = {"tokens": tokens, "loss": _loss(result), "rate": rate, "share": share}
     waits = grows or result.get("status") == "preempted"
-    return {"state": "running" if runs else "stopped" if waits else "lost", **values}
+    state = CellState.RUNNING if runs else CellState.STOPPED if waits else CellState.LOST
+    return CellStatus(state, tokens, _loss(result), rate, share)
 
 
 def data_fault(run: Run) -> str:
     """The data fault that ended a run, or an empty string."""
     path = run.config.run_dir / DATA_FAULT
-    return (read_record(path) or _damaged(path))["reason"] if path.exists() else ""
+    if not path.exists():
+        return ""
+    failure = read_failure(path)
+    return failure.reason if failure else _damaged(path).reason
 
 
 def finished(run: Run, results: str | None = None) -> dict[str, Any] | None:
@@ -128,12 +169,8 @@ def last_metrics(directory: Path) -> dict[str, Any] | None:
     return last if whole and last["share"] <= 1 else None
 
 
-def _damaged(path: Path) -> dict[str, Any]:
-    return {**_nothing("damaged"), "reason": f"{path}: not as it was written"}
-
-
-def _nothing(state: str) -> dict[str, Any]:
-    return {"state": state, "tokens": 0, "loss": None, "rate": None, "share": None}
+def _damaged(path: Path) -> CellStatus:
+    return CellStatus(CellState.DAMAGED, reason=f"{path}: not as it was written")
 
 
 def _loss(result: dict[str, Any]) -> float | None:

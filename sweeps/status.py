@@ -5,42 +5,45 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from videoscaling.sweeps import slurm
 from videoscaling.sweeps.cost import Estimate, device_hours, estimate, flops_of, width
 from videoscaling.sweeps.grid import Sweep, label
-from videoscaling.sweeps.state import FINISHED, UNFINISHED, cell_state
+from videoscaling.sweeps.state import ENDED, UNFINISHED, CellState, CellStatus, cell_status
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import plural
 from videoscaling.utils.progress import duration
 
 WATCH_SECONDS = 5.0
 PLAN = ("run id", "size", "N", "T", "B", "lr", "steps", "FLOPs", "hours")
-LISTED = ("running", "stopped", "lost", "damaged", "failed")  # cells that status names one by one
+UNLISTED = (CellState.PENDING, CellState.DONE, CellState.DIVERGED)  # the others are named one by one
 
 
-def states_of(sweep: Sweep, jobs: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    """``cell_state`` of every cell, with "job" for unfinished ones in Slurm's queue (``jobs``, by run id).
+def states_of(sweep: Sweep, jobs: dict[str, str] | None = None) -> list[CellStatus]:
+    """``cell_status`` of every cell, with the job of unfinished ones in Slurm's queue (``jobs``, by run id).
 
     A running job may be on a node whose lock is not visible here, so its cells that have begun count as running.
     """
     states = []
     for cell in sweep.cells:
-        state = cell_state(cell, sweep.keys.results)
+        status = cell_status(cell, sweep.keys.results)
         job = (jobs or {}).get(cell.config.run_dir.name)
-        if job is not None and state["state"] not in (*FINISHED, "failed"):
-            state["job"] = job
-            if state["state"] in ("lost", "stopped"):
-                state["state"] = "running" if " RUNNING" in job or " COMPLETING" in job else "stopped"
-        states.append(state)
+        if job is not None and status.state not in ENDED:
+            state = status.state
+            if state in (CellState.LOST, CellState.STOPPED):
+                runs = " RUNNING" in job or " COMPLETING" in job
+                state = CellState.RUNNING if runs else CellState.STOPPED
+            status = replace(status, state=state, job=job)
+        states.append(status)
     return states
 
 
 # -- the plan --------------------------------------------------------------------------------------------------------
 
 
-def plan(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -> dict[str, Any]:
+def plan(sweep: Sweep, states: Sequence[CellStatus], estimate: Estimate) -> dict[str, Any]:
     """The cells that would be trained, with FLOPs and hours, and their sums."""
     rows = [
         {
@@ -56,7 +59,7 @@ def plan(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -> 
             "flops": flops_of(cell),
             "hours": hours,
             "heldout": cell.config.heldout,
-            "state": state["state"],
+            "state": state.state,
         }
         for cell, state, hours in zip(sweep.cells, states, estimate.hours)
     ]
@@ -79,7 +82,7 @@ def plan_text(sweep: Sweep, planned: dict[str, Any]) -> str:
         counts = (f"{row['N']:,}", f"{row['T']:,}", f"{row['B']:,}")
         costs = (f"{row['steps']:,}", f"{row['flops']:.2e}", "?" if row["hours"] is None else f"{row['hours']:.3g}")
         table.append((row["run_id"], row["size"], *counts, f"{row['lr']:.2e}", *costs))
-        there = f"  {row['state']}" if row["state"] not in ("pending", "running") else ""
+        there = f"  {row['state']}" if row["state"] not in (CellState.PENDING, CellState.RUNNING) else ""
         marks.append(("  held out" if row["heldout"] else "") + there)
     lines = aligned(table, marks)
     lines.append(f"{plural(len(planned['cells']), 'cell')}, {planned['flops']:.3g} FLOPs")
@@ -99,14 +102,15 @@ def plan_text(sweep: Sweep, planned: dict[str, Any]) -> str:
 # -- state -----------------------------------------------------------------------------------------------------------
 
 
-def status(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -> dict[str, Any]:
+def status(sweep: Sweep, states: Sequence[CellStatus], estimate: Estimate) -> dict[str, Any]:
     """Counts by state, every cell's state, progress and loss, the best of each size so far, and the time left."""
-    counts = Counter(state["state"] for state in states)
+    counts = Counter(state.state for state in states)
     cells = []
     for cell, state in zip(sweep.cells, states):
-        shown = {name: value for name, value in state.items() if name not in ("rate", "share")}
-        progress = min(state["tokens"] / cell.config.train.tokens, 1.0)
-        cells.append({"run_id": cell.config.run_dir.name, "name": label(cell.config), "progress": progress, **shown})
+        progress = min(state.tokens / cell.config.train.tokens, 1.0)
+        cells.append(
+            {"run_id": cell.config.run_dir.name, "name": label(cell.config), "progress": progress} | state.to_json()
+        )
     return {
         "counts": dict(counts),
         "hours_left": hours_left(sweep, states, estimate),
@@ -116,11 +120,11 @@ def status(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -
     }
 
 
-def hours_left(sweep: Sweep, states: Sequence[dict[str, Any]], estimate: Estimate) -> float | None:
+def hours_left(sweep: Sweep, states: Sequence[CellStatus], estimate: Estimate) -> float | None:
     """Hours until the last cell ends; None where no throughput is known."""
     # In processes: stacked cells share one, and their hours are shares of it too. Cells that have begun and logged
     # nothing yet may be one process or many.
-    at_once = sum(state["share"] or 0 for state in states if state["state"] == "running") or width(sweep) or 1
+    at_once = sum(state.share or 0 for state in states if state.state == CellState.RUNNING) or width(sweep) or 1
     return estimate.left(sweep, states, at_once)
 
 
@@ -136,15 +140,15 @@ def status_text(sweep: Sweep, summary: dict[str, Any]) -> str:
     for size, best in summary["best"].items():
         lines.append(f"  best {size}: loss {best['loss']:.5g} at {best['tokens']:,} tokens, {best['name']}")
     queued = Counter(
-        row["job"].partition(" ")[2] for row in summary["cells"] if row["state"] == "pending" and "job" in row
+        row["job"].partition(" ")[2] for row in summary["cells"] if row["state"] == CellState.PENDING and "job" in row
     )
     if queued:
         lines.append("  pending by their jobs: " + ", ".join(f"{n} {said}" for said, n in queued.most_common()))
     for cell, row in zip(sweep.cells, summary["cells"]):
-        if row["state"] not in LISTED:
+        if row["state"] in UNLISTED:
             continue
         words = f"  {row['state']} {cell.config.name}: "
-        if row["state"] in ("failed", "damaged"):
+        if row["state"] in (CellState.FAILED, CellState.DAMAGED):
             lines.append(words + row["reason"])
             continue
         loss = f", loss {row['loss']:.5g}" if row["loss"] is not None else ""
@@ -167,22 +171,22 @@ def aligned(table: Sequence[tuple[str, ...]], marks: Sequence[str]) -> list[str]
     ]
 
 
-def _best(cells: Sequence[Run], states: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _best(cells: Sequence[Run], states: Sequence[CellStatus]) -> dict[str, dict[str, Any]]:
     """The lowest loss of each size, among the cells at the latest milestone."""
     best: dict[str, dict[str, Any]] = {}
     for cell, state in zip(cells, states):
-        if state["loss"] is None or state["state"] == "diverged":
+        if state.loss is None or state.state == CellState.DIVERGED:
             continue
-        mine = {"name": label(cell.config), "tokens": _measured(cell, state), "loss": state["loss"]}
+        mine = {"name": label(cell.config), "tokens": _measured(cell, state), "loss": state.loss}
         there = best.get(cell.config.model.size)
         if there is None or (-mine["tokens"], mine["loss"]) < (-there["tokens"], there["loss"]):
             best[cell.config.model.size] = mine
     return best
 
 
-def _measured(cell: Run, state: dict[str, Any]) -> int:
+def _measured(cell: Run, state: CellStatus) -> int:
     """The milestone of a cell's loss."""
-    return max((m for m in cell.config.train.milestones if m <= state["tokens"]), default=state["tokens"])
+    return max((m for m in cell.config.train.milestones if m <= state.tokens), default=state.tokens)
 
 
 def print_status(sweep: Sweep, as_json: bool = False, watch: bool = False) -> int:
@@ -198,7 +202,7 @@ def print_status(sweep: Sweep, as_json: bool = False, watch: bool = False) -> in
         summary = status(sweep, states, estimate(sweep, states))
         text = json.dumps(summary) if as_json else status_text(sweep, summary)
         print(watched(text) if watch and not as_json else text, flush=True)
-        over = all(state["state"] in (*FINISHED, "failed") for state in states)
+        over = all(state.state in ENDED for state in states)
         if over or not watch:
             return 1 if summary["counts"].get("failed") else 0
         time.sleep(WATCH_SECONDS)

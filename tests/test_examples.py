@@ -1,4 +1,4 @@
-"""The examples of every help text and of README, as typed.
+"""The examples of every help text, of README and of the pages in docs/, as typed.
 
 Nothing is trained: each command is called up to the end of its parsing. Then train.py's configuration is resolved
 for clips of the embedded VAE, a sweep's YAML is read, and files under configs/ and results/ must be there. Files
@@ -14,15 +14,14 @@ import pytest
 
 from tests.commands import call
 from videoscaling.sweeps.grid import read_keys
+from videoscaling.tools.update_docs import SCRIPTS
 from videoscaling.training.config import load_config
 from videoscaling.training.run import resolve
 from videoscaling.utils.errors import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = [ROOT / "train.py", ROOT / "sample.py"]
-SCRIPTS += [path for path in sorted((ROOT / "tools").glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
 META = {"latent_shape": [16, 5, 4, 4], "fingerprint": "f00d"}  # 17 frames of 32 x 32: 80 tokens
-COMMAND = re.compile(r"^\s*((?:python|torchrun) .*)$", re.MULTILINE)
+COMMAND = re.compile(r"^\s*((?:python|torchrun) [\w-]*[-./].*)$", re.MULTILINE)
 
 
 class Parsed(Exception):
@@ -40,7 +39,8 @@ def help_of(path: Path) -> str:
 
 
 ALL = [(path.name, line) for path in SCRIPTS for line in examples(help_of(path))]
-ALL += [("README.md", line) for line in examples((ROOT / "README.md").read_text(encoding="utf-8"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ALL += [(page.name, line) for page in PAGES for line in examples(page.read_text(encoding="utf-8"))]
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def only_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_command_has_an_example() -> None:
-    assert {name for name, _ in ALL} == {path.name for path in SCRIPTS} | {"README.md"}
+    assert {path.name for path in SCRIPTS} | {"README.md"} <= {name for name, _ in ALL}
 
 
 @pytest.mark.parametrize(("where", "line"), ALL)
@@ -104,7 +104,13 @@ QUICK = (
     "predict.py --law law.json",
 )
 TABLES = {"runs.csv": "N,T,B,lr\n1e8,2e9,65536,1e-3\n", "table.csv": "params,tokens\n1e8,2e9\n"}  # the reader's own
-RUN = sorted({line.partition("#")[0].strip() for _, line in ALL if any(words in line for words in QUICK)})
+RUN = sorted(
+    {
+        line.partition("#")[0].strip()
+        for where, line in ALL
+        if (where == "README.md" or where.endswith(".py")) and any(words in line for words in QUICK)
+    }
+)
 
 
 @pytest.fixture
@@ -135,3 +141,11 @@ def test_a_quick_example_runs_to_its_end(line: str, checkout: Path) -> None:
 
 def test_there_are_quick_examples_of_every_kind() -> None:
     assert all(any(words in line for line in RUN) for words in QUICK)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    folders = "data|models|diffusion|training|sweeps|scaling|utils|tools|configs|tests"
+    named = [ROOT / name for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", text)]
+    assert [path for path in named if not path.exists()] == []

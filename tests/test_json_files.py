@@ -25,7 +25,7 @@ from videoscaling.training.logs.log_files import MetricsFile
 from videoscaling.training.run import cache_indexes, encoded_shape
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import write_json
-from videoscaling.utils.results import FILE, read_record, read_result
+from videoscaling.utils.results import FILE, read_failure, read_result
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTEAD = ([], {}, None, True, 0, -1, 2.5, 10**30, "", "x", [[]], [None], {"a": None}, [0] * 3)
@@ -84,7 +84,7 @@ def submission(folder: Path) -> tuple[Path, Callable[[], Any]]:
 def failure(folder: Path) -> tuple[Path, Callable[[], Any]]:
     path = folder / "failure.json"
     write_json(path, {"attempts": 2, "exit_status": 1, "reason": "a fault"})
-    return path, lambda: read_record(path)
+    return path, lambda: read_failure(path)
 
 
 def vae_config(folder: Path) -> tuple[Path, Callable[[], Any]]:

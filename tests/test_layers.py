@@ -1,4 +1,4 @@
-"""Who may import whom (docs/decisions.md): the base layer, one run, many runs, and laws that read results alone."""
+"""Who may import whom (docs/architecture.md): the base layer, one run, many runs, and laws that read results alone."""
 
 import ast
 from pathlib import Path

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.commands import call
-from tests.test_examples import ROOT, SCRIPTS
+from tests.test_examples import ROOT
+from videoscaling.tools.update_docs import SCRIPTS, parser_of
 from videoscaling.utils.errors import Parser, path_text
 
 # Text that is no path. A new option of text is a path, or stands here.
@@ -17,22 +18,9 @@ TEXTS = {
 }  # fmt: skip
 
 
-class Found(Exception):
-    """A command's parser."""
-
-
-def parsers_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[argparse.ArgumentParser]:
+def parsers_of(path: Path) -> list[argparse.ArgumentParser]:
     """The parser of a command, or those of its subcommands."""
-
-    def stop(self: Parser, *args: object, **more: object) -> None:
-        raise Found(self)
-
-    with monkeypatch.context() as patch:
-        for name in ("parse_args", "parse_known_args", "parse_intermixed_args"):
-            patch.setattr(Parser, name, stop)
-        with pytest.raises(Found) as caught:
-            call(str(path.relative_to(ROOT)))
-    parser = caught.value.args[0]
+    parser = parser_of(path)
     inner = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     return list(inner[0].choices.values()) if inner else [parser]
 
@@ -40,7 +28,7 @@ def parsers_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[argparse.Arg
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_every_path_has_the_home_directory_for_a_tilde(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    for parser in parsers_of(path, monkeypatch):
+    for parser in parsers_of(path):
         for action in parser._actions:
             if action.nargs == 0 or action.choices or action.type in (int, float) or action.dest in TEXTS:
                 continue
@@ -90,6 +78,6 @@ def test_an_option_that_would_be_ignored_is_refused(typed: str, reason: str) -> 
     assert done.stderr.count("\n") == 1
 
 
-def test_every_subcommand_of_a_sweep_shows_its_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    for parser in parsers_of(ROOT / "tools" / "sweep.py", monkeypatch):
+def test_every_subcommand_of_a_sweep_shows_its_example() -> None:
+    for parser in parsers_of(ROOT / "tools" / "sweep.py"):
         assert re.search(rf"^python tools/{parser.prog} \S+\.yaml", parser.format_help(), re.MULTILINE), parser.prog

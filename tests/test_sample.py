@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.commands import call
+from videoscaling import VideoPipeline
+from videoscaling.data.export import to_bytes
 from videoscaling.diffusion.validation import validation_times
 
 PROMPTS = ["a large red circle gliding left", "a small blue star resting", "two words"]
@@ -40,6 +42,7 @@ def test_formats_metadata_and_batches(trained: Path, tmp_path: Path) -> None:
     python("sample.py", *common, "--prompt", PROMPTS[0], "--prompts", str(prompts), "--out", str(together))
     records = json.loads((together / "samples.json").read_text())
     assert [(r["prompt"], r["seed"]) for r in records] == [(p, 7 + i) for i, p in enumerate(PROMPTS)]
+    assert {r["scheduler"] for r in records} == {"euler"}  # the default by name
     with av.open(str(together / records[1]["file"])) as video:
         assert json.loads(video.metadata["comment"])["prompt"] == PROMPTS[1]
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
@@ -53,6 +56,19 @@ def test_formats_metadata_and_batches(trained: Path, tmp_path: Path) -> None:
     assert np.abs(batch.astype(int) - alone).max() <= 1  # float32 sums in another order may round to the next level
     text = Image.open(next((tmp_path / "alone").glob("*.png"))).text["comment"]
     assert json.loads(text)["seed"] == 8
+
+
+def test_a_notebook_gets_the_videos_of_the_command(trained: Path, tmp_path: Path) -> None:
+    words = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+    settings = ("--steps", "3", "--seed", "7", "--guidance", "3", "--format", "png")
+    python("sample.py", "--checkpoint", str(trained), *settings, *words, "--out", str(tmp_path))
+    videos = VideoPipeline.from_run(trained)(PROMPTS, steps=3, seed=7, guidance=3.0)
+    assert videos.shape == (3, 3, 17, 32, 32)
+    for number, video in enumerate(videos):
+        written = np.asarray(Image.open(next(tmp_path.glob(f"{number:03d}*.png"))))
+        assert (written[:, :32] == to_bytes(video)[0]).all()
+    alone = VideoPipeline.from_run(trained, weights="ema")(PROMPTS[1], steps=3, seed=8, guidance=3.0)
+    assert (alone[0] - videos[1]).abs().max() < 1e-5  # sums in another order
 
 
 def test_gif_and_other_schedulers(trained: Path, tmp_path: Path) -> None:

@@ -19,14 +19,16 @@ from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import PAPER, law_file, runs, tables
 from videoscaling.scaling.checks import extrapolation, fixed_pair
 from videoscaling.scaling.fitting.grids.fit import PARTS
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted, cells_to_run
+from videoscaling.scaling.fitting.grids.fit_points import cells_to_run
 from videoscaling.scaling.fitting.grids.optimum import WINDOW
 from videoscaling.scaling.fitting.losses.forms import CONSTANTS as FORMS
 from videoscaling.scaling.fitting.method import GRIDS, LOSSES, SURFACE, UNREAD_BY, choose_method, fit_law
 from videoscaling.scaling.fitting.options import HOLDABLE, Options, parse_fixed, parse_pair, parse_window
 from videoscaling.scaling.fitting.run_info import cost_of
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
 from videoscaling.utils.files import write_json
+from videoscaling.utils.options import number
 from videoscaling.utils.revision import code_revision
 
 # Which parts read an option: the others would ignore it in silence.
@@ -43,10 +45,9 @@ READ_BY = {
     "method": FITTED,
     "form": FITTED,
 }
-LIMITS = {"delta": (1e-9, 1e3), "n_ctx": (1, 1e9), "flops": (1, 1e33)}
 
 
-def arguments() -> argparse.ArgumentParser:
+def arguments() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "part",
@@ -98,47 +99,52 @@ def arguments() -> argparse.ArgumentParser:
         "--window", help=f"grids: cells within this fraction of the best are fitted, or none (default {WINDOW:g})"
     )
     parser.add_argument(
-        "--delta", type=float, help="grids: Huber's delta in log loss (default: 1.345 x the noise, or 1e-3)"
+        "--delta",
+        type=number(float, 1e-9, 1e3),
+        help="grids: Huber's delta in log loss (default: 1.345 x the noise, or 1e-3)",
     )
     parser.add_argument(
-        "--n-ctx", type=int, help="tokens per clip, for C_token and the law, where the results do not say"
+        "--n-ctx",
+        type=number(int, 1, 1e9),
+        help="tokens per clip, for C_token and the law, where the results do not say",
     )
     parser.add_argument(
         "--pair", metavar="LR,B", help="compare: the fixed pair (default: the smallest grid's optimum)"
     )
-    parser.add_argument("--flops", type=float, help="compare: at this budget (default: ten times the largest swept)")
+    parser.add_argument(
+        "--flops", type=number(float, 1, 1e33), help="compare: at this budget (default: ten times the largest swept)"
+    )
     parser.add_argument("--force", action="store_true", help="grids: fit what the data do not support, with warnings")
     parser.add_argument("--json", action="store_true", help="print the law file instead of a summary")
     return parser
 
 
-def given(args: argparse.Namespace, name: str) -> bool:
-    """Whether the user named an option."""
-    return getattr(args, name) not in (None, False, [])
-
-
-def check_options(args: argparse.Namespace) -> None:
-    """Raise UserError for an option that the part asked for does not read, or a number beyond sense."""
+def check_options(parser: Parser, args: argparse.Namespace) -> None:
+    """Raise UserError for an option that the part asked for does not read."""
     unread = {name for name, parts in READ_BY.items() if args.part not in parts}
+    asked = args.part
     if args.optima:
         # Optima are no grids; and N_opt(C) through them is a straight line.
         unread |= {"window", "form"} | ({"fix", "prior", "delta", "force"} if args.part == "allocation" else set())
+        asked += " --optima" if "optima" not in unread else ""
     if args.method:
         unread |= {*UNREAD_BY[args.method], *(("optima",) if args.method == SURFACE else ())}
-    for name in sorted(unread):
-        if given(args, name):
-            asked = f"{args.part} --optima" if args.optima and name != "optima" else args.part
-            asked += f" --method {args.method}" if args.method and name != "method" else ""
-            raise UserError(f"--{name.replace('_', '-')} is not read by fit.py {asked}; leave it out")
-    for name, (low, high) in LIMITS.items():
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            raise UserError(
-                f"--{name.replace('_', '-')} must be a positive number, at least {low:g} and at most {high:g}"
-            )
+        asked += f" --method {args.method}" if "method" not in unread else ""
+    parser.refuse_unread(args, sorted(unread), f"not read by fit.py {asked}")
 
 
-def refuse(args: argparse.Namespace, reason: Untrusted, ledger: runs.Ledger, method: str) -> int:
+def check_method(parser: Parser, args: argparse.Namespace, method: str) -> None:
+    """Raise UserError for an option that the method of the table does not read."""
+    fitted = {SURFACE: "one surface is fitted", LOSSES: "loss forms are fitted", GRIDS: "optima are fitted"}[method]
+    way = "" if method == GRIDS else " (--method grids reads it)"
+    parser.refuse_unread(args, UNREAD_BY[method], f"not read where {fitted} to the table, as here{way}")
+    if method == SURFACE and args.form == "three_term":
+        raise UserError(
+            "--form three_term: is for losses alone, one for each (N, T); a surface has the batch in itself"
+        )
+
+
+def refuse(args: argparse.Namespace, reason: UnsupportedFit, table: runs.RunTable, method: str) -> int:
     """Say why there is no fit, and what would help: options, and cells to run. The exit status, 3."""
     first, *more = str(reason).splitlines()
     ways = [reason.advice]
@@ -148,9 +154,9 @@ def refuse(args: argparse.Namespace, reason: Untrusted, ledger: runs.Ledger, met
         ways.append("--force fits all the same")
     way = f" ({'; '.join(filter(None, ways))})" if any(ways) else ""
     verb = {"compare": "compared", "validate": "validated"}.get(args.part, "fitted")
-    cells = [] if args.optima else cells_to_run(ledger, parse_window(args.window))
+    cells = [] if args.optima else cells_to_run(table, parse_window(args.window))
     print(
-        "\n".join([f"not {verb}: {first}{way}", *more, *(f"note: {t}" for t in ledger.notes), *cells]), file=sys.stderr
+        "\n".join([f"not {verb}: {first}{way}", *more, *(f"note: {t}" for t in table.notes), *cells]), file=sys.stderr
     )
     return 3
 
@@ -166,27 +172,28 @@ def show(args: argparse.Namespace, raw: dict, text: str, unwritten: str = "") ->
 
 
 def main() -> int:
-    args = arguments().parse_args()
-    check_options(args)
+    parser = arguments()
+    args = parser.parse_args()
+    check_options(parser, args)
     # A table of (N, T, loss) alone has a loss law, with or without the others.
     hyperparameters = {"hyperparameters": True, "compare": True, "all": None}.get(args.part, False)
     losses = not (args.optima and args.part in ("hyperparameters", "allocation"))
     columns = tables.parse_columns(args.columns)
-    ledger = runs.read(args.results, columns, args.batch_unit, hyperparameters, losses, args.duplicates)
-    ledger, cost, flops = cost_of(ledger, args.n_ctx, smooth_width)
+    table = runs.read(args.results, columns, args.batch_unit, hyperparameters, losses, args.duplicates)
+    table, cost, flops = cost_of(table, args.n_ctx, smooth_width)
     method = GRIDS
     try:
         if args.part == "compare":
-            done = fixed_pair.compare(ledger, cost, parse_pair(args.pair), args.flops, parse_window(args.window))
+            done = fixed_pair.compare(table, cost, parse_pair(args.pair), args.flops, parse_window(args.window))
             return show(args, done.to_dict(), done.text())
-        method = choose_method(ledger, args.part, args.optima, args.method)
+        method = choose_method(table, args.part, args.optima, args.method)
         fixed, prior = parse_fixed(args.fix, args.part), law_file.load(args.prior) if args.prior else None
         options = Options(
             fixed, prior, parse_window(args.window), args.delta, args.force, args.optima, args.form or "auto"
         )
-        check_method(args, method)
+        check_method(parser, args, method)
         if args.part == "validate":
-            done = extrapolation.validate(ledger, method, options, cost)
+            done = extrapolation.validate(table, method, options, cost)
             return show(args, done.to_dict(), done.text())
         provenance = {
             "name": Path(args.out).stem if args.out else "law",
@@ -194,29 +201,16 @@ def main() -> int:
             "git_revision": code_revision() or "unknown",
             "flops": flops,
             "prior": args.prior and Path(args.prior).name,
-            **({"columns": ledger.columns} if ledger.columns else {}),
+            **({"columns": table.columns} if table.columns else {}),
         }
-        fitted = fit_law(ledger, args.part, method, options, cost, provenance)
-    except Untrusted as reason:
-        return refuse(args, reason, ledger, method)
+        fitted = fit_law(table, args.part, method, options, cost, provenance)
+    except UnsupportedFit as reason:
+        return refuse(args, reason, table, method)
     raw = law_file.to_dict(fitted.law)
     law_file.from_dict(raw)  # what is printed is checked as what is written
     return show(
         args, raw, fitted.text, "not written: --out law.json writes the law file, from which tools/plan.py plans"
     )
-
-
-def check_method(args: argparse.Namespace, method: str) -> None:
-    """Raise UserError for an option that the method of the table does not read."""
-    fitted = {SURFACE: "one surface is fitted", LOSSES: "loss forms are fitted", GRIDS: "optima are fitted"}[method]
-    for name in UNREAD_BY[method]:
-        if given(args, name):
-            way = "leave it out" if method == GRIDS else "leave it out, or add --method grids"
-            raise UserError(f"--{name} is not read where {fitted} to the table, as here; {way}")
-    if method == SURFACE and args.form == "three_term":
-        raise UserError(
-            "--form three_term: is for losses alone, one for each (N, T); a surface has the batch in itself"
-        )
 
 
 if __name__ == "__main__":

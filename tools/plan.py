@@ -4,6 +4,7 @@ python tools/plan.py --law configs/laws/paper.json --flops 1e22
 python tools/plan.py --law configs/laws/paper.json --flops 1e22 --gpu h100 --gpus 64 --out planned.yaml
 python tools/plan.py --law law.json --flops 1e15 --base configs/train/quickstart.yaml --out runs/planned.yaml
 
+A plan is fixed by --flops, --gpu-hours, --tokens or --loss, or by --params and one of these.
 Beyond 100 times the compute that the law was fitted on, and far below it, the plan warns. docs/laws.md has the laws as
 formulas and the law file's keys.
 """
@@ -13,12 +14,11 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from videoscaling.models import sizes
 from videoscaling.scaling import law_file, laws
-from videoscaling.scaling.planning.plan import plan
-from videoscaling.scaling.planning.request import ESTIMATORS, Request
+from videoscaling.scaling.planning.plan import Plan, plan
+from videoscaling.scaling.planning.request import Request
 from videoscaling.scaling.planning.table import table
 from videoscaling.training.planning import planned_config
 from videoscaling.training.planning.layout import (
@@ -32,9 +32,10 @@ from videoscaling.training.planning.layout import (
 )
 from videoscaling.training.planning.memory_formula import ModelShape
 from videoscaling.training.run import beta2_warnings
-from videoscaling.utils.devices import MEMORY_GB, PEAK_FLOPS
+from videoscaling.utils.devices import MEMORY_GB
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
 from videoscaling.utils.files import write_text
+from videoscaling.utils.options import add_options, options_of
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -50,25 +51,7 @@ def arguments() -> argparse.ArgumentParser:
         type=path_text,
         help="law file whose batch and rate are taken, and marked as assumed, where --law has neither",
     )
-    budget = parser.add_argument_group("what is fixed (one of them, or --params with one of them)")
-    budget.add_argument("--flops", type=float, help="training compute, e.g. 1e22")
-    budget.add_argument("--gpu-hours", type=float, help="training compute as hours of --gpu at --mfu")
-    budget.add_argument("--tokens", type=float, help="training tokens T")
-    budget.add_argument("--loss", type=float, help="validation loss to reach")
-    budget.add_argument("--params", type=float, help="model parameters N")
-    parser.add_argument("--batch", type=float, help="batch in tokens, where memory dictates it; the rate follows")
-    parser.add_argument("--n-ctx", type=int, help="tokens per clip (default: --base's, or the law's)")
-    parser.add_argument("--estimator", help=f"how to choose N: {', '.join(ESTIMATORS)} (default: the law's)")
-    parser.add_argument(
-        "--tolerance", type=float, default=1e-3, help="loss given away, relative, for the range of N (default 0.001)"
-    )
-    parser.add_argument(
-        "--batch-tolerance",
-        type=float,
-        default=1e-3,
-        help="loss given away, relative, for a large batch, where the law is a surface (default 0.001)",
-    )
-    parser.add_argument("--gpu", default="h100", help=f"one of {', '.join(PEAK_FLOPS)} (default h100)")
+    add_options(parser, Request)
     parser.add_argument(
         "--gpus",
         type=int,
@@ -79,16 +62,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gpu-memory", type=float, metavar="GB", help="memory of one GPU, where it differs from the largest sold"
     )
-    parser.add_argument("--mfu", type=float, default=0.4, help="fraction of the GPU's peak reached (default 0.4)")
-    parser.add_argument("--sampler-steps", type=int, default=50, help="sampling steps per clip served (default 50)")
     parser.add_argument(
-        "--no-guidance", action="store_true", help="sample without guidance: one forward per step, not two"
-    )
-    parser.add_argument(
-        "--serve-clips",
-        type=float,
-        help="clips to be served: minimise training plus serving at equal loss, "
-        "which trains for longer than the budget",
+        "--no-guidance",
+        dest="guidance",
+        action="store_false",
+        help="sample without guidance: one forward per step, not two",
     )
     parser.add_argument(
         "--base",
@@ -102,7 +80,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def plan_for_gpus(law: laws.Law, request: Request, gpus: int | None) -> tuple[dict[str, Any], int]:
+def plan_for_gpus(law: laws.Law, request: Request, gpus: int | None) -> tuple[Plan, int]:
     """(The plan, GPUs that share its batch evenly); the law's batch moves to the nearest that they can share.
 
     ``gpus`` None: the most up to a node's that move it by no more than ``BATCH_TOLERANCE``, and not a batch that the
@@ -112,28 +90,28 @@ def plan_for_gpus(law: laws.Law, request: Request, gpus: int | None) -> tuple[di
         UserError: ``gpus`` cannot share the batch that the user gave.
     """
     planned = plan(law, request, sizes)
-    n_ctx = planned["n_ctx"]
-    if planned["B"] is None:
+    n_ctx = planned.n_ctx
+    if planned.B is None:
         return planned, 1
-    clips = planned["B"] // n_ctx
+    clips = planned.B // n_ctx
     count, shared = min(gpus or default_gpus(clips, n_ctx), clips), clips
     if request.batch is None:
         shared = shared_clips(clips, count)
-        if shared * n_ctx > planned["T"]:
+        if shared * n_ctx > planned.T:
             shared = clips // count * count
     elif gpus is None:
         count = next(number for number in range(count, 0, -1) if clips % number == 0)
     elif clips % count:
         low = clips // count * count
         raise UserError(
-            f"--batch {planned['B']}: {clips} clips cannot be shared by {count} GPUs; nearest {low * n_ctx} and "
+            f"--batch {planned.B}: {clips} clips cannot be shared by {count} GPUs; nearest {low * n_ctx} and "
             f"{(low + count) * n_ctx}"
         )
     if shared != clips:
         # The rate, the loss and the tokens follow the batch, as where memory dictates one.
         planned = plan(law, replace(request, batch=float(shared * n_ctx)), sizes)
     if gpus and gpus > count:
-        planned["warnings"].append(f"a batch of {clips} clips can be shared by at most {clips} GPUs, not by {gpus}")
+        planned.warnings.append(f"a batch of {clips} clips can be shared by at most {clips} GPUs, not by {gpus}")
     return planned, count
 
 
@@ -167,23 +145,16 @@ def main() -> None:
     base = planned_config.read_base(args.base)
     args.n_ctx = planned_config.clip_length(base, args.n_ctx)
     cache = base.config.data.cache
-    names = ("flops", "params", "tokens", "loss", "gpu_hours", "mfu", "batch", "n_ctx", "estimator", "tolerance",
-             "batch_tolerance", "sampler_steps", "serve_clips")  # fmt: skip
-    request = Request(
-        **{name: getattr(args, name) for name in names},
-        gpu=args.gpu.lower(),
-        guidance=not args.no_guidance,
-        dtype=base.config.train.dtype,
-    )
+    request = options_of(Request, args, dtype=base.config.train.dtype)
     law = load_law(args.law, args.prior)
     # Without --gpus a user's base keeps its layout: the plan is for the one process that the base starts.
     layout = not args.base or args.gpus is not None
     planned, gpus = plan_for_gpus(law, request, args.gpus if layout else 1)
-    clip, assumed = planned_config.clip_shape(base.config, planned["n_ctx"])
+    clip, assumed = planned_config.clip_shape(base.config, planned.n_ctx)
     token_dim = clip.latent_shape[0] * math.prod(base.config.model.patch)
-    shape = ModelShape(planned["layers"], planned["width"], planned["heads"], token_dim, clip.text_dim)
+    shape = ModelShape(planned.layers, planned.width, planned.heads, token_dim, clip.text_dim)
     optim = planned_config.planned_optim(law.recipe, base)
-    if planned["B"] is not None:
+    if planned.B is not None:
         add_layout(
             planned,
             shape,
@@ -195,15 +166,14 @@ def main() -> None:
             unwritten={} if layout else planned_config.default_layout(base),
             batch_moves=request.batch is None,
         )
-        planned["warnings"] += beta2_warnings([(optim, planned["B"])])
-    planned["warnings"] += planned_config.recipe_warnings(law.recipe, base, request.gpu, optim)
+        planned.warnings += beta2_warnings([(optim, planned.B)])
+    planned.warnings += planned_config.recipe_warnings(law.recipe, base, request.gpu, optim)
     if cache and args.n_ctx is None:
-        planned["warnings"].append(
-            f"n_ctx {planned['n_ctx']} is the law's: {cache}, the base's cache, is not there yet; plan again when "
-            "it is"
+        planned.warnings.append(
+            f"n_ctx {planned.n_ctx} is the law's: {cache}, the base's cache, is not there yet; plan again when it is"
         )
     if args.out:
-        if lacking := [name for name in ("B", "lr") if planned[name] is None]:
+        if lacking := [name for name in ("B", "lr") if getattr(planned, name) is None]:
             raise UserError(
                 f"--out: law {law.name!r} gives no {' and no '.join(lacking)}, which a run needs; --prior LAW takes "
                 "both from another law, such as configs/laws/paper.json"
@@ -211,7 +181,7 @@ def main() -> None:
         out = Path(args.out)
         text = planned_config.planned_yaml(planned, recipe=law.recipe, law=args.law, base=base, out=out, layout=layout)
         write_text(out, text)
-    print(json.dumps(planned, indent=1) if args.json else table(planned))
+    print(json.dumps(planned.to_dict(), indent=1) if args.json else table(planned))
     if args.out and not args.json:
         missing = "" if cache else " data.cache=FOLDER"
         print(f"wrote {args.out}; train it with: {launcher(gpus)} train.py --config {args.out}{missing}")

@@ -20,8 +20,7 @@ from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.tables import parse_columns
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
 from videoscaling.utils.files import atomic_write
-
-MOST_SEEDS = 1000
+from videoscaling.utils.options import number
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -30,15 +29,15 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--law", type=path_text, required=True, help="law file, such as one from tools/fit.py")
     parser.add_argument("--columns", help="OURS=THEIRS,...: how the table names N, T, B and lr")
     parser.add_argument("--batch-unit", help="what the table's batch counts: tokens, or sequences:TOKENS_EACH")
-    parser.add_argument("--seeds", type=int, default=1, help="low and high hold the mean of so many new runs")
+    parser.add_argument(
+        "--seeds", type=number(int, 1, 1000), default=1, help="low and high hold the mean of so many new runs"
+    )
     parser.add_argument("--out", type=path_text, help="CSV to write (default: stdout)")
     return parser
 
 
 def main() -> None:
     args = arguments().parse_args()
-    if not 1 <= args.seeds <= MOST_SEEDS:
-        raise UserError(f"--seeds {args.seeds}: from 1 to {MOST_SEEDS}")
     law, columns = law_file.load(args.law), parse_columns(args.columns)
     reads_pairs = law.response.reads_pairs
     if unread := [ours for ours in columns if ours not in ("N", "T", "B", "lr")]:

@@ -12,15 +12,15 @@ import math
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 from videoscaling.models import sizes
 from videoscaling.scaling import law_file, laws
-from videoscaling.scaling.planning.plan import plan
+from videoscaling.scaling.planning.plan import Plan, plan
 from videoscaling.scaling.planning.request import Request
 from videoscaling.training.planning.planned_config import (
     clip_length,
@@ -59,67 +59,55 @@ def parse(text: str) -> tuple[sizes.Shape, float]:
     return sizes.parse_size(name), value
 
 
-def speeds(results: Iterable[dict[str, Any]]) -> dict[tuple[float, str], float]:
-    """Tokens per second by (N, device): all tokens of the finished runs of that size over all their seconds."""
-    tokens: dict[tuple[float, str], float] = defaultdict(float)
-    seconds: dict[tuple[float, str], float] = defaultdict(float)
+def measured(results: Iterable[dict[str, Any]]) -> tuple[dict[tuple, float], dict[tuple, float]]:
+    """Tokens per second of finished runs by (N, device), and the lowest EMA loss by (N, milestone in tokens)."""
+    spent, lowest = defaultdict(lambda: np.zeros(2)), defaultdict(lambda: math.inf)
     for result in results:
+        N = float(result["N"])
         if result["status"] == "done" and result.get("seconds"):
-            tokens[float(result["N"]), result["device"]] += result["tokens"]
-            seconds[float(result["N"]), result["device"]] += result["seconds"]
-    return {key: tokens[key] / seconds[key] for key in tokens}
-
-
-def lowest(results: Iterable[dict[str, Any]]) -> dict[tuple[float, int], float]:
-    """The lowest loss of averaged weights that any run had, by (N, milestone in tokens)."""
-    found: dict[tuple[float, int], float] = {}
-    for result in results:
+            spent[N, result["device"]] += result["tokens"], result["seconds"]
         for milestone in result["milestones"]:
-            key = float(result["N"]), int(milestone["nominal"])
-            found[key] = min(milestone["ema_val_loss"], found.get(key, math.inf))
-    return found
+            at = N, int(milestone["nominal"])
+            lowest[at] = min(lowest[at], milestone["ema_val_loss"])
+    return {key: tokens / seconds for key, (tokens, seconds) in spent.items()}, lowest
 
 
-def page(rows: list[dict[str, Any]], law: laws.Law, path: str, results: Sequence[dict[str, Any]]) -> str:
+def page(presets: dict[str, Plan], law: laws.Law, law_path: str, results: Iterable[dict[str, Any]]) -> str:
     """The tables, as Markdown."""
-    rate, seen = speeds(results), lowest(results)
+    rate, lowest = measured(results)
     lines = [
         "# Presets",
         "",
-        f"Made by `tools/presets.py` from `{path}`; how far to trust that law: [reproduction.md](reproduction.md).",
+        f"Made by `tools/presets.py` from `{law_path}`; how far to trust it: [reproduction.md](reproduction.md).",
         "Losses are of the averaged weights on the frozen validation clips, with 95 % intervals of the law.",
         "",
         "| preset | N | T | B | lr | steps | FLOPs | expected loss | lowest measured |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        loss, lr = (value if isinstance(value, dict) else {"value": value} for value in (row["loss"], row["lr"]))
-        span = f" [{loss['low']:.3f}, {loss['high']:.3f}]" if "low" in loss else ""
+    for path, preset in presets.items():
+        loss = preset.loss
+        span = "" if np.isnan(loss.low) else f" [{loss.low:.3f}, {loss.high:.3f}]"
+        seen = lowest.get((preset.N, round(preset.T)))
         lines.append(
-            f"| `{row['out']}` | {row['N']:,.0f} | {row['T']:,.0f} | {row['B']:,} | {lr['value']:.3g} | "
-            f"{row['steps']:,} | {row['C']:.3g} | {loss['value']:.3f}{span} | "
-            f"{format(seen[key], '.3f') if (key := (float(row['N']), round(row['T']))) in seen else ''} |"
+            f"| `{path}` | {preset.N:,.0f} | {preset.T:,.0f} | {preset.B:,} | {preset.lr.value:.3g} | "
+            f"{preset.steps:,} | {preset.C:.3g} | {loss.value:.3f}{span} | {'' if seen is None else f'{seen:.3f}'} |"
         )
     lines += [
         "",
         "On the way, expected at a part of T (hours as the results' own runs of that size took, most of them several",
         "in a process: a run's share of its time):",
+        "",
+        "| preset | device | " + " | ".join(f"T / {1 / f:.0f}" for f in FRACTIONS[:-1]) + " | T |",
+        "|---|---|" + "---|" * len(FRACTIONS),
     ]
-    lines += ["", "| preset | device | " + " | ".join(f"T / {1 / f:.0f}" for f in FRACTIONS[:-1]) + " | T |"]
-    lines.append("|---|---|" + "---|" * len(FRACTIONS))
-    for row in rows:
-        for device in sorted(device for N, device in rate if row["N"] == N) or [""]:
-            cells = []
-            for fraction in FRACTIONS:
-                tokens = row["T"] * fraction
-                hours = f" at {tokens / rate[row['N'], device] / 3600:.2g} h" if device else ""
-                cells.append(f"{float(law.response.losses(row['N'], tokens)):.3f}{hours}")
-            lines.append(f"| {row['size']} | {device or 'not measured'} | {' | '.join(cells)} |")
+    for preset in presets.values():
+        T = preset.T * np.array(FRACTIONS)
+        losses = law.response.losses(preset.N, T)
+        for device in sorted(device for N, device in rate if preset.N == N) or [""]:
+            hours = [f" at {t / rate[preset.N, device] / 3600:.2g} h" if device else "" for t in T]
+            cells = " | ".join(f"{loss:.3f}{at}" for loss, at in zip(losses, hours))
+            lines.append(f"| {preset.size} | {device or 'not measured'} | {cells} |")
     return "\n".join(lines) + "\n"
-
-
-def _always(shape: sizes.Shape, target: float) -> sizes.Shape:
-    return shape
 
 
 def main() -> None:
@@ -130,18 +118,17 @@ def main() -> None:
         raise UserError(f"--results {args.results}: no such folder")
     law = law_file.load(args.law)
     n_ctx = clip_length(base, law.n_ctx)
-    rows, written = [], {}
+    presets, written = {}, {}
     for shape, tokens in chosen:
         N = sizes.parameters(shape.layers, shape.width)
-        # The planner looks for a shape; here it is given.
-        ladder = SimpleNamespace(**vars(sizes) | {"shape_for": partial(_always, shape)})
-        row = plan(law, Request(params=N, tokens=tokens, n_ctx=n_ctx, dtype=base.config.train.dtype), ladder)
+        request = Request(params=N, tokens=tokens, n_ctx=n_ctx, dtype=base.config.train.dtype)
+        preset = plan(law, request, sizes, shape)
         out = Path(args.out) / f"{shape.name}.yaml"
-        rows.append(row | {"out": os.path.relpath(out)})
-        written[out] = planned_yaml(row, recipe=law.recipe, law=args.law, base=base, out=out)
+        presets[os.path.relpath(out)] = preset
+        written[out] = planned_yaml(preset, recipe=law.recipe, law=args.law, base=base, out=out)
     found, damaged = whole_results(find_files(Path(args.results), FILE)) if args.results else ({}, [])
     report_left_out(damaged, len(found))
-    table = page(rows, law, args.law, list(found.values()))
+    table = page(presets, law, args.law, found.values())
     for out, text in written.items():
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, text)

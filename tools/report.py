@@ -12,9 +12,9 @@ from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import PAPER, law_file, runs, tables
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.reporting import report
-from videoscaling.scaling.reporting.figure_data import Sources
+from videoscaling.scaling.reporting.measured_run import compare
+from videoscaling.scaling.reporting.sources import Sources
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
-from videoscaling.utils.files import write_text
 from videoscaling.utils.results import FILE, read_result
 from videoscaling.utils.revision import code_revision
 
@@ -26,47 +26,39 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--law", type=path_text, required=True, help="law file from tools/fit.py")
     parser.add_argument(
-        "--planned", type=path_text, help="run directory of what tools/plan.py planned: prediction against measurement"
+        "--planned", type=Path, help="run directory of what tools/plan.py planned: prediction against measurement"
     )
-    parser.add_argument("--samples", type=path_text, help="folder of sampled gif, png or mp4 files to show")
+    parser.add_argument("--samples", type=Path, help="folder of sampled gif, png or mp4 files to show")
     parser.add_argument("--columns", help="as in tools/fit.py")
     parser.add_argument("--batch-unit", help="as in tools/fit.py")
     parser.add_argument(
-        "--figures", aliases=("--png",), type=path_text,
+        "--figures", aliases=("--png",), type=Path,
         help="also write each figure into this folder: SVG, PNG, its points as CSV, its caption as text",
     )  # fmt: skip
     parser.add_argument(
         "--tensorboard", type=path_text, help="also write the figures as TensorBoard images into this folder"
     )
-    parser.add_argument("--out", type=path_text, required=True, help="HTML file to write")
+    parser.add_argument("--out", type=Path, required=True, help="HTML file to write")
     return parser
-
-
-def write_tensorboard(drawn: list, folder: str) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(folder) as writer:
-        for one in drawn:
-            writer.add_figure(f"scaling/{one.data.name}", one.figure)
 
 
 def main() -> None:
     args = arguments().parse_args()
     law, published = law_file.load(args.law), law_file.load(PAPER)
-    ledger = runs.read(args.results, tables.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
-    planned = report.compare(law, read_result(Path(args.planned) / FILE)) if args.planned else None
-    samples = Path(args.samples) if args.samples else None
-    if samples is not None and not samples.is_dir():
-        raise UserError(f"--samples {samples}: no such folder")
+    table = runs.read(args.results, tables.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
+    planned = compare(law, read_result(args.planned / FILE)) if args.planned else None
+    if args.samples and not args.samples.is_dir():
+        raise UserError(f"--samples {args.samples}: no such folder")
     made = f"; figure by commit {(code_revision() or 'unknown')[:10]} on {date.today().isoformat()}"
     cost = allocation.cost_of(law, smooth_width)
-    sources = Sources.of(ledger, law, cost, planned=planned, published=published, made=made)
-    page, drawn = report.build(sources, samples)
-    write_text(args.out, page)
-    if args.figures:
-        report.write_figures(drawn, Path(args.figures))
+    sources = Sources.of(table, law, cost, planned=planned, published=published, made=made)
+    charts = report.write(sources, args.out, args.samples, args.figures)
     if args.tensorboard:
-        write_tensorboard(drawn, args.tensorboard)
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(args.tensorboard) as writer:
+            for chart in charts:
+                writer.add_figure(f"scaling/{chart.name}", chart.figure)
     print(f"wrote {args.out}")
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import PAPER, law_file
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.reporting.study import differences, study
-from videoscaling.scaling.reporting.study_text import text
+from videoscaling.scaling.reporting.study import differences, study, text
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
 from videoscaling.utils.files import read_json
 

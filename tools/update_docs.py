@@ -1,46 +1,159 @@
-"""Bring the table of keys in docs/training.md up to date with the schema.
+"""Bring the generated parts of docs/ up to date: commands, tables of keys and the index of decisions.
 
 python tools/update_docs.py
 """
 
 import argparse
+import contextlib
+import importlib
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
 
 import yaml
 
 from videoscaling import ROOT
-from videoscaling.training.config import known_keys
-from videoscaling.training.keys import default_of
+from videoscaling.sweeps.config import SizeKeys, SweepKeys
+from videoscaling.training.keys import default_of, keys_of
+from videoscaling.training.schema import Config
 from videoscaling.utils.errors import Parser, run_cli
 from videoscaling.utils.files import write_text
 
-PAGE = ROOT / "docs" / "training.md"
-BEGIN, END = "<!-- keys: made by python tools/update_docs.py -->", "<!-- end of keys -->"
+DOCS = ROOT / "docs"
+DECISIONS = DOCS / "decisions"
+SCRIPTS = [ROOT / "train.py", ROOT / "sample.py"]
+SCRIPTS += [path for path in sorted((ROOT / "tools").glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
 
 
-def table() -> str:
-    """Every key with its default, as it would be written on a command line, and its meaning, in Markdown."""
-    lines = ["| key | default | meaning |", "|---|---|---|"]
-    for name, entry in known_keys().items():
-        default = default_of(entry)
-        # Numbers without padding: 1e-8 for 1e-08, 5e6 for 5e+06.
-        text = f"{default:g}".replace("e+0", "e").replace("e-0", "e-") if isinstance(default, float) else None
-        text = text or yaml.safe_dump(default, default_flow_style=True).removesuffix("...\n").strip()
-        lines.append(
-            f"| `{name}` | {'' if default in (None, '', []) else f'`{text}`'} | {entry.metadata['info'].help} |"
-        )
-    return "\n".join(lines)
+def key_table(schema: type, prefix: str = "") -> str:
+    """Every key of ``schema`` with its default, as it would be written on a command line, and its meaning."""
+    lines = [
+        f"| `{prefix}{name}` | {_default(default_of(entry))} | {entry.metadata['info'].help} |"
+        for name, entry in keys_of(schema).items()
+    ]
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *lines])
 
 
-def updated(page: str) -> str:
-    """``page`` with the table between its marks replaced by the schema's."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+def sweep_keys() -> str:
+    """The keys of a sweep's YAML, and those of its sizes."""
+    return f"{key_table(SweepKeys)}\n\nThe keys of each size:\n\n{key_table(SizeKeys)}"
+
+
+def commands() -> str:
+    """Each command: what its help says, its examples, and its options."""
+    lines = ["| command | purpose |", "|---|---|"]
+    parts = []
+    for script in SCRIPTS:
+        name = str(script.relative_to(ROOT))
+        parser = parser_of(script)
+        purpose, _, details = (parser.description or "").strip().replace("``", "`").partition("\n")
+        lines.append(f"| [`{name}`](#{anchor(name)}) | {purpose} |")
+        parts.append(f"## {name}\n\n{purpose}\n\n{_markdown(details)}\n\n{_options(parser, name)}")
+    return "\n".join(lines) + "\n\n" + "\n\n".join(parts)
+
+
+def parser_of(script: Path) -> Parser:
+    """The parser of the command ``script``, found without the command's work."""
+    name = str(script.relative_to(ROOT).with_suffix("")).replace("/", ".")
+    module = importlib.import_module(f"videoscaling.{name}")
+    found: list[Parser] = []
+
+    def stop(self: Parser, *args: Any, **more: Any) -> NoReturn:
+        found.append(self)
+        raise _Stopped
+
+    parsing = dict.fromkeys(("parse_args", "parse_known_args", "parse_intermixed_args"), stop)
+    with (
+        contextlib.suppress(_Stopped),
+        mock.patch.object(sys, "argv", [script.name]),
+        mock.patch.multiple(Parser, **parsing),
+    ):
+        module.main()
+    if found:
+        return found[0]
+    raise AssertionError(f"{script}: main() parses no options")
+
+
+def decisions() -> str:
+    """The title of each decision, which is its outcome, by page."""
+    lines = []
+    for page in sorted(DECISIONS.glob("*.md")):
+        if page.name == "README.md":
+            continue
+        title, *headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        lines += [f"\n### [{title.removeprefix('Decisions: ').capitalize()}]({page.name})\n"]
+        lines += [f"- [{heading}]({page.name}#{anchor(heading)})" for heading in headings]
+    return "\n".join(lines).strip("\n")
+
+
+PARTS: dict[Path, tuple[str, Callable[[], str]]] = {
+    DOCS / "training.md": ("keys", lambda: key_table(Config)),
+    DOCS / "sweeps.md": ("keys", sweep_keys),
+    DOCS / "commands.md": ("commands", commands),
+    DECISIONS / "README.md": ("index", decisions),
+}
+
+
+def anchor(heading: str) -> str:
+    """The fragment by which a page's ``heading`` is linked, as on GitHub."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def updated(text: str, name: str, content: str) -> str:
+    """A page's ``text`` with ``content`` between the marks of its part ``name``."""
+    begin, end = f"<!-- {name}: made by python tools/update_docs.py -->", f"<!-- end of {name} -->"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
+def _markdown(text: str) -> str:
+    """The paragraphs of a help text; commands as code."""
+    blocks = [textwrap.dedent(block) for block in re.split(r"\n\s*\n", text.strip("\n"))]
+    return "\n\n".join(
+        f"```\n{block}\n```" if re.match("python |torchrun ", block) else textwrap.fill(block, 120) for block in blocks
+    )
+
+
+def _options(parser: argparse.ArgumentParser, name: str) -> str:
+    """The options of a command as a table; one for each of its subcommands."""
+    rows = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            helps = {choice.dest: choice.help for choice in action._choices_actions}
+            return "\n\n".join(
+                f"### {name} {word}\n\n{helps[word][0].upper()}{helps[word][1:]}.\n\n{_options(inner, name)}"
+                for word, inner in action.choices.items()
+            )
+        if action.dest != "help" and action.help != argparse.SUPPRESS:
+            formatter = parser._get_formatter()
+            words = [*action.option_strings[-1:], formatter._format_args(action, action.dest.upper())]
+            required = " (required)" if action.required and action.option_strings else ""
+            meaning = formatter._expand_help(action) if action.help else ""
+            cells = f"`{' '.join(words).strip()}`", f"{meaning}{required}"
+            rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(["| option | meaning |", "|---|---|", *rows]) if rows else "It has no options."
+
+
+class _Stopped(BaseException):
+    """A parser was asked to parse."""
+
+
+def _default(value: Any) -> str:
+    # Numbers without padding: 1e-8 for 1e-08, 5e6 for 5e+06.
+    text = f"{value:g}".replace("e+0", "e").replace("e-0", "e-") if isinstance(value, float) else None
+    text = text or yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+    return "" if value in (None, "", [], {}) else f"`{text}`"
 
 
 def main() -> None:
     Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    write_text(PAGE, updated(PAGE.read_text(encoding="utf-8")))
+    for page, (name, make) in PARTS.items():
+        write_text(page, updated(page.read_text(encoding="utf-8"), name, make()))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from videoscaling.training.batches import BatchLoader
 from videoscaling.training.config import Config
 from videoscaling.training.parallel import raise_together
 from videoscaling.utils.errors import DataFault
-from videoscaling.utils.results import DATA_FAULT, write_record
+from videoscaling.utils.results import DATA_FAULT, Failure, write_failure
 
 
 class DataCheck:
@@ -48,5 +48,5 @@ def data_faults_recorded(configs: Sequence[Config]) -> Iterator[None]:
     except DataFault as fault:
         for config in configs:
             if config.run_dir.is_dir() and os.environ.get("RANK", "0") == "0":
-                write_record(config.run_dir / DATA_FAULT, str(fault))
+                write_failure(config.run_dir / DATA_FAULT, Failure(str(fault)))
         raise

@@ -93,7 +93,7 @@ def key(
     info = KeyInfo(
         help, identity, before, matters, bound, choices, differs_in_stack, formerly, tuple(aliases.split()), path
     )
-    value = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
+    value = {"default_factory": default.copy} if isinstance(default, (list, dict)) else {"default": default}
     return field(**value, metadata={"info": info})
 
 

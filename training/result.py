@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from videoscaling.models.sizes import exact_flops
+from videoscaling.models.sizes import exact_flops, head_width
 from videoscaling.training.config import Config, load_yaml, recorded_config, run_id, to_dict
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError
@@ -23,9 +23,11 @@ PACKAGES = ("torch", "accelerate", "diffusers", "safetensors", "numpy")
 def recipe(config: Config, meta: dict[str, Any]) -> dict[str, Any]:
     """The settings that a loss depends on besides N, T, B, lr and seed: laws hold for one recipe.
 
-    ``meta`` is the cache's.
+    ``meta`` is the cache's. wsd's decay and heads that are not the size's own are there only where a run has them.
     """
-    optim, diffusion, validation = config.optim, config.diffusion, config.validation
+    model, optim, diffusion, validation = config.model, config.optim, config.diffusion, config.validation
+    channels = model.width // model.heads
+    own_heads = channels == head_width(model.layers, model.width)
     return {
         "optimizer": "adamw",
         "beta1": optim.beta1,
@@ -50,6 +52,8 @@ def recipe(config: Config, meta: dict[str, Any]) -> dict[str, Any]:
         "text": meta["text_fingerprint"],
         "validation": f"{meta['validation_hash']}, {validation.clips or 'all'} clips, {validation.timesteps} times, "
         f"seed {validation.seed}",
+        **({"decay_fraction": optim.decay_fraction} if optim.schedule == "wsd" else {}),
+        **({} if own_heads else {"heads": f"of {channels} channels"}),
     }
 
 

@@ -6,6 +6,7 @@ versions have no checksum and are read as they are.
 
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,19 @@ from videoscaling.utils.files import read_json, write_json
 FILE = "result.json"
 CONSOLE = "console.log"  # of a sweep's cell: what it prints
 DATA_FAULT = "data_fault.json"  # written by a run that its data ended: no cell of a sweep can be trained on them
-FACTS = ("attempts", "exit_status", "data_fault")  # of a failure; data_fault: true where the data are damaged
 NUMBERS = ("N", "B", "lr", "n_ctx", "tokens", "flops", "exact_flops", "seconds")  # null where not known
 OF_MILESTONE = ("nominal", "tokens", "flops", "val_loss", "val_se", "ema_val_loss", "ema_val_se", "losses_crc32")
 OBJECTS = ("recipe", "config")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a cell or a run failed. ``data_fault``: its data are damaged, which no other attempt can change."""
+
+    reason: str
+    attempts: int | None = None
+    exit_status: int | None = None
+    data_fault: bool = False
 
 
 class DamagedResult(UserError):
@@ -73,13 +83,14 @@ def report_left_out(damaged: Sequence[UserError], whole: int) -> None:
         print(f"warning: {error}; left out, as {count} {'is' if len(damaged) == 1 else 'are'}", file=sys.stderr)
 
 
-def write_record(path: Path, reason: str, **facts: Any) -> None:
-    """Write why a cell failed (``FAILURE``, ``DATA_FAULT``), sealed."""
-    write_json(path, seal.sealed({**facts, "reason": reason}))
+def write_failure(path: Path, failure: Failure) -> None:
+    """Write a failure, sealed, without what is not known of it."""
+    known = {name: value for name, value in asdict(failure).items() if value not in (None, False)}
+    write_json(path, seal.sealed(known))
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
-    """{"reason", and the recorded ``FACTS``} from ``write_record``'s file; None if it is damaged."""
+def read_failure(path: Path) -> Failure | None:
+    """The failure that ``write_failure`` wrote; None if the file is damaged."""
     try:
         record = read_json(path, dict)
     except UserError:
@@ -87,7 +98,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     record = seal.unsealed(record) if seal.KEY in record else record  # older versions sealed none
     if record is None or not isinstance(record.get("reason"), str):
         return None
-    return {name: record[name] for name in ("reason", *FACTS) if name in record}
+    return Failure(**{name: record[name] for name in Failure.__dataclass_fields__ if name in record})
 
 
 def _check_shape(result: dict[str, Any], path: Path) -> None:

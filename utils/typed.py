@@ -61,7 +61,7 @@ def _integer(value: Any) -> int:
 def _float(value: Any) -> float:
     if type(value) not in (float, int, str):
         raise ValueError(value)
-    return float(value)
+    return float(value) + 0.0  # -0.0 is 0.0, also in a run's id
 
 
 def _boolean(value: Any) -> bool:

@@ -1,8 +1,8 @@
 """Scaling laws of video diffusion transformers: data, models, training, sweeps, and the laws fitted from results.
 
-The names of ``videoscaling.scaling`` are here too, loaded when they are first used:
+The names for notebooks are here, loaded when they are first used:
 
-    from videoscaling import fit, load_law, plan, predict, read_runs
+    from videoscaling import VideoPipeline, fit, load_law, plan, predict, read_runs
 
 The packages lie at the root of the repository. In a checkout this one takes its modules from there, so that commands
 run without an installation; in an installed wheel they are in this folder. Each has one name either way.
@@ -22,6 +22,8 @@ INTERFACE = ("fit", "load_law", "plan", "predict", "read_runs")  # of scaling/ap
 
 
 def __getattr__(name: str) -> Any:
+    if name == "VideoPipeline":
+        return import_module("videoscaling.training.pipeline").VideoPipeline
     if name in INTERFACE:
         return getattr(import_module("videoscaling.scaling.api"), name)
     if not name.startswith("_") and name in (interface := import_module("videoscaling.scaling")).__all__:

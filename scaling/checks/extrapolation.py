@@ -19,7 +19,7 @@ from videoscaling.scaling.laws import Law, LossLaw
 from videoscaling.scaling.losses import Losses
 from videoscaling.scaling.planning.allocation import Cost
 from videoscaling.scaling.prediction import predict
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
 # So few held-out points in their 95 % intervals, or fewer, are no chance.
@@ -110,29 +110,29 @@ class Validation:
         return "\n".join([*lines, *([self.verdict] if self.verdict else [])])
 
 
-def validate(ledger: Ledger, method: str, options: Options, cost: Cost) -> Validation:
+def validate(table: RunTable, method: str, options: Options, cost: Cost) -> Validation:
     """Fit the loss to the rows that are not held out, and check it on windows and on those that are.
 
     Raises:
         UserError: nothing to fit.
-        Untrusted: the data do not support a fit.
+        UnsupportedFit: the data do not support a fit.
     """
     if method == SURFACE:
-        law = fit_law(ledger, "loss", method, options, cost, {}).law
+        law = fit_law(table, "loss", method, options, cost, {}).law
         rows, N, T = surface_windows(law.surface), law.surface.cells.N, law.surface.cells.T
     elif method == LOSSES:
-        law, kept = fit_law(ledger, "loss", method, options, cost, {}).law, ledger.rows(~ledger.heldout)
+        law, kept = fit_law(table, "loss", method, options, cost, {}).law, table.rows(~table.heldout)
         kept = kept.rows(np.isfinite(kept.loss))
         noise = kept.loss_se / kept.loss
         rows = summary(_windows_of(kept.N, kept.T, kept.B, kept.loss, noise if np.isfinite(noise).all() else None))
         N, T = kept.N, kept.T
     else:
-        fitted = fit_or_force(ledger, "loss", options, cost, {})
+        fitted = fit_or_force(table, "loss", options, cost, {})
         law, points = fitted.law, fitted.points
         rows = summary(_windows_of(points.N, points.T, points.B, points.loss, points.noise))
         N, T = points.N, points.T
     distinct = {"N": len(np.unique(N)), "T": len(np.unique(T))}
-    return Validation(rows, held_out(ledger, law, options.window), distinct)
+    return Validation(rows, held_out(table, law, options.window), distinct)
 
 
 def _windows_of(N: NDArray, T: NDArray, B: NDArray, loss: NDArray, noise: NDArray | None) -> list[Check]:
@@ -230,12 +230,12 @@ def equivalent_compute(law: LossLaw | Losses, N: float, T: float, measured: floa
     return float(law.tokens_for(N, measured) / T)
 
 
-def held_out(ledger: Ledger, law: Law, window: float | None) -> list[HeldOut]:
+def held_out(table: RunTable, law: Law, window: float | None) -> list[HeldOut]:
     """Each held-out (N, T): at the grid's optimum, or its best cell without one, against the law at its best pair."""
-    ledger = ledger.rows(ledger.heldout & np.isfinite(ledger.loss))
-    if not len(ledger):
+    table = table.rows(table.heldout & np.isfinite(table.loss))
+    if not len(table):
         return []
-    N, T, measured = _measured(ledger, window)
+    N, T, measured = _measured(table, window)
     found = predict(law, N, T)
     points = []
     for n, t, loss, value, low, high in zip(N, T, measured, found.predicted, found.low, found.high):
@@ -251,10 +251,10 @@ def held_out(ledger: Ledger, law: Law, window: float | None) -> list[HeldOut]:
     return points
 
 
-def _measured(ledger: Ledger, window: float | None) -> tuple[NDArray, NDArray, NDArray]:
+def _measured(table: RunTable, window: float | None) -> tuple[NDArray, NDArray, NDArray]:
     """N, T and loss of each (N, T), [points]; of rows without a batch and a rate the mean."""
-    if np.isfinite([ledger.B, ledger.lr]).all():
-        found = grid_optima(paired(at_nominal(ledger)), window)
+    if np.isfinite([table.B, table.lr]).all():
+        found = grid_optima(paired(at_nominal(table)), window)
         return tuple(np.array([getattr(o, name) for o in found]) for name in ("N", "T", "loss"))
-    found = [(N, T, float(ledger.loss[rows].mean())) for N, T, rows in ledger.grids()]
+    found = [(N, T, float(table.loss[rows].mean())) for N, T, rows in table.grids()]
     return tuple(np.array(found).T)

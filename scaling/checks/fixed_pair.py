@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from videoscaling.scaling.estimates import t_quantile
 from videoscaling.scaling.fitting.grids import fit, jackknife, lines, loss_law
-from videoscaling.scaling.fitting.grids.fit_points import Points, Untrusted, at_nominal, grid_optima, points_of_grids
+from videoscaling.scaling.fitting.grids.fit_points import Points, at_nominal, grid_optima, points_of_grids
 from videoscaling.scaling.fitting.grids.law_fits import between_grids
 from videoscaling.scaling.fitting.grids.optimum import Optimum, features, surface_at
 from videoscaling.scaling.fitting.options import Options
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.losses import Losses
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
 # A pair may lie this factor outside the swept rates and batches: about one step of a grid.
@@ -29,7 +30,7 @@ MARGIN = 2.0
 # Step of a numerical derivative in ln loss.
 NUDGE = 1e-6
 # Huber's delta in log loss, which no residual reaches: least squares, all points alike. Losses at a fixed pair follow
-# no law exactly: with delta and weights by the noise, the exponent's bend was .124 to .158 with its seed.
+# no law exactly: with delta and weights by the noise, the exponent's bend was 0.124 to 0.158 with its seed.
 DELTA = 1.0
 # Times the tokens: a slope says nothing of what lies further off.
 MOST_TOKENS = 10.0
@@ -88,7 +89,7 @@ class Comparison:
 
 
 def compare(
-    ledger: Ledger,
+    table: RunTable,
     cost: allocation.Cost,
     pair: tuple[float, float] | None = None,
     C: float | None = None,
@@ -97,38 +98,38 @@ def compare(
     """Fit the loss law with optimal and with fixed hyper-parameters.
 
     Args:
-        ledger: grids over (lr, B); held-out rows are left out.
+        table: grids over (lr, B); held-out rows are left out.
         cost: training FLOPs per token as a function of N.
         pair: the fixed (lr, B); by default the optimum of the smallest grid, which is what tuning once, on the
             cheapest runs, would give.
         C: budget to compare at; by default ten times the largest swept.
 
     Raises:
-        Untrusted: too few interior grids for a loss law, or losses that do not identify its constants.
+        UnsupportedFit: too few interior grids for a loss law, or losses that do not identify its constants.
         UserError: a pair far outside the grids, or a budget for no model.
     """
-    ledger = ledger.rows(~ledger.heldout)
-    if not np.isfinite(ledger.loss).any():
-        raise UserError(f"{ledger.source}: nothing to compare: every row is held out or diverged")
-    if len(lines.swept(ledger)) == 1:
-        raise Untrusted(
+    table = table.rows(~table.heldout)
+    if not np.isfinite(table.loss).any():
+        raise UserError(f"{table.source}: nothing to compare: every row is held out or diverged")
+    if len(lines.swept(table)) == 1:
+        raise UnsupportedFit(
             "a fixed pair is compared on grids over both lr and B, and these vary one of them", forcible=False
         )
     # What a fit refuses or warns of is no ground to compare on either.
-    fitted = fit.fit(ledger, "loss", Options(delta=DELTA, window=window), cost, {})
-    points, warnings, ledger = fitted.points, list(fitted.warnings), at_nominal(ledger)
+    fitted = fit.fit(table, "loss", Options(delta=DELTA, window=window), cost, {})
+    points, warnings, table = fitted.points, list(fitted.warnings), at_nominal(table)
     if not points.optima:
-        raise Untrusted(
+        raise UnsupportedFit(
             "a fixed pair is compared on grids over lr and B, and these have one cell each", forcible=False
         )
     scale = {name: float(np.exp(np.log(getattr(points, name)).mean())) for name in ("T", "N")}
     lr, B = pair or _of_smallest(points.optima)
-    _refuse_far(ledger, lr, B)
-    outside = [o for o in points.optima if not _covered(ledger, o, lr, B)]
+    _refuse_far(table, lr, B)
+    outside = [o for o in points.optima if not _covered(table, o, lr, B)]
     if outside:
         warnings.append(f"the pair lies outside {len(outside)} of {len(points.optima)} grids: extrapolated there")
     asked, C = C, C or 10 * float(np.max(points.T * cost(points.N)))
-    fixed, fixed_replicates, alone = _losses_at(ledger, points.optima, lr, B, len(points.present))
+    fixed, fixed_replicates, alone = _losses_at(table, points.optima, lr, B, len(points.present))
     if alone.any():
         warnings.append(
             f"{alone.sum()} of {len(alone)} grids' surfaces rest on a single run: the intervals leave its noise out"
@@ -143,11 +144,11 @@ def compare(
     low, high = allocation.SIZES
     if not all(1.01 * low < found < 0.99 * high for found in (size, size_fixed)):
         reason = f"at {C:.3g} FLOPs the laws want {size:.3g} and {size_fixed:.3g} parameters: beyond any size"
-        raise UserError(reason) if asked else Untrusted(reason)
+        raise UserError(reason) if asked else UnsupportedFit(reason)
     # [2]: of ln N_opt, and of its exponent.
     middle, replicates = bent[0] - optimal[0], bent[1] - optimal[1]
-    # Grids whose best cells scatter pay for one pair each its own price, and chance can sort these by size: of ledgers
-    # without any bend, but optima that scatter by .15, half had one by the jackknife of the runs alone.
+    # Grids whose best cells scatter pay for one pair each its own price, and chance can sort these by size: of tables
+    # without any bend, but optima that scatter by 0.15, half had one by the jackknife of the runs alone.
     prices = np.log(fixed_replicates) - points.replicates["loss"]
     own = np.sum(jackknife.deviations(prices) ** 2, axis=0)
     scatter, spare = _scatter(points, np.log(fixed / points.loss))
@@ -168,12 +169,12 @@ def compare(
 
 
 def prices(
-    ledger: Ledger, pair: tuple[float, float] | None = None, window: float | None = 0.02
+    table: RunTable, pair: tuple[float, float] | None = None, window: float | None = 0.02
 ) -> tuple[tuple[float, float], list[dict[str, Any]]]:
     """What one pair costs at each size and token count, read off the grids' surfaces alone: no law enters.
 
     Args:
-        ledger: grids over (lr, B), held-out ones too.
+        table: grids over (lr, B), held-out ones too.
         pair: the fixed (lr, B); by default as in ``compare``.
 
     Returns:
@@ -184,25 +185,25 @@ def prices(
         size's own slope of ln loss in ln T there; None where that says nothing (``MOST_TOKENS``).
 
     Raises:
-        Untrusted: fewer than three grids have an optimum of their own.
+        UnsupportedFit: fewer than three grids have an optimum of their own.
         UserError: a pair far outside the grids.
     """
-    ledger = at_nominal(ledger)
-    points = points_of_grids(ledger, tuple(grid_optima(ledger, window)), [])
-    fitted = [o for o in points.optima if not ledger.heldout[o.used].any()]
+    table = at_nominal(table)
+    points = points_of_grids(table, tuple(grid_optima(table, window)), [])
+    fitted = [o for o in points.optima if not table.heldout[o.used].any()]
     lr, B = pair or _of_smallest(fitted or points.optima)
-    _refuse_far(ledger, lr, B)
-    fixed, replicates, alone = _losses_at(ledger, points.optima, lr, B, len(points.present))
+    _refuse_far(table, lr, B)
+    fixed, replicates, alone = _losses_at(table, points.optima, lr, B, len(points.present))
     differences = np.log(replicates) - points.replicates["loss"]
     error = np.sqrt(np.sum(jackknife.deviations(differences) ** 2, axis=0))
     rows = []
     for g, optimum in enumerate(points.optima):
         row: dict[str, Any] = {"N": optimum.N, "T": optimum.T, "price": None, "tokens": None}
         rows.append(row)
-        if not _covered(ledger, optimum, lr, B):
+        if not _covered(table, optimum, lr, B):
             continue
         price = math.log(fixed[g] / points.loss[g])
-        half = t_quantile(len(np.unique(ledger.run_id[optimum.used])) - 1) * error[g]
+        half = t_quantile(len(np.unique(table.run_id[optimum.used])) - 1) * error[g]
         # Nothing is below the optimum.
         value, low, high = (max(math.expm1(v), 0.0) for v in (price, price - half, price + half))
         row["price"] = {"value": value, "low": None if alone[g] else low, "high": None if alone[g] else high}
@@ -212,9 +213,9 @@ def prices(
     return (lr, B), rows
 
 
-def _refuse_far(ledger: Ledger, lr: float, B: float) -> None:
+def _refuse_far(table: RunTable, lr: float, B: float) -> None:
     """UserError where a pair lies far outside what was swept."""
-    for name, value, swept in (("lr", lr, ledger.lr), ("B", B, ledger.B)):
+    for name, value, swept in (("lr", lr, table.lr), ("B", B, table.B)):
         if not swept.min() / MARGIN <= value <= swept.max() * MARGIN:
             raise UserError(
                 f"the pair's {name}, {value:.4g}, is far outside the grids: {swept.min():.4g} to {swept.max():.4g} "
@@ -247,27 +248,25 @@ def _scatter(points: Points, prices: NDArray) -> tuple[float, int]:
     return float(np.sum((prices - features(x, y) @ solution) ** 2)) / spare if spare else 0.0, spare
 
 
-def _covered(ledger: Ledger, optimum: Optimum, lr: float, B: float) -> bool:
+def _covered(table: RunTable, optimum: Optimum, lr: float, B: float) -> bool:
     rows = optimum.used
-    return bool(
-        ledger.lr[rows].min() <= lr <= ledger.lr[rows].max() and ledger.B[rows].min() <= B <= ledger.B[rows].max()
-    )
+    return bool(table.lr[rows].min() <= lr <= table.lr[rows].max() and table.B[rows].min() <= B <= table.B[rows].max())
 
 
 def _losses_at(
-    ledger: Ledger, optima: tuple[Optimum, ...], lr: float, B: float, clusters: int
+    table: RunTable, optima: tuple[Optimum, ...], lr: float, B: float, clusters: int
 ) -> tuple[NDArray, NDArray, NDArray]:
     """Each grid's surface at (lr, B): [points], and with each cluster deleted: [clusters, points].
 
     Third, whether a grid has a run without which there is no surface [points]: its deletion then changes nothing.
     """
-    names = np.unique(ledger.run_id[np.concatenate([o.used for o in optima])])
-    values = np.array([surface_at(ledger, o.used, lr, B) for o in optima])
+    names = np.unique(table.run_id[np.concatenate([o.used for o in optima])])
+    values = np.array([surface_at(table, o.used, lr, B) for o in optima])
     replicates = np.tile(values, (clusters, 1))
     for g, optimum in enumerate(optima):
-        for run in np.unique(ledger.run_id[optimum.used]):
-            kept = optimum.used[ledger.run_id[optimum.used] != run]
-            replicates[np.searchsorted(names, run), g] = surface_at(ledger, kept, lr, B)
+        for run in np.unique(table.run_id[optimum.used]):
+            kept = optimum.used[table.run_id[optimum.used] != run]
+            replicates[np.searchsorted(names, run), g] = surface_at(table, kept, lr, B)
     known = np.isfinite(replicates) & (replicates > 0)
     return values, np.where(known, replicates, values), ~known.all(axis=0)
 
@@ -282,7 +281,7 @@ def _sizes(
     """
     fitted = loss_law.fit(points.N, points.T, loss, None, DELTA, scale=scale)
     if fitted.at_bound:
-        raise Untrusted(f"loss law at the fixed pair: {' and '.join(fitted.at_bound)} ran to its bound")
+        raise UnsupportedFit(f"loss law at the fixed pair: {' and '.join(fitted.at_bound)} ran to its bound")
     precision, _ = loss_law.precisions(None, len(points.N))
     moved = loss * np.exp(NUDGE * np.eye(len(loss)))
     losses = np.concatenate([replicates, moved])

@@ -11,7 +11,7 @@ from videoscaling.scaling.fitting.grids import edges
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal
 from videoscaling.scaling.fitting.grids.optimum import COEFFICIENTS, Optimum, features, find, quadratic
 from videoscaling.scaling.laws import TOLERANCE, Law
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
 DRAWS = 2000
@@ -23,11 +23,11 @@ def relative_error(measured: ArrayLike, predicted: ArrayLike) -> NDArray[np.floa
     return np.divide(measured, predicted) - 1
 
 
-def check(ledger: Ledger, law: Law, noise: float | None = None, freedom: int = 0) -> list[dict[str, Any]]:
-    """One entry for each held-out (N, T) of the ledger.
+def check(table: RunTable, law: Law, noise: float | None = None, freedom: int = 0) -> list[dict[str, Any]]:
+    """One entry for each held-out (N, T) of the run table.
 
     Args:
-        ledger: held-out rows are read, the others are not; of a grid's, those that ``paired`` keeps.
+        table: held-out rows are read, the others are not; of a grid's, those that ``paired`` keeps.
         law: fitted without them.
         noise: relative standard deviation of a run's loss from repeats, with ``freedom`` degrees of it; joined with
             the grid's own scatter.
@@ -43,31 +43,31 @@ def check(ledger: Ledger, law: Law, noise: float | None = None, freedom: int = 0
         UserError: nothing was held out.
     """
     law.require_pair()
-    ledger = ledger.rows(ledger.heldout)
-    if not np.any(np.isfinite(ledger.loss)):
-        raise UserError(f"{ledger.source}: no result of a held-out size")
-    ledger = paired(at_nominal(ledger))
-    return [_entry(ledger.rows(rows), law, N, T, noise, freedom) for N, T, rows in ledger.grids()]
+    table = table.rows(table.heldout)
+    if not np.any(np.isfinite(table.loss)):
+        raise UserError(f"{table.source}: no result of a held-out size")
+    table = paired(at_nominal(table))
+    return [_entry(table.rows(rows), law, N, T, noise, freedom) for N, T, rows in table.grids()]
 
 
-def paired(ledger: Ledger) -> Ledger:
-    """The ledger with, of each held-out grid, the runs on samples that every cell saw; all where there are none such.
+def paired(table: RunTable) -> RunTable:
+    """The table with, of each held-out grid, the runs on samples that every cell saw; all where there are none such.
 
     A few cells' repeats on other samples are better or worse than the rest by these samples' luck: they tell the
     noise, not which cell is best.
     """
-    kept = [_shared(ledger, rows) if ledger.heldout[rows].all() else rows for *_, rows in ledger.grids()]
-    return ledger.rows(np.concatenate(kept)) if kept else ledger
+    kept = [_shared(table, rows) if table.heldout[rows].all() else rows for *_, rows in table.grids()]
+    return table.rows(np.concatenate(kept)) if kept else table
 
 
-def _shared(ledger: Ledger, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    cell = np.log(np.stack([ledger.lr[rows], ledger.B[rows]], axis=1)).round(6)
-    streams, cells = ledger.stream[rows], len(np.unique(cell, axis=0))
+def _shared(table: RunTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    cell = np.log(np.stack([table.lr[rows], table.B[rows]], axis=1)).round(6)
+    streams, cells = table.stream[rows], len(np.unique(cell, axis=0))
     common = [stream for stream in np.unique(streams) if len(np.unique(cell[streams == stream], axis=0)) == cells]
     return rows[np.isin(streams, common)] if common else rows
 
 
-def _entry(grid: Ledger, law: Law, N: float, T: float, noise: float | None, freedom: int) -> dict[str, Any]:
+def _entry(grid: RunTable, law: Law, N: float, T: float, noise: float | None, freedom: int) -> dict[str, Any]:
     clip = float(grid.n_ctx.max())
     lr, B = law.best_pair(N, T)
     predicted = law.response.loss(N, T, B)
@@ -97,7 +97,7 @@ def _entry(grid: Ledger, law: Law, N: float, T: float, noise: float | None, free
 
 
 def _surface(
-    grid: Ledger, optimum: Optimum, x: NDArray, y: NDArray, noise: float | None, freedom: int
+    grid: RunTable, optimum: Optimum, x: NDArray, y: NDArray, noise: float | None, freedom: int
 ) -> dict[str, Any] | None:
     """Regret and the minimum's standard error from the quadratic through all cells, x and y around the law's pair."""
     used = np.flatnonzero(np.isfinite(grid.loss))

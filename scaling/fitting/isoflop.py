@@ -22,9 +22,9 @@ SAME_BUDGET, BUDGET_SPAN = 0.03, 0.10
 # Points of rows without a budget of their own count as isoFLOP curves where so many of them share one: grids of sizes
 # and tokens have products that meet by chance.
 MOSTLY = 0.8
-# Of the best loss. On the 15 public isoFLOP sets the exponents come out within .027 of the published at 4 %, .033 at
-# 3 % and .035 at 2 and 5 %: a narrow window is noisy, and in a wide one the curves are lopsided. Noise opens it, to so
-# many of its standard deviations.
+# Of the best loss. On the 15 public isoFLOP sets the exponents come out within 0.027 of the published at 4 %, 0.033 at
+# 3 % and 0.035 at 2 and 5 %: a narrow window is noisy, and in a wide one the curves are lopsided. Noise opens it,
+# to so many of its standard deviations.
 WINDOW, WIDEST, NOISE_WIDTHS = 0.04, 0.15, 6.0
 # A curve's own scatter counts as much as that of all curves where it has this many degrees of freedom.
 SHRINKAGE = 10

@@ -8,14 +8,15 @@ import numpy as np
 
 from videoscaling.scaling.fitting import table_kind
 from videoscaling.scaling.fitting.grids import fit, lines, optimum
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted, at_nominal, grid_optima
+from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optima
 from videoscaling.scaling.fitting.losses import loss_fit
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.surface import surface_law
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.laws import ESTIMATORS, Law
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.allocation import Cost
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
 SURFACE, LOSSES, GRIDS = "surface", "losses", "grids"
@@ -41,13 +42,13 @@ class Fit:
         return "\n".join([*self.lines, *(f"warning: {text}" for text in self.law.fit["warnings"])])
 
 
-def choose_method(ledger: Ledger, part: str, optima: bool, asked: str | None) -> str:
+def choose_method(table: RunTable, part: str, optima: bool, asked: str | None) -> str:
     """The method of a fit: as asked, or by what the table holds.
 
     A surface where some (N, T) has several (lr, B), loss forms where losses alone are there or asked for, and else
     grids, whose fit says what the table lacks.
     """
-    fitted = ledger.rows(~ledger.heldout)
+    fitted = table.rows(~table.heldout)
     if asked or optima or not len(fitted):
         return asked or GRIDS
     known = bool(np.isfinite([fitted.B, fitted.lr]).all())
@@ -56,40 +57,40 @@ def choose_method(ledger: Ledger, part: str, optima: bool, asked: str | None) ->
     return GRIDS if part == "hyperparameters" or (known and part == "all") else LOSSES
 
 
-def fit_law(ledger: Ledger, part: str, method: str, options: Options, cost: Cost, provenance: dict[str, Any]) -> Fit:
+def fit_law(table: RunTable, part: str, method: str, options: Options, cost: Cost, provenance: dict[str, Any]) -> Fit:
     """Fit ``part`` of the laws to the rows that are not held out.
 
     Raises:
         UserError: nothing to fit.
-        Untrusted: the data do not support it.
+        UnsupportedFit: the data do not support it.
     """
     try:
         if method == SURFACE:
-            law = surface_law.fit_law(ledger, part, options.form, cost, provenance)
-            return Fit(law, (*surface_law.summary(law.surface), *_sizes(law, cost), *_verdicts(ledger)))
+            law = surface_law.fit_law(table, part, options.form, cost, provenance)
+            return Fit(law, (*surface_law.summary(law.surface), *_sizes(law, cost), *_verdicts(table)))
         if method == LOSSES:
-            law = loss_fit.fit_law(ledger, options, cost, provenance)
-            lowest = float(ledger.loss[~ledger.heldout].min())
+            law = loss_fit.fit_law(table, options, cost, provenance)
+            lowest = float(table.loss[~table.heldout].min())
             return Fit(law, (*loss_fit.summary(law.loss, lowest), *_sizes(law, cost)))
-        fitted = fit_or_force(ledger, part, options, cost, provenance)
+        fitted = fit_or_force(table, part, options, cost, provenance)
         return Fit(fitted.law, (*_describe(fitted), *_sizes(fitted.law, cost)))
     except UserError as error:
-        raise UserError("; ".join([str(error), *ledger.notes])) from None
+        raise UserError("; ".join([str(error), *table.notes])) from None
 
 
-def fit_or_force(ledger: Ledger, part: str, options: Options, cost: Cost, provenance: dict[str, Any]) -> fit.Fitted:
+def fit_or_force(table: RunTable, part: str, options: Options, cost: Cost, provenance: dict[str, Any]) -> fit.Fitted:
     """The fit by grids; with ``options.force`` one that the data do not support as well, which says so in its law.
 
     Raises:
-        Untrusted: the data do not support it, and it is not forced.
+        UnsupportedFit: the data do not support it, and it is not forced.
     """
     try:
-        return fit.fit(ledger, part, replace(options, force=False), cost, provenance)
-    except Untrusted as reason:
+        return fit.fit(table, part, replace(options, force=False), cost, provenance)
+    except UnsupportedFit as reason:
         if not options.force:
             raise
         why = f"forced: {str(reason).splitlines()[0]}"
-    fitted = fit.fit(ledger, part, options, cost, provenance)
+    fitted = fit.fit(table, part, options, cost, provenance)
     said = (why, *fitted.warnings)
     law = replace(fitted.law, fit=fitted.law.fit | {"forced": True, "warnings": list(said)})
     return replace(fitted, law=law, warnings=said)
@@ -137,9 +138,9 @@ def _sizes(law: Law, cost: Cost) -> list[str]:
     ]
 
 
-def _verdicts(ledger: Ledger) -> list[str]:
+def _verdicts(table: RunTable) -> list[str]:
     """How many grids have an optimum of their own: a picture of the data, which no surface needs."""
-    ledger = at_nominal(ledger.rows(~ledger.heldout))
-    verdicts = Counter(one.verdict for one in grid_optima(ledger, optimum.WINDOW, lines.swept(ledger)))
+    table = at_nominal(table.rows(~table.heldout))
+    verdicts = Counter(one.verdict for one in grid_optima(table, optimum.WINDOW, lines.swept(table)))
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     return [f"grids by their own optima: {counts} (--method grids lists them and the cells that would decide them)"]

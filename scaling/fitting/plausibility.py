@@ -6,10 +6,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling.fitting.grids.fit_points import Points, Untrusted
+from videoscaling.scaling.fitting.grids.fit_points import Points
 from videoscaling.scaling.fitting.grids.optimum import Optimum
 from videoscaling.scaling.fitting.grids.power_law import CONSTANTS, LEAST_SPAN, PowerFit, near
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.scaling.runs import RunTable
 
 # Published exponents of the batch and the rate in N and T lie between -0.7 and 0.9.
 MAX_EXPONENT = 2.0
@@ -21,13 +22,13 @@ UNIT_GAP = 64.0
 LEAVE_OUT = "  leave them out, or mark them as held out (heldout 1), if something went wrong there"
 
 
-def check_units(ledger: Ledger, force: bool, warnings: list[str]) -> None:
+def check_units(table: RunTable, force: bool, warnings: list[str]) -> None:
     """Refuse batches that lie as far apart as two units of batch, or warn of them where forced.
 
     Raises:
-        Untrusted: the table's batches, or those of two neighbouring grids, have such a gap.
+        UnsupportedFit: the table's batches, or those of two neighbouring grids, have such a gap.
     """
-    batches = np.unique(ledger.B)
+    batches = np.unique(table.B)
     ratio = batches[1:] / batches[:-1]
     if len(ratio) and ratio.max() > UNIT_GAP:
         at = int(np.argmax(ratio))
@@ -35,19 +36,19 @@ def check_units(ledger: Ledger, force: bool, warnings: list[str]) -> None:
             f"the batches lie in two groups, {batches[0]:.6g} to {batches[at]:.6g} and {batches[at + 1]:.6g} to "
             f"{batches[-1]:.6g} tokens, {ratio[at]:.3g} times apart"
         )
-    elif apart := _far_neighbours(ledger):
+    elif apart := _far_neighbours(table):
         text = f"the batches of neighbouring grids are far apart: {apart}"
     else:
         return
     text += ": are some counted in sequences and some in tokens?"
     if not force:
-        raise Untrusted(text, advice="bring them to one unit, and name it with --batch-unit")
+        raise UnsupportedFit(text, advice="bring them to one unit, and name it with --batch-unit")
     warnings.append(text)
 
 
-def _far_neighbours(ledger: Ledger) -> str:
+def _far_neighbours(table: RunTable) -> str:
     """Two grids next to each other in N or T whose batches no plausible exponent takes so far apart; or empty."""
-    grids = [(math.log(N), math.log(T), float(np.log(ledger.B[rows]).mean())) for N, T, rows in ledger.grids()]
+    grids = [(math.log(N), math.log(T), float(np.log(table.B[rows]).mean())) for N, T, rows in table.grids()]
     pairs = []
     for key, other in ((0, 1), (1, 0)):
         ordered = sorted(grids, key=lambda grid: (grid[key], grid[other]))
@@ -63,7 +64,7 @@ def check_power(points: Points, symbol: str, power: PowerFit, force: bool, warni
     """Refuse a law of "B" or "lr" that no training run can follow, or warn of it where forced.
 
     Raises:
-        Untrusted: optima that lie far from the law of the others, or an exponent beyond ``MAX_EXPONENT``.
+        UnsupportedFit: optima that lie far from the law of the others, or an exponent beyond ``MAX_EXPONENT``.
     """
     found = far_optima(points, symbol, power)
     if not found:
@@ -75,7 +76,7 @@ def check_power(points: Points, symbol: str, power: PowerFit, force: bool, warni
             if abs(getattr(power.law, name)) > MAX_EXPONENT
         ][:1]
     if found and not force:
-        raise Untrusted("\n".join(found))
+        raise UnsupportedFit("\n".join(found))
     warnings += [line.strip() for line in found]
 
 
@@ -83,11 +84,11 @@ def check_spans(N: NDArray, T: NDArray) -> None:
     """Refuse sizes, or tokens, that differ, but too little to identify an exponent.
 
     Raises:
-        Untrusted: they lie within ``hyper.LEAST_SPAN`` of each other.
+        UnsupportedFit: they lie within ``hyper.LEAST_SPAN`` of each other.
     """
     for name, values in (("N", N), ("T", T)):
         if np.ptp(np.log(values)) > 1e-6 and near(np.log(values)):
-            raise Untrusted(
+            raise UnsupportedFit(
                 f"{name} from {values.min():.5g} to {values.max():.5g}, within a factor of {LEAST_SPAN:g}: nothing "
                 f"tells what follows {name}",
                 advice=f"sweep a wider range of {name}, or hold its exponents with --method grids --fix B.{name}=0 "
@@ -99,11 +100,11 @@ def check_exponents(exponents: dict[str, float]) -> None:
     """Refuse exponents of a surface that no training has.
 
     Raises:
-        Untrusted: one lies beyond ``MAX_EXPONENT``.
+        UnsupportedFit: one lies beyond ``MAX_EXPONENT``.
     """
     for name, value in exponents.items():
         if abs(value) > MAX_EXPONENT:
-            raise Untrusted(
+            raise UnsupportedFit(
                 f"an exponent {name} of {value:.3g} is beyond any plausible one, {MAX_EXPONENT:g}: look for wrong "
                 "units of N, T, B or lr, or sweep a wider range"
             )
@@ -116,7 +117,7 @@ def check_far_grids(optima: list[Optimum], expected: NDArray) -> None:
         expected: [optima] the law's best rate at each optimum's batch.
 
     Raises:
-        Untrusted: some do; each is named.
+        UnsupportedFit: some do; each is named.
     """
     inside = np.array([one.interior for one in optima], dtype=bool)
     off = np.log([one.lr for one in optima] / expected)[inside]
@@ -133,7 +134,7 @@ def check_far_grids(optima: list[Optimum], expected: NDArray) -> None:
         for one, value, is_far in zip(chosen, off, far)
         if is_far
     ]
-    raise Untrusted("\n".join([*lines, LEAVE_OUT]))
+    raise UnsupportedFit("\n".join([*lines, LEAVE_OUT]))
 
 
 def far_optima(points: Points, symbol: str, power: PowerFit) -> list[str]:

@@ -11,24 +11,24 @@ from videoscaling.scaling.laws import LossLaw
 from videoscaling.scaling.losses import Losses
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.allocation import Cost
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
 # An exponent of N_opt below this comes of minima at the edge of the search: no law of sizes.
 STILL = 1e-6
 
 
-def check_losses(ledger: Ledger) -> None:
+def check_losses(table: RunTable) -> None:
     """Raise UserError where the losses hold nothing to fit."""
-    finite = ledger.loss[np.isfinite(ledger.loss)]
+    finite = table.loss[np.isfinite(table.loss)]
     if not len(finite):
-        raise UserError(f"{ledger.source}: nothing to fit: no run that is not held out has a finite loss")
+        raise UserError(f"{table.source}: nothing to fit: no run that is not held out has a finite loss")
     if np.ptp(finite) == 0 and len(finite) > 1:
-        raise UserError(f"{ledger.source}: all losses are equal: there is no law in them")
+        raise UserError(f"{table.source}: all losses are equal: there is no law in them")
 
 
 def fit_sizes(
-    ledger: Ledger,
+    table: RunTable,
     N: NDArray,
     T: NDArray,
     loss: NDArray,
@@ -44,9 +44,9 @@ def fit_sizes(
         N, T, loss: [points] at their best batch and rate.
         law: of their losses.
         unknown: gets the reason where an estimator is unknown.
-        grids: whether points are optima of grids; else each is a finite row of the ledger, with its own budget.
+        grids: whether points are optima of grids; else each is a finite row of the run table, with its own budget.
     """
-    C = training_flops(ledger, N, T, cost)
+    C = training_flops(table, N, T, cost)
     sizes: dict[str, Any] = {"measured": None, "predicted": None, "default": "predicted"}
     sizes["predicted"] = allocation.predicted(law, (float(C.min()), 10 * float(C.max())), cost)
     if sizes["predicted"].exponent < STILL:
@@ -56,7 +56,7 @@ def fit_sizes(
     curves = []
     if not grids:
         # Each row is a point, but for the diverged ones, and has its own budget or a computed one.
-        flops = ledger.flops[np.isfinite(ledger.loss)]
+        flops = table.flops[np.isfinite(table.loss)]
         curves = isoflop.budgets(N, flops, loss) or isoflop.budgets(N, C, loss, isoflop.MOSTLY)
     found, reasons = isoflop.estimate(curves or isoflop.interpolated(N, C, loss))
     sizes |= {name: None if one is None else one.law for name, one in found.items()}

@@ -5,16 +5,17 @@ and by a surface.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.laws import Law
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.planning.request import MOST, Request
+from videoscaling.scaling.planning.request import MOST_TOKENS, Request
 from videoscaling.scaling.planning.warnings import plan_warnings
 from videoscaling.utils.devices import best_dtype, planned_peak
 from videoscaling.utils.errors import UserError
@@ -26,15 +27,72 @@ SCANNED = 401
 SERVED_SIZES = (math.exp(-6), math.exp(2))
 
 
+@dataclass
+class Plan:
+    """A planned run, as ``tools/plan.py`` prints it; what the law does not know is None.
+
+    Attributes:
+        N, T, B, lr, steps, loss, C: of the run; B in tokens, C in training FLOPs.
+        parameters: of the shape ``size``, of so many layers, width and heads, whose N it is.
+        gpu_hours: at the peak of the GPU and the share of it that ``assumptions`` name.
+        B_opt, N_opt: the law's best batch, and its best size at C FLOPs by estimator.
+        N_within_tolerance: low and high, the sizes whose loss at C FLOPs is that near the best.
+        extrapolation: N, T, B and C as multiples of the fitted maximum.
+        unknown: why B, lr or B_opt are None.
+        serving: what serving costs and what choosing the size for it saves, where clips are served.
+        layout: on GPUs (``training.planning.layout.add_layout``); its keys stand next to the others in JSON.
+    """
+
+    N: float
+    T: float
+    B: int | None
+    lr: Estimate | None
+    steps: int | None
+    loss: Estimate
+    C: float
+    n_ctx: int
+    size: str
+    layers: int
+    width: int
+    heads: int
+    parameters: int
+    gpu_hours: float
+    inference_flops_per_clip: float
+    B_opt: Estimate | None
+    N_opt: dict[str, Estimate]
+    N_within_tolerance: dict[str, float]
+    assumptions: dict[str, Any]
+    extrapolation: dict[str, float | None]
+    unknown: dict[str, str]
+    serving: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
+    layout: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object of ``tools/plan.py --json``: estimates have intervals where known."""
+        found = {name: _as_json(value) for name, value in vars(self).items() if name != "layout"}
+        for name in ("unknown", "serving"):
+            if not found[name]:
+                del found[name]
+        return found | self.layout
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_json(item) for name, item in value.items()}
+    return value.as_json() if isinstance(value, Estimate) else value
+
+
 @np.errstate(all="ignore")  # what is not finite is refused by name
-def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
-    """The plan as one object, in the planner's JSON form.
+def plan(law: Law, request: Request, ladder: ModuleType, shape: Any = None) -> Plan:
+    """The run that a law plans.
 
     Args:
         law: needs a loss; the rest is used where it has it. A law without a batch or a rate gives a plan whose B, lr
             and steps are None.
         request: what is fixed.
         ladder: the model's sizes (``models.sizes``): ``shape_for``, ``parameters`` and so on.
+        shape: of the model; by default the ladder's that is nearest to the best N.
 
     Raises:
         UserError: contradictory or impossible requests, or a law without what they need.
@@ -50,7 +108,7 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
     serves = bool(request.serve_clips) and request.params is None
     if serves:
         wanted, budget = planner.cheapest_lifetime(budget)
-    shape = ladder.shape_for(wanted)
+    shape = shape or ladder.shape_for(wanted)
     parameters = ladder.parameters(shape.layers, shape.width)
     # The law's sizes are quoted to two or three digits: a shape that near is the size itself.
     N = wanted if abs(math.log(parameters / wanted)) <= ladder.SAME_SIZE else float(parameters)
@@ -65,30 +123,32 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
         T = budget / per_token
     if not n_ctx <= T:
         raise UserError(f"{T:.3g} tokens is less than one clip of {n_ctx}: the budget is too small for N {N:.3g}")
-    C = T * per_token
-    numbers, unknown = planner.pair_and_loss(N, T)
-    forward = n_ctx * per_token / 3
+    C, B = T * per_token, planner.checked_batch(N, T)
+    at = math.nan if B is None else B
+    best, rate = law.response.best_batch(N, T), law.response.rate(N, T, at)
+    unknown = {} if best is not None else {"B_opt": law.response.no_best_batch}
+    unknown |= {
+        name: law.reason(part) for name, part, found in (("B", "batch", B), ("lr", "lr", rate)) if found is None
+    }
     low, high = allocation.within(losses, C, cost, request.tolerance)
-    value = {
-        "N": N,
-        "T": T,
-        "B": numbers["B"],
-        "lr": numbers["lr"],
-        "steps": None if numbers["B"] is None else math.ceil(T / numbers["B"]),
-        "loss": numbers["loss"],
-        "C": C,
-        "n_ctx": n_ctx,
-        "size": shape.name,
-        "layers": shape.layers,
-        "width": shape.width,
-        "heads": shape.heads,
-        "parameters": parameters,
-        "gpu_hours": C / (planned_peak(request.gpu, request.dtype) * request.mfu) / 3600,
-        "inference_flops_per_clip": forward * request.sampler_steps * (2 if request.guidance else 1),
-        "B_opt": numbers["B_opt"],
-        "N_opt": {name: size.as_json() for name, size in allocation.estimates(law, C, cost).items()},
-        "N_within_tolerance": {"low": low, "high": high, "tolerance": request.tolerance},
-        "assumptions": {
+    run = {"N": N, "T": T, "B": B, "C": C}
+    found = Plan(
+        **run,
+        lr=rate,
+        steps=None if B is None else math.ceil(T / B),
+        loss=law.response.loss(N, T, at),
+        n_ctx=n_ctx,
+        size=shape.name,
+        layers=shape.layers,
+        width=shape.width,
+        heads=shape.heads,
+        parameters=parameters,
+        gpu_hours=C / (planned_peak(request.gpu, request.dtype) * request.mfu) / 3600,
+        inference_flops_per_clip=n_ctx * per_token / 3 * request.passes,
+        B_opt=best,
+        N_opt=allocation.estimates(law, C, cost),
+        N_within_tolerance={"low": low, "high": high, "tolerance": request.tolerance},
+        assumptions={
             "law": law.name,
             "estimator": planner.estimator if request.params is None else None,
             "gpu": request.gpu,
@@ -99,14 +159,17 @@ def plan(law: Law, request: Request, ladder: ModuleType) -> dict[str, Any]:
             "serve_clips": request.serve_clips,
             **({"batch_tolerance": request.batch_tolerance} if law.response.takes_tolerance else {}),
         },
-        "extrapolation": _extrapolation(law, {"N": N, "T": T, "B": numbers["B"], "C": C}),
-        **({"unknown": unknown} if unknown else {}),
-    }
+        extrapolation={
+            name: None if value is None or law.domain.get(name) is None else value / law.domain[name][1]
+            for name, value in run.items()
+        },
+        unknown=unknown,
+    )
     if request.serve_clips is not None:
-        value["serving"] = _serving(value, plan(law, replace(request, serve_clips=None), ladder))
-    _check_finite(law, value)
-    value["warnings"] = plan_warnings(law, value, n_ctx)
-    return value
+        found.serving = _serving(found, plan(law, replace(request, serve_clips=None), ladder), request.serve_clips)
+    _check_finite(law, found.to_dict())
+    found.warnings = plan_warnings(law, found)
+    return found
 
 
 @dataclass(frozen=True)
@@ -162,14 +225,13 @@ class _Planner:
 
         losses, start = self.law.response.losses, self.size(budget)
         target = float(losses(start, budget / self.cost(np.array(start))))
-        passes = self.request.sampler_steps * (2 if self.request.guidance else 1)
 
         def training(N: float) -> float:
             return losses.tokens_for(N, target) * float(self.cost(np.array(N)))
 
         def lifetime(log_N: float) -> float:
             N = math.exp(log_N)
-            per_clip = self.n_ctx * float(self.cost(np.array(N))) / 3 * passes
+            per_clip = self.n_ctx * float(self.cost(np.array(N))) / 3 * self.request.passes
             return math.log(training(N) + self.request.serve_clips * per_clip)
 
         # Below the size whose loss on endless tokens is the target no training gets there.
@@ -182,9 +244,9 @@ class _Planner:
     def tokens_for(self, N: float, loss: float) -> float:
         """Tokens at which N parameters reach ``loss`` at the best batch and rate."""
         T = self.law.response.losses.tokens_for(N, loss)
-        if MOST["tokens"] < T:
+        if MOST_TOKENS < T:
             raise UserError(
-                f"N {N:.4g} never reaches loss {loss:.8g} (in {MOST['tokens']:g} tokens): by law {self.law.name!r} "
+                f"N {N:.4g} never reaches loss {loss:.8g} (in {MOST_TOKENS:g} tokens): by law {self.law.name!r} "
                 f"its limit is {float(self.law.response.losses.limit(N)):.8g}"
             )
         return T
@@ -200,7 +262,7 @@ class _Planner:
         if float(reached(least)) >= 0:
             return least
         # What a given batch costs falls with T until it is the best one, and rises again: the first crossing counts.
-        tokens = np.geomspace(least, MOST["tokens"], SCANNED)
+        tokens = np.geomspace(least, MOST_TOKENS, SCANNED)
         crossed = np.flatnonzero(reached(tokens) >= 0)
         if not len(crossed):
             raise UserError(
@@ -216,23 +278,22 @@ class _Planner:
             return np.full(np.shape(T), self.request.batch)
         return self.law.response.batch(N, T, self.n_ctx, self.request.batch_tolerance)
 
-    def pair_and_loss(self, N: float, T: float) -> tuple[dict[str, Any], dict[str, str]]:
-        """B, lr, B_opt and the loss as the JSON has them, and why those that are None are unknown."""
-        response, law = self.law.response, self.law
-        B, best = self.batch(N, T), response.best_batch(N, T)
-        found: dict[str, Any] = {"B": None, "B_opt": None if best is None else best.as_json()}
-        _check_finite(law, found)
-        if B is not None:
-            _check_finite(law, {"B": float(B)})
-            _check_batch(float(B), self.n_ctx, T, self.request.batch)
-            found["B"] = int(B)
-        at = math.nan if B is None else float(B)
-        rate = response.rate(N, T, at)
-        found["lr"] = None if rate is None else rate.as_json()
-        found["loss"] = response.loss(N, T, at).as_json()
-        unknown = {} if best is not None else {"B_opt": response.no_best_batch}
-        unknown |= {name: law.reason(part) for name, part in (("B", "batch"), ("lr", "lr")) if found[name] is None}
-        return found, unknown
+    def checked_batch(self, N: float, T: float) -> int | None:
+        """``batch``; UserError where it is not finite, no whole number of clips, or more than the run."""
+        found, n_ctx, given = self.batch(N, T), self.n_ctx, self.request.batch
+        if found is None:
+            return None
+        B = float(found)
+        _check_finite(self.law, {"B": B})
+        if B % n_ctx:
+            low = max(int(B // n_ctx), 1) * n_ctx
+            raise UserError(f"a batch of {B:g} tokens is no whole number of clips: nearest {low} and {low + n_ctx}")
+        if math.ceil(T) < B:
+            whose = "--batch" if given else "the law's batch,"
+            raise UserError(
+                f"{whose} {B:.0f} is more than the run's {T:.4g} tokens: give a smaller --batch or more tokens"
+            )
+        return int(B)
 
 
 def _root(function: Any, low: float, high: float) -> float | None:
@@ -245,18 +306,6 @@ def _root(function: Any, low: float, high: float) -> float | None:
     return math.exp(brentq(function, *ends, xtol=1e-13))
 
 
-def _check_batch(B: float, n_ctx: int, T: float, given: float | None) -> None:
-    """UserError for a batch that is no whole number of clips, or more than the run."""
-    if B % n_ctx:
-        low = max(int(B // n_ctx), 1) * n_ctx
-        raise UserError(f"a batch of {B:g} tokens is no whole number of clips: nearest {low} and {low + n_ctx}")
-    if math.ceil(T) < B:
-        whose = "--batch" if given else "the law's batch,"
-        raise UserError(
-            f"{whose} {B:.0f} is more than the run's {T:.4g} tokens: give a smaller --batch or more tokens"
-        )
-
-
 def _check_finite(law: Law, numbers: dict[str, Any]) -> None:
     """Raise UserError where a law's constants or draws lead out of the range of numbers."""
     for name, value in numbers.items():
@@ -266,20 +315,13 @@ def _check_finite(law: Law, numbers: dict[str, Any]) -> None:
             raise UserError(f"law {law.name!r} gives no {name} here: its constants or draws are out of range")
 
 
-def _serving(plan: dict[str, Any], alone: dict[str, Any]) -> dict[str, Any]:
+def _serving(served: Plan, alone: Plan, clips: float) -> dict[str, Any]:
     """What serving costs, and what choosing the size for it saves against the plan ``alone``, made without."""
-    clips = plan["assumptions"]["serve_clips"]
-    served, without = (p["C"] + clips * p["inference_flops_per_clip"] for p in (plan, alone))
+    total, without = (one.C + clips * one.inference_flops_per_clip for one in (served, alone))
     return {
-        "flops": served - plan["C"],
-        "total_flops": served,
-        "training_excess": plan["C"] / alone["C"] - 1,
-        "saved": 1 - served / without,
-        "without": {"N": alone["N"], "C": alone["C"], "total_flops": without},
+        "flops": total - served.C,
+        "total_flops": total,
+        "training_excess": served.C / alone.C - 1,
+        "saved": 1 - total / without,
+        "without": {"N": alone.N, "C": alone.C, "total_flops": without},
     }
-
-
-def _extrapolation(law: Law, run: dict[str, float | None]) -> dict[str, float | None]:
-    """N, T, B and C as multiples of the fitted maximum."""
-    spans = {name: law.domain.get(name) for name in run}
-    return {name: None if at is None or spans[name] is None else at / spans[name][1] for name, at in run.items()}

@@ -1,8 +1,11 @@
 """Warnings of a plan: where it leaves what the law's runs measured, by how much, and what the law does not know."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from videoscaling.scaling.laws import Law
+
+if TYPE_CHECKING:
+    from videoscaling.scaling.planning.plan import Plan
 
 # Beyond this multiple of the fitted compute a law is a hope.
 FAR = 100.0
@@ -14,28 +17,24 @@ REPEATED = 3
 UNKNOWN = 10.0
 
 
-def plan_warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
-    """Lines on what ``plan``, in the planner's JSON form, takes from ``law`` beyond what its runs measured.
-
-    Args:
-        n_ctx: tokens per clip of the plan.
-    """
-    warnings = []
-    far = plan["extrapolation"]["C"]
+def plan_warnings(law: Law, plan: "Plan") -> list[str]:
+    """Lines on what ``plan`` takes from ``law`` beyond what its runs measured."""
+    warnings, n_ctx = [], plan.n_ctx
+    far = plan.extrapolation["C"]
     if far is not None and far > FAR:
         warnings.append(f"C is {far:.0f} times the largest compute the law was fitted on")
     fitted = law.domain.get("C")
-    if fitted is not None and plan["C"] < fitted[0] / FAR:
-        warnings.append(f"C is {fitted[0] / plan['C']:.0f} times below the smallest compute the law was fitted on")
-    unknown = [name for name in ("B", "lr") if plan[name] is None]
+    if fitted is not None and fitted[0] / FAR > plan.C:
+        warnings.append(f"C is {fitted[0] / plan.C:.0f} times below the smallest compute the law was fitted on")
+    unknown = [name for name in ("B", "lr") if getattr(plan, name) is None]
     if unknown:
-        reasons = {plan["unknown"][name] for name in unknown}
+        reasons = {plan.unknown[name] for name in unknown}
         warnings.append(
             f"{' and '.join(unknown)} unknown ({'; '.join(sorted(reasons))}): --prior LAW takes both from another law"
         )
-    if plan["B"] is not None:
-        warnings += law.response.batch_warnings(plan["N"], plan["T"], plan["B"], n_ctx)
-    others = ", ".join(name for name in sorted(plan["N_opt"]) if name != "minimised")
+    if plan.B is not None:
+        warnings += law.response.batch_warnings(plan.N, plan.T, plan.B, n_ctx)
+    others = ", ".join(name for name in sorted(plan.N_opt) if name != "minimised")
     if law.n_ctx is None:
         how, cost = law.provenance.get("flops") or "unknown costs", f"N_opt ({others}) and " if others else ""
         warnings.append(
@@ -47,16 +46,12 @@ def plan_warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
         warnings.append(
             f"clips of {n_ctx} tokens, but the law's have {law.n_ctx}: its loss, batch and rate are theirs{cost}"
         )
-    if plan["steps"] is not None and plan["steps"] < FEW_STEPS:
-        warnings.append(f"only {plan['steps']} steps: the law's optima are those of many; a smaller --batch has more")
-    sizes = [v if isinstance(v, float) else v["value"] for v in plan["N_opt"].values()]
+    if plan.steps is not None and plan.steps < FEW_STEPS:
+        warnings.append(f"only {plan.steps} steps: the law's optima are those of many; a smaller --batch has more")
+    sizes = [float(size.value) for size in plan.N_opt.values()]
     if max(sizes) > 1.25 * min(sizes):
         warnings.append(f"the estimators of N_opt disagree: {min(sizes):.3g} to {max(sizes):.3g}")
-    loose = [
-        name
-        for name, size in plan["N_opt"].items()
-        if isinstance(size, dict) and size["high"] > UNKNOWN * max(size["low"], 1.0)
-    ]
+    loose = [name for name, size in plan.N_opt.items() if size.high > UNKNOWN * max(size.low, 1.0)]
     if loose:
         warnings.append(
             f"N_opt ({', '.join(loose)}) is known to no better than a factor of {UNKNOWN:g}: the law identifies "
@@ -66,7 +61,7 @@ def plan_warnings(law: Law, plan: dict[str, Any], n_ctx: int) -> list[str]:
         assumed = getattr(law, part) and getattr(law, part).assumed
         if assumed:
             warnings.append(f"{part}: {', '.join(assumed)} assumed, not measured")
-    if "serving" in plan and (excess := plan["serving"]["training_excess"]) > 0:
+    if plan.serving and (excess := plan.serving["training_excess"]) > 0:
         warnings.append(f"training takes {excess:.0%} more than the budget without serving, for fewer FLOPs in all")
     fit_warnings = law.fit.get("warnings") or []
     warnings += [f"law {law.name!r}: {text}" for text in fit_warnings[:REPEATED]]

@@ -1,13 +1,31 @@
-"""The drawing of the figures of batches and rates, from ``pair_data``'s numbers."""
+"""Figures of batches and rates: heat maps, laws of the best pair, the price of a fixed pair."""
 
+import math
+from collections.abc import Callable
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling.reporting.plotted import Plotted, Table, rows
+from videoscaling.scaling.checks.fixed_pair import compare, prices
+from videoscaling.scaling.checks.heldout import relative_error
+from videoscaling.scaling.fitting.grids.optimum import Optimum, cell_means
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.scaling.laws import TOLERANCE
+from videoscaling.scaling.reporting.chart import Chart, LeftOut, Table
+from videoscaling.scaling.reporting.sources import (
+    EDGE,
+    Sources,
+    batch,
+    has_rates,
+    law_losses,
+    rate,
+    rate_formula,
+)
 from videoscaling.scaling.reporting.style import (
     ACCENT,
+    BLUE,
     LINE,
     WIDTH,
     band,
@@ -16,162 +34,277 @@ from videoscaling.scaling.reporting.style import (
     flops,
     line,
     log_axes,
-    panels,
-    rate,
+    rate_text,
     short,
 )
+from videoscaling.scaling.runs import RunTable
+from videoscaling.utils.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
 
-SQUARE = ((0.1, 0.9, 0.9, 0.1, 0.1), (0.1, 0.1, 0.9, 0.9, 0.1))
+CURVE = 60  # points of a curve
+RASTER = 24  # points along each axis of a contour
 SMALLEST = 2.5  # points of type: cells of a denser grid have colours only
 ABREAST = 4  # heat maps next to one another: more would be too small to read
+RADIUS = 2.448  # of a 95 % ellipse of a bivariate normal
 
 
-def heat_maps(data: Plotted) -> "Figure":
-    """Losses over (lr, B), sizes down and tokens across where most have the same few T, else one after another."""
-    cells = data.of("cell")
-    grids = np.unique(np.stack([cells["N"], cells["T"]]), axis=1).T
-    sizes, tokens = np.unique(grids[:, 0]), np.unique(grids[:, 1])
-    table = len(tokens) <= ABREAST + 1 and len(grids) > len(sizes) * len(tokens) / 2
-    columns = len(tokens) if table else min(ABREAST, len(grids))
-    count = len(sizes) if table else -(-len(grids) // columns)
-    finite = cells["excess"][np.isfinite(cells["excess"])]
+def heat_maps(sources: Sources) -> Chart:
+    """Losses over (lr, B) for each (N, T), as per cent above the grid's best, with contours and the best rate.
+
+    Sizes go down and tokens across where most sizes have the same few T; else grids follow one after another.
+    """
+    optima = sources.optima
+    if not optima:
+        raise LeftOut("the rows have no grids over (lr, B)")
+    sizes, tokens = np.unique([o.N for o in optima]), np.unique([o.T for o in optima])
+    aligned = len(tokens) <= ABREAST + 1 and len(optima) > len(sizes) * len(tokens) / 2
+    columns = len(tokens) if aligned else min(ABREAST, len(optima))
+    count = len(sizes) if aligned else -(-len(optima) // columns)
+    size = max(2.3 * columns + 1.0, 4), 2.1 * count + 0.2
+    chart = Chart("heat_maps", "Loss over rate and batch", rows=count, columns=columns, size=size)
+    grids = [sources.grids.rows(own) for _, _, own in sources.grids.grids()]
+    cells = [_cells(grid) for grid in grids]
+    finite = np.concatenate([excess[np.isfinite(excess)] for *_, excess in cells])
     # A dense grid's losses differ by a per cent, a coarse one's by ten: nine tenths of the cells use the whole scale.
     top = float(np.clip(np.quantile(finite, 0.9), 0.01, 10)) if len(finite) else 1.0
-    with panels(count, columns, (max(2.3 * columns + 1.0, 4), 2.1 * count + 0.2)) as (figure, axes):
-        for axis in axes.flat:
-            axis.set_visible(False)
-        for number, (N, T) in enumerate(grids):
-            place = np.searchsorted(sizes, N) * columns + np.searchsorted(tokens, T) if table else number
-            axes.flat[place].set_visible(True)
-            own = rows(data.table, (data.table["N"] == N) & (data.table["T"] == T))
-            colour = _heat_map(axes.flat[place], Plotted(data.name, "", "", own), top)
-        bar = figure.colorbar(colour, ax=axes, shrink=min(1.0, 2.4 / count), aspect=30, extend="max")
-        bar.set_label("loss above the grid's best cell, %")
-        return figure
+    for axis in chart.axes.flat:
+        axis.set_visible(False)
+    for number, (optimum, grid, own) in enumerate(zip(optima, grids, cells)):
+        place = np.searchsorted(sizes, optimum.N) * columns + np.searchsorted(tokens, optimum.T) if aligned else number
+        axis = chart.axes.flat[place]
+        axis.set_visible(True)
+        at = {"N": optimum.N, "T": optimum.T}
+        lr, B, loss, excess = own
+        chart.add("cell", **at, lr=lr, B=B, loss=loss, excess=excess, verdict=optimum.verdict)
+        colour = _heat_map(axis, optimum, lr=lr, B=B, excess=excess, top=top)
+        if optimum.run_next:
+            lr, B = np.array(optimum.run_next).T
+            chart.add("run next", **at, lr=lr, B=B)
+        lines = _of_surface if sources.law.surface is not None else _of_quadratic
+        for name, lr, B, excess in lines(sources, optimum, grid):
+            chart.add(name, **at, lr=lr, B=B, **({} if excess is None else {"excess": excess}))
+            if name == "best":
+                axis.plot(lr, B, "*", color=ACCENT, ms=9, mec="white", mew=0.6, zorder=7)
+            elif excess is None:
+                axis.plot(lr, B, color=ACCENT, lw=1.1, zorder=4)
+            else:
+                # Without labels: the cells have numbers, and labels of steep contours overflow the renderer.
+                levels = float(f"{top:.1g}") * np.array([0.125, 0.25, 0.5, 1, 2])
+                if excess.min() < levels[-1] and excess.max() > levels[0]:
+                    axis.contour(lr, B, excess, levels=levels, colors=LINE, linewidths=0.6)
+    bar = chart.figure.colorbar(colour, ax=chart.axes, shrink=min(1.0, 2.4 / count), aspect=30, extend="max")
+    bar.set_label("loss above the grid's best cell, %")
+    text = "Numbers are per cent above the grid's best cell; x: all its runs diverged. "
+    if any(o.run_next for o in optima):
+        text += "A grid with a red title has no optimum inside: red squares are cells that would show it. "
+    if sources.law.surface is None:
+        text += "Contours and the star are of the quadratic through the grid's own cells, with its 95 % ellipse."
+        return sources.captioned(chart, text, "ln L quadratic in ln lr and ln B near the best cell")
+    text += (
+        "Contours are of the surface; the line is its best rate at each batch, and the star the largest batch within "
+        f"{TOLERANCE:.1%} of the best."
+    )
+    return sources.captioned(chart, text, rate_formula(sources.law))
 
 
-def _heat_map(axis: "Axes", data: Plotted, top: float) -> "ScalarMappable":
-    """One grid: its distinct rates and batches are columns and rows of equal width, and lines bend with them."""
-    cells, further = data.of("cell"), data.of("run next")
-    levels = [np.unique([*cells[name], *further[name]]) for name in ("lr", "B")]
+def _cells(grid: RunTable) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """lr, B, mean loss and per cent above the best of each cell of a grid; inf where all its runs diverged."""
+    _, first = np.unique(np.log(np.stack([grid.lr, grid.B])).round(6), axis=1, return_index=True)
+    loss = cell_means(grid.lr, grid.B, grid.loss)[first]
+    best = np.min(loss, where=np.isfinite(loss), initial=np.inf)
+    excess = np.where(np.isfinite(loss), 100 * relative_error(loss, min(best, 1e9)), np.inf)
+    return grid.lr[first], grid.B[first], loss, excess
+
+
+def _heat_map(
+    axis: "Axes", optimum: Optimum, *, lr: NDArray, B: NDArray, excess: NDArray, top: float
+) -> "ScalarMappable":
+    """One grid, its distinct rates and batches at equal distances; open squares are cells to run next."""
+    further = np.array(optimum.run_next).reshape(-1, 2).T
+    levels = [np.unique(np.append(values, more)) for values, more in zip((lr, B), further)]
     values = np.full((len(levels[1]), len(levels[0])), np.nan)
-    x, y = (np.searchsorted(known, cells[name]) for known, name in zip(levels, ("lr", "B")))
-    values[y, x] = np.minimum(cells["excess"], 1e3)
-    colour = axis.pcolormesh(values, cmap="viridis_r", vmin=0, vmax=top, edgecolors="white", lw=0.4)
+    values[np.searchsorted(levels[1], B), np.searchsorted(levels[0], lr)] = np.minimum(excess, 1e3)
+    scales = [_equal_widths(known) for known in levels]
+    edges = [inverse(np.arange(len(known) + 1) - 0.5) for (_, inverse), known in zip(scales, levels)]
+    axis.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]], autoscale_on=False)
+    axis.set_xscale("function", functions=scales[0])
+    axis.set_yscale("function", functions=scales[1])
+    colour = axis.pcolormesh(*edges, values, cmap="viridis_r", vmin=0, vmax=top, edgecolors="white", lw=0.4)
     size = min(6.0, 46 / max(values.shape))
-    for i, j, excess in zip(x, y, cells["excess"]) if size >= SMALLEST else ():
-        text = "x" if np.isinf(excess) else f"{excess:.1f}" if excess < 9.95 else f"{excess:.0f}"
-        tone = "white" if excess > 0.45 * top else "#101828"
-        axis.text(i + 0.5, j + 0.5, text, ha="center", va="center", fontsize=size, color=tone, zorder=5).set_in_layout(
-            False
-        )
-    for lr, B in zip(further["lr"], further["B"]):
-        i, j = (np.searchsorted(known, v) for known, v in zip(levels, (lr, B)))
-        axis.plot(i + np.array(SQUARE[0]), j + np.array(SQUARE[1]), color=ACCENT, lw=0.8)
-
-    def placed(name: str) -> list[NDArray]:
-        """A series in columns and rows."""
-        own = data.of(name)
-        return [_position(known, own[axis_name]) for known, axis_name in zip(levels, ("lr", "B"))]
-
-    contour = data.of("contour")
-    if len(contour["lr"]):
-        shape = len(np.unique(contour["B"])), len(np.unique(contour["lr"]))
-        excess = contour["excess"].reshape(shape)
-        steps = float(f"{top:.1g}") * np.array([0.125, 0.25, 0.5, 1, 2])
-        if excess.min() < steps[-1] and excess.max() > steps[0]:
-            # Without labels: the cells have numbers, and labels of steep contours overflow the renderer.
-            place = (v.reshape(shape) for v in placed("contour"))
-            axis.contour(*place, excess, levels=steps, colors=LINE, linewidths=0.6)
-    for name in ("ellipse", "ridge"):
-        axis.plot(*placed(name), color=ACCENT, lw=1.1, zorder=4)
-    axis.plot(*placed("best"), "*", color=ACCENT, ms=9, mec="white", mew=0.6, zorder=7)
-    for of, known, form in ((axis.xaxis, levels[0], rate), (axis.yaxis, levels[1], short)):
-        shown = np.arange(len(known))[:: max(1, -(-len(known) // (4 if of is axis.xaxis else 8)))]
-        of.set_ticks(shown + 0.5, [form(v) for v in known[shown]], fontsize=6.5)
+    for x, y, percent in zip(lr, B, excess) if size >= SMALLEST else ():
+        text = "x" if np.isinf(percent) else f"{percent:.1f}" if percent < 9.95 else f"{percent:.0f}"
+        tone = "white" if percent > 0.45 * top else "#101828"
+        label = axis.text(x, y, text, ha="center", va="center", fontsize=size, color=tone, zorder=5)
+        label.set_in_layout(False)
+    axis.plot(*further, "s", mfc="none", color=ACCENT, ms=min(16, 90 / max(values.shape)), mew=0.8)
+    for of, known, form, most in ((axis.xaxis, levels[0], rate_text, 4), (axis.yaxis, levels[1], short, 8)):
+        shown = known[:: -(-len(known) // most)]
+        of.set_ticks(shown, [form(v) for v in shown], fontsize=6.5)
+        of.set_ticks([], minor=True)
     axis.grid(False)
-    axis.set(xlim=(0, len(levels[0])), ylim=(0, len(levels[1])))  # an interval far wider than the grid runs off
     axis.set_xlabel("learning rate", fontsize=7)
     axis.set_ylabel("batch, tokens", fontsize=7)
-    verdict = str(cells["verdict"][0])
-    title = f"N {short(cells['N'][0])}, T {short(cells['T'][0])}: {verdict}"
-    axis.set_title(title, color="#101828" if verdict in ("interior", "floor") else ACCENT, fontsize=7.5)
+    title = f"N {short(optimum.N)}, T {short(optimum.T)}: {optimum.verdict}"
+    axis.set_title(title, color="#101828" if optimum.usable else ACCENT, fontsize=7.5)
     return colour
 
 
-def _position(known: NDArray, values: NDArray) -> NDArray[np.float64]:
-    """Where values lie among columns that stand for the ``known`` ones, beyond them too, by their logarithms."""
-    if len(known) == 1:
-        return 0.5 + np.log(values / known[0]) / np.log(2)
-    x, at = np.log(known), np.log(values)
-    inside = np.interp(at, x, np.arange(len(known)))
-    below = (at - x[0]) / (x[1] - x[0])
-    above = len(known) - 1 + (at - x[-1]) / (x[-1] - x[-2])
-    return 0.5 + np.where(at < x[0], below, np.where(at > x[-1], above, inside))
+def _equal_widths(known: NDArray) -> tuple[Callable, Callable]:
+    """The functions of an axis, to and fro, on which rising values stand at equal distances, others by logarithms."""
+    logs = np.log(known)
+    gaps = np.diff(logs) if len(logs) > 1 else np.log([2.0])
+    far, count = 9, len(logs)  # an interval far wider than the grid runs off
+    logs = np.concatenate([[logs[0] - far * gaps[0]], logs, [logs[-1] + far * gaps[-1]]])
+    places = np.array([-far, *range(count), count - 1 + far])
+    return lambda v: np.interp(np.log(np.maximum(v, 1e-99)), logs, places), lambda place: np.exp(
+        np.interp(place, places, logs)
+    )
 
 
-def hyperparameters(data: Plotted) -> "Figure":
-    """Batch and rate over T (a line for each N) and over N (a line for each T)."""
-    with panels(2, 2, (WIDTH, 6.6)) as (figure, axes):
-        for row, (name, form) in zip(axes, (("batch", short), ("lr", rate))):
-            for axis, along, other, label in zip(row, "TN", "NT", ("training tokens", "model parameters")):
-                _laws(axis, data, name, along, other)
-                axis.set(xlabel=label, ylabel={"batch": "batch, tokens", "lr": "learning rate"}[name])
-                log_axes(axis, short, form)
-        for axis, other in zip(axes[0], "NT"):
-            shades = colours(_of_grids(data, "batch")[other])
-            handles = [line(shades[v], f"{other} {short(v)}", marker="o", ms=4) for v in shades]
-            axis.legend(handles=handles, fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-        return figure
+def _raster(grid: RunTable) -> tuple[NDArray, NDArray]:
+    """Rates and batches [RASTER, RASTER] a little beyond a grid's."""
+    margins = [max((v.max() / v.min()) ** 0.12, 1.1) for v in (grid.lr, grid.B)]
+    return np.meshgrid(*(np.geomspace(v.min() / m, v.max() * m, RASTER) for v, m in zip((grid.lr, grid.B), margins)))
 
 
-def _of_grids(data: Plotted, name: str) -> Table:
-    series = data.table["series"]
-    return rows(data.table, np.isin(series, [f"{kind} {name}" for kind in ("grid", "one clip", "no optimum")]))
+def _of_surface(sources: Sources, optimum: Optimum, grid: RunTable) -> list[tuple]:
+    """(Name, lr, B, per cent above the best or None) of a surface's contours, its best rate and a plan's pair."""
+    law, (lr, B), found = sources.law, _raster(grid), []
+    if not has_rates(law):
+        return []
+    if law.surface.members:
+        loss = law_losses(law, optimum.N, optimum.T, B, lr)[0].reshape(lr.shape)
+        lowest = law_losses(law, optimum.N, optimum.T)[0]
+        found.append(("contour", lr, B, 100 * relative_error(loss, lowest)))
+    found.append(("ridge", law.surface.lr_opt(B[:, 0], optimum.T, optimum.N).value, B[:, 0], None))
+    pair = law.surface.best(np.array([optimum.N]), np.array([optimum.T]), tolerance=TOLERANCE)
+    return [*found, ("best", pair.lr.value, pair.B.value, None)]
 
 
-def _laws(axis: "Axes", data: Plotted, name: str, along: str, other: str) -> None:
-    grids, law = _of_grids(data, name), data.of(name)
-    shades = colours(grids[other])
-    law = rows(law, law["along"] == along)
-    published = data.of(f"published {name}")
-    published = rows(published, published["along"] == along)
-    for value, colour in shades.items():
-        own, reference = rows(law, np.isclose(law[other], value)), rows(published, np.isclose(published[other], value))
-        axis.plot(own[along], own["value"], color=colour, lw=1.3)
-        band(axis, own[along], own["low"], own["high"], colour)
-        axis.plot(reference[along], reference["value"], "--", color=colour, lw=0.9)
-    for kind, marker, fill in (("grid", "o", None), ("one clip", "v", "none"), ("no optimum", "o", "none")):
-        marks = data.of(f"{kind} {name}")
-        for value, colour in shades.items():
-            own = rows(marks, marks[other] == value)
-            bars(axis, own[along], own["value"], own["low"], own["high"], fmt=marker, color=colour, mfc=fill, ms=5)
-    values = [*grids["value"], *law["value"], *published["value"]]
-    axis.set_ylim(min(values) / 1.6, max(values) * 1.6)
+def _of_quadratic(sources: Sources, optimum: Optimum, grid: RunTable) -> list[tuple]:
+    """(Name, lr, B, per cent above the best or None) of a grid's quadratic, its ellipse and its minimum."""
+    if not optimum.usable:
+        return []
+    best = ("best", optimum.lr, optimum.B, None)
+    if not optimum.interior or len(optimum.axes) < 2:
+        return [best]
+    lr, B = _raster(grid)
+    distance = np.stack([np.log(lr / optimum.lr), np.log(B / optimum.B)], axis=-1)
+    excess = 50 / optimum.loss * np.einsum("...i,ij,...j->...", distance, optimum.hessian, distance)
+    roots, vectors = np.linalg.eigh(optimum.covariance)
+    turn = np.linspace(0, 2 * np.pi, CURVE)
+    ring = RADIUS * vectors @ (np.sqrt(np.maximum(roots, 0))[:, None] * np.stack([np.cos(turn), np.sin(turn)]))
+    ellipse = ("ellipse", optimum.lr * np.exp(ring[0]), optimum.B * np.exp(ring[1]), None)
+    return [("contour", lr, B, excess), ellipse, best]
 
 
-def fixed_pair(data: Plotted) -> "Figure":
-    """Left: the pair's price by grid. Right: N_opt by the optimal and the fixed pair."""
-    optimal, fixed = data.of("optimal pair"), data.of("fixed pair")
-    with panels(1, 2 if len(fixed["C"]) else 1, (WIDTH if len(fixed["C"]) else 0.6 * WIDTH, 3.9)) as (figure, axes):
-        axis, shades = axes[0, 0], colours(data.of("price")["N"])
-        for number, (N, own) in enumerate(data.groups("price", "N")):
-            apart = 1 + 0.03 * (number - len(shades) / 2)  # intervals at one T stand side by side
-            axis.plot(own["T"] * apart, own["price"], color=shades[N], lw=0.8)
-            bars(axis, own["T"] * apart, own["price"], own["low"], own["high"], fmt="o", color=shades[N], ms=5)
-        axis.set(xlabel="training tokens", ylabel="loss above the optimum, %")
-        log_axes(axis, short, None)
-        axis.legend(handles=[line(shades[N], f"N {short(N)}", marker="o", ms=4) for N in shades], fontsize=7)
-        if len(fixed["C"]):
-            right = axes[0, 1]
-            right.plot(optimal["C"], optimal["N"], color="#175cd3", lw=1.6, label="optimal pair")
-            right.plot(fixed["C"], fixed["N"], color=ACCENT, lw=1.6, label="fixed pair")
-            right.set(xlabel="training FLOPs", ylabel="best model parameters")
-            log_axes(right, flops, short)
-            right.legend(fontsize=8)
-        return figure
+def hyperparameters(sources: Sources) -> Chart:
+    """Best batch (or the batch's edge) and best rate over T and over N, the grids' optima, and a published law."""
+    law, optima, published = sources.law, sources.optima, sources.published
+    if not optima:
+        raise LeftOut("the rows have no grids over (lr, B)")
+    if not has_rates(law):
+        raise LeftOut("the law has no best batch or no best rate")
+    laws = [("", law)]
+    if published is not None and published.name != law.name:
+        laws.append(("published ", published))
+    sizes, tokens = np.unique([o.N for o in optima if o.cells]), np.unique([o.T for o in optima if o.cells])
+    chart = Chart("hyperparameters", "Best batch and rate", rows=2, columns=2, size=(WIDTH, 6.6))
+    if law.surface is not None:
+        chart.title = "Largest good batch, and best rate"
+    reads = (("batch", batch, short, "batch, tokens"), ("lr", rate, rate_text, "learning rate"))
+    for (name, read, form, label), row in zip(reads, chart.axes):
+        marks = [_mark(chart, o, name) for o in optima if o.cells]
+        seen = [points["value"] for _, points in marks]
+        for axis, along, fixed, span in zip(row, "TN", (sizes, tokens), (tokens, sizes)):
+            other, shades = "N" if along == "T" else "T", colours(fixed)
+            x = np.geomspace(0.7 * span.min(), 3 * span.max(), CURVE // 3)
+            for (prefix, of), value in product(laws, fixed):
+                at = {along: x, other: np.full(len(x), value)}
+                found = read(of, at["N"], at["T"])
+                at |= {"value": found.value, "low": found.low, "high": found.high}
+                curve = chart.add(f"{prefix}{name}", along=along, **at)
+                axis.plot(x, curve["value"], "--" if prefix else "-", color=shades[value], lw=0.9 if prefix else 1.3)
+                if not prefix:
+                    band(axis, x, curve["low"], curve["high"], shades[value])
+                seen.append(curve["value"])
+            for marker, points in marks:
+                bars(axis, points, along, "value", color=shades[points[other][0]], ms=5, **marker)
+            axis.set(xlabel={"T": "training tokens", "N": "model parameters"}[along], ylabel=label)
+        for axis in row:
+            axis.set_ylim(min(map(np.min, seen)) / 1.6, max(map(np.max, seen)) * 1.6)
+            log_axes(axis, short, form)
+    for axis, other, fixed in zip(chart.axes[0], "NT", (sizes, tokens)):
+        handles = [line(colour, f"{other} {short(v)}", marker="o", ms=4) for v, colour in colours(fixed).items()]
+        axis.legend(handles=handles, fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    text = "Lines are the law with its 95 % band, marks the grids' own optima with theirs."
+    if law.surface is not None:
+        text += (
+            f" The batch is that beyond which the loss is {EDGE:.0%} above the best, the rate that at the largest "
+            f"batch within {TOLERANCE:.1%} of it; marks are quadratics of single grids."
+        )
+    if any(not o.usable for o in optima):
+        text += " Hollow marks are best cells, no optima"
+        text += ", and were fitted all the same." if "rates" in sources.stand_in else ", and enter no law of grids."
+    if len(laws) > 1:
+        text += f" Dashed: {published.name}."
+    return sources.captioned(chart, text, rate_formula(law))
+
+
+def _mark(chart: Chart, o: Optimum, name: str) -> tuple[dict[str, str], Table]:
+    """The marker of a grid's own best batch or rate, and the recorded point with its interval."""
+    index, value, known = (1, o.B, o.interior) if name == "batch" else (0, o.lr, o.usable)
+    half = 1.96 * math.sqrt(o.covariance[index, index]) if known else math.nan
+    kind = "grid" if known else "one clip" if o.usable else "no optimum"
+    marker = {"grid": {"fmt": "o"}, "one clip": {"fmt": "v", "mfc": "none"}, "no optimum": {"fmt": "o", "mfc": "none"}}
+    low, high = value * np.exp([-half, half])
+    return marker[kind], chart.add(f"{kind} {name}", N=o.N, T=o.T, value=value, low=low, high=high)
+
+
+def fixed_pair(sources: Sources) -> Chart:
+    """Left: what one (lr, B) for all costs at each (N, T). Right: N_opt by the optimal and by the fixed pair."""
+    try:
+        (lr, B), found = prices(sources.runs)
+    except (UnsupportedFit, UserError) as reason:
+        raise LeftOut(str(reason).splitlines()[0]) from None
+    known = np.array([(row["N"], row["T"], *row["price"].values()) for row in found if row["price"]], dtype=float)
+    if not len(known):
+        raise LeftOut("the pair lies outside every grid's cells near its best")
+    text = f"One pair for all, lr {lr:.3g} and B {B:.4g}: its loss over that of each grid's optimum, 95 % intervals."
+    try:
+        c = compare(sources.runs, sources.cost, (lr, B))
+        text += (
+            f" Right: N_opt by the loss laws through both; at {c.C:.3g} FLOPs the fixed one asks for {c.ratio[0]:.3g} "
+            f"times the size [{c.ratio[1]:.3g}, {c.ratio[2]:.3g}]."
+        )
+    except (UnsupportedFit, UserError) as reason:
+        c = None
+        text += f" Its N_opt is left out: {str(reason).splitlines()[0]}."
+    columns = 2 if c else 1
+    chart = Chart("fixed_pair", "One pair for all", columns=columns, size=(WIDTH if c else 0.6 * WIDTH, 3.9))
+    axis, shades = chart.axes[0, 0], colours(known[:, 0])
+    for number, N in enumerate(shades):
+        T, price, low, high = known[known[:, 0] == N, 1:].T * [[1], [100], [100], [100]]
+        own = chart.add("price", N=N, T=T, price=price, low=low, high=high)
+        # Intervals at one T stand side by side.
+        own = own | {"T": T * (1 + 0.03 * (number - len(shades) / 2))}
+        axis.plot(own["T"], price, color=shades[N], lw=0.8)
+        bars(axis, own, "T", "price", fmt="o", color=shades[N], ms=5)
+    axis.set(xlabel="training tokens", ylabel="loss above the optimum, %")
+    log_axes(axis, short, None)
+    axis.legend(handles=[line(shades[N], f"N {short(N)}", marker="o", ms=4) for N in shades], fontsize=7)
+    if c:
+        right, C = chart.axes[0, 1], c.C * np.geomspace(0.1, 1, CURVE)
+        for name, N, exponent, colour in (
+            ("optimal pair", c.N_opt, c.exponent, BLUE),
+            ("fixed pair", c.N_fixed, c.exponent_fixed, ACCENT),
+        ):
+            own = chart.add(name, C=C, N=N * (C / c.C) ** exponent)
+            right.plot(C, own["N"], color=colour, lw=1.6, label=name)
+        right.set(xlabel="training FLOPs", ylabel="best model parameters")
+        log_axes(right, flops, short)
+        right.legend(fontsize=8)
+    return sources.captioned(chart, text, "Price = loss at the pair / loss at the optimum - 1")

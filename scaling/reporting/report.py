@@ -2,29 +2,34 @@
 
 import base64
 import html
-import io
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from videoscaling.scaling.checks.heldout import relative_error
 from videoscaling.scaling.fitting.grids.optimum import next_cells
-from videoscaling.scaling.laws import Law, SizeLaw
-from videoscaling.scaling.reporting import all_figures, law_view
-from videoscaling.scaling.reporting.figure_data import Sources
-from videoscaling.scaling.reporting.plotted import LeftOut, Plotted
+from videoscaling.scaling.laws import Law, LossLaw, PowerLaw, SizeLaw, constants_of
+from videoscaling.scaling.reporting import error_figures, loss_figures, pair_figures, style
+from videoscaling.scaling.reporting.chart import Chart, LeftOut
+from videoscaling.scaling.reporting.measured_run import MeasuredRun
+from videoscaling.scaling.reporting.sources import Sources, loss_formula, rate_formula
 from videoscaling.scaling.reporting.style import short
-from videoscaling.scaling.runs import Ledger
-from videoscaling.scaling.tables import positive
+from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import read_json, write_bytes, write_text
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+# In the order of the page.
+FIGURES = (
+    loss_figures.loss_over_flops,
+    loss_figures.training_curves,
+    loss_figures.isoflop,
+    loss_figures.size_interval,
+    pair_figures.heat_maps,
+    pair_figures.hyperparameters,
+    error_figures.predicted_measured,
+    error_figures.residuals,
+    pair_figures.fixed_pair,
+)
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
@@ -54,91 +59,82 @@ figcaption {{ font-size: 12px; color: #475467; overflow-wrap: anywhere; }}
 </main></body></html>
 """
 IMAGES = {".gif": "image/gif", ".png": "image/png", ".mp4": "video/mp4"}
+MOST_SAMPLES = 24
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A figure with its data, and as PNG."""
+def draw(sources: Sources) -> tuple[list[Chart], dict[str, str]]:
+    """The figures, and of those that are left out the reason by name."""
+    charts, left_out = [], {}
+    for figure in FIGURES:
+        try:
+            charts.append(figure(sources))
+        except LeftOut as reason:
+            left_out[figure.__name__] = str(reason)
+    return charts, left_out
 
-    data: Plotted
-    figure: "Figure"
-    png: bytes
 
-
-def build(sources: Sources, samples: Path | None = None) -> tuple[str, list[Drawn]]:
-    """The page, and its figures.
+def write(sources: Sources, out: Path, samples: Path | None = None, figures: Path | None = None) -> list[Chart]:
+    """Write the page, and into the folder ``figures`` each figure as SVG and PNG, its points as CSV, its caption.
 
     Args:
         samples: a folder with sampled gif, png or mp4 files.
+
+    Returns:
+        The figures.
     """
-    law, run = sources.law, sources.planned
-    data, left_out = all_figures.compute(sources)
-    sections = [_section("The prediction and the run", _verdict(run) + _comparison(run))] if run else []
-    other = _other_runs(sources.ledger, law)
-    warnings = [other] * (other is not None) + list(law.fit.get("warnings") or ())
+    videos = None if samples is None else _samples(samples)
+    with style.styled():
+        charts, left_out = draw(sources)
+        pictures = {chart.name: chart.encoded("png") for chart in charts}
+        write_text(out, page(sources, charts, pictures, left_out, videos))
+        for chart in charts if figures is not None else ():
+            write_bytes(figures / f"{chart.name}.svg", chart.encoded("svg"))
+            write_bytes(figures / f"{chart.name}.png", pictures[chart.name])
+            write_text(figures / f"{chart.name}.txt", f"{chart.title}. {chart.caption}\n")
+            chart.write_csv(figures / f"{chart.name}.csv")
+    return charts
+
+
+def page(
+    sources: Sources,
+    charts: list[Chart],
+    pictures: dict[str, bytes],
+    left_out: dict[str, str],
+    videos: str | None = None,
+) -> str:
+    """The page as HTML; ``pictures`` are the charts as PNG, by name."""
+    law, table = sources.law, sources.runs
+    sections = []
+    if sources.planned:
+        sections.append(_section("The prediction and the run", _comparison(sources.planned)))
+    warnings = [*_other_runs(table, law), *(law.fit.get("warnings") or ())]
     if warnings:
-        sections.append(_section("Warnings", f'<ul class="warnings">{_items(warnings)}</ul>'))
+        sections.append(_section("Warnings", _items(warnings, "warnings")))
     # A grid that was held out needs no more cells: no law waits for it. A surface needs no optimum inside a grid.
     held = {(N, T): bool(sources.grids.heldout[rows].all()) for N, T, rows in sources.grids.grids()}
-    optima = [o for o in sources.optima if not held[o.N, o.T] and law.surface is None]
-    if further := next_cells(optima):
-        sections.append(_section("What to run next", f"<ul>{_items(further)}</ul>"))
-    drawn = [_draw(one) for one in data.values()]
-    for one in drawn:
-        caption = f'<p class="caption">{html.escape(one.data.caption)}</p>'
-        sections.append(_section(one.data.title, _image(one) + caption))
+    if further := next_cells([o for o in sources.optima if not held[o.N, o.T] and law.surface is None]):
+        sections.append(_section("What to run next", _items(further)))
+    for chart in charts:
+        sections.append(_section(chart.title, _picture(chart, pictures[chart.name])))
     sections.append(_section("The law", _constants(law)))
-    if samples is not None:
-        sections.append(_section("Sampled videos", _samples(samples)))
+    if videos is not None:
+        sections.append(_section("Sampled videos", videos))
     if left_out:
-        lines = [f"{name.replace('_', ' ')}: {reason}" for name, reason in left_out.items()]
-        sections.append(_section("Figures left out", f"<ul>{_items(lines)}</ul>"))
-    title = html.escape(f"Scaling laws: {law.name}")
-    return PAGE.format(title=title, subtitle=_subtitle(sources.ledger), sections="\n".join(sections)), drawn
-
-
-def write_figures(drawn: list[Drawn], folder: Path) -> None:
-    """Each figure as SVG and PNG, its points as CSV, and its caption as text."""
-    for one in drawn:
-        name, data = one.data.name, one.data
-        write_bytes(folder / f"{name}.svg", _encoded(one.figure, "svg"))
-        write_bytes(folder / f"{name}.png", one.png)
-        write_text(folder / f"{name}.txt", f"{data.title}. {data.caption}\n")
-        data.write_csv(folder / f"{name}.csv")
-
-
-def _draw(data: Plotted) -> Drawn:
-    figure = all_figures.draw(data)
-    return Drawn(data, figure, _encoded(figure, "png"))
-
-
-def _encoded(figure: "Figure", form: str) -> bytes:
-    buffer = io.BytesIO()
-    # Without a date the same figure gives the same file.
-    figure.savefig(buffer, format=form, dpi=144, metadata={"Date": None} if form == "svg" else None)
-    return buffer.getvalue()
-
-
-def _subtitle(ledger: Ledger) -> str:
-    diverged = int((ledger.loss == float("inf")).sum())
-    text = f"{len(set(ledger.run_id.tolist()))} runs, {len(ledger)} milestones"
-    text += f", {diverged} diverged" if diverged else ""
-    return (
-        f"{text}, {len(np.unique(ledger.N))} sizes from {short(ledger.N.min())} to {short(ledger.N.max())} parameters."
+        reasons = [f"{name.replace('_', ' ')}: {reason}" for name, reason in left_out.items()]
+        sections.append(_section("Figures left out", _items(reasons)))
+    diverged = int(np.isinf(table.loss).sum())
+    subtitle = (
+        f"{len(set(table.run_id.tolist()))} runs, {len(table)} milestones"
+        f"{f', {diverged} diverged' if diverged else ''}, {len(np.unique(table.N))} sizes from "
+        f"{short(table.N.min())} to {short(table.N.max())} parameters."
     )
+    title = html.escape(f"Scaling laws: {law.name}")
+    return PAGE.format(title=title, subtitle=subtitle, sections="\n".join(sections))
 
 
-def _items(lines: list[str]) -> str:
-    return "".join(f"<li>{html.escape(text)}</li>" for text in lines)
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _other_runs(ledger: Ledger, law: Law) -> str | None:
-    """Why the ledger's runs are not those that the law was fitted to; None where they may be."""
-    fitted = ledger.rows(~ledger.heldout)
+def _other_runs(table: RunTable, law: Law) -> list[str]:
+    """A line on why the table's runs are not those that the law was fitted to; empty where they may be."""
+    fitted = table.rows(~table.heldout)
     apart = []
     for name in ("N", "T"):
         span, values = law.domain[name], getattr(fitted, name)
@@ -148,147 +144,106 @@ def _other_runs(ledger: Ledger, law: Law) -> str | None:
                 f"it was fitted on {name} {span[0]:.4g} to {span[1]:.4g}, and these have {values.min():.4g} to "
                 f"{values.max():.4g}"
             )
-    clips = {int(n) for n in ledger.n_ctx if n > 0}
+    clips = {int(n) for n in table.n_ctx if n > 0}
     if law.n_ctx and clips - {law.n_ctx}:
         apart.append(f"it has clips of {law.n_ctx} tokens, and these {', '.join(map(str, sorted(clips)))}")
-    known = {
-        key for key in law.recipe.keys() & ledger.recipe.keys() if None not in (law.recipe[key], ledger.recipe[key])
-    }
-    if differing := sorted(key for key in known if law.recipe[key] != ledger.recipe[key]):
+    theirs = {key: value for key, value in table.recipe.items() if value is not None}
+    differing = sorted(key for key in theirs if law.recipe.get(key) not in (None, theirs[key]))
+    if differing:
         apart.append(f"its recipe differs in {', '.join(differing)}")
-    return f"the law is of other runs: {'; '.join(apart)}" if apart else None
-
-
-def compare(law: Law, result: dict[str, Any]) -> dict[str, Any]:
-    """Prediction against measurement at each milestone of a run, from its ``result.json``."""
-    try:
-        N = positive(result["N"], "the planned run's N")
-        milestones = [_compare_one(law, N, milestone) for milestone in result["milestones"]]
-    except LeftOut as reason:
-        raise UserError(f"no loss is predicted for the planned run: {reason}") from None
-    except KeyError as error:
-        raise UserError(f"the planned run's result.json has no {error}") from None
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"the planned run's result.json is no run's result ({error})") from None
-    if not milestones:
-        raise UserError("the planned run has no milestone to compare with")
-    return {"N": N, "C": milestones[-1]["flops"], "milestones": milestones}
-
-
-def _compare_one(law: Law, N: float, milestone: dict[str, Any]) -> dict[str, Any]:
-    T = positive(milestone["tokens"], "the planned run's tokens")
-    name = "val" if milestone.get("ema_val_loss") is None else "ema_val"
-    measured = positive(milestone[f"{name}_loss"], f"the planned run's {name}_loss")
-    se, flops = (
-        positive(milestone[key], f"the planned run's {key}") if milestone.get(key) else None
-        for key in (f"{name}_se", "flops")
-    )
-    predicted, low, high = (float(v) for v in law_view.losses(law, N, T)[:, 0])
-    return {
-        "T": T, "loss": measured, "se": se or 0.0, "predicted": predicted, "low": _known(low), "high": _known(high),
-        "error": float(relative_error(measured, predicted)), "flops": flops,
-    }  # fmt: skip
+    return [f"the law is of other runs: {'; '.join(apart)}"] if apart else []
 
 
 def _section(title: str, body: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>{body}</section>"
 
 
-def _paragraph(text: str) -> str:
-    return f"<p>{html.escape(text)}</p>"
+def _paragraph(text: str, kind: str = "") -> str:
+    return f'<p class="{kind}">{html.escape(text)}</p>'
 
 
-def _image(drawn: "Drawn") -> str:
-    width = round(100 * drawn.figure.get_figwidth())
-    style = f"width: {width}px" if width < 1000 else ""
-    data = base64.b64encode(drawn.png).decode()
-    tag = f'<img class="figure" alt="{drawn.data.title}" style="{style}" src="data:image/png;base64,{data}">'
-    return f'<div class="scroll">{tag}</div>'
+def _items(lines: list[str], kind: str = "") -> str:
+    return f'<ul class="{kind}">{"".join(f"<li>{html.escape(text)}</li>" for text in lines)}</ul>'
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in header)]
+    lines += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+    return f'<div class="scroll"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
 
 
-def _verdict(run: dict[str, Any]) -> str:
-    last = run["milestones"][-1]
-    inside = ""
-    if last["low"] is not None:
-        within = last["low"] <= last["loss"] <= last["high"]
-        inside = f", {'inside' if within else 'outside'} the law's 95 % interval"
-    return (
-        f'<p class="big">Predicted {last["predicted"]:.4f}, measured {last["loss"]:.4f}: '
-        f"{100 * last['error']:+.2f} % at {short(run['N'])} parameters and {short(last['T'])} tokens{inside}.</p>"
-    )
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _comparison(run: dict[str, Any]) -> str:
+def _picture(chart: Chart, png: bytes) -> str:
+    width = round(100 * chart.figure.get_figwidth())
+    size = f"width: {width}px" if width < 1000 else ""
+    tag = f'<img class="figure" alt="{chart.title}" style="{size}" src="{_data("image/png", png)}">'
+    return f'<div class="scroll">{tag}</div>{_paragraph(chart.caption, "caption")}'
+
+
+def _comparison(run: MeasuredRun) -> str:
     rows = []
-    for m in run["milestones"]:
-        span = "unknown" if m["low"] is None else f"{m['low']:.4f} to {m['high']:.4f}"
-        measured = f"{m['loss']:.4f} ± {1.96 * m['se']:.4f}"
-        rows.append([short(m["T"]), f"{m['predicted']:.4f}", span, measured, f"{100 * m['error']:+.2f} %"])
+    for m in run.milestones:
+        span = "unknown" if math.isnan(m.low) else f"{m.low:.4f} to {m.high:.4f}"
+        measured = f"{m.loss:.4f} ± {1.96 * m.se:.4f}"
+        rows.append([short(m.T), f"{m.predicted:.4f}", span, measured, f"{m.error:+.2%}"])
+    inside = (
+        ""
+        if math.isnan(m.low)
+        else f", {'inside' if m.low <= m.loss <= m.high else 'outside'} the law's 95 % interval"
+    )
+    verdict = (
+        f"Predicted {m.predicted:.4f}, measured {m.loss:.4f}: {m.error:+.2%} at {short(run.N)} parameters and "
+        f"{short(m.T)} tokens{inside}."
+    )
     header = ["tokens", "predicted loss", "95 % interval", "measured loss (± 1.96 se)", "measured over predicted"]
     note = (
         "Both the interval and the measured loss's standard error count the choice of validation clips, which the "
         "sweep and the planned run share: that part cancels between the two."
     )
-    return _table(header, rows) + _paragraph(note)
+    return _paragraph(verdict, "big") + _table(header, rows) + _paragraph(note)
 
 
 def _constants(law: Law) -> str:
+    intervals = law.fit.get("intervals") or {}
+
+    def row(label: str, value: str, interval: str, unknown: str = "unknown") -> list[str]:
+        span = intervals.get(interval)
+        return [label, value, unknown if span is None else f"{span[0]:.4g} to {span[1]:.4g}"]
+
     rows = []
     for part in ("batch", "lr", "loss"):
         value = getattr(law, part)
-        for name in value.__dataclass_fields__ if value is not None else ():
-            if name in ("scale", "assumed"):
-                continue
-            span = "assumed" if name in value.assumed else _interval(law, f"{part}.{name}")
-            rows.append([f"{part}.{name}", f"{getattr(value, name):.5g}", span])
-    for name in law.fit.get("intervals") or {} if law.surface is not None else ():
+        for name in constants_of(type(value)) if isinstance(value, PowerLaw | LossLaw) else ():
+            unknown, key = ("assumed", "") if name in value.assumed else ("unknown", f"{part}.{name}")
+            rows.append(row(f"{part}.{name}", f"{getattr(value, name):.5g}", key, unknown))
+    for name in intervals if law.surface is not None else ():
         value = float(law.surface.exponent(name.removeprefix("surface.")).value)
-        rows.append([name, f"{value:.4g}", _interval(law, name)])
-    for name, size_law in (law.allocation or {}).items():
-        if isinstance(size_law, SizeLaw):
-            span = _interval(law, f"allocation.{name}.exponent", "")
-            rows.append([f"N_opt, {name}", f"{size_law.coefficient:.4g} C^{size_law.exponent:.4f}", span])
-    formulas = [
-        law_view.rate_formula(law),
-        law_view.loss_formula(law),
-        f"intervals: {law.fit.get('method') or 'none'}",
-    ]
+        rows.append(row(name, f"{value:.4g}", name))
+    for name, size in (law.allocation or {}).items():
+        if isinstance(size, SizeLaw):
+            text = f"{size.coefficient:.4g} C^{size.exponent:.4f}"
+            rows.append(row(f"N_opt, {name}", text, f"allocation.{name}.exponent", ""))
+    formulas = (rate_formula(law), loss_formula(law), f"intervals: {law.fit.get('method') or 'none'}")
     return _table(["constant", "value", "95 % interval"], rows) + "".join(map(_paragraph, formulas))
 
 
-def _interval(law: Law, name: str, unknown: str = "unknown") -> str:
-    span = (law.fit.get("intervals") or {}).get(name)
-    return unknown if span is None else f"{span[0]:.4g} to {span[1]:.4g}"
-
-
 def _samples(folder: Path) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.suffix in IMAGES)
+    """Sampled videos with their prompts, from the samples.json that sample.py writes next to its files."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in IMAGES)[:MOST_SAMPLES]
     if not files:
         raise UserError(f"{folder}: no gif, png or mp4 to show")
-    prompts, items = _prompts(folder), []
-    for path in files[:24]:
-        data = f"data:{IMAGES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
-        tag = (
-            f'<img alt="" src="{data}">'
-            if path.suffix != ".mp4"
-            else f'<video src="{data}" autoplay loop muted></video>'
-        )
-        items.append(
-            f"<figure>{tag}<figcaption>{html.escape(prompts.get(path.name, path.stem))}</figcaption></figure>"
-        )
-    return f'<div class="samples">{"".join(items)}</div>'
-
-
-def _prompts(folder: Path) -> dict[str, str]:
-    """File name -> prompt, from the samples.json that sample.py writes next to its files."""
     path = folder / "samples.json"
     records = read_json(path, list, "a list of files and prompts, as sample.py writes it") if path.exists() else []
     if not all(isinstance(row, dict) and type(row.get("file")) is type(row.get("prompt")) is str for row in records):
         raise UserError(f"{path}: not a list of files and prompts, as sample.py writes it; remove it to show none")
-    return {row["file"]: row["prompt"] for row in records}
+    prompts, items = {row["file"]: row["prompt"] for row in records}, []
+    for file in files:
+        data = _data(IMAGES[file.suffix], file.read_bytes())
+        video = f'<video src="{data}" autoplay loop muted></video>'
+        tag = video if file.suffix == ".mp4" else f'<img alt="" src="{data}">'
+        caption = html.escape(prompts.get(file.name, file.stem))
+        items.append(f"<figure>{tag}<figcaption>{caption}</figcaption></figure>")
+    return f'<div class="samples">{"".join(items)}</div>'

@@ -11,21 +11,29 @@ from numpy.typing import NDArray
 
 from videoscaling.scaling import laws, noise
 from videoscaling.scaling.checks import fixed_pair, heldout
+from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.fitting import isoflop
 from videoscaling.scaling.fitting.grids import fit
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted, at_nominal, grid_optima
+from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optima
 from videoscaling.scaling.fitting.grids.optimum import WINDOW
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.run_info import training_flops
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.runs import Ledger, read
+from videoscaling.scaling.runs import RunTable, read
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import find_files
 from videoscaling.utils.results import FILE, whole_results
+from videoscaling.utils.text_tables import outline
 
 SAME = 1e-4  # relative: another machine's last bits, after a fit's iterations
 TOLERANCE = 1e-3  # of the loss, within which sizes count as equally good, as in tools/plan.py
 EXPONENTS = (("batch", ("T", "N")), ("lr", ("T", "N")), ("loss", ("aT", "aN")))
+NOTES = """
+Noise, regret and price are relative to the loss. A held-out grid whose verdict is edge has its best cell on its edge:
+the best is at least so many steps away, and the regret at least so much. best_sizes: a loss of an unsure size is that
+of its grid's best cell. pair_prices: tokens is the factor of T that makes up for the price.
+"""
 
 
 def study(
@@ -43,8 +51,8 @@ def study(
         UserError: no runs, or a law without batch, rate or loss.
     """
     law.require("batch", "lr", "loss")
-    ledger = read(folder)
-    nominal = at_nominal(ledger)
+    table = read(folder)
+    nominal = at_nominal(table)
     seeds = noise.between_seeds(nominal)
     freedom = sum(row["freedom"] for row in seeds)
     pooled = math.sqrt(sum(row["freedom"] * row["ema"]["value"] ** 2 for row in seeds) / freedom) if seeds else None
@@ -52,23 +60,32 @@ def study(
     def answer(question: Callable[[], Any]) -> Any:
         try:
             return question()
-        except (Untrusted, UserError) as reason:
+        except (UnsupportedFit, UserError) as reason:
             return {"unknown": str(reason).splitlines()[0]}
 
+    def pair_prices() -> dict[str, Any]:
+        (lr, B), grids = fixed_pair.prices(table)
+        return {"lr": lr, "B": B, "grids": grids}
+
     return {
-        "runs": len(np.unique(ledger.run_id)),
+        "runs": len(np.unique(table.run_id)),
         "noise": {
             "between_seeds": seeds,
-            "validation": noise.of_validation(ledger),
+            "validation": noise.of_validation(table),
             "from_size_to_size": noise.steps_in_size(nominal, WINDOW),
         },
         "exponents": exponents(law, reference),
-        "held_out": answer(lambda: heldout.check(ledger, law, pooled, freedom)),
-        "N_opt": answer(lambda: allocations(ledger, law, cost, prior, exact_ratios(folder))),
-        "best_sizes": answer(lambda: best_sizes(ledger, cost)),
-        "fixed_pair": answer(lambda: fixed_pair.compare(ledger, cost).to_dict()),
-        "pair_prices": answer(lambda: pair_prices(ledger)),
+        "held_out": answer(lambda: heldout.check(table, law, pooled, freedom)),
+        "N_opt": answer(lambda: allocations(table, law, cost, prior, exact_ratios(folder))),
+        "best_sizes": answer(lambda: best_sizes(nominal, cost)),
+        "fixed_pair": answer(lambda: fixed_pair.compare(table, cost).to_dict()),
+        "pair_prices": answer(pair_prices),
     }
+
+
+def text(answers: dict[str, Any]) -> str:
+    """The answers for readers."""
+    return "\n".join(outline(answers)) + "\n" + NOTES.rstrip()
 
 
 def exponents(law: laws.Law, reference: laws.Law) -> dict[str, dict[str, Any]]:
@@ -76,7 +93,7 @@ def exponents(law: laws.Law, reference: laws.Law) -> dict[str, dict[str, Any]]:
     found = {}
     for part, names in EXPONENTS:
         value, other = getattr(law, part), getattr(reference, part)
-        for name in names if value is not None else ():
+        for name in names:
             low, high = (law.fit.get("intervals") or {}).get(f"{part}.{name}") or (None, None)
             found[f"{part}.{name}"] = {
                 "value": getattr(value, name), "low": low, "high": high, "assumed": name in value.assumed,
@@ -86,18 +103,20 @@ def exponents(law: laws.Law, reference: laws.Law) -> dict[str, dict[str, Any]]:
 
 
 def allocations(
-    ledger: Ledger, law: laws.Law, token: allocation.Cost, prior: laws.Law | None, ratios: dict[float, float]
+    table: RunTable, law: laws.Law, token: allocation.Cost, prior: laws.Law | None, ratios: dict[float, float]
 ) -> dict[str, Any]:
     """N_opt under the paper's count of FLOPs, ``token``, and under the exact count, so many times as much by N."""
     found = {"C_token": sizes_of(law, token)}
     if ratios:
-        N = np.array(sorted(ratios))
-        ratio = np.array([ratios[n] for n in N])
+        N, ratio = np.array(sorted(ratios.items())).T
+
+        def exact_over_token(size: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.interp(np.log(size), np.log(N), ratio)
 
         def exact(size: NDArray[np.float64]) -> NDArray[np.float64]:
-            return token(size) * np.interp(np.log(size), np.log(N), ratio)
+            return token(size) * exact_over_token(size)
 
-        counted = replace(ledger, flops=ledger.flops * np.interp(np.log(ledger.N), np.log(N), ratio))
+        counted = replace(table, flops=table.flops * exact_over_token(table.N))
         found["exact"] = sizes_of(fit.fit(counted, "loss", Options(prior=prior), exact, {}).law, exact)
     return found
 
@@ -116,33 +135,34 @@ def sizes_of(law: laws.Law, cost: allocation.Cost) -> dict[str, Any]:
     """N_opt by estimator at the largest fitted budget and ten times it, with intervals where they were drawn, and the
     range of N within ``TOLERANCE`` of the best loss."""
     if law.domain.get("C") is None:
-        raise Untrusted("the law does not say which budgets it was fitted to")
-    found: dict[str, Any] = {
-        name: None if (one := (law.allocation or {}).get(name)) is None else {"exponent": one.exponent}
-        for name in laws.ESTIMATORS
-    }
-    found["minimised"] = {}
+        raise UnsupportedFit("the law does not say which budgets it was fitted to")
+    powers = {name: (law.allocation or {}).get(name) for name in laws.ESTIMATORS}
+    found = {name: power and {"exponent": power.exponent} for name, power in powers.items()} | {"minimised": {}}
     for label, C in (("C", law.domain["C"][1]), ("10 C", 10 * law.domain["C"][1])):
         for name, size in allocation.estimates(law, C, cost).items():
-            ends = {end: float(v) if np.isfinite(v := getattr(size, end)) else None for end in ("low", "high")}
-            found[name][label] = {"FLOPs": C, "value": float(size.value), **ends}
-        losses = law.response.losses
-        found["minimised"][label]["within"] = list(allocation.within(losses, C, cost, TOLERANCE))
+            found[name][label] = {"FLOPs": C, "value": float(size.value), **_ends(size)}
+        found["minimised"][label]["within"] = list(allocation.within(law.response.losses, C, cost, TOLERANCE))
     return found
 
 
-def best_sizes(ledger: Ledger, cost: allocation.Cost) -> dict[str, Any]:
+def _ends(size: Estimate) -> dict[str, float | None]:
+    return {end: float(v) if np.isfinite(v := getattr(size, end)) else None for end in ("low", "high")}
+
+
+def best_sizes(table: RunTable, cost: allocation.Cost) -> dict[str, Any]:
     """N_opt of each budget that three sizes share, from the best losses of the grids: no law enters.
 
     Held-out sizes count with the others here, since nothing is predicted; so do grids without an optimum inside, by
     the loss of their best cell: ``unsure`` names the sizes whose loss rests on such a grid.
+
+    Args:
+        table: at the tokens that all runs of a grid have seen.
     """
-    ledger = at_nominal(ledger)
-    optima = [o for o in grid_optima(ledger, WINDOW) if math.isfinite(o.loss)]
+    optima = [o for o in grid_optima(table, WINDOW) if math.isfinite(o.loss)]
     if not optima:
-        raise Untrusted("no run ended with a loss")
+        raise UnsupportedFit("no run ended with a loss")
     N, T, loss = np.array([(o.N, o.T, o.loss) for o in optima]).T
-    C = training_flops(ledger, N, T, cost)
+    C = training_flops(table, N, T, cost)
     curves = isoflop.interpolated(N, C, loss)
     found, reasons = isoflop.estimate(curves)
 
@@ -155,23 +175,13 @@ def best_sizes(ledger: Ledger, cost: allocation.Cost) -> dict[str, Any]:
 
     return {
         "budgets": [
-            {
-                "C": budget.C,
-                "N": budget.N.tolist(),
-                "loss": budget.loss.tolist(),
-                "unsure": [float(size) for size in budget.N if unsure(budget.C, size)],
-            }
-            for budget in curves
+            {"C": one.C, "N": one.N.tolist(), "loss": one.loss.tolist(),
+             "unsure": [float(size) for size in one.N if unsure(one.C, size)]}
+            for one in curves
         ],
-        "exponents": {name: None if one is None else one.law.exponent for name, one in found.items()},
+        "exponents": {name: one and one.law.exponent for name, one in found.items()},
         "unknown": reasons,
-    }
-
-
-def pair_prices(ledger: Ledger) -> dict[str, Any]:
-    """The loss that one pair for all costs at each (N, T)."""
-    (lr, B), rows = fixed_pair.prices(ledger)
-    return {"lr": lr, "B": B, "grids": rows}
+    }  # fmt: skip
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
@@ -182,12 +192,8 @@ def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
     elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         for number, (a, b) in enumerate(zip(one, other)):
             yield from differences(a, b, f"{where}[{number}]")
-    elif _is_number(one) and _is_number(other):
+    elif {type(one), type(other)} <= {int, float}:
         if not math.isclose(one, other, rel_tol=SAME, abs_tol=1e-9):
             yield f"{where}: {one:.8g} here, {other:.8g} expected"
     elif one != other:
         yield f"{where}: {one} here, {other} expected"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

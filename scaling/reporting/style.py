@@ -1,7 +1,7 @@
 """How the report's figures look: axes, ticks, colours of sizes, legends."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,22 +28,26 @@ STYLE = {
     "figure.facecolor": "white",
     "svg.hashsalt": "report",  # the same figure gives the same file
 }
-ACCENT, GREY, LINE = "#d92d20", "#98a2b3", "#475467"
+ACCENT, BLUE, GREY, LINE = "#d92d20", "#175cd3", "#98a2b3", "#475467"
 WIDTH = 9.6  # inches: the page's width at the size of its text
 
 
-@contextmanager
-def panels(rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple["Figure", NDArray]]:
-    """A figure and its axes [rows, columns], drawn without a display or global state."""
-    # Imported here: matplotlib takes half a second that the planner must not spend.
+def styled() -> AbstractContextManager:
+    """The style of figures, for those that are made and written within."""
     import matplotlib
+
+    return matplotlib.rc_context(STYLE)
+
+
+def figure(rows: int, columns: int, size: tuple[float, float]) -> tuple["Figure", NDArray]:
+    """A figure of so many inches and its axes [rows, columns], without a display or global state."""
+    # Imported here: matplotlib takes half a second that the planner must not spend.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure, figure.subplots(rows, columns, squeeze=False)
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def colours(values: Iterable[float]) -> dict[float, Any]:
@@ -67,10 +71,11 @@ def band(axis: "Axes", x: NDArray, low: NDArray, high: NDArray, colour: Any) -> 
         axis.fill_between(x, low, high, color=colour, alpha=0.13, lw=0)
 
 
-def bars(axis: "Axes", x: NDArray, value: NDArray, low: NDArray, high: NDArray, **style: Any) -> None:
-    """Marks with their intervals, where these are known."""
-    known = np.nan_to_num(np.abs(np.stack([value - low, high - value])))
-    axis.errorbar(x, value, yerr=known, **{"capsize": 2, "lw": 0, "elinewidth": 1} | style)
+def bars(axis: "Axes", points: dict[str, NDArray], x: str, y: str, *, of: str = "y", **style: Any) -> None:
+    """Marks at columns x and y, with the interval (low, high) of one of the two where it is known."""
+    value = points[y if of == "y" else x]
+    error = np.nan_to_num(np.abs(np.stack([value - points["low"], points["high"] - value])))
+    axis.errorbar(points[x], points[y], **{f"{of}err": error, "capsize": 2, "lw": 0, "elinewidth": 1} | style)
 
 
 def log_axes(axis: "Axes", x: Callable[[float], str] | None, y: Callable[[float], str] | None) -> None:
@@ -105,6 +110,6 @@ def flops(value: float) -> str:
     return f"{value:.0e}".replace("e+", "e")
 
 
-def rate(value: float) -> str:
+def rate_text(value: float) -> str:
     """A learning rate on an axis: 1.4e-3."""
     return f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e")

@@ -5,27 +5,31 @@ samples. All are Gaussian, so a run with Jacobian A and noise R takes P A' (A P 
 whatever its loss will be. That is the covariance of a refit with the run added, at the same constants.
 """
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted
-from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.fitting.surface import least_squares, noise, shape
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.noise import LIKENESS
 from videoscaling.scaling.fitting.surface.shape import Inputs
 from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.scaling.fitting.surface.surface_law import EDGE
-from videoscaling.scaling.planning.allocation import SIZES, Cost
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.scaling.laws import TOLERANCE
+from videoscaling.scaling.losses import Form, Losses
+from videoscaling.scaling.planning.allocation import SIZES, Cost, optimum
 
-# The batch that a plan takes is the largest whose loss is at most this much above the best; the edge that is narrowed
-# is where the loss is EDGE above it.
-TOLERANCE = 1e-3
-STEP = 1e-4  # of ln N and of constants, for numerical derivatives
+STEP = 1e-4  # of constants, for numerical derivatives
+
+# Runs that a budget is spent on at once: after so many, a refit chooses better than what was expected before.
+MAX_RUNS = 24
+# Where the budget and all places at the best run's rate would lower ln of the variances by less than this, nothing is
+# worth a run.
+MIN_GAIN = 2e-3
 
 
 def solution_of(surface: Surface) -> least_squares.Solution:
@@ -62,74 +66,48 @@ def target_at(surface: Surface, N: float, T: float) -> Target:
     B = float(surface.best(N, T, tolerance=TOLERANCE).B.value) if has_batches else float(surface.cells.B[0])
     b = np.log(B / surface.scale.B)
     best = float(shape.ridge(model, theta, n, t, b)) if has_rates else np.log(surface.cells.lr[0] / surface.lr_scale)
-    found: dict[str, NDArray] = {}
-    at_best = _row(surface, n, t, best, b)
+    off = best + np.array([0.0, -0.1, 0.1])
+    around = Inputs(np.full(3, n), np.full(3, t), off, np.full(3, b), np.zeros(3, dtype=np.int64))
+    at = shape.evaluate(model, theta, around)
+    gradients = {}
     if surface.members:
-        found["loss"] = at_best.jacobian[0]
+        gradients["loss"] = at.jacobian[0]
     if has_rates:
-        steps = STEP * np.eye(len(theta))
-        found["lr"] = (shape.ridge(model, theta + steps, n, t, b) - shape.ridge(model, theta - steps, n, t, b)) / (
-            2 * STEP
-        )
+        gradients["lr"] = _slope(theta, lambda theta: shape.ridge(model, theta, n, t, b))
     if has_batches:
-        found["batch edge"] = _edge_gradient(surface, N, T)
-    off = [float(_row(surface, n, t, best + x, b).value[0]) for x in (-0.1, 0.1)]
-    curvature = (sum(off) - 2 * float(at_best.value[0])) / 0.1**2
+        gradients["batch edge"] = _slope(theta, lambda theta: surface.edge_place(model, theta, n, t, np.log1p(EDGE)))
+    curvature = float(at.value[1] + at.value[2] - 2 * at.value[0]) / 0.1**2
     lr = float(np.exp(best) * surface.lr_scale)
-    return Target(N, T, B, lr, tuple(found), np.array(list(found.values())), curvature)
+    return Target(N, T, B, lr, tuple(gradients), np.array(list(gradients.values())), curvature)
 
 
 def target_of_budget(surface: Surface, C: float, cost: Cost) -> Target:
     """``target_at`` the size that has the lowest loss at C FLOPs, and N_opt itself.
 
     Raises:
-        Untrusted: no loss form identifies N_opt, or it lies beyond any model.
+        UnsupportedFit: no loss form identifies N_opt, or it lies beyond any model.
     """
     if not surface.members:
-        raise Untrusted(f"N_opt at {C:.4g} FLOPs is unknown: {surface.no_form}")
+        raise UnsupportedFit(f"N_opt at {C:.4g} FLOPs is unknown: {surface.no_form}")
     solution = solution_of(surface)
-    count = len(solution.model.level_names)
+    form, count = solution.model.form, len(solution.model.level_names)
 
-    def level(ln_N: NDArray) -> tuple[NDArray, NDArray]:
-        N = np.exp(ln_N)
-        n, t, b = surface.scale.logs(N, C / cost(N), np.nan)
-        return forms.evaluate(solution.model.form, solution.theta[:count], n, t, b)
+    def size(theta: NDArray) -> NDArray:
+        losses = Losses((Form(form, 1.0, theta[..., :count]),), surface.scale)
+        return optimum(losses, C, cost)
 
-    grid = np.linspace(*np.log(SIZES), 4000)
-    at = int(np.argmin(level(grid)[0]))
-    if at in (0, len(grid) - 1):
-        raise Untrusted(f"the loss form has no best size at {C:.4g} FLOPs")
-    # A step as wide as the grid's: the ladder's widths make the cost smooth in steps no smaller.
-    around = grid[at] + np.array([-0.1, 0.0, 0.1])
-    value, jacobian = level(around)
-    bend = value[0] - 2 * value[1] + value[2]
-    ln_N = grid[at] if bend <= 0 else around[1] - 0.05 * (value[2] - value[0]) / bend
-    N = float(np.exp(ln_N))
+    N = float(size(solution.theta))
+    if not SIZES[0] * 1.01 < N < SIZES[1] / 1.01:
+        raise UnsupportedFit(f"the loss form has no best size at {C:.4g} FLOPs")
     found = target_at(surface, N, C / float(cost(np.array(N))))
-    gradient = np.zeros(found.gradient.shape[1])
-    gradient[:count] = -0.05 * (jacobian[2] - jacobian[0]) / max(bend, 1e-12)
-    return Target(
-        found.N, found.T, found.B, found.lr, (*found.names, "N_opt"), np.vstack([found.gradient, gradient]),
-        found.curvature,
-    )  # fmt: skip
+    gradient = np.vstack([found.gradient, _slope(solution.theta, lambda theta: np.log(size(theta)))])
+    return replace(found, names=(*found.names, "N_opt"), gradient=gradient)
 
 
-def _row(surface: Surface, n: NDArray, t: NDArray, l: float, b: float) -> shape.Mean:  # noqa: E741
-    solution = solution_of(surface)
-    grid = np.zeros(1, dtype=np.int64)
-    return shape.evaluate(solution.model, solution.theta, Inputs(*(np.ravel(v) for v in (n, t, l, b)), grid))
-
-
-def _edge_gradient(surface: Surface, N: float, T: float) -> NDArray[np.float64]:
-    """Of ln of the batch at which the loss is EDGE above the best: price(edge) - price(best) stays EDGE."""
-    solution = solution_of(surface)
-    model, theta = solution.model, solution.theta
-    n, t, _ = surface.scale.logs(N, T, np.nan)
-    rows = []
-    for B in (surface.edge(T, N, EDGE).value, surface.best(N, T).B.value):
-        b = np.log(float(B) / surface.scale.B)
-        rows.append(_row(surface, n, t, float(shape.ridge(model, theta, n, t, b)), b))
-    return -(rows[0].jacobian[0] - rows[1].jacobian[0]) / max(float(rows[0].by_z[0]), 1e-9)
+def _slope(theta: NDArray, read: Callable[[NDArray], NDArray]) -> NDArray[np.float64]:
+    """The derivative [constants] of what is read off theta [..., constants], by central differences."""
+    steps = STEP * np.eye(len(theta))
+    return (read(theta + steps) - read(theta - steps)) / (2 * STEP)
 
 
 class Posterior:
@@ -259,3 +237,63 @@ def _blocks(cells: Cells, sd: NDArray, phi: NDArray) -> list[tuple[NDArray[np.in
         among = np.where(np.eye(length, dtype=bool), 1 - LIKENESS * share, among)
         found.append((rows, sd[rows][:, :, None] * sd[rows][:, None, :] * among))
     return found
+
+
+@dataclass(frozen=True)
+class Purchase:
+    """One run to pay for.
+
+    Attributes:
+        rows: of the runs that could be made, [milestones] by rising T; the run ends with the last.
+        flops: what it costs.
+        variances: of ln of the target's quantities after it and those before it, [names].
+    """
+
+    rows: NDArray[np.int64]
+    flops: float
+    variances: NDArray[np.float64]
+
+
+def spend(
+    posterior: Posterior, target: Target, future: Cells, flops: NDArray[np.float64], *,
+    budget: float, tolerance: float | None = None, most: int = MAX_RUNS,
+) -> list[Purchase]:  # fmt: skip
+    """The runs to pay for, each the one that lowers the sum of ln of the target's variances most per FLOP.
+
+    The sum of logarithms has no unit: halving the interval of the loss counts as much as halving that of the rate.
+    Each run also pays for its place, budget / most: per FLOP alone, nearly all places went to the cheapest runs.
+    Each run is taken once, up to the milestone that is worth most; earlier milestones come free.
+
+    Args:
+        posterior: of ``future``; it is left as it is after the runs.
+        flops: [rows] of ``future``: the cost of a run that ends at the row's T.
+        budget: FLOPs to spend at most.
+        tolerance: end where the rate's error is expected to cost no more than this (relative loss).
+    """
+    variances, found = posterior.variances(target), []
+    taken = np.zeros(len(future), dtype=bool)
+    left = budget
+    while len(found) < most and not (tolerance is not None and rate_cost(target, variances) <= tolerance):
+        best, value, after = None, MIN_GAIN / budget, variances
+        for rows, falls in posterior.falls(target):
+            remaining = np.maximum(variances - falls, 1e-12 * variances)
+            gain = -np.sum(np.log(remaining / np.maximum(variances, 1e-300)), axis=-1)
+            possible = (flops[rows] <= left) & ~taken[rows[:, :1]]
+            rate = np.where(possible, gain / (flops[rows] + budget / most), 0.0)
+            run, milestone = np.unravel_index(int(np.argmax(rate)), rate.shape)
+            if rate[run, milestone] > value:
+                best, value, after = rows[run, : milestone + 1], rate[run, milestone], remaining[run, milestone]
+        if best is None:
+            break
+        posterior.add(best)
+        taken[np.isin(future.run, future.run[best[0]])] = True
+        variances, left = after, left - float(flops[best[-1]])
+        found.append(Purchase(best, float(flops[best[-1]]), variances))
+    return found
+
+
+def rate_cost(target: Target, variances: NDArray[np.float64]) -> float:
+    """What the rate's error is expected to cost at the target, in ln loss; 0 where no rate is predicted."""
+    if "lr" not in target.names:
+        return 0.0
+    return max(target.curvature, 0.0) / 2 * float(variances[target.names.index("lr")])

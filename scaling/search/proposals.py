@@ -20,8 +20,7 @@ from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.scaling.planning.allocation import Cost
-from videoscaling.scaling.search.acquisition import Posterior, Target, target_at, target_of_budget
-from videoscaling.scaling.search.budget import rate_cost, spend
+from videoscaling.scaling.search.acquisition import Posterior, Target, rate_cost, spend, target_at, target_of_budget
 from videoscaling.utils.errors import UserError
 
 # A finer step than a factor of 1.2 decides nothing: that far from the optimum a loss is 0.03 % above the lowest.
@@ -107,7 +106,7 @@ def decide(
         first: (lr, B) to begin with at a size without a finite loss, where no surface can be fitted.
 
     Raises:
-        Untrusted: the runs identify no such target.
+        UnsupportedFit: the runs identify no such target.
         UserError: the budget is less than the cheapest run.
     """
     dead = tuple(size.N for size in sizes if _is_dead(cells, size.N))

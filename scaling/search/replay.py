@@ -5,8 +5,9 @@ of the table's sum is spent. Held-out sizes are never shown: the surface predict
 Random runs of the same cost and all runs stand next to it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +15,45 @@ from numpy.typing import NDArray
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.fitting.surface.surface import Surface
-from videoscaling.scaling.search.acquisition import Posterior, Target, target_at
-from videoscaling.scaling.search.budget import spend
+from videoscaling.scaling.search.acquisition import Posterior, Target, spend, target_at
 from videoscaling.utils.errors import UserError
+from videoscaling.utils.options import option
+from videoscaling.utils.progress import Progress
 
 # Of a study's budget, for the first runs: the corners and the middle of each grid, from the cheapest grid on.
 START = 0.2
 ROUNDS = 6  # refits, each after an equal part of the rest of the budget
 NEAR = 1.02  # times its grid's best loss: cells by which predictions are judged
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which studies are made: by ``extend`` and by random runs at each share, and by all runs."""
+
+    shares: tuple[float, ...] = option(
+        (0.02, 0.05, 0.1), "of the table's FLOPs (6 N T) to spend", 1e-3, 1, type=float, nargs="+"
+    )
+    held_out: int = option(0, "the largest sizes, which are predicted and never shown; 0: all are judged", 0, 100)
+    noise: float = option(0.0, "relative noise added to every run", 0, 0.1)
+    seeds: int = option(5, "studies with other random runs and noise", 1, 1000)
+
+
+def replay(cells: Cells, options: Options) -> list[dict[str, Any]]:
+    """A row of ``summary`` for each method and share: ``extend``, random runs of the same cost, and all runs."""
+    # Without noise only random runs differ by their seed.
+    once, seeds = range(options.seeds if options.noise else 1), range(options.seeds)
+    asked = [one for share in options.shares for one in ((share, "extend", once), (share, "random", seeds))]
+    asked.append((1.0, "all", once))
+    rows = []
+    with Progress(sum(len(seeds) for *_, seeds in asked), "replay", "studies") as bar:
+        for share, method, seeds in asked:
+            outcomes = []
+            for seed in seeds:
+                pool = Pool.of(cells, options.held_out, options.noise, seed)
+                outcomes.append(study(pool, share, method, seed))
+                bar.update()
+            rows.append({"method": method, "share_asked": share} | summary(outcomes))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -81,13 +113,12 @@ class Outcome:
     error: NDArray[np.float64]
 
 
-def study(pool: Pool, share: float, choose: str, seed: int = 0, report: Callable[[], None] = lambda: None) -> Outcome:
+def study(pool: Pool, share: float, choose: str, seed: int = 0) -> Outcome:
     """Pay for runs of the pool up to a share of its FLOPs, and judge the surface through them.
 
     Args:
         choose: "extend", "random" or "all".
         seed: of the random order.
-        report: called after each refit.
     """
     open_rows = np.flatnonzero(~pool.heldout)
     if choose == "all":
@@ -104,18 +135,12 @@ def study(pool: Pool, share: float, choose: str, seed: int = 0, report: Callable
         surface = fit_surface(pool.seen.rows(shown))
         if surface.members:
             future = pool.seen.rows(rest)
-            bought = spend(
-                Posterior(surface, future),
-                _targets(pool, surface),
-                future,
-                pool.flops[rest],
-                budget=now,
-            )
+            posterior, target = Posterior(surface, future), _targets(pool, surface)
+            bought = spend(posterior, target, future, pool.flops[rest], budget=now)
             chosen = [rest[one.rows[0]] for one in bought]
         else:  # the levels of grids without runs are unknown
             chosen = list(_affordable(pool, rest, now))
         shown = np.append(shown, np.array(chosen, dtype=np.int64))
-        report()
     return judged(pool, shown)
 
 
@@ -150,8 +175,7 @@ def _targets(pool: Pool, surface: Surface) -> Target:
     """The judged grids' predictions, all together."""
     found = [target_at(surface, N, T) for N, T in _judged_grids(pool)]
     names = tuple(name for one in found for name in one.names)
-    first = found[0]
-    return Target(first.N, first.T, first.B, first.lr, names, np.vstack([one.gradient for one in found]), 0.0)
+    return replace(found[0], names=names, gradient=np.vstack([one.gradient for one in found]), curvature=0.0)
 
 
 def _judged_grids(pool: Pool) -> list[tuple[float, float]]:

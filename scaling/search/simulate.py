@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling.estimates import Estimate
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.surface import surface_law
 from videoscaling.scaling.fitting.surface.surface_law import EDGE
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.laws import TOLERANCE, Law
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.warnings import FAR
 from videoscaling.scaling.search.planned_runs import LEAST, PlannedRun, fit_warnings
 from videoscaling.scaling.search.truth import BATCH, Truth, simulated_runs
 from videoscaling.utils.errors import UserError
+from videoscaling.utils.text_tables import table
 
 CLOSE = 0.005  # a measured loss this near the predicted one (relative) is a success
 MEASURED = 400  # new runs at a target, for each simulated sweep
@@ -106,10 +107,10 @@ def expect(
     found: list[list[dict[str, Any]]] = [[] for _ in targets]
     bracketed = 0
     for seed in range(sweeps):
-        ledger = simulated_runs(truth, runs, seed, n_ctx)
+        simulated = simulated_runs(truth, runs, seed, n_ctx)
         try:
-            law = surface_law.fit_law(ledger, "all", "auto", cost, {"name": "simulated"})
-        except Untrusted as reason:
+            law = surface_law.fit_law(simulated, "all", "auto", cost, {"name": "simulated"})
+        except UnsupportedFit as reason:
             refused[str(reason).partition("\n")[0]] += 1
         else:
             names = [name.removeprefix("surface.") for name in law.fit["intervals"]]
@@ -222,24 +223,21 @@ def text(expected: dict[str, Any]) -> str:
     lines = [
         f"{expected['runs']} runs, noise of a run {expected['noise']:.2%}, simulated {sweeps} times from law "
         f"{expected['law']!r}; {fitted} of {sweeps} fits gave a law",
-        f"{'':<24}{'truth':>10}{'bias':>9}{'sd':>8}{'half-width':>12}{'coverage':>10}",
+        *table([_row(name, one, sweeps) for name, one in expected["exponents"].items()]),
     ]
-    lines += [_row(name, one, sweeps, "") for name, one in expected["exponents"].items()]
     if expected["exponents"].keys() & set(BATCH):
-        lines.append(f"  (the batch: B_opt in {expected['B_opt_identified']} of {fitted} fits, else its 1 % edge)")
+        lines.append(f"(the batch: B_opt in {expected['B_opt_identified']} of {fitted} fits, else its 1 % edge)")
     for at in expected["targets"]:
-        lines.append(
-            f"N {at['N']:.4g}, T {at['T']:.4g}, {at['C']:.3g} FLOPs (lr_opt at B {at['B']:.6g}; errors in %):"
-        )
-        lines += [_row(name, at[name], sweeps, "%") for name in QUANTITIES if name in at]
+        lines += [
+            f"N {at['N']:.4g}, T {at['T']:.4g}, {at['C']:.3g} FLOPs (lr_opt at B {at['B']:.6g}; errors of ln):",
+            *table([_row(name, at[name], sweeps) for name in QUANTITIES if name in at]),
+        ]
         if at["regret"] is not None:
-            lines.append(
-                f"  the predicted pair costs {at['regret']:.2%} of the loss, {at['regret_worst']:.2%} at worst"
-            )
+            lines.append(f"the predicted pair costs {at['regret']:.2%} of the loss, {at['regret_worst']:.2%} at worst")
         if at["close"] is not None:
             seeds = "one new run" if expected["seeds"] == 1 else f"the mean of {expected['seeds']} new runs"
             lines.append(
-                f"  {seeds} within {CLOSE:.1%} of the predicted loss: chance {at['close']:.2f}; inside its 95 % "
+                f"{seeds} within {CLOSE:.1%} of the predicted loss: chance {at['close']:.2f}; inside its 95 % "
                 f"interval: {at['inside']:.2f}"
             )
     if expected["refused"]:
@@ -249,13 +247,9 @@ def text(expected: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _row(name: str, one: dict[str, Any], sweeps: int, unit: str) -> str:
-    head = f"  {LABELS[name]:<22}{one['truth']:>10.4g}"
-    if "bias" not in one:
-        return f"{head}  unknown: {one['sweeps']} of {sweeps} sweeps identify it"
-    if unit:
-        numbers = f"{100 * one['bias']:>+9.2f}{100 * one['sd']:>8.2f}{100 * one['half_width']:>12.2f}"
-    else:
-        numbers = f"{one['bias']:>+9.3f}{one['sd']:>8.3f}{one['half_width']:>12.3f}"
-    share = "" if one["sweeps"] == sweeps else f"  in {one['sweeps']} sweeps"
-    return f"{head}{numbers}{one['coverage']:>10.2f}{share}"
+def _row(name: str, one: dict[str, Any], sweeps: int) -> dict[str, Any]:
+    """A line of ``text``'s tables, errors with three digits; what few sweeps identify is unknown."""
+    errors = {
+        key: float(f"{one[key]:.3g}") if key in one else None for key in ("bias", "sd", "half_width", "coverage")
+    }
+    return {"": LABELS[name], "truth": one["truth"], **errors, "identified by": f"{one['sweeps']} of {sweeps} sweeps"}

@@ -18,7 +18,7 @@ from videoscaling.scaling.fitting.surface import noise
 from videoscaling.scaling.fitting.surface.surface_law import EDGE
 from videoscaling.scaling.laws import TOLERANCE, GivenBatch, Law
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 from videoscaling.scaling.search.planned_runs import PlannedRun
 from videoscaling.utils.errors import UserError
 
@@ -150,7 +150,7 @@ class Truth:
         return {name: value for name, value in found.items() if value is not None}
 
 
-def simulated_runs(truth: Truth, runs: Sequence[PlannedRun], seed: int, n_ctx: int) -> Ledger:
+def simulated_runs(truth: Truth, runs: Sequence[PlannedRun], seed: int, n_ctx: int) -> RunTable:
     """Runs with losses by the truth, one row per milestone.
 
     SHARED of a run's variance is that of its samples: runs of one size and stream have it in common.
@@ -167,7 +167,7 @@ def simulated_runs(truth: Truth, runs: Sequence[PlannedRun], seed: int, n_ctx: i
     error = truth.run_sd(N, T, B, lr) * (math.sqrt(1 - SHARED) * own + math.sqrt(SHARED) * shared)
     loss = np.exp(truth.scattered(N, T, B, lr, grid=grid, size=size, random=random) + error)
     unknown, width = np.full(len(N), np.nan), len(str(len(runs)))
-    return Ledger(
+    return RunTable(
         run_id=np.array([f"simulated-{i:0{width}d}" for i in run]), N=N, T=T, nominal_T=T, B=B, lr=lr, loss=loss,
         loss_se=unknown, raw_loss=loss, raw_loss_se=unknown, flops=unknown, seed=run, n_ctx=np.full(len(N), n_ctx),
         heldout=np.zeros(len(N), dtype=bool), samples=np.full(len(N), ""), samples_crc32=np.full(len(N), -1),

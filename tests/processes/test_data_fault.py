@@ -13,7 +13,7 @@ from tests.training.test_data_fault import fault_of
 from tests.training.test_trainer import overrides
 from videoscaling.sweeps.state import FAILURE
 from videoscaling.training.checkpoint import checkpoint_paths
-from videoscaling.utils.results import DATA_FAULT, read_record
+from videoscaling.utils.results import DATA_FAULT, Failure, read_failure
 
 
 @pytest.fixture
@@ -55,9 +55,9 @@ def test_a_sweep_stops_at_the_first_fault_and_tries_nothing_again(copy: Path, tm
     begun = sorted(path.parent for path in (tmp_path / "runs" / "grid").glob("*/console.log"))
     assert len(begun) == stack  # of four cells
     for directory in begun:
-        failure = read_record(directory / FAILURE)
-        assert re.fullmatch(message, failure.pop("reason"))
-        assert failure == {"attempts": 1, "exit_status": 2, "data_fault": True}
+        failure = read_failure(directory / FAILURE)
+        assert re.fullmatch(message, failure.reason)
+        assert failure == Failure(failure.reason, attempts=1, exit_status=2, data_fault=True)
         assert re.search(f"^error: {message}$", (directory / "console.log").read_text(), re.MULTILINE)
     assert tool("status", sweep, "--json", status=1).stdout.count('"failed"') >= stack
 

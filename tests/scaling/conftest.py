@@ -65,14 +65,14 @@ def scattered_grids():
     ``of_optima`` is the standard deviation of ln B_opt and ln lr_opt from grid to grid, ``of_losses`` of ln loss.
     """
 
-    def ledger(law, sizes, tokens, noise, seed, of_optima=0.0, of_losses=0.0):
+    def scattered(law, sizes, tokens, noise, seed, of_optima=0.0, of_losses=0.0):
         cells, flat = simulate.grid(law, sizes, tokens, 5, 5, 2.0), dataclasses.replace(law, curvature=None)
-        ledger = simulate.ledger(flat, cells, tokens, noise, seed=seed, n_ctx=1280)
-        random, loss = np.random.default_rng(10_000 + seed), ledger.loss.copy()
-        for N, T, rows in ledger.grids():
+        table = simulate.run_table(flat, cells, tokens, noise, seed=seed, n_ctx=1280)
+        random, loss = np.random.default_rng(10_000 + seed), table.loss.copy()
+        for N, T, rows in table.grids():
             x, y, moved = random.standard_normal(3) * (of_optima, of_optima, of_losses)
-            x, y = np.log(ledger.lr[rows] / law.lr(N, T)) - x, np.log(ledger.B[rows] / law.batch(N, T)) - y
+            x, y = np.log(table.lr[rows] / law.lr(N, T)) - x, np.log(table.B[rows] / law.batch(N, T)) - y
             loss[rows] *= (1 + law.curvature(x, y)) * np.exp(moved)
-        return dataclasses.replace(ledger, loss=loss)
+        return dataclasses.replace(table, loss=loss)
 
-    return ledger
+    return scattered

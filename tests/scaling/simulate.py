@@ -1,14 +1,14 @@
-"""Ledgers that power laws of batch and rate would produce, with noise: what tests fit."""
+"""Run tables that power laws of batch and rate would produce, with noise: what tests fit."""
 
 from collections.abc import Iterable
 
 import numpy as np
 
 from videoscaling.scaling.laws import Law
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 
 
-def ledger(
+def run_table(
     law: Law,
     cells: Iterable[tuple[float, float, float]],
     milestones: Iterable[float],
@@ -16,7 +16,7 @@ def ledger(
     correlation: float = 0.6,
     seed: int = 0,
     n_ctx: int = 0,
-) -> Ledger:
+) -> RunTable:
     """One run per cell (N, B, lr), validated at every milestone.
 
     Args:
@@ -38,7 +38,7 @@ def ledger(
         loss *= 1 + law.curvature(np.log(lr / best_lr), np.log(B / best_B))
     unknown = np.full(len(N), np.nan)
     width = len(str(len(shared)))
-    return Ledger(
+    return RunTable(
         run_id=np.repeat([f"simulated-{i:0{width}d}" for i in range(len(shared))], error.shape[1]),
         N=N, T=T, nominal_T=T, B=B, lr=lr, loss=loss, loss_se=noise * loss, raw_loss=loss, raw_loss_se=unknown,
         flops=unknown, seed=np.repeat(np.arange(len(shared)), error.shape[1]), n_ctx=np.full(len(N), n_ctx),

@@ -34,12 +34,12 @@ def test_the_notebook_prints_what_is_committed(monkeypatch):
         np.testing.assert_allclose(*numbers, rtol=0.01, atol=0.011)
 
 
-def test_arrays_are_a_ledger_of_runs():
-    ledger = from_arrays(COLUMNS | {"loss": [0.5, np.inf], "run_id": ["a", "b"], "n_ctx": 1280})
-    assert ledger.run_id.tolist() == ["a", "b"]
-    assert ledger.loss.tolist() == [0.5, np.inf]
-    assert np.isnan(ledger.B).all()
-    assert ledger.n_ctx.tolist() == [1280, 1280]
+def test_arrays_are_a_table_of_runs():
+    table = from_arrays(COLUMNS | {"loss": [0.5, np.inf], "run_id": ["a", "b"], "n_ctx": 1280})
+    assert table.run_id.tolist() == ["a", "b"]
+    assert table.loss.tolist() == [0.5, np.inf]
+    assert np.isnan(table.B).all()
+    assert table.n_ctx.tolist() == [1280, 1280]
     assert from_arrays(COLUMNS).run_id.tolist() == ["row-1", "row-2"]
 
 

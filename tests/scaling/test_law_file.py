@@ -133,7 +133,7 @@ def test_faulty_draws_are_refused(raw, columns, draws, message):
 def test_draws_of_some_constants_leave_the_others_as_they_are(raw):
     raw["fit"]["draw_columns"], raw["draws"] = ["loss.Tc", "loss.aT"], [[0.0373, 0.2917], [0.05, 0.3]]
     law = law_file.from_dict(raw)
-    planned = plan(law, Request(flops=1e20), sizes)
+    planned = plan(law, Request(flops=1e20))
     assert planned["loss"]["low"] < planned["loss"]["high"]
     assert law.drawn("batch") is None
 
@@ -169,8 +169,8 @@ def numbers(value):
 def fitted(paper, cost):
     """A fitted law file, with a tenth of its draws."""
     cells = simulate.grid(paper, np.geomspace(0.0168e9, 0.268e9, 3), [2e9, 5e9, 1.2e10], 4, 4, 2.0)
-    ledger = simulate.ledger(paper, cells, [2e9, 5e9, 1.2e10], 1e-4, n_ctx=1280)
-    law = law_file.to_dict(fit.fit(ledger, "all", fit.Options(), cost, {"name": "simulated"}).law)
+    table = simulate.run_table(paper, cells, [2e9, 5e9, 1.2e10], 1e-4, n_ctx=1280)
+    law = law_file.to_dict(fit.fit(table, "all", fit.Options(), cost, {"name": "simulated"}).law)
     return law | {"draws": law["draws"][:50]}
 
 
@@ -196,7 +196,7 @@ def test_no_mutation_of_a_law_file_ends_in_a_traceback(raw, fitted, which):
                 loaded += 1
                 report._constants(read)
                 done = plan(read, Request(flops=1e20), sizes)
-                assert all(map(math.isfinite, numbers(done))), (path, value)
+                assert all(map(math.isfinite, numbers(done.to_dict()))), (path, value)
                 table(done)
                 planned += 1
             except UserError as error:

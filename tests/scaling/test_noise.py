@@ -13,7 +13,7 @@ SIZES, TOKENS = [1e8, 4e8], [2e9, 4e9]
 
 def repeated(law, seed, sd, repeats=6, n_ctx=0):
     cells = simulate.grid(law, SIZES, TOKENS, 1, 2, 2.0) * repeats
-    return simulate.ledger(law, cells, TOKENS, sd, correlation=1.0, seed=seed, n_ctx=n_ctx)
+    return simulate.run_table(law, cells, TOKENS, sd, correlation=1.0, seed=seed, n_ctx=n_ctx)
 
 
 def test_the_scatter_between_seeds_is_the_planted_one(paper):
@@ -30,8 +30,8 @@ def test_the_scatter_between_seeds_is_the_planted_one(paper):
 
 
 def test_raw_weights_have_a_scatter_of_their_own(paper):
-    ledger = repeated(paper, 0, 1e-3)
-    rough = dataclasses.replace(ledger, raw_loss=ledger.loss * np.random.default_rng(1).normal(1, 0.05, len(ledger)))
+    table = repeated(paper, 0, 1e-3)
+    rough = dataclasses.replace(table, raw_loss=table.loss * np.random.default_rng(1).normal(1, 0.05, len(table)))
     row = noise.between_seeds(rough)[0]
     assert row["raw"]["value"] > 20 * row["ema"]["value"]
 
@@ -42,15 +42,15 @@ def test_without_repeats_nothing_is_said(paper):
 
 
 def test_pairs_share_the_clips(paper, tmp_path):
-    """Clips differ by 10 %, runs by .1 % from clip to clip: a difference is known a hundred times better."""
-    ledger = repeated(paper, 0, 1e-3, repeats=2)
+    """Clips differ by 10 %, runs by 0.1 % from clip to clip: a difference is known a hundred times better."""
+    table = repeated(paper, 0, 1e-3, repeats=2)
     random, clips = np.random.default_rng(0), 400
     common, files = random.normal(1, 0.1, clips), []
-    for row in range(len(ledger)):
-        own = common * random.normal(1, 1e-3, clips) * ledger.loss[row] / common.mean()
+    for row in range(len(table)):
+        own = common * random.normal(1, 1e-3, clips) * table.loss[row] / common.mean()
         np.save(tmp_path / f"{row}.npy", np.tile(own[None, :, None], (2, 1, 1)))
         files.append(str(tmp_path / f"{row}.npy"))
-    rows = noise.of_validation(dataclasses.replace(ledger, samples=np.array(files)))
+    rows = noise.of_validation(dataclasses.replace(table, samples=np.array(files)))
     assert len(rows) == 4
     for row in rows:
         assert row["one"] == pytest.approx(0.1 / 20, rel=0.1)
@@ -59,7 +59,7 @@ def test_pairs_share_the_clips(paper, tmp_path):
 
 def test_what_a_larger_size_buys(paper):
     cells = simulate.grid(paper, SIZES, TOKENS, 5, 5, 1.5)
-    steps = noise.steps_in_size(simulate.ledger(paper, cells, TOKENS, 1e-9), 0.02)
+    steps = noise.steps_in_size(simulate.run_table(paper, cells, TOKENS, 1e-9), 0.02)
     assert [(step["T"], step["N"], step["to"]) for step in steps] == [(T, *SIZES) for T in TOKENS]
     for step in steps:
         true = float(paper.loss(step["to"], step["T"]) / paper.loss(step["N"], step["T"])) - 1

@@ -8,8 +8,8 @@ import pytest
 from tests.scaling import simulate
 from videoscaling.scaling import law_file, runs, tables
 from videoscaling.scaling.fitting.grids import fit
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.run_info import skipped_warnings
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.utils.errors import UserError
 
 
@@ -28,17 +28,17 @@ def test_folder_of_runs(tmp_path):
     write_run(tmp_path, "a")
     write_run(tmp_path, "b", B=160, overshoot=120, recipe={"warmup": 20, "optimizer": "adamw"})
     write_run(tmp_path, "c", status="diverged", milestones=(1e4,), milestones_asked=[1e4, 2e4])
-    ledger = runs.read(tmp_path)
-    assert len(ledger) == 6
+    table = runs.read(tmp_path)
+    assert len(table) == 6
     # A batch's overshoot does not split a grid; the true tokens stay.
-    assert [(N, T, len(rows)) for N, T, rows in ledger.grids()] == [(1000, 1e4, 3), (1000, 2e4, 3)]
-    assert set(ledger.T) == {10040, 20040, 10120, 20120, 20000}
-    assert ledger.loss[0] == 1.0 + 1e-4
-    assert ledger.loss_se[0] == 0.01
-    assert ledger.raw_loss[0] == 1.1
-    censored = ledger.rows(np.isinf(ledger.loss))
+    assert [(N, T, len(rows)) for N, T, rows in table.grids()] == [(1000, 1e4, 3), (1000, 2e4, 3)]
+    assert set(table.T) == {10040, 20040, 10120, 20120, 20000}
+    assert table.loss[0] == 1.0 + 1e-4
+    assert table.loss_se[0] == 0.01
+    assert table.raw_loss[0] == 1.1
+    censored = table.rows(np.isinf(table.loss))
     assert (censored.run_id.tolist(), censored.nominal_T.tolist()) == (["c"], [2e4])
-    assert ledger.recipe == {"optimizer": "adamw", "differs_between_runs": ["warmup"]}
+    assert table.recipe == {"optimizer": "adamw", "differs_between_runs": ["warmup"]}
 
 
 def test_whose_samples_a_run_saw(tmp_path):
@@ -46,9 +46,9 @@ def test_whose_samples_a_run_saw(tmp_path):
     write_run(tmp_path, "a", config={"data": {"seed": 2**31 - 1}})
     write_run(tmp_path, "b", config={"data": {"seed": None}})
     write_run(tmp_path, "c")
-    ledger = runs.read(tmp_path)
-    assert ledger.stream.tolist() == [2**31 - 1] * 2 + [-1] * 4
-    runs.write_csv(ledger, tmp_path / "table.csv")
+    table = runs.read(tmp_path)
+    assert table.stream.tolist() == [2**31 - 1] * 2 + [-1] * 4
+    runs.write_csv(table, tmp_path / "table.csv")
     assert set(runs.read(tmp_path / "table.csv").stream) == {-1}
 
 
@@ -62,16 +62,16 @@ def test_a_fit_warns_of_runs_that_skipped_more_than_one_percent_of_their_steps(t
         "f": {"tokens": 8_000, "skipped": 3},
     }.items():
         write_run(tmp_path, name, **more)
-    ledger = runs.read(tmp_path)
-    share = dict(zip(ledger.run_id.tolist(), ledger.skipped.tolist()))
+    table = runs.read(tmp_path)
+    share = dict(zip(table.run_id.tolist(), table.skipped.tolist()))
     assert math.isnan(share.pop("d"))
     assert share == pytest.approx({"a": 0.104, "b": 0.008, "c": 0, "e": 0.8, "f": 0.03})
-    assert skipped_warnings(ledger) == [
+    assert skipped_warnings(table) == [
         "2 runs skipped more than 1 % of their steps, as their gradients were not finite (a: 10.4 %): their losses "
         "are those of fewer tokens than T"
     ]
-    assert skipped_warnings(ledger.rows(np.isin(ledger.run_id, ["b", "c", "d", "e"]))) == []
-    runs.write_csv(ledger, tmp_path / "table.csv")
+    assert skipped_warnings(table.rows(np.isin(table.run_id, ["b", "c", "d", "e"]))) == []
+    runs.write_csv(table, tmp_path / "table.csv")
     assert skipped_warnings(runs.read(tmp_path / "table.csv")) == []
 
 
@@ -85,13 +85,13 @@ def test_a_count_of_skipped_steps_that_is_none_is_a_users_error(tmp_path, skippe
 def test_csv_has_the_fixed_columns_and_reads_back(tmp_path):
     write_run(tmp_path / "sweep", "a")
     write_run(tmp_path / "sweep", "b", status="diverged", milestones=(), milestones_asked=[1e4])
-    ledger = runs.read(tmp_path / "sweep")
-    runs.write_csv(ledger, tmp_path / "out.csv")
+    table = runs.read(tmp_path / "sweep")
+    runs.write_csv(table, tmp_path / "out.csv")
     header = (tmp_path / "out.csv").read_text().splitlines()[0]
     assert header == "run_id,status,N,T,B,lr,seed,n_ctx,loss,loss_se,ema_loss,ema_loss_se,flops,heldout"
     again = runs.read(tmp_path / "out.csv")
     for name in ("run_id", "N", "T", "B", "lr", "loss", "loss_se", "raw_loss", "n_ctx"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(ledger, name))
+        np.testing.assert_array_equal(getattr(again, name), getattr(table, name))
     assert math.isinf(again.loss[-1])
 
 
@@ -99,10 +99,10 @@ def test_other_trainers_tables(tmp_path):
     path = tmp_path / "theirs.csv"
     path.write_text("params,tokens,batch,rate,l\n1e6,1e9,32,1e-3,2.5\n1e6,1e9,64,1e-3,2.4\n")
     columns = tables.parse_columns("N=params,T=tokens,B=batch,lr=rate,L=l")
-    ledger = runs.read(path, columns, "sequences:2048")
-    assert ledger.B.tolist() == [65536, 131072]
-    assert ledger.loss.tolist() == [2.5, 2.4]
-    assert (ledger.unit, ledger.rows(np.array([0])).unit) == (2048, 2048)
+    table = runs.read(path, columns, "sequences:2048")
+    assert table.B.tolist() == [65536, 131072]
+    assert table.loss.tolist() == [2.5, 2.4]
+    assert (table.unit, table.rows(np.array([0])).unit) == (2048, 2048)
     lines = [{"N": 1e6, "T": 1e9, "B": 2048, "lr": 1e-3, "loss": 2.5}]
     (tmp_path / "theirs.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert runs.read(tmp_path / "theirs.jsonl").B.tolist() == [2048]
@@ -189,20 +189,20 @@ def test_bad_lines(tmp_path, text, message):
 def test_lines_may_leave_out_what_is_optional(tmp_path):
     lines = [{"N": 1e6, "T": 1e9, "loss": 2.5}, {"N": 1e6, "T": 2e9, "loss": 2.4, "heldout": True, "seed": 3}]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    ledger = runs.read(tmp_path / "x.jsonl", hyperparameters=False)
-    assert (ledger.heldout.tolist(), ledger.seed.tolist()) == ([False, True], [0, 3])
+    table = runs.read(tmp_path / "x.jsonl", hyperparameters=False)
+    assert (table.heldout.tolist(), table.seed.tolist()) == ([False, True], [0, 3])
 
 
 def test_a_table_of_optima_needs_no_losses(tmp_path):
     (tmp_path / "x.csv").write_text("status,N,T,B,lr\ndone,1e6,1e9,32,1e-3\ndiverged,1e6,2e9,32,1e-3\n")
-    ledger = runs.read(tmp_path / "x.csv", losses=False)
-    assert np.isnan(ledger.loss[0])
-    assert np.isinf(ledger.loss[1])
+    table = runs.read(tmp_path / "x.csv", losses=False)
+    assert np.isnan(table.loss[0])
+    assert np.isinf(table.loss[1])
 
 
 def test_unknown_clips_are_written_as_unknown(paper, tmp_path):
-    ledger = simulate.ledger(paper, [(1e8, 1e5, 1e-3)], [1e9], 1e-4)
-    runs.write_csv(ledger, tmp_path / "x.csv")
+    table = simulate.run_table(paper, [(1e8, 1e5, 1e-3)], [1e9], 1e-4)
+    runs.write_csv(table, tmp_path / "x.csv")
     assert runs.read(tmp_path / "x.csv").n_ctx.tolist() == [0]
 
 
@@ -213,7 +213,7 @@ def test_no_mutation_of_a_table_ends_in_a_traceback(paper, cost, tmp_path):
     tokens = [2e9, 5e9, 1.2e10]
     cells = simulate.grid(paper, [0.02e9, 0.07e9, 0.25e9], tokens, 4, 4, 3.0)
     path = tmp_path / "runs.csv"
-    runs.write_csv(simulate.ledger(paper, cells, tokens, 1e-5, n_ctx=1280), path)
+    runs.write_csv(simulate.run_table(paper, cells, tokens, 1e-5, n_ctx=1280), path)
     header, *rows = [line.split(",") for line in path.read_text().splitlines()]
     fitted = refused = 0
     for column, name in enumerate(header):
@@ -224,7 +224,7 @@ def test_no_mutation_of_a_table_ends_in_a_traceback(paper, cost, tmp_path):
             changed[40][column] = value
             path.write_text("\n".join(map(",".join, [header, *changed])))
             try:
-                ledger = runs.read(path)
+                table = runs.read(path)
             except UserError as error:
                 told = (f"row 42: {name}", "1 of 144 results have no EMA loss")
                 assert any(words in str(error) for words in told), (name, value, str(error))  # noqa: PT017
@@ -233,9 +233,9 @@ def test_no_mutation_of_a_table_ends_in_a_traceback(paper, cost, tmp_path):
             except Exception as error:
                 raise AssertionError(f"{name} = {value!r}") from error
             try:
-                law_file.from_dict(law_file.to_dict(fit.fit(ledger, "all", fit.Options(), cost, {}).law))
+                law_file.from_dict(law_file.to_dict(fit.fit(table, "all", fit.Options(), cost, {}).law))
                 fitted += 1
-            except (UserError, Untrusted):
+            except (UserError, UnsupportedFit):
                 pass
             except Exception as error:
                 raise AssertionError(f"{name} = {value!r}") from error
@@ -288,9 +288,9 @@ def test_rows_without_run_ids_are_runs_by_what_they_share(tmp_path):
     path = tmp_path / "x.csv"
     lines = [f"1e6,{T},{B},1e-3,{seed},2.5" for B in (80, 160) for seed in (1, 2) for T in (1e6, 2e6)]
     path.write_text("N,T,B,lr,seed,loss\n" + "\n".join(lines))
-    ledger = runs.read(path)
-    assert len(set(ledger.run_id.tolist())) == 4
-    assert ledger.run_id.tolist() == [f"row-{k}" for k in (2, 2, 4, 4, 6, 6, 8, 8)]
+    table = runs.read(path)
+    assert len(set(table.run_id.tolist())) == 4
+    assert table.run_id.tolist() == [f"row-{k}" for k in (2, 2, 4, 4, 6, 6, 8, 8)]
     # Without a batch and a rate nothing tells runs apart.
     path.write_text("N,T,loss\n" + "\n".join(f"1e6,{T},2.5" for T in (1e6, 2e6)))
     assert len(set(runs.read(path, hyperparameters=False).run_id.tolist())) == 2
@@ -300,10 +300,10 @@ def test_milestones_of_one_run_stay_apart_however_near(tmp_path):
     nominal = (1e6, 1.015e6)
     for name, B in (("a", 80), ("b", 160)):
         write_run(tmp_path / "sweep", name, B=B, milestones=nominal, overshoot=B // 2)
-    ledger = runs.read(tmp_path / "sweep")
-    assert [(T, len(rows)) for _, T, rows in ledger.grids()] == [(1e6, 2), (1.015e6, 2)]
+    table = runs.read(tmp_path / "sweep")
+    assert [(T, len(rows)) for _, T, rows in table.grids()] == [(1e6, 2), (1.015e6, 2)]
     # A table tells no milestones, but its runs.
-    runs.write_csv(ledger, tmp_path / "x.csv")
+    runs.write_csv(table, tmp_path / "x.csv")
     assert [(T, len(rows)) for _, T, rows in runs.read(tmp_path / "x.csv").grids()] == [(1000040, 2), (1015040, 2)]
 
 

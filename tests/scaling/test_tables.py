@@ -21,9 +21,9 @@ def read(tmp_path, text, name="x.csv", **options):
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", ", ", " , "])
 def test_delimiters_and_blanks_in_headers(tmp_path, delimiter):
-    ledger = read(tmp_path, ROWS.replace(",", delimiter))
-    assert ledger.loss.tolist() == [2.5, 2.4]
-    assert ledger.B.tolist() == [2048, 2048]
+    table = read(tmp_path, ROWS.replace(",", delimiter))
+    assert table.loss.tolist() == [2.5, 2.4]
+    assert table.B.tolist() == [2048, 2048]
 
 
 def test_gzip_and_parquet(tmp_path):
@@ -32,19 +32,19 @@ def test_gzip_and_parquet(tmp_path):
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     columns = {"N": [1e6, 1e6], "T": [1e9, 2e9], "B": [2048, 2048], "lr": [1e-3, 1e-3], "loss": [2.5, None]}
     parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
-    ledger = runs.read(tmp_path / "x.parquet")
-    assert ledger.loss.tolist() == [2.5]
-    assert "1 of 2 rows are left out: they have no loss" in ledger.notes[0]
+    table = runs.read(tmp_path / "x.parquet")
+    assert table.loss.tolist() == [2.5]
+    assert "1 of 2 rows are left out: they have no loss" in table.notes[0]
 
 
 def test_other_names_of_columns(tmp_path):
     scalebench = "group,lr,bsz,data_size,non_embedding_param_size,lm_loss\na,1e-3,32,1e9,1e6,2.5\n"
-    ledger = read(tmp_path, scalebench, batch_unit="sequences:2048")
-    assert (ledger.N[0], ledger.T[0], ledger.B[0], ledger.lr[0], ledger.loss[0]) == (1e6, 1e9, 65536, 1e-3, 2.5)
-    assert ledger.columns == {"N": "non_embedding_param_size", "T": "data_size", "B": "bsz", "loss": "lm_loss"}
+    table = read(tmp_path, scalebench, batch_unit="sequences:2048")
+    assert (table.N[0], table.T[0], table.B[0], table.lr[0], table.loss[0]) == (1e6, 1e9, 65536, 1e-3, 2.5)
+    assert table.columns == {"N": "non_embedding_param_size", "T": "data_size", "B": "bsz", "loss": "lm_loss"}
     steplaw = "h,lr,bs,loss,smooth loss,exp_name,D,N,D/N\n960,1e-3,32,2.6,2.5,a,1e9,1e6,1000\n"
-    ledger = read(tmp_path, steplaw, batch_unit="sequences:2048")
-    assert (ledger.T[0], ledger.B[0], ledger.loss[0], ledger.raw_loss[0]) == (1e9, 65536, 2.5, 2.6)
+    table = read(tmp_path, steplaw, batch_unit="sequences:2048")
+    assert (table.T[0], table.B[0], table.loss[0], table.raw_loss[0]) == (1e9, 65536, 2.5, 2.6)
     chinchilla = "x,Model Size,Training FLOP,loss\n1,1e6,6e15,2.5\n"
     assert read(tmp_path, chinchilla, hyperparameters=False).T.tolist() == [1e9]
     with pytest.raises(UserError, match="say what a batch counts"):
@@ -58,9 +58,9 @@ def test_states_of_trackers(tmp_path):
     rows = [f"1e6,{k + 1}e9,2048,1e-3,2.5,{state}" for k, state in enumerate(states)]
     text = "\n".join(["N,T,B,lr,loss,State", *rows])
     for columns in (None, parse_columns("status=State")):
-        ledger = read(tmp_path, text, columns=columns)
-        assert ledger.loss.tolist() == [2.5, 2.5, math.inf]
-        (note,) = ledger.notes
+        table = read(tmp_path, text, columns=columns)
+        assert table.loss.tolist() == [2.5, 2.5, math.inf]
+        (note,) = table.notes
         assert note == "4 of 7 rows are left out by their state: 1 crashed, 1 failed, 1 killed, 1 running"
     with pytest.raises(UserError, match="row 2: State 'sleeping' is no known state"):
         read(tmp_path, text.replace("finished", "sleeping"))
@@ -72,9 +72,9 @@ def test_one_run_with_two_losses_at_one_T(tmp_path):
         UserError, match=r"run 'a' has 2 losses at N 1e\+06, T 1e\+09: 2.6 and 2.5; .*--duplicates last"
     ):
         read(tmp_path, text)
-    ledger = read(tmp_path, text, duplicates="last")
-    assert ledger.loss.tolist() == [2.5, 2.4]
-    assert "1 row is left out: a later row has the same run and T" in ledger.notes[0]
+    table = read(tmp_path, text, duplicates="last")
+    assert table.loss.tolist() == [2.5, 2.4]
+    assert "1 row is left out: a later row has the same run and T" in table.notes[0]
     # Rows that name no run are repeats.
     rows = [line.partition(",")[2] for line in text.splitlines()]
     assert len(read(tmp_path, "\n".join(rows))) == 3
@@ -83,9 +83,9 @@ def test_one_run_with_two_losses_at_one_T(tmp_path):
 def test_copies_count_once(tmp_path):
     row = "a,1e6,1e9,2048,1e-3,2.5\n"
     text = f"run_id,N,T,B,lr,loss\n{row}{row}" + row.replace("a,", "copy,") + "b,1e6,1e9,2048,1e-3,2.51\n"
-    ledger = read(tmp_path, text)
-    assert ledger.run_id.tolist() == ["a", "b"]
-    assert ledger.notes == (
+    table = read(tmp_path, text)
+    assert table.run_id.tolist() == ["a", "b"]
+    assert table.notes == (
         "1 row is a copy of another, and counts once",
         "1 run is a copy of another under another name, and counted once: copy",
     )
@@ -105,8 +105,8 @@ def test_sizes_and_milestones_that_are_nearly_one(tmp_path):
     rows = [
         f"{N},{T},{B},1e-3,2.5" for N, T, B in ((1e6, 1e9, 1), (1.0005e6, 1.04e9, 2), (1e6, 2e9, 3), (1.01e6, 1e9, 4))
     ]
-    ledger = read(tmp_path, "\n".join(["N,T,B,lr,loss", *rows]))
-    assert [(N, T, len(own)) for N, T, own in ledger.grids()] == [(1e6, 1e9, 2), (1e6, 2e9, 1), (1.01e6, 1e9, 1)]
+    table = read(tmp_path, "\n".join(["N,T,B,lr,loss", *rows]))
+    assert [(N, T, len(own)) for N, T, own in table.grids()] == [(1e6, 1e9, 2), (1e6, 2e9, 1), (1.01e6, 1e9, 1)]
     # Points stay as they are.
     points = read(tmp_path, "N,T,loss\n1e6,1e9,2.5\n1e6,1.04e9,2.4\n", hyperparameters=False)
     assert points.nominal_T.tolist() == [1e9, 1.04e9]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from videoscaling.scaling import law_file, runs
 from videoscaling.sweeps import status as overview
 from videoscaling.sweeps.cost import estimate, flops_of
 from videoscaling.sweeps.grid import load_sweep
-from videoscaling.sweeps.state import cell_state
+from videoscaling.sweeps.state import CellState, CellStatus, cell_status
 from videoscaling.utils.files import write_json
 from videoscaling.utils.locks import lock_run_dir
 
@@ -85,10 +86,9 @@ def test_training_keys_of_a_sweep(sweep: Path) -> None:
 def test_the_time_left_of_runs_in_one_process(sweep: Path) -> None:
     """Two cells, half-way, each half of one process that does 1e6 FLOPs a second: what is left is a whole cell."""
     cells = (loaded := load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})).cells
-    running = {"state": "running", "tokens": 640, "loss": None, "rate": 1e6}
 
     def hours_left(share: float) -> float:
-        states = [running | {"share": share}] * 2
+        states = [CellStatus(CellState.RUNNING, tokens=640, rate=1e6, share=share)] * 2
         return overview.status(loaded, states, estimate(loaded, states))["hours_left"]
 
     assert hours_left(0.5) * 3600 == pytest.approx(flops_of(cells[0]) / 1e6)
@@ -98,8 +98,8 @@ def test_the_time_left_of_runs_in_one_process(sweep: Path) -> None:
     directory.mkdir(parents=True)
     (directory / "config.yaml").touch()
     (directory / "metrics.jsonl").write_text('{"tokens": 640, "tokens_per_second": 100, "share": 0.5}\n')
-    state = cell_state(cells[0])
-    assert (state["rate"], state["share"]) == (200 * cells[0].flops_per_token, 0.5)
+    status = cell_status(cells[0])
+    assert (status.rate, status.share) == (200 * cells[0].flops_per_token, 0.5)
 
 
 def test_the_time_left_of_a_stack_that_has_told_nothing_yet(sweep: Path) -> None:
@@ -114,7 +114,7 @@ def test_the_time_left_of_a_stack_that_has_told_nothing_yet(sweep: Path) -> None
         loaded.keys.executor.workers = workers
         with lock_run_dir(loaded.cells[0].config.run_dir), lock_run_dir(loaded.cells[1].config.run_dir):
             states = overview.states_of(loaded)
-        assert [(state["state"], state["share"]) for state in states] == [("running", None)] * 2
+        assert [(state.state, state.share) for state in states] == [("running", None)] * 2
         told = overview.status(loaded, states, estimate(loaded, states))
         assert told["hours_left"] * 3600 == pytest.approx(whole)
 
@@ -123,8 +123,8 @@ def test_no_stack_is_through_before_its_process(sweep: Path) -> None:
     """One of two processes is half through its only cell, and one begins with two: it takes two cells' time."""
     edit(sweep, cost={"flops_per_second": 1e6}, lr=[1e-3, 2e-3, 4e-3])
     loaded = load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})
-    running = {"state": "running", "tokens": 0, "loss": None, "rate": None, "share": 0.5}
-    states = [running | {"share": 1.0, "tokens": 640}, running, running]
+    running = CellStatus(CellState.RUNNING, share=0.5)
+    states = [replace(running, share=1.0, tokens=640), running, running]
     told = overview.status(loaded, states, estimate(loaded, states))
     assert told["hours_left"] * 3600 == pytest.approx(2 * flops_of(loaded.cells[0]) / 1e6)
 

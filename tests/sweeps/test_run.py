@@ -9,8 +9,8 @@ import yaml
 from tests.commands import call
 from tests.sweeps.sweeps import edit, write_sweep
 from videoscaling.scaling import law_file
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.surface import surface_law
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.utils.locks import lock_run_dir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +74,7 @@ def refused_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fits of simulated sweeps, which take a second each, are refused at once."""
 
     def refuse(*given: object) -> None:
-        raise Untrusted("not in this test")
+        raise UnsupportedFit("not in this test")
 
     monkeypatch.setattr(surface_law, "fit_law", refuse)
 

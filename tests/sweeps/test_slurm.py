@@ -15,7 +15,7 @@ from videoscaling.sweeps import local, slurm
 from videoscaling.sweeps import status as overview
 from videoscaling.sweeps.cost import estimate
 from videoscaling.sweeps.grid import Sweep, load_sweep
-from videoscaling.sweeps.state import FAILURE
+from videoscaling.sweeps.state import FAILURE, CellState, CellStatus
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import DataFault, UserError
 from videoscaling.utils.files import write_json
@@ -355,8 +355,9 @@ def test_status_names_no_cell_for_its_place_in_the_queue_alone(path: Path, monke
     names = [run.config.run_dir.name for run in sweep.cells]
     said = ["7_0 RUNNING", "7_0 RUNNING", "7_1 PENDING (Resources)", "7_2 PENDING (Resources)", "7_0 RUNNING"]
     kinds = dict(zip(names, ("done", "lost", "pending", "pending", "pending")))
-    state = {"tokens": 0, "loss": None, "rate": None, "share": 1.0}
-    monkeypatch.setattr(overview, "cell_state", lambda run, results: state | {"state": kinds[run.config.run_dir.name]})
+    monkeypatch.setattr(
+        overview, "cell_status", lambda run, results: CellStatus(CellState(kinds[run.config.run_dir.name]), share=1.0)
+    )
     states = overview.states_of(sweep, dict(zip(names, said)))
     told = overview.status(sweep, states, estimate(sweep, states))
     assert [cell.get("job") for cell in told["cells"]] == [None, *said[1:]]

@@ -14,7 +14,7 @@ from videoscaling.sweeps import local
 from videoscaling.sweeps.grid import load_sweep
 from videoscaling.sweeps.state import FAILURE
 from videoscaling.tools.sweep import data_of
-from videoscaling.utils.results import FILE, read_record, write_record, write_result
+from videoscaling.utils.results import FILE, Failure, read_failure, write_failure, write_result
 
 FAULTS = ("[]", "null", "", "[" * 100_000, '{"run_id": 3}', '{"status": "done", "milestones": [3]}', "\0" * 4096)
 
@@ -101,10 +101,11 @@ def test_a_damaged_result_is_healed_from_the_committed_one_and_heals_it(sweep: P
 
 def test_the_record_of_a_failure_is_sealed_and_older_ones_are_read(tmp_path: Path) -> None:
     path = tmp_path / FAILURE
-    write_record(path, "out of memory", attempts=2, exit_status=1)
+    failure = Failure("out of memory", attempts=2, exit_status=1)
+    write_failure(path, failure)
     facts = {"attempts": 2, "exit_status": 1, "reason": "out of memory"}
-    assert read_record(path) == facts
+    assert read_failure(path) == failure
     path.write_text(path.read_text().replace("memory", "memori"))
-    assert read_record(path) is None
+    assert read_failure(path) is None
     path.write_text(json.dumps(facts | {"state": "done", "tokens": 10**9}))
-    assert read_record(path) == facts  # and takes no other key for the cell's own
+    assert read_failure(path) == failure  # and takes no other key for the cell's own

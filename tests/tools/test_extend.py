@@ -16,6 +16,7 @@ from videoscaling.sweeps import added_cells
 from videoscaling.sweeps import extend as module
 from videoscaling.sweeps.extend import Options
 from videoscaling.sweeps.grid import Sweep, load_sweep
+from videoscaling.sweeps.state import CellState, CellStatus
 from videoscaling.tools import sweep as cli
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import write_json
@@ -125,7 +126,7 @@ def test_a_grid_is_at_the_last_milestone_that_its_runs_had_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, T: float, milestone: int
 ) -> None:
     """They stop at the first step at or past it: tokens that all have lie past their own milestone, never before."""
-    monkeypatch.setattr(module, "cell_state", lambda cell: {"state": "done"})
+    monkeypatch.setattr(module, "cell_status", lambda cell: CellStatus(CellState.DONE))
     cells = stub(tmp_path).cells
     for cell in cells:
         cell.config.name, cell.n_ctx = "a", 5
@@ -143,7 +144,7 @@ def test_milestones_that_the_sweep_no_longer_has_are_left_alone(sweep: Path, tmp
     result = {"N": cell.N, "B": cell.config.train.batch_tokens, "lr": cell.config.optim.lr, "n_ctx": 32}
     result |= {"status": "done", "milestones": milestones, "milestones_asked": [64, 128]}
     write_json(cell.config.run_dir / "result.json", result)
-    assert module._ledger(loaded, held_out=False).nominal_T.tolist() == [128]
+    assert module._table(loaded, held_out=False).nominal_T.tolist() == [128]
 
 
 def test_repeats_are_numbered_on(tmp_path: Path) -> None:

@@ -86,4 +86,4 @@ def test_losses_that_do_not_tell_how_they_fall_exit_3(tmp_path: Path) -> None:
 def test_options_of_grids_are_refused(fitted: tuple[Done, Path]) -> None:
     done = call("tools/fit.py", "loss", fitted[1] / "runs.csv", "--delta", "1e-3")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "--delta is not read where loss forms are fitted" in done.stderr
+    assert "--delta: not read where loss forms are fitted" in done.stderr

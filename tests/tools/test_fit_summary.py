@@ -38,9 +38,9 @@ def said(*words):
 
 def swept(path, sizes, n_ctx=1280, offset=0.0):
     cells = simulate.grid(PAPER, sizes, TOKENS, 4, 4, 2.0, offset)
-    ledger = simulate.ledger(PAPER, cells, TOKENS, 1e-4, n_ctx=1280)
-    ledger.n_ctx[:] = n_ctx
-    runs.write_csv(ledger, path)
+    table = simulate.run_table(PAPER, cells, TOKENS, 1e-4, n_ctx=1280)
+    table.n_ctx[:] = n_ctx
+    runs.write_csv(table, path)
     return path
 
 
@@ -174,7 +174,7 @@ def test_rows_without_names_are_not_listed_one_by_one(tmp_path):
 def test_validate_says_which_form_wins_and_what_it_cannot_tell(tmp_path):
     tokens = [2e9, 4e9, 8e9]
     cells = simulate.grid(PAPER, np.geomspace(0.0168e9, 0.268e9, 5), tokens, 4, 4, 2.5)
-    runs.write_csv(simulate.ledger(PAPER, cells, tokens, 1e-5, n_ctx=1280), tmp_path / "runs.csv")
+    runs.write_csv(simulate.run_table(PAPER, cells, tokens, 1e-5, n_ctx=1280), tmp_path / "runs.csv")
     status, out, _ = said("validate", tmp_path / "runs.csv", "--method", "grids")
     rows = [line for line in out.splitlines() if line.startswith("  along N")]
     assert (status, len(rows)) == (0, 4)

@@ -34,7 +34,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
     found = []
     line = [(N, 2.0**18, lr) for N, _, lr in cells]
     for chosen in (cells, line):
-        write_csv(simulate.ledger(law, chosen, tokens, 1e-3, n_ctx=1280), path)
+        write_csv(simulate.run_table(law, chosen, tokens, 1e-3, n_ctx=1280), path)
         found.append([row.split(",") for row in path.read_text().splitlines()])
     points = [(N, T) for N in np.geomspace(1e7, 1e9, 5) for T in np.geomspace(1e9, 1e11, 5)]
     found.append([["N", "T", "loss"], *([f"{N:.6g}", f"{T:.6g}", f"{law.loss(N, T):.6g}"] for N, T in points)])

@@ -118,6 +118,10 @@ def test_a_plan_trains_with_the_optimiser_of_the_laws_runs(tmp_path):
     law = lawlike(tmp_path / "law.json", recipe=recipe | {"warmup": 0.1})
     _, written = planned_file(tmp_path, "--flops", "1e20", law=law)
     assert "warmup_tokens" not in written["optim"]
+    law = lawlike(tmp_path / "law.json", recipe=recipe | {"schedule": "wsd", "decay_fraction": 0.4, "heads": "of 64"})
+    planned, written = planned_file(tmp_path, "--flops", "1e20", law=law)
+    assert written["optim"]["decay_fraction"] == 0.4
+    assert any("model.heads None, but the law was fitted with 'of 64'" in text for text in planned["warnings"])
 
 
 def test_a_base_keeps_the_keys_that_it_sets(tmp_path):

@@ -84,7 +84,7 @@ def test_columns_of_other_trainers_and_other_kinds_of_table(tmp_path: Path) -> N
         ("N,T\n1e9,1e10\n", ["--columns", "L=loss"], "--columns: ema_loss is not read here"),
         ("N,T\n1e9,1e10\n", ["--batch-unit", "tokens"], "--batch-unit: law 'paper' has no surface"),
         ("N,T,b\n1e9,1e10,1\n", ["--columns", "B=b"], "--columns: law 'paper' has no surface"),
-        ("N,T\n1e9,1e10\n", ["--seeds", "0"], "--seeds 0: from 1 to 1000"),
+        ("N,T\n1e9,1e10\n", ["--seeds", "0"], "argument --seeds: 0 must be a number from 1 to 1000"),
         ("N,T\n1e9,1e10\n", ["--seeds", "x"], "argument --seeds"),
     ],
 )

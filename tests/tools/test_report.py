@@ -9,10 +9,10 @@ from tests.scaling import simulate
 from videoscaling.scaling import law_file, runs
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.reporting import all_figures
+from videoscaling.scaling.reporting.report import FIGURES
 
 ROOT = Path(__file__).resolve().parents[2]
-FIGURES = set(all_figures.FIGURES)
+NAMES = {figure.__name__ for figure in FIGURES}
 TOKENS = [2e9, 5e9, 12e9]
 
 
@@ -21,9 +21,9 @@ def study(tmp_path_factory):
     """(results, law): a simulated sweep as CSV, and the law fitted to it."""
     folder, paper = tmp_path_factory.mktemp("study"), law_file.load(ROOT / "configs" / "laws" / "paper.json")
     cells = simulate.grid(paper, np.geomspace(0.0168e9, 0.268e9, 3), TOKENS, 4, 4, 2.0)
-    ledger = simulate.ledger(paper, cells, TOKENS, 1e-4, n_ctx=1280)
-    runs.write_csv(ledger, folder / "runs.csv")
-    law_file.save(fit.fit(ledger, "all", fit.Options(), allocation.proportional(), {}).law, folder / "law.json")
+    table = simulate.run_table(paper, cells, TOKENS, 1e-4, n_ctx=1280)
+    runs.write_csv(table, folder / "runs.csv")
+    law_file.save(fit.fit(table, "all", fit.Options(), allocation.proportional(), {}).law, folder / "law.json")
     return folder / "runs.csv", folder / "law.json"
 
 
@@ -38,7 +38,7 @@ def test_page_files_and_tensorboard_hold_the_same_figures(study, tmp_path):
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "report.html").read_text()
     assert "isoflop: no budget is shared by three sizes" in page  # of this study
-    drawn = FIGURES - {"isoflop"}
+    drawn = NAMES - {"isoflop"}
     assert page.count("data:image/png;base64") == len(drawn)
     pictures = {path.stem: path.read_bytes() for path in (tmp_path / "figures").glob("*.png")}
     assert set(pictures) == drawn

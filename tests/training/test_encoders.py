@@ -10,7 +10,7 @@ from tests.training.test_trainer import run
 from videoscaling.models.text import load_text_encoder
 from videoscaling.models.vae import EMBEDDED, load_vae
 from videoscaling.training.config import load_config, run_id
-from videoscaling.training.logs.preview import load_encoders
+from videoscaling.training.pipeline import load_encoders
 from videoscaling.utils.errors import UserError
 
 

@@ -40,8 +40,8 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
 
 def table(folder: Path) -> str:
     """The rows that fits and ``collect`` see."""
-    ledger = runs.read(folder)
-    return repr([getattr(ledger, name) for name in ledger.__dataclass_fields__])
+    table = runs.read(folder)
+    return repr([getattr(table, name) for name in table.__dataclass_fields__])
 
 
 @pytest.mark.parametrize(("seed", "count"), [(1, 250), pytest.param(2, 5000, marks=pytest.mark.slow)])

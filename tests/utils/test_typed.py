@@ -31,6 +31,7 @@ def test_values_become_their_fields_types() -> None:
     read = typed(Outer, {"count": "7", "ratio": 2, "name": 1e3, "inner": {"on": 1, "rates": [1, "2e-3"]}})
     assert read == Outer(count=7, ratio=2.0, name="1000.0", inner=Inner(on=True, rates=[1.0, 0.002]))
     assert type(read.ratio) is float
+    assert str(typed(Outer, {"ratio": -0.0}).ratio) == "0.0", "one number, so one run id"
     assert type(read.inner.on) is bool
     assert typed(Outer, {"entries": [{"on": True}], "options": {"a": 1}, "free": [1]}) == Outer(
         entries=[Inner(on=True)], options={"a": 1}, free=[1]

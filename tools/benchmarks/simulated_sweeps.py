@@ -235,8 +235,8 @@ def main() -> None:
         return
     if args.out is None:
         raise UserError("say where the sweeps are written: --out RAW.csv")
-    ledger = runs.read(args.runs)
-    cells = Cells.of_ledger(ledger.rows(~ledger.heldout))
+    table = runs.read(args.runs)
+    cells = Cells.of_table(table.rows(~table.heldout))
     new = not args.out.exists()
     done = set() if new else {(row["case"], int(row["seed"])) for row in read(args.out)}
     with args.out.open("a", newline="") as handle:

@@ -70,8 +70,8 @@ def step_law(folder: Path) -> Cells:
 
 def study_cells(folder: Path) -> tuple[Cells, Cells]:
     """The study's fitted runs and its held-out ones."""
-    ledger = runs.read(folder)
-    return Cells.of_ledger(ledger.rows(~ledger.heldout)), Cells.of_ledger(ledger.rows(ledger.heldout))
+    table = runs.read(folder)
+    return Cells.of_table(table.rows(~table.heldout)), Cells.of_table(table.rows(table.heldout))
 
 
 def rms(values: NDArray) -> float:

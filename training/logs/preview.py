@@ -1,4 +1,4 @@
-"""Videos of a few fixed prompts, sampled at milestones for TensorBoard; and the encoders that sampling needs."""
+"""Videos of a few fixed prompts, sampled at milestones for TensorBoard."""
 
 import os
 import sys
@@ -6,54 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.sampling import build_scheduler, sample
-from videoscaling.models.text import TextEncoder, cut_warning, load_text_encoder
-from videoscaling.models.vae import VideoVAE, load_vae
+from videoscaling.models.text import cut_warning
+from videoscaling.training.pipeline import load_encoders
 from videoscaling.training.schema import LogKeys
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import first_line
 from videoscaling.utils.finiteness import NotFinite
-
-
-def load_encoders(
-    meta: dict[str, Any],
-    device: torch.device,
-    *,
-    vae: str | None = None,
-    text: str | None = None,
-    options: tuple[str, str] = ("--vae", "--text"),
-) -> tuple[VideoVAE, TextEncoder]:
-    """The VAE and the text encoder that a cache or checkpoint (its ``meta``) was made with.
-
-    Args:
-        vae, text: their folders; the folders recorded in ``meta`` if None.
-        options: the options or keys of the two folders, for the errors.
-
-    Raises:
-        UserError: one of them is missing, or is another than it was.
-    """
-    loaded = []
-    for kind, given, option, load in (
-        ("vae", vae, options[0], load_vae),
-        ("text", text, options[1], load_text_encoder),
-    ):
-        place, wanted = given or meta[kind], meta[f"{kind}_fingerprint"]
-        try:
-            encoder = load(place, device)
-        except UserError as error:
-            raise UserError(f"{error}; give its new folder as {_given(option)}") from None
-        if encoder.fingerprint != wanted:
-            raise UserError(
-                f"{place}: not what the data were made with (fingerprint {encoder.fingerprint}, not {wanted}); give "
-                f"the folder of the right one as {_given(option)}"
-            )
-        loaded.append(encoder)
-    return loaded[0], loaded[1]
-
-
-def _given(option: str) -> str:
-    return f"{option} FOLDER" if option.startswith("-") else f"{option}=FOLDER"
 
 
 class Preview:
@@ -74,13 +35,18 @@ class Preview:
     def sample(self, model: nn.Module) -> Tensor:
         """One clip per prompt, float32 [prompts, 3, frames, height, width] in [-1, 1].
 
-        Where latents or pixels are not finite there are none, [0, 3, ...], and the first time a warning.
+        Where they are not finite or do not fit in memory there are none, [0, 3, ...], and the first time a warning.
+
+        Raises:
+            torch.OutOfMemoryError: a sharded model's do not fit: the other processes are in the middle of theirs.
         """
         try:
             return self._sample(model)
-        except NotFinite as error:
+        except (NotFinite, torch.OutOfMemoryError) as error:
+            if isinstance(model, FSDPModule) and not isinstance(error, NotFinite):
+                raise
             if not self._warned and os.environ.get("RANK", "0") == "0":
-                print(f"warning: log.prompts: no videos at this milestone: {error}", file=sys.stderr)
+                print(f"warning: log.prompts: no videos at this milestone: {first_line(error)}", file=sys.stderr)
             self._warned = True
             return torch.empty(0, 3, 1, 1, 1)
 

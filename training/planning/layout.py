@@ -99,7 +99,7 @@ def choose_layout(
 
 
 def add_layout(
-    planned: dict[str, Any],
+    planned: Any,
     shape: ModelShape,
     clip: ClipShape,
     *,
@@ -110,28 +110,30 @@ def add_layout(
     unwritten: dict[str, Any],
     batch_moves: bool = True,
 ) -> None:
-    """Add to a plan its ``gpus``, ``parallel``, ``micro_batch``, ``activation_checkpointing``, ``memory_gb`` (of each
-    GPU), ``fits_memory`` and ``hours``, what they assume, and warnings.
+    """Give a plan its ``layout``, what it assumes, and warnings.
+
+    The keys are ``gpus``, ``parallel``, ``micro_batch``, ``activation_checkpointing``, ``memory_gb`` (of each GPU),
+    ``fits_memory`` and ``hours``.
 
     Args:
-        planned: of ``scaling.planning.plan``, its batch a multiple of ``gpus`` clips.
+        planned: a ``scaling.planning.plan.Plan``, its batch a multiple of ``gpus`` clips.
         memory_gb: of one GPU, in 1e9 bytes.
         assumed: of the clips, as text.
         fixed: arguments of ``choose_layout`` that the base decides.
         unwritten: layout keys of a run whose YAML holds no layout; empty where the plan writes it.
         batch_moves: whether another number of GPUs may move the batch; false for a batch that the user gave.
     """
-    clips, memory, dtype = planned["B"] // planned["n_ctx"], 1e9 * memory_gb, planned["assumptions"]["dtype"]
+    clips, memory, dtype = planned.B // planned.n_ctx, 1e9 * memory_gb, planned.assumptions["dtype"]
     choice = choose_layout(shape, clip, clips=clips, gpus=gpus, dtype=dtype, memory=memory, **unwritten | fixed)
-    layout, used, warnings = choice.layout, planned["assumptions"], planned["warnings"]
-    planned |= {
+    layout, used, warnings = choice.layout, planned.assumptions, planned.warnings
+    planned.layout = {
         "gpus": gpus,
         "parallel": layout.parallel,
         "micro_batch": layout.micro_batch,
         "activation_checkpointing": layout.activation_checkpointing,
         "memory_gb": round(choice.memory["total"] / 1e9, 3),
         "fits_memory": choice.fits,
-        "hours": planned["gpu_hours"] / gpus,
+        "hours": planned.gpu_hours / gpus,
     }
     used |= {"gpu_memory_gb": memory_gb, "memory": assumed}
     if layout.activation_checkpointing:
@@ -139,9 +141,9 @@ def add_layout(
             "activation checkpointing computes each forward pass twice: the run takes up to a third more GPU-hours, "
             f"unless the GPUs reach {4 / 3 * used['mfu']:.0%} of their peak"
         )
-    if layout.micro_batch * planned["n_ctx"] < MIN_GPU_TOKENS:
+    if layout.micro_batch * planned.n_ctx < MIN_GPU_TOKENS:
         warnings.append(
-            f"{layout.micro_batch * planned['n_ctx']} tokens at a time keep the GPU waiting: expect more "
+            f"{layout.micro_batch * planned.n_ctx} tokens at a time keep the GPU waiting: expect more "
             f"GPU-hours than at MFU {used['mfu']:g}, which takes some {MIN_GPU_TOKENS} or more"
         )
     if not choice.fits:
@@ -150,7 +152,7 @@ def add_layout(
         more = gpus_needed(shape, clip, **needed, **fixed)
         instead = f"--gpus {more.processes} would" if more else "no number of such GPUs would"
         warnings.append(
-            f"does not fit: {planned['memory_gb']:.4g} GB on each of {gpus} x {used['gpu']}, of whose "
+            f"does not fit: {planned.layout['memory_gb']:.4g} GB on each of {gpus} x {used['gpu']}, of whose "
             f"{memory_gb:g} GB a plan fills {MAX_MEMORY_SHARE:.0%}; {instead}"
         )
 

@@ -110,13 +110,11 @@ def clip_shape(config: Config, n_ctx: int) -> tuple[ClipShape, list[str]]:
     return clip, assumed
 
 
-def planned_yaml(
-    planned: dict[str, Any], *, recipe: dict, law: str, base: Base, out: Path, layout: bool = False
-) -> str:
+def planned_yaml(planned: Any, *, recipe: dict, law: str, base: Base, out: Path, layout: bool = False) -> str:
     """The YAML that trains the plan; ``extends`` is relative to the file itself. Warns of milestones dropped.
 
     Args:
-        planned: of ``planning.plan``; with the keys of ``layout.add_layout`` where ``layout`` is true.
+        planned: a ``scaling.planning.plan.Plan``; with its layout where ``layout`` is true.
         recipe: the law's, whose optimiser trains the plan.
         law: the law file, for the first line.
         layout: write the keys of the layout that the base leaves open.
@@ -124,40 +122,38 @@ def planned_yaml(
     Raises:
         UserError: train.py would refuse it on top of the base.
     """
-    number = {name: v["value"] if isinstance(v := planned[name], dict) else v for name in ("lr", "loss")}
-    tokens = math.ceil(planned["T"])
+    lr, loss = float(planned.lr.value), float(planned.loss.value)
+    tokens = math.ceil(planned.T)
     milestones = [milestone for milestone in base.config.train.milestones if milestone <= tokens]
-    warmup = _warmup_keys(recipe, base, min([*milestones, tokens]), planned["warnings"])
+    warmup = _warmup_keys(recipe, base, min([*milestones, tokens]), planned.warnings)
     optim = _optim_values(planned_optim(recipe, base), base)
     values: dict = {
         "name": out.stem,
-        "model": {"size": planned["size"]},
-        "optim": {"lr": float(f"{number['lr']:.6g}"), **optim, **warmup},
-        "train": {"tokens": tokens, "batch_tokens": planned["B"]},
+        "model": {"size": planned.size},
+        "optim": {"lr": float(f"{lr:.6g}"), **optim, **warmup},
+        "train": {"tokens": tokens, "batch_tokens": planned.B},
     }
     if not base.from_user:
-        values["train"] |= {"dtype": planned["assumptions"]["dtype"], "compile": base.config.train.compile}
+        values["train"] |= {"dtype": planned.assumptions["dtype"], "compile": base.config.train.compile}
     if layout:
         values["train"] |= {
-            name: planned[name] for name in LAYOUT_KEYS if not (base.from_user and name in base.layout)
+            name: planned.layout[name] for name in LAYOUT_KEYS if not (base.from_user and name in base.layout)
         }
     # The base's own size and end would contradict the plan's.
     for group, names in (("model", ("layers", "width", "heads")), ("train", ("flops",))):
         values[group] |= {name: None for name in names if getattr(getattr(base.config, group), name) is not None}
     if late := [milestone for milestone in base.config.train.milestones if milestone > tokens]:
         values["train"]["milestones"] = milestones
-        planned["warnings"].append(
-            f"the base's train.milestones {late} are past the plan's end: the config drops them"
-        )
+        planned.warnings.append(f"the base's train.milestones {late} are past the plan's end: the config drops them")
     whole = config_from_dict(merge(base.values, values))
     frames, *sides = whole.model.patch
-    shape = encoded_shape(whole) or [0, frames * planned["n_ctx"], *sides]
+    shape = encoded_shape(whole) or [0, frames * planned.n_ctx, *sides]
     meta = {"latent_shape": shape, "fingerprint": whole.data.fingerprint}
-    resolve(whole, meta, bfloat16=lambda: planned["assumptions"]["dtype"] == "bfloat16")
-    head = [f"# Planned by tools/plan.py from {law}: {planned['C']:.4g} FLOPs, predicted loss {number['loss']:.5g}."]
+    resolve(whole, meta, bfloat16=lambda: planned.assumptions["dtype"] == "bfloat16")
+    head = [f"# Planned by tools/plan.py from {law}: {planned.C:.4g} FLOPs, predicted loss {loss:.5g}."]
     if layout:
-        memory = f"{planned['memory_gb']:.3g} GB of each by formula"
-        head.append(f"# Laid out for {planned['gpus']} x {planned['assumptions']['gpu']}, {memory}.")
+        memory = f"{planned.layout['memory_gb']:.3g} GB of each by formula"
+        head.append(f"# Laid out for {planned.layout['gpus']} x {planned.assumptions['gpu']}, {memory}.")
     values = {"extends": os.path.relpath(base.path.resolve(), out.resolve().parent), **values}
     return "\n".join([*head, *yaml_lines(values)]) + "\n"
 

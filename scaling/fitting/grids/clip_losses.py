@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
 
-def clip_losses(ledger: Ledger) -> NDArray[np.float64] | None:
+def clip_losses(table: RunTable) -> NDArray[np.float64] | None:
     """Each row's loss by validation clip, relative to the row's loss, less 1: [rows, clips].
 
     None where a finite row has no file of samples, or the files are not of the same clips. Diverged rows are nan.
@@ -19,15 +19,15 @@ def clip_losses(ledger: Ledger) -> NDArray[np.float64] | None:
     Raises:
         UserError: a file of samples is cut short, or holds something else.
     """
-    finite = np.isfinite(ledger.loss)
-    if not finite.any() or np.any(ledger.samples[finite] == ""):
+    finite = np.isfinite(table.loss)
+    if not finite.any() or np.any(table.samples[finite] == ""):
         return None
     by_row = {}
     for row in np.flatnonzero(finite):
-        by_row[row] = averaged_weights(str(ledger.samples[row]), int(ledger.samples_crc32[row]))
+        by_row[row] = averaged_weights(str(table.samples[row]), int(table.samples_crc32[row]))
     if len({len(losses) for losses in by_row.values()}) != 1:
         return None
-    relative = np.full((len(ledger), len(next(iter(by_row.values())))), np.nan)
+    relative = np.full((len(table), len(next(iter(by_row.values())))), np.nan)
     for row, losses in by_row.items():
         relative[row] = losses / losses.mean() - 1
     return relative

@@ -1,4 +1,4 @@
-"""From a ledger to a law: optima of grids, hyper-parameter laws, the loss law, N_opt, and the error of it all."""
+"""From a run table to a law: optima of grids, hyper-parameter laws, the loss law, N_opt, and the error of it all."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +12,6 @@ from videoscaling.scaling.fitting import isoflop, plausibility, table_kind
 from videoscaling.scaling.fitting.grids import lines, loss_law
 from videoscaling.scaling.fitting.grids.fit_points import (
     Points,
-    Untrusted,
     at_nominal,
     grid_optima,
     points_of_grids,
@@ -25,9 +24,10 @@ from videoscaling.scaling.fitting.grids.optimum import COEFFICIENTS, Optimum
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.run_info import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
 from videoscaling.scaling.fitting.sizes import check_losses, fit_sizes
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.laws import Curvature, GivenBatch, Law, with_hyperparameters
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError, plural
 
 PARTS = ("hyperparameters", "loss", "allocation", "all")
@@ -50,29 +50,29 @@ class Fitted:
     residuals: NDArray[np.float64] | None
 
 
-def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, provenance: dict[str, Any]) -> Fitted:
+def fit(table: RunTable, part: str, options: Options, cost: allocation.Cost, provenance: dict[str, Any]) -> Fitted:
     """Fit ``part`` of the laws ("all" for every one) to the rows not held out.
 
     Raises:
         UserError: nothing to fit.
-        Untrusted: the data do not identify what was asked, or only at the edge of their grids.
+        UnsupportedFit: the data do not identify what was asked, or only at the edge of their grids.
     """
     # A row that diverged is no optimum.
-    ledger = ledger.rows(~ledger.heldout & ~(options.optima & np.isinf(ledger.loss)))
-    if not len(ledger):
-        raise UserError(f"{ledger.source}: every row is held out or diverged; there is nothing to fit")
+    table = table.rows(~table.heldout & ~(options.optima & np.isinf(table.loss)))
+    if not len(table):
+        raise UserError(f"{table.source}: every row is held out or diverged; there is nothing to fit")
     if options.optima:
-        table_kind.check_optima(ledger)
+        table_kind.check_optima(table)
     if part == "allocation" and options.optima:
-        return _sizes_of_optima(ledger, cost, provenance)
+        return _sizes_of_optima(table, cost, provenance)
     if not (part == "hyperparameters" and options.optima):
-        check_losses(ledger)
-    warnings = [*ledger.notes, *recipe_warnings(ledger), *skipped_warnings(ledger)]
-    known = bool(np.isfinite([ledger.B, ledger.lr]).all())
+        check_losses(table)
+    warnings = [*table.notes, *recipe_warnings(table), *skipped_warnings(table)]
+    known = bool(np.isfinite([table.B, table.lr]).all())
     swept = part in ("hyperparameters", "all") and known
     if known:
-        plausibility.check_units(ledger, options.force, warnings)
-    points, optima = _points(ledger, part, options, warnings)
+        plausibility.check_units(table, options.force, warnings)
+    points, optima = _points(table, part, options, warnings)
     axes = optima[0].axes if optima else lines.BOTH
     scale = {"T": _round_scale(points.T), "N": _round_scale(points.N)}
     constants: dict[str, Any] = {"batch": None, "lr": None, "loss": None}
@@ -95,12 +95,12 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         stage = loss_stage(points, options, scale, warnings)
         constants["loss"], method = stage.fitted.law, stage.method
     fitted = None if stage is None else stage.fitted
-    along = _along(ledger, axes)
+    along = _along(table, axes)
     for name, value in along.items():
         other = {"B": "batch", "lr": "lr"}[name]
         unknown[other] = f"all runs have the one {name} {value:.6g}: what is fitted holds along it"
         warnings.insert(0, f"{other} is unknown: {unknown[other]}")
-    if np.isnan([ledger.B, ledger.lr]).all():
+    if np.isnan([table.B, table.lr]).all():
         unknown |= dict.fromkeys(("batch", "lr"), "the results name no batch and no rate")
     for name in constants:
         if constants[name] is None and name not in unknown:
@@ -110,7 +110,7 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
     sizes, size_fits = None, {}
     if constants["loss"] is not None:
         found = constants["loss"], cost, unknown, warnings
-        sizes, size_fits = fit_sizes(ledger, points.N, points.T, points.loss, *found, grids=bool(points.optima))
+        sizes, size_fits = fit_sizes(table, points.N, points.T, points.loss, *found, grids=bool(points.optima))
     else:
         unknown["allocation"] = "needs the loss law"
     curvature, given = _curvature(points.optima)
@@ -124,14 +124,14 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
         allocation=sizes,
         curvature=curvature,
         lr_given_batch=given,
-        n_ctx=tokens_per_clip(ledger),
-        domain=domain(ledger, points.N, points.T, cost),
-        recipe=ledger.recipe,
+        n_ctx=tokens_per_clip(table),
+        domain=domain(table, points.N, points.T, cost),
+        recipe=table.recipe,
         fit={
             "objective": None if fitted is None else fitted.objective,
             "delta": None if fitted is None else fitted.delta,
             "points": len(points.N),
-            "flops_per_parameter_token": None if tokens_per_clip(ledger) else float(cost(np.array(1e9)) / 1e9),
+            "flops_per_parameter_token": None if tokens_per_clip(table) else float(cost(np.array(1e9)) / 1e9),
             "window": options.window,
             # One clip, where grids were best at it: their rates and losses are those of that batch.
             "floor": max((o.B for o in optima if o.verdict == "floor"), default=None),
@@ -146,107 +146,107 @@ def fit(ledger: Ledger, part: str, options: Options, cost: allocation.Cost, prov
             "warnings": list(warnings),
         },
         draws=draws,
-        provenance=provenance | {"unknown": unknown, "source": ledger.source, "runs": run_names(ledger)},
+        provenance=provenance | {"unknown": unknown, "source": table.source, "runs": run_names(table)},
     )
-    if options.prior is not None and np.isnan([ledger.B, ledger.lr]).all():
+    if options.prior is not None and np.isnan([table.B, table.lr]).all():
         law = with_hyperparameters(law, options.prior)
     return Fitted(law, points, optima, tuple(law.fit["warnings"]), None if fitted is None else fitted.residuals)
 
 
-def _along(ledger: Ledger, axes: tuple[str, ...]) -> dict[str, float]:
+def _along(table: RunTable, axes: tuple[str, ...]) -> dict[str, float]:
     """The one batch or rate that all runs of the grids have, by its name; empty where both vary."""
-    return {name: float(np.median(getattr(ledger, name))) for name in lines.BOTH if name not in axes}
+    return {name: float(np.median(getattr(table, name))) for name in lines.BOTH if name not in axes}
 
 
-def _points(ledger: Ledger, part: str, options: Options, warnings: list[str]) -> tuple[Points, tuple[Optimum, ...]]:
-    """What to fit, and the optima of all grids where the ledger has grids."""
-    if repeated := _repeated(ledger):
+def _points(table: RunTable, part: str, options: Options, warnings: list[str]) -> tuple[Points, tuple[Optimum, ...]]:
+    """What to fit, and the optima of all grids where the run table has grids."""
+    if repeated := _repeated(table):
         several = plural(repeated, "cell has", "cells have")
         warnings.append(f"{several} several results: each weighs as one result in the fit of its grid")
-    cells = set(zip(ledger.run_id.tolist(), ledger.N, ledger.nominal_T, ledger.B, ledger.lr))
+    cells = set(zip(table.run_id.tolist(), table.N, table.nominal_T, table.B, table.lr))
     if mixed := {run for (run, *_), count in Counter(cell[:3] for cell in cells).items() if count > 1}:
         several = plural(len(mixed), "run has", "runs have")
         warnings.append(
             f"{several} several cells of one (N, T), such as {min(mixed)}: a run_id is one run's, whose milestones "
             "err together"
         )
-    unknown = np.isnan([ledger.B, ledger.lr]).any()
-    if options.optima or unknown or table_kind.most_cells(ledger) == 1:
+    unknown = np.isnan([table.B, table.lr]).any()
+    if options.optima or unknown or table_kind.most_cells(table) == 1:
         if part in ("hyperparameters", "all") and not options.optima and not unknown:
             raise UserError("every (N, T) has one cell: if each is an optimum already, say so with --optima")
         if not (options.optima and unknown):
-            table_kind.check_repeats(ledger, options.force, warnings)
-        return points_of_rows(ledger), ()
-    axes = lines.swept(ledger) if table_kind.most_cells(ledger) >= PARABOLA else lines.BOTH
+            table_kind.check_repeats(table, options.force, warnings)
+        return points_of_rows(table), ()
+    axes = lines.swept(table) if table_kind.most_cells(table) >= PARABOLA else lines.BOTH
     if len(axes) == 1:
-        table_kind.check_line(ledger, axes[0])
-    elif (largest := max(len(rows) for *_, rows in ledger.grids())) < COEFFICIENTS:
+        table_kind.check_line(table, axes[0])
+    elif (largest := max(len(rows) for *_, rows in table.grids())) < COEFFICIENTS:
         raise UserError(
             f"no grid has the {COEFFICIENTS} cells that a quadratic in (lr, B) needs, or the {PARABOLA} along one of "
             f"them: the largest has {largest} (run more cells, or keep the best row of each (N, T) and say --optima)"
         )
-    ledger = at_nominal(ledger)
-    optima = tuple(grid_optima(ledger, options.window, axes))
-    return points_of_grids(ledger, optima, warnings, options.prior is not None, options.force), optima
+    table = at_nominal(table)
+    optima = tuple(grid_optima(table, options.window, axes))
+    return points_of_grids(table, optima, warnings, options.prior is not None, options.force), optima
 
 
 def _check_exponents(intervals: dict[str, list[float]], options: Options, warnings: list[str]) -> None:
-    """Raise Untrusted, or warn where forced, if the losses do not identify how they fall and no other law helps."""
+    """Raise UnsupportedFit, or warn where forced, if the losses do not identify how they fall."""
     for name in ("aT", "aN"):
         low, high = intervals.get(f"loss.{name}", (1.0, 1.0))
         if high > UNTOLD * low and options.prior is None:
             reason = f"loss law: {name}'s 95 % interval is {low:.3g} to {high:.3g}: the losses hardly tell it"
             if not options.force:
-                raise Untrusted(f"{reason} (more sizes and tokens, or --prior)")
+                raise UnsupportedFit(f"{reason} (more sizes and tokens, or --prior)")
             warnings.append(reason)
 
 
-def _repeated(ledger: Ledger) -> int:
+def _repeated(table: RunTable) -> int:
     """Cells (N, T, B, lr) with more than one result."""
-    cells = np.stack([ledger.N, ledger.nominal_T, ledger.B, ledger.lr], axis=1)
+    cells = np.stack([table.N, table.nominal_T, table.B, table.lr], axis=1)
     if not np.isfinite(cells).all():
         return 0
     return int(np.sum(np.unique(cells, axis=0, return_counts=True)[1] > 1))
 
 
-def _sizes_of_optima(ledger: Ledger, cost: Callable, provenance: dict[str, Any]) -> Fitted:
+def _sizes_of_optima(table: RunTable, cost: Callable, provenance: dict[str, Any]) -> Fitted:
     """N_opt(C) through rows that are each the best size of their budget, by plain least squares in logs."""
-    C = np.where(np.isfinite(ledger.flops), ledger.flops, ledger.T * cost(ledger.N))
+    C = np.where(np.isfinite(table.flops), table.flops, table.T * cost(table.N))
     number = isoflop.budget_of(C)
     for k in np.unique(number):
-        N, budget = ledger.N[number == k], C[number == k].mean()
+        N, budget = table.N[number == k], C[number == k].mean()
         if N.max() > SAME_OPTIMUM * N.min():
             raise UserError(
-                f"{ledger.source}: --optima wants the best size of each budget; that at {budget:.2g} FLOPs has sizes "
+                f"{table.source}: --optima wants the best size of each budget; that at {budget:.2g} FLOPs has sizes "
                 f"from {N.min():.4g} to {N.max():.4g}: leave --optima out to fit isoFLOP curves"
             )
-    if len(ledger) < 3:
-        raise UserError(f"{ledger.source}: {len(ledger)} rows: a power law through best sizes needs three")
+    if len(table) < 3:
+        raise UserError(f"{table.source}: {len(table)} rows: a power law through best sizes needs three")
     if np.ptp(np.log(C)) < 1e-9:
-        raise UserError(f"{ledger.source}: the optima share one budget: N_opt's exponent is unknown")
-    through = isoflop.through(C, ledger.N)
+        raise UserError(f"{table.source}: the optima share one budget: N_opt's exponent is unknown")
+    through = isoflop.through(C, table.N)
     measured, span = through.law, through.exponent_interval()
     if measured.exponent <= 0:
-        rows = ", ".join(f"N {ledger.N[i]:.4g} at {C[i]:.4g} FLOPs" for i in np.argsort(C, kind="stable")[:5])
-        raise UserError(f"{ledger.source}: N_opt falls with C (exponent {measured.exponent:.3f}): {rows}")
+        rows = ", ".join(f"N {table.N[i]:.4g} at {C[i]:.4g} FLOPs" for i in np.argsort(C, kind="stable")[:5])
+        raise UserError(f"{table.source}: N_opt falls with C (exponent {measured.exponent:.3f}): {rows}")
     warnings = () if span[0] > 0 else (f"N_opt's exponent is not told from 0: {span[0]:.3g} to {span[1]:.3g}",)
-    points = points_of_rows(ledger)
+    points = points_of_rows(table)
     known = dict.fromkeys(("batch", "lr", "loss", "curvature", "lr_given_batch", "draws"))
     reason = "not fitted: rows are the best sizes of their budgets"
     law = Law(
         name=str(provenance.get("name", "law")),
         **known,
         allocation={"measured": measured, "predicted": None, "default": "measured"},
-        n_ctx=tokens_per_clip(ledger),
-        domain=domain(ledger, points.N, points.T, cost),
-        recipe=ledger.recipe,
+        n_ctx=tokens_per_clip(table),
+        domain=domain(table, points.N, points.T, cost),
+        recipe=table.recipe,
         fit={
-            "points": len(ledger),
+            "points": len(table),
             "method": "95 %: least squares of ln N in ln C, t quantiles",
             "intervals": {"allocation.measured.exponent": span} if span[0] < span[1] else {},
             "warnings": list(warnings),
         },
-        provenance=provenance | {"unknown": dict.fromkeys(known, reason), "source": ledger.source},
+        provenance=provenance | {"unknown": dict.fromkeys(known, reason), "source": table.source},
     )
     return Fitted(law, points, (), warnings, None)
 

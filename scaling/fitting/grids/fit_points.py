@@ -1,4 +1,4 @@
-"""From a ledger to what laws are fitted on: one optimum per (N, T), and the same with each run left out."""
+"""From a run table to what laws are fitted on: one optimum per (N, T), and the same with each run left out."""
 
 import math
 from dataclasses import dataclass, replace
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from videoscaling.scaling.fitting.grids import lines, loss_law
 from videoscaling.scaling.fitting.grids.clip_losses import clip_losses
 from videoscaling.scaling.fitting.grids.optimum import Optimum, find, next_cells, refit
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.scaling.runs import RunTable
 
 # All grids' scatter counts as this many spare cells of each.
 SHRINKAGE = 10
@@ -18,25 +19,12 @@ MOST_CLUSTERS = 300
 # A loss is not known better than this: losses without any scatter are somebody's formula.
 LEAST_NOISE = 1e-7
 # Of the variance of a run's noise, what runs on the same samples have in common: their losses' correlation, measured
-# (docs/stacked_runs.md: .25 to .39).
+# (docs/stacked_runs.md: 0.25 to 0.39).
 SHARED = 1 / 3
 # How a warning begins that best cells entered a law: what a report shows depends on it.
 STAND_IN = "best cells stand in for the"
 # Grids without an optimum that a refusal lists, a line each.
 LISTED = 12
-
-
-class Untrusted(Exception):
-    """The data do not support the fit asked for. The message's first line says why.
-
-    Attributes:
-        forcible: whether ``--force`` fits all the same.
-        advice: what else helps, or empty.
-    """
-
-    def __init__(self, message: str, forcible: bool = True, advice: str = "") -> None:
-        super().__init__(message)
-        self.forcible, self.advice = forcible, advice
 
 
 @dataclass(frozen=True)
@@ -72,40 +60,40 @@ class Points:
         return self.interior if symbol == "B" else self.usable
 
 
-def grid_optima(ledger: Ledger, window: float | None, axes: tuple[str, ...] = lines.BOTH) -> list[Optimum]:
-    """The optimum of each grid of the ledger; ``used`` counts rows of the ledger.
+def grid_optima(table: RunTable, window: float | None, axes: tuple[str, ...] = lines.BOTH) -> list[Optimum]:
+    """The optimum of each grid of the run table; ``used`` counts rows of the run table.
 
     Args:
         axes: which of "lr" and "B" the grids vary: with one of them the optimum is along it.
     """
     optima = []
-    for N, T, rows in ledger.grids():
-        floor, columns = float(ledger.n_ctx[rows].max()), (ledger.lr[rows], ledger.B[rows], ledger.loss[rows])
+    for N, T, rows in table.grids():
+        floor, columns = float(table.n_ctx[rows].max()), (table.lr[rows], table.B[rows], table.loss[rows])
         if len(axes) == 1:
-            noise = ledger.loss_se[rows]
+            noise = table.loss_se[rows]
             found = lines.find(N, T, *columns, axis=axes[0], noise=noise, window=window, floor=floor)
         else:
-            found = find(N, T, *columns, ledger.loss_se[rows], window, floor)
-        optima.append(replace(found, used=rows[found.used], run_next=_in_units(found, ledger.rows(rows))))
+            found = find(N, T, *columns, table.loss_se[rows], window, floor)
+        optima.append(replace(found, used=rows[found.used], run_next=_in_units(found, table.rows(rows))))
     return optima
 
 
-def _in_units(optimum: Optimum, grid: Ledger) -> tuple[tuple[float, float], ...]:
+def _in_units(optimum: Optimum, grid: RunTable) -> tuple[tuple[float, float], ...]:
     """The cells to run in whole units of the source's batches, less those that the grid has then."""
     there = set(zip(np.log(grid.lr).round(6), grid.B))
     cells = [(lr, float(max(np.round(B / grid.unit), 1) * grid.unit)) for lr, B in optimum.run_next]
     return tuple(dict.fromkeys(cell for cell in cells if (round(math.log(cell[0]), 6), cell[1]) not in there))
 
 
-def cells_to_run(ledger: Ledger, window: float | None) -> list[str]:
+def cells_to_run(table: RunTable, window: float | None) -> list[str]:
     """What would decide the grids that enter no law, a line each: the way out of a refusal. Empty without grids."""
-    ledger = ledger.rows(~ledger.heldout)
-    if not np.isfinite([ledger.lr, ledger.B]).all() or max((len(rows) for *_, rows in ledger.grids()), default=0) < 2:
+    table = table.rows(~table.heldout)
+    if not np.isfinite([table.lr, table.B]).all() or max((len(rows) for *_, rows in table.grids()), default=0) < 2:
         return []
-    return next_cells(grid_optima(at_nominal(ledger), window, lines.swept(ledger)))
+    return next_cells(grid_optima(at_nominal(table), window, lines.swept(table)))
 
 
-def at_nominal(ledger: Ledger) -> Ledger:
+def at_nominal(table: RunTable) -> RunTable:
     """Losses moved from the tokens a run had really seen to the fewest that any run of its grid had.
 
     A large batch overshoots its milestone further than a small one, which would flatter it. The slope of ln loss in
@@ -114,47 +102,47 @@ def at_nominal(ledger: Ledger) -> Ledger:
     milestones, and must give the folder's law. Milestones that all runs of a grid passed by the same step are one
     measurement, and one row.
     """
-    common = ledger.nominal_T.copy()
-    for _, _, rows in ledger.grids():
-        common[rows] = ledger.T[rows].min()
+    common = table.nominal_T.copy()
+    for _, _, rows in table.grids():
+        common[rows] = table.T[rows].min()
     asked: dict[tuple, float] = {}
-    keys = zip(ledger.run_id.tolist(), ledger.N, ledger.B, ledger.lr, ledger.T, common)
+    keys = zip(table.run_id.tolist(), table.N, table.B, table.lr, table.T, common)
     once = np.array(
-        [asked.setdefault(key, nominal) == nominal for key, nominal in zip(keys, ledger.nominal_T)], dtype=bool
+        [asked.setdefault(key, nominal) == nominal for key, nominal in zip(keys, table.nominal_T)], dtype=bool
     )
-    ledger = replace(ledger, nominal_T=common).rows(once)
-    slope = np.full(len(ledger), np.nan)
-    for run in np.unique(ledger.run_id):
-        rows = np.flatnonzero((ledger.run_id == run) & np.isfinite(ledger.loss))
-        x, first = np.unique(np.log(ledger.T[rows]), return_index=True)
+    table = replace(table, nominal_T=common).rows(once)
+    slope = np.full(len(table), np.nan)
+    for run in np.unique(table.run_id):
+        rows = np.flatnonzero((table.run_id == run) & np.isfinite(table.loss))
+        x, first = np.unique(np.log(table.T[rows]), return_index=True)
         if len(x) > 1:
             # A milestone's own slope: steeper early than late.
-            local = np.gradient(np.log(ledger.loss[rows[first]]), x)
-            slope[rows] = np.interp(np.log(ledger.T[rows]), x, local)
+            local = np.gradient(np.log(table.loss[rows[first]]), x)
+            slope[rows] = np.interp(np.log(table.T[rows]), x, local)
     if np.all(np.isnan(slope)):
-        slope = _slopes_of_best(ledger)
+        slope = _slopes_of_best(table)
     if np.all(np.isnan(slope)):
-        return ledger
+        return table
     slope = np.where(np.isnan(slope), np.nanmedian(slope), slope)
-    return replace(ledger, loss=ledger.loss * (ledger.nominal_T / ledger.T) ** slope)
+    return replace(table, loss=table.loss * (table.nominal_T / table.T) ** slope)
 
 
-def _slopes_of_best(ledger: Ledger) -> NDArray[np.float64]:
+def _slopes_of_best(table: RunTable) -> NDArray[np.float64]:
     """Of ln loss in ln T [rows], between the best losses of a size's grids; nan where a size has one grid."""
-    slope = np.full(len(ledger), np.nan)
-    for size in np.unique(ledger.N):
-        rows = np.flatnonzero((size == ledger.N) & np.isfinite(ledger.loss))
-        tokens = np.unique(ledger.nominal_T[rows])
+    slope = np.full(len(table), np.nan)
+    for size in np.unique(table.N):
+        rows = np.flatnonzero((size == table.N) & np.isfinite(table.loss))
+        tokens = np.unique(table.nominal_T[rows])
         if len(tokens) > 1:
-            of_grid = [rows[ledger.nominal_T[rows] == T] for T in tokens]
-            best = np.array([own[np.argmin(ledger.loss[own])] for own in of_grid])
-            local = np.clip(np.gradient(np.log(ledger.loss[best]), np.log(tokens)), -1.0, 0.0)
-            slope[rows] = np.interp(np.log(ledger.nominal_T[rows]), np.log(tokens), local)
+            of_grid = [rows[table.nominal_T[rows] == T] for T in tokens]
+            best = np.array([own[np.argmin(table.loss[own])] for own in of_grid])
+            local = np.clip(np.gradient(np.log(table.loss[best]), np.log(tokens)), -1.0, 0.0)
+            slope[rows] = np.interp(np.log(table.nominal_T[rows]), np.log(tokens), local)
     return slope
 
 
 def points_of_grids(
-    ledger: Ledger, optima: tuple[Optimum, ...], warnings: list[str], lenient: bool = False, force: bool = False
+    table: RunTable, optima: tuple[Optimum, ...], warnings: list[str], lenient: bool = False, force: bool = False
 ) -> Points:
     """Points from interior optima and those at the floor, or from every grid where there are fewer than three of them.
 
@@ -164,7 +152,7 @@ def points_of_grids(
         force: do so even with none, and then for the batch and the rate too.
 
     Raises:
-        Untrusted: fewer than three of them, or none even for the lenient.
+        UnsupportedFit: fewer than three of them, or none even for the lenient.
     """
     refused = [optimum for optimum in optima if not optimum.usable]
     chosen = [optimum for optimum in optima if optimum.usable]
@@ -181,17 +169,19 @@ def points_of_grids(
             listed = [f"\n  {o.describe()}" for o in refused[:LISTED]]
             if len(refused) > LISTED:
                 listed.append(f"\n  and {len(refused) - LISTED} more; in all {verdicts}")
-            raise Untrusted(f"only {len(chosen)} of {len(optima)} grids have an interior optimum{''.join(listed)}")
+            raise UnsupportedFit(
+                f"only {len(chosen)} of {len(optima)} grids have an interior optimum{''.join(listed)}"
+            )
         chosen = [o for o in optima if o.cells]
         what = "losses" if any(o.usable for o in chosen) else "losses, batches and rates"
         warnings.append(f"{STAND_IN} {what} of grids without an interior optimum")
     interior, usable = (np.array([getattr(o, name) for o in chosen]) for name in ("interior", "usable"))
     if not usable.any():
         interior[:] = usable[:] = True
-    by_clip = clip_losses(ledger)
+    by_clip = clip_losses(table)
     clips = None if by_clip is None else np.array([by_clip[o.used].mean(axis=0) for o in chosen])
     variance = _pooled_variance(chosen)
-    clusters = np.unique(ledger.run_id[np.concatenate([o.used for o in chosen])])
+    clusters = np.unique(table.run_id[np.concatenate([o.used for o in chosen])])
     values = {
         "B": np.log([o.B for o in chosen]),
         "lr": np.log([o.lr for o in chosen]),
@@ -199,30 +189,30 @@ def points_of_grids(
     }
     replicates = {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()}
     for g, optimum in enumerate(chosen):
-        for run in np.unique(ledger.run_id[optimum.used]):
-            kept = optimum.used[ledger.run_id[optimum.used] != run]
+        for run in np.unique(table.run_id[optimum.used]):
+            kept = optimum.used[table.run_id[optimum.used] != run]
             if len(kept):
                 again = refit if len(optimum.axes) > 1 else lines.refit
-                new = again(optimum, ledger.lr[kept], ledger.B[kept], ledger.loss[kept], ledger.loss_se[kept])
+                new = again(optimum, table.lr[kept], table.B[kept], table.loss[kept], table.loss_se[kept])
                 k = np.searchsorted(clusters, run)
                 replicates["lr"][k, g], replicates["B"][k, g], replicates["loss"][k, g] = np.log(new)
     return Points(
         np.array([o.N for o in chosen]), np.array([o.T for o in chosen]), np.exp(values["B"]), np.exp(values["lr"]),
         np.exp(values["loss"]), interior, usable, *variance, replicates,
-        np.ones((len(clusters), len(chosen)), dtype=bool), tuple(chosen), clips, _streams(ledger, chosen),
+        np.ones((len(clusters), len(chosen)), dtype=bool), tuple(chosen), clips, _streams(table, chosen),
     )  # fmt: skip
 
 
-def _streams(ledger: Ledger, optima: list[Optimum]) -> NDArray[np.float64] | None:
+def _streams(table: RunTable, optima: list[Optimum]) -> NDArray[np.float64] | None:
     """``Points.streams``. A grid's scatter is of what its cells do not share: the rest of their noise."""
     pooled = pooled_scatter(optima)
     used = np.concatenate([o.used for o in optima])
-    _, first = np.unique(ledger.run_id[used], return_index=True)
-    of_runs = ledger.stream[used][first]
+    _, first = np.unique(table.run_id[used], return_index=True)
+    of_runs = table.stream[used][first]
     shared = [stream for stream in np.unique(of_runs[of_runs >= 0]) if np.sum(of_runs == stream) > 1]
     if not pooled or not shared:
         return None
-    parts = [[float(np.mean(ledger.stream[o.used] == stream)) for stream in shared] for o in optima]
+    parts = [[float(np.mean(table.stream[o.used] == stream)) for stream in shared] for o in optima]
     return pooled * math.sqrt(SHARED / (1 - SHARED)) * np.array(parts)
 
 
@@ -253,36 +243,36 @@ def _pooled_variance(optima: list[Optimum]) -> tuple[NDArray | None, NDArray | N
     return covariance[:, 1, 1], covariance[:, 0, 0], noise
 
 
-def points_of_rows(ledger: Ledger) -> Points:
+def points_of_rows(table: RunTable) -> Points:
     """Each row as an optimum already; plain least squares unless losses have errors. Clusters are runs.
 
     Errors of losses count by their ratios; their size is that of the scatter, as in grids: a folder's are mostly of
     the validation clips, which all rows share.
     """
-    ledger = ledger.rows(~np.isinf(ledger.loss))
-    runs, cluster = np.unique(ledger.run_id, return_inverse=True)
+    table = table.rows(~np.isinf(table.loss))
+    runs, cluster = np.unique(table.run_id, return_inverse=True)
     clusters = np.arange(min(len(runs), MOST_CLUSTERS))
     # Many runs are deleted by the group: the jackknife stays valid, and quadratic cost stays away.
     group = np.random.default_rng(0).permutation(len(runs)) % len(clusters)
     present = group[cluster][None, :] != clusters[:, None]
-    noise = ledger.loss_se / ledger.loss
-    noise = _scattered(ledger, noise) if np.all(np.isfinite(noise)) else None
-    values = {"B": np.log(ledger.B), "lr": np.log(ledger.lr), "loss": np.log(ledger.loss)}
+    noise = table.loss_se / table.loss
+    noise = _scattered(table, noise) if np.all(np.isfinite(noise)) else None
+    values = {"B": np.log(table.B), "lr": np.log(table.lr), "loss": np.log(table.loss)}
     return Points(
-        ledger.N, ledger.T, ledger.B, ledger.lr, ledger.loss, *np.ones((2, len(ledger)), dtype=bool), None, None,
+        table.N, table.T, table.B, table.lr, table.loss, *np.ones((2, len(table)), dtype=bool), None, None,
         noise, {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()}, present, (),
-        clip_losses(ledger),
+        clip_losses(table),
     )  # fmt: skip
 
 
-def _scattered(ledger: Ledger, noise: NDArray) -> NDArray[np.float64]:
+def _scattered(table: RunTable, noise: NDArray) -> NDArray[np.float64]:
     """Relative errors of losses, scaled to how the losses scatter around a loss law; as they are where none fits."""
     constants = len(loss_law.CONSTANTS)
-    spare = len(ledger) - constants
-    if spare < 2 or loss_law.unidentified(ledger.N, ledger.T, {}) or np.ptp(ledger.loss) == 0:
+    spare = len(table) - constants
+    if spare < 2 or loss_law.unidentified(table.N, table.T, {}) or np.ptp(table.loss) == 0:
         return noise
-    scale = {name: float(np.exp(np.log(getattr(ledger, name)).mean())) for name in ("T", "N")}
+    scale = {name: float(np.exp(np.log(getattr(table, name)).mean())) for name in ("T", "N")}
     # A delta that no residual reaches: least squares.
-    residuals = loss_law.fit(ledger.N, ledger.T, ledger.loss, noise, 1.0, scale=scale).residuals
-    size = 1.4826 * float(np.median(np.abs(residuals / noise))) * math.sqrt(len(ledger) / spare)
+    residuals = loss_law.fit(table.N, table.T, table.loss, noise, 1.0, scale=scale).residuals
+    size = 1.4826 * float(np.median(np.abs(residuals / noise))) * math.sqrt(len(table) / spare)
     return np.maximum(size * noise, LEAST_NOISE)

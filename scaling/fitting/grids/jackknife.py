@@ -1,7 +1,7 @@
 """Uncertainty end to end: delete one cluster, fit everything again, and turn the spread into joint draws.
 
 A cluster is a run: all its milestones share its noise. On the paper's simulated law the delete-one jackknife with t
-quantiles covered the truth better than the cluster bootstrap and far better than the wild one (docs/decisions.md).
+quantiles covered the truth better than the cluster bootstrap and far better than the wild one (docs/decisions).
 """
 
 from dataclasses import dataclass

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from videoscaling.scaling.estimates import t_quantile
 from videoscaling.scaling.fitting import plausibility
 from videoscaling.scaling.fitting.grids import jackknife, loss_law, power_law
-from videoscaling.scaling.fitting.grids.fit_points import Points, Untrusted
+from videoscaling.scaling.fitting.grids.fit_points import Points
 from videoscaling.scaling.fitting.options import Options
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.laws import PowerLaw
 from videoscaling.utils.errors import UserError
 
@@ -52,7 +53,7 @@ def hyper_law(
     """The fit, and the covariance [3, 3] that scatter between grids and exponents assumed from the prior add.
 
     Raises:
-        Untrusted: the optima do not identify the exponents, or leave nothing to check them by, and there is no prior.
+        UnsupportedFit: without a prior, optima that do not identify the exponents or leave nothing to check them.
     """
     inside = points.inside(symbol)
     N, T, value = points.N[inside], points.T[inside], getattr(points, symbol)[inside]
@@ -73,7 +74,7 @@ def hyper_law(
             if not power.spare and prior is None:
                 reason = f"{symbol}_opt: {len(N)} optima for {len(N)} constants leave nothing to check the fit by"
                 if not options.force:
-                    raise Untrusted(f"{reason} ({fix_advice(points, N, T, options.fixed)}, or give --prior)")
+                    raise UnsupportedFit(f"{reason} ({fix_advice(points, N, T, options.fixed)}, or give --prior)")
                 warnings.append(f"{reason}: intervals know of the cells' noise alone")
             if not loose or prior is None:
                 if loose:
@@ -88,7 +89,7 @@ def hyper_law(
             reason = "too few optima to fix it"
         elif prior is None:
             advice = fix_advice(points, N, T, options.fixed)
-            raise Untrusted(f"{symbol}_opt: {reason} ({advice}, or give --prior)", forcible=False)
+            raise UnsupportedFit(f"{symbol}_opt: {reason} ({advice}, or give --prior)", forcible=False)
         else:
             hold = min(free, key=lambda e: np.ptp(np.log(getattr(points, e))))
         fixed[hold] = getattr(prior, hold)
@@ -110,7 +111,7 @@ def _bounded_law(
 ) -> tuple[power_law.PowerFit, NDArray]:
     """The largest law of the prior's exponents that no grid contradicts: all of them want batches below one clip."""
     if prior is None:
-        raise Untrusted(
+        raise UnsupportedFit(
             f"{symbol}_opt: every grid is best at one clip, the smallest batch there is (give --prior)", forcible=False
         )
     fixed = {"T": prior.T, "N": prior.N}
@@ -159,7 +160,7 @@ def loss_stage(points: Points, options: Options, scale: dict[str, float], warnin
     """The loss law with its errors; holds the prior's exponents that the data do not identify.
 
     Raises:
-        Untrusted: they do not, and there is no prior.
+        UnsupportedFit: they do not, and there is no prior.
     """
     held = {key.partition(".")[2]: v for key, v in options.fixed.items() if key.startswith("loss.")}
     prior = options.prior.loss if options.prior is not None else None
@@ -185,18 +186,20 @@ def loss_stage(points: Points, options: Options, scale: dict[str, float], warnin
         raise UserError(f"loss law: {reason}")
     if prior is None:
         forcible = loss_law.unidentified(points.N, points.T, held) is None
-        raise Untrusted(f"loss law: {reason}", forcible, "more sizes and tokens, or --prior, help")
+        raise UnsupportedFit(f"loss law: {reason}", forcible, "more sizes and tokens, or --prior, help")
     taken = {name: value for name, value in exponents.items() if name not in held}
     held = held | taken
     if len(held) == len(loss_law.CONSTANTS):
-        raise Untrusted(f"loss law: {reason}, and with the prior's exponents nothing is left to fit", forcible=False)
+        raise UnsupportedFit(
+            f"loss law: {reason}, and with the prior's exponents nothing is left to fit", forcible=False
+        )
     named = ", ".join(f"{name} {value:g}" for name, value in sorted(taken.items()))
     warnings.append(
         f"loss law: {named} assumed from {options.prior.name} ({reason})" if taken else f"loss law: {reason}"
     )
     reason = loss_law.unidentified(points.N, points.T, held)
     if reason:
-        raise Untrusted(f"loss law: {reason}, even with the exponents assumed", forcible=False)
+        raise UnsupportedFit(f"loss law: {reason}, even with the exponents assumed", forcible=False)
     fitted, thetas = _fit_loss(points, options, held, scale)
     if fitted.at_bound:
         warnings.append(f"loss law: {' and '.join(fitted.at_bound)} ran to its bound")
@@ -321,7 +324,7 @@ def between_grids(points: Points, pull: NDArray, own: NDArray, scatter: NDArray,
 
     The jackknife's freedom is that of many runs. The scatter of a few grids is known from their spare ones alone: it
     is widened to the t quantile of those, even where it looks by luck like the cells' noise or less (2 x 2 grids
-    covered .87-.92 without that).
+    covered 0.87-0.92 without that).
 
     Args:
         pull: [constants, points], d constant / d ln value.

@@ -21,21 +21,21 @@ from videoscaling.scaling.fitting.grids.optimum import (
     row_weights,
     sides_beyond_noise,
 )
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 
 BOTH = ("lr", "B")
 # A window opens until it holds this many different cells: a parabola has three constants, its scatter needs more.
 CELLS_WANTED = 5
 
 
-def swept(ledger: Ledger) -> tuple[str, ...]:
-    """Which of lr and B vary inside the grids of a ledger; both where neither does, or where they are unknown."""
-    if not np.isfinite([ledger.lr, ledger.B]).all():
+def swept(table: RunTable) -> tuple[str, ...]:
+    """Which of lr and B vary inside the grids of a run table; both where neither does, or where they are unknown."""
+    if not np.isfinite([table.lr, table.B]).all():
         return BOTH
     varies = dict.fromkeys(BOTH, False)
-    for _, _, rows in ledger.grids():
+    for _, _, rows in table.grids():
         for name in BOTH:
-            varies[name] |= bool(np.ptp(np.log(getattr(ledger, name)[rows])) > 1e-6)
+            varies[name] |= bool(np.ptp(np.log(getattr(table, name)[rows])) > 1e-6)
     return tuple(name for name in BOTH if varies[name]) or BOTH
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling.fitting.grids import edges
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 
 COEFFICIENTS = 6
 # The published grids' curvature makes 2 % about a factor of four in lr or B: wide enough for 10-40 cells of a dense
@@ -372,9 +372,9 @@ def refit(optimum: Optimum, lr: NDArray, B: NDArray, loss: NDArray, noise: NDArr
     return float(lr[best]), float(B[best]), float(mean[best])
 
 
-def surface_at(ledger: Ledger, rows: NDArray[np.int64], lr: float, B: float) -> float:
-    """The quadratic through ``rows`` of a ledger, at (lr, B); nan where they do not fix one."""
-    x, y = np.log(ledger.lr[rows] / lr), np.log(ledger.B[rows] / B)
-    loss = ledger.loss[rows]
-    fit = quadratic(x, y, loss, row_weights(ledger.loss_se[rows], np.arange(len(rows))))
+def surface_at(table: RunTable, rows: NDArray[np.int64], lr: float, B: float) -> float:
+    """The quadratic through ``rows`` of a run table, at (lr, B); nan where they do not fix one."""
+    x, y = np.log(table.lr[rows] / lr), np.log(table.B[rows] / B)
+    loss = table.loss[rows]
+    fit = quadratic(x, y, loss, row_weights(table.loss_se[rows], np.arange(len(rows))))
     return math.nan if fit is None else float(fit[0][0])

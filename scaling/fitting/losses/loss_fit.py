@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from videoscaling.scaling.fitting import table_kind
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.grids.loss_law import unidentified
 from videoscaling.scaling.fitting.losses import forms, priors
 from videoscaling.scaling.fitting.losses.average import LossLaws, fit_losses
@@ -13,10 +12,11 @@ from videoscaling.scaling.fitting.losses.forms import FORMULAS
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.run_info import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
 from videoscaling.scaling.fitting.sizes import check_losses, fit_sizes
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.laws import Law, with_hyperparameters
 from videoscaling.scaling.losses import as_losses
 from videoscaling.scaling.planning.allocation import Cost
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
 # The slope of ln L in ln N or ln T, in the middle of the data, may not be this many times larger at one end of its
@@ -24,64 +24,64 @@ from videoscaling.utils.errors import UserError
 MAX_INTERVAL_RATIO = 10.0
 
 
-def fit_law(ledger: Ledger, options: Options, cost: Cost, provenance: dict[str, Any]) -> Law:
+def fit_law(table: RunTable, options: Options, cost: Cost, provenance: dict[str, Any]) -> Law:
     """The law of the rows that are not held out.
 
     Raises:
         UserError: nothing to fit, or fewer rows than constants.
-        Untrusted: the losses do not identify how they fall with N and T.
+        UnsupportedFit: the losses do not identify how they fall with N and T.
     """
-    ledger = ledger.rows(~ledger.heldout & ~np.isinf(ledger.loss))
-    check_losses(ledger)
-    warnings = [*ledger.notes, *recipe_warnings(ledger), *skipped_warnings(ledger)]
-    table_kind.check_repeats(ledger, False, warnings)
-    if len(ledger) < 5:
-        raise UserError(f"loss law: {len(ledger)} points cannot fix 5 constants")
-    if reason := unidentified(ledger.N, ledger.T, {}):
-        raise Untrusted(f"loss law: {reason}", advice="more sizes and tokens help")
-    if options.form == "three_term" and not np.isfinite(ledger.B).all():
-        raise UserError(f"--form three_term: needs the batch, and {ledger.source} names none (--columns B=...)")
-    noise = ledger.loss_se / ledger.loss
+    table = table.rows(~table.heldout & ~np.isinf(table.loss))
+    check_losses(table)
+    warnings = [*table.notes, *recipe_warnings(table), *skipped_warnings(table)]
+    table_kind.check_repeats(table, False, warnings)
+    if len(table) < 5:
+        raise UserError(f"loss law: {len(table)} points cannot fix 5 constants")
+    if reason := unidentified(table.N, table.T, {}):
+        raise UnsupportedFit(f"loss law: {reason}", advice="more sizes and tokens help")
+    if options.form == "three_term" and not np.isfinite(table.B).all():
+        raise UserError(f"--form three_term: needs the batch, and {table.source} names none (--columns B=...)")
+    noise = table.loss_se / table.loss
     fitted = fit_losses(
-        ledger.N, ledger.T, ledger.loss, ledger.B, form=options.form, cluster=ledger.run_id,
+        table.N, table.T, table.loss, table.B, form=options.form, cluster=table.run_id,
         noise=noise if np.all(np.isfinite(noise)) else None,
     )  # fmt: skip
-    _check_slopes(fitted, ledger)
+    _check_slopes(fitted, table)
     warnings += fitted.warnings()
     unknown = dict.fromkeys(("batch", "lr", "curvature", "lr_given_batch"), "the results name no batch and no rate")
-    if np.isfinite([ledger.B, ledger.lr]).all():
+    if np.isfinite([table.B, table.lr]).all():
         unknown = dict.fromkeys(
             unknown, "each (N, T) has one batch and rate: fit.py all --optima takes them for the best"
         )
     unknown["draws"] = "part of each form"
-    sizes, size_fits = fit_sizes(ledger, ledger.N, ledger.T, ledger.loss, as_losses(fitted), cost, unknown, warnings)
-    n_ctx = tokens_per_clip(ledger)
+    sizes, size_fits = fit_sizes(table, table.N, table.T, table.loss, as_losses(fitted), cost, unknown, warnings)
+    n_ctx = tokens_per_clip(table)
     law = Law(
         name=str(provenance.get("name", "law")), batch=None, lr=None, loss=fitted, allocation=sizes, curvature=None,
-        lr_given_batch=None, n_ctx=n_ctx, domain=domain(ledger, ledger.N, ledger.T, cost), recipe=ledger.recipe,
+        lr_given_batch=None, n_ctx=n_ctx, domain=domain(table, table.N, table.T, cost), recipe=table.recipe,
         draws=None,
         fit={
-            "points": len(ledger),
+            "points": len(table),
             "flops_per_parameter_token": None if n_ctx else float(cost(np.array(1e9)) / 1e9),
             "intervals": {f"allocation.{name}.exponent": one.exponent_interval() for name, one in size_fits.items()},
             **({"size_errors": {name: one.errors() for name, one in size_fits.items()}} if size_fits else {}),
             "method": "95 %: bootstrap weights over runs, and errors of predicting larger N and T",
             "warnings": warnings,
         },
-        provenance=provenance | {"unknown": unknown, "source": ledger.source, "runs": run_names(ledger)},
+        provenance=provenance | {"unknown": unknown, "source": table.source, "runs": run_names(table)},
     )  # fmt: skip
     return law if options.prior is None else with_hyperparameters(law, options.prior)
 
 
-def _check_slopes(fitted: LossLaws, ledger: Ledger) -> None:
-    """Raise Untrusted where the losses hardly identify how they fall with N, or with T."""
+def _check_slopes(fitted: LossLaws, table: RunTable) -> None:
+    """Raise UnsupportedFit where the losses hardly identify how they fall with N, or with T."""
     losses = as_losses(fitted)
-    middle = (float(np.exp(np.log(v).mean())) for v in (ledger.N, ledger.T))
+    middle = (float(np.exp(np.log(v).mean())) for v in (table.N, table.T))
     slopes = [np.stack(batch.slopes(*at)) for at in [tuple(middle)] for batch in losses.drawn(*at)]
     for name, drawn in zip("NT", np.concatenate(slopes, axis=-1)):
         low, high = np.quantile(-drawn, [0.025, 0.975])
         if not 0 < high <= MAX_INTERVAL_RATIO * low:
-            raise Untrusted(
+            raise UnsupportedFit(
                 f"loss law: the 95 % interval of how ln L falls with ln {name} is {low:.3g} to {high:.3g}: the losses "
                 "hardly tell it",
                 advice="more sizes and tokens help",

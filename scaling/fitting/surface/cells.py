@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from videoscaling.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from videoscaling.scaling.runs import Ledger
+    from videoscaling.scaling.runs import RunTable
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,16 @@ class Cells:
         return Cells(*values, run=label, stream=stream.astype(np.int64), n_ctx=n_ctx)
 
     @staticmethod
-    def of_ledger(ledger: "Ledger") -> "Cells":
-        """The cells of a ledger, losses moved to the tokens that the runs of a grid have in common."""
+    def of_table(table: "RunTable") -> "Cells":
+        """The cells of a run table, losses moved to the tokens that the runs of a grid have in common."""
         from videoscaling.scaling.fitting.grids.fit_points import (
             at_nominal,  # with scipy.optimize: half of the time of a prediction
         )
 
-        ledger = at_nominal(ledger)
+        table = at_nominal(table)
         return Cells.of_arrays(
-            ledger.N, ledger.nominal_T, ledger.B, ledger.lr, ledger.loss,
-            run=ledger.run_id, stream=ledger.stream, n_ctx=float(ledger.n_ctx.max(initial=0)),
+            table.N, table.nominal_T, table.B, table.lr, table.loss,
+            run=table.run_id, stream=table.stream, n_ctx=float(table.n_ctx.max(initial=0)),
         )  # fmt: skip
 
     def rows(self, chosen: NDArray) -> "Cells":

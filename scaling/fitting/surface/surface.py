@@ -178,12 +178,12 @@ class Surface:
         if self.shape.batch == "none":
             raise UserError("all runs have one batch: what a batch costs is unknown")
         n, t, _ = self.scale.logs(N, T, np.nan)
-        return self._estimate(lambda model, theta: self._edge(model, theta, n, t, np.log1p(price)), self.scale.B)
+        return self._estimate(lambda model, theta: self.edge_place(model, theta, n, t, np.log1p(price)), self.scale.B)
 
     def largest_batch(self, T: ArrayLike, N: ArrayLike, price: float) -> NDArray[np.float64]:
         """The value of ``edge`` alone: a hundred times as fast."""
         n, t, _ = self.scale.logs(N, T, np.nan)
-        edge = self._average(lambda model, theta: self._edge(model, theta, n, t, np.log1p(price)))
+        edge = self._average(lambda model, theta: self.edge_place(model, theta, n, t, np.log1p(price)))
         return np.exp(np.clip(edge, -80, 80)) * self.scale.B
 
     def stretch(self, N: ArrayLike, T: ArrayLike) -> NDArray[np.float64]:
@@ -197,7 +197,7 @@ class Surface:
         found = {}
         for candidate in self.shapes:
             name = candidate.batch + (" bent" if candidate.bent else "")
-            edge = self._edge(candidate.solution.model, candidate.solution.theta, n, t, np.log1p(price))
+            edge = self.edge_place(candidate.solution.model, candidate.solution.theta, n, t, np.log1p(price))
             found[name] = np.exp(edge) * self.scale.B
         return found
 
@@ -346,7 +346,8 @@ class Surface:
         best = shape.best_batch(model, theta, n, t)
         return np.broadcast_to(least, n.shape) if best is None else np.maximum(best, least)
 
-    def _edge(self, model: Model, theta: NDArray, n: NDArray, t: NDArray, price: float) -> NDArray:
+    def edge_place(self, model: Model, theta: NDArray, n: NDArray, t: NDArray, price: float) -> NDArray:
+        """ln of a shape's batch, relative to the scale, that costs ``price`` in ln loss; theta [..., constants]."""
         low = np.zeros(np.broadcast_shapes(theta[..., 0].shape, n.shape)) + self._floor(model, theta, n, t)
         target = shape.price(model, theta, n, t, low) + price
         high = low + 25.0

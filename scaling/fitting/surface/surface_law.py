@@ -1,4 +1,4 @@
-"""A law file from one response surface through all runs of a ledger, and what it says as text."""
+"""A law file from one response surface through all runs of a run table, and what it says as text."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.fitting import plausibility
 from videoscaling.scaling.fitting.grids import lines
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted, at_nominal, grid_optima
+from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optima
 from videoscaling.scaling.fitting.grids.optimum import WINDOW, Optimum
 from videoscaling.scaling.fitting.losses import priors
 from videoscaling.scaling.fitting.losses.forms import FORMULAS
@@ -19,9 +19,10 @@ from videoscaling.scaling.fitting.surface import noise
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.fitting.surface.surface import Member, Surface
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.laws import Law
 from videoscaling.scaling.planning.allocation import Cost, predicted
-from videoscaling.scaling.runs import Ledger
+from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError, plural
 
 # Runs of a grid that identify where its best rate or batch lies: two have no optimum between them.
@@ -32,7 +33,7 @@ RATE = ("aB", "aT", "aN")
 HELD_ELSEWHERE = "part of the surface, which tools/predict.py reads"
 
 
-def fit_law(ledger: Ledger, part: str, form: str, cost: Cost, provenance: dict[str, Any]) -> Law:
+def fit_law(table: RunTable, part: str, form: str, cost: Cost, provenance: dict[str, Any]) -> Law:
     """A law file's law with the surface through the rows that are not held out.
 
     Args:
@@ -42,26 +43,26 @@ def fit_law(ledger: Ledger, part: str, form: str, cost: Cost, provenance: dict[s
 
     Raises:
         UserError: nothing to fit.
-        Untrusted: the runs do not support a surface.
+        UnsupportedFit: the runs do not support a surface.
     """
-    ledger = ledger.rows(~ledger.heldout)
-    if not np.isfinite(ledger.loss).any():
-        raise UserError(f"{ledger.source}: nothing to fit: no run that is not held out has a finite loss")
-    warnings = [*ledger.notes, *recipe_warnings(ledger), *skipped_warnings(ledger)]
-    plausibility.check_units(ledger, False, warnings)
-    plausibility.check_spans(ledger.N, ledger.nominal_T)
-    cells = Cells.of_ledger(ledger)
+    table = table.rows(~table.heldout)
+    if not np.isfinite(table.loss).any():
+        raise UserError(f"{table.source}: nothing to fit: no run that is not held out has a finite loss")
+    warnings = [*table.notes, *recipe_warnings(table), *skipped_warnings(table)]
+    plausibility.check_units(table, False, warnings)
+    plausibility.check_spans(table.N, table.nominal_T)
+    cells = Cells.of_table(table)
     _check_cells(cells)
     surface = _fit(cells, form)
-    _check_surface(surface, grid_optima(at_nominal(ledger), WINDOW, lines.swept(ledger)))
+    _check_surface(surface, grid_optima(at_nominal(table), WINDOW, lines.swept(table)))
     warnings += surface.warnings()
     if part in ("loss", "allocation") and surface.no_form:
-        raise Untrusted(f"loss: {surface.no_form}")
-    n_ctx = tokens_per_clip(ledger)
+        raise UnsupportedFit(f"loss: {surface.no_form}")
+    n_ctx = tokens_per_clip(table)
     parts = dict.fromkeys(("batch", "lr", "loss"))
     law = Law(
         name=str(provenance.get("name", "law")), **parts, allocation=None, curvature=None, lr_given_batch=None,
-        n_ctx=n_ctx, domain=domain(ledger, surface.cells.N, surface.cells.T, cost), recipe=ledger.recipe, draws=None,
+        n_ctx=n_ctx, domain=domain(table, surface.cells.N, surface.cells.T, cost), recipe=table.recipe, draws=None,
         surface=surface,
         fit={
             "points": len(surface.cells),
@@ -73,7 +74,7 @@ def fit_law(ledger: Ledger, part: str, form: str, cost: Cost, provenance: dict[s
         provenance=provenance | {
             "unknown": dict.fromkeys((*parts, "curvature", "lr_given_batch", "draws"), HELD_ELSEWHERE)
             | {"allocation": surface.no_form or "fit.py all gives it"},
-            "source": ledger.source, "runs": run_names(ledger),
+            "source": table.source, "runs": run_names(table),
         },
     )  # fmt: skip
     return law if part == "hyperparameters" or surface.no_form else _with_sizes(law, cost, warnings)
@@ -94,23 +95,23 @@ def _with_sizes(law: Law, cost: Cost, warnings: list[str]) -> Law:
 
 
 def _check_cells(cells: Cells) -> None:
-    """Raise Untrusted where no grid can show a best rate or batch."""
+    """Raise UnsupportedFit where no grid can show a best rate or batch."""
     finite = cells.rows(np.isfinite(cells.loss))
     if np.ptp(np.log(finite.lr)) < 1e-9 and np.ptp(np.log(finite.B)) < 1e-9:
-        raise Untrusted(
+        raise UnsupportedFit(
             f"all runs have lr {finite.lr[0]:.4g} and one batch: which are best is unknown (run several rates)"
         )
     pairs = np.unique(np.stack([finite.grid, np.log(finite.lr).round(6), np.log(finite.B).round(6)]), axis=1)
     most = int(np.bincount(pairs[0].astype(int)).max())
     if most < LEAST_CELLS:
-        raise Untrusted(
+        raise UnsupportedFit(
             f"no (N, T) has {LEAST_CELLS} different (lr, B), the most is {most}: what a rate and a batch cost is "
             "unknown (run more cells of some grids)"
         )
     if len(finite) < 6:
-        raise Untrusted(f"{len(finite)} finite losses are too few for a surface: six at least")
+        raise UnsupportedFit(f"{len(finite)} finite losses are too few for a surface: six at least")
     if np.ptp(finite.loss) == 0:
-        raise Untrusted("all losses are equal: there is no surface in them")
+        raise UnsupportedFit("all losses are equal: there is no surface in them")
 
 
 def _fit(cells: Cells, form: str) -> Surface:
@@ -118,22 +119,22 @@ def _fit(cells: Cells, form: str) -> Surface:
         with np.errstate(all="ignore"):
             return fit_surface(cells, form)
     except ValueError as error:  # such as LinAlgError: equations that are singular, or not finite
-        raise Untrusted(
+        raise UnsupportedFit(
             "no surface can be fitted to these runs: they differ too little in N, T, B and lr, or some of their "
             "numbers lie orders of magnitude from the others"
         ) from error
 
 
 def _check_surface(surface: Surface, optima: list[Optimum]) -> None:
-    """Raise Untrusted where the runs identify none of what was asked, or exponents that no training has."""
+    """Raise UnsupportedFit where the runs identify none of what was asked, or exponents that no training has."""
     values = [surface.exponent(name) for name in _exponents(surface)]
     if not np.all(np.isfinite([_span(value) for value in values])):
-        raise Untrusted("the surface's constants are not finite: losses, rates or batches are out of any range")
+        raise UnsupportedFit("the surface's constants are not finite: losses, rates or batches are out of any range")
     unknown = set(surface.unidentified())
     if surface.shape.batch == "none":
         unknown.add("aB")
     if unknown.issuperset(RATE) and (surface.no_best_batch or unknown.issuperset(("bT", "bN"))):
-        raise Untrusted("the runs identify no exponent of lr_opt: more sizes, token counts or rates are needed")
+        raise UnsupportedFit("the runs identify no exponent of lr_opt: more sizes, token counts or rates are needed")
     known = {name: float(value.value) for name, value in zip(_exponents(surface), values) if name not in unknown}
     plausibility.check_exponents(known)
     if _has_rates(surface) and optima:

@@ -156,7 +156,7 @@ def test_counts_are_even():
     s = scene(torch.arange(6000), 0)
     for values, options in ((s.count - 1, MAX_SHAPES), (s.kind, len(KINDS)), (s.colour, len(SHAPE_COLOURS))):
         share = values.flatten().bincount(minlength=options) / values.numel()
-        # 6000 draws or more: a share's standard error is at most .0061; five of them
+        # 6000 draws or more: a share's standard error is at most 0.0061; five of them
         assert (share - 1 / options).abs().max() < 0.031
 
 

@@ -5,15 +5,15 @@ import pytest
 
 from tests.scaling import simulate
 from videoscaling.scaling.checks.fixed_pair import MOST_TOKENS, compare, prices
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning import allocation
 from videoscaling.utils.errors import UserError
 
 SIZES, TOKENS = np.geomspace(0.0168e9, 0.268e9, 4), [2e9, 5e9, 12e9]
 
 
-def ledger_with(law, seed, noise=2e-4):
-    return simulate.ledger(law, simulate.grid(law, SIZES, TOKENS, 5, 5, 2.0), TOKENS, noise, seed=seed, n_ctx=1280)
+def table_with(law, seed, noise=2e-4):
+    return simulate.run_table(law, simulate.grid(law, SIZES, TOKENS, 5, 5, 2.0), TOKENS, noise, seed=seed, n_ctx=1280)
 
 
 def without_bias(paper):
@@ -23,7 +23,7 @@ def without_bias(paper):
 
 
 def found(law, cost, count):
-    return [compare(ledger_with(law, seed), cost) for seed in range(count)]
+    return [compare(table_with(law, seed), cost) for seed in range(count)]
 
 
 @pytest.mark.slow
@@ -43,14 +43,14 @@ def test_grids_that_scatter_are_no_bias(paper, cost, scattered_grids, scatter):
     assert np.mean(alarms) <= 0.05
 
 
-def test_grids_that_scatter_are_no_bias_on_fewer_ledgers(paper, cost, scattered_grids):
+def test_grids_that_scatter_are_no_bias_on_fewer_tables(paper, cost, scattered_grids):
     # By the runs' noise alone half of them are biased.
     law = without_bias(paper)
     assert sum(compare(scattered_grids(law, SIZES, TOKENS, 2e-4, s, 0.15), cost).biased for s in range(10)) <= 1
 
 
 @pytest.mark.slow
-def test_a_planted_bias_is_found_on_fewer_ledgers(paper, cost):
+def test_a_planted_bias_is_found_on_fewer_tables(paper, cost):
     biased = found(paper, cost, 5)
     assert all(c.biased and c.N_fixed > c.N_opt and c.inference_ratio[1] > 1 for c in biased)
     # Two false alarms in eight have a chance of 5 % at the nominal rate.
@@ -58,7 +58,7 @@ def test_a_planted_bias_is_found_on_fewer_ledgers(paper, cost):
 
 
 def test_numbers_against_the_planted_law(paper, cost):
-    done = compare(ledger_with(paper, 0, noise=1e-6), cost, C=1e21)
+    done = compare(table_with(paper, 0, noise=1e-6), cost, C=1e21)
     assert done.N_opt == pytest.approx(float(allocation.optimum(paper.loss, 1e21, cost)), rel=0.02)
     # The pair's own penalty, from the law's curvature at every grid.
     N, T = (v.ravel() for v in np.meshgrid(SIZES, TOKENS))
@@ -78,7 +78,7 @@ def test_numbers_against_the_planted_law(paper, cost):
 
 
 def test_the_interval_of_the_bend_follows_the_noise(paper, cost):
-    quiet, loud = (compare(ledger_with(paper, 0, noise), cost).exponent_difference for noise in (1e-5, 1e-4))
+    quiet, loud = (compare(table_with(paper, 0, noise), cost).exponent_difference for noise in (1e-5, 1e-4))
     assert (loud[2] - loud[1]) / (quiet[2] - quiet[1]) == pytest.approx(10, rel=0.5)
 
 
@@ -86,14 +86,14 @@ def test_the_interval_of_the_bend_follows_the_noise(paper, cost):
     ("pair", "named"), [((1e30, 1e5), "lr, 1e.30,"), ((2e-4, 1e9), "B, 1e.09,"), ((2e-4, 5.0), "B, 5,")]
 )
 def test_a_pair_far_outside_the_grids_is_refused(paper, cost, pair, named):
-    ledger = ledger_with(paper, 0)
-    swept = ledger.lr if named.startswith("lr") else ledger.B
+    table = table_with(paper, 0)
+    swept = table.lr if named.startswith("lr") else table.B
     with pytest.raises(UserError, match=f"{named} is far outside the grids: {swept.min():.4g} to"):
-        compare(ledger, cost, pair=pair)
+        compare(table, cost, pair=pair)
 
 
 def test_a_chosen_pair(paper, cost):
-    done = compare(ledger_with(paper, 0), cost, pair=(2e-4, 1e5), C=1e21)
+    done = compare(table_with(paper, 0), cost, pair=(2e-4, 1e5), C=1e21)
     assert (done.lr, done.B, done.C) == (2e-4, 1e5, 1e21)
     assert "times [" in done.text()
 
@@ -101,7 +101,7 @@ def test_a_chosen_pair(paper, cost):
 def test_the_size_of_the_bend_does_not_depend_on_the_noise(paper, cost):
     """What a law that does not fit tells depends on how residuals are weighed: alike, whatever the noise."""
     bends = [
-        compare(ledger_with(paper, seed, noise), cost, (2e-4, 1e5), 1e21).exponent_difference[0]
+        compare(table_with(paper, seed, noise), cost, (2e-4, 1e5), 1e21).exponent_difference[0]
         for noise in (1e-7, 5e-5)
         for seed in range(2)
     ]
@@ -109,22 +109,22 @@ def test_the_size_of_the_bend_does_not_depend_on_the_noise(paper, cost):
 
 
 def test_compare_refuses_what_a_fit_refuses(paper, cost):
-    few = ledger_with(paper, 0)
+    few = table_with(paper, 0)
     sizes, tokens = (np.searchsorted(np.unique(values), values) for values in (few.N, few.T))
     few = few.rows((sizes == 0) | ((tokens == 0) & (sizes < 3)))
-    with pytest.raises(Untrusted, match="5 optima for 5 constants leave nothing to check the fit by"):
+    with pytest.raises(UnsupportedFit, match="5 optima for 5 constants leave nothing to check the fit by"):
         compare(few, cost)
     # Losses that do not fall with N tell no size, as the command says with status 3 and not 2.
-    flat = ledger_with(dataclasses.replace(paper, loss=dataclasses.replace(paper.loss, Nc=1e-9)), 0)
-    with pytest.raises(Untrusted):
+    flat = table_with(dataclasses.replace(paper, loss=dataclasses.replace(paper.loss, Nc=1e-9)), 0)
+    with pytest.raises(UnsupportedFit):
         compare(flat, cost)
 
 
 def test_what_a_pair_costs_is_the_planted_penalty(paper, cost):
     """Without a law: each grid's surface at the pair, and the tokens by which the planted loss makes up for it."""
-    ledger = ledger_with(paper, 0, noise=1e-6)
-    ledger = dataclasses.replace(ledger, heldout=np.isclose(ledger.N, SIZES[-1]))
-    (lr, B), rows = prices(ledger)
+    table = table_with(paper, 0, noise=1e-6)
+    table = dataclasses.replace(table, heldout=np.isclose(table.N, SIZES[-1]))
+    (lr, B), rows = prices(table)
     assert (lr, B) == pytest.approx((paper.lr(SIZES[0], TOKENS[0]), paper.batch(SIZES[0], TOKENS[0])), rel=0.05)
     assert len(rows) == len(SIZES) * len(TOKENS)  # held-out sizes too
     for row in rows:
@@ -139,7 +139,7 @@ def test_what_a_pair_costs_is_the_planted_penalty(paper, cost):
 def test_a_pair_among_the_cells_but_far_from_the_best_has_no_price(paper, cost):
     """The surface goes through the cells near the best one, and is none beyond."""
     pair = 3 * float(paper.lr(SIZES[0], TOKENS[0])), float(paper.batch(SIZES[0], TOKENS[0]))
-    _, rows = prices(ledger_with(paper, 0, noise=1e-6), pair)
+    _, rows = prices(table_with(paper, 0, noise=1e-6), pair)
     assert len(rows) == len(SIZES) * len(TOKENS)
     without = [row for row in rows if row["price"] is None]
     assert 0 < len(without) < len(rows)
@@ -153,10 +153,10 @@ def test_a_pair_among_the_cells_but_far_from_the_best_has_no_price(paper, cost):
 
 @pytest.mark.slow
 def test_the_interval_of_a_price_is_as_wide_as_it_scatters(paper, cost):
-    """Of 40 ledgers' intervals at most five leave the planted price out (two on average, six or more in 1.4 % of
+    """Of 40 run tables' intervals at most five leave the planted price out (two on average, six or more in 1.4 % of
     cases), and they are about as wide as the prices' own scatter says."""
     pair = paper.lr(SIZES[0], TOKENS[0]), paper.batch(SIZES[0], TOKENS[0])
-    rows = [[row for row in prices(ledger_with(paper, seed), pair)[1] if row["price"]][-1] for seed in range(40)]
+    rows = [[row for row in prices(table_with(paper, seed), pair)[1] if row["price"]][-1] for seed in range(40)]
     (N, T), *others = [(row["N"], row["T"]) for row in rows]
     assert set(others) == {(N, T)}
     planted = float(paper.curvature(np.log(pair[0] / paper.lr(N, T)), np.log(pair[1] / paper.batch(N, T))))
@@ -168,22 +168,22 @@ def test_the_interval_of_a_price_is_as_wide_as_it_scatters(paper, cost):
 
 def test_a_price_is_not_told_by_one_run(paper, cost):
     """One cell at the highest rate: without it there is no surface, so no interval. Where loss is level, no tokens."""
-    ledger = simulate.ledger(paper, simulate.grid(paper, SIZES, TOKENS, 3, 3, 1.5), TOKENS, 1e-6, n_ctx=1280)
-    cells = np.flatnonzero(np.isclose(ledger.N, SIZES[0]) & np.isclose(ledger.T, TOKENS[1]))
-    highest = cells[np.isclose(ledger.lr[cells], ledger.lr[cells].max())]
-    kept = ledger.rows(~np.isin(np.arange(len(ledger)), highest[[0, 2]]))
+    table = simulate.run_table(paper, simulate.grid(paper, SIZES, TOKENS, 3, 3, 1.5), TOKENS, 1e-6, n_ctx=1280)
+    cells = np.flatnonzero(np.isclose(table.N, SIZES[0]) & np.isclose(table.T, TOKENS[1]))
+    highest = cells[np.isclose(table.lr[cells], table.lr[cells].max())]
+    kept = table.rows(~np.isin(np.arange(len(table)), highest[[0, 2]]))
     pair = float(paper.lr(SIZES[0], TOKENS[1])) * 1.1, float(paper.batch(SIZES[0], TOKENS[1]))
-    whole, few = (prices(one, pair)[1][0] for one in (ledger, kept))
+    whole, few = (prices(one, pair)[1][0] for one in (table, kept))
     assert (whole["N"], whole["T"]) == (few["N"], few["T"]) == (SIZES[0], TOKENS[1])
     assert few["price"]["value"] == pytest.approx(whole["price"]["value"], rel=0.1)
     assert (few["price"]["low"], few["price"]["high"]) == (None, None)
     assert whole["price"]["low"] <= whole["price"]["value"] <= whole["price"]["high"]
     level = dataclasses.replace(paper, loss=dataclasses.replace(paper.loss, Tc=1e-9))
-    told = prices(ledger_with(level, 0), pair)[1]
+    told = prices(table_with(level, 0), pair)[1]
     assert all(row["tokens"] is None or row["tokens"] < MOST_TOKENS for row in told)
     assert any(row["tokens"] is None and row["price"] for row in told)
 
 
 def test_prices_of_a_pair_far_outside_the_grids_are_refused(paper, cost):
     with pytest.raises(UserError, match="the pair's lr, 1, is far outside the grids"):
-        prices(ledger_with(paper, 0), (1.0, 1e5))
+        prices(table_with(paper, 0), (1.0, 1e5))

@@ -20,14 +20,14 @@ def local_grid(law, x, y, seed, noise=NOISE):
         lr=dataclasses.replace(law.lr, coefficient=law.lr.coefficient * np.exp(x)),
         batch=dataclasses.replace(law.batch, coefficient=law.batch.coefficient * np.exp(y)),
     )
-    ledger = simulate.ledger(law, simulate.grid(off, [N], [T], 3, 3, 2.0), [T], noise, seed=seed, n_ctx=0)
-    return off, dataclasses.replace(ledger, heldout=np.ones(len(ledger), dtype=bool))
+    table = simulate.run_table(law, simulate.grid(off, [N], [T], 3, 3, 2.0), [T], noise, seed=seed, n_ctx=0)
+    return off, dataclasses.replace(table, heldout=np.ones(len(table), dtype=bool))
 
 
 def test_without_noise_regret_and_distance_are_the_planted_ones(paper):
     x, y = 0.25, 0.2
-    off, ledger = local_grid(paper, x, y, 0, noise=1e-9)
-    (entry,) = check(ledger, off)
+    off, table = local_grid(paper, x, y, 0, noise=1e-9)
+    (entry,) = check(table, off)
     assert entry["verdict"] == "interior"
     assert entry["steps"]["lr"] == pytest.approx(x / np.log(2), abs=1e-3)
     assert entry["steps"]["B"] == pytest.approx(y / np.log(2), abs=1e-3)
@@ -38,8 +38,8 @@ def test_without_noise_regret_and_distance_are_the_planted_ones(paper):
 
 
 def test_a_loss_above_its_prediction_errs_upwards(paper):
-    _, ledger = local_grid(paper, 0, 0, 0, noise=1e-9)
-    (entry,) = check(dataclasses.replace(ledger, loss=1.03 * ledger.loss), paper)
+    _, table = local_grid(paper, 0, 0, 0, noise=1e-9)
+    (entry,) = check(dataclasses.replace(table, loss=1.03 * table.loss), paper)
     assert entry["loss"]["error"] == pytest.approx(0.03, abs=1e-5)
     assert relative_error([2.0, 1.0], 2.0).tolist() == [0.0, -0.5]
 
@@ -48,8 +48,8 @@ def test_a_loss_above_its_prediction_errs_upwards(paper):
 def test_the_interval_of_the_regret_covers(paper):
     true, inside, wide = float(paper.curvature(0.25, 0.2)), 0, []
     for seed in range(200):
-        off, ledger = local_grid(paper, 0.25, 0.2, seed)
-        regret = check(ledger, off, NOISE, 8)[0]["regret"]
+        off, table = local_grid(paper, 0.25, 0.2, seed)
+        regret = check(table, off, NOISE, 8)[0]["regret"]
         inside += regret["low"] <= true <= regret["high"]
         wide.append(regret["high"] - regret["low"])
     print(inside / 200, np.median(wide), true)
@@ -70,9 +70,9 @@ def test_noise_known_from_repeats_replaces_the_luck_of_three_spare_cells(paper):
 
 
 def test_a_row_of_cells_tells_distance_and_error_but_no_regret(paper):
-    _, ledger = local_grid(paper, 0, 0, 0)
-    one_batch = np.isclose(ledger.B, ledger.B.min())
-    (entry,) = check(ledger.rows(one_batch), paper)
+    _, table = local_grid(paper, 0, 0, 0)
+    one_batch = np.isclose(table.B, table.B.min())
+    (entry,) = check(table.rows(one_batch), paper)
     assert entry["regret"] is None
     assert entry["steps"]["B"] > 0
     assert isinstance(entry["loss"]["measured"], float)
@@ -80,8 +80,8 @@ def test_a_row_of_cells_tells_distance_and_error_but_no_regret(paper):
 
 def test_repeats_on_other_samples_do_not_move_the_best_cell(paper):
     """The law's own cell again, on samples that are easier by ten steps' worth: the check is as without."""
-    off, ledger = local_grid(paper, 0.5, 0.4, 0, noise=1e-9)
-    shared = dataclasses.replace(ledger, stream=np.zeros(9, dtype=int))
+    off, table = local_grid(paper, 0.5, 0.4, 0, noise=1e-9)
+    shared = dataclasses.replace(table, stream=np.zeros(9, dtype=int))
     again = shared.rows(np.full(3, 4))
     again = dataclasses.replace(again, loss=0.9 * again.loss, stream=np.arange(1, 4), run_id=np.array(["a", "b", "c"]))
     both = {f.name: getattr(shared, f.name) for f in dataclasses.fields(shared)}
@@ -101,11 +101,11 @@ def test_repeats_on_other_samples_do_not_move_the_best_cell(paper):
     (repeated,) = check(dataclasses.replace(shared, **twice), off)
     assert (repeated["cells"], alone["cells"]) == (18, 9)
     # Runs that share nothing are all kept.
-    (unshared,) = check(dataclasses.replace(ledger, stream=np.arange(9)), off)
+    (unshared,) = check(dataclasses.replace(table, stream=np.arange(9)), off)
     assert unshared == alone
 
 
 def test_nothing_held_out_is_said(paper):
-    _, ledger = local_grid(paper, 0, 0, 0)
+    _, table = local_grid(paper, 0, 0, 0)
     with pytest.raises(UserError, match="no result of a held-out size"):
-        check(dataclasses.replace(ledger, heldout=~ledger.heldout), paper)
+        check(dataclasses.replace(table, heldout=~table.heldout), paper)

@@ -64,7 +64,7 @@ def test_a_stream_of_each_row_makes_the_batch_less_sure_than_told() -> None:
     alone, rows = errors(4, 0, 0), errors(4, CORRELATION, 0)
     assert rows["true"][1] > 1.2 * alone["true"][1]
     assert rows["true"][1] > 1.4 * rows["told"][1]
-    # As much of it as rates have in common beyond what batches have: as was measured, .35 to .25.
+    # As much of it as rates have in common beyond what batches have: as was measured, 0.35 to 0.25.
     between = errors(4, 0.35, 0.25)
     assert 1.1 < between["true"][1] / between["told"][1] < 1.4
     assert between["true"][0] == pytest.approx(between["told"][0], rel=0.1)
@@ -84,18 +84,18 @@ def test_the_covariance_would_move_no_optimum(along_rates: float, along_both: fl
 def stream_of_a_size(paper, seed):
     """4 sizes x 3 T x 5 x 5 cells of the paper's law; those of a size share a third of their noise's variance.
 
-    Correlation .6 within a run, and within what a size shares.
+    Correlation 0.6 within a run, and within what a size shares.
     """
     sizes, tokens, noise = np.geomspace(0.0168e9, 0.268e9, 4), np.geomspace(2e9, 12e9, 3), 1e-4 / 0.53
-    ledger = simulate.ledger(paper, simulate.grid(paper, sizes, tokens, 5, 5, 2.0), tokens, 0.0, n_ctx=1280)
-    random, error = np.random.default_rng(seed), np.zeros(len(ledger))
-    time = np.unique(ledger.T, return_inverse=True)[1]
-    for key, variance in ((ledger.run_id, 1 - CORRELATION), (ledger.N, CORRELATION)):
+    table = simulate.run_table(paper, simulate.grid(paper, sizes, tokens, 5, 5, 2.0), tokens, 0.0, n_ctx=1280)
+    random, error = np.random.default_rng(seed), np.zeros(len(table))
+    time = np.unique(table.T, return_inverse=True)[1]
+    for key, variance in ((table.run_id, 1 - CORRELATION), (table.N, CORRELATION)):
         names, which = np.unique(key, return_inverse=True)
         whole, own = random.standard_normal(len(names)), random.standard_normal((len(names), len(tokens)))
         error += np.sqrt(variance) * (np.sqrt(0.6) * whole[which] + np.sqrt(0.4) * own[which, time])
-    loss, stream = ledger.loss * (1 + noise * error), np.unique(ledger.N, return_inverse=True)[1]
-    return dataclasses.replace(ledger, loss=loss, loss_se=noise * loss, raw_loss=loss, stream=stream)
+    loss, stream = table.loss * (1 + noise * error), np.unique(table.N, return_inverse=True)[1]
+    return dataclasses.replace(table, loss=loss, loss_se=noise * loss, raw_loss=loss, stream=stream)
 
 
 def test_only_streams_that_runs_share_are_counted(paper, cost):
@@ -116,7 +116,7 @@ def test_only_streams_that_runs_share_are_counted(paper, cost):
 
 @pytest.fixture(scope="module")
 def covered(paper, cost):
-    """Share of 100 such ledgers whose 95 % intervals hold the truth, by constant and for N_opt(1e22)."""
+    """Share of 100 such run tables whose 95 % intervals hold the truth, by constant and for N_opt(1e22)."""
     inside = []
     for seed in range(100):
         law = fit.fit(stream_of_a_size(paper, seed), "loss", fit.Options(), cost, {"name": "simulated"}).law

@@ -5,18 +5,17 @@ import numpy as np
 import pytest
 
 from tests.scaling import simulate
+from tests.scaling.planned import plan, text_of
 from videoscaling.models import sizes
 from videoscaling.scaling.fitting.grids import fit, jackknife
 from videoscaling.scaling.losses import as_losses
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import Request
-from videoscaling.scaling.planning.table import table
 from videoscaling.utils.errors import UserError
 
 
 def test_the_published_numbers_at_1e22(paper):
-    planned = plan(paper, Request(flops=1e22), sizes)
+    planned = plan(paper, Request(flops=1e22))
     assert planned["N_opt"]["predicted"] == pytest.approx(2.435e9, rel=1e-3)
     assert planned["N_opt"]["measured"] == pytest.approx(2.087e9, rel=1e-3)
     assert 3.3e9 < planned["N_opt"]["minimised"] < 3.7e9
@@ -29,7 +28,7 @@ def test_the_published_numbers_at_1e22(paper):
 
 @pytest.mark.parametrize(("params", "tokens", "loss"), [(1.07e9, 10e9, 0.51268), (0.72e9, 140e9, 0.50353)])
 def test_published_extrapolations(paper, params, tokens, loss):
-    planned = plan(paper, Request(params=params, tokens=tokens), sizes)
+    planned = plan(paper, Request(params=params, tokens=tokens))
     assert planned["loss"] == pytest.approx(loss, abs=5e-6)
     if tokens == 140e9:
         assert planned["C"] == pytest.approx(5.852e20, rel=1e-4)
@@ -37,37 +36,37 @@ def test_published_extrapolations(paper, params, tokens, loss):
 
 @pytest.mark.parametrize("tokens", [4e9, 1e10])
 def test_the_plan_falls_in_the_best_cell_of_the_published_grids(paper, figure_4, tokens):
-    planned = plan(paper, Request(params=1.07e9, tokens=tokens), sizes)
+    planned = plan(paper, Request(params=1.07e9, tokens=tokens))
     lr, B, loss = figure_4[tokens]
     away = np.log(lr / planned["lr"]) ** 2 + np.log(B / planned["B"]) ** 2
     assert np.argmin(away) == np.argmin(loss)
 
 
 def test_all_ways_of_asking_agree(paper):
-    first = plan(paper, Request(flops=1e21), sizes)
-    hours = plan(paper, Request(gpu_hours=first["gpu_hours"]), sizes)
+    first = plan(paper, Request(flops=1e21))
+    hours = plan(paper, Request(gpu_hours=first["gpu_hours"]))
     assert hours["C"] == pytest.approx(1e21)
-    fixed = plan(paper, Request(params=first["N"], flops=1e21), sizes)
+    fixed = plan(paper, Request(params=first["N"], flops=1e21))
     assert fixed["T"] == pytest.approx(first["T"])
-    by_tokens = plan(paper, Request(tokens=first["T"]), sizes)
+    by_tokens = plan(paper, Request(tokens=first["T"]))
     # Rounding N to a shape moves T by up to a per cent or two along the optimum.
     assert by_tokens["N"] == pytest.approx(first["N"], rel=0.05)
-    by_loss = plan(paper, Request(loss=first["loss"]), sizes)
+    by_loss = plan(paper, Request(loss=first["loss"]))
     assert by_loss["loss"] == pytest.approx(first["loss"], abs=1e-9)
     assert by_loss["C"] == pytest.approx(1e21, rel=0.05)
 
 
 def test_a_given_batch_moves_the_rate_along_the_ridge(paper):
-    free = plan(paper, Request(params=1.07e9, tokens=1e10), sizes)
-    half = plan(paper, Request(params=1.07e9, tokens=1e10, batch=free["B"] / 2 // 1280 * 1280), sizes)
+    free = plan(paper, Request(params=1.07e9, tokens=1e10))
+    half = plan(paper, Request(params=1.07e9, tokens=1e10, batch=free["B"] / 2 // 1280 * 1280))
     assert half["lr"] / free["lr"] == pytest.approx((half["B"] / free["B"]) ** paper.lr_given_batch.slope)
     with pytest.raises(UserError, match="nearest 1280 and 2560"):
-        plan(paper, Request(params=1.07e9, tokens=1e10, batch=2000), sizes)
+        plan(paper, Request(params=1.07e9, tokens=1e10, batch=2000))
 
 
 def test_serving_many_clips_wants_a_smaller_model_at_equal_loss(paper):
-    alone = plan(paper, Request(flops=1e21), sizes)
-    served = plan(paper, Request(flops=1e21, serve_clips=1e8), sizes)
+    alone = plan(paper, Request(flops=1e21))
+    served = plan(paper, Request(flops=1e21, serve_clips=1e8))
     assert served["N"] < alone["N"]
     assert served["loss"] == pytest.approx(alone["loss"], rel=1e-4)
     total = [p["C"] + 1e8 * p["inference_flops_per_clip"] for p in (served, alone)]
@@ -75,8 +74,8 @@ def test_serving_many_clips_wants_a_smaller_model_at_equal_loss(paper):
 
 
 def test_serving_cost_counts_steps_and_guidance(paper):
-    one = plan(paper, Request(flops=1e21, sampler_steps=1, guidance=False), sizes)
-    fifty = plan(paper, Request(flops=1e21), sizes)
+    one = plan(paper, Request(flops=1e21, sampler_steps=1, guidance=False))
+    fifty = plan(paper, Request(flops=1e21))
     assert fifty["inference_flops_per_clip"] == pytest.approx(100 * one["inference_flops_per_clip"])
     shape = one["layers"], one["width"]
     # A forward pass by the exact count is at most a few per cent above C_token's.
@@ -85,21 +84,21 @@ def test_serving_cost_counts_steps_and_guidance(paper):
 
 
 def test_far_extrapolation_warns(paper):
-    assert any("500 times" in w for w in plan(paper, Request(flops=1e22), sizes)["warnings"])
-    assert not any("times the largest" in w for w in plan(paper, Request(flops=1e20), sizes)["warnings"])
+    assert any("500 times" in w for w in plan(paper, Request(flops=1e22))["warnings"])
+    assert not any("times the largest" in w for w in plan(paper, Request(flops=1e20))["warnings"])
 
 
 def test_intervals_come_from_the_draws(paper, cost):
     tokens = [2e9, 5e9, 12e9]
     cells = simulate.grid(paper, np.geomspace(0.0168e9, 0.268e9, 4), tokens, 5, 5, 2.0)
-    ledger = simulate.ledger(paper, cells, tokens, 1e-4, n_ctx=1280)
-    law = fit.fit(ledger, "all", fit.Options(), cost, {"name": "simulated"}).law
-    planned = plan(law, Request(flops=1e21), sizes)
+    table = simulate.run_table(paper, cells, tokens, 1e-4, n_ctx=1280)
+    law = fit.fit(table, "all", fit.Options(), cost, {"name": "simulated"}).law
+    planned = plan(law, Request(flops=1e21))
     for name in ("loss", "lr", "B_opt"):
         assert planned[name]["low"] < planned[name]["value"] < planned[name]["high"]
     size = planned["N_opt"]["minimised"]
     assert size["low"] < float(allocation.optimum(paper.loss, 1e21, cost)) < size["high"]
-    assert "predicted loss" in table(planned)
+    assert "predicted loss" in text_of(law, Request(flops=1e21))
     # Each estimator has its own interval: the minima's, and that of the power law fitted again for each draw.
     drawn = law.drawn("loss")
     C = planned["C"]
@@ -118,14 +117,14 @@ def test_intervals_come_from_the_draws(paper, cost):
 
 def test_estimators_without_draws_have_no_interval(paper, cost):
     sizes_swept, tokens = np.geomspace(2e6, 4e8, 9), np.geomspace(1e8, 2e11, 12)
-    ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in sizes_swept], tokens, 1e-4, n_ctx=1280)
-    law = fit.fit(ledger, "all", fit.Options(optima=True), cost, {"name": "simulated"}).law
-    planned = plan(law, Request(flops=1e20), sizes)
+    table = simulate.run_table(paper, [(N, np.nan, np.nan) for N in sizes_swept], tokens, 1e-4, n_ctx=1280)
+    law = fit.fit(table, "all", fit.Options(optima=True), cost, {"name": "simulated"}).law
+    planned = plan(law, Request(flops=1e20))
     assert set(planned["N_opt"]) == {"predicted", "measured", "direct", "minimised"}
     for name in ("measured", "direct"):
         assert isinstance(planned["N_opt"][name], float)
-    assert table(planned).count("(no interval known)") == 2
-    assert plan(law, Request(flops=1e20, estimator="direct"), sizes)["N"] == pytest.approx(
+    assert text_of(law, Request(flops=1e20)).count("(no interval known)") == 2
+    assert plan(law, Request(flops=1e20, estimator="direct"))["N"] == pytest.approx(
         planned["N_opt"]["direct"], rel=0.2
     )
 
@@ -137,13 +136,13 @@ def test_estimators_without_draws_have_no_interval(paper, cost):
         (Request(flops=1e20, tokens=1e9), "--flops and --tokens"),
         (Request(params=1e9), "--params does not fix"),
         (Request(params=1e9, tokens=1e9, flops=1e20), "do not fix a plan"),
-        (Request(flops=-1), "--flops must be a positive number"),
+        (Request(flops=-1), "--flops -1: must be a number from 1e-09"),
         (Request(flops=1e5), "no model has about|less than one clip"),
         (Request(params=1e9, flops=1e10), "less than one clip"),
         (Request(loss=0.4), "floor is 0.4856"),
         (Request(loss=0.4857, params=1e7), "never reaches"),
         (Request(gpu_hours=1, gpu="h1000"), "unknown GPU 'h1000'; did you mean"),
-        (Request(flops=1e20, mfu=1.5), "at most 1"),
+        (Request(flops=1e20, mfu=1.5), "--mfu 1.5: must be a number from 1e-09 to 1"),
         (Request(flops=1e20, estimator="best"), "unknown estimator"),
         (Request(params=1e9, tokens=1e10, serve_clips=1e6), "contradicts --params"),
         (Request(params=1e6, tokens=1e7, batch=12800000), r"--batch 12800000 is more than the run's 1e\+07 tokens"),
@@ -152,7 +151,7 @@ def test_estimators_without_draws_have_no_interval(paper, cost):
 )
 def test_bad_requests(paper, request_, message):
     with pytest.raises(UserError, match=message):
-        plan(paper, request_, sizes)
+        plan(paper, request_)
 
 
 @pytest.fixture(scope="module")
@@ -160,14 +159,14 @@ def fitted(paper, cost):
     """A law with draws, from simulated grids."""
     tokens = [2e9, 5e9, 12e9]
     cells = simulate.grid(paper, np.geomspace(0.0168e9, 0.268e9, 4), tokens, 5, 5, 2.0)
-    ledger = simulate.ledger(paper, cells, tokens, 1e-4, n_ctx=1280)
-    return fit.fit(ledger, "all", fit.Options(), cost, {"name": "simulated"}).law
+    table = simulate.run_table(paper, cells, tokens, 1e-4, n_ctx=1280)
+    return fit.fit(table, "all", fit.Options(), cost, {"name": "simulated"}).law
 
 
 def test_a_batch_off_its_best_costs_loss_and_moves_the_rates_interval(fitted):
     """Four times the best batch: the price is the curvature's along the ridge, on the loss and its interval alike."""
-    free = plan(fitted, Request(params=1e8, tokens=5e9), sizes)
-    large = plan(fitted, Request(params=1e8, tokens=5e9, batch=4 * free["B"]), sizes)
+    free = plan(fitted, Request(params=1e8, tokens=5e9))
+    large = plan(fitted, Request(params=1e8, tokens=5e9, batch=4 * free["B"]))
     off, slope = [math.log(p["B"] / p["B_opt"]["value"]) for p in (free, large)], fitted.lr_given_batch.slope
     price = [1 + float(fitted.curvature(slope * o, o)) for o in off]
     assert price[1] > 1.001
@@ -177,27 +176,27 @@ def test_a_batch_off_its_best_costs_loss_and_moves_the_rates_interval(fitted):
 
 
 def test_what_a_plan_cannot_know_is_a_warning(paper, fitted):
-    said = "; ".join(plan(paper, Request(flops=1e22), sizes)["warnings"])
+    said = "; ".join(plan(paper, Request(flops=1e22))["warnings"])
     # The paper's own estimators differ by three quarters there.
     assert "the estimators of N_opt disagree: 2.09e+09 to" in said
-    assert not any("disagree" in text for text in plan(fitted, Request(flops=1e19), sizes)["warnings"])
+    assert not any("disagree" in text for text in plan(fitted, Request(flops=1e19))["warnings"])
     # A clip far above the best batch.
-    assert "less than half a clip" in "; ".join(plan(paper, Request(params=1e6, tokens=1e7), sizes)["warnings"])
-    assert not any("a clip" in text for text in plan(paper, Request(flops=1e20), sizes)["warnings"])
+    assert "less than half a clip" in "; ".join(plan(paper, Request(params=1e6, tokens=1e7))["warnings"])
+    assert not any("a clip" in text for text in plan(paper, Request(flops=1e20))["warnings"])
     # Draws whose coefficients differ a thousandfold tell no size.
     columns = fitted.fit["draw_columns"]
     wild = np.array(fitted.draws)
     wild[:, columns.index("loss.Nc")] *= np.geomspace(1 / 30, 30, len(wild))
-    loose = plan(dataclasses.replace(fitted, draws=wild.tolist()), Request(flops=1e21), sizes)
+    loose = plan(dataclasses.replace(fitted, draws=wild.tolist()), Request(flops=1e21))
     assert any("the law identifies no size" in text for text in loose["warnings"])
-    assert not any("tells no size" in text for text in plan(fitted, Request(flops=1e21), sizes)["warnings"])
+    assert not any("tells no size" in text for text in plan(fitted, Request(flops=1e21))["warnings"])
 
 
 def test_what_serving_costs_decides_the_size(paper):
     """Guidance doubles each clip's cost: it is as if twice as many clips were served."""
-    guided = plan(paper, Request(flops=1e21, serve_clips=1e8), sizes)
-    twice = plan(paper, Request(flops=1e21, serve_clips=2e8, guidance=False), sizes)
-    plain = plan(paper, Request(flops=1e21, serve_clips=1e8, guidance=False), sizes)
+    guided = plan(paper, Request(flops=1e21, serve_clips=1e8))
+    twice = plan(paper, Request(flops=1e21, serve_clips=2e8, guidance=False))
+    plain = plan(paper, Request(flops=1e21, serve_clips=1e8, guidance=False))
     assert guided["N"] == twice["N"] < plain["N"]
 
 
@@ -210,7 +209,7 @@ def test_the_rate_follows_the_batch_unless_the_law_was_fitted_at_a_floor(paper):
     """A plan whose clips are not the law's: only a law that was fitted at one clip has its rates there."""
     small = dataclasses.replace(paper, fit=paper.fit | {"floor": 1280})
     request = Request(params=1.05e6, tokens=1e7, n_ctx=80)
-    free, floored = plan(paper, request, sizes), plan(small, request, sizes)
+    free, floored = plan(paper, request), plan(small, request)
     assert (free["B"], round(free["B_opt"])) == (160, 143)
     slope, off = paper.lr_given_batch.slope, math.log(160 / free["B_opt"])
     assert free["lr"] == pytest.approx(float(paper.lr(1.05e6, 1e7)) * math.exp(slope * off))
@@ -219,30 +218,28 @@ def test_the_rate_follows_the_batch_unless_the_law_was_fitted_at_a_floor(paper):
     )
     assert floored["lr"] == pytest.approx(float(paper.lr(1.05e6, 1e7)) * (160 / 1280) ** slope)
     # At the law's own clips the rate of a floored law is its rate at one clip.
-    assert plan(small, Request(params=1.05e6, tokens=1e7), sizes)["lr"] == pytest.approx(float(paper.lr(1.05e6, 1e7)))
+    assert plan(small, Request(params=1.05e6, tokens=1e7))["lr"] == pytest.approx(float(paper.lr(1.05e6, 1e7)))
 
 
 def test_clips_that_are_not_the_laws_are_warned_about(paper):
-    said = plan(paper, Request(flops=1e20, n_ctx=80), sizes)["warnings"]
+    said = plan(paper, Request(flops=1e20, n_ctx=80))["warnings"]
     (clips,) = [text for text in said if "clips" in text]
     assert "clips of 80 tokens, but the law's have 1280" in clips
     assert "N_opt (measured, predicted)" in clips
-    assert not any(
-        "the law's have" in text for text in plan(paper, Request(flops=1e20, n_ctx=1280), sizes)["warnings"]
-    )
+    assert not any("the law's have" in text for text in plan(paper, Request(flops=1e20, n_ctx=1280))["warnings"])
 
 
 def test_a_loss_is_reached_with_the_batch_that_is_given(paper):
     """What a batch off its best costs is trained for."""
-    free = plan(paper, Request(params=1e8, loss=0.545), sizes)
-    large = plan(paper, Request(params=1e8, loss=0.545, batch=8 * free["B"]), sizes)
+    free = plan(paper, Request(params=1e8, loss=0.545))
+    large = plan(paper, Request(params=1e8, loss=0.545, batch=8 * free["B"]))
     assert [p["loss"] for p in (free, large)] == pytest.approx([0.545, 0.545], rel=1e-7)
     assert large["T"] > 1.02 * free["T"]
     # One clip where the law's batch is a ninth of it costs as well.
-    assert plan(paper, Request(params=1e6, loss=1.75), sizes)["loss"] == pytest.approx(1.75, rel=1e-7)
-    assert plan(paper, Request(loss=0.545, batch=8 * free["B"]), sizes)["loss"] == pytest.approx(0.545, rel=1e-7)
+    assert plan(paper, Request(params=1e6, loss=1.75))["loss"] == pytest.approx(1.75, rel=1e-7)
+    assert plan(paper, Request(loss=0.545, batch=8 * free["B"]))["loss"] == pytest.approx(0.545, rel=1e-7)
     with pytest.raises(UserError, match=r"batches of 9.984e\+14 tokens"):
-        plan(paper, Request(params=1e8, loss=0.503, batch=9.984e14), sizes)
+        plan(paper, Request(params=1e8, loss=0.503, batch=9.984e14))
 
 
 def test_the_unit_of_a_law_changes_no_plan(paper):
@@ -257,14 +254,14 @@ def test_the_unit_of_a_law_changes_no_plan(paper):
         },
     )
     for request in (Request(flops=1e21), Request(loss=0.53), Request(flops=1e20, serve_clips=1e8)):
-        first, second = plan(paper, request, sizes), plan(plain, request, sizes)
+        first, second = plan(paper, request), plan(plain, request)
         assert first.pop("N_opt") == pytest.approx(second.pop("N_opt"), rel=1e-9)
         for name in ("N", "T", "B", "lr", "loss", "C"):
             assert first[name] == pytest.approx(second[name], rel=1e-6), name
 
 
 def test_a_plan_of_few_steps_is_warned_about(paper):
-    few = plan(paper, Request(params=1e6, tokens=1e7, batch=1280000), sizes)
+    few = plan(paper, Request(params=1e6, tokens=1e7, batch=1280000))
     assert few["steps"] == 8
     assert any("only 8 steps" in text for text in few["warnings"])
-    assert not any("steps" in text for text in plan(paper, Request(flops=1e20), sizes)["warnings"])
+    assert not any("steps" in text for text in plan(paper, Request(flops=1e20))["warnings"])

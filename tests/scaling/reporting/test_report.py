@@ -10,29 +10,31 @@ from tests.scaling import simulate
 from tests.scaling.reporting.conftest import TOKENS
 from videoscaling.scaling import law_file
 from videoscaling.scaling.fitting.grids import fit
-from videoscaling.scaling.reporting import all_figures, report
-from videoscaling.scaling.reporting.figure_data import Sources
+from videoscaling.scaling.fitting.method import LOSSES, fit_law
+from videoscaling.scaling.fitting.options import Options
+from videoscaling.scaling.reporting import error_figures, pair_figures, report
+from videoscaling.scaling.reporting.chart import Chart, LeftOut
+from videoscaling.scaling.reporting.measured_run import compare
+from videoscaling.scaling.reporting.sources import Sources
 from videoscaling.utils.errors import UserError
-
-draw = report._draw
-
-
-class NoFigure:
-    """Stands for a figure, of which each takes a quarter of a second; test_figures draws them."""
-
-    def get_figwidth(self):
-        return 9.6
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(report, "_draw", lambda data: report.Drawn(data, NoFigure(), b"picture"))
 
 
 @pytest.fixture
 def no_figures(monkeypatch):
     """For what a page says apart from its figures."""
-    monkeypatch.setattr(all_figures, "compute", lambda sources: ({}, {}))
+    monkeypatch.setattr(report, "FIGURES", ())
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """No picture is encoded, which takes a quarter of a second each."""
+    monkeypatch.setattr(Chart, "encoded", lambda chart, form: b"picture")
+
+
+def page_of(sources, folder, **more):
+    """(The page, its figures' names)."""
+    charts = report.write(sources, folder / "page.html", **more)
+    return (folder / "page.html").read_text(), [chart.name for chart in charts]
 
 
 def result(loss, N=1e9, T=3e10):
@@ -43,32 +45,33 @@ def result(loss, N=1e9, T=3e10):
 def test_prediction_against_measurement(paper, swept):
     _, law = swept
     truth = float(paper.loss(1e9, 3e10))
-    (inside,) = report.compare(law, result(truth))["milestones"]
-    assert inside["low"] < truth < inside["high"]
-    assert inside["predicted"] == pytest.approx(float(law.loss(1e9, 3e10)))
-    (outside,) = report.compare(law, result(1.05 * truth))["milestones"]
-    assert outside["error"] == pytest.approx(1.05 * truth / outside["predicted"] - 1)
-    assert outside["loss"] > outside["high"]
+    (inside,) = compare(law, result(truth)).milestones
+    assert inside.low < truth < inside.high
+    assert inside.predicted == pytest.approx(float(law.loss(1e9, 3e10)))
+    (outside,) = compare(law, result(1.05 * truth)).milestones
+    assert outside.error == pytest.approx(1.05 * truth / outside.predicted - 1)
+    assert outside.loss > outside.high
 
 
 def test_page_is_whole_and_self_contained(sources, tmp_path, monkeypatch):
-    names = ("fixed_pair",)
-    found = {name: all_figures.FIGURES[name][0](sources) for name in names}
-    monkeypatch.setattr(all_figures, "compute", lambda sources: (found, {"isoflop": "no <budget>"}))
-    monkeypatch.setattr(report, "_draw", draw)
+    figures = [figure for figure in report.FIGURES if figure.__name__ == "fixed_pair"]
+
+    def isoflop(sources):
+        raise LeftOut("no <budget>")
+
+    monkeypatch.setattr(report, "FIGURES", (*figures, isoflop))
     (tmp_path / "0.gif").write_bytes(b"GIF89a")
     (tmp_path / "samples.json").write_text(json.dumps([{"file": "0.gif", "prompt": "a red circle & a square"}]))
-    planned = report.compare(sources.law, result(0.52))
-    page, drawn = report.build(dataclasses.replace(sources, planned=planned), tmp_path)
+    measured = dataclasses.replace(sources, planned=compare(sources.law, result(0.52)))
+    page, names = page_of(measured, tmp_path, samples=tmp_path, figures=tmp_path / "figures")
     assert "a red circle &amp; a square" in page
     assert "simulated &lt;law&gt;" in page
     assert "outside the law" in page
     assert "isoflop: no &lt;budget&gt;" in page
     assert 'src="http' not in page
-    assert page.count("data:image/png;base64,iVBORw0KGgo") == len(drawn) == 1  # each begins as a PNG does
-    report.write_figures(drawn, tmp_path / "figures")
+    assert page.count("data:image/png;base64,iVBORw0KGgo") == len(names) == 1  # each begins as a PNG does
     written = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert written == {f"{name}.{form}" for name in names for form in ("csv", "png", "svg", "txt")}
+    assert written == {f"fixed_pair.{form}" for form in ("csv", "png", "svg", "txt")}
     assert b"<svg" in (tmp_path / "figures" / "fixed_pair.svg").read_bytes()[:1000]
     assert "commit" in (tmp_path / "figures" / "fixed_pair.txt").read_text()
 
@@ -76,19 +79,17 @@ def test_page_is_whole_and_self_contained(sources, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"N": 1e9, "milestones": []}, {"N": 1e9}, {"milestones": [{}]}, [], [1], "x", None, 3,
-        result(0.52) | {"N": "x"}, result(0.52) | {"N": 0}, result("x"), result(-1.0), result(0.52, T=None),
-        result(0.52, T="x"), {"N": 1e9, "milestones": 3}, {"N": 1e9, "milestones": [3]},
-        {"N": 1e9, "milestones": [{"tokens": 1e9, "val_loss": 0.5, "val_se": "x"}]},
+        {"N": 1e9, "milestones": []}, {"milestones": [{}]}, result(0.52) | {"N": None}, result(0.52) | {"N": 0},
+        result(-1.0), result(0.52, T=None), result(None) | {"N": 1e9, "milestones": [{"tokens": 1e9}]},
     ],
 )  # fmt: skip
-def test_a_run_without_milestones_is_refused(swept, wrong):
+def test_a_run_without_what_is_compared_is_refused(swept, wrong):
     with pytest.raises(UserError, match="planned run"):
-        report.compare(swept[1], wrong)
+        compare(swept[1], wrong)
 
 
 NOWHERE = {"N": None, "T": None, "B": None, "C": None}
-ALL = set(all_figures.FIGURES)
+ALL = {figure.__name__ for figure in report.FIGURES}
 
 
 @pytest.mark.parametrize(
@@ -101,34 +102,35 @@ ALL = set(all_figures.FIGURES)
          {"hyperparameters"}),
     ],
 )  # fmt: skip
-def test_a_law_that_lacks_parts_is_drawn_as_far_as_it_goes(cost, swept, few, lacking, left_out):
+def test_a_law_that_lacks_parts_is_drawn_as_far_as_it_goes(cost, swept, few, tmp_path, pictures, lacking, left_out):
     raw = law_file.to_dict(swept[1]) | lacking
     if "fit" in lacking:
         raw["draws"] = None
-    page, drawn = report.build(Sources.of(few, law_file.from_dict(raw), cost))
-    assert {one.data.name for one in drawn} == ALL - left_out
+    page, names = page_of(Sources.of(few, law_file.from_dict(raw), cost), tmp_path)
+    assert set(names) == ALL - left_out
     assert ("Figures left out" in page) == bool(left_out)
 
 
 def test_an_empty_folder_of_samples_is_refused(sources, no_figures, tmp_path):
     with pytest.raises(UserError, match="no gif, png or mp4"):
-        report.build(sources, tmp_path)
+        report.write(sources, tmp_path / "page.html", samples=tmp_path)
+    assert not (tmp_path / "page.html").exists()
 
 
-def test_grids_without_an_optimum_show_what_to_run(cost, swept, no_figures):
+def test_grids_without_an_optimum_show_what_to_run(cost, swept, tmp_path, no_figures):
     """An edge, and a grid of diverged cells: what to run is named in words."""
-    ledger, law = swept
-    small = ledger.N.min() == ledger.N
-    edge = small & (ledger.T == 2e9) & (ledger.lr < np.median(ledger.lr[small]))
-    gone = small & (ledger.T == 12e9)
-    kept = ~(small & (ledger.T == 2e9)) | edge
-    spoilt = dataclasses.replace(ledger, loss=np.where(gone, np.inf, ledger.loss)).rows(kept)
-    page, _ = report.build(Sources.of(spoilt, law, cost))
+    table, law = swept
+    small = table.N.min() == table.N
+    edge = small & (table.T == 2e9) & (table.lr < np.median(table.lr[small]))
+    gone = small & (table.T == 12e9)
+    kept = ~(small & (table.T == 2e9)) | edge
+    spoilt = dataclasses.replace(table, loss=np.where(gone, np.inf, table.loss)).rows(kept)
+    page, _ = page_of(Sources.of(spoilt, law, cost), tmp_path)
     assert "What to run next" in page
     assert page.count("<li>to decide it, run at N 1.68e+07") == 2
     # A grid that was held out asks for nothing: no law waits for it.
-    held = dataclasses.replace(spoilt, heldout=spoilt.heldout | (ledger.N.min() == spoilt.N))
-    assert "What to run next" not in report.build(Sources.of(held, law, cost))[0]
+    held = dataclasses.replace(spoilt, heldout=spoilt.heldout | (table.N.min() == spoilt.N))
+    assert "What to run next" not in page_of(Sources.of(held, law, cost), tmp_path)[0]
 
 
 def test_a_law_without_a_window_takes_the_default(cost, swept, sources, paper):
@@ -136,19 +138,18 @@ def test_a_law_without_a_window_takes_the_default(cost, swept, sources, paper):
     assert [o.lr for o in published.optima] == [o.lr for o in sources.optima]
 
 
-def test_best_cells_that_stand_in_are_named(paper, cost, monkeypatch):
+def test_best_cells_that_stand_in_are_named(paper, cost, tmp_path, monkeypatch, pictures):
     """Fitted by force: what is drawn hollow entered the law, and no text says the contrary."""
     cells = simulate.grid(paper, np.geomspace(1e7, 1e8, 5), TOKENS, 4, 4, 2.0, 4.0)
-    ledger = simulate.ledger(paper, cells, TOKENS, 1e-4, n_ctx=1280)
-    law = fit.fit(ledger, "all", fit.Options(force=True), cost, {"name": "forced"}).law
-    chosen = {name: all_figures.FIGURES[name] for name in ("hyperparameters", "predicted_measured")}
-    monkeypatch.setattr(all_figures, "FIGURES", chosen)
-    page, drawn = report.build(Sources.of(ledger, law, cost))
+    table = simulate.run_table(paper, cells, TOKENS, 1e-4, n_ctx=1280)
+    law = fit.fit(table, "all", fit.Options(force=True), cost, {"name": "forced"}).law
+    monkeypatch.setattr(report, "FIGURES", (pair_figures.hyperparameters, error_figures.predicted_measured))
+    charts = report.write(Sources.of(table, law, cost), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
     assert "enter no law" not in page
     assert "best cells stand in" in page
     assert "were fitted all the same" in page
-    points = next(one.data for one in drawn if one.data.name == "predicted_measured")
-    assert len(points.of("fitted")["N"]) == 15
+    assert len(charts[1].of("fitted")["N"]) == 15
 
 
 @pytest.mark.parametrize(
@@ -160,9 +161,18 @@ def test_best_cells_that_stand_in_are_named(paper, cost, monkeypatch):
         ({}, None),
     ],
 )
-def test_a_law_of_other_runs_is_named(cost, swept, no_figures, change, said):
-    ledger, law = swept
-    ledger = dataclasses.replace(ledger, recipe={"data": "theirs", "vae": "theirs", "beta": 1})
-    page = report.build(Sources.of(ledger, dataclasses.replace(law, **change), cost))[0]
+def test_a_law_of_other_runs_is_named(cost, swept, tmp_path, no_figures, change, said):
+    table, law = swept
+    table = dataclasses.replace(table, recipe={"data": "theirs", "vae": "theirs", "beta": 1})
+    page, _ = page_of(Sources.of(table, dataclasses.replace(law, **change), cost), tmp_path)
     assert page.count("other runs") == (said is not None)
     assert said is None or said in page
+
+
+def test_losses_alone_have_a_page(paper, cost, tmp_path, pictures):
+    """A law of averaged loss forms, which has no constants of power laws and no pair."""
+    table = simulate.run_table(paper, [(N, np.nan, np.nan) for N in np.geomspace(1e7, 1e8, 5)], TOKENS, 1e-3)
+    law = fit_law(table, "all", LOSSES, Options(form="joint"), cost, {"name": "losses"}).law
+    page, names = page_of(Sources.of(table, law, cost), tmp_path)
+    assert set(names) == ALL - {"heat_maps", "hyperparameters", "fixed_pair"}
+    assert "L = (Nc / N^aN + Tc / T^aT)^k + Linf; Nc" in page

@@ -6,14 +6,20 @@ import numpy as np
 import pytest
 
 from tests.scaling import planted
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted
 from videoscaling.scaling.fitting.surface import least_squares, noise, shape
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.fitting.surface.shape import Inputs
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning.allocation import proportional
-from videoscaling.scaling.search.acquisition import Posterior, solution_of, target_at, target_of_budget
-from videoscaling.scaling.search.budget import rate_cost, spend
+from videoscaling.scaling.search.acquisition import (
+    Posterior,
+    rate_cost,
+    solution_of,
+    spend,
+    target_at,
+    target_of_budget,
+)
 
 N, T = 4e7, 4e9  # beyond the planted sizes and token counts
 
@@ -114,7 +120,7 @@ def test_gradients_are_those_of_what_is_predicted(surface):
             moved = replace(solution, theta=theta)
             other = replace(surface, members=(replace(member, solution=moved),))
             model, (n, t, _) = solution.model, surface.scale.logs(target.N, target.T, np.nan)
-            edge = other._edge(model, theta, n, t, np.log(1.01))
+            edge = other.edge_place(model, theta, n, t, np.log(1.01))
             rate = shape.ridge(model, theta, n, t, np.log(target.B / surface.scale.B))
             loss = np.log(other.predict(target.N, target.T, target.B, target.lr).mean[0])
             found.append([loss, float(rate), float(edge), np.log(target_of_budget(other, C, cost).N)])
@@ -126,7 +132,7 @@ def test_without_a_loss_form_the_pair_alone_is_narrowed():
     cells = planted.cells(sizes=2, times=2)
     surface = fit_surface(cells, batch="one_sided", bent=False)
     assert target_at(surface, N, T).names == ("lr", "batch edge")
-    with pytest.raises(Untrusted, match="N_opt at 1e\\+18 FLOPs is unknown: 2 sizes"):
+    with pytest.raises(UnsupportedFit, match="N_opt at 1e\\+18 FLOPs is unknown: 2 sizes"):
         target_of_budget(surface, 1e18, proportional())
     with pytest.raises(ValueError, match="without a loss form"):
         Posterior(surface, future((3e6,)))

@@ -221,6 +221,7 @@ def test_a_killed_job_goes_on(run, videos, tmp_path, monkeypatch):
         (["--source", "absent"], "absent: no such folder, manifest or tar"),
         (["--source", "videos", "--frames", 1000], "no video is left (4 too short, 1 truncated; each is named in"),
         (["--source", "videos", "--size", 500], "no video is left (3 too small, 1 t"),
+        (["--source", "videos", "--size", 500], "pixels; clips are 500x500)"),
         (["--source", "videos", "--max-rejected", 0.05], "2 of 5 videos cannot be used (1"),
         (["--source", "videos", "--max-rejected", 0.05], "--max-rejected 0.4 accepts so many"),
         (["--source", "videos", "--validation", "many"], "many: neither a number of clips nor an earlier cache"),

@@ -1,8 +1,9 @@
-"""Videos of prompts during training: what is not finite is no picture, and no reason to stop."""
+"""Videos of prompts during training: what is not finite or does not fit is no picture, and no reason to stop."""
 
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -12,15 +13,15 @@ from videoscaling.utils.finiteness import NotFinite
 
 
 class Decoder:
-    """Stands in for the autoencoder: three of a latent's channels as colours; overflows at the ``broken`` calls."""
+    """Stands in for the autoencoder: three of a latent's channels as colours; ``error`` at the ``broken`` calls."""
 
-    def __init__(self, *broken: int) -> None:
-        self.broken, self.calls = broken, 0
+    def __init__(self, *broken: int, error: Exception | None = None) -> None:
+        self.broken, self.calls, self.error = broken, 0, error or NotFinite("the autoencoder overflows")
 
     def decode(self, latents: Tensor) -> Tensor:
         self.calls += 1
         if self.calls in self.broken:
-            raise NotFinite("the autoencoder overflows")  # as VideoVAE.decode does
+            raise self.error
         return latents[:, :3].clamp(-1, 1)
 
 
@@ -46,10 +47,11 @@ SETTINGS = ("log.prompts=[a ball]", "log.sample_steps=2", "train.milestones=[320
         (Decoder(), "3", 4, None),
         (Decoder(), "1e39", 0, "guidance 1e+39 is too much"),
         (Decoder(1, 3), "3", 2, "the autoencoder overflows"),
+        (Decoder(1, 3, error=torch.OutOfMemoryError("CUDA out of memory\n(see ...)")), "3", 2, "CUDA out of memory"),
     ],
-    ids=["finite", "latents", "pixels"],
+    ids=["finite", "latents", "pixels", "memory"],
 )
-def test_what_is_not_finite_is_not_shown_and_training_continues(
+def test_what_cannot_be_shown_is_not_shown_and_training_continues(
     decoder: Decoder,
     guidance: str,
     videos: int,

@@ -1,7 +1,6 @@
 """Do nominal 95 % intervals cover the truth 95 % of the time? Simulated on the paper's law, fitted as users fit.
 
-`pytest -m slow tests/scaling/fitting/grids/test_coverage.py -s` repeats the ledgers of docs/statistics.md and prints
-the table.
+`pytest -m slow tests/scaling/fitting/grids/test_coverage.py -s` repeats those of docs/statistics.md and prints it.
 """
 
 import dataclasses
@@ -12,7 +11,7 @@ import pytest
 from tests.scaling import simulate
 from videoscaling.scaling.estimates import interval, t_quantile
 from videoscaling.scaling.fitting.grids import fit, power_law
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.runs import concatenate
 
@@ -25,14 +24,14 @@ NOWHERE = {"name": "simulated"}
 def independent_points(paper, seed):
     """25 runs of one milestone, one for each of 5 sizes x 5 T."""
     cells = [(N, np.nan, np.nan) for N in SIZES for _ in TOKENS]
-    ledger = simulate.ledger(paper, cells, TOKENS, NOISE, correlation=0.0, seed=seed, n_ctx=1280)
-    return ledger.rows(np.array([25 * n + 6 * t for n in range(5) for t in range(5)]))
+    table = simulate.run_table(paper, cells, TOKENS, NOISE, correlation=0.0, seed=seed, n_ctx=1280)
+    return table.rows(np.array([25 * n + 6 * t for n in range(5) for t in range(5)]))
 
 
 def correlated_runs(paper, seed):
-    """25 runs, five of each size, of 5 milestones each; correlation .6 within a run."""
+    """25 runs, five of each size, of 5 milestones each; correlation 0.6 within a run."""
     cells = [(N, np.nan, np.nan) for N in SIZES for _ in range(5)]
-    return simulate.ledger(paper, cells, TOKENS, NOISE, correlation=0.6, seed=seed, n_ctx=1280)
+    return simulate.run_table(paper, cells, TOKENS, NOISE, correlation=0.6, seed=seed, n_ctx=1280)
 
 
 def loss_coverage(paper, cost, simulated, count, optima=True):
@@ -65,10 +64,10 @@ def hyper_coverage(paper, cost, scattered_grids, count, sizes=4, tokens=3, scatt
     truth = {"batch.T": paper.batch.T, "batch.N": paper.batch.N, "lr.T": paper.lr.T, "lr.N": paper.lr.N}
     inside = []
     for seed in range(count):
-        ledger = scattered_grids(paper, *spread(sizes, tokens), NOISE, seed, of_optima=scatter)
+        table = scattered_grids(paper, *spread(sizes, tokens), NOISE, seed, of_optima=scatter)
         try:
-            spans = fit.fit(ledger, "hyperparameters", fit.Options(), cost, NOWHERE).law.fit["intervals"]
-        except Untrusted:  # of 2 x 2 scattered grids one can lie at an edge, and three leave nothing spare
+            spans = fit.fit(table, "hyperparameters", fit.Options(), cost, NOWHERE).law.fit["intervals"]
+        except UnsupportedFit:  # of 2 x 2 scattered grids one can lie at an edge, and three leave nothing spare
             continue
         inside.append([spans[name][0] <= value <= spans[name][1] for name, value in truth.items()])
     assert len(inside) >= 0.9 * count
@@ -101,16 +100,16 @@ def test_hyperparameter_intervals_cover_where_grids_scatter(paper, cost, scatter
 
 
 def rows_coverage(paper, cost, count, sizes, tokens):
-    """Coverage of the exponents where each row is an optimum, .1 off the laws in ln B and ln lr."""
+    """Coverage of the exponents where each row is an optimum, 0.1 off the laws in ln B and ln lr."""
     truth = {"batch.T": paper.batch.T, "batch.N": paper.batch.N, "lr.T": paper.lr.T, "lr.N": paper.lr.N}
     N, T = (v.ravel() for v in np.meshgrid(*spread(sizes, tokens)))
     inside = []
     for seed in range(count):
-        parts = [simulate.ledger(paper, [(n, np.nan, np.nan)], [t], NOISE, n_ctx=1280) for n, t in zip(N, T)]
-        ledger, random = concatenate(parts), np.random.default_rng(seed)
-        B, lr = (v * np.exp(0.1 * random.standard_normal(len(v))) for v in (ledger.B, ledger.lr))
-        ledger = dataclasses.replace(ledger, B=B, lr=lr, run_id=np.arange(len(N)).astype(str))
-        spans = fit.fit(ledger, "hyperparameters", fit.Options(optima=True), cost, NOWHERE).law.fit["intervals"]
+        parts = [simulate.run_table(paper, [(n, np.nan, np.nan)], [t], NOISE, n_ctx=1280) for n, t in zip(N, T)]
+        table, random = concatenate(parts), np.random.default_rng(seed)
+        B, lr = (v * np.exp(0.1 * random.standard_normal(len(v))) for v in (table.B, table.lr))
+        table = dataclasses.replace(table, B=B, lr=lr, run_id=np.arange(len(N)).astype(str))
+        spans = fit.fit(table, "hyperparameters", fit.Options(optima=True), cost, NOWHERE).law.fit["intervals"]
         inside.append([spans[name][0] <= value <= spans[name][1] for name, value in truth.items()])
     return dict(zip(truth, np.mean(inside, axis=0)))
 
@@ -139,8 +138,8 @@ def test_loss_law_intervals_cover_where_grids_scatter(paper, cost, scattered_gri
 @pytest.mark.parametrize("seed", range(6))
 def test_few_grids_are_no_surer_than_their_own_scatter(paper, cost, scattered_grids, seed):
     """Where three of four grids fix the law, the fourth alone knows the scatter: t with one degree of freedom."""
-    ledger = scattered_grids(paper, *spread(2, 2), NOISE, seed, of_optima=0.1)
-    fitted = fit.fit(ledger, "hyperparameters", fit.Options(), cost, NOWHERE)
+    table = scattered_grids(paper, *spread(2, 2), NOISE, seed, of_optima=0.1)
+    fitted = fit.fit(table, "hyperparameters", fit.Options(), cost, NOWHERE)
     points = fitted.points
     alone = power_law.fit_power(points.N, points.T, points.B, points.variance_B, scale=fitted.law.batch.scale)
     low, high = fitted.law.fit["intervals"]["batch.T"]
@@ -148,7 +147,7 @@ def test_few_grids_are_no_surer_than_their_own_scatter(paper, cost, scattered_gr
 
 
 @pytest.mark.slow
-def test_intervals_cover_on_fewer_ledgers(paper, cost, scattered_grids):
-    # 40 (20) ledgers at 95 % cover less than 80 % (75 %) of the time once in a few thousand.
+def test_intervals_cover_on_fewer_tables(paper, cost, scattered_grids):
+    # 40 (20) tables at 95 % cover less than 80 % (75 %) of the time once in a few thousand.
     assert min(loss_coverage(paper, cost, correlated_runs, 40).values()) >= 0.80
     assert min(hyper_coverage(paper, cost, scattered_grids, 20).values()) >= 0.75

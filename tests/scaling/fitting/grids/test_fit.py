@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from tests.scaling import simulate
+from tests.scaling.planned import plan
 from videoscaling.models import sizes
 from videoscaling.scaling import law_file
 from videoscaling.scaling.estimates import interval
 from videoscaling.scaling.fitting.grids import fit
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import Request
 from videoscaling.scaling.runs import _common_tokens, concatenate, read
 from videoscaling.utils.errors import UserError
@@ -24,9 +24,9 @@ NOWHERE = {"name": "test"}
 def points(paper, noise, seed):
     """25 independent points at the optimum of the paper's law."""
     cells = [(N, np.nan, np.nan) for N in SIZES for _ in TOKENS]
-    ledger = simulate.ledger(paper, cells, TOKENS, noise, correlation=0.0, seed=seed, n_ctx=1280)
+    table = simulate.run_table(paper, cells, TOKENS, noise, correlation=0.0, seed=seed, n_ctx=1280)
     # One run per (N, T): run k of a size keeps its k-th milestone alone.
-    return ledger.rows(np.array([25 * n + 5 * t + t for n in range(5) for t in range(5)]))
+    return table.rows(np.array([25 * n + 5 * t + t for n in range(5) for t in range(5)]))
 
 
 def exponents(law):
@@ -37,10 +37,10 @@ def interval_of_size(law, C, cost):
     return interval(allocation.optimum(law.drawn("loss"), C, cost))
 
 
-def fitted_sizes(paper, cost, noise, ledgers):
+def fitted_sizes(paper, cost, noise, tables):
     truth = float(allocation.optimum(paper.loss, 1e22, cost))
     errors, covered = [], []
-    for seed in range(ledgers):
+    for seed in range(tables):
         law = fit.fit(points(paper, noise, seed), "loss", fit.Options(), cost, NOWHERE).law
         low, high = interval_of_size(law, 1e22, cost)
         errors.append(float(allocation.optimum(law.loss, 1e22, cost)) / truth - 1)
@@ -49,12 +49,12 @@ def fitted_sizes(paper, cost, noise, ledgers):
 
 
 def test_a_planted_law_is_recovered_at_noise_1e_5(paper, cost):
-    errors, _ = fitted_sizes(paper, cost, 1e-5 / 0.53, ledgers=5)
+    errors, _ = fitted_sizes(paper, cost, 1e-5 / 0.53, tables=5)
     assert np.abs(errors).max() < 0.05
 
 
 def test_a_planted_law_is_recovered_at_noise_1e_4(paper, cost):
-    errors, covered = fitted_sizes(paper, cost, 1e-4 / 0.53, ledgers=20)
+    errors, covered = fitted_sizes(paper, cost, 1e-4 / 0.53, tables=20)
     assert abs(np.median(errors)) < 0.08
     # One standard deviation is about 14 %, as other simulations of the published law found.
     assert 0.08 < np.std(errors) < 0.22
@@ -64,7 +64,7 @@ def test_a_planted_law_is_recovered_at_noise_1e_4(paper, cost):
 @pytest.fixture(scope="module")
 def grids(paper):
     tokens = [2e9, 5e9, 12e9]
-    return simulate.ledger(paper, simulate.grid(paper, SIZES[::1], tokens, 5, 5, 2.0), tokens, 2e-4, n_ctx=1280)
+    return simulate.run_table(paper, simulate.grid(paper, SIZES[::1], tokens, 5, 5, 2.0), tokens, 2e-4, n_ctx=1280)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_whole_law_from_grids(paper, whole, tmp_path):
         drawn, truth = law.drawn(part), getattr(paper, part)
         for N, T in ((1e8, 1e10), (5e8, 5e10)):
             low, high = interval(drawn(N, T))
-            # Three standard errors, not 1.96: this is one ledger, whose coverage is measured elsewhere.
+            # Three standard errors, not 1.96: this is one table, whose coverage is measured elsewhere.
             middle, half = float(getattr(law, part)(N, T)), 1.6 * (high - low) / 2
             assert abs(middle - float(truth(N, T))) < half
     law_file.save(law, tmp_path / "law.json")
@@ -117,25 +117,25 @@ def test_held_exponents(cost, grids):
 def test_as_many_optima_as_constants_are_not_trusted(paper, cost, rows):
     sizes, tokens = SIZES[[0, 4]], [2e9, 12e9]
     if rows:
-        ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in sizes], tokens, 1e-4, n_ctx=1280)
-        ledger = ledger.rows(np.arange(3))
+        table = simulate.run_table(paper, [(N, np.nan, np.nan) for N in sizes], tokens, 1e-4, n_ctx=1280)
+        table = table.rows(np.arange(3))
     else:
-        ledger = simulate.ledger(paper, simulate.grid(paper, sizes, tokens, 5, 5, 2.0), tokens, 1e-4, n_ctx=1280)
-        ledger = ledger.rows((sizes[0] == ledger.N) | (tokens[0] == ledger.T))
+        table = simulate.run_table(paper, simulate.grid(paper, sizes, tokens, 5, 5, 2.0), tokens, 1e-4, n_ctx=1280)
+        table = table.rows((sizes[0] == table.N) | (tokens[0] == table.T))
     options = fit.Options(optima=rows)
-    with pytest.raises(Untrusted, match="B_opt: 3 optima for 3 constants leave nothing to check"):
-        fit.fit(ledger, "hyperparameters", options, cost, NOWHERE)
-    forced = fit.fit(ledger, "hyperparameters", dataclasses.replace(options, force=True), cost, NOWHERE)
+    with pytest.raises(UnsupportedFit, match="B_opt: 3 optima for 3 constants leave nothing to check"):
+        fit.fit(table, "hyperparameters", options, cost, NOWHERE)
+    forced = fit.fit(table, "hyperparameters", dataclasses.replace(options, force=True), cost, NOWHERE)
     assert any("leave nothing to check" in text for text in forced.warnings)
-    held = fit.fit(ledger, "hyperparameters", dataclasses.replace(options, prior=paper), cost, NOWHERE)
+    held = fit.fit(table, "hyperparameters", dataclasses.replace(options, prior=paper), cost, NOWHERE)
     assert len(held.law.batch.assumed) == len(held.law.lr.assumed) == 1
 
 
 def test_three_estimators_of_the_size_from_grids(paper, cost):
     """From 4e7 to 2e9 parameters and 1 to 100 billion tokens, the best sizes of ten budgets lie inside."""
     sizes, tokens = np.geomspace(2e6, 4e8, 9), np.geomspace(1e8, 2e11, 12)
-    ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in sizes], tokens, 1e-7, n_ctx=1280)
-    law = fit.fit(ledger, "loss", fit.Options(optima=True), cost, NOWHERE).law
+    table = simulate.run_table(paper, [(N, np.nan, np.nan) for N in sizes], tokens, 1e-7, n_ctx=1280)
+    law = fit.fit(table, "loss", fit.Options(optima=True), cost, NOWHERE).law
     C = 1e20
     truth = float(allocation.optimum(paper.loss, C, cost))
     assert float(law.allocation["predicted"](C)) == pytest.approx(truth, rel=0.1)
@@ -149,8 +149,8 @@ def test_sizes_measured_on_grids_recover_a_planted_law(paper, cost):
     batch = dataclasses.replace(paper.batch, coefficient=5e4, T=0.0, N=0.0)
     law = dataclasses.replace(paper, batch=batch, lr=dataclasses.replace(paper.lr, T=0.0, N=0.0))
     swept, tokens = np.geomspace(2e6, 4e8, 8), np.geomspace(1e8, 2e11, 10)
-    ledger = simulate.ledger(law, simulate.grid(law, swept, tokens, 4, 4, 2.0), tokens, 1e-6, n_ctx=1280)
-    fitted = fit.fit(ledger, "loss", fit.Options(), cost, NOWHERE)
+    table = simulate.run_table(law, simulate.grid(law, swept, tokens, 4, 4, 2.0), tokens, 1e-6, n_ctx=1280)
+    fitted = fit.fit(table, "loss", fit.Options(), cost, NOWHERE)
     assert sum(o.interior for o in fitted.optima) == 80
     measured = fitted.law.allocation["measured"]
     C = np.array([1e19, 1e20, 1e21])
@@ -161,9 +161,9 @@ def test_sizes_measured_on_grids_recover_a_planted_law(paper, cost):
 
 def test_where_larger_models_are_worse_no_size_is_best(paper, cost, tmp_path):
     """As with the rates of a small one. Forced all the same, the law says what it does not know."""
-    ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in (2e6, 2e7, 2e8)], np.geomspace(1e8, 1e10, 4), 1e-4)
-    ledger = dataclasses.replace(ledger, loss=2 * (1e9 / ledger.T) ** 0.1 * (ledger.N / 1e6) ** 0.02)
-    law = fit.fit(ledger, "loss", fit.Options(optima=True, force=True), cost, NOWHERE).law
+    table = simulate.run_table(paper, [(N, np.nan, np.nan) for N in (2e6, 2e7, 2e8)], np.geomspace(1e8, 1e10, 4), 1e-4)
+    table = dataclasses.replace(table, loss=2 * (1e9 / table.T) ** 0.1 * (table.N / 1e6) ** 0.02)
+    law = fit.fit(table, "loss", fit.Options(optima=True, force=True), cost, NOWHERE).law
     assert law.allocation is None
     assert "smallest" in law.reason("allocation")
     assert any("smallest" in text for text in law.fit["warnings"])
@@ -171,17 +171,19 @@ def test_where_larger_models_are_worse_no_size_is_best(paper, cost, tmp_path):
     assert law_file.load(tmp_path / "law.json").allocation is None
 
 
-def timed(ledger, part, options, cost):
+def timed(table, part, options, cost):
     """In processor time: what else the machine does is not the fit's."""
     start = time.process_time()
-    fitted = fit.fit(ledger, part, options, cost, NOWHERE)
+    fitted = fit.fit(table, part, options, cost, NOWHERE)
     return time.process_time() - start, fitted
 
 
 def test_two_thousand_rows_are_fitted_in_five_seconds(paper, cost):
     sizes, tokens = np.geomspace(1e7, 1e9, 20), np.geomspace(1e9, 1e11, 10)
-    ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in sizes for _ in range(10)], tokens, 1e-4, n_ctx=1280)
-    seconds, fitted = timed(ledger, "all", fit.Options(optima=True), cost)
+    table = simulate.run_table(
+        paper, [(N, np.nan, np.nan) for N in sizes for _ in range(10)], tokens, 1e-4, n_ctx=1280
+    )
+    seconds, fitted = timed(table, "all", fit.Options(optima=True), cost)
     assert len(fitted.points.N) == 2000
     assert "bootstrap" not in fitted.law.fit["method"]
     assert seconds < 5
@@ -189,8 +191,8 @@ def test_two_thousand_rows_are_fitted_in_five_seconds(paper, cost):
 
 def test_two_hundred_runs_are_fitted_with_intervals_in_a_minute(paper, cost):
     sizes, tokens = np.geomspace(0.0168e9, 0.268e9, 8), [2e9, 5e9, 12e9]
-    ledger = simulate.ledger(paper, simulate.grid(paper, sizes, tokens, 5, 5, 2.0), tokens, 1e-4, n_ctx=1280)
-    seconds, fitted = timed(ledger, "all", fit.Options(), cost)
+    table = simulate.run_table(paper, simulate.grid(paper, sizes, tokens, 5, 5, 2.0), tokens, 1e-4, n_ctx=1280)
+    seconds, fitted = timed(table, "all", fit.Options(), cost)
     assert len(fitted.law.provenance["runs"]) == 200
     assert len(fitted.law.fit["intervals"]) == 11
     assert seconds < 60
@@ -205,20 +207,20 @@ def test_why_points_tell_no_size_is_written_down(whole):
 def test_edges_enter_no_law(paper, cost):
     tokens = [2e9, 12e9]
     cells = simulate.grid(paper, SIZES[:3], tokens, 5, 5, 2.0, offset=3.0)
-    ledger = simulate.ledger(paper, cells, tokens, 1e-5, n_ctx=1280)
-    with pytest.raises(Untrusted, match=r"0 of 6 grids have an interior optimum\n.*edge"):
-        fit.fit(ledger, "all", fit.Options(prior=paper), cost, NOWHERE)
-    forced = fit.fit(ledger, "all", fit.Options(prior=paper, force=True), cost, NOWHERE)
+    table = simulate.run_table(paper, cells, tokens, 1e-5, n_ctx=1280)
+    with pytest.raises(UnsupportedFit, match=r"0 of 6 grids have an interior optimum\n.*edge"):
+        fit.fit(table, "all", fit.Options(prior=paper), cost, NOWHERE)
+    forced = fit.fit(table, "all", fit.Options(prior=paper, force=True), cost, NOWHERE)
     assert any("best cells stand in for the losses, batches and rates" in text for text in forced.warnings)
     assert forced.law.curvature is None
 
 
 def test_a_prior_holds_what_one_size_cannot_tell(paper, cost):
     tokens = [2e9, 5e9, 12e9]
-    ledger = simulate.ledger(paper, simulate.grid(paper, SIZES[:1], tokens, 5, 5, 2.0), tokens, 1e-4, n_ctx=1280)
-    with pytest.raises(Untrusted, match="share one N"):
-        fit.fit(ledger, "hyperparameters", fit.Options(), cost, NOWHERE)
-    fitted = fit.fit(ledger, "hyperparameters", fit.Options(prior=paper), cost, NOWHERE)
+    table = simulate.run_table(paper, simulate.grid(paper, SIZES[:1], tokens, 5, 5, 2.0), tokens, 1e-4, n_ctx=1280)
+    with pytest.raises(UnsupportedFit, match="share one N"):
+        fit.fit(table, "hyperparameters", fit.Options(), cost, NOWHERE)
+    fitted = fit.fit(table, "hyperparameters", fit.Options(prior=paper), cost, NOWHERE)
     assert "N" in fitted.law.batch.assumed
     assert fitted.law.batch.N == paper.batch.N
     assert any("assumed from paper" in text for text in fitted.warnings)
@@ -229,17 +231,17 @@ def test_a_prior_holds_what_one_size_cannot_tell(paper, cost):
 
 def test_a_prior_holds_loss_exponents_that_noise_hides(paper, cost):
     tokens = [4e9, 5e9, 6e9]
-    ledger = simulate.ledger(paper, simulate.grid(paper, SIZES[:3], tokens, 5, 5, 2.0), tokens, 1e-3, n_ctx=1280)
-    fitted = fit.fit(ledger, "loss", fit.Options(prior=paper), cost, NOWHERE)
+    table = simulate.run_table(paper, simulate.grid(paper, SIZES[:3], tokens, 5, 5, 2.0), tokens, 1e-3, n_ctx=1280)
+    fitted = fit.fit(table, "loss", fit.Options(prior=paper), cost, NOWHERE)
     assert fitted.law.loss.assumed == ("aN", "aT")
     assert (fitted.law.loss.aT, fitted.law.loss.aN) == (paper.loss.aT, paper.loss.aN)
 
 
 def test_single_cells_are_not_optima_unless_said_to_be(paper, cost):
-    ledger = points(paper, 1e-5, 0)
+    table = points(paper, 1e-5, 0)
     with pytest.raises(UserError, match="--optima"):
-        fit.fit(ledger, "all", fit.Options(), cost, NOWHERE)
-    law = fit.fit(ledger, "all", fit.Options(optima=True), cost, NOWHERE).law
+        fit.fit(table, "all", fit.Options(), cost, NOWHERE)
+    law = fit.fit(table, "all", fit.Options(optima=True), cost, NOWHERE).law
     # Noise-free optima: plain least squares in logs returns the planted exponents.
     assert exponents(law)[:4] == pytest.approx((0.808, 0.1906, -0.0453, -0.1619))
 
@@ -252,18 +254,20 @@ def test_cells_are_not_taken_for_optima(cost, grids, part):
 
 
 def test_optima_may_repeat_where_their_losses_agree(paper, cost):
-    ledger = simulate.ledger(paper, [(N, np.nan, np.nan) for N in SIZES for _ in range(2)], TOKENS, 1e-5, n_ctx=1280)
-    same = dataclasses.replace(ledger, seed=np.zeros_like(ledger.seed))
-    for repeated in (ledger, same):
+    table = simulate.run_table(paper, [(N, np.nan, np.nan) for N in SIZES for _ in range(2)], TOKENS, 1e-5, n_ctx=1280)
+    same = dataclasses.replace(table, seed=np.zeros_like(table.seed))
+    for repeated in (table, same):
         assert len(fit.fit(repeated, "all", fit.Options(optima=True), cost, NOWHERE).points.N) == 50
     apart = dataclasses.replace(same, loss=same.loss * np.where(np.arange(50) == 7, 1.02, 1))
-    with pytest.raises(Untrusted, match=r"1 \(N, T\) have several losses .*\n  N 1.68e\+07, T 4.899e\+09: 2 losses"):
+    with pytest.raises(
+        UnsupportedFit, match=r"1 \(N, T\) have several losses .*\n  N 1.68e\+07, T 4.899e\+09: 2 losses"
+    ):
         fit.fit(apart, "all", fit.Options(optima=True), cost, NOWHERE)
 
 
 def test_optima_of_runs_have_intervals(paper, cost):
-    ledger = points(paper, 1e-4, 0)
-    noisy = dataclasses.replace(ledger, B=ledger.B * np.exp(0.1 * np.random.default_rng(0).standard_normal(25)))
+    table = points(paper, 1e-4, 0)
+    noisy = dataclasses.replace(table, B=table.B * np.exp(0.1 * np.random.default_rng(0).standard_normal(25)))
     low, high = fit.fit(noisy, "all", fit.Options(optima=True), cost, NOWHERE).law.fit["intervals"]["batch.T"]
     # The standard error of a regression: noise over the spread of ln T.
     expected = 0.1 / np.std(np.log(noisy.T)) / 5
@@ -275,8 +279,8 @@ def test_an_overshot_milestone_does_not_flatter_large_batches(paper, cost, grids
     loss = grids.loss * (paper.loss(grids.N, late) / paper.loss(grids.N, grids.nominal_T))
     overshot = dataclasses.replace(grids, T=late, loss=loss)
     clean, moved, naive = (
-        fit.fit(ledger, "hyperparameters", fit.Options(), cost, NOWHERE).law.batch(1e8, 5e9)
-        for ledger in (grids, overshot, dataclasses.replace(overshot, T=grids.nominal_T))
+        fit.fit(table, "hyperparameters", fit.Options(), cost, NOWHERE).law.batch(1e8, 5e9)
+        for table in (grids, overshot, dataclasses.replace(overshot, T=grids.nominal_T))
     )
     assert moved == pytest.approx(clean, rel=1e-3)
     assert abs(naive / clean - 1) > 2 * abs(moved / clean - 1)
@@ -286,10 +290,10 @@ def test_with_a_prior_best_cells_stand_in_for_losses_only(paper, cost):
     tokens = [2e9, 5e9, 12e9]
     inside = simulate.grid(paper, SIZES[:1], tokens, 5, 5, 2.0)
     outside = simulate.grid(paper, SIZES[1:3], tokens, 5, 5, 2.0, offset=3.0)
-    ledger = simulate.ledger(paper, inside + outside, tokens[:2], 1e-5, n_ctx=1280)
-    with pytest.raises(Untrusted, match="only 2 of 6"):
-        fit.fit(ledger, "all", fit.Options(), cost, NOWHERE)
-    fitted = fit.fit(ledger, "all", fit.Options(prior=paper), cost, NOWHERE)
+    table = simulate.run_table(paper, inside + outside, tokens[:2], 1e-5, n_ctx=1280)
+    with pytest.raises(UnsupportedFit, match="only 2 of 6"):
+        fit.fit(table, "all", fit.Options(), cost, NOWHERE)
+    fitted = fit.fit(table, "all", fit.Options(prior=paper), cost, NOWHERE)
     assert fitted.points.interior.sum() == 2
     assert fitted.law.batch(SIZES[0], 5e9) == pytest.approx(float(paper.batch(SIZES[0], 5e9)), rel=0.02)
     assert any("4 of 6 grids have no interior optimum (4 edge)" in text for text in fitted.warnings)
@@ -312,7 +316,7 @@ def test_validation_clips_are_an_error_that_all_runs_share(cost, grids, tmp_path
         files.append(str(tmp_path / f"{i}.npy"))
         np.save(files[-1], np.broadcast_to((loss * by_clip)[None, :, None], (2, 64, 4)))
     shared = dataclasses.replace(grids, samples=np.array(files))
-    alone, resampled = (fit.fit(ledger, "loss", fit.Options(), cost, NOWHERE).law for ledger in (grids, shared))
+    alone, resampled = (fit.fit(table, "loss", fit.Options(), cost, NOWHERE).law for table in (grids, shared))
     assert "64 validation clips resampled" in resampled.fit["method"]
     widths = [np.std(np.log(law.drawn("loss")(1e8, 1e10))) for law in (alone, resampled)]
     assert widths[1] == pytest.approx(np.std(by_clip) / 8, rel=0.1)
@@ -324,14 +328,14 @@ def test_validation_clips_are_an_error_that_all_runs_share(cost, grids, tmp_path
 
 def test_clips_are_an_error_that_rows_said_to_be_optima_share_too(paper, cost, tmp_path):
     """Their standard errors are the clips', which all share: they tell neither Huber's delta nor the scatter."""
-    ledger, random = points(paper, 1e-4, 0), np.random.default_rng(0)
+    table, random = points(paper, 1e-4, 0), np.random.default_rng(0)
     by_clip = 1 + 0.2 * random.standard_normal(64)
     by_clip /= by_clip.mean()
-    files = [str(tmp_path / f"{i}.npy") for i in range(len(ledger))]
-    for file, loss in zip(files, ledger.loss):
+    files = [str(tmp_path / f"{i}.npy") for i in range(len(table))]
+    for file, loss in zip(files, table.loss):
         np.save(file, np.broadcast_to((loss * by_clip)[None, :, None], (2, 64, 4)))
-    folder = dataclasses.replace(ledger, samples=np.array(files), loss_se=0.025 * ledger.loss)
-    alone, law = (fit.fit(x, "loss", fit.Options(optima=True), cost, NOWHERE).law for x in (ledger, folder))
+    folder = dataclasses.replace(table, samples=np.array(files), loss_se=0.025 * table.loss)
+    alone, law = (fit.fit(x, "loss", fit.Options(optima=True), cost, NOWHERE).law for x in (table, folder))
     assert "64 validation clips resampled" in law.fit["method"]
     assert law.fit["delta"] == pytest.approx(1.345e-4, rel=0.5)
     width = np.std(np.log(law.drawn("loss")(1e8, 5e9)))
@@ -340,7 +344,7 @@ def test_clips_are_an_error_that_rows_said_to_be_optima_share_too(paper, cost, t
     moved = [
         fit.fit(dataclasses.replace(x, loss=x.loss * np.where(np.arange(25) == 7, 1.01, 1)), "loss",
                 fit.Options(optima=True), cost, NOWHERE).law.loss(1e9, 2e10) / x_law.loss(1e9, 2e10) - 1
-        for x, x_law in ((ledger, alone), (dataclasses.replace(folder, samples=ledger.samples), law))
+        for x, x_law in ((table, alone), (dataclasses.replace(folder, samples=table.samples), law))
     ]  # fmt: skip
     assert abs(moved[1]) < 2 * abs(moved[0]) + 1e-4
 
@@ -351,8 +355,8 @@ def test_chinchilla_intervals_overlap_the_published(public_data, cost, tmp_path)
     lines = ["N,flops,loss"]
     lines += [f"{r['Model Size']},{r['Training FLOP']},{r['loss']}" for r in rows if float(r["loss"]) < fifth]
     (tmp_path / "points.csv").write_text("\n".join(lines))
-    ledger = read(tmp_path / "points.csv", hyperparameters=False)
-    law = fit.fit(ledger, "loss", fit.Options(optima=True), cost, NOWHERE).law
+    table = read(tmp_path / "points.csv", hyperparameters=False)
+    law = fit.fit(table, "loss", fit.Options(optima=True), cost, NOWHERE).law
     assert law.fit["objective"] <= 1.018275e-3
     assert "bootstrap" in law.fit["method"]
     loss, spans = law.loss, law.fit["intervals"]
@@ -382,10 +386,10 @@ def test_batches_at_the_floor_bound_the_batch_law_and_give_the_rest(paper, cost)
         for b in range(4)
         for r in range(-3, 4)
     ]
-    ledger = simulate.ledger(paper, cells, tokens, 1e-6, n_ctx=n_ctx)
-    with pytest.raises(Untrusted, match="every grid is best at one clip"):
-        fit.fit(ledger, "all", fit.Options(), cost, NOWHERE)
-    fitted = fit.fit(ledger, "all", fit.Options(prior=paper), cost, NOWHERE)
+    table = simulate.run_table(paper, cells, tokens, 1e-6, n_ctx=n_ctx)
+    with pytest.raises(UnsupportedFit, match="every grid is best at one clip"):
+        fit.fit(table, "all", fit.Options(), cost, NOWHERE)
+    fitted = fit.fit(table, "all", fit.Options(prior=paper), cost, NOWHERE)
     assert [o.verdict for o in fitted.optima] == ["floor"] * 9
     assert any("an edge that bounds" in text for text in fitted.warnings)
     assert any("B's law is an upper bound" in text for text in fitted.warnings)
@@ -398,7 +402,7 @@ def test_batches_at_the_floor_bound_the_batch_law_and_give_the_rest(paper, cost)
     assert law.loss(SIZES[1], 3e9) > paper.loss(SIZES[1], 3e9)
     # The rates are those of one clip already: a plan must not move them along the ridge once more.
     assert law.fit["floor"] == pytest.approx(n_ctx)
-    planned = plan(law, Request(params=SIZES[1], tokens=3e9), sizes)
+    planned = plan(law, Request(params=SIZES[1], tokens=3e9))
     assert planned["B"] == n_ctx
     ridge = -paper.curvature.lr_batch / (2 * paper.curvature.lr_lr)
     best = float(paper.lr(SIZES[1], 3e9)) * (n_ctx / float(paper.batch(SIZES[1], 3e9))) ** ridge
@@ -416,8 +420,8 @@ def test_overshot_milestones_of_large_batches_stay_in_their_grid():
 def test_exponents_that_the_losses_do_not_tell_are_not_trusted(paper, cost):
     tokens = [2e9, 5e9, 12e9]
     cells = simulate.grid(paper, np.geomspace(SIZES[0], SIZES[-1], 4), tokens, 5, 5, 2.0)
-    noisy = simulate.ledger(paper, cells, tokens, 4e-3, seed=1, n_ctx=1280)
-    with pytest.raises(Untrusted, match=r"loss law: aT's 95 % interval is 0\.\d+ to"):
+    noisy = simulate.run_table(paper, cells, tokens, 4e-3, seed=1, n_ctx=1280)
+    with pytest.raises(UnsupportedFit, match=r"loss law: aT's 95 % interval is 0\.\d+ to"):
         fit.fit(noisy, "loss", fit.Options(), cost, {})
     forced = fit.fit(noisy, "loss", fit.Options(force=True), cost, {})
     low, high = forced.law.fit["intervals"]["loss.aT"]

@@ -6,13 +6,13 @@ import pytest
 from tests.scaling import simulate
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.grids.fit_points import (
-    Untrusted,
     at_nominal,
     cells_to_run,
     grid_optima,
     points_of_grids,
     points_of_rows,
 )
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 
 SIZES, TOKENS = np.geomspace(0.0168e9, 0.268e9, 3), [2e9, 5e9, 12e9]
 NOWHERE = {"name": "test"}
@@ -20,43 +20,43 @@ NOWHERE = {"name": "test"}
 
 def swept(paper, sizes=SIZES, offset=0.0, noise=1e-4):
     cells = simulate.grid(paper, sizes, TOKENS, 5, 5, 2.0, offset)
-    return simulate.ledger(paper, cells, TOKENS, noise, n_ctx=1280)
+    return simulate.run_table(paper, cells, TOKENS, noise, n_ctx=1280)
 
 
 def test_a_refusal_for_edges_comes_with_the_cells_to_run(paper, cost):
-    ledger = swept(paper, SIZES[:2], offset=4.0)
-    with pytest.raises(Untrusted):
-        fit.fit(ledger, "all", fit.Options(), cost, NOWHERE)
-    lines = cells_to_run(ledger, 0.02)
+    table = swept(paper, SIZES[:2], offset=4.0)
+    with pytest.raises(UnsupportedFit):
+        fit.fit(table, "all", fit.Options(), cost, NOWHERE)
+    lines = cells_to_run(table, 0.02)
     # The milestones of one size are the same runs.
     assert len(lines) == 2
     assert all("T 2e+09 and 5e+09 and 1.2e+10: (lr " in line for line in lines)
     assert not cells_to_run(swept(paper), 0.02)
     # Held-out grids are not fitted, so none of their cells would help.
-    assert not cells_to_run(dataclasses.replace(ledger, heldout=np.ones(len(ledger), dtype=bool)), 0.02)
+    assert not cells_to_run(dataclasses.replace(table, heldout=np.ones(len(table), dtype=bool)), 0.02)
 
 
 def test_one_grid_of_diverged_cells_does_not_stop_the_others(paper, cost):
-    ledger = swept(paper)
-    stray = (SIZES[0] == ledger.N) & (ledger.T == 12e9)
-    spoilt = dataclasses.replace(ledger, loss=np.where(stray, np.inf, ledger.loss))
+    table = swept(paper)
+    stray = (SIZES[0] == table.N) & (table.T == 12e9)
+    spoilt = dataclasses.replace(table, loss=np.where(stray, np.inf, table.loss))
     fitted = fit.fit(spoilt, "all", fit.Options(), cost, NOWHERE)
     assert len(fitted.points.N) == 8
     assert any("all 25 cells diverged" in text for text in fitted.law.fit["verdicts"])
     assert any("1 of 9 grids have no interior optimum (1 too few points)" in text for text in fitted.warnings)
     (line,) = cells_to_run(spoilt, 0.02)
-    rates = ledger.lr[SIZES[0] == ledger.N]
+    rates = table.lr[SIZES[0] == table.N]
     assert line.startswith("to decide it, run at N 1.68e+07, T 1.2e+10: (lr ")
     assert f"(lr {rates.min() / 2:.3g}, B " in line
 
 
 def test_forced_points_are_the_finite_ones(paper):
-    ledger = swept(paper, SIZES[:1], offset=4.0)
-    gone = ledger.T == 2e9
-    ledger = dataclasses.replace(ledger, loss=np.where(gone, np.inf, ledger.loss))
-    optima = tuple(grid_optima(at_nominal(ledger), 0.02))
+    table = swept(paper, SIZES[:1], offset=4.0)
+    gone = table.T == 2e9
+    table = dataclasses.replace(table, loss=np.where(gone, np.inf, table.loss))
+    optima = tuple(grid_optima(at_nominal(table), 0.02))
     assert [o.cells for o in optima] == [0, 25, 25]
-    points = points_of_grids(ledger, optima, [], force=True)
+    points = points_of_grids(table, optima, [], force=True)
     assert points.T.tolist() == [5e9, 12e9]
     assert np.isfinite(points.replicates["loss"]).all()
 
@@ -77,8 +77,8 @@ def test_a_grids_scatter_is_shrunk_to_that_of_all(paper):
 
 def test_many_rows_are_deleted_by_the_group(paper):
     """Seven hundred runs, three hundred groups: each row is left out exactly once."""
-    ledger = simulate.ledger(paper, [(1e8, 1e5, 1e-3)] * 700, [2e9], 1e-3)
-    present = points_of_rows(ledger).present
+    table = simulate.run_table(paper, [(1e8, 1e5, 1e-3)] * 700, [2e9], 1e-3)
+    present = points_of_rows(table).present
     assert present.shape == (300, 700)
     assert ((~present).sum(axis=0) == 1).all()
     assert set((~present).sum(axis=1)) == {2, 3}
@@ -86,26 +86,26 @@ def test_many_rows_are_deleted_by_the_group(paper):
 
 def test_cells_to_run_are_whole_batches_of_the_file(paper):
     """A table that counts sequences of 3000 tokens is answered in such, and with none that it has already."""
-    ledger = dataclasses.replace(swept(paper, SIZES[:1], offset=1.0), unit=3000.0)
-    ledger = dataclasses.replace(ledger, n_ctx=0 * ledger.n_ctx, B=np.round(ledger.B / 3000) * 3000)
-    asked = [cell for o in grid_optima(ledger, 0.02) for cell in o.run_next]
+    table = dataclasses.replace(swept(paper, SIZES[:1], offset=1.0), unit=3000.0)
+    table = dataclasses.replace(table, n_ctx=0 * table.n_ctx, B=np.round(table.B / 3000) * 3000)
+    asked = [cell for o in grid_optima(table, 0.02) for cell in o.run_next]
     assert len(asked) >= 3
     assert all(B % 3000 == 0 and B >= 3000 for _, B in asked)
-    there = set(zip(np.round(np.log(ledger.lr), 6), ledger.B))
+    there = set(zip(np.round(np.log(table.lr), 6), table.B))
     assert not {(round(float(np.log(lr)), 6), B) for lr, B in asked} & there
 
 
 def test_milestones_that_one_step_reached_are_one_measurement(paper):
     """One grid, of one row a run: as two, each would repeat the other without any noise."""
-    ledger = swept(paper, noise=1e-3)
-    twice = ledger.rows(np.repeat(np.arange(len(ledger)), 2))
-    twice.nominal_T[:] = twice.T * np.tile([0.97, 0.98], len(ledger))
+    table = swept(paper, noise=1e-3)
+    twice = table.rows(np.repeat(np.arange(len(table)), 2))
+    twice.nominal_T[:] = twice.T * np.tile([0.97, 0.98], len(table))
     moved = at_nominal(twice)
-    assert len(moved) == len(ledger)
-    once = grid_optima(at_nominal(ledger), 0.02)
+    assert len(moved) == len(table)
+    once = grid_optima(at_nominal(table), 0.02)
     assert [(o.N, o.T, o.cells, o.spare) for o in grid_optima(moved, 0.02)] == [
         (o.N, o.T, o.cells, o.spare) for o in once
     ]
     # Repeats of a cell under one run's name, as tables have them, stay.
-    again = ledger.rows(np.repeat(np.arange(len(ledger)), 2))
+    again = table.rows(np.repeat(np.arange(len(table)), 2))
     assert len(at_nominal(again)) == len(again)

@@ -20,14 +20,14 @@ def step_law(cost):
     if not folder.exists():
         pytest.skip("public data not here (set SCALING_DATA)")
     columns = tables.parse_columns("T=D,B=bs,L=smooth loss")
-    ledger = runs.read(folder / "dense_lr_bs_loss.csv", columns, "sequences:2048")
-    return fit.fit(ledger, "loss", fit.Options(), cost, {"name": "step law"})
+    table = runs.read(folder / "dense_lr_bs_loss.csv", columns, "sequences:2048")
+    return fit.fit(table, "loss", fit.Options(), cost, {"name": "step law"})
 
 
 def scattered(paper, cost, scattered_grids, seed, scatter=5e-3, prior=None):
     sizes, tokens = np.geomspace(0.0168e9, 0.268e9, 4), np.geomspace(2e9, 12e9, 3)
-    ledger = scattered_grids(paper, sizes, tokens, 1e-4, seed, of_losses=scatter)
-    return fit.fit(ledger, "loss", fit.Options(prior=prior, force=True), cost, {"name": "scattered"})
+    table = scattered_grids(paper, sizes, tokens, 1e-4, seed, of_losses=scatter)
+    return fit.fit(table, "loss", fit.Options(prior=prior, force=True), cost, {"name": "scattered"})
 
 
 def assert_draws_are_laws(fitted):
@@ -69,7 +69,7 @@ def test_scatter_alone_gives_the_exponents_to_the_prior(paper, cost, scattered_g
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_that_scatter_widely(paper, cost, seed):
     cells = [(N, np.nan, np.nan) for N in np.geomspace(0.0168e9, 0.268e9, 4)]
-    ledger = simulate.ledger(paper, cells, np.geomspace(2e9, 12e9, 4), 4e-3, correlation=0.0, seed=seed, n_ctx=1280)
-    ledger.run_id[:] = np.arange(len(ledger))
-    fitted = fit.fit(ledger, "loss", fit.Options(optima=True, force=True), cost, {"name": "rows"})
+    table = simulate.run_table(paper, cells, np.geomspace(2e9, 12e9, 4), 4e-3, correlation=0.0, seed=seed, n_ctx=1280)
+    table.run_id[:] = np.arange(len(table))
+    fitted = fit.fit(table, "loss", fit.Options(optima=True, force=True), cost, {"name": "rows"})
     assert_draws_are_laws(fitted)

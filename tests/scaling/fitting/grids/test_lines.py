@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tests.scaling import simulate
+from tests.scaling.planned import plan
 from videoscaling.models import sizes as ladder
 from videoscaling.scaling import law_file, laws
 from videoscaling.scaling.fitting.grids import fit, lines
-from videoscaling.scaling.fitting.grids.fit_points import Untrusted
-from videoscaling.scaling.planning.plan import plan
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning.request import Request
 from videoscaling.utils.errors import UserError
 
@@ -24,13 +24,13 @@ def along(paper, B=None, noise=1e-4):
     cells = [
         (N, middle[0] * (1 if B is None else f), middle[1] * (f if B is None else 1)) for N in SIZES for f in factors
     ]
-    return simulate.ledger(paper, cells, TOKENS, noise, n_ctx=1280)
+    return simulate.run_table(paper, cells, TOKENS, noise, n_ctx=1280)
 
 
 def test_rates_along_one_batch(paper, cost):
     """Along a batch B the best rate is lr_opt * (B / B_opt)^slope: exponents less slope times the batch's."""
-    ledger = along(paper)
-    law = fit.fit(ledger, "all", fit.Options(), cost, {}).law
+    table = along(paper)
+    law = fit.fit(table, "all", fit.Options(), cost, {}).law
     slope = -paper.curvature.lr_batch / (2 * paper.curvature.lr_lr)
     for name in ("T", "N"):
         planted = getattr(paper.lr, name) - slope * getattr(paper.batch, name)
@@ -38,11 +38,11 @@ def test_rates_along_one_batch(paper, cost):
         low, high = law.fit["intervals"][f"lr.{name}"]
         assert low - 0.01 < planted < high + 0.01
     assert law.batch is None
-    assert law.fit["along"] == {"B": ledger.B[0]}
+    assert law.fit["along"] == {"B": table.B[0]}
     assert "all runs have the one B" in law.reason("batch")
     assert law_file.from_dict(law_file.to_dict(law)).lr == law.lr
     planned = plan(law, Request(params=6e7, tokens=5e9), ladder)
-    assert planned["B"] == round(ledger.B[0] / 1280) * 1280
+    assert planned["B"] == round(table.B[0] / 1280) * 1280
     assert planned["lr"]["value"] == pytest.approx(float(law.lr(planned["N"], 5e9)))
     other = plan(law, Request(params=6e7, tokens=5e9, batch=4 * planned["B"]), ladder)
     assert (other["B"], other["lr"]) == (4 * planned["B"], None)
@@ -59,8 +59,8 @@ def test_batches_along_one_rate(paper, cost):
 
 
 def test_a_line_has_edges(paper):
-    ledger = along(paper)
-    low = ledger.rows(ledger.lr < 0.6 * np.median(ledger.lr))
+    table = along(paper)
+    low = table.rows(table.lr < 0.6 * np.median(table.lr))
     found = lines.find(1e8, 1e9, low.lr[:3], low.B[:3], np.array([2.3, 2.2, 2.1]), axis="lr")
     assert found.verdict == "too few points" or found.verdict == "edge"
     lr, loss = 1e-3 * 2.0 ** np.arange(5), 2 + 0.01 * (np.arange(5) - 5.0) ** 2
@@ -70,20 +70,20 @@ def test_a_line_has_edges(paper):
 
 
 def test_one_batch_that_differs_from_size_to_size_tells_no_rate(paper, cost):
-    ledger = along(paper)
-    apart = dataclasses.replace(ledger, B=ledger.B * np.where(ledger.N > 1e8, 2, 1))
-    with pytest.raises(Untrusted, match="each .N, T. has one B, and these differ"):
+    table = along(paper)
+    apart = dataclasses.replace(table, B=table.B * np.where(table.N > 1e8, 2, 1))
+    with pytest.raises(UnsupportedFit, match="each .N, T. has one B, and these differ"):
         fit.fit(apart, "hyperparameters", fit.Options(), cost, {})
 
 
 @pytest.fixture(scope="module")
 def grids(paper):
-    return simulate.ledger(paper, simulate.grid(paper, SIZES, TOKENS, 5, 5, 2.0), TOKENS, 1e-4, n_ctx=1280)
+    return simulate.run_table(paper, simulate.grid(paper, SIZES, TOKENS, 5, 5, 2.0), TOKENS, 1e-4, n_ctx=1280)
 
 
 def test_sizes_that_are_nearly_one_tell_no_exponent(paper, cost, grids):
     near = dataclasses.replace(grids, N=1e8 * (1 + 1e-3 * (grids.N / SIZES[0] - 1)))
-    with pytest.raises(Untrusted, match=r"within a factor of 1.5.*--fix B.N=0 --fix lr.N=0") as refused:
+    with pytest.raises(UnsupportedFit, match=r"within a factor of 1.5.*--fix B.N=0 --fix lr.N=0") as refused:
         fit.fit(near, "hyperparameters", fit.Options(), cost, {})
     assert not refused.value.forcible
     # The advice helps: with both held there is a law.
@@ -92,9 +92,9 @@ def test_sizes_that_are_nearly_one_tell_no_exponent(paper, cost, grids):
 
 def test_exponents_beyond_any_plausible_one(cost, paper):
     N, T = (v.ravel() for v in np.meshgrid([1e7, 3e7, 1e8], [1e9, 4e9, 1.6e10]))
-    ledger = simulate.ledger(paper, [(n, np.nan, np.nan) for n in N], T, 1e-5).rows(np.arange(9) * 10)
-    absurd = dataclasses.replace(ledger, lr=1e-3 * (ledger.N / 1e7) ** -3.0)
-    with pytest.raises(Untrusted, match=r"lr_opt: an exponent of -3 in N is beyond any plausible one, 2"):
+    table = simulate.run_table(paper, [(n, np.nan, np.nan) for n in N], T, 1e-5).rows(np.arange(9) * 10)
+    absurd = dataclasses.replace(table, lr=1e-3 * (table.N / 1e7) ** -3.0)
+    with pytest.raises(UnsupportedFit, match=r"lr_opt: an exponent of -3 in N is beyond any plausible one, 2"):
         fit.fit(absurd, "hyperparameters", fit.Options(optima=True), cost, {})
     forced = fit.fit(absurd, "hyperparameters", fit.Options(optima=True, force=True), cost, {})
     assert any("beyond any plausible" in text for text in forced.warnings)
@@ -103,14 +103,16 @@ def test_exponents_beyond_any_plausible_one(cost, paper):
 def test_optima_far_from_the_others_are_named(cost, grids):
     odd = (SIZES[1] == grids.N) & (grids.nominal_T == TOKENS[2])
     moved = dataclasses.replace(grids, lr=np.where(odd, 20 * grids.lr, grids.lr))
-    with pytest.raises(Untrusted, match=r"lr_opt: 1 of 9 optima lie far .*\n  N 6e\+07, T 1.2e\+10: lr .* times that"):
+    with pytest.raises(
+        UnsupportedFit, match=r"lr_opt: 1 of 9 optima lie far .*\n  N 6e\+07, T 1.2e\+10: lr .* times that"
+    ):
         fit.fit(moved, "hyperparameters", fit.Options(), cost, {})
 
 
 @pytest.mark.parametrize(("clip", "message"), [(1280, "of neighbouring grids are far apart"), (2**18, "lie in two")])
 def test_batches_in_two_units_are_suspected(cost, grids, clip, message):
     mixed = dataclasses.replace(grids, B=np.where(SIZES[2] == grids.N, grids.B / clip, grids.B))
-    with pytest.raises(Untrusted, match=rf"{message}.*counted in sequences and some in tokens\?") as refused:
+    with pytest.raises(UnsupportedFit, match=rf"{message}.*counted in sequences and some in tokens\?") as refused:
         fit.fit(mixed, "all", fit.Options(), cost, {})
     assert "--batch-unit" in refused.value.advice
 
@@ -121,8 +123,8 @@ def test_losses_alone_give_a_plan_without_batch_and_rate(cost, paper, tmp_path):
     path.write_text("\n".join(["N,T,loss", *(f"{N},{T},{paper.loss(N, T)}" for N, T in points)]))
     from videoscaling.scaling.runs import read
 
-    ledger = dataclasses.replace(read(path, hyperparameters=None), n_ctx=np.full(25, 1280))
-    law = fit.fit(ledger, "all", fit.Options(), cost, {}).law
+    table = dataclasses.replace(read(path, hyperparameters=None), n_ctx=np.full(25, 1280))
+    law = fit.fit(table, "all", fit.Options(), cost, {}).law
     assert law.reason("batch") == law.reason("lr") == "the results name no batch and no rate"
     planned = plan(law, Request(flops=1e20), ladder)
     assert [planned[name] for name in ("B", "lr", "steps", "B_opt")] == [None] * 4
@@ -134,7 +136,7 @@ def test_losses_alone_give_a_plan_without_batch_and_rate(cost, paper, tmp_path):
     assert planned["lr"] == pytest.approx(plan(paper, Request(flops=1e20), ladder)["lr"], rel=0.2)
     assert "batch: N, T, coefficient assumed, not measured" in planned["warnings"]
     # fit.py's own prior gives the same.
-    assert fit.fit(ledger, "all", fit.Options(prior=paper), cost, {}).law.batch == filled.batch
+    assert fit.fit(table, "all", fit.Options(prior=paper), cost, {}).law.batch == filled.batch
 
 
 def test_a_law_beyond_any_run_is_named(paper):

@@ -1,0 +1,172 @@
+"""What the report's figures are made from: runs, their law, and what both say of losses, sizes, batches and rates."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from videoscaling.scaling.checks.heldout import paired
+from videoscaling.scaling.estimates import Estimate
+from videoscaling.scaling.fitting.grids import lines
+from videoscaling.scaling.fitting.grids.fit_points import STAND_IN, at_nominal, grid_optima
+from videoscaling.scaling.fitting.grids.optimum import WINDOW, Optimum
+from videoscaling.scaling.fitting.losses.forms import CONSTANTS, FORMULAS
+from videoscaling.scaling.fitting.run_info import training_flops
+from videoscaling.scaling.laws import TOLERANCE, Law
+from videoscaling.scaling.losses import Losses
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.prediction import predict
+from videoscaling.scaling.reporting.chart import Chart, LeftOut, Table
+from videoscaling.scaling.reporting.measured_run import MeasuredRun
+from videoscaling.scaling.runs import RunTable
+from videoscaling.utils.errors import UserError
+
+EDGE = 0.01  # the batch beyond which the loss is this much (relative) above the best
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the figures are made from.
+
+    Attributes:
+        runs: the runs, where there are grids at their common tokens.
+        grids: the same with held-out grids as their check has them.
+        law: fitted to those that are not held out.
+        cost: training FLOPs per token of N parameters.
+        optima: of the grids, by rising N, then T; empty where the rows are points.
+        planned: a planned run against its predictions, or None.
+        published: a law to draw next to this one, or None.
+        made: the commit and the date of the report, as text.
+    """
+
+    runs: RunTable
+    grids: RunTable
+    law: Law
+    cost: allocation.Cost
+    optima: tuple[Optimum, ...]
+    planned: MeasuredRun | None = None
+    published: Law | None = None
+    made: str = ""
+
+    @staticmethod
+    def of(table: RunTable, law: Law, cost: allocation.Cost, **more: Any) -> "Sources":
+        """From all runs, as they were read."""
+        has_grids = np.isfinite([table.B, table.lr]).all() and any(len(own) > 1 for _, _, own in table.grids())
+        if not has_grids:
+            return Sources(table, table, law, cost, (), **more)
+        # As fits do: losses at the tokens that all runs of a grid have seen, optima by the law's own window.
+        table = at_nominal(table)
+        axes = tuple(name for name in lines.BOTH if name not in (law.fit.get("along") or {}))
+        optima = tuple(grid_optima(grids := paired(table), law.fit.get("window", WINDOW), axes))
+        return Sources(table, grids, law, cost, optima, **more)
+
+    @property
+    def stand_in(self) -> str:
+        """The law's warning that best cells stand in for optima, or an empty text."""
+        return next((text for text in self.law.fit.get("warnings") or () if text.startswith(STAND_IN)), "")
+
+    def milestones(self) -> Table:
+        """Run (a number), N, T, B, lr, C, loss and heldout of each milestone with a loss [points].
+
+        Raises:
+            LeftOut: there is none.
+        """
+        own = self.runs.rows(np.isfinite(self.runs.loss))
+        if not len(own):
+            raise LeftOut("no run ended with a loss")
+        number, C = np.unique(own.run_id, return_inverse=True)[1], self.flops(own.N, own.nominal_T)
+        return {"run": number, "N": own.N, "T": own.nominal_T, "B": own.B, "lr": own.lr, "C": C, "loss": own.loss,
+                "heldout": own.heldout}  # fmt: skip
+
+    def points(self, every: bool = False) -> Table:
+        """N, T, loss, heldout and optimum [points]: what the loss law was fitted to, and every held-out grid.
+
+        ``every`` adds the other grids, which entered no law.
+        ``optimum`` is 0 where a grid has none inside: the loss is then that of its best cell.
+        """
+        if not self.optima:
+            runs = self.milestones()
+            return {name: runs[name] for name in ("N", "T", "loss", "heldout")} | {"optimum": runs["N"] > 0}
+        held = {(N, T): bool(self.grids.heldout[own].all()) for N, T, own in self.grids.grids()}
+        shown = [o for o in self.optima if o.usable or (o.cells and (every or self.stand_in or held[o.N, o.T]))]
+        found = [(o.N, o.T, o.loss, held[o.N, o.T], o.usable) for o in shown]
+        N, T, loss, heldout, optimum = np.array(found, dtype=float).reshape(-1, 5).T
+        return {"N": N, "T": T, "loss": loss, "heldout": heldout > 0, "optimum": optimum > 0}
+
+    def flops(self, N: NDArray, T: NDArray) -> NDArray[np.float64]:
+        return training_flops(self.runs, N, T, self.cost)
+
+    @property
+    def losses(self) -> Losses:
+        """L(N, T) at the best batch and rate; LeftOut where the law has none."""
+        if self.law.response.no_losses is not None:
+            raise LeftOut(f"the law has no loss over (N, T): {self.law.response.no_losses}")
+        return self.law.response.losses
+
+    def curve(self, N: ArrayLike, T: ArrayLike) -> Table:
+        """N, T and the law's loss with the ends of its 95 % interval, [points]."""
+        loss, low, high = law_losses(self.law, N, T)
+        return {"N": np.broadcast_to(N, loss.shape), "T": np.broadcast_to(T, loss.shape), "loss": loss, "low": low,
+                "high": high}  # fmt: skip
+
+    def captioned(self, chart: Chart, text: str, formula: str | None = None) -> Chart:
+        """The chart with its caption: the text, formula (by default of the loss), runs, commit and date."""
+        runs = len(np.unique(self.runs.run_id))
+        revision = str(self.law.provenance.get("git_revision") or "unknown")[:10]
+        source = f"{runs} runs. Law {self.law.name!r}, fitted by commit {revision}{self.made}."
+        chart.caption = f"{text} {formula or loss_formula(self.law)}. {source}"
+        return chart
+
+
+def law_losses(law: Law, N: ArrayLike, T: ArrayLike, B: ArrayLike = np.nan, lr: ArrayLike = np.nan) -> NDArray:
+    """(Value, low, high) [3, rows] of the law's loss; at the best batch and rate where they are nan."""
+    try:
+        found = predict(law, N, T, B, lr)
+    except UserError as error:
+        raise LeftOut(str(error)) from None
+    return np.stack([found.predicted, found.mean_low, found.mean_high])
+
+
+def has_rates(law: Law) -> bool:
+    """Whether the law has a best batch (or a surface's edge) and a best rate."""
+    if law.surface is None:
+        return law.batch is not None and law.lr is not None
+    return law.surface.shape.batch != "none" and bool(np.ptp(np.log(law.surface.cells.lr)) > 0)
+
+
+def batch(law: Law, N: NDArray, T: NDArray) -> Estimate:
+    """B_opt, or a surface's edge, in tokens."""
+    return law.response.best_batch(N, T) if law.surface is None else law.surface.edge(T, N, EDGE)
+
+
+def rate(law: Law, N: NDArray, T: NDArray) -> Estimate:
+    """lr_opt at the batch that a plan takes."""
+    return law.response.rate(N, T, law.response.wanted_batch(N, T, TOLERANCE))
+
+
+def loss_formula(law: Law) -> str:
+    """The heaviest form of the loss law with its constants."""
+    if law.response.no_losses is not None:
+        return "no loss law"
+    losses = law.response.losses
+    form, scale = losses.forms[0], losses.scale
+    constants = ", ".join(f"{name} {v:.3g}" for name, v in zip(CONSTANTS[form.name], np.exp(form.theta)))
+    return f"L = {FORMULAS[form.name]}; {constants}; N in {scale.N:.3g}, T in {scale.T:.3g}"
+
+
+def rate_formula(law: Law) -> str:
+    """The laws of the best batch and rate with their constants."""
+    if law.surface is None:
+        written = [
+            f"{name} = {p.coefficient:.3g} (T / {p.scale['T']:.3g})^{p.T:.3g} (N / {p.scale['N']:.3g})^{p.N:.3g}"
+            for name, p in (("B_opt", law.batch), ("lr_opt", law.lr))
+            if p is not None
+        ]
+        return "; ".join(written) or "no laws of batch and rate"
+    surface = law.surface
+    if not has_rates(law):
+        return "one batch, or one rate, in all runs"
+    scale, exponents = surface.scale, surface.rate_exponents()
+    terms = " ".join(f"({n[1]} / {getattr(scale, n[1]):.3g})^{float(v.value):.3g}" for n, v in exponents.items())
+    return f"lr_opt = {float(surface.lr_opt(scale.B, scale.T, scale.N).value):.3g} {terms}"

@@ -1,0 +1,157 @@
+"""From prompts to videos: a trained model with the encoders that its data were made with.
+
+from videoscaling import VideoPipeline
+
+videos = VideoPipeline.from_run("runs/x")(["a large red circle gliding left"], guidance=3)
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from videoscaling.diffusion.process import Process
+from videoscaling.diffusion.sampling import build_scheduler, sample
+from videoscaling.models.text import TextEncoder, cut_warning, load_text_encoder
+from videoscaling.models.vae import VideoVAE, load_vae
+from videoscaling.training.checkpoint import find_checkpoint, read_config, read_state
+from videoscaling.training.model import build_model, load_weights
+from videoscaling.utils.devices import pick_device
+from videoscaling.utils.errors import UserError
+
+
+def load_encoders(
+    meta: dict[str, Any],
+    device: torch.device,
+    *,
+    vae: str | None = None,
+    text: str | None = None,
+    options: tuple[str, str] = ("--vae", "--text"),
+) -> tuple[VideoVAE, TextEncoder]:
+    """The VAE and the text encoder that a cache or checkpoint (its ``meta``) was made with.
+
+    Args:
+        vae, text: their folders; the folders recorded in ``meta`` if None.
+        options: the options or keys of the two folders, for the errors.
+
+    Raises:
+        UserError: one of them is missing, or is another than it was.
+    """
+    loaded = []
+    for kind, given, option, load in (
+        ("vae", vae, options[0], load_vae),
+        ("text", text, options[1], load_text_encoder),
+    ):
+        place, wanted = given or meta[kind], meta[f"{kind}_fingerprint"]
+        try:
+            encoder = load(place, device)
+        except UserError as error:
+            raise UserError(f"{error}; give its new folder as {_given(option)}") from None
+        if encoder.fingerprint != wanted:
+            raise UserError(
+                f"{place}: not what the data were made with (fingerprint {encoder.fingerprint}, not {wanted}); give "
+                f"the folder of the right one as {_given(option)}"
+            )
+        loaded.append(encoder)
+    return loaded[0], loaded[1]
+
+
+def _given(option: str) -> str:
+    return f"{option} FOLDER" if option.startswith("-") else f"{option}=FOLDER"
+
+
+class VideoPipeline:
+    """A model, its diffusion process and its encoders.
+
+    Args:
+        model: called as model(x_t, t, context, mask), such as ``models.dit.VideoDiT``.
+        latent_shape: (channels, frames, height, width) of a video's latents.
+    """
+
+    def __init__(
+        self, *, model: nn.Module, process: Process, vae: VideoVAE, text: TextEncoder, latent_shape: tuple[int, ...]
+    ) -> None:
+        self.model, self.process, self.vae, self.text = model, process, vae, text
+        self.latent_shape = latent_shape
+
+    @classmethod
+    def from_run(
+        cls,
+        path: str | Path,
+        *,
+        weights: str = "ema",
+        device: str | None = None,
+        vae: str | None = None,
+        text: str | None = None,
+    ) -> "VideoPipeline":
+        """The pipeline of a run directory's newest checkpoint, or of the checkpoint at ``path``.
+
+        Args:
+            weights: "ema" (averaged) or "model" (raw).
+            device: "cpu" or "cuda"; cuda where there is one if None.
+            vae, text: folders of the encoders, where they are no longer where they were when the latents were made.
+
+        Raises:
+            UserError: no whole checkpoint with these weights, or an encoder that is missing or another.
+        """
+        checkpoint = find_checkpoint(Path(path), (weights,))
+        config, data, on = read_config(checkpoint), read_state(checkpoint)["data"], pick_device(device)
+        model = build_model(config, data, on)
+        load_weights(model, checkpoint, weights)
+        own_vae, own_text = load_encoders(data, on, vae=vae, text=text)
+        return cls(
+            model=model.eval(),
+            process=Process(config.diffusion.process, config.diffusion.target),
+            vae=own_vae,
+            text=own_text,
+            latent_shape=tuple(data["latent_shape"]),
+        )
+
+    def __call__(self, prompts: str | Sequence[str], **settings: Any) -> Tensor:
+        """A video per prompt, float32 [prompts, 3, frames, height, width] in [-1, 1]; ``settings`` as ``batches``."""
+        return torch.cat(list(self.batches([prompts] if isinstance(prompts, str) else list(prompts), **settings)))
+
+    def batches(
+        self,
+        prompts: Sequence[str],
+        *,
+        steps: int = 50,
+        guidance: float = 5.0,
+        seed: int = 0,
+        scheduler: str | None = None,
+        batch: int = 8,
+    ) -> Iterator[Tensor]:
+        """Videos of ``batch`` prompts at a time, as ``__call__``'s. Prompt i has the seed ``seed`` + i in any batch.
+
+        Args:
+            steps: of the sampler, 1 to 1000.
+            guidance: classifier-free guidance scale; 1 is none.
+            scheduler: one of ``diffusion.sampling.known_schedulers``; the process's first if None.
+
+        Raises:
+            UserError: an unknown scheduler, or steps out of bounds; before anything is sampled.
+            NotFinite: latents or pixels are not finite.
+        """
+        build_scheduler(self.process, scheduler, steps, self.vae.device)
+        if warning := cut_warning(self.text, list(prompts), "prompts"):
+            print(warning, file=sys.stderr)
+        for first in range(0, len(prompts), batch):
+            part = prompts[first : first + batch]
+            # The empty prompt rides along, so that it is padded as the others are.
+            context, mask = self.text.encode([*part, ""])
+            latents = sample(
+                self.model,
+                self.process,
+                context[:-1],
+                mask[:-1],
+                null=(context[-1], mask[-1]),
+                latent_shape=self.latent_shape,
+                seeds=torch.arange(seed + first, seed + first + len(part)),
+                steps=steps,
+                guidance=guidance,
+                scheduler=scheduler,
+            )
+            yield self.vae.decode(latents)

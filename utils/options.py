@@ -1,0 +1,60 @@
+"""A command's options as fields of a dataclass: default, help and bounds of each in one place."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import field, fields
+from types import UnionType
+from typing import Any, TypeVar, get_args
+
+from videoscaling.utils.errors import UserError
+
+Options = TypeVar("Options")
+
+
+def option(default: Any, text: str, least: float | None = None, most: float | None = None, **parser: Any) -> Any:
+    """A field with its help text, the bounds of its number (or numbers), and more for argparse."""
+    return field(default=default, metadata={"help": text, "bounds": (least, most), "parser": parser})
+
+
+def number(kind: type, least: float, most: float) -> Callable[[str], Any]:
+    """An argparse type: a number within bounds."""
+
+    def bounded(text: str) -> Any:
+        value = kind(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{value!s:.12} must be a number from {least:g} to {most:g}")
+        return value
+
+    bounded.__name__ = kind.__name__  # in argparse's message on what is no number
+    return bounded
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
+    """Add an option for each field of a dataclass that has a help text; defaults are named in it."""
+    for one in fields(kind):
+        if "help" in one.metadata:
+            base = get_args(one.type)[0] if isinstance(one.type, UnionType) else one.type
+            shown = one.default if isinstance(one.default, list | tuple) else [one.default]
+            default = "" if shown == [None] else f" (default {' '.join(map(str, shown))})"
+            more = {"type": base, "default": one.default} | one.metadata["parser"]
+            parser.add_argument(_flag(one.name), help=one.metadata["help"] + default, **more)
+
+
+def options_of(kind: type[Options], arguments: argparse.Namespace, **more: Any) -> Options:
+    """The dataclass by parsed arguments, and ``more``."""
+    given = vars(arguments)
+    return kind(**{one.name: given[one.name] for one in fields(kind) if one.name in given} | more)
+
+
+def check_bounds(options: Any) -> None:
+    """Raise UserError for a number beyond its bounds."""
+    for one in fields(options):
+        least, most = one.metadata.get("bounds", (None, None))
+        value = getattr(options, one.name)
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if least is not None and number is not None and not least <= number <= most:
+                raise UserError(f"{_flag(one.name)} {number!s:.12}: must be a number from {least:g} to {most:g}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
