@@ -25,6 +25,10 @@ setup(
         *(".".join(("videoscaling", *path.parts)) for path in sorted(parents)),
     ],
     package_dir={f"videoscaling.{folder}": folder for folder in (*FOLDERS, "configs")},
-    package_data={"videoscaling.configs": ["**/*"], "videoscaling.models": ["embedded_vae/*"]},
+    package_data={
+        "videoscaling.configs": ["**/*"],
+        "videoscaling.models": ["embedded_vae/*"],
+        "videoscaling.scaling.reporting": ["page.html"],
+    },
     cmdclass={"build_py": Build},
 )

@@ -39,8 +39,10 @@ def help_of(path: Path) -> str:
 
 
 ALL = [(path.name, line) for path in SCRIPTS for line in examples(help_of(path))]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ALL += [(page.name, line) for page in PAGES for line in examples(page.read_text(encoding="utf-8"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# commands.md repeats the help texts.
+TYPED = [page for page in PAGES if page.name != "commands.md"]
+ALL += [(page.name, line) for page in TYPED for line in examples(page.read_text(encoding="utf-8"))]
 
 
 @pytest.fixture

@@ -113,7 +113,10 @@ def estimates(law: Law, C: float, cost: Cost) -> dict[str, Estimate]:
         elif (span := size_interval(law, name, C)) is not None:
             found[name] = Estimate(found[name].value, *(np.array(end) for end in span))
     if losses is not None:
-        found["minimised"] = losses.estimate(lambda losses: optimum(losses, C, cost), *near)
+        sizes = losses.estimate(lambda losses: optimum(losses, C, cost), *near)
+        # An end of the search is no size.
+        low = np.where(sizes.low < 1.01 * SIZES[0], 0.0, sizes.low)
+        found["minimised"] = Estimate(sizes.value, low, np.where(sizes.high > SIZES[1] / 1.01, np.inf, sizes.high))
     return found
 
 
@@ -141,8 +144,7 @@ def side_by_side(law: Law, C: float, cost: Cost) -> list[str]:
         row = f"{name:<12}" + (f"{power.coefficient:>12.4g}{power.exponent:>10.4f}" if power else " " * 22)
         for at in found:
             size = at[name]
-            ends = f" [{size.low:.4g}, {size.high:.4g}]" if np.isfinite(size.low) else ""
-            row += f"{f'{size.value:.4g}{ends}':>{wide}}"
+            row += f"{size.value:.4g} {size.span('.4g')}".rstrip().rjust(wide)
         apart = [f"{at[name].value / at[reference].value - 1:+.1%}" for at in found]
         lines.append(row if name == reference else f"{row}   {', '.join(apart)}")
     return lines

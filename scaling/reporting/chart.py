@@ -14,10 +14,6 @@ from videoscaling.utils.files import atomic_write
 Table = dict[str, NDArray]  # columns [points]
 
 
-class LeftOut(Exception):
-    """A figure cannot be drawn from this law and these runs; the text says why."""
-
-
 class Chart:
     """A matplotlib figure with its axes [rows, columns], and the points that were drawn on them.
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from videoscaling.scaling.checks.heldout import relative_error
 from videoscaling.scaling.prediction import predict
-from videoscaling.scaling.reporting.chart import Chart, LeftOut, Table, groups, rows
+from videoscaling.scaling.reporting.chart import Chart, Table, groups, rows
 from videoscaling.scaling.reporting.sources import Sources
 from videoscaling.scaling.reporting.style import ACCENT, BLUE, GREY, WIDTH, bars, log_axes, short
 from videoscaling.utils.errors import UserError
@@ -37,11 +37,8 @@ def predictions(sources: Sources) -> Table:
                  "heldout": cells.heldout, "optimum": np.ones(len(cells), dtype=bool),
                  "excess": 100 * relative_error(cells.loss, best[chosen])}  # fmt: skip
     if not len(found["N"]):
-        raise LeftOut("there is nothing measured to compare with")
-    try:
-        said = predict(law, found["N"], found["T"], found.get("B", np.nan), found.get("lr", np.nan))
-    except UserError as error:
-        raise LeftOut(str(error)) from None
+        raise UserError("there is nothing measured to compare with")
+    said = predict(law, found["N"], found["T"], found.get("B", np.nan), found.get("lr", np.nan))
     return found | {"predicted": said.predicted, "low": said.low, "high": said.high,
                     "error": 100 * relative_error(found["loss"], said.predicted)}  # fmt: skip
 
@@ -90,7 +87,7 @@ def residuals(sources: Sources) -> Chart:
     """Relative errors against N, T and the distance from the best (or T / N), and their mean over (N, T)."""
     points = predictions(sources)
     if len(points["N"]) < 3:
-        raise LeftOut("fewer than three losses")
+        raise UserError("fewer than three losses")
     chart = Chart("residuals", "Residuals", rows=2, columns=2, size=(WIDTH, 6.4))
     third = points["excess"], "loss above the grid's best, %", None
     if not np.isfinite(points["excess"]).any():

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from videoscaling.scaling.fitting.isoflop import interpolated, minimum
 from videoscaling.scaling.laws import TOLERANCE
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.reporting.chart import Chart, LeftOut, groups, rows
+from videoscaling.scaling.reporting.chart import Chart, groups, rows
 from videoscaling.scaling.reporting.sources import Sources
 from videoscaling.scaling.reporting.style import (
     ACCENT,
@@ -24,6 +24,7 @@ from videoscaling.scaling.reporting.style import (
     log_axes,
     short,
 )
+from videoscaling.utils.errors import UserError
 
 CURVE = 60  # points of a curve
 BUDGETS = 6  # isoFLOP curves drawn
@@ -49,14 +50,14 @@ def loss_over_flops(sources: Sources) -> Chart:
     good = frontier["loss"]
     try:
         C = np.geomspace(runs["C"].min(), 10 * runs["C"].max(), CURVE)
-        N = allocation.optimum(sources.losses, C, sources.cost)
+        N = allocation.optimum(sources.law.response.losses, C, sources.cost)
         law = chart.add("law", **sources.curve(N, C / sources.cost(N)), C=C)
         axis.plot(C, law["loss"], color=ACCENT, lw=1.3)
         band(axis, C, law["low"], law["high"], ACCENT)
         handles.append(line(ACCENT, "law at its best size"))
         good = np.append(good, law["loss"])
         text += " The line is the law's loss at its best size, with a 95 % band."
-    except LeftOut as reason:
+    except UserError as reason:
         text += f" The law's frontier is left out: {reason}."
     _loss_axis(chart, "training FLOPs", flops, handles, good=good, other=runs["loss"])
     return sources.captioned(chart, text)
@@ -93,7 +94,7 @@ def training_curves(sources: Sources) -> Chart:
             band(axis, T, law["low"], law["high"], shades[N])
             good += [*law["loss"]]
         text += ". Thick lines are the law at the best batch and rate, with its 95 % band."
-    except LeftOut as reason:
+    except UserError as reason:
         text += f". The law's curves are left out: {reason}."
     if planned:
         T, loss, se = np.array([(m.T, m.loss, m.se) for m in planned.milestones]).T
@@ -110,7 +111,7 @@ def isoflop(sources: Sources) -> Chart:
     points = sources.points(every=True)
     curves = interpolated(points["N"], sources.flops(points["N"], points["T"]), points["loss"])
     if not curves:
-        raise LeftOut("no budget is shared by three sizes")
+        raise UserError("no budget is shared by three sizes")
     chart = Chart("isoflop", "isoFLOP curves", size=(WIDTH, 4.2))
     axis, good = chart.axes[0, 0], []
     chosen = [curves[i] for i in np.unique(np.linspace(0, len(curves) - 1, BUDGETS).round().astype(int))]
@@ -138,7 +139,7 @@ def isoflop(sources: Sources) -> Chart:
             law = chart.add("law", **sources.curve(N, curve.C / sources.cost(N)), C=curve.C)
             axis.plot(N, law["loss"], color=shades[curve.C], lw=1.2)
         text += " Lines are the law."
-    except LeftOut as reason:
+    except UserError as reason:
         text += f" The law's curves are left out: {reason}."
     _loss_axis(chart, "model parameters", short, handles, good=good)
     return sources.captioned(chart, text)
@@ -146,7 +147,7 @@ def isoflop(sources: Sources) -> Chart:
 
 def size_interval(sources: Sources) -> Chart:
     """Left: loss over N at a budget, N_opt with its interval, and sizes that cost little loss. Right: over budgets."""
-    law, losses, cost = sources.law, sources.losses, sources.cost
+    law, losses, cost = sources.law, sources.law.response.losses, sources.cost
     span = law.domain["C"] or (1e17, 1e19)
     budget = (sources.planned and sources.planned.milestones[-1].flops) or 10 * span[1]
 

@@ -13,13 +13,13 @@ from videoscaling.scaling.checks.heldout import relative_error
 from videoscaling.scaling.fitting.grids.optimum import Optimum, cell_means
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.laws import TOLERANCE
-from videoscaling.scaling.reporting.chart import Chart, LeftOut, Table
+from videoscaling.scaling.prediction import predict
+from videoscaling.scaling.reporting.chart import Chart, Table
 from videoscaling.scaling.reporting.sources import (
     EDGE,
     Sources,
     batch,
     has_rates,
-    law_losses,
     rate,
     rate_formula,
 )
@@ -58,7 +58,7 @@ def heat_maps(sources: Sources) -> Chart:
     """
     optima = sources.optima
     if not optima:
-        raise LeftOut("the rows have no grids over (lr, B)")
+        raise UserError("the rows have no grids over (lr, B)")
     sizes, tokens = np.unique([o.N for o in optima]), np.unique([o.T for o in optima])
     aligned = len(tokens) <= ABREAST + 1 and len(optima) > len(sizes) * len(tokens) / 2
     columns = len(tokens) if aligned else min(ABREAST, len(optima))
@@ -176,8 +176,8 @@ def _of_surface(sources: Sources, optimum: Optimum, grid: RunTable) -> list[tupl
     if not has_rates(law):
         return []
     if law.surface.members:
-        loss = law_losses(law, optimum.N, optimum.T, B, lr)[0].reshape(lr.shape)
-        lowest = law_losses(law, optimum.N, optimum.T)[0]
+        loss = predict(law, optimum.N, optimum.T, B, lr).predicted.reshape(lr.shape)
+        lowest = predict(law, optimum.N, optimum.T).predicted
         found.append(("contour", lr, B, 100 * relative_error(loss, lowest)))
     found.append(("ridge", law.surface.lr_opt(B[:, 0], optimum.T, optimum.N).value, B[:, 0], None))
     pair = law.surface.best(np.array([optimum.N]), np.array([optimum.T]), tolerance=TOLERANCE)
@@ -205,9 +205,9 @@ def hyperparameters(sources: Sources) -> Chart:
     """Best batch (or the batch's edge) and best rate over T and over N, the grids' optima, and a published law."""
     law, optima, published = sources.law, sources.optima, sources.published
     if not optima:
-        raise LeftOut("the rows have no grids over (lr, B)")
+        raise UserError("the rows have no grids over (lr, B)")
     if not has_rates(law):
-        raise LeftOut("the law has no best batch or no best rate")
+        raise UserError("the law has no best batch or no best rate")
     laws = [("", law)]
     if published is not None and published.name != law.name:
         laws.append(("published ", published))
@@ -266,13 +266,10 @@ def _mark(chart: Chart, o: Optimum, name: str) -> tuple[dict[str, str], Table]:
 
 def fixed_pair(sources: Sources) -> Chart:
     """Left: what one (lr, B) for all costs at each (N, T). Right: N_opt by the optimal and by the fixed pair."""
-    try:
-        (lr, B), found = prices(sources.runs)
-    except (UnsupportedFit, UserError) as reason:
-        raise LeftOut(str(reason).splitlines()[0]) from None
+    (lr, B), found = prices(sources.runs)
     known = np.array([(row["N"], row["T"], *row["price"].values()) for row in found if row["price"]], dtype=float)
     if not len(known):
-        raise LeftOut("the pair lies outside every grid's cells near its best")
+        raise UserError("the pair lies outside every grid's cells near its best")
     text = f"One pair for all, lr {lr:.3g} and B {B:.4g}: its loss over that of each grid's optimum, 95 % intervals."
     try:
         c = compare(sources.runs, sources.cost, (lr, B))

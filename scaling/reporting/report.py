@@ -4,13 +4,15 @@ import base64
 import html
 import math
 from pathlib import Path
+from string import Template
 
 import numpy as np
 
 from videoscaling.scaling.fitting.grids.optimum import next_cells
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.laws import Law, LossLaw, PowerLaw, SizeLaw, constants_of
 from videoscaling.scaling.reporting import error_figures, loss_figures, pair_figures, style
-from videoscaling.scaling.reporting.chart import Chart, LeftOut
+from videoscaling.scaling.reporting.chart import Chart
 from videoscaling.scaling.reporting.measured_run import MeasuredRun
 from videoscaling.scaling.reporting.sources import Sources, loss_formula, rate_formula
 from videoscaling.scaling.reporting.style import short
@@ -30,34 +32,7 @@ FIGURES = (
     error_figures.residuals,
     pair_figures.fixed_pair,
 )
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>
-body {{ font: 15px/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; margin: 0; }}
-body {{ color: #101828; background: #f9fafb; }}
-main {{ max-width: 1080px; margin: 0 auto; padding: 28px 24px 60px; }}
-h1 {{ font-size: 26px; margin: 0 0 4px; }} h2 {{ font-size: 18px; margin: 0 0 6px; }}
-section {{ background: white; border: 1px solid #eaecf0; border-radius: 10px; padding: 18px 22px; margin: 18px 0; }}
-p {{ margin: 4px 0 10px; color: #475467; max-width: 78ch; }}
-img.figure {{ max-width: 100%; height: auto; display: block; margin: 0 auto; }}
-.caption {{ font-size: 13px; overflow-wrap: anywhere; max-width: none; }}
-@media (max-width: 700px) {{
-  main {{ padding: 16px 8px 40px; }} section {{ padding: 14px 12px; }}
-  img.figure {{ max-width: none; min-width: 560px; }}
-}}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: right; padding: 4px 14px 4px 0; border-bottom: 1px solid #f2f4f7; }}
-th {{ color: #475467; font-weight: 600; }} th:first-child, td:first-child {{ text-align: left; }}
-.scroll {{ overflow-x: auto; }}
-.warnings li {{ color: #b42318; }} .big {{ font-size: 20px; color: #101828; }}
-.samples {{ display: flex; flex-wrap: wrap; gap: 14px; }} figure {{ margin: 0; width: 150px; }}
-figure img, figure video {{ width: 150px; image-rendering: pixelated; border-radius: 6px; }}
-figcaption {{ font-size: 12px; color: #475467; overflow-wrap: anywhere; }}
-</style></head><body><main>
-<h1>{title}</h1><p>{subtitle}</p>
-{sections}
-</main></body></html>
-"""
+PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 IMAGES = {".gif": "image/gif", ".png": "image/png", ".mp4": "video/mp4"}
 MOST_SAMPLES = 24
 
@@ -68,8 +43,8 @@ def draw(sources: Sources) -> tuple[list[Chart], dict[str, str]]:
     for figure in FIGURES:
         try:
             charts.append(figure(sources))
-        except LeftOut as reason:
-            left_out[figure.__name__] = str(reason)
+        except (UserError, UnsupportedFit) as reason:
+            left_out[figure.__name__] = str(reason).splitlines()[0]
     return charts, left_out
 
 
@@ -129,7 +104,7 @@ def page(
         f"{short(table.N.min())} to {short(table.N.max())} parameters."
     )
     title = html.escape(f"Scaling laws: {law.name}")
-    return PAGE.format(title=title, subtitle=subtitle, sections="\n".join(sections))
+    return PAGE.substitute(title=title, subtitle=subtitle, sections="\n".join(sections))
 
 
 def _other_runs(table: RunTable, law: Law) -> list[str]:

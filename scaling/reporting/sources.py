@@ -14,10 +14,9 @@ from videoscaling.scaling.fitting.grids.optimum import WINDOW, Optimum
 from videoscaling.scaling.fitting.losses.forms import CONSTANTS, FORMULAS
 from videoscaling.scaling.fitting.run_info import training_flops
 from videoscaling.scaling.laws import TOLERANCE, Law
-from videoscaling.scaling.losses import Losses
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.prediction import predict
-from videoscaling.scaling.reporting.chart import Chart, LeftOut, Table
+from videoscaling.scaling.reporting.chart import Chart, Table
 from videoscaling.scaling.reporting.measured_run import MeasuredRun
 from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
@@ -70,11 +69,11 @@ class Sources:
         """Run (a number), N, T, B, lr, C, loss and heldout of each milestone with a loss [points].
 
         Raises:
-            LeftOut: there is none.
+            UserError: there is none.
         """
         own = self.runs.rows(np.isfinite(self.runs.loss))
         if not len(own):
-            raise LeftOut("no run ended with a loss")
+            raise UserError("no run ended with a loss")
         number, C = np.unique(own.run_id, return_inverse=True)[1], self.flops(own.N, own.nominal_T)
         return {"run": number, "N": own.N, "T": own.nominal_T, "B": own.B, "lr": own.lr, "C": C, "loss": own.loss,
                 "heldout": own.heldout}  # fmt: skip
@@ -97,18 +96,10 @@ class Sources:
     def flops(self, N: NDArray, T: NDArray) -> NDArray[np.float64]:
         return training_flops(self.runs, N, T, self.cost)
 
-    @property
-    def losses(self) -> Losses:
-        """L(N, T) at the best batch and rate; LeftOut where the law has none."""
-        if self.law.response.no_losses is not None:
-            raise LeftOut(f"the law has no loss over (N, T): {self.law.response.no_losses}")
-        return self.law.response.losses
-
     def curve(self, N: ArrayLike, T: ArrayLike) -> Table:
-        """N, T and the law's loss with the ends of its 95 % interval, [points]."""
-        loss, low, high = law_losses(self.law, N, T)
-        return {"N": np.broadcast_to(N, loss.shape), "T": np.broadcast_to(T, loss.shape), "loss": loss, "low": low,
-                "high": high}  # fmt: skip
+        """N, T and the law's loss with the ends of its 95 % interval, [points] or one number."""
+        found = predict(self.law, N, T)
+        return {"N": N, "T": T, "loss": found.predicted, "low": found.mean_low, "high": found.mean_high}
 
     def captioned(self, chart: Chart, text: str, formula: str | None = None) -> Chart:
         """The chart with its caption: the text, formula (by default of the loss), runs, commit and date."""
@@ -117,15 +108,6 @@ class Sources:
         source = f"{runs} runs. Law {self.law.name!r}, fitted by commit {revision}{self.made}."
         chart.caption = f"{text} {formula or loss_formula(self.law)}. {source}"
         return chart
-
-
-def law_losses(law: Law, N: ArrayLike, T: ArrayLike, B: ArrayLike = np.nan, lr: ArrayLike = np.nan) -> NDArray:
-    """(Value, low, high) [3, rows] of the law's loss; at the best batch and rate where they are nan."""
-    try:
-        found = predict(law, N, T, B, lr)
-    except UserError as error:
-        raise LeftOut(str(error)) from None
-    return np.stack([found.predicted, found.mean_low, found.mean_high])
 
 
 def has_rates(law: Law) -> bool:

@@ -5,7 +5,7 @@ samples. All are Gaussian, so a run with Jacobian A and noise R takes P A' (A P 
 whatever its loss will be. That is the covariance of a refit with the run added, at the same constants.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -118,25 +118,21 @@ class Posterior:
     """
 
     def __init__(self, surface: Surface, future: Cells) -> None:
-        self._surface, self._solution = surface, solution_of(surface)
-        model, phi = self._solution.model, self._solution.phi
-        inflation = self._solution.inflation * self._solution.robust
-        self._inflation = float(np.mean(inflation))
-        seen = surface.cells.rows(np.isfinite(surface.cells.loss))
-        known = inflation[np.isfinite(surface.cells.loss)]
-        self._effects: dict[Hashable, tuple[int, float]] = {}
-        self._free = model.free
-        parts = [self._design(seen, known), self._design(future, np.full(len(future), self._inflation))]
-        count = len(self._free) + len(self._effects)
-        seen_design, self._A = (self._dense(*part[:2], count) for part in parts)
-        precision = np.concatenate(
-            [model.prior_at(self._solution.theta)[1][self._free] ** 2, [1 / v for _, v in self._effects.values()]]
-        )
-        information = np.diag(precision)
-        for rows, R in _blocks(seen, parts[0][2], phi):
-            information += np.einsum("kmi,kmj->ij", seen_design[rows], np.linalg.solve(R, seen_design[rows]))
+        solution = solution_of(surface)
+        finite, inflation = np.isfinite(surface.cells.loss), solution.inflation * solution.robust
+        seen, count = surface.cells.rows(finite), int(finite.sum())
+        both = {
+            name: np.append(getattr(seen, name), getattr(future, name)) for name in ("N", "T", "B", "lr", "stream")
+        }
+        inflation = np.append(inflation[finite], np.full(len(future), inflation.mean()))
+        design, variance, sd = _design(surface, Cells.of_arrays(**both, loss=1.0), inflation)
+        self._free = solution.model.free
+        prior = solution.model.prior_at(solution.theta)[1][self._free] ** 2
+        information = np.diag(np.append(prior, 1 / variance))
+        for rows, R in _blocks(seen, sd[:count], solution.phi):
+            information += np.einsum("kmi,kmj->ij", design[rows], np.linalg.solve(R, design[rows]))
         self.covariance = np.linalg.pinv(information, rcond=1e-13, hermitian=True)
-        self._runs = _blocks(future, parts[1][2], phi)
+        self._A, self._runs = design[count:], _blocks(future, sd[count:], solution.phi)
 
     def variances(self, target: Target) -> NDArray[np.float64]:
         """Of ln of the target's quantities, [names]."""
@@ -175,48 +171,36 @@ class Posterior:
         G[:, : len(self._free)] = target.gradient[:, self._free]
         return G
 
-    def _design(self, cells: Cells, inflation: NDArray) -> tuple[NDArray, list, NDArray]:
-        """Jacobian [rows, free], the effects' (row, place, value), and each row's sd."""
-        surface, solution = self._surface, self._solution
-        model, phi = solution.model, solution.phi
-        n, t, b = surface.scale.logs(cells.N, cells.T, cells.B)
-        inputs = Inputs(n, t, np.log(cells.lr / surface.lr_scale), b, self._levels(cells))
-        mean = shape.evaluate(model, solution.theta, inputs)
-        sd = noise.sd_of(phi, n, t, inputs.l - b, mean.excess)[1] * np.sqrt(inflation)
-        scatter = dict(zip(noise.NAMES, np.exp(2 * phi)))
-        rho, q = expit(phi[noise.NAMES.index("rho")]), expit(phi[noise.NAMES.index("rho_stream")])
-        columns = {"ln_level": np.ones(len(n)), "ln_size": np.ones(len(n)), "ln_x": mean.by_x, "ln_z": mean.by_z}
-        entries = []
-        for row in range(len(cells)):
-            N, T, stream = float(cells.N[row]), float(cells.T[row]), int(cells.stream[row])
-            mine = [
-                (name, (name, N) if name == "ln_size" else (name, N, T), scatter[name], columns[name][row])
-                for name in least_squares.effects_of(model)
-            ]
-            if stream >= 0:
-                mine.append(("", ("stream", stream), LIKENESS * q * rho, sd[row]))
-                mine.append(("", ("stream", stream, T), LIKENESS * q * (1 - rho), sd[row]))
-            for _, key, variance, value in mine:
-                place, _ = self._effects.setdefault(key, (len(self._effects), variance))
-                entries.append((row, len(self._free) + place, value))
-        return mean.jacobian[:, self._free], entries, sd
 
-    def _levels(self, cells: Cells) -> NDArray[np.int64]:
-        """The number of each row's grid among the surface's; 0 for another, which only a loss form can describe."""
-        seen = self._surface.cells
-        known = dict(zip(zip(seen.N, seen.T), seen.grid))
-        found = [known.get(at) for at in zip(cells.N, cells.T)]
-        if not self._surface.members and None in found:
-            raise ValueError("without a loss form only grids that have runs can be extended")
-        return np.array([0 if number is None else number for number in found], dtype=np.int64)
-
-    @staticmethod
-    def _dense(jacobian: NDArray, entries: list, count: int) -> NDArray[np.float64]:
-        design = np.zeros((len(jacobian), count))
-        design[:, : jacobian.shape[1]] = jacobian
-        for row, place, value in entries:
-            design[row, place] = value
-        return design
+def _design(surface: Surface, cells: Cells, inflation: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Derivatives of ln loss [rows, free constants + effects], the effects' variances, and each row's sd."""
+    solution, scale = solution_of(surface), surface.scale
+    model, phi = solution.model, solution.phi
+    known = dict(zip(zip(surface.cells.N, surface.cells.T), surface.cells.grid))
+    if not surface.members and not known.keys() >= set(zip(cells.N, cells.T)):
+        raise ValueError("without a loss form only grids that have runs can be extended")
+    # A loss form has no levels: the number of another grid is not read.
+    levels = np.array([known.get(at, 0) for at in zip(cells.N, cells.T)], dtype=np.int64)
+    n, t, b = scale.logs(cells.N, cells.T, cells.B)
+    inputs = Inputs(n, t, np.log(cells.lr / surface.lr_scale), b, levels)
+    mean = shape.evaluate(model, solution.theta, inputs)
+    sd = noise.sd_of(phi, n, t, inputs.l - b, mean.excess)[1] * np.sqrt(inflation)
+    scatter, one = dict(zip(noise.NAMES, np.exp(2 * phi))), np.ones(len(n))
+    rho, q = (expit(phi[noise.NAMES.index(name)]) for name in ("rho", "rho_stream"))
+    size = np.unique(cells.N, return_inverse=True)[1]
+    of_grids = {"ln_level": (cells.grid, one), "ln_x": (cells.grid, mean.by_x), "ln_z": (cells.grid, mean.by_z)}
+    effects = [
+        (*(of_grids | {"ln_size": (size, one)})[name], scatter[name]) for name in least_squares.effects_of(model)
+    ]
+    moment = np.unique(np.stack([cells.stream, cells.T]), axis=1, return_inverse=True)[1].ravel()
+    shared = np.where(cells.stream >= 0, sd, 0.0)
+    effects += [(cells.stream, shared, LIKENESS * q * rho), (moment, shared, LIKENESS * q * (1 - rho))]
+    columns, variances = [mean.jacobian[:, model.free]], []
+    for label, value, variance in effects:
+        labels = np.unique(label[value != 0])
+        columns.append(np.where(label[:, None] == labels, value[:, None], 0.0))
+        variances.append(np.full(len(labels), variance))
+    return np.hstack(columns), np.concatenate(variances), sd
 
 
 def _blocks(cells: Cells, sd: NDArray, phi: NDArray) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:

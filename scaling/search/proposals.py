@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.estimates import t_quantile
 from videoscaling.scaling.fitting.grids import edges as steps
@@ -29,6 +29,7 @@ FINEST = math.log(1.2)
 # Rates that train the ladder's smallest and largest sizes lie within one.
 MAX_DEAD_SPAN = math.log(1000)
 CLOSE = 1e-6  # of ln lr and ln B: two values are one
+SAME = FINEST / 2  # nearer cells add no information: steps halved again would never end
 
 
 @dataclass(frozen=True)
@@ -180,17 +181,13 @@ def axes(lr: NDArray, B: NDArray, n_ctx: int) -> tuple[NDArray[np.float64], NDAr
         step, between = max(steps.step(logs), FINEST), np.diff(logs) > 2 * FINEST
         added = np.append(((logs[1:] + logs[:-1]) / 2)[between], [logs[0] - step, logs[-1] + step])
         found.append((values[first], np.exp(added)))
-    rates, batches = np.append(found[0][0], _rounded(found[0][1])), np.concatenate(found[1])
-    return np.unique(rates), np.unique(_in_clips(batches, n_ctx))
+    (rates, new_rates), batches = found
+    readable = [float(f"{value:.4g}") for value in new_rates]
+    return np.unique(np.append(rates, readable)), np.unique(_in_clips(np.concatenate(batches), n_ctx))
 
 
-def _rounded(values: NDArray) -> NDArray[np.float64]:
-    """To four digits: rates that people can read."""
-    return np.array([float(f"{value:.4g}") for value in values])
-
-
-def _in_clips(batches: NDArray, n_ctx: int) -> NDArray[np.float64]:
-    return np.maximum(np.round(batches / n_ctx), 1) * n_ctx if n_ctx else batches
+def _in_clips(batches: ArrayLike, n_ctx: int) -> NDArray[np.float64]:
+    return np.maximum(np.round(np.divide(batches, n_ctx)), 1) * n_ctx if n_ctx else np.asarray(batches)
 
 
 def candidates(
@@ -208,15 +205,12 @@ def candidates(
         shared = cells.stream[mine].max(initial=-1)
         dead = [(r, b) for r, b in zip(cells.lr[mine & np.isinf(cells.loss)], cells.B[mine & np.isinf(cells.loss)])]
         grids = [(m, T) for m, T in size.T.items() if surface.members or (size.N, T) in known]
-        existing = np.log(np.array(size.run))
-        for lr, B in product(*axes(*np.exp(existing.T), size.n_ctx)):
-            at = np.array([math.log(lr), math.log(B)])
-            if min(size.T) < B or any(lr > r * (1 - CLOSE) and b * (1 + CLOSE) > B for r, b in dead) or not grids:
+        for lr, B in product(*axes(*np.array(size.run).T, size.n_ctx)) if grids else ():
+            if min(size.T) < B or any(lr > r * (1 - CLOSE) and b * (1 + CLOSE) > B for r, b in dead):
                 continue
-            if any(_alike(at, np.log(other)) for other in size.waiting):
-                continue
-            repeat = bool((np.abs(existing - at) < CLOSE).all(axis=1).any())
-            if not repeat and any(_alike(at, other) for other in existing):
+            distance = _distance(lr, B, size.run)
+            repeat = distance < CLOSE
+            if _distance(lr, B, size.waiting) < SAME or (distance < SAME and not repeat):
                 continue
             run = len(owners)
             owners[run] = size
@@ -229,9 +223,9 @@ def candidates(
     return future, np.array(flops), owners
 
 
-def _alike(one: NDArray, other: NDArray) -> bool:
-    """Whether two (ln lr, ln B) are too near each other to add information: steps halved again would never end."""
-    return bool(np.all(np.abs(one - other) < FINEST / 2))
+def _distance(lr: float, B: float, pairs: Sequence[tuple[float, float]]) -> float:
+    """How far the nearest of (lr, B) pairs lies: the larger of its steps in ln lr and in ln B; inf without any."""
+    return float(np.abs(np.log(np.reshape(pairs, (-1, 2)) / [lr, B])).max(axis=1).min(initial=np.inf))
 
 
 def _is_dead(cells: Cells, N: float) -> bool:
@@ -245,8 +239,7 @@ def _is_dead(cells: Cells, N: float) -> bool:
 def _why(size: Size, lr: float, B: float) -> str:
     """Where a run lies among the size's cells, as text."""
     own = np.array(size.run)
-    repeats = int(np.sum(np.abs(np.log(own) - np.log([lr, B])).max(axis=1) < CLOSE))
-    if repeats:
+    if repeats := sum(_distance(lr, B, [pair]) < CLOSE for pair in size.run):
         return f"run {repeats + 1} of this cell"
     sides, known = [], True
     axes_of = ((lr, own[:, 0], "lower lr", "higher lr"), (B, own[:, 1], "smaller batch", "larger batch"))
@@ -298,8 +291,8 @@ def first_cells(cells: Cells, size: Size, first: Callable[[Size], tuple[float, f
     found: dict[tuple[float, float], Proposal] = {}
     for offset in around:
         lr, B = np.exp(centre + np.multiply(offset, step))
-        lr, B = float(f"{lr:.4g}"), float(_in_clips(np.array([B]), size.n_ctx)[0])
-        if min(size.T) >= B and not any(_alike(np.log([lr, B]), other) for other in own):
+        lr, B = float(f"{lr:.4g}"), float(_in_clips(B, size.n_ctx))
+        if min(size.T) >= B and not _distance(lr, B, size.run) < SAME:
             flops = size.flops_per_token * whole(last, B)
             found.setdefault((lr, B), Proposal(size.N, lr, B, last, flops, why, {}))
     return list(found.values())

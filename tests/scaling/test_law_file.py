@@ -133,7 +133,7 @@ def test_faulty_draws_are_refused(raw, columns, draws, message):
 def test_draws_of_some_constants_leave_the_others_as_they_are(raw):
     raw["fit"]["draw_columns"], raw["draws"] = ["loss.Tc", "loss.aT"], [[0.0373, 0.2917], [0.05, 0.3]]
     law = law_file.from_dict(raw)
-    planned = plan(law, Request(flops=1e20))
+    planned = plan(law, Request(flops=1e20), sizes).to_dict()
     assert planned["loss"]["low"] < planned["loss"]["high"]
     assert law.drawn("batch") is None
 

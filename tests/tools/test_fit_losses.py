@@ -36,6 +36,7 @@ def test_the_law_file_is_what_its_formulas_say(fitted: tuple[Done, Path]) -> Non
         loss = {
             "additive": lambda f, n, t: n + t + f["Linf"],
             "joint": lambda f, n, t: (n + t) ** f["k"] + f["Linf"],
+            "floorless": lambda f, n, t: (n + t) ** f["k"],
             "product": lambda f, n, t: (1 + n) * (1 + t) * f["Linf"],
         }[form["form"]](form, from_N, from_T)
         value += form["weight"] * np.log(loss)

@@ -51,3 +51,9 @@ def test_links_within_the_repository_lead_to_a_file_and_a_heading(page: Path) ->
 def anchors(page: Path) -> set[str]:
     """The fragments by which the headings of ``page`` are linked."""
     return {anchor(heading) for heading in re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_numbers_have_a_leading_zero(page: Path) -> None:
+    prose = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert not re.findall(r"(?<![\w./\\])\.\d+", prose)

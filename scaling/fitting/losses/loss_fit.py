@@ -96,7 +96,7 @@ def summary(fitted: LossLaws, lowest: float) -> list[str]:
         _, slope = priors.prior_at(
             fit.theta,
             priors.prior_of(forms.CONSTANTS[fit.form]),
-            forms.CONSTANTS[fit.form].index("Linf"),
+            forms.floor_of(fit.form),
             np.log(lowest),
         )
         constants = ", ".join(

@@ -38,7 +38,7 @@ def fit_law(table: RunTable, part: str, form: str, cost: Cost, provenance: dict[
 
     Args:
         part: of ``fit.PARTS``: N_opt is left out of "hyperparameters", and "loss" and "allocation" need a loss form.
-        form: of the loss in N and T: "auto", or one of ``surface_fit.FORMS``.
+        form: of the loss in N and T: "auto", or one of ``forms.CONSTANTS``.
         cost: training FLOPs per token of N parameters, for the domain.
 
     Raises:

@@ -14,10 +14,11 @@ from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.reporting import error_figures, loss_figures, pair_figures, report
-from videoscaling.scaling.reporting.chart import Chart, LeftOut, groups
+from videoscaling.scaling.reporting.chart import Chart, groups
 from videoscaling.scaling.reporting.measured_run import MeasuredRun, Milestone
 from videoscaling.scaling.reporting.sources import EDGE, Sources
 from videoscaling.scaling.reporting.style import flops, rate_text, short
+from videoscaling.utils.errors import UserError
 
 SMALL = (2e7, 4e7, 8e7)
 MILESTONE = Milestone(T=3e10, loss=0.52, se=1e-3, predicted=0.52, low=0.5, high=0.54, error=0.0, flops=1e20)
@@ -218,7 +219,7 @@ def test_a_law_without_a_loss_leaves_out_what_needs_one(swept, cost):
     sources = Sources.of(table, dataclasses.replace(law, loss=None, allocation=None), cost)
     assert "The law's frontier is left out" in loss_figures.loss_over_flops(sources).caption
     for figure in (loss_figures.size_interval, error_figures.predicted_measured, error_figures.residuals):
-        with pytest.raises(LeftOut, match="no loss"):
+        with pytest.raises(UserError, match="no loss"):
             figure(sources)
 
 

@@ -13,7 +13,7 @@ from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.method import LOSSES, fit_law
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.reporting import error_figures, pair_figures, report
-from videoscaling.scaling.reporting.chart import Chart, LeftOut
+from videoscaling.scaling.reporting.chart import Chart
 from videoscaling.scaling.reporting.measured_run import compare
 from videoscaling.scaling.reporting.sources import Sources
 from videoscaling.utils.errors import UserError
@@ -57,7 +57,7 @@ def test_page_is_whole_and_self_contained(sources, tmp_path, monkeypatch):
     figures = [figure for figure in report.FIGURES if figure.__name__ == "fixed_pair"]
 
     def isoflop(sources):
-        raise LeftOut("no <budget>")
+        raise UserError("no <budget>")
 
     monkeypatch.setattr(report, "FIGURES", (*figures, isoflop))
     (tmp_path / "0.gif").write_bytes(b"GIF89a")

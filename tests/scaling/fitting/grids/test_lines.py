@@ -7,7 +7,6 @@ import pytest
 
 from tests.scaling import simulate
 from tests.scaling.planned import plan
-from videoscaling.models import sizes as ladder
 from videoscaling.scaling import law_file, laws
 from videoscaling.scaling.fitting.grids import fit, lines
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
@@ -41,10 +40,10 @@ def test_rates_along_one_batch(paper, cost):
     assert law.fit["along"] == {"B": table.B[0]}
     assert "all runs have the one B" in law.reason("batch")
     assert law_file.from_dict(law_file.to_dict(law)).lr == law.lr
-    planned = plan(law, Request(params=6e7, tokens=5e9), ladder)
+    planned = plan(law, Request(params=6e7, tokens=5e9))
     assert planned["B"] == round(table.B[0] / 1280) * 1280
     assert planned["lr"]["value"] == pytest.approx(float(law.lr(planned["N"], 5e9)))
-    other = plan(law, Request(params=6e7, tokens=5e9, batch=4 * planned["B"]), ladder)
+    other = plan(law, Request(params=6e7, tokens=5e9, batch=4 * planned["B"]))
     assert (other["B"], other["lr"]) == (4 * planned["B"], None)
 
 
@@ -126,14 +125,14 @@ def test_losses_alone_give_a_plan_without_batch_and_rate(cost, paper, tmp_path):
     table = dataclasses.replace(read(path, hyperparameters=None), n_ctx=np.full(25, 1280))
     law = fit.fit(table, "all", fit.Options(), cost, {}).law
     assert law.reason("batch") == law.reason("lr") == "the results name no batch and no rate"
-    planned = plan(law, Request(flops=1e20), ladder)
+    planned = plan(law, Request(flops=1e20))
     assert [planned[name] for name in ("B", "lr", "steps", "B_opt")] == [None] * 4
     assert planned["loss"]["value"] == pytest.approx(float(paper.loss(planned["N"], planned["T"])), rel=1e-3)
     assert planned["gpu_hours"] > 0
     assert any(text.startswith("B and lr unknown (the results name no batch") for text in planned["warnings"])
     filled = laws.with_hyperparameters(law, paper)
-    planned = plan(filled, Request(flops=1e20), ladder)
-    assert planned["lr"] == pytest.approx(plan(paper, Request(flops=1e20), ladder)["lr"], rel=0.2)
+    planned = plan(filled, Request(flops=1e20))
+    assert planned["lr"] == pytest.approx(plan(paper, Request(flops=1e20))["lr"], rel=0.2)
     assert "batch: N, T, coefficient assumed, not measured" in planned["warnings"]
     # fit.py's own prior gives the same.
     assert fit.fit(table, "all", fit.Options(prior=paper), cost, {}).law.batch == filled.batch
