@@ -126,7 +126,7 @@ def check_options(parser: Parser, args: argparse.Namespace) -> None:
     if args.optima:
         # Optima are no grids; and N_opt(C) through them is a straight line.
         unread |= {"window", "form"} | ({"fix", "prior", "delta", "force"} if args.part == "allocation" else set())
-        asked += " --optima" if "optima" not in unread else ""
+        asked += " --optima" if "optima" not in unread and args.method != SURFACE else ""
     if args.method:
         unread |= {*UNREAD_BY[args.method], *(("optima",) if args.method == SURFACE else ())}
         asked += f" --method {args.method}" if "method" not in unread else ""
