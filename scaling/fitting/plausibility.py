@@ -80,7 +80,8 @@ def check_spans(N: NDArray, T: NDArray) -> None:
             raise UnsupportedFit(
                 f"{name} from {values.min():.5g} to {values.max():.5g}, within a factor of {LEAST_SPAN:g}: nothing "
                 f"tells what follows {name}",
-                advice=f"sweep a wider range of {name}, or keep the rows of one",
+                advice=f"sweep a wider range of {name}, or hold its exponents with --method grids --fix B.{name}=0 "
+                f"--fix lr.{name}=0",
             )
 
 
