@@ -85,6 +85,6 @@ def test_losses_that_do_not_tell_how_they_fall_exit_3(tmp_path: Path) -> None:
 
 
 def test_options_of_grids_are_refused(fitted: tuple[Done, Path]) -> None:
-    done = call("tools/fit.py", "loss", fitted[1] / "runs.csv", "--delta", "1e-3")
+    done = call("tools/fit.py", "loss", fitted[1] / "runs.csv", "--fix", "loss.aT=0.3")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "--delta: not read where loss forms are fitted" in done.stderr
+    assert "--fix: not read where loss forms are fitted" in done.stderr

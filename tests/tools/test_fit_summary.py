@@ -102,8 +102,7 @@ def test_a_refusal_is_a_few_lines(edges):
     )
     assert lines[1].startswith("  N 1e+07, T 2e+09: edge (")
     assert lines[13] == "  and 3 more; in all 15 edge"
-    assert len(lines) > 14
-    assert all(line.startswith("to decide it, run at") for line in lines[14:])
+    assert len(lines) == 14
     assert max(map(len, lines)) < 400
 
 
