@@ -1,4 +1,4 @@
-"""Sampling: solvers of diffusers on our own time grid, from noise at t = 1 to data at t = 0 in equal steps.
+"""Sampling: solvers of diffusers on our own time grid, from noise at t = 1 to data at t = 0.
 
 The schedulers' discrete time is not used. It evaluates the model at floor(1000 sigma) / 1000 instead of sigma, repeats
 timesteps from about 500 steps on (at 1000 the first step is skipped or the last has no successor), makes DDIM step
@@ -6,6 +6,8 @@ over 1000 // steps instead of the true distance, and rebuilds alpha from float32
 SNR ends at zero. Here t comes first: the model is asked at t, and the scheduler gets the process's sigma at t.
 """
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,9 +27,54 @@ MIN_MULTISTEP_ALPHA = 1e-6
 MIN_EPS_ALPHA = 0.0065
 _PREDICTIONS = {"flow": "flow_prediction", "eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 SCHEDULERS = {
-    "rectified_flow": ("euler", "dpm++", "unipc"),
-    "vp": ("ddim", "dpm++", "unipc"),
+    "rectified_flow": ("dpm++", "unipc", "euler"),
+    "vp": ("dpm++", "unipc", "ddim"),
 }
+
+
+@dataclass(frozen=True)
+class SamplerOptions:
+    """How videos are drawn.
+
+    Attributes:
+        steps: of the sampler, 1 to ``MAX_STEPS``.
+        guidance: scale w of classifier-free guidance (arXiv 2207.12598): null + w (conditional - null); 1 is none.
+        scheduler: one of ``known_schedulers``; the process's first if None.
+        shift: s of a flow's times s t / (1 + (s - 1) t) (arXiv 2403.03206, section 5.3.2): above 1 more of the steps
+            lie near the noise. 1 is equal steps.
+        guidance_interval: the least and the largest t at which guidance acts (arXiv 2404.07724). Outside it the empty
+            prompt is not evaluated, which halves these steps' cost.
+        guidance_rescale: share phi in which a guided prediction gets the deviation of the conditional one (arXiv
+            2305.08891, equation 16); 0 is none.
+
+    Raises:
+        UserError: a number out of its range.
+    """
+
+    steps: int = 50
+    guidance: float = 5.0
+    scheduler: str | None = None
+    shift: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MAX_STEPS:
+            nearest_steps = min(max(self.steps, 1), MAX_STEPS)
+            raise UserError(f"steps {self.steps}: must lie between 1 and {MAX_STEPS}; the nearest is {nearest_steps}")
+        if not math.isfinite(self.guidance):
+            raise UserError(f"guidance {self.guidance}: must be a finite number")
+        if not 0 < self.shift < math.inf:
+            raise UserError(f"shift {self.shift}: must be a positive number; 1 is none")
+        low, high = self.guidance_interval
+        if not 0 <= low < high <= 1:
+            raise UserError(f"guidance interval {low} {high}: must be two times with 0 <= LOW < HIGH <= 1")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise UserError(f"guidance rescale {self.guidance_rescale}: must lie between 0 and 1")
+
+    def guides(self, t: float) -> bool:
+        """Whether guidance acts at ``t``."""
+        return self.guidance != 1 and self.guidance_interval[0] <= t <= self.guidance_interval[1]
 
 
 def known_schedulers(process: Process) -> tuple[str, ...]:
@@ -35,12 +82,8 @@ def known_schedulers(process: Process) -> tuple[str, ...]:
     return SCHEDULERS["rectified_flow" if process.name == "rectified_flow" else "vp"]
 
 
-def build_scheduler(process: Process, name: str | None, steps: int, device: torch.device) -> Any:
+def build_scheduler(process: Process, options: SamplerOptions, device: torch.device) -> Any:
     """A diffusers scheduler for ``process`` whose ``timesteps`` are the times t at which the model is evaluated.
-
-    Args:
-        name: one of ``known_schedulers(process)``, or None for the first of them.
-        steps: sampler steps, 1 to ``MAX_STEPS``.
 
     Returns:
         The scheduler. Its ``timesteps``, float32 [steps] on ``device``, fall from about 1 to about 1 / steps. Its
@@ -48,19 +91,18 @@ def build_scheduler(process: Process, name: str | None, steps: int, device: torc
         times and at 0.
 
     Raises:
-        UserError: the scheduler is unknown, or belongs to the other family, or ``steps`` is out of bounds.
+        UserError: the scheduler is unknown, or belongs to the other family, or the process has no ``shift``.
     """
     import diffusers
 
-    if not 1 <= steps <= MAX_STEPS:
-        nearest_steps = min(max(steps, 1), MAX_STEPS)
-        raise UserError(f"steps {steps}: must lie between 1 and {MAX_STEPS}; the nearest is {nearest_steps}")
     known = known_schedulers(process)
-    name = name or known[0]
+    name = options.scheduler or known[0]
     if name not in known:
         raise UserError(
             f"scheduler {name!r}: not one for {process.name}; one of {', '.join(known)}{nearest(name, list(known))}"
         )
+    if options.shift != 1 and process.name != "rectified_flow":
+        raise UserError(f"shift {options.shift:g}: only flows have one, and this model is of {process.name}")
     # The last step ends at sigma 0 and is of first order: log(alpha / sigma) is infinite there, and x0 needs no more.
     settings: dict[str, Any] = {"prediction_type": _PREDICTIONS[process.target], "final_sigmas_type": "zero"}
     settings |= {"use_flow_sigmas": process.name == "rectified_flow", "solver_order": 1 if name == "ddim" else 2}
@@ -70,18 +112,19 @@ def build_scheduler(process: Process, name: str | None, steps: int, device: torc
         scheduler = diffusers.UniPCMultistepScheduler(**settings)
     else:  # DDIM without noise is DPM-Solver++ of first order (arXiv 2211.01095)
         scheduler = diffusers.DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **settings)
-    scheduler.set_timesteps(steps, device=device)
-    times, sigmas = _time_grid(process, name, steps)
+    scheduler.set_timesteps(options.steps, device=device)
+    times, sigmas = _time_grid(process, name, options)
     scheduler.timesteps, scheduler.sigmas = times.to(device), sigmas
     scheduler.set_begin_index(0)  # steps are counted, not looked up by their timestep
     return scheduler
 
 
-def _time_grid(process: Process, name: str, steps: int) -> tuple[Tensor, Tensor]:
+def _time_grid(process: Process, name: str, options: SamplerOptions) -> tuple[Tensor, Tensor]:
     """The times float32 [steps] and the scheduler's sigmas float64 [steps + 1] of ``build_scheduler``."""
     min_alpha = MIN_EPS_ALPHA if process.target == "eps" else 0.0 if name == "euler" else MIN_MULTISTEP_ALPHA
     start = process.largest_time(min_alpha)
-    times = (start * torch.arange(steps, 0, -1, dtype=torch.float64) / steps).float()
+    equal = start * torch.arange(options.steps, 0, -1, dtype=torch.float64) / options.steps
+    times = (options.shift * equal / (1 + (options.shift - 1) * equal)).clamp(max=start).float()
     alpha, sigma = (c.double() for c in process.coefficients(times))
     sigmas = sigma if process.name == "rectified_flow" else sigma / alpha
     return times, torch.cat((sigmas, sigmas.new_zeros(1)))
@@ -91,14 +134,13 @@ def _time_grid(process: Process, name: str, steps: int) -> tuple[Tensor, Tensor]
 def sample(
     model: nn.Module,
     process: Process,
+    *,
     context: Tensor,
     mask: Tensor,
     null: tuple[Tensor, Tensor],
     latent_shape: tuple[int, ...],
     seeds: Tensor,
-    steps: int = 50,
-    guidance: float = 5.0,
-    scheduler: str | None = None,
+    options: SamplerOptions,
 ) -> Tensor:
     """Draw one video's latents per prompt.
 
@@ -108,7 +150,6 @@ def sample(
             without the batch.
         latent_shape: (channels, frames, height, width).
         seeds: int64 [n]; a video is a function of its own seed and prompt, not of the batch.
-        guidance: classifier-free guidance (arXiv 2207.12598): null + guidance * (conditional - null); 1 is none.
 
     Returns:
         Latents, float32 [n, *latent_shape].
@@ -116,24 +157,34 @@ def sample(
     Raises:
         NotFinite: a latent is NaN or infinite; the message names the cause: weights, predictions or guidance.
     """
-    solver = build_scheduler(process, scheduler, steps, context.device)
+    solver = build_scheduler(process, options, context.device)
     x = normal(0, "sample noise", seeds.to(context.device), latent_shape)
     n = len(seeds)
-    if guidance != 1:
-        context = torch.cat((context, null[0].expand(n, -1, -1)))
-        mask = torch.cat((mask, null[1].expand(n, -1)))
+    both_contexts = torch.cat((context, null[0].expand(n, -1, -1)))
+    both_masks = torch.cat((mask, null[1].expand(n, -1)))
     finite = []  # of each step's input and prediction, on the device: nothing waits for the GPU before the end
-    for t in solver.timesteps:
-        inputs = x if guidance == 1 else torch.cat((x, x))
-        prediction = model(inputs, t.expand(len(inputs)), context, mask).float()
-        finite.append(torch.stack((x.isfinite().all(), prediction.isfinite().all())))
-        if guidance != 1:
-            conditional, unconditional = prediction.chunk(2)
-            prediction = unconditional + guidance * (conditional - unconditional)
+    for t, time in zip(solver.timesteps, solver.timesteps.tolist()):
+        if options.guides(time):
+            both = model(torch.cat((x, x)), t.expand(2 * n), both_contexts, both_masks).float()
+            conditional, unconditional = both.chunk(2)
+            prediction = _guided(conditional, unconditional, options)
+        else:
+            both = prediction = model(x, t.expand(n), context, mask).float()
+        finite.append(torch.stack((x.isfinite().all(), both.isfinite().all())))
         x = solver.step(prediction, t, x, return_dict=False)[0]
     if not x.isfinite().all():
-        raise NotFinite(_cause(model, torch.stack(finite), solver.timesteps, guidance))
+        raise NotFinite(_cause(model, torch.stack(finite), solver.timesteps, options.guidance))
     return x
+
+
+def _guided(conditional: Tensor, unconditional: Tensor, options: SamplerOptions) -> Tensor:
+    """The guided prediction [n, ...], rescaled as ``SamplerOptions`` says."""
+    guided = unconditional + options.guidance * (conditional - unconditional)
+    if not options.guidance_rescale:
+        return guided
+    dims = tuple(range(1, guided.dim()))
+    ratio = conditional.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+    return guided * (1 + options.guidance_rescale * (ratio - 1))
 
 
 def _cause(model: nn.Module, finite: Tensor, times: Tensor, guidance: float) -> str:

@@ -31,7 +31,7 @@ def fit(runs: RunTable | Mapping[str, ArrayLike], form: str = "auto") -> Law:
     Args:
         runs: from ``read_runs``, or columns [rows] of one length: N parameters, T tokens, B tokens, lr and loss (inf:
             diverged); and where known run_id (milestones of one run err together), n_ctx (tokens per clip), heldout.
-        form: of the loss in N and T: "auto" averages by held-out error; "joint", "additive" or "product".
+        form: of the loss in N and T: "auto" averages by held-out error; "joint", "floorless", "additive" or "product".
 
     Raises:
         UserError: a column is missing, of another length, or no positive numbers.

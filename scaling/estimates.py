@@ -10,7 +10,10 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval, arrays of one shape; the ends are nan where the interval is unknown."""
+    """A value with its 95 % interval, arrays of one shape.
+
+    The ends are nan where the interval is unknown; a low end of 0 and an infinite high one are no bounds.
+    """
 
     value: NDArray[np.float64]
     low: NDArray[np.float64]
@@ -25,10 +28,23 @@ class Estimate:
         return Estimate(value, *np.quantile(draws, [0.025, 0.975], axis=0))
 
     def as_json(self) -> "float | dict[str, float] | None":
-        """One value as a law file's reader expects it: with its interval where that is known."""
+        """One value with its interval where that is known, null for an end that is no bound."""
         if np.isnan(self.low) and np.isnan(self.high):
             return float(self.value)
-        return {"value": float(self.value), "low": float(self.low), "high": float(self.high)}
+        ends = {
+            name: float(end) if 0 < end < np.inf else None for name, end in (("low", self.low), ("high", self.high))
+        }
+        return {"value": float(self.value), **ends}
+
+    def span(self, form: str) -> str:
+        """One value's interval as text; empty where it is unknown."""
+        if np.isnan(self.low):
+            return ""
+        if self.low > 0 and self.high < np.inf:
+            return f"[{self.low:{form}}, {self.high:{form}}]"
+        if self.low > 0:
+            return f"[at least {self.low:{form}}]"
+        return f"[at most {self.high:{form}}]" if self.high < np.inf else "[unbounded]"
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,6 @@ class LossLaw:
         relative_T, relative_N = np.divide(T, self.scale["T"]), np.divide(N, self.scale["N"])
         return self.Tc * relative_T**-self.aT + self.Nc * relative_N**-self.aN + self.Linf
 
-    def tokens_for(self, N: ArrayLike, loss: float) -> NDArray[np.float64]:
-        """Tokens at which N parameters reach ``loss``; infinite where no number of tokens does."""
-        gap = np.asarray(loss - self.Linf - self.Nc * np.divide(N, self.scale["N"]) ** -self.aN)
-        reachable = np.where(gap > 0, gap, 1.0)
-        return np.where(gap > 0, self.scale["T"] * (self.Tc / reachable) ** (1 / self.aT), np.inf)
-
 
 @dataclass(frozen=True)
 class SizeLaw:

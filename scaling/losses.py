@@ -116,7 +116,7 @@ class Losses:
 
     def limit(self, N: ArrayLike = np.inf) -> NDArray[np.float64]:
         """The loss of N parameters on endless tokens; without N, that of endless parameters too."""
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore"):
             return self(N, np.inf)
 
     def tokens_for(self, N: float, loss: float) -> float:

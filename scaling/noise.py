@@ -73,9 +73,9 @@ def of_validation(table: RunTable) -> list[dict[str, float]]:
     return rows
 
 
-def steps_in_size(table: RunTable, window: float | None) -> list[dict[str, float]]:
+def steps_in_size(table: RunTable) -> list[dict[str, float]]:
     """What more parameters buy at equal T: {"T", "N", "to", "change"}, relative, between the grids' optima."""
-    optima = {(o.T, o.N): o.loss for o in grid_optima(table, window)}
+    optima = {(o.T, o.N): o.loss for o in grid_optima(table)}
     rows = []
     for T in sorted({T for T, _ in optima}):
         sizes = sorted(N for at, N in optima if at == T and math.isfinite(optima[at, N]))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling.prediction import Predicted
-from videoscaling.scaling.tables import batch_tokens, open_table, positive
+from videoscaling.scaling.tables import open_table
 from videoscaling.utils.errors import UserError
 
 ADDED = ("predicted", "low", "high", "mean_low", "mean_high", "extrapolated")
@@ -39,32 +39,18 @@ def read(path: Path, columns: dict[str, str], unit: str | None, hyperparameters:
         UserError: no table, a row without N or T, or a column that the predictions would be called like.
     """
     wanted = ("N", "T", "B", "lr") if hyperparameters else ("N", "T")
-    table, names = open_table(path, {ours: theirs for ours, theirs in columns.items() if ours in wanted}, wanted)
-    present = [name.strip() for name in table.columns]
-    if taken := [name for name in ADDED if name in present]:
+    table = open_table(path, {ours: theirs for ours, theirs in columns.items() if ours in wanted}, wanted)
+    if taken := [name for name in ADDED if name in table.present]:
         raise UserError(f"{path}: there is a column {taken[0]!r} already; rename it, or leave it out")
-    if missing := [ours for ours in ("N", "T") if names[ours] is None]:
-        raise UserError(
-            f"{path}: no columns {', '.join(missing)} (name them with --columns); there are {', '.join(present)}"
-        )
-    batch = names.get("B")
-    per_unit = batch_tokens(unit) if unit is not None or batch not in (None, "B") else 1.0
-    of_table = dict(zip(present, table.columns))
+    table.require(*(ours for ours in ("N", "T") if table.names[ours] is None))
+    per_unit = table.batch_tokens(unit) if hyperparameters else 1.0
     rows, found = [], []
-    for place, row in table.rows(table.columns):
-        rows.append(row)
-        values = []
-        for ours in ("N", "T", "B", "lr"):
-            theirs = names.get(ours)
-            cell = None if theirs is None else row.get(of_table[theirs])
-            cell = cell.strip() if isinstance(cell, str) else cell
-            lacking = ours in ("B", "lr") and cell in (None, "")
-            where = f"{path}, row {place.rsplit(' ', 1)[1]}: {theirs}"
-            values.append(np.nan if lacking else positive(cell, where) * (per_unit if ours == "B" else 1.0))
-        found.append(values)
-    if not rows:
-        raise UserError(f"{path}: no rows")
-    return RunsToPredict(table.columns, rows, *np.array(found).T)
+    for cells in table.rows(every=True):
+        rows.append(cells.row)
+        known = {ours: cells.positive(ours) for ours in wanted if ours in ("N", "T") or cells.has(ours)}
+        found.append([known.get(ours, np.nan) for ours in ("N", "T", "B", "lr")])
+    N, T, B, lr = np.array(found).T
+    return RunsToPredict(table.table.columns, rows, N, T, B * per_unit, lr)
 
 
 def write(table: RunsToPredict, predicted: Predicted, handle: TextIO) -> None:

@@ -3,20 +3,15 @@
 import csv
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from videoscaling.scaling.tables import (
-    COLUMNS,
-    distinct,
-    positive,
-    read_results,
-    whole_number,
-)
+from videoscaling.scaling.duplicates import distinct
+from videoscaling.scaling.tables import COLUMNS, Result, positive, read_results, whole_number
 from videoscaling.utils.errors import UserError, nearest
 from videoscaling.utils.files import atomic_write, find_files
 from videoscaling.utils.results import FILE, read_result, report_left_out
@@ -35,7 +30,7 @@ SAME_SIZE = 1e-3
 ERROR_RATIO = 30.0
 MOST_OVERSHOT = 0.25  # milestones lie further apart than this
 ARRAYS = ("N", "T", "B", "lr", "loss")  # what a run table of arrays is made from, all positive
-SHARED = ("recipe", "source", "unit", "columns", "notes")  # what a run table has once, not a row each
+SHARED = ("source", "recipe", "unit", "columns", "notes")  # what a run table has once, not a row each
 
 
 @dataclass(frozen=True)
@@ -70,8 +65,8 @@ class RunTable:
     samples_crc32: NDArray[np.int64]
     stream: NDArray[np.int64]
     skipped: NDArray[np.float64]
-    recipe: dict[str, Any]
     source: str
+    recipe: dict[str, Any] = field(default_factory=dict)
     unit: float = 1.0
     columns: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -124,10 +119,9 @@ def read(
         return _from_runs(path, duplicates)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    results = read_results(path, columns or {}, batch_unit, hyperparameters, losses)
-    rows, notes = distinct(results.entries, str(path), duplicates, renamed=True)
-    table = _table(rows, str(path), {}, losses, results.unit)
-    return replace(table, columns=results.columns, notes=(*results.notes, *notes, *table.notes))
+    table = read_results(path, columns or {}, batch_unit, hyperparameters, losses)
+    shared = {"source": str(path), "unit": table.unit, "columns": table.columns, "notes": table.notes}
+    return _table(table.results, duplicates, losses=losses, **shared)
 
 
 def from_arrays(columns: Mapping[str, ArrayLike]) -> RunTable:
@@ -150,23 +144,14 @@ def from_arrays(columns: Mapping[str, ArrayLike]) -> RunTable:
     except ValueError:
         lengths = ", ".join(f"{name} {np.size(value)}" for name, value in columns.items())
         raise UserError(f"the columns have different lengths: {lengths}") from None
-    rows = []
-    for number, values in enumerate(zip(*(column.tolist() for column in arrays.values()))):
-        row: dict[str, Any] = {"run_id": f"row-{number + 1}", "status": "done"} | dict(zip(arrays, values))
-        if row["loss"] == math.inf:
-            row |= {"status": "diverged", "loss": None}
-        for name in ARRAYS:
-            if row.get(name) is not None:
-                row[name] = positive(row[name], f"row {number + 1}: {name}")
-        rows.append(row | {"run_id": str(row["run_id"]), "nominal_T": row["T"]})
-    return _table(rows, "arrays", {})
-
-
-def concatenate(tables: list[RunTable]) -> RunTable:
-    """Run tables of one source as one."""
-    shared = {name: getattr(tables[0], name) for name in SHARED}
-    names = [name for name in RunTable.__dataclass_fields__ if name not in shared]
-    return RunTable(**{name: np.concatenate([getattr(part, name) for part in tables]) for name in names}, **shared)
+    results = []
+    for number, values in enumerate(zip(*(column.tolist() for column in arrays.values())), start=1):
+        row = {"run_id": f"row-{number}"} | dict(zip(arrays, values))
+        diverged = row["loss"] == math.inf
+        checked = [name for name in ARRAYS if name in row and not (name == "loss" and diverged)]
+        row |= {name: positive(row[name], f"row {number}: {name}") for name in checked}
+        results.append(Result(**row | {"run_id": str(row["run_id"])}, nominal_T=row["T"], diverged=diverged))
+    return _table(results, source="arrays")
 
 
 def write_csv(table: RunTable, path: str | Path) -> None:
@@ -189,27 +174,25 @@ def _from_runs(folder: Path, duplicates: str | None) -> RunTable:
     paths = find_files(folder, FILE)
     if not paths:
         raise UserError(f"{folder}: no {FILE} below it; has the sweep run?")
-    rows, recipes, damaged = [], [], []
+    results, recipes, damaged = [], [], []
     for path in paths:
         try:
             result = read_result(path)
-            rows += list(_run_rows(result, path.parent))
+            results += _milestones(result, path.parent)
             recipes.append({"B": float(result["B"]), **(result.get("recipe") or {})})
         except UserError as error:
             damaged.append(error)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             damaged.append(UserError(f"{path}: not a run's result ({error!r:.200})"))
     report_left_out(damaged, len(recipes))
-    if not rows:
+    if not results:
         raise UserError(f"{folder}: {len(paths)} results, but none has a milestone or diverged")
     _fill_beta2_range(recipes)
     recipe = {key: value for key, value in recipes[0].items() if all(other.get(key) == value for other in recipes)}
     differing = sorted({key for other in recipes for key in other} - set(recipe))
     if differing:
         recipe["differs_between_runs"] = differing
-    rows, notes = distinct(rows, str(folder), duplicates, renamed=False)
-    table = _table(rows, str(folder), recipe)
-    return replace(table, notes=(*notes, *table.notes))
+    return _table(results, duplicates, renamed=False, source=str(folder), recipe=recipe)
 
 
 def _fill_beta2_range(recipes: list[dict[str, Any]]) -> None:
@@ -225,22 +208,23 @@ def _fill_beta2_range(recipes: list[dict[str, Any]]) -> None:
             recipe["beta2_range"] = known if same else [0.0, 1.0]
 
 
-def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
+def _milestones(result: dict[str, Any], folder: Path) -> list[Result]:
+    """The results of one run's milestones; those that a diverged run did not reach are censored."""
     path = folder / FILE
-    shared: dict[str, Any] = {key: positive(result[key], f"{path}: {key}") for key in ("N", "B", "lr", "n_ctx")}
+    shared: dict[str, Any] = {key: positive(result[key], f"{path}: {key}") for key in ("N", "B", "lr")}
     shared |= {"run_id": folder.name, "seed": whole_number(result.get("seed", 0), f"{path}: seed")}
-    shared["heldout"] = result.get("heldout", False)
-    shared["stream"] = ((result.get("config") or {}).get("data") or {}).get("seed")
+    shared |= {"n_ctx": int(positive(result["n_ctx"], f"{path}: n_ctx")), "heldout": bool(result.get("heldout"))}
+    stream = ((result.get("config") or {}).get("data") or {}).get("seed")
+    shared["stream"] = -1 if stream is None else int(stream)
     if "skipped" in result:  # older results do not have it
         skipped = whole_number(result["skipped"], f"{path}: skipped")
         if skipped < 0:
             raise UserError(f"{path}: skipped is {skipped}, not a number of steps")
         shared["skipped"] = skipped * shared["B"] / positive(result["tokens"], f"{path}: tokens") if skipped else 0.0
-    reached = set()
+    found = []
     for milestone in result["milestones"]:
         tokens = positive(milestone["tokens"], f"{path}: tokens")
         nominal = positive(milestone.get("nominal", tokens), f"{path}: nominal")
-        reached.add(nominal)
         samples = folder / "validation" / f"{milestone['tokens']}.npy"
         # A run can diverge between its last step and a milestone: its losses there are null. One clip has no error.
         given = {**milestone, "val_loss": milestone["val_loss"]}
@@ -249,63 +233,57 @@ def _run_rows(result: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
             for ours, theirs in MEASURED.items()
             if given.get(theirs) is not None and (given[theirs] != 0 or not theirs.endswith("_se"))
         }
-        known = {"status": "done", "T": tokens, "nominal_T": nominal, "asked": "nominal" in milestone}
-        known |= {"samples": str(samples) if samples.exists() else "", "crc32": milestone.get("losses_crc32")}
-        yield shared | measured | known
+        known = {"samples": str(samples) if samples.exists() else "", "asked": "nominal" in milestone}
+        if (crc32 := milestone.get("losses_crc32")) is not None:
+            known["crc32"] = int(crc32)
+        found.append(Result(T=tokens, nominal_T=nominal, **shared, **measured, **known))
     if result["status"] == "diverged":
-        # Censored: each milestone it should have reached has a loss beyond any number.
         asked = {positive(T, f"{path}: milestones_asked") for T in result.get("milestones_asked") or []}
-        for nominal in asked - reached:
-            yield shared | {"status": "diverged", "T": nominal, "nominal_T": nominal, "asked": True, "loss": math.inf}
+        missed = asked - {one.nominal_T for one in found}
+        found += [Result(T=T, nominal_T=T, **shared, diverged=True, asked=True) for T in missed]
+    return found
 
 
 def _table(
-    rows: list[dict[str, Any]], source: str, recipe: dict[str, Any], losses: bool = True, unit: float = 1.0
+    results: list[Result], duplicates: str | None = None, renamed: bool = True, losses: bool = True, **shared: Any
 ) -> RunTable:
-    def column(key: str, default: float = math.nan) -> NDArray[np.float64]:
-        return np.array([default if row.get(key) is None else row[key] for row in rows], dtype=float)
+    """The table of results, each measurement once.
 
-    run_id = np.array([row["run_id"] for row in rows])
-    raw, raw_se = column("loss"), column("loss_se")
-    ema, ema_se = column("ema_loss"), column("ema_loss_se")
+    Args:
+        duplicates, losses: as of ``read``.
+        renamed: as of ``distinct``.
+        shared: the fields of RunTable that are not a row's.
+    """
+    source = shared["source"]
+    results, copies = distinct(results, source, duplicates == "last", renamed)
+    column = {name: np.array([getattr(one, name) for one in results]) for name in Result.__dataclass_fields__}
+    raw, ema = column["loss"], column["ema_loss"]
     # A run can diverge between its last step and a milestone: its loss there is not a number.
-    diverged = np.array([row["status"] == "diverged" for row in rows]) | (losses & np.isnan(raw) & np.isnan(ema))
+    diverged = column["diverged"] | (losses & np.isnan(raw) & np.isnan(ema))
     if 0 < (lacking := int(np.sum(np.isnan(ema) & ~diverged))) < np.sum(~diverged):
         raise UserError(
             f"{source}: {lacking} of {np.sum(~diverged)} results have no EMA loss: raw and EMA losses are no one law "
             "(give every row its ema_loss, or none; --columns L=loss fits a table's raw ones)"
         )
     loss = np.where(diverged, math.inf, np.where(np.isnan(ema), raw, ema))
-    error, notes = _moderate(np.where(np.isnan(ema), raw_se, ema_se), loss)
-    N, nominal, B = column("N"), column("nominal_T"), column("B")
+    error, moved = _moderate(np.where(np.isnan(ema), column["loss_se"], column["ema_loss_se"]), loss)
+    N, nominal, B = column["N"], column["nominal_T"], column["B"]
     # Rows without a batch are points: they stay as they are.
     N = np.where(np.isnan(B), N, common_sizes(N))
     # Where runs record what was asked for, that is what they share.
-    if not all(row.get("asked") for row in rows):
-        nominal = _common_tokens(N, nominal, B, run_id)
+    if not column["asked"].all():
+        nominal = _common_tokens(N, nominal, B, column["run_id"])
+    same = ("run_id", "T", "B", "lr", "flops", "seed", "n_ctx", "heldout", "samples", "stream", "skipped")
     return RunTable(
-        run_id=run_id,
+        **{name: column[name] for name in same},
         N=N,
-        T=column("T"),
         nominal_T=nominal,
-        B=B,
-        lr=column("lr"),
         loss=loss,
         loss_se=error,
         raw_loss=np.where(np.isnan(raw), loss, raw),
-        raw_loss_se=raw_se,
-        flops=column("flops"),
-        seed=column("seed", 0).astype(int),
-        n_ctx=column("n_ctx", 0).astype(int),
-        heldout=np.array([bool(row.get("heldout")) for row in rows]),
-        samples=np.array([row.get("samples", "") for row in rows]),
-        samples_crc32=column("crc32", -1).astype(int),
-        stream=column("stream", -1).astype(int),
-        skipped=column("skipped"),
-        recipe=recipe,
-        source=source,
-        unit=unit,
-        notes=notes,
+        raw_loss_se=column["loss_se"],
+        samples_crc32=column["crc32"],
+        **shared | {"notes": (*shared.get("notes", ()), *copies, *moved)},
     )
 
 

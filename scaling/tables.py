@@ -1,14 +1,13 @@
-"""Tables of training results from any trainer: which column is which, which rows are results, and which are copies."""
+"""Tables of training results from any trainer: which column is which, and which rows are results."""
 
-import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videoscaling.utils.errors import UserError, nearest, plural
+from videoscaling.utils.errors import UserError, nearest
 from videoscaling.utils.tables import Table, Words, read_table
 
 COLUMNS = (
@@ -41,21 +40,132 @@ LEAST, MOST = 1e-80, 1e80
 DIVERGED = "a run that diverged has 'diverged' in a column 'status'"
 FLAGS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 WORDS = Words(line="row", cell="number")
-NAMED = 3  # states, runs or cells that one message names
+
+
+@dataclass(frozen=True)
+class Result:
+    """One milestone of one run, as it was read; nan where a number is unknown.
+
+    Attributes:
+        N, T, B, lr: parameters, tokens seen, batch in tokens, learning rate.
+        nominal_T: the milestone's tokens, ``asked`` whether the run was asked for them.
+        diverged: its loss is beyond any number.
+        named: whether the source gave the run's name.
+        stream: seed of the run's samples, or -1.
+        skipped: share of its steps that moved nothing.
+        samples, crc32: the file of per-sample losses, or empty, and its checksum, or -1.
+    """
+
+    run_id: str
+    N: float
+    T: float
+    nominal_T: float
+    B: float = math.nan
+    lr: float = math.nan
+    diverged: bool = False
+    loss: float = math.nan
+    loss_se: float = math.nan
+    ema_loss: float = math.nan
+    ema_loss_se: float = math.nan
+    flops: float = math.nan
+    seed: int = 0
+    n_ctx: int = 0
+    heldout: bool = False
+    asked: bool = False
+    named: bool = True
+    stream: int = -1
+    skipped: float = math.nan
+    samples: str = ""
+    crc32: int = -1
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One row of a table, for messages that name its place and its column.
+
+    Attributes:
+        place: the table and the row's number.
+        number: the row's number.
+        values: by our names, without blanks around them; None where there is none.
+        names: the table's columns by our names.
+        row: all cells by the table's columns.
+    """
+
+    place: str
+    number: str
+    values: dict[str, Any]
+    names: dict[str, str | None]
+    row: dict[str, Any]
+
+    def has(self, ours: str) -> bool:
+        return self.values[ours] is not None
+
+    def where(self, ours: str) -> str:
+        return f"{self.place}: {self.names[ours]}"
+
+    def positive(self, ours: str) -> float:
+        return positive(self.values[ours], self.where(ours))
+
+    def whole(self, ours: str) -> int:
+        return whole_number(self.values[ours], self.where(ours)) if self.has(ours) else 0
+
+    def text(self, ours: str) -> str:
+        return str(self.values[ours]).lower() if self.has(ours) else ""
+
+
+@dataclass(frozen=True)
+class NamedTable:
+    """A table whose columns are known by our names.
+
+    Attributes:
+        source: its path.
+        table: as it was read.
+        present: its columns without blanks around them.
+        names: ours -> its column, or None.
+    """
+
+    source: str
+    table: Table
+    present: list[str]
+    names: dict[str, str | None]
+
+    def require(self, *missing: str) -> None:
+        """Raise UserError for columns that are missing."""
+        if missing:
+            raise UserError(
+                f"{self.source}: no columns {', '.join(missing)} (name them with --columns); there are "
+                f"{', '.join(self.present)}"
+            )
+
+    def batch_tokens(self, unit: str | None) -> float:
+        """Tokens in one unit of its batches; ``unit`` must be given for a column that is not called B."""
+        return batch_tokens(unit) if unit is not None or self.names["B"] not in (None, "B") else 1.0
+
+    def rows(self, every: bool = False) -> Iterator[Cells]:
+        """Its rows, with all columns where ``every`` is asked for."""
+        of_table = dict(zip(self.present, self.table.columns))
+        wanted = {ours: of_table[theirs] for ours, theirs in self.names.items() if theirs is not None}
+        read = False
+        for place, row in self.table.rows(self.table.columns if every else list(wanted.values())):
+            read, number = True, place.rsplit(" ", 1)[1]
+            values = {ours: _stripped(row.get(wanted[ours])) if ours in wanted else None for ours in self.names}
+            yield Cells(f"{self.source}, row {number}", number, values, self.names, row)
+        if not read:
+            raise UserError(f"{self.source}: no rows")
 
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A table's rows as entries of a run table.
+    """A table's results.
 
     Attributes:
-        entries: one for each row that is a result, by our names; what is unknown is None or nan.
+        results: one for each row that is a result.
         unit: tokens in one unit of the table's batches.
         columns: columns known by another name, ours -> the table's.
         notes: sentences on the rows that were left out.
     """
 
-    entries: list[dict[str, Any]]
+    results: list[Result]
     unit: float
     columns: dict[str, str]
     notes: tuple[str, ...]
@@ -77,7 +187,7 @@ def parse_columns(text: str | None) -> dict[str, str]:
     """``"N=params,T=tokens"`` as a mapping from our name to the file's."""
     names = [*COLUMNS, "L"]
     mapping = {}
-    for pair in (text or "").split(",") if text else []:
+    for pair in text.split(",") if text else []:
         ours, equals, theirs = pair.partition("=")
         if not equals or not theirs:
             raise UserError(f"--columns: {pair!r} is not OURS=THEIRS, such as N=params")
@@ -98,62 +208,83 @@ def read_results(
     Raises:
         UserError: no table, missing or ambiguous columns, or a value that is no positive number (with its row).
     """
-    table, names = open_table(path, columns)
-    present, source = [name.strip() for name in table.columns], str(path)
+    table = open_table(path, columns)
+    names = table.names
     # Tables of isoFLOP studies give compute, not tokens.
     from_flops = names["T"] is None and names["flops"] is not None
-    needed = _needed(names, source, present, from_flops, hyperparameters, losses)
-    per_unit = batch_tokens(unit) if unit is not None or (names["B"] not in (None, "B")) else 1.0
-    of_table = dict(zip(present, table.columns))
-    wanted = {ours: of_table[theirs] for ours, theirs in names.items() if theirs is not None}
-    entries, unnamed, left_out, blank, rows = [], {}, Counter(), 0, 0
-    for place, row in table.rows(list(wanted.values())):
-        rows += 1
-        get = {ours: _cell(row.get(wanted[ours])) if ours in wanted else None for ours in COLUMNS}
-        reader = _Reader(f"{source}, row {place.rsplit(' ', 1)[1]}", get, names)
-        state = "done" if get["status"] is None else str(get["status"]).lower()
+    needed = ["N", "flops" if from_flops else "T"]
+    if hyperparameters or (hyperparameters is None and (names["B"] or names["lr"])):
+        needed += ["B", "lr"]
+    missing = [ours for ours in needed if names[ours] is None]
+    if losses and names["loss"] is None and names["ema_loss"] is None:
+        missing.append("L")
+    table.require(*missing)
+    per_unit = table.batch_tokens(unit)
+    results, unnamed, left_out, blank, count = [], {}, Counter(), 0, 0
+    for cells in table.rows():
+        count += 1
+        state = cells.text("status") or "done"
         if state not in STATES:
-            known_states = ", ".join(STATES)
-            raise UserError(f"{reader.where('status')} {get['status']!r:.60} is no known state ({known_states})")
+            known = ", ".join(STATES)
+            raise UserError(f"{cells.where('status')} {cells.values['status']!r:.60} is no known state ({known})")
         if STATES[state] == "unfinished":
             left_out[state] += 1
-            continue
-        diverged = STATES[state] == "diverged"
-        if not diverged and losses and get["loss"] is None and get["ema_loss"] is None:
+        elif losses and STATES[state] == "done" and not (cells.has("loss") or cells.has("ema_loss")):
             blank += 1
-            continue
-        entry = reader.entry(needed, from_flops, diverged)
-        entry["B"] *= per_unit
-        entry["run_id"] = str(get["run_id"] or f"row-{reader.place.rsplit(' ', 1)[1]}")
-        entry["named"] = get["run_id"] is not None
-        if not entry["named"] and entry["B"] > 0 and entry["lr"] > 0:
-            # Milestones of one run err together.
-            run = entry["N"], entry["B"], entry["lr"], str(get["seed"] or "")
-            entry["run_id"] = unnamed.setdefault(run, entry["run_id"])
-        entries.append(entry)
-    if not rows:
-        raise UserError(f"{source}: no rows")
+        else:
+            results.append(_result(cells, needed, STATES[state] == "diverged", per_unit, unnamed))
     notes = []
     if left_out:
-        states = ", ".join(f"{count} {state}" for state, count in sorted(left_out.items()))
-        notes.append(f"{left_out.total()} of {rows} rows are left out by their state: {states}")
+        states = ", ".join(f"{number} {state}" for state, number in sorted(left_out.items()))
+        notes.append(f"{left_out.total()} of {count} rows are left out by their state: {states}")
     if blank:
-        notes.append(f"{blank} of {rows} rows are left out: they have no loss ({DIVERGED})")
-    if not entries:
-        raise UserError(f"{source}: no row is a result ({'; '.join(notes)})")
-    if from_flops and any(entry["n_ctx"] for entry in entries):
+        notes.append(f"{blank} of {count} rows are left out: they have no loss ({DIVERGED})")
+    if not results:
+        raise UserError(f"{table.source}: no row is a result ({'; '.join(notes)})")
+    if from_flops and any(result.n_ctx for result in results):
         raise UserError(
-            f"{source} has flops and n_ctx but no T: flops / 6N and the paper's cost by n_ctx are no one law; name "
-            "the tokens (--columns T=...), or leave n_ctx out"
+            f"{table.source} has flops and n_ctx but no T: flops / 6N and the paper's cost by n_ctx are no one law; "
+            "name the tokens (--columns T=...), or leave n_ctx out"
         )
     recognised = {ours: theirs for ours, theirs in names.items() if theirs not in (None, ours) and ours not in columns}
-    return ResultTable(entries, per_unit, recognised, tuple(notes))
+    return ResultTable(results, per_unit, recognised, tuple(notes))
 
 
-def open_table(
-    path: Path, columns: dict[str, str], wanted: Sequence[str] = COLUMNS
-) -> tuple[Table, dict[str, str | None]]:
-    """A table, and ours -> its column without blanks around it, or None, for the ``wanted`` of COLUMNS.
+def _result(cells: Cells, needed: list[str], diverged: bool, per_unit: float, unnamed: dict[tuple, str]) -> Result:
+    """A row's values, checked. ``unnamed`` gets the runs of rows that name none."""
+    values: dict[str, Any] = {}
+    for ours in ("N", "T", "B", "lr"):
+        absent = ours not in needed and cells.names[ours] is None
+        values[ours] = math.nan if absent else cells.positive(ours)
+    if "flops" in needed:
+        values["T"] = cells.positive("flops") / (6 * values["N"])
+    for ours in ("loss", "ema_loss") if not diverged else ():
+        if cells.text(ours).lstrip("+-") in ("nan", "inf", "infinity"):
+            raise UserError(f"{cells.where(ours)} is {cells.values[ours]!r}: {DIVERGED}")
+    for ours in ("loss", "ema_loss", "loss_se", "ema_loss_se", "flops", "n_ctx"):
+        # Whatever a diverged run recorded, its loss is beyond any number.
+        ignored = not cells.has(ours) or (diverged and "loss" in ours)
+        if not ignored and not (ours.endswith("_se") and _is_zero(cells.values[ours])):
+            values[ours] = cells.positive(ours)
+    for ours in ("loss", "ema_loss"):
+        if values.get(f"{ours}_se", 0) > values.get(ours, math.inf):
+            raise UserError(
+                f"{cells.where(f'{ours}_se')} is {cells.values[f'{ours}_se']!r:.60}, more than the loss itself"
+            )
+    values |= {ours: cells.whole(ours) for ours in ("seed", "n_ctx")}
+    if cells.text("heldout") not in FLAGS:
+        raise UserError(f"{cells.where('heldout')} is {cells.values['heldout']!r:.60}, neither 0 nor 1")
+    values |= {"B": values["B"] * per_unit, "nominal_T": values["T"], "diverged": diverged}
+    named, run = cells.has("run_id"), str(cells.values["run_id"] or f"row-{cells.number}")
+    if not named and values["B"] > 0 and values["lr"] > 0:
+        # Milestones of one run err together.
+        key = values["N"], values["B"], values["lr"], str(cells.values["seed"] or "")
+        run = unnamed.setdefault(key, run)
+    return Result(run_id=run, named=named, heldout=FLAGS[cells.text("heldout")], **values)
+
+
+def open_table(path: Path, columns: dict[str, str], wanted: Sequence[str] = COLUMNS) -> NamedTable:
+    """A table with its columns for the ``wanted`` of COLUMNS, as ``columns`` names them or as they are known.
 
     Raises:
         UserError: no table, a column that is there twice, or two that may be the same of ours.
@@ -166,7 +297,7 @@ def open_table(
         raise UserError(f"{source}: no rows")
     if twice := [name for name in present if present.count(name) > 1]:
         raise UserError(f"{source}: column {twice[0]!r} is there twice")
-    return table, _names(present, columns, source, wanted)
+    return NamedTable(source, table, present, _names(present, columns, source, wanted))
 
 
 def _plain(name: str) -> str:
@@ -196,180 +327,39 @@ def _names(present: list[str], columns: dict[str, str], source: str, wanted: Seq
     return names
 
 
-def _needed(
-    names: dict[str, str | None],
-    source: str,
-    present: list[str],
-    from_flops: bool,
-    hyperparameters: bool | None,
-    losses: bool,
-) -> tuple[str, ...]:
-    """Those of ours that every row must have; UserError where the table lacks one."""
-    needed = ("N", "flops") if from_flops else ("N", "T")
-    if hyperparameters or (hyperparameters is None and (names["B"] or names["lr"])):
-        needed += ("B", "lr")
-    missing = [ours for ours in needed if names[ours] is None]
-    if losses and names["loss"] is None and names["ema_loss"] is None:
-        missing.append("L")
-    if missing:
-        raise UserError(
-            f"{source}: no columns {', '.join(missing)} (name them with --columns); there are {', '.join(present)}"
-        )
-    return needed
-
-
-def _cell(value: Any) -> Any:
+def _stripped(value: Any) -> Any:
     """A cell's value; None for a blank one."""
     value = value.strip() if isinstance(value, str) else value
     return None if value == "" else value
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """One row: its place for messages, its cells by our names, and the table's names of these."""
-
-    place: str
-    get: dict[str, Any]
-    names: dict[str, str | None]
-
-    def where(self, ours: str) -> str:
-        return f"{self.place}: {self.names[ours]}"
-
-    def entry(self, needed: Sequence[str], from_flops: bool, diverged: bool) -> dict[str, Any]:
-        """The row's values, checked."""
-        get, entry = self.get, {"status": "diverged" if diverged else "done"}
-        for key in ("N", "T", "B", "lr"):
-            absent = key not in needed and self.names[key] is None
-            entry[key] = math.nan if absent else positive(get[key], self.where(key))
-        if from_flops:
-            entry["T"] = positive(get["flops"], self.where("flops")) / (6 * entry["N"])
-        entry["nominal_T"] = entry["T"]
-        for key in ("loss", "ema_loss"):
-            if not diverged and str(get[key]).lower().lstrip("+-") in ("nan", "inf", "infinity"):
-                raise UserError(f"{self.where(key)} is {get[key]!r}: {DIVERGED}")
-        for key in ("loss", "ema_loss", "loss_se", "ema_loss_se", "flops", "n_ctx"):
-            # Whatever a diverged run recorded, its loss is beyond any number.
-            ignored = diverged and "loss" in key
-            unknown = get[key] is None or (key.endswith("_se") and _is_zero(get[key]))
-            entry[key] = None if ignored or unknown else positive(get[key], self.where(key))
-        for key in ("loss", "ema_loss"):
-            if entry[key] is not None and (entry[f"{key}_se"] or 0) > entry[key]:
-                raise UserError(f"{self.where(f'{key}_se')} is {get[f'{key}_se']!r:.60}, more than the loss itself")
-        for key in ("seed", "n_ctx"):
-            entry[key] = 0 if get[key] is None else whole_number(get[key], self.where(key))
-        flag = str("" if get["heldout"] is None else get["heldout"]).lower()
-        if flag not in FLAGS:
-            raise UserError(f"{self.where('heldout')} is {get['heldout']!r:.60}, neither 0 nor 1")
-        entry["heldout"] = FLAGS[flag]
-        return entry
-
-
-def distinct(
-    rows: list[dict[str, Any]], source: str, duplicates: str | None, renamed: bool
-) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """The rows without copies, and sentences on what was left out.
-
-    Rows that agree in everything are one measurement, and so are runs that agree in all their rows under two names.
-    Two losses of one run at one T are a stale one and a new one: a run that was resumed, or a table made twice.
-
-    Args:
-        duplicates: "last" keeps the later row of those; None refuses them.
-        renamed: whether runs of other names may be copies. The names of run directories distinguish configurations.
-
-    Raises:
-        UserError: a run with two losses at one T.
-    """
-    kept, seen = [], set()
-    for row in rows:
-        key = _content(row, run=True)
-        if key not in seen:
-            seen.add(key)
-            kept.append(row)
-    once = "row is a copy of another, and counts once", "rows are copies of others, and count once"
-    notes = [plural(len(rows) - len(kept), *once)] if len(kept) < len(rows) else []
-    places: dict[tuple, list[int]] = {}
-    for index, row in enumerate(kept):
-        if row.get("named", True):
-            cell = tuple(None if value != value else value for value in (row[k] for k in ("N", "T", "B", "lr")))
-            places.setdefault((row["run_id"], *cell, row["nominal_T"]), []).append(index)
-    if twice := {place: found for place, found in places.items() if len(found) > 1}:
-        (run, N, T, *_), found = next(iter(twice.items()))
-        losses = " and ".join(_loss_text(kept[index]) for index in found[:NAMED])
-        if duplicates != "last":
-            more = f" (and {len(twice) - 1} more such)" if len(twice) > 1 else ""
-            raise UserError(
-                f"{source}: run {run!r} has {len(found)} losses at N {N:.4g}, T {T:.4g}: {losses}{more}; keep one row "
-                "for each, or --duplicates last keeps the later row"
-            )
-        stale = {index for found in twice.values() for index in found[:-1]}
-        kept = [row for index, row in enumerate(kept) if index not in stale]
-        older = plural(len(stale), "row is", "rows are")
-        notes.append(f"{older} left out: a later row has the same run and T (--duplicates last)")
-    kept, copies = _without_copied_runs(kept) if renamed else (kept, [])
-    if copies:
-        named = ", ".join(copies[:NAMED]) + (", ..." if len(copies) > NAMED else "")
-        again = plural(len(copies), "run is a copy of another", "runs are copies of others")
-        notes.append(f"{again} under another name, and counted once: {named}")
-    return kept, tuple(notes)
-
-
-def _without_copied_runs(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows without runs whose every row another run has under its name, and these runs' names."""
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        runs.setdefault(row["run_id"], []).append(row)
-    seen, copies = set(), []
-    for run, its_rows in runs.items():
-        content = frozenset(_content(row, run=False) for row in its_rows)
-        trained = any(row.get("loss") not in (None, math.inf) or row.get("ema_loss") for row in its_rows)
-        if content in seen and trained:
-            copies.append(run)
-        seen.add(content)
-    gone = set(copies)
-    return [row for row in rows if row["run_id"] not in gone] if gone else rows, copies
-
-
-def _content(row: dict[str, Any], run: bool) -> str:
-    """What two rows of one measurement agree in, with the name of the run or without."""
-    left_out = {"samples", "named"} | (set() if run and row.get("named", True) else {"run_id"})
-    return json.dumps([(key, row[key]) for key in sorted(row) if key not in left_out], default=str)
-
-
-def _loss_text(row: dict[str, Any]) -> str:
-    if row["status"] == "diverged":
-        return "diverged"
-    loss = row.get("ema_loss") or row.get("loss")
-    return "none" if loss is None else f"{loss:.6g}"
 
 
 def positive(value: Any, where: str) -> float:
     """``value`` as a number above 0 and of sensible size; UserError says ``where`` there is another."""
     if value in (None, ""):
         raise UserError(f"{where} is missing")
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{where} is {value!r:.60}, not a number") from None
+    number = _number(value)
+    if number is None:
+        raise UserError(f"{where} is {value!r:.60}, not a number")
     if not LEAST <= number <= MOST:
         raise UserError(f"{where} is {value!r:.60}, not a positive number from {LEAST:g} to {MOST:g}")
     return number
 
 
-def _is_zero(value: Any) -> bool:
-    try:
-        return not isinstance(value, bool) and float(value) == 0
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
 def whole_number(value: Any, where: str) -> int:
     """``value`` as a whole number; UserError says ``where`` there is another."""
+    number = float(value) if isinstance(value, bool) else _number(value)
+    if number is None or not number.is_integer() or abs(number) >= 2**53:
+        raise UserError(f"{where} is {value!r:.60}, not a whole number")
+    return int(number)
+
+
+def _is_zero(value: Any) -> bool:
+    return _number(value) == 0
+
+
+def _number(value: Any) -> float | None:
+    """``value`` as a float; None where it is none."""
     try:
-        number = int(float(value))
-        if number == float(value) and abs(number) < 2**53:
-            return number
+        return None if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
-        pass
-    raise UserError(f"{where} is {value!r:.60}, not a whole number")
+        return None

@@ -28,14 +28,15 @@ from videoscaling.training.run import Run
 from videoscaling.utils.errors import DataFault, run_cli
 from videoscaling.utils.files import atomic_write
 from videoscaling.utils.locks import check_lock, is_locked
-from videoscaling.utils.os_errors import warn_of_os_error
-from videoscaling.utils.results import DATA_FAULT, Failure, write_failure
+from videoscaling.utils.os_errors import open_log, warn_of_os_error
+from videoscaling.utils.results import CONSOLE, DATA_FAULT, Failure, write_failure
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 # torchrun hands these on to its processes; by itself it would die of the last.
 HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # without one of these, torch finds no GPU
 GPU_BYTES = 16 << 30  # taken to be there on any GPU; asking it would take memory of it
+TAIL_BYTES = 1 << 16  # of a console.log, with the last line of a cell that failed
 LOOK_SECONDS = 1.0  # between two calls of ``look``
 LET_GO_SECONDS = 120.0  # that processes may take to write a checkpoint after their torchrun has ended
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -185,9 +186,12 @@ def _outcome(
     attempts[name] = attempts.get(name, 0) + 1
     if code != 2 and attempts[name] <= retries:  # a user's error (2) would happen again
         return "again"
-    console, lines = run.config.run_dir / "console.log", []
+    console, lines = run.config.run_dir / CONSOLE, []
     with warn_of_os_error("the reason of a failure is not known"):
-        lines = console.read_text(errors="replace").strip().splitlines() if console.exists() else []
+        if console.exists():
+            with console.open("rb") as file:
+                file.seek(max(console.stat().st_size - TAIL_BYTES, 0))
+                lines = file.read(TAIL_BYTES).decode(errors="replace").strip().splitlines()
     silent = f"ended with status {code} and wrote no console.log; see what this command printed"
     reason = lines[-1] if lines else silent
     write_failure(run.config.run_dir / FAILURE, Failure(reason, attempts[name], code))
@@ -282,26 +286,35 @@ def _wait_for_processes(directory: Path) -> None:
 
 def _train_cell(values: dict[str, Any], share: CpuShare) -> None:
     """The body of a cell's process: its share of the machine, its own console.log, then plain training."""
-    config = config_from_dict(values)
-    _init_worker(config, share)
-    from videoscaling.training.trainer import train
 
-    # A cell whose pool was killed may still be stopping: its successor waits for it.
-    run_cli(lambda: train(config, wait=True))
+    def main() -> int:
+        config = config_from_dict(values)
+        _init_worker(config, share)
+        from videoscaling.training.trainer import train
+
+        # A cell whose pool was killed may still be stopping: its successor waits for it.
+        return train(config, wait=True)
+
+    run_cli(main)
 
 
 def _train_stack(values: list[dict[str, Any]], share: CpuShare) -> None:
     """The body of a process of several cells, each with its own console.log; other output goes to the first's."""
-    configs = [config_from_dict(each) for each in values]
-    _init_worker(configs[0], share)
-    from videoscaling.training.stacked.loop import train_stacked
 
-    run_cli(lambda: train_stacked(configs, wait=True, consoles=True))
+    def main() -> int:
+        configs = [config_from_dict(each) for each in values]
+        _init_worker(configs[0], share)
+        from videoscaling.training.stacked.loop import train_stacked
+
+        return train_stacked(configs, wait=True, consoles=True)
+
+    run_cli(main)
 
 
 def _init_worker(config: Config, share: CpuShare) -> None:
     """Set up a pool's process that trains without torchrun."""
     _apply_limits(config, share)
+    sys.stdout = sys.stderr = open_log(config.run_dir / CONSOLE)
     _stop_with_parent()
     import torch
 
@@ -325,7 +338,7 @@ def _launch_cell(values: dict[str, Any], share: CpuShare, options: list[str]) ->
 
 def _apply_limits(config: Config, share: CpuShare) -> None:
     """Give this process its console.log and its share of the machine, and unblock signals."""
-    console = os.open(config.run_dir / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    console = os.open(config.run_dir / CONSOLE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(console, 1)
     os.dup2(console, 2)
     # Ctrl-C and Slurm's warning reach the whole group. They must not break a cell that is still starting; the pool

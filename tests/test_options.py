@@ -62,7 +62,7 @@ IGNORED = [
     ("sample.py --checkpoint x --prompt a --format png --fps 4", "--fps: a png has its frames side by side"),
     *[(f"tools/fit.py hyperparameters x.csv --method surface {given}",
        f"{given.split()[0]}: not read by fit.py hyperparameters --method surface")
-      for given in ("--optima", "--fix B.N=0", "--prior", "--window 0.1", "--force", "--delta 1e-3")],
+      for given in ("--optima", "--fix B.N=0", "--prior", "--force")],
     ("tools/fit.py all x.csv --method grids --form joint", "--form: not read by fit.py all --method grids"),
     ("tools/fit.py all x.csv --optima --form joint", "--form: not read by fit.py all --optima"),
     ("tools/fit.py compare x.csv --method grids", "--method: not read by fit.py compare"),

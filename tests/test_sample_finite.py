@@ -26,6 +26,13 @@ def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(checkpoint: Path, out: Path, **changed: object) -> argparse.Namespace:
     settings = {"steps": 3, "guidance": 2.0, "seed": 0, "scheduler": None, "weights": "ema", "format": "png"}
     settings |= {"grid": 1, "fps": 8, "batch": 8, "device": "cpu", "vae": None, "text": None}
+    settings |= {
+        "guidance_interval": (0.0, 1.0),
+        "guidance_rescale": 0.0,
+        "shift": 1.0,
+        "dtype": None,
+        "compile": False,
+    }
     return argparse.Namespace(checkpoint=checkpoint, out=out, **(settings | changed))
 
 

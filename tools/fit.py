@@ -19,11 +19,9 @@ from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import PAPER, law_file, runs, tables
 from videoscaling.scaling.checks import extrapolation, fixed_pair
 from videoscaling.scaling.fitting.grids.fit import PARTS
-from videoscaling.scaling.fitting.grids.fit_points import cells_to_run
-from videoscaling.scaling.fitting.grids.optimum import WINDOW
 from videoscaling.scaling.fitting.losses.forms import CONSTANTS as FORMS
 from videoscaling.scaling.fitting.method import GRIDS, LOSSES, SURFACE, UNREAD_BY, choose_method, fit_law
-from videoscaling.scaling.fitting.options import HOLDABLE, Options, parse_fixed, parse_pair, parse_window
+from videoscaling.scaling.fitting.options import HOLDABLE, Options, parse_fixed, parse_pair
 from videoscaling.scaling.fitting.run_info import cost_of
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
@@ -37,7 +35,6 @@ READ_BY = {
     "optima": FITTED,
     "fix": FITTED,
     "prior": PARTS,
-    "delta": ("loss", "allocation", "all", "validate"),
     "n_ctx": (*PARTS, "compare"),
     "pair": ("compare",),
     "flops": ("compare",),
@@ -96,14 +93,6 @@ def arguments() -> Parser:
         "rate for those of a table without any",
     )
     parser.add_argument(
-        "--window", help=f"grids: cells within this fraction of the best are fitted, or none (default {WINDOW:g})"
-    )
-    parser.add_argument(
-        "--delta",
-        type=number(float, 1e-9, 1e3),
-        help="grids: Huber's delta in log loss (default: 1.345 x the noise, or 1e-3)",
-    )
-    parser.add_argument(
         "--n-ctx",
         type=number(int, 1, 1e9),
         help="tokens per clip, for C_token and the law, where the results do not say",
@@ -124,7 +113,7 @@ def check_options(parser: Parser, args: argparse.Namespace) -> None:
     unread = {name for name, parts in READ_BY.items() if args.part not in parts}
     if args.optima:
         # Optima are no grids; and N_opt(C) through them is a straight line.
-        unread |= {"window", "form"} | ({"fix", "prior", "delta", "force"} if args.part == "allocation" else set())
+        unread |= {"form"} | ({"fix", "prior", "force"} if args.part == "allocation" else set())
     if args.method:
         unread |= {*UNREAD_BY[args.method], *(("optima",) if args.method == SURFACE else ())}
     asked = args.part + (" --optima" if args.optima and "optima" not in unread else "")
@@ -144,7 +133,7 @@ def check_method(parser: Parser, args: argparse.Namespace, method: str) -> None:
 
 
 def refuse(args: argparse.Namespace, reason: UnsupportedFit, table: runs.RunTable, method: str) -> int:
-    """Say why there is no fit, and what would help: options, and cells to run. The exit status, 3."""
+    """Say why there is no fit, and what would help. The exit status, 3."""
     first, *more = str(reason).splitlines()
     ways = [reason.advice]
     if method == SURFACE:
@@ -153,10 +142,7 @@ def refuse(args: argparse.Namespace, reason: UnsupportedFit, table: runs.RunTabl
         ways.append("--force fits all the same")
     way = f" ({'; '.join(filter(None, ways))})" if any(ways) else ""
     verb = {"compare": "compared", "validate": "validated"}.get(args.part, "fitted")
-    cells = [] if args.optima else cells_to_run(table, parse_window(args.window))
-    print(
-        "\n".join([f"not {verb}: {first}{way}", *more, *(f"note: {t}" for t in table.notes), *cells]), file=sys.stderr
-    )
+    print("\n".join([f"not {verb}: {first}{way}", *more, *(f"note: {t}" for t in table.notes)]), file=sys.stderr)
     return 3
 
 
@@ -183,13 +169,11 @@ def main() -> int:
     method = GRIDS
     try:
         if args.part == "compare":
-            done = fixed_pair.compare(table, cost, parse_pair(args.pair), args.flops, parse_window(args.window))
+            done = fixed_pair.compare(table, cost, parse_pair(args.pair), args.flops)
             return show(args, done.to_dict(), done.text())
         method = choose_method(table, args.part, args.optima, args.method)
         fixed, prior = parse_fixed(args.fix, args.part), law_file.load(args.prior) if args.prior else None
-        options = Options(
-            fixed, prior, parse_window(args.window), args.delta, args.force, args.optima, args.form or "auto"
-        )
+        options = Options(fixed, prior, args.force, args.optima, args.form or "auto")
         check_method(parser, args, method)
         if args.part == "validate":
             done = extrapolation.validate(table, method, options, cost)

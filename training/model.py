@@ -52,11 +52,11 @@ def _check_memory(layers: int, width: int) -> None:
         )
 
 
-def check_compiler(wanted: bool, device: torch.device) -> None:
+def check_compiler(wanted: bool, device: torch.device, option: str = "train.compile=true") -> None:
     """UserError if torch.compile is ``wanted`` and finds no compiler: on the CPU it needs one for C++."""
     compilers = filter(None, (os.environ.get("CXX"), "g++", "clang++"))
     if wanted and device.type == "cpu" and not any(map(shutil.which, compilers)):
-        raise UserError("train.compile=true: torch.compile needs a C++ compiler on the CPU, and none is on the path")
+        raise UserError(f"{option}: torch.compile needs a C++ compiler on the CPU, and none is on the path")
 
 
 def compile_model(model: VideoDiT, whole: bool = True) -> None:

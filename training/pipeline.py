@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from videoscaling.diffusion.process import Process
-from videoscaling.diffusion.sampling import build_scheduler, sample
+from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler, sample
 from videoscaling.models.text import TextEncoder, cut_warning, load_text_encoder
 from videoscaling.models.vae import VideoVAE, load_vae
 from videoscaling.training.checkpoint import find_checkpoint, read_config, read_state
-from videoscaling.training.model import build_model, load_weights
+from videoscaling.training.model import build_model, check_compiler, compile_model, load_weights
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import UserError
 
@@ -84,6 +84,8 @@ class VideoPipeline:
         *,
         weights: str = "ema",
         device: str | None = None,
+        dtype: str | None = None,
+        compiled: bool = False,
         vae: str | None = None,
         text: str | None = None,
     ) -> "VideoPipeline":
@@ -92,6 +94,8 @@ class VideoPipeline:
         Args:
             weights: "ema" (averaged) or "model" (raw).
             device: "cpu" or "cuda"; cuda where there is one if None.
+            dtype: "float32" or "bfloat16", what the blocks compute in; as in training if None.
+            compiled: compile the model with torch.compile, which takes its time at the first step.
             vae, text: folders of the encoders, where they are no longer where they were when the latents were made.
 
         Raises:
@@ -99,8 +103,12 @@ class VideoPipeline:
         """
         checkpoint = find_checkpoint(Path(path), (weights,))
         config, data, on = read_config(checkpoint), read_state(checkpoint)["data"], pick_device(device)
+        config.train.dtype = dtype or config.train.dtype
+        check_compiler(compiled, on, "--compile")
         model = build_model(config, data, on)
         load_weights(model, checkpoint, weights)
+        if compiled:
+            compile_model(model)
         own_vae, own_text = load_encoders(data, on, vae=vae, text=text)
         return cls(
             model=model.eval(),
@@ -110,32 +118,26 @@ class VideoPipeline:
             latent_shape=tuple(data["latent_shape"]),
         )
 
-    def __call__(self, prompts: str | Sequence[str], **settings: Any) -> Tensor:
-        """A video per prompt, float32 [prompts, 3, frames, height, width] in [-1, 1]; ``settings`` as ``batches``."""
-        return torch.cat(list(self.batches([prompts] if isinstance(prompts, str) else list(prompts), **settings)))
-
-    def batches(
-        self,
-        prompts: Sequence[str],
-        *,
-        steps: int = 50,
-        guidance: float = 5.0,
-        seed: int = 0,
-        scheduler: str | None = None,
-        batch: int = 8,
-    ) -> Iterator[Tensor]:
-        """Videos of ``batch`` prompts at a time, as ``__call__``'s. Prompt i has the seed ``seed`` + i in any batch.
+    def __call__(self, prompts: str | Sequence[str], *, seed: int = 0, batch: int = 8, **options: Any) -> Tensor:
+        """One video per prompt, float32 [prompts, 3, frames, height, width] in [-1, 1].
 
         Args:
-            steps: of the sampler, 1 to 1000.
-            guidance: classifier-free guidance scale; 1 is none.
-            scheduler: one of ``diffusion.sampling.known_schedulers``; the process's first if None.
+            seed: prompt i has the seed ``seed`` + i, in any batch.
+            batch: prompts sampled at once.
+            options: of ``diffusion.sampling.SamplerOptions``, such as steps=20 or guidance=3.
 
         Raises:
-            UserError: an unknown scheduler, or steps out of bounds; before anything is sampled.
+            UserError: an unknown scheduler, or an option out of its range; before anything is sampled.
             NotFinite: latents or pixels are not finite.
         """
-        build_scheduler(self.process, scheduler, steps, self.vae.device)
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return torch.cat(list(self.batches(prompts, SamplerOptions(**options), seed=seed, batch=batch)))
+
+    def batches(
+        self, prompts: Sequence[str], options: SamplerOptions, *, seed: int = 0, batch: int = 8
+    ) -> Iterator[Tensor]:
+        """As ``__call__``, the videos of ``batch`` prompts at a time."""
+        build_scheduler(self.process, options, next(self.model.parameters()).device)
         if warning := cut_warning(self.text, list(prompts), "prompts"):
             print(warning, file=sys.stderr)
         for first in range(0, len(prompts), batch):
@@ -145,13 +147,11 @@ class VideoPipeline:
             latents = sample(
                 self.model,
                 self.process,
-                context[:-1],
-                mask[:-1],
+                context=context[:-1],
+                mask=mask[:-1],
                 null=(context[-1], mask[-1]),
                 latent_shape=self.latent_shape,
                 seeds=torch.arange(seed + first, seed + first + len(part)),
-                steps=steps,
-                guidance=guidance,
-                scheduler=scheduler,
+                options=options,
             )
             yield self.vae.decode(latents)

@@ -1,5 +1,6 @@
 """Devices by name: where to compute, and the peak matrix rates and memory that training reports and plans assume."""
 
+import os
 from typing import TYPE_CHECKING
 
 from videoscaling.utils.errors import UserError, first_line
@@ -54,15 +55,17 @@ def has_bfloat16() -> bool:
 
 
 def pick_device(name: str | None) -> "torch.device":
-    """The device called ``name``; by default CUDA's where there is one, else the CPU.
+    """The device called ``name``; by default a GPU where there is one, this process's own under torchrun.
 
     Raises:
         UserError: no such device here.
     """
     import torch
 
+    own_gpu = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    name = name or (own_gpu if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = first_line(error).partition(". ")[0]

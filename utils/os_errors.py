@@ -1,11 +1,13 @@
 """Errors of the operating system as one line with the fix; and work whose failure costs a warning, not the run."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 ELSEWHERE = "choose another path"
 AGAIN = "run the same command again"
@@ -68,6 +70,20 @@ def with_filename(path: str | Path, tmp: str | Path | None = None) -> Iterator[N
             # A new one, as the name of PyAV's cannot be set.
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+class _Log(io.FileIO):
+    def write(self, data: bytes) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def open_log(path: str | Path) -> TextIO:
+    """Append messages to ``path``. No result is made of them: those that a full disk refuses are lost, without an
+    error."""
+    return io.TextIOWrapper(io.BufferedWriter(_Log(path, "a")), "utf-8", "backslashreplace", line_buffering=True)
 
 
 @contextmanager

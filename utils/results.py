@@ -15,6 +15,7 @@ from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import read_json, write_json
 
 FILE = "result.json"
+CONSOLE = "console.log"  # of a sweep's cell: what it prints
 DATA_FAULT = "data_fault.json"  # written by a run that its data ended: no cell of a sweep can be trained on them
 NUMBERS = ("N", "B", "lr", "n_ctx", "tokens", "flops", "exact_flops", "seconds")  # null where not known
 OF_MILESTONE = ("nominal", "tokens", "flops", "val_loss", "val_se", "ema_val_loss", "ema_val_se", "losses_crc32")

@@ -9,7 +9,9 @@ without a word. So what follows the last member must be the end of an archive, t
 them; else the rest of the archive is a source of its own, which is rejected, and counted like any other.
 """
 
+import math
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +22,7 @@ from videoscaling.data.sources.source import COMPANION, PICTURES, VIDEOS, Listin
 from videoscaling.utils.errors import UserError
 
 CHUNK = 1 << 20  # bytes read at once
+MAX_SHARDS = 1_000_000  # of a pattern, whose names are all made at once: 0.25 s
 CAPTION_LOST = "the last sample before damage to its archive, without a caption"
 
 
@@ -31,6 +34,9 @@ def list_tars(where: Path | str, options: ListingOptions, names: Sequence[str] =
             not recognised; one name twice; no videos and pictures in any of them.
     """
     if isinstance(where, str):
+        ranges = re.findall(r"\{(\d+)\.\.(\d+)", where)
+        if math.prod(abs(float(end) - float(begin)) + 1 for begin, end in ranges) > MAX_SHARDS:
+            raise UserError(f"{where}: more than {MAX_SHARDS:,} shards; give a range that exists")
         from webdataset.shardlists import expand_urls  # a fifth of a second
 
         root = Path(where[: where.index("{")] + "x").parent

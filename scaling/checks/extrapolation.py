@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from scipy.special import bdtr
 
 from videoscaling.scaling.checks.heldout import paired, relative_error
+from videoscaling.scaling.fitting.grids.fit import fit as grids_fit
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optima
 from videoscaling.scaling.fitting.losses import forms
-from videoscaling.scaling.fitting.method import LOSSES, SURFACE, fit_law, fit_or_force
+from videoscaling.scaling.fitting.method import LOSSES, SURFACE, fit_law
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.scaling.laws import Law, LossLaw
-from videoscaling.scaling.losses import Losses
+from videoscaling.scaling.losses import Losses, as_losses
 from videoscaling.scaling.planning.allocation import Cost
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.runs import RunTable
@@ -127,12 +128,12 @@ def validate(table: RunTable, method: str, options: Options, cost: Cost) -> Vali
         rows = summary(_windows_of(kept.N, kept.T, kept.B, kept.loss, noise if np.isfinite(noise).all() else None))
         N, T = kept.N, kept.T
     else:
-        fitted = fit_or_force(table, "loss", options, cost, {})
+        fitted = grids_fit(table, "loss", options, cost, {})
         law, points = fitted.law, fitted.points
         rows = summary(_windows_of(points.N, points.T, points.B, points.loss, points.noise))
         N, T = points.N, points.T
     distinct = {"N": len(np.unique(N)), "T": len(np.unique(T))}
-    return Validation(rows, held_out(table, law, options.window), distinct)
+    return Validation(rows, held_out(table, law), distinct)
 
 
 def _windows_of(N: NDArray, T: NDArray, B: NDArray, loss: NDArray, noise: NDArray | None) -> list[Check]:
@@ -227,15 +228,15 @@ def equivalent_compute(law: LossLaw | Losses, N: float, T: float, measured: floa
     Above 1 the run did better than predicted; 0.8 says that a fifth of its compute was lost against the law.
     Infinite if the law reaches the loss at no T.
     """
-    return float(law.tokens_for(N, measured) / T)
+    return float(as_losses(law).tokens_for(N, measured) / T)
 
 
-def held_out(table: RunTable, law: Law, window: float | None) -> list[HeldOut]:
+def held_out(table: RunTable, law: Law) -> list[HeldOut]:
     """Each held-out (N, T): at the grid's optimum, or its best cell without one, against the law at its best pair."""
     table = table.rows(table.heldout & np.isfinite(table.loss))
     if not len(table):
         return []
-    N, T, measured = _measured(table, window)
+    N, T, measured = _measured(table)
     found = predict(law, N, T)
     points = []
     for n, t, loss, value, low, high in zip(N, T, measured, found.predicted, found.low, found.high):
@@ -251,10 +252,10 @@ def held_out(table: RunTable, law: Law, window: float | None) -> list[HeldOut]:
     return points
 
 
-def _measured(table: RunTable, window: float | None) -> tuple[NDArray, NDArray, NDArray]:
+def _measured(table: RunTable) -> tuple[NDArray, NDArray, NDArray]:
     """N, T and loss of each (N, T), [points]; of rows without a batch and a rate the mean."""
     if np.isfinite([table.B, table.lr]).all():
-        found = grid_optima(paired(at_nominal(table)), window)
+        found = grid_optima(paired(at_nominal(table)))
         return tuple(np.array([getattr(o, name) for o in found]) for name in ("N", "T", "loss"))
     found = [(N, T, float(table.loss[rows].mean())) for N, T, rows in table.grids()]
     return tuple(np.array(found).T)

@@ -7,20 +7,22 @@ the jackknife is of their difference.
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling.estimates import t_quantile
-from videoscaling.scaling.fitting.grids import fit, jackknife, lines, loss_law
+from videoscaling.scaling.fitting.grids import fit, jackknife, loss_law
 from videoscaling.scaling.fitting.grids.fit_points import Points, at_nominal, grid_optima, points_of_grids
-from videoscaling.scaling.fitting.grids.law_fits import between_grids
-from videoscaling.scaling.fitting.grids.optimum import Optimum, features, surface_at
+from videoscaling.scaling.fitting.grids.hyper_law import between_grids
+from videoscaling.scaling.fitting.grids.optimum import Optimum, features, quadratic
+from videoscaling.scaling.fitting.losses.forms import Scale
 from videoscaling.scaling.fitting.options import Options
-from videoscaling.scaling.fitting.unsupported import UnsupportedFit
-from videoscaling.scaling.losses import Losses
+from videoscaling.scaling.fitting.table_kind import swept
+from videoscaling.scaling.fitting.unsupported import Checks, UnsupportedFit
+from videoscaling.scaling.losses import Form, Losses
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
@@ -34,23 +36,29 @@ NUDGE = 1e-6
 DELTA = 1.0
 # Times the tokens: a slope says nothing of what lies further off.
 MOST_TOKENS = 10.0
-INTERVALS = ("exponent_difference", "ratio", "inference_ratio")
+
+
+class Interval(NamedTuple):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the fixed pair does to N_opt. Intervals are 95 %.
+    """What the fixed pair does to N_opt.
 
     Attributes:
         lr, B: the fixed pair.
         C: FLOPs at which the sizes are compared.
         N_opt, N_fixed: sizes that the two laws ask for.
         exponent, exponent_fixed: of N_opt in C, over the decade below C.
-        exponent_difference: exponent_fixed - exponent and its interval.
-        ratio: N_fixed / N_opt and its interval.
-        inference_ratio: FLOPs to sample a clip with N_fixed over those with N_opt, and its interval.
+        exponent_difference: exponent_fixed - exponent.
+        ratio: N_fixed / N_opt.
+        inference_ratio: FLOPs to sample a clip with N_fixed over those with N_opt.
         excess: the pair's mean relative loss over the grids' optima.
-        biased: the ratio's interval excludes 1.
         warnings: as text.
     """
 
@@ -61,29 +69,34 @@ class Comparison:
     N_fixed: float
     exponent: float
     exponent_fixed: float
-    exponent_difference: tuple[float, float, float]
-    ratio: tuple[float, float, float]
-    inference_ratio: tuple[float, float, float]
+    exponent_difference: Interval
+    ratio: Interval
+    inference_ratio: Interval
     excess: float
-    biased: bool
     warnings: tuple[str, ...]
 
+    @property
+    def biased(self) -> bool:
+        """Whether the ratio's interval excludes 1."""
+        return not self.ratio.low <= 1 <= self.ratio.high
+
     def to_dict(self) -> dict[str, Any]:
-        spans = {name: dict(zip(("value", "low", "high"), getattr(self, name))) for name in INTERVALS}
-        return asdict(self) | spans | {"warnings": list(self.warnings)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown = {name: v._asdict() if isinstance(v, Interval) else v for name, v in values.items()}
+        return shown | {"biased": self.biased, "warnings": list(self.warnings)}
 
     def text(self) -> str:
         """For people."""
-        (value, low, high), (bend, least, most) = self.ratio, self.exponent_difference
-        served, fewest, largest = self.inference_ratio
         verdict = "bends the law" if self.biased else "does not detectably bend the law"
+        bend, ratio, served = self.exponent_difference, self.ratio, self.inference_ratio
         lines = [
             f"fixed pair lr {self.lr:.3g}, B {self.B:.4g}: loss {self.excess:+.3%} over the optima; it {verdict}",
             f"N_opt exponent    {self.exponent:.4f} with optimal, {self.exponent_fixed:.4f} with fixed: "
-            f"{bend:+.4f} [{least:+.4f}, {most:+.4f}]",
+            f"{bend.value:+.4f} [{bend.low:+.4f}, {bend.high:+.4f}]",
             f"N_opt({self.C:.3g})   {self.N_opt:.4g} with optimal, {self.N_fixed:.4g} with fixed: "
-            f"{value:.3g} times [{low:.3g}, {high:.3g}]",
-            f"inference FLOPs   of a clip by the fixed pair's size: {served:.3g} times [{fewest:.3g}, {largest:.3g}]",
+            f"{ratio.value:.3g} times [{ratio.low:.3g}, {ratio.high:.3g}]",
+            f"inference FLOPs   of a clip by the fixed pair's size: {served.value:.3g} times [{served.low:.3g}, "
+            f"{served.high:.3g}]",
         ]
         return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
 
@@ -93,7 +106,6 @@ def compare(
     cost: allocation.Cost,
     pair: tuple[float, float] | None = None,
     C: float | None = None,
-    window: float | None = 0.02,
 ) -> Comparison:
     """Fit the loss law with optimal and with fixed hyper-parameters.
 
@@ -111,12 +123,12 @@ def compare(
     table = table.rows(~table.heldout)
     if not np.isfinite(table.loss).any():
         raise UserError(f"{table.source}: nothing to compare: every row is held out or diverged")
-    if len(lines.swept(table)) == 1:
+    if len(swept(table)) == 1:
         raise UnsupportedFit(
             "a fixed pair is compared on grids over both lr and B, and these vary one of them", forcible=False
         )
     # What a fit refuses or warns of is no ground to compare on either.
-    fitted = fit.fit(table, "loss", Options(delta=DELTA, window=window), cost, {})
+    fitted = fit.fit(table, "loss", Options(delta=DELTA), cost, {})
     points, warnings, table = fitted.points, list(fitted.warnings), at_nominal(table)
     if not points.optima:
         raise UnsupportedFit(
@@ -160,16 +172,26 @@ def compare(
     error = np.sqrt(np.sum(jackknife.deviations(replicates) ** 2, axis=0) + np.diag(extra))
     width = t_quantile(len(replicates) - 1) * error
     spans = np.stack([middle, middle - width, middle + width])
-    ratio, difference = (tuple(float(v) for v in span) for span in (np.exp(spans[:, 0]), spans[:, 1]))
-    served = tuple(float(v) for v in cost(size * np.array(ratio)) / cost(np.array(size)))
+    ratio, difference = np.exp(spans[:, 0]), spans[:, 1]
+    served = cost(size * ratio) / cost(np.array(size))
     return Comparison(
-        lr, B, C, size, size_fixed, exponent, exponent_fixed, difference, ratio, served,
-        float(np.mean(fixed / points.loss - 1)), not ratio[1] <= 1 <= ratio[2], tuple(warnings),
-    )  # fmt: skip
+        lr=lr,
+        B=B,
+        C=C,
+        N_opt=size,
+        N_fixed=size_fixed,
+        exponent=exponent,
+        exponent_fixed=exponent_fixed,
+        exponent_difference=Interval(*difference.tolist()),
+        ratio=Interval(*ratio.tolist()),
+        inference_ratio=Interval(*served.tolist()),
+        excess=float(np.mean(fixed / points.loss - 1)),
+        warnings=tuple(warnings),
+    )
 
 
 def prices(
-    table: RunTable, pair: tuple[float, float] | None = None, window: float | None = 0.02
+    table: RunTable, pair: tuple[float, float] | None = None
 ) -> tuple[tuple[float, float], list[dict[str, Any]]]:
     """What one pair costs at each size and token count, read off the grids' surfaces alone: no law enters.
 
@@ -189,7 +211,7 @@ def prices(
         UserError: a pair far outside the grids.
     """
     table = at_nominal(table)
-    points = points_of_grids(table, tuple(grid_optima(table, window)), [])
+    points = points_of_grids(table, tuple(grid_optima(table)), Checks())
     fitted = [o for o in points.optima if not table.heldout[o.used].any()]
     lr, B = pair or _of_smallest(fitted or points.optima)
     _refuse_far(table, lr, B)
@@ -215,10 +237,10 @@ def prices(
 
 def _refuse_far(table: RunTable, lr: float, B: float) -> None:
     """UserError where a pair lies far outside what was swept."""
-    for name, value, swept in (("lr", lr, table.lr), ("B", B, table.B)):
-        if not swept.min() / MARGIN <= value <= swept.max() * MARGIN:
+    for name, value, tried in (("lr", lr, table.lr), ("B", B, table.B)):
+        if not tried.min() / MARGIN <= value <= tried.max() * MARGIN:
             raise UserError(
-                f"the pair's {name}, {value:.4g}, is far outside the grids: {swept.min():.4g} to {swept.max():.4g} "
+                f"the pair's {name}, {value:.4g}, is far outside the grids: {tried.min():.4g} to {tried.max():.4g} "
                 "were swept"
             )
 
@@ -243,9 +265,10 @@ def _scatter(points: Points, prices: NDArray) -> tuple[float, int]:
     Under power laws of the best rate and batch, and one curvature, a pair's price is a quadratic in ln N and ln T.
     """
     x, y = np.log(points.N / np.median(points.N)), np.log(points.T / np.median(points.T))
-    solution, _, rank, _ = np.linalg.lstsq(features(x, y), prices, rcond=1e-9)
+    X = features(np.stack([x, y], axis=1))
+    solution, _, rank, _ = np.linalg.lstsq(X, prices, rcond=1e-9)
     spare = len(prices) - int(rank)
-    return float(np.sum((prices - features(x, y) @ solution) ** 2)) / spare if spare else 0.0, spare
+    return float(np.sum((prices - X @ solution) ** 2)) / spare if spare else 0.0, spare
 
 
 def _covered(table: RunTable, optimum: Optimum, lr: float, B: float) -> bool:
@@ -261,14 +284,21 @@ def _losses_at(
     Third, whether a grid has a run without which there is no surface [points]: its deletion then changes nothing.
     """
     names = np.unique(table.run_id[np.concatenate([o.used for o in optima])])
-    values = np.array([surface_at(table, o.used, lr, B) for o in optima])
+    values = np.array([_loss_at(table, o.used, lr, B) for o in optima])
     replicates = np.tile(values, (clusters, 1))
     for g, optimum in enumerate(optima):
         for run in np.unique(table.run_id[optimum.used]):
             kept = optimum.used[table.run_id[optimum.used] != run]
-            replicates[np.searchsorted(names, run), g] = surface_at(table, kept, lr, B)
+            replicates[np.searchsorted(names, run), g] = _loss_at(table, kept, lr, B)
     known = np.isfinite(replicates) & (replicates > 0)
     return values, np.where(known, replicates, values), ~known.all(axis=0)
+
+
+def _loss_at(table: RunTable, rows: NDArray[np.int64], lr: float, B: float) -> float:
+    """The quadratic through ``rows`` of a run table, at (lr, B); nan where they do not fix one."""
+    places = np.log(np.stack([table.lr[rows] / lr, table.B[rows] / B], axis=1))
+    fit = quadratic(places, table.loss[rows], table.loss_se[rows])
+    return math.nan if fit is None else float(fit.coefficients[0])
 
 
 def _sizes(
@@ -282,13 +312,13 @@ def _sizes(
     fitted = loss_law.fit(points.N, points.T, loss, None, DELTA, scale=scale)
     if fitted.at_bound:
         raise UnsupportedFit(f"loss law at the fixed pair: {' and '.join(fitted.at_bound)} ran to its bound")
-    precision, _ = loss_law.precisions(None, len(points.N))
     moved = loss * np.exp(NUDGE * np.eye(len(loss)))
     losses = np.concatenate([replicates, moved])
     start = np.repeat(fitted.theta[None], len(losses), axis=0)
-    thetas, _ = loss_law.descend(start, points.N, points.T, losses, precision, fitted.delta, {}, scale, steps=100)
-    constants = loss_law.constants_of(np.concatenate([fitted.theta[None], thetas]))
-    laws = Losses.additive(constants, scale)
+    thetas, _ = loss_law.descend(start, points.N, points.T, losses, None, fitted.delta, {}, scale, steps=100)
+    laws = Losses(
+        (Form("additive", 1.0, np.concatenate([fitted.theta[None], thetas])),), Scale(scale["N"], scale["T"], 1.0)
+    )
     _, exponents = allocation.power_law_of_minima(laws, (C / 10, C), cost)
     found = np.stack([np.log(allocation.optimum(laws, C, cost)), exponents], axis=1)
     pull = (found[1 + len(replicates) :] - found[0]).T / NUDGE

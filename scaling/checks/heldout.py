@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from videoscaling.scaling.estimates import interval, t_quantile
 from videoscaling.scaling.fitting.grids import edges
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal
-from videoscaling.scaling.fitting.grids.optimum import COEFFICIENTS, Optimum, features, find, quadratic
+from videoscaling.scaling.fitting.grids.optimum import Optimum, features, find, quadratic
 from videoscaling.scaling.laws import TOLERANCE, Law
 from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
@@ -101,22 +101,22 @@ def _surface(
 ) -> dict[str, Any] | None:
     """Regret and the minimum's standard error from the quadratic through all cells, x and y around the law's pair."""
     used = np.flatnonzero(np.isfinite(grid.loss))
-    fit = quadratic(x[used], y[used], grid.loss[used], np.ones(len(used)))
+    fit = quadratic(np.stack([x, y], axis=1)[used], grid.loss[used])
     if fit is None:
         return None
-    coefficients, unscaled, scatter, spare = fit
+    coefficients, spare = fit.coefficients, fit.spare
     known = 0.0 if noise is None else (noise * optimum.loss) ** 2
     freedom = freedom if noise is not None else 0
     if not spare + freedom:
         return None
-    variance = ((spare * scatter**2 if spare else 0.0) + freedom * known) / (spare + freedom)
+    variance = ((spare * fit.scatter**2 if spare else 0.0) + freedom * known) / (spare + freedom)
     random = np.random.default_rng(0)
-    root = np.linalg.cholesky(unscaled * variance + 1e-18 * np.eye(COEFFICIENTS))
+    root = np.linalg.cholesky(fit.unscaled * variance + 1e-18 * np.eye(len(coefficients)))
     stretch = np.sqrt((spare + freedom) / random.chisquare(spare + freedom, DRAWS))[:, None]
-    draws = coefficients + random.standard_normal((DRAWS, COEFFICIENTS)) @ root.T * stretch
+    draws = coefficients + random.standard_normal((DRAWS, len(coefficients))) @ root.T * stretch
     # The cells' own box: a quadratic says nothing of what lies beyond.
     box = np.meshgrid(*(np.linspace(axis[used].min(), axis[used].max(), GRID) for axis in (x, y)))
-    row = features(box[0].ravel(), box[1].ravel())
+    row = features(np.stack([axis.ravel() for axis in box], axis=1))
     here, lowest = np.append(draws[:, 0], coefficients[0]), (row @ np.vstack([draws, coefficients]).T).min(axis=0)
     # The law's pair may be better than any point of the raster.
     regret = np.maximum(here / lowest - 1, 0.0)

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.estimates import t_quantile
+from videoscaling.scaling.fitting.grids import edges
+from videoscaling.scaling.fitting.grids.optimum import quadratic
 from videoscaling.scaling.fitting.grids.power_law import between_variance
 from videoscaling.scaling.laws import SizeLaw
 from videoscaling.scaling.runs import common_sizes
@@ -171,27 +173,17 @@ def minimum(budget: Budget) -> Minimum:
     lowest = np.sort([loss[x == size].min() for size in np.unique(x)])
     width = max(math.log1p(WINDOW), lowest[2] - best)
     used = loss <= best + width + 1e-12
-    c, scatter, dof, sensitivity, at = _parabola(x[used], loss[used])
-    if dof and (wanted := min(NOISE_WIDTHS * scatter, WIDEST)) > width:
+    fit = quadratic(x[used, None], loss[used])
+    if fit.spare and (wanted := min(NOISE_WIDTHS * fit.scatter, WIDEST)) > width:
         # At a wider window's rim losses would choose those that are low by luck: the curve chooses.
-        curve = c[0] + c[1] * x + c[2] * x * x
+        curve = fit(x[:, None])
         used |= (curve <= curve[used].min() + wanted) & (loss <= best + 2 * WIDEST)
-        c, scatter, dof, sensitivity, at = _parabola(x[used], loss[used])
-    inside = bool(c[2] > 0 and x[used].min() < at < x[used].max())
-    N_opt = float(budget.N[np.argmin(budget.loss)] * math.exp(at)) if inside else math.nan
-    return Minimum(budget.C, N_opt, sensitivity, scatter, dof, inside)
-
-
-def _parabola(x: NDArray, y: NDArray) -> tuple[NDArray, float, int, float, float]:
-    """(constants [3], scatter, dof, variance of the minimum over that of one y, the minimum)."""
-    X = np.stack([np.ones_like(x), x, x**2], axis=1)
-    inverse = np.linalg.pinv(X)
-    c, dof = inverse @ y, len(x) - 3
-    scatter = math.sqrt(np.sum((y - X @ c) ** 2) / dof) if dof > 0 else math.nan
-    if c[2] <= 0:
-        return c, scatter, dof, math.inf, 0.0
-    slope = np.array([0.0, -1 / (2 * c[2]), c[1] / (2 * c[2] ** 2)])
-    return c, scatter, dof, float(slope @ inverse @ inverse.T @ slope), float(-c[1] / (2 * c[2]))
+        fit = quadratic(x[used, None], loss[used])
+    at = fit.minimum()
+    inside = at is not None and edges.inside(at, x[used, None])
+    N_opt = float(budget.N[np.argmin(budget.loss)] * math.exp(at[0])) if inside else math.nan
+    sensitivity = math.inf if at is None else float(fit.sensitivity(at)[0, 0])
+    return Minimum(budget.C, N_opt, sensitivity, fit.scatter, fit.spare, inside)
 
 
 def through(C: ArrayLike, N_opt: ArrayLike, variance: ArrayLike | None = None, freedom: float = math.inf) -> SizeFit:

@@ -1,18 +1,17 @@
 """One call for all fits: the method follows from what the table holds, where the user names none."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from videoscaling.scaling.fitting import table_kind
-from videoscaling.scaling.fitting.grids import fit, lines, optimum
+from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optima
 from videoscaling.scaling.fitting.losses import loss_fit
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.surface import surface_law
-from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.laws import ESTIMATORS, Law
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.allocation import Cost
@@ -20,8 +19,8 @@ from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
 SURFACE, LOSSES, GRIDS = "surface", "losses", "grids"
-# What one surface, and averaged loss forms, have no use for: nothing is held, windowed or assumed.
-UNREAD_BY = {SURFACE: ("fix", "prior", "window", "delta", "force"), LOSSES: ("fix", "window", "delta", "force")}
+# What one surface, and averaged loss forms, have no use for: nothing is held or assumed.
+UNREAD_BY = {SURFACE: ("fix", "prior", "force"), LOSSES: ("fix", "force")}
 UNREAD_BY[GRIDS] = ("form",)
 
 
@@ -72,34 +71,15 @@ def fit_law(table: RunTable, part: str, method: str, options: Options, cost: Cos
             law = loss_fit.fit_law(table, options, cost, provenance)
             lowest = float(table.loss[~table.heldout].min())
             return Fit(law, (*loss_fit.summary(law.loss, lowest), *_sizes(law, cost)))
-        fitted = fit_or_force(table, part, options, cost, provenance)
+        fitted = fit.fit(table, part, options, cost, provenance)
         return Fit(fitted.law, (*_describe(fitted), *_sizes(fitted.law, cost)))
     except UserError as error:
         raise UserError("; ".join([str(error), *table.notes])) from None
 
 
-def fit_or_force(table: RunTable, part: str, options: Options, cost: Cost, provenance: dict[str, Any]) -> fit.Fitted:
-    """The fit by grids; with ``options.force`` one that the data do not support as well, which says so in its law.
-
-    Raises:
-        UnsupportedFit: the data do not support it, and it is not forced.
-    """
-    try:
-        return fit.fit(table, part, replace(options, force=False), cost, provenance)
-    except UnsupportedFit as reason:
-        if not options.force:
-            raise
-        why = f"forced: {str(reason).splitlines()[0]}"
-    fitted = fit.fit(table, part, options, cost, provenance)
-    said = (why, *fitted.warnings)
-    law = replace(fitted.law, fit=fitted.law.fit | {"forced": True, "warnings": list(said)})
-    return replace(fitted, law=law, warnings=said)
-
-
 def _describe(fitted: fit.Fitted) -> list[str]:
     """Verdicts on grids, and constants with intervals."""
     law, found = fitted.law, [one.describe() for one in fitted.optima]
-    found += [f"  {line}" for line in optimum.next_cells(fitted.optima)]
     for part in ("batch", "lr", "loss"):
         value = getattr(law, part)
         if value is None:
@@ -141,6 +121,6 @@ def _sizes(law: Law, cost: Cost) -> list[str]:
 def _verdicts(table: RunTable) -> list[str]:
     """How many grids have an optimum of their own: a picture of the data, which no surface needs."""
     table = at_nominal(table.rows(~table.heldout))
-    verdicts = Counter(one.verdict for one in grid_optima(table, optimum.WINDOW, lines.swept(table)))
+    verdicts = Counter(one.verdict for one in grid_optima(table))
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
-    return [f"grids by their own optima: {counts} (--method grids lists them and the cells that would decide them)"]
+    return [f"grids by their own optima: {counts} (--method grids lists them)"]

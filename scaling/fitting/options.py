@@ -3,13 +3,12 @@
 from dataclasses import dataclass, field
 
 from videoscaling.scaling.fitting.grids import loss_law
-from videoscaling.scaling.fitting.grids.optimum import WINDOW
-from videoscaling.scaling.laws import Law
+from videoscaling.scaling.laws import Law, LossLaw, constants_of
 from videoscaling.utils.errors import UserError, nearest
 
 # Constants that may be held, and where: the loss law's exponents as far as the fit itself looks for them.
 HOLDABLE = dict.fromkeys(("B.T", "B.N", "lr.T", "lr.N"), (-10.0, 10.0))
-HOLDABLE |= {f"loss.{c}": loss_law.EXPONENTS if c in ("aT", "aN") else (1e-9, 1e9) for c in loss_law.CONSTANTS}
+HOLDABLE |= {f"loss.{c}": loss_law.EXPONENTS if c in ("aT", "aN") else (1e-9, 1e9) for c in constants_of(LossLaw)}
 # Rates and batches that a pair can have.
 PAIR = (1e-30, 1e30)
 
@@ -18,16 +17,22 @@ PAIR = (1e-30, 1e30)
 class Options:
     """What the user may choose. ``form`` is for surfaces and loss forms, the others for grids.
 
+    ``delta`` is where Huber's loss turns linear, by default what the noise asks for.
+
     ``fixed`` maps "B.N", "lr.T" or "loss.aT" to the value held.
     """
 
     fixed: dict[str, float] = field(default_factory=dict)
     prior: Law | None = None
-    window: float | None = WINDOW
-    delta: float | None = None
     force: bool = False
     optima: bool = False
     form: str = "auto"
+    delta: float | None = None
+
+    def held(self, symbol: str) -> dict[str, float]:
+        """The constants held of the law of "B", "lr" or "loss", by their own names."""
+        parts = {name.partition(".")[::2]: value for name, value in self.fixed.items()}
+        return {name: value for (law, name), value in parts.items() if law == symbol}
 
 
 def parse_fixed(pairs: list[str], part: str) -> dict[str, float]:
@@ -54,21 +59,6 @@ def parse_fixed(pairs: list[str], part: str) -> dict[str, float]:
     if sum(name.startswith("loss.") for name in values) == len(loss_law.CONSTANTS):
         raise UserError("--fix: all the loss law's constants are held: there is nothing left to fit")
     return values
-
-
-def parse_window(text: str | None) -> float | None:
-    """A fraction, or None for "none"; ``WINDOW`` where nothing is said."""
-    if text is None:
-        return WINDOW
-    if text == "none":
-        return None
-    try:
-        width = float(text)
-    except ValueError:
-        width = 0.0
-    if not 0 < width < 1:
-        raise UserError(f"--window {text!r} is neither a fraction between 0 and 1 nor 'none'")
-    return width
 
 
 def parse_pair(text: str | None) -> tuple[float, float] | None:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from videoscaling.scaling.fitting.grids.fit_points import Points
 from videoscaling.scaling.fitting.grids.optimum import Optimum
-from videoscaling.scaling.fitting.grids.power_law import CONSTANTS, LEAST_SPAN, PowerFit, near
-from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.scaling.fitting.grids.power_law import LEAST_SPAN, PowerFit, near
+from videoscaling.scaling.fitting.unsupported import Checks, UnsupportedFit
 from videoscaling.scaling.runs import RunTable
 
 # Published exponents of the batch and the rate in N and T lie between -0.7 and 0.9.
@@ -22,12 +22,8 @@ UNIT_GAP = 64.0
 LEAVE_OUT = "  leave them out, or mark them as held out (heldout 1), if something went wrong there"
 
 
-def check_units(table: RunTable, force: bool, warnings: list[str]) -> None:
-    """Refuse batches that lie as far apart as two units of batch, or warn of them where forced.
-
-    Raises:
-        UnsupportedFit: the table's batches, or those of two neighbouring grids, have such a gap.
-    """
+def check_units(table: RunTable, checks: Checks) -> None:
+    """Refuse batches of a table, or of two neighbouring grids, that lie as far apart as two units of batch."""
     batches = np.unique(table.B)
     ratio = batches[1:] / batches[:-1]
     if len(ratio) and ratio.max() > UNIT_GAP:
@@ -40,10 +36,8 @@ def check_units(table: RunTable, force: bool, warnings: list[str]) -> None:
         text = f"the batches of neighbouring grids are far apart: {apart}"
     else:
         return
-    text += ": are some counted in sequences and some in tokens?"
-    if not force:
-        raise UnsupportedFit(text, advice="bring them to one unit, and name it with --batch-unit")
-    warnings.append(text)
+    advice = "bring them to one unit, and name it with --batch-unit"
+    checks.refuse(f"{text}: are some counted in sequences and some in tokens?", advice)
 
 
 def _far_neighbours(table: RunTable) -> str:
@@ -60,12 +54,8 @@ def _far_neighbours(table: RunTable) -> str:
     return ""
 
 
-def check_power(points: Points, symbol: str, power: PowerFit, force: bool, warnings: list[str]) -> None:
-    """Refuse a law of "B" or "lr" that no training run can follow, or warn of it where forced.
-
-    Raises:
-        UnsupportedFit: optima that lie far from the law of the others, or an exponent beyond ``MAX_EXPONENT``.
-    """
+def check_power(points: Points, symbol: str, power: PowerFit, checks: Checks) -> None:
+    """Refuse optima that lie far from the law of the others, or an exponent beyond ``MAX_EXPONENT``."""
     found = far_optima(points, symbol, power)
     if not found:
         free = [name for name in ("T", "N") if name not in power.law.assumed]
@@ -75,9 +65,8 @@ def check_power(points: Points, symbol: str, power: PowerFit, force: bool, warni
             for name in free
             if abs(getattr(power.law, name)) > MAX_EXPONENT
         ][:1]
-    if found and not force:
-        raise UnsupportedFit("\n".join(found))
-    warnings += [line.strip() for line in found]
+    if found:
+        checks.refuse("\n".join(found))
 
 
 def check_spans(N: NDArray, T: NDArray) -> None:
@@ -91,7 +80,8 @@ def check_spans(N: NDArray, T: NDArray) -> None:
             raise UnsupportedFit(
                 f"{name} from {values.min():.5g} to {values.max():.5g}, within a factor of {LEAST_SPAN:g}: nothing "
                 f"tells what follows {name}",
-                advice=f"sweep a wider range of {name}, or keep the rows of one",
+                advice=f"sweep a wider range of {name}, or hold its exponents with --method grids --fix B.{name}=0 "
+                f"--fix lr.{name}=0",
             )
 
 
@@ -122,9 +112,8 @@ def check_far_grids(optima: list[Optimum], expected: NDArray) -> None:
     off = np.log([one.lr for one in optima] / expected)[inside]
     if len(off) < 4:
         return
-    spread = 1.4826 * float(np.median(np.abs(off)))
-    far = (np.abs(off) > math.log(FAR_FACTOR)) & (np.abs(off) > FAR_SIGMAS * spread)
-    if not far.any() or far.sum() > len(far) / 3:
+    far = _far(off)
+    if not far.any():
         return
     chosen = [one for one, is_inside in zip(optima, inside) if is_inside]
     lines = [f"lr_opt: {far.sum()} of {len(far)} grids have their best rate far from that of the others"]
@@ -143,18 +132,9 @@ def far_optima(points: Points, symbol: str, power: PowerFit) -> list[str]:
     """
     inside = points.inside(symbol)
     N, T, value = points.N[inside], points.T[inside], getattr(points, symbol)[inside]
-    if power.spare < 2:
-        return []
-    scale = power.law.scale
-    columns = dict(zip(CONSTANTS, (np.ones(len(N)), np.log(T / scale["T"]), np.log(N / scale["N"]))))
-    free = [name for name in CONSTANTS if name not in power.law.assumed]
-    X = np.stack([columns[name] for name in free], axis=1)
-    held = sum((getattr(power.law, name) * columns[name] for name in power.law.assumed), np.zeros(len(N)))
-    y = np.log(value) - held
-    residual = y - X @ _median_fit(X, y)
-    spread = 1.4826 * float(np.median(np.abs(residual)))
-    far = (np.abs(residual) > math.log(FAR_FACTOR)) & (np.abs(residual) > FAR_SIGMAS * spread)
-    if not far.any() or far.sum() > len(far) / 3 or np.linalg.matrix_rank(X[~far]) < X.shape[1]:
+    X, y = power.X, power.y
+    far = _far(y - X @ _median_fit(X, y))
+    if power.spare < 2 or not far.any() or np.linalg.matrix_rank(X[~far]) < X.shape[1]:
         return []
     others = X @ np.linalg.lstsq(X[~far], y[~far], rcond=None)[0]
     ratios = np.exp((y - others)[far])
@@ -168,6 +148,13 @@ def far_optima(points: Points, symbol: str, power: PowerFit) -> list[str]:
     else:
         lines.append(LEAVE_OUT)
     return lines
+
+
+def _far(off: NDArray) -> NDArray[np.bool_]:
+    """Which residuals in ln are far from all others; none where a third of them would be."""
+    spread = 1.4826 * float(np.median(np.abs(off)))
+    far = (np.abs(off) > math.log(FAR_FACTOR)) & (np.abs(off) > FAR_SIGMAS * spread)
+    return far & (far.sum() <= len(far) / 3)
 
 
 def _median_fit(X: NDArray, y: NDArray) -> NDArray[np.float64]:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from videoscaling.scaling.laws import Law
 from videoscaling.scaling.planning.allocation import Cost, c_token, proportional
 from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError, plural
@@ -89,6 +91,39 @@ def training_flops(table: RunTable, N: NDArray, T: NDArray, cost: Cost) -> NDArr
         if np.isfinite(seen).any() and abs(np.nanmedian(seen) / cost(size) - 1) < SAME_COST:
             per_token[size == N] = np.nanmedian(seen)
     return T * per_token
+
+
+def flops_per_parameter_token(table: RunTable, cost: Cost) -> float | None:
+    """Of a law whose cost does not follow from its tokens per clip."""
+    return None if tokens_per_clip(table) else float(cost(np.array(1e9)) / 1e9)
+
+
+def law_of(
+    table: RunTable,
+    N: NDArray,
+    T: NDArray,
+    cost: Cost,
+    provenance: dict[str, Any],
+    unknown: dict[str, str],
+    fit: dict[str, Any],
+    **parts: Any,
+) -> Law:
+    """The law of fitted ``parts``, with what a law file says of the runs behind it.
+
+    Args:
+        N, T: [points] that were fitted.
+        unknown: the reasons for what is null.
+        fit: how it was fitted.
+    """
+    return Law(
+        **(dict.fromkeys(("batch", "lr", "loss", "allocation", "curvature", "lr_given_batch", "draws")) | parts),
+        name=str(provenance.get("name", "law")),
+        n_ctx=tokens_per_clip(table),
+        domain=domain(table, N, T, cost),
+        recipe=table.recipe,
+        fit=fit,
+        provenance=provenance | {"unknown": unknown, "source": table.source, "runs": run_names(table)},
+    )
 
 
 def domain(table: RunTable, N: NDArray, T: NDArray, cost: Cost) -> dict[str, list[float] | None]:

@@ -1,5 +1,6 @@
 """N_opt(C) of a fit: through the minima of its loss, and through budgets that several sizes share."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,45 +28,65 @@ def check_losses(table: RunTable) -> None:
         raise UserError(f"{table.source}: all losses are equal: there is no law in them")
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """N_opt of a fit.
+
+    Attributes:
+        allocation: by estimator, as in a law file; None where there is none.
+        fits: those that come of isoFLOP budgets, with their errors.
+        unknown: why an estimator is unknown, by key.
+        warnings: as text.
+    """
+
+    allocation: dict[str, Any] | None = None
+    fits: dict[str, isoflop.SizeFit] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def intervals(self) -> dict[str, list[float]]:
+        """Of exponents, for the law file's ``fit.intervals``."""
+        return {f"allocation.{name}.exponent": one.exponent_interval() for name, one in self.fits.items()}
+
+    @property
+    def errors(self) -> dict[str, Any]:
+        """The law file's ``fit.size_errors``, where there are any."""
+        return {"size_errors": {name: one.errors() for name, one in self.fits.items()}} if self.fits else {}
+
+
 def fit_sizes(
-    table: RunTable,
-    N: NDArray,
-    T: NDArray,
-    loss: NDArray,
-    law: LossLaw | Losses,
-    cost: Cost,
-    unknown: dict[str, str],
-    warnings: list[str],
-    grids: bool = False,
-) -> tuple[dict[str, Any] | None, dict[str, isoflop.SizeFit]]:
-    """N_opt by estimator, None where there is none, and the errors of those that come of isoFLOP budgets.
+    table: RunTable, N: NDArray, T: NDArray, loss: NDArray, law: LossLaw | Losses, cost: Cost, grids: bool = False
+) -> Sizes:
+    """N_opt by estimator.
 
     Args:
         N, T, loss: [points] at their best batch and rate.
         law: of their losses.
-        unknown: gets the reason where an estimator is unknown.
         grids: whether points are optima of grids; else each is a finite row of the run table, with its own budget.
     """
     C = training_flops(table, N, T, cost)
-    sizes: dict[str, Any] = {"measured": None, "predicted": None, "default": "predicted"}
-    sizes["predicted"] = allocation.predicted(law, (float(C.min()), 10 * float(C.max())), cost)
-    if sizes["predicted"].exponent < STILL:
-        unknown["allocation"] = "by the loss law the smallest model is the best at every budget"
-        warnings.append(f"N_opt is unknown: {unknown['allocation']}")
-        return None, {}
+    predicted = allocation.predicted(law, (float(C.min()), 10 * float(C.max())), cost)
+    if predicted.exponent < STILL:
+        why = "by the loss law the smallest model is the best at every budget"
+        return Sizes(unknown={"allocation": why}, warnings=(f"N_opt is unknown: {why}",))
     curves = []
     if not grids:
         # Each row is a point, but for the diverged ones, and has its own budget or a computed one.
         flops = table.flops[np.isfinite(table.loss)]
         curves = isoflop.budgets(N, flops, loss) or isoflop.budgets(N, C, loss, isoflop.MOSTLY)
     found, reasons = isoflop.estimate(curves or isoflop.interpolated(N, C, loss))
-    sizes |= {name: None if one is None else one.law for name, one in found.items()}
-    # Interpolated budgets share their points: their scatter is no error.
-    fits = {name: one for name, one in found.items() if curves and one is not None}
-    unknown |= {f"allocation.{name}": reason for name, reason in reasons.items()}
-    if sizes["measured"] is not None:
+    laws = {name: one and one.law for name, one in found.items()}
+    warnings = []
+    if laws["measured"] is not None:
         at = 10 * C.max()
-        ratio = float(sizes["measured"](at) / sizes["predicted"](at))
+        ratio = float(laws["measured"](at) / predicted(at))
         if not 0.5 < ratio < 2:
             warnings.append(f"at {at:.2g} FLOPs the measured N_opt is {ratio:.2g} times the predicted one")
-    return sizes, fits
+    return Sizes(
+        {"measured": laws["measured"], "predicted": predicted, "default": "predicted", "direct": laws["direct"]},
+        # Interpolated budgets share their points: their scatter is no error.
+        {name: one for name, one in found.items() if curves and one is not None},
+        {f"allocation.{name}": reason for name, reason in reasons.items()},
+        tuple(warnings),
+    )

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from videoscaling.scaling.fitting.grids.edges import BOTH
 from videoscaling.scaling.fitting.grids.optimum import COEFFICIENTS
-from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.scaling.fitting.unsupported import Checks, UnsupportedFit
 from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
@@ -17,6 +18,15 @@ def most_cells(table: RunTable) -> int:
     """The largest number of different (lr, B) of one grid."""
     cells = np.stack([np.log(table.lr), np.log(table.B)], axis=1).round(6)
     return max(len(np.unique(cells[rows], axis=0)) for *_, rows in table.grids())
+
+
+def swept(table: RunTable) -> tuple[str, ...]:
+    """Which of lr and B vary inside the grids of a run table; both where neither does, or where they are unknown."""
+    if not np.isfinite([table.lr, table.B]).all():
+        return BOTH
+    grids = [rows for *_, rows in table.grids()]
+    varying = [name for name in BOTH if any(np.ptp(np.log(getattr(table, name)[rows])) > 1e-6 for rows in grids)]
+    return tuple(varying) or BOTH
 
 
 def check_line(table: RunTable, axis: str) -> None:
@@ -35,12 +45,8 @@ def check_line(table: RunTable, axis: str) -> None:
         )
 
 
-def check_repeats(table: RunTable, force: bool, warnings: list[str]) -> None:
-    """Refuse several losses of one (N, T) that are no repeats of one measurement, or warn of them where forced.
-
-    Raises:
-        UnsupportedFit: there are some; each is named.
-    """
+def check_repeats(table: RunTable, checks: Checks) -> None:
+    """Refuse several losses of one (N, T) that are no repeats of one measurement; each is named."""
     error = table.loss_se / table.loss
     known = error[np.isfinite(error)]
     least = REPEAT_SIGMAS * 2**0.5 * float(np.median(known)) if len(known) else 0.0
@@ -53,16 +59,13 @@ def check_repeats(table: RunTable, force: bool, warnings: list[str]) -> None:
     if not found:
         return
     text = f"{len(found)} (N, T) have several losses that differ by more than repeats of one run do"
-    if force:
-        warnings.append(text)
-        return
     listed = [f"\n  {line}" for line in found[:LISTED]]
     if len(found) > LISTED:
         listed.append(f"\n  and {len(found) - LISTED} more")
     advice = "keep one row of each"
     if np.isnan([table.B, table.lr]).any():
         advice = "name the columns B and lr with --columns if these differ, or keep one row of each"
-    raise UnsupportedFit(f"{text}: {advice}{''.join(listed)}")
+    checks.refuse(f"{text}: {advice}{''.join(listed)}")
 
 
 def check_optima(table: RunTable) -> None:
@@ -71,7 +74,7 @@ def check_optima(table: RunTable) -> None:
     for N, T, rows in sorted(groups, key=lambda group: -len(group[2])):
         cells = {(str(table.B[row]), str(table.lr[row])) for row in rows}
         if len(cells) > 1:
-            way = "leave --optima out to fit grids" if len(cells) >= COEFFICIENTS else "keep the best row of each"
+            way = "leave --optima out to fit grids" if len(cells) >= COEFFICIENTS[2] else "keep the best row of each"
             raise UserError(
                 f"{table.source}: --optima wants one row for each (N, T), but N {N:.4g}, T {T:.4g} has {len(rows)}: "
                 f"{way} (only repeats of one (B, lr) may stand)"

@@ -1,4 +1,4 @@
-"""The error of a fit that the data do not support: exit 3."""
+"""Fits that the data do not support: exit 3, or with ``--force`` a warning."""
 
 
 class UnsupportedFit(Exception):
@@ -12,3 +12,21 @@ class UnsupportedFit(Exception):
     def __init__(self, message: str, forcible: bool = True, advice: str = "") -> None:
         super().__init__(message)
         self.forcible, self.advice = forcible, advice
+
+
+class Checks:
+    """What a fit has to say of its data: warnings, and refusals, which ``force`` turns into warnings."""
+
+    def __init__(self, force: bool = False) -> None:
+        self.force = force
+        self.warnings: list[str] = []
+        self.forced: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def refuse(self, text: str, advice: str = "", forcible: bool = True) -> None:
+        """Raise UnsupportedFit, or go on where that is forced."""
+        if not (forcible and self.force):
+            raise UnsupportedFit(text, forcible, advice)
+        self.forced.append(f"forced: {text.splitlines()[0]}")

@@ -115,7 +115,10 @@ def estimates(law: Law, C: float, cost: Cost) -> dict[str, Estimate]:
         elif (span := size_interval(law, name, C)) is not None:
             found[name] = Estimate(found[name].value, *(np.array(end) for end in span))
     if losses is not None:
-        found["minimised"] = losses.estimate(lambda losses: optimum(losses, C, cost), *near)
+        sizes = losses.estimate(lambda losses: optimum(losses, C, cost), *near)
+        # An end of the search is no size.
+        low = np.where(sizes.low < 1.01 * SIZES[0], 0.0, sizes.low)
+        found["minimised"] = Estimate(sizes.value, low, np.where(sizes.high > SIZES[1] / 1.01, np.inf, sizes.high))
     return found
 
 

@@ -20,8 +20,7 @@ def _text(value: Any, form: str) -> str:
         return "unknown"
     if not isinstance(value, Estimate):
         return f"{value:{form}}"
-    ends = "" if np.isnan(value.low) else f"  [{float(value.low):{form}}, {float(value.high):{form}}]"
-    return f"{float(value.value):{form}}{ends}"
+    return f"{value.value:{form}}  {value.span(form)}".rstrip()
 
 
 def table(plan: Plan) -> str:

@@ -80,9 +80,6 @@ def heat_maps(sources: Sources) -> Chart:
         lr, B, loss, excess = own
         chart.add("cell", **at, lr=lr, B=B, loss=loss, excess=excess, verdict=optimum.verdict)
         colour = _heat_map(axis, optimum, lr=lr, B=B, excess=excess, top=top)
-        if optimum.run_next:
-            lr, B = np.array(optimum.run_next).T
-            chart.add("run next", **at, lr=lr, B=B)
         lines = _of_surface if sources.law.surface is not None else _of_quadratic
         for name, lr, B, excess in lines(sources, optimum, grid):
             chart.add(name, **at, lr=lr, B=B, **({} if excess is None else {"excess": excess}))
@@ -98,8 +95,8 @@ def heat_maps(sources: Sources) -> Chart:
     bar = chart.figure.colorbar(colour, ax=chart.axes, shrink=min(1.0, 2.4 / count), aspect=30, extend="max")
     bar.set_label("loss above the grid's best cell, %")
     text = "Numbers are per cent above the grid's best cell; x: all its runs diverged. "
-    if any(o.run_next for o in optima):
-        text += "A grid with a red title has no optimum inside: red squares are cells that would show it. "
+    if not all(o.usable for o in optima):
+        text += "A grid with a red title has no optimum inside. "
     if sources.law.surface is None:
         text += "Contours and the star are of the quadratic through the grid's own cells, with its 95 % ellipse."
         return sources.captioned(chart, text, "ln L quadratic in ln lr and ln B near the best cell")
@@ -122,9 +119,8 @@ def _cells(grid: RunTable) -> tuple[NDArray, NDArray, NDArray, NDArray]:
 def _heat_map(
     axis: "Axes", optimum: Optimum, *, lr: NDArray, B: NDArray, excess: NDArray, top: float
 ) -> "ScalarMappable":
-    """One grid, its distinct rates and batches at equal distances; open squares are cells to run next."""
-    further = np.array(optimum.run_next).reshape(-1, 2).T
-    levels = [np.unique(np.append(values, more)) for values, more in zip((lr, B), further)]
+    """One grid, its distinct rates and batches at equal distances."""
+    levels = [np.unique(lr), np.unique(B)]
     values = np.full((len(levels[1]), len(levels[0])), np.nan)
     values[np.searchsorted(levels[1], B), np.searchsorted(levels[0], lr)] = np.minimum(excess, 1e3)
     scales = [_equal_widths(known) for known in levels]
@@ -139,7 +135,6 @@ def _heat_map(
         tone = "white" if percent > 0.45 * top else "#101828"
         label = axis.text(x, y, text, ha="center", va="center", fontsize=size, color=tone, zorder=5)
         label.set_in_layout(False)
-    axis.plot(*further, "s", mfc="none", color=ACCENT, ms=min(16, 90 / max(values.shape)), mew=0.8)
     for of, known, form, most in ((axis.xaxis, levels[0], rate_text, 4), (axis.yaxis, levels[1], short, 8)):
         shown = known[:: -(-len(known) // most)]
         of.set_ticks(shown, [form(v) for v in shown], fontsize=6.5)

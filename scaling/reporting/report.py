@@ -8,7 +8,6 @@ from string import Template
 
 import numpy as np
 
-from videoscaling.scaling.fitting.grids.optimum import next_cells
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.laws import Law, LossLaw, PowerLaw, SizeLaw, constants_of
 from videoscaling.scaling.reporting import error_figures, loss_figures, pair_figures, style
@@ -85,10 +84,6 @@ def page(
     warnings = [*_other_runs(table, law), *(law.fit.get("warnings") or ())]
     if warnings:
         sections.append(_section("Warnings", _items(warnings, "warnings")))
-    # A grid that was held out needs no more cells: no law waits for it. A surface needs no optimum inside a grid.
-    held = {(N, T): bool(sources.grids.heldout[rows].all()) for N, T, rows in sources.grids.grids()}
-    if further := next_cells([o for o in sources.optima if not held[o.N, o.T] and law.surface is None]):
-        sections.append(_section("What to run next", _items(further)))
     for chart in charts:
         sections.append(_section(chart.title, _picture(chart, pictures[chart.name])))
     sections.append(_section("The law", _constants(law)))

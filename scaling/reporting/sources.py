@@ -8,9 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.checks.heldout import paired
 from videoscaling.scaling.estimates import Estimate
-from videoscaling.scaling.fitting.grids import lines
 from videoscaling.scaling.fitting.grids.fit_points import STAND_IN, at_nominal, grid_optima
-from videoscaling.scaling.fitting.grids.optimum import WINDOW, Optimum
+from videoscaling.scaling.fitting.grids.optimum import Optimum
 from videoscaling.scaling.fitting.losses.forms import CONSTANTS, FORMULAS
 from videoscaling.scaling.fitting.run_info import training_flops
 from videoscaling.scaling.laws import TOLERANCE, Law
@@ -54,10 +53,9 @@ class Sources:
         has_grids = np.isfinite([table.B, table.lr]).all() and any(len(own) > 1 for _, _, own in table.grids())
         if not has_grids:
             return Sources(table, table, law, cost, (), **more)
-        # As fits do: losses at the tokens that all runs of a grid have seen, optima by the law's own window.
+        # As fits do: losses at the tokens that all runs of a grid have seen, and an optimum of each.
         table = at_nominal(table)
-        axes = tuple(name for name in lines.BOTH if name not in (law.fit.get("along") or {}))
-        optima = tuple(grid_optima(grids := paired(table), law.fit.get("window", WINDOW), axes))
+        optima = tuple(grid_optima(grids := paired(table)))
         return Sources(table, grids, law, cost, optima, **more)
 
     @property

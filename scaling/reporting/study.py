@@ -15,7 +15,6 @@ from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.fitting import isoflop
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optima
-from videoscaling.scaling.fitting.grids.optimum import WINDOW
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.run_info import training_flops
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
@@ -72,7 +71,7 @@ def study(
         "noise": {
             "between_seeds": seeds,
             "validation": noise.of_validation(table),
-            "from_size_to_size": noise.steps_in_size(nominal, WINDOW),
+            "from_size_to_size": noise.steps_in_size(nominal),
         },
         "exponents": exponents(law, reference),
         "held_out": answer(lambda: heldout.check(table, law, pooled, freedom)),
@@ -158,7 +157,7 @@ def best_sizes(table: RunTable, cost: allocation.Cost) -> dict[str, Any]:
     Args:
         table: at the tokens that all runs of a grid have seen.
     """
-    optima = [o for o in grid_optima(table, WINDOW) if math.isfinite(o.loss)]
+    optima = [o for o in grid_optima(table) if math.isfinite(o.loss)]
     if not optima:
         raise UnsupportedFit("no run ended with a loss")
     N, T, loss = np.array([(o.N, o.T, o.loss) for o in optima]).T

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from videoscaling.diffusion.process import Process
-from videoscaling.diffusion.sampling import known_schedulers, sample
+from videoscaling.diffusion.sampling import SamplerOptions, known_schedulers, sample
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.random import normal
 
@@ -75,7 +75,16 @@ def draw(process: Process, scheduler: str, steps: int) -> tuple[Tensor, Tensor, 
     """Samples and what they must be, float64 [CLIPS, *SHAPE], and the times that the model was asked at."""
     model, seeds = Mixture(process), torch.arange(CLIPS)
     context, mask = torch.ones(CLIPS, 1, 1), torch.ones(CLIPS, 1, dtype=torch.bool)
-    x = sample(model, process, context, mask, (context[0], mask[0]), SHAPE, seeds, steps, 1.0, scheduler)
+    x = sample(
+        model,
+        process,
+        context=context,
+        mask=mask,
+        null=(context[0], mask[0]),
+        latent_shape=SHAPE,
+        seeds=seeds,
+        options=SamplerOptions(steps, 1.0, scheduler),
+    )
     noise = normal(0, "sample noise", seeds, SHAPE)
     start = torch.tensor(model.times[0])
     # One step is the posterior mean of the noise, whatever the scheduler: no distribution yet.

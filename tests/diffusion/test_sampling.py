@@ -1,5 +1,7 @@
 """Every scheduler carries noise to the data's distribution when the model is exact, at every number of steps."""
 
+import math
+
 import diffusers
 import pytest
 import torch
@@ -7,7 +9,14 @@ from torch import Tensor, nn
 
 from tests.diffusion.mixture import CLIPS, MEANS, PROCESSES, STDS, WEIGHTS, Mixture, draw, error_bound, statistics
 from videoscaling.diffusion.process import Process
-from videoscaling.diffusion.sampling import MAX_STEPS, build_scheduler, known_schedulers, sample
+from videoscaling.diffusion.sampling import (
+    MAX_STEPS,
+    SamplerOptions,
+    _guided,
+    build_scheduler,
+    known_schedulers,
+    sample,
+)
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.finiteness import NotFinite
 
@@ -59,7 +68,7 @@ def test_an_exact_model_gives_the_mixture(process: Process, scheduler: str, step
 @pytest.mark.parametrize(("process", "scheduler"), PAIRS)
 @pytest.mark.parametrize("steps", [1, 7, 300, 1000])
 def test_the_model_is_asked_at_the_time_of_the_schedulers_sigma(process: Process, scheduler: str, steps: int) -> None:
-    solver = build_scheduler(process, scheduler, steps, CPU)
+    solver = build_scheduler(process, SamplerOptions(steps, scheduler=scheduler), CPU)
     assert len(solver.timesteps) == steps
     assert (solver.timesteps.diff() < 0).all()
     assert (solver.sigmas.diff() < 0).all()
@@ -73,7 +82,7 @@ def test_the_model_is_asked_at_the_time_of_the_schedulers_sigma(process: Process
 
 def test_ddim_is_diffusers_ddim() -> None:
     process, steps = Process("vp_cosine", "v"), 50
-    ours = build_scheduler(process, "ddim", steps, CPU)
+    ours = build_scheduler(process, SamplerOptions(steps, scheduler="ddim"), CPU)
     theirs = diffusers.DDIMScheduler(steps, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=True)
     theirs.alphas_cumprod = process.coefficients(ours.timesteps.flip(0))[0].double() ** 2
     theirs.set_timesteps(steps)
@@ -92,7 +101,16 @@ def test_an_error_of_eps_is_not_blown_up_by_the_first_step() -> None:
 
     context, mask = torch.ones(CLIPS, 1, 1), torch.ones(CLIPS, 1, dtype=torch.bool)
     null, seeds = (context[0], mask[0]), torch.arange(CLIPS)
-    x = sample(Inexact(process), process, context, mask, null, (1, 1, 16, 16), seeds, 20, 1.0, "ddim")
+    x = sample(
+        Inexact(process),
+        process,
+        context=context,
+        mask=mask,
+        null=null,
+        latent_shape=(1, 1, 16, 16),
+        seeds=seeds,
+        options=SamplerOptions(20, 1.0, "ddim"),
+    )
     # Divided by the alpha of 2^-12 at t = 1, the same error moved the means to -1.72 and 2.26.
     torch.testing.assert_close(statistics(x)[1:3], MEANS, rtol=0, atol=0.08, check_dtype=False)
 
@@ -112,12 +130,21 @@ class Gaussian(nn.Module):
 
 
 def draw_gaussian(
-    process: Process, scheduler: str, means: list[float], seeds: Tensor, *, guidance: float = 1.0, steps: int = 20
+    process: Process, scheduler: str, means: list[float], seeds: Tensor, *, guidance: float = 1.0, **more: object
 ) -> Tensor:
     """One clip for each mean; the empty prompt's data have mean 0.2."""
+    return draw_with(Gaussian(process), process, means, seeds, SamplerOptions(20, guidance, scheduler, **more))
+
+
+def draw_with(
+    model: nn.Module, process: Process, means: list[float], seeds: Tensor, options: SamplerOptions
+) -> Tensor:
+    """As ``draw_gaussian``, by a model of its kind."""
     context, mask = torch.tensor(means).view(-1, 1, 1), torch.ones(len(means), 1, dtype=torch.bool)
     null = torch.full((1, 1), 0.2), torch.ones(1, dtype=torch.bool)
-    return sample(Gaussian(process), process, context, mask, null, SHAPE, seeds, steps, guidance, scheduler)
+    return sample(
+        model, process, context=context, mask=mask, null=null, latent_shape=SHAPE, seeds=seeds, options=options
+    )
 
 
 @pytest.mark.parametrize(("process", "scheduler"), PAIRS)
@@ -140,17 +167,71 @@ def test_guidance_extrapolates_away_from_the_empty_prompt(process: Process, sche
 
 
 def test_schedulers_of_the_other_family_are_refused() -> None:
-    with pytest.raises(UserError, match="one of euler, dpm"):
-        build_scheduler(Process(), "ddim", 10, CPU)
+    with pytest.raises(UserError, match="one of dpm"):
+        build_scheduler(Process(), SamplerOptions(10, scheduler="ddim"), CPU)
     with pytest.raises(UserError, match="did you mean 'unipc'"):
-        build_scheduler(Process("vp_cosine", "v"), "unipcc", 10, CPU)
+        build_scheduler(Process("vp_cosine", "v"), SamplerOptions(10, scheduler="unipcc"), CPU)
 
 
 @pytest.mark.parametrize(("steps", "nearest"), [(0, 1), (-3, 1), (MAX_STEPS + 1, MAX_STEPS)])
 def test_steps_out_of_bounds_name_the_nearest(steps: int, nearest: int) -> None:
-    for process, scheduler in ((Process(), "euler"), (ZERO_SNR, "unipc")):
-        with pytest.raises(UserError, match=f"between 1 and 1000; the nearest is {nearest}$"):
-            build_scheduler(process, scheduler, steps, CPU)
+    with pytest.raises(UserError, match=f"between 1 and 1000; the nearest is {nearest}$"):
+        SamplerOptions(steps)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"guidance": math.nan}, "guidance nan: must be a finite number"),
+        ({"shift": 0.0}, "shift 0.0: must be a positive number"),
+        ({"guidance_interval": (0.5, 0.5)}, "two times with 0 <= LOW < HIGH <= 1"),
+        ({"guidance_rescale": 1.5}, "between 0 and 1"),
+    ],
+)
+def test_options_out_of_their_range_are_refused(option: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SamplerOptions(**option)
+
+
+def test_shift_moves_a_flows_times_and_is_refused_for_other_processes() -> None:
+    plain, shifted = (build_scheduler(FLOW, SamplerOptions(10, shift=shift), CPU).timesteps for shift in (1.0, 3.0))
+    torch.testing.assert_close(shifted[1:], (3 * plain / (1 + 2 * plain))[1:])
+    with pytest.raises(UserError, match="shift 3: only flows have one, and this model is of vp_zero_snr"):
+        build_scheduler(ZERO_SNR, SamplerOptions(10, shift=3.0), CPU)
+    # The same video is reached on any grid of many times (the last of 200, 0.015, costs 0.002).
+    equal, moved = (
+        draw_with(Gaussian(FLOW), FLOW, [0.7] * 8, torch.arange(8), SamplerOptions(200, 1.0, shift=shift))
+        for shift in (1.0, 3.0)
+    )
+    torch.testing.assert_close(moved, equal, rtol=0, atol=0.005)
+
+
+def test_outside_the_guidance_interval_the_empty_prompt_is_not_evaluated() -> None:
+    rows = []
+
+    class Counting(Gaussian):
+        def forward(self, x: Tensor, t: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+            rows.append((t[0].item(), len(x)))
+            return super().forward(x, t, context, mask)
+
+    options = SamplerOptions(10, 3.0, guidance_interval=(0.25, 0.75))
+    part = draw_with(Counting(FLOW), FLOW, [0.7] * 2, torch.arange(2), options)
+    assert [count for _, count in rows] == [4 if 0.25 <= t <= 0.75 else 2 for t, _ in rows]
+    assert {count for _, count in rows} == {2, 4}
+    none, whole = (draw_gaussian(FLOW, "dpm++", [0.7] * 2, torch.arange(2), guidance=w).mean() for w in (1.0, 3.0))
+    assert none < part.mean() < whole
+
+
+def test_rescaled_guidance_has_the_deviation_of_the_conditional_prediction() -> None:
+    generator = torch.Generator().manual_seed(0)
+    conditional, unconditional = (torch.randn(3, *SHAPE, generator=generator) for _ in range(2))
+    dims = (1, 2, 3, 4)
+    plain, half, whole = (
+        _guided(conditional, unconditional, SamplerOptions(guidance=4.0, guidance_rescale=phi)) for phi in (0, 0.5, 1)
+    )
+    torch.testing.assert_close(plain, unconditional + 4 * (conditional - unconditional))
+    torch.testing.assert_close(whole.std(dims), conditional.std(dims))
+    torch.testing.assert_close(half, (plain + whole) / 2)
 
 
 class Broken(Gaussian):
@@ -174,9 +255,7 @@ class Broken(Gaussian):
     ],
 )
 def test_what_is_not_finite_is_refused_with_its_cause(model: Broken, guidance: float, cause: str) -> None:
-    context, mask = torch.ones(2, 1, 1), torch.ones(2, 1, dtype=torch.bool)
-    null = torch.zeros(1, 1), torch.ones(1, dtype=torch.bool)
     with pytest.raises(NotFinite, match="not finite") as error:
-        sample(model, FLOW, context, mask, null, SHAPE, torch.arange(2), 4, guidance)
+        draw_with(model, FLOW, [1.0, 1.0], torch.arange(2), SamplerOptions(4, guidance))
     assert cause in str(error.value)
     assert "\n" not in str(error.value)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from videoscaling.scaling.laws import Law
-from videoscaling.scaling.runs import RunTable
+from videoscaling.scaling.runs import SHARED, RunTable
 
 
 def run_table(
@@ -59,3 +59,10 @@ def grid(
         for b in steps[0]
         for r in steps[1]
     ]
+
+
+def concatenate(tables: list[RunTable]) -> RunTable:
+    """Run tables of one source as one."""
+    shared = {name: getattr(tables[0], name) for name in SHARED}
+    names = [name for name in RunTable.__dataclass_fields__ if name not in shared]
+    return RunTable(**{name: np.concatenate([getattr(part, name) for part in tables]) for name in names}, **shared)

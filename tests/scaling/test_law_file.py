@@ -39,12 +39,6 @@ def test_published_sizes():
     assert 1 - allocation["predicted"](1e22) / 4.04e9 == pytest.approx(0.401, abs=0.005)
 
 
-def test_tokens_for_inverts_the_loss():
-    loss = law_file.load(PAPER).loss
-    assert loss.tokens_for(1e9, loss(1e9, 3e10)) == pytest.approx(3e10)
-    assert np.isinf(loss.tokens_for(1e9, loss.Linf))
-
-
 def test_file_is_read_back_as_it_was(tmp_path):
     law = law_file.load(PAPER)
     law_file.save(law, tmp_path / "law.json")

@@ -1,5 +1,7 @@
 """The loss at the best batch and rate, by every form: values, slopes, minima, and what follows from draws."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
@@ -85,3 +87,19 @@ def test_draws_stretch_beyond_the_fitted_range():
     one, three = (law.estimate(lambda law: law(1e8, 1e9), 1e8, 1e9) for law in (losses, wide))
     assert one.value == three.value
     assert np.log(three.high / three.low) == pytest.approx(3 * np.log(one.high / one.low), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("ends", "text"), [((0, 1), "at most"), ((1, 2), "at least"), ((0, 2), "unbounded"), ((), ",")]
+)
+def test_ends_of_the_search_are_no_bounds_of_the_best_size(ends, text):
+    """Draws with the smallest, or the largest model as the best at every budget."""
+    alone = THETA["additive"]
+    away = [alone + np.array([step, 0, -step, 0, 0]) for step in (-40.0, 0.0, 40.0)]
+    drawn = np.stack([away[end] for end in (*ends, 1, 1) for _ in range(20)])
+    losses = Losses((Form("additive", 1.0, alone, drawn),), SCALE)
+    law = SimpleNamespace(response=SimpleNamespace(no_losses=None, losses=losses), allocation=None, domain={}, fit={})
+    size = allocation.estimates(law, 1e20, COST)["minimised"]
+    assert text in size.span(".4g")
+    found = size.as_json()
+    assert (found["low"] is None, found["high"] is None) == (0 in ends, 2 in ends)

@@ -59,7 +59,7 @@ def test_pairs_share_the_clips(paper, tmp_path):
 
 def test_what_a_larger_size_buys(paper):
     cells = simulate.grid(paper, SIZES, TOKENS, 5, 5, 1.5)
-    steps = noise.steps_in_size(simulate.run_table(paper, cells, TOKENS, 1e-9), 0.02)
+    steps = noise.steps_in_size(simulate.run_table(paper, cells, TOKENS, 1e-9))
     assert [(step["T"], step["N"], step["to"]) for step in steps] == [(T, *SIZES) for T in TOKENS]
     for step in steps:
         true = float(paper.loss(step["to"], step["T"]) / paper.loss(step["N"], step["T"])) - 1

@@ -36,6 +36,7 @@ def test_the_law_file_is_what_its_formulas_say(fitted: tuple[Done, Path]) -> Non
         loss = {
             "additive": lambda f, n, t: n + t + f["Linf"],
             "joint": lambda f, n, t: (n + t) ** f["k"] + f["Linf"],
+            "floorless": lambda f, n, t: (n + t) ** f["k"],
             "product": lambda f, n, t: (1 + n) * (1 + t) * f["Linf"],
         }[form["form"]](form, from_N, from_T)
         value += form["weight"] * np.log(loss)
@@ -84,6 +85,6 @@ def test_losses_that_do_not_tell_how_they_fall_exit_3(tmp_path: Path) -> None:
 
 
 def test_options_of_grids_are_refused(fitted: tuple[Done, Path]) -> None:
-    done = call("tools/fit.py", "loss", fitted[1] / "runs.csv", "--delta", "1e-3")
+    done = call("tools/fit.py", "loss", fitted[1] / "runs.csv", "--fix", "loss.aT=0.3")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "--delta: not read where loss forms are fitted" in done.stderr
+    assert "--fix: not read where loss forms are fitted" in done.stderr

@@ -90,8 +90,7 @@ def test_a_refusal_is_a_few_lines(edges):
     )
     assert lines[1].startswith("  N 1e+07, T 2e+09: edge (")
     assert lines[13] == "  and 3 more; in all 15 edge"
-    assert len(lines) > 14
-    assert all(line.startswith("to decide it, run at") for line in lines[14:])
+    assert len(lines) == 14
     assert max(map(len, lines)) < 400
 
 
@@ -165,7 +164,7 @@ def test_validate_says_which_form_wins_and_what_it_cannot_tell(tmp_path):
     runs.write_csv(simulate.run_table(PAPER, cells, tokens, 1e-5, n_ctx=1280), tmp_path / "runs.csv")
     status, out, _ = said("validate", tmp_path / "runs.csv", "--method", "grids")
     rows = [line for line in out.splitlines() if line.startswith("  along N")]
-    assert (status, len(rows)) == (0, 4)
+    assert (status, len(rows)) == (0, 5)
     best = min(rows, key=lambda line: float(re.search(r"([\d.]+)%", line)[1]))
     assert [line for line in rows if line.endswith("best")] == [best]
     assert "  along T: 3 distinct values; four are needed, to fit three and predict the next" in out

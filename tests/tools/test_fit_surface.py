@@ -172,6 +172,20 @@ def test_exponents_beyond_any_training_end_with_status_3(tmp_path: Path) -> None
     assert "beyond any plausible one" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["N", "T"])
+def test_sizes_or_tokens_that_are_nearly_one_end_with_advice_that_helps(name: str, tmp_path: Path) -> None:
+    table = planted.cells()
+    values = getattr(table, name)
+    near = table.__class__(**{**table.__dict__, name: values[0] * (1 + 1e-3 * (values / values[0] - 1))})
+    path = planted.write_table(near, tmp_path / "runs.csv")
+    done = fit(path)
+    assert done.returncode == 3, done
+    advice = f"--method grids --fix B.{name}=0 --fix lr.{name}=0"
+    assert advice in done.stderr
+    done = call("tools/fit.py", "hyperparameters", path, *advice.split())
+    assert done.returncode == 0, done.stderr
+
+
 def test_one_batch_gives_the_law_along_it(tmp_path: Path) -> None:
     table = planted.cells()
     table = table.rows(np.isclose(table.B, 500))

@@ -122,7 +122,7 @@ COMMANDS = (
     "all", "loss", "hyperparameters", "allocation", "compare", "validate", "all --optima", "loss --optima",
     "all --force --method grids", "all --prior --method grids", "all --prior", "all --n-ctx 1280",
     "hyperparameters --method grids --fix B.N=0 --fix lr.N=0", "all --method grids", "validate --method grids",
-    "all --duplicates last", "allocation --optima", "loss --method grids --window none",
+    "all --duplicates last", "allocation --optima", "loss --method grids",
     "hyperparameters --batch-unit sequences:80", "hyperparameters --method surface",
 )  # fmt: skip
 

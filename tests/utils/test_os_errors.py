@@ -11,7 +11,7 @@ import pytest
 from tests.disk import Disk
 from videoscaling.utils.errors import run_cli
 from videoscaling.utils.files import write_text
-from videoscaling.utils.os_errors import FIXES, warn_of_os_error, with_filename
+from videoscaling.utils.os_errors import FIXES, open_log, warn_of_os_error, with_filename
 
 
 def said(main: Callable[[], None], capsys: pytest.CaptureFixture) -> str:
@@ -53,6 +53,18 @@ def test_what_fails_while_a_file_is_written_names_the_file(
         text = said(lambda: write_text(tmp_path / "law.json", "x" * 10_000), capsys)
     assert f"error: {tmp_path / 'law.json'}: " in text
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full")  # noqa: PTH110
+def test_a_log_on_a_full_disk_loses_lines_without_an_error() -> None:
+    with open_log("/dev/full") as log:
+        print("lost", file=log)
+
+
+def test_a_log_has_names_that_are_not_utf8(tmp_path: Path) -> None:
+    with open_log(tmp_path / "log") as log:
+        print(os.fsdecode(b"\xff.mp4"), file=log)
+    assert (tmp_path / "log").read_text() == "\\udcff.mp4\n"
 
 
 def test_an_error_while_a_video_is_written_names_it() -> None:

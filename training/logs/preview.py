@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from videoscaling.diffusion.process import Process
-from videoscaling.diffusion.sampling import build_scheduler, sample
+from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler, sample
 from videoscaling.models.text import cut_warning
 from videoscaling.training.pipeline import load_encoders
 from videoscaling.training.schema import LogKeys
@@ -23,7 +23,8 @@ class Preview:
 
     def __init__(self, keys: LogKeys, process: Process, meta: dict[str, Any], device: torch.device) -> None:
         self._keys, self._process, self._warned = keys, process, False
-        build_scheduler(process, None, keys.sample_steps, device)
+        self._options = SamplerOptions(steps=keys.sample_steps, guidance=keys.guidance)
+        build_scheduler(process, self._options, device)
         self._shape = tuple(meta["latent_shape"])
         self._vae, text = load_encoders(meta, device, vae=keys.vae, text=keys.text, options=("log.vae", "log.text"))
         if (warning := cut_warning(text, list(keys.prompts), "log.prompts")) and os.environ.get("RANK", "0") == "0":
@@ -51,7 +52,14 @@ class Preview:
             return torch.empty(0, 3, 1, 1, 1)
 
     def _sample(self, model: nn.Module) -> Tensor:
-        keys, seeds = self._keys, torch.arange(len(self._keys.prompts))
-        condition = (self._context, self._mask, self._null)
-        latents = sample(model, self._process, *condition, self._shape, seeds, keys.sample_steps, keys.guidance)
+        latents = sample(
+            model,
+            self._process,
+            context=self._context,
+            mask=self._mask,
+            null=self._null,
+            latent_shape=self._shape,
+            seeds=torch.arange(len(self._keys.prompts)),
+            options=self._options,
+        )
         return self._vae.decode(latents)

@@ -24,8 +24,9 @@ from videoscaling.training.stacked.step import StackedStep
 from videoscaling.training.trainer import Trainer, prepare
 from videoscaling.utils.errors import PREEMPTED, UserError
 from videoscaling.utils.locks import lock_run_dir
+from videoscaling.utils.os_errors import open_log
+from videoscaling.utils.results import CONSOLE
 
-CONSOLE = "console.log"
 # Of glibc's mallopt: a block of rows is large enough to be mapped anew, page by page, at every use (a fifth of the
 # time of four runs of 2x64 and eight clips); kept, it is there already.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30
@@ -64,7 +65,7 @@ def _train_stacked(configs: list[Config], wait: bool, write_consoles: bool) -> i
             for trainer in trainers if write_consoles else []:
                 trainer.config.run_dir.mkdir(parents=True, exist_ok=True)
                 path = trainer.config.run_dir / CONSOLE
-                consoles[trainer] = locks.enter_context(path.open("a", buffering=1))
+                consoles[trainer] = locks.enter_context(open_log(path))
             # In one order wherever stacks meet, so that two do not wait for each other.
             for trainer in sorted(trainers, key=lambda trainer: str(trainer.config.run_dir)):
                 locks.enter_context(lock_run_dir(trainer.config.run_dir, wait))

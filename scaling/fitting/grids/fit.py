@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling.fitting import isoflop, plausibility, table_kind
-from videoscaling.scaling.fitting.grids import lines, loss_law
+from videoscaling.scaling.fitting.grids.edges import BOTH
 from videoscaling.scaling.fitting.grids.fit_points import (
     Points,
     at_nominal,
@@ -18,13 +18,15 @@ from videoscaling.scaling.fitting.grids.fit_points import (
     points_of_rows,
     pooled_scatter,
 )
+from videoscaling.scaling.fitting.grids.hyper_law import PARTS as HYPERS
+from videoscaling.scaling.fitting.grids.hyper_law import hyper_law
 from videoscaling.scaling.fitting.grids.joint_draws import joint_draws
-from videoscaling.scaling.fitting.grids.law_fits import JACKKNIFE, LossStage, hyper_law, hyper_replicates, loss_stage
-from videoscaling.scaling.fitting.grids.optimum import COEFFICIENTS, Optimum
+from videoscaling.scaling.fitting.grids.loss_stage import JACKKNIFE, LossStage, loss_stage
+from videoscaling.scaling.fitting.grids.optimum import COEFFICIENTS, WINDOW, Optimum
 from videoscaling.scaling.fitting.options import Options
-from videoscaling.scaling.fitting.run_info import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
-from videoscaling.scaling.fitting.sizes import check_losses, fit_sizes
-from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.scaling.fitting.run_info import flops_per_parameter_token, law_of, recipe_warnings, skipped_warnings
+from videoscaling.scaling.fitting.sizes import Sizes, check_losses, fit_sizes
+from videoscaling.scaling.fitting.unsupported import Checks
 from videoscaling.scaling.laws import Curvature, GivenBatch, Law, with_hyperparameters
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.runs import RunTable
@@ -35,19 +37,20 @@ PARTS = ("hyperparameters", "loss", "allocation", "all")
 SAME_OPTIMUM = 2.0
 # An exponent of the loss that may as well be this many times larger is not one to plan by. Refitted draws never reach
 # 0: where a linear interval does, theirs spans like this.
-UNTOLD = 10.0
-PARABOLA = 3  # constants of a parabola
+MAX_INTERVAL_RATIO = 10.0
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A law, with the points, optima, warnings and residuals that a report shows."""
+    """A law, with the points and optima that a report shows."""
 
     law: Law
     points: Points
-    optima: tuple[Optimum, ...]
-    warnings: tuple[str, ...]
-    residuals: NDArray[np.float64] | None
+    optima: tuple[Optimum, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(self.law.fit["warnings"])
 
 
 def fit(table: RunTable, part: str, options: Options, cost: allocation.Cost, provenance: dict[str, Any]) -> Fitted:
@@ -67,146 +70,124 @@ def fit(table: RunTable, part: str, options: Options, cost: allocation.Cost, pro
         return _sizes_of_optima(table, cost, provenance)
     if not (part == "hyperparameters" and options.optima):
         check_losses(table)
-    warnings = [*table.notes, *recipe_warnings(table), *skipped_warnings(table)]
-    known = bool(np.isfinite([table.B, table.lr]).all())
-    swept = part in ("hyperparameters", "all") and known
+    checks, known = Checks(options.force), bool(np.isfinite([table.B, table.lr]).all())
+    for text in (*table.notes, *recipe_warnings(table), *skipped_warnings(table)):
+        checks.warn(text)
     if known:
-        plausibility.check_units(table, options.force, warnings)
-    points, optima = _points(table, part, options, warnings)
-    axes = optima[0].axes if optima else lines.BOTH
-    scale = {"T": _round_scale(points.T), "N": _round_scale(points.N)}
-    constants: dict[str, Any] = {"batch": None, "lr": None, "loss": None}
-    unknown: dict[str, str] = {}
-    centre, replicates, extra = np.full(6, np.nan), np.full((len(points.present), 6), np.nan), np.zeros((6, 6))
-    freedom = len(points.present) - 1
-    if swept:
-        for offset, name, symbol in ((0, "batch", "B"), (3, "lr", "lr")):
-            if symbol not in axes:
-                continue
-            power, beyond = hyper_law(points, name, symbol, options, scale, warnings)
-            constants[name] = power.law
-            centre[offset : offset + 3] = power.beta
-            place = slice(offset, offset + 3)
-            replicates[:, place], extra[place, place] = hyper_replicates(points, symbol, power), beyond
-            # Rows have no cells: what scatters is the points themselves, and the constants take their share of them.
-            freedom = freedom if optima else max(min(freedom, power.spare), 1)
-    stage, method = None, JACKKNIFE
-    if part in ("loss", "allocation", "all"):
-        stage = loss_stage(points, options, scale, warnings)
-        constants["loss"], method = stage.fitted.law, stage.method
-    fitted = None if stage is None else stage.fitted
-    along = _along(table, axes)
+        plausibility.check_units(table, checks)
+    points, optima = _points(table, part, options, checks)
+    axes, unknown = optima[0].axes if optima else BOTH, {}
+    along = {name: float(np.median(getattr(table, name))) for name in BOTH if name not in axes}
     for name, value in along.items():
-        other = {"B": "batch", "lr": "lr"}[name]
-        unknown[other] = f"all runs have the one {name} {value:.6g}: what is fitted holds along it"
-        warnings.insert(0, f"{other} is unknown: {unknown[other]}")
+        unknown[HYPERS[name]] = why = f"all runs have the one {name} {value:.6g}: what is fitted holds along it"
+        checks.warn(f"{HYPERS[name]} is unknown: {why}")
+    scale = {"T": _round_scale(points.T), "N": _round_scale(points.N)}
+    hypers, stage, sizes, freedom = {}, None, Sizes(), len(points.present) - 1
+    if known and part in ("hyperparameters", "all"):
+        hypers = {symbol: hyper_law(points, symbol, options, scale, checks) for symbol in HYPERS if symbol in axes}
+    if not optima:
+        # Rows have no cells: what scatters is the points themselves, and the constants take their share of them.
+        freedom = max(min([freedom, *(law.spare for law in hypers.values())]), 1)
+    laws = {HYPERS[symbol]: found.law for symbol, found in hypers.items()}
+    if part != "hyperparameters":
+        stage = loss_stage(points, options, scale, checks)
+        laws["loss"] = stage.fitted.law
     if np.isnan([table.B, table.lr]).all():
         unknown |= dict.fromkeys(("batch", "lr"), "the results name no batch and no rate")
-    for name in constants:
-        if constants[name] is None and name not in unknown:
-            unknown[name] = "not fitted: only part of the laws was asked for, fit.py all gives every one"
-    columns, draws, intervals = joint_draws(points, (centre, replicates, extra), stage, freedom, scale)
-    _check_exponents(intervals, options, warnings)
-    sizes, size_fits = None, {}
-    if constants["loss"] is not None:
-        found = constants["loss"], cost, unknown, warnings
-        sizes, size_fits = fit_sizes(table, points.N, points.T, points.loss, *found, grids=bool(points.optima))
-    else:
+    for name in {"batch", "lr", "loss"} - set(laws):
+        unknown.setdefault(name, "not fitted: only part of the laws was asked for, fit.py all gives every one")
+    drawn = joint_draws(hypers, stage, len(points.present), freedom)
+    if drawn.draws is None:
+        unknown["draws"] = "fewer than three clusters"
+    if options.prior is None:
+        _check_exponents(drawn.intervals, checks)
+    if stage is None:
         unknown["allocation"] = "needs the loss law"
+    else:
+        sizes = fit_sizes(table, points.N, points.T, points.loss, laws["loss"], cost, grids=bool(points.optima))
+        unknown |= sizes.unknown
+        checks.warnings += sizes.warnings
     curvature, given = _curvature(points.optima)
     if curvature is None:
-        unknown |= {"curvature": "no grids to take it from", "lr_given_batch": "no grids to take it from"}
-    if draws is None:
-        unknown["draws"] = "fewer than three clusters"
-    law = Law(
-        name=str(provenance.get("name", "law")),
-        **constants,
-        allocation=sizes,
-        curvature=curvature,
-        lr_given_batch=given,
-        n_ctx=tokens_per_clip(table),
-        domain=domain(table, points.N, points.T, cost),
-        recipe=table.recipe,
-        fit={
-            "objective": None if fitted is None else fitted.objective,
-            "delta": None if fitted is None else fitted.delta,
-            "points": len(points.N),
-            "flops_per_parameter_token": None if tokens_per_clip(table) else float(cost(np.array(1e9)) / 1e9),
-            "window": options.window,
-            # One clip, where grids were best at it: their rates and losses are those of that batch.
-            "floor": max((o.B for o in optima if o.verdict == "floor"), default=None),
-            **({"along": along} if along else {}),
-            "scatter": None if stage is None else _scatter(stage, points, optima),
-            **({"size_errors": {name: one.errors() for name, one in size_fits.items()}} if size_fits else {}),
-            "draw_columns": columns,
-            "intervals": intervals
-            | {f"allocation.{name}.exponent": one.exponent_interval() for name, one in size_fits.items()},
-            "method": f"95 %: {method}; {len(points.present)} clusters",
-            "verdicts": [optimum.describe() for optimum in optima],
-            "warnings": list(warnings),
-        },
-        draws=draws,
-        provenance=provenance | {"unknown": unknown, "source": table.source, "runs": run_names(table)},
-    )
+        unknown |= dict.fromkeys(("curvature", "lr_given_batch"), "no grids to take it from")
+    details = {
+        "objective": stage and stage.fitted.objective,
+        "delta": stage and stage.fitted.delta,
+        "points": len(points.N),
+        "flops_per_parameter_token": flops_per_parameter_token(table, cost),
+        "window": WINDOW,
+        # One clip, where grids were best at it: their rates and losses are those of that batch.
+        "floor": max((o.B for o in optima if o.verdict == "floor"), default=None),
+        **({"along": along} if along else {}),
+        "scatter": stage and _scatter(stage, optima),
+        **sizes.errors,
+        "draw_columns": drawn.columns,
+        "intervals": drawn.intervals | sizes.intervals,
+        "method": f"95 %: {stage.method if stage else JACKKNIFE}; {len(points.present)} clusters",
+        "verdicts": [optimum.describe() for optimum in optima],
+        **({"forced": True} if checks.forced else {}),
+        "warnings": [*checks.forced, *checks.warnings],
+    }
+    law = law_of(
+        table, points.N, points.T, cost, provenance, unknown, details, **laws, allocation=sizes.allocation,
+        curvature=curvature, lr_given_batch=given, draws=drawn.draws,
+    )  # fmt: skip
     if options.prior is not None and np.isnan([table.B, table.lr]).all():
         law = with_hyperparameters(law, options.prior)
-    return Fitted(law, points, optima, tuple(law.fit["warnings"]), None if fitted is None else fitted.residuals)
+    return Fitted(law, points, optima)
 
 
-def _along(table: RunTable, axes: tuple[str, ...]) -> dict[str, float]:
-    """The one batch or rate that all runs of the grids have, by its name; empty where both vary."""
-    return {name: float(np.median(getattr(table, name))) for name in lines.BOTH if name not in axes}
-
-
-def _points(table: RunTable, part: str, options: Options, warnings: list[str]) -> tuple[Points, tuple[Optimum, ...]]:
+def _points(table: RunTable, part: str, options: Options, checks: Checks) -> tuple[Points, tuple[Optimum, ...]]:
     """What to fit, and the optima of all grids where the run table has grids."""
-    if repeated := _repeated(table):
-        several = plural(repeated, "cell has", "cells have")
-        warnings.append(f"{several} several results: each weighs as one result in the fit of its grid")
-    cells = set(zip(table.run_id.tolist(), table.N, table.nominal_T, table.B, table.lr))
-    if mixed := {run for (run, *_), count in Counter(cell[:3] for cell in cells).items() if count > 1}:
-        several = plural(len(mixed), "run has", "runs have")
-        warnings.append(
-            f"{several} several cells of one (N, T), such as {min(mixed)}: a run_id is one run's, whose milestones "
-            "err together"
-        )
+    _warn_of_repeats(table, checks)
     unknown = np.isnan([table.B, table.lr]).any()
     if options.optima or unknown or table_kind.most_cells(table) == 1:
         if part in ("hyperparameters", "all") and not options.optima and not unknown:
             raise UserError("every (N, T) has one cell: if each is an optimum already, say so with --optima")
         if not (options.optima and unknown):
-            table_kind.check_repeats(table, options.force, warnings)
+            table_kind.check_repeats(table, checks)
         return points_of_rows(table), ()
-    axes = lines.swept(table) if table_kind.most_cells(table) >= PARABOLA else lines.BOTH
+    axes, largest = table_kind.swept(table), max(len(rows) for *_, rows in table.grids())
+    if largest < COEFFICIENTS[len(axes)]:
+        raise UserError(
+            f"no grid has the {COEFFICIENTS[2]} cells that a quadratic in (lr, B) needs, or the {COEFFICIENTS[1]} "
+            f"along one of them: the largest has {largest} (run more cells, or keep the best row of each (N, T) and "
+            "say --optima)"
+        )
     if len(axes) == 1:
         table_kind.check_line(table, axes[0])
-    elif (largest := max(len(rows) for *_, rows in table.grids())) < COEFFICIENTS:
-        raise UserError(
-            f"no grid has the {COEFFICIENTS} cells that a quadratic in (lr, B) needs, or the {PARABOLA} along one of "
-            f"them: the largest has {largest} (run more cells, or keep the best row of each (N, T) and say --optima)"
-        )
     table = at_nominal(table)
-    optima = tuple(grid_optima(table, options.window, axes))
-    return points_of_grids(table, optima, warnings, options.prior is not None, options.force), optima
+    optima = tuple(grid_optima(table))
+    return points_of_grids(table, optima, checks, lenient=options.prior is not None), optima
 
 
-def _check_exponents(intervals: dict[str, list[float]], options: Options, warnings: list[str]) -> None:
-    """Raise UnsupportedFit, or warn where forced, if the losses do not identify how they fall."""
-    for name in ("aT", "aN"):
-        low, high = intervals.get(f"loss.{name}", (1.0, 1.0))
-        if high > UNTOLD * low and options.prior is None:
-            reason = f"loss law: {name}'s 95 % interval is {low:.3g} to {high:.3g}: the losses hardly tell it"
-            if not options.force:
-                raise UnsupportedFit(f"{reason} (more sizes and tokens, or --prior)")
-            warnings.append(reason)
-
-
-def _repeated(table: RunTable) -> int:
-    """Cells (N, T, B, lr) with more than one result."""
+def _warn_of_repeats(table: RunTable, checks: Checks) -> None:
+    """Warn of cells with several results, and of runs with several cells of one (N, T)."""
     cells = np.stack([table.N, table.nominal_T, table.B, table.lr], axis=1)
     if not np.isfinite(cells).all():
-        return 0
-    return int(np.sum(np.unique(cells, axis=0, return_counts=True)[1] > 1))
+        return
+    if repeated := int(np.sum(np.unique(cells, axis=0, return_counts=True)[1] > 1)):
+        several = plural(repeated, "cell has", "cells have")
+        checks.warn(f"{several} several results: each weighs as one result in the fit of its grid")
+    distinct = set(zip(table.run_id.tolist(), map(tuple, cells)))
+    counts = Counter((run, cell[:2]) for run, cell in distinct)
+    if mixed := {run for (run, _), count in counts.items() if count > 1}:
+        several = plural(len(mixed), "run has", "runs have")
+        checks.warn(
+            f"{several} several cells of one (N, T), such as {min(mixed)}: a run_id is one run's, whose milestones "
+            "err together"
+        )
+
+
+def _check_exponents(intervals: dict[str, list[float]], checks: Checks) -> None:
+    """Refuse losses that do not identify how they fall."""
+    for name in ("aT", "aN"):
+        low, high = intervals.get(f"loss.{name}", (1.0, 1.0))
+        if high > MAX_INTERVAL_RATIO * low:
+            checks.refuse(
+                f"loss law: {name}'s 95 % interval is {low:.3g} to {high:.3g}: the losses hardly tell it (more sizes "
+                "and tokens, or --prior)"
+            )
 
 
 def _sizes_of_optima(table: RunTable, cost: Callable, provenance: dict[str, Any]) -> Fitted:
@@ -229,26 +210,20 @@ def _sizes_of_optima(table: RunTable, cost: Callable, provenance: dict[str, Any]
     if measured.exponent <= 0:
         rows = ", ".join(f"N {table.N[i]:.4g} at {C[i]:.4g} FLOPs" for i in np.argsort(C, kind="stable")[:5])
         raise UserError(f"{table.source}: N_opt falls with C (exponent {measured.exponent:.3f}): {rows}")
-    warnings = () if span[0] > 0 else (f"N_opt's exponent is not told from 0: {span[0]:.3g} to {span[1]:.3g}",)
-    points = points_of_rows(table)
-    known = dict.fromkeys(("batch", "lr", "loss", "curvature", "lr_given_batch", "draws"))
-    reason = "not fitted: rows are the best sizes of their budgets"
-    law = Law(
-        name=str(provenance.get("name", "law")),
-        **known,
-        allocation={"measured": measured, "predicted": None, "default": "measured"},
-        n_ctx=tokens_per_clip(table),
-        domain=domain(table, points.N, points.T, cost),
-        recipe=table.recipe,
-        fit={
-            "points": len(table),
-            "method": "95 %: least squares of ln N in ln C, t quantiles",
-            "intervals": {"allocation.measured.exponent": span} if span[0] < span[1] else {},
-            "warnings": list(warnings),
-        },
-        provenance=provenance | {"unknown": dict.fromkeys(known, reason), "source": table.source},
+    details = {
+        "points": len(table),
+        "method": "95 %: least squares of ln N in ln C, t quantiles",
+        "intervals": {"allocation.measured.exponent": span} if span[0] < span[1] else {},
+        "warnings": [] if span[0] > 0 else [f"N_opt's exponent is not told from 0: {span[0]:.3g} to {span[1]:.3g}"],
+    }
+    unknown = dict.fromkeys(
+        ("batch", "lr", "loss", "curvature", "lr_given_batch", "draws"),
+        "not fitted: rows are the best sizes of their budgets",
     )
-    return Fitted(law, points, (), warnings, None)
+    sizes = {"measured": measured, "predicted": None, "default": "measured"}
+    points = points_of_rows(table)
+    law = law_of(table, points.N, points.T, cost, provenance, unknown, details, allocation=sizes)
+    return Fitted(law, points)
 
 
 def _curvature(optima: tuple[Optimum, ...]) -> tuple[Curvature | None, GivenBatch | None]:
@@ -262,18 +237,18 @@ def _curvature(optima: tuple[Optimum, ...]) -> tuple[Curvature | None, GivenBatc
     return curvature, GivenBatch(float(-middle[0, 1] / middle[0, 0]))
 
 
-def _scatter(stage: LossStage, points: Points, optima: tuple[Optimum, ...]) -> dict[str, float | None] | None:
+def _scatter(stage: LossStage, optima: tuple[Optimum, ...]) -> dict[str, float | None] | None:
     """How losses scatter around the loss law, in ln L: what a prediction of new runs adds to the law's own error.
 
     ``points``: sd of the fitted points, with ``freedom`` degrees of it. ``run``: sd of single runs around their
     grid's surface, None where the points are runs themselves.
     """
-    free = len(loss_law.CONSTANTS) - len(stage.fitted.law.assumed)
-    freedom = len(points.N) - free
-    if freedom < 1:
+    residuals, free = stage.fitted.residuals, len(stage.fitted.theta) - len(stage.held)
+    freedom = len(residuals) - free
+    if freedom < 1 or not np.any(residuals):
         return None
-    sd = float(np.sqrt(np.sum(stage.fitted.residuals**2) / freedom))
-    return {"points": sd, "run": pooled_scatter(list(optima)) or None, "freedom": freedom} if sd > 0 else None
+    sd = float(np.sqrt(np.sum(residuals**2) / freedom))
+    return {"points": sd, "run": pooled_scatter(list(optima)) or None, "freedom": freedom}
 
 
 def _round_scale(values: NDArray) -> float:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling.fitting.grids import lines, loss_law
+from videoscaling.scaling.fitting.grids import loss_law
 from videoscaling.scaling.fitting.grids.clip_losses import clip_losses
-from videoscaling.scaling.fitting.grids.optimum import Optimum, find, next_cells, refit
-from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.scaling.fitting.grids.optimum import Optimum, find, refit
+from videoscaling.scaling.fitting.table_kind import swept
+from videoscaling.scaling.fitting.unsupported import Checks
 from videoscaling.scaling.runs import RunTable
 
 # All grids' scatter counts as this many spare cells of each.
@@ -60,37 +61,17 @@ class Points:
         return self.interior if symbol == "B" else self.usable
 
 
-def grid_optima(table: RunTable, window: float | None, axes: tuple[str, ...] = lines.BOTH) -> list[Optimum]:
-    """The optimum of each grid of the run table; ``used`` counts rows of the run table.
+def grid_optima(table: RunTable) -> list[Optimum]:
+    """The optimum of each grid of the run table, along "lr", "B" or both, as the grids vary.
 
-    Args:
-        axes: which of "lr" and "B" the grids vary: with one of them the optimum is along it.
+    ``used`` counts rows of the run table.
     """
-    optima = []
+    axes, optima = swept(table), []
     for N, T, rows in table.grids():
-        floor, columns = float(table.n_ctx[rows].max()), (table.lr[rows], table.B[rows], table.loss[rows])
-        if len(axes) == 1:
-            noise = table.loss_se[rows]
-            found = lines.find(N, T, *columns, axis=axes[0], noise=noise, window=window, floor=floor)
-        else:
-            found = find(N, T, *columns, table.loss_se[rows], window, floor)
-        optima.append(replace(found, used=rows[found.used], run_next=_in_units(found, table.rows(rows))))
+        cells = (column[rows] for column in (table.lr, table.B, table.loss, table.loss_se))
+        found = find(N, T, *cells, floor=float(table.n_ctx[rows].max()), axes=axes)
+        optima.append(replace(found, used=rows[found.used]))
     return optima
-
-
-def _in_units(optimum: Optimum, grid: RunTable) -> tuple[tuple[float, float], ...]:
-    """The cells to run in whole units of the source's batches, less those that the grid has then."""
-    there = set(zip(np.log(grid.lr).round(6), grid.B))
-    cells = [(lr, float(max(np.round(B / grid.unit), 1) * grid.unit)) for lr, B in optimum.run_next]
-    return tuple(dict.fromkeys(cell for cell in cells if (round(math.log(cell[0]), 6), cell[1]) not in there))
-
-
-def cells_to_run(table: RunTable, window: float | None) -> list[str]:
-    """What would decide the grids that enter no law, a line each: the way out of a refusal. Empty without grids."""
-    table = table.rows(~table.heldout)
-    if not np.isfinite([table.lr, table.B]).all() or max((len(rows) for *_, rows in table.grids()), default=0) < 2:
-        return []
-    return next_cells(grid_optima(at_nominal(table), window, lines.swept(table)))
 
 
 def at_nominal(table: RunTable) -> RunTable:
@@ -141,40 +122,33 @@ def _slopes_of_best(table: RunTable) -> NDArray[np.float64]:
     return slope
 
 
-def points_of_grids(
-    table: RunTable, optima: tuple[Optimum, ...], warnings: list[str], lenient: bool = False, force: bool = False
-) -> Points:
+def points_of_grids(table: RunTable, optima: tuple[Optimum, ...], checks: Checks, lenient: bool = False) -> Points:
     """Points from interior optima and those at the floor, or from every grid where there are fewer than three of them.
 
     Args:
         lenient: with few such optima, let best cells of the other grids stand in for the loss (never for the batch
-            and the rate); without it, that is refused.
-        force: do so even with none, and then for the batch and the rate too.
-
-    Raises:
-        UnsupportedFit: fewer than three of them, or none even for the lenient.
+            and the rate); without it, or with none of them, that is refused. Where it is forced with none, they stand
+            in for the batch and the rate too.
     """
     refused = [optimum for optimum in optima if not optimum.usable]
     chosen = [optimum for optimum in optima if optimum.usable]
     if floored := sum(optimum.verdict == "floor" for optimum in chosen):
-        warnings.append(
+        checks.warn(
             f"{floored} of {len(optima)} grids are best at one clip, the smallest batch there is: an edge that bounds "
             "the batch's law from above"
         )
     verdicts = ", ".join(f"{sum(o.verdict == v for o in refused)} {v}" for v in sorted({o.verdict for o in refused}))
     if refused:
-        warnings.append(f"{len(refused)} of {len(optima)} grids have no interior optimum ({verdicts})")
+        checks.warn(f"{len(refused)} of {len(optima)} grids have no interior optimum ({verdicts})")
     if len(chosen) < 3:
-        if not force and not (chosen and lenient):
+        if not (chosen and lenient):
             listed = [f"\n  {o.describe()}" for o in refused[:LISTED]]
             if len(refused) > LISTED:
                 listed.append(f"\n  and {len(refused) - LISTED} more; in all {verdicts}")
-            raise UnsupportedFit(
-                f"only {len(chosen)} of {len(optima)} grids have an interior optimum{''.join(listed)}"
-            )
+            checks.refuse(f"only {len(chosen)} of {len(optima)} grids have an interior optimum{''.join(listed)}")
         chosen = [o for o in optima if o.cells]
         what = "losses" if any(o.usable for o in chosen) else "losses, batches and rates"
-        warnings.append(f"{STAND_IN} {what} of grids without an interior optimum")
+        checks.warn(f"{STAND_IN} {what} of grids without an interior optimum")
     interior, usable = (np.array([getattr(o, name) for o in chosen]) for name in ("interior", "usable"))
     if not usable.any():
         interior[:] = usable[:] = True
@@ -192,8 +166,7 @@ def points_of_grids(
         for run in np.unique(table.run_id[optimum.used]):
             kept = optimum.used[table.run_id[optimum.used] != run]
             if len(kept):
-                again = refit if len(optimum.axes) > 1 else lines.refit
-                new = again(optimum, table.lr[kept], table.B[kept], table.loss[kept], table.loss_se[kept])
+                new = refit(optimum, table.lr[kept], table.B[kept], table.loss[kept], table.loss_se[kept])
                 k = np.searchsorted(clusters, run)
                 replicates["lr"][k, g], replicates["B"][k, g], replicates["loss"][k, g] = np.log(new)
     return Points(

@@ -1,8 +1,8 @@
 """The loss law ``L(T, N) = Tc / T^aT + Nc / N^aN + Linf`` (eq. 9), by robust regression on log losses.
 
 Minimises the sum of Huber losses of log-loss residuals (Hoffmann et al. 2022, appendix D.3), not their mean: an
-optimiser's tolerance is absolute, and on the mean it stops far from the minimum. The steps are those of all loss
-forms (``scaling.fitting.losses.forms``), of many problems at once, so that a jackknife costs little more than one fit.
+optimiser's tolerance is absolute, and on the mean it stops far from the minimum. It is the additive one of
+``fitting.losses.forms``, without priors; theta holds the logarithms of its constants.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.laws import LossLaw
 from videoscaling.utils.errors import UserError
 
-CONSTANTS = ("Tc", "aT", "Nc", "aN", "Linf")
+CONSTANTS = forms.CONSTANTS["additive"]
+AT = {name: at for at, name in enumerate(CONSTANTS)}
 DELTA = 1e-3
-DELTA_PER_NOISE = forms.HUBER
 # Exponents outside this range are no scaling law; the bound keeps a hopeless start from overflowing.
 EXPONENTS = (0.01, 4.0)
 _START_EXPONENTS = (0.1, 0.2, 0.35, 0.55, 0.9)
@@ -31,8 +31,8 @@ class LossFit:
     """A fitted loss law.
 
     Attributes:
-        law: the law; held exponents stand in ``law.assumed``.
-        theta: [5], (ln Tc, aT, ln Nc, aN, ln Linf) in the law's scale.
+        law: the law; held constants stand in ``law.assumed``.
+        theta: [5], logarithms of CONSTANTS in the law's scale.
         objective: sum of Huber losses at the minimum.
         delta: Huber's delta, in log loss.
         residuals: [points], ln predicted - ln measured.
@@ -64,23 +64,6 @@ def unidentified(N: ArrayLike, T: ArrayLike, fixed: dict[str, float]) -> str | N
     return None
 
 
-def law_from(theta: NDArray, scale: dict[str, float], fixed: dict[str, float]) -> LossLaw:
-    """The law of a parameter vector [5]."""
-    Tc, aT, Nc, aN, Linf = (float(v) for v in constants_of(theta))
-    return LossLaw(Tc, aT, Nc, aN, Linf, dict(scale), tuple(sorted(fixed)))
-
-
-def constants_of(theta: NDArray) -> NDArray[np.float64]:
-    """[..., 5] theta -> [..., 5] constants in the order of CONSTANTS."""
-    log = np.array([True, False, True, False, True])
-    return np.where(log, np.exp(np.where(log, theta, 0.0)), theta)
-
-
-def log_values(theta: NDArray, N: NDArray, T: NDArray, scale: dict[str, float]) -> NDArray[np.float64]:
-    """ln L of laws [laws, 5] at points [points]: [laws, points]."""
-    return _log_loss(theta, N, T, scale)[0]
-
-
 def fit(
     N: ArrayLike,
     T: ArrayLike,
@@ -89,7 +72,6 @@ def fit(
     delta: float | None = None,
     fixed: dict[str, float] | None = None,
     scale: dict[str, float] | None = None,
-    seed: int | None = None,
 ) -> LossFit:
     """Fit the loss law to points.
 
@@ -99,52 +81,37 @@ def fit(
         delta: where Huber's loss turns linear, in log loss; default 1.345 times the noise, or 1e-3 if unknown.
         fixed: constants to hold, e.g. ``{"aT": 0.29}``.
         scale: units of T and N in the law; 1 by default.
-        seed: perturbs the starts, to test that they do not matter.
 
     Raises:
         UserError: these points do not identify the constants.
     """
     N, T, loss = (np.asarray(v, dtype=float) for v in (N, T, loss))
     fixed, scale = fixed or {}, scale or {"T": 1.0, "N": 1.0}
-    reason = unidentified(N, T, fixed)
-    if reason:
+    if reason := unidentified(N, T, fixed):
         raise UserError(f"the loss law is not identified: {reason}")
     if np.ptp(loss) == 0:
         raise UserError("all losses are equal: there is no law in them")
     if fixed.get("Linf", 0.0) >= loss.min():
         raise UserError(f"Linf {fixed['Linf']:g} is not below the lowest loss, {loss.min():.5g}")
-    precision, typical = precisions(noise, len(loss))
-    if delta is None:
-        delta = DELTA if typical is None else DELTA_PER_NOISE * typical
-    starts = _starts(N / scale["N"], T / scale["T"], loss, fixed, seed)
-    thetas, objectives = descend(starts, N, T, loss, precision, delta, fixed, scale)
+    typical = _typical(noise)
+    delta = delta or (DELTA if typical is None else forms.HUBER * typical)
+    starts = _starts(N / scale["N"], T / scale["T"], loss, fixed)
+    thetas, objectives = descend(starts, N, T, loss, noise, delta, fixed, scale)
     theta = thetas[np.argmin(objectives)]
-    predicted, derivative = _log_loss(theta[None], N, T, scale)
+    log_loss, derivative = forms.evaluate("additive", theta, *logs(N, T, scale))
+    values = dict(zip(CONSTANTS, np.exp(theta).tolist()))
     low, high = EXPONENTS
-    at_bound = [n for n, i in (("aT", 1), ("aN", 3)) if n not in fixed and not low * 1.01 < theta[i] < high * 0.99]
+    at_bound = [n for n in ("aT", "aN") if n not in fixed and not low * 1.01 < values[n] < high * 0.99]
     # Half a per cent of the loss is no asymptote that data could have shown.
-    if np.exp(theta[4]) < 0.005 * loss.min() or np.exp(theta[4]) > loss.min() * (1 - 1e-6):
+    if not 0.005 * loss.min() <= values["Linf"] <= loss.min() * (1 - 1e-6):
         at_bound.append("Linf")
-    return LossFit(
-        law_from(theta, scale, fixed),
-        theta,
-        float(objectives.min()),
-        delta,
-        predicted[0] - np.log(loss),
-        derivative[0],
-        tuple(at_bound),
-    )
+    law = LossLaw(**values, scale=dict(scale), assumed=tuple(sorted(fixed)))
+    return LossFit(law, theta, float(objectives.min()), delta, log_loss - np.log(loss), derivative, tuple(at_bound))
 
 
-def precisions(noise: ArrayLike | None, points: int) -> tuple[NDArray, float | None]:
-    """Weights of residuals (typical noise / noise) and the typical noise; ones and None where noise is unknown."""
-    if noise is None:
-        return np.ones(points), None
-    noise = np.asarray(noise, dtype=float)
-    if not np.all(np.isfinite(noise)) or np.any(noise <= 0):
-        return np.ones(points), None
-    typical = float(1 / np.sqrt(np.mean(noise**-2)))
-    return typical / noise, typical
+def logs(N: NDArray, T: NDArray, scale: dict[str, float]) -> tuple[NDArray, NDArray, NDArray]:
+    """What ``forms.evaluate`` reads of points; the batch enters no additive law."""
+    return np.log(N / scale["N"]), np.log(T / scale["T"]), np.zeros(len(N))
 
 
 def descend(
@@ -152,7 +119,7 @@ def descend(
     N: NDArray,
     T: NDArray,
     loss: NDArray,
-    precision: NDArray,
+    noise: NDArray | None,
     delta: float,
     fixed: dict[str, float],
     scale: dict[str, float],
@@ -163,57 +130,42 @@ def descend(
     """``forms.descend`` of the additive form, without a prior, from [problems, 5] starts at once.
 
     Args:
-        N, T: [points].
+        N, T, noise: [points].
         loss, weight: [points] or [problems, points]; a weight multiplies a point's Huber loss (0 leaves it out).
+        fixed: names of constants that stay as they start.
         ceiling: Linf is at most this, and never above the lowest loss.
 
     Returns:
         theta [problems, 5] and objectives [problems], sums of Huber losses.
     """
-    free = np.array([name not in fixed for name in forms.CONSTANTS["additive"]])
-    sd = delta / forms.HUBER
+    typical, sd = _typical(noise), delta / forms.HUBER
     found, cost = forms.descend(
-        "additive", _of_form(theta, np.log), _logs(N, T, scale), np.log(loss), precision, sd=sd, weight=weight,
-        steps=steps, prior=(np.zeros(5), np.zeros(5)), free=free, exponents=EXPONENTS, ceiling=ceiling,
+        "additive", theta, logs(N, T, scale), np.log(loss), np.ones(len(N)) if typical is None else typical / noise,
+        sd=sd, weight=weight, steps=steps, prior=(np.zeros(5), np.zeros(5)), exponents=EXPONENTS, ceiling=ceiling,
+        free=np.array([name not in fixed for name in CONSTANTS]),
         tolerance=TOLERANCE if len(theta) <= forms.FEW else TOLERANCE / 100,
     )  # fmt: skip
-    return _of_form(found, np.exp), cost * sd**2
+    return found, cost * sd**2
 
 
-def _of_form(theta: NDArray, to: np.ufunc) -> NDArray[np.float64]:
-    """[..., 5] theta in the order of ``forms`` and back, ``to`` (log or exp) applied to exponents."""
-    moved = theta[..., [2, 3, 0, 1, 4]]
-    moved[..., [1, 3]] = to(moved[..., [1, 3]])
-    return moved
+def _typical(noise: ArrayLike | None) -> float | None:
+    """The typical one of standard errors [points], over which each weighs; None where they are unknown."""
+    if noise is None or not np.all(np.isfinite(noise)) or np.any(np.asarray(noise) <= 0):
+        return None
+    return float(1 / np.sqrt(np.mean(np.asarray(noise, dtype=float) ** -2)))
 
 
-def _logs(N: NDArray, T: NDArray, scale: dict[str, float]) -> tuple[NDArray, NDArray, NDArray]:
-    return np.log(N / scale["N"]), np.log(T / scale["T"]), np.zeros(len(N))
-
-
-def _log_loss(theta: NDArray, N: NDArray, T: NDArray, scale: dict[str, float]) -> tuple[NDArray, NDArray]:
-    """ln L [problems, points] and its derivative in theta [problems, points, 5]."""
-    value, J = forms.evaluate("additive", _of_form(theta, np.log), *_logs(N, T, scale))
-    derivative = J[..., [2, 3, 0, 1, 4]]
-    derivative[..., [1, 3]] /= theta[..., None, [1, 3]]
-    return value, derivative
-
-
-def _starts(n: NDArray, t: NDArray, loss: NDArray, fixed: dict[str, float], seed: int | None) -> NDArray:
+def _starts(n: NDArray, t: NDArray, loss: NDArray, fixed: dict[str, float]) -> NDArray[np.float64]:
     """[starts, 5]: for each pair of exponents the relative least squares solution for the rest, kept positive."""
-    random = np.random.default_rng(seed) if seed is not None else None
     starts = []
     for aT in [fixed["aT"]] if "aT" in fixed else _START_EXPONENTS:
         for aN in [fixed["aN"]] if "aN" in fixed else _START_EXPONENTS:
-            if random is not None:
-                aT = fixed.get("aT", aT * random.uniform(0.7, 1.4))
-                aN = fixed.get("aN", aN * random.uniform(0.7, 1.4))
             X = np.stack([t**-aT, n**-aN, np.ones_like(t)], axis=1)
             Tc, Nc, Linf = np.linalg.lstsq(X / loss[:, None], np.ones_like(loss), rcond=None)[0]
             # A term that comes out negative starts as one per cent of the loss.
             floor = 0.01 * loss.mean()
             Tc, Nc = (max(c * f.mean(), floor) / f.mean() for c, f in ((Tc, t**-aT), (Nc, n**-aN)))
             Linf = min(max(Linf, floor), 0.99 * loss.min())
-            values = dict(zip(CONSTANTS, (Tc, aT, Nc, aN, Linf))) | fixed
-            starts.append([np.log(values[c]) if c in ("Tc", "Nc", "Linf") else values[c] for c in CONSTANTS])
+            values = {"Tc": Tc, "aT": aT, "Nc": Nc, "aN": aN, "Linf": Linf} | fixed
+            starts.append(np.log([values[name] for name in CONSTANTS]))
     return np.array(starts)

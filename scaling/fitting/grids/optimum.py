@@ -1,26 +1,26 @@
 """The best (lr, batch) of one grid, with its covariance and a verdict on how far to trust it.
 
-A quadratic in (ln lr, ln B) is fitted to the cells within a window of the best one. Its minimum, not the smallest
-cell, is the optimum and its loss: the smallest of many noisy cells is low by luck (winner's curse).
+A quadratic in (ln lr, ln B), or in the one of them that the grid varies, is fitted to the cells within a window of
+the best one. Its minimum, not the smallest cell, is the optimum and its loss: the smallest of many noisy cells is low
+by luck (winner's curse).
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling.fitting.grids import edges
-from videoscaling.scaling.runs import RunTable
+from videoscaling.scaling.fitting.grids.edges import BOTH
 
-COEFFICIENTS = 6
+# Constants of the quadratic by the number of axes, and the different cells that a window opens to hold.
+COEFFICIENTS = {1: 3, 2: 6}
+CELLS_WANTED = {1: 5, 2: 9}
 # The published grids' curvature makes 2 % about a factor of four in lr or B: wide enough for 10-40 cells of a dense
 # grid, narrow enough that a quadratic describes them.
 WINDOW = 0.02
-# A coarse grid has few cells so near its best one: the window then opens until it holds this many, but not beyond
-# WIDEST, where the loss is no quadratic.
-CELLS_WANTED = 9
+# A coarse grid's window opens no further than this: beyond it the loss is no quadratic.
 WIDEST = 0.15
 # Of the cells' scatter: a narrower window around the luckiest cell chooses by luck. Of 9 x 9 grids whose cells scatter
 # by half of a 2 % window, half had no interior optimum, and the others' losses were a standard error low.
@@ -28,6 +28,10 @@ NOISE_WIDTHS = 6.0
 # A quadratic that lies this far (relative) below the best loss at a cell that was run does not describe the cells: its
 # minimum is no loss of theirs. Public grids within the window: never below; all their cells: 15 to 25 %.
 MISFIT = 0.02
+
+
+def _unknown() -> NDArray[np.float64]:
+    return np.full((2, 2), math.nan)
 
 
 @dataclass(frozen=True)
@@ -38,19 +42,18 @@ class Optimum:
         N, T: the grid's parameters and (nominal) tokens.
         lr, B: the quadratic's minimum; the best cell's, by the mean of its runs, where there is none inside the grid.
         loss, loss_se: the quadratic's value there and its standard error from the cells' scatter.
-        covariance: [2, 2] of (ln lr, ln B); nan where there is no minimum.
+        used: row numbers of the cells inside the window.
+        cells: finite cells, and diverged: censored ones.
+        axes: which of "lr" and "B" the grid varies; the other one is what was run.
+        window: relative width of the window used.
         verdict: "interior", "floor", "edge", "saddle", "misfit", "too few points" or "flat". Only an interior optimum
             enters all laws. A misfit's quadratic lies far below every cell: they span more than it can follow. At the
             floor the best batch is the smallest there can be, one clip: the rate and the loss are the best ones all
             the same, and the batch is only known to want to be smaller.
         sides: for an edge, where to go: "lower lr", "higher lr", "smaller batch", "larger batch".
-        run_next: (lr, B) of the cells that would decide an edge, or a grid of too few; never below the floor.
-        hessian: [2, 2] of the loss in (ln lr, ln B).
+        covariance: [2, 2] of (ln lr, ln B); nan where there is no minimum.
+        hessian: [2, 2] of the loss in (ln lr, ln B); 0 along what the grid does not vary.
         scatter: standard deviation of the cells around the quadratic; nan without spare points.
-        window: relative width of the window used.
-        used: row numbers of the cells inside the window.
-        cells: finite cells, and diverged: censored ones.
-        axes: which of "lr" and "B" the grid varies; with one of them (``lines``) the other is what was run.
     """
 
     N: float
@@ -58,19 +61,18 @@ class Optimum:
     lr: float
     B: float
     loss: float
-    loss_se: float
-    covariance: NDArray[np.float64]
-    verdict: str
-    sides: tuple[str, ...]
-    run_next: tuple[tuple[float, float], ...]
-    hessian: NDArray[np.float64]
-    scatter: float
-    spare: int
-    window: float
     used: NDArray[np.int64]
     cells: int
     diverged: int
-    axes: tuple[str, ...] = ("lr", "B")
+    axes: tuple[str, ...] = BOTH
+    window: float = math.nan
+    verdict: str = "too few points"
+    sides: tuple[str, ...] = ()
+    loss_se: float = math.nan
+    covariance: NDArray[np.float64] = field(default_factory=_unknown)
+    hessian: NDArray[np.float64] = field(default_factory=_unknown)
+    scatter: float = math.nan
+    spare: int = 0
 
     @property
     def interior(self) -> bool:
@@ -81,20 +83,111 @@ class Optimum:
         """Whether its rate and loss are the best ones: interior, or at the floor."""
         return self.verdict in ("interior", "floor")
 
+    def moved(self, by: NDArray) -> tuple[float, float]:
+        """(lr, B) at ``by`` [axes], in ln from the optimum."""
+        factor = dict(zip(self.axes, np.exp(by)))
+        return float(self.lr * factor.get("lr", 1.0)), float(self.B * factor.get("B", 1.0))
+
     def describe(self) -> str:
         """One line of text."""
         at = f"lr {self.lr:.3g}, B {self.B:.4g}, loss {self.loss:.5g}"
         where = f" ({' and '.join(self.sides)})" if self.sides else ""
         if self.verdict == "misfit":
-            where = " (its quadratic lies far below every cell: a narrower --window)"
+            where = " (its quadratic lies far below every cell: they span more than it follows)"
         if not self.cells:
             where, at = "", f"all {self.diverged} cells diverged"
         return f"N {self.N:.4g}, T {self.T:.4g}: {self.verdict}{where}, {at}"
 
 
-def features(x: NDArray, y: NDArray) -> NDArray[np.float64]:
-    """Columns 1, x, y, x^2/2, y^2/2, xy: [..., 6]."""
-    return np.stack([np.ones_like(x), x, y, x * x / 2, y * y / 2, x * y], axis=-1)
+@dataclass(frozen=True)
+class Quadratic:
+    """A quadratic through losses at places [cells, axes], in one or two axes.
+
+    Attributes:
+        coefficients: [3] or [6], of the columns of ``features``.
+        unscaled: their covariance over the variance of one loss.
+        scatter: standard deviation of the losses around it; nan without spare points.
+        spare: points less coefficients.
+    """
+
+    coefficients: NDArray[np.float64]
+    unscaled: NDArray[np.float64]
+    scatter: float
+    spare: int
+
+    def __call__(self, places: NDArray) -> NDArray[np.float64]:
+        return features(places) @ self.coefficients
+
+    @property
+    def hessian(self) -> NDArray[np.float64]:
+        """[axes, axes]."""
+        if len(self.coefficients) == COEFFICIENTS[1]:
+            return self.coefficients[2:, None]
+        xx, yy, xy = self.coefficients[3:]
+        return np.array([[xx, xy], [xy, yy]])
+
+    def minimum(self) -> NDArray[np.float64] | None:
+        """[axes], or None where the quadratic has none."""
+        hessian = self.hessian
+        if np.linalg.eigvalsh(hessian)[0] <= 1e-9 * max(abs(hessian).max(), 1e-300):
+            return None
+        return -np.linalg.solve(hessian, self.coefficients[1 : 1 + len(hessian)])
+
+    def error(self, at: NDArray) -> float:
+        """Standard error of the value at a place."""
+        row = features(at)
+        return math.sqrt(row @ self.unscaled @ row) * self.scatter
+
+    def sensitivity(self, at: NDArray) -> NDArray[np.float64]:
+        """[axes, axes], covariance of the place of the minimum, which is ``at``, over the variance of one loss."""
+        if len(at) == 1:
+            gradient = np.array([[0, 1, at[0]]])
+        else:
+            x, y = at
+            gradient = np.array([[0, 1, 0, x, 0, y], [0, 0, 1, 0, y, x]])
+        slope = -np.linalg.solve(self.hessian, gradient)
+        return slope @ self.unscaled @ slope.T
+
+    def covariance(self, at: NDArray) -> NDArray[np.float64]:
+        """[axes, axes], of the place of the minimum, which is ``at``."""
+        return self.sensitivity(at) * self.scatter**2
+
+    def along(self, y: float) -> "Quadratic":
+        """The quadratic of two axes, in the first one where the second is ``y``."""
+        to_line = np.array([[1, 0, y, 0, y * y / 2, 0], [0, 1, 0, 0, 0, y], [0, 0, 0, 1, 0, 0]])
+        return replace(self, coefficients=to_line @ self.coefficients, unscaled=to_line @ self.unscaled @ to_line.T)
+
+
+def features(places: NDArray) -> NDArray[np.float64]:
+    """Columns 1, x, x^2/2, or 1, x, y, x^2/2, y^2/2, xy, of places [..., axes]: [..., coefficients]."""
+    columns = [np.ones_like(places[..., :1]), places, places**2 / 2]
+    if places.shape[-1] == 2:
+        columns.append(places[..., :1] * places[..., 1:])
+    return np.concatenate(columns, axis=-1)
+
+
+def quadratic(places: NDArray, loss: NDArray, noise: NDArray | None = None) -> Quadratic | None:
+    """The quadratic through losses at places [cells, axes]; None where they do not identify one.
+
+    Args:
+        noise: [cells] standard errors; their ratios are the weights, their size comes from the scatter around the
+            quadratic, because errors that all cells share (the validation clips) do not scatter.
+    """
+    count = COEFFICIENTS[places.shape[1]]
+    if len(loss) < count or any(len(np.unique(column)) < 3 for column in places.T.round(9)):
+        return None
+    root = np.ones(len(loss))
+    if noise is not None and np.all(np.isfinite(noise)) and np.all(noise > 0):
+        root = np.sqrt(np.mean(noise**2)) / noise
+    X, target = features(places) * root[:, None], loss * root
+    scale = np.abs(X).max(axis=0)
+    solution, _, rank, _ = np.linalg.lstsq(X / scale, target, rcond=1e-10)
+    if rank < count:
+        return None
+    coefficients, spare = solution / scale, len(loss) - count
+    unscaled = np.linalg.inv((X / scale).T @ (X / scale)) / np.outer(scale, scale)
+    scatter = math.sqrt(np.sum((target - X @ coefficients) ** 2) / spare) if spare else math.nan
+    return Quadratic(coefficients, unscaled, scatter, spare)
 
 
 def find(
@@ -106,78 +199,76 @@ def find(
     noise: NDArray[np.float64] | None = None,
     window: float | None = WINDOW,
     floor: float = 0.0,
+    axes: tuple[str, ...] = BOTH,
 ) -> Optimum:
     """The optimum of one grid.
 
     Args:
         N, T: what the cells share.
         lr, B, loss: [cells]; the loss of a diverged cell is inf: it marks where the grid ends, and is never fitted.
-        noise: [cells] standard errors of the losses; their ratios are the weights, their size comes from the scatter
-            around the quadratic, because errors that all cells share (the validation clips) do not scatter.
+        noise: [cells] standard errors of the losses, as of ``quadratic``.
         window: cells within this fraction of the best loss are fitted; None fits all.
         floor: the smallest batch there can be, in tokens: one clip.
+        axes: which of "lr" and "B" the cells vary.
 
     Returns:
-        The optimum. A grid without any finite loss has too few points: its loss is inf, and lower rates come next.
+        The optimum. A grid without any finite loss has too few points, and its loss is inf.
     """
     finite = np.flatnonzero(np.isfinite(loss))
-    if len(finite) == 0:
-        return nothing_finite(N, T, lr, B, floor)
+    if not len(finite):
+        middle = float(np.sort(B)[len(B) // 2])
+        return Optimum(N, T, float(lr.min()), middle, math.inf, finite, 0, len(lr), axes, sides=("lower lr",))
     mean = cell_means(lr, B, loss)
     best = finite[np.argmin(mean[finite])]
-    x, y = np.log(lr / lr[best]), np.log(B / B[best])
-    used, width, fit = _fitted(x, y, loss, noise, finite, window)
-    result = {
-        "N": N, "T": T, "lr": float(lr[best]), "B": float(B[best]), "loss": float(mean[best]), "loss_se": math.nan,
-        "covariance": np.full((2, 2), math.nan), "hessian": np.full((2, 2), math.nan), "scatter": math.nan,
-        "spare": 0, "window": width, "used": used, "cells": len(finite), "diverged": len(loss) - len(finite),
-        "sides": (), "run_next": (),
-    }  # fmt: skip
+    places = np.log(np.stack([lr / lr[best], B / B[best]], axis=1))
+    chosen = [BOTH.index(axis) for axis in axes]
+    z = places[:, chosen]
+    used, width, fit = _fitted(z, loss, noise, finite, window)
+    found = Optimum(
+        N,
+        T,
+        float(lr[best]),
+        float(B[best]),
+        float(mean[best]),
+        used,
+        len(finite),
+        len(loss) - len(finite),
+        axes,
+        width,
+    )
+    border = edges.sides_of(np.zeros(2), places, axes)
+    smallest = B.min() <= floor
     if fit is None:
-        sides = _border(x, y, best)
-        if sides == ("smaller batch",) and B.min() <= floor:
-            sides = ()
-        return _edge_or(result, "too few points", sides, x, y, floor, finite)
-    coefficients, unscaled, scatter, spare = fit
-    hessian = np.array([[coefficients[3], coefficients[5]], [coefficients[5], coefficients[4]]])
-    result |= {"hessian": hessian, "scatter": scatter, "spare": spare}
-    convex = np.linalg.eigvalsh(hessian)[0] > 1e-9 * max(abs(hessian).max(), 1e-300)
-    at = -np.linalg.solve(hessian, coefficients[1:3]) if convex else np.zeros(2)
-    inside = convex and edges.inside(at, x, y)
-    lost = edges.beyond_cliff(at, x, y, finite) if convex else None
-    sides = _border(x, y, best)
-    if sides and inside:
-        sides = sides_beyond_noise(sides, x, y, mean, finite, best, scatter)
-    if convex and not inside and not sides:
-        sides = edges.sides_of(at, x, y)
-    misfit = (features(x[used], y[used]) @ coefficients).min() < (1 - MISFIT) * mean[best]
-    if sides == ("smaller batch",) and B.min() <= floor and not misfit and lost != "smaller batch":
-        return _at_floor(result, coefficients, unscaled, x, y, floor, finite)
-    if lost:
-        sides = tuple(dict.fromkeys((*sides, lost)))
-    if sides:
-        return _edge_or(result, "edge", sides, x, y, floor, finite)
-    if not convex:
-        return Optimum(**result, verdict="saddle")
-    if misfit:
-        return Optimum(**result, verdict="misfit")
-    row = features(at[0], at[1])
-    slope = -np.linalg.solve(hessian, _gradient_rows(at))
-    covariance = unscaled * scatter**2 if spare else np.full((COEFFICIENTS, COEFFICIENTS), math.nan)
-    result |= {
-        "lr": float(lr[best] * math.exp(at[0])),
-        "B": float(B[best] * math.exp(at[1])),
-        "loss": float(row @ coefficients),
-        "loss_se": float(math.sqrt(row @ covariance @ row)) if spare else math.nan,
-        "covariance": slope @ covariance @ slope.T,
-    }
-    if spare == 0:
-        # The cells to add are counted from the best one.
-        between = edges.between(x, y, lr[best], B[best], floor)
-        return Optimum(**(result | {"run_next": between}), verdict="too few points")
-    spread = np.array([np.ptp(x), np.ptp(y)])
-    flat = np.ptp(loss[used]) == 0 or bool(np.any(np.sqrt(np.diag(result["covariance"])) > spread / 2))
-    return Optimum(**result, verdict="flat" if flat else "interior")
+        known = border and not (border == ("smaller batch",) and smallest)
+        return replace(found, verdict="edge", sides=border) if known else found
+    hessian = np.zeros((2, 2))
+    hessian[np.ix_(chosen, chosen)] = fit.hessian
+    found = replace(found, hessian=hessian, scatter=fit.scatter, spare=fit.spare)
+    at, place = fit.minimum(), np.zeros(2)
+    inside, lost, sides = False, (), border
+    if at is not None:
+        place[chosen] = at
+        inside = edges.inside(at, z)
+        lost = edges.beyond_cliff(place, places, finite)
+        if inside:
+            sides = _beyond_noise(border, places, mean, finite, best, fit.scatter)
+        elif not border:
+            sides = edges.sides_of(place, places, axes)
+    misfit = fit(z[used]).min() < (1 - MISFIT) * mean[best]
+    if sides == ("smaller batch",) and smallest and axes == BOTH and not misfit and "smaller batch" not in lost:
+        return _at_floor(found, fit, places, finite)
+    if sides := tuple(dict.fromkeys((*sides, *lost))):
+        return replace(found, verdict="edge", sides=sides)
+    if at is None or misfit:
+        return replace(found, verdict="saddle" if at is None else "misfit")
+    covariance = _unknown()
+    covariance[np.ix_(chosen, chosen)] = own = fit.covariance(at)
+    lr_opt, B_opt = found.moved(at)
+    found = replace(found, lr=lr_opt, B=B_opt, loss=float(fit(at)), loss_se=fit.error(at), covariance=covariance)
+    if not fit.spare:
+        return found
+    flat = np.ptp(loss[used]) == 0 or np.any(np.sqrt(np.diag(own)) > np.ptp(z, axis=0) / 2)
+    return replace(found, verdict="flat" if flat else "interior")
 
 
 def cell_means(lr: NDArray, B: NDArray, loss: NDArray) -> NDArray[np.float64]:
@@ -189,165 +280,80 @@ def cell_means(lr: NDArray, B: NDArray, loss: NDArray) -> NDArray[np.float64]:
     return np.where(finite, (total / np.maximum(runs, 1))[cell], math.inf)
 
 
-def nothing_finite(N: float, T: float, lr: NDArray, B: NDArray, floor: float) -> Optimum:
-    """The verdict on a grid whose cells all diverged."""
-    rate, batch = float(lr.min()), float(np.sort(B)[len(B) // 2])
-    none = np.empty(0, dtype=np.int64)
-    lower = edges.beyond(("lower lr",), np.log(lr / rate), np.log(B / batch), rate, batch, floor, none)
-    unknown = np.full((2, 2), math.nan)
-    return Optimum(
-        N=N, T=T, lr=rate, B=batch, loss=math.inf, loss_se=math.nan, covariance=unknown, verdict="too few points",
-        sides=("lower lr",), run_next=lower, hessian=unknown, scatter=math.nan, spare=0, window=math.nan,
-        used=none, cells=0, diverged=len(lr),
+def _at_floor(found: Optimum, fit: Quadratic, places: NDArray, finite: NDArray) -> Optimum:
+    """The best rate along the smallest batch, or an edge where no rate is best inside the grid."""
+    lowest = places[:, 1].min()
+    line = fit.along(lowest)
+    at = line.minimum()
+    if at is None:
+        return replace(found, verdict="edge", sides=("smaller batch",))
+    place = np.array([at[0], lowest])
+    lost = edges.beyond_cliff(place, places, finite)
+    if lost or not edges.inside(at, places[:, :1]) or not fit.spare:
+        sides = ("smaller batch", *edges.sides_of(place, places, ("lr",)), *lost)
+        return replace(found, verdict="edge", sides=tuple(dict.fromkeys(sides)))
+    covariance = np.array([[line.covariance(at)[0, 0], 0.0], [0.0, math.nan]])
+    lr, B = found.moved(place)
+    return replace(
+        found, lr=lr, B=B, loss=float(line(at)), loss_se=line.error(at), covariance=covariance, verdict="floor",
+        sides=("smaller batch",),
     )  # fmt: skip
 
 
-def _at_floor(
-    result: dict, coefficients: NDArray, unscaled: NDArray, x: NDArray, y: NDArray, floor: float, finite: NDArray
-) -> Optimum:
-    """The best rate along the smallest batch, or an edge where no rate is best inside the grid."""
-    lowest = y.min()
-    slope, curvature = coefficients[1] + coefficients[5] * lowest, coefficients[3]
-    at = np.array([-slope / curvature if curvature > 0 else math.inf, lowest])
-    lost = edges.beyond_cliff(at, x, y, finite) if curvature > 0 else None
-    if not x.min() < at[0] < x.max() or not result["spare"] or lost:
-        sides = edges.sides_of(at, x, np.array([-1.0, 1.0]) + lowest) if curvature > 0 else ()
-        sides = tuple(dict.fromkeys((*sides, lost))) if lost else sides
-        asked = edges.beyond(sides, x, y, result["lr"], result["B"], floor, finite)
-        # No side to go to: rates between those there are.
-        asked = asked or edges.between(x, y, result["lr"], result["B"], floor)
-        return Optimum(**(result | {"sides": ("smaller batch", *sides), "run_next": asked}), verdict="edge")
-    row, covariance = features(*at), unscaled * result["scatter"] ** 2
-    pull = np.zeros(COEFFICIENTS)  # derivative of the best ln lr in the coefficients
-    pull[[1, 5, 3]] = -1 / curvature, -lowest / curvature, slope / curvature**2
-    return Optimum(
-        **result
-        | {
-            "sides": ("smaller batch",),
-            "lr": float(result["lr"] * math.exp(at[0])),
-            "B": float(result["B"] * math.exp(lowest)),
-            "loss": float(row @ coefficients),
-            "loss_se": float(math.sqrt(row @ covariance @ row)),
-            "covariance": np.array([[pull @ covariance @ pull, 0.0], [0.0, math.nan]]),
-        },
-        verdict="floor",
-    )
-
-
-def _window(
-    x: NDArray, y: NDArray, loss: NDArray, finite: NDArray, window: float | None
-) -> tuple[NDArray[np.int64], float]:
+def _window(z: NDArray, loss: NDArray, finite: NDArray, window: float | None) -> tuple[NDArray[np.int64], float]:
+    """(rows within the window, its width): it opens until it holds ``CELLS_WANTED``."""
     excess = loss[finite] / loss[finite].min() - 1
     if window is None:
         return finite, float(excess.max())
     # Different ones: runs of one cell again and again would keep the window shut.
-    _, cell = np.unique(np.stack([x[finite], y[finite]], axis=1).round(6), axis=0, return_inverse=True)
+    _, cell = np.unique(z[finite].round(6), axis=0, return_inverse=True)
     best = np.full(cell.max() + 1, math.inf)
     np.minimum.at(best, cell.ravel(), excess)
-    if np.sum(best <= window) < CELLS_WANTED:
-        window = max(window, min(float(np.sort(best)[min(CELLS_WANTED, len(best)) - 1]), WIDEST))
-    return finite[excess <= window], window
+    wanted = min(CELLS_WANTED[z.shape[1]], len(best))
+    width = max(window, min(float(np.sort(best)[wanted - 1]), WIDEST))
+    return finite[excess <= width], width
 
 
 def _fitted(
-    x: NDArray, y: NDArray, loss: NDArray, noise: NDArray | None, finite: NDArray, window: float | None
-) -> tuple[NDArray, float, tuple | None]:
+    z: NDArray, loss: NDArray, noise: NDArray | None, finite: NDArray, window: float | None
+) -> tuple[NDArray, float, Quadratic | None]:
     """(cells within the window, its width, the quadratic through them).
 
     Where the cells scatter by much of the window, it opens, and cells enter by the surface instead of by their losses:
     at its rim the losses would choose those that are low by luck.
     """
 
-    def through(rows: NDArray) -> tuple | None:
-        return quadratic(x[rows], y[rows], loss[rows], row_weights(noise, rows))
+    def through(rows: NDArray) -> Quadratic | None:
+        return quadratic(z[rows], loss[rows], None if noise is None else noise[rows])
 
-    used, width = _window(x, y, loss, finite, window)
-    fit, asked, lowest = through(used), width, loss[finite].min()
-    while window is not None and fit is not None and fit[3]:
-        wanted = min(NOISE_WIDTHS * fit[2] / lowest, WIDEST)
+    used, width = _window(z, loss, finite, window)
+    fit, first, lowest = through(used), width, loss[finite].min()
+    while window is not None and fit is not None and fit.spare:
+        wanted = min(NOISE_WIDTHS * fit.scatter / lowest, WIDEST)
         if wanted <= width:
             break
-        used, width = _window(x, y, loss, finite, wanted)
+        used, width = _window(z, loss, finite, wanted)
         fit = through(used)
-    if width > asked:
-        surface = features(x, y) @ fit[0]
+    if width > first:
+        surface = fit(z)
         near = surface[finite] <= surface[used].min() + width * lowest
         used = finite[near & (loss[finite] <= (1 + WIDEST) * lowest)]
         fit = through(used)
     return used, width, fit
 
 
-def row_weights(noise: NDArray | None, used: NDArray) -> NDArray[np.float64]:
-    if noise is None or not np.all(np.isfinite(noise[used])) or np.any(noise[used] <= 0):
-        return np.ones(len(used))
-    return np.mean(noise[used] ** 2) / noise[used] ** 2
-
-
-def quadratic(x: NDArray, y: NDArray, loss: NDArray, weight: NDArray) -> tuple | None:
-    """(coefficients [6], their covariance over the error variance, scatter, spare points); None if not identified."""
-    if len(x) < COEFFICIENTS or len(np.unique(x.round(9))) < 3 or len(np.unique(y.round(9))) < 3:
-        return None
-    X = features(x, y) * np.sqrt(weight)[:, None]
-    target = loss * np.sqrt(weight)
-    scale = np.abs(X).max(axis=0)
-    solution, _, rank, _ = np.linalg.lstsq(X / scale, target, rcond=1e-10)
-    if rank < COEFFICIENTS:
-        return None
-    coefficients = solution / scale
-    unscaled = np.linalg.inv((X / scale).T @ (X / scale)) / np.outer(scale, scale)
-    spare = len(x) - COEFFICIENTS
-    scatter = math.sqrt(np.sum((target - X @ coefficients) ** 2) / spare) if spare else math.nan
-    return coefficients, unscaled, scatter, spare
-
-
-def _gradient_rows(at: NDArray) -> NDArray:
-    """[2, 6]: derivative of the quadratic's gradient at ``at`` with respect to its coefficients."""
-    x, y = at
-    return np.array([[0, 1, 0, x, 0, y], [0, 0, 1, 0, y, x]])
-
-
-def _border(x: NDArray, y: NDArray, best: int) -> tuple[str, ...]:
-    """The sides the best cell lies on. Diverged cells belong to the grid: a best cell next to them is no edge."""
-    return edges.sides_of(np.array([x[best], y[best]]), x, y)
-
-
-def sides_beyond_noise(
-    sides: tuple[str, ...], x: NDArray, y: NDArray, loss: NDArray, finite: NDArray, best: int, scatter: float
+def _beyond_noise(
+    sides: tuple[str, ...], places: NDArray, loss: NDArray, finite: NDArray, best: int, scatter: float
 ) -> tuple[str, ...]:
-    """Drop the sides whose best cell beats the cells inside by less than two standard deviations of a difference."""
+    """The sides whose best cell beats the cells inside by two standard deviations of a difference or more."""
+    margin = 2 * math.sqrt(2) * scatter if math.isfinite(scatter) else 0.0
     kept = []
     for side in sides:
-        values = x if side.endswith("lr") else y
-        within = [i for i in finite if values[i] != values[best]]
-        margin = 2 * math.sqrt(2) * scatter if math.isfinite(scatter) else 0.0
+        values = places[:, BOTH.index(edges.SIDES[side])]
+        within = finite[values[finite] != values[best]]
         if loss[within].min() - loss[best] > margin:
             kept.append(side)
     return tuple(kept)
-
-
-def _edge_or(
-    result: dict, otherwise: str, sides: tuple[str, ...], x: NDArray, y: NDArray, floor: float, finite: NDArray
-) -> Optimum:
-    """An edge with the cells to run next, or ``otherwise`` where the best cell lies on no side."""
-    at = result["lr"], result["B"]
-    if not sides:
-        return Optimum(**(result | {"run_next": edges.between(x, y, *at, floor)}), verdict=otherwise)
-    return Optimum(
-        **(result | {"sides": sides, "run_next": edges.beyond(sides, x, y, *at, floor, finite)}), verdict="edge"
-    )
-
-
-def next_cells(optima: Iterable[Optimum]) -> list[str]:
-    """For people: the cells to run next, one line for all the grids of a size that ask for the same."""
-    asked: dict[tuple, list[Optimum]] = {}
-    for o in optima:
-        if o.run_next:
-            asked.setdefault((o.N, o.run_next), []).append(o)
-    return [
-        f"to decide it, run at N {N:.4g}, T {' and '.join(f'{o.T:.4g}' for o in grids)}: "
-        + ", ".join(f"(lr {lr:.3g}, B {B:.0f})" for lr, B in cells)
-        for (N, cells), grids in asked.items()
-    ]
 
 
 def refit(optimum: Optimum, lr: NDArray, B: NDArray, loss: NDArray, noise: NDArray) -> tuple[float, float, float]:
@@ -355,26 +361,17 @@ def refit(optimum: Optimum, lr: NDArray, B: NDArray, loss: NDArray, noise: NDArr
 
     Where they leave no minimum, the best of them stands in, so that a fragile optimum shows a large error.
     """
-    x, y = np.log(lr / optimum.lr), np.log(B / optimum.B)
-    fit = quadratic(x, y, loss, row_weights(noise, np.arange(len(loss))))
+    z = np.log(np.stack([lr / optimum.lr, B / optimum.B], axis=1))[:, [BOTH.index(axis) for axis in optimum.axes]]
+    fit = quadratic(z, loss, noise)
+    if fit is not None and optimum.verdict == "floor":
+        line = fit.along(0.0)
+        at = line.minimum()
+        if at is not None and edges.inside(at, z[:, :1]):
+            return (*optimum.moved(np.append(at, 0.0)), float(line(at)))
     if fit is not None:
-        c = fit[0]
-        if optimum.verdict == "floor" and c[3] > 0 and x.min() < (at_x := -c[1] / c[3]) < x.max():
-            return optimum.lr * math.exp(at_x), optimum.B, float(features(at_x, np.float64(0)) @ c)
-        hessian = np.array([[c[3], c[5]], [c[5], c[4]]])
-        if np.linalg.eigvalsh(hessian)[0] > 1e-9 * abs(hessian).max():
-            at = -np.linalg.solve(hessian, c[1:3])
-            if edges.inside(at, x, y):
-                value = float(features(at[0], at[1]) @ c)
-                return optimum.lr * math.exp(at[0]), optimum.B * math.exp(at[1]), value
+        at = fit.minimum()
+        if at is not None and edges.inside(at, z):
+            return (*optimum.moved(at), float(fit(at)))
     mean = cell_means(lr, B, loss)
     best = int(np.argmin(mean))
     return float(lr[best]), float(B[best]), float(mean[best])
-
-
-def surface_at(table: RunTable, rows: NDArray[np.int64], lr: float, B: float) -> float:
-    """The quadratic through ``rows`` of a run table, at (lr, B); nan where they do not fix one."""
-    x, y = np.log(table.lr[rows] / lr), np.log(table.B[rows] / B)
-    loss = table.loss[rows]
-    fit = quadratic(x, y, loss, row_weights(table.loss_se[rows], np.arange(len(rows))))
-    return math.nan if fit is None else float(fit[0][0])

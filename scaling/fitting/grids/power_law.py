@@ -30,6 +30,7 @@ class PowerFit:
         law: the law; exponents given as fixed stand in ``law.assumed``.
         beta: [3], (ln coefficient, T exponent, N exponent).
         covariance: [3, 3] of beta, zero for fixed ones; nan without spare points.
+        X, y: [points, free constants] and [points], the regression: ln values less what fixed exponents explain.
         weights: [points] used.
         between: variance between grids, in ln^2.
         spare: points less fitted constants.
@@ -40,12 +41,13 @@ class PowerFit:
     law: PowerLaw
     beta: NDArray[np.float64]
     covariance: NDArray[np.float64]
+    X: NDArray[np.float64]
+    y: NDArray[np.float64]
     weights: NDArray[np.float64]
     between: float
     spare: int
-    pull: NDArray[np.float64]
-    residuals: NDArray[np.float64]
     scatter: NDArray[np.float64]
+    pull: NDArray[np.float64]
 
 
 def near(log_values: ArrayLike) -> bool:
@@ -96,36 +98,25 @@ def fit_power(
     reason = unidentified(N, T, fixed)
     if reason:
         raise UserError(reason)
-    y = np.log(value)
-    columns = {
-        "coefficient": np.ones_like(y),
-        "T": np.log(np.divide(T, scale["T"])),
-        "N": np.log(np.divide(N, scale["N"])),
-    }
-    free = [name for name in CONSTANTS if name not in fixed]
-    X = np.stack([columns[name] for name in free], axis=1)
-    held = sum((exponent * columns[name] for name, exponent in fixed.items()), np.zeros_like(y))
-    spare = len(y) - len(free)
-    if variance is None:
-        between, weights = 0.0, np.ones_like(y)
-    else:
+    logs = {name: np.log(np.divide(values, scale[name])) for name, values in (("T", T), ("N", N))}
+    columns = {"coefficient": np.ones(len(logs["T"]))} | logs
+    rows = [at for at, name in enumerate(CONSTANTS) if name not in fixed]
+    X = np.stack([columns[CONSTANTS[at]] for at in rows], axis=1)
+    y = np.log(value) - sum(exponent * columns[name] for name, exponent in fixed.items())
+    spare, between, weights = len(y) - len(rows), 0.0, np.ones_like(y)
+    if variance is not None:
         variance = np.asarray(variance, dtype=float)
-        between = between_variance(X, y - held, variance) if spare else 0.0
+        between = between_variance(X, y, variance) if spare else 0.0
         weights = 1 / (variance + between)
     inverse = np.linalg.inv(X.T @ (weights[:, None] * X))
-    pull = np.zeros((3, len(y)))
-    rows = [CONSTANTS.index(name) for name in free]
+    pull, covariance = np.zeros((3, len(y))), np.zeros((3, 3))
     pull[rows] = inverse @ X.T * weights
-    beta = pull @ (y - held)
-    for name, exponent in fixed.items():
-        beta[CONSTANTS.index(name)] = exponent
-    residuals = y - held - X @ beta[rows]
-    covariance = np.zeros((3, 3))
+    beta = pull @ y + [fixed.get(name, 0.0) for name in CONSTANTS]
     # Knapp and Hartung: the scatter of the points around the law, not its nominal weights, sets the error.
-    inflation = np.sum(weights * residuals**2) / spare if spare else math.nan
+    inflation = np.sum(weights * (y - X @ beta[rows]) ** 2) / spare if spare else math.nan
     covariance[np.ix_(rows, rows)] = inverse * inflation
     law = PowerLaw(math.exp(beta[0]), float(beta[1]), float(beta[2]), dict(scale), tuple(sorted(fixed)))
-    return PowerFit(law, beta, covariance, weights, between, spare, pull, residuals, inflation / weights)
+    return PowerFit(law, beta, covariance, X, y, weights, between, spare, inflation / weights, pull)
 
 
 def between_variance(X: NDArray, y: NDArray, variance: NDArray) -> float:

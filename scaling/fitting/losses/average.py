@@ -11,7 +11,6 @@ from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.fitting.uncertainty import UNTESTED, WORSE, calibration, untested_warning, weights_of
 from videoscaling.utils.errors import UserError
 
-AUTO = ("joint", "additive", "product")
 # Rows (as a share) that each window predicts from those with smaller N, T or N T, and windows of each kind.
 WINDOW = 0.05
 WINDOWS = 4
@@ -127,7 +126,7 @@ def fit_losses(
     N, T, loss = (np.asarray(v, dtype=float) for v in (N, T, loss))
     B = np.broadcast_to(np.asarray(B, dtype=float), N.shape)
     noise = None if noise is None else np.asarray(noise, dtype=float)
-    names = [name for name in AUTO if len(N) >= len(forms.CONSTANTS[name])] if form == "auto" else [form]
+    names = [name for name in forms.AUTO if len(N) >= len(forms.CONSTANTS[name])] if form == "auto" else [form]
     found = [_member(name, N, T, loss, B, noise) for name in names or ["additive"]]
     evidence = np.array([-0.5 * len(N) * np.log(member.fit.noise**2) for member, _ in found])
     evidence -= np.array([0.5 * len(forms.CONSTANTS[member.form]) * np.log(len(N)) for member, _ in found])

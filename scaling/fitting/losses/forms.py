@@ -2,6 +2,7 @@
 
     additive     Nc / N^aN + Tc / T^aT + Linf                                   (eq. 9)
     joint        (Nc / N^aN + Tc / T^aT)^k + Linf                               (Farseer, arXiv 2506.10972, in spirit)
+    floorless    (Nc / N^aN + Tc / T^aT)^k                                      (Kaplan et al. 2020)
     product      (1 + Nc / N^aN) (1 + Tc / T^aT) Linf
     three_term   Nc / N^aN + Bc / B^aB + Sc / steps^aS + Linf, steps = T / B    (arXiv 2607.01487)
 
@@ -22,15 +23,19 @@ from videoscaling.utils.errors import UserError
 CONSTANTS = {
     "additive": ("Nc", "aN", "Tc", "aT", "Linf"),
     "joint": ("Nc", "aN", "Tc", "aT", "Linf", "k"),
+    "floorless": ("Nc", "aN", "Tc", "aT", "k"),
     "product": ("Nc", "aN", "Tc", "aT", "Linf"),
     "three_term": ("Nc", "aN", "Bc", "aB", "Sc", "aS", "Linf"),
 }
 FORMULAS = {
     "additive": "Nc / N^aN + Tc / T^aT + Linf",
     "joint": "(Nc / N^aN + Tc / T^aT)^k + Linf",
+    "floorless": "(Nc / N^aN + Tc / T^aT)^k",
     "product": "(1 + Nc / N^aN) (1 + Tc / T^aT) Linf",
     "three_term": "Nc / N^aN + Bc / B^aB + Sc / (T / B)^aS + Linf",
 }
+# Averaged by held-out error. The product form lost on every public table, the three-term one needs the batch.
+AUTO = ("joint", "floorless", "additive")
 START_EXPONENTS = (0.2, 0.5, 1.0)
 START_FLOORS = (0.1, 0.5, 0.8, 0.95)
 # Rows that a start is refined on before the best ones are finished on all rows.
@@ -63,6 +68,11 @@ class Scale:
         return np.broadcast_arrays(n, t, np.where(np.isnan(b), 0.0, b))
 
 
+def floor_of(form: str) -> int | None:
+    """Where ln Linf stands in a form's constants; None where it has none."""
+    return CONSTANTS[form].index("Linf") if "Linf" in CONSTANTS[form] else None
+
+
 def round_to_two_digits(value: float) -> float:
     """``value`` with two digits: a scale is a unit, not a measurement."""
     return float(f"{value:.1e}")
@@ -77,7 +87,7 @@ def evaluate(form: str, theta: NDArray, n: NDArray, t: NDArray, b: NDArray) -> t
     """
     logs = {name: theta[..., at, None] for at, name in enumerate(CONSTANTS[form])}
     power = {name: np.exp(logs[name]) for name in priors.EXPONENTS if name in logs}
-    floor = np.exp(logs["Linf"])
+    floor = np.exp(logs["Linf"]) if "Linf" in logs else 0.0
 
     def term(coefficient: str, exponent: str, x: NDArray) -> tuple[NDArray, NDArray]:
         value = np.exp(np.minimum(np.maximum(logs[coefficient] - power[exponent] * x, -200), 200))
@@ -102,14 +112,8 @@ def evaluate(form: str, theta: NDArray, n: NDArray, t: NDArray, b: NDArray) -> t
             power_term = inner**k
             slope = k * power_term / inner
             total = power_term + floor
-            parts = [
-                slope * from_N,
-                slope * by_aN,
-                slope * from_T,
-                slope * by_aT,
-                floor,
-                k * power_term * np.log(inner),
-            ]
+            parts = [slope * from_N, slope * by_aN, slope * from_T, slope * by_aT]
+            parts += [floor] * ("Linf" in logs) + [k * power_term * np.log(inner)]
     return np.log(total), _stack(parts, total)
 
 
@@ -211,7 +215,7 @@ def fit_form(
     residual, J = _weighted(form, theta, logs, y, precision)
     irls = np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
     mean, sharpness = priors.prior_of(CONSTANTS[form])
-    _, slope = priors.prior_at(theta, (mean, sharpness), CONSTANTS[form].index("Linf"), y.min())
+    _, slope = priors.prior_at(theta, (mean, sharpness), floor_of(form), y.min())
     hessian = (J * irls[:, None]).T @ J / sd**2 + np.diag(slope**2)
     drawn = None
     if draws:
@@ -306,12 +310,13 @@ def descend(
     every = len(theta), len(logs[0])
     y, weight = np.broadcast_to(y, every), np.broadcast_to(1.0 if weight is None else weight, every)
     free = np.ones(len(sharpness), dtype=bool) if free is None else free
-    floor = CONSTANTS[form].index("Linf")
+    floor = floor_of(form)
     bounded = [at for at, name in enumerate(CONSTANTS[form]) if name in priors.EXPONENTS and exponents and free[at]]
     lowest = np.min(y, axis=-1)
     highest = np.minimum(lowest, np.log(ceiling))
     found, costs, left = theta, np.empty(len(theta)), np.arange(len(theta))
-    if free[floor]:
+    floor_free = floor is not None and bool(free[floor])
+    if floor_free:
         theta[:, floor] = np.minimum(theta[:, floor], highest)
 
     def objective(theta: NDArray) -> tuple[NDArray, ...]:
@@ -339,7 +344,7 @@ def descend(
         trial[:, free] -= np.clip(step, -1.5, 1.5)
         if bounded:
             trial[:, bounded] = np.clip(trial[:, bounded], *np.log(exponents))
-        if free[floor]:
+        if floor_free:
             trial[:, floor] = np.clip(trial[:, floor], highest - 14, highest)
         new_cost, *new = objective(trial)
         better = new_cost < cost
@@ -365,14 +370,14 @@ def descend(
 def _starts(form: str, loss: NDArray) -> NDArray:
     """[starts, constants]: each floor with each exponent, the rest of the loss split evenly between the terms."""
     starts, low, middle = [], float(loss.min()), float(np.median(loss))
-    for share in START_FLOORS:
+    for share in START_FLOORS if floor_of(form) is not None else (0.0,):
         floor, rest = share * low, middle - share * low
         for exponent in START_EXPONENTS:
             values = dict.fromkeys(priors.EXPONENTS, exponent) | {"Linf": floor, "k": 1.0}
             count = 3 if form == "three_term" else 2
             part = np.sqrt(middle / floor) - 1 if form == "product" else rest / count
             starts.append([np.log(values.get(name, part)) for name in CONSTANTS[form]])
-            if form == "joint":
+            if form in ("joint", "floorless"):
                 # An outer power far from 1 has its own valley: inner terms to the 1 / k, exponents divided by k.
                 for k in (0.4, 2.5):
                     near = {

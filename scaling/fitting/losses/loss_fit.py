@@ -10,9 +10,9 @@ from videoscaling.scaling.fitting.losses import forms, priors
 from videoscaling.scaling.fitting.losses.average import LossLaws, fit_losses
 from videoscaling.scaling.fitting.losses.forms import FORMULAS
 from videoscaling.scaling.fitting.options import Options
-from videoscaling.scaling.fitting.run_info import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
+from videoscaling.scaling.fitting.run_info import flops_per_parameter_token, law_of, recipe_warnings, skipped_warnings
 from videoscaling.scaling.fitting.sizes import check_losses, fit_sizes
-from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.scaling.fitting.unsupported import Checks, UnsupportedFit
 from videoscaling.scaling.laws import Law, with_hyperparameters
 from videoscaling.scaling.losses import as_losses
 from videoscaling.scaling.planning.allocation import Cost
@@ -34,7 +34,7 @@ def fit_law(table: RunTable, options: Options, cost: Cost, provenance: dict[str,
     table = table.rows(~table.heldout & ~np.isinf(table.loss))
     check_losses(table)
     warnings = [*table.notes, *recipe_warnings(table), *skipped_warnings(table)]
-    table_kind.check_repeats(table, False, warnings)
+    table_kind.check_repeats(table, Checks())
     if len(table) < 5:
         raise UserError(f"loss law: {len(table)} points cannot fix 5 constants")
     if reason := unidentified(table.N, table.T, {}):
@@ -54,22 +54,19 @@ def fit_law(table: RunTable, options: Options, cost: Cost, provenance: dict[str,
             unknown, "each (N, T) has one batch and rate: fit.py all --optima takes them for the best"
         )
     unknown["draws"] = "part of each form"
-    sizes, size_fits = fit_sizes(table, table.N, table.T, table.loss, as_losses(fitted), cost, unknown, warnings)
-    n_ctx = tokens_per_clip(table)
-    law = Law(
-        name=str(provenance.get("name", "law")), batch=None, lr=None, loss=fitted, allocation=sizes, curvature=None,
-        lr_given_batch=None, n_ctx=n_ctx, domain=domain(table, table.N, table.T, cost), recipe=table.recipe,
-        draws=None,
-        fit={
-            "points": len(table),
-            "flops_per_parameter_token": None if n_ctx else float(cost(np.array(1e9)) / 1e9),
-            "intervals": {f"allocation.{name}.exponent": one.exponent_interval() for name, one in size_fits.items()},
-            **({"size_errors": {name: one.errors() for name, one in size_fits.items()}} if size_fits else {}),
-            "method": "95 %: bootstrap weights over runs, and errors of predicting larger N and T",
-            "warnings": warnings,
-        },
-        provenance=provenance | {"unknown": unknown, "source": table.source, "runs": run_names(table)},
-    )  # fmt: skip
+    sizes = fit_sizes(table, table.N, table.T, table.loss, as_losses(fitted), cost)
+    unknown |= sizes.unknown
+    warnings += sizes.warnings
+    details = {
+        "points": len(table),
+        "flops_per_parameter_token": flops_per_parameter_token(table, cost),
+        "intervals": sizes.intervals,
+        **sizes.errors,
+        "method": "95 %: bootstrap weights over runs, and errors of predicting larger N and T",
+        "warnings": warnings,
+    }
+    parts = {"loss": fitted, "allocation": sizes.allocation}
+    law = law_of(table, table.N, table.T, cost, provenance, unknown, details, **parts)
     return law if options.prior is None else with_hyperparameters(law, options.prior)
 
 
@@ -96,7 +93,7 @@ def summary(fitted: LossLaws, lowest: float) -> list[str]:
         _, slope = priors.prior_at(
             fit.theta,
             priors.prior_of(forms.CONSTANTS[fit.form]),
-            forms.CONSTANTS[fit.form].index("Linf"),
+            forms.floor_of(fit.form),
             np.log(lowest),
         )
         constants = ", ".join(

@@ -6,12 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
-from videoscaling.scaling.fitting.surface import least_squares, noise
+from videoscaling.scaling.fitting.surface import least_squares, noise, shape
+from videoscaling.scaling.fitting.surface.cells import Cells
 
 # A trend this unlikely under the fitted noise is no chance: five trends are tested.
 LEVEL = 0.01
 # Trends that move a loss by less than this (in ln L, from end to end of the data) are no concern.
 SMALL = 0.002
+STEEPER = "the slope in ln T"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def lack_of_fit(problem: least_squares.Problem, solution: least_squares.Solution
     at = noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, solution.inflation)
     V = noise.Whitener(solution.structure, solution.phi, at)
     columns = {"distance from the optimum": np.sqrt(np.maximum(mean.excess, 0)), "lr / B": rows.l - rows.b}
-    if "f.Linf" in model.names:
+    if model.form != shape.LEVELS:
         columns |= {"ln N squared": rows.n**2, "ln T squared": rows.t**2, "ln N x ln T": rows.n * rows.t}
     base = np.column_stack([mean.jacobian[:, model.free], problem.y - mean.value])
     J, r, explained = _white(V, base[:, :-1]), _white(V, base[:, -1:])[:, 0], []
@@ -67,6 +69,30 @@ def lack_of_fit(problem: least_squares.Problem, solution: least_squares.Solution
     return tuple(explained)
 
 
+def steepening(cells: Cells, levels: least_squares.Solution) -> tuple[Test, ...]:
+    """Whether losses of some N fall faster and faster in ln T, which no loss form does: all are convex there.
+
+    ``size`` is how far the longest runs of that N lie below where its first two token counts lead.
+
+    Args:
+        levels: the fit with free levels.
+    """
+    first, worst = np.unique(cells.grid, return_index=True)[1], None
+    N, T, runs = cells.N[first], np.log(cells.T[first]), len(np.unique(cells.run))
+    covariance = levels.covariance[: len(first), : len(first)] + SMALL**2 * np.eye(len(first))
+    for size in np.unique(N):
+        line = np.flatnonzero(size == N)  # grids are numbered by rising N, then T
+        if len(line) > 2:
+            pick, reach = np.zeros(len(first)), np.diff(T[line])[-1] / np.diff(T[line])[0]
+            np.add.at(pick, line[[-1, -2, 1, 0]], [1, -1, -reach, reach])
+            below = float(pick @ levels.theta[: len(first)])
+            t = below / np.sqrt(pick @ covariance @ pick)
+            p = len(np.unique(N)) * float(stdtr(max(runs - 5.0, 3.0), t))
+            if worst is None or p < worst.p:
+                worst = Test(STEEPER, below, min(p, 1.0))
+    return () if worst is None else (worst,)
+
+
 def _white(V: noise.Whitener, values: NDArray) -> NDArray:
     """Columns [rows, k] in units in which V is 1."""
     white = V.whiten(values)
@@ -80,8 +106,11 @@ def _white(V: noise.Whitener, values: NDArray) -> NDArray:
 def warnings(tests: tuple[Test, ...]) -> list[str]:
     """A line for each failed test."""
     return [
-        f"lack of fit: residuals change by {test.size:+.2%} along {test.against} (p {test.p:.2g}); intervals beyond "
-        "the fitted range are widened by the errors seen when larger sizes and token counts are predicted"
+        f"losses fall faster the longer a run is ({-test.size:.1%} below where its first token counts lead), as no "
+        "form does: those of longer runs are likely lower than predicted; add longer runs"
+        if test.against == STEEPER
+        else f"lack of fit: residuals change by {test.size:+.2%} along {test.against} (p {test.p:.2g}); intervals "
+        "beyond the fitted range are widened by the errors seen when larger sizes and token counts are predicted"
         for test in tests
         if test.failed
     ]

@@ -13,14 +13,12 @@ from videoscaling.scaling.fitting.surface.surface import Member, Surface
 from videoscaling.scaling.fitting.uncertainty import weights_of
 from videoscaling.utils.errors import UserError
 
-FORMS = ("joint", "additive", "product")
-
 
 def fit_surface(cells: Cells, form: str = "auto", batch: str = "auto", bent: bool | None = None) -> Surface:
     """Fit the surface.
 
     Args:
-        form: of FORMS, "levels" for none, or "auto": averaged by expanding-window error.
+        form: of forms.CONSTANTS, "levels" for none, or "auto": averaged by expanding-window error.
         batch: of shape.BATCH_SHAPES, or "auto".
         bent: whether the rate's slope in ln B may change with B; None: where held-out cells say so.
 
@@ -42,7 +40,7 @@ def fit_surface(cells: Cells, form: str = "auto", batch: str = "auto", bent: boo
         held |= {"ln_k": -40.0, "ln_s": 0.0, "r": 0.0, "kB": 0.0}
     shapes = selection.shapes(cells, problem, batches, held, bent)
     chosen = shapes[0]
-    names = FORMS if form == "auto" else () if form == shape.LEVELS else (form,)
+    names = forms.AUTO if form == "auto" else () if form == shape.LEVELS else (form,)
     no_form = "free levels were asked for" if form == shape.LEVELS else why_no_form(cells)
     members = () if no_form else _members(cells, problem, chosen, names)
     forced = members and form not in ("auto", "joint")
@@ -52,6 +50,8 @@ def fit_surface(cells: Cells, form: str = "auto", batch: str = "auto", bent: boo
     freedom = max(len(np.unique(cells.grid)) - 4.0, 3.0)
     tested = members[0].solution if members else chosen.solution
     tests = diagnostics.lack_of_fit(problem, tested)
+    if members:
+        tests += diagnostics.steepening(cells, chosen.solution)
     return Surface(cells, scale, lr_scale, tuple(shapes), members, no_form, domain, freedom, tests, rival)
 
 

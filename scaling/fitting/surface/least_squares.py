@@ -218,7 +218,10 @@ def _secant(S: NDArray, moved: NDArray, turned: NDArray, missing: NDArray) -> ND
 def _residuals(
     problem: Problem, structure: noise.Structure, mean: shape.Mean, phi: NDArray
 ) -> tuple[NDArray, NDArray]:
-    """White residuals less what a row's grid, size and run have in common, and the rows that they belong to."""
+    """White residuals less what a row's grid, size and run have in common, and the rows that they belong to.
+
+    So a run is compared with its grid: where a whole grid lies off the surface, the surface is wrong and not the runs.
+    """
     V = noise.Whitener(structure, phi, noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, np.ones(len(problem.y))))
     r = V.whiten(problem.y - mean.value)
     return r - V.Z @ np.linalg.solve(V.Z.T @ V.Z + np.diag(V.effect_precision), V.Z.T @ r), V.order

@@ -137,7 +137,7 @@ class Model:
 
     def prior_at(self, theta: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """How many sd each constant is from its prior, with the derivatives in theta."""
-        floor = None if self.form == LEVELS else self.place("f.Linf")
+        floor = self.place("f.Linf") if "f.Linf" in self.names else None
         return priors.prior_at(theta, self.prior, floor, self.lowest)
 
 

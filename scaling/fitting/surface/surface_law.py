@@ -8,18 +8,17 @@ from numpy.typing import NDArray
 
 from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.fitting import plausibility
-from videoscaling.scaling.fitting.grids import lines
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optima
-from videoscaling.scaling.fitting.grids.optimum import WINDOW, Optimum
+from videoscaling.scaling.fitting.grids.optimum import Optimum
 from videoscaling.scaling.fitting.losses import priors
 from videoscaling.scaling.fitting.losses.forms import FORMULAS
-from videoscaling.scaling.fitting.run_info import domain, recipe_warnings, run_names, skipped_warnings, tokens_per_clip
+from videoscaling.scaling.fitting.run_info import flops_per_parameter_token, law_of, recipe_warnings, skipped_warnings
 from videoscaling.scaling.fitting.sizes import STILL
 from videoscaling.scaling.fitting.surface import noise
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.fitting.surface.surface import Member, Surface
-from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.scaling.fitting.unsupported import Checks, UnsupportedFit
 from videoscaling.scaling.laws import Law
 from videoscaling.scaling.planning.allocation import Cost, predicted
 from videoscaling.scaling.runs import RunTable
@@ -38,7 +37,7 @@ def fit_law(table: RunTable, part: str, form: str, cost: Cost, provenance: dict[
 
     Args:
         part: of ``fit.PARTS``: N_opt is left out of "hyperparameters", and "loss" and "allocation" need a loss form.
-        form: of the loss in N and T: "auto", or one of ``surface_fit.FORMS``.
+        form: of the loss in N and T: "auto", or one of ``forms.CONSTANTS``.
         cost: training FLOPs per token of N parameters, for the domain.
 
     Raises:
@@ -49,34 +48,26 @@ def fit_law(table: RunTable, part: str, form: str, cost: Cost, provenance: dict[
     if not np.isfinite(table.loss).any():
         raise UserError(f"{table.source}: nothing to fit: no run that is not held out has a finite loss")
     warnings = [*table.notes, *recipe_warnings(table), *skipped_warnings(table)]
-    plausibility.check_units(table, False, warnings)
+    plausibility.check_units(table, Checks())
     plausibility.check_spans(table.N, table.nominal_T)
     cells = Cells.of_table(table)
     _check_cells(cells)
     surface = _fit(cells, form)
-    _check_surface(surface, grid_optima(at_nominal(table), WINDOW, lines.swept(table)))
+    _check_surface(surface, grid_optima(at_nominal(table)))
     warnings += surface.warnings()
     if part in ("loss", "allocation") and surface.no_form:
         raise UnsupportedFit(f"loss: {surface.no_form}")
-    n_ctx = tokens_per_clip(table)
-    parts = dict.fromkeys(("batch", "lr", "loss"))
-    law = Law(
-        name=str(provenance.get("name", "law")), **parts, allocation=None, curvature=None, lr_given_batch=None,
-        n_ctx=n_ctx, domain=domain(table, surface.cells.N, surface.cells.T, cost), recipe=table.recipe, draws=None,
-        surface=surface,
-        fit={
-            "points": len(surface.cells),
-            "flops_per_parameter_token": None if n_ctx else float(cost(np.array(1e9)) / 1e9),
-            "intervals": {f"surface.{name}": _span(surface.exponent(name)) for name in _exponents(surface)},
-            "method": "95 %: covariance of one surface with scatter between grids, t quantiles",
-            "warnings": warnings,
-        },
-        provenance=provenance | {
-            "unknown": dict.fromkeys((*parts, "curvature", "lr_given_batch", "draws"), HELD_ELSEWHERE)
-            | {"allocation": surface.no_form or "fit.py all gives it"},
-            "source": table.source, "runs": run_names(table),
-        },
-    )  # fmt: skip
+    unknown = dict.fromkeys(("batch", "lr", "loss", "curvature", "lr_given_batch", "draws"), HELD_ELSEWHERE)
+    unknown["allocation"] = surface.no_form or "fit.py all gives it"
+    details = {
+        "points": len(surface.cells),
+        "flops_per_parameter_token": flops_per_parameter_token(table, cost),
+        "intervals": {f"surface.{name}": _span(surface.exponent(name)) for name in _exponents(surface)},
+        "method": "95 %: covariance of one surface with scatter between grids, t quantiles",
+        "warnings": warnings,
+    }
+    points = surface.cells.N, surface.cells.T
+    law = law_of(table, *points, cost, provenance, unknown, details, surface=surface)
     return law if part == "hyperparameters" or surface.no_form else _with_sizes(law, cost, warnings)
 
 

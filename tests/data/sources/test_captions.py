@@ -110,6 +110,8 @@ def test_other_columns_and_another_root(folder, tmp_path):
          "--caption-column NAME"),
         ("m.csv", "path,caption,caption\na.mp4,x,y\n", "'caption' and 'caption' may both be .* rename one"),
         ("m.jsonl", '{"path": "a.mp4", "cap": "x"}\n{"path": "b.mp4", "text": "x"}\n', "'cap' and 'text' may both"),
+        ("m.jsonl", '{"path": "a.mp4", "caption": "x"}\n{"path": "b.mp4", "Text": "x"}\n',
+         "line 2: 'Text' where other rows have 'caption'; rename one"),
         ("m.csv", "Path,PATH,caption\na.mp4,b.mp4,x\n", "'Path' and 'PATH' may both be the path"),
         ("m.csv", "path,caption\nb.mp4,ok\na.mp4,a red ball, rolling\n", r"line 3: 3 fields where the header has 2; "
          "put a caption that holds ',' into double quotes"),

@@ -74,6 +74,9 @@ def test_shards_of_a_folder_and_of_a_pattern(tmp_path):
         **{name: c for name, c in names.items() if c != "1"},
         **{f"t-{number}.tar/x.mp4": "" for number in (0, 2)},
     }
+    for pattern in ("s-{0..999999999}", "{0..9999}-{0..9999}", "s-{0..%s}" % ("9" * 200)):
+        with pytest.raises(UserError, match=r"more than 1,000,000 shards"):
+            listed(f"{tmp_path}/{pattern}.tar")
     with pytest.raises(UserError, match=r"s-3\.tar: no such shard"):
         list_sources(f"{tmp_path}/s-{{0..3}}.tar")
     (tmp_path / "loose.mp4").touch()

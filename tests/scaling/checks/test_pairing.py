@@ -74,7 +74,7 @@ def test_a_stream_of_each_row_makes_the_batch_less_sure_than_told() -> None:
 def test_the_covariance_would_move_no_optimum(along_rates: float, along_both: float) -> None:
     """Generalised least squares give the quadratic that ordinary ones give."""
     x, y = grid(4)
-    X, S = features(x, y), covariance(y, along_rates, along_both)
+    X, S = features(np.stack([x, y], axis=1)), covariance(y, along_rates, along_both)
     loss = np.random.default_rng(1).standard_normal(len(x))
     inverse = np.linalg.inv(S)
     generalised = np.linalg.solve(X.T @ inverse @ X, X.T @ inverse @ loss)

@@ -117,22 +117,6 @@ def test_an_empty_folder_of_samples_is_refused(sources, no_figures, tmp_path):
     assert not (tmp_path / "page.html").exists()
 
 
-def test_grids_without_an_optimum_show_what_to_run(cost, swept, tmp_path, no_figures):
-    """An edge, and a grid of diverged cells: what to run is named in words."""
-    table, law = swept
-    small = table.N.min() == table.N
-    edge = small & (table.T == 2e9) & (table.lr < np.median(table.lr[small]))
-    gone = small & (table.T == 12e9)
-    kept = ~(small & (table.T == 2e9)) | edge
-    spoilt = dataclasses.replace(table, loss=np.where(gone, np.inf, table.loss)).rows(kept)
-    page, _ = page_of(Sources.of(spoilt, law, cost), tmp_path)
-    assert "What to run next" in page
-    assert page.count("<li>to decide it, run at N 1.68e+07") == 2
-    # A grid that was held out asks for nothing: no law waits for it.
-    held = dataclasses.replace(spoilt, heldout=spoilt.heldout | (table.N.min() == spoilt.N))
-    assert "What to run next" not in page_of(Sources.of(held, law, cost), tmp_path)[0]
-
-
 def test_a_law_without_a_window_takes_the_default(cost, swept, sources, paper):
     published = Sources.of(swept[0], dataclasses.replace(paper, fit={}), cost)
     assert [o.lr for o in published.optima] == [o.lr for o in sources.optima]

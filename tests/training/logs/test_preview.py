@@ -27,9 +27,10 @@ class Decoder:
 
 def use_decoder(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     text = load_text_encoder("embedded")
-    monkeypatch.setattr(
-        "videoscaling.training.logs.preview.load_encoders", lambda meta, device, **places: (decoder, text)
-    )
+    for module in ("logs.preview", "pipeline"):
+        monkeypatch.setattr(
+            f"videoscaling.training.{module}.load_encoders", lambda meta, device, **places: (decoder, text)
+        )
 
 
 def images(directory: Path) -> list[int]:

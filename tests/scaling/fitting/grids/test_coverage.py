@@ -13,7 +13,6 @@ from videoscaling.scaling.estimates import interval, t_quantile
 from videoscaling.scaling.fitting.grids import fit, power_law
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.runs import concatenate
 
 SIZES = np.geomspace(0.0168e9, 0.268e9, 5)
 TOKENS = np.geomspace(2e9, 12e9, 5)
@@ -106,7 +105,7 @@ def rows_coverage(paper, cost, count, sizes, tokens):
     inside = []
     for seed in range(count):
         parts = [simulate.run_table(paper, [(n, np.nan, np.nan)], [t], NOISE, n_ctx=1280) for n, t in zip(N, T)]
-        table, random = concatenate(parts), np.random.default_rng(seed)
+        table, random = simulate.concatenate(parts), np.random.default_rng(seed)
         B, lr = (v * np.exp(0.1 * random.standard_normal(len(v))) for v in (table.B, table.lr))
         table = dataclasses.replace(table, B=B, lr=lr, run_id=np.arange(len(N)).astype(str))
         spans = fit.fit(table, "hyperparameters", fit.Options(optima=True), cost, NOWHERE).law.fit["intervals"]

@@ -1,18 +1,16 @@
 import dataclasses
 
 import numpy as np
-import pytest
 
 from tests.scaling import simulate
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.grids.fit_points import (
     at_nominal,
-    cells_to_run,
     grid_optima,
     points_of_grids,
     points_of_rows,
 )
-from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.scaling.fitting.unsupported import Checks
 
 SIZES, TOKENS = np.geomspace(0.0168e9, 0.268e9, 3), [2e9, 5e9, 12e9]
 NOWHERE = {"name": "test"}
@@ -23,19 +21,6 @@ def swept(paper, sizes=SIZES, offset=0.0, noise=1e-4):
     return simulate.run_table(paper, cells, TOKENS, noise, n_ctx=1280)
 
 
-def test_a_refusal_for_edges_comes_with_the_cells_to_run(paper, cost):
-    table = swept(paper, SIZES[:2], offset=4.0)
-    with pytest.raises(UnsupportedFit):
-        fit.fit(table, "all", fit.Options(), cost, NOWHERE)
-    lines = cells_to_run(table, 0.02)
-    # The milestones of one size are the same runs.
-    assert len(lines) == 2
-    assert all("T 2e+09 and 5e+09 and 1.2e+10: (lr " in line for line in lines)
-    assert not cells_to_run(swept(paper), 0.02)
-    # Held-out grids are not fitted, so none of their cells would help.
-    assert not cells_to_run(dataclasses.replace(table, heldout=np.ones(len(table), dtype=bool)), 0.02)
-
-
 def test_one_grid_of_diverged_cells_does_not_stop_the_others(paper, cost):
     table = swept(paper)
     stray = (SIZES[0] == table.N) & (table.T == 12e9)
@@ -44,27 +29,23 @@ def test_one_grid_of_diverged_cells_does_not_stop_the_others(paper, cost):
     assert len(fitted.points.N) == 8
     assert any("all 25 cells diverged" in text for text in fitted.law.fit["verdicts"])
     assert any("1 of 9 grids have no interior optimum (1 too few points)" in text for text in fitted.warnings)
-    (line,) = cells_to_run(spoilt, 0.02)
-    rates = table.lr[SIZES[0] == table.N]
-    assert line.startswith("to decide it, run at N 1.68e+07, T 1.2e+10: (lr ")
-    assert f"(lr {rates.min() / 2:.3g}, B " in line
 
 
 def test_forced_points_are_the_finite_ones(paper):
     table = swept(paper, SIZES[:1], offset=4.0)
     gone = table.T == 2e9
     table = dataclasses.replace(table, loss=np.where(gone, np.inf, table.loss))
-    optima = tuple(grid_optima(at_nominal(table), 0.02))
+    optima = tuple(grid_optima(at_nominal(table)))
     assert [o.cells for o in optima] == [0, 25, 25]
-    points = points_of_grids(table, optima, [], force=True)
+    points = points_of_grids(table, optima, Checks(force=True))
     assert points.T.tolist() == [5e9, 12e9]
     assert np.isfinite(points.replicates["loss"]).all()
 
 
 def test_a_grids_scatter_is_shrunk_to_that_of_all(paper):
     """Ten spare cells' worth: variances and noise of each grid follow its shrunk scatter, and no other does."""
-    optima = grid_optima(swept(paper), 0.02)
-    points = points_of_grids(swept(paper), tuple(optima), [])
+    optima = grid_optima(swept(paper))
+    points = points_of_grids(swept(paper), tuple(optima), Checks())
     spare = np.array([o.spare for o in optima])
     own = np.array([o.scatter / o.loss for o in optima])
     pooled = np.sum(spare * own**2) / spare.sum()
@@ -84,17 +65,6 @@ def test_many_rows_are_deleted_by_the_group(paper):
     assert set((~present).sum(axis=1)) == {2, 3}
 
 
-def test_cells_to_run_are_whole_batches_of_the_file(paper):
-    """A table that counts sequences of 3000 tokens is answered in such, and with none that it has already."""
-    table = dataclasses.replace(swept(paper, SIZES[:1], offset=1.0), unit=3000.0)
-    table = dataclasses.replace(table, n_ctx=0 * table.n_ctx, B=np.round(table.B / 3000) * 3000)
-    asked = [cell for o in grid_optima(table, 0.02) for cell in o.run_next]
-    assert len(asked) >= 3
-    assert all(B % 3000 == 0 and B >= 3000 for _, B in asked)
-    there = set(zip(np.round(np.log(table.lr), 6), table.B))
-    assert not {(round(float(np.log(lr)), 6), B) for lr, B in asked} & there
-
-
 def test_milestones_that_one_step_reached_are_one_measurement(paper):
     """One grid, of one row a run: as two, each would repeat the other without any noise."""
     table = swept(paper, noise=1e-3)
@@ -102,10 +72,8 @@ def test_milestones_that_one_step_reached_are_one_measurement(paper):
     twice.nominal_T[:] = twice.T * np.tile([0.97, 0.98], len(table))
     moved = at_nominal(twice)
     assert len(moved) == len(table)
-    once = grid_optima(at_nominal(table), 0.02)
-    assert [(o.N, o.T, o.cells, o.spare) for o in grid_optima(moved, 0.02)] == [
-        (o.N, o.T, o.cells, o.spare) for o in once
-    ]
+    once = grid_optima(at_nominal(table))
+    assert [(o.N, o.T, o.cells, o.spare) for o in grid_optima(moved)] == [(o.N, o.T, o.cells, o.spare) for o in once]
     # Repeats of a cell under one run's name, as tables have them, stay.
     again = table.rows(np.repeat(np.arange(len(table)), 2))
     assert len(at_nominal(again)) == len(again)

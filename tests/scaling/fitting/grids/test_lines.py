@@ -8,7 +8,8 @@ import pytest
 from tests.scaling import simulate
 from tests.scaling.planned import plan
 from videoscaling.scaling import law_file, laws
-from videoscaling.scaling.fitting.grids import fit, lines
+from videoscaling.scaling.fitting.grids import fit
+from videoscaling.scaling.fitting.grids.optimum import find
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning.request import Request
 from videoscaling.utils.errors import UserError
@@ -60,12 +61,11 @@ def test_batches_along_one_rate(paper, cost):
 def test_a_line_has_edges(paper):
     table = along(paper)
     low = table.rows(table.lr < 0.6 * np.median(table.lr))
-    found = lines.find(1e8, 1e9, low.lr[:3], low.B[:3], np.array([2.3, 2.2, 2.1]), axis="lr")
+    found = find(1e8, 1e9, low.lr[:3], low.B[:3], np.array([2.3, 2.2, 2.1]), axes=("lr",))
     assert found.verdict == "too few points" or found.verdict == "edge"
     lr, loss = 1e-3 * 2.0 ** np.arange(5), 2 + 0.01 * (np.arange(5) - 5.0) ** 2
-    found = lines.find(1e8, 1e9, lr, np.full(5, 1e5), loss, axis="lr", window=None)
+    found = find(1e8, 1e9, lr, np.full(5, 1e5), loss, axes=("lr",), window=None)
     assert (found.verdict, found.sides) == ("edge", ("higher lr",))
-    assert found.run_next == ((pytest.approx(1e-3 * 2.0**5), 1e5),)
 
 
 def test_one_batch_that_differs_from_size_to_size_tells_no_rate(paper, cost):

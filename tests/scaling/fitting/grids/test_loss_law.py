@@ -22,9 +22,9 @@ def test_chinchilla_minimum(chinchilla):
     assert (fit.law.Linf, fit.law.aN, fit.law.aT) == pytest.approx((1.81722, 0.34731, 0.36717), abs=5e-5)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_chinchilla_never_the_wrong_basin(chinchilla, seed):
-    fit = loss_law.fit(*chinchilla, seed=seed, scale={"T": 1e10, "N": 1e8})
+@pytest.mark.parametrize("unit", [1e3, 1e8, 1e13])
+def test_chinchilla_never_the_wrong_basin(chinchilla, unit):
+    fit = loss_law.fit(*chinchilla, scale={"T": 100 * unit, "N": unit})
     assert fit.objective <= 1.018275e-3
 
 
@@ -34,16 +34,6 @@ def test_objective_is_the_sum_of_huber_losses(chinchilla):
     r = np.abs(np.log(fit.law(N, T)) - np.log(L))
     huber = np.where(r < 1e-3, r**2 / 2, 1e-3 * (r - 5e-4))
     assert fit.objective == pytest.approx(huber.sum(), rel=1e-9)
-
-
-def test_derivative_against_differences():
-    theta = np.array([[0.1, 0.3, -1.2, 0.4, 0.5]])
-    at = np.exp([0.3, -1.0]), np.exp([0.7, 2.0]), {"N": 1.0, "T": 1.0}
-    _, derivative = loss_law._log_loss(theta, *at)
-    for i in range(5):
-        step = np.eye(5)[i] * 1e-6
-        up, down = (loss_law._log_loss(theta + s, *at)[0] for s in (step, -step))
-        np.testing.assert_allclose(derivative[..., i], (up - down) / 2e-6, rtol=1e-6)
 
 
 def test_outliers_barely_matter(paper):
@@ -119,7 +109,7 @@ def test_a_point_of_no_weight_is_left_out():
     weight = np.ones(36)
     weight[7] = 0.0
     (theta,), (objective,) = loss_law.descend(
-        fit.theta[None], N, T, loss, np.ones(36), 1.0, {}, UNITS, weight
+        fit.theta[None], N, T, loss, None, 1.0, {}, UNITS, weight
     )  # fmt: skip
     assert objective < 1e-12
     assert np.exp(theta[4]) == pytest.approx(0.5, rel=1e-4)

@@ -10,12 +10,14 @@ def table(form, seed=0):
     T = N * np.tile(np.geomspace(5, 500, 10), 8)
     if form == "joint":
         loss = ((N / 5e6) ** -0.6 + (T / 3e8) ** -0.65) ** 0.45 * 4 + 1.2
+    elif form == "floorless":
+        loss = ((N / 5e6) ** -0.6 + (T / 3e8) ** -0.65) ** 0.2 * 4
     else:
         loss = 480 / N**0.35 + 2100 / T**0.37 + 1.8
     return N, T, loss * np.exp(0.003 * np.random.default_rng(seed).standard_normal(len(N)))
 
 
-@pytest.mark.parametrize("form", ["joint", "additive"])
+@pytest.mark.parametrize("form", ["joint", "additive", "floorless"])
 def test_chosen_form_holds_on_the_largest_size(form):
     N, T, loss = table(form)
     fitted = N < 2e9
@@ -25,8 +27,24 @@ def test_chosen_form_holds_on_the_largest_size(form):
     assert np.sqrt(np.mean(error**2)) < 0.008
     assert np.mean((loss[~fitted] > predicted.low) & (loss[~fitted] < predicted.high)) >= 0.8
     assert law.warnings() == []
-    if form == "joint":
-        assert law.members[0].form == "joint"
+    if form != "additive":
+        assert law.members[0].form == form
+
+
+def test_a_form_without_a_floor_counts_only_where_the_losses_show_none():
+    weight = {m.form: m.weight for m in fit_losses(*table("joint"), draws=0).members}
+    assert weight.get("floorless", 0.0) < 0.05
+    N, T, loss = table("floorless")
+    fitted, far = N < 2e9, (3e11, 3e13)
+    auto, joint = (fit_losses(N[fitted], T[fitted], loss[fitted], form=form) for form in ("auto", "joint"))
+    truth = ((far[0] / 5e6) ** -0.6 + (far[1] / 3e8) ** -0.65) ** 0.2 * 4
+    error, width = (np.array([abs(np.log(v)) for v in pair]) for pair in zip(*(
+        (law.predict(*far).mean[0] / truth, (law.predict(*far).mean_high / law.predict(*far).mean_low)[0])
+        for law in (auto, joint)
+    )))  # fmt: skip
+    assert error[0] < error[1]
+    assert width[0] < 0.7 * width[1]
+    assert auto.predict(*far).low < truth < auto.predict(*far).high
 
 
 def test_forced_additive_form_warns_on_joint_losses_and_is_widened():

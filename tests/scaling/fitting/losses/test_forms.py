@@ -25,6 +25,8 @@ def table(form, seed=0, noise=0.002):
     B = np.tile([2e5, 1e6], 28)
     if form == "joint":
         loss = ((N / 5e6) ** -0.6 + (T / 3e8) ** -0.65) ** 0.45 * 4 + 1.2
+    elif form == "floorless":
+        loss = ((N / 5e6) ** -0.6 + (T / 3e8) ** -0.65) ** 0.2 * 4
     elif form == "additive":
         loss = 480 / N**0.35 + 2100 / T**0.37 + 1.8
     elif form == "product":

@@ -237,6 +237,17 @@ def test_floor_that_the_runs_show_is_one_fitted_constant():
     assert "not identified" not in "\n".join(summary(surface))
 
 
+def test_a_form_without_a_floor_counts_only_where_the_runs_show_none():
+    given = {"batch": "two_sided", "bent": False}
+    shown = fit_surface(_floored(2.0), **given)
+    assert sum(member.weight for member in shown.members if member.form == "floorless") < 0.1
+    table, far = _floored(0.0), (1e9, 1e11, 1e4, 1e-3)
+    auto, joint = fit_surface(table, **given), fit_surface(table, "joint", **given)
+    assert auto.members[0].form == "floorless"
+    widths = [np.log(each.predict(*far).mean_high / each.predict(*far).mean_low)[0] for each in (auto, joint)]
+    assert widths[0] < 0.8 * widths[1]
+
+
 def _problem(surface, table):
     n, t, b = surface.scale.logs(table.N, table.T, table.B)
     return least_squares.problem_of(table, shape.Inputs(n, t, np.log(table.lr / surface.lr_scale), b, table.grid))
