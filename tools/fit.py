@@ -111,14 +111,13 @@ def arguments() -> Parser:
 def check_options(parser: Parser, args: argparse.Namespace) -> None:
     """Raise UserError for an option that the part asked for does not read."""
     unread = {name for name, parts in READ_BY.items() if args.part not in parts}
-    asked = args.part
     if args.optima:
         # Optima are no grids; and N_opt(C) through them is a straight line.
         unread |= {"form"} | ({"fix", "prior", "force"} if args.part == "allocation" else set())
-        asked += " --optima" if "optima" not in unread and args.method != SURFACE else ""
     if args.method:
         unread |= {*UNREAD_BY[args.method], *(("optima",) if args.method == SURFACE else ())}
-        asked += f" --method {args.method}" if "method" not in unread else ""
+    asked = args.part + (" --optima" if args.optima and "optima" not in unread else "")
+    asked += f" --method {args.method}" if args.method and "method" not in unread else ""
     parser.refuse_unread(args, sorted(unread), f"not read by fit.py {asked}")
 
 

@@ -206,6 +206,20 @@ def token_numbers(config: Config, latent_shape: Sequence[int]) -> int:
     return latent_shape[0] * math.prod(config.model.patch)
 
 
+def run_warnings(config: Config, token_dim: int) -> list[str]:
+    """Warnings on a resolved run, before compute is spent: a clamped beta2, an endless warm-up, a narrow width.
+
+    ``token_dim`` is from ``token_numbers``.
+    """
+    found = beta2_warnings([(config.optim, config.train.batch_tokens)])
+    warmup, end = config.optim.warmup_tokens, config.train.tokens
+    if warmup >= end:
+        found.append(
+            f"optim.warmup_tokens={warmup}: the run ends at {end:,} tokens, before its learning rate reaches optim.lr"
+        )
+    return found + width_warnings([config.model.width], token_dim)
+
+
 def beta2_warnings(optimizers: Sequence[tuple[OptimKeys, int]]) -> list[str]:
     """Where ``optim.beta2_range`` clamps beta2, at most a line for each of its two ends.
 

@@ -12,8 +12,9 @@ def text_of(value: Any) -> str:
         return "unknown"
     if isinstance(value, dict):
         rest = ", ".join(f"{name} {text_of(item)}" for name, item in value.items() if name not in INTERVAL)
-        ends = "" if value.get("low") is None else f" [{value['low']:.4g}, {value['high']:.4g}]"
-        return f"{text_of(value['value'])}{ends}{f' ({rest})' if rest else ''}"
+        ends = [value.get(name) for name in INTERVAL[1:]]
+        span = "" if ends == [None, None] else f" [{', '.join('no bound' if e is None else f'{e:.4g}' for e in ends)}]"
+        return f"{text_of(value['value'])}{span}{f' ({rest})' if rest else ''}"
     if isinstance(value, list | tuple):
         return ", ".join(map(text_of, value))
     return format(value, ".4g") if isinstance(value, float) else str(value)

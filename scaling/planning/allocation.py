@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.laws import ESTIMATORS, Law, LossLaw, SizeLaw
 from videoscaling.scaling.losses import Losses, as_losses
+from videoscaling.utils.text_tables import table
 
 SIZES = (1e2, 1e15)  # N is sought between these
 # Training FLOPs per token of models with N parameters (array in, array out): C_token with the ladder's widths.
@@ -133,18 +135,14 @@ def size_interval(law: Law, estimator: str, C: float) -> tuple[float, float] | N
 
 def side_by_side(law: Law, C: float, cost: Cost) -> list[str]:
     """A text table: each estimator's law, its N_opt at C and at 10 C FLOPs with intervals, and the default's."""
-    reference, budgets = law.allocation["default"], (C, 10 * C)
-    found = [estimates(law, at, cost) for at in budgets]
-    names = [name for name in (*ESTIMATORS, "minimised") if name in found[0]]
-    wide = 36 if any(np.isfinite(one.low) for at in found for one in at.values()) else 14
-    head = f"{'N_opt':<12}{'coefficient':>12}{'exponent':>10}" + "".join(f"{f'at {at:.3g}':>{wide}}" for at in budgets)
-    lines = [head + (f"   against {reference}" if len(names) > 1 else "")]
+    reference, found = law.allocation["default"], {at: estimates(law, at, cost) for at in (C, 10 * C)}
+    names = [name for name in (*ESTIMATORS, "minimised") if name in found[C]]
+    rows: list[dict[str, Any]] = []
     for name in names:
-        power = law.allocation.get(name)
-        row = f"{name:<12}" + (f"{power.coefficient:>12.4g}{power.exponent:>10.4f}" if power else " " * 22)
-        for at in found:
-            size = at[name]
-            row += f"{size.value:.4g} {size.span('.4g')}".rstrip().rjust(wide)
-        apart = [f"{at[name].value / at[reference].value - 1:+.1%}" for at in found]
-        lines.append(row if name == reference else f"{row}   {', '.join(apart)}")
-    return lines
+        constants = {key: getattr(law.allocation.get(name), key, "") for key in ("coefficient", "exponent")}
+        rows.append({"N_opt": name, **constants})
+        rows[-1] |= {f"at {at:.3g}": sizes[name].as_json() for at, sizes in found.items()}
+        if len(names) > 1:
+            apart = [f"{sizes[name].value / sizes[reference].value - 1:+.1%}" for sizes in found.values()]
+            rows[-1][f"against {reference}"] = "" if name == reference else ", ".join(apart)
+    return table(rows)

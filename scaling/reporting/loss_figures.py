@@ -65,7 +65,7 @@ def loss_over_flops(sources: Sources) -> Chart:
 
 def training_curves(sources: Sources) -> Chart:
     """Validation losses over tokens, run by run, and the law's at the best batch and rate; a planned run."""
-    chart = Chart("training_curves", "Training curves", size=(WIDTH, 4.4))
+    chart = Chart("training_curves", "Loss over tokens", size=(WIDTH, 4.4))
     axis, runs = chart.axes[0, 0], chart.add("run", **sources.milestones())
     planned = sources.planned
     sizes, tokens = np.unique(runs["N"]), runs["T"]

@@ -12,11 +12,10 @@ from videoscaling.scaling.checks.fixed_pair import compare, prices
 from videoscaling.scaling.checks.heldout import relative_error
 from videoscaling.scaling.fitting.grids.optimum import Optimum, cell_means
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
-from videoscaling.scaling.laws import TOLERANCE
+from videoscaling.scaling.laws import EDGE, TOLERANCE
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.reporting.chart import Chart, Table
 from videoscaling.scaling.reporting.sources import (
-    EDGE,
     Sources,
     batch,
     has_rates,
@@ -175,8 +174,8 @@ def _of_surface(sources: Sources, optimum: Optimum, grid: RunTable) -> list[tupl
         lowest = predict(law, optimum.N, optimum.T).predicted
         found.append(("contour", lr, B, 100 * relative_error(loss, lowest)))
     found.append(("ridge", law.surface.lr_opt(B[:, 0], optimum.T, optimum.N).value, B[:, 0], None))
-    pair = law.surface.best(np.array([optimum.N]), np.array([optimum.T]), tolerance=TOLERANCE)
-    return [*found, ("best", pair.lr.value, pair.B.value, None)]
+    best_B, best_lr = law.surface.best(np.array([optimum.N]), np.array([optimum.T]), TOLERANCE)
+    return [*found, ("best", best_lr, best_B, None)]
 
 
 def _of_quadratic(sources: Sources, optimum: Optimum, grid: RunTable) -> list[tuple]:

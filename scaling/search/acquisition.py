@@ -17,9 +17,8 @@ from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.noise import LIKENESS
 from videoscaling.scaling.fitting.surface.shape import Inputs
 from videoscaling.scaling.fitting.surface.surface import Surface
-from videoscaling.scaling.fitting.surface.surface_law import EDGE
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
-from videoscaling.scaling.laws import TOLERANCE
+from videoscaling.scaling.laws import EDGE, TOLERANCE
 from videoscaling.scaling.losses import Form, Losses
 from videoscaling.scaling.planning.allocation import SIZES, Cost, optimum
 
@@ -63,7 +62,7 @@ def target_at(surface: Surface, N: float, T: float) -> Target:
     model, theta = solution.model, solution.theta
     has_rates, has_batches = (np.ptp(np.log(v)) > 1e-9 for v in (surface.cells.lr, surface.cells.B))
     n, t, _ = surface.scale.logs(N, T, np.nan)
-    B = float(surface.best(N, T, tolerance=TOLERANCE).B.value) if has_batches else float(surface.cells.B[0])
+    B = float(surface.largest_batch(T, N, TOLERANCE)) if has_batches else float(surface.cells.B[0])
     b = np.log(B / surface.scale.B)
     best = float(shape.ridge(model, theta, n, t, b)) if has_rates else np.log(surface.cells.lr[0] / surface.lr_scale)
     off = best + np.array([0.0, -0.1, 0.1])

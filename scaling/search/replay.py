@@ -189,8 +189,8 @@ def judged(pool: Pool, shown: NDArray[np.int64]) -> Outcome:
     regret, error = [], []
     for N, T in _judged_grids(pool):
         grid = pool.cells.rows((pool.cells.N == N) & (pool.cells.T == T) & np.isfinite(pool.cells.loss))
-        pair = surface.best(N, T)
-        away = np.hypot(np.log(grid.lr / pair.lr.value), np.log(grid.B / pair.B.value))
+        B, lr = surface.best(N, T)
+        away = np.hypot(np.log(grid.lr / lr), np.log(grid.B / B))
         regret.append(grid.loss[np.argmin(away)] / grid.loss.min() - 1)
         if surface.members:
             near = grid.rows(grid.loss <= NEAR * grid.loss.min())

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.fitting.surface import surface_law
-from videoscaling.scaling.fitting.surface.surface_law import EDGE
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
-from videoscaling.scaling.laws import TOLERANCE, Law
+from videoscaling.scaling.laws import EDGE, TOLERANCE, Law
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.warnings import FAR
 from videoscaling.scaling.search.planned_runs import LEAST, PlannedRun, fit_warnings
-from videoscaling.scaling.search.truth import BATCH, Truth, simulated_runs
+from videoscaling.scaling.search.truth import BATCH, Truth, quantities, simulated_runs
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.text_tables import table
 
@@ -119,7 +118,7 @@ def expect(
             for number, (target, true) in enumerate(zip(targets, truths)):
                 random = np.random.default_rng([seed, 1, number])
                 found[number].append(
-                    _told(truth, law, target, true, cost=cost, n_ctx=n_ctx, seeds=seeds, random=random)
+                    _read(truth, law, target, true, cost=cost, n_ctx=n_ctx, seeds=seeds, random=random)
                 )
         report()
     N, T, B, lr = np.array([(run.N, tokens, run.B, run.lr) for run in runs for tokens in run.milestones]).T
@@ -137,30 +136,25 @@ def expect(
     }  # fmt: skip
 
 
-def _told(
+def _read(
     truth: Truth, law: Law, target: Target, true: dict[str, float], *,
     cost: allocation.Cost, n_ctx: int, seeds: int, random: np.random.Generator,
 ) -> dict[str, Any]:  # fmt: skip
     """What a fitted law says of a target, each an Estimate by name, and how a measurement there would compare."""
     N, T, response = target.N, target.T, law.response
-    found: dict[str, Any] = {"lr": response.rate(N, T, true["B"])}
-    if law.surface.shape.batch != "none":
-        found |= {"edge": law.surface.edge(T, N, EDGE), "B_opt": response.best_batch(N, T)}
+    found: dict[str, Any] = quantities(law, N, T, B=true["B"], C=target.C, cost=cost, n_ctx=n_ctx)
+    if "N_opt" in found and not _inside(found["N_opt"].low, found["N_opt"].high):
+        del found["N_opt"]
     B = float(response.batch(N, T, n_ctx, TOLERANCE))
     pair = {"N": N, "T": T, "B": B, "lr": float(response.rate(N, T, B).value)}
     there = float(truth.ln_loss(*(np.array([pair[name]]) for name in ("N", "T", "B", "lr")))[0])
     found["regret"] = math.expm1(there - math.log(true["loss"]))
     if response.no_losses is None:
-        best = response.predict(N, T)
-        found["loss"] = Estimate(best.mean[0], best.mean_low[0], best.mean_high[0])
-        losses, near = response.losses, float(cost(np.array(true["N_opt"])))
-        sizes = losses.estimate(lambda one: allocation.optimum(one, target.C, cost), true["N_opt"], target.C / near)
-        if _inside(sizes.low, sizes.high):
-            found["N_opt"] = sizes
-        planned = response.predict(N, T, B, pair["lr"], seeds)
+        planned = response.predict(**pair, seeds=seeds)
+        mean, low, high = (float(np.log(v[0])) for v in (planned.mean, planned.low, planned.high))
         measured = _measured(truth, pair, seeds, random)
-        found["close"] = float(np.mean(np.abs(np.expm1(measured - np.log(planned.mean[0]))) <= CLOSE))
-        found["inside"] = float(np.mean((measured >= np.log(planned.low[0])) & (measured <= np.log(planned.high[0]))))
+        found["close"] = float(np.mean(np.abs(np.expm1(measured - mean)) <= CLOSE))
+        found["inside"] = float(np.mean((measured >= low) & (measured <= high)))
     return found
 
 

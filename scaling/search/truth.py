@@ -13,10 +13,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.fitting.grids.fit_points import SHARED
 from videoscaling.scaling.fitting.surface import noise
-from videoscaling.scaling.fitting.surface.surface_law import EDGE
-from videoscaling.scaling.laws import TOLERANCE, GivenBatch, Law
+from videoscaling.scaling.laws import EDGE, TOLERANCE, GivenBatch, Law
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.runs import RunTable
 from videoscaling.scaling.search.planned_runs import PlannedRun
@@ -121,33 +121,39 @@ class Truth:
         found = {"aB": slope, "aT": law.lr.T - slope * law.batch.T, "aN": law.lr.N - slope * law.batch.N}
         return found | {"bT": law.batch.T, "bN": law.batch.N}
 
-    def edge(self, N: float, T: float, n_ctx: int) -> float | None:
-        """The batch beyond which the loss at its best rate is EDGE above the best; None where there is none."""
-        law = self.law
-        if law.surface is not None:
-            return None if law.surface.shape.batch == "none" else float(law.surface.edge(T, N, EDGE).value)
-        batch = max(float(law.batch(N, T)), n_ctx) * np.exp(np.linspace(0, 25, 5001))
-        price = law.response.penalty(N, T, batch)
-        beyond = price > price[0] * (1 + EDGE)
-        return float(batch[np.argmax(beyond)]) if beyond.any() else None
-
     def at(self, N: float, T: float, C: float, *, cost: allocation.Cost, n_ctx: int) -> dict[str, float]:
-        """The targets at runs of N and T; quantities that the law does not give are left out.
+        """The batch that a plan takes at N and T, and the value of each of ``quantities``."""
+        B = float(self.law.response.batch(N, T, n_ctx, TOLERANCE))
+        found = quantities(self.law, N, T, B=B, C=C, cost=cost, n_ctx=n_ctx)
+        return {"B": B} | {name: float(one.value) for name, one in found.items()}
 
-        The rate is that of the batch that a plan takes; N_opt is that of C FLOPs.
-        """
-        response = self.law.response
-        B = response.batch(N, T, n_ctx, TOLERANCE)
-        best = response.best_batch(N, T)
-        found = {
-            "B": float(B),
-            "loss": float(response.predict(N, T).mean[0]),
-            "lr": float(response.rate(N, T, B).value),
-            "edge": self.edge(N, T, n_ctx),
-            "B_opt": None if best is None else float(best.value),
-            "N_opt": float(allocation.optimum(response.losses, C, cost)),
-        }
-        return {name: value for name, value in found.items() if value is not None}
+
+def quantities(
+    law: Law, N: float, T: float, *, B: float, C: float, cost: allocation.Cost, n_ctx: int
+) -> dict[str, Estimate]:
+    """What a law says of runs of N and T, without what it does not know.
+
+    It is the loss, the best rate at B tokens, the batch beyond which the loss is EDGE above the best, B_opt, and N_opt
+    of C FLOPs.
+    """
+    response, found = law.response, {}
+    if response.no_losses is None:
+        best, losses = response.predict(N, T), response.losses
+        found["loss"] = Estimate(best.mean[0], best.mean_low[0], best.mean_high[0])
+        size = float(allocation.optimum(losses, C, cost))
+        near = size, C / float(cost(np.array(size)))
+        found["N_opt"] = losses.estimate(lambda one: allocation.optimum(one, C, cost), *near)
+    found |= {"lr": response.rate(N, T, B), "edge": _edge(law, N, T, n_ctx), "B_opt": response.best_batch(N, T)}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _edge(law: Law, N: float, T: float, n_ctx: int) -> Estimate | None:
+    if law.surface is not None:
+        return None if law.surface.shape.batch == "none" else law.surface.edge(T, N, EDGE)
+    batch = max(float(law.batch(N, T)), n_ctx) * np.exp(np.linspace(0, 25, 5001))
+    price = law.response.penalty(N, T, batch)
+    beyond = price > price[0] * (1 + EDGE)
+    return Estimate.of(batch[np.argmax(beyond)]) if beyond.any() else None
 
 
 def simulated_runs(truth: Truth, runs: Sequence[PlannedRun], seed: int, n_ctx: int) -> RunTable:

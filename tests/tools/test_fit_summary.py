@@ -1,22 +1,18 @@
 """What tools/fit.py says: of fits, of refusals, and of what it would take to mend them."""
 
-import contextlib
-import io
 import json
 import re
-import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.commands import call
 from tests.scaling import simulate
 from videoscaling.scaling import law_file, laws, runs
 from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.planning.request import ESTIMATORS
-from videoscaling.tools import fit as tool
-from videoscaling.utils.errors import run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = law_file.load(ROOT / "configs" / "laws" / "paper.json")
@@ -24,16 +20,8 @@ TOKENS = [2e9, 5e9, 12e9]
 
 
 def said(*words):
-    """(status, stdout, stderr) of the command in this process."""
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["fit.py", *map(str, words)]
-    try:
-        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
-            run_cli(tool.main)
-    except SystemExit as left:
-        return left.code, out.getvalue(), err.getvalue()
-    finally:
-        sys.argv = argv
+    """(Status, stdout, stderr) of the command."""
+    return tuple(call("tools/fit.py", *words))
 
 
 def swept(path, sizes, n_ctx=1280, offset=0.0):

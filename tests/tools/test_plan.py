@@ -1,18 +1,13 @@
-import contextlib
-import io
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.commands import call
-from videoscaling.tools import plan as tool
 from videoscaling.training.config import load_config
 from videoscaling.training.run import resolve
-from videoscaling.utils.errors import run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "configs" / "laws" / "paper.json"
@@ -23,29 +18,17 @@ def run(*words):
 
 
 def refused(*words):
-    """What the command says in this process, which is quicker; asserts that it is one line, with status 2."""
-    said, argv = io.StringIO(), sys.argv
-    sys.argv = ["plan.py", "--law", str(PAPER), *map(str, words)]
-    try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said), pytest.raises(SystemExit) as left:
-            run_cli(tool.main)
-    finally:
-        sys.argv = argv
-    assert (left.value.code, said.getvalue().count("\n")) == (2, 1), said.getvalue()
-    return said.getvalue()
+    """What the command says; asserts that it is one line, with status 2."""
+    done = run("--law", PAPER, *words)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    return done.stderr
 
 
 def said(*words):
-    """What the command prints in this process."""
-    out, argv = io.StringIO(), sys.argv
-    sys.argv = ["plan.py", *map(str, words)]
-    try:
-        with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as left:
-            run_cli(tool.main)
-    finally:
-        sys.argv = argv
-    assert not left.value.code
-    return out.getvalue()
+    """What the command prints."""
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def lawlike(path, **changes):

@@ -238,3 +238,18 @@ def test_a_recipe_of_fingerprints_is_not_compared_with_folders():
     assert recipe_warnings({"vae": "e707829e2bdd99bf", "text": "c0ffee"}, base) == []
     (warning,) = recipe_warnings({"vae": "e707829e2bdd99bf", "weight_decay": 0.5}, base)
     assert "optim.weight_decay" in warning
+
+
+def test_a_law_of_other_data_than_the_bases_cache_warns(tmp_path):
+    from videoscaling.training.planning.planned_config import read_base, recipe_warnings
+
+    (tmp_path / "latents").mkdir()
+    index = {"fingerprint": "abc", "latent_shape": [16, 5, 4, 4], "text_tokens": 8, "text_dim": 64}
+    (tmp_path / "latents" / "index.json").write_text(json.dumps(index))
+    (tmp_path / "base.yaml").write_text(f"data: {{cache: {tmp_path / 'latents'}}}\n")
+    base = read_base(str(tmp_path / "base.yaml"))
+    assert recipe_warnings({"data": "abc"}, base) == []
+    (warning,) = recipe_warnings({"data": "def"}, base)
+    assert warning.endswith(
+        "of fingerprint abc, but the law was fitted on data of fingerprint def: its losses are of other clips"
+    )

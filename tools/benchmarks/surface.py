@@ -109,9 +109,9 @@ def bench_study(args: argparse.Namespace) -> Iterator[Row]:
         estimate = surface.exponent(name)
         yield Row("chosen shape", f"edge exponent {name}", float(estimate.value))
         yield Row("chosen shape", f"edge half-width {name}", float(estimate.high - estimate.value))
-    pair = surface.best(1048576.0, 1638400.0)
-    yield Row("held out 4x128 (seen before)", "lr at the best pair", float(pair.lr.value), "best cells 8.5e-4")
-    yield Row("held out 4x128 (seen before)", "B at the best pair", float(pair.B.value), "best cells 80")
+    B, lr = surface.best(1048576.0, 1638400.0)
+    yield Row("held out 4x128 (seen before)", "lr at the best pair", float(lr), "best cells 8.5e-4")
+    yield Row("held out 4x128 (seen before)", "B at the best pair", float(B), "best cells 80")
     yield from _held_out("held-out sizes (seen before)", surface, heldout, {})
 
 
@@ -171,8 +171,8 @@ def regrets(surface: Surface, heldout: Cells) -> list[float]:
     found = []
     for grid in np.unique(heldout.grid):
         cells = heldout.rows(heldout.grid == grid)
-        pair = surface.best(cells.N[0], cells.T[0])
-        distance = np.log(cells.lr / pair.lr.value) ** 2 + np.log(cells.B / pair.B.value) ** 2
+        B, lr = surface.best(cells.N[0], cells.T[0])
+        distance = np.log(cells.lr / lr) ** 2 + np.log(cells.B / B) ** 2
         found.append(float(cells.loss[np.argmin(distance)] / cells.loss.min() - 1))
     return found
 

@@ -12,7 +12,7 @@ from videoscaling.training.logs.metrics import MetricsLog
 from videoscaling.training.optim import learning_rate
 from videoscaling.training.parallel import all_reduce
 from videoscaling.training.planning.memory_formula import even_size
-from videoscaling.training.run import Run, beta2_warnings, token_numbers, width_warnings
+from videoscaling.training.run import Run, run_warnings, token_numbers
 from videoscaling.training.step import TrainStep
 from videoscaling.utils.errors import CONTINUES, plural
 
@@ -52,9 +52,7 @@ def open_log(
     begun = f"; from step {step:,}" if step else ""
     how = f"{run.steps * run.clips / cache.train_size:.2g} epochs; {device}, attention {attention}"
     print(f"{config.run_dir}: {run.text}; {how}{begun}", flush=True)
-    warnings = beta2_warnings([(config.optim, config.train.batch_tokens)])
-    warnings += width_warnings([config.model.width], token_numbers(config, cache.latent_shape))
-    for text in warnings:
+    for text in run_warnings(config, token_numbers(config, cache.latent_shape)):
         print(f"warning: {text}", file=sys.stderr, flush=True)
     wanted, local = config.train.micro_batch, run.clips // world
     if wanted and local > wanted != (size := even_size(local, wanted)):

@@ -26,7 +26,7 @@ from videoscaling.training.planning.memory_formula import (
     training_memory,
 )
 from videoscaling.training.planning.planned_config import clip_shape
-from videoscaling.training.run import Run, beta2_warnings, clip_tokens, encoded_shape, resolve, width_warnings
+from videoscaling.training.run import Run, clip_tokens, encoded_shape, resolve, run_warnings
 from videoscaling.utils.devices import MEMORY_GB, PEAK_FLOPS, best_dtype, planned_peak
 from videoscaling.utils.errors import UserError, nearest, plural
 
@@ -101,8 +101,7 @@ def account(config: Config, n_ctx: int | None, machine: Machine) -> dict[str, An
             "data": assumed,
         },
         "warnings": [
-            *beta2_warnings([(run.config.optim, run.config.train.batch_tokens)]),
-            *width_warnings([run.config.model.width], form.token_dim),
+            *run_warnings(run.config, form.token_dim),
             *_memory_warnings(run, shape, clip, memory["total"], whole, machine.gpus),
         ],
     }

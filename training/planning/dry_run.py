@@ -28,7 +28,7 @@ from videoscaling.training.planning.memory_formula import (
     training_memory,
 )
 from videoscaling.training.result import check_growth, finished_result
-from videoscaling.training.run import Run, beta2_warnings, token_numbers, width_warnings
+from videoscaling.training.run import Run, run_warnings, token_numbers
 from videoscaling.training.trainer import RAW_SHARE, Trainer, prepare
 from videoscaling.utils.errors import plural
 from videoscaling.utils.progress import duration
@@ -88,8 +88,7 @@ def describe(trainer: Trainer) -> dict[str, Any]:
     return {
         "config": to_dict(config),
         "warnings": [
-            *beta2_warnings([(config.optim, config.train.batch_tokens)]),
-            *width_warnings([config.model.width], token_numbers(config, cache.latent_shape)),
+            *run_warnings(config, token_numbers(config, cache.latent_shape)),
         ],
         "status": finished["status"] if finished else "resumes" if step else "new",
         "from_step": step,

@@ -227,4 +227,15 @@ def recipe_warnings(recipe: dict, base: Base, gpu: str | None = None, optim: Opt
         key = next((key for key in keys if not key.startswith(("validation.", "log."))), None)
         if key and fitted is not None and given[key] != fitted:
             warnings.append(f"{base.name} has {key} {given[key]!r}, but the law was fitted with {fitted!r}")
-    return warnings
+    return warnings + _data_warnings(recipe, base)
+
+
+def _data_warnings(recipe: dict, base: Base) -> list[str]:
+    """Where the base's cache is there and alone: whether the law's runs were trained on the same clips."""
+    indexes, fitted = cache_indexes(base.config), recipe.get("data")
+    if len(indexes) != 1 or fitted in (None, indexes[0].get("fingerprint")):
+        return []
+    return [
+        f"{base.name} has a data.cache of fingerprint {indexes[0].get('fingerprint')}, but the law was fitted on data "
+        f"of fingerprint {fitted}: its losses are of other clips"
+    ]

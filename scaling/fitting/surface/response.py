@@ -12,11 +12,8 @@ from videoscaling.scaling.fitting.uncertainty import DRAWS, draw
 from videoscaling.scaling.losses import Form, Losses
 from videoscaling.utils.errors import UserError
 
-BATCHES = 200  # from one clip to the largest batch that was run
-# Rows whose best batch is sought at once (draws x rows x batches numbers).
-BATCH_ROWS = 16
+SEARCHED_ROWS = 2000  # rows whose best batch is sought at once
 SAME = 1e-3  # a batch this near (relative) the end of the range is inside
-LACKS_RATE, LACKS_BATCH = 1, 2  # their sum: both
 
 
 @dataclass(frozen=True)
@@ -116,30 +113,13 @@ class SurfaceResponse:
 
     def _filled(self, N: NDArray, T: NDArray, B: NDArray, lr: NDArray) -> tuple[NDArray, NDArray]:
         """B and lr with the best ones where they are nan."""
-        B, lr = B.copy(), lr.copy()
-        lacking = np.flatnonzero(np.isnan(B) | np.isnan(lr))
-        given = np.stack([N, T, B, lr], axis=1)[lacking]
-        # nan is no number: equal rows are found by their text.
-        _, first, inverse = np.unique(given.astype(str), axis=0, return_index=True, return_inverse=True)
-        distinct, filled = given[first], np.empty((len(first), 2))
-        kinds = np.isnan(distinct[:, 2]) * LACKS_BATCH + np.isnan(distinct[:, 3]) * LACKS_RATE
-        for kind in np.unique(kinds):
-            rows = np.flatnonzero(kinds == kind)
-            for start in range(0, len(rows), BATCH_ROWS):
-                some = rows[start : start + BATCH_ROWS]
-                n, t, b, rate = distinct[some].T
-                if kind == LACKS_BATCH:
-                    filled[some] = np.stack([self._best_batch_at(n, t, rate), rate], axis=1)
-                    continue
-                pair = self.surface.best(n, t, B=b if kind == LACKS_RATE else None)
-                filled[some] = np.stack([pair.B.value, pair.lr.value], axis=1)
-        B[lacking], lr[lacking] = filled[inverse.ravel()].T
+        B, lr, surface = B.copy(), lr.copy(), self.surface
+        lacking = np.flatnonzero(np.isnan(B))
+        for start in range(0, len(lacking), SEARCHED_ROWS):
+            rows = lacking[start : start + SEARCHED_ROWS]
+            known = rows[~np.isnan(lr[rows])]
+            B[rows] = surface.best(N[rows], T[rows])[0]
+            B[known] = surface.best_batch_at(N[known], T[known], lr[known])
+        rows = np.isnan(lr)
+        lr[rows] = surface.rate(B[rows], T[rows], N[rows])
         return B, lr
-
-    def _best_batch_at(self, N: NDArray, T: NDArray, lr: NDArray) -> NDArray[np.float64]:
-        """The batch of the lowest loss at given rates [rows]. ``Surface.best`` also gives its interval, in seconds."""
-        low, high = self.surface.domain["B"]
-        batches = np.geomspace(min(self.surface.cells.n_ctx or low, high), high, BATCHES)
-        sizes, tokens, rates = (np.repeat(v, BATCHES) for v in (N, T, lr))
-        loss = self.surface.predict(sizes, tokens, np.tile(batches, len(N)), rates).mean.reshape(len(N), BATCHES)
-        return batches[np.argmin(loss, axis=1)]

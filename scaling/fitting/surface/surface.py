@@ -28,15 +28,6 @@ SEARCHED = 200
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A batch in tokens and a rate, each an Estimate, with what the pair costs over the best, in ln loss."""
-
-    B: Estimate
-    lr: Estimate
-    cost: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
 class Member:
     """One fitted form, with its weight in averages and the errors that it made on larger sizes and token counts."""
 
@@ -201,54 +192,44 @@ class Surface:
             found[name] = np.exp(edge) * self.scale.B
         return found
 
-    def best(
-        self, N: ArrayLike, T: ArrayLike, *, B: ArrayLike | None = None, lr: ArrayLike | None = None,
-        tolerance: float = 0.0,
-    ) -> Pair:  # fmt: skip
-        """The best batch and rate, a batch being at least one clip.
+    def rate(self, B: ArrayLike, T: ArrayLike, N: ArrayLike) -> NDArray[np.float64]:
+        """The value of ``lr_opt`` alone; where all runs have one rate, that one."""
+        n, t, b = self.scale.logs(N, T, B)
+        if np.ptp(np.log(self.cells.lr)) == 0:
+            return np.full(n.shape, self.cells.lr[0])
+        return np.exp(self._average(lambda model, theta: shape.ridge(model, theta, n, t, b))) * self.lr_scale
+
+    def best(self, N: ArrayLike, T: ArrayLike, tolerance: float = 0.0) -> tuple[NDArray, NDArray]:
+        """The best batch, at least one clip, and its best rate.
 
         Args:
-            B: the batch where it is given. lr: the rate where it is given.
             tolerance: take the largest batch whose loss at its best rate is at most this much (relative) above.
         """
-        if B is not None and lr is not None:
-            raise UserError("with both B and lr given there is nothing to choose")
-        n, t, _ = self.scale.logs(N, T, np.nan)
-        batches = self._batches()
-        prices = self._average(lambda model, theta: self._prices(model, theta, n, t, batches))
-        lowest = prices.min(axis=-1)
-        if lr is not None:
-            return self._best_at_rate(n, t, np.broadcast_to(lr, n.shape), lowest)
-        if B is not None:
-            batch = np.broadcast_to(np.asarray(B, dtype=float), n.shape)
-            at = np.log(batch / self.scale.B)[..., None]
-            cost = self._average(lambda model, theta: self._prices(model, theta, n, t, at))[..., 0]
-            return Pair(Estimate(batch, batch, batch), self.lr_opt(batch, T, N), cost)
         if tolerance:
-            chosen = self.edge(T, N, tolerance)
-            return Pair(chosen, self.lr_opt(chosen.value, T, N), np.full(n.shape, np.log1p(tolerance)))
-        # Shapes that disagree are averaged in what a batch costs, not in where it is best.
-        chosen = self._estimate(
-            lambda model, theta: batches[np.argmin(self._prices(model, theta, n, t, batches), -1)], 1
+            B = self.largest_batch(T, N, tolerance)
+        else:
+            # Shapes that disagree are averaged in what a batch costs, not in where it is best.
+            n, t, _ = (v[..., None] for v in self.scale.logs(N, T, np.nan))
+            batches = self._batches()
+            prices = self._average(
+                lambda model, theta: shape.price(model, theta, n, t, np.log(batches / self.scale.B))
+            )
+            B = batches[np.argmin(prices, axis=-1)]
+        return B, self.rate(B, T, N)
+
+    def best_batch_at(self, N: NDArray, T: NDArray, lr: NDArray) -> NDArray[np.float64]:
+        """The batch of the lowest loss at given rates [rows]."""
+        batches = self._batches()
+        rows = self._inputs(
+            *(np.repeat(v, SEARCHED) for v in (N, T)), np.tile(batches, len(N)), np.repeat(lr, SEARCHED)
         )
-        value = np.exp(batches[np.argmin(prices, axis=-1)])
-        low, high = np.minimum(chosen.low, value), np.maximum(chosen.high, value)
-        B_best = Estimate(*(v * self.scale.B for v in (value, low, high)))
-        return Pair(B_best, self.lr_opt(B_best.value, T, N), np.zeros(n.shape))
+        cost = self._average(lambda model, theta: shape.evaluate(model, theta, rows).excess)
+        return batches[np.argmin(cost.reshape(len(N), SEARCHED), axis=1)]
 
     def _batches(self) -> NDArray[np.float64]:
-        """ln of batches to search, from one clip (or the smallest that was run) to the largest that was run."""
-        least = np.log((self.cells.n_ctx or self.cells.B.min()) / self.scale.B)
-        return np.linspace(least, max(np.log(self.cells.B.max() / self.scale.B), least), SEARCHED)
-
-    def _prices(self, model: Model, theta: NDArray, n: NDArray, t: NDArray, b: NDArray) -> NDArray[np.float64]:
-        """Cost in ln loss of batches at their best rate, [draws, ..., batches], over the best batch that there is."""
-        theta = theta[..., None, :] if theta.ndim > 1 else theta
-        price = shape.price(model, theta, n[..., None], t[..., None], b)
-        least = shape.price(
-            model, theta, n[..., None], t[..., None], self._floor(model, theta, n[..., None], t[..., None])
-        )
-        return price - least
+        """Batches to search, from one clip (or the smallest that was run) to the largest that was run."""
+        low, high = self.domain["B"]
+        return np.geomspace(min(self.cells.n_ctx or low, high), high, SEARCHED)
 
     def _average(self, read: Callable[[Model, NDArray], NDArray]) -> NDArray[np.float64]:
         """The weighted mean of what the shapes say."""
@@ -356,23 +337,3 @@ class Surface:
             beyond = shape.price(model, theta, n, t, middle) > target
             low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
         return (low + high) / 2
-
-    def _best_at_rate(self, n: NDArray, t: NDArray, lr: NDArray, lowest: NDArray) -> Pair:
-        """The best batch at a given rate, by search over batches."""
-        batches = self._batches()
-        size, count = n.size, len(batches)
-        shared = (np.repeat(v, count) for v in (n.ravel(), t.ravel(), np.log(np.ravel(lr) / self.lr_scale)))
-        rows = Inputs(*shared, np.tile(batches, size), np.zeros(size * count, dtype=np.int64))
-
-        def costs(model: Model, theta: NDArray) -> NDArray:
-            floor = shape.price(model, theta, n, t, self._floor(model, theta, n, t))
-            return shape.evaluate(model, theta, rows).excess.reshape(*n.shape, count) - floor[..., None]
-
-        average = self._average(costs)
-        value = batches[np.argmin(average, axis=-1)]
-        drawn = [batches[np.argmin(costs(c.solution.model, d), axis=-1)] for c, ds in self.draws for d in ds[::8]]
-        low, high = np.quantile(np.array(drawn), [0.025, 0.975], axis=0)
-        ends = value, np.minimum(low, value), np.maximum(high, value)
-        return Pair(
-            Estimate(*(np.exp(v) * self.scale.B for v in ends)), Estimate(lr, lr, lr), average.min(-1) - lowest
-        )

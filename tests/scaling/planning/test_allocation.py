@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -48,7 +49,9 @@ def test_estimators_side_by_side(paper, cost):
     assert "+100.0%, +100.0%" in table
     assert f"{2e8:.4g}" in table
     assert "direct" not in table
-    assert f"minimised {float(allocation.optimum(paper.loss, 1e20, cost)):>38.4g}" in table
+    assert re.search(
+        rf"^minimised +{re.escape(f'{float(allocation.optimum(paper.loss, 1e20, cost)):.4g}')} ", table, re.M
+    )
     # With one row there is nothing to be against.
     alone = allocation.side_by_side(
         dataclasses.replace(law, loss=None, allocation=sizes | {"measured": None}), 1e20, cost

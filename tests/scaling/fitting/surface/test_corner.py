@@ -63,8 +63,7 @@ def test_runs_of_a_grid_that_lies_off_keep_their_weight_and_one_run_that_lies_of
 def test_losses_that_no_form_follows_are_said_and_longer_runs_stay_inside_the_interval(planted):
     surface = fit_surface(runs(accelerating), "auto", **SHAPE)
     assert said(surface)
-    pair = surface.best(SIZES[-1], 6.9e5)
-    predicted = surface.predict(SIZES[-1], 6.9e5, pair.B.value, pair.lr.value)
+    predicted = surface.predict(SIZES[-1], 6.9e5, *surface.best(SIZES[-1], 6.9e5))
     assert predicted.low < accelerating(SIZES[-1], 6.9e5) < predicted.mean
     for seed in range(3):
         assert not said(fit_surface(runs(joint, seed), "joint", **SHAPE))
@@ -73,8 +72,7 @@ def test_losses_that_no_form_follows_are_said_and_longer_runs_stay_inside_the_in
 def test_planted_joint_law_with_outliers_is_predicted_four_times_beyond_the_longest_runs(planted):
     surface = fit_surface(planted, "auto", **SHAPE)
     clip = 0.08 * np.logaddexp(0, np.log(80 / 160) - 0.7 * np.log(6.9e5 / 8e4) + 0.2 * np.log(SIZES[-1] / 1e5) - 1)
-    pair = surface.best(SIZES[-1], 6.9e5)
-    predicted = surface.predict(SIZES[-1], 6.9e5, pair.B.value, pair.lr.value)
+    predicted = surface.predict(SIZES[-1], 6.9e5, *surface.best(SIZES[-1], 6.9e5))
     truth = joint(SIZES[-1], 6.9e5) * np.exp(clip)
     assert predicted.mean == pytest.approx(truth, rel=0.06)
     assert predicted.mean_low < truth < predicted.mean_high
