@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 UNITS = {"N": "parameters", "T": "tokens", "B": "tokens", "C": "FLOPs"}
 ESTIMATORS = ("direct", "measured", "predicted")
 TOLERANCE = 1e-3  # loss given away, relative, for a large batch
+EDGE = 0.01  # a loss this much (relative) above the best one ends the range of batches
 # Rates and batches (tokens) that a run can have.
 POSSIBLE = {"lr": (1e-15, 1e6), "B": (1e-3, 1e15)}
 

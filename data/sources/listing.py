@@ -9,7 +9,15 @@ from pathlib import Path
 
 from videoscaling.data.sources.captions import CAPTION_KINDS, CaptionFiles, ListingOptions, read_bounded
 from videoscaling.data.sources.manifests import list_manifest
-from videoscaling.data.sources.source import COMPANION, PICTURES, VIDEOS, Listing, Source, skipped_kind
+from videoscaling.data.sources.source import (
+    COMPANION,
+    PICTURES,
+    VIDEOS,
+    Listing,
+    Source,
+    in_hidden_folder,
+    skipped_kind,
+)
 from videoscaling.data.sources.tars import list_tars
 from videoscaling.utils.errors import UserError, nearest
 from videoscaling.utils.tables import KINDS, table_kind
@@ -72,7 +80,7 @@ def _without_previews(names: list[str]) -> list[str]:
 
 def _list_folder(folder: Path, options: ListingOptions) -> Listing:
     files = sorted(_files_below(folder))  # a disk's order is no order
-    own = [name for name in files if not Path(name).name.startswith(COMPANION)]
+    own = [name for name in files if not (Path(name).name.startswith(COMPANION) or in_hidden_folder(name))]
     tars = [name for name in own if name.lower().endswith(".tar")]
     names = _without_previews(own)
     if tars and names:

@@ -11,6 +11,9 @@ from videoscaling.data.sources.source import Listing, Source, one_line
 from videoscaling.utils.errors import UserError, nearest
 from videoscaling.utils.tables import Table, Words, read_table
 
+# Columns of seconds. Whole videos would be trained on where a range's column went unread.
+START_NAMES = ("start", "start_time", "start_sec", "start_seconds")
+END_NAMES = ("end", "end_time", "end_sec", "end_seconds")
 WORDS = Words(cell="caption", object="'path' and 'caption'")
 
 
@@ -76,7 +79,7 @@ def _find_columns(manifest: Path, table: Table, options: ListingOptions) -> Colu
     if options.captions:
         others = [name for name in names if name != path]
         caption = find_name(others, CAPTION_NAMES, place, given=options.caption_column, option="--caption-column")
-    return Columns(path, caption, *(find_name(names, (name,), place) for name in ("start", "end")))
+    return Columns(path, caption, *(find_name(names, known, place) for known in (START_NAMES, END_NAMES)))
 
 
 def _source(root: Path, row: dict[str, Any], columns: Columns, place: str) -> Source:

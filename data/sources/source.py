@@ -91,9 +91,16 @@ class Listing(NamedTuple):
     unread: list[str]
 
 
+def in_hidden_folder(name: str) -> bool:
+    """Whether a folder in a relative name is hidden, such as .ipynb_checkpoints, which holds copies."""
+    return any(part.startswith(".") for part in Path(name).parts[:-1])
+
+
 def skipped_kind(name: str) -> str:
-    """The kind of a file that is skipped, as it is counted: its extension, "._*" or "no extension"."""
+    """The kind of a skipped file, as it is counted: its extension, "._*", "no extension" or "hidden folder"."""
     path = Path(name)
+    if in_hidden_folder(name):
+        return "hidden folder"
     return f"{COMPANION}*" if path.name.startswith(COMPANION) else path.suffix.lower() or "no extension"
 
 

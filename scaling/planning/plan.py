@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.laws import Law
+from videoscaling.scaling.losses import root
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.request import MOST_TOKENS, Request
 from videoscaling.scaling.planning.warnings import plan_warnings
@@ -298,12 +299,10 @@ class _Planner:
 
 def _root(function: Any, low: float, high: float) -> float | None:
     """Where a function of ln x turns from below 0 to above, between two x; None where it does not."""
-    from scipy.optimize import brentq  # not at the top: most plans do without
-
     ends = math.log(low), math.log(high)
     if not function(ends[0]) <= 0 <= function(ends[1]):
         return None
-    return math.exp(brentq(function, *ends, xtol=1e-13))
+    return math.exp(root(function, *ends))
 
 
 def _check_finite(law: Law, numbers: dict[str, Any]) -> None:

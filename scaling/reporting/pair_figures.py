@@ -12,11 +12,10 @@ from videoscaling.scaling.checks.fixed_pair import compare, prices
 from videoscaling.scaling.checks.heldout import relative_error
 from videoscaling.scaling.fitting.grids.optimum import Optimum, cell_means
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
-from videoscaling.scaling.laws import TOLERANCE
+from videoscaling.scaling.laws import EDGE, TOLERANCE
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.reporting.chart import Chart, Table
 from videoscaling.scaling.reporting.sources import (
-    EDGE,
     Sources,
     batch,
     has_rates,

@@ -12,15 +12,13 @@ from videoscaling.scaling.fitting.grids.fit_points import STAND_IN, at_nominal, 
 from videoscaling.scaling.fitting.grids.optimum import Optimum
 from videoscaling.scaling.fitting.losses.forms import CONSTANTS, FORMULAS
 from videoscaling.scaling.fitting.run_info import training_flops
-from videoscaling.scaling.laws import TOLERANCE, Law
+from videoscaling.scaling.laws import EDGE, TOLERANCE, Law
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.reporting.chart import Chart, Table
 from videoscaling.scaling.reporting.measured_run import MeasuredRun
 from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
-
-EDGE = 0.01  # the batch beyond which the loss is this much (relative) above the best
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.noise import LIKENESS
 from videoscaling.scaling.fitting.surface.shape import Inputs
 from videoscaling.scaling.fitting.surface.surface import Surface
-from videoscaling.scaling.fitting.surface.surface_law import EDGE
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
-from videoscaling.scaling.laws import TOLERANCE
+from videoscaling.scaling.laws import EDGE, TOLERANCE
 from videoscaling.scaling.losses import Form, Losses
 from videoscaling.scaling.planning.allocation import SIZES, Cost, optimum
 

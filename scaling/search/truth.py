@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.fitting.grids.fit_points import SHARED
 from videoscaling.scaling.fitting.surface import noise
-from videoscaling.scaling.fitting.surface.surface_law import EDGE
-from videoscaling.scaling.laws import TOLERANCE, GivenBatch, Law
+from videoscaling.scaling.laws import EDGE, TOLERANCE, GivenBatch, Law
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.runs import RunTable
 from videoscaling.scaling.search.planned_runs import PlannedRun

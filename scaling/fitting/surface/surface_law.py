@@ -19,14 +19,13 @@ from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.fitting.surface.surface import Member, Surface
 from videoscaling.scaling.fitting.unsupported import Checks, UnsupportedFit
-from videoscaling.scaling.laws import Law
+from videoscaling.scaling.laws import EDGE, Law
 from videoscaling.scaling.planning.allocation import Cost, predicted
 from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError, plural
 
 # Runs of a grid that identify where its best rate or batch lies: two have no optimum between them.
 LEAST_CELLS = 3
-EDGE = 0.01  # a loss this much (relative) above the best one ends the range of batches
 NEAR = 1.02  # times its grid's best loss: cells by which a surface is judged
 RATE = ("aB", "aT", "aN")
 HELD_ELSEWHERE = "part of the surface, which tools/predict.py reads"

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from videoscaling.data.sources.listing import list_sources
+from videoscaling.data.sources.listing import list_sources, scan_sources
 from videoscaling.utils.errors import UserError
 
 
@@ -50,6 +50,8 @@ def test_folder_and_manifests_list_the_same(tmp_path):
         ("m.jsonl", '{"caption": "x"}\n', "no column 'path'"),
         ("m.csv", "path,start\na.mp4,soon\n", "line 2: start is 'soon', which is no number of seconds"),
         ("m.csv", "path,start\na.mp4,-1\n", "line 2: start is '-1', which is no number"),
+        ("m.csv", "path,Start_Time\na.mp4,0:01\n", "line 2: Start_Time is '0:01', which is no number of seconds"),
+        ("m.csv", "path,end_sec,end_time\na.mp4,1,2\n", "'end_sec' and 'end_time' may both be the end"),
         ("m.csv", "path,start,end\na.mp4,3,2.5\n", "line 2: the range ends at 2.5 s, where it has not begun"),
         ("m.csv", "path,start,end\na.mp4,1,2\na.mp4,2,3\na.mp4,1.0,2\n", "line 4: a.mp4@1-2 is listed twice"),
         ("m.jsonl", '{"path": "a.mp4", "end": [1]}\n', "line 1: end is "),
@@ -159,3 +161,12 @@ def test_pictures_are_listed_and_previews_are_not(tmp_path):
     sources = list_sources(tmp_path)
     assert [source.name for source in sources] == ["a.mp4", "b.PNG", "deep/a.webp"]
     assert [source.is_picture for source in sources] == [False, True, True]
+
+
+def test_videos_of_hidden_folders_are_skipped_and_counted(tmp_path):
+    for name in ("a.mp4", ".ipynb_checkpoints/a-checkpoint.mp4", "part/.git/b.mp4", "part/c.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    listing = scan_sources(tmp_path)
+    assert [source.name for source in listing.sources] == ["a.mp4", "part/c.mp4"]
+    assert listing.skipped == {"hidden folder": 2}

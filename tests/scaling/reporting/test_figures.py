@@ -12,11 +12,12 @@ from videoscaling.scaling.checks import fixed_pair
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
+from videoscaling.scaling.laws import EDGE
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.reporting import error_figures, loss_figures, pair_figures, report
 from videoscaling.scaling.reporting.chart import Chart, groups
 from videoscaling.scaling.reporting.measured_run import MeasuredRun, Milestone
-from videoscaling.scaling.reporting.sources import EDGE, Sources
+from videoscaling.scaling.reporting.sources import Sources
 from videoscaling.scaling.reporting.style import flops, rate_text, short
 from videoscaling.utils.errors import UserError
 
