@@ -59,7 +59,7 @@ def same(ours: Path, theirs: Path, rtol: float = 1e-5) -> None:
             "grad_norm",
             "share",
             "noise_scale",
-        )  # the third is of time, the last not measured in stacks
+        )  # the last is not measured in stacks
         assert {k: v for k, v in mine.items() if k not in rounded} == {
             k: v for k, v in yours.items() if k not in rounded
         }
