@@ -108,8 +108,10 @@ def test_an_added_run_that_can_go_on_does_and_another_is_not_priced_as_if(sweep:
     kept.parent.mkdir(parents=True)
     whole = added.flops_per_token * 256
     for status, there, repeat, flops in (
-        ("done", True, 0, whole / 2), ("done", False, 1, whole), ("diverged", True, 1, whole),
-    ):  # fmt: skip
+        ("done", True, 0, whole / 2),
+        ("done", False, 1, whole),
+        ("diverged", True, 1, whole),
+    ):
         result = {"run_id": folder.name, "status": status, "tokens": 128, "flops": 1.0}
         losses = {"val_loss": 1.0, "ema_val_loss": 1.0}
         write_json(folder / "result.json", result | {"milestones": [{"nominal": 128, "tokens": 128} | losses]})

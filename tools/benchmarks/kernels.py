@@ -40,11 +40,18 @@ def bench_attention(args: argparse.Namespace, device: torch.device) -> list[dict
             seconds = timed(calls, args.rounds, device)
             flops = 3 * 4 * n_ctx * n_ctx * width * shape[0]
             rows += [
-                {"backend": name, "n_ctx": n_ctx, "width": width, "clips": shape[0], "dtype": args.dtype,
-                 "milliseconds": spread(values, 1e3), "flops_per_second": flops / statistics.median(values),
-                 "relative_error": error[name]}
+                {
+                    "backend": name,
+                    "n_ctx": n_ctx,
+                    "width": width,
+                    "clips": shape[0],
+                    "dtype": args.dtype,
+                    "milliseconds": spread(values, 1e3),
+                    "flops_per_second": flops / statistics.median(values),
+                    "relative_error": error[name],
+                }
                 for name, values in seconds.items()
-            ]  # fmt: skip
+            ]
     return rows
 
 
@@ -67,7 +74,13 @@ def bench_sample(args: argparse.Namespace, device: torch.device) -> list[dict[st
         for name, values in timed(calls, args.rounds, device).items():
             each = spread(values, 1e3 / (clips * steps))
             rows.append(
-                {"size": size, "n_ctx": n_ctx, "clips": clips, "dtype": args.dtype, "what": name,
-                 "milliseconds_per_clip_and_step": each}
-            )  # fmt: skip
+                {
+                    "size": size,
+                    "n_ctx": n_ctx,
+                    "clips": clips,
+                    "dtype": args.dtype,
+                    "what": name,
+                    "milliseconds_per_clip_and_step": each,
+                }
+            )
     return rows

@@ -45,10 +45,16 @@ def step(log: MetricsLog, number: int, end: int = 100_000, skipped: int = 0) -> 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.034, "0.034 s"), (59, "59 s"), (119, "2 min"), (5999, "1 h 40 min"),
-     (7500, "2 h 05 min"), (200_000, "2 d 8 h"),
-     (math.inf, "unknown")],
-)  # fmt: skip
+    [
+        (0.034, "0.034 s"),
+        (59, "59 s"),
+        (119, "2 min"),
+        (5999, "1 h 40 min"),
+        (7500, "2 h 05 min"),
+        (200_000, "2 d 8 h"),
+        (math.inf, "unknown"),
+    ],
+)
 def test_durations_are_readable(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
