@@ -1,11 +1,13 @@
 """Copies and reruns among the results of a source: each measurement counts once."""
 
-from dataclasses import astuple, replace
+from dataclasses import fields
+from operator import attrgetter
 
 from videoscaling.scaling.tables import Result
 from videoscaling.utils.errors import UserError, plural
 
 NAMED = 3  # runs or losses that one message names
+_VALUES = attrgetter(*(f.name for f in fields(Result) if f.name not in ("run_id", "samples", "named")))
 
 
 def distinct(results: list[Result], source: str, keep_last: bool, renamed: bool) -> tuple[list[Result], list[str]]:
@@ -74,7 +76,7 @@ def _copied_runs(results: list[Result]) -> list[str]:
 
 def _content(row: Result, with_run: bool) -> str:
     """What two rows of one measurement agree in, with the name of the run or without."""
-    return repr(astuple(replace(row, samples="", named=True, run_id=row.run_id if with_run else "")))
+    return repr((row.run_id if with_run else "", *_VALUES(row)))  # as text: nan is no number's equal
 
 
 def _loss_text(row: Result) -> str:

@@ -5,7 +5,7 @@ Published constants stay as printed: ``scale`` says in what unit T and N enter. 
 """
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from videoscaling.scaling.laws import (
     SizeLaw,
     constants_of,
 )
-from videoscaling.utils.errors import UserError, nearest
+from videoscaling.utils.errors import UserError, nearest, shown
 from videoscaling.utils.files import read_json, write_json
 
 OPTIONAL = ("surface", "lack_of_fit")  # keys that files of a surface have
@@ -35,50 +35,71 @@ _PARTS = {
 # Constants whose root or logarithm is taken, or without which there is no optimum; the rest may have any sign.
 _ABOVE_0 = ("coefficient", "exponent", "Tc", "aT", "Nc", "aN", "lr_lr", "batch_batch")
 _NOT_BELOW_0 = ("Linf",)
-_OBJECT = (lambda value: isinstance(value, dict), "an object")
+
+
+def _finite(value: Any) -> bool:
+    # Whole numbers beyond the range of floats are numbers in JSON, but not to any law.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _positive(value: Any) -> bool:
+    return _finite(value) and value > 0
+
+
+def _not_negative(value: Any) -> bool:
+    return _finite(value) and value >= 0
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _span(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_finite, value)) and value[0] <= value[1]
+
+
+def _object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _each(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether ``holds`` is true of every value of an object."""
+    return lambda value: isinstance(value, dict) and all(map(holds, value.values()))
+
+
+def _with(**keys: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether an object has these keys, each with a value that its test allows."""
+    return lambda value: _object(value) and set(value) == set(keys) and all(keys[key](value[key]) for key in value)
+
+
+_size_errors = _each(_with(log_C=_not_negative, sd=_not_negative, sd_exponent=_not_negative, quantile=_not_negative))
 # What else the planner and the report read: a test, and its rule as text. Keys with a dot may be missing or null.
 _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "name": (lambda value: isinstance(value, str) and value != "", "a name"),
+    "name": (lambda value: _text(value) and value != "", "a name"),
     "n_ctx": (lambda value: value is None or (isinstance(value, int) and _positive(value)), "a positive integer"),
-    "domain": _OBJECT,
-    "recipe": _OBJECT,
-    "fit": _OBJECT,
+    "domain": (_object, "an object"),
+    "recipe": (_object, "an object"),
+    "fit": (_object, "an object"),
     "fit.window": (lambda value: _positive(value) and value < 1, "a fraction between 0 and 1"),
-    "fit.floor": (lambda value: _positive(value), "a positive number of tokens"),
+    "fit.floor": (_positive, "a positive number of tokens"),
     "fit.along": (
-        lambda value: (
-            isinstance(value, dict) and list(value) in (["B"], ["lr"]) and all(map(_positive, value.values()))
-        ),
+        lambda value: _with(B=_positive)(value) or _with(lr=_positive)(value),
         'an object with the one "B" or "lr" of all runs',
     ),
-    "fit.flops_per_parameter_token": (lambda value: _positive(value), "a number above 0"),
+    "fit.flops_per_parameter_token": (_positive, "a number above 0"),
     "fit.size_errors": (
-        lambda value: (
-            isinstance(value, dict) and all(key in ESTIMATORS and _size_errors(v) for key, v in value.items())
-        ),
+        lambda value: _size_errors(value) and set(value) <= set(ESTIMATORS),
         "an object with log_C, sd, sd_exponent and quantile by estimator",
     ),
     "fit.scatter": (
-        lambda value: (
-            isinstance(value, dict)
-            and set(value) == {"points", "run", "freedom"}
-            and _positive(value["points"])
-            and _positive(value["freedom"])
-            and (value["run"] is None or _positive(value["run"]))
-        ),
+        _with(points=_positive, run=lambda value: value is None or _positive(value), freedom=_positive),
         "an object with points, run and freedom",
     ),
-    "fit.method": (lambda value: isinstance(value, str), "words"),
-    "fit.warnings": (lambda value: isinstance(value, list) and _all_words(value), "a list of words"),
-    "fit.intervals": (
-        lambda value: isinstance(value, dict) and all(map(_span, value.values())),
-        "an object of [lowest, highest] by constant",
-    ),
-    "provenance": _OBJECT,
-    "provenance.unknown": (
-        lambda value: isinstance(value, dict) and _all_words(value.values()),
-        "an object of reasons by key",
-    ),
+    "fit.method": (_text, "words"),
+    "fit.warnings": (lambda value: isinstance(value, list) and all(map(_text, value)), "a list of words"),
+    "fit.intervals": (_each(_span), "an object of [lowest, highest] by constant"),
+    "provenance": (_object, "an object"),
+    "provenance.unknown": (_each(_text), "an object of reasons by key"),
 }
 
 
@@ -135,7 +156,7 @@ def from_dict(raw: dict[str, Any]) -> Law:
     if missing:
         raise UserError(f"not a law file of this schema: {', '.join(missing)} missing (unknown is null)")
     if raw["units"] != UNITS:
-        raise UserError(f"units must be {UNITS}, not {_shown(raw['units'])}")
+        raise UserError(f"units must be {UNITS}, not {shown(raw['units'])}")
     values = {key: value for key, value in raw.items() if key not in OPTIONAL}
     if raw.get("surface") is not None:
         from videoscaling.scaling.fitting.surface import surface_file
@@ -156,7 +177,7 @@ def from_dict(raw: dict[str, Any]) -> Law:
         part, _, inner = key.partition(".")
         value = raw[part].get(inner) if inner else raw[part]
         if not (holds(value) or (inner and value is None)):
-            raise UserError(f"{key} must be {words}, not {_shown(value)}")
+            raise UserError(f"{key} must be {words}, not {shown(value)}")
     _check_domain(raw["domain"])
     if raw["draws"] is not None:
         _check_draws(raw["draws"], raw["fit"].get("draw_columns"))
@@ -175,7 +196,7 @@ def _part(part: str, kind: type, raw: Any) -> Any:
         if name == "assumed":
             assumed = raw.get(name, [])
             if not (isinstance(assumed, list) and all(held in constants_of(kind) for held in assumed)):
-                raise UserError(f"{part}.assumed must be a list of its constants' names, not {_shown(assumed)}")
+                raise UserError(f"{part}.assumed must be a list of its constants' names, not {shown(assumed)}")
             values[name] = tuple(assumed)
         elif name not in raw:
             raise UserError(f"constant {part}.{name} is missing")
@@ -192,7 +213,7 @@ def _check_constant(where: str, value: Any) -> None:
     """``where`` ends in the constant's name, which says what sign it must have."""
     name = where.rpartition(".")[2]
     if not _finite(value):
-        raise UserError(f"{where} must be a number, not {_shown(value)}")
+        raise UserError(f"{where} must be a number, not {shown(value)}")
     if (name in _ABOVE_0 and value <= 0) or (name in _NOT_BELOW_0 and value < 0):
         raise UserError(f"{where} must {'be above 0' if name in _ABOVE_0 else 'not be negative'}, not {value!r}")
 
@@ -223,7 +244,7 @@ def _check_domain(raw: dict[str, Any]) -> None:
         raise UserError(f"{', '.join(missing)} missing (unknown is null)")
     for key, value in raw.items():
         if value is not None and not (_span(value) and value[0] > 0):
-            raise UserError(f"domain.{key} must be [lowest, highest], above 0, or null, not {_shown(value)}")
+            raise UserError(f"domain.{key} must be [lowest, highest], above 0, or null, not {shown(value)}")
 
 
 def _check_draws(rows: Any, columns: Any) -> None:
@@ -237,30 +258,3 @@ def _check_draws(rows: Any, columns: Any) -> None:
             raise UserError(f"draws: row {number} needs one number per name in fit.draw_columns ({len(columns)})")
         for column, value in zip(columns, row):
             _check_constant(f"draws: row {number}, {column}", value)
-
-
-def _finite(value: Any) -> bool:
-    # Whole numbers beyond the range of floats are numbers in JSON, but not to any law.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _positive(value: Any) -> bool:
-    return _finite(value) and value > 0
-
-
-def _span(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_finite, value)) and value[0] <= value[1]
-
-
-def _size_errors(value: Any) -> bool:
-    names = ("log_C", "sd", "sd_exponent", "quantile")
-    return isinstance(value, dict) and set(value) == set(names) and all(_finite(v) and v >= 0 for v in value.values())
-
-
-def _all_words(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

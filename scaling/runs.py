@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +256,7 @@ def _table(
     """
     source = shared["source"]
     results, copies = distinct(results, source, duplicates == "last", renamed)
-    column = {name: np.array([getattr(one, name) for one in results]) for name in Result.__dataclass_fields__}
+    column = {f.name: np.array([getattr(one, f.name) for one in results], dtype=f.type) for f in fields(Result)}
     raw, ema = column["loss"], column["ema_loss"]
     # A run can diverge between its last step and a milestone: its loss there is not a number.
     diverged = column["diverged"] | (losses & np.isnan(raw) & np.isnan(ema))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.fitting.surface import surface_law
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
-from videoscaling.scaling.laws import EDGE, TOLERANCE, Law
+from videoscaling.scaling.laws import TOLERANCE, Law
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.warnings import FAR
 from videoscaling.scaling.search.planned_runs import LEAST, PlannedRun, fit_warnings

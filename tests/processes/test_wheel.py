@@ -13,6 +13,7 @@ PROGRAM = """
 import json, sys
 from videoscaling import IMPORT_PATH, PAPER, ROOT, load_law, predict
 from videoscaling.models.vae import load_vae
+from videoscaling.scaling.reporting import report  # which reads its page.html
 
 load_vae("embedded", "cpu")
 assert (ROOT / "train.py").is_file() and (ROOT / "configs" / "train" / "gpu.yaml").is_file()
