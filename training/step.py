@@ -15,6 +15,7 @@ from videoscaling.training.batches import Samples
 from videoscaling.training.config import Config
 from videoscaling.training.ema import power_of_width, update_ema
 from videoscaling.training.flat_buffer import merge
+from videoscaling.training.noise_scale import NoiseScale
 from videoscaling.training.optim import build_optimizer, learning_rate, weight_groups
 from videoscaling.training.parallel import gather_full, local, replicate, share_gradients
 from videoscaling.training.planning.memory_formula import even_size
@@ -65,6 +66,7 @@ class TrainStep:
         skipped_steps: the steps skipped since the run began.
         consecutive_skips: how many of the last steps were skipped. Once there are ``train.max_skipped`` it never
             falls, so that a run has diverged however seldom this is read.
+        noise_scale: of the gradients since ``reset_window``; sharded ones are not measured.
         by_t: float32 [2, T_BINS + 1], sums of losses and their numbers in equal bins of t since ``reset_window``;
             t = 1 falls into the last column. For the log alone: a window that a resume cuts has fewer samples.
     """
@@ -87,6 +89,7 @@ class TrainStep:
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=device)
         self.consecutive_skips = torch.zeros((), dtype=torch.int64, device=device)
         self.by_t = torch.zeros(2, T_BINS + 1, device=device)
+        self.noise_scale = NoiseScale(device)
 
     def run(self, samples: Samples, tokens: int) -> None:
         """Train on this process's share of a batch; ``tokens``: the run's tokens before this step."""
@@ -105,6 +108,9 @@ class TrainStep:
             losses = denoising_loss(self.wrapped, self._process, *piece)[:kept]
             loss = losses.sum() / count
             loss.backward()
+            # Later ones add to these gradients, and the last may average them over the processes.
+            if done == kept < count and not isinstance(self.wrapped, FSDPModule):
+                self.noise_scale.add_micro_batch(self.weights, kept, kept / count)
             total += loss.detach()
             self._add_by_t(piece.t[:kept], losses.detach())
         return total
@@ -117,6 +123,7 @@ class TrainStep:
             group["lr"] = rate
         self.grad_norm = gather_full(torch.nn.utils.clip_grad_norm_(self.weights, config.optim.clip))
         finite = self.grad_norm.isfinite()
+        self.noise_scale.add_step(self.grad_norm)
         # The fused kernel's own switch, made for loss scaling: with it set, neither weights nor moments change.
         self.optimizer.found_inf = (~finite).float()
         self.optimizer.step()
@@ -151,3 +158,4 @@ class TrainStep:
         self.loss_sum.zero_()
         self.finite_steps.zero_()
         self.by_t.zero_()
+        self.noise_scale.reset()

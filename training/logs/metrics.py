@@ -80,6 +80,7 @@ class MetricsLog:
         end: int,
         by_t: Sequence[float] = (),
         share: float = 1.0,
+        noise_scale: float | None = None,
     ) -> None:
         """Log one step; on the console at most every ``CONSOLE_SECONDS``.
 
@@ -93,6 +94,7 @@ class MetricsLog:
             by_t: mean training loss in equal bins of t since the last logged step; NaN where there was no sample.
             share: this run's share of the process's time, below 1 for stacked runs. Tokens per second are this run's;
                 over the share they are the device's, from which MFU is computed.
+            noise_scale: of the gradient, in tokens; None where steps have one micro-batch.
         """
         now = time.monotonic()
         speed = (tokens - self._last[0]) / (now - self._last[1])
@@ -106,6 +108,7 @@ class MetricsLog:
             "lr": lr,
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "skipped": skipped,
+            "noise_scale": noise_scale,
             "tokens_per_second": speed,
             "share": share,
             "mfu": mfu,

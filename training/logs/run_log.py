@@ -71,6 +71,8 @@ def log_window(log: MetricsLog | None, train_step: TrainStep, run: Run, *, step:
     finite_steps = train_step.finite_steps.item()
     loss = all_reduce(train_step.loss_sum, "mean").item() / finite_steps if finite_steps else math.nan
     sums, numbers = all_reduce(train_step.by_t, "sum")[:, :T_BINS]
+    small = all_reduce(train_step.noise_scale.small, "mean").item()
+    noise_scale = train_step.noise_scale.tokens(small, run.clips, run.n_ctx)
     train_step.reset_window()
     if log is not None:
         batch, end = run.config.train.batch_tokens, run.config.train.tokens
@@ -79,7 +81,7 @@ def log_window(log: MetricsLog | None, train_step: TrainStep, run: Run, *, step:
         norm, skipped = train_step.grad_norm.item(), train_step.skipped_steps.item()
         by_t = (sums / numbers).tolist()
         shown = (loss, rate, norm, skipped, end, by_t, share)
-        log.step(step, tokens, run.flops_per_token, *shown)
+        log.step(step, tokens, run.flops_per_token, *shown, noise_scale=noise_scale)
 
 
 def close_log(log: MetricsLog, run: Run, *, step: int, status: str) -> None:

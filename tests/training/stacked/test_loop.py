@@ -54,7 +54,12 @@ def same(ours: Path, theirs: Path, rtol: float = 1e-5) -> None:
     """Two run directories tell of the same run: every logged step, every sample of validation, the result."""
     np.testing.assert_allclose(losses(ours).astype(float), losses(theirs).astype(float), rtol=rtol)
     for mine, yours in zip(metrics(ours), metrics(theirs)):
-        rounded = ("loss", "grad_norm", "share")  # the last is of time
+        rounded = (
+            "loss",
+            "grad_norm",
+            "share",
+            "noise_scale",
+        )  # the last is not measured in stacks
         assert {k: v for k, v in mine.items() if k not in rounded} == {
             k: v for k, v in yours.items() if k not in rounded
         }
