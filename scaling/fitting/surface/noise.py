@@ -142,8 +142,10 @@ class Whitener:
         noise, total = sd_of(phi, rows.n, rows.t, rows.h, at.excess)
         inflated = np.sqrt(at.inflation)
         self.share, self.sd = (noise / total) ** 2, total * inflated
-        # [sets, m, m]: Cholesky roots of V0's blocks, and their inverses.
-        self.roots = [np.linalg.cholesky(self._covariance(blocks)) for blocks in structure.blocks]
+        # [sets, m, m]: correlations of V0's blocks, their Cholesky roots, and the roots' inverses.
+        self.among = [self._among(blocks) for blocks in structure.blocks]
+        covariances = (self._covariance(*pair) for pair in zip(structure.blocks, self.among))
+        self.roots = [np.linalg.cholesky(covariance) for covariance in covariances]
         self.inverse_roots = [np.linalg.inv(root) for root in self.roots]
         self.order = np.concatenate([structure.alone, *(blocks.rows.ravel() for blocks in structure.blocks)])
         self.log_det = 2 * np.log(self.sd[structure.alone]).sum()
@@ -167,8 +169,8 @@ class Whitener:
         among = blocks.run if blocks.stream is None else (1 - q) * blocks.run + q * blocks.stream
         return rho + (1 - rho) * blocks.time, among
 
-    def _covariance(self, blocks: Blocks) -> NDArray:
-        in_time, among = self._among(blocks)
+    def _covariance(self, blocks: Blocks, correlations: tuple[NDArray, NDArray]) -> NDArray:
+        in_time, among = correlations
         sd = self.sd[blocks.rows]
         shared = LIKENESS * in_time * among
         place = np.arange(shared.shape[1])
@@ -188,10 +190,10 @@ class Whitener:
         """White columns as seen by the random effects: V^-1 is A'A - (explained A)' (explained A)."""
         return self._inverse_root @ (self.Z.T @ white)
 
-    def correlations(self, blocks: Blocks) -> list[tuple[int, NDArray]]:
+    def correlations(self, blocks: Blocks, known: tuple[NDArray, NDArray]) -> list[tuple[int, NDArray]]:
         """d V0 / d phi [sets, m, m] of the two correlations, with the constants' numbers."""
         rho, q = expit(self.phi[5]), expit(self.phi[6])
-        in_time, among = self._among(blocks)
+        in_time, among = known
         sd = self.sd[blocks.rows]
         outer = LIKENESS * sd[:, :, None] * sd[:, None]
         found = [(5, outer * among * (1.0 - blocks.time) * rho * (1 - rho))]
@@ -238,7 +240,7 @@ def likelihood(
     columns[:alone, :5] = 2 * (u * left[:alone]).T
     gradient[:5] = u @ (left[:alone] ** 2 - 1 + leverage)
     start = alone
-    for root, inverse, blocks in zip(V.roots, V.inverse_roots, structure.blocks):
+    for root, inverse, blocks, among in zip(V.roots, V.inverse_roots, structure.blocks, V.among):
         end, size = start + blocks.rows.size, blocks.rows.shape
         forward, back = np.swapaxes(root, 1, 2), np.swapaxes(inverse, 1, 2)
         seen = (W[start:end] @ inverse_root.T).reshape(*size, -1)
@@ -253,7 +255,7 @@ def likelihood(
         moved = inverse @ (u * q[..., None]) + forward @ (u * p[..., None])
         columns[start:end, :5] = moved.reshape(-1, 5)
         weight = p[:, :, None] * p[:, None] + back @ (seen - np.eye(size[1])) @ inverse
-        for number, dV in V.correlations(blocks):
+        for number, dV in V.correlations(blocks, among):
             columns[start:end, number] = (inverse @ (dV @ p[..., None])).ravel()
             gradient[number] += 0.5 * float(np.sum(weight * dV))
         start = end
