@@ -25,7 +25,7 @@ def said(*words):
 
 
 def swept(path, sizes, n_ctx=1280, offset=0.0):
-    cells = simulate.grid(PAPER, sizes, TOKENS, 4, 4, 2.0, offset)
+    cells = simulate.grid(law=PAPER, N=sizes, T=TOKENS, batches=4, rates=4, factor=2.0, offset=offset)
     table = simulate.run_table(PAPER, cells, TOKENS, 1e-4, n_ctx=1280)
     table.n_ctx[:] = n_ctx
     runs.write_csv(table, path)

@@ -228,9 +228,17 @@ def fit_form(
         centres[:, known] += random.standard_normal((draws, known.sum())) / sharpness[known]
         starts = np.broadcast_to(theta, centres.shape)
         drawn, _ = descend(
-            form, starts, logs, y, precision, sd=sd, weight=weights[:, label], steps=STEPS, prior=(centres, sharpness),
+            form,
+            starts,
+            logs,
+            y,
+            precision,
+            sd=sd,
+            weight=weights[:, label],
+            steps=STEPS,
+            prior=(centres, sharpness),
             tolerance=1e-6,
-        )  # fmt: skip
+        )
     return FormFit(form, theta, scale, float(sd), np.linalg.pinv(hessian, rcond=1e-12), drawn)
 
 
@@ -299,10 +307,21 @@ def descend(
             centred = prior and (prior[0] if np.ndim(prior[0]) < 2 else prior[0][part], prior[1])
             found.append(
                 descend(
-                    form, theta[part], logs, mine, precision, sd=sd, weight=own, steps=steps, prior=centred, free=free,
-                    exponents=exponents, ceiling=ceiling, tolerance=tolerance,
+                    form,
+                    theta[part],
+                    logs,
+                    mine,
+                    precision,
+                    sd=sd,
+                    weight=own,
+                    steps=steps,
+                    prior=centred,
+                    free=free,
+                    exponents=exponents,
+                    ceiling=ceiling,
+                    tolerance=tolerance,
                 )
-            )  # fmt: skip
+            )
         return tuple(np.concatenate(v) for v in zip(*found))
     theta = theta.copy()
     mean, sharpness = priors.prior_of(CONSTANTS[form]) if prior is None else prior
@@ -360,9 +379,22 @@ def descend(
             left, theta, cost, residual, J, away, slope, damping, calm, y, weight, lowest, highest, mean = (
                 values[kept]
                 for values in (
-                    left, theta, cost, residual, J, away, slope, damping, calm, y, weight, lowest, highest, mean
+                    left,
+                    theta,
+                    cost,
+                    residual,
+                    J,
+                    away,
+                    slope,
+                    damping,
+                    calm,
+                    y,
+                    weight,
+                    lowest,
+                    highest,
+                    mean,
                 )
-            )  # fmt: skip
+            )
     found[left], costs[left] = theta, cost
     return found, costs
 
