@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from videoscaling.diffusion.process import Process
-from videoscaling.diffusion.sampling import sample
+from videoscaling.diffusion.sampling import SamplerOptions, sample
 from videoscaling.models.attention import BACKENDS, attention, choose_backend
 from videoscaling.models.sizes import parse_size
 from videoscaling.tools.benchmarks.common import CLIPS, TEXT_DIM, our_model, spread, timed
@@ -66,9 +66,12 @@ def bench_sample(args: argparse.Namespace, device: torch.device) -> list[dict[st
     for size in args.size or ("2x64", "4x128"):
         model = our_model(size, latent, patch, args.dtype, device)
         context, mask = torch.randn(clips, 31, TEXT_DIM, device=device), torch.ones(clips, 31, device=device).bool()
-        inputs = (context, mask, (context[0], mask[0]), latent, torch.arange(clips))
+        inputs = {"context": context, "mask": mask, "null": (context[0], mask[0])}
+        inputs |= {"latent_shape": latent, "seeds": torch.arange(clips)}
         calls = {
-            f"guidance {guidance:g}": functools.partial(sample, model, process, *inputs, steps, guidance)
+            f"guidance {guidance:g}": functools.partial(
+                sample, model, process, **inputs, options=SamplerOptions(steps, guidance)
+            )
             for guidance in (1.0, 5.0)
         }
         for name, values in timed(calls, args.rounds, device).items():
