@@ -75,9 +75,8 @@ def main() -> int:
     if arguments.take_over and os.environ.get("RANK", "0") == "0":
         release_abandoned(config.run_dir)
     with resumable(str(config.run_dir)):
-        from videoscaling.training.trainer import (
-            train,  # after the configuration: its errors should not wait for torch
-        )
+        # After the configuration, whose errors should not wait for torch.
+        from videoscaling.training.train import train
 
         return leave(train(config))
 

@@ -29,7 +29,8 @@ from videoscaling.training.planning.memory_formula import (
 )
 from videoscaling.training.result import check_growth, finished_result
 from videoscaling.training.run import Run, run_warnings, token_numbers
-from videoscaling.training.trainer import RAW_SHARE, Trainer, prepare
+from videoscaling.training.train import prepare
+from videoscaling.training.trainer import RAW_SHARE, Trainer
 from videoscaling.utils.errors import plural
 from videoscaling.utils.progress import duration
 

@@ -375,25 +375,10 @@ def descend(
         if np.all(calm >= 4):
             break
         if len(left) > FEW and np.mean(calm >= 4) > 0.1:
-            found[left], costs[left], kept = theta, cost, calm < 4
-            left, theta, cost, residual, J, away, slope, damping, calm, y, weight, lowest, highest, mean = (
-                values[kept]
-                for values in (
-                    left,
-                    theta,
-                    cost,
-                    residual,
-                    J,
-                    away,
-                    slope,
-                    damping,
-                    calm,
-                    y,
-                    weight,
-                    lowest,
-                    highest,
-                    mean,
-                )
+            found[left], costs[left] = theta, cost
+            state = (left, theta, cost, residual, J, away, slope, damping, y, weight, lowest, highest, mean, calm)
+            left, theta, cost, residual, J, away, slope, damping, y, weight, lowest, highest, mean, calm = (
+                values[calm < 4] for values in state
             )
     found[left], costs[left] = theta, cost
     return found, costs
@@ -412,11 +397,6 @@ def _starts(form: str, loss: NDArray) -> NDArray:
             if form in ("joint", "floorless"):
                 # An outer power far from 1 has its own valley: inner terms to the 1 / k, exponents divided by k.
                 for k in (0.4, 2.5):
-                    near = {
-                        "Nc": rest ** (1 / k) / 2,
-                        "Tc": rest ** (1 / k) / 2,
-                        "aN": exponent / k,
-                        "aT": exponent / k,
-                    }
+                    near = dict.fromkeys(("Nc", "Tc"), rest ** (1 / k) / 2) | dict.fromkeys(("aN", "aT"), exponent / k)
                     starts.append([np.log((values | near | {"k": k})[name]) for name in CONSTANTS[form]])
     return np.array(starts)

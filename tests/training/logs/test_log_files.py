@@ -11,7 +11,7 @@ from videoscaling.sweeps.state import last_metrics
 from videoscaling.training.checkpoint import checkpoint_paths
 from videoscaling.training.config import load_config
 from videoscaling.training.logs.log_files import Board, MetricsFile
-from videoscaling.training.trainer import train
+from videoscaling.training.train import train
 
 FAULTS = {
     "null": b"null\n",
