@@ -19,7 +19,7 @@ import argparse
 import os
 import sys
 
-from videoscaling.utils.devices import PEAK_FLOPS
+from videoscaling.utils.devices import GPUS
 from videoscaling.utils.errors import Parser, UserError, path_text, resumable, run_cli
 from videoscaling.utils.locks import release_abandoned
 
@@ -42,7 +42,7 @@ def main() -> int:
     )
     formula = parser.add_argument_group("of --account")
     formula.add_argument("--n-ctx", type=int, help="tokens per clip (default: those of data.cache)")
-    formula.add_argument("--gpu", help=f"one of {', '.join(PEAK_FLOPS)} (default h100)")
+    formula.add_argument("--gpu", help=f"one of {', '.join(GPUS)} (default h100)")
     formula.add_argument("--gpus", type=int, help="GPUs that share each step (default 1)")
     formula.add_argument("--mfu", type=float, help="fraction of the GPU's peak reached (default 0.4)")
     formula.add_argument("--gpu-memory", type=float, metavar="GB", help="of one GPU (default: the largest sold)")
@@ -75,9 +75,8 @@ def main() -> int:
     if arguments.take_over and os.environ.get("RANK", "0") == "0":
         release_abandoned(config.run_dir)
     with resumable(str(config.run_dir)):
-        from videoscaling.training.trainer import (
-            train,  # after the configuration: its errors should not wait for torch
-        )
+        # After the configuration, whose errors should not wait for torch.
+        from videoscaling.training.train import train
 
         return leave(train(config))
 

@@ -67,7 +67,16 @@ def build_share(
         # Sources rather than clips, which are not known before they are opened.
         total = sum(len(shard.units) for shard in mine)
         with Progress(total, "encoding", "videos" if planned.videos else "batches") as bar:
-            writer.write_share(mine, vae, text, latent_shape, work, load, tally, bar.update)
+            writer.write_share(
+                shards=mine,
+                vae=vae,
+                text=text,
+                latent_shape=latent_shape,
+                work=work,
+                load=load,
+                tally=tally,
+                progress=bar.update,
+            )
         about = {**about, "fps": planned.fps, **planned.about}
         index = writer.close_cache(out, settings, shards, latent_shape, text, work, about=about, frozen=planned.frozen)
     if index is not None:

@@ -16,8 +16,10 @@ def captions_text(about: Mapping[str, Any], clips: int) -> list[str]:
     """Lines about captions and skipped files; none for entries that an older index lacks."""
     lines = []
     if (found := about.get("captions")) is not None:
-        lines.append(f"  captions: {found['missing']:,} of {plural(clips, 'clip')} have none; {found['cut']:,} have "
-                     "one that is longer than the text encoder takes, and is cut")  # fmt: skip
+        lines.append(
+            f"  captions: {found['missing']:,} of {plural(clips, 'clip')} have none; {found['cut']:,} have "
+            "one that is longer than the text encoder takes, and is cut"
+        )
     if about.get("skipped"):
         lines.append(f"  files skipped, by kind: {counts_text(about['skipped'])}")
     if about.get("unread_columns"):
@@ -48,17 +50,23 @@ def estimate_text(found: Mapping[str, Any]) -> str:
     opened = "" if found["opened"] == found["videos"] else f", judged by {found['opened']:,} drawn at random"
     lines = [f"{plural(found['videos'], 'video')}{opened}: about {found['kept']:,} can be used"]
     if found["rejected"]:
-        lines.append(f"  rejected of {found['opened']:,}: {counts_text(found['rejected'])} (by their headers; "
-                     "decoding may reject more)")  # fmt: skip
-    lines.append(f"  {found['train']:,} training and {plural(found['validation'], 'validation clip')}, "
-                 f"{found['tokens']:,} latent tokens (at patch 1x1x1)")  # fmt: skip
+        lines.append(
+            f"  rejected of {found['opened']:,}: {counts_text(found['rejected'])} (by their headers; "
+            "decoding may reject more)"
+        )
+    lines.append(
+        f"  {found['train']:,} training and {plural(found['validation'], 'validation clip')}, "
+        f"{found['tokens']:,} latent tokens (at patch 1x1x1)"
+    )
     lines += split_text(found.get("split"), found["validation"])
     lines += captions_text(found, found["train"] + found["validation"])
     hours = "an unknown length" if found["hours"] is None else f"{found['hours']:,.2f} hours"
     lines.append(f"  {hours} of video, {found['bytes'] / 1e6:,.1f} MB of latents")
-    lines.append(f"  about {found['seconds'] / 3600:,.2f} hours ({found['seconds']:,.0f} s) on "
-                 f"{plural(found['processes'], 'such process')}: decoding takes {1e3 * found['decode']:.1f} ms a clip "
-                 f"and worker, encoding {1e3 * found['encode']:.1f} ms")  # fmt: skip
+    lines.append(
+        f"  about {found['seconds'] / 3600:,.2f} hours ({found['seconds']:,.0f} s) on "
+        f"{plural(found['processes'], 'such process')}: decoding takes {1e3 * found['decode']:.1f} ms a clip "
+        f"and worker, encoding {1e3 * found['encode']:.1f} ms"
+    )
     return "\n".join(lines)
 
 

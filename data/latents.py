@@ -40,9 +40,22 @@ from videoscaling.utils.files import read_json
 FORMAT = 1
 # The keys of indexes from before they were sealed: one with another key is a sealed index whose seal was altered.
 UNSEALED_KEYS = {
-    "finished", "settings", "fingerprint", "about", "n_clips", "latent_shape", "positions", "text_dim", "text_tokens",
-    "latent_statistics", "rejected", "captions", "validation_hash", "splits", "files",
-}  # fmt: skip
+    "finished",
+    "settings",
+    "fingerprint",
+    "about",
+    "n_clips",
+    "latent_shape",
+    "positions",
+    "text_dim",
+    "text_tokens",
+    "latent_statistics",
+    "rejected",
+    "captions",
+    "validation_hash",
+    "splits",
+    "files",
+}
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -132,8 +145,10 @@ class LatentCache:
         )
         self.null_context[0][: len(null)] = torch.from_numpy(null.astype(np.float32))
         if not is_finite(null):
-            raise DataFault(f"{self.path / 'null_context.safetensors'}: the empty prompt's embedding has NaN or "
-                            "infinite values; delete it and run the command that made the cache")  # fmt: skip
+            raise DataFault(
+                f"{self.path / 'null_context.safetensors'}: the empty prompt's embedding has NaN or "
+                "infinite values; delete it and run the command that made the cache"
+            )
 
     def _check_files(self) -> None:
         """Compare sizes, lists, headers and the empty prompt's embedding with the index."""

@@ -136,6 +136,8 @@ def shares(names: Sequence[str], weights: Sequence[float]) -> list[int]:
     counts = [count + (i in rest) for i, count in enumerate(counts)]
     for name, count, share in zip(names, counts, exact):
         if not count:
-            raise UserError(f"data.cache: {name} would be seen less than once in {MIXED} clips (share "
-                            f"{share / MIXED:.2g}); raise its share in data.weights or leave it out")  # fmt: skip
+            raise UserError(
+                f"data.cache: {name} would be seen less than once in {MIXED} clips (share "
+                f"{share / MIXED:.2g}); raise its share in data.weights or leave it out"
+            )
     return counts

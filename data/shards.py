@@ -260,8 +260,9 @@ class MappedShard:
                 ("caption's embedding", self.arrays["text"][self.arrays["text_row"][row]]),
             ):
                 if not is_finite(values):
-                    raise DataFault(f"{self._path}, clip {self._key(row)!r}: NaN or infinite values in its {name}; "
-                                    f"{FIX}")  # fmt: skip
+                    raise DataFault(
+                        f"{self._path}, clip {self._key(row)!r}: NaN or infinite values in its {name}; {FIX}"
+                    )
             self._unchecked[row] = False
 
     def check_all(self, again: bool = False) -> None:

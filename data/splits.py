@@ -218,8 +218,10 @@ def draw(
     training = _training(scan, file_of, validation_keys, allowed, train)
     every = scan.opened == len(scan.order)
     if not training or (every and not any(name in scan.found for name in training)):
-        raise UserError("no video is left for training, and no part of one that is far enough from the validation "
-                        "clips. Add videos, or ask for fewer of those (--validation 0 for none)")  # fmt: skip
+        raise UserError(
+            "no video is left for training, and no part of one that is far enough from the validation "
+            "clips. Add videos, or ask for fewer of those (--validation 0 for none)"
+        )
     taken = {file_of[name] for name in validation_keys}
     seen = {name: scan.look_up(name) or [] for name, file in file_of.items() if file in taken}
     trained = sum(len(seen[name] if (keys := training[name]) is None else keys) for name in seen if name in training)

@@ -30,9 +30,14 @@ TOLERANCE = {"float32": 5e-3, "bfloat16": 2e-2}
 
 
 def estimate(
-    scan: VideoScan, units: dict[str, list[ClipGroup]], vae: Any, latent_shape: Sequence[int], load: Load,
-    processes: int, frames: int,
-) -> dict[str, Any]:  # fmt: skip
+    scan: VideoScan,
+    units: dict[str, list[ClipGroup]],
+    vae: Any,
+    latent_shape: Sequence[int],
+    load: Load,
+    processes: int,
+    frames: int,
+) -> dict[str, Any]:
     """Estimate the content, size and time of a cache of these videos; nothing is written.
 
     Args:

@@ -40,8 +40,10 @@ def this_share(option: str = "auto", environ: Mapping[str, str] = os.environ) ->
     )
     task, off = divmod(number - first, max(step, 1))
     if off or not 0 <= task < tasks:
-        raise UserError("this Slurm array's numbers have gaps, so that its tasks cannot share the work; "
-                        f"submit it with --array=0-{tasks - 1}, or give --share none for all of it")  # fmt: skip
+        raise UserError(
+            "this Slurm array's numbers have gaps, so that its tasks cannot share the work; "
+            f"submit it with --array=0-{tasks - 1}, or give --share none for all of it"
+        )
     return WorkShare(task * world + rank, tasks * world)
 
 
@@ -66,8 +68,10 @@ def _named_share(option: str, world: int) -> WorkShare:
     if not match or not int(match[1]) < int(match[2]):
         raise UserError(f"--share {option}: neither auto, none nor R/N with R from 0 to N - 1, such as 0/4 to 3/4")
     if world > 1:
-        raise UserError(f"--share {option} is for one process; the {world} of this torchrun share the work by "
-                        "themselves (--share auto)")  # fmt: skip
+        raise UserError(
+            f"--share {option} is for one process; the {world} of this torchrun share the work by "
+            "themselves (--share auto)"
+        )
     return WorkShare(int(match[1]), int(match[2]))
 
 

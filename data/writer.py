@@ -134,8 +134,9 @@ def open_cache(folder: str | Path, settings: dict[str, Any], work: Path) -> dict
     if not index["finished"] and not any(folder.glob("*.safetensors")):
         there, index = there and _without_rule(index["settings"]) == _without_rule(settings), unfinished
     if _without_rule(index["settings"]) != _without_rule(settings):
-        raise UserError(f"{folder} holds a cache made otherwise: {difference(index['settings'], settings)}. "
-                        "Choose another folder")  # fmt: skip
+        raise UserError(
+            f"{folder} holds a cache made otherwise: {difference(index['settings'], settings)}. Choose another folder"
+        )
     if index["finished"]:
         damaged = [folder / name for name, file in index["files"].items() if file_size(folder / name) != file["bytes"]]
         if not damaged:
@@ -236,7 +237,15 @@ def write_share(
     answers = decoded((unit for shard in missing for unit in shard.units), load.workers, load.limit_seconds)
     try:
         for shard in missing:
-            content = encode_shard(shard, answers, vae, text, tuple(latent_shape), load.batch, progress)
+            content = encode_shard(
+                shard=shard,
+                answers=answers,
+                vae=vae,
+                text=text,
+                latent_shape=tuple(latent_shape),
+                batch=load.batch,
+                progress=progress,
+            )
             _place(work, shard.path, content)
             if tally is not None:
                 tally.count()

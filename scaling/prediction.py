@@ -75,7 +75,15 @@ def predict(
             "or the row lies too far from the fitted ones"
         )
     notes = tuple(law.response.notes(seeds))
-    return Predicted(found.mean, found.low, found.high, found.mean_low, found.mean_high, outside, notes)
+    return Predicted(
+        predicted=found.mean,
+        low=found.low,
+        high=found.high,
+        mean_low=found.mean_low,
+        mean_high=found.mean_high,
+        extrapolated=outside,
+        notes=notes,
+    )
 
 
 def _outside(span: list[float] | None, values: NDArray) -> NDArray[np.bool_]:

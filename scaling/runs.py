@@ -17,8 +17,12 @@ from videoscaling.utils.files import atomic_write, find_files
 from videoscaling.utils.results import FILE, read_result, report_left_out
 
 MEASURED = {  # a milestone's, as ours -> in result.json
-    "loss": "val_loss", "loss_se": "val_se", "ema_loss": "ema_val_loss", "ema_loss_se": "ema_val_se", "flops": "flops",
-}  # fmt: skip
+    "loss": "val_loss",
+    "loss_se": "val_se",
+    "ema_loss": "ema_val_loss",
+    "ema_loss_se": "ema_val_se",
+    "flops": "flops",
+}
 # Two results of one N belong to one grid if their tokens differ by less than this, or by less than the later one's
 # batch: runs stop at the first step at or past a milestone, and a large batch overshoots it by up to one batch. Losses
 # are moved to the common T (``fit_points.at_nominal``), so that 5 % are safe; milestones lie much further apart.

@@ -11,9 +11,21 @@ from videoscaling.utils.errors import UserError, nearest
 from videoscaling.utils.tables import Table, Words, read_table
 
 COLUMNS = (
-    "run_id", "status", "N", "T", "B", "lr", "seed", "n_ctx",
-    "loss", "loss_se", "ema_loss", "ema_loss_se", "flops", "heldout",
-)  # fmt: skip
+    "run_id",
+    "status",
+    "N",
+    "T",
+    "B",
+    "lr",
+    "seed",
+    "n_ctx",
+    "loss",
+    "loss_se",
+    "ema_loss",
+    "ema_loss_se",
+    "flops",
+    "heldout",
+)
 # What others call these, in lower case with _ for blanks and hyphens: trackers' exports, Step Law (D, bs, smooth
 # loss), ScaleBench (bsz, data_size, non_embedding_param_size, lm_loss), Chinchilla's figure (Model Size, ...).
 # Laws are fitted to ema_loss where there is one: Step Law's smoothed loss is what its authors fitted.
@@ -31,10 +43,23 @@ ALIASES = {
 STATES = dict.fromkeys(("done", "finished", "completed", "complete", "success", "succeeded"), "done")
 STATES["diverged"] = "diverged"
 STATES |= dict.fromkeys(
-    ("pending", "running", "preempted", "failed", "lost", "crashed", "killed", "stopped", "cancelled", "canceled",
-     "queued", "timeout", "preempting"),
+    (
+        "pending",
+        "running",
+        "preempted",
+        "failed",
+        "lost",
+        "crashed",
+        "killed",
+        "stopped",
+        "cancelled",
+        "canceled",
+        "queued",
+        "timeout",
+        "preempting",
+    ),
     "unfinished",
-)  # fmt: skip
+)
 # Counts, rates and losses lie far inside; products of what lies outside leave the range of floats.
 LEAST, MOST = 1e-80, 1e80
 DIVERGED = "a run that diverged has 'diverged' in a column 'status'"

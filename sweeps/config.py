@@ -274,8 +274,9 @@ def _without_setup(values: dict[str, Any], path: str | Path) -> tuple[dict[str, 
     if isinstance(options, dict):
         for name, value in options.items():
             if value is None or str(value).lower() == "false":
-                raise UserError(f"{path}: {OPTIONS}{name}={value}: leave the option out, or give true for one without "
-                                "a value")  # fmt: skip
+                raise UserError(
+                    f"{path}: {OPTIONS}{name}={value}: leave the option out, or give true for one without a value"
+                )
         slurm["options"] = {name: True if str(value).lower() == "true" else value for name, value in options.items()}
     return values | ({"executor": values["executor"] | {"slurm": slurm}} if slurm or setup else {}), setup
 
@@ -300,13 +301,15 @@ def _check(keys: SweepKeys, path: str | Path) -> None:
     if (executor.workers is not None and executor.workers < 1) or executor.retries < 0:
         raise UserError(f"{path}: executor: workers must be at least 1, and retries not negative")
     if executor.kind not in ("local", "slurm"):
-        raise UserError(f"{path}: executor.kind={executor.kind}: local or slurm"
-                        f"{nearest(executor.kind, ['local', 'slurm'])}")  # fmt: skip
+        raise UserError(
+            f"{path}: executor.kind={executor.kind}: local or slurm{nearest(executor.kind, ['local', 'slurm'])}"
+        )
     if executor.stack != "auto" and not (type(executor.stack) is int and executor.stack >= 1):
         raise UserError(f"{path}: executor.stack={executor.stack}: auto, or how many cells are trained together")
     if executor.stack not in ("auto", 1) and executor.processes > 1:
-        raise UserError(f"{path}: executor.stack={executor.stack}: cells of several processes are "
-                        "not stacked; set it to 1 or auto")  # fmt: skip
+        raise UserError(
+            f"{path}: executor.stack={executor.stack}: cells of several processes are not stacked; set it to 1 or auto"
+        )
     counts = {"runs_per_gpu": executor.runs_per_gpu, "processes": executor.processes}
     counts |= {f"slurm.{name}": getattr(slurm, name) for name in ("nodes", "array", "runs_per_job")}
     for name, count in counts.items():
@@ -315,18 +318,23 @@ def _check(keys: SweepKeys, path: str | Path) -> None:
     if executor.processes > 1 and executor.runs_per_gpu > 1:
         raise UserError(f"{path}: executor: cells of several processes cannot share GPUs; set runs_per_gpu to 1")
     if slurm.nodes > 1 and slurm.runs_per_job > 1:
-        raise UserError(f"{path}: executor.slurm: a cell over {slurm.nodes} nodes is a job of its own; set "
-                        "runs_per_job to 1")  # fmt: skip
+        raise UserError(
+            f"{path}: executor.slurm: a cell over {slurm.nodes} nodes is a job of its own; set runs_per_job to 1"
+        )
     if slurm.gpus is not None and slurm.gpus < executor.processes:
-        raise UserError(f"{path}: executor.slurm.gpus={slurm.gpus}: fewer than executor.processes="
-                        f"{executor.processes}, which need a GPU each")  # fmt: skip
+        raise UserError(
+            f"{path}: executor.slurm.gpus={slurm.gpus}: fewer than executor.processes="
+            f"{executor.processes}, which need a GPU each"
+        )
     try:
         limit = minutes(slurm.time)
     except ValueError:
         raise UserError(f"{path}: executor.slurm.time={slurm.time}: minutes, or a time such as 12:00:00") from None
     if not 0 < slurm.warning_seconds < 60 * limit:
-        raise UserError(f"{path}: executor.slurm.warning_seconds={slurm.warning_seconds}: must be positive, and less "
-                        f"than executor.slurm.time, {limit} min")  # fmt: skip
+        raise UserError(
+            f"{path}: executor.slurm.warning_seconds={slurm.warning_seconds}: must be positive, and less "
+            f"than executor.slurm.time, {limit} min"
+        )
     for name in slurm.options:
         key = SET.get(name.replace("_", "-"))
         if key is not None:

@@ -123,10 +123,14 @@ def decide_for(sweep: Sweep, cells: Cells, options: Options, paper: Path) -> Dec
     # At least the costliest run: a tenth of a small sweep pays for none.
     budget = options.budget_flops or max(SHARE * sum(costs), *costs)
     return decide(
-        cells, sizes, _target(sweep, options, max(costs)), budget=budget, noise_sd=options.noise,
+        cells,
+        sizes,
+        _target(sweep, options, max(costs)),
+        budget=budget,
+        noise_sd=options.noise,
         tolerance=None if options.budget_flops else options.tolerance or TOLERANCE,
         first=lambda size: law.best_pair(size.N, max(size.T)),
-    )  # fmt: skip
+    )
 
 
 def _target(sweep: Sweep, options: Options, costliest: float) -> Callable[[Surface], Target]:
@@ -181,9 +185,13 @@ def _size(cells: list[Run], results: Cells) -> Size:
     pairs = {cell.config.name: (cell.config.optim.lr, float(cell.config.train.batch_tokens)) for cell in cells}
     waiting = {cell.config.name for cell in cells if cell_status(cell).state not in FINISHED}
     return Size(
-        float(cells[0].N), T, tuple(pairs.values()), tuple(pairs[name] for name in sorted(waiting)),
-        cells[0].flops_per_token, cells[0].n_ctx,
-    )  # fmt: skip
+        float(cells[0].N),
+        T,
+        tuple(pairs.values()),
+        tuple(pairs[name] for name in sorted(waiting)),
+        cells[0].flops_per_token,
+        cells[0].n_ctx,
+    )
 
 
 def additions_of(sweep: Sweep, proposals: tuple[Proposal, ...]) -> list[Addition]:
@@ -210,9 +218,13 @@ def additions_of(sweep: Sweep, proposals: tuple[Proposal, ...]) -> list[Addition
         ]
         repeat, there = (min(grown), whole(ours[min(grown)], batch)) if grown else (len(same), 0)
         entry = {
-            "size": size, "lr": lr, "batch_tokens": batch, "repeat": repeat,
-            "milestones": [m for m in _milestones(cells) if m <= one.milestone], "why": one.why,
-        }  # fmt: skip
+            "size": size,
+            "lr": lr,
+            "batch_tokens": batch,
+            "repeat": repeat,
+            "milestones": [m for m in _milestones(cells) if m <= one.milestone],
+            "why": one.why,
+        }
         flops = cells[0].flops_per_token * (whole(one.milestone, batch) - there)
         additions.append(Addition(entry, int(one.N), flops, one.after))
     return additions
@@ -232,17 +244,27 @@ def _summary(
 ) -> dict[str, Any]:
     """The output, in its JSON form. Half-widths are of ln of each prediction, at 95 %."""
     target = decision.target and {
-        "N": decision.target.N, "T": decision.target.T, "B": decision.target.B, "lr": decision.target.lr,
-        "half_widths": decision.before, "rate_cost": decision.rate_cost[0], "rate_cost_after": decision.rate_cost[1],
-    }  # fmt: skip
+        "N": decision.target.N,
+        "T": decision.target.T,
+        "B": decision.target.B,
+        "lr": decision.target.lr,
+        "half_widths": decision.before,
+        "rate_cost": decision.rate_cost[0],
+        "rate_cost_after": decision.rate_cost[1],
+    }
     return {
         "noise": None if math.isnan(decision.noise) else decision.noise,
         "tolerance": None if options.budget_flops else options.tolerance or TOLERANCE,
-        "target": target, "no_surface": decision.reason, "unfinished": unfinished, "all_diverged": list(decision.dead),
+        "target": target,
+        "no_surface": decision.reason,
+        "unfinished": unfinished,
+        "all_diverged": list(decision.dead),
         "cells": [one.entry | {"N": one.N, "flops": one.flops, "half_widths": one.after} for one in additions],
-        "flops": sum(one.flops for one in additions), "flops_so_far": so_far, "budget": options.budget_flops,
+        "flops": sum(one.flops for one in additions),
+        "flops_so_far": so_far,
+        "budget": options.budget_flops,
         "warnings": list(decision.warnings),
-    }  # fmt: skip
+    }
 
 
 def _text(summary: dict[str, Any]) -> str:
@@ -263,10 +285,18 @@ def _text(summary: dict[str, Any]) -> str:
     table = [("size", "T", "B", "lr", "run", "FLOPs", *names, "why")]
     for cell in cells:
         widths = (_width(cell["half_widths"][name]) for name in names)
-        table.append((
-            cell["size"], f"{cell['milestones'][-1]:,}", f"{cell['batch_tokens']:,}", f"{cell['lr']:.2e}",
-            str(cell["repeat"] + 1), f"{cell['flops']:.2e}", *widths, cell["why"],
-        ))  # fmt: skip
+        table.append(
+            (
+                cell["size"],
+                f"{cell['milestones'][-1]:,}",
+                f"{cell['batch_tokens']:,}",
+                f"{cell['lr']:.2e}",
+                str(cell["repeat"] + 1),
+                f"{cell['flops']:.2e}",
+                *widths,
+                cell["why"],
+            )
+        )
     if cells:
         wide = [max(map(len, column)) for column in zip(*table)]
         lines += ["  ".join([*(word.rjust(n) for word, n in zip(row[:-1], wide)), row[-1]]) for row in table]

@@ -290,7 +290,7 @@ def _train_cell(values: dict[str, Any], share: CpuShare) -> None:
     def main() -> int:
         config = config_from_dict(values)
         _init_worker(config, share)
-        from videoscaling.training.trainer import train
+        from videoscaling.training.train import train
 
         # A cell whose pool was killed may still be stopping: its successor waits for it.
         return train(config, wait=True)

@@ -23,9 +23,12 @@ from videoscaling.utils.errors import UserError
 from videoscaling.utils.progress import Progress
 
 LIMITS = {
-    "flops": (LEAST, MOST_FLOPS), "noise": (LEAST, MAX_NOISE), "n_ctx": (1, MOST_N_CTX),
-    "sweeps": (2, 10_000), "seeds": (1, 1000),
-}  # fmt: skip
+    "flops": (LEAST, MOST_FLOPS),
+    "noise": (LEAST, MAX_NOISE),
+    "n_ctx": (1, MOST_N_CTX),
+    "sweeps": (2, 10_000),
+    "seeds": (1, 1000),
+}
 
 
 def latent_shape(config: Config, given: int | None, law: Any, assumed: set[str]) -> list[int]:

@@ -393,8 +393,16 @@ def _rendezvous(keys: ExecutorKeys) -> list[str]:
     first = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
     # Any port that all nodes can compute; the job id separates jobs on the same node.
     port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 40000
-    return ["--nnodes", str(keys.slurm.nodes), "--node_rank", os.environ["SLURM_NODEID"],
-            "--master_addr", first, "--master_port", str(port)]  # fmt: skip
+    return [
+        "--nnodes",
+        str(keys.slurm.nodes),
+        "--node_rank",
+        os.environ["SLURM_NODEID"],
+        "--master_addr",
+        first,
+        "--master_port",
+        str(port),
+    ]
 
 
 def _tokens(run: Run) -> int:

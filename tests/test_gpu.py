@@ -14,7 +14,8 @@ from videoscaling.training.config import load_config
 from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.stacked.loop import train_stacked
 from videoscaling.training.stacked.step import StackedStep
-from videoscaling.training.trainer import Trainer, prepare, train
+from videoscaling.training.train import prepare, train
+from videoscaling.training.trainer import Trainer
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.random import normal, uniform
 

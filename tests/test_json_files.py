@@ -16,7 +16,7 @@ from videoscaling.models.autoencoders import statistics_of
 from videoscaling.models.text import load_text_encoder
 from videoscaling.models.vae import EMBEDDED, load_vae
 from videoscaling.scaling import law_file
-from videoscaling.scaling.reporting.report import _prompts
+from videoscaling.scaling.reporting.report import _samples
 from videoscaling.sweeps import added_cells as extended
 from videoscaling.sweeps import slurm
 from videoscaling.sweeps.state import last_metrics
@@ -108,7 +108,9 @@ def vae_statistics(folder: Path) -> tuple[Path, Callable[[], Any]]:
 
 def samples(folder: Path) -> tuple[Path, Callable[[], Any]]:
     write_json(folder / "samples.json", [{"file": f"{number}.gif", "prompt": "a ball"} for number in range(3)])
-    return folder / "samples.json", lambda: _prompts(folder)
+    for number in range(3):
+        (folder / f"{number}.gif").write_bytes(b"GIF89a")
+    return folder / "samples.json", lambda: _samples(folder)
 
 
 def metrics(folder: Path) -> tuple[Path, Callable[[], Any]]:

@@ -13,9 +13,23 @@ from videoscaling.utils.errors import Parser, path_text
 
 # Text that is no path. A new option of text is a path, or stands here.
 TEXTS = {
-    "batch_unit", "caption_column", "columns", "device", "estimator", "fix", "gpu", "overrides", "pair", "path_column",
-    "presets", "prompt", "scheduler", "share", "size", "window",
-}  # fmt: skip
+    "batch_unit",
+    "caption_column",
+    "columns",
+    "device",
+    "estimator",
+    "fix",
+    "gpu",
+    "overrides",
+    "pair",
+    "path_column",
+    "presets",
+    "prompt",
+    "scheduler",
+    "share",
+    "size",
+    "window",
+}
 
 
 def parsers_of(path: Path) -> list[argparse.ArgumentParser]:
@@ -60,15 +74,19 @@ IGNORED = [
     ("tools/benchmark.py data --dtype bfloat16", "--dtype: not read by the part data"),
     ("tools/benchmark.py peers --size 2x64 --size 3x64", "--size: the part peers compares one size"),
     ("sample.py --checkpoint x --prompt a --format png --fps 4", "--fps: a png has its frames side by side"),
-    *[(f"tools/fit.py hyperparameters x.csv --method surface {given}",
-       f"{given.split()[0]}: not read by fit.py hyperparameters --method surface")
-      for given in ("--optima", "--fix B.N=0", "--prior", "--force")],
+    *[
+        (
+            f"tools/fit.py hyperparameters x.csv --method surface {given}",
+            f"{given.split()[0]}: not read by fit.py hyperparameters --method surface",
+        )
+        for given in ("--optima", "--fix B.N=0", "--prior", "--force")
+    ],
     ("tools/fit.py all x.csv --method grids --form joint", "--form: not read by fit.py all --method grids"),
     ("tools/fit.py all x.csv --optima --form joint", "--form: not read by fit.py all --optima"),
     ("tools/fit.py compare x.csv --method grids", "--method: not read by fit.py compare"),
     ("tools/predict.py --law configs/laws/paper.json x.csv --batch-unit tokens", "--batch-unit: law 'paper' has no"),
     ("tools/sweep.py run configs/sweep/quickstart.yaml --json", "--json: goes with --dry-run"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("typed", "reason"), IGNORED)

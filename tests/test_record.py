@@ -73,7 +73,7 @@ def trained(cache: Path, out: Path, name: str, stacked: bool) -> dict:
     from tests.training.test_trainer import losses, overrides, result
     from videoscaling.training.config import load_config
     from videoscaling.training.stacked.loop import train_stacked
-    from videoscaling.training.trainer import train
+    from videoscaling.training.train import train
 
     torch.set_num_threads(1)
     keys = [f"optim.lr={RATE}", "train.milestones=[3200]", f"train.tokens={STEPS * 128}"]

@@ -42,7 +42,7 @@ def test_formats_metadata_and_batches(trained: Path, tmp_path: Path) -> None:
     python("sample.py", *common, "--prompt", PROMPTS[0], "--prompts", str(prompts), "--out", str(together))
     records = json.loads((together / "samples.json").read_text())
     assert [(r["prompt"], r["seed"]) for r in records] == [(p, 7 + i) for i, p in enumerate(PROMPTS)]
-    assert {r["scheduler"] for r in records} == {"euler"}  # the default by name
+    assert {r["scheduler"] for r in records} == {"dpm++"}  # the default by name
     with av.open(str(together / records[1]["file"])) as video:
         assert json.loads(video.metadata["comment"])["prompt"] == PROMPTS[1]
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]

@@ -60,10 +60,13 @@ def arguments() -> Parser:
 def about(device: torch.device) -> dict[str, Any]:
     facts = environment(device, 1)
     return {
-        "date": datetime.date.today().isoformat(), "device": facts["device"], "threads": torch.get_num_threads(),
-        "git_revision": facts["git_revision"], "versions": facts["versions"],
+        "date": datetime.date.today().isoformat(),
+        "device": facts["device"],
+        "threads": torch.get_num_threads(),
+        "git_revision": facts["git_revision"],
+        "versions": facts["versions"],
         "flops": "C_token = 3/4 N (7 + n_ctx / width) per token",
-    }  # fmt: skip
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:

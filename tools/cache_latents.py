@@ -46,51 +46,97 @@ from videoscaling.utils.errors import Parser, UserError, path_text, plural, resu
 from videoscaling.utils.locks import release_abandoned
 
 FOR_VIDEOS = (
-    "caption_column", "path_column", "root", "no_captions", "stride", "fps", "hop", "backend", "clips_per_video",
-    "max_rejected", "limit_seconds",
-)  # fmt: skip
+    "caption_column",
+    "path_column",
+    "root",
+    "no_captions",
+    "stride",
+    "fps",
+    "hop",
+    "backend",
+    "clips_per_video",
+    "max_rejected",
+    "limit_seconds",
+)
 VERIFIED = 16  # sources that --verify encodes again
 
 
 def arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--source", type=path_text, aliases=("--input", "--data", "--videos", "--video-dir"),
+    add(
+        "--source",
+        type=path_text,
+        aliases=("--input", "--data", "--videos", "--video-dir"),
         help="'synthetic'; a folder of videos and pictures (captions in x.txt next to x.mp4); a .csv, "
         ".tsv, .json, .jsonl (each also .gz) or .parquet manifest with the columns path and caption, perhaps start "
-        "and end; or WebDataset tars: one, a folder of them or a pattern such as 'x/{000..015}.tar'")  # fmt: skip
-    add("--caption-column", metavar="NAME", help="a manifest's column of captions, a key of the .json next to videos "
+        "and end; or WebDataset tars: one, a folder of them or a pattern such as 'x/{000..015}.tar'",
+    )
+    add(
+        "--caption-column",
+        metavar="NAME",
+        help="a manifest's column of captions, a key of the .json next to videos "
         "and in tars, or the extension of the text files there (default: caption, captions, cap, text or prompt, in "
-        "any case, and exactly one of them; and .txt)")  # fmt: skip
+        "any case, and exactly one of them; and .txt)",
+    )
     add("--path-column", metavar="NAME", help="a manifest's column of files (default: path)")
-    add("--root", type=Path, metavar="FOLDER", help="the folder that a manifest's paths are relative to (default: the "
-        "manifest's)")  # fmt: skip
+    add(
+        "--root",
+        type=Path,
+        metavar="FOLDER",
+        help="the folder that a manifest's paths are relative to (default: the manifest's)",
+    )
     add("--no-captions", action="store_true", help="read no captions: every clip has the empty one")
     add("--out", type=path_text, required=True, aliases=("--output", "--output-dir"), help="the cache's folder")
-    add("--clips", type=int, help=f"training clips: how many to render (default {SYNTHETIC_CLIPS}), or at most how "
-        "many to take from videos (default: all)")  # fmt: skip
-    add("--validation", type=path_text, help="validation clips: a number, or an earlier cache whose validation list "
+    add(
+        "--clips",
+        type=int,
+        help=f"training clips: how many to render (default {SYNTHETIC_CLIPS}), or at most how "
+        "many to take from videos (default: all)",
+    )
+    add(
+        "--validation",
+        type=path_text,
+        help="validation clips: a number, or an earlier cache whose validation list "
         f"is kept (default: {SYNTHETIC_VALIDATION} synthetic ones; of videos about a tenth, in whole videos, but at "
-        "most 512)")  # fmt: skip
+        "most 512)",
+    )
     add("--frames", type=int, default=17, help="frames per clip (default 17)")
     add("--size", type=int, default=32, help="height and width in pixels (default 32)")
     add("--stride", type=int, default=1, help="take every n-th frame of a video (default 1)")
-    add("--fps", type=float, help="resample videos to so many frames a second, by time stamps; slower ones are "
-        "rejected (default: frames as they come)")  # fmt: skip
+    add(
+        "--fps",
+        type=float,
+        help="resample videos to so many frames a second, by time stamps; slower ones are "
+        "rejected (default: frames as they come)",
+    )
     add("--hop", type=int, help="frames from one clip's first to the next one's (default: clips do not overlap)")
-    add("--backend", choices=BACKENDS, help="what decodes, with PyAV where it cannot (default: an unfinished or "
-        "finished cache's own in --out, else torchcodec where it is installed and works, else pyav)")  # fmt: skip
-    add("--clips-per-video", type=int, default=16, help="at most so many clips of one video (default 16)")  # fmt: skip
-    add("--max-rejected", type=float, default=0.05, help="stop where more than this fraction of the videos cannot be "
-        "used (default 0.05); each is named in rejected.jsonl")  # fmt: skip
+    add(
+        "--backend",
+        choices=BACKENDS,
+        help="what decodes, with PyAV where it cannot (default: an unfinished or "
+        "finished cache's own in --out, else torchcodec where it is installed and works, else pyav)",
+    )
+    add("--clips-per-video", type=int, default=16, help="at most so many clips of one video (default 16)")
+    add(
+        "--max-rejected",
+        type=float,
+        default=0.05,
+        help="stop where more than this fraction of the videos cannot be "
+        "used (default 0.05); each is named in rejected.jsonl",
+    )
     add(
         "--vae",
         type=path_text,
         default="embedded",
         help="'embedded', or a folder or hub id of a diffusers autoencoder",
     )
-    add("--vae-dtype", choices=("float32", "bfloat16"), default="float32", help="compute dtype of the autoencoder "
-        "(default float32)")  # fmt: skip
+    add(
+        "--vae-dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="compute dtype of the autoencoder (default float32)",
+    )
     add(
         "--text",
         type=path_text,
@@ -100,20 +146,44 @@ def arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="which synthetic training clips (default 0)")
     add("--device", help="where to render and encode: cpu or cuda (default: cuda where there is one)")
     add("--batch", type=int, default=16, help="clips encoded at once (default 16)")
-    add("--workers", type=int, help="processes that decode videos while this one encodes; 0: this one does both, and "
+    add(
+        "--workers",
+        type=int,
+        help="processes that decode videos while this one encodes; 0: this one does both, and "
         "a video that hangs or crashes its decoder stops the job (default: one less than there are cores, at most "
-        "16)")  # fmt: skip
-    add("--limit-seconds", type=float, default=LIMIT_SECONDS, help="a video that takes longer to decode is rejected "
-        f"(default {LIMIT_SECONDS:g})")  # fmt: skip
-    add("--share", default="auto", metavar="auto|none|R/N", help="which part of the work this process does: auto is "
+        "16)",
+    )
+    add(
+        "--limit-seconds",
+        type=float,
+        default=LIMIT_SECONDS,
+        help=f"a video that takes longer to decode is rejected (default {LIMIT_SECONDS:g})",
+    )
+    add(
+        "--share",
+        default="auto",
+        metavar="auto|none|R/N",
+        help="which part of the work this process does: auto is "
         "its part of a torchrun, of a Slurm array or of both (default); none is all of it; R/N is part R, from 0 to "
-        "N - 1, of N")  # fmt: skip
-    add("--take-over", action="store_true", help="on a disk without flock: the process that is named as working on "
-        "this share has ended")  # fmt: skip
-    add("--dry-run", action="store_true", help="say what would be kept and rejected, clips, tokens, hours of video, "
-        "bytes and the time it would take; write nothing")  # fmt: skip
-    add("--verify", action="store_true", help="recompute the checksums of the finished cache in --out, and with "
-        f"--source also encode {VERIFIED} random sources again and compare")  # fmt: skip
+        "N - 1, of N",
+    )
+    add(
+        "--take-over",
+        action="store_true",
+        help="on a disk without flock: the process that is named as working on this share has ended",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="say what would be kept and rejected, clips, tokens, hours of video, "
+        "bytes and the time it would take; write nothing",
+    )
+    add(
+        "--verify",
+        action="store_true",
+        help="recompute the checksums of the finished cache in --out, and with "
+        f"--source also encode {VERIFIED} random sources again and compare",
+    )
     add("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args()
     if not args.source and not args.verify:
@@ -211,7 +281,15 @@ def main() -> None:
     if args.dry_run:
         planned = plan(False)
         try:
-            found = estimate(planned.scan, planned.units, vae, latent_shape, load, share.world, args.frames)
+            found = estimate(
+                scan=planned.scan,
+                units=planned.units,
+                vae=vae,
+                latent_shape=latent_shape,
+                load=load,
+                processes=share.world,
+                frames=args.frames,
+            )
         finally:
             planned.scan.close()
         found |= {"captions": caption_counts(planned.scan, planned.units, text), **planned.about}
@@ -220,13 +298,28 @@ def main() -> None:
         verify(args, settings, plan, vae, latent_shape, load)
     else:
         with resumable(args.out, " after the last whole shard"):
-            build(args, settings, plan, vae, text, latent_shape, load, share)
+            build(
+                args=args,
+                settings=settings,
+                plan=plan,
+                vae=vae,
+                text=text,
+                latent_shape=latent_shape,
+                load=load,
+                share=share,
+            )
 
 
 def build(
-    args: argparse.Namespace, settings: dict, plan: Planner, vae: VideoVAE, text: TextEncoder,
-    latent_shape: tuple[int, ...], load: Load, share: WorkShare,
-) -> None:  # fmt: skip
+    args: argparse.Namespace,
+    settings: dict,
+    plan: Planner,
+    vae: VideoVAE,
+    text: TextEncoder,
+    latent_shape: tuple[int, ...],
+    load: Load,
+    share: WorkShare,
+) -> None:
     """Make this process's share of the cache, close it if all the others' are there, and report."""
     out = Path(args.out)
     if args.take_over:
@@ -252,22 +345,30 @@ def build(
         print(json.dumps({"out": args.out, "finished": False, **counts}))
     else:
         there = f"{built.shards_there} of {plural(built.shards, 'shard')} are there"
-        print(f"{out}: this process's share is done; {there}. The process that adds the last one finishes the cache; "
-              "one that was killed is started again")  # fmt: skip
+        print(
+            f"{out}: this process's share is done; {there}. The process that adds the last one finishes the cache; "
+            "one that was killed is started again"
+        )
 
 
 def verify(
-    args: argparse.Namespace, settings: dict, plan: Planner, vae: VideoVAE,
-    latent_shape: tuple[int, ...], load: Load,
-) -> None:  # fmt: skip
+    args: argparse.Namespace,
+    settings: dict,
+    plan: Planner,
+    vae: VideoVAE,
+    latent_shape: tuple[int, ...],
+    load: Load,
+) -> None:
     """Recompute a finished cache's checksums, and encode a random sample again."""
     LatentCache(args.out).verify()
     there = read_index(Path(args.out))["settings"]
     rule, as_before = writer.recorded_rule(args.out)
     settings |= rule
     if there != settings:
-        raise UserError(f"{args.out} holds a cache made otherwise: {writer.difference(there, settings)}. Give "
-                        "--verify the options that it was made with")  # fmt: skip
+        raise UserError(
+            f"{args.out} holds a cache made otherwise: {writer.difference(there, settings)}. Give "
+            "--verify the options that it was made with"
+        )
     shards = plan(as_before).shards(Path(args.out), settings, latent_shape)
     every, tolerance = [shard for split in SPLITS for shard in shards[split]], TOLERANCE[args.vae_dtype]
     clips, worst = compare_sample(every, vae, load, VERIFIED, tolerance)

@@ -32,7 +32,7 @@ from videoscaling.training.planning.layout import (
 )
 from videoscaling.training.planning.memory_formula import ModelShape
 from videoscaling.training.run import beta2_warnings
-from videoscaling.utils.devices import MEMORY_GB
+from videoscaling.utils.devices import GPUS
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
 from videoscaling.utils.files import write_text
 from videoscaling.utils.options import add_options, options_of
@@ -160,7 +160,7 @@ def main() -> None:
             shape,
             clip,
             gpus=gpus,
-            memory_gb=args.gpu_memory or MEMORY_GB[request.gpu],
+            memory_gb=args.gpu_memory or GPUS[request.gpu].memory_gb,
             assumed=assumed,
             fixed=planned_config.fixed_layout(base),
             unwritten={} if layout else planned_config.default_layout(base),

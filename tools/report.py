@@ -32,9 +32,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--columns", help="as in tools/fit.py")
     parser.add_argument("--batch-unit", help="as in tools/fit.py")
     parser.add_argument(
-        "--figures", aliases=("--png",), type=Path,
+        "--figures",
+        aliases=("--png",),
+        type=Path,
         help="also write each figure into this folder: SVG, PNG, its points as CSV, its caption as text",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--tensorboard", type=path_text, help="also write the figures as TensorBoard images into this folder"
     )

@@ -91,7 +91,16 @@ def key(
     """
     before = default if before is _UNSET else before
     info = KeyInfo(
-        help, identity, before, matters, bound, choices, differs_in_stack, formerly, tuple(aliases.split()), path
+        help=help,
+        identity=identity,
+        before=before,
+        matters=matters,
+        bound=bound,
+        choices=choices,
+        differs_in_stack=differs_in_stack,
+        formerly=formerly,
+        aliases=tuple(aliases.split()),
+        path=path,
     )
     value = {"default_factory": default.copy} if isinstance(default, (list, dict)) else {"default": default}
     return field(**value, metadata={"info": info})

@@ -3,7 +3,6 @@
 import copy
 import functools
 import math
-import os
 import sys
 import time
 import zlib
@@ -17,7 +16,7 @@ from accelerate import PartialState
 from omegaconf import OmegaConf
 
 from videoscaling.data.latents import LatentCache
-from videoscaling.data.mixture import Mixture, open_data
+from videoscaling.data.mixture import Mixture
 from videoscaling.diffusion.loss import denoising_loss
 from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.timesteps import draw_timesteps
@@ -25,95 +24,31 @@ from videoscaling.diffusion.validation import ValidationResult
 from videoscaling.models.dit import VideoDiT
 from videoscaling.training import checkpoint as ckpt
 from videoscaling.training.batches import BatchLoader, Samples
-from videoscaling.training.checks import check_directory, check_layout
-from videoscaling.training.config import Config, cache_folders, to_dict
-from videoscaling.training.data_check import DataCheck, data_faults_recorded
-from videoscaling.training.leftovers import clean_finished, clean_run
+from videoscaling.training.checks import check_layout
+from videoscaling.training.config import to_dict
+from videoscaling.training.data_check import DataCheck
+from videoscaling.training.leftovers import clean_run
 from videoscaling.training.logs.metrics import MetricsLog
 from videoscaling.training.logs.preview import Preview
 from videoscaling.training.logs.run_log import close_log, log_window, open_log
 from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.model import build_model, check_compiler, compile_model
-from videoscaling.training.parallel import all_reduce, check_together, from_first, gather, lost_process, shard
+from videoscaling.training.parallel import all_reduce, check_together, from_first, gather, shard
 from videoscaling.training.result import (
     build_result,
     check_growth,
-    earlier_milestones,
-    finished_result,
     recorded,
     result_damage,
 )
-from videoscaling.training.run import Run, resolve
+from videoscaling.training.run import Run
 from videoscaling.training.signals import StopRequest
 from videoscaling.training.step import TrainStep
 from videoscaling.training.validation import RAW_SHARE, Score, Validator, few_blocks, losses_file, milestone_scores
-from videoscaling.utils.devices import has_bfloat16
-from videoscaling.utils.errors import PREEMPTED, UserError
 from videoscaling.utils.files import atomic_write, write_bytes
-from videoscaling.utils.locks import check_lock, lock_run_dir
+from videoscaling.utils.locks import check_lock
 from videoscaling.utils.results import DATA_FAULT, write_result
 
 Scores = tuple[ValidationResult, ValidationResult]  # of the raw weights, and of the EMA
-
-
-def train(config: Config, wait: bool = False) -> int:
-    """Train ``config``'s run to its end or to a signal, resuming it if possible. A finished run is left as it is.
-
-    Args:
-        wait: if another process is working in the run's directory, wait for it instead of refusing.
-
-    Returns:
-        The exit status: 0 done, or diverged, which is a result; ``PREEMPTED`` stopped on a signal.
-
-    Raises:
-        UserError: the configuration, the cache or the run directory is at fault.
-    """
-    with data_faults_recorded([config]):
-        return _train(config, wait)
-
-
-def _train(config: Config, wait: bool) -> int:
-    run, cache = prepare(config)
-    finished = finished_result(run)
-    if finished is not None:
-        if os.environ.get("RANK", "0") == "0":
-            clean_finished(run, finished["status"])
-        print(f"{config.run_dir}: already {finished['status']} at {finished['tokens']:,} tokens", flush=True)
-        return 0
-    rank, lost = os.environ.get("RANK", "0"), False
-    try:
-        trainer = Trainer(run, cache)  # everything that can be refused is refused before the directory is touched
-        with lock_run_dir(config.run_dir, wait):
-            if from_first(lambda: finished_result(run)) is not None:  # by the process that held the lock
-                return 0
-            check_directory(run.config)
-            trainer.restore()
-            trainer.claim_directory()
-            status = trainer.fit()
-    except RuntimeError as error:
-        lost = lost_process(error)
-        if not lost:
-            raise
-        print(
-            f"rank {rank}: another process hangs or died (waited at most "
-            f"train.timeout_minutes={config.train.timeout_minutes:g}): {' '.join(str(error).split())}",
-            file=sys.stderr,
-            flush=True,
-        )
-        return 1
-    finally:
-        # A group that is left open aborts the process at its end, and one that waits for a lost process never closes.
-        if dist.is_initialized() and not lost:
-            dist.destroy_process_group()
-    return PREEMPTED if status == "preempted" else 0
-
-
-def prepare(config: Config) -> tuple[Run, LatentCache | Mixture]:
-    """The resolved run of ``config``, and its data; UserError if they do not fit together."""
-    if not config.data.cache:
-        raise UserError("data.cache: not given; name a folder made by tools/cache_latents.py")
-    cache = open_data(cache_folders(config), config.data.weights)
-    return resolve(config, cache.meta, earlier_milestones(config), has_bfloat16), cache
 
 
 class Trainer:

@@ -75,13 +75,13 @@ class Validator:
 
         def attempt(size: int) -> None:
             results[:] = self._score(
-                score,
-                rows,
-                size,
-                self._clips_of(share),
-                self._rank,
-                self._world,
-                lambda losses: all_reduce(losses, "sum"),
+                score=score,
+                rows=rows,
+                size=size,
+                clips=self._clips_of(share),
+                rank=self._rank,
+                world=self._world,
+                gather=lambda losses: all_reduce(losses, "sum"),
             )
 
         self._largest(attempt, rows, share, sharded=self._sharded)

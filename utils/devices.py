@@ -1,31 +1,45 @@
 """Devices by name: where to compute, and the peak matrix rates and memory that training reports and plans assume."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from videoscaling.utils.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
 
-# Dense peaks in FLOP/s from the vendors' data sheets. Names are parts of the names that drivers report, longest first
-# where one is a part of another. PEAK_FLOPS is what train.dtype=auto reaches: bfloat16, or float32 on a
-# GPU without bfloat16 (V100: training in float16 is not supported).
-FLOAT32_PEAK_FLOPS = {
-    "v100": 15.7e12, "a100": 19.5e12, "a800": 19.5e12, "l40s": 91.6e12, "rtx4090": 82.6e12, "h100pcie": 51.2e12,
-    "h100nvl": 60e12, "h100": 66.9e12, "h800": 66.9e12, "h200": 66.9e12, "h20": 44e12, "b200": 75e12,
-}  # fmt: skip
-PEAK_FLOPS = {
-    "v100": FLOAT32_PEAK_FLOPS["v100"], "a100": 312e12, "a800": 312e12, "l40s": 362e12, "rtx4090": 165e12,
-    "h100pcie": 756e12, "h100nvl": 835e12, "h100": 989e12, "h800": 989e12, "h200": 989e12, "h20": 148e12,
-    "b200": 2250e12,
-}  # fmt: skip
-# GB of 1e9 bytes; of a GPU that is sold with two, the larger. Drivers report a few per cent more (an "80 GB" H100:
-# 85.5e9 bytes), which plans leave to the CUDA context and the communication library.
-MEMORY_GB = {
-    "v100": 32, "a100": 80, "a800": 80, "l40s": 48, "rtx4090": 24, "h100pcie": 80, "h100nvl": 94, "h100": 80,
-    "h800": 80, "h200": 141, "h20": 96, "b200": 180,
-}  # fmt: skip
+
+class Gpu(NamedTuple):
+    """A GPU by the vendor's data sheet.
+
+    Attributes:
+        float32: dense peak in FLOP/s, without TF32.
+        auto: dense peak in FLOP/s of what train.dtype=auto takes: bfloat16, or float32 on a GPU without it (V100:
+            training in float16 is not supported).
+        memory_gb: of 1e9 bytes; of a GPU that is sold with two, the larger. Drivers report a few per cent more (an
+            "80 GB" H100: 85.5e9 bytes), which plans leave to the CUDA context and the communication library.
+    """
+
+    float32: float
+    auto: float
+    memory_gb: int
+
+
+# Names are parts of the names that drivers report, longest first where one is a part of another.
+GPUS = {
+    "v100": Gpu(15.7e12, 15.7e12, 32),
+    "a100": Gpu(19.5e12, 312e12, 80),
+    "a800": Gpu(19.5e12, 312e12, 80),
+    "l40s": Gpu(91.6e12, 362e12, 48),
+    "rtx4090": Gpu(82.6e12, 165e12, 24),
+    "h100pcie": Gpu(51.2e12, 756e12, 80),
+    "h100nvl": Gpu(60e12, 835e12, 94),
+    "h100": Gpu(66.9e12, 989e12, 80),
+    "h800": Gpu(66.9e12, 989e12, 80),
+    "h200": Gpu(66.9e12, 989e12, 141),
+    "h20": Gpu(44e12, 148e12, 96),
+    "b200": Gpu(75e12, 2250e12, 180),
+}
 
 
 def peak_of(device_name: str, dtype: str = "bfloat16") -> float | None:
@@ -34,17 +48,17 @@ def peak_of(device_name: str, dtype: str = "bfloat16") -> float | None:
     A guess would be read as a measurement.
     """
     plain = device_name.lower().replace(" ", "").replace("-", "")
-    return next((planned_peak(name, dtype) for name in PEAK_FLOPS if name in plain), None)
+    return next((planned_peak(name, dtype) for name in GPUS if name in plain), None)
 
 
 def best_dtype(gpu: str) -> str:
-    """What train.dtype=auto becomes on the GPU named ``gpu``, a key of the tables above."""
-    return "bfloat16" if PEAK_FLOPS[gpu] > FLOAT32_PEAK_FLOPS[gpu] else "float32"
+    """What train.dtype=auto becomes on the GPU named ``gpu``, a key of ``GPUS``."""
+    return "bfloat16" if GPUS[gpu].auto > GPUS[gpu].float32 else "float32"
 
 
 def planned_peak(gpu: str, dtype: str) -> float:
     """The peak in FLOP/s of the GPU named ``gpu`` for a model that computes in ``dtype``, without TF32."""
-    return (FLOAT32_PEAK_FLOPS if dtype == "float32" else PEAK_FLOPS)[gpu]
+    return GPUS[gpu].float32 if dtype == "float32" else GPUS[gpu].auto
 
 
 def has_bfloat16() -> bool:

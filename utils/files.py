@@ -23,9 +23,14 @@ from videoscaling.utils.process_ids import has_ended, machine_code
 T = TypeVar("T")
 MAX_JSON_BYTES = 1 << 30  # the index of ten million clips is within it; /dev/zero is not
 JSON_NAMES = {
-    dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false",
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
     type(None): "null",
-}  # fmt: skip
+}
 # Older versions wrote no machine.
 LEFTOVER = re.compile(r"\.(?P<name>.+?)\.(?:(?P<machine>[0-9a-f]{8})-)?(?P<pid>\d+)\.tmp")
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")

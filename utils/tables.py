@@ -129,8 +129,9 @@ def _csv_rows(path: Path, text: str, columns: list[str], delimiter: str, blank: 
         for row in rows:
             if row == [END]:
                 if short and not text.endswith(("\n", "\r")):
-                    raise UserError(f"{short}, and the table ends there without a line break: it was cut short, or "
-                                    "lacks one")  # fmt: skip
+                    raise UserError(
+                        f"{short}, and the table ends there without a line break: it was cut short, or lacks one"
+                    )
                 return
             if row and row[-1].endswith(END):
                 raise UserError(f"{path}, {words.line} {begin}: a quote that opens in this row is never closed")

@@ -119,8 +119,10 @@ class CaptionFiles:
                 found = [files[prefix + kind] for kind in kinds if prefix + kind in files]
                 if len(found) > 1:
                     one, other = (load(file)[1] for file in found[:2])
-                    raise UserError(f"{one} and {other} may both be the caption; remove one, or choose by its "
-                                    "extension: --caption-column EXTENSION")  # fmt: skip
+                    raise UserError(
+                        f"{one} and {other} may both be the caption; remove one, or choose by its "
+                        "extension: --caption-column EXTENSION"
+                    )
                 if found:
                     content, what = load(found[0])
                     self._found = True
@@ -152,8 +154,10 @@ class CaptionFiles:
         given = self._options.caption_column
         keys = f" (their keys: {listed(list(self._keys))})" if self._keys else ""
         if given is not None and not self._found:
-            raise UserError(f"{self._place}: --caption-column {given!r} is neither a key of a .json{keys} nor the "
-                            "extension of a file next to a video")  # fmt: skip
+            raise UserError(
+                f"{self._place}: --caption-column {given!r} is neither a key of a .json{keys} nor the "
+                "extension of a file next to a video"
+            )
         if self._unknown and not self._found:
             raise UserError(f"{self._place}: no caption in any of the {self._unknown} .json{keys}; {FIX}")
 

@@ -59,8 +59,10 @@ def scan_sources(where: str | Path, options: ListingOptions = ListingOptions()) 
     elif where.exists() and not where.is_file():
         raise UserError(f"{where}: no regular file, but a pipe or a device")
     elif where.exists():
-        raise UserError(f"{where}: neither a folder of videos nor a manifest ({', '.join(KINDS)}, and .gz of all but "
-                        "the last) nor a .tar")  # fmt: skip
+        raise UserError(
+            f"{where}: neither a folder of videos nor a manifest ({', '.join(KINDS)}, and .gz of all but "
+            "the last) nor a .tar"
+        )
     else:
         raise UserError(f"{where}: no such folder, manifest or tar{nearest(str(where), ['synthetic'], 0.8)}")
     listing.sources.sort(key=lambda source: source.name)
@@ -149,8 +151,10 @@ def _check_elsewhere(folder: Path, sources: list[Source], left: set[str], option
     )
     found = [name for name in texts if Path(name).stem.casefold() in stems]
     if found:
-        raise UserError(f"{folder}: no caption next to any video, but {len(found)} .txt of their names elsewhere (the "
-                        f"first: {found[0]}); put x.txt next to x.mp4, or give --no-captions")  # fmt: skip
+        raise UserError(
+            f"{folder}: no caption next to any video, but {len(found)} .txt of their names elsewhere (the "
+            f"first: {found[0]}); put x.txt next to x.mp4, or give --no-captions"
+        )
 
 
 def _files_below(folder: Path) -> Iterator[str]:

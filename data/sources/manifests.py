@@ -89,8 +89,9 @@ def _source(root: Path, row: dict[str, Any], columns: Columns, place: str) -> So
     # Lexical on purpose: a link inside the folder to a disk elsewhere is the owner's decision, "../" is not.
     name = Path(os.path.relpath(root / path, root)).as_posix()
     if name.startswith("../"):
-        raise UserError(f"{place}: {path} lies outside the manifest's folder; --root FOLDER names the folder that "
-                        "paths start from")  # fmt: skip
+        raise UserError(
+            f"{place}: {path} lies outside the manifest's folder; --root FOLDER names the folder that paths start from"
+        )
     if not _is_name(name) or not (root / name).is_file():
         there = _is_name(name) and (root / name).exists()
         raise UserError(f"{place}: no {'regular' if there else 'such'} file: {root / name}")

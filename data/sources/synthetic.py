@@ -135,7 +135,13 @@ def scene(index: Tensor, seed: int) -> Scene:
         waves.append(torch.cat((vector, phase[:, None] * (2 * math.pi), weight[:, None]), dim=1))
 
     return Scene(
-        count, kind, colour, size, speed, direction, spins,
+        count=count,
+        kind=kind,
+        colour=colour,
+        size=size,
+        speed=speed,
+        direction=direction,
+        spins=spins,
         radius=_between(u[2], size, list(SIZES.values())).float(),
         start=torch.stack((u[7], u[8]), dim=-1).float(),
         velocity=(_unit(_heading(direction, u[6])) * pace[..., None]).float(),
@@ -146,7 +152,7 @@ def scene(index: Tensor, seed: int) -> Scene:
         drift_direction=drift_direction,
         drift=drift.float(),
         waves=torch.stack(waves, dim=1).float(),
-    )  # fmt: skip
+    )
 
 
 def centres(s: Scene, frames: int, extent: tuple[float, float]) -> Tensor:

@@ -51,8 +51,13 @@ def check_regular(path: Path) -> None:
     except FileNotFoundError:
         raise Rejected("missing", "no such file") from None
     if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
-                 stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}  # fmt: skip
+        kinds = {
+            stat.S_IFIFO: "a named pipe",
+            stat.S_IFCHR: "a device",
+            stat.S_IFBLK: "a device",
+            stat.S_IFSOCK: "a socket",
+            stat.S_IFDIR: "a folder",
+        }
         raise Rejected("not a file", kinds.get(stat.S_IFMT(mode), "no regular file"))
 
 

@@ -9,8 +9,26 @@ from typing import BinaryIO
 
 FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free"}
 # The outermost boxes of an MP4 or MOV (ISO/IEC 14496-12, QuickTime), without ftyp, which begins a file.
-BOXES = {b"moov", b"mdat", b"wide", b"free", b"skip", b"uuid", b"moof", b"mfra", b"sidx", b"ssix", b"styp", b"prft",
-         b"emsg", b"meta", b"meco", b"pdin", b"udta", b"pnot"}  # fmt: skip
+BOXES = {
+    b"moov",
+    b"mdat",
+    b"wide",
+    b"free",
+    b"skip",
+    b"uuid",
+    b"moof",
+    b"mfra",
+    b"sidx",
+    b"ssix",
+    b"styp",
+    b"prft",
+    b"emsg",
+    b"meta",
+    b"meco",
+    b"pdin",
+    b"udta",
+    b"pnot",
+}
 
 
 def declared_bytes(file: BinaryIO, offset: int, size: int) -> int:

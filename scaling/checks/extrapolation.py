@@ -155,9 +155,13 @@ def surface_windows(surface: Surface) -> list[dict[str, Any]]:
 
 
 def expanding_windows(
-    N: NDArray, T: NDArray, B: NDArray, loss: NDArray, noise: NDArray | None,
+    N: NDArray,
+    T: NDArray,
+    B: NDArray,
+    loss: NDArray,
+    noise: NDArray | None,
     names: tuple[str, ...] = tuple(forms.CONSTANTS),
-) -> list[Check]:  # fmt: skip
+) -> list[Check]:
     """Fit each form on the smallest three, four, ... values of N (then of T) and predict the next.
 
     Windows that cannot fix a form's constants are left out for that form.
@@ -175,7 +179,17 @@ def expanding_windows(
                     continue
                 miss = relative_error(loss[outside], law(N[outside], T[outside], B[outside]))
                 error, bias = float(np.sqrt(np.mean(miss**2))), float(miss.mean())
-                checks.append(Check(name, along, last, following, error, bias, int(outside.sum())))
+                checks.append(
+                    Check(
+                        form=name,
+                        along=along,
+                        fitted_to=last,
+                        checked_at=following,
+                        error=error,
+                        bias=bias,
+                        points=int(outside.sum()),
+                    )
+                )
     return checks
 
 
@@ -244,11 +258,17 @@ def held_out(table: RunTable, law: Law) -> list[HeldOut]:
         compute = equivalent_compute(law.response.losses, n, t, loss)
         points.append(
             HeldOut(
-                float(n), float(t), float(loss), float(value), float(low) if known else None,
-                float(high) if known else None, bool(low <= loss <= high) if known else None,
-                float(relative_error(loss, value)), float(compute) if np.isfinite(compute) else None,
+                N=float(n),
+                T=float(t),
+                measured=float(loss),
+                predicted=float(value),
+                low=float(low) if known else None,
+                high=float(high) if known else None,
+                inside=bool(low <= loss <= high) if known else None,
+                error=float(relative_error(loss, value)),
+                equivalent_compute=float(compute) if np.isfinite(compute) else None,
             )
-        )  # fmt: skip
+        )
     return points
 
 

@@ -315,7 +315,17 @@ def _sizes(
     moved = loss * np.exp(NUDGE * np.eye(len(loss)))
     losses = np.concatenate([replicates, moved])
     start = np.repeat(fitted.theta[None], len(losses), axis=0)
-    thetas, _ = loss_law.descend(start, points.N, points.T, losses, None, fitted.delta, {}, scale, steps=100)
+    thetas, _ = loss_law.descend(
+        theta=start,
+        N=points.N,
+        T=points.T,
+        loss=losses,
+        noise=None,
+        delta=fitted.delta,
+        fixed={},
+        scale=scale,
+        steps=100,
+    )
     laws = Losses(
         (Form("additive", 1.0, np.concatenate([fitted.theta[None], thetas])),), Scale(scale["N"], scale["T"], 1.0)
     )

@@ -73,7 +73,7 @@ def _entry(grid: RunTable, law: Law, N: float, T: float, noise: float | None, fr
     predicted = law.response.loss(N, T, B)
     if clip:  # what can be trained
         B = float(law.response.batch(N, T, int(clip), TOLERANCE))
-    optimum = find(N, T, grid.lr, grid.B, grid.loss, grid.loss_se, None, clip)
+    optimum = find(N=N, T=T, lr=grid.lr, B=grid.B, loss=grid.loss, noise=grid.loss_se, window=None, floor=clip)
     x, y = np.log(grid.lr / lr), np.log(grid.B / B)
     steps = [edges.step(np.unique(axis.round(6))) for axis in (x, y)]
     surface = _surface(grid, optimum, x, y, noise, freedom)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from videoscaling.scaling.laws import TOLERANCE
-from videoscaling.utils.devices import PEAK_FLOPS, planned_peak
+from videoscaling.utils.devices import GPUS, planned_peak
 from videoscaling.utils.errors import UserError, nearest
 from videoscaling.utils.options import check_bounds, option
 
@@ -29,7 +29,7 @@ class Request:
     batch_tolerance: float = option(
         TOLERANCE, "loss given away, relative, for a large batch, where the law is a surface", LEAST, 1
     )
-    gpu: str = option("h100", f"one of {', '.join(PEAK_FLOPS)}", type=str.lower)
+    gpu: str = option("h100", f"one of {', '.join(GPUS)}", type=str.lower)
     mfu: float = option(0.4, "fraction of the GPU's peak reached", LEAST, 1)
     sampler_steps: int = option(50, "sampling steps per clip served", LEAST, 1e6)
     guidance: bool = True
@@ -49,8 +49,8 @@ class Request:
     def check(self) -> float | None:
         """The FLOPs given, directly or as GPU-hours; UserError for what makes no sense."""
         check_bounds(self)
-        if self.gpu not in PEAK_FLOPS:
-            raise UserError(f"unknown GPU {self.gpu!r}{nearest(self.gpu, list(PEAK_FLOPS))}: {', '.join(PEAK_FLOPS)}")
+        if self.gpu not in GPUS:
+            raise UserError(f"unknown GPU {self.gpu!r}{nearest(self.gpu, list(GPUS))}: {', '.join(GPUS)}")
         if self.estimator is not None and self.estimator not in ESTIMATORS:
             raise UserError(f"unknown estimator {self.estimator!r}: {', '.join(ESTIMATORS)}")
         given = {name for name in FIXED if getattr(self, name) is not None}

@@ -8,11 +8,18 @@ from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.planning.plan import Plan
 
 QUANTITIES = {
-    "N": ("parameters", ".4g"), "size": ("layers x width", "s"), "heads": ("heads", "d"), "T": ("tokens", ".4g"),
-    "B": ("tokens per batch", "d"), "lr": ("learning rate", ".3g"), "steps": ("steps", "d"),
-    "loss": ("predicted loss", ".5g"), "C": ("training FLOPs", ".4g"), "gpu_hours": ("GPU-hours", ".4g"),
+    "N": ("parameters", ".4g"),
+    "size": ("layers x width", "s"),
+    "heads": ("heads", "d"),
+    "T": ("tokens", ".4g"),
+    "B": ("tokens per batch", "d"),
+    "lr": ("learning rate", ".3g"),
+    "steps": ("steps", "d"),
+    "loss": ("predicted loss", ".5g"),
+    "C": ("training FLOPs", ".4g"),
+    "gpu_hours": ("GPU-hours", ".4g"),
     "inference_flops_per_clip": ("inference FLOPs per clip", ".4g"),
-}  # fmt: skip
+}
 
 
 def _text(value: Any, form: str) -> str:

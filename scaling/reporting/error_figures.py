@@ -33,14 +33,25 @@ def predictions(sources: Sources) -> Table:
             best[own] = np.min(table.loss[own])
         chosen = np.isfinite(table.loss) & (table.heldout | (table.loss <= best * (1 + NEAR)))
         cells = table.rows(chosen)
-        found = {"N": cells.N, "T": cells.nominal_T, "B": cells.B, "lr": cells.lr, "loss": cells.loss,
-                 "heldout": cells.heldout, "optimum": np.ones(len(cells), dtype=bool),
-                 "excess": 100 * relative_error(cells.loss, best[chosen])}  # fmt: skip
+        found = {
+            "N": cells.N,
+            "T": cells.nominal_T,
+            "B": cells.B,
+            "lr": cells.lr,
+            "loss": cells.loss,
+            "heldout": cells.heldout,
+            "optimum": np.ones(len(cells), dtype=bool),
+            "excess": 100 * relative_error(cells.loss, best[chosen]),
+        }
     if not len(found["N"]):
         raise UserError("there is nothing measured to compare with")
     said = predict(law, found["N"], found["T"], found.get("B", np.nan), found.get("lr", np.nan))
-    return found | {"predicted": said.predicted, "low": said.low, "high": said.high,
-                    "error": 100 * relative_error(found["loss"], said.predicted)}  # fmt: skip
+    return found | {
+        "predicted": said.predicted,
+        "low": said.low,
+        "high": said.high,
+        "error": 100 * relative_error(found["loss"], said.predicted),
+    }
 
 
 def predicted_measured(sources: Sources) -> Chart:
@@ -110,9 +121,16 @@ def residuals(sources: Sources) -> Chart:
     for _, heldout, marker, _ in USES:
         own = rows(grids, grids["heldout"] == heldout)
         marks = axis.scatter(
-            own["T"], own["N"], c=own["error"], marker=marker, cmap="RdBu_r", vmin=-bound, vmax=bound, s=70,
+            own["T"],
+            own["N"],
+            c=own["error"],
+            marker=marker,
+            cmap="RdBu_r",
+            vmin=-bound,
+            vmax=bound,
+            s=70,
             edgecolor=GREY,
-        )  # fmt: skip
+        )
     if len(grids["N"]) <= ANNOTATED:
         for N, T, error in zip(grids["N"], grids["T"], grids["error"]):
             axis.annotate(f"{error:+.1f}", (T, N), xytext=(7, -3), textcoords="offset points", fontsize=7)

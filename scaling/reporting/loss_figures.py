@@ -75,9 +75,15 @@ def training_curves(sources: Sources) -> Chart:
     for _, own in groups(runs, "run"):
         order = np.argsort(own["T"])
         axis.plot(
-            own["T"][order], own["loss"][order], "--" if own["heldout"][0] else "-",
-            color=shades[own["N"][0]], lw=0.5, alpha=0.4, marker="." if len(order) == 1 else "", ms=3,
-        )  # fmt: skip
+            own["T"][order],
+            own["loss"][order],
+            "--" if own["heldout"][0] else "-",
+            color=shades[own["N"][0]],
+            lw=0.5,
+            alpha=0.4,
+            marker="." if len(order) == 1 else "",
+            ms=3,
+        )
     text, good = "Thin lines are runs at their milestones", [runs["loss"].min()]
     if sources.optima:
         for N, own in groups(chart.add("optimum", **sources.points()), "N"):

@@ -71,8 +71,16 @@ class Sources:
         if not len(own):
             raise UserError("no run ended with a loss")
         number, C = np.unique(own.run_id, return_inverse=True)[1], self.flops(own.N, own.nominal_T)
-        return {"run": number, "N": own.N, "T": own.nominal_T, "B": own.B, "lr": own.lr, "C": C, "loss": own.loss,
-                "heldout": own.heldout}  # fmt: skip
+        return {
+            "run": number,
+            "N": own.N,
+            "T": own.nominal_T,
+            "B": own.B,
+            "lr": own.lr,
+            "C": C,
+            "loss": own.loss,
+            "heldout": own.heldout,
+        }
 
     def points(self, every: bool = False) -> Table:
         """N, T, loss, heldout and optimum [points]: what the loss law was fitted to, and every held-out grid.

@@ -95,9 +95,12 @@ def exponents(law: laws.Law, reference: laws.Law) -> dict[str, dict[str, Any]]:
         for name in names:
             low, high = (law.fit.get("intervals") or {}).get(f"{part}.{name}") or (None, None)
             found[f"{part}.{name}"] = {
-                "value": getattr(value, name), "low": low, "high": high, "assumed": name in value.assumed,
+                "value": getattr(value, name),
+                "low": low,
+                "high": high,
+                "assumed": name in value.assumed,
                 "reference": getattr(other, name, None),
-            }  # fmt: skip
+            }
     return found
 
 
@@ -174,13 +177,17 @@ def best_sizes(table: RunTable, cost: allocation.Cost) -> dict[str, Any]:
 
     return {
         "budgets": [
-            {"C": one.C, "N": one.N.tolist(), "loss": one.loss.tolist(),
-             "unsure": [float(size) for size in one.N if unsure(one.C, size)]}
+            {
+                "C": one.C,
+                "N": one.N.tolist(),
+                "loss": one.loss.tolist(),
+                "unsure": [float(size) for size in one.N if unsure(one.C, size)],
+            }
             for one in curves
         ],
         "exponents": {name: one and one.law.exponent for name, one in found.items()},
         "unknown": reasons,
-    }  # fmt: skip
+    }
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:

@@ -77,7 +77,9 @@ def target_at(surface: Surface, N: float, T: float) -> Target:
         gradients["batch edge"] = _slope(theta, lambda theta: surface.edge_place(model, theta, n, t, np.log1p(EDGE)))
     curvature = float(at.value[1] + at.value[2] - 2 * at.value[0]) / 0.1**2
     lr = float(np.exp(best) * surface.lr_scale)
-    return Target(N, T, B, lr, tuple(gradients), np.array(list(gradients.values())), curvature)
+    return Target(
+        N=N, T=T, B=B, lr=lr, names=tuple(gradients), gradient=np.array(list(gradients.values())), curvature=curvature
+    )
 
 
 def target_of_budget(surface: Surface, C: float, cost: Cost) -> Target:
@@ -238,9 +240,15 @@ class Purchase:
 
 
 def spend(
-    posterior: Posterior, target: Target, future: Cells, flops: NDArray[np.float64], *,
-    budget: float, tolerance: float | None = None, most: int = MAX_RUNS,
-) -> list[Purchase]:  # fmt: skip
+    posterior: Posterior,
+    target: Target,
+    future: Cells,
+    flops: NDArray[np.float64],
+    *,
+    budget: float,
+    tolerance: float | None = None,
+    most: int = MAX_RUNS,
+) -> list[Purchase]:
     """The runs to pay for, each the one that lowers the sum of ln of the target's variances most per FLOP.
 
     The sum of logarithms has no unit: halving the interval of the loss counts as much as halving that of the rate.

@@ -92,10 +92,15 @@ def whole(tokens: float, batch: float) -> int:
 
 
 def decide(
-    cells: Cells, sizes: Sequence[Size], find_target: Callable[[Surface], Target], *,
-    budget: float, tolerance: float | None = None, noise_sd: float | None = None,
+    cells: Cells,
+    sizes: Sequence[Size],
+    find_target: Callable[[Surface], Target],
+    *,
+    budget: float,
+    tolerance: float | None = None,
+    noise_sd: float | None = None,
     first: Callable[[Size], tuple[float, float] | None] = lambda size: None,
-) -> Decision:  # fmt: skip
+) -> Decision:
     """The runs to add.
 
     Args:
@@ -138,11 +143,22 @@ def decide(
         milestone = next(m for m, T in owner.T.items() if future.T[last] == T)
         lr, B = float(future.lr[last]), float(future.B[last])
         why = _why(owner, lr, B)
-        proposals.append(Proposal(owner.N, lr, B, milestone, one.flops, why, widths(one.variances)))
+        proposals.append(
+            Proposal(N=owner.N, lr=lr, B=B, milestone=milestone, flops=one.flops, why=why, after=widths(one.variances))
+        )
     after = bought[-1].variances if bought else variances
     sd = float(np.exp(surface.shape.solution.phi[noise.NAMES.index("ln_sd")]))
     costs = rate_cost(target, variances), rate_cost(target, after)
-    return Decision(tuple(proposals), target, None, widths(variances), costs, sd, dead, tuple(surface.warnings()))
+    return Decision(
+        proposals=tuple(proposals),
+        target=target,
+        reason=None,
+        before=widths(variances),
+        rate_cost=costs,
+        noise=sd,
+        dead=dead,
+        warnings=tuple(surface.warnings()),
+    )
 
 
 def target_finder(*, N: float | None, T: float | None, C: float | None, cost: Cost) -> Callable[[Surface], Target]:
@@ -258,11 +274,22 @@ def _why(size: Size, lr: float, B: float) -> str:
 
 
 def _without_surface(
-    cells: Cells, sizes: Sequence[Size], first: Callable[[Size], tuple[float, float] | None], reason: str,
+    cells: Cells,
+    sizes: Sequence[Size],
+    first: Callable[[Size], tuple[float, float] | None],
+    reason: str,
     dead: tuple[float, ...],
-) -> Decision:  # fmt: skip
+) -> Decision:
     proposals = [one for size in sizes for one in first_cells(cells, size, first)]
-    return Decision(tuple(proposals), None, reason, {}, (math.nan, math.nan), math.nan, dead)
+    return Decision(
+        proposals=tuple(proposals),
+        target=None,
+        reason=reason,
+        before={},
+        rate_cost=(math.nan, math.nan),
+        noise=math.nan,
+        dead=dead,
+    )
 
 
 def first_cells(cells: Cells, size: Size, first: Callable[[Size], tuple[float, float] | None]) -> list[Proposal]:
@@ -294,5 +321,5 @@ def first_cells(cells: Cells, size: Size, first: Callable[[Size], tuple[float, f
         lr, B = float(f"{lr:.4g}"), float(_in_clips(B, size.n_ctx))
         if min(size.T) >= B and not _distance(lr, B, size.run) < SAME:
             flops = size.flops_per_token * whole(last, B)
-            found.setdefault((lr, B), Proposal(size.N, lr, B, last, flops, why, {}))
+            found.setdefault((lr, B), Proposal(N=size.N, lr=lr, B=B, milestone=last, flops=flops, why=why, after={}))
     return list(found.values())

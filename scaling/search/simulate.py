@@ -28,10 +28,17 @@ CLOSE = 0.005  # a measured loss this near the predicted one (relative) is a suc
 MEASURED = 400  # new runs at a target, for each simulated sweep
 QUANTITIES = ("loss", "lr", "edge", "B_opt", "N_opt")
 LABELS = {
-    "aB": "lr_opt, exponent of B", "aT": "lr_opt, exponent of T", "aN": "lr_opt, exponent of N",
-    "bT": "batch, exponent of T", "bN": "batch, exponent of N",
-    "loss": "loss", "lr": "lr_opt", "edge": "1 % edge of B", "B_opt": "B_opt", "N_opt": "N_opt",
-}  # fmt: skip
+    "aB": "lr_opt, exponent of B",
+    "aT": "lr_opt, exponent of T",
+    "aN": "lr_opt, exponent of N",
+    "bT": "batch, exponent of T",
+    "bN": "batch, exponent of N",
+    "loss": "loss",
+    "lr": "lr_opt",
+    "edge": "1 % edge of B",
+    "B_opt": "B_opt",
+    "N_opt": "N_opt",
+}
 
 
 def _measured(truth: Truth, at: dict[str, float], seeds: int, random: np.random.Generator) -> NDArray[np.float64]:
@@ -72,9 +79,16 @@ class Target:
 
 
 def expect(
-    truth: Truth, runs: Sequence[PlannedRun], targets: Sequence[Target], *,
-    cost: allocation.Cost, n_ctx: int, sweeps: int, seeds: int = 1, report: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:  # fmt: skip
+    truth: Truth,
+    runs: Sequence[PlannedRun],
+    targets: Sequence[Target],
+    *,
+    cost: allocation.Cost,
+    n_ctx: int,
+    sweeps: int,
+    seeds: int = 1,
+    report: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """What a sweep would identify if ``truth`` were true: simulated and fitted ``sweeps`` times.
 
     Args:
@@ -123,9 +137,16 @@ def expect(
         report()
     N, T, B, lr = np.array([(run.N, tokens, run.B, run.lr) for run in runs for tokens in run.milestones]).T
     return {
-        "law": truth.law.name, "runs": len(runs), "n_ctx": n_ctx, "sweeps": sweeps, "seeds": seeds,
-        "noise": float(np.median(truth.run_sd(N, T, B, lr))), "scatter": truth.scatter,
-        "fitted": len(exponents), "B_opt_identified": bracketed, "refused": dict(refused.most_common()),
+        "law": truth.law.name,
+        "runs": len(runs),
+        "n_ctx": n_ctx,
+        "sweeps": sweeps,
+        "seeds": seeds,
+        "noise": float(np.median(truth.run_sd(N, T, B, lr))),
+        "scatter": truth.scatter,
+        "fitted": len(exponents),
+        "B_opt_identified": bracketed,
+        "refused": dict(refused.most_common()),
         "exponents": {
             name: _summary(value, [one[name] for one in exponents if name in one], sweeps)
             for name, value in truth.exponents.items()
@@ -133,13 +154,20 @@ def expect(
         "targets": [_at_target(*one, sweeps) for one in zip(targets, truths, found)],
         "where": _where(truth.law, runs, n_ctx),
         "warnings": _far(truth.law, runs, targets, cost),
-    }  # fmt: skip
+    }
 
 
 def _read(
-    truth: Truth, law: Law, target: Target, true: dict[str, float], *,
-    cost: allocation.Cost, n_ctx: int, seeds: int, random: np.random.Generator,
-) -> dict[str, Any]:  # fmt: skip
+    truth: Truth,
+    law: Law,
+    target: Target,
+    true: dict[str, float],
+    *,
+    cost: allocation.Cost,
+    n_ctx: int,
+    seeds: int,
+    random: np.random.Generator,
+) -> dict[str, Any]:
     """What a fitted law says of a target, each an Estimate by name, and how a measurement there would compare."""
     N, T, response = target.N, target.T, law.response
     found: dict[str, Any] = quantities(law, N, T, B=true["B"], C=target.C, cost=cost, n_ctx=n_ctx)
@@ -178,9 +206,11 @@ def _summary(truth: float, found: Sequence[Estimate], sweeps: int) -> dict[str, 
         return result
     value, low, high = np.array([(one.value, one.low, one.high) for one in found], dtype=float).T
     return result | {
-        "bias": float(np.mean(value) - truth), "sd": float(np.std(value, ddof=1)),
-        "half_width": float(np.mean(high - low) / 2), "coverage": float(np.mean((low <= truth) & (truth <= high))),
-    }  # fmt: skip
+        "bias": float(np.mean(value) - truth),
+        "sd": float(np.std(value, ddof=1)),
+        "half_width": float(np.mean(high - low) / 2),
+        "coverage": float(np.mean((low <= truth) & (truth <= high))),
+    }
 
 
 def _far(law: Law, runs: Sequence[PlannedRun], targets: Sequence[Target], cost: allocation.Cost) -> list[str]:

@@ -91,9 +91,16 @@ class Truth:
         return np.minimum(sd * math.sqrt(float(np.mean(solution.inflation))), MAX_NOISE)
 
     def scattered(
-        self, N: NDArray, T: NDArray, B: NDArray, lr: NDArray, *,
-        grid: NDArray[np.int64], size: NDArray[np.int64], random: np.random.Generator,
-    ) -> NDArray[np.float64]:  # fmt: skip
+        self,
+        N: NDArray,
+        T: NDArray,
+        B: NDArray,
+        lr: NDArray,
+        *,
+        grid: NDArray[np.int64],
+        size: NDArray[np.int64],
+        random: np.random.Generator,
+    ) -> NDArray[np.float64]:
         """``ln_loss`` where each grid's optimum and level, and each size's level, lie off the law's, [rows].
 
         Args:
@@ -174,11 +181,27 @@ def simulated_runs(truth: Truth, runs: Sequence[PlannedRun], seed: int, n_ctx: i
     loss = np.exp(truth.scattered(N, T, B, lr, grid=grid, size=size, random=random) + error)
     unknown, width = np.full(len(N), np.nan), len(str(len(runs)))
     return RunTable(
-        run_id=np.array([f"simulated-{i:0{width}d}" for i in run]), N=N, T=T, nominal_T=T, B=B, lr=lr, loss=loss,
-        loss_se=unknown, raw_loss=loss, raw_loss_se=unknown, flops=unknown, seed=run, n_ctx=np.full(len(N), n_ctx),
-        heldout=np.zeros(len(N), dtype=bool), samples=np.full(len(N), ""), samples_crc32=np.full(len(N), -1),
-        stream=stream, skipped=unknown, recipe={}, source=f"simulated from {truth.law.name}",
-    )  # fmt: skip
+        run_id=np.array([f"simulated-{i:0{width}d}" for i in run]),
+        N=N,
+        T=T,
+        nominal_T=T,
+        B=B,
+        lr=lr,
+        loss=loss,
+        loss_se=unknown,
+        raw_loss=loss,
+        raw_loss_se=unknown,
+        flops=unknown,
+        seed=run,
+        n_ctx=np.full(len(N), n_ctx),
+        heldout=np.zeros(len(N), dtype=bool),
+        samples=np.full(len(N), ""),
+        samples_crc32=np.full(len(N), -1),
+        stream=stream,
+        skipped=unknown,
+        recipe={},
+        source=f"simulated from {truth.law.name}",
+    )
 
 
 def _numbers(*labels: NDArray) -> NDArray[np.int64]:

@@ -197,10 +197,19 @@ def trained(split, opened):
 
 @pytest.mark.parametrize(
     "counts",
-    [[891, 11, 12, 11, 12], [11, 12, 891, 11, 12], [11, 891, 12, 11, 891], [16, 1, 1, 1, 2], [40], [3], [4, 900],
-     [300, *[4] * 80], pytest.param([9000], marks=pytest.mark.slow)],
+    [
+        [891, 11, 12, 11, 12],
+        [11, 12, 891, 11, 12],
+        [11, 891, 12, 11, 891],
+        [16, 1, 1, 1, 2],
+        [40],
+        [3],
+        [4, 900],
+        [300, *[4] * 80],
+        pytest.param([9000], marks=pytest.mark.slow),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_the_cap_holds_whatever_a_long_video_has_and_most_of_it_is_trained_on(opened, counts):
     split, total = split_of(opened, counts)
     validation, training = keys_of(split.units["validation"]), trained(split, opened)

@@ -22,7 +22,15 @@ def work_on(folder: Path, share: WorkShare, vae=None, units=None, most: float = 
             return index
         shards = plan_shards(folder, SETTINGS, units or units_of(broken=True), 2)
         mine = [shard for split in shards.values() for shard in split][share.rank :: share.world]
-        write_share(mine, vae or PoolingVAE(), TEXT, SHAPE, work, Load(4), RejectionCount(folder, shards, most, 10))
+        write_share(
+            shards=mine,
+            vae=vae or PoolingVAE(),
+            text=TEXT,
+            latent_shape=SHAPE,
+            work=work,
+            load=Load(4),
+            tally=RejectionCount(folder, shards, most, 10),
+        )
         return close_cache(folder, SETTINGS, shards, SHAPE, TEXT, work)
 
 

@@ -24,7 +24,17 @@ def read(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def score(batch: int = 8, **share):
     model = functools.partial(denoising_loss, trained(build()), Process())
-    (result,) = validate_rows(model, 1, read, CLIPS, TIMES, 0, batch, torch.device("cpu"), **share)
+    (result,) = validate_rows(
+        score=model,
+        rows=1,
+        read=read,
+        clips=CLIPS,
+        per_clip=TIMES,
+        seed=0,
+        batch=batch,
+        device=torch.device("cpu"),
+        **share,
+    )
     return result
 
 
@@ -47,7 +57,18 @@ def test_more_processes_than_samples_make_the_same_passes() -> None:
         return t + x0.mean((1, 2, 3, 4))
 
     def of(**share):
-        return validate_rows(losses, 1, read, CLIPS, 2, 0, 3, torch.device("cpu"), first=2, **share)[0]
+        return validate_rows(
+            score=losses,
+            rows=1,
+            read=read,
+            clips=CLIPS,
+            per_clip=2,
+            seed=0,
+            batch=3,
+            device=torch.device("cpu"),
+            first=2,
+            **share,
+        )[0]
 
     whole = of()
     sizes.clear()

@@ -56,9 +56,15 @@ def clip_folder(tmp_path_factory):
     CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=20).save_pretrained(folder)
     torch.manual_seed(0)
     config = CLIPTextConfig(
-        vocab_size=len(tokens), hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=3,
-        max_position_embeddings=20, bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=len(tokens),
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        max_position_embeddings=20,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
     CLIPTextModel(config).save_pretrained(folder)
     return folder
 

@@ -32,9 +32,13 @@ def watch() -> None:
     watcher = [sys.executable, "-I", "-S", __file__, str(os.getpid()), _own]
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     subprocess.Popen(  # in a session of its own: Ctrl-C does not reach it
-        watcher, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        watcher,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
-    )  # fmt: skip
+    )
     os.environ[VARIABLE] = _own
     # A shell starts a background job with SIGINT ignored, and processes started from it would ignore it too.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -23,7 +23,7 @@ def loaded_of(unwanted: tuple[str, ...], *modules: str) -> list[str]:
 
 
 def test_the_compiler_is_not_loaded_by_an_import() -> None:
-    modules = ("training.trainer", "training.stacked.loop", "sample")
+    modules = ("training.train", "training.stacked.loop", "sample")
     assert loaded_of(HEAVY, *(f"videoscaling.{module}" for module in modules)) == []
 
 

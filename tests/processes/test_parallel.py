@@ -13,7 +13,7 @@ from tests.training.test_trainer import losses, metrics, overrides, result
 from videoscaling.training.checkpoint import find_checkpoint
 from videoscaling.training.config import Config, load_config
 from videoscaling.training.model import build_model
-from videoscaling.training.trainer import prepare
+from videoscaling.training.train import prepare
 
 # 30 steps of 4 clips, one at a time, every gradient clipped; half-way there is a milestone, and a checkpoint.
 SETTINGS = (

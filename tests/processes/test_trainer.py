@@ -14,7 +14,7 @@ from tests.processes.launch import ROOT, wait_until
 from tests.processes.trainings import finish, start, together, train_it
 from tests.training.test_trainer import command, losses, metrics, newest_step, overrides, result, run
 from videoscaling.training.config import load_config
-from videoscaling.training.trainer import train
+from videoscaling.training.train import train
 from videoscaling.utils.errors import PREEMPTED, UserError
 
 

@@ -87,7 +87,7 @@ def train_it(overrides: list[str]) -> int:
     import torch.distributed as dist
 
     from videoscaling.training.config import load_config
-    from videoscaling.training.trainer import train
+    from videoscaling.training.train import train
 
     try:
         return train(load_config(None, overrides))
@@ -102,7 +102,8 @@ def weights_before_training(overrides: list[str], path: str) -> int:
 
     from videoscaling.training.config import load_config
     from videoscaling.training.parallel import gather
-    from videoscaling.training.trainer import Trainer, prepare
+    from videoscaling.training.train import prepare
+    from videoscaling.training.trainer import Trainer
 
     trainer = Trainer(*prepare(load_config(None, overrides)))
     weights = gather(trainer.model.state_dict(), trainer.main)

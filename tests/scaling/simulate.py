@@ -40,11 +40,26 @@ def run_table(
     width = len(str(len(shared)))
     return RunTable(
         run_id=np.repeat([f"simulated-{i:0{width}d}" for i in range(len(shared))], error.shape[1]),
-        N=N, T=T, nominal_T=T, B=B, lr=lr, loss=loss, loss_se=noise * loss, raw_loss=loss, raw_loss_se=unknown,
-        flops=unknown, seed=np.repeat(np.arange(len(shared)), error.shape[1]), n_ctx=np.full(len(N), n_ctx),
-        heldout=np.zeros(len(N), dtype=bool), samples=np.full(len(N), ""), samples_crc32=np.full(len(N), -1),
-        stream=np.full(len(N), -1), skipped=unknown, recipe={}, source=f"simulated from {law.name}",
-    )  # fmt: skip
+        N=N,
+        T=T,
+        nominal_T=T,
+        B=B,
+        lr=lr,
+        loss=loss,
+        loss_se=noise * loss,
+        raw_loss=loss,
+        raw_loss_se=unknown,
+        flops=unknown,
+        seed=np.repeat(np.arange(len(shared)), error.shape[1]),
+        n_ctx=np.full(len(N), n_ctx),
+        heldout=np.zeros(len(N), dtype=bool),
+        samples=np.full(len(N), ""),
+        samples_crc32=np.full(len(N), -1),
+        stream=np.full(len(N), -1),
+        skipped=unknown,
+        recipe={},
+        source=f"simulated from {law.name}",
+    )
 
 
 def grid(

@@ -53,9 +53,11 @@ def test_slopes_and_minima(names):
         assert float(by) == pytest.approx(float(ends[0] - ends[1]) / (2 * h), rel=1e-5)
     best = float(allocation.optimum(losses, C, COST))
     numeric = minimize_scalar(
-        lambda x: float(np.log(losses(np.exp(x), C / COST(np.exp(x))))), bounds=np.log([1e6, 1e12]),
-        method="bounded", options={"xatol": 1e-9},
-    )  # fmt: skip
+        lambda x: float(np.log(losses(np.exp(x), C / COST(np.exp(x))))),
+        bounds=np.log([1e6, 1e12]),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
     # So flat that a minimiser of values knows the place to the root of their rounding.
     assert best == pytest.approx(np.exp(numeric.x), rel=1e-3)
     T = float(losses.tokens_for(best, float(losses(best, 7e10))))

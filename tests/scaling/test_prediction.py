@@ -88,8 +88,9 @@ def test_a_law_without_losses_or_with_absurd_ones_is_refused(law):
 
 def test_surface_covers_new_runs_of_a_larger_size(surface_law):
     random = np.random.default_rng(5)
-    N, T, B = (np.exp(random.uniform(np.log(low), np.log(high), 200)) for low, high in
-               ((1e6, 5e7), (1e8, 4e9), (100, 1e4)))  # fmt: skip
+    N, T, B = (
+        np.exp(random.uniform(np.log(low), np.log(high), 200)) for low, high in ((1e6, 5e7), (1e8, 4e9), (100, 1e4))
+    )
     lr = planted.best_rate(B, T, N) * np.exp(random.uniform(-1, 1, 200))
     measured = np.exp(planted.ln_loss(N, T, B, lr) + planted.NOISE * random.standard_normal(200))
     found = predict(surface_law, N, T, B, lr)

@@ -16,9 +16,17 @@ from videoscaling.utils.errors import UserError
 def write_run(folder, name, status="done", N=1000, B=80, milestones=(1e4, 2e4), overshoot=40, **more):
     result = {"status": status, "N": N, "layers": 1, "width": 32, "n_ctx": 80, "B": B, "lr": 1e-3, "seed": 1}
     result["milestones"] = [
-        {"nominal": T, "tokens": T + overshoot, "flops": T * 1e4, "val_loss": 1.1, "val_se": 0.02,
-         "ema_val_loss": 1.0 + 1 / T, "ema_val_se": 0.01} for T in milestones
-    ]  # fmt: skip
+        {
+            "nominal": T,
+            "tokens": T + overshoot,
+            "flops": T * 1e4,
+            "val_loss": 1.1,
+            "val_se": 0.02,
+            "ema_val_loss": 1.0 + 1 / T,
+            "ema_val_se": 0.01,
+        }
+        for T in milestones
+    ]
     path = folder / name / "result.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(result | {"recipe": {"warmup": 10, "optimizer": "adamw"}} | more))
@@ -178,7 +186,7 @@ def test_bad_tables(tmp_path, text, columns, unit, message):
         ("[1, 2]", "row 1: not a JSON object"),
         ("[" * 100000, r"row 1: not JSON \(nested too deep"),
     ],
-)  # fmt: skip
+)
 def test_bad_lines(tmp_path, text, message):
     (tmp_path / "bad.jsonl").write_text(text)
     with pytest.raises(UserError, match=message) as refused:

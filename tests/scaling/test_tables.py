@@ -94,8 +94,10 @@ def test_copies_count_once(tmp_path):
 
 
 def test_errors_of_losses_that_are_none_or_not_of_one_kind(tmp_path):
-    text = "N,T,B,lr,loss,loss_se\n" + "".join(f"1e6,{k}e9,2048,1e-3,2.5,{se}\n" for k, se in enumerate(
-        ("0", "", "0.01", "0.012", "1e-9", "0.009", "2"), start=1))  # fmt: skip
+    text = "N,T,B,lr,loss,loss_se\n" + "".join(
+        f"1e6,{k}e9,2048,1e-3,2.5,{se}\n"
+        for k, se in enumerate(("0", "", "0.01", "0.012", "1e-9", "0.009", "2"), start=1)
+    )
     error = read(tmp_path, text).loss_se
     assert np.isnan(error[:2]).all()
     assert error[2:].tolist() == pytest.approx([0.01, 0.012, 0.01 / 30, 0.009, 0.3])

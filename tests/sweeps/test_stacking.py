@@ -58,12 +58,17 @@ def test_a_stack_of_no_given_size_leaves_every_worker_some_and_fits_into_memory(
     assert sizes(stacks(runs, 12, False, 4, 1.0)) == [12]  # who names a number has decided
 
 
-@pytest.mark.parametrize(("gpu", "size", "batch", "more", "together"), [
-    (False, "2x64", 160, (), True), (False, "2x64", 640, (), False),
-    (False, "2x64", 640, ("train.compile=true",), True),
-    (True, "6x192", 6400, (), False), (True, "5x192", 1600, (), True),
-    (True, "2x64", 80, ("train.activation_checkpointing=true",), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("gpu", "size", "batch", "more", "together"),
+    [
+        (False, "2x64", 160, (), True),
+        (False, "2x64", 640, (), False),
+        (False, "2x64", 640, ("train.compile=true",), True),
+        (True, "6x192", 6400, (), False),
+        (True, "5x192", 1600, (), True),
+        (True, "2x64", 80, ("train.activation_checkpointing=true",), False),
+    ],
+)
 def test_only_small_models_are_stacked_unasked(gpu: bool, size: str, batch: int, more: tuple, together: bool) -> None:
     runs = [cell(lr, batch, size, 0, *more) for lr in (1e-3, 2e-3)]
     assert sizes(stacks(runs, "auto", gpu, 1, 1e11)) == ([2] if together else [1, 1])

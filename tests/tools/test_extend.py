@@ -47,7 +47,7 @@ def asks(sweep: Path, monkeypatch, capsys):
 
 
 def asked(milestone: int, lr: float, B: float, why: str = "a") -> tuple[Proposal, ...]:
-    return (Proposal(100, lr, B, milestone, 0.0, why, {}),)
+    return (Proposal(N=100, lr=lr, B=B, milestone=milestone, flops=0.0, why=why, after={}),)
 
 
 def stub(directory: Path, repeats=1):
@@ -108,13 +108,17 @@ def test_an_added_run_that_can_go_on_does_and_another_is_not_priced_as_if(sweep:
     kept.parent.mkdir(parents=True)
     whole = added.flops_per_token * 256
     for status, there, repeat, flops in (
-        ("done", True, 0, whole / 2), ("done", False, 1, whole), ("diverged", True, 1, whole),
-    ):  # fmt: skip
+        ("done", True, 0, whole / 2),
+        ("done", False, 1, whole),
+        ("diverged", True, 1, whole),
+    ):
         result = {"run_id": folder.name, "status": status, "tokens": 128, "flops": 1.0}
         losses = {"val_loss": 1.0, "ema_val_loss": 1.0}
         write_json(folder / "result.json", result | {"milestones": [{"nominal": 128, "tokens": 128} | losses]})
         kept.touch() if there else kept.unlink(missing_ok=True)
-        (one,) = module.additions_of(load(), (Proposal(added.N, 3e-4, 64, 256, 0.0, "b", {}),))
+        (one,) = module.additions_of(
+            load(), (Proposal(N=added.N, lr=3e-4, B=64, milestone=256, flops=0.0, why="b", after={}),)
+        )
         assert (one.entry["repeat"], one.flops) == (repeat, pytest.approx(flops))
     added_cells.add(folder.parent, [{"size": "1x32"} | axes | {"milestones": [128, 256]}])
     (grown,) = (cell for cell in load().cells if cell.config.optim.lr == 3e-4)

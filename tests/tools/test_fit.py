@@ -88,9 +88,11 @@ def test_columns_and_json(tmp_path):
     done = run("fit.py", "hyperparameters", path, *words)
     law = law_file.from_dict(json.loads(done.stdout))
     assert (law.batch.coefficient, law.lr.coefficient) == pytest.approx(
-        (float(2e-2 * law.batch.scale["T"] ** 0.5 * law.batch.scale["N"] ** 0.1),
-         float(3 * law.lr.scale["T"] ** 0.05 * law.lr.scale["N"] ** -0.4))
-    )  # fmt: skip
+        (
+            float(2e-2 * law.batch.scale["T"] ** 0.5 * law.batch.scale["N"] ** 0.1),
+            float(3 * law.lr.scale["T"] ** 0.05 * law.lr.scale["N"] ** -0.4),
+        )
+    )
     assert list(law.batch.__dict__.values())[1:3] == pytest.approx([0.5, 0.1])
 
 
@@ -117,7 +119,7 @@ def test_what_cannot_be_trusted_exits_3(tmp_path):
         (("all", "{sweep}", "--columns", "N=param", "--out", "x.json"), "no column 'param'"),
         (("all", "{sweep}", "--prior", "nothing.json", "--out", "x.json"), "no such file"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_and_status_2(sweep, words, message):
     done = run("fit.py", *(word.format(sweep=sweep) for word in words))
     assert done.returncode == 2
@@ -290,8 +292,10 @@ def test_diverged_rows_of_an_isoflop_table_are_left_out(tmp_path):
 def test_optima_need_no_losses(tmp_path, part, key):
     """Where each row is an optimum already, its loss enters no fit: not even a diverged row of it."""
     lines = ["status,N,T,B,lr"]
-    lines += [f"done,{N},{T},{2e-2 * T**0.5 * N**0.1},{3 * N**-0.4 * T**0.05}" for N, T in
-              ((1e7, 1e9), (2e7, 4e9), (3e7, 1e9), (1e8, 4e9))]  # fmt: skip
+    lines += [
+        f"done,{N},{T},{2e-2 * T**0.5 * N**0.1},{3 * N**-0.4 * T**0.05}"
+        for N, T in ((1e7, 1e9), (2e7, 4e9), (3e7, 1e9), (1e8, 4e9))
+    ]
     path, out = tmp_path / "optima.csv", tmp_path / "law.json"
     path.write_text("\n".join([*lines, "diverged,1e9,1e9,1e3,1e-3"]))
     status, said = here(part, path, "--optima", "--out", out)
@@ -344,9 +348,17 @@ def test_a_collected_table_gives_the_folders_law(tmp_path):
         table = simulate.run_table(law, [(N, B, lr)], seen, 1e-5, seed=number, n_ctx=80)
         result = {"status": "done", "N": round(N), "n_ctx": 80, "B": B, "lr": lr, "seed": number}
         result["milestones"] = [
-            {"nominal": T, "tokens": at, "flops": at * N, "val_loss": loss * 1.02, "val_se": 1e-3,
-             "ema_val_loss": loss, "ema_val_se": 1e-4 * loss} for T, at, loss in zip(tokens, seen, table.loss)
-        ]  # fmt: skip
+            {
+                "nominal": T,
+                "tokens": at,
+                "flops": at * N,
+                "val_loss": loss * 1.02,
+                "val_se": 1e-3,
+                "ema_val_loss": loss,
+                "ema_val_se": 1e-4 * loss,
+            }
+            for T, at, loss in zip(tokens, seen, table.loss)
+        ]
         if diverges:
             result |= {"status": "diverged", "milestones": result["milestones"][:1], "milestones_asked": tokens}
         path = tmp_path / "sweep" / f"run-{number:03d}" / "result.json"

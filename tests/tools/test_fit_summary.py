@@ -25,7 +25,7 @@ def said(*words):
 
 
 def swept(path, sizes, n_ctx=1280, offset=0.0):
-    cells = simulate.grid(PAPER, sizes, TOKENS, 4, 4, 2.0, offset)
+    cells = simulate.grid(law=PAPER, N=sizes, T=TOKENS, batches=4, rates=4, factor=2.0, offset=offset)
     table = simulate.run_table(PAPER, cells, TOKENS, 1e-4, n_ctx=1280)
     table.n_ctx[:] = n_ctx
     runs.write_csv(table, path)
@@ -119,12 +119,14 @@ def test_losses_of_one_size_that_are_no_repeats_are_named(tmp_path, part):
     ("table", "words", "message"),
     [
         (TWO_CELLS, "loss --method grids", "no grid has the 6 cells"),
-        *((DIVERGED.format(text), "loss", "a run that diverged has 'diverged' in a column 'status'")
-          for text in ("nan", "inf", "NaN", "-inf", "")),
+        *(
+            (DIVERGED.format(text), "loss", "a run that diverged has 'diverged' in a column 'status'")
+            for text in ("nan", "inf", "NaN", "-inf", "")
+        ),
         (DIVERGED.format("-1"), "loss", "not a positive number"),
         (TWO_CELLS, "hyperparameters --fix lr.n=0", "unknown constant 'lr.n'; did you mean 'lr.N'"),
     ],
-)  # fmt: skip
+)
 def test_tables_that_lack_something_are_told_what(tmp_path, table, words, message):
     path = tmp_path / "table.csv"
     path.write_text(table)

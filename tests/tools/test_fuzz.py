@@ -116,15 +116,38 @@ def add_column(table: Table, chance: random.Random) -> None:
 
 
 MUTATIONS: tuple[Callable[[Table, random.Random], None], ...] = (
-    odd_cells, scatter, scatter, scale_column, level_column, rename_column, drop_rows, repeat_rows, add_column,
-)  # fmt: skip
+    odd_cells,
+    scatter,
+    scatter,
+    scale_column,
+    level_column,
+    rename_column,
+    drop_rows,
+    repeat_rows,
+    add_column,
+)
 COMMANDS = (
-    "all", "loss", "hyperparameters", "allocation", "compare", "validate", "all --optima", "loss --optima",
-    "all --force --method grids", "all --prior --method grids", "all --prior", "all --n-ctx 1280",
-    "hyperparameters --method grids --fix B.N=0 --fix lr.N=0", "all --method grids", "validate --method grids",
-    "all --duplicates last", "allocation --optima", "loss --method grids",
-    "hyperparameters --batch-unit sequences:80", "hyperparameters --method surface",
-)  # fmt: skip
+    "all",
+    "loss",
+    "hyperparameters",
+    "allocation",
+    "compare",
+    "validate",
+    "all --optima",
+    "loss --optima",
+    "all --force --method grids",
+    "all --prior --method grids",
+    "all --prior",
+    "all --n-ctx 1280",
+    "hyperparameters --method grids --fix B.N=0 --fix lr.N=0",
+    "all --method grids",
+    "validate --method grids",
+    "all --duplicates last",
+    "allocation --optima",
+    "loss --method grids",
+    "hyperparameters --batch-unit sequences:80",
+    "hyperparameters --method surface",
+)
 
 
 def is_answer(done: tuple[int, str, str]) -> bool:

@@ -42,8 +42,21 @@ def lawlike(path, **changes):
 
 def test_json_has_what_machines_read():
     planned = json.loads(run("--law", PAPER, "--flops", "1e22", "--json").stdout)
-    for key in ("N", "T", "B", "lr", "steps", "loss", "C", "n_ctx", "layers", "width", "heads", "gpu_hours",
-                "inference_flops_per_clip"):  # fmt: skip
+    for key in (
+        "N",
+        "T",
+        "B",
+        "lr",
+        "steps",
+        "loss",
+        "C",
+        "n_ctx",
+        "layers",
+        "width",
+        "heads",
+        "gpu_hours",
+        "inference_flops_per_clip",
+    ):
         value = planned[key]
         assert isinstance(value, int | float) or {"value", "low", "high"} <= set(value)
     assert planned["N_opt"]["predicted"] == pytest.approx(2.435e9, rel=1e-3)
@@ -120,8 +133,19 @@ def test_clips_are_those_of_the_bases_cache(tmp_path):
     assert "have 80 tokens" in refused.stderr
 
 
-NUMBERS = ("flops", "gpu-hours", "tokens", "loss", "params", "batch", "n-ctx", "tolerance", "mfu", "sampler-steps",
-           "serve-clips")  # fmt: skip
+NUMBERS = (
+    "flops",
+    "gpu-hours",
+    "tokens",
+    "loss",
+    "params",
+    "batch",
+    "n-ctx",
+    "tolerance",
+    "mfu",
+    "sampler-steps",
+    "serve-clips",
+)
 
 
 @pytest.mark.parametrize("option", NUMBERS)
@@ -202,9 +226,11 @@ def test_what_a_law_was_doubtful_of_is_said_again(tmp_path):
     law = lawlike(tmp_path / "a.json", fit={"forced": True, "warnings": ["forced: only 0 of 3 grids", *"bcdef"]})
     warnings = json.loads(said("--law", law, "--flops", "1e20", "--json"))["warnings"]
     assert [text for text in warnings if text.startswith("law 'paper': ")] == [
-        "law 'paper': forced: only 0 of 3 grids", "law 'paper': b", "law 'paper': c",
+        "law 'paper': forced: only 0 of 3 grids",
+        "law 'paper': b",
+        "law 'paper': c",
         "law 'paper': 3 more in its fit.warnings",
-    ]  # fmt: skip
+    ]
     law = lawlike(tmp_path / "b.json", n_ctx=None, provenance={"flops": "6 N T, assumed"})
     warnings = json.loads(said("--law", law, "--flops", "1e20", "--n-ctx", "1280", "--json"))["warnings"]
     (cost,) = (text for text in warnings if "6 N T, assumed" in text)

@@ -32,9 +32,14 @@ def test_the_config_is_the_plan_that_was_printed(tmp_path):
     assert [getattr(train, key) for key in keys] == [planned[key] for key in keys]
     assert train.batch_tokens == planned["B"]
     printed = said("--law", PAPER, "--flops", "1e22", "--gpus", "8", "--out", tmp_path / "again.yaml")
-    for text in ("877.7 on 8 x h100", "fsdp, micro-batch of 10 clips, no activation checkpointing", "71.6 of 80 GB",
-                 "assumed text of 512 tokens", "h100 at MFU 0.4 in bfloat16",
-                 "train it with: torchrun --standalone --nproc_per_node 8 train.py --config"):  # fmt: skip
+    for text in (
+        "877.7 on 8 x h100",
+        "fsdp, micro-batch of 10 clips, no activation checkpointing",
+        "71.6 of 80 GB",
+        "assumed text of 512 tokens",
+        "h100 at MFU 0.4 in bfloat16",
+        "train it with: torchrun --standalone --nproc_per_node 8 train.py --config",
+    ):
         assert text in printed, text
 
 
@@ -102,10 +107,20 @@ def test_gpus_that_there_are_not_are_refused(words, message):
 
 
 def test_a_plan_trains_with_the_optimiser_of_the_laws_runs(tmp_path):
-    recipe = {"optimizer": "adamw", "beta1": 0.85, "beta2_half_life": 1e5, "beta2_range": [0.8, 0.99],
-              "eps": 1e-9, "weight_decay": 0.0,
-              "clip": 0.5, "schedule": "constant", "warmup": 0.2, "ema_width": 0.05, "process": "rectified_flow",
-              "dtype": "float32"}  # fmt: skip
+    recipe = {
+        "optimizer": "adamw",
+        "beta1": 0.85,
+        "beta2_half_life": 1e5,
+        "beta2_range": [0.8, 0.99],
+        "eps": 1e-9,
+        "weight_decay": 0.0,
+        "clip": 0.5,
+        "schedule": "constant",
+        "warmup": 0.2,
+        "ema_width": 0.05,
+        "process": "rectified_flow",
+        "dtype": "float32",
+    }
     law = lawlike(tmp_path / "law.json", recipe=recipe)
     planned, _ = planned_file(tmp_path, "--flops", "1e20", law=law)
     run = trainable(tmp_path / "planned.yaml")
@@ -137,8 +152,9 @@ def test_a_base_keeps_the_keys_that_it_sets(tmp_path):
     assert planned["parallel"] == "fsdp"
     warnings = [text for text in planned["warnings"] if "fitted with" in text]
     assert [("optim.clip 2.0" in text, "optim.warmup_tokens 1000" in text) for text in warnings] == [
-        (True, False), (False, True)
-    ]  # fmt: skip
+        (True, False),
+        (False, True),
+    ]
     _, written = planned_file(tmp_path, "--flops", "1e20", "--base", base, "--gpus", "4", law=law)
     assert written["train"].keys() == {"tokens", "batch_tokens", "micro_batch", "activation_checkpointing"}
     run = trainable(tmp_path / "planned.yaml")
@@ -189,9 +205,14 @@ def test_hours_at_an_mfu_that_no_gpu_reaches_are_warned_about():
 
 @pytest.mark.parametrize(
     ("gpus", "start"),
-    [(1, "python"), (6, "torchrun --standalone --nproc_per_node 6"), (8, "torchrun --standalone --nproc_per_node 8"),
-     (64, "torchrun --nnodes 8 --nproc_per_node 8"), (12, "torchrun --nnodes 2 --nproc_per_node 6")],
-)  # fmt: skip
+    [
+        (1, "python"),
+        (6, "torchrun --standalone --nproc_per_node 6"),
+        (8, "torchrun --standalone --nproc_per_node 8"),
+        (64, "torchrun --nnodes 8 --nproc_per_node 8"),
+        (12, "torchrun --nnodes 2 --nproc_per_node 6"),
+    ],
+)
 def test_the_command_that_trains_it_has_the_gpus(tmp_path, gpus, start):
     words = ("--law", PAPER, "--flops", "1e22", "--gpus", gpus, "--out", tmp_path / "planned.yaml")
     printed = said(*words)

@@ -27,9 +27,19 @@ def test_each_config_is_the_laws(tmp_path: Path) -> None:
     result["milestones"] = [{"nominal": 5e8, "ema_val_loss": 0.1}, {"nominal": 1e9, "ema_val_loss": 0.7654}]
     (tmp_path / "results" / "run" / "result.json").write_text(json.dumps(result))
     done = presets(
-        "16x320:1e9", "2x1024:4e9", "--law", LAW, "--base", base, "--out", tmp_path / "presets", "--page",
-        tmp_path / "page.md", "--results", tmp_path / "results",
-    )  # fmt: skip
+        "16x320:1e9",
+        "2x1024:4e9",
+        "--law",
+        LAW,
+        "--base",
+        base,
+        "--out",
+        tmp_path / "presets",
+        "--page",
+        tmp_path / "page.md",
+        "--results",
+        tmp_path / "results",
+    )
     assert done.returncode == 0, done.stderr
     law, page = law_file.load(LAW), (tmp_path / "page.md").read_text()
     for name, tokens in (("16x320", 1e9), ("2x1024", 4e9)):

@@ -27,14 +27,27 @@ def write(table: runs.RunTable, folder: Path, heldout: bool) -> None:
         N, B, T = int(table.N[rows[0]]), float(table.B[rows[0]]), table.T[rows].max()
         flops = flops_per_token(N, 1280, round(smooth_width(N)))
         milestones = [
-            {"tokens": int(table.T[i]), "nominal": int(table.T[i]), "flops": flops * table.T[i],
-             "val_loss": 1.02 * table.loss[i], "ema_val_loss": table.loss[i]}
+            {
+                "tokens": int(table.T[i]),
+                "nominal": int(table.T[i]),
+                "flops": flops * table.T[i],
+                "val_loss": 1.02 * table.loss[i],
+                "ema_val_loss": table.loss[i],
+            }
             for i in rows
-        ]  # fmt: skip
+        ]
         result = {
-            "status": "done", "N": N, "B": B, "lr": float(table.lr[rows[0]]), "n_ctx": 1280, "seed": 0,
-            "heldout": heldout, "milestones": milestones, "flops": flops * T, "exact_flops": EXACT * flops * T,
-        }  # fmt: skip
+            "status": "done",
+            "N": N,
+            "B": B,
+            "lr": float(table.lr[rows[0]]),
+            "n_ctx": 1280,
+            "seed": 0,
+            "heldout": heldout,
+            "milestones": milestones,
+            "flops": flops * T,
+            "exact_flops": EXACT * flops * T,
+        }
         (folder / f"{run}{heldout:d}").mkdir(parents=True)
         (folder / f"{run}{heldout:d}" / "result.json").write_text(json.dumps(result))
 

@@ -19,8 +19,10 @@ MISTAKES = [
     ("train.py train.device=cuda", "unknown key 'train.device'; a run takes the GPU where there is one, else the CPU"),
     ("train.py --device cuda", "--device: no such option; a run takes the GPU where there is one, else the CPU"),
     ("tools/cache_latents.py --source Synthetic --out {folder}/c", "or tar; did you mean 'synthetic'?"),
-    ("tools/plan.py --law results/mini/cells/0256cb774691/result.json --flops 1e12",
-     "a run's result, not a law; tools/fit.py fits laws"),
+    (
+        "tools/plan.py --law results/mini/cells/0256cb774691/result.json --flops 1e12",
+        "a run's result, not a law; tools/fit.py fits laws",
+    ),
     ("train.py --cfg configs/train/base.yaml", "--cfg: no such option; did you mean '--config'"),
     ("train.py --lr 3e-4", "--lr: no such option; it is a key: write optim.lr=... (peak learning rate"),
     ("train.py --batch-size 8", "it is a key: write train.batch_tokens=... (global batch B in tokens"),
@@ -49,20 +51,29 @@ MISTAKES = [
     ("train.py train.milestones=[1e30]", "too large; a whole number is at most 9.22e+18"),
     (f"train.py --json {BASE}", "--json: goes with --dry-run"),
     (f"train.py --gpu h100 {BASE}", "--gpu: goes with --dry-run --account"),
-    (f"train.py --dry-run --account --n-ctx 80 {BASE} model.size=64x2 train.batch_tokens=80 train.tokens=800",
-     "model size '64x2': is 64 layers of width 2; did you mean '2x64'"),
-    (f"train.py --dry-run --account --n-ctx 80 {BASE} model.size=1000000x1000000 train.batch_tokens=80 "
-     "train.tokens=800", "at most 1e+14 and 1,024 can be built"),
-    (f"train.py --dry-run --account --n-ctx 80 {BASE} model.size=100000x64 train.batch_tokens=80 train.tokens=800",
-     "at most 1e+14 and 1,024 can be built"),
+    (
+        f"train.py --dry-run --account --n-ctx 80 {BASE} model.size=64x2 train.batch_tokens=80 train.tokens=800",
+        "model size '64x2': is 64 layers of width 2; did you mean '2x64'",
+    ),
+    (
+        f"train.py --dry-run --account --n-ctx 80 {BASE} model.size=1000000x1000000 train.batch_tokens=80 "
+        "train.tokens=800",
+        "at most 1e+14 and 1,024 can be built",
+    ),
+    (
+        f"train.py --dry-run --account --n-ctx 80 {BASE} model.size=100000x64 train.batch_tokens=80 train.tokens=800",
+        "at most 1e+14 and 1,024 can be built",
+    ),
     # sample.py
     ("sample.py --ckpt runs/x --prompt x", "--ckpt: no such option; did you mean '--checkpoint'"),
     (f"{SAMPLE} runs/x --cfg-scale 4", "--cfg-scale: no such option; did you mean '--guidance'"),
     (f"{SAMPLE} runs/x --num_inference_steps 4", "did you mean '--steps'"),
     (f"{SAMPLE} nowhere", "nowhere: no such checkpoint or run directory"),
     (f"{SAMPLE} {{folder}}/runs", "runs: holds 1 run and is none itself; name one, such as {folder}/runs/x"),
-    (f"{SAMPLE} {{folder}}/runs/x/checkpoints/step_0000001/ema.safetensors",
-     "is a file; a checkpoint is a folder: give {folder}/runs/x/checkpoints/step_0000001"),
+    (
+        f"{SAMPLE} {{folder}}/runs/x/checkpoints/step_0000001/ema.safetensors",
+        "is a file; a checkpoint is a folder: give {folder}/runs/x/checkpoints/step_0000001",
+    ),
     (f"{SAMPLE} {{folder}}/model.pt", "model.pt: is a file; a checkpoint is a folder"),
     ("sample.py --checkpoint runs/x", "no prompt: give --prompt TEXT or --prompts FILE"),
     # tools
@@ -91,7 +102,7 @@ MISTAKES = [
     ("tools/predict.py --law configs/laws/paper.json {folder}/runs", "a folder; a table is wanted"),
     ("tools/predict.py --law configs/laws/paper.json runs.csv --output x.csv", "did you mean '--out'"),
     ("tools/fit.py hyperparameters runs.csv --method surfaces", "invalid choice: 'surfaces'"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +138,16 @@ def test_there_are_forty() -> None:
 @pytest.mark.parametrize("bad", ["a\nrm -rf x", "a\rb", "a\x1b[31m", "a\x00b", "a\u2028b", "a\tb"])
 @pytest.mark.parametrize(
     "key",
-    ["name", "out", "executor.slurm.partition", "executor.slurm.account", "executor.slurm.mem",
-     "executor.slurm.options.qos", "config.data.cache"],
-)  # fmt: skip
+    [
+        "name",
+        "out",
+        "executor.slurm.partition",
+        "executor.slurm.account",
+        "executor.slurm.mem",
+        "executor.slurm.options.qos",
+        "config.data.cache",
+    ],
+)
 def test_control_characters_reach_no_batch_script(key: str, bad: str, folder: Path) -> None:
     said = answer(["tools/sweep.py", "status", str(folder / "sweep.yaml"), f"{key}={bad}"])
     assert "control character" in said

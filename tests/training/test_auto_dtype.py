@@ -6,13 +6,13 @@ import pytest
 import torch
 import yaml
 
-import videoscaling.training.trainer
+import videoscaling.training.train
 from tests.sweeps.sweeps import write_sweep
 from tests.training.test_trainer import overrides, run
 from videoscaling.sweeps.grid import load_sweep
 from videoscaling.training.config import load_config, run_id
 from videoscaling.training.run import resolve
-from videoscaling.training.trainer import train
+from videoscaling.training.train import train
 from videoscaling.utils import devices
 from videoscaling.utils.errors import UserError
 
@@ -45,12 +45,12 @@ def test_a_run_holds_what_auto_became_and_another_device_cannot_continue_it(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = ("train.dtype=auto", "train.tokens=640")
-    monkeypatch.setattr(videoscaling.training.trainer, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(videoscaling.training.train, "has_bfloat16", lambda: False)
     found = run(cache, tmp_path, "x", *more)
     assert found["recipe"]["dtype"] == found["config"]["train"]["dtype"] == "float32"
     assert yaml.safe_load((tmp_path / "x" / "config.yaml").read_text())["train"]["dtype"] == "float32"
     assert run(cache, tmp_path, "x", *more)["run_id"] == found["run_id"]
-    monkeypatch.setattr(videoscaling.training.trainer, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(videoscaling.training.train, "has_bfloat16", lambda: True)
     with pytest.raises(UserError, match=r"another configuration \(train.dtype: float32 -> bfloat16\)"):
         train(load_config(None, overrides(cache, tmp_path, "x", *more)))
 

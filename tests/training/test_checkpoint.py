@@ -12,7 +12,7 @@ from tests.training.test_trainer import ROOT, metrics, overrides, run
 from videoscaling.training import checkpoint
 from videoscaling.training.checkpoint import checkpoint_paths, find_checkpoint, keep_only, read_state, save_checkpoint
 from videoscaling.training.config import load_config
-from videoscaling.training.trainer import train
+from videoscaling.training.train import train
 from videoscaling.utils.errors import UserError
 
 

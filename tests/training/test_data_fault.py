@@ -19,7 +19,7 @@ from videoscaling.training.batches import BatchLoader
 from videoscaling.training.checkpoint import checkpoint_paths
 from videoscaling.training.config import load_config
 from videoscaling.training.stacked.loop import train_stacked
-from videoscaling.training.trainer import prepare, train
+from videoscaling.training.train import prepare, train
 from videoscaling.utils.errors import DataFault
 from videoscaling.utils.files import json_text
 from videoscaling.utils.results import DATA_FAULT

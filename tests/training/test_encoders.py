@@ -36,8 +36,12 @@ def test_encoders_that_moved_are_given_by_option_and_still_checked(tmp_path: Pat
     cpu, moved = torch.device("cpu"), tmp_path / "moved"
     shutil.copytree(EMBEDDED, moved)
     vae, text = load_vae("embedded"), load_text_encoder("embedded")
-    meta = {"vae": "/gone/vae", "vae_fingerprint": vae.fingerprint, "text": "embedded",
-            "text_fingerprint": text.fingerprint}  # fmt: skip
+    meta = {
+        "vae": "/gone/vae",
+        "vae_fingerprint": vae.fingerprint,
+        "text": "embedded",
+        "text_fingerprint": text.fingerprint,
+    }
     with pytest.raises(UserError, match="/gone/vae.*give its new folder as --vae FOLDER$"):
         load_encoders(meta, cpu)
     with pytest.raises(UserError, match="/gone/vae.*give its new folder as log.vae=FOLDER$"):

@@ -96,8 +96,10 @@ def test_a_default_that_changes_keeps_the_ids_of_both_values() -> None:
     old, new = recorded_config(values), grown(values, train__noise_scale=True)
     # A run recorded before the key existed did what its first default does, not what today's does.
     assert run_id(recorded_config(values, Later)) == run_id(old)
-    named = {flag: config_from_dict(values | {"train": values["train"] | {"noise_scale": flag}}, Later)
-             for flag in (False, True)}  # fmt: skip
+    named = {
+        flag: config_from_dict(values | {"train": values["train"] | {"noise_scale": flag}}, Later)
+        for flag in (False, True)
+    }
     assert run_id(named[False]) == run_id(old)
     assert run_id(named[True]) == run_id(new) == run_id(config_from_dict(values, Later))
 

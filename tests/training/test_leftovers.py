@@ -9,7 +9,7 @@ from tests.training.test_trainer import overrides, result, run
 from videoscaling.training.checkpoint import checkpoint_paths, read_state
 from videoscaling.training.config import load_config
 from videoscaling.training.step import TrainStep
-from videoscaling.training.trainer import train
+from videoscaling.training.train import train
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.process_ids import machine_code
 

@@ -11,7 +11,7 @@ from videoscaling.data.mixture import Mixture, open_data
 from videoscaling.training.batches import BatchLoader
 from videoscaling.training.config import config_from_dict, load_config, run_id, to_dict
 from videoscaling.training.run import encoded_shape
-from videoscaling.training.trainer import prepare
+from videoscaling.training.train import prepare
 from videoscaling.utils.errors import UserError
 
 

@@ -58,8 +58,9 @@ def test_where_beta2_is_kept_in_its_range_it_is_said_and_makes_another_run() -> 
     ]
     both = warnings(small, large, run(32_000), run(32, "optim.beta2_half_life=1e7"))
     assert [text[:42] for text in both] == [
-        "in 2 of 4 cells beta2 is clamped to the mi", "in 1 of 4 cells beta2 is clamped to the ma",
-    ]  # fmt: skip
+        "in 2 of 4 cells beta2 is clamped to the mi",
+        "in 1 of 4 cells beta2 is clamped to the ma",
+    ]
     assert "32,000" in both[0]
     with pytest.raises(UserError, match="beta2 is 1 at B 32 tokens"):
         run(32, "optim.beta2_half_life=1e30", *free)

@@ -19,7 +19,8 @@ from videoscaling.training.config import load_config
 from videoscaling.training.stacked.loop import train_stacked
 from videoscaling.training.stacked.step import StackedStep
 from videoscaling.training.step import TrainStep
-from videoscaling.training.trainer import Trainer, train
+from videoscaling.training.train import train
+from videoscaling.training.trainer import Trainer
 from videoscaling.utils.errors import UserError
 
 MILESTONES = ("train.tokens=2560", "train.milestones=[1280]", "optim.warmup_tokens=128")

@@ -16,7 +16,8 @@ from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.model import compile_model
 from videoscaling.training.planning.memory_formula import even_size
 from videoscaling.training.step import micro_batches
-from videoscaling.training.trainer import RAW_SHARE, Trainer, prepare
+from videoscaling.training.train import prepare
+from videoscaling.training.trainer import RAW_SHARE, Trainer
 from videoscaling.training.validation import samples_per_pass
 
 

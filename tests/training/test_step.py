@@ -17,7 +17,8 @@ from videoscaling.training.config import load_config
 from videoscaling.training.memory import largest_that_fits
 from videoscaling.training.optim import build_optimizer, weight_groups
 from videoscaling.training.schema import OptimKeys
-from videoscaling.training.trainer import Trainer, prepare, train
+from videoscaling.training.train import prepare, train
+from videoscaling.training.trainer import Trainer
 from videoscaling.utils.errors import PREEMPTED, UserError
 
 

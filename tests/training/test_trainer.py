@@ -16,7 +16,8 @@ from videoscaling.training.checkpoint import checkpoint_paths
 from videoscaling.training.config import load_config
 from videoscaling.training.model import SHALLOW
 from videoscaling.training.step import TrainStep
-from videoscaling.training.trainer import Trainer, train
+from videoscaling.training.train import train
+from videoscaling.training.trainer import Trainer
 from videoscaling.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

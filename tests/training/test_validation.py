@@ -12,7 +12,8 @@ import videoscaling.training.validation
 from tests.training.stacked.test_loop import configs
 from tests.training.test_static_shapes import trainer_of
 from videoscaling.training.stacked.step import StackedStep
-from videoscaling.training.trainer import RAW_SHARE, Trainer, prepare
+from videoscaling.training.train import prepare
+from videoscaling.training.trainer import RAW_SHARE, Trainer
 
 
 def sizes_of_passes(trainer: Trainer, share: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from videoscaling.utils.devices import FLOAT32_PEAK_FLOPS, MEMORY_GB, PEAK_FLOPS, best_dtype, peak_of, planned_peak
+from videoscaling.utils.devices import GPUS, best_dtype, peak_of, planned_peak
 
 
 @pytest.mark.parametrize(
@@ -22,14 +22,10 @@ def test_peaks_by_reported_name(name: str, peak: float | None) -> None:
     assert peak_of(name) == peak
 
 
-def test_the_tables_name_the_same_gpus() -> None:
-    assert set(PEAK_FLOPS) == set(FLOAT32_PEAK_FLOPS) == set(MEMORY_GB)
-
-
 def test_peaks_are_for_what_auto_computes_in() -> None:
     """A V100 has no bfloat16: hours at its float16 rate would be an eighth of what training takes there."""
-    assert (best_dtype("v100"), planned_peak("v100", "float32")) == ("float32", PEAK_FLOPS["v100"])
-    assert {best_dtype(name) for name in PEAK_FLOPS if name != "v100"} == {"bfloat16"}
+    assert (best_dtype("v100"), planned_peak("v100", "float32")) == ("float32", GPUS["v100"].auto)
+    assert {best_dtype(name) for name in GPUS if name != "v100"} == {"bfloat16"}
     assert planned_peak("h100", "bfloat16") / planned_peak("h100", "float32") == pytest.approx(14.8, abs=0.1)
     assert peak_of("NVIDIA H100 80GB HBM3", "float32") == 66.9e12
     assert peak_of("Some Future Chip", "float32") is None

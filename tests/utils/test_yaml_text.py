@@ -16,8 +16,10 @@ WRITTEN = ["007", "1.10", "1e3", "no", "12:00:00", "0x10", "2026-11-29", "true",
 def test_text_is_what_was_written(text: str, tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(f"name: {text}\nlog: {{prompts: [{text}]}}\ndata: {{cache: [{text}]}}\n")
-    for config in (load_config(path, []), load_config(None, [f"name={text}", f"log.prompts=[{text}]",
-                                                             f"data.cache=[{text}]"])):  # fmt: skip
+    for config in (
+        load_config(path, []),
+        load_config(None, [f"name={text}", f"log.prompts=[{text}]", f"data.cache=[{text}]"]),
+    ):
         assert (config.name, config.log.prompts, config.data.cache) == (text, [text], [text])
     assert load_config(None, [f"data.cache={text}"]).data.cache == text
 
@@ -77,11 +79,13 @@ def test_values(text: str, value: object) -> None:
         ("? [1]\n: 2\n", "a key must be a name"),
         ("a: [1\n", "not a YAML file"),
         ("[" * 5000, "nested too deep"),
-        ("a: &a [x, x, x, x, x, x, x, x, x, x]\n"
-         + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(10 * ['*' + chr(97 + i)])}]\n" for i in range(9)),
-         "more than 200,000 values"),
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+            + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(10 * ['*' + chr(97 + i)])}]\n" for i in range(9)),
+            "more than 200,000 values",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_configuration_is_refused_in_a_line(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)

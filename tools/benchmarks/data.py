@@ -54,13 +54,15 @@ def read_row(args: argparse.Namespace, device: torch.device, folder: Path, n_ctx
     text = 2 * cache.text_tokens * cache.text_dim
     stored = (2 * math.prod(cache.latent_shape) + text) * clips
     return {
-        "what": "read", "n_ctx": n_ctx, "clips": clips,
+        "what": "read",
+        "n_ctx": n_ctx,
+        "clips": clips,
         "milliseconds": spread(seconds["stored"], 1e3 / REPEATS),
         "milliseconds_float32": spread(seconds["float32"], 1e3 / REPEATS),
         "bytes_per_second": stored * REPEATS / statistics.median(seconds["stored"]),
         "bytes_per_processor_second": stored / processor,  # the rate of a machine without other work
         "bytes_per_second_float32": stored * REPEATS / statistics.median(seconds["float32"]),
-    }  # fmt: skip
+    }
 
 
 def repeat(call: Any, times: int) -> None:
@@ -92,10 +94,13 @@ def overlap_row(args: argparse.Namespace, device: torch.device, folder: Path) ->
         torch.set_num_threads(threads)
     slower = [min(pair) for pair in zip(rounds["decoding"], rounds["encoding"])]
     return {
-        "what": "overlap", "clips": clips, "video": f"{SIDE}x{SIDE} h264, {FRAMES} frames", "workers": 1,
+        "what": "overlap",
+        "clips": clips,
+        "video": f"{SIDE}x{SIDE} h264, {FRAMES} frames",
+        "workers": 1,
         "clips_per_second": {name: spread(values) for name, values in rounds.items()},
         "of_the_slower_alone": spread([both / alone for both, alone in zip(rounds["both"], slower)]),
-    }  # fmt: skip
+    }
 
 
 def decode_seconds(units: list[ClipGroup], vae: VideoVAE | None = None, text: Any = None) -> float:
@@ -112,7 +117,15 @@ def decode_seconds(units: list[ClipGroup], vae: VideoVAE | None = None, text: An
 
 def encode(vae: VideoVAE, text: Any, units: list[ClipGroup], answers: Any) -> None:
     shape = vae.latent_shape(17, 32, 32)
-    encode_shard(Shard(Path("none"), units, ""), answers, vae, text, shape, BATCH, lambda done: None)
+    encode_shard(
+        shard=Shard(Path("none"), units, ""),
+        answers=answers,
+        vae=vae,
+        text=text,
+        latent_shape=shape,
+        batch=BATCH,
+        progress=lambda done: None,
+    )
 
 
 def make_video(path: Path, seed: int, frames: int = FRAMES, side: int = SIDE) -> Path:

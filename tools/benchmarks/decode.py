@@ -66,10 +66,12 @@ def seek_row(rounds: int, device: torch.device, folder: Path, source: Source) ->
     length = probe(source).seconds
     ratio = [a / b for a, b in zip(seconds["long"], seconds["short"])]
     return {
-        "what": "seek", "seconds": [length, length * LONGER],
+        "what": "seek",
+        "seconds": [length, length * LONGER],
         "milliseconds": {name: spread(values, 1e3) for name, values in seconds.items()},
-        "ratio": statistics.median(ratio), "ratio_spread": spread(ratio),
-    }  # fmt: skip
+        "ratio": statistics.median(ratio),
+        "ratio_spread": spread(ratio),
+    }
 
 
 def clip_from_the_end(source: Source) -> functools.partial:

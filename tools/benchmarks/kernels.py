@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from videoscaling.diffusion.process import Process
-from videoscaling.diffusion.sampling import sample
+from videoscaling.diffusion.sampling import SamplerOptions, sample
 from videoscaling.models.attention import BACKENDS, attention, choose_backend
 from videoscaling.models.sizes import parse_size
 from videoscaling.tools.benchmarks.common import CLIPS, TEXT_DIM, our_model, spread, timed
@@ -40,11 +40,18 @@ def bench_attention(args: argparse.Namespace, device: torch.device) -> list[dict
             seconds = timed(calls, args.rounds, device)
             flops = 3 * 4 * n_ctx * n_ctx * width * shape[0]
             rows += [
-                {"backend": name, "n_ctx": n_ctx, "width": width, "clips": shape[0], "dtype": args.dtype,
-                 "milliseconds": spread(values, 1e3), "flops_per_second": flops / statistics.median(values),
-                 "relative_error": error[name]}
+                {
+                    "backend": name,
+                    "n_ctx": n_ctx,
+                    "width": width,
+                    "clips": shape[0],
+                    "dtype": args.dtype,
+                    "milliseconds": spread(values, 1e3),
+                    "flops_per_second": flops / statistics.median(values),
+                    "relative_error": error[name],
+                }
                 for name, values in seconds.items()
-            ]  # fmt: skip
+            ]
     return rows
 
 
@@ -59,15 +66,24 @@ def bench_sample(args: argparse.Namespace, device: torch.device) -> list[dict[st
     for size in args.size or ("2x64", "4x128"):
         model = our_model(size, latent, patch, args.dtype, device)
         context, mask = torch.randn(clips, 31, TEXT_DIM, device=device), torch.ones(clips, 31, device=device).bool()
-        inputs = (context, mask, (context[0], mask[0]), latent, torch.arange(clips))
+        inputs = {"context": context, "mask": mask, "null": (context[0], mask[0])}
+        inputs |= {"latent_shape": latent, "seeds": torch.arange(clips)}
         calls = {
-            f"guidance {guidance:g}": functools.partial(sample, model, process, *inputs, steps, guidance)
+            f"guidance {guidance:g}": functools.partial(
+                sample, model, process, **inputs, options=SamplerOptions(steps, guidance)
+            )
             for guidance in (1.0, 5.0)
         }
         for name, values in timed(calls, args.rounds, device).items():
             each = spread(values, 1e3 / (clips * steps))
             rows.append(
-                {"size": size, "n_ctx": n_ctx, "clips": clips, "dtype": args.dtype, "what": name,
-                 "milliseconds_per_clip_and_step": each}
-            )  # fmt: skip
+                {
+                    "size": size,
+                    "n_ctx": n_ctx,
+                    "clips": clips,
+                    "dtype": args.dtype,
+                    "what": name,
+                    "milliseconds_per_clip_and_step": each,
+                }
+            )
     return rows

@@ -26,10 +26,18 @@ def bench_peers(args: argparse.Namespace, device: torch.device) -> list[dict[str
 
     def wan(weights: torch.dtype = torch.float32) -> torch.nn.Module:
         return WanTransformer3DModel(
-            patch_size=patch, num_attention_heads=shape.heads, attention_head_dim=shape.width // shape.heads,
-            in_channels=latent[0], out_channels=latent[0], text_dim=TEXT_DIM, freq_dim=256,
-            ffn_dim=4 * shape.width, num_layers=shape.layers, cross_attn_norm=True, rope_max_seq_len=64,
-        ).to(device, weights)  # fmt: skip
+            patch_size=patch,
+            num_attention_heads=shape.heads,
+            attention_head_dim=shape.width // shape.heads,
+            in_channels=latent[0],
+            out_channels=latent[0],
+            text_dim=TEXT_DIM,
+            freq_dim=256,
+            ffn_dim=4 * shape.width,
+            num_layers=shape.layers,
+            cross_attn_norm=True,
+            rope_max_seq_len=64,
+        ).to(device, weights)
 
     def step_of(model: torch.nn.Module, predict: Callable[[], Tensor]) -> Callable[[], None]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -70,9 +78,16 @@ def bench_peers(args: argparse.Namespace, device: torch.device) -> list[dict[str
     seconds = timed(calls, args.rounds, device)
     flops = flops_per_token(parameters(shape.layers, shape.width), n_ctx, shape.width) * n_ctx * clips
     return [
-        {"model": name, "size": size, "n_ctx": n_ctx, "clips": clips, "dtype": args.dtype,
-         "milliseconds": spread(values, 1e3), "tokens_per_second": n_ctx * clips / statistics.median(values),
-         "flops_per_second": flops / statistics.median(values),
-         "ours_is_faster": spread([a / b for a, b in zip(values, seconds["ours, compiled"])])}
+        {
+            "model": name,
+            "size": size,
+            "n_ctx": n_ctx,
+            "clips": clips,
+            "dtype": args.dtype,
+            "milliseconds": spread(values, 1e3),
+            "tokens_per_second": n_ctx * clips / statistics.median(values),
+            "flops_per_second": flops / statistics.median(values),
+            "ours_is_faster": spread([a / b for a, b in zip(values, seconds["ours, compiled"])]),
+        }
         for name, values in seconds.items()
-    ]  # fmt: skip
+    ]

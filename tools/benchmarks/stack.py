@@ -27,7 +27,9 @@ def bench_stack(args: argparse.Namespace, device: torch.device) -> list[dict[str
         for size in args.size or ("2x64", "4x64"):
             for clips in (args.clips,) if args.clips else (2, 8):
                 torch._dynamo.reset()  # it gives up on a function that it has compiled for too many shapes
-                rows.append(_row(args, device, cache, folder, size, n_ctx, clips))
+                rows.append(
+                    _row(args=args, device=device, cache=cache, folder=folder, size=size, n_ctx=n_ctx, clips=clips)
+                )
     return rows
 
 
@@ -35,10 +37,15 @@ def _row(
     args: argparse.Namespace, device: torch.device, cache: LatentCache, folder: str, size: str, n_ctx: int, clips: int
 ) -> dict[str, Any]:
     settings = [
-        f"model.size={size}", f"data.cache={cache.path}", f"out={folder}", f"train.batch_tokens={n_ctx * clips}",
-        f"train.tokens={n_ctx * clips * 10**6}", f"train.dtype={args.dtype}", "data.seed=0",
+        f"model.size={size}",
+        f"data.cache={cache.path}",
+        f"out={folder}",
+        f"train.batch_tokens={n_ctx * clips}",
+        f"train.tokens={n_ctx * clips * 10**6}",
+        f"train.dtype={args.dtype}",
+        "data.seed=0",
         f"model.patch={list(CLIPS[n_ctx][1])}".replace(" ", ""),
-    ]  # fmt: skip
+    ]
 
     def trainer(seed: int, compiled: bool) -> Trainer:
         config = load_config(None, [*settings, f"train.compile={compiled}", f"seed={seed}", f"optim.lr={1e-4 * seed}"])
@@ -76,7 +83,14 @@ def _row(
     best = max(rate["value"] for rate in rates.values())
     peak = peak_of(torch.cuda.get_device_name(device), args.dtype) if device.type == "cuda" else None
     return {
-        "size": size, "N": run.N, "n_ctx": n_ctx, "clips": clips, "runs": args.stack, "dtype": args.dtype,
-        "run_steps_per_second": rates, "times_as_fast": gains,
-        "flops_per_second": flops * best, "mfu": flops * best / peak if peak else None,
-    }  # fmt: skip
+        "size": size,
+        "N": run.N,
+        "n_ctx": n_ctx,
+        "clips": clips,
+        "runs": args.stack,
+        "dtype": args.dtype,
+        "run_steps_per_second": rates,
+        "times_as_fast": gains,
+        "flops_per_second": flops * best,
+        "mfu": flops * best / peak if peak else None,
+    }

@@ -26,7 +26,9 @@ def bench_train(args: argparse.Namespace, device: torch.device) -> list[dict[str
     with tempfile.TemporaryDirectory() as folder:
         cache = LatentCache(random_cache(Path(folder) / "latents", n_ctx))
         for size in args.size or ("1x64", "2x64", "4x128", "6x192"):
-            rows.append(_train_row(args, device, cache, folder, size, n_ctx, clips))
+            rows.append(
+                _train_row(args=args, device=device, cache=cache, folder=folder, size=size, n_ctx=n_ctx, clips=clips)
+            )
     return rows
 
 
@@ -34,10 +36,14 @@ def _train_row(
     args: argparse.Namespace, device: torch.device, cache: LatentCache, folder: str, size: str, n_ctx: int, clips: int
 ) -> dict[str, Any]:
     settings = [
-        f"model.size={size}", f"data.cache={cache.path}", f"out={folder}", f"train.batch_tokens={n_ctx * clips}",
-        f"train.tokens={n_ctx * clips * 10**6}", f"train.dtype={args.dtype}",
+        f"model.size={size}",
+        f"data.cache={cache.path}",
+        f"out={folder}",
+        f"train.batch_tokens={n_ctx * clips}",
+        f"train.tokens={n_ctx * clips * 10**6}",
+        f"train.dtype={args.dtype}",
         f"model.patch={list(CLIPS[n_ctx][1])}".replace(" ", ""),
-    ]  # fmt: skip
+    ]
     trainers = {}
     for name, compiled in (("eager", False), ("compiled", True)):
         config = load_config(None, [*settings, f"train.compile={compiled}"])
@@ -78,11 +84,18 @@ def _train_row(
     peak = peak_of(torch.cuda.get_device_name(device), args.dtype) if device.type == "cuda" else None
     best = min(per_step["eager"]["value"], per_step["compiled"]["value"])
     return {
-        "size": size, "N": run.N, "n_ctx": n_ctx, "clips": clips, "dtype": args.dtype, "milliseconds": per_step,
-        "data_share": per_step["data"]["value"] / best, "tokens_per_second": n_ctx * clips / best * 1e3,
-        "flops_per_second": flops / best * 1e3, "mfu": flops / best * 1e3 / peak if peak else None,
+        "size": size,
+        "N": run.N,
+        "n_ctx": n_ctx,
+        "clips": clips,
+        "dtype": args.dtype,
+        "milliseconds": per_step,
+        "data_share": per_step["data"]["value"] / best,
+        "tokens_per_second": n_ctx * clips / best * 1e3,
+        "flops_per_second": flops / best * 1e3,
+        "mfu": flops / best * 1e3 / peak if peak else None,
         "products_flops_per_second": exact / per_step["products"]["value"] * 1e3,
-    }  # fmt: skip
+    }
 
 
 def products(shape: Any, n_ctx: int, clips: int, text: tuple[int, int], token_dim: int) -> list[tuple[int, ...]]:

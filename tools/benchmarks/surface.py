@@ -252,9 +252,13 @@ def bench_time(args: argparse.Namespace) -> Iterator[Row]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
-    "study": bench_study, "steplaw": bench_steplaw, "scalebench": bench_scalebench, "budget": bench_budget,
-    "farseer": bench_farseer, "time": bench_time,
-}  # fmt: skip
+    "study": bench_study,
+    "steplaw": bench_steplaw,
+    "scalebench": bench_scalebench,
+    "budget": bench_budget,
+    "farseer": bench_farseer,
+    "time": bench_time,
+}
 
 
 def main() -> None:

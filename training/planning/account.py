@@ -27,7 +27,7 @@ from videoscaling.training.planning.memory_formula import (
 )
 from videoscaling.training.planning.planned_config import clip_shape
 from videoscaling.training.run import Run, clip_tokens, encoded_shape, resolve, run_warnings
-from videoscaling.utils.devices import MEMORY_GB, PEAK_FLOPS, best_dtype, planned_peak
+from videoscaling.utils.devices import GPUS, best_dtype, planned_peak
 from videoscaling.utils.errors import UserError, nearest, plural
 
 MOST_TOKENS = 10**9
@@ -43,8 +43,8 @@ class Machine(NamedTuple):
 
     def check(self) -> None:
         """UserError for values that no machine has."""
-        if self.gpu not in PEAK_FLOPS:
-            raise UserError(f"unknown GPU {self.gpu!r}{nearest(self.gpu, list(PEAK_FLOPS))}: {', '.join(PEAK_FLOPS)}")
+        if self.gpu not in GPUS:
+            raise UserError(f"unknown GPU {self.gpu!r}{nearest(self.gpu, list(GPUS))}: {', '.join(GPUS)}")
         if not 0 < self.mfu <= 1:
             raise UserError(f"--mfu {self.mfu:g}: must be a number above 0 and at most 1")
         check_machine(self.gpus, self.memory_gb)
@@ -75,7 +75,7 @@ def account(config: Config, n_ctx: int | None, machine: Machine) -> dict[str, An
     layout = Layout(machine.gpus, train.parallel, micro_batch, train.activation_checkpointing)
     plain = keys.attention == "plain"
     memory = training_memory(shape, clip, layout, clips=run.clips, dtype=train.dtype, plain_attention=plain)
-    whole = machine.memory_gb or MEMORY_GB[machine.gpu]
+    whole = machine.memory_gb or GPUS[machine.gpu].memory_gb
     tokens = run.steps * train.batch_tokens
     training = exact_flops(keys.layers, keys.width, run.n_ctx, form.token_dim, clip.text_tokens, clip.text_dim)
     C = tokens * run.flops_per_token
@@ -175,8 +175,12 @@ def print_account(config: Config, n_ctx: int | None, machine: Machine, as_json: 
 
 def table(report: dict[str, Any]) -> str:
     """The report for readers."""
-    keys, train, flops, used = (report["config"]["model"], report["config"]["train"], report["flops"],
-                                report["assumptions"])  # fmt: skip
+    keys, train, flops, used = (
+        report["config"]["model"],
+        report["config"]["train"],
+        report["flops"],
+        report["assumptions"],
+    )
     groups = [(name, number) for name, number in report["parameters"].items() if name != "total"]
     parts = [f"{name} {size / 1e9:.3g}" for name, size in report["memory"].items() if name != "total" and size]
     size = even_size(report["clips_per_step"] // used["gpus"], train["micro_batch"])
@@ -185,16 +189,27 @@ def table(report: dict[str, Any]) -> str:
         ("model", f"{keys['size']}, {keys['heads']} heads, {train['dtype']}"),
         ("parameters", f"{report['parameters']['total']:,}"),
         *(("", f"{number:>15,} {name}{' = N' if number == report['N'] else ''}") for name, number in groups),
-        ("length", f"{report['tokens']:,} tokens in {plural(report['steps'], 'step')} of "
-         f"{plural(report['clips_per_step'], 'clip')} of {report['n_ctx']:,} tokens"),
+        (
+            "length",
+            f"{report['tokens']:,} tokens in {plural(report['steps'], 'step')} of "
+            f"{plural(report['clips_per_step'], 'clip')} of {report['n_ctx']:,} tokens",
+        ),
         ("FLOPs", f"C {flops['C']:.4g} (C_token {flops['C_token']:.4g}); exact {flops['exact']:.4g}"),
-        ("layout", f"{used['gpus']} x {used['gpu']}, {train['parallel']}, micro-batch of {size}, {recompute} "
-         "activation checkpointing"),
-        ("memory", f"{report['memory_gb']:.3g} of {used['gpu_memory_gb']:g} GB on each GPU, by formula: "
-         f"{', '.join(parts)}"),
-        ("time", f"{report['time']['hours']:.4g} hours, {report['time']['gpu_hours']:.4g} GPU-hours: C at MFU "
-         f"{used['mfu']:g} of {used['peak_flops']:.4g} FLOP/s, without validation"),
-    ]  # fmt: skip
+        (
+            "layout",
+            f"{used['gpus']} x {used['gpu']}, {train['parallel']}, micro-batch of {size}, {recompute} "
+            "activation checkpointing",
+        ),
+        (
+            "memory",
+            f"{report['memory_gb']:.3g} of {used['gpu_memory_gb']:g} GB on each GPU, by formula: {', '.join(parts)}",
+        ),
+        (
+            "time",
+            f"{report['time']['hours']:.4g} hours, {report['time']['gpu_hours']:.4g} GPU-hours: C at MFU "
+            f"{used['mfu']:g} of {used['peak_flops']:.4g} FLOP/s, without validation",
+        ),
+    ]
     if used["data"]:
         rows.append(("assumed", ", ".join(used["data"])))
     lines = [f"{label:<12}{text}" for label, text in rows]

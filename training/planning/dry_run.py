@@ -29,7 +29,8 @@ from videoscaling.training.planning.memory_formula import (
 )
 from videoscaling.training.result import check_growth, finished_result
 from videoscaling.training.run import Run, run_warnings, token_numbers
-from videoscaling.training.trainer import RAW_SHARE, Trainer, prepare
+from videoscaling.training.train import prepare
+from videoscaling.training.trainer import RAW_SHARE, Trainer
 from videoscaling.utils.errors import plural
 from videoscaling.utils.progress import duration
 
@@ -99,19 +100,23 @@ def describe(trainer: Trainer) -> dict[str, Any]:
         "steps": run.steps,
         "clips_per_step": run.clips,
         "epochs": run.steps * run.clips / cache.train_size,
-        "flops": {"C": tokens * run.flops_per_token, "C_token": run.flops_per_token,
-                  "exact": run.steps * run.clips * training},
+        "flops": {
+            "C": tokens * run.flops_per_token,
+            "C_token": run.flops_per_token,
+            "exact": run.steps * run.clips * training,
+        },
         "memory": estimate_memory(run, cache, trainer.model, trainer.world),
         "validation": {
             "clips": clips,
             "samples": samples,
             "milestones": len(config.train.milestones),
             "milestones_left": 0 if finished else len(config.train.milestones) - passed,
-            "flops_share": _share(len(config.train.milestones) * samples * validation,
-                                  run.steps * run.clips * training),
+            "flops_share": _share(
+                len(config.train.milestones) * samples * validation, run.steps * run.clips * training
+            ),
         },
         "data": data_report(run, cache),
-    }  # fmt: skip
+    }
 
 
 def parameter_groups(model: VideoDiT) -> dict[str, int]:
@@ -157,11 +162,15 @@ def data_report(run: Run, cache: LatentCache) -> dict[str, Any]:
         "validation_hash": cache.validation_hash,
         "latent_shape": list(cache.latent_shape),
         "sampled_clips": most,
-        "text_lengths": {"min": int(lengths.min()), "median": int(lengths.median()), "max": int(lengths.max()),
-                         "padded_to": cache.text_tokens},
+        "text_lengths": {
+            "min": int(lengths.min()),
+            "median": int(lengths.median()),
+            "max": int(lengths.max()),
+            "padded_to": cache.text_tokens,
+        },
         "latent_mean": _rounded(by_channel.mean(1)),
         "latent_std": _rounded(by_channel.std(1, correction=0)),
-    }  # fmt: skip
+    }
 
 
 def _rounded(values: Tensor) -> list[float]:
@@ -280,23 +289,41 @@ def _described(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("model", f"{config['model']['size']}, {config['model']['heads']} heads, {config['train']['dtype']}"),
         ("parameters", f"{parameters['total']:,}"),
         *(("", f"{number:>15,} {name}{' = N' if number == report['N'] else ''}") for name, number in groups if number),
-        ("length", f"{report['tokens']:,} tokens in {plural(report['steps'], 'step')} of "
-         f"{plural(report['clips_per_step'], 'clip')} of {report['n_ctx']:,} tokens; {report['epochs']:.3g} epochs"),
+        (
+            "length",
+            f"{report['tokens']:,} tokens in {plural(report['steps'], 'step')} of "
+            f"{plural(report['clips_per_step'], 'clip')} of {report['n_ctx']:,} tokens; {report['epochs']:.3g} epochs",
+        ),
         ("FLOPs", f"C {flops['C']:.4g} (C_token {flops['C_token']:.4g}); exact {flops['exact']:.4g}"),
-        ("validation", f"{plural(validation['milestones'], 'milestone')}, {validation['samples']:,} samples at each; "
-         f"{validation['flops_share']:.1%} of the run's FLOPs"),
-        ("data", f"{data['cache']}: {plural(data['training_clips'], 'training clip')} = {data['training_tokens']:,} "
-         f"tokens, {plural(data['validation_clips'], 'validation clip')}"),
-        ("", f"fingerprint {data['fingerprint']}, VAE {data['vae']}, text {data['text']}; "
-         f"captions of {lengths['min']} to {lengths['max']} tokens, median {lengths['median']}, "
-         f"padded to {lengths['padded_to']}"),
-        ("", f"latents {'x'.join(map(str, data['latent_shape']))}; by channel, of "
-         f"{plural(data['sampled_clips'], 'clip')}:"),
+        (
+            "validation",
+            f"{plural(validation['milestones'], 'milestone')}, {validation['samples']:,} samples at each; "
+            f"{validation['flops_share']:.1%} of the run's FLOPs",
+        ),
+        (
+            "data",
+            f"{data['cache']}: {plural(data['training_clips'], 'training clip')} = {data['training_tokens']:,} "
+            f"tokens, {plural(data['validation_clips'], 'validation clip')}",
+        ),
+        (
+            "",
+            f"fingerprint {data['fingerprint']}, VAE {data['vae']}, text {data['text']}; "
+            f"captions of {lengths['min']} to {lengths['max']} tokens, median {lengths['median']}, "
+            f"padded to {lengths['padded_to']}",
+        ),
+        (
+            "",
+            f"latents {'x'.join(map(str, data['latent_shape']))}; by channel, of "
+            f"{plural(data['sampled_clips'], 'clip')}:",
+        ),
         ("", f"mean {_numbers(data['latent_mean'])}"),
         ("", f"std  {_numbers(data['latent_std'])}"),
-        ("memory", f"{_gib(memory['total'])} per process, estimated: " + ", ".join(
-            f"{name} {_gib(size)}" for name, size in memory.items() if name != "total" and size)),
-    ]  # fmt: skip
+        (
+            "memory",
+            f"{_gib(memory['total'])} per process, estimated: "
+            + ", ".join(f"{name} {_gib(size)}" for name, size in memory.items() if name != "total" and size),
+        ),
+    ]
 
 
 def _numbers(values: list[float]) -> str:
@@ -311,10 +338,16 @@ def _probed(report: dict[str, Any]) -> list[tuple[str, str]]:
     processes = "" if spent["processes"] == 1 else f"{spent['processes']} processes on "
     return [
         ("", f"{measured} in {WARMUP_STEPS + PROBE_STEPS} steps"),
-        ("time", f"{duration(spent['seconds'])} on {processes}{spent['device']}: training "
-         f"{duration(spent['training_seconds'])}, validation {duration(spent['validation_seconds'])} "
-         f"({spent['validation_share']:.1%})"),
-        ("", f"a step {1e3 * spent['seconds_per_step']:.4g} ms, its data {1e3 * spent['data_seconds_per_step']:.3g} "
-         f"ms, mean of {PROBE_STEPS} steps; {spent['tokens_per_second']:,.0f} tokens/s{mfu}"),
+        (
+            "time",
+            f"{duration(spent['seconds'])} on {processes}{spent['device']}: training "
+            f"{duration(spent['training_seconds'])}, validation {duration(spent['validation_seconds'])} "
+            f"({spent['validation_share']:.1%})",
+        ),
+        (
+            "",
+            f"a step {1e3 * spent['seconds_per_step']:.4g} ms, its data {1e3 * spent['data_seconds_per_step']:.3g} "
+            f"ms, mean of {PROBE_STEPS} steps; {spent['tokens_per_second']:,.0f} tokens/s{mfu}",
+        ),
         ("", "without start, checkpoints and sampled videos"),
-    ]  # fmt: skip
+    ]

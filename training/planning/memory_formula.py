@@ -110,7 +110,13 @@ def training_memory(
         # Under fsdp two blocks are gathered at a time, one with its gradient, and all parameters outside the blocks.
         "communication": 0 if world == 1 else 4 * count if shards == 1 else 4 * (3 * block + outside),
         "activations": activation_bytes(
-            shape.layers, shape.width, clip.n_ctx, clip.text_tokens, micro, dtype, layout.activation_checkpointing
+            layers=shape.layers,
+            width=shape.width,
+            n_ctx=clip.n_ctx,
+            text_tokens=clip.text_tokens,
+            clips=micro,
+            dtype=dtype,
+            recompute=layout.activation_checkpointing,
         ),
         "attention scores": scores * (clip.n_ctx + clip.text_tokens) if plain_attention else 0,
         "samples": 4 * local * steps_at_once * sample,

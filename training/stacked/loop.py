@@ -21,7 +21,8 @@ from videoscaling.training.result import finished_result
 from videoscaling.training.signals import StopRequest
 from videoscaling.training.stacked.stack_key import stack_key
 from videoscaling.training.stacked.step import StackedStep
-from videoscaling.training.trainer import Trainer, prepare
+from videoscaling.training.train import prepare
+from videoscaling.training.trainer import Trainer
 from videoscaling.utils.errors import PREEMPTED, UserError
 from videoscaling.utils.locks import lock_run_dir
 from videoscaling.utils.os_errors import open_log
@@ -43,7 +44,7 @@ def train_stacked(configs: list[Config], wait: bool = False, consoles: bool = Fa
         consoles: write each run's output to console.log in its directory, and an error that ends all runs to each.
 
     Returns:
-        The exit status, as of ``training.trainer.train``.
+        The exit status, as of ``training.train.train``.
 
     Raises:
         UserError: a configuration, the cache or a run directory is at fault, or the runs cannot share their steps.

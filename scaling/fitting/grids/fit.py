@@ -129,9 +129,19 @@ def fit(table: RunTable, part: str, options: Options, cost: allocation.Cost, pro
         "warnings": [*checks.forced, *checks.warnings],
     }
     law = law_of(
-        table, points.N, points.T, cost, provenance, unknown, details, **laws, allocation=sizes.allocation,
-        curvature=curvature, lr_given_batch=given, draws=drawn.draws,
-    )  # fmt: skip
+        table=table,
+        N=points.N,
+        T=points.T,
+        cost=cost,
+        provenance=provenance,
+        unknown=unknown,
+        fit=details,
+        **laws,
+        allocation=sizes.allocation,
+        curvature=curvature,
+        lr_given_batch=given,
+        draws=drawn.draws,
+    )
     if options.prior is not None and np.isnan([table.B, table.lr]).all():
         law = with_hyperparameters(law, options.prior)
     return Fitted(law, points, optima)
@@ -222,7 +232,16 @@ def _sizes_of_optima(table: RunTable, cost: Callable, provenance: dict[str, Any]
     )
     sizes = {"measured": measured, "predicted": None, "default": "measured"}
     points = points_of_rows(table)
-    law = law_of(table, points.N, points.T, cost, provenance, unknown, details, allocation=sizes)
+    law = law_of(
+        table=table,
+        N=points.N,
+        T=points.T,
+        cost=cost,
+        provenance=provenance,
+        unknown=unknown,
+        fit=details,
+        allocation=sizes,
+    )
     return Fitted(law, points)
 
 

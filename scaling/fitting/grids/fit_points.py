@@ -170,10 +170,20 @@ def points_of_grids(table: RunTable, optima: tuple[Optimum, ...], checks: Checks
                 k = np.searchsorted(clusters, run)
                 replicates["lr"][k, g], replicates["B"][k, g], replicates["loss"][k, g] = np.log(new)
     return Points(
-        np.array([o.N for o in chosen]), np.array([o.T for o in chosen]), np.exp(values["B"]), np.exp(values["lr"]),
-        np.exp(values["loss"]), interior, usable, *variance, replicates,
-        np.ones((len(clusters), len(chosen)), dtype=bool), tuple(chosen), clips, _streams(table, chosen),
-    )  # fmt: skip
+        np.array([o.N for o in chosen]),
+        np.array([o.T for o in chosen]),
+        np.exp(values["B"]),
+        np.exp(values["lr"]),
+        np.exp(values["loss"]),
+        interior,
+        usable,
+        *variance,
+        replicates,
+        np.ones((len(clusters), len(chosen)), dtype=bool),
+        tuple(chosen),
+        clips,
+        _streams(table, chosen),
+    )
 
 
 def _streams(table: RunTable, optima: list[Optimum]) -> NDArray[np.float64] | None:
@@ -232,10 +242,20 @@ def points_of_rows(table: RunTable) -> Points:
     noise = _scattered(table, noise) if np.all(np.isfinite(noise)) else None
     values = {"B": np.log(table.B), "lr": np.log(table.lr), "loss": np.log(table.loss)}
     return Points(
-        table.N, table.T, table.B, table.lr, table.loss, *np.ones((2, len(table)), dtype=bool), None, None,
-        noise, {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()}, present, (),
+        table.N,
+        table.T,
+        table.B,
+        table.lr,
+        table.loss,
+        *np.ones((2, len(table)), dtype=bool),
+        None,
+        None,
+        noise,
+        {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()},
+        present,
+        (),
         clip_losses(table),
-    )  # fmt: skip
+    )
 
 
 def _scattered(table: RunTable, noise: NDArray) -> NDArray[np.float64]:

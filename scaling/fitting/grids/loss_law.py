@@ -96,7 +96,7 @@ def fit(
     typical = _typical(noise)
     delta = delta or (DELTA if typical is None else forms.HUBER * typical)
     starts = _starts(N / scale["N"], T / scale["T"], loss, fixed)
-    thetas, objectives = descend(starts, N, T, loss, noise, delta, fixed, scale)
+    thetas, objectives = descend(theta=starts, N=N, T=T, loss=loss, noise=noise, delta=delta, fixed=fixed, scale=scale)
     theta = thetas[np.argmin(objectives)]
     log_loss, derivative = forms.evaluate("additive", theta, *logs(N, T, scale))
     values = dict(zip(CONSTANTS, np.exp(theta).tolist()))
@@ -106,7 +106,15 @@ def fit(
     if not 0.005 * loss.min() <= values["Linf"] <= loss.min() * (1 - 1e-6):
         at_bound.append("Linf")
     law = LossLaw(**values, scale=dict(scale), assumed=tuple(sorted(fixed)))
-    return LossFit(law, theta, float(objectives.min()), delta, log_loss - np.log(loss), derivative, tuple(at_bound))
+    return LossFit(
+        law=law,
+        theta=theta,
+        objective=float(objectives.min()),
+        delta=delta,
+        residuals=log_loss - np.log(loss),
+        derivative=derivative,
+        at_bound=tuple(at_bound),
+    )
 
 
 def logs(N: NDArray, T: NDArray, scale: dict[str, float]) -> tuple[NDArray, NDArray, NDArray]:
@@ -140,11 +148,20 @@ def descend(
     """
     typical, sd = _typical(noise), delta / forms.HUBER
     found, cost = forms.descend(
-        "additive", theta, logs(N, T, scale), np.log(loss), np.ones(len(N)) if typical is None else typical / noise,
-        sd=sd, weight=weight, steps=steps, prior=(np.zeros(5), np.zeros(5)), exponents=EXPONENTS, ceiling=ceiling,
+        "additive",
+        theta,
+        logs(N, T, scale),
+        np.log(loss),
+        np.ones(len(N)) if typical is None else typical / noise,
+        sd=sd,
+        weight=weight,
+        steps=steps,
+        prior=(np.zeros(5), np.zeros(5)),
+        exponents=EXPONENTS,
+        ceiling=ceiling,
         free=np.array([name not in fixed for name in CONSTANTS]),
         tolerance=TOLERANCE if len(theta) <= forms.FEW else TOLERANCE / 100,
-    )  # fmt: skip
+    )
     return found, cost * sd**2
 
 

@@ -95,9 +95,17 @@ class LossStage:
             weight = np.random.default_rng(2).multinomial(count, np.full(count, 1 / count), size=len(moved)) / count
             moved = moved + np.log1p(weight @ clips.T)
         drawn, _ = loss_law.descend(
-            start, self.points.N, self.points.T, self.points.loss * np.exp(moved), self.points.noise,
-            self.fitted.delta, self.held, self.scale, steps=100, ceiling=_ceiling(self.points),
-        )  # fmt: skip
+            theta=start,
+            N=self.points.N,
+            T=self.points.T,
+            loss=self.points.loss * np.exp(moved),
+            noise=self.points.noise,
+            delta=self.fitted.delta,
+            fixed=self.held,
+            scale=self.scale,
+            steps=100,
+            ceiling=_ceiling(self.points),
+        )
         return drawn
 
 
@@ -142,13 +150,31 @@ def loss_stage(points: Points, options: Options, scale: dict[str, float], checks
 def _stage(
     points: Points, delta: float | None, scale: dict[str, float], held: dict[str, float], assumed: tuple[str, ...] = ()
 ) -> LossStage:
-    fitted = loss_law.fit(points.N, points.T, points.loss, points.noise, delta, held, scale)
+    fitted = loss_law.fit(
+        N=points.N, T=points.T, loss=points.loss, noise=points.noise, delta=delta, fixed=held, scale=scale
+    )
     start = np.repeat(fitted.theta[None], len(points.present), axis=0)
     thetas, _ = loss_law.descend(
-        start, points.N, points.T, np.exp(points.replicates["loss"]), points.noise, fitted.delta, held, scale,
-        points.present.astype(float), steps=100,
-    )  # fmt: skip
-    stage = LossStage(points, scale, fitted, held, thetas, _misfit(points, fitted, held), assumed)
+        theta=start,
+        N=points.N,
+        T=points.T,
+        loss=np.exp(points.replicates["loss"]),
+        noise=points.noise,
+        delta=fitted.delta,
+        fixed=held,
+        scale=scale,
+        weight=points.present.astype(float),
+        steps=100,
+    )
+    stage = LossStage(
+        points=points,
+        scale=scale,
+        fitted=fitted,
+        held=held,
+        thetas=thetas,
+        covariance=_misfit(points, fitted, held),
+        assumed=assumed,
+    )
     return stage if points.optima or assumed else replace(stage, bootstrap=_bootstrap(stage))
 
 
@@ -169,9 +195,17 @@ def _bootstrap(stage: LossStage) -> NDArray[np.float64] | None:
     weight = counts @ (~points.present).astype(float)
     start = np.repeat(fitted.theta[None], len(weight), axis=0)
     drawn, _ = loss_law.descend(
-        start, points.N, points.T, points.loss, points.noise, fitted.delta, stage.held, stage.scale, weight,
+        theta=start,
+        N=points.N,
+        T=points.T,
+        loss=points.loss,
+        noise=points.noise,
+        delta=fitted.delta,
+        fixed=stage.held,
+        scale=stage.scale,
+        weight=weight,
         ceiling=_ceiling(points),
-    )  # fmt: skip
+    )
     return drawn
 
 

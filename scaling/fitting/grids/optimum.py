@@ -217,7 +217,18 @@ def find(
     finite = np.flatnonzero(np.isfinite(loss))
     if not len(finite):
         middle = float(np.sort(B)[len(B) // 2])
-        return Optimum(N, T, float(lr.min()), middle, math.inf, finite, 0, len(lr), axes, sides=("lower lr",))
+        return Optimum(
+            N=N,
+            T=T,
+            lr=float(lr.min()),
+            B=middle,
+            loss=math.inf,
+            used=finite,
+            cells=0,
+            diverged=len(lr),
+            axes=axes,
+            sides=("lower lr",),
+        )
     mean = cell_means(lr, B, loss)
     best = finite[np.argmin(mean[finite])]
     places = np.log(np.stack([lr / lr[best], B / B[best]], axis=1))
@@ -225,16 +236,16 @@ def find(
     z = places[:, chosen]
     used, width, fit = _fitted(z, loss, noise, finite, window)
     found = Optimum(
-        N,
-        T,
-        float(lr[best]),
-        float(B[best]),
-        float(mean[best]),
-        used,
-        len(finite),
-        len(loss) - len(finite),
-        axes,
-        width,
+        N=N,
+        T=T,
+        lr=float(lr[best]),
+        B=float(B[best]),
+        loss=float(mean[best]),
+        used=used,
+        cells=len(finite),
+        diverged=len(loss) - len(finite),
+        axes=axes,
+        window=width,
     )
     border = edges.sides_of(np.zeros(2), places, axes)
     smallest = B.min() <= floor
@@ -295,9 +306,15 @@ def _at_floor(found: Optimum, fit: Quadratic, places: NDArray, finite: NDArray) 
     covariance = np.array([[line.covariance(at)[0, 0], 0.0], [0.0, math.nan]])
     lr, B = found.moved(place)
     return replace(
-        found, lr=lr, B=B, loss=float(line(at)), loss_se=line.error(at), covariance=covariance, verdict="floor",
+        found,
+        lr=lr,
+        B=B,
+        loss=float(line(at)),
+        loss_se=line.error(at),
+        covariance=covariance,
+        verdict="floor",
         sides=("smaller batch",),
-    )  # fmt: skip
+    )
 
 
 def _window(z: NDArray, loss: NDArray, finite: NDArray, window: float | None) -> tuple[NDArray[np.int64], float]:

@@ -116,7 +116,18 @@ def fit_power(
     inflation = np.sum(weights * (y - X @ beta[rows]) ** 2) / spare if spare else math.nan
     covariance[np.ix_(rows, rows)] = inverse * inflation
     law = PowerLaw(math.exp(beta[0]), float(beta[1]), float(beta[2]), dict(scale), tuple(sorted(fixed)))
-    return PowerFit(law, beta, covariance, X, y, weights, between, spare, inflation / weights, pull)
+    return PowerFit(
+        law=law,
+        beta=beta,
+        covariance=covariance,
+        X=X,
+        y=y,
+        weights=weights,
+        between=between,
+        spare=spare,
+        scatter=inflation / weights,
+        pull=pull,
+    )
 
 
 def between_variance(X: NDArray, y: NDArray, variance: NDArray) -> float:

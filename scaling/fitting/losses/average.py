@@ -107,9 +107,16 @@ class LossLaws:
 
 
 def fit_losses(
-    N: ArrayLike, T: ArrayLike, loss: ArrayLike, B: ArrayLike = np.nan, *,
-    noise: ArrayLike | None = None, cluster: ArrayLike | None = None, form: str = "auto", draws: int = DRAWS,
-) -> LossLaws:  # fmt: skip
+    N: ArrayLike,
+    T: ArrayLike,
+    loss: ArrayLike,
+    B: ArrayLike = np.nan,
+    *,
+    noise: ArrayLike | None = None,
+    cluster: ArrayLike | None = None,
+    form: str = "auto",
+    draws: int = DRAWS,
+) -> LossLaws:
     """Fit losses that each are at their best batch and rate.
 
     Args:

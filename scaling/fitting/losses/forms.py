@@ -228,9 +228,17 @@ def fit_form(
         centres[:, known] += random.standard_normal((draws, known.sum())) / sharpness[known]
         starts = np.broadcast_to(theta, centres.shape)
         drawn, _ = descend(
-            form, starts, logs, y, precision, sd=sd, weight=weights[:, label], steps=STEPS, prior=(centres, sharpness),
+            form,
+            starts,
+            logs,
+            y,
+            precision,
+            sd=sd,
+            weight=weights[:, label],
+            steps=STEPS,
+            prior=(centres, sharpness),
             tolerance=1e-6,
-        )  # fmt: skip
+        )
     return FormFit(form, theta, scale, float(sd), np.linalg.pinv(hessian, rcond=1e-12), drawn)
 
 
@@ -299,10 +307,21 @@ def descend(
             centred = prior and (prior[0] if np.ndim(prior[0]) < 2 else prior[0][part], prior[1])
             found.append(
                 descend(
-                    form, theta[part], logs, mine, precision, sd=sd, weight=own, steps=steps, prior=centred, free=free,
-                    exponents=exponents, ceiling=ceiling, tolerance=tolerance,
+                    form,
+                    theta[part],
+                    logs,
+                    mine,
+                    precision,
+                    sd=sd,
+                    weight=own,
+                    steps=steps,
+                    prior=centred,
+                    free=free,
+                    exponents=exponents,
+                    ceiling=ceiling,
+                    tolerance=tolerance,
                 )
-            )  # fmt: skip
+            )
         return tuple(np.concatenate(v) for v in zip(*found))
     theta = theta.copy()
     mean, sharpness = priors.prior_of(CONSTANTS[form]) if prior is None else prior
@@ -356,13 +375,11 @@ def descend(
         if np.all(calm >= 4):
             break
         if len(left) > FEW and np.mean(calm >= 4) > 0.1:
-            found[left], costs[left], kept = theta, cost, calm < 4
-            left, theta, cost, residual, J, away, slope, damping, calm, y, weight, lowest, highest, mean = (
-                values[kept]
-                for values in (
-                    left, theta, cost, residual, J, away, slope, damping, calm, y, weight, lowest, highest, mean
-                )
-            )  # fmt: skip
+            found[left], costs[left] = theta, cost
+            state = (left, theta, cost, residual, J, away, slope, damping, y, weight, lowest, highest, mean, calm)
+            left, theta, cost, residual, J, away, slope, damping, y, weight, lowest, highest, mean, calm = (
+                values[calm < 4] for values in state
+            )
     found[left], costs[left] = theta, cost
     return found, costs
 
@@ -380,11 +397,6 @@ def _starts(form: str, loss: NDArray) -> NDArray:
             if form in ("joint", "floorless"):
                 # An outer power far from 1 has its own valley: inner terms to the 1 / k, exponents divided by k.
                 for k in (0.4, 2.5):
-                    near = {
-                        "Nc": rest ** (1 / k) / 2,
-                        "Tc": rest ** (1 / k) / 2,
-                        "aN": exponent / k,
-                        "aT": exponent / k,
-                    }
+                    near = dict.fromkeys(("Nc", "Tc"), rest ** (1 / k) / 2) | dict.fromkeys(("aN", "aT"), exponent / k)
                     starts.append([np.log((values | near | {"k": k})[name]) for name in CONSTANTS[form]])
     return np.array(starts)

@@ -43,9 +43,14 @@ def fit_law(table: RunTable, options: Options, cost: Cost, provenance: dict[str,
         raise UserError(f"--form three_term: needs the batch, and {table.source} names none (--columns B=...)")
     noise = table.loss_se / table.loss
     fitted = fit_losses(
-        table.N, table.T, table.loss, table.B, form=options.form, cluster=table.run_id,
+        table.N,
+        table.T,
+        table.loss,
+        table.B,
+        form=options.form,
+        cluster=table.run_id,
         noise=noise if np.all(np.isfinite(noise)) else None,
-    )  # fmt: skip
+    )
     _check_slopes(fitted, table)
     warnings += fitted.warnings()
     unknown = dict.fromkeys(("batch", "lr", "curvature", "lr_given_batch"), "the results name no batch and no rate")
@@ -66,7 +71,9 @@ def fit_law(table: RunTable, options: Options, cost: Cost, provenance: dict[str,
         "warnings": warnings,
     }
     parts = {"loss": fitted, "allocation": sizes.allocation}
-    law = law_of(table, table.N, table.T, cost, provenance, unknown, details, **parts)
+    law = law_of(
+        table=table, N=table.N, T=table.T, cost=cost, provenance=provenance, unknown=unknown, fit=details, **parts
+    )
     return law if options.prior is None else with_hyperparameters(law, options.prior)
 
 

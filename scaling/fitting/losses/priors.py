@@ -56,7 +56,6 @@ def remarks(sd: NDArray, slope: NDArray) -> list[str]:
         sd: [constants] standard errors of the logarithms. slope: as ``prior_at`` gives.
     """
     return [
-        " (the prior's: not identified)" if error * prior > LEARNED
-        else " (not identified)" if error > LOOSE else ""
+        " (the prior's: not identified)" if error * prior > LEARNED else " (not identified)" if error > LOOSE else ""
         for error, prior in zip(sd, slope)
-    ]  # fmt: skip
+    ]

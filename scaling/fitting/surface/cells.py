@@ -38,9 +38,16 @@ class Cells:
 
     @staticmethod
     def of_arrays(
-        N: ArrayLike, T: ArrayLike, B: ArrayLike, lr: ArrayLike, loss: ArrayLike, *,
-        run: ArrayLike | None = None, stream: ArrayLike | None = None, n_ctx: float = 0.0,
-    ) -> "Cells":  # fmt: skip
+        N: ArrayLike,
+        T: ArrayLike,
+        B: ArrayLike,
+        lr: ArrayLike,
+        loss: ArrayLike,
+        *,
+        run: ArrayLike | None = None,
+        stream: ArrayLike | None = None,
+        n_ctx: float = 0.0,
+    ) -> "Cells":
         """Cells of arrays that broadcast to one length; each row is a run where ``run`` is None.
 
         Raises:
@@ -64,9 +71,15 @@ class Cells:
 
         table = at_nominal(table)
         return Cells.of_arrays(
-            table.N, table.nominal_T, table.B, table.lr, table.loss,
-            run=table.run_id, stream=table.stream, n_ctx=float(table.n_ctx.max(initial=0)),
-        )  # fmt: skip
+            table.N,
+            table.nominal_T,
+            table.B,
+            table.lr,
+            table.loss,
+            run=table.run_id,
+            stream=table.stream,
+            n_ctx=float(table.n_ctx.max(initial=0)),
+        )
 
     def rows(self, chosen: NDArray) -> "Cells":
         """The cells that a mask or an index array chooses."""

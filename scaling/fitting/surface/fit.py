@@ -52,7 +52,18 @@ def fit_surface(cells: Cells, form: str = "auto", batch: str = "auto", bent: boo
     tests = diagnostics.lack_of_fit(problem, tested)
     if members:
         tests += diagnostics.steepening(cells, chosen.solution)
-    return Surface(cells, scale, lr_scale, tuple(shapes), members, no_form, domain, freedom, tests, rival)
+    return Surface(
+        cells=cells,
+        scale=scale,
+        lr_scale=lr_scale,
+        shapes=tuple(shapes),
+        members=members,
+        no_form=no_form,
+        domain=domain,
+        freedom=freedom,
+        lack_of_fit=tests,
+        rival=rival,
+    )
 
 
 def _useful(cells: Cells) -> NDArray[np.bool_]:

@@ -82,7 +82,12 @@ def problem_of(cells: Cells, inputs: Inputs) -> Problem:
     time, size = (np.unique(v, return_inverse=True)[1] for v in (cells.T, cells.N))
     h = inputs.l - inputs.b
     return Problem(
-        inputs, y, ~finite, noise.Rows(inputs.n, inputs.t, h, inputs.grid, size, cells.run, cells.stream, time)
+        inputs,
+        y,
+        ~finite,
+        noise.Rows(
+            n=inputs.n, t=inputs.t, h=h, grid=inputs.grid, size=size, run=cells.run, stream=cells.stream, time=time
+        ),
     )
 
 
@@ -104,9 +109,13 @@ def effects_of(model: Model) -> tuple[str, ...]:
 
 
 def solve(
-    problem: Problem, model: Model, theta: NDArray, phi: NDArray | None = None, rounds: int = ROUNDS,
+    problem: Problem,
+    model: Model,
+    theta: NDArray,
+    phi: NDArray | None = None,
+    rounds: int = ROUNDS,
     inflation: NDArray | None = None,
-) -> Solution:  # fmt: skip
+) -> Solution:
     """Fit a model with its noise from the best of the starts; with no ``rounds``, at the noise that is given."""
     phi = noise.START.copy() if phi is None else phi
     structure = noise.structure_of(problem.rows, ~problem.censored, effects_of(model))
@@ -125,15 +134,30 @@ def solve(
     theta, mean, cost = descend(problem, structure, model, theta, phi, inflation)
     robust = _robust_factor(problem, structure, mean, phi)
     covariance = covariance_of(structure, model, theta, mean=mean, phi=phi, inflation=inflation * robust)
-    return Solution(model, theta, covariance, phi, structure, inflation, mean, cost, robust)
+    return Solution(
+        model=model,
+        theta=theta,
+        covariance=covariance,
+        phi=phi,
+        structure=structure,
+        inflation=inflation,
+        mean=mean,
+        cost=cost,
+        robust=robust,
+    )
 
 
 # A step too far runs out of numbers, and is taken back.
 @np.errstate(over="ignore", invalid="ignore")
 def descend(
-    problem: Problem, structure: noise.Structure, model: Model, theta: NDArray, phi: NDArray, inflation: NDArray,
+    problem: Problem,
+    structure: noise.Structure,
+    model: Model,
+    theta: NDArray,
+    phi: NDArray,
+    inflation: NDArray,
     steps: int = 40,
-) -> tuple[NDArray, shape.Mean, float]:  # fmt: skip
+) -> tuple[NDArray, shape.Mean, float]:
     """Levenberg-Marquardt steps at fixed noise."""
     free = model.free
     mean = shape.evaluate(model, theta, problem.inputs)

@@ -22,9 +22,13 @@ STEPS = 5
 STRAIGHT = {"r": 0.0}
 # (batch shape, whether the rate's slope in ln B may change), simplest first.
 CANDIDATES = (
-    ("one_sided", False), ("two_sided", False), ("ellipse", False),
-    ("one_sided", True), ("two_sided", True), ("ellipse", True),
-)  # fmt: skip
+    ("one_sided", False),
+    ("two_sided", False),
+    ("ellipse", False),
+    ("one_sided", True),
+    ("two_sided", True),
+    ("ellipse", True),
+)
 
 
 @dataclass(frozen=True)

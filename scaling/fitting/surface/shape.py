@@ -37,12 +37,25 @@ BATCH = {
 # [mean, sd] of the constants' priors. They matter where cells are few: six cells a grid without them cost 1 % of the
 # loss on Step Law's grids, 0.2 % with them. A factor of 2 in the rate costs 0.4 to 0.5 % on public grids: k is 0.02.
 PRIORS = {
-    "aB": (0.5, 0.3), "aT": (0.0, 0.5), "aN": (-0.3, 0.5), "ln_k": (np.log(0.03), 1.0), "g": (0.0, 0.5),
-    "ln_s": (np.log(0.05), 1.0), "b": (0.0, 2.5), "bT": (0.5, 0.5), "bN": (0.0, 0.5), "ln_c": (np.log(0.05), 1.0),
+    "aB": (0.5, 0.3),
+    "aT": (0.0, 0.5),
+    "aN": (-0.3, 0.5),
+    "ln_k": (np.log(0.03), 1.0),
+    "g": (0.0, 0.5),
+    "ln_s": (np.log(0.05), 1.0),
+    "b": (0.0, 2.5),
+    "bT": (0.5, 0.5),
+    "bN": (0.0, 0.5),
+    "ln_c": (np.log(0.05), 1.0),
     "ln_w": (0.0, 0.5),
-    "ln_d": (np.log(0.02), 1.0), "ln_m": (np.log(0.015), 1.0), "h": (0.0, 0.5),
-    "kT": (0.0, 0.1), "kN": (0.0, 0.1), "kB": (0.0, 0.2), "r": (0.0, 0.1),
-}  # fmt: skip
+    "ln_d": (np.log(0.02), 1.0),
+    "ln_m": (np.log(0.015), 1.0),
+    "h": (0.0, 0.5),
+    "kT": (0.0, 0.1),
+    "kN": (0.0, 0.1),
+    "kB": (0.0, 0.2),
+    "r": (0.0, 0.1),
+}
 
 
 @dataclass(frozen=True)

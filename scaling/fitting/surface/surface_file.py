@@ -79,10 +79,16 @@ def from_dict(raw: Any, lack_of_fit: Any = None) -> Surface:
         raise UserError("surface.no_form must say why there are no forms, and be null where there are")
     scale = forms.Scale(reference["N"], reference["T"], reference["B"])
     surface = Surface(
-        cells, scale, reference["lr"],
-        tuple(candidate for candidate, _ in shapes), members, raw["no_form"], domain,
-        _number(raw["freedom"], "surface.freedom", 0), _tests(lack_of_fit),
-    )  # fmt: skip
+        cells=cells,
+        scale=scale,
+        lr_scale=reference["lr"],
+        shapes=tuple(candidate for candidate, _ in shapes),
+        members=members,
+        no_form=raw["no_form"],
+        domain=domain,
+        freedom=_number(raw["freedom"], "surface.freedom", 0),
+        lack_of_fit=_tests(lack_of_fit),
+    )
     surface.__dict__["draws"] = [pair for pair in shapes if pair[0].weight > 0]  # as drawn, not drawn again
     return surface
 
@@ -182,11 +188,20 @@ def _solution(raw: dict[str, Any], where: str, form: str, lowest: float = 0.0) -
         phi = _values(raw["noise"], f"{where}.noise", noise.NAMES)
         inflation = _number(raw["inflation"], f"{where}.inflation", 0)
     none, nobody = np.zeros(0), np.zeros(0, dtype=np.int64)
-    rows = noise.Rows(none, none, none, nobody, nobody, nobody, nobody, nobody)
+    rows = noise.Rows(n=none, t=none, h=none, grid=nobody, size=nobody, run=nobody, stream=nobody, time=nobody)
     mean = shape.Mean(none, np.zeros((0, len(names))), none, none, none, np.zeros((0, 0), dtype=bool))
     structure = noise.Structure(rows, (), nobody, least_squares.effects_of(model))
     inflated = np.array([inflation * least_squares.NORMAL])
-    return least_squares.Solution(model, theta, covariance, phi, structure, inflated, mean, float("nan"))
+    return least_squares.Solution(
+        model=model,
+        theta=theta,
+        covariance=covariance,
+        phi=phi,
+        structure=structure,
+        inflation=inflated,
+        mean=mean,
+        cost=float("nan"),
+    )
 
 
 def _cells(raw: Any, n_ctx: float) -> Cells:

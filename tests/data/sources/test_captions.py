@@ -103,18 +103,32 @@ def test_other_columns_and_another_root(folder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.csv", "path,label\na.mp4,x\n", r"m\.csv: no column of captions \(there are: path, label\); name it with "
-         r"--caption-column NAME, or give --no-captions"),
+        (
+            "m.csv",
+            "path,label\na.mp4,x\n",
+            r"m\.csv: no column of captions \(there are: path, label\); name it with "
+            r"--caption-column NAME, or give --no-captions",
+        ),
         ("m.jsonl", '{"path": "a.mp4", "title": "x"}\n', r"no column of captions \(there are: path, title\)"),
-        ("m.csv", "path,text,prompt\na.mp4,x,y\n", "'text' and 'prompt' may both be the caption; choose one with "
-         "--caption-column NAME"),
+        (
+            "m.csv",
+            "path,text,prompt\na.mp4,x,y\n",
+            "'text' and 'prompt' may both be the caption; choose one with --caption-column NAME",
+        ),
         ("m.csv", "path,caption,caption\na.mp4,x,y\n", "'caption' and 'caption' may both be .* rename one"),
         ("m.jsonl", '{"path": "a.mp4", "cap": "x"}\n{"path": "b.mp4", "text": "x"}\n', "'cap' and 'text' may both"),
-        ("m.jsonl", '{"path": "a.mp4", "caption": "x"}\n{"path": "b.mp4", "Text": "x"}\n',
-         "line 2: 'Text' where other rows have 'caption'; rename one"),
+        (
+            "m.jsonl",
+            '{"path": "a.mp4", "caption": "x"}\n{"path": "b.mp4", "Text": "x"}\n',
+            "line 2: 'Text' where other rows have 'caption'; rename one",
+        ),
         ("m.csv", "Path,PATH,caption\na.mp4,b.mp4,x\n", "'Path' and 'PATH' may both be the path"),
-        ("m.csv", "path,caption\nb.mp4,ok\na.mp4,a red ball, rolling\n", r"line 3: 3 fields where the header has 2; "
-         "put a caption that holds ',' into double quotes"),
+        (
+            "m.csv",
+            "path,caption\nb.mp4,ok\na.mp4,a red ball, rolling\n",
+            r"line 3: 3 fields where the header has 2; "
+            "put a caption that holds ',' into double quotes",
+        ),
         ("m.tsv", "path\tcaption\na.mp4\ta\tb\n", r"line 2: 3 fields .* holds '\\t'"),
         ("m.csv", 'path,caption\na.mp4,"a ball\nb.mp4,a dog\n', "line 2: a quote that opens in this row is never"),
         ("m.json", '[{"path": "a.mp4", "caption": "x"}, 3]', "item 2: not a JSON object"),
@@ -126,7 +140,7 @@ def test_other_columns_and_another_root(folder, tmp_path):
         ("m.csv.gz", gzip.compress(b"path,caption\na.mp4,x\n" * 50, mtime=0)[:30], "not a whole gzip file"),
         ("m.tar.gz", b"", r"m\.tar\.gz: neither a folder of videos nor a manifest"),
     ],
-)  # fmt: skip
+)
 def test_what_would_lose_captions_is_a_users_error(folder, name, content, message):
     write(folder, **{name: content})
     with pytest.raises(UserError, match=message):
@@ -179,13 +193,15 @@ def test_captions_beside_videos(folder, files, captions):
         ({"a.TXT": "one", "a.txt": "two"}, r"a\.TXT and .*a\.txt may both be the caption"),
         ({"a.text": "one", "a.prompt": "two"}, r"a\.text and .*a\.prompt may both be the caption"),
         ({"a.json": '{"text": "one", "prompt": "two"}'}, r"a\.json: 'text' and 'prompt' may both be the caption"),
-        ({"a.json": '{"title": "one"}', "b.json": '{"views": 1}'},
-         r"no caption in any of the 2 \.json \(their keys: title, views\); name it with --caption-column"),
+        (
+            {"a.json": '{"title": "one"}', "b.json": '{"views": 1}'},
+            r"no caption in any of the 2 \.json \(their keys: title, views\); name it with --caption-column",
+        ),
         ({"a.json": '"one"'}, r"a\.json: not a JSON object with 'caption'"),
         ({"a.json": "[" * 100_000}, r"a\.json: not JSON \(nested too deep"),
         ({"a.txt": b"x" * (LIMIT_BYTES + 1)}, r"a\.txt: longer than 16 MiB"),
     ],
-)  # fmt: skip
+)
 def test_files_that_would_lose_captions_are_a_users_error(folder, files, message):
     write(folder, **files)
     with pytest.raises(UserError, match=message):

@@ -17,9 +17,17 @@ def picture(number: int, height: int, width: int) -> np.ndarray:
 
 
 def make_video(
-    path, frames=30, height=48, width=64, codec="libx264", pix_fmt="yuv420p", options=None, times=None, coding=None,
+    path,
+    frames=30,
+    height=48,
+    width=64,
+    codec="libx264",
+    pix_fmt="yuv420p",
+    options=None,
+    times=None,
+    coding=None,
     sound_first=False,
-):  # fmt: skip
+):
     """A video of ``picture(0)``, ``picture(1)``, ... at 24 frames a second, or at ``times`` / 24 s;
     ``sound_first`` puts a stream of silence before it."""
     with av.open(str(path), "w", options=options or {}) as container:

@@ -90,10 +90,15 @@ class Cluster:
         try:
             socket_path = self.folder / "munge.socket"
             self._start(
-                "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={socket_path}",
-                f"--pid-file={self.folder}/munged.pid", f"--log-file={self.folder}/munged.log",
+                "munged",
+                "--foreground",
+                "--force",
+                f"--key-file={key}",
+                f"--socket={socket_path}",
+                f"--pid-file={self.folder}/munged.pid",
+                f"--log-file={self.folder}/munged.log",
                 f"--seed-file={self.folder}/munged.seed",
-            )  # fmt: skip
+            )
             wait_until(socket_path.exists, 20)
             self._start("slurmctld", "-D")
             for node in NODES:

@@ -82,8 +82,15 @@ def test_one_diverges_one_crashes_twice_and_one_always(
 @pytest.mark.parametrize("stack", [1, 2], ids=["alone", "stacked"])
 def test_a_console_log_on_a_full_disk_ends_no_cell(stack: int, cache: Path, tmp_path: Path) -> None:
     """No result is made of it, and its error named no file."""
-    sweep = write_sweep(tmp_path, cache, {"validation": {"timesteps": 1}, "log": {"every_steps": 1}}, milestones=[640],
-                        lr=[1e-3, 2e-3], batch_tokens=[64], executor={"workers": 1, "stack": stack})  # fmt: skip
+    sweep = write_sweep(
+        tmp_path,
+        cache,
+        {"validation": {"timesteps": 1}, "log": {"every_steps": 1}},
+        milestones=[640],
+        lr=[1e-3, 2e-3],
+        batch_tokens=[64],
+        executor={"workers": 1, "stack": stack},
+    )
     for cell in json.loads(tool("status", sweep, "--json").stdout)["cells"]:
         console = tmp_path / "runs" / "grid" / cell["run_id"] / "console.log"
         console.parent.mkdir(parents=True)

@@ -111,12 +111,15 @@ def test_killed_in_mid_stack_and_finished_alone(sweep: Path, tmp_path: Path) -> 
     close(killed, results(sweep))
 
 
-@pytest.mark.parametrize(("executor", "said"), [
-    ({"stack": "all"}, "executor.stack=all: auto, or how many"),
-    ({"stack": 0}, "executor.stack=0: auto, or how many"),
-    ({"stack": 4, "processes": 2}, "executor.stack=4: cells of several processes"),
-    ({"stop_hopeless": True}, "executor.stop_hopeless: no cell is stopped early any more; remove the key"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("executor", "said"),
+    [
+        ({"stack": "all"}, "executor.stack=all: auto, or how many"),
+        ({"stack": 0}, "executor.stack=0: auto, or how many"),
+        ({"stack": 4, "processes": 2}, "executor.stack=4: cells of several processes"),
+        ({"stop_hopeless": True}, "executor.stop_hopeless: no cell is stopped early any more; remove the key"),
+    ],
+)
 def test_stacks_that_cannot_be_are_refused(sweep: Path, executor: dict, said: str) -> None:
     edit(sweep, executor=executor)
     out = tool("run", sweep, status=2)

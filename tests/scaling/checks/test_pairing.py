@@ -39,7 +39,7 @@ def errors(side: int, along_rates: float, along_both: float) -> dict[str, np.nda
     random, found, told = np.random.default_rng(0), [], []
     for _ in range(GRIDS):
         loss = 1 + excess + NOISE * root @ random.standard_normal(len(x))
-        optimum = find(1e6, 1e8, np.exp(x), np.exp(y), loss, np.full(len(x), NOISE), None)
+        optimum = find(N=1e6, T=1e8, lr=np.exp(x), B=np.exp(y), loss=loss, noise=np.full(len(x), NOISE), window=None)
         if optimum.interior:
             found.append([np.log(optimum.lr), np.log(optimum.B), (optimum.loss - 1) / NOISE])
             told.append([*np.diag(optimum.covariance), (optimum.loss_se / NOISE) ** 2])

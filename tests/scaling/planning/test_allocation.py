@@ -12,9 +12,11 @@ from videoscaling.scaling.planning import allocation
 def test_minimise_against_a_general_optimiser(paper, cost):
     for C in (1e18, 1e20, 1e22):
         found = minimize_scalar(
-            lambda x, C=C: float(paper.loss(np.exp(x), C / cost(np.exp(x)))), bounds=(np.log(1e6), np.log(1e12)),
-            method="bounded", options={"xatol": 1e-9},
-        )  # fmt: skip
+            lambda x, C=C: float(paper.loss(np.exp(x), C / cost(np.exp(x)))),
+            bounds=(np.log(1e6), np.log(1e12)),
+            method="bounded",
+            options={"xatol": 1e-9},
+        )
         # The loss is so flat that a general optimiser only finds its minimum to the root of the rounding error.
         assert float(allocation.optimum(paper.loss, C, cost)) == pytest.approx(np.exp(found.x), rel=1e-3)
 

@@ -201,9 +201,11 @@ def test_captions_name_formula_runs_commit_and_date(sources):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("heat_maps", "no grids over (lr, B)"), ("hyperparameters", "no grids over (lr, B)"), ("fixed_pair", "grids"),
+        ("heat_maps", "no grids over (lr, B)"),
+        ("hyperparameters", "no grids over (lr, B)"),
+        ("fixed_pair", "grids"),
     ],
-)  # fmt: skip
+)
 def test_rows_without_grids_leave_figures_out_by_name(paper, cost, name, reason):
     table = simulate.run_table(paper, [(N, np.nan, np.nan) for N in SMALL], TOKENS, 1e-4)
     table.loss[4] = np.inf

@@ -79,10 +79,15 @@ def test_page_is_whole_and_self_contained(sources, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"N": 1e9, "milestones": []}, {"milestones": [{}]}, result(0.52) | {"N": None}, result(0.52) | {"N": 0},
-        result(-1.0), result(0.52, T=None), result(None) | {"N": 1e9, "milestones": [{"tokens": 1e9}]},
+        {"N": 1e9, "milestones": []},
+        {"milestones": [{}]},
+        result(0.52) | {"N": None},
+        result(0.52) | {"N": 0},
+        result(-1.0),
+        result(0.52, T=None),
+        result(None) | {"N": 1e9, "milestones": [{"tokens": 1e9}]},
     ],
-)  # fmt: skip
+)
 def test_a_run_without_what_is_compared_is_refused(swept, wrong):
     with pytest.raises(UserError, match="planned run"):
         compare(swept[1], wrong)
@@ -98,10 +103,12 @@ ALL = {figure.__name__ for figure in report.FIGURES}
         ({"domain": NOWHERE, "n_ctx": None}, set()),
         ({"curvature": None, "lr_given_batch": None, "draws": None, "allocation": None, "fit": {}}, set()),
         ({"loss": None, "allocation": None}, {"size_interval", "predicted_measured", "residuals"}),
-        ({"batch": None, "lr": None, "fit": {"window": None, "intervals": None, "warnings": None, "method": None}},
-         {"hyperparameters"}),
+        (
+            {"batch": None, "lr": None, "fit": {"window": None, "intervals": None, "warnings": None, "method": None}},
+            {"hyperparameters"},
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_law_that_lacks_parts_is_drawn_as_far_as_it_goes(cost, swept, few, tmp_path, pictures, lacking, left_out):
     raw = law_file.to_dict(swept[1]) | lacking
     if "fit" in lacking:
@@ -124,7 +131,7 @@ def test_a_law_without_a_window_takes_the_default(cost, swept, sources, paper):
 
 def test_best_cells_that_stand_in_are_named(paper, cost, tmp_path, monkeypatch, pictures):
     """Fitted by force: what is drawn hollow entered the law, and no text says the contrary."""
-    cells = simulate.grid(paper, np.geomspace(1e7, 1e8, 5), TOKENS, 4, 4, 2.0, 4.0)
+    cells = simulate.grid(law=paper, N=np.geomspace(1e7, 1e8, 5), T=TOKENS, batches=4, rates=4, factor=2.0, offset=4.0)
     table = simulate.run_table(paper, cells, TOKENS, 1e-4, n_ctx=1280)
     law = fit.fit(table, "all", fit.Options(force=True), cost, {"name": "forced"}).law
     monkeypatch.setattr(report, "FIGURES", (pair_figures.hyperparameters, error_figures.predicted_measured))

@@ -146,9 +146,15 @@ def candidates(unit: float = 1.0) -> tuple[Cells, np.ndarray]:
 
 def in_units(cells: Cells, factor: float) -> Cells:
     return Cells.of_arrays(
-        cells.N * factor, cells.T * factor, cells.B * factor, cells.lr * factor, cells.loss * factor,
-        run=cells.run, stream=cells.stream, n_ctx=cells.n_ctx * factor,
-    )  # fmt: skip
+        cells.N * factor,
+        cells.T * factor,
+        cells.B * factor,
+        cells.lr * factor,
+        cells.loss * factor,
+        run=cells.run,
+        stream=cells.stream,
+        n_ctx=cells.n_ctx * factor,
+    )
 
 
 def test_the_choice_does_not_depend_on_units(surface):

@@ -88,9 +88,14 @@ def test_cells_that_wait_are_not_asked_for(few) -> None:
 
 def test_nothing_above_a_rate_that_diverged(few) -> None:
     dead = Cells.of_arrays(
-        np.append(few.N, 1e6), np.append(few.T, few.T.max()), np.append(few.B, few.B.max()), np.append(few.lr, 1e-3),
-        np.append(few.loss, np.inf), run=np.append(few.run, few.run.max() + 1), n_ctx=planted.CLIP,
-    )  # fmt: skip
+        np.append(few.N, 1e6),
+        np.append(few.T, few.T.max()),
+        np.append(few.B, few.B.max()),
+        np.append(few.lr, 1e-3),
+        np.append(few.loss, np.inf),
+        run=np.append(few.run, few.run.max() + 1),
+        n_ctx=planted.CLIP,
+    )
     found = [one for one in asked(dead).proposals if one.N == 1e6]
     assert found
     assert all(one.lr < 1e-3 or few.B.max() < one.B for one in found), "larger batches may want higher rates"
@@ -101,8 +106,9 @@ def test_a_size_that_only_diverges_is_left_alone_after_three_decades(few) -> Non
     dead = Cells.of_arrays(3e6, 1e8, 500.0, lr, np.inf)
     cells = Cells.of_arrays(
         *(np.concatenate([getattr(few, name), getattr(dead, name)]) for name in ("N", "T", "B", "lr", "loss")),
-        run=np.concatenate([few.run, dead.run + few.run.max() + 1]), n_ctx=planted.CLIP,
-    )  # fmt: skip
+        run=np.concatenate([few.run, dead.run + few.run.max() + 1]),
+        n_ctx=planted.CLIP,
+    )
     found = asked(cells)
     assert found.dead == (3e6,)
     assert 3e6 not in {one.N for one in found.proposals}

@@ -20,8 +20,12 @@ from videoscaling.utils.errors import UserError
 COST = proportional()
 CLIP = int(planted.CLIP)
 EXPONENTS = {
-    "aB": planted.SLOPE, "aT": planted.RATE_T, "aN": planted.RATE_N, "bT": planted.BATCH_T, "bN": planted.BATCH_N
-}  # fmt: skip
+    "aB": planted.SLOPE,
+    "aT": planted.RATE_T,
+    "aN": planted.RATE_N,
+    "bT": planted.BATCH_T,
+    "bN": planted.BATCH_N,
+}
 FAR = Target(4e7, 4e9, 6 * 4e7 * 4e9)
 
 

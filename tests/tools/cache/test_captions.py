@@ -102,8 +102,11 @@ def test_names_that_are_not_utf8_are_kept(run, tmp_path, backend, workers):
     assert name == "caf\udce9"
     rows = [json.loads(line) for line in (tmp_path / "x/captions.jsonl").open()]
     assert {row["key"]: row["caption"] for row in rows} == {
-        f"{name}.mp4#0": "a ball", f"{name}.mp4#5": "a ball", "b.mp4#0": "a dog", "b.mp4#5": "a dog",
-    }  # fmt: skip
+        f"{name}.mp4#0": "a ball",
+        f"{name}.mp4#5": "a ball",
+        "b.mp4#0": "a dog",
+        "b.mp4#5": "a dog",
+    }
     (rejected,) = [json.loads(line) for line in (tmp_path / "x/rejected.jsonl").open()]
     assert (rejected["source"], rejected["reason"]) == (f"{name}-broken.mp4", "unreadable")
     cache = LatentCache(tmp_path / "x")
@@ -119,6 +122,20 @@ def test_the_settings_of_a_cache_have_no_new_keys(run, videos, tmp_path):
     """A key more would be another fingerprint, and every cache another one."""
     assert run("--source", videos, "--out", tmp_path / "x")[0] == 0
     assert set(read_index(tmp_path / "x")["settings"]) == {
-        "format", "frames", "height", "width", "source", "videos", "videos_hash", "clips", "clips_per_video",
-        "fps_wanted", "hop", "backend", "validation", "stride", "vae_fingerprint", "text_fingerprint",
-    }  # fmt: skip
+        "format",
+        "frames",
+        "height",
+        "width",
+        "source",
+        "videos",
+        "videos_hash",
+        "clips",
+        "clips_per_video",
+        "fps_wanted",
+        "hop",
+        "backend",
+        "validation",
+        "stride",
+        "vae_fingerprint",
+        "text_fingerprint",
+    }

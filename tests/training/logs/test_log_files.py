@@ -11,7 +11,7 @@ from videoscaling.sweeps.state import last_metrics
 from videoscaling.training.checkpoint import checkpoint_paths
 from videoscaling.training.config import load_config
 from videoscaling.training.logs.log_files import Board, MetricsFile
-from videoscaling.training.trainer import train
+from videoscaling.training.train import train
 
 FAULTS = {
     "null": b"null\n",
@@ -86,9 +86,16 @@ def test_a_full_disk_is_said_once_and_later_lines_are_tried_again(
 
 
 @pytest.mark.parametrize(
-    "last", [b"[]\n", b"null\n", b'{"tokens": 1}\n', b'{"tokens": "x", "tokens_per_second": 1}\n', b"[" * 3000 + b"\n",
-             b'{"tokens": 1, "tokens_per_second": 1, "share": 0}\n']
-)  # fmt: skip
+    "last",
+    [
+        b"[]\n",
+        b"null\n",
+        b'{"tokens": 1}\n',
+        b'{"tokens": "x", "tokens_per_second": 1}\n',
+        b"[" * 3000 + b"\n",
+        b'{"tokens": 1, "tokens_per_second": 1, "share": 0}\n',
+    ],
+)
 def test_a_status_does_not_trust_the_last_line(tmp_path: Path, last: bytes) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(line(1) + last)
     assert last_metrics(tmp_path) is None

@@ -15,7 +15,7 @@ from videoscaling.training.config import load_config
 from videoscaling.training.planning import account as module
 from videoscaling.training.planning.account import Machine, account, print_account
 from videoscaling.training.planning.dry_run import dry_run
-from videoscaling.utils.devices import FLOAT32_PEAK_FLOPS
+from videoscaling.utils.devices import GPUS
 from videoscaling.utils.errors import UserError
 
 GPU = ROOT / "configs" / "train" / "gpu.yaml"
@@ -39,8 +39,13 @@ def test_a_large_run_without_data_or_gpu(capsys: pytest.CaptureFixture[str]) -> 
     assert found["warnings"] == []
     assert print_account(config, 1280, Machine(gpus=8), as_json=False) == 0
     text = capsys.readouterr().out
-    for part in ("2,524,097,552", "8 x h100, fsdp, micro-batch of 4", "39.4 of 80 GB", "MFU 0.4 of 9.89e+14 FLOP/s",
-                 "assumed     text of 512 tokens"):  # fmt: skip
+    for part in (
+        "2,524,097,552",
+        "8 x h100, fsdp, micro-batch of 4",
+        "39.4 of 80 GB",
+        "MFU 0.4 of 9.89e+14 FLOP/s",
+        "assumed     text of 512 tokens",
+    ):
         assert part in text
 
 
@@ -79,7 +84,7 @@ def test_memory_is_that_of_micro_batches_of_one_size() -> None:
 def test_the_help_lists_the_gpus() -> None:
     done = call("train.py", "--help")
     assert done.returncode == 0
-    assert all(name in done.stdout for name in FLOAT32_PEAK_FLOPS)
+    assert all(name in done.stdout for name in GPUS)
 
 
 def test_a_beta2_that_its_range_keeps_is_warned_about() -> None:
@@ -94,7 +99,7 @@ def test_auto_is_what_the_gpu_has_and_float32_counts_at_its_own_peak() -> None:
         found = account(load_config(GPU, [*LARGE, *FITS, *keys]), 1280, Machine(gpu, 8))
         assert found["config"]["train"]["dtype"] == dtype
         peak = found["flops"]["C"] / (found["time"]["gpu_hours"] * 3600 * 0.4)
-        assert peak == pytest.approx(FLOAT32_PEAK_FLOPS[gpu])
+        assert peak == pytest.approx(GPUS[gpu].float32)
 
 
 def test_with_a_cache_it_agrees_with_the_dry_run(

@@ -161,9 +161,13 @@ def test_the_activations_formula_is_what_autograd_keeps(dtype: str, recompute: b
     model = VideoDiT(DiTConfig(layers, width, 2, 4, (1, 1, 1), 64), dtype=getattr(torch, dtype))
     model.recompute = recompute
     counted = saved_bytes(model, clips, n_ctx, text)
-    formula = memory_formula.activation_bytes(layers, width, n_ctx, text, clips, dtype, recompute)
+    formula = memory_formula.activation_bytes(
+        layers=layers, width=width, n_ctx=n_ctx, text_tokens=text, clips=clips, dtype=dtype, recompute=recompute
+    )
     if recompute:  # one block's rest is there only while the backward pass is at it
-        formula -= memory_formula.activation_bytes(1, width, n_ctx, text, clips, dtype, False)
+        formula -= memory_formula.activation_bytes(
+            layers=1, width=width, n_ctx=n_ctx, text_tokens=text, clips=clips, dtype=dtype, recompute=False
+        )
         formula += clips * n_ctx * width * memory_formula.KEPT_OUTSIDE
     assert formula == pytest.approx(counted, rel=0.15)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import videoscaling.training.stacked.loop
-import videoscaling.training.trainer
+import videoscaling.training.train
 from tests.training.test_trainer import losses, metrics, overrides, result
 from videoscaling.training.batches import BatchLoader, Samples
 from videoscaling.training.checkpoint import checkpoint_paths
@@ -22,7 +22,8 @@ from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.stacked.loop import CONSOLE, train_stacked
 from videoscaling.training.stacked.stack_key import row_bytes
 from videoscaling.training.stacked.step import StackedStep
-from videoscaling.training.trainer import Trainer, prepare, train
+from videoscaling.training.train import prepare, train
+from videoscaling.training.trainer import Trainer
 from videoscaling.utils.errors import PREEMPTED, UserError
 from videoscaling.utils.locks import lock_run_dir
 
@@ -380,7 +381,7 @@ def test_what_a_run_is_warned_of_is_in_its_console(cache: Path, tmp_path: Path) 
     assert str(damaged.parent) not in ours
 
 
-@pytest.mark.parametrize("module", [videoscaling.training.stacked.loop, videoscaling.training.trainer])
+@pytest.mark.parametrize("module", [videoscaling.training.stacked.loop, videoscaling.training.train])
 def test_runs_that_were_finished_while_they_were_waited_for(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object
 ) -> None:
@@ -390,7 +391,7 @@ def test_runs_that_were_finished_while_they_were_waited_for(
     @contextlib.contextmanager
     def waited(directory: Path, wait: bool = False) -> Iterator[None]:
         with monkeypatch.context() as patch:
-            patch.setattr(videoscaling.training.trainer, "lock_run_dir", lock_run_dir)
+            patch.setattr(videoscaling.training.train, "lock_run_dir", lock_run_dir)
             assert train(config) == 0
         before.append((directory / "metrics.jsonl").stat().st_mtime_ns)
         with lock_run_dir(directory, wait):

@@ -93,7 +93,9 @@ def test_hyperparameter_intervals_cover(paper, cost, scattered_grids):
     ("sizes", "tokens", "scatter"), [(4, 3, 0.1), (4, 3, 0.2), (3, 2, 0.1), (3, 2, 0.2), (2, 2, 0.1), (2, 2, 0.2)]
 )
 def test_hyperparameter_intervals_cover_where_grids_scatter(paper, cost, scattered_grids, sizes, tokens, scatter):
-    covered = hyper_coverage(paper, cost, scattered_grids, 400, sizes, tokens, scatter)
+    covered = hyper_coverage(
+        paper=paper, cost=cost, scattered_grids=scattered_grids, count=400, sizes=sizes, tokens=tokens, scatter=scatter
+    )
     print(sizes, tokens, scatter, covered)
     assert all(0.90 <= value <= 0.99 for value in covered.values()), covered
 

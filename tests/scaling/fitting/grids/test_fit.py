@@ -340,10 +340,17 @@ def test_clips_are_an_error_that_rows_said_to_be_optima_share_too(paper, cost, t
     assert width == pytest.approx(np.std(by_clip) / 8, rel=0.1)
     # An outlier weighs little, as it does where the noise is known.
     moved = [
-        fit.fit(dataclasses.replace(x, loss=x.loss * np.where(np.arange(25) == 7, 1.01, 1)), "loss",
-                fit.Options(optima=True), cost, NOWHERE).law.loss(1e9, 2e10) / x_law.loss(1e9, 2e10) - 1
+        fit.fit(
+            dataclasses.replace(x, loss=x.loss * np.where(np.arange(25) == 7, 1.01, 1)),
+            "loss",
+            fit.Options(optima=True),
+            cost,
+            NOWHERE,
+        ).law.loss(1e9, 2e10)
+        / x_law.loss(1e9, 2e10)
+        - 1
         for x, x_law in ((table, alone), (dataclasses.replace(folder, samples=table.samples), law))
-    ]  # fmt: skip
+    ]
     assert abs(moved[1]) < 2 * abs(moved[0]) + 1e-4
 
 

@@ -17,7 +17,7 @@ NOWHERE = {"name": "test"}
 
 
 def swept(paper, sizes=SIZES, offset=0.0, noise=1e-4):
-    cells = simulate.grid(paper, sizes, TOKENS, 5, 5, 2.0, offset)
+    cells = simulate.grid(law=paper, N=sizes, T=TOKENS, batches=5, rates=5, factor=2.0, offset=offset)
     return simulate.run_table(paper, cells, TOKENS, noise, n_ctx=1280)
 
 

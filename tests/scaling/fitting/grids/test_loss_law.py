@@ -109,8 +109,8 @@ def test_a_point_of_no_weight_is_left_out():
     weight = np.ones(36)
     weight[7] = 0.0
     (theta,), (objective,) = loss_law.descend(
-        fit.theta[None], N, T, loss, None, 1.0, {}, UNITS, weight
-    )  # fmt: skip
+        theta=fit.theta[None], N=N, T=T, loss=loss, noise=None, delta=1.0, fixed={}, scale=UNITS, weight=weight
+    )
     assert objective < 1e-12
     assert np.exp(theta[4]) == pytest.approx(0.5, rel=1e-4)
     assert fit.law.Linf != pytest.approx(0.5, rel=1e-2)

@@ -38,10 +38,15 @@ def test_a_form_without_a_floor_counts_only_where_the_losses_show_none():
     fitted, far = N < 2e9, (3e11, 3e13)
     auto, joint = (fit_losses(N[fitted], T[fitted], loss[fitted], form=form) for form in ("auto", "joint"))
     truth = ((far[0] / 5e6) ** -0.6 + (far[1] / 3e8) ** -0.65) ** 0.2 * 4
-    error, width = (np.array([abs(np.log(v)) for v in pair]) for pair in zip(*(
-        (law.predict(*far).mean[0] / truth, (law.predict(*far).mean_high / law.predict(*far).mean_low)[0])
-        for law in (auto, joint)
-    )))  # fmt: skip
+    error, width = (
+        np.array([abs(np.log(v)) for v in pair])
+        for pair in zip(
+            *(
+                (law.predict(*far).mean[0] / truth, (law.predict(*far).mean_high / law.predict(*far).mean_low)[0])
+                for law in (auto, joint)
+            )
+        )
+    )
     assert error[0] < error[1]
     assert width[0] < 0.7 * width[1]
     assert auto.predict(*far).low < truth < auto.predict(*far).high

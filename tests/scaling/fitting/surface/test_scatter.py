@@ -12,9 +12,15 @@ def sweep():
     size, run, time = (v.ravel() for v in np.meshgrid(range(4), range(8), range(3), indexing="ij"))
     run, stream = size * 8 + run, size * 2 + run % 2
     rows = noise.Rows(
-        n=size - 1.5, t=time - 1.0, h=random.normal(size=96), grid=size * 3 + time, size=size, run=run, stream=stream,
+        n=size - 1.5,
+        t=time - 1.0,
+        h=random.normal(size=96),
+        grid=size * 3 + time,
+        size=size,
+        run=run,
+        stream=stream,
         time=time,
-    )  # fmt: skip
+    )
     at = noise.Sensitivity(random.exponential(0.02, 96), *(random.normal(size=(2, 96)) * 0.05), np.ones(96))
     return rows, at, random.normal(size=(96, 3)), random.normal(size=96) * 0.01
 
@@ -30,9 +36,11 @@ def dense(rows, at, phi):
     np.fill_diagonal(shared, 1)
     V = np.outer(sd, sd) * shared
     for name, label, effect in (
-        ("ln_level", "grid", np.ones(96)), ("ln_x", "grid", at.by_x), ("ln_z", "grid", at.by_z),
+        ("ln_level", "grid", np.ones(96)),
+        ("ln_x", "grid", at.by_x),
+        ("ln_z", "grid", at.by_z),
         ("ln_size", "size", np.ones(96)),
-    ):  # fmt: skip
+    ):
         V = V + np.exp(2 * phi[noise.NAMES.index(name)]) * same[label] * np.outer(effect, effect)
     return V
 
@@ -68,9 +76,15 @@ def test_planted_noise_and_scatter_between_grids_are_found():
     random = np.random.default_rng(5)
     grid = np.repeat(np.arange(40), 20)
     rows = noise.Rows(
-        n=np.zeros(800), t=(grid % 10 - 4.5) / 2, h=np.zeros(800), grid=grid, size=grid // 10, run=np.arange(800),
-        stream=np.full(800, -1), time=grid % 10,
-    )  # fmt: skip
+        n=np.zeros(800),
+        t=(grid % 10 - 4.5) / 2,
+        h=np.zeros(800),
+        grid=grid,
+        size=grid // 10,
+        run=np.arange(800),
+        stream=np.full(800, -1),
+        time=grid % 10,
+    )
     by_x = random.normal(size=800) * 0.03
     residual = 0.004 * np.exp(-0.3 * rows.t) * random.standard_normal(800)
     residual += by_x * 0.2 * random.standard_normal(40)[grid] + 0.006 * random.standard_normal(40)[grid]

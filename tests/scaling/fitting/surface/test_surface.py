@@ -21,10 +21,13 @@ def cells(kind="two_sided", *, sizes=4, times=3, batches=5, rates=RATES, seed=0,
     N, T, B, factor = (
         v.ravel()
         for v in np.meshgrid(
-            np.geomspace(1e6, 2e7, sizes), np.geomspace(1e8, 2e9, times), 100.0 * 4 ** np.arange(batches), rates,
+            np.geomspace(1e6, 2e7, sizes),
+            np.geomspace(1e8, 2e9, times),
+            100.0 * 4 ** np.arange(batches),
+            rates,
             indexing="ij",
         )
-    )  # fmt: skip
+    )
     n, t, b = np.log(N / 4e6), np.log(T / 4e8), np.log(B / 3e3)
     lr = 1e-3 * np.exp(SLOPE * b + RATE_N * n) * factor
     run = np.unique(np.stack([N, B, lr], axis=1), axis=0, return_inverse=True)[1].ravel()
