@@ -62,6 +62,7 @@ def test_a_sweep_stops_at_the_first_fault_and_tries_nothing_again(copy: Path, tm
     assert tool("status", sweep, "--json", status=1).stdout.count('"failed"') >= stack
 
 
+@pytest.mark.slow
 def test_mended_data_finish_the_sweep(cache: Path, copy: Path, tmp_path: Path) -> None:
     fault_of(copy, "train latents")
     sweep = write_sweep(tmp_path, copy, milestones=[2560], batch_tokens=[64], lr=[1e-3], executor={"workers": 1})

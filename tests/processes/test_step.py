@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.processes.trainings import finish, poisoned, short_of_memory, start, together
 from tests.training.test_trainer import losses, metrics, overrides
@@ -25,6 +26,7 @@ def test_one_processs_bad_sample_is_skipped_by_all(cache: Path, tmp_path: Path) 
         assert json.loads((tensors / "state.json").read_text())["counts"]["skipped"] == 1
 
 
+@pytest.mark.slow
 def test_processes_agree_on_the_micro_batch(cache: Path, tmp_path: Path) -> None:
     """One of two finds its memory full: both halve, the losses stay, and nothing of the attempts enters a step."""
     plain, short = (overrides(cache, tmp_path, name, "train.tokens=1280") for name in ("plain", "x"))

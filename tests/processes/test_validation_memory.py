@@ -24,7 +24,7 @@ def short_in_validation(keys: list[str], most: int, rank: int) -> int:
     return train_it(keys)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_processes_agree_on_a_smaller_validation_pass(cache: Path, tmp_path: Path, parallel: str) -> None:
     more = ("train.tokens=512", f"train.parallel={parallel}")
     together(tmp_path / "plain", train_it, overrides(cache, tmp_path, "plain", *more), world=2)

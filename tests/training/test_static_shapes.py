@@ -116,6 +116,7 @@ def test_training_and_validation_are_each_compiled_once(
     assert {symbolic for _, symbolic, _ in graphs} == {0}
 
 
+@pytest.mark.slow
 def test_a_halved_micro_batch_is_compiled_once(cache: Path, tmp_path: Path, graphs: Graphs) -> None:
     """From 8 clips to 2, over more sizes than torch.compile bears of one function."""
     keys = ("train.batch_tokens=256", "train.compile=true")

@@ -178,6 +178,7 @@ def test_workers_are_forked_where_this_process_is_and_from_one_server(tmp_path, 
     assert family()[0] == servers
 
 
+@pytest.mark.slow
 def test_workers_die_with_their_parent():
     """In the middle of a unit that never ends, whatever ended the parent."""
     script = (

@@ -43,6 +43,7 @@ def test_grids_that_scatter_are_no_bias(paper, cost, scattered_grids, scatter):
     assert np.mean(alarms) <= 0.05
 
 
+@pytest.mark.slow
 def test_grids_that_scatter_are_no_bias_on_fewer_tables(paper, cost, scattered_grids):
     # By the runs' noise alone half of them are biased.
     law = without_bias(paper)

@@ -256,6 +256,7 @@ def check_planted(law, sweeps: int, runs: list[PlannedRun]) -> dict:
     return found
 
 
+@pytest.mark.slow
 def test_planted_exponents_are_recovered(law):
     check_planted(law, 2, planned(rates=4, batches=3))
 
