@@ -109,17 +109,20 @@ def estimates(law: Law, C: float, cost: Cost) -> dict[str, Estimate]:
                 log_N, exponent = power_law_of_minima(losses, span, cost)
                 return np.exp(log_N + exponent * np.log(C))
 
-            moved = losses.estimate(by_minima, *near)
+            moved = _without_search_ends(losses.estimate(by_minima, *near))
             low, high = (found[name].value * end / moved.value for end in (moved.low, moved.high))
             found[name] = Estimate(found[name].value, low, high)
         elif (span := size_interval(law, name, C)) is not None:
             found[name] = Estimate(found[name].value, *(np.array(end) for end in span))
     if losses is not None:
-        sizes = losses.estimate(lambda losses: optimum(losses, C, cost), *near)
-        # An end of the search is no size.
-        low = np.where(sizes.low < 1.01 * SIZES[0], 0.0, sizes.low)
-        found["minimised"] = Estimate(sizes.value, low, np.where(sizes.high > SIZES[1] / 1.01, np.inf, sizes.high))
+        found["minimised"] = _without_search_ends(losses.estimate(lambda losses: optimum(losses, C, cost), *near))
     return found
+
+
+def _without_search_ends(sizes: Estimate) -> Estimate:
+    """``sizes`` without a bound where it is an end of the search, which is no size."""
+    low = np.where(sizes.low < 1.01 * SIZES[0], 0.0, sizes.low)
+    return Estimate(sizes.value, low, np.where(sizes.high > SIZES[1] / 1.01, np.inf, sizes.high))
 
 
 def size_interval(law: Law, estimator: str, C: float) -> tuple[float, float] | None:

@@ -100,11 +100,16 @@ def test_ends_of_the_search_are_no_bounds_of_the_best_size(ends, text):
     away = [alone + np.array([step, 0, -step, 0, 0]) for step in (-40.0, 0.0, 40.0)]
     drawn = np.stack([away[end] for end in (*ends, 1, 1) for _ in range(20)])
     losses = Losses((Form("additive", 1.0, alone, drawn),), SCALE)
-    law = SimpleNamespace(response=SimpleNamespace(no_losses=None, losses=losses), allocation=None, domain={}, fit={})
-    size = allocation.estimates(law, 1e20, COST)["minimised"]
-    assert text in size.span(".4g")
-    found = size.as_json()
-    assert (found["low"] is None, found["high"] is None) == (0 in ends, 2 in ends)
+    law = SimpleNamespace(
+        response=SimpleNamespace(no_losses=None, losses=losses),
+        allocation={"predicted": allocation.predicted(losses, (1e19, 1e21), COST)},
+        domain={"C": (1e19, 1e20)},
+        fit={},
+    )
+    for name, size in allocation.estimates(law, 1e20, COST).items():
+        assert text in size.span(".4g"), name
+        found = size.as_json()
+        assert (found["low"] is None, found["high"] is None) == (0 in ends, 2 in ends)
 
 
 @pytest.mark.parametrize(
