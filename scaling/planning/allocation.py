@@ -115,8 +115,15 @@ def estimates(law: Law, C: float, cost: Cost) -> dict[str, Estimate]:
         elif (span := size_interval(law, name, C)) is not None:
             found[name] = Estimate(found[name].value, *(np.array(end) for end in span))
     if losses is not None:
-        found["minimised"] = _without_search_ends(losses.estimate(lambda losses: optimum(losses, C, cost), *near))
+        found["minimised"] = minimised(losses, C, cost)
     return found
+
+
+def minimised(losses: Losses, C: float, cost: Cost) -> Estimate:
+    """The size of the lowest loss at C FLOPs, with its 95 % interval."""
+    best = float(optimum(losses, C, cost))
+    near = best, C / float(cost(np.array(best)))
+    return _without_search_ends(losses.estimate(lambda losses: optimum(losses, C, cost), *near))
 
 
 def _without_search_ends(sizes: Estimate) -> Estimate:

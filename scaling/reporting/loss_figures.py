@@ -158,10 +158,10 @@ def size_interval(sources: Sources) -> Chart:
     budget = (sources.planned and sources.planned.milestones[-1].flops) or 10 * span[1]
 
     def best_at(C: float) -> tuple[float, ...]:
-        """N_opt with its interval, and the ends of the sizes within TOLERANCE of its loss."""
-        N = float(allocation.optimum(losses, C, cost))
-        found = losses.estimate(lambda one: allocation.optimum(one, C, cost), N, C / float(cost(np.array(N))))
-        return (N, float(found.low), float(found.high), *allocation.within(losses, C, cost, TOLERANCE))
+        """N_opt with its interval, nan where an end is no bound, and the sizes within TOLERANCE of its loss."""
+        found = allocation.minimised(losses, C, cost)
+        ends = (float(end) if 0 < end < np.inf else math.nan for end in (found.low, found.high))
+        return (float(found.value), *ends, *allocation.within(losses, C, cost, TOLERANCE))
 
     at, low, high, *near = best_at(budget)
     chart = Chart("size_interval", "Model size for a budget", columns=2, size=(WIDTH, 3.9))
@@ -173,7 +173,7 @@ def size_interval(sources: Sources) -> Chart:
     chart.add("little loss at the budget", C=budget, low=near[0], high=near[1])
     left.plot(N, over["excess"], color=BLUE, lw=1.6)
     left.axvspan(*near, color="#d0d5dd", zorder=0, lw=0, label=f"{TOLERANCE:.1%} more loss")
-    if math.isfinite(low):
+    if math.isfinite(low) and math.isfinite(high):
         left.axvspan(low, high, color=BLUE, alpha=0.1, lw=0, label="95 % interval")
     left.axvline(at, color=ACCENT, lw=1, label=f"N_opt {short(at)}")
     left.set(xlabel="model parameters", ylabel=f"loss above the best at {flops(budget)} FLOPs, %", ylim=(0, None))
@@ -196,7 +196,8 @@ def size_interval(sources: Sources) -> Chart:
     right.set(xlabel="training FLOPs", ylabel="best model parameters")
     log_axes(right, flops, short)
     right.legend(fontsize=7)
-    interval = "" if math.isnan(low) else f" (95 % interval {short(low)} to {short(high)})"
+    span_text = allocation.minimised(losses, budget, cost).span(".3g")
+    interval = f" (95 % interval {span_text})" if span_text else ""
     text = (
         f"At {budget:.2g} FLOPs the loss law is lowest at {short(at)} parameters{interval}, and within "
         f"{TOLERANCE:.1%} of that from {short(near[0])} to {short(near[1])}: a smaller model costs little loss, and "

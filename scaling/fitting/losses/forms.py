@@ -109,11 +109,13 @@ def evaluate(form: str, theta: NDArray, n: NDArray, t: NDArray, b: NDArray) -> t
             total, parts = from_N + from_T + floor, [from_N, by_aN, from_T, by_aT, floor]
         else:
             k, inner = np.exp(logs["k"]), from_N + from_T
-            power_term = inner**k
+            log_inner = np.log(inner)
+            # Within the range of numbers: draws of a wide posterior have k in the hundreds.
+            power_term = np.exp(np.clip(k * log_inner, -500, 500))
             slope = k * power_term / inner
             total = power_term + floor
             parts = [slope * from_N, slope * by_aN, slope * from_T, slope * by_aT]
-            parts += [floor] * ("Linf" in logs) + [k * power_term * np.log(inner)]
+            parts += [floor] * ("Linf" in logs) + [k * power_term * log_inner]
     return np.log(total), _stack(parts, total)
 
 

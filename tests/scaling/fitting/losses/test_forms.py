@@ -19,6 +19,17 @@ def test_derivatives_are_those_of_differences(form):
     assert np.abs(J - np.stack(differences, axis=1)).max() < 1e-7
 
 
+@pytest.mark.parametrize("form", forms.CONSTANTS)
+@pytest.mark.parametrize("size", [-5.0, 5.0])
+def test_extreme_draws_overflow_nowhere(form, size):
+    """A wide posterior's draws have exponents of a hundred: their losses are huge or tiny, and numbers."""
+    theta = np.full(len(forms.CONSTANTS[form]), size)
+    with np.errstate(all="raise", under="ignore"):
+        value, J = forms.evaluate(form, theta, np.array([-3.0, 4.0]), np.array([5.0, -6.0]), np.array([0.0, 1.0]))
+    assert np.isfinite(value).all()
+    assert np.isfinite(J).all()
+
+
 def table(form, seed=0, noise=0.002):
     N = np.repeat(np.geomspace(5e7, 3e9, 7), 8)
     T = N * np.tile(np.geomspace(5, 500, 8), 7)
