@@ -91,7 +91,8 @@ def test_eight_cells_as_an_array(slurm: Cluster, sweep: Path, tmp_path: Path) ->
     finish(start(slurm, "sweep", "collect", sweep))
     assert len((folder / "results.csv").read_text().splitlines()) == 1 + 16
     prior = ROOT / "configs" / "laws" / "paper.json"
-    finish(start(slurm, "fit", "hyperparameters", folder, "--prior", prior, "--force", "--out", tmp_path / "law.json"))
+    words = ("--method", "grids", "--prior", prior, "--force", "--out", tmp_path / "law.json")
+    finish(start(slurm, "fit", "hyperparameters", folder, *words))
     assert json.loads((tmp_path / "law.json").read_text())["lr"]
     jobs = len(list((folder / "slurm").glob("*.json")))
     finish(start(slurm, "sweep", "run", sweep))  # all is finished: nothing is submitted
