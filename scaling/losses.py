@@ -127,27 +127,9 @@ class Losses:
 
         if not excess(math.log(MAX_TOKENS)) <= 0:
             return math.inf
-        return 1.0 if excess(0.0) <= 0 else math.exp(root(excess, 0.0, math.log(MAX_TOKENS)))
+        from scipy.optimize import brentq  # not at the top: most plans do without
 
-
-def root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function changes its sign between two places, by the Illinois false position.
-
-    As exact as scipy's brentq and as few calls; importing scipy.optimize takes 0.4 s, a third of a plan's time.
-    """
-    at_low, at_high = function(low), function(high)
-    for _ in range(200):
-        x = high - at_high * (high - low) / (at_high - at_low) if at_high != at_low else (low + high) / 2
-        x = x if math.isfinite(x) else (low + high) / 2
-        value = function(x)
-        if value == 0 or abs(x - high) <= 1e-13:
-            return x
-        if (value > 0) == (at_high > 0):
-            at_low /= 2
-        else:
-            low, at_low = high, at_high
-        high, at_high = x, value
-    return high
+        return 1.0 if excess(0.0) <= 0 else math.exp(brentq(excess, 0.0, math.log(MAX_TOKENS), xtol=1e-13))
 
 
 def as_losses(loss: "LossLaw | LossLaws | Losses") -> Losses:

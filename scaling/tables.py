@@ -287,7 +287,7 @@ def _result(cells: Cells, needed: list[str], diverged: bool, per_unit: float, un
         if cells.text(ours).lstrip("+-") in ("nan", "inf", "infinity"):
             raise UserError(f"{cells.where(ours)} is {cells.values[ours]!r}: {DIVERGED}")
     for ours in ("loss", "ema_loss", "loss_se", "ema_loss_se", "flops", "n_ctx"):
-        # Whatever a diverged run recorded, its loss is beyond any number.
+        # A diverged run's loss is beyond any number, also where it recorded one.
         ignored = not cells.has(ours) or (diverged and "loss" in ours)
         if not ignored and not (ours.endswith("_se") and _is_zero(cells.values[ours])):
             values[ours] = cells.positive(ours)

@@ -48,7 +48,7 @@ def list_manifest(manifest: Path, options: ListingOptions) -> Listing:
     sources: dict[str, Source] = {}
     for place, row in table.rows(columns.present) if columns else ():
         source = _source(root, row, columns, place)
-        # Rows of JSON alone lack a column. "caption" beside a synonym is chosen without a word where a row has both.
+        # Rows of JSON alone lack a column. "caption" is chosen silently where a row has a synonym too.
         if options.caption_column is None and columns.caption not in (None, *row):
             other = find_name(set(row) - {columns.path}, CAPTION_NAMES, place, option="--caption-column")
             if other is not None:

@@ -26,7 +26,7 @@ class Checks:
         self.warnings.append(text)
 
     def refuse(self, text: str, advice: str = "", forcible: bool = True) -> None:
-        """Raise UnsupportedFit, or go on where that is forced."""
+        """Raise UnsupportedFit, or continue where that is forced."""
         if not (forcible and self.force):
             raise UnsupportedFit(text, forcible, advice)
         self.forced.append(f"forced: {text.splitlines()[0]}")

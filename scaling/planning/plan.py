@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.laws import Law
-from videoscaling.scaling.losses import root
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.request import MOST_TOKENS, Request
 from videoscaling.scaling.planning.warnings import plan_warnings
@@ -302,7 +301,9 @@ def _root(function: Any, low: float, high: float) -> float | None:
     ends = math.log(low), math.log(high)
     if not function(ends[0]) <= 0 <= function(ends[1]):
         return None
-    return math.exp(root(function, *ends))
+    from scipy.optimize import brentq  # not at the top: most plans do without
+
+    return math.exp(brentq(function, *ends, xtol=1e-13))
 
 
 def _check_finite(law: Law, numbers: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Runs of a sweep that are not trained yet, and what a fit of them could not identify, whatever their losses."""
+"""Runs of a sweep that are not trained yet, and what no losses of theirs could identify."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

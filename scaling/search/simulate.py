@@ -105,7 +105,7 @@ def expect(
         predicted pair costs. ``refused`` counts the sweeps whose fit was refused, by reason.
 
     Raises:
-        UserError: the runs leave nothing to fit, whatever their losses.
+        UserError: the runs leave nothing to fit, at any losses.
     """
     pairs: dict[tuple[float, float], set[tuple[float, float]]] = defaultdict(set)
     for run in runs:

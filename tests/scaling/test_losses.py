@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import minimize_scalar
 
 from videoscaling.scaling.fitting.losses import forms
-from videoscaling.scaling.losses import MAX_TOKENS, Form, Losses, root
+from videoscaling.scaling.losses import MAX_TOKENS, Form, Losses
 from videoscaling.scaling.planning import allocation
 
 SCALE = forms.Scale(1e8, 1e9, 1e5)
@@ -110,13 +110,3 @@ def test_ends_of_the_search_are_no_bounds_of_the_best_size(ends, text):
         assert text in size.span(".4g"), name
         found = size.as_json()
         assert (found["low"] is None, found["high"] is None) == (0 in ends, 2 in ends)
-
-
-@pytest.mark.parametrize(
-    "function", [lambda x: 3 * np.exp(-0.3 * x) - 0.01, lambda x: x - 37.5, lambda x: np.tanh(x - 2)]
-)
-def test_roots_are_brents_in_a_few_calls(function):
-    calls = []
-    found = root(lambda x: calls.append(x) or float(function(x)), 0.0, 46.0)
-    assert found == pytest.approx(brentq(function, 0.0, 46.0, xtol=1e-14), abs=1e-11)
-    assert len(calls) < 30

@@ -80,7 +80,7 @@ def test_losses_that_do_not_tell_how_they_fall_exit_3(tmp_path: Path) -> None:
     (tmp_path / "runs.csv").write_text("\n".join(["N,T,loss", *rows]))
     done = call("tools/fit.py", "loss", tmp_path / "runs.csv", "--out", tmp_path / "law.json")
     assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
-    assert "the losses hardly tell it" in done.stderr
+    assert "the losses hardly identify it" in done.stderr
     assert not (tmp_path / "law.json").exists()
 
 

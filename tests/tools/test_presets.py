@@ -53,7 +53,7 @@ def test_each_config_is_the_laws(tmp_path: Path) -> None:
         assert config.train.tokens == tokens
         assert f"| {N:,} | {tokens:,.0f} | {config.train.batch_tokens:,} |" in page
         assert f"{float(law.loss(N, tokens / 8)):.3f}" in page
-    # 2e6 tokens a second: 1e9 take 500 s, of which an eighth is 0.017 h.
+    # 2e6 tokens a second: 1e9 take 500 s, and an eighth of that is 0.017 h.
     assert "| 16x320 | a GPU | " in page
     assert " at 0.14 h |\n" in page
     assert " at 0.017 h | " in page

@@ -1,4 +1,4 @@
-"""A law holds for one recipe: whatever makes another run, besides what a law varies, is in it."""
+"""A law holds for one recipe: it has every key that makes another run, but for those that a law varies."""
 
 import pytest
 

@@ -195,8 +195,8 @@ def _check_exponents(intervals: dict[str, list[float]], checks: Checks) -> None:
         low, high = intervals.get(f"loss.{name}", (1.0, 1.0))
         if high > MAX_INTERVAL_RATIO * low:
             checks.refuse(
-                f"loss law: {name}'s 95 % interval is {low:.3g} to {high:.3g}: the losses hardly tell it (more sizes "
-                "and tokens, or --prior)"
+                f"loss law: {name}'s 95 % interval is {low:.3g} to {high:.3g}: the losses hardly identify it "
+                "(more sizes and tokens, or --prior)"
             )
 
 
@@ -224,7 +224,7 @@ def _sizes_of_optima(table: RunTable, cost: Callable, provenance: dict[str, Any]
         "points": len(table),
         "method": "95 %: least squares of ln N in ln C, t quantiles",
         "intervals": {"allocation.measured.exponent": span} if span[0] < span[1] else {},
-        "warnings": [] if span[0] > 0 else [f"N_opt's exponent is not told from 0: {span[0]:.3g} to {span[1]:.3g}"],
+        "warnings": [] if span[0] > 0 else [f"N_opt's exponent does not exclude 0: {span[0]:.3g} to {span[1]:.3g}"],
     }
     unknown = dict.fromkeys(
         ("batch", "lr", "loss", "curvature", "lr_given_batch", "draws"),

@@ -154,7 +154,7 @@ def points_of_grids(table: RunTable, optima: tuple[Optimum, ...], checks: Checks
         interior[:] = usable[:] = True
     by_clip = clip_losses(table)
     clips = None if by_clip is None else np.array([by_clip[o.used].mean(axis=0) for o in chosen])
-    variance = _pooled_variance(chosen)
+    variance_B, variance_lr, noise = _pooled_variance(chosen)
     clusters = np.unique(table.run_id[np.concatenate([o.used for o in chosen])])
     values = {
         "B": np.log([o.B for o in chosen]),
@@ -170,19 +170,21 @@ def points_of_grids(table: RunTable, optima: tuple[Optimum, ...], checks: Checks
                 k = np.searchsorted(clusters, run)
                 replicates["lr"][k, g], replicates["B"][k, g], replicates["loss"][k, g] = np.log(new)
     return Points(
-        np.array([o.N for o in chosen]),
-        np.array([o.T for o in chosen]),
-        np.exp(values["B"]),
-        np.exp(values["lr"]),
-        np.exp(values["loss"]),
-        interior,
-        usable,
-        *variance,
-        replicates,
-        np.ones((len(clusters), len(chosen)), dtype=bool),
-        tuple(chosen),
-        clips,
-        _streams(table, chosen),
+        N=np.array([o.N for o in chosen]),
+        T=np.array([o.T for o in chosen]),
+        B=np.exp(values["B"]),
+        lr=np.exp(values["lr"]),
+        loss=np.exp(values["loss"]),
+        interior=interior,
+        usable=usable,
+        variance_B=variance_B,
+        variance_lr=variance_lr,
+        noise=noise,
+        replicates=replicates,
+        present=np.ones((len(clusters), len(chosen)), dtype=bool),
+        optima=tuple(chosen),
+        clips=clips,
+        streams=_streams(table, chosen),
     )
 
 
@@ -241,20 +243,22 @@ def points_of_rows(table: RunTable) -> Points:
     noise = table.loss_se / table.loss
     noise = _scattered(table, noise) if np.all(np.isfinite(noise)) else None
     values = {"B": np.log(table.B), "lr": np.log(table.lr), "loss": np.log(table.loss)}
+    every = np.ones(len(table), dtype=bool)
     return Points(
-        table.N,
-        table.T,
-        table.B,
-        table.lr,
-        table.loss,
-        *np.ones((2, len(table)), dtype=bool),
-        None,
-        None,
-        noise,
-        {name: np.tile(value, (len(clusters), 1)) for name, value in values.items()},
-        present,
-        (),
-        clip_losses(table),
+        N=table.N,
+        T=table.T,
+        B=table.B,
+        lr=table.lr,
+        loss=table.loss,
+        interior=every,
+        usable=every,
+        variance_B=None,
+        variance_lr=None,
+        noise=noise,
+        replicates={name: np.tile(value, (len(clusters), 1)) for name, value in values.items()},
+        present=present,
+        optima=(),
+        clips=clip_losses(table),
     )
 
 

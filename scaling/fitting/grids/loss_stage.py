@@ -79,7 +79,7 @@ class LossStage:
         Args:
             moved: [draws, points], errors of ln of the law's values at the points. To these come, each drawn on its
                 own, the exponents assumed (a wrong one is made up for by the other constants wherever there are data),
-                and the validation clips, another draw of which would move all losses together.
+                and the validation clips, since other clips would move all losses together.
         """
         if self.bootstrap is not None:
             return self.bootstrap
@@ -181,7 +181,7 @@ def _stage(
 def _bootstrap(stage: LossStage) -> NDArray[np.float64] | None:
     """Theta of resampled clusters of rows [draws, 5], or None where the jackknife will do.
 
-    With delta far below the scatter, Huber's fit is nearly a median, of which the jackknife is no consistent estimate
+    With delta far below the scatter, Huber's fit is nearly a median, for which the jackknife is no consistent estimate
     (on the Chinchilla points it misses the bootstrap's intervals by a third). The bootstrap needs enough clusters, and
     they must be rows: a run deleted from a grid leaves the points where they are.
     """

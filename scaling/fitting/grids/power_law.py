@@ -69,7 +69,7 @@ def unidentified(N: ArrayLike, T: ArrayLike, fixed: dict[str, float]) -> str | N
                 "is unknown"
             )
     if len(free) == 2 and abs(np.corrcoef(logs["T"], logs["N"])[0, 1]) > COLLINEAR:
-        return "ln N and ln T are collinear in these optima, so their exponents cannot be told apart"
+        return "ln N and ln T are collinear in these optima, so their exponents are not identified"
     if len(logs["T"]) < len(free) + 1:
         return f"{len(logs['T'])} optima cannot fix {len(free) + 1} constants"
     return None

@@ -87,7 +87,7 @@ def _check_slopes(fitted: LossLaws, table: RunTable) -> None:
         if not 0 < high <= MAX_INTERVAL_RATIO * low:
             raise UnsupportedFit(
                 f"loss law: the 95 % interval of how ln L falls with ln {name} is {low:.3g} to {high:.3g}: the losses "
-                "hardly tell it",
+                "hardly identify it",
                 advice="more sizes and tokens help",
             )
 

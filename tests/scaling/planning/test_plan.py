@@ -181,7 +181,7 @@ def test_what_a_plan_cannot_know_is_a_warning(paper, fitted):
     wild[:, columns.index("loss.Nc")] *= np.geomspace(1 / 30, 30, len(wild))
     loose = plan(dataclasses.replace(fitted, draws=wild.tolist()), Request(flops=1e21))
     assert any("the law identifies no size" in text for text in loose["warnings"])
-    assert not any("tells no size" in text for text in plan(fitted, Request(flops=1e21))["warnings"])
+    assert not any("identifies no size" in text for text in plan(fitted, Request(flops=1e21))["warnings"])
 
 
 def test_what_serving_costs_decides_the_size(paper):
