@@ -69,6 +69,7 @@ class MetricsLog:
 
     def step(
         self,
+        *,
         step: int,
         tokens: int,
         flops_per_token: float,
