@@ -13,18 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from videoscaling.data.index import CacheMeta
 from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler, sample
 from videoscaling.models.text import TextEncoder, cut_warning, load_text_encoder
 from videoscaling.models.vae import VideoVAE, load_vae
-from videoscaling.training.checkpoint import find_checkpoint, read_config, read_state
+from videoscaling.training.checkpoint import find_checkpoint, read_state
+from videoscaling.training.config import read_config
 from videoscaling.training.model import build_model, check_compiler, compile_model, load_weights
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import UserError
 
 
 def load_encoders(
-    meta: dict[str, Any],
+    meta: CacheMeta,
     device: torch.device,
     *,
     vae: str | None = None,
