@@ -13,6 +13,7 @@ from videoscaling import sample
 from videoscaling.training import checkpoint as ckpt
 from videoscaling.utils.finiteness import NotFinite
 
+BALL = sample.Prompt("a ball", 0)
 KINDS = ("ema", "model", "optimizer")
 
 
@@ -24,16 +25,9 @@ def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(checkpoint: Path, out: Path, **changed: object) -> argparse.Namespace:
-    settings = {"steps": 3, "guidance": 2.0, "seed": 0, "scheduler": None, "weights": "ema", "format": "png"}
-    settings |= {"grid": 1, "fps": 8, "batch": 8, "device": "cpu", "vae": None, "text": None}
-    settings |= {
-        "guidance_interval": (0.0, 1.0),
-        "guidance_rescale": 0.0,
-        "shift": 1.0,
-        "dtype": None,
-        "compile": False,
-    }
-    return argparse.Namespace(checkpoint=checkpoint, out=out, **(settings | changed))
+    settings = {"steps": 3, "guidance": 2.0, "format": "png", "grid": 1, "device": "cpu"} | changed
+    settings |= {"checkpoint": str(checkpoint), "out": out}
+    return argparse.Namespace(**vars(sample.parser().parse_args([])) | settings)
 
 
 def broken(checkpoint: Path, folder: Path, kind: str) -> Path:
@@ -51,9 +45,9 @@ def test_weights_that_are_not_finite_are_named(
     use_decoder(Decoder(), monkeypatch)
     path, out = broken(trained, tmp_path, "ema"), tmp_path / "out"
     with pytest.raises(NotFinite, match="so are the model's weights .*take an earlier checkpoint"):
-        sample.run(options(path, out, scheduler=scheduler), ["a ball"])
+        sample.run(options(path, out, scheduler=scheduler), [BALL])
     assert not out.exists()
-    assert sample.run(options(path, out, scheduler=scheduler, weights="model"), ["a ball"]) == 0  # the raw are whole
+    assert sample.run(options(path, out, scheduler=scheduler, weights="model"), [BALL]) == 0  # the raw are whole
 
 
 def test_guidance_and_pixels_that_are_not_finite_are_named(
@@ -66,5 +60,5 @@ def test_guidance_and_pixels_that_are_not_finite_are_named(
     ):
         use_decoder(decoder, monkeypatch)
         with pytest.raises(NotFinite, match=cause):
-            sample.run(options(trained, out, guidance=guidance), ["a ball", "a box"])
+            sample.run(options(trained, out, guidance=guidance), [BALL, BALL])
         assert not out.exists()
