@@ -112,7 +112,8 @@ class LatentCache:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not (self.path / "index.json").is_file():
-            raise UserError(f"{self.path}: no latent cache here; make one with tools/cache_latents.py")
+            where = f"{self.path}: no latent cache here" if str(path) else "data.cache: not given"
+            raise UserError(f"{where}; make one with tools/cache_latents.py")
         index = read_index(self.path)
         if not index["finished"]:
             raise UserError(f"{self.path}: this cache is unfinished; run the command that makes it again to go on")

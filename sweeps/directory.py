@@ -19,7 +19,6 @@ from videoscaling.training.config import (
     copied,
     flatten,
     load_yaml,
-    nested,
     recorded_config,
     run_id,
     to_dict,
@@ -40,16 +39,18 @@ def write_sweep_file(sweep: Sweep) -> None:
     Raises:
         UserError: another sweep made the folder; names the settings that differ.
     """
-    path = sweep.directory / SWEEP_FILE
     first = sweep.cells[0].config
     data = {name: data_of(first)[name] for name in ("latent_shape", "fingerprint")}
     settings = shared_settings(config_from_dict(sweep.shared))
     now = dataclasses.asdict(sweep.keys) | {"settings": settings, "caches": cache_folders(first), "data": data}
-    if path.exists():
-        before = load_yaml(path)
+    path = sweep.directory / SWEEP_FILE
+    if before := _read(path):
         pairs = [("seed", before.get("seed"), now["seed"])]
         if "settings" in before:  # the oldest sweeps recorded none
-            earlier = shared_settings(recorded_config(nested(before["settings"])))
+            try:
+                earlier = shared_settings(recorded_config(before["settings"]))
+            except UserError as error:
+                raise UserError(f"{path}: {error}; remove it, and it is written anew") from None
             pairs += [(name, earlier[name], settings[name]) for name in changed_settings(sweep, earlier, settings)]
         if "data" in before:
             pairs += [(name, before["data"].get(name), data[name]) for name in data]
@@ -93,8 +94,20 @@ def opened(folders: tuple[str, ...], weights: tuple[float, ...]) -> dict[str, An
 @functools.cache
 def read_sweep_file(directory: Path) -> dict[str, Any]:
     """The content of a sweep's sweep.yaml; {} before the sweep's first run."""
-    path = directory / SWEEP_FILE
-    return load_yaml(path) if path.exists() else {}
+    return _read(directory / SWEEP_FILE)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    content = load_yaml(path)
+    data = content.get("data")
+    shape = data.get("latent_shape") if isinstance(data, dict) else None
+    whole = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
+    # The oldest sweeps recorded neither settings nor data.
+    if not ("seed" in content and isinstance(content.get("settings", {}), dict) and (whole or "data" not in content)):
+        raise UserError(f"{path}: damaged (seed, settings or data); remove it, and sweep.py run writes it anew")
+    return content
 
 
 def data_of(config: Config) -> dict[str, Any]:
@@ -109,7 +122,7 @@ def recorded_data(results: str | None, config: Config) -> dict[str, Any]:
     no clips.
     """
     before = read_sweep_file(Path(config.out) / config.name)
-    if before.get("data") and before["caches"] == cache_folders(config):
+    if before.get("data") and before.get("caches") == cache_folders(config):
         return before["data"]
     no_cache = not any((Path(folder) / "index.json").exists() for folder in cache_folders(config))
     committed = committed_data(results) if results and no_cache else None

@@ -10,7 +10,7 @@ from typing import Any
 from videoscaling.models.sizes import parameters, parse_size
 from videoscaling.sweeps import added_cells
 from videoscaling.sweeps.config import OWN, WANTED, SizeKeys, SweepKeys, is_sweep_text, overridden, typed
-from videoscaling.training.config import Config, config_from_dict, flatten, load_yaml, merge, run_id
+from videoscaling.training.config import Config, checked_keys, config_from_dict, flatten, load_yaml, merge, run_id
 from videoscaling.training.run import WARMUP_FRACTION, Run, clip_tokens, resolve
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.seeds import derive_seed
@@ -117,7 +117,11 @@ def _shared(keys: SweepKeys, path: Path) -> dict[str, Any]:
         if own is not None:
             raise UserError(f"{path}: config.{own}: the sweep sets it; use {OWN[own]}")
     base = load_yaml(path.parent / keys.base) if keys.base else {}
-    return merge(base, keys.config)
+    given = {name: value for name, value in merge(base, keys.config).items() if value is not None}
+    try:
+        return checked_keys(given)
+    except UserError as error:
+        raise UserError(f"{error} (in the base or config of {path})") from None
 
 
 def _cells(

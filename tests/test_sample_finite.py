@@ -11,6 +11,7 @@ from tests.training.logs.test_preview import Decoder, use_decoder
 from tests.training.test_trainer import run
 from videoscaling import sample
 from videoscaling.training import checkpoint as ckpt
+from videoscaling.training.config import read_config
 from videoscaling.utils.finiteness import NotFinite
 
 BALL = sample.Prompt("a ball", 0)
@@ -35,7 +36,7 @@ def broken(checkpoint: Path, folder: Path, kind: str) -> Path:
     tensors = {name: load_file(checkpoint / f"{name}.safetensors") for name in KINDS}
     next(value for name, value in tensors[kind].items() if name.endswith("weight")).view(-1)[0] = torch.nan
     state = {k: v for k, v in ckpt.read_state(checkpoint).items() if k not in ("files", "crc32")}
-    return ckpt.save_checkpoint(folder, ckpt.step_of(checkpoint), tensors, state, ckpt.read_config(checkpoint))
+    return ckpt.save_checkpoint(folder, ckpt.step_of(checkpoint), tensors, state, read_config(checkpoint))
 
 
 @pytest.mark.parametrize("scheduler", ["euler", "dpm++", "unipc"])

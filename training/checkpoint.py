@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from videoscaling.training.config import Config, load_yaml, recorded_config, to_dict
+from videoscaling.training.config import CONFIG, Config, to_dict
 from videoscaling.training.flat_buffer import part_of
 from videoscaling.training.parallel import like
 from videoscaling.utils.errors import UserError, plural
@@ -63,7 +63,7 @@ def save_checkpoint(
     try:
         for kind, named in tensors.items():
             _save_tensors(tmp / f"{kind}.safetensors", named)
-        write_text(tmp / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
+        write_text(tmp / CONFIG, OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
         # Written last: a checkpoint with a state is a checkpoint whose files were all written.
         state = state | {"step": step, "files": _describe(sorted(tmp.iterdir()))}
         write_json(tmp / STATE, sealed(state))
@@ -272,11 +272,6 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: not readable ({error}); the checkpoint is damaged") from None
-
-
-def read_config(path: Path) -> Config:
-    """The resolved configuration inside a checkpoint or run directory."""
-    return recorded_config(load_yaml(path / "config.yaml"))
 
 
 def load_into(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

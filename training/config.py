@@ -5,17 +5,30 @@ import functools
 import hashlib
 import json
 import operator
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from videoscaling.training.keys import CHANGED, NEVER, WITH_DECAY, KeyInfo, check_value, info_of, keys_of, older_values
+from videoscaling.training.keys import (
+    ALWAYS,
+    CHANGED,
+    NEVER,
+    WITH_DECAY,
+    KeyInfo,
+    check_value,
+    info_of,
+    keys_of,
+    older_values,
+)
 from videoscaling.training.schema import Config
 from videoscaling.utils.errors import UserError, nearest, shown
 from videoscaling.utils.typed import typed
 from videoscaling.utils.user_text import check_literal, check_printable, expand_home
 from videoscaling.utils.yaml_text import number, parse_override, read_yaml
 
+CONFIG = "config.yaml"  # the resolved configuration in a run directory and in a checkpoint
 # Other trainers' keys and options for what follows from the machine here.
 DEVICE_WORDS = ("accelerator", "cuda", "device", "devices", "gpu", "gpus", "n_gpus", "num_gpus", "num_processes")
 DEVICE_HINT = (
@@ -57,7 +70,7 @@ def load_yaml(
     Raises:
         UserError: the file is missing, is not a YAML mapping, or extends itself.
     """
-    path = Path(path).expanduser().resolve()
+    path = Path(os.path.realpath(Path(path).expanduser()))  # resolve() ends in a traceback at a loop of links
     if path in seen:
         raise UserError(f"{path}: extends itself, by way of {' -> '.join(p.name for p in seen)}")
     try:
@@ -92,7 +105,7 @@ def load_config(path: str | Path | None, overrides: list[str]) -> Config:
 
 def config_from_dict(values: dict[str, Any], schema: type = Config) -> Config:
     """A typed Config from nested values; every key must be known and every value of its type."""
-    config = typed(schema, _checked(values, schema))
+    config = typed(schema, checked_keys(values, schema))
     _validate(config)
     return config
 
@@ -101,8 +114,36 @@ def recorded_config(values: dict[str, Any], schema: type = Config) -> Config:
     """The Config that a run recorded, perhaps before some of today's keys existed or under the names they had then."""
     infos, flat = info_of(schema), flatten(values)
     renamed = {info.formerly: name for name, info in infos.items() if info.formerly}
-    flat = older_values(schema) | {renamed.get(name, name): value for name, value in flat.items()}
-    return config_from_dict(nested(flat), schema)
+    flat = {renamed.get(name, name): value for name, value in flat.items()}
+    for name, info in infos.items():
+        if info.identity in (ALWAYS, WITH_DECAY) and name not in flat:
+            raise UserError(f"{name}: missing, which every run recorded; the record is damaged")
+    return config_from_dict(nested(older_values(schema) | flat), schema)
+
+
+def read_config(path: Path) -> Config:
+    """The resolved configuration inside a checkpoint or run directory."""
+    values = load_yaml(path / CONFIG)
+    try:
+        return recorded_config(values)
+    except UserError as error:
+        raise UserError(f"{path / CONFIG}: {error}") from None
+
+
+def config_of_run(directory: Path, verbose: bool = False) -> Config | None:
+    """The configuration that made a run directory, None without one.
+
+    If its own file is damaged or missing, its newest checkpoint's: a run is not lost by a file that it writes anew.
+    """
+    checkpoints = sorted(directory.glob(f"checkpoints/step_*/{CONFIG}"), reverse=True)
+    for path in (directory / CONFIG, *checkpoints):
+        if path.is_file() or path.is_dir():
+            try:
+                return read_config(path.parent)
+            except UserError as error:
+                if verbose:
+                    print(f"warning: {error}; it is written anew", file=sys.stderr, flush=True)
+    return None
 
 
 def cache_folders(config: Config) -> list[str]:
@@ -183,7 +224,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _checked(values: dict[str, Any], schema: type, prefix: str = "") -> dict[str, Any]:
+def checked_keys(values: dict[str, Any], schema: type = Config, prefix: str = "") -> dict[str, Any]:
     """Refuse unknown keys; turn whole numbers written as 2e9 into integers."""
     keys = known_keys(schema)
     sections = {name.rpartition(".")[0] for name in keys}
@@ -193,7 +234,7 @@ def _checked(values: dict[str, Any], schema: type, prefix: str = "") -> dict[str
         if full in keys:
             checked[name] = _checked_value(full, value, keys[full])
         elif full in sections and isinstance(value, dict):
-            checked[name] = _checked(value, schema, f"{full}.")
+            checked[name] = checked_keys(value, schema, f"{full}.")
         elif full in sections:
             raise UserError(f"{full}: a group of keys, not a value; set one of its keys, such as {full}.x=...")
         else:

@@ -16,8 +16,8 @@ from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler
 from videoscaling.models.hub import read_config, weight_files
 from videoscaling.training.checkpoint import find_checkpoint, load_tensors, read_state, read_tensors
-from videoscaling.training.checkpoint import read_config as checkpoint_config
 from videoscaling.training.config import Config, config_from_dict, flatten, nested, to_dict
+from videoscaling.training.config import read_config as recorded
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import replace_folder, temporary, write_json, write_text
 
@@ -51,7 +51,7 @@ def read_trained(path: str | Path, weights: str = "ema") -> Trained:
     if not (folder / "config.json").is_file():
         checkpoint = find_checkpoint(folder, (weights,))
         data = read_state(checkpoint)["data"]
-        return Trained(checkpoint, checkpoint_config(checkpoint), data, read_tensors(checkpoint, weights))
+        return Trained(checkpoint, recorded(checkpoint), data, read_tensors(checkpoint, weights))
     facts = read_config(folder)
     if facts.get("_class_name") != CLASS:
         raise UserError(f"{folder}: a {facts.get('_class_name')}, and no {CLASS} as tools/export.py writes")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from videoscaling.models.sizes import exact_flops, head_width
-from videoscaling.training.config import Config, load_yaml, recorded_config, run_id, to_dict
+from videoscaling.training.config import Config, config_of_run, run_id, to_dict
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.results import FILE, DamagedResult, read_result
@@ -139,9 +139,8 @@ def recorded(run: Run) -> dict[str, Any]:
 
 def earlier_milestones(config: Config) -> list[int]:
     """The milestones of an earlier start of a run that may grow: they stay, and so does its warm-up."""
-    path = config.run_dir / "config.yaml"
-    grows = path.exists() and config.optim.schedule == "constant"
-    return recorded_config(load_yaml(path)).train.milestones if grows else []
+    earlier = config_of_run(config.run_dir) if config.optim.schedule == "constant" else None
+    return earlier.train.milestones if earlier else []
 
 
 def result_damage(directory: Path) -> str | None:

@@ -25,7 +25,7 @@ from videoscaling.models.dit import VideoDiT
 from videoscaling.training import checkpoint as ckpt
 from videoscaling.training.batches import BatchLoader, Samples
 from videoscaling.training.checks import check_layout
-from videoscaling.training.config import to_dict
+from videoscaling.training.config import CONFIG, to_dict
 from videoscaling.training.data_check import DataCheck
 from videoscaling.training.leftovers import clean_run
 from videoscaling.training.logs.metrics import MetricsLog
@@ -120,7 +120,7 @@ class Trainer:
     def claim_directory(self) -> None:
         """Write this configuration into the run directory, after all checks."""
         if self.main:
-            with atomic_write(self.config.run_dir / "config.yaml") as tmp:
+            with atomic_write(self.config.run_dir / CONFIG) as tmp:
                 OmegaConf.save(OmegaConf.create(to_dict(self.config)), tmp)
             (self.config.run_dir / DATA_FAULT).unlink(missing_ok=True)
 

@@ -48,7 +48,7 @@ def read_result(path: Path) -> dict[str, Any]:
         DamagedResult: the file was altered, or a file without a checksum (of an older version) is no run's result.
         UserError: the file does not exist.
     """
-    if not path.is_file():
+    if not (path.is_file() or path.is_dir()):
         raise UserError(f"{path}: no such file")
     try:
         result = read_json(path, dict, "a run's result")

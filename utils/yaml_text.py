@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from videoscaling.utils.errors import UserError, first_line
+from videoscaling.utils.os_errors import with_filename
 
 # Whether the value of a dotted key, such as "model.size", is text; the entries of a list are "log.prompts[]".
 IsText = Callable[[str], bool]
@@ -54,14 +55,18 @@ def read_yaml(path: Path, is_text: IsText) -> Any:
         UserError: it is not readable or not YAML, in one line.
     """
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"), is_text)
+        with with_filename(path):
+            text = path.read_text(encoding="utf-8")
+        values = parse_yaml(text, is_text)
     except FileNotFoundError:
         raise
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except RecursionError:
         raise UserError(f"{path}: not a YAML file (nested too deep)") from None
-    except (yaml.YAMLError, OSError, ValueError) as error:
+    except IsADirectoryError:
+        raise UserError(f"{path}: a folder, not a YAML file") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
     return {} if values is None else values
 
