@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from videoscaling.data.index import CacheMeta
 from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler
 from videoscaling.models.hub import read_config, weight_files
@@ -36,7 +37,7 @@ class Trained(NamedTuple):
 
     path: Path
     config: Config
-    data: dict[str, Any]
+    data: CacheMeta
     tensors: dict[str, Tensor]
 
 

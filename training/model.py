@@ -3,10 +3,11 @@
 import os
 import shutil
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
+from videoscaling.data.index import CacheMeta
 from videoscaling.models.attention import choose_backend
 from videoscaling.models.dit import DiTConfig, VideoDiT
 from videoscaling.models.embeddings import rotary_table
@@ -18,7 +19,7 @@ SHALLOW = 6
 F = TypeVar("F", bound=Callable)
 
 
-def build_model(config: Config, meta: dict[str, Any], device: torch.device) -> VideoDiT:
+def build_model(config: Config, meta: CacheMeta, device: torch.device) -> VideoDiT:
     """The initialised model of a resolved ``config``, for data of ``meta`` (latent_shape and text_dim).
 
     Raises:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from videoscaling.data.index import CacheMeta
 from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler, sample
 from videoscaling.models.text import TextEncoder, cut_warning, load_text_encoder
@@ -26,7 +27,7 @@ from videoscaling.utils.errors import UserError
 
 
 def load_encoders(
-    meta: dict[str, Any],
+    meta: CacheMeta,
     device: torch.device,
     *,
     vae: str | None = None,
