@@ -24,13 +24,11 @@ from videoscaling.models.autoencoders import (
     smallest,
     statistics_of,
 )
-from videoscaling.models.hub import located, read_config
+from videoscaling.models.embedded import EMBEDDED, AutoencoderKLLTXVideo
+from videoscaling.models.hub import located, read_config, weight_files
 from videoscaling.utils.errors import UserError, first_line, nearest
-from videoscaling.utils.files import pickles, read_json
+from videoscaling.utils.files import read_json
 from videoscaling.utils.finiteness import check_finite
-
-EMBEDDED = Path(__file__).parent / "embedded_vae"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def _fingerprint(folder: Path, weights: Iterable[Path], statistics: dict[str, Any]) -> str:
@@ -128,6 +126,8 @@ class VideoVAE:
             frames, height, width: of the clip, in pixels, that one row of x is or becomes.
         """
         batch_rows = rows_at_once(self.model, frames, height, width)
+        if not batch_rows and isinstance(self.model, AutoencoderKLLTXVideo):
+            self.model = load_vae(str(EMBEDDED), self.device, self.dtype).model  # diffusers' own class has tiles
         self.model.use_tiling = not batch_rows
         return torch.cat([call(part).float() for part in x.split(max(1, batch_rows))])
 
@@ -184,28 +184,28 @@ def _unfold_frames(x: Tensor, n: int) -> Tensor:
     return x.unflatten(0, (n, -1)).transpose(1, 2)
 
 
-def _weights(folder: Path, spec: str) -> list[Path]:
-    """The files of the weights: one, or the shards that an index names. Variants (fp16) and pickles are not used.
+def _load(folder: Path, spec: str, name: str) -> nn.Module:
+    """diffusers' autoencoder of the class ``name`` in ``folder``, float32."""
+    import diffusers  # 6 s of processor time: only those who load such an autoencoder wait for it
 
-    Raises:
-        UserError: there are none, or a shard is missing.
-    """
-    index = folder / f"{WEIGHTS}.index.json"
-    if index.is_file():
-        names = read_json(index, dict).get("weight_map")
-        if not (isinstance(names, dict) and names and all(isinstance(name, str) for name in names.values())):
-            raise UserError(f"VAE {spec!r}: {index} has no weight_map from tensors to files")
-        shards = sorted({folder / name for name in names.values()})
-        missing = next((shard for shard in shards if not shard.is_file()), None)
-        if missing is not None:
-            raise UserError(f"VAE {spec!r}: {missing} is missing, which {index.name} names; copy it there")
-        return shards
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    other = next((path.name for path in sorted(folder.glob("*.safetensors"))), None)
-    if other is not None:
-        raise UserError(f"VAE {spec!r}: {folder} does not load (no {WEIGHTS} in it; {other} is not used in its place)")
-    raise UserError(f"VAE {spec!r}: no {WEIGHTS} in {folder}{pickles(folder)}")
+    if not hasattr(diffusers, name):
+        raise UserError(f"VAE {spec!r}: diffusers {diffusers.__version__} has no {name}; install a newer one")
+    try:
+        # In float32 first: LTX keeps its statistics among the weights, which another dtype would round.
+        model, info = getattr(diffusers, name).from_pretrained(
+            folder,
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # diffusers' constructors raise any kind, IndexError too, for a configuration at fault
+        reason = first_line(error)
+        raise UserError(f"VAE {spec!r}: {folder} does not load ({reason})") from None
+    if info["missing_keys"]:  # they would be random
+        raise UserError(f"VAE {spec!r}: {folder} does not load (no {sorted(info['missing_keys'])[0]} in its weights)")
+    return model
 
 
 def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> VideoVAE:
@@ -233,27 +233,9 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
         )
     if name in FLOAT32_ONLY and dtype != torch.float32:
         raise UserError(f"VAE {spec!r}: {name}'s encoder needs float32, in {dtype} its latents are noise")
-    weights = _weights(folder, spec)
+    weights = weight_files(folder, f"VAE {spec!r}")
 
-    import diffusers  # seconds: only those who load an autoencoder wait for it
-
-    if not hasattr(diffusers, name):
-        raise UserError(f"VAE {spec!r}: diffusers {diffusers.__version__} has no {name}; install a newer one")
-    try:
-        # In float32 first: LTX keeps its statistics among the weights, which another dtype would round.
-        model, info = getattr(diffusers, name).from_pretrained(
-            folder,
-            torch_dtype=torch.float32,
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # diffusers' constructors raise any kind, IndexError too, for a configuration at fault
-        reason = first_line(error)
-        raise UserError(f"VAE {spec!r}: {folder} does not load ({reason})") from None
-    if info["missing_keys"]:  # they would be random
-        raise UserError(f"VAE {spec!r}: {folder} does not load (no {sorted(info['missing_keys'])[0]} in its weights)")
+    model = AutoencoderKLLTXVideo() if spec == "embedded" else _load(folder, spec, name)
     try:
         statistics = statistics_of(model, folder)
         nn.Module.to(model, device, dtype)  # diffusers' own warns of modules to be kept in float32: these have none

@@ -7,10 +7,11 @@ committed results, and need no clips. No torch here, but where a cache is opened
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
+from videoscaling.data.index import CacheMeta
 from videoscaling.sweeps.grid import Sweep
 from videoscaling.training.config import (
     Config,
@@ -19,7 +20,6 @@ from videoscaling.training.config import (
     copied,
     flatten,
     load_yaml,
-    nested,
     recorded_config,
     run_id,
     to_dict,
@@ -28,8 +28,16 @@ from videoscaling.training.keys import NEVER, info_of
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import atomic_write
 from videoscaling.utils.results import FILE, whole_results
+from videoscaling.utils.yaml_text import Values
 
 SWEEP_FILE = "sweep.yaml"
+
+
+class CommittedData(NamedTuple):
+    """What committed results say of their data: tokens per clip, and the fingerprint."""
+
+    n_ctx: int
+    fingerprint: str
 
 
 def write_sweep_file(sweep: Sweep) -> None:
@@ -40,16 +48,18 @@ def write_sweep_file(sweep: Sweep) -> None:
     Raises:
         UserError: another sweep made the folder; names the settings that differ.
     """
-    path = sweep.directory / SWEEP_FILE
     first = sweep.cells[0].config
     data = {name: data_of(first)[name] for name in ("latent_shape", "fingerprint")}
     settings = shared_settings(config_from_dict(sweep.shared))
     now = dataclasses.asdict(sweep.keys) | {"settings": settings, "caches": cache_folders(first), "data": data}
-    if path.exists():
-        before = load_yaml(path)
+    path = sweep.directory / SWEEP_FILE
+    if before := _read(path):
         pairs = [("seed", before.get("seed"), now["seed"])]
         if "settings" in before:  # the oldest sweeps recorded none
-            earlier = shared_settings(recorded_config(nested(before["settings"])))
+            try:
+                earlier = shared_settings(recorded_config(before["settings"]))
+            except UserError as error:
+                raise UserError(f"{path}: {error}; remove it, and it is written anew") from None
             pairs += [(name, earlier[name], settings[name]) for name in changed_settings(sweep, earlier, settings)]
         if "data" in before:
             pairs += [(name, before["data"].get(name), data[name]) for name in data]
@@ -60,13 +70,13 @@ def write_sweep_file(sweep: Sweep) -> None:
         OmegaConf.save(OmegaConf.create(now), tmp)
 
 
-def shared_settings(config: Config) -> dict[str, Any]:
+def shared_settings(config: Config) -> Values:
     """The keys that all cells share and that may enter their ids, {dotted key: value}."""
     infos = info_of(Config)
     return {name: value for name, value in flatten(to_dict(config)).items() if infos[name].identity != NEVER}
 
 
-def changed_settings(sweep: Sweep, earlier: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+def changed_settings(sweep: Sweep, earlier: Values, settings: Values) -> list[str]:
     """The keys whose ``earlier`` value would give one of the sweep's cells another id."""
     found = []
     for name in (name for name in settings if earlier[name] != settings[name]):
@@ -81,7 +91,7 @@ def changed_settings(sweep: Sweep, earlier: dict[str, Any], settings: dict[str, 
 
 
 @functools.cache
-def opened(folders: tuple[str, ...], weights: tuple[float, ...]) -> dict[str, Any]:
+def opened(folders: tuple[str, ...], weights: tuple[float, ...]) -> CacheMeta:
     """The meta of latent caches."""
     from videoscaling.data.mixture import (
         open_data,  # not at the top: it imports torch, for which a status does not wait
@@ -91,25 +101,37 @@ def opened(folders: tuple[str, ...], weights: tuple[float, ...]) -> dict[str, An
 
 
 @functools.cache
-def read_sweep_file(directory: Path) -> dict[str, Any]:
+def read_sweep_file(directory: Path) -> Values:
     """The content of a sweep's sweep.yaml; {} before the sweep's first run."""
-    path = directory / SWEEP_FILE
-    return load_yaml(path) if path.exists() else {}
+    return _read(directory / SWEEP_FILE)
 
 
-def data_of(config: Config) -> dict[str, Any]:
+def _read(path: Path) -> Values:
+    if not path.exists():
+        return {}
+    content = load_yaml(path)
+    data = content.get("data")
+    shape = data.get("latent_shape") if isinstance(data, dict) else None
+    whole = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
+    # The oldest sweeps recorded neither settings nor data.
+    if not ("seed" in content and isinstance(content.get("settings", {}), dict) and (whole or "data" not in content)):
+        raise UserError(f"{path}: damaged (seed, settings or data); remove it, and sweep.py run writes it anew")
+    return content
+
+
+def data_of(config: Config) -> CacheMeta:
     """The meta of a cell's data; opens its caches."""
     return opened(tuple(cache_folders(config)), tuple(config.data.weights))
 
 
-def recorded_data(results: str | None, config: Config) -> dict[str, Any]:
+def recorded_data(results: str | None, config: Config) -> CacheMeta:
     """The latent shape and fingerprint of a cell's data, from a record if there is one.
 
     The record is sweep.yaml, or the committed ``results`` if no cache is here. So commands that train nothing need
     no clips.
     """
     before = read_sweep_file(Path(config.out) / config.name)
-    if before.get("data") and before["caches"] == cache_folders(config):
+    if before.get("data") and before.get("caches") == cache_folders(config):
         return before["data"]
     no_cache = not any((Path(folder) / "index.json").exists() for folder in cache_folders(config))
     committed = committed_data(results) if results and no_cache else None
@@ -117,17 +139,16 @@ def recorded_data(results: str | None, config: Config) -> dict[str, Any]:
         return data_of(config)
     # A result knows its tokens per clip and not their layout: one row of them, of channels that fit every width.
     frames, *sides = config.model.patch
-    return {"latent_shape": [0, frames * committed["n_ctx"], *sides], "fingerprint": committed["fingerprint"]}
+    return {"latent_shape": [0, frames * committed.n_ctx, *sides], "fingerprint": committed.fingerprint}
 
 
 @functools.cache
-def committed_data(results: str) -> dict[str, Any] | None:
-    """{"n_ctx", "fingerprint"} of the data that committed results were trained on; None if results differ in them."""
-    found = {}
+def committed_data(results: str) -> CommittedData | None:
+    """The data that committed results were trained on; None if results differ in them."""
+    found = set()
     for path, result in whole_results(Path(results).glob(f"*/{FILE}"))[0].items():  # a cell's state reports others
         try:
-            one = {"n_ctx": result["n_ctx"], "fingerprint": result["config"]["data"]["fingerprint"]}
+            found.add(CommittedData(result["n_ctx"], result["config"]["data"]["fingerprint"]))
         except (KeyError, TypeError):
             raise UserError(f"{path}: not a run's result; remove it from the committed results") from None
-        found[tuple(one.values())] = one
-    return next(iter(found.values())) if len(found) == 1 else None
+    return found.pop() if len(found) == 1 else None

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from videoscaling.training.config import Config, load_yaml, recorded_config, to_dict
+from videoscaling.training.config import CONFIG, Config, to_dict
 from videoscaling.training.flat_buffer import part_of
 from videoscaling.training.parallel import gather_full, like, local
 from videoscaling.utils.errors import UserError, plural
@@ -63,7 +63,7 @@ def save_checkpoint(
     try:
         for kind, named in tensors.items():
             _save_tensors(tmp / f"{kind}.safetensors", named)
-        write_text(tmp / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
+        write_text(tmp / CONFIG, OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
         # Written last: a checkpoint with a state is a checkpoint whose files were all written.
         state = state | {"step": step, "files": _describe(sorted(tmp.iterdir()))}
         write_json(tmp / STATE, sealed(state))
@@ -263,15 +263,15 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def read_tensors(path: Path, kind: str) -> dict[str, Tensor]:
     """The tensors of one file of a checkpoint, on the CPU."""
+    return load_tensors(path / f"{kind}.safetensors")
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU."""
     try:
-        return load_file(path / f"{kind}.safetensors")
+        return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path / kind}.safetensors: not readable ({error}); the checkpoint is damaged") from None
-
-
-def read_config(path: Path) -> Config:
-    """The resolved configuration inside a checkpoint or run directory."""
-    return recorded_config(load_yaml(path / "config.yaml"))
+        raise UserError(f"{file}: not readable ({error}); the checkpoint is damaged") from None
 
 
 def load_into(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

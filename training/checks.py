@@ -2,8 +2,7 @@
 
 from videoscaling.data.latents import LatentCache
 from videoscaling.data.mixture import Mixture
-from videoscaling.training.checkpoint import read_config
-from videoscaling.training.config import Config, hashed_values, identity
+from videoscaling.training.config import Config, config_of_run, hashed_values, identity
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError, plural
 
@@ -40,9 +39,8 @@ def check_share(run: Run, world: int) -> None:
 
 def check_directory(config: Config) -> None:
     """Refuse a run directory that another configuration made."""
-    path = config.run_dir / "config.yaml"
-    if path.exists():
-        earlier = read_config(path.parent)
+    earlier = config_of_run(config.run_dir, verbose=True)
+    if earlier is not None:
         before, now = identity(earlier), identity(config)
         keys = sorted(k for k in before | now if before.get(k) != now.get(k))
         # An id may leave a key out, which has a value all the same.
@@ -51,11 +49,11 @@ def check_directory(config: Config) -> None:
         end, end_before = config.train.tokens, earlier.train.tokens
         if end < end_before and keys == ["optim.warmup_tokens"]:
             raise UserError(
-                f"train.tokens={end}: {path.parent} was begun for {end_before:,}, and its warm-up with it; "
+                f"train.tokens={end}: {config.run_dir} was begun for {end_before:,}, and its warm-up with it; "
                 "ask for at least as many, or choose another name=..."
             )
         if changed:
             raise UserError(
-                f"{path.parent}: made by another configuration ({'; '.join(changed)}); "
+                f"{config.run_dir}: made by another configuration ({'; '.join(changed)}); "
                 "give the earlier values to continue it, choose another name=..., or remove it"
             )

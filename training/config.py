@@ -5,17 +5,30 @@ import functools
 import hashlib
 import json
 import operator
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from videoscaling.training.keys import CHANGED, NEVER, WITH_DECAY, KeyInfo, check_value, info_of, keys_of, older_values
+from videoscaling.training.keys import (
+    ALWAYS,
+    CHANGED,
+    NEVER,
+    WITH_DECAY,
+    KeyInfo,
+    check_value,
+    info_of,
+    keys_of,
+    older_values,
+)
 from videoscaling.training.schema import Config
 from videoscaling.utils.errors import UserError, nearest, shown
 from videoscaling.utils.typed import typed
 from videoscaling.utils.user_text import check_literal, check_printable, expand_home
-from videoscaling.utils.yaml_text import number, parse_override, read_yaml
+from videoscaling.utils.yaml_text import Values, number, parse_override, read_yaml
 
+CONFIG = "config.yaml"  # the resolved configuration in a run directory and in a checkpoint
 # Other trainers' keys and options for what follows from the machine here.
 DEVICE_WORDS = ("accelerator", "cuda", "device", "devices", "gpu", "gpus", "n_gpus", "num_gpus", "num_processes")
 DEVICE_HINT = (
@@ -46,9 +59,7 @@ def text_keys(schema: type = Config) -> frozenset[str]:
     return frozenset(names)
 
 
-def load_yaml(
-    path: str | Path, seen: tuple[Path, ...] = (), *, is_text: Callable[[str], bool] = is_text
-) -> dict[str, Any]:
+def load_yaml(path: str | Path, seen: tuple[Path, ...] = (), *, is_text: Callable[[str], bool] = is_text) -> Values:
     """A YAML file as a nested dict, on top of the file its ``extends`` names (relative to its own folder).
 
     Args:
@@ -57,7 +68,7 @@ def load_yaml(
     Raises:
         UserError: the file is missing, is not a YAML mapping, or extends itself.
     """
-    path = Path(path).expanduser().resolve()
+    path = Path(os.path.realpath(Path(path).expanduser()))  # resolve() ends in a traceback at a loop of links
     if path in seen:
         raise UserError(f"{path}: extends itself, by way of {' -> '.join(p.name for p in seen)}")
     try:
@@ -90,19 +101,47 @@ def load_config(path: str | Path | None, overrides: list[str]) -> Config:
     return config_from_dict(values)
 
 
-def config_from_dict(values: dict[str, Any], schema: type = Config) -> Config:
+def config_from_dict(values: Values, schema: type = Config) -> Config:
     """A typed Config from nested values; every key must be known and every value of its type."""
-    config = typed(schema, _checked(values, schema))
+    config = typed(schema, checked_keys(values, schema))
     _validate(config)
     return config
 
 
-def recorded_config(values: dict[str, Any], schema: type = Config) -> Config:
+def recorded_config(values: Values, schema: type = Config) -> Config:
     """The Config that a run recorded, perhaps before some of today's keys existed or under the names they had then."""
     infos, flat = info_of(schema), flatten(values)
     renamed = {info.formerly: name for name, info in infos.items() if info.formerly}
-    flat = older_values(schema) | {renamed.get(name, name): value for name, value in flat.items()}
-    return config_from_dict(nested(flat), schema)
+    flat = {renamed.get(name, name): value for name, value in flat.items()}
+    for name, info in infos.items():
+        if info.identity in (ALWAYS, WITH_DECAY) and name not in flat:
+            raise UserError(f"{name}: missing, which every run recorded; the record is damaged")
+    return config_from_dict(nested(older_values(schema) | flat), schema)
+
+
+def read_config(path: Path) -> Config:
+    """The resolved configuration inside a checkpoint or run directory."""
+    values = load_yaml(path / CONFIG)
+    try:
+        return recorded_config(values)
+    except UserError as error:
+        raise UserError(f"{path / CONFIG}: {error}") from None
+
+
+def config_of_run(directory: Path, verbose: bool = False) -> Config | None:
+    """The configuration that made a run directory, None without one.
+
+    If its own file is damaged or missing, its newest checkpoint's: a run is not lost by a file that it writes anew.
+    """
+    checkpoints = sorted(directory.glob(f"checkpoints/step_*/{CONFIG}"), reverse=True)
+    for path in (directory / CONFIG, *checkpoints):
+        if path.is_file() or path.is_dir():
+            try:
+                return read_config(path.parent)
+            except UserError as error:
+                if verbose:
+                    print(f"warning: {error}; it is written anew", file=sys.stderr, flush=True)
+    return None
 
 
 def cache_folders(config: Config) -> list[str]:
@@ -116,21 +155,21 @@ def copied(config: Config) -> Config:
     return dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name)) for name in groups})
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: Config) -> Values:
     return dataclasses.asdict(config)
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Values, prefix: str = "") -> Values:
     """Nested values as {dotted key: value}."""
-    flat: dict[str, Any] = {}
+    flat: Values = {}
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
 
 
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
+def nested(flat: Values) -> Values:
     """The inverse of ``flatten``."""
-    values: dict[str, Any] = {}
+    values: Values = {}
     for name, value in flat.items():
         *groups, last = name.split(".")
         inner = values
@@ -140,7 +179,7 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def identity(config: Config) -> dict[str, Any]:
+def identity(config: Config) -> Values:
     """The keys that identify a (resolved) run, {hashed name: value}; equal for two runs that are the same run.
 
     ``training.keys`` says which keys are in it. A key added after the first committed runs is left out where it has
@@ -155,7 +194,7 @@ def identity(config: Config) -> dict[str, Any]:
     return values
 
 
-def hashed_values(config: Config) -> dict[str, Any]:
+def hashed_values(config: Config) -> Values:
     """Every key's value under the name that ids know it by, {hashed name: value}."""
     infos = info_of(type(config))
     return {infos[name].formerly or name: value for name, value in flatten(to_dict(config)).items()}
@@ -174,7 +213,7 @@ def run_id(config: Config) -> str:
     return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: Values, over: Values) -> Values:
     """Nested values with those of ``over`` in their place, group by group."""
     merged = dict(base)
     for name, value in over.items():
@@ -183,17 +222,17 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _checked(values: dict[str, Any], schema: type, prefix: str = "") -> dict[str, Any]:
+def checked_keys(values: Values, schema: type = Config, prefix: str = "") -> Values:
     """Refuse unknown keys; turn whole numbers written as 2e9 into integers."""
     keys = known_keys(schema)
     sections = {name.rpartition(".")[0] for name in keys}
-    checked: dict[str, Any] = {}
+    checked: Values = {}
     for name, value in values.items():
         full = f"{prefix}{name}"
         if full in keys:
             checked[name] = _checked_value(full, value, keys[full])
         elif full in sections and isinstance(value, dict):
-            checked[name] = _checked(value, schema, f"{full}.")
+            checked[name] = checked_keys(value, schema, f"{full}.")
         elif full in sections:
             raise UserError(f"{full}: a group of keys, not a value; set one of its keys, such as {full}.x=...")
         else:

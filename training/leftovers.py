@@ -4,13 +4,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from videoscaling.training import checkpoint as ckpt
+from videoscaling.training.config import CONFIG, config_of_run
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import remove_abandoned, remove_leftovers
 from videoscaling.utils.locks import lock
 
 # Written by the run's own processes alone, under its lock.
-OWN = ("cell.yaml", "config.yaml", "lock-holder", "metrics.jsonl", "result.json")
+OWN = ("cell.yaml", CONFIG, "lock-holder", "metrics.jsonl", "result.json")
 # Written by a sweep's process, which may be writing one now.
 OF_SWEEP = "failure.json"
 
@@ -35,5 +36,6 @@ def clean_finished(run: Run, status: str) -> None:
         clean_run(directory)
         # Its own configuration, since this command may have been given another checkpoint.final.
         unfinished = status == "done" and not ckpt.is_final(checkpoints)
-        if unfinished and ckpt.read_config(directory).checkpoint.final == "ema":
+        own = config_of_run(directory) if unfinished else None
+        if own is not None and own.checkpoint.final == "ema":
             ckpt.keep_final(checkpoints)

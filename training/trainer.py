@@ -8,7 +8,6 @@ import time
 import zlib
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,7 +24,7 @@ from videoscaling.models.dit import VideoDiT
 from videoscaling.training import checkpoint as ckpt
 from videoscaling.training.batches import BatchLoader, Samples
 from videoscaling.training.checks import check_layout
-from videoscaling.training.config import to_dict
+from videoscaling.training.config import CONFIG, to_dict
 from videoscaling.training.data_check import DataCheck
 from videoscaling.training.leftovers import clean_run
 from videoscaling.training.logs.metrics import MetricsLog
@@ -46,7 +45,7 @@ from videoscaling.training.step import TrainStep
 from videoscaling.training.validation import RAW_SHARE, Score, Validator, few_blocks, losses_file, milestone_scores
 from videoscaling.utils.files import atomic_write, write_bytes
 from videoscaling.utils.locks import check_lock
-from videoscaling.utils.results import DATA_FAULT, write_result
+from videoscaling.utils.results import DATA_FAULT, Milestone, write_result
 
 Scores = tuple[ValidationResult, ValidationResult]  # of the raw weights, and of the EMA
 
@@ -75,7 +74,7 @@ class Trainer:
         self.loader = BatchLoader(run, cache, self.rank, self.world, self.device)
         self.validator = Validator(run, cache, self.device, self.rank, self.world, self.sharded)
         self.step = 0
-        self.milestones: list[dict[str, Any]] = []
+        self.milestones: list[Milestone] = []
         self.seconds = 0.0
         self.share = 1.0
         self.status = "running"
@@ -120,7 +119,7 @@ class Trainer:
     def claim_directory(self) -> None:
         """Write this configuration into the run directory, after all checks."""
         if self.main:
-            with atomic_write(self.config.run_dir / "config.yaml") as tmp:
+            with atomic_write(self.config.run_dir / CONFIG) as tmp:
                 OmegaConf.save(OmegaConf.create(to_dict(self.config)), tmp)
             (self.config.run_dir / DATA_FAULT).unlink(missing_ok=True)
 

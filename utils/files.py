@@ -52,7 +52,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
                 shutil.copyfileobj(source, sink)
         return
     if path.is_symlink():
-        path = path.resolve()
+        path = Path(os.path.realpath(path))  # resolve() ends in a traceback at a loop of links
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path)
     tmp = temporary(path)
@@ -177,8 +177,8 @@ def read_json(path: str | Path, kind: type[T] = object, what: str = "a JSON file
             content = file.read(MAX_JSON_BYTES + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: not {what} ({error})") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: not {what} (a folder)") from None
     if len(content) > MAX_JSON_BYTES:
         raise UserError(f"{path}: not {what} (longer than {MAX_JSON_BYTES >> 20} MiB)")
     return parse_json(content, f"{path}: not {what}", kind)
@@ -220,7 +220,7 @@ def _finite_float(text: str) -> float:
     return number
 
 
-def _object_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]

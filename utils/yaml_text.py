@@ -14,7 +14,9 @@ from typing import Any
 import yaml
 
 from videoscaling.utils.errors import UserError, first_line
+from videoscaling.utils.os_errors import with_filename
 
+Values = dict[str, Any]  # keys and values of a configuration, nested or by dotted key, before they are typed
 # Whether the value of a dotted key, such as "model.size", is text; the entries of a list are "log.prompts[]".
 IsText = Callable[[str], bool]
 
@@ -38,7 +40,7 @@ _RESOLVERS = {
 class _Loader(yaml.SafeLoader):
     """PyYAML's parser with the scalars of ``_RESOLVERS`` alone: no base-60 numbers, no octals, no dates."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own name, filled below)
+    yaml_implicit_resolvers: dict[str, list] = {}  # noqa: RUF012 (PyYAML's own name, filled below)
 
 
 for _name, (_pattern, _first) in _RESOLVERS.items():
@@ -54,14 +56,18 @@ def read_yaml(path: Path, is_text: IsText) -> Any:
         UserError: it is not readable or not YAML, in one line.
     """
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"), is_text)
+        with with_filename(path):
+            text = path.read_text(encoding="utf-8")
+        values = parse_yaml(text, is_text)
     except FileNotFoundError:
         raise
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except RecursionError:
         raise UserError(f"{path}: not a YAML file (nested too deep)") from None
-    except (yaml.YAMLError, OSError, ValueError) as error:
+    except IsADirectoryError:
+        raise UserError(f"{path}: a folder, not a YAML file") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
     return {} if values is None else values
 
@@ -124,7 +130,7 @@ class _Values:
             return self._scalar(node, key)
         raise UserError(f"{key or 'the file'}: the tag {node.tag} is not supported; write a plain value")
 
-    def _mapping(self, node: yaml.MappingNode, key: str) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, key: str) -> Values:
         names = [name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
         again = next((name for name in names if name != "<<" and names.count(name) > 1), None)
         if again is not None:

@@ -42,8 +42,11 @@ def start(log: Path, target: Callable[..., int | None], *args: Any, world: int =
     return processes
 
 
-def finish(processes: list[BaseProcess], seconds: float = 120) -> list[int | None]:
-    """Their exit statuses; None for one that did not end in time, and was killed. None of them outlives the call."""
+def finish(processes: list[BaseProcess], seconds: float = 600) -> list[int | None]:
+    """Their exit statuses; None for one that did not end in time, and was killed. None of them outlives the call.
+
+    ``seconds`` bounds a hang: two trainings of seconds took more than 120 s on a core shared by ten processes.
+    """
     end = time.monotonic() + seconds
     for process in processes:
         process.join(max(end - time.monotonic(), 0))

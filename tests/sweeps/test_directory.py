@@ -8,9 +8,11 @@ import yaml
 from tests.sweeps.sweeps import write_sweep
 from videoscaling.sweeps import directory as module
 from videoscaling.sweeps.grid import Sweep, load_sweep
+from videoscaling.training.config import Config, flatten, to_dict
 from videoscaling.utils.errors import UserError
 
 META = {"latent_shape": [4, 2, 4, 4], "fingerprint": "f00d"}
+FIRST = {name: value for name, value in flatten(to_dict(Config())).items() if name != "name"}
 CLAMPED = 32 * 125  # tokens, 0.2 half-lives of 2e4: beta2 would be 0.871
 
 
@@ -63,3 +65,32 @@ def test_a_sweep_from_before_a_key_existed_did_what_runs_did_then(tmp_path: Path
     with pytest.raises(UserError, match=r"another sweep \(optim.beta2_range: \[0.0, 1.0\] -> \[0.9, 0.9999\]\)"):
         module.write_sweep_file(sweep(tmp_path / "large", CLAMPED))
     module.write_sweep_file(sweep(tmp_path / "large", CLAMPED, beta2_range=[0.0, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("settings", "data") for value in (None, 3, "x", [1])),
+        ("data", {"fingerprint": "f00d"}),
+        ("data", {"latent_shape": [4, 2, 4, -4], "fingerprint": "f00d"}),
+        ("settings", {"optim.lr": 1e-3}),
+        ("settings", {"optim": "x"}),
+        ("settings", FIRST | {"optim.lr": "x"}),
+    ],
+)
+def test_a_damaged_record_is_one_line(tmp_path: Path, name: str, value: object) -> None:
+    module.write_sweep_file(sweep(tmp_path))
+    path = tmp_path / "runs" / "grid" / "sweep.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {name: value}))
+    with pytest.raises(UserError, match="; remove it, ") as caught:
+        module.write_sweep_file(sweep(tmp_path))
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "null", "{}", "name: grid\n"])
+def test_a_record_that_was_cut_is_not_taken_for_none(tmp_path: Path, text: str) -> None:
+    module.write_sweep_file(sweep(tmp_path))
+    path = tmp_path / "runs" / "grid" / "sweep.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="sweep.yaml: damaged .*; remove it"):
+        module.read_sweep_file(path.parent)

@@ -14,6 +14,8 @@ SAMPLE = "sample.py --prompt x --checkpoint"
 MISTAKES = [
     # train.py
     ("train.py configs/train/base.yaml", "configs/train/base.yaml: a configuration file is given as --config configs"),
+    ("train.py --config {folder}/runs", "runs: a folder, not a YAML file"),
+    ("train.py --config {folder}/link.yaml", "link.yaml: too many levels of symbolic links; choose another path"),
     ("train.py --config missing.yaml", "missing.yaml: no such configuration file"),
     ("train.py --config configs/train/quickstart.yml", "no such configuration file; did you mean 'quickstart.yaml'?"),
     ("train.py train.device=cuda", "unknown key 'train.device'; a run takes the GPU where there is one, else the CPU"),
@@ -89,6 +91,7 @@ MISTAKES = [
     (f"tools/sweep.py status {SWEEP} --precision bf16", "it is a key: write config.train.dtype=..."),
     (f"tools/sweep.py run --config {SWEEP}", "--config: no such option; give the sweep's YAML without an option"),
     (f"tools/sweep.py extend {SWEEP} --tolerence 1e-3", "did you mean '--tolerance'"),
+    (f"tools/sweep.py status {SWEEP} config.optim=fast", "optim: a group of keys, not a value; set one of its keys"),
     (f"tools/sweep.py status {SWEEP} executor.slurm.qos=low", "unknown key executor.slurm.qos"),
     (f"tools/sweep.py status {SWEEP} out=${{{{oc.env:HOME}}}}", "is not replaced here"),
     (f"tools/sweep.py status {SWEEP} repeats=1e9", "repeats=1000000000: too large; at most 10,000"),
@@ -113,6 +116,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in (checkpoint / "state.json", checkpoint / "ema.safetensors", folder / "model.pt"):
         path.write_text("{}")
     (folder / "sweep.yaml").write_text("sizes: [{size: 2x64}]\nlr: [1e-3]\nbatch_tokens: [640]\nmilestones: [64000]\n")
+    (folder / "link.yaml").symlink_to(folder / "link.yaml")
     return folder
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.test_trainer import result, run
+from videoscaling.training.result import result_damage
 from videoscaling.utils.results import FILE
 
 KEYS = ("train.tokens=640", "train.milestones=[256]")
@@ -26,3 +27,9 @@ def test_a_damaged_result_is_made_again(
     assert result(tmp_path / "x")["milestones"] == whole["milestones"]
     run(cache, tmp_path, "x", *keys)
     assert "already done" in capsys.readouterr().out
+
+
+def test_a_folder_in_the_place_of_a_result_is_damage(tmp_path: Path) -> None:
+    """One of them stopped the status of its whole sweep."""
+    (tmp_path / FILE).mkdir()
+    assert result_damage(tmp_path) == f"{tmp_path / FILE}: not a run's result (a folder)"

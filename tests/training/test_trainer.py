@@ -124,6 +124,28 @@ def test_another_configuration_is_refused_with_the_difference(cache: Path, tmp_p
         train(load_config(None, overrides(cache, tmp_path, "x", "optim.lr=1e-3", "train.tokens=640")))
 
 
+@pytest.mark.parametrize("text", [None, "", "null", "[]", "{}", "[" * 10**5, "seed: 0\n", "\0", "name: [", "link"])
+def test_a_damaged_configuration_is_replaced_by_the_checkpoints(
+    cache: Path, tmp_path: Path, text: str | None, capsys: pytest.CaptureFixture
+) -> None:
+    """The run's own file is written at each start. Without any, another configuration would continue the weights."""
+    keys = ("train.tokens=384", "log.every_steps=100")
+    run(cache, tmp_path, "x", *keys)
+    path = tmp_path / "x" / "config.yaml"
+    written = path.read_text()
+    path.unlink()
+    if text == "link":
+        path.symlink_to(path)
+    elif text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=r"another configuration \(optim.lr: 0.003 -> 0.001\)"):
+        run(cache, tmp_path, "x", *keys, "train.tokens=640", "optim.lr=1e-3")
+    capsys.readouterr()
+    run(cache, tmp_path, "x", *keys, "train.tokens=640")
+    assert path.read_text() == written.replace("tokens: 384", "tokens: 640").replace("- 384", "- 384\n  - 640")
+    assert ("it is written anew" in capsys.readouterr().err) == (text not in (None, "link"))
+
+
 def test_a_milestone_in_the_past_is_refused(cache: Path, tmp_path: Path) -> None:
     """It could only be scored at the wrong T, or not at all."""
     warmup = "optim.warmup_tokens=128"

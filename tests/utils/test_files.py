@@ -61,6 +61,12 @@ def test_a_link_stays_a_link(tmp_path):
     assert names(there.parent) == ["law.json"]
 
 
+def test_a_link_to_itself_is_replaced(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    write_text(tmp_path / "link", "x")
+    assert (tmp_path / "link").read_text() == "x"
+
+
 def test_a_folder_is_not_replaced(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(IsADirectoryError):

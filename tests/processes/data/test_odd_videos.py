@@ -25,7 +25,7 @@ def played_by_the_binary(path) -> bytes:
         path,
         "-map",
         "0:v:0",
-        "-vsync",
+        "-fps_mode",
         "passthrough",
         "-f",
         "rawvideo",

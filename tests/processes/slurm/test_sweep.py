@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,10 @@ from tests.processes import launch
 from tests.processes.launch import ROOT
 from tests.processes.slurm.cluster import Cluster, available, wait_until
 from tests.sweeps.sweeps import edit, write_sweep
+from tests.training.test_data_fault import fault_of
 from videoscaling.sweeps.slurm import queue_of
+from videoscaling.sweeps.state import FAILURE
+from videoscaling.utils.results import Failure, read_failure
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(not available(), reason="no Slurm here; .ci/run installs it")]
 
@@ -175,6 +179,30 @@ def test_a_cell_over_two_nodes(slurm: Cluster, sweep: Path, tmp_path: Path) -> N
     assert json.loads(path.read_text())["processes"] == 2
     ((name, (both,)),) = milestones(folder).items()
     assert both["ema_val_loss"] == pytest.approx(alone[name][0]["ema_val_loss"], rel=1e-5)
+
+
+def test_a_fault_of_the_data_ends_the_sweep_and_its_jobs(
+    slurm: Cluster, sweep: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Two of the eight jobs run when the first meets it; none is tried again."""
+    copy = shutil.copytree(cache, tmp_path / "copy")
+    message = fault_of(copy, "train latents")
+    edit(sweep, milestones=[64_000], config={"data": {"cache": str(copy)}})
+    _, err = finish(start(slurm, "sweep", "run", sweep), 2)
+    last = err.strip().splitlines()[-1]
+    assert re.fullmatch(f"error: {message}; then run the sweep again: .* read the same data", last), err
+    wait_until(lambda: not slurm.queue(), 60)
+    folder = tmp_path / "runs" / "grid"
+    assert len(list((folder / "slurm").glob("*.json"))) == 1
+    assert not list(folder.glob("*/checkpoints/*"))
+    failures = [read_failure(path) for path in folder.glob(f"*/{FAILURE}")]
+    assert 1 <= len(failures) <= 4
+    for failure in failures:
+        assert re.fullmatch(message, failure.reason)
+        assert failure == Failure(failure.reason, attempts=1, exit_status=2, data_fault=True)
+    counts = json.loads(finish(start(slurm, "sweep", "status", sweep, "--json"), 1)[0])["counts"]
+    assert counts["failed"] == len(failures)
+    assert counts["pending"] >= 4
 
 
 @pytest.mark.parametrize(
