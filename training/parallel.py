@@ -56,7 +56,8 @@ class Slices:
         self._flats, self._world = list(flats), mesh.size()
 
         def own(flat: Tensor) -> Tensor:
-            return DTensor.from_local(flat.chunk(self._world)[mesh.get_local_rank()], mesh, [Shard(0)], run_check=False)
+            part = flat.chunk(self._world)[mesh.get_local_rank()]
+            return DTensor.from_local(part, mesh, [Shard(0)], run_check=False)
 
         self.parameters = [nn.Parameter(own(flat.data), flat.requires_grad) for flat in self._flats]
         for flat, part in zip(self._flats, self.parameters):
@@ -84,10 +85,10 @@ def is_parallel() -> bool:
 
 def node_count() -> int:
     """The nodes of equally many processes; UserError if there are none such."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", torch.cuda.device_count()))
-    if not local or dist.get_world_size() % local:
-        raise UserError(f"train.parallel=hsdp: {dist.get_world_size()} processes are not nodes of {local} each; use fsdp")
-    return dist.get_world_size() // local
+    world, each = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", torch.cuda.device_count()))
+    if not each or world % each:
+        raise UserError(f"train.parallel=hsdp: {world} processes are not nodes of {each} each; use fsdp")
+    return world // each
 
 
 def replicate(model: VideoDiT, device: torch.device) -> nn.Module:

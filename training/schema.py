@@ -239,7 +239,7 @@ class TrainKeys:
     )
     activation_checkpointing: Any = key(
         False,
-        "recompute each block's activations in the backward pass: all (true), or all but attention kernels' (selective)",
+        "recompute each block's activations in the backward pass; selective: all but the outputs of attention kernels",
         identity=NEVER,
         choices=(False, True, "selective"),
         aliases="gradient_checkpointing grad_checkpoint",
