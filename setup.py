@@ -28,6 +28,7 @@ setup(
     package_data={
         "videoscaling.configs": ["**/*"],
         "videoscaling.models": ["embedded_vae/*", "embedded_dit/*"],
+        "videoscaling.scaling.planning": ["page.html"],
         "videoscaling.scaling.reporting": ["page.html"],
     },
     cmdclass={"build_py": Build},
