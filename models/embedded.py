@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from videoscaling.models.hub import WEIGHTS
 from videoscaling.utils.files import read_json
 
 EMBEDDED = Path(__file__).parent / "embedded_vae"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 NORM_EPS = 1e-8
 STRIDE = 2  # of every resampling: frames, rows and columns
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from videoscaling.data.index import CacheMeta
 from videoscaling.models.sizes import parameters, parse_size
 from videoscaling.sweeps import added_cells
 from videoscaling.sweeps.config import OWN, WANTED, SizeKeys, SweepKeys, is_sweep_text, overridden, typed
@@ -176,11 +177,11 @@ def _added(keys: SweepKeys, shared: Values, directory: Path, meta_of: Any) -> li
     configs: dict[str, Config] = {}
     runs = []
     for cell in added_cells.read(directory, keys.results):
-        if (size := sizes.get(cell["size"])) is not None:
+        if (size := sizes.get(cell.size)) is not None:
             if size.size not in configs:
-                configs[size.size] = _first_config(keys, size, shared, cell["milestones"])
+                configs[size.size] = _first_config(keys, size, shared, cell.milestones)
             config = configs[size.size]
-            axes = cell["lr"], cell["batch_tokens"], cell["milestones"], cell["repeat"]
+            axes = cell.lr, cell.batch_tokens, cell.milestones, cell.repeat
             runs.append(_cell(keys, size, config, meta_of(config), axes))
     return runs
 
@@ -213,7 +214,7 @@ def _first_config(keys: SweepKeys, size: SizeKeys, shared: Values, milestones: l
 
 
 def _cell(
-    keys: SweepKeys, size: SizeKeys, config: Config, meta: Values, axes: tuple[float, int, list[int], int]
+    keys: SweepKeys, size: SizeKeys, config: Config, meta: CacheMeta, axes: tuple[float, int, list[int], int]
 ) -> Run:
     """One cell: ``axes`` are its rate, batch, milestones and the number of its repeat, from 0."""
     lr, batch, milestones, repeat = axes

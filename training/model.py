@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -13,7 +12,6 @@ from videoscaling.models.attention import choose_backend
 from videoscaling.models.dit import DiTConfig, VideoDiT
 from videoscaling.models.embeddings import rotary_table
 from videoscaling.models.sizes import parameters
-from videoscaling.training.checkpoint import load_into, read_tensors
 from videoscaling.training.config import Config
 from videoscaling.utils.errors import UserError
 
@@ -75,8 +73,3 @@ def compile_function(function: F) -> F:
     """``function``, which calls a VideoDiT or moves its weights, compiled for static shapes as a model is."""
     torch.compiler.assume_constant_result(rotary_table)
     return torch.compile(function, dynamic=False)
-
-
-def load_weights(model: VideoDiT, path: Path, kind: str) -> None:
-    """Load the weights ``kind`` ("model" or "ema") of the checkpoint at ``path``; UserError if another model's."""
-    load_into(model, read_tensors(path, kind), path)
