@@ -261,7 +261,7 @@ def read_results(
     notes = []
     if left_out:
         states = ", ".join(f"{number} {state}" for state, number in sorted(left_out.items()))
-        notes.append(f"{left_out.total()} of {count} rows are left out by their state: {states}")
+        notes.append(f"{left_out.total()} of {count} rows are left out by their state: {states}; finish them first")
     if blank:
         notes.append(f"{blank} of {count} rows are left out: they have no loss ({DIVERGED})")
     if not results:

@@ -61,7 +61,8 @@ def test_states_of_trackers(tmp_path):
         table = read(tmp_path, text, columns=columns)
         assert table.loss.tolist() == [2.5, 2.5, math.inf]
         (note,) = table.notes
-        assert note == "4 of 7 rows are left out by their state: 1 crashed, 1 failed, 1 killed, 1 running"
+        states = "1 crashed, 1 failed, 1 killed, 1 running"
+        assert note == f"4 of 7 rows are left out by their state: {states}; finish them first"
     with pytest.raises(UserError, match="row 2: State 'sleeping' is no known state"):
         read(tmp_path, text.replace("finished", "sleeping"))
 
