@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
-from videoscaling.utils.files import write_json
+from videoscaling.utils.files import read_bounded, write_json
 
 FORMATS = ("mp4", "gif", "png")
+MAX_PROMPTS_BYTES = 1 << 24
 
 
 def main() -> int:
@@ -122,7 +123,11 @@ def read_prompts(given: list[str], path: Path | None) -> list[str]:
     prompts = list(given)
     if path is not None:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = (
+                read_bounded(path, MAX_PROMPTS_BYTES, "a text file with one prompt per line")
+                .decode("utf-8")
+                .splitlines()
+            )
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--prompts {path}: not readable ({error})") from None
         lines = [line.strip() for line in lines if line.strip()]

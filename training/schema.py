@@ -28,7 +28,7 @@ class ModelKeys:
         [1, 1, 1],
         "latent frames, rows and columns that make one token",
         identity=ALWAYS,
-        bound=Bound("a positive number: frames, rows and columns", lambda value: value > 0),
+        bound=Bound("a number from 1 to 1,024: frames, rows and columns", lambda value: 1 <= value <= 1024),
         aliases="patch_size",
     )
     attention: str = key(

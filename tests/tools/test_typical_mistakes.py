@@ -14,8 +14,10 @@ SAMPLE = "sample.py --prompt x --checkpoint"
 MISTAKES = [
     # train.py
     ("train.py configs/train/base.yaml", "configs/train/base.yaml: a configuration file is given as --config configs"),
-    ("train.py --config {folder}/runs", "runs: a folder, not a YAML file"),
+    ("train.py --config {folder}/runs", "runs: not a YAML file (a folder)"),
     ("train.py --config {folder}/link.yaml", "link.yaml: too many levels of symbolic links; choose another path"),
+    ("train.py --config /dev/zero", "/dev/zero: not a YAML file (longer than 16 MiB)"),
+    ("sample.py --checkpoint x --prompts /dev/zero", "/dev/zero: not a text file with one prompt per line (longer"),
     ("train.py --config missing.yaml", "missing.yaml: no such configuration file"),
     ("train.py --config configs/train/quickstart.yml", "no such configuration file; did you mean 'quickstart.yaml'?"),
     ("train.py train.device=cuda", "unknown key 'train.device'; a run takes the GPU where there is one, else the CPU"),
@@ -49,6 +51,10 @@ MISTAKES = [
     ("train.py name=", "name: no value; leave the key out"),
     ("train.py model=4x128", "model: a group of keys, not a value; set one of its keys"),
     ("train.py log.prompts=[a,", "log.prompts=[a,: not YAML"),
+    (
+        f"train.py --dry-run --account --n-ctx 80 {BASE} model.size=2x64 model.patch=[1e18,1,1]",
+        "model.patch=[1000000000000000000, 1, 1]: each must be a number from 1 to 1,024",
+    ),
     ("train.py train.tokens=1e30", "train.tokens=1000000000000000000000000000000: too large"),
     ("train.py train.milestones=[1e30]", "too large; a whole number is at most 9.22e+18"),
     (f"train.py --json {BASE}", "--json: goes with --dry-run"),
@@ -137,6 +143,12 @@ def test_a_mistake_is_answered_in_one_line_with_the_fix(typed: str, fix: str, fo
 
 def test_there_are_forty() -> None:
     assert len(MISTAKES) >= 40
+
+
+def test_a_message_is_one_line_of_printable_text_whatever_is_named() -> None:
+    """Of a file or a table's columns: a newline makes two lines, an escape moves the terminal's cursor."""
+    said = answer(["tools/plan.py", "--law", "a\nb\x1b[2J\u2028.json", "--flops", "1e20"])
+    assert said == "error: a\\nb\\x1b[2J\\u2028.json: no such file\n"
 
 
 @pytest.mark.parametrize("bad", ["a\nrm -rf x", "a\rb", "a\x1b[31m", "a\x00b", "a\u2028b", "a\tb"])
