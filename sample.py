@@ -33,12 +33,14 @@ def main() -> int:
         help="a run directory (its newest) or a checkpoint",
     )
     parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times")
-    parser.add_argument("--prompts", type=Path, help="a text file with one prompt per line")
+    parser.add_argument(
+        "--prompts", type=Path, aliases=("--prompt-path", "--prompt-file"), help="a text file with one prompt per line"
+    )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("samples"),
-        aliases=("--output", "--output-dir", "--save-dir"),
+        aliases=("--output", "--output-dir", "--save-dir", "--save-path"),
         help="folder to write to (default: samples)",
     )
     parser.add_argument(
