@@ -1,41 +1,51 @@
-"""Make videos from a checkpoint and prompts.
+"""Make videos from prompts, with a trained model or the small one that ships here.
 
-    python sample.py --checkpoint runs/x --prompt "a large red circle gliding left over a drifting navy background"
+    python sample.py --prompt "a large red circle gliding right over black and navy gradient drifting up" --upscale 8
     python sample.py --checkpoint runs/x --prompts configs/prompts.txt --out samples/ --steps 50 --guidance 5 --seed 0
     torchrun --nproc_per_node 2 sample.py --checkpoint runs/x --prompts configs/prompts.txt      # shared among GPUs
 
-Prompt i is sampled with seed + i in every batch. The prompt, the seed and the settings lie in each file's
-metadata, and all of them in OUT/samples.json. With --grid 4, OUT/grid.gif shows all videos, four in a row, captioned.
+Prompt i is sampled with seed + i in every batch; a table of prompts may have a column "seed". The prompt, the seed
+and the settings lie in each file's metadata, and all of them in OUT/samples.json. With --grid 4, OUT/grid.mp4
+(grid.gif for other formats) shows all videos, four in a row, captioned.
 """
 
 import argparse
 import json
+import math
 import os
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.files import read_bounded, write_json
+from videoscaling.utils.tables import read_table, table_kind
 
 FORMATS = ("mp4", "gif", "png")
+DEFAULT_FPS = 8
 MAX_PROMPTS_BYTES = 1 << 24
 
 
-def main() -> int:
+def parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--checkpoint",
-        required=True,
-        type=Path,
+        default="embedded",
+        type=path_text,
         aliases=("--ckpt", "--ckpt-path", "--model", "--model-path", "--resume", "--run"),
-        help="a run directory (its newest) or a checkpoint",
+        help="a run directory (its newest), a checkpoint, or a folder of tools/export.py (default: embedded, the "
+        "model that ships here)",
     )
     parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times")
     parser.add_argument(
-        "--prompts", type=Path, aliases=("--prompt-path", "--prompt-file"), help="a text file with one prompt per line"
+        "--prompts",
+        type=Path,
+        aliases=("--prompt-path", "--prompt-file"),
+        help="a text file with one prompt per line, or a table (CSV, "
+        "TSV, JSON lines, Parquet) with a column prompt and perhaps seed",
     )
+    parser.add_argument("--negative-prompt", default="", help="a prompt to lead away from (default: none)")
     parser.add_argument(
         "--out",
         type=Path,
@@ -86,8 +96,11 @@ def main() -> int:
     )
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or raw (default: ema)")
     parser.add_argument("--format", choices=FORMATS, default="mp4", help="mp4, gif, or png (frames side by side)")
-    parser.add_argument("--grid", type=int, metavar="COLUMNS", help="also write all videos as one captioned grid.gif")
-    parser.add_argument("--fps", type=int, default=8, help="frames per second of the files (default: 8)")
+    parser.add_argument("--grid", type=int, metavar="COLUMNS", help="also write all videos as one captioned grid")
+    parser.add_argument("--upscale", type=int, default=1, metavar="TIMES", help="repeat each pixel (default: 1)")
+    parser.add_argument("--frames", type=int, help="frames of a video (default: the training's; others are untested)")
+    parser.add_argument("--size", type=int, help="height and width of a video (default: the training's, as --frames)")
+    parser.add_argument("--fps", type=float, help="frames per second of the files (default: the training's, else 8)")
     parser.add_argument("--batch", type=int, default=8, help="prompts sampled at once (default: 8)")
     parser.add_argument(
         "--vae", type=path_text, help="folder of the VAE (default: its folder when the latents were made)"
@@ -103,56 +116,79 @@ def main() -> int:
         "--dtype", choices=("float32", "bfloat16"), help="what the model computes in (default: as in training)"
     )
     parser.add_argument("--compile", action="store_true", help="compile the model: faster, after a minute")
-    arguments = parser.parse_args()
-    for name in ("fps", "batch", "grid"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+    return parser
+
+
+def main() -> int:
+    arguments = parser().parse_args()
+    for name in ("fps", "batch", "grid", "upscale", "frames", "size"):
+        if getattr(arguments, name) is not None and not 1 <= getattr(arguments, name) < math.inf:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be at least 1")
-    if not 0 <= arguments.seed < 1 << 62:
-        raise UserError(f"--seed {arguments.seed}: must lie between 0 and 2^62")
+    if not 0 <= arguments.seed < 10**18:
+        raise UserError(f"--seed {arguments.seed}: must lie between 0 and 10^18")
     if arguments.format == "png" and arguments.grid is None:
-        parser.refuse_unread(arguments, ("fps",), "a png has its frames side by side, without a rate")
+        parser().refuse_unread(arguments, ("fps",), "a png has its frames side by side, without a rate")
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out}: is a file; name a folder")
-    return run(arguments, read_prompts(arguments.prompt, arguments.prompts))
+    return run(arguments, read_prompts(arguments))
 
 
-def read_prompts(given: list[str], path: Path | None) -> list[str]:
-    """The prompts of the command line and of the file, in that order.
+class Prompt(NamedTuple):
+    text: str
+    seed: int
+
+
+def read_prompts(arguments: argparse.Namespace) -> list[Prompt]:
+    """The prompts of the command line and of the file, in that order, each with its seed.
 
     Raises:
-        UserError: there is none, or the file is missing or not UTF-8.
+        UserError: there is none, or the file is missing or not UTF-8, or a seed is none.
     """
-    prompts = list(given)
+    path = arguments.prompts
+    given: list[tuple[str, Any]] = [(text, None) for text in arguments.prompt]
     if path is not None:
         try:
-            lines = (
-                read_bounded(path, MAX_PROMPTS_BYTES, "a text file with one prompt per line")
-                .decode("utf-8")
-                .splitlines()
-            )
+            given += _from_table(path) if table_kind(path) else [(text, None) for text in _lines(path)]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--prompts {path}: not readable ({error})") from None
-        lines = [line.strip() for line in lines if line.strip()]
-        if not lines:
+        if len(given) == len(arguments.prompt):
             raise UserError(f"--prompts {path}: an empty file; write one prompt per line")
-        prompts += lines
-    if not prompts:
+    if not given:
         raise UserError("no prompt: give --prompt TEXT or --prompts FILE")
+    prompts = []
+    for number, (text, seed) in enumerate(given):
+        value = arguments.seed + number if seed in (None, "") else seed
+        if not re.fullmatch(r"\d{1,18}", str(value)):
+            raise UserError(f"--prompts {path}: seed {value!r} of {text!r}: must be a whole number below 10^18")
+        prompts.append(Prompt(text, int(value)))
     return prompts
 
 
-def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
+def _lines(path: Path) -> list[str]:
+    content = read_bounded(path, MAX_PROMPTS_BYTES, "a text file with one prompt per line")
+    return [line.strip() for line in content.decode("utf-8").splitlines() if line.strip()]
+
+
+def _from_table(path: Path) -> list[tuple[str, Any]]:
+    """(prompt, seed or None) of each row."""
+    table = read_table(path, lambda names: "prompt" in names)
+    if "prompt" not in table.columns:
+        raise UserError(f"--prompts {path}: has no column prompt; it has {', '.join(table.columns) or 'none'}")
+    wanted = [name for name in ("prompt", "seed") if name in table.columns]
+    return [(str(row["prompt"]).strip(), row.get("seed")) for _, row in table.rows(wanted)]
+
+
+def run(arguments: argparse.Namespace, prompts: list[Prompt]) -> int:
     """Sample every prompt and write the files; nothing is written before all inputs were accepted."""
-    from videoscaling.data.export import WRITERS, write_grid
+    from videoscaling.data.export import WRITERS, enlarged, write_grid
     from videoscaling.diffusion.sampling import SamplerOptions, known_schedulers
-    from videoscaling.training.checkpoint import find_checkpoint
     from videoscaling.training.pipeline import VideoPipeline
     from videoscaling.utils.progress import Progress
 
     options = SamplerOptions(**{name: getattr(arguments, name) for name in SamplerOptions.__dataclass_fields__})
-    path = find_checkpoint(arguments.checkpoint, (arguments.weights,))
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     pipeline = VideoPipeline.from_run(
-        path,
+        arguments.checkpoint,
         weights=arguments.weights,
         device=arguments.device,
         dtype=arguments.dtype,
@@ -160,18 +196,23 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
         vae=arguments.vae,
         text=arguments.text,
     )
+    if arguments.frames or arguments.size:
+        pipeline.resize(arguments.frames, arguments.size)
+    if arguments.checkpoint == "embedded" and rank == 0:
+        print("the embedded model: moving shapes of 32x32 pixels, described as in configs/prompts.txt")
     options = replace(options, scheduler=options.scheduler or known_schedulers(pipeline.process)[0])
-    settings = asdict(options) | {"weights": arguments.weights, "checkpoint": str(path)}
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    settings = asdict(options) | {"weights": arguments.weights, "checkpoint": pipeline.path}
+    fps = arguments.fps or pipeline.fps or DEFAULT_FPS
     number, end = (len(prompts) * part // world for part in (rank, rank + 1))  # this process's prompts
     records, clips = [], []
     with Progress(end - number, "sampling", "videos") as progress:
-        mine, seed = prompts[number:end], arguments.seed + number
-        for videos in pipeline.batches(mine, options, seed=seed, batch=arguments.batch):
-            for clip in videos:
-                name = f"{number:03d}_{_slug(prompts[number])}.{arguments.format}"
-                record = {"file": name, "prompt": prompts[number], "seed": arguments.seed + number, **settings}
-                WRITERS[arguments.format](arguments.out / name, clip, arguments.fps, json.dumps(record))
+        texts, seeds = ([prompt[column] for prompt in prompts[number:end]] for column in (0, 1))
+        for videos in pipeline.batches(texts, seeds, options, batch=arguments.batch):
+            for clip in enlarged(videos, arguments.upscale):
+                prompt = prompts[number]
+                name = f"{number:03d}_{_slug(prompt.text)}.{arguments.format}"
+                record = {"file": name, "prompt": prompt.text, "seed": prompt.seed, **settings}
+                WRITERS[arguments.format](arguments.out / name, clip, fps, json.dumps(record))
                 records.append(record)
                 clips.append(clip.cpu() if arguments.grid else None)
                 number += 1
@@ -182,7 +223,8 @@ def run(arguments: argparse.Namespace, prompts: list[str]) -> int:
         return 0
     write_json(arguments.out / "samples.json", records)
     if arguments.grid:
-        write_grid(arguments.out / "grid.gif", clips, prompts, arguments.grid, arguments.fps)
+        grid = arguments.out / f"grid.{'mp4' if arguments.format == 'mp4' else 'gif'}"
+        write_grid(grid, clips, [prompt.text for prompt in prompts], arguments.grid, fps)
     print(f"{arguments.out}: {plural(len(records), 'video')} and samples.json")
     return 0
 

@@ -1,11 +1,12 @@
 """Building a latent cache from a plan: one process's share of its shards, and the index once all shards are there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from videoscaling.data import writer
 from videoscaling.data.clip_groups import SPLITS
+from videoscaling.data.index import CacheIndex, CacheSettings
 from videoscaling.data.plan import Planner
 from videoscaling.data.rejections import RejectionCount
 from videoscaling.data.work_share import WorkShare
@@ -22,7 +23,7 @@ class Built(NamedTuple):
         shards, shards_there: its number of shards, and of finished ones; counted while the cache is unfinished.
     """
 
-    index: dict[str, Any] | None
+    index: CacheIndex | None
     already: bool = False
     shards: int = 0
     shards_there: int = 0
@@ -30,7 +31,7 @@ class Built(NamedTuple):
 
 def build_share(
     out: Path,
-    settings: dict[str, Any],
+    settings: CacheSettings,
     plan: Planner,
     *,
     vae: Any,
@@ -39,7 +40,7 @@ def build_share(
     load: Load,
     share: WorkShare,
     max_rejected: float,
-    about: dict[str, Any],
+    about: Mapping[str, object],
 ) -> Built:
     """Make one process's share of the cache in ``out``, and finish the cache if all the other shards are there.
 

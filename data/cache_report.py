@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from videoscaling.data.index import CacheIndex
 from videoscaling.utils.errors import plural
 
 
@@ -70,7 +71,7 @@ def estimate_text(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def summary(out: str, index: Mapping[str, Any]) -> dict[str, Any]:
+def summary(out: str, index: CacheIndex) -> dict[str, object]:
     """The facts of a finished cache's index, for machines."""
     about = index["about"]
     return {
@@ -90,7 +91,7 @@ def summary(out: str, index: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def summary_text(out: str, index: Mapping[str, Any]) -> str:
+def summary_text(out: str, index: CacheIndex) -> str:
     """The facts of a finished cache's index, for readers."""
     facts = summary(out, index)
     shape = "x".join(map(str, index["latent_shape"]))

@@ -1,6 +1,5 @@
 """Clip groups: the units of work of a cache, from videos or rendered clips, which load themselves."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from videoscaling.data.index import list_hash
 from videoscaling.data.sources import synthetic
 from videoscaling.data.sources.source import Source
 from videoscaling.data.video.clips import ClipOptions, Clips, Shape, load_clips
@@ -46,11 +46,6 @@ def video_group(
     keys = [f"{source.name}#{start}" for start in starts or ()]
     starts = None if starts is None else tuple(starts)
     return ClipGroup(source.name, keys, partial(load_clips, source, clip_options, starts, decode))
-
-
-def list_hash(lines: Sequence[str]) -> str:
-    """The hash of a list, order included. A name that is not UTF-8 is hashed as its bytes."""
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def read_frozen(path: str | Path) -> list[str]:

@@ -3,6 +3,7 @@
 import io
 import textwrap
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +25,19 @@ def to_bytes(clip: Tensor) -> np.ndarray:
     return ((clip.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
 
 
-def write_mp4(path: Path, clip: Tensor, fps: int, comment: str) -> None:
+def write_mp4(path: Path, clip: Tensor, fps: float, comment: str) -> None:
     """Encode ``clip`` (as in ``to_bytes``) as H.264 at ``fps``; ``comment`` goes into the container's metadata."""
+    _write_mp4(path, to_bytes(clip), fps, comment)
+
+
+def _write_mp4(path: Path, frames: np.ndarray, fps: float, comment: str) -> None:
     import av
 
-    frames = to_bytes(clip)
     # yuv420p, which every player shows, wants even sides.
     frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
     with atomic_write(path) as tmp, av.open(str(tmp), "w", format="mp4") as container:
         container.metadata["comment"] = comment
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "12"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for frame in frames:
@@ -41,12 +45,12 @@ def write_mp4(path: Path, clip: Tensor, fps: int, comment: str) -> None:
         container.mux(stream.encode())
 
 
-def gif_bytes(clip: Tensor, fps: int, comment: str = "") -> bytes:
+def gif_bytes(clip: Tensor, fps: float, comment: str = "") -> bytes:
     """``clip`` (as in ``to_bytes``) as an endlessly looping gif."""
     return _looping(to_bytes(clip), fps, comment)
 
 
-def _looping(frames: Iterable[np.ndarray], fps: int, comment: str) -> bytes:
+def _looping(frames: Iterable[np.ndarray], fps: float, comment: str) -> bytes:
     from PIL import Image
 
     first, *rest = [Image.fromarray(frame) for frame in frames]
@@ -63,12 +67,12 @@ def _looping(frames: Iterable[np.ndarray], fps: int, comment: str) -> bytes:
     return buffer.getvalue()
 
 
-def write_gif(path: Path, clip: Tensor, fps: int, comment: str) -> None:
+def write_gif(path: Path, clip: Tensor, fps: float, comment: str) -> None:
     with atomic_write(path) as tmp:
         tmp.write_bytes(gif_bytes(clip, fps, comment))
 
 
-def write_png(path: Path, clip: Tensor, fps: int, comment: str) -> None:
+def write_png(path: Path, clip: Tensor, fps: float, comment: str) -> None:
     """The frames of ``clip`` side by side, at most nine of them, evenly spaced; ``fps`` has no meaning here."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -81,8 +85,8 @@ def write_png(path: Path, clip: Tensor, fps: int, comment: str) -> None:
         Image.fromarray(np.concatenate(shown, axis=1)).save(tmp, "png", pnginfo=text)
 
 
-def write_grid(path: Path, clips: Sequence[Tensor], captions: Sequence[str], columns: int, fps: int) -> None:
-    """Clips of one size (as in ``to_bytes``) as one looping gif, ``columns`` in a row, each over its caption."""
+def write_grid(path: Path, clips: Sequence[Tensor], captions: Sequence[str], columns: int, fps: float) -> None:
+    """Clips of one size (as in ``to_bytes``) as one mp4 or looping gif, ``columns`` in a row, over their captions."""
     from PIL import Image, ImageDraw, ImageFont
 
     videos = [to_bytes(clip) for clip in clips]
@@ -106,8 +110,16 @@ def write_grid(path: Path, clips: Sequence[Tensor], captions: Sequence[str], col
         for corner, picture in zip(corners, frames_at_once):
             frame.paste(Image.fromarray(picture).resize((tile, height * scale), Image.Resampling.NEAREST), corner)
         frames.append(np.asarray(frame))
+    comment = "\n".join(captions)
+    if path.suffix == ".mp4":
+        return _write_mp4(path, np.stack(frames), fps, comment)
     with atomic_write(path) as tmp:
-        tmp.write_bytes(_looping(frames, fps, "\n".join(captions)))
+        tmp.write_bytes(_looping(frames, fps, comment))
+
+
+def enlarged(clip: Tensor, scale: int) -> Tensor:
+    """``clip`` [..., height, width] with each pixel ``scale`` times in both directions."""
+    return clip.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
 
 
 WRITERS = {"mp4": write_mp4, "gif": write_gif, "png": write_png}

@@ -13,15 +13,14 @@ A cache is a folder:
 """
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from videoscaling.data.clip_groups import SPLITS, list_hash, read_frozen
+from videoscaling.data.clip_groups import SPLITS, read_frozen
+from videoscaling.data.index import CacheMeta, fingerprint, list_hash, read_index
 from videoscaling.data.sample_order import sample_index
 from videoscaling.data.shards import (
     Shards,
@@ -33,52 +32,9 @@ from videoscaling.data.shards import (
     is_finite,
     map_arrays,
 )
-from videoscaling.utils import seal
 from videoscaling.utils.errors import DataFault, UserError
-from videoscaling.utils.files import read_json
 
 FORMAT = 1
-# The keys of indexes from before they were sealed: one with another key is a sealed index whose seal was altered.
-UNSEALED_KEYS = {
-    "finished",
-    "settings",
-    "fingerprint",
-    "about",
-    "n_clips",
-    "latent_shape",
-    "positions",
-    "text_dim",
-    "text_tokens",
-    "latent_statistics",
-    "rejected",
-    "captions",
-    "validation_hash",
-    "splits",
-    "files",
-}
-
-
-def read_index(folder: Path) -> dict[str, Any]:
-    """A cache's ``index.json``, finished or not, without its checksum.
-
-    Raises:
-        UserError: it is none; DataFault where it was altered.
-    """
-    path = folder / "index.json"
-    index = read_json(path, dict, "the index of a latent cache")
-    if not {"finished", "settings"} <= set(index):
-        raise UserError(f"{path}: not the index of a latent cache")
-    if index.keys() <= UNSEALED_KEYS:
-        return index
-    sealed = seal.read_sealed(path)
-    if sealed is None:
-        raise DataFault(f"{path} was altered; restore it from a copy, or make the cache again in another folder")
-    return sealed
-
-
-def fingerprint(settings: dict[str, Any]) -> str:
-    """The fingerprint of a cache: a hash of its settings, not of its bytes, whose last bits depend on the machine."""
-    return list_hash([json.dumps(settings, sort_keys=True)])
 
 
 def file_size(path: Path) -> int | None:
@@ -120,7 +76,7 @@ class LatentCache:
         if index["settings"]["format"] != FORMAT:
             raise UserError(f"{self.path}: a cache of format {index['settings']['format']}; this code reads {FORMAT}")
         self._files, self._validation_verified = index["files"], False
-        self.meta = {
+        self.meta: CacheMeta = {
             **index["settings"],
             **index["about"],
             **{k: v for k, v in index.items() if k not in ("settings", "about", "files", "finished", "splits")},

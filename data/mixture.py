@@ -6,12 +6,12 @@ there is no epoch to wait for, and resuming needs nothing that a run would have 
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from videoscaling.data.clip_groups import list_hash
+from videoscaling.data.index import CacheMeta
 from videoscaling.data.latents import LatentCache
 from videoscaling.data.sample_order import MIXED, mixed_index
 from videoscaling.data.shards import Shards, Stored, as_float
@@ -74,7 +74,7 @@ class Mixture:
             {"cache": str(c.path), "fingerprint": c.meta["fingerprint"], "clips": c.train_size, "share": count / MIXED}
             for c, count in zip(caches, self.counts)
         ]
-        self.meta: dict[str, Any] = first.meta | {
+        self.meta: CacheMeta = first.meta | {
             "fingerprint": list_hash([f"{part['fingerprint']} {part['share']}" for part in parts]),
             "validation_hash": self.validation_hash,
             "text_tokens": self.text_tokens,

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from videoscaling.data import rejections, writer
 from videoscaling.data.cache_report import counts_text
-from videoscaling.data.clip_groups import ClipGroup, list_hash, read_frozen, synthetic_units
-from videoscaling.data.latents import read_index
+from videoscaling.data.clip_groups import ClipGroup, read_frozen, synthetic_units
+from videoscaling.data.index import CacheSettings, list_hash, read_index
 from videoscaling.data.shards import Shard
 from videoscaling.data.sources import synthetic
 from videoscaling.data.sources.captions import ListingOptions
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
     split: Split | None = None
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """The skipped sources and the split, for the index and the reports."""
         if self.listing is None or self.split is None:
             return {"split": {"by": "seed"}}
@@ -43,7 +43,7 @@ class Plan(NamedTuple):
         return left_aside | {"split": self.split.about}
 
     @property
-    def rule(self) -> dict[str, str]:
+    def rule(self) -> CacheSettings:
         """The setting by which caches that are split otherwise differ."""
         return {writer.RULE: self.split.rule} if self.split and self.split.rule else {}
 
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
     def videos(self) -> int:
         return len(self.scan.order) if self.scan else 0
 
-    def shards(self, out: Path, settings: dict, latent_shape: Sequence[int]) -> dict[str, list[Shard]]:
+    def shards(self, out: Path, settings: CacheSettings, latent_shape: Sequence[int]) -> dict[str, list[Shard]]:
         """The cache's shards, of about ``data.writer.SHARD_BYTES`` each."""
         per_shard = max(1, int(writer.clips_per_shard(latent_shape) / max(self.clips_per_unit, 1e-9)))
         return writer.plan_shards(out, settings, self.units, per_shard)
@@ -98,7 +98,7 @@ class VideoRequest:
 
 def plan_synthetic(
     shape: Shape, *, clips: int | None, validation: str | None, seed: int, device: str
-) -> tuple[dict[str, Any], Planner]:
+) -> tuple[CacheSettings, Planner]:
     """The settings that determine the content of a cache of rendered clips, and its plan."""
     wanted, frozen = _validation_wanted(validation)
     if frozen is not None:
@@ -110,7 +110,7 @@ def plan_synthetic(
     return settings, lambda as_before: Plan(units, len(units["train"][0].keys))
 
 
-def plan_videos(request: VideoRequest) -> tuple[dict[str, Any], Planner]:
+def plan_videos(request: VideoRequest) -> tuple[CacheSettings, Planner]:
     """As ``plan_synthetic``, of a cache of videos; some of them are opened when the plan is made."""
     wanted, frozen = _validation_wanted(request.validation)
     if frozen is not None:

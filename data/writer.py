@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.torch import save
 
-from videoscaling.data.clip_groups import SPLITS, ClipGroup, list_hash
-from videoscaling.data.latents import file_size, fingerprint, read_index, sha256_of
+from videoscaling.data.clip_groups import SPLITS, ClipGroup
+from videoscaling.data.index import CacheIndex, CacheSettings, fingerprint, list_hash, read_index
+from videoscaling.data.latents import file_size, sha256_of
 from videoscaling.data.rejections import RejectionCount, by_reason, lines, once, reason_counts, whole_videos
 from videoscaling.data.shards import Shard, encode_shard, header_sha256, is_whole, read_header
 from videoscaling.data.totals import Totals
@@ -109,7 +110,7 @@ def _place(work: Path, path: Path, content: bytes | Iterable[bytes]) -> None:
         tmp.replace(path)
 
 
-def open_cache(folder: str | Path, settings: dict[str, Any], work: Path) -> dict[str, Any] | None:
+def open_cache(folder: str | Path, settings: CacheSettings, work: Path) -> CacheIndex | None:
     """Prepare ``folder`` for a cache of these settings.
 
     Args:
@@ -161,7 +162,7 @@ def recorded_rule(folder: str | Path) -> tuple[dict[str, str], bool]:
     return rule, not rule and begun
 
 
-def record_rule(folder: str | Path, settings: dict[str, Any], work: Path) -> None:
+def record_rule(folder: str | Path, settings: CacheSettings, work: Path) -> None:
     """Have the unfinished cache in ``folder`` say the rule in ``settings``, before its first shard.
 
     Raises:
@@ -176,18 +177,18 @@ def record_rule(folder: str | Path, settings: dict[str, Any], work: Path) -> Non
     _place(work, path, json_text(sealed({"finished": False, "settings": settings})).encode())
 
 
-def _without_rule(settings: dict[str, Any]) -> dict[str, Any]:
+def _without_rule(settings: CacheSettings) -> CacheSettings:
     return {key: value for key, value in settings.items() if key != RULE}
 
 
-def difference(there: dict[str, Any], now: dict[str, Any]) -> str:
+def difference(there: CacheSettings, now: CacheSettings) -> str:
     """The differences of two settings, as text."""
     pairs = {key: (there.get(key), now.get(key)) for key in {**there, **now}}
     return "; ".join(f"{key} is {a!r} there and {b!r} now" for key, (a, b) in sorted(pairs.items()) if a != b)
 
 
 def plan_shards(
-    folder: str | Path, settings: dict[str, Any], units: dict[str, list[ClipGroup]], per_shard: int
+    folder: str | Path, settings: CacheSettings, units: dict[str, list[ClipGroup]], per_shard: int
 ) -> dict[str, list[Shard]]:
     """All shards of a cache, by split: ``per_shard`` units each, in order."""
     shards: dict[str, list[Shard]] = {}
@@ -255,15 +256,15 @@ def write_share(
 
 def close_cache(
     folder: str | Path,
-    settings: dict[str, Any],
+    settings: CacheSettings,
     shards: dict[str, list[Shard]],
     latent_shape: Sequence[int],
     text: Any,
     work: Path,
     *,
-    about: dict[str, Any] | None = None,
+    about: Mapping[str, object] | None = None,
     frozen: Sequence[str] | None = None,
-) -> dict[str, Any] | None:
+) -> CacheIndex | None:
     """Write the lists and the index of a cache whose shards are all finished; every process writes the same bytes.
 
     Args:
@@ -341,16 +342,16 @@ def missing_shards(shards: dict[str, list[Shard]]) -> int:
 
 def write_cache(
     folder: str | Path,
-    settings: dict[str, Any],
+    settings: CacheSettings,
     units: dict[str, list[ClipGroup]],
     vae: Any,
     text: Any,
     *,
     per_shard: int = 64,
-    about: dict[str, Any] | None = None,
+    about: Mapping[str, object] | None = None,
     frozen: Sequence[str] | None = None,
     load: Load = Load(),  # noqa: B008
-) -> dict[str, Any]:
+) -> CacheIndex:
     """A whole cache by this process alone: ``open_cache``, ``write_share`` and ``close_cache``.
 
     Returns:

@@ -46,6 +46,7 @@ class SamplerOptions:
             prompt is not evaluated, which halves these steps' cost.
         guidance_rescale: share phi in which a guided prediction gets the deviation of the conditional one (arXiv
             2305.08891, equation 16); 0 is none.
+        negative_prompt: the prompt that guidance leads away from, ``null`` above.
 
     Raises:
         UserError: a number out of its range.
@@ -57,6 +58,7 @@ class SamplerOptions:
     shift: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rescale: float = 0.0
+    negative_prompt: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
@@ -71,6 +73,8 @@ class SamplerOptions:
             raise UserError(f"guidance interval {low} {high}: must be two times with 0 <= LOW < HIGH <= 1")
         if not 0 <= self.guidance_rescale <= 1:
             raise UserError(f"guidance rescale {self.guidance_rescale}: must lie between 0 and 1")
+        if self.negative_prompt and self.guidance == 1:
+            raise UserError("negative prompt: guidance 1 reads none; give more guidance, or leave it out")
 
     def guides(self, t: float) -> bool:
         """Whether guidance acts at ``t``."""

@@ -4,7 +4,6 @@ diffusers takes 5 to 6 s of processor time to import, as it loads torch._dynamo,
 names of the weights and every bit of the results are those of diffusers' class (tests/models/test_embedded.py).
 """
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from videoscaling.models.hub import WEIGHTS
+from videoscaling.utils.files import read_json
+
 EMBEDDED = Path(__file__).parent / "embedded_vae"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 NORM_EPS = 1e-8
 STRIDE = 2  # of every resampling: frames, rows and columns
 
@@ -155,7 +156,7 @@ class AutoencoderKLLTXVideo(nn.Module):
 
     def __init__(self, folder: Path = EMBEDDED) -> None:
         super().__init__()
-        self.config = Config(json.loads((folder / "config.json").read_text()))
+        self.config = Config(read_json(folder / "config.json", dict))
         self.encoder, self.decoder = Encoder(self.config), Decoder(self.config)
         for name in ("latents_mean", "latents_std"):
             self.register_buffer(name, torch.empty(self.config.latent_channels))

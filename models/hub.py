@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from videoscaling.utils.errors import UserError, first_line, nearest
-from videoscaling.utils.files import read_json
+from videoscaling.utils.files import pickles, read_json
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 PATIENCE = 5  # seconds for the hub's first answer; its client alone would try for half a minute
 KEPT = ("*.json", "*.safetensors", "*.txt", "*.model")  # weights, configurations, vocabularies; never pickles
 VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")
@@ -55,6 +56,30 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path, dict)
     _check_sizes(config, "", path)
     return config
+
+
+def weight_files(folder: Path, what: str) -> list[Path]:
+    """The files of the weights: one, or the shards that an index names. Variants (fp16) and pickles are not used.
+
+    Raises:
+        UserError: there are none, or a shard is missing.
+    """
+    index = folder / f"{WEIGHTS}.index.json"
+    if index.is_file():
+        names = read_json(index, dict).get("weight_map")
+        if not (isinstance(names, dict) and names and all(isinstance(name, str) for name in names.values())):
+            raise UserError(f"{what}: {index} has no weight_map from tensors to files")
+        shards = sorted({folder / name for name in names.values()})
+        missing = next((shard for shard in shards if not shard.is_file()), None)
+        if missing is not None:
+            raise UserError(f"{what}: {missing} is missing, which {index.name} names; copy it there")
+        return shards
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    other = next((path.name for path in sorted(folder.glob("*.safetensors"))), None)
+    if other is not None:
+        raise UserError(f"{what}: {folder} does not load (no {WEIGHTS} in it; {other} is not used in its place)")
+    raise UserError(f"{what}: no {WEIGHTS} in {folder}{pickles(folder)}")
 
 
 def _check_sizes(value: Any, key: str, path: Path) -> None:

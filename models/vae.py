@@ -24,10 +24,10 @@ from videoscaling.models.autoencoders import (
     smallest,
     statistics_of,
 )
-from videoscaling.models.embedded import EMBEDDED, WEIGHTS, AutoencoderKLLTXVideo
-from videoscaling.models.hub import located, read_config
+from videoscaling.models.embedded import EMBEDDED, AutoencoderKLLTXVideo
+from videoscaling.models.hub import located, read_config, weight_files
 from videoscaling.utils.errors import UserError, first_line, nearest
-from videoscaling.utils.files import pickles, read_json
+from videoscaling.utils.files import read_json
 from videoscaling.utils.finiteness import check_finite
 
 
@@ -184,30 +184,6 @@ def _unfold_frames(x: Tensor, n: int) -> Tensor:
     return x.unflatten(0, (n, -1)).transpose(1, 2)
 
 
-def _weights(folder: Path, spec: str) -> list[Path]:
-    """The files of the weights: one, or the shards that an index names. Variants (fp16) and pickles are not used.
-
-    Raises:
-        UserError: there are none, or a shard is missing.
-    """
-    index = folder / f"{WEIGHTS}.index.json"
-    if index.is_file():
-        names = read_json(index, dict).get("weight_map")
-        if not (isinstance(names, dict) and names and all(isinstance(name, str) for name in names.values())):
-            raise UserError(f"VAE {spec!r}: {index} has no weight_map from tensors to files")
-        shards = sorted({folder / name for name in names.values()})
-        missing = next((shard for shard in shards if not shard.is_file()), None)
-        if missing is not None:
-            raise UserError(f"VAE {spec!r}: {missing} is missing, which {index.name} names; copy it there")
-        return shards
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    other = next((path.name for path in sorted(folder.glob("*.safetensors"))), None)
-    if other is not None:
-        raise UserError(f"VAE {spec!r}: {folder} does not load (no {WEIGHTS} in it; {other} is not used in its place)")
-    raise UserError(f"VAE {spec!r}: no {WEIGHTS} in {folder}{pickles(folder)}")
-
-
 def _load(folder: Path, spec: str, name: str) -> nn.Module:
     """diffusers' autoencoder of the class ``name`` in ``folder``, float32."""
     import diffusers  # 6 s of processor time: only those who load such an autoencoder wait for it
@@ -257,7 +233,7 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
         )
     if name in FLOAT32_ONLY and dtype != torch.float32:
         raise UserError(f"VAE {spec!r}: {name}'s encoder needs float32, in {dtype} its latents are noise")
-    weights = _weights(folder, spec)
+    weights = weight_files(folder, f"VAE {spec!r}")
 
     model = AutoencoderKLLTXVideo() if spec == "embedded" else _load(folder, spec, name)
     try:

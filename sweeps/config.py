@@ -10,7 +10,7 @@ from videoscaling.training.keys import MAX_INTEGER, key
 from videoscaling.utils.errors import UserError, nearest, shown
 from videoscaling.utils.typed import typed as dataclass_of
 from videoscaling.utils.user_text import check_literal, check_printable, expand_home
-from videoscaling.utils.yaml_text import parse_override
+from videoscaling.utils.yaml_text import Values, parse_override
 
 WANTED = "; a sweep's YAML is wanted, such as configs/sweep/quickstart.yaml"
 # Keys of training that the sweep sets for each cell, and the sweep's key for each.
@@ -73,7 +73,7 @@ class SlurmKeys:
         120, "how long before its end a job is signalled to write checkpoints; it is requeued and continues"
     )
     setup: list[str] = key([], "lines of shell that run first on the node: modules, an environment, a container")
-    options: dict[str, Any] = key({}, 'further options of sbatch, such as {qos: low, exclude: "node[3-4]"}')
+    options: Values = key({}, 'further options of sbatch, such as {qos: low, exclude: "node[3-4]"}')
 
 
 @dataclass
@@ -110,7 +110,7 @@ class SweepKeys:
     name: str = key("sweep", "name of the sweep; its folder is out/name")
     out: str = key("runs", "folder of sweeps")
     base: str = key("", "training configuration that the cells share, relative to the sweep's YAML")
-    config: dict[str, Any] = key({}, "keys of training that replace the base's, such as {train: {dtype: bfloat16}}")
+    config: Values = key({}, "keys of training that replace the base's, such as {train: {dtype: bfloat16}}")
     sizes: list[SizeKeys] = key([], "the sizes, such as {size: 2x64, milestones: [1e5, 2e5]}; their keys follow below")
     lr: list[float] | None = key(None, "learning rates of the grid")
     batch_tokens: list[int] | None = key(None, "batch sizes of the grid, in tokens")
@@ -148,7 +148,7 @@ def is_sweep_text(name: str) -> bool:
     return name in TEXT or name.startswith(OPTIONS)
 
 
-def overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def overridden(values: Values, overrides: list[str]) -> Values:
     """The YAML's ``values`` under ``overrides`` such as ``executor.workers=4`` or ``config.train.dtype=bfloat16``."""
     for override in overrides:
         name, equals, _ = override.partition("=")
@@ -180,7 +180,7 @@ def sweep_key_hint(option: str) -> str:
     )
 
 
-def typed(values: dict[str, Any], path: str | Path) -> SweepKeys:
+def typed(values: Values, path: str | Path) -> SweepKeys:
     """Strictly typed keys; whole numbers may be written as 2e5.
 
     Raises:
@@ -193,7 +193,7 @@ def typed(values: dict[str, Any], path: str | Path) -> SweepKeys:
     if not isinstance(sizes, list) or not all(isinstance(size, dict) for size in sizes):
         raise UserError(f"{path}: sizes: must be a list of entries such as {{size: 2x64}}")
     executor = _group(values, "executor", path)
-    groups: list[tuple[dict[str, Any], type, str]] = [(values, SweepKeys, "")]
+    groups: list[tuple[Values, type, str]] = [(values, SweepKeys, "")]
     groups += [(size, SizeKeys, "") for size in sizes]
     groups += [(executor, ExecutorKeys, "executor."), (_group(executor, "slurm", path), SlurmKeys, "executor.slurm.")]
     groups += [(_group(values, "cost", path), CostKeys, "cost.")]
@@ -242,7 +242,7 @@ def minutes(time: Any) -> int:
     return total
 
 
-def _group(values: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
+def _group(values: Values, name: str, path: str | Path) -> Values:
     group = values.get(name) or {}
     if not isinstance(group, dict):
         raise UserError(f"{path}: {name}: a group of keys, not a value")
@@ -263,7 +263,7 @@ def _check_text(name: str, value: Any) -> None:
             check_printable(name, value)
 
 
-def _without_setup(values: dict[str, Any], path: str | Path) -> tuple[dict[str, Any], list[str]]:
+def _without_setup(values: Values, path: str | Path) -> tuple[Values, list[str]]:
     """``values`` without executor.slurm.setup, and that: the shell's ${VAR} in it is none of OmegaConf's."""
     slurm = _group(_group(values, "executor", path), "slurm", path)
     setup = slurm.get("setup") or []

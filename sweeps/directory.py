@@ -7,10 +7,11 @@ committed results, and need no clips. No torch here, but where a cache is opened
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
+from videoscaling.data.index import CacheMeta
 from videoscaling.sweeps.grid import Sweep
 from videoscaling.training.config import (
     Config,
@@ -27,8 +28,16 @@ from videoscaling.training.keys import NEVER, info_of
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import atomic_write
 from videoscaling.utils.results import FILE, whole_results
+from videoscaling.utils.yaml_text import Values
 
 SWEEP_FILE = "sweep.yaml"
+
+
+class CommittedData(NamedTuple):
+    """What committed results say of their data: tokens per clip, and the fingerprint."""
+
+    n_ctx: int
+    fingerprint: str
 
 
 def write_sweep_file(sweep: Sweep) -> None:
@@ -61,13 +70,13 @@ def write_sweep_file(sweep: Sweep) -> None:
         OmegaConf.save(OmegaConf.create(now), tmp)
 
 
-def shared_settings(config: Config) -> dict[str, Any]:
+def shared_settings(config: Config) -> Values:
     """The keys that all cells share and that may enter their ids, {dotted key: value}."""
     infos = info_of(Config)
     return {name: value for name, value in flatten(to_dict(config)).items() if infos[name].identity != NEVER}
 
 
-def changed_settings(sweep: Sweep, earlier: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+def changed_settings(sweep: Sweep, earlier: Values, settings: Values) -> list[str]:
     """The keys whose ``earlier`` value would give one of the sweep's cells another id."""
     found = []
     for name in (name for name in settings if earlier[name] != settings[name]):
@@ -82,7 +91,7 @@ def changed_settings(sweep: Sweep, earlier: dict[str, Any], settings: dict[str, 
 
 
 @functools.cache
-def opened(folders: tuple[str, ...], weights: tuple[float, ...]) -> dict[str, Any]:
+def opened(folders: tuple[str, ...], weights: tuple[float, ...]) -> CacheMeta:
     """The meta of latent caches."""
     from videoscaling.data.mixture import (
         open_data,  # not at the top: it imports torch, for which a status does not wait
@@ -92,12 +101,12 @@ def opened(folders: tuple[str, ...], weights: tuple[float, ...]) -> dict[str, An
 
 
 @functools.cache
-def read_sweep_file(directory: Path) -> dict[str, Any]:
+def read_sweep_file(directory: Path) -> Values:
     """The content of a sweep's sweep.yaml; {} before the sweep's first run."""
     return _read(directory / SWEEP_FILE)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Values:
     if not path.exists():
         return {}
     content = load_yaml(path)
@@ -110,12 +119,12 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def data_of(config: Config) -> dict[str, Any]:
+def data_of(config: Config) -> CacheMeta:
     """The meta of a cell's data; opens its caches."""
     return opened(tuple(cache_folders(config)), tuple(config.data.weights))
 
 
-def recorded_data(results: str | None, config: Config) -> dict[str, Any]:
+def recorded_data(results: str | None, config: Config) -> CacheMeta:
     """The latent shape and fingerprint of a cell's data, from a record if there is one.
 
     The record is sweep.yaml, or the committed ``results`` if no cache is here. So commands that train nothing need
@@ -130,17 +139,16 @@ def recorded_data(results: str | None, config: Config) -> dict[str, Any]:
         return data_of(config)
     # A result knows its tokens per clip and not their layout: one row of them, of channels that fit every width.
     frames, *sides = config.model.patch
-    return {"latent_shape": [0, frames * committed["n_ctx"], *sides], "fingerprint": committed["fingerprint"]}
+    return {"latent_shape": [0, frames * committed.n_ctx, *sides], "fingerprint": committed.fingerprint}
 
 
 @functools.cache
-def committed_data(results: str) -> dict[str, Any] | None:
-    """{"n_ctx", "fingerprint"} of the data that committed results were trained on; None if results differ in them."""
-    found = {}
+def committed_data(results: str) -> CommittedData | None:
+    """The data that committed results were trained on; None if results differ in them."""
+    found = set()
     for path, result in whole_results(Path(results).glob(f"*/{FILE}"))[0].items():  # a cell's state reports others
         try:
-            one = {"n_ctx": result["n_ctx"], "fingerprint": result["config"]["data"]["fingerprint"]}
+            found.add(CommittedData(result["n_ctx"], result["config"]["data"]["fingerprint"]))
         except (KeyError, TypeError):
             raise UserError(f"{path}: not a run's result; remove it from the committed results") from None
-        found[tuple(one.values())] = one
-    return next(iter(found.values())) if len(found) == 1 else None
+    return found.pop() if len(found) == 1 else None

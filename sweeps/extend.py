@@ -5,7 +5,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.search.acquisition import Target, target_at, target_of_budget
 from videoscaling.scaling.search.proposals import Decision, Proposal, Size, decide, target_finder, whole
 from videoscaling.sweeps import added_cells
+from videoscaling.sweeps.added_cells import AddedCell
 from videoscaling.sweeps.cost import flops_of
 from videoscaling.sweeps.grid import Sweep, cell_seed
 from videoscaling.sweeps.state import FINISHED, UNFINISHED, cell_status
+from videoscaling.sweeps.status import aligned
 from videoscaling.training.result import finished_result, resumable_step
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError
@@ -48,6 +50,11 @@ class Options:
     tokens: float | None = None
     law: str | None = None
     held_out: bool = False
+
+    @property
+    def aim(self) -> float | None:
+        """The tolerance that ends the additions; None where a budget does."""
+        return None if self.budget_flops else self.tolerance or TOLERANCE
 
     @staticmethod
     def of(arguments: Any) -> "Options":
@@ -79,7 +86,7 @@ class Options:
 class Addition:
     """A run to add to a sweep: its entry in the file of added cells, its N, its FLOPs, and its effect."""
 
-    entry: dict[str, Any]
+    entry: AddedCell
     N: int
     flops: float
     after: dict[str, float]
@@ -100,8 +107,11 @@ def command(
         print(f"error: {reason}", file=sys.stderr)
         return 3
     additions = additions_of(sweep, decision.proposals)
-    summary = _summary(decision, additions, options, unfinished, sum(flops_of(cell) for cell in sweep.cells))
-    print(json.dumps(summary) if options.json else _text(summary))
+    so_far = sum(flops_of(cell) for cell in sweep.cells)
+    if options.json:
+        print(json.dumps(_summary(decision, additions, options, unfinished, so_far)))
+    else:
+        print(_text(decision, additions, options, unfinished, so_far))
     if not additions or not (options.run or (not options.json and _confirmed(additions))):
         return 0
     opened = reload()  # refuses now, and not once the cells are the sweep's, where the clips are not here
@@ -128,7 +138,7 @@ def decide_for(sweep: Sweep, cells: Cells, options: Options, paper: Path) -> Dec
         _target(sweep, options, max(costs)),
         budget=budget,
         noise_sd=options.noise,
-        tolerance=None if options.budget_flops else options.tolerance or TOLERANCE,
+        tolerance=options.aim,
         first=lambda size: law.best_pair(size.N, max(size.T)),
     )
 
@@ -206,25 +216,15 @@ def additions_of(sweep: Sweep, proposals: tuple[Proposal, ...]) -> list[Addition
         cells, lr, batch = by_size[int(one.N)], float(one.lr), round(one.B)
         size = cells[0].config.model.size
         same = [c for c in cells if c.config.optim.lr == lr and c.config.train.batch_tokens == batch]
-        ours = {
-            c["repeat"]: max(c["milestones"])
-            for c in before
-            if (c["size"], c["lr"], c["batch_tokens"]) == (size, lr, batch)
-        }
+        ours = {c.repeat: max(c.milestones) for c in before if (c.size, c.lr, c.batch_tokens) == (size, lr, batch)}
         grown = [
             repeat
             for repeat, end in ours.items()
             if end < one.milestone and _goes_on(cells, cell_seed(sweep.keys, size, lr, batch, repeat))
         ]
         repeat, there = (min(grown), whole(ours[min(grown)], batch)) if grown else (len(same), 0)
-        entry = {
-            "size": size,
-            "lr": lr,
-            "batch_tokens": batch,
-            "repeat": repeat,
-            "milestones": [m for m in _milestones(cells) if m <= one.milestone],
-            "why": one.why,
-        }
+        milestones = [m for m in _milestones(cells) if m <= one.milestone]
+        entry = AddedCell(size, lr, batch_tokens=batch, repeat=repeat, milestones=milestones, why=one.why)
         flops = cells[0].flops_per_token * (whole(one.milestone, batch) - there)
         additions.append(Addition(entry, int(one.N), flops, one.after))
     return additions
@@ -241,8 +241,8 @@ def _goes_on(cells: list[Run], seed: int) -> bool:
 
 def _summary(
     decision: Decision, additions: list[Addition], options: Options, unfinished: int, so_far: float
-) -> dict[str, Any]:
-    """The output, in its JSON form. Half-widths are of ln of each prediction, at 95 %."""
+) -> dict[str, object]:
+    """The output as JSON. Half-widths are of ln of each prediction, at 95 %."""
     target = decision.target and {
         "N": decision.target.N,
         "T": decision.target.T,
@@ -254,12 +254,12 @@ def _summary(
     }
     return {
         "noise": None if math.isnan(decision.noise) else decision.noise,
-        "tolerance": None if options.budget_flops else options.tolerance or TOLERANCE,
+        "tolerance": options.aim,
         "target": target,
         "no_surface": decision.reason,
         "unfinished": unfinished,
         "all_diverged": list(decision.dead),
-        "cells": [one.entry | {"N": one.N, "flops": one.flops, "half_widths": one.after} for one in additions],
+        "cells": [asdict(one.entry) | {"N": one.N, "flops": one.flops, "half_widths": one.after} for one in additions],
         "flops": sum(one.flops for one in additions),
         "flops_so_far": so_far,
         "budget": options.budget_flops,
@@ -267,56 +267,44 @@ def _summary(
     }
 
 
-def _text(summary: dict[str, Any]) -> str:
-    """The summary as text."""
-    target, cells = summary["target"], summary["cells"]
-    lines = [f"warning: {text}" for text in summary["warnings"]]
+def _text(decision: Decision, additions: list[Addition], options: Options, unfinished: int, so_far: float) -> str:
+    """The output for readers."""
+    target = decision.target
+    lines = [f"warning: {text}" for text in decision.warnings]
     if target is None:
-        reason = summary["no_surface"]
-        lines.append(f"no surface can be fitted yet ({reason}): first cells, a step around the best ones")
+        lines.append(f"no surface can be fitted yet ({decision.reason}): first cells, a step around the best ones")
     else:
         lines.append(
-            f"noise of a run {summary['noise']:.2%}; narrowed: N {target['N']:.4g}, T {target['T']:.4g}, where lr is "
-            f"{target['lr']:.3g} and B {target['B']:.4g}"
+            f"noise of a run {decision.noise:.2%}; narrowed: N {target.N:.4g}, T {target.T:.4g}, where lr is "
+            f"{target.lr:.3g} and B {target.B:.4g}"
         )
-        widths = ", ".join(f"{name} {_width(value)}" for name, value in target["half_widths"].items())
-        lines.append(f"95 % now: {widths}; the rate's error is expected to cost {target['rate_cost']:.2%} of the loss")
-    names = list(target["half_widths"]) if target else []
-    table = [("size", "T", "B", "lr", "run", "FLOPs", *names, "why")]
-    for cell in cells:
-        widths = (_width(cell["half_widths"][name]) for name in names)
-        table.append(
-            (
-                cell["size"],
-                f"{cell['milestones'][-1]:,}",
-                f"{cell['batch_tokens']:,}",
-                f"{cell['lr']:.2e}",
-                str(cell["repeat"] + 1),
-                f"{cell['flops']:.2e}",
-                *widths,
-                cell["why"],
-            )
-        )
-    if cells:
-        wide = [max(map(len, column)) for column in zip(*table)]
-        lines += ["  ".join([*(word.rjust(n) for word, n in zip(row[:-1], wide)), row[-1]]) for row in table]
-    if summary["unfinished"]:
+        widths = ", ".join(f"{name} {_width(value)}" for name, value in decision.before.items())
         lines.append(
-            f"{summary['unfinished']} cells of the sweep are not finished: --run trains them first, adding none"
+            f"95 % now: {widths}; the rate's error is expected to cost {decision.rate_cost[0]:.2%} of the loss"
         )
-    for N in summary["all_diverged"]:
+    names = list(decision.before) if target else []
+    table = [("size", "T", "B", "lr", "run", "FLOPs", *names, "why")]
+    for one in additions:
+        cell, widths = one.entry, (_width(one.after[name]) for name in names)
+        counts = f"{cell.milestones[-1]:,}", f"{cell.batch_tokens:,}", f"{cell.lr:.2e}", str(cell.repeat + 1)
+        table.append((cell.size, *counts, f"{one.flops:.2e}", *widths, cell.why))
+    if additions:
+        lines += aligned([row[:-1] for row in table], [f"  {row[-1]}" for row in table])
+    if unfinished:
+        lines.append(f"{unfinished} cells of the sweep are not finished: --run trains them first, adding none")
+    for N in decision.dead:
         lines.append(
             f"N {N:.4g}: every run diverged, over three decades of rates: it is not the rate; look at what they train "
             "on, and at their console.log"
         )
-    if cells:
-        total, whole_sweep = summary["flops"], summary["flops_so_far"]
-        lines.append(f"{len(cells)} runs to add, {total:.3g} FLOPs, {total / whole_sweep:.1%} of the sweep so far")
-        if summary["budget"]:
-            lines[-1] += f", {total / summary['budget']:.0%} of the budget"
-    elif target and summary["tolerance"] and target["rate_cost"] <= summary["tolerance"]:
+    if additions:
+        total = sum(one.flops for one in additions)
+        lines.append(f"{len(additions)} runs to add, {total:.3g} FLOPs, {total / so_far:.1%} of the sweep so far")
+        if options.budget_flops:
+            lines[-1] += f", {total / options.budget_flops:.0%} of the budget"
+    elif target and options.aim and decision.rate_cost[0] <= options.aim:
         lines.append(
-            f"nothing to add: that is within the tolerance, {summary['tolerance']:.2%}; --budget-flops narrows further"
+            f"nothing to add: that is within the tolerance, {options.aim:.2%}; --budget-flops narrows further"
         )
     else:
         lines.append("nothing to add: no run near those there are would narrow it; give the YAML other sizes or cells")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from videoscaling.data.index import CacheMeta
 from videoscaling.models.sizes import parameters, parse_size
 from videoscaling.sweeps import added_cells
 from videoscaling.sweeps.config import OWN, WANTED, SizeKeys, SweepKeys, is_sweep_text, overridden, typed
@@ -14,6 +15,7 @@ from videoscaling.training.config import Config, checked_keys, config_from_dict,
 from videoscaling.training.run import WARMUP_FRACTION, Run, clip_tokens, resolve
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.seeds import derive_seed
+from videoscaling.utils.yaml_text import Values
 
 AXES = ("lr", "batch_tokens", "repeats")
 BOARDS = "tensorboard"  # in the sweep's folder: a folder of TensorBoard events for each cell
@@ -33,7 +35,7 @@ class Sweep:
     keys: SweepKeys
     directory: Path
     cells: list[Run]
-    shared: dict[str, Any]
+    shared: Values
 
 
 def load_sweep(
@@ -110,7 +112,7 @@ def _join(cells: dict[str, Run], run: Run) -> None:
     cells[run.config.name] = run
 
 
-def _shared(keys: SweepKeys, path: Path) -> dict[str, Any]:
+def _shared(keys: SweepKeys, path: Path) -> Values:
     """The training keys of all cells; those that the sweep sets itself are refused where it would hide them."""
     for name in flatten(keys.config):
         own = next((key for key in OWN if name == key or name.startswith(f"{key}.")), None)
@@ -124,9 +126,7 @@ def _shared(keys: SweepKeys, path: Path) -> dict[str, Any]:
         raise UserError(f"{error} (in the base or config of {path})") from None
 
 
-def _cells(
-    keys: SweepKeys, size: SizeKeys, shared: dict[str, Any], meta_of: Any, predict: Prediction | None
-) -> list[Run]:
+def _cells(keys: SweepKeys, size: SizeKeys, shared: Values, meta_of: Any, predict: Prediction | None) -> list[Run]:
     axes = {axis: getattr(size, axis) if getattr(size, axis) is not None else getattr(keys, axis) for axis in AXES}
     milestones = _milestones(keys, size)
     config = _first_config(keys, size, shared, milestones)
@@ -171,22 +171,22 @@ def _milestones(keys: SweepKeys, size: SizeKeys) -> list[int]:
     raise UserError(f"sizes: {size.size or 'an entry'} has no milestones; give it there or for the whole sweep")
 
 
-def _added(keys: SweepKeys, shared: dict[str, Any], directory: Path, meta_of: Any) -> list[Run]:
+def _added(keys: SweepKeys, shared: Values, directory: Path, meta_of: Any) -> list[Run]:
     """The cells that ``extend`` added, of sizes that the sweep still has."""
     sizes = {size.size: size for size in keys.sizes}
     configs: dict[str, Config] = {}
     runs = []
     for cell in added_cells.read(directory, keys.results):
-        if (size := sizes.get(cell["size"])) is not None:
+        if (size := sizes.get(cell.size)) is not None:
             if size.size not in configs:
-                configs[size.size] = _first_config(keys, size, shared, cell["milestones"])
+                configs[size.size] = _first_config(keys, size, shared, cell.milestones)
             config = configs[size.size]
-            axes = cell["lr"], cell["batch_tokens"], cell["milestones"], cell["repeat"]
+            axes = cell.lr, cell.batch_tokens, cell.milestones, cell.repeat
             runs.append(_cell(keys, size, config, meta_of(config), axes))
     return runs
 
 
-def _first_config(keys: SweepKeys, size: SizeKeys, shared: dict[str, Any], milestones: list[int]) -> Config:
+def _first_config(keys: SweepKeys, size: SizeKeys, shared: Values, milestones: list[int]) -> Config:
     """The settings that the cells of a size share, checked once for a thousand cells.
 
     Its rate is 1 and its batch the whole run, until ``_cell`` says which.
@@ -214,7 +214,7 @@ def _first_config(keys: SweepKeys, size: SizeKeys, shared: dict[str, Any], miles
 
 
 def _cell(
-    keys: SweepKeys, size: SizeKeys, config: Config, meta: dict[str, Any], axes: tuple[float, int, list[int], int]
+    keys: SweepKeys, size: SizeKeys, config: Config, meta: CacheMeta, axes: tuple[float, int, list[int], int]
 ) -> Run:
     """One cell: ``axes`` are its rate, batch, milestones and the number of its repeat, from 0."""
     lr, batch, milestones, repeat = axes

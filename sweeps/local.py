@@ -22,7 +22,7 @@ from videoscaling import IMPORT_PATH, ROOT
 from videoscaling.sweeps.config import ExecutorKeys
 from videoscaling.sweeps.stacking import stacks
 from videoscaling.sweeps.state import FAILURE, data_fault, forget_failure
-from videoscaling.training.config import Config, config_from_dict, to_dict
+from videoscaling.training.config import Config, to_dict
 from videoscaling.training.result import finished_result
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import DataFault, run_cli
@@ -266,13 +266,13 @@ def _start(context: Any, runs: list[Run], slot: int, share: CpuShare, torchrun: 
         check_lock(run.config.run_dir.parent)  # the sweep's folder, where this process holds that
         run.config.run_dir.mkdir(parents=True, exist_ok=True)
         (run.config.run_dir / DATA_FAULT).unlink(missing_ok=True)
-    values = [to_dict(run.config) for run in runs]
+    configs = [run.config for run in runs]
     if torchrun is not None:
-        process = context.Process(target=_launch_cell, args=(values[0], share, torchrun))
+        process = context.Process(target=_launch_cell, args=(configs[0], share, torchrun))
     elif len(runs) > 1:
-        process = context.Process(target=_train_stack, args=(values, share))
+        process = context.Process(target=_train_stack, args=(configs, share))
     else:
-        process = context.Process(target=_train_cell, args=(values[0], share))
+        process = context.Process(target=_train_cell, args=(configs[0], share))
     process.start()
     return _Worker(runs, slot, process)
 
@@ -284,11 +284,10 @@ def _wait_for_processes(directory: Path) -> None:
         time.sleep(0.2)
 
 
-def _train_cell(values: dict[str, Any], share: CpuShare) -> None:
+def _train_cell(config: Config, share: CpuShare) -> None:
     """The body of a cell's process: its share of the machine, its own console.log, then plain training."""
 
     def main() -> int:
-        config = config_from_dict(values)
         _init_worker(config, share)
         from videoscaling.training.train import train
 
@@ -298,11 +297,10 @@ def _train_cell(values: dict[str, Any], share: CpuShare) -> None:
     run_cli(main)
 
 
-def _train_stack(values: list[dict[str, Any]], share: CpuShare) -> None:
+def _train_stack(configs: list[Config], share: CpuShare) -> None:
     """The body of a process of several cells, each with its own console.log; other output goes to the first's."""
 
     def main() -> int:
-        configs = [config_from_dict(each) for each in values]
         _init_worker(configs[0], share)
         from videoscaling.training.stacked.loop import train_stacked
 
@@ -321,13 +319,12 @@ def _init_worker(config: Config, share: CpuShare) -> None:
     torch.set_num_threads(share.threads)
 
 
-def _launch_cell(values: dict[str, Any], share: CpuShare, options: list[str]) -> None:
+def _launch_cell(config: Config, share: CpuShare, options: list[str]) -> None:
     """The body of the process of a cell with several processes: it becomes torchrun with ``options``."""
-    config = config_from_dict(values)
     _apply_limits(config, share)
     path = config.run_dir / "cell.yaml"
     with atomic_write(path) as tmp:
-        OmegaConf.save(OmegaConf.create(values), tmp)
+        OmegaConf.save(OmegaConf.create(to_dict(config)), tmp)
     os.environ["OMP_NUM_THREADS"] = str(share.threads)
     os.setsid()  # a terminal's Ctrl-C reaches it through the pool, once
     # If the pool dies, the server that forked this process dies too, and torchrun gets SIGTERM.

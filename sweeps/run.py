@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from videoscaling.sweeps import added_cells, slurm
@@ -53,7 +54,7 @@ def dry_run(sweep: Sweep, as_json: bool) -> int:
     warnings = report_warnings(sweep)
     states = states_of(sweep)
     planned = plan(sweep, states, estimate(sweep, states))
-    print(json.dumps(planned | {"warnings": warnings}) if as_json else plan_text(sweep, planned))
+    print(json.dumps(asdict(planned) | {"warnings": warnings}) if as_json else plan_text(sweep, planned))
     return 0
 
 

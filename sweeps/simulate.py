@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from videoscaling.data.index import CacheMeta
 from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import law_file
 from videoscaling.scaling.planning import allocation
@@ -81,7 +82,7 @@ def command(arguments: argparse.Namespace, overrides: list[str], prediction: Cal
     truth = Truth.of(law, arguments.noise)
     assumed: set[str] = set()
 
-    def meta(config: Config) -> dict[str, Any]:
+    def meta(config: Config) -> CacheMeta:
         shape = latent_shape(config, arguments.n_ctx, law, assumed)
         return {"latent_shape": shape, "fingerprint": config.data.fingerprint}
 

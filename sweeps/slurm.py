@@ -19,18 +19,19 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from videoscaling import IMPORT_PATH
 from videoscaling.sweeps.config import ExecutorKeys, SlurmKeys, minutes
 from videoscaling.sweeps.grid import Sweep
 from videoscaling.sweeps.state import ENDED, FAILURE, CellState, cell_status, forget_failure
-from videoscaling.training.config import config_from_dict, to_dict
+from videoscaling.training.config import config_from_dict
 from videoscaling.training.result import finished_result, resumable_step
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import DataFault, UserError, nearest, plural
 from videoscaling.utils.files import read_json, write_json
 from videoscaling.utils.results import Failure, write_failure
+from videoscaling.utils.yaml_text import Values
 
 if TYPE_CHECKING:
     from videoscaling.sweeps.local import Interrupt
@@ -48,6 +49,26 @@ TEMPORARY_ERRORS = (
 
 # and for an array above MaxArraySize (1001 jobs by default) or above a user's limit
 TOO_MANY_ERRORS = ("invalid job array specification", "submit limit")
+
+
+class SubmittedCell(TypedDict):
+    """A cell in a submission: ``training.run.Run``'s values, and its run id."""
+
+    config: Values
+    N: int
+    n_ctx: int
+    clips: int
+    flops_per_token: float
+    run_id: str
+
+
+class Submission(TypedDict):
+    """The file of an array of jobs: its name, Slurm's id once it is known, and the cells of each job."""
+
+    name: str
+    job: str | None
+    executor: Values
+    tasks: list[list[SubmittedCell]]
 
 
 # -- where the sweep is started --------------------------------------------------------------------------------------
@@ -152,14 +173,14 @@ def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
     sets = _parts(sweep, cells)
     name = f"{re.sub(r'[^A-Za-z0-9]+', '-', sweep.keys.name)}-{uuid.uuid4().hex[:8]}"
     record = (sweep.directory / FOLDER / f"{name}.json").resolve()
-    content = {
+    tasks: list[list[SubmittedCell]] = [
+        [{**dataclasses.asdict(run), "run_id": run.config.run_dir.name} for run in part] for part in sets
+    ]
+    content: Submission = {
         "name": name,
         "job": None,
         "executor": dataclasses.asdict(sweep.keys.executor),
-        "tasks": [
-            [{"config": to_dict(run.config), **_numbers(run), "run_id": run.config.run_dir.name} for run in part]
-            for part in sets
-        ],
+        "tasks": tasks,
     }
     write_json(record, content)
     executor = submitit.SlurmExecutor(folder=_logs(sweep.directory))
@@ -268,8 +289,8 @@ def check_options(keys: SlurmKeys) -> None:
             raise UserError(f"executor.slurm.options: sbatch knows no --{name}{nearest(name, known)}")
 
 
-def _parameters(keys: SlurmKeys, name: str) -> dict[str, Any]:
-    """The parameters of a job for submitit."""
+def _parameters(keys: SlurmKeys, name: str) -> dict[str, object]:
+    """The parameters of a job, arguments of submitit's ``update_parameters``."""
     # The user's setup lines may change the folder and PYTHONPATH.
     ours = [
         f"cd {shlex.quote(str(Path.cwd()))}",
@@ -306,10 +327,6 @@ def _sbatch_message(text: str) -> str:
     """sbatch's message in one line."""
     lines = [line.partition("error: ")[2] or line for line in text.splitlines() if line.strip()]
     return "; ".join(line.strip() for line in lines)[:400]
-
-
-def _numbers(run: Run) -> dict[str, Any]:
-    return {field.name: getattr(run, field.name) for field in dataclasses.fields(Run) if field.name != "config"}
 
 
 def _sleep(seconds: float, interrupt: "Interrupt", meanwhile: Callable[[], None] = lambda: None) -> None:
@@ -355,8 +372,8 @@ def work(record: str, task: int) -> None:
         subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
 
 
-def read_submission(path: Path) -> dict[str, Any]:
-    """Read the file that ``submit`` wrote; "tasks" is a list of lists of cells with a "run_id".
+def read_submission(path: Path) -> Submission:
+    """Read the file that ``submit`` wrote; its tasks are lists of cells with a "run_id".
 
     Raises:
         UserError: the file is damaged. The cells of its job are not known then, and a second job would train them too.
@@ -374,13 +391,13 @@ def _damaged(path: Path, why: str) -> UserError:
     return UserError(f"{path}: not a submission ({why}); cancel its job, of that name (scancel), and remove the file")
 
 
-def executor_keys(values: dict[str, Any]) -> ExecutorKeys:
+def executor_keys(values: Values) -> ExecutorKeys:
     """The inverse of ``dataclasses.asdict``."""
     known = {name: values[name] for name in ExecutorKeys.__dataclass_fields__}  # older jobs have a key more
     return ExecutorKeys(**known | {"slurm": SlurmKeys(**values["slurm"])})
 
 
-def _cell(values: dict[str, Any]) -> Run:
+def _cell(values: SubmittedCell) -> Run:
     numbers = {name: value for name, value in values.items() if name not in ("config", "run_id")}
     return Run(config=config_from_dict(values["config"]), **numbers)
 

@@ -9,14 +9,14 @@ import shutil
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
+from videoscaling.training.logs.log_files import MetricsRow
 from videoscaling.training.result import finished_result, recorded, result_damage, resumable_step
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import atomic_write, parse_json
 from videoscaling.utils.locks import is_locked
-from videoscaling.utils.results import DATA_FAULT, FILE, Failure, read_failure, write_result
+from videoscaling.utils.results import DATA_FAULT, FILE, Failure, RunResult, read_failure, write_result
 
 FAILURE = "failure.json"  # written by who gave the cell up: its pool, or for a lost job who follows the jobs
 TAIL = 4096  # bytes: the last line of metrics.jsonl is within them
@@ -63,7 +63,7 @@ class CellStatus:
     failure: Failure | None = None
     job: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """What ``status --json`` says of a cell."""
         more = asdict(self.failure) if self.failure else {"reason": self.reason}
         more |= {"job": self.job}
@@ -117,7 +117,7 @@ def data_fault(run: Run) -> str:
     return failure.reason if failure else _damaged(path).reason
 
 
-def finished(run: Run, results: str | None = None) -> dict[str, Any] | None:
+def finished(run: Run, results: str | None = None) -> RunResult | None:
     """The final result of a cell, from its own folder or else from ``results``; None without one."""
     own = finished_result(run)
     return own if own is not None or results is None else finished_result(_committed(run, results))
@@ -154,7 +154,7 @@ def export_result(run: Run, results: str) -> bool:
     return True
 
 
-def last_metrics(directory: Path) -> dict[str, Any] | None:
+def last_metrics(directory: Path) -> MetricsRow | None:
     """The last complete line of a run's metrics.jsonl; None without one, or if it is damaged."""
     try:
         with (directory / "metrics.jsonl").open("rb") as file:
@@ -173,7 +173,7 @@ def _damaged(path: Path) -> CellStatus:
     return CellStatus(CellState.DAMAGED, reason=f"{path}: not as it was written")
 
 
-def _loss(result: dict[str, Any]) -> float | None:
+def _loss(result: RunResult) -> float | None:
     return result["milestones"][-1].get("ema_val_loss") if result["milestones"] else None
 
 

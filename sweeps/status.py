@@ -5,8 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 from videoscaling.sweeps import slurm
 from videoscaling.sweeps.cost import Estimate, device_hours, estimate, flops_of, width
@@ -43,58 +42,88 @@ def states_of(sweep: Sweep, jobs: dict[str, str] | None = None) -> list[CellStat
 # -- the plan --------------------------------------------------------------------------------------------------------
 
 
-def plan(sweep: Sweep, states: Sequence[CellStatus], estimate: Estimate) -> dict[str, Any]:
-    """The cells that would be trained, with FLOPs and hours, and their sums."""
-    rows = [
-        {
-            "run_id": cell.config.run_dir.name,
-            "size": cell.config.model.size,
-            "N": cell.N,
-            "T": cell.config.train.tokens,
-            "milestones": cell.config.train.milestones,
-            "B": cell.config.train.batch_tokens,
-            "lr": cell.config.optim.lr,
-            "seed": cell.config.seed,
-            "steps": cell.steps,
-            "flops": flops_of(cell),
-            "hours": hours,
-            "heldout": cell.config.heldout,
-            "state": state.state,
-        }
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell that would be trained, as --json prints it."""
+
+    run_id: str
+    size: str
+    N: int
+    T: int
+    milestones: list[int]
+    B: int
+    lr: float
+    seed: int
+    steps: int
+    flops: float
+    hours: float | None
+    heldout: bool
+    state: CellState
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells that would be trained, with the sums of FLOPs and hours; ``rate`` says where the hours come from."""
+
+    cells: list[PlannedCell]
+    flops: float
+    device_hours: float | None
+    cost: float | None
+    hours: float | None
+    rate: str
+
+
+def plan(sweep: Sweep, states: Sequence[CellStatus], estimate: Estimate) -> Plan:
+    """The plan of a sweep whose cells are in these ``states``."""
+    cells = [
+        PlannedCell(
+            run_id=cell.config.run_dir.name,
+            size=cell.config.model.size,
+            N=cell.N,
+            T=cell.config.train.tokens,
+            milestones=cell.config.train.milestones,
+            B=cell.config.train.batch_tokens,
+            lr=cell.config.optim.lr,
+            seed=cell.config.seed,
+            steps=cell.steps,
+            flops=flops_of(cell),
+            hours=hours,
+            heldout=cell.config.heldout,
+            state=state.state,
+        )
         for cell, state, hours in zip(sweep.cells, states, estimate.hours)
     ]
     hours = device_hours(sweep, estimate.hours)
     price = sweep.keys.cost.price_per_hour
-    return {
-        "cells": rows,
-        "flops": sum(row["flops"] for row in rows),
-        "device_hours": hours,
-        "cost": None if hours is None or price is None else hours * price,
-        "hours": estimate.left(sweep, states, width(sweep) or 1),
-        "rate": estimate.source,
-    }
+    return Plan(
+        cells,
+        flops=sum(cell.flops for cell in cells),
+        device_hours=hours,
+        cost=None if hours is None or price is None else hours * price,
+        hours=estimate.left(sweep, states, width(sweep) or 1),
+        rate=estimate.source,
+    )
 
 
-def plan_text(sweep: Sweep, planned: dict[str, Any]) -> str:
+def plan_text(sweep: Sweep, planned: Plan) -> str:
     """``plan`` as a table."""
     table, marks = [PLAN], [""]
-    for row in planned["cells"]:
-        counts = (f"{row['N']:,}", f"{row['T']:,}", f"{row['B']:,}")
-        costs = (f"{row['steps']:,}", f"{row['flops']:.2e}", "?" if row["hours"] is None else f"{row['hours']:.3g}")
-        table.append((row["run_id"], row["size"], *counts, f"{row['lr']:.2e}", *costs))
-        there = f"  {row['state']}" if row["state"] not in (CellState.PENDING, CellState.RUNNING) else ""
-        marks.append(("  held out" if row["heldout"] else "") + there)
+    for cell in planned.cells:
+        counts = (f"{cell.N:,}", f"{cell.T:,}", f"{cell.B:,}")
+        costs = (f"{cell.steps:,}", f"{cell.flops:.2e}", "?" if cell.hours is None else f"{cell.hours:.3g}")
+        table.append((cell.run_id, cell.size, *counts, f"{cell.lr:.2e}", *costs))
+        there = f"  {cell.state}" if cell.state not in (CellState.PENDING, CellState.RUNNING) else ""
+        marks.append(("  held out" if cell.heldout else "") + there)
     lines = aligned(table, marks)
-    lines.append(f"{plural(len(planned['cells']), 'cell')}, {planned['flops']:.3g} FLOPs")
-    if planned["device_hours"] is None:
-        lines.append(f"hours {planned['rate']}")
-        return "\n".join(lines)
+    lines.append(f"{plural(len(planned.cells), 'cell')}, {planned.flops:.3g} FLOPs")
+    if planned.device_hours is None:
+        return "\n".join([*lines, f"hours {planned.rate}"])
     price = sweep.keys.cost.price_per_hour
-    cost = f", cost {planned['cost']:,.2f} at {price:g} an hour" if price else ""
+    cost = f", cost {planned.cost:,.2f} at {price:g} an hour" if price else ""
     at_once = f"{width(sweep)} at a time" if width(sweep) else "one at a time"
     lines.append(
-        f"{planned['device_hours']:.3g} hours of GPUs (on the CPU: of workers){cost}; what is left takes "
-        f"{planned['hours']:.3g} hours {at_once}; throughput {planned['rate']}"
+        f"{planned.device_hours:.3g} hours of GPUs (on the CPU: of workers){cost}; what is left takes "
+        f"{planned.hours:.3g} hours {at_once}; throughput {planned.rate}"
     )
     return "\n".join(lines)
 
@@ -102,22 +131,45 @@ def plan_text(sweep: Sweep, planned: dict[str, Any]) -> str:
 # -- state -----------------------------------------------------------------------------------------------------------
 
 
-def status(sweep: Sweep, states: Sequence[CellStatus], estimate: Estimate) -> dict[str, Any]:
-    """Counts by state, every cell's state, progress and loss, the best of each size so far, and the time left."""
-    counts = Counter(state.state for state in states)
-    cells = []
-    for cell, state in zip(sweep.cells, states):
-        progress = min(state.tokens / cell.config.train.tokens, 1.0)
-        cells.append(
-            {"run_id": cell.config.run_dir.name, "name": label(cell.config), "progress": progress} | state.to_json()
-        )
-    return {
-        "counts": dict(counts),
-        "hours_left": hours_left(sweep, states, estimate),
-        "rate": estimate.source,
-        "best": _best(sweep.cells, states),
-        "cells": cells,
-    }
+@dataclass(frozen=True)
+class Best:
+    """The lowest loss of a size, among its cells at the latest milestone."""
+
+    name: str
+    tokens: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """The states of a sweep's cells, counted; the time left, and the best of each size so far."""
+
+    counts: dict[CellState, int]
+    hours_left: float | None
+    rate: str
+    best: dict[str, Best]
+    states: Sequence[CellStatus]
+
+    def to_json(self, sweep: Sweep) -> dict[str, object]:
+        """What ``status --json`` prints."""
+        cells = [
+            {"run_id": cell.config.run_dir.name, "name": label(cell.config), "progress": _progress(cell, state)}
+            | state.to_json()
+            for cell, state in zip(sweep.cells, self.states)
+        ]
+        best = {size: asdict(one) for size, one in self.best.items()}
+        return {"counts": self.counts, "hours_left": self.hours_left, "rate": self.rate, "best": best, "cells": cells}
+
+
+def status(sweep: Sweep, states: Sequence[CellStatus], estimate: Estimate) -> SweepStatus:
+    """The status of a sweep whose cells are in these ``states``."""
+    return SweepStatus(
+        dict(Counter(state.state for state in states)),
+        hours_left=hours_left(sweep, states, estimate),
+        rate=estimate.source,
+        best=_best(sweep.cells, states),
+        states=states,
+    )
 
 
 def hours_left(sweep: Sweep, states: Sequence[CellStatus], estimate: Estimate) -> float | None:
@@ -128,34 +180,36 @@ def hours_left(sweep: Sweep, states: Sequence[CellStatus], estimate: Estimate) -
     return estimate.left(sweep, states, at_once)
 
 
-def status_text(sweep: Sweep, summary: dict[str, Any]) -> str:
+def status_text(sweep: Sweep, summary: SweepStatus) -> str:
     """``status`` in lines: counts, time left, the best, Slurm's queue, and the cells under way or in trouble."""
-    counts = ", ".join(f"{count} {state}" for state, count in sorted(summary["counts"].items()))
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(summary.counts.items()))
     lines = [f"{sweep.directory}: {plural(len(sweep.cells), 'cell')}: {counts}"]
-    if any(summary["counts"].get(state) for state in UNFINISHED):
-        hours = summary["hours_left"]
+    if any(summary.counts.get(state) for state in UNFINISHED):
+        hours = summary.hours_left
         lines.append(
-            f"  time left {'unknown' if hours is None else duration(3600 * hours)}; throughput {summary['rate']}"
+            f"  time left {'unknown' if hours is None else duration(3600 * hours)}; throughput {summary.rate}"
         )
-    for size, best in summary["best"].items():
-        lines.append(f"  best {size}: loss {best['loss']:.5g} at {best['tokens']:,} tokens, {best['name']}")
-    queued = Counter(
-        row["job"].partition(" ")[2] for row in summary["cells"] if row["state"] == CellState.PENDING and "job" in row
-    )
-    if queued:
+    for size, best in summary.best.items():
+        lines.append(f"  best {size}: loss {best.loss:.5g} at {best.tokens:,} tokens, {best.name}")
+    jobs = [state.job for state in summary.states if state.state == CellState.PENDING and state.job is not None]
+    if queued := Counter(job.partition(" ")[2] for job in jobs):
         lines.append("  pending by their jobs: " + ", ".join(f"{n} {said}" for said, n in queued.most_common()))
-    for cell, row in zip(sweep.cells, summary["cells"]):
-        if row["state"] in UNLISTED:
+    for cell, state in zip(sweep.cells, summary.states):
+        if state.state in UNLISTED:
             continue
-        words = f"  {row['state']} {cell.config.name}: "
-        if row["state"] in (CellState.FAILED, CellState.DAMAGED):
-            lines.append(words + row["reason"])
+        words = f"  {state.state} {cell.config.name}: "
+        if state.state in (CellState.FAILED, CellState.DAMAGED):
+            lines.append(words + (state.failure.reason if state.failure else state.reason))
             continue
-        loss = f", loss {row['loss']:.5g}" if row["loss"] is not None else ""
-        job = f", job {row['job']}" if "job" in row else ""
-        why = f" ({row['reason']})" if "reason" in row else ""
-        lines.append(f"{words}{row['progress']:.0%} of {cell.text}{loss}{job}{why}")
+        loss = f", loss {state.loss:.5g}" if state.loss is not None else ""
+        job = f", job {state.job}" if state.job is not None else ""
+        why = f" ({state.reason})" if state.reason is not None else ""
+        lines.append(f"{words}{_progress(cell, state):.0%} of {cell.text}{loss}{job}{why}")
     return "\n".join(lines)
+
+
+def _progress(cell: Run, state: CellStatus) -> float:
+    return min(state.tokens / cell.config.train.tokens, 1.0)
 
 
 def watched(lines: str) -> str:
@@ -171,15 +225,14 @@ def aligned(table: Sequence[tuple[str, ...]], marks: Sequence[str]) -> list[str]
     ]
 
 
-def _best(cells: Sequence[Run], states: Sequence[CellStatus]) -> dict[str, dict[str, Any]]:
-    """The lowest loss of each size, among the cells at the latest milestone."""
-    best: dict[str, dict[str, Any]] = {}
+def _best(cells: Sequence[Run], states: Sequence[CellStatus]) -> dict[str, Best]:
+    best: dict[str, Best] = {}
     for cell, state in zip(cells, states):
         if state.loss is None or state.state == CellState.DIVERGED:
             continue
-        mine = {"name": label(cell.config), "tokens": _measured(cell, state), "loss": state.loss}
+        mine = Best(label(cell.config), _measured(cell, state), state.loss)
         there = best.get(cell.config.model.size)
-        if there is None or (-mine["tokens"], mine["loss"]) < (-there["tokens"], there["loss"]):
+        if there is None or (-mine.tokens, mine.loss) < (-there.tokens, there.loss):
             best[cell.config.model.size] = mine
     return best
 
@@ -200,9 +253,9 @@ def print_status(sweep: Sweep, as_json: bool = False, watch: bool = False) -> in
             )
         states = states_of(sweep, jobs)
         summary = status(sweep, states, estimate(sweep, states))
-        text = json.dumps(summary) if as_json else status_text(sweep, summary)
+        text = json.dumps(summary.to_json(sweep)) if as_json else status_text(sweep, summary)
         print(watched(text) if watch and not as_json else text, flush=True)
         over = all(state.state in ENDED for state in states)
         if over or not watch:
-            return 1 if summary["counts"].get("failed") else 0
+            return 1 if summary.counts.get(CellState.FAILED) else 0
         time.sleep(WATCH_SECONDS)

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,8 @@ def cache_index(folder: Path) -> tuple[Path, Callable[[], Any]]:
 
 
 def added_cells(folder: Path) -> tuple[Path, Callable[[], Any]]:
-    cell = {"size": "1x32", "lr": 1e-3, "batch_tokens": 64, "repeat": 0, "milestones": [64, 128], "why": "edge"}
-    extended.add(folder, [cell, cell | {"repeat": 1}])
+    cell = extended.AddedCell("1x32", lr=1e-3, batch_tokens=64, repeat=0, milestones=[64, 128], why="edge")
+    extended.add(folder, [cell, replace(cell, repeat=1)])
     return folder / extended.NAME, lambda: extended.read(folder)
 
 

@@ -6,12 +6,16 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.commands import call
 from videoscaling import VideoPipeline
 from videoscaling.data.export import to_bytes
 from videoscaling.diffusion.validation import validation_times
+from videoscaling.utils.errors import UserError
 
 PROMPTS = ["a large red circle gliding left", "a small blue star resting", "two words"]
 
@@ -94,6 +98,96 @@ def test_a_grid_shows_every_video_over_its_caption(trained: Path, tmp_path: Path
         assert np.abs(tile - first).mean() < 12  # of 255: a gif has 256 colours
         assert (shown[y + 160 : y + below - 8, x : x + 160] < 128).any()  # its caption
     assert (shown[8 + below :, 176:] == 255).all()  # no fourth
+
+
+def test_a_model_that_ships_draws_the_colour_of_its_prompt(tmp_path: Path) -> None:
+    prompt = "a large red circle gliding right over black and navy gradient drifting up"
+    text = python(
+        "sample.py", "--prompt", prompt, "--steps", "20", "--upscale", "4", "--grid", "1", "--out", str(tmp_path)
+    )
+    assert "the embedded model" in text
+    with av.open(str(next(tmp_path.glob("000_*.mp4")))) as video:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]).astype(int)
+        assert video.streams.video[0].average_rate == 8
+    assert frames.shape == (17, 128, 128, 3)
+    red, others = frames[..., 0], frames[..., 1:].max(-1)
+    assert 0.03 < (red - others > 80).mean() < 0.5  # a circle of radius 0.22 to 0.26 covers 0.15 to 0.21
+    assert (others - red > 120).mean() < 0.02  # the background is navy at most
+    with av.open(str(tmp_path / "grid.mp4")) as video:
+        assert video.metadata["comment"] == prompt
+        assert video.streams.video[0].frames == 17
+
+
+def test_prompts_of_a_table_have_their_own_seeds_frames_and_size(tmp_path: Path) -> None:
+    (tmp_path / "prompts.csv").write_text('prompt,seed,note\n"one, two",5,x\nthree,,y\n')
+    words = ["--prompts", str(tmp_path / "prompts.csv"), "--steps", "1", "--format", "png", "--seed", "40"]
+    python("sample.py", *words, "--frames", "9", "--size", "64", "--out", str(tmp_path / "out"))
+    records = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert [(r["prompt"], r["seed"], r["checkpoint"]) for r in records] == [
+        ("one, two", 5, "embedded"),
+        ("three", 41, "embedded"),
+    ]
+    assert Image.open(tmp_path / "out" / records[0]["file"]).size == (9 * 64, 64)
+    for table, message in (("prompt,seed\nx,-1\n", "seed '-1' of 'x'"), ("text,seed\nx,1\n", "no column prompt")):
+        (tmp_path / "prompts.csv").write_text(table)
+        assert message in python("sample.py", *words, "--out", str(tmp_path / "no"), status=2)
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_negative_prompt_is_what_guidance_leads_away_from() -> None:
+    pipeline = VideoPipeline.from_run()
+    plain, negative, none = (
+        pipeline("a small red star resting", steps=2, guidance=g, negative_prompt=words)
+        for g, words in ((3.0, ""), (3.0, "a large blue ring"), (1.0, ""))
+    )
+    assert (plain - negative).abs().max() > 0.01
+    # Away from the prompt itself there is nothing to be led to: the unguided video.
+    same = pipeline("a small red star resting", steps=2, guidance=3.0, negative_prompt="a small red star resting")
+    assert (same - none).abs().max() < 1e-4
+    with pytest.raises(UserError, match="negative prompt"):
+        pipeline("x", guidance=1.0, negative_prompt="y")
+
+
+def test_guidance_of_a_model_trained_without_dropout_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = VideoPipeline.from_run()
+    pipeline("x", steps=1)
+    assert capsys.readouterr().err == ""
+    pipeline.guidable = False
+    pipeline("x", steps=1)
+    assert "caption_dropout=0" in capsys.readouterr().err
+    pipeline("x", steps=1, guidance=1.0)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_exported_folder_gives_the_videos_of_its_run(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    python("tools/export.py", "--checkpoint", str(trained), "--out", str(folder), "--licence", "mit")
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.json", "diffusion_pytorch_model.safetensors", "scheduler_config.json", "README.md"),
+    }
+    run, exported = VideoPipeline.from_run(trained), VideoPipeline.from_run(folder)
+    made = [pipeline(PROMPTS, steps=2, guidance=3.0) for pipeline in (run, exported)]
+    assert torch.equal(*made)
+    card = (folder / "README.md").read_text()
+    result = json.loads((trained / "result.json").read_text())
+    assert card.startswith("---\nlicense: mit\n")
+    assert f"{result['milestones'][-1]['ema_val_loss']:.4f}" in card
+    # Plain diffusers and safetensors: the scheduler's times, divided by 1000, are the model's.
+    scheduler = DPMSolverMultistepScheduler.from_pretrained(folder)
+    scheduler.set_timesteps(4)
+    assert torch.allclose(scheduler.timesteps / 1000, scheduler.sigmas[:-1], atol=2e-3)
+    assert load_file(folder / "diffusion_pytorch_model.safetensors").keys() == run.model.state_dict().keys()
+    # It is replaced, a folder of something else is not, and what is missing or damaged is named.
+    python("tools/export.py", "--checkpoint", str(trained), "--out", str(folder))
+    error = python("tools/export.py", "--checkpoint", str(trained), "--out", str(tmp_path), status=2)
+    assert "is no export" in error
+    assert "holds no model weights; there are ema" in python(
+        *("sample.py", "--checkpoint", str(folder), "--weights", "model", "--prompt", "x"), status=2
+    )
+    facts = json.loads((folder / "config.json").read_text())
+    del facts["model.width"]
+    (folder / "config.json").write_text(json.dumps(facts))
+    assert "has no model.width" in python("sample.py", "--checkpoint", str(folder), "--prompt", "x", status=2)
 
 
 def test_tensorboard_has_losses_and_sampled_videos(trained: Path) -> None:

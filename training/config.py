@@ -26,13 +26,13 @@ from videoscaling.training.schema import Config
 from videoscaling.utils.errors import UserError, nearest, shown
 from videoscaling.utils.typed import typed
 from videoscaling.utils.user_text import check_literal, check_printable, expand_home
-from videoscaling.utils.yaml_text import number, parse_override, read_yaml
+from videoscaling.utils.yaml_text import Values, number, parse_override, read_yaml
 
 CONFIG = "config.yaml"  # the resolved configuration in a run directory and in a checkpoint
 # Other trainers' keys and options for what needs no key here, and what to do instead.
 ELSEWHERE = (
     (
-        "accelerator cuda device devices gpu gpus n_gpus num_gpus num_processes nproc nproc_per_node world_size local_rank",
+        "accelerator cuda device devices gpu gpus n_gpus num_gpus num_processes nproc nproc_per_node world_size",
         "a run takes the GPU where there is one, else the CPU (CUDA_VISIBLE_DEVICES= before the command hides GPUs), "
         "and several GPUs under torchrun",
     ),
@@ -75,9 +75,7 @@ def text_keys(schema: type = Config) -> frozenset[str]:
     return frozenset(names)
 
 
-def load_yaml(
-    path: str | Path, seen: tuple[Path, ...] = (), *, is_text: Callable[[str], bool] = is_text
-) -> dict[str, Any]:
+def load_yaml(path: str | Path, seen: tuple[Path, ...] = (), *, is_text: Callable[[str], bool] = is_text) -> Values:
     """A YAML file as a nested dict, on top of the file its ``extends`` names (relative to its own folder).
 
     Args:
@@ -119,14 +117,14 @@ def load_config(path: str | Path | None, overrides: list[str]) -> Config:
     return config_from_dict(values)
 
 
-def config_from_dict(values: dict[str, Any], schema: type = Config) -> Config:
+def config_from_dict(values: Values, schema: type = Config) -> Config:
     """A typed Config from nested values; every key must be known and every value of its type."""
     config = typed(schema, checked_keys(values, schema))
     _validate(config)
     return config
 
 
-def recorded_config(values: dict[str, Any], schema: type = Config) -> Config:
+def recorded_config(values: Values, schema: type = Config) -> Config:
     """The Config that a run recorded, perhaps before some of today's keys existed or under the names they had then."""
     infos, flat = info_of(schema), flatten(values)
     renamed = {info.formerly: name for name, info in infos.items() if info.formerly}
@@ -173,21 +171,21 @@ def copied(config: Config) -> Config:
     return dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name)) for name in groups})
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: Config) -> Values:
     return dataclasses.asdict(config)
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Values, prefix: str = "") -> Values:
     """Nested values as {dotted key: value}."""
-    flat: dict[str, Any] = {}
+    flat: Values = {}
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
 
 
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
+def nested(flat: Values) -> Values:
     """The inverse of ``flatten``."""
-    values: dict[str, Any] = {}
+    values: Values = {}
     for name, value in flat.items():
         *groups, last = name.split(".")
         inner = values
@@ -197,7 +195,7 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def identity(config: Config) -> dict[str, Any]:
+def identity(config: Config) -> Values:
     """The keys that identify a (resolved) run, {hashed name: value}; equal for two runs that are the same run.
 
     ``training.keys`` says which keys are in it. A key added after the first committed runs is left out where it has
@@ -212,7 +210,7 @@ def identity(config: Config) -> dict[str, Any]:
     return values
 
 
-def hashed_values(config: Config) -> dict[str, Any]:
+def hashed_values(config: Config) -> Values:
     """Every key's value under the name that ids know it by, {hashed name: value}."""
     infos = info_of(type(config))
     return {infos[name].formerly or name: value for name, value in flatten(to_dict(config)).items()}
@@ -231,7 +229,7 @@ def run_id(config: Config) -> str:
     return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: Values, over: Values) -> Values:
     """Nested values with those of ``over`` in their place, group by group."""
     merged = dict(base)
     for name, value in over.items():
@@ -240,11 +238,11 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def checked_keys(values: dict[str, Any], schema: type = Config, prefix: str = "") -> dict[str, Any]:
+def checked_keys(values: Values, schema: type = Config, prefix: str = "") -> Values:
     """Refuse unknown keys; turn whole numbers written as 2e9 into integers."""
     keys = known_keys(schema)
     sections = {name.rpartition(".")[0] for name in keys}
-    checked: dict[str, Any] = {}
+    checked: Values = {}
     for name, value in values.items():
         full = f"{prefix}{name}"
         if full in keys:

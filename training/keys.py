@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from videoscaling.utils.errors import UserError, nearest, shown
+from videoscaling.utils.yaml_text import Values
 
 # How a key enters a run's id, ``key(identity=...)``.
 ALWAYS = "always"  # hashed as it is: the keys that the first committed runs were hashed with
@@ -139,7 +140,7 @@ def check_value(name: str, value: Any, info: KeyInfo) -> None:
         raise UserError(f"{name}={value}: {each}must be {info.bound.text}")
 
 
-def older_values(schema: type) -> dict[str, Any]:
+def older_values(schema: type) -> Values:
     """Values for the keys that a recorded configuration lacks, {dotted key: value}, where they are not the default."""
     infos, entries = info_of(schema), keys_of(schema)
     return {name: info.before for name, info in infos.items() if info.before != default_of(entries[name])}

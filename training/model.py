@@ -3,16 +3,15 @@
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
+from videoscaling.data.index import CacheMeta
 from videoscaling.models.attention import choose_backend
 from videoscaling.models.dit import DiTConfig, VideoDiT
 from videoscaling.models.embeddings import rotary_table
 from videoscaling.models.sizes import parameters
-from videoscaling.training.checkpoint import load_into, read_tensors
 from videoscaling.training.config import Config
 from videoscaling.utils.errors import UserError
 
@@ -20,7 +19,7 @@ SHALLOW = 6
 F = TypeVar("F", bound=Callable)
 
 
-def build_model(config: Config, meta: dict[str, Any], device: torch.device) -> VideoDiT:
+def build_model(config: Config, meta: CacheMeta, device: torch.device) -> VideoDiT:
     """The initialised model of a resolved ``config``, for data of ``meta`` (latent_shape and text_dim).
 
     Raises:
@@ -74,8 +73,3 @@ def compile_function(function: F) -> F:
     """``function``, which calls a VideoDiT or moves its weights, compiled for static shapes as a model is."""
     torch.compiler.assume_constant_result(rotary_table)
     return torch.compile(function, dynamic=False)
-
-
-def load_weights(model: VideoDiT, path: Path, kind: str) -> None:
-    """Load the weights ``kind`` ("model" or "ema") of the checkpoint at ``path``; UserError if another model's."""
-    load_into(model, read_tensors(path, kind), path)

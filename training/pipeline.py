@@ -3,6 +3,7 @@
 from videoscaling import VideoPipeline
 
 videos = VideoPipeline.from_run("runs/x")(["a large red circle gliding left"], guidance=3)
+videos = VideoPipeline.from_run()("a large red circle gliding left over black and navy gradient drifting up")
 """
 
 import sys
@@ -13,19 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from videoscaling.data.index import CacheMeta
 from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler, sample
 from videoscaling.models.text import TextEncoder, cut_warning, load_text_encoder
 from videoscaling.models.vae import VideoVAE, load_vae
-from videoscaling.training.checkpoint import find_checkpoint, read_state
-from videoscaling.training.config import read_config
-from videoscaling.training.model import build_model, check_compiler, compile_model, load_weights
+from videoscaling.training.checkpoint import load_into
+from videoscaling.training.exported import read_trained
+from videoscaling.training.model import build_model, check_compiler, compile_model
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import UserError
 
 
 def load_encoders(
-    meta: dict[str, Any],
+    meta: CacheMeta,
     device: torch.device,
     *,
     vae: str | None = None,
@@ -67,21 +69,33 @@ def _given(option: str) -> str:
 class VideoPipeline:
     """A model, its diffusion process and its encoders.
 
-    Args:
+    Attributes:
         model: called as model(x_t, t, context, mask), such as ``models.dit.VideoDiT``.
         latent_shape: (channels, frames, height, width) of a video's latents.
+        fps: frames per second of the training's videos; None where it is not known.
+        path: the checkpoint's, or None.
+        guidable: whether the model was trained with caption dropout, without which guidance follows nothing.
     """
 
     def __init__(
-        self, *, model: nn.Module, process: Process, vae: VideoVAE, text: TextEncoder, latent_shape: tuple[int, ...]
+        self,
+        *,
+        model: nn.Module,
+        process: Process,
+        vae: VideoVAE,
+        text: TextEncoder,
+        latent_shape: tuple[int, ...],
+        fps: float | None = None,
+        guidable: bool = True,
+        path: str | None = None,
     ) -> None:
         self.model, self.process, self.vae, self.text = model, process, vae, text
-        self.latent_shape = latent_shape
+        self.latent_shape, self.fps, self.guidable, self.path = latent_shape, fps, guidable, path
 
     @classmethod
     def from_run(
         cls,
-        path: str | Path,
+        path: str | Path = "embedded",
         *,
         weights: str = "ema",
         device: str | None = None,
@@ -90,9 +104,10 @@ class VideoPipeline:
         vae: str | None = None,
         text: str | None = None,
     ) -> "VideoPipeline":
-        """The pipeline of a run directory's newest checkpoint, or of the checkpoint at ``path``.
+        """The pipeline of a run directory's newest checkpoint, of a checkpoint, or of a folder of tools/export.py.
 
         Args:
+            path: "embedded" is the small model of synthetic shapes that ships here.
             weights: "ema" (averaged) or "model" (raw).
             device: "cpu" or "cuda"; cuda where there is one if None.
             dtype: "float32" or "bfloat16", what the blocks compute in; as in training if None.
@@ -102,12 +117,12 @@ class VideoPipeline:
         Raises:
             UserError: no whole checkpoint with these weights, or an encoder that is missing or another.
         """
-        checkpoint = find_checkpoint(Path(path), (weights,))
-        config, data, on = read_config(checkpoint), read_state(checkpoint)["data"], pick_device(device)
+        trained, on = read_trained(path, weights), pick_device(device)
+        config, data = trained.config, trained.data
         config.train.dtype = dtype or config.train.dtype
         check_compiler(compiled, on, "--compile")
         model = build_model(config, data, on)
-        load_weights(model, checkpoint, weights)
+        load_into(model, trained.tensors, trained.path)
         if compiled:
             compile_model(model)
         own_vae, own_text = load_encoders(data, on, vae=vae, text=text)
@@ -117,13 +132,35 @@ class VideoPipeline:
             vae=own_vae,
             text=own_text,
             latent_shape=tuple(data["latent_shape"]),
+            fps=data.get("fps"),
+            guidable=config.data.caption_dropout > 0,
+            path=str(path) if str(path) == "embedded" else str(trained.path),
         )
 
-    def __call__(self, prompts: str | Sequence[str], *, seed: int = 0, batch: int = 8, **options: Any) -> Tensor:
+    def resize(self, frames: int | None = None, size: int | None = None) -> None:
+        """Make videos of ``frames`` frames of ``size`` x ``size`` pixels; the training's where None.
+
+        Positions are rotary and go on beyond the training's, but a model has not learned them: look at its videos.
+
+        Raises:
+            UserError: the autoencoder cannot make such videos, or the model's patches do not divide their latents.
+        """
+        vae, (_, f, h, w), patch = self.vae, self.latent_shape, self.model.config.patch
+        sides = (frames or (f - 1) * vae.temporal + 1, size or h * vae.spatial, size or w * vae.spatial)
+        shape = vae.latent_shape(*sides)
+        if any(side % p for side, p in zip(shape[1:], patch)):
+            raise UserError(
+                f"latents of {shape[1:]} (frames, rows, columns): the model's patches {patch} do not divide them"
+            )
+        self.latent_shape = shape
+
+    def __call__(
+        self, prompts: str | Sequence[str], *, seed: int | Sequence[int] = 0, batch: int = 8, **options: Any
+    ) -> Tensor:
         """One video per prompt, float32 [prompts, 3, frames, height, width] in [-1, 1].
 
         Args:
-            seed: prompt i has the seed ``seed`` + i, in any batch.
+            seed: of each prompt, in any batch; one number is the first's, and prompt i has ``seed`` + i.
             batch: prompts sampled at once.
             options: of ``diffusion.sampling.SamplerOptions``, such as steps=20 or guidance=3.
 
@@ -132,19 +169,20 @@ class VideoPipeline:
             NotFinite: latents or pixels are not finite.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return torch.cat(list(self.batches(prompts, SamplerOptions(**options), seed=seed, batch=batch)))
+        seeds = [seed + number for number in range(len(prompts))] if isinstance(seed, int) else list(seed)
+        return torch.cat(list(self.batches(prompts, seeds, SamplerOptions(**options), batch=batch)))
 
     def batches(
-        self, prompts: Sequence[str], options: SamplerOptions, *, seed: int = 0, batch: int = 8
+        self, prompts: Sequence[str], seeds: Sequence[int], options: SamplerOptions, *, batch: int = 8
     ) -> Iterator[Tensor]:
         """As ``__call__``, the videos of ``batch`` prompts at a time."""
         build_scheduler(self.process, options, next(self.model.parameters()).device)
-        if warning := cut_warning(self.text, list(prompts), "prompts"):
+        for warning in self._warnings(prompts, options):
             print(warning, file=sys.stderr)
         for first in range(0, len(prompts), batch):
             part = prompts[first : first + batch]
-            # The empty prompt rides along, so that it is padded as the others are.
-            context, mask = self.text.encode([*part, ""])
+            # The negative prompt, mostly the empty one, rides along, so that it is padded as the others are.
+            context, mask = self.text.encode([*part, options.negative_prompt])
             latents = sample(
                 self.model,
                 self.process,
@@ -152,7 +190,19 @@ class VideoPipeline:
                 mask=mask[:-1],
                 null=(context[-1], mask[-1]),
                 latent_shape=self.latent_shape,
-                seeds=torch.arange(seed + first, seed + first + len(part)),
+                seeds=torch.tensor(seeds[first : first + len(part)]),
                 options=options,
             )
             yield self.vae.decode(latents)
+
+    def _warnings(self, prompts: Sequence[str], options: SamplerOptions) -> list[str]:
+        """What a user must know of videos of these ``prompts``, a line each."""
+        found, negative = [], [options.negative_prompt] if options.negative_prompt else []
+        if warning := cut_warning(self.text, [*prompts, *negative], "prompts"):
+            found.append(warning)
+        if options.guidance != 1 and not self.guidable:
+            found.append(
+                f"warning: guidance {options.guidance:g}: the model never saw the empty prompt, being trained with "
+                "data.caption_dropout=0; guidance 1 is what it knows"
+            )
+        return found

@@ -5,13 +5,14 @@ import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from videoscaling.data.index import CacheMeta
 from videoscaling.models.sizes import exact_flops, head_width
 from videoscaling.training.config import Config, config_of_run, run_id, to_dict
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError, shown
-from videoscaling.utils.results import FILE, DamagedResult, read_result
+from videoscaling.utils.results import FILE, DamagedResult, Milestone, RunResult, read_result
 from videoscaling.utils.revision import code_revision
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "accelerate", "diffusers", "safetensors", "numpy")
 
 
-def recipe(config: Config, meta: dict[str, Any]) -> dict[str, Any]:
+def recipe(config: Config, meta: CacheMeta) -> dict[str, object]:
     """The settings that a loss depends on besides N, T, B, lr and seed: laws hold for one recipe.
 
     ``meta`` is the cache's. wsd's decay and heads that are not the size's own are there only where a run has them.
@@ -57,7 +58,7 @@ def recipe(config: Config, meta: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def environment(device: "torch.device", world: int) -> dict[str, Any]:
+def environment(device: "torch.device", world: int) -> RunResult:
     """Versions, code revision and device."""
     import torch  # not at the top: who only reads results does not wait for it
 
@@ -71,15 +72,15 @@ def environment(device: "torch.device", world: int) -> dict[str, Any]:
 
 def build_result(
     run: Run,
-    meta: dict[str, Any],
+    meta: CacheMeta,
     status: str,
     step: int,
     skipped: int,
-    milestones: list[dict[str, Any]],
+    milestones: list[Milestone],
     seconds: float,
     device: "torch.device",
     world: int,
-) -> dict[str, Any]:
+) -> RunResult:
     """The content of result.json.
 
     ``status`` is "running" (some milestones are there), "preempted", "done" or "diverged" (a loss was not finite; the
@@ -112,13 +113,13 @@ def build_result(
     }
 
 
-def _exact_flops_per_clip(run: Run, meta: dict[str, Any]) -> int:
+def _exact_flops_per_clip(run: Run, meta: CacheMeta) -> int:
     model = run.config.model
     token_dim = meta["latent_shape"][0] * math.prod(model.patch)
     return exact_flops(model.layers, model.width, run.n_ctx, token_dim, meta["text_tokens"], meta["text_dim"])
 
 
-def finished_result(run: Run) -> dict[str, Any] | None:
+def finished_result(run: Run) -> RunResult | None:
     """The result in the run's directory if it is this run's and final: diverged, or done to the end asked for."""
     result = recorded(run)
     reached = {m.get("nominal") for m in result["milestones"]}
@@ -126,9 +127,9 @@ def finished_result(run: Run) -> dict[str, Any] | None:
     return result if done or result.get("status") == "diverged" else None
 
 
-def recorded(run: Run) -> dict[str, Any]:
+def recorded(run: Run) -> RunResult:
     """The result in the run's directory, if it is this run's and not damaged; else one of no tokens and milestones."""
-    nothing = {"run_id": None, "tokens": 0, "milestones": []}
+    nothing: RunResult = {"tokens": 0, "milestones": []}
     path = run.config.run_dir / FILE
     try:
         result = read_result(path) if path.exists() else nothing
@@ -163,7 +164,7 @@ def resumable_step(directory: Path) -> int:
     return max((int(path.parent.name.rpartition("_")[2]) for path in paths), default=0)
 
 
-def check_growth(run: Run, tokens: int, milestones: list[dict[str, Any]]) -> None:
+def check_growth(run: Run, tokens: int, milestones: list[Milestone]) -> None:
     """Refuse a ``run`` whose end or new milestone lies before ``tokens`` and is not among the measured ``milestones``.
 
     A milestone at ``tokens`` itself can still be measured: a checkpoint is saved before its step is validated.

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from videoscaling.data.index import CacheIndex, CacheMeta
 from videoscaling.models.sizes import MAX_LAYERS, MAX_PARAMETERS, flops_per_token, head_width, parameters, parse_size
 from videoscaling.training.config import Config, cache_folders, copied
 from videoscaling.training.keys import MAX_INTEGER
@@ -54,7 +54,7 @@ class Run:
 
 
 def resolve(
-    config: Config, meta: dict[str, Any], earlier: Sequence[int] = (), bfloat16: Callable[[], bool] | None = None
+    config: Config, meta: CacheMeta, earlier: Sequence[int] = (), bfloat16: Callable[[], bool] | None = None
 ) -> Run:
     """Fill in what ``config`` leaves open, from the cache's ``meta`` (its latent shape and fingerprint).
 
@@ -126,7 +126,7 @@ def encoded_shape(config: Config) -> list[int] | None:
     return shape
 
 
-def cache_indexes(config: Config) -> list[dict[str, Any]]:
+def cache_indexes(config: Config) -> list[CacheIndex]:
     """The indexes of all folders in ``data.cache``; none where one of them has no finished cache yet."""
     paths = [Path(folder) / "index.json" for folder in cache_folders(config) if folder]
     indexes = [read_json(path, dict, INDEX) for path in paths if path.is_file()]

@@ -8,7 +8,6 @@ import time
 import zlib
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -46,7 +45,7 @@ from videoscaling.training.step import TrainStep
 from videoscaling.training.validation import RAW_SHARE, Score, Validator, few_blocks, losses_file, milestone_scores
 from videoscaling.utils.files import atomic_write, write_bytes
 from videoscaling.utils.locks import check_lock
-from videoscaling.utils.results import DATA_FAULT, write_result
+from videoscaling.utils.results import DATA_FAULT, Milestone, write_result
 
 Scores = tuple[ValidationResult, ValidationResult]  # of the raw weights, and of the EMA
 
@@ -75,7 +74,7 @@ class Trainer:
         self.loader = BatchLoader(run, cache, self.rank, self.world, self.device)
         self.validator = Validator(run, cache, self.device, self.rank, self.world, self.sharded)
         self.step = 0
-        self.milestones: list[dict[str, Any]] = []
+        self.milestones: list[Milestone] = []
         self.seconds = 0.0
         self.share = 1.0
         self.status = "running"

@@ -232,7 +232,7 @@ def _finite_float(text: str) -> float:
     return number
 
 
-def _object_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]

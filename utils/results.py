@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from videoscaling.utils import seal
 from videoscaling.utils.errors import UserError
@@ -17,9 +17,57 @@ from videoscaling.utils.files import read_json, write_json
 FILE = "result.json"
 CONSOLE = "console.log"  # of a sweep's cell: what it prints
 DATA_FAULT = "data_fault.json"  # written by a run that its data ended: no cell of a sweep can be trained on them
-NUMBERS = ("N", "B", "lr", "n_ctx", "tokens", "flops", "exact_flops", "seconds")  # null where not known
-OF_MILESTONE = ("nominal", "tokens", "flops", "val_loss", "val_se", "ema_val_loss", "ema_val_se", "losses_crc32")
-OBJECTS = ("recipe", "config")
+
+
+class Milestone(TypedDict, total=False):
+    """What was measured at one of a run's token counts (docs/formats.md); older versions recorded less."""
+
+    nominal: int
+    tokens: int
+    flops: float
+    val_loss: float
+    val_se: float
+    ema_val_loss: float
+    ema_val_se: float
+    losses_crc32: int
+
+
+class RunResult(TypedDict, total=False):
+    """The content of result.json (docs/formats.md); older versions recorded less, and null is not known."""
+
+    status: str
+    run_id: str
+    N: int
+    layers: int
+    width: int
+    n_ctx: int
+    B: int
+    lr: float
+    seed: int
+    heldout: bool
+    tokens: int
+    skipped: int
+    flops: float
+    exact_flops: float
+    warmup_tokens: int
+    milestones: list[Milestone]
+    milestones_asked: list[int]
+    recipe: dict
+    seconds: float
+    versions: dict
+    git_revision: str
+    device: str
+    processes: int
+    config: dict
+
+
+# How the values of a result are checked, by their types in it: what is read as them, and their names in an error.
+KINDS = {
+    int: ((int, float), "a number"),
+    float: ((int, float), "a number"),
+    dict: ((dict,), "an object"),
+    str: ((str,), "a text"),
+}
 
 
 @dataclass(frozen=True)
@@ -36,12 +84,12 @@ class DamagedResult(UserError):
     """A result.json that is not as a run wrote it."""
 
 
-def write_result(directory: Path, result: dict[str, Any]) -> None:
+def write_result(directory: Path, result: RunResult) -> None:
     """Write ``result`` to ``directory``, atomically."""
     write_json(directory / FILE, seal.sealed(result))
 
 
-def read_result(path: Path) -> dict[str, Any]:
+def read_result(path: Path) -> RunResult:
     """The result at ``path``, without its checksum: it has a status and a list of milestones.
 
     Raises:
@@ -63,7 +111,7 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def whole_results(paths: Iterable[Path]) -> tuple[dict[Path, dict[str, Any]], list[UserError]]:
+def whole_results(paths: Iterable[Path]) -> tuple[dict[Path, RunResult], list[UserError]]:
     """The intact results at ``paths``, and the errors of the others."""
     found, damaged = {}, []
     for path in paths:
@@ -101,14 +149,12 @@ def read_failure(path: Path) -> Failure | None:
     return Failure(**{name: record[name] for name in Failure.__dataclass_fields__ if name in record})
 
 
-def _check_shape(result: dict[str, Any], path: Path) -> None:
+def _check_shape(result: RunResult, path: Path) -> None:
     milestones = result.get("milestones")
-    lists = isinstance(milestones, list) and all(isinstance(milestone, dict) for milestone in milestones)
-    objects = all(isinstance(result.get(name), dict | None) for name in OBJECTS)
-    if not (lists and objects and isinstance(result.get("status", ""), str)):
-        raise DamagedResult(f"{path}: not a run's result (status, milestones, {', '.join(OBJECTS)})")
-    for values, names in ((result, NUMBERS), *((milestone, OF_MILESTONE) for milestone in milestones)):
-        for name in names:
-            value = values.get(name)
-            if not isinstance(value, int | float | None) or isinstance(value, bool):
-                raise DamagedResult(f"{path}: {name} is {value!r:.60}, not a number")
+    if not (isinstance(milestones, list) and all(isinstance(milestone, dict) for milestone in milestones)):
+        raise DamagedResult(f"{path}: not a run's result (no list of milestones)")
+    for values, kind in ((result, RunResult), *((milestone, Milestone) for milestone in milestones)):
+        for name, wanted in kind.__annotations__.items():
+            value, (types, what) = values.get(name), KINDS.get(wanted, ((object,), ""))
+            if value is not None and (not isinstance(value, types) or (what and isinstance(value, bool))):
+                raise DamagedResult(f"{path}: {name} is {value!r:.60}, not {what}")

@@ -1,20 +1,20 @@
 """A checksum inside a JSON file, of the rest of it, so that a file with a flipped bit is never read as another one."""
 
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from videoscaling.utils.files import json_text, read_json
 
 KEY = "crc32"
 
 
-def sealed(content: dict[str, Any]) -> dict[str, Any]:
+def sealed(content: Mapping[str, object]) -> dict[str, object]:
     """``content`` and the CRC-32 of its text, to be written by ``utils.files.write_json``."""
-    return content | {KEY: zlib.crc32(json_text(content).encode())}
+    return {**content, KEY: zlib.crc32(json_text(content).encode())}
 
 
-def unsealed(content: dict[str, Any]) -> dict[str, Any] | None:
+def unsealed(content: Mapping[str, object]) -> dict[str, object] | None:
     """The content given to ``sealed``, without the checksum; None if the checksum is missing or wrong.
 
     Values are compared, not bytes: a program that indents the file otherwise leaves it as good as it was.
@@ -26,7 +26,7 @@ def unsealed(content: dict[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def read_sealed(path: Path) -> dict[str, Any] | None:
+def read_sealed(path: Path) -> dict[str, object] | None:
     """The content of the sealed file at ``path``, without its checksum; None if any byte was altered.
 
     Raises:

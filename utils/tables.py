@@ -26,7 +26,7 @@ KINDS = (*DELIMITERS, *sorted(LINES), ".parquet")
 # to more could fill the memory.
 MAX_RATIO, MIN_UNPACKED_BYTES = 100, 1 << 26
 END = "\x1f end of the table"  # a row that no table has
-Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by column
+Row = tuple[str, dict[str, object]]  # its place, for messages, and its values by column
 
 
 class Words(NamedTuple):

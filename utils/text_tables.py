@@ -1,6 +1,6 @@
 """Values as text for readers: numbers with four digits, intervals in brackets, rows as aligned tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 INTERVAL = ("value", "low", "high")
@@ -20,16 +20,16 @@ def text_of(value: Any) -> str:
     return format(value, ".4g") if isinstance(value, float) else str(value)
 
 
-def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Nested named values with dotted names; intervals stay whole."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, item in value.items():
         nested = isinstance(item, dict) and item and "value" not in item
         found |= flat(item, f"{prefix}{name}.") if nested else {f"{prefix}{name}": item}
     return found
 
 
-def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+def table(rows: Sequence[Mapping[str, object]]) -> list[str]:
     """Rows of named values as lines under their names, columns aligned."""
     rows = [flat(row) for row in rows]
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -38,7 +38,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
 
 
-def outline(value: dict[str, Any], indent: str = "") -> list[str]:
+def outline(value: Mapping[str, object], indent: str = "") -> list[str]:
     """Nested named values as indented lines, lists of rows as tables."""
     lines = []
     for name, item in value.items():

@@ -8,11 +8,12 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from videoscaling.utils.errors import UserError, shown
+from videoscaling.utils.yaml_text import Values
 
 _WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def typed(schema: type, values: dict[str, Any], prefix: str = "") -> Any:
+def typed(schema: type, values: Values, prefix: str = "") -> Any:
     """An instance of the dataclass ``schema``, with its defaults for what ``values`` does not give.
 
     Args:

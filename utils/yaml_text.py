@@ -16,6 +16,7 @@ import yaml
 from videoscaling.utils.errors import UserError, first_line
 from videoscaling.utils.files import read_bounded
 
+Values = dict[str, Any]  # keys and values of a configuration, nested or by dotted key, before they are typed
 # Whether the value of a dotted key, such as "model.size", is text; the entries of a list are "log.prompts[]".
 IsText = Callable[[str], bool]
 
@@ -40,7 +41,7 @@ _RESOLVERS = {
 class _Loader(yaml.SafeLoader):
     """PyYAML's parser with the scalars of ``_RESOLVERS`` alone: no base-60 numbers, no octals, no dates."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own name, filled below)
+    yaml_implicit_resolvers: dict[str, list] = {}  # noqa: RUF012 (PyYAML's own name, filled below)
 
 
 for _name, (_pattern, _first) in _RESOLVERS.items():
@@ -125,7 +126,7 @@ class _Values:
             return self._scalar(node, key)
         raise UserError(f"{key or 'the file'}: the tag {node.tag} is not supported; write a plain value")
 
-    def _mapping(self, node: yaml.MappingNode, key: str) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, key: str) -> Values:
         names = [name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
         again = next((name for name in names if name != "<<" and names.count(name) > 1), None)
         if again is not None:

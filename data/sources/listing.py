@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from videoscaling.data.sources.captions import CAPTION_KINDS, CaptionFiles, ListingOptions, read_caption
+from videoscaling.data.sources.film import list_film
 from videoscaling.data.sources.manifests import list_manifest
 from videoscaling.data.sources.source import (
     COMPANION,
@@ -22,6 +23,8 @@ from videoscaling.data.sources.tars import list_tars
 from videoscaling.utils.errors import UserError, nearest
 from videoscaling.utils.tables import KINDS, table_kind
 
+FILM = "film"  # the source of ``data.sources.film``, by name
+
 
 def list_sources(where: str | Path, options: ListingOptions = ListingOptions()) -> list[Source]:  # noqa: B008
     """The sources that ``scan_sources`` lists."""
@@ -31,11 +34,11 @@ def list_sources(where: str | Path, options: ListingOptions = ListingOptions()) 
 def scan_sources(where: str | Path, options: ListingOptions = ListingOptions()) -> Listing:  # noqa: B008
     """The videos and pictures of ``where``, sorted by name, and the skipped files by kind.
 
-    ``where`` is a folder (searched recursively, captions in ``x.txt`` next to ``x.mp4``), a manifest (CSV, TSV, JSON,
-    each perhaps gzipped, or Parquet, with ``path``, relative to the manifest's folder or ``options.root``,
-    ``caption``, and ``start`` and ``end`` in seconds), or WebDataset shards: a tar, a folder of them, or a pattern
-    such as ``shards/{000..015}.tar``. A picture next to a video of its name is its preview, and not listed. A name
-    that is not UTF-8 has its other bytes as surrogates U+DC80 to U+DCFF, as Python's ``os`` returns it.
+    ``where`` is the text ``FILM``, a folder (searched recursively, captions in ``x.txt`` next to ``x.mp4``), a
+    manifest (CSV, TSV, JSON, each perhaps gzipped, or Parquet, with ``path``, relative to the manifest's folder or
+    ``options.root``, ``caption``, and ``start`` and ``end`` in seconds), or WebDataset shards: a tar, a folder of
+    them, or a pattern such as ``shards/{000..015}.tar``. A picture next to a video of its name is its preview, and not
+    listed. A name that is not UTF-8 has its other bytes as surrogates U+DC80 to U+DCFF, as Python's ``os`` returns it.
 
     Raises:
         UserError: a missing or empty folder; a manifest without a column of paths or of captions, with a row that has
@@ -43,6 +46,10 @@ def scan_sources(where: str | Path, options: ListingOptions = ListingOptions()) 
             or a file outside the root; a shard that is no tar, or misses; captions under names that are not
             recognised, or under two; text that is not UTF-8; an option of manifests for something else.
     """
+    if where == FILM:
+        if Path(where).exists():
+            raise UserError(f"{FILM} names a source, and also a file or folder here; write ./{FILM} for that")
+        return list_film(options)
     where = Path(where)
     is_table = table_kind(where) is not None and where.is_file()
     for option, value in (("--path-column", options.path_column), ("--root", options.root)):
@@ -64,7 +71,7 @@ def scan_sources(where: str | Path, options: ListingOptions = ListingOptions()) 
             "the last) nor a .tar"
         )
     else:
-        raise UserError(f"{where}: no such folder, manifest or tar{nearest(str(where), ['synthetic'], 0.8)}")
+        raise UserError(f"{where}: no such folder, manifest or tar{nearest(str(where), ['synthetic', FILM], 0.8)}")
     listing.sources.sort(key=lambda source: source.name)
     for one, other in pairwise(listing.sources):
         if one.name == other.name:

@@ -82,7 +82,7 @@ def _find_columns(manifest: Path, table: Table, options: ListingOptions) -> Colu
     return Columns(path, caption, *(find_name(names, known, place) for known in (START_NAMES, END_NAMES)))
 
 
-def _source(root: Path, row: dict[str, Any], columns: Columns, place: str) -> Source:
+def _source(root: Path, row: dict[str, object], columns: Columns, place: str) -> Source:
     path = row.get(columns.path)
     if not path or not isinstance(path, str):
         raise UserError(f"{place}: no path in this row")

@@ -62,3 +62,8 @@ def test_the_wheel_predicts_and_plans_in_an_environment_of_its_own(
     planned, here = json.loads(done.stdout), run([sys.executable, ROOT / "tools" / "plan.py", *words], cwd=tmp_path)
     assert planned == json.loads(here.stdout)
     assert (elsewhere / "planned.yaml").is_file()
+    done = run(
+        [python, "-m", "videoscaling.sample", "--prompt", "a red square", "--steps", "1"], cwd=elsewhere, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    assert (elsewhere / "samples" / "000_a_red_square.mp4").is_file()

@@ -256,8 +256,8 @@ def test_no_mutation_of_a_table_ends_in_a_traceback(paper, cost, tmp_path):
     [
         ({"N": "x"}, "N is 'x', not a number"),
         ({"B": None}, "B is missing"),
-        ({"seed": "a"}, "seed is 'a', not a whole number"),
-        ({"recipe": [1]}, "not a run's result"),
+        ({"seed": "a"}, "seed is 'a', not a number"),
+        ({"recipe": [1]}, r"recipe is \[1\], not an object"),
         ({"milestones": ["x"]}, "not a run's result"),
         ({"milestones": 3}, "not a run's result"),
         ({"milestones": [{"tokens": "x", "val_loss": 1.0}]}, "tokens is 'x', not a number"),

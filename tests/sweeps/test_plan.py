@@ -89,7 +89,7 @@ def test_the_time_left_of_runs_in_one_process(sweep: Path) -> None:
 
     def hours_left(share: float) -> float:
         states = [CellStatus(CellState.RUNNING, tokens=640, rate=1e6, share=share)] * 2
-        return overview.status(loaded, states, estimate(loaded, states))["hours_left"]
+        return overview.status(loaded, states, estimate(loaded, states)).hours_left
 
     assert hours_left(0.5) * 3600 == pytest.approx(flops_of(cells[0]) / 1e6)
     assert hours_left(1.0) * 3600 == pytest.approx(flops_of(cells[0]) / 1e6 / 2)
@@ -116,7 +116,7 @@ def test_the_time_left_of_a_stack_that_has_told_nothing_yet(sweep: Path) -> None
             states = overview.states_of(loaded)
         assert [(state.state, state.share) for state in states] == [("running", None)] * 2
         told = overview.status(loaded, states, estimate(loaded, states))
-        assert told["hours_left"] * 3600 == pytest.approx(whole)
+        assert told.hours_left * 3600 == pytest.approx(whole)
 
 
 def test_no_stack_is_through_before_its_process(sweep: Path) -> None:
@@ -126,7 +126,7 @@ def test_no_stack_is_through_before_its_process(sweep: Path) -> None:
     running = CellStatus(CellState.RUNNING, share=0.5)
     states = [replace(running, share=1.0, tokens=640), running, running]
     told = overview.status(loaded, states, estimate(loaded, states))
-    assert told["hours_left"] * 3600 == pytest.approx(2 * flops_of(loaded.cells[0]) / 1e6)
+    assert told.hours_left * 3600 == pytest.approx(2 * flops_of(loaded.cells[0]) / 1e6)
 
 
 def finish(sweep: Path) -> list[Path]:

@@ -360,7 +360,7 @@ def test_status_names_no_cell_for_its_place_in_the_queue_alone(path: Path, monke
     )
     states = overview.states_of(sweep, dict(zip(names, said)))
     told = overview.status(sweep, states, estimate(sweep, states))
-    assert [cell.get("job") for cell in told["cells"]] == [None, *said[1:]]
+    assert [cell.get("job") for cell in told.to_json(sweep)["cells"]] == [None, *said[1:]]
     head, _, queued, running = overview.status_text(sweep, told).splitlines()
     assert head.endswith("5 cells: 1 done, 3 pending, 1 running")
     assert queued == "  pending by their jobs: 2 PENDING (Resources), 1 RUNNING"

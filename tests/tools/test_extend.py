@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.search.proposals import Proposal
 from videoscaling.sweeps import added_cells
 from videoscaling.sweeps import extend as module
+from videoscaling.sweeps.added_cells import AddedCell
 from videoscaling.sweeps.extend import Options
 from videoscaling.sweeps.grid import Sweep, load_sweep
 from videoscaling.sweeps.state import CellState, CellStatus
@@ -61,22 +63,22 @@ def stub(directory: Path, repeats=1):
 def test_a_run_has_all_milestones_up_to_its_end_and_one_that_was_added_goes_on(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(module, "_goes_on", lambda *which: True)
     large, small = module.additions_of(stub(tmp_path), asked(20, 2e-3, 5) + asked(10, 3e-3, 5))
-    assert (large.entry["milestones"], large.flops) == ([10, 20], 60.0)
-    assert (small.entry["milestones"], small.flops) == ([10], 30.0)
+    assert (large.entry.milestones, large.flops) == ([10, 20], 60.0)
+    assert (small.entry.milestones, small.flops) == ([10], 30.0)
     # What was added for the first milestone goes on to the second, as the same run, for what is left.
     added_cells.add(tmp_path, [small.entry])
     (grown,) = module.additions_of(stub(tmp_path), asked(20, 3e-3, 5))
-    assert (grown.entry["repeat"], grown.entry["milestones"], grown.flops) == (0, [10, 20], 30.0)
+    assert (grown.entry.repeat, grown.entry.milestones, grown.flops) == (0, [10, 20], 30.0)
     added_cells.add(tmp_path, [grown.entry])
-    assert [c["milestones"] for c in added_cells.read(tmp_path)] == [[10, 20]]
+    assert [c.milestones for c in added_cells.read(tmp_path)] == [[10, 20]]
 
 
 def test_what_another_machine_added_counts(tmp_path: Path) -> None:
     here, committed = tmp_path / "here", tmp_path / "committed"
-    cell = {"size": "1x32", "lr": 1e-3, "batch_tokens": 5, "repeat": 0, "milestones": [10], "why": "a"}
+    cell = AddedCell("1x32", lr=1e-3, batch_tokens=5, repeat=0, milestones=[10], why="a")
     added_cells.add(committed, [cell])
-    added_cells.add(here, [cell | {"milestones": [10, 20]}, cell | {"lr": 2e-3}])
-    assert [c["milestones"] for c in added_cells.read(here, str(committed))] == [[10, 20], [10]]
+    added_cells.add(here, [replace(cell, milestones=[10, 20]), replace(cell, lr=2e-3)])
+    assert [c.milestones for c in added_cells.read(here, str(committed))] == [[10, 20], [10]]
     added_cells.export_added(here, str(committed))
     assert added_cells.read(committed) == added_cells.read(here, str(committed))
     added_cells.export_added(tmp_path / "nothing", str(committed))
@@ -87,7 +89,7 @@ def test_a_run_costs_its_whole_batches(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "_goes_on", lambda *which: True)
     (one,) = module.additions_of(stub(tmp_path), asked(20, 2e-3, 8))
     assert one.flops == 3.0 * 24
-    added_cells.add(tmp_path, [one.entry | {"milestones": [10]}])
+    added_cells.add(tmp_path, [replace(one.entry, milestones=[10])])
     (grown,) = module.additions_of(stub(tmp_path), asked(20, 2e-3, 8))
     assert grown.flops == 3.0 * (24 - 16)
 
@@ -98,8 +100,8 @@ def test_an_added_run_that_can_go_on_does_and_another_is_not_priced_as_if(sweep:
     def load() -> Sweep:
         return load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})
 
-    axes = {"lr": 3e-4, "batch_tokens": 64, "repeat": 0, "milestones": [128], "why": "a"}
-    added_cells.add(load().directory, [{"size": "1x32"} | axes])
+    cell = AddedCell("1x32", lr=3e-4, batch_tokens=64, repeat=0, milestones=[128], why="a")
+    added_cells.add(load().directory, [cell])
     (added,) = (cell for cell in load().cells if cell.config.optim.lr == 3e-4)
     assert added.config.checkpoint.final == "full"
     assert {cell.config.checkpoint.final for cell in load().cells if cell.config.optim.lr != 3e-4} == {"ema"}
@@ -119,8 +121,8 @@ def test_an_added_run_that_can_go_on_does_and_another_is_not_priced_as_if(sweep:
         (one,) = module.additions_of(
             load(), (Proposal(N=added.N, lr=3e-4, B=64, milestone=256, flops=0.0, why="b", after={}),)
         )
-        assert (one.entry["repeat"], one.flops) == (repeat, pytest.approx(flops))
-    added_cells.add(folder.parent, [{"size": "1x32"} | axes | {"milestones": [128, 256]}])
+        assert (one.entry.repeat, one.flops) == (repeat, pytest.approx(flops))
+    added_cells.add(folder.parent, [replace(cell, milestones=[128, 256])])
     (grown,) = (cell for cell in load().cells if cell.config.optim.lr == 3e-4)
     assert (grown.config.run_dir, grown.config.checkpoint.final) == (folder, "ema")
 
@@ -154,7 +156,7 @@ def test_milestones_that_the_sweep_no_longer_has_are_left_alone(sweep: Path, tmp
 def test_repeats_are_numbered_on(tmp_path: Path) -> None:
     for repeats in (1, 3):
         (one,) = module.additions_of(stub(tmp_path, repeats=repeats), asked(20, 1e-3, 5))
-        assert one.entry["repeat"] == repeats
+        assert one.entry.repeat == repeats
 
 
 @pytest.mark.parametrize(

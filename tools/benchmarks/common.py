@@ -24,6 +24,7 @@ CLIPS = {
     128: ((16, 8, 4, 4), (1, 1, 1)),
     1280: ((16, 5, 32, 32), (1, 2, 2)),
 }
+Row = dict[str, object]  # a benchmark's figures, under names of its own
 TEXT_TOKENS, TEXT_DIM = 64, 512  # of the peers' comparison
 WARMUP_ROUNDS = 3
 

@@ -21,7 +21,7 @@ from videoscaling.data.video.clips import ClipOptions, Clips, Shape
 from videoscaling.data.video.decode_workers import decoded
 from videoscaling.models.text import load_text_encoder
 from videoscaling.models.vae import VideoVAE, load_vae
-from videoscaling.tools.benchmarks.common import random_cache, spread, timed
+from videoscaling.tools.benchmarks.common import Row, random_cache, spread, timed
 from videoscaling.tools.benchmarks.decode import decode_rows
 from videoscaling.training.planning.memory_formula import PREFETCH_SAMPLES, steps_together
 
@@ -30,7 +30,7 @@ BATCH = 16
 REPEATS = 20  # reads a round: one takes less time than the clock's and the system's whims
 
 
-def bench_data(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def bench_data(args: argparse.Namespace, device: torch.device) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         rows = [read_row(args, device, Path(folder), n_ctx) for n_ctx in ((args.n_ctx,) if args.n_ctx else (80, 1280))]
         if not args.n_ctx:
@@ -40,7 +40,7 @@ def bench_data(args: argparse.Namespace, device: torch.device) -> list[dict[str,
     return rows
 
 
-def read_row(args: argparse.Namespace, device: torch.device, folder: Path, n_ctx: int) -> dict[str, Any]:
+def read_row(args: argparse.Namespace, device: torch.device, folder: Path, n_ctx: int) -> Row:
     """Random clips from the page cache, as they are stored and as float32, as many at once as training reads."""
     cache = LatentCache(random_cache(folder / str(n_ctx), n_ctx, 1024))
     clips = args.clips or min(PREFETCH_SAMPLES, steps_together(cache.latent_shape, 1))
@@ -70,7 +70,7 @@ def repeat(call: Any, times: int) -> None:
         call()
 
 
-def overlap_row(args: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:
+def overlap_row(args: argparse.Namespace, device: torch.device, folder: Path) -> Row:
     """Clips a second while one process decodes and this one encodes on one thread, and of each alone."""
     (folder / "videos").mkdir()
     for number in range(VIDEOS):

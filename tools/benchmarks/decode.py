@@ -5,7 +5,6 @@ import functools
 import itertools
 import statistics
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -15,14 +14,14 @@ from videoscaling.data.sources.source import Source
 from videoscaling.data.video.clips import ClipOptions, Shape, load_clips
 from videoscaling.data.video.decode import BACKENDS, check_backend
 from videoscaling.data.video.probe import probe
-from videoscaling.tools.benchmarks.common import spread, timed
+from videoscaling.tools.benchmarks.common import Row, spread, timed
 from videoscaling.utils.errors import UserError
 
 FRAMES = 17
 LONGER = 60
 
 
-def decode_rows(args: argparse.Namespace, device: torch.device, folder: Path, video: Path) -> list[dict[str, Any]]:
+def decode_rows(args: argparse.Namespace, device: torch.device, folder: Path, video: Path) -> list[Row]:
     """Rows "decode" and "seek".
 
     Args:
@@ -35,7 +34,7 @@ def decode_rows(args: argparse.Namespace, device: torch.device, folder: Path, vi
     return [speed_row(args.rounds, device, source), seek_row(args.rounds, device, folder, source)]
 
 
-def speed_row(rounds: int, device: torch.device, source: Source) -> dict[str, Any]:
+def speed_row(rounds: int, device: torch.device, source: Source) -> Row:
     """Frames a second of consecutive clips, opened once, on one thread, and of a plain PyAV loop."""
     found = probe(source)
     clips = len(found.times) // FRAMES
@@ -59,7 +58,7 @@ def speed_row(rounds: int, device: torch.device, source: Source) -> dict[str, An
     return {"what": "decode", "video": about, "frames_per_second": speeds}
 
 
-def seek_row(rounds: int, device: torch.device, folder: Path, source: Source) -> dict[str, Any]:
+def seek_row(rounds: int, device: torch.device, folder: Path, source: Source) -> Row:
     """A clip from the end of a video, and of one sixty times as long: probed, opened, sought, decoded and resized."""
     long = Source("long.mp4", lengthened(source.path, folder / "long.mp4", LONGER), "")
     seconds = timed({"short": clip_from_the_end(source), "long": clip_from_the_end(long)}, rounds, device)

@@ -4,7 +4,6 @@ import argparse
 import functools
 import statistics
 import sys
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +12,11 @@ from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.sampling import SamplerOptions, sample
 from videoscaling.models.attention import BACKENDS, attention, choose_backend
 from videoscaling.models.sizes import parse_size
-from videoscaling.tools.benchmarks.common import CLIPS, TEXT_DIM, our_model, spread, timed
+from videoscaling.tools.benchmarks.common import CLIPS, TEXT_DIM, Row, our_model, spread, timed
 from videoscaling.utils.errors import UserError
 
 
-def bench_attention(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def bench_attention(args: argparse.Namespace, device: torch.device) -> list[Row]:
     dtype, rows = getattr(torch, args.dtype), []
     backends = []
     for name in BACKENDS[1:]:
@@ -59,7 +58,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, backend: str, gradient: Tensor) -> 
     torch.autograd.grad(attention(q, k, v, backend=backend), (q, k, v), gradient)
 
 
-def bench_sample(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def bench_sample(args: argparse.Namespace, device: torch.device) -> list[Row]:
     n_ctx, clips, steps, rows = args.n_ctx or 80, args.clips or 4, 10, []
     latent, patch = CLIPS[n_ctx]
     process = Process("rectified_flow", "flow")

@@ -3,17 +3,16 @@
 import argparse
 import statistics
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from videoscaling.models.sizes import flops_per_token, parameters, parse_size
-from videoscaling.tools.benchmarks.common import CLIPS, TEXT_DIM, TEXT_TOKENS, our_model, spread, timed
+from videoscaling.tools.benchmarks.common import CLIPS, TEXT_DIM, TEXT_TOKENS, Row, our_model, spread, timed
 from videoscaling.training.model import compile_model
 
 
-def bench_peers(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def bench_peers(args: argparse.Namespace, device: torch.device) -> list[Row]:
     """A training step (forward, backward, fused AdamW on float32 weights) of ours and of diffusers' Wan."""
     from diffusers import WanTransformer3DModel
 

@@ -4,12 +4,11 @@ import argparse
 import functools
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from videoscaling.data.latents import LatentCache
-from videoscaling.tools.benchmarks.common import CLIPS, random_cache, spread, timed
+from videoscaling.tools.benchmarks.common import CLIPS, Row, random_cache, spread, timed
 from videoscaling.training.config import load_config
 from videoscaling.training.planning.memory_formula import PREFETCH_SAMPLES
 from videoscaling.training.run import resolve
@@ -19,7 +18,7 @@ from videoscaling.training.trainer import Trainer
 from videoscaling.utils.devices import peak_of
 
 
-def bench_stack(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def bench_stack(args: argparse.Namespace, device: torch.device) -> list[Row]:
     n_ctx, rows = args.n_ctx or 64, []
     keep_memory()  # runs alone gain by it too
     with tempfile.TemporaryDirectory() as folder:
@@ -35,7 +34,7 @@ def bench_stack(args: argparse.Namespace, device: torch.device) -> list[dict[str
 
 def _row(
     args: argparse.Namespace, device: torch.device, cache: LatentCache, folder: str, size: str, n_ctx: int, clips: int
-) -> dict[str, Any]:
+) -> Row:
     settings = [
         f"model.size={size}",
         f"data.cache={cache.path}",

@@ -12,7 +12,7 @@ import torch
 
 from videoscaling.data.latents import LatentCache
 from videoscaling.models.sizes import exact_flops, parse_size
-from videoscaling.tools.benchmarks.common import CLIPS, random_cache, spread, timed
+from videoscaling.tools.benchmarks.common import CLIPS, Row, random_cache, spread, timed
 from videoscaling.training.config import load_config
 from videoscaling.training.planning.memory_formula import PREFETCH_SAMPLES
 from videoscaling.training.run import resolve
@@ -20,7 +20,7 @@ from videoscaling.training.trainer import Trainer
 from videoscaling.utils.devices import peak_of
 
 
-def bench_train(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def bench_train(args: argparse.Namespace, device: torch.device) -> list[Row]:
     n_ctx, clips = args.n_ctx or 80, args.clips or 8
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -34,7 +34,7 @@ def bench_train(args: argparse.Namespace, device: torch.device) -> list[dict[str
 
 def _train_row(
     args: argparse.Namespace, device: torch.device, cache: LatentCache, folder: str, size: str, n_ctx: int, clips: int
-) -> dict[str, Any]:
+) -> Row:
     settings = [
         f"model.size={size}",
         f"data.cache={cache.path}",

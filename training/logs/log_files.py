@@ -5,10 +5,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import atomic_write, parse_json, write_bytes
@@ -16,6 +16,22 @@ from videoscaling.utils.os_errors import describe, warn_of_os_error, with_filena
 
 HPARAMS_FILE = "events.out.tfevents.0.hparams"  # sorts before the events, as TensorBoard reads files in that order
 DAMAGED = ".damaged"  # after the name of a file whose lines were not all readable
+
+
+class MetricsRow(TypedDict, total=False):
+    """A line of metrics.jsonl (docs/formats.md); older versions wrote less."""
+
+    step: int
+    tokens: int
+    flops: float
+    loss: float | None
+    lr: float
+    grad_norm: float | None
+    skipped: int
+    noise_scale: float | None
+    tokens_per_second: float
+    share: float
+    mfu: float | None
 
 
 class MetricsFile:
@@ -26,13 +42,14 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        self._path, self.last = path, None
+        self._path = path
+        self.last: MetricsRow | None = None
         self._file: IO[str] | None = None
         self._warned, self._torn = False, False
         if os.path.lexists(path):
             self.last = _cut(path, step)
 
-    def append(self, values: dict[str, Any]) -> None:
+    def append(self, values: MetricsRow) -> None:
         """Write a line. A failure gives one warning; later lines are tried again."""
         try:
             with with_filename(self._path):
@@ -56,7 +73,7 @@ class MetricsFile:
                 file.close()
 
 
-def _cut(path: Path, step: int) -> dict[str, Any] | None:
+def _cut(path: Path, step: int) -> MetricsRow | None:
     """Keep the whole lines up to ``step``, and return the last. A file with other lines is
     saved under another name, with a warning.
 
@@ -83,7 +100,7 @@ def _cut(path: Path, step: int) -> dict[str, Any] | None:
         return None
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def _row(line: bytes) -> MetricsRow | None:
     """A line's values; None if it is not a line of metrics.jsonl."""
     try:
         row = parse_json(line, "metrics.jsonl", dict)
@@ -107,7 +124,7 @@ class Board:
         if self._writer is not None:
             self._guard(self._writer.file_writer.add_summary, summary, step)
 
-    def write_hparams(self, settings: dict[str, Any], metrics: Sequence[str]) -> None:
+    def write_hparams(self, settings: Mapping[str, object], metrics: Sequence[str]) -> None:
         """Write the run's row in TensorBoard's HParams table: ``settings``, and the last point of each of ``metrics``.
 
         The row has a file of its own, which is replaced: TensorBoard keeps the first settings that it finds, and a run
@@ -116,14 +133,14 @@ class Board:
         if self._writer is not None:
             self._guard(self._replace_hparams, settings, metrics)
 
-    def _replace_hparams(self, settings: dict[str, Any], metrics: Sequence[str]) -> None:
+    def _replace_hparams(self, settings: Mapping[str, object], metrics: Sequence[str]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
         from torch.utils.tensorboard.summary import hparams
 
         with atomic_write(Path(self._folder) / HPARAMS_FILE) as tmp, tmp.open("wb") as file:
             writer = RecordWriter(file)
-            for summary in hparams(settings, dict.fromkeys(metrics)):
+            for summary in hparams(dict(settings), dict.fromkeys(metrics)):
                 writer.write(Event(wall_time=time.time(), summary=summary).SerializeToString())
 
     def _open(self, **options: Any) -> None:

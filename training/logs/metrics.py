@@ -4,15 +4,14 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from videoscaling.data.export import gif_bytes
-from videoscaling.training.logs.log_files import Board, MetricsFile
+from videoscaling.training.logs.log_files import Board, MetricsFile, MetricsRow
 from videoscaling.utils.devices import peak_of
 from videoscaling.utils.progress import duration
 
@@ -70,6 +69,7 @@ class MetricsLog:
 
     def step(
         self,
+        *,
         step: int,
         tokens: int,
         flops_per_token: float,
@@ -100,7 +100,7 @@ class MetricsLog:
         speed = (tokens - self._last[0]) / (now - self._last[1])
         self._last = (tokens, now)
         mfu = None if self._peak is None else speed / share * flops_per_token / (self._peak * self._world)
-        values = {
+        values: MetricsRow = {
             "step": step,
             "tokens": tokens,
             "flops": tokens * flops_per_token,
@@ -120,13 +120,13 @@ class MetricsLog:
             print(self._line(values, (tokens - self._printed_at[0]) / (now - self._printed_at[1]), end), flush=True)
             self._printed_at = (tokens, now)
 
-    def _points(self, values: dict[str, Any]) -> None:
+    def _points(self, values: Mapping[str, object]) -> None:
         """A logged step's points in TensorBoard."""
         for name, value in values.items():
             if name not in ("step", "share") and isinstance(value, int | float):
                 self._board.add_scalar(f"train/{name}", value, values["tokens"])
 
-    def _line(self, values: dict[str, Any], speed: float, end: int) -> str:
+    def _line(self, values: MetricsRow, speed: float, end: int) -> str:
         """A logged step for the console, at the ``speed`` in tokens per second since the line before."""
         parts = [
             f"step {values['step']:,}",
@@ -169,7 +169,7 @@ class MetricsLog:
         )
         self._restart_clock(tokens)
 
-    def hparams(self, settings: dict[str, Any]) -> None:
+    def hparams(self, settings: Mapping[str, object]) -> None:
         """Write the run's row in TensorBoard's HParams table: ``settings``, and the last ``HPARAM_METRICS``."""
         self._board.write_hparams(settings, HPARAM_METRICS)
 

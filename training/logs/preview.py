@@ -2,12 +2,12 @@
 
 import os
 import sys
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from videoscaling.data.index import CacheMeta
 from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler, sample
 from videoscaling.models.text import cut_warning
@@ -21,7 +21,7 @@ class Preview:
     """Samples ``keys.prompts`` with seeds 0, 1, ...; everything is loaded at once, so that a missing encoder, or
     more steps than a scheduler has, is known before training and not after it."""
 
-    def __init__(self, keys: LogKeys, process: Process, meta: dict[str, Any], device: torch.device) -> None:
+    def __init__(self, keys: LogKeys, process: Process, meta: CacheMeta, device: torch.device) -> None:
         self._keys, self._process, self._warned = keys, process, False
         self._options = SamplerOptions(steps=keys.sample_steps, guidance=keys.guidance)
         build_scheduler(process, self._options, device)

@@ -40,9 +40,9 @@ def open_log(
         config.run_dir,
         step,
         step * config.train.batch_tokens,
-        device,
-        world,
-        config.train.dtype,
+        device=device,
+        world=world,
+        dtype=config.train.dtype,
         validates=validates,
         board=config.log.tensorboard_dir,
     )
@@ -78,10 +78,19 @@ def log_window(log: MetricsLog | None, train_step: TrainStep, run: Run, *, step:
         batch, end = run.config.train.batch_tokens, run.config.train.tokens
         tokens = step * batch
         rate = learning_rate(run.config.optim, tokens - batch / 2, end)
-        norm, skipped = train_step.grad_norm.item(), train_step.skipped_steps.item()
-        by_t = (sums / numbers).tolist()
-        shown = (loss, rate, norm, skipped, end, by_t, share)
-        log.step(step, tokens, run.flops_per_token, *shown, noise_scale=noise_scale)
+        log.step(
+            step=step,
+            tokens=tokens,
+            flops_per_token=run.flops_per_token,
+            loss=loss,
+            lr=rate,
+            grad_norm=train_step.grad_norm.item(),
+            skipped=train_step.skipped_steps.item(),
+            end=end,
+            by_t=(sums / numbers).tolist(),
+            share=share,
+            noise_scale=noise_scale,
+        )
 
 
 def close_log(log: MetricsLog, run: Run, *, step: int, status: str) -> None:

@@ -18,6 +18,7 @@ from videoscaling.training.run import WARMUP_FRACTION, cache_indexes, clip_token
 from videoscaling.training.schema import OptimKeys
 from videoscaling.utils.devices import best_dtype
 from videoscaling.utils.errors import UserError
+from videoscaling.utils.yaml_text import Values
 
 GPU_BASE = ROOT / "configs" / "train" / "gpu.yaml"
 WARMUP_ROUNDING = 1e-3  # a recipe's warm-up has four decimals, and its tokens are whole
@@ -34,7 +35,7 @@ class Base:
 
     path: Path
     from_user: bool
-    values: dict[str, Any]
+    values: Values
     config: Config
 
     @property
@@ -169,7 +170,7 @@ def planned_optim(recipe: dict, base: Base) -> OptimKeys:
     return replace(base.config.optim, **ruled)
 
 
-def _optim_values(optim: OptimKeys, base: Base) -> dict[str, Any]:
+def _optim_values(optim: OptimKeys, base: Base) -> Values:
     """The keys of ``optim`` as a plan writes them: all but those that the user's own base sets as they are.
 
     The rate is the plan's and the warm-up has a rule of its own; only wsd has a decay.

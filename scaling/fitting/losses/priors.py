@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri
 
 EXPONENTS = ("aN", "aT", "aB", "aS")
 # Prior of the logarithms of exponents and of k, [mean, sd]: published exponents are 0.2 to 0.8, and the prior counts
@@ -43,6 +42,8 @@ def prior_at(
     """
     at, slope = theta.copy(), np.ones_like(theta)
     if floor is not None:
+        from scipy.special import ndtri  # not at the top: half of the time of a plan, which needs no prior
+
         share = np.clip(np.exp(theta[..., floor] - lowest), 1e-12, 1 - 1e-9)
         at[..., floor] = u = ndtri(share)
         slope[..., floor] = share * np.sqrt(2 * np.pi) * np.exp(u**2 / 2)

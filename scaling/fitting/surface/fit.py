@@ -91,7 +91,7 @@ def _members(
         model = least_squares.model_of(problem, base.model, name)
         theta = least_squares.start_of(problem, model)
         theta[len(model.level_names) :] = base.theta[base.model.grids :]
-        solution = least_squares.solve(problem, model, theta, base.phi)
+        solution = least_squares.solve(problem, model, theta, base.phi, inflation=base.inflation)
         steps = selection.expanding_window(cells, problem, solution)
         found.append(Member(name, 1.0, solution, tuple(steps)))
         evidence.append(least_squares.log_evidence(problem, solution))

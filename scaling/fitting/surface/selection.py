@@ -100,15 +100,15 @@ def shapes(
     weight, folds = near_weight(cells.loss, cells.best), folds_of(cells)
     chosen = [(name, may) for name, may in CANDIDATES if name in batches and bent in (None, may)]
     chosen = chosen if batches != ("none",) else [("none", False)]
-    found, evidence, phi = [], [], None
+    found, evidence, phi, inflation = [], [], None, None
     for batch, may_bend in chosen:
         mine = held if may_bend or batch == "none" else held | STRAIGHT
         model = Model(shape.LEVELS, batch, int(cells.grid.max()) + 1, mine)
         # A bent shape starts from the straight one.
         straight = [each.solution.theta for each in found if each.batch == batch]
         start = straight[0] if straight else least_squares.starts_of(problem, model)
-        solution = least_squares.solve(problem, model, start, phi)
-        phi = solution.phi
+        solution = least_squares.solve(problem, model, start, phi, inflation=inflation)
+        phi, inflation = solution.phi, solution.inflation
         # With nothing to choose between, nothing is held out.
         error = shape_error(problem, solution, weight, folds) if len(chosen) > 1 else np.nan
         found.append(Candidate(batch, may_bend, error, 1.0, solution))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.processes.sweeps.commands import tool
 from tests.tools.test_extend import asks, sweep  # noqa: F401
 from videoscaling.sweeps import added_cells
+from videoscaling.sweeps.added_cells import AddedCell
 from videoscaling.utils.errors import UserError
 
 # About four runs. Losses after 256 tokens hardly depend on the rate, so that the tolerance alone asks for none.
@@ -31,12 +33,12 @@ def test_shown_added_trained_and_extended_again(sweep: Path, asks, tmp_path: Pat
     assert "--run adds them" in text
     assert "N_opt at 1e+09 FLOPs is unknown" in asks("extend", "--flops", "1e9", status=3)
 
+    keys = ("size", "lr", "batch_tokens", "repeat", "milestones")
     # A first --run that was killed before its runs were trained: the second trains those, and adds no more.
-    added_cells.add(folder, [{key: cell[key] for key in added_cells.KEYS} for cell in shown["cells"]])
+    added_cells.add(folder, [AddedCell(**{key: cell[key] for key in (*keys, "why")}) for cell in shown["cells"]])
     assert f"{len(shown['cells'])} cells of the sweep are not finished" in asks("extend")
     tool("extend", sweep, "--run", *BUDGET)
-    added = added_cells.read(folder)
-    keys = ("size", "lr", "batch_tokens", "repeat", "milestones")
+    added = [asdict(cell) for cell in added_cells.read(folder)]
     assert [{k: c[k] for k in keys} for c in added] == [{k: c[k] for k in keys} for c in shown["cells"]]
     counts = json.loads(asks("status", "--json"))["counts"]
     assert sum(counts.values()) == 10 + len(added)

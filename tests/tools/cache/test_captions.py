@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.tools.cache.test_latents import files_of, make_video, run, videos  # noqa: F401
-from videoscaling.data.latents import LatentCache, read_index
+from videoscaling.data.index import read_index
+from videoscaling.data.latents import LatentCache
 
 SMALL = ("--size", 16, "--frames", 5, "--validation", 0)
 

@@ -10,7 +10,8 @@ import torch
 
 from videoscaling.data import plan, writer
 from videoscaling.data.clip_groups import VALIDATION_SEED, list_hash
-from videoscaling.data.latents import LatentCache, read_index
+from videoscaling.data.index import read_index
+from videoscaling.data.latents import LatentCache
 from videoscaling.data.sources import synthetic
 from videoscaling.data.sources.source import Source
 from videoscaling.data.video.clips import ClipOptions, Shape, load_clips, to_float

@@ -1,10 +1,12 @@
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from videoscaling.scaling.fitting.surface import least_squares, shape
+from videoscaling.scaling import runs
+from videoscaling.scaling.fitting.surface import least_squares, noise, shape
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.fitting.surface.surface_law import summary
@@ -12,6 +14,7 @@ from videoscaling.utils.errors import UserError
 
 SLOPE, RATE_T, RATE_N, BATCH_T, BATCH_N = 0.5, -0.15, -0.20, 0.5, -0.1
 NOISE = 0.003
+ROOT = Path(__file__).resolve().parents[4]
 RATES = np.exp(np.linspace(-1.6, 1.6, 5))
 
 
@@ -189,6 +192,16 @@ def test_form_that_is_wrong_warns_where_it_is_forced():
     chosen = fit_surface(table, batch="two_sided", bent=False)
     assert chosen.members[0].form == "joint"
     assert chosen.members[0].window_error < forced.members[0].window_error / 2
+
+
+def test_fit_and_noise_settle(monkeypatch):
+    # Undamped, this ellipse and its noise swing around each other: ln_z by 0.29 each round, until rounds run out.
+    table = runs.read(ROOT / "results" / "mini" / "cells")
+    seen, estimate = [], noise.estimate
+    monkeypatch.setattr(noise, "estimate", lambda *given: seen.append(estimate(*given)) or seen[-1])
+    fit_surface(Cells.of_table(table.rows(~table.heldout)), form="levels", batch="ellipse", bent=False)
+    assert len(seen) < least_squares.ROUNDS
+    assert np.abs(seen[-1] - seen[-2]).max() < 0.05
 
 
 def test_where_a_form_starts_changes_no_prediction():

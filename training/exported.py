@@ -1,0 +1,99 @@
+"""A trained model as a folder of standard files, which diffusers' and safetensors' users read without this package.
+
+    models/x/  config.json  diffusion_pytorch_model.safetensors  scheduler_config.json  README.md
+
+config.json has what rebuilds the model and finds its encoders; a large model's weights are sharded with an index.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from videoscaling.data.index import CacheMeta
+from videoscaling.diffusion.process import Process
+from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler
+from videoscaling.models.hub import read_config, weight_files
+from videoscaling.training.checkpoint import find_checkpoint, load_tensors, read_state, read_tensors
+from videoscaling.training.config import Config, config_from_dict, flatten, nested, to_dict
+from videoscaling.training.config import read_config as recorded
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.files import replace_folder, temporary, write_json, write_text
+
+EMBEDDED = Path(__file__).parents[1] / "models" / "embedded_dit"
+CLASS = "VideoDiT"
+# Of the configuration: what sampling reads. Of the data's meta: the latents' shape, the encoders and the frame rate.
+KEYS = (
+    *("model.layers", "model.width", "model.heads", "model.patch"),
+    *("diffusion.process", "diffusion.target", "data.caption_dropout", "train.dtype"),
+)
+META = ("latent_shape", "text_dim", "fps", "vae", "vae_fingerprint", "text", "text_fingerprint")
+
+
+class Trained(NamedTuple):
+    """A trained model on disk: where it is, its configuration, its data's ``META``, and its weights by name."""
+
+    path: Path
+    config: Config
+    data: CacheMeta
+    tensors: dict[str, Tensor]
+
+
+def read_trained(path: str | Path, weights: str = "ema") -> Trained:
+    """The weights ("ema" or "model") of a run directory's newest checkpoint, of a checkpoint, or of an exported folder
+    ("embedded": the one shipped here).
+
+    Raises:
+        UserError: there is none, it is damaged, or it has other weights than these.
+    """
+    folder = EMBEDDED if str(path) == "embedded" else Path(path)
+    if not (folder / "config.json").is_file():
+        checkpoint = find_checkpoint(folder, (weights,))
+        data = read_state(checkpoint)["data"]
+        return Trained(checkpoint, recorded(checkpoint), data, read_tensors(checkpoint, weights))
+    facts = read_config(folder)
+    if facts.get("_class_name") != CLASS:
+        raise UserError(f"{folder}: a {facts.get('_class_name')}, and no {CLASS} as tools/export.py writes")
+    if lost := next((key for key in (*KEYS, *META, "weights") if key not in facts), None):
+        raise UserError(f"{folder / 'config.json'}: has no {lost}; export the model again with tools/export.py")
+    if facts["weights"] != weights:
+        raise UserError(f"{folder}: holds no {weights} weights; there are {facts['weights']}")
+    config = config_from_dict(nested({key: facts[key] for key in KEYS}))
+    tensors = {
+        name: tensor
+        for file in weight_files(folder, f"model {str(path)!r}")
+        for name, tensor in load_tensors(file).items()
+    }
+    return Trained(folder, config, {key: facts[key] for key in META}, tensors)
+
+
+def export(trained: Trained, weights: str, out: Path, card: str) -> None:
+    """Write ``trained``, whose weights are of the kind ``weights``, as the folder ``out``, whole or not at all.
+
+    Args:
+        card: the text of its README.md.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    flat = flatten(to_dict(trained.config))
+    facts = {key: flat[key] for key in KEYS} | {key: trained.data[key] for key in META}
+    tmp = temporary(out)
+    try:
+        tmp.mkdir(parents=True)
+        write_json(tmp / "config.json", {"_class_name": CLASS, "weights": weights} | facts)
+        scheduler_of(trained).save_config(tmp)
+        save_torch_state_dict(trained.tensors, tmp, filename_pattern="diffusion_pytorch_model{suffix}.safetensors")
+        for file in tmp.glob("*.safetensors"):  # written for the owner alone
+            file.chmod(0o644)
+        write_text(tmp / "README.md", card)
+        replace_folder(tmp, out)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def scheduler_of(trained: Trained) -> Any:
+    """The diffusers scheduler that is the default of the model's process."""
+    process = Process(trained.config.diffusion.process, trained.config.diffusion.target)
+    return build_scheduler(process, SamplerOptions(), torch.device("cpu"))
