@@ -231,15 +231,17 @@ class TrainKeys:
     )
     parallel: str = key(
         "ddp",
-        "several processes: ddp (each holds the model) or fsdp (FSDP2: each holds a shard)",
+        "several processes: ddp (each holds all), zero1 (each a slice of the optimiser), fsdp (FSDP2: each a shard of "
+        "all) or hsdp (shards within each node)",
         identity=NEVER,
-        choices=("ddp", "fsdp"),
+        choices=("ddp", "zero1", "fsdp", "hsdp"),
         aliases="strategy fsdp fsdp_type ddp deepspeed plugin",
     )
-    activation_checkpointing: bool = key(
+    activation_checkpointing: Any = key(
         False,
-        "recompute each block's activations in the backward pass",
+        "recompute each block's activations in the backward pass; selective: all but the outputs of attention kernels",
         identity=NEVER,
+        choices=(False, True, "selective"),
         aliases="gradient_checkpointing grad_checkpoint",
     )
     timeout_minutes: float = key(
