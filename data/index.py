@@ -65,6 +65,16 @@ class CacheMeta(CacheSettings, CacheIndex, total=False):
     mixture: list[dict]
 
 
+def is_latent_shape(value: object) -> bool:
+    """Whether a value read from a file is the (C, f, h, w) of clips."""
+    return isinstance(value, list) and len(value) == 4 and all(is_size(side) for side in value)
+
+
+def is_size(value: object) -> bool:
+    """Whether a value read from a file is a number of channels, or a side."""
+    return type(value) is int and 0 < value < 1 << 20
+
+
 def list_hash(lines: Sequence[str]) -> str:
     """The hash of a list, order included. A name that is not UTF-8 is hashed as its bytes."""
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
