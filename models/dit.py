@@ -1,17 +1,19 @@
 """VideoDiT: the paper's Cross-DiT, a transformer over video latents with full spatio-temporal attention."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from videoscaling.models.attention import attention
+from videoscaling.models.attention import attention, keep_attention
 from videoscaling.models.embeddings import Grid, patchify, rotary_table, rotate, timestep_features, unpatchify
 from videoscaling.utils.random import derive_seed
 
 TIMESTEP_FEATURES = 256
+KEEP_ATTENTION = functools.partial(create_selective_checkpoint_contexts, keep_attention)
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,25 @@ class Block(nn.Module):
         mask: Tensor,
         rotary: tuple[Tensor, Tensor],
         backend: str,
+        recompute: bool | str = False,
     ) -> Tensor:
         """x [batch, n_ctx, width], modulation float32 [batch, 6, width], context [batch, text_tokens, width]."""
+        inputs = (x, modulation, context, mask, rotary, backend)
+        if not recompute or not torch.is_grad_enabled():
+            return self._forward(*inputs)
+        # In here, so that the compiler sees it; without random numbers there is no state of theirs to keep.
+        more = {"context_fn": KEEP_ATTENTION} if recompute == "selective" else {}
+        return checkpoint(self._forward, *inputs, use_reentrant=False, preserve_rng_state=False, **more)
+
+    def _forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        context: Tensor,
+        mask: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        backend: str,
+    ) -> Tensor:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (self.modulation + modulation)[:, :, None].unbind(1)
         update = self.self_attention(_modulate(x, shift_1, scale_1), rotary, backend)
         x = x + (gate_1 * update).to(x.dtype)
@@ -144,7 +163,9 @@ class VideoDiT(nn.Module):
         self.config = config
         self.dtype = dtype
         self.backend = backend
-        self.recompute = False  # each block's activations in the backward pass, instead of keeping them
+        # Each block's activations in the backward pass, instead of keeping them: True, or "selective", which keeps the
+        # outputs of attention kernels.
+        self.recompute: bool | str = False
         width = config.width
         self.patch_embedding = Linear(config.token_dim, width)
         self.text_embedding = nn.Sequential(
@@ -195,8 +216,6 @@ class VideoDiT(nn.Module):
         context = self.text_embedding(context.to(self.dtype))
         hidden = self.patch_embedding(patchify(x.to(self.dtype), patch))
         for block in self.blocks:
-            inputs = (hidden, modulation, context, context_mask, rotary, self.backend)
-            recompute = self.recompute and torch.is_grad_enabled()
-            hidden = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+            hidden = block(hidden, modulation, context, context_mask, rotary, self.backend, self.recompute)
         shift, scale = self.final_modulation(time).unflatten(-1, (2, -1))[:, :, None].unbind(1)
         return unpatchify(self.final(_modulate(hidden.float(), shift, scale)), patch, grid)

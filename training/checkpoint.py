@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from videoscaling.training.config import CONFIG, Config, to_dict
 from videoscaling.training.flat_buffer import part_of
-from videoscaling.training.parallel import like
+from videoscaling.training.parallel import gather_full, like, local
 from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.files import (
     pickles,
@@ -286,28 +286,47 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by parameter name: {"exp_avg.<name>", "exp_avg_sq.<name>", "step.<name>"}; moments are views."""
-    named = {}
+    """AdamW's state by parameter name: {"exp_avg.<name>", "exp_avg_sq.<name>", "step.<name>"}.
+
+    Moments are views of the state, but of copies where processes hold slices of it; every process must call then.
+    """
+    return _optimizer_tensors(model, optimizer)[0]
+
+
+def _optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
+    """``optimizer_tensors``, and each slice of a moment with the copy of the whole."""
+    named: dict[str, Tensor] = {}
+    whole: dict[nn.Parameter, dict[str, Tensor]] = {}
+    sliced: list[tuple[Tensor, Tensor]] = []
     for name, parameter in model.named_parameters():
-        state = _state_of(parameter, optimizer)
-        named[f"step.{name}"] = state["step"]
-        named |= {f"{kind}.{name}": part_of(state[kind], parameter) for kind in ("exp_avg", "exp_avg_sq")}
-    return named
+        flat = _optimised(parameter, optimizer)
+        if flat not in whole:
+            state = {kind: optimizer.state[flat][kind] for kind in ("exp_avg", "exp_avg_sq")}
+            whole[flat] = state if flat is parameter else {kind: gather_full(value) for kind, value in state.items()}
+            sliced += [(state[kind], value) for kind, value in whole[flat].items() if value is not state[kind]]
+        named[f"step.{name}"] = optimizer.state[flat]["step"]
+        named |= {f"{kind}.{name}": part_of(value, parameter) for kind, value in whole[flat].items()}
+    return named, sliced
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """The inverse of ``optimizer_tensors``."""
+    named, sliced = _optimizer_tensors(model, optimizer)
     with torch.no_grad():
-        for name, tensor in optimizer_tensors(model, optimizer).items():
+        for name, tensor in named.items():
             tensor.copy_(like(tensor, tensors[name]))
+        for part, value in sliced:
+            part.copy_(like(part, value))
 
 
-def _state_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state of a parameter, or of the buffer that it was merged into."""
+def _optimised(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> nn.Parameter:
+    """What the optimiser steps for a parameter: itself, or the buffer that it was merged into (or a slice of that)."""
     if parameter in optimizer.state:
-        return optimizer.state[parameter]
+        return parameter
     place = parameter.untyped_storage().data_ptr()
-    return next(state for flat, state in optimizer.state.items() if flat.untyped_storage().data_ptr() == place)
+    return next(flat for flat in optimizer.state if local([flat])[0].untyped_storage().data_ptr() == place)
 
 
 def _kinds(path: Path) -> str:

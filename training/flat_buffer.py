@@ -6,16 +6,20 @@ from torch import Tensor, nn
 ALIGNMENT = 32  # numbers: each parameter begins where vector loads of 128 bytes may
 
 
-def merge(parameters: list[nn.Parameter]) -> nn.Parameter:
-    """Move ``parameters`` and their gradients into one buffer and make them views of it; returns the buffer.
+def merge(parameters: list[nn.Parameter], slices: int = 1) -> nn.Parameter:
+    """Move ``parameters`` and their gradients into one buffer of ``slices`` equal parts and make them views of it.
 
     An optimiser of the buffer updates them all. The buffer's gradient must be set to zero, never to None, because the
     parameters' gradients are views of it. The padding between two parameters is zero and stays zero.
+
+    Returns:
+        The buffer.
     """
     starts, size = [], 0
     for parameter in parameters:
         starts.append(size)
         size += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+    size += -size % (ALIGNMENT * slices)
     first = parameters[0]
     flat = nn.Parameter(torch.zeros(size, dtype=first.dtype, device=first.device), first.requires_grad)
     if flat.requires_grad:

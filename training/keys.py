@@ -61,7 +61,7 @@ class KeyInfo:
     before: Any
     matters: Callable[[Any], bool] | None
     bound: Bound | None
-    choices: tuple[str, ...]
+    choices: tuple[str | bool, ...]
     differs_in_stack: bool
     formerly: str | None
     aliases: tuple[str, ...]
@@ -79,7 +79,7 @@ def key(
     before: Any = _UNSET,
     matters: Callable[[Any], bool] | None = None,
     bound: Bound | None = None,
-    choices: tuple[str, ...] = (),
+    choices: tuple[str | bool, ...] = (),
     differs_in_stack: bool = False,
     formerly: str | None = None,
     aliases: str = "",
@@ -131,8 +131,8 @@ def check_value(name: str, value: Any, info: KeyInfo) -> None:
     if any(type(number) is int and abs(number) > MAX_INTEGER for number in values):
         raise UserError(f"{name}={shown(value)}: too large; a whole number is at most {MAX_INTEGER:.3g}")
     if info.choices and value not in info.choices:
-        hint = nearest(str(value), list(info.choices))
-        raise UserError(f"{name}={value}: one of {', '.join(info.choices)}{hint}")
+        choices = [str(choice).lower() if isinstance(choice, bool) else choice for choice in info.choices]
+        raise UserError(f"{name}={value}: one of {', '.join(choices)}{nearest(str(value), choices)}")
     if info.bound is not None and any(
         number is not None and not (math.isfinite(number) and info.bound.holds(number)) for number in values
     ):

@@ -4,7 +4,9 @@ import itertools
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
 from videoscaling.diffusion.loss import denoising_loss
@@ -17,7 +19,15 @@ from videoscaling.training.ema import power_of_width, update_ema
 from videoscaling.training.flat_buffer import merge
 from videoscaling.training.noise_scale import NoiseScale
 from videoscaling.training.optim import build_optimizer, learning_rate, weight_groups
-from videoscaling.training.parallel import gather_full, local, replicate, share_gradients
+from videoscaling.training.parallel import (
+    Slices,
+    begin_micro_batch,
+    end_micro_batches,
+    gather_full,
+    is_parallel,
+    local,
+    replicate,
+)
 from videoscaling.training.planning.memory_formula import even_size
 
 # Counters that a checkpoint keeps: their names in its state file, and here.
@@ -57,7 +67,7 @@ class TrainStep:
 
     Attributes:
         wrapped: the model as several processes share it: itself, behind DDP, or in FSDP2's shards.
-        weights, ema: what AdamW and the EMA update: two flat buffers, or every parameter's shard.
+        weights, ema: what AdamW and the EMA update: two flat buffers, slices of them, or every parameter's shard.
         power: the exponent of the EMA.
         optimizer: fused AdamW over ``weights``.
         grad_norm: the last step's gradient norm before clipping.
@@ -76,9 +86,17 @@ class TrainStep:
         self._process = Process(config.diffusion.process, config.diffusion.target)
         groups, ema_groups = weight_groups(model), weight_groups(ema)
         sharded = isinstance(model, FSDPModule)
+        sliced = config.train.parallel == "zero1" and is_parallel()
+        self.wrapped: nn.Module = model if sharded or sliced else replicate(model, device)
+        self._slices: tuple[Slices, ...] = ()  # of the weights and of the EMA
         if not sharded:
-            groups, ema_groups = (tuple([merge(part)] for part in both) for both in (groups, ema_groups))
-        self.wrapped: nn.Module = model if sharded else replicate(model, device)
+            parts = dist.get_world_size() if sliced else 1
+            groups, ema_groups = (tuple([merge(part, parts)] for part in both) for both in (groups, ema_groups))
+        self._buffers = list(itertools.chain(*groups))
+        if sliced:
+            mesh = init_device_mesh(device.type, (parts,))
+            self._slices = tuple(Slices(itertools.chain(*both), mesh) for both in (groups, ema_groups))
+            groups, ema_groups = (tuple([part] for part in both.parameters) for both in self._slices)
         self.weights, self.ema = (list(itertools.chain(*both)) for both in (groups, ema_groups))
         self.power = power_of_width(config.ema.width)
         self.optimizer = build_optimizer(groups, config.optim, config.train.batch_tokens)
@@ -102,17 +120,22 @@ class TrainStep:
         """
         count, done = len(samples.t), 0
         total = torch.zeros((), device=samples.t.device)
+        several = even_size(count, self.micro_batch) < count
         for piece, kept in micro_batches(samples, self.micro_batch):
             done += kept
-            share_gradients(self.wrapped, share and done == count)
+            begin_micro_batch(self.wrapped, last=share and done == count, several=several)
             losses = denoising_loss(self.wrapped, self._process, *piece)[:kept]
             loss = losses.sum() / count
             loss.backward()
             # Later ones add to these gradients, and the last may average them over the processes.
             if done == kept < count and not isinstance(self.wrapped, FSDPModule):
-                self.noise_scale.add_micro_batch(self.weights, kept, kept / count)
+                self.noise_scale.add_micro_batch(self._buffers, kept, kept / count)
             total += loss.detach()
             self._add_by_t(piece.t[:kept], losses.detach())
+        if several:
+            end_micro_batches(self.wrapped)
+        if share and self._slices:
+            self._slices[0].reduce_gradients()
         return total
 
     def apply_gradients(self, loss: Tensor, tokens: int) -> None:
@@ -127,6 +150,8 @@ class TrainStep:
         # The fused kernel's own switch, made for loss scaling: with it set, neither weights nor moments change.
         self.optimizer.found_inf = (~finite).float()
         self.optimizer.step()
+        if self._slices:
+            self._slices[0].gather()
         self.zero_grad()
         self.loss_sum += torch.where(finite, loss, 0.0)
         self.finite_steps += finite
@@ -135,8 +160,17 @@ class TrainStep:
         self.consecutive_skips.add_(~finite).mul_(~finite | diverged)
         update_ema(local(self.ema), local(self.weights), self.power, batch, tokens + batch)
 
+    def gather_ema(self) -> None:
+        """Complete the EMA's model from all processes' slices, before it is saved, validated or sampled."""
+        if self._slices:
+            self._slices[1].gather()
+
     def zero_grad(self) -> None:
-        self.optimizer.zero_grad(set_to_none=isinstance(self.wrapped, FSDPModule))
+        if isinstance(self.wrapped, FSDPModule):
+            self.optimizer.zero_grad()
+            return
+        for buffer in self._buffers:
+            buffer.grad.zero_()
 
     def _add_by_t(self, t: Tensor, losses: Tensor) -> None:
         # 15 us on the CPU: sums of bins that are read only where a line is logged.

@@ -32,7 +32,7 @@ from videoscaling.training.logs.preview import Preview
 from videoscaling.training.logs.run_log import close_log, log_window, open_log
 from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.model import build_model, check_compiler, compile_model
-from videoscaling.training.parallel import all_reduce, check_together, from_first, gather, shard
+from videoscaling.training.parallel import all_reduce, check_together, from_first, gather, node_count, shard
 from videoscaling.training.result import (
     build_result,
     check_growth,
@@ -88,7 +88,7 @@ class Trainer:
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=timeout)
         self.device, self.rank, self.world = state.device, state.process_index, state.num_processes
         self.main = state.is_main_process
-        self.sharded = self.config.train.parallel == "fsdp" and self.world > 1
+        self.sharded = self.config.train.parallel in ("fsdp", "hsdp") and self.world > 1
         if self.world > 1:  # one that is refused, and leaves before all have met, would look lost to the others
             dist.barrier()
 
@@ -107,7 +107,7 @@ class Trainer:
             if self.config.train.compile:
                 compile_model(each, whole=not self.sharded)
             if self.sharded:
-                shard(each)
+                shard(each, node_count() if self.config.train.parallel == "hsdp" else 1)
         return model, ema
 
     @property
@@ -324,6 +324,7 @@ class Trainer:
     def _save(self) -> None:
         # Every process continues from the mean of the windows, as a resumed run does.
         self.train_step.loss_sum.copy_(all_reduce(self.train_step.loss_sum, "mean"))
+        self.train_step.gather_ema()
         named = {"ema": self.ema.state_dict(), "model": self.model.state_dict()}
         named["optimizer"] = ckpt.optimizer_tensors(self.model, self.train_step.optimizer)
         tensors = {kind: gather(values, self.main) for kind, values in named.items()}

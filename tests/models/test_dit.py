@@ -1,10 +1,12 @@
 """VideoDiT: its parts against plain arithmetic, its FLOPs against torch's own count."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from videoscaling.models.attention import attention, choose_backend
@@ -108,6 +110,29 @@ def test_padding_text_changes_nothing() -> None:
     longer = torch.cat((context, torch.full((3, 5, 16), 9.0)), dim=1)
     padded = torch.cat((mask, torch.zeros(3, 5, dtype=torch.bool)), dim=1)
     torch.testing.assert_close(model(x, t, longer, padded), model(x, t, context, mask), rtol=1e-5, atol=1e-5)
+
+
+class AttentionCalls(TorchDispatchMode):
+    """Counts the forward passes of attention kernels."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.calls += "scaled_dot_product" in str(function) and "backward" not in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("recompute", "calls"), [(True, 8), ("selective", 4)])
+def test_recomputed_activations_give_the_same_gradients(recompute: bool | str, calls: int) -> None:
+    """Of two blocks with two attentions each, "selective" computes no attention again."""
+    models = build(), build()
+    models[1].recompute = recompute
+    for model in models:
+        with AttentionCalls() as counter:
+            trained(model)(*inputs()).square().mean().backward()
+    assert counter.calls == calls
+    for ours, theirs in zip(*(model.parameters() for model in models)):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-9)
 
 
 def test_samples_do_not_see_each_other() -> None:

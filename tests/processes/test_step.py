@@ -10,13 +10,13 @@ from videoscaling.training.checkpoint import find_checkpoint
 
 
 def test_one_processs_bad_sample_is_skipped_by_all(cache: Path, tmp_path: Path) -> None:
-    for parallel in ("ddp", "fsdp"):
+    for parallel in ("ddp", "zero1", "fsdp"):
         keys = overrides(cache, tmp_path, parallel, f"train.parallel={parallel}", "train.tokens=1280")
         together(tmp_path / "log" / parallel, poisoned, keys, [4], (1,), world=2)
     keys = overrides(cache, tmp_path, "one", "train.tokens=1280")
     together(tmp_path / "log" / "one", poisoned, keys, [4])
     wanted = metrics(tmp_path / "one")
-    for parallel in ("ddp", "fsdp"):
+    for parallel in ("ddp", "zero1", "fsdp"):
         lines = metrics(tmp_path / parallel)
         assert [line["skipped"] for line in lines] == [0] * 4 + [1] * 6
         assert lines[4]["loss"] is None

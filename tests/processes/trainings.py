@@ -98,6 +98,12 @@ def train_it(overrides: list[str]) -> int:
         print("group open" if dist.is_initialized() else "group closed", flush=True)
 
 
+def train_on_nodes(overrides: list[str], processes: int) -> int:
+    """A training whose nodes have so many ``processes`` each."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(processes)
+    return train_it(overrides)
+
+
 def weights_before_training(overrides: list[str], path: str) -> int:
     """Writes the weights of a training that has not made a step, whole."""
     import torch.distributed as dist

@@ -21,7 +21,7 @@ def test_the_config_is_the_plan_that_was_printed(tmp_path):
     planned, written = planned_file(tmp_path, "--flops", "1e22", "--gpus", "8")
     assert (tmp_path / written["extends"]).resolve() == ROOT / "configs" / "train" / "gpu.yaml"
     keys = ("parallel", "micro_batch", "activation_checkpointing")
-    assert (planned["gpus"], *(planned[key] for key in keys)) == (8, "fsdp", 10, False)
+    assert (planned["gpus"], *(planned[key] for key in keys)) == (8, "fsdp", 11, False)
     assert 70 < planned["memory_gb"] < 0.9 * 80
     assert planned["fits_memory"] is True
     assert planned["hours"] == pytest.approx(planned["gpu_hours"] / 8)
@@ -34,8 +34,8 @@ def test_the_config_is_the_plan_that_was_printed(tmp_path):
     printed = said("--law", PAPER, "--flops", "1e22", "--gpus", "8", "--out", tmp_path / "again.yaml")
     for text in (
         "877.7 on 8 x h100",
-        "fsdp, micro-batch of 10 clips, no activation checkpointing",
-        "71.6 of 80 GB",
+        "fsdp, micro-batch of 11 clips, no activation checkpointing",
+        "71.5 of 80 GB",
         "assumed text of 512 tokens",
         "h100 at MFU 0.4 in bfloat16",
         "train it with: torchrun --standalone --nproc_per_node 8 train.py --config",

@@ -99,13 +99,18 @@ def test_the_gradient_is_the_batchs_mean_for_any_micro_batch(cache: Path, tmp_pa
     assert found[1][-1][1].sum() == 5  # a repeated sample is counted once
 
 
-@pytest.mark.parametrize("layers", [1, 7], ids=["whole", "by block"])
+@pytest.mark.parametrize(
+    ("layers", "recompute"),
+    [(1, "false"), (7, "false"), (2, "selective"), (7, "true"), (7, "selective")],
+    ids=lambda value: {1: "whole", 2: "whole", 7: "by block"}.get(value, value),
+)
 def test_training_and_validation_are_each_compiled_once(
-    cache: Path, tmp_path: Path, graphs: Graphs, layers: int
+    cache: Path, tmp_path: Path, graphs: Graphs, layers: int, recompute: str
 ) -> None:
     """With a last micro-batch and a last validation pass that are not full, and for raw and averaged weights."""
     keys = ("train.micro_batch=2", "train.batch_tokens=160", "validation.clips=11", "validation.batch=3")
-    trainer = trainer_of(cache, tmp_path, *keys, "train.compile=true", f"model.size={layers}x32")
+    keys += (f"train.activation_checkpointing={recompute}", f"model.size={layers}x32")
+    trainer = trainer_of(cache, tmp_path, *keys, "train.compile=true")
     for step in range(2):
         trainer.train_step.run(trainer.loader.batch(step), step * 160)
     assert len(graphs) == graphs.count(True) == 1

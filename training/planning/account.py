@@ -184,7 +184,7 @@ def table(report: dict[str, Any]) -> str:
     groups = [(name, number) for name, number in report["parameters"].items() if name != "total"]
     parts = [f"{name} {size / 1e9:.3g}" for name, size in report["memory"].items() if name != "total" and size]
     size = even_size(report["clips_per_step"] // used["gpus"], train["micro_batch"])
-    recompute = "with" if train["activation_checkpointing"] else "no"
+    recompute = {True: "with", False: "no"}.get(train["activation_checkpointing"], train["activation_checkpointing"])
     rows = [
         ("model", f"{keys['size']}, {keys['heads']} heads, {train['dtype']}"),
         ("parameters", f"{report['parameters']['total']:,}"),

@@ -4,9 +4,16 @@ All by the memory formula, without torch and without a GPU; no rule here has bee
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
-from videoscaling.training.planning.memory_formula import ClipShape, Layout, ModelShape, even_size, training_memory
+from videoscaling.training.planning.memory_formula import (
+    GPUS_PER_NODE,
+    ClipShape,
+    Layout,
+    ModelShape,
+    even_size,
+    training_memory,
+)
 from videoscaling.utils.errors import UserError
 
 # The share of a GPU's memory that a layout may fill. The formula leaves out the rest: temporaries of single
@@ -17,11 +24,20 @@ MAX_MEMORY_SHARE = 0.9
 # 4 bytes at 450e9 a second, against 6 FLOPs a token at 40 % of the peak, give the same. More than 16,384 fill every
 # kernel already, and memory is all that they take.
 MIN_GPU_TOKENS, MAX_MICRO_BATCH_TOKENS = 1024, 16_384
-DEFAULT_GPUS = 8  # one node
+DEFAULT_GPUS = GPUS_PER_NODE
 # How far the batch may move, relative, to be shared evenly. By the paper's curvature the loss at half a per cent from
 # the best batch is 5e-8 higher, relative.
 BATCH_TOLERANCE = 0.005
 MOST_GPUS, MOST_MEMORY_GB = 65_536, 1e6
+
+
+class LayoutKeys(TypedDict, total=False):
+    """Arguments of ``choose_layout`` that a configuration decides."""
+
+    parallel: str
+    micro_batch: int | None
+    activation_checkpointing: bool
+    plain_attention: bool
 
 
 class Choice(NamedTuple):
@@ -64,7 +80,7 @@ def choose_layout(
     memory: float,
     parallel: str | None = None,
     micro_batch: int | None = None,
-    activation_checkpointing: bool | None = None,
+    activation_checkpointing: bool | str | None = None,
     plain_attention: bool = False,
 ) -> Choice:
     """The cheapest layout that fits, or the smallest of all where none does.
@@ -106,8 +122,8 @@ def add_layout(
     gpus: int,
     memory_gb: float,
     assumed: list[str],
-    fixed: dict[str, Any],
-    unwritten: dict[str, Any],
+    fixed: LayoutKeys,
+    unwritten: LayoutKeys,
     batch_moves: bool = True,
 ) -> None:
     """Give a plan its ``layout``, what it assumes, and warnings.

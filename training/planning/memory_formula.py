@@ -10,6 +10,10 @@ TIMESTEP_FEATURES = 256  # of models.dit
 # width, by a block for each visual token and for each text token, and outside the blocks for each visual token.
 KEPT = {"float32": 122, "bfloat16": 78}
 KEPT_BY_TEXT, KEPT_OUTSIDE = 16, 16
+# The most parameters that fsdp keeps gathered over a step's micro-batches: with their gradients 9 GB in bfloat16. A
+# larger model's gathers are shorter than the products of a few thousand tokens (``planning.layout``).
+MAX_GATHERED = 1_500_000_000
+GPUS_PER_NODE = 8
 # Samples prepared together, over as many steps as that takes, and the most numbers of noise they have. A step of one
 # clip spent a third of its time calling small functions; twice as many samples leave the CPU's cache, and each then
 # takes twice the time. Steps are grouped from the run's start, so that a resumed run groups them alike.
@@ -40,12 +44,12 @@ class ClipShape(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How processes share a training step; ``micro_batch`` is in clips, at most a process's share."""
+    """How processes share a training step, by the keys of ``train``; ``micro_batch`` is at most a process's share."""
 
     processes: int
     parallel: str
     micro_batch: int
-    activation_checkpointing: bool
+    activation_checkpointing: bool | str
 
 
 def assumed_clip(n_ctx: int, patch: tuple[int, ...] = (1, 1, 1)) -> tuple[ClipShape, list[str]]:
@@ -80,13 +84,19 @@ def even_size(count: int, most: int | None) -> int:
     return math.ceil(count / math.ceil(count / min(most or count, count)))
 
 
+def keeps_gathered(parameters: int) -> bool:
+    """Whether fsdp gathers a model once for all micro-batches of a step, and not in each of them."""
+    return parameters <= MAX_GATHERED
+
+
 def training_memory(
     shape: ModelShape, clip: ClipShape, layout: Layout, *, clips: int, dtype: str, plain_attention: bool = False
 ) -> dict[str, int]:
     """Bytes that one process holds when the backward pass begins, by part, with their "total".
 
     With P parameters, weights, gradients and the average take 4 P each and AdamW's moments 8 P, divided by the number
-    of processes under fsdp; DDP's buckets take 4 P more. torch.compile keeps less than the activations counted here.
+    of processes under fsdp (by the GPUs of a node under hsdp), and the moments alone under zero1; DDP's buckets take
+    4 P more. torch.compile keeps less than the activations counted here.
 
     Args:
         clips: the global batch, in clips.
@@ -95,20 +105,28 @@ def training_memory(
     """
     count, block = sum(parameter_groups(shape).values()), block_parameters(shape)
     world, local = layout.processes, clips // layout.processes
-    shards = world if layout.parallel == "fsdp" else 1
+    shards = {"fsdp": world, "hsdp": min(world, GPUS_PER_NODE)}.get(layout.parallel, 1)
     weight_bytes = 4 * count // shards
     outside = count - shape.layers * block
     micro = even_size(local, layout.micro_batch)
     scores = (2 if dtype == "bfloat16" else 4) * shape.layers * micro * shape.heads * clip.n_ctx
+    gathered = 2 if dtype == "bfloat16" else 4
+    if world == 1 or layout.parallel == "zero1":
+        communication = 0
+    elif shards == 1:
+        communication = 4 * count
+    elif micro < local and keeps_gathered(count):
+        communication = (gathered + 4) * count
+    else:  # two blocks are gathered at a time, one with its gradient, and all parameters outside the blocks
+        communication = (2 * gathered + 4) * block + 4 * outside
     sample = 2 * math.prod(clip.latent_shape) + clip.text_tokens * clip.text_dim
     steps_at_once = steps_together(clip.latent_shape, local)
     parts = {
         "weights": weight_bytes,
         "gradients": weight_bytes,
-        "optimizer": 2 * weight_bytes,
+        "optimizer": 2 * weight_bytes // (world if layout.parallel == "zero1" else 1),
         "average": weight_bytes,
-        # Under fsdp two blocks are gathered at a time, one with its gradient, and all parameters outside the blocks.
-        "communication": 0 if world == 1 else 4 * count if shards == 1 else 4 * (3 * block + outside),
+        "communication": communication,
         "activations": activation_bytes(
             layers=shape.layers,
             width=shape.width,
@@ -117,6 +135,7 @@ def training_memory(
             clips=micro,
             dtype=dtype,
             recompute=layout.activation_checkpointing,
+            casts=shards == 1,
         ),
         "attention scores": scores * (clip.n_ctx + clip.text_tokens) if plain_attention else 0,
         "samples": 4 * local * steps_at_once * sample,
@@ -125,17 +144,29 @@ def training_memory(
 
 
 def activation_bytes(
-    layers: int, width: int, n_ctx: int, text_tokens: int, clips: int, dtype: str, recompute: bool
+    *,
+    layers: int,
+    width: int,
+    n_ctx: int,
+    text_tokens: int,
+    clips: int,
+    dtype: str,
+    recompute: bool | str,
+    casts: bool = True,
 ) -> int:
     """Bytes that a forward pass keeps for the backward pass, without torch.compile, which keeps less.
 
-    Per block ``clips * width * (KEPT * n_ctx + KEPT_BY_TEXT * text_tokens)``, and in bfloat16 the matrices once more
-    in two bytes each. With ``recompute`` every block keeps its input, and one block at a time the rest.
+    Per block ``clips * width * (KEPT * n_ctx + KEPT_BY_TEXT * text_tokens)``. With ``recompute`` every block keeps
+    its input ("selective": and the outputs of two attentions), and one block at a time the rest.
+
+    Args:
+        casts: whether the matrices are cast to bfloat16 where they are used, whose copies are kept: shards are
+            gathered in it.
     """
     tokens = clips * n_ctx * width
     block = KEPT[dtype] * tokens + KEPT_BY_TEXT * clips * text_tokens * width
-    block += 2 * parameters(1, width) if dtype == "bfloat16" else 0
-    entry = tokens * (2 if dtype == "bfloat16" else 4)
+    block += 2 * parameters(1, width) if dtype == "bfloat16" and casts else 0
+    entry = tokens * (2 if dtype == "bfloat16" else 4) * (3 if recompute == "selective" else 1)
     return (layers * entry + block if recompute else layers * block) + KEPT_OUTSIDE * tokens
 
 

@@ -58,8 +58,14 @@ def test_the_parts_follow_the_layout() -> None:
     assert (one["weights"], one["optimizer"], one["communication"]) == (4 * count, 8 * count, 0)
     assert ddp["communication"] == ddp["weights"] == 4 * count
     assert fsdp["weights"] == fsdp["average"] == 4 * count // 8
-    assert fsdp["communication"] == 4 * (3 * block + count - 16 * block)
-    assert one["activations"] == ddp["activations"] == fsdp["activations"]
+    # Two blocks in bfloat16, one of them with its gradient, and everything outside the blocks.
+    assert fsdp["communication"] == 8 * block + 4 * (count - 16 * block)
+    assert parts(8, "fsdp", 2, False, dtype="float32")["communication"] == 4 * (3 * block + count - 16 * block)
+    # Shards are gathered in bfloat16, of which no cast copy is kept.
+    assert one["activations"] == ddp["activations"] == fsdp["activations"] + 2 * 16 * 16 * 3072**2
+    zero1, hsdp = parts(8, "zero1", 2, False), parts(16, "hsdp", 2, False)
+    assert (zero1["weights"], zero1["optimizer"], zero1["communication"]) == (4 * count, count, 0)
+    assert (hsdp["weights"], hsdp["optimizer"]) == (fsdp["weights"], fsdp["optimizer"])
     # A process holds its share of the samples: noise and latents, and the text, in float32.
     assert one["samples"] == 8 * ddp["samples"] == 4 * 512 * (2 * 16 * 1280 + 512 * 4096)
     assert one["total"] == sum(size for name, size in one.items() if name != "total")
@@ -67,3 +73,13 @@ def test_the_parts_follow_the_layout() -> None:
     # More clips at a time than a process has are those that it has, and few clips are prepared several steps at once.
     assert parts(8, "ddp", 100, False) == parts(8, "ddp", 64, False)
     assert parts(8, "ddp", 2, False, clips=64)["samples"] == ddp["samples"]
+
+
+def test_a_small_model_stays_gathered_over_micro_batches() -> None:
+    shape, clip = ModelShape(16, 1024, 16, 16, 4096), ClipShape(1280, (16, 5, 16, 16), 512, 4096)
+    count = sum(parameter_groups(shape).values())
+    several, whole = (
+        training_memory(shape, clip, Layout(8, "fsdp", size, False), clips=64, dtype="bfloat16") for size in (4, 8)
+    )
+    assert several["communication"] == (2 + 4) * count
+    assert whole["communication"] < several["communication"]
