@@ -68,7 +68,7 @@ IGNORED = [
     ("tools/cache_latents.py --out x --verify --caption-column a", "--caption-column: not read by --verify without"),
     (
         "tools/cache_latents.py --out x --source synthetic --fps 8",
-        "--fps: for videos; synthetic and doom",
+        "--fps: for videos; synthetic clips are rendered",
     ),
     ("tools/cache_latents.py --out x --source synthetic --hop 8", "--hop: for videos"),
     ("tools/cache_latents.py --out x --source doom --shots histogram", "--shots: for videos"),
