@@ -32,6 +32,7 @@ class CacheSettings(TypedDict, total=False):
     fps_wanted: float | None
     hop: int | None
     backend: str
+    shots: str  # the rule that found them, where clips lie within shots
     split_rule: str  # how training and validation were separated, where not by the first rule
 
 
