@@ -13,6 +13,7 @@ from videoscaling.utils.errors import Parser, path_text
 
 # Text that is no path. A new option of text is a path, or stands here.
 TEXTS = {
+    "about",
     "batch_unit",
     "caption_column",
     "columns",
@@ -20,6 +21,8 @@ TEXTS = {
     "estimator",
     "fix",
     "gpu",
+    "licence",
+    "negative_prompt",
     "overrides",
     "pair",
     "path_column",
@@ -63,12 +66,17 @@ IGNORED = [
     ("tools/cache_latents.py --out x --verify --dry-run", "--dry-run: not read with --verify"),
     ("tools/cache_latents.py --out x --verify --size 64", "--size: not read by --verify without --source"),
     ("tools/cache_latents.py --out x --verify --caption-column a", "--caption-column: not read by --verify without"),
-    ("tools/cache_latents.py --out x --source synthetic --fps 8", "--fps: for videos; synthetic clips are rendered"),
+    (
+        "tools/cache_latents.py --out x --source synthetic --fps 8",
+        "--fps: for videos; synthetic clips are rendered",
+    ),
     ("tools/cache_latents.py --out x --source synthetic --hop 8", "--hop: for videos"),
+    ("tools/cache_latents.py --out x --source doom --shots histogram", "--shots: for videos"),
+    ("tools/cache_latents.py --out x --source film --root y", "--root: not for --source film"),
     ("tools/cache_latents.py --out x --source synthetic --stride 2", "--stride: for videos"),
     ("tools/cache_latents.py --out x --source synthetic --no-captions", "--no-captions: for videos"),
     ("tools/cache_latents.py --out x --source synthetic --max-rejected 1", "--max-rejected: for videos"),
-    ("tools/cache_latents.py --out x --source videos --seed 1", "--seed: for --source synthetic"),
+    ("tools/cache_latents.py --out x --source videos --seed 1", "--seed: for rendered clips"),
     ("tools/evaluate_vae.py --stride 2", "--stride: for videos"),
     ("tools/benchmark.py train --stack 4", "--stack: not read by the part train"),
     ("tools/benchmark.py data --dtype bfloat16", "--dtype: not read by the part data"),

@@ -11,7 +11,7 @@ from videoscaling.data.index import CacheMeta
 from videoscaling.models.sizes import exact_flops, head_width
 from videoscaling.training.config import Config, config_of_run, run_id, to_dict
 from videoscaling.training.run import Run
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, shown
 from videoscaling.utils.results import FILE, DamagedResult, Milestone, RunResult, read_result
 from videoscaling.utils.revision import code_revision
 
@@ -24,7 +24,8 @@ PACKAGES = ("torch", "accelerate", "diffusers", "safetensors", "numpy")
 def recipe(config: Config, meta: CacheMeta) -> dict[str, object]:
     """The settings that a loss depends on besides N, T, B, lr and seed: laws hold for one recipe.
 
-    ``meta`` is the cache's. wsd's decay and heads that are not the size's own are there only where a run has them.
+    ``meta`` is the cache's. wsd's decay, initial weights and heads that are not the size's own are there only where a
+    run has them.
     """
     model, optim, diffusion, validation = config.model, config.optim, config.diffusion, config.validation
     channels = model.width // model.heads
@@ -54,6 +55,7 @@ def recipe(config: Config, meta: CacheMeta) -> dict[str, object]:
         "validation": f"{meta['validation_hash']}, {validation.clips or 'all'} clips, {validation.timesteps} times, "
         f"seed {validation.seed}",
         **({"decay_fraction": optim.decay_fraction} if optim.schedule == "wsd" else {}),
+        **({"init": config.train.init} if config.train.init else {}),
         **({} if own_heads else {"heads": f"of {channels} channels"}),
     }
 
@@ -183,7 +185,7 @@ def check_growth(run: Run, tokens: int, milestones: list[Milestone]) -> None:
     missed = [m for m in run.config.train.milestones if m <= before and m not in measured]
     if missed:
         raise UserError(
-            f"train.milestones={missed}: the run is already at {tokens:,} tokens; "
+            f"train.milestones={shown(missed)}: the run is already at {tokens:,} tokens; "
             "choose later ones, or another name=..."
         )
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from videoscaling.data.index import CacheIndex, CacheMeta
+from videoscaling.data.index import CacheIndex, CacheMeta, is_latent_shape
 from videoscaling.models.sizes import MAX_LAYERS, MAX_PARAMETERS, flops_per_token, head_width, parameters, parse_size
 from videoscaling.training.config import Config, cache_folders, copied
 from videoscaling.training.keys import MAX_INTEGER
 from videoscaling.training.schema import OptimKeys
-from videoscaling.utils.errors import UserError, plural
+from videoscaling.utils.errors import UserError, plural, shown
 from videoscaling.utils.files import read_json
 
 WARMUP_FRACTION = 0.1
@@ -90,7 +90,7 @@ def resolve(
         raise UserError(f"train.tokens={train.tokens}: less than one batch of train.batch_tokens={train.batch_tokens}")
     late = [m for m in train.milestones if m > train.tokens]
     if late:
-        raise UserError(f"train.milestones={late}: past the run's end, train.tokens={train.tokens}")
+        raise UserError(f"train.milestones={shown(late)}: past the run's end, train.tokens={train.tokens}")
     train.milestones = sorted({*train.milestones, *(m for m in earlier if m < train.tokens), train.tokens})
     if config.optim.warmup_tokens is None:
         config.optim.warmup_tokens = round(WARMUP_FRACTION * train.milestones[0])
@@ -120,8 +120,7 @@ def encoded_shape(config: Config) -> list[int] | None:
     if not config.data.cache or not path.is_file():
         return None
     shape = read_json(path, dict, INDEX).get("latent_shape")
-    whole = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
-    if not (whole or shape is None):
+    if not (shape is None or is_latent_shape(shape)):
         raise UserError(f"{path}: not {INDEX}")
     return shape
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from videoscaling.data.sources.captions import CAPTION_KINDS, CaptionFiles, ListingOptions, read_bounded
+from videoscaling.data.sources.captions import CAPTION_KINDS, CaptionFiles, ListingOptions, read_caption
 from videoscaling.data.sources.film import list_film
 from videoscaling.data.sources.manifests import list_manifest
 from videoscaling.data.sources.source import (
@@ -71,7 +71,9 @@ def scan_sources(where: str | Path, options: ListingOptions = ListingOptions()) 
             "the last) nor a .tar"
         )
     else:
-        raise UserError(f"{where}: no such folder, manifest or tar{nearest(str(where), ['synthetic', FILM], 0.8)}")
+        raise UserError(
+            f"{where}: no such folder, manifest or tar{nearest(str(where), ['synthetic', 'doom', FILM], 0.8)}"
+        )
     listing.sources.sort(key=lambda source: source.name)
     for one, other in pairwise(listing.sources):
         if one.name == other.name:
@@ -143,7 +145,7 @@ def _read(path: Path) -> tuple[bytes, str]:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UserError(f"{path}: a caption's name, but no regular file")
         with path.open("rb") as file:
-            return read_bounded(file, str(path)), str(path)
+            return read_caption(file, str(path)), str(path)
     except OSError as error:
         raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
 
