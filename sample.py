@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
-from videoscaling.utils.files import write_json
+from videoscaling.utils.files import read_bounded, write_json
 from videoscaling.utils.tables import read_table, table_kind
 
 FORMATS = ("mp4", "gif", "png")
 DEFAULT_FPS = 8
+MAX_PROMPTS_BYTES = 1 << 24
 
 
 def parser() -> Parser:
@@ -40,6 +41,7 @@ def parser() -> Parser:
     parser.add_argument(
         "--prompts",
         type=Path,
+        aliases=("--prompt-path", "--prompt-file"),
         help="a text file with one prompt per line, or a table (CSV, "
         "TSV, JSON lines, Parquet) with a column prompt and perhaps seed",
     )
@@ -48,7 +50,7 @@ def parser() -> Parser:
         "--out",
         type=Path,
         default=Path("samples"),
-        aliases=("--output", "--output-dir", "--save-dir"),
+        aliases=("--output", "--output-dir", "--save-dir", "--save-path"),
         help="folder to write to (default: samples)",
     )
     parser.add_argument(
@@ -163,7 +165,8 @@ def read_prompts(arguments: argparse.Namespace) -> list[Prompt]:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    content = read_bounded(path, MAX_PROMPTS_BYTES, "a text file with one prompt per line")
+    return [line.strip() for line in content.decode("utf-8").splitlines() if line.strip()]
 
 
 def _from_table(path: Path) -> list[tuple[str, Any]]:

@@ -6,7 +6,6 @@ names of the weights and every bit of the results are those of diffusers' class 
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -21,7 +20,7 @@ NORM_EPS = 1e-8
 STRIDE = 2  # of every resampling: frames, rows and columns
 
 
-class Config(dict[str, Any]):
+class Config(dict):
     """The settings in config.json, as items and as attributes."""
 
     __getattr__ = dict.__getitem__

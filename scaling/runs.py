@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,12 @@ def _from_runs(folder: Path, duplicates: str | None) -> RunTable:
     differing = sorted({key for other in recipes for key in other} - set(recipe))
     if differing:
         recipe["differs_between_runs"] = differing
-    return _table(results, duplicates, renamed=False, source=str(folder), recipe=recipe)
+    table = _table(results, duplicates, renamed=False, source=str(folder), recipe=recipe)
+    begun = {path.parent for path in find_files(folder, "config.yaml")} - {path.parent for path in paths}
+    if not begun:
+        return table
+    note = f"{len(begun)} of {len(begun) + len(paths)} runs have no result yet: finish the sweep first (sweep.py run)"
+    return replace(table, notes=(*table.notes, note))
 
 
 def _fill_beta2_range(recipes: list[dict[str, Any]]) -> None:

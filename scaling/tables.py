@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videoscaling.utils.errors import UserError, nearest
+from videoscaling.utils.errors import UserError, listed, nearest
 from videoscaling.utils.tables import Table, Words, read_table
 
 COLUMNS = (
@@ -159,7 +159,7 @@ class NamedTable:
         if missing:
             raise UserError(
                 f"{self.source}: no columns {', '.join(missing)} (name them with --columns); there are "
-                f"{', '.join(self.present)}"
+                f"{listed(self.present)}"
             )
 
     def batch_tokens(self, unit: str | None) -> float:
@@ -261,7 +261,7 @@ def read_results(
     notes = []
     if left_out:
         states = ", ".join(f"{number} {state}" for state, number in sorted(left_out.items()))
-        notes.append(f"{left_out.total()} of {count} rows are left out by their state: {states}")
+        notes.append(f"{left_out.total()} of {count} rows are left out by their state: {states}; finish them first")
     if blank:
         notes.append(f"{blank} of {count} rows are left out: they have no loss ({DIVERGED})")
     if not results:
@@ -334,7 +334,7 @@ def _names(present: list[str], columns: dict[str, str], source: str, wanted: Seq
     for ours, theirs in columns.items():
         if theirs not in present:
             hint = nearest(theirs, present)
-            raise UserError(f"{source}: no column {theirs!r} for {ours}{hint}; there are {', '.join(present)}")
+            raise UserError(f"{source}: no column {theirs!r} for {ours}{hint}; there are {listed(present)}")
     free = [name for name in present if name not in columns.values()]
     names: dict[str, str | None] = {}
     for ours in wanted:

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from videoscaling.sweeps import added_cells, slurm
@@ -110,10 +111,13 @@ def import_committed(sweep: Sweep) -> None:
             import_result(cell, sweep.keys.results)
 
 
-def collect(sweep: Sweep, out: str | None) -> int:
-    """Write one CSV of all milestones of all cells."""
+def collect(sweep: Sweep, out: str | None, folder: str | None = None, licence: str | None = None) -> int:
+    """Write one CSV of all milestones of all cells, and with ``folder`` a data set under ``licence``."""
     from videoscaling.scaling import runs
+    from videoscaling.sweeps import dataset
 
+    if folder:
+        dataset.check_folder(Path(folder))
     import_committed(sweep)
     for cell in sweep.cells:
         label_heldout(cell)
@@ -125,4 +129,6 @@ def collect(sweep: Sweep, out: str | None) -> int:
     table = runs.read(sweep.directory)
     runs.write_csv(table, path)
     print(f"{path}: {plural(len(table), 'row')}")
+    if folder:
+        print(f"{folder}: {', '.join(dataset.write(table, Path(folder), sweep.keys.name, licence))}")
     return 0

@@ -22,6 +22,9 @@ from videoscaling.utils.errors import Parser
 ROOT = Path(__file__).resolve().parents[1]
 META = {"latent_shape": [16, 5, 4, 4], "fingerprint": "f00d"}  # 17 frames of 32 x 32: 80 tokens
 COMMAND = re.compile(r"^\s*((?:python|torchrun) [\w-]*[-./].*)$", re.MULTILINE)
+# In a sentence, without dots or brackets for what the reader puts there; and what sbatch wraps.
+INLINE = re.compile(r"`(?:[A-Z_]+=\S+ )?((?:python|torchrun) (?!tests/|\S*/x\.py|[^`]*(?:\.\.\.|\[))[^`]*\.py [^`]*)`")
+WRAPPED = re.compile(r'--wrap "(python [^"]*)"')
 
 
 class Parsed(Exception):
@@ -29,8 +32,9 @@ class Parsed(Exception):
 
 
 def examples(text: str) -> list[str]:
-    """The commands in ``text`` that stand on lines of their own, with the lines that continue them."""
-    return COMMAND.findall(re.sub(r"\\\n\s*", "", text))
+    """The commands in ``text``, on lines of their own, with the lines that continue them, or in a sentence."""
+    text = re.sub(r"\\\n\s*", "", text)
+    return [line for kind in (COMMAND, INLINE, WRAPPED) for line in kind.findall(text)]
 
 
 def help_of(path: Path) -> str:
@@ -69,7 +73,25 @@ def only_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_command_has_an_example() -> None:
-    assert {path.name for path in SCRIPTS} | {"README.md"} <= {name for name, _ in ALL}
+    pages = {"README.md", "cluster.md", "data.md", "planning.md", "sweeps.md", "training.md"}
+    assert {path.name for path in SCRIPTS} | pages <= {name for name, _ in ALL}
+    assert len(ALL) >= 100
+
+
+def test_the_makefile_has_the_targets_that_pages_name() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    texts = [page.read_text(encoding="utf-8") for page in [*PAGES, ROOT / "CONTRIBUTING.md"]]
+    named = {name for text in texts for name in re.findall(r"(?:^|`)make ([a-z-]+)(?: |`|$)", text, re.MULTILINE)}
+    assert {"install", "quickstart", "test"} <= named <= targets
+
+
+def test_the_tests_that_pages_name_are_there_and_slow_where_they_say_so() -> None:
+    commands = [words for page in PAGES for words in re.findall(r"`pytest ([^`]*)`", page.read_text(encoding="utf-8"))]
+    named = [(words, ROOT / name) for words in commands for name in re.findall(r"tests/[\w/]+\.py", words)]
+    assert named
+    for words, path in named:
+        assert path.is_file(), words
+        assert "-m slow" not in words or "mark.slow" in path.read_text(), words
 
 
 @pytest.mark.parametrize(("where", "line"), ALL)

@@ -13,6 +13,7 @@ from videoscaling.utils.errors import Parser, path_text
 
 # Text that is no path. A new option of text is a path, or stands here.
 TEXTS = {
+    "about",
     "batch_unit",
     "caption_column",
     "columns",
@@ -20,6 +21,8 @@ TEXTS = {
     "estimator",
     "fix",
     "gpu",
+    "licence",
+    "negative_prompt",
     "overrides",
     "pair",
     "path_column",

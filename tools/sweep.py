@@ -3,7 +3,7 @@
 python tools/sweep.py run configs/sweep/quickstart.yaml               # train the unfinished cells; safe to repeat
 python tools/sweep.py run configs/sweep/quickstart.yaml --dry-run
 python tools/sweep.py status configs/sweep/quickstart.yaml --watch
-python tools/sweep.py collect configs/sweep/quickstart.yaml --out results.csv
+python tools/sweep.py collect configs/sweep/quickstart.yaml --out results.csv --dataset published/
 python tools/sweep.py extend configs/sweep/quickstart.yaml --run      # add and train the next runs
 python tools/sweep.py simulate configs/sweep/quickstart.yaml --law law.json --sweeps 20
 """
@@ -51,6 +51,8 @@ def main() -> int:
     command.add_argument("--watch", action="store_true", help="show it anew every few seconds until all is finished")
     command = add("collect", parents=[shared], help="write one CSV of all milestones")
     command.add_argument("--out", type=path_text, help="the CSV to write (default: results.csv in the sweep's folder)")
+    command.add_argument("--dataset", type=path_text, help="also a folder to publish: CSV, Parquet and a data card")
+    command.add_argument("--licence", help="of the data set, for its card (default: none is stated)")
     extend_options(
         add("extend", parents=[shared, listed], help="show, add and train the runs that narrow a prediction")
     )
@@ -98,7 +100,9 @@ def main() -> int:
     if arguments.command == "status":
         return print_status(sweep, arguments.json, arguments.watch)
     if arguments.command == "collect":
-        return collect(sweep, arguments.out)
+        if arguments.licence and not arguments.dataset:
+            raise UserError("--licence: is of a --dataset; give its folder")
+        return collect(sweep, arguments.out, arguments.dataset, arguments.licence)
     if arguments.command == "extend":
         from videoscaling.sweeps import extend
 

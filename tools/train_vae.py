@@ -16,6 +16,8 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from videoscaling.data.sources.synthetic import render
 from videoscaling.models.fidelity import psnr
+from videoscaling.models.pca import pca_of_blocks, pca_of_clips
 from videoscaling.utils.errors import Parser, UserError, resumable, run_cli
 from videoscaling.utils.files import (
     atomic_write,
@@ -34,6 +37,7 @@ from videoscaling.utils.files import (
     write_json,
     write_text,
 )
+from videoscaling.utils.options import add_options, check_bounds, option, options_of
 from videoscaling.utils.progress import Progress
 from videoscaling.utils.random import derive_seed, normal
 
@@ -116,16 +120,27 @@ def loss_of(model: nn.Module, clips: Tensor, noise: Tensor) -> tuple[Tensor, Ten
     return squared_error + KL_WEIGHT * divergence, squared_error
 
 
-def train(settings: dict[str, Any], state_path: Path) -> nn.Module:
+@dataclass(frozen=True)
+class Settings:
+    """What determines a training."""
+
+    steps: int = option(5000, "optimiser steps", 1, 10**9)
+    batch: int = option(8, "clips per step", 1, 10**6)
+    lr: float = option(3e-3, "peak learning rate: warm-up, then linear to 0", 1e-12, 1e6)
+    seed: int = option(0, "of clips, weights and noise", 0, 2**63 - 1)
+    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda")
+
+
+def train(settings: Settings, state_path: Path) -> nn.Module:
     """Train from scratch, or on from ``state_path`` where an earlier run with the same settings left its state."""
-    steps, batch, seed = settings["steps"], settings["batch"], settings["seed"]
+    steps, batch, seed, device = settings.steps, settings.batch, settings.seed, settings.device
     torch.manual_seed(derive_seed(seed, "initial weights"))
-    model = build().to(settings["device"])
-    optimiser = Optimiser(model, settings["lr"])
+    model = build().to(device)
+    optimiser = Optimiser(model, settings.lr)
     first = 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
-        if state["settings"] != settings:
+        if state["settings"] != asdict(settings):
             raise UserError(
                 f"{state_path} is a training with other settings: {state['settings']}; remove it to start anew"
             )
@@ -138,7 +153,7 @@ def train(settings: dict[str, Any], state_path: Path) -> nn.Module:
     saved_at, recent = time.monotonic(), None
     with Progress(steps, "training", "steps", done=first) as bar:
         for step in range(first, steps):
-            index = torch.arange(step * batch, (step + 1) * batch, device=settings["device"])
+            index = torch.arange(step * batch, (step + 1) * batch, device=device)
             clips = render(index, seed, FRAMES, SIZE, SIZE)
             loss, squared_error = loss_of(model, clips, normal(seed, "posterior", index, latent_shape))
             loss.backward()
@@ -146,11 +161,11 @@ def train(settings: dict[str, Any], state_path: Path) -> nn.Module:
 
             error = squared_error.item()
             if not math.isfinite(error):
-                raise UserError(f"training diverged at step {step}: try a lower --lr than {settings['lr']}")
+                raise UserError(f"training diverged at step {step}: try a lower --lr than {settings.lr}")
             recent = error if recent is None else 0.98 * recent + 0.02 * error
             bar.set(step + 1, note=f"PSNR {psnr(recent):.2f} dB")
             if time.monotonic() - saved_at > SAVE_SECONDS:
-                saved = {"settings": settings, "step": step + 1, "model": model.state_dict()}
+                saved = {"settings": asdict(settings), "step": step + 1, "model": model.state_dict()}
                 saved["optimiser"] = [part.state_dict() for part in optimiser.parts]
                 with atomic_write(state_path) as tmp:
                     torch.save(saved, tmp)
@@ -178,45 +193,6 @@ def reconstruct(model: nn.Module, clips: Tensor) -> Tensor:
     return torch.cat(parts).clamp_(-1, 1)
 
 
-def _components(samples: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Mean [d] and the ``count`` leading principal components [count, d] of samples [n, d]."""
-    mean = samples.mean(0)
-    centred = samples - mean
-    if len(samples) > samples.shape[1]:
-        return mean, torch.linalg.eigh(centred.T @ centred)[1][:, -count:].T
-    basis = torch.linalg.eigh(centred @ centred.T)[1][:, -count:].T @ centred
-    return mean, basis / basis.norm(dim=1, keepdim=True)
-
-
-def _project(samples: Tensor, mean: Tensor, components: Tensor) -> Tensor:
-    return (samples - mean) @ components.T @ components + mean
-
-
-def pca_of_blocks(clips: Tensor, test: Tensor) -> Tensor:
-    """``test`` through PCA of what a latent stands for: 8x8 pixels by 4 frames (the first alone) to 16 numbers."""
-
-    def blocks(x: Tensor, start: int, stop: int) -> Tensor:
-        """[n * 16, 3 * frames * 8 * 8] of frames start to stop."""
-        x = x[:, :, start:stop].unflatten(4, (-1, 8)).unflatten(3, (-1, 8))
-        return x.permute(0, 3, 5, 1, 2, 4, 6).flatten(0, 2).flatten(1)
-
-    def unblock(x: Tensor, frames: int) -> Tensor:
-        x = x.view(-1, SIZE // 8, SIZE // 8, 3, frames, 8, 8)
-        return x.permute(0, 3, 4, 1, 5, 2, 6).flatten(5, 6).flatten(3, 4)
-
-    spans = [(0, 1), *((start, start + 4) for start in range(1, FRAMES, 4))]
-    channels = ARCHITECTURE["latent_channels"]
-    alone = _components(blocks(clips, *spans[0]), channels)
-    later = _components(torch.cat([blocks(clips, *span) for span in spans[1:]]), channels)
-    parts = [unblock(_project(blocks(test, *s), *(later if s[0] else alone)), s[1] - s[0]) for s in spans]
-    return torch.cat(parts, dim=2).clamp_(-1, 1)
-
-
-def pca_of_clips(clips: Tensor, test: Tensor, numbers: int) -> Tensor:
-    """``test`` through PCA of whole clips with ``numbers`` components."""
-    return _project(test.flatten(1), *_components(clips.flatten(1), numbers)).view_as(test).clamp_(-1, 1)
-
-
 def scores(model: nn.Module, seed: int) -> dict[str, dict[str, float]]:
     """PSNR on held-out clips by method: of the mean squared error over all clips (``pooled``, the stricter) and the
     mean over clips of each one's PSNR (``per_clip``)."""
@@ -225,7 +201,7 @@ def scores(model: nn.Module, seed: int) -> dict[str, dict[str, float]]:
     fitted_on = render(torch.arange(PCA_CLIPS), seed, FRAMES, SIZE, SIZE)
     made = {
         "autoencoder": reconstruct(model, test),
-        "pca_of_blocks": pca_of_blocks(fitted_on, test),
+        "pca_of_blocks": pca_of_blocks(fitted_on, test, ARCHITECTURE["latent_channels"]),
         "pca_of_clips": pca_of_clips(fitted_on, test, numbers),
     }
     errors = {name: (clips - test).pow(2).flatten(1).mean(1) for name, clips in made.items()}
@@ -247,7 +223,7 @@ def table(by_method: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def write(model: nn.Module, out: Path, record: dict[str, Any]) -> None:
+def write(model: nn.Module, out: Path, record: Mapping[str, Any]) -> None:
     """Put the folder in place whole. A process killed between moving the old one away and this one in leaves none
     until the next start (``recover_folder``)."""
     remove_abandoned(out)
@@ -274,25 +250,15 @@ def main() -> None:
     parser.add_argument(
         "--out", required=True, type=Path, help="folder to write, e.g. models/embedded_vae; replaced if it holds a VAE"
     )
-    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps (default %(default)s)")
-    parser.add_argument("--batch", type=int, default=8, help="clips per step (default %(default)s)")
-    parser.add_argument(
-        "--lr", type=float, default=3e-3, help="peak learning rate: warm-up, then linear to 0 (default %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of clips, weights and noise (default %(default)s)")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
-    )
+    add_options(parser, Settings)
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of a table")
     args = parser.parse_args()
     recover_folder(args.out)
-    for name in ("steps", "batch", "lr"):
-        if not getattr(args, name) > 0:
-            raise UserError(f"--{name} must be above 0, not {getattr(args, name)}")
+    settings = options_of(Settings, args)
+    check_bounds(settings)
     if args.out.exists() and any(args.out.iterdir()) and not (args.out / "config.json").exists():
         raise UserError(f"--out {args.out} is a folder of something else: name a new one, or one that holds a VAE")
 
-    settings = {key: getattr(args, key) for key in ("steps", "batch", "lr", "seed", "device")}
     state_path = args.out.with_name(f".{args.out.name}.training.pt")
     started = time.monotonic()
     with resumable(str(args.out)):
@@ -304,7 +270,7 @@ def main() -> None:
     record = {
         "command": shlex.join(["python", "tools/train_vae.py", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "settings": settings,
+        "settings": asdict(settings),
         "seconds": round(time.monotonic() - started),
         "parameters": sum(p.numel() for p in model.parameters()),
         "psnr": by_method,

@@ -43,6 +43,33 @@ def sweep_keys() -> str:
     return f"{key_table(SweepKeys)}\n\nThe keys of each size:\n\n{key_table(SizeKeys)}"
 
 
+def size_table() -> str:
+    """The paper's sizes on its clips: FLOPs, memory and hours by the formulas of ``train.py --account``."""
+    from videoscaling.models.sizes import PAPER
+    from videoscaling.training.config import load_config
+    from videoscaling.training.planning.account import Machine, account
+    from videoscaling.utils.devices import planned_peak
+
+    gpus, tokens, n_ctx = ("a100", "h100", "b200"), 10**9, 1280
+    heads = [f"hours on one {gpu}" for gpu in gpus]
+    lines = [f"| size | N | heads | FLOPs of a training clip | of a sampled clip | GB | {' | '.join(heads)} |"]
+    lines.append("|---" * (6 + len(gpus)) + "|")
+    for size in PAPER:
+        keys = [f"model.size={size}", f"train.batch_tokens={n_ctx}", "train.micro_batch=1", f"train.tokens={tokens}"]
+        report = account(load_config(ROOT / "configs/train/cogvideox-256.yaml", keys), n_ctx, Machine())
+        trained = report["flops"]["C_token"] * n_ctx
+        hours = [trained / n_ctx * tokens / (0.4 * planned_peak(gpu, "bfloat16")) / 3600 for gpu in gpus]
+        cells = [
+            f"{report['N']:.3g}",
+            report["config"]["model"]["heads"],
+            f"{trained:.3g}",
+            f"{trained / 3 * 100:.3g}",
+        ]
+        cells += [f"{report['memory_gb']:.3g}", *(f"{value:.3g}" for value in hours)]
+        lines.append(f"| {size} | {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def commands() -> str:
     """Each command: what its help says, its examples, and its options."""
     lines = ["| command | purpose |", "|---|---|"]
@@ -93,6 +120,7 @@ def decisions() -> str:
 PARTS: dict[Path, tuple[str, Callable[[], str]]] = {
     DOCS / "training.md": ("keys", lambda: key_table(Config)),
     DOCS / "sweeps.md": ("keys", sweep_keys),
+    DOCS / "planning.md": ("sizes", size_table),
     DOCS / "commands.md": ("commands", commands),
     DECISIONS / "README.md": ("index", decisions),
 }

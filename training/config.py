@@ -29,12 +29,28 @@ from videoscaling.utils.user_text import check_literal, check_printable, expand_
 from videoscaling.utils.yaml_text import Values, number, parse_override, read_yaml
 
 CONFIG = "config.yaml"  # the resolved configuration in a run directory and in a checkpoint
-# Other trainers' keys and options for what follows from the machine here.
-DEVICE_WORDS = ("accelerator", "cuda", "device", "devices", "gpu", "gpus", "n_gpus", "num_gpus", "num_processes")
-DEVICE_HINT = (
-    "; a run takes the GPU where there is one, else the CPU (CUDA_VISIBLE_DEVICES= before the command hides "
-    "GPUs), and several GPUs under torchrun"
+# Other trainers' keys and options for what needs no key here, and what to do instead.
+ELSEWHERE = (
+    (
+        "accelerator cuda device devices gpu gpus n_gpus num_gpus num_processes nproc nproc_per_node world_size",
+        "a run takes the GPU where there is one, else the CPU (CUDA_VISIBLE_DEVICES= before the command hides GPUs), "
+        "and several GPUs under torchrun",
+    ),
+    (
+        "resume resume_from resume_from_checkpoint ckpt ckpt_path checkpoint_path load_from init_from",
+        "a run continues from its newest checkpoint if it is started again with the same name=...",
+    ),
+    (
+        "num_frames image_size resolution height video_length fps frame_interval sample_rate",
+        "clips are cut and encoded by tools/cache_latents.py (--frames, --size, --fps)",
+    ),
+    (
+        "num_workers dataloader_num_workers",
+        "training reads latents from memory maps; tools/cache_latents.py, which decodes, has --workers",
+    ),
+    ("use_ema", "the weights are always averaged; ema.width says how"),
 )
+HINTS = {word: f"; {hint}" for words, hint in ELSEWHERE for word in words.split()}
 
 
 def known_keys(schema: type = Config) -> dict[str, dataclasses.Field]:
@@ -234,7 +250,8 @@ def checked_keys(values: Values, schema: type = Config, prefix: str = "") -> Val
         elif full in sections and isinstance(value, dict):
             checked[name] = checked_keys(value, schema, f"{full}.")
         elif full in sections:
-            raise UserError(f"{full}: a group of keys, not a value; set one of its keys, such as {full}.x=...")
+            first = next(key for key in keys if key.startswith(f"{full}."))
+            raise UserError(f"{full}: a group of keys, not a value; set one of its keys, such as {first}=...")
         else:
             raise UserError(f"unknown key {shown(full)}{_meant(full, value, schema)}")
     return checked
@@ -242,10 +259,8 @@ def checked_keys(values: Values, schema: type = Config, prefix: str = "") -> Val
 
 def key_hint(word: str) -> str:
     """A hint that names the key for an unknown option ``word``, such as optim.lr=... for lr; empty without one."""
-    if word in DEVICE_WORDS:
-        return DEVICE_HINT
     name = key_called(word)
-    return f"; it is a key: write {name}=... ({info_of(Config)[name].help})" if name else ""
+    return f"; it is a key: write {name}=... ({info_of(Config)[name].help})" if name else HINTS.get(word.lower(), "")
 
 
 def key_called(word: str) -> str | None:
@@ -285,12 +300,10 @@ def _meant(full: str, value: Any, schema: type) -> str:
 
 def alias_hint(word: str, schema: type = Config) -> str:
     """A hint for what another trainer calls one of our keys, with our key's meaning; empty for other words."""
-    if word.lower() in DEVICE_WORDS:
-        return DEVICE_HINT
     for name, info in info_of(schema).items():
         if word.lower().replace("-", "_") in info.aliases:
             return f"; did you mean {name!r}? ({info.help})"
-    return ""
+    return HINTS.get(word.lower(), "")
 
 
 def as_integer(value: Any) -> Any:

@@ -11,7 +11,7 @@ from videoscaling.data.index import CacheMeta
 from videoscaling.models.sizes import exact_flops, head_width
 from videoscaling.training.config import Config, config_of_run, run_id, to_dict
 from videoscaling.training.run import Run
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, shown
 from videoscaling.utils.results import FILE, DamagedResult, Milestone, RunResult, read_result
 from videoscaling.utils.revision import code_revision
 
@@ -183,7 +183,7 @@ def check_growth(run: Run, tokens: int, milestones: list[Milestone]) -> None:
     missed = [m for m in run.config.train.milestones if m <= before and m not in measured]
     if missed:
         raise UserError(
-            f"train.milestones={missed}: the run is already at {tokens:,} tokens; "
+            f"train.milestones={shown(missed)}: the run is already at {tokens:,} tokens; "
             "choose later ones, or another name=..."
         )
 

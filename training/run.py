@@ -10,7 +10,7 @@ from videoscaling.models.sizes import MAX_LAYERS, MAX_PARAMETERS, flops_per_toke
 from videoscaling.training.config import Config, cache_folders, copied
 from videoscaling.training.keys import MAX_INTEGER
 from videoscaling.training.schema import OptimKeys
-from videoscaling.utils.errors import UserError, plural
+from videoscaling.utils.errors import UserError, plural, shown
 from videoscaling.utils.files import read_json
 
 WARMUP_FRACTION = 0.1
@@ -90,7 +90,7 @@ def resolve(
         raise UserError(f"train.tokens={train.tokens}: less than one batch of train.batch_tokens={train.batch_tokens}")
     late = [m for m in train.milestones if m > train.tokens]
     if late:
-        raise UserError(f"train.milestones={late}: past the run's end, train.tokens={train.tokens}")
+        raise UserError(f"train.milestones={shown(late)}: past the run's end, train.tokens={train.tokens}")
     train.milestones = sorted({*train.milestones, *(m for m in earlier if m < train.tokens), train.tokens})
     if config.optim.warmup_tokens is None:
         config.optim.warmup_tokens = round(WARMUP_FRACTION * train.milestones[0])

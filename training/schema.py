@@ -13,7 +13,7 @@ class ModelKeys:
         None,
         "a named size, LAYERSxWIDTH, such as 4x128; it sets layers, width and heads",
         identity=ALWAYS,
-        aliases="model_name arch depth hidden_size num_layers d_model",
+        aliases="model model_name model_type arch depth hidden_size num_layers n_layers n_layer dim d_model n_embd",
     )
     layers: int | None = key(None, "blocks", identity=ALWAYS, bound=POSITIVE)
     width: int | None = key(None, "model width d", identity=ALWAYS, bound=POSITIVE)
@@ -28,7 +28,7 @@ class ModelKeys:
         [1, 1, 1],
         "latent frames, rows and columns that make one token",
         identity=ALWAYS,
-        bound=Bound("a positive number: frames, rows and columns", lambda value: value > 0),
+        bound=Bound("a number from 1 to 1,024: frames, rows and columns", lambda value: 1 <= value <= 1024),
         aliases="patch_size",
     )
     attention: str = key(
@@ -189,7 +189,7 @@ class TrainKeys:
         "end of the run, in tokens; rounded up to a whole step",
         identity=WITH_DECAY,
         bound=POSITIVE,
-        aliases="steps max_steps epochs num_epochs max_train_steps iterations",
+        aliases="steps max_steps epochs num_epochs max_train_steps iterations num_iterations",
     )
     flops: float | None = key(
         None,
@@ -214,7 +214,7 @@ class TrainKeys:
         "clips per forward pass and process; the process's whole share if not given",
         identity=NEVER,
         bound=POSITIVE,
-        aliases="gradient_accumulation_steps grad_accum micro_batch_size local_batch_size",
+        aliases="gradient_accumulation_steps grad_accum micro_batch_size local_batch_size device_batch_size",
     )
     dtype: str = key(
         "float32",
@@ -235,7 +235,7 @@ class TrainKeys:
         "all) or hsdp (shards within each node)",
         identity=NEVER,
         choices=("ddp", "zero1", "fsdp", "hsdp"),
-        aliases="strategy fsdp ddp deepspeed",
+        aliases="strategy fsdp fsdp_type ddp deepspeed plugin",
     )
     activation_checkpointing: Any = key(
         False,
@@ -353,13 +353,13 @@ class Config:
         "name of the run; its directory is out/name",
         identity=NEVER,
         differs_in_stack=True,
-        aliases="run_name exp_name experiment project",
+        aliases="run run_name exp_name experiment project",
     )
     out: str = key(
         "runs",
         "folder of run directories",
         identity=NEVER,
-        aliases="output_dir results_dir out_dir logdir save_dir",
+        aliases="output_dir results_dir out_dir logdir save_dir dump_dir",
         path=True,
     )
     heldout: bool = key(

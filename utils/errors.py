@@ -4,6 +4,7 @@ import argparse
 import errno
 import io
 import os
+import re
 import select
 import signal
 import sys
@@ -16,6 +17,10 @@ from typing import Any, NoReturn
 
 from videoscaling.utils.os_errors import concerns_one_process, describe
 
+CONTROL = re.compile(
+    "[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]"
+)  # of names: a newline in one made two lines of a message
+LISTED = 20
 PREEMPTED = 75  # EX_TEMPFAIL: a signal stopped the command; run the same command again
 CONTINUES = "the same command continues"
 
@@ -119,6 +124,12 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def listed(names: Sequence[str]) -> str:
+    """Columns or keys for a message: ``LISTED`` of them at most, each cut at 60 characters."""
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(name if len(name) <= 60 else f"{name[:57]}..." for name in names[:LISTED]) + more
+
+
 def plural(count: int, one: str, many: str = "") -> str:
     """``count`` things as text: ``one`` of them, or ``many`` (by default with s or es): 1 clip, 2,000 clips."""
     many = many or one + ("es" if one.endswith("s") else "s")
@@ -183,5 +194,5 @@ def run_cli(main: Callable[[], int | None]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     if own or os.environ.get("LOCAL_RANK", "0") == "0":  # one line a node, not one per process of a torchrun
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {CONTROL.sub(lambda found: ascii(found[0])[1:-1], message)}", file=sys.stderr)
     sys.exit(2)

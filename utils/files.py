@@ -173,15 +173,27 @@ def read_json(path: str | Path, kind: type[T] = object, what: str = "a JSON file
         UserError: the file is missing, or holds another value than one of ``kind`` (``parse_json``).
     """
     try:
-        with with_filename(path), Path(path).open("rb") as file:
-            content = file.read(MAX_JSON_BYTES + 1)
+        content = read_bounded(path, MAX_JSON_BYTES, what)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    return parse_json(content, f"{path}: not {what}", kind)
+
+
+def read_bounded(path: str | Path, limit: int, what: str) -> bytes:
+    """The content of ``path``, at most ``limit`` bytes: /dev/zero has no end.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is longer, or a folder.
+    """
+    try:
+        with with_filename(path), Path(path).open("rb") as file:
+            content = file.read(limit + 1)
     except IsADirectoryError:
         raise UserError(f"{path}: not {what} (a folder)") from None
-    if len(content) > MAX_JSON_BYTES:
-        raise UserError(f"{path}: not {what} (longer than {MAX_JSON_BYTES >> 20} MiB)")
-    return parse_json(content, f"{path}: not {what}", kind)
+    if len(content) > limit:
+        raise UserError(f"{path}: not {what} (longer than {limit >> 20} MiB)")
+    return content
 
 
 def parse_json(text: str | bytes, what: str, kind: type[T] = object, *, allow_nan: bool = False) -> T:

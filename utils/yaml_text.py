@@ -14,12 +14,13 @@ from typing import Any
 import yaml
 
 from videoscaling.utils.errors import UserError, first_line
-from videoscaling.utils.os_errors import with_filename
+from videoscaling.utils.files import read_bounded
 
 Values = dict[str, Any]  # keys and values of a configuration, nested or by dotted key, before they are typed
 # Whether the value of a dotted key, such as "model.size", is text; the entries of a list are "log.prompts[]".
 IsText = Callable[[str], bool]
 
+MAX_BYTES = 1 << 24  # of a file: MAX_NODES values are a tenth of it
 MAX_NODES = 200_000  # values of one file: aliases of aliases (a "billion laughs") would fill the memory
 MAX_DIGITS = 400  # of a whole number: 1e999999999 has a billion, and no float has more than 309
 _TAG = "tag:yaml.org,2002:"
@@ -55,18 +56,13 @@ def read_yaml(path: Path, is_text: IsText) -> Any:
         FileNotFoundError: there is none.
         UserError: it is not readable or not YAML, in one line.
     """
+    content = read_bounded(path, MAX_BYTES, "a YAML file")
     try:
-        with with_filename(path):
-            text = path.read_text(encoding="utf-8")
-        values = parse_yaml(text, is_text)
-    except FileNotFoundError:
-        raise
+        values = parse_yaml(content.decode("utf-8"), is_text)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except RecursionError:
         raise UserError(f"{path}: not a YAML file (nested too deep)") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: a folder, not a YAML file") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
     return {} if values is None else values

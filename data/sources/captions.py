@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from videoscaling.data.sources.source import one_line
-from videoscaling.utils.errors import UserError, nearest
+from videoscaling.utils.errors import UserError, listed, nearest
 from videoscaling.utils.files import parse_json
 from videoscaling.utils.tables import text_of
 
@@ -19,7 +19,6 @@ CAPTION_NAMES = ("caption", "captions", "cap", "text", "prompt")
 TEXT_KINDS = (".caption", ".captions", ".text", ".prompt")  # where there is no .txt; .cap is a kind of subtitles
 CAPTION_KINDS = {".txt", *TEXT_KINDS, ".json"}
 LIMIT_BYTES = 1 << 24  # of one source's caption file; a JSON of a video's metadata is about a thousandth of that
-LISTED = 20  # columns or keys that a message names at most
 File = TypeVar("File")
 FIX = "name it with --caption-column NAME, or give --no-captions"
 
@@ -71,12 +70,6 @@ def find_name(
     if given is not None and not found:
         raise UserError(f"{place}: no {option} {given!r} (there are: {listed(present)}{nearest(given, present)})")
     return found[0] if found else None
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names for a message, ``LISTED`` of them at most."""
-    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
 
 
 class CaptionFiles:
@@ -162,7 +155,7 @@ class CaptionFiles:
             raise UserError(f"{self._place}: no caption in any of the {self._unknown} .json{keys}; {FIX}")
 
 
-def read_bounded(file: BinaryIO, what: str) -> bytes:
+def read_caption(file: BinaryIO, what: str) -> bytes:
     """A caption file's content.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from videoscaling.data.sources.captions import CAPTION_KINDS, CaptionFiles, ListingOptions, read_bounded
+from videoscaling.data.sources.captions import CAPTION_KINDS, CaptionFiles, ListingOptions, read_caption
 from videoscaling.data.sources.film import list_film
 from videoscaling.data.sources.manifests import list_manifest
 from videoscaling.data.sources.source import (
@@ -143,7 +143,7 @@ def _read(path: Path) -> tuple[bytes, str]:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UserError(f"{path}: a caption's name, but no regular file")
         with path.open("rb") as file:
-            return read_bounded(file, str(path)), str(path)
+            return read_caption(file, str(path)), str(path)
     except OSError as error:
         raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
 

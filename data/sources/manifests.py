@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videoscaling.data.sources.captions import CAPTION_NAMES, FIX, ListingOptions, find_name, listed
+from videoscaling.data.sources.captions import CAPTION_NAMES, FIX, ListingOptions, find_name
 from videoscaling.data.sources.source import Listing, Source, one_line
-from videoscaling.utils.errors import UserError, nearest
+from videoscaling.utils.errors import UserError, listed, nearest
 from videoscaling.utils.tables import Table, Words, read_table
 
 # Columns of seconds. Whole videos would be trained on where a range's column went unread.

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from videoscaling.data.sources.captions import CaptionFiles, ListingOptions, read_bounded
+from videoscaling.data.sources.captions import CaptionFiles, ListingOptions, read_caption
 from videoscaling.data.sources.source import COMPANION, PICTURES, VIDEOS, Listing, Source, skipped_kind
 from videoscaling.utils.errors import UserError
 
@@ -153,7 +153,7 @@ def _caption(
 
     def load(member: tarfile.TarInfo) -> tuple[bytes, str]:
         what = f"{path}, member {member.name}"
-        return read_bounded(tar.extractfile(member), what), what
+        return read_caption(tar.extractfile(member), what), what
 
     own = Path(f"x{kind}").stem[1:]
     return reader.read(sample, tuple(dict.fromkeys((own, "", kind))), load)

@@ -9,6 +9,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from videoscaling.data.sources.source import Rejected, Source
 from videoscaling.data.video.container import check_regular, message
 
+# Pillow chooses by the content: for another, PostScript, it runs a program of the machine.
+FORMATS = {"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP"}
+MAX_BYTES = 1 << 30  # above the largest picture that Pillow takes, 89 million pixels of 8 bytes
+
 
 def read_picture(source: Source) -> np.ndarray:
     """The picture, upright, as uint8 [H, W, 3]; transparent parts show the pixels below them.
@@ -20,12 +24,15 @@ def read_picture(source: Source) -> np.ndarray:
         check_regular(source.path)
         with source.path.open("rb") as file:
             file.seek(source.offset)
-            content = file.read() if source.size is None else file.read(source.size)
+            content = file.read(MAX_BYTES + 1 if source.size is None else min(source.size, MAX_BYTES + 1))
+        if len(content) > MAX_BYTES:
+            raise Rejected("too large", f"more than {MAX_BYTES >> 20} MiB")
         if source.size is not None and len(content) < source.size:
             raise Rejected("truncated", f"{len(content)} of {source.size} bytes are there")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
+            Image.init()
+            with Image.open(io.BytesIO(content), formats=sorted(FORMATS & Image.OPEN.keys())) as image:
                 return _rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise Rejected("missing", "no such file") from None

@@ -55,23 +55,25 @@ def heat_maps(sources: Sources) -> Chart:
 
     Sizes go down and tokens across where most sizes have the same few T; else grids follow one after another.
     """
-    optima = sources.optima
-    if not optima:
+    # One cell is no map.
+    grids = [sources.grids.rows(own) for _, _, own in sources.grids.grids()] if sources.optima else []
+    shown = [(o, grid, _cells(grid)) for o, grid in zip(sources.optima, grids)]
+    shown = [one for one in shown if len(one[2][0]) > 1]
+    if not shown:
         raise UserError("the rows have no grids over (lr, B)")
+    optima = [optimum for optimum, _, _ in shown]
     sizes, tokens = np.unique([o.N for o in optima]), np.unique([o.T for o in optima])
     aligned = len(tokens) <= ABREAST + 1 and len(optima) > len(sizes) * len(tokens) / 2
     columns = len(tokens) if aligned else min(ABREAST, len(optima))
     count = len(sizes) if aligned else -(-len(optima) // columns)
-    size = max(2.3 * columns + 1.0, 4), 2.1 * count + 0.2
+    size = max(2.3 * columns + 1.0, 4), 2.0 * count + 0.4
     chart = Chart("heat_maps", "Loss over rate and batch", rows=count, columns=columns, size=size)
-    grids = [sources.grids.rows(own) for _, _, own in sources.grids.grids()]
-    cells = [_cells(grid) for grid in grids]
-    finite = np.concatenate([excess[np.isfinite(excess)] for *_, excess in cells])
+    finite = np.concatenate([excess[np.isfinite(excess)] for _, _, (*_, excess) in shown])
     # A dense grid's losses differ by a per cent, a coarse one's by ten: nine tenths of the cells use the whole scale.
     top = float(np.clip(np.quantile(finite, 0.9), 0.01, 10)) if len(finite) else 1.0
     for axis in chart.axes.flat:
         axis.set_visible(False)
-    for number, (optimum, grid, own) in enumerate(zip(optima, grids, cells)):
+    for number, (optimum, grid, own) in enumerate(shown):
         place = np.searchsorted(sizes, optimum.N) * columns + np.searchsorted(tokens, optimum.T) if aligned else number
         axis = chart.axes.flat[place]
         axis.set_visible(True)
@@ -93,6 +95,8 @@ def heat_maps(sources: Sources) -> Chart:
                     axis.contour(lr, B, excess, levels=levels, colors=LINE, linewidths=0.6)
     bar = chart.figure.colorbar(colour, ax=chart.axes, shrink=min(1.0, 2.4 / count), aspect=30, extend="max")
     bar.set_label("loss above the grid's best cell, %")
+    chart.figure.supxlabel("learning rate", fontsize=10, color="#344054")
+    chart.figure.supylabel("batch, tokens", fontsize=10, color="#344054")
     text = "Numbers are per cent above the grid's best cell; x: all its runs diverged. "
     if not all(o.usable for o in optima):
         text += "A grid with a red title has no optimum inside. "
@@ -128,7 +132,7 @@ def _heat_map(
     axis.set_xscale("function", functions=scales[0])
     axis.set_yscale("function", functions=scales[1])
     colour = axis.pcolormesh(*edges, values, cmap="viridis_r", vmin=0, vmax=top, edgecolors="white", lw=0.4)
-    size = min(6.0, 46 / max(values.shape))
+    size = min(8.0, 64 / max(values.shape))
     for x, y, percent in zip(lr, B, excess) if size >= SMALLEST else ():
         text = "x" if np.isinf(percent) else f"{percent:.1f}" if percent < 9.95 else f"{percent:.0f}"
         tone = "white" if percent > 0.45 * top else "#101828"
@@ -136,13 +140,11 @@ def _heat_map(
         label.set_in_layout(False)
     for of, known, form, most in ((axis.xaxis, levels[0], rate_text, 4), (axis.yaxis, levels[1], short, 8)):
         shown = known[:: -(-len(known) // most)]
-        of.set_ticks(shown, [form(v) for v in shown], fontsize=6.5)
+        of.set_ticks(shown, [form(v) for v in shown], fontsize=8)
         of.set_ticks([], minor=True)
     axis.grid(False)
-    axis.set_xlabel("learning rate", fontsize=7)
-    axis.set_ylabel("batch, tokens", fontsize=7)
     title = f"N {short(optimum.N)}, T {short(optimum.T)}: {optimum.verdict}"
-    axis.set_title(title, color="#101828" if optimum.usable else ACCENT, fontsize=7.5)
+    axis.set_title(title, color="#101828" if optimum.usable else ACCENT, fontsize=9)
     return colour
 
 

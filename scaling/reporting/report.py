@@ -98,7 +98,8 @@ def page(
         f"{f', {diverged} diverged' if diverged else ''}, {len(np.unique(table.N))} sizes from "
         f"{short(table.N.min())} to {short(table.N.max())} parameters."
     )
-    title = html.escape(f"Scaling laws: {law.name}")
+    # A file law.json gives its law no name that says more.
+    title = html.escape(f"Scaling laws: {table.source if law.name == 'law' else law.name}")
     return PAGE.substitute(title=title, subtitle=subtitle, sections="\n".join(sections))
 
 

@@ -18,6 +18,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#e4e7ec",
     "axes.edgecolor": "#98a2b3",
     "axes.labelcolor": "#344054",

@@ -14,6 +14,7 @@ MISTAKES = {
     "tools/benchmark.py": (["train", "--size", "1by1"], "1by1"),
     "tools/cache_latents.py": (["--source", "nowhere", "--out", "x"], "nowhere"),
     "tools/evaluate_vae.py": (["--source", "nowhere", "--vae", "embedded"], "nowhere"),
+    "tools/export.py": (["--checkpoint", "nowhere", "--out", "x"], "no such checkpoint"),
     "tools/fit.py": (["all", "missing.csv", "--out", "x.json"], "no such file"),
     "tools/plan.py": (["--law", "missing.json", "--flops", "1e20"], "no such file"),
     "tools/predict.py": (["missing.csv", "--law", "missing.json", "--out", "x.csv"], "no such file"),

@@ -32,6 +32,16 @@ def write_run(folder, name, status="done", N=1000, B=80, milestones=(1e4, 2e4), 
     path.write_text(json.dumps(result | {"recipe": {"warmup": 10, "optimizer": "adamw"}} | more))
 
 
+def test_runs_without_a_result_are_counted(tmp_path):
+    for name in "abc":
+        write_run(tmp_path, name)
+        (tmp_path / name / "config.yaml").touch()
+    assert runs.read(tmp_path).notes == ()
+    (tmp_path / "c" / "result.json").unlink()
+    (note,) = runs.read(tmp_path).notes
+    assert note == "1 of 3 runs have no result yet: finish the sweep first (sweep.py run)"
+
+
 def test_folder_of_runs(tmp_path):
     write_run(tmp_path, "a")
     write_run(tmp_path, "b", B=160, overshoot=120, recipe={"warmup": 20, "optimizer": "adamw"})

@@ -61,7 +61,8 @@ def test_states_of_trackers(tmp_path):
         table = read(tmp_path, text, columns=columns)
         assert table.loss.tolist() == [2.5, 2.5, math.inf]
         (note,) = table.notes
-        assert note == "4 of 7 rows are left out by their state: 1 crashed, 1 failed, 1 killed, 1 running"
+        states = "1 crashed, 1 failed, 1 killed, 1 running"
+        assert note == f"4 of 7 rows are left out by their state: {states}; finish them first"
     with pytest.raises(UserError, match="row 2: State 'sleeping' is no known state"):
         read(tmp_path, text.replace("finished", "sleeping"))
 
@@ -118,3 +119,9 @@ def test_both_or_neither_of_batch_and_rate(tmp_path):
     assert np.isnan(read(tmp_path, "N,T,loss\n1e6,1e9,2.5\n", hyperparameters=None).B[0])
     with pytest.raises(UserError, match="no columns lr"):
         read(tmp_path, "N,T,B,loss\n1e6,1e9,2048,2.5\n", hyperparameters=None)
+
+
+def test_a_file_that_is_no_table_does_not_fill_the_screen(tmp_path):
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, "[" * 100_000 + "\n1\n")
+    assert str(caught.value).endswith("(name them with --columns); there are " + "[" * 57 + "...")

@@ -44,6 +44,26 @@ def test_status_collect_and_extend_find_the_committed_cells(ask, tmp_path: Path)
     assert extended["target"]["N"] == 2359296, "the largest held-out size is predicted"
 
 
+def test_a_data_set_has_every_row_as_csv_and_parquet_and_a_card(ask, tmp_path: Path) -> None:
+    folder, law = tmp_path / "published", tmp_path / "all.csv"
+    ask("collect", "--out", str(law), "--dataset", str(folder), "--licence", "mit")
+    assert (folder / "runs.csv").read_bytes() == law.read_bytes()
+    rows = list(csv.DictReader(law.open()))
+    parquet = pytest.importorskip("pyarrow.parquet").read_table(folder / "runs.parquet").to_pylist()
+    assert [row["run_id"] for row in parquet] == [row["run_id"] for row in rows]
+    for column in ("N", "T", "lr", "ema_loss", "heldout"):
+        assert [row[column] for row in parquet] == [float(row[column]) if row[column] else None for row in rows]
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n")
+    assert "139 training runs of" in card
+    assert all(f"| `{column}` |" in card for column in rows[0])
+    assert "| schedule | constant |" in card
+    assert str(tmp_path) not in card
+    ask("collect", "--out", str(law), "--dataset", str(folder))  # its own is replaced, another folder is not
+    with pytest.raises(UserError, match="is no data set"):
+        ask("collect", "--out", str(law), "--dataset", str(tmp_path))
+
+
 def test_what_trains_still_wants_the_clips(ask) -> None:
     for command in (["run"], ["extend", "--run"]):
         with pytest.raises(UserError, match="no latent cache here; make one with tools/cache_latents.py"):

@@ -14,8 +14,10 @@ SAMPLE = "sample.py --prompt x --checkpoint"
 MISTAKES = [
     # train.py
     ("train.py configs/train/base.yaml", "configs/train/base.yaml: a configuration file is given as --config configs"),
-    ("train.py --config {folder}/runs", "runs: a folder, not a YAML file"),
+    ("train.py --config {folder}/runs", "runs: not a YAML file (a folder)"),
     ("train.py --config {folder}/link.yaml", "link.yaml: too many levels of symbolic links; choose another path"),
+    ("train.py --config /dev/zero", "/dev/zero: not a YAML file (longer than 16 MiB)"),
+    ("sample.py --checkpoint x --prompts /dev/zero", "/dev/zero: not a text file with one prompt per line (longer"),
     ("train.py --config missing.yaml", "missing.yaml: no such configuration file"),
     ("train.py --config configs/train/quickstart.yml", "no such configuration file; did you mean 'quickstart.yaml'?"),
     ("train.py train.device=cuda", "unknown key 'train.device'; a run takes the GPU where there is one, else the CPU"),
@@ -49,6 +51,10 @@ MISTAKES = [
     ("train.py name=", "name: no value; leave the key out"),
     ("train.py model=4x128", "model: a group of keys, not a value; set one of its keys"),
     ("train.py log.prompts=[a,", "log.prompts=[a,: not YAML"),
+    (
+        f"train.py --dry-run --account --n-ctx 80 {BASE} model.size=2x64 model.patch=[1e18,1,1]",
+        "model.patch=[1000000000000000000, 1, 1]: each must be a number from 1 to 1,024",
+    ),
     ("train.py train.tokens=1e30", "train.tokens=1000000000000000000000000000000: too large"),
     ("train.py train.milestones=[1e30]", "too large; a whole number is at most 9.22e+18"),
     (f"train.py --json {BASE}", "--json: goes with --dry-run"),
@@ -66,6 +72,41 @@ MISTAKES = [
         f"train.py --dry-run --account --n-ctx 80 {BASE} model.size=100000x64 train.batch_tokens=80 train.tokens=800",
         "at most 1e+14 and 1,024 can be built",
     ),
+    # of other trainers: DiT, Latte, Open-Sora, diffusers, nanochat, lingua
+    ("train.py model=DiT-XL/2", "model: a group of keys, not a value; set one of its keys, such as model.size=..."),
+    ("train.py --model DiT-XL/2", "--model: no such option; it is a key: write model.size=... (a named size, LAYERSx"),
+    ("train.py --nproc_per_node 8", "several GPUs under torchrun"),
+    ("train.py --num-frames 17", "clips are cut and encoded by tools/cache_latents.py (--frames, --size, --fps)"),
+    ("train.py image_size=256", "unknown key 'image_size'; clips are cut and encoded by tools/cache_latents.py"),
+    ("train.py data_path=x", "did you mean 'data.cache'? (folder of cached latents, made by tools/cache_latents.py"),
+    (
+        "train.py --ckpt_path x",
+        "a run continues from its newest checkpoint if it is started again with the same name=",
+    ),
+    ("train.py resume_from=x", "unknown key 'resume_from'; a run continues from its newest checkpoint if it is"),
+    ("train.py --resume_from_checkpoint latest", "a run continues from its newest checkpoint"),
+    (
+        "train.py --num_workers 4",
+        "training reads latents from memory maps; tools/cache_latents.py, which decodes, has",
+    ),
+    ("train.py --use_ema", "the weights are always averaged; ema.width says how"),
+    ("train.py --global-batch-size 256", "it is a key: write train.batch_tokens=..."),
+    ("train.py --gradient_accumulation_steps 4", "it is a key: write train.micro_batch=..."),
+    ("train.py --device_batch_size 4", "it is a key: write train.micro_batch=..."),
+    ("train.py --num_iterations 100", "it is a key: write train.tokens=... (end of the run, in tokens"),
+    ("train.py --lr_warmup_steps 10", "it is a key: write optim.warmup_tokens=..."),
+    ("train.py --gradient_checkpointing", "it is a key: write train.activation_checkpointing=..."),
+    ("train.py --depth=12", "it is a key: write model.size=..."),
+    ("train.py model.dim=512", "did you mean 'model.size'? (a named size, LAYERSxWIDTH"),
+    ("train.py dump_dir=x", "did you mean 'out'? (folder of run directories)"),
+    ("train.py distributed.fsdp_type=full_shard", "did you mean 'train.parallel'?"),
+    ("train.py --max_grad_norm 1", "it is a key: write optim.clip=..."),
+    ("train.py --run=x", "it is a key: write name=..."),
+    ("sample.py --checkpoint x --prompt_path x", "did you mean '--prompts'?"),
+    ("sample.py --checkpoint x --save_path x", "did you mean '--out'?"),
+    ("tools/cache_latents.py --data_path x --out x", "did you mean '--source'?"),
+    ("tools/cache_latents.py --source x --out x --resolution 256", "did you mean '--size'?"),
+    ("tools/cache_latents.py --source x --out x --frame-interval 3", "did you mean '--stride'?"),
     # sample.py
     ("sample.py --ckpt runs/x --prompt x", "--ckpt: no such option; did you mean '--checkpoint'"),
     (f"{SAMPLE} runs/x --cfg-scale 4", "--cfg-scale: no such option; did you mean '--guidance'"),
@@ -137,6 +178,12 @@ def test_a_mistake_is_answered_in_one_line_with_the_fix(typed: str, fix: str, fo
 
 def test_there_are_forty() -> None:
     assert len(MISTAKES) >= 40
+
+
+def test_a_message_is_one_line_of_printable_text_whatever_is_named() -> None:
+    """Of a file or a table's columns: a newline makes two lines, an escape moves the terminal's cursor."""
+    said = answer(["tools/plan.py", "--law", "a\nb\x1b[2J\u2028.json", "--flops", "1e20"])
+    assert said == "error: a\\nb\\x1b[2J\\u2028.json: no such file\n"
 
 
 @pytest.mark.parametrize("bad", ["a\nrm -rf x", "a\rb", "a\x1b[31m", "a\x00b", "a\u2028b", "a\tb"])

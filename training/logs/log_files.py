@@ -124,6 +124,13 @@ class Board:
         if self._writer is not None:
             self._guard(self._writer.file_writer.add_summary, summary, step)
 
+    def add_points(self, values: Mapping[str, float], step: int) -> None:
+        """Write a point of each tag in one event: eleven events a logged step took a tenth of a small run's time."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self.add_summary(Summary(value=points), step)
+
     def write_hparams(self, settings: Mapping[str, object], metrics: Sequence[str]) -> None:
         """Write the run's row in TensorBoard's HParams table: ``settings``, and the last point of each of ``metrics``.
 

@@ -63,7 +63,7 @@ class MetricsLog:
         # TensorBoard's steps are tokens here: cells of different batches are compared at equal tokens.
         self._board = Board(str(run_dir / board), purge_step=tokens if validates else tokens + 1)
         if validates and (last := self._file.last) is not None and last["step"] == step:
-            self._points(last)  # purged with the validation's, but it is not logged again
+            self._board.add_points(_points(last), tokens)  # purged with the validation's, but it is not logged again
         self._device, self._peak, self._world = device, peak_flops(device, dtype), world
         self._restart_clock(tokens)
 
@@ -117,17 +117,11 @@ class MetricsLog:
             "mfu": mfu,
         }
         self._file.append(values)
-        self._points(values | {"memory_GiB": memory_peak(self._device) / 2**30})
-        self._bins("train_by_t", by_t, tokens)
+        points = _points(values | {"memory_GiB": memory_peak(self._device) / 2**30})
+        self._board.add_points(points | _bins("train_by_t", by_t), tokens)
         if now - self._printed_at[1] >= CONSOLE_SECONDS:
             print(self._line(values, (tokens - self._printed_at[0]) / (now - self._printed_at[1]), end), flush=True)
             self._printed_at = (tokens, now)
-
-    def _points(self, values: Mapping[str, object]) -> None:
-        """A logged step's points in TensorBoard."""
-        for name, value in values.items():
-            if name not in ("step", "share") and isinstance(value, int | float):
-                self._board.add_scalar(f"train/{name}", value, values["tokens"])
 
     def _line(self, values: MetricsRow, speed: float, end: int) -> str:
         """A logged step for the console, at the ``speed`` in tokens per second since the line before."""
@@ -145,13 +139,6 @@ class MetricsLog:
             parts.append(f"skipped {values['skipped']:,}")
         return "  ".join([*parts, f"{duration(max(end - values['tokens'], 0) / speed)} left"])
 
-    def _bins(self, tag: str, losses: Sequence[float], tokens: int) -> None:
-        """Losses in equal bins of t, each under the bin's two ends."""
-        for number, loss in enumerate(losses):
-            if math.isfinite(loss):
-                ends = (number / len(losses), (number + 1) / len(losses))
-                self._board.add_scalar(f"{tag}/{ends[0]:.1f}_to_{ends[1]:.1f}", loss, tokens)
-
     def _restart_clock(self, tokens: int) -> None:
         """Restart the clock, so that speeds leave out the time of other work until now."""
         self._last = self._printed_at = (tokens, time.monotonic())
@@ -161,9 +148,8 @@ class MetricsLog:
 
         They are on disk afterwards, so that the caller can record the milestone as done.
         """
-        for name, value in scores.items():
-            self._board.add_scalar(f"validation/{name}", value, tokens)
-        self._bins("validation_by_t", bins, tokens)
+        points = {f"validation/{name}": value for name, value in scores.items()}
+        self._board.add_points(points | _bins("validation_by_t", bins), tokens)
         self.flush()
         print(
             f"T {tokens:,}: validation loss {scores['ema_val_loss']:.5f} +- {scores['ema_val_se']:.5f} (EMA), "
@@ -196,3 +182,22 @@ class MetricsLog:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def _points(values: Mapping[str, object]) -> dict[str, float]:
+    """A logged step's points in TensorBoard."""
+    return {
+        f"train/{name}": value
+        for name, value in values.items()
+        if name not in ("step", "share") and isinstance(value, int | float)
+    }
+
+
+def _bins(tag: str, losses: Sequence[float]) -> dict[str, float]:
+    """Losses in equal bins of t, each under the bin's two ends."""
+    width = 1 / max(len(losses), 1)
+    return {
+        f"{tag}/{number * width:.1f}_to_{(number + 1) * width:.1f}": loss
+        for number, loss in enumerate(losses)
+        if math.isfinite(loss)
+    }

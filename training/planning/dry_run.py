@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from typing import Any
+from dataclasses import asdict, replace
 
 import torch
 import torch.distributed as dist
@@ -27,14 +27,24 @@ from videoscaling.training.planning.memory_formula import (
     steps_together,
     training_memory,
 )
+from videoscaling.training.planning.run_report import (
+    PROBE_STEPS,
+    WARMUP_STEPS,
+    DataReport,
+    Flops,
+    RunReport,
+    TextLengths,
+    Timing,
+    ValidationCost,
+    described,
+    probed,
+    table,
+)
 from videoscaling.training.result import check_growth, finished_result
 from videoscaling.training.run import Run, run_warnings, token_numbers
 from videoscaling.training.train import prepare
 from videoscaling.training.trainer import RAW_SHARE, Trainer
-from videoscaling.utils.errors import plural
-from videoscaling.utils.progress import duration
 
-WARMUP_STEPS, PROBE_STEPS = 2, 10
 SAMPLE_NUMBERS = 1 << 24  # the most latent numbers to read for the data report
 
 
@@ -53,14 +63,15 @@ def dry_run(config: Config, as_json: bool = False) -> int:
         check_directory(run.config)
         report = describe(trainer)
         if trainer.main and not as_json:
-            print(OmegaConf.to_yaml(OmegaConf.create(report["config"])))
-            print(_table(_described(report)), flush=True)
-            for text in report["warnings"]:
+            print(OmegaConf.to_yaml(OmegaConf.create(report.config)))
+            print(table(described(report)), flush=True)
+            for text in report.warnings:
                 print(f"warning: {text}", file=sys.stderr, flush=True)
         with redirect_stdout(sys.stderr):  # a micro-batch that is halved is said there, not in the JSON
-            report |= probe(trainer, report, before)
+            report = probe(trainer, report, before)
         if trainer.main:
-            print(json.dumps(report, indent=1, allow_nan=False) if as_json else _table(_probed(report)), flush=True)
+            text = json.dumps(asdict(report), indent=1, allow_nan=False) if as_json else table(probed(report))
+            print(text, flush=True)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -70,7 +81,7 @@ def dry_run(config: Config, as_json: bool = False) -> int:
 # -- what follows from the configuration and the data ------------------------------------------------------------
 
 
-def describe(trainer: Trainer) -> dict[str, Any]:
+def describe(trainer: Trainer) -> RunReport:
     """Everything that needs no step: parameters, length, FLOPs, memory by formula, data."""
     run, cache, config = trainer.run, trainer.cache, trainer.run.config
     groups = parameter_groups(trainer.model)
@@ -86,37 +97,30 @@ def describe(trainer: Trainer) -> dict[str, Any]:
     tokens = run.steps * config.train.batch_tokens
     shape = _flops_shape(run, cache)
     training, validation = exact_flops(*shape), exact_flops(*shape, training=False)
-    return {
-        "config": to_dict(config),
-        "warnings": [
-            *run_warnings(config, token_numbers(config, cache.latent_shape)),
-        ],
-        "status": finished["status"] if finished else "resumes" if step else "new",
-        "from_step": step,
-        "N": run.N,
-        "parameters": {**groups, "total": sum(groups.values())},
-        "n_ctx": run.n_ctx,
-        "tokens": tokens,
-        "steps": run.steps,
-        "clips_per_step": run.clips,
-        "epochs": run.steps * run.clips / cache.train_size,
-        "flops": {
-            "C": tokens * run.flops_per_token,
-            "C_token": run.flops_per_token,
-            "exact": run.steps * run.clips * training,
-        },
-        "memory": estimate_memory(run, cache, trainer.model, trainer.world),
-        "validation": {
-            "clips": clips,
-            "samples": samples,
-            "milestones": len(config.train.milestones),
-            "milestones_left": 0 if finished else len(config.train.milestones) - passed,
-            "flops_share": _share(
-                len(config.train.milestones) * samples * validation, run.steps * run.clips * training
-            ),
-        },
-        "data": data_report(run, cache),
-    }
+    exact, milestones = run.steps * run.clips * training, len(config.train.milestones)
+    return RunReport(
+        config=to_dict(config),
+        warnings=run_warnings(config, token_numbers(config, cache.latent_shape)),
+        status=finished["status"] if finished else "resumes" if step else "new",
+        from_step=step,
+        N=run.N,
+        parameters={**groups, "total": sum(groups.values())},
+        n_ctx=run.n_ctx,
+        tokens=tokens,
+        steps=run.steps,
+        clips_per_step=run.clips,
+        epochs=run.steps * run.clips / cache.train_size,
+        flops=Flops(tokens * run.flops_per_token, run.flops_per_token, exact),
+        memory=estimate_memory(run, cache, trainer.model, trainer.world),
+        validation=ValidationCost(
+            clips,
+            samples,
+            milestones,
+            milestones_left=0 if finished else milestones - passed,
+            flops_share=_share(milestones * samples * validation, exact),
+        ),
+        data=data_report(run, cache),
+    )
 
 
 def parameter_groups(model: VideoDiT) -> dict[str, int]:
@@ -144,33 +148,30 @@ def estimate_memory(run: Run, cache: LatentCache, model: VideoDiT, world: int) -
     return training_memory(shape, clip, layout, clips=run.clips, dtype=train.dtype, plain_attention=plain)
 
 
-def data_report(run: Run, cache: LatentCache) -> dict[str, Any]:
+def data_report(run: Run, cache: LatentCache) -> DataReport:
     """What there is to train on; latents and text lengths from clips spread evenly over the cache."""
     most = max(1, min(cache.train_size, 1024, SAMPLE_NUMBERS // math.prod(cache.latent_shape)))
     index = torch.arange(most) * cache.train_size // most
     latents, _, mask = cache.train(index)
     by_channel = latents.transpose(0, 1).flatten(1).double()
     lengths = mask.sum(1)
-    return {
-        "cache": str(cache.path),
-        "fingerprint": run.config.data.fingerprint,
-        "vae": cache.meta["vae"],
-        "text": cache.meta["text"],
-        "training_clips": cache.train_size,
-        "training_tokens": cache.train_size * run.n_ctx,
-        "validation_clips": cache.validation_size,
-        "validation_hash": cache.validation_hash,
-        "latent_shape": list(cache.latent_shape),
-        "sampled_clips": most,
-        "text_lengths": {
-            "min": int(lengths.min()),
-            "median": int(lengths.median()),
-            "max": int(lengths.max()),
-            "padded_to": cache.text_tokens,
-        },
-        "latent_mean": _rounded(by_channel.mean(1)),
-        "latent_std": _rounded(by_channel.std(1, correction=0)),
-    }
+    return DataReport(
+        cache=str(cache.path),
+        fingerprint=run.config.data.fingerprint,
+        vae=cache.meta["vae"],
+        text=cache.meta["text"],
+        training_clips=cache.train_size,
+        training_tokens=cache.train_size * run.n_ctx,
+        validation_clips=cache.validation_size,
+        validation_hash=cache.validation_hash,
+        latent_shape=list(cache.latent_shape),
+        sampled_clips=most,
+        text_lengths=TextLengths(
+            int(lengths.min()), int(lengths.median()), int(lengths.max()), padded_to=cache.text_tokens
+        ),
+        latent_mean=_rounded(by_channel.mean(1)),
+        latent_std=_rounded(by_channel.std(1, correction=0)),
+    )
 
 
 def _rounded(values: Tensor) -> list[float]:
@@ -190,8 +191,8 @@ def _flops_shape(run: Run, cache: LatentCache) -> tuple[int, ...]:
 # -- measurements of a few steps ---------------------------------------------------------------------------------
 
 
-def probe(trainer: Trainer, report: dict[str, Any], before: int) -> dict[str, Any]:
-    """Time steps, data and validation on this device, and what that makes of the whole run.
+def probe(trainer: Trainer, report: RunReport, before: int) -> RunReport:
+    """The ``report`` with times of steps, data and validation on this device, and the memory that they took.
 
     Args:
         before: bytes that the process held before the model was built.
@@ -221,26 +222,24 @@ def probe(trainer: Trainer, report: dict[str, Any], before: int) -> dict[str, An
     data = seconds_of(lambda number: trainer.loader.batch((number + 1) * group), 3) / group
     memory = memory_peak(device) - (0 if device.type == "cuda" else before)
     validation = _validation_seconds(trainer, seconds_of)
-    steps, milestones = run.steps - report["from_step"], report["validation"]["milestones_left"]
+    steps, milestones = run.steps - report.from_step, report.validation.milestones_left
     training, validating = steps * (step + data), milestones * validation
     peak = peak_flops(device, config.train.dtype)
     speed = batch / (step + data)
-    return {
-        "memory": report["memory"] | {"measured": memory or None},
-        "time": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "processes": trainer.world,
-            "seconds_per_step": step,
-            "data_seconds_per_step": data,
-            "tokens_per_second": speed,
-            "mfu": None if peak is None else speed * run.flops_per_token / (peak * trainer.world),
-            "validation_seconds_per_milestone": validation,
-            "training_seconds": training,
-            "validation_seconds": validating,
-            "seconds": training + validating,
-            "validation_share": _share(validating, training),
-        },
-    }
+    timing = Timing(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        processes=trainer.world,
+        seconds_per_step=step,
+        data_seconds_per_step=data,
+        tokens_per_second=speed,
+        mfu=None if peak is None else speed * run.flops_per_token / (peak * trainer.world),
+        validation_seconds_per_milestone=validation,
+        training_seconds=training,
+        validation_seconds=validating,
+        seconds=training + validating,
+        validation_share=_share(validating, training),
+    )
+    return replace(report, memory=report.memory | {"measured": memory or None}, time=timing)
 
 
 def _validation_seconds(trainer: Trainer, seconds_of: Callable) -> float:
@@ -261,93 +260,3 @@ def _validation_seconds(trainer: Trainer, seconds_of: Callable) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-# -- as text -----------------------------------------------------------------------------------------------------
-
-
-def _table(rows: list[tuple[str, str]]) -> str:
-    return "\n".join(f"{label:<12}{text}" for label, text in rows)
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-def _described(report: dict[str, Any]) -> list[tuple[str, str]]:
-    config, data, flops = report["config"], report["data"], report["flops"]
-    parameters, memory, validation = report["parameters"], report["memory"], report["validation"]
-    directory = f"{config['out']}/{config['name']}"
-    state = {
-        "new": "new",
-        "resumes": f"continues from step {report['from_step']:,}",
-    }.get(report["status"], f"already {report['status']}: there is nothing left to do")
-    lengths = data["text_lengths"]
-    groups = [(name, number) for name, number in parameters.items() if name != "total"]
-    return [
-        ("run", f"{directory}: {state}"),
-        ("model", f"{config['model']['size']}, {config['model']['heads']} heads, {config['train']['dtype']}"),
-        ("parameters", f"{parameters['total']:,}"),
-        *(("", f"{number:>15,} {name}{' = N' if number == report['N'] else ''}") for name, number in groups if number),
-        (
-            "length",
-            f"{report['tokens']:,} tokens in {plural(report['steps'], 'step')} of "
-            f"{plural(report['clips_per_step'], 'clip')} of {report['n_ctx']:,} tokens; {report['epochs']:.3g} epochs",
-        ),
-        ("FLOPs", f"C {flops['C']:.4g} (C_token {flops['C_token']:.4g}); exact {flops['exact']:.4g}"),
-        (
-            "validation",
-            f"{plural(validation['milestones'], 'milestone')}, {validation['samples']:,} samples at each; "
-            f"{validation['flops_share']:.1%} of the run's FLOPs",
-        ),
-        (
-            "data",
-            f"{data['cache']}: {plural(data['training_clips'], 'training clip')} = {data['training_tokens']:,} "
-            f"tokens, {plural(data['validation_clips'], 'validation clip')}",
-        ),
-        (
-            "",
-            f"fingerprint {data['fingerprint']}, VAE {data['vae']}, text {data['text']}; "
-            f"captions of {lengths['min']} to {lengths['max']} tokens, median {lengths['median']}, "
-            f"padded to {lengths['padded_to']}",
-        ),
-        (
-            "",
-            f"latents {'x'.join(map(str, data['latent_shape']))}; by channel, of "
-            f"{plural(data['sampled_clips'], 'clip')}:",
-        ),
-        ("", f"mean {_numbers(data['latent_mean'])}"),
-        ("", f"std  {_numbers(data['latent_std'])}"),
-        (
-            "memory",
-            f"{_gib(memory['total'])} per process, estimated: "
-            + ", ".join(f"{name} {_gib(size)}" for name, size in memory.items() if name != "total" and size),
-        ),
-    ]
-
-
-def _numbers(values: list[float]) -> str:
-    return " ".join(f"{value:.2f}" for value in values)
-
-
-def _probed(report: dict[str, Any]) -> list[tuple[str, str]]:
-    memory, spent = report["memory"], report["time"]
-    mfu = "" if spent["mfu"] is None else f", MFU {spent['mfu']:.1%}"
-    # A process that held more memory before, such as a notebook's, shows no growth.
-    measured = f"{_gib(memory['measured'])} measured" if memory["measured"] else "no growth measured"
-    processes = "" if spent["processes"] == 1 else f"{spent['processes']} processes on "
-    return [
-        ("", f"{measured} in {WARMUP_STEPS + PROBE_STEPS} steps"),
-        (
-            "time",
-            f"{duration(spent['seconds'])} on {processes}{spent['device']}: training "
-            f"{duration(spent['training_seconds'])}, validation {duration(spent['validation_seconds'])} "
-            f"({spent['validation_share']:.1%})",
-        ),
-        (
-            "",
-            f"a step {1e3 * spent['seconds_per_step']:.4g} ms, its data {1e3 * spent['data_seconds_per_step']:.3g} "
-            f"ms, mean of {PROBE_STEPS} steps; {spent['tokens_per_second']:,.0f} tokens/s{mfu}",
-        ),
-        ("", "without start, checkpoints and sampled videos"),
-    ]

@@ -4,7 +4,7 @@ All by the memory formula, without torch and without a GPU; no rule here has bee
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from videoscaling.training.planning.memory_formula import (
     GPUS_PER_NODE,
@@ -29,6 +29,15 @@ DEFAULT_GPUS = GPUS_PER_NODE
 # the best batch is 5e-8 higher, relative.
 BATCH_TOLERANCE = 0.005
 MOST_GPUS, MOST_MEMORY_GB = 65_536, 1e6
+
+
+class LayoutKeys(TypedDict, total=False):
+    """Arguments of ``choose_layout`` that a configuration decides."""
+
+    parallel: str
+    micro_batch: int | None
+    activation_checkpointing: bool
+    plain_attention: bool
 
 
 class Choice(NamedTuple):
@@ -113,8 +122,8 @@ def add_layout(
     gpus: int,
     memory_gb: float,
     assumed: list[str],
-    fixed: dict[str, Any],
-    unwritten: dict[str, Any],
+    fixed: LayoutKeys,
+    unwritten: LayoutKeys,
     batch_moves: bool = True,
 ) -> None:
     """Give a plan its ``layout``, what it assumes, and warnings.

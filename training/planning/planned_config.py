@@ -13,6 +13,7 @@ from typing import Any
 
 from videoscaling import ROOT
 from videoscaling.training.config import Config, config_from_dict, flatten, known_keys, load_yaml, merge, to_dict
+from videoscaling.training.planning.layout import LayoutKeys
 from videoscaling.training.planning.memory_formula import ClipShape, assumed_clip
 from videoscaling.training.run import WARMUP_FRACTION, cache_indexes, clip_tokens, encoded_shape, resolve
 from videoscaling.training.schema import OptimKeys
@@ -49,17 +50,17 @@ class Base:
         return set(flatten(self.values))
 
     @property
-    def layout(self) -> dict[str, Any]:
+    def layout(self) -> LayoutKeys:
         """The ``LAYOUT_KEYS`` that it sets."""
         return {name: getattr(self.config.train, name) for name in LAYOUT_KEYS if f"train.{name}" in self.keys}
 
 
-def fixed_layout(base: Base) -> dict[str, Any]:
-    """The arguments of ``training.planning.layout.choose_layout`` that the base decides."""
+def fixed_layout(base: Base) -> LayoutKeys:
+    """What the base decides of the layout."""
     return {"plain_attention": base.config.model.attention == "plain"} | (base.layout if base.from_user else {})
 
 
-def default_layout(base: Base) -> dict[str, Any]:
+def default_layout(base: Base) -> LayoutKeys:
     """The layout of a run whose YAML holds none: the base's, defaults included.
 
     A micro-batch that is not set is left out, as training halves it until it fits.

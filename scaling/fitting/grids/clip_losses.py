@@ -51,7 +51,7 @@ def averaged_weights(path: str, crc32: int = -1) -> NDArray[np.float64]:
         losses = stored[1].mean(axis=1, dtype=float)
         if stored.ndim != 3 or not losses.size or not np.all((losses > 0) & (losses < np.inf)):
             raise ValueError(f"shape {stored.shape}, or not numbers above 0")
-    except (ValueError, TypeError, LookupError, EOFError, OSError) as error:
+    except (ValueError, TypeError, LookupError, EOFError, MemoryError, OSError) as error:
         raise UserError(
             f"{path}: not the losses of each validation clip ({' '.join(str(error).split()):.100}); copy it again "
             "from where the run was trained, or remove it and fit without the clips' own error"

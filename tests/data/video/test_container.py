@@ -7,11 +7,12 @@ import tracemalloc
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.video.odd_videos import packed
 from tests.data.video.videos import make_video, source
 from videoscaling.data.sources.source import Rejected, Source
-from videoscaling.data.video import container
+from videoscaling.data.video import container, pictures
 from videoscaling.data.video.clips import ClipOptions, Shape, load_clips
 from videoscaling.data.video.container import MAX_PIXELS, open_video
 from videoscaling.data.video.decode import frame_reader
@@ -71,6 +72,19 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.png")
     with pytest.raises(Rejected, match="not a file: a named pipe"):
         read_picture(source(tmp_path / "x.png"))
+
+
+def test_a_picture_is_no_program_and_of_bounded_size(tmp_path, monkeypatch):
+    """Pillow hands PostScript of any name to Ghostscript, and a sparse file of terabytes is written in no time."""
+    path = tmp_path / "x.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(Rejected, match="unreadable: no kind of picture that is known"):
+        read_picture(source(path))
+    Image.new("RGB", (9, 9)).save(path)
+    assert read_picture(source(path)).shape == (9, 9, 3)
+    monkeypatch.setattr(pictures, "MAX_BYTES", path.stat().st_size - 1)
+    with pytest.raises(Rejected, match="too large: more than"):
+        read_picture(source(path))
 
 
 def test_pictures_of_gigabytes_are_refused_by_their_header(tmp_path):

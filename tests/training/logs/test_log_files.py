@@ -136,7 +136,7 @@ def test_a_disk_that_fills_up_ends_tensorboard_alone(tmp_path: Path, capfd: pyte
         event.unlink()
         event.symlink_to("/dev/full")
     for step in range(50):
-        board.add_scalar("loss", 1.0, step)
+        board.add_points({"loss": 1.0}, step)
         board.flush()
     board.close()
     said = capfd.readouterr().err

@@ -1,0 +1,95 @@
+"""A sweep's results as a data set for others: runs.csv, runs.parquet where pyarrow is installed, and a data card."""
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+
+from videoscaling.scaling import runs
+from videoscaling.scaling.runs import RunTable
+from videoscaling.scaling.tables import COLUMNS
+from videoscaling.utils.errors import UserError, plural
+from videoscaling.utils.files import write_text
+
+MEANINGS = {
+    "run_id": "hash of the keys that determine the run; several rows of one run are its milestones",
+    "status": "`done`, or `diverged`: a loss was not finite, and the row has none",
+    "N": "parameters in the blocks' matrices, 16 x layers x width^2",
+    "T": "training tokens seen so far: patches of the clips' latents",
+    "B": "batch in tokens",
+    "lr": "peak learning rate",
+    "seed": "of the weights, and of the order of the data unless the recipe has one for that",
+    "n_ctx": "tokens per clip",
+    "loss": "validation loss of the raw weights, on a frozen set of clips, times and noise",
+    "loss_se": "its standard error over the validation clips",
+    "ema_loss": "validation loss of the EMA weights, on which laws are fitted",
+    "ema_loss_se": "its standard error over the validation clips",
+    "flops": "training FLOPs, T x 3/4 x N x (7 + n_ctx / width)",
+    "heldout": "1: predicted before it ran, and not to be fitted",
+}
+READ = """
+```python
+import pandas
+
+runs = pandas.read_csv("runs.csv")
+best = runs[runs.status == "done"].sort_values("ema_loss").groupby(["N", "T"]).first()[["B", "lr", "ema_loss"]]
+```
+
+`tools/fit.py all runs.csv` fits a law to it. Names of columns and their relation to other trainers' tables: N is
+ScaleBench's `non_embedding_param_size`, T is Step Law's `D`, B is its `bs` in tokens, ema_loss its `smooth loss`.
+"""
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError if ``folder`` is a file, or holds something else than a data set."""
+    if folder.exists() and not (folder / "runs.csv").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--dataset {folder}: exists, and is no data set; name a new folder")
+
+
+def write(table: RunTable, folder: Path, name: str, licence: str | None) -> list[str]:
+    """Write the data set of the sweep ``name`` into ``folder``; the names of its files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    runs.write_csv(table, folder / "runs.csv")
+    names = ["runs.csv", *_write_parquet(folder)]
+    write_text(folder / "README.md", card(table, name, licence, names))
+    return [*names, "README.md"]
+
+
+def card(table: RunTable, name: str, licence: str | None, files: list[str]) -> str:
+    """The data card: what the rows are, their columns, the recipe that they share, how they were made."""
+    diverged = sum(math.isinf(loss) for loss in table.loss)
+    count, sizes = len(set(table.run_id)), sorted(set(table.N.astype(int)))
+    spans = {key: getattr(table, key) for key in ("N", "T", "B", "lr")}
+    ranges = ", ".join(f"{key} from {values.min():.3g} to {values.max():.3g}" for key, values in spans.items())
+    lines = ["---", *([f"license: {licence}"] if licence else []), "configs:", "- config_name: default"]
+    lines += [f"  data_files: {files[-1]}", "---", "", f"# {name}: losses of video diffusion transformers", ""]
+    lines += [
+        f"{plural(count, 'training run')} of {plural(len(sizes), 'size')}, {plural(len(table), 'row')}, one for each "
+        f"milestone ({diverged} diverged, {int(table.heldout.sum())} held out): {ranges}.",
+        "",
+        f"Collected on {datetime.now(UTC).date()} by `tools/sweep.py collect --dataset` from the runs' `result.json`. "
+        f"Licence: {licence or 'not stated'}.",
+        "",
+        *("| column | meaning |", "|---|---|"),
+        *(f"| `{column}` | {MEANINGS[column]} |" for column in COLUMNS),
+        *(
+            "",
+            "What all runs share (`data`, `vae` and `text` are fingerprints):",
+            "",
+            "| recipe | value |",
+            "|---|---|",
+        ),
+        *(f"| {key} | {value} |" for key, value in table.recipe.items()),
+    ]
+    return "\n".join([*lines, READ])
+
+
+def _write_parquet(folder: Path) -> list[str]:
+    """runs.parquet of the runs.csv in ``folder``; none where pyarrow is not installed."""
+    try:
+        from pyarrow import csv, parquet
+    except ImportError:
+        return []
+    # Ids are hexadecimal: some consist of digits alone, and one with an e among them would be a number.
+    options = csv.ConvertOptions(column_types={"run_id": "string"})
+    parquet.write_table(csv.read_csv(folder / "runs.csv", convert_options=options), folder / "runs.parquet")
+    return ["runs.parquet"]
