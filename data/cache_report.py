@@ -28,6 +28,15 @@ def captions_text(about: Mapping[str, Any], clips: int) -> list[str]:
     return lines
 
 
+def shots_text(shots: Mapping[str, Any] | None) -> list[str]:
+    """A line about the videos' shots, where they were asked for."""
+    if not shots:
+        return []
+    left_out = f"{shots['too_short']:,} of them shorter than a clip"
+    fewer = f"{plural(shots['clips_left_out'], 'clip')} fewer than if clips crossed cuts"
+    return [f"  {shots['shots']:,} shots in {plural(shots['videos'], 'video')} ({shots['rule']}), {left_out}; {fewer}"]
+
+
 def split_text(split: Mapping[str, Any] | None, clips: int) -> list[str]:
     """Lines about the separation of training and validation, of so many ``clips``; none for entries that an older
     index lacks."""
@@ -59,6 +68,7 @@ def estimate_text(found: Mapping[str, Any]) -> str:
         f"  {found['train']:,} training and {plural(found['validation'], 'validation clip')}, "
         f"{found['tokens']:,} latent tokens (at patch 1x1x1)"
     )
+    lines += shots_text(found.get("shots"))
     lines += split_text(found.get("split"), found["validation"])
     lines += captions_text(found, found["train"] + found["validation"])
     hours = "an unknown length" if found["hours"] is None else f"{found['hours']:,.2f} hours"
@@ -83,6 +93,7 @@ def summary(out: str, index: CacheIndex) -> dict[str, object]:
         "rejected": index["rejected"],
         "rejected_clips": index.get("rejected_clips", {}),
         "captions": index.get("captions"),  # None in an index of before these were counted
+        "shots": about.get("shots"),
         "split": about.get("split"),
         "skipped": about.get("skipped"),
         "unread_columns": about.get("unread_columns"),
@@ -101,6 +112,7 @@ def summary_text(out: str, index: CacheIndex) -> str:
         f"  {facts['tokens']:,} latent tokens (at patch 1x1x1), {facts['bytes'] / 1e6:.1f} MB",
         f"  latents by channel: mean {min(mean):+.3f} to {max(mean):+.3f}, std {min(std):.3f} to {max(std):.3f}",
         f"  text: at most {index['text_tokens']} tokens of {index['text_dim']} numbers",
+        *shots_text(facts["shots"]),
         *split_text(facts["split"], facts["validation"]),
         *captions_text(facts, facts["train"] + facts["validation"]),
         f"  validation list {index['validation_hash']}, frozen",

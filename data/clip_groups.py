@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from videoscaling.data.index import list_hash
-from videoscaling.data.sources import synthetic
+from videoscaling.data.sources import doom, synthetic
 from videoscaling.data.sources.source import Source
-from videoscaling.data.video.clips import ClipOptions, Clips, Shape, load_clips
+from videoscaling.data.video.clips import ClipOptions, Clips, Shape, load_clips, resize_and_crop
 from videoscaling.utils.errors import DataFault, UserError
 from videoscaling.utils.files import read_json
 from videoscaling.utils.random import derive_seed
@@ -71,18 +71,42 @@ def synthetic_units(
 ) -> dict[str, list[ClipGroup]]:
     """Rendered clips, by split. Validation clips come from a seed of their own: none is ever trained on."""
 
-    def render(keys: list[str], index: Tensor, seed: int) -> Clips:
-        clips = synthetic.render(index.to(device), seed, shape.frames, shape.size, shape.size)
-        return Clips(keys, synthetic.captions(index, seed), clips)
+    def render(keys: list[str], index: Tensor, split: str) -> Clips:
+        split_seed = VALIDATION_SEED if split == "validation" else seed
+        clips = synthetic.render(index.to(device), split_seed, shape.frames, shape.size, shape.size)
+        return Clips(keys, synthetic.captions(index, split_seed), clips)
 
+    counts = {"train": train, "validation": validation}
+    return _made_units("synthetic", counts, seed, RENDERED_AT_ONCE, render)
+
+
+def doom_units(shape: Shape, train: int, validation: int, seed: int) -> dict[str, list[ClipGroup]]:
+    """Clips of a game, by split. Validation clips are from levels of their own, the same for every seed."""
+    doom.check_size(shape.size)
+
+    def render(keys: list[str], index: Tensor, split: str) -> Clips:
+        held_out = split == "validation"
+        walk = int(index[0]) // doom.CLIPS
+        captions, pictures = doom.play(walk, len(index), 0 if held_out else seed, shape.frames, held_out)
+        clips = torch.stack([resize_and_crop(clip, shape.size) for clip in pictures])
+        return Clips(keys, captions, clips, fps=doom.FPS)
+
+    return _made_units("doom", {"train": train, "validation": validation}, seed, doom.CLIPS, render)
+
+
+def _made_units(
+    source: str,
+    counts: dict[str, int],
+    seed: int,
+    at_once: int,
+    render: Callable[[list[str], Tensor, str], Clips],
+) -> dict[str, list[ClipGroup]]:
+    """Groups of ``at_once`` clips that ``render(keys, numbers, split)`` makes, as many clips as ``counts`` says."""
     units: dict[str, list[ClipGroup]] = {}
-    for split, name, count, split_seed in (
-        ("train", f"synthetic-{seed}", train, seed),
-        ("validation", "synthetic-validation", validation, VALIDATION_SEED),
-    ):
-        parts = torch.arange(count).split(RENDERED_AT_ONCE) if count else ()
+    for split, count in counts.items():
+        name = f"{source}-{'validation' if split == 'validation' else seed}"
         units[split] = []
-        for part in parts:
+        for part in torch.arange(count).split(at_once) if count else ():
             keys = [f"{name}#{i}" for i in part.tolist()]
-            units[split].append(ClipGroup(name, keys, partial(render, keys, part, split_seed)))
+            units[split].append(ClipGroup(name, keys, partial(render, keys, part, split)))
     return units

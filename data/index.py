@@ -32,6 +32,7 @@ class CacheSettings(TypedDict, total=False):
     fps_wanted: float | None
     hop: int | None
     backend: str
+    shots: str  # the rule that found them, where clips lie within shots
     split_rule: str  # how training and validation were separated, where not by the first rule
 
 
@@ -63,6 +64,16 @@ class CacheMeta(CacheSettings, CacheIndex, total=False):
     text: str
     vae_statistics: dict
     mixture: list[dict]
+
+
+def is_latent_shape(value: object) -> bool:
+    """Whether a value read from a file is the (C, f, h, w) of clips."""
+    return isinstance(value, list) and len(value) == 4 and all(is_size(side) for side in value)
+
+
+def is_size(value: object) -> bool:
+    """Whether a value read from a file is a number of channels, or a side."""
+    return type(value) is int and 0 < value < 1 << 20
 
 
 def list_hash(lines: Sequence[str]) -> str:

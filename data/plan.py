@@ -1,27 +1,29 @@
 """The plan of a cache: which clips it is to hold, and the settings that say so."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from videoscaling.data import rejections, writer
 from videoscaling.data.cache_report import counts_text
-from videoscaling.data.clip_groups import ClipGroup, read_frozen, synthetic_units
+from videoscaling.data.clip_groups import ClipGroup, doom_units, read_frozen, synthetic_units
 from videoscaling.data.index import CacheSettings, list_hash, read_index
 from videoscaling.data.shards import Shard
-from videoscaling.data.sources import synthetic
+from videoscaling.data.shot_sources import ShotCounts, ShotOptions, split_into_shots
+from videoscaling.data.sources import doom, synthetic
 from videoscaling.data.sources.captions import ListingOptions
-from videoscaling.data.sources.listing import scan_sources
+from videoscaling.data.sources.listing import FILM, scan_sources
 from videoscaling.data.sources.source import Listing, identity
 from videoscaling.data.splits import SAMPLE, Split, VideoScan, draw
-from videoscaling.data.video import decode
+from videoscaling.data.video import decode, shots
 from videoscaling.data.video.clips import ClipOptions, Shape
 from videoscaling.data.work_share import first_of_node
 from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.tables import KINDS
 
 SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
+RENDERED = ("synthetic", "doom")  # sources whose clips are made rather than read
 
 
 class Plan(NamedTuple):
@@ -33,13 +35,16 @@ class Plan(NamedTuple):
     frozen: list[str] | None = None
     listing: Listing | None = None
     split: Split | None = None
+    shots: ShotCounts | None = None
 
     @property
     def about(self) -> dict[str, object]:
         """The skipped sources and the split, for the index and the reports."""
         if self.listing is None or self.split is None:
             return {"split": {"by": "seed"}}
-        left_aside = {"skipped": self.listing.skipped, "unread_columns": self.listing.unread}
+        left_aside: dict[str, object] = {"skipped": self.listing.skipped, "unread_columns": self.listing.unread}
+        if self.shots is not None:
+            left_aside["shots"] = asdict(self.shots)
         return left_aside | {"split": self.split.about}
 
     @property
@@ -80,6 +85,7 @@ class VideoRequest:
         max_rejected: the fraction of the videos that may be rejected.
         writing: whether the cache is made, and rejected videos are counted and named in its folder.
         stay_open: whether the plan's ``scan`` are used after it is made, and closed by the caller.
+        shots: how the videos' shots are found, so that clips lie within them; None: clips may cross cuts.
     """
 
     source: str
@@ -94,24 +100,34 @@ class VideoRequest:
     max_rejected: float
     writing: bool
     stay_open: bool
+    shots: ShotOptions | None = None
 
 
-def plan_synthetic(
-    shape: Shape, *, clips: int | None, validation: str | None, seed: int, device: str
+def plan_rendered(
+    source: str, shape: Shape, *, clips: int | None, validation: str | None, seed: int, device: str
 ) -> tuple[CacheSettings, Planner]:
-    """The settings that determine the content of a cache of rendered clips, and its plan."""
+    """The settings that determine the content of a cache of rendered clips, and its plan.
+
+    Args:
+        source: one of ``RENDERED``.
+    """
     wanted, frozen = _validation_wanted(validation)
     if frozen is not None:
-        raise UserError("--validation takes a number here: every synthetic cache has the same validation clips")
+        raise UserError(f"--validation takes a number here: every {source} cache has the same validation clips")
     train = clips or SYNTHETIC_CLIPS
     count = SYNTHETIC_VALIDATION if wanted is None else wanted
-    settings = {"source": f"synthetic {synthetic.VERSION}", "seed": seed, "clips": train, "validation": count}
-    units = synthetic_units(shape, train, count, seed, device)
+    if source == "doom":
+        made_by = f"doom {doom.VERSION}, vizdoom {doom.game_version()}"
+        units = doom_units(shape, train, count, seed)
+    else:
+        made_by = f"synthetic {synthetic.VERSION}"
+        units = synthetic_units(shape, train, count, seed, device)
+    settings = {"source": made_by, "seed": seed, "clips": train, "validation": count}
     return settings, lambda as_before: Plan(units, len(units["train"][0].keys))
 
 
 def plan_videos(request: VideoRequest) -> tuple[CacheSettings, Planner]:
-    """As ``plan_synthetic``, of a cache of videos; some of them are opened when the plan is made."""
+    """As ``plan_rendered``, of a cache of videos; some of them are opened when the plan is made."""
     wanted, frozen = _validation_wanted(request.validation)
     if frozen is not None:
         _check_same_clips(Path(request.validation or ""), request.clip_options)
@@ -124,6 +140,9 @@ def plan_videos(request: VideoRequest) -> tuple[CacheSettings, Planner]:
         first_of_node(f"warning: {damaged.path}: {damaged.fault} (rejected as one video)")
     if request.listing.captions:
         _warn_of_no_captions(listing)
+    counts = None
+    if request.shots is not None:
+        sources, counts = split_into_shots(sources, request.shots, clip_options, numbered=request.source == FILM)
     settings = {
         "source": f"videos {decode.VERSION}",
         "videos": len(sources),
@@ -135,6 +154,8 @@ def plan_videos(request: VideoRequest) -> tuple[CacheSettings, Planner]:
         "backend": backend,
         "validation": wanted if frozen is None else f"list {list_hash(frozen)}",
     }
+    if request.shots is not None:  # said only then: caches of before this key was there keep their fingerprints
+        settings["shots"] = f"{request.shots.rule} {shots.VERSION}"
 
     def plan(as_before: bool) -> Plan:
         scan = VideoScan(sources, clip_options, request.workers, request.limit_seconds)
@@ -145,7 +166,7 @@ def plan_videos(request: VideoRequest) -> tuple[CacheSettings, Planner]:
         finally:
             if not request.stay_open:
                 scan.close()
-        return Plan(split.units, scan.clips_per_video, scan, frozen, listing, split)
+        return Plan(split.units, scan.clips_per_video, scan, frozen, listing, split, counts)
 
     return settings, plan
 

@@ -69,8 +69,8 @@ class Split:
 def hash_order(sources: Sequence[Source]) -> list[Source]:
     """The sources in the order in which they are drawn: by the hashes of their videos' names."""
 
-    def place(source: Source) -> tuple[bytes, str]:
-        return hashlib.sha256(source.video.encode(errors="surrogateescape")).digest(), source.name
+    def place(source: Source) -> tuple[bytes, int, str]:
+        return hashlib.sha256(source.video.encode(errors="surrogateescape")).digest(), source.rank, source.name
 
     return sorted(sources, key=place)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
-from videoscaling.data.index import CacheMeta
+from videoscaling.data.index import CacheMeta, is_latent_shape
 from videoscaling.sweeps.grid import Sweep
 from videoscaling.training.config import (
     Config,
@@ -111,8 +111,7 @@ def _read(path: Path) -> Values:
         return {}
     content = load_yaml(path)
     data = content.get("data")
-    shape = data.get("latent_shape") if isinstance(data, dict) else None
-    whole = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
+    whole = isinstance(data, dict) and is_latent_shape(data.get("latent_shape"))
     # The oldest sweeps recorded neither settings nor data.
     if not ("seed" in content and isinstance(content.get("settings", {}), dict) and (whole or "data" not in content)):
         raise UserError(f"{path}: damaged (seed, settings or data); remove it, and sweep.py run writes it anew")

@@ -22,7 +22,9 @@ from videoscaling.sweeps import added_cells as extended
 from videoscaling.sweeps import slurm
 from videoscaling.sweeps.state import last_metrics
 from videoscaling.training.config import load_config
+from videoscaling.training.exported import EMBEDDED as EXPORTED
 from videoscaling.training.logs.log_files import MetricsFile
+from videoscaling.training.pipeline import VideoPipeline
 from videoscaling.training.run import cache_indexes, encoded_shape
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import write_json
@@ -114,6 +116,12 @@ def samples(folder: Path) -> tuple[Path, Callable[[], Any]]:
     return folder / "samples.json", lambda: _samples(folder)
 
 
+def exported_model(folder: Path) -> tuple[Path, Callable[[], Any]]:
+    for path in EXPORTED.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder / "config.json", lambda: VideoPipeline.from_run(folder)
+
+
 def metrics(folder: Path) -> tuple[Path, Callable[[], Any]]:
     path = folder / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": step, "tokens": 64 * step}) + "\n" for step in range(1, 20)))
@@ -124,7 +132,8 @@ FILES = (law, result, validation_list, cache_index, added_cells, submission, fai
 
 
 @pytest.mark.parametrize(
-    "make", [*FILES, *(pytest.param(make, marks=pytest.mark.slow) for make in (vae_config, text_config))]
+    "make",
+    [*FILES, *(pytest.param(make, marks=pytest.mark.slow) for make in (vae_config, text_config, exported_model))],
 )
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_fault_is_one_line(make: Callable, count: int, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

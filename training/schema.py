@@ -247,6 +247,12 @@ class TrainKeys:
     timeout_minutes: float = key(
         30.0, "minutes to wait for a process that does not answer before giving up", identity=NEVER, bound=POSITIVE
     )
+    init: str = key(
+        "",
+        "begin with the EMA weights of a run directory, of a checkpoint, or of a folder of tools/export.py",
+        aliases="init_from pretrained pretrained_path finetune_from",
+        path=True,
+    )
     compile: bool = key(
         False,
         "torch.compile, of up to 6 blocks as a whole (on the CPU: needs a C++ compiler)",

@@ -26,6 +26,7 @@ from videoscaling.training.batches import BatchLoader, Samples
 from videoscaling.training.checks import check_layout
 from videoscaling.training.config import CONFIG, to_dict
 from videoscaling.training.data_check import DataCheck
+from videoscaling.training.exported import read_trained
 from videoscaling.training.leftovers import clean_run
 from videoscaling.training.logs.metrics import MetricsLog
 from videoscaling.training.logs.preview import Preview
@@ -43,6 +44,7 @@ from videoscaling.training.run import Run
 from videoscaling.training.signals import StopRequest
 from videoscaling.training.step import TrainStep
 from videoscaling.training.validation import RAW_SHARE, Score, Validator, few_blocks, losses_file, milestone_scores
+from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import atomic_write, write_bytes
 from videoscaling.utils.locks import check_lock
 from videoscaling.utils.results import DATA_FAULT, Milestone, write_result
@@ -102,6 +104,8 @@ class Trainer:
     def _build_models(self) -> tuple[VideoDiT, VideoDiT]:
         """The model and its EMA, compiled and sharded by the configuration."""
         model = build_model(self.config, self.cache.meta, self.device)
+        if self.config.train.init and not ckpt.checkpoint_paths(self.config.run_dir / "checkpoints"):
+            self._load_initial(model)
         ema = copy.deepcopy(model).requires_grad_(False).eval()
         for each in (model, ema):
             if self.config.train.compile:
@@ -109,6 +113,17 @@ class Trainer:
             if self.sharded:
                 shard(each, node_count() if self.config.train.parallel == "hsdp" else 1)
         return model, ema
+
+    def _load_initial(self, model: VideoDiT) -> None:
+        """Load ``train.init``'s weights; UserError if they are another model's, or of other encoders."""
+        given, meta = read_trained(self.config.train.init), self.cache.meta
+        for kind in ("vae", "text"):
+            if given.data[f"{kind}_fingerprint"] != meta[f"{kind}_fingerprint"]:
+                raise UserError(
+                    f"train.init={self.config.train.init}: trained with another {kind} ({given.data[kind]}) than the "
+                    f"cache ({meta[kind]}); encode the clips with that one"
+                )
+        ckpt.load_into(model, given.tensors, given.path)
 
     @property
     def tokens(self) -> int:

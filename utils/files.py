@@ -241,6 +241,11 @@ def _object_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
+def user_cache() -> Path:
+    """This program's folder for files that can be made again: in ``$XDG_CACHE_HOME``, or else in ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videoscaling"
+
+
 def find_files(folder: Path, name: str) -> list[Path]:
     """The files called ``name`` anywhere below ``folder``, sorted.
 

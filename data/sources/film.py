@@ -6,7 +6,6 @@ it among the files of its documentation. pip fetches it, so a user's mirror, pro
 """
 
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from videoscaling.data.latents import sha256_of
 from videoscaling.data.sources.captions import ListingOptions
 from videoscaling.data.sources.source import Listing, Source
 from videoscaling.utils.errors import UserError
-from videoscaling.utils.files import atomic_write
+from videoscaling.utils.files import atomic_write, user_cache
 from videoscaling.utils.locks import lock
 
 NAME, TITLE = "big_buck_bunny.mp4", "Big Buck Bunny"
@@ -28,11 +27,6 @@ PACKAGE = "moviepy==2.2.1"
 PACKAGE_SHA256 = "c80cb56815ece94e5e3e2d361aa40070eeb30a09d23a24c4e684d03e16deacb1"
 FILM_SHA256 = "475fbbf34c4c367998f80c29ea03b15a743941179b12da3373fc6706e68621d0"
 ARCHIVE, MEMBER = "moviepy_10_minutes.zip", "moviepy_10_minutes/resources/bbb.mp4"
-
-
-def user_cache() -> Path:
-    """This program's folder for files that can be made again: in ``$XDG_CACHE_HOME``, or else in ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videoscaling"
 
 
 def list_film(options: ListingOptions) -> Listing:

@@ -71,7 +71,9 @@ def scan_sources(where: str | Path, options: ListingOptions = ListingOptions()) 
             "the last) nor a .tar"
         )
     else:
-        raise UserError(f"{where}: no such folder, manifest or tar{nearest(str(where), ['synthetic', FILM], 0.8)}")
+        raise UserError(
+            f"{where}: no such folder, manifest or tar{nearest(str(where), ['synthetic', 'doom', FILM], 0.8)}"
+        )
     listing.sources.sort(key=lambda source: source.name)
     for one, other in pairwise(listing.sources):
         if one.name == other.name:

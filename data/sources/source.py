@@ -39,7 +39,8 @@ class Source:
 
     ``name`` is its identity everywhere: its path in the folder, manifest or shard, with the range if a manifest gives
     one. ``start`` and ``end`` are that range in seconds. In a tar, ``offset`` and ``size`` locate its bytes in
-    ``path``. ``fault`` describes a damaged part of a tar, which is rejected as one source.
+    ``path``. ``fault`` describes what makes it a rejected source, such as a damaged part of a tar, for ``reason``.
+    ``rank`` comes before the name where the sources of one video are drawn: shots count from its middle outwards.
     """
 
     name: str
@@ -50,6 +51,8 @@ class Source:
     offset: int = 0
     size: int | None = None
     fault: str = ""
+    reason: str = "damaged archive"
+    rank: int = 0
 
     @property
     def video(self) -> str:

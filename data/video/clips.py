@@ -82,7 +82,7 @@ def load_clips(
         Rejected: see docs/data.md for the reasons.
     """
     if source.fault:
-        raise Rejected("damaged archive", source.fault)
+        raise Rejected(source.reason, source.fault)
     return (_picture if source.is_picture else _video)(source, clip_options, starts, decode)
 
 

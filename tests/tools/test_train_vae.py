@@ -58,6 +58,13 @@ def test_what_is_trained_here_is_loaded_as_any_other_and_knows_its_latents(tmp_p
     assert (latents.std((0, 2, 3, 4)) - 1).abs().max() < 0.25
 
 
+@pytest.mark.parametrize("content", [b"", b"x", b"[" * 100_000, bytes(1000)])
+def test_a_damaged_state_is_one_line(tmp_path, content):
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(UserError, match="a.pt: damaged .*; remove it to start anew"):
+        train_vae.train(SETTINGS, tmp_path / "a.pt")
+
+
 def test_refusals(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("mine")
     for arguments, message in (

@@ -45,6 +45,22 @@ def make_video(
     return path
 
 
+def make_cut_video(path, lengths, height=48, width=64):
+    """A video of as many shots as ``lengths``, of so many frames each, at 24 a second. A shot has a colour, and a bar
+    moves through it."""
+    colours = [(200, 40, 40), (40, 200, 60), (50, 60, 210), (220, 210, 60), (60, 200, 210), (180, 60, 190)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for shot, length in enumerate(lengths):
+            for number in range(length):
+                pixels = np.full((height, width, 3), colours[shot % len(colours)], np.uint8)
+                pixels[:, number % width : number % width + 4] //= 2
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
 def mux_silence(container, stream) -> None:
     sound = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
     sound.sample_rate = 16000
