@@ -7,7 +7,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -175,6 +174,8 @@ def test_an_exported_folder_gives_the_videos_of_its_run(trained: Path, tmp_path:
     result = json.loads((trained / "result.json").read_text())
     assert card.startswith("---\nlicense: mit\n")
     assert f"{result['milestones'][-1]['ema_val_loss']:.4f}" in card
+    from diffusers import DPMSolverMultistepScheduler
+
     # Plain diffusers and safetensors: the scheduler's times, divided by 1000, are the model's.
     scheduler = DPMSolverMultistepScheduler.from_pretrained(folder)
     scheduler.set_timesteps(4)
