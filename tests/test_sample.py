@@ -168,6 +168,8 @@ def test_an_exported_folder_gives_the_videos_of_its_run(trained: Path, tmp_path:
     run, exported = VideoPipeline.from_run(trained), VideoPipeline.from_run(folder)
     made = [pipeline(PROMPTS, steps=2, guidance=3.0) for pipeline in (run, exported)]
     assert torch.equal(*made)
+    file = VideoPipeline.from_run(folder / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(file.model.final.weight, run.model.final.weight)
     card = (folder / "README.md").read_text()
     result = json.loads((trained / "result.json").read_text())
     assert card.startswith("---\nlicense: mit\n")

@@ -294,6 +294,12 @@ class CheckpointKeys:
         bound=POSITIVE,
         aliases="ckpt_every save_every save_steps checkpointing_steps",
     )
+    every_minutes: float | None = key(
+        None,
+        "a checkpoint after so many minutes too, at the next logged step",
+        identity=NEVER,
+        bound=POSITIVE,
+    )
     keep: int = key(
         2, "checkpoints kept", identity=NEVER, bound=POSITIVE, aliases="save_total_limit checkpoints_total_limit"
     )

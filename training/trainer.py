@@ -198,7 +198,7 @@ class Trainer:
                 attention=self.model.backend,
             )
         self._check_data = DataCheck(self.loader, self.device, self.step, self.train_step.skipped_steps.item())
-        self._clock = time.monotonic()
+        self._clock = self._saved_at = time.monotonic()
         self.status = "running" if self._pending() else "done"
 
     def next_batch(self) -> Samples:
@@ -224,7 +224,7 @@ class Trainer:
         self._stopping = stopping
         last = stopping or bool(self.due)
         logging = self.step % config.log.every_steps == 0
-        saving = last or self.step % config.checkpoint.every_steps == 0
+        saving = last or self.step % config.checkpoint.every_steps == 0 or (logging and self._minutes_are_up())
         consecutive_skips = 0
         if logging or saving:
             self._check_data(self.step, self.train_step.skipped_steps.item())
@@ -233,7 +233,8 @@ class Trainer:
             self.status = "diverged"
             return
         if logging:
-            log_window(self._log, self.train_step, self.run, step=self.step, share=self.share)
+            waited, self.loader.seconds = self.loader.seconds, 0.0
+            log_window(self._log, self.train_step, self.run, step=self.step, share=self.share, data_seconds=waited)
         # While steps are skipped, the checkpoint before them is the one to resume from, unless the run ends here.
         if saving and (last or not consecutive_skips):
             self._save()
@@ -265,6 +266,14 @@ class Trainer:
             ckpt.keep_final(self.config.run_dir / "checkpoints")
         if self._log is not None:
             close_log(self._log, self.run, step=self.step, status=self.status)
+
+    def _minutes_are_up(self) -> bool:
+        """Whether the last checkpoint is too old, by the first process's clock; every process must call."""
+        minutes = self.config.checkpoint.every_minutes
+        if minutes is None:
+            return False
+        late = self.main and time.monotonic() - self._saved_at >= 60 * minutes
+        return bool(all_reduce(torch.full((), float(late), device=self.device), "sum").item())
 
     def _count_seconds(self) -> None:
         now = time.monotonic()
@@ -339,6 +348,7 @@ class Trainer:
     def _save(self) -> None:
         # Every process continues from the mean of the windows, as a resumed run does.
         self.train_step.loss_sum.copy_(all_reduce(self.train_step.loss_sum, "mean"))
+        self._saved_at = time.monotonic()
         self.train_step.gather_ema()
         named = {"ema": self.ema.state_dict(), "model": self.model.state_dict()}
         named["optimizer"] = ckpt.optimizer_tensors(self.model, self.train_step.optimizer)
