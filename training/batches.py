@@ -1,5 +1,7 @@
 """Training batches: latents, noise, timesteps and captions as functions of (seed, position in the stream)."""
 
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -14,6 +16,8 @@ from videoscaling.training.planning.memory_formula import steps_together
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import DataFault
 from videoscaling.utils.random import normal
+
+AHEAD = 2  # groups of steps whose clips are read from disk while earlier ones are trained on
 
 
 class Samples(NamedTuple):
@@ -36,8 +40,9 @@ class BatchLoader:
         device: where samples are computed and kept.
 
     Attributes:
-        fault: the fault of the clips of a step that was read, or None. The samples of such a step are zeros:
+        fault: the fault of the clips of a step that was asked for, or None. The samples of such a step are zeros:
             processes that share a batch continue to where all of them can stop together (``DataCheck``).
+        seconds: that ``batch`` has taken.
     """
 
     def __init__(self, run: Run, cache: LatentCache | Mixture, rank: int, world: int, device: torch.device) -> None:
@@ -47,15 +52,20 @@ class BatchLoader:
         self._steps = steps_together(cache.latent_shape, self._local)
         self._null = tuple(value.to(device) for value in cache.null_context)
         self.fault: DataFault | None = None
+        self.seconds = 0.0
+        self._reader = ThreadPoolExecutor(1)
+        self._reads: dict[int, Future[tuple[Stored, DataFault | None]]] = {}
         self._group = -1
         self._samples: Samples
 
     def batch(self, step: int) -> Samples:
         """The samples of step ``step``, counted from 0."""
+        begun = time.monotonic()
         group, place = divmod(step, self._steps)
         if group != self._group:
-            self._samples = self._load(*(self._positions(group, where) for where in ("cpu", self._device)))
+            self._samples = self._load(group)
             self._group = group
+        self.seconds += time.monotonic() - begun
         here = slice(place * self._local, (place + 1) * self._local)
         return Samples(*(value[here] for value in self._samples))
 
@@ -69,16 +79,17 @@ class BatchLoader:
             except DataFault as fault:
                 self.fault = self.fault or fault
 
-    def _read(self, positions: Tensor) -> Stored:
-        """The clips at ``positions``, as they are stored; zeros and a ``fault`` for a damaged one."""
+    def _read(self, group: int) -> tuple[Stored, DataFault | None]:
+        """The clips of a group of steps, as they are stored; zeros and the fault of a damaged one."""
+        positions = self._positions(group, "cpu")
         try:
             index = self._cache.order(positions, self._run.config.data_seed)
-            return self._cache.stored(index, pinned=self._device.type == "cuda")
-        except DataFault as fault:
-            self.fault = self.fault or fault
+            return self._cache.stored(index, pinned=self._device.type == "cuda"), None
+        except DataFault as error:
+            fault = error
         count, text = len(positions), (self._cache.text_tokens, self._cache.text_dim)
         shapes = (self._cache.latent_shape, torch.float16), (text, torch.float16), ((), torch.int32)
-        return Stored(*(torch.zeros(count, *shape, dtype=dtype) for shape, dtype in shapes))
+        return Stored(*(torch.zeros(count, *shape, dtype=dtype) for shape, dtype in shapes)), fault
 
     def _positions(self, group: int, device: torch.device | str) -> Tensor:
         """The positions in the stream of this process's samples of a group of steps."""
@@ -86,16 +97,20 @@ class BatchLoader:
         within = torch.arange(self._first, self._first + self._local, device=device)
         return (steps[:, None] * self._run.clips + within).flatten()
 
-    def _load(self, positions: Tensor, on_device: Tensor) -> Samples:
-        """The samples at ``positions``, a CPU tensor that ``on_device`` repeats on the device.
+    def _load(self, group: int) -> Samples:
+        """The samples of a group of steps; a thread reads the clips of the next ``AHEAD`` groups meanwhile.
 
         Nothing here waits for a GPU: clips go there as float16 from pinned memory, which PyTorch's allocator
         keeps until they have arrived.
         """
         config = self._run.config
         seed, diffusion = config.data_seed, config.diffusion
-        stored = (value.to(self._device, non_blocking=True) for value in self._read(positions))
-        x0, context, mask = as_float(Stored(*stored))
+        wanted = range(group, group + 1 + AHEAD)
+        self._reads = {n: self._reads.get(n) or self._reader.submit(self._read, n) for n in wanted}
+        read, fault = self._reads[group].result()
+        self.fault = self.fault or fault
+        x0, context, mask = as_float(Stored(*(value.to(self._device, non_blocking=True) for value in read)))
+        on_device = self._positions(group, self._device)
         t = draw_timesteps(on_device, seed, diffusion.timesteps, diffusion.logit_mean, diffusion.logit_std)
         noise = normal(seed, "noise", on_device, tuple(x0.shape[1:]))
         context, mask = drop_captions(context, mask, self._null, on_device, seed, config.data.caption_dropout)

@@ -7,12 +7,13 @@ state.json holds the size and the CRC-32 of every other file, and a CRC-32 of it
 or has a flipped bit anywhere, is refused, and the one before it is used.
 """
 
+import json
 import os
 import shutil
 import sys
 import zlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,13 @@ def save_checkpoint(
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
     try:
-        for kind, named in tensors.items():
-            _save_tensors(tmp / f"{kind}.safetensors", named)
         write_text(tmp / CONFIG, OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
+        files = _describe([tmp / CONFIG])
+        with ThreadPoolExecutor() as pool:
+            saved = {f"{k}.safetensors": _save_tensors(tmp / f"{k}.safetensors", v, pool) for k, v in tensors.items()}
+        files |= {name: facts.result() for name, facts in sorted(saved.items())}
         # Written last: a checkpoint with a state is a checkpoint whose files were all written.
-        state = state | {"step": step, "files": _describe(sorted(tmp.iterdir()))}
+        state = state | {"step": step, "files": files}
         write_json(tmp / STATE, sealed(state))
         replace_folder(tmp, final)
     except BaseException:
@@ -74,14 +77,29 @@ def save_checkpoint(
     return final
 
 
-def _save_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
+def _save_tensors(path: Path, named: Mapping[str, Tensor], pool: ThreadPoolExecutor) -> Future[dict[str, int]]:
+    """Write a file; its "bytes" and "crc32" are computed from the tensors while the disk is busy."""
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in named.items()}
     try:
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in named.items()}, path)
+        save_file(tensors, path)
     except SafetensorError as error:  # it hides the operating system's error number in its text
         raise OSError(_errno(str(error)), str(error), str(path)) from None
     path.chmod(0o644)  # it writes for the owner alone, and a group shares its checkpoints
     with with_filename(path), path.open("rb") as handle:
+        head = handle.read(8)
+        head += handle.read(int.from_bytes(head, "little"))
+        facts = pool.submit(_facts_of, head, tensors)
         os.fsync(handle.fileno())
+    return facts
+
+
+def _facts_of(head: bytes, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """The size and CRC-32 of a safetensors file that begins with ``head`` and holds ``tensors``."""
+    places = {name: value["data_offsets"] for name, value in json.loads(head[8:]).items() if name in tensors}
+    crc = zlib.crc32(head)
+    for name in sorted(places, key=places.get):
+        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), crc)
+    return {"bytes": len(head) + max((end for _, end in places.values()), default=0), "crc32": crc}
 
 
 def _errno(text: str) -> int:

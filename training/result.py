@@ -24,7 +24,8 @@ PACKAGES = ("torch", "accelerate", "diffusers", "safetensors", "numpy")
 def recipe(config: Config, meta: CacheMeta) -> dict[str, object]:
     """The settings that a loss depends on besides N, T, B, lr and seed: laws hold for one recipe.
 
-    ``meta`` is the cache's. wsd's decay and heads that are not the size's own are there only where a run has them.
+    ``meta`` is the cache's. wsd's decay, initial weights and heads that are not the size's own are there only where a
+    run has them.
     """
     model, optim, diffusion, validation = config.model, config.optim, config.diffusion, config.validation
     channels = model.width // model.heads
@@ -54,6 +55,7 @@ def recipe(config: Config, meta: CacheMeta) -> dict[str, object]:
         "validation": f"{meta['validation_hash']}, {validation.clips or 'all'} clips, {validation.timesteps} times, "
         f"seed {validation.seed}",
         **({"decay_fraction": optim.decay_fraction} if optim.schedule == "wsd" else {}),
+        **({"init": config.train.init} if config.train.init else {}),
         **({} if own_heads else {"heads": f"of {channels} channels"}),
     }
 

@@ -247,6 +247,12 @@ class TrainKeys:
     timeout_minutes: float = key(
         30.0, "minutes to wait for a process that does not answer before giving up", identity=NEVER, bound=POSITIVE
     )
+    init: str = key(
+        "",
+        "begin with the EMA weights of a run directory, of a checkpoint, or of a folder of tools/export.py",
+        aliases="init_from pretrained pretrained_path finetune_from",
+        path=True,
+    )
     compile: bool = key(
         False,
         "torch.compile, of up to 6 blocks as a whole (on the CPU: needs a C++ compiler)",
@@ -287,6 +293,12 @@ class CheckpointKeys:
         identity=NEVER,
         bound=POSITIVE,
         aliases="ckpt_every save_every save_steps checkpointing_steps",
+    )
+    every_minutes: float | None = key(
+        None,
+        "a checkpoint after so many minutes too, at the next logged step",
+        identity=NEVER,
+        bound=POSITIVE,
     )
     keep: int = key(
         2, "checkpoints kept", identity=NEVER, bound=POSITIVE, aliases="save_total_limit checkpoints_total_limit"

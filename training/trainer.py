@@ -26,6 +26,7 @@ from videoscaling.training.batches import BatchLoader, Samples
 from videoscaling.training.checks import check_layout
 from videoscaling.training.config import CONFIG, to_dict
 from videoscaling.training.data_check import DataCheck
+from videoscaling.training.exported import read_trained
 from videoscaling.training.leftovers import clean_run
 from videoscaling.training.logs.metrics import MetricsLog
 from videoscaling.training.logs.preview import Preview
@@ -43,6 +44,7 @@ from videoscaling.training.run import Run
 from videoscaling.training.signals import StopRequest
 from videoscaling.training.step import TrainStep
 from videoscaling.training.validation import RAW_SHARE, Score, Validator, few_blocks, losses_file, milestone_scores
+from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import atomic_write, write_bytes
 from videoscaling.utils.locks import check_lock
 from videoscaling.utils.results import DATA_FAULT, Milestone, write_result
@@ -102,6 +104,8 @@ class Trainer:
     def _build_models(self) -> tuple[VideoDiT, VideoDiT]:
         """The model and its EMA, compiled and sharded by the configuration."""
         model = build_model(self.config, self.cache.meta, self.device)
+        if self.config.train.init and not ckpt.checkpoint_paths(self.config.run_dir / "checkpoints"):
+            self._load_initial(model)
         ema = copy.deepcopy(model).requires_grad_(False).eval()
         for each in (model, ema):
             if self.config.train.compile:
@@ -109,6 +113,17 @@ class Trainer:
             if self.sharded:
                 shard(each, node_count() if self.config.train.parallel == "hsdp" else 1)
         return model, ema
+
+    def _load_initial(self, model: VideoDiT) -> None:
+        """Load ``train.init``'s weights; UserError if they are another model's, or of other encoders."""
+        given, meta = read_trained(self.config.train.init), self.cache.meta
+        for kind in ("vae", "text"):
+            if given.data[f"{kind}_fingerprint"] != meta[f"{kind}_fingerprint"]:
+                raise UserError(
+                    f"train.init={self.config.train.init}: trained with another {kind} ({given.data[kind]}) than the "
+                    f"cache ({meta[kind]}); encode the clips with that one"
+                )
+        ckpt.load_into(model, given.tensors, given.path)
 
     @property
     def tokens(self) -> int:
@@ -183,7 +198,7 @@ class Trainer:
                 attention=self.model.backend,
             )
         self._check_data = DataCheck(self.loader, self.device, self.step, self.train_step.skipped_steps.item())
-        self._clock = time.monotonic()
+        self._clock = self._saved_at = time.monotonic()
         self.status = "running" if self._pending() else "done"
 
     def next_batch(self) -> Samples:
@@ -209,7 +224,7 @@ class Trainer:
         self._stopping = stopping
         last = stopping or bool(self.due)
         logging = self.step % config.log.every_steps == 0
-        saving = last or self.step % config.checkpoint.every_steps == 0
+        saving = last or self.step % config.checkpoint.every_steps == 0 or (logging and self._minutes_are_up())
         consecutive_skips = 0
         if logging or saving:
             self._check_data(self.step, self.train_step.skipped_steps.item())
@@ -218,7 +233,8 @@ class Trainer:
             self.status = "diverged"
             return
         if logging:
-            log_window(self._log, self.train_step, self.run, step=self.step, share=self.share)
+            waited, self.loader.seconds = self.loader.seconds, 0.0
+            log_window(self._log, self.train_step, self.run, step=self.step, share=self.share, data_seconds=waited)
         # While steps are skipped, the checkpoint before them is the one to resume from, unless the run ends here.
         if saving and (last or not consecutive_skips):
             self._save()
@@ -250,6 +266,14 @@ class Trainer:
             ckpt.keep_final(self.config.run_dir / "checkpoints")
         if self._log is not None:
             close_log(self._log, self.run, step=self.step, status=self.status)
+
+    def _minutes_are_up(self) -> bool:
+        """Whether the last checkpoint is too old, by the first process's clock; every process must call."""
+        minutes = self.config.checkpoint.every_minutes
+        if minutes is None:
+            return False
+        late = self.main and time.monotonic() - self._saved_at >= 60 * minutes
+        return bool(all_reduce(torch.full((), float(late), device=self.device), "sum").item())
 
     def _count_seconds(self) -> None:
         now = time.monotonic()
@@ -324,6 +348,7 @@ class Trainer:
     def _save(self) -> None:
         # Every process continues from the mean of the windows, as a resumed run does.
         self.train_step.loss_sum.copy_(all_reduce(self.train_step.loss_sum, "mean"))
+        self._saved_at = time.monotonic()
         self.train_step.gather_ema()
         named = {"ema": self.ema.state_dict(), "model": self.model.state_dict()}
         named["optimizer"] = ckpt.optimizer_tensors(self.model, self.train_step.optimizer)

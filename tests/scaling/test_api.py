@@ -1,4 +1,4 @@
-"""The Python interface: the committed notebook as it stands, and arrays that are none."""
+"""The Python interface: the committed notebooks as they stand, and arrays that are none."""
 
 import contextlib
 import io
@@ -13,15 +13,16 @@ from videoscaling.scaling.api import fit, plan
 from videoscaling.scaling.runs import from_arrays
 from videoscaling.utils.errors import UserError
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "notebooks" / "laws.ipynb"
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "docs" / "notebooks").glob("*.ipynb"))
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]\d+)?")
 COLUMNS = {"N": [1e6, 2e6], "T": 1e7, "loss": [0.5, 0.4]}
 
 
-def test_the_notebook_prints_what_is_committed(monkeypatch):
-    monkeypatch.chdir(NOTEBOOK.parent)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_prints_what_is_committed(notebook, monkeypatch):
+    monkeypatch.chdir(notebook.parent)
     space: dict = {}
-    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] != "code":
             continue
         with contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -118,6 +118,14 @@ def test_so_many_checkpoints_are_kept(cache: Path, tmp_path: Path) -> None:
         assert len(list(directory.iterdir())) == keep
 
 
+def test_a_checkpoint_is_written_after_so_many_minutes(cache: Path, tmp_path: Path) -> None:
+    for minutes, saved in ((1e-9, [50, 45, 30, 15]), (60, [50])):
+        keys = (f"checkpoint.every_minutes={minutes}", "log.every_steps=15", "checkpoint.keep=9")
+        run(cache, tmp_path, f"x{minutes}", *keys)
+        paths = checkpoint_paths(tmp_path / f"x{minutes}" / "checkpoints")
+        assert [read_state(path)["step"] for path in paths] == saved
+
+
 def test_what_is_no_checkpoint_is_refused_with_a_reason(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such checkpoint"):
         find_checkpoint(tmp_path / "nowhere")

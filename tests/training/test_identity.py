@@ -29,7 +29,7 @@ RESULTS = sorted((ROOT / "results/mini").glob("*/*/result.json"))
 CELLS = ROOT / "results/mini/cells"
 # The keys that came after the first committed runs, with what runs did before. A key whose default changes keeps its
 # value here: `before=` at the key is what holds it. Add a new key's first default here.
-BEFORE = {"data.seed": None, "optim.beta2_range": [0.0, 1.0]}
+BEFORE = {"data.seed": None, "optim.beta2_range": [0.0, 1.0], "train.init": ""}
 
 
 @dataclass

@@ -32,6 +32,7 @@ OTHERS = {
     "optim.decay_fraction": ("0.5", "optim.schedule=wsd"),
     "ema.width": ("0.1",),
     "train.dtype": ("bfloat16",),
+    "train.init": ("runs/x",),
     "validation.clips": ("10",),
     "validation.timesteps": ("8",),
     "validation.seed": ("3",),

@@ -47,7 +47,7 @@ def result(directory: Path) -> dict:
 
 def metrics(directory: Path) -> list[dict]:
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("tokens_per_second", "data_seconds")} for line in lines]
 
 
 def losses(directory: Path) -> np.ndarray:

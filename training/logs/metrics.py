@@ -81,6 +81,7 @@ class MetricsLog:
         by_t: Sequence[float] = (),
         share: float = 1.0,
         noise_scale: float | None = None,
+        data_seconds: float = 0.0,
     ) -> None:
         """Log one step; on the console at most every ``CONSOLE_SECONDS``.
 
@@ -95,6 +96,7 @@ class MetricsLog:
             share: this run's share of the process's time, below 1 for stacked runs. Tokens per second are this run's;
                 over the share they are the device's, from which MFU is computed.
             noise_scale: of the gradient, in tokens; None where steps have one micro-batch.
+            data_seconds: that this process waited for its samples since the last logged step.
         """
         now = time.monotonic()
         speed = (tokens - self._last[0]) / (now - self._last[1])
@@ -110,6 +112,7 @@ class MetricsLog:
             "skipped": skipped,
             "noise_scale": noise_scale,
             "tokens_per_second": speed,
+            "data_seconds": data_seconds,
             "share": share,
             "mfu": mfu,
         }

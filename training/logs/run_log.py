@@ -60,13 +60,16 @@ def open_log(
     return log
 
 
-def log_window(log: MetricsLog | None, train_step: TrainStep, run: Run, *, step: int, share: float) -> None:
+def log_window(
+    log: MetricsLog | None, train_step: TrainStep, run: Run, *, step: int, share: float, data_seconds: float
+) -> None:
     """Log the means over the steps since the last line. All processes take part; the first alone has a ``log``.
 
     Args:
         train_step: has the sums over the steps; they start again.
         step: the last step taken.
         share: of this process's time that the run has.
+        data_seconds: that the process waited for samples in these steps.
     """
     finite_steps = train_step.finite_steps.item()
     loss = all_reduce(train_step.loss_sum, "mean").item() / finite_steps if finite_steps else math.nan
@@ -90,6 +93,7 @@ def log_window(log: MetricsLog | None, train_step: TrainStep, run: Run, *, step:
             by_t=(sums / numbers).tolist(),
             share=share,
             noise_scale=noise_scale,
+            data_seconds=data_seconds,
         )
 
 
