@@ -135,8 +135,8 @@ def solve(
         at = noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, inflation)
         before, prior = phi, model.prior_at(theta)[1][model.free] ** 2
         phi = noise.estimate(structure, phi, at, mean.jacobian[:, model.free], problem.y - mean.value, prior)
-        # Fit and noise can swing around each other for ever: on the study an ellipse's ln_z by 0.29 each round. Earlier
-        # halving led fits with six cells a grid to absurd constants.
+        # Fit and noise can swing around each other for ever: on the study an ellipse's ln_z by 0.29 each round.
+        # Earlier halving led fits with six cells a grid to absurd constants.
         if number >= UNDAMPED:
             pace = pace / 2 if moved @ (phi - before) < 0 else min(1.5 * pace, 1.0)
         moved = phi - before
