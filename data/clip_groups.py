@@ -73,7 +73,7 @@ def synthetic_units(
 
     def render(keys: list[str], index: Tensor, split: str) -> Clips:
         split_seed = VALIDATION_SEED if split == "validation" else seed
-        clips = synthetic.render(index.to(device), split_seed, shape.frames, shape.size, shape.size)
+        clips = synthetic.render(index.to(device), split_seed, shape.frames, *shape.sides)
         return Clips(keys, synthetic.captions(index, split_seed), clips)
 
     counts = {"train": train, "validation": validation}
@@ -82,13 +82,13 @@ def synthetic_units(
 
 def doom_units(shape: Shape, train: int, validation: int, seed: int) -> dict[str, list[ClipGroup]]:
     """Clips of a game, by split. Validation clips are from levels of their own, the same for every seed."""
-    doom.check_size(shape.size)
+    doom.check_size(*shape.sides)
 
     def render(keys: list[str], index: Tensor, split: str) -> Clips:
         held_out = split == "validation"
         walk = int(index[0]) // doom.CLIPS
         captions, pictures = doom.play(walk, len(index), 0 if held_out else seed, shape.frames, held_out)
-        clips = torch.stack([resize_and_crop(clip, shape.size) for clip in pictures])
+        clips = torch.stack([resize_and_crop(clip, shape.sides) for clip in pictures])
         return Clips(keys, captions, clips, fps=doom.FPS)
 
     return _made_units("doom", {"train": train, "validation": validation}, seed, doom.CLIPS, render)

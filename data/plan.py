@@ -166,7 +166,9 @@ def plan_videos(request: VideoRequest) -> tuple[CacheSettings, Planner]:
         finally:
             if not request.stay_open:
                 scan.close()
-        return Plan(split.units, scan.clips_per_video, scan, frozen, listing, split, counts)
+        return Plan(
+            split.units, scan.clips_per_video, scan=scan, frozen=frozen, listing=listing, split=split, shots=counts
+        )
 
     return settings, plan
 

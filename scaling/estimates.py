@@ -1,11 +1,20 @@
 """Values with 95 % intervals, and the quantiles that make them."""
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.95
+
+
+class Span(TypedDict):
+    """A value with the ends of its 95 % interval in JSON; null is unknown, or no bound."""
+
+    value: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Estimate:
             return Estimate(value, np.full(value.shape, np.nan), np.full(value.shape, np.nan))
         return Estimate(value, *np.quantile(draws, [0.025, 0.975], axis=0))
 
-    def as_json(self) -> "float | dict[str, float] | None":
+    def as_json(self) -> float | Span:
         """One value with its interval where that is known, null for an end that is no bound."""
         if np.isnan(self.low) and np.isnan(self.high):
             return float(self.value)

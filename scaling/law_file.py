@@ -13,6 +13,7 @@ from typing import Any
 from videoscaling.scaling.laws import (
     ESTIMATORS,
     UNITS,
+    Allocation,
     Curvature,
     GivenBatch,
     Law,
@@ -218,14 +219,14 @@ def _check_constant(where: str, value: Any) -> None:
         raise UserError(f"{where} must {'be above 0' if name in _ABOVE_0 else 'not be negative'}, not {value!r}")
 
 
-def _allocation(raw: Any) -> dict[str, Any] | None:
+def _allocation(raw: Any) -> Allocation | None:
     if raw is None:
         return None
     if not isinstance(raw, dict) or raw.get("default") not in ESTIMATORS:
         raise UserError(f"allocation.default must be one of {', '.join(ESTIMATORS)}")
     if raw.get(raw["default"]) is None:
         raise UserError(f"allocation.{raw['default']} is the default, but missing or null")
-    checked: dict[str, Any] = {"default": raw["default"]}
+    checked: Allocation = {"default": raw["default"]}
     for name, value in raw.items():
         if name == "default":
             continue

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -95,6 +95,46 @@ def constants_of(kind: type) -> list[str]:
     return [f.name for f in fields(kind) if f.name not in ("scale", "assumed")]
 
 
+Recipe = dict[str, str | float | list | None]  # configuration keys of the runs, by dotted key, and their values
+
+
+class Allocation(TypedDict, total=False):
+    """N_opt by estimator; ``default`` names the one that plans take."""
+
+    default: str
+    direct: SizeLaw | None
+    measured: SizeLaw | None
+    predicted: SizeLaw | None
+
+
+class FitInfo(TypedDict, total=False):
+    """How a law was fitted: what plans, predictions and reports read of it (docs/laws.md)."""
+
+    floor: float | None
+    along: dict[str, float]
+    flops_per_parameter_token: float | None
+    size_errors: dict[str, dict[str, float]]
+    scatter: dict[str, float | None] | None
+    draw_columns: list[str] | None
+    intervals: dict[str, list[float]]
+    method: str
+    warnings: list[str]
+
+
+class Provenance(TypedDict, total=False):
+    """Where a law is from, and why parts of it are unknown."""
+
+    name: str
+    command: str
+    git_revision: str
+    flops: str
+    prior: str | None
+    columns: dict[str, str]
+    source: str
+    runs: list[str]
+    unknown: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Law:
     """A whole law file. What is None is unknown, and ``provenance["unknown"]`` says why."""
@@ -103,15 +143,15 @@ class Law:
     batch: PowerLaw | None
     lr: PowerLaw | None
     loss: "LossLaw | LossLaws | None"
-    allocation: dict[str, Any] | None
+    allocation: Allocation | None
     curvature: Curvature | None
     lr_given_batch: GivenBatch | None
     n_ctx: int | None
     domain: dict[str, list[float] | None]
-    recipe: dict[str, Any]
-    fit: dict[str, Any]
+    recipe: Recipe
+    fit: FitInfo
     draws: list[list[float]] | None
-    provenance: dict[str, Any]
+    provenance: Provenance
     units: dict[str, str] = field(default_factory=lambda: dict(UNITS))
     surface: "Surface | None" = None
 

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtri
 
-from videoscaling.scaling.estimates import LEVEL
+from videoscaling.scaling.estimates import LEVEL, Span
 from videoscaling.scaling.fitting.grids.clip_losses import clip_losses
 from videoscaling.scaling.fitting.grids.fit_points import grid_optima
 from videoscaling.scaling.runs import RunTable
@@ -18,20 +18,26 @@ from videoscaling.scaling.runs import RunTable
 NEAR = 0.05
 
 
-def deviation_interval(squares: float, freedom: int) -> dict[str, float]:
-    """Standard deviation from a sum of squares with its 95 % chi-square interval: {"value", "low", "high"}."""
+class SeedNoise(TypedDict):
+    """Relative standard deviations of one size's losses from seed to seed, of EMA and raw weights."""
+
+    N: float
+    freedom: int
+    ema: Span
+    raw: Span
+
+
+def deviation_interval(squares: float, freedom: int) -> Span:
+    """Standard deviation from a sum of squares with its 95 % chi-square interval."""
     tail = (1 - LEVEL) / 2
     low, high = (math.sqrt(squares / float(chdtri(freedom, p))) for p in (tail, 1 - tail))
     return {"value": math.sqrt(squares / freedom), "low": low, "high": high}
 
 
-def between_seeds(table: RunTable) -> list[dict[str, Any]]:
-    """Relative standard deviation of a run's loss from seed to seed, by N: repeats of one (N, T, lr, B).
+def between_seeds(table: RunTable) -> list[SeedNoise]:
+    """Noise of each N that has repeats of one (N, T, lr, B).
 
     Milestones of one run share its noise: squares are averaged over T, and the degrees of freedom are of one T.
-
-    Returns:
-        {"N", "freedom", "ema", "raw"} for each N that has repeats; the last two {"value", "low", "high"}.
     """
     rows = []
     for N in np.unique(table.N):
@@ -40,7 +46,7 @@ def between_seeds(table: RunTable) -> list[dict[str, Any]]:
         freedom = max(spare)
         if not freedom:
             continue
-        row: dict[str, Any] = {"N": float(N), "freedom": freedom}
+        row: SeedNoise = {"N": float(N), "freedom": freedom}
         for name, losses in (("ema", table.loss), ("raw", table.raw_loss)):
             squares = sum(_squares(np.log(losses[cell])) for grid in grids for cell in _cells(table, grid))
             row[name] = deviation_interval(squares * freedom / sum(spare), freedom)

@@ -3,7 +3,7 @@
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ class RunsToPredict:
     """A table's rows as they are, and what they ask for: arrays [rows], B in tokens, nan where a row has none."""
 
     columns: list[str]
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, object]]
     N: NDArray[np.float64]
     T: NDArray[np.float64]
     B: NDArray[np.float64]

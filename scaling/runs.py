@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.duplicates import distinct
+from videoscaling.scaling.laws import Recipe
 from videoscaling.scaling.tables import COLUMNS, Result, positive, read_results, whole_number
 from videoscaling.utils.errors import UserError, nearest
 from videoscaling.utils.files import atomic_write, find_files
-from videoscaling.utils.results import FILE, read_result, report_left_out
+from videoscaling.utils.results import FILE, RunResult, read_result, report_left_out
 
 MEASURED = {  # a milestone's, as ours -> in result.json
     "loss": "val_loss",
@@ -70,7 +71,7 @@ class RunTable:
     stream: NDArray[np.int64]
     skipped: NDArray[np.float64]
     source: str
-    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe: Recipe = field(default_factory=dict)
     unit: float = 1.0
     columns: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -204,7 +205,7 @@ def _from_runs(folder: Path, duplicates: str | None) -> RunTable:
     return replace(table, notes=(*table.notes, note))
 
 
-def _fill_beta2_range(recipes: list[dict[str, Any]]) -> None:
+def _fill_beta2_range(recipes: list[Recipe]) -> None:
     """Say of runs from before beta2 was kept in a range whether they were trained as the others (``B`` is taken out).
 
     Their beta2 was 2^(-B / half-life) whatever the batch: where it lies in the others' range, that is the same.
@@ -217,10 +218,10 @@ def _fill_beta2_range(recipes: list[dict[str, Any]]) -> None:
             recipe["beta2_range"] = known if same else [0.0, 1.0]
 
 
-def _milestones(result: dict[str, Any], folder: Path) -> list[Result]:
+def _milestones(result: RunResult, folder: Path) -> list[Result]:
     """The results of one run's milestones; those that a diverged run did not reach are censored."""
     path = folder / FILE
-    shared: dict[str, Any] = {key: positive(result[key], f"{path}: {key}") for key in ("N", "B", "lr")}
+    shared = {key: positive(result[key], f"{path}: {key}") for key in ("N", "B", "lr")}
     shared |= {"run_id": folder.name, "seed": whole_number(result.get("seed", 0), f"{path}: seed")}
     shared |= {"n_ctx": int(positive(result["n_ctx"], f"{path}: n_ctx")), "heldout": bool(result.get("heldout"))}
     stream = ((result.get("config") or {}).get("data") or {}).get("seed")

@@ -118,9 +118,9 @@ class Cells:
 
     place: str
     number: str
-    values: dict[str, Any]
+    values: dict[str, object]
     names: dict[str, str | None]
-    row: dict[str, Any]
+    row: dict[str, object]
 
     def has(self, ours: str) -> bool:
         return self.values[ours] is not None

@@ -1,12 +1,13 @@
 """A sweep's YAML: its keys, defaults and checks."""
 
 import math
+import operator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from videoscaling.training.config import alias_hint, as_integer, is_text, key_called, known_keys, merge, nested
-from videoscaling.training.keys import MAX_INTEGER, key
+from videoscaling.training.keys import NOT_NEGATIVE, POSITIVE, Bound, check_value, info_of, key
 from videoscaling.utils.errors import UserError, nearest, shown
 from videoscaling.utils.typed import typed as dataclass_of
 from videoscaling.utils.user_text import check_literal, check_printable, expand_home
@@ -42,6 +43,11 @@ SET = dict.fromkeys(NEVER.split(), "") | {
     "time": "executor.slurm.time",
 }
 
+# Repeats of a cell or steps of an axis: the listing of more would never end.
+COUNT = Bound("a number from 1 to 10,000", lambda value: 1 <= value <= 10_000)
+AT_LEAST_ONE = Bound("at least 1", lambda value: value >= 1)
+ABOVE_ONE = Bound("a number above 1", lambda value: value > 1)
+
 
 @dataclass
 class SizeKeys:
@@ -51,8 +57,10 @@ class SizeKeys:
     lr: list[float] | None = key(None, "learning rates, instead of the sweep's")
     batch_tokens: list[int] | None = key(None, "batch sizes in tokens, instead of the sweep's")
     milestones: list[int] | None = key(None, "tokens at which runs are validated, instead of the sweep's")
-    tokens_per_parameter: list[float] | None = key(None, "milestones as multiples of N, instead of the sweep's")
-    repeats: int | None = key(None, "runs of each cell, instead of the sweep's")
+    tokens_per_parameter: list[float] | None = key(
+        None, "milestones as multiples of N, instead of the sweep's", bound=POSITIVE
+    )
+    repeats: int | None = key(None, "runs of each cell, instead of the sweep's", bound=COUNT)
     heldout: bool = key(False, "leave the size out of fits, to check their predictions with it")
 
 
@@ -62,13 +70,13 @@ class SlurmKeys:
 
     partition: str | None = key(None, "sbatch's partition")
     account: str | None = key(None, "sbatch's account")
-    nodes: int = key(1, "nodes of one job; more than one train one cell by torchrun")
+    nodes: int = key(1, "nodes of one job; more than one train one cell by torchrun", bound=AT_LEAST_ONE)
     gpus: int | None = key(None, "GPUs per node")
     cpus: int | None = key(None, "cores per node")
     time: Any = key(60, "time limit of a job, in minutes or as 12:00:00")
     mem: str | None = key(None, "memory per node, such as 200G")
-    array: int = key(256, "most jobs at once")
-    runs_per_job: int = key(1, "cells of one job, which trains them as a machine of its own would")
+    array: int = key(256, "most jobs at once", bound=AT_LEAST_ONE)
+    runs_per_job: int = key(1, "cells of one job, which trains them as a machine of its own would", bound=AT_LEAST_ONE)
     warning_seconds: int = key(
         120, "how long before its end a job is signalled to write checkpoints; it is requeued and continues"
     )
@@ -80,16 +88,22 @@ class SlurmKeys:
 class ExecutorKeys:
     """Settings of the executor that runs the cells."""
 
-    kind: str = key("local", "local: this machine; slurm: an array of jobs")
+    kind: str = key("local", "local: this machine; slurm: an array of jobs", choices=("local", "slurm"))
     workers: int | None = key(
-        None, "cells trained at once; if not given, as many as fit on the GPUs, or one per core without a GPU"
+        None,
+        "cells trained at once; if not given, as many as fit on the GPUs, or one per core without a GPU",
+        bound=AT_LEAST_ONE,
     )
-    runs_per_gpu: int = key(1, "processes, of a cell or of a stack each, that share a GPU")
-    processes: int = key(1, "processes of one cell on each of its nodes, a GPU each; more than one start by torchrun")
+    runs_per_gpu: int = key(1, "processes, of a cell or of a stack each, that share a GPU", bound=AT_LEAST_ONE)
+    processes: int = key(
+        1,
+        "processes of one cell on each of its nodes, a GPU each; more than one start by torchrun",
+        bound=AT_LEAST_ONE,
+    )
     stack: Any = key(
         "auto", "most cells that one process trains together: auto stacks small models, 1 none (docs/stacked_runs.md)"
     )
-    retries: int = key(2, "further attempts at a cell that crashes, or whose job is lost")
+    retries: int = key(2, "further attempts at a cell that crashes, or whose job is lost", bound=NOT_NEGATIVE)
     slurm: SlurmKeys = field(default_factory=SlurmKeys)
 
 
@@ -98,9 +112,11 @@ class CostKeys:
     """The throughput by which hours are estimated before any is measured."""
 
     flops_per_second: float | None = key(
-        None, "training FLOPs (by C_token) per second of one GPU, or of one worker on the CPU, until cells have run"
+        None,
+        "training FLOPs (by C_token) per second of one GPU, or of one worker on the CPU, until cells have run",
+        bound=POSITIVE,
     )
-    price_per_hour: float | None = key(None, "price of a GPU or worker, in any currency")
+    price_per_hour: float | None = key(None, "price of a GPU or worker, in any currency", bound=POSITIVE)
 
 
 @dataclass
@@ -115,14 +131,16 @@ class SweepKeys:
     lr: list[float] | None = key(None, "learning rates of the grid")
     batch_tokens: list[int] | None = key(None, "batch sizes of the grid, in tokens")
     milestones: list[int] | None = key(None, "tokens at which runs are validated; the last is their end")
-    tokens_per_parameter: list[float] | None = key(None, "milestones as multiples of N, instead of milestones")
+    tokens_per_parameter: list[float] | None = key(
+        None, "milestones as multiples of N, instead of milestones", bound=POSITIVE
+    )
     around: str | None = key(
         None, "law file whose best pair is the middle of lr and batch_tokens where they are not given; a path as base"
     )
-    lr_steps: int = key(5, "with around: number of learning rates")
-    batch_steps: int = key(3, "with around: number of batch sizes")
-    ratio: float = key(2.0, "with around: each rate or batch is this many times the one before")
-    repeats: int = key(1, "runs of each cell, with other seeds")
+    lr_steps: int = key(5, "with around: number of learning rates", bound=COUNT)
+    batch_steps: int = key(3, "with around: number of batch sizes", bound=COUNT)
+    ratio: float = key(2.0, "with around: each rate or batch is this many times the one before", bound=ABOVE_ONE)
+    repeats: int = key(1, "runs of each cell, with other seeds", bound=COUNT)
     seed: int = key(0, "cells derive their seeds from it: of initialisation one each, of data one per size and repeat")
     results: str | None = key(
         None, "folder of finished cells (RUN_ID/result.json) that are not run again; collect fills it"
@@ -135,7 +153,6 @@ class SweepKeys:
 # written, and true for an option without a value.
 TEXT = {"name", "out", "base", "around", "results", "extends", "sizes[].size", "executor.kind", "executor.slurm.time"}
 TEXT |= {f"executor.slurm.{name}" for name in ("partition", "account", "mem", "setup[]")}
-MAX_COUNT = 10_000  # repeats of a cell or steps of an axis: the listing of more would never end
 PATHS = ("out", "base", "around", "results")
 OPTIONS = "executor.slurm.options."
 SETUP = "executor.slurm.setup"
@@ -212,10 +229,10 @@ def typed(values: Values, path: str | Path) -> SweepKeys:
     values, setup = _without_setup(values, path)
     try:
         keys = dataclass_of(SweepKeys, values)
+        keys.executor.slurm.setup = setup
+        _check(keys)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    keys.executor.slurm.setup = setup
-    _check(keys, path)
     return keys
 
 
@@ -281,71 +298,39 @@ def _without_setup(values: Values, path: str | Path) -> tuple[Values, list[str]]
     return values | ({"executor": values["executor"] | {"slurm": slurm}} if slurm or setup else {}), setup
 
 
-def _check_counts(keys: SweepKeys, path: str | Path) -> None:
-    """Refuse whole numbers that are too large for a listing of cells or for a tensor."""
-    counts = {name: getattr(keys, name) for name in ("repeats", "lr_steps", "batch_steps")}
-    counts |= {f"sizes: {size.size}: repeats": size.repeats for size in keys.sizes}
-    for name, count in counts.items():
-        if count is not None and count > MAX_COUNT:
-            raise UserError(f"{path}: {name}={shown(count)}: too large; at most {MAX_COUNT:,}")
-    whole = {"seed": [keys.seed], "batch_tokens": keys.batch_tokens, "milestones": keys.milestones}
+def _check(keys: SweepKeys) -> None:
+    """Refuse values outside what their keys allow, and keys that contradict each other."""
+    for name, info in info_of(SweepKeys).items():
+        check_value(name, operator.attrgetter(name)(keys), info)
     for size in keys.sizes:
-        whole |= {f"sizes: {size.size}: {name}": getattr(size, name) for name in ("batch_tokens", "milestones")}
-    for name, numbers in whole.items():
-        if any(abs(number) > MAX_INTEGER for number in numbers or ()):
-            raise UserError(f"{path}: {name}={shown(numbers)}: too large; a whole number is at most {MAX_INTEGER:.3g}")
-
-
-def _check(keys: SweepKeys, path: str | Path) -> None:
+        for name, info in info_of(SizeKeys).items():
+            check_value(f"sizes: {size.size}: {name}", getattr(size, name), info)
     executor, slurm = keys.executor, keys.executor.slurm
-    if (executor.workers is not None and executor.workers < 1) or executor.retries < 0:
-        raise UserError(f"{path}: executor: workers must be at least 1, and retries not negative")
-    if executor.kind not in ("local", "slurm"):
-        raise UserError(
-            f"{path}: executor.kind={executor.kind}: local or slurm{nearest(executor.kind, ['local', 'slurm'])}"
-        )
     if executor.stack != "auto" and not (type(executor.stack) is int and executor.stack >= 1):
-        raise UserError(f"{path}: executor.stack={executor.stack}: auto, or how many cells are trained together")
+        raise UserError(f"executor.stack={executor.stack}: auto, or how many cells are trained together")
     if executor.stack not in ("auto", 1) and executor.processes > 1:
         raise UserError(
-            f"{path}: executor.stack={executor.stack}: cells of several processes are not stacked; set it to 1 or auto"
+            f"executor.stack={executor.stack}: cells of several processes are not stacked; set it to 1 or auto"
         )
-    counts = {"runs_per_gpu": executor.runs_per_gpu, "processes": executor.processes}
-    counts |= {f"slurm.{name}": getattr(slurm, name) for name in ("nodes", "array", "runs_per_job")}
-    for name, count in counts.items():
-        if count < 1:
-            raise UserError(f"{path}: executor.{name}={count}: must be at least 1")
     if executor.processes > 1 and executor.runs_per_gpu > 1:
-        raise UserError(f"{path}: executor: cells of several processes cannot share GPUs; set runs_per_gpu to 1")
+        raise UserError("executor: cells of several processes cannot share GPUs; set runs_per_gpu to 1")
     if slurm.nodes > 1 and slurm.runs_per_job > 1:
-        raise UserError(
-            f"{path}: executor.slurm: a cell over {slurm.nodes} nodes is a job of its own; set runs_per_job to 1"
-        )
+        raise UserError(f"executor.slurm: a cell over {slurm.nodes} nodes is a job of its own; set runs_per_job to 1")
     if slurm.gpus is not None and slurm.gpus < executor.processes:
         raise UserError(
-            f"{path}: executor.slurm.gpus={slurm.gpus}: fewer than executor.processes="
-            f"{executor.processes}, which need a GPU each"
+            f"executor.slurm.gpus={slurm.gpus}: fewer than executor.processes={executor.processes}, which need a GPU "
+            "each"
         )
     try:
         limit = minutes(slurm.time)
     except ValueError:
-        raise UserError(f"{path}: executor.slurm.time={slurm.time}: minutes, or a time such as 12:00:00") from None
+        raise UserError(f"executor.slurm.time={slurm.time}: minutes, or a time such as 12:00:00") from None
     if not 0 < slurm.warning_seconds < 60 * limit:
         raise UserError(
-            f"{path}: executor.slurm.warning_seconds={slurm.warning_seconds}: must be positive, and less "
-            f"than executor.slurm.time, {limit} min"
+            f"executor.slurm.warning_seconds={slurm.warning_seconds}: must be positive, and less than "
+            f"executor.slurm.time, {limit} min"
         )
     for name in slurm.options:
         key = SET.get(name.replace("_", "-"))
         if key is not None:
-            raise UserError(f"{path}: executor.slurm.options.{name}: the sweep sets it{key and f'; use {key}'}")
-    for name in ("flops_per_second", "price_per_hour"):
-        value = getattr(keys.cost, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise UserError(f"{path}: cost.{name}={value}: must be a positive number")
-    for multiples in (keys.tokens_per_parameter, *(size.tokens_per_parameter for size in keys.sizes)):
-        if not all(math.isfinite(multiple) and multiple > 0 for multiple in multiples or ()):
-            raise UserError(f"{path}: tokens_per_parameter={multiples}: must be positive numbers")
-    _check_counts(keys, path)
-    if keys.around and (keys.lr_steps < 1 or keys.batch_steps < 1 or not (1 < keys.ratio < math.inf)):
-        raise UserError(f"{path}: around: lr_steps and batch_steps must be at least 1, and ratio above 1")
+            raise UserError(f"executor.slurm.options.{name}: the sweep sets it{key and f'; use {key}'}")

@@ -176,12 +176,7 @@ def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
     tasks: list[list[SubmittedCell]] = [
         [{**dataclasses.asdict(run), "run_id": run.config.run_dir.name} for run in part] for part in sets
     ]
-    content: Submission = {
-        "name": name,
-        "job": None,
-        "executor": dataclasses.asdict(sweep.keys.executor),
-        "tasks": tasks,
-    }
+    content = Submission(name=name, job=None, executor=dataclasses.asdict(sweep.keys.executor), tasks=tasks)
     write_json(record, content)
     executor = submitit.SlurmExecutor(folder=_logs(sweep.directory))
     executor.update_parameters(**_parameters(keys, name))
@@ -296,13 +291,8 @@ def _parameters(keys: SlurmKeys, name: str) -> dict[str, object]:
         f"cd {shlex.quote(str(Path.cwd()))}",
         f'export PYTHONPATH={shlex.quote(str(IMPORT_PATH))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
     ]
-    given = {
-        "partition": keys.partition,
-        "account": keys.account,
-        "mem": keys.mem,
-        "gpus_per_node": keys.gpus,
-        "cpus_per_task": keys.cpus,
-    }
+    given = {"partition": keys.partition, "account": keys.account, "mem": keys.mem}
+    given |= {"gpus_per_node": keys.gpus, "cpus_per_task": keys.cpus}
     options = {option.replace("_", "-"): value for option, value in keys.options.items()}
     return {name: value for name, value in given.items() if value is not None} | {
         "job_name": name,
@@ -410,16 +400,8 @@ def _rendezvous(keys: ExecutorKeys) -> list[str]:
     first = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
     # Any port that all nodes can compute; the job id separates jobs on the same node.
     port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 40000
-    return [
-        "--nnodes",
-        str(keys.slurm.nodes),
-        "--node_rank",
-        os.environ["SLURM_NODEID"],
-        "--master_addr",
-        first,
-        "--master_port",
-        str(port),
-    ]
+    node = os.environ["SLURM_NODEID"]
+    return ["--nnodes", str(keys.slurm.nodes), "--node_rank", node, "--master_addr", first, "--master_port", str(port)]
 
 
 def _tokens(run: Run) -> int:

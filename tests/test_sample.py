@@ -7,7 +7,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -169,10 +168,14 @@ def test_an_exported_folder_gives_the_videos_of_its_run(trained: Path, tmp_path:
     run, exported = VideoPipeline.from_run(trained), VideoPipeline.from_run(folder)
     made = [pipeline(PROMPTS, steps=2, guidance=3.0) for pipeline in (run, exported)]
     assert torch.equal(*made)
+    file = VideoPipeline.from_run(folder / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(file.model.final.weight, run.model.final.weight)
     card = (folder / "README.md").read_text()
     result = json.loads((trained / "result.json").read_text())
     assert card.startswith("---\nlicense: mit\n")
     assert f"{result['milestones'][-1]['ema_val_loss']:.4f}" in card
+    from diffusers import DPMSolverMultistepScheduler
+
     # Plain diffusers and safetensors: the scheduler's times, divided by 1000, are the model's.
     scheduler = DPMSolverMultistepScheduler.from_pretrained(folder)
     scheduler.set_timesteps(4)

@@ -68,6 +68,14 @@ FOR_VIDEOS = (
 VERIFIED = 16  # sources that --verify encodes again
 
 
+def clip_size(text: str) -> int | tuple[int, int]:
+    """The value of --size: the side of a square, or height and width."""
+    sides = [int(side) for side in text.lower().split("x") if side.isdecimal()]
+    if len(sides) != text.lower().count("x") + 1 or len(sides) > 2 or min(sides) < 1:
+        raise UserError(f"--size {text}: neither a number of pixels nor height x width, such as 64 or 48x80")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
 def arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -112,10 +120,11 @@ def arguments() -> argparse.Namespace:
     add("--frames", type=int, default=17, help="frames per clip (default 17)")
     add(
         "--size",
-        type=int,
-        default=32,
+        type=clip_size,
         aliases=("--image-size", "--resolution"),
-        help="height and width in pixels (default 32)",
+        default=32,
+        metavar="N|HxW",
+        help="pixels: a square's side, or height x width (default 32)",
     )
     add(
         "--stride",
@@ -214,7 +223,7 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.source and not args.verify:
         raise UserError("--source is missing: 'synthetic', 'doom', 'film', a folder of videos, a manifest or tars")
-    for name in ("clips", "frames", "size", "stride", "hop", "fps", "clips_per_video", "batch"):
+    for name in ("clips", "frames", "stride", "hop", "fps", "clips_per_video", "batch"):
         value = getattr(args, name)
         if value is not None and not value >= (1 if name != "fps" else 1e-3):
             raise UserError(f"--{name.replace('_', '-')} must be at least {1 if name != 'fps' else 0.001:g}")
@@ -306,8 +315,9 @@ def main() -> None:
     vae = load_vae(args.vae, args.device, getattr(torch, args.vae_dtype))
     text = load_text_encoder(args.text, args.device)
     # A shape that the VAE cannot take is said before any work.
-    latent_shape = vae.latent_shape(args.frames, args.size, args.size)
-    settings = {"format": FORMAT, "frames": args.frames, "height": args.size, "width": args.size, **made_of}
+    latent_shape = vae.latent_shape(args.frames, *shape.sides)
+    height, width = shape.sides
+    settings = {"format": FORMAT, "frames": args.frames, "height": height, "width": width, **made_of}
     settings |= {"stride": args.stride, "vae_fingerprint": vae.fingerprint, "text_fingerprint": text.fingerprint}
     if args.vae_dtype != "float32":  # said only then: caches of before this key was there keep their fingerprints
         settings["vae_dtype"] = args.vae_dtype

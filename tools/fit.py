@@ -18,30 +18,16 @@ from pathlib import Path
 from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import PAPER, law_file, runs, tables
 from videoscaling.scaling.checks import extrapolation, fixed_pair
+from videoscaling.scaling.fitting import method as fitting
 from videoscaling.scaling.fitting.grids.fit import PARTS
 from videoscaling.scaling.fitting.losses.forms import CONSTANTS as FORMS
-from videoscaling.scaling.fitting.method import GRIDS, LOSSES, SURFACE, UNREAD_BY, choose_method, fit_law
 from videoscaling.scaling.fitting.options import HOLDABLE, Options, parse_fixed, parse_pair
 from videoscaling.scaling.fitting.run_info import cost_of
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
-from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.errors import Parser, path_text, run_cli
 from videoscaling.utils.files import write_json
 from videoscaling.utils.options import number
 from videoscaling.utils.revision import code_revision
-
-# Which parts read an option: the others would ignore it in silence.
-FITTED = (*PARTS, "validate")
-READ_BY = {
-    "optima": FITTED,
-    "fix": FITTED,
-    "prior": PARTS,
-    "n_ctx": (*PARTS, "compare"),
-    "pair": ("compare",),
-    "flops": ("compare",),
-    "force": FITTED,
-    "method": FITTED,
-    "form": FITTED,
-}
 
 
 def arguments() -> Parser:
@@ -71,7 +57,7 @@ def arguments() -> Parser:
     )
     parser.add_argument(
         "--method",
-        choices=(SURFACE, GRIDS),
+        choices=(fitting.SURFACE, fitting.GRIDS),
         help="surface: one model of all runs' losses over (N, T, B, lr), the default where some (N, T) has several "
         "(lr, B); grids: an optimum of each (N, T), and power laws and the paper's loss law through these",
     )
@@ -108,73 +94,33 @@ def arguments() -> Parser:
     return parser
 
 
-def check_options(parser: Parser, args: argparse.Namespace) -> None:
-    """Raise UserError for an option that the part asked for does not read."""
-    unread = {name for name, parts in READ_BY.items() if args.part not in parts}
-    if args.optima:
-        # Optima are no grids; and N_opt(C) through them is a straight line.
-        unread |= {"form"} | ({"fix", "prior", "force"} if args.part == "allocation" else set())
-    if args.method:
-        unread |= {*UNREAD_BY[args.method], *(("optima",) if args.method == SURFACE else ())}
-    asked = args.part + (" --optima" if args.optima and "optima" not in unread else "")
-    asked += f" --method {args.method}" if args.method and "method" not in unread else ""
-    parser.refuse_unread(args, sorted(unread), f"not read by fit.py {asked}")
-
-
-def check_method(parser: Parser, args: argparse.Namespace, method: str) -> None:
-    """Raise UserError for an option that the method of the table does not read."""
-    fitted = {SURFACE: "one surface is fitted", LOSSES: "loss forms are fitted", GRIDS: "optima are fitted"}[method]
-    way = "" if method == GRIDS else " (--method grids reads it)"
-    parser.refuse_unread(args, UNREAD_BY[method], f"not read where {fitted} to the table, as here{way}")
-    if method == SURFACE and args.form == "three_term":
-        raise UserError(
-            "--form three_term: is for losses alone, one for each (N, T); a surface has the batch in itself"
-        )
-
-
-def refuse(args: argparse.Namespace, reason: UnsupportedFit, table: runs.RunTable, method: str) -> int:
-    """Say why there is no fit, and what would help. The exit status, 3."""
-    first, *more = str(reason).splitlines()
-    ways = [reason.advice]
-    if method == SURFACE:
-        ways.append("--method grids fits an optimum of each (N, T)")
-    elif reason.forcible and args.part != "compare" and not args.force:
-        ways.append("--force fits all the same")
-    way = f" ({'; '.join(filter(None, ways))})" if any(ways) else ""
-    verb = {"compare": "compared", "validate": "validated"}.get(args.part, "fitted")
-    print("\n".join([f"not {verb}: {first}{way}", *more, *(f"note: {t}" for t in table.notes)]), file=sys.stderr)
-    return 3
-
-
-def show(args: argparse.Namespace, raw: dict, text: str, unwritten: str = "") -> int:
+def show(args: argparse.Namespace, raw: dict, text: str) -> int:
     """Write ``raw`` to --out, and print it or the text. The exit status, 0."""
     if args.out:
         write_json(args.out, raw)
     print(json.dumps(raw, indent=1) if args.json else text)
-    if unwritten and not args.out and not args.json:
-        print(unwritten)
     return 0
 
 
 def main() -> int:
     parser = arguments()
     args = parser.parse_args()
-    check_options(parser, args)
+    parser.refuse_unread(args, *fitting.unread_by_part(args.part, args.optima, args.method))
     # A table of (N, T, loss) alone has a loss law, with or without the others.
     hyperparameters = {"hyperparameters": True, "compare": True, "all": None}.get(args.part, False)
     losses = not (args.optima and args.part in ("hyperparameters", "allocation"))
     columns = tables.parse_columns(args.columns)
     table = runs.read(args.results, columns, args.batch_unit, hyperparameters, losses, args.duplicates)
     table, cost, flops = cost_of(table, args.n_ctx, smooth_width)
-    method = GRIDS
+    method = fitting.GRIDS
     try:
         if args.part == "compare":
             done = fixed_pair.compare(table, cost, parse_pair(args.pair), args.flops)
             return show(args, done.to_dict(), done.text())
-        method = choose_method(table, args.part, args.optima, args.method)
+        method = fitting.choose_method(table, args.part, args.optima, args.method)
         fixed, prior = parse_fixed(args.fix, args.part), law_file.load(args.prior) if args.prior else None
         options = Options(fixed, prior, args.force, args.optima, args.form or "auto")
-        check_method(parser, args, method)
+        parser.refuse_unread(args, *fitting.unread_by_method(method, args.form))
         if args.part == "validate":
             done = extrapolation.validate(table, method, options, cost)
             return show(args, done.to_dict(), done.text())
@@ -186,14 +132,18 @@ def main() -> int:
             "prior": args.prior and Path(args.prior).name,
             **({"columns": table.columns} if table.columns else {}),
         }
-        fitted = fit_law(table, args.part, method, options, cost, provenance)
+        fitted = fitting.fit_law(table, args.part, method, options, cost, provenance)
     except UnsupportedFit as reason:
-        return refuse(args, reason, table, method)
+        verb = {"compare": "compared", "validate": "validated"}.get(args.part, "fitted")
+        way = "--method grids fits an optimum of each (N, T)" if method == fitting.SURFACE else ""
+        if method != fitting.SURFACE and reason.forcible and args.part != "compare" and not args.force:
+            way = "--force fits all the same"
+        print(reason.text(verb, way, table.notes), file=sys.stderr)
+        return 3
     raw = law_file.to_dict(fitted.law)
     law_file.from_dict(raw)  # what is printed is checked as what is written
-    return show(
-        args, raw, fitted.text, "not written: --out law.json writes the law file, from which tools/plan.py plans"
-    )
+    unwritten = "not written: --out law.json writes the law file, from which tools/plan.py plans"
+    return show(args, raw, "\n".join([fitted.text, *([] if args.out else [unwritten])]))
 
 
 if __name__ == "__main__":

@@ -153,6 +153,8 @@ def write_page(parser: Parser, args: argparse.Namespace) -> None:
 
     fixed = ("gpu_hours", "tokens", "loss", "params", "batch", "prior", "gpus", "gpu_memory", "base", "out", "json")
     parser.refuse_unread(args, fixed, "--html plans every budget on its own")
+    if Path(args.html).is_dir():
+        raise UserError(f"--html {args.html}: is a folder; name a file in it")
     found = {path: law_file.load(path) for path in args.law}
     write_text(args.html, page(found, options_of(Request, args), sizes))
     print(f"wrote {args.html}; open it in a browser")

@@ -28,12 +28,6 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--law", type=path_text, required=True, help="law file that tools/fit.py made of them")
     parser.add_argument("--prior", type=path_text, help="the law file given to tools/fit.py as --prior, if one was")
-    parser.add_argument(
-        "--reference",
-        type=path_text,
-        default=str(PAPER),
-        help="law whose exponents are printed next to its (the paper's)",
-    )
     parser.add_argument("--expect", type=path_text, help="earlier --json output that this must agree with")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser.parse_args()
@@ -43,7 +37,7 @@ def main() -> int:
     args = arguments()
     if not Path(args.results).is_dir():
         raise UserError(f"{args.results}: a folder of runs is wanted, whose result.json files say more than a table")
-    law, reference = law_file.load(args.law), law_file.load(args.reference)
+    law, reference = law_file.load(args.law), law_file.load(PAPER)
     prior = law_file.load(args.prior) if args.prior else None
     cost = allocation.cost_of(law, smooth_width)
     answers = study(Path(args.results), law, cost, prior=prior, reference=reference)

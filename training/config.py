@@ -38,7 +38,8 @@ ELSEWHERE = (
     ),
     (
         "resume resume_from resume_from_checkpoint ckpt ckpt_path checkpoint_path load_from",
-        "a run continues from its newest checkpoint if it is started again with the same name=...",
+        "a run continues from its newest checkpoint if it is started again with the same name=...; train.init=... "
+        "begins another with its weights",
     ),
     (
         "num_frames image_size resolution height video_length fps frame_interval sample_rate",

@@ -50,13 +50,15 @@ def read_trained(path: str | Path, weights: str = "ema") -> Trained:
         UserError: there is none, it is damaged, or it has other weights than these.
     """
     folder = EMBEDDED if str(path) == "embedded" else Path(path)
+    if folder.is_file() and (folder.parent / "config.json").is_file():  # of the weights: the rest lies next to them
+        folder = folder.parent
     if not (folder / "config.json").is_file():
         checkpoint = find_checkpoint(folder, (weights,))
         data = read_state(checkpoint)["data"]
         return Trained(checkpoint, recorded(checkpoint), data, read_tensors(checkpoint, weights))
     facts = read_config(folder)
     if facts.get("_class_name") != CLASS:
-        raise UserError(f"{folder}: a {facts.get('_class_name')}, and no {CLASS} as tools/export.py writes")
+        raise UserError(f"{folder}: holds no {CLASS}, as tools/export.py writes it, but {facts.get('_class_name')}")
     if lost := next((key for key in (*KEYS, *META, "weights") if key not in facts), None):
         raise UserError(f"{folder / 'config.json'}: has no {lost}; export the model again with tools/export.py")
     _check_types(facts, folder / "config.json")

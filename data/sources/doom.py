@@ -150,7 +150,7 @@ def _in_view(labels: Any) -> str:
     return f", with {' and '.join(things)} in view" if things else ""
 
 
-def check_size(size: int) -> None:
+def check_size(height: int, width: int) -> None:
     """Raise UserError where the game's frames would be enlarged, which teaches a model blur."""
-    if size > HEIGHT:
-        raise UserError(f"--size {size}: the game's frames have {WIDTH}x{HEIGHT} pixels; at most --size {HEIGHT}")
+    if height > HEIGHT or width > WIDTH:
+        raise UserError(f"--size {height}x{width}: the game's frames have {HEIGHT}x{WIDTH} pixels (height x width)")

@@ -26,11 +26,19 @@ SLOWER = 0.95
 
 @dataclass(frozen=True)
 class Shape:
-    """A clip's shape: ``frames`` frames, every ``stride``-th of the video, of ``size`` x ``size`` pixels."""
+    """A clip's shape: ``frames`` frames, every ``stride``-th of the video, of ``size`` pixels.
+
+    ``size`` is the side of a square, or (height, width).
+    """
 
     frames: int = 17
-    size: int = 32
+    size: int | tuple[int, int] = 32
     stride: int = 1
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
     @property
     def span(self) -> int:
@@ -97,7 +105,7 @@ def _video(source: Source, clip_options: ClipOptions, starts: Sequence[int] | No
         return _clips(source, starts, pixels, fps / shape.stride, seconds)
     clips: dict[int, Tensor] = {}
     lost: dict[int, Rejected] = {}
-    with frame_reader(source, found, clip_options.backend, partial(_resized, size=shape.size)) as read:
+    with frame_reader(source, found, clip_options.backend, partial(_resized, sides=shape.sides)) as read:
         for start in starts:
             try:
                 pictures = read(numbers[start : start + shape.span : shape.stride])
@@ -112,18 +120,21 @@ def _video(source: Source, clip_options: ClipOptions, starts: Sequence[int] | No
     return _clips(source, list(clips), pixels, fps / shape.stride, seconds)._replace(rejected=rejected)
 
 
-def _resized(picture: np.ndarray, size: int) -> np.ndarray:
-    """A frame [H, W, 3] as ``resize_and_crop`` leaves it, [3, size, size]."""
-    height, width = picture.shape[:2]
-    if min(height, width) < size:  # where it changes on the way, or the header has another
-        raise Rejected("too small", f"{width}x{height} pixels; clips are {size}x{size}")
-    return resize_and_crop(picture[None], size)[:, 0].numpy()
+def _resized(picture: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    """A frame [H, W, 3] as ``resize_and_crop`` leaves it, [3, height, width]."""
+    if any(side < wanted for side, wanted in zip(picture.shape, sides)):  # its size changes, or the header has another
+        raise _too_small(*picture.shape[:2], sides)
+    return resize_and_crop(picture[None], sides)[:, 0].numpy()
+
+
+def _too_small(height: int, width: int, sides: tuple[int, int]) -> Rejected:
+    return Rejected("too small", f"{width}x{height} pixels; clips are {sides[1]}x{sides[0]}")
 
 
 def _picture(source: Source, clip_options: ClipOptions, starts: Sequence[int] | None, decode: bool) -> Clips:
     picture = read_picture(source)
     starts = _chosen(starts, windows(1, *picture.shape[:2], clip_options), 1, clip_options.shape)
-    pixels = resize_and_crop(picture[None], clip_options.shape.size)[None] if decode else torch.empty(1, 0).byte()
+    pixels = resize_and_crop(picture[None], clip_options.shape.sides)[None] if decode else torch.empty(1, 0).byte()
     return _clips(source, starts, pixels[: len(starts)], 0.0, 0.0)
 
 
@@ -175,8 +186,9 @@ def windows(frames: int, height: int, width: int, clip_options: ClipOptions) -> 
     )
     if frames < shape.span:
         raise Rejected("too short", f"{plural(frames, 'frame')}; a clip spans {shape.span}")
-    if min(height, width) < shape.size:
-        raise Rejected("too small", f"{width}x{height} pixels; clips are {shape.size}x{shape.size}")
+    # A header does not know which side is up.
+    if any(side < wanted for side, wanted in zip(sorted((height, width)), sorted(shape.sides))):
+        raise _too_small(height, width, shape.sides)
     fit = (frames - shape.span) // window_step + 1
     return [i * max(fit, limit) // limit * window_step for i in range(min(fit, limit))]
 
@@ -186,12 +198,16 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels if pixels.is_floating_point() else pixels.float().div_(127.5).sub_(1)
 
 
-def resize_and_crop(pictures: np.ndarray, size: int) -> Tensor:
-    """uint8 [F, H, W, 3] -> uint8 [3, F, size, size]: the shorter side resized (antialiased), the centre cropped."""
+def resize_and_crop(pictures: np.ndarray, sides: tuple[int, int]) -> Tensor:
+    """uint8 [F, H, W, 3] -> uint8 [3, F, *sides]: resized (antialiased) until one side fits, the other one's centre
+    cropped."""
     height, width = pictures.shape[1:3]
-    sides = [max(size, int(size * side / min(height, width))) for side in (height, width)]
+    if sides[0] * width >= sides[1] * height:
+        resized = [sides[0], max(sides[1], int(sides[0] * width / height))]
+    else:
+        resized = [max(sides[0], int(sides[1] * height / width)), sides[1]]
     # Colours last in memory, as they come: eight times as fast as one plane after the other, and the same to the bit.
     tensor = torch.from_numpy(np.require(pictures, requirements="W")).permute(0, 3, 1, 2)
-    tensor = torch.nn.functional.interpolate(tensor, sides, mode="bilinear", antialias=True)
-    top, left = (round((side - size) / 2) for side in sides)
-    return tensor[:, :, top : top + size, left : left + size].permute(1, 0, 2, 3).contiguous()
+    tensor = torch.nn.functional.interpolate(tensor, resized, mode="bilinear", antialias=True)
+    top, left = (round((side - wanted) / 2) for side, wanted in zip(resized, sides))
+    return tensor[:, :, top : top + sides[0], left : left + sides[1]].permute(1, 0, 2, 3).contiguous()

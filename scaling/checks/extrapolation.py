@@ -49,6 +49,17 @@ class Check:
 
 
 @dataclass(frozen=True)
+class WindowError:
+    """All windows of one form in one direction: ``error``, ``bias`` and ``points`` as of a Check."""
+
+    form: str
+    along: str
+    error: float
+    bias: float
+    points: int
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """A held-out (N, T): losses at its best cell or optimum, and the law's 95 % interval of one new run.
 
@@ -84,7 +95,7 @@ class HeldOut:
 class Validation:
     """Expanding windows by form and direction, held-out points, and why a direction has no windows."""
 
-    windows: list[dict[str, Any]]
+    windows: list[WindowError]
     held_out: list[HeldOut]
     distinct: dict[str, int]
 
@@ -102,8 +113,8 @@ class Validation:
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        held = [asdict(point) for point in self.held_out]
-        return {"windows": self.windows, "held_out": held, "verdict": self.verdict}
+        windows, held = ([asdict(one) for one in many] for many in (self.windows, self.held_out))
+        return {"windows": windows, "held_out": held, "verdict": self.verdict}
 
     def text(self) -> str:
         """For people."""
@@ -141,7 +152,7 @@ def _windows_of(N: NDArray, T: NDArray, B: NDArray, loss: NDArray, noise: NDArra
     return expanding_windows(N, T, B, loss, noise, names)
 
 
-def surface_windows(surface: Surface) -> list[dict[str, Any]]:
+def surface_windows(surface: Surface) -> list[WindowError]:
     """``summary`` of the windows by which a surface's forms were weighted."""
     rows = []
     for along in ("N", "T"):
@@ -150,7 +161,7 @@ def surface_windows(surface: Surface) -> list[dict[str, Any]]:
             if steps:
                 errors = np.expm1(np.concatenate(steps))
                 rms, bias = float(np.sqrt(np.mean(errors**2))), float(errors.mean())
-                rows.append({"form": member.form, "along": along, "error": rms, "bias": bias, "points": len(errors)})
+                rows.append(WindowError(member.form, along, rms, bias, len(errors)))
     return rows
 
 
@@ -199,7 +210,7 @@ def _windows(values: NDArray) -> Iterator[tuple[NDArray, NDArray, float, float]]
         yield values <= last, values == following, float(last), float(following)
 
 
-def summary(checks: list[Check]) -> list[dict[str, Any]]:
+def summary(checks: list[Check]) -> list[WindowError]:
     """Per form and direction: the error over all windows that every compared form could fit."""
     rows = []
     for along in ("N", "T"):
@@ -212,21 +223,19 @@ def summary(checks: list[Check]) -> list[dict[str, Any]]:
                 count = sum(c.points for c in chosen)
                 error = np.sqrt(sum(c.points * c.error**2 for c in chosen) / count)
                 bias = sum(c.points * c.bias for c in chosen) / count
-                rows.append(
-                    {"form": name, "along": along, "error": float(error), "bias": float(bias), "points": count}
-                )
+                rows.append(WindowError(name, along, float(error), float(bias), count))
     return rows
 
 
-def describe(rows: list[dict[str, Any]], distinct: dict[str, int]) -> list[str]:
+def describe(rows: list[WindowError], distinct: dict[str, int]) -> list[str]:
     """The summary as text: the best form of each direction is marked, and a direction without rows says why."""
     lines = ["expanding windows: root mean square error of the predicted loss, and its mean"]
     for along, count in distinct.items():
-        mine = [row for row in rows if row["along"] == along]
-        least = min((row["error"] for row in mine), default=0.0)
+        mine = [row for row in rows if row.along == along]
+        least = min((row.error for row in mine), default=0.0)
         lines += [
-            f"  along {along}  {row['form']:<12}{row['error']:8.3%} {row['bias']:+8.3%}  {row['points']} points"
-            + ("  best" if len(mine) > 1 and row["error"] == least else "")
+            f"  along {along}  {row.form:<12}{row.error:8.3%} {row.bias:+8.3%}  {row.points} points"
+            + ("  best" if len(mine) > 1 and row.error == least else "")
             for row in mine
         ]
         if not mine:

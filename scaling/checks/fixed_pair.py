@@ -8,12 +8,12 @@ the jackknife is of their difference.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling.estimates import t_quantile
+from videoscaling.scaling.estimates import Span, t_quantile
 from videoscaling.scaling.fitting.grids import fit, jackknife, loss_law
 from videoscaling.scaling.fitting.grids.fit_points import Points, at_nominal, grid_optima, points_of_grids
 from videoscaling.scaling.fitting.grids.hyper_law import between_grids
@@ -190,9 +190,22 @@ def compare(
     )
 
 
-def prices(
-    table: RunTable, pair: tuple[float, float] | None = None
-) -> tuple[tuple[float, float], list[dict[str, Any]]]:
+class Price(TypedDict):
+    """What a pair costs at a grid.
+
+    ``price`` is the loss at the pair over the optimum's, less 1. Its interval is from the runs' noise for this very
+    pair, and unknown where a grid's surface rests on a single run. None where the pair lies outside the cells near the
+    best, through which the surface goes. ``tokens`` is the factor of T that would make up for it, by that size's own
+    slope of ln loss in ln T there; None where that says nothing (``MOST_TOKENS``).
+    """
+
+    N: float
+    T: float
+    price: Span | None
+    tokens: float | None
+
+
+def prices(table: RunTable, pair: tuple[float, float] | None = None) -> tuple[tuple[float, float], list[Price]]:
     """What one pair costs at each size and token count, read off the grids' surfaces alone: no law enters.
 
     Args:
@@ -200,11 +213,7 @@ def prices(
         pair: the fixed (lr, B); by default as in ``compare``.
 
     Returns:
-        the pair, and {"N", "T", "price", "tokens"} for each grid with an optimum of its own. ``price`` is the loss at
-        the pair over the optimum's, less 1: {"value", "low", "high"}, the interval from the runs' noise for this very
-        pair, None where a grid's surface rests on a single run; None as a whole where the pair lies outside the cells
-        near the best, through which the surface goes. ``tokens`` is the factor of T that would make up for it, by that
-        size's own slope of ln loss in ln T there; None where that says nothing (``MOST_TOKENS``).
+        the pair, and its price at each grid with an optimum of its own.
 
     Raises:
         UnsupportedFit: fewer than three grids have an optimum of their own.
@@ -220,7 +229,7 @@ def prices(
     error = np.sqrt(np.sum(jackknife.deviations(differences) ** 2, axis=0))
     rows = []
     for g, optimum in enumerate(points.optima):
-        row: dict[str, Any] = {"N": optimum.N, "T": optimum.T, "price": None, "tokens": None}
+        row: Price = {"N": optimum.N, "T": optimum.T, "price": None, "tokens": None}
         rows.append(row)
         if not _covered(table, optimum, lr, B):
             continue

@@ -1,12 +1,12 @@
 """What a law said of sizes it never saw, against a local grid of runs around what it said."""
 
 import math
-from typing import Any
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from videoscaling.scaling.estimates import interval, t_quantile
+from videoscaling.scaling.estimates import Span, interval, t_quantile
 from videoscaling.scaling.fitting.grids import edges
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal
 from videoscaling.scaling.fitting.grids.optimum import Optimum, features, find, quadratic
@@ -23,7 +23,49 @@ def relative_error(measured: ArrayLike, predicted: ArrayLike) -> NDArray[np.floa
     return np.divide(measured, predicted) - 1
 
 
-def check(table: RunTable, law: Law, noise: float | None = None, freedom: int = 0) -> list[dict[str, Any]]:
+class Pair(TypedDict):
+    """A rate and a batch in tokens."""
+
+    lr: float
+    B: float
+
+
+class LossError(TypedDict):
+    """A loss as predicted and as measured, with intervals where there are any, and their ``relative_error``."""
+
+    predicted: float | Span
+    measured: float | Span
+    error: float
+
+
+class HeldOutGrid(TypedDict):
+    """A held-out grid against a law.
+
+    ``best`` is the surface's minimum, or the best cell where it has none inside; ``steps`` how many of the grid's
+    steps the law's pair lies from it; ``regret`` the surface at the law's pair over its minimum within the grid, less
+    1, None where the cells fix no surface.
+    """
+
+    N: float
+    T: float
+    cells: int
+    verdict: str
+    law: Pair
+    best: Pair
+    steps: Pair
+    regret: Span | None
+    loss: LossError
+
+
+class Minimum(NamedTuple):
+    """Regret of the law's pair, and standard error with degrees of freedom of a surface's minimum."""
+
+    regret: Span
+    loss_se: float
+    freedom: int
+
+
+def check(table: RunTable, law: Law, noise: float | None = None, freedom: int = 0) -> list[HeldOutGrid]:
     """One entry for each held-out (N, T) of the run table.
 
     Args:
@@ -31,13 +73,6 @@ def check(table: RunTable, law: Law, noise: float | None = None, freedom: int = 
         law: fitted without them.
         noise: relative standard deviation of a run's loss from repeats, with ``freedom`` degrees of it; joined with
             the grid's own scatter.
-
-    Returns:
-        {"N", "T", "cells", "verdict", "law", "best", "steps", "regret", "loss"}; ``law``, ``best`` and ``steps`` are
-        {"lr", "B"}. ``best`` is the surface's minimum, or the best cell where it has none inside; ``steps`` how many
-        of the grid's steps the law's pair lies from it; ``regret`` the surface at the law's pair over its minimum
-        within the grid, less 1: {"value", "low", "high"}, None where the cells fix no surface. ``loss``:
-        {"predicted", "measured", "error"}, the first two with intervals where there are any, and ``relative_error``.
 
     Raises:
         UserError: nothing was held out.
@@ -67,7 +102,7 @@ def _shared(table: RunTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return rows[np.isin(streams, common)] if common else rows
 
 
-def _entry(grid: RunTable, law: Law, N: float, T: float, noise: float | None, freedom: int) -> dict[str, Any]:
+def _entry(grid: RunTable, law: Law, N: float, T: float, noise: float | None, freedom: int) -> HeldOutGrid:
     clip = float(grid.n_ctx.max())
     lr, B = law.best_pair(N, T)
     predicted = law.response.loss(N, T, B)
@@ -77,7 +112,7 @@ def _entry(grid: RunTable, law: Law, N: float, T: float, noise: float | None, fr
     x, y = np.log(grid.lr / lr), np.log(grid.B / B)
     steps = [edges.step(np.unique(axis.round(6))) for axis in (x, y)]
     surface = _surface(grid, optimum, x, y, noise, freedom)
-    half = math.nan if surface is None else t_quantile(surface["freedom"]) * surface["loss_se"]
+    half = math.nan if surface is None else t_quantile(surface.freedom) * surface.loss_se
     measured = {"value": optimum.loss, "low": optimum.loss - half, "high": optimum.loss + half}
     return {
         "N": N,
@@ -87,7 +122,7 @@ def _entry(grid: RunTable, law: Law, N: float, T: float, noise: float | None, fr
         "law": {"lr": lr, "B": B},
         "best": {"lr": optimum.lr, "B": optimum.B},
         "steps": {"lr": math.log(lr / optimum.lr) / steps[0], "B": math.log(B / optimum.B) / steps[1]},
-        "regret": None if surface is None else surface["regret"],
+        "regret": surface and surface.regret,
         "loss": {
             "predicted": predicted.as_json(),
             "measured": measured if math.isfinite(half) else optimum.loss,
@@ -98,7 +133,7 @@ def _entry(grid: RunTable, law: Law, N: float, T: float, noise: float | None, fr
 
 def _surface(
     grid: RunTable, optimum: Optimum, x: NDArray, y: NDArray, noise: float | None, freedom: int
-) -> dict[str, Any] | None:
+) -> Minimum | None:
     """Regret and the minimum's standard error from the quadratic through all cells, x and y around the law's pair."""
     used = np.flatnonzero(np.isfinite(grid.loss))
     fit = quadratic(np.stack([x, y], axis=1)[used], grid.loss[used])
@@ -121,8 +156,4 @@ def _surface(
     # The law's pair may be better than any point of the raster.
     regret = np.maximum(here / lowest - 1, 0.0)
     low, high = interval(regret[:-1])
-    return {
-        "regret": {"value": float(regret[-1]), "low": low, "high": high},
-        "loss_se": float(lowest[:-1].std()),
-        "freedom": spare + freedom,
-    }
+    return Minimum({"value": float(regret[-1]), "low": low, "high": high}, float(lowest[:-1].std()), spare + freedom)

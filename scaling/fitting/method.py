@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optim
 from videoscaling.scaling.fitting.losses import loss_fit
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.surface import surface_law
-from videoscaling.scaling.laws import ESTIMATORS, Law
+from videoscaling.scaling.laws import ESTIMATORS, Law, Provenance
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.allocation import Cost
 from videoscaling.scaling.runs import RunTable
@@ -20,8 +19,12 @@ from videoscaling.utils.errors import UserError
 
 SURFACE, LOSSES, GRIDS = "surface", "losses", "grids"
 # What one surface, and averaged loss forms, have no use for: nothing is held or assumed.
-UNREAD_BY = {SURFACE: ("fix", "prior", "force"), LOSSES: ("fix", "force")}
-UNREAD_BY[GRIDS] = ("form",)
+UNREAD_BY = {SURFACE: ("fix", "prior", "force"), LOSSES: ("fix", "force"), GRIDS: ("form",)}
+FITTED_BY = {SURFACE: "one surface is fitted", LOSSES: "loss forms are fitted", GRIDS: "optima are fitted"}
+# Which parts read an option: the others would ignore it in silence.
+FITTED = (*fit.PARTS, "validate")
+READ_BY = dict.fromkeys(("optima", "fix", "force", "method", "form"), FITTED)
+READ_BY |= {"prior": fit.PARTS, "n_ctx": (*fit.PARTS, "compare"), "pair": ("compare",), "flops": ("compare",)}
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,33 @@ class Fit:
         return "\n".join([*self.lines, *(f"warning: {text}" for text in self.law.fit["warnings"])])
 
 
+def unread_by_part(part: str, optima: bool, method: str | None) -> tuple[list[str], str]:
+    """Options of ``tools/fit.py`` that it does not read where these are asked for, and that as text."""
+    unread = {name for name, parts in READ_BY.items() if part not in parts}
+    if optima:
+        # Optima are no grids; and N_opt(C) through them is a straight line.
+        unread |= {"form"} | ({"fix", "prior", "force"} if part == "allocation" else set())
+    if method:
+        unread |= {*UNREAD_BY[method], *(("optima",) if method == SURFACE else ())}
+    asked = part + (" --optima" if optima and "optima" not in unread else "")
+    asked += f" --method {method}" if method and "method" not in unread else ""
+    return sorted(unread), f"not read by fit.py {asked}"
+
+
+def unread_by_method(method: str, form: str | None) -> tuple[tuple[str, ...], str]:
+    """Options that the method of the table does not read, and that as text.
+
+    Raises:
+        UserError: a form that no surface has.
+    """
+    if method == SURFACE and form == "three_term":
+        raise UserError(
+            "--form three_term: is for losses alone, one for each (N, T); a surface has the batch in itself"
+        )
+    way = "" if method == GRIDS else " (--method grids reads it)"
+    return UNREAD_BY[method], f"not read where {FITTED_BY[method]} to the table, as here{way}"
+
+
 def choose_method(table: RunTable, part: str, optima: bool, asked: str | None) -> str:
     """The method of a fit: as asked, or by what the table holds.
 
@@ -56,7 +86,7 @@ def choose_method(table: RunTable, part: str, optima: bool, asked: str | None) -
     return GRIDS if part == "hyperparameters" or (known and part == "all") else LOSSES
 
 
-def fit_law(table: RunTable, part: str, method: str, options: Options, cost: Cost, provenance: dict[str, Any]) -> Fit:
+def fit_law(table: RunTable, part: str, method: str, options: Options, cost: Cost, provenance: Provenance) -> Fit:
     """Fit ``part`` of the laws to the rows that are not held out.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling.laws import Law
+from videoscaling.scaling.laws import FitInfo, Law, Provenance
 from videoscaling.scaling.planning.allocation import Cost, c_token, proportional
 from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError, plural
@@ -103,9 +103,9 @@ def law_of(
     N: NDArray,
     T: NDArray,
     cost: Cost,
-    provenance: dict[str, Any],
+    provenance: Provenance,
     unknown: dict[str, str],
-    fit: dict[str, Any],
+    fit: FitInfo,
     **parts: Any,
 ) -> Law:
     """The law of fitted ``parts``, with what a law file says of the runs behind it.

@@ -1,14 +1,13 @@
 """N_opt(C) of a fit: through the minima of its loss, and through budgets that several sizes share."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling.fitting import isoflop
 from videoscaling.scaling.fitting.run_info import training_flops
-from videoscaling.scaling.laws import LossLaw
+from videoscaling.scaling.laws import Allocation, LossLaw
 from videoscaling.scaling.losses import Losses
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.allocation import Cost
@@ -39,7 +38,7 @@ class Sizes:
         warnings: as text.
     """
 
-    allocation: dict[str, Any] | None = None
+    allocation: Allocation | None = None
     fits: dict[str, isoflop.SizeFit] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -50,7 +49,7 @@ class Sizes:
         return {f"allocation.{name}.exponent": one.exponent_interval() for name, one in self.fits.items()}
 
     @property
-    def errors(self) -> dict[str, Any]:
+    def errors(self) -> dict[str, dict[str, dict[str, float]]]:
         """The law file's ``fit.size_errors``, where there are any."""
         return {"size_errors": {name: one.errors() for name, one in self.fits.items()}} if self.fits else {}
 

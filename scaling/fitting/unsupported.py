@@ -1,5 +1,7 @@
 """Fits that the data do not support: exit 3, or with ``--force`` a warning."""
 
+from collections.abc import Iterable
+
 
 class UnsupportedFit(Exception):
     """The data do not support the fit asked for. The message's first line says why.
@@ -12,6 +14,12 @@ class UnsupportedFit(Exception):
     def __init__(self, message: str, forcible: bool = True, advice: str = "") -> None:
         super().__init__(message)
         self.forcible, self.advice = forcible, advice
+
+    def text(self, verb: str, way: str, notes: Iterable[str]) -> str:
+        """That nothing was fitted (or ``verb``), why, what would help, and the notes on the table."""
+        first, *more = str(self).splitlines()
+        ways = "; ".join(filter(None, (self.advice, way)))
+        return "\n".join([f"not {verb}: {first}{ways and f' ({ways})'}", *more, *(f"note: {text}" for text in notes)])
 
 
 class Checks:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -147,7 +146,7 @@ def side_by_side(law: Law, C: float, cost: Cost) -> list[str]:
     """A text table: each estimator's law, its N_opt at C and at 10 C FLOPs with intervals, and the default's."""
     reference, found = law.allocation["default"], {at: estimates(law, at, cost) for at in (C, 10 * C)}
     names = [name for name in (*ESTIMATORS, "minimised") if name in found[C]]
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for name in names:
         constants = {key: getattr(law.allocation.get(name), key, "") for key in ("coefficient", "exponent")}
         rows.append({"N_opt": name, **constants})

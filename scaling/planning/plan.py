@@ -5,9 +5,10 @@ and by a surface.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +26,24 @@ LOWEST_C, HIGHEST_C = 1e6, 1e40
 SCANNED = 401
 # N that cost least to train and serve lie within these factors of the budget's N_opt.
 SERVED_SIZES = (math.exp(-6), math.exp(2))
+
+
+class Unserved(TypedDict):
+    """The plan that counts training alone, and what it costs with serving, in FLOPs."""
+
+    N: float
+    C: float
+    total_flops: float
+
+
+class Serving(TypedDict):
+    """What serving costs, and what choosing the size for it saves against the plan ``without``."""
+
+    flops: float
+    total_flops: float
+    training_excess: float
+    saved: float
+    without: Unserved
 
 
 @dataclass
@@ -61,10 +80,10 @@ class Plan:
     B_opt: Estimate | None
     N_opt: dict[str, Estimate]
     N_within_tolerance: dict[str, float]
-    assumptions: dict[str, Any]
+    assumptions: dict[str, str | float | list[str] | None]
     extrapolation: dict[str, float | None]
     unknown: dict[str, str]
-    serving: dict[str, Any] | None = None
+    serving: Serving | None = None
     warnings: list[str] = field(default_factory=list)
     layout: dict[str, Any] = field(default_factory=dict)
 
@@ -306,7 +325,7 @@ def _root(function: Any, low: float, high: float) -> float | None:
     return math.exp(brentq(function, *ends, xtol=1e-13))
 
 
-def _check_finite(law: Law, numbers: dict[str, Any]) -> None:
+def _check_finite(law: Law, numbers: Mapping[str, object]) -> None:
     """Raise UserError where a law's constants or draws lead out of the range of numbers."""
     for name, value in numbers.items():
         if isinstance(value, dict):
@@ -315,8 +334,7 @@ def _check_finite(law: Law, numbers: dict[str, Any]) -> None:
             raise UserError(f"law {law.name!r} gives no {name} here: its constants or draws are out of range")
 
 
-def _serving(served: Plan, alone: Plan, clips: float) -> dict[str, Any]:
-    """What serving costs, and what choosing the size for it saves against the plan ``alone``, made without."""
+def _serving(served: Plan, alone: Plan, clips: float) -> Serving:
     total, without = (one.C + clips * one.inference_flops_per_clip for one in (served, alone))
     return {
         "flops": total - served.C,

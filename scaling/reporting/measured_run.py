@@ -1,13 +1,13 @@
 """A trained run against what its law predicted."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from videoscaling.scaling.checks.heldout import relative_error
 from videoscaling.scaling.laws import Law
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.tables import positive
 from videoscaling.utils.errors import UserError
+from videoscaling.utils.results import RunResult
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class MeasuredRun:
     milestones: tuple[Milestone, ...]
 
 
-def compare(law: Law, result: dict[str, Any]) -> MeasuredRun:
+def compare(law: Law, result: RunResult) -> MeasuredRun:
     """Prediction against measurement at each milestone of a run, from its ``result.json``."""
     if not result["milestones"]:
         raise UserError("the planned run has no milestone to compare with")

@@ -1,7 +1,7 @@
 """What a study shows, from its results and its law alone: noise, exponents, held-out sizes, N_opt, one fixed pair."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ of its grid's best cell. pair_prices: tokens is the factor of T that makes up fo
 
 def study(
     folder: Path, law: laws.Law, cost: allocation.Cost, *, prior: laws.Law | None, reference: laws.Law
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Every answer as one object; a question that the results cannot answer has {"unknown": why}.
 
     Args:
@@ -62,7 +62,7 @@ def study(
         except (UnsupportedFit, UserError) as reason:
             return {"unknown": str(reason).splitlines()[0]}
 
-    def pair_prices() -> dict[str, Any]:
+    def pair_prices() -> dict[str, object]:
         (lr, B), grids = fixed_pair.prices(table)
         return {"lr": lr, "B": B, "grids": grids}
 
@@ -82,12 +82,12 @@ def study(
     }
 
 
-def text(answers: dict[str, Any]) -> str:
+def text(answers: Mapping[str, object]) -> str:
     """The answers for readers."""
     return "\n".join(outline(answers)) + "\n" + NOTES.rstrip()
 
 
-def exponents(law: laws.Law, reference: laws.Law) -> dict[str, dict[str, Any]]:
+def exponents(law: laws.Law, reference: laws.Law) -> dict[str, dict[str, float | bool | None]]:
     """Each exponent of B_opt, lr_opt and L with its interval, whether it was assumed, and the reference's."""
     found = {}
     for part, names in EXPONENTS:
@@ -106,7 +106,7 @@ def exponents(law: laws.Law, reference: laws.Law) -> dict[str, dict[str, Any]]:
 
 def allocations(
     table: RunTable, law: laws.Law, token: allocation.Cost, prior: laws.Law | None, ratios: dict[float, float]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """N_opt under the paper's count of FLOPs, ``token``, and under the exact count, so many times as much by N."""
     found = {"C_token": sizes_of(law, token)}
     if ratios:
@@ -151,7 +151,7 @@ def _ends(size: Estimate) -> dict[str, float | None]:
     return {end: float(v) if np.isfinite(v := getattr(size, end)) else None for end in ("low", "high")}
 
 
-def best_sizes(table: RunTable, cost: allocation.Cost) -> dict[str, Any]:
+def best_sizes(table: RunTable, cost: allocation.Cost) -> dict[str, object]:
     """N_opt of each budget that three sizes share, from the best losses of the grids: no law enters.
 
     Held-out sizes count with the others here, since nothing is predicted; so do grids without an optimum inside, by

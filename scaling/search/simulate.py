@@ -8,7 +8,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,72 @@ class Target:
         return Target(N, T, C)
 
 
+class Summary(TypedDict, total=False):
+    """What ``sweeps`` simulated sweeps say of a quantity of which ``truth`` is known; fewer than half: no more.
+
+    ``bias`` is the mean of estimate less truth (of logarithms but for exponents), ``sd`` that over the sweeps,
+    ``half_width`` the mean one of 95 % intervals, and ``coverage`` their share that holds the truth.
+    """
+
+    truth: float
+    sweeps: int
+    bias: float
+    sd: float
+    half_width: float
+    coverage: float
+
+
+class AtTarget(TypedDict, total=False):
+    """Quantities at a target, and the predicted run against measurements; None where under half of the sweeps say.
+
+    ``close`` is the chance that a measured loss lies within CLOSE of the predicted one, ``inside`` that it lies in
+    its 95 % interval, ``regret`` what the predicted pair costs.
+    """
+
+    N: float
+    T: float
+    C: float
+    B: float
+    loss: Summary
+    lr: Summary
+    edge: Summary
+    B_opt: Summary
+    N_opt: Summary
+    close: float | None
+    inside: float | None
+    regret: float | None
+    regret_worst: float | None
+
+
+class Expected(TypedDict):
+    """What a sweep would identify; ``refused`` counts the sweeps whose fit was refused, by reason."""
+
+    law: str
+    runs: int
+    n_ctx: int
+    sweeps: int
+    seeds: int
+    noise: float
+    scatter: float
+    fitted: int
+    B_opt_identified: int
+    refused: dict[str, int]
+    exponents: dict[str, Summary]
+    targets: list[AtTarget]
+    where: list[str]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one fitted law says of a target: quantities, and how a measurement there compares (None: unknown)."""
+
+    quantities: dict[str, Estimate]
+    regret: float
+    close: float | None = None
+    inside: float | None = None
+
+
 def expect(
     truth: Truth,
     runs: Sequence[PlannedRun],
@@ -88,21 +154,13 @@ def expect(
     sweeps: int,
     seeds: int = 1,
     report: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
+) -> Expected:
     """What a sweep would identify if ``truth`` were true: simulated and fitted ``sweeps`` times.
 
     Args:
         cost: training FLOPs per token as a function of N.
         seeds: of a target's runs, whose mean loss is compared with the predicted one.
         report: called after each simulated sweep.
-
-    Returns:
-        ``exponents`` and, for each target, its quantities: ``truth``, ``bias`` (mean of estimate less truth; of ln of
-        it but for exponents), ``sd`` over the sweeps, mean ``half_width`` of the 95 % interval, ``coverage``, and the
-        number of ``sweeps`` that gave it. A quantity that fewer than half of the sweeps gave has its truth alone:
-        those that did are the lucky ones. Of each target also ``close``, the chance that a measured loss lies within
-        CLOSE of the predicted one, ``inside``, the chance that it lies in its 95 % interval, and ``regret``, what the
-        predicted pair costs. ``refused`` counts the sweeps whose fit was refused, by reason.
 
     Raises:
         UserError: the runs leave nothing to fit, at any losses.
@@ -117,7 +175,7 @@ def expect(
     refused: Counter[str] = Counter()
     truths = [truth.at(one.N, one.T, one.C, cost=cost, n_ctx=n_ctx) for one in targets]
     exponents: list[dict[str, Estimate]] = []
-    found: list[list[dict[str, Any]]] = [[] for _ in targets]
+    found: list[list[Reading]] = [[] for _ in targets]
     bracketed = 0
     for seed in range(sweeps):
         simulated = simulated_runs(truth, runs, seed, n_ctx)
@@ -167,41 +225,41 @@ def _read(
     n_ctx: int,
     seeds: int,
     random: np.random.Generator,
-) -> dict[str, Any]:
-    """What a fitted law says of a target, each an Estimate by name, and how a measurement there would compare."""
+) -> Reading:
+    """What a fitted law says of a target, and how a measurement there would compare."""
     N, T, response = target.N, target.T, law.response
-    found: dict[str, Any] = quantities(law, N, T, B=true["B"], C=target.C, cost=cost, n_ctx=n_ctx)
+    found = quantities(law, N, T, B=true["B"], C=target.C, cost=cost, n_ctx=n_ctx)
     if "N_opt" in found and not _inside(found["N_opt"].low, found["N_opt"].high):
         del found["N_opt"]
     B = float(response.batch(N, T, n_ctx, TOLERANCE))
     pair = {"N": N, "T": T, "B": B, "lr": float(response.rate(N, T, B).value)}
     there = float(truth.ln_loss(*(np.array([pair[name]]) for name in ("N", "T", "B", "lr")))[0])
-    found["regret"] = math.expm1(there - math.log(true["loss"]))
-    if response.no_losses is None:
-        planned = response.predict(**pair, seeds=seeds)
-        mean, low, high = (float(np.log(v[0])) for v in (planned.mean, planned.low, planned.high))
-        measured = _measured(truth, pair, seeds, random)
-        found["close"] = float(np.mean(np.abs(np.expm1(measured - mean)) <= CLOSE))
-        found["inside"] = float(np.mean((measured >= low) & (measured <= high)))
-    return found
+    regret = math.expm1(there - math.log(true["loss"]))
+    if response.no_losses is not None:
+        return Reading(found, regret)
+    planned = response.predict(**pair, seeds=seeds)
+    mean, low, high = (float(np.log(v[0])) for v in (planned.mean, planned.low, planned.high))
+    measured = _measured(truth, pair, seeds, random)
+    close = float(np.mean(np.abs(np.expm1(measured - mean)) <= CLOSE))
+    return Reading(found, regret, close, float(np.mean((measured >= low) & (measured <= high))))
 
 
-def _at_target(target: Target, true: dict[str, float], found: list[dict[str, Any]], sweeps: int) -> dict[str, Any]:
-    result: dict[str, Any] = {"N": target.N, "T": target.T, "C": target.C, "B": true["B"]}
+def _at_target(target: Target, true: dict[str, float], found: list[Reading], sweeps: int) -> AtTarget:
+    result: AtTarget = {"N": target.N, "T": target.T, "C": target.C, "B": true["B"]}
     for name in QUANTITIES:
         if name in true:
-            known = [one[name] for one in found if one.get(name) is not None]
+            known = [one.quantities[name] for one in found if one.quantities.get(name) is not None]
             logs = [Estimate(*np.log([one.value, one.low, one.high])) for one in known]
             result[name] = _summary(math.log(true[name]), logs, sweeps) | {"truth": true[name]}
     for name in ("close", "inside", "regret"):
-        values = [one[name] for one in found if name in one]
+        values = [value for one in found if (value := getattr(one, name)) is not None]
         result[name] = float(np.mean(values)) if 2 * len(values) >= sweeps else None
-    result["regret_worst"] = max((one["regret"] for one in found), default=None)
+    result["regret_worst"] = max((one.regret for one in found), default=None)
     return result
 
 
-def _summary(truth: float, found: Sequence[Estimate], sweeps: int) -> dict[str, Any]:
-    result = {"truth": truth, "sweeps": len(found)}
+def _summary(truth: float, found: Sequence[Estimate], sweeps: int) -> Summary:
+    result: Summary = {"truth": truth, "sweeps": len(found)}
     if 2 * len(found) < sweeps:
         return result
     value, low, high = np.array([(one.value, one.low, one.high) for one in found], dtype=float).T
@@ -241,7 +299,7 @@ def _where(law: Law, runs: Sequence[PlannedRun], n_ctx: int) -> list[str]:
     return lines
 
 
-def text(expected: dict[str, Any]) -> str:
+def text(expected: Expected) -> str:
     """For readers."""
     sweeps, fitted = expected["sweeps"], expected["fitted"]
     lines = [
@@ -271,7 +329,7 @@ def text(expected: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _row(name: str, one: dict[str, Any], sweeps: int) -> dict[str, Any]:
+def _row(name: str, one: Summary, sweeps: int) -> dict[str, object]:
     """A line of ``text``'s tables, errors with three digits; what few sweeps identify is unknown."""
     errors = {
         key: float(f"{one[key]:.3g}") if key in one else None for key in ("bias", "sd", "half_width", "coverage")

@@ -2,7 +2,6 @@
 
 import math
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
@@ -83,7 +82,9 @@ def test_the_model_is_asked_at_the_time_of_the_schedulers_sigma(process: Process
 def test_ddim_is_diffusers_ddim() -> None:
     process, steps = Process("vp_cosine", "v"), 50
     ours = build_scheduler(process, SamplerOptions(steps, scheduler="ddim"), CPU)
-    theirs = diffusers.DDIMScheduler(steps, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=True)
+    from diffusers import DDIMScheduler
+
+    theirs = DDIMScheduler(steps, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=True)
     theirs.alphas_cumprod = process.coefficients(ours.timesteps.flip(0))[0].double() ** 2
     theirs.set_timesteps(steps)
     x, prediction = (torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(i)) for i in range(2))

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKLLTXVideo
 
 from tests.models.cases import some_clips
 from videoscaling.models import embedded
@@ -12,6 +11,8 @@ from videoscaling.models.vae import load_vae
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_latents_and_clips_are_those_of_diffusers(dtype: torch.dtype) -> None:
+    from diffusers import AutoencoderKLLTXVideo
+
     ours = embedded.AutoencoderKLLTXVideo().to(dtype)
     theirs = AutoencoderKLLTXVideo.from_pretrained(embedded.EMBEDDED, torch_dtype=torch.float32)
     torch.nn.Module.to(theirs, dtype)
@@ -23,6 +24,8 @@ def test_latents_and_clips_are_those_of_diffusers(dtype: torch.dtype) -> None:
 
 
 def test_a_clip_too_large_for_one_piece_is_cut_by_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import AutoencoderKLLTXVideo
+
     vae, clips = load_vae("embedded"), some_clips(1, 64, 64, n=1)
     latents = vae.encode(clips)
     monkeypatch.setattr("videoscaling.models.autoencoders.POSITIONS_AT_ONCE", 1)

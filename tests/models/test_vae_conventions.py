@@ -3,7 +3,6 @@
 from contextlib import nullcontext
 from types import SimpleNamespace
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,8 @@ def certain(vae: VideoVAE) -> VideoVAE:
 
 def encoded_by_pipeline(made: Made, vae: VideoVAE, clips: Tensor) -> Tensor:
     """Normalised latents of clips from the pipeline that starts from videos or images, without noise where it can."""
+    import diffusers  # not at the top: 6 s of every worker that collects the tests
+
     frames, height, width = clips.shape[2:]
     size = {"height": height, "width": width, "dtype": torch.float32, "device": torch.device("cpu")}
     parts = SimpleNamespace(
@@ -93,6 +94,8 @@ class Still(nn.Module):
 
 
 def test_mochi_decodes_as_its_pipeline(tmp_path):
+    import diffusers
+
     made = make("mochi", tmp_path / "vae")
     vae = load_vae(str(made.folder))
     parts = {"text_encoder": None, "tokenizer": None, "transformer": None}
@@ -109,6 +112,8 @@ def test_mochi_decodes_as_its_pipeline(tmp_path):
 
 @pytest.mark.parametrize("key", ["cogvideox", "ltx", "ltx with time"])
 def test_decode_is_the_pipelines(key, tmp_path):
+    import diffusers
+
     vae = load_vae(str(make(key, tmp_path / "vae").folder))
     latents = vae.encode(some_clips())
     if key == "cogvideox":

@@ -69,7 +69,7 @@ def test_token_budgets_by_size(sweep: Path) -> None:
     assert "milestones and tokens_per_parameter; give one of them" in refused(sweep)
     for multiple in (".nan", ".inf", 0):
         sweep.write_text(f"sizes: [{{size: 1x32, tokens_per_parameter: [1, {multiple}]}}]\n")
-        assert re.search(r"tokens_per_parameter=\[1.0, .*\]: must be positive numbers", refused(sweep))
+        assert re.search(r"tokens_per_parameter=\[1.0, .*\]: each must be a positive number", refused(sweep))
 
 
 def test_training_keys_of_a_sweep(sweep: Path) -> None:
@@ -199,7 +199,7 @@ def test_bad_input_is_one_line(sweep: Path) -> None:
     assert "unknown key executor.slurm.partiton; did you mean 'partition'" in refused(
         sweep, "executor.slurm.partiton=x"
     )
-    assert "executor.kind=slrum: local or slurm; did you mean 'slurm'" in refused(sweep, "executor.kind=slrum")
+    assert "executor.kind=slrum: one of local, slurm; did you mean 'slurm'" in refused(sweep, "executor.kind=slrum")
     assert "a token budget of 640 is less than one batch of 1,280" in refused(sweep, "batch_tokens=[1280]")
     assert "executor.slurm.time=soon" in refused(sweep, "executor.slurm.time=soon")
     assert "warning_seconds=120: must be positive, and less" in refused(sweep, "executor.slurm.time=2")

@@ -135,7 +135,7 @@ MISTAKES = [
     (f"tools/sweep.py status {SWEEP} config.optim=fast", "optim: a group of keys, not a value; set one of its keys"),
     (f"tools/sweep.py status {SWEEP} executor.slurm.qos=low", "unknown key executor.slurm.qos"),
     (f"tools/sweep.py status {SWEEP} out=${{{{oc.env:HOME}}}}", "is not replaced here"),
-    (f"tools/sweep.py status {SWEEP} repeats=1e9", "repeats=1000000000: too large; at most 10,000"),
+    (f"tools/sweep.py status {SWEEP} repeats=1e9", "repeats=1000000000: must be a number from 1 to 10,000"),
     (f"tools/sweep.py status {SWEEP} milestones=[1e40]", "too large; a whole number is at most 9.22e+18"),
     (f"tools/sweep.py status {SWEEP} executor.slurm.options.requeue=false", "leave the option out"),
     ("tools/cache_latents.py --input videos/ --out x", "--input: no such option; did you mean '--source'"),

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from videoscaling.data.clip_groups import ClipGroup
+from videoscaling.data.latents import LatentCache
 from videoscaling.data.video.clips import Clips
 from videoscaling.data.writer import write_cache
 from videoscaling.models.attention import choose_backend
 from videoscaling.models.dit import DiTConfig, VideoDiT
 from videoscaling.models.sizes import parse_size
 from videoscaling.models.text import load_text_encoder
+from videoscaling.training.config import load_config
+from videoscaling.training.run import resolve
+from videoscaling.training.trainer import Trainer
 
 # Latent [channels, frames, height, width] and patch of a clip of so many tokens.
 CLIPS = {
@@ -73,6 +77,19 @@ def random_cache(folder: Path, n_ctx: int, clips: int = 512) -> Path:
     units = {"train": [unit("train", clips)], "validation": [unit("validation", 16)]}
     write_cache(folder, settings, units, AsTheyAre(), load_text_encoder("embedded"))
     return folder
+
+
+def bench_trainer(cache: LatentCache, folder: str, n_ctx: int, clips: int, keys: list[str]) -> Trainer:
+    """A trainer of steps of so many clips, whose run never ends; ``keys`` are the rest of its configuration."""
+    batch = n_ctx * clips
+    shared = [
+        f"data.cache={cache.path}",
+        f"out={folder}",
+        f"train.batch_tokens={batch}",
+        f"train.tokens={batch * 10**6}",
+    ]
+    shared.append(f"model.patch={list(CLIPS[n_ctx][1])}".replace(" ", ""))
+    return Trainer(resolve(load_config(None, [*shared, *keys]), cache.meta), cache)
 
 
 def our_model(size: str, latent: tuple, patch: tuple, dtype: str, device: torch.device) -> VideoDiT:

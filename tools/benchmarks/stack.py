@@ -8,10 +8,8 @@ from pathlib import Path
 import torch
 
 from videoscaling.data.latents import LatentCache
-from videoscaling.tools.benchmarks.common import CLIPS, Row, random_cache, spread, timed
-from videoscaling.training.config import load_config
+from videoscaling.tools.benchmarks.common import Row, bench_trainer, random_cache, spread, timed
 from videoscaling.training.planning.memory_formula import PREFETCH_SAMPLES
-from videoscaling.training.run import resolve
 from videoscaling.training.stacked.loop import keep_memory
 from videoscaling.training.stacked.step import StackedStep
 from videoscaling.training.trainer import Trainer
@@ -35,20 +33,11 @@ def bench_stack(args: argparse.Namespace, device: torch.device) -> list[Row]:
 def _row(
     args: argparse.Namespace, device: torch.device, cache: LatentCache, folder: str, size: str, n_ctx: int, clips: int
 ) -> Row:
-    settings = [
-        f"model.size={size}",
-        f"data.cache={cache.path}",
-        f"out={folder}",
-        f"train.batch_tokens={n_ctx * clips}",
-        f"train.tokens={n_ctx * clips * 10**6}",
-        f"train.dtype={args.dtype}",
-        "data.seed=0",
-        f"model.patch={list(CLIPS[n_ctx][1])}".replace(" ", ""),
-    ]
+    settings = [f"model.size={size}", f"train.dtype={args.dtype}", "data.seed=0"]
 
     def trainer(seed: int, compiled: bool) -> Trainer:
-        config = load_config(None, [*settings, f"train.compile={compiled}", f"seed={seed}", f"optim.lr={1e-4 * seed}"])
-        return Trainer(resolve(config, cache.meta), cache)
+        own = [f"train.compile={compiled}", f"seed={seed}", f"optim.lr={1e-4 * seed}"]
+        return bench_trainer(cache, folder, n_ctx, clips, [*settings, *own])
 
     # As many steps a call as one read of the data serves, so that each step has its true share of it.
     steps = max(1, PREFETCH_SAMPLES // clips)

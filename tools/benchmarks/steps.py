@@ -12,10 +12,8 @@ import torch
 
 from videoscaling.data.latents import LatentCache
 from videoscaling.models.sizes import exact_flops, parse_size
-from videoscaling.tools.benchmarks.common import CLIPS, Row, random_cache, spread, timed
-from videoscaling.training.config import load_config
+from videoscaling.tools.benchmarks.common import CLIPS, Row, bench_trainer, random_cache, spread, timed
 from videoscaling.training.planning.memory_formula import PREFETCH_SAMPLES
-from videoscaling.training.run import resolve
 from videoscaling.training.trainer import Trainer
 from videoscaling.utils.devices import peak_of
 
@@ -35,19 +33,11 @@ def bench_train(args: argparse.Namespace, device: torch.device) -> list[Row]:
 def _train_row(
     args: argparse.Namespace, device: torch.device, cache: LatentCache, folder: str, size: str, n_ctx: int, clips: int
 ) -> Row:
-    settings = [
-        f"model.size={size}",
-        f"data.cache={cache.path}",
-        f"out={folder}",
-        f"train.batch_tokens={n_ctx * clips}",
-        f"train.tokens={n_ctx * clips * 10**6}",
-        f"train.dtype={args.dtype}",
-        f"model.patch={list(CLIPS[n_ctx][1])}".replace(" ", ""),
-    ]
-    trainers = {}
-    for name, compiled in (("eager", False), ("compiled", True)):
-        config = load_config(None, [*settings, f"train.compile={compiled}"])
-        trainers[name] = Trainer(resolve(config, cache.meta), cache)
+    settings = [f"model.size={size}", f"train.dtype={args.dtype}"]
+    trainers = {
+        name: bench_trainer(cache, folder, n_ctx, clips, [*settings, f"train.compile={compiled}"])
+        for name, compiled in (("eager", False), ("compiled", True))
+    }
     run = trainers["eager"].run
     # As many steps a call as one read of the data serves, so that each step has its true share of it.
     steps = max(1, 2 * PREFETCH_SAMPLES // clips)

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.run_info import flops_per_parameter_token, law_of, recipe_warnings, skipped_warnings
 from videoscaling.scaling.fitting.sizes import Sizes, check_losses, fit_sizes
 from videoscaling.scaling.fitting.unsupported import Checks
-from videoscaling.scaling.laws import Curvature, GivenBatch, Law, with_hyperparameters
+from videoscaling.scaling.laws import Curvature, GivenBatch, Law, Provenance, with_hyperparameters
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError, plural
@@ -53,7 +52,7 @@ class Fitted:
         return tuple(self.law.fit["warnings"])
 
 
-def fit(table: RunTable, part: str, options: Options, cost: allocation.Cost, provenance: dict[str, Any]) -> Fitted:
+def fit(table: RunTable, part: str, options: Options, cost: allocation.Cost, provenance: Provenance) -> Fitted:
     """Fit ``part`` of the laws ("all" for every one) to the rows not held out.
 
     Raises:
@@ -200,7 +199,7 @@ def _check_exponents(intervals: dict[str, list[float]], checks: Checks) -> None:
             )
 
 
-def _sizes_of_optima(table: RunTable, cost: Callable, provenance: dict[str, Any]) -> Fitted:
+def _sizes_of_optima(table: RunTable, cost: Callable, provenance: Provenance) -> Fitted:
     """N_opt(C) through rows that are each the best size of their budget, by plain least squares in logs."""
     C = np.where(np.isfinite(table.flops), table.flops, table.T * cost(table.N))
     number = isoflop.budget_of(C)

@@ -1,7 +1,5 @@
 """A law file from losses alone, each at the best batch and rate of its (N, T): averaged loss forms, and N_opt."""
 
-from typing import Any
-
 import numpy as np
 
 from videoscaling.scaling.fitting import table_kind
@@ -13,7 +11,7 @@ from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.run_info import flops_per_parameter_token, law_of, recipe_warnings, skipped_warnings
 from videoscaling.scaling.fitting.sizes import check_losses, fit_sizes
 from videoscaling.scaling.fitting.unsupported import Checks, UnsupportedFit
-from videoscaling.scaling.laws import Law, with_hyperparameters
+from videoscaling.scaling.laws import Law, Provenance, with_hyperparameters
 from videoscaling.scaling.losses import as_losses
 from videoscaling.scaling.planning.allocation import Cost
 from videoscaling.scaling.runs import RunTable
@@ -24,7 +22,7 @@ from videoscaling.utils.errors import UserError
 MAX_INTERVAL_RATIO = 10.0
 
 
-def fit_law(table: RunTable, options: Options, cost: Cost, provenance: dict[str, Any]) -> Law:
+def fit_law(table: RunTable, options: Options, cost: Cost, provenance: Provenance) -> Law:
     """The law of the rows that are not held out.
 
     Raises:

@@ -1,7 +1,6 @@
 """A law file from one response surface through all runs of a run table, and what it says as text."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +16,10 @@ from videoscaling.scaling.fitting.sizes import STILL
 from videoscaling.scaling.fitting.surface import noise
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
+from videoscaling.scaling.fitting.surface.least_squares import Solution
 from videoscaling.scaling.fitting.surface.surface import Member, Surface
 from videoscaling.scaling.fitting.unsupported import Checks, UnsupportedFit
-from videoscaling.scaling.laws import EDGE, Law
+from videoscaling.scaling.laws import EDGE, Law, Provenance
 from videoscaling.scaling.planning.allocation import Cost, predicted
 from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError, plural
@@ -31,7 +31,7 @@ RATE = ("aB", "aT", "aN")
 HELD_ELSEWHERE = "part of the surface, which tools/predict.py reads"
 
 
-def fit_law(table: RunTable, part: str, form: str, cost: Cost, provenance: dict[str, Any]) -> Law:
+def fit_law(table: RunTable, part: str, form: str, cost: Cost, provenance: Provenance) -> Law:
     """A law file's law with the surface through the rows that are not held out.
 
     Args:
@@ -247,7 +247,7 @@ def _rms(values: NDArray) -> float:
     return float(np.sqrt(np.mean(values**2))) if len(values) else float("nan")
 
 
-def _effective(solution: Any) -> float:
+def _effective(solution: Solution) -> float:
     """The number of cells, each counted by how much of its variance is noise of runs: distant ones count less."""
     rows = solution.structure.rows
     own, total = noise.sd_of(solution.phi, rows.n, rows.t, rows.h, solution.mean.excess)

@@ -25,7 +25,7 @@ def test_units_share_walks_and_keep_levels_apart():
     assert units["train"][1].keys[0] == f"doom-7#{doom.CLIPS}"
     assert units["validation"][0].keys[0] == "doom-validation#0"
     assert 0 < len(doom.HELD_OUT) < len(doom.LEVELS) / 6
-    with pytest.raises(UserError, match="at most --size 120"):
+    with pytest.raises(UserError, match="frames have 120x160 pixels"):
         doom_units(Shape(size=128), 1, 1, seed=0)
 
 

@@ -50,7 +50,7 @@ def test_resizing_is_torchvisions_to_the_bit(height, width, size):
     frames = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
     resized = resize(frames, [size], antialias=True)
     expected = center_crop(resized, [size, size])
-    assert torch.equal(resize_and_crop(pictures, size), expected.permute(1, 0, 2, 3))
+    assert torch.equal(resize_and_crop(pictures, (size, size)), expected.permute(1, 0, 2, 3))
 
 
 def test_without_decoding_a_source_says_what_it_would_give(tmp_path):
@@ -207,3 +207,25 @@ def test_pictures_and_one_frame_videos_give_clips_of_one_frame(tmp_path):
     path = make_video(tmp_path / "x.mp4", frames=3)
     assert load_clips(source(path), ClipOptions(Shape(1, 32))).pixels.shape == (3, 3, 1, 32, 32)
     assert probe(source(path)).fps == 24
+
+
+@pytest.mark.parametrize("sides", [(16, 40), (40, 16), (24, 32), (48, 64)])
+def test_a_rectangle_is_the_largest_centred_part_of_its_shape(sides):
+    rows, columns = np.mgrid[:48, :64]
+    picture = np.stack([4 * rows, 3 * columns, 0 * rows], axis=-1).astype(np.uint8)
+    cropped = resize_and_crop(picture[None], sides)[:, 0].double().numpy()
+    assert cropped.shape == (3, *sides)
+    scale = max(sides[0] / 48, sides[1] / 64)  # pixels may be cut in two, not more
+    for channel, axis, step in ((0, 0, 4), (1, 1, 3)):
+        line = cropped[channel].mean(axis=1 - axis)
+        assert np.ptp(line) == pytest.approx(step * (sides[axis] / scale - 1), abs=2 * step / min(scale, 1))
+        assert line.mean() == pytest.approx(step * ((48, 64)[axis] - 1) / 2, abs=step / scale)
+
+
+def test_a_rectangle_that_a_video_does_not_cover_is_rejected(tmp_path):
+    source = Source("x.mp4", make_video(tmp_path / "x.mp4", height=48, width=64), "")
+    clips = load_clips(source, ClipOptions(Shape(9, (48, 64))))
+    assert clips.pixels.shape[1:] == (3, 9, 48, 64)
+    for sides in ((50, 50), (64, 48)):  # the second fits if the video is turned, which its frames say
+        with pytest.raises(Rejected, match="64x48 pixels; clips are"):
+            load_clips(source, ClipOptions(Shape(9, sides)))

@@ -35,7 +35,7 @@ def test_additive_is_the_loss_law(paper):
 def test_held_out_points_tell_the_forms_apart(truth, best):
     rows = extrapolation.summary(extrapolation.expanding_windows(N, T, B, truth(N, T, B), None))
     for along in ("N", "T"):
-        errors = {row["form"]: row["error"] for row in rows if row["along"] == along}
+        errors = {row.form: row.error for row in rows if row.along == along}
         assert set(errors) == set(forms.CONSTANTS)
         assert min(errors, key=errors.get) == best
 

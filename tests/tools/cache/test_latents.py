@@ -338,3 +338,13 @@ def test_a_cache_that_records_no_rule_keeps_its_split(run, tmp_path, monkeypatch
     new, old = LatentCache(tmp_path / "new"), LatentCache(tmp_path / "cache")
     assert (new.validation_size, new.meta["split_rule"]) == (2, "parted")
     assert new.meta["fingerprint"] != old.meta["fingerprint"]
+
+
+def test_a_rectangle(run, videos, tmp_path):
+    assert run("--source", videos, "--out", tmp_path / "cache", "--size", "16x40", "--frames", 5)[0] == 0
+    index = read_index(tmp_path / "cache")
+    assert (index["settings"]["height"], index["settings"]["width"]) == (16, 40)
+    assert index["latent_shape"] == [3, 2, 2, 5]
+    for text in ("0", "16x", "x16", "16x16x16", "-4", "a"):
+        status, _, error = run("--source", videos, "--out", tmp_path / "x", f"--size={text}")
+        assert (status, error.startswith(f"error: --size {text}: neither")) == (2, True)
