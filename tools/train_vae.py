@@ -19,7 +19,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -142,7 +141,7 @@ def train(settings: Settings, state_path: Path) -> nn.Module:
     if state_path.exists():
         try:
             state = torch.load(state_path, weights_only=True)
-        except (EOFError, RuntimeError, UnpicklingError) as error:
+        except Exception as error:  # EOFError, RuntimeError or UnpicklingError, by what is damaged
             raise UserError(f"{state_path}: damaged ({first_line(error)}); remove it to start anew") from None
         if state["settings"] != asdict(settings):
             raise UserError(

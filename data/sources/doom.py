@@ -11,6 +11,7 @@ ViZDoom is under the MIT licence, its engine ZDoom under several, and Freedoom's
 import importlib.util
 import re
 import tempfile
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def play(walk: int, clips: int, seed: int, frames: int, validation: bool = False
 
 
 def _start(wad: str, level: str, seed: int, folder: Path) -> Any:
-    """A game at the beginning of a level; its settings are written into ``folder``."""
+    """A game at the beginning of a level; its own files are written into ``folder``."""
     import vizdoom
     from vizdoom import Button
 
@@ -131,7 +132,8 @@ def _start(wad: str, level: str, seed: int, folder: Path) -> Any:
         ]
     )
     game.set_seed(seed)
-    game.init()
+    with chdir(folder):  # where it makes a folder _vizdoom
+        game.init()
     game.send_game_command("cl_showsecretmessage 0")  # text in the middle of the picture
     game.send_game_command("god")  # a player who dies sees the floor
     game.make_action([0, 0, 0, 0], 20)  # until the weapon is up

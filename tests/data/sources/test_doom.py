@@ -36,7 +36,8 @@ class TestGame:
     def game(self):
         pytest.importorskip("vizdoom")
 
-    def test_clips_are_functions_of_seed_and_number(self):
+    def test_clips_are_functions_of_seed_and_number(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
         captions, pictures = doom.play(3, 4, seed=0, frames=5)
         assert pictures.shape == (4, 5, doom.HEIGHT, doom.WIDTH, 3)
         first, fewer = doom.play(3, 2, seed=0, frames=5)
@@ -45,6 +46,7 @@ class TestGame:
         for other in (doom.play(4, 2, seed=0, frames=5), doom.play(3, 2, seed=1, frames=5)):
             assert not np.array_equal(other[1], fewer)
         assert len({hashlib.sha256(clip.tobytes()).digest() for clip in pictures}) == 4
+        assert not list(tmp_path.iterdir())
 
     def test_captions_say_the_motion_the_level_and_what_is_in_view(self):
         captions, _ = doom.play(0, doom.CLIPS, seed=0, frames=1)
