@@ -99,7 +99,7 @@ def parser() -> Parser:
     parser.add_argument("--grid", type=int, metavar="COLUMNS", help="also write all videos as one captioned grid")
     parser.add_argument("--upscale", type=int, default=1, metavar="TIMES", help="repeat each pixel (default: 1)")
     parser.add_argument("--frames", type=int, help="frames of a video (default: the training's; others are untested)")
-    parser.add_argument("--size", type=int, help="height and width of a video (default: the training's, as --frames)")
+    parser.add_argument("--size", type=int, help="side of a square video in pixels (default: the training's, as --frames)")
     parser.add_argument("--fps", type=float, help="frames per second of the files (default: the training's, else 8)")
     parser.add_argument("--batch", type=int, default=8, help="prompts sampled at once (default: 8)")
     parser.add_argument(
@@ -225,7 +225,8 @@ def run(arguments: argparse.Namespace, prompts: list[Prompt]) -> int:
     if arguments.grid:
         grid = arguments.out / f"grid.{'mp4' if arguments.format == 'mp4' else 'gif'}"
         write_grid(grid, clips, [prompt.text for prompt in prompts], arguments.grid, fps)
-    print(f"{arguments.out}: {plural(len(records), 'video')} and samples.json")
+    videos = records[0]["file"] if len(records) == 1 else plural(len(records), "video")
+    print(f"{arguments.out}: {videos} and samples.json")
     return 0
 
 
