@@ -7,7 +7,6 @@ state.json holds the size and the CRC-32 of every other file, and a CRC-32 of it
 or has a flipped bit anywhere, is refused, and the one before it is used.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -29,6 +28,7 @@ from videoscaling.training.flat_buffer import part_of
 from videoscaling.training.parallel import gather_full, like, local
 from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.files import (
+    parse_json,
     pickles,
     recover_folder,
     remove_folder,
@@ -95,7 +95,8 @@ def _save_tensors(path: Path, named: Mapping[str, Tensor], pool: ThreadPoolExecu
 
 def _facts_of(head: bytes, tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """The size and CRC-32 of a safetensors file that begins with ``head`` and holds ``tensors``."""
-    places = {name: value["data_offsets"] for name, value in json.loads(head[8:]).items() if name in tensors}
+    header = parse_json(head[8:], "a safetensors header", dict)
+    places = {name: header[name]["data_offsets"] for name in tensors}
     crc = zlib.crc32(head)
     for name in sorted(places, key=places.get):
         crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), crc)
