@@ -37,6 +37,7 @@ from videoscaling.utils.files import (
     write_json,
     write_text,
 )
+from videoscaling.utils.messages import warn
 from videoscaling.utils.os_errors import warn_of_os_error, with_filename
 from videoscaling.utils.seal import read_sealed, sealed
 
@@ -219,7 +220,7 @@ def newest_checkpoint(directory: Path, needs: tuple[str, ...]) -> Path | None:
         try:
             check(path)
         except UserError as error:
-            print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr)
+            warn(f"{error}; trying the checkpoint before it")
             continue
         if all((path / f"{kind}.safetensors").exists() for kind in needs):
             return path
