@@ -99,7 +99,7 @@ def parser() -> Parser:
     parser.add_argument("--grid", type=int, metavar="COLUMNS", help="also write all videos as one captioned grid")
     parser.add_argument("--upscale", type=int, default=1, metavar="TIMES", help="repeat each pixel (default: 1)")
     parser.add_argument("--frames", type=int, help="frames of a video (default: the training's; others are untested)")
-    parser.add_argument("--size", type=int, help="side of a square video in pixels (default: the training's, as --frames)")
+    parser.add_argument("--size", type=int, help="pixels of a square's side (default: the training's, as --frames)")
     parser.add_argument("--fps", type=float, help="frames per second of the files (default: the training's, else 8)")
     parser.add_argument("--batch", type=int, default=8, help="prompts sampled at once (default: 8)")
     parser.add_argument(
