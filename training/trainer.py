@@ -73,6 +73,7 @@ class Trainer:
         self.step = 0
         self.milestones: list[Milestone] = []
         self.seconds = 0.0
+        self._waited = 0.0  # of the loader's seconds, those that are logged
         self.share = 1.0
         self.status = "running"
         self._stopping = False
@@ -228,7 +229,7 @@ class Trainer:
             self.status = "diverged"
             return
         if logging:
-            waited, self.loader.seconds = self.loader.seconds, 0.0
+            waited, self._waited = self.loader.seconds - self._waited, self.loader.seconds
             log_window(self._log, self.train_step, self.run, step=self.step, share=self.share, data_seconds=waited)
         # While steps are skipped, the checkpoint before them is the one to resume from, unless the run ends here.
         if saving and (last or not consecutive_skips):
