@@ -224,7 +224,7 @@ def run(arguments: argparse.Namespace, prompts: list[Prompt]) -> int:
     write_json(arguments.out / "samples.json", records)
     if arguments.grid:
         grid = arguments.out / f"grid.{'mp4' if arguments.format == 'mp4' else 'gif'}"
-        write_grid(grid, clips, [prompt.text for prompt in prompts], arguments.grid, fps)
+        write_grid(grid, clips, [prompt.text for prompt in prompts], columns=arguments.grid, fps=fps)
     print(f"{arguments.out}: {plural(len(records), 'video')} and samples.json")
     return 0
 

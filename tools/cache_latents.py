@@ -339,30 +339,22 @@ def main() -> None:
         found |= {"captions": caption_counts(planned.scan, planned.units, text), **planned.about}
         print(json.dumps(found) if args.json else estimate_text(found))
     elif args.verify:
-        verify(args, settings, plan, vae, latent_shape, load)
+        verify(args, settings, plan, vae=vae, latent_shape=latent_shape, load=load)
     else:
         with resumable(args.out, " after the last whole shard"):
-            build(
-                args=args,
-                settings=settings,
-                plan=plan,
-                vae=vae,
-                text=text,
-                latent_shape=latent_shape,
-                load=load,
-                share=share,
-            )
+            build(args, settings, plan, share, vae=vae, text=text, latent_shape=latent_shape, load=load)
 
 
 def build(
     args: argparse.Namespace,
     settings: dict,
     plan: Planner,
+    share: WorkShare,
+    *,
     vae: VideoVAE,
     text: TextEncoder,
     latent_shape: tuple[int, ...],
     load: Load,
-    share: WorkShare,
 ) -> None:
     """Make this process's share of the cache, close it if all the others' are there, and report."""
     out = Path(args.out)
@@ -383,7 +375,7 @@ def build(
     if built.already:
         print(f"{out}: already finished, nothing to do", file=sys.stderr)
     if built.index is not None:
-        report(args, built.index)
+        print(json.dumps(summary(args.out, built.index)) if args.json else summary_text(args.out, built.index))
     elif args.json:
         counts = {"shards": built.shards, "shards_there": built.shards_there}
         print(json.dumps({"out": args.out, "finished": False, **counts}))
@@ -399,6 +391,7 @@ def verify(
     args: argparse.Namespace,
     settings: dict,
     plan: Planner,
+    *,
     vae: VideoVAE,
     latent_shape: tuple[int, ...],
     load: Load,
@@ -420,10 +413,6 @@ def verify(
     again = f"{plural(clips, 'clip')} encoded again differ by at most {worst:.2g} of their size"
     text = f"{args.out}: every file is as it was written; {again} ({tolerance:g} is allowed)"
     print(json.dumps(summary) if args.json else text)
-
-
-def report(args: argparse.Namespace, index: dict) -> None:
-    print(json.dumps(summary(args.out, index)) if args.json else summary_text(args.out, index))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ from typing import Any, NoReturn
 
 from videoscaling.utils.os_errors import concerns_one_process, describe
 
-CONTROL = re.compile(
-    "[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]"
-)  # of names: a newline in one made two lines of a message
+# Of names: a newline in one would make two lines of a message.
+CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 LISTED = 20
 PREEMPTED = 75  # EX_TEMPFAIL: a signal stopped the command; run the same command again
 CONTINUES = "the same command continues"
