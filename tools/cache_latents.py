@@ -50,6 +50,7 @@ from videoscaling.models.vae import VideoVAE, load_vae
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, resumable, run_cli
 from videoscaling.utils.locks import release_abandoned
+from videoscaling.utils.options import height_and_width
 
 FOR_VIDEOS = (
     "caption_column",
@@ -66,14 +67,6 @@ FOR_VIDEOS = (
     "limit_seconds",
 )
 VERIFIED = 16  # sources that --verify encodes again
-
-
-def clip_size(text: str) -> int | tuple[int, int]:
-    """The value of --size: the side of a square, or height and width."""
-    sides = [int(side) for side in text.lower().split("x") if side.isdecimal()]
-    if len(sides) != text.lower().count("x") + 1 or len(sides) > 2 or min(sides) < 1:
-        raise UserError(f"--size {text}: neither a number of pixels nor height x width, such as 64 or 48x80")
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def arguments() -> argparse.Namespace:
@@ -120,9 +113,9 @@ def arguments() -> argparse.Namespace:
     add("--frames", type=int, default=17, help="frames per clip (default 17)")
     add(
         "--size",
-        type=clip_size,
+        type=height_and_width,
         aliases=("--image-size", "--resolution"),
-        default=32,
+        default=(32, 32),
         metavar="N|HxW",
         help="pixels: a square's side, or height x width (default 32)",
     )
