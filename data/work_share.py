@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from videoscaling.utils.errors import UserError
+from videoscaling.utils.messages import escaped
 
 SLURM = "SLURM_ARRAY_TASK_"
 
@@ -87,4 +88,4 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
 def first_of_node(line: str) -> None:
     """Print a line to stderr, once a node."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(line, file=sys.stderr)
+        print(escaped(line), file=sys.stderr)

@@ -198,7 +198,8 @@ def _from_runs(folder: Path, duplicates: str | None) -> RunTable:
     if differing:
         recipe["differs_between_runs"] = differing
     table = _table(results, duplicates, renamed=False, source=str(folder), recipe=recipe)
-    begun = {path.parent for path in find_files(folder, "config.yaml")} - {path.parent for path in paths}
+    folders = {path.parent for path in find_files(folder, "config.yaml") if path.parent.parent.name != "checkpoints"}
+    begun = folders - {path.parent for path in paths}
     if not begun:
         return table
     note = f"{len(begun)} of {len(begun) + len(paths)} runs have no result yet: finish the sweep first (sweep.py run)"

@@ -17,6 +17,7 @@ from videoscaling.training.result import finished_result
 from videoscaling.training.run import Run, beta2_warnings, token_numbers, width_warnings
 from videoscaling.utils.errors import CONTINUES, PREEMPTED, UserError, plural
 from videoscaling.utils.locks import lock_run_dir
+from videoscaling.utils.messages import warn
 
 ENDS = {
     "again": "crashed and is tried again; console.log there has the error",
@@ -46,7 +47,7 @@ def report_warnings(sweep: Sweep) -> list[str]:
     token_dim = token_numbers(config, recorded_data(sweep.keys.results, config)["latent_shape"])
     found += width_warnings([cell.config.model.width for cell in sweep.cells], token_dim)
     for text in found:
-        print(f"warning: {text}", file=sys.stderr)
+        warn(text)
     return found
 
 

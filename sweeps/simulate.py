@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from videoscaling.sweeps.run import planned_runs
 from videoscaling.training.config import Config
 from videoscaling.training.run import clip_tokens, encoded_shape
 from videoscaling.utils.errors import UserError
+from videoscaling.utils.messages import warn
 from videoscaling.utils.progress import Progress
 
 LIMITS = {
@@ -106,6 +106,6 @@ def command(arguments: argparse.Namespace, overrides: list[str], prediction: Cal
         )
     expected["warnings"] = [*assumed, *expected["warnings"]]
     for text in expected["warnings"]:
-        print(f"warning: {text}", file=sys.stderr)
+        warn(text)
     print(json.dumps(expected) if arguments.json else simulate.text(expected))
     return 0

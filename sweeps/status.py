@@ -1,7 +1,6 @@
 """Cost and state of a sweep, as text and as JSON. No torch here."""
 
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from videoscaling.sweeps.grid import Sweep, label
 from videoscaling.sweeps.state import ENDED, UNFINISHED, CellState, CellStatus, cell_status
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import plural
+from videoscaling.utils.messages import warn
 from videoscaling.utils.progress import duration
 
 WATCH_SECONDS = 5.0
@@ -247,10 +247,7 @@ def print_status(sweep: Sweep, as_json: bool = False, watch: bool = False) -> in
     while True:
         jobs = slurm.queue_of(sweep.directory) if sweep.keys.executor.kind == "slurm" else {}
         if jobs is None:
-            print(
-                "warning: Slurm's queue does not answer: cells that run on other nodes may show as lost",
-                file=sys.stderr,
-            )
+            warn("Slurm's queue does not answer: cells that run on other nodes may show as lost")
         states = states_of(sweep, jobs)
         summary = status(sweep, states, estimate(sweep, states))
         text = json.dumps(summary.to_json(sweep)) if as_json else status_text(sweep, summary)

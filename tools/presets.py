@@ -10,7 +10,6 @@ should show during training, and the hours it takes on the hardware of the resul
 import argparse
 import math
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,6 +29,7 @@ from videoscaling.training.planning.planned_config import (
 )
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
 from videoscaling.utils.files import find_files, write_text
+from videoscaling.utils.messages import warn
 from videoscaling.utils.results import FILE, RunResult, report_left_out, whole_results
 
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1)  # of T, at which the expected loss is given
@@ -133,7 +133,7 @@ def main() -> None:
         write_text(out, text)
     write_text(args.page, table)
     for warning in recipe_warnings(law.recipe, base, optim=planned_optim(law.recipe, base)):
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     print(f"wrote {len(written)} configs to {args.out} and {args.page}")
 
 

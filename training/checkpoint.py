@@ -7,7 +7,6 @@ state.json holds the size and the CRC-32 of every other file, and a CRC-32 of it
 or has a flipped bit anywhere, is refused, and the one before it is used.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -29,6 +28,7 @@ from videoscaling.training.flat_buffer import part_of
 from videoscaling.training.parallel import gather_full, like, local
 from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.files import (
+    parse_json,
     pickles,
     recover_folder,
     remove_folder,
@@ -37,6 +37,7 @@ from videoscaling.utils.files import (
     write_json,
     write_text,
 )
+from videoscaling.utils.messages import warn
 from videoscaling.utils.os_errors import warn_of_os_error, with_filename
 from videoscaling.utils.seal import read_sealed, sealed
 
@@ -95,7 +96,8 @@ def _save_tensors(path: Path, named: Mapping[str, Tensor], pool: ThreadPoolExecu
 
 def _facts_of(head: bytes, tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """The size and CRC-32 of a safetensors file that begins with ``head`` and holds ``tensors``."""
-    places = {name: value["data_offsets"] for name, value in json.loads(head[8:]).items() if name in tensors}
+    header = parse_json(head[8:], "a safetensors header", dict)
+    places = {name: header[name]["data_offsets"] for name in tensors}
     crc = zlib.crc32(head)
     for name in sorted(places, key=places.get):
         crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), crc)
@@ -218,7 +220,7 @@ def newest_checkpoint(directory: Path, needs: tuple[str, ...]) -> Path | None:
         try:
             check(path)
         except UserError as error:
-            print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr)
+            warn(f"{error}; trying the checkpoint before it")
             continue
         if all((path / f"{kind}.safetensors").exists() for kind in needs):
             return path

@@ -6,7 +6,6 @@ import hashlib
 import json
 import operator
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from videoscaling.training.keys import (
 )
 from videoscaling.training.schema import Config
 from videoscaling.utils.errors import UserError, nearest, shown
+from videoscaling.utils.messages import warn
 from videoscaling.utils.typed import typed
 from videoscaling.utils.user_text import check_literal, check_printable, expand_home
 from videoscaling.utils.yaml_text import Values, number, parse_override, read_yaml
@@ -157,7 +157,7 @@ def config_of_run(directory: Path, verbose: bool = False) -> Config | None:
                 return read_config(path.parent)
             except UserError as error:
                 if verbose:
-                    print(f"warning: {error}; it is written anew", file=sys.stderr, flush=True)
+                    warn(f"{error}; it is written anew")
     return None
 
 

@@ -3,7 +3,6 @@
 import copy
 import functools
 import math
-import sys
 import time
 import zlib
 from datetime import timedelta
@@ -42,6 +41,7 @@ from videoscaling.training.validation import RAW_SHARE, Score, Validator, few_bl
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import atomic_write, write_bytes
 from videoscaling.utils.locks import check_lock
+from videoscaling.utils.messages import warn
 from videoscaling.utils.results import DATA_FAULT, Milestone, write_result
 
 Scores = tuple[ValidationResult, ValidationResult]  # of the raw weights, and of the EMA
@@ -152,7 +152,7 @@ class Trainer:
         check_growth(self.run, self.tokens, self.milestones)
         if self.main and (damage := result_damage(self.config.run_dir)):
             again = f"the run is trained again from {path.name if path else 'its start'}"
-            print(f"warning: {damage}; {again}", file=sys.stderr, flush=True)
+            warn(f"{damage}; {again}")
         if self.world > 1:
             dist.barrier()
         if self.main and path is not None:

@@ -4,7 +4,6 @@ import argparse
 import errno
 import io
 import os
-import re
 import select
 import signal
 import sys
@@ -15,10 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from videoscaling.utils.messages import escaped
 from videoscaling.utils.os_errors import concerns_one_process, describe
 
-# Of names: a newline in one would make two lines of a message.
-CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 LISTED = 20
 PREEMPTED = 75  # EX_TEMPFAIL: a signal stopped the command; run the same command again
 CONTINUES = "the same command continues"
@@ -193,5 +191,5 @@ def run_cli(main: Callable[[], int | None]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     if own or os.environ.get("LOCAL_RANK", "0") == "0":  # one line a node, not one per process of a torchrun
-        print(f"error: {CONTROL.sub(lambda found: ascii(found[0])[1:-1], message)}", file=sys.stderr)
+        print(f"error: {escaped(message)}", file=sys.stderr)
     sys.exit(2)

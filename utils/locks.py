@@ -20,6 +20,7 @@ from pathlib import Path
 
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import parse_json
+from videoscaling.utils.messages import warn
 from videoscaling.utils.process_ids import has_ended, machine_code, start_time, this_machine
 
 LOCK, HOLDER = ".lock", ".lock-holder"
@@ -161,10 +162,9 @@ def _acquire(directory: Path, wait: bool) -> Lock:
                 raise UserError(f"{directory}: another process is working in it; wait for it or end it") from None
             if isinstance(error, OSError) and error.errno in NO_FLOCK:
                 lock = _acquire_by_file(directory, wait)
-                print(
-                    f"warning: {directory}: this disk has no flock ({error.strerror}); the lock is the file {HOLDER}, "
-                    "and only processes of this machine are seen to end",
-                    file=sys.stderr,
+                warn(
+                    f"{directory}: this disk has no flock ({error.strerror}); the lock is the file {HOLDER}, "
+                    "and only processes of this machine are seen to end"
                 )
                 return lock
             raise

@@ -3,11 +3,12 @@
 import errno
 import io
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+from videoscaling.utils.messages import warn
 
 ELSEWHERE = "choose another path"
 AGAIN = "run the same command again"
@@ -92,4 +93,4 @@ def warn_of_os_error(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        print(f"warning: {what}: {describe(error) or error}", file=sys.stderr, flush=True)
+        warn(f"{what}: {describe(error) or error}")

@@ -4,7 +4,6 @@ Without a checksum, 22 of 213 mutations of a result gave another table of losses
 versions have no checksum and are read as they are.
 """
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TypedDict
 from videoscaling.utils import seal
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import read_json, write_json
+from videoscaling.utils.messages import warn
 
 FILE = "result.json"
 CONSOLE = "console.log"  # of a sweep's cell: what it prints
@@ -128,7 +128,7 @@ def report_left_out(damaged: Sequence[UserError], whole: int) -> None:
         raise damaged[0]
     for error in damaged:
         count = f"{len(damaged)} of {whole + len(damaged)} results"
-        print(f"warning: {error}; left out, as {count} {'is' if len(damaged) == 1 else 'are'}", file=sys.stderr)
+        warn(f"{error}; left out, as {count} {'is' if len(damaged) == 1 else 'are'}")
 
 
 def write_failure(path: Path, failure: Failure) -> None:

@@ -15,7 +15,7 @@ EVIDENCE = 0.25
 # Extrapolation is never trusted to be better than this share of the claimed variance.
 LEAST_CALIBRATION = 0.5
 # What the claimed variance is multiplied by where no larger size or token count could be predicted from smaller ones.
-# The quickstart's sweep has three of each: its planned run, 4.3 times the longest T, ended 4 claimed sd below.
+# An earlier quickstart's sweep had three of each: its planned run, 4.3 times the longest T, ended 4 claimed sd below.
 UNTESTED = 9.0
 # A forced form that errs this much more than another one, when larger sizes are predicted from smaller ones, warns.
 WORSE = 1.25

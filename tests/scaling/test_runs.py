@@ -35,7 +35,10 @@ def write_run(folder, name, status="done", N=1000, B=80, milestones=(1e4, 2e4), 
 def test_runs_without_a_result_are_counted(tmp_path):
     for name in "abc":
         write_run(tmp_path, name)
-        (tmp_path / name / "config.yaml").touch()
+        checkpoint = tmp_path / name / "checkpoints" / "step_0000010"
+        checkpoint.mkdir(parents=True)
+        for place in (tmp_path / name, checkpoint):  # a checkpoint has its run's configuration too
+            (place / "config.yaml").touch()
     assert runs.read(tmp_path).notes == ()
     (tmp_path / "c" / "result.json").unlink()
     (note,) = runs.read(tmp_path).notes

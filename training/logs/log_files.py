@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import IO, Any, TypedDict
 
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import atomic_write, parse_json, write_bytes
+from videoscaling.utils.messages import warn
 from videoscaling.utils.os_errors import describe, warn_of_os_error, with_filename
 
 HPARAMS_FILE = "events.out.tfevents.0.hparams"  # sorts before the events, as TensorBoard reads files in that order
@@ -62,7 +62,7 @@ class MetricsFile:
             self._torn = False
         except OSError as error:
             if not self._warned:
-                print(f"warning: a line is missing: {describe(error) or error}", file=sys.stderr, flush=True)
+                warn(f"a line is missing: {describe(error) or error}")
             self._warned = self._torn = True
             self.close()
 
@@ -91,11 +91,11 @@ def _cut(path: Path, step: int) -> MetricsRow | None:
         if None in rows:
             write_bytes(damaged, content)
             count = f"{rows.count(None)} of {len(rows)} lines are damaged"
-            print(f"warning: {path}: {count}; they are left out, and the file as it was is {damaged}", file=sys.stderr)
+            warn(f"{path}: {count}; they are left out, and the file as it was is {damaged}")
         write_bytes(path, b"".join(line for line, _ in kept))
         return kept[-1][1] if kept else None
     except OSError as error:
-        print(f"warning: {describe(error) or error}; {path.name} is begun anew", file=sys.stderr, flush=True)
+        warn(f"{describe(error) or error}; {path.name} is begun anew")
         with warn_of_os_error(f"{path} cannot be saved under another name"):
             path.replace(damaged)
         return None
@@ -167,7 +167,7 @@ class Board:
         except OSError as error:
             self._writer = None
             what = f"{self._folder}: TensorBoard's events end here, until the run is started again"
-            print(f"warning: {what}: {describe(error) or error}", file=sys.stderr, flush=True)
+            warn(f"{what}: {describe(error) or error}")
 
 
 def _quiet_writer_threads() -> None:

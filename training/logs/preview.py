@@ -15,6 +15,7 @@ from videoscaling.training.pipeline import load_encoders
 from videoscaling.training.schema import LogKeys
 from videoscaling.utils.errors import first_line
 from videoscaling.utils.finiteness import NotFinite
+from videoscaling.utils.messages import warn
 
 
 class Preview:
@@ -47,7 +48,7 @@ class Preview:
             if isinstance(model, FSDPModule) and not isinstance(error, NotFinite):
                 raise
             if not self._warned and os.environ.get("RANK", "0") == "0":
-                print(f"warning: log.prompts: no videos at this milestone: {first_line(error)}", file=sys.stderr)
+                warn(f"log.prompts: no videos at this milestone: {first_line(error)}")
             self._warned = True
             return torch.empty(0, 3, 1, 1, 1)
 

@@ -1,7 +1,6 @@
 """The log of a run: its settings at the start, a line for each window of steps, its outcome at the end."""
 
 import math
-import sys
 
 import torch
 
@@ -15,6 +14,7 @@ from videoscaling.training.planning.memory_formula import even_size
 from videoscaling.training.run import Run, run_warnings, token_numbers
 from videoscaling.training.step import TrainStep
 from videoscaling.utils.errors import CONTINUES, plural
+from videoscaling.utils.messages import warn
 
 
 def open_log(
@@ -53,7 +53,7 @@ def open_log(
     how = f"{run.steps * run.clips / cache.train_size:.2g} epochs; {device}, attention {attention}"
     print(f"{config.run_dir}: {run.text}; {how}{begun}", flush=True)
     for text in run_warnings(config, token_numbers(config, cache.latent_shape)):
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        warn(text)
     wanted, local = config.train.micro_batch, run.clips // world
     if wanted and local > wanted != (size := even_size(local, wanted)):
         print(f"train.micro_batch={wanted}: of {plural(local, 'clip')} {size} at a time, which changes no result")

@@ -45,6 +45,7 @@ from videoscaling.training.result import check_growth, finished_result
 from videoscaling.training.run import Run, run_warnings, token_numbers
 from videoscaling.training.train import prepare
 from videoscaling.training.trainer import RAW_SHARE, Trainer
+from videoscaling.utils.messages import warn
 
 SAMPLE_NUMBERS = 1 << 24  # the most latent numbers to read for the data report
 
@@ -67,7 +68,7 @@ def dry_run(config: Config, as_json: bool = False) -> int:
             print(OmegaConf.to_yaml(OmegaConf.create(report.config)))
             print(table(described(report)), flush=True)
             for text in report.warnings:
-                print(f"warning: {text}", file=sys.stderr, flush=True)
+                warn(text)
         with redirect_stdout(sys.stderr):  # a micro-batch that is halved is said there, not in the JSON
             report = probe(trainer, report, before)
         if trainer.main:

@@ -14,7 +14,7 @@ SHAPE = {"batch": "one_sided", "bent": False}
 
 
 def runs(level, seed=0, outliers=0.05):
-    """The quickstart's 48 runs with three milestones each, losses of ``level(N, T)``, outliers 10 % too high."""
+    """48 runs with three milestones each, losses of ``level(N, T)``, and outliers 10 % too high."""
     random = np.random.default_rng(seed)
     rates, batches = (5e-4, 1e-3, 2e-3, 4e-3), (80.0, 160.0, 320.0, 640.0)
     N, lr, B, T = (v.ravel() for v in np.meshgrid(SIZES, rates, batches, TIMES, indexing="ij"))

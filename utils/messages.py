@@ -1,0 +1,17 @@
+"""What a command says on stderr beside its output: one line for each warning, whatever names it holds."""
+
+import re
+import sys
+
+# Names hold any character: a newline made two lines of a message, and an escape sequence moved the cursor.
+CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
+
+
+def escaped(text: str) -> str:
+    """``text`` with control characters written as in Python's source."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def warn(text: str) -> None:
+    """Print a warning, on one line."""
+    print(f"warning: {escaped(text)}", file=sys.stderr, flush=True)
