@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.files import read_bounded, write_json
+from videoscaling.utils.options import height_and_width
 from videoscaling.utils.tables import read_table, table_kind
 
 FORMATS = ("mp4", "gif", "png")
@@ -99,7 +100,12 @@ def parser() -> Parser:
     parser.add_argument("--grid", type=int, metavar="COLUMNS", help="also write all videos as one captioned grid")
     parser.add_argument("--upscale", type=int, default=1, metavar="TIMES", help="repeat each pixel (default: 1)")
     parser.add_argument("--frames", type=int, help="frames of a video (default: the training's; others are untested)")
-    parser.add_argument("--size", type=int, help="pixels of a square's side (default: the training's, as --frames)")
+    parser.add_argument(
+        "--size",
+        type=height_and_width,
+        metavar="N|HxW",
+        help="pixels of a video: a square's side, or height x width (default: the training's, as --frames)",
+    )
     parser.add_argument("--fps", type=float, help="frames per second of the files (default: the training's, else 8)")
     parser.add_argument("--batch", type=int, default=8, help="prompts sampled at once (default: 8)")
     parser.add_argument(
@@ -121,7 +127,7 @@ def parser() -> Parser:
 
 def main() -> int:
     arguments = parser().parse_args()
-    for name in ("fps", "batch", "grid", "upscale", "frames", "size"):
+    for name in ("fps", "batch", "grid", "upscale", "frames"):
         if getattr(arguments, name) is not None and not 1 <= getattr(arguments, name) < math.inf:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be at least 1")
     if not 0 <= arguments.seed < 10**18:
@@ -224,7 +230,7 @@ def run(arguments: argparse.Namespace, prompts: list[Prompt]) -> int:
     write_json(arguments.out / "samples.json", records)
     if arguments.grid:
         grid = arguments.out / f"grid.{'mp4' if arguments.format == 'mp4' else 'gif'}"
-        write_grid(grid, clips, [prompt.text for prompt in prompts], arguments.grid, fps)
+        write_grid(grid, clips, [prompt.text for prompt in prompts], columns=arguments.grid, fps=fps)
     videos = records[0]["file"] if len(records) == 1 else plural(len(records), "video")
     print(f"{arguments.out}: {videos} and samples.json")
     return 0

@@ -77,7 +77,7 @@ def synthetic_units(
         return Clips(keys, synthetic.captions(index, split_seed), clips)
 
     counts = {"train": train, "validation": validation}
-    return _made_units("synthetic", counts, seed, RENDERED_AT_ONCE, render)
+    return _made_units("synthetic", counts, seed=seed, at_once=RENDERED_AT_ONCE, render=render)
 
 
 def doom_units(shape: Shape, train: int, validation: int, seed: int) -> dict[str, list[ClipGroup]]:
@@ -89,14 +89,16 @@ def doom_units(shape: Shape, train: int, validation: int, seed: int) -> dict[str
         walk = int(index[0]) // doom.CLIPS
         captions, pictures = doom.play(walk, len(index), 0 if held_out else seed, shape.frames, held_out)
         clips = torch.stack([resize_and_crop(clip, shape.sides) for clip in pictures])
-        return Clips(keys, captions, clips, fps=doom.FPS)
+        return Clips(keys, captions, clips)
 
-    return _made_units("doom", {"train": train, "validation": validation}, seed, doom.CLIPS, render)
+    counts = {"train": train, "validation": validation}
+    return _made_units("doom", counts, seed=seed, at_once=doom.CLIPS, render=render)
 
 
 def _made_units(
     source: str,
     counts: dict[str, int],
+    *,
     seed: int,
     at_once: int,
     render: Callable[[list[str], Tensor, str], Clips],

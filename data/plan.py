@@ -36,6 +36,7 @@ class Plan(NamedTuple):
     listing: Listing | None = None
     split: Split | None = None
     shots: ShotCounts | None = None
+    rendered_fps: float | None = None
 
     @property
     def about(self) -> dict[str, object]:
@@ -54,7 +55,7 @@ class Plan(NamedTuple):
 
     @property
     def fps(self) -> float | None:
-        return self.scan.fps if self.scan else None
+        return self.scan.fps if self.scan else self.rendered_fps
 
     @property
     def videos(self) -> int:
@@ -84,7 +85,7 @@ class VideoRequest:
         workers, limit_seconds: as ``data.video.decode_workers.decoded``.
         max_rejected: the fraction of the videos that may be rejected.
         writing: whether the cache is made, and rejected videos are counted and named in its folder.
-        stay_open: whether the plan's ``scan`` are used after it is made, and closed by the caller.
+        stay_open: whether the plan's ``scan`` is used after it is made, and closed by the caller.
         shots: how the videos' shots are found, so that clips lie within them; None: clips may cross cuts.
     """
 
@@ -116,6 +117,7 @@ def plan_rendered(
         raise UserError(f"--validation takes a number here: every {source} cache has the same validation clips")
     train = clips or SYNTHETIC_CLIPS
     count = SYNTHETIC_VALIDATION if wanted is None else wanted
+    fps = doom.FPS if source == "doom" else None
     if source == "doom":
         made_by = f"doom {doom.VERSION}, vizdoom {doom.game_version()}"
         units = doom_units(shape, train, count, seed)
@@ -123,7 +125,7 @@ def plan_rendered(
         made_by = f"synthetic {synthetic.VERSION}"
         units = synthetic_units(shape, train, count, seed, device)
     settings = {"source": made_by, "seed": seed, "clips": train, "validation": count}
-    return settings, lambda as_before: Plan(units, len(units["train"][0].keys))
+    return settings, lambda as_before: Plan(units, len(units["train"][0].keys), rendered_fps=fps)
 
 
 def plan_videos(request: VideoRequest) -> tuple[CacheSettings, Planner]:

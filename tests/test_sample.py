@@ -121,13 +121,13 @@ def test_a_model_that_ships_draws_the_colour_of_its_prompt(tmp_path: Path) -> No
 def test_prompts_of_a_table_have_their_own_seeds_frames_and_size(tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text('prompt,seed,note\n"one, two",5,x\nthree,,y\n')
     words = ["--prompts", str(tmp_path / "prompts.csv"), "--steps", "1", "--format", "png", "--seed", "40"]
-    python("sample.py", *words, "--frames", "9", "--size", "64", "--out", str(tmp_path / "out"))
+    python("sample.py", *words, "--frames", "9", "--size", "64x48", "--out", str(tmp_path / "out"))
     records = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert [(r["prompt"], r["seed"], r["checkpoint"]) for r in records] == [
         ("one, two", 5, "embedded"),
         ("three", 41, "embedded"),
     ]
-    assert Image.open(tmp_path / "out" / records[0]["file"]).size == (9 * 64, 64)
+    assert Image.open(tmp_path / "out" / records[0]["file"]).size == (9 * 48, 64)
     for table, message in (("prompt,seed\nx,-1\n", "seed '-1' of 'x'"), ("text,seed\nx,1\n", "no column prompt")):
         (tmp_path / "prompts.csv").write_text(table)
         assert message in python("sample.py", *words, "--out", str(tmp_path / "no"), status=2)

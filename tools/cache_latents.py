@@ -50,6 +50,7 @@ from videoscaling.models.vae import VideoVAE, load_vae
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, resumable, run_cli
 from videoscaling.utils.locks import release_abandoned
+from videoscaling.utils.options import height_and_width
 
 FOR_VIDEOS = (
     "caption_column",
@@ -66,14 +67,6 @@ FOR_VIDEOS = (
     "limit_seconds",
 )
 VERIFIED = 16  # sources that --verify encodes again
-
-
-def clip_size(text: str) -> int | tuple[int, int]:
-    """The value of --size: the side of a square, or height and width."""
-    sides = [int(side) for side in text.lower().split("x") if side.isdecimal()]
-    if len(sides) != text.lower().count("x") + 1 or len(sides) > 2 or min(sides) < 1:
-        raise UserError(f"--size {text}: neither a number of pixels nor height x width, such as 64 or 48x80")
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def arguments() -> argparse.Namespace:
@@ -120,9 +113,9 @@ def arguments() -> argparse.Namespace:
     add("--frames", type=int, default=17, help="frames per clip (default 17)")
     add(
         "--size",
-        type=clip_size,
+        type=height_and_width,
         aliases=("--image-size", "--resolution"),
-        default=32,
+        default=(32, 32),
         metavar="N|HxW",
         help="pixels: a square's side, or height x width (default 32)",
     )
@@ -339,30 +332,22 @@ def main() -> None:
         found |= {"captions": caption_counts(planned.scan, planned.units, text), **planned.about}
         print(json.dumps(found) if args.json else estimate_text(found))
     elif args.verify:
-        verify(args, settings, plan, vae, latent_shape, load)
+        verify(args, settings, plan, vae=vae, latent_shape=latent_shape, load=load)
     else:
         with resumable(args.out, " after the last whole shard"):
-            build(
-                args=args,
-                settings=settings,
-                plan=plan,
-                vae=vae,
-                text=text,
-                latent_shape=latent_shape,
-                load=load,
-                share=share,
-            )
+            build(args, settings, plan, share, vae=vae, text=text, latent_shape=latent_shape, load=load)
 
 
 def build(
     args: argparse.Namespace,
     settings: dict,
     plan: Planner,
+    share: WorkShare,
+    *,
     vae: VideoVAE,
     text: TextEncoder,
     latent_shape: tuple[int, ...],
     load: Load,
-    share: WorkShare,
 ) -> None:
     """Make this process's share of the cache, close it if all the others' are there, and report."""
     out = Path(args.out)
@@ -383,7 +368,7 @@ def build(
     if built.already:
         print(f"{out}: already finished, nothing to do", file=sys.stderr)
     if built.index is not None:
-        report(args, built.index)
+        print(json.dumps(summary(args.out, built.index)) if args.json else summary_text(args.out, built.index))
     elif args.json:
         counts = {"shards": built.shards, "shards_there": built.shards_there}
         print(json.dumps({"out": args.out, "finished": False, **counts}))
@@ -399,6 +384,7 @@ def verify(
     args: argparse.Namespace,
     settings: dict,
     plan: Planner,
+    *,
     vae: VideoVAE,
     latent_shape: tuple[int, ...],
     load: Load,
@@ -420,10 +406,6 @@ def verify(
     again = f"{plural(clips, 'clip')} encoded again differ by at most {worst:.2g} of their size"
     text = f"{args.out}: every file is as it was written; {again} ({tolerance:g} is allowed)"
     print(json.dumps(summary) if args.json else text)
-
-
-def report(args: argparse.Namespace, index: dict) -> None:
-    print(json.dumps(summary(args.out, index)) if args.json else summary_text(args.out, index))
 
 
 if __name__ == "__main__":

@@ -39,9 +39,6 @@ def arguments() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, required=True, aliases=("--ckpt", "--run"), help="a run directory, or a checkpoint"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write; replaced if it holds an export")
-    parser.add_argument(
-        "--format", choices=("diffusers",), default="diffusers", help="of the folder (default: diffusers)"
-    )
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or raw (default: ema)")
     parser.add_argument("--law", type=path_text, help="law file whose expected loss goes into the card")
     parser.add_argument("--about", help="a paragraph for the card: what the model is good for, and what it is not")

@@ -42,7 +42,7 @@ class BatchLoader:
     Attributes:
         fault: the fault of the clips of a step that was asked for, or None. The samples of such a step are zeros:
             processes that share a batch continue to where all of them can stop together (``DataCheck``).
-        seconds: that ``batch`` has taken.
+        seconds: that all calls of ``batch`` have taken.
     """
 
     def __init__(self, run: Run, cache: LatentCache | Mixture, rank: int, world: int, device: torch.device) -> None:
@@ -50,6 +50,7 @@ class BatchLoader:
         self._local = run.clips // world
         self._first = rank * self._local
         self._steps = steps_together(cache.latent_shape, self._local)
+        self._last = (run.steps - 1) // self._steps
         self._null = tuple(value.to(device) for value in cache.null_context)
         self.fault: DataFault | None = None
         self.seconds = 0.0
@@ -98,14 +99,14 @@ class BatchLoader:
         return (steps[:, None] * self._run.clips + within).flatten()
 
     def _load(self, group: int) -> Samples:
-        """The samples of a group of steps; a thread reads the clips of the next ``AHEAD`` groups meanwhile.
+        """The samples of a group of steps; a thread reads the run's next ``AHEAD`` groups of clips meanwhile.
 
         Nothing here waits for a GPU: clips go there as float16 from pinned memory, which PyTorch's allocator
         keeps until they have arrived.
         """
         config = self._run.config
         seed, diffusion = config.data_seed, config.diffusion
-        wanted = range(group, group + 1 + AHEAD)
+        wanted = range(group, max(group, min(group + AHEAD, self._last)) + 1)
         self._reads = {n: self._reads.get(n) or self._reader.submit(self._read, n) for n in wanted}
         read, fault = self._reads[group].result()
         self.fault = self.fault or fault

@@ -137,8 +137,8 @@ class VideoPipeline:
             path=str(path) if str(path) == "embedded" else str(trained.path),
         )
 
-    def resize(self, frames: int | None = None, size: int | None = None) -> None:
-        """Make videos of ``frames`` frames of ``size`` x ``size`` pixels; the training's where None.
+    def resize(self, frames: int | None = None, size: tuple[int, int] | None = None) -> None:
+        """Make videos of ``frames`` frames of ``size`` pixels (height, width); the training's where None.
 
         Positions are rotary and go on beyond the training's, but a model has not learned them: look at its videos.
 
@@ -146,8 +146,7 @@ class VideoPipeline:
             UserError: the autoencoder cannot make such videos, or the model's patches do not divide their latents.
         """
         vae, (_, f, h, w), patch = self.vae, self.latent_shape, self.model.config.patch
-        sides = (frames or (f - 1) * vae.temporal + 1, size or h * vae.spatial, size or w * vae.spatial)
-        shape = vae.latent_shape(*sides)
+        shape = vae.latent_shape(frames or (f - 1) * vae.temporal + 1, *(size or (h * vae.spatial, w * vae.spatial)))
         if any(side % p for side, p in zip(shape[1:], patch)):
             raise UserError(
                 f"latents of {shape[1:]} (frames, rows, columns): the model's patches {patch} do not divide them"

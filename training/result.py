@@ -75,6 +75,7 @@ def environment(device: "torch.device", world: int) -> RunResult:
 def build_result(
     run: Run,
     meta: CacheMeta,
+    *,
     status: str,
     step: int,
     skipped: int,

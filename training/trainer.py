@@ -33,12 +33,7 @@ from videoscaling.training.logs.run_log import close_log, log_window, open_log
 from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.model import build_model, check_compiler, compile_model
 from videoscaling.training.parallel import all_reduce, check_together, from_first, gather, node_count, shard
-from videoscaling.training.result import (
-    build_result,
-    check_growth,
-    recorded,
-    result_damage,
-)
+from videoscaling.training.result import build_result, check_growth, recorded, result_damage, resumable_step
 from videoscaling.training.run import Run
 from videoscaling.training.signals import StopRequest
 from videoscaling.training.step import TrainStep
@@ -78,6 +73,7 @@ class Trainer:
         self.step = 0
         self.milestones: list[Milestone] = []
         self.seconds = 0.0
+        self._waited = 0.0  # of the loader's seconds, those that are logged
         self.share = 1.0
         self.status = "running"
         self._stopping = False
@@ -104,7 +100,7 @@ class Trainer:
     def _build_models(self) -> tuple[VideoDiT, VideoDiT]:
         """The model and its EMA, compiled and sharded by the configuration."""
         model = build_model(self.config, self.cache.meta, self.device)
-        if self.config.train.init and not ckpt.checkpoint_paths(self.config.run_dir / "checkpoints"):
+        if self.config.train.init and not resumable_step(self.config.run_dir):
             self._load_initial(model)
         ema = copy.deepcopy(model).requires_grad_(False).eval()
         for each in (model, ema):
@@ -233,7 +229,7 @@ class Trainer:
             self.status = "diverged"
             return
         if logging:
-            waited, self.loader.seconds = self.loader.seconds, 0.0
+            waited, self._waited = self.loader.seconds - self._waited, self.loader.seconds
             log_window(self._log, self.train_step, self.run, step=self.step, share=self.share, data_seconds=waited)
         # While steps are skipped, the checkpoint before them is the one to resume from, unless the run ends here.
         if saving and (last or not consecutive_skips):

@@ -29,6 +29,14 @@ def number(kind: type, least: float, most: float) -> Callable[[str], Any]:
     return bounded
 
 
+def height_and_width(text: str) -> tuple[int, int]:
+    """An argparse type of --size: the side of a square, or height x width, in pixels."""
+    sides = [int(side) for side in text.lower().split("x") if side.isdecimal()]
+    if len(sides) != text.lower().count("x") + 1 or len(sides) > 2 or min(sides) < 1:
+        raise UserError(f"--size {text}: neither a number of pixels nor height x width, such as 64 or 48x80")
+    return sides[0], sides[-1]
+
+
 def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
     """Add an option for each field of a dataclass that has a help text; defaults are named in it."""
     for one in fields(kind):

@@ -22,6 +22,8 @@ from videoscaling.utils.errors import plural
 
 # A video may have this part fewer frames than are asked for: 24 a second for 25, 29.97 for 30.
 SLOWER = 0.95
+# Seconds by which a range's end may be beside its frame: shots' are in microseconds, and clocks of 100 ns exist.
+RANGE_ERROR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ def shown(found: Probe, source: Source, fps: float | None) -> np.ndarray:
     """
     seconds = (np.asarray(found.times) - found.times[0]) * float(found.tick)
     ends = [source.start or 0.0, np.inf if source.end is None else source.end]
-    begin, end = np.searchsorted(seconds + float(found.tick) / 2, ends)  # half a tick, as seconds are rounded
+    # Half a tick, as manifests' seconds are rounded to ticks.
+    begin, end = np.searchsorted(seconds + max(float(found.tick) / 2, RANGE_ERROR), ends)
     numbers, here = np.arange(begin, end), seconds[begin:end]
     if fps is None or len(here) < 2:
         return numbers

@@ -62,7 +62,7 @@ def find_shots(source: Source, rule: str) -> list[Shot]:
     found = probe(source)
     seconds = (np.asarray(found.times) - found.times[0]) * float(found.tick)
     last = seconds[-1] + (1 / found.fps if found.fps else float(found.tick))
-    # Microseconds: less than half a tick of any container's clock.
+    # Microseconds, which ``clips.RANGE_ERROR`` allows for.
     edges = [round(float(second), 6) for second in (*seconds, last)]
     return [Shot(edges[a], edges[b], b - a) for a, b in RULES[rule](_small_frames(source, found)) if b > a]
 

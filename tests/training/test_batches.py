@@ -1,4 +1,4 @@
-"""Clips are read ahead, in a thread, and the samples are the same."""
+"""Clips are read ahead in a thread, to the end of the run, and the samples are the same."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from videoscaling.training.train import prepare
 
 
 def test_a_thread_reads_the_next_groups(cache: Path, tmp_path: Path) -> None:
-    made, data = prepare(load_config(None, overrides(cache, tmp_path, "x")))
+    made, data = prepare(load_config(None, overrides(cache, tmp_path, "x", "train.tokens=64e3")))
     read: list[tuple[bool, int]] = []
 
     class Watched:
@@ -33,8 +33,18 @@ def test_a_thread_reads_the_next_groups(cache: Path, tmp_path: Path) -> None:
     assert ahead.seconds > 0.05  # the first read, which nothing could hide
     ahead._reader.shutdown()
     assert read == [(False, 64)] * (2 + AHEAD)
+    assert made.steps > group * (2 + AHEAD)
     for ours, theirs in zip(ahead.batch(group), fresh.batch(group)):
         assert torch.equal(ours, theirs)
+
+
+def test_no_clips_are_read_for_steps_after_the_last(cache: Path, tmp_path: Path) -> None:
+    made, data = prepare(load_config(None, overrides(cache, tmp_path, "x", "train.tokens=2560")))
+    loader = BatchLoader(made, data, 0, 1, torch.device("cpu"))
+    assert (made.steps, made.clips) == (20, 4)
+    for step, groups in ((0, [0, 1]), (19, [1]), (70, [4])):  # a dry run may time steps that the run does not have
+        loader.batch(step)
+        assert list(loader._reads) == groups
 
 
 def test_waiting_for_data_is_logged(cache: Path, tmp_path: Path) -> None:

@@ -30,6 +30,16 @@ def test_a_run_begins_with_the_weights_that_it_is_given(cache: Path, tmp_path: P
     run(cache, tmp_path, "still", init, "train.tokens=1280", "optim.warmup_tokens=64", "optim.lr=1e-12")
 
 
+def test_a_run_that_grows_without_its_optimiser_begins_with_them_again(cache: Path, tmp_path: Path) -> None:
+    run(cache, tmp_path, "first", *SHORT)
+    keys = (f"train.init={tmp_path / 'first'}", "optim.warmup_tokens=64", "optim.lr=1e-12", "checkpoint.final=ema")
+    run(cache, tmp_path, "x", *keys, "train.tokens=640")
+    run(cache, tmp_path, "x", *keys, "train.tokens=1280")
+    first, grown = (read_trained(tmp_path / name).tensors for name in ("first", "x"))
+    for name, tensor in grown.items():
+        torch.testing.assert_close(tensor, first[name], atol=1e-6, rtol=0)
+
+
 def test_initial_weights_are_a_part_of_the_runs_id_where_they_are_given(tmp_path: Path) -> None:
     meta = {"latent_shape": [4, 2, 4, 4], "fingerprint": "f00d"}
     words = ((), ("train.init=a",), ("train.init=b",))

@@ -30,6 +30,7 @@ class MetricsRow(TypedDict, total=False):
     skipped: int
     noise_scale: float | None
     tokens_per_second: float
+    data_seconds: float
     share: float
     mfu: float | None
 

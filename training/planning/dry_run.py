@@ -20,6 +20,7 @@ from videoscaling.training import checkpoint as ckpt
 from videoscaling.training.checks import check_directory
 from videoscaling.training.config import Config, to_dict
 from videoscaling.training.logs.metrics import memory_peak, peak_flops
+from videoscaling.training.parallel import node_count
 from videoscaling.training.planning.memory_formula import (
     ClipShape,
     Layout,
@@ -145,6 +146,8 @@ def estimate_memory(run: Run, cache: LatentCache, model: VideoDiT, world: int) -
     shape = ModelShape(keys.layers, keys.width, keys.heads, model.config.token_dim, cache.text_dim)
     share = run.clips // world
     layout = Layout(world, train.parallel, train.micro_batch or share, train.activation_checkpointing)
+    if world > 1 and train.parallel == "hsdp":
+        layout = layout._replace(node=world // node_count())
     plain = model.backend == "plain"
     return training_memory(shape, clip, layout, clips=run.clips, dtype=train.dtype, plain_attention=plain)
 
@@ -218,7 +221,7 @@ def probe(trainer: Trainer, report: RunReport, before: int) -> RunReport:
 
     seconds_of(train, WARMUP_STEPS)
     step = seconds_of(train, PROBE_STEPS)
-    # The feed works out several steps' samples at once; a few such groups, not counting the first.
+    # Several steps' samples are loaded at once: a few such groups, not counting the first.
     group = steps_together(trainer.cache.latent_shape, len(samples.t))
     data = seconds_of(lambda number: trainer.loader.batch((number + 1) * group), 3) / group
     memory = memory_peak(device) - (0 if device.type == "cuda" else before)

@@ -1,4 +1,4 @@
-"""Layout of a planned run on GPUs: how many, ddp or fsdp, micro-batch and activation checkpointing, by memory.
+"""Layout of a planned run on GPUs: how many, train.parallel, micro-batch and activation checkpointing, by memory.
 
 All by the memory formula, without torch and without a GPU; no rule here has been timed on several GPUs.
 """
@@ -36,7 +36,7 @@ class LayoutKeys(TypedDict, total=False):
 
     parallel: str
     micro_batch: int | None
-    activation_checkpointing: bool
+    activation_checkpointing: bool | str
     plain_attention: bool
 
 

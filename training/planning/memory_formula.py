@@ -18,8 +18,6 @@ GPUS_PER_NODE = 8
 # clip spent a third of its time calling small functions; twice as many samples leave the CPU's cache, and each then
 # takes twice the time. Steps are grouped from the run's start, so that a resumed run groups them alike.
 PREFETCH_SAMPLES, MAX_PREFETCH_NUMBERS = 64, 1 << 22
-
-
 # Without a cache: the latents of the public video autoencoders, and T5's embeddings of captions of full length.
 ASSUMED_CHANNELS, ASSUMED_TEXT_TOKENS, ASSUMED_TEXT_DIM = 16, 512, 4096
 
@@ -44,12 +42,16 @@ class ClipShape(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How processes share a training step, by the keys of ``train``; ``micro_batch`` is at most a process's share."""
+    """How processes share a training step, by the keys of ``train``; ``micro_batch`` is at most a process's share.
+
+    ``node`` is the processes of a node, among which hsdp divides the shards.
+    """
 
     processes: int
     parallel: str
     micro_batch: int
     activation_checkpointing: bool | str
+    node: int = GPUS_PER_NODE
 
 
 def assumed_clip(n_ctx: int, patch: tuple[int, ...] = (1, 1, 1)) -> tuple[ClipShape, list[str]]:
@@ -105,7 +107,7 @@ def training_memory(
     """
     count, block = sum(parameter_groups(shape).values()), block_parameters(shape)
     world, local = layout.processes, clips // layout.processes
-    shards = {"fsdp": world, "hsdp": min(world, GPUS_PER_NODE)}.get(layout.parallel, 1)
+    shards = {"fsdp": world, "hsdp": min(world, layout.node)}.get(layout.parallel, 1)
     weight_bytes = 4 * count // shards
     outside = count - shape.layers * block
     micro = even_size(local, layout.micro_batch)

@@ -63,6 +63,7 @@ class StackedStep:
         which = [list(dict.fromkeys(seeds)).index(seed) for seed in seeds]
         self._stream_of_row = torch.tensor(which, device=self.device)
         for row, trainer in enumerate(trainers):
+            trainer.loader = self._streams[which[row]]  # whose time each logs
             trainer.model.backend = "plain"
             for name in (*COUNTERS.values(), "by_t", "grad_norm"):
                 setattr(trainer.train_step, name, getattr(self, name)[row])

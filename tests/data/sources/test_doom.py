@@ -6,6 +6,7 @@ import torch
 
 from tests.tools.cache.test_latents import files_of, run  # noqa: F401
 from videoscaling.data.clip_groups import doom_units
+from videoscaling.data.plan import plan_rendered
 from videoscaling.data.sources import doom
 from videoscaling.data.video.clips import Shape
 from videoscaling.utils.errors import UserError
@@ -27,6 +28,13 @@ def test_units_share_walks_and_keep_levels_apart():
     assert 0 < len(doom.HELD_OUT) < len(doom.LEVELS) / 6
     with pytest.raises(UserError, match="frames have 120x160 pixels"):
         doom_units(Shape(size=128), 1, 1, seed=0)
+
+
+def test_a_cache_knows_the_games_frames_per_second(monkeypatch):
+    monkeypatch.setattr(doom, "game_version", lambda: "1")
+    for source, fps in (("doom", 17.5), ("synthetic", None)):
+        _, plan = plan_rendered(source, Shape(), clips=1, validation="1", seed=0, device="cpu")
+        assert plan(False).fps == fps
 
 
 class TestGame:

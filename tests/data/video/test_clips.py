@@ -143,6 +143,13 @@ def test_a_range_is_in_seconds_from_the_first_frame():
     assert at(rounded, None, 0.5, 1) == list(range(12, 24))
 
 
+def test_ends_of_shots_are_found_on_a_clock_finer_than_they_are() -> None:
+    times = [333_667 * i for i in range(100)]  # 29.97 a second, in units of 100 ns
+    edges = [round(time / 1e7, 6) for time in times]
+    for first, last in ((3, 4), (10, 47), (48, 99)):
+        assert at(times, None, edges[first], edges[last], Fraction(1, 10**7)) == list(range(first, last))
+
+
 def test_resampled_clips_show_the_moments_asked_for(tmp_path):
     times = [i + i // 3 for i in range(60)]  # every fourth is missing
     path = make_video(tmp_path / "x.mp4", frames=60, times=times)

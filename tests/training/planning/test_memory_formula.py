@@ -66,6 +66,7 @@ def test_the_parts_follow_the_layout() -> None:
     zero1, hsdp = parts(8, "zero1", 2, False), parts(16, "hsdp", 2, False)
     assert (zero1["weights"], zero1["optimizer"], zero1["communication"]) == (4 * count, count, 0)
     assert (hsdp["weights"], hsdp["optimizer"]) == (fsdp["weights"], fsdp["optimizer"])
+    assert parts(16, "hsdp", 2, False, 4)["weights"] == count
     # A process holds its share of the samples: noise and latents, and the text, in float32.
     assert one["samples"] == 8 * ddp["samples"] == 4 * 512 * (2 * 16 * 1280 + 512 * 4096)
     assert one["total"] == sum(size for name, size in one.items() if name != "total")

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import shutil
 import signal
@@ -120,6 +121,11 @@ def test_rows_may_see_samples_of_their_own(cache: Path, tmp_path: Path, micro_ba
     for row, config in enumerate(several("alone")):
         assert train(config) == 0
         same(tmp_path / "together" / str(row), tmp_path / "alone" / str(row))
+    # Rows that share their samples wait for the same ones.
+    logs = [(tmp_path / "together" / str(row) / "metrics.jsonl").read_text().splitlines() for row in range(3)]
+    waited = [[json.loads(line)["data_seconds"] for line in log] for log in logs]
+    assert waited[0] == waited[2] != waited[1]
+    assert min(waited[0]) > 0
 
 
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
