@@ -101,7 +101,7 @@ def main() -> int:
         return print_status(sweep, arguments.json, arguments.watch)
     if arguments.command == "collect":
         if arguments.licence and not arguments.dataset:
-            raise UserError("--licence: is of a --dataset; give its folder")
+            raise UserError("--licence goes into the card of a data set; add --dataset FOLDER")
         return collect(sweep, arguments.out, arguments.dataset, arguments.licence)
     if arguments.command == "extend":
         from videoscaling.sweeps import extend

@@ -52,11 +52,14 @@ def size_table() -> str:
 
     gpus, tokens, n_ctx = ("a100", "h100", "b200"), 10**9, 1280
     heads = [f"hours on one {gpu}" for gpu in gpus]
-    lines = [f"| size | N | heads | FLOPs of a training clip | of a sampled clip | GB | {' | '.join(heads)} |"]
-    lines.append("|---" * (6 + len(gpus)) + "|")
+    memory = "GB on one GPU | on each of 8, fsdp"
+    lines = [f"| size | N | heads | FLOPs of a training clip | of a sampled clip | {memory} | {' | '.join(heads)} |"]
+    lines.append("|---" * (7 + len(gpus)) + "|")
     for size in PAPER:
         keys = [f"model.size={size}", f"train.batch_tokens={n_ctx}", "train.micro_batch=1", f"train.tokens={tokens}"]
         report = account(load_config(ROOT / "configs/train/cogvideox-256.yaml", keys), n_ctx, Machine())
+        shared = [*keys, f"train.batch_tokens={8 * n_ctx}", "train.parallel=fsdp"]
+        share = account(load_config(ROOT / "configs/train/cogvideox-256.yaml", shared), n_ctx, Machine(gpus=8))
         trained = report["flops"]["C_token"] * n_ctx
         hours = [trained / n_ctx * tokens / (0.4 * planned_peak(gpu, "bfloat16")) / 3600 for gpu in gpus]
         cells = [
@@ -65,7 +68,7 @@ def size_table() -> str:
             f"{trained:.3g}",
             f"{trained / 3 * 100:.3g}",
         ]
-        cells += [f"{report['memory_gb']:.3g}", *(f"{value:.3g}" for value in hours)]
+        cells += [f"{value:.3g}" for value in (report["memory_gb"], share["memory_gb"], *hours)]
         lines.append(f"| {size} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 

@@ -27,6 +27,7 @@ def test_a_notebook_prints_what_is_committed(notebook, monkeypatch):
             continue
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec("".join(cell["source"]), space)
+        assert Path("videoscaling").is_dir()  # a kernel imports from its working directory
         committed = "".join("".join(output["text"]) for output in cell["outputs"])
         found = printed.getvalue()
         assert NUMBER.sub("#", found) == NUMBER.sub("#", committed)
