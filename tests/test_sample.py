@@ -1,6 +1,7 @@
 """sample.py from a freshly trained checkpoint: the files, what they carry, and what does not change them."""
 
 import json
+import re
 from pathlib import Path
 
 import av
@@ -182,7 +183,11 @@ def test_an_exported_folder_gives_the_videos_of_its_run(trained: Path, tmp_path:
     assert torch.allclose(scheduler.timesteps / 1000, scheduler.sigmas[:-1], atol=2e-3)
     assert load_file(folder / "diffusion_pytorch_model.safetensors").keys() == run.model.state_dict().keys()
     # It is replaced, a folder of something else is not, and what is missing or damaged is named.
-    python("tools/export.py", "--checkpoint", str(trained), "--out", str(folder))
+    law = str(Path(__file__).parents[1] / "results" / "mini" / "law.json")
+    python("tools/export.py", "--checkpoint", str(trained), "--out", str(folder), "--law", law)
+    assert re.search(
+        "95 % interval of a run .* of runs with other values of .*data", (folder / "README.md").read_text()
+    )
     error = python("tools/export.py", "--checkpoint", str(trained), "--out", str(tmp_path), status=2)
     assert "is no export" in error
     assert "holds no model weights; there are ema" in python(

@@ -63,6 +63,7 @@ def facts_of(config: Any, state: dict[str, Any], weights: str, law: str | None) 
         config: the run's resolved configuration; ``state``: the checkpoint's; ``law``: a law file.
     """
     from videoscaling.models.sizes import parameters
+    from videoscaling.training.result import recipe
 
     data, model, optim, train = state["data"], config.model, config.optim, config.train
     N, T = parameters(model.layers, model.width), state["tokens"]
@@ -93,12 +94,13 @@ def facts_of(config: Any, state: dict[str, Any], weights: str, law: str | None) 
     if law:
         fitted = law_file.load(law)
         found = predict(fitted, N, T, train.batch_tokens, optim.lr)
-        other = (fitted.recipe or {}).get("data") != data["fingerprint"]
+        own, theirs = recipe(config, data), fitted.recipe or {}
+        other = [name for name in own if theirs.get(name) not in (None, own[name])]
         facts.append(
             (
                 "loss by the law",
                 f"{found.predicted[0]:.4f}, 95 % interval of a run {found.low[0]:.4f} to {found.high[0]:.4f} "
-                f"({law}{', fitted on another data set' if other else ''})",
+                f"({law}{', of runs with other values of ' + ', '.join(other) if other else ''})",
             )
         )
     return facts
