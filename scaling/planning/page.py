@@ -20,7 +20,7 @@ from videoscaling.utils.devices import GPUS, planned_peak
 from videoscaling.utils.errors import UserError
 
 PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-PER_DECADE = 5  # budgets; 35 of them, each with and without serving, take 15 s for a law with draws
+PER_DECADE = 5  # budgets; 35 of them, each with and without serving: 18 s for the paper's law and one with draws
 # Budgets from the fitted ones' smallest over the first number to their largest times the second: 1e22 for the paper's.
 BEYOND = (10.0, 1e4)
 CLIPS = (None, 1e4, 1e6, 1e8)
