@@ -34,7 +34,7 @@ reproduce-mini: $(INSTALLED)
 	$(PY) tools/study.py results/mini/cells --law results/mini/law_before_heldout.json --expect results/mini/heldout.json
 	$(PY) tools/report.py results/mini/cells --law runs/mini/law.json --figures runs/mini/figures --out runs/mini/report.html
 
-# Processes that tests start would compile the repository anew each where Python is told to keep no bytecode.
+# Processes that tests start would compile the repository anew each where Python is set to keep no bytecode.
 test test-slow test-slurm: export PYTHONDONTWRITEBYTECODE :=
 
 # Minutes on two cores; test-slow is the rest, of which SHARD=0/4 takes the first of four parts.

@@ -72,7 +72,7 @@ class LatentCache:
             raise UserError(f"{where}; make one with tools/cache_latents.py")
         index = read_index(self.path)
         if not index["finished"]:
-            raise UserError(f"{self.path}: this cache is unfinished; run the command that makes it again to go on")
+            raise UserError(f"{self.path}: this cache is unfinished; run the command that makes it again to continue")
         if index["settings"]["format"] != FORMAT:
             raise UserError(f"{self.path}: a cache of format {index['settings']['format']}; this code reads {FORMAT}")
         self._files, self._validation_verified = index["files"], False

@@ -19,7 +19,7 @@ def project(samples: Tensor, mean: Tensor, components: Tensor) -> Tensor:
 
 
 def pca_of_blocks(clips: Tensor, test: Tensor, count: int) -> Tensor:
-    """``test`` through PCA of what a latent stands for: 8x8 pixels by 4 frames (the first alone) to ``count`` numbers.
+    """``test`` after PCA of each block of pixels (8x8 by 4 frames, by one for the first) to ``count`` numbers.
 
     Args:
         clips: what it is fitted on, [n, 3, 4k + 1, h, w] in [-1, 1].

@@ -53,7 +53,7 @@ def save_checkpoint(
 
     Args:
         tensors: {"model" | "ema" | "optimizer": {name: tensor}}, one file each.
-        state: what else the run needs to go on; JSON.
+        state: what else the run needs to continue; JSON.
 
     Raises:
         OSError: the disk is full, say; nothing is left behind and older checkpoints stay.

@@ -140,7 +140,7 @@ class VideoPipeline:
     def resize(self, frames: int | None = None, size: tuple[int, int] | None = None) -> None:
         """Make videos of ``frames`` frames of ``size`` pixels (height, width); the training's where None.
 
-        Positions are rotary and go on beyond the training's, but a model has not learned them: look at its videos.
+        Rotary positions extend beyond the training's, but a model has not learned those: look at its videos.
 
         Raises:
             UserError: the autoencoder cannot make such videos, or the model's patches do not divide their latents.

@@ -159,7 +159,7 @@ def result_damage(directory: Path) -> str | None:
 
 
 def resumable_step(directory: Path) -> int:
-    """The step of a run's newest checkpoint with its optimiser, from which it can go on; 0 without one.
+    """The step of a run's newest checkpoint with its optimiser, from which it can continue; 0 without one.
 
     A finished run that kept its averages alone starts again, should it grow.
     """

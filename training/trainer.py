@@ -363,7 +363,7 @@ class Trainer:
         if self._log is not None:
             self._log.flush()  # a resumed run logs no step before the checkpoint again
         ckpt.save_checkpoint(directory, self.step, tensors, state, self.config)
-        ckpt.remove_after(directory, self.step)  # of a longer life, which this one could not go on from
+        ckpt.remove_after(directory, self.step)  # of a longer run, which this one could not continue from
         if not self.due:  # else the one before stays until this one's weights are validated
             ckpt.prune_checkpoints(directory, self.config.checkpoint.keep)
 

@@ -1,4 +1,4 @@
-"""What a command says on stderr beside its output: one line for each warning, whatever names it holds."""
+"""Warnings and errors on stderr: one line each, whatever characters their names hold."""
 
 import re
 import sys

@@ -22,7 +22,7 @@ from videoscaling.utils.errors import plural
 
 # A video may have this part fewer frames than are asked for: 24 a second for 25, 29.97 for 30.
 SLOWER = 0.95
-# Seconds by which a range's end may be beside its frame: shots' are in microseconds, and clocks of 100 ns exist.
+# Seconds by which a range's end may differ from its frame's: shots' are in microseconds, and clocks of 100 ns exist.
 RANGE_ERROR = 1e-6
 
 

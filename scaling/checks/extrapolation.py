@@ -117,7 +117,7 @@ class Validation:
         return {"windows": windows, "held_out": held, "verdict": self.verdict}
 
     def text(self) -> str:
-        """For people."""
+        """As text, for readers."""
         lines = [*describe(self.windows, self.distinct), *(point.text() for point in self.held_out)]
         return "\n".join([*lines, *([self.verdict] if self.verdict else [])])
 

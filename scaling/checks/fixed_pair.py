@@ -86,7 +86,7 @@ class Comparison:
         return shown | {"biased": self.biased, "warnings": list(self.warnings)}
 
     def text(self) -> str:
-        """For people."""
+        """As text, for readers."""
         verdict = "bends the law" if self.biased else "does not detectably bend the law"
         bend, ratio, served = self.exponent_difference, self.ratio, self.inference_ratio
         lines = [

@@ -88,8 +88,8 @@ def check(table: RunTable, law: Law, noise: float | None = None, freedom: int = 
 def paired(table: RunTable) -> RunTable:
     """The table with, of each held-out grid, the runs on samples that every cell saw; all where there are none such.
 
-    A few cells' repeats on other samples are better or worse than the rest by these samples' luck: they tell the
-    noise, not which cell is best.
+    A few cells' repeats on other samples are better or worse than the rest by these samples' luck: they show
+    the noise, not which cell is best.
     """
     kept = [_shared(table, rows) if table.heldout[rows].all() else rows for *_, rows in table.grids()]
     return table.rows(np.concatenate(kept)) if kept else table

@@ -223,8 +223,8 @@ def through(C: ArrayLike, N_opt: ArrayLike, variance: ArrayLike | None = None, f
 def estimate(curves: list[Budget]) -> tuple[dict[str, SizeFit | None], dict[str, str]]:
     """N_opt(C) from budgets alone: ``direct`` through each one's best size as it is, ``measured`` by parabolas.
 
-    A budget whose best size, or whose minimum, is not inside the sizes it is judged by tells nothing: its own lies
-    beyond them.
+    A budget whose best size, or whose minimum, is not inside the sizes it is judged by identifies nothing: its optimum
+    lies beyond them.
 
     Returns:
         the laws by name, None where the budgets identify none, and for each of those the reason.

@@ -143,7 +143,7 @@ def _sizes(law: Law, cost: Cost) -> list[str]:
             reasons.setdefault(reason, []).append(name)
     return found + [
         f"N_opt, {' and '.join(names)}: unknown ({reason}): three sizes at shared budgets, or at tokens whose C "
-        "overlap over a decade, would tell"
+        "overlap over a decade, would identify it"
         for reason, names in reasons.items()
     ]
 

@@ -79,7 +79,7 @@ def check_spans(N: NDArray, T: NDArray) -> None:
         if np.ptp(np.log(values)) > 1e-6 and near(np.log(values)):
             raise UnsupportedFit(
                 f"{name} from {values.min():.5g} to {values.max():.5g}, within a factor of {LEAST_SPAN:g}: nothing "
-                f"tells what follows {name}",
+                f"identifies what follows {name}",
                 advice=f"sweep a wider range of {name}, or hold its exponents with --method grids --fix B.{name}=0 "
                 f"--fix lr.{name}=0",
             )

@@ -40,7 +40,8 @@ def check_line(table: RunTable, axis: str) -> None:
     if np.ptp(np.log(values)) > 1e-6:
         raise UnsupportedFit(
             f"each (N, T) has one {other}, and these differ ({values.min():.4g} to {values.max():.4g}): whether the "
-            f"best {axis} follows {other}, or N and T, cannot be told (sweep at one {other}, or several in each grid)",
+            f"best {axis} follows {other}, or N and T, is unidentified (sweep at one {other}, or several in each "
+            "grid)",
             forcible=False,
         )
 

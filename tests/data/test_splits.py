@@ -147,8 +147,8 @@ def test_a_file_of_two_names_is_in_one_split(opened, tmp_path):
         (tmp_path / f"again{i}.mp4").symlink_to(path)
         (tmp_path / f"third{i}.mp4").hardlink_to(path)
         sources += [Source(f"{name}{i}.mp4", tmp_path / f"{name}{i}.mp4", "") for name in ("", "again", "third")]
-    for wish in ({}, {"validation": 5}, {"train": 20}, {"frozen": ["again3.mp4#0", "7.mp4#9"]}):
-        split = drawn(sources, **wish)
+    for options in ({}, {"validation": 5}, {"train": 20}, {"frozen": ["again3.mp4#0", "7.mp4#9"]}):
+        split = drawn(sources, **options)
         files = [{(tmp_path / name).resolve().stat().st_ino for name in names_of(part)} for part in split.values()]
         assert files[0]
         assert files[1]

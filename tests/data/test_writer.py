@@ -81,9 +81,9 @@ def test_too_many_rejections_stop_the_job_whoever_saw_them(tmp_path):
     assert work_on(tmp_path, WorkShare(0, 2), units=units, most=0.2) is None  # v0 and v5
     with pytest.raises(
         UserError, match=r"3 of 10 videos cannot be used \(3 undecodable\); --max-rejected 0.3"
-    ) as told:
+    ) as reported:
         work_on(tmp_path, WorkShare(1, 2), units=units, most=0.2)
-    assert str(tmp_path / "rejected.jsonl") in str(told.value)
+    assert str(tmp_path / "rejected.jsonl") in str(reported.value)
     rows = [json.loads(line) for line in (tmp_path / "rejected.jsonl").open()]
     assert [row["source"] for row in rows] == ["v0", "v2", "v5"]
     assert work_on(tmp_path, WorkShare(1, 2), units=units, most=0.3)["rejected"] == {"undecodable": 3}

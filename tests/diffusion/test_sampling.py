@@ -48,7 +48,7 @@ def test_an_exact_model_gives_the_mixture(process: Process, scheduler: str, step
         # The noise, at most 4, is rounded to float32 (2e-7), and for eps divided by an alpha of at least 0.0065.
         assert (x - wanted).abs().max() < (1e-4 if process.target == "eps" else 1e-5)
         return
-    if steps < 20:  # a shape is not to be had in two steps, but nothing leaves the data's range
+    if steps < 20:  # two steps give no shape, but nothing leaves the data's range
         assert x.abs().max() < 2.5
         return
     bound = error_bound(scheduler, steps)

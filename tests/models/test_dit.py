@@ -78,7 +78,7 @@ def test_training_costs_three_forwards() -> None:
 
 
 def test_law_flops_are_the_blocks_share() -> None:
-    # As the design tells: the exact count is 16 % higher at width 32, 5 % at 128, 3 % at 2048, give or take the text.
+    # The exact count is 16 % higher at width 32, 5 % at 128, 3 % at 2048, give or take the text.
     for width, excess in ((128, 0.08), (2048, 0.03)):
         exact = exact_flops(16, width, 1280, 64, 32, 4096) / 1280
         ratio = exact / flops_per_token(parameters(16, width), 1280, width)

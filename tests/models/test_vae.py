@@ -141,7 +141,7 @@ def test_shards_and_variants(made, tmp_path):
     shards[-1].unlink()
     with pytest.raises(UserError, match=f"{shards[-1].name} is missing, which {index.name} names"):
         load_vae(str(tmp_path / "shards"))
-    # A variant beside the weights is not read and changes no fingerprint.
+    # A variant next to the weights is not read and changes no fingerprint.
     folder = shutil.copytree(made.folder, tmp_path / "variant")
     (folder / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not read")
     assert load_vae(str(folder)).fingerprint == whole.fingerprint
@@ -220,7 +220,7 @@ def test_pickles_are_refused_with_a_reason(tmp_path):
     folder = shutil.copytree(EMBEDDED, tmp_path / "vae")
     weights = folder / "diffusion_pytorch_model.safetensors"
     torch.save(load_file(weights), folder / "diffusion_pytorch_model.bin")
-    whole = load_vae(str(folder))  # beside safetensors a pickle is not looked at
+    whole = load_vae(str(folder))  # next to safetensors a pickle is not read
     weights.rename(folder / "diffusion_pytorch_model.fp16.safetensors")
     with pytest.raises(UserError, match="does not load"):  # a variant is not what diffusers looks for by default
         load_vae(str(folder))

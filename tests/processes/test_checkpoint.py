@@ -17,7 +17,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_spares_the_checkpoint
     disk.mkdir()
     mounted = launch.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk])
     if mounted.returncode:
-        pytest.skip(f"no tmpfs to be had: {mounted.stderr}")
+        pytest.skip(f"no tmpfs available: {mounted.stderr}")
     try:
         # A checkpoint of this model is about 0.6 MB: the third one no longer fits.
         settings = ("train.tokens=64000", "checkpoint.every_steps=20", "checkpoint.keep=9", "log.every_steps=1000")

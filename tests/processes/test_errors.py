@@ -24,11 +24,11 @@ run_cli(main)
 """
 
 
-@pytest.mark.parametrize(("error", "rank", "told"), [("UserError", 0, 1), ("UserError", 1, 0), ("OwnError", 1, 1)])
-def test_of_several_processes_one_tells_what_all_met_and_each_its_own(error, rank, told):
+@pytest.mark.parametrize(("error", "rank", "reported"), [("UserError", 0, 1), ("UserError", 1, 0), ("OwnError", 1, 1)])
+def test_of_several_processes_one_tells_what_all_met_and_each_its_own(error, rank, reported):
     script = READER.format(root=str(ROOT), body=f"from videoscaling.utils import errors; raise errors.{error}('x')")
     done = python("-c", script, env=environment(LOCAL_RANK=str(rank)))
-    assert (done.returncode, done.stderr) == (2, "error: x\n" * told)
+    assert (done.returncode, done.stderr) == (2, "error: x\n" * reported)
 
 
 @pytest.mark.parametrize("body", ["print('x')", "print('x\\n' * 100000)", "sys.exit(print('x'))"])

@@ -165,7 +165,7 @@ def test_torchrun_ends_with_a_hung_process(cache: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGKILL])
 def test_processes_whose_torchrun_dies_save_and_stop(cache: Path, tmp_path: Path, number: int) -> None:
-    """Slurm's SIGUSR2 is one that torchrun does not know unless told; it dies of it, and hands nothing on."""
+    """Slurm's SIGUSR2 is one that torchrun does not know unless set up to; it dies of it, and hands nothing on."""
     endless = command(cache, tmp_path, "x", "train.tokens=1e8", "checkpoint.every_steps=100000", processes=2)
     torchrun = launch.popen(endless)
     wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists() and len(metrics(tmp_path / "x")) > 3)

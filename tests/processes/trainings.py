@@ -132,7 +132,7 @@ def average_watched(overrides: list[str]) -> int:
     begun: list[Trainer] = []
     restore, step = Trainer.restore, TrainStep.run
 
-    def remembered(self: Trainer) -> None:
+    def recorded(self: Trainer) -> None:
         begun.append(self)
         restore(self)
 
@@ -142,7 +142,7 @@ def average_watched(overrides: list[str]) -> int:
         with torch.no_grad():
             begun[0].ema(first.x0, first.t, first.context, first.mask)
 
-    Trainer.restore, TrainStep.run = remembered, watched
+    Trainer.restore, TrainStep.run = recorded, watched
     return train_it(overrides)
 
 

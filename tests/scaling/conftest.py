@@ -26,7 +26,7 @@ def cost() -> allocation.Cost:
 
 @pytest.fixture(scope="session")
 def public_data():
-    """Rows of a public data file, read where it lies: ``$SCALING_DATA``, else beside the repository."""
+    """Rows of a public data file, read where it lies: ``$SCALING_DATA``, else next to the repository."""
     folder = Path(os.environ.get("SCALING_DATA", ROOT.parent / "shared" / "data"))
 
     def rows(name: str) -> list[dict[str, str]]:

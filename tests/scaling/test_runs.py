@@ -63,7 +63,7 @@ def test_folder_of_runs(tmp_path):
 
 
 def test_whose_samples_a_run_saw(tmp_path):
-    """The seed of its data, where the run tells it; a table does not."""
+    """The seed of its data, where the run records it; a table does not."""
     write_run(tmp_path, "a", config={"data": {"seed": 2**31 - 1}})
     write_run(tmp_path, "b", config={"data": {"seed": None}})
     write_run(tmp_path, "c")
@@ -247,8 +247,8 @@ def test_no_mutation_of_a_table_ends_in_a_traceback(paper, cost, tmp_path):
             try:
                 table = runs.read(path)
             except UserError as error:
-                told = (f"row 42: {name}", "1 of 144 results have no EMA loss")
-                assert any(words in str(error) for words in told), (name, value, str(error))  # noqa: PT017
+                reported = (f"row 42: {name}", "1 of 144 results have no EMA loss")
+                assert any(words in str(error) for words in reported), (name, value, str(error))  # noqa: PT017
                 refused += 1
                 continue
             except Exception as error:
@@ -312,7 +312,7 @@ def test_rows_without_run_ids_are_runs_by_what_they_share(tmp_path):
     table = runs.read(path)
     assert len(set(table.run_id.tolist())) == 4
     assert table.run_id.tolist() == [f"row-{k}" for k in (2, 2, 4, 4, 6, 6, 8, 8)]
-    # Without a batch and a rate nothing tells runs apart.
+    # Without a batch and a rate nothing distinguishes runs.
     path.write_text("N,T,loss\n" + "\n".join(f"1e6,{T},2.5" for T in (1e6, 2e6)))
     assert len(set(runs.read(path, hyperparameters=False).run_id.tolist())) == 2
 
@@ -323,7 +323,7 @@ def test_milestones_of_one_run_stay_apart_however_near(tmp_path):
         write_run(tmp_path / "sweep", name, B=B, milestones=nominal, overshoot=B // 2)
     table = runs.read(tmp_path / "sweep")
     assert [(T, len(rows)) for _, T, rows in table.grids()] == [(1e6, 2), (1.015e6, 2)]
-    # A table tells no milestones, but its runs.
+    # A table shows no milestones, but its runs.
     runs.write_csv(table, tmp_path / "x.csv")
     assert [(T, len(rows)) for _, T, rows in runs.read(tmp_path / "x.csv").grids()] == [(1000040, 2), (1015040, 2)]
 

@@ -10,7 +10,7 @@ def write_sweep(folder: Path, cache: Path, base: dict[str, Any] | None = None, *
     """base.yaml and grid.yaml in ``folder``; returns the latter, one size of width 32 and two milestones by default.
 
     Args:
-        base: sections of training that the cells share, in place of the defaults or beside them.
+        base: sections of training that the cells share, in place of the defaults or in addition to them.
         keys: of the sweep, likewise.
     """
     shared = {"data": {"cache": str(cache)}, "optim": {"beta2_half_life": 2e4}, "validation": {"timesteps": 2}}

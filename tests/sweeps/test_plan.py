@@ -115,8 +115,8 @@ def test_the_time_left_of_a_stack_that_has_told_nothing_yet(sweep: Path) -> None
         with lock_run_dir(loaded.cells[0].config.run_dir), lock_run_dir(loaded.cells[1].config.run_dir):
             states = overview.states_of(loaded)
         assert [(state.state, state.share) for state in states] == [("running", None)] * 2
-        told = overview.status(loaded, states, estimate(loaded, states))
-        assert told.hours_left * 3600 == pytest.approx(whole)
+        reported = overview.status(loaded, states, estimate(loaded, states))
+        assert reported.hours_left * 3600 == pytest.approx(whole)
 
 
 def test_no_stack_is_through_before_its_process(sweep: Path) -> None:
@@ -125,8 +125,8 @@ def test_no_stack_is_through_before_its_process(sweep: Path) -> None:
     loaded = load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})
     running = CellStatus(CellState.RUNNING, share=0.5)
     states = [replace(running, share=1.0, tokens=640), running, running]
-    told = overview.status(loaded, states, estimate(loaded, states))
-    assert told.hours_left * 3600 == pytest.approx(2 * flops_of(loaded.cells[0]) / 1e6)
+    reported = overview.status(loaded, states, estimate(loaded, states))
+    assert reported.hours_left * 3600 == pytest.approx(2 * flops_of(loaded.cells[0]) / 1e6)
 
 
 def finish(sweep: Path) -> list[Path]:
@@ -184,7 +184,7 @@ def test_a_second_run_refuses(sweep: Path) -> None:
 
 
 def test_what_waits_in_slurms_queue_is_not_trained_here(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who followed it has gone, and its jobs go on: this machine may not see what a node holds."""
+    """Who followed it has gone, and its jobs continue: this machine may not see what a node holds."""
     first = planned(sweep)["cells"][0]["run_id"]
     write_json(sweep.parent / "runs" / "grid" / "slurm" / "grid-1.json", {"tasks": [[{"run_id": first}]]})
     squeue = sweep.parent / "squeue"

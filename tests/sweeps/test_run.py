@@ -97,11 +97,11 @@ def test_simulate_needs_no_encoded_clips(sweep: Path, tmp_path: Path) -> None:
         json.loads(here("simulate", sweep, "--n-ctx", 16, "--json")[0])["targets"][0]["C"]
         < of_cache["targets"][0]["C"]
     )
-    told, said = here("simulate", sweep, "--law", law_of_clips(tmp_path, 32), "--json")
-    assert {k: v for k, v in json.loads(told).items() if k != "warnings"} == {
+    reported, said = here("simulate", sweep, "--law", law_of_clips(tmp_path, 32), "--json")
+    assert {k: v for k, v in json.loads(reported).items() if k != "warnings"} == {
         k: v for k, v in of_cache.items() if k != "warnings"
     }
-    assumed = next(text for text in json.loads(told)["warnings"] if "32 tokens" in text)
+    assumed = next(text for text in json.loads(reported)["warnings"] if "32 tokens" in text)
     assert "none/such" in assumed
     assert "--n-ctx" in assumed
     assert f"warning: {assumed}\n" in said
@@ -142,8 +142,8 @@ def test_simulate_says_that_a_prior_lost_its_sense(sweep: Path) -> None:
 
 def test_a_law_far_from_its_compute_is_a_warning(sweep: Path) -> None:
     edit(sweep, **WIDE)
-    told, said = here("simulate", sweep, "--sweeps", 2, "--json")
-    (far,) = json.loads(told)["warnings"]
+    reported, said = here("simulate", sweep, "--sweeps", 2, "--json")
+    (far,) = json.loads(reported)["warnings"]
     assert "law 'paper' was fitted from 3e+17 to 2e+19 FLOPs" in far
     assert said == f"warning: {far}\n"
 
@@ -193,13 +193,13 @@ def test_status_tells_running_stopped_and_lost(sweep: Path, tmp_path: Path) -> N
     said = {"run_id": second["run_id"], "status": "preempted", "tokens": 640, "milestones": []}
     (folders[1] / "result.json").write_text(json.dumps(said))
     with lock_run_dir(folders[0]):
-        told, _ = here("status", sweep)
+        reported, _ = here("status", sweep)
         # Asking leaves the hold where it is, and takes none.
-        assert here("status", sweep)[0] == told
-    assert "1 lost, 1 pending, 1 running, 1 stopped" in told
-    assert f"running grid/{first['run_id']}: 0%" in told
-    assert f"stopped grid/{second['run_id']}: 50%" in told
-    assert f"lost grid/{third['run_id']}: 0%" in told
+        assert here("status", sweep)[0] == reported
+    assert "1 lost, 1 pending, 1 running, 1 stopped" in reported
+    assert f"running grid/{first['run_id']}: 0%" in reported
+    assert f"stopped grid/{second['run_id']}: 50%" in reported
+    assert f"lost grid/{third['run_id']}: 0%" in reported
     counts = json.loads(here("status", sweep, "--json")[0])["counts"]
     assert counts == {"lost": 2, "pending": 1, "stopped": 1}
 

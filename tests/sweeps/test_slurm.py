@@ -139,7 +139,7 @@ def test_a_cell_whose_turn_has_not_come_has_not_failed(
 
 
 def test_a_finished_cell_that_starts_again_to_grow_gets_further(path: Path) -> None:
-    """Its averages at the old end are no checkpoint to go on from: what counts is those that it has written since."""
+    """The EMA at its old end is no checkpoint to continue from: only later checkpoints count."""
     (run, _) = loaded(path).cells
     (run.config.run_dir / "checkpoints" / "step_0000010").mkdir(parents=True)
     assert slurm._tokens(run) == 0
@@ -359,9 +359,9 @@ def test_status_names_no_cell_for_its_place_in_the_queue_alone(path: Path, monke
         overview, "cell_status", lambda run, results: CellStatus(CellState(kinds[run.config.run_dir.name]), share=1.0)
     )
     states = overview.states_of(sweep, dict(zip(names, said)))
-    told = overview.status(sweep, states, estimate(sweep, states))
-    assert [cell.get("job") for cell in told.to_json(sweep)["cells"]] == [None, *said[1:]]
-    head, _, queued, running = overview.status_text(sweep, told).splitlines()
+    reported = overview.status(sweep, states, estimate(sweep, states))
+    assert [cell.get("job") for cell in reported.to_json(sweep)["cells"]] == [None, *said[1:]]
+    head, _, queued, running = overview.status_text(sweep, reported).splitlines()
     assert head.endswith("5 cells: 1 done, 3 pending, 1 running")
     assert queued == "  pending by their jobs: 2 PENDING (Resources), 1 RUNNING"
     assert running.startswith(f"  running grid/{names[1]}: 0% of ")

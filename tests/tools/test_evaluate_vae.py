@@ -41,9 +41,9 @@ def test_a_folder_is_scored_by_video_and_the_unreadable_named(monkeypatch, capsy
     for number, height in enumerate((48, 64)):
         make_video(tmp_path / f"{number}.mp4", height=height)
     (tmp_path / "broken.mp4").write_bytes(b"no video at all")
-    found, told = evaluate(monkeypatch, capsys, "--source", str(tmp_path))
+    found, reported = evaluate(monkeypatch, capsys, "--source", str(tmp_path))
     assert [row["source"] for row in found["sources"]] == ["0.mp4", "1.mp4"]
-    assert "broken.mp4: " in told
+    assert "broken.mp4: " in reported
     scores = [row["psnr"] for row in found["sources"]]
     assert all(10 < score < 40 for score in scores)
     assert min(scores) < found["all"]["psnr"] < max(scores)

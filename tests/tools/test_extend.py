@@ -65,7 +65,7 @@ def test_a_run_has_all_milestones_up_to_its_end_and_one_that_was_added_goes_on(t
     large, small = module.additions_of(stub(tmp_path), asked(20, 2e-3, 5) + asked(10, 3e-3, 5))
     assert (large.entry.milestones, large.flops) == ([10, 20], 60.0)
     assert (small.entry.milestones, small.flops) == ([10], 30.0)
-    # What was added for the first milestone goes on to the second, as the same run, for what is left.
+    # What was added for the first milestone continues to the second, as the same run, for what is left.
     added_cells.add(tmp_path, [small.entry])
     (grown,) = module.additions_of(stub(tmp_path), asked(20, 3e-3, 5))
     assert (grown.entry.repeat, grown.entry.milestones, grown.flops) == (0, [10, 20], 30.0)
@@ -160,7 +160,7 @@ def test_repeats_are_numbered_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "reported"),
     [
         ({"run": True, "json": True}, "one of them"),
         ({"tolerance": 0.0}, "--tolerance"),
@@ -172,8 +172,8 @@ def test_repeats_are_numbered_on(tmp_path: Path) -> None:
         ({"budget_flops": 1e9, "held_out": True}, "--held-out"),
     ],
 )
-def test_bad_input_is_named(given, told) -> None:
-    with pytest.raises(UserError, match=told):
+def test_bad_input_is_named(given, reported) -> None:
+    with pytest.raises(UserError, match=reported):
         Options.of(argparse.Namespace(**(vars(Options()) | given)))
 
 

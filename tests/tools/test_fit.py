@@ -266,7 +266,7 @@ def test_a_seed_that_is_no_number_is_named(tmp_path):
 
 
 def test_diverged_rows_of_an_isoflop_table_are_left_out(tmp_path):
-    """They are no points of a parabola, and the budgets stay beside the points that are."""
+    """They are no points of a parabola, and the budgets stay next to the points that are."""
     law = law_file.load(PAPER).loss
     rows = [("status", "N", "T", "flops", "loss")]
     for C in (1e18, 1e19, 1e20):

@@ -1,4 +1,4 @@
-"""What tools/fit.py says: of fits, of refusals, and of what it would take to mend them."""
+"""What tools/fit.py says: of fits, of refusals, and of what it would take to fix them."""
 
 import json
 import re

@@ -106,10 +106,10 @@ def test_a_base_of_another_recipe_is_warned_about(tmp_path):
     base = tmp_path / "base.yaml"
     base.write_text("optim:\n  weight_decay: 0.1\n")
     done = run("--law", tmp_path / "law.json", "--flops", "1e20", "--base", base, "--json")
-    told = [text for text in json.loads(done.stdout)["warnings"] if "fitted with" in text]
-    assert len(told) == 2
-    assert "optim.weight_decay 0.1, but the law was fitted with 0.0" in told[0]
-    assert "diffusion.timesteps 'logit_normal'" in told[1]
+    reported = [text for text in json.loads(done.stdout)["warnings"] if "fitted with" in text]
+    assert len(reported) == 2
+    assert "optim.weight_decay 0.1, but the law was fitted with 0.0" in reported[0]
+    assert "diffusion.timesteps 'logit_normal'" in reported[1]
 
 
 def test_clips_are_those_of_the_bases_cache(tmp_path):
@@ -150,14 +150,14 @@ NUMBERS = (
 
 @pytest.mark.parametrize("option", NUMBERS)
 def test_numbers_beyond_sense_are_refused_by_name(option):
-    beside = () if option in ("flops", "gpu-hours", "tokens", "loss") else ("--flops", "1e20")
+    budget = () if option in ("flops", "gpu-hours", "tokens", "loss") else ("--flops", "1e20")
     whole = option in ("n-ctx", "sampler-steps")
     values = ("0", "-1", "9" * 400) + (() if whole else ("nan", "inf", "-inf", "1e-300", "1e300"))
     for value in values:
-        said = refused(f"--{option}={value}", *beside)
+        said = refused(f"--{option}={value}", *budget)
         assert f"error: --{option} " in said
         assert ": must be a number from 1e-09 to " in said
-    done = run("--law", PAPER, f"--{option}=x", *beside)
+    done = run("--law", PAPER, f"--{option}=x", *budget)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert f"--{option}: invalid" in done.stderr
 
@@ -203,20 +203,20 @@ def test_serving_says_what_it_costs_and_saves():
     """The budget is overrun for the sake of serving: by how much, and what is saved against the plan without."""
     words = ("--law", PAPER, "--flops", "1e21", "--json")
     alone, served = (json.loads(said(*words, *more)) for more in ((), ("--serve-clips", "1e8")))
-    told = served["serving"]
+    reported = served["serving"]
     assert "serving" not in alone
-    assert told["flops"] == pytest.approx(1e8 * served["inference_flops_per_clip"])
-    assert told["total_flops"] == pytest.approx(served["C"] + told["flops"])
+    assert reported["flops"] == pytest.approx(1e8 * served["inference_flops_per_clip"])
+    assert reported["total_flops"] == pytest.approx(served["C"] + reported["flops"])
     without = alone["C"] + 1e8 * alone["inference_flops_per_clip"]
-    assert told["without"] == {"N": alone["N"], "C": alone["C"], "total_flops": pytest.approx(without)}
-    assert told["training_excess"] == pytest.approx(served["C"] / 1e21 - 1)
-    assert told["saved"] == pytest.approx(1 - told["total_flops"] / without)
-    assert 0 < told["saved"] < 1 < 1 + told["training_excess"]
+    assert reported["without"] == {"N": alone["N"], "C": alone["C"], "total_flops": pytest.approx(without)}
+    assert reported["training_excess"] == pytest.approx(served["C"] / 1e21 - 1)
+    assert reported["saved"] == pytest.approx(1 - reported["total_flops"] / without)
+    assert 0 < reported["saved"] < 1 < 1 + reported["training_excess"]
     printed = said(*words[:-1], "--serve-clips", "1e8")
-    over = f"{told['training_excess']:.0%}"
+    over = f"{reported['training_excess']:.0%}"
     assert f"training takes {over} more than the budget" in printed
-    assert f"{told['flops']:.4g} FLOPs for 1e+08 clips, {told['total_flops']:.4g} with training" in printed
-    assert f"with training: {told['saved']:.1%} less than the plan without serving" in printed
+    assert f"{reported['flops']:.4g} FLOPs for 1e+08 clips, {reported['total_flops']:.4g} with training" in printed
+    assert f"with training: {reported['saved']:.1%} less than the plan without serving" in printed
     # Whichever budget a plan has, its sizes are said to be for it.
     assert f"at {served['C']:.4g} FLOPs" in printed
 
@@ -266,8 +266,8 @@ def test_the_table_has_the_batchs_interval_and_its_extrapolation(tmp_path):
 
 def test_help_has_the_defaults():
     text = " ".join(said("--help").split())
-    for told in ("default 0.4", "default 0.001", "default 50", "100 times", "docs/laws.md", "overrides the law's"):
-        assert told in text, told
+    for reported in ("default 0.4", "default 0.001", "default 50", "100 times", "docs/laws.md", "overrides the law's"):
+        assert reported in text, reported
 
 
 def trainable(out, n_ctx=1280):

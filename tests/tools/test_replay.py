@@ -31,15 +31,15 @@ def test_methods_next_to_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         (["--shares", "2"], "--shares 2.0: must be a number from 0.001 to 1"),
         (["--noise", "1"], "--noise"),
         (["--held-out", "1"], "3 sizes, 1 of them held out"),
     ],
 )
-def test_bad_input_is_named(tmp_path: Path, words: list[str], told: str) -> None:
+def test_bad_input_is_named(tmp_path: Path, words: list[str], reported: str) -> None:
     path = planted.write_table(planted.cells(sizes=3), tmp_path / "runs.csv")
     done = call("tools/replay.py", path, *words)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert reported in done.stderr

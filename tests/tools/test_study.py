@@ -79,14 +79,14 @@ def answers(planted: tuple[Path, Path]) -> str:
 
 
 def test_the_answers_are_the_planted_ones(answers: str) -> None:
-    told = json.loads(answers)
-    assert told["runs"] == 4 * 25 + 4 * 3 + 9
-    seeds = told["noise"]["between_seeds"]
+    reported = json.loads(answers)
+    assert reported["runs"] == 4 * 25 + 4 * 3 + 9
+    seeds = reported["noise"]["between_seeds"]
     assert [row["N"] for row in seeds] == list(SIZES)
     assert all(row["ema"]["low"] < 2e-4 < row["ema"]["high"] for row in seeds)
-    for row in told["exponents"].values():
+    for row in reported["exponents"].values():
         assert row["low"] <= row["reference"] <= row["high"]
-    (held,) = told["held_out"]
+    (held,) = reported["held_out"]
     assert (held["N"], held["T"], held["cells"]) == (HELD_OUT, LAST, 9)
     assert abs(held["loss"]["error"]) < 2e-3
     assert max(abs(held["steps"]["lr"]), abs(held["steps"]["B"])) < 1
@@ -95,20 +95,20 @@ def test_the_answers_are_the_planted_ones(answers: str) -> None:
     y = np.log(held["law"]["B"] / paper.batch(HELD_OUT, LAST))
     assert held["regret"]["low"] <= paper.curvature(x, y) <= held["regret"]["high"] < 1e-3
     for count in ("C_token", "exact"):
-        ten = told["N_opt"][count]["minimised"]["10 C"]
+        ten = reported["N_opt"][count]["minimised"]["10 C"]
         assert ten["low"] < ten["value"] < ten["high"]
         assert ten["within"][0] < ten["value"] < ten["within"][1]
     # Each token costs 5 % more of the same: the same sizes, at budgets 5 % larger.
-    token, exact = (told["N_opt"][count]["minimised"]["C"] for count in ("C_token", "exact"))
+    token, exact = (reported["N_opt"][count]["minimised"]["C"] for count in ("C_token", "exact"))
     assert exact["FLOPs"] == pytest.approx(EXACT * token["FLOPs"])
     assert exact["value"] == pytest.approx(token["value"], rel=1e-3)
-    assert told["fixed_pair"]["biased"]
-    prices = told["pair_prices"]
+    assert reported["fixed_pair"]["biased"]
+    prices = reported["pair_prices"]
     assert len(prices["grids"]) > 3
     for row in (row for row in prices["grids"] if row["price"]):
         x, y = (np.log(prices[name] / at(row["N"], row["T"])) for name, at in (("lr", paper.lr), ("B", paper.batch)))
         assert row["price"]["value"] == pytest.approx(float(paper.curvature(x, y)), abs=1e-3)
-    budgets = told["best_sizes"]["budgets"]
+    budgets = reported["best_sizes"]["budgets"]
     assert len(budgets) > 3
     for row in budgets:
         T = [row["C"] / flops_per_token(int(N), 1280, round(smooth_width(N))) for N in row["N"]]
@@ -147,9 +147,9 @@ def test_numbers_that_changed_are_named(planted: tuple[Path, Path], answers: str
     there.write_text(answers)
     same = study(planted[0], "--law", planted[1], "--expect", there)
     assert (same.returncode, same.stderr) == (0, f"{there}: the same numbers\n")
-    told = json.loads(there.read_text())
-    told["held_out"][0]["loss"]["error"] += 1e-3
-    there.write_text(json.dumps(told))
+    reported = json.loads(there.read_text())
+    reported["held_out"][0]["loss"]["error"] += 1e-3
+    there.write_text(json.dumps(reported))
     other = study(planted[0], "--law", planted[1], "--expect", there)
     assert other.returncode == 1
     assert other.stderr.startswith("held_out[0].loss.error: ")
@@ -162,19 +162,19 @@ def test_what_cannot_be_told_is_said(planted: tuple[Path, Path], tmp_path: Path)
     write(
         simulate.run_table(paper, simulate.grid(paper, SIZES, TOKENS, 5, 5, 2.0), TOKENS, 1e-5), tmp_path / "r", False
     )
-    told = json.loads(study(tmp_path / "r", "--law", planted[1], "--json").stdout)
-    assert "no result of a held-out size" in told["held_out"]["unknown"]
-    assert told["noise"]["between_seeds"] == []
-    assert "unknown" not in told["N_opt"]
+    reported = json.loads(study(tmp_path / "r", "--law", planted[1], "--json").stdout)
+    assert "no result of a held-out size" in reported["held_out"]["unknown"]
+    assert reported["noise"]["between_seeds"] == []
+    assert "unknown" not in reported["N_opt"]
 
 
 def test_a_law_without_intervals_and_budgets_leaves_questions_open(planted: tuple[Path, Path], tmp_path: Path) -> None:
     law = json.loads((ROOT / "configs" / "laws" / "paper.json").read_text())
     law["domain"]["C"] = None
     (tmp_path / "law.json").write_text(json.dumps(law))
-    told = json.loads(study(planted[0], "--law", tmp_path / "law.json", "--json").stdout)
-    assert all(row["low"] is None for row in told["exponents"].values())
-    assert told["N_opt"] == {"unknown": "the law does not say which budgets it was fitted to"}
+    reported = json.loads(study(planted[0], "--law", tmp_path / "law.json", "--json").stdout)
+    assert all(row["low"] is None for row in reported["exponents"].values())
+    assert reported["N_opt"] == {"unknown": "the law does not say which budgets it was fitted to"}
 
 
 def test_bad_input_is_one_line(planted: tuple[Path, Path], tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_what_is_trained_here_is_loaded_as_any_other_and_knows_its_latents(tmp_p
     clips = render(torch.arange(24), seed=9)
     latents = vae.encode(clips)
     error = squared_errors(clips, vae.decode(latents)).mean()
-    assert error < 0.9 * clips.var()  # better than any one colour: 40 steps tell clips apart
+    assert error < 0.9 * clips.var()  # better than any one colour: 40 steps distinguish clips
     assert latents.mean((0, 2, 3, 4)).abs().max() < 0.25
     assert (latents.std((0, 2, 3, 4)) - 1).abs().max() < 0.25
 

@@ -42,7 +42,7 @@ def test_an_optimiser_of_buffers_takes_the_same_steps_and_its_state_fits_both() 
             model(*inputs()).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
-        if number == 1:  # what one of them saves, the other goes on from
+        if number == 1:  # what one of them saves, the other continues from
             saved = {name: tensor.clone() for name, tensor in optimizer_tensors(merged, flat).items()}
             load_optimizer(apart, plain, saved)
     for (name, theirs), ours in zip(apart.named_parameters(), merged.parameters()):

@@ -25,7 +25,7 @@ def test_a_run_begins_with_the_weights_that_it_is_given(cache: Path, tmp_path: P
     assert still["milestones"][-1]["ema_val_loss"] != fresh["milestones"][-1]["ema_val_loss"]
     assert still["recipe"]["init"] == str(tmp_path / "first")
     assert "init" not in fresh["recipe"]
-    # A run that goes on reads its own checkpoint, and needs the folder no longer.
+    # A run that continues reads its own checkpoint, and needs the folder no longer.
     (tmp_path / "first").rename(tmp_path / "moved")
     run(cache, tmp_path, "still", init, "train.tokens=1280", "optim.warmup_tokens=64", "optim.lr=1e-12")
 

@@ -79,6 +79,6 @@ def test_weights_are_part_of_a_run_and_caches_folders_are_not(both: list[Path], 
     ],
 )
 def test_what_is_no_mixture_is_refused(more: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(UserError, match=message) as reported:
         load_config(None, more)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(reported.value)

@@ -71,7 +71,7 @@ def test_a_milestone_does_not_know_what_follows(cache: Path, tmp_path: Path) -> 
     long = run(cache, tmp_path, "long", "train.milestones=[3200]")
     assert short["milestones"] == long["milestones"][:1]
     assert short["run_id"] == long["run_id"]
-    # And a run may grow: the same command with a later end goes on where it was.
+    # And a run may grow: the same command with a later end continues where it was.
     grown = run(cache, tmp_path, "short", "train.tokens=6400")
     assert grown["milestones"] == long["milestones"]
 

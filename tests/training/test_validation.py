@@ -78,7 +78,7 @@ def test_the_rehearsal_is_freed_before_the_sharded_passes(
     rehearsals: list[weakref.ref] = []
     alive: list[bool] = []
 
-    def remembered(*arguments: Any) -> torch.nn.Module:
+    def recorded(*arguments: Any) -> torch.nn.Module:
         model = few_blocks(*arguments)
         rehearsals.append(weakref.ref(model))
         return model
@@ -87,7 +87,7 @@ def test_the_rehearsal_is_freed_before_the_sharded_passes(
         alive.append(rehearsals[0]() is not None)
         return validate_rows(*arguments, **more)
 
-    monkeypatch.setattr(videoscaling.training.trainer, "few_blocks", remembered)
+    monkeypatch.setattr(videoscaling.training.trainer, "few_blocks", recorded)
     monkeypatch.setattr(videoscaling.training.validation, "validate_rows", watched)
     trainer.find_validation_batch()
     assert alive == [True, False, False]

@@ -60,7 +60,9 @@ def unidentified(N: ArrayLike, T: ArrayLike, fixed: dict[str, float]) -> str | N
             return f"{distinct} distinct {name} cannot fix {exponent}'s term: {needed} are needed"
         if exponent not in fixed and near(np.log(values)):
             low, high = np.min(values), np.max(values)
-            return f"{name} from {low:.5g} to {high:.5g}, within a factor of {LEAST_SPAN:g}, do not tell {exponent}"
+            return (
+                f"{name} from {low:.5g} to {high:.5g}, within a factor of {LEAST_SPAN:g}, do not identify {exponent}"
+            )
     return None
 
 

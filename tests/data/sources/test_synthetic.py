@@ -1,4 +1,4 @@
-"""The renderer: clips are functions of (seed, index), and captions tell what pixels show."""
+"""The renderer: clips are functions of (seed, index), and captions describe what pixels show."""
 
 import math
 import re
@@ -162,7 +162,7 @@ def test_counts_are_even():
 
 @pytest.mark.parametrize(("points", "notch"), [(3, 0.5), (4, math.cos(math.pi / 4))])
 def test_polygons_have_straight_edges(points, notch):
-    """A regular polygon's signed distance is the largest of its edges', inside and beside the edges."""
+    """A regular polygon's signed distance is the largest of its edges', inside and outside the edges."""
     grid = torch.linspace(-0.6, 0.6, 61)
     x, y = torch.meshgrid(grid, grid, indexing="xy")
     tensors = [torch.tensor(value) for value in (0.5, points, notch, 0.3)]

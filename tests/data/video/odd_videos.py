@@ -132,7 +132,7 @@ def packed(path: Path, frames: int = 39, height: int = 48, width: int = 64) -> P
         chunks: list[tuple[bytes, bool]] = []
         for packet in packets:
             content = bytes(packet)
-            if not chunks:  # what tells decoders that frames are packed
+            if not chunks:  # by which decoders know that frames are packed
                 at = content.index(b"\x00\x00\x01\xb6")
                 content = content[:at] + b"\x00\x00\x01\xb2DivX503b1393p" + content[at:]
             if vop_type(content) == 2:  # a B-frame

@@ -131,7 +131,7 @@ class Cluster:
         self._start("slurmd", "-D", "-N", node, name=node)
 
     def kill_node(self, node: str) -> None:
-        """SIGKILL to a node's slurmd; what it has started goes on."""
+        """SIGKILL to a node's slurmd; what it has started continues."""
         self._stop(node, signal.SIGKILL)
 
     def queue(self) -> list[str]:

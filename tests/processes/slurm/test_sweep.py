@@ -79,10 +79,10 @@ def test_eight_cells_as_an_array(slurm: Cluster, sweep: Path, tmp_path: Path) ->
         wait_until(lambda: any("RUNNING" in line for line in slurm.queue()), 120)
         assert len({line.split("_")[0] for line in slurm.queue()}) == 1  # one array
         wait_until(lambda: list(folder.glob("*/config.yaml")) or run.poll() is not None, 300)
-        told = json.loads(finish(start(slurm, "sweep", "status", sweep, "--json"))[0])
-        assert sum(told["counts"].values()) == 8
-        assert sum("job" in cell for cell in told["cells"]) >= 4
-        assert "failed" not in told["counts"]
+        reported = json.loads(finish(start(slurm, "sweep", "status", sweep, "--json"))[0])
+        assert sum(reported["counts"].values()) == 8
+        assert sum("job" in cell for cell in reported["cells"]) >= 4
+        assert "failed" not in reported["counts"]
         # A second one refuses while the first follows.
         assert "another process is working in it" in finish(start(slurm, "sweep", "run", sweep), 2)[1]
         slurm.kill_node("one")
@@ -145,8 +145,8 @@ def test_ctrl_c_leaves_the_jobs_and_a_lost_one_is_submitted_again(slurm: Cluster
     slurm.run("scancel", "--signal=KILL", "--full", job)
     wait_until(lambda: not slurm.queue(), 60)
     assert queue_is_empty(slurm, folder)
-    told = json.loads(finish(start(slurm, "sweep", "status", sweep, "--json"))[0])
-    counts = told["counts"]
+    reported = json.loads(finish(start(slurm, "sweep", "status", sweep, "--json"))[0])
+    counts = reported["counts"]
     # A cell whose pool is killed a moment before it may still write its checkpoint.
     assert counts.pop("pending") == 1
     assert set(counts) <= {"lost", "stopped"}

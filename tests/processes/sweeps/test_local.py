@@ -68,9 +68,9 @@ def test_one_diverges_one_crashes_twice_and_one_always(
     other = {"size": "2x32", "lr": [1e-3], "batch_tokens": [64]}
     edit(sweep, sizes=[grid, odd, other], milestones=[640])
     out = tool_alone("run", sweep, status=1)
-    told = json.loads(tool("status", sweep, "--json", status=1).stdout)
-    assert told["counts"] == {"done": 22, "diverged": 1, "failed": 1}
-    (failed,) = (cell for cell in told["cells"] if cell["state"] == "failed")
+    reported = json.loads(tool("status", sweep, "--json", status=1).stdout)
+    assert reported["counts"] == {"done": 22, "diverged": 1, "failed": 1}
+    (failed,) = (cell for cell in reported["cells"] if cell["state"] == "failed")
     assert f"failed grid/{failed['run_id']}: " in out.stdout
     assert failed["name"].startswith("1x32_B64_lr0.0041_")
     assert failed["attempts"] == 3
@@ -204,7 +204,7 @@ def test_a_second_signal_does_not_change_the_status_of_one_who_leaves(number: in
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_told_twice_to_stop(sweep: Path, number: int) -> None:
-    """Every process of it, as a terminal and Slurm do; cells checkpoint, and the same command goes on."""
+    """Every process of it, as a terminal and Slurm do; cells checkpoint, and the same command continues."""
     edit(sweep, milestones=[640, 6400])
     tool("run", sweep)
     unbroken = table(sweep)

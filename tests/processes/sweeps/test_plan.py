@@ -58,15 +58,15 @@ def test_cells_that_differ_in_tokens_alone_are_one_run(sweep: Path) -> None:
 
 def test_hours_and_cost_by_a_given_rate_and_by_what_was_measured(sweep: Path) -> None:
     edit(sweep, cost={"flops_per_second": 1e6, "price_per_hour": 2})
-    told = planned(sweep)
-    assert told["device_hours"] == pytest.approx(told["flops"] / 1e6 / 3600)
-    assert told["cost"] == pytest.approx(2 * told["device_hours"])
-    assert told["hours"] == pytest.approx(told["device_hours"] / 2)  # two workers
-    assert "not measured" in told["rate"]
+    reported = planned(sweep)
+    assert reported["device_hours"] == pytest.approx(reported["flops"] / 1e6 / 3600)
+    assert reported["cost"] == pytest.approx(2 * reported["device_hours"])
+    assert reported["hours"] == pytest.approx(reported["device_hours"] / 2)  # two workers
+    assert "not measured" in reported["rate"]
     # The rate is a GPU's: cells that share it are slower each, and the GPU does no more.
     shared = planned(sweep, "executor.runs_per_gpu=2")
-    assert shared["device_hours"] == pytest.approx(told["device_hours"])
-    assert shared["cells"][0]["hours"] == pytest.approx(2 * told["cells"][0]["hours"])
+    assert shared["device_hours"] == pytest.approx(reported["device_hours"])
+    assert shared["cells"][0]["hours"] == pytest.approx(2 * reported["cells"][0]["hours"])
     assert "not measured" in here("run", sweep, "--dry-run")[0]
     here("run", sweep)
     measured = planned(sweep)
@@ -91,7 +91,7 @@ def test_the_sweep_is_one_experiment_in_tensorboard(sweep: Path) -> None:
 
 
 def test_committed_results_count(sweep: Path) -> None:
-    """A study goes on on another machine: what is committed is finished there, and read by collect and fits."""
+    """A study continues on another machine: what is committed is finished there, and read by collect and fits."""
     committed = sweep.parent / "committed"
     edit(sweep, results=str(committed))
     here("run", sweep)

@@ -84,9 +84,9 @@ def test_one_that_ends_its_process_takes_no_other_along(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     edit(sweep, lr=[1e-3, 4.1e-3, 1e30], batch_tokens=[64], executor={"workers": 2, "retries": 1, "stack": 3})
     tool_alone("run", sweep, status=1)
-    told = json.loads(tool("status", sweep, "--json", status=1).stdout)
-    assert told["counts"] == {"done": 1, "diverged": 1, "failed": 1}
-    (failed,) = (cell for cell in told["cells"] if cell["state"] == "failed")
+    reported = json.loads(tool("status", sweep, "--json", status=1).stdout)
+    assert reported["counts"] == {"done": 1, "diverged": 1, "failed": 1}
+    (failed,) = (cell for cell in reported["cells"] if cell["state"] == "failed")
     assert failed["attempts"] == 2  # alone: what it did to the stack was nobody's yet
 
 

@@ -24,11 +24,11 @@ from tests.sweeps.test_run import sweep  # noqa: F401
 )
 def test_run_status_collect_and_nothing_twice(sweep: Path, run: Callable[..., Any]) -> None:
     planned = tool("run", sweep, "--dry-run", "--json")
-    told, listed = json.loads(planned.stdout), json.loads(planned.stdout)["cells"]
+    reported, listed = json.loads(planned.stdout), json.loads(planned.stdout)["cells"]
     assert len(listed) == 4
     # Two cells of one size: what no fit could use is said before it is paid for, and run all the same.
-    assert planned.stderr == "".join(f"warning: {text}\n" for text in told["warnings"])
-    assert any("no size has 3 learning rates" in text for text in told["warnings"])
+    assert planned.stderr == "".join(f"warning: {text}\n" for text in reported["warnings"])
+    assert any("no size has 3 learning rates" in text for text in reported["warnings"])
     assert results(sweep) == {}
     assert json.loads(tool("status", sweep, "--json").stdout)["counts"] == {"pending": 4}
     assert planned.stderr in run("run", sweep).stderr
@@ -73,7 +73,7 @@ def test_divergence_is_a_result_and_a_crash_a_failure(sweep: Path, tmp_path: Pat
     counts = json.loads(tool("status", sweep, "--json", status=1).stdout)["counts"]
     assert counts == {"diverged": 1, "failed": 1}
     assert f"failed grid/{ids[1e-3]}" in out.stdout
-    # The reason is mended: only the failed cell runs again.
+    # The reason is fixed: only the failed cell runs again.
     blocked.unlink()
     tool("run", sweep)
     assert json.loads(tool("status", sweep, "--json").stdout)["counts"] == {"diverged": 1, "done": 1}

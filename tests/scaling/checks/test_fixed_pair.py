@@ -100,7 +100,7 @@ def test_a_chosen_pair(paper, cost):
 
 
 def test_the_size_of_the_bend_does_not_depend_on_the_noise(paper, cost):
-    """What a law that does not fit tells depends on how residuals are weighed: alike, whatever the noise."""
+    """A law that does not fit depends on how residuals are weighed: alike, whatever the noise."""
     bends = [
         compare(table_with(paper, seed, noise), cost, (2e-4, 1e5), 1e21).exponent_difference[0]
         for noise in (1e-7, 5e-5)
@@ -115,7 +115,7 @@ def test_compare_refuses_what_a_fit_refuses(paper, cost):
     few = few.rows((sizes == 0) | ((tokens == 0) & (sizes < 3)))
     with pytest.raises(UnsupportedFit, match="5 optima for 5 constants leave nothing to check the fit by"):
         compare(few, cost)
-    # Losses that do not fall with N tell no size, as the command says with status 3 and not 2.
+    # Losses that do not fall with N identify no size, as the command says with status 3 and not 2.
     flat = table_with(dataclasses.replace(paper, loss=dataclasses.replace(paper.loss, Nc=1e-9)), 0)
     with pytest.raises(UnsupportedFit):
         compare(flat, cost)
@@ -180,9 +180,9 @@ def test_a_price_is_not_told_by_one_run(paper, cost):
     assert (few["price"]["low"], few["price"]["high"]) == (None, None)
     assert whole["price"]["low"] <= whole["price"]["value"] <= whole["price"]["high"]
     level = dataclasses.replace(paper, loss=dataclasses.replace(paper.loss, Tc=1e-9))
-    told = prices(table_with(level, 0), pair)[1]
-    assert all(row["tokens"] is None or row["tokens"] < MOST_TOKENS for row in told)
-    assert any(row["tokens"] is None and row["price"] for row in told)
+    reported = prices(table_with(level, 0), pair)[1]
+    assert all(row["tokens"] is None or row["tokens"] < MOST_TOKENS for row in reported)
+    assert any(row["tokens"] is None and row["price"] for row in reported)
 
 
 def test_prices_of_a_pair_far_outside_the_grids_are_refused(paper, cost):

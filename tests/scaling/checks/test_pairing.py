@@ -32,19 +32,19 @@ def covariance(y: np.ndarray, along_rates: float, along_both: float) -> np.ndarr
 
 
 def errors(side: int, along_rates: float, along_both: float) -> dict[str, np.ndarray]:
-    """True errors of ln lr, ln B and the loss (the last in NOISE), and those that ``find`` told: [3] each."""
+    """True errors of ln lr, ln B and the loss (the last in NOISE), and those that ``find`` reports: [3] each."""
     x, y = grid(side)
     excess = 0.5 * np.einsum("ni,ij,nj->n", np.stack([x, y], 1), HESSIAN, np.stack([x, y], 1))
     root = np.linalg.cholesky(covariance(y, along_rates, along_both))
-    random, found, told = np.random.default_rng(0), [], []
+    random, found, reported = np.random.default_rng(0), [], []
     for _ in range(GRIDS):
         loss = 1 + excess + NOISE * root @ random.standard_normal(len(x))
         optimum = find(N=1e6, T=1e8, lr=np.exp(x), B=np.exp(y), loss=loss, noise=np.full(len(x), NOISE), window=None)
         if optimum.interior:
             found.append([np.log(optimum.lr), np.log(optimum.B), (optimum.loss - 1) / NOISE])
-            told.append([*np.diag(optimum.covariance), (optimum.loss_se / NOISE) ** 2])
+            reported.append([*np.diag(optimum.covariance), (optimum.loss_se / NOISE) ** 2])
     assert len(found) > 0.95 * GRIDS
-    return {"true": np.sqrt(np.mean(np.square(found), axis=0)), "told": np.sqrt(np.mean(told, axis=0))}
+    return {"true": np.sqrt(np.mean(np.square(found), axis=0)), "reported": np.sqrt(np.mean(reported, axis=0))}
 
 
 @pytest.mark.parametrize("side", [4, 5])
@@ -52,22 +52,22 @@ def test_a_stream_that_a_grid_shares_sharpens_its_optimum_by_a_fifth(side: int) 
     alone, shared = errors(side, 0, 0), errors(side, CORRELATION, CORRELATION)
     gain = shared["true"][:2] / alone["true"][:2]
     assert gain == pytest.approx(np.full(2, (1 - CORRELATION) ** 0.5), rel=0.06)
-    for grids in (alone, shared):  # an optimum is as sure as it is told to be
-        assert grids["true"][:2] == pytest.approx(grids["told"][:2], rel=0.1)
-    # What all cells share stays in the loss, and no scatter within the grid tells of it.
+    for grids in (alone, shared):  # an optimum is as sure as reported
+        assert grids["true"][:2] == pytest.approx(grids["reported"][:2], rel=0.1)
+    # What all cells share stays in the loss, and no scatter within the grid shows it.
     assert shared["true"][2] > alone["true"][2]
-    assert shared["true"][2] > 1.5 * shared["told"][2]
-    assert shared["true"][2] == pytest.approx((shared["told"][2] ** 2 + CORRELATION) ** 0.5, rel=0.1)
+    assert shared["true"][2] > 1.5 * shared["reported"][2]
+    assert shared["true"][2] == pytest.approx((shared["reported"][2] ** 2 + CORRELATION) ** 0.5, rel=0.1)
 
 
 def test_a_stream_of_each_row_makes_the_batch_less_sure_than_told() -> None:
     alone, rows = errors(4, 0, 0), errors(4, CORRELATION, 0)
     assert rows["true"][1] > 1.2 * alone["true"][1]
-    assert rows["true"][1] > 1.4 * rows["told"][1]
+    assert rows["true"][1] > 1.4 * rows["reported"][1]
     # As much of it as rates have in common beyond what batches have: as was measured, 0.35 to 0.25.
     between = errors(4, 0.35, 0.25)
-    assert 1.1 < between["true"][1] / between["told"][1] < 1.4
-    assert between["true"][0] == pytest.approx(between["told"][0], rel=0.1)
+    assert 1.1 < between["true"][1] / between["reported"][1] < 1.4
+    assert between["true"][0] == pytest.approx(between["reported"][0], rel=0.1)
 
 
 @pytest.mark.parametrize(("along_rates", "along_both"), [(CORRELATION, CORRELATION), (CORRELATION, 0), (0.39, 0.25)])

@@ -175,7 +175,7 @@ def test_what_a_plan_cannot_know_is_a_warning(paper, fitted):
     # A clip far above the best batch.
     assert "less than half a clip" in "; ".join(plan(paper, Request(params=1e6, tokens=1e7))["warnings"])
     assert not any("a clip" in text for text in plan(paper, Request(flops=1e20))["warnings"])
-    # Draws whose coefficients differ a thousandfold tell no size.
+    # Draws whose coefficients differ a thousandfold identify no size.
     columns = fitted.fit["draw_columns"]
     wild = np.array(fitted.draws)
     wild[:, columns.index("loss.Nc")] *= np.geomspace(1 / 30, 30, len(wild))

@@ -235,8 +235,8 @@ def test_a_law_used_far_outside_its_compute_is_told(paper, cost):
     runs = [PlannedRun(3e7, 1e5, 1e-3, (2e9, 5e9))]
     assert simulate._far(paper, runs, [Target.best_at(paper, 1e21, cost, 1280)], cost) == []
     for asked, C in ((runs, 2.1e21), ([PlannedRun(1e5, 1e5, 1e-3, (1e7,))], 1e19)):
-        (told,) = simulate._far(paper, asked, [Target.best_at(paper, C, cost, 1280)], cost)
-        assert told.startswith("law 'paper' was fitted from 3e+17 to 2e+19 FLOPs")
+        (reported,) = simulate._far(paper, asked, [Target.best_at(paper, C, cost, 1280)], cost)
+        assert reported.startswith("law 'paper' was fitted from 3e+17 to 2e+19 FLOPs")
 
 
 def test_a_budget_of_less_than_a_clip_is_refused(paper, cost):

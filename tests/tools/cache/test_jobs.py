@@ -22,16 +22,16 @@ def test_a_dry_run_says_what_the_cache_then_holds_and_writes_nothing(run, videos
     status, printed, _ = run("--source", videos, "--out", out, "--dry-run", "--json")
     assert status == 0
     assert not out.exists()
-    told = json.loads(printed)
-    assert (told["videos"], told["opened"], told["kept"]) == (5, 5, 3)
-    assert told["rejected"] == {"too short": 1, "truncated": 1}
+    reported = json.loads(printed)
+    assert (reported["videos"], reported["opened"], reported["kept"]) == (5, 5, 3)
+    assert reported["rejected"] == {"too short": 1, "truncated": 1}
     made = json.loads(run("--source", videos, "--out", out, "--json")[1])
     for key in ("train", "validation", "tokens", "rejected"):
-        assert told[key] == made[key]
+        assert reported[key] == made[key]
     clips = made["train"] + made["validation"]
-    assert told["hours"] == pytest.approx(clips * 17 / 24 / 3600)
-    assert told["bytes"] == 2 * clips * 3 * 5 * 4 * 4
-    assert told["seconds"] == pytest.approx(clips * (told["decode"] + told["encode"]))
+    assert reported["hours"] == pytest.approx(clips * 17 / 24 / 3600)
+    assert reported["bytes"] == 2 * clips * 3 * 5 * 4 * 4
+    assert reported["seconds"] == pytest.approx(clips * (reported["decode"] + reported["encode"]))
     text = run("--source", videos, "--out", out, "--dry-run")[1]
     assert "5 videos: about 3 can be used" in text
     assert "rejected of 5: 1 truncated, 1 too short" in text
@@ -55,9 +55,9 @@ def test_a_dry_run_of_many_videos_opens_some(run, tmp_path, monkeypatch):
     (tmp_path / "videos").mkdir()
     for number in range(8):
         make_video(tmp_path / "videos" / f"{number}.mp4", frames=40)
-    told = json.loads(run("--source", tmp_path / "videos", "--out", "x", "--dry-run", "--json")[1])
-    assert (told["videos"], told["opened"], told["kept"]) == (8, 4, 8)
-    assert (told["train"], told["validation"]) == (14, 2)
+    reported = json.loads(run("--source", tmp_path / "videos", "--out", "x", "--dry-run", "--json")[1])
+    assert (reported["videos"], reported["opened"], reported["kept"]) == (8, 4, 8)
+    assert (reported["train"], reported["validation"]) == (14, 2)
 
 
 def test_verify_encodes_clips_again_and_names_what_differs(run, videos, tmp_path, monkeypatch):
@@ -66,14 +66,14 @@ def test_verify_encodes_clips_again_and_names_what_differs(run, videos, tmp_path
     assert run(*job)[0] == 0
     before = files_of(out)
     status, printed, _ = run(*job, "--verify", "--batch", 3, "--json")
-    told = json.loads(printed)
+    reported = json.loads(printed)
     assert status == 0
-    assert told["clips"] == LatentCache(out).train_size + LatentCache(out).validation_size
-    assert told["largest_difference"] < 1e-3 < told["tolerance"]
+    assert reported["clips"] == LatentCache(out).train_size + LatentCache(out).validation_size
+    assert reported["largest_difference"] < 1e-3 < reported["tolerance"]
     assert files_of(out) == before
-    status, _, told = run(*job, "--verify", "--stride", 2)
-    assert (status, "stride is 1 there and 2 now" in told) == (2, True)
-    # Another autoencoder under the same name: checksums cannot tell, clips can.
+    status, _, reported = run(*job, "--verify", "--stride", 2)
+    assert (status, "stride is 1 there and 2 now" in reported) == (2, True)
+    # Another autoencoder under the same name: checksums cannot show it, clips can.
     from videoscaling.tools import cache_latents
 
     class Brighter(type(cache_latents.load_vae("x", "cpu", None))):
@@ -82,15 +82,15 @@ def test_verify_encodes_clips_again_and_names_what_differs(run, videos, tmp_path
 
     monkeypatch.setattr(cache_latents, "load_vae", lambda spec, device, dtype: Brighter())
     assert run("--out", out, "--verify")[0] == 0
-    status, _, told = run(*job, "--verify")
+    status, _, reported = run(*job, "--verify")
     assert status == 2
-    assert "differs by 0.0476 of its size" in told
+    assert "differs by 0.0476 of its size" in reported
 
 
 def test_what_is_rejected_beyond_the_default_stops_the_job(run, videos, tmp_path):
-    status, _, told = run("--source", videos, "--out", tmp_path / "x", "--max-rejected", 0.05)
+    status, _, reported = run("--source", videos, "--out", tmp_path / "x", "--max-rejected", 0.05)
     assert status == 2
-    assert "2 of 5 videos cannot be used (1 truncated, 1 too short); --max-rejected 0.4 accepts so many" in told
+    assert "2 of 5 videos cannot be used (1 truncated, 1 too short); --max-rejected 0.4 accepts so many" in reported
     rows = [json.loads(line) for line in (tmp_path / "x" / "rejected.jsonl").open()]
     assert [row["source"] for row in rows] == ["cut.mp4", "short.mp4"]
 

@@ -310,7 +310,7 @@ def test_one_film_makes_a_cache_and_the_index_says_how_it_was_split(run, tmp_pat
 
 
 def test_a_cache_that_records_no_rule_keeps_its_split(run, tmp_path, monkeypatch):
-    """As made before there were rules: a long video was validated on whole. It is finished, verified and mended so."""
+    """Caches from before there were rules validate on a whole long video: finished, verified, repaired so."""
     for name, frames in (("a.mp4", 10), ("b.mp4", 10), ("long.mp4", 100)):
         make_video(tmp_path / "videos" / name, frames, height=32, width=32)
     words = ("--source", tmp_path / "videos", "--size", 32, "--frames", 5, "--clips-per-video", 1000)

@@ -53,7 +53,7 @@ def configs(cache: Path, out: Path, *more: str, rows: int = ROWS) -> list[Config
 
 
 def same(ours: Path, theirs: Path, rtol: float = 1e-5) -> None:
-    """Two run directories tell of the same run: every logged step, every sample of validation, the result."""
+    """Two run directories hold the same run: every logged step, every sample of validation, the result."""
     np.testing.assert_allclose(losses(ours).astype(float), losses(theirs).astype(float), rtol=rtol)
     for mine, yours in zip(metrics(ours), metrics(theirs)):
         rounded = (
@@ -179,7 +179,7 @@ def test_a_stack_goes_on_alone_and_a_run_alone_in_a_stack(cache: Path, tmp_path:
     short = ("train.tokens=1280", "optim.warmup_tokens=256")
     whole = ("train.tokens=2560", "train.milestones=[1280]", "optim.warmup_tokens=256")
     assert train_stacked(configs(cache, tmp_path / "x", *short, rows=3)) == 0
-    assert train(configs(cache, tmp_path / "x", *whole, rows=3)[2]) == 0  # one goes on alone, the others together
+    assert train(configs(cache, tmp_path / "x", *whole, rows=3)[2]) == 0  # one continues alone, the others together
     assert train_stacked(configs(cache, tmp_path / "x", *whole, rows=3)) == 0
     assert train_stacked(configs(cache, tmp_path / "unbroken", *whole, rows=3)) == 0
     for row in range(3):

@@ -358,7 +358,7 @@ def test_recorded_flops_are_the_budgets(paper, cost, grids):
     smooth, exact = (fit.fit(g, "loss", fit.Options(), cost, {}).law for g in (grids, recorded))
     assert exact.domain["C"][0] == pytest.approx(1.09 * smooth.domain["C"][0])
     assert exact.domain["C"][1] == pytest.approx(smooth.domain["C"][1])
-    # What somebody counted by another rule is no budget beside C_token.
+    # What somebody counted by another rule is no budget next to C_token.
     other = fit.fit(dataclasses.replace(grids, flops=3 * grids.T * per_token), "loss", fit.Options(), cost, {}).law
     assert other.domain["C"] == pytest.approx(smooth.domain["C"])
 

@@ -29,9 +29,9 @@ def test_covariance_is_the_spread_over_many_noisy_grids():
     found = [find(1e6, 1e8, *grid(noise=5e-4, seed=s), window=None) for s in range(400)]
     positions = np.log([(o.lr, o.B) for o in found])
     spread = np.cov(positions, rowvar=False)
-    told = np.mean([o.covariance for o in found], axis=0)
+    reported = np.mean([o.covariance for o in found], axis=0)
     # 400 draws know a variance to about 7 %.
-    np.testing.assert_allclose(told, spread, rtol=0.3)
+    np.testing.assert_allclose(reported, spread, rtol=0.3)
     assert np.std([o.loss for o in found]) == pytest.approx(np.mean([o.loss_se for o in found]), rel=0.15)
     # The smallest cell is low by luck, the quadratic's minimum is not.
     assert np.mean([o.loss for o in found]) == pytest.approx(1.0, abs=5e-5)
@@ -110,7 +110,7 @@ def test_a_minimum_far_below_every_cell_is_a_misfit():
     cliff = np.where(np.log(lr / 1e-3) ** 2 + np.log(B / 1e4) ** 2 > 4.5, 4.0, 0.0)
     found = find(1e6, 1e8, lr, B, loss + cliff, window=None)
     assert (found.verdict, found.usable) == ("misfit", False)
-    # What is told of it is its best cell, not the minimum; and what to do.
+    # Its best cell is reported, not the minimum, and what to do.
     assert (found.loss, found.lr, found.B) == pytest.approx((1.0, 1e-3, 1e4))
     assert "they span more than it follows" in found.describe()
     assert find(1e6, 1e8, lr, B, loss + cliff).interior
@@ -132,7 +132,7 @@ def test_a_flat_grid_has_a_minimum_that_its_noise_could_put_anywhere():
 
 def test_too_few_cells_say_so():
     lr, B, loss = grid(side=3)
-    # Six cells are fitted exactly: nothing tells how far to trust them.
+    # Six cells are fitted exactly: nothing shows how far to trust them.
     six = [0, 1, 3, 4, 5, 7]
     found = find(1e6, 1e8, lr[six], B[six], loss[six])
     assert (found.verdict, found.usable, found.spare) == ("too few points", False, 0)
@@ -186,9 +186,9 @@ def test_figure_4_at_1e10_tokens_is_interior_in_batch(figure_4, paper):
     d = np.log([paper.lr(1.07e9, 1e10) / found.lr, paper.batch(1.07e9, 1e10) / found.B])
     assert d @ np.linalg.solve(found.covariance, d) < 5.99
     relative = found.hessian / found.loss
-    told = paper.curvature
+    reported = paper.curvature
     assert (relative[0, 0] / 2, relative[1, 1] / 2, relative[0, 1]) == pytest.approx(
-        (told.lr_lr, told.batch_batch, told.lr_batch), rel=2e-3
+        (reported.lr_lr, reported.batch_batch, reported.lr_batch), rel=2e-3
     )
     assert -relative[0, 1] / relative[0, 0] == pytest.approx(paper.lr_given_batch.slope, rel=2e-3)
 

@@ -44,7 +44,7 @@ def test_optima_of_runs_have_intervals(paper, cost):
 
 
 def test_clips_are_an_error_that_rows_said_to_be_optima_share_too(paper, cost, tmp_path):
-    """Their standard errors are the clips', which all share: they tell neither Huber's delta nor the scatter."""
+    """Their standard errors are the clips', which all share: they identify neither Huber's delta nor the scatter."""
     table, random = points(paper, 1e-4, 0), np.random.default_rng(0)
     by_clip = 1 + 0.2 * random.standard_normal(64)
     by_clip /= by_clip.mean()
