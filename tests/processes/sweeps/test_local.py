@@ -26,8 +26,8 @@ import multiprocessing.process, os, pathlib
 plain = multiprocessing.process.BaseProcess.run
 
 def run(self):
-    config = self._args[0] if self._args and isinstance(self._args[0], dict) else {}
-    lr = config.get("optim", {}).get("lr")
+    config = self._args[0] if self._args else None
+    lr = config.optim.lr if hasattr(config, "optim") else None
     if lr == 0.0041:
         print("always", flush=True)
         os._exit(9)
