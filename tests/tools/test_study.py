@@ -121,7 +121,7 @@ def test_a_surface_answers_too(planted: tuple[Path, Path]) -> None:
     assert call("tools/fit.py", "all", folder, "--out", law).returncode == 0
     reported = json.loads(study(folder, "--law", law, "--json").stdout)
     paper = law_file.load(PAPER)
-    # Along one batch: the planted rate is for the best batch, and the simulated ridge follows the batch by lr_given_batch.
+    # The planted rate is for the best batch; at another one it follows the ridge.
     ridge = paper.lr_given_batch.slope
     planted_exponents = {"B": ridge, "T": paper.lr.T - ridge * paper.batch.T, "N": paper.lr.N - ridge * paper.batch.N}
     for name, value in planted_exponents.items():
