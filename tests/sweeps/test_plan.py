@@ -102,7 +102,7 @@ def test_the_time_left_of_runs_in_one_process(sweep: Path) -> None:
     assert (status.rate, status.share) == (200 * cells[0].flops_per_token, 0.5)
 
 
-def test_the_time_left_of_a_stack_that_has_told_nothing_yet(sweep: Path) -> None:
+def test_the_time_left_of_a_stack_that_has_reported_nothing_yet(sweep: Path) -> None:
     """Its cells run, and in how few processes does not show before the first logged step."""
     edit(sweep, cost={"flops_per_second": 1e6}, executor={"workers": 1})
     loaded = load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})

@@ -171,7 +171,7 @@ def test_dry_run_keeps_its_columns_apart(sweep: Path) -> None:
         ("1: 2\n", "unknown key '1'"),
     ],
 )
-def test_another_file_than_a_sweep_is_told_in_a_short_line(tmp_path: Path, text: str, message: str) -> None:
+def test_another_file_than_a_sweep_is_reported_in_a_short_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "other.csv"
     path.write_text(text)
     said = here("simulate", path, status=2)[1]

@@ -156,7 +156,7 @@ def test_numbers_that_changed_are_named(planted: tuple[Path, Path], answers: str
     assert other.stderr.endswith(f"{there}: 1 differ\n")
 
 
-def test_what_cannot_be_told_is_said(planted: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_cannot_be_reported_is_said(planted: tuple[Path, Path], tmp_path: Path) -> None:
     """Without held-out sizes and repeats the other questions are answered all the same."""
     paper = law_file.load(ROOT / "configs" / "laws" / "paper.json")
     write(

@@ -167,7 +167,7 @@ def test_the_interval_of_a_price_is_as_wide_as_it_scatters(paper, cost):
     assert 0.6 < np.mean(high - low) / (2 * 2.1 * value.std(ddof=1)) < 1.6
 
 
-def test_a_price_is_not_told_by_one_run(paper, cost):
+def test_a_price_is_not_reported_by_one_run(paper, cost):
     """One cell at the highest rate: without it there is no surface, so no interval. Where loss is level, no tokens."""
     table = simulate.run_table(paper, simulate.grid(paper, SIZES, TOKENS, 3, 3, 1.5), TOKENS, 1e-6, n_ctx=1280)
     cells = np.flatnonzero(np.isclose(table.N, SIZES[0]) & np.isclose(table.T, TOKENS[1]))
