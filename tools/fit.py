@@ -47,8 +47,8 @@ def arguments() -> Parser:
     parser.add_argument(
         "--columns",
         help="OURS=THEIRS,...: how the file names N, T, B, lr, L (the loss); and, where it has them, status (done, or "
-        "diverged), heldout (1: predict it, do not fit it), run_id, seed, n_ctx, flops, loss_se, ema_loss and "
-        "ema_loss_se",
+        "diverged), heldout (1: predict it, do not fit it), run_id, seed, n_ctx, flops, loss_se, ema_loss, "
+        "ema_loss_se and noise_scale (in the unit of B)",
     )
     parser.add_argument("--batch-unit", help="what the file's batch counts: tokens, or sequences:TOKENS_EACH")
     parser.add_argument(

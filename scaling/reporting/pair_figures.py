@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from videoscaling.scaling.checks.fixed_pair import compare, with_surface
 from videoscaling.scaling.checks.heldout import relative_error
+from videoscaling.scaling.checks.noise_scale import noise_scales
 from videoscaling.scaling.checks.pair_prices import prices
 from videoscaling.scaling.fitting.grids.optimum import Optimum, cell_means
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
@@ -212,9 +213,12 @@ def hyperparameters(sources: Sources) -> Chart:
     chart = Chart("hyperparameters", "Best batch and rate", rows=2, columns=2, size=(WIDTH, 6.6))
     if law.surface is not None:
         chart.title = "Largest good batch, and best rate"
+    scales = [found for found in noise_scales(sources.runs) if found[0] in sizes and found[1] in tokens]
     reads = (("batch", batch, short, "batch, tokens"), ("lr", rate, rate_text, "learning rate"))
     for (name, read, form, label), row in zip(reads, chart.axes):
         marks = [_mark(chart, o, name) for o in optima if o.cells]
+        if name == "batch":
+            marks += [_noise_mark(chart, *found) for found in scales]
         seen = [points["value"] for _, points in marks]
         for axis, along, fixed, span in zip(row, "TN", (sizes, tokens), (tokens, sizes)):
             other, shades = "N" if along == "T" else "T", colours(fixed)
@@ -248,6 +252,8 @@ def hyperparameters(sources: Sources) -> Chart:
         text += ", and were fitted all the same." if "rates" in sources.stand_in else ", and enter no law of grids."
     if len(laws) > 1:
         text += f" Dashed: {published.name}."
+    if scales:
+        text += " Crosses are the noise scale of the gradient in the runs near their grid's best loss."
     return sources.captioned(chart, text, rate_formula(law))
 
 
@@ -259,6 +265,11 @@ def _mark(chart: Chart, o: Optimum, name: str) -> tuple[dict[str, str], Table]:
     marker = {"grid": {"fmt": "o"}, "one clip": {"fmt": "v", "mfc": "none"}, "no optimum": {"fmt": "o", "mfc": "none"}}
     low, high = value * np.exp([-half, half])
     return marker[kind], chart.add(f"{kind} {name}", N=o.N, T=o.T, value=value, low=low, high=high)
+
+
+def _noise_mark(chart: Chart, N: float, T: float, tokens: float) -> tuple[dict[str, str], Table]:
+    """The marker of a grid's gradient noise scale, and the recorded point."""
+    return {"fmt": "x"}, chart.add("noise scale", N=N, T=T, value=tokens, low=math.nan, high=math.nan)
 
 
 def fixed_pair(sources: Sources) -> Chart:

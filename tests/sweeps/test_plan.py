@@ -209,7 +209,8 @@ def test_bad_input_is_one_line(sweep: Path) -> None:
     assert "unknown key executor.slurm.partiton; did you mean 'partition'" in refused(
         sweep, "executor.slurm.partiton=x"
     )
-    assert "executor.kind=slrum: one of local, slurm; did you mean 'slurm'" in refused(sweep, "executor.kind=slrum")
+    said = refused(sweep, "executor.kind=slrum")
+    assert "executor.kind=slrum: one of local, slurm, command; did you mean 'slurm'" in said
     assert "a token budget of 640 is less than one batch of 1,280" in refused(sweep, "batch_tokens=[1280]")
     assert "executor.slurm.time=soon" in refused(sweep, "executor.slurm.time=soon")
     assert "warning_seconds=120: must be positive, and less" in refused(sweep, "executor.slurm.time=2")

@@ -75,6 +75,16 @@ def test_the_size_for_a_budget_has_its_interval(sources, cost):
     assert "the loss law is lowest at" in data.caption
 
 
+def test_batches_are_drawn_with_the_noise_scales_that_runs_measured(few, swept, cost):
+    table = dataclasses.replace(few, noise_scale=np.where(few.N.min() == few.N, 1e5, np.nan))
+    plain, measured = (pair_figures.hyperparameters(Sources.of(runs, swept[1], cost)) for runs in (few, table))
+    assert not plain.of("noise scale")
+    points = measured.of("noise scale")
+    assert (points["T"].tolist(), set(points["value"])) == (TOKENS, {1e5})
+    assert "noise scale" in measured.caption
+    assert "noise scale" not in plain.caption
+
+
 def test_heat_maps_hold_every_cell_and_the_quadratic(sources):
     data = pair_figures.heat_maps(sources)
     cells = data.of("cell")
