@@ -195,7 +195,7 @@ def test_the_price_of_one_pair_is_that_of_compare(sources):
     (lr, _), rows = pair_prices.prices(sources.runs)
     known = [100 * row["price"]["value"] for row in rows if row["price"] is not None]
     assert data.of("price")["price"].tolist() == pytest.approx(known)
-    assert f"lr {lr:.3g}" in data.caption
+    assert f"Rate {lr:.3g}," in data.caption
     optimal, fixed = data.of("optimal pair"), data.of("fixed pair")
     assert fixed["N"][-1] > optimal["N"][-1]  # the paper's claim: a fixed pair overestimates the best size
 
