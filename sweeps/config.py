@@ -27,7 +27,6 @@ OWN = {
     "train.milestones": "milestones",
     "train.tokens": "milestones",
     "train.flops": "milestones",
-    "checkpoint.final": "nothing: a finished cell keeps its averaged weights",
     "log.prompts": "nothing: cells sample no videos",
 }
 # Options of sbatch that ``executor.slurm.options`` may not give, and the key that does: jobs are found by their names

@@ -77,6 +77,14 @@ def main() -> int:
         type=float,
         help="predict the best run of this budget (default: the held-out sizes, else 10 x the costliest run)",
     )
+    command.add_argument(
+        "--also",
+        type=path_text,
+        action="append",
+        default=[],
+        metavar="SWEEP.yaml",
+        help="another sweep whose runs are fitted together with this one's (repeatable)",
+    )
     command.add_argument("--sweeps", type=int, default=20, help="how many sweeps to simulate (default 20)")
     command.add_argument(
         "--seeds", type=int, default=1, help="runs whose mean loss is compared with the predicted one (default 1)"

@@ -83,6 +83,16 @@ def test_training_keys_of_a_sweep(sweep: Path) -> None:
     assert "did you mean 'train.dtype'" in refused(sweep, "config.train.dtyp=float32")
 
 
+def test_finished_cells_keep_their_optimiser_where_the_base_says_so(sweep: Path) -> None:
+    def kept(value: str | None) -> tuple[set[str], set[str]]:
+        edit(sweep, config={"checkpoint": {"final": value}} if value else {})
+        cells = load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"}).cells
+        return {cell.config.checkpoint.final for cell in cells}, {cell.config.run_dir.name for cell in cells}
+
+    (averaged, names), (full, same) = kept(None), kept("full")
+    assert (averaged, full, same) == ({"ema"}, {"full"}, names)
+
+
 def test_the_time_left_of_runs_in_one_process(sweep: Path) -> None:
     """Two cells, half-way, each half of one process that does 1e6 FLOPs a second: what is left is a whole cell."""
     cells = (loaded := load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})).cells
