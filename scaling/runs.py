@@ -161,12 +161,18 @@ def from_arrays(columns: Mapping[str, ArrayLike]) -> RunTable:
     return _table(results, source="arrays")
 
 
+def written_columns(table: RunTable) -> list[str]:
+    """The columns of the table's CSV: COLUMNS, without the noise scale where no run measured it."""
+    measured = np.isfinite(table.noise_scale).any()
+    return [name for name in COLUMNS if measured or name != "noise_scale"]
+
+
 def write_csv(table: RunTable, path: str | Path) -> None:
     """The table as CSV in the order of COLUMNS, whole or not at all."""
     with atomic_write(path) as tmp, tmp.open("w", newline="") as handle:
-        writer = csv.writer(handle)
-        measured = np.isfinite(table.noise_scale).any()  # else it is no column
-        writer.writerow(COLUMNS if measured else [name for name in COLUMNS if name != "noise_scale"])
+        writer, columns = csv.writer(handle), written_columns(table)
+        measured = "noise_scale" in columns
+        writer.writerow(columns)
         for i in range(len(table)):
             status = "done" if math.isfinite(table.loss[i]) else "diverged"
             floats = (table.raw_loss, table.raw_loss_se, table.loss, table.loss_se, table.flops)

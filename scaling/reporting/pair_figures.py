@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling.checks.fixed_pair import compare, prices
+from videoscaling.scaling.checks.fixed_pair import compare, with_surface
 from videoscaling.scaling.checks.heldout import relative_error
 from videoscaling.scaling.checks.noise_scale import noise_scales
+from videoscaling.scaling.checks.pair_prices import prices
 from videoscaling.scaling.fitting.grids.optimum import Optimum, cell_means
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.laws import EDGE, TOLERANCE
@@ -277,11 +278,11 @@ def fixed_pair(sources: Sources) -> Chart:
     known = np.array([(row["N"], row["T"], *row["price"].values()) for row in found if row["price"]], dtype=float)
     if not len(known):
         raise UserError("the pair lies outside every grid's cells near its best")
-    text = f"One pair for all, lr {lr:.3g} and B {B:.4g}: its loss over that of each grid's optimum, 95 % intervals."
+    text = f"Rate {lr:.3g}, batch {B:.4g}: loss over that of each grid's optimum, 95 % intervals."
     try:
-        c = compare(sources.runs, sources.cost, (lr, B))
+        c = compare(with_surface(sources.law, sources.runs, sources.cost), sources.cost, (lr, B))
         text += (
-            f" Right: N_opt by the loss laws through both; at {c.C:.3g} FLOPs the fixed one asks for {c.ratio[0]:.3g} "
+            f" Right: N_opt by the surface along both; at {c.C:.3g} FLOPs the fixed one asks for {c.ratio[0]:.3g} "
             f"times the size [{c.ratio[1]:.3g}, {c.ratio[2]:.3g}]."
         )
     except (UnsupportedFit, UserError) as reason:

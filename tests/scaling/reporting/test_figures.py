@@ -8,7 +8,7 @@ import pytest
 
 from tests.scaling import simulate
 from tests.scaling.reporting.conftest import TOKENS
-from videoscaling.scaling.checks import fixed_pair
+from videoscaling.scaling.checks import pair_prices
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
@@ -192,10 +192,10 @@ def test_training_curves_have_all_runs_and_the_planned_one(sources):
 
 def test_the_price_of_one_pair_is_that_of_compare(sources):
     data = pair_figures.fixed_pair(sources)
-    (lr, _), rows = fixed_pair.prices(sources.runs)
+    (lr, _), rows = pair_prices.prices(sources.runs)
     known = [100 * row["price"]["value"] for row in rows if row["price"] is not None]
     assert data.of("price")["price"].tolist() == pytest.approx(known)
-    assert f"lr {lr:.3g}" in data.caption
+    assert f"Rate {lr:.3g}," in data.caption
     optimal, fixed = data.of("optimal pair"), data.of("fixed pair")
     assert fixed["N"][-1] > optimal["N"][-1]  # the paper's claim: a fixed pair overestimates the best size
 
