@@ -30,7 +30,7 @@ from videoscaling.utils.text_tables import table
 
 FOR_MODELS = ("steps", "guidance", "batch", "text")
 FOR_VIDEOS = ("frames", "size")
-FOR_CLIPS = (*FOR_MODELS, *FOR_VIDEOS, "clips", "features", "no_corruptions", "vae", "device")
+FOR_CLIPS = (*FOR_MODELS, *FOR_VIDEOS, "clips", "features", "no_corruptions", "bfloat16", "vae", "device")
 
 
 def parser() -> Parser:
@@ -38,10 +38,10 @@ def parser() -> Parser:
     add = parser.add_argument
     add(
         "generated",
-        nargs="+",
+        nargs="*",
         type=path_text,
         help="run directories (their newest checkpoints), checkpoints, folders of tools/export.py, embedded, folders "
-        "of videos, or .npy files of features",
+        "of videos, or .npy files of features; none: the floor and the scale alone",
     )
     add(
         "--real",
@@ -62,6 +62,11 @@ def parser() -> Parser:
         help=f"{', '.join(PACKAGES)}, or files of TorchScript (default: both)",
     )
     add("--no-corruptions", action="store_true", help="leave out the corruptions, which cost as much as four models")
+    add(
+        "--bfloat16",
+        action="store_true",
+        help="TransNetV2 in bfloat16: 2.4 times as fast on CPUs with AMX, 0.7 %% off",
+    )
     add("--frames", type=number(int, 1, 10_000), default=17, help="of clips, for videos alone (default: %(default)s)")
     add("--size", type=height_and_width, metavar="N|HxW", default=(32, 32), help="as --frames; pixels (default: 32)")
     add("--vae", type=path_text, help="folder of the autoencoder (default: its folder when the latents were made)")
@@ -93,6 +98,7 @@ def main() -> None:
         sampler=SamplerOptions(steps=args.steps, guidance=args.guidance),
         batch=args.batch,
         corruptions=not args.no_corruptions,
+        bfloat16=args.bfloat16,
         vae=args.vae,
         text=args.text,
         device=args.device,

@@ -47,6 +47,7 @@ class Request:
     sampler: SamplerOptions
     batch: int
     corruptions: bool
+    bfloat16: bool = False
     vae: str | None = None
     text: str | None = None
     device: str | None = None
@@ -59,7 +60,7 @@ def evaluate_clips(request: Request) -> Evaluation:
         UserError: a package or a file is missing, clips are of different shapes, or there are too few.
         NotFinite: pixels or features are NaN or infinite.
     """
-    networks = load_networks(request.features)
+    networks = load_networks(request.features, request.bfloat16)
     device = pick_device(request.device)
     models = [name for name in request.generated if is_model(name)]
     for name in request.generated:  # all before the first is sampled: each takes a while

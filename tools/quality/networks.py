@@ -4,7 +4,8 @@ They run on the CPU, where the same clips give the same features whichever GPU m
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,8 +29,12 @@ SIDE, MAX_ENLARGED = 224, 4
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels in [0, 1]
 
 
-def load_networks(names: list[str]) -> dict[str, Network]:
+def load_networks(names: Sequence[str], bfloat16: bool = False) -> dict[str, Network]:
     """The networks ``names``: keys of ``PACKAGES``, or files of TorchScript, by name.
+
+    Args:
+        bfloat16: compute TransNetV2 so: 2.4 times as fast on a CPU with AMX, with features 0.7 % off. Not the others:
+            EfficientNet's are 18 % off then, at the same speed.
 
     Raises:
         UserError: a package is not installed, a name is none of these, or a file is no TorchScript.
@@ -40,7 +45,7 @@ def load_networks(names: list[str]) -> dict[str, Network]:
         missing = [package for package in PACKAGES.get(name, ()) if not _is_installed(package)]
         if missing:
             raise UserError(f"--features {name}: pip install {' '.join(missing)}, or name other features")
-    loaders = {"transnetv2": _transnetv2, "efficientnet": _efficientnet}
+    loaders = {"transnetv2": partial(_transnetv2, bfloat16), "efficientnet": _efficientnet}
     return {name: loaders[name]() if name in loaders else _torchscript(Path(name)) for name in names}
 
 
@@ -74,8 +79,8 @@ def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package.replace("-", "_")) is not None
 
 
-def _transnetv2() -> Network:
-    """The 1,024 numbers of each frame from which TransNetV2 (MIT licence) tells transitions: after its first fully
+def _transnetv2(bfloat16: bool) -> Network:
+    """The 1,024 numbers of each frame by which TransNetV2 (MIT licence) decides on transitions: after its first fully
     connected layer and ReLU. Its convolutions see the frames around, so that a frame's numbers depend on motion."""
     network = shots.load_transnetv2()
     network.cls_layer1 = torch.nn.Identity()
@@ -84,7 +89,8 @@ def _transnetv2() -> Network:
         frames = clips.transpose(1, 2).flatten(0, 1)
         small = interpolate(frames, (shots.HEIGHT, shots.WIDTH), mode="bilinear", antialias=True)
         pixels = to_bytes(small).unflatten(0, (len(clips), -1)).permute(0, 1, 3, 4, 2)
-        return network(pixels.contiguous())[0]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            return network(pixels.contiguous())[0]
 
     return features
 
