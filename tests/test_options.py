@@ -81,7 +81,7 @@ IGNORED = [
     ("tools/evaluate_samples.py videos --real others --guidance 2", "--guidance: for models"),
     ("tools/evaluate_samples.py embedded --real videos --size 64", "--size: the clips have the shape"),
     ("tools/evaluate_samples.py a.npy --real b.npy --clips 12", "--clips: not read with .npy files"),
-    ("tools/benchmark.py train --stack 4", "--stack: not read by the part train"),
+    ("tools/benchmark.py peers --stack 4", "--stack: not read by the part peers"),
     ("tools/benchmark.py data --dtype bfloat16", "--dtype: not read by the part data"),
     ("tools/benchmark.py peers --size 2x64 --size 3x64", "--size: the part peers compares one size"),
     ("sample.py --checkpoint x --prompt a --format png --fps 4", "--fps: a png has its frames side by side"),
