@@ -49,6 +49,10 @@ ELSEWHERE = (
         "num_workers dataloader_num_workers",
         "training reads latents from memory maps; tools/cache_latents.py, which decodes, has --workers",
     ),
+    (
+        "entity wandb_project wandb_entity wandb_name wandb_mode wandb_group",
+        "wandb and trackio, which log.to names, read environment variables such as WANDB_PROJECT and WANDB_MODE",
+    ),
     ("use_ema", "the weights are always averaged; ema.width says how"),
 )
 HINTS = {word: f"; {hint}" for words, hint in ELSEWHERE for word in words.split()}
@@ -328,6 +332,8 @@ def _validate(config: Config) -> None:
         check_value(name, flat[name], info)
     if config.optim.schedule == "wsd" and config.optim.decay_fraction == 0:
         raise UserError("optim.decay_fraction=0: wsd decays over a share of the run; give one above 0")
+    if config.log.prompts and "tensorboard" not in config.log.to:
+        raise UserError(f"log.prompts: their videos are in TensorBoard alone; add it to log.to={config.log.to}")
     folders = cache_folders(config)
     if not (folders and all(isinstance(folder, str) for folder in folders)):
         raise UserError(f"data.cache={shown(config.data.cache)}: must be a folder, or a list of folders")
