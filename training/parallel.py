@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from videoscaling.models.dit import VideoDiT
+from videoscaling.models.sequence_shards import SequenceShards
 from videoscaling.training.planning.memory_formula import keeps_gathered
 from videoscaling.utils.errors import DataFault, UserError
 
@@ -96,6 +97,16 @@ def replicate(model: VideoDiT, device: torch.device) -> nn.Module:
     if not is_parallel():
         return model
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def sequence_shards(size: int, device: torch.device) -> SequenceShards | None:
+    """This process's share of the tokens of clips that ``size`` consecutive processes divide; None for 1."""
+    if size == 1:
+        return None
+    shape = (dist.get_world_size() // size, size)
+    return SequenceShards(
+        init_device_mesh(device.type, shape, mesh_dim_names=("data", "context")).get_group("context")
+    )
 
 
 def begin_micro_batch(model: nn.Module, *, last: bool, several: bool) -> None:

@@ -76,7 +76,7 @@ class TrainStep:
         skipped_steps: the steps skipped since the run began.
         consecutive_skips: how many of the last steps were skipped. Once there are ``train.max_skipped`` it never
             falls, so that a run has diverged however seldom this is read.
-        noise_scale: of the gradients since ``reset_window``; sharded ones are not measured.
+        noise_scale: of the gradients since ``reset_window``, where a process has the whole gradient of its clips.
         by_t: float32 [2, T_BINS + 1], sums of losses and their numbers in equal bins of t since ``reset_window``;
             t = 1 falls into the last column. For the log alone: a window that a resume cuts has fewer samples.
     """
@@ -87,6 +87,7 @@ class TrainStep:
         groups, ema_groups = weight_groups(model), weight_groups(ema)
         sharded = isinstance(model, FSDPModule)
         sliced = config.train.parallel == "zero1" and is_parallel()
+        self._has_whole_gradients = not sharded and config.train.context_parallel == 1
         self.wrapped: nn.Module = model if sharded or sliced else replicate(model, device)
         self._slices: tuple[Slices, ...] = ()  # of the weights and of the EMA
         if not sharded:
@@ -128,7 +129,7 @@ class TrainStep:
             loss = losses.sum() / count
             loss.backward()
             # Later ones add to these gradients, and the last may average them over the processes.
-            if done == kept < count and not isinstance(self.wrapped, FSDPModule):
+            if done == kept < count and self._has_whole_gradients:
                 self.noise_scale.add_micro_batch(self._buffers, kept, kept / count)
             total += loss.detach()
             self._add_by_t(piece.t[:kept], losses.detach())

@@ -20,6 +20,7 @@ from videoscaling.training.train import prepare
 # 50 steps of 4 clips, one at a time, every gradient clipped; half-way there is a milestone, and a checkpoint.
 SETTINGS = (
     "model.size=2x32",
+    "model.heads=2",
     "train.tokens=6400",
     "train.milestones=[3200]",
     "train.micro_batch=1",
@@ -27,8 +28,24 @@ SETTINGS = (
     "optim.warmup_tokens=384",
 )
 HALF = ("train.tokens=3200",)
+# By name: train.parallel, processes, and train.context_parallel.
+LAYOUTS = {
+    "one": ("ddp", 1, 1),
+    "ddp": ("ddp", 2, 1),
+    "zero1": ("zero1", 2, 1),
+    "fsdp": ("fsdp", 2, 1),
+    "hsdp": ("hsdp", 4, 1),
+    "context": ("ddp", 2, 2),
+    "context_zero1": ("zero1", 2, 2),
+    "context_fsdp": ("fsdp", 4, 2),
+}
 # Layouts of first halves, with those of their second halves.
-THEN = {"one": ("fsdp", "zero1"), "zero1": ("zero1", "fsdp"), "fsdp": ("one", "ddp", "fsdp", "zero1")}
+THEN = {
+    "one": ("fsdp", "zero1", "context"),
+    "zero1": ("zero1", "fsdp"),
+    "fsdp": ("one", "ddp", "fsdp", "zero1"),
+    "context": ("one", "fsdp"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,29 +53,29 @@ def runs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Whole runs under each layout; and first halves, gone on with under another."""
     out = tmp_path_factory.mktemp("parallel")
 
-    def run(name: str, parallel: str, world: int, *more: str, node: int | None = None) -> None:
-        keys = overrides(cache, out, name, *SETTINGS, f"train.parallel={parallel}", *more)
-        text = together(out / "log" / name, train_on_nodes, keys, node or world, world=world)
+    def run(name: str, layout: str, *more: str) -> None:
+        parallel, world, context = LAYOUTS[layout]
+        sharing = (f"train.parallel={parallel}", f"train.context_parallel={context}")
+        keys = overrides(cache, out, name, *SETTINGS, *sharing, *more)
+        text = together(out / "log" / name, train_on_nodes, keys, min(world, 2), world=world)
         assert "view tensor" not in text
 
-    run("one", "ddp", 1)
-    run("one_recomputed", "ddp", 1, "train.activation_checkpointing=true")
-    for parallel in ("ddp", "zero1", "fsdp"):
-        run(parallel, parallel, 2)
-    run("hsdp", "hsdp", 4, node=2)
-    run("fsdp_recomputed", "fsdp", 2, "train.activation_checkpointing=true")
-    worlds = {"one": 1, "ddp": 2, "zero1": 2, "fsdp": 2}
+    for layout in LAYOUTS:
+        run(layout, layout)
+    for layout in RECOMPUTED:
+        run(f"{layout}_recomputed", layout, "train.activation_checkpointing=true")
     for first, others in THEN.items():
-        run(f"{first}_then", "ddp" if first == "one" else first, worlds[first], *HALF)
+        run(f"{first}_then", first, *HALF)
         for other in others:
             shutil.copytree(out / f"{first}_then", out / f"{first}_then_{other}")
-            run(f"{first}_then_{other}", "ddp" if other == "one" else other, worlds[other])
+            run(f"{first}_then_{other}", other)
     return out
 
 
-pytestmark = pytest.mark.slow  # a dozen trainings come first, 30 s
+pytestmark = pytest.mark.slow  # two dozen trainings come first
 
-OTHERS = ("ddp", "zero1", "fsdp", "hsdp", *(f"{first}_then_{other}" for first in THEN for other in THEN[first]))
+RECOMPUTED = ("one", "fsdp", "context")
+OTHERS = (*list(LAYOUTS)[1:], *(f"{first}_then_{other}" for first in THEN for other in THEN[first]))
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -96,8 +113,8 @@ def test_resuming_in_the_same_layout_changes_no_bit(runs: Path, parallel: str) -
 
 
 def test_recomputing_activations_changes_no_bit(runs: Path) -> None:
-    assert metrics(runs / "one_recomputed") == metrics(runs / "one")
-    assert metrics(runs / "fsdp_recomputed") == metrics(runs / "fsdp")
+    for layout in RECOMPUTED:
+        assert metrics(runs / f"{layout}_recomputed") == metrics(runs / layout)
 
 
 def test_initialisation_is_the_same_on_any_number_of_processes(cache: Path, tmp_path: Path) -> None:
