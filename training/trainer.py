@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from accelerate import PartialState
 from omegaconf import OmegaConf
 
@@ -302,7 +303,11 @@ class Trainer:
     def find_micro_batch(self) -> None:
         """Find the micro-batch that fits in GPU memory, once, with all of training's tensors allocated."""
         if self.device.type == "cuda":
-            find_micro_batch(self.train_step, self.loader.batch(self.step), self.main, self.collective)
+            samples = self.loader.batch(self.step)
+            missing = self.cache.text_tokens - samples.mask.shape[1]  # of the longest caption in a later batch
+            context, mask = F.pad(samples.context, (0, 0, 0, missing)), F.pad(samples.mask, (0, missing))
+            samples = samples._replace(context=context, mask=mask)
+            find_micro_batch(self.train_step, samples, self.main, self.collective)
 
     def find_validation_batch(self) -> None:
         """Try one validation pass of the raw weights and of the EMA, in the memory that training leaves."""
