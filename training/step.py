@@ -92,12 +92,14 @@ class TrainStep:
         self._slices: tuple[Slices, ...] = ()  # of the weights and of the EMA
         if not sharded:
             parts = dist.get_world_size() if sliced else 1
-            groups, ema_groups = (tuple([merge(part, parts)] for part in both) for both in (groups, ema_groups))
+            # What the blocks cast at each use is a buffer of its own, which slices gather in that dtype.
+            apart = sliced and model.dtype != torch.float32
+            groups, ema_groups = (_merged(each, parts, apart) for each in (model, ema))
         self._buffers = list(itertools.chain(*groups))
         if sliced:
             mesh = init_device_mesh(device.type, (parts,))
-            self._slices = tuple(Slices(itertools.chain(*both), mesh) for both in (groups, ema_groups))
-            groups, ema_groups = (tuple([part] for part in both.parameters) for both in self._slices)
+            self._slices = tuple(Slices(itertools.chain(*both), mesh, model.dtype) for both in (groups, ema_groups))
+            groups, ema_groups = ((both.parameters[:-1], both.parameters[-1:]) for both in self._slices)
         self.weights, self.ema = (list(itertools.chain(*both)) for both in (groups, ema_groups))
         self.power = power_of_width(config.ema.width)
         self.optimizer = build_optimizer(groups, config.optim, config.train.batch_tokens)
@@ -152,7 +154,7 @@ class TrainStep:
         self.optimizer.found_inf = (~finite).float()
         self.optimizer.step()
         if self._slices:
-            self._slices[0].gather()
+            self._slices[0].gather(exact=False)
         self.zero_grad()
         self.loss_sum += torch.where(finite, loss, 0.0)
         self.finite_steps += finite
@@ -161,10 +163,10 @@ class TrainStep:
         self.consecutive_skips.add_(~finite).mul_(~finite | diverged)
         update_ema(local(self.ema), local(self.weights), self.power, batch, tokens + batch)
 
-    def gather_ema(self) -> None:
-        """Complete the EMA's model from all processes' slices, before it is saved, validated or sampled."""
-        if self._slices:
-            self._slices[1].gather()
+    def gather_slices(self) -> None:
+        """Complete the model and its EMA from all processes' slices, before they are saved, validated or sampled."""
+        for slices in self._slices:
+            slices.gather()
 
     def zero_grad(self) -> None:
         if isinstance(self.wrapped, FSDPModule):
@@ -194,3 +196,11 @@ class TrainStep:
         self.finite_steps.zero_()
         self.by_t.zero_()
         self.noise_scale.reset()
+
+
+def _merged(model: VideoDiT, parts: int, apart: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """``weight_groups`` in buffers of ``parts`` slices; with ``apart`` the blocks' matrices are one of their own."""
+    matrices, others = weight_groups(model)
+    inside = set(model.blocks.parameters()) if apart else set(matrices)
+    both = [[each for each in matrices if each in inside], [each for each in matrices if each not in inside]]
+    return [merge(each, parts) for each in both if each], [merge(others, parts)]

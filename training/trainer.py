@@ -365,7 +365,7 @@ class Trainer:
         # Every process continues from the mean of the windows, as a resumed run does.
         self.train_step.loss_sum.copy_(all_reduce(self.train_step.loss_sum, "mean"))
         self._saved_at = time.monotonic()
-        self.train_step.gather_ema()
+        self.train_step.gather_slices()
         named = {"ema": self.ema.state_dict(), "model": self.model.state_dict()}
         named["optimizer"] = ckpt.optimizer_tensors(self.model, self.train_step.optimizer)
         tensors = {kind: gather(values, self.main) for kind, values in named.items()}

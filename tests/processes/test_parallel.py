@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.processes.trainings import average_watched, together, train_on_nodes, weights_before_training
+from tests.processes.trainings import average_watched, together, train_it, train_on_nodes, weights_before_training
 from tests.processes.watched_steps import watch
 from tests.training.test_trainer import losses, metrics, overrides, result
 from videoscaling.training.checkpoint import find_checkpoint
@@ -36,8 +36,8 @@ LAYOUTS = {
     "fsdp": ("fsdp", 2, 1),
     "hsdp": ("hsdp", 4, 1),
     "context": ("ddp", 2, 2),
-    "context_zero1": ("zero1", 2, 2),
-    "context_fsdp": ("fsdp", 4, 2),
+    "context_zero1": ("zero1", 4, 2),
+    "context_fsdp": ("fsdp", 2, 2),
 }
 # Layouts of first halves, with those of their second halves.
 THEN = {
@@ -50,12 +50,12 @@ THEN = {
 
 @pytest.fixture(scope="module")
 def runs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Whole runs under each layout; and first halves, gone on with under another."""
+    """Whole runs under each layout; and first halves, continued under another."""
     out = tmp_path_factory.mktemp("parallel")
 
     def run(name: str, layout: str, *more: str) -> None:
         parallel, world, context = LAYOUTS[layout]
-        sharing = (f"train.parallel={parallel}", f"train.context_parallel={context}")
+        sharing = (f"train.parallel={parallel}", f"train.context_parallel={context}", f"train.micro_batch={context}")
         keys = overrides(cache, out, name, *SETTINGS, *sharing, *more)
         text = together(out / "log" / name, train_on_nodes, keys, min(world, 2), world=world)
         assert "view tensor" not in text
@@ -138,6 +138,33 @@ def test_a_sharded_average_follows_its_shards(runs: Path, cache: Path, tmp_path:
     together(tmp_path / "log", average_watched, keys, world=2)
     for ours, theirs in zip(result(tmp_path / "x")["milestones"], result(runs / "fsdp")["milestones"]):
         assert ours["ema_val_loss"] == pytest.approx(theirs["ema_val_loss"], rel=1e-6)
+
+
+def test_slices_gather_the_blocks_matrices_in_bfloat16(cache: Path, tmp_path: Path) -> None:
+    """Once a step of three micro-batches; all else in float32, and all gradients are reduced in it."""
+    keys = overrides(cache, tmp_path, "x", *SETTINGS, "train.parallel=zero1", "train.dtype=bfloat16")
+    keys += ["model.size=2x64", "train.batch_tokens=192"]
+    together(tmp_path / "log", watch, keys, str(tmp_path / "account"), world=2)
+    found = json.loads((tmp_path / "account").read_text())
+    assert found["calls"] == {"allgather bfloat16": 1, "allgather float32": 2, "reduce_scatter float32": 3}
+    assert found["bytes"]["allgather bfloat16"] == 2 * 2 * 16 * 64**2
+    gathered = found["bytes"]["allgather bfloat16"] / 2 + found["bytes"]["allgather float32"] / 4
+    assert gathered == found["bytes"]["reduce_scatter float32"] / 4 == pytest.approx(found["parameters"], rel=0.02)
+
+
+def test_slices_gathered_in_bfloat16_lose_nothing(cache: Path, tmp_path: Path) -> None:
+    """The optimiser's own slices stay float32: they are what is saved, and what a run continues from."""
+    runs = {"ddp": ["6400"], "zero1": ["6400"], "resumed": ["3200", "6400"]}
+    for name, ends in runs.items():
+        parallel = "ddp" if name == "ddp" else "zero1"
+        keys = overrides(cache, tmp_path, name, *SETTINGS, f"train.parallel={parallel}", "train.dtype=bfloat16")
+        for end in ends:
+            together(tmp_path / "log" / name / end, train_it, [*keys, f"train.tokens={end}"], world=2)
+    assert metrics(tmp_path / "resumed") == metrics(tmp_path / "zero1")
+    np.testing.assert_allclose(losses(tmp_path / "zero1"), losses(tmp_path / "ddp"), rtol=1e-3)
+    saved = load_file(find_checkpoint(tmp_path / "zero1") / "model.safetensors")
+    rounded = [torch.equal(value, value.bfloat16().float()) for value in saved.values()]
+    assert not any(rounded)
 
 
 def test_a_sharded_step_gathers_once_in_bfloat16_and_keeps_no_weights(cache: Path, tmp_path: Path) -> None:

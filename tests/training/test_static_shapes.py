@@ -1,6 +1,7 @@
 """Passes of one size: what torch.compile compiles once, and what the mean gradient is the same for."""
 
 import functools
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import torch
 
 from tests.models.test_dit import build, inputs
 from tests.training.test_trainer import overrides
+from videoscaling import ROOT
+from videoscaling.models.sizes import parse_size
 from videoscaling.training.batches import Samples
 from videoscaling.training.config import load_config
 from videoscaling.training.memory import find_micro_batch
-from videoscaling.training.model import compile_model
+from videoscaling.training.model import SHALLOW, compile_model
 from videoscaling.training.planning.memory_formula import even_size
 from videoscaling.training.step import micro_batches
 from videoscaling.training.train import prepare
@@ -118,6 +121,31 @@ def test_training_and_validation_are_each_compiled_once(
     trainer._validate(trainer.ema)
     trainer.train_step.run(trainer.loader.batch(2), 320)
     assert (graphs.count(True), graphs.count(False)) == (1, 1)
+    assert {symbolic for _, symbolic, _ in graphs} == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "train").rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_every_configuration_is_one_graph(cache: Path, tmp_path: Path, graphs: Graphs, path: Path) -> None:
+    """Of a small model, whole or by block as the named one: a break, or another shape, would be another graph."""
+    named = load_config(path, []).model
+    layers = 7 if named.size and parse_size(named.size).layers > SHALLOW else 2
+    n_ctx = 32 // math.prod(named.patch)
+    small = overrides(cache, tmp_path, "x", f"model.size={layers}x32", "train.compile=true", "train.dtype=float32")
+    small += [f"train.batch_tokens={5 * n_ctx}", f"train.tokens={15 * n_ctx}", "train.micro_batch=2"]
+    small += ["validation.clips=11", "validation.batch=3", "log.prompts=[]"]
+    trainer = Trainer(*prepare(load_config(path, small)))
+    for step in range(2):
+        trainer.train_step.run(trainer.loader.batch(step), trainer.tokens)
+    trainer._validate(trainer.model, RAW_SHARE)
+    trainer._validate(trainer.ema)
+    found = list(graphs)
+    assert (graphs.count(True), graphs.count(False)) == (1, 1)
+    trainer.train_step.run(trainer.loader.batch(2), trainer.tokens)
+    trainer._validate(trainer.ema)
+    assert graphs == found
     assert {symbolic for _, symbolic, _ in graphs} == {0}
 
 
