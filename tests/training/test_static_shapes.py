@@ -1,7 +1,6 @@
 """Passes of one size: what torch.compile compiles once, and what the mean gradient is the same for."""
 
 import functools
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -124,15 +123,25 @@ def test_training_and_validation_are_each_compiled_once(
     assert {symbolic for _, symbolic, _ in graphs} == {0}
 
 
+def graph_settings(path: Path) -> tuple[Any, ...]:
+    """What of a configuration is in its compiled graph, the width and the numbers of clips and tokens left out."""
+    config = load_config(path, [])
+    deep = config.model.size is not None and parse_size(config.model.size).layers > SHALLOW
+    model, diffusion = config.model, config.diffusion
+    settings = (deep, model.attention, config.train.activation_checkpointing, diffusion.process, diffusion.target)
+    return *settings, *model.patch
+
+
+# One of each kind: the presets, for example, differ in what no graph has.
+KINDS = {graph_settings(path): path for path in sorted((ROOT / "configs" / "train").rglob("*.yaml"), reverse=True)}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs" / "train").rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT))
-)
+@pytest.mark.parametrize("path", KINDS.values(), ids=lambda path: path.stem)
 def test_every_configuration_is_one_graph(cache: Path, tmp_path: Path, graphs: Graphs, path: Path) -> None:
     """Of a small model, whole or by block as the named one: a break, or another shape, would be another graph."""
-    named = load_config(path, []).model
-    layers = 7 if named.size and parse_size(named.size).layers > SHALLOW else 2
-    n_ctx = 32 // math.prod(named.patch)
+    deep, *_, frames, rows, columns = graph_settings(path)
+    layers, n_ctx = SHALLOW + 1 if deep else 2, 32 // (frames * rows * columns)
     small = overrides(cache, tmp_path, "x", f"model.size={layers}x32", "train.compile=true", "train.dtype=float32")
     small += [f"train.batch_tokens={5 * n_ctx}", f"train.tokens={15 * n_ctx}", "train.micro_batch=2"]
     small += ["validation.clips=11", "validation.batch=3", "log.prompts=[]"]
