@@ -18,7 +18,7 @@ from videoscaling.data.sources.source import Listing, identity
 from videoscaling.data.splits import SAMPLE, Split, VideoScan, draw
 from videoscaling.data.video import decode, shots
 from videoscaling.data.video.clips import ClipOptions, Shape
-from videoscaling.data.work_share import first_of_node
+from videoscaling.data.work_share import warn_of_node
 from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.tables import KINDS
 
@@ -139,7 +139,7 @@ def plan_videos(request: VideoRequest) -> tuple[CacheSettings, Planner]:
     listing = scan_sources(request.source, request.listing)
     sources = listing.sources
     for damaged in (source for source in sources if source.fault):
-        first_of_node(f"warning: {damaged.path}: {damaged.fault} (rejected as one video)")
+        warn_of_node(f"{damaged.path}: {damaged.fault} (rejected as one video)")
     if request.listing.captions:
         _warn_of_no_captions(listing)
     counts = None
@@ -211,9 +211,7 @@ def _warn_of_no_captions(listing: Listing) -> None:
         return
     tables = {kind: count for kind, count in listing.skipped.items() if kind in KINDS}
     where = f"; there are tables next to the videos ({counts_text(tables)}), which --source can name" if tables else ""
-    first_of_node(
-        f"warning: no captions found for {plural(len(listing.sources), 'video')}{where}. --no-captions confirms it"
-    )
+    warn_of_node(f"no captions found for {plural(len(listing.sources), 'video')}{where}. --no-captions confirms it")
 
 
 def _stop_if_too_few(request: VideoRequest, scan: VideoScan) -> None:

@@ -2,12 +2,11 @@
 
 import os
 import re
-import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from videoscaling.utils.errors import UserError
-from videoscaling.utils.messages import escaped
+from videoscaling.utils.messages import warn
 
 SLURM = "SLURM_ARRAY_TASK_"
 
@@ -58,7 +57,7 @@ def slurm_warning(share: WorkShare, environ: Mapping[str, str] = os.environ) -> 
     if not from_slurm(environ) or _number(environ, SLURM + "COUNT", 1) < 2:
         return None
     return (
-        f"warning: task {environ[SLURM + 'ID']} of a Slurm array: this process makes 1/{share.world} of the cache "
+        f"task {environ[SLURM + 'ID']} of a Slurm array: this process makes 1/{share.world} of the cache "
         f"(share {share.rank}/{share.world}) and leaves the rest to the array's other tasks; --share none makes all "
         "of it, where the array is for something else"
     )
@@ -85,7 +84,7 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
         ) from None
 
 
-def first_of_node(line: str) -> None:
-    """Print a line to stderr, once a node."""
+def warn_of_node(text: str) -> None:
+    """Print a warning, once a node."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(escaped(line), file=sys.stderr)
+        warn(text)

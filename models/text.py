@@ -196,7 +196,7 @@ class PretrainedTextEncoder:
 
 
 def cut_warning(encoder: TextEncoder, prompts: list[str], what: str) -> str | None:
-    """A line that says how many of some prompts ``encoder`` cuts; None where it cuts none.
+    """The warning of how many of some prompts ``encoder`` cuts; None where it cuts none.
 
     Args:
         what: the prompts' name in the line.
@@ -205,7 +205,7 @@ def cut_warning(encoder: TextEncoder, prompts: list[str], what: str) -> str | No
     if not cut:
         return None
     limit = encoder.max_tokens
-    return f"warning: {what}: {cut} of {len(prompts)} longer than the text encoder's {limit} tokens, and cut"
+    return f"{what}: {cut} of {len(prompts)} longer than the text encoder's {limit} tokens, and cut"
 
 
 def load_text_encoder(spec: str = "embedded", device: str | torch.device = "cpu") -> TextEncoder:

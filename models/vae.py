@@ -24,11 +24,12 @@ from videoscaling.models.autoencoders import (
     smallest,
     statistics_of,
 )
-from videoscaling.models.embedded import EMBEDDED, AutoencoderKLLTXVideo
 from videoscaling.models.hub import located, read_config, weight_files
 from videoscaling.utils.errors import UserError, first_line, nearest
 from videoscaling.utils.files import read_json
 from videoscaling.utils.finiteness import check_finite
+
+EMBEDDED = Path(__file__).parent / "embedded_vae"
 
 
 def _fingerprint(folder: Path, weights: Iterable[Path], statistics: dict[str, Any]) -> str:
@@ -126,8 +127,6 @@ class VideoVAE:
             frames, height, width: of the clip, in pixels, that one row of x is or becomes.
         """
         batch_rows = rows_at_once(self.model, frames, height, width)
-        if not batch_rows and isinstance(self.model, AutoencoderKLLTXVideo):
-            self.model = load_vae(str(EMBEDDED), self.device, self.dtype).model  # diffusers' own class has tiles
         self.model.use_tiling = not batch_rows
         return torch.cat([call(part).float() for part in x.split(max(1, batch_rows))])
 
@@ -235,7 +234,7 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
         raise UserError(f"VAE {spec!r}: {name}'s encoder needs float32, in {dtype} its latents are noise")
     weights = weight_files(folder, f"VAE {spec!r}")
 
-    model = AutoencoderKLLTXVideo() if spec == "embedded" else _load(folder, spec, name)
+    model = _load(folder, spec, name)
     try:
         statistics = statistics_of(model, folder)
         nn.Module.to(model, device, dtype)  # diffusers' own warns of modules to be kept in float32: these have none

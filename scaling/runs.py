@@ -23,6 +23,7 @@ MEASURED = {  # a milestone's, as ours -> in result.json
     "ema_loss": "ema_val_loss",
     "ema_loss_se": "ema_val_se",
     "flops": "flops",
+    "noise_scale": "noise_scale",
 }
 # Two results of one N belong to one grid if their tokens differ by less than this, or by less than the later one's
 # batch: runs stop at the first step at or past a milestone, and a large batch overshoots it by up to one batch. Losses
@@ -47,9 +48,9 @@ class RunTable:
     ``samples`` names the file of per-sample validation losses, or is empty; ``samples_crc32`` is its checksum, or -1
     where it is not known. ``recipe`` holds what all the runs share.
     ``stream`` is the seed of a run's samples, which several runs may share, or -1 where it is not known. ``skipped``
-    is the share of the run's steps that moved nothing, or nan where it is not known. ``unit`` is what the source
-    counts its batches in, in tokens. ``columns`` maps our names to a table's, where it has others that are known;
-    ``notes`` are sentences on rows that were left out.
+    is the share of the run's steps that moved nothing, or nan where it is not known. ``noise_scale`` is its gradient's
+    in tokens, or nan. ``unit`` is what the source counts its batches in, in tokens. ``columns`` maps our names to a
+    table's, where it has others that are known; ``notes`` are sentences on rows that were left out.
     """
 
     run_id: NDArray[np.str_]
@@ -70,6 +71,7 @@ class RunTable:
     samples_crc32: NDArray[np.int64]
     stream: NDArray[np.int64]
     skipped: NDArray[np.float64]
+    noise_scale: NDArray[np.float64]
     source: str
     recipe: Recipe = field(default_factory=dict)
     unit: float = 1.0
@@ -159,11 +161,18 @@ def from_arrays(columns: Mapping[str, ArrayLike]) -> RunTable:
     return _table(results, source="arrays")
 
 
+def written_columns(table: RunTable) -> list[str]:
+    """The columns of the table's CSV: COLUMNS, without the noise scale where no run measured it."""
+    measured = np.isfinite(table.noise_scale).any()
+    return [name for name in COLUMNS if measured or name != "noise_scale"]
+
+
 def write_csv(table: RunTable, path: str | Path) -> None:
     """The table as CSV in the order of COLUMNS, whole or not at all."""
     with atomic_write(path) as tmp, tmp.open("w", newline="") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(COLUMNS)
+        writer, columns = csv.writer(handle), written_columns(table)
+        measured = "noise_scale" in columns
+        writer.writerow(columns)
         for i in range(len(table)):
             status = "done" if math.isfinite(table.loss[i]) else "diverged"
             floats = (table.raw_loss, table.raw_loss_se, table.loss, table.loss_se, table.flops)
@@ -172,6 +181,7 @@ def write_csv(table: RunTable, path: str | Path) -> None:
                 + [int(table.seed[i]), int(table.n_ctx[i]) or ""]
                 + ["" if math.isnan(values[i]) else repr(float(values[i])) for values in floats]
                 + [int(table.heldout[i])]
+                + (["" if math.isnan(table.noise_scale[i]) else float(table.noise_scale[i])] if measured else [])
             )
 
 
@@ -286,7 +296,7 @@ def _table(
         nominal = _common_tokens(N, nominal, B, column["run_id"])
     same = ("run_id", "T", "B", "lr", "flops", "seed", "n_ctx", "heldout", "samples", "stream", "skipped")
     return RunTable(
-        **{name: column[name] for name in same},
+        **{name: column[name] for name in (*same, "noise_scale")},
         N=N,
         nominal_T=nominal,
         loss=loss,

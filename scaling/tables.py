@@ -25,6 +25,7 @@ COLUMNS = (
     "ema_loss_se",
     "flops",
     "heldout",
+    "noise_scale",
 )
 # What others call these, in lower case with _ for blanks and hyphens: trackers' exports, Step Law (D, bs, smooth
 # loss), ScaleBench (bsz, data_size, non_embedding_param_size, lm_loss), Chinchilla's figure (Model Size, ...).
@@ -74,6 +75,7 @@ class Result:
     Attributes:
         N, T, B, lr: parameters, tokens seen, batch in tokens, learning rate.
         nominal_T: the milestone's tokens, ``asked`` whether the run was asked for them.
+        noise_scale: of its gradient, in tokens.
         diverged: its loss is beyond any number.
         named: whether the source gave the run's name.
         stream: seed of the run's samples, or -1.
@@ -93,6 +95,7 @@ class Result:
     ema_loss: float = math.nan
     ema_loss_se: float = math.nan
     flops: float = math.nan
+    noise_scale: float = math.nan
     seed: int = 0
     n_ctx: int = 0
     heldout: bool = False
@@ -286,7 +289,7 @@ def _result(cells: Cells, needed: list[str], diverged: bool, per_unit: float, un
     for ours in ("loss", "ema_loss") if not diverged else ():
         if cells.text(ours).lstrip("+-") in ("nan", "inf", "infinity"):
             raise UserError(f"{cells.where(ours)} is {cells.values[ours]!r}: {DIVERGED}")
-    for ours in ("loss", "ema_loss", "loss_se", "ema_loss_se", "flops", "n_ctx"):
+    for ours in ("loss", "ema_loss", "loss_se", "ema_loss_se", "flops", "n_ctx", "noise_scale"):
         # A diverged run's loss is beyond any number, also where it recorded one.
         ignored = not cells.has(ours) or (diverged and "loss" in ours)
         if not ignored and not (ours.endswith("_se") and _is_zero(cells.values[ours])):
@@ -299,6 +302,8 @@ def _result(cells: Cells, needed: list[str], diverged: bool, per_unit: float, un
     values |= {ours: cells.whole(ours) for ours in ("seed", "n_ctx")}
     if cells.text("heldout") not in FLAGS:
         raise UserError(f"{cells.where('heldout')} is {cells.values['heldout']!r:.60}, neither 0 nor 1")
+    if "noise_scale" in values:  # in the unit of B
+        values["noise_scale"] *= per_unit
     values |= {"B": values["B"] * per_unit, "nominal_T": values["T"], "diverged": diverged}
     named, run = cells.has("run_id"), str(cells.values["run_id"] or f"row-{cells.number}")
     if not named and values["B"] > 0 and values["lr"] > 0:

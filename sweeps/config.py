@@ -2,6 +2,7 @@
 
 import math
 import operator
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ OWN = {
     "train.milestones": "milestones",
     "train.tokens": "milestones",
     "train.flops": "milestones",
-    "checkpoint.final": "nothing: a finished cell keeps its averaged weights",
     "log.prompts": "nothing: cells sample no videos",
 }
 # Options of sbatch that ``executor.slurm.options`` may not give, and the key that does: jobs are found by their names
@@ -42,6 +42,10 @@ SET = dict.fromkeys(NEVER.split(), "") | {
     "mem": "executor.slurm.mem",
     "time": "executor.slurm.time",
 }
+
+# In executor.command, each stands for one word of the shell.
+PLACEHOLDERS = r"\{(command|run_id|name)\}"
+COMMANDS_AT_ONCE = 32
 
 # Repeats of a cell or steps of an axis: the listing of more would never end.
 COUNT = Bound("a number from 1 to 10,000", lambda value: 1 <= value <= 10_000)
@@ -80,7 +84,11 @@ class SlurmKeys:
     warning_seconds: int = key(
         120, "how long before its end a job is signalled to write checkpoints; it is requeued and continues"
     )
-    setup: list[str] = key([], "lines of shell that run first on the node: modules, an environment, a container")
+    setup: list[str] = key([], "lines of shell that run first on the node, such as [module load cuda]")
+    python: str | None = key(
+        None,
+        "command that starts Python on the nodes, such as apptainer exec --nv image.sif python; by default this one's",
+    )
     options: Values = key({}, 'further options of sbatch, such as {qos: low, exclude: "node[3-4]"}')
 
 
@@ -88,10 +96,20 @@ class SlurmKeys:
 class ExecutorKeys:
     """Settings of the executor that runs the cells."""
 
-    kind: str = key("local", "local: this machine; slurm: an array of jobs", choices=("local", "slurm"))
+    kind: str = key(
+        "local",
+        "local: this machine; slurm: an array of jobs; command: any scheduler, by executor.command",
+        choices=("local", "slurm", "command"),
+    )
+    command: str | None = key(
+        None,
+        "with kind command: a line of shell that trains one cell or submits it, such as sbatch --wrap {command}; "
+        "{command}, {run_id} and {name} are replaced by the cell's, each as one word",
+    )
     workers: int | None = key(
         None,
-        "cells trained at once; if not given, as many as fit on the GPUs, or one per core without a GPU",
+        "cells trained at once; if not given, as many as fit on the GPUs, or one per core without a GPU; of kind "
+        f"command, {COMMANDS_AT_ONCE} commands",
         bound=AT_LEAST_ONE,
     )
     runs_per_gpu: int = key(1, "processes, of a cell or of a stack each, that share a GPU", bound=AT_LEAST_ONE)
@@ -151,8 +169,8 @@ class SweepKeys:
 
 # Text keys of a sweep, in addition to training's under ``config``. The values of sbatch's options are passed as
 # written, and true for an option without a value.
-TEXT = {"name", "out", "base", "around", "results", "extends", "sizes[].size", "executor.kind", "executor.slurm.time"}
-TEXT |= {f"executor.slurm.{name}" for name in ("partition", "account", "mem", "setup[]")}
+TEXT = {"name", "out", "base", "around", "results", "extends", "sizes[].size", "executor.kind", "executor.command"}
+TEXT |= {f"executor.slurm.{name}" for name in ("partition", "account", "time", "mem", "setup[]", "python")}
 PATHS = ("out", "base", "around", "results")
 OPTIONS = "executor.slurm.options."
 SETUP = "executor.slurm.setup"
@@ -298,6 +316,20 @@ def _without_setup(values: Values, path: str | Path) -> tuple[Values, list[str]]
     return values | ({"executor": values["executor"] | {"slurm": slurm}} if slurm or setup else {}), setup
 
 
+def _check_command(executor: ExecutorKeys) -> None:
+    """Refuse an executor.command that names no cell, or that another kind of executor would ignore."""
+    line, example = executor.command, "executor.command='sbatch --wrap {command}'"
+    if (executor.kind == "command") != (line is not None):
+        fix = f"give a line of shell, such as {example}" if line is None else "it goes with executor.kind=command"
+        raise UserError(f"executor.kind={executor.kind}, executor.command={line}: {fix}")
+    if line is None:
+        return
+    if unknown := re.search(r"\{[a-z_]+\}", re.sub(PLACEHOLDERS, "", line)):
+        raise UserError(f"executor.command: {unknown[0]} is unknown; known are {{command}}, {{run_id}} and {{name}}")
+    if "{command}" not in line:
+        raise UserError(f"executor.command={line}: lacks {{command}}, which trains the cell; write {example}")
+
+
 def _check(keys: SweepKeys) -> None:
     """Refuse values outside what their keys allow, and keys that contradict each other."""
     for name, info in info_of(SweepKeys).items():
@@ -308,10 +340,10 @@ def _check(keys: SweepKeys) -> None:
     executor, slurm = keys.executor, keys.executor.slurm
     if executor.stack != "auto" and not (type(executor.stack) is int and executor.stack >= 1):
         raise UserError(f"executor.stack={executor.stack}: auto, or how many cells are trained together")
-    if executor.stack not in ("auto", 1) and executor.processes > 1:
-        raise UserError(
-            f"executor.stack={executor.stack}: cells of several processes are not stacked; set it to 1 or auto"
-        )
+    if executor.stack not in ("auto", 1) and (executor.processes > 1 or executor.kind == "command"):
+        which = "of several processes" if executor.processes > 1 else "of a command each"
+        raise UserError(f"executor.stack={executor.stack}: cells {which} are not stacked; set it to 1 or auto")
+    _check_command(executor)
     if executor.processes > 1 and executor.runs_per_gpu > 1:
         raise UserError("executor: cells of several processes cannot share GPUs; set runs_per_gpu to 1")
     if slurm.nodes > 1 and slurm.runs_per_job > 1:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from videoscaling.sweeps.config import COMMANDS_AT_ONCE
 from videoscaling.sweeps.grid import Sweep
 from videoscaling.sweeps.state import UNFINISHED, CellState, CellStatus
 from videoscaling.training.run import Run
@@ -84,8 +85,8 @@ def device_hours(sweep: Sweep, hours: Sequence[float | None]) -> float | None:
 def width(sweep: Sweep) -> int | None:
     """Cells trained at once, if the YAML gives it."""
     executor = sweep.keys.executor
-    if executor.kind == "local":
-        return executor.workers
+    if executor.kind != "slurm":
+        return executor.workers or (COMMANDS_AT_ONCE if executor.kind == "command" else None)
     keys = executor.slurm
     # As sweeps.local.machine does it inside a job.
     groups = keys.gpus // executor.processes * executor.runs_per_gpu if keys.gpus else 0

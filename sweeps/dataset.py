@@ -6,7 +6,6 @@ from pathlib import Path
 
 from videoscaling.scaling import runs
 from videoscaling.scaling.runs import RunTable
-from videoscaling.scaling.tables import COLUMNS
 from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.files import write_text
 
@@ -23,6 +22,7 @@ MEANINGS = {
     "loss_se": "its standard error over the validation clips",
     "ema_loss": "validation loss of the EMA weights, on which laws are fitted",
     "ema_loss_se": "its standard error over the validation clips",
+    "noise_scale": "gradient noise scale in tokens (arXiv 1812.06162); blank where no micro-batches were compared",
     "flops": "training FLOPs, T x 3/4 x N x (7 + n_ctx / width)",
     "heldout": "1: predicted before it ran, and not to be fitted",
 }
@@ -70,7 +70,7 @@ def card(table: RunTable, name: str, licence: str | None, files: list[str]) -> s
         f"Licence: {licence or 'not stated'}.",
         "",
         *("| column | meaning |", "|---|---|"),
-        *(f"| `{column}` | {MEANINGS[column]} |" for column in COLUMNS),
+        *(f"| `{column}` | {MEANINGS[column]} |" for column in runs.written_columns(table)),
         *(
             "",
             "What all runs share (`data`, `vae` and `text` are fingerprints):",

@@ -220,7 +220,7 @@ def additions_of(sweep: Sweep, proposals: tuple[Proposal, ...]) -> list[Addition
         grown = [
             repeat
             for repeat, end in ours.items()
-            if end < one.milestone and _goes_on(cells, cell_seed(sweep.keys, size, lr, batch, repeat))
+            if end < one.milestone and _continues(cells, cell_seed(sweep.keys, size, lr, batch, repeat))
         ]
         repeat, there = (min(grown), whole(ours[min(grown)], batch)) if grown else (len(same), 0)
         milestones = [m for m in _milestones(cells) if m <= one.milestone]
@@ -230,7 +230,7 @@ def additions_of(sweep: Sweep, proposals: tuple[Proposal, ...]) -> list[Addition
     return additions
 
 
-def _goes_on(cells: list[Run], seed: int) -> bool:
+def _continues(cells: list[Run], seed: int) -> bool:
     """Whether the run of this seed, one of ``cells``, has ended and left a checkpoint to continue from."""
     return any(
         finished["status"] == "done" and resumable_step(cell.config.run_dir) > 0

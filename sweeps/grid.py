@@ -201,7 +201,7 @@ def _first_config(keys: SweepKeys, size: SizeKeys, shared: Values, milestones: l
         # One for all entries of a size, so that cells that differ in their milestones alone are the same run.
         smallest = min(min(_milestones(keys, other)) for other in keys.sizes if other.size == size.size)
         values["optim"]["warmup_tokens"] = round(WARMUP_FRACTION * smallest)
-    values["checkpoint"]["final"] = "ema"
+    values["checkpoint"].setdefault("final", "ema")
     values["log"]["prompts"] = []
     config = config_from_dict(values)
     if config.train.dtype == "auto":

@@ -16,24 +16,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-
-from videoscaling import IMPORT_PATH, ROOT
-from videoscaling.sweeps.config import ExecutorKeys
+from videoscaling import IMPORT_PATH
+from videoscaling.sweeps.commands import SUBMITTED, CommandProcess, training_command
+from videoscaling.sweeps.config import COMMANDS_AT_ONCE, ExecutorKeys
 from videoscaling.sweeps.stacking import stacks
 from videoscaling.sweeps.state import FAILURE, data_fault, forget_failure
-from videoscaling.training.config import Config, to_dict
+from videoscaling.training.config import Config
 from videoscaling.training.result import finished_result
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import DataFault, run_cli
-from videoscaling.utils.files import atomic_write
 from videoscaling.utils.locks import check_lock, is_locked
 from videoscaling.utils.os_errors import open_log, warn_of_os_error
 from videoscaling.utils.results import CONSOLE, DATA_FAULT, Failure, write_failure
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-# torchrun hands these on to its processes; by itself it would die of the last.
-HANDED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # without one of these, torch finds no GPU
 GPU_BYTES = 16 << 30  # taken to be there on any GPU; asking it would take memory of it
 TAIL_BYTES = 1 << 16  # of a console.log, with the last line of a cell that failed
@@ -60,11 +56,11 @@ class CpuShare(NamedTuple):
 
 @dataclass
 class _Worker:
-    """Cells in training, mostly one; the process is torchrun's where a cell takes several."""
+    """Cells in training, mostly one; the process is torchrun's where a cell takes several, or executor.command's."""
 
     runs: list[Run]
     slot: int
-    process: BaseProcess
+    process: BaseProcess | CommandProcess
     stopping: bool = False
 
     def stop(self) -> None:
@@ -128,12 +124,12 @@ def run_cells(
         return
     queue = _stacked(queue, keys)
     shares = machine(keys, len(queue))
-    torchrun = list(rendezvous) or (["--standalone"] if keys.processes > 1 else None)
+    torchrun = list(rendezvous) or (["--standalone"] if keys.processes > 1 and keys.kind != "command" else None)
     if torchrun is not None:
         torchrun += ["--nproc_per_node", str(keys.processes)]
     free, busy = list(range(len(shares)))[::-1], {}
     attempts: dict[str, int] = {}
-    context, fault = _server(), ""
+    context, fault = None if keys.kind == "command" else _server(), ""
 
     def ending() -> bool:
         return interrupt.caught is not None or bool(fault)
@@ -141,7 +137,7 @@ def run_cells(
     while busy or (queue and not ending()):
         while queue and free and not ending():
             slot = free.pop()
-            worker = _start(context, queue.pop(0), slot, shares[slot], torchrun)
+            worker = _start(context, queue.pop(0), slot, shares[slot], keys, torchrun)
             busy[worker.process.sentinel] = worker
         if ending():
             for worker in busy.values():
@@ -153,7 +149,7 @@ def run_cells(
                 _wait_for_processes(worker.runs[0].config.run_dir)
             free.append(worker.slot)
             for run in worker.runs:
-                outcome = _outcome(run, worker, attempts, keys.retries, ending(), bool(rendezvous))
+                outcome = _outcome(run, worker, attempts, keys, ending(), bool(rendezvous))
                 fault = fault or data_fault(run)
                 if outcome == "again":
                     queue.append([run])  # alone, so that none fails for another's fault
@@ -165,9 +161,9 @@ def run_cells(
 
 
 def _outcome(
-    run: Run, worker: _Worker, attempts: dict[str, int], retries: int, interrupted: bool, several_nodes: bool
+    run: Run, worker: _Worker, attempts: dict[str, int], keys: ExecutorKeys, interrupted: bool, several_nodes: bool
 ) -> str:
-    """The outcome of a cell whose process has ended: its final state, "again", "stopped" or "crashed"."""
+    """The outcome of a cell whose process has ended: its final state, "again", "stopped", "submitted" or "crashed"."""
     code = worker.process.exitcode
     final = finished_result(run)
     if final is not None:
@@ -180,13 +176,19 @@ def _outcome(
         return "stopped"
     if several_nodes:
         return "crashed"
+    if keys.kind == "command" and (code == 0 or is_locked(run.config.run_dir)):
+        return "submitted"
     if len(worker.runs) > 1:
         return "again"  # alone, which shows the cell that crashed
     name = run.config.name
     attempts[name] = attempts.get(name, 0) + 1
-    if code != 2 and attempts[name] <= retries:  # a user's error (2) would happen again
+    if code != 2 and attempts[name] <= keys.retries:  # a user's error (2) would happen again
         return "again"
     console, lines = run.config.run_dir / CONSOLE, []
+    if (submitted := run.config.run_dir / SUBMITTED).exists():  # not begun: executor.command itself failed
+        with console.open("ab") as file:
+            file.write(submitted.read_bytes())
+        submitted.unlink()
     with warn_of_os_error("the reason of a failure is not known"):
         if console.exists():
             with console.open("rb") as file:
@@ -200,7 +202,7 @@ def _outcome(
 
 def _stacked(queue: list[Run], keys: ExecutorKeys) -> list[list[Run]]:
     """The cells in groups; one process trains each group in lock-step."""
-    if keys.processes > 1:
+    if keys.processes > 1 or keys.kind == "command":
         return [[run] for run in queue]
     shares = machine(keys, len(queue))
     gpu = bool(shares[0].gpus)
@@ -210,6 +212,8 @@ def _stacked(queue: list[Run], keys: ExecutorKeys) -> list[list[Run]]:
 
 def machine(keys: ExecutorKeys, cells: int) -> list[CpuShare]:
     """The shares of this machine, or of this job's part of it: one for each cell that is trained at once."""
+    if keys.kind == "command":
+        return [CpuShare((), (), 1)] * min(keys.workers or COMMANDS_AT_ONCE, cells)
     gpus, cores = visible_gpus(), sorted(os.sched_getaffinity(0))
     threads = min(len(cores), int(os.environ.get("SLURM_CPUS_PER_TASK", len(cores))))
     groups = [tuple(gpus[i : i + keys.processes]) for i in range(0, len(gpus), keys.processes)]
@@ -261,12 +265,16 @@ def _server() -> Any:
     return context
 
 
-def _start(context: Any, runs: list[Run], slot: int, share: CpuShare, torchrun: list[str] | None) -> _Worker:
+def _start(
+    context: Any, runs: list[Run], slot: int, share: CpuShare, keys: ExecutorKeys, torchrun: list[str] | None
+) -> _Worker:
     for run in runs:
         check_lock(run.config.run_dir.parent)  # the sweep's folder, where this process holds that
         run.config.run_dir.mkdir(parents=True, exist_ok=True)
         (run.config.run_dir / DATA_FAULT).unlink(missing_ok=True)
     configs = [run.config for run in runs]
+    if keys.kind == "command":
+        return _Worker(runs, slot, CommandProcess(runs[0], keys))
     if torchrun is not None:
         process = context.Process(target=_launch_cell, args=(configs[0], share, torchrun))
     elif len(runs) > 1:
@@ -322,15 +330,12 @@ def _init_worker(config: Config, share: CpuShare) -> None:
 def _launch_cell(config: Config, share: CpuShare, options: list[str]) -> None:
     """The body of the process of a cell with several processes: it becomes torchrun with ``options``."""
     _apply_limits(config, share)
-    path = config.run_dir / "cell.yaml"
-    with atomic_write(path) as tmp:
-        OmegaConf.save(OmegaConf.create(to_dict(config)), tmp)
+    words = training_command(config, options)
     os.environ["OMP_NUM_THREADS"] = str(share.threads)
     os.setsid()  # a terminal's Ctrl-C reaches it through the pool, once
     # If the pool dies, the server that forked this process dies too, and torchrun gets SIGTERM.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--signals-to-handle", HANDED_ON, *options]
-    os.execv(launch[0], [*launch, str(ROOT / "train.py"), "--config", str(path)])
+    os.execv(words[0], words)
 
 
 def _apply_limits(config: Config, share: CpuShare) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from videoscaling.sweeps import added_cells, slurm
+from videoscaling.sweeps import added_cells, commands, slurm
 from videoscaling.sweeps.cost import estimate
 from videoscaling.sweeps.directory import recorded_data, write_sweep_file
 from videoscaling.sweeps.grid import Sweep
@@ -60,8 +60,12 @@ def dry_run(sweep: Sweep, as_json: bool) -> int:
     return 0
 
 
-def run(sweep: Sweep) -> int:
-    """Train the cells that are not finished; returns 1 if a cell failed, ``PREEMPTED`` if a signal ended it early."""
+def run(sweep: Sweep, print_commands: bool = False) -> int:
+    """Train the cells that are not finished; returns 1 if a cell failed, ``PREEMPTED`` if a signal ended it early.
+
+    Args:
+        print_commands: print a line of shell for each cell instead of training it.
+    """
     from videoscaling.sweeps.local import Interrupt, run_cells
     from videoscaling.training.leftovers import clean_finished  # these import torch
 
@@ -82,9 +86,16 @@ def run(sweep: Sweep) -> int:
         import_committed(sweep)
         for cell in sweep.cells:
             label_heldout(cell)
+        if print_commands:
+            for cell in commands.startable(sweep.cells):
+                print(commands.cell_command(cell, keys))
+            return 0
+        submitted = 0
         with SweepProgress(sweep, states_of(sweep)) as progress:
 
             def report(cell: Run, outcome: str) -> None:
+                nonlocal submitted
+                submitted += outcome == "submitted"
                 progress.settle(cell)
                 if outcome in ENDS:
                     progress.bar.write(f"{cell.config.run_dir}: {ENDS[outcome]}")
@@ -92,10 +103,17 @@ def run(sweep: Sweep) -> int:
             if keys.kind == "slurm":
                 slurm.submit_and_wait(sweep, report, interrupt, progress.look)
             else:
-                run_cells(sweep.cells, keys, report, interrupt, look=progress.look)
+                cells = commands.startable(sweep.cells) if keys.kind == "command" else sweep.cells
+                run_cells(cells, keys, report, interrupt, look=progress.look)
         for cell in sweep.cells:  # a job that was in the queue before knew an older YAML
             label_heldout(cell)
     failed = print_status(sweep)
+    if submitted:
+        print(
+            f"{plural(submitted, 'cell')} submitted: status --watch shows their states, and the same command submits "
+            "again those that are lost",
+            file=sys.stderr,
+        )
     if interrupt.caught is None:
         return failed
     if keys.kind == "slurm":

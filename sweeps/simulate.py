@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from videoscaling.scaling.search.truth import MAX_NOISE, Truth
 from videoscaling.sweeps.cost import flops_of
 from videoscaling.sweeps.grid import Prediction, Sweep, load_sweep
 from videoscaling.sweeps.run import planned_runs
-from videoscaling.training.config import Config
+from videoscaling.training.config import Config, run_id
 from videoscaling.training.run import clip_tokens, encoded_shape
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.messages import warn
@@ -88,15 +89,17 @@ def command(arguments: argparse.Namespace, overrides: list[str], prediction: Cal
 
     try:
         sweep = load_sweep(arguments.config, overrides, meta, prediction)
+        others = [load_sweep(path, [], meta, prediction) for path in arguments.also]
     except UserError as error:
         raise UserError("; ".join([str(error), *assumed])) from None
+    cells = {run_id(cell.config): cell for one in (*others, sweep) for cell in one.cells}  # some are in several
     n_ctx = sweep.cells[0].n_ctx
     cost = allocation.c_token(n_ctx, smooth_width)
     targets = targets_of(sweep, arguments.flops, truth, cost)
     with Progress(arguments.sweeps, "simulate", "sweeps") as bar:
         expected = simulate.expect(
             truth,
-            planned_runs(sweep),
+            planned_runs(replace(sweep, cells=list(cells.values()))),
             targets,
             cost=cost,
             n_ctx=n_ctx,

@@ -178,7 +178,7 @@ def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
     ]
     content = Submission(name=name, job=None, executor=dataclasses.asdict(sweep.keys.executor), tasks=tasks)
     write_json(record, content)
-    executor = submitit.SlurmExecutor(folder=_logs(sweep.directory))
+    executor = submitit.SlurmExecutor(folder=_logs(sweep.directory), python=keys.python)
     executor.update_parameters(**_parameters(keys, name))
     errors = io.StringIO()
     try:
@@ -359,7 +359,8 @@ def work(record: str, task: int) -> None:
             return  # cancelled; or preempted, and Slurm requeues it if configured so
         if all(_tokens(run) <= tokens for run, tokens in zip(cells, before)):
             raise RuntimeError("no cell got any further before the warning: give executor.slurm.time more minutes")
-        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+        if shutil.which("scontrol"):  # a container may have none: ``submit_and_wait`` submits the cells again
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
 
 
 def read_submission(path: Path) -> Submission:
@@ -383,7 +384,8 @@ def _damaged(path: Path, why: str) -> UserError:
 
 def executor_keys(values: Values) -> ExecutorKeys:
     """The inverse of ``dataclasses.asdict``."""
-    known = {name: values[name] for name in ExecutorKeys.__dataclass_fields__}  # older jobs have a key more
+    # Older jobs have a key more, or lack one.
+    known = {name: values[name] for name in ExecutorKeys.__dataclass_fields__ if name in values}
     return ExecutorKeys(**known | {"slurm": SlurmKeys(**values["slurm"])})
 
 

@@ -43,7 +43,7 @@ from videoscaling.data.video.clips import ClipOptions, Shape
 from videoscaling.data.video.decode import BACKENDS
 from videoscaling.data.video.decode_workers import LIMIT_SECONDS
 from videoscaling.data.video.shots import RULES
-from videoscaling.data.work_share import WorkShare, first_of_node, slurm_warning, this_share
+from videoscaling.data.work_share import WorkShare, slurm_warning, this_share, warn_of_node
 from videoscaling.data.writer import Load
 from videoscaling.models.text import TextEncoder, load_text_encoder
 from videoscaling.models.vae import VideoVAE, load_vae
@@ -289,7 +289,7 @@ def main() -> None:
     args = arguments()
     share = this_share(args.share)
     if args.share == "auto" and not args.verify and (warning := slurm_warning(share)):
-        first_of_node(warning)
+        warn_of_node(warning)
     if args.verify and not args.source:
         LatentCache(args.out).verify()
         text = f"{args.out}: every file is as it was written (with --source, clips are encoded again too)"

@@ -23,6 +23,7 @@ from videoscaling.scaling.fitting.grids.fit import PARTS
 from videoscaling.scaling.fitting.losses.forms import CONSTANTS as FORMS
 from videoscaling.scaling.fitting.options import HOLDABLE, Options, parse_fixed, parse_pair
 from videoscaling.scaling.fitting.run_info import cost_of
+from videoscaling.scaling.fitting.surface import surface_law
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.utils.errors import Parser, path_text, run_cli
 from videoscaling.utils.files import write_json
@@ -46,8 +47,8 @@ def arguments() -> Parser:
     parser.add_argument(
         "--columns",
         help="OURS=THEIRS,...: how the file names N, T, B, lr, L (the loss); and, where it has them, status (done, or "
-        "diverged), heldout (1: predict it, do not fit it), run_id, seed, n_ctx, flops, loss_se, ema_loss and "
-        "ema_loss_se",
+        "diverged), heldout (1: predict it, do not fit it), run_id, seed, n_ctx, flops, loss_se, ema_loss, "
+        "ema_loss_se and noise_scale (in the unit of B)",
     )
     parser.add_argument("--batch-unit", help="what the file's batch counts: tokens, or sequences:TOKENS_EACH")
     parser.add_argument(
@@ -84,7 +85,7 @@ def arguments() -> Parser:
         help="tokens per clip, for C_token and the law, where the results do not say",
     )
     parser.add_argument(
-        "--pair", metavar="LR,B", help="compare: the fixed pair (default: the smallest grid's optimum)"
+        "--pair", metavar="LR,B", help="compare: the fixed pair (default: what a plan takes for the smallest run)"
     )
     parser.add_argument(
         "--flops", type=number(float, 1, 1e33), help="compare: at this budget (default: ten times the largest swept)"
@@ -115,7 +116,9 @@ def main() -> int:
     method = fitting.GRIDS
     try:
         if args.part == "compare":
-            done = fixed_pair.compare(table, cost, parse_pair(args.pair), args.flops)
+            pair = parse_pair(args.pair)
+            law = surface_law.fit_law(table, "loss", "auto", cost, {})
+            done = fixed_pair.compare(law, cost, pair, args.flops)
             return show(args, done.to_dict(), done.text())
         method = fitting.choose_method(table, args.part, args.optima, args.method)
         fixed, prior = parse_fixed(args.fix, args.part), law_file.load(args.prior) if args.prior else None

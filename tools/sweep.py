@@ -2,6 +2,7 @@
 
 python tools/sweep.py run configs/sweep/quickstart.yaml               # train the unfinished cells; safe to repeat
 python tools/sweep.py run configs/sweep/quickstart.yaml --dry-run
+python tools/sweep.py run configs/sweep/quickstart.yaml --print-commands > cells.sh   # a line of shell for each cell
 python tools/sweep.py status configs/sweep/quickstart.yaml --watch
 python tools/sweep.py collect configs/sweep/quickstart.yaml --out results.csv --dataset published/
 python tools/sweep.py extend configs/sweep/quickstart.yaml --run      # add and train the next runs
@@ -45,7 +46,13 @@ def main() -> int:
         )
 
     command = add("run", parents=[shared, listed], help="train the cells that are not finished")
-    command.add_argument("--dry-run", action="store_true", help="list the cells and their cost, train nothing")
+    instead = command.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="list the cells and their cost, train nothing")
+    instead.add_argument(
+        "--print-commands",
+        action="store_true",
+        help="print one line of shell for each unfinished cell, to be run by any scheduler; train nothing",
+    )
     take_over_option(command)
     command = add("status", parents=[shared, listed], help="cells by state, progress, losses so far, time left")
     command.add_argument("--watch", action="store_true", help="show it anew every few seconds until all is finished")
@@ -69,6 +76,14 @@ def main() -> int:
         "--flops",
         type=float,
         help="predict the best run of this budget (default: the held-out sizes, else 10 x the costliest run)",
+    )
+    command.add_argument(
+        "--also",
+        type=path_text,
+        action="append",
+        default=[],
+        metavar="SWEEP.yaml",
+        help="another sweep whose runs are fitted together with this one's (repeatable)",
     )
     command.add_argument("--sweeps", type=int, default=20, help="how many sweeps to simulate (default 20)")
     command.add_argument(
@@ -113,7 +128,7 @@ def main() -> int:
     if arguments.dry_run:
         return dry_run(sweep, arguments.json)
     with resumable(str(sweep.directory)):
-        return run(sweep)
+        return run(sweep, print_commands=arguments.command == "run" and arguments.print_commands)
 
 
 def take_over_option(command: argparse.ArgumentParser) -> None:

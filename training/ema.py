@@ -16,12 +16,18 @@ def power_of_width(width: float) -> float:
     return float(max(root.real for root in roots if abs(root.imag) < 1e-9))
 
 
+def decay(power: float, batch: int, tokens: int) -> float:
+    """What is kept of a power-function average, after a step of ``batch`` tokens that brought ``tokens`` in all.
+
+    It depends on the tokens seen and not on the run's length, and is 0 at the first step.
+    """
+    return (1 - batch / tokens) ** (power + 1)
+
+
 @torch.no_grad()
 def update_ema(ema: list[Tensor], weights: list[Tensor], power: float, batch: int, tokens: int) -> None:
     """Move ``ema`` in place towards ``weights``, after a step of ``batch`` tokens that brought ``tokens`` in all.
 
-    The decay is (1 - batch / tokens)^(power + 1): the EMA depends on the tokens seen and not on the run's length,
-    and after the first step it is the weights themselves.
+    After the first step it is the weights themselves.
     """
-    decay = (1 - batch / tokens) ** (power + 1)
-    torch._foreach_lerp_(ema, weights, 1 - decay)
+    torch._foreach_lerp_(ema, weights, 1 - decay(power, batch, tokens))

@@ -7,58 +7,66 @@ an estimate of the best batch from one run, independent of a sweep's losses.
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from videoscaling.training.parallel import all_reduce, is_parallel
+
+# Steps count by tokens^3, their mean being at 80 % of the tokens so far: the first gradients are up to a hundred times
+# as large as the later ones, and in a plain mean they would be all of it.
+POWER = 3
 
 
 class NoiseScale:
-    """Sums of squared gradient norms at two batch sizes since ``reset``, on the device; nothing waits for it.
+    """Averages over a run's steps of its gradients' signal and noise, on the device; nothing waits for them.
 
-    The small batch is the first of a step's micro-batches, on this process alone; the large one is the whole step's.
+    Both are estimated from squared gradient norms at two batch sizes. The small batch is the first of a step's
+    micro-batches, on this process alone; the large one is the whole step's.
 
     Attributes:
-        clips: in the small batch; 0 until a step has several micro-batches.
-        small, large: float64, sums of |gradient|^2 over steps with a finite gradient.
+        averages: float64 [2], of |G|^2 and of tr(S), the variance of one clip's gradient; 0 until a step has several
+            micro-batches. Estimates of another size of micro-batch may be added.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.clips = 0
-        self.small, self.large = torch.zeros(2, dtype=torch.float64, device=device)
-        self._last = torch.zeros((), device=device)
+        self.averages = torch.zeros(2, dtype=torch.float64, device=device)
+        self._world = dist.get_world_size() if is_parallel() else 1
+        self._small: tuple[Tensor, int, int] | None = None
 
-    def add_micro_batch(self, weights: Iterable[nn.Parameter], clips: int, share: float) -> None:
+    def add_micro_batch(self, weights: Iterable[nn.Parameter], clips: int, count: int) -> None:
         """Take the gradient in ``weights`` of the first micro-batch of a step.
 
         Args:
             clips: in it.
-            share: by which its mean loss was multiplied before the backward pass.
+            count: clips of this process in the step; each one's loss was divided by it. Of one micro-batch alone
+                nothing can be estimated.
         """
-        self.clips = clips
+        self._small = None
+        if clips == count:
+            return
         norms = torch.stack([weight.grad.norm() for weight in weights if weight.grad is not None])
-        self._last = (norms.square().sum() / share**2).detach()
+        square = norms.square().sum().double().detach() * (count / clips) ** 2
+        self._small = square, clips, count * self._world
 
-    def add_step(self, norm: Tensor) -> None:
-        """Take the ``norm`` of the whole step's gradient, before clipping; a step that is not finite is left out."""
-        square = norm.double() ** 2
-        finite = square.isfinite() & self._last.isfinite()
-        self.small += torch.where(finite, self._last.double(), 0.0)
-        self.large += torch.where(finite, square, 0.0)
+    def add_step(self, norm: Tensor, decay: float) -> None:
+        """Take the ``norm`` of the whole step's gradient, before clipping; a step that is not finite is left out.
 
-    def tokens(self, small: float, clips: int, n_ctx: int) -> float | None:
-        """The noise scale tr(S) / |G|^2 in tokens; None where steps have one micro-batch, or noise hides the gradient.
-
-        Args:
-            small: ``self.small``, of several processes their mean.
-            clips: of the whole step's batch.
-            n_ctx: tokens per clip.
+        ``decay``: what is kept of the averages.
         """
-        few, large = self.clips, self.large.item()
-        if not 0 < few < clips:
-            return None
+        if self._small is None:
+            return
+        (small, few, clips), self._small = self._small, None
+        large = norm.double() ** 2
         # Appendix A.1: E|g_B|^2 = |G|^2 + tr(S) / B, at two values of B.
         signal = (clips * large - few * small) / (clips - few)
         noise = (small - large) / (1 / few - 1 / clips)
-        return noise / signal * n_ctx if signal > 0 and noise > 0 else None
+        averages = torch.lerp(torch.stack([signal, noise]), self.averages, decay)
+        self.averages.copy_(torch.where(averages.isfinite().all(), averages, self.averages))
 
-    def reset(self) -> None:
-        self.small.zero_()
-        self.large.zero_()
+    def tokens(self, n_ctx: int) -> float | None:
+        """The noise scale tr(S) / |G|^2 in tokens, of clips of ``n_ctx``; every process must call.
+
+        None where steps have one micro-batch, or noise hides the gradient.
+        """
+        signal, noise = all_reduce(self.averages, "mean").tolist()
+        return noise / signal * n_ctx if signal > 0 and noise > 0 else None

@@ -6,7 +6,6 @@ videos = VideoPipeline.from_run("runs/x")(["a large red circle gliding left"], g
 videos = VideoPipeline.from_run()("a large red circle gliding left over black and navy gradient drifting up")
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from videoscaling.training.exported import read_trained
 from videoscaling.training.model import build_model, check_compiler, compile_model
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import UserError
+from videoscaling.utils.messages import warn
 
 
 def load_encoders(
@@ -177,7 +177,7 @@ class VideoPipeline:
         """As ``__call__``, the videos of ``batch`` prompts at a time."""
         build_scheduler(self.process, options, next(self.model.parameters()).device)
         for warning in self._warnings(prompts, options):
-            print(warning, file=sys.stderr)
+            warn(warning)
         for first in range(0, len(prompts), batch):
             part = prompts[first : first + batch]
             # The negative prompt, mostly the empty one, rides along, so that it is padded as the others are.
@@ -201,7 +201,7 @@ class VideoPipeline:
             found.append(warning)
         if options.guidance != 1 and not self.guidable:
             found.append(
-                f"warning: guidance {options.guidance:g}: the model never saw the empty prompt, being trained with "
+                f"guidance {options.guidance:g}: the model never saw the empty prompt, being trained with "
                 "data.caption_dropout=0; guidance 1 is what it knows"
             )
         return found

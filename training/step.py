@@ -15,9 +15,9 @@ from videoscaling.diffusion.validation import T_BINS
 from videoscaling.models.dit import VideoDiT
 from videoscaling.training.batches import Samples
 from videoscaling.training.config import Config
-from videoscaling.training.ema import power_of_width, update_ema
+from videoscaling.training.ema import decay, power_of_width, update_ema
 from videoscaling.training.flat_buffer import merge
-from videoscaling.training.noise_scale import NoiseScale
+from videoscaling.training.noise_scale import POWER, NoiseScale
 from videoscaling.training.optim import build_optimizer, learning_rate, weight_groups
 from videoscaling.training.parallel import (
     Slices,
@@ -37,6 +37,7 @@ COUNTERS = {
     "skipped": "skipped_steps",
     "in_a_row": "consecutive_skips",
 }
+NOISE_COUNTERS = ("noise_signal", "noise_variance")  # and the two averages of its noise scale
 
 
 def micro_batches(samples: Samples, most: int | None) -> Iterator[tuple[Samples, int]]:
@@ -76,7 +77,7 @@ class TrainStep:
         skipped_steps: the steps skipped since the run began.
         consecutive_skips: how many of the last steps were skipped. Once there are ``train.max_skipped`` it never
             falls, so that a run has diverged however seldom this is read.
-        noise_scale: of the gradients since ``reset_window``, where a process has the whole gradient of its clips.
+        noise_scale: of the gradients; not measured where weights or tokens are in shards.
         by_t: float32 [2, T_BINS + 1], sums of losses and their numbers in equal bins of t since ``reset_window``;
             t = 1 falls into the last column. For the log alone: a window that a resume cuts has fewer samples.
     """
@@ -131,8 +132,8 @@ class TrainStep:
             loss = losses.sum() / count
             loss.backward()
             # Later ones add to these gradients, and the last may average them over the processes.
-            if done == kept < count and self._has_whole_gradients:
-                self.noise_scale.add_micro_batch(self._buffers, kept, kept / count)
+            if done == kept and self._has_whole_gradients:
+                self.noise_scale.add_micro_batch(self._buffers, kept, count)
             total += loss.detach()
             self._add_by_t(piece.t[:kept], losses.detach())
         if several:
@@ -149,7 +150,7 @@ class TrainStep:
             group["lr"] = rate
         self.grad_norm = gather_full(torch.nn.utils.clip_grad_norm_(self.weights, config.optim.clip))
         finite = self.grad_norm.isfinite()
-        self.noise_scale.add_step(self.grad_norm)
+        self.noise_scale.add_step(self.grad_norm, decay(POWER, batch, tokens + batch))
         # The fused kernel's own switch, made for loss scaling: with it set, neither weights nor moments change.
         self.optimizer.found_inf = (~finite).float()
         self.optimizer.step()
@@ -183,19 +184,21 @@ class TrainStep:
 
     def counts(self) -> dict[str, float]:
         """The counters that a checkpoint keeps, by their names there."""
-        return {key: getattr(self, name).item() for key, name in COUNTERS.items()}
+        counts = {key: getattr(self, name).item() for key, name in COUNTERS.items()}
+        return counts | dict(zip(NOISE_COUNTERS, self.noise_scale.averages.tolist()))
 
     def set_counts(self, counts: dict[str, float]) -> None:
-        """Restore the counters of a checkpoint."""
+        """Restore the counters of a checkpoint; older ones have no noise scale."""
         for key, name in COUNTERS.items():
             getattr(self, name).fill_(counts[key])
+        for average, key in zip(self.noise_scale.averages, NOISE_COUNTERS):
+            average.fill_(counts.get(key, 0.0))
 
     def reset_window(self) -> None:
         """Start a new window of the log: sums of losses and their counts begin at 0."""
         self.loss_sum.zero_()
         self.finite_steps.zero_()
         self.by_t.zero_()
-        self.noise_scale.reset()
 
 
 def _merged(model: VideoDiT, parts: int, apart: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -342,6 +342,8 @@ class Trainer:
         flops = self.tokens * self.run.flops_per_token
         losses = losses_file(raw, ema)
         measured = {"flops": flops, **scores, "losses_crc32": zlib.crc32(losses)}
+        if (noise_scale := self.train_step.noise_scale.tokens(self.run.n_ctx)) is not None:
+            measured["noise_scale"] = noise_scale
         self.milestones += [{"nominal": m, "tokens": self.tokens, **measured} for m in self.due]
         self.milestones.sort(key=lambda milestone: milestone["nominal"])
         if self._log is not None:
@@ -363,7 +365,8 @@ class Trainer:
 
     def _save(self) -> None:
         # Every process continues from the mean of the windows, as a resumed run does.
-        self.train_step.loss_sum.copy_(all_reduce(self.train_step.loss_sum, "mean"))
+        for sums in (self.train_step.loss_sum, self.train_step.noise_scale.averages):
+            sums.copy_(all_reduce(sums, "mean"))
         self._saved_at = time.monotonic()
         self.train_step.gather_slices()
         named = {"ema": self.ema.state_dict(), "model": self.model.state_dict()}

@@ -30,6 +30,7 @@ class Milestone(TypedDict, total=False):
     ema_val_loss: float
     ema_val_se: float
     losses_crc32: int
+    noise_scale: float
 
 
 class RunResult(TypedDict, total=False):

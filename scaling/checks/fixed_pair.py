@@ -1,41 +1,34 @@
 """The paper's central claim on one's own runs: a fixed, suboptimal (lr, batch) bends the law.
 
-Two loss laws are fitted to the same grids: one to the losses at each grid's own optimum, one to the losses at one
-fixed pair, both read off the grids' fitted surfaces. What differs is the pair alone, so the two share their noise and
-the jackknife is of their difference.
+One surface gives the loss at any (N, T, B, lr): at the best pair of each run, and at one pair for all. At each budget
+the size of the lowest loss is sought along both. What differs is the pair alone, in every draw of the surface's
+constants, so the two sizes share their errors and their ratio has an interval of its own.
 """
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling.estimates import Span, t_quantile
-from videoscaling.scaling.fitting.grids import fit, jackknife, loss_law
-from videoscaling.scaling.fitting.grids.fit_points import Points, at_nominal, grid_optima, points_of_grids
-from videoscaling.scaling.fitting.grids.hyper_law import between_grids
-from videoscaling.scaling.fitting.grids.optimum import Optimum, features, quadratic
-from videoscaling.scaling.fitting.losses.forms import Scale
-from videoscaling.scaling.fitting.options import Options
-from videoscaling.scaling.fitting.table_kind import swept
-from videoscaling.scaling.fitting.unsupported import Checks, UnsupportedFit
-from videoscaling.scaling.losses import Form, Losses
-from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.fitting.surface import shape, surface_law
+from videoscaling.scaling.fitting.surface.shape import Inputs, Model
+from videoscaling.scaling.fitting.surface.surface import Surface
+from videoscaling.scaling.fitting.uncertainty import DRAWS, draw
+from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.scaling.laws import Law
+from videoscaling.scaling.planning.allocation import Cost
 from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
-# A pair may lie this factor outside the swept rates and batches: about one step of a grid.
+# A pair may lie this factor outside the rates and batches that were run: about one step of a grid.
 MARGIN = 2.0
-# Step of a numerical derivative in ln loss.
-NUDGE = 1e-6
-# Huber's delta in log loss, which no residual reaches: least squares, all points alike. Losses at a fixed pair follow
-# no law exactly: with delta and weights by the noise, the exponent's bend was 0.124 to 0.158 with its seed.
-DELTA = 1.0
-# Times the tokens: a slope says nothing of what lies further off.
-MOST_TOKENS = 10.0
+# The default pair's batch is the largest whose loss is at most this much above the best, as in a plan.
+TOLERANCE = 1e-3
+# Sizes are sought from so many times below the smallest fitted one to so many above the largest.
+REACH = 1000.0
+SIZES = 400
+BUDGETS = 9
 
 
 class Interval(NamedTuple):
@@ -53,12 +46,13 @@ class Comparison:
     Attributes:
         lr, B: the fixed pair.
         C: FLOPs at which the sizes are compared.
-        N_opt, N_fixed: sizes that the two laws ask for.
-        exponent, exponent_fixed: of N_opt in C, over the decade below C.
+        N_opt, N_fixed: sizes of the lowest loss at C by the best pairs and by the fixed one.
+        exponent, exponent_fixed: of these sizes in C, over the decade below C.
         exponent_difference: exponent_fixed - exponent.
         ratio: N_fixed / N_opt.
         inference_ratio: FLOPs to sample a clip with N_fixed over those with N_opt.
-        excess: the pair's mean relative loss over the grids' optima.
+        price: the lowest loss at C by the fixed pair over that by the best ones, less 1.
+        excess: the pair's mean relative loss over the best at the fitted (N, T).
         warnings: as text.
     """
 
@@ -72,6 +66,7 @@ class Comparison:
     exponent_difference: Interval
     ratio: Interval
     inference_ratio: Interval
+    price: Interval
     excess: float
     warnings: tuple[str, ...]
 
@@ -88,257 +83,149 @@ class Comparison:
     def text(self) -> str:
         """As text, for readers."""
         verdict = "bends the law" if self.biased else "does not detectably bend the law"
-        bend, ratio, served = self.exponent_difference, self.ratio, self.inference_ratio
+        bend, ratio, served, price = self.exponent_difference, self.ratio, self.inference_ratio, self.price
         lines = [
-            f"fixed pair lr {self.lr:.3g}, B {self.B:.4g}: loss {self.excess:+.3%} over the optima; it {verdict}",
+            f"fixed pair lr {self.lr:.3g}, B {self.B:.4g}: loss {self.excess:+.3%} over the best; it {verdict}",
             f"N_opt exponent    {self.exponent:.4f} with optimal, {self.exponent_fixed:.4f} with fixed: "
             f"{bend.value:+.4f} [{bend.low:+.4f}, {bend.high:+.4f}]",
             f"N_opt({self.C:.3g})   {self.N_opt:.4g} with optimal, {self.N_fixed:.4g} with fixed: "
             f"{ratio.value:.3g} times [{ratio.low:.3g}, {ratio.high:.3g}]",
+            f"loss({self.C:.3g})    {price.value:+.3%} [{price.low:+.3%}, {price.high:+.3%}] with fixed at its size",
             f"inference FLOPs   of a clip by the fixed pair's size: {served.value:.3g} times [{served.low:.3g}, "
             f"{served.high:.3g}]",
         ]
         return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
 
 
-def compare(
-    table: RunTable,
-    cost: allocation.Cost,
-    pair: tuple[float, float] | None = None,
-    C: float | None = None,
-) -> Comparison:
-    """Fit the loss law with optimal and with fixed hyper-parameters.
+def with_surface(law: Law, table: RunTable, cost: Cost) -> Law:
+    """``law``, or where it is one of grids a surface through the same runs (UnsupportedFit where they fix none)."""
+    return law if law.surface else surface_law.fit_law(table, "loss", "auto", cost, {})
+
+
+def compare(law: Law, cost: Cost, pair: tuple[float, float] | None = None, C: float | None = None) -> Comparison:
+    """Seek N_opt with the best and with fixed hyper-parameters.
 
     Args:
-        table: grids over (lr, B); held-out rows are left out.
+        law: with a surface that has a loss form.
         cost: training FLOPs per token as a function of N.
-        pair: the fixed (lr, B); by default the optimum of the smallest grid, which is what tuning once, on the
-            cheapest runs, would give.
-        C: budget to compare at; by default ten times the largest swept.
+        pair: the fixed (lr, B); by default what a plan takes for the smallest fitted run, which is what tuning once,
+            on the cheapest runs, would give.
+        C: budget to compare at; by default ten times the largest fitted.
 
     Raises:
-        UnsupportedFit: too few interior grids for a loss law, or losses that do not identify its constants.
-        UserError: a pair far outside the grids, or a budget for no model.
+        UnsupportedFit: no surface or loss form, or losses that fall without end in N or T.
+        UserError: a pair far outside the runs.
     """
-    table = table.rows(~table.heldout)
-    if not np.isfinite(table.loss).any():
-        raise UserError(f"{table.source}: nothing to compare: every row is held out or diverged")
-    if len(swept(table)) == 1:
-        raise UnsupportedFit(
-            "a fixed pair is compared on grids over both lr and B, and these vary one of them", forcible=False
+    surface = law.surface
+    if surface is None:
+        raise UnsupportedFit("a fixed pair is compared on a surface, which needs runs of several rates and batches")
+    if not surface.members:
+        raise UnsupportedFit(f"a fixed pair needs a loss form: {surface.no_form}")
+    lr, B = pair or _of_smallest(surface)
+    _refuse_far(surface, lr, B)
+    cells, asked, C = surface.cells, C, C or 10 * float(np.max(surface.cells.T * cost(surface.cells.N)))
+    budgets = np.geomspace(C / 10, C, BUDGETS)
+    low, high = surface.domain["N"]
+    N = np.geomspace(low / REACH, high * REACH, SIZES)
+    place = surface.scale.logs(N, budgets[:, None] / cost(N), 1.0)[:2]
+    logs = np.log(lr / surface.lr_scale), np.log(B / surface.scale.B)
+
+    def losses(model: Model, theta: NDArray, place: tuple[NDArray, NDArray]) -> NDArray[np.float64]:
+        """ln L of one theta at the best and at the fixed pair, [2, ...] for n and t [...]."""
+        n, t = (v.ravel() for v in np.broadcast_arrays(*place))
+        best = surface.floor(model, theta, n, t)
+        pairs = (shape.ridge(model, theta, n, t, best), best), (np.full(len(n), logs[0]), np.full(len(n), logs[1]))
+        grid = np.zeros(len(n), dtype=np.int64)
+        found = [shape.evaluate(model, theta, Inputs(n, t, *one, grid)).value for one in pairs]
+        return np.stack(found).reshape(2, *np.broadcast_shapes(*(v.shape for v in place)))
+
+    members, weights = surface.members, np.array([member.weight for member in surface.members])
+    alone = [losses(member.solution.model, member.solution.theta, place) for member in members]
+    middle = _read(np.einsum("m,m...->...", weights, np.array(alone)), np.log(N), np.log(budgets))
+    near = float(np.exp(middle.log_N[0]))
+    drawn = [_read(one, np.log(N), np.log(budgets)) for one in alone]
+    for member, factor in zip(members, surface.stretch(near, C / float(cost(np.array(near))))):
+        solution, own = member.solution, len(member.solution.model.level_names)
+        thetas = draw(solution, surface.freedom, DRAWS)[: max(round(DRAWS * member.weight), 2)]
+        # Beyond the fitted range the level's errors are those seen when larger runs were predicted from smaller ones.
+        thetas[:, :own] = solution.theta[:own] + (thetas[:, :own] - solution.theta[:own]) * factor
+        drawn += [_read(losses(solution.model, theta, place), np.log(N), np.log(budgets)) for theta in thetas]
+    if middle.at_end:
+        reason = (
+            f"at {C:.3g} FLOPs the surface wants {np.exp(middle.log_N[0]):.3g} parameters with the best pairs and "
+            f"{np.exp(middle.log_N[1]):.3g} with the fixed one: not within a factor of {REACH:g} of the fitted sizes"
         )
-    # What a fit refuses or warns of is no ground to compare on either.
-    fitted = fit.fit(table, "loss", Options(delta=DELTA), cost, {})
-    points, warnings, table = fitted.points, list(fitted.warnings), at_nominal(table)
-    if not points.optima:
-        raise UnsupportedFit(
-            "a fixed pair is compared on grids over lr and B, and these have one cell each", forcible=False
-        )
-    scale = {name: float(np.exp(np.log(getattr(points, name)).mean())) for name in ("T", "N")}
-    lr, B = pair or _of_smallest(points.optima)
-    _refuse_far(table, lr, B)
-    outside = [o for o in points.optima if not _covered(table, o, lr, B)]
-    if outside:
-        warnings.append(f"the pair lies outside {len(outside)} of {len(points.optima)} grids: extrapolated there")
-    asked, C = C, C or 10 * float(np.max(points.T * cost(points.N)))
-    fixed, fixed_replicates, alone = _losses_at(table, points.optima, lr, B, len(points.present))
-    if alone.any():
-        warnings.append(
-            f"{alone.sum()} of {len(alone)} grids' surfaces rest on a single run: the intervals leave its noise out"
-        )
-    if np.any(fixed <= 0):
-        raise UserError(f"the surfaces say nothing at lr {lr:.3g}, B {B:.4g}: too far from the grids")
-    optimal = _sizes(points, points.loss, np.exp(points.replicates["loss"]), scale, C, cost)
-    bent = _sizes(points, fixed, fixed_replicates, scale, C, cost)
-    (size, exponent), (size_fixed, exponent_fixed) = (
-        (float(np.exp(v[0][0])), float(v[0][1])) for v in (optimal, bent)
-    )
-    low, high = allocation.SIZES
-    if not all(1.01 * low < found < 0.99 * high for found in (size, size_fixed)):
-        reason = f"at {C:.3g} FLOPs the laws want {size:.3g} and {size_fixed:.3g} parameters: beyond any size"
         raise UserError(reason) if asked else UnsupportedFit(reason)
-    # [2]: of ln N_opt, and of its exponent.
-    middle, replicates = bent[0] - optimal[0], bent[1] - optimal[1]
-    # Grids whose best cells scatter pay for one pair each its own price, and chance can sort these by size: of tables
-    # without any bend, but optima that scatter by 0.15, half had one by the jackknife of the runs alone.
-    prices = np.log(fixed_replicates) - points.replicates["loss"]
-    own = np.sum(jackknife.deviations(prices) ** 2, axis=0)
-    scatter, spare = _scatter(points, np.log(fixed / points.loss))
-    if not spare:
+    warnings = list(law.fit.get("warnings", []))
+    if share := np.mean([one.at_end for one in drawn]):
         warnings.append(
-            "too few grids to see how the pair's price scatters between them: the intervals leave that out"
+            f"in {share:.1%} of the draws a best size is not within a factor of {REACH:g} of the fitted ones"
         )
-    extra = between_grids(points, bent[2], own, np.full(len(own), scatter), spare)
-    error = np.sqrt(np.sum(jackknife.deviations(replicates) ** 2, axis=0) + np.diag(extra))
-    width = t_quantile(len(replicates) - 1) * error
-    spans = np.stack([middle, middle - width, middle + width])
-    ratio, difference = np.exp(spans[:, 0]), spans[:, 1]
-    served = cost(size * ratio) / cost(np.array(size))
+
+    def interval(values: list[float]) -> Interval:
+        """Of the value, what each form says alone, and the draws: it holds them all but 5 % of the draws."""
+        known, of_draws = values[: 1 + len(members)], values[1 + len(members) :]
+        low, high = np.quantile(of_draws, [0.025, 0.975])
+        return Interval(known[0], min(float(low), *known), max(float(high), *known))
+
+    every = [middle, *drawn]
+    ratio = interval([float(np.exp(one.log_N[1] - one.log_N[0])) for one in every])
+    served = [float(cost(np.array(near * value)) / cost(np.array(near))) for value in ratio]
+    fitted = np.unique(np.stack([cells.N, cells.T]), axis=1)
+    at_cells = surface.scale.logs(*fitted, 1.0)[:2]
+    excess = sum(m.weight * np.diff(losses(m.solution.model, m.solution.theta, at_cells), axis=0)[0] for m in members)
     return Comparison(
         lr=lr,
         B=B,
         C=C,
-        N_opt=size,
-        N_fixed=size_fixed,
-        exponent=exponent,
-        exponent_fixed=exponent_fixed,
-        exponent_difference=Interval(*difference.tolist()),
-        ratio=Interval(*ratio.tolist()),
-        inference_ratio=Interval(*served.tolist()),
-        excess=float(np.mean(fixed / points.loss - 1)),
+        N_opt=near,
+        N_fixed=near * ratio.value,
+        exponent=float(middle.exponent[0]),
+        exponent_fixed=float(middle.exponent[1]),
+        exponent_difference=interval([float(one.exponent[1] - one.exponent[0]) for one in every]),
+        ratio=ratio,
+        inference_ratio=Interval(*served),
+        price=interval([float(np.expm1(one.loss[1] - one.loss[0])) for one in every]),
+        excess=float(np.mean(np.expm1(excess))),
         warnings=tuple(warnings),
     )
 
 
-class Price(TypedDict):
-    """What a pair costs at a grid.
+class _Sizes(NamedTuple):
+    """Of the best and the fixed pair [2]: ln N_opt and ln L at the largest budget, and the exponent below it."""
 
-    ``price`` is the loss at the pair over the optimum's, less 1. Its interval is from the runs' noise for this very
-    pair, and unknown where a grid's surface rests on a single run. None where the pair lies outside the cells near the
-    best, through which the surface goes. ``tokens`` is the factor of T that would make up for it, by that size's own
-    slope of ln loss in ln T there; None where that says nothing (``MOST_TOKENS``).
-    """
-
-    N: float
-    T: float
-    price: Span | None
-    tokens: float | None
+    log_N: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    exponent: NDArray[np.float64]
+    at_end: bool
 
 
-def prices(table: RunTable, pair: tuple[float, float] | None = None) -> tuple[tuple[float, float], list[Price]]:
-    """What one pair costs at each size and token count, read off the grids' surfaces alone: no law enters.
-
-    Args:
-        table: grids over (lr, B), held-out ones too.
-        pair: the fixed (lr, B); by default as in ``compare``.
-
-    Returns:
-        the pair, and its price at each grid with an optimum of its own.
-
-    Raises:
-        UnsupportedFit: fewer than three grids have an optimum of their own.
-        UserError: a pair far outside the grids.
-    """
-    table = at_nominal(table)
-    points = points_of_grids(table, tuple(grid_optima(table)), Checks())
-    fitted = [o for o in points.optima if not table.heldout[o.used].any()]
-    lr, B = pair or _of_smallest(fitted or points.optima)
-    _refuse_far(table, lr, B)
-    fixed, replicates, alone = _losses_at(table, points.optima, lr, B, len(points.present))
-    differences = np.log(replicates) - points.replicates["loss"]
-    error = np.sqrt(np.sum(jackknife.deviations(differences) ** 2, axis=0))
-    rows = []
-    for g, optimum in enumerate(points.optima):
-        row: Price = {"N": optimum.N, "T": optimum.T, "price": None, "tokens": None}
-        rows.append(row)
-        if not _covered(table, optimum, lr, B):
-            continue
-        price = math.log(fixed[g] / points.loss[g])
-        half = t_quantile(len(np.unique(table.run_id[optimum.used])) - 1) * error[g]
-        # Nothing is below the optimum.
-        value, low, high = (max(math.expm1(v), 0.0) for v in (price, price - half, price + half))
-        row["price"] = {"value": value, "low": None if alone[g] else low, "high": None if alone[g] else high}
-        slope = _slope(optimum, points.optima)
-        if slope < 0 and -price / slope < math.log(MOST_TOKENS):
-            row["tokens"] = math.exp(-price / slope)
-    return (lr, B), rows
+def _read(losses: NDArray, log_N: NDArray, log_C: NDArray) -> _Sizes:
+    """The lowest of losses [2, budgets, sizes] over the sizes, by the parabola through the three lowest."""
+    at = np.argmin(losses, axis=-1)
+    middle = np.clip(at, 1, len(log_N) - 2)
+    before, here, after = (np.take_along_axis(losses, (middle + i)[..., None], axis=-1)[..., 0] for i in (-1, 0, 1))
+    bend = np.maximum(before - 2 * here + after, 1e-300)
+    off = np.clip((before - after) / (2 * bend), -1, 1)
+    found = log_N[middle] + off * (log_N[1] - log_N[0])
+    x = log_C - log_C.mean()
+    loss = here - (before - after) * off / 4
+    return _Sizes(found[:, -1], loss[:, -1], found @ x / np.sum(x**2), bool((at != middle)[:, -1].any()))
 
 
-def _refuse_far(table: RunTable, lr: float, B: float) -> None:
-    """UserError where a pair lies far outside what was swept."""
-    for name, value, tried in (("lr", lr, table.lr), ("B", B, table.B)):
-        if not tried.min() / MARGIN <= value <= tried.max() * MARGIN:
-            raise UserError(
-                f"the pair's {name}, {value:.4g}, is far outside the grids: {tried.min():.4g} to {tried.max():.4g} "
-                "were swept"
-            )
-
-
-def _of_smallest(optima: Iterable[Optimum]) -> tuple[float, float]:
+def _of_smallest(surface: Surface) -> tuple[float, float]:
     """The (lr, B) that tuning once, on the cheapest runs, gives."""
-    smallest = min(optima, key=lambda o: o.N * o.T)
-    return smallest.lr, smallest.B
+    at = int(np.argmin(surface.cells.N * surface.cells.T))
+    N, T = surface.cells.N[at], surface.cells.T[at]
+    B = float(np.clip(surface.largest_batch(T, N, TOLERANCE), *surface.domain["B"]))
+    return float(surface.rate(B, T, N)), B
 
 
-def _slope(optimum: Optimum, optima: Iterable[Optimum]) -> float:
-    """Of ln loss in ln T at one of a size's optima, between its neighbours; nan without any."""
-    T, loss = np.array(sorted((o.T, o.loss) for o in optima if o.N == optimum.N)).T
-    if len(T) < 2:
-        return math.nan
-    return float(np.gradient(np.log(loss), np.log(T))[np.searchsorted(T, optimum.T)])
-
-
-def _scatter(points: Points, prices: NDArray) -> tuple[float, int]:
-    """(variance of the prices of one pair around what the laws would make of them, spare points).
-
-    Under power laws of the best rate and batch, and one curvature, a pair's price is a quadratic in ln N and ln T.
-    """
-    x, y = np.log(points.N / np.median(points.N)), np.log(points.T / np.median(points.T))
-    X = features(np.stack([x, y], axis=1))
-    solution, _, rank, _ = np.linalg.lstsq(X, prices, rcond=1e-9)
-    spare = len(prices) - int(rank)
-    return float(np.sum((prices - X @ solution) ** 2)) / spare if spare else 0.0, spare
-
-
-def _covered(table: RunTable, optimum: Optimum, lr: float, B: float) -> bool:
-    rows = optimum.used
-    return bool(table.lr[rows].min() <= lr <= table.lr[rows].max() and table.B[rows].min() <= B <= table.B[rows].max())
-
-
-def _losses_at(
-    table: RunTable, optima: tuple[Optimum, ...], lr: float, B: float, clusters: int
-) -> tuple[NDArray, NDArray, NDArray]:
-    """Each grid's surface at (lr, B): [points], and with each cluster deleted: [clusters, points].
-
-    Third, whether a grid has a run without which there is no surface [points]: its deletion then changes nothing.
-    """
-    names = np.unique(table.run_id[np.concatenate([o.used for o in optima])])
-    values = np.array([_loss_at(table, o.used, lr, B) for o in optima])
-    replicates = np.tile(values, (clusters, 1))
-    for g, optimum in enumerate(optima):
-        for run in np.unique(table.run_id[optimum.used]):
-            kept = optimum.used[table.run_id[optimum.used] != run]
-            replicates[np.searchsorted(names, run), g] = _loss_at(table, kept, lr, B)
-    known = np.isfinite(replicates) & (replicates > 0)
-    return values, np.where(known, replicates, values), ~known.all(axis=0)
-
-
-def _loss_at(table: RunTable, rows: NDArray[np.int64], lr: float, B: float) -> float:
-    """The quadratic through ``rows`` of a run table, at (lr, B); nan where they do not fix one."""
-    places = np.log(np.stack([table.lr[rows] / lr, table.B[rows] / B], axis=1))
-    fit = quadratic(places, table.loss[rows], table.loss_se[rows])
-    return math.nan if fit is None else float(fit.coefficients[0])
-
-
-def _sizes(
-    points: Points, loss: NDArray, replicates: NDArray, scale: dict[str, float], C: float, cost: allocation.Cost
-) -> tuple[NDArray, NDArray, NDArray]:
-    """What a loss law through ``loss`` says of sizes: ln N_opt(C), and its exponent over the decade below C.
-
-    Returns:
-        These [2], with each cluster deleted [clusters, 2], and their derivative in ln loss [2, points].
-    """
-    fitted = loss_law.fit(points.N, points.T, loss, None, DELTA, scale=scale)
-    if fitted.at_bound:
-        raise UnsupportedFit(f"loss law at the fixed pair: {' and '.join(fitted.at_bound)} ran to its bound")
-    moved = loss * np.exp(NUDGE * np.eye(len(loss)))
-    losses = np.concatenate([replicates, moved])
-    start = np.repeat(fitted.theta[None], len(losses), axis=0)
-    thetas, _ = loss_law.descend(
-        theta=start,
-        N=points.N,
-        T=points.T,
-        loss=losses,
-        noise=None,
-        delta=fitted.delta,
-        fixed={},
-        scale=scale,
-        steps=100,
-    )
-    laws = Losses(
-        (Form("additive", 1.0, np.concatenate([fitted.theta[None], thetas])),), Scale(scale["N"], scale["T"], 1.0)
-    )
-    _, exponents = allocation.power_law_of_minima(laws, (C / 10, C), cost)
-    found = np.stack([np.log(allocation.optimum(laws, C, cost)), exponents], axis=1)
-    pull = (found[1 + len(replicates) :] - found[0]).T / NUDGE
-    return found[0], found[1 : 1 + len(replicates)], pull
+def _refuse_far(surface: Surface, lr: float, B: float) -> None:
+    """UserError where a pair lies far outside what was run."""
+    for name, value in (("lr", lr), ("B", B)):
+        low, high = surface.domain[name]
+        if not low / MARGIN <= value <= high * MARGIN:
+            raise UserError(
+                f"the pair's {name}, {value:.4g}, is far outside the grids: {low:.4g} to {high:.4g} were swept"
+            )

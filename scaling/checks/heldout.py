@@ -80,7 +80,7 @@ def check(table: RunTable, law: Law, noise: float | None = None, freedom: int = 
     law.require_pair()
     table = table.rows(table.heldout)
     if not np.any(np.isfinite(table.loss)):
-        raise UserError(f"{table.source}: no result of a held-out size")
+        raise UserError("no result of a held-out size")
     table = paired(at_nominal(table))
     return [_entry(table.rows(rows), law, N, T, noise, freedom) for N, T, rows in table.grids()]
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from videoscaling.scaling.checks.noise_scale import compare
 from videoscaling.scaling.fitting import table_kind
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optima
@@ -96,13 +97,14 @@ def fit_law(table: RunTable, part: str, method: str, options: Options, cost: Cos
     try:
         if method == SURFACE:
             law = surface_law.fit_law(table, part, options.form, cost, provenance)
-            return Fit(law, (*surface_law.summary(law.surface), *_sizes(law, cost), *_verdicts(table)))
+            lines = (*surface_law.summary(law.surface), *_sizes(law, cost), *_verdicts(table))
+            return Fit(law, (*lines, *compare(table, law)))
         if method == LOSSES:
             law = loss_fit.fit_law(table, options, cost, provenance)
             lowest = float(table.loss[~table.heldout].min())
             return Fit(law, (*loss_fit.summary(law.loss, lowest), *_sizes(law, cost)))
         fitted = fit.fit(table, part, options, cost, provenance)
-        return Fit(fitted.law, (*_describe(fitted), *_sizes(fitted.law, cost)))
+        return Fit(fitted.law, (*_describe(fitted), *_sizes(fitted.law, cost), *compare(table, fitted.law)))
     except UserError as error:
         raise UserError("; ".join([str(error), *table.notes])) from None
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from videoscaling.scaling.checks.fixed_pair import compare, prices
+from videoscaling.scaling.checks.fixed_pair import compare, with_surface
 from videoscaling.scaling.checks.heldout import relative_error
+from videoscaling.scaling.checks.noise_scale import noise_scales
+from videoscaling.scaling.checks.pair_prices import prices
 from videoscaling.scaling.fitting.grids.optimum import Optimum, cell_means
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.laws import EDGE, TOLERANCE
@@ -211,9 +213,12 @@ def hyperparameters(sources: Sources) -> Chart:
     chart = Chart("hyperparameters", "Best batch and rate", rows=2, columns=2, size=(WIDTH, 6.6))
     if law.surface is not None:
         chart.title = "Largest good batch, and best rate"
+    scales = [found for found in noise_scales(sources.runs) if found[0] in sizes and found[1] in tokens]
     reads = (("batch", batch, short, "batch, tokens"), ("lr", rate, rate_text, "learning rate"))
     for (name, read, form, label), row in zip(reads, chart.axes):
         marks = [_mark(chart, o, name) for o in optima if o.cells]
+        if name == "batch":
+            marks += [_noise_mark(chart, *found) for found in scales]
         seen = [points["value"] for _, points in marks]
         for axis, along, fixed, span in zip(row, "TN", (sizes, tokens), (tokens, sizes)):
             other, shades = "N" if along == "T" else "T", colours(fixed)
@@ -247,6 +252,8 @@ def hyperparameters(sources: Sources) -> Chart:
         text += ", and were fitted all the same." if "rates" in sources.stand_in else ", and enter no law of grids."
     if len(laws) > 1:
         text += f" Dashed: {published.name}."
+    if scales:
+        text += " Crosses are the noise scale of the gradient in the runs near their grid's best loss."
     return sources.captioned(chart, text, rate_formula(law))
 
 
@@ -260,17 +267,22 @@ def _mark(chart: Chart, o: Optimum, name: str) -> tuple[dict[str, str], Table]:
     return marker[kind], chart.add(f"{kind} {name}", N=o.N, T=o.T, value=value, low=low, high=high)
 
 
+def _noise_mark(chart: Chart, N: float, T: float, tokens: float) -> tuple[dict[str, str], Table]:
+    """The marker of a grid's gradient noise scale, and the recorded point."""
+    return {"fmt": "x"}, chart.add("noise scale", N=N, T=T, value=tokens, low=math.nan, high=math.nan)
+
+
 def fixed_pair(sources: Sources) -> Chart:
     """Left: what one (lr, B) for all costs at each (N, T). Right: N_opt by the optimal and by the fixed pair."""
     (lr, B), found = prices(sources.runs)
     known = np.array([(row["N"], row["T"], *row["price"].values()) for row in found if row["price"]], dtype=float)
     if not len(known):
         raise UserError("the pair lies outside every grid's cells near its best")
-    text = f"One pair for all, lr {lr:.3g} and B {B:.4g}: its loss over that of each grid's optimum, 95 % intervals."
+    text = f"Rate {lr:.3g}, batch {B:.4g}: loss over that of each grid's optimum, 95 % intervals."
     try:
-        c = compare(sources.runs, sources.cost, (lr, B))
+        c = compare(with_surface(sources.law, sources.runs, sources.cost), sources.cost, (lr, B))
         text += (
-            f" Right: N_opt by the loss laws through both; at {c.C:.3g} FLOPs the fixed one asks for {c.ratio[0]:.3g} "
+            f" Right: N_opt by the surface along both; at {c.C:.3g} FLOPs the fixed one asks for {c.ratio[0]:.3g} "
             f"times the size [{c.ratio[1]:.3g}, {c.ratio[2]:.3g}]."
         )
     except (UnsupportedFit, UserError) as reason:

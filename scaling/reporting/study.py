@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling import laws, noise
-from videoscaling.scaling.checks import fixed_pair, heldout
-from videoscaling.scaling.estimates import Estimate
+from videoscaling.scaling.checks import fixed_pair, heldout, pair_prices
+from videoscaling.scaling.estimates import Estimate, Span
 from videoscaling.scaling.fitting import isoflop
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optima
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.run_info import training_flops
+from videoscaling.scaling.fitting.surface import surface_law
+from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.runs import RunTable, read
@@ -27,6 +29,7 @@ from videoscaling.utils.text_tables import outline
 
 SAME = 1e-4  # relative: another machine's last bits, after a fit's iterations
 TOLERANCE = 1e-3  # of the loss, within which sizes count as equally good, as in tools/plan.py
+PRICES = (0.01, 0.02)  # of a batch, in the loss
 EXPONENTS = (("batch", ("T", "N")), ("lr", ("T", "N")), ("loss", ("aT", "aN")))
 NOTES = """
 Noise, regret and price are relative to the loss. A held-out grid whose verdict is edge has its best cell on its edge:
@@ -49,7 +52,9 @@ def study(
     Raises:
         UserError: no runs, or a law without batch, rate or loss.
     """
-    law.require("batch", "lr", "loss")
+    law.require_pair()
+    if reason := law.response.no_losses:
+        raise UserError(f"law {law.name!r} has no loss ({reason}), which this needs")
     table = read(folder)
     nominal = at_nominal(table)
     seeds = noise.between_seeds(nominal)
@@ -62,8 +67,8 @@ def study(
         except (UnsupportedFit, UserError) as reason:
             return {"unknown": str(reason).splitlines()[0]}
 
-    def pair_prices() -> dict[str, object]:
-        (lr, B), grids = fixed_pair.prices(table)
+    def prices() -> dict[str, object]:
+        (lr, B), grids = pair_prices.prices(table)
         return {"lr": lr, "B": B, "grids": grids}
 
     return {
@@ -73,12 +78,13 @@ def study(
             "validation": noise.of_validation(table),
             "from_size_to_size": noise.steps_in_size(nominal),
         },
-        "exponents": exponents(law, reference),
+        "exponents": exponents(law, reference) if law.surface is None else surface_exponents(law.surface),
+        **({} if law.surface is None else {"edges": edges(law.surface)}),
         "held_out": answer(lambda: heldout.check(table, law, pooled, freedom)),
         "N_opt": answer(lambda: allocations(table, law, cost, prior, exact_ratios(folder))),
         "best_sizes": answer(lambda: best_sizes(nominal, cost)),
-        "fixed_pair": answer(lambda: fixed_pair.compare(table, cost).to_dict()),
-        "pair_prices": answer(pair_prices),
+        "fixed_pair": answer(lambda: fixed_pair.compare(fixed_pair.with_surface(law, table, cost), cost).to_dict()),
+        "pair_prices": answer(prices),
     }
 
 
@@ -104,6 +110,24 @@ def exponents(law: laws.Law, reference: laws.Law) -> dict[str, dict[str, float |
     return found
 
 
+def surface_exponents(surface: Surface) -> dict[str, Span]:
+    """Exponents of lr_opt(B, T, N), and of the batch beyond which losses rise; averages over shapes of the batch."""
+    names = {"lr.B": "aB", "lr.T": "aT", "lr.N": "aN", "edge.T": "bT", "edge.N": "bN"}
+    known = {name for candidate in surface.shapes for name in candidate.solution.model.names}
+    return {ours: _span(surface.exponent(name)) for ours, name in names.items() if name in known}
+
+
+def edges(surface: Surface) -> dict[str, object]:
+    """The batch in tokens beyond which the loss is 1 and 2 % worse, at the largest fitted N and T; also by shape."""
+    N, T = (np.array([surface.domain[name][1]]) for name in ("N", "T"))
+    found: dict[str, object] = {"N": float(N[0]), "T": float(T[0])}
+    for price in PRICES:
+        edge = surface.edge(T, N, price)
+        by_shape = {name: float(value[0]) for name, value in surface.edges_by_shape(T, N, price).items()}
+        found |= {f"{price:.0%}": _span(edge), f"{price:.0%} by shape": by_shape}
+    return found
+
+
 def allocations(
     table: RunTable, law: laws.Law, token: allocation.Cost, prior: laws.Law | None, ratios: dict[float, float]
 ) -> dict[str, object]:
@@ -119,7 +143,11 @@ def allocations(
             return token(size) * exact_over_token(size)
 
         counted = replace(table, flops=table.flops * exact_over_token(table.N))
-        found["exact"] = sizes_of(fit.fit(counted, "loss", Options(prior=prior), exact, {}).law, exact)
+        if law.surface is None:
+            again = fit.fit(counted, "loss", Options(prior=prior), exact, {}).law
+        else:
+            again = surface_law.fit_law(counted, "all", "auto", exact, {})
+        found["exact"] = sizes_of(again, exact)
     return found
 
 
@@ -142,13 +170,15 @@ def sizes_of(law: laws.Law, cost: allocation.Cost) -> dict[str, Any]:
     found = {name: power and {"exponent": power.exponent} for name, power in powers.items()} | {"minimised": {}}
     for label, C in (("C", law.domain["C"][1]), ("10 C", 10 * law.domain["C"][1])):
         for name, size in allocation.estimates(law, C, cost).items():
-            found[name][label] = {"FLOPs": C, "value": float(size.value), **_ends(size)}
+            found[name][label] = {"FLOPs": C, **_span(size)}
         found["minimised"][label]["within"] = list(allocation.within(law.response.losses, C, cost, TOLERANCE))
     return found
 
 
-def _ends(size: Estimate) -> dict[str, float | None]:
-    return {end: float(v) if np.isfinite(v := getattr(size, end)) else None for end in ("low", "high")}
+def _span(one: Estimate) -> Span:
+    """One value; None for an end that is no bound."""
+    low, high = (float(end) if np.isfinite(end := getattr(one, name).item()) else None for name in ("low", "high"))
+    return {"value": one.value.item(), "low": low, "high": high}
 
 
 def best_sizes(table: RunTable, cost: allocation.Cost) -> dict[str, object]:

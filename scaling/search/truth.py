@@ -199,6 +199,7 @@ def simulated_runs(truth: Truth, runs: Sequence[PlannedRun], seed: int, n_ctx: i
         samples_crc32=np.full(len(N), -1),
         stream=stream,
         skipped=unknown,
+        noise_scale=unknown,
         recipe={},
         source=f"simulated from {truth.law.name}",
     )

@@ -45,7 +45,7 @@ def test_a_bad_share_is_a_users_error(option, environ, message):
 
 def test_a_share_of_an_array_is_warned_of():
     assert slurm_warning(WorkShare(4, 10), ARRAY).startswith(
-        "warning: task 4 of a Slurm array: this process makes 1/10 of the cache (share 4/10)"
+        "task 4 of a Slurm array: this process makes 1/10 of the cache (share 4/10)"
     )
     assert "--share none" in slurm_warning(WorkShare(4, 10), ARRAY)
     assert slurm_warning(WorkShare(3, 8), TORCHRUN) is None

@@ -122,7 +122,7 @@ def test_tokens_are_counted_before_the_cut(encoder):
     assert long > encoder.max_tokens == encoder.encode([many])[1].sum()
     assert encoder.count_tokens([]) == []
     assert cut_warning(encoder, [few, many, ""], "prompts") == (
-        f"warning: prompts: 1 of 3 longer than the text encoder's {encoder.max_tokens} tokens, and cut"
+        f"prompts: 1 of 3 longer than the text encoder's {encoder.max_tokens} tokens, and cut"
     )
     assert cut_warning(encoder, [few, ""], "prompts") is None
 

@@ -6,7 +6,7 @@ import torch
 from tests.models.cases import make, some_clips
 from videoscaling.data.sources.synthetic import render
 from videoscaling.models.autoencoders import positions, rows_at_once
-from videoscaling.models.vae import EMBEDDED, VideoVAE, load_vae
+from videoscaling.models.vae import VideoVAE, load_vae
 
 
 def test_a_batch_in_parts_is_the_batch(made, monkeypatch):
@@ -83,7 +83,7 @@ def error(x: torch.Tensor, expected: torch.Tensor) -> float:
 def test_tiles_of_a_trained_autoencoder_come_close(monkeypatch):
     """The embedded one: latents within 10 % of their deviation, pixels within 5, with tiles of no more than 64 pixels
     and though it has seen nothing but clips of 32 x 32."""
-    vae, *_ = with_small_tiles(load_vae(str(EMBEDDED)), 8)
+    vae, *_ = with_small_tiles(load_vae("embedded"), 8)
     clips = render(torch.arange(2), seed=5, frames=9, height=96, width=128)
     latents = vae.encode(clips)
     decoded = vae.decode(latents)

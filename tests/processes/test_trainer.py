@@ -127,7 +127,7 @@ def test_the_environment_does_not_change_the_numbers(
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_one_goes_on(cache: Path, tmp_path: Path) -> None:
+def test_two_processes_stop_together_and_one_continues(cache: Path, tmp_path: Path) -> None:
     settings = ("train.tokens=2e5", "log.every_steps=7", "checkpoint.every_steps=100000", "train.milestones=[128]")
     process = launch.popen(command(cache, tmp_path, "x", *settings, processes=2))
     wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists() and len(metrics(tmp_path / "x")) > 1)

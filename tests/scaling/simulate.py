@@ -57,6 +57,7 @@ def run_table(
         samples_crc32=np.full(len(N), -1),
         stream=np.full(len(N), -1),
         skipped=unknown,
+        noise_scale=unknown.copy(),
         recipe={},
         source=f"simulated from {law.name}",
     )

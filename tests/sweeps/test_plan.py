@@ -83,6 +83,16 @@ def test_training_keys_of_a_sweep(sweep: Path) -> None:
     assert "did you mean 'train.dtype'" in refused(sweep, "config.train.dtyp=float32")
 
 
+def test_finished_cells_keep_their_optimiser_where_the_base_says_so(sweep: Path) -> None:
+    def kept(value: str | None) -> tuple[set[str], set[str]]:
+        edit(sweep, config={"checkpoint": {"final": value}} if value else {})
+        cells = load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"}).cells
+        return {cell.config.checkpoint.final for cell in cells}, {cell.config.run_dir.name for cell in cells}
+
+    (averaged, names), (full, same) = kept(None), kept("full")
+    assert (averaged, full, same) == ({"ema"}, {"full"}, names)
+
+
 def test_the_time_left_of_runs_in_one_process(sweep: Path) -> None:
     """Two cells, half-way, each half of one process that does 1e6 FLOPs a second: what is left is a whole cell."""
     cells = (loaded := load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})).cells
@@ -102,7 +112,7 @@ def test_the_time_left_of_runs_in_one_process(sweep: Path) -> None:
     assert (status.rate, status.share) == (200 * cells[0].flops_per_token, 0.5)
 
 
-def test_the_time_left_of_a_stack_that_has_told_nothing_yet(sweep: Path) -> None:
+def test_the_time_left_of_a_stack_that_has_reported_nothing_yet(sweep: Path) -> None:
     """Its cells run, and in how few processes does not show before the first logged step."""
     edit(sweep, cost={"flops_per_second": 1e6}, executor={"workers": 1})
     loaded = load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})
@@ -199,7 +209,8 @@ def test_bad_input_is_one_line(sweep: Path) -> None:
     assert "unknown key executor.slurm.partiton; did you mean 'partition'" in refused(
         sweep, "executor.slurm.partiton=x"
     )
-    assert "executor.kind=slrum: one of local, slurm; did you mean 'slurm'" in refused(sweep, "executor.kind=slrum")
+    said = refused(sweep, "executor.kind=slrum")
+    assert "executor.kind=slrum: one of local, slurm, command; did you mean 'slurm'" in said
     assert "a token budget of 640 is less than one batch of 1,280" in refused(sweep, "batch_tokens=[1280]")
     assert "executor.slurm.time=soon" in refused(sweep, "executor.slurm.time=soon")
     assert "warning_seconds=120: must be positive, and less" in refused(sweep, "executor.slurm.time=2")

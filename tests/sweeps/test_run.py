@@ -1,6 +1,7 @@
 """A sweep loses no cell, runs none twice, and says how it stands."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.sweeps.sweeps import edit, write_sweep
 from videoscaling.scaling import law_file
 from videoscaling.scaling.fitting.surface import surface_law
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.scaling.search import simulate as simulation
 from videoscaling.utils.locks import lock_run_dir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,6 +125,27 @@ def test_simulate_with_nothing_to_fit_is_refused(sweep: Path) -> None:
     assert "every size is held out" in here("simulate", sweep, status=2)[1]
 
 
+def test_simulate_fits_the_runs_of_several_sweeps_together(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted, passed = [{"size": "1x32"}, {"size": "2x32"}], []
+    held_out = {"size": "4x32", "heldout": True, "lr": [1e-3], "batch_tokens": [32]}
+
+    def expect(truth: object, runs: list, targets: list, **more: object) -> dict:
+        passed.append((sorted(runs, key=repr), targets))
+        return {"warnings": []}
+
+    monkeypatch.setattr(simulation, "expect", expect)
+    edit(sweep, **WIDE | {"sizes": [*fitted, held_out]})
+    here("simulate", sweep, "--json")
+    parts = [("held_out", [held_out]), ("one", fitted[:1]), ("both", fitted)]  # one size is in two of them
+    for name, sizes in parts:
+        edit(sweep, sizes=sizes)
+        shutil.copy(sweep, sweep.parent / f"{name}.yaml")
+    files = [sweep.parent / f"{name}.yaml" for name, _ in parts]
+    here("simulate", files[0], "--also", files[1], "--also", files[2], "--json")
+    assert passed[0] == passed[1]
+    assert len(passed[0][0]) == 2 * len(WIDE["lr"]) * len(WIDE["batch_tokens"])
+
+
 @pytest.mark.usefixtures("refused_fits")
 def test_simulate_predicts_held_out_sizes_at_their_last_milestone(sweep: Path) -> None:
     held_out = {"heldout": True, "lr": [1e-3], "batch_tokens": [32]}
@@ -171,7 +194,7 @@ def test_dry_run_keeps_its_columns_apart(sweep: Path) -> None:
         ("1: 2\n", "unknown key '1'"),
     ],
 )
-def test_another_file_than_a_sweep_is_told_in_a_short_line(tmp_path: Path, text: str, message: str) -> None:
+def test_another_file_than_a_sweep_is_reported_in_a_short_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "other.csv"
     path.write_text(text)
     said = here("simulate", path, status=2)[1]

@@ -222,6 +222,15 @@ def test_more_jobs_than_slurm_takes(path: Path, tmp_path: Path, monkeypatch: pyt
     assert not list((sweep.directory / slurm.FOLDER).glob("*.json"))
 
 
+def test_jobs_start_python_in_a_container(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path / "bin", "sbatch", f'cp "$1" {tmp_path}/script; echo Submitted batch job 7', monkeypatch)
+    program(tmp_path / "bin", "srun", "exit 0", monkeypatch)
+    start = "apptainer exec --nv image.sif python"
+    sweep = loaded(path, f"executor.slurm.python={start}")
+    slurm.submit(sweep, sweep.cells)
+    assert f" {start} -u -m submitit.core._submit " in (tmp_path / "script").read_text()
+
+
 def test_ctrl_c_does_not_end_an_sbatch_half_way(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal signals it too: the controller would have jobs whose record was taken back."""
     program(tmp_path / "bin", "sbatch", "kill -INT $$; echo Submitted batch job 7", monkeypatch)

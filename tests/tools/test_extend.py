@@ -60,8 +60,8 @@ def stub(directory: Path, repeats=1):
     return SimpleNamespace(directory=directory, keys=SimpleNamespace(results=None, seed=0), cells=[cell] * repeats)
 
 
-def test_a_run_has_all_milestones_up_to_its_end_and_one_that_was_added_goes_on(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "_goes_on", lambda *which: True)
+def test_a_run_has_all_milestones_up_to_its_end_and_one_that_was_added_continues(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_continues", lambda *which: True)
     large, small = module.additions_of(stub(tmp_path), asked(20, 2e-3, 5) + asked(10, 3e-3, 5))
     assert (large.entry.milestones, large.flops) == ([10, 20], 60.0)
     assert (small.entry.milestones, small.flops) == ([10], 30.0)
@@ -86,7 +86,7 @@ def test_what_another_machine_added_counts(tmp_path: Path) -> None:
 
 def test_a_run_costs_its_whole_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends with the first batch at or past its milestone; so does the part that is there already."""
-    monkeypatch.setattr(module, "_goes_on", lambda *which: True)
+    monkeypatch.setattr(module, "_continues", lambda *which: True)
     (one,) = module.additions_of(stub(tmp_path), asked(20, 2e-3, 8))
     assert one.flops == 3.0 * 24
     added_cells.add(tmp_path, [replace(one.entry, milestones=[10])])
@@ -94,7 +94,7 @@ def test_a_run_costs_its_whole_batches(tmp_path: Path, monkeypatch: pytest.Monke
     assert grown.flops == 3.0 * (24 - 16)
 
 
-def test_an_added_run_that_can_go_on_does_and_another_is_not_priced_as_if(sweep: Path) -> None:
+def test_an_added_run_that_can_continue_does_and_another_is_not_priced_as_if(sweep: Path) -> None:
     """It keeps its optimiser while it ends before its size does. Diverged, or without one, a new run comes instead."""
 
     def load() -> Sweep:

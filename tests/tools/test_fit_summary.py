@@ -127,7 +127,7 @@ def test_losses_of_one_size_that_are_no_repeats_are_named(tmp_path, part):
         (TWO_CELLS, "hyperparameters --fix lr.n=0", "unknown constant 'lr.n'; did you mean 'lr.N'"),
     ],
 )
-def test_tables_that_lack_something_are_told_what(tmp_path, table, words, message):
+def test_tables_that_lack_something_are_reported_what(tmp_path, table, words, message):
     path = tmp_path / "table.csv"
     path.write_text(table)
     part, *rest = words.split()

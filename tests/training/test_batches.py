@@ -62,7 +62,7 @@ def test_waiting_for_data_is_logged(cache: Path, tmp_path: Path) -> None:
 
 
 class LongCaptions:
-    """The clips of ``data``, with captions of 5 to ``longest`` tokens in a cache whose longest has 150."""
+    """The clips of ``data``, with captions of up to ``longest`` tokens in a cache whose longest has 150."""
 
     text_tokens = 150
 
@@ -75,7 +75,7 @@ class LongCaptions:
 
     def stored(self, indices: torch.Tensor, pinned: bool) -> Stored:
         generator = torch.Generator().manual_seed(0)
-        length = 5 + indices.int() % (self._longest - 4)
+        length = self._longest - indices.int() % 5
         text = torch.randn(len(indices), 150, self.text_dim, generator=generator).half()
         return self._data.stored(indices, pinned)._replace(text=text, text_length=length)
 

@@ -93,7 +93,7 @@ def test_every_digit_of_the_state_is_guarded(twice_saved: Path, capsys: pytest.C
     assert len(digits) > 100
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(
     cache: Path, tmp_path: Path, twice_saved: Path, capsys: pytest.CaptureFixture
 ) -> None:
     settings = ("checkpoint.every_steps=20", "train.tokens=7680", "train.milestones=[3840]", "optim.warmup_tokens=384")

@@ -213,7 +213,7 @@ def test_logged_losses_are_means_whatever_the_interval_and_the_checkpoints(cache
     np.testing.assert_allclose(losses(tmp_path / "x"), wanted, rtol=1e-6)
 
 
-def test_a_validation_that_fills_the_memory_goes_on_in_smaller_passes(
+def test_a_validation_that_fills_the_memory_continues_in_smaller_passes(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     plain = run(cache, tmp_path, "plain", "train.tokens=512")

@@ -1,7 +1,6 @@
 """Videos of a few fixed prompts, sampled at milestones for TensorBoard."""
 
 import os
-import sys
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ class Preview:
         self._shape = tuple(meta["latent_shape"])
         self._vae, text = load_encoders(meta, device, vae=keys.vae, text=keys.text, options=("log.vae", "log.text"))
         if (warning := cut_warning(text, list(keys.prompts), "log.prompts")) and os.environ.get("RANK", "0") == "0":
-            print(warning, file=sys.stderr)
+            warn(warning)
         # The empty prompt rides along, so that it is padded as the others are.
         context, mask = text.encode([*keys.prompts, ""])
         self._context, self._mask, self._null = context[:-1], mask[:-1], (context[-1], mask[-1])

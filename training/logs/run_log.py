@@ -74,8 +74,7 @@ def log_window(
     finite_steps = train_step.finite_steps.item()
     loss = all_reduce(train_step.loss_sum, "mean").item() / finite_steps if finite_steps else math.nan
     sums, numbers = all_reduce(train_step.by_t, "sum")[:, :T_BINS]
-    small = all_reduce(train_step.noise_scale.small, "mean").item()
-    noise_scale = train_step.noise_scale.tokens(small, run.clips, run.n_ctx)
+    noise_scale = train_step.noise_scale.tokens(run.n_ctx)
     train_step.reset_window()
     if log is not None:
         batch, end = run.config.train.batch_tokens, run.config.train.tokens

@@ -11,6 +11,7 @@ from videoscaling.diffusion.loss import denoising_loss
 from videoscaling.diffusion.validation import T_BINS
 from videoscaling.models.dit import VideoDiT
 from videoscaling.training.batches import Samples
+from videoscaling.training.ema import decay
 from videoscaling.training.flat_buffer import move_parameters, place_of
 from videoscaling.training.model import build_model, compile_function
 from videoscaling.training.optim import learning_rate, weight_groups
@@ -180,7 +181,7 @@ class StackedStep:
                     keys.weight_decay,
                     keys.clip,
                     trainer in active,
-                    1 - (1 - batch / (tokens + batch)) ** (trainer.train_step.power + 1),
+                    1 - decay(trainer.train_step.power, batch, tokens + batch),
                 )
             )
         return torch.tensor(columns, dtype=torch.float64).T.contiguous()

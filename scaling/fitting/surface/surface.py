@@ -321,7 +321,7 @@ class Surface:
         low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975], axis=0)
         return Estimate(*(np.exp(np.clip(v, -80, 80)) * unit for v in (value, low, high)))
 
-    def _floor(self, model: Model, theta: NDArray, n: NDArray, t: NDArray) -> NDArray:
+    def floor(self, model: Model, theta: NDArray, n: NDArray, t: NDArray) -> NDArray:
         """ln of a shape's best batch, at least one clip (or the smallest batch that was run)."""
         least = np.log((self.cells.n_ctx or self.cells.B.min()) / self.scale.B)
         best = shape.best_batch(model, theta, n, t)
@@ -329,7 +329,7 @@ class Surface:
 
     def edge_place(self, model: Model, theta: NDArray, n: NDArray, t: NDArray, price: float) -> NDArray:
         """ln of a shape's batch, relative to the scale, that costs ``price`` in ln loss; theta [..., constants]."""
-        low = np.zeros(np.broadcast_shapes(theta[..., 0].shape, n.shape)) + self._floor(model, theta, n, t)
+        low = np.zeros(np.broadcast_shapes(theta[..., 0].shape, n.shape)) + self.floor(model, theta, n, t)
         target = shape.price(model, theta, n, t, low) + price
         high = low + 25.0
         for _ in range(HALVINGS):

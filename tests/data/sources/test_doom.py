@@ -64,6 +64,17 @@ class TestGame:
         held_out, _ = doom.play(0, 1, seed=0, frames=1, validation=True)
         assert held_out[0].split(" level ")[1].split(",")[0] in [level for _, level in doom.HELD_OUT]
 
+    def test_a_player_who_leaves_the_level_turns_on_the_spot_instead(self, monkeypatch):
+        starts, start = [], doom._start
+        monkeypatch.setattr(doom, "_start", lambda *where: starts.append(where) or start(*where))
+        captions, pictures = doom.play(15, doom.CLIPS, seed=0, frames=17)
+        assert len(starts) == 2  # the second after the exit of E3M1
+        assert starts[0] == starts[1]
+        assert len(captions) == len(pictures) == doom.CLIPS
+        again, same = doom.play(15, doom.CLIPS, seed=0, frames=17)
+        assert again == captions
+        assert np.array_equal(same, pictures)
+
     def test_two_processes_write_the_bytes_of_one(self, run, tmp_path):
         options = ["--source", "doom", "--clips", 40, "--validation", 4, "--frames", 5]
         for share in ("1/2", "0/2"):

@@ -80,10 +80,3 @@ def test_a_cache_folder_that_cannot_be_written(downloads, tmp_path, monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match="XDG_CACHE_HOME names another folder"):
         scan_sources(FILM)
-
-
-def test_python_without_pip(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(film.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="ensurepip"):
-        scan_sources(FILM)

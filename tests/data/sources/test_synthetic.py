@@ -110,7 +110,7 @@ def test_the_background_is_a_mix_of_its_colours():
     assert (shown <= high + 1e-5).all()
 
 
-def test_shapes_stay_inside_and_move_as_told():
+def test_shapes_stay_inside_and_move_as_reported():
     s = scene(MANY, 0)
     path = centres(s, 200, (1.5, 1.0))
     radius = s.radius[..., None]

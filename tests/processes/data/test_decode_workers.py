@@ -129,7 +129,7 @@ def leave_a_file(name: str, folder: Path) -> Clips:
     return clips(name)
 
 
-def test_workers_go_on_while_the_caller_is_busy(tmp_path):
+def test_workers_continue_while_the_caller_is_busy(tmp_path):
     answers = decoded([unit(i, leave_a_file, folder=tmp_path) for i in range(10)], 1, 60, 9)
     next(answers)
     wait_until(lambda: len(list(tmp_path.iterdir())) == 10)  # the caller takes none of them meanwhile

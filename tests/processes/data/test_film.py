@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import sys
 import tarfile
+import venv
 
 import pytest
 
@@ -64,3 +66,11 @@ def test_without_a_package_the_error_is_one_line_and_names_the_fix(package):
     with pytest.raises(UserError, match="No matching distribution found.*a connection.*or copy the film to") as caught:
         scan_sources(FILM)
     assert "\n" not in str(caught.value)
+
+
+def test_python_without_pip(tmp_path, monkeypatch):
+    venv.create(tmp_path / "bare", with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare/bin/python"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="which this Python lacks: python -m ensurepip"):
+        scan_sources(FILM)

@@ -26,8 +26,8 @@ import multiprocessing.process, os, pathlib
 plain = multiprocessing.process.BaseProcess.run
 
 def run(self):
-    config = self._args[0] if self._args and isinstance(self._args[0], dict) else {}
-    lr = config.get("optim", {}).get("lr")
+    config = self._args[0] if self._args else None
+    lr = config.optim.lr if hasattr(config, "optim") else None
     if lr == 0.0041:
         print("always", flush=True)
         os._exit(9)
@@ -203,7 +203,7 @@ def test_a_second_signal_does_not_change_the_status_of_one_who_leaves(number: in
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
-def test_told_twice_to_stop(sweep: Path, number: int) -> None:
+def test_asked_twice_to_stop(sweep: Path, number: int) -> None:
     """Every process of it, as a terminal and Slurm do; cells checkpoint, and the same command continues."""
     edit(sweep, milestones=[640, 6400])
     tool("run", sweep)

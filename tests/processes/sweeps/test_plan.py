@@ -17,7 +17,7 @@ from tests.sweeps.test_run import here
 from videoscaling.sweeps.grid import load_sweep
 
 
-def test_a_thousand_pending_cells_are_told_within_a_second(sweep: Path) -> None:
+def test_a_thousand_pending_cells_are_reported_within_a_second(sweep: Path) -> None:
     """Of processor time, imports included; and torch is not among them."""
     edit(sweep, repeats=500)
     keys = load_sweep(sweep, [], lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})

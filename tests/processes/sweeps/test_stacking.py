@@ -21,8 +21,8 @@ plain = multiprocessing.process.BaseProcess.run
 
 def run(self):
     first = self._args[0] if self._args else None
-    configs = first if isinstance(first, list) else [first] if isinstance(first, dict) else []
-    if any(config["optim"]["lr"] == 0.0041 for config in configs):
+    configs = first if isinstance(first, list) else [first]
+    if any(hasattr(config, "optim") and config.optim.lr == 0.0041 for config in configs):
         os._exit(9)
     plain(self)
 

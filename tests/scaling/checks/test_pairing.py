@@ -60,7 +60,7 @@ def test_a_stream_that_a_grid_shares_sharpens_its_optimum_by_a_fifth(side: int) 
     assert shared["true"][2] == pytest.approx((shared["reported"][2] ** 2 + CORRELATION) ** 0.5, rel=0.1)
 
 
-def test_a_stream_of_each_row_makes_the_batch_less_sure_than_told() -> None:
+def test_a_stream_of_each_row_makes_the_batch_less_sure_than_reported() -> None:
     alone, rows = errors(4, 0, 0), errors(4, CORRELATION, 0)
     assert rows["true"][1] > 1.2 * alone["true"][1]
     assert rows["true"][1] > 1.4 * rows["reported"][1]

@@ -8,7 +8,7 @@ import pytest
 
 from tests.scaling import simulate
 from tests.scaling.reporting.conftest import TOKENS
-from videoscaling.scaling.checks import fixed_pair
+from videoscaling.scaling.checks import pair_prices
 from videoscaling.scaling.fitting.grids import fit
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
@@ -73,6 +73,16 @@ def test_the_size_for_a_budget_has_its_interval(sources, cost):
     curve = data.of("loss at the budget")
     assert curve["excess"].min() == pytest.approx(0, abs=0.02)
     assert "the loss law is lowest at" in data.caption
+
+
+def test_batches_are_drawn_with_the_noise_scales_that_runs_measured(few, swept, cost):
+    table = dataclasses.replace(few, noise_scale=np.where(few.N.min() == few.N, 1e5, np.nan))
+    plain, measured = (pair_figures.hyperparameters(Sources.of(runs, swept[1], cost)) for runs in (few, table))
+    assert not plain.of("noise scale")
+    points = measured.of("noise scale")
+    assert (points["T"].tolist(), set(points["value"])) == (TOKENS, {1e5})
+    assert "noise scale" in measured.caption
+    assert "noise scale" not in plain.caption
 
 
 def test_heat_maps_hold_every_cell_and_the_quadratic(sources):
@@ -182,10 +192,10 @@ def test_training_curves_have_all_runs_and_the_planned_one(sources):
 
 def test_the_price_of_one_pair_is_that_of_compare(sources):
     data = pair_figures.fixed_pair(sources)
-    (lr, _), rows = fixed_pair.prices(sources.runs)
+    (lr, _), rows = pair_prices.prices(sources.runs)
     known = [100 * row["price"]["value"] for row in rows if row["price"] is not None]
     assert data.of("price")["price"].tolist() == pytest.approx(known)
-    assert f"lr {lr:.3g}" in data.caption
+    assert f"Rate {lr:.3g}," in data.caption
     optimal, fixed = data.of("optimal pair"), data.of("fixed pair")
     assert fixed["N"][-1] > optimal["N"][-1]  # the paper's claim: a fixed pair overestimates the best size
 

@@ -223,7 +223,7 @@ def test_numbers_of_few_sweeps_are_none(law, monkeypatch, refusals):
     assert ("where the law has the best runs" in text) == (refusals > 0)
 
 
-def test_a_sweep_that_cannot_be_fitted_is_told_before_it_is_simulated(law):
+def test_a_sweep_that_cannot_be_fitted_is_reported_before_it_is_simulated(law):
     one_cell = [PlannedRun(N, 3e3, 1e-3, (1e8, 1e9)) for N in (1e6, 4e6, 1e7)]
     with pytest.raises(UserError, match=r"nothing to simulate: no \(N, T\) has 3 different"):
         expect(Truth.of(law), one_cell, [FAR], cost=COST, n_ctx=CLIP, sweeps=2)
@@ -231,7 +231,7 @@ def test_a_sweep_that_cannot_be_fitted_is_told_before_it_is_simulated(law):
         expect(Truth.of(law), [], [FAR], cost=COST, n_ctx=CLIP, sweeps=2)
 
 
-def test_a_law_used_far_outside_its_compute_is_told(paper, cost):
+def test_a_law_used_far_outside_its_compute_is_reported(paper, cost):
     runs = [PlannedRun(3e7, 1e5, 1e-3, (2e9, 5e9))]
     assert simulate._far(paper, runs, [Target.best_at(paper, 1e21, cost, 1280)], cost) == []
     for asked, C in ((runs, 2.1e21), ([PlannedRun(1e5, 1e5, 1e-3, (1e7,))], 1e19)):
@@ -290,7 +290,7 @@ def small(sizes=(1e7, 3e7, 1e8), lr=(1e-4, 2e-4, 4e-4), B=(1e4, 2e4, 4e4), T=(1e
         ([c for n in (1, 2, 4) for c in small((n * 1e7,), T=(n * 1e9,))], ["collinear", "3 grids fix no loss form"]),
     ],
 )
-def test_runs_too_few_to_decide_are_told_before_they_are_run(asked, messages):
+def test_runs_too_few_to_decide_are_reported_before_they_are_run(asked, messages):
     found = fit_warnings(asked)
     assert len(found) == len(messages), found
     for text, message in zip(found, messages):

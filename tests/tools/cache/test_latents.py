@@ -194,7 +194,7 @@ def test_a_validation_list_is_carried_to_a_larger_cache(run, videos, tmp_path):
     assert not (tmp_path / "third" / "index.json").exists()
 
 
-def test_a_killed_job_goes_on(run, videos, tmp_path, monkeypatch):
+def test_a_killed_job_continues(run, videos, tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "SHARD_CLIPS", 1)  # a shard for each video
     assert run("--source", videos, "--out", tmp_path / "whole")[0] == 0
 
