@@ -14,6 +14,7 @@ LEVEL = 0.01
 # Trends that move a loss by less than this (in ln L, from end to end of the data) are no concern.
 SMALL = 0.002
 STEEPER = "the slope in ln T"
+CORNER = "the largest size at its largest T"
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,24 @@ def steepening(cells: Cells, levels: least_squares.Solution) -> tuple[Test, ...]
     return () if worst is None else (worst,)
 
 
+def corner(cells: Cells, levels: least_squares.Solution, form: least_squares.Solution) -> Test:
+    """Whether the losses of the largest size at its largest T, from which larger runs are predicted, lie off the form.
+
+    ``size`` is their level less the form's, in ln L; its error is the level's own, without the scatter of grids that
+    the form's fit claims: a form that misses a grid takes that for scatter.
+
+    Args:
+        levels: the fit with free levels.
+        form: the fit of a loss form.
+    """
+    rows, runs = np.flatnonzero(cells.grid == cells.grid.max()), len(np.unique(cells.run))  # by rising N, then T
+    at, cell = int(cells.grid.max()), rows[:1]
+    value = form.mean.value[cell] - form.mean.excess[cell]
+    off = float(levels.theta[at] - value[0])
+    t = off / float(np.sqrt(levels.covariance[at, at] + SMALL**2))
+    return Test(CORNER, off, 2 * float(stdtr(max(runs - 5.0, 3.0), -abs(t))))
+
+
 def _white(V: noise.Whitener, values: NDArray) -> NDArray:
     """Columns [rows, k] in units in which V is 1."""
     white = V.whiten(values)
@@ -105,12 +124,22 @@ def _white(V: noise.Whitener, values: NDArray) -> NDArray:
 
 def warnings(tests: tuple[Test, ...]) -> list[str]:
     """A line for each failed test."""
-    return [
-        f"losses fall faster the longer a run is ({-test.size:.1%} below where its first token counts lead), as no "
-        "form does: those of longer runs are likely lower than predicted; add longer runs"
-        if test.against == STEEPER
-        else f"lack of fit: residuals change by {test.size:+.2%} along {test.against} (p {test.p:.2g}); intervals "
+    return [_warning(test) for test in tests if test.failed]
+
+
+def _warning(test: Test) -> str:
+    if test.against == STEEPER:
+        return (
+            f"losses fall faster the longer a run is ({-test.size:.1%} below where its first token counts lead), as "
+            "no form does: those of longer runs are likely lower than predicted; add longer runs"
+        )
+    if test.against == CORNER:
+        side = "lower" if test.size < 0 else "higher"
+        return (
+            f"losses of the largest size at its largest T are {abs(test.size):.1%} {side} than the loss form's (p "
+            f"{test.p:.2g}): those of larger runs are likely {side} than predicted; add longer runs of all sizes"
+        )
+    return (
+        f"lack of fit: residuals change by {test.size:+.2%} along {test.against} (p {test.p:.2g}); intervals "
         "beyond the fitted range are widened by the errors seen when larger sizes and token counts are predicted"
-        for test in tests
-        if test.failed
-    ]
+    )

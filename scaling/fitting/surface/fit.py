@@ -52,6 +52,7 @@ def fit_surface(cells: Cells, form: str = "auto", batch: str = "auto", bent: boo
     tests = diagnostics.lack_of_fit(problem, tested)
     if members:
         tests += diagnostics.steepening(cells, chosen.solution)
+        tests += (diagnostics.corner(cells, chosen.solution, members[0].solution),)
     return Surface(
         cells=cells,
         scale=scale,

@@ -38,7 +38,6 @@ CONSTANTS = {
 NAMES = tuple(CONSTANTS)
 START = np.array([mean for mean, _ in CONSTANTS.values()])
 PRIOR_PRECISION = np.array([sd**-2 for _, sd in CONSTANTS.values()])
-FIRST_EFFECT = NAMES.index("ln_level")
 MAX_STEP = 1.0
 # Added to scaled equations: constants that no row knows are not singular.
 SINGULAR = 1e-10

@@ -69,6 +69,17 @@ def test_losses_that_no_form_follows_are_said_and_longer_runs_stay_inside_the_in
         assert not said(fit_surface(runs(joint, seed), "joint", **SHAPE))
 
 
+@pytest.mark.parametrize(("factor", "side"), [(0.9, "lower"), (1.1, "higher")])
+def test_a_largest_run_that_lies_off_the_form_is_said(planted, factor, side):
+    corner = (SIZES[-1] == planted.N) & (TIMES[-1] == planted.T)
+    off = fit_surface(replace(planted, loss=planted.loss * np.where(corner, factor, 1.0)), "joint", **SHAPE)
+    (line,) = (line for line in off.warnings() if "the largest size at its largest T" in line)
+    assert f"{side} than the loss form's" in line
+    for seed in range(3):
+        surface = fit_surface(runs(joint, seed), "joint", **SHAPE)
+        assert not any("the largest size" in line for line in surface.warnings())
+
+
 def test_planted_joint_law_with_outliers_is_predicted_four_times_beyond_the_longest_runs(planted):
     surface = fit_surface(planted, "auto", **SHAPE)
     clip = 0.08 * np.logaddexp(0, np.log(80 / 160) - 0.7 * np.log(6.9e5 / 8e4) + 0.2 * np.log(SIZES[-1] / 1e5) - 1)

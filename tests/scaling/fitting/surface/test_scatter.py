@@ -47,7 +47,7 @@ def dense(rows, at, phi):
 
 def test_likelihood_is_that_of_the_covariance_written_out(sweep):
     rows, at, X, residual = sweep
-    structure = noise.structure_of(rows, np.ones(96, dtype=bool), noise.NAMES[noise.FIRST_EFFECT :])
+    structure = noise.structure_of(rows, np.ones(96, dtype=bool), noise.NAMES[noise.NAMES.index("ln_level") :])
     phi, prior = noise.START + 0.2 * np.random.default_rng(1).normal(size=11), np.array([0.0, 2.0, 0.5])
     value, _, _ = noise.likelihood(structure, phi, at, X, residual, prior)
     inverse = np.linalg.inv(V := dense(rows, at, phi))
@@ -60,7 +60,7 @@ def test_likelihood_is_that_of_the_covariance_written_out(sweep):
 
 def test_gradient_is_that_of_differences(sweep):
     rows, at, X, residual = sweep
-    structure = noise.structure_of(rows, np.arange(96) != 5, noise.NAMES[noise.FIRST_EFFECT :])
+    structure = noise.structure_of(rows, np.arange(96) != 5, noise.NAMES[noise.NAMES.index("ln_level") :])
     phi, prior = noise.START + 0.2 * np.random.default_rng(2).normal(size=11), np.zeros(3)
     given = at, X, residual, prior
     _, gradient, information = noise.likelihood(structure, phi, *given)
