@@ -135,13 +135,18 @@ def exact_flops(
     patch_embedding = n_ctx * token_dim * d
     text_projection = text * (text_dim * d + d * d)
     time_embedding = frequencies * d + d * d + d * 6 * d
-    self_attention = n_ctx * 4 * d * d + 2 * n_ctx * n_ctx * d
-    cross_attention = n_ctx * 2 * d * d + text * 2 * d * d + 2 * n_ctx * text * d
+    self_attention = n_ctx * 4 * d * d
+    cross_attention = n_ctx * 2 * d * d + text * 2 * d * d
     ffn = n_ctx * 8 * d * d
     final = n_ctx * d * token_dim + d * 2 * d
     outside = patch_embedding + text_projection + time_embedding + final
     forward = 2 * (outside + layers * (self_attention + cross_attention + ffn))
-    return 3 * forward if training else forward
+    return (3 if training else 1) * forward + attention_flops(layers, width, n_ctx, text, training)
+
+
+def attention_flops(layers: int, width: int, n_ctx: int, text_tokens: int, training: bool = True) -> int:
+    """The part of ``exact_flops`` that attention kernels make: scores, and their sums of values."""
+    return (3 if training else 1) * 2 * layers * 2 * n_ctx * (n_ctx + text_tokens) * width
 
 
 def smooth_width(N: ArrayLike) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from tests.commands import Done
 from videoscaling.training import checkpoint
+from videoscaling.training.checkpoint_writer import CheckpointWriter
 
 ERRORS = ("EIO", "ESTALE", "EMFILE", "ENOMEM", "EBUSY", "ENAMETOOLONG", "ENOSPC", "EROFS", "EACCES")
 CALLS = ("replace", "rename", "fsync", "mkdir", "listdir", "scandir", "unlink", "rmdir")
@@ -27,6 +28,8 @@ class Disk:
         self.events: list[str] = []
         for module, name in [(builtins, "open"), (io, "open"), *((os, name) for name in CALLS)]:
             monkeypatch.setattr(module, name, self._watched(getattr(module, name), name))
+        # In the thread that trains, so that events have one order.
+        monkeypatch.setattr(CheckpointWriter, "start", lambda writer, write: writer._run(write))
         for name in ("save_file", "load_file"):
             monkeypatch.setattr(checkpoint, name, self._watched(getattr(checkpoint, name), name))
 

@@ -10,6 +10,7 @@ from tests.models.test_dit import build, inputs, trained
 from tests.training.stacked.test_loop import configs, no_row_by_row
 from tests.training.test_trainer import overrides, result
 from videoscaling.models.attention import attention, choose_backend
+from videoscaling.training.checkpoint_writer import CheckpointWriter
 from videoscaling.training.config import load_config
 from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.stacked.loop import train_stacked
@@ -32,6 +33,15 @@ def test_random_numbers_are_the_cpus() -> None:
     # Computed in float64: a last bit that differs there survives the rounding to float32 about once in 1e8.
     assert (cpu != gpu).float().mean() < 1e-4
     torch.testing.assert_close(cpu, gpu, rtol=1e-6, atol=1e-7)
+
+
+def test_a_checkpoints_copy_is_pinned_and_of_its_moment() -> None:
+    weight, writer = torch.ones(3, device="cuda"), CheckpointWriter()
+    copies = [writer.copy({"model": {"w": weight}}, True)["model"]["w"] for _ in range(2)]
+    weight += 1
+    assert copies[0] is copies[1]
+    assert copies[0].is_pinned()
+    assert copies[0].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])

@@ -78,7 +78,7 @@ IGNORED = [
     ("tools/cache_latents.py --out x --source synthetic --max-rejected 1", "--max-rejected: for videos"),
     ("tools/cache_latents.py --out x --source videos --seed 1", "--seed: for rendered clips"),
     ("tools/evaluate_vae.py --stride 2", "--stride: for videos"),
-    ("tools/benchmark.py train --stack 4", "--stack: not read by the part train"),
+    ("tools/benchmark.py peers --stack 4", "--stack: not read by the part peers"),
     ("tools/benchmark.py data --dtype bfloat16", "--dtype: not read by the part data"),
     ("tools/benchmark.py peers --size 2x64 --size 3x64", "--size: the part peers compares one size"),
     ("sample.py --checkpoint x --prompt a --format png --fps 4", "--fps: a png has its frames side by side"),

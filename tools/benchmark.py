@@ -1,10 +1,12 @@
 """Benchmarks of training, sampling and data on this machine.
 
-    python tools/benchmark.py train --size 2x64 --size 4x128 --clips 8 --json
+    python tools/benchmark.py --minutes 10
     python tools/benchmark.py peers --dtype bfloat16
 
-train: a step of several sizes, its parts, and the matrix products it is made of.  attention: its backends.
-sample: a sampler's steps.  data: reading cached latents; decoding, alone and during encoding.
+--minutes: training steps by size, clip and layout, and stacked runs, the most useful figures first, each in a process
+of its own and on disk when it is known, with the account of a step's FLOPs and bytes (what limits it?).
+rates: of a matrix product and of memory.  attention: its backends.  sample: a sampler's steps.
+data: reading cached latents; decoding, alone and during encoding.
 peers: our model's step and diffusers' Wan's of equal shape.  stack: runs trained together and one by one.
 
 Alternatives are timed in turn, round after round, in one process. The table shows medians; --json adds quartiles.
@@ -15,17 +17,21 @@ import argparse
 import datetime
 import importlib
 import json
+import tempfile
+from pathlib import Path
 
 import torch
 
 from videoscaling.tools.benchmarks.common import CLIPS, Row
+from videoscaling.tools.benchmarks.figures import measure
 from videoscaling.training.result import environment
 from videoscaling.utils.devices import pick_device
-from videoscaling.utils.errors import Parser, UserError, run_cli
+from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.options import number
 
 # Each part's module in tools/benchmarks.
 PARTS = {
-    "train": "steps",
+    "rates": "rates",
     "attention": "kernels",
     "sample": "kernels",
     "data": "data",
@@ -33,16 +39,19 @@ PARTS = {
     "stack": "stack",
 }
 # Options that a part does not read.
-UNREAD = {part: () if part == "stack" else ("stack",) for part in PARTS} | {"data": ("stack", "size", "dtype")}
+UNREAD = {part: ("minutes", "out", *(() if part == "stack" else ("stack",))) for part in PARTS}
+UNREAD["data"] += ("size", "dtype")
+UNREAD["rates"] += ("size", "clips", "n_ctx")
+OF_PARTS = ("size", "clips", "n_ctx", "stack", "dtype", "rounds", "device", "json")
 
 
 def arguments() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=tuple(PARTS))
+    parser.add_argument("part", choices=tuple(PARTS), nargs="?", help="one part alone, instead of --minutes")
+    parser.add_argument("--minutes", type=number(float, 0, 1e5), help="measure what fits into so many minutes")
+    parser.add_argument("--out", type=path_text, help="with --minutes: JSON lines, appended (default benchmark.jsonl)")
     parser.add_argument("--size", action="append", help="LAYERSxWIDTH; may be given again (default: by part)")
-    parser.add_argument(
-        "--clips", type=int, help="clips per step (train 8, stack 2 and 8, peers 2, sample 4, attention 2)"
-    )
+    parser.add_argument("--clips", type=int, help="clips per step (stack 2 and 8, peers 2, sample 4, attention 2)")
     parser.add_argument(
         "--n-ctx", type=int, choices=tuple(CLIPS), help="tokens per clip (80; stack 64; peers and attention 1280)"
     )
@@ -84,9 +93,30 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def measure_all(args: argparse.Namespace) -> int:
+    """Measure a machine's figures for ``--minutes``; returns the exit status."""
+    if args.minutes is None:
+        raise UserError(f"give --minutes 10, or a part: {', '.join(PARTS)}")
+    device, out = pick_device(None), Path(args.out or "benchmark.jsonl")
+    facts = about(device)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"about": facts}) + "\n")
+    print(f"{facts['date']}, {facts['device']}, {facts['threads']} threads, torch {facts['versions']['torch']}")
+    with tempfile.TemporaryDirectory() as folder:
+        missing = measure(args.minutes, out, device.type, Path(folder))
+    if missing:
+        print(f"not measured in {args.minutes:g} minutes: {'; '.join(missing)}")
+    print(f"{out}: one line for each figure")
+    return 0
+
+
 def main() -> int:
     parser = arguments()
     args = parser.parse_args()
+    if args.part is None:
+        parser.refuse_unread(args, OF_PARTS, "is for a part, such as rates")
+        return measure_all(args)
     parser.refuse_unread(args, UNREAD[args.part], f"not read by the part {args.part}")
     if args.part == "peers" and len(args.size or []) > 1:
         raise UserError("--size: the part peers compares one size; give it once")

@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from videoscaling.data.latents import LatentCache
@@ -127,3 +128,9 @@ class BatchLoader:
         null = (self._null[0][:text_tokens], self._null[1][:text_tokens])
         context, mask = drop_captions(context, mask, null, on_device, seed, config.data.caption_dropout)
         return Samples(x0, noise, t, context, mask)
+
+
+def with_text_tokens(samples: Samples, tokens: int) -> Samples:
+    """``samples`` with captions padded to ``tokens``."""
+    missing = tokens - samples.mask.shape[1]
+    return samples._replace(context=F.pad(samples.context, (0, 0, 0, missing)), mask=F.pad(samples.mask, (0, missing)))

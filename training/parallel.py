@@ -1,7 +1,7 @@
 """One model over several processes: DDP, ZeRO-1 or FSDP2, and full tensors into and out of shards."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -151,16 +151,6 @@ def local(tensors: Iterable[Tensor]) -> list[Tensor]:
 def gather_full(tensor: Tensor) -> Tensor:
     """The full tensor from all its shards; every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def gather(named: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Full tensors on the CPU; every process must call it, and gets an empty dict without ``keep``."""
-    gathered = {}
-    for name, tensor in named.items():
-        full = gather_full(tensor.detach())
-        if keep:
-            gathered[name] = full.to("cpu", copy=True)  # views of one buffer would be saved as one
-    return gathered
 
 
 def like(tensor: Tensor, value: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from accelerate import PartialState
 from omegaconf import OmegaConf
 
@@ -22,7 +21,8 @@ from videoscaling.diffusion.timesteps import draw_timesteps
 from videoscaling.diffusion.validation import ValidationResult
 from videoscaling.models.dit import VideoDiT
 from videoscaling.training import checkpoint as ckpt
-from videoscaling.training.batches import BatchLoader, Samples
+from videoscaling.training.batches import BatchLoader, Samples, with_text_tokens
+from videoscaling.training.checkpoint_writer import CheckpointWriter, finished_after_errors
 from videoscaling.training.checks import check_layout
 from videoscaling.training.config import CONFIG, to_dict
 from videoscaling.training.data_check import DataCheck
@@ -34,15 +34,7 @@ from videoscaling.training.logs.run_log import close_log, log_window, open_log
 from videoscaling.training.logs.trackers import check_installed
 from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.model import build_model, check_compiler, compile_model
-from videoscaling.training.parallel import (
-    all_reduce,
-    check_together,
-    from_first,
-    gather,
-    node_count,
-    sequence_shards,
-    shard,
-)
+from videoscaling.training.parallel import all_reduce, check_together, from_first, node_count, sequence_shards, shard
 from videoscaling.training.result import build_result, check_growth, recorded, result_damage, resumable_step
 from videoscaling.training.run import Run
 from videoscaling.training.signals import StopRequest
@@ -89,6 +81,7 @@ class Trainer:
         self.share = 1.0
         self.status = "running"
         self._stopping = False
+        self.writer = CheckpointWriter()
         self._log: MetricsLog | None = None  # of the first process alone
 
     def _join_processes(self) -> None:
@@ -188,14 +181,15 @@ class Trainer:
             self.find_micro_batch()
             self.find_validation_batch()
             self.begin()
-            while self.status == "running":
-                # A run killed during validation saved its checkpoint first: it validates before its next step.
-                if not self.due:
-                    self.train_step.run(self.next_batch(), self.tokens)
-                    self.after_step(stop.agreed())
-                if self.due and self.status == "running":
-                    self.after_validation(*self.validate())
-            self.finish()
+            with finished_after_errors([self.writer]):
+                while self.status == "running":
+                    # A run killed during validation saved its checkpoint first: it validates before its next step.
+                    if not self.due:
+                        self.train_step.run(self.next_batch(), self.tokens)
+                        self.after_step(stop.agreed())
+                    if self.due and self.status == "running":
+                        self.after_validation(*self.validate())
+                self.finish()
         return self.status
 
     def begin(self) -> None:
@@ -232,6 +226,7 @@ class Trainer:
             stopping: a signal came: all processes stop after this step and the validation due at it.
         """
         config = self.config
+        self.writer.check()
         self.step += 1
         self._count_seconds()
         self._stopping = stopping
@@ -272,6 +267,7 @@ class Trainer:
 
     def finish(self) -> None:
         """Write the result of a run that has ended with ``status``, and close its log."""
+        self.writer.wait()
         self._count_seconds()
         self._write_result(self.status)
         if self.status == "done" and self.config.checkpoint.final == "ema" and self.main:
@@ -305,10 +301,8 @@ class Trainer:
     def find_micro_batch(self) -> None:
         """Find the micro-batch that fits in GPU memory, once, with all of training's tensors allocated."""
         if self.device.type == "cuda":
-            samples = self.loader.batch(self.step)
-            missing = self.cache.text_tokens - samples.mask.shape[1]  # of the longest caption in a later batch
-            context, mask = F.pad(samples.context, (0, 0, 0, missing)), F.pad(samples.mask, (0, missing))
-            samples = samples._replace(context=context, mask=mask)
+            # The longest caption of all may be in a later batch.
+            samples = with_text_tokens(self.loader.batch(self.step), self.cache.text_tokens)
             find_micro_batch(self.train_step, samples, self.main, self.collective)
 
     def find_validation_batch(self) -> None:
@@ -335,6 +329,7 @@ class Trainer:
             DataFault: it is not, as a validation clip was altered since the run began.
         """
         directory = self.config.run_dir / "checkpoints"
+        self.writer.wait()
         if not (math.isfinite(raw.loss) and math.isfinite(ema.loss)):
             check_together(functools.partial(self.cache.verify_validation, again=True), self.device)
             if self.main:
@@ -373,13 +368,13 @@ class Trainer:
         self.train_step.gather_slices()
         named = {"ema": self.ema.state_dict(), "model": self.model.state_dict()}
         named["optimizer"] = ckpt.optimizer_tensors(self.model, self.train_step.optimizer)
-        tensors = {kind: gather(values, self.main) for kind, values in named.items()}
+        tensors = self.writer.copy(named, self.main)
         if not self.main:
             return
         check_lock(self.config.run_dir)
         state = {
             "tokens": self.tokens,
-            "milestones": self.milestones,
+            "milestones": list(self.milestones),
             "seconds": self.seconds,
             "counts": self.train_step.counts(),
             "data": self.cache.meta,
@@ -387,10 +382,15 @@ class Trainer:
         directory = self.config.run_dir / "checkpoints"
         if self._log is not None:
             self._log.flush()  # a resumed run logs no step before the checkpoint again
-        ckpt.save_checkpoint(directory, self.step, tensors, state, self.config)
-        ckpt.remove_after(directory, self.step)  # of a longer run, which this one could not continue from
-        if not self.due:  # else the one before stays until this one's weights are validated
-            ckpt.prune_checkpoints(directory, self.config.checkpoint.keep)
+        step, due, keep = self.step, self.due, self.config.checkpoint.keep
+
+        def write() -> None:
+            ckpt.save_checkpoint(directory, step, tensors, state, self.config)
+            ckpt.remove_after(directory, step)  # of a longer run, which this one could not continue from
+            if not due:  # else the one before stays until this one's weights are validated
+                ckpt.prune_checkpoints(directory, keep)
+
+        self.writer.start(write)
 
     def _write_result(self, status: str) -> None:
         # A finished run that grows without its optimiser starts again: its measurements stay until it passes them.

@@ -2,7 +2,8 @@
 
 A file event is an open for writing, mkdir, rename, link, remove, rmdir, chmod, truncate or fsync below a folder, and
 half of a safetensors file. The process gets SIGKILL just before the event, so that each event is also the moment after
-the one before. Threads (TensorBoard's) are not counted: their events come in no fixed order.
+the one before. Of threads the one that writes checkpoints is counted, whose events come in no fixed order among the
+others; TensorBoard's is not.
 """
 
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.processes.trainings import train_it
+from videoscaling.training.checkpoint_writer import THREAD
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 NAMES = {"os.mkdir", "os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir", "os.chmod", "os.truncate"}
@@ -25,6 +27,7 @@ class Events:
 
     def __init__(self, folder: Path, last: int | None, log: Path) -> None:
         self.folder, self.last, self.log, self.count = str(folder), last, log, 0
+        self.lock = threading.RLock()
         sys.addaudithook(self._audit)
         plain = os.fsync
 
@@ -35,11 +38,13 @@ class Events:
         os.fsync = fsync
 
     def meet(self, name: str, path: str) -> None:
-        if threading.current_thread() is not threading.main_thread() or not path.startswith(self.folder):
+        thread = threading.current_thread()
+        if not (thread is threading.main_thread() or thread.name == THREAD) or not path.startswith(self.folder):
             return
-        if self.last == self.count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.count += 1
+        with self.lock:
+            if self.last == self.count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.count += 1
         if self.last is None:
             line = f"{name} {path.removeprefix(self.folder)}\n"
             handle = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -11,7 +11,7 @@ from tests.processes.launch import ROOT, python
 MISTAKES = {
     "train.py": (["optim.lrr=1"], "did you mean"),
     "sample.py": (["--checkpoint", "nowhere", "--prompt", "x"], "no such checkpoint"),
-    "tools/benchmark.py": (["train", "--size", "1by1"], "1by1"),
+    "tools/benchmark.py": (["stack", "--size", "1by1"], "1by1"),
     "tools/cache_latents.py": (["--source", "nowhere", "--out", "x"], "nowhere"),
     "tools/evaluate_vae.py": (["--source", "nowhere", "--vae", "embedded"], "nowhere"),
     "tools/export.py": (["--checkpoint", "nowhere", "--out", "x"], "no such checkpoint"),

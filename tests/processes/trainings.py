@@ -119,12 +119,11 @@ def weights_before_training(overrides: list[str], path: str) -> int:
     from safetensors.torch import save_file
 
     from videoscaling.training.config import load_config
-    from videoscaling.training.parallel import gather
     from videoscaling.training.train import prepare
     from videoscaling.training.trainer import Trainer
 
     trainer = Trainer(*prepare(load_config(None, overrides)))
-    weights = gather(trainer.model.state_dict(), trainer.main)
+    weights = trainer.writer.copy({"model": trainer.model.state_dict()}, trainer.main)["model"]
     if trainer.main:
         save_file(weights, path)
     dist.destroy_process_group()

@@ -1,5 +1,6 @@
 """The benchmark times what it says it times."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -7,20 +8,11 @@ import pytest
 import torch
 
 from tests.commands import call
-from videoscaling.models.sizes import exact_flops, parse_size
+from videoscaling.tools.benchmarks import rates
 from videoscaling.tools.benchmarks.common import spread, timed
-from videoscaling.tools.benchmarks.steps import products
+from videoscaling.tools.benchmarks.figures import Rates, Stack, Step, figures, measure
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.mark.parametrize("size", ["1x64", "4x128", "8x512"])
-def test_products_are_the_exact_count_less_what_is_done_once_a_clip(size: str) -> None:
-    shape, clips, text = parse_size(size), 3, (31, 64)
-    made = sum(2 * b * m * k * n for b, m, k, n in products(shape, 80, clips, text, 16))
-    d = shape.width
-    once = 2 * (256 * d + d * d + 6 * d * d + 2 * d * d)  # the time's embedding, and the modulations made of it
-    assert made == clips * (exact_flops(shape.layers, d, 80, 16, *text, training=False) - once)
 
 
 def test_things_are_timed_in_turn() -> None:
@@ -50,17 +42,75 @@ def test_parts_report_what_they_timed(part: str) -> None:
         assert 0 < timing["low"] <= timing["value"] <= timing["high"]
 
 
+def test_rates_are_a_products_and_a_copys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "SIDE", {"cpu": 64})
+    monkeypatch.setattr(rates, "NUMBERS", {"cpu": 1 << 12})
+    args = argparse.Namespace(dtype="float32", rounds=2)
+    monkeypatch.setattr(rates, "timed", lambda things, *_: {key: [0.5, 0.5] for key in things})
+    (row,) = rates.bench_rates(args, torch.device("cpu"))
+    assert row["flops_per_second"]["value"] == 2 * 64**3 / 0.5
+    assert row["bytes_per_second"]["value"] == 8 * (1 << 12) / 0.5
+
+
+RATES = {"flops_per_second": {"value": 1e9}, "bytes_per_second": {"value": 1e8}}
+PARTS = {"products": 4e9, "attention": 1e9, "optimizer": 2e8, "gradients": 1e8, "activations": 0, "gathers": 0}
+TIMES = {"seconds_per_step": 10.0, "data_seconds_per_step": 0.1, "tokens_per_second": 16.0, "mfu": None}
+REPORT = {"N": 5, "memory": {"measured": 7, "total": 8}, "time": TIMES | {"micro_batch": 2, "account": PARTS}}
+STACK = {"rows": [{"times_as_fast": {"compiled": {"value": 3.0}}}]}
+
+
+def test_figures_are_on_disk_when_they_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three figures, of which one fails, and a fourth that the end of the time cuts."""
+    chosen = [Rates("float32"), Step("2x64", 80, 2), Stack(8, "2x64", 2), Step("4x128", 80, 2), Stack(64, "2x64", 2)]
+    monkeypatch.setattr("videoscaling.tools.benchmarks.figures.figures", lambda device: list(chosen))
+    monkeypatch.setattr("videoscaling.tools.benchmarks.figures.random_cache", lambda path, *_, **__: path)
+    out, commands = tmp_path / "figures.jsonl", []
+    answers = [(0, json.dumps({"rows": [RATES]}), ""), (0, json.dumps(REPORT), ""), (0, json.dumps(STACK), "")]
+    answers += [(2, "", "warning: slow\nout of memory"), (None, "", "")]
+
+    def launch(words: list[str], seconds: float) -> tuple[int | None, str, str]:
+        assert 0 < seconds <= 60
+        assert len(out.read_text().splitlines() if out.exists() else []) == len(commands)
+        commands.append(words)
+        return answers[len(commands) - 1]
+
+    assert measure(1, out, "cpu", tmp_path, launch) == [chosen[4].text]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["figure"] for row in rows] == [figure.text for figure in chosen[:4]]
+    assert rows[1]["account_seconds"] == {
+        "products": 4.0,
+        "attention": 1.0,
+        "optimizer": 2.0,
+        "gradients": 1.0,
+        "activations": 0.0,
+    }
+    assert rows[1]["limit"] == "products"
+    assert rows[3]["failed"] == "out of memory"
+    printed = capsys.readouterr().out
+    assert "products 40%, attention 10%, optimizer 20%" in printed
+    assert "rest 20%; largest: products" in printed
+    assert commands[1][:3] == ["videoscaling.train", "--dry-run", "--json"]
+    assert "train.batch_tokens=160" in commands[1]
+
+
+def test_figures_begin_with_the_most_useful_and_have_names_of_their_own() -> None:
+    for device, sizes in (("cuda", {"0.1B", "1B", "4B"}), ("cpu", {"2x64", "4x128"})):
+        names = [figure.text for figure in figures(device)]
+        assert names[0].startswith("rates")
+        assert len(set(names)) == len(names)
+        steps = [figure for figure in figures(device) if isinstance(figure, Step)]
+        assert {figure.size for figure in steps} == sizes
+    assert {figure.n_ctx for figure in figures("cuda") if isinstance(figure, Step)} == {1280, 8192, 32760}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["train", "peers"])
-def test_steps_and_peers_report_ratios(part: str) -> None:
-    done = benchmark(part, "--size", "1x128", "--n-ctx", "80", "--clips", "2")
-    for row in done["rows"]:
-        assert row["tokens_per_second"] > 0
-    if part == "peers":
-        assert [row["model"] for row in done["rows"]] == ["ours", "ours, compiled", "Wan", "Wan, compiled"]
-        assert done["rows"][1]["ours_is_faster"]["value"] == 1
-    else:
-        assert 0 < done["rows"][0]["data_share"] < 1
+def test_peers_report_ratios() -> None:
+    done = benchmark("peers", "--size", "1x128", "--n-ctx", "80", "--clips", "2")
+    assert all(row["tokens_per_second"] > 0 for row in done["rows"])
+    assert [row["model"] for row in done["rows"]] == ["ours", "ours, compiled", "Wan", "Wan, compiled"]
+    assert done["rows"][1]["ours_is_faster"]["value"] == 1
 
 
 @pytest.mark.slow
@@ -76,7 +126,9 @@ def test_stacks_are_compared_with_runs_alone() -> None:
 
 def test_bad_input_is_one_line() -> None:
     for bad in (
-        ["train", "--rounds", "0"],
+        ["rates", "--rounds", "0"],
+        [],
+        ["--minutes", "1", "--size", "2x64"],
         ["stack", "--stack", "0"],
         ["sample", "--size", "4by4"],
         ["data", "--device", "cuda:99"],

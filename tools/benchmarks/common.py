@@ -16,8 +16,9 @@ from videoscaling.data.writer import write_cache
 from videoscaling.models.attention import choose_backend
 from videoscaling.models.dit import DiTConfig, VideoDiT
 from videoscaling.models.sizes import parse_size
-from videoscaling.models.text import load_text_encoder
+from videoscaling.models.text import TextEncoder, load_text_encoder
 from videoscaling.training.config import load_config
+from videoscaling.training.planning.memory_formula import ASSUMED_TEXT_DIM, ASSUMED_TEXT_TOKENS
 from videoscaling.training.run import resolve
 from videoscaling.training.trainer import Trainer
 
@@ -27,6 +28,8 @@ CLIPS = {
     80: ((16, 5, 4, 4), (1, 1, 1)),
     128: ((16, 8, 4, 4), (1, 1, 1)),
     1280: ((16, 5, 32, 32), (1, 2, 2)),
+    8192: ((16, 8, 64, 64), (1, 2, 2)),
+    32760: ((16, 21, 60, 104), (1, 2, 2)),  # 81 frames of 480 x 832 pixels
 }
 Row = dict[str, object]  # a benchmark's figures, under names of its own
 TEXT_TOKENS, TEXT_DIM = 64, 512  # of the peers' comparison
@@ -56,8 +59,30 @@ def spread(values: list[float], unit: float = 1.0) -> dict[str, float]:
     return {"value": middle, "low": low, "high": high}
 
 
-def random_cache(folder: Path, n_ctx: int, clips: int = 512) -> Path:
-    """A real latent cache of random latents, whose captions have 31 tokens."""
+class RandomText:
+    """A text encoder of T5's size whose embeddings are random: full-length captions that nothing pads."""
+
+    spec, dim, max_tokens, fingerprint = "random", ASSUMED_TEXT_DIM, ASSUMED_TEXT_TOKENS, "random"
+
+    def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """See ``TextEncoder.encode``."""
+        shape = len(prompts), self.max_tokens
+        return torch.randn(*shape, self.dim), torch.ones(shape, dtype=torch.bool)
+
+    def count_tokens(self, prompts: list[str]) -> list[int]:
+        """See ``TextEncoder.count_tokens``."""
+        return [self.max_tokens for _ in prompts]
+
+
+def random_cache(
+    folder: Path, n_ctx: int, clips: int = 512, text: TextEncoder | None = None, captions: int = 512
+) -> Path:
+    """A real latent cache of random latents.
+
+    Args:
+        text: encodes the captions, by default of 31 tokens each.
+        captions: different ones.
+    """
     shape, _ = CLIPS[n_ctx]
 
     class AsTheyAre:
@@ -68,14 +93,14 @@ def random_cache(folder: Path, n_ctx: int, clips: int = 512) -> Path:
             return shape
 
     def unit(split: str, count: int) -> ClipGroup:
-        captions = [" ".join(f"word{(i + j) % 97}" for j in range(31)) for i in range(count)]
+        words = [" ".join(f"word{(i % captions + j) % 97}" for j in range(31)) for i in range(count)]
         keys = [f"{split} {i}" for i in range(count)]
-        return ClipGroup(split, keys, lambda: Clips(keys, captions, torch.randn(count, *shape)))
+        return ClipGroup(split, keys, lambda: Clips(keys, words, torch.randn(count, *shape)))
 
     settings = {"format": 1, "frames": shape[1], "height": shape[2], "width": shape[3], "source": "random"}
     settings |= {"vae": "none", "vae_fingerprint": "none", "text": "embedded", "text_fingerprint": "none"}
     units = {"train": [unit("train", clips)], "validation": [unit("validation", 16)]}
-    write_cache(folder, settings, units, AsTheyAre(), load_text_encoder("embedded"))
+    write_cache(folder, settings, units, AsTheyAre(), text or load_text_encoder("embedded"))
     return folder
 
 

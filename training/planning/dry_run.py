@@ -41,6 +41,7 @@ from videoscaling.training.planning.run_report import (
     probed,
     table,
 )
+from videoscaling.training.planning.step_account import step_account
 from videoscaling.training.result import check_growth, finished_result
 from videoscaling.training.run import Run, run_warnings, token_numbers
 from videoscaling.training.train import prepare
@@ -141,15 +142,22 @@ def parameter_groups(model: VideoDiT) -> dict[str, int]:
 
 def estimate_memory(run: Run, cache: LatentCache, model: VideoDiT, world: int) -> dict[str, int]:
     """``training_memory`` of a process of this run: bytes by part."""
+    shapes, plain = _shapes(run, cache, model, world), model.backend == "plain"
+    return training_memory(*shapes, clips=run.clips, dtype=run.config.train.dtype, plain_attention=plain)
+
+
+def _shapes(
+    run: Run, cache: LatentCache, model: VideoDiT, world: int, micro_batch: int | None = None
+) -> tuple[ModelShape, ClipShape, Layout]:
+    """What memory and work of a step are formulas of; ``micro_batch``: what was found to fit."""
     train, keys = run.config.train, run.config.model
     clip = ClipShape(run.n_ctx, cache.latent_shape, cache.text_tokens, cache.text_dim)
     shape = ModelShape(keys.layers, keys.width, keys.heads, model.config.token_dim, cache.text_dim)
-    micro_batch, context = train.micro_batch or run.clips, train.context_parallel
+    micro_batch, context = micro_batch or train.micro_batch or run.clips, train.context_parallel
     layout = Layout(world, train.parallel, micro_batch, train.activation_checkpointing, context=context)
     if world > 1 and train.parallel == "hsdp":
         layout = layout._replace(node=world // node_count())
-    plain = model.backend == "plain"
-    return training_memory(shape, clip, layout, clips=run.clips, dtype=train.dtype, plain_attention=plain)
+    return shape, clip, layout
 
 
 def data_report(run: Run, cache: LatentCache) -> DataReport:
@@ -230,6 +238,7 @@ def probe(trainer: Trainer, report: RunReport, before: int) -> RunReport:
     training, validating = steps * (step + data), milestones * validation
     peak = peak_flops(device, config.train.dtype)
     speed = batch / (step + data)
+    shapes = _shapes(run, trainer.cache, trainer.model, trainer.world, trainer.train_step.micro_batch)
     timing = Timing(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         processes=trainer.world,
@@ -242,6 +251,8 @@ def probe(trainer: Trainer, report: RunReport, before: int) -> RunReport:
         validation_seconds=validating,
         seconds=training + validating,
         validation_share=_share(validating, training),
+        micro_batch=shapes[2].micro_batch,
+        account=step_account(*shapes, clips=run.clips, dtype=config.train.dtype),
     )
     return replace(report, memory=report.memory | {"measured": memory or None}, time=timing)
 

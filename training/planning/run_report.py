@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from videoscaling.training.planning.step_account import StepAccount
 from videoscaling.utils.errors import plural
 from videoscaling.utils.progress import duration
 from videoscaling.utils.yaml_text import Values
@@ -73,6 +74,8 @@ class Timing:
     validation_seconds: float
     seconds: float
     validation_share: float
+    micro_batch: int
+    account: StepAccount
 
 
 @dataclass(frozen=True)
@@ -172,5 +175,6 @@ def probed(report: RunReport) -> list[tuple[str, str]]:
             f"a step {1e3 * spent.seconds_per_step:.4g} ms, its data {1e3 * spent.data_seconds_per_step:.3g} "
             f"ms, mean of {PROBE_STEPS} steps; {spent.tokens_per_second:,.0f} tokens/s{mfu}",
         ),
+        ("", f"a step by formula: {spent.account.text()}"),
         ("", "without start, checkpoints and sampled videos"),
     ]

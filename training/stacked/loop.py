@@ -13,6 +13,7 @@ from typing import TextIO
 import torch
 import torch.distributed as dist
 
+from videoscaling.training.checkpoint_writer import finished_after_errors
 from videoscaling.training.checks import check_directory
 from videoscaling.training.config import Config
 from videoscaling.training.data_check import data_faults_recorded
@@ -99,7 +100,8 @@ def keep_memory() -> None:
 
 def _fit(trainers: list[Trainer], consoles: dict[Trainer, TextIO]) -> list[str]:
     """Train all runs to their ends or to a signal; returns the status of each."""
-    with StopRequest(1, trainers[0].config.train.timeout_minutes) as stop:
+    writers = [trainer.writer for trainer in trainers]
+    with StopRequest(1, trainers[0].config.train.timeout_minutes) as stop, finished_after_errors(writers):
         stacked = StackedStep(trainers)
         if stacked.device.type == "cuda":
             find_micro_batch(stacked, stacked.samples(trainers[0].step), True)
