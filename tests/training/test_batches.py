@@ -68,7 +68,8 @@ class LongCaptions:
 
     def __init__(self, data: LatentCache, longest: int) -> None:
         self._data, self._longest = data, longest
-        self.null_context = (torch.ones(150, data.text_dim), torch.arange(150) < 2)
+        real = torch.arange(150) < 2
+        self.null_context = (real[:, None].float().expand(150, data.text_dim), real)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._data, name)
