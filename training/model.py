@@ -69,7 +69,12 @@ def compile_model(model: VideoDiT, whole: bool = True) -> None:
     second size torch.compile would otherwise train on with symbolic ones, whose kernels are slower.
     """
     torch.compiler.assume_constant_result(rotary_table)
-    for part in [model] if whole and len(model.blocks) <= SHALLOW else model.blocks:
+    whole = whole and len(model.blocks) <= SHALLOW
+    if not whole:
+        # Else a block would be split at DDP's buckets of 25 MB, whose reductions wait for one block at most in any
+        # case; and torch refused to split one with activation checkpointing (PyTorch issue 104674).
+        torch._dynamo.config.optimize_ddp = False
+    for part in [model] if whole else model.blocks:
         part.compile(dynamic=False)
 
 
