@@ -71,8 +71,8 @@ def compile_model(model: VideoDiT, whole: bool = True) -> None:
     torch.compiler.assume_constant_result(rotary_table)
     whole = whole and len(model.blocks) <= SHALLOW
     if not whole:
-        # Else a block would be split at DDP's buckets of 25 MB, whose reductions wait for one block at most in any
-        # case; and torch refused to split one with activation checkpointing (PyTorch issue 104674).
+        # Else DDP would split a block into several graphs, at its buckets, so that gradients are reduced early: they
+        # are after each block. Some versions of torch refuse where activations are recomputed (PyTorch issue 104674).
         torch._dynamo.config.optimize_ddp = False
     for part in [model] if whole else model.blocks:
         part.compile(dynamic=False)
