@@ -18,11 +18,10 @@ from omegaconf import OmegaConf
 
 from videoscaling import ROOT
 from videoscaling.sweeps.config import PLACEHOLDERS, ExecutorKeys
-from videoscaling.sweeps.grid import label
 from videoscaling.sweeps.state import forget_failure
 from videoscaling.training.config import Config, to_dict
 from videoscaling.training.result import finished_result
-from videoscaling.training.run import Run
+from videoscaling.training.run import Run, label
 from videoscaling.utils.errors import plural
 from videoscaling.utils.files import atomic_write
 from videoscaling.utils.locks import is_locked

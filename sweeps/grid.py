@@ -12,7 +12,7 @@ from videoscaling.models.sizes import parameters, parse_size
 from videoscaling.sweeps import added_cells
 from videoscaling.sweeps.config import OWN, WANTED, SizeKeys, SweepKeys, is_sweep_text, overridden, typed
 from videoscaling.training.config import Config, checked_keys, config_from_dict, flatten, load_yaml, merge, run_id
-from videoscaling.training.run import WARMUP_FRACTION, Run, clip_tokens, resolve
+from videoscaling.training.run import WARMUP_FRACTION, Run, clip_tokens, label, resolve
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.seeds import derive_seed
 from videoscaling.utils.yaml_text import Values
@@ -89,12 +89,6 @@ def read_keys(path: str | Path, overrides: list[str]) -> SweepKeys:
     except UserError as error:
         raise UserError(f"{error}{'' if str(error).endswith('?') else WANTED}") from None
     return typed(overridden(values, overrides), path)
-
-
-def label(config: Config) -> str:
-    """A cell's name in tables and in TensorBoard, from resolved keys; valid as a file's name."""
-    B, lr = config.train.batch_tokens, config.optim.lr
-    return f"{config.model.size}_B{B}_lr{lr:.4g}_seed{config.seed}"
 
 
 def cell_seed(keys: SweepKeys, size: str, lr: float, batch: int, repeat: int) -> int:

@@ -13,6 +13,7 @@ from videoscaling.sweeps.grid import Sweep
 from videoscaling.sweeps.progress import SweepProgress
 from videoscaling.sweeps.state import export_result, import_result, label_heldout
 from videoscaling.sweeps.status import plan, plan_text, print_status, states_of
+from videoscaling.training.logs.trackers import check_installed
 from videoscaling.training.result import finished_result
 from videoscaling.training.run import Run, beta2_warnings, token_numbers, width_warnings
 from videoscaling.utils.errors import CONTINUES, PREEMPTED, UserError, plural
@@ -77,6 +78,7 @@ def run(sweep: Sweep, print_commands: bool = False) -> int:
             f"{sweep.directory}: cells of it are in Slurm's queue, such as {next(iter(jobs.values()))}; follow them "
             "with executor.kind=slurm, or end them first (scancel)"
         )
+    check_installed(sweep.cells[0].config)
     report_warnings(sweep)
     with lock_run_dir(sweep.directory), Interrupt() as interrupt:
         write_sweep_file(sweep)

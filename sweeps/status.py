@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 
 from videoscaling.sweeps import slurm
 from videoscaling.sweeps.cost import Estimate, device_hours, estimate, flops_of, width
-from videoscaling.sweeps.grid import Sweep, label
+from videoscaling.sweeps.grid import Sweep
 from videoscaling.sweeps.state import ENDED, UNFINISHED, CellState, CellStatus, cell_status
-from videoscaling.training.run import Run
+from videoscaling.training.run import Run, label
 from videoscaling.utils.errors import plural
 from videoscaling.utils.messages import warn
 from videoscaling.utils.progress import duration

@@ -328,6 +328,8 @@ def _validate(config: Config) -> None:
         check_value(name, flat[name], info)
     if config.optim.schedule == "wsd" and config.optim.decay_fraction == 0:
         raise UserError("optim.decay_fraction=0: wsd decays over a share of the run; give one above 0")
+    if config.log.prompts and "tensorboard" not in config.log.to:
+        raise UserError(f"log.prompts: their videos are in TensorBoard alone; add it to log.to={config.log.to}")
     folders = cache_folders(config)
     if not (folders and all(isinstance(folder, str) for folder in folders)):
         raise UserError(f"data.cache={shown(config.data.cache)}: must be a folder, or a list of folders")

@@ -130,9 +130,10 @@ def check_value(name: str, value: Any, info: KeyInfo) -> None:
     values = value if isinstance(value, list) else [value]
     if any(type(number) is int and abs(number) > MAX_INTEGER for number in values):
         raise UserError(f"{name}={shown(value)}: too large; a whole number is at most {MAX_INTEGER:.3g}")
-    if info.choices and value not in info.choices:
-        choices = [str(choice).lower() if isinstance(choice, bool) else choice for choice in info.choices]
-        raise UserError(f"{name}={value}: one of {', '.join(choices)}{nearest(str(value), choices)}")
+    for each in values if info.choices else ():
+        if each not in info.choices:
+            choices = [str(choice).lower() if isinstance(choice, bool) else choice for choice in info.choices]
+            raise UserError(f"{name}={value}: one of {', '.join(choices)}{nearest(str(each), choices)}")
     if info.bound is not None and any(
         number is not None and not (math.isfinite(number) and info.bound.holds(number)) for number in values
     ):

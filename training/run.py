@@ -53,6 +53,12 @@ class Run:
         )
 
 
+def label(config: Config) -> str:
+    """A cell's name in tables, TensorBoard and trackers, from resolved keys; valid as a file's name."""
+    B, lr = config.train.batch_tokens, config.optim.lr
+    return f"{config.model.size}_B{B}_lr{lr:.4g}_seed{config.seed}"
+
+
 def resolve(
     config: Config, meta: CacheMeta, earlier: Sequence[int] = (), bfloat16: Callable[[], bool] | None = None
 ) -> Run:

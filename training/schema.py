@@ -315,10 +315,17 @@ class CheckpointKeys:
 class LogKeys:
     every_steps: int = key(
         10,
-        "steps between lines of metrics.jsonl and TensorBoard points; the console shows at most one in 5 s",
+        "steps between lines of metrics.jsonl and points of log.to; the console shows at most one in 5 s",
         identity=NEVER,
         bound=POSITIVE,
-        aliases="wandb report_to log_every logging_steps use_wandb tensorboard",
+        aliases="log_every logging_steps log_interval",
+    )
+    to: list[str] = key(
+        ["tensorboard"],
+        "where the points go: tensorboard, wandb, trackio (installed apart; their settings are environment variables)",
+        identity=NEVER,
+        choices=("tensorboard", "wandb", "trackio"),
+        aliases="wandb report_to use_wandb wandb_log tensorboard log_with trackers",
     )
     tensorboard_dir: str = key(
         "tensorboard",

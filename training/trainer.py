@@ -32,6 +32,7 @@ from videoscaling.training.leftovers import clean_run
 from videoscaling.training.logs.metrics import MetricsLog
 from videoscaling.training.logs.preview import Preview
 from videoscaling.training.logs.run_log import close_log, log_window, open_log
+from videoscaling.training.logs.trackers import check_installed
 from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.model import build_model, check_compiler, compile_model
 from videoscaling.training.parallel import all_reduce, check_together, from_first, node_count, shard
@@ -98,6 +99,7 @@ class Trainer:
         check_layout(self.run, self.cache, self.world)
         check_together(self.cache.verify_validation, self.device)
         check_compiler(self.config.train.compile, self.device)
+        check_installed(self.config)
         draw_timesteps(torch.zeros(1, dtype=torch.int64), 0, self.config.diffusion.timesteps)  # refuses unknown names
 
     def _build_models(self) -> tuple[VideoDiT, VideoDiT]:

@@ -36,7 +36,7 @@ MISTAKES = [
     ("train.py --dryrun", "--dryrun: no such option; did you mean '--dry-run'"),
     ("train.py --zzzz", "--zzzz: no such option; --help lists them"),
     ("train.py lr=3e-4", "unknown key 'lr'; did you mean 'optim.lr'"),
-    ("train.py wandb=true", "unknown key 'wandb'; did you mean 'log.every_steps'? (steps between lines of metrics"),
+    ("train.py wandb=true", "unknown key 'wandb'; did you mean 'log.to'? (where the points go"),
     ("train.py epochs=3", "did you mean 'train.tokens'? (end of the run, in tokens"),
     ("train.py batch_size=8", "did you mean 'train.batch_tokens'? (global batch B in tokens"),
     ("train.py precision=bf16", "did you mean 'train.dtype'? (compute dtype of the blocks"),

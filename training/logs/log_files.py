@@ -111,11 +111,15 @@ def _row(line: bytes) -> MetricsRow | None:
 
 
 class Board:
-    """A TensorBoard SummaryWriter that an OSError ends with a warning. Any method of SummaryWriter may be called."""
+    """A TensorBoard SummaryWriter that an OSError ends with a warning. Any method of SummaryWriter may be called.
 
-    def __init__(self, folder: str, **options: Any) -> None:
-        self._folder, self._writer = folder, None
-        self._guard(self._open, **options)
+    Without a ``folder`` they write nothing.
+    """
+
+    def __init__(self, folder: Path | None, **options: Any) -> None:
+        self._folder, self._writer = str(folder), None
+        if folder is not None:
+            self._guard(self._open, **options)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **named_args: self._call(name, *args, **named_args)

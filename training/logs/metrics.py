@@ -12,6 +12,7 @@ from torch import Tensor
 
 from videoscaling.data.export import gif_bytes
 from videoscaling.training.logs.log_files import Board, MetricsFile, MetricsRow
+from videoscaling.training.logs.trackers import Tracker
 from videoscaling.utils.devices import peak_of
 from videoscaling.utils.progress import duration
 
@@ -44,7 +45,8 @@ class MetricsLog:
         step, tokens: of the checkpoint that the run continues from.
         validates: whether that step is to be validated (again): a run that was killed between its validation and the
             record of it has written the points of that step to TensorBoard already.
-        board: the folder of TensorBoard's events; relative to ``run_dir``.
+        board: the folder of TensorBoard's events, relative to ``run_dir``; None writes none.
+        trackers: open ones, which get the same points.
     """
 
     def __init__(
@@ -57,11 +59,14 @@ class MetricsLog:
         dtype: str = "float32",
         *,
         validates: bool = False,
-        board: str = "tensorboard",
+        board: str | None = "tensorboard",
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self._file = MetricsFile(run_dir / "metrics.jsonl", step)
         # TensorBoard's steps are tokens here: cells of different batches are compared at equal tokens.
-        self._board = Board(str(run_dir / board), purge_step=tokens if validates else tokens + 1)
+        folder = None if board is None else run_dir / board
+        self._trackers = trackers
+        self._board = Board(folder, purge_step=tokens if validates else tokens + 1)
         if validates and (last := self._file.last) is not None and last["step"] == step:
             self._board.add_points(_points(last), tokens)  # purged with the validation's, but it is not logged again
         self._device, self._peak, self._world = device, peak_flops(device, dtype), world
@@ -118,10 +123,14 @@ class MetricsLog:
         }
         self._file.append(values)
         points = _points(values | {"memory_GiB": memory_peak(self._device) / 2**30})
-        self._board.add_points(points | _bins("train_by_t", by_t), tokens)
+        self._add_points(points | _bins("train_by_t", by_t), tokens)
         if now - self._printed_at[1] >= CONSOLE_SECONDS:
             print(self._line(values, (tokens - self._printed_at[0]) / (now - self._printed_at[1]), end), flush=True)
             self._printed_at = (tokens, now)
+
+    def _add_points(self, values: Mapping[str, float], tokens: int) -> None:
+        for log in (self._board, *self._trackers):
+            log.add_points(values, tokens)
 
     def _line(self, values: MetricsRow, speed: float, end: int) -> str:
         """A logged step for the console, at the ``speed`` in tokens per second since the line before."""
@@ -149,7 +158,7 @@ class MetricsLog:
         They are on disk afterwards, so that the caller can record the milestone as done.
         """
         points = {f"validation/{name}": value for name, value in scores.items()}
-        self._board.add_points(points | _bins("validation_by_t", bins), tokens)
+        self._add_points(points | _bins("validation_by_t", bins), tokens)
         self.flush()
         print(
             f"T {tokens:,}: validation loss {scores['ema_val_loss']:.5f} +- {scores['ema_val_se']:.5f} (EMA), "
@@ -181,7 +190,8 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        for log in (self._board, *self._trackers):
+            log.close()
 
 
 def _points(values: Mapping[str, object]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from videoscaling.data.latents import LatentCache
 from videoscaling.data.mixture import Mixture
 from videoscaling.diffusion.validation import T_BINS
 from videoscaling.training.logs.metrics import MetricsLog
+from videoscaling.training.logs.trackers import open_trackers
 from videoscaling.training.optim import learning_rate
 from videoscaling.training.parallel import all_reduce
 from videoscaling.training.planning.memory_formula import even_size
@@ -36,6 +37,8 @@ def open_log(
         attention: the backend that the model attends with.
     """
     config = run.config
+    settings = {"N": run.N, "layers": config.model.layers, "width": config.model.width}
+    settings |= {"T": config.train.tokens, "B": config.train.batch_tokens, "lr": config.optim.lr, "seed": config.seed}
     log = MetricsLog(
         config.run_dir,
         step,
@@ -44,11 +47,10 @@ def open_log(
         world=world,
         dtype=config.train.dtype,
         validates=validates,
-        board=config.log.tensorboard_dir,
+        board=config.log.tensorboard_dir if "tensorboard" in config.log.to else None,
+        trackers=open_trackers(config, settings),
     )
-    settings = {"N": run.N, "layers": config.model.layers, "width": config.model.width}
-    settings |= {"T": config.train.tokens, "B": config.train.batch_tokens, "lr": config.optim.lr}
-    log.hparams(settings | {"seed": config.seed})
+    log.hparams(settings)
     begun = f"; from step {step:,}" if step else ""
     how = f"{run.steps * run.clips / cache.train_size:.2g} epochs; {device}, attention {attention}"
     print(f"{config.run_dir}: {run.text}; {how}{begun}", flush=True)
