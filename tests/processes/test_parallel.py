@@ -92,7 +92,10 @@ def test_resuming_in_the_same_layout_changes_no_bit(runs: Path, parallel: str) -
     assert metrics(runs / f"{parallel}_then_{parallel}") == metrics(runs / parallel)
     ours, theirs = (find_checkpoint(runs / run) for run in (f"{parallel}_then_{parallel}", parallel))
     # At a milestone the average is whole, and the rest in pieces.
-    files = ["ema.safetensors", *(f"{kind}.piece-{i}-of-2.safetensors" for kind in ("model", "optimizer") for i in "01")]
+    files = [
+        "ema.safetensors",
+        *(f"{kind}.piece-{i}-of-2.safetensors" for kind in ("model", "optimizer") for i in "01"),
+    ]
     assert sorted(path.name for path in ours.glob("*.safetensors")) == files
     assert all((ours / name).read_bytes() == (theirs / name).read_bytes() for name in files)
 
