@@ -358,13 +358,16 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy named tensors into ``model``; UserError if they are another model's."""
     own = model.state_dict()
-    wrong = next(iter(sorted(own.keys() ^ tensors.keys())), None)
+    differing = sorted(own.keys() ^ tensors.keys())
     with torch.no_grad():
-        for name, tensor in own.items():
-            value = tensors.get(name)
-            if wrong or value.shape != tensor.shape:
-                raise UserError(f"{path}: of another model (first difference: {wrong or name})")
+        for name, tensor in () if differing else own.items():
+            value = tensors[name]
+            if value.shape != tensor.shape:
+                differing = [name]
+                break
             tensor.copy_(like(tensor, value))
+    if differing:
+        raise UserError(f"{path}: of another model (first difference: {differing[0]})")
 
 
 def _kinds(path: Path) -> str:
