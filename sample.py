@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
+from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli, shown
 from videoscaling.utils.files import read_bounded, write_json
 from videoscaling.utils.options import height_and_width
 from videoscaling.utils.tables import read_table, table_kind
@@ -39,6 +39,9 @@ def parser() -> Parser:
         "model that ships here)",
     )
     parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times")
+    parser.add_argument(
+        "words", nargs="*", type=path_text, help=argparse.SUPPRESS
+    )  # refused, with the option that is meant
     parser.add_argument(
         "--prompts",
         type=Path,
@@ -104,6 +107,7 @@ def parser() -> Parser:
         "--size",
         type=height_and_width,
         metavar="N|HxW",
+        aliases=("--height", "--width", "--image-size", "--resolution"),
         help="pixels of a video: a square's side, or height x width (default: the training's, as --frames)",
     )
     parser.add_argument("--fps", type=float, help="frames per second of the files (default: the training's, else 8)")
@@ -127,6 +131,10 @@ def parser() -> Parser:
 
 def main() -> int:
     arguments = parser().parse_args()
+    if arguments.words:
+        words = " ".join(arguments.words)
+        option = "--checkpoint" if Path(words).exists() else "--prompt"
+        raise UserError(f"{shown(words)}: without an option; write {option} {shown(words)}")
     for name in ("fps", "batch", "grid", "upscale", "frames"):
         if getattr(arguments, name) is not None and not 1 <= getattr(arguments, name) < math.inf:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be at least 1")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from videoscaling.training.config import alias_hint, as_integer, is_text, key_called, known_keys, merge, nested
-from videoscaling.training.keys import NOT_NEGATIVE, POSITIVE, Bound, check_value, info_of, key
+from videoscaling.training.keys import NOT_NEGATIVE, POSITIVE, Bound, check_value, info_of, key, keys_of
 from videoscaling.utils.errors import UserError, nearest, shown
 from videoscaling.utils.typed import typed as dataclass_of
 from videoscaling.utils.user_text import check_literal, check_printable, expand_home
@@ -88,6 +88,7 @@ class SlurmKeys:
     python: str | None = key(
         None,
         "command that starts Python on the nodes, such as apptainer exec --nv image.sif python; by default this one's",
+        aliases="container container_image image singularity apptainer",
     )
     options: Values = key({}, 'further options of sbatch, such as {qos: low, exclude: "node[3-4]"}')
 
@@ -105,6 +106,7 @@ class ExecutorKeys:
         None,
         "with kind command: a line of shell that trains one cell or submits it, such as sbatch --wrap {command}; "
         "{command}, {run_id} and {name} are replaced by the cell's, each as one word",
+        aliases="template submit submit_command launcher scheduler",
     )
     workers: int | None = key(
         None,
@@ -187,10 +189,13 @@ def overridden(values: Values, overrides: list[str]) -> Values:
     """The YAML's ``values`` under ``overrides`` such as ``executor.workers=4`` or ``config.train.dtype=bfloat16``."""
     for override in overrides:
         name, equals, _ = override.partition("=")
+        if not equals and name in keys_of(SweepKeys):
+            raise UserError(f"{name}: no value; write {name}=...")
         if not equals or name.split(".")[0] not in SweepKeys.__dataclass_fields__:
             known = list(known_keys())
             elsewhere = f"; a key of training: write config.{override}" if name in known else None
-            hint = elsewhere or nearest(name, list(SweepKeys.__dataclass_fields__)) or alias_hint(name)
+            near = sweep_key_hint(name) or nearest(name, list(SweepKeys.__dataclass_fields__)) or alias_hint(name)
+            hint = elsewhere or near
             raise UserError(f"{override!r}: not an override of a sweep's key, such as executor.workers=4{hint}")
         if "[" in name:
             raise UserError(f"{override}: entries of a list are changed in the YAML; here a list is given whole")
@@ -240,7 +245,8 @@ def typed(values: Values, path: str | Path) -> SweepKeys:
             if name not in known:
                 # Another file, or a slip: a far hint would only mislead.
                 other = "sizes" not in values and not prefix
-                hint = nearest(str(name), list(known), 0.75 if other else 0.5) or (WANTED if other else "")
+                hint = _alias(str(name), schema, prefix) or nearest(str(name), list(known), 0.75 if other else 0.5)
+                hint = hint or (WANTED if other else "")
                 raise UserError(f"{path}: unknown key {prefix}{shown(name) if not prefix else name}{hint}")
             if "int" in str(known[name].type):
                 keys[name] = as_integer(keys[name])
@@ -275,6 +281,12 @@ def minutes(time: Any) -> int:
     if total < 1:
         raise ValueError(text)
     return total
+
+
+def _alias(name: str, schema: type, prefix: str) -> str:
+    """A hint that names the key of ``schema`` for another word for it; empty without one."""
+    found = next((key for key, info in info_of(schema).items() if name in info.aliases), None)
+    return f"; did you mean {prefix + found!r}? ({info_of(schema)[found].help})" if found else ""
 
 
 def _group(values: Values, name: str, path: str | Path) -> Values:

@@ -26,6 +26,7 @@ MEANINGS = {
     "flops": "training FLOPs, T x 3/4 x N x (7 + n_ctx / width)",
     "heldout": "1: predicted before it ran, and not to be fitted",
 }
+MADE = "`tools/sweep.py collect --dataset`"  # in every card
 READ = """
 ```python
 import pandas
@@ -40,17 +41,30 @@ ScaleBench's `non_embedding_param_size`, T is Step Law's `D`, B is its `bs` in t
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UserError if ``folder`` is a file, or holds something else than a data set."""
-    if folder.exists() and not (folder / "runs.csv").is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--dataset {folder}: exists, and is no data set; name a new folder")
+    """Raise UserError if ``folder`` is a file, or holds something else than a data set that was written here."""
+    card = folder / "README.md"
+    ours = card.is_file() and MADE in card.read_text(encoding="utf-8", errors="replace")
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--dataset {folder}: exists, and is no data set of this command; name a new folder")
 
 
 def write(table: RunTable, folder: Path, name: str, licence: str | None) -> list[str]:
     """Write the data set of the sweep ``name`` into ``folder``; the names of its files."""
+    try:
+        import pyarrow.csv
+        import pyarrow.parquet
+    except ImportError:
+        names = ["runs.csv"]
+    else:
+        names = ["runs.csv", "runs.parquet"]
     folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "README.md", card(table, name, licence, names))  # first: by it the folder is known again
     runs.write_csv(table, folder / "runs.csv")
-    names = ["runs.csv", *_write_parquet(folder)]
-    write_text(folder / "README.md", card(table, name, licence, names))
+    if len(names) > 1:
+        # Ids are hexadecimal: some consist of digits alone, and one with an e among them would be a number.
+        options = pyarrow.csv.ConvertOptions(column_types={"run_id": "string"})
+        columns = pyarrow.csv.read_csv(folder / "runs.csv", convert_options=options)
+        pyarrow.parquet.write_table(columns, folder / "runs.parquet")
     return [*names, "README.md"]
 
 
@@ -66,7 +80,7 @@ def card(table: RunTable, name: str, licence: str | None, files: list[str]) -> s
         f"{plural(count, 'training run')} of {plural(len(sizes), 'size')}, {plural(len(table), 'row')}, one for each "
         f"milestone ({diverged} diverged, {int(table.heldout.sum())} held out): {ranges}.",
         "",
-        f"Collected on {datetime.now(UTC).date()} by `tools/sweep.py collect --dataset` from the runs' `result.json`. "
+        f"Collected on {datetime.now(UTC).date()} by {MADE} from the runs' `result.json`. "
         f"Licence: {licence or 'not stated'}.",
         "",
         *("| column | meaning |", "|---|---|"),
@@ -81,15 +95,3 @@ def card(table: RunTable, name: str, licence: str | None, files: list[str]) -> s
         *(f"| {key} | {value} |" for key, value in table.recipe.items()),
     ]
     return "\n".join([*lines, READ])
-
-
-def _write_parquet(folder: Path) -> list[str]:
-    """runs.parquet of the runs.csv in ``folder``; none where pyarrow is not installed."""
-    try:
-        from pyarrow import csv, parquet
-    except ImportError:
-        return []
-    # Ids are hexadecimal: some consist of digits alone, and one with an e among them would be a number.
-    options = csv.ConvertOptions(column_types={"run_id": "string"})
-    parquet.write_table(csv.read_csv(folder / "runs.csv", convert_options=options), folder / "runs.parquet")
-    return ["runs.parquet"]

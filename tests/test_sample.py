@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import av
@@ -12,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.commands import call
-from videoscaling import VideoPipeline
+from videoscaling import VideoDiT, VideoPipeline, read_curve
 from videoscaling.data.export import to_bytes
 from videoscaling.diffusion.validation import validation_times
 from videoscaling.training.exported import EMBEDDED
@@ -72,8 +73,13 @@ def test_a_notebook_gets_the_videos_of_the_command(trained: Path, tmp_path: Path
     for number, video in enumerate(videos):
         written = np.asarray(Image.open(next(tmp_path.glob(f"{number:03d}*.png"))))
         assert (written[:, :32] == to_bytes(video)[0]).all()
-    alone = VideoPipeline.from_run(trained, weights="ema")(PROMPTS[1], steps=3, seed=8, guidance=3.0)
+    pipeline = VideoPipeline.from_run(trained, weights="ema")
+    alone = pipeline(PROMPTS[1], steps=3, seed=8, guidance=3.0)
     assert (alone[0] - videos[1]).abs().max() < 1e-5  # sums in another order
+    network, weights = VideoDiT.from_run(trained), pipeline.model.state_dict()
+    assert isinstance(network, VideoDiT)
+    assert not network.training
+    assert all(torch.equal(weights[name], tensor) for name, tensor in network.state_dict().items())
 
 
 def test_gif_and_other_schedulers(trained: Path, tmp_path: Path) -> None:
@@ -165,7 +171,9 @@ def test_an_exported_folder_gives_the_videos_of_its_run(trained: Path, tmp_path:
     python("tools/export.py", "--checkpoint", str(trained), "--out", str(folder), "--licence", "mit")
     assert {path.name for path in folder.iterdir()} == {
         *("config.json", "diffusion_pytorch_model.safetensors", "scheduler_config.json", "README.md"),
+        "metrics.jsonl",
     }
+    np.testing.assert_equal(asdict(read_curve(folder)), asdict(read_curve(trained)))
     run, exported = VideoPipeline.from_run(trained), VideoPipeline.from_run(folder)
     made = [pipeline(PROMPTS, steps=2, guidance=3.0) for pipeline in (run, exported)]
     assert torch.equal(*made)

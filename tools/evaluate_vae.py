@@ -29,6 +29,7 @@ from videoscaling.models.vae import VideoVAE, load_vae
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
 from videoscaling.utils.files import atomic_write
+from videoscaling.utils.options import height_and_width
 from videoscaling.utils.random import derive_seed
 
 HELD_OUT = derive_seed(0, "held out")  # the clips that tools/train_vae.py scores its own on, and trains on none of
@@ -45,7 +46,7 @@ def clips_by_source(
     """
     if sources is None:
         index = torch.arange(args.clips)
-        yield "synthetic, held out", render(index, HELD_OUT, args.frames, args.size, args.size)
+        yield "synthetic, held out", render(index, HELD_OUT, shape.frames, *shape.sides)
         return
     clip_options = ClipOptions(shape, args.clips, backend=default_backend())
     units = (video_group(source, clip_options) for source in sources)
@@ -112,7 +113,13 @@ def main() -> None:
         "--clips", type=int, default=16, help="of each video at most, or synthetic ones in all (default: %(default)s)"
     )
     parser.add_argument("--frames", type=int, default=17, help="of a clip (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=32, help="pixels along a side (default: %(default)s)")
+    parser.add_argument(
+        "--size",
+        type=height_and_width,
+        metavar="N|HxW",
+        default=(32, 32),
+        help="pixels of a clip: a square's side, or height x width (default: 32)",
+    )
     parser.add_argument("--stride", type=int, default=1, help="every how many-th frame (default: %(default)s)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--bfloat16", action="store_true", help="run the autoencoder in bfloat16, not float32")
@@ -121,13 +128,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.source == "synthetic":
         parser.refuse_unread(args, ("stride",), "for videos; synthetic clips are rendered frame by frame")
-    if args.clips < 1 or args.size < 11:
+    if args.clips < 1 or min(args.size) < 11:
         raise UserError("--clips must be at least 1, and --size at least 11, the width of SSIM's window")
 
     # Before the VAE: loading diffusers takes seconds.
     sources = None if args.source == "synthetic" else list_sources(args.source, ListingOptions(captions=False))
     vae = load_vae(args.vae, pick_device(args.device), torch.bfloat16 if args.bfloat16 else torch.float32)
-    vae.latent_shape(args.frames, args.size, args.size)  # a shape that the VAE cannot take is said before any work
+    vae.latent_shape(args.frames, *args.size)  # a shape that the VAE cannot take is said before any work
     rows, all_of, clips_of = [], [], []
     for name, clips in clips_by_source(args, sources, Shape(args.frames, args.size, args.stride)):
         found = measured(vae, clips)

@@ -36,7 +36,11 @@ videos = pipeline("a prompt", steps=50, guidance=5)  # [1, 3, frames, height, wi
 def arguments() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, aliases=("--ckpt", "--run"), help="a run directory, or a checkpoint"
+        "--checkpoint",
+        type=Path,
+        required=True,
+        aliases=("--ckpt", "--run", "--model", "--model-path"),
+        help="a run directory, or a checkpoint",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write; replaced if it holds an export")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or raw (default: ema)")

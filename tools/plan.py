@@ -83,6 +83,7 @@ def arguments() -> Parser:
         "--html",
         type=path_text,
         metavar="PAGE",
+        aliases=("--page", "--web"),
         help="write a page with sliders for the budget, the GPU and the clips served, of one or more laws",
     )
     return parser

@@ -1,6 +1,7 @@
 """Train the tiny video autoencoder that is shipped as ``models/embedded_vae``, on synthetic clips.
 
     python tools/train_vae.py --out models/embedded_vae
+    python tools/train_vae.py --out vaes/wide --size 48x80
 
 Clips are rendered as they are needed and none is seen twice. The same command continues an interrupted training from
 its last saved state. At the end the autoencoder is scored on held-out clips and compared with principal component
@@ -37,13 +38,14 @@ from videoscaling.utils.files import (
     write_json,
     write_text,
 )
-from videoscaling.utils.options import add_options, check_bounds, option, options_of
+from videoscaling.utils.options import add_options, check_bounds, height_and_width, option, options_of
 from videoscaling.utils.progress import Progress
 from videoscaling.utils.random import derive_seed, normal
 
-FRAMES, SIZE = 17, 32
-# 17 frames of 32x32 to 5x4x4 latents of 16 numbers. LTX's blocks carry a linear path through every resampling (space
-# to depth and back), which is what makes minutes of training enough; few channels at high resolution keep it quick.
+FRAMES = 17
+# 4 frames (the first alone) and 8x8 pixels to one latent of 16 numbers: 17 frames of 32x32 to 5x4x4 of them. LTX's
+# blocks carry a linear path through every resampling (space to depth and back), which is what makes minutes of
+# training enough; few channels at high resolution keep it quick.
 ARCHITECTURE = {
     "latent_channels": 16,
     "patch_size": 2,
@@ -67,9 +69,9 @@ SCORED, MEASURED = 512, 2048  # held-out clips for PSNR; training clips for late
 SAVE_SECONDS = 120
 
 
-def held_out(seed: int) -> Tensor:
+def held_out(settings: "Settings") -> Tensor:
     """The clips that PSNR is measured on. Another seed's clips: none is ever trained on."""
-    return render(torch.arange(SCORED), derive_seed(seed, "held out"), FRAMES, SIZE, SIZE)
+    return render(torch.arange(SCORED), derive_seed(settings.seed, "held out"), FRAMES, *settings.size)
 
 
 def build() -> nn.Module:
@@ -128,6 +130,9 @@ class Settings:
     batch: int = option(8, "clips per step", 1, 10**6)
     lr: float = option(3e-3, "peak learning rate: warm-up, then linear to 0", 1e-12, 1e6)
     seed: int = option(0, "of clips, weights and noise", 0, 2**63 - 1)
+    size: tuple[int, int] = option(
+        (32, 32), "pixels of a clip: a square's side, or height x width, multiples of 8", type=height_and_width
+    )
     device: str = option("cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda")
 
 
@@ -152,12 +157,12 @@ def train(settings: Settings, state_path: Path) -> nn.Module:
         for part, saved in zip(optimiser.parts, state["optimiser"]):
             part.load_state_dict(saved)
 
-    latent_shape = (ARCHITECTURE["latent_channels"], (FRAMES - 1) // 4 + 1, SIZE // 8, SIZE // 8)
+    latent_shape = (ARCHITECTURE["latent_channels"], (FRAMES - 1) // 4 + 1, *(side // 8 for side in settings.size))
     saved_at, recent = time.monotonic(), None
     with Progress(steps, "training", "steps", done=first) as bar:
         for step in range(first, steps):
             index = torch.arange(step * batch, (step + 1) * batch, device=device)
-            clips = render(index, seed, FRAMES, SIZE, SIZE)
+            clips = render(index, seed, FRAMES, *settings.size)
             loss, squared_error = loss_of(model, clips, normal(seed, "posterior", index, latent_shape))
             loss.backward()
             optimiser.step(min(1.0, (step + 1) / WARM_UP) * (1 - step / steps))
@@ -177,12 +182,13 @@ def train(settings: Settings, state_path: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def finish(model: nn.Module, seed: int) -> nn.Module:
+def finish(model: nn.Module, settings: Settings) -> nn.Module:
     """Round to the float16 that is shipped, then measure the latents of that, for the model's own convention."""
     model = model.eval().half().float()
     device = model.latents_mean.device
     parts = torch.arange(MEASURED, device=device).split(64)
-    latents = torch.cat([model.encode(render(part, seed, FRAMES, SIZE, SIZE)).latent_dist.mode() for part in parts])
+    clips = (render(part, settings.seed, FRAMES, *settings.size) for part in parts)
+    latents = torch.cat([model.encode(part).latent_dist.mode() for part in clips])
     model.latents_mean.copy_(latents.mean((0, 2, 3, 4)))
     model.latents_std.copy_(latents.std((0, 2, 3, 4)))
     return model
@@ -196,12 +202,12 @@ def reconstruct(model: nn.Module, clips: Tensor) -> Tensor:
     return torch.cat(parts).clamp_(-1, 1)
 
 
-def scores(model: nn.Module, seed: int) -> dict[str, dict[str, float]]:
+def scores(model: nn.Module, settings: Settings) -> dict[str, dict[str, float]]:
     """PSNR on held-out clips by method: of the mean squared error over all clips (``pooled``, the stricter) and the
     mean over clips of each one's PSNR (``per_clip``)."""
-    test = held_out(seed)
-    numbers = ARCHITECTURE["latent_channels"] * 5 * (SIZE // 8) ** 2
-    fitted_on = render(torch.arange(PCA_CLIPS), seed, FRAMES, SIZE, SIZE)
+    test, (height, width) = held_out(settings), settings.size
+    numbers = ARCHITECTURE["latent_channels"] * 5 * (height // 8) * (width // 8)
+    fitted_on = render(torch.arange(PCA_CLIPS), settings.seed, FRAMES, height, width)
     made = {
         "autoencoder": reconstruct(model, test),
         "pca_of_blocks": pca_of_blocks(fitted_on, test, ARCHITECTURE["latent_channels"]),
@@ -230,14 +236,15 @@ def write(model: nn.Module, out: Path, record: Mapping[str, Any]) -> None:
     """Put the folder in place whole. A process killed between moving the old one away and this one in leaves none
     until the next start (``recover_folder``)."""
     remove_abandoned(out)
+    height, width = record["settings"]["size"]
     tmp = temporary(out)
     try:
         model.half().save_pretrained(tmp)
         write_json(tmp / "record.json", record)
         readme = (
             f"# {out.name}\n\nA tiny `AutoencoderKLLTXVideo`, trained on the synthetic clips of "
-            f"`data/sources/synthetic.py`:\n{FRAMES} frames of {SIZE}x{SIZE} to 5x4x4 latents of "
-            f"{ARCHITECTURE['latent_channels']} numbers, "
+            f"`data/sources/synthetic.py`:\n{FRAMES} frames of {height}x{width} to "
+            f"5x{height // 8}x{width // 8} latents of {ARCHITECTURE['latent_channels']} numbers, "
             f"{record['parameters']:,} parameters in float16.\nIt serves demonstrations and tests; it knows no other "
             f"videos. Made {record['date']} by\n\n    {record['command']}\n\n```\n{table(record['psnr'])}\n```\n\n"
             "Details: `record.json`. Latent statistics: the model's buffers `latents_mean` and `latents_std`.\n"
@@ -259,14 +266,18 @@ def main() -> None:
     recover_folder(args.out)
     settings = options_of(Settings, args)
     check_bounds(settings)
+    if any(side % 8 for side in settings.size):
+        raise UserError(
+            f"--size {'x'.join(map(str, settings.size))}: must be multiples of 8, the pixels of one latent"
+        )
     if args.out.exists() and any(args.out.iterdir()) and not (args.out / "config.json").exists():
         raise UserError(f"--out {args.out} is a folder of something else: name a new one, or one that holds a VAE")
 
     state_path = args.out.with_name(f".{args.out.name}.training.pt")
     started = time.monotonic()
     with resumable(str(args.out)):
-        model = finish(train(settings, state_path), args.seed)
-    by_method = scores(model, args.seed)
+        model = finish(train(settings, state_path), settings)
+    by_method = scores(model, settings)
 
     import diffusers
 

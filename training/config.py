@@ -49,6 +49,10 @@ ELSEWHERE = (
         "num_workers dataloader_num_workers",
         "training reads latents from memory maps; tools/cache_latents.py, which decodes, has --workers",
     ),
+    (
+        "entity wandb_project wandb_entity wandb_name wandb_mode wandb_group",
+        "wandb and trackio, which log.to names, read environment variables such as WANDB_PROJECT and WANDB_MODE",
+    ),
     ("use_ema", "the weights are always averaged; ema.width says how"),
 )
 HINTS = {word: f"; {hint}" for words, hint in ELSEWHERE for word in words.split()}

@@ -1,6 +1,6 @@
 """A trained model as a folder of standard files, which diffusers' and safetensors' users read without this package.
 
-    models/x/  config.json  diffusion_pytorch_model.safetensors  scheduler_config.json  README.md
+    models/x/  config.json  diffusion_pytorch_model.safetensors  scheduler_config.json  README.md  metrics.jsonl
 
 config.json has what rebuilds the model and finds its encoders; a large model's weights are sharded with an index.
 """
@@ -19,8 +19,9 @@ from videoscaling.models.hub import read_config, weight_files
 from videoscaling.training.checkpoint import find_checkpoint, load_tensors, read_state, read_tensors
 from videoscaling.training.config import Config, config_from_dict, flatten, nested, to_dict
 from videoscaling.training.config import read_config as recorded
+from videoscaling.training.logs.log_files import METRICS, parse_row
 from videoscaling.utils.errors import UserError, shown
-from videoscaling.utils.files import replace_folder, temporary, write_json, write_text
+from videoscaling.utils.files import replace_folder, temporary, write_bytes, write_json, write_text
 from videoscaling.utils.yaml_text import Values
 
 EMBEDDED = Path(__file__).parents[1] / "models" / "embedded_dit"
@@ -86,6 +87,8 @@ def _check_types(facts: Values, path: Path) -> None:
 def export(trained: Trained, weights: str, out: Path, card: str) -> None:
     """Write ``trained``, whose weights are of the kind ``weights``, as the folder ``out``, whole or not at all.
 
+    The run's metrics.jsonl is copied up to the checkpoint's step.
+
     Args:
         card: the text of its README.md.
     """
@@ -102,6 +105,10 @@ def export(trained: Trained, weights: str, out: Path, card: str) -> None:
         for file in tmp.glob("*.safetensors"):  # written for the owner alone
             file.chmod(0o644)
         write_text(tmp / "README.md", card)
+        if (log := trained.path.absolute().parents[1] / METRICS).is_file():
+            rows = [(line, parse_row(line)) for line in log.read_bytes().splitlines(keepends=True)]
+            step = read_state(trained.path)["step"]
+            write_bytes(tmp / METRICS, b"".join(line for line, row in rows if row and row["step"] <= step))
         replace_folder(tmp, out)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)

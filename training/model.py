@@ -17,10 +17,14 @@ from videoscaling.utils.errors import UserError
 
 SHALLOW = 6
 F = TypeVar("F", bound=Callable)
+Model = TypeVar("Model", bound=VideoDiT)
 
 
-def build_model(config: Config, meta: CacheMeta, device: torch.device) -> VideoDiT:
+def build_model(config: Config, meta: CacheMeta, device: torch.device, kind: type[Model] = VideoDiT) -> Model:
     """The initialised model of a resolved ``config``, for data of ``meta`` (latent_shape and text_dim).
+
+    Args:
+        kind: its class.
 
     Raises:
         UserError: its float32 weights, which are made in the machine's own memory, are larger than that.
@@ -36,7 +40,7 @@ def build_model(config: Config, meta: CacheMeta, device: torch.device) -> VideoD
         text_dim=meta["text_dim"],
     )
     backend = choose_backend(config.model.attention, device.type, dtype)
-    model = VideoDiT(shape, config.seed, dtype, backend).to(device)
+    model = kind(shape, config.seed, dtype, backend).to(device)
     model.recompute = config.train.activation_checkpointing
     return model
 

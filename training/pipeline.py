@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from videoscaling.data.index import CacheMeta
 from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler, sample
+from videoscaling.models import dit
 from videoscaling.models.text import TextEncoder, cut_warning, load_text_encoder
 from videoscaling.models.vae import VideoVAE, load_vae
 from videoscaling.training.checkpoint import load_into
-from videoscaling.training.exported import read_trained
+from videoscaling.training.exported import Trained, read_trained
 from videoscaling.training.model import build_model, check_compiler, compile_model
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import UserError
@@ -66,11 +67,34 @@ def _given(option: str) -> str:
     return f"{option} FOLDER" if option.startswith("-") else f"{option}=FOLDER"
 
 
+class VideoDiT(dit.VideoDiT):
+    """The network alone, ``models.dit.VideoDiT``, of a trained run."""
+
+    @classmethod
+    def from_run(
+        cls,
+        path: str | Path = "embedded",
+        *,
+        weights: str = "ema",
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> "VideoDiT":
+        """The trained network, in evaluation mode; the arguments and errors are ``VideoPipeline.from_run``'s."""
+        return cls._of(read_trained(path, weights), pick_device(device), dtype)
+
+    @classmethod
+    def _of(cls, trained: Trained, device: torch.device, dtype: str | None) -> "VideoDiT":
+        trained.config.train.dtype = dtype or trained.config.train.dtype
+        model = build_model(trained.config, trained.data, device, cls)
+        load_into(model, trained.tensors, trained.path)
+        return model.eval()
+
+
 class VideoPipeline:
     """A model, its diffusion process and its encoders.
 
     Attributes:
-        model: called as model(x_t, t, context, mask), such as ``models.dit.VideoDiT``.
+        model: called as model(x_t, t, context, mask), such as ``VideoDiT``.
         latent_shape: (channels, frames, height, width) of a video's latents.
         fps: frames per second of the training's videos; None where it is not known.
         path: the checkpoint's, or None.
@@ -119,15 +143,13 @@ class VideoPipeline:
         """
         trained, on = read_trained(path, weights), pick_device(device)
         config, data = trained.config, trained.data
-        config.train.dtype = dtype or config.train.dtype
         check_compiler(compiled, on, "--compile")
-        model = build_model(config, data, on)
-        load_into(model, trained.tensors, trained.path)
+        model = VideoDiT._of(trained, on, dtype)
         if compiled:
             compile_model(model)
         own_vae, own_text = load_encoders(data, on, vae=vae, text=text)
         return cls(
-            model=model.eval(),
+            model=model,
             process=Process(config.diffusion.process, config.diffusion.target),
             vae=own_vae,
             text=own_text,

@@ -2,7 +2,7 @@
 
 The names for notebooks are here, loaded when they are first used:
 
-    from videoscaling import VideoPipeline, fit, load_law, plan, predict, read_runs
+    from videoscaling import VideoDiT, VideoPipeline, fit, load_law, plan, predict, read_curve, read_runs
 
 The packages lie at the root of the repository. In a checkout this one takes its modules from there, so that commands
 run without an installation; in an installed wheel they are in this folder. Each has one name either way.
@@ -22,8 +22,10 @@ INTERFACE = ("fit", "load_law", "plan", "predict", "read_runs")  # of scaling/ap
 
 
 def __getattr__(name: str) -> Any:
-    if name == "VideoPipeline":
-        return import_module("videoscaling.training.pipeline").VideoPipeline
+    if name in ("VideoDiT", "VideoPipeline"):
+        return getattr(import_module("videoscaling.training.pipeline"), name)
+    if name == "read_curve":
+        return import_module("videoscaling.training.logs.curves").read_curve
     if name in INTERFACE:
         return getattr(import_module("videoscaling.scaling.api"), name)
     if not name.startswith("_") and name in (interface := import_module("videoscaling.scaling")).__all__:

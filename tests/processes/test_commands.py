@@ -13,6 +13,7 @@ MISTAKES = {
     "sample.py": (["--checkpoint", "nowhere", "--prompt", "x"], "no such checkpoint"),
     "tools/benchmark.py": (["stack", "--size", "1by1"], "1by1"),
     "tools/cache_latents.py": (["--source", "nowhere", "--out", "x"], "nowhere"),
+    "tools/evaluate_samples.py": (["a.npy"], "--real FILE.npy"),
     "tools/evaluate_vae.py": (["--source", "nowhere", "--vae", "embedded"], "nowhere"),
     "tools/export.py": (["--checkpoint", "nowhere", "--out", "x"], "no such checkpoint"),
     "tools/fit.py": (["all", "missing.csv", "--out", "x.json"], "no such file"),
@@ -29,7 +30,7 @@ MISTAKES = {
 # They import torch before they read their options, 2 to 3 s each: as processes they are slow tests.
 WITH_TORCH = (
     "sample.py",
-    *(f"tools/{name}.py" for name in ("benchmark", "cache_latents", "evaluate_vae", "train_vae")),
+    *(f"tools/{name}.py" for name in ("benchmark", "cache_latents", "evaluate_samples", "evaluate_vae", "train_vae")),
 )
 
 

@@ -60,8 +60,11 @@ def test_a_data_set_has_every_row_as_csv_and_parquet_and_a_card(ask, tmp_path: P
     assert "| schedule | constant |" in card
     assert str(tmp_path) not in card
     ask("collect", "--out", str(law), "--dataset", str(folder))  # its own is replaced, another folder is not
-    with pytest.raises(UserError, match="is no data set"):
-        ask("collect", "--out", str(law), "--dataset", str(tmp_path))
+    (folder / "README.md").write_text("my notes")
+    for other in (tmp_path, folder):
+        with pytest.raises(UserError, match="is no data set"):
+            ask("collect", "--out", str(law), "--dataset", str(other))
+    assert (folder / "README.md").read_text() == "my notes"
 
 
 def test_what_trains_still_wants_the_clips(ask) -> None:

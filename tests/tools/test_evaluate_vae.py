@@ -41,7 +41,7 @@ def test_a_folder_is_scored_by_video_and_the_unreadable_named(monkeypatch, capsy
     for number, height in enumerate((48, 64)):
         make_video(tmp_path / f"{number}.mp4", height=height)
     (tmp_path / "broken.mp4").write_bytes(b"no video at all")
-    found, reported = evaluate(monkeypatch, capsys, "--source", str(tmp_path))
+    found, reported = evaluate(monkeypatch, capsys, "--source", str(tmp_path), "--size", "32x40")
     assert [row["source"] for row in found["sources"]] == ["0.mp4", "1.mp4"]
     assert "broken.mp4: " in reported
     scores = [row["psnr"] for row in found["sources"]]
@@ -53,6 +53,7 @@ def test_what_cannot_be_scored_is_said_before_any_work(monkeypatch, capsys, tmp_
     (tmp_path / "broken.mp4").write_bytes(b"no video at all")
     for options, message in (
         (["--size", "8"], "--size at least 11"),
+        (["--size", "32x36"], "width 36: this VAE takes multiples of 8"),
         (["--frames", "16"], "16 frames: this VAE takes 4k"),
         (["--source", str(tmp_path)], "no video in it can be used"),
         (["--vae", str(tmp_path)], "no config.json"),

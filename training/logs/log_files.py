@@ -14,6 +14,7 @@ from videoscaling.utils.files import atomic_write, parse_json, write_bytes
 from videoscaling.utils.messages import warn
 from videoscaling.utils.os_errors import describe, warn_of_os_error, with_filename
 
+METRICS = "metrics.jsonl"  # in a run directory
 HPARAMS_FILE = "events.out.tfevents.0.hparams"  # sorts before the events, as TensorBoard reads files in that order
 DAMAGED = ".damaged"  # after the name of a file whose lines were not all readable
 
@@ -86,7 +87,7 @@ def _cut(path: Path, step: int) -> MetricsRow | None:
             content = path.read_bytes()
         # A line cut short by a kill has no newline, and comes after the checkpoint.
         lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n") and line.strip()]
-        rows = [_row(line) for line in lines]
+        rows = [parse_row(line) for line in lines]
         kept = [(line, row) for line, row in zip(lines, rows) if row is not None and row["step"] <= step]
         if None in rows:
             write_bytes(damaged, content)
@@ -101,10 +102,10 @@ def _cut(path: Path, step: int) -> MetricsRow | None:
         return None
 
 
-def _row(line: bytes) -> MetricsRow | None:
+def parse_row(line: bytes) -> MetricsRow | None:
     """A line's values; None if it is not a line of metrics.jsonl."""
     try:
-        row = parse_json(line, "metrics.jsonl", dict)
+        row = parse_json(line, METRICS, dict)
     except UserError:
         return None
     return row if type(row.get("step")) is int and type(row.get("tokens")) is int else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from videoscaling.data.export import gif_bytes
-from videoscaling.training.logs.log_files import Board, MetricsFile, MetricsRow
+from videoscaling.training.logs.log_files import METRICS, Board, MetricsFile, MetricsRow
 from videoscaling.training.logs.trackers import Tracker
 from videoscaling.utils.devices import peak_of
 from videoscaling.utils.progress import duration
@@ -62,7 +62,7 @@ class MetricsLog:
         board: str | None = "tensorboard",
         trackers: Sequence[Tracker] = (),
     ) -> None:
-        self._file = MetricsFile(run_dir / "metrics.jsonl", step)
+        self._file = MetricsFile(run_dir / METRICS, step)
         # TensorBoard's steps are tokens here: cells of different batches are compared at equal tokens.
         folder = None if board is None else run_dir / board
         self._trackers = trackers

@@ -80,7 +80,7 @@ class StubNetwork:
 
 @pytest.mark.parametrize("count", [1, 49, 50, 51, 100, 237])
 def test_windows_give_each_frame_its_own_answer(monkeypatch, count):
-    monkeypatch.setattr(shots, "_load_transnetv2", StubNetwork)
+    monkeypatch.setattr(shots, "load_transnetv2", StubNetwork)
     frames = np.zeros((count, HEIGHT, WIDTH, 3), np.uint8)
     marked = np.random.default_rng(count).random(count) < 0.2
     frames[marked] = 255
@@ -104,6 +104,6 @@ def test_transnetv2_answers_as_in_its_own_code_and_changes_no_global_state():
     assert torch.initial_seed() == 5
     assert not torch.are_deterministic_algorithms_enabled()
     with torch.inference_mode():
-        wanted = shots._load_transnetv2().predict_frames(torch.from_numpy(frames), quiet=True)[0].numpy()
+        wanted = shots.load_transnetv2().predict_frames(torch.from_numpy(frames), quiet=True)[0].numpy()
     assert np.ptp(wanted) > 1e-3
     assert found == pytest.approx(wanted, abs=1e-5)

@@ -1,0 +1,75 @@
+"""Trained models as makers of clips, with what is known of each: N, T and its validation loss."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from videoscaling.diffusion.sampling import SamplerOptions
+from videoscaling.models.sizes import parameters
+from videoscaling.training.checkpoint import PREFIX, STATE, read_state
+from videoscaling.training.config import cache_folders
+from videoscaling.training.exported import read_trained
+from videoscaling.training.pipeline import VideoPipeline
+from videoscaling.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model's parameters N, its training tokens T, and the validation loss of its averaged weights with its standard
+    error; T and the loss are None where the checkpoint does not say, as for exported models."""
+
+    N: int
+    T: int | None = None
+    loss: float | None = None
+    loss_se: float | None = None
+
+
+def is_model(path: str) -> bool:
+    """Whether ``path`` is a model, rather than a folder of videos."""
+    folder = Path(path)
+    inside = ("config.json", "config.yaml", "checkpoints", STATE)
+    return path == "embedded" or folder.name.startswith(PREFIX) or any((folder / name).exists() for name in inside)
+
+
+def cache_of(path: str) -> str:
+    """The cache that a model was trained on.
+
+    Raises:
+        UserError: the model does not say, or was trained on several.
+    """
+    trained = read_trained(path)
+    folders = [folder for folder in cache_folders(trained.config) if folder]
+    if len(folders) != 1:
+        raise UserError(f"{path}: names {len(folders)} caches; name one, or real videos, as --real")
+    return folders[0]
+
+
+def load_model(
+    path: str, device: torch.device, *, vae: str | None = None, text: str | None = None
+) -> tuple[VideoPipeline, ModelFacts]:
+    """The pipeline of a model with averaged weights, and what is known of it."""
+    pipeline = VideoPipeline.from_run(path, device=str(device), vae=vae, text=text)
+    size = pipeline.model.config
+    N = parameters(size.layers, size.width)
+    if pipeline.path == "embedded" or not (Path(pipeline.path) / STATE).is_file():
+        return pipeline, ModelFacts(N)
+    state = read_state(Path(pipeline.path))
+    measured = next((one for one in state["milestones"] if one["tokens"] == state["tokens"]), {})
+    return pipeline, ModelFacts(N, state["tokens"], measured.get("ema_val_loss"), measured.get("ema_val_se"))
+
+
+def clip_shape(pipeline: VideoPipeline) -> tuple[int, int, int]:
+    """Frames, height and width of a model's clips."""
+    vae, (_, f, h, w) = pipeline.vae, pipeline.latent_shape
+    return (f - 1) * vae.temporal + 1, h * vae.spatial, w * vae.spatial
+
+
+def sample_clips(
+    pipeline: VideoPipeline, captions: Sequence[str], options: SamplerOptions, *, seed: int, batch: int
+) -> Tensor:
+    """A clip for each caption, the i-th of seed ``seed`` + i: float32 [n, 3, F, H, W] on the CPU."""
+    seeds = [seed + index for index in range(len(captions))]
+    return torch.cat([part.cpu() for part in pipeline.batches(captions, seeds, options, batch=batch)])
