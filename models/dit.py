@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from videoscaling.models.attention import attention, keep_attention
 from videoscaling.models.embeddings import Grid, patchify, rotary_table, rotate, timestep_features, unpatchify
+from videoscaling.models.sequence_shards import SequenceShards
 from videoscaling.utils.random import derive_seed
 
 TIMESTEP_FEATURES = 256
@@ -68,11 +69,17 @@ class SelfAttention(nn.Module):
         self.out = Linear(width, width, bias=False)
         self.qk_norm = nn.Parameter(torch.ones(2, 1, width // heads))
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], backend: str) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], backend: str, shards: SequenceShards | None = None
+    ) -> Tensor:
         qk, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=2)
         # Queries and keys go through norm and rotation as one: half the kernels, which is what small models wait for.
-        q, k = rotate(_rms_norm(qk, self.qk_norm), rotary).unbind(2)
-        return self.out(attention(q, k, v.squeeze(2), backend=backend).flatten(2))
+        qk = rotate(_rms_norm(qk, self.qk_norm), rotary)
+        if shards is None:
+            (q, k), v = qk.unbind(2), v.squeeze(2)
+            return self.out(attention(q, k, v, backend=backend).flatten(2))
+        q, k, v = shards.to_heads(torch.cat((qk, v), 2)).unbind(2)
+        return self.out(shards.to_tokens(attention(q, k, v, backend=backend)).flatten(2))
 
 
 class CrossAttention(nn.Module):
@@ -116,10 +123,14 @@ class Block(nn.Module):
         mask: Tensor,
         rotary: tuple[Tensor, Tensor],
         backend: str,
+        shards: SequenceShards | None = None,
         recompute: bool | str = False,
     ) -> Tensor:
-        """x [batch, n_ctx, width], modulation float32 [batch, 6, width], context [batch, text_tokens, width]."""
-        inputs = (x, modulation, context, mask, rotary, backend)
+        """x [batch, n_ctx, width], modulation float32 [batch, 6, width], context [batch, text_tokens, width].
+
+        With ``shards``, x and ``rotary`` are those of this process's tokens.
+        """
+        inputs = (x, modulation, context, mask, rotary, backend, shards)
         if not recompute or not torch.is_grad_enabled():
             return self._forward(*inputs)
         # In here, so that the compiler sees it; without random numbers there is no state of theirs to keep.
@@ -134,9 +145,10 @@ class Block(nn.Module):
         mask: Tensor,
         rotary: tuple[Tensor, Tensor],
         backend: str,
+        shards: SequenceShards | None,
     ) -> Tensor:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (self.modulation + modulation)[:, :, None].unbind(1)
-        update = self.self_attention(_modulate(x, shift_1, scale_1), rotary, backend)
+        update = self.self_attention(_modulate(x, shift_1, scale_1), rotary, backend, shards)
         x = x + (gate_1 * update).to(x.dtype)
         x = x + self.cross_attention(_normalise(x), context, mask, backend)
         update = self.feed_forward(_modulate(x, shift_2, scale_2))
@@ -166,6 +178,7 @@ class VideoDiT(nn.Module):
         # Each block's activations in the backward pass, instead of keeping them: True, or "selective", which keeps the
         # outputs of attention kernels.
         self.recompute: bool | str = False
+        self.sequence_shards: SequenceShards | None = None  # None: this process computes all of a clip's tokens
         width = config.width
         self.patch_embedding = Linear(config.token_dim, width)
         self.text_embedding = nn.Sequential(
@@ -214,8 +227,13 @@ class VideoDiT(nn.Module):
         time = self.time_embedding(timestep_features(t, TIMESTEP_FEATURES))
         modulation = self.modulation(time).unflatten(-1, (6, -1))
         context = self.text_embedding(context.to(self.dtype))
-        hidden = self.patch_embedding(patchify(x.to(self.dtype), patch))
+        tokens = patchify(x.to(self.dtype), patch)
+        shards = self.sequence_shards
+        if shards is not None:
+            tokens, rotary = shards.cut(tokens, 1), (shards.cut(rotary[0], 0), shards.cut(rotary[1], 0))
+        hidden = self.patch_embedding(tokens)
         for block in self.blocks:
-            hidden = block(hidden, modulation, context, context_mask, rotary, self.backend, self.recompute)
+            hidden = block(hidden, modulation, context, context_mask, rotary, self.backend, shards, self.recompute)
         shift, scale = self.final_modulation(time).unflatten(-1, (2, -1))[:, :, None].unbind(1)
-        return unpatchify(self.final(_modulate(hidden.float(), shift, scale)), patch, grid)
+        tokens = self.final(_modulate(hidden.float(), shift, scale))
+        return unpatchify(tokens if shards is None else shards.join(tokens), patch, grid)

@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from videoscaling.data.latents import LatentCache
@@ -17,6 +18,7 @@ from videoscaling.training.run import Run
 from videoscaling.utils.errors import DataFault
 from videoscaling.utils.random import normal
 
+TEXT_STEP = 64  # tokens: captions are padded to a multiple, for kernels' tiles and few shapes
 AHEAD = 2  # groups of steps whose clips are read from disk while earlier ones are trained on
 
 
@@ -43,6 +45,8 @@ class BatchLoader:
         fault: the fault of the clips of a step that was asked for, or None. The samples of such a step are zeros:
             processes that share a batch continue to where all of them can stop together (``DataCheck``).
         seconds: that all calls of ``batch`` have taken.
+        trims_text: whether captions are padded to the longest of their steps, in steps of ``TEXT_STEP`` tokens, and
+            not to the cache's longest. A compiled model would be compiled anew for each length.
     """
 
     def __init__(self, run: Run, cache: LatentCache | Mixture, rank: int, world: int, device: torch.device) -> None:
@@ -52,8 +56,10 @@ class BatchLoader:
         self._steps = steps_together(cache.latent_shape, self._local)
         self._last = (run.steps - 1) // self._steps
         self._null = tuple(value.to(device) for value in cache.null_context)
+        self._null_tokens = int(cache.null_context[1].sum())
         self.fault: DataFault | None = None
         self.seconds = 0.0
+        self.trims_text = not run.config.train.compile
         self._reader = ThreadPoolExecutor(1)
         self._reads: dict[int, Future[tuple[Stored, DataFault | None]]] = {}
         self._group = -1
@@ -110,9 +116,21 @@ class BatchLoader:
         self._reads = {n: self._reads.get(n) or self._reader.submit(self._read, n) for n in wanted}
         read, fault = self._reads[group].result()
         self.fault = self.fault or fault
-        x0, context, mask = as_float(Stored(*(value.to(self._device, non_blocking=True) for value in read)))
+        here = Stored(*(value.to(self._device, non_blocking=True) for value in read))
+        text_tokens = self._cache.text_tokens
+        if self.trims_text:
+            longest = max(int(read.text_length.max()), self._null_tokens)
+            text_tokens = min(-(-longest // TEXT_STEP) * TEXT_STEP, text_tokens)
+        x0, context, mask = as_float(here._replace(text=here.text[:, :text_tokens]))
         on_device = self._positions(group, self._device)
         t = draw_timesteps(on_device, seed, diffusion.timesteps, diffusion.logit_mean, diffusion.logit_std)
         noise = normal(seed, "noise", on_device, tuple(x0.shape[1:]))
-        context, mask = drop_captions(context, mask, self._null, on_device, seed, config.data.caption_dropout)
+        null = (self._null[0][:text_tokens], self._null[1][:text_tokens])
+        context, mask = drop_captions(context, mask, null, on_device, seed, config.data.caption_dropout)
         return Samples(x0, noise, t, context, mask)
+
+
+def with_text_tokens(samples: Samples, tokens: int) -> Samples:
+    """``samples`` with captions padded to ``tokens``."""
+    missing = tokens - samples.mask.shape[1]
+    return samples._replace(context=F.pad(samples.context, (0, 0, 0, missing)), mask=F.pad(samples.mask, (0, missing)))

@@ -1,5 +1,7 @@
 """Checks before a run's first step."""
 
+import math
+
 from videoscaling.data.latents import LatentCache
 from videoscaling.data.mixture import Mixture
 from videoscaling.training.config import Config, config_of_run, hashed_values, identity
@@ -26,14 +28,23 @@ def check_layout(run: Run, cache: LatentCache | Mixture, world: int) -> None:
 
 
 def check_share(run: Run, world: int) -> None:
-    """Refuse a batch that ``world`` processes cannot share, with the nearest that they can."""
-    clips, n_ctx = run.clips, run.n_ctx
-    if clips % world:
-        low, high = clips // world * world, -(-clips // world) * world
-        either = f"{low * n_ctx} or {high * n_ctx}" if low else f"{high * n_ctx}"
+    """Refuse a batch, or clips, that ``world`` processes cannot share, with the nearest that they can."""
+    clips, n_ctx, heads, context = run.clips, run.n_ctx, run.config.model.heads, run.config.train.context_parallel
+    common = math.gcd(world, heads, n_ctx)
+    if common % context:
+        nearest = max(number for number in range(1, min(context, common) + 1) if common % number == 0)
         raise UserError(
-            f"train.batch_tokens={run.config.train.batch_tokens}: {plural(clips, 'clip')} cannot be shared by {world} "
-            f"processes; nearest: {either}"
+            f"train.context_parallel={context}: must divide the processes ({world}), model.heads ({heads}) and a "
+            f"clip's tokens ({n_ctx:,}); nearest: {nearest}"
+        )
+    groups = world // context
+    if clips % groups:
+        low, high = clips // groups * groups, -(-clips // groups) * groups
+        either = f"{low * n_ctx} or {high * n_ctx}" if low else f"{high * n_ctx}"
+        sharing = f"{groups} groups of {context} processes" if context > 1 else f"{world} processes"
+        raise UserError(
+            f"train.batch_tokens={run.config.train.batch_tokens}: {plural(clips, 'clip')} cannot be shared by "
+            f"{sharing}; nearest: {either}"
         )
 
 

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from videoscaling.training.batches import Samples
 from videoscaling.training.parallel import all_reduce
@@ -17,33 +16,37 @@ from videoscaling.utils.errors import OwnError, UserError
 ADVICE = {
     "train.micro_batch": (
         "clip",
-        "train.activation_checkpointing=true, then train.parallel=fsdp on more GPUs, then a smaller model.size",
+        "train.activation_checkpointing=true, then train.parallel=fsdp on more GPUs, then train.context_parallel=2 to "
+        "divide the clip, then a smaller model.size",
     ),
     "validation.batch": (
         "validation sample",
-        "train.parallel=fsdp on more GPUs, then a smaller model.size",
+        "train.parallel=fsdp on more GPUs, then train.context_parallel=2 to divide the clip, then a "
+        "smaller model.size",
     ),
 }
 
 
-def find_micro_batch(train_step: TrainStep, samples: Samples, verbose: bool) -> None:
+def find_micro_batch(train_step: TrainStep, samples: Samples, verbose: bool, collective: bool = False) -> None:
     """Set ``train_step.micro_batch`` to the largest number of this process's ``samples`` that fits in its memory.
 
     The optimiser's state is there already, so that what fits now fits later. The attempts leave no gradients behind.
 
+    Args:
+        verbose: whether this process reports its change.
+        collective: whether a pass is made by several processes together.
+
     Raises:
-        UserError: a single clip does not fit, or a sharded model's micro-batch does not.
+        UserError: a single clip does not fit, or the micro-batch of a collective pass does not.
     """
-    sharded = isinstance(train_step.wrapped, FSDPModule)
 
     def attempt(size: int) -> None:
         train_step.micro_batch = size
-        train_step.backward(
-            samples, share=sharded
-        )  # a shard's gradients that are not shared would enter the first step
+        # A shard's gradients that are not shared would enter the first step.
+        train_step.backward(samples, share=collective)
 
     size = even_size(samples.t.shape[-1], train_step.micro_batch)
-    largest_that_fits(attempt, size, on_any_process(samples.t.device), sharded, verbose)
+    largest_that_fits(attempt, size, on_any_process(samples.t.device), collective, verbose)
     train_step.zero_grad()
     train_step.by_t.zero_()
 

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from videoscaling.models.dit import VideoDiT
+from videoscaling.models.sequence_shards import SequenceShards
 from videoscaling.training.planning.memory_formula import keeps_gathered
 from videoscaling.utils.errors import DataFault, UserError
 
@@ -46,14 +47,20 @@ class Slices:
     """One process's slices of flat buffers that all processes hold (ZeRO stage 1, arXiv 1910.02054).
 
     The optimiser's state exists for the slices alone. A step reduces gradients and gathers weights once, however many
-    micro-batches it has: 8 bytes a parameter, as many as DDP's one reduction.
+    micro-batches it has: 8 bytes a parameter, as many as DDP's one reduction; 6 of those gathered in bfloat16.
+
+    Args:
+        flats: the buffers.
+        dtype: in which steps gather the first of them. Others' slices then hold numbers of that dtype until
+            ``gather`` is asked for exact ones; a process's own slice is always exact.
 
     Attributes:
         parameters: the slices, as shards: what the optimiser steps.
     """
 
-    def __init__(self, flats: Iterable[nn.Parameter], mesh: DeviceMesh) -> None:
+    def __init__(self, flats: Iterable[nn.Parameter], mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
         self._flats, self._world = list(flats), mesh.size()
+        self._dtypes = [dtype, *(flat.dtype for flat in self._flats[1:])]
 
         def own(flat: Tensor) -> Tensor:
             part = flat.chunk(self._world)[mesh.get_local_rank()]
@@ -72,10 +79,17 @@ class Slices:
             gradient /= self._world
 
     @torch.no_grad()
-    def gather(self) -> None:
+    def gather(self, exact: bool = True) -> None:
         """Fill each whole buffer from all slices."""
-        for flat, part in zip(self._flats, self.parameters):
-            dist.all_gather_into_tensor(flat.data, part.to_local())
+        for flat, part, dtype in zip(self._flats, self.parameters, self._dtypes):
+            own = part.to_local()
+            if exact or dtype == flat.dtype:
+                dist.all_gather_into_tensor(flat.data, own)
+                continue
+            whole, kept = torch.empty_like(flat, dtype=dtype), own.clone()
+            dist.all_gather_into_tensor(whole, own.to(dtype))
+            flat.copy_(whole)
+            own.copy_(kept)
 
 
 def is_parallel() -> bool:
@@ -96,6 +110,16 @@ def replicate(model: VideoDiT, device: torch.device) -> nn.Module:
     if not is_parallel():
         return model
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def sequence_shards(size: int, device: torch.device) -> SequenceShards | None:
+    """This process's share of the tokens of clips that ``size`` consecutive processes divide; None for 1."""
+    if size == 1:
+        return None
+    shape = (dist.get_world_size() // size, size)
+    return SequenceShards(
+        init_device_mesh(device.type, shape, mesh_dim_names=("data", "context")).get_group("context")
+    )
 
 
 def begin_micro_batch(model: nn.Module, *, last: bool, several: bool) -> None:

@@ -237,6 +237,13 @@ class TrainKeys:
         choices=("ddp", "zero1", "fsdp", "hsdp"),
         aliases="strategy fsdp fsdp_type ddp deepspeed plugin",
     )
+    context_parallel: int = key(
+        1,
+        "processes among which each clip's tokens are divided (Ulysses); with any train.parallel",
+        identity=NEVER,
+        bound=POSITIVE,
+        aliases="cp cp_size context_parallel_size sequence_parallel sp_size ulysses_degree ulysses_size",
+    )
     activation_checkpointing: Any = key(
         False,
         "recompute each block's activations in the backward pass; selective: all but the outputs of attention kernels",

@@ -77,7 +77,7 @@ class TrainStep:
         skipped_steps: the steps skipped since the run began.
         consecutive_skips: how many of the last steps were skipped. Once there are ``train.max_skipped`` it never
             falls, so that a run has diverged however seldom this is read.
-        noise_scale: of the gradients; sharded ones are not measured.
+        noise_scale: of the gradients; not measured where weights or tokens are in shards.
         by_t: float32 [2, T_BINS + 1], sums of losses and their numbers in equal bins of t since ``reset_window``;
             t = 1 falls into the last column. For the log alone: a window that a resume cuts has fewer samples.
     """
@@ -88,16 +88,19 @@ class TrainStep:
         groups, ema_groups = weight_groups(model), weight_groups(ema)
         sharded = isinstance(model, FSDPModule)
         sliced = config.train.parallel == "zero1" and is_parallel()
+        self._has_whole_gradients = not sharded and config.train.context_parallel == 1
         self.wrapped: nn.Module = model if sharded or sliced else replicate(model, device)
         self._slices: tuple[Slices, ...] = ()  # of the weights and of the EMA
         if not sharded:
             parts = dist.get_world_size() if sliced else 1
-            groups, ema_groups = (tuple([merge(part, parts)] for part in both) for both in (groups, ema_groups))
+            # What the blocks cast at each use is a buffer of its own, which slices gather in that dtype.
+            apart = sliced and model.dtype != torch.float32
+            groups, ema_groups = (_merged(each, parts, apart) for each in (model, ema))
         self._buffers = list(itertools.chain(*groups))
         if sliced:
             mesh = init_device_mesh(device.type, (parts,))
-            self._slices = tuple(Slices(itertools.chain(*both), mesh) for both in (groups, ema_groups))
-            groups, ema_groups = (tuple([part] for part in both.parameters) for both in self._slices)
+            self._slices = tuple(Slices(itertools.chain(*both), mesh, model.dtype) for both in (groups, ema_groups))
+            groups, ema_groups = ((both.parameters[:-1], both.parameters[-1:]) for both in self._slices)
         self.weights, self.ema = (list(itertools.chain(*both)) for both in (groups, ema_groups))
         self.power = power_of_width(config.ema.width)
         self.optimizer = build_optimizer(groups, config.optim, config.train.batch_tokens)
@@ -129,7 +132,7 @@ class TrainStep:
             loss = losses.sum() / count
             loss.backward()
             # Later ones add to these gradients, and the last may average them over the processes.
-            if done == kept and not isinstance(self.wrapped, FSDPModule):
+            if done == kept and self._has_whole_gradients:
                 self.noise_scale.add_micro_batch(self._buffers, kept, count)
             total += loss.detach()
             self._add_by_t(piece.t[:kept], losses.detach())
@@ -152,7 +155,7 @@ class TrainStep:
         self.optimizer.found_inf = (~finite).float()
         self.optimizer.step()
         if self._slices:
-            self._slices[0].gather()
+            self._slices[0].gather(exact=False)
         self.zero_grad()
         self.loss_sum += torch.where(finite, loss, 0.0)
         self.finite_steps += finite
@@ -161,10 +164,10 @@ class TrainStep:
         self.consecutive_skips.add_(~finite).mul_(~finite | diverged)
         update_ema(local(self.ema), local(self.weights), self.power, batch, tokens + batch)
 
-    def gather_ema(self) -> None:
-        """Complete the EMA's model from all processes' slices, before it is saved, validated or sampled."""
-        if self._slices:
-            self._slices[1].gather()
+    def gather_slices(self) -> None:
+        """Complete the model and its EMA from all processes' slices, before they are saved, validated or sampled."""
+        for slices in self._slices:
+            slices.gather()
 
     def zero_grad(self) -> None:
         if isinstance(self.wrapped, FSDPModule):
@@ -196,3 +199,11 @@ class TrainStep:
         self.loss_sum.zero_()
         self.finite_steps.zero_()
         self.by_t.zero_()
+
+
+def _merged(model: VideoDiT, parts: int, apart: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """``weight_groups`` in buffers of ``parts`` slices; with ``apart`` the blocks' matrices are one of their own."""
+    matrices, others = weight_groups(model)
+    inside = set(model.blocks.parameters()) if apart else set(matrices)
+    both = [[each for each in matrices if each in inside], [each for each in matrices if each not in inside]]
+    return [merge(each, parts) for each in both if each], [merge(others, parts)]

@@ -21,7 +21,7 @@ from videoscaling.diffusion.timesteps import draw_timesteps
 from videoscaling.diffusion.validation import ValidationResult
 from videoscaling.models.dit import VideoDiT
 from videoscaling.training import checkpoint as ckpt
-from videoscaling.training.batches import BatchLoader, Samples
+from videoscaling.training.batches import BatchLoader, Samples, with_text_tokens
 from videoscaling.training.checkpoint_writer import CheckpointWriter, finished_after_errors
 from videoscaling.training.checks import check_layout
 from videoscaling.training.config import CONFIG, to_dict
@@ -34,7 +34,7 @@ from videoscaling.training.logs.run_log import close_log, log_window, open_log
 from videoscaling.training.logs.trackers import check_installed
 from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.model import build_model, check_compiler, compile_model
-from videoscaling.training.parallel import all_reduce, check_together, from_first, node_count, shard
+from videoscaling.training.parallel import all_reduce, check_together, from_first, node_count, sequence_shards, shard
 from videoscaling.training.result import build_result, check_growth, recorded, result_damage, resumable_step
 from videoscaling.training.run import Run
 from videoscaling.training.signals import StopRequest
@@ -64,14 +64,16 @@ class Trainer:
         self._check()
         self.process = Process(config.diffusion.process, config.diffusion.target)
         self.preview = None
-        if config.log.prompts and (self.main or self.sharded):  # a sharded model runs on all processes or on none
+        if config.log.prompts and (self.main or self.collective):
             self.preview = Preview(config.log, self.process, cache.meta, self.device)
         self.model, self.ema = self._build_models()
         self.train_step = TrainStep(config, self.model, self.ema, self.device)
         if config.train.compile:  # a difference in this would compile validation twice
             self.ema.requires_grad_()
-        self.loader = BatchLoader(run, cache, self.rank, self.world, self.device)
-        self.validator = Validator(run, cache, self.device, self.rank, self.world, self.sharded)
+        context = config.train.context_parallel  # these processes compute on the same clips
+        place = (self.rank // context, self.world // context)
+        self.loader = BatchLoader(run, cache, *place, self.device)
+        self.validator = Validator(run, cache, self.device, *place, self.collective)
         self.step = 0
         self.milestones: list[Milestone] = []
         self.seconds = 0.0
@@ -90,6 +92,8 @@ class Trainer:
         self.device, self.rank, self.world = state.device, state.process_index, state.num_processes
         self.main = state.is_main_process
         self.sharded = self.config.train.parallel in ("fsdp", "hsdp") and self.world > 1
+        # Whether a forward pass needs other processes: all of them make it, or none.
+        self.collective = self.sharded or self.config.train.context_parallel > 1
         if self.world > 1:  # one that is refused, and leaves before all have met, would look lost to the others
             dist.barrier()
 
@@ -107,7 +111,9 @@ class Trainer:
         if self.config.train.init and not resumable_step(self.config.run_dir):
             self._load_initial(model)
         ema = copy.deepcopy(model).requires_grad_(False).eval()
+        shards = sequence_shards(self.config.train.context_parallel, self.device)
         for each in (model, ema):
+            each.sequence_shards = shards
             if self.config.train.compile:
                 compile_model(each, whole=not self.sharded)
             if self.sharded:
@@ -295,12 +301,15 @@ class Trainer:
     def find_micro_batch(self) -> None:
         """Find the micro-batch that fits in GPU memory, once, with all of training's tensors allocated."""
         if self.device.type == "cuda":
-            find_micro_batch(self.train_step, self.loader.batch(self.step), self.main)
+            # The longest caption of all may be in a later batch.
+            samples = with_text_tokens(self.loader.batch(self.step), self.cache.text_tokens)
+            find_micro_batch(self.train_step, samples, self.main, self.collective)
 
     def find_validation_batch(self) -> None:
         """Try one validation pass of the raw weights and of the EMA, in the memory that training leaves."""
         if self._pending():
-            if self.sharded:  # the rehearsal's model is freed before the sharded passes need its memory
+            if self.sharded and self.config.train.context_parallel == 1:
+                # Its model is freed before the sharded passes need its memory.
                 self.validator.rehearse(self._score_of(few_blocks(self.model, self.device)))
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
@@ -356,7 +365,7 @@ class Trainer:
         for sums in (self.train_step.loss_sum, self.train_step.noise_scale.averages):
             sums.copy_(all_reduce(sums, "mean"))
         self._saved_at = time.monotonic()
-        self.train_step.gather_ema()
+        self.train_step.gather_slices()
         named = {"ema": self.ema.state_dict(), "model": self.model.state_dict()}
         named["optimizer"] = ckpt.optimizer_tensors(self.model, self.train_step.optimizer)
         tensors = self.writer.copy(named, self.main)

@@ -43,7 +43,7 @@ class Validator:
 
     Args:
         rank, world: which of the processes that share the work this is.
-        sharded: whether the weights are in shards, so that every forward pass is one of all processes.
+        sharded: whether weights or tokens are in shards, so that a forward pass is one of several processes.
 
     Attributes:
         clips: in the frozen set.
@@ -63,7 +63,8 @@ class Validator:
         self._rank, self._world, self._sharded = rank, world, sharded
         self.clips = self._keys.clips or cache.validation_size
         self._compiled = run.config.train.compile
-        self.batch = samples_per_pass(self._keys.batch, run.n_ctx)
+        self._context = run.config.train.context_parallel
+        self.batch = samples_per_pass(self._keys.batch, run.n_ctx // self._context)
 
     def validate(self, score: Score, rows: int = 1, share: int = 1) -> list[ValidationResult]:
         """The losses of ``rows`` sets of weights on one clip in ``share`` of the frozen set, the same everywhere.
@@ -81,7 +82,8 @@ class Validator:
                 clips=self._clips_of(share),
                 rank=self._rank,
                 world=self._world,
-                gather=lambda losses: all_reduce(losses, "sum"),
+                # Each loss is there as often as processes divide a clip.
+                gather=lambda losses: all_reduce(losses, "sum") / self._context,
             )
 
         self._largest(attempt, rows, share, sharded=self._sharded)

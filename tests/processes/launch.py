@@ -20,6 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = "TESTS_STARTED_BY"
+# Bounds a hang. A machine with five such tests at once took 60 s for what takes 3 s alone.
+PATIENCE = 600
 _own = ""  # the value that this pytest process gives to all its descendants
 _started: list[subprocess.Popen] = []
 forked: list[BaseProcess] = []  # by multiprocessing's server, in its session and with its environment
@@ -58,7 +60,7 @@ def popen(command: list, *, env: dict[str, str] | None = None, **options) -> sub
 
 
 def run(
-    command: list, *, env: dict[str, str] | None = None, timeout: float = 300, **options
+    command: list, *, env: dict[str, str] | None = None, timeout: float = PATIENCE, **options
 ) -> subprocess.CompletedProcess[str]:
     """``subprocess.run`` with its output as text, in a session of its own. ``timeout`` bounds a hang; no test is
     about it."""
@@ -113,7 +115,7 @@ def kill_marked(start: str) -> None:
         time.sleep(0.05)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 300) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Poll until ``condition`` holds; AssertionError where it does not in time, which bounds a hang."""
     end = time.monotonic() + seconds
     while not condition():

@@ -9,7 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.processes.trainings import average_watched, together, train_on_nodes, weights_before_training
+from tests.processes.trainings import (
+    average_watched,
+    together,
+    train_it,
+    train_on_nodes,
+    weights_before_training,
+    with_exact_gathers,
+)
 from tests.processes.watched_steps import watch
 from tests.training.test_trainer import losses, metrics, overrides, result
 from videoscaling.training.checkpoint import find_checkpoint
@@ -20,6 +27,7 @@ from videoscaling.training.train import prepare
 # 50 steps of 4 clips, one at a time, every gradient clipped; half-way there is a milestone, and a checkpoint.
 SETTINGS = (
     "model.size=2x32",
+    "model.heads=2",
     "train.tokens=6400",
     "train.milestones=[3200]",
     "train.micro_batch=1",
@@ -27,38 +35,54 @@ SETTINGS = (
     "optim.warmup_tokens=384",
 )
 HALF = ("train.tokens=3200",)
+# By name: train.parallel, processes, and train.context_parallel.
+LAYOUTS = {
+    "one": ("ddp", 1, 1),
+    "ddp": ("ddp", 2, 1),
+    "zero1": ("zero1", 2, 1),
+    "fsdp": ("fsdp", 2, 1),
+    "hsdp": ("hsdp", 4, 1),
+    "context": ("ddp", 2, 2),
+    "context_zero1": ("zero1", 4, 2),
+    "context_fsdp": ("fsdp", 2, 2),
+}
 # Layouts of first halves, with those of their second halves.
-THEN = {"one": ("fsdp", "zero1"), "zero1": ("zero1", "fsdp"), "fsdp": ("one", "ddp", "fsdp", "zero1")}
+THEN = {
+    "one": ("fsdp", "zero1", "context"),
+    "zero1": ("zero1", "fsdp"),
+    "fsdp": ("one", "ddp", "fsdp", "zero1"),
+    "context": ("one", "fsdp"),
+}
 
 
 @pytest.fixture(scope="module")
 def runs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Whole runs under each layout; and first halves, gone on with under another."""
+    """Whole runs under each layout; and first halves, continued under another."""
     out = tmp_path_factory.mktemp("parallel")
 
-    def run(name: str, parallel: str, world: int, *more: str, node: int | None = None) -> None:
-        keys = overrides(cache, out, name, *SETTINGS, f"train.parallel={parallel}", *more)
-        text = together(out / "log" / name, train_on_nodes, keys, node or world, world=world)
+    def run(name: str, layout: str, *more: str) -> None:
+        parallel, world, context = LAYOUTS[layout]
+        sharing = (f"train.parallel={parallel}", f"train.context_parallel={context}", f"train.micro_batch={context}")
+        keys = overrides(cache, out, name, *SETTINGS, *sharing, *more)
+        text = together(out / "log" / name, train_on_nodes, keys, min(world, 2), world=world)
         assert "view tensor" not in text
 
-    run("one", "ddp", 1)
-    run("one_recomputed", "ddp", 1, "train.activation_checkpointing=true")
-    for parallel in ("ddp", "zero1", "fsdp"):
-        run(parallel, parallel, 2)
-    run("hsdp", "hsdp", 4, node=2)
-    run("fsdp_recomputed", "fsdp", 2, "train.activation_checkpointing=true")
-    worlds = {"one": 1, "ddp": 2, "zero1": 2, "fsdp": 2}
+    for layout in LAYOUTS:
+        run(layout, layout)
+    for layout in RECOMPUTED:
+        run(f"{layout}_recomputed", layout, "train.activation_checkpointing=true")
     for first, others in THEN.items():
-        run(f"{first}_then", "ddp" if first == "one" else first, worlds[first], *HALF)
+        run(f"{first}_then", first, *HALF)
         for other in others:
             shutil.copytree(out / f"{first}_then", out / f"{first}_then_{other}")
-            run(f"{first}_then_{other}", "ddp" if other == "one" else other, worlds[other])
+            run(f"{first}_then_{other}", other)
     return out
 
 
-pytestmark = pytest.mark.slow  # a dozen trainings come first, 30 s
+pytestmark = pytest.mark.slow  # two dozen trainings come first
 
-OTHERS = ("ddp", "zero1", "fsdp", "hsdp", *(f"{first}_then_{other}" for first in THEN for other in THEN[first]))
+RECOMPUTED = ("one", "fsdp", "context")
+OTHERS = (*list(LAYOUTS)[1:], *(f"{first}_then_{other}" for first in THEN for other in THEN[first]))
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -96,8 +120,8 @@ def test_resuming_in_the_same_layout_changes_no_bit(runs: Path, parallel: str) -
 
 
 def test_recomputing_activations_changes_no_bit(runs: Path) -> None:
-    assert metrics(runs / "one_recomputed") == metrics(runs / "one")
-    assert metrics(runs / "fsdp_recomputed") == metrics(runs / "fsdp")
+    for layout in RECOMPUTED:
+        assert metrics(runs / f"{layout}_recomputed") == metrics(runs / layout)
 
 
 def test_initialisation_is_the_same_on_any_number_of_processes(cache: Path, tmp_path: Path) -> None:
@@ -121,6 +145,35 @@ def test_a_sharded_average_follows_its_shards(runs: Path, cache: Path, tmp_path:
     together(tmp_path / "log", average_watched, keys, world=2)
     for ours, theirs in zip(result(tmp_path / "x")["milestones"], result(runs / "fsdp")["milestones"]):
         assert ours["ema_val_loss"] == pytest.approx(theirs["ema_val_loss"], rel=1e-6)
+
+
+def test_slices_gather_the_blocks_matrices_in_bfloat16(cache: Path, tmp_path: Path) -> None:
+    """Once a step of three micro-batches; all else in float32, and all gradients are reduced in it."""
+    keys = overrides(cache, tmp_path, "x", *SETTINGS, "train.parallel=zero1", "train.dtype=bfloat16")
+    keys += ["model.size=2x64", "train.batch_tokens=192"]
+    together(tmp_path / "log", watch, keys, str(tmp_path / "account"), world=2)
+    found = json.loads((tmp_path / "account").read_text())
+    assert found["calls"] == {"allgather bfloat16": 1, "allgather float32": 2, "reduce_scatter float32": 3}
+    assert found["bytes"]["allgather bfloat16"] == 2 * 2 * 16 * 64**2
+    gathered = found["bytes"]["allgather bfloat16"] / 2 + found["bytes"]["allgather float32"] / 4
+    assert gathered == found["bytes"]["reduce_scatter float32"] / 4 == pytest.approx(found["parameters"], rel=0.02)
+
+
+def test_slices_gathered_in_bfloat16_change_no_bit(cache: Path, tmp_path: Path) -> None:
+    """The blocks cast their matrices in any case; what is saved, and continued from, are the float32 slices."""
+    for name, ends in {"exact": ["6400"], "zero1": ["6400"], "resumed": ["3200", "6400"]}.items():
+        keys = overrides(cache, tmp_path, name, *SETTINGS, "train.parallel=zero1", "train.dtype=bfloat16")
+        for end in ends:
+            target = with_exact_gathers if name == "exact" else train_it
+            together(tmp_path / "log" / name / end, target, [*keys, f"train.tokens={end}"], world=2)
+    wanted = metrics(tmp_path / "exact")
+    assert len(wanted) == 50
+    assert metrics(tmp_path / "zero1") == metrics(tmp_path / "resumed") == wanted
+    for kind in ("model", "ema", "optimizer"):
+        saved = [
+            (find_checkpoint(tmp_path / name) / f"{kind}.safetensors").read_bytes() for name in ("zero1", "exact")
+        ]
+        assert saved[0] == saved[1]
 
 
 def test_a_sharded_step_gathers_once_in_bfloat16_and_keeps_no_weights(cache: Path, tmp_path: Path) -> None:

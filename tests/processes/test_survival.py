@@ -153,7 +153,7 @@ def test_torchrun_ends_with_a_hung_process(cache: Path, tmp_path: Path) -> None:
     keys = overrides(cache, tmp_path, "x", "train.timeout_minutes=0.2")
     (tmp_path / "hung.py").write_text(TORCHRUN.format(root=str(ROOT), keys=keys))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    out = launch.run([*torchrun, tmp_path / "hung.py"], timeout=600)
+    out = launch.run([*torchrun, tmp_path / "hung.py"], timeout=launch.PATIENCE)
     assert out.returncode == 1
     assert "rank 0: another process hangs or died" in out.stderr
     assert re.search(r"exitcode +: 1 ", out.stderr)
@@ -171,7 +171,7 @@ def test_processes_whose_torchrun_dies_save_and_stop(cache: Path, tmp_path: Path
     wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists() and len(metrics(tmp_path / "x")) > 3)
     pids = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
     torchrun.send_signal(number)
-    assert torchrun.wait(60) == -number
+    assert torchrun.wait(launch.PATIENCE) == -number
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 60)
     assert len(pids) == 2
     assert result(tmp_path / "x")["status"] == "preempted"

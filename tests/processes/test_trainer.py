@@ -85,7 +85,7 @@ def test_a_signal_checkpoints_and_asks_to_be_run_again(cache: Path, tmp_path: Pa
         process = launch.popen(command(cache, tmp_path, "x", *more))
     wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists() and len(metrics(tmp_path / "x")) > 3)
     os.kill(process.pid, number)
-    assert (finish([process])[0] if forked else process.wait(120)) == PREEMPTED
+    assert (finish([process])[0] if forked else process.wait(launch.PATIENCE)) == PREEMPTED
     assert result(tmp_path / "x")["status"] == "preempted"
     assert newest_step(tmp_path / "x") == metrics(tmp_path / "x")[-1]["step"]
 
@@ -132,7 +132,7 @@ def test_two_processes_stop_together_and_one_continues(cache: Path, tmp_path: Pa
     process = launch.popen(command(cache, tmp_path, "x", *settings, processes=2))
     wait_until(lambda: (tmp_path / "x" / "metrics.jsonl").exists() and len(metrics(tmp_path / "x")) > 1)
     process.send_signal(signal.SIGTERM)  # torchrun hands it to both
-    assert process.wait(60) != 0
+    assert process.wait(launch.PATIENCE) != 0
     stopped = newest_step(tmp_path / "x")
     assert stopped > 1
     # Ended soon after the stop: over a thousand steps, sums in another order grow into visible differences.

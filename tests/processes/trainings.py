@@ -104,6 +104,15 @@ def train_on_nodes(overrides: list[str], processes: int) -> int:
     return train_it(overrides)
 
 
+def with_exact_gathers(overrides: list[str]) -> int:
+    """A training whose processes hold each other's slices in float32 too."""
+    from videoscaling.training.parallel import Slices
+
+    plain = Slices.gather
+    Slices.gather = lambda self, exact=True: plain(self)
+    return train_it(overrides)
+
+
 def weights_before_training(overrides: list[str], path: str) -> int:
     """Writes the weights of a training that has not made a step, whole."""
     import torch.distributed as dist

@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.models.test_dit import build, inputs, trained
+from tests.training.planning.test_dry_run import kept_bytes
+from videoscaling.models.dit import DiTConfig, VideoDiT
 from videoscaling.training.config import load_config
+from videoscaling.training.parallel import all_reduce, sequence_shards
 from videoscaling.training.train import prepare
 from videoscaling.training.trainer import Trainer
 
@@ -23,8 +27,8 @@ class Collectives(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         operation = function._schema.name.partition("::")[2].strip("_")
-        if operation in ("allgather_base", "reduce_scatter_base"):
-            whole = max(args[:2], key=torch.Tensor.numel)
+        if operation in ("allgather_base", "reduce_scatter_base", "all_to_all_single"):
+            whole = max(args[: 1 if operation == "all_to_all_single" else 2], key=torch.Tensor.numel)
             name = f"{operation.removesuffix('_base')} {str(whole.dtype).removeprefix('torch.')}"
             self.calls[name] += 1
             self.bytes[name] += whole.nbytes
@@ -55,5 +59,37 @@ def watch(overrides: list[str], path: str) -> int:
     counts = {"calls": sent.calls, "bytes": sent.bytes, "seen": len(kept), "held": held}
     if trainer.main:
         Path(path).write_text(json.dumps(counts | {"parameters": sum(p.numel() for p in trainer.model.parameters())}))
+    torch.distributed.destroy_process_group()
+    return 0
+
+
+def watch_shards(path: str, compiled: bool) -> int:
+    """Compare a model on shards of its tokens with one on all; write their differences, exchanges and kept bytes."""
+    torch.distributed.init_process_group("gloo")
+    shards, found = sequence_shards(2, torch.device("cpu")), {}
+    whole, model = trained(build()), trained(build())
+    model.sequence_shards = shards
+    if compiled:
+        model.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    for recompute in (False, "selective"):
+        predictions = []
+        for each in (whole, model):
+            each.recompute = recompute
+            predictions.append(each(*inputs()))
+            predictions[-1].square().mean().backward()
+        torch.testing.assert_close(*predictions, rtol=1e-5, atol=1e-6)
+        for ours, theirs in zip(model.parameters(), whole.parameters()):
+            torch.testing.assert_close(all_reduce(ours.grad, "mean"), theirs.grad, rtol=1e-4, atol=1e-6)
+            ours.grad = theirs.grad = None
+    if not compiled:
+        half = trained(build(dtype=torch.bfloat16))
+        half.sequence_shards = shards
+        with Collectives() as sent:
+            half(*inputs()).sum().backward()
+        large = VideoDiT(DiTConfig(4, 128, 2, 4, (1, 1, 1), 64))
+        large.sequence_shards = shards
+        found = {"calls": sent.calls, "bytes": sent.bytes, "kept": kept_bytes(large, 3, 96, 16)}
+    if shards.rank == 0:
+        Path(path).write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
     return 0

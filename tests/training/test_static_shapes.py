@@ -10,10 +10,12 @@ import torch
 
 from tests.models.test_dit import build, inputs
 from tests.training.test_trainer import overrides
+from videoscaling import ROOT
+from videoscaling.models.sizes import parse_size
 from videoscaling.training.batches import Samples
 from videoscaling.training.config import load_config
 from videoscaling.training.memory import find_micro_batch
-from videoscaling.training.model import compile_model
+from videoscaling.training.model import SHALLOW, compile_model
 from videoscaling.training.planning.memory_formula import even_size
 from videoscaling.training.step import micro_batches
 from videoscaling.training.train import prepare
@@ -118,6 +120,41 @@ def test_training_and_validation_are_each_compiled_once(
     trainer._validate(trainer.ema)
     trainer.train_step.run(trainer.loader.batch(2), 320)
     assert (graphs.count(True), graphs.count(False)) == (1, 1)
+    assert {symbolic for _, symbolic, _ in graphs} == {0}
+
+
+def graph_settings(path: Path) -> tuple[Any, ...]:
+    """What of a configuration is in its compiled graph, the width and the numbers of clips and tokens left out."""
+    config = load_config(path, [])
+    deep = config.model.size is not None and parse_size(config.model.size).layers > SHALLOW
+    model, diffusion = config.model, config.diffusion
+    settings = (deep, model.attention, config.train.activation_checkpointing, diffusion.process, diffusion.target)
+    return *settings, *model.patch
+
+
+# One of each kind: the presets, for example, differ in what no graph has.
+KINDS = {graph_settings(path): path for path in sorted((ROOT / "configs" / "train").rglob("*.yaml"), reverse=True)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", KINDS.values(), ids=lambda path: path.stem)
+def test_every_configuration_is_one_graph(cache: Path, tmp_path: Path, graphs: Graphs, path: Path) -> None:
+    """Of a small model, whole or by block as the named one: a break, or another shape, would be another graph."""
+    deep, *_, frames, rows, columns = graph_settings(path)
+    layers, n_ctx = SHALLOW + 1 if deep else 2, 32 // (frames * rows * columns)
+    small = overrides(cache, tmp_path, "x", f"model.size={layers}x32", "train.compile=true", "train.dtype=float32")
+    small += [f"train.batch_tokens={5 * n_ctx}", f"train.tokens={15 * n_ctx}", "train.micro_batch=2"]
+    small += ["validation.clips=11", "validation.batch=3", "log.prompts=[]"]
+    trainer = Trainer(*prepare(load_config(path, small)))
+    for step in range(2):
+        trainer.train_step.run(trainer.loader.batch(step), trainer.tokens)
+    trainer._validate(trainer.model, RAW_SHARE)
+    trainer._validate(trainer.ema)
+    found = list(graphs)
+    assert (graphs.count(True), graphs.count(False)) == (1, 1)
+    trainer.train_step.run(trainer.loader.batch(2), trainer.tokens)
+    trainer._validate(trainer.ema)
+    assert graphs == found
     assert {symbolic for _, symbolic, _ in graphs} == {0}
 
 

@@ -147,7 +147,7 @@ def test_the_micro_batch_is_halved_until_it_fits(capsys: pytest.CaptureFixture) 
     assert largest_that_fits(out_of_memory(9, []), 8) == 8
     with pytest.raises(UserError) as error:
         largest_that_fits(out_of_memory(0, []), 4, verbose=False)
-    knobs = ("train.activation_checkpointing=true", "train.parallel=fsdp", "model.size")
+    knobs = ("train.activation_checkpointing=true", "train.parallel=fsdp", "train.context_parallel", "model.size")
     places = [str(error.value).index(knob) for knob in knobs]
     assert places == sorted(places)
     assert "\n" not in str(error.value)

@@ -56,7 +56,7 @@ def open_log(
     print(f"{config.run_dir}: {run.text}; {how}{begun}", flush=True)
     for text in run_warnings(config, token_numbers(config, cache.latent_shape)):
         warn(text)
-    wanted, local = config.train.micro_batch, run.clips // world
+    wanted, local = config.train.micro_batch, run.clips * config.train.context_parallel // world
     if wanted and local > wanted != (size := even_size(local, wanted)):
         print(f"train.micro_batch={wanted}: of {plural(local, 'clip')} {size} at a time, which changes no result")
     return log

@@ -71,8 +71,8 @@ def account(config: Config, n_ctx: int | None, machine: Machine) -> dict[str, An
     groups = parameter_groups(shape)
     count = sum(groups.values())
     assert count == _built_parameters(form, shape), "the formula is another model's"
-    micro_batch = train.micro_batch or run.clips // machine.gpus
-    layout = Layout(machine.gpus, train.parallel, micro_batch, train.activation_checkpointing)
+    micro_batch, context = train.micro_batch or run.clips, train.context_parallel
+    layout = Layout(machine.gpus, train.parallel, micro_batch, train.activation_checkpointing, context=context)
     plain = keys.attention == "plain"
     memory = training_memory(shape, clip, layout, clips=run.clips, dtype=train.dtype, plain_attention=plain)
     whole = machine.memory_gb or GPUS[machine.gpu].memory_gb
@@ -146,7 +146,7 @@ def _memory_warnings(
     if total <= MAX_MEMORY_SHARE * 1e9 * memory_gb:
         return []
     needed = {"clips": run.clips, "gpus": gpus, "dtype": run.config.train.dtype, "memory": 1e9 * memory_gb}
-    needed["plain_attention"] = run.config.model.attention == "plain"
+    needed |= {"context": run.config.train.context_parallel, "plain_attention": run.config.model.attention == "plain"}
     best = choose_layout(shape, clip, **needed)
     if best.fits:
         instead = f"{_keys(best.layout)} would"
@@ -160,8 +160,9 @@ def _memory_warnings(
 def _keys(layout: Layout) -> str:
     """A layout as keys of a command line."""
     recompute = str(layout.activation_checkpointing).lower()
+    divided = f" train.context_parallel={layout.context}" if layout.context > 1 else ""
     return (
-        f"train.parallel={layout.parallel} train.micro_batch={layout.micro_batch} "
+        f"train.parallel={layout.parallel}{divided} train.micro_batch={layout.micro_batch} "
         f"train.activation_checkpointing={recompute}"
     )
 
@@ -183,7 +184,8 @@ def table(report: dict[str, Any]) -> str:
     )
     groups = [(name, number) for name, number in report["parameters"].items() if name != "total"]
     parts = [f"{name} {size / 1e9:.3g}" for name, size in report["memory"].items() if name != "total" and size]
-    size = even_size(report["clips_per_step"] // used["gpus"], train["micro_batch"])
+    size = even_size(report["clips_per_step"] * train["context_parallel"] // used["gpus"], train["micro_batch"])
+    divided = f"clips over {train['context_parallel']}, " if train["context_parallel"] > 1 else ""
     recompute = {True: "with", False: "no"}.get(train["activation_checkpointing"], train["activation_checkpointing"])
     rows = [
         ("model", f"{keys['size']}, {keys['heads']} heads, {train['dtype']}"),
@@ -197,7 +199,7 @@ def table(report: dict[str, Any]) -> str:
         ("FLOPs", f"C {flops['C']:.4g} (C_token {flops['C_token']:.4g}); exact {flops['exact']:.4g}"),
         (
             "layout",
-            f"{used['gpus']} x {used['gpu']}, {train['parallel']}, micro-batch of {size}, {recompute} "
+            f"{used['gpus']} x {used['gpu']}, {train['parallel']}, {divided}micro-batch of {size}, {recompute} "
             "activation checkpointing",
         ),
         (

@@ -153,8 +153,8 @@ def _shapes(
     train, keys = run.config.train, run.config.model
     clip = ClipShape(run.n_ctx, cache.latent_shape, cache.text_tokens, cache.text_dim)
     shape = ModelShape(keys.layers, keys.width, keys.heads, model.config.token_dim, cache.text_dim)
-    micro_batch = micro_batch or train.micro_batch or run.clips // world
-    layout = Layout(world, train.parallel, micro_batch, train.activation_checkpointing)
+    micro_batch, context = micro_batch or train.micro_batch or run.clips, train.context_parallel
+    layout = Layout(world, train.parallel, micro_batch, train.activation_checkpointing, context=context)
     if world > 1 and train.parallel == "hsdp":
         layout = layout._replace(node=world // node_count())
     return shape, clip, layout

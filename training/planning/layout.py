@@ -37,6 +37,7 @@ class LayoutKeys(TypedDict, total=False):
     parallel: str
     micro_batch: int | None
     activation_checkpointing: bool | str
+    context: int
     plain_attention: bool
 
 
@@ -81,6 +82,7 @@ def choose_layout(
     parallel: str | None = None,
     micro_batch: int | None = None,
     activation_checkpointing: bool | str | None = None,
+    context: int = 1,
     plain_attention: bool = False,
 ) -> Choice:
     """The cheapest layout that fits, or the smallest of all where none does.
@@ -91,26 +93,27 @@ def choose_layout(
     ``MIN_GPU_TOKENS`` tokens is the last choice.
 
     Args:
-        clips: the global batch in clips, a multiple of ``gpus``.
+        clips: the global batch in clips, a multiple of ``gpus`` / ``context``.
         memory: bytes of one GPU; a layout may use ``MAX_MEMORY_SHARE`` of them.
         parallel, micro_batch, activation_checkpointing: as a configuration sets them already; None where it is free.
+        context: GPUs among which a clip's tokens are divided.
         plain_attention: attention without a kernel, which keeps every score.
     """
-    share = clips // gpus
+    share, tokens = clips * context // gpus, clip.n_ctx // context
     sharing = [parallel] if parallel else ["ddp", "fsdp"] if gpus > 1 else ["ddp"]
     recomputing = [False, True] if activation_checkpointing is None else [activation_checkpointing]
-    sizes = [even_size(share, micro_batch)] if micro_batch else _micro_batches(share, clip.n_ctx)
+    sizes = [even_size(share, micro_batch)] if micro_batch else _micro_batches(share, tokens)
     found: list[Choice] = []
     for recompute in recomputing:
         for kind in sharing:
             for size in sizes:
-                layout = Layout(gpus, kind, size, recompute)
+                layout = Layout(gpus, kind, size, recompute, context=context)
                 parts = training_memory(shape, clip, layout, clips=clips, dtype=dtype, plain_attention=plain_attention)
                 found.append(Choice(layout, parts, parts["total"] <= MAX_MEMORY_SHARE * memory))
     fitting = [choice for choice in found if choice.fits]
     if not fitting:
         return min(found, key=lambda choice: choice.memory["total"])
-    busy = [c for c in fitting if c.layout.micro_batch == share or c.layout.micro_batch * clip.n_ctx >= MIN_GPU_TOKENS]
+    busy = [c for c in fitting if c.layout.micro_batch == share or c.layout.micro_batch * tokens >= MIN_GPU_TOKENS]
     return (busy or fitting)[0]
 
 
@@ -174,7 +177,14 @@ def add_layout(
 
 
 def gpus_needed(
-    shape: ModelShape, clip: ClipShape, *, clips: int, gpus: int, batch_moves: bool = True, **keys: Any
+    shape: ModelShape,
+    clip: ClipShape,
+    *,
+    clips: int,
+    gpus: int,
+    context: int = 1,
+    batch_moves: bool = True,
+    **keys: Any,
 ) -> Layout | None:
     """The layout with the fewest GPUs above ``gpus`` that fits; None where no number of them does.
 
@@ -183,10 +193,12 @@ def gpus_needed(
             may not is shared by its divisors alone.
         keys: the other arguments of ``choose_layout``.
     """
-    last = min(clips, MOST_GPUS)
-    counts = _doublings(gpus, last) if batch_moves else (n for n in range(gpus + 1, last + 1) if clips % n == 0)
-    for count in counts:
-        choice = choose_layout(shape, clip, clips=shared_clips(clips, count), gpus=count, **keys)
+    most = clips * context
+    last = min(most, MOST_GPUS)
+    counts = _doublings(gpus, last) if batch_moves else (n for n in range(gpus + 1, last + 1) if most % n == 0)
+    for count in (count for count in counts if count % context == 0):
+        batch = shared_clips(clips, count // context)
+        choice = choose_layout(shape, clip, clips=batch, gpus=count, context=context, **keys)
         if choice.fits:
             return choice.layout
     return None

@@ -44,7 +44,7 @@ class ClipShape(NamedTuple):
 class Layout(NamedTuple):
     """How processes share a training step, by the keys of ``train``; ``micro_batch`` is at most a process's share.
 
-    ``node`` is the processes of a node, among which hsdp divides the shards.
+    ``node`` is the processes of a node, among which hsdp divides the shards; ``context`` those that divide a clip.
     """
 
     processes: int
@@ -52,6 +52,7 @@ class Layout(NamedTuple):
     micro_batch: int
     activation_checkpointing: bool | str
     node: int = GPUS_PER_NODE
+    context: int = 1
 
 
 def assumed_clip(n_ctx: int, patch: tuple[int, ...] = (1, 1, 1)) -> tuple[ClipShape, list[str]]:
@@ -106,12 +107,12 @@ def training_memory(
         plain_attention: attention without a kernel, which keeps every score.
     """
     count, block = sum(parameter_groups(shape).values()), block_parameters(shape)
-    world, local = layout.processes, clips // layout.processes
+    world, local = layout.processes, clips * layout.context // layout.processes
     shards = {"fsdp": world, "hsdp": min(world, layout.node)}.get(layout.parallel, 1)
     weight_bytes = 4 * count // shards
     outside = count - shape.layers * block
     micro = even_size(local, layout.micro_batch)
-    scores = (2 if dtype == "bfloat16" else 4) * shape.layers * micro * shape.heads * clip.n_ctx
+    scores = (2 if dtype == "bfloat16" else 4) * shape.layers * micro * shape.heads * clip.n_ctx // layout.context
     gathered = 2 if dtype == "bfloat16" else 4
     if world == 1 or layout.parallel == "zero1":
         communication = 0
@@ -132,7 +133,7 @@ def training_memory(
         "activations": activation_bytes(
             layers=shape.layers,
             width=shape.width,
-            n_ctx=clip.n_ctx,
+            n_ctx=clip.n_ctx // layout.context,
             text_tokens=clip.text_tokens,
             clips=micro,
             dtype=dtype,

@@ -57,7 +57,9 @@ class Base:
 
 def fixed_layout(base: Base) -> LayoutKeys:
     """What the base decides of the layout."""
-    return {"plain_attention": base.config.model.attention == "plain"} | (base.layout if base.from_user else {})
+    keys = base.config
+    decided: LayoutKeys = {"context": keys.train.context_parallel, "plain_attention": keys.model.attention == "plain"}
+    return decided | (base.layout if base.from_user else {})
 
 
 def default_layout(base: Base) -> LayoutKeys:

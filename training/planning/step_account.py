@@ -34,7 +34,8 @@ class StepAccount:
         products, attention: FLOPs of matrix products, and of the scores and sums of attention.
         optimizer, gradients: bytes of memory that the end of the step moves, and the casts and sums of gradients.
         activations: bytes that are kept for the backward pass, written once and read once: no less is moved.
-        gathers: bytes of weights and gradients received from other processes.
+        gathers: bytes of weights and gradients received from other processes; of queries, keys, values and outputs
+            of attention too where processes divide clips.
     """
 
     products: float
@@ -61,18 +62,18 @@ class StepAccount:
 
 def step_account(shape: ModelShape, clip: ClipShape, layout: Layout, *, clips: int, dtype: str) -> StepAccount:
     """The work of one process of ``layout`` in a step of ``clips``, the blocks computing in ``dtype``."""
-    world, local = layout.processes, clips // layout.processes
+    world, local, share = layout.processes, clips * layout.context // layout.processes, clips / layout.processes
     micro = even_size(local, layout.micro_batch)
     passes, count = math.ceil(local / micro), sum(parameter_groups(shape).values())
     text = (clip.text_tokens, clip.text_dim)
-    attention = local * attention_flops(shape.layers, shape.width, clip.n_ctx, clip.text_tokens)
-    products = local * exact_flops(shape.layers, shape.width, clip.n_ctx, shape.token_dim, *text) - attention
+    attention = share * attention_flops(shape.layers, shape.width, clip.n_ctx, clip.text_tokens)
+    products = share * exact_flops(shape.layers, shape.width, clip.n_ctx, shape.token_dim, *text) - attention
     recompute = layout.activation_checkpointing
     again = 4 / 3 if recompute else 1  # a second forward pass
     kept = activation_bytes(
         layers=shape.layers,
         width=shape.width,
-        n_ctx=clip.n_ctx,
+        n_ctx=clip.n_ctx // layout.context,
         text_tokens=clip.text_tokens,
         clips=micro,
         dtype=dtype,
@@ -81,20 +82,25 @@ def step_account(shape: ModelShape, clip: ClipShape, layout: Layout, *, clips: i
     )
     shards = {"fsdp": world, "hsdp": min(world, layout.node), "zero1": world}.get(layout.parallel, 1)
     matrices = parameter_groups(shape)["blocks' matrices"]
+    gathered = 2 if dtype == "bfloat16" else 4
+    tokens = local * clip.n_ctx * (layout.context - 1) // layout.context**2  # that come from other processes
+    exchanges = (3 if recompute else 2) * 4 * gathered * shape.layers * shape.width * tokens
     return StepAccount(
         products=again * products,
         attention=(1 if recompute == "selective" else again) * attention,
         optimizer=OPTIMIZER * count // shards,
         gradients=passes * GRADIENTS[dtype] * matrices,
         activations=passes * (3 if recompute else 2) * kept,
-        gathers=_gathers(count, layout, passes, 2 if dtype == "bfloat16" else 4) if world > 1 else 0,
+        gathers=exchanges + _gathers(count, matrices, layout, passes, gathered) if world > 1 else 0,
     )
 
 
-def _gathers(count: int, layout: Layout, passes: int, gathered: int) -> int:
+def _gathers(count: int, matrices: int, layout: Layout, passes: int, gathered: int) -> int:
     """Bytes that a process receives: gradients of 4 bytes, and weights where processes hold parts of them."""
-    if layout.parallel not in ("fsdp", "hsdp"):
-        return 8 * count  # ZeRO-1's reduction and gather; DDP's reduction passes each gradient twice
+    if layout.parallel == "zero1":
+        return 8 * count - (4 - gathered) * matrices
+    if layout.parallel == "ddp":
+        return 8 * count  # its reduction passes each gradient twice
     if passes > 1 and keeps_gathered(count):
         return (gathered + 4) * count
     return passes * (2 * gathered + 4) * count  # gathered for the forward pass, and again for the backward pass

@@ -61,6 +61,8 @@ class StackedStep:
         self._buffers = [self._share_buffers(kind) for kind in range(len(lead.train_step.weights))]
         seeds = [trainer.config.data_seed for trainer in trainers]
         self._streams = [trainers[seeds.index(seed)].loader for seed in dict.fromkeys(seeds)]
+        for loader in self._streams:
+            loader.trims_text = False  # one shape for all rows, and for a captured CUDA graph
         which = [list(dict.fromkeys(seeds)).index(seed) for seed in seeds]
         self._stream_of_row = torch.tensor(which, device=self.device)
         for row, trainer in enumerate(trainers):

@@ -48,7 +48,7 @@ def test_real_clips_as_folder_manifest_and_tar_give_the_same_latents(real, tmp_p
         words = ["--source", tmp_path / source, "--out", out]
         # Validation is drawn by names, and those of a tar's members begin with the tar's.
         words += ["--validation", "0", "--workers", "1"]
-        done = launch.python("tools/cache_latents.py", *words, timeout=600)
+        done = launch.python("tools/cache_latents.py", *words, timeout=launch.PATIENCE)
         assert done.returncode == 0, done.stderr
         cache = LatentCache(out)
         captions = [json.loads(line)["caption"] for line in (out / "captions.jsonl").open()]

@@ -147,12 +147,12 @@ def test_a_killed_cell_continues_by_the_same_command(sweep: Path, template: str)
     killed = next(again.glob("*/checkpoints/step_*")).parents[1]
     os.kill(job_of(killed), signal.SIGKILL)
     if template is QUEUED:
-        assert process.wait(60) == 0
+        assert process.wait(launch.PATIENCE) == 0
         launch.wait_until(lambda: {c["run_id"]: c["state"] for c in listed(sweep)}[killed.name] == "lost")
         process = launch.popen(command)  # the others are left to their jobs
-        assert process.wait(60) == 0
+        assert process.wait(launch.PATIENCE) == 0
         launch.wait_until(lambda: len(results(sweep)) == 3 and {c["state"] for c in listed(sweep)} == {"done"})
-    assert process.wait(300) == 0
+    assert process.wait(launch.PATIENCE) == 0
     assert table(sweep) == unbroken
     assert "; from step " in (killed / CONSOLE).read_text()
 
@@ -164,7 +164,7 @@ def test_a_stopped_pool_waits_for_its_cells_checkpoints(sweep: Path) -> None:
     runs = sweep.parent / "runs" / "grid"
     launch.wait_until(lambda: len(list(runs.glob("*/metrics.jsonl"))) == 2)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 75
+    assert process.wait(launch.PATIENCE) == 75
     states = sorted(cell["state"] for cell in listed(sweep))
     assert states == ["pending", "stopped", "stopped"]
 

@@ -218,7 +218,7 @@ def test_asked_twice_to_stop(sweep: Path, number: int) -> None:
     os.killpg(process.pid, number)
     time.sleep(0.1)
     os.killpg(process.pid, number)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=launch.PATIENCE)
     assert process.returncode == 75, err
     assert err.splitlines()[-1].endswith("again/grid: stopped; the same command continues")
     assert not still_training(sweep.parent / "again")

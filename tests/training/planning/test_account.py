@@ -72,6 +72,20 @@ def test_the_number_of_gpus_and_the_layout_that_are_named_can_run(memory_gb: flo
     assert account(named, 1280, machine._replace(gpus=int(found[1])))["warnings"] == []
 
 
+def test_long_clips_over_several_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    """One clip of 32,768 tokens fits no GPU; four divide it, also where there are fewer clips than GPUs."""
+    keys = ["model.size=16x2048", f"train.batch_tokens={4 * 32_768}", "train.tokens=1e9", "optim.beta2_half_life=1e8"]
+    (warning,) = account(load_config(GPU, [*keys, "train.parallel=fsdp"]), 32_768, Machine(gpus=4))["warnings"]
+    assert "does not fit" in warning
+    divided = load_config(GPU, [*keys, "train.parallel=fsdp", "train.context_parallel=4"])
+    found = account(divided, 32_768, Machine(gpus=16))
+    assert found["warnings"] == []
+    print_account(divided, 32_768, Machine(gpus=16), as_json=False)
+    assert "16 x h100, fsdp, clips over 4, micro-batch of 1" in capsys.readouterr().out
+    (warning,) = account(divided, 32_768, Machine(gpus=8, memory_gb=40))["warnings"]
+    assert "train.context_parallel=4" in warning
+
+
 def test_memory_is_that_of_micro_batches_of_one_size() -> None:
     """524 clips of a process, at most 300 at a time, are two micro-batches of 262."""
     memory = [
@@ -135,6 +149,24 @@ def test_with_a_cache_it_agrees_with_the_dry_run(
 def test_bad_input_is_named(n_ctx: int | None, machine: Machine, message: str) -> None:
     with pytest.raises(UserError, match=message):
         account(load_config(GPU, LARGE), n_ctx, machine)
+
+
+@pytest.mark.parametrize(
+    ("context", "gpus", "message"),
+    [
+        (
+            3,
+            8,
+            r"context_parallel=3: must divide the processes \(8\), model.heads \(48\) and a .* \(1,280\); nearest: 2",
+        ),
+        (32, 32, "context_parallel=32: .*; nearest: 16"),
+        (2, 1, "context_parallel=2: .*; nearest: 1"),
+        (2, 6, "4,192 clips cannot be shared by 3 groups of 2 processes; nearest: 5364480 or 5368320"),
+    ],
+)
+def test_clips_that_cannot_be_divided_are_refused(context: int, gpus: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        account(load_config(GPU, [*LARGE, f"train.context_parallel={context}"]), 1280, Machine(gpus=gpus))
 
 
 @pytest.mark.parametrize(

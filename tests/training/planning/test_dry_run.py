@@ -151,7 +151,7 @@ class Allocations(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
+            if type(tensor) is torch.Tensor:  # not a collective's wrapper, which has no storage
                 storage = tensor.untyped_storage()
                 self.made[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()
         return result

@@ -67,6 +67,10 @@ def test_the_parts_follow_the_layout() -> None:
     assert (zero1["weights"], zero1["optimizer"], zero1["communication"]) == (4 * count, count, 0)
     assert (hsdp["weights"], hsdp["optimizer"]) == (fsdp["weights"], fsdp["optimizer"])
     assert parts(16, "hsdp", 2, False, 4)["weights"] == count
+    # Four of the eight processes divide a clip: as many tokens of four times as many clips, whose texts are whole.
+    divided = training_memory(shape, clip, Layout(8, "ddp", 8, False, context=4), clips=512, dtype="bfloat16")
+    assert divided["activations"] == ddp["activations"] + 16 * 16 * (8 - 2) * 512 * 3072
+    assert (divided["samples"], divided["weights"]) == (4 * ddp["samples"], ddp["weights"])
     # A process holds its share of the samples: noise and latents, and the text, in float32.
     assert one["samples"] == 8 * ddp["samples"] == 4 * 512 * (2 * 16 * 1280 + 512 * 4096)
     assert one["total"] == sum(size for name, size in one.items() if name != "total")

@@ -72,8 +72,22 @@ def test_layouts_divide_the_optimiser_and_gather_weights() -> None:
         for parallel in ("ddp", "zero1", "fsdp")
     }
     assert [of[name].optimizer * 4 // (OPTIMIZER * count) for name in of] == [4, 1, 1]
-    assert [of[name].gathers // count for name in of] == [8, 8, 6]  # the last once for two micro-batches
+    matrices = parameter_groups(SHAPE)["blocks' matrices"]
+    assert [of[name].gathers for name in of][:2] == [8 * count, 8 * count - 2 * matrices]
+    assert of["fsdp"].gathers == 6 * count  # once for two micro-batches
     one = step_account(SHAPE, CLIP, Layout(4, "fsdp", 2, False), clips=8, dtype="bfloat16")
     assert one.gathers == 8 * count
     assert of["ddp"].gradients == 2 * one.gradients
     assert dataclasses.astuple(one)[:2] == pytest.approx(dataclasses.astuple(of["fsdp"])[:2])
+
+
+def test_processes_that_divide_clips_share_their_work_and_exchange_activations() -> None:
+    """Each has half of the tokens of twice as many clips, and gets half of those that it attends to from the other."""
+    apart, divided = (
+        step_account(SHAPE, CLIP, Layout(4, "ddp", 8, False, context=context), clips=8, dtype="bfloat16")
+        for context in (1, 2)
+    )
+    assert (divided.products, divided.attention) == (apart.products, apart.attention)
+    forward = 4 * 2 * 4 * 128 * (4 * 80 // 2) // 2  # queries, keys, values and outputs of 2 bytes in 4 blocks
+    assert divided.gathers - apart.gathers == 2 * forward
+    assert step_account(SHAPE, CLIP, Layout(4, "ddp", 8, False, context=2), clips=2, dtype="bfloat16").products > 0
