@@ -20,6 +20,7 @@ from tests.processes.trainings import (
     flags_alone,
     hung,
     killed,
+    killed_in_a_save,
     killed_within,
     on_a_full_disk,
     start,
@@ -96,6 +97,27 @@ def test_a_full_disk_of_one_process_with_shards_ends_both(cache: Path, tmp_path:
         assert f"error: {file}: disk full; free some space" in (tmp_path / "log" / rank).read_text()
     assert [path.name for path in (tmp_path / "x" / "checkpoints").iterdir()] == ["step_0000010"]
     assert find_checkpoint(tmp_path / "x").name == "step_0000010"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_killed_in_a_save_of_pieces_leaves_the_checkpoint_before(
+    cache: Path, tmp_path: Path, rank: int
+) -> None:
+    settings = ("checkpoint.every_steps=10", "checkpoint.keep=9", "train.parallel=fsdp")
+    keys = {name: overrides(cache, tmp_path / name, "x", *settings) for name in ("killed", "unbroken")}
+    assert finish(start(tmp_path / "log", train_it, keys["unbroken"], world=2)) == [0, 0]
+    codes = finish(start(tmp_path / "log", killed_in_a_save, keys["killed"], 5, rank, world=2))
+    assert (codes[rank], codes[1 - rank]) == (-signal.SIGKILL, 1)
+    assert find_checkpoint(tmp_path / "killed" / "x").name == "step_0000010"
+    assert finish(start(tmp_path / "log", train_it, keys["killed"], world=2)) == [0, 0]
+    ours, theirs = (tmp_path / name / "x" for name in ("killed", "unbroken"))
+    assert metrics(ours) == metrics(theirs)
+    folders = [sorted(path.name for path in (each / "checkpoints").iterdir()) for each in (ours, theirs)]
+    assert folders[0] == folders[1]
+    pieces = [sorted(find_checkpoint(each).glob("*.safetensors")) for each in (ours, theirs)]
+    assert len(pieces[0]) == 5  # the average is whole
+    assert [path.read_bytes() for path in pieces[0]] == [path.read_bytes() for path in pieces[1]]
 
 
 def test_processes_end_with_the_status_that_says_why(cache: Path, tmp_path: Path) -> None:

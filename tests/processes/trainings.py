@@ -217,6 +217,22 @@ def on_a_full_disk(overrides: list[str], saves: int, rank: int | None = None) ->
     return train_it(overrides)
 
 
+def killed_in_a_save(overrides: list[str], saves: int, rank: int) -> int:
+    """A training of which one process is killed when it writes tensors for the ``saves``-th time."""
+    from videoscaling.training import checkpoint
+
+    plain, done = checkpoint.save_file, []
+
+    def save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        done.append(path)
+        plain(tensors, path)
+        if len(done) == saves and rank == _rank():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.save_file = save_file
+    return train_it(overrides)
+
+
 def flags_alone(minutes: float, sends: tuple[int, ...]) -> int:
     """Only the flags by which processes stop together, and only ``sends`` send them: 3 where that is found out."""
     import torch.distributed as dist
