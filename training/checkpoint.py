@@ -4,7 +4,8 @@ absent. It is renamed before it is removed, too. ``recover`` removes the leftove
 checkpoints/step_0000100/   model.safetensors  ema.safetensors  optimizer.safetensors  config.yaml  state.json
 
 state.json holds the size and the CRC-32 of every other file, and a CRC-32 of itself: a checkpoint that was cut short,
-or has a flipped bit anywhere, is refused, and the one before it is used.
+or has a flipped bit anywhere, is refused, and the one before it is used. Processes with shards write pieces instead of
+whole files (``checkpoint_pieces``).
 """
 
 import os
@@ -18,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from videoscaling.training.checkpoint_pieces import Assembled, collect_facts
 from videoscaling.training.config import CONFIG, Config, to_dict
-from videoscaling.training.flat_buffer import part_of
-from videoscaling.training.parallel import gather_full, like, local
+from videoscaling.training.parallel import like
 from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.files import (
     parse_json,
@@ -58,23 +60,71 @@ def save_checkpoint(
     Raises:
         OSError: the disk is full, say; nothing is left behind and older checkpoints stay.
     """
-    final = path_of(directory, step)
-    tmp = directory / f".{final.name}.tmp"
-    shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir(parents=True)
+    tmp = _new_folder(directory, step)
     try:
-        write_text(tmp / CONFIG, OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
-        files = _describe([tmp / CONFIG])
-        with ThreadPoolExecutor() as pool:
-            saved = {f"{k}.safetensors": _save_tensors(tmp / f"{k}.safetensors", v, pool) for k, v in tensors.items()}
-        files |= {name: facts.result() for name, facts in sorted(saved.items())}
-        # Written last: a checkpoint with a state is a checkpoint whose files were all written.
-        state = state | {"step": step, "files": files}
-        write_json(tmp / STATE, sealed(state))
-        replace_folder(tmp, final)
+        return _commit(tmp, _write_tensors(tmp, tensors), state | {"step": step}, config)
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)
         raise
+
+
+def save_pieces(
+    directory: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: dict[str, Any],
+    config: Config,
+    *,
+    group: dist.ProcessGroup,
+) -> None:
+    """``save_checkpoint`` by all processes of ``group``: each writes its ``tensors``, the first one all the rest.
+
+    Raises:
+        OSError: the disk is full, say, for one of them; it is raised there and on the first.
+    """
+    first = dist.get_rank(group) == 0
+    tmp = _new_folder(directory, step) if first else _temporary(directory, step)
+    dist.barrier(group)
+    files, error = {}, None
+    try:
+        try:
+            files = _write_tensors(tmp, tensors)
+        except OSError as failed:
+            error = failed
+        files = collect_facts(files, error, group)
+        if first:
+            _commit(tmp, files, state | {"step": step}, config)
+    except BaseException:
+        if first:
+            shutil.rmtree(tmp, ignore_errors=True)
+        raise
+
+
+def _temporary(directory: Path, step: int) -> Path:
+    return directory / f".{path_of(directory, step).name}.tmp"
+
+
+def _new_folder(directory: Path, step: int) -> Path:
+    tmp = _temporary(directory, step)
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir(parents=True)
+    return tmp
+
+
+def _write_tensors(tmp: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, int]]:
+    """Write a file of each kind; the size and CRC-32 of each by name."""
+    with ThreadPoolExecutor() as pool:
+        saved = {f"{k}.safetensors": _save_tensors(tmp / f"{k}.safetensors", v, pool) for k, v in tensors.items()}
+    return {name: facts.result() for name, facts in sorted(saved.items())}
+
+
+def _commit(tmp: Path, files: dict[str, dict[str, int]], state: dict[str, Any], config: Config) -> Path:
+    """Write the rest of a checkpoint whose tensors are written, and put it in place."""
+    write_text(tmp / CONFIG, OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
+    # Written last: a checkpoint with a state is a checkpoint whose files were all written.
+    write_json(tmp / STATE, sealed(state | {"files": _describe([tmp / CONFIG]) | files}))
+    final = path_of(tmp.parent, state["step"])
+    replace_folder(tmp, final)
     return final
 
 
@@ -135,7 +185,7 @@ def keep_final(directory: Path) -> None:
 def is_final(directory: Path) -> bool:
     """Whether ``keep_final`` has nothing left to do, by the names of files."""
     paths = checkpoint_paths(directory)
-    others = [file for path in paths for file in path.glob("*.safetensors") if file.stem != "ema"]
+    others = [file for path in paths for file in path.glob("*.safetensors") if kind_of(file.name) != "ema"]
     return len(paths) <= 1 and not others
 
 
@@ -143,7 +193,7 @@ def is_final(directory: Path) -> bool:
 def keep_only(path: Path, kinds: tuple[str, ...]) -> None:
     """Drop all tensors of a checkpoint except ``kinds``, first from its state, so that it is always intact."""
     state = read_state(path)
-    dropped = [n for n in state["files"] if n.endswith(".safetensors") and n.removesuffix(".safetensors") not in kinds]
+    dropped = [n for n in state["files"] if n.endswith(".safetensors") and kind_of(n) not in kinds]
     state["files"] = {name: facts for name, facts in state["files"].items() if name not in dropped}
     write_json(path / STATE, sealed(state))
     _remove_unlisted(path, state)
@@ -222,7 +272,7 @@ def newest_checkpoint(directory: Path, needs: tuple[str, ...]) -> Path | None:
         except UserError as error:
             warn(f"{error}; trying the checkpoint before it")
             continue
-        if all((path / f"{kind}.safetensors").exists() for kind in needs):
+        if all(holds(path, kind) for kind in needs):
             return path
     return None
 
@@ -281,9 +331,20 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def read_tensors(path: Path, kind: str) -> dict[str, Tensor]:
-    """The tensors of one file of a checkpoint, on the CPU."""
-    return load_tensors(path / f"{kind}.safetensors")
+def kind_of(name: str) -> str:
+    """What a file of tensors holds: "model", "ema" or "optimizer"."""
+    return name.partition(".")[0]
+
+
+def holds(path: Path, kind: str) -> bool:
+    """Whether the checkpoint at ``path`` has tensors of a kind, whole or in pieces."""
+    return any(path.glob(f"{kind}.*safetensors"))
+
+
+def read_tensors(path: Path, kind: str) -> Mapping[str, Tensor]:
+    """A checkpoint's tensors of one kind, on the CPU; those in pieces are read when they are asked for."""
+    whole = path / f"{kind}.safetensors"
+    return load_tensors(whole) if whole.exists() else Assembled(path, kind, read_state(path)["shapes"][kind])
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
@@ -294,64 +355,24 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: not readable ({error}); the checkpoint is damaged") from None
 
 
-def load_into(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy named tensors into ``model``; UserError if they are another model's."""
     own = model.state_dict()
-    wrong = sorted(own.keys() ^ tensors.keys()) or [n for n in own if own[n].shape != tensors[n].shape]
-    if wrong:
-        raise UserError(f"{path}: of another model (first difference: {wrong[0]})")
+    differing = sorted(own.keys() ^ tensors.keys())
     with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(like(tensor, tensors[name]))
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by parameter name: {"exp_avg.<name>", "exp_avg_sq.<name>", "step.<name>"}.
-
-    Moments are views of the state, but of copies where processes hold slices of it; every process must call then.
-    """
-    return _optimizer_tensors(model, optimizer)[0]
-
-
-def _optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
-    """``optimizer_tensors``, and each slice of a moment with the copy of the whole."""
-    named: dict[str, Tensor] = {}
-    whole: dict[nn.Parameter, dict[str, Tensor]] = {}
-    sliced: list[tuple[Tensor, Tensor]] = []
-    for name, parameter in model.named_parameters():
-        flat = _optimised(parameter, optimizer)
-        if flat not in whole:
-            state = {kind: optimizer.state[flat][kind] for kind in ("exp_avg", "exp_avg_sq")}
-            whole[flat] = state if flat is parameter else {kind: gather_full(value) for kind, value in state.items()}
-            sliced += [(state[kind], value) for kind, value in whole[flat].items() if value is not state[kind]]
-        named[f"step.{name}"] = optimizer.state[flat]["step"]
-        named |= {f"{kind}.{name}": part_of(value, parameter) for kind, value in whole[flat].items()}
-    return named, sliced
-
-
-def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of ``optimizer_tensors``."""
-    named, sliced = _optimizer_tensors(model, optimizer)
-    with torch.no_grad():
-        for name, tensor in named.items():
-            tensor.copy_(like(tensor, tensors[name]))
-        for part, value in sliced:
-            part.copy_(like(part, value))
-
-
-def _optimised(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> nn.Parameter:
-    """What the optimiser steps for a parameter: itself, or the buffer that it was merged into (or a slice of that)."""
-    if parameter in optimizer.state:
-        return parameter
-    place = parameter.untyped_storage().data_ptr()
-    return next(flat for flat in optimizer.state if local([flat])[0].untyped_storage().data_ptr() == place)
+        for name, tensor in () if differing else own.items():
+            value = tensors[name]
+            if value.shape != tensor.shape:
+                differing = [name]
+                break
+            tensor.copy_(like(tensor, value))
+    if differing:
+        raise UserError(f"{path}: of another model (first difference: {differing[0]})")
 
 
 def _kinds(path: Path) -> str:
     """The kinds of tensors in a checkpoint, as text."""
-    return " and ".join(sorted(file.stem for file in path.glob("*.safetensors"))) or "none"
+    return " and ".join(sorted({kind_of(file.name) for file in path.glob("*.safetensors")})) or "none"
 
 
 def find_checkpoint(path: Path, needs: tuple[str, ...] = ("ema",)) -> Path:
@@ -370,7 +391,7 @@ def find_checkpoint(path: Path, needs: tuple[str, ...] = ("ema",)) -> Path:
     if (path / STATE).is_file() or path.name.startswith(PREFIX):
         check(path)
         for kind in needs:
-            if not (path / f"{kind}.safetensors").is_file():
+            if not holds(path, kind):
                 raise UserError(f"{path}: holds no {kind} weights; there are {_kinds(path)}")
         return path
     if path.name == "checkpoints" and checkpoint_paths(path):

@@ -37,7 +37,7 @@ ELSEWHERE = (
         "and several GPUs under torchrun",
     ),
     (
-        "resume resume_from resume_from_checkpoint ckpt ckpt_path checkpoint_path load_from",
+        "resume resume_from resume_from_checkpoint ckpt ckpt_path checkpoint_path load load_from",
         "a run continues from its newest checkpoint if it is started again with the same name=...; train.init=... "
         "begins another with its weights",
     ),
@@ -50,9 +50,11 @@ ELSEWHERE = (
         "training reads latents from memory maps; tools/cache_latents.py, which decodes, has --workers",
     ),
     (
-        "entity wandb_project wandb_entity wandb_name wandb_mode wandb_group",
+        "entity wandb_project wandb_entity wandb_name wandb_mode wandb_group tracker_project_name",
         "wandb and trackio, which log.to names, read environment variables such as WANDB_PROJECT and WANDB_MODE",
     ),
+    ("config cfg yaml", "a configuration file is given as --config FILE"),
+    ("push_to_hub hub_model_id", "tools/export.py writes a folder with a card, for hf upload"),
     ("use_ema", "the weights are always averaged; ema.width says how"),
 )
 HINTS = {word: f"; {hint}" for words, hint in ELSEWHERE for word in words.split()}

@@ -56,7 +56,7 @@ def read_trained(path: str | Path, weights: str = "ema") -> Trained:
     if not (folder / "config.json").is_file():
         checkpoint = find_checkpoint(folder, (weights,))
         data = read_state(checkpoint)["data"]
-        return Trained(checkpoint, recorded(checkpoint), data, read_tensors(checkpoint, weights))
+        return Trained(checkpoint, recorded(checkpoint), data, dict(read_tensors(checkpoint, weights)))
     facts = read_config(folder)
     if facts.get("_class_name") != CLASS:
         raise UserError(f"{folder}: holds no {CLASS}, as tools/export.py writes it, but {facts.get('_class_name')}")

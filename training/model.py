@@ -69,7 +69,12 @@ def compile_model(model: VideoDiT, whole: bool = True) -> None:
     second size torch.compile would otherwise train on with symbolic ones, whose kernels are slower.
     """
     torch.compiler.assume_constant_result(rotary_table)
-    for part in [model] if whole and len(model.blocks) <= SHALLOW else model.blocks:
+    whole = whole and len(model.blocks) <= SHALLOW
+    if not whole:
+        # Else DDP would split a block into several graphs, at its buckets, so that gradients are reduced early: they
+        # are after each block. Some versions of torch refuse where activations are recomputed (PyTorch issue 104674).
+        torch._dynamo.config.optimize_ddp = False
+    for part in [model] if whole else model.blocks:
         part.compile(dynamic=False)
 
 

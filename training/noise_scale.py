@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from videoscaling.training.parallel import all_reduce, is_parallel
 
-# Steps count by tokens^3, their mean being at 80 % of the tokens so far: the first gradients are up to a hundred times
-# as large as the later ones, and in a plain mean they would be all of it.
+# Steps count by tokens^3, their mean being at 80 % of the tokens so far. Gradients are largest at first, and the first
+# steps would weigh most in a plain mean of squares.
 POWER = 3
 
 

@@ -163,7 +163,7 @@ def resumable_step(directory: Path) -> int:
 
     A finished run that kept its averages alone starts again, should it grow.
     """
-    paths = (directory / "checkpoints").glob("step_*/optimizer.safetensors")
+    paths = (directory / "checkpoints").glob("step_*/optimizer.*safetensors")
     return max((int(path.parent.name.rpartition("_")[2]) for path in paths), default=0)
 
 

@@ -42,7 +42,7 @@ class DataKeys:
         "",
         "folder of cached latents, made by tools/cache_latents.py, or a list of several to be mixed",
         identity=NEVER,  # data.fingerprint, which is hashed, covers the cache and the weights
-        aliases="dataset data_path data_dir train_data dataset_path",
+        aliases="dataset data_path data_dir train_data dataset_path train_data_dir dataset_name",
         path=True,
     )
     weights: list[float] = key(
@@ -95,7 +95,7 @@ class OptimKeys:
         identity=ALWAYS,
         bound=POSITIVE,
         differs_in_stack=True,
-        aliases="lr learning_rate max_lr base_lr",
+        aliases="lr learning_rate max_lr base_lr matrix_lr",
     )
     beta1: float = key(
         0.9, "AdamW's first beta", identity=ALWAYS, bound=FRACTION, differs_in_stack=True, aliases="betas adam_beta1"
@@ -135,7 +135,7 @@ class OptimKeys:
         identity=ALWAYS,
         bound=POSITIVE,
         differs_in_stack=True,
-        aliases="grad_clip max_grad_norm clip_grad_norm gradient_clip_val",
+        aliases="grad_clip max_grad_norm clip_grad_norm clip_max_norm gradient_clip_val",
     )
     schedule: str = key(
         "constant",
@@ -189,19 +189,21 @@ class TrainKeys:
         "end of the run, in tokens; rounded up to a whole step",
         identity=WITH_DECAY,
         bound=POSITIVE,
-        aliases="steps max_steps epochs num_epochs max_train_steps iterations num_iterations",
+        aliases="steps max_steps epochs num_epochs num_train_epochs max_train_steps iterations num_iterations",
     )
     flops: float | None = key(
         None,
         "end of the run, in training FLOPs by C_token; instead of train.tokens",
         identity=WITH_DECAY,
         bound=POSITIVE,
+        aliases="target_flops max_flops",
     )
     milestones: list[int] = key(
         [],
         "tokens at which the run is validated; its end always is",
         identity=WITH_DECAY,
         bound=Bound("a positive number of tokens", lambda value: value > 0),
+        aliases="eval_every eval_steps val_every validation_steps validation_epochs",
     )
     batch_tokens: int = key(
         0,
@@ -214,7 +216,8 @@ class TrainKeys:
         "clips per forward pass and process; the process's whole share if not given",
         identity=NEVER,
         bound=POSITIVE,
-        aliases="gradient_accumulation_steps grad_accum micro_batch_size local_batch_size device_batch_size",
+        aliases="gradient_accumulation_steps accumulation_steps grad_accum micro_batch_size local_batch_size "
+        "device_batch_size",
     )
     dtype: str = key(
         "float32",
@@ -264,7 +267,7 @@ class TrainKeys:
         False,
         "torch.compile, of up to 6 blocks as a whole (on the CPU: needs a C++ compiler)",
         identity=NEVER,
-        aliases="torch_compile",
+        aliases="torch_compile use_compile",
     )
 
 
@@ -325,7 +328,7 @@ class LogKeys:
         "steps between lines of metrics.jsonl and points of log.to; the console shows at most one in 5 s",
         identity=NEVER,
         bound=POSITIVE,
-        aliases="log_every logging_steps log_interval",
+        aliases="log_every log_freq logging_steps log_interval freq",
     )
     to: list[str] = key(
         ["tensorboard"],
@@ -346,7 +349,7 @@ class LogKeys:
         [],
         "prompts sampled as videos to TensorBoard at each milestone",
         identity=NEVER,
-        aliases="validation_prompts sample_prompts",
+        aliases="validation_prompts sample_prompts sample_every",
     )
     sample_steps: int = key(20, "sampler steps of those videos", identity=NEVER, bound=POSITIVE)
     vae: str | None = key(
@@ -373,13 +376,13 @@ class Config:
         "name of the run; its directory is out/name",
         identity=NEVER,
         differs_in_stack=True,
-        aliases="run run_name exp_name experiment project",
+        aliases="run run_name exp_name experiment project model_tag",
     )
     out: str = key(
         "runs",
         "folder of run directories",
         identity=NEVER,
-        aliases="output_dir results_dir out_dir logdir save_dir dump_dir",
+        aliases="output_dir outputs results_dir out_dir logdir save_dir dump_dir",
         path=True,
     )
     heldout: bool = key(

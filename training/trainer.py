@@ -22,6 +22,7 @@ from videoscaling.diffusion.validation import ValidationResult
 from videoscaling.models.dit import VideoDiT
 from videoscaling.training import checkpoint as ckpt
 from videoscaling.training.batches import BatchLoader, Samples, with_text_tokens
+from videoscaling.training.checkpoint_pieces import load_optimizer, shapes_of
 from videoscaling.training.checkpoint_writer import CheckpointWriter, finished_after_errors
 from videoscaling.training.checks import check_layout
 from videoscaling.training.config import CONFIG, to_dict
@@ -81,7 +82,7 @@ class Trainer:
         self.share = 1.0
         self.status = "running"
         self._stopping = False
-        self.writer = CheckpointWriter()
+        self.writer = CheckpointWriter(config.train.parallel, config.train.timeout_minutes)
         self._log: MetricsLog | None = None  # of the first process alone
 
     def _join_processes(self) -> None:
@@ -156,7 +157,7 @@ class Trainer:
             state = ckpt.read_state(path)
             ckpt.load_into(self.model, ckpt.read_tensors(path, "model"), path)
             ckpt.load_into(self.ema, ckpt.read_tensors(path, "ema"), path)
-            ckpt.load_optimizer(self.model, self.train_step.optimizer, ckpt.read_tensors(path, "optimizer"))
+            load_optimizer(self.model, self.train_step.optimizer, ckpt.read_tensors(path, "optimizer"))
             self.step, self.milestones, self.seconds = state["step"], state["milestones"], state["seconds"]
             self.train_step.set_counts(state["counts"])
         check_growth(self.run, self.tokens, self.milestones)
@@ -366,31 +367,31 @@ class Trainer:
             sums.copy_(all_reduce(sums, "mean"))
         self._saved_at = time.monotonic()
         self.train_step.gather_slices()
-        named = {"ema": self.ema.state_dict(), "model": self.model.state_dict()}
-        named["optimizer"] = ckpt.optimizer_tensors(self.model, self.train_step.optimizer)
-        tensors = self.writer.copy(named, self.main)
-        if not self.main:
-            return
-        check_lock(self.config.run_dir)
+        optimizer, due = self.train_step.optimizer, bool(self.due)
+        tensors = self.writer.copy_run(self.model, self.ema, optimizer, main=self.main, whole_ema=due)
         state = {
             "tokens": self.tokens,
             "milestones": list(self.milestones),
             "seconds": self.seconds,
             "counts": self.train_step.counts(),
             "data": self.cache.meta,
+            **({"shapes": shapes_of(self.model)} if self.writer.part else {}),
         }
-        directory = self.config.run_dir / "checkpoints"
+        if self.main:
+            check_lock(self.config.run_dir)
         if self._log is not None:
             self._log.flush()  # a resumed run logs no step before the checkpoint again
-        step, due, keep = self.step, self.due, self.config.checkpoint.keep
+        directory, step, keep = self.config.run_dir / "checkpoints", self.step, self.config.checkpoint.keep
 
         def write() -> None:
-            ckpt.save_checkpoint(directory, step, tensors, state, self.config)
-            ckpt.remove_after(directory, step)  # of a longer run, which this one could not continue from
-            if not due:  # else the one before stays until this one's weights are validated
+            self.writer.write(directory, step, tensors, state, self.config)
+            if self.main:
+                ckpt.remove_after(directory, step)  # of a longer run, which this one could not continue from
+            if self.main and not due:  # else the one before stays until this one's weights are validated
                 ckpt.prune_checkpoints(directory, keep)
 
-        self.writer.start(write)
+        if self.main or self.writer.part:
+            self.writer.start(write)
 
     def _write_result(self, status: str) -> None:
         # A finished run that grows without its optimiser starts again: its measurements stay until it passes them.

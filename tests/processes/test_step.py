@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.processes.trainings import finish, poisoned, short_of_memory, start, together
+from tests.processes.watched_steps import count_graphs
 from tests.training.test_trainer import losses, metrics, overrides
 from videoscaling.training.checkpoint import find_checkpoint
 
@@ -46,3 +47,13 @@ def test_a_clip_that_does_not_fit_is_a_users_error(cache: Path, tmp_path: Path) 
         assert codes == [2, 2], (tmp_path / parallel / "0").read_text()
         said = (tmp_path / parallel / "0").read_text().splitlines()[-1]
         assert said.startswith("error: out of GPU memory with one clip at a time; try train.activation_checkpointing")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_compiled_blocks_are_one_graph_under_ddp(cache: Path, tmp_path: Path, recompute: str) -> None:
+    """Of 3 MB of matrices; DDP's first bucket is of 1 MB, at which torch.compile would split the graph."""
+    keys = overrides(cache, tmp_path, "x", "model.size=7x224", "train.compile=true")
+    keys += [f"train.activation_checkpointing={recompute}"]
+    together(tmp_path / "log", count_graphs, keys, str(tmp_path / "graphs"), world=2)
+    assert (tmp_path / "graphs").read_text() == "1"

@@ -87,6 +87,17 @@ def test_two_processes_on_a_full_disk_keep_the_checkpoint_before(cache: Path, tm
     assert not (tmp_path / "x" / "result.json").exists()
 
 
+def test_a_full_disk_of_one_process_with_shards_ends_both(cache: Path, tmp_path: Path) -> None:
+    """Both name the file; of the checkpoint nothing is left."""
+    keys = overrides(cache, tmp_path, "x", "checkpoint.every_steps=10", "checkpoint.keep=9", "train.parallel=fsdp")
+    assert finish(start(tmp_path / "log", on_a_full_disk, keys, 5, 1, world=2)) == [2, 2]
+    file = tmp_path / "x" / "checkpoints" / ".step_0000020.tmp" / "model.piece-1-of-2.safetensors"
+    for rank in "01":
+        assert f"error: {file}: disk full; free some space" in (tmp_path / "log" / rank).read_text()
+    assert [path.name for path in (tmp_path / "x" / "checkpoints").iterdir()] == ["step_0000010"]
+    assert find_checkpoint(tmp_path / "x").name == "step_0000010"
+
+
 def test_processes_end_with_the_status_that_says_why(cache: Path, tmp_path: Path) -> None:
     """And with their group closed: left open, it aborts them (SIGABRT) on the way out."""
 

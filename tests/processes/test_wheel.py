@@ -11,11 +11,13 @@ from tests.processes.launch import ROOT, environment, run
 
 PROGRAM = """
 import json, sys
-from videoscaling import IMPORT_PATH, PAPER, ROOT, load_law, predict
+from videoscaling import IMPORT_PATH, PAPER, ROOT, VideoDiT, load_law, predict, read_curve
 from videoscaling.models.vae import load_vae
 from videoscaling.scaling.reporting import report  # which reads its page.html
 
 load_vae("embedded", "cpu")
+assert VideoDiT.from_run().config.layers == 4
+assert read_curve(ROOT / "models" / "embedded_dit").tokens[-1] > 6e6
 assert (ROOT / "train.py").is_file() and (ROOT / "configs" / "train" / "gpu.yaml").is_file()
 assert not [name for name in sys.modules if name.split(".")[0] in ("data", "models", "training", "utils")]
 print(json.dumps([str(IMPORT_PATH), float(predict(load_law(PAPER), N=1e9, T=1e10).predicted[0])]))

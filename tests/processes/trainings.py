@@ -200,15 +200,15 @@ def told_to_stop(overrides: list[str], step: int, rank: int, number: int) -> int
     return train_it(overrides)
 
 
-def on_a_full_disk(overrides: list[str], saves: int) -> int:
-    """A training whose disk is full when it writes tensors for the ``saves``-th time and later."""
+def on_a_full_disk(overrides: list[str], saves: int, rank: int | None = None) -> int:
+    """A training whose disk is full when it writes tensors for the ``saves``-th time and later, for one ``rank``."""
     from videoscaling.training import checkpoint
 
     plain, done = checkpoint.save_file, []
 
     def save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
         done.append(path)
-        if len(done) >= saves:
+        if len(done) >= saves and rank in (None, _rank()):
             path.write_bytes(b"half of it")
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         plain(tensors, path)

@@ -1,5 +1,6 @@
 """Steps of a training in processes of their own, with an account of what they send and what they keep."""
 
+import functools
 import json
 from collections import Counter
 from pathlib import Path
@@ -91,5 +92,23 @@ def watch_shards(path: str, compiled: bool) -> int:
         found = {"calls": sent.calls, "bytes": sent.bytes, "kept": kept_bytes(large, 3, 96, 16)}
     if shards.rank == 0:
         Path(path).write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+    return 0
+
+
+def count_graphs(overrides: list[str], path: str) -> int:
+    """Take two steps of a compiled training; write how many graphs were compiled."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(module: torch.fx.GraphModule, examples: list[Any]) -> Any:
+        graphs.append(module)
+        return module.forward
+
+    torch.compile = functools.partial(torch.compile, backend=backend)
+    trainer = Trainer(*prepare(load_config(None, overrides)))
+    for step in range(2):
+        trainer.train_step.run(trainer.loader.batch(step), step * trainer.config.train.batch_tokens)
+    if trainer.main:
+        Path(path).write_text(str(len(graphs)))
     torch.distributed.destroy_process_group()
     return 0

@@ -1,0 +1,124 @@
+"""Checkpoints in pieces: together they are the tensors, whatever the layout that wrote them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tests.training.test_step import trainer_of
+from tests.training.test_trainer import run
+from videoscaling.training import checkpoint
+from videoscaling.training.checkpoint import check, find_checkpoint, keep_only, read_state, read_tensors
+from videoscaling.training.checkpoint_pieces import (
+    Part,
+    _within,
+    optimizer_pieces,
+    optimizer_tensors,
+    pieces_of,
+    shapes_of,
+)
+from videoscaling.training.checkpoint_writer import CheckpointWriter
+from videoscaling.training.exported import read_trained
+from videoscaling.training.flat_buffer import merge
+from videoscaling.training.result import resumable_step
+from videoscaling.utils.errors import UserError
+from videoscaling.utils.seal import sealed
+
+KEYS = ("train.tokens=640", "train.milestones=[640]")
+
+
+def in_pieces(cache: Path, out: Path, whole: Path, count: int) -> Path:
+    """The run ``whole`` under ``out``, its checkpoint written by ``count`` processes that hold all of it."""
+    folder = out / "x"
+    shutil.copytree(whole, folder)
+    trainer = trainer_of(cache, out, *KEYS)
+    trainer.restore()
+    path = find_checkpoint(folder)
+    state, optimizer = read_state(path), trainer.train_step.optimizer
+    files = {"config.yaml": state["files"]["config.yaml"]}
+    for index in range(count):
+        part = Part(index, count)
+        named = {part.file(kind): pieces_of(each.state_dict(), part) for kind, each in models(trainer).items()}
+        named[part.file("optimizer")] = optimizer_pieces(trainer.model, optimizer, part)
+        files |= checkpoint._write_tensors(path, CheckpointWriter().copy(named, True))
+    for kind in ("model", "ema", "optimizer"):
+        (path / f"{kind}.safetensors").unlink()
+    state |= {"files": files, "shapes": shapes_of(trainer.model)}
+    checkpoint.write_json(path / "state.json", sealed(state))
+    return path
+
+
+def models(trainer: object) -> dict[str, nn.Module]:
+    return {"model": trainer.model, "ema": trainer.ema}
+
+
+@pytest.fixture(scope="module")
+def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    run(cache, out, "x", *KEYS)
+    return out / "x"
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_checkpoint_in_pieces_is_the_whole_one(cache: Path, tmp_path: Path, whole: Path, count: int) -> None:
+    path, plain = in_pieces(cache, tmp_path, whole, count), find_checkpoint(whole)
+    assert len(list(path.glob("*.safetensors"))) == 3 * count
+    check(path)
+    for kind in ("model", "ema", "optimizer"):
+        found, wanted = read_tensors(path, kind), read_tensors(plain, kind)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    trainer = trainer_of(cache, tmp_path, *KEYS)
+    trainer.restore()
+    assert trainer.step == 5
+    restored = optimizer_tensors(trainer.model, trainer.train_step.optimizer)
+    assert all(torch.equal(restored[name], tensor) for name, tensor in read_tensors(plain, "optimizer").items())
+    assert resumable_step(tmp_path / "x") == 5
+    assert torch.equal(*(read_trained(each).tensors["final.weight"] for each in (tmp_path / "x", whole)))
+
+
+def test_a_piece_that_is_damaged_or_missing_is_refused(cache: Path, tmp_path: Path, whole: Path) -> None:
+    path = in_pieces(cache, tmp_path, whole, 2)
+    piece = path / "model.piece-1-of-2.safetensors"
+    content = piece.read_bytes()
+    for damage in (content[:-1], content[:-1] + bytes([content[-1] ^ 4])):
+        piece.write_bytes(damage)
+        with pytest.raises(UserError, match="model.piece-1-of-2.safetensors: has "):
+            check(path)
+    piece.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        check(path)
+
+
+def test_what_a_finished_run_keeps_are_its_averages_in_pieces_too(cache: Path, tmp_path: Path, whole: Path) -> None:
+    path = in_pieces(cache, tmp_path, whole, 2)
+    assert not checkpoint.is_final(path.parent)
+    keep_only(path, ("ema",))
+    assert sorted(file.name for file in path.glob("*.safetensors")) == [
+        f"ema.piece-{index}-of-2.safetensors" for index in range(2)
+    ]
+    assert checkpoint.is_final(path.parent)
+    with pytest.raises(UserError, match="holds no model weights; there are ema$"):
+        find_checkpoint(path, ("model",))
+    assert find_checkpoint(tmp_path / "x") == path
+
+
+def test_slices_of_a_flat_buffer_are_pieces_of_its_parameters() -> None:
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in ((40, 3), (7,), (90,))]
+    wanted = [parameter.detach().clone() for parameter in parameters]
+    flat = merge(parameters, 4).detach()
+    slices = flat.chunk(4)
+    for parameter, tensor in zip(parameters, wanted):
+        pieces = [_within(mine, parameter, Part(index, 4)) for index, mine in enumerate(slices)]
+        assert torch.equal(torch.cat(pieces).view(tensor.shape), tensor)
+
+
+def test_a_file_of_pieces_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "ema.piece-0-of-1.safetensors")
+    tensors = checkpoint.Assembled(tmp_path, "ema", {"w": [2], "v": [1]})
+    assert tensors["w"].tolist() == [1, 1]
+    with pytest.raises(UserError, match="ema.piece-0-of-1.safetensors: not readable"):
+        tensors["v"]
