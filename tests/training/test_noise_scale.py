@@ -90,7 +90,9 @@ def test_a_run_that_continues_without_it_reports_none(cache, tmp_path, stacked) 
     run(cache, tmp_path, "x", "train.tokens=640", "train.micro_batch=1", *keys)
     longer = overrides(cache, tmp_path, "x", "train.tokens=1280", "train.micro_batch=1", *keys)
     if stacked:
-        other = overrides(cache, tmp_path, "y", "train.tokens=1280", "train.micro_batch=1", "seed=1", "train.milestones=[640]", *keys)
+        other = overrides(
+            cache, tmp_path, "y", "train.tokens=1280", "train.micro_batch=1", "seed=1", "train.milestones=[640]", *keys
+        )
         assert train_stacked([load_config(None, words) for words in (longer, other)]) == 0
     else:
         run(cache, tmp_path, "x", "train.tokens=1280", "train.micro_batch=4", *keys)
