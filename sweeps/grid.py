@@ -62,14 +62,14 @@ def load_sweep(
     cells: dict[str, Run] = {}
     for size in keys.sizes:
         for run in _cells(keys, size, shared, meta_of, predict):
-            _join(cells, run)
+            join(cells, run)
     added = _added(keys, shared, directory, meta_of)
     for run in added:
-        _join(cells, run)
+        join(cells, run)
     last: dict[str, int] = {}
     for run in cells.values():
         last[run.config.model.size] = max(run.config.train.tokens, last.get(run.config.model.size, 0))
-    for config in (cells[run.config.name].config for run in added):
+    for config in (cells[run.config.run_dir.name].config for run in added):
         if config.train.tokens < last[config.model.size]:
             config.checkpoint.final = "full"  # extend may continue it
     if not cells:
@@ -96,14 +96,14 @@ def cell_seed(keys: SweepKeys, size: str, lr: float, batch: int, repeat: int) ->
     return derive_seed(keys.seed, size, lr, batch, repeat) & (1 << 31) - 1
 
 
-def _join(cells: dict[str, Run], run: Run) -> None:
-    """Add a cell; two that differ only in their milestones are one run, with the milestones of both."""
-    there = cells.get(run.config.name)
+def join(cells: dict[str, Run], run: Run) -> None:
+    """Add a cell by its run id; two that differ only in their milestones are one run, with the milestones of both."""
+    there = cells.get(number := run.config.run_dir.name)
     if there is not None:
         train = run.config.train
         train.milestones = sorted({*train.milestones, *there.config.train.milestones})
         train.tokens = train.milestones[-1]
-    cells[run.config.name] = run
+    cells[number] = run
 
 
 def _shared(keys: SweepKeys, path: Path) -> Values:

@@ -11,8 +11,9 @@ from videoscaling.sweeps.cost import estimate
 from videoscaling.sweeps.directory import recorded_data, write_sweep_file
 from videoscaling.sweeps.grid import Sweep
 from videoscaling.sweeps.progress import SweepProgress
-from videoscaling.sweeps.state import export_result, import_result, label_heldout
+from videoscaling.sweeps.state import export_result, finished, import_result, label_heldout
 from videoscaling.sweeps.status import plan, plan_text, print_status, states_of
+from videoscaling.training.checks import check_share
 from videoscaling.training.logs.trackers import check_installed
 from videoscaling.training.result import finished_result
 from videoscaling.training.run import Run, beta2_warnings, token_numbers, width_warnings
@@ -52,8 +53,20 @@ def report_warnings(sweep: Sweep) -> list[str]:
     return found
 
 
+def check_processes(sweep: Sweep) -> None:
+    """Refuse cells to be trained whose batch or clips their processes cannot share."""
+    keys = sweep.keys.executor
+    for cell in sweep.cells:
+        if finished(cell, sweep.keys.results) is None:
+            try:
+                check_share(cell, keys.processes * (keys.slurm.nodes if keys.kind == "slurm" else 1))
+            except UserError as error:
+                raise UserError(f"{error} (of executor.processes={keys.processes})") from None
+
+
 def dry_run(sweep: Sweep, as_json: bool) -> int:
     """List the cells that would be trained, and their cost."""
+    check_processes(sweep)
     warnings = report_warnings(sweep)
     states = states_of(sweep)
     planned = plan(sweep, states, estimate(sweep, states))
@@ -79,6 +92,7 @@ def run(sweep: Sweep, print_commands: bool = False) -> int:
             "with executor.kind=slurm, or end them first (scancel)"
         )
     check_installed(sweep.cells[0].config)
+    check_processes(sweep)
     report_warnings(sweep)
     with lock_run_dir(sweep.directory), Interrupt() as interrupt:
         write_sweep_file(sweep)

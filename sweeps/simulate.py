@@ -1,6 +1,7 @@
 """``sweep.py simulate``: the errors of a sweep's plan under a known law, before any cell is trained."""
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,10 +17,10 @@ from videoscaling.scaling.search import simulate
 from videoscaling.scaling.search.simulate import Target
 from videoscaling.scaling.search.truth import MAX_NOISE, Truth
 from videoscaling.sweeps.cost import flops_of
-from videoscaling.sweeps.grid import Prediction, Sweep, load_sweep
+from videoscaling.sweeps.grid import Prediction, Sweep, join, load_sweep
 from videoscaling.sweeps.run import planned_runs
-from videoscaling.training.config import Config, run_id
-from videoscaling.training.run import clip_tokens, encoded_shape
+from videoscaling.training.config import Config
+from videoscaling.training.run import Run, clip_tokens, encoded_shape
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.messages import warn
 from videoscaling.utils.progress import Progress
@@ -92,10 +93,15 @@ def command(arguments: argparse.Namespace, overrides: list[str], prediction: Cal
         others = [load_sweep(path, [], meta, prediction) for path in arguments.also]
     except UserError as error:
         raise UserError("; ".join([str(error), *assumed])) from None
-    cells = {run_id(cell.config): cell for one in (*others, sweep) for cell in one.cells}  # some are in several
     n_ctx = sweep.cells[0].n_ctx
+    for path, other in zip(arguments.also, others):
+        if (found := other.cells[0].n_ctx) != n_ctx:
+            raise UserError(f"--also {path}: clips of {found} tokens, not of {n_ctx}; a law holds for one")
     cost = allocation.c_token(n_ctx, smooth_width)
     targets = targets_of(sweep, arguments.flops, truth, cost)
+    cells: dict[str, Run] = {}
+    for cell in itertools.chain.from_iterable(one.cells for one in (*others, sweep)):
+        join(cells, cell)  # some are in several
     with Progress(arguments.sweeps, "simulate", "sweeps") as bar:
         expected = simulate.expect(
             truth,

@@ -1,15 +1,18 @@
 """Checks before a run's first step."""
 
 import math
+from typing import TYPE_CHECKING
 
-from videoscaling.data.latents import LatentCache
-from videoscaling.data.mixture import Mixture
 from videoscaling.training.config import Config, config_of_run, hashed_values, identity
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError, plural
 
+if TYPE_CHECKING:  # they import torch, without which sweeps are listed
+    from videoscaling.data.latents import LatentCache
+    from videoscaling.data.mixture import Mixture
 
-def check_layout(run: Run, cache: LatentCache | Mixture, world: int) -> None:
+
+def check_layout(run: Run, cache: "LatentCache | Mixture", world: int) -> None:
     """Refuse a run whose data are too few for it, or whose batch ``world`` processes cannot share."""
     config, clips, n_ctx = run.config, run.clips, run.n_ctx
     if not cache.train_size:

@@ -164,7 +164,8 @@ def resumable_step(directory: Path) -> int:
     A finished run that kept its averages alone starts again, should it grow.
     """
     paths = (directory / "checkpoints").glob("step_*/optimizer.*safetensors")
-    return max((int(path.parent.name.rpartition("_")[2]) for path in paths), default=0)
+    steps = [path.parent.name.removeprefix("step_") for path in paths]
+    return max((int(step) for step in steps if step.isdigit()), default=0)  # not of a user's copy, step_9_good
 
 
 def check_growth(run: Run, tokens: int, milestones: list[Milestone]) -> None:

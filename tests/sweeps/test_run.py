@@ -37,6 +37,11 @@ def sweep(cache: Path, tmp_path: Path) -> Path:
         ({"sizes": [{"size": "1x32"}, {"size": "1x32", "heldout": True, "lr": [1e-4]}]}, "held out and in the fit"),
         ({"sizes": [{"size": "1x31"}]}, "width must be a multiple of 32"),
         ({"lr": ["fast"]}, "lr"),
+        (
+            {"executor": {"processes": 3}},
+            "2 clips cannot be shared by 3 processes; nearest: 96 (of executor.processes=3)",
+        ),
+        ({"config": {"train": {"context_parallel": 2}}}, "train.context_parallel=2: must divide the processes (1)"),
     ],
 )
 def test_bad_sweeps_are_refused_in_one_line(sweep: Path, changes: dict, message: str) -> None:
@@ -144,6 +149,26 @@ def test_simulate_fits_the_runs_of_several_sweeps_together(sweep: Path, monkeypa
     here("simulate", files[0], "--also", files[1], "--also", files[2], "--json")
     assert passed[0] == passed[1]
     assert len(passed[0][0]) == 2 * len(WIDE["lr"]) * len(WIDE["batch_tokens"])
+
+
+def test_simulate_joins_the_milestones_of_a_cell_of_two_sweeps(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed, other = [], sweep.parent / "other.yaml"
+    monkeypatch.setattr(simulation, "expect", lambda truth, runs, *_, **more: passed.extend(runs) or {"warnings": []})
+    edit(sweep, sizes=[{"size": "1x32"}], milestones=[320, 640])
+    shutil.copy(sweep, other)
+    edit(sweep, milestones=[320, 1280])
+    here("simulate", other, "--also", sweep, "--flops", 1e15, "--json")
+    assert {run.milestones for run in passed} == {(320, 640, 1280)}
+
+
+def test_simulate_refuses_sweeps_of_other_clips(sweep: Path) -> None:
+    edit(sweep, batch_tokens=[128])
+    other = sweep.parent / "other.yaml"
+    shutil.copy(sweep, other)
+    edit(other, config={"model": {"patch": [1, 2, 2]}})
+    said = here("simulate", sweep, "--also", other, status=2)[1]
+    assert f"--also {other}: clips of 8 tokens, not of 32" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.usefixtures("refused_fits")

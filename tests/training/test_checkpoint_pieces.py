@@ -77,6 +77,8 @@ def test_a_checkpoint_in_pieces_is_the_whole_one(cache: Path, tmp_path: Path, wh
     restored = optimizer_tensors(trainer.model, trainer.train_step.optimizer)
     assert all(torch.equal(restored[name], tensor) for name, tensor in read_tensors(plain, "optimizer").items())
     assert resumable_step(tmp_path / "x") == 5
+    shutil.copytree(path, path.with_name("step_0000009_mine"))  # a user's copy is none of the run's
+    assert resumable_step(tmp_path / "x") == 5
     assert torch.equal(*(read_trained(each).tensors["final.weight"] for each in (tmp_path / "x", whole)))
 
 

@@ -80,9 +80,8 @@ def open_trackers(config: Config, settings: Mapping[str, object]) -> list[Tracke
     """
     names = [name for name in config.log.to if name in STARTS]
     path = config.run_dir / FILE
-    resumed = path.exists()
     with warn_of_os_error(f"log.to={names}: not used, as this run could not be continued there"):
-        if names and not resumed:
+        if names and not path.exists():
             write_text(path, uuid.uuid4().hex)
         infos, folder = info_of(Config), Path(config.name)
         keys = {name: value for name, value in identity(config).items() if not (name in infos and infos[name].path)}
@@ -98,7 +97,7 @@ def open_trackers(config: Config, settings: Mapping[str, object]) -> list[Tracke
                     STARTS[name],
                     load(name),
                     folder=config.run_dir,
-                    resumed=resumed,
+                    number=path.read_text().strip(),
                     project=os.environ.get(f"{name.upper()}_PROJECT", PROJECT),
                     **common,
                 ),
@@ -108,18 +107,18 @@ def open_trackers(config: Config, settings: Mapping[str, object]) -> list[Tracke
     return []
 
 
-def _start_wandb(wandb: ModuleType, *, folder: Path, resumed: bool, **common: Any) -> Any:
+def _start_wandb(wandb: ModuleType, *, folder: Path, number: str, **common: Any) -> Any:
     """A run of its own beside those of other runs in this process, continued by its id."""
     settings = wandb.Settings(console="off", save_code=False, disable_git=True)
-    number = (folder / FILE).read_text().strip()
     more = {"id": number, "resume": "allow", "allow_val_change": True, "reinit": "create_new"}
     return wandb.init(dir=str(folder), settings=settings, **more, **common)
 
 
-def _start_trackio(trackio: ModuleType, *, folder: Path, resumed: bool, **common: Any) -> Any:
-    """A run, continued by its name; in a context of its own, as trackio ends the run before in the same one."""
-    resume = "allow" if resumed else "never"
-    return contextvars.Context().run(functools.partial(trackio.init, resume=resume, embed=False, **common))
+def _start_trackio(trackio: ModuleType, *, folder: Path, number: str, name: str, **common: Any) -> Any:
+    """A run in a context of its own, as trackio ends the run before in the same one. It continues the latest run of a
+    name, which a cell of another sweep may have, so the name ends in digits of ``number``."""
+    own = {"name": f"{name}_{number[:6]}", "resume": "allow", "embed": False}
+    return contextvars.Context().run(functools.partial(trackio.init, **own, **common))
 
 
 STARTS: dict[str, Callable[..., Any]] = {"wandb": _start_wandb, "trackio": _start_trackio}

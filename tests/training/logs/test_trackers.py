@@ -61,7 +61,8 @@ def test_a_run_and_its_continuation(cache: Path, tmp_path: Path, packages: dict[
     number = (tmp_path / "a" / "x" / FILE).read_text()
     for name, package in packages.items():
         (given,) = package.inits
-        assert (given["project"], given["group"], given["name"]) == ("videoscaling", "a", "x")
+        own = "x" if name == "wandb" else f"x_{number[:6]}"
+        assert (given["project"], given["group"], given["name"]) == ("videoscaling", "a", own)
         assert given["config"]["N"] == 16384
         assert given["config"]["optim.clip"] == 1.0
         assert str(tmp_path) not in json.dumps(given["config"]) + given["name"] + given["group"]
@@ -75,7 +76,7 @@ def test_a_run_and_its_continuation(cache: Path, tmp_path: Path, packages: dict[
     run(cache, tmp_path, "a/x", *SHORT, "train.tokens=1280", "log.to=[wandb,trackio]")
     wandb, trackio = (package.inits[-1] for package in packages.values())
     assert (wandb["id"], wandb["resume"], trackio["resume"]) == (number, "allow", "allow")
-    assert packages["trackio"].inits[0]["resume"] == "never"
+    assert trackio["name"] == packages["trackio"].inits[0]["name"]
     assert packages["wandb"].points[7][0] == 768
 
 
@@ -88,6 +89,14 @@ def test_a_cell_is_named_by_its_size_batch_rate_and_seed(
     (given,) = packages["wandb"].inits
     assert (given["project"], given["group"], given["name"]) == ("mine", "grid", "1x32_B128_lr0.003_seed0")
     assert list((tmp_path / "grid" / number).rglob("events*"))
+
+
+def test_cells_of_one_name_are_two_runs_in_trackio(cache: Path, tmp_path: Path, packages: dict[str, StandIn]) -> None:
+    """Their names alone differ there: trackio continues the latest run of a name."""
+    for name, end in (("a/x", 640), ("b/x", 640), ("a/x", 1280)):
+        run(cache, tmp_path, name, *SHORT, "log.to=[trackio]", f"train.tokens={end}")
+    first, other, again = (given["name"] for given in packages["trackio"].inits)
+    assert first == again != other
 
 
 def test_a_fault_of_a_tracker_ends_no_run(
@@ -135,6 +144,7 @@ def test_two_stacked_runs_with_trackio(cache: Path, tmp_path: Path, monkeypatch:
     grown = load_config(None, [*both[0], "log.to=[trackio]", "train.tokens=1280"])
     assert train(grown) == 0
     for name, last in (("0.001", 1280), ("0.002", 640)):
-        steps = [row["step"] for row in SQLiteStorage.get_logs(f"test-{os.getpid()}", name)]
+        digits = (tmp_path / "grid" / name / FILE).read_text()[:6]
+        steps = [row["step"] for row in SQLiteStorage.get_logs(f"test-{os.getpid()}", f"{name}_{digits}")]
         assert steps[-1] == last
         assert sorted(set(steps)) == list(range(128, last + 1, 128))
