@@ -68,6 +68,7 @@ class StackedStep:
         for row, trainer in enumerate(trainers):
             trainer.loader = self._streams[which[row]]  # whose time each logs
             trainer.model.backend = "plain"
+            trainer.train_step.noise_scale.averages.zero_()  # of its time alone: a stack measures none
             for name in (*COUNTERS.values(), "by_t", "grad_norm"):
                 setattr(trainer.train_step, name, getattr(self, name)[row])
         self._weights = self._named("weights")
