@@ -72,7 +72,7 @@ def locally(slurm: Cluster, sweep: Path, *more: str) -> dict[str, list]:
 
 
 def test_eight_cells_as_an_array(slurm: Cluster, sweep: Path, tmp_path: Path) -> None:
-    """Jobs are shown while they run; the node's daemon is killed and returns; results, table and law as on one machine."""
+    """Jobs are shown while they run; the node's daemon is killed and returns; results and law as on one machine."""
     folder = tmp_path / "runs" / "grid"
     run = start(slurm, "sweep", "run", sweep)
     try:
