@@ -24,7 +24,7 @@ from videoscaling.sweeps.state import FAILURE, data_fault, forget_failure
 from videoscaling.training.config import Config
 from videoscaling.training.result import finished_result
 from videoscaling.training.run import Run
-from videoscaling.utils.errors import DataFault, run_cli
+from videoscaling.utils.errors import PREEMPTED, DataFault, run_cli
 from videoscaling.utils.locks import check_lock, is_locked
 from videoscaling.utils.os_errors import open_log, warn_of_os_error
 from videoscaling.utils.results import CONSOLE, DATA_FAULT, Failure, write_failure
@@ -151,7 +151,7 @@ def run_cells(
             for run in worker.runs:
                 outcome = _outcome(run, worker, attempts, keys, ending(), bool(rendezvous))
                 fault = fault or data_fault(run)
-                if outcome == "again":
+                if outcome in ("again", "continued"):
                     queue.append([run])  # alone, so that none fails for another's fault
                 report(run, outcome)
         if look is not None:
@@ -163,7 +163,8 @@ def run_cells(
 def _outcome(
     run: Run, worker: _Worker, attempts: dict[str, int], keys: ExecutorKeys, interrupted: bool, several_nodes: bool
 ) -> str:
-    """The outcome of a cell whose process has ended: its final state, "again", "stopped", "submitted" or "crashed"."""
+    """The outcome of a cell whose process has ended: its final state, "again", "continued", "stopped", "submitted" or
+    "crashed"."""
     code = worker.process.exitcode
     final = finished_result(run)
     if final is not None:
@@ -178,6 +179,9 @@ def _outcome(
         return "crashed"
     if keys.kind == "command" and (code == 0 or is_locked(run.config.run_dir)):
         return "submitted"
+    begun = not (submitted := run.config.run_dir / SUBMITTED).exists()
+    if code == PREEMPTED and begun:  # stopped from outside, as its job's time ended: it wrote a checkpoint
+        return "continued"
     if len(worker.runs) > 1:
         return "again"  # alone, which shows the cell that crashed
     name = run.config.name
@@ -185,7 +189,7 @@ def _outcome(
     if code != 2 and attempts[name] <= keys.retries:  # a user's error (2) would happen again
         return "again"
     console, lines = run.config.run_dir / CONSOLE, []
-    if (submitted := run.config.run_dir / SUBMITTED).exists():  # not begun: executor.command itself failed
+    if not begun:  # executor.command itself failed
         with console.open("ab") as file:
             file.write(submitted.read_bytes())
         submitted.unlink()

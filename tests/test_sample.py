@@ -16,7 +16,7 @@ from tests.commands import call
 from videoscaling import VideoDiT, VideoPipeline, read_curve
 from videoscaling.data.export import to_bytes
 from videoscaling.diffusion.validation import validation_times
-from videoscaling.training.exported import EMBEDDED
+from videoscaling.training.checkpoints.exported import EMBEDDED
 from videoscaling.utils.errors import UserError
 
 PROMPTS = ["a large red circle gliding left", "a small blue star resting", "two words"]

@@ -117,9 +117,9 @@ def main() -> None:
     if args.out.exists() and not (args.out / "scheduler_config.json").is_file():
         raise UserError(f"--out {args.out}: exists, and is no export; name a new folder")
     # torch takes a second to import, and errors in options come without it.
-    from videoscaling.training.checkpoint import read_state
+    from videoscaling.training.checkpoints.checkpoint import read_state
+    from videoscaling.training.checkpoints.exported import export, read_trained, scheduler_of
     from videoscaling.training.config import read_config
-    from videoscaling.training.exported import export, read_trained, scheduler_of
 
     trained = read_trained(args.checkpoint, args.weights)
     if (trained.path / "scheduler_config.json").is_file():

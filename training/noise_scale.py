@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from videoscaling.training.parallel import all_reduce, is_parallel
+from videoscaling.training.distributed.parallel import all_reduce, is_parallel
 
 # Steps count by tokens^3, their mean being at 80 % of the tokens so far. Gradients are largest at first, and the first
 # steps would weigh most in a plain mean of squares.
@@ -24,8 +24,8 @@ class NoiseScale:
     micro-batches, on this process alone; the large one is the whole step's.
 
     Attributes:
-        averages: float64 [2], of |G|^2 and of tr(S), the variance of one clip's gradient; 0 until a step has several
-            micro-batches. Estimates of another size of micro-batch may be added.
+        averages: float64 [2], of |G|^2 and of tr(S), the variance of one clip's gradient; 0 while steps have one
+            micro-batch. Estimates of another size of micro-batch may be added.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -49,11 +49,14 @@ class NoiseScale:
         self._small = square, clips, count * self._world
 
     def add_step(self, norm: Tensor, decay: float) -> None:
-        """Take the ``norm`` of the whole step's gradient, before clipping; a step that is not finite is left out.
+        """Take the ``norm`` of the whole step's gradient, before clipping; a step that is not finite is left out. One
+        without an estimate, of a run that continues in another layout, ends the averages: they would be of an earlier
+        time alone.
 
         ``decay``: what is kept of the averages.
         """
         if self._small is None:
+            self.averages.zero_()
             return
         (small, few, clips), self._small = self._small, None
         large = norm.double() ** 2

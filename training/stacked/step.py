@@ -11,8 +11,8 @@ from videoscaling.diffusion.loss import denoising_loss
 from videoscaling.diffusion.validation import T_BINS
 from videoscaling.models.dit import VideoDiT
 from videoscaling.training.batches import Samples
+from videoscaling.training.distributed.flat_buffer import move_parameters, place_of
 from videoscaling.training.ema import decay
-from videoscaling.training.flat_buffer import move_parameters, place_of
 from videoscaling.training.model import build_model, compile_function
 from videoscaling.training.optim import learning_rate, weight_groups
 from videoscaling.training.stacked.cuda_graph import StepGraph
@@ -68,6 +68,7 @@ class StackedStep:
         for row, trainer in enumerate(trainers):
             trainer.loader = self._streams[which[row]]  # whose time each logs
             trainer.model.backend = "plain"
+            trainer.train_step.noise_scale.averages.zero_()  # of its time alone: a stack measures none
             for name in (*COUNTERS.values(), "by_t", "grad_norm"):
                 setattr(trainer.train_step, name, getattr(self, name)[row])
         self._weights = self._named("weights")

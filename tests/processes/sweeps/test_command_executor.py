@@ -113,6 +113,22 @@ def test_a_template_that_fails_is_tried_again_and_says_why(sweep: Path) -> None:
     assert "1 cell submitted" in tool("run", sweep).stderr
 
 
+def test_a_cell_that_its_scheduler_stops_has_not_crashed(sweep: Path, trained: Path) -> None:
+    """However often: jobs end before a long cell does, which writes a checkpoint and has status 75. A template that
+    ends so, and began no cell, has failed."""
+    edit(sweep, lr=[1e-3])
+    executor(sweep, BLOCKING)
+    program = Path(commands.sys.executable)
+    program.write_text(f"{program.read_text()}test $(wc -l < '{trained}') -gt 4 && exit 9; exit 75\n")
+    done = tool("run", sweep, status=1)
+    assert len(trained.read_text().splitlines()) == 4 + 2
+    (folder,) = folders_of_failed(sweep)
+    assert json.loads((folder / "failure.json").read_text())["attempts"] == 2
+    assert done.stderr.count("crashed and is tried again") == 1
+    executor(sweep, "true {command}; exit 75")
+    tool("run", sweep, status=1)
+
+
 def folders_of_failed(sweep: Path) -> list[Path]:
     return [path.parent for path in sweep.parent.glob("runs/grid/*/failure.json")]
 
