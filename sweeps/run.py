@@ -81,7 +81,7 @@ def run(sweep: Sweep, print_commands: bool = False) -> int:
         print_commands: print a line of shell for each cell instead of training it.
     """
     from videoscaling.sweeps.local import Interrupt, run_cells
-    from videoscaling.training.leftovers import clean_finished  # these import torch
+    from videoscaling.training.checkpoints.leftovers import clean_finished  # these import torch
 
     keys = sweep.keys.executor
     if keys.kind == "slurm":

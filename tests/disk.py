@@ -12,8 +12,8 @@ import pytest
 from safetensors import SafetensorError
 
 from tests.commands import Done
-from videoscaling.training import checkpoint
-from videoscaling.training.checkpoint_writer import CheckpointWriter
+from videoscaling.training.checkpoints import checkpoint
+from videoscaling.training.checkpoints.writer import CheckpointWriter
 
 ERRORS = ("EIO", "ESTALE", "EMFILE", "ENOMEM", "EBUSY", "ENAMETOOLONG", "ENOSPC", "EROFS", "EACCES")
 CALLS = ("replace", "rename", "fsync", "mkdir", "listdir", "scandir", "unlink", "rmdir")

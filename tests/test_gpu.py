@@ -10,7 +10,7 @@ from tests.models.test_dit import build, inputs, trained
 from tests.training.stacked.test_loop import configs, no_row_by_row
 from tests.training.test_trainer import overrides, result
 from videoscaling.models.attention import attention, choose_backend
-from videoscaling.training.checkpoint_writer import CheckpointWriter
+from videoscaling.training.checkpoints.writer import CheckpointWriter
 from videoscaling.training.config import load_config
 from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.stacked.loop import train_stacked

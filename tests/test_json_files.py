@@ -21,8 +21,8 @@ from videoscaling.scaling.reporting.report import _samples
 from videoscaling.sweeps import added_cells as extended
 from videoscaling.sweeps import slurm
 from videoscaling.sweeps.state import last_metrics
+from videoscaling.training.checkpoints.exported import EMBEDDED as EXPORTED
 from videoscaling.training.config import load_config
-from videoscaling.training.exported import EMBEDDED as EXPORTED
 from videoscaling.training.logs.log_files import MetricsFile
 from videoscaling.training.pipeline import VideoPipeline
 from videoscaling.training.run import cache_indexes, encoded_shape

@@ -16,7 +16,7 @@ from tests.commands import call
 from videoscaling import VideoDiT, VideoPipeline, read_curve
 from videoscaling.data.export import to_bytes
 from videoscaling.diffusion.validation import validation_times
-from videoscaling.training.exported import EMBEDDED
+from videoscaling.training.checkpoints.exported import EMBEDDED
 from videoscaling.utils.errors import UserError
 
 PROMPTS = ["a large red circle gliding left", "a small blue star resting", "two words"]
@@ -168,7 +168,8 @@ def test_guidance_of_a_model_trained_without_dropout_is_warned_of(capsys: pytest
 
 def test_an_exported_folder_gives_the_videos_of_its_run(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    python("tools/export.py", "--checkpoint", str(trained), "--out", str(folder), "--licence", "mit")
+    printed = python("tools/export.py", "--checkpoint", str(trained), "--out", str(folder), "--licence", "mit")
+    assert "diffusion_pytorch_model.safetensors, metrics.jsonl, scheduler_config.json" in printed
     assert {path.name for path in folder.iterdir()} == {
         *("config.json", "diffusion_pytorch_model.safetensors", "scheduler_config.json", "README.md"),
         "metrics.jsonl",
@@ -182,6 +183,7 @@ def test_an_exported_folder_gives_the_videos_of_its_run(trained: Path, tmp_path:
     card = (folder / "README.md").read_text()
     result = json.loads((trained / "result.json").read_text())
     assert card.startswith("---\nlicense: mit\n")
+    assert re.search(r"^\| data \| synthetic, \d+ clips, fingerprint", card, re.M)
     assert f"{result['milestones'][-1]['ema_val_loss']:.4f}" in card
     from diffusers import DPMSolverMultistepScheduler
 

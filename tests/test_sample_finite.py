@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.training.logs.test_preview import Decoder, use_decoder
 from tests.training.test_trainer import run
 from videoscaling import sample
-from videoscaling.training import checkpoint as ckpt
+from videoscaling.training.checkpoints import checkpoint as ckpt
 from videoscaling.training.config import read_config
 from videoscaling.utils.finiteness import NotFinite
 

@@ -9,6 +9,7 @@ of the run itself.
 """
 
 import argparse
+import re
 import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,10 +74,11 @@ def facts_of(config: Any, state: dict[str, Any], weights: str, law: str | None) 
     N, T = parameters(model.layers, model.width), state["tokens"]
     last = next((one for one in reversed(state["milestones"]) if one["tokens"] == T), None)
     kind = "ema_" if weights == "ema" else ""
+    source = re.sub(r" \d+$", "", Path(data["source"]).name)  # without the version of how its clips are made
     facts = [
         ("size", f"{model.size} (layers x width), N = {N:,} parameters in the blocks' matrices"),
         ("videos", f"{data['frames']} frames of {data['width']}x{data['height']} pixels"),
-        ("data", f"{Path(data['source']).name}, {data['n_clips']:,} clips, fingerprint {data['fingerprint']}"),
+        ("data", f"{source}, {data['n_clips']:,} clips, fingerprint {data['fingerprint']}"),
         ("autoencoder", f"{data['vae']}, fingerprint {data['vae_fingerprint']}"),
         ("text encoder", f"{data['text']}, fingerprint {data['text_fingerprint']}"),
         ("training", f"T = {T:,} tokens in batches of B = {train.batch_tokens:,}, seed {config.seed}"),
@@ -115,9 +117,9 @@ def main() -> None:
     if args.out.exists() and not (args.out / "scheduler_config.json").is_file():
         raise UserError(f"--out {args.out}: exists, and is no export; name a new folder")
     # torch takes a second to import, and errors in options come without it.
-    from videoscaling.training.checkpoint import read_state
+    from videoscaling.training.checkpoints.checkpoint import read_state
+    from videoscaling.training.checkpoints.exported import export, read_trained, scheduler_of
     from videoscaling.training.config import read_config
-    from videoscaling.training.exported import export, read_trained, scheduler_of
 
     trained = read_trained(args.checkpoint, args.weights)
     if (trained.path / "scheduler_config.json").is_file():
@@ -128,7 +130,7 @@ def main() -> None:
     scheduler = type(scheduler_of(trained)).__name__
     text = card(args.out.name, facts, about=args.about, licence=args.licence, scheduler=scheduler)
     export(trained, args.weights, args.out, text)
-    print(f"{args.out}: config.json, weights, scheduler_config.json and README.md")
+    print(f"{args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
 
 
 if __name__ == "__main__":

@@ -138,8 +138,10 @@ def main() -> int:
         fitted = fitting.fit_law(table, args.part, method, options, cost, provenance)
     except UnsupportedFit as reason:
         verb = {"compare": "compared", "validate": "validated"}.get(args.part, "fitted")
-        way = "--method grids fits an optimum of each (N, T)" if method == fitting.SURFACE else ""
-        if method != fitting.SURFACE and reason.forcible and args.part != "compare" and not args.force:
+        way = ""
+        if reason.forcible and method == fitting.SURFACE:
+            way = "--method grids fits an optimum of each (N, T)"
+        elif reason.forcible and args.part != "compare" and not args.force:
             way = "--force fits all the same"
         print(reason.text(verb, way, table.notes), file=sys.stderr)
         return 3

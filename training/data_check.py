@@ -9,7 +9,7 @@ import torch
 
 from videoscaling.training.batches import BatchLoader
 from videoscaling.training.config import Config
-from videoscaling.training.parallel import raise_together
+from videoscaling.training.distributed.parallel import raise_together
 from videoscaling.utils.errors import DataFault
 from videoscaling.utils.results import DATA_FAULT, Failure, write_failure
 

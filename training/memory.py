@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from videoscaling.training.batches import Samples
-from videoscaling.training.parallel import all_reduce
+from videoscaling.training.distributed.parallel import all_reduce
 from videoscaling.training.planning.memory_formula import even_size
 from videoscaling.training.step import TrainStep
 from videoscaling.utils.errors import OwnError, UserError

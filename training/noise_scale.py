@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from videoscaling.training.parallel import all_reduce, is_parallel
+from videoscaling.training.distributed.parallel import all_reduce, is_parallel
 
 # Steps count by tokens^3, their mean being at 80 % of the tokens so far. Gradients are largest at first, and the first
 # steps would weigh most in a plain mean of squares.

@@ -19,8 +19,8 @@ from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler, sam
 from videoscaling.models import dit
 from videoscaling.models.text import TextEncoder, cut_warning, load_text_encoder
 from videoscaling.models.vae import VideoVAE, load_vae
-from videoscaling.training.checkpoint import load_into
-from videoscaling.training.exported import Trained, read_trained
+from videoscaling.training.checkpoints.checkpoint import load_into
+from videoscaling.training.checkpoints.exported import Trained, read_trained
 from videoscaling.training.model import build_model, check_compiler, compile_model
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import UserError

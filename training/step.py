@@ -15,11 +15,8 @@ from videoscaling.diffusion.validation import T_BINS
 from videoscaling.models.dit import VideoDiT
 from videoscaling.training.batches import Samples
 from videoscaling.training.config import Config
-from videoscaling.training.ema import decay, power_of_width, update_ema
-from videoscaling.training.flat_buffer import merge
-from videoscaling.training.noise_scale import POWER, NoiseScale
-from videoscaling.training.optim import build_optimizer, learning_rate, weight_groups
-from videoscaling.training.parallel import (
+from videoscaling.training.distributed.flat_buffer import merge
+from videoscaling.training.distributed.parallel import (
     Slices,
     begin_micro_batch,
     end_micro_batches,
@@ -28,6 +25,9 @@ from videoscaling.training.parallel import (
     local,
     replicate,
 )
+from videoscaling.training.ema import decay, power_of_width, update_ema
+from videoscaling.training.noise_scale import POWER, NoiseScale
+from videoscaling.training.optim import build_optimizer, learning_rate, weight_groups
 from videoscaling.training.planning.memory_formula import even_size
 
 # Counters that a checkpoint keeps: their names in its state file, and here.

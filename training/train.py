@@ -7,11 +7,11 @@ import torch.distributed as dist
 
 from videoscaling.data.latents import LatentCache
 from videoscaling.data.mixture import Mixture, open_data
+from videoscaling.training.checkpoints.leftovers import clean_finished
 from videoscaling.training.checks import check_directory
 from videoscaling.training.config import Config, cache_folders
 from videoscaling.training.data_check import data_faults_recorded
-from videoscaling.training.leftovers import clean_finished
-from videoscaling.training.parallel import from_first, lost_process
+from videoscaling.training.distributed.parallel import from_first, lost_process
 from videoscaling.training.result import earlier_milestones, finished_result
 from videoscaling.training.run import Run, resolve
 from videoscaling.training.trainer import Trainer

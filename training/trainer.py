@@ -20,22 +20,29 @@ from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.timesteps import draw_timesteps
 from videoscaling.diffusion.validation import ValidationResult
 from videoscaling.models.dit import VideoDiT
-from videoscaling.training import checkpoint as ckpt
 from videoscaling.training.batches import BatchLoader, Samples, with_text_tokens
-from videoscaling.training.checkpoint_pieces import load_optimizer, shapes_of
-from videoscaling.training.checkpoint_writer import CheckpointWriter, finished_after_errors
+from videoscaling.training.checkpoints import checkpoint as ckpt
+from videoscaling.training.checkpoints.exported import read_trained
+from videoscaling.training.checkpoints.leftovers import clean_run
+from videoscaling.training.checkpoints.pieces import load_optimizer, shapes_of
+from videoscaling.training.checkpoints.writer import CheckpointWriter, finished_after_errors
 from videoscaling.training.checks import check_layout
 from videoscaling.training.config import CONFIG, to_dict
 from videoscaling.training.data_check import DataCheck
-from videoscaling.training.exported import read_trained
-from videoscaling.training.leftovers import clean_run
+from videoscaling.training.distributed.parallel import (
+    all_reduce,
+    check_together,
+    from_first,
+    node_count,
+    sequence_shards,
+    shard,
+)
 from videoscaling.training.logs.metrics import MetricsLog
 from videoscaling.training.logs.preview import Preview
 from videoscaling.training.logs.run_log import close_log, log_window, open_log
 from videoscaling.training.logs.trackers import check_installed
 from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.model import build_model, check_compiler, compile_model
-from videoscaling.training.parallel import all_reduce, check_together, from_first, node_count, sequence_shards, shard
 from videoscaling.training.result import build_result, check_growth, recorded, result_damage, resumable_step
 from videoscaling.training.run import Run
 from videoscaling.training.signals import StopRequest

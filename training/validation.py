@@ -13,8 +13,8 @@ from videoscaling.data.latents import LatentCache
 from videoscaling.data.mixture import Mixture
 from videoscaling.diffusion.validation import ValidationResult, forward_passes, validate_rows
 from videoscaling.models.dit import VideoDiT
+from videoscaling.training.distributed.parallel import all_reduce
 from videoscaling.training.memory import largest_that_fits, on_any_process
-from videoscaling.training.parallel import all_reduce
 from videoscaling.training.planning.memory_formula import even_size
 from videoscaling.training.run import Run
 

@@ -7,7 +7,7 @@ class UnsupportedFit(Exception):
     """The data do not support the fit asked for. The message's first line says why.
 
     Attributes:
-        forcible: whether ``--force`` fits all the same.
+        forcible: whether ``--force`` fits all the same, or in a surface's place ``--method grids``.
         advice: what else helps, or empty.
     """
 

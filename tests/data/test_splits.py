@@ -228,7 +228,7 @@ def test_the_cap_holds_whatever_a_long_video_has_and_most_of_it_is_trained_on(op
         assert starts[0]
         assert min(abs(a - b) for a in starts[0] for b in starts[1]) >= 9 + gap
         assert starts[0] == list(range(starts[0][0], starts[0][-1] + 1, 9))  # one stretch of time
-    # Alike for whoever draws, in whatever order the videos are listed.
+    # The same for every caller, in any order the videos are listed.
     again, _ = split_of(opened, counts, sources=numbered(len(counts))[::-1])
     assert [[(u.source, u.keys) for u in part] for part in again.units.values()] == [
         [(u.source, u.keys) for u in part] for part in split.units.values()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.processes.trainings import train_it
-from videoscaling.training.checkpoint_writer import THREAD
+from videoscaling.training.checkpoints.writer import THREAD
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 NAMES = {"os.mkdir", "os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir", "os.chmod", "os.truncate"}
@@ -63,7 +63,7 @@ class Events:
 
 def train_until(overrides: list[str], folder: Path, last: int | None, log: Path) -> int:
     """A training that is killed before its event ``last``."""
-    from videoscaling.training import checkpoint
+    from videoscaling.training.checkpoints import checkpoint
 
     events, plain = Events(folder, last, log), checkpoint.save_file
 

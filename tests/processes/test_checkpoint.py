@@ -7,7 +7,7 @@ import pytest
 
 from tests.processes import launch
 from tests.training.test_trainer import command
-from videoscaling.training.checkpoint import checkpoint_paths, find_checkpoint
+from videoscaling.training.checkpoints.checkpoint import checkpoint_paths, find_checkpoint
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from tests.sweeps.sweeps import write_sweep
 from tests.training.test_data_fault import fault_of
 from tests.training.test_trainer import overrides
 from videoscaling.sweeps.state import FAILURE
-from videoscaling.training.checkpoint import checkpoint_paths
+from videoscaling.training.checkpoints.checkpoint import checkpoint_paths
 from videoscaling.utils.results import DATA_FAULT, Failure, read_failure
 
 

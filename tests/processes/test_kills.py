@@ -19,7 +19,7 @@ from tests.processes.launch import ROOT
 from tests.processes.trainings import finish, start
 from tests.sweeps.sweeps import write_sweep
 from tests.training.test_trainer import metrics, overrides, result
-from videoscaling.training.checkpoint import checkpoint_paths
+from videoscaling.training.checkpoints.checkpoint import checkpoint_paths
 
 KILLED = -signal.SIGKILL
 SETTINGS = (

@@ -19,7 +19,7 @@ from tests.processes.trainings import (
 )
 from tests.processes.watched_steps import watch
 from tests.training.test_trainer import losses, metrics, overrides, result
-from videoscaling.training.checkpoint import find_checkpoint, read_tensors
+from videoscaling.training.checkpoints.checkpoint import find_checkpoint, read_tensors
 from videoscaling.training.config import Config, load_config
 from videoscaling.training.model import build_model
 from videoscaling.training.train import prepare

@@ -7,7 +7,7 @@ import pytest
 from tests.processes.trainings import finish, poisoned, short_of_memory, start, together
 from tests.processes.watched_steps import count_graphs
 from tests.training.test_trainer import losses, metrics, overrides
-from videoscaling.training.checkpoint import find_checkpoint
+from videoscaling.training.checkpoints.checkpoint import find_checkpoint
 
 
 def test_one_processs_bad_sample_is_skipped_by_all(cache: Path, tmp_path: Path) -> None:

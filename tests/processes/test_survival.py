@@ -28,7 +28,7 @@ from tests.processes.trainings import (
     train_it,
 )
 from tests.training.test_trainer import command, metrics, newest_step, overrides, result
-from videoscaling.training.checkpoint import checkpoint_paths, find_checkpoint
+from videoscaling.training.checkpoints.checkpoint import checkpoint_paths, find_checkpoint
 from videoscaling.utils.errors import PREEMPTED
 
 

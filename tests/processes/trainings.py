@@ -106,7 +106,7 @@ def train_on_nodes(overrides: list[str], processes: int) -> int:
 
 def with_exact_gathers(overrides: list[str]) -> int:
     """A training whose processes hold each other's slices in float32 too."""
-    from videoscaling.training.parallel import Slices
+    from videoscaling.training.distributed.parallel import Slices
 
     plain = Slices.gather
     Slices.gather = lambda self, exact=True: plain(self)
@@ -202,7 +202,7 @@ def told_to_stop(overrides: list[str], step: int, rank: int, number: int) -> int
 
 def on_a_full_disk(overrides: list[str], saves: int, rank: int | None = None) -> int:
     """A training whose disk is full when it writes tensors for the ``saves``-th time and later, for one ``rank``."""
-    from videoscaling.training import checkpoint
+    from videoscaling.training.checkpoints import checkpoint
 
     plain, done = checkpoint.save_file, []
 
@@ -219,7 +219,7 @@ def on_a_full_disk(overrides: list[str], saves: int, rank: int | None = None) ->
 
 def killed_in_a_save(overrides: list[str], saves: int, rank: int) -> int:
     """A training of which one process is killed when it writes tensors for the ``saves``-th time."""
-    from videoscaling.training import checkpoint
+    from videoscaling.training.checkpoints import checkpoint
 
     plain, done = checkpoint.save_file, []
 
@@ -237,7 +237,7 @@ def flags_alone(minutes: float, sends: tuple[int, ...]) -> int:
     """Only the flags by which processes stop together, and only ``sends`` send them: 3 where that is found out."""
     import torch.distributed as dist
 
-    from videoscaling.training.parallel import lost_process
+    from videoscaling.training.distributed.parallel import lost_process
     from videoscaling.training.signals import StopRequest
 
     dist.init_process_group("gloo")

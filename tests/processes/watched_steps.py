@@ -13,7 +13,7 @@ from tests.models.test_dit import build, inputs, trained
 from tests.training.planning.test_dry_run import kept_bytes
 from videoscaling.models.dit import DiTConfig, VideoDiT
 from videoscaling.training.config import load_config
-from videoscaling.training.parallel import all_reduce, sequence_shards
+from videoscaling.training.distributed.parallel import all_reduce, sequence_shards
 from videoscaling.training.train import prepare
 from videoscaling.training.trainer import Trainer
 

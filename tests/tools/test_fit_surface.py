@@ -159,6 +159,8 @@ def test_data_that_support_no_surface_end_with_status_3(choose, reason: str, tmp
     done = fit(table, "--method", "surface", "--out", tmp_path / "law.json")
     assert done.returncode == 3, done
     assert done.stderr.startswith(f"not fitted: {reason}")
+    # The other method is offered where it may fit: never to grids of fewer than three cells.
+    assert ("--method grids" in done.stderr) == (choose not in (two_cells, one_rate_and_batch))
     assert not (tmp_path / "law.json").exists()
 
 

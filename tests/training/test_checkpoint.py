@@ -9,8 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.test_trainer import ROOT, metrics, overrides, run
-from videoscaling.training import checkpoint
-from videoscaling.training.checkpoint import checkpoint_paths, find_checkpoint, keep_only, read_state, save_checkpoint
+from videoscaling.training.checkpoints import checkpoint
+from videoscaling.training.checkpoints.checkpoint import (
+    checkpoint_paths,
+    find_checkpoint,
+    keep_only,
+    read_state,
+    save_checkpoint,
+)
 from videoscaling.training.config import load_config
 from videoscaling.training.train import train
 from videoscaling.utils.errors import UserError

@@ -10,9 +10,10 @@ from torch import nn
 
 from tests.training.test_step import trainer_of
 from tests.training.test_trainer import run
-from videoscaling.training import checkpoint
-from videoscaling.training.checkpoint import check, find_checkpoint, keep_only, read_state, read_tensors
-from videoscaling.training.checkpoint_pieces import (
+from videoscaling.training.checkpoints import checkpoint
+from videoscaling.training.checkpoints.checkpoint import check, find_checkpoint, keep_only, read_state, read_tensors
+from videoscaling.training.checkpoints.exported import read_trained
+from videoscaling.training.checkpoints.pieces import (
     Part,
     _within,
     optimizer_pieces,
@@ -20,9 +21,8 @@ from videoscaling.training.checkpoint_pieces import (
     pieces_of,
     shapes_of,
 )
-from videoscaling.training.checkpoint_writer import CheckpointWriter
-from videoscaling.training.exported import read_trained
-from videoscaling.training.flat_buffer import merge
+from videoscaling.training.checkpoints.writer import CheckpointWriter
+from videoscaling.training.distributed.flat_buffer import merge
 from videoscaling.training.result import resumable_step
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.seal import sealed

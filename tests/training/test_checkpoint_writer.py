@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.training.test_trainer import newest_step, overrides, run
-from videoscaling.training import checkpoint
-from videoscaling.training.checkpoint import find_checkpoint, read_state, read_tensors
-from videoscaling.training.checkpoint_writer import CheckpointWriter
+from videoscaling.training.checkpoints import checkpoint
+from videoscaling.training.checkpoints.checkpoint import find_checkpoint, read_state, read_tensors
+from videoscaling.training.checkpoints.writer import CheckpointWriter
 from videoscaling.training.config import load_config
 from videoscaling.training.step import TrainStep
 from videoscaling.training.train import train

@@ -16,7 +16,7 @@ from tests.data.test_integrity import reseal, rewrite
 from tests.training.test_trainer import overrides, result
 from videoscaling.data.shards import Shards, Stored, read_header
 from videoscaling.training.batches import BatchLoader
-from videoscaling.training.checkpoint import checkpoint_paths
+from videoscaling.training.checkpoints.checkpoint import checkpoint_paths
 from videoscaling.training.config import load_config
 from videoscaling.training.stacked.loop import train_stacked
 from videoscaling.training.train import prepare, train

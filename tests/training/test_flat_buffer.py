@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.models.test_dit import build, inputs, trained
-from videoscaling.training.checkpoint_pieces import load_optimizer, optimizer_tensors
-from videoscaling.training.flat_buffer import ALIGNMENT, merge
+from videoscaling.training.checkpoints.pieces import load_optimizer, optimizer_tensors
+from videoscaling.training.distributed.flat_buffer import ALIGNMENT, merge
 from videoscaling.training.optim import build_optimizer, weight_groups
 from videoscaling.training.schema import OptimKeys
 

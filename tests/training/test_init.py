@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.training.test_trainer import overrides, run
+from videoscaling.training.checkpoints.exported import read_trained
 from videoscaling.training.config import load_config, run_id
-from videoscaling.training.exported import read_trained
 from videoscaling.training.run import resolve
 from videoscaling.utils.errors import UserError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.test_trainer import overrides, result, run
-from videoscaling.training.checkpoint import checkpoint_paths, read_state
+from videoscaling.training.checkpoints.checkpoint import checkpoint_paths, read_state
 from videoscaling.training.config import load_config
 from videoscaling.training.step import TrainStep
 from videoscaling.training.train import train

@@ -15,8 +15,8 @@ import pytest
 from tests.commands import Done, call
 from tests.disk import ERRORS, Disk, check_answer
 from tests.training.test_trainer import overrides
-from videoscaling.training import checkpoint
-from videoscaling.training.checkpoint import find_checkpoint
+from videoscaling.training.checkpoints import checkpoint
+from videoscaling.training.checkpoints.checkpoint import find_checkpoint
 
 TINY = ("checkpoint.every_steps=2", "checkpoint.keep=1", "train.milestones=[256,384]", "train.tokens=640")
 BEGUN = (*TINY[:2], "train.milestones=[256]", "train.tokens=384")

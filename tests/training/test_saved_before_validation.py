@@ -10,11 +10,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import videoscaling.training.checkpoint
+import videoscaling.training.checkpoints.checkpoint
 from tests.training.stacked.test_loop import configs, same
 from tests.training.test_trainer import losses, metrics, newest_step, overrides, result, run
 from videoscaling.diffusion.validation import ValidationResult
-from videoscaling.training.checkpoint import checkpoint_paths, find_checkpoint, read_state
+from videoscaling.training.checkpoints.checkpoint import checkpoint_paths, find_checkpoint, read_state
 from videoscaling.training.config import load_config
 from videoscaling.training.stacked.loop import train_stacked
 from videoscaling.training.stacked.step import StackedStep
@@ -63,7 +63,7 @@ def test_a_kill_around_the_milestones_record_loses_and_repeats_no_point_of_tenso
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
     whole = run(cache, tmp_path, "whole", *MILESTONES)
-    plain, seen = videoscaling.training.checkpoint.update_state, []
+    plain, seen = videoscaling.training.checkpoints.checkpoint.update_state, []
 
     def points(tag: str, name: str = "x") -> list[tuple[int, float]]:
         events = EventAccumulator(str(tmp_path / name / "tensorboard"), {"scalars": 0}).Reload()
@@ -79,7 +79,7 @@ def test_a_kill_around_the_milestones_record_loses_and_repeats_no_point_of_tenso
         dies()
 
     with monkeypatch.context() as patch:
-        patch.setattr(videoscaling.training.checkpoint, "update_state", killed)
+        patch.setattr(videoscaling.training.checkpoints.checkpoint, "update_state", killed)
         with pytest.raises(torch.OutOfMemoryError):
             train(load_config(None, overrides(cache, tmp_path, "x", *MILESTONES)))
     assert seen == [([128 * step for step in range(1, 11)], [1280])]

@@ -12,8 +12,8 @@ import torch
 from tests.models.test_dit import build
 from tests.training.test_trainer import losses, metrics, overrides, result, run
 from videoscaling.training.batches import BatchLoader, Samples
-from videoscaling.training.checkpoint import checkpoint_paths, find_checkpoint, read_state
-from videoscaling.training.checkpoint_pieces import optimizer_tensors
+from videoscaling.training.checkpoints.checkpoint import checkpoint_paths, find_checkpoint, read_state
+from videoscaling.training.checkpoints.pieces import optimizer_tensors
 from videoscaling.training.config import load_config
 from videoscaling.training.memory import largest_that_fits
 from videoscaling.training.optim import build_optimizer, weight_groups

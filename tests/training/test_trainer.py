@@ -12,7 +12,7 @@ import torch
 
 import videoscaling.training.validation
 from tests.conftest import make_cache
-from videoscaling.training.checkpoint import checkpoint_paths
+from videoscaling.training.checkpoints.checkpoint import checkpoint_paths
 from videoscaling.training.config import load_config
 from videoscaling.training.model import SHALLOW
 from videoscaling.training.step import TrainStep

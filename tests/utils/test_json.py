@@ -60,7 +60,7 @@ def test_a_seal_is_of_values(tmp_path: Path) -> None:
     assert unsealed(other | {"lr": 1e-3 + 1e-18}) is None
     assert unsealed(content) is None
     path.write_text(path.read_text() + " ")
-    assert read_sealed(path) is None  # for whoever wants every byte
+    assert read_sealed(path) is None  # for readers that need every byte
 
 
 def test_all_json_is_read_by_one_helper() -> None:

@@ -20,7 +20,7 @@ from videoscaling.tools.quality.kernel_distance import Distance, kernel_distance
 from videoscaling.tools.quality.models import cache_of, clip_shape, is_model, load_model, sample_clips
 from videoscaling.tools.quality.networks import features_of, load_networks
 from videoscaling.tools.quality.result import Entry, Evaluation
-from videoscaling.training.exported import read_trained
+from videoscaling.training.checkpoints.exported import read_trained
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.progress import Progress

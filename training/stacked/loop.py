@@ -13,7 +13,7 @@ from typing import TextIO
 import torch
 import torch.distributed as dist
 
-from videoscaling.training.checkpoint_writer import finished_after_errors
+from videoscaling.training.checkpoints.writer import finished_after_errors
 from videoscaling.training.checks import check_directory
 from videoscaling.training.config import Config
 from videoscaling.training.data_check import data_faults_recorded

@@ -11,8 +11,8 @@ from videoscaling.diffusion.loss import denoising_loss
 from videoscaling.diffusion.validation import T_BINS
 from videoscaling.models.dit import VideoDiT
 from videoscaling.training.batches import Samples
+from videoscaling.training.distributed.flat_buffer import move_parameters, place_of
 from videoscaling.training.ema import decay
-from videoscaling.training.flat_buffer import move_parameters, place_of
 from videoscaling.training.model import build_model, compile_function
 from videoscaling.training.optim import learning_rate, weight_groups
 from videoscaling.training.stacked.cuda_graph import StepGraph

@@ -18,7 +18,7 @@ from videoscaling.utils.errors import UserError
 CONSTANTS = forms.CONSTANTS["additive"]
 AT = {name: at for at, name in enumerate(CONSTANTS)}
 DELTA = 1e-3
-# Exponents outside this range are no scaling law; the bound keeps a hopeless start from overflowing.
+# Exponents outside this range are no scaling law; the bound keeps a far start from overflowing.
 EXPONENTS = (0.01, 4.0)
 _START_EXPONENTS = (0.1, 0.2, 0.35, 0.55, 0.9)
 # Of the objective: a coarser one stops short of Chinchilla's minimum, which is known to six digits. Many problems have

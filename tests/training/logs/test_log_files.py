@@ -8,7 +8,7 @@ import pytest
 
 from tests.training.test_trainer import metrics, overrides, run
 from videoscaling.sweeps.state import last_metrics
-from videoscaling.training.checkpoint import checkpoint_paths
+from videoscaling.training.checkpoints.checkpoint import checkpoint_paths
 from videoscaling.training.config import load_config
 from videoscaling.training.logs.log_files import Board, MetricsFile
 from videoscaling.training.train import train

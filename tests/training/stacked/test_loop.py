@@ -15,7 +15,7 @@ import torch
 
 from tests.training.test_trainer import losses, metrics, overrides, result
 from videoscaling.training.batches import BatchLoader, Samples
-from videoscaling.training.checkpoint import checkpoint_paths
+from videoscaling.training.checkpoints.checkpoint import checkpoint_paths
 from videoscaling.training.config import Config, load_config
 from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.stacked.loop import train_stacked

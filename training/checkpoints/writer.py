@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from videoscaling.training import checkpoint
-from videoscaling.training.checkpoint_pieces import (
+from videoscaling.training.checkpoints import checkpoint
+from videoscaling.training.checkpoints.pieces import (
     Named,
     optimizer_pieces,
     optimizer_tensors,
@@ -23,7 +23,7 @@ from videoscaling.training.checkpoint_pieces import (
     pieces_of,
 )
 from videoscaling.training.config import Config
-from videoscaling.training.parallel import gather_full
+from videoscaling.training.distributed.parallel import gather_full
 from videoscaling.utils.messages import warn
 from videoscaling.utils.os_errors import describe
 

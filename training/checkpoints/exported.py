@@ -16,7 +16,7 @@ from videoscaling.data.index import CacheMeta, is_latent_shape, is_size
 from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler
 from videoscaling.models.hub import read_config, weight_files
-from videoscaling.training.checkpoint import find_checkpoint, load_tensors, read_state, read_tensors
+from videoscaling.training.checkpoints.checkpoint import find_checkpoint, load_tensors, read_state, read_tensors
 from videoscaling.training.config import Config, config_from_dict, flatten, nested, to_dict
 from videoscaling.training.config import read_config as recorded
 from videoscaling.training.logs.log_files import METRICS, parse_row

@@ -5,7 +5,7 @@ checkpoints/step_0000100/   model.safetensors  ema.safetensors  optimizer.safete
 
 state.json holds the size and the CRC-32 of every other file, and a CRC-32 of itself: a checkpoint that was cut short,
 or has a flipped bit anywhere, is refused, and the one before it is used. Processes with shards write pieces instead of
-whole files (``checkpoint_pieces``).
+whole files (``pieces``).
 """
 
 import os
@@ -25,9 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from videoscaling.training.checkpoint_pieces import Assembled, collect_facts
+from videoscaling.training.checkpoints.pieces import Assembled, collect_facts
 from videoscaling.training.config import CONFIG, Config, to_dict
-from videoscaling.training.parallel import like
+from videoscaling.training.distributed.parallel import like
 from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.files import (
     parse_json,

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from videoscaling.training.flat_buffer import part_of, place_of
-from videoscaling.training.parallel import gather_full, is_parallel, like, local, node_count
+from videoscaling.training.distributed.flat_buffer import part_of, place_of
+from videoscaling.training.distributed.parallel import gather_full, is_parallel, like, local, node_count
 from videoscaling.utils.errors import UserError
 
 Named = Mapping[str, Mapping[str, Tensor]]  # tensors by kind and name

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
-from videoscaling.training import checkpoint as ckpt
+from videoscaling.training.checkpoints import checkpoint as ckpt
 from videoscaling.training.config import CONFIG, config_of_run
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError
