@@ -126,6 +126,11 @@ class ExecutorKeys:
     retries: int = key(2, "further attempts at a cell that crashes, or whose job is lost", bound=NOT_NEGATIVE)
     slurm: SlurmKeys = field(default_factory=SlurmKeys)
 
+    @property
+    def world(self) -> int:
+        """Processes that train one cell together, on all of its nodes."""
+        return self.processes * (self.slurm.nodes if self.kind == "slurm" else 1)
+
 
 @dataclass
 class CostKeys:

@@ -127,7 +127,8 @@ def decide_for(sweep: Sweep, cells: Cells, options: Options, paper: Path) -> Dec
         UnsupportedFit: the results do not identify the prediction.
     """
     by_size = _sizes(sweep)
-    sizes = [_size(mine, cells) for mine in by_size.values() if options.held_out or not mine[0].config.heldout]
+    groups = max(sweep.keys.executor.world // sweep.cells[0].config.train.context_parallel, 1)
+    sizes = [_size(mine, cells, groups) for mine in by_size.values() if options.held_out or not mine[0].config.heldout]
     law = law_file.load(options.law or paper)
     costs = [flops_of(cell) for cell in sweep.cells]
     # At least the costliest run: a tenth of a small sweep pays for none.
@@ -186,8 +187,9 @@ def _milestones(cells: list[Run]) -> list[int]:
     return sorted({m for cell in cells for m in cell.config.train.milestones})
 
 
-def _size(cells: list[Run], results: Cells) -> Size:
-    """The cells of one N. A grid is taken at the last milestone that all of its runs have reached."""
+def _size(cells: list[Run], results: Cells, groups: int) -> Size:
+    """The cells of one N, whose clips so many groups of processes share. A grid is taken at the last milestone that
+    all of its runs have reached."""
     milestones = _milestones(cells)
     T = {m: float(m) for m in milestones}
     for tokens in np.unique(results.T[cells[0].N == results.N]):
@@ -200,7 +202,7 @@ def _size(cells: list[Run], results: Cells) -> Size:
         tuple(pairs.values()),
         tuple(pairs[name] for name in sorted(waiting)),
         cells[0].flops_per_token,
-        cells[0].n_ctx,
+        cells[0].n_ctx * groups,
     )
 
 

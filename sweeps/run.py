@@ -59,7 +59,7 @@ def check_processes(sweep: Sweep) -> None:
     for cell in sweep.cells:
         if finished(cell, sweep.keys.results) is None:
             try:
-                check_share(cell, keys.processes * (keys.slurm.nodes if keys.kind == "slurm" else 1))
+                check_share(cell, keys.world)
             except UserError as error:
                 raise UserError(f"{error} (of executor.processes={keys.processes})") from None
 

@@ -41,6 +41,7 @@ class Size:
         run: (lr, B) of its cells, with or without a result, repeats listed once more.
         waiting: those of them that have no result yet: they are not asked for again.
         flops_per_token: of training.
+        batch_step: the smallest batch and the step of batches, in tokens; 0 where unknown.
     """
 
     N: float
@@ -48,7 +49,7 @@ class Size:
     run: tuple[tuple[float, float], ...]
     waiting: tuple[tuple[float, float], ...]
     flops_per_token: float
-    n_ctx: int
+    batch_step: int
 
 
 @dataclass(frozen=True)
@@ -183,12 +184,12 @@ def _with_noise(surface: Surface, sd: float) -> Surface:
 # -- candidates ------------------------------------------------------------------------------------------------------
 
 
-def axes(lr: NDArray, B: NDArray, n_ctx: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def axes(lr: NDArray, B: NDArray, batch_step: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Rates and batches of a size's candidates: those it has, half-way between, and one step outside.
 
     Args:
         lr, B: [cells].
-        n_ctx: the smallest batch and the step of batches, in tokens; 0 where unknown.
+        batch_step: as of ``Size``.
     """
     found = []
     for values in (lr, B):
@@ -199,11 +200,11 @@ def axes(lr: NDArray, B: NDArray, n_ctx: int) -> tuple[NDArray[np.float64], NDAr
         found.append((values[first], np.exp(added)))
     (rates, new_rates), batches = found
     readable = [float(f"{value:.4g}") for value in new_rates]
-    return np.unique(np.append(rates, readable)), np.unique(_in_clips(np.concatenate(batches), n_ctx))
+    return np.unique(np.append(rates, readable)), np.unique(_in_steps(np.concatenate(batches), batch_step))
 
 
-def _in_clips(batches: ArrayLike, n_ctx: int) -> NDArray[np.float64]:
-    return np.maximum(np.round(np.divide(batches, n_ctx)), 1) * n_ctx if n_ctx else np.asarray(batches)
+def _in_steps(batches: ArrayLike, step: int) -> NDArray[np.float64]:
+    return np.maximum(np.round(np.divide(batches, step)), 1) * step if step else np.asarray(batches)
 
 
 def candidates(
@@ -221,7 +222,7 @@ def candidates(
         shared = cells.stream[mine].max(initial=-1)
         dead = [(r, b) for r, b in zip(cells.lr[mine & np.isinf(cells.loss)], cells.B[mine & np.isinf(cells.loss)])]
         grids = [(m, T) for m, T in size.T.items() if surface.members or (size.N, T) in known]
-        for lr, B in product(*axes(*np.array(size.run).T, size.n_ctx)) if grids else ():
+        for lr, B in product(*axes(*np.array(size.run).T, size.batch_step)) if grids else ():
             if min(size.T) < B or any(lr > r * (1 - CLOSE) and b * (1 + CLOSE) > B for r, b in dead):
                 continue
             distance = _distance(lr, B, size.run)
@@ -318,7 +319,7 @@ def first_cells(cells: Cells, size: Size, first: Callable[[Size], tuple[float, f
     found: dict[tuple[float, float], Proposal] = {}
     for offset in around:
         lr, B = np.exp(centre + np.multiply(offset, step))
-        lr, B = float(f"{lr:.4g}"), float(_in_clips(B, size.n_ctx))
+        lr, B = float(f"{lr:.4g}"), float(_in_steps(B, size.batch_step))
         if min(size.T) >= B and not _distance(lr, B, size.run) < SAME:
             flops = size.flops_per_token * whole(last, B)
             found.setdefault((lr, B), Proposal(N=size.N, lr=lr, B=B, milestone=last, flops=flops, why=why, after={}))

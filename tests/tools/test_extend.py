@@ -73,6 +73,26 @@ def test_a_run_has_all_milestones_up_to_its_end_and_one_that_was_added_continues
     assert [c.milestones for c in added_cells.read(tmp_path)] == [[10, 20]]
 
 
+@pytest.mark.parametrize(
+    ("keys", "step"),
+    [
+        ([], 32),
+        (["executor.processes=2"], 64),
+        (["executor.processes=4", "config.train.context_parallel=2"], 64),
+        (["executor.kind=slurm", "executor.slurm.nodes=3"], 96),
+    ],
+)
+def test_added_batches_are_such_as_the_processes_of_a_cell_can_share(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, keys: list[str], step: int
+) -> None:
+    """A cell that they cannot share would keep the whole sweep from being run."""
+    loaded = load_sweep(sweep, keys, lambda config: {"latent_shape": [4, 2, 4, 4], "fingerprint": "x"})
+    monkeypatch.setattr(module, "decide", lambda cells, sizes, *_, **more: sizes)
+    cells = Cells.of_arrays(1e6, 1000.0, 100.0, [1e-3, 4e-3], [2.0, 1.0])
+    (size,) = module.decide_for(loaded, cells, Options(), ROOT / "configs" / "laws" / "paper.json")
+    assert size.batch_step == step
+
+
 def test_what_another_machine_added_counts(tmp_path: Path) -> None:
     here, committed = tmp_path / "here", tmp_path / "committed"
     cell = AddedCell("1x32", lr=1e-3, batch_tokens=5, repeat=0, milestones=[10], why="a")
@@ -136,7 +156,7 @@ def test_a_grid_is_at_the_last_milestone_that_its_runs_had_reached(
     cells = stub(tmp_path).cells
     for cell in cells:
         cell.config.name, cell.n_ctx = "a", 5
-    size = module._size(cells, Cells.of_arrays(100, T, 5, 1e-3, [1.0]))
+    size = module._size(cells, Cells.of_arrays(100, T, 5, 1e-3, [1.0]), 1)
     assert {10: 10.0, 20: 20.0} | {milestone: T} == size.T
     assert (size.run, size.waiting) == (((1e-3, 5.0),), ())
 
