@@ -54,6 +54,9 @@ def _train(config: Config, wait: bool) -> int:
             trainer.restore()
             trainer.claim_directory()
             status = trainer.fit()
+    except OSError as error:
+        lost = error.__cause__ is not None and lost_process(error.__cause__)
+        raise
     except RuntimeError as error:
         lost = lost_process(error)
         if not lost:

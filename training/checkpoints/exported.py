@@ -24,7 +24,7 @@ from videoscaling.utils.errors import UserError, shown
 from videoscaling.utils.files import replace_folder, temporary, write_bytes, write_json, write_text
 from videoscaling.utils.yaml_text import Values
 
-EMBEDDED = Path(__file__).parents[1] / "models" / "embedded_dit"
+EMBEDDED = Path(__file__).parents[2] / "models" / "embedded_dit"
 CLASS = "VideoDiT"
 # Of the configuration: what sampling reads. Of the data's meta: the latents' shape, the encoders and the frame rate.
 KEYS = (

@@ -23,7 +23,7 @@ from videoscaling.training.checkpoints.pieces import (
     pieces_of,
 )
 from videoscaling.training.config import Config
-from videoscaling.training.distributed.parallel import gather_full
+from videoscaling.training.distributed.parallel import gather_full, lost_process
 from videoscaling.utils.messages import warn
 from videoscaling.utils.os_errors import describe
 
@@ -126,14 +126,20 @@ class CheckpointWriter:
 
 @contextmanager
 def finished_after_errors(writers: Iterable[CheckpointWriter]) -> Iterator[None]:
-    """On an error wait for the saves that are under way, but not on a second Ctrl-C; their own errors are warnings."""
+    """On an error wait for the saves that are under way, but not on a second Ctrl-C; their own errors are warnings.
+
+    Where the error is that another process ended, the error of a save is its cause, and is raised instead.
+    """
     try:
         yield
-    except Exception:
+    except Exception as error:
         for writer in writers:
             try:
                 writer.wait()
-            except (OSError, RuntimeError) as error:  # the last of a process that was lost
-                why = describe(error) if isinstance(error, OSError) else None
-                warn(f"the last checkpoint was not written: {why or error}")
+            except OSError as own:
+                if lost_process(error):
+                    raise own from error
+                warn(f"the last checkpoint was not written: {describe(own)}")
+            except RuntimeError as own:  # the last of a process that was lost
+                warn(f"the last checkpoint was not written: {own}")
         raise

@@ -204,7 +204,7 @@ def check_together(check: Callable[[], None], device: torch.device) -> None:
     raise_together(fault, device)
 
 
-def lost_process(error: RuntimeError) -> bool:
+def lost_process(error: BaseException) -> bool:
     """Whether ``error`` is from a collective that waited for a process that did not answer."""
     text = str(error).lower()
     collective = isinstance(error, dist.DistError) or "gloo" in text
