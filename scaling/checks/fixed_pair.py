@@ -152,8 +152,9 @@ def compare(law: Law, cost: Cost, pair: tuple[float, float] | None = None, C: fl
         drawn += [_read(losses(solution.model, theta, place), np.log(N), np.log(budgets)) for theta in thetas]
     if middle.at_end:
         reason = (
-            f"at {C:.3g} FLOPs the surface wants {np.exp(middle.log_N[0]):.3g} parameters with the best pairs and "
-            f"{np.exp(middle.log_N[1]):.3g} with the fixed one: not within a factor of {REACH:g} of the fitted sizes"
+            f"from {budgets[0]:.3g} to {C:.3g} FLOPs a best size is not within a factor of {REACH:g} of the fitted "
+            f"ones: at the largest {np.exp(middle.log_N[0]):.3g} parameters with the best pairs, "
+            f"{np.exp(middle.log_N[1]):.3g} with the fixed one"
         )
         raise UserError(reason) if asked else UnsupportedFit(reason)
     warnings = list(law.fit.get("warnings", []))
@@ -210,7 +211,7 @@ def _read(losses: NDArray, log_N: NDArray, log_C: NDArray) -> _Sizes:
     found = log_N[middle] + off * (log_N[1] - log_N[0])
     x = log_C - log_C.mean()
     loss = here - (before - after) * off / 4
-    return _Sizes(found[:, -1], loss[:, -1], found @ x / np.sum(x**2), bool((at != middle)[:, -1].any()))
+    return _Sizes(found[:, -1], loss[:, -1], found @ x / np.sum(x**2), bool((at != middle).any()))
 
 
 def _of_smallest(surface: Surface) -> tuple[float, float]:

@@ -243,7 +243,7 @@ def test_a_status_that_is_no_state_is_named(tmp_path):
         ("compare --force", "--force: not read by fit.py compare"),
         ("allocation --optima --fix loss.aT=0.3", "--fix: not read by fit.py allocation --optima"),
         ("compare --flops 1e300", "--flops: 1e.300 must be a number from 1 to 1e"),
-        ("compare --flops 1", "at 1 FLOPs the surface wants .* not within a factor of 1000 of the fitted sizes"),
+        ("compare --flops 1", "from 0.1 to 1 FLOPs a best size is not within a factor of 1000 of the fitted ones: .*"),
         ("compare --flops nan", "--flops: nan must be a number"),
         ("compare --pair 1e-300,1e300", "is not LR,B|too far from the grids"),
         ("all --batch-unit tokens:2", "neither 'tokens' nor"),

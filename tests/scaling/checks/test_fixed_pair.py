@@ -112,6 +112,12 @@ def test_a_pair_far_outside_the_grids_is_refused(paper, cost, pair, named):
         compare(table, cost, pair=pair)
 
 
+def test_a_budget_whose_decade_leaves_the_sizes_that_are_sought_is_refused(paper, cost):
+    """The exponent over that decade was 0.14 instead of 0.55."""
+    with pytest.raises(UserError, match="from 1e.11 to 1e.12 FLOPs a best size is not within a factor of 1000"):
+        compare(table_with(paper, 0), cost, C=1e12)
+
+
 def test_a_chosen_pair(paper, cost):
     done = compare(table_with(paper, 0), cost, pair=(2e-4, 1e5), C=1e21)
     assert (done.lr, done.B, done.C) == (2e-4, 1e5, 1e21)
