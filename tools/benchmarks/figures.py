@@ -18,6 +18,7 @@ from typing import NamedTuple
 from videoscaling import IMPORT_PATH
 from videoscaling.tools.benchmarks.common import CLIPS, RandomText, Row, random_cache
 from videoscaling.training.planning.step_account import StepAccount
+from videoscaling.utils.files import parse_json
 
 BATCH_TOKENS = 1 << 17  # of a step on a GPU
 SIZES = {"0.1B": "12x768", "1B": "16x2048", "4B": "27x3072"}
@@ -171,7 +172,7 @@ def _row(name: str, status: int | None, out: str, err: str) -> Row:
     if status != 0:
         lines = err.strip().splitlines() or [f"status {status}"]
         return {"figure": name, "failed": CUT if status is None else lines[-1]}
-    found = json.loads(out[out.index("{") :])
+    found = parse_json(out[out.index("{") :], name, dict)
     return {"figure": name, **(found["rows"][0] if "rows" in found else _step_row(found))}
 
 
