@@ -233,7 +233,16 @@ class VideoDiT(nn.Module):
             tokens, rotary = shards.cut(tokens, 1), (shards.cut(rotary[0], 0), shards.cut(rotary[1], 0))
         hidden = self.patch_embedding(tokens)
         for block in self.blocks:
-            hidden = block(hidden, modulation, context, context_mask, rotary, self.backend, shards, self.recompute)
+            hidden = block(
+                hidden,
+                modulation,
+                context,
+                context_mask,
+                rotary,
+                self.backend,
+                shards=shards,
+                recompute=self.recompute,
+            )
         shift, scale = self.final_modulation(time).unflatten(-1, (2, -1))[:, :, None].unbind(1)
         tokens = self.final(_modulate(hidden.float(), shift, scale))
         return unpatchify(tokens if shards is None else shards.join(tokens), patch, grid)

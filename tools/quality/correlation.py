@@ -42,7 +42,8 @@ def rank_correlations(loss: Sequence[float], distance: Sequence[float], features
 
     def over(part: slice) -> RankCorrelation:
         value, low, high = spearman(x[part], y[part])
-        return RankCorrelation(features, len(x[part]), float(x[part][0]), float(x[part][-1]), value, low, high)
+        span = {"loss_low": float(x[part][0]), "loss_high": float(x[part][-1])}
+        return RankCorrelation(features, len(x[part]), **span, value=value, low=low, high=high)
 
     found = [over(slice(None))]
     half = len(x) // 2

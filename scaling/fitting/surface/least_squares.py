@@ -131,7 +131,7 @@ def solve(
     moved, pace = np.zeros_like(phi), 1.0
     for number in range(rounds):
         start = theta
-        theta, mean, _ = descend(problem, structure, model, theta, phi, inflation, ROUGH)
+        theta, mean, _ = descend(problem, structure, model, theta, phi, inflation, converged=ROUGH)
         at = noise.Sensitivity(mean.excess, mean.by_x, mean.by_z, inflation)
         before, prior = phi, model.prior_at(theta)[1][model.free] ** 2
         phi = noise.estimate(structure, phi, at, mean.jacobian[:, model.free], problem.y - mean.value, prior)
