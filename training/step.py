@@ -17,6 +17,7 @@ from videoscaling.training.batches import Samples
 from videoscaling.training.config import Config
 from videoscaling.training.distributed.flat_buffer import merge
 from videoscaling.training.distributed.parallel import (
+    LooseSlices,
     Slices,
     all_reduce,
     begin_micro_batch,
@@ -100,7 +101,8 @@ class TrainStep:
         sliced = config.train.parallel == "zero1" and is_parallel()
         self._has_whole_gradients = not sharded and config.train.context_parallel == 1
         self.wrapped: nn.Module = model if sharded or sliced else replicate(model, device)
-        self._slices: tuple[Slices, ...] = ()  # of the weights and of the EMA
+        self._slices: tuple[Slices, LooseSlices] | None = None  # of the weights and of the EMA
+        self._whole = True  # the model and its EMA
         if not sharded:
             parts = dist.get_world_size() if sliced else 1
             # What the blocks cast at each use is a buffer of its own, which slices gather in that dtype.
@@ -109,7 +111,8 @@ class TrainStep:
         self._buffers = list(itertools.chain(*groups))
         if sliced:
             mesh = init_device_mesh(device.type, (parts,))
-            self._slices = tuple(Slices(itertools.chain(*both), mesh, model.dtype) for both in (groups, ema_groups))
+            weights, ema = (itertools.chain(*both) for both in (groups, ema_groups))
+            self._slices = Slices(weights, mesh, model.dtype), LooseSlices(ema, mesh)
             groups, ema_groups = ((both.parameters[:-1], both.parameters[-1:]) for both in self._slices)
         self.weights, self.ema = (list(itertools.chain(*both)) for both in (groups, ema_groups))
         self.power = power_of_width(config.ema.width)
@@ -135,6 +138,9 @@ class TrainStep:
 
         ``share``: average the gradients over the processes, with the last micro-batch.
         """
+        if self._slices and self._whole:
+            self._slices[1].release()
+            self._whole = False
         count, done = len(samples.t), 0
         total = torch.zeros((), device=samples.t.device)
         several = even_size(count, self.micro_batch) < count
@@ -211,9 +217,14 @@ class TrainStep:
         return norm
 
     def gather_slices(self) -> None:
-        """Complete the model and its EMA from all processes' slices, before they are saved, validated or sampled."""
-        for slices in self._slices:
-            slices.gather()
+        """Complete the model and its EMA from all processes' slices, before they are saved, validated or sampled.
+
+        The EMA is complete until the next backward pass, whose activations may need its memory.
+        """
+        if self._slices and not self._whole:
+            for slices in self._slices:
+                slices.gather()
+            self._whole = True
 
     def zero_grad(self) -> None:
         if isinstance(self.wrapped, FSDPModule):

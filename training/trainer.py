@@ -328,6 +328,7 @@ class Trainer:
         return self.validator.validate(self._score_of(model), share=share)[0]
 
     def _score_of(self, model: VideoDiT) -> Score:
+        self.train_step.gather_slices()
         return functools.partial(denoising_loss, model, self.process)
 
     def _record(self, raw: ValidationResult, ema: ValidationResult) -> bool:
@@ -344,9 +345,8 @@ class Trainer:
                 ckpt.remove_after(directory, self.step - 1)  # this step's weights are of no use
             return False
         scores = milestone_scores(raw, ema)
-        flops = self.tokens * self.run.flops_per_token
         losses = losses_file(raw, ema)
-        measured = {"flops": flops, **scores, "losses_crc32": zlib.crc32(losses)}
+        measured = {"flops": self.tokens * self.run.flops_per_token, **scores, "losses_crc32": zlib.crc32(losses)}
         if (noise_scale := self.train_step.noise_scale.tokens(self.run.n_ctx)) is not None:
             measured["noise_scale"] = noise_scale
         self.milestones += [{"nominal": m, "tokens": self.tokens, **measured} for m in self.due]

@@ -63,12 +63,14 @@ class Slices:
         self._dtypes = [dtype, *(flat.dtype for flat in self._flats[1:])]
 
         def own(flat: Tensor) -> Tensor:
-            part = flat.chunk(self._world)[mesh.get_local_rank()]
-            return DTensor.from_local(part, mesh, [Shard(0)], run_check=False)
+            return DTensor.from_local(self._part(flat, mesh.get_local_rank()), mesh, [Shard(0)], run_check=False)
 
         self.parameters = [nn.Parameter(own(flat.data), flat.requires_grad) for flat in self._flats]
         for flat, part in zip(self._flats, self.parameters):
             part.grad = None if flat.grad is None else own(flat.grad)
+
+    def _part(self, flat: Tensor, rank: int) -> Tensor:
+        return flat.chunk(self._world)[rank]
 
     @torch.no_grad()
     def reduce_gradients(self) -> None:
@@ -90,6 +92,26 @@ class Slices:
             dist.all_gather_into_tensor(whole, own.to(dtype))
             flat.copy_(whole)
             own.copy_(kept)
+
+
+class LooseSlices(Slices):
+    """``Slices`` of buffers that are in memory as a whole only until ``release``, and again from ``gather`` on."""
+
+    def _part(self, flat: Tensor, rank: int) -> Tensor:
+        return super()._part(flat, rank).clone()
+
+    @torch.no_grad()
+    def release(self) -> None:
+        """Keep what this process's parts of the buffers hold, which may be new, and free the buffers' memory."""
+        for flat, part in zip(self._flats, self.parameters):
+            own = part.to_local()
+            own.copy_(super()._part(flat, part.device_mesh.get_local_rank()))
+            flat.untyped_storage().resize_(0)
+
+    def gather(self, exact: bool = True) -> None:
+        for flat in self._flats:
+            flat.untyped_storage().resize_(flat.nbytes)
+        super().gather(exact)
 
 
 def is_parallel() -> bool:
