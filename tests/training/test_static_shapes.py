@@ -173,7 +173,7 @@ def test_a_halved_micro_batch_is_compiled_once(cache: Path, tmp_path: Path, grap
 
     trainer.train_step.backward = gradients
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
-        find_micro_batch(trainer.train_step, trainer.loader.batch(0), verbose=False)
+        find_micro_batch(trainer.train_step, trainer.loader.batch(0), n_ctx=1, verbose=False)
         assert trainer.train_step.micro_batch == 2
         graphs.clear()
         trainer.train_step.run(trainer.loader.batch(0), 0)

