@@ -130,6 +130,27 @@ def test_moments_made_beforehand_change_no_number() -> None:
             assert torch.equal(value, expected[name])
 
 
+def test_one_pass_is_clipping_adamw_and_the_average(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over 50 clipped steps with weight decay, two of them skipped; and one continues what the other saved."""
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)
+    poison(monkeypatch, [0, 30])
+    keys = ("optim.clip=0.05", "optim.weight_decay=0.3", "optim.warmup_tokens=384")
+    once = (*keys, "train.compile=true")
+    run(cache, tmp_path, "x", *keys)
+    run(cache, tmp_path, "y", *once)
+    run(cache, tmp_path, "z", *once, "train.tokens=3200")
+    run(cache, tmp_path, "z", *keys)
+    wanted = metrics(tmp_path / "x")
+    for name in ("y", "z"):
+        for key in ("loss", "grad_norm"):
+            ours, theirs = ([line[key] or 0.0 for line in lines] for lines in (metrics(tmp_path / name), wanted))
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    ours, theirs = (result(tmp_path / name)["milestones"][-1]["ema_val_loss"] for name in "yx")
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
 def out_of_memory(above: int, tried: list[int]):
     def attempt(size: int) -> None:
         tried.append(size)
