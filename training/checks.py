@@ -44,7 +44,7 @@ def check_share(run: Run, world: int) -> None:
     if clips % groups:
         low, high = clips // groups * groups, -(-clips // groups) * groups
         either = f"{low * n_ctx} or {high * n_ctx}" if low else f"{high * n_ctx}"
-        sharing = f"{groups} groups of {context} processes" if context > 1 else f"{world} processes"
+        sharing = f"{plural(groups, 'group')} of {context} processes" if context > 1 else f"{world} processes"
         raise UserError(
             f"train.batch_tokens={run.config.train.batch_tokens}: {plural(clips, 'clip')} cannot be shared by "
             f"{sharing}; nearest: {either}"

@@ -123,7 +123,7 @@ def node_count() -> int:
     """The nodes of equally many processes; UserError if there are none such."""
     world, each = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", torch.cuda.device_count()))
     if not each or world % each:
-        raise UserError(f"train.parallel=hsdp: {world} processes are not nodes of {each} each; use fsdp")
+        raise UserError(f"train.parallel=hsdp: processes ({world}) are not nodes of {each} each; use fsdp")
     return world // each
 
 
