@@ -1,7 +1,7 @@
 """The largest micro-batches and validation passes that fit in GPU memory, found by trial."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -27,7 +27,13 @@ ADVICE = {
 }
 
 
-def find_micro_batch(train_step: TrainStep, samples: Samples, verbose: bool, collective: bool = False) -> None:
+def find_micro_batch(
+    train_step: TrainStep,
+    samples: Samples,
+    verbose: bool,
+    collective: bool = False,
+    others: Sequence[Samples] = (),
+) -> None:
     """Set ``train_step.micro_batch`` to the largest number of this process's ``samples`` that fits in its memory.
 
     The optimiser's state is there already, so that what fits now fits later. The attempts leave no gradients behind.
@@ -35,6 +41,7 @@ def find_micro_batch(train_step: TrainStep, samples: Samples, verbose: bool, col
     Args:
         verbose: whether this process reports its change.
         collective: whether a pass is made by several processes together.
+        others: a step's samples of each smaller shape of clips, which must fit too.
 
     Raises:
         UserError: a single clip does not fit, or the micro-batch of a collective pass does not.
@@ -42,8 +49,9 @@ def find_micro_batch(train_step: TrainStep, samples: Samples, verbose: bool, col
 
     def attempt(size: int) -> None:
         train_step.micro_batch = size
-        # A shard's gradients that are not shared would enter the first step.
-        train_step.backward(samples, share=collective)
+        for each in (samples, *others):
+            # A shard's gradients that are not shared would enter the first step.
+            train_step.backward(each, share=collective)
 
     size = even_size(samples.t.shape[-1], train_step.micro_batch)
     largest_that_fits(attempt, size, on_any_process(samples.t.device), collective, verbose)

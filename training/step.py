@@ -67,6 +67,9 @@ class TrainStep:
     A step whose gradient is not finite is skipped: weights and optimiser stay as they are.
 
     Attributes:
+        micro_batch: the most clips of a forward and backward pass; None: all.
+        clip_numbers: of clips of several shapes the numbers in the largest latent. Of the others a pass has as many
+            as have the numbers of ``micro_batch`` largest ones; and no noise scale is measured, whose clips are alike.
         wrapped: the model as several processes share it: itself, behind DDP, or in FSDP2's shards.
         weights, ema: what AdamW and the EMA update: two flat buffers, slices of them, or every parameter's shard.
         power: the exponent of the EMA.
@@ -105,6 +108,7 @@ class TrainStep:
         self.power = power_of_width(config.ema.width)
         self.optimizer = build_optimizer(groups, config.optim, config.train.batch_tokens)
         self.micro_batch = config.train.micro_batch
+        self.clip_numbers: int | None = None
         self.grad_norm = torch.zeros((), device=device)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.finite_steps = torch.zeros((), dtype=torch.int64, device=device)
@@ -122,17 +126,19 @@ class TrainStep:
 
         ``share``: average the gradients over the processes, with the last micro-batch.
         """
-        count, done = len(samples.t), 0
+        count, done, most = len(samples.t), 0, self.micro_batch
+        if most is not None and self.clip_numbers is not None:
+            most = max(most * self.clip_numbers // samples.x0[0].numel(), 1)
         total = torch.zeros((), device=samples.t.device)
-        several = even_size(count, self.micro_batch) < count
-        for piece, kept in micro_batches(samples, self.micro_batch):
+        several = even_size(count, most) < count
+        for piece, kept in micro_batches(samples, most):
             done += kept
             begin_micro_batch(self.wrapped, last=share and done == count, several=several)
             losses = denoising_loss(self.wrapped, self._process, *piece)[:kept]
             loss = losses.sum() / count
             loss.backward()
             # Later ones add to these gradients, and the last may average them over the processes.
-            if done == kept and self._has_whole_gradients:
+            if done == kept and self._has_whole_gradients and self.clip_numbers is None:
                 self.noise_scale.add_micro_batch(self._buffers, kept, count)
             total += loss.detach()
             self._add_by_t(piece.t[:kept], losses.detach())
