@@ -35,7 +35,7 @@ class Run:
         clips: clips of so many tokens per step, over all processes.
         flops_per_token: C_token; of several shapes the mean by their shares.
         shapes: of several shapes each one's part of the run, in the order of ``data.mixture.ShapeMixture.parts``.
-        share: of a part the share of its steps in the run's.
+        share, shape: of a part the share of its steps in the run's, and its place among the parts.
         data_seed: seed of data order, noise, t and caption dropout: each shape has its own.
     """
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
+from videoscaling.data.index import shape_name
 from videoscaling.diffusion.loss import denoising_loss
 from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.validation import T_BINS
@@ -83,6 +84,7 @@ class TrainStep:
         noise_scale: of the gradients; not measured where weights or tokens are in shards.
         by_t: float32 [2, T_BINS + 1], sums of losses and their numbers in equal bins of t since ``reset_window``;
             t = 1 falls into the last column. For the log alone: a window that a resume cuts has fewer samples.
+        by_shape: as ``by_t``, the losses and the steps of each of several shapes, float32 [2].
     """
 
     def __init__(self, config: Config, model: VideoDiT, ema: VideoDiT, device: torch.device) -> None:
@@ -109,6 +111,7 @@ class TrainStep:
         self.optimizer = build_optimizer(groups, config.optim, config.train.batch_tokens)
         self.micro_batch = config.train.micro_batch
         self.clip_numbers: int | None = None
+        self.by_shape: dict[str, Tensor] = {}
         self.grad_norm = torch.zeros((), device=device)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.finite_steps = torch.zeros((), dtype=torch.int64, device=device)
@@ -119,7 +122,11 @@ class TrainStep:
 
     def run(self, samples: Samples, tokens: int) -> None:
         """Train on this process's share of a batch; ``tokens``: the run's tokens before this step."""
-        self.apply_gradients(self.backward(samples), tokens)
+        loss = self.backward(samples)
+        if self.clip_numbers is not None:
+            sums = self.by_shape.setdefault(shape_name(samples.x0.shape[1:]), torch.zeros(2, device=loss.device))
+            sums += torch.stack((loss.nan_to_num(0.0, 0.0, 0.0), loss.isfinite()))
+        self.apply_gradients(loss, tokens)
 
     def backward(self, samples: Samples, share: bool = True) -> Tensor:
         """Forward and backward in micro-batches; returns this process's mean loss, float32 on the device.
@@ -205,6 +212,7 @@ class TrainStep:
         self.loss_sum.zero_()
         self.finite_steps.zero_()
         self.by_t.zero_()
+        self.by_shape.clear()
 
 
 def _merged(model: VideoDiT, parts: int, apart: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

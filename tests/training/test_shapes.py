@@ -20,7 +20,6 @@ from videoscaling.scaling.runs import read
 from videoscaling.sweeps.directory import data_of
 from videoscaling.training.batches import BatchLoader, ShapeLoader
 from videoscaling.training.config import load_config
-from videoscaling.training.memory import find_micro_batch
 from videoscaling.training.run import encoded_shape
 from videoscaling.training.stacked.loop import train_stacked
 from videoscaling.training.train import prepare, train
@@ -119,6 +118,9 @@ def test_a_resumed_run_and_one_in_micro_batches_are_the_whole_run(
     ours, theirs = small["milestones"][-1]["by_shape"], found["milestones"][-1]["by_shape"]
     for name in NAMES:
         assert ours[name]["ema_val_loss"] == pytest.approx(theirs[name]["ema_val_loss"], rel=1e-5)
+    lines = metrics(whole)
+    assert all(list(line["loss_by_shape"].values()) == pytest.approx([line["loss"]]) for line in lines)  # of a step
+    assert {name for line in lines for name in line["loss_by_shape"]} == set(NAMES)
     assert losses(whole)[-6:].mean() < losses(whole)[:6].mean()
     assert metrics(tmp_path / "small")[-1]["noise_scale"] is None  # its clips would be alike
 
@@ -141,8 +143,8 @@ def test_a_smaller_clip_has_as_many_tokens_in_a_micro_batch(both: list[Path], tm
         return plain(samples, share)
 
     trainer.train_step.backward = gradients
-    videos, pictures = (loader.batch(0) for loader in trainer.loader.parts)
-    find_micro_batch(trainer.train_step, videos, False, others=[pictures])
+    trainer.device = torch.device("cuda")  # where it is looked for
+    trainer.find_micro_batch()
     assert (trainer.train_step.micro_batch, tried) == (1, [128, 32, 128, 32])
 
 
@@ -188,9 +190,8 @@ def test_tokens_and_flops_are_those_of_the_steps_taken(both: list[Path], whole: 
     assert done["milestones"][0]["flops"] < done["flops"] * 0.5
     assert done["recipe"]["data"] == data.meta["fingerprint"]
     # A run of so many FLOPs ends with the step that reaches them.
-    asked, _ = prepare(
-        load_config(None, keys_of(both, whole.parent, "x", "train.tokens=null", f"train.flops={C - 1}"))
-    )
+    by_flops = ("train.tokens=null", "train.milestones=[]")
+    asked, _ = prepare(load_config(None, keys_of(both, whole.parent, "x", *by_flops, f"train.flops={C - 1}")))
     assert (asked.config.train.tokens, asked.flops(asked.steps)) == (3072, done["flops"])
     less, _ = prepare(load_config(None, keys_of(both, whole.parent, "x", *by_flops, f"train.flops={C / 2}")))
     assert less.flops(less.steps - 1) < C / 2 <= less.flops(less.steps)

@@ -85,6 +85,7 @@ class MetricsLog:
         skipped: int,
         end: int,
         by_t: Sequence[float] = (),
+        by_shape: Mapping[str, float] | None = None,
         share: float = 1.0,
         noise_scale: float | None = None,
         data_seconds: float = 0.0,
@@ -99,6 +100,7 @@ class MetricsLog:
             grad_norm: before clipping, of this step.
             skipped: steps whose gradient was not finite, since the run began.
             by_t: mean training loss in equal bins of t since the last logged step; NaN where there was no sample.
+            by_shape: of clips of several shapes each one's mean training loss since the last logged step.
             share: this run's share of the process's time, below 1 for stacked runs. Tokens per second are this run's;
                 over the share they are the device's, from which MFU is computed.
             noise_scale: of the gradient, in tokens; None where steps have one micro-batch.
@@ -122,8 +124,9 @@ class MetricsLog:
             "share": share,
             "mfu": mfu,
         }
-        self._file.append(values)
+        self._file.append(values | ({"loss_by_shape": dict(by_shape)} if by_shape else {}))
         points = _points(values | {"memory_GiB": memory_peak(self._device) / 2**30})
+        points |= {f"train_{shape}/loss": mean for shape, mean in (by_shape or {}).items()}
         self._add_points(points | _bins("train_by_t", by_t), tokens)
         if now - self._printed_at[1] >= CONSOLE_SECONDS:
             print(self._line(values, (tokens - self._printed_at[0]) / (now - self._printed_at[1]), end), flush=True)

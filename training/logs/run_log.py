@@ -81,6 +81,8 @@ def log_window(
     finite_steps = train_step.finite_steps.item()
     loss = all_reduce(train_step.loss_sum, "mean").item() / finite_steps if finite_steps else math.nan
     sums, numbers = all_reduce(train_step.by_t, "sum")[:, :T_BINS]
+    # In one order, as all processes take the same shapes.
+    by_shape = {name: all_reduce(both, "sum").tolist() for name, both in train_step.by_shape.items()}
     noise_scale = train_step.noise_scale.tokens(run.n_ctx)
     train_step.reset_window()
     if log is not None:
@@ -97,6 +99,7 @@ def log_window(
             skipped=train_step.skipped_steps.item(),
             end=end,
             by_t=(sums / numbers).tolist(),
+            by_shape={name: total / taken for name, (total, taken) in by_shape.items() if taken},
             share=share,
             noise_scale=noise_scale,
             data_seconds=data_seconds,
