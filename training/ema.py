@@ -25,9 +25,6 @@ def decay(power: float, batch: int, tokens: int) -> float:
 
 
 @torch.no_grad()
-def update_ema(ema: list[Tensor], weights: list[Tensor], power: float, batch: int, tokens: int) -> None:
-    """Move ``ema`` in place towards ``weights``, after a step of ``batch`` tokens that brought ``tokens`` in all.
-
-    After the first step it is the weights themselves.
-    """
-    torch._foreach_lerp_(ema, weights, 1 - decay(power, batch, tokens))
+def update_ema(ema: list[Tensor], weights: list[Tensor], towards: float) -> None:
+    """Move ``ema`` in place towards ``weights``; by 1, as after the first step, it becomes the weights themselves."""
+    torch._foreach_lerp_(ema, weights, towards)

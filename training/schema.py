@@ -213,7 +213,7 @@ class TrainKeys:
     )
     micro_batch: int | None = key(
         None,
-        "clips per forward pass and process; the process's whole share if not given",
+        "clips per forward pass and process; if not given, the process's whole share, on a GPU the fastest that fits",
         identity=NEVER,
         bound=POSITIVE,
         aliases="gradient_accumulation_steps accumulation_steps grad_accum micro_batch_size local_batch_size "

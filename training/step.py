@@ -19,6 +19,7 @@ from videoscaling.training.config import Config
 from videoscaling.training.distributed.flat_buffer import merge
 from videoscaling.training.distributed.parallel import (
     Slices,
+    all_reduce,
     begin_micro_batch,
     end_micro_batches,
     gather_full,
@@ -27,8 +28,17 @@ from videoscaling.training.distributed.parallel import (
     replicate,
 )
 from videoscaling.training.ema import decay, power_of_width, update_ema
+from videoscaling.training.model import compile_function
 from videoscaling.training.noise_scale import POWER, NoiseScale
-from videoscaling.training.optim import build_optimizer, learning_rate, weight_groups
+from videoscaling.training.optim import (
+    Buffers,
+    build_optimizer,
+    gradient_norm,
+    learning_rate,
+    update_buffers,
+    update_factors,
+    weight_groups,
+)
 from videoscaling.training.planning.memory_formula import even_size
 
 # Counters that a checkpoint keeps: their names in its state file, and here.
@@ -109,6 +119,9 @@ class TrainStep:
         self.weights, self.ema = (list(itertools.chain(*both)) for both in (groups, ema_groups))
         self.power = power_of_width(config.ema.width)
         self.optimizer = build_optimizer(groups, config.optim, config.train.batch_tokens)
+        self._one_pass = config.train.compile and not sharded
+        update = update_factors, update_buffers
+        self._factors, self._update = map(compile_function, update) if config.train.compile else update
         self.micro_batch = config.train.micro_batch
         self.clip_numbers: int | None = None
         self.by_shape: dict[str, Tensor] = {}
@@ -158,15 +171,9 @@ class TrainStep:
     def apply_gradients(self, loss: Tensor, tokens: int) -> None:
         """Apply the accumulated gradients: clip, AdamW, EMA. ``loss`` is their mean loss, for the log."""
         config, batch = self._config, self._config.train.batch_tokens
-        rate = learning_rate(config.optim, tokens + batch / 2, config.train.tokens)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.grad_norm = gather_full(torch.nn.utils.clip_grad_norm_(self.weights, config.optim.clip))
+        self.grad_norm = self._move_at_once(tokens) if self._one_pass else self._move(tokens)
         finite = self.grad_norm.isfinite()
         self.noise_scale.add_step(self.grad_norm, decay(POWER, batch, tokens + batch))
-        # The fused kernel's own switch, made for loss scaling: with it set, neither weights nor moments change.
-        self.optimizer.found_inf = (~finite).float()
-        self.optimizer.step()
         if self._slices:
             self._slices[0].gather(exact=False)
         self.zero_grad()
@@ -175,7 +182,46 @@ class TrainStep:
         self.skipped_steps += ~finite
         diverged = self.consecutive_skips >= config.train.max_skipped
         self.consecutive_skips.add_(~finite).mul_(~finite | diverged)
-        update_ema(local(self.ema), local(self.weights), self.power, batch, tokens + batch)
+
+    def settings(self, tokens: int, active: bool = True) -> list[float]:
+        """The numbers of a step for ``update_factors``; unless ``active`` nothing moves."""
+        keys, batch = self._config.optim, self._config.train.batch_tokens
+        rate = learning_rate(keys, tokens + batch / 2, self._config.train.tokens)
+        towards = 1 - decay(self.power, batch, tokens + batch)
+        return [rate, keys.beta1, keys.beta2(batch), keys.eps, keys.weight_decay, keys.clip, active, towards]
+
+    def _move(self, tokens: int) -> Tensor:
+        """Clip, AdamW and EMA, one after the other; returns the gradient's norm before clipping."""
+        rate, *_, towards = self.settings(tokens)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        norm = gather_full(torch.nn.utils.clip_grad_norm_(self.weights, self._config.optim.clip))
+        # The fused kernel's own switch, made for loss scaling: with it set, neither weights nor moments change.
+        self.optimizer.found_inf = (~norm.isfinite()).float()
+        self.optimizer.step()
+        update_ema(local(self.ema), local(self.weights), towards)
+        return norm
+
+    def _move_at_once(self, tokens: int) -> Tensor:
+        """``_move``, compiled."""
+        kinds = []
+        for weights, ema in zip(self.weights, self.ema):
+            state = self.optimizer.state[weights]
+            moments = state["exp_avg"], state["exp_avg_sq"]
+            kinds.append(Buffers(*local([weights.detach(), weights.grad, *moments, ema.detach(), state["step"]])))
+        settings = torch.tensor(self.settings(tokens), dtype=torch.float64)
+        return self.update(kinds, settings.to(self.by_t.device, non_blocking=True))
+
+    def update(self, kinds: list[Buffers], settings: Tensor) -> Tensor:
+        """Clip, AdamW and EMA in two compiled passes over memory, one of them the norm's, which is returned.
+
+        ``settings`` is as for ``update_factors``.
+        """
+        norm = gradient_norm(kinds)
+        if self._slices:
+            norm = all_reduce(norm.square(), "sum").sqrt()
+        self._update(kinds, self._factors(norm, kinds[0].steps, settings))
+        return norm
 
     def gather_slices(self) -> None:
         """Complete the model and its EMA from all processes' slices, before they are saved, validated or sampled."""

@@ -305,13 +305,13 @@ class Trainer:
         return [m for m in self._pending() if m <= self.tokens]
 
     def find_micro_batch(self) -> None:
-        """Find the micro-batch that fits in GPU memory, once, with all of training's tensors allocated."""
-        if self.device.type == "cuda":
-            # The longest caption of all may be in a later batch.
+        """Find the micro-batch for GPU memory, once, with all of training's tensors and captions of full length."""
+        if self.device.type == "cuda":  # by a clock, runs on the CPU would not resume bit for bit
             each = zip(self.loader.parts, self.run.steps_of_parts(self.step), self.cache.parts)
             samples = [with_text_tokens(loader.batch(step), cache.text_tokens) for loader, step, cache in each]
             samples.sort(key=lambda one: -one.x0[0].numel())
-            find_micro_batch(self.train_step, samples[0], self.main, self.collective, samples[1:])
+            who = {"verbose": self.main, "collective": self.collective, "others": samples[1:]}
+            find_micro_batch(self.train_step, samples[0], n_ctx=self.run.n_ctx, **who)
 
     def find_validation_batch(self) -> None:
         """Try one validation pass of the raw weights and of the EMA, in the memory that training leaves."""

@@ -81,6 +81,14 @@ def test_reads_what_the_caches_hold(folders):
     assert share == 0.75
 
 
+def test_a_cache_grows_by_one_of_the_added_clips(folders, tmp_path):
+    """The first cache's validation list, and the training clips of both."""
+    make(tmp_path / "added", {"train": [unit("c", 90, 5)], "validation": []}, settings=SETTINGS | {"source": "added"})
+    grown = open_data([folders[0], str(tmp_path / "added")])
+    assert grown.validation_hash == LatentCache(folders[0]).validation_hash
+    assert (grown.train_size, grown.validation_size) == (10 + 5, 4)
+
+
 def test_clips_of_one_name_that_differ_are_both_kept(folders, tmp_path):
     make(tmp_path / "third", {"train": [unit("c", 0, 3)], "validation": [unit("w", 900, 4)]})
     one, third = LatentCache(folders[0]), LatentCache(tmp_path / "third")

@@ -29,14 +29,17 @@ def test_one_processs_bad_sample_is_skipped_by_all(cache: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_processes_agree_on_the_micro_batch(cache: Path, tmp_path: Path) -> None:
-    """One of two finds its memory full: both halve, the losses stay, and nothing of the attempts enters a step."""
+    """The first one's clock counts for both. One of two finds its memory full: both halve, the losses stay, and
+    nothing of the attempts enters a step."""
     plain, short = (overrides(cache, tmp_path, name, "train.tokens=1280") for name in ("plain", "x"))
-    together(tmp_path / "plain", short_of_memory, plain, 99, (), world=2)
+    text = together(tmp_path / "plain", short_of_memory, plain, 99, (), world=2)
+    assert "train.micro_batch=1, the fastest that fits" in text
+    assert all("\n1 at a time" in f"\n{(tmp_path / 'plain' / rank).read_text()}" for rank in "01")
     text = together(tmp_path / "log", short_of_memory, short, 1, (1,), world=2)
     assert text.count("continuing with train.micro_batch=1,") == 1
     np.testing.assert_allclose(losses(tmp_path / "x"), losses(tmp_path / "plain"), rtol=1e-5)
     sharded = overrides(cache, tmp_path, "sharded", "train.tokens=1280", "train.parallel=fsdp")
-    together(tmp_path / "log", short_of_memory, sharded, 99, (), world=2)
+    assert "2 at a time" in together(tmp_path / "log", short_of_memory, sharded, 99, (), world=2)
     np.testing.assert_allclose(losses(tmp_path / "sharded"), losses(tmp_path / "plain"), rtol=1e-5)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from tests.models.test_dit import build
 from videoscaling.training.config import load_config, run_id
-from videoscaling.training.ema import power_of_width, update_ema
+from videoscaling.training.ema import decay, power_of_width, update_ema
 from videoscaling.training.optim import build_optimizer, learning_rate, weight_groups
 from videoscaling.training.run import Run, beta2_warnings, resolve
 from videoscaling.training.schema import OptimKeys
@@ -99,9 +99,9 @@ def test_power_function_average_equals_its_definition() -> None:
     history = torch.randn(steps, 3, dtype=torch.float64)
     average = [torch.zeros(3, dtype=torch.float64)]
     for step in range(1, steps + 1):
-        update_ema(average, [history[step - 1]], power, batch, step * batch)
-    decay = (1 - 1 / np.arange(1, steps + 1)) ** (power + 1)
-    weight = (1 - decay) * np.append(np.cumprod(decay[::-1])[::-1][1:], 1)
+        update_ema(average, [history[step - 1]], 1 - decay(power, batch, step * batch))
+    kept = (1 - 1 / np.arange(1, steps + 1)) ** (power + 1)
+    weight = (1 - kept) * np.append(np.cumprod(kept[::-1])[::-1][1:], 1)
     torch.testing.assert_close(average[0], torch.from_numpy(weight @ history.numpy()))
     # The profile's relative width is what was asked for, in the limit of many steps.
     centre = np.arange(1, steps + 1) / steps

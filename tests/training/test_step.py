@@ -11,11 +11,12 @@ import torch
 
 from tests.models.test_dit import build
 from tests.training.test_trainer import losses, metrics, overrides, result, run
+from videoscaling.training import memory
 from videoscaling.training.batches import BatchLoader, Samples
 from videoscaling.training.checkpoints.checkpoint import checkpoint_paths, find_checkpoint, read_state
 from videoscaling.training.checkpoints.pieces import optimizer_tensors
 from videoscaling.training.config import load_config
-from videoscaling.training.memory import largest_that_fits
+from videoscaling.training.memory import candidates, fastest, find_micro_batch, largest_that_fits
 from videoscaling.training.optim import build_optimizer, weight_groups
 from videoscaling.training.schema import OptimKeys
 from videoscaling.training.train import prepare, train
@@ -129,6 +130,27 @@ def test_moments_made_beforehand_change_no_number() -> None:
             assert torch.equal(value, expected[name])
 
 
+def test_one_pass_is_clipping_adamw_and_the_average(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over 50 clipped steps with weight decay, two of them skipped; and one continues what the other saved."""
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)
+    poison(monkeypatch, [0, 30])
+    keys = ("optim.clip=0.05", "optim.weight_decay=0.3", "optim.warmup_tokens=384")
+    once = (*keys, "train.compile=true")
+    run(cache, tmp_path, "x", *keys)
+    run(cache, tmp_path, "y", *once)
+    run(cache, tmp_path, "z", *once, "train.tokens=3200")
+    run(cache, tmp_path, "z", *keys)
+    wanted = metrics(tmp_path / "x")
+    for name in ("y", "z"):
+        for key in ("loss", "grad_norm"):
+            ours, theirs = ([line[key] or 0.0 for line in lines] for lines in (metrics(tmp_path / name), wanted))
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    ours, theirs = (result(tmp_path / name)["milestones"][-1]["ema_val_loss"] for name in "yx")
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
 def out_of_memory(above: int, tried: list[int]):
     def attempt(size: int) -> None:
         tried.append(size)
@@ -152,6 +174,49 @@ def test_the_micro_batch_is_halved_until_it_fits(capsys: pytest.CaptureFixture) 
     places = [str(error.value).index(knob) for knob in knobs]
     assert places == sorted(places)
     assert "\n" not in str(error.value)
+
+
+def test_micro_batches_that_are_timed_divide_the_share_and_fill_a_gpu() -> None:
+    assert candidates(48, 48, 2048) == [48, 24, 16]
+    assert candidates(48, 48, 1024) == [48, 24, 16]
+    assert candidates(48, 48, 1000) == [48, 24]  # 16 would have 16,000 tokens
+    assert candidates(30, 8, 4096) == [8, 6, 5]  # 8 repeats two samples
+    assert candidates(37, 10, 40_000) == [10]
+    assert candidates(64, 64, 256) == [64]
+
+
+def test_the_fastest_micro_batch_is_chosen_and_the_largest_unless_another_saves_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seconds = {8: 1.0, 6: 0.75, 5: 0.5}
+    assert fastest(30, [8, 6, 5], seconds.__getitem__) == 5  # 4 s, 3.75 s and 3 s
+    assert "train.micro_batch=5, " in (said := capsys.readouterr().out)
+    assert "4 s at 8, 3.75 s at 6, 3 s at 5" in said
+    assert fastest(16, [16, 8], {16: 1.0, 8: 0.49}.__getitem__) == 16
+    assert fastest(16, [16, 8], {16: 1.0, 8: 0.48}.__getitem__) == 8
+
+
+@pytest.mark.parametrize(("given", "wanted", "timed"), [(None, 2, [4, 2]), (4, 4, [])])
+def test_a_micro_batch_that_is_given_is_not_timed(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: int | None, wanted: int, timed: list[int]
+) -> None:
+    """The timed passes are real; their clock here passes a second for each of their clips, squared."""
+    trainer = trainer_of(cache, tmp_path)
+    train_step, plain, clock, passes = trainer.train_step, trainer.train_step.backward, [0.0], []
+    train_step.micro_batch = given
+
+    def backward(samples: Samples, share: bool = True) -> torch.Tensor:
+        passes.append(len(samples.t))
+        clock[0] += len(samples.t) ** 2
+        return plain(samples, share)
+
+    monkeypatch.setattr(train_step, "backward", backward)
+    monkeypatch.setattr(memory.time, "perf_counter", lambda: clock[0])
+    find_micro_batch(train_step, trainer.loader.batch(0), n_ctx=8192, verbose=False)
+    assert train_step.micro_batch == wanted
+    assert passes == [4, *(size for size in timed for _ in range(1 + memory.TIMED_PASSES))]
+    assert not train_step.by_t.any()
+    assert not any(parameter.grad.any() for parameter in trainer.model.parameters())
 
 
 def test_validation_that_does_not_fit_has_advice_of_its_own(capsys: pytest.CaptureFixture) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from videoscaling.diffusion.sampling import SamplerOptions
 from videoscaling.models.sizes import parameters
-from videoscaling.training.checkpoints.checkpoint import PREFIX, STATE, read_state
+from videoscaling.training.checkpoints.checkpoint import PREFIX, STATE, find_checkpoint, read_state
 from videoscaling.training.checkpoints.exported import read_trained
 from videoscaling.training.config import cache_folders
 from videoscaling.training.pipeline import VideoPipeline
@@ -59,6 +59,19 @@ def load_model(
     state = read_state(Path(pipeline.path))
     measured = next((one for one in state["milestones"] if one["tokens"] == state["tokens"]), {})
     return pipeline, ModelFacts(N, state["tokens"], measured.get("ema_val_loss"), measured.get("ema_val_se"))
+
+
+def check_curve(names: Sequence[str]) -> None:
+    """Check that ``names`` are models of one curve over T.
+
+    Raises:
+        UserError: one is no checkpoint with a T, or two have the same T.
+    """
+    others = any(name == "embedded" or (Path(name) / "config.json").is_file() or not is_model(name) for name in names)
+    seen = [] if others else [read_state(find_checkpoint(Path(name), ("ema",)))["tokens"] for name in names]
+    if not seen or len(set(seen)) < len(seen):
+        found = f"T is {', '.join(f'{tokens:,}' for tokens in seen)}" if seen else "these are not all such"
+        raise UserError(f"--tensorboard: a curve needs checkpoints of one run, each of another T; {found}")
 
 
 def clip_shape(pipeline: VideoPipeline) -> tuple[int, int, int]:

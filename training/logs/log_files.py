@@ -4,7 +4,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypedDict
@@ -112,6 +112,17 @@ def parse_row(line: bytes) -> MetricsRow | None:
     return row if type(row.get("step")) is int and type(row.get("tokens")) is int else None
 
 
+def write_events(path: Path, summaries: Iterable[tuple[int, Any]]) -> None:
+    """Write a whole TensorBoard file of (step, protocol buffer) in place of an earlier one."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    with atomic_write(path) as tmp, tmp.open("wb") as file:
+        writer = RecordWriter(file)
+        for step, summary in summaries:
+            writer.write(Event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
+
+
 class Board:
     """A TensorBoard SummaryWriter that an OSError ends with a warning. Any method of SummaryWriter may be called.
 
@@ -148,14 +159,10 @@ class Board:
             self._guard(self._replace_hparams, settings, metrics)
 
     def _replace_hparams(self, settings: Mapping[str, object], metrics: Sequence[str]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
         from torch.utils.tensorboard.summary import hparams
 
-        with atomic_write(Path(self._folder) / HPARAMS_FILE) as tmp, tmp.open("wb") as file:
-            writer = RecordWriter(file)
-            for summary in hparams(dict(settings), dict.fromkeys(metrics)):
-                writer.write(Event(wall_time=time.time(), summary=summary).SerializeToString())
+        summaries = hparams(dict(settings), dict.fromkeys(metrics))
+        write_events(Path(self._folder) / HPARAMS_FILE, [(0, summary) for summary in summaries])
 
     def _open(self, **options: Any) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second to import, and only the main process writes

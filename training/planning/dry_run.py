@@ -277,7 +277,7 @@ def probe(trainer: Trainer, report: RunReport, before: int) -> RunReport:
         seconds=training + validating,
         validation_share=_share(validating, training),
         micro_batch=shapes[2].micro_batch,
-        account=step_account(*shapes, clips=run.clips, dtype=config.train.dtype),
+        account=step_account(*shapes, clips=run.clips, dtype=config.train.dtype, compiled=config.train.compile),
     )
     return replace(report, memory=report.memory | {"measured": memory or None}, time=timing)
 

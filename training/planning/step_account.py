@@ -19,8 +19,9 @@ from videoscaling.training.planning.memory_formula import (
 
 # Bytes a parameter that the end of a step reads and writes, all float32 (a test counts them): the norm reads the
 # gradient; clipping reads and writes it; AdamW reads weight, gradient and moments and writes all but the gradient; the
-# EMA reads two and writes one; the gradient is set to zero.
-OPTIMIZER = 4 * (1 + 2 + 7 + 3 + 1)
+# EMA reads two and writes one; the gradient is set to zero. Compiled, one pass after the norm's reads all five and
+# writes all but the gradient; FSDP2's shards are many small tensors and have none.
+OPTIMIZER, ONE_PASS = 4 * (1 + 2 + 7 + 3 + 1), 4 * (1 + 9 + 1)
 # Bytes that a matrix's number costs in each micro-batch besides its products: its gradient is added to the sum; in
 # bfloat16 the weight is cast before, and its gradient after.
 GRADIENTS = {"float32": 12, "bfloat16": 12 + 6 + 6}
@@ -60,7 +61,9 @@ class StepAccount:
         return flops | {name: getattr(self, name) / bytes_per_second for name in moved}
 
 
-def step_account(shape: ModelShape, clip: ClipShape, layout: Layout, *, clips: int, dtype: str) -> StepAccount:
+def step_account(
+    shape: ModelShape, clip: ClipShape, layout: Layout, *, clips: int, dtype: str, compiled: bool = False
+) -> StepAccount:
     """The work of one process of ``layout`` in a step of ``clips``, the blocks computing in ``dtype``."""
     world, local, share = layout.processes, clips * layout.context // layout.processes, clips / layout.processes
     micro = even_size(local, layout.micro_batch)
@@ -81,6 +84,7 @@ def step_account(shape: ModelShape, clip: ClipShape, layout: Layout, *, clips: i
         casts=False,
     )
     shards = {"fsdp": world, "hsdp": min(world, layout.node), "zero1": world}.get(layout.parallel, 1)
+    optimizer = ONE_PASS if compiled and (world == 1 or layout.parallel in ("ddp", "zero1")) else OPTIMIZER
     matrices = parameter_groups(shape)["blocks' matrices"]
     gathered = 2 if dtype == "bfloat16" else 4
     tokens = local * clip.n_ctx * (layout.context - 1) // layout.context**2  # that come from other processes
@@ -88,7 +92,7 @@ def step_account(shape: ModelShape, clip: ClipShape, layout: Layout, *, clips: i
     return StepAccount(
         products=again * products,
         attention=(1 if recompute == "selective" else again) * attention,
-        optimizer=OPTIMIZER * count // shards,
+        optimizer=optimizer * count // shards,
         gradients=passes * GRADIENTS[dtype] * matrices,
         activations=passes * (3 if recompute else 2) * kept,
         gathers=exchanges + _gathers(count, matrices, layout, passes, gathered) if world > 1 else 0,

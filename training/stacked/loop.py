@@ -106,7 +106,8 @@ def _fit(trainers: list[Trainer], consoles: dict[Trainer, TextIO]) -> list[str]:
     with StopRequest(1, trainers[0].config.train.timeout_minutes) as stop, finished_after_errors(writers):
         stacked = StackedStep(trainers)
         if stacked.device.type == "cuda":
-            find_micro_batch(stacked, stacked.samples(trainers[0].step), True)
+            samples = stacked.samples(trainers[0].step)
+            find_micro_batch(stacked, samples, n_ctx=len(trainers) * trainers[0].run.n_ctx, verbose=True)
         stacked.find_validation_batch()
         for trainer in trainers:
             with _console(consoles.get(trainer)):

@@ -1,7 +1,6 @@
 """One optimiser step of stacked runs: one model evaluated over rows of weights, and all rows updated together."""
 
 import dataclasses
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,24 +11,12 @@ from videoscaling.diffusion.validation import T_BINS
 from videoscaling.models.dit import VideoDiT
 from videoscaling.training.batches import Samples
 from videoscaling.training.distributed.flat_buffer import move_parameters, place_of
-from videoscaling.training.ema import decay
 from videoscaling.training.model import build_model, compile_function
-from videoscaling.training.optim import learning_rate, weight_groups
+from videoscaling.training.optim import Buffers, weight_groups
 from videoscaling.training.stacked.cuda_graph import StepGraph
 from videoscaling.training.step import COUNTERS, micro_batches
 from videoscaling.training.trainer import Scores, Trainer
 from videoscaling.training.validation import RAW_SHARE, Score
-
-
-class _Buffers(NamedTuple):
-    """One kind of parameters of every run (matrices, or the rest): float32 [rows, numbers]; AdamW's steps [rows]."""
-
-    weights: Tensor
-    gradients: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    ema: Tensor
-    steps: Tensor
 
 
 class StackedStep:
@@ -52,7 +39,6 @@ class StackedStep:
         self._compiled = lead.config.train.compile
         self._graph = StepGraph() if self.device.type == "cuda" else None
         self._run = compile_function(self._losses) if self._compiled else self._losses
-        self._update = compile_function(update_rows) if self._compiled else update_rows
         self.micro_batch = micro_batch or lead.train_step.micro_batch
         self.grad_norm = torch.zeros(rows, device=self.device)
         for name in COUNTERS.values():
@@ -77,11 +63,11 @@ class StackedStep:
         for weight in self._weights.values():
             weight.requires_grad_()
 
-    def _share_buffers(self, kind: int) -> _Buffers:
+    def _share_buffers(self, kind: int) -> Buffers:
         """Move the runs' buffers of a kind into rows of common ones."""
         rows, length = len(self.trainers), len(self.trainers[0].train_step.weights[kind])
-        numbers = (torch.zeros(rows, length, device=self.device) for _ in _Buffers._fields[:-1])
-        buffers = _Buffers(*numbers, torch.zeros(rows, device=self.device))
+        numbers = (torch.zeros(rows, length, device=self.device) for _ in Buffers._fields[:-1])
+        buffers = Buffers(*numbers, torch.zeros(rows, device=self.device))
         for row, trainer in enumerate(self.trainers):
             train_step = trainer.train_step
             model, ema = (weight_groups(each)[kind] for each in (trainer.model, trainer.ema))
@@ -168,23 +154,8 @@ class StackedStep:
         """Do nothing: the next backward pass overwrites the gradients."""
 
     def _settings(self, tokens: int, active: list[Trainer]) -> Tensor:
-        """Each row's settings for ``update_rows``, on the CPU."""
-        batch = self._config.train.batch_tokens
-        columns = []
-        for trainer in self.trainers:
-            keys = trainer.config.optim
-            columns.append(
-                (
-                    learning_rate(keys, tokens + batch / 2, trainer.config.train.tokens),
-                    keys.beta1,
-                    keys.beta2(batch),
-                    keys.eps,
-                    keys.weight_decay,
-                    keys.clip,
-                    trainer in active,
-                    1 - decay(trainer.train_step.power, batch, tokens + batch),
-                )
-            )
+        """Each row's settings for ``update_factors``, on the CPU."""
+        columns = [trainer.train_step.settings(tokens, trainer in active) for trainer in self.trainers]
         return torch.tensor(columns, dtype=torch.float64).T.contiguous()
 
     def _run_rows(self, samples: Samples, settings: Tensor) -> None:
@@ -192,7 +163,7 @@ class StackedStep:
         losses = self.backward(samples)
         active = settings[6].bool()
         with torch.no_grad():
-            norm = self._update(self._buffers, settings)
+            norm = self.trainers[0].train_step.update(self._buffers, settings)
             finite = norm.isfinite()
             self.grad_norm.copy_(torch.where(active, norm, self.grad_norm))
             self.loss_sum += torch.where(finite & active, losses, 0.0)
@@ -223,40 +194,3 @@ class StackedStep:
     def _score_of(self, weights: dict[str, Tensor]) -> Score:
         detached = {name: weight.detach() for name, weight in weights.items()}
         return lambda *samples: self._losses(detached, Samples(*samples))
-
-
-def update_rows(kinds: list[_Buffers], settings: Tensor) -> Tensor:
-    """AdamW, clipped by each row's own norm, and the EMA, in place; compiled, it makes one pass over memory.
-
-    A row whose gradient is not finite keeps its weights and moments.
-
-    Args:
-        kinds: the matrices, which weight decay is for, and the rest.
-        settings: float64 [8, rows]: rate, beta1, beta2, epsilon, weight decay, clip, whether the row is
-            active, and by how much its EMA moves towards the weights.
-
-    Returns:
-        The gradients' norms before clipping, float32 [rows].
-    """
-    norm = torch.stack([buffers.gradients.square().sum(1) for buffers in kinds]).sum(0).sqrt()
-    rate, beta1, beta2, epsilon, decay, clip, active, towards = settings
-    moves = norm.isfinite() & active.bool()
-    count = kinds[0].steps.double() + moves
-    step_size = (rate / (1 - beta1**count)).float()[:, None]
-    root = (1 - beta2**count).sqrt().float()[:, None]
-    scale = (clip.float() / (norm + 1e-6)).clamp(max=1.0)[:, None]
-    new1, old2, new2 = ((value).float()[:, None] for value in (1 - beta1, beta2, 1 - beta2))
-    towards, epsilon, moved = (active * towards).float()[:, None], epsilon.float()[:, None], moves[:, None]
-    for kind, (weights, gradients, exp_avg, exp_avg_sq, ema, steps) in enumerate(kinds):
-        keep = (1 - rate * decay).float()[:, None] if kind == 0 else 1.0
-        gradient = gradients * scale
-        first = torch.lerp(exp_avg, gradient, new1)
-        second = exp_avg_sq * old2 + gradient * gradient * new2
-        after = weights * keep - step_size * first / (second.sqrt() / root + epsilon)
-        after = torch.where(moved, after, weights)
-        exp_avg.copy_(torch.where(moved, first, exp_avg))
-        exp_avg_sq.copy_(torch.where(moved, second, exp_avg_sq))
-        ema.copy_(torch.lerp(ema, after, towards))
-        weights.copy_(after)
-        steps += moves
-    return norm

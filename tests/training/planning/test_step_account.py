@@ -1,16 +1,18 @@
 """The account of a step: its bytes against those that PyTorch's operations read and write, and its layouts."""
 
 import dataclasses
+import logging
 
 import pytest
 import torch
+from torch._inductor import metrics
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.training.test_step import trainer_of
 from videoscaling.models.sizes import exact_flops
 from videoscaling.training.planning.memory_formula import ClipShape, Layout, ModelShape, parameter_groups
-from videoscaling.training.planning.step_account import OPTIMIZER, step_account
+from videoscaling.training.planning.step_account import ONE_PASS, OPTIMIZER, step_account
 
 SHAPE, CLIP = ModelShape(4, 128, 2, 16, 64), ClipShape(80, (16, 5, 4, 4), 24, 64)
 ALONE = Layout(1, "ddp", 8, False)
@@ -46,6 +48,33 @@ def test_the_end_of_a_step_moves_the_bytes_of_the_account(cache, tmp_path) -> No
     with Moved(min(weight.numel() for weight in step.weights)) as moved:
         step.apply_gradients(loss, 128)
     assert moved.bytes == OPTIMIZER * size
+
+
+@pytest.mark.slow
+def test_the_compiled_end_of_a_step_is_one_pass_over_memory(cache, tmp_path) -> None:
+    """As the compiler counts what its kernels move; not the norm's pass, nor setting gradients to zero."""
+    step = trainer_of(cache, tmp_path, "model.size=2x64", "train.compile=true").train_step
+    size = sum(weight.numel() for weight in step.weights)
+    metrics.reset()
+    log = logging.getLogger("torch._inductor.compile_fx.__inductor_metrics")
+    log.setLevel(logging.INFO)  # by which it counts at all
+    try:
+        step.apply_gradients(torch.zeros(()), 0)
+    finally:
+        log.setLevel(logging.NOTSET)
+    rest = metrics.num_bytes_accessed - (ONE_PASS - 4 * (1 + 1)) * size
+    assert 0 < rest < 1000  # of factors and counts
+
+
+def test_layouts_of_whole_buffers_take_one_pass_where_they_are_compiled() -> None:
+    count = sum(parameter_groups(SHAPE).values())
+
+    def compiled(*layout: object) -> int:
+        account = step_account(SHAPE, CLIP, Layout(*layout), clips=8, dtype="bfloat16", compiled=True)
+        return account.optimizer * (1 if layout[:2] == (4, "ddp") else layout[0]) // count
+
+    assert [compiled(1, "fsdp", 1, False), compiled(4, "ddp", 1, False), compiled(4, "zero1", 1, False)] == [44] * 3
+    assert compiled(4, "fsdp", 1, False) == OPTIMIZER == 56
 
 
 def test_flops_are_the_exact_ones_and_recomputing_adds_a_forward_pass() -> None:

@@ -315,7 +315,7 @@ def test_rows_halve_what_the_memory_does_not_hold(
         return plain(self, *arguments, **more)
 
     monkeypatch.setattr(StackedStep, "backward", gradients)
-    find_micro_batch(stack, samples, True)
+    find_micro_batch(stack, samples, n_ctx=1, verbose=True)
     assert stack.micro_batch in (1, 2)
     assert "which changes no result" in capsys.readouterr().out
     assert not stack.by_t.any()
