@@ -18,6 +18,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from videoscaling.models.hub import check_spec
+from videoscaling.training.checkpoints.paths import check_exists
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli, shown
 from videoscaling.utils.files import read_bounded, write_json
 from videoscaling.utils.options import height_and_width
@@ -144,7 +146,13 @@ def main() -> int:
         parser().refuse_unread(arguments, ("fps",), "a png has its frames side by side, without a rate")
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out}: is a file; name a folder")
-    return run(arguments, read_prompts(arguments))
+    prompts = read_prompts(arguments)
+    # Mistyped paths are reported before torch is imported, which takes seconds.
+    check_exists(arguments.checkpoint)
+    for option in ("vae", "text"):
+        if (spec := getattr(arguments, option)) not in (None, "embedded"):
+            check_spec(spec, f"--{option}")
+    return run(arguments, prompts)
 
 
 class Prompt(NamedTuple):

@@ -48,7 +48,8 @@ def main() -> int:
     formula.add_argument("--gpu-memory", type=float, metavar="GB", help="of one GPU (default: the largest sold)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys that override the file's")
     arguments = parser.parse_intermixed_args()
-    from videoscaling.training.config import load_config
+    from videoscaling.data.index import check_cache
+    from videoscaling.training.config import cache_folders, load_config
 
     config = load_config(arguments.config, arguments.overrides)
     if arguments.json and not arguments.dry_run:
@@ -68,6 +69,8 @@ def main() -> int:
         n_ctx, memory = assumed.pop("n_ctx", None), assumed.pop("gpu_memory", None)
         machine = Machine(**assumed, memory_gb=memory)
         return print_account(config, n_ctx, machine._replace(gpu=machine.gpu.lower()), arguments.json)
+    for folder in cache_folders(config):  # before torch is imported, which takes seconds
+        check_cache(folder)
     if arguments.dry_run:
         from videoscaling.training.planning.dry_run import dry_run
 

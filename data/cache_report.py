@@ -111,7 +111,7 @@ def summary_text(out: str, index: CacheIndex) -> str:
         f"{out}: {facts['train']:,} training and {plural(facts['validation'], 'validation clip')} of {shape} latents",
         f"  {facts['tokens']:,} latent tokens (at patch 1x1x1), {facts['bytes'] / 1e6:.1f} MB",
         f"  latents by channel: mean {min(mean):+.3f} to {max(mean):+.3f}, std {min(std):.3f} to {max(std):.3f}",
-        f"  text: at most {index['text_tokens']} tokens of {index['text_dim']} numbers",
+        f"  text: at most {plural(index['text_tokens'], 'token')} of {index['text_dim']} numbers",
         *shots_text(facts["shots"]),
         *split_text(facts["split"], facts["validation"]),
         *captions_text(facts, facts["train"] + facts["validation"]),

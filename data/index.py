@@ -90,6 +90,13 @@ def list_hash(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
+def check_cache(folder: str | Path) -> None:
+    """Raise UserError where ``folder`` is no latent cache, finished or not."""
+    if not (Path(folder) / "index.json").is_file():
+        where = f"{folder}: no latent cache here" if str(folder) else "data.cache: not given"
+        raise UserError(f"{where}; make one with tools/cache_latents.py")
+
+
 def read_index(folder: Path) -> CacheIndex:
     """A cache's ``index.json``, finished or not, without its checksum.
 

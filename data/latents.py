@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from videoscaling.data.clip_groups import SPLITS, read_frozen
-from videoscaling.data.index import CacheMeta, fingerprint, list_hash, read_index
+from videoscaling.data.index import CacheMeta, check_cache, fingerprint, list_hash, read_index
 from videoscaling.data.sample_order import sample_index
 from videoscaling.data.shards import (
     Shards,
@@ -67,9 +67,7 @@ class LatentCache:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not (self.path / "index.json").is_file():
-            where = f"{self.path}: no latent cache here" if str(path) else "data.cache: not given"
-            raise UserError(f"{where}; make one with tools/cache_latents.py")
+        check_cache(path)
         index = read_index(self.path)
         if not index["finished"]:
             raise UserError(f"{self.path}: this cache is unfinished; run the command that makes it again to continue")

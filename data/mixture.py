@@ -16,7 +16,7 @@ from videoscaling.data.index import CacheMeta, shape_name
 from videoscaling.data.latents import LatentCache
 from videoscaling.data.sample_order import MIXED, mixed_index
 from videoscaling.data.shards import Shards, Stored, as_float
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 # What must be equal for latents to mean the same, and what to call it.
 ALIKE = {
@@ -191,7 +191,9 @@ def shares(names: Sequence[str], weights: Sequence[float], unit: str = "clips") 
         UserError: as many weights as caches are not given, or a share is below half of one clip or step.
     """
     if len(weights) != len(names):
-        raise UserError(f"data.weights: {len(weights)} numbers for {len(names)} caches; give one for each")
+        raise UserError(
+            f"data.weights: {plural(len(weights), 'number')} for {plural(len(names), 'cache')}; give one for each"
+        )
     exact = [MIXED * weight / sum(weights) for weight in weights]
     counts = [math.floor(share) for share in exact]
     rest = sorted(range(len(names)), key=lambda i: counts[i] - exact[i])[: MIXED - sum(counts)]

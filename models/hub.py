@@ -30,6 +30,7 @@ def located(spec: str, what: str, layouts: tuple[Layout, ...]) -> tuple[Path, La
     Raises:
         UserError: there is nothing of the kind, and nothing can be fetched.
     """
+    check_spec(spec, what)
     root = Path(spec)
     if root.is_dir():
         for layout in layouts:
@@ -40,10 +41,17 @@ def located(spec: str, what: str, layouts: tuple[Layout, ...]) -> tuple[Path, La
             f"{what} {spec!r}: no config.json in {places}; give the folder that save_pretrained wrote, or a diffusers "
             "pipeline's"
         )
+    return _from_hub(spec, what, layouts)
+
+
+def check_spec(spec: str, what: str) -> None:
+    """Raise UserError where ``spec`` is neither a folder nor of the form of a hub id; no network is asked."""
+    root = Path(spec)
+    if root.is_dir():
+        return
     if root.exists() or root.is_absolute() or spec.startswith((".", "~")) or spec.count("/") != 1:
         near = nearest(spec, ["embedded"])
         raise UserError(f"{what} {spec!r}: no such folder, and no hub id, which would be owner/name{near}")
-    return _from_hub(spec, what, layouts)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from videoscaling.scaling.duplicates import distinct
 from videoscaling.scaling.laws import Recipe
 from videoscaling.scaling.tables import COLUMNS, Result, positive, read_results, whole_number
-from videoscaling.utils.errors import UserError, nearest
+from videoscaling.utils.errors import UserError, nearest, plural
 from videoscaling.utils.files import atomic_write, find_files
 from videoscaling.utils.results import FILE, RunResult, read_result, report_left_out
 
@@ -204,7 +204,7 @@ def _from_runs(folder: Path, duplicates: str | None) -> RunTable:
         raise UserError(f"{mixed[0]}: trained on clips of several shapes, and a law's clips have one; leave it out")
     report_left_out(damaged, len(recipes))
     if not results:
-        raise UserError(f"{folder}: {len(paths)} results, but none has a milestone or diverged")
+        raise UserError(f"{folder}: {plural(len(paths), 'result')}, but none has a milestone or diverged")
     _fill_beta2_range(recipes)
     recipe = {key: value for key, value in recipes[0].items() if all(other.get(key) == value for other in recipes)}
     differing = sorted({key for other in recipes for key in other} - set(recipe))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
-from videoscaling.data.index import CacheMeta, is_latent_shape
+from videoscaling.data.index import CacheMeta, check_cache, is_latent_shape
 from videoscaling.sweeps.grid import Sweep
 from videoscaling.training.config import (
     Config,
@@ -94,9 +94,10 @@ def changed_settings(sweep: Sweep, earlier: Values, settings: Values) -> list[st
 @functools.cache
 def opened(folders: tuple[str, ...], weights: tuple[float, ...]) -> CacheMeta:
     """The meta of latent caches; UserError if their clips differ in shape."""
-    from videoscaling.data.mixture import (
-        open_data,  # not at the top: it imports torch, for which a status does not wait
-    )
+    for folder in folders:
+        check_cache(folder)
+    # Not at the top: it imports torch, for which neither a status nor a mistyped path waits.
+    from videoscaling.data.mixture import open_data
 
     meta = open_data(folders, weights).meta
     if "shapes" in meta:

@@ -27,7 +27,7 @@ from videoscaling.sweeps.state import FINISHED, UNFINISHED, cell_status
 from videoscaling.sweeps.status import aligned
 from videoscaling.training.result import finished_result, resumable_step
 from videoscaling.training.run import Run
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.locks import lock_run_dir
 
 LEAST, MOST = 1e-6, 0.1  # of a tolerance and of a noise, relative to the loss
@@ -99,7 +99,7 @@ def command(
     unfinished = sum(cell_status(cell).state in UNFINISHED for cell in sweep.cells)
     table = _table(sweep, options.held_out)
     if unfinished and options.run:  # of an earlier --run that was killed, say: what comes next hangs on their results
-        print(f"{unfinished} cells of the sweep are not finished: they come first, and nothing is added to them yet")
+        print(f"{plural(unfinished, 'cell')} of the sweep unfinished: nothing is added before the sweep is finished")
         return train(sweep)
     try:
         decision = decide_for(sweep, Cells.of_table(table), options, paper)
@@ -293,7 +293,7 @@ def _text(decision: Decision, additions: list[Addition], options: Options, unfin
     if additions:
         lines += aligned([row[:-1] for row in table], [f"  {row[-1]}" for row in table])
     if unfinished:
-        lines.append(f"{unfinished} cells of the sweep are not finished: --run trains them first, adding none")
+        lines.append(f"{plural(unfinished, 'cell')} of the sweep unfinished: --run finishes it first, adding none")
     for N in decision.dead:
         lines.append(
             f"N {N:.4g}: every run diverged, over three decades of rates: it is not the rate; look at what they train "
@@ -301,7 +301,9 @@ def _text(decision: Decision, additions: list[Addition], options: Options, unfin
         )
     if additions:
         total = sum(one.flops for one in additions)
-        lines.append(f"{len(additions)} runs to add, {total:.3g} FLOPs, {total / so_far:.1%} of the sweep so far")
+        lines.append(
+            f"{plural(len(additions), 'run')} to add, {total:.3g} FLOPs, {total / so_far:.1%} of the sweep so far"
+        )
         if options.budget_flops:
             lines[-1] += f", {total / options.budget_flops:.0%} of the budget"
     elif target and options.aim and decision.rate_cost[0] <= options.aim:
@@ -324,6 +326,6 @@ def _confirmed(additions: list[Addition]) -> bool:
         print("--run adds them to the sweep and trains them")
         return False
     try:
-        return input(f"add and train these {len(additions)} runs? [y/N] ").strip().lower() in ("y", "yes")
+        return input(f"add and train {plural(len(additions), 'run')}? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
         return False

@@ -26,7 +26,7 @@ from videoscaling.tools.benchmarks.common import CLIPS, Row
 from videoscaling.tools.benchmarks.figures import measure
 from videoscaling.training.result import environment
 from videoscaling.utils.devices import pick_device
-from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.options import number
 
 # Each part's module in tools/benchmarks.
@@ -77,6 +77,11 @@ def about(device: torch.device) -> Row:
     }
 
 
+def headline(facts: Row) -> str:
+    threads, torch_version = plural(facts["threads"], "thread"), facts["versions"]["torch"]
+    return f"{facts['date']}, {facts['device']}, {threads}, torch {torch_version}"
+
+
 def table(rows: list[Row]) -> str:
     """The rows as text: one line each, medians only."""
     lines = []
@@ -102,7 +107,7 @@ def measure_all(args: argparse.Namespace) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"about": facts}) + "\n")
-    print(f"{facts['date']}, {facts['device']}, {facts['threads']} threads, torch {facts['versions']['torch']}")
+    print(headline(facts))
     with tempfile.TemporaryDirectory() as folder:
         missing = measure(args.minutes, out, device.type, Path(folder))
     if missing:
@@ -131,7 +136,7 @@ def main() -> int:
     if args.json:
         print(json.dumps({"benchmark": args.part, "about": facts, "rows": rows}, indent=1))
     else:
-        print(f"{facts['date']}, {facts['device']}, {facts['threads']} threads, torch {facts['versions']['torch']}")
+        print(headline(facts))
         print(table(rows))
     return 0
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from videoscaling.scaling import law_file
 from videoscaling.scaling.prediction import predict
-from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.training.checkpoints.paths import check_exists
+from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.files import recover_folder, remove_abandoned
 
 USE = """
@@ -77,7 +78,7 @@ def facts_of(config: Any, state: dict[str, Any], weights: str, law: str | None) 
     source = re.sub(r" \d+$", "", Path(data["source"]).name)  # without the version of how its clips are made
     facts = [
         ("size", f"{model.size} (layers x width), N = {N:,} parameters in the blocks' matrices"),
-        ("videos", f"{data['frames']} frames of {data['width']}x{data['height']} pixels"),
+        ("videos", f"{plural(data['frames'], 'frame')} of {data['width']}x{data['height']} pixels"),
         ("data", f"{source}, {data['n_clips']:,} clips, fingerprint {data['fingerprint']}"),
         ("autoencoder", f"{data['vae']}, fingerprint {data['vae_fingerprint']}"),
         ("text encoder", f"{data['text']}, fingerprint {data['text_fingerprint']}"),
@@ -116,7 +117,10 @@ def main() -> None:
     args = arguments().parse_args()
     if args.out.exists() and not (args.out / "scheduler_config.json").is_file():
         raise UserError(f"--out {args.out}: exists, and is no export; name a new folder")
-    # torch takes a second to import, and errors in options come without it.
+    # torch takes seconds to import, and mistyped paths are reported without it.
+    check_exists(args.checkpoint)
+    if args.law:
+        law_file.load(args.law)
     from videoscaling.training.checkpoints.checkpoint import read_state
     from videoscaling.training.checkpoints.exported import export, read_trained, scheduler_of
     from videoscaling.training.config import read_config

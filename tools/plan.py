@@ -34,7 +34,7 @@ from videoscaling.training.planning.layout import (
 from videoscaling.training.planning.memory_formula import ModelShape
 from videoscaling.training.run import beta2_warnings
 from videoscaling.utils.devices import GPUS
-from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.files import write_text
 from videoscaling.utils.options import add_options, options_of
 
@@ -113,14 +113,16 @@ def plan_for_gpus(law: laws.Law, request: Request, gpus: int | None) -> tuple[Pl
     elif clips % count:
         low = clips // count * count
         raise UserError(
-            f"--batch {planned.B}: {clips} clips cannot be shared by {count} GPUs; nearest {low * n_ctx} and "
-            f"{(low + count) * n_ctx}"
+            f"--batch {planned.B}: {plural(clips, 'clip')} cannot be shared by {count} GPUs; nearest {low * n_ctx} "
+            f"and {(low + count) * n_ctx}"
         )
     if shared != clips:
         # The rate, the loss and the tokens follow the batch, as where memory dictates one.
         planned = plan(law, replace(request, batch=float(shared * n_ctx)), sizes)
     if gpus and gpus > count:
-        planned.warnings.append(f"a batch of {clips} clips can be shared by at most {clips} GPUs, not by {gpus}")
+        planned.warnings.append(
+            f"a batch of {plural(clips, 'clip')} can be shared by at most {plural(clips, 'GPU')}, not by {gpus}"
+        )
     return planned, count
 
 

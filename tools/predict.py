@@ -18,7 +18,7 @@ from pathlib import Path
 from videoscaling.scaling import law_file, prediction_table
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.tables import parse_columns
-from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.files import atomic_write
 from videoscaling.utils.options import number
 
@@ -60,7 +60,8 @@ def main() -> None:
         return
     with atomic_write(args.out) as tmp, tmp.open("w", newline="", encoding="utf-8") as handle:
         prediction_table.write(table, predicted, handle)
-    print(f"wrote {args.out}: {len(table.rows)} rows, {int(predicted.extrapolated.sum())} outside the fitted range")
+    outside = int(predicted.extrapolated.sum())
+    print(f"wrote {args.out}: {plural(len(table.rows), 'row')}, {outside} outside the fitted range")
 
 
 if __name__ == "__main__":

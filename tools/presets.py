@@ -27,7 +27,7 @@ from videoscaling.training.planning.planned_config import (
     read_base,
     recipe_warnings,
 )
-from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.files import find_files, write_text
 from videoscaling.utils.messages import warn
 from videoscaling.utils.results import FILE, RunResult, report_left_out, whole_results
@@ -134,7 +134,7 @@ def main() -> None:
     write_text(args.page, table)
     for warning in recipe_warnings(law.recipe, base, optim=planned_optim(law.recipe, base)):
         warn(warning)
-    print(f"wrote {len(written)} configs to {args.out} and {args.page}")
+    print(f"wrote {plural(len(written), 'config')} to {args.out} and {args.page}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""Train the tiny video autoencoder that is shipped as ``models/embedded_vae``, on synthetic clips.
+"""Train a tiny video autoencoder such as the ones that are shipped, on synthetic clips, a film, a game or your videos.
 
     python tools/train_vae.py --out models/embedded_vae
-    python tools/train_vae.py --out vaes/wide --size 48x80
+    python tools/train_vae.py --out vaes/mine --source my_videos/ --size 48x80
+    python tools/train_vae.py --out vaes/mixed --source film doom synthetic --steps 20000
 
-Clips are rendered as they are needed and none is seen twice. The same command continues an interrupted training from
-its last saved state. At the end the autoencoder is scored on held-out clips and compared with principal component
-analysis of as many numbers per clip. The folder --out is written in diffusers' format with a record of its training.
+Synthetic clips are rendered as they are needed and none is seen twice; those of videos are held in memory. Of several
+sources each gives as many clips. The same command continues an interrupted training from its last saved state. At the
+end the autoencoder is scored on each source's held-out clips (other videos, shots or levels) and compared with
+principal component analysis of as many numbers per clip. The folder --out is written in diffusers' format with a
+record of its training.
 """
 
 import argparse
@@ -17,7 +20,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videoscaling.data.sources.synthetic import render
 from videoscaling.models.fidelity import psnr
 from videoscaling.models.pca import pca_of_blocks, pca_of_clips
-from videoscaling.utils.errors import Parser, UserError, first_line, resumable, run_cli
+from videoscaling.tools.vae_clips import FRAMES, SCORED, TrainingClips, mixed_batch, training_clips
+from videoscaling.utils.errors import Parser, UserError, first_line, path_text, resumable, run_cli
 from videoscaling.utils.files import (
     atomic_write,
     recover_folder,
@@ -42,7 +45,6 @@ from videoscaling.utils.options import add_options, check_bounds, height_and_wid
 from videoscaling.utils.progress import Progress
 from videoscaling.utils.random import derive_seed, normal
 
-FRAMES = 17
 # 4 frames (the first alone) and 8x8 pixels to one latent of 16 numbers: 17 frames of 32x32 to 5x4x4 of them. LTX's
 # blocks carry a linear path through every resampling (space to depth and back), which is what makes minutes of
 # training enough; few channels at high resolution keep it quick.
@@ -64,14 +66,13 @@ ARCHITECTURE = {
 KL_WEIGHT = 2e-4  # of the mean over latents: costs some 1e-4 of squared error, and keeps latents near a Gaussian
 FIRST_LOG_VARIANCE = -6.0  # the untrained posterior's: noise of 1 would drown the first thousand steps
 WARM_UP = 100  # steps
-PCA_CLIPS = 6144  # what the baseline is fitted on; more clips make a better whole-clip PCA, slowly
-SCORED, MEASURED = 512, 2048  # held-out clips for PSNR; training clips for latent statistics
+PCA_NUMBERS = 6144 * 3 * FRAMES * 32 * 32  # pixels that the baseline is fitted on: of 6144 clips of 32x32
+MEASURED = 2048  # training clips for latent statistics
 SAVE_SECONDS = 120
-
-
-def held_out(settings: "Settings") -> Tensor:
-    """The clips that PSNR is measured on. Another seed's clips: none is ever trained on."""
-    return render(torch.arange(SCORED), derive_seed(settings.seed, "held out"), FRAMES, *settings.size)
+CREDITS = {  # whose pictures they are, as their licences ask to be said
+    "film": "Big Buck Bunny: (c) 2008 Blender Foundation, www.bigbuckbunny.org, Creative Commons Attribution 3.0.\n\n",
+    "doom": "Freedoom's levels and pictures: (c) its contributors, 3-clause BSD licence.\n\n",
+}
 
 
 def build() -> nn.Module:
@@ -126,6 +127,12 @@ def loss_of(model: nn.Module, clips: Tensor, noise: Tensor) -> tuple[Tensor, Ten
 class Settings:
     """What determines a training."""
 
+    source: tuple[str, ...] = option(
+        ("synthetic",),
+        "synthetic, doom, film, or videos as tools/cache_latents.py takes them; several are mixed",
+        nargs="+",
+        type=path_text,
+    )
     steps: int = option(5000, "optimiser steps", 1, 10**9)
     batch: int = option(8, "clips per step", 1, 10**6)
     lr: float = option(3e-3, "peak learning rate: warm-up, then linear to 0", 1e-12, 1e6)
@@ -136,7 +143,7 @@ class Settings:
     device: str = option("cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda")
 
 
-def train(settings: Settings, state_path: Path) -> nn.Module:
+def train(settings: Settings, sources: Sequence[TrainingClips], state_path: Path) -> nn.Module:
     """Train from scratch, or on from ``state_path`` where an earlier run with the same settings left its state."""
     steps, batch, seed, device = settings.steps, settings.batch, settings.seed, settings.device
     torch.manual_seed(derive_seed(seed, "initial weights"))
@@ -162,7 +169,7 @@ def train(settings: Settings, state_path: Path) -> nn.Module:
     with Progress(steps, "training", "steps", done=first) as bar:
         for step in range(first, steps):
             index = torch.arange(step * batch, (step + 1) * batch, device=device)
-            clips = render(index, seed, FRAMES, *settings.size)
+            clips = mixed_batch(sources, index)
             loss, squared_error = loss_of(model, clips, normal(seed, "posterior", index, latent_shape))
             loss.backward()
             optimiser.step(min(1.0, (step + 1) / WARM_UP) * (1 - step / steps))
@@ -182,12 +189,12 @@ def train(settings: Settings, state_path: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def finish(model: nn.Module, settings: Settings) -> nn.Module:
+def finish(model: nn.Module, sources: Sequence[TrainingClips]) -> nn.Module:
     """Round to the float16 that is shipped, then measure the latents of that, for the model's own convention."""
     model = model.eval().half().float()
     device = model.latents_mean.device
     parts = torch.arange(MEASURED, device=device).split(64)
-    clips = (render(part, settings.seed, FRAMES, *settings.size) for part in parts)
+    clips = (mixed_batch(sources, part) for part in parts)
     latents = torch.cat([model.encode(part).latent_dist.mode() for part in clips])
     model.latents_mean.copy_(latents.mean((0, 2, 3, 4)))
     model.latents_std.copy_(latents.std((0, 2, 3, 4)))
@@ -202,12 +209,13 @@ def reconstruct(model: nn.Module, clips: Tensor) -> Tensor:
     return torch.cat(parts).clamp_(-1, 1)
 
 
-def scores(model: nn.Module, settings: Settings) -> dict[str, dict[str, float]]:
-    """PSNR on held-out clips by method: of the mean squared error over all clips (``pooled``, the stricter) and the
-    mean over clips of each one's PSNR (``per_clip``)."""
-    test, (height, width) = held_out(settings), settings.size
+def scores(model: nn.Module, source: TrainingClips) -> dict[str, dict[str, float]]:
+    """PSNR on a source's held-out clips by method: of the mean squared error over all clips (``pooled``, the stricter)
+    and the mean over clips of each one's PSNR (``per_clip``)."""
+    test = source.held_out()
+    height, width = test.shape[3:]
     numbers = ARCHITECTURE["latent_channels"] * 5 * (height // 8) * (width // 8)
-    fitted_on = render(torch.arange(PCA_CLIPS), settings.seed, FRAMES, height, width)
+    fitted_on = source.batch(torch.arange(PCA_NUMBERS // test[0].numel()))
     made = {
         "autoencoder": reconstruct(model, test),
         "pca_of_blocks": pca_of_blocks(fitted_on, test, ARCHITECTURE["latent_channels"]),
@@ -223,12 +231,12 @@ def scores(model: nn.Module, settings: Settings) -> dict[str, dict[str, float]]:
     }
 
 
-def table(by_method: dict[str, dict[str, float]]) -> str:
-    """The scores as text."""
-    lines = ["PSNR in dB, held-out clips   all pixels pooled   mean over clips"]
-    lines += [f"{name:<28} {score['pooled']:>17.2f} {score['per_clip']:>17.2f}" for name, score in by_method.items()]
-    strongest = max(score["pooled"] for name, score in by_method.items() if name.startswith("pca"))
-    lines.append(f"autoencoder over the stronger PCA {by_method['autoencoder']['pooled'] - strongest:>+12.2f}")
+def table(by_source: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """The scores of each source as text."""
+    lines = [f"{'PSNR in dB, held-out clips':<40}   all pixels pooled   mean over clips"]
+    for source, by_method in by_source.items():
+        for name, score in by_method.items():
+            lines.append(f"{f'{source[-24:]}: {name}':<40} {score['pooled']:>19.2f} {score['per_clip']:>17.2f}")
     return "\n".join(lines)
 
 
@@ -241,12 +249,13 @@ def write(model: nn.Module, out: Path, record: Mapping[str, Any]) -> None:
     try:
         model.half().save_pretrained(tmp)
         write_json(tmp / "record.json", record)
+        used, channels = record["settings"]["source"], ARCHITECTURE["latent_channels"]
         readme = (
-            f"# {out.name}\n\nA tiny `AutoencoderKLLTXVideo`, trained on the synthetic clips of "
-            f"`data/sources/synthetic.py`:\n{FRAMES} frames of {height}x{width} to "
-            f"5x{height // 8}x{width // 8} latents of {ARCHITECTURE['latent_channels']} numbers, "
-            f"{record['parameters']:,} parameters in float16.\nIt serves demonstrations and tests; it knows no other "
-            f"videos. Made {record['date']} by\n\n    {record['command']}\n\n```\n{table(record['psnr'])}\n```\n\n"
+            f"# {out.name}\n\nA tiny `AutoencoderKLLTXVideo`, trained on clips of {', '.join(used)}:\n{FRAMES} frames "
+            f"of {height}x{width} to 5x{height // 8}x{width // 8} latents of {channels} numbers, "
+            f"{record['parameters']:,} parameters in float16.\nIt serves demonstrations and tests on such clips. "
+            f"Made {record['date']} by\n\n    {record['command']}\n\n```\n{table(record['psnr'])}\n```\n\n"
+            f"{''.join(CREDITS.get(source, '') for source in used)}"
             "Details: `record.json`. Latent statistics: the model's buffers `latents_mean` and `latents_std`.\n"
         )
         write_text(tmp / "README.md", readme)
@@ -264,7 +273,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of a table")
     args = parser.parse_args()
     recover_folder(args.out)
-    settings = options_of(Settings, args)
+    settings = options_of(Settings, args, source=tuple(args.source))
     check_bounds(settings)
     if any(side % 8 for side in settings.size):
         raise UserError(
@@ -276,8 +285,9 @@ def main() -> None:
     state_path = args.out.with_name(f".{args.out.name}.training.pt")
     started = time.monotonic()
     with resumable(str(args.out)):
-        model = finish(train(settings, state_path), settings)
-    by_method = scores(model, settings)
+        sources = [training_clips(source, settings.seed, settings.size) for source in settings.source]
+        model = finish(train(settings, sources, state_path), sources)
+    by_source = {source.name: scores(model, source) for source in sources}
 
     import diffusers
 
@@ -287,9 +297,8 @@ def main() -> None:
         "settings": asdict(settings),
         "seconds": round(time.monotonic() - started),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "psnr": by_method,
+        "psnr": by_source,
         "psnr_clips": SCORED,
-        "pca_fitted_on_clips": PCA_CLIPS,
         "latents_mean": [round(x, 5) for x in model.latents_mean.tolist()],
         "latents_std": [round(x, 5) for x in model.latents_std.tolist()],
         "versions": {
@@ -300,7 +309,7 @@ def main() -> None:
     }
     write(model, args.out, record)
     state_path.unlink(missing_ok=True)
-    print(json.dumps(record, indent=1) if args.json else f"{table(by_method)}\n{args.out}")
+    print(json.dumps(record, indent=1) if args.json else f"{table(by_source)}\n{args.out}")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def check_share(run: Run, world: int) -> None:
         least = groups * math.lcm(*tokens)
         low, high = batch // least * least, -(-batch // least) * least
         either = f"{low} or {high}" if low else f"{high}"
-        sharing = f"{groups} groups of {context} processes" if context > 1 else f"{world} processes"
+        sharing = f"{plural(groups, 'group')} of {context} processes" if context > 1 else f"{world} processes"
         raise UserError(
             f"train.batch_tokens={batch}: {run.clips_text} cannot be shared by {sharing}; nearest: {either}"
         )

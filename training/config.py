@@ -340,9 +340,7 @@ def _validate(config: Config) -> None:
     if not (folders and all(isinstance(folder, str) for folder in folders)):
         raise UserError(f"data.cache={shown(config.data.cache)}: must be a folder, or a list of folders")
     if config.data.weights and len(config.data.weights) != len(folders):
-        raise UserError(
-            f"data.weights={config.data.weights}: one for each of the {len(folders)} folders in data.cache"
-        )
+        raise UserError(f"data.weights={config.data.weights}: give one for each folder in data.cache ({len(folders)})")
     low_high = config.optim.beta2_range
     if len(low_high) != 2 or not low_high[0] <= low_high[1] or low_high[0] == 1:
         raise UserError(

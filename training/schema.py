@@ -234,7 +234,7 @@ class TrainKeys:
     )
     parallel: str = key(
         "ddp",
-        "several processes: ddp (each holds all), zero1 (each a slice of the optimiser), fsdp (FSDP2: each a shard of "
+        "several processes: ddp (each holds all), zero1 (each a slice of AdamW and EMA), fsdp (FSDP2: each a shard of "
         "all) or hsdp (shards within each node)",
         identity=NEVER,
         choices=("ddp", "zero1", "fsdp", "hsdp"),

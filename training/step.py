@@ -18,6 +18,7 @@ from videoscaling.training.batches import Samples
 from videoscaling.training.config import Config
 from videoscaling.training.distributed.flat_buffer import merge
 from videoscaling.training.distributed.parallel import (
+    LooseSlices,
     Slices,
     all_reduce,
     begin_micro_batch,
@@ -105,7 +106,8 @@ class TrainStep:
         sliced = config.train.parallel == "zero1" and is_parallel()
         self._has_whole_gradients = not sharded and config.train.context_parallel == 1
         self.wrapped: nn.Module = model if sharded or sliced else replicate(model, device)
-        self._slices: tuple[Slices, ...] = ()  # of the weights and of the EMA
+        self._slices: tuple[Slices, LooseSlices] | None = None  # of the weights and of the EMA
+        self._whole = True  # the model and its EMA
         if not sharded:
             parts = dist.get_world_size() if sliced else 1
             # What the blocks cast at each use is a buffer of its own, which slices gather in that dtype.
@@ -114,7 +116,8 @@ class TrainStep:
         self._buffers = list(itertools.chain(*groups))
         if sliced:
             mesh = init_device_mesh(device.type, (parts,))
-            self._slices = tuple(Slices(itertools.chain(*both), mesh, model.dtype) for both in (groups, ema_groups))
+            weights, ema = (itertools.chain(*both) for both in (groups, ema_groups))
+            self._slices = Slices(weights, mesh, model.dtype), LooseSlices(ema, mesh)
             groups, ema_groups = ((both.parameters[:-1], both.parameters[-1:]) for both in self._slices)
         self.weights, self.ema = (list(itertools.chain(*both)) for both in (groups, ema_groups))
         self.power = power_of_width(config.ema.width)
@@ -146,6 +149,9 @@ class TrainStep:
 
         ``share``: average the gradients over the processes, with the last micro-batch.
         """
+        if self._slices and self._whole:
+            self._slices[1].release()
+            self._whole = False
         count, done, most = len(samples.t), 0, self.micro_batch
         if most is not None and self.clip_numbers is not None:
             most = max(most * self.clip_numbers // samples.x0[0].numel(), 1)
@@ -224,9 +230,14 @@ class TrainStep:
         return norm
 
     def gather_slices(self) -> None:
-        """Complete the model and its EMA from all processes' slices, before they are saved, validated or sampled."""
-        for slices in self._slices:
-            slices.gather()
+        """Complete the model and its EMA from all processes' slices, before they are saved, validated or sampled.
+
+        The EMA is complete until the next backward pass, whose activations may need its memory.
+        """
+        if self._slices and not self._whole:
+            for slices in self._slices:
+                slices.gather()
+            self._whole = True
 
     def zero_grad(self) -> None:
         if isinstance(self.wrapped, FSDPModule):

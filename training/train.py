@@ -15,7 +15,7 @@ from videoscaling.training.result import earlier_milestones, finished_result
 from videoscaling.training.run import Run, resolve
 from videoscaling.training.trainer import Trainer
 from videoscaling.utils.devices import has_bfloat16
-from videoscaling.utils.errors import PREEMPTED, UserError
+from videoscaling.utils.errors import PREEMPTED
 from videoscaling.utils.locks import lock_run_dir
 
 
@@ -76,7 +76,5 @@ def _train(config: Config, wait: bool) -> int:
 
 def prepare(config: Config) -> tuple[Run, Data]:
     """The resolved run of ``config``, and its data; UserError if they do not fit together."""
-    if not config.data.cache:
-        raise UserError("data.cache: not given; name a folder made by tools/cache_latents.py")
     cache = open_data(cache_folders(config), config.data.weights)
     return resolve(config, cache.meta, earlier_milestones(config), has_bfloat16), cache

@@ -328,6 +328,7 @@ class Trainer:
         return self.validator.validate(self._score_of(model), share=share)[0]
 
     def _score_of(self, model: VideoDiT) -> Score:
+        self.train_step.gather_slices()
         return functools.partial(denoising_loss, model, self.process)
 
     def _record(self, raw: ValidationResult, ema: ValidationResult) -> bool:

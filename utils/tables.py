@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.files import parse_json
 
 DELIMITERS = {
@@ -141,7 +141,7 @@ def _csv_rows(path: Path, text: str, columns: list[str], delimiter: str, blank: 
                 continue
             if len(row) > width:
                 raise UserError(
-                    f"{path}, {words.line} {rows.line_num}: {len(row)} fields where the header has {width}; "
+                    f"{path}, {words.line} {rows.line_num}: {plural(len(row), 'field')} where the header has {width}; "
                     f"put a {words.cell} that holds {delimiter!r} into double quotes"
                 )
             short = f"{path}, {words.line} {rows.line_num}: {len(row)} of {width} fields" if len(row) < width else ""

@@ -21,7 +21,7 @@ from videoscaling.scaling.losses import Losses, as_losses
 from videoscaling.scaling.planning.allocation import Cost
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.runs import RunTable
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 # So few held-out points in their 95 % intervals, or fewer, are no chance.
 UNLIKELY = 0.05
@@ -241,7 +241,7 @@ def describe(rows: list[WindowError], distinct: dict[str, int]) -> list[str]:
         if not mine:
             why = "four are needed, to fit three and predict the next"
             why = why if count < 4 else "no form has the points it needs"
-            lines.append(f"  along {along}: {count} distinct values; {why}")
+            lines.append(f"  along {along}: {plural(count, 'distinct value')}; {why}")
     return lines
 
 

@@ -17,6 +17,7 @@ from videoscaling.scaling.fitting.grids.optimum import quadratic
 from videoscaling.scaling.fitting.grids.power_law import between_variance
 from videoscaling.scaling.laws import SizeLaw
 from videoscaling.scaling.runs import common_sizes
+from videoscaling.utils.errors import plural
 
 # Runs whose C follow each other this closely are of one budget, unless they reach further than its span. Budgets of
 # public studies lie a factor of 1.5 or more apart.
@@ -237,7 +238,7 @@ def estimate(curves: list[Budget]) -> tuple[dict[str, SizeFit | None], dict[str,
     for name, optima, known in (("direct", best, max(len(best) - 2, 1)), ("measured", minima, freedom)):
         found[name], reason = _law(optima, known)
         if reason is not None:
-            reasons[name] = f"{len(curves)} budgets are shared by three sizes; {reason}"
+            reasons[name] = f"{plural(len(curves), 'budget')} shared by three sizes; {reason}"
     return found, reasons
 
 

@@ -17,7 +17,7 @@ from videoscaling.scaling.laws import Law
 from videoscaling.scaling.planning.plan import plan
 from videoscaling.scaling.planning.request import Request
 from videoscaling.utils.devices import GPUS, planned_peak
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 PER_DECADE = 5  # budgets; 35 of them, each with and without serving: 18 s for the paper's law and one with draws
@@ -75,7 +75,7 @@ def page(laws: Mapping[str, Law], request: Request, ladder: ModuleType) -> str:
         "fitted": {name: law.domain["C"] for name, law in laws.items()},
         "peaks": {gpu: planned_peak(gpu, request.dtype) for gpu in GPUS},
         "start": {"flops": request.flops, "clips": request.serve_clips, "gpu": request.gpu, "mfu": request.mfu},
-        "sampling": f"{request.sampler_steps} steps {'with' if request.guidance else 'without'} guidance",
+        "sampling": f"{plural(request.sampler_steps, 'step')} {'with' if request.guidance else 'without'} guidance",
     }
     # In a script element only this could end the text.
     return PAGE.substitute(data=json.dumps(data, allow_nan=False).replace("</", "<\\/"))

@@ -6,6 +6,7 @@ import numpy as np
 
 from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.planning.plan import Plan
+from videoscaling.utils.errors import plural
 
 QUANTITIES = {
     "N": ("parameters", ".4g"),
@@ -51,13 +52,12 @@ def table(plan: Plan) -> str:
         clips, recompute = layout["micro_batch"], "with" if layout["activation_checkpointing"] else "no"
         rows["hours"] = f"{layout['hours']:.4g} on {layout['gpus']} x {used['gpu']}"
         rows["layout"] = (
-            f"{layout['parallel']}, micro-batch of {clips} clip{'s' * (clips > 1)}, {recompute} activation "
-            "checkpointing"
+            f"{layout['parallel']}, micro-batch of {plural(clips, 'clip')}, {recompute} activation checkpointing"
         )
         assumed = f"; assumed {', '.join(used['memory'])}" if used["memory"] else ""
         rows["memory"] = f"{layout['memory_gb']:.3g} of {used['gpu_memory_gb']:g} GB on each GPU, by formula{assumed}"
     rows["assumed"] = (
-        f"{used['gpu']} at MFU {used['mfu']:g} in {used['dtype']}; {used['sampler_steps']} steps "
+        f"{used['gpu']} at MFU {used['mfu']:g} in {used['dtype']}; {plural(used['sampler_steps'], 'step')} "
         f"{'with' if used['guidance'] else 'without'} guidance"
     )
     beyond = ", ".join(f"{name} {v:.3g}x" for name, v in plan.extrapolation.items() if v is not None)

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from videoscaling.scaling.laws import Law
+from videoscaling.utils.errors import plural
 
 if TYPE_CHECKING:
     from videoscaling.scaling.planning.plan import Plan
@@ -47,7 +48,9 @@ def plan_warnings(law: Law, plan: "Plan") -> list[str]:
             f"clips of {n_ctx} tokens, but the law's have {law.n_ctx}: its loss, batch and rate are theirs{cost}"
         )
     if plan.steps is not None and plan.steps < FEW_STEPS:
-        warnings.append(f"only {plan.steps} steps: the law's optima are those of many; a smaller --batch has more")
+        warnings.append(
+            f"only {plural(plan.steps, 'step')}: the law's optima are those of many; a smaller --batch has more"
+        )
     sizes = [float(size.value) for size in plan.N_opt.values()]
     if max(sizes) > 1.25 * min(sizes):
         warnings.append(f"the estimators of N_opt disagree: {min(sizes):.3g} to {max(sizes):.3g}")

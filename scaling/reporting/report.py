@@ -16,7 +16,7 @@ from videoscaling.scaling.reporting.measured_run import MeasuredRun
 from videoscaling.scaling.reporting.sources import Sources, loss_formula, rate_formula
 from videoscaling.scaling.reporting.style import short
 from videoscaling.scaling.runs import RunTable
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.files import read_json, write_bytes, write_text
 
 # In the order of the page.
@@ -94,8 +94,8 @@ def page(
         sections.append(_section("Figures left out", _items(reasons)))
     diverged = int(np.isinf(table.loss).sum())
     subtitle = (
-        f"{len(set(table.run_id.tolist()))} runs, {len(table)} milestones"
-        f"{f', {diverged} diverged' if diverged else ''}, {len(np.unique(table.N))} sizes from "
+        f"{plural(len(set(table.run_id.tolist())), 'run')}, {plural(len(table), 'milestone')}"
+        f"{f', {diverged} diverged' if diverged else ''}, {plural(len(np.unique(table.N)), 'size')} from "
         f"{short(table.N.min())} to {short(table.N.max())} parameters."
     )
     # A file law.json gives its law no name that says more.

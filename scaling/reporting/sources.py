@@ -18,7 +18,7 @@ from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.reporting.chart import Chart, Table
 from videoscaling.scaling.reporting.measured_run import MeasuredRun
 from videoscaling.scaling.runs import RunTable
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Sources:
         """The chart with its caption: the text, formula (by default of the loss), runs, commit and date."""
         runs = len(np.unique(self.runs.run_id))
         revision = str(self.law.provenance.get("git_revision") or "unknown")[:10]
-        source = f"{runs} runs. Law {self.law.name!r}, fitted by commit {revision}{self.made}."
+        source = f"{plural(runs, 'run')}. Law {self.law.name!r}, fitted by commit {revision}{self.made}."
         chart.caption = f"{text} {formula or loss_formula(self.law)}. {source}"
         return chart
 

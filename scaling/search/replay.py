@@ -16,7 +16,7 @@ from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.scaling.search.acquisition import Posterior, Target, spend, target_at
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.options import option
 from videoscaling.utils.progress import Progress
 
@@ -84,7 +84,9 @@ class Pool:
         """
         sizes = np.unique(cells.N)
         if len(sizes) - held_out < 3:
-            raise UserError(f"{len(sizes)} sizes, {held_out} of them held out: three must be left to predict from")
+            raise UserError(
+                f"{plural(len(sizes), 'size')}, {held_out} of them held out: three must be left to predict from"
+            )
         heldout = sizes[len(sizes) - held_out] <= cells.N if held_out else np.zeros(len(cells), dtype=bool)
         error = noise * np.random.default_rng([seed, 1]).standard_normal(len(cells))
         cells = replace(cells, run=np.arange(len(cells)))

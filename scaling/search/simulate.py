@@ -21,7 +21,7 @@ from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.planning.warnings import FAR
 from videoscaling.scaling.search.planned_runs import LEAST, PlannedRun, fit_warnings
 from videoscaling.scaling.search.truth import BATCH, Truth, quantities, simulated_runs
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.text_tables import table
 
 CLOSE = 0.005  # a measured loss this near the predicted one (relative) is a success
@@ -303,8 +303,8 @@ def text(expected: Expected) -> str:
     """For readers."""
     sweeps, fitted = expected["sweeps"], expected["fitted"]
     lines = [
-        f"{expected['runs']} runs, noise of a run {expected['noise']:.2%}, simulated {sweeps} times from law "
-        f"{expected['law']!r}; {fitted} of {sweeps} fits gave a law",
+        f"{plural(expected['runs'], 'run')}, noise of a run {expected['noise']:.2%}, simulated "
+        f"{plural(sweeps, 'time')} from law {expected['law']!r}; {fitted} of {sweeps} fits gave a law",
         *table([_row(name, one, sweeps) for name, one in expected["exponents"].items()]),
     ]
     if expected["exponents"].keys() & set(BATCH):
@@ -324,7 +324,7 @@ def text(expected: Expected) -> str:
             )
     if expected["refused"]:
         lines.append(f"the fit would be refused in {sweeps - fitted} of {sweeps} sweeps ({1 - fitted / sweeps:.0%}):")
-        lines += [f"  {count} times: {reason}" for reason, count in expected["refused"].items()]
+        lines += [f"  {plural(count, 'time')}: {reason}" for reason, count in expected["refused"].items()]
         lines += ["where the law has the best runs:", *(f"  {line}" for line in expected["where"])]
     return "\n".join(lines)
 

@@ -28,9 +28,8 @@ MISTAKES = {
     "tools/update_docs.py": (["--nope"], "--nope"),
 }
 # They import torch before they read their options, 2 to 3 s each: as processes they are slow tests.
-WITH_TORCH = (
-    "sample.py",
-    *(f"tools/{name}.py" for name in ("benchmark", "cache_latents", "evaluate_samples", "evaluate_vae", "train_vae")),
+WITH_TORCH = tuple(
+    f"tools/{name}.py" for name in ("benchmark", "cache_latents", "evaluate_samples", "evaluate_vae", "train_vae")
 )
 
 

@@ -41,3 +41,32 @@ def test_a_prediction_loads_neither_torch_nor_optimisers() -> None:
     """scipy.optimize is half of the time of a prediction by a surface, and a fit alone needs it."""
     unwanted = ("torch", "matplotlib", "scipy.optimize")
     assert loaded_of(unwanted, "videoscaling.tools.predict", "videoscaling.scaling.fitting.surface.surface_file") == []
+
+
+# A path that does not exist in each option that takes one, where nothing else needs torch.
+MISTYPED = (
+    ("sample.py", "--prompt", "x", "--checkpoint", "nowhere"),
+    ("sample.py", "--prompt", "x", "--vae", "nowhere"),
+    ("sample.py", "--prompt", "x", "--text", "nowhere"),
+    ("sample.py", "--prompts", "nowhere"),
+    ("train.py", "--config", "nowhere"),
+    ("train.py", "--config", "configs/train/base.yaml", "data.cache=nowhere"),
+    ("train.py", "--config", "configs/train/base.yaml", "data.cache=nowhere", "--dry-run"),
+    ("tools/export.py", "--checkpoint", "nowhere", "--out", "unwritten"),
+    ("tools/export.py", "--checkpoint", "tests", "--law", "nowhere", "--out", "unwritten"),
+    ("tools/sweep.py", "run", "nowhere"),
+    ("tools/sweep.py", "run", "configs/sweep/quickstart.yaml", "config.data.cache=nowhere", "name=unwritten"),
+)
+
+
+def test_mistyped_paths_are_reported_before_torch_is_loaded() -> None:
+    """sample.py took 5.7 s to report a missing checkpoint. One process for all: it names the commands that load it."""
+    code = (
+        "import sys; from tests.commands import call\n"
+        f"for words in {MISTYPED!r}:\n"
+        "    done = call(*words)\n"
+        "    print(done.returncode, 'nowhere' in done.stderr, 'torch' in sys.modules, *words)"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [" ".join(("2 True False", *words)) for words in MISTYPED]

@@ -153,7 +153,8 @@ def test_a_sharded_average_follows_its_shards(runs: Path, cache: Path, tmp_path:
 
 
 def test_slices_gather_the_blocks_matrices_in_bfloat16(cache: Path, tmp_path: Path) -> None:
-    """Once a step of three micro-batches; all else in float32, and all gradients are reduced in it."""
+    """Once a step of three micro-batches; all else in float32, and all gradients are reduced in it. Of the average a
+    process has its half, and the whole of it only when it is asked for."""
     keys = overrides(cache, tmp_path, "x", *SETTINGS, "train.parallel=zero1", "train.dtype=bfloat16")
     keys += ["model.size=2x64", "train.batch_tokens=192"]
     together(tmp_path / "log", watch, keys, str(tmp_path / "account"), world=2)
@@ -162,6 +163,8 @@ def test_slices_gather_the_blocks_matrices_in_bfloat16(cache: Path, tmp_path: Pa
     assert found["bytes"]["allgather bfloat16"] == 2 * 2 * 16 * 64**2
     gathered = found["bytes"]["allgather bfloat16"] / 2 + found["bytes"]["allgather float32"] / 4
     assert gathered == found["bytes"]["reduce_scatter float32"] / 4 == pytest.approx(found["parameters"], rel=0.02)
+    half = 4 * found["parameters"] // 2
+    assert found["average"] == [pytest.approx(half, rel=0.02), pytest.approx(3 * half, rel=0.02)]
 
 
 def test_slices_gathered_in_bfloat16_change_no_bit(cache: Path, tmp_path: Path) -> None:

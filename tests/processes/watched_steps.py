@@ -13,7 +13,7 @@ from tests.models.test_dit import build, inputs, trained
 from tests.training.planning.test_dry_run import kept_bytes
 from videoscaling.models.dit import DiTConfig, VideoDiT
 from videoscaling.training.config import load_config
-from videoscaling.training.distributed.parallel import all_reduce, sequence_shards
+from videoscaling.training.distributed.parallel import all_reduce, local, sequence_shards
 from videoscaling.training.train import prepare
 from videoscaling.training.trainer import Trainer
 
@@ -37,12 +37,15 @@ class Collectives(TorchDispatchMode):
 
 
 def watch(overrides: list[str], path: str) -> int:
-    """Take three steps; write what the last one sends, and what its forward pass keeps of the weights."""
+    """Take three steps; write what the second sends, what a forward pass keeps of the weights, and the EMA's bytes."""
     trainer = Trainer(*prepare(load_config(None, overrides)))
     step, batch = trainer.train_step, trainer.config.train.batch_tokens
     step.run(trainer.loader.batch(0), 0)
     with Collectives() as sent:
         step.run(trainer.loader.batch(1), batch)
+    average = [bytes_of([*trainer.ema.parameters(), *step.ema])]
+    step.gather_slices()
+    average.append(bytes_of([*trainer.ema.parameters(), *step.ema]))
     shapes = {tuple(parameter.shape) for parameter in trainer.model.parameters() if parameter.dim() == 2}
     shapes |= {shape[::-1] for shape in shapes}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -57,11 +60,16 @@ def watch(overrides: list[str], path: str) -> int:
         prediction = trainer.model(samples.x0, samples.t, samples.context, samples.mask)
     held = sum(storage.nbytes() for storage in kept.values())
     prediction.sum().backward()
-    counts = {"calls": sent.calls, "bytes": sent.bytes, "seen": len(kept), "held": held}
+    counts = {"calls": sent.calls, "bytes": sent.bytes, "seen": len(kept), "held": held, "average": average}
     if trainer.main:
         Path(path).write_text(json.dumps(counts | {"parameters": sum(p.numel() for p in trainer.model.parameters())}))
     torch.distributed.destroy_process_group()
     return 0
+
+
+def bytes_of(tensors: list[torch.Tensor]) -> int:
+    """The memory of what this process has of the tensors."""
+    return sum({each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in local(tensors)}.values())
 
 
 def watch_shards(path: str, compiled: bool) -> int:

@@ -142,7 +142,7 @@ def test_one_grid_gives_the_rate_over_batches_and_no_other_exponent(tmp_path: Pa
     assert float(re.search(r"\(B / \S+\)\^(\S+)", done.stdout)[1]) == pytest.approx(planted.SLOPE, abs=0.05)
     assert re.search(r"T \[\S+ \S+\] \(the prior's: not identified\), N \[\S+ \S+\] \(the prior's", done.stdout)
     assert "warning: the data do not identify aT, aN" in done.stdout
-    assert "loss: unknown, 1 sizes and 1 token counts fix no loss form" in done.stdout
+    assert "loss: unknown, 1 size and 1 token count fix no loss form" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_one_grid_gives_the_rate_over_batches_and_no_other_exponent(tmp_path: Pa
     [
         (two_cells, "no (N, T) has 3 different (lr, B), the most is 2"),
         (one_rate_and_batch, "no (N, T) has 3 different (lr, B), the most is 1"),
-        (lambda table: table.rows(np.arange(5)), "5 finite losses are too few for a surface"),
+        (lambda table: table.rows(np.arange(5)), "5 finite losses: a surface needs at least six"),
         (repeats_of_one_line, "the runs identify no exponent of lr_opt"),
     ],
 )

@@ -5,15 +5,20 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.data.video.videos import make_video
 from videoscaling.data.sources.synthetic import render
+from videoscaling.data.video.clips import Clips
 from videoscaling.models.fidelity import squared_errors
 from videoscaling.models.vae import load_vae
-from videoscaling.tools import train_vae
+from videoscaling.tools import train_vae, vae_clips
+from videoscaling.tools.vae_clips import Rendered, mixed_batch, stretches, training_clips
 from videoscaling.utils.errors import UserError
 
 SETTINGS = train_vae.Settings(steps=3, batch=2, lr=1e-3, device="cpu")
 SCORES = {name: {"pooled": 0, "per_clip": 0} for name in ("autoencoder", "pca_of_clips")}
-RECORD = {"settings": {"size": (32, 32)}, "parameters": 0, "date": "", "command": "", "psnr": SCORES}
+ABOUT = {"size": (32, 32), "source": ("synthetic", "film")}
+RECORD = {"settings": ABOUT, "parameters": 0, "date": "", "command": "", "psnr": {"synthetic": SCORES}}
+SYNTHETIC = [Rendered(SETTINGS.seed, SETTINGS.size)]
 
 
 def test_psnr_is_of_a_peak_of_two():
@@ -25,8 +30,9 @@ def test_resume_is_seamless(tmp_path, monkeypatch):
     narrow = {"block_out_channels": (8, 8, 8), "decoder_block_out_channels": (8, 16)}
     monkeypatch.setattr(train_vae, "ARCHITECTURE", train_vae.ARCHITECTURE | narrow)
     wide = replace(SETTINGS, size=(16, 24))
-    trained = train_vae.train(wide, tmp_path / "a.pt")
-    assert trained.encode(train_vae.held_out(wide)[:1]).latent_dist.mode().shape == (1, 16, 5, 2, 3)
+    sources = [Rendered(wide.seed, wide.size)]
+    trained = train_vae.train(wide, sources, tmp_path / "a.pt")
+    assert trained.encode(sources[0].held_out()[:1]).latent_dist.mode().shape == (1, 16, 5, 2, 3)
     whole = trained.state_dict()
     monkeypatch.setattr(train_vae, "SAVE_SECONDS", -1)
 
@@ -35,23 +41,24 @@ def test_resume_is_seamless(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return render(index, *args)
 
-    monkeypatch.setattr(train_vae, "render", break_at_step_2)
+    monkeypatch.setattr(vae_clips, "render", break_at_step_2)
     with pytest.raises(KeyboardInterrupt):
-        train_vae.train(wide, tmp_path / "b.pt")
-    monkeypatch.setattr(train_vae, "render", render)
-    resumed = train_vae.train(wide, tmp_path / "b.pt").state_dict()
+        train_vae.train(wide, sources, tmp_path / "b.pt")
+    monkeypatch.setattr(vae_clips, "render", render)
+    resumed = train_vae.train(wide, sources, tmp_path / "b.pt").state_dict()
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, atol=0, rtol=0, msg=name)
     with pytest.raises(UserError, match="other settings"):
-        train_vae.train(replace(wide, lr=2e-3), tmp_path / "b.pt")
+        train_vae.train(replace(wide, lr=2e-3), sources, tmp_path / "b.pt")
 
 
 @pytest.mark.slow
 def test_what_is_trained_here_is_loaded_as_any_other_and_knows_its_latents(tmp_path, monkeypatch):
     monkeypatch.setattr(train_vae, "WARM_UP", 5)
     monkeypatch.setattr(train_vae, "MEASURED", 128)
-    made = train_vae.train(replace(SETTINGS, steps=40, batch=4, lr=3e-3), tmp_path / "state.pt")
-    train_vae.write(train_vae.finish(made, SETTINGS), tmp_path / "vae", RECORD)
+    made = train_vae.train(replace(SETTINGS, steps=40, batch=4, lr=3e-3), SYNTHETIC, tmp_path / "state.pt")
+    train_vae.write(train_vae.finish(made, SYNTHETIC), tmp_path / "vae", RECORD)
+    assert "(c) 2008 Blender Foundation" in (tmp_path / "vae" / "README.md").read_text()
     vae = load_vae(str(tmp_path / "vae"))
     clips = render(torch.arange(24), seed=9)
     latents = vae.encode(clips)
@@ -65,7 +72,7 @@ def test_what_is_trained_here_is_loaded_as_any_other_and_knows_its_latents(tmp_p
 def test_a_damaged_state_is_one_line(tmp_path, content):
     (tmp_path / "a.pt").write_bytes(content)
     with pytest.raises(UserError, match="a.pt: damaged .*; remove it to start anew"):
-        train_vae.train(SETTINGS, tmp_path / "a.pt")
+        train_vae.train(SETTINGS, SYNTHETIC, tmp_path / "a.pt")
 
 
 def test_refusals(tmp_path, monkeypatch):
@@ -80,3 +87,43 @@ def test_refusals(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=message):
             train_vae.main()
     assert (tmp_path / "notes.txt").exists()
+
+
+def test_stretches_join_successive_clips_alone():
+    frames = torch.arange(5 * 17, dtype=torch.uint8).view(5, 1, 17, 1, 1).expand(5, 3, 17, 2, 2)
+    keys = [f"a@1-2#{start}" for start in (0, 17, 34, 68, 85)]  # the fourth clip of the video was lost
+    first, second = stretches(Clips(keys, [""] * 5, frames))
+    assert first[0, :, 0, 0].tolist() == list(range(51))
+    assert second[2, :, 1, 1].tolist() == list(range(51, 85))
+    apart = stretches(Clips([f"doom-0#{number}" for number in range(3)], [""] * 3, frames[:3]))
+    assert [one.shape[1] for one in apart] == [17, 17, 17]
+
+
+def test_clips_of_videos_begin_at_any_frame_and_held_out_videos_are_others(tmp_path):
+    """Each window of each training video once an epoch, as it is or mirrored; none of the held-out one."""
+    for number in range(4):
+        make_video(tmp_path / f"{number}.mp4", frames=34 + number, height=48 + 8 * number)
+    source = training_clips(str(tmp_path), 0, (32, 40))
+    windows = 3 * (2 * 17 - 17 + 1)
+    epoch = source.batch(torch.arange(windows))
+    assert epoch.shape == (windows, 3, 17, 32, 40)
+
+    def either_way(clips):
+        return {min(clip.numpy().tobytes(), clip.flip(-1).numpy().tobytes()) for clip in clips}
+
+    assert len(either_way(epoch)) == windows
+    assert len(source.held_out()) == 2
+    assert not either_way(epoch) & either_way(source.held_out())
+    assert either_way(source.batch(torch.arange(windows, 2 * windows))) == either_way(epoch)
+
+
+def test_sources_share_a_batch_in_turn():
+    class Counted:
+        def __init__(self, name):
+            self.name = name
+
+        def batch(self, index):
+            return 10.0 * index.view(-1, 1) + self.name
+
+    made = mixed_batch([Counted(1), Counted(2), Counted(3)], torch.arange(5, 12))
+    assert sorted(made[:, 0].tolist()) == [13, 21, 22, 23, 31, 32, 33]

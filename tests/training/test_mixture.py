@@ -72,10 +72,10 @@ def test_weights_are_part_of_a_run_and_caches_folders_are_not(both: list[Path], 
     [
         (["data.cache=[]"], "data.cache=.*: must be a folder, or a list of folders"),
         (["data.cache=[a,[b]]"], "must be a folder, or a list of folders"),
-        (["data.cache=[a,b]", "data.weights=[1]"], "data.weights=.*: one for each of the 2 folders"),
+        (["data.cache=[a,b]", "data.weights=[1]"], "data.weights=.*: give one for each folder in data.cache .2."),
         (["data.cache=[a,b]", "data.weights=[1,0]"], "data.weights=.*: each must be a positive number"),
         (["data.cache=[a,b]", "data.weights=[1,inf]"], "data.weights=.*: each must be a positive number"),
-        (["data.weights=[1,2]"], "one for each of the 1 folders"),
+        (["data.weights=[1,2]"], "give one for each folder in data.cache .1."),
     ],
 )
 def test_what_is_no_mixture_is_refused(more: list[str], message: str) -> None:

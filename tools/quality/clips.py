@@ -104,7 +104,9 @@ def _decoded(sources: Sequence[Source], count: int, shape: Shape) -> tuple[Tenso
         if len(clips) >= count:
             break
     if not clips:
-        raise UserError(f"no clip of {shape.frames} frames of {'x'.join(map(str, shape.sides))} pixels in any video")
+        raise UserError(
+            f"no clip of {plural(shape.frames, 'frame')} of {'x'.join(map(str, shape.sides))} pixels in any video"
+        )
     return torch.stack(list(islice(clips, count))), captions[:count]
 
 

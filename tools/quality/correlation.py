@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 DRAWS, COVERAGE = 2000, 0.95
 MIN_MODELS = 8  # for an interval: of 6 models in a random order, one in 720 is sorted
@@ -36,7 +36,9 @@ def rank_correlations(loss: Sequence[float], distance: Sequence[float], features
         UserError: fewer than ``MIN_MODELS`` models.
     """
     if len(loss) < MIN_MODELS:
-        raise UserError(f"a rank correlation of {len(loss)} models with a validation loss; it needs {MIN_MODELS}")
+        raise UserError(
+            f"a rank correlation of {plural(len(loss), 'model')} with a validation loss; it needs {MIN_MODELS}"
+        )
     order = np.argsort(loss, kind="stable")
     x, y = np.asarray(loss, float)[order], np.asarray(distance, float)[order]
 

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from videoscaling.training.checkpoints.paths import check_exists
 from videoscaling.training.checkpoints.pieces import Assembled, collect_facts
 from videoscaling.training.config import CONFIG, Config, to_dict
 from videoscaling.training.distributed.parallel import like
@@ -381,8 +382,7 @@ def find_checkpoint(path: Path, needs: tuple[str, ...] = ("ema",)) -> Path:
     Raises:
         UserError: there is none, it is damaged, or it does not hold the kinds of weights that it ``needs`` to.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such checkpoint or run directory")
+    check_exists(path)
     if path.is_file():
         whole = path.parent if (path.parent / STATE).is_file() else None
         raise UserError(

@@ -63,12 +63,14 @@ class Slices:
         self._dtypes = [dtype, *(flat.dtype for flat in self._flats[1:])]
 
         def own(flat: Tensor) -> Tensor:
-            part = flat.chunk(self._world)[mesh.get_local_rank()]
-            return DTensor.from_local(part, mesh, [Shard(0)], run_check=False)
+            return DTensor.from_local(self._part(flat, mesh.get_local_rank()), mesh, [Shard(0)], run_check=False)
 
         self.parameters = [nn.Parameter(own(flat.data), flat.requires_grad) for flat in self._flats]
         for flat, part in zip(self._flats, self.parameters):
             part.grad = None if flat.grad is None else own(flat.grad)
+
+    def _part(self, flat: Tensor, rank: int) -> Tensor:
+        return flat.chunk(self._world)[rank]
 
     @torch.no_grad()
     def reduce_gradients(self) -> None:
@@ -92,6 +94,26 @@ class Slices:
             own.copy_(kept)
 
 
+class LooseSlices(Slices):
+    """``Slices`` of buffers that are in memory as a whole only until ``release``, and again from ``gather`` on."""
+
+    def _part(self, flat: Tensor, rank: int) -> Tensor:
+        return super()._part(flat, rank).clone()
+
+    @torch.no_grad()
+    def release(self) -> None:
+        """Keep what this process's parts of the buffers hold, which may be new, and free the buffers' memory."""
+        for flat, part in zip(self._flats, self.parameters):
+            own = part.to_local()
+            own.copy_(super()._part(flat, part.device_mesh.get_local_rank()))
+            flat.untyped_storage().resize_(0)
+
+    def gather(self, exact: bool = True) -> None:
+        for flat in self._flats:
+            flat.untyped_storage().resize_(flat.nbytes)
+        super().gather(exact)
+
+
 def is_parallel() -> bool:
     """Whether several processes train together."""
     return dist.is_initialized() and dist.get_world_size() > 1
@@ -101,7 +123,7 @@ def node_count() -> int:
     """The nodes of equally many processes; UserError if there are none such."""
     world, each = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", torch.cuda.device_count()))
     if not each or world % each:
-        raise UserError(f"train.parallel=hsdp: {world} processes are not nodes of {each} each; use fsdp")
+        raise UserError(f"train.parallel=hsdp: processes ({world}) are not nodes of {each} each; use fsdp")
     return world // each
 
 

@@ -188,7 +188,7 @@ def table(report: dict[str, Any]) -> str:
     divided = f"clips over {train['context_parallel']}, " if train["context_parallel"] > 1 else ""
     recompute = {True: "with", False: "no"}.get(train["activation_checkpointing"], train["activation_checkpointing"])
     rows = [
-        ("model", f"{keys['size']}, {keys['heads']} heads, {train['dtype']}"),
+        ("model", f"{keys['size']}, {plural(keys['heads'], 'head')}, {train['dtype']}"),
         ("parameters", f"{report['parameters']['total']:,}"),
         *(("", f"{number:>15,} {name}{' = N' if number == report['N'] else ''}") for name, number in groups),
         (

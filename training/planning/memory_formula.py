@@ -98,8 +98,8 @@ def training_memory(
     """Bytes that one process holds when the backward pass begins, by part, with their "total".
 
     With P parameters, weights, gradients and the average take 4 P each and AdamW's moments 8 P, divided by the number
-    of processes under fsdp (by the GPUs of a node under hsdp), and the moments alone under zero1; DDP's buckets take
-    4 P more. torch.compile keeps less than the activations counted here.
+    of processes under fsdp (by the GPUs of a node under hsdp), average and moments alone under zero1; DDP's buckets
+    take 4 P more. torch.compile keeps less than the activations counted here.
 
     Args:
         clips: the global batch, in clips.
@@ -110,6 +110,7 @@ def training_memory(
     world, local = layout.processes, clips * layout.context // layout.processes
     shards = {"fsdp": world, "hsdp": min(world, layout.node)}.get(layout.parallel, 1)
     weight_bytes = 4 * count // shards
+    slices = world if layout.parallel == "zero1" else 1
     outside = count - shape.layers * block
     micro = even_size(local, layout.micro_batch)
     scores = (2 if dtype == "bfloat16" else 4) * shape.layers * micro * shape.heads * clip.n_ctx // layout.context
@@ -127,8 +128,8 @@ def training_memory(
     parts = {
         "weights": weight_bytes,
         "gradients": weight_bytes,
-        "optimizer": 2 * weight_bytes // (world if layout.parallel == "zero1" else 1),
-        "average": weight_bytes,
+        "optimizer": 2 * weight_bytes // slices,
+        "average": weight_bytes // slices,
         "communication": communication,
         "activations": activation_bytes(
             layers=shape.layers,

@@ -137,7 +137,10 @@ def described(report: RunReport) -> list[tuple[str, str]]:
     parts = [f"{name} {_gib(size)}" for name, size in report.memory.items() if name != "total" and size]
     return [
         ("run", f"{config['out']}/{config['name']}: {state}"),
-        ("model", f"{config['model']['size']}, {config['model']['heads']} heads, {config['train']['dtype']}"),
+        (
+            "model",
+            f"{config['model']['size']}, {plural(config['model']['heads'], 'head')}, {config['train']['dtype']}",
+        ),
         ("parameters", f"{report.parameters['total']:,}"),
         *(("", f"{number:>15,} {name}{' = N' if number == report.N else ''}") for name, number in groups if number),
         (

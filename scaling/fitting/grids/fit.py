@@ -122,7 +122,7 @@ def fit(table: RunTable, part: str, options: Options, cost: allocation.Cost, pro
         **sizes.errors,
         "draw_columns": drawn.columns,
         "intervals": drawn.intervals | sizes.intervals,
-        "method": f"95 %: {stage.method if stage else JACKKNIFE}; {len(points.present)} clusters",
+        "method": f"95 %: {stage.method if stage else JACKKNIFE}; {plural(len(points.present), 'cluster')}",
         "verdicts": [optimum.describe() for optimum in optima],
         **({"forced": True} if checks.forced else {}),
         "warnings": [*checks.forced, *checks.warnings],
@@ -211,7 +211,7 @@ def _sizes_of_optima(table: RunTable, cost: Callable, provenance: Provenance) ->
                 f"from {N.min():.4g} to {N.max():.4g}: leave --optima out to fit isoFLOP curves"
             )
     if len(table) < 3:
-        raise UserError(f"{table.source}: {len(table)} rows: a power law through best sizes needs three")
+        raise UserError(f"{table.source}: {plural(len(table), 'row')}: a power law through best sizes needs three")
     if np.ptp(np.log(C)) < 1e-9:
         raise UserError(f"{table.source}: the optima share one budget: N_opt's exponent is unknown")
     through = isoflop.through(C, table.N)

@@ -14,6 +14,7 @@ from videoscaling.scaling.fitting.grids.power_law import CONSTANTS
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.unsupported import Checks
 from videoscaling.scaling.laws import PowerLaw
+from videoscaling.utils.errors import plural
 
 # With a prior at hand, an exponent whose 95 % interval is wider than +- this is the prior's to give.
 LOOSE = 0.5
@@ -78,8 +79,8 @@ def hyper_law(points: Points, symbol: str, options: Options, scale: dict[str, fl
     if not power.spare and prior is None:
         advice = fix_advice(points, N, T, options.fixed)
         checks.refuse(
-            f"{symbol}_opt: {len(N)} optima for {len(N)} constants leave nothing to check the fit by ({advice}, or "
-            "give --prior)"
+            f"{symbol}_opt: {plural(len(N), 'optimum', 'optima')} for {plural(len(N), 'constant')} leave nothing to "
+            f"check the fit by ({advice}, or give --prior)"
         )
     if loose:
         checks.warn(f"{symbol}'s exponent in {' and '.join(loose)} is known to no better than +-{LOOSE}")

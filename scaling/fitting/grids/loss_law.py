@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from videoscaling.scaling.fitting.grids.power_law import LEAST_SPAN, near
 from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.laws import LossLaw
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 CONSTANTS = forms.CONSTANTS["additive"]
 AT = {name: at for at, name in enumerate(CONSTANTS)}
@@ -53,7 +53,7 @@ def unidentified(N: ArrayLike, T: ArrayLike, fixed: dict[str, float]) -> str | N
     """Why the constants are not identified by these (N, T), as text; None if they can."""
     free = [name for name in CONSTANTS if name not in fixed]
     if len(np.atleast_1d(N)) < len(free):
-        return f"{len(np.atleast_1d(N))} points cannot fix {len(free)} constants"
+        return f"{plural(len(np.atleast_1d(N)), 'point')} cannot fix {plural(len(free), 'constant')}"
     for name, values, exponent in (("N", N, "aN"), ("T", T, "aT")):
         distinct, needed = len(np.unique(values)), 2 + (exponent not in fixed)
         if distinct < needed:

@@ -12,7 +12,7 @@ from videoscaling.scaling.fitting.grids.loss_law import AT
 from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.unsupported import Checks
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 # An exponent whose 95 % interval is wider than this share of its value is not identified.
 LOOSE = 0.5
@@ -217,7 +217,8 @@ def _ceiling(points: Points) -> float:
 def _too_few(points: Points, held: dict[str, float]) -> str | None:
     reason = loss_law.unidentified(points.N, points.T, held)
     if reason is None and len(points.N) < len(AT) + 2 - len(held):
-        reason = f"{len(points.N)} optima for {len(AT) - len(held)} constants leave nothing to check the fit by"
+        optima, constants = plural(len(points.N), "optimum", "optima"), plural(len(AT) - len(held), "constant")
+        reason = f"{optima} for {constants} leave nothing to check the fit by"
     return reason
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from videoscaling.scaling.fitting.grids import edges
 from videoscaling.scaling.fitting.grids.edges import BOTH
+from videoscaling.utils.errors import plural
 
 # Constants of the quadratic by the number of axes, and the different cells that a window opens to hold.
 COEFFICIENTS = {1: 3, 2: 6}
@@ -95,7 +96,7 @@ class Optimum:
         if self.verdict == "misfit":
             where = " (its quadratic lies far below every cell: they span more than it follows)"
         if not self.cells:
-            where, at = "", f"all {self.diverged} cells diverged"
+            where, at = "", f"{plural(self.diverged, 'cell')}, all diverged"
         return f"N {self.N:.4g}, T {self.T:.4g}: {self.verdict}{where}, {at}"
 
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 
 from videoscaling.scaling.laws import PowerLaw
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 CONSTANTS = ("coefficient", "T", "N")
 # Two columns of the regression closer to collinear than this (correlation of ln T and ln N) cannot be separated.
@@ -71,7 +71,7 @@ def unidentified(N: ArrayLike, T: ArrayLike, fixed: dict[str, float]) -> str | N
     if len(free) == 2 and abs(np.corrcoef(logs["T"], logs["N"])[0, 1]) > COLLINEAR:
         return "ln N and ln T are collinear in these optima, so their exponents are not identified"
     if len(logs["T"]) < len(free) + 1:
-        return f"{len(logs['T'])} optima cannot fix {len(free) + 1} constants"
+        return f"{plural(len(logs['T']), 'optimum', 'optima')} cannot fix {plural(len(free) + 1, 'constant')}"
     return None
 
 

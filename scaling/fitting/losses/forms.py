@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.fitting.losses import priors
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 CONSTANTS = {
     "additive": ("Nc", "aN", "Tc", "aT", "Linf"),
@@ -201,7 +201,9 @@ def fit_form(
     N, T, loss = (np.asarray(v, dtype=float) for v in (N, T, loss))
     B = np.broadcast_to(np.asarray(B, dtype=float), N.shape)
     if len(N) < len(CONSTANTS[form]):
-        raise UserError(f"{len(N)} points cannot fix the {len(CONSTANTS[form])} constants of the {form} form")
+        raise UserError(
+            f"{plural(len(N), 'point')} cannot fix the {len(CONSTANTS[form])} constants of the {form} form"
+        )
     if np.ptp(loss) == 0:
         raise UserError("all losses are equal: there is no law in them")
     scale = scale or Scale.of(N, T, B)

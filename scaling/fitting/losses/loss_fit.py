@@ -15,7 +15,7 @@ from videoscaling.scaling.laws import Law, Provenance, with_hyperparameters
 from videoscaling.scaling.losses import as_losses
 from videoscaling.scaling.planning.allocation import Cost
 from videoscaling.scaling.runs import RunTable
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 # The slope of ln L in ln N or ln T, in the middle of the data, may not be this many times larger at one end of its
 # 95 % interval than at the other.
@@ -34,7 +34,7 @@ def fit_law(table: RunTable, options: Options, cost: Cost, provenance: Provenanc
     warnings = [*table.notes, *recipe_warnings(table), *skipped_warnings(table)]
     table_kind.check_repeats(table, Checks())
     if len(table) < 5:
-        raise UserError(f"loss law: {len(table)} points cannot fix 5 constants")
+        raise UserError(f"loss law: {plural(len(table), 'point')} cannot fix 5 constants")
     if reason := unidentified(table.N, table.T, {}):
         raise UnsupportedFit(f"loss law: {reason}", advice="more sizes and tokens help")
     if options.form == "three_term" and not np.isfinite(table.B).all():

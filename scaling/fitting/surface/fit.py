@@ -11,7 +11,7 @@ from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.shape import Inputs
 from videoscaling.scaling.fitting.surface.surface import Member, Surface
 from videoscaling.scaling.fitting.uncertainty import weights_of
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 
 def fit_surface(cells: Cells, form: str = "auto", batch: str = "auto", bent: bool | None = None) -> Surface:
@@ -27,7 +27,7 @@ def fit_surface(cells: Cells, form: str = "auto", batch: str = "auto", bent: boo
     """
     cells = cells.rows(_useful(cells))
     if len(cells) < 6:
-        raise UserError(f"{len(cells)} usable runs: a surface needs at least six")
+        raise UserError(f"{plural(len(cells), 'usable run')}: a surface needs at least six")
     scale = forms.Scale.of(cells.N, cells.T, cells.B)
     lr_scale = forms.round_to_two_digits(float(np.exp(np.mean(np.log(cells.lr)))))
     n, t, b = scale.logs(cells.N, cells.T, cells.B)
@@ -76,9 +76,9 @@ def why_no_form(cells: Cells) -> str | None:
     """Why no loss form can be fitted; None if one can."""
     grids, sizes, times = (len(np.unique(v)) for v in (cells.grid, cells.N, cells.T))
     if sizes < 3 or times < 3:
-        return f"{sizes} sizes and {times} token counts fix no loss form: three of each are needed"
+        return f"{plural(sizes, 'size')} and {plural(times, 'token count')} fix no loss form: three of each are needed"
     if grids < 6:
-        return f"{grids} grids fix no loss form: six are needed"
+        return f"{plural(grids, 'grid')}: a loss form needs six"
     return None
 
 

@@ -101,7 +101,7 @@ def _check_cells(cells: Cells) -> None:
             forcible=False,
         )
     if len(finite) < 6:
-        raise UnsupportedFit(f"{len(finite)} finite losses are too few for a surface: six at least")
+        raise UnsupportedFit(f"{plural(len(finite), 'finite loss')}: a surface needs at least six")
     if np.ptp(finite.loss) == 0:
         raise UnsupportedFit("all losses are equal: there is no surface in them")
 
@@ -222,7 +222,7 @@ def _residual_lines(surface: Surface) -> list[str]:
     count, grids = len(cells), len(np.unique(cells.grid))
     solution = best.solution
     finite = np.isfinite(cells.loss)
-    used = f"{count} cells of {grids} grids ({count - finite.sum()} diverged)"
+    used = f"{plural(count, 'cell')} of {plural(grids, 'grid')} ({count - finite.sum()} diverged)"
     lines = []
     # Rows of a fit can be fewer than the cells: then which is which is not known here.
     if len(solution.mean.value) == count:

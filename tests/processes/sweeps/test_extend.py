@@ -36,7 +36,7 @@ def test_shown_added_trained_and_extended_again(sweep: Path, asks, tmp_path: Pat
     keys = ("size", "lr", "batch_tokens", "repeat", "milestones")
     # A first --run that was killed before its runs were trained: the second trains those, and adds no more.
     added_cells.add(folder, [AddedCell(**{key: cell[key] for key in (*keys, "why")}) for cell in shown["cells"]])
-    assert f"{len(shown['cells'])} cells of the sweep are not finished" in asks("extend")
+    assert f"{len(shown['cells'])} cells of the sweep unfinished" in asks("extend")
     tool("extend", sweep, "--run", *BUDGET)
     added = [asdict(cell) for cell in added_cells.read(folder)]
     assert [{k: c[k] for k in keys} for c in added] == [{k: c[k] for k in keys} for c in shown["cells"]]

@@ -116,8 +116,8 @@ def exact_curves(C, N_opt):
 @pytest.mark.parametrize(
     ("budgets", "reason"),
     [
-        ([], "0 budgets are shared by three sizes; 0 of them"),
-        (exact_curves([1e17, 1e18, 1e19], lambda C: 1e12), "3 budgets are shared by three sizes; 0 of them"),
+        ([], "0 budgets shared by three sizes; 0 of them"),
+        (exact_curves([1e17, 1e18, 1e19], lambda C: 1e12), "3 budgets shared by three sizes; 0 of them"),
         (
             exact_curves([1e17, 2e17, 4e17], lambda C: 3e7 * (C / 1e18) ** 0.5),
             "span a factor of 4, less than a decade",

@@ -283,11 +283,14 @@ def small(sizes=(1e7, 3e7, 1e8), lr=(1e-4, 2e-4, 4e-4), B=(1e4, 2e4, 4e4), T=(1e
         (small(lr=(1e-4, 2e-4)), ["no size has 3 learning rates"]),
         (small(B=(1e4,)), ["no size has 3 batch sizes"]),
         (small(lr=(1e-4,) * 3), ["no size has 3 learning rates"]),
-        (small(sizes=(1e7,)), ["share one N", "1 sizes and 3 token counts"]),
+        (small(sizes=(1e7,)), ["share one N", "1 size and 3 token counts"]),
         (small(sizes=(1e7, 3e7)), ["2 sizes and 3 token counts"]),
-        (small(T=(1e9,)), ["share one T", "3 sizes and 1 token counts"]),
+        (small(T=(1e9,)), ["share one T", "3 sizes and 1 token count fix"]),
         ([], ["every size is held out"]),
-        ([c for n in (1, 2, 4) for c in small((n * 1e7,), T=(n * 1e9,))], ["collinear", "3 grids fix no loss form"]),
+        (
+            [c for n in (1, 2, 4) for c in small((n * 1e7,), T=(n * 1e9,))],
+            ["collinear", "3 grids: a loss form"],
+        ),
     ],
 )
 def test_runs_too_few_to_decide_are_reported_before_they_are_run(asked, messages):

@@ -65,6 +65,7 @@ def test_the_parts_follow_the_layout() -> None:
     assert one["activations"] == ddp["activations"] == fsdp["activations"] + 2 * 16 * 16 * 3072**2
     zero1, hsdp = parts(8, "zero1", 2, False), parts(16, "hsdp", 2, False)
     assert (zero1["weights"], zero1["optimizer"], zero1["communication"]) == (4 * count, count, 0)
+    assert (zero1["gradients"], zero1["average"]) == (4 * count, count // 2)
     assert (hsdp["weights"], hsdp["optimizer"]) == (fsdp["weights"], fsdp["optimizer"])
     assert parts(16, "hsdp", 2, False, 4)["weights"] == count
     # Four of the eight processes divide a clip: as many tokens of four times as many clips, whose texts are whole.

@@ -199,7 +199,7 @@ def test_two_hundred_runs_are_fitted_with_intervals_in_a_minute(paper, cost):
 def test_why_points_tell_no_size_is_written_down(whole):
     law = whole.law
     assert law.allocation["measured"] is None
-    assert "budgets are shared by three sizes" in law.provenance["unknown"]["allocation.measured"]
+    assert "budgets shared by three sizes" in law.provenance["unknown"]["allocation.measured"]
 
 
 def test_edges_enter_no_law(paper, cost):

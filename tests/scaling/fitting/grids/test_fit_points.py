@@ -27,7 +27,7 @@ def test_one_grid_of_diverged_cells_does_not_stop_the_others(paper, cost):
     spoilt = dataclasses.replace(table, loss=np.where(stray, np.inf, table.loss))
     fitted = fit.fit(spoilt, "all", fit.Options(), cost, NOWHERE)
     assert len(fitted.points.N) == 8
-    assert any("all 25 cells diverged" in text for text in fitted.law.fit["verdicts"])
+    assert any("25 cells, all diverged" in text for text in fitted.law.fit["verdicts"])
     assert any("1 of 9 grids have no interior optimum (1 too few points)" in text for text in fitted.warnings)
 
 

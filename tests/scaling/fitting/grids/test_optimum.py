@@ -159,7 +159,7 @@ def test_a_grid_of_diverged_cells_has_no_optimum():
     lr, B, _ = grid(side=3)
     found = find(1e6, 1e8, lr, B, np.full(9, np.inf), floor=2500)
     assert (found.verdict, found.usable, found.cells, found.diverged) == ("too few points", False, 0, 9)
-    assert found.describe() == "N 1e+06, T 1e+08: too few points, all 9 cells diverged"
+    assert found.describe() == "N 1e+06, T 1e+08: too few points, 9 cells, all diverged"
 
 
 def test_at_the_floor_without_a_best_rate_is_an_edge():
