@@ -19,6 +19,7 @@ from videoscaling.models.sizes import exact_flops
 from videoscaling.scaling.runs import read
 from videoscaling.sweeps.directory import data_of
 from videoscaling.training.batches import BatchLoader, ShapeLoader
+from videoscaling.training.checks import check_share
 from videoscaling.training.config import load_config
 from videoscaling.training.run import encoded_shape
 from videoscaling.training.stacked.loop import train_stacked
@@ -237,6 +238,13 @@ def test_a_batch_is_a_whole_number_of_clips_of_every_shape(
 def test_a_validation_set_of_one_shape_is_too_small(both: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="validation.clips=10: the cache has 8 validation clips of 32 tokens"):
         trainer_of(both, tmp_path, "validation.clips=10")
+
+
+def test_processes_share_the_clips_of_every_shape(both: list[Path], tmp_path: Path) -> None:
+    run, _ = prepare(load_config(None, keys_of(both, tmp_path, "x", "train.batch_tokens=160")))
+    check_share(run, 5)
+    with pytest.raises(UserError, match="5 clips or 20 clips cannot be shared by 4 processes; nearest: 128 or 256"):
+        check_share(run, 4)
 
 
 def test_a_dry_run_reports_each_shape(both: list[Path], whole: Path, tmp_path: Path) -> None:
