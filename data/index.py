@@ -58,17 +58,26 @@ class CacheIndex(TypedDict, total=False):
 
 
 class CacheMeta(CacheSettings, CacheIndex, total=False):
-    """Settings, facts and contents of a cache, or of a mixture of some, in one; checkpoints hold a copy."""
+    """Settings, facts and contents of a cache, or of a mixture of some, in one; checkpoints hold a copy.
+
+    Only caches of several shapes have ``shapes``.
+    """
 
     vae: str
     text: str
     vae_statistics: dict
     mixture: list[dict]
+    shapes: list[dict]
 
 
 def is_latent_shape(value: object) -> bool:
     """Whether a value read from a file is the (C, f, h, w) of clips."""
     return isinstance(value, list) and len(value) == 4 and all(is_size(side) for side in value)
+
+
+def shape_name(latent_shape: Sequence[int]) -> str:
+    """The name of a shape (C, f, h, w) in results and logs, such as 5x4x4: latent frames, rows and columns."""
+    return "x".join(map(str, latent_shape[1:]))
 
 
 def is_size(value: object) -> bool:

@@ -105,6 +105,11 @@ class LatentCache:
                 "infinite values; delete it and run the command that made the cache"
             )
 
+    @property
+    def parts(self) -> "list[LatentCache]":
+        """The data of each shape, of which ``data.mixture.ShapeMixture`` has several: itself."""
+        return [self]
+
     def _check_files(self) -> None:
         """Compare sizes, lists, headers and the empty prompt's embedding with the index."""
         shards = {path.name for files in self.files.values() for path, _ in files}

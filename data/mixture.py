@@ -1,7 +1,8 @@
 """Several caches as one: training clips mixed by weight, validation on all their frozen lists.
 
 The clip at a position is a function of the position alone (``data.sample_order.mixed_index``), as with one cache:
-there is no epoch to wait for, and resuming needs nothing that a run would have to remember.
+there is no epoch to wait for, and resuming needs nothing that a run would have to remember. Of caches whose clips
+differ in shape a step takes one shape, and which one is a function of the step (``data.sample_order.steps_by_set``).
 """
 
 import math
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from videoscaling.data.clip_groups import list_hash
-from videoscaling.data.index import CacheMeta
+from videoscaling.data.index import CacheMeta, shape_name
 from videoscaling.data.latents import LatentCache
 from videoscaling.data.sample_order import MIXED, mixed_index
 from videoscaling.data.shards import Shards, Stored, as_float
@@ -19,7 +20,6 @@ from videoscaling.utils.errors import UserError, plural
 
 # What must be equal for latents to mean the same, and what to call it.
 ALIKE = {
-    "latent_shape": "latents",
     "vae_fingerprint": "autoencoder",
     "vae_dtype": "the autoencoder's dtype",
     "text_fingerprint": "text encoder",
@@ -27,7 +27,7 @@ ALIKE = {
 }
 
 
-def open_data(folders: Sequence[str], weights: Sequence[float] = ()) -> "LatentCache | Mixture":
+def open_data(folders: Sequence[str], weights: Sequence[float] = ()) -> "Data":
     """The data that ``data.cache``, the folder of one cache or several, and ``data.weights`` mean.
 
     Raises:
@@ -35,11 +35,21 @@ def open_data(folders: Sequence[str], weights: Sequence[float] = ()) -> "LatentC
             named).
     """
     caches = [LatentCache(folder) for folder in folders]
-    return caches[0] if len(caches) == 1 else Mixture(caches, weights)
+    first = caches[0]
+    for other in caches[1:]:
+        for key, what in ALIKE.items():
+            if first.meta.get(key) != other.meta.get(key):
+                raise UserError(
+                    f"data.cache: {first.path} and {other.path} do not go together: {what} "
+                    f"{first.meta.get(key)} and {other.meta.get(key)}"
+                )
+    if len({cache.latent_shape for cache in caches}) > 1:
+        return ShapeMixture(caches, weights)
+    return first if len(caches) == 1 else Mixture(caches, weights)
 
 
 class Mixture:
-    """Caches mixed by weight; attributes and methods as ``LatentCache``'s.
+    """Caches of one shape mixed by weight; attributes and methods as ``LatentCache``'s.
 
     Args:
         weights: how often clips of each are seen in training, in any unit; none: as many as they hold. Shares are
@@ -50,13 +60,6 @@ class Mixture:
 
     def __init__(self, caches: Sequence[LatentCache], weights: Sequence[float] = ()) -> None:
         first = caches[0]
-        for other in caches[1:]:
-            for key, what in ALIKE.items():
-                if first.meta.get(key) != other.meta.get(key):
-                    raise UserError(
-                        f"data.cache: {first.path} and {other.path} do not go together: {what} "
-                        f"{first.meta.get(key)} and {other.meta.get(key)}"
-                    )
         self.path, self._caches = first.path, list(caches)
         self.sizes = [cache.train_size for cache in caches]
         self.counts = shares([str(cache.path) for cache in caches], list(weights) or self.sizes)
@@ -81,6 +84,10 @@ class Mixture:
             "n_clips": self.train_size + self.validation_size,
             "mixture": parts,
         }
+
+    @property
+    def parts(self) -> "list[Mixture]":
+        return [self]
 
     def _union(self, caches: Sequence[LatentCache]) -> tuple[Tensor, list[str]]:
         """The places of the validation clips among those of all caches, and their keys."""
@@ -122,11 +129,66 @@ class Mixture:
         return as_float(self._validation.read(self._listed[indices]))
 
 
-def shares(names: Sequence[str], weights: Sequence[float]) -> list[int]:
-    """How many of ``MIXED`` clips come from each cache: the weights' shares, rounded so that they add up.
+class ShapeMixture:
+    """Caches whose clips differ in shape. Each step of training takes clips of one shape, in the order that a run on
+    the caches of that shape alone has.
+
+    Args:
+        weights: how often steps of each cache are taken, in any unit; none: by their tokens. A step has as many tokens
+            whatever its shape, so shares of steps are shares of tokens. They are rounded to thousandths, and hold
+            exactly in every thousand steps.
+
+    Attributes:
+        parts: the data of each shape, in the order in which ``caches`` name the shapes.
+        counts: steps of each shape in ``data.sample_order.MIXED``.
+        path, latent_shape: of the largest shape.
+        meta: the largest shape's, with "shapes": what ``training.run.resolve`` takes of each.
+    """
+
+    def __init__(self, caches: Sequence[LatentCache], weights: Sequence[float] = ()) -> None:
+        weights = list(weights) or [cache.train_size * math.prod(cache.latent_shape[1:]) for cache in caches]
+        groups: dict[tuple[int, ...], list[tuple[LatentCache, float]]] = {}
+        for cache, weight in zip(caches, weights, strict=True):
+            groups.setdefault(cache.latent_shape, []).append((cache, weight))
+        self.parts = [one[0][0] if len(one) == 1 else Mixture(*zip(*one)) for one in groups.values()]
+        names = [f"the clips of {shape_name(shape)}" for shape in groups]
+        self.counts = shares(names, [sum(weight for _, weight in one) for one in groups.values()], "steps")
+        largest = max(self.parts, key=lambda part: math.prod(part.latent_shape))
+        self.path, self.latent_shape = largest.path, largest.latent_shape
+        self.train_size, self.validation_size = (
+            sum(getattr(part, name) for part in self.parts) for name in ("train_size", "validation_size")
+        )
+        shapes = [
+            {
+                "latent_shape": list(part.latent_shape),
+                "text_tokens": part.text_tokens,
+                "fingerprint": part.meta["fingerprint"],
+                "clips": part.train_size,
+                "share": count / MIXED,
+            }
+            for part, count in zip(self.parts, self.counts)
+        ]
+        self.validation_hash = list_hash([part.validation_hash for part in self.parts])
+        self.meta: CacheMeta = largest.meta | {
+            "fingerprint": list_hash([f"{shape['fingerprint']} {shape['share']}" for shape in shapes]),
+            "validation_hash": self.validation_hash,
+            "n_clips": self.train_size + self.validation_size,
+            "shapes": shapes,
+        }
+
+    def verify_validation(self, again: bool = False) -> None:
+        for part in self.parts:
+            part.verify_validation(again)
+
+
+Data = LatentCache | Mixture | ShapeMixture
+
+
+def shares(names: Sequence[str], weights: Sequence[float], unit: str = "clips") -> list[int]:
+    """How many of ``MIXED`` clips or steps come from each cache: the weights' shares, rounded so that they add up.
 
     Raises:
-        UserError: as many weights as caches are not given, or a share is below half of one clip.
+        UserError: as many weights as caches are not given, or a share is below half of one clip or step.
     """
     if len(weights) != len(names):
         raise UserError(
@@ -139,7 +201,7 @@ def shares(names: Sequence[str], weights: Sequence[float]) -> list[int]:
     for name, count, share in zip(names, counts, exact):
         if not count:
             raise UserError(
-                f"data.cache: {name} would be seen less than once in {MIXED} clips (share "
+                f"data.cache: {name} would be seen less than once in {MIXED} {unit} (share "
                 f"{share / MIXED:.2g}); raise its share in data.weights or leave it out"
             )
     return counts

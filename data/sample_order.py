@@ -9,7 +9,7 @@ from torch import Tensor
 from videoscaling.utils.random import bits, derive_seed
 
 ROUNDS = 4
-MIXED = 1000  # clips of a mixture among which each cache has exactly its share
+MIXED = 1000  # clips, or steps, of a mixture among which each cache, or shape, has exactly its share
 BLOCK = 4096  # positions worked out together: a small batch would spend longer calling the hash than hashing
 
 
@@ -79,3 +79,21 @@ def mixed_index(position: Tensor, sizes: Sequence[int], counts: Sequence[int], s
         index[here] = first + sample_index(within, size, derive_seed(seed, "mixture", number))
         before, first = before + count, first + size
     return index
+
+
+def steps_by_set(steps: int, counts: Sequence[int], seed: int) -> list[int]:
+    """How many of the first ``steps`` steps of a run take each set, where every step takes one.
+
+    Every ``MIXED`` steps, from the first, hold ``counts[i]`` steps of set i, shuffled; the counts add up to it.
+    """
+    blocks, rest = divmod(steps, MIXED)
+    return [blocks * count + more for count, more in zip(counts, _taken(blocks, tuple(counts), seed)[rest])]
+
+
+@functools.lru_cache(maxsize=8)  # a step is looked up several times
+def _taken(block: int, counts: tuple[int, ...], seed: int) -> list[list[int]]:
+    """How many steps of a block of ``MIXED`` take each set before its steps 0, 1, ... ``MIXED``."""
+    slot = sample_index(torch.arange(block * MIXED, (block + 1) * MIXED), MIXED, derive_seed(seed, "shapes"))
+    which = torch.searchsorted(torch.tensor(counts).cumsum(0), slot, right=True)
+    taken = torch.nn.functional.one_hot(which, len(counts)).cumsum(0)
+    return [[0] * len(counts), *taken.tolist()]

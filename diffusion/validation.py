@@ -5,8 +5,8 @@ unweighted, captions on. Nothing depends on world size, batch size, order or ear
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -29,12 +29,14 @@ class ValidationResult:
         loss: their mean.
         standard_error: of ``loss``, clustered by clip.
         bins: the mean loss in ``T_BINS`` equal bins of t; NaN where a bin is empty.
+        by_shape: of clips of several shapes each one's result, by its name; ``losses`` is empty then.
     """
 
     losses: np.ndarray
     loss: float
     standard_error: float
     bins: list[float]
+    by_shape: Mapping[str, "ValidationResult"] = field(default_factory=dict)
 
 
 def validation_times(clips: int, per_clip: int, seed: int) -> Tensor:
@@ -111,3 +113,12 @@ def summarise(losses: Tensor, times: Tensor) -> ValidationResult:
     bins = [losses[which == b].mean().item() for b in range(T_BINS)]
     error = (by_clip.std() / len(by_clip) ** 0.5).item()
     return ValidationResult(losses.float().numpy(), by_clip.mean().item(), error, bins)
+
+
+def pool(by_shape: Mapping[str, ValidationResult], tokens: Mapping[str, int]) -> ValidationResult:
+    """The result over clips of several shapes: the mean of their losses, weighted by the ``tokens`` of their sets."""
+    share = {name: count / sum(tokens.values()) for name, count in tokens.items()}
+    loss = sum(share[name] * one.loss for name, one in by_shape.items())
+    error = math.hypot(*(share[name] * one.standard_error for name, one in by_shape.items()))
+    bins = [sum(share[name] * one.bins[number] for name, one in by_shape.items()) for number in range(T_BINS)]
+    return ValidationResult(np.empty((0, 0), np.float32), loss, error, bins, by_shape)

@@ -189,16 +189,19 @@ def _from_runs(folder: Path, duplicates: str | None) -> RunTable:
     paths = find_files(folder, FILE)
     if not paths:
         raise UserError(f"{folder}: no {FILE} below it; has the sweep run?")
-    results, recipes, damaged = [], [], []
+    results, recipes, damaged, mixed = [], [], [], []
     for path in paths:
         try:
             result = read_result(path)
+            mixed += [path] if "shapes" in result else []
             results += _milestones(result, path.parent)
             recipes.append({"B": float(result["B"]), **(result.get("recipe") or {})})
         except UserError as error:
             damaged.append(error)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             damaged.append(UserError(f"{path}: not a run's result ({error!r:.200})"))
+    if mixed:
+        raise UserError(f"{mixed[0]}: trained on clips of several shapes, and a law's clips have one; leave it out")
     report_left_out(damaged, len(recipes))
     if not results:
         raise UserError(f"{folder}: {plural(len(paths), 'result')}, but none has a milestone or diverged")

@@ -25,6 +25,7 @@ from videoscaling.training.config import (
     to_dict,
 )
 from videoscaling.training.keys import NEVER, info_of
+from videoscaling.training.run import SEVERAL_SHAPES
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import atomic_write
 from videoscaling.utils.results import FILE, whole_results
@@ -92,13 +93,16 @@ def changed_settings(sweep: Sweep, earlier: Values, settings: Values) -> list[st
 
 @functools.cache
 def opened(folders: tuple[str, ...], weights: tuple[float, ...]) -> CacheMeta:
-    """The meta of latent caches."""
+    """The meta of latent caches; UserError if their clips differ in shape."""
     for folder in folders:
         check_cache(folder)
     # Not at the top: it imports torch, for which neither a status nor a mistyped path waits.
     from videoscaling.data.mixture import open_data
 
-    return open_data(folders, weights).meta
+    meta = open_data(folders, weights).meta
+    if "shapes" in meta:
+        raise UserError(f"data.cache: {SEVERAL_SHAPES}; train such runs one by one with train.py")
+    return meta
 
 
 @functools.cache

@@ -27,28 +27,31 @@ SHAPE = (4, 2, 4, 4)  # 32 tokens of 4 numbers: the smallest width, 32, is wide 
 
 
 class LatentsAsTheyAre:
-    """A VAE that changes nothing: the tests' clips are latents already."""
+    """A VAE that changes nothing: the tests' clips are latents of one ``shape`` already."""
+
+    def __init__(self, shape: tuple[int, ...] = SHAPE) -> None:
+        self.shape = shape
 
     def encode(self, clips: "Tensor") -> "Tensor":
         return clips
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
-        return SHAPE
+        return self.shape
 
 
-def structured_latents(index: "Tensor") -> "Tensor":
+def structured_latents(index: "Tensor", shape: tuple[int, ...] = SHAPE) -> "Tensor":
     """Latents with something to learn: a few directions, mixed by each clip's own amounts, and a little noise."""
     import torch
 
     from videoscaling.utils.random import normal
 
-    directions = normal(1, "directions", torch.arange(4), SHAPE)
+    directions = normal(1, "directions", torch.arange(4), shape)
     amounts = normal(1, "amounts", index, (4,))
-    return torch.einsum("nk,kcfhw->ncfhw", amounts, directions) / 2 + 0.1 * normal(1, "rest", index, SHAPE)
+    return torch.einsum("nk,kcfhw->ncfhw", amounts, directions) / 2 + 0.1 * normal(1, "rest", index, shape)
 
 
-def make_cache(folder: Path, train: int = 96, validation: int = 16) -> Path:
-    """A latent cache of ``train`` + ``validation`` clips."""
+def make_cache(folder: Path, train: int = 96, validation: int = 16, shape: tuple[int, ...] = SHAPE) -> Path:
+    """A latent cache of ``train`` + ``validation`` clips with latents of ``shape``."""
     import torch
 
     from videoscaling.data.clip_groups import ClipGroup
@@ -56,17 +59,19 @@ def make_cache(folder: Path, train: int = 96, validation: int = 16) -> Path:
     from videoscaling.data.writer import write_cache
     from videoscaling.models.text import load_text_encoder
 
-    settings = {"format": 1, "frames": 2, "height": 4, "width": 4, "source": f"test {train} {validation}"}
+    frames, height, width = shape[1:]
+    settings = {"format": 1, "frames": frames, "height": height, "width": width}
+    settings["source"] = f"test {train} {validation}"
     about = {"vae": "embedded", "vae_fingerprint": "none", "text": "embedded", "text_fingerprint": "none"}
 
     def unit(split: str, first: int, count: int) -> "ClipGroup":
         index = torch.arange(first, first + count)
         captions = [f"a clip of kind {i % 5}" for i in index.tolist()]
         keys = [f"{split} {i}" for i in index.tolist()]
-        return ClipGroup(split, keys, lambda: Clips(keys, captions, structured_latents(index)))
+        return ClipGroup(split, keys, lambda: Clips(keys, captions, structured_latents(index, shape)))
 
     units = {"train": [unit("train", 0, train)], "validation": [unit("validation", 10_000, validation)]}
-    write_cache(folder, settings | about, units, LatentsAsTheyAre(), load_text_encoder("embedded"))
+    write_cache(folder, settings | about, units, LatentsAsTheyAre(shape), load_text_encoder("embedded"))
     return folder
 
 

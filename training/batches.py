@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from videoscaling.data.latents import LatentCache
-from videoscaling.data.mixture import Mixture
+from videoscaling.data.mixture import Mixture, ShapeMixture
 from videoscaling.data.shards import Stored, as_float
 from videoscaling.diffusion.loss import drop_captions
 from videoscaling.diffusion.timesteps import draw_timesteps
@@ -65,6 +65,11 @@ class BatchLoader:
         self._group = -1
         self._samples: Samples
 
+    @property
+    def parts(self) -> "list[BatchLoader]":
+        """The loader of each shape, of which ``ShapeLoader`` has several: itself."""
+        return [self]
+
     def batch(self, step: int) -> Samples:
         """The samples of step ``step``, counted from 0."""
         begun = time.monotonic()
@@ -82,7 +87,7 @@ class BatchLoader:
             positions = self._positions(group, "cpu").view(self._steps, -1)
             here = positions[max(first - group * self._steps, 0) : last - group * self._steps].flatten()
             try:
-                self._cache.check(self._cache.order(here, self._run.config.data_seed))
+                self._cache.check(self._cache.order(here, self._run.data_seed))
             except DataFault as fault:
                 self.fault = self.fault or fault
 
@@ -90,7 +95,7 @@ class BatchLoader:
         """The clips of a group of steps, as they are stored; zeros and the fault of a damaged one."""
         positions = self._positions(group, "cpu")
         try:
-            index = self._cache.order(positions, self._run.config.data_seed)
+            index = self._cache.order(positions, self._run.data_seed)
             return self._cache.stored(index, pinned=self._device.type == "cuda"), None
         except DataFault as error:
             fault = error
@@ -111,7 +116,7 @@ class BatchLoader:
         keeps until they have arrived.
         """
         config = self._run.config
-        seed, diffusion = config.data_seed, config.diffusion
+        seed, diffusion = self._run.data_seed, config.diffusion
         wanted = range(group, max(group, min(group + AHEAD, self._last)) + 1)
         self._reads = {n: self._reads.get(n) or self._reader.submit(self._read, n) for n in wanted}
         read, fault = self._reads[group].result()
@@ -128,6 +133,34 @@ class BatchLoader:
         null = (self._null[0][:text_tokens], self._null[1][:text_tokens])
         context, mask = drop_captions(context, mask, null, on_device, seed, config.data.caption_dropout)
         return Samples(x0, noise, t, context, mask)
+
+
+class ShapeLoader:
+    """The batches of a run on clips of several shapes: each step's from the ``BatchLoader`` of its shape.
+
+    Attributes and arguments as ``BatchLoader``'s.
+    """
+
+    def __init__(self, run: Run, data: ShapeMixture, rank: int, world: int, device: torch.device) -> None:
+        self._run = run
+        self.parts = [BatchLoader(*both, rank, world, device) for both in zip(run.parts, data.parts)]
+
+    def batch(self, step: int) -> Samples:
+        before, after = (self._run.steps_of_parts(number) for number in (step, step + 1))
+        shape = next(shape for shape, taken in enumerate(before) if after[shape] > taken)
+        return self.parts[shape].batch(before[shape])
+
+    def check(self, first: int, last: int) -> None:
+        for loader, *steps in zip(self.parts, self._run.steps_of_parts(first), self._run.steps_of_parts(last)):
+            loader.check(*steps)
+
+    @property
+    def fault(self) -> DataFault | None:
+        return next((loader.fault for loader in self.parts if loader.fault is not None), None)
+
+    @property
+    def seconds(self) -> float:
+        return sum(loader.seconds for loader in self.parts)
 
 
 def with_text_tokens(samples: Samples, tokens: int) -> Samples:

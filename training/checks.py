@@ -8,46 +8,48 @@ from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError, plural
 
 if TYPE_CHECKING:  # they import torch, without which sweeps are listed
-    from videoscaling.data.latents import LatentCache
-    from videoscaling.data.mixture import Mixture
+    from videoscaling.data.mixture import Data
 
 
-def check_layout(run: Run, cache: "LatentCache | Mixture", world: int) -> None:
+def check_layout(run: Run, data: "Data", world: int) -> None:
     """Refuse a run whose data are too few for it, or whose batch ``world`` processes cannot share."""
-    config, clips, n_ctx = run.config, run.clips, run.n_ctx
-    if not cache.train_size:
-        raise UserError(f"data.cache={config.data.cache}: holds no training clips")
-    if clips > cache.train_size:
-        raise UserError(
-            f"train.batch_tokens={config.train.batch_tokens}: a batch of {plural(clips, 'clip')}, of which "
-            f"data.cache={config.data.cache} has {cache.train_size:,}; at most "
-            f"{cache.train_size * n_ctx}"
-        )
+    config = run.config
     check_share(run, world)
-    wanted, there = config.validation.clips or cache.validation_size, cache.validation_size
-    if not 2 <= wanted <= there:
-        found = plural(there, "validation clip")
-        raise UserError(f"validation.clips={wanted}: the cache has {found}, and a standard error needs two")
+    for part, cache in zip(run.parts, data.parts):
+        kind = f" of {part.n_ctx} tokens" if run.shapes else ""
+        if not cache.train_size:
+            raise UserError(f"data.cache={config.data.cache}: holds no training clips{kind}")
+        if part.clips > cache.train_size:
+            raise UserError(
+                f"train.batch_tokens={config.train.batch_tokens}: a batch of {plural(part.clips, 'clip')}{kind}, of "
+                f"which data.cache={config.data.cache} has {cache.train_size:,}; at most "
+                f"{cache.train_size * part.n_ctx}"
+            )
+        wanted, there = config.validation.clips or cache.validation_size, cache.validation_size
+        if not 2 <= wanted <= there:
+            found = plural(there, "validation clip") + kind
+            raise UserError(f"validation.clips={wanted}: the cache has {found}, and a standard error needs two")
 
 
 def check_share(run: Run, world: int) -> None:
     """Refuse a batch, or clips, that ``world`` processes cannot share, with the nearest that they can."""
-    clips, n_ctx, heads, context = run.clips, run.n_ctx, run.config.model.heads, run.config.train.context_parallel
-    common = math.gcd(world, heads, n_ctx)
+    heads, context = run.config.model.heads, run.config.train.context_parallel
+    tokens, batch = [part.n_ctx for part in run.parts], run.config.train.batch_tokens
+    common = math.gcd(world, heads, *tokens)
     if common % context:
         nearest = max(number for number in range(1, min(context, common) + 1) if common % number == 0)
         raise UserError(
             f"train.context_parallel={context}: must divide the processes ({world}), model.heads ({heads}) and a "
-            f"clip's tokens ({n_ctx:,}); nearest: {nearest}"
+            f"clip's tokens ({' and '.join(f'{n_ctx:,}' for n_ctx in tokens)}); nearest: {nearest}"
         )
     groups = world // context
-    if clips % groups:
-        low, high = clips // groups * groups, -(-clips // groups) * groups
-        either = f"{low * n_ctx} or {high * n_ctx}" if low else f"{high * n_ctx}"
+    if any(part.clips % groups for part in run.parts):
+        least = groups * math.lcm(*tokens)
+        low, high = batch // least * least, -(-batch // least) * least
+        either = f"{low} or {high}" if low else f"{high}"
         sharing = f"{plural(groups, 'group')} of {context} processes" if context > 1 else f"{world} processes"
         raise UserError(
-            f"train.batch_tokens={run.config.train.batch_tokens}: {plural(clips, 'clip')} cannot be shared by "
-            f"{sharing}; nearest: {either}"
+            f"train.batch_tokens={batch}: {run.clips_text} cannot be shared by {sharing}; nearest: {either}"
         )
 
 

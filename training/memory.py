@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -34,7 +34,13 @@ LEAST_GAIN, TIMED_PASSES = 0.03, 2
 
 
 def find_micro_batch(
-    train_step: TrainStep, samples: Samples, *, n_ctx: int, verbose: bool, collective: bool = False
+    train_step: TrainStep,
+    samples: Samples,
+    *,
+    n_ctx: int,
+    verbose: bool,
+    collective: bool = False,
+    others: Sequence[Samples] = (),
 ) -> None:
     """Set ``train_step.micro_batch`` to how many of this process's ``samples`` fit in its memory.
 
@@ -46,6 +52,7 @@ def find_micro_batch(
         n_ctx: tokens of a sample.
         verbose: whether this process reports a micro-batch that did not fit.
         collective: whether a pass is made by several processes together.
+        others: a step's samples of each smaller shape of clips, which must fit too.
 
     Raises:
         UserError: a single clip does not fit, or the micro-batch of a collective pass does not.
@@ -53,8 +60,9 @@ def find_micro_batch(
 
     def attempt(size: int) -> None:
         train_step.micro_batch = size
-        # A shard's gradients that are not shared would enter the first step.
-        train_step.backward(samples, share=collective)
+        for each in (samples, *others):
+            # A shard's gradients that are not shared would enter the first step.
+            train_step.backward(each, share=collective)
 
     count, given = samples.t.shape[-1], train_step.micro_batch
     size = even_size(count, given)

@@ -62,13 +62,18 @@ def check_compiler(wanted: bool, device: torch.device, option: str = "train.comp
         raise UserError(f"{option}: torch.compile needs a C++ compiler on the CPU, and none is on the path")
 
 
-def compile_model(model: VideoDiT, whole: bool = True) -> None:
+def compile_model(model: VideoDiT, whole: bool = True, shapes: int = 1) -> None:
     """Compile ``model`` in place with torch.compile: a shallow one ``whole``, else its blocks, which are all alike.
 
     As a whole a model of few layers runs faster, and of many takes minutes to compile. Shapes are static: after a
     second size torch.compile would otherwise train on with symbolic ones, whose kernels are slower.
+
+    Args:
+        shapes: how many shapes clips have, each of which is compiled for training and for validation.
     """
     torch.compiler.assume_constant_result(rotary_table)
+    # After 8 graphs of one function torch.compile would silently run it uncompiled.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * shapes + 2)
     whole = whole and len(model.blocks) <= SHALLOW
     if not whole:
         # Else DDP would split a block into several graphs, at its buckets, so that gradients are reduced early: they

@@ -1,16 +1,15 @@
 """result.json: a run's result for the fits, which read nothing else of a run."""
 
 import functools
-import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videoscaling.data.index import CacheMeta
+from videoscaling.data.index import CacheMeta, shape_name
 from videoscaling.models.sizes import exact_flops, head_width
 from videoscaling.training.config import Config, config_of_run, run_id, to_dict
-from videoscaling.training.run import Run
+from videoscaling.training.run import Run, token_numbers
 from videoscaling.utils.errors import UserError, shown
 from videoscaling.utils.results import FILE, DamagedResult, Milestone, RunResult, read_result
 from videoscaling.utils.revision import code_revision
@@ -104,8 +103,9 @@ def build_result(
         "heldout": config.heldout,
         "tokens": step * config.train.batch_tokens,
         "skipped": skipped,
-        "flops": step * config.train.batch_tokens * run.flops_per_token,
-        "exact_flops": step * run.clips * _exact_flops_per_clip(run, meta),
+        "flops": run.flops(step),
+        "exact_flops": exact_flops_of(run, meta, step),
+        **({"shapes": _shapes(run, meta, step)} if run.shapes else {}),
         "warmup_tokens": config.optim.warmup_tokens,
         "milestones": milestones,
         "milestones_asked": config.train.milestones,
@@ -116,10 +116,30 @@ def build_result(
     }
 
 
-def _exact_flops_per_clip(run: Run, meta: CacheMeta) -> int:
-    model = run.config.model
-    token_dim = meta["latent_shape"][0] * math.prod(model.patch)
-    return exact_flops(model.layers, model.width, run.n_ctx, token_dim, meta["text_tokens"], meta["text_dim"])
+def exact_flops_of(run: Run, meta: CacheMeta, steps: int) -> int:
+    """The exact count of the run's first ``steps`` steps, for data of ``meta``."""
+    model, token_dim = run.config.model, token_numbers(run.config, meta["latent_shape"])
+    each = zip(run.parts, meta.get("shapes", [meta]), run.steps_of_parts(steps))
+    return sum(
+        taken
+        * part.clips
+        * exact_flops(model.layers, model.width, part.n_ctx, token_dim, shape["text_tokens"], meta["text_dim"])
+        for part, shape, taken in each
+    )
+
+
+def _shapes(run: Run, meta: CacheMeta, step: int) -> list[dict]:
+    """Each shape of clips in result.json: its latents, tokens and clips per step, its share and its steps so far."""
+    return [
+        {
+            "latents": shape_name(shape["latent_shape"]),
+            "n_ctx": part.n_ctx,
+            "clips": part.clips,
+            "share": part.share,
+            "steps": taken,
+        }
+        for part, shape, taken in zip(run.parts, meta["shapes"], run.steps_of_parts(step))
+    ]
 
 
 def finished_result(run: Run) -> RunResult | None:

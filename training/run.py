@@ -1,5 +1,7 @@
-"""Resolution of a configuration from the data: shape, end, milestones, warm-up. No torch here."""
+"""Resolution of a configuration from the data: shape, end, milestones, warm-up. No torch here, but where a run has
+clips of several shapes."""
 
+import bisect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,12 +14,14 @@ from videoscaling.training.keys import MAX_INTEGER
 from videoscaling.training.schema import OptimKeys
 from videoscaling.utils.errors import UserError, plural, shown
 from videoscaling.utils.files import read_json
+from videoscaling.utils.seeds import derive_seed
 
 WARMUP_FRACTION = 0.1
 # Widths over the numbers in a token. 1x32 and 2x32 on tokens of 16 numbers are in line with wider ones; narrower ones
 # were not tried, and a model as narrow as its tokens cannot pass the noise through.
 MIN_WIDTH_RATIO, USUAL_WIDTH_RATIO = 2, 4
 INDEX = "the index of a latent cache"
+SEVERAL_SHAPES = "these caches differ in the shape of their clips, and a law's clips have one"
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,12 @@ class Run:
     Attributes:
         config: every key set.
         N: parameters in the blocks' matrices.
-        n_ctx: tokens per clip.
-        clips: clips per step, over all processes.
-        flops_per_token: C_token.
+        n_ctx: tokens per clip; of clips of several shapes the largest's.
+        clips: clips of so many tokens per step, over all processes.
+        flops_per_token: C_token; of several shapes the mean by their shares.
+        shapes: of several shapes each one's part of the run, in the order of ``data.mixture.ShapeMixture.parts``.
+        share, shape: of a part the share of its steps in the run's, and its place among the parts.
+        data_seed: seed of data order, noise, t and caption dropout: each shape has its own.
     """
 
     config: Config
@@ -37,6 +44,32 @@ class Run:
     n_ctx: int
     clips: int
     flops_per_token: float
+    shapes: tuple["Run", ...] = ()
+    share: float = 1.0
+    shape: int | None = None
+
+    @property
+    def parts(self) -> tuple["Run", ...]:
+        """The part of each shape; of one shape the run itself."""
+        return self.shapes or (self,)
+
+    @property
+    def data_seed(self) -> int:
+        seed = self.config.data_seed
+        return seed if self.shape is None else derive_seed(seed, "shape", self.shape)
+
+    def steps_of_parts(self, steps: int) -> list[int]:
+        """How many of the run's first ``steps`` steps each part has."""
+        if not self.shapes:
+            return [steps]
+        from videoscaling.data.sample_order import MIXED, steps_by_set  # torch, for which a plan does not wait
+
+        return steps_by_set(steps, [round(part.share * MIXED) for part in self.shapes], self.config.data_seed)
+
+    def flops(self, steps: int) -> float:
+        """C of the run's first ``steps`` steps."""
+        each = zip(self.parts, self.steps_of_parts(steps))
+        return sum(taken * self.config.train.batch_tokens * part.flops_per_token for part, taken in each)
 
     @property
     def steps(self) -> int:
@@ -48,9 +81,14 @@ class Run:
         config, tokens = self.config, self.steps * self.config.train.batch_tokens
         return (
             f"{config.model.size}: N {self.N:,}, T {tokens:,} tokens in {plural(self.steps, 'step')} of "
-            f"{plural(self.clips, 'clip')} ({config.train.batch_tokens:,} tokens), lr {config.optim.lr:.3g}, "
-            f"C {self.flops_per_token * tokens:.3g} FLOPs"
+            f"{self.clips_text} ({config.train.batch_tokens:,} tokens), lr {config.optim.lr:.3g}, "
+            f"C {self.flops(self.steps):.3g} FLOPs"
         )
+
+    @property
+    def clips_text(self) -> str:
+        """The clips of a step, as text."""
+        return " or ".join(plural(part.clips, "clip") for part in self.parts)
 
 
 def label(config: Config) -> str:
@@ -79,19 +117,27 @@ def resolve(
         if bfloat16 is None:
             raise UserError("train.dtype=auto: only a run's own device decides it; name bfloat16 or float32")
         config.train.dtype = "bfloat16" if bfloat16() else "float32"
-    n_ctx = clip_tokens(config, meta["latent_shape"])
+    shapes = meta.get("shapes", [])
+    tokens = [clip_tokens(config, shape["latent_shape"]) for shape in shapes or [meta]]
     _resolve_shape(config, token_numbers(config, meta["latent_shape"]))
     _resolve_data(config, meta["fingerprint"])
     model, train = config.model, config.train
     count = parameters(model.layers, model.width)
-    per_token = flops_per_token(count, n_ctx, model.width)
-    clips = _whole_clips(train.batch_tokens, n_ctx)
+    _check_whole_clips(train.batch_tokens, tokens)
+    costs = [flops_per_token(count, n_ctx, model.width) for n_ctx in tokens]
+    each = zip(tokens, costs, shapes)
+    parts = tuple(
+        Run(config, count, n_ctx, train.batch_tokens // n_ctx, cost, share=shape["share"], shape=number)
+        for number, (n_ctx, cost, shape) in enumerate(each)
+    )
+    n_ctx, cost = max(tokens), sum(part.share * part.flops_per_token for part in parts) if parts else costs[0]
+    run = Run(config, count, n_ctx, train.batch_tokens // n_ctx, cost, parts)
     if (train.tokens is None) == (train.flops is None):
         raise UserError("train.tokens and train.flops: give one of them, the end of the run")
     if train.tokens is None:
-        if train.flops / per_token > MAX_INTEGER:
+        if train.flops / cost > MAX_INTEGER:
             raise UserError(f"train.flops={train.flops:g}: these are more than {MAX_INTEGER:.3g} tokens, the limit")
-        train.tokens, train.flops = math.ceil(train.flops / per_token), None
+        train.tokens, train.flops = _tokens_for(run, train.flops), None
     if train.batch_tokens > train.tokens:
         raise UserError(f"train.tokens={train.tokens}: less than one batch of train.batch_tokens={train.batch_tokens}")
     late = [m for m in train.milestones if m > train.tokens]
@@ -105,7 +151,15 @@ def resolve(
             f"optim.beta2_half_life={config.optim.beta2_half_life:g}: beta2 is 1 at B {train.batch_tokens:,} tokens, "
             "where AdamW's second moment never moves; give a shorter one, or an optim.beta2_range that ends below 1"
         )
-    return Run(config, count, n_ctx, clips, per_token)
+    return run
+
+
+def _tokens_for(run: Run, flops: float) -> int:
+    """The tokens at which ``run`` has spent ``flops``; of several shapes at the end of a step."""
+    if not run.shapes:
+        return math.ceil(flops / run.flops_per_token)
+    batch = run.config.train.batch_tokens
+    return batch * bisect.bisect_left(range(MAX_INTEGER // batch), flops, key=run.flops)
 
 
 def clip_tokens(config: Config, latent_shape: Sequence[int]) -> int:
@@ -117,18 +171,21 @@ def clip_tokens(config: Config, latent_shape: Sequence[int]) -> int:
 
 
 def encoded_shape(config: Config) -> list[int] | None:
-    """(C, f, h, w) of the clips in (the first) ``data.cache``, without opening it; None where there are none yet.
+    """(C, f, h, w) of the clips in ``data.cache``, without opening it; None where there are none yet.
 
     Raises:
-        UserError: the index.json there is no cache's index.
+        UserError: the index.json there is no cache's index, or the clips have several shapes.
     """
-    path = Path(cache_folders(config)[0]) / "index.json"
-    if not config.data.cache or not path.is_file():
-        return None
-    shape = read_json(path, dict, INDEX).get("latent_shape")
-    if not (shape is None or is_latent_shape(shape)):
-        raise UserError(f"{path}: not {INDEX}")
-    return shape
+    paths = [Path(folder) / "index.json" for folder in cache_folders(config) if folder]
+    found = None
+    for path in filter(Path.is_file, paths):
+        shape = read_json(path, dict, INDEX).get("latent_shape")
+        if not (shape is None or is_latent_shape(shape)):
+            raise UserError(f"{path}: not {INDEX}")
+        if shape is not None and found not in (None, shape):
+            raise UserError(f"data.cache: {SEVERAL_SHAPES}; give one, or estimate the run with train.py --dry-run")
+        found = found or shape
+    return found
 
 
 def cache_indexes(config: Config) -> list[CacheIndex]:
@@ -179,19 +236,16 @@ def _resolve_data(config: Config, fingerprint: str) -> None:
     config.data.fingerprint = fingerprint
 
 
-def _whole_clips(batch_tokens: int, n_ctx: int) -> int:
-    """Clips per batch, or an error that names the nearest batches that are whole."""
+def _check_whole_clips(batch_tokens: int, tokens: Sequence[int]) -> None:
+    """Refuse a batch that is no whole number of clips of each of ``tokens``, with the nearest that are."""
+    least, listed = math.lcm(*tokens), ", ".join(map(str, dict.fromkeys(tokens)))
+    clips = f"clips of {listed} tokens" if len(tokens) == 1 else f"clips of every shape ({listed} tokens)"
     if batch_tokens == 0:
-        raise UserError(
-            f"train.batch_tokens: not given; a whole number of clips of {n_ctx} tokens, such as {8 * n_ctx}"
-        )
-    clips, rest = divmod(batch_tokens, n_ctx)
+        raise UserError(f"train.batch_tokens: not given; a whole number of {clips}, such as {8 * least}")
+    count, rest = divmod(batch_tokens, least)
     if batch_tokens <= 0 or rest:
-        either = f"{clips * n_ctx} or {(clips + 1) * n_ctx}" if clips > 0 else f"{n_ctx}"
-        raise UserError(
-            f"train.batch_tokens={batch_tokens}: not a whole number of clips of {n_ctx} tokens; nearest: {either}"
-        )
-    return clips
+        either = f"{count * least} or {(count + 1) * least}" if count > 0 else f"{least}"
+        raise UserError(f"train.batch_tokens={batch_tokens}: not a whole number of {clips}; nearest: {either}")
 
 
 def width_warnings(widths: Iterable[int], token_dim: int) -> list[str]:

@@ -40,14 +40,14 @@ class ModelKeys:
 class DataKeys:
     cache: Any = key(
         "",
-        "folder of cached latents, made by tools/cache_latents.py, or a list of several to be mixed",
+        "folder of cached latents, made by tools/cache_latents.py, or a list of several, which may differ in shape",
         identity=NEVER,  # data.fingerprint, which is hashed, covers the cache and the weights
         aliases="dataset data_path data_dir train_data dataset_path train_data_dir dataset_name",
         path=True,
     )
     weights: list[float] = key(
         [],
-        "of several caches: how often each is seen, in any unit; by their sizes if not given",
+        "of several caches: each one's share of the training tokens, in any unit; by their sizes if not given",
         identity=NEVER,
         bound=POSITIVE,
     )

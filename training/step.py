@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
+from videoscaling.data.index import shape_name
 from videoscaling.diffusion.loss import denoising_loss
 from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.validation import T_BINS
@@ -78,6 +79,9 @@ class TrainStep:
     A step whose gradient is not finite is skipped: weights and optimiser stay as they are.
 
     Attributes:
+        micro_batch: the most clips of a forward and backward pass; None: all.
+        clip_numbers: of clips of several shapes the numbers in the largest latent. Of the others a pass has as many
+            as have the numbers of ``micro_batch`` largest ones; and no noise scale is measured, whose clips are alike.
         wrapped: the model as several processes share it: itself, behind DDP, or in FSDP2's shards.
         weights, ema: what AdamW and the EMA update: two flat buffers, slices of them, or every parameter's shard.
         power: the exponent of the EMA.
@@ -91,6 +95,7 @@ class TrainStep:
         noise_scale: of the gradients; not measured where weights or tokens are in shards.
         by_t: float32 [2, T_BINS + 1], sums of losses and their numbers in equal bins of t since ``reset_window``;
             t = 1 falls into the last column. For the log alone: a window that a resume cuts has fewer samples.
+        by_shape: as ``by_t``, the losses and the steps of each of several shapes, float32 [2].
     """
 
     def __init__(self, config: Config, model: VideoDiT, ema: VideoDiT, device: torch.device) -> None:
@@ -121,6 +126,8 @@ class TrainStep:
         update = update_factors, update_buffers
         self._factors, self._update = map(compile_function, update) if config.train.compile else update
         self.micro_batch = config.train.micro_batch
+        self.clip_numbers: int | None = None
+        self.by_shape: dict[str, Tensor] = {}
         self.grad_norm = torch.zeros((), device=device)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.finite_steps = torch.zeros((), dtype=torch.int64, device=device)
@@ -131,7 +138,11 @@ class TrainStep:
 
     def run(self, samples: Samples, tokens: int) -> None:
         """Train on this process's share of a batch; ``tokens``: the run's tokens before this step."""
-        self.apply_gradients(self.backward(samples), tokens)
+        loss = self.backward(samples)
+        if self.clip_numbers is not None:
+            sums = self.by_shape.setdefault(shape_name(samples.x0.shape[1:]), torch.zeros(2, device=loss.device))
+            sums += torch.stack((loss.nan_to_num(0.0, 0.0, 0.0), loss.isfinite()))
+        self.apply_gradients(loss, tokens)
 
     def backward(self, samples: Samples, share: bool = True) -> Tensor:
         """Forward and backward in micro-batches; returns this process's mean loss, float32 on the device.
@@ -141,17 +152,19 @@ class TrainStep:
         if self._slices and self._whole:
             self._slices[1].release()
             self._whole = False
-        count, done = len(samples.t), 0
+        count, done, most = len(samples.t), 0, self.micro_batch
+        if most is not None and self.clip_numbers is not None:
+            most = max(most * self.clip_numbers // samples.x0[0].numel(), 1)
         total = torch.zeros((), device=samples.t.device)
-        several = even_size(count, self.micro_batch) < count
-        for piece, kept in micro_batches(samples, self.micro_batch):
+        several = even_size(count, most) < count
+        for piece, kept in micro_batches(samples, most):
             done += kept
             begin_micro_batch(self.wrapped, last=share and done == count, several=several)
             losses = denoising_loss(self.wrapped, self._process, *piece)[:kept]
             loss = losses.sum() / count
             loss.backward()
             # Later ones add to these gradients, and the last may average them over the processes.
-            if done == kept and self._has_whole_gradients:
+            if done == kept and self._has_whole_gradients and self.clip_numbers is None:
                 self.noise_scale.add_micro_batch(self._buffers, kept, count)
             total += loss.detach()
             self._add_by_t(piece.t[:kept], losses.detach())
@@ -256,6 +269,7 @@ class TrainStep:
         self.loss_sum.zero_()
         self.finite_steps.zero_()
         self.by_t.zero_()
+        self.by_shape.clear()
 
 
 def _merged(model: VideoDiT, parts: int, apart: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -5,8 +5,7 @@ import sys
 
 import torch.distributed as dist
 
-from videoscaling.data.latents import LatentCache
-from videoscaling.data.mixture import Mixture, open_data
+from videoscaling.data.mixture import Data, open_data
 from videoscaling.training.checkpoints.leftovers import clean_finished
 from videoscaling.training.checks import check_directory
 from videoscaling.training.config import Config, cache_folders
@@ -75,7 +74,7 @@ def _train(config: Config, wait: bool) -> int:
     return PREEMPTED if status == "preempted" else 0
 
 
-def prepare(config: Config) -> tuple[Run, LatentCache | Mixture]:
+def prepare(config: Config) -> tuple[Run, Data]:
     """The resolved run of ``config``, and its data; UserError if they do not fit together."""
     cache = open_data(cache_folders(config), config.data.weights)
     return resolve(config, cache.meta, earlier_milestones(config), has_bfloat16), cache

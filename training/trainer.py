@@ -13,16 +13,15 @@ import torch.distributed as dist
 from accelerate import PartialState
 from omegaconf import OmegaConf
 
-from videoscaling.data.latents import LatentCache
-from videoscaling.data.mixture import Mixture
+from videoscaling.data.mixture import Data, ShapeMixture
 from videoscaling.diffusion.loss import denoising_loss
 from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.timesteps import draw_timesteps
 from videoscaling.diffusion.validation import ValidationResult
 from videoscaling.models.dit import VideoDiT
-from videoscaling.training.batches import BatchLoader, Samples, with_text_tokens
+from videoscaling.training.batches import BatchLoader, Samples, ShapeLoader, with_text_tokens
 from videoscaling.training.checkpoints import checkpoint as ckpt
-from videoscaling.training.checkpoints.exported import read_trained
+from videoscaling.training.checkpoints.exported import load_initial
 from videoscaling.training.checkpoints.leftovers import clean_run
 from videoscaling.training.checkpoints.pieces import load_optimizer, shapes_of
 from videoscaling.training.checkpoints.writer import CheckpointWriter, finished_after_errors
@@ -47,8 +46,15 @@ from videoscaling.training.result import build_result, check_growth, recorded, r
 from videoscaling.training.run import Run
 from videoscaling.training.signals import StopRequest
 from videoscaling.training.step import TrainStep
-from videoscaling.training.validation import RAW_SHARE, Score, Validator, few_blocks, losses_file, milestone_scores
-from videoscaling.utils.errors import UserError
+from videoscaling.training.validation import (
+    RAW_SHARE,
+    Score,
+    ShapeValidator,
+    Validator,
+    few_blocks,
+    losses_file,
+    milestone_scores,
+)
 from videoscaling.utils.files import atomic_write, write_bytes
 from videoscaling.utils.locks import check_lock
 from videoscaling.utils.messages import warn
@@ -65,7 +71,7 @@ class Trainer:
         share: of this process's time that the run has; stacked runs divide it.
     """
 
-    def __init__(self, run: Run, cache: LatentCache | Mixture) -> None:
+    def __init__(self, run: Run, cache: Data) -> None:
         self.run, self.cache = run, cache
         self.config = config = run.config
         self._join_processes()
@@ -80,8 +86,11 @@ class Trainer:
             self.ema.requires_grad_()
         context = config.train.context_parallel  # these processes compute on the same clips
         place = (self.rank // context, self.world // context)
-        self.loader = BatchLoader(run, cache, *place, self.device)
-        self.validator = Validator(run, cache, self.device, *place, self.collective)
+        several = isinstance(cache, ShapeMixture)
+        self.loader = (ShapeLoader if several else BatchLoader)(run, cache, *place, self.device)
+        self.validator = (ShapeValidator if several else Validator)(run, cache, self.device, *place, self.collective)
+        if several:
+            self.train_step.clip_numbers = math.prod(cache.latent_shape)
         self.step = 0
         self.milestones: list[Milestone] = []
         self.seconds = 0.0
@@ -117,27 +126,16 @@ class Trainer:
         """The model and its EMA, compiled and sharded by the configuration."""
         model = build_model(self.config, self.cache.meta, self.device)
         if self.config.train.init and not resumable_step(self.config.run_dir):
-            self._load_initial(model)
+            load_initial(model, self.config.train.init, self.cache.meta)
         ema = copy.deepcopy(model).requires_grad_(False).eval()
         shards = sequence_shards(self.config.train.context_parallel, self.device)
         for each in (model, ema):
             each.sequence_shards = shards
             if self.config.train.compile:
-                compile_model(each, whole=not self.sharded)
+                compile_model(each, whole=not self.sharded, shapes=len(self.run.parts))
             if self.sharded:
                 shard(each, node_count() if self.config.train.parallel == "hsdp" else 1)
         return model, ema
-
-    def _load_initial(self, model: VideoDiT) -> None:
-        """Load ``train.init``'s weights; UserError if they are another model's, or of other encoders."""
-        given, meta = read_trained(self.config.train.init), self.cache.meta
-        for kind in ("vae", "text"):
-            if given.data[f"{kind}_fingerprint"] != meta[f"{kind}_fingerprint"]:
-                raise UserError(
-                    f"train.init={self.config.train.init}: trained with another {kind} ({given.data[kind]}) than the "
-                    f"cache ({meta[kind]}); encode the clips with that one"
-                )
-        ckpt.load_into(model, given.tensors, given.path)
 
     @property
     def tokens(self) -> int:
@@ -309,9 +307,11 @@ class Trainer:
     def find_micro_batch(self) -> None:
         """Find the micro-batch for GPU memory, once, with all of training's tensors and captions of full length."""
         if self.device.type == "cuda":  # by a clock, runs on the CPU would not resume bit for bit
-            samples = with_text_tokens(self.loader.batch(self.step), self.cache.text_tokens)
-            who = {"verbose": self.main, "collective": self.collective}
-            find_micro_batch(self.train_step, samples, n_ctx=self.run.n_ctx, **who)
+            each = zip(self.loader.parts, self.run.steps_of_parts(self.step), self.cache.parts)
+            samples = [with_text_tokens(loader.batch(step), cache.text_tokens) for loader, step, cache in each]
+            samples.sort(key=lambda one: -one.x0[0].numel())
+            who = {"verbose": self.main, "collective": self.collective, "others": samples[1:]}
+            find_micro_batch(self.train_step, samples[0], n_ctx=self.run.n_ctx, **who)
 
     def find_validation_batch(self) -> None:
         """Try one validation pass of the raw weights and of the EMA, in the memory that training leaves."""
@@ -346,7 +346,7 @@ class Trainer:
             return False
         scores = milestone_scores(raw, ema)
         losses = losses_file(raw, ema)
-        measured = {"flops": self.tokens * self.run.flops_per_token, **scores, "losses_crc32": zlib.crc32(losses)}
+        measured = {"flops": self.run.flops(self.step), **scores, "losses_crc32": zlib.crc32(losses)}
         if (noise_scale := self.train_step.noise_scale.tokens(self.run.n_ctx)) is not None:
             measured["noise_scale"] = noise_scale
         self.milestones += [{"nominal": m, "tokens": self.tokens, **measured} for m in self.due]

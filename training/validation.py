@@ -4,14 +4,16 @@ import dataclasses
 import io
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from videoscaling.data.index import shape_name
 from videoscaling.data.latents import LatentCache
-from videoscaling.data.mixture import Mixture
-from videoscaling.diffusion.validation import ValidationResult, forward_passes, validate_rows
+from videoscaling.data.mixture import Mixture, ShapeMixture
+from videoscaling.diffusion.validation import ValidationResult, forward_passes, pool, validate_rows
 from videoscaling.models.dit import VideoDiT
 from videoscaling.training.distributed.parallel import all_reduce
 from videoscaling.training.memory import largest_that_fits, on_any_process
@@ -65,6 +67,11 @@ class Validator:
         self._compiled = run.config.train.compile
         self._context = run.config.train.context_parallel
         self.batch = samples_per_pass(self._keys.batch, run.n_ctx // self._context)
+
+    @property
+    def parts(self) -> "list[Validator]":
+        """The validator of each shape of clips, of which ``ShapeValidator`` has several: itself."""
+        return [self]
 
     def validate(self, score: Score, rows: int = 1, share: int = 1) -> list[ValidationResult]:
         """The losses of ``rows`` sets of weights on one clip in ``share`` of the frozen set, the same everywhere.
@@ -180,25 +187,58 @@ class Validator:
             self.batch = fitting * rows
 
 
-def milestone_scores(raw: ValidationResult, ema: ValidationResult) -> dict[str, float]:
+class ShapeValidator:
+    """Scores weights on the frozen sets of clips of several shapes: on each by its own ``Validator``, as a run on the
+    clips of that shape alone does, and on all together by the mean of their tokens.
+
+    Attributes and arguments as ``Validator``'s.
+    """
+
+    def __init__(self, run: Run, data: ShapeMixture, *place: Any) -> None:
+        self.parts = [Validator(*both, *place) for both in zip(run.parts, data.parts)]
+        self._names = [shape_name(cache.latent_shape) for cache in data.parts]
+        # The raw weights' share of clips has the same weights, so that both losses are of the same quantity.
+        self._tokens = {
+            name: part.n_ctx * validator.clips for name, part, validator in zip(self._names, run.parts, self.parts)
+        }
+
+    def validate(self, score: Score, rows: int = 1, share: int = 1) -> list[ValidationResult]:
+        each = zip(*(validator.validate(score, rows, share) for validator in self.parts))
+        return [pool(dict(zip(self._names, results)), self._tokens) for results in each]
+
+    def find_batch(self, scores: Sequence[Score], rows: int = 1) -> None:
+        for validator in self.parts:
+            validator.find_batch(scores, rows)
+
+    def rehearse(self, score: Score) -> None:
+        for validator in self.parts:
+            validator.rehearse(score)
+
+
+def milestone_scores(raw: ValidationResult, ema: ValidationResult) -> dict[str, Any]:
     """The losses of a milestone and their standard errors, by their names in result.json."""
-    return {
+    scores = {
         "val_loss": raw.loss,
         "val_se": raw.standard_error,
         "ema_val_loss": ema.loss,
         "ema_val_se": ema.standard_error,
     }
+    by_shape = {name: milestone_scores(raw.by_shape[name], ema.by_shape[name]) for name in ema.by_shape}
+    return scores | ({"by_shape": by_shape} if by_shape else {})
 
 
 def losses_file(raw: ValidationResult, ema: ValidationResult) -> bytes:
-    """The content of validation/<tokens>.npy: losses [raw and ema weights, clips, times].
+    """The content of validation/<tokens>.npy: losses [raw and ema weights, clips, times], one shape after the other.
 
     Clips on which the raw weights were not scored have NaN.
     """
-    unmeasured = ((0, len(ema.losses) - len(raw.losses)), (0, 0))
-    both = (np.pad(raw.losses, unmeasured, constant_values=np.nan), ema.losses)
+    each = [(raw.by_shape[name].losses, ema.by_shape[name].losses) for name in ema.by_shape]
+    padded = []
+    for scored, losses in each or [(raw.losses, ema.losses)]:
+        unmeasured = ((0, len(losses) - len(scored)), (0, 0))
+        padded.append(np.stack((np.pad(scored, unmeasured, constant_values=np.nan), losses)))
     file = io.BytesIO()
-    np.save(file, np.stack(both))
+    np.save(file, np.concatenate(padded, axis=1))
     return file.getvalue()
 
 

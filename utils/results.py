@@ -31,6 +31,7 @@ class Milestone(TypedDict, total=False):
     ema_val_se: float
     losses_crc32: int
     noise_scale: float
+    by_shape: dict
 
 
 class RunResult(TypedDict, total=False):
@@ -50,6 +51,7 @@ class RunResult(TypedDict, total=False):
     skipped: int
     flops: float
     exact_flops: float
+    shapes: list
     warmup_tokens: int
     milestones: list[Milestone]
     milestones_asked: list[int]

@@ -71,6 +71,8 @@ def runs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         run(layout, layout)
     for layout in RECOMPUTED:
         run(f"{layout}_recomputed", layout, "train.activation_checkpointing=true")
+    if shutil.which("g++"):
+        run("context_fsdp_compiled", "context_fsdp", "train.compile=true")
     for first, others in THEN.items():
         run(f"{first}_then", first, *HALF)
         for other in others:
@@ -82,7 +84,14 @@ def runs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 pytestmark = pytest.mark.slow  # two dozen trainings come first
 
 RECOMPUTED = ("one", "fsdp", "context")
-OTHERS = (*list(LAYOUTS)[1:], *(f"{first}_then_{other}" for first in THEN for other in THEN[first]))
+OTHERS = (
+    *list(LAYOUTS)[1:],
+    *(f"{first}_then_{other}" for first in THEN for other in THEN[first]),
+    pytest.param(
+        "context_fsdp_compiled",
+        marks=pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler"),
+    ),
+)
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -15,8 +15,15 @@ from torch import Tensor
 from videoscaling.data.index import CacheMeta, is_latent_shape, is_size
 from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler
+from videoscaling.models.dit import VideoDiT
 from videoscaling.models.hub import read_config, weight_files
-from videoscaling.training.checkpoints.checkpoint import find_checkpoint, load_tensors, read_state, read_tensors
+from videoscaling.training.checkpoints.checkpoint import (
+    find_checkpoint,
+    load_into,
+    load_tensors,
+    read_state,
+    read_tensors,
+)
 from videoscaling.training.config import Config, config_from_dict, flatten, nested, to_dict
 from videoscaling.training.config import read_config as recorded
 from videoscaling.training.logs.log_files import METRICS, parse_row
@@ -72,6 +79,19 @@ def read_trained(path: str | Path, weights: str = "ema") -> Trained:
         for name, tensor in load_tensors(file).items()
     }
     return Trained(folder, config, {key: facts[key] for key in META}, tensors)
+
+
+def load_initial(model: VideoDiT, path: str, meta: CacheMeta) -> None:
+    """Load the weights of ``train.init=path``; UserError if they are another model's, or of other encoders than
+    ``meta``'s."""
+    given = read_trained(path)
+    for kind in ("vae", "text"):
+        if given.data[f"{kind}_fingerprint"] != meta[f"{kind}_fingerprint"]:
+            raise UserError(
+                f"train.init={path}: trained with another {kind} ({given.data[kind]}) than the cache ({meta[kind]}); "
+                "encode the clips with that one"
+            )
+    load_into(model, given.tensors, given.path)
 
 
 def _check_types(facts: Values, path: Path) -> None:

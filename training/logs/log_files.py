@@ -34,6 +34,7 @@ class MetricsRow(TypedDict, total=False):
     data_seconds: float
     share: float
     mfu: float | None
+    loss_by_shape: dict[str, float]
 
 
 class MetricsFile:

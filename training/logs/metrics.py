@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,13 +78,14 @@ class MetricsLog:
         *,
         step: int,
         tokens: int,
-        flops_per_token: float,
+        flops: float,
         loss: float,
         lr: float,
         grad_norm: float,
         skipped: int,
         end: int,
         by_t: Sequence[float] = (),
+        by_shape: Mapping[str, float] | None = None,
         share: float = 1.0,
         noise_scale: float | None = None,
         data_seconds: float = 0.0,
@@ -92,12 +94,13 @@ class MetricsLog:
 
         Args:
             tokens, end: seen so far, and at the run's end.
-            flops_per_token: C_token, from which MFU is computed: recomputation does not count. The peak is the run's
-                dtype's.
+            flops: C so far, from whose mean per token MFU is computed: recomputation does not count. The peak is the
+                run's dtype's.
             loss: mean training loss since the last logged step; NaN where every step was skipped, null in the file.
             grad_norm: before clipping, of this step.
             skipped: steps whose gradient was not finite, since the run began.
             by_t: mean training loss in equal bins of t since the last logged step; NaN where there was no sample.
+            by_shape: of clips of several shapes each one's mean training loss since the last logged step.
             share: this run's share of the process's time, below 1 for stacked runs. Tokens per second are this run's;
                 over the share they are the device's, from which MFU is computed.
             noise_scale: of the gradient, in tokens; None where steps have one micro-batch.
@@ -106,11 +109,11 @@ class MetricsLog:
         now = time.monotonic()
         speed = (tokens - self._last[0]) / (now - self._last[1])
         self._last = (tokens, now)
-        mfu = None if self._peak is None else speed / share * flops_per_token / (self._peak * self._world)
+        mfu = None if self._peak is None else speed / share * flops / tokens / (self._peak * self._world)
         values: MetricsRow = {
             "step": step,
             "tokens": tokens,
-            "flops": tokens * flops_per_token,
+            "flops": flops,
             "loss": loss if math.isfinite(loss) else None,
             "lr": lr,
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
@@ -121,8 +124,9 @@ class MetricsLog:
             "share": share,
             "mfu": mfu,
         }
-        self._file.append(values)
+        self._file.append(values | ({"loss_by_shape": dict(by_shape)} if by_shape else {}))
         points = _points(values | {"memory_GiB": memory_peak(self._device) / 2**30})
+        points |= {f"train_{shape}/loss": mean for shape, mean in (by_shape or {}).items()}
         self._add_points(points | _bins("train_by_t", by_t), tokens)
         if now - self._printed_at[1] >= CONSOLE_SECONDS:
             print(self._line(values, (tokens - self._printed_at[0]) / (now - self._printed_at[1]), end), flush=True)
@@ -152,19 +156,26 @@ class MetricsLog:
         """Restart the clock, so that speeds leave out the time of other work until now."""
         self._last = self._printed_at = (tokens, time.monotonic())
 
-    def validation(self, tokens: int, scores: dict[str, float], bins: list[float]) -> None:
+    def validation(self, tokens: int, scores: dict[str, Any], bins: list[float]) -> None:
         """A milestone's losses with their standard errors, and the averaged weights' loss in equal bins of t.
 
         They are on disk afterwards, so that the caller can record the milestone as done.
+
+        Args:
+            scores: as ``training.validation.milestone_scores`` returns them.
         """
-        points = {f"validation/{name}": value for name, value in scores.items()}
+        by_shape = scores.get("by_shape", {})
+        points = {f"validation/{name}": value for name, value in scores.items() if name != "by_shape"}
+        for shape, own in by_shape.items():
+            points |= {f"validation_{shape}/{name}": value for name, value in own.items()}
         self._add_points(points | _bins("validation_by_t", bins), tokens)
         self.flush()
-        print(
-            f"T {tokens:,}: validation loss {scores['ema_val_loss']:.5f} +- {scores['ema_val_se']:.5f} (EMA), "
-            f"{scores['val_loss']:.5f} +- {scores['val_se']:.5f} (raw, on a quarter of the clips)",
-            flush=True,
-        )
+        for clips, own in (("", scores), *((f" of {shape}", own) for shape, own in by_shape.items())):
+            print(
+                f"T {tokens:,}: validation loss{clips} {own['ema_val_loss']:.5f} +- {own['ema_val_se']:.5f} (EMA), "
+                f"{own['val_loss']:.5f} +- {own['val_se']:.5f} (raw, on a quarter of the clips)",
+                flush=True,
+            )
         self._restart_clock(tokens)
 
     def hparams(self, settings: Mapping[str, object]) -> None:

@@ -4,8 +4,7 @@ import math
 
 import torch
 
-from videoscaling.data.latents import LatentCache
-from videoscaling.data.mixture import Mixture
+from videoscaling.data.mixture import Data
 from videoscaling.diffusion.validation import T_BINS
 from videoscaling.training.distributed.parallel import all_reduce
 from videoscaling.training.logs.metrics import MetricsLog
@@ -20,7 +19,7 @@ from videoscaling.utils.messages import warn
 
 def open_log(
     run: Run,
-    cache: LatentCache | Mixture,
+    cache: Data,
     *,
     step: int,
     device: torch.device,
@@ -52,7 +51,7 @@ def open_log(
     )
     log.hparams(settings)
     begun = f"; from step {step:,}" if step else ""
-    how = f"{run.steps * run.clips / cache.train_size:.2g} epochs; {device}, attention {attention}"
+    how = f"{epochs_of(run, cache):.2g} epochs; {device}, attention {attention}"
     print(f"{config.run_dir}: {run.text}; {how}{begun}", flush=True)
     for text in run_warnings(config, token_numbers(config, cache.latent_shape)):
         warn(text)
@@ -60,6 +59,12 @@ def open_log(
     if wanted and local > wanted != (size := even_size(local, wanted)):
         print(f"train.micro_batch={wanted}: of {plural(local, 'clip')} {size} at a time, which changes no result")
     return log
+
+
+def epochs_of(run: Run, data: Data) -> float:
+    """How often a run sees its data, in tokens."""
+    there = sum(part.n_ctx * cache.train_size for part, cache in zip(run.parts, data.parts))
+    return run.steps * run.config.train.batch_tokens / there
 
 
 def log_window(
@@ -76,6 +81,8 @@ def log_window(
     finite_steps = train_step.finite_steps.item()
     loss = all_reduce(train_step.loss_sum, "mean").item() / finite_steps if finite_steps else math.nan
     sums, numbers = all_reduce(train_step.by_t, "sum")[:, :T_BINS]
+    # In one order, as all processes take the same shapes.
+    by_shape = {name: all_reduce(both, "sum").tolist() for name, both in train_step.by_shape.items()}
     noise_scale = train_step.noise_scale.tokens(run.n_ctx)
     train_step.reset_window()
     if log is not None:
@@ -85,13 +92,14 @@ def log_window(
         log.step(
             step=step,
             tokens=tokens,
-            flops_per_token=run.flops_per_token,
+            flops=run.flops(step),
             loss=loss,
             lr=rate,
             grad_norm=train_step.grad_norm.item(),
             skipped=train_step.skipped_steps.item(),
             end=end,
             by_t=(sums / numbers).tolist(),
+            by_shape={name: total / taken for name, (total, taken) in by_shape.items() if taken},
             share=share,
             noise_scale=noise_scale,
             data_seconds=data_seconds,

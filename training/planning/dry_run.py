@@ -13,14 +13,18 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from videoscaling.data.index import shape_name
 from videoscaling.data.latents import LatentCache
+from videoscaling.data.mixture import Data, Mixture
 from videoscaling.models.dit import VideoDiT
 from videoscaling.models.sizes import exact_flops
+from videoscaling.training.batches import BatchLoader, Samples
 from videoscaling.training.checkpoints import checkpoint as ckpt
 from videoscaling.training.checks import check_directory
 from videoscaling.training.config import Config, to_dict
 from videoscaling.training.distributed.parallel import node_count
 from videoscaling.training.logs.metrics import memory_peak, peak_flops
+from videoscaling.training.logs.run_log import epochs_of
 from videoscaling.training.planning.memory_formula import (
     ClipShape,
     Layout,
@@ -34,6 +38,7 @@ from videoscaling.training.planning.run_report import (
     DataReport,
     Flops,
     RunReport,
+    ShapeReport,
     TextLengths,
     Timing,
     ValidationCost,
@@ -42,10 +47,11 @@ from videoscaling.training.planning.run_report import (
     table,
 )
 from videoscaling.training.planning.step_account import step_account
-from videoscaling.training.result import check_growth, finished_result
+from videoscaling.training.result import check_growth, exact_flops_of, finished_result
 from videoscaling.training.run import Run, run_warnings, token_numbers
 from videoscaling.training.train import prepare
 from videoscaling.training.trainer import RAW_SHARE, Trainer
+from videoscaling.training.validation import Validator
 from videoscaling.utils.messages import warn
 
 SAMPLE_NUMBERS = 1 << 24  # the most latent numbers to read for the data report
@@ -95,12 +101,12 @@ def describe(trainer: Trainer) -> RunReport:
         check_growth(run, state["step"] * config.train.batch_tokens, state["milestones"])
     step = finished["tokens"] // config.train.batch_tokens if finished else state["step"]
     passed = len(finished["milestones"] if finished else state["milestones"])
-    clips = config.validation.clips or cache.validation_size
-    samples = (clips + max(clips // RAW_SHARE, 2)) * config.validation.timesteps
-    tokens = run.steps * config.train.batch_tokens
-    shape = _flops_shape(run, cache)
-    training, validation = exact_flops(*shape), exact_flops(*shape, training=False)
-    exact, milestones = run.steps * run.clips * training, len(config.train.milestones)
+    each = list(zip(run.parts, cache.parts))
+    clips = [config.validation.clips or part.validation_size for _, part in each]
+    samples = [(count + max(count // RAW_SHARE, 2)) * config.validation.timesteps for count in clips]
+    validation = sum(number * exact_flops(*_flops_shape(*both), training=False) for number, both in zip(samples, each))
+    tokens, milestones = run.steps * config.train.batch_tokens, len(config.train.milestones)
+    exact, reports = exact_flops_of(run, cache.meta, run.steps), [data_report(*both) for both in each]
     return RunReport(
         config=to_dict(config),
         warnings=run_warnings(config, token_numbers(config, cache.latent_shape)),
@@ -112,17 +118,18 @@ def describe(trainer: Trainer) -> RunReport:
         tokens=tokens,
         steps=run.steps,
         clips_per_step=run.clips,
-        epochs=run.steps * run.clips / cache.train_size,
-        flops=Flops(tokens * run.flops_per_token, run.flops_per_token, exact),
+        epochs=epochs_of(run, cache),
+        flops=Flops(run.flops(run.steps), run.flops_per_token, exact),
         memory=estimate_memory(run, cache, trainer.model, trainer.world),
         validation=ValidationCost(
-            clips,
-            samples,
+            sum(clips),
+            sum(samples),
             milestones,
             milestones_left=0 if finished else milestones - passed,
-            flops_share=_share(milestones * samples * validation, exact),
+            flops_share=_share(milestones * validation, exact),
         ),
-        data=data_report(run, cache),
+        data=max(reports, key=lambda report: report.training_tokens // report.training_clips),
+        shapes=[shape_report(*one) for one in zip(run.parts, run.steps_of_parts(run.steps), reports) if run.shapes],
     )
 
 
@@ -140,14 +147,19 @@ def parameter_groups(model: VideoDiT) -> dict[str, int]:
     return groups
 
 
-def estimate_memory(run: Run, cache: LatentCache, model: VideoDiT, world: int) -> dict[str, int]:
-    """``training_memory`` of a process of this run: bytes by part."""
-    shapes, plain = _shapes(run, cache, model, world), model.backend == "plain"
-    return training_memory(*shapes, clips=run.clips, dtype=run.config.train.dtype, plain_attention=plain)
+def estimate_memory(run: Run, cache: Data, model: VideoDiT, world: int) -> dict[str, int]:
+    """``training_memory`` of a process of this run, of the shape of clips that takes most: bytes by part."""
+    settings = {"dtype": run.config.train.dtype, "plain_attention": model.backend == "plain"}
+    each = []
+    for part, own in zip(run.parts, cache.parts):
+        wanted = run.config.train.micro_batch  # of the largest clips
+        shapes = _shapes(part, own, model, world, wanted and wanted * run.n_ctx // part.n_ctx)
+        each.append(training_memory(*shapes, clips=part.clips, **settings))
+    return max(each, key=lambda parts: parts["total"])
 
 
 def _shapes(
-    run: Run, cache: LatentCache, model: VideoDiT, world: int, micro_batch: int | None = None
+    run: Run, cache: LatentCache | Mixture, model: VideoDiT, world: int, micro_batch: int | None = None
 ) -> tuple[ModelShape, ClipShape, Layout]:
     """What memory and work of a step are formulas of; ``micro_batch``: what was found to fit."""
     train, keys = run.config.train, run.config.model
@@ -160,7 +172,7 @@ def _shapes(
     return shape, clip, layout
 
 
-def data_report(run: Run, cache: LatentCache) -> DataReport:
+def data_report(run: Run, cache: LatentCache | Mixture) -> DataReport:
     """What there is to train on; latents and text lengths from clips spread evenly over the cache."""
     most = max(1, min(cache.train_size, 1024, SAMPLE_NUMBERS // math.prod(cache.latent_shape)))
     index = torch.arange(most) * cache.train_size // most
@@ -169,7 +181,7 @@ def data_report(run: Run, cache: LatentCache) -> DataReport:
     lengths = mask.sum(1)
     return DataReport(
         cache=str(cache.path),
-        fingerprint=run.config.data.fingerprint,
+        fingerprint=cache.meta["fingerprint"],
         vae=cache.meta["vae"],
         text=cache.meta["text"],
         training_clips=cache.train_size,
@@ -186,6 +198,12 @@ def data_report(run: Run, cache: LatentCache) -> DataReport:
     )
 
 
+def shape_report(part: Run, steps: int, data: DataReport) -> ShapeReport:
+    """One of several shapes of clips: its ``part`` of the run, of which it has ``steps``."""
+    name = shape_name(data.latent_shape)
+    return ShapeReport(name, part.n_ctx, part.clips, part.share, steps, part.flops_per_token, data)
+
+
 def _rounded(values: Tensor) -> list[float]:
     return [round(value, 4) for value in values.tolist()]
 
@@ -194,7 +212,7 @@ def _share(part: float, rest: float) -> float:
     return part / (part + rest) if part + rest else 0.0
 
 
-def _flops_shape(run: Run, cache: LatentCache) -> tuple[int, ...]:
+def _flops_shape(run: Run, cache: LatentCache | Mixture) -> tuple[int, ...]:
     model = run.config.model
     token_dim = token_numbers(run.config, cache.latent_shape)
     return model.layers, model.width, run.n_ctx, token_dim, cache.text_tokens, cache.text_dim
@@ -222,23 +240,30 @@ def probe(trainer: Trainer, report: RunReport, before: int) -> RunReport:
 
     trainer.find_micro_batch()
     trainer.find_validation_batch()
-    samples = trainer.loader.batch(0)
+    step = data = 0.0
+    for part, loader in zip(run.parts, trainer.loader.parts):  # the mean over a run's steps
+        samples = loader.batch(0)
 
-    def train(number: int) -> None:
-        trainer.train_step.run(samples, number * batch)
+        def train(number: int, samples: Samples = samples) -> None:
+            trainer.train_step.run(samples, number * batch)
 
-    seconds_of(train, WARMUP_STEPS)
-    step = seconds_of(train, PROBE_STEPS)
-    # Several steps' samples are loaded at once: a few such groups, not counting the first.
-    group = steps_together(trainer.cache.latent_shape, len(samples.t))
-    data = seconds_of(lambda number: trainer.loader.batch((number + 1) * group), 3) / group
+        seconds_of(train, WARMUP_STEPS)
+        step += part.share * seconds_of(train, PROBE_STEPS)
+        # Several steps' samples are loaded at once: a few such groups, not counting the first.
+        group = steps_together(tuple(samples.x0.shape[1:]), len(samples.t))
+
+        def load(number: int, loader: BatchLoader = loader, group: int = group) -> None:
+            loader.batch((number + 1) * group)
+
+        data += part.share * seconds_of(load, 3) / group
     memory = memory_peak(device) - (0 if device.type == "cuda" else before)
     validation = _validation_seconds(trainer, seconds_of)
     steps, milestones = run.steps - report.from_step, report.validation.milestones_left
     training, validating = steps * (step + data), milestones * validation
     peak = peak_flops(device, config.train.dtype)
     speed = batch / (step + data)
-    shapes = _shapes(run, trainer.cache, trainer.model, trainer.world, trainer.train_step.micro_batch)
+    part, cache = max(zip(run.parts, trainer.cache.parts), key=lambda both: both[0].n_ctx)
+    shapes = _shapes(part, cache, trainer.model, trainer.world, trainer.train_step.micro_batch)
     timing = Timing(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         processes=trainer.world,
@@ -259,11 +284,14 @@ def probe(trainer: Trainer, report: RunReport, before: int) -> RunReport:
 
 def _validation_seconds(trainer: Trainer, seconds_of: Callable) -> float:
     """The time of one milestone: the EMA's loss on the whole set, and the raw weights' on a part of it."""
-    validator = trainer.validator
+    return sum(_set_seconds(trainer, validator, seconds_of) for validator in trainer.validator.parts)
+
+
+def _set_seconds(trainer: Trainer, validator: Validator, seconds_of: Callable) -> float:
     share = validator.passes()  # about one forward pass
 
     def score(number: int) -> None:
-        trainer._validate(trainer.ema, share)
+        validator.validate(trainer._score_of(trainer.ema), share=share)
 
     def samples(share: int) -> int:
         return validator.passes(share) * validator.size(share=share)

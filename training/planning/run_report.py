@@ -60,6 +60,19 @@ class DataReport:
 
 
 @dataclass(frozen=True)
+class ShapeReport:
+    """One of several shapes of clips: its latents' name, its share of the run's steps, and its data."""
+
+    latents: str
+    n_ctx: int
+    clips_per_step: int
+    share: float
+    steps: int
+    C_token: float
+    data: DataReport
+
+
+@dataclass(frozen=True)
 class Timing:
     """Measured times, and what they make of the whole run."""
 
@@ -80,7 +93,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What ``--dry-run --json`` prints; ``parameters`` and ``memory`` (bytes) are by part, with their total."""
+    """What ``--dry-run --json`` prints; ``parameters`` and ``memory`` (bytes) are by part, with their total.
+
+    ``shapes`` is empty where all clips have one. Of several, ``n_ctx``, ``clips_per_step``, ``memory`` and ``data``
+    are the largest one's, and C_token is their mean.
+    """
 
     config: Values
     warnings: list[str]
@@ -97,6 +114,7 @@ class RunReport:
     memory: dict[str, int | None]
     validation: ValidationCost
     data: DataReport
+    shapes: list[ShapeReport]
     time: Timing | None = None  # before the probe
 
 
@@ -109,11 +127,12 @@ def _gib(size: float) -> str:
 
 
 def described(report: RunReport) -> list[tuple[str, str]]:
-    config, data, flops, validation = report.config, report.data, report.flops, report.validation
+    config, flops, validation = report.config, report.flops, report.validation
     state = {"new": "new", "resumes": f"continues from step {report.from_step:,}"}.get(
         report.status, f"already {report.status}: there is nothing left to do"
     )
-    lengths = data.text_lengths
+    steps = [(one.clips_per_step, one.n_ctx) for one in report.shapes] or [(report.clips_per_step, report.n_ctx)]
+    clips = " or ".join(f"{plural(count, 'clip')} of {n_ctx:,} tokens" for count, n_ctx in steps)
     groups = [(name, number) for name, number in report.parameters.items() if name != "total"]
     parts = [f"{name} {_gib(size)}" for name, size in report.memory.items() if name != "total" and size]
     return [
@@ -126,8 +145,7 @@ def described(report: RunReport) -> list[tuple[str, str]]:
         *(("", f"{number:>15,} {name}{' = N' if number == report.N else ''}") for name, number in groups if number),
         (
             "length",
-            f"{report.tokens:,} tokens in {plural(report.steps, 'step')} of "
-            f"{plural(report.clips_per_step, 'clip')} of {report.n_ctx:,} tokens; {report.epochs:.3g} epochs",
+            f"{report.tokens:,} tokens in {plural(report.steps, 'step')} of {clips}; {report.epochs:.3g} epochs",
         ),
         ("FLOPs", f"C {flops.C:.4g} (C_token {flops.C_token:.4g}); exact {flops.exact:.4g}"),
         (
@@ -135,6 +153,23 @@ def described(report: RunReport) -> list[tuple[str, str]]:
             f"{plural(validation.milestones, 'milestone')}, {validation.samples:,} samples at each; "
             f"{validation.flops_share:.1%} of the run's FLOPs",
         ),
+        *(row for shape in report.shapes for row in [_shape_row(shape), *_data_rows(shape.data)]),
+        *([] if report.shapes else _data_rows(report.data)),
+        ("memory", f"{_gib(report.memory['total'])} per process, estimated: {', '.join(parts)}"),
+    ]
+
+
+def _shape_row(shape: ShapeReport) -> tuple[str, str]:
+    return (
+        "shape",
+        f"{shape.latents}: {plural(shape.steps, 'step')} (share {shape.share:g}) of "
+        f"{plural(shape.clips_per_step, 'clip')}, C_token {shape.C_token:.4g}",
+    )
+
+
+def _data_rows(data: DataReport) -> list[tuple[str, str]]:
+    lengths = data.text_lengths
+    return [
         (
             "data",
             f"{data.cache}: {plural(data.training_clips, 'training clip')} = {data.training_tokens:,} "
@@ -152,7 +187,6 @@ def described(report: RunReport) -> list[tuple[str, str]]:
         ),
         ("", f"mean {_numbers(data.latent_mean)}"),
         ("", f"std  {_numbers(data.latent_std)}"),
-        ("memory", f"{_gib(report.memory['total'])} per process, estimated: {', '.join(parts)}"),
     ]
 
 
@@ -167,7 +201,7 @@ def probed(report: RunReport) -> list[tuple[str, str]]:
     grown = f"{_gib(measured)} measured" if measured else "no growth measured"
     processes = "" if spent.processes == 1 else f"{spent.processes} processes on "
     return [
-        ("", f"{grown} in {WARMUP_STEPS + PROBE_STEPS} steps"),
+        ("", f"{grown} in {(WARMUP_STEPS + PROBE_STEPS) * max(len(report.shapes), 1)} steps"),
         (
             "time",
             f"{duration(spent.seconds)} on {processes}{spent.device}: training {duration(spent.training_seconds)}, "

@@ -58,6 +58,8 @@ def _train_stacked(configs: list[Config], wait: bool, write_consoles: bool) -> i
     keep_memory()
     prepared = [prepare(config) for config in configs]
     prepared = [(run, cache) for run, cache in prepared if finished_result(run) is None]
+    if any(run.shapes for run, _ in prepared):
+        raise UserError("data.cache: stacked runs have clips of one shape; train these runs one by one")
     if len({stack_key(run.config) for run, _ in prepared}) > 1:
         raise UserError("these runs differ in more than their seeds, rates and optimisers: train them one by one")
     consoles: dict[Trainer, TextIO] = {}

@@ -43,7 +43,7 @@ def step(log: MetricsLog, number: int, end: int = 100_000, skipped: int = 0) -> 
     log.step(
         step=number,
         tokens=100 * number,
-        flops_per_token=1e6,
+        flops=1e8 * number,
         loss=0.5,
         lr=1e-3,
         grad_norm=1.0,
@@ -145,9 +145,7 @@ def test_of_runs_in_one_process_each_tells_its_own_speed_and_the_devices_mfu(
     monkeypatch.setattr(metrics, "peak_flops", lambda device, dtype: 1e9)
     log = MetricsLog(tmp_path, 0, 0, CPU, 1)
     clock.now += 10
-    log.step(
-        step=10, tokens=1000, flops_per_token=1e6, loss=0.5, lr=1e-3, grad_norm=1.0, skipped=0, end=100_000, share=0.25
-    )
+    log.step(step=10, tokens=1000, flops=1e9, loss=0.5, lr=1e-3, grad_norm=1.0, skipped=0, end=100_000, share=0.25)
     log.close()
     # 100 tokens/s of 1e6 FLOPs each in a quarter of the device's time: four times that are done of its 1e9 FLOP/s.
     assert "  100 tokens/s  MFU 40.0%  16 min left" in capsys.readouterr().out
