@@ -44,7 +44,7 @@ def test_shares_add_up_and_small_ones_are_refused():
     assert shares("ab", [0.0006, 0.9994]) == [1, 999]
     with pytest.raises(UserError, match="a would be seen less than once in 1000 clips"):
         shares("ab", [1, 10_000])
-    with pytest.raises(UserError, match="data.weights: 1 numbers for 2 caches"):
+    with pytest.raises(UserError, match="data.weights: 1 number for 2 caches"):
         shares("ab", [1])
 
 
