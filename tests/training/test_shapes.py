@@ -267,6 +267,7 @@ def test_a_dry_run_reports_each_shape(both: list[Path], whole: Path, tmp_path: P
     assert report["epochs"] == pytest.approx(3072 / (48 * 32 + 40 * 8))
     text = call("train.py", "--dry-run", *keys_of(both, tmp_path, "x")).stdout
     assert "4 clips of 32 tokens or 16 clips of 8 tokens" in text
+    assert "a step of the largest clips by formula" in text
     assert not (tmp_path / "x").exists()
 
 
