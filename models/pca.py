@@ -10,8 +10,9 @@ def components(samples: Tensor, count: int) -> tuple[Tensor, Tensor]:
     centred = samples - mean
     if len(samples) > samples.shape[1]:
         return mean, torch.linalg.eigh(centred.T @ centred)[1][:, -count:].T
-    basis = torch.linalg.eigh(centred @ centred.T)[1][:, -count:].T @ centred
-    return mean, basis / basis.norm(dim=1, keepdim=True)
+    leading = torch.linalg.eigh(centred @ centred.T)[1][:, -count:].flip(1)
+    # Repeated samples span fewer directions, and the rest of these are rounding errors: orthogonal, they do no harm.
+    return mean, torch.linalg.qr(centred.T @ leading)[0].T.flip(0)
 
 
 def project(samples: Tensor, mean: Tensor, components: Tensor) -> Tensor:

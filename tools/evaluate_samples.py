@@ -25,7 +25,7 @@ from videoscaling.tools.quality.evaluate import Request, evaluate_clips, evaluat
 from videoscaling.tools.quality.models import check_curve, is_model
 from videoscaling.tools.quality.networks import PACKAGES
 from videoscaling.tools.quality.result import printed_rows, write_curves, write_result, write_table
-from videoscaling.utils.errors import Parser, path_text, run_cli
+from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
 from videoscaling.utils.options import height_and_width, number
 from videoscaling.utils.text_tables import table
 
@@ -90,7 +90,12 @@ def main() -> None:
         command.refuse_unread(args, FOR_MODELS, "for models, and none is named")
     if models or (args.real and is_cache(args.real)):
         command.refuse_unread(args, FOR_VIDEOS, "the clips have the shape of the model's or the cache's")
+    for option in ("out", "table"):
+        if (path := getattr(args, option)) and path.is_dir():
+            raise UserError(f"--{option} {path}: is a folder; name a file")
     if args.tensorboard:
+        if args.tensorboard.is_file():
+            raise UserError(f"--tensorboard {args.tensorboard}: is a file; name a folder")
         check_curve(args.generated)
     request = Request(
         generated=args.generated,

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from videoscaling.models.fidelity import psnr
 from videoscaling.models.pca import pca_of_blocks, pca_of_clips
-from videoscaling.tools.vae_clips import FRAMES, SCORED, TrainingClips, mixed_batch, training_clips
+from videoscaling.tools.vae_clips import FRAMES, TrainingClips, mixed_batch, training_clips
+from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import Parser, UserError, first_line, path_text, resumable, run_cli
 from videoscaling.utils.files import (
     atomic_write,
@@ -209,10 +210,9 @@ def reconstruct(model: nn.Module, clips: Tensor) -> Tensor:
     return torch.cat(parts).clamp_(-1, 1)
 
 
-def scores(model: nn.Module, source: TrainingClips) -> dict[str, dict[str, float]]:
-    """PSNR on a source's held-out clips by method: of the mean squared error over all clips (``pooled``, the stricter)
-    and the mean over clips of each one's PSNR (``per_clip``)."""
-    test = source.held_out()
+def scores(model: nn.Module, source: TrainingClips, test: Tensor) -> dict[str, dict[str, float]]:
+    """PSNR on ``test``, a source's held-out clips, by method: of the mean squared error over all clips (``pooled``,
+    the stricter) and the mean over clips of each one's PSNR (``per_clip``)."""
     height, width = test.shape[3:]
     numbers = ARCHITECTURE["latent_channels"] * 5 * (height // 8) * (width // 8)
     fitted_on = source.batch(torch.arange(PCA_NUMBERS // test[0].numel()))
@@ -275,6 +275,9 @@ def main() -> None:
     recover_folder(args.out)
     settings = options_of(Settings, args, source=tuple(args.source))
     check_bounds(settings)
+    pick_device(settings.device)
+    if len(set(settings.source)) < len(settings.source):
+        raise UserError(f"--source {' '.join(settings.source)}: one is named twice, and all give as many clips")
     if any(side % 8 for side in settings.size):
         raise UserError(
             f"--size {'x'.join(map(str, settings.size))}: must be multiples of 8, the pixels of one latent"
@@ -287,7 +290,8 @@ def main() -> None:
     with resumable(str(args.out)):
         sources = [training_clips(source, settings.seed, settings.size) for source in settings.source]
         model = finish(train(settings, sources, state_path), sources)
-    by_source = {source.name: scores(model, source) for source in sources}
+    held_out = {source.name: source.held_out() for source in sources}
+    by_source = {source.name: scores(model, source, held_out[source.name]) for source in sources}
 
     import diffusers
 
@@ -298,7 +302,7 @@ def main() -> None:
         "seconds": round(time.monotonic() - started),
         "parameters": sum(p.numel() for p in model.parameters()),
         "psnr": by_source,
-        "psnr_clips": SCORED,
+        "psnr_clips": {name: len(clips) for name, clips in held_out.items()},
         "latents_mean": [round(x, 5) for x in model.latents_mean.tolist()],
         "latents_std": [round(x, 5) for x in model.latents_std.tolist()],
         "versions": {

@@ -61,6 +61,8 @@ def check_directory(config: Config) -> None:
         keys = sorted(k for k in before | now if before.get(k) != now.get(k))
         # An id may leave a key out, which has a value all the same.
         was, value = hashed_values(earlier), hashed_values(config)
+        if "data.fingerprint" in keys:  # of what these two name, which no id has
+            keys += [k for k in ("data.cache", "data.weights") if was[k] != value[k]]
         changed = [f"{k}: {was[k]} -> {value[k]}" for k in keys]
         end, end_before = config.train.tokens, earlier.train.tokens
         if end < end_before and keys == ["optim.warmup_tokens"]:

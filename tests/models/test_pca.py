@@ -21,6 +21,14 @@ def test_components_are_those_of_svd():
     torch.testing.assert_close(project(wide, *components(wide, 5)), expected, atol=1e-3, rtol=0)
 
 
+def test_components_of_few_repeated_samples_are_orthogonal():
+    """A small folder of videos has fewer windows than the baseline is fitted on, and fewer than its numbers."""
+    few = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    mean, found = components(few.repeat(4, 1), 16)
+    torch.testing.assert_close(found @ found.T, torch.eye(16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(project(few, mean, found), few, atol=1e-4, rtol=0)
+
+
 def test_baselines_see_whole_clips():
     clips = render(torch.arange(40), 0)
     # one component fewer than clips span all they were fitted on

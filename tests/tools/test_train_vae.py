@@ -80,6 +80,8 @@ def test_refusals(tmp_path, monkeypatch):
     for arguments, message in (
         (["--steps", "0"], "--steps 0: must be a number from 1"),
         (["--lr", "nan"], "--lr nan: must be a number from 1e-12"),
+        (["--source", "synthetic", "doom", "synthetic"], "--source synthetic doom synthetic: one is named twice"),
+        (["--device", "tpu"], "--device tpu: not available here"),
         (["--size", "32x33"], "--size 32x33: must be multiples of 8"),
         ([], "folder of something else"),
     ):

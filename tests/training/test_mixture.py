@@ -51,6 +51,9 @@ def test_a_run_on_a_mixture_resumes_and_names_its_parts(both: list[Path], tmp_pa
     trained("parts", "train.tokens=1280")
     parts = trained("parts")
     assert parts["milestones"][-1] == whole["milestones"][-1]
+    changed = r"data.fingerprint: \w+ -> \w+; data.weights: \[1.0, 1.0\] -> \[1.0, 2.0\]"
+    with pytest.raises(UserError, match=changed):
+        trained("parts", "data.weights=[1,2]")
     cache = open_data(list(map(str, both)), [1, 1])
     assert result(tmp_path / "whole")["recipe"]["data"] == cache.meta["fingerprint"]
     # The same eighteen clips in both lists but the last two: once each.

@@ -99,9 +99,9 @@ def test_losses_by_clip_are_those_that_the_run_wrote(tmp_path: Path) -> None:
     np.save(path, np.full((2, 3, 2), 0.5))
     content = bytearray(path.read_bytes())
     crc32 = zlib.crc32(content)
-    assert averaged_weights(str(path), crc32).tolist() == [0.5] * 3
+    assert averaged_weights(str(path), crc32).mean(1).tolist() == [0.5] * 3
     content[-2] ^= 1  # 0.5 -> 0.53125: a loss like any other
     path.write_bytes(content)
-    assert averaged_weights(str(path)).tolist() != [0.5] * 3
+    assert averaged_weights(str(path)).mean(1).tolist() != [0.5] * 3
     with pytest.raises(UserError, match="not as the run wrote it"):
         averaged_weights(str(path), crc32)

@@ -11,7 +11,7 @@ from videoscaling.diffusion.sampling import SamplerOptions
 from videoscaling.models.sizes import parameters
 from videoscaling.training.checkpoints.checkpoint import PREFIX, STATE, find_checkpoint, read_state
 from videoscaling.training.checkpoints.exported import read_trained
-from videoscaling.training.config import cache_folders
+from videoscaling.training.config import cache_folders, read_config, run_id
 from videoscaling.training.pipeline import VideoPipeline
 from videoscaling.utils.errors import UserError
 
@@ -65,12 +65,14 @@ def check_curve(names: Sequence[str]) -> None:
     """Check that ``names`` are models of one curve over T.
 
     Raises:
-        UserError: one is no checkpoint with a T, or two have the same T.
+        UserError: one is no checkpoint with a T, two have the same T, or they are of several runs.
     """
     others = any(name == "embedded" or (Path(name) / "config.json").is_file() or not is_model(name) for name in names)
-    seen = [] if others else [read_state(find_checkpoint(Path(name), ("ema",)))["tokens"] for name in names]
-    if not seen or len(set(seen)) < len(seen):
+    paths = [] if others else [find_checkpoint(Path(name), ("ema",)) for name in names]
+    seen, runs = [read_state(path)["tokens"] for path in paths], {run_id(read_config(path)) for path in paths}
+    if len(set(seen)) < max(len(seen), 1) or len(runs) > 1:
         found = f"T is {', '.join(f'{tokens:,}' for tokens in seen)}" if seen else "these are not all such"
+        found = f"these are of {len(runs)} runs" if len(runs) > 1 else found
         raise UserError(f"--tensorboard: a curve needs checkpoints of one run, each of another T; {found}")
 
 

@@ -24,7 +24,7 @@ def clip_losses(table: RunTable) -> NDArray[np.float64] | None:
         return None
     by_row = {}
     for row in np.flatnonzero(finite):
-        by_row[row] = averaged_weights(str(table.samples[row]), int(table.samples_crc32[row]))
+        by_row[row] = averaged_weights(str(table.samples[row]), int(table.samples_crc32[row])).mean(1)
     if len({len(losses) for losses in by_row.values()}) != 1:
         return None
     relative = np.full((len(table), len(next(iter(by_row.values())))), np.nan)
@@ -34,7 +34,7 @@ def clip_losses(table: RunTable) -> NDArray[np.float64] | None:
 
 
 def averaged_weights(path: str, crc32: int = -1) -> NDArray[np.float64]:
-    """Losses [clips] of the averaged weights in a run's file, [raw and averaged weights, clips, times].
+    """Losses [clips, times] of the averaged weights in a run's file, [raw and averaged weights, clips, times].
 
     Args:
         crc32: of the file as the run wrote it; -1 where the run is of an older version, which recorded none.
@@ -48,7 +48,7 @@ def averaged_weights(path: str, crc32: int = -1) -> NDArray[np.float64]:
             raise ValueError("not as the run wrote it")
         file = io.BytesIO(content)
         stored = np.load(file, allow_pickle=False)
-        losses = stored[1].mean(axis=1, dtype=float)
+        losses = stored[1].astype(float)
         if stored.ndim != 3 or not losses.size or not np.all((losses > 0) & (losses < np.inf)):
             raise ValueError(f"shape {stored.shape}, or not numbers above 0")
     except (ValueError, TypeError, LookupError, EOFError, MemoryError, OSError) as error:

@@ -100,9 +100,10 @@ def test_curves_of_a_run_for_tensorboard(cache: Path, tmp_path: Path) -> None:
     """A point for each checkpoint, at its T; a second evaluation takes the place of the first."""
     tiny = "model.size=1x32 train.batch_tokens=160 train.tokens=640 optim.warmup_tokens=160 optim.beta2_half_life=1e3"
     tiny += " optim.lr=1e-3 train.compile=false checkpoint.every_steps=2 checkpoint.keep=9 validation.clips=2"
-    place = (f"data.cache={cache}", f"out={tmp_path}", "name=x")
-    done = call("train.py", "--config", "configs/train/base.yaml", *place, *tiny.split())
-    assert done.returncode == 0, done.stderr
+    place = (f"data.cache={cache}", f"out={tmp_path}")
+    for own in (("name=x",), ("name=y", "seed=1")):
+        done = call("train.py", "--config", "configs/train/base.yaml", *place, *own, *tiny.split())
+        assert done.returncode == 0, done.stderr
     words = [*sorted(str(path) for path in (tmp_path / "x" / "checkpoints").glob("step_*")), "--features", "motion"]
     words += ["--steps", "1", "--clips", "10", "--no-corruptions", "--tensorboard", tmp_path / "curves"]
     for _ in range(2):
@@ -115,6 +116,10 @@ def test_curves_of_a_run_for_tensorboard(cache: Path, tmp_path: Path) -> None:
     points = events.Scalars("quality/motion_high")
     assert [point.step for point in points] == [320, 640]
     assert [point.value for point in points] == pytest.approx([one["distances"]["motion"]["high"] for one in entries])
+    first, other = words[0], tmp_path / "y"
+    for names, message in (([first, first], "T is 320, 320"), ([first, other], "these are of 2 runs")):
+        done = call("tools/evaluate_samples.py", *names, *words[2:])
+        assert (done.returncode, done.stderr.count("\n"), message in done.stderr) == (2, 1, True), done.stderr
 
 
 def test_folders_of_videos(network: Path, tmp_path: Path) -> None:
@@ -165,6 +170,8 @@ def test_what_is_missing_is_named(network: Path, cache: Path, tmp_path: Path, mo
         (["embedded", "--real", cache, "--features", tmp_path / "damaged.pt"], "no TorchScript"),
         (["embedded", "--features", network], "names 0 caches"),
         (["embedded", "--features", network, "--tensorboard", tmp_path / "curves"], "checkpoints of one run"),
+        (["embedded", "--features", network, "--tensorboard", network], "is a file; name a folder"),
+        (["embedded", "--features", network, "--out", tmp_path], "is a folder; name a file"),
         ([tmp_path, "--features", network], "no videos in this folder"),
     ):
         done = call("tools/evaluate_samples.py", *words)
