@@ -220,7 +220,7 @@ def draw(
     if not training or (every and not any(name in scan.found for name in training)):
         raise UserError(
             "no video is left for training, and no part of one that is far enough from the validation "
-            "clips. Add videos, or ask for fewer of those (--validation 0 for none)"
+            "clips. Add videos, or longer ones; a cache can also have fewer of those (--validation 0 for none)"
         )
     taken = {file_of[name] for name in validation_keys}
     seen = {name: scan.look_up(name) or [] for name, file in file_of.items() if file in taken}

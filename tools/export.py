@@ -68,17 +68,23 @@ def facts_of(config: Any, state: dict[str, Any], weights: str, law: str | None) 
     Args:
         config: the run's resolved configuration; ``state``: the checkpoint's; ``law``: a law file.
     """
+    from videoscaling.data.index import shape_name
     from videoscaling.models.sizes import parameters
     from videoscaling.training.result import recipe
+    from videoscaling.training.run import SEVERAL_SHAPES
 
     data, model, optim, train = state["data"], config.model, config.optim, config.train
     N, T = parameters(model.layers, model.width), state["tokens"]
     last = next((one for one in reversed(state["milestones"]) if one["tokens"] == T), None)
     kind = "ema_" if weights == "ema" else ""
     source = re.sub(r" \d+$", "", Path(data["source"]).name)  # without the version of how its clips are made
+    shapes = ", ".join(f"{shape_name(shape['latent_shape'])} {shape['share']:.1%}" for shape in data.get("shapes", []))
+    if shapes and law:
+        raise UserError(f"--law {law}: {SEVERAL_SHAPES}; leave it out")
     facts = [
         ("size", f"{model.size} (layers x width), N = {N:,} parameters in the blocks' matrices"),
         ("videos", f"{plural(data['frames'], 'frame')} of {data['width']}x{data['height']} pixels"),
+        *([("trained on", f"latents of several shapes, by shares of the tokens: {shapes}")] if shapes else []),
         ("data", f"{source}, {data['n_clips']:,} clips, fingerprint {data['fingerprint']}"),
         ("autoencoder", f"{data['vae']}, fingerprint {data['vae_fingerprint']}"),
         ("text encoder", f"{data['text']}, fingerprint {data['text_fingerprint']}"),

@@ -215,7 +215,7 @@ def scores(model: nn.Module, source: TrainingClips, test: Tensor) -> dict[str, d
     the stricter) and the mean over clips of each one's PSNR (``per_clip``)."""
     height, width = test.shape[3:]
     numbers = ARCHITECTURE["latent_channels"] * 5 * (height // 8) * (width // 8)
-    fitted_on = source.batch(torch.arange(PCA_NUMBERS // test[0].numel()))
+    fitted_on = source.batch(torch.arange(min(PCA_NUMBERS // test[0].numel(), source.windows)))
     made = {
         "autoencoder": reconstruct(model, test),
         "pca_of_blocks": pca_of_blocks(fitted_on, test, ARCHITECTURE["latent_channels"]),

@@ -1,5 +1,6 @@
 """The clips that an autoencoder is trained and scored on: rendered as they are needed, or read and held in memory."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,9 +33,14 @@ READ_SECONDS = 10 * LIMIT_SECONDS  # for one of them: a cache takes 16 clips of 
 
 
 class TrainingClips(Protocol):
-    """Clips float32 [n, 3, ``FRAMES``, height, width] in [-1, 1] of one source."""
+    """Clips float32 [n, 3, ``FRAMES``, height, width] in [-1, 1] of one source.
+
+    Attributes:
+        windows: how many training clips there are; then they are seen again, mirrored or not.
+    """
 
     name: str
+    windows: float
 
     def batch(self, index: Tensor) -> Tensor:
         """The training clips of the samples ``index``, int64 [n]."""
@@ -61,7 +67,7 @@ def mixed_batch(sources: Sequence[TrainingClips], index: Tensor) -> Tensor:
 class Rendered:
     """Synthetic clips, of which none is seen twice."""
 
-    name = "synthetic"
+    name, windows = "synthetic", math.inf
 
     def __init__(self, seed: int, size: tuple[int, int]) -> None:
         self._seed, self._size = seed, size
@@ -90,10 +96,11 @@ class Stored:
         self._stretches = [one for found in _read(source, units["train"], workers) for one in stretches(found)]
         starts = [stretch.shape[1] - FRAMES + 1 for stretch in self._stretches]
         self._ends = torch.tensor(starts).cumsum(0)
+        self.windows = int(self._ends[-1])
         self._held_out = torch.cat([found.pixels for found in _read(source, units["validation"], workers)])[:SCORED]
 
     def batch(self, index: Tensor) -> Tensor:
-        place = sample_index(index.cpu(), int(self._ends[-1]), derive_seed(self._seed, "clips"))
+        place = sample_index(index.cpu(), self.windows, derive_seed(self._seed, "clips"))
         number = torch.searchsorted(self._ends, place, right=True)
         last = self._ends[number] - place  # 1 for the last start in a stretch
         clips = []

@@ -101,12 +101,13 @@ def test_stretches_join_successive_clips_alone():
     assert [one.shape[1] for one in apart] == [17, 17, 17]
 
 
-def test_clips_of_videos_begin_at_any_frame_and_held_out_videos_are_others(tmp_path):
+def test_clips_of_videos_begin_at_any_frame_and_held_out_videos_are_others(tmp_path, monkeypatch):
     """Each window of each training video once an epoch, as it is or mirrored; none of the held-out one."""
     for number in range(4):
         make_video(tmp_path / f"{number}.mp4", frames=34 + number, height=48 + 8 * number)
     source = training_clips(str(tmp_path), 0, (32, 40))
     windows = 3 * (2 * 17 - 17 + 1)
+    assert source.windows == windows
     epoch = source.batch(torch.arange(windows))
     assert epoch.shape == (windows, 3, 17, 32, 40)
 
@@ -117,6 +118,10 @@ def test_clips_of_videos_begin_at_any_frame_and_held_out_videos_are_others(tmp_p
     assert len(source.held_out()) == 2
     assert not either_way(epoch) & either_way(source.held_out())
     assert either_way(source.batch(torch.arange(windows, 2 * windows))) == either_way(epoch)
+    # The baselines are fitted on no clip twice: of so few, that would be thousands of copies.
+    monkeypatch.setattr(train_vae, "pca_of_clips", lambda fitted_on, test, numbers: test * (len(fitted_on) == windows))
+    scores = train_vae.scores(train_vae.build().eval(), source, source.held_out())
+    assert scores["pca_of_clips"]["pooled"] > 60 > scores["pca_of_blocks"]["pooled"]
 
 
 def test_sources_share_a_batch_in_turn():

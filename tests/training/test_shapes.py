@@ -18,9 +18,11 @@ from videoscaling.data.sample_order import MIXED, steps_by_set
 from videoscaling.models.sizes import exact_flops
 from videoscaling.scaling.runs import read
 from videoscaling.sweeps.directory import data_of
+from videoscaling.tools.export import facts_of
 from videoscaling.training.batches import BatchLoader, ShapeLoader
+from videoscaling.training.checkpoints.checkpoint import find_checkpoint, read_state
 from videoscaling.training.checks import check_share
-from videoscaling.training.config import load_config
+from videoscaling.training.config import load_config, read_config
 from videoscaling.training.run import encoded_shape
 from videoscaling.training.stacked.loop import train_stacked
 from videoscaling.training.train import prepare, train
@@ -265,6 +267,7 @@ def test_a_dry_run_reports_each_shape(both: list[Path], whole: Path, tmp_path: P
     assert report["epochs"] == pytest.approx(3072 / (48 * 32 + 40 * 8))
     text = call("train.py", "--dry-run", *keys_of(both, tmp_path, "x")).stdout
     assert "4 clips of 32 tokens or 16 clips of 8 tokens" in text
+    assert "a step of the largest clips by formula" in text
     assert not (tmp_path / "x").exists()
 
 
@@ -283,6 +286,15 @@ def test_laws_sweeps_and_stacks_take_clips_of_one_shape(both: list[Path], whole:
     done = call("tools/sweep.py", "run", tmp_path / "sweep.yaml", "--dry-run")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "these caches differ in the shape of their clips, and a law's clips have one" in done.stderr
+
+
+def test_the_card_of_an_export_names_the_shapes(whole: Path) -> None:
+    checkpoint = find_checkpoint(whole)
+    config, state = read_config(checkpoint), read_state(checkpoint)
+    facts = dict(facts_of(config, state, "ema", None))
+    assert facts["trained on"].endswith("2x4x4 66.7%, 1x2x4 33.3%")
+    with pytest.raises(UserError, match="law.json: these caches differ in the shape of their clips"):
+        facts_of(config, state, "ema", "law.json")
 
 
 @pytest.mark.slow

@@ -95,8 +95,8 @@ class Timing:
 class RunReport:
     """What ``--dry-run --json`` prints; ``parameters`` and ``memory`` (bytes) are by part, with their total.
 
-    ``shapes`` is empty where all clips have one. Of several, ``n_ctx``, ``clips_per_step``, ``memory`` and ``data``
-    are the largest one's, and C_token is their mean.
+    ``shapes`` is empty where all clips have one. Of several, ``n_ctx``, ``clips_per_step``, ``memory``, ``data`` and
+    the step's account are the largest one's, and C_token is their mean.
     """
 
     config: Values
@@ -212,6 +212,6 @@ def probed(report: RunReport) -> list[tuple[str, str]]:
             f"a step {1e3 * spent.seconds_per_step:.4g} ms, its data {1e3 * spent.data_seconds_per_step:.3g} "
             f"ms, mean of {PROBE_STEPS} steps; {spent.tokens_per_second:,.0f} tokens/s{mfu}",
         ),
-        ("", f"a step by formula: {spent.account.text()}"),
+        ("", f"a step{' of the largest clips' if report.shapes else ''} by formula: {spent.account.text()}"),
         ("", "without start, checkpoints and sampled videos"),
     ]
