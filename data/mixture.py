@@ -141,7 +141,7 @@ class ShapeMixture:
     Attributes:
         parts: the data of each shape, in the order in which ``caches`` name the shapes.
         counts: steps of each shape in ``data.sample_order.MIXED``.
-        path, latent_shape: of the largest shape.
+        latent_shape: of the largest shape.
         meta: the largest shape's, with "shapes": what ``training.run.resolve`` takes of each.
     """
 
@@ -154,10 +154,7 @@ class ShapeMixture:
         names = [f"the clips of {shape_name(shape)}" for shape in groups]
         self.counts = shares(names, [sum(weight for _, weight in one) for one in groups.values()], "steps")
         largest = max(self.parts, key=lambda part: math.prod(part.latent_shape))
-        self.path, self.latent_shape = largest.path, largest.latent_shape
-        self.train_size, self.validation_size = (
-            sum(getattr(part, name) for part in self.parts) for name in ("train_size", "validation_size")
-        )
+        self.latent_shape = largest.latent_shape
         shapes = [
             {
                 "latent_shape": list(part.latent_shape),
@@ -168,11 +165,10 @@ class ShapeMixture:
             }
             for part, count in zip(self.parts, self.counts)
         ]
-        self.validation_hash = list_hash([part.validation_hash for part in self.parts])
         self.meta: CacheMeta = largest.meta | {
             "fingerprint": list_hash([f"{shape['fingerprint']} {shape['share']}" for shape in shapes]),
-            "validation_hash": self.validation_hash,
-            "n_clips": self.train_size + self.validation_size,
+            "validation_hash": list_hash([part.validation_hash for part in self.parts]),
+            "n_clips": sum(part.train_size + part.validation_size for part in self.parts),
             "shapes": shapes,
         }
 
