@@ -28,7 +28,9 @@ class Graphs(list):
     """Counts, for each compiled graph of a model: whether gradients are wanted, symbolic sizes, torch.arange calls."""
 
     def __call__(self, module: torch.fx.GraphModule, examples: list[Any]) -> Any:
-        nodes = list(module.graph.nodes)
+        # Recomputed blocks stand in a module of their own inside the graph.
+        parts = [part for part in module.modules() if isinstance(part, torch.fx.GraphModule)]
+        nodes = [node for part in parts for node in part.graph.nodes]
         if not any(node.target is F.linear for node in nodes):
             return module.forward  # of the end of a step
         symbolic = [n for n in nodes if isinstance(n.meta.get("example_value"), torch.SymInt)]
