@@ -150,7 +150,7 @@ def train(settings: Settings, sources: Sequence[TrainingClips], state_path: Path
     torch.manual_seed(derive_seed(seed, "initial weights"))
     model = build().to(device)
     optimiser = Optimiser(model, settings.lr)
-    first = 0
+    first, clips_of = 0, [source.fingerprint for source in sources]
     if state_path.exists():
         try:
             state = torch.load(state_path, weights_only=True)
@@ -160,6 +160,8 @@ def train(settings: Settings, sources: Sequence[TrainingClips], state_path: Path
             raise UserError(
                 f"{state_path} is a training with other settings: {state['settings']}; remove it to start anew"
             )
+        if state.get("clips") != clips_of:  # its held-out clips may be some that this training has seen
+            raise UserError(f"{state_path} is a training on other clips of these sources; remove it to start anew")
         first = state["step"]
         model.load_state_dict(state["model"])
         for part, saved in zip(optimiser.parts, state["optimiser"]):
@@ -181,7 +183,8 @@ def train(settings: Settings, sources: Sequence[TrainingClips], state_path: Path
             recent = error if recent is None else 0.98 * recent + 0.02 * error
             bar.set(step + 1, note=f"PSNR {psnr(recent):.2f} dB")
             if time.monotonic() - saved_at > SAVE_SECONDS:
-                saved = {"settings": asdict(settings), "step": step + 1, "model": model.state_dict()}
+                saved = {"settings": asdict(settings), "clips": clips_of, "step": step + 1}
+                saved["model"] = model.state_dict()
                 saved["optimiser"] = [part.state_dict() for part in optimiser.parts]
                 with atomic_write(state_path) as tmp:
                     torch.save(saved, tmp)

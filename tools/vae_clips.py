@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from videoscaling.data.clip_groups import ClipGroup
+from videoscaling.data.index import list_hash
 from videoscaling.data.plan import VideoRequest, plan_rendered, plan_videos
 from videoscaling.data.sample_order import sample_index
 from videoscaling.data.shot_sources import ShotOptions
@@ -37,10 +38,12 @@ class TrainingClips(Protocol):
 
     Attributes:
         windows: how many training clips there are; then they are seen again, mirrored or not.
+        fingerprint: of which clips of videos these are; another where some were added.
     """
 
     name: str
     windows: float
+    fingerprint: str
 
     def batch(self, index: Tensor) -> Tensor:
         """The training clips of the samples ``index``, int64 [n]."""
@@ -67,7 +70,7 @@ def mixed_batch(sources: Sequence[TrainingClips], index: Tensor) -> Tensor:
 class Rendered:
     """Synthetic clips, of which none is seen twice."""
 
-    name, windows = "synthetic", math.inf
+    name, windows, fingerprint = "synthetic", math.inf, ""
 
     def __init__(self, seed: int, size: tuple[int, int]) -> None:
         self._seed, self._size = seed, size
@@ -93,7 +96,9 @@ class Stored:
         else:
             plan = plan_videos(_request(source, size, workers))[1]
         units = plan(False).units
-        self._stretches = [one for found in _read(source, units["train"], workers) for one in stretches(found)]
+        read = _read(source, units["train"], workers)
+        self.fingerprint = list_hash([key for found in read for key in found.keys])
+        self._stretches = [one for found in read for one in stretches(found)]
         starts = [stretch.shape[1] - FRAMES + 1 for stretch in self._stretches]
         self._ends = torch.tensor(starts).cumsum(0)
         self.windows = int(self._ends[-1])

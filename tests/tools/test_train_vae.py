@@ -1,5 +1,6 @@
 """The tool that trains the shipped autoencoder: its resume, its refusals."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -50,6 +51,9 @@ def test_resume_is_seamless(tmp_path, monkeypatch):
         torch.testing.assert_close(resumed[name], value, atol=0, rtol=0, msg=name)
     with pytest.raises(UserError, match="other settings"):
         train_vae.train(replace(wide, lr=2e-3), sources, tmp_path / "b.pt")
+    monkeypatch.setattr(sources[0], "fingerprint", "another")
+    with pytest.raises(UserError, match="a training on other clips"):
+        train_vae.train(wide, sources, tmp_path / "b.pt")
 
 
 @pytest.mark.slow
@@ -108,6 +112,7 @@ def test_clips_of_videos_begin_at_any_frame_and_held_out_videos_are_others(tmp_p
     source = training_clips(str(tmp_path), 0, (32, 40))
     windows = 3 * (2 * 17 - 17 + 1)
     assert source.windows == windows
+    assert re.fullmatch(r"[0-9a-f]{16}", source.fingerprint)
     epoch = source.batch(torch.arange(windows))
     assert epoch.shape == (windows, 3, 17, 32, 40)
 
