@@ -242,9 +242,14 @@ def test_one_validation_clip_is_refused(cache: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("layers", [2, SHALLOW + 1], ids=["whole", "by block"])
 def test_compiling_changes_no_loss(cache: Path, tmp_path: Path, layers: int) -> None:
-    settings = ("train.tokens=2560", f"model.size={layers}x32")
+    """Over 50 steps; and a compiled run that is interrupted continues bit for bit."""
+    settings = (f"model.size={layers}x32", "optim.warmup_tokens=384")
     plain = run(cache, tmp_path, "plain", *settings)
     compiled = run(cache, tmp_path, "compiled", *settings, "train.compile=true")
+    for tokens in (3200, 6400):
+        run(cache, tmp_path, "resumed", *settings, "train.compile=true", f"train.tokens={tokens}")
+    np.testing.assert_array_equal(losses(tmp_path / "resumed"), losses(tmp_path / "compiled"))
+    assert len(losses(tmp_path / "plain")) == 50
     np.testing.assert_allclose(losses(tmp_path / "compiled"), losses(tmp_path / "plain"), rtol=1e-5)
     assert compiled["milestones"][0]["val_loss"] == pytest.approx(plain["milestones"][0]["val_loss"], rel=1e-5)
 
