@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tests.models.test_dit import build, inputs
+from tests.training.graphs import is_of_a_model, nodes_of
 from tests.training.test_trainer import overrides
 from videoscaling import ROOT
 from videoscaling.models.sizes import parse_size
@@ -28,11 +28,9 @@ class Graphs(list):
     """Counts, for each compiled graph of a model: whether gradients are wanted, symbolic sizes, torch.arange calls."""
 
     def __call__(self, module: torch.fx.GraphModule, examples: list[Any]) -> Any:
-        # Recomputed blocks stand in a module of their own inside the graph.
-        parts = [part for part in module.modules() if isinstance(part, torch.fx.GraphModule)]
-        nodes = [node for part in parts for node in part.graph.nodes]
-        if not any(node.target is F.linear for node in nodes):
-            return module.forward  # of the end of a step
+        if not is_of_a_model(module):
+            return module.forward
+        nodes = nodes_of(module)
         symbolic = [n for n in nodes if isinstance(n.meta.get("example_value"), torch.SymInt)]
         ranges = [n for n in nodes if n.target is torch.arange]
         self.append((torch.is_grad_enabled(), len(symbolic), len(ranges)))
