@@ -83,8 +83,8 @@ class Rendered:
 
 
 class Stored:
-    """Clips of the game or of videos, in memory as bytes. Of a video they begin at any frame: a film of 14,315 frames
-    has some 10,000 such clips, and 750 that do not overlap. Each is seen as it is or mirrored."""
+    """Clips of the game or of videos, in memory as bytes. Of a video they begin at any frame, which makes many times
+    as many as do not overlap, and takes no more memory. Each is seen as it is or mirrored."""
 
     def __init__(self, source: str, seed: int, size: tuple[int, int]) -> None:
         self.name, self._seed = source, seed

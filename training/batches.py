@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from videoscaling.data.latents import LatentCache
-from videoscaling.data.mixture import Mixture, ShapeMixture
+from videoscaling.data.mixture import Data, Mixture, ShapeMixture
 from videoscaling.data.shards import Stored, as_float
 from videoscaling.diffusion.loss import drop_captions
 from videoscaling.diffusion.timesteps import draw_timesteps
@@ -161,6 +161,12 @@ class ShapeLoader:
     @property
     def seconds(self) -> float:
         return sum(loader.seconds for loader in self.parts)
+
+
+def loader_of(run: Run, data: Data, rank: int, world: int, device: torch.device) -> BatchLoader | ShapeLoader:
+    """The loader of clips of one shape, or of several."""
+    kind = ShapeLoader if isinstance(data, ShapeMixture) else BatchLoader
+    return kind(run, data, rank, world, device)
 
 
 def with_text_tokens(samples: Samples, tokens: int) -> Samples:

@@ -13,13 +13,13 @@ import torch.distributed as dist
 from accelerate import PartialState
 from omegaconf import OmegaConf
 
-from videoscaling.data.mixture import Data, ShapeMixture
+from videoscaling.data.mixture import Data
 from videoscaling.diffusion.loss import denoising_loss
 from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.timesteps import draw_timesteps
 from videoscaling.diffusion.validation import ValidationResult
 from videoscaling.models.dit import VideoDiT
-from videoscaling.training.batches import BatchLoader, Samples, ShapeLoader, with_text_tokens
+from videoscaling.training.batches import Samples, loader_of, with_text_tokens
 from videoscaling.training.checkpoints import checkpoint as ckpt
 from videoscaling.training.checkpoints.exported import load_initial
 from videoscaling.training.checkpoints.leftovers import clean_run
@@ -46,15 +46,7 @@ from videoscaling.training.result import build_result, check_growth, recorded, r
 from videoscaling.training.run import Run
 from videoscaling.training.signals import StopRequest
 from videoscaling.training.step import TrainStep
-from videoscaling.training.validation import (
-    RAW_SHARE,
-    Score,
-    ShapeValidator,
-    Validator,
-    few_blocks,
-    losses_file,
-    milestone_scores,
-)
+from videoscaling.training.validation import RAW_SHARE, Score, few_blocks, losses_file, milestone_scores, validator_of
 from videoscaling.utils.files import atomic_write, write_bytes
 from videoscaling.utils.locks import check_lock
 from videoscaling.utils.messages import warn
@@ -86,10 +78,9 @@ class Trainer:
             self.ema.requires_grad_()
         context = config.train.context_parallel  # these processes compute on the same clips
         place = (self.rank // context, self.world // context)
-        several = isinstance(cache, ShapeMixture)
-        self.loader = (ShapeLoader if several else BatchLoader)(run, cache, *place, self.device)
-        self.validator = (ShapeValidator if several else Validator)(run, cache, self.device, *place, self.collective)
-        if several:
+        self.loader = loader_of(run, cache, *place, self.device)
+        self.validator = validator_of(run, cache, self.device, *place, self.collective)
+        if run.shapes:
             self.train_step.clip_numbers = math.prod(cache.latent_shape)
         self.step = 0
         self.milestones: list[Milestone] = []
@@ -310,8 +301,14 @@ class Trainer:
             each = zip(self.loader.parts, self.run.steps_of_parts(self.step), self.cache.parts)
             samples = [with_text_tokens(loader.batch(step), cache.text_tokens) for loader, step, cache in each]
             samples.sort(key=lambda one: -one.x0[0].numel())
-            who = {"verbose": self.main, "collective": self.collective, "others": samples[1:]}
-            find_micro_batch(self.train_step, samples[0], n_ctx=self.run.n_ctx, **who)
+            find_micro_batch(
+                self.train_step,
+                samples[0],
+                n_ctx=self.run.n_ctx,
+                verbose=self.main,
+                collective=self.collective,
+                others=samples[1:],
+            )
 
     def find_validation_batch(self) -> None:
         """Try one validation pass of the raw weights and of the EMA, in the memory that training leaves."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from videoscaling.data.index import shape_name
 from videoscaling.data.latents import LatentCache
-from videoscaling.data.mixture import Mixture, ShapeMixture
+from videoscaling.data.mixture import Data, Mixture, ShapeMixture
 from videoscaling.diffusion.validation import ValidationResult, forward_passes, pool, validate_rows
 from videoscaling.models.dit import VideoDiT
 from videoscaling.training.distributed.parallel import all_reduce
@@ -213,6 +213,12 @@ class ShapeValidator:
     def rehearse(self, score: Score) -> None:
         for validator in self.parts:
             validator.rehearse(score)
+
+
+def validator_of(run: Run, data: Data, *place: Any) -> Validator | ShapeValidator:
+    """The validator of clips of one shape, or of several; ``place`` are the further arguments of either."""
+    kind = ShapeValidator if isinstance(data, ShapeMixture) else Validator
+    return kind(run, data, *place)
 
 
 def milestone_scores(raw: ValidationResult, ema: ValidationResult) -> dict[str, Any]:
