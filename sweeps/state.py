@@ -46,7 +46,8 @@ class CellStatus:
 
     Attributes:
         tokens: trained so far.
-        loss: the EMA's at the last milestone.
+        milestone: the last one in tokens of those that the sweep asks for now and that were measured.
+        loss: the EMA's there.
         rate: training FLOPs per second of its process, with all runs that the process trains.
         share: the cell's last logged share of that process.
         reason: why it is damaged.
@@ -56,6 +57,7 @@ class CellStatus:
 
     state: CellState
     tokens: int = 0
+    milestone: int | None = None
     loss: float | None = None
     rate: float | None = None
     share: float | None = None
@@ -68,7 +70,8 @@ class CellStatus:
         more = asdict(self.failure) if self.failure else {"reason": self.reason}
         more |= {"job": self.job}
         known = {name: value for name, value in more.items() if value not in (None, False)}
-        return {"state": self.state, "tokens": self.tokens, "loss": self.loss, **known}
+        measured = {"milestone": self.milestone, "loss": self.loss}
+        return {"state": self.state, "tokens": self.tokens, **measured, **known}
 
 
 def cell_status(run: Run, results: str | None = None) -> CellStatus:
@@ -85,7 +88,7 @@ def cell_status(run: Run, results: str | None = None) -> CellStatus:
     if final is not None:
         seconds, flops, state = final.get("seconds"), final.get("flops"), CellState(final["status"])
         rate = flops / seconds if flops and seconds and state == CellState.DONE else None
-        return CellStatus(state, final["tokens"], _loss(final), rate)
+        return CellStatus(state, final["tokens"], *_last_loss(run, final), rate)
     runs = is_locked(directory)
     begun = (directory / "config.yaml").exists()
     damage = result_damage(directory)
@@ -105,7 +108,7 @@ def cell_status(run: Run, results: str | None = None) -> CellStatus:
     tokens = max(0 if anew else result["tokens"], last["tokens"] if last else 0)
     waits = grows or result.get("status") == "preempted"
     state = CellState.RUNNING if runs else CellState.STOPPED if waits else CellState.LOST
-    return CellStatus(state, tokens, _loss(result), rate, share)
+    return CellStatus(state, tokens, *_last_loss(run, result), rate, share)
 
 
 def data_fault(run: Run) -> str:
@@ -173,8 +176,10 @@ def _damaged(path: Path) -> CellStatus:
     return CellStatus(CellState.DAMAGED, reason=f"{path}: not as it was written")
 
 
-def _loss(result: RunResult) -> float | None:
-    return result["milestones"][-1].get("ema_val_loss") if result["milestones"] else None
+def _last_loss(run: Run, result: RunResult) -> tuple[int | None, float | None]:
+    """The last of ``run``'s milestones that ``result`` has, and its loss: a result may have later ones too."""
+    asked = [m for m in result["milestones"] if m.get("nominal") in run.config.train.milestones]
+    return (asked[-1]["nominal"], asked[-1].get("ema_val_loss")) if asked else (None, None)
 
 
 def _committed(run: Run, results: str) -> Run:

@@ -201,7 +201,7 @@ def status_text(sweep: Sweep, summary: SweepStatus) -> str:
         if state.state in (CellState.FAILED, CellState.DAMAGED):
             lines.append(words + (state.failure.reason if state.failure else state.reason))
             continue
-        loss = f", loss {state.loss:.5g}" if state.loss is not None else ""
+        loss = f", loss {state.loss:.5g} at {state.milestone:,} tokens" if state.loss is not None else ""
         job = f", job {state.job}" if state.job is not None else ""
         why = f" ({state.reason})" if state.reason is not None else ""
         lines.append(f"{words}{_progress(cell, state):.0%} of {cell.text}{loss}{job}{why}")
@@ -230,16 +230,11 @@ def _best(cells: Sequence[Run], states: Sequence[CellStatus]) -> dict[str, Best]
     for cell, state in zip(cells, states):
         if state.loss is None or state.state == CellState.DIVERGED:
             continue
-        mine = Best(label(cell.config), _measured(cell, state), state.loss)
+        mine = Best(label(cell.config), state.milestone, state.loss)
         there = best.get(cell.config.model.size)
         if there is None or (-mine.tokens, mine.loss) < (-there.tokens, there.loss):
             best[cell.config.model.size] = mine
     return best
-
-
-def _measured(cell: Run, state: CellStatus) -> int:
-    """The milestone of a cell's loss."""
-    return max((m for m in cell.config.train.milestones if m <= state.tokens), default=state.tokens)
 
 
 def print_status(sweep: Sweep, as_json: bool = False, watch: bool = False) -> int:

@@ -140,11 +140,14 @@ def test_no_stack_is_through_before_its_process(sweep: Path) -> None:
 
 
 def finish(sweep: Path) -> list[Path]:
-    """A result for each cell, as if it had been trained to its end; their files."""
+    """A result for each cell, as if it had been trained to its end, with a loss of 1 there; their files."""
     paths = []
     for cell in planned(sweep)["cells"]:
-        losses = {"val_loss": 1.0, "val_se": 0.1, "ema_val_loss": 1.0, "ema_val_se": 0.1}
-        milestones = [{"nominal": T, "tokens": T, "flops": 1.0, **losses} for T in cell["milestones"]]
+        milestones = [
+            {"nominal": T, "tokens": T, "flops": 1.0, "val_se": 0.1, "ema_val_se": 0.1}
+            | {"val_loss": cell["T"] / T, "ema_val_loss": cell["T"] / T}
+            for T in cell["milestones"]
+        ]
         result = {key: cell[key] for key in ("run_id", "N", "B", "lr", "seed", "heldout")}
         result |= {"status": "done", "n_ctx": 32, "tokens": cell["T"], "flops": cell["flops"], "seconds": 1.0}
         result |= {"milestones": milestones, "milestones_asked": cell["milestones"], "config": {"heldout": False}}
@@ -178,6 +181,22 @@ def test_a_finished_cell_that_is_to_grow_starts_again_where_its_optimiser_is_gon
     cells = {cell["run_id"]: cell for cell in json.loads(here("status", sweep, "--json")[0])["cells"]}
     assert [cells[p.parent.name]["state"] for p in (first, second)] == ["pending", "stopped"]
     assert [cells[p.parent.name]["progress"] for p in (first, second)] == [0.0, 0.5]
+
+
+def test_a_loss_is_shown_with_the_tokens_it_was_measured_at(sweep: Path) -> None:
+    """Not the loss at the end of a sweep that now ends earlier, nor a milestone that is reached and not validated."""
+    finish(sweep)
+    assert "best 1x32: loss 2 at 640 tokens" in here("status", sweep, "milestones=[640]")[0]
+    edit(sweep, milestones=[640, 1280, 2560])
+    for cell in planned(sweep)["cells"]:
+        folder = sweep.parent / "runs" / "grid" / cell["run_id"]
+        (folder / "checkpoints" / "step_0000020").mkdir(parents=True)
+        (folder / "checkpoints" / "step_0000020" / "optimizer.safetensors").touch()
+        row = {"step": 40, "tokens": 2560, "tokens_per_second": 10.0, "share": 1.0}
+        (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert "best 1x32: loss 1 at 1,280 tokens" in here("status", sweep)[0]
+    cells = json.loads(here("status", sweep, "--json")[0])["cells"]
+    assert [(cell["tokens"], cell["milestone"], cell["loss"]) for cell in cells] == [(2560, 1280, 1.0)] * 2
 
 
 def test_a_watch_shows_it_again_until_all_is_finished(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
