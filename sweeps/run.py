@@ -11,6 +11,7 @@ from videoscaling.sweeps.cost import estimate
 from videoscaling.sweeps.directory import recorded_data, write_sweep_file
 from videoscaling.sweeps.grid import Sweep
 from videoscaling.sweeps.progress import SweepProgress
+from videoscaling.sweeps.slurm_queue import queue_of, submit_and_wait
 from videoscaling.sweeps.state import export_result, finished, import_result, label_heldout
 from videoscaling.sweeps.status import plan, plan_text, print_status, states_of
 from videoscaling.training.checks import check_share
@@ -86,7 +87,7 @@ def run(sweep: Sweep, print_commands: bool = False) -> int:
     keys = sweep.keys.executor
     if keys.kind == "slurm":
         slurm.check_options(keys.slurm)
-    elif jobs := slurm.queue_of(sweep.directory):
+    elif jobs := queue_of(sweep.directory):
         raise UserError(
             f"{sweep.directory}: cells of it are in Slurm's queue, such as {next(iter(jobs.values()))}; follow them "
             "with executor.kind=slurm, or end them first (scancel)"
@@ -117,7 +118,7 @@ def run(sweep: Sweep, print_commands: bool = False) -> int:
                     progress.bar.write(f"{cell.config.run_dir}: {ENDS[outcome]}")
 
             if keys.kind == "slurm":
-                slurm.submit_and_wait(sweep, report, interrupt, progress.look)
+                submit_and_wait(sweep, report, interrupt, progress.look)
             else:
                 cells = commands.startable(sweep.cells) if keys.kind == "command" else sweep.cells
                 run_cells(cells, keys, report, interrupt, look=progress.look)

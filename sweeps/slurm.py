@@ -1,12 +1,11 @@
-"""Slurm executor: submits a sweep's cells as job arrays, follows the queue, and trains the cells on the nodes.
+"""Slurm executor: submits a sweep's cells as job arrays, and trains the cells on the nodes.
 
-The submitting process writes ``<sweep>/slurm/<submission>.json`` and polls the queue. The jobs write only to the
-cells' folders. They exchange nothing else, so that either side may die and be started again.
+The submitting process writes ``<sweep>/slurm/<submission>.json`` and follows the queue (``slurm_queue``). The jobs
+write only to the cells' folders. They exchange nothing else, so that either side may die and be started again.
 """
 
 import contextlib
 import dataclasses
-import functools
 import io
 import os
 import re
@@ -15,30 +14,23 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 from videoscaling import IMPORT_PATH
 from videoscaling.sweeps.config import ExecutorKeys, SlurmKeys, minutes
 from videoscaling.sweeps.grid import Sweep
-from videoscaling.sweeps.state import ENDED, FAILURE, CellState, cell_status, forget_failure
+from videoscaling.sweeps.state import FAILURE
 from videoscaling.training.config import config_from_dict
 from videoscaling.training.result import finished_result, resumable_step
 from videoscaling.training.run import Run
-from videoscaling.utils.errors import DataFault, UserError, nearest, plural
+from videoscaling.utils.errors import DataFault, UserError, nearest
 from videoscaling.utils.files import read_json, write_json
-from videoscaling.utils.results import Failure, write_failure
 from videoscaling.utils.yaml_text import Values
 
-if TYPE_CHECKING:
-    from videoscaling.sweeps.local import Interrupt
-
 FOLDER = "slurm"  # in the sweep's
-POLL_SECONDS, IDLE_POLL_SECONDS = 1.0, 20.0  # seconds between polls of the queue: at first, and when nothing changes
-SQUEUE_SECONDS = 60.0
 # sbatch's messages for a controller that will answer later
 TEMPORARY_ERRORS = (
     "socket timed out",
@@ -71,90 +63,7 @@ class Submission(TypedDict):
     tasks: list[list[SubmittedCell]]
 
 
-# -- where the sweep is started --------------------------------------------------------------------------------------
-
-
-def submit_and_wait(
-    sweep: Sweep,
-    report: Callable[[Run, str], None],
-    interrupt: "Interrupt",
-    on_poll: Callable[[list[Run]], None] = lambda running: None,
-) -> None:
-    """Submit the cells that are neither finished nor in the queue, and poll the queue until all have ended.
-
-    A cell whose job ends before the cell is finished is submitted again, up to ``executor.retries`` times without a
-    later checkpoint. A signal ends the polling; the jobs continue.
-
-    Args:
-        report: called with each cell that ended and its state, or "again".
-        on_poll: called with the cells whose jobs run, twice a second.
-
-    Raises:
-        UserError: sbatch is missing or refuses the jobs.
-        DataFault: the data of a cell are damaged; the other jobs are cancelled, and write checkpoints.
-    """
-    check_options(sweep.keys.executor.slurm)
-    open_cells = {run.config.run_dir.name: run for run in sweep.cells}
-    missing_polls: dict[str, int] = {}
-    # By cell: the number of its consecutive submissions without a later checkpoint, its job's cells, and the tokens of
-    # their checkpoints at the last submission. Checkpoints of the whole job count, as a cell may wait for its turn.
-    fruitless_submissions: dict[str, tuple[int, Sequence[Run], int]] = {}
-    first_poll, pause, outage_reported = True, POLL_SECONDS, False
-    while open_cells and not interrupt.caught:
-        tasks = queue_of(sweep.directory)
-        if tasks is None:  # a controller that does not answer will
-            if not outage_reported:
-                print("Slurm's queue does not answer; waiting for it", file=sys.stderr, flush=True)
-            outage_reported = True
-            _sleep(IDLE_POLL_SECONDS, interrupt)
-            continue
-        running = [run for name, run in open_cells.items() if " RUNNING" in tasks.get(name, "")]
-        outage_reported, busy, todo = False, False, {}  # cells to submit, with their count
-        for name, run in list(open_cells.items()):
-            if first_poll and name not in tasks:
-                forget_failure(run)
-            status = cell_status(run)
-            if status.state in ENDED:
-                del open_cells[name]
-                report(run, status.state)
-                busy = True
-                if status.failure is not None and status.failure.data_fault:
-                    _cancel([task for cell, task in tasks.items() if cell in open_cells])
-                    raise DataFault(
-                        f"{status.failure.reason}; then run the sweep again: it stopped, as its other cells read the "
-                        "same data"
-                    )
-            elif name in tasks:
-                missing_polls[name] = 0
-            elif first_poll or missing_polls.get(name, 0):
-                # Out of the queue for two polls: a requeued job is missing for a moment.
-                count, part, tokens = fruitless_submissions.get(name, (-1, [run], -1))
-                count = count + 1 if sum(map(_tokens, part)) <= tokens else 0
-                if count > sweep.keys.executor.retries:
-                    ended = f"its Slurm job ended {plural(count, 'time')} without a later checkpoint"
-                    reason = f"{ended}; see {_logs(sweep.directory)}"
-                    write_failure(run.config.run_dir / FAILURE, Failure(reason, attempts=count))
-                    del open_cells[name]
-                    report(run, CellState.FAILED)
-                else:
-                    todo[name] = count
-                    if count > 0:
-                        report(run, "again")
-            else:
-                missing_polls[name], busy = 1, True
-        cells = [open_cells[name] for name in todo]
-        before = [(part, sum(map(_tokens, part))) for part in _parts(sweep, cells)]
-        answered = not cells or submit(sweep, cells) is not None
-        if answered:
-            for part, kept in before:
-                fruitless_submissions |= {
-                    name: (todo[name], part, kept) for name in (run.config.run_dir.name for run in part)
-                }
-        missing_polls |= dict.fromkeys(todo, 0)
-        first_poll = False
-        pause = POLL_SECONDS if busy or todo else min(1.3 * pause, IDLE_POLL_SECONDS)
-        pause = pause if answered else IDLE_POLL_SECONDS
-        _sleep(pause, interrupt, functools.partial(on_poll, running))
+# -- where the sweep is started ------------------------------------------------------------------------------------
 
 
 def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
@@ -170,7 +79,7 @@ def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     keys = sweep.keys.executor.slurm
-    sets = _parts(sweep, cells)
+    sets = parts(sweep, cells)
     name = f"{re.sub(r'[^A-Za-z0-9]+', '-', sweep.keys.name)}-{uuid.uuid4().hex[:8]}"
     record = (sweep.directory / FOLDER / f"{name}.json").resolve()
     tasks: list[list[SubmittedCell]] = [
@@ -178,7 +87,7 @@ def submit(sweep: Sweep, cells: Sequence[Run]) -> str | None:
     ]
     content = Submission(name=name, job=None, executor=dataclasses.asdict(sweep.keys.executor), tasks=tasks)
     write_json(record, content)
-    executor = submitit.SlurmExecutor(folder=_logs(sweep.directory), python=keys.python)
+    executor = submitit.SlurmExecutor(folder=logs(sweep.directory), python=keys.python)
     executor.update_parameters(**_parameters(keys, name))
     errors = io.StringIO()
     try:
@@ -215,53 +124,10 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _parts(sweep: Sweep, cells: Sequence[Run]) -> list[Sequence[Run]]:
+def parts(sweep: Sweep, cells: Sequence[Run]) -> list[Sequence[Run]]:
     """The cells of each job."""
     each = sweep.keys.executor.slurm.runs_per_job
     return [cells[i : i + each] for i in range(0, len(cells), each)]
-
-
-def queue_of(directory: Path) -> dict[str, str] | None:
-    """{run id: "JOB STATE (reason)"} of the cells whose job is in Slurm's queue; None if it does not answer.
-
-    Jobs are found by their names, which are written to a file before the submission.
-    """
-    records = {path.stem: path for path in (directory / FOLDER).glob("*.json")}
-    if not records:
-        return {}
-    command = ["squeue", "-h", "-r", "-o", "%j|%F|%K|%T|%r"]  # name, job, index in its array, state, reason
-    try:
-        # All of the user's jobs: a list of names may be longer than a command line.
-        me = ["--user", str(os.getuid())]
-        out = subprocess.run([*command, *me], capture_output=True, text=True, timeout=SQUEUE_SECONDS)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if out.returncode:
-        return None
-    tasks: dict[str, str] = {}
-    # Run ids by submission and task: a record of 1,000 jobs is read once, not for each.
-    cells: dict[str, list[list[str]]] = {}
-    for line in out.stdout.splitlines():
-        name, _, rest = line.partition("|")
-        if name not in records:
-            continue
-        job, index, state, reason = rest.split("|", 3)
-        number = int(index) if index.isdigit() else 0
-        why = f" ({reason})" if state == "PENDING" and reason != "None" else ""
-        if name not in cells:
-            cells[name] = [[cell["run_id"] for cell in part] for part in read_submission(records[name])["tasks"]]
-        if number >= len(cells[name]):
-            raise _damaged(records[name], f"it has no task {number}")
-        for run_id in cells[name][number]:
-            tasks[run_id] = f"{job}_{number} {state}{why}"
-    return tasks
-
-
-def _cancel(tasks: Sequence[str]) -> None:
-    """Cancel the jobs of ``queue_of``'s ``tasks``: their cells write checkpoints and stop."""
-    jobs = sorted({task.split()[0] for task in tasks})
-    if jobs:
-        subprocess.run(["scancel", *jobs], timeout=SQUEUE_SECONDS)
 
 
 def check_options(keys: SlurmKeys) -> None:
@@ -309,7 +175,7 @@ def _parameters(keys: SlurmKeys, name: str) -> dict[str, object]:
     }
 
 
-def _logs(directory: Path) -> Path:
+def logs(directory: Path) -> Path:
     return directory / FOLDER / "logs"
 
 
@@ -317,14 +183,6 @@ def _sbatch_message(text: str) -> str:
     """sbatch's message in one line."""
     lines = [line.partition("error: ")[2] or line for line in text.splitlines() if line.strip()]
     return "; ".join(line.strip() for line in lines)[:400]
-
-
-def _sleep(seconds: float, interrupt: "Interrupt", meanwhile: Callable[[], None] = lambda: None) -> None:
-    """Sleep, but wake soon after a signal; ``meanwhile`` is called twice a second."""
-    end = time.monotonic() + seconds
-    while not interrupt.caught and (left := end - time.monotonic()) > 0:
-        meanwhile()
-        time.sleep(min(left, 0.5))
 
 
 # -- on the nodes ----------------------------------------------------------------------------------------------------
@@ -344,10 +202,10 @@ def work(record: str, task: int) -> None:
             keys = executor_keys(content["executor"])
             cells = [_cell(values) for values in content["tasks"][task]]
         except (KeyError, TypeError, IndexError) as error:
-            raise _damaged(Path(record), f"{error!r:.100}") from None
+            raise damaged(Path(record), f"{error!r:.100}") from None
         # A requeued job skips its failed cells; the submitting process decides when they are tried again.
         cells = [run for run in cells if not (run.config.run_dir / FAILURE).exists()]
-        before = [_tokens(run) for run in cells]
+        before = [tokens_of(run) for run in cells]
         try:
             run_cells(cells, keys, _print_outcome, interrupt, rendezvous=_rendezvous(keys))
         except DataFault as fault:  # recorded in the cell's failure.json too, which ends the sweep
@@ -357,7 +215,7 @@ def work(record: str, task: int) -> None:
             return
         if interrupt.caught != signal.SIGUSR2 or os.environ.get("SLURM_NODEID", "0") != "0":
             return  # cancelled; or preempted, and Slurm requeues it if configured so
-        if all(_tokens(run) <= tokens for run, tokens in zip(cells, before)):
+        if all(tokens_of(run) <= tokens for run, tokens in zip(cells, before)):
             raise RuntimeError("no cell got any further before the warning: give executor.slurm.time more minutes")
         if shutil.which("scontrol"):  # a container may have none: ``submit_and_wait`` submits the cells again
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
@@ -372,13 +230,13 @@ def read_submission(path: Path) -> Submission:
     content = read_json(path, dict, "a submission")
     tasks = content.get("tasks")
     if not (isinstance(tasks, list) and all(isinstance(part, list) for part in tasks)):
-        raise _damaged(path, "no tasks")
+        raise damaged(path, "no tasks")
     if not all(isinstance(cell, dict) and isinstance(cell.get("run_id"), str) for part in tasks for cell in part):
-        raise _damaged(path, "a cell without its run_id")
+        raise damaged(path, "a cell without its run_id")
     return content
 
 
-def _damaged(path: Path, why: str) -> UserError:
+def damaged(path: Path, why: str) -> UserError:
     return UserError(f"{path}: not a submission ({why}); cancel its job, of that name (scancel), and remove the file")
 
 
@@ -406,7 +264,7 @@ def _rendezvous(keys: ExecutorKeys) -> list[str]:
     return ["--nnodes", str(keys.slurm.nodes), "--node_rank", node, "--master_addr", first, "--master_port", str(port)]
 
 
-def _tokens(run: Run) -> int:
+def tokens_of(run: Run) -> int:
     """Tokens up to the newest checkpoint that the run can resume from."""
     final = finished_result(run)
     if final is not None:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from videoscaling.sweeps import slurm
 from videoscaling.sweeps.cost import Estimate, device_hours, estimate, flops_of, width
 from videoscaling.sweeps.grid import Sweep
+from videoscaling.sweeps.slurm_queue import queue_of
 from videoscaling.sweeps.state import ENDED, UNFINISHED, CellState, CellStatus, cell_status
 from videoscaling.training.run import Run, label
 from videoscaling.utils.errors import plural
@@ -240,7 +240,7 @@ def _best(cells: Sequence[Run], states: Sequence[CellStatus]) -> dict[str, Best]
 def print_status(sweep: Sweep, as_json: bool = False, watch: bool = False) -> int:
     """Print the state of the sweep, with ``watch`` until all cells are finished; returns 1 if a cell failed."""
     while True:
-        jobs = slurm.queue_of(sweep.directory) if sweep.keys.executor.kind == "slurm" else {}
+        jobs = queue_of(sweep.directory) if sweep.keys.executor.kind == "slurm" else {}
         if jobs is None:
             warn("Slurm's queue does not answer: cells that run on other nodes may show as lost")
         states = states_of(sweep, jobs)

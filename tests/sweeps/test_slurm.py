@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from tests.sweeps.test_run import here
-from videoscaling.sweeps import local, slurm
+from videoscaling.sweeps import local, slurm, slurm_queue
 from videoscaling.sweeps import status as overview
 from videoscaling.sweeps.cost import estimate
 from videoscaling.sweeps.grid import Sweep, load_sweep
+from videoscaling.sweeps.slurm_queue import queue_of, submit_and_wait
 from videoscaling.sweeps.state import FAILURE, CellState, CellStatus
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import DataFault, UserError
@@ -64,9 +65,9 @@ def following(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             seen.interrupt.caught = 2
         return {}
 
-    monkeypatch.setattr(slurm, "queue_of", look)
-    monkeypatch.setattr(slurm, "check_options", lambda keys: None)
-    monkeypatch.setattr(slurm, "_sleep", lambda seconds, interrupt, meanwhile=None: None)
+    monkeypatch.setattr(slurm_queue, "queue_of", look)
+    monkeypatch.setattr(slurm_queue, "check_options", lambda keys: None)
+    monkeypatch.setattr(slurm_queue, "_sleep", lambda seconds, interrupt, meanwhile=None: None)
     return seen
 
 
@@ -89,7 +90,7 @@ def test_a_thousand_jobs_are_found_in_the_queue_at_once(tmp_path: Path, monkeypa
     )
     read, count = slurm.read_json, []
     monkeypatch.setattr(slurm, "read_json", lambda path, *how: count.append(path) or read(path, *how))
-    tasks = slurm.queue_of(tmp_path)
+    tasks = queue_of(tmp_path)
     assert len(count) == 1
     assert len(tasks) == 1000
     assert tasks["cell999"] == "7_999 PENDING (Priority)"
@@ -111,8 +112,8 @@ def test_a_cell_that_dies_ever_later_without_a_checkpoint_is_given_up(
         (folder / "metrics.jsonl").write_text(json.dumps({"tokens": tokens, "tokens_per_second": 1.0}) + "\n")
         return "7"
 
-    monkeypatch.setattr(slurm, "submit", submit)
-    slurm.submit_and_wait(sweep, lambda run, outcome: following.reported.append(outcome), following.interrupt)
+    monkeypatch.setattr(slurm_queue, "submit", submit)
+    submit_and_wait(sweep, lambda run, outcome: following.reported.append(outcome), following.interrupt)
     assert following.submitted == [1, 1, 1]  # once and two retries
     assert following.reported == ["again", "again", "failed"]
     assert "Slurm job ended" in json.loads((folder / FAILURE).read_text())["reason"]
@@ -132,8 +133,8 @@ def test_a_cell_whose_turn_has_not_come_has_not_failed(
             checkpointed(first, steps)
         return "7"
 
-    monkeypatch.setattr(slurm, "submit", submit)
-    slurm.submit_and_wait(sweep, lambda run, outcome: following.reported.append(outcome), following.interrupt)
+    monkeypatch.setattr(slurm_queue, "submit", submit)
+    submit_and_wait(sweep, lambda run, outcome: following.reported.append(outcome), following.interrupt)
     assert following.submitted == [2] * 6  # the fifth brought nothing, nor did its one retry
     assert following.reported[-2:] == ["failed", "failed"]
 
@@ -142,9 +143,9 @@ def test_a_finished_cell_that_starts_again_to_grow_gets_further(path: Path) -> N
     """The EMA at its old end is no checkpoint to continue from: only later checkpoints count."""
     (run, _) = loaded(path).cells
     (run.config.run_dir / "checkpoints" / "step_0000010").mkdir(parents=True)
-    assert slurm._tokens(run) == 0
+    assert slurm.tokens_of(run) == 0
     checkpointed(run, 3)
-    assert slurm._tokens(run) == 240
+    assert slurm.tokens_of(run) == 240
 
 
 def test_a_job_that_the_queue_does_not_show_at_once_is_not_submitted_twice(
@@ -161,17 +162,17 @@ def test_a_job_that_the_queue_does_not_show_at_once_is_not_submitted_twice(
         return {name: "7_0 RUNNING"} if late > 1 and (len(submitted) > 1 or late < 4) else {}
 
     submitted: list[int] = []
-    monkeypatch.setattr(slurm, "queue_of", look)
-    monkeypatch.setattr(slurm, "submit", lambda sweep, cells: submitted.append(following.looks) or "7")
-    slurm.submit_and_wait(sweep, lambda run, outcome: None, following.interrupt)
+    monkeypatch.setattr(slurm_queue, "queue_of", look)
+    monkeypatch.setattr(slurm_queue, "submit", lambda sweep, cells: submitted.append(following.looks) or "7")
+    submit_and_wait(sweep, lambda run, outcome: None, following.interrupt)
     assert len(submitted) == 2
 
 
 def test_an_sbatch_that_gets_no_answer_counts_as_nothing(
     path: Path, following: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm, "submit", lambda sweep, cells: following.submitted.append(len(cells)))
-    slurm.submit_and_wait(loaded(path), lambda run, outcome: following.reported.append(outcome), following.interrupt)
+    monkeypatch.setattr(slurm_queue, "submit", lambda sweep, cells: following.submitted.append(len(cells)))
+    submit_and_wait(loaded(path), lambda run, outcome: following.reported.append(outcome), following.interrupt)
     assert len(following.submitted) > 3
     assert "failed" not in following.reported
 
@@ -247,7 +248,7 @@ def test_a_fault_of_the_data_cancels_the_other_jobs_and_ends_the_sweep(
     sweep = loaded(path, "lr=[1e-3, 2e-3, 3e-3, 4e-3]")
     names = [run.config.run_dir.name for run in sweep.cells]
     program(tmp_path / "bin", "scancel", f"echo $* >> {tmp_path}/cancelled", monkeypatch)
-    monkeypatch.setattr(slurm, "submit", lambda sweep, cells: following.submitted.append(len(cells)) or "7")
+    monkeypatch.setattr(slurm_queue, "submit", lambda sweep, cells: following.submitted.append(len(cells)) or "7")
     queue = {name: f"7_{number} RUNNING" for number, name in enumerate(names)}
 
     def look(directory: Path) -> dict[str, str]:
@@ -262,9 +263,9 @@ def test_a_fault_of_the_data_cancels_the_other_jobs_and_ends_the_sweep(
             write_json(sweep.cells[0].config.run_dir / FAILURE, record)
         return queue
 
-    monkeypatch.setattr(slurm, "queue_of", look)
+    monkeypatch.setattr(slurm_queue, "queue_of", look)
     with pytest.raises(DataFault, match="train-00000: altered; then run the sweep again"):
-        slurm.submit_and_wait(sweep, lambda run, outcome: following.reported.append(outcome), following.interrupt)
+        submit_and_wait(sweep, lambda run, outcome: following.reported.append(outcome), following.interrupt)
     assert (following.submitted, following.reported) == ([4], ["failed"])
     assert (tmp_path / "cancelled").read_text() == "7_1 7_2 7_3\n"
 

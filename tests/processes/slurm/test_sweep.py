@@ -18,7 +18,7 @@ from tests.processes.launch import ROOT
 from tests.processes.slurm.cluster import Cluster, available, wait_until
 from tests.sweeps.sweeps import edit, write_sweep
 from tests.training.test_data_fault import fault_of
-from videoscaling.sweeps.slurm import queue_of
+from videoscaling.sweeps.slurm_queue import queue_of
 from videoscaling.sweeps.state import FAILURE
 from videoscaling.utils.results import Failure, read_failure
 
