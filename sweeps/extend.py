@@ -95,7 +95,7 @@ class Addition:
 def command(
     sweep: Sweep, options: Options, train: Callable[[Sweep], int], reload: Callable[[], Sweep], paper: Path
 ) -> int:
-    """Show what to add; add and train it with --run, or when asked at a terminal. 3 if nothing can be decided."""
+    """Show what to add; add and train it with --run. 3 if nothing can be decided."""
     unfinished = sum(cell_status(cell).state in UNFINISHED for cell in sweep.cells)
     table = _table(sweep, options.held_out)
     if unfinished and options.run:  # of an earlier --run that was killed, say: what comes next hangs on their results
@@ -112,7 +112,10 @@ def command(
         print(json.dumps(_summary(decision, additions, options, unfinished, so_far)))
     else:
         print(_text(decision, additions, options, unfinished, so_far))
-    if not additions or not (options.run or (not options.json and _confirmed(additions))):
+    if not additions or options.json:
+        return 0
+    if not options.run:
+        print("--run adds them to the sweep and trains them")
         return 0
     opened = reload()  # refuses now, and not once the cells are the sweep's, where the clips are not here
     with lock_run_dir(opened.directory):
@@ -319,13 +322,3 @@ def _width(half: float) -> str:
     """A half-width of a logarithm: a percentage where it is small, else a factor."""
     return f"±{math.expm1(half):.2%}" if half < 0.1 else f"x/{math.exp(min(half, 50.0)):.3g}"
 
-
-def _confirmed(additions: list[Addition]) -> bool:
-    """Ask at a terminal; otherwise print how to continue."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        print("--run adds them to the sweep and trains them")
-        return False
-    try:
-        return input(f"add and train {plural(len(additions), 'run')}? [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        return False

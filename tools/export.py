@@ -25,7 +25,7 @@ USE = """
 ```python
 from videoscaling import VideoPipeline
 
-pipeline = VideoPipeline.from_run("FOLDER")
+pipeline = VideoPipeline.from_run("FOLDER")  # the path of this folder
 videos = pipeline("a prompt", steps=50, guidance=5)  # [1, 3, frames, height, width] in [-1, 1]
 ```
 

@@ -51,7 +51,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, key_of: Callable[[str], str] | None = None, **more: Any) -> None:
         self._key_of, self._aliases = key_of, {}
-        super().__init__(*args, **more)
+        # Unabbreviated: sample.py's --n, for a number of videos, would be --negative-prompt.
+        super().__init__(*args, allow_abbrev=False, **more)
         self.register("type", Path, user_path)  # of groups' options too
 
     def add_argument(self, *names: Any, aliases: tuple[str, ...] = (), **more: Any) -> argparse.Action:
@@ -84,13 +85,14 @@ class Parser(argparse.ArgumentParser):
 
     def _check_option(self, word: str) -> None:
         known = list(self._option_string_actions)
-        if not word.startswith("--") or any(option.startswith(word) for option in known):
+        if not word.startswith("--") or word in known:
             return
         plain = word.replace("_", "-")
         if plain in known or plain in self._aliases:
             raise UserError(f"{word}: no such option; did you mean {self._aliases.get(plain, plain)!r}?")
         key = self._key_of(word) if self._key_of else ""
-        close = get_close_matches(plain[2:], [option[2:] for option in known if option.startswith("--")], 1, 0.6)
+        close = [option[2:] for option in known if len(plain) > 4 and option.startswith(plain)]
+        close = close or get_close_matches(plain[2:], [option[2:] for option in known if option[:2] == "--"], 1, 0.6)
         hint = f"; did you mean '--{close[0]}'?" if close else "; --help lists them"
         raise UserError(f"{word}: no such option{key or hint}")
 

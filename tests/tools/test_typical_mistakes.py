@@ -34,6 +34,8 @@ MISTAKES = [
     ("train.py --output-dir runs/x", "it is a key: write out=... (folder of run directories"),
     ("train.py --seed 1", "it is a key: write seed=..."),
     ("train.py --dryrun", "--dryrun: no such option; did you mean '--dry-run'"),
+    ("train.py --dry", "--dry: no such option; did you mean '--dry-run'"),
+    ("sample.py --prompt x --n 2", "--n: no such option; --help lists them"),
     ("train.py --zzzz", "--zzzz: no such option; --help lists them"),
     ("train.py lr=3e-4", "unknown key 'lr'; did you mean 'optim.lr'"),
     ("train.py wandb=true", "unknown key 'wandb'; did you mean 'log.to'? (where the points go"),
