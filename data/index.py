@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from videoscaling.utils import seal
-from videoscaling.utils.errors import DataFault, UserError
+from videoscaling.utils.errors import DataFault, UserError, nearest_path
 from videoscaling.utils.files import read_json
 
 
@@ -94,7 +94,8 @@ def check_cache(folder: str | Path) -> None:
     """Raise UserError where ``folder`` is no latent cache, finished or not."""
     if not (Path(folder) / "index.json").is_file():
         where = f"{folder}: no latent cache here" if str(folder) else "data.cache: not given"
-        raise UserError(f"{where}; make one with tools/cache_latents.py")
+        near = nearest_path(folder) if str(folder) and not Path(folder).exists() else ""
+        raise UserError(f"{where}{near or '; make one with tools/cache_latents.py'}")
 
 
 def read_index(folder: Path) -> CacheIndex:

@@ -10,6 +10,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from videoscaling import ROOT
 from videoscaling.scaling.laws import (
     ESTIMATORS,
     UNITS,
@@ -22,7 +23,7 @@ from videoscaling.scaling.laws import (
     SizeLaw,
     constants_of,
 )
-from videoscaling.utils.errors import UserError, nearest, shown
+from videoscaling.utils.errors import UserError, nearest, nearest_path, shown
 from videoscaling.utils.files import read_json, write_json
 
 OPTIONAL = ("surface", "lack_of_fit")  # keys that files of a surface have
@@ -110,11 +111,20 @@ def load(path: str | Path) -> Law:
     Raises:
         UserError: missing file, not JSON, another schema, or a constant missing or out of its range.
     """
+    if not Path(path).exists() and (near := nearest_path(path, _shipped())):
+        raise UserError(f"{path}: no such file{near}")
     raw = read_json(path, dict)
     try:
         return from_dict(raw)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _shipped() -> list[Path]:
+    """The laws that the repository has, as paths from the current folder where they lie below it."""
+    here = Path.cwd()
+    laws = sorted((ROOT / "configs" / "laws").glob("*.json"))
+    return [law.relative_to(here) if law.is_relative_to(here) else law for law in laws]
 
 
 def save(law: Law, path: str | Path) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from videoscaling.scaling.duplicates import distinct
 from videoscaling.scaling.laws import Recipe
 from videoscaling.scaling.tables import COLUMNS, Result, positive, read_results, whole_number
-from videoscaling.utils.errors import UserError, nearest, plural
+from videoscaling.utils.errors import UserError, nearest, nearest_path, plural
 from videoscaling.utils.files import atomic_write, find_files
 from videoscaling.utils.results import FILE, RunResult, read_result, report_left_out
 
@@ -125,7 +125,7 @@ def read(
             raise UserError(f"{path} is a folder of runs: --columns and --batch-unit are for tables")
         return _from_runs(path, duplicates)
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
+        raise UserError(f"{path}: no such file or folder{nearest_path(path)}")
     table = read_results(path, columns or {}, batch_unit, hyperparameters, losses)
     shared = {"source": str(path), "unit": table.unit, "columns": table.columns, "notes": table.notes}
     return _table(table.results, duplicates, losses=losses, **shared)

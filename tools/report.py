@@ -14,7 +14,7 @@ from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.reporting import report
 from videoscaling.scaling.reporting.measured_run import compare
 from videoscaling.scaling.reporting.sources import Sources
-from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.errors import Parser, UserError, nearest_path, path_text, run_cli
 from videoscaling.utils.results import FILE, read_result
 from videoscaling.utils.revision import code_revision
 
@@ -50,7 +50,7 @@ def main() -> None:
     table = runs.read(args.results, tables.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
     planned = compare(law, read_result(args.planned / FILE)) if args.planned else None
     if args.samples and not args.samples.is_dir():
-        raise UserError(f"--samples {args.samples}: no such folder")
+        raise UserError(f"--samples {args.samples}: no such folder{nearest_path(args.samples)}")
     made = f"; figure by commit {(code_revision() or 'unknown')[:10]} on {date.today().isoformat()}"
     cost = allocation.cost_of(law, smooth_width)
     sources = Sources.of(table, law, cost, planned=planned, published=published, made=made)

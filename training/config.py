@@ -22,7 +22,7 @@ from videoscaling.training.keys import (
     older_values,
 )
 from videoscaling.training.schema import Config
-from videoscaling.utils.errors import UserError, nearest, shown
+from videoscaling.utils.errors import UserError, nearest, nearest_path, shown
 from videoscaling.utils.messages import warn
 from videoscaling.utils.typed import typed
 from videoscaling.utils.user_text import check_literal, check_printable, expand_home
@@ -97,8 +97,7 @@ def load_yaml(path: str | Path, seen: tuple[Path, ...] = (), *, is_text: Callabl
     try:
         values = read_yaml(path, is_text)
     except FileNotFoundError:
-        near = nearest(path.name, sorted(other.name for other in path.parent.glob("*.y*ml")), 0.8)
-        raise UserError(f"{path}: no such configuration file{near}") from None
+        raise UserError(f"{path}: no such configuration file{nearest_path(path)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a YAML mapping of keys to values")
     base = values.pop("extends", None)

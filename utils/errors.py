@@ -4,12 +4,14 @@ import argparse
 import errno
 import io
 import os
+import re
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -18,6 +20,9 @@ from videoscaling.utils.messages import escaped
 from videoscaling.utils.os_errors import concerns_one_process, describe
 
 LISTED = 20
+MAX_NAMES = 10_000  # of a folder's files that are compared with a mistyped one: a tenth of a second
+REQUIRED = "the following arguments are required: "  # argparse's
+NUMBERS = {"int": "a whole number, such as 8", "float": "a number without a unit, such as 0.5 or 1e22"}
 PREEMPTED = 75  # EX_TEMPFAIL: a signal stopped the command; run the same command again
 CONTINUES = "the same command continues"
 
@@ -71,6 +76,12 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        """Raise argparse's ``message`` as a UserError, with what a number or a missing argument must be."""
+        if wrong := re.fullmatch(r"argument (.+?): invalid (int|float) value: (.*)", message, re.DOTALL):
+            option, kind, value = wrong.groups()
+            message = f"{option} {value}: must be {NUMBERS[kind]}"
+        elif message.startswith(REQUIRED):
+            message = REQUIRED + "; ".join(_name_and_help(a) for a in self._actions if _is_in(a, message))
         raise UserError(message)
 
     def refuse_unread(self, arguments: argparse.Namespace, names: Sequence[str], reason: str) -> None:
@@ -97,6 +108,20 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{word}: no such option{key or hint}")
 
 
+def _argument_name(action: argparse.Action) -> str:
+    """As argparse's messages name it."""
+    return "/".join(action.option_strings) or str(action.metavar or action.dest)
+
+
+def _is_in(action: argparse.Action, message: str) -> bool:
+    return action.required and _argument_name(action) in message.removeprefix(REQUIRED).split(", ")
+
+
+def _name_and_help(action: argparse.Action) -> str:
+    first = (action.help or "").partition(";")[0].partition(" (")[0]
+    return f"{_argument_name(action)}, {first}" if first else _argument_name(action)
+
+
 def path_text(text: str) -> str:
     """An option's text that is a path, or a name that may be one, with the home directory for a leading ~."""
     return os.path.expanduser(text)  # noqa: PTH111 (a hub id is no Path)
@@ -115,6 +140,20 @@ def nearest(word: str, known: list[str], cutoff: float = 0.5) -> str:
     folded = {name.lower(): name for name in reversed(known)}
     match = get_close_matches(word.lower(), list(folded)[::-1], n=1, cutoff=cutoff)
     return f"; did you mean {folded[match[0]]!r}?" if match else ""
+
+
+def nearest_path(path: str | Path, others: Iterable[Path] = ()) -> str:
+    """``"; did you mean 'x'?"`` for a missing ``path``: one of ``others`` that has its name, with or without an
+    ending, or else the name most like it in its folder; an empty string without any."""
+    missing = Path(path)
+    with suppress(OSError, ValueError):  # a folder that may not be read, a path that cannot be one
+        if same := [other for other in others if missing.name in (other.name, other.stem) and other.exists()]:
+            return f"; did you mean {str(same[0])!r}?"
+        while not missing.parent.exists():  # of runs/smal/result.json the folder is what is mistyped
+            missing = missing.parent
+        names = (entry.name for entry in missing.parent.iterdir() if not entry.name.startswith("."))
+        return nearest(missing.name, sorted(islice(names, MAX_NAMES)), 0.75)
+    return ""
 
 
 def shown(value: object, limit: int = 60) -> str:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from videoscaling.utils.errors import UserError, first_line, shown
+from videoscaling.utils.errors import UserError, first_line, nearest_path, shown
 from videoscaling.utils.os_errors import warn_of_os_error, with_filename
 from videoscaling.utils.process_ids import has_ended, machine_code
 
@@ -175,7 +175,7 @@ def read_json(path: str | Path, kind: type[T] = object, what: str = "a JSON file
     try:
         content = read_bounded(path, MAX_JSON_BYTES, what)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file{nearest_path(path)}") from None
     return parse_json(content, f"{path}: not {what}", kind)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from videoscaling.utils import seal
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, nearest_path
 from videoscaling.utils.files import read_json, write_json
 from videoscaling.utils.messages import warn
 
@@ -100,7 +100,7 @@ def read_result(path: Path) -> RunResult:
         UserError: the file does not exist.
     """
     if not (path.is_file() or path.is_dir()):
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file{nearest_path(path)}")
     try:
         result = read_json(path, dict, "a run's result")
     except UserError as error:

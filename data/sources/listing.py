@@ -20,7 +20,7 @@ from videoscaling.data.sources.source import (
     skipped_kind,
 )
 from videoscaling.data.sources.tars import list_tars
-from videoscaling.utils.errors import UserError, nearest
+from videoscaling.utils.errors import UserError, nearest, nearest_path
 from videoscaling.utils.tables import KINDS, table_kind
 
 FILM = "film"  # the source of ``data.sources.film``, by name
@@ -71,9 +71,8 @@ def scan_sources(where: str | Path, options: ListingOptions = ListingOptions()) 
             "the last) nor a .tar"
         )
     else:
-        raise UserError(
-            f"{where}: no such folder, manifest or tar{nearest(str(where), ['synthetic', 'doom', FILM], 0.8)}"
-        )
+        near = nearest(str(where), ["synthetic", "doom", FILM], 0.8) or nearest_path(where)
+        raise UserError(f"{where}: no such folder, manifest or tar{near}")
     listing.sources.sort(key=lambda source: source.name)
     for one, other in pairwise(listing.sources):
         if one.name == other.name:

@@ -8,7 +8,7 @@ from typing import Any
 
 from videoscaling.data.sources.captions import CAPTION_NAMES, FIX, ListingOptions, find_name
 from videoscaling.data.sources.source import Listing, Source, one_line
-from videoscaling.utils.errors import UserError, listed, nearest
+from videoscaling.utils.errors import UserError, listed, nearest, nearest_path
 from videoscaling.utils.tables import Table, Words, read_table
 
 # Columns of seconds. Whole videos would be trained on where a range's column went unread.
@@ -41,7 +41,7 @@ def list_manifest(manifest: Path, options: ListingOptions) -> Listing:
     """
     root = manifest.parent if options.root is None else options.root
     if not root.is_dir():
-        raise UserError(f"--root {root}: no such folder")
+        raise UserError(f"--root {root}: no such folder{nearest_path(root)}")
     wanted = (options.path_column or "path").strip().casefold()
     table = read_table(manifest, lambda names: any(name.strip().casefold() == wanted for name in names), WORDS)
     columns = _find_columns(manifest, table, options)

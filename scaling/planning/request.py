@@ -52,7 +52,8 @@ class Request:
         if self.gpu not in GPUS:
             raise UserError(f"unknown GPU {self.gpu!r}{nearest(self.gpu, list(GPUS))}: {', '.join(GPUS)}")
         if self.estimator is not None and self.estimator not in ESTIMATORS:
-            raise UserError(f"unknown estimator {self.estimator!r}: {', '.join(ESTIMATORS)}")
+            near = nearest(self.estimator, list(ESTIMATORS))
+            raise UserError(f"unknown estimator {self.estimator!r}{near}: {', '.join(ESTIMATORS)}")
         given = {name for name in FIXED if getattr(self, name) is not None}
         if len(given - {"params"}) != 1:
             said = " and ".join(f"--{name.replace('_', '-')}" for name in sorted(given))

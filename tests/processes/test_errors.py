@@ -9,7 +9,10 @@ from tests.processes.launch import ROOT, environment, python
 
 def test_a_command_says_it_in_one_line():
     done = python("tools/plan.py", "--law", "x.json", "--flops", "1e22x")
-    assert (done.returncode, done.stderr) == (2, "error: argument --flops: invalid float value: '1e22x'\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: --flops '1e22x': must be a number without a unit, such as 0.5 or 1e22\n",
+    )
 
 
 READER = """

@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.commands import call
+from videoscaling.training.config import load_config, to_dict
 
 BASE = "--config configs/train/quickstart.yaml"
 SWEEP = "{sweep}"
 SAMPLE = "sample.py --prompt x --checkpoint"
 
-# (what is typed, what the answer must say); {folder} holds runs/x with a checkpoint, and a sweep's YAML.
+# (what is typed, what the answer must say); {folder} holds runs/x with a checkpoint, small, a run
+# without one, a cache, and a sweep's YAML.
 MISTAKES = [
     # train.py
     ("train.py configs/train/base.yaml", "configs/train/base.yaml: a configuration file is given as --config configs"),
@@ -114,6 +117,19 @@ MISTAKES = [
     (f"{SAMPLE} runs/x --cfg-scale 4", "--cfg-scale: no such option; did you mean '--guidance'"),
     (f"{SAMPLE} runs/x --num_inference_steps 4", "did you mean '--steps'"),
     (f"{SAMPLE} nowhere", "nowhere: no such checkpoint or run directory"),
+    (f"{SAMPLE} {{folder}}/smal", "smal: no such checkpoint or run directory; did you mean 'small'?"),
+    (f"{SAMPLE} {{folder}}/runz/x", "runz/x: no such checkpoint or run directory; did you mean 'runs'?"),
+    (f"{SAMPLE} {{folder}}/cache", "cache: a cache of latents, which train.py reads as data.cache; give a run dir"),
+    (
+        f"{SAMPLE} {{folder}}/small",
+        "small: has no checkpoint yet; the first is written at step 200 or when it is stopped; no process trains it "
+        "here, so repeat its train.py command",
+    ),
+    (
+        "tools/export.py --checkpoint {folder}/small --out m",
+        "small: has no checkpoint yet; the first is written at st",
+    ),
+    (f"{SAMPLE} runs/x --steps 50.5", "--steps '50.5': must be a whole number, such as 8"),
     (f"{SAMPLE} {{folder}}/runs", "runs: holds 1 run and is none itself; name one, such as {folder}/runs/x"),
     (
         f"{SAMPLE} {{folder}}/runs/x/checkpoints/step_0000001/ema.safetensors",
@@ -181,6 +197,24 @@ MISTAKES = [
     (f"tools/sweep.py status {SWEEP} executor.slurm.options.requeue=false", "leave the option out"),
     ("tools/cache_latents.py --input videos/ --out x", "--input: no such option; did you mean '--source'"),
     ("tools/plan.py --law missing.json --flops 1e20", "missing.json: no such file"),
+    ("tools/plan.py --law paper --flops 1e20", "paper: no such file; did you mean 'configs/laws/paper.json'?"),
+    ("tools/plan.py --law configs/laws/papper.json --flops 1e20", "no such file; did you mean 'paper.json'?"),
+    (
+        "tools/plan.py --law configs/laws/paper.json --flops 1e22TFLOPs",
+        "--flops '1e22TFLOPs': must be a number without",
+    ),
+    ("tools/plan.py --law configs/laws/paper.json --flops 1e20 --estimator measure", "did you mean 'measured'?"),
+    (
+        "tools/report.py {folder}/smal --law configs/laws/paper.json --out r.html",
+        "smal: no such file or folder; did yo",
+    ),
+    (
+        "tools/report.py {folder}/small --out r.html",
+        "the following arguments are required: --law, law file from tools/",
+    ),
+    ("tools/fit.py all {folder}/smal --out l.json", "smal: no such file or folder; did you mean 'small'?"),
+    ("train.py data.cache={folder}/cach train.batch_tokens=80", "cach: no latent cache here; did you mean 'cache'?"),
+    ("tools/cache_latents.py --source {folder}/smal --out {folder}/c", "or tar; did you mean 'small'?"),
     ("tools/predict.py runs.csv", "the following arguments are required: --law"),
     ("tools/predict.py --law configs/laws/paper.json missing.csv", "missing.csv: no such file"),
     ("tools/predict.py --law missing.json runs.csv", "missing.json: no such file"),
@@ -198,6 +232,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in (checkpoint / "state.json", checkpoint / "ema.safetensors", folder / "model.pt"):
         path.write_text("{}")
     (folder / "sweep.yaml").write_text("sizes: [{size: 2x64}]\nlr: [1e-3]\nbatch_tokens: [640]\nmilestones: [64000]\n")
+    for name in ("small", "cache"):
+        (folder / name).mkdir()
+    config = load_config(None, ["train.batch_tokens=320", "train.tokens=64000", "train.milestones=[64000]"])
+    (folder / "small" / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
+    (folder / "cache" / "index.json").write_text("{}")
     (folder / "link.yaml").symlink_to(folder / "link.yaml")
     return folder
 

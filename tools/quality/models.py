@@ -9,8 +9,9 @@ from torch import Tensor
 
 from videoscaling.diffusion.sampling import SamplerOptions
 from videoscaling.models.sizes import parameters
-from videoscaling.training.checkpoints.checkpoint import PREFIX, STATE, find_checkpoint, read_state
+from videoscaling.training.checkpoints.checkpoint import find_checkpoint, read_state
 from videoscaling.training.checkpoints.exported import read_trained
+from videoscaling.training.checkpoints.paths import PREFIX, STATE
 from videoscaling.training.config import cache_folders, read_config, run_id
 from videoscaling.training.pipeline import VideoPipeline
 from videoscaling.utils.errors import UserError

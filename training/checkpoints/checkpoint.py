@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from videoscaling.training.checkpoints.paths import check_exists
+from videoscaling.training.checkpoints.paths import PREFIX, STATE, check_exists
 from videoscaling.training.checkpoints.pieces import Assembled, collect_facts
 from videoscaling.training.config import CONFIG, Config, to_dict
 from videoscaling.training.distributed.parallel import like
@@ -44,8 +44,6 @@ from videoscaling.utils.messages import warn
 from videoscaling.utils.os_errors import warn_of_os_error, with_filename
 from videoscaling.utils.seal import read_sealed, sealed
 
-PREFIX = "step_"
-STATE = "state.json"
 CHUNK = 1 << 20  # bytes of a file that are read at once
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from videoscaling.training.logs.log_files import METRICS, parse_row
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, nearest_path
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_curve(run: str | Path) -> Curve:
     """
     path = Path(run) / METRICS
     if not path.is_file():
-        raise UserError(f"{path}: no such file; name a run directory, such as runs/x")
+        raise UserError(f"{path}: no such file{nearest_path(path) or '; name a run directory, such as runs/x'}")
     rows = [row for line in path.read_bytes().splitlines() if (row := parse_row(line)) is not None]
     if not rows:
         raise UserError(f"{path}: holds no logged step")

@@ -109,6 +109,6 @@ def log_window(
 def close_log(log: MetricsLog, run: Run, *, step: int, status: str) -> None:
     """Close the log, and print the run's outcome at ``step``."""
     log.close()
-    more = f"; {CONTINUES}" if status == "preempted" else ""
+    ended, more = ("stopped", f"; {CONTINUES}") if status == "preempted" else (status, "")
     tokens = step * run.config.train.batch_tokens
-    print(f"{run.config.run_dir}: {status} after {plural(step, 'step')}, {tokens:,} tokens{more}", flush=True)
+    print(f"{run.config.run_dir}: {ended} after {plural(step, 'step')}, {tokens:,} tokens{more}", flush=True)
