@@ -34,6 +34,12 @@ from videoscaling.utils.locks import check_lock, lock
 from videoscaling.utils.os_errors import with_filename
 from videoscaling.utils.seal import sealed
 
+# What a hash among the settings is of, since two of them tell a reader nothing.
+HASHED = {
+    "videos_hash": "of as many videos, a name, size or caption differs (see --no-captions and --caption-column)",
+    "vae_fingerprint": "the autoencoder differs (--vae)",
+    "text_fingerprint": "the text encoder differs (--text)",
+}
 SHARD_BYTES = 256 << 20  # of latents
 RULE = "split_rule"  # the setting that says how training and validation were separated, where not by the first rule
 SHARD_CLIPS = 4096  # tiny clips: how much an interruption may cost
@@ -184,7 +190,10 @@ def _without_rule(settings: CacheSettings) -> CacheSettings:
 def difference(there: CacheSettings, now: CacheSettings) -> str:
     """The differences of two settings, as text."""
     pairs = {key: (there.get(key), now.get(key)) for key in {**there, **now}}
-    return "; ".join(f"{key} is {a!r} there and {b!r} now" for key, (a, b) in sorted(pairs.items()) if a != b)
+    changed = {key: pair for key, pair in sorted(pairs.items()) if pair[0] != pair[1]}
+    if "videos" in changed:
+        changed.pop("videos_hash", None)  # of another number of videos it is another
+    return "; ".join(HASHED.get(key, f"{key} is {a!r} there and {b!r} now") for key, (a, b) in changed.items())
 
 
 def plan_shards(

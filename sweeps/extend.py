@@ -321,4 +321,3 @@ def _text(decision: Decision, additions: list[Addition], options: Options, unfin
 def _width(half: float) -> str:
     """A half-width of a logarithm: a percentage where it is small, else a factor."""
     return f"±{math.expm1(half):.2%}" if half < 0.1 else f"x/{math.exp(min(half, 50.0)):.3g}"
-

@@ -1,11 +1,13 @@
 """Checks before a run's first step."""
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videoscaling.training.config import Config, config_of_run, hashed_values, identity
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError, plural
+from videoscaling.utils.results import FILE, whole_results
 
 if TYPE_CHECKING:  # they import torch, without which sweeps are listed
     from videoscaling.data.mixture import Data
@@ -23,12 +25,13 @@ def check_layout(run: Run, data: "Data", world: int) -> None:
             raise UserError(
                 f"train.batch_tokens={config.train.batch_tokens}: a batch of {plural(part.clips, 'clip')}{kind}, of "
                 f"which data.cache={config.data.cache} has {cache.train_size:,}; at most "
-                f"{cache.train_size * part.n_ctx}"
+                f"{cache.train_size * part.n_ctx} tokens"
             )
         wanted, there = config.validation.clips or cache.validation_size, cache.validation_size
         if not 2 <= wanted <= there:
             found = plural(there, "validation clip") + kind
-            raise UserError(f"validation.clips={wanted}: the cache has {found}, and a standard error needs two")
+            fix = f"give 2 to {there}" if there >= 2 else "make it with tools/cache_latents.py --validation 2 or more"
+            raise UserError(f"validation.clips={wanted}: the cache has {found}, and a standard error needs two; {fix}")
 
 
 def check_share(run: Run, world: int) -> None:
@@ -64,14 +67,27 @@ def check_directory(config: Config) -> None:
         if "data.fingerprint" in keys:  # of what these two name, which no id has
             keys += [k for k in ("data.cache", "data.weights") if was[k] != value[k]]
         changed = [f"{k}: {was[k]} -> {value[k]}" for k in keys]
-        end, end_before = config.train.tokens, earlier.train.tokens
-        if end < end_before and keys == ["optim.warmup_tokens"]:
+        end = config.train.tokens
+        if end < earlier.train.tokens and keys == ["optim.warmup_tokens"]:
+            if end <= (trained := _trained_tokens(config.run_dir)):
+                raise UserError(
+                    f"train.tokens={end}: {config.run_dir} already has {trained:,} tokens; ask for more, or choose "
+                    "another name=..."
+                )
+            was, value = earlier.optim.warmup_tokens, config.optim.warmup_tokens
             raise UserError(
-                f"train.tokens={end}: {config.run_dir} was begun for {end_before:,}, and its warm-up with it; "
-                "ask for at least as many, or choose another name=..."
+                f"train.tokens={end}: {config.run_dir} was begun with a warm-up of {was:,} tokens, and this one would "
+                f"have {value:,}; give optim.warmup_tokens={was} to continue it, or choose another name=..."
             )
         if changed:
             raise UserError(
                 f"{config.run_dir}: made by another configuration ({'; '.join(changed)}); "
                 "give the earlier values to continue it, choose another name=..., or remove it"
             )
+
+
+def _trained_tokens(directory: Path) -> int:
+    """The tokens in the result of a run directory; 0 without a result that can be read."""
+    path = directory / FILE
+    results, _ = whole_results([path] if path.is_file() else [])
+    return max((result.get("tokens") or 0 for result in results.values()), default=0)

@@ -19,6 +19,7 @@ from videoscaling.training.step import TrainStep
 from videoscaling.training.train import train
 from videoscaling.training.trainer import Trainer
 from videoscaling.utils.errors import UserError
+from videoscaling.utils.results import write_result
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = [
@@ -159,7 +160,14 @@ def test_a_milestone_in_the_past_is_refused(cache: Path, tmp_path: Path) -> None
 
 def test_fewer_tokens_than_a_run_has_are_refused_in_those_words(cache: Path, tmp_path: Path) -> None:
     run(cache, tmp_path, "x", "checkpoint.final=ema")
-    with pytest.raises(UserError, match=r"^train.tokens=3200: .*x was begun for 6,400"):
+    for tokens in (6400, 9600):  # as it was begun, and after it was asked for more
+        run(cache, tmp_path, "x", "checkpoint.final=ema", f"train.tokens={tokens}")
+        with pytest.raises(UserError, match=rf"^train.tokens=3200: .*x already has {tokens:,} tokens; ask for more"):
+            train(load_config(None, overrides(cache, tmp_path, "x", "checkpoint.final=ema", "train.tokens=3200")))
+    # One that was stopped before: its warm-up is a tenth of its first end, and another end would give another one.
+    write_result(tmp_path / "x", result(tmp_path / "x") | {"tokens": 640})
+    stopped = r"x was begun with a warm-up of 640 tokens, and this one would have 320; give optim.warmup_tokens=640 to"
+    with pytest.raises(UserError, match=stopped):
         train(load_config(None, overrides(cache, tmp_path, "x", "checkpoint.final=ema", "train.tokens=3200")))
     for final in ("full", "ema"):  # without its optimiser such a run began again, and replaced the longer one's result
         more = (f"name={final}", f"checkpoint.final={final}", "optim.warmup_tokens=128", "train.milestones=[1280]")
@@ -171,7 +179,7 @@ def test_fewer_tokens_than_a_run_has_are_refused_in_those_words(cache: Path, tmp
 
 
 def test_more_clips_per_batch_than_there_are_is_refused(cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a batch of 97 clips, of which .* has 96; at most 3072"):
+    with pytest.raises(UserError, match="a batch of 97 clips, of which .* has 96; at most 3072 tokens$"):
         train(load_config(None, overrides(cache, tmp_path, "x", "train.batch_tokens=3104")))
 
 

@@ -119,6 +119,22 @@ def test_names_that_are_not_utf8_are_kept(run, tmp_path, backend, workers):
     assert json.loads((tmp_path / "z/rejected.jsonl").read_text())["source"] == f"{name}-broken.mp4"
 
 
+def test_a_cache_of_other_videos_or_captions_says_which(run, tmp_path):
+    """Not by a hash, which tells a reader nothing."""
+    folder = tmp_path / "videos"
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        make_video(folder / name, frames=10)
+    job = ("--source", folder, *SMALL, "--out", tmp_path / "x")
+    assert run(*job)[0] == 0
+    assert "already finished" in run(*job, "--no-captions")[2]  # no video has a caption: the same cache
+    (folder / "a.txt").write_text("a caption")
+    status, _, said = run(*job)
+    assert (status, "of as many videos, a name, size or caption differs (see --no-captions and" in said) == (2, True)
+    (folder / "a.mp4").unlink()
+    status, _, said = run(*job)
+    assert (status, "made otherwise: videos is 3 there and 2 now. Choose" in said) == (2, True)
+
+
 def test_the_settings_of_a_cache_have_no_new_keys(run, videos, tmp_path):
     """A key more would be another fingerprint, and every cache another one."""
     assert run("--source", videos, "--out", tmp_path / "x")[0] == 0
