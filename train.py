@@ -1,9 +1,9 @@
 """Train a video DiT on cached latents.
 
-    python train.py --config configs/train/base.yaml data.cache=runs/latents model.size=2x64 \\
-        train.batch_tokens=640 train.tokens=2e5
-    torchrun --nproc_per_node 8 train.py --config configs/train/base.yaml data.cache=runs/latents model.size=2x64 \\
-        optim.lr=3e-4 train.batch_tokens=640 train.tokens=2e5
+    python train.py --config configs/train/base.yaml data.cache=caches/small model.size=2x64 optim.lr=2e-3 \\
+        optim.beta2_half_life=4e4 train.batch_tokens=640 train.tokens=2e5
+    torchrun --nproc_per_node 8 train.py --config configs/train/base.yaml data.cache=caches/small model.size=2x64 \\
+        optim.lr=2e-3 optim.beta2_half_life=4e4 train.batch_tokens=640 train.tokens=2e5
 
 The same command continues the run; a finished one is left as it is. With --dry-run it only reports what the run
 would be: its size, FLOPs, memory and, after a few steps, its time. With --account it says so by formula alone, without

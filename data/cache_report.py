@@ -43,9 +43,9 @@ def split_text(split: Mapping[str, Any] | None, clips: int) -> list[str]:
     if not split or split["by"] == "seed":
         return []
     wanted = split["wanted"]
-    drawn = "the clips of the given list" if wanted is None else f"{plural(wanted, 'clip')} requested"
+    drawn = "the clips of the given list" if wanted is None else plural(clips, "clip")
     if wanted is not None and clips > wanted:
-        drawn += f", and {plural(clips - wanted, 'more clip')} of the last video, which is taken whole"
+        drawn += f" for the {wanted:,} wanted, as the last video drawn is not divided"
     lines = [f"  validation: {drawn}, split by {split['by']}"]
     if split["parted"]:
         names = ", ".join(split["parted"][:3]) + (", ..." if len(split["parted"]) > 3 else "")

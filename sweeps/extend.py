@@ -280,14 +280,17 @@ def _text(decision: Decision, additions: list[Addition], options: Options, unfin
         lines.append(f"no surface can be fitted yet ({decision.reason}): first cells, a step around the best ones")
     else:
         lines.append(
-            f"noise of a run {decision.noise:.2%}; narrowed: N {target.N:.4g}, T {target.T:.4g}, where lr is "
-            f"{target.lr:.3g} and B {target.B:.4g}"
+            f"to narrow the prediction at N {target.N:.4g} and T {target.T:.4g}, where lr is {target.lr:.3g} and B "
+            f"{target.B:.4g}; noise of a run {decision.noise:.2%}"
         )
         widths = ", ".join(f"{name} {_width(value)}" for name, value in decision.before.items())
         lines.append(
-            f"95 % now: {widths}; the rate's error is expected to cost {decision.rate_cost[0]:.2%} of the loss"
+            f"95 % intervals now: {widths}; the rate's error is expected to cost {decision.rate_cost[0]:.2%} of the "
+            "loss"
         )
     names = list(decision.before) if target else []
+    if additions and names:
+        lines.append("runs to add, and the intervals after each of them:")
     table = [("size", "T", "B", "lr", "run", "FLOPs", *names, "why")]
     for one in additions:
         cell, widths = one.entry, (_width(one.after[name]) for name in names)
@@ -319,5 +322,5 @@ def _text(decision: Decision, additions: list[Addition], options: Options, unfin
 
 
 def _width(half: float) -> str:
-    """A half-width of a logarithm: a percentage where it is small, else a factor."""
-    return f"±{math.expm1(half):.2%}" if half < 0.1 else f"x/{math.exp(min(half, 50.0)):.3g}"
+    """A half-width of a logarithm: a percentage where it is small, else a factor to either side."""
+    return f"±{math.expm1(half):.2%}" if half < 0.1 else f"factor {math.exp(min(half, 50.0)):.3g}"

@@ -16,7 +16,7 @@ from tests.commands import call
 from videoscaling.sweeps.grid import read_keys
 from videoscaling.tools.update_docs import SCRIPTS
 from videoscaling.training.config import load_config
-from videoscaling.training.run import resolve
+from videoscaling.training.run import beta2_warnings, resolve
 from videoscaling.utils.errors import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +113,10 @@ def test_an_example_runs_as_typed(where: str, line: str, only_parsed: None, monk
             assert (ROOT / value).exists(), value
     if words[script] == "train.py" and (ROOT / arguments.config).exists():
         meta = META | ({"latent_shape": [16, 5, 32, 32]} if arguments.account else {})
-        resolve(load_config(arguments.config, overrides), meta, bfloat16=lambda: True)
+        run = resolve(load_config(arguments.config, overrides), meta, bfloat16=lambda: True)
+        # The paper's batches of millions of tokens are above what any usual half-life allows, and the account says so.
+        train = run.config.train
+        assert arguments.account or beta2_warnings([(run.config.optim, train.batch_tokens)]) == []
     if words[script] == "tools/sweep.py":
         assert read_keys(arguments.config, overrides).sizes
 

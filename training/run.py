@@ -294,9 +294,18 @@ def beta2_warnings(optimizers: Sequence[tuple[OptimKeys, int]]) -> list[str]:
         cells = f"in {len(clamped)} of {len(optimizers)} cells " if len(optimizers) > 1 else ""
         found.append(
             f"{cells}beta2 is clamped to the {name} of optim.beta2_range, {optim.beta2(batch):g}: at B {batch:,} "
-            f"tokens optim.beta2_half_life={optim.beta2_half_life:g} asks for {optim.free_beta2(batch):.6g}"
+            f"tokens optim.beta2_half_life={optim.beta2_half_life:g} asks for {optim.free_beta2(batch):.6g}; give "
+            f"{_half_life_within(optim, batch, end)}, or optim.beta2_range=[0,1]"
         )
     return found
+
+
+def _half_life_within(optim: OptimKeys, batch: int, end: int) -> str:
+    """The half-lives whose beta2 lies on the inner side of one ``end`` of the range, rounded inwards to two digits."""
+    limit = batch * math.log(2) / -math.log(optim.beta2_range[end])
+    digit = 10 ** (math.floor(math.log10(limit)) - 1)
+    rounded = digit * (math.floor(limit / digit) if end else math.ceil(limit / digit))
+    return f"{'at most' if end else 'at least'} {rounded:.2g}"
 
 
 def _beta2_clamped_to(optim: OptimKeys, batch: int, end: int) -> bool:

@@ -84,7 +84,8 @@ class HeldOut:
         span = "interval unknown"
         if self.inside is not None:
             span = f"{'inside' if self.inside else 'OUTSIDE'} [{self.low:.5g}, {self.high:.5g}]"
-        compute = "" if self.equivalent_compute is None else f", equivalent compute {self.equivalent_compute:.3g}"
+        factor = self.equivalent_compute
+        compute = "" if factor is None else f"; the law needs {factor:.3g} times its tokens for that loss"
         return (
             f"held out N {self.N:.4g}, T {self.T:.4g}: predicted {self.predicted:.5g}, measured {self.measured:.5g} "
             f"({self.error:+.3%}), {span}{compute}"

@@ -8,6 +8,7 @@ from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.planning.plan import Plan
 from videoscaling.utils.errors import plural
 
+MIN_HOURS = 0.01  # less is 36 seconds, which a process takes to start
 QUANTITIES = {
     "N": ("parameters", ".4g"),
     "size": ("layers x width", "s"),
@@ -31,9 +32,16 @@ def _text(value: Any, form: str) -> str:
     return f"{value.value:{form}}  {value.span(form)}".rstrip()
 
 
+def _hours(hours: float) -> str:
+    """Hours by the peak of a GPU, which says nothing of a run of seconds there, hours on a CPU though it may take."""
+    return f"{hours:.4g}" if hours >= MIN_HOURS else f"below {MIN_HOURS:g}"
+
+
 def table(plan: Plan) -> str:
     """The plan as text, a line for each quantity."""
     rows = {label: _text(getattr(plan, name), form) for name, (label, form) in QUANTITIES.items()}
+    if plan.gpu_hours < MIN_HOURS:
+        rows["GPU-hours"] = f"{_hours(plan.gpu_hours)}; train.py --dry-run measures the time on a machine of yours"
     if plan.B_opt is not None:
         rows["tokens per batch"] += f"  best {_text(plan.B_opt, '.4g')}"
     bare = "  (no interval known)" if any(not np.isnan(size.low) for size in plan.N_opt.values()) else ""
@@ -50,7 +58,7 @@ def table(plan: Plan) -> str:
         )
     if layout := plan.layout:
         clips, recompute = layout["micro_batch"], "with" if layout["activation_checkpointing"] else "no"
-        rows["hours"] = f"{layout['hours']:.4g} on {layout['gpus']} x {used['gpu']}"
+        rows["hours"] = f"{_hours(layout['hours'])} on {layout['gpus']} x {used['gpu']}"
         rows["layout"] = (
             f"{layout['parallel']}, micro-batch of {plural(clips, 'clip')}, {recompute} activation checkpointing"
         )

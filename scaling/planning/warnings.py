@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 # Beyond this multiple of the fitted compute a law is a hope.
 FAR = 100.0
+# The largest rate of the 211 committed runs (results/), of models of 3e4 to 6e5 parameters; larger ones bear less.
+MAX_LR = 0.03
 # In fewer steps there is no warm-up and no optimum as those of the fit.
 FEW_STEPS = 100
 # Of the warnings that the law's fit left, a plan repeats so many.
@@ -23,15 +25,20 @@ def plan_warnings(law: Law, plan: "Plan") -> list[str]:
     warnings, n_ctx = [], plan.n_ctx
     far = plan.extrapolation["C"]
     if far is not None and far > FAR:
-        warnings.append(f"C is {far:.0f} times the largest compute the law was fitted on")
+        warnings.append(f"C is {far:,.0f} times the largest compute the law was fitted on")
     fitted = law.domain.get("C")
     if fitted is not None and fitted[0] / FAR > plan.C:
-        warnings.append(f"C is {fitted[0] / plan.C:.0f} times below the smallest compute the law was fitted on")
+        warnings.append(f"C is {fitted[0] / plan.C:,.0f} times below the smallest compute the law was fitted on")
     unknown = [name for name in ("B", "lr") if getattr(plan, name) is None]
     if unknown:
         reasons = {plan.unknown[name] for name in unknown}
         warnings.append(
             f"{' and '.join(unknown)} unknown ({'; '.join(sorted(reasons))}): --prior LAW takes both from another law"
+        )
+    if plan.lr is not None and plan.lr.value > MAX_LR:
+        warnings.append(
+            f"learning rate {plan.lr.value:.3g}: above {MAX_LR:g}, more than AdamW usually bears; the law is "
+            "followed too far beyond its runs: plan more FLOPs, or fit a law to runs of this size"
         )
     if plan.B is not None:
         warnings += law.response.batch_warnings(plan.N, plan.T, plan.B, n_ctx)

@@ -293,6 +293,6 @@ def test_caches_of_before_are_drawn_as_they_were(opened, seed):
 
 def test_the_report_says_why_more_clips_are_validated_on_than_were_to_be():
     split = {"by": "video", "wanted": 3, "parted": [], "gap_seconds": 0.0, "unused": 0}
-    text = "  validation: 3 clips requested, and 4 more clips of the last video, which is taken whole, split by video"
+    text = "  validation: 7 clips for the 3 wanted, as the last video drawn is not divided, split by video"
     assert split_text(split, 7) == [text]
-    assert split_text(split, 3) == ["  validation: 3 clips requested, split by video"]
+    assert split_text(split, 3) == ["  validation: 3 clips, split by video"]

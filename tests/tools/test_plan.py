@@ -159,7 +159,8 @@ def test_numbers_beyond_sense_are_refused_by_name(option):
         assert ": must be a number from 1e-09 to " in said
     done = run("--law", PAPER, f"--{option}=x", *budget)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-    assert f"--{option}: invalid" in done.stderr
+    kind = "a whole number" if whole else "a number without a unit"
+    assert f"error: --{option} 'x': must be {kind}, such as " in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Rates, time constants and averages, counted in tokens."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -54,7 +56,7 @@ def test_where_beta2_is_kept_in_its_range_it_is_said_and_makes_another_run() -> 
     assert warnings(small, run(15_232, *free)) == []
     assert warnings(large) == [
         "beta2 is clamped to the minimum of optim.beta2_range, 0.9: at B 15,232 tokens optim.beta2_half_life=100000 "
-        "asks for 0.899802"
+        "asks for 0.899802; give at least 1.1e+05, or optim.beta2_range=[0,1]"
     ]
     both = warnings(small, large, run(32_000), run(32, "optim.beta2_half_life=1e7"))
     assert [text[:42] for text in both] == [
@@ -62,6 +64,9 @@ def test_where_beta2_is_kept_in_its_range_it_is_said_and_makes_another_run() -> 
         "in 1 of 4 cells beta2 is clamped to the ma",
     ]
     assert "32,000" in both[0]
+    assert both[1].endswith("asks for 0.999998; give at most 2.2e+05, or optim.beta2_range=[0,1]")
+    fixes = [re.search(r"give at (?:least|most) ([\d.e+]+),", text)[1] for text in both]
+    assert warnings(*(run(B, f"optim.beta2_half_life={given}") for B, given in zip((32_000, 32), fixes))) == []
     with pytest.raises(UserError, match="beta2 is 1 at B 32 tokens"):
         run(32, "optim.beta2_half_life=1e30", *free)
 

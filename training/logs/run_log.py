@@ -16,6 +16,9 @@ from videoscaling.training.step import TrainStep
 from videoscaling.utils.errors import CONTINUES, plural
 from videoscaling.utils.messages import warn
 
+# Repeated tokens are worth nearly as much as new ones for four epochs, and little after sixteen (arXiv 2305.16264).
+MANY_EPOCHS = 16
+
 
 def open_log(
     run: Run,
@@ -51,9 +54,9 @@ def open_log(
     )
     log.hparams(settings)
     begun = f"; from step {step:,}" if step else ""
-    how = f"{epochs_of(run, cache):.2g} epochs; {device}, attention {attention}"
+    how = f"{epochs_of(run, cache):.3g} epochs; {device}, attention {attention}"
     print(f"{config.run_dir}: {run.text}; {how}{begun}", flush=True)
-    for text in run_warnings(config, token_numbers(config, cache.latent_shape)):
+    for text in run_warnings(config, token_numbers(config, cache.latent_shape)) + epoch_warnings(run, cache):
         warn(text)
     wanted, local = config.train.micro_batch, run.clips * config.train.context_parallel // world
     if wanted and local > wanted != (size := even_size(local, wanted)):
@@ -65,6 +68,17 @@ def epochs_of(run: Run, data: Data) -> float:
     """How often a run sees its data, in tokens."""
     there = sum(part.n_ctx * cache.train_size for part, cache in zip(run.parts, data.parts))
     return run.steps * run.config.train.batch_tokens / there
+
+
+def epoch_warnings(run: Run, data: Data) -> list[str]:
+    """A warning if a run sees its clips more than ``MANY_EPOCHS`` times."""
+    clips, epochs = sum(cache.train_size for cache in data.parts), epochs_of(run, data)
+    if epochs <= MANY_EPOCHS:
+        return []
+    return [
+        f"{epochs:.0f} epochs of {plural(clips, 'training clip')}: laws are for clips that repeat little, and a model "
+        "learns such ones by heart; cache more videos, or lower train.tokens"
+    ]
 
 
 def log_window(

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -86,6 +87,21 @@ def test_serving_cost_counts_steps_and_guidance(paper):
 def test_far_extrapolation_warns(paper):
     assert any("500 times" in w for w in plan(paper, Request(flops=1e22))["warnings"])
     assert not any("times the largest" in w for w in plan(paper, Request(flops=1e20))["warnings"])
+
+
+def test_a_rate_that_no_optimiser_bears_is_named(paper):
+    """At 1e10 FLOPs, a law of 3e17 and more gives one of 0.8."""
+    far = [text for text in plan(paper, Request(flops=1e10))["warnings"] if text.startswith("learning rate 0.786: ab")]
+    assert len(far) == 1
+    assert "fit a law to runs of this size" in far[0]
+    for flops in (1e17, 1e22):
+        assert not any("learning rate" in text for text in plan(paper, Request(flops=flops))["warnings"])
+
+
+def test_hours_of_a_gpu_are_not_counted_in_seconds(paper):
+    """A run that small is for a CPU, or waits for its start: 3.7e-05 GPU-hours say nothing of its time."""
+    assert re.search(r"^GPU-hours +below 0.01; train.py --dry-run measures", text_of(paper, Request(flops=1e12)), re.M)
+    assert re.search(r"^GPU-hours +70.22$", text_of(paper, Request(flops=1e20)), re.M)
 
 
 def test_intervals_come_from_the_draws(paper, cost):
