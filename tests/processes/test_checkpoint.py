@@ -20,7 +20,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_spares_the_checkpoint
         pytest.skip(f"no tmpfs available: {mounted.stderr}")
     try:
         # A checkpoint of this model is about 0.6 MB: the third one no longer fits.
-        settings = ("train.tokens=64000", "checkpoint.every_steps=20", "checkpoint.keep=9", "log.every_steps=1000")
+        settings = ("train.tokens=32000", "checkpoint.every_steps=20", "checkpoint.keep=9", "log.every_steps=1000")
         out = launch.run(command(cache, disk, "x", *settings))
         assert out.returncode == 2, out.stderr
         assert out.stderr.startswith(f"error: {disk}/x/checkpoints/")

@@ -69,6 +69,20 @@ def test_the_report_adds_up(cache: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert spent["mfu"] is None or torch.cuda.is_available()
 
 
+def test_clips_that_are_seen_too_often_are_named(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """96 clips of 32 tokens: 16 epochs are 49,152 tokens."""
+    found = [report(config(cache, tmp_path, f"train.tokens={T}"), capsys)["warnings"] for T in (49_152, 61_440)]
+    assert [[text for text in warnings if "epochs" in text] for warnings in found] == [
+        [],
+        [
+            "20 epochs of 96 training clips: laws are for clips that repeat little, and a model learns such ones by "
+            "heart; cache more videos, or lower train.tokens"
+        ],
+    ]
+
+
 def test_a_model_larger_than_memory_is_refused_before_it_is_made(cache: Path, tmp_path: Path) -> None:
     """16x524288 has 7e13 parameters, below what any run may have: 281 TB, which no machine has."""
     with pytest.raises(UserError, match="model.size=16x524288: its weights take 281,475 GB, and this machine has"):
