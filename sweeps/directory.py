@@ -63,7 +63,9 @@ def write_sweep_file(sweep: Sweep) -> None:
                 raise UserError(f"{path}: {error}; remove it, and it is written anew") from None
             pairs += [(name, earlier[name], settings[name]) for name in changed_settings(sweep, earlier, settings)]
         if "data" in before:
-            pairs += [(name, before["data"].get(name), data[name]) for name in data]
+            pairs += [(f"data.{name}", before["data"].get(name), data[name]) for name in data]
+            if before["data"].get("fingerprint") != data["fingerprint"]:  # which names no folder
+                pairs.append(("data.cache", before.get("caches"), now["caches"]))
         changed = [f"{name}: {was} -> {new}" for name, was, new in pairs if was != new]
         if changed:
             raise UserError(f"{sweep.directory}: made by another sweep ({'; '.join(changed)}); choose another name")

@@ -231,7 +231,8 @@ def _resolve_data(config: Config, fingerprint: str) -> None:
     pinned = config.data.fingerprint
     if pinned and pinned != fingerprint:
         raise UserError(
-            f"data.cache={config.data.cache}: its fingerprint is {fingerprint}, but the run was made with {pinned}"
+            f"data.cache={config.data.cache}: holds other clips than the run was made with (fingerprint "
+            f"{fingerprint}, not {pinned}); give the cache of those"
         )
     config.data.fingerprint = fingerprint
 
@@ -256,7 +257,7 @@ def width_warnings(widths: Iterable[int], token_dim: int) -> list[str]:
     which = ", ".join(map(str, narrow))
     return [
         f"width {which}: below {USUAL_WIDTH_RATIO * token_dim}, {USUAL_WIDTH_RATIO} times the {token_dim} numbers of "
-        "a token; check that such models lie in line with wider ones before a law uses them"
+        "a token; tools/fit.py validate shows whether such models lie in line with wider ones"
     ]
 
 

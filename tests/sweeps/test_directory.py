@@ -55,6 +55,17 @@ def test_a_value_that_makes_other_cells_is_refused(tmp_path: Path) -> None:
         module.write_sweep_file(sweep(tmp_path, CLAMPED, clip=2.0))
 
 
+def test_a_sweep_of_other_clips_names_their_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fingerprint alone tells a reader nothing."""
+    module.write_sweep_file(sweep(tmp_path))
+    again = sweep(tmp_path)
+    again.cells[0].config.data.cache = "caches/new"
+    monkeypatch.setattr(module, "data_of", lambda config: META | {"fingerprint": "beef"})
+    moved = rf"\(data.fingerprint: f00d -> beef; data.cache: \['{tmp_path}/none'\] -> \['caches/new'\]\)"
+    with pytest.raises(UserError, match=f"made by another sweep {moved}; choose another name"):
+        module.write_sweep_file(again)
+
+
 def test_a_sweep_from_before_a_key_existed_did_what_runs_did_then(tmp_path: Path) -> None:
     module.write_sweep_file(sweep(tmp_path))
     forget(tmp_path, "optim.beta2_range")

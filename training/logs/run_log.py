@@ -76,8 +76,8 @@ def epoch_warnings(run: Run, data: Data) -> list[str]:
     if epochs <= MANY_EPOCHS:
         return []
     return [
-        f"{epochs:.0f} epochs of {plural(clips, 'training clip')}: laws are for clips that repeat little, and a model "
-        "learns such ones by heart; cache more videos, or lower train.tokens"
+        f"{epochs:,.0f} epochs of {plural(clips, 'training clip')}: laws are for clips that repeat little, and a "
+        "model learns such ones by heart; cache more videos, or lower train.tokens"
     ]
 
 
