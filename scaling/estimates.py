@@ -1,5 +1,6 @@
 """Values with 95 % intervals, and the quantiles that make them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -45,15 +46,16 @@ class Estimate:
         }
         return {"value": float(self.value), **ends}
 
-    def span(self, form: str) -> str:
-        """One value's interval as text; empty where it is unknown."""
+    def span(self, form: str | Callable[[float], str]) -> str:
+        """One value's interval as text, its ends by a format or a function; empty where it is unknown."""
         if np.isnan(self.low):
             return ""
+        low, high = (form(end) if callable(form) else f"{end:{form}}" for end in (self.low, self.high))
         if self.low > 0 and self.high < np.inf:
-            return f"[{self.low:{form}}, {self.high:{form}}]"
+            return f"[{low}, {high}]"
         if self.low > 0:
-            return f"[at least {self.low:{form}}]"
-        return f"[at most {self.high:{form}}]" if self.high < np.inf else "[unbounded]"
+            return f"[at least {low}]"
+        return f"[at most {high}]" if self.high < np.inf else "[unbounded]"
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,24 @@
 """Figures of the law's errors: predicted against measured losses, and what the errors depend on."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from videoscaling.scaling.checks.heldout import relative_error
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.reporting.chart import Chart, Table, groups, rows
-from videoscaling.scaling.reporting.sources import Sources
-from videoscaling.scaling.reporting.style import ACCENT, BLUE, GREY, WIDTH, bars, log_axes, short
+from videoscaling.scaling.reporting.sources import Sources, fitted
+from videoscaling.scaling.reporting.style import (
+    ACCENT,
+    BLUE,
+    GREY,
+    LINE,
+    WIDTH,
+    bars,
+    legend_above,
+    limits,
+    log_axes,
+    short,
+)
 from videoscaling.utils.errors import UserError
 
 NEAR = 0.05  # cells this near (relative) to their grid's best are predicted one by one
@@ -14,11 +26,12 @@ FEW = 80  # points whose intervals can be seen one by one
 SPARSE = {"ms": 5, "elinewidth": 1}
 DENSE = {"ms": 2.5, "alpha": 0.35, "elinewidth": 0.3, "capsize": 0}
 ANNOTATED = 64  # grids beyond which their numbers would cover each other
-USES = (("fitted", False, "o", BLUE), ("held out", True, "s", ACCENT))
+REACH = 10.0  # of the intervals shown, in spans of the points
+USES = (("fitted", "o", BLUE), ("other runs", "D", LINE), ("held out", "s", ACCENT))
 
 
 def predictions(sources: Sources) -> Table:
-    """N, T, loss, predicted, low, high (of one new run), error, excess, heldout and optimum of each point [points].
+    """N, T, loss, predicted, low, high (of one new run), error, excess and what ``uses`` reads of each point [points].
 
     Points of a surface are cells near their grid's best and all that were held out, at their own batch and rate; those
     of a loss law are ``Sources.points``.
@@ -40,6 +53,7 @@ def predictions(sources: Sources) -> Table:
             "lr": cells.lr,
             "loss": cells.loss,
             "heldout": cells.heldout,
+            "fitted": fitted(cells, law),
             "optimum": np.ones(len(cells), dtype=bool),
             "excess": 100 * relative_error(cells.loss, best[chosen]),
         }
@@ -54,15 +68,21 @@ def predictions(sources: Sources) -> Table:
     }
 
 
+def uses(points: Table) -> list[tuple[str, str, str, NDArray[np.bool_]]]:
+    """(Name, marker, colour, points) of what the law was fitted to, what was held out, and other runs, of which it
+    knows as little."""
+    chosen = (points["fitted"], ~points["fitted"] & ~points["heldout"], points["heldout"])
+    return [(*use, own) for use, own in zip(USES, chosen) if own.any()]
+
+
 def predicted_measured(sources: Sources) -> Chart:
     """Left: measured over predicted losses. Right: their relative error. Intervals are of one new run."""
     points = predictions(sources)
     chart = Chart("predicted_measured", "Predicted and measured losses", columns=2, size=(WIDTH, 4.4))
     left, right = chart.axes[0]
     size = SPARSE if len(points["N"]) < FEW else DENSE
-    for name, heldout, marker, colour in USES:
-        if not (use := points["heldout"] == heldout).any():
-            continue
+    parts = []
+    for name, marker, colour, use in uses(points):
         chart.add(name, **rows(points, use))
         for optimum, fill, label in ((True, colour, name), (False, "none", f"{name}, best cell")):
             own = rows(points, use & (points["optimum"] == optimum))
@@ -73,25 +93,35 @@ def predicted_measured(sources: Sources) -> Chart:
             bars(left, own, "predicted", "loss", of="x", label=label, **style)
             interval = {"low": 100 * (own["loss"] / own["high"] - 1), "high": 100 * (own["loss"] / own["low"] - 1)}
             bars(right, own | interval, "predicted", "error", **style)
+            parts.append(interval)
     both = np.append(points["predicted"], points["loss"])
     ends = np.array([both.min(), both.max()])
     left.plot(ends, ends, color=GREY, lw=0.9, zorder=0)
     right.axhline(0, color=GREY, lw=0.9, zorder=0)
-    around = ends * [0.97, 1.03]
+    *around, cut = limits(both, np.append(points["low"], points["high"]), REACH)
     left.set(xlabel="predicted loss", ylabel="measured loss", xlim=around, ylim=around)
-    margin, (low, high) = max(2.5 * float(np.abs(points["error"]).max()), 0.1), right.get_ylim()
-    right.set(
-        xlabel="predicted loss", ylabel="measured / predicted - 1, %", ylim=(max(low, -margin), min(high, margin))
-    )
-    left.legend(fontsize=8, loc="upper left")
-    text = "Error is measured / predicted - 1. Bars are the law's 95 % interval of one new run; squares were held out."
+    errors = np.append(points["error"], 0.0)
+    *around, cut_right = limits(errors, [end for part in parts for end in np.append(part["low"], part["high"])], REACH)
+    right.set(xlabel="predicted loss", ylabel="measured / predicted - 1, %", ylim=around)
+    legend_above(left)
+    text = "Error is measured / predicted - 1. Bars are the law's 95 % interval of one new run."
+    text += _marks(points)
     if not points["optimum"].all():
         text += " Hollow marks are best cells of grids without an optimum inside."
+    if cut or cut_right:
+        text += " The longest bars are cut at the axes."
     held = points["heldout"]
     if np.isfinite(points["low"]).any() and held.any():
         inside = (points["loss"] >= points["low"]) & (points["loss"] <= points["high"])
         text += f" {int(inside[held].sum())} of {int(held.sum())} held-out losses lie in their interval."
     return sources.captioned(chart, text)
+
+
+def _marks(points: Table) -> str:
+    """What squares and diamonds are, where there are any."""
+    kinds = {"held out": "squares were held out", "other runs": "diamonds are other runs than the law was fitted to"}
+    found = [kinds[name] for name, *_ in uses(points) if name in kinds]
+    return f" {'; '.join(found).capitalize()}." if found else ""
 
 
 def residuals(sources: Sources) -> Chart:
@@ -106,20 +136,21 @@ def residuals(sources: Sources) -> Chart:
     against = ((points["N"], "model parameters", short), (points["T"], "training tokens", short), third)
     for axis, (x, label, form) in zip(chart.axes.flat, against):
         axis.axhline(0, color=GREY, lw=0.9)
-        for _, heldout, marker, colour in USES:
-            use, fill = points["heldout"] == heldout, "none" if heldout else colour
+        for name, marker, colour, use in uses(points):
+            fill = colour if name == "fitted" else "none"
             axis.plot(x[use], points["error"][use], marker, color=colour, ms=4, alpha=0.7, mew=0.8, mfc=fill)
         axis.set(xlabel=label, ylabel="measured / predicted - 1, %")
         log_axes(axis, form, None)
-    for name, heldout, *_ in USES:
-        chart.add(name, **rows(points, points["heldout"] == heldout))
+    for name, *_, use in uses(points):
+        chart.add(name, **rows(points, use))
     for N, of_size in groups(points, "N"):
         for T, own in groups(of_size, "T"):
-            chart.add("grid", N=N, T=T, error=own["error"].mean(), heldout=own["heldout"].all())
+            flags = {"heldout": own["heldout"].all(), "fitted": own["fitted"].any()}
+            chart.add("grid", N=N, T=T, error=own["error"].mean(), **flags)
     grids, axis = chart.of("grid"), chart.axes[1, 1]
     bound = max(float(np.abs(grids["error"]).max()), 1e-3)
-    for _, heldout, marker, _ in USES:
-        own = rows(grids, grids["heldout"] == heldout)
+    for _, marker, _, use in uses(grids):
+        own = rows(grids, use)
         marks = axis.scatter(
             own["T"],
             own["N"],
@@ -138,8 +169,8 @@ def residuals(sources: Sources) -> Chart:
     axis.margins(0.15, 0.2)
     log_axes(axis, short, short)
     chart.figure.colorbar(marks, ax=axis).set_label("mean error of the grid, %")
-    text = (
-        "Measured / predicted - 1 against parameters, tokens and the distance from the grid's best (or tokens per "
-        "parameter), and its mean by grid. Squares were held out."
+    distance = third[1].removesuffix(", %")
+    text = f"Measured / predicted - 1 against parameters, tokens and {distance}, and its mean by grid." + _marks(
+        points
     )
     return sources.captioned(chart, text)

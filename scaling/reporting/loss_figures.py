@@ -1,9 +1,10 @@
 """Figures of losses and sizes: over training FLOPs and tokens, at equal FLOPs, and the best size for a budget."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.fitting.isoflop import interpolated, minimum
 from videoscaling.scaling.laws import TOLERANCE
@@ -20,15 +21,18 @@ from videoscaling.scaling.reporting.style import (
     bars,
     colours,
     flops,
+    legend_above,
+    limits,
     line,
     log_axes,
     short,
 )
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 CURVE = 60  # points of a curve
 BUDGETS = 6  # isoFLOP curves drawn
 MOST = 0.97  # of the losses that a figure shows: the rest went wrong
+REACH = 0.5  # of a band shown, in spans of the losses
 
 
 def loss_over_flops(sources: Sources) -> Chart:
@@ -46,8 +50,9 @@ def loss_over_flops(sources: Sources) -> Chart:
     axis.step(frontier["C"], frontier["loss"], where="post", color="black", lw=1.1)
     handles = [line(shades[N], f"N {short(N)}", marker="o", lw=0, ms=4) for N in shades]
     handles += [line("black", "lowest loss so far"), *_held_out_handle(runs["heldout"])]
-    text = "Dots are losses of runs at their milestones, squares held out; the steps are the lowest loss so far."
-    good = frontier["loss"]
+    held_out = ", squares held out" if runs["heldout"].any() else ""
+    text = f"Dots are losses of runs at their milestones{held_out}; the steps are the lowest loss so far."
+    good, bands = frontier["loss"], []
     try:
         C = np.geomspace(runs["C"].min(), 10 * runs["C"].max(), CURVE)
         N = allocation.optimum(sources.law.response.losses, C, sources.cost)
@@ -55,11 +60,11 @@ def loss_over_flops(sources: Sources) -> Chart:
         axis.plot(C, law["loss"], color=ACCENT, lw=1.3)
         band(axis, C, law["low"], law["high"], ACCENT)
         handles.append(line(ACCENT, "law at its best size"))
-        good = np.append(good, law["loss"])
+        good, bands = np.append(good, law["loss"]), [law["low"], law["high"]]
         text += " The line is the law's loss at its best size, with a 95 % band."
     except UserError as reason:
         text += f" The law's frontier is left out: {reason}."
-    _loss_axis(chart, "training FLOPs", flops, handles, good=good, other=runs["loss"])
+    text += _loss_axis(chart, "training FLOPs", flops, handles, good=good, bands=bands, other=runs["loss"])
     return sources.captioned(chart, text)
 
 
@@ -84,13 +89,15 @@ def training_curves(sources: Sources) -> Chart:
             marker="." if len(order) == 1 else "",
             ms=3,
         )
-    text, good = "Thin lines are runs at their milestones", [runs["loss"].min()]
+    text, good, bands = "Thin lines are runs at their milestones", [runs["loss"].min()], []
+    if runs["heldout"].any():
+        text += " (dashed: held out)"
     if sources.optima:
         for N, own in groups(chart.add("optimum", **sources.points()), "N"):
             for held, style in ((False, {"fmt": "o"}), (True, {"fmt": "s", "mfc": "white", "zorder": 4})):
                 at = own["heldout"] == held
                 axis.errorbar(own["T"][at], own["loss"][at], color=shades[N], ms=5, lw=0, **style)
-        text += ", marks the grids' optima (squares held out)"
+        text += ", marks the grids' optima" + " (squares held out)" * bool(runs["heldout"].any())
     handles = [line(shades[N], f"N {short(N)}") for N in shades] + _held_out_handle(runs["heldout"])
     try:
         T = np.geomspace(0.7 * tokens.min(), 1.6 * tokens.max(), CURVE // 2)
@@ -99,6 +106,7 @@ def training_curves(sources: Sources) -> Chart:
             axis.plot(T, law["loss"], color=shades[N], lw=1.6)
             band(axis, T, law["low"], law["high"], shades[N])
             good += [*law["loss"]]
+            bands += [law["low"], law["high"]]
         text += ". Thick lines are the law at the best batch and rate, with its 95 % band."
     except UserError as reason:
         text += f". The law's curves are left out: {reason}."
@@ -108,7 +116,8 @@ def training_curves(sources: Sources) -> Chart:
         bars(axis, own, "T", "loss", fmt="D", color=ACCENT, ms=6)
         handles.append(line(ACCENT, f"planned run, N {short(planned.N)}", marker="D", lw=0))
         good += [*loss]
-    _loss_axis(chart, "training tokens", short, handles, good=good, other=runs["loss"])
+        bands += [own["low"], own["high"]]
+    text += _loss_axis(chart, "training tokens", short, handles, good=good, bands=bands, other=runs["loss"])
     return sources.captioned(chart, text)
 
 
@@ -122,7 +131,7 @@ def isoflop(sources: Sources) -> Chart:
     axis, good = chart.axes[0, 0], []
     chosen = [curves[i] for i in np.unique(np.linspace(0, len(curves) - 1, BUDGETS).round().astype(int))]
     shades = colours(curve.C for curve in chosen)
-    handles = [line(shades[C], f"{C:.2g} FLOPs".replace("e+", "e"), marker="o", ms=4) for C in shades]
+    handles = [line(shades[C], f"{flops(C)} FLOPs", marker="o", ms=4) for C in shades]
     for curve in chosen:
         measured = chart.add("measured", C=curve.C, N=curve.N, loss=curve.loss)
         axis.plot(curve.N, curve.loss, "o", color=shades[curve.C], ms=5, zorder=3)
@@ -138,7 +147,9 @@ def isoflop(sources: Sources) -> Chart:
             good.append(loss)
     if chart.of("minimum"):
         handles.append(line(LINE, "parabola's minimum", marker="X", lw=0))
-    text = "Points are losses at equal training FLOPs, between each size's milestones; crosses, parabolas' minima."
+    text = "Points are losses at equal training FLOPs, between each size's milestones; crosses, parabolas' minima"
+    known = chart.of("minimum") and np.isfinite(chart.of("minimum")["low"]).any()
+    text += ", with 95 % intervals." if known else "."
     try:
         for curve in chosen:
             N = np.geomspace(curve.N.min() / 1.5, curve.N.max() * 1.5, CURVE // 2)
@@ -147,7 +158,7 @@ def isoflop(sources: Sources) -> Chart:
         text += " Lines are the law."
     except UserError as reason:
         text += f" The law's curves are left out: {reason}."
-    _loss_axis(chart, "model parameters", short, handles, good=good)
+    text += _loss_axis(chart, "model parameters", short, handles, good=good)
     return sources.captioned(chart, text)
 
 
@@ -178,28 +189,28 @@ def size_interval(sources: Sources) -> Chart:
     left.axvline(at, color=ACCENT, lw=1, label=f"N_opt {short(at)}")
     left.set(xlabel="model parameters", ylabel=f"loss above the best at {flops(budget)} FLOPs, %", ylim=(0, None))
     log_axes(left, short, None)
-    left.legend(fontsize=7, loc="upper center", frameon=True, edgecolor="none")
+    legend_above(left)
     C = np.geomspace(span[0], max(10 * span[1], budget), CURVE // 6)
     N, low_N, high_N, *ends = np.array([best_at(c) for c in C]).T
     curve = chart.add("minimised", C=C, N=N, low=low_N, high=high_N)
     chart.add("little loss", C=C, low=ends[0], high=ends[1])
     chart.add("fitted", low=span[0], high=span[1])
-    right.plot(C, N, color=BLUE, lw=1.6, label="loss law minimised")
-    band(right, C, curve["low"], curve["high"], BLUE)
+    right.plot(C, N, color=BLUE, lw=3, alpha=0.6, label="loss law minimised")
+    band(right, C, curve["low"], curve["high"], BLUE, label="95 % interval")
     right.plot(C, np.transpose(ends), color=GREY, lw=0.8, label=[f"{TOLERANCE:.1%} more loss", ""])
     for name, dashes in (("direct", "-."), ("measured", "--"), ("predicted", ":")):
         if (power := (law.allocation or {}).get(name)) is not None:
             own = chart.add(f"{name} power law", C=C, N=power(C))
-            right.plot(C, own["N"], dashes, color=LINE, lw=1.3, label=f"{name} power law")
+            right.plot(C, own["N"], dashes, color="black", lw=1.3, label=f"{name} power law")
     right.axvspan(*span, color="#eaecf0", zorder=0, label="fitted compute")
     right.axvline(budget, color=ACCENT, lw=0.9, label=f"{flops(budget)} FLOPs")
     right.set(xlabel="training FLOPs", ylabel="best model parameters")
     log_axes(right, flops, short)
-    right.legend(fontsize=7)
-    span_text = allocation.minimised(losses, budget, cost).span(".3g")
+    legend_above(right)
+    span_text = allocation.minimised(losses, budget, cost).span(short)
     interval = f" (95 % interval {span_text})" if span_text else ""
     text = (
-        f"At {budget:.2g} FLOPs the loss law is lowest at {short(at)} parameters{interval}, and within "
+        f"At {flops(budget)} FLOPs the loss law is lowest at {short(at)} parameters{interval}, and within "
         f"{TOLERANCE:.1%} of that from {short(near[0])} to {short(near[1])}: a smaller model costs little loss, and "
         "less to serve."
     )
@@ -211,13 +222,22 @@ def _held_out_handle(heldout: NDArray) -> list:
 
 
 def _loss_axis(
-    chart: Chart, label: str, form: object, handles: list, *, good: list, other: NDArray | None = None
-) -> None:
-    """Show all ``good`` losses and most of the others: bands and runs that went wrong would flatten them."""
-    low, high = min(good), max(good)
-    if other is not None:
-        low, high = min(low, other.min()), max(high, float(np.quantile(other, MOST)))
-    margin, axis = 0.06 * (high - low), chart.axes[0, 0]
-    axis.set(ylim=(low - margin, high + margin), ylabel="validation loss", xlabel=label)
+    chart: Chart,
+    label: str,
+    form: object,
+    handles: list,
+    *,
+    good: ArrayLike,
+    bands: Sequence[NDArray] = (),
+    other: NDArray | None = None,
+) -> str:
+    """Show all ``good`` losses, most of the others, and bands where they do not flatten these; say what is cut."""
+    axis, others = chart.axes[0, 0], np.asarray([] if other is None else other)
+    shown = others[others <= np.quantile(others, MOST)] if len(others) else others
+    low, high, cut = limits(np.append(good, shown), np.concatenate([[], *bands]), REACH)
+    axis.set(ylim=(low, high), ylabel="validation loss", xlabel=label)
     log_axes(axis, form, None)
     chart.figure.legend(handles=handles, loc="outside right center")
+    above = int(np.sum(others > high))
+    text = f" Not shown: {above} of {plural(len(others), 'loss')}, above the axis." if above else ""
+    return text + (" Wider bands are cut at the axis." if cut else "")

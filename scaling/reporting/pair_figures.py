@@ -33,6 +33,8 @@ from videoscaling.scaling.reporting.style import (
     bars,
     colours,
     flops,
+    legend_above,
+    limits,
     line,
     log_axes,
     rate_text,
@@ -50,6 +52,14 @@ RASTER = 24  # points along each axis of a contour
 SMALLEST = 2.5  # points of type: cells of a denser grid have colours only
 ABREAST = 4  # heat maps next to one another: more would be too small to read
 RADIUS = 2.448  # of a 95 % ellipse of a bivariate normal
+REACH = 0.5  # of an interval shown, in spans of what it is of
+VERDICTS = {  # of a grid without an optimum inside, for captions
+    "floor": "the best batch is one clip, the smallest there is",
+    "edge": "the best cell is at the grid's edge",
+    "flat": "the cells place no optimum",
+    "saddle": "the cells bend to no minimum",
+    "misfit": "a quadratic does not follow the cells",
+}
 
 
 def heat_maps(sources: Sources) -> Chart:
@@ -64,7 +74,8 @@ def heat_maps(sources: Sources) -> Chart:
     if not shown:
         raise UserError("the rows have no grids over (lr, B)")
     optima = [optimum for optimum, _, _ in shown]
-    sizes, tokens = np.unique([o.N for o in optima]), np.unique([o.T for o in optima])
+    asked = [sources.milestone(o.N, o.T) for o in optima]
+    sizes, tokens = np.unique([o.N for o in optima]), np.unique(asked)
     aligned = len(tokens) <= ABREAST + 1 and len(optima) > len(sizes) * len(tokens) / 2
     columns = len(tokens) if aligned else min(ABREAST, len(optima))
     count = len(sizes) if aligned else -(-len(optima) // columns)
@@ -75,19 +86,26 @@ def heat_maps(sources: Sources) -> Chart:
     top = float(np.clip(np.quantile(finite, 0.9), 0.01, 10)) if len(finite) else 1.0
     for axis in chart.axes.flat:
         axis.set_visible(False)
-    for number, (optimum, grid, own) in enumerate(shown):
-        place = np.searchsorted(sizes, optimum.N) * columns + np.searchsorted(tokens, optimum.T) if aligned else number
+    lines = _of_surface if sources.law.surface is not None else _of_quadratic
+    for number, ((optimum, grid, own), T) in enumerate(zip(shown, asked)):
+        place = np.searchsorted(sizes, optimum.N) * columns + np.searchsorted(tokens, T) if aligned else number
         axis = chart.axes.flat[place]
         axis.set_visible(True)
         at = {"N": optimum.N, "T": optimum.T}
         lr, B, loss, excess = own
         chart.add("cell", **at, lr=lr, B=B, loss=loss, excess=excess, verdict=optimum.verdict)
-        colour = _heat_map(axis, optimum, lr=lr, B=B, excess=excess, top=top)
-        lines = _of_surface if sources.law.surface is not None else _of_quadratic
-        for name, lr, B, excess in lines(sources, optimum, grid):
+        drawn = lines(sources, optimum, grid)
+        star = next((np.ravel([lr, B]) for name, lr, B, _ in drawn if name == "best"), None)
+        colour, size = _heat_map(axis, own, top, star)
+        axis.set_title(
+            f"N {short(optimum.N)}, T {short(T)}: {optimum.verdict}",
+            color="#101828" if optimum.usable else ACCENT,
+            fontsize=9,
+        )
+        for name, lr, B, excess in drawn:
             chart.add(name, **at, lr=lr, B=B, **({} if excess is None else {"excess": excess}))
             if name == "best":
-                axis.plot(lr, B, "*", color=ACCENT, ms=9, mec="white", mew=0.6, zorder=7)
+                axis.plot(lr, B, "*", color=ACCENT, ms=np.clip(1.2 * size, 7, 9), mec="white", mew=0.5, zorder=7)
             elif excess is None:
                 axis.plot(lr, B, color=ACCENT, lw=1.1, zorder=4)
             else:
@@ -99,15 +117,19 @@ def heat_maps(sources: Sources) -> Chart:
     bar.set_label("loss above the grid's best cell, %")
     chart.figure.supxlabel("learning rate", fontsize=10, color="#344054")
     chart.figure.supylabel("batch, tokens", fontsize=10, color="#344054")
-    text = "Numbers are per cent above the grid's best cell; x: all its runs diverged. "
+    text = "Numbers are per cent above the grid's best cell"
+    text += "; x: all its runs diverged. " if np.isinf(chart.of("cell")["excess"]).any() else ". "
     if not all(o.usable for o in optima):
         text += "A grid with a red title has no optimum inside. "
+    verdicts = dict.fromkeys(o.verdict for o in optima)
+    if said := [f"{name}: {VERDICTS[name]}" for name in verdicts if name in VERDICTS]:
+        text += f"In titles, {'; '.join(said)}. "
     if sources.law.surface is None:
         text += "Contours and the star are of the quadratic through the grid's own cells, with its 95 % ellipse."
         return sources.captioned(chart, text, "ln L quadratic in ln lr and ln B near the best cell")
     text += (
         "Contours are of the surface; the line is its best rate at each batch, and the star the largest batch within "
-        f"{TOLERANCE:.1%} of the best."
+        f"{TOLERANCE:.1%} of the best. Both are of all runs, and may lie off a grid's own lowest cell."
     )
     return sources.captioned(chart, text, rate_formula(sources.law))
 
@@ -122,9 +144,17 @@ def _cells(grid: RunTable) -> tuple[NDArray, NDArray, NDArray, NDArray]:
 
 
 def _heat_map(
-    axis: "Axes", optimum: Optimum, *, lr: NDArray, B: NDArray, excess: NDArray, top: float
-) -> "ScalarMappable":
-    """One grid, its distinct rates and batches at equal distances."""
+    axis: "Axes", cells: tuple[NDArray, ...], top: float, star: NDArray | None
+) -> tuple["ScalarMappable", float]:
+    """One grid, its distinct rates and batches at equal distances, and the size of its numbers in points.
+
+    Args:
+        cells: as of ``_cells``.
+        star: (lr, B) of a mark that no number may cover, or None.
+    """
+    from matplotlib.patheffects import withStroke
+
+    lr, B, _, excess = cells
     levels = [np.unique(lr), np.unique(B)]
     values = np.full((len(levels[1]), len(levels[0])), np.nan)
     values[np.searchsorted(levels[1], B), np.searchsorted(levels[0], lr)] = np.minimum(excess, 1e3)
@@ -135,19 +165,24 @@ def _heat_map(
     axis.set_yscale("function", functions=scales[1])
     colour = axis.pcolormesh(*edges, values, cmap="viridis_r", vmin=0, vmax=top, edgecolors="white", lw=0.4)
     size = min(8.0, 64 / max(values.shape))
-    for x, y, percent in zip(lr, B, excess) if size >= SMALLEST else ():
+    places = np.stack([scale(v) for (scale, _), v in zip(scales, (lr, B))], axis=1)
+    off = np.full_like(places, np.inf) if star is None else [s(v) for (s, _), v in zip(scales, star)] - places
+    for (x, y), (dx, dy), percent in zip(places, off, excess) if size >= SMALLEST else ():
         text = "x" if np.isinf(percent) else f"{percent:.1f}" if percent < 9.95 else f"{percent:.0f}"
         tone = "white" if percent > 0.45 * top else "#101828"
-        label = axis.text(x, y, text, ha="center", va="center", fontsize=size, color=tone, zorder=5)
+        if max(abs(dx), abs(dy)) < 0.6:  # the star is here: the number goes to the cell's other half
+            y -= math.copysign(0.3, dy)
+        at = scales[0][1](x), scales[1][1](y)
+        label = axis.text(*at, text, ha="center", va="center", fontsize=size, color=tone, zorder=5)
+        # Lines pass behind it.
+        label.set_path_effects([withStroke(linewidth=size / 4, foreground=colour.to_rgba(min(percent, 1e3)))])
         label.set_in_layout(False)
     for of, known, form, most in ((axis.xaxis, levels[0], rate_text, 4), (axis.yaxis, levels[1], short, 8)):
         shown = known[:: -(-len(known) // most)]
         of.set_ticks(shown, [form(v) for v in shown], fontsize=8)
         of.set_ticks([], minor=True)
     axis.grid(False)
-    title = f"N {short(optimum.N)}, T {short(optimum.T)}: {optimum.verdict}"
-    axis.set_title(title, color="#101828" if optimum.usable else ACCENT, fontsize=9)
-    return colour
+    return colour, size
 
 
 def _equal_widths(known: NDArray) -> tuple[Callable, Callable]:
@@ -209,17 +244,21 @@ def hyperparameters(sources: Sources) -> Chart:
     laws = [("", law)]
     if published is not None and published.name != law.name:
         laws.append(("published ", published))
-    sizes, tokens = np.unique([o.N for o in optima if o.cells]), np.unique([o.T for o in optima if o.cells])
+    grids = {(o.N, o.T): sources.milestone(o.N, o.T) for o in optima if o.cells}
+    sizes, tokens = np.unique([N for N, _ in grids]), np.unique(list(grids.values()))
     chart = Chart("hyperparameters", "Best batch and rate", rows=2, columns=2, size=(WIDTH, 6.6))
     if law.surface is not None:
         chart.title = "Largest good batch, and best rate"
-    scales = [found for found in noise_scales(sources.runs) if found[0] in sizes and found[1] in tokens]
+    scales = [found for found in noise_scales(sources.runs) if found[:2] in grids]
+    clip, cut, below = float(sources.runs.n_ctx.max()), False, False
     reads = (("batch", batch, short, "batch, tokens"), ("lr", rate, rate_text, "learning rate"))
     for (name, read, form, label), row in zip(reads, chart.axes):
         marks = [_mark(chart, o, name) for o in optima if o.cells]
         if name == "batch":
             marks += [_noise_mark(chart, *found) for found in scales]
-        seen = [points["value"] for _, points in marks]
+        seen, ends = (
+            [points[name] for _, points in marks for name in names] for names in (("value",), ("low", "high"))
+        )
         for axis, along, fixed, span in zip(row, "TN", (sizes, tokens), (tokens, sizes)):
             other, shades = "N" if along == "T" else "T", colours(fixed)
             x = np.geomspace(0.7 * span.min(), 3 * span.max(), CURVE // 3)
@@ -228,32 +267,44 @@ def hyperparameters(sources: Sources) -> Chart:
                 found = read(of, at["N"], at["T"])
                 at |= {"value": found.value, "low": found.low, "high": found.high}
                 curve = chart.add(f"{prefix}{name}", along=along, **at)
-                axis.plot(x, curve["value"], "--" if prefix else "-", color=shades[value], lw=0.9 if prefix else 1.3)
+                # No run has a batch of less than a clip.
+                drawn = curve["value"] >= (clip if prefix and name == "batch" else 0)
+                below |= not drawn.all()
+                style = {"color": shades[value], "lw": 0.9 if prefix else 1.3}
+                axis.plot(x[drawn], curve["value"][drawn], "--" if prefix else "-", **style)
+                seen.append(curve["value"][drawn])
                 if not prefix:
                     band(axis, x, curve["low"], curve["high"], shades[value])
-                seen.append(curve["value"])
+                    ends += [curve["low"], curve["high"]]
             for marker, points in marks:
-                bars(axis, points, along, "value", color=shades[points[other][0]], ms=5, **marker)
+                key = points["N"][0] if other == "N" else grids[points["N"][0], points["T"][0]]
+                bars(axis, points, along, "value", color=shades[key], ms=5, **marker)
             axis.set(xlabel={"T": "training tokens", "N": "model parameters"}[along], ylabel=label)
+        *around, outside = limits(np.concatenate(seen), np.concatenate(ends), REACH, log=True)
+        cut |= outside
         for axis in row:
-            axis.set_ylim(min(map(np.min, seen)) / 1.6, max(map(np.max, seen)) * 1.6)
+            axis.set_ylim(around)
             log_axes(axis, short, form)
     for axis, other, fixed in zip(chart.axes[0], "NT", (sizes, tokens)):
-        handles = [line(colour, f"{other} {short(v)}", marker="o", ms=4) for v, colour in colours(fixed).items()]
-        axis.legend(handles=handles, fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        legend_above(axis, [line(c, f"{other} {short(v)}", marker="o", ms=4) for v, c in colours(fixed).items()])
     text = "Lines are the law with its 95 % band, marks the grids' own optima with theirs."
     if law.surface is not None:
         text += (
             f" The batch is that beyond which the loss is {EDGE:.0%} above the best, the rate that at the largest "
             f"batch within {TOLERANCE:.1%} of it; marks are quadratics of single grids."
         )
+    if any(o.usable and not o.interior for o in optima):
+        text += f" Hollow triangles: {VERDICTS['floor']}."
     if any(not o.usable for o in optima):
-        text += " Hollow marks are best cells, no optima"
+        text += " Hollow circles are best cells, no optima"
         text += ", and were fitted all the same." if "rates" in sources.stand_in else ", and enter no law of grids."
     if len(laws) > 1:
-        text += f" Dashed: {published.name}."
+        text += f" Dashed: {published.name}"
+        text += f", whose batches below one clip, {clip:.0f} tokens, are left out." if below else "."
     if scales:
         text += " Crosses are the noise scale of the gradient in the runs near their grid's best loss."
+    if cut:
+        text += " Wider bands and bars are cut at the axes."
     return sources.captioned(chart, text, rate_formula(law))
 
 
@@ -282,7 +333,7 @@ def fixed_pair(sources: Sources) -> Chart:
     try:
         c = compare(with_surface(sources.law, sources.runs, sources.cost), sources.cost, (lr, B))
         text += (
-            f" Right: N_opt by the surface along both; at {c.C:.3g} FLOPs the fixed one asks for {c.ratio[0]:.3g} "
+            f" Right: N_opt by the surface along both; at {flops(c.C)} FLOPs the fixed one asks for {c.ratio[0]:.3g} "
             f"times the size [{c.ratio[1]:.3g}, {c.ratio[2]:.3g}]."
         )
     except (UnsupportedFit, UserError) as reason:
@@ -300,16 +351,17 @@ def fixed_pair(sources: Sources) -> Chart:
         bars(axis, own, "T", "price", fmt="o", color=shades[N], ms=5)
     axis.set(xlabel="training tokens", ylabel="loss above the optimum, %")
     log_axes(axis, short, None)
-    axis.legend(handles=[line(shades[N], f"N {short(N)}", marker="o", ms=4) for N in shades], fontsize=7)
+    legend_above(axis, [line(shades[N], f"N {short(N)}", marker="o", ms=4) for N in shades])
     if c:
         right, C = chart.axes[0, 1], c.C * np.geomspace(0.1, 1, CURVE)
-        for name, N, exponent, colour in (
-            ("optimal pair", c.N_opt, c.exponent, BLUE),
-            ("fixed pair", c.N_fixed, c.exponent_fixed, ACCENT),
+        # Where both are one line, both are seen.
+        for name, N, exponent, style in (
+            ("optimal pair", c.N_opt, c.exponent, {"color": BLUE, "lw": 2.4}),
+            ("fixed pair", c.N_fixed, c.exponent_fixed, {"color": ACCENT, "lw": 1.4, "ls": "--"}),
         ):
             own = chart.add(name, C=C, N=N * (C / c.C) ** exponent)
-            right.plot(C, own["N"], color=colour, lw=1.6, label=name)
+            right.plot(C, own["N"], label=name, **style)
         right.set(xlabel="training FLOPs", ylabel="best model parameters")
         log_axes(right, flops, short)
-        right.legend(fontsize=8)
+        legend_above(right)
     return sources.captioned(chart, text, "Price = loss at the pair / loss at the optimum - 1")

@@ -13,9 +13,8 @@ from videoscaling.scaling.laws import Law, LossLaw, PowerLaw, SizeLaw, constants
 from videoscaling.scaling.reporting import error_figures, loss_figures, pair_figures, style
 from videoscaling.scaling.reporting.chart import Chart
 from videoscaling.scaling.reporting.measured_run import MeasuredRun
-from videoscaling.scaling.reporting.sources import Sources, loss_formula, rate_formula
+from videoscaling.scaling.reporting.sources import Sources, loss_formula, of_other_runs, rate_formula
 from videoscaling.scaling.reporting.style import short
-from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.files import read_json, write_bytes, write_text
 
@@ -81,7 +80,9 @@ def page(
     sections = []
     if sources.planned:
         sections.append(_section("The prediction and the run", _comparison(sources.planned)))
-    warnings = [*_other_runs(table, law), *(law.fit.get("warnings") or ())]
+    warnings = list(law.fit.get("warnings") or ())
+    if apart := of_other_runs(table, law):
+        warnings = [f"the law is of other runs: {'; '.join(apart)}", *(f"of its fit: {text}" for text in warnings)]
     if warnings:
         sections.append(_section("Warnings", _items(warnings, "warnings")))
     for chart in charts:
@@ -93,36 +94,15 @@ def page(
         reasons = [f"{name.replace('_', ' ')}: {reason}" for name, reason in left_out.items()]
         sections.append(_section("Figures left out", _items(reasons)))
     diverged = int(np.isinf(table.loss).sum())
+    sizes = np.unique(table.N)
+    span = f"of {short(sizes[0])}" if len(sizes) == 1 else f"from {short(sizes[0])} to {short(sizes[-1])}"
     subtitle = (
         f"{plural(len(set(table.run_id.tolist())), 'run')}, {plural(len(table), 'milestone')}"
-        f"{f', {diverged} diverged' if diverged else ''}, {plural(len(np.unique(table.N)), 'size')} from "
-        f"{short(table.N.min())} to {short(table.N.max())} parameters."
+        f"{f', {diverged} diverged' if diverged else ''}, {plural(len(sizes), 'size')} {span} parameters."
     )
     # A file law.json gives its law no name that says more.
     title = html.escape(f"Scaling laws: {table.source if law.name == 'law' else law.name}")
     return PAGE.substitute(title=title, subtitle=subtitle, sections="\n".join(sections))
-
-
-def _other_runs(table: RunTable, law: Law) -> list[str]:
-    """A line on why the table's runs are not those that the law was fitted to; empty where they may be."""
-    fitted = table.rows(~table.heldout)
-    apart = []
-    for name in ("N", "T"):
-        span, values = law.domain[name], getattr(fitted, name)
-        # Grids without an optimum lie outside the law's domain too, but not most of them.
-        if span and len(values) and np.mean((values > 0.9 * span[0]) & (values < 1.1 * span[1])) < 0.5:
-            apart.append(
-                f"it was fitted on {name} {span[0]:.4g} to {span[1]:.4g}, and these have {values.min():.4g} to "
-                f"{values.max():.4g}"
-            )
-    clips = {int(n) for n in table.n_ctx if n > 0}
-    if law.n_ctx and clips - {law.n_ctx}:
-        apart.append(f"it has clips of {law.n_ctx} tokens, and these {', '.join(map(str, sorted(clips)))}")
-    theirs = {key: value for key, value in table.recipe.items() if value is not None}
-    differing = sorted(key for key in theirs if law.recipe.get(key) not in (None, theirs[key]))
-    if differing:
-        apart.append(f"its recipe differs in {', '.join(differing)}")
-    return [f"the law is of other runs: {'; '.join(apart)}"] if apart else []
 
 
 def _section(title: str, body: str) -> str:

@@ -1,6 +1,7 @@
 """What the report's figures are made from: runs, their law, and what both say of losses, sizes, batches and rates."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.reporting.chart import Chart, Table
 from videoscaling.scaling.reporting.measured_run import MeasuredRun
-from videoscaling.scaling.runs import RunTable
+from videoscaling.scaling.runs import SAME_TOKENS, RunTable
 from videoscaling.utils.errors import UserError, plural
 
 
@@ -34,6 +35,7 @@ class Sources:
         planned: a planned run against its predictions, or None.
         published: a law to draw next to this one, or None.
         made: the commit and the date of the report, as text.
+        asked: by the N and T of a grid, the tokens asked for, which grids of other sizes share (``milestone``).
     """
 
     runs: RunTable
@@ -44,6 +46,7 @@ class Sources:
     planned: MeasuredRun | None = None
     published: Law | None = None
     made: str = ""
+    asked: Mapping[tuple[float, float], float] = field(default_factory=dict)
 
     @staticmethod
     def of(table: RunTable, law: Law, cost: allocation.Cost, **more: Any) -> "Sources":
@@ -52,9 +55,17 @@ class Sources:
         if not has_grids:
             return Sources(table, table, law, cost, (), **more)
         # As fits do: losses at the tokens that all runs of a grid have seen, and an optimum of each.
-        table = at_nominal(table)
+        asked, table = tokens_asked(table), at_nominal(table)
         optima = tuple(grid_optima(grids := paired(table)))
-        return Sources(table, grids, law, cost, optima, **more)
+        return Sources(table, grids, law, cost, optima, asked=asked, **more)
+
+    def milestone(self, N: float, T: float) -> float:
+        """The tokens by which a grid is named, and grouped with those of other sizes.
+
+        Its losses lie at ``T``, the fewest that any of its runs had seen after a whole step, which differ between
+        sizes of other batches.
+        """
+        return self.asked.get((N, T), T)
 
     @property
     def stand_in(self) -> str:
@@ -62,7 +73,7 @@ class Sources:
         return next((text for text in self.law.fit.get("warnings") or () if text.startswith(STAND_IN)), "")
 
     def milestones(self) -> Table:
-        """Run (a number), N, T, B, lr, C, loss and heldout of each milestone with a loss [points].
+        """Run (a number), N, T, B, lr, C, loss, heldout and fitted of each milestone with a loss [points].
 
         Raises:
             UserError: there is none.
@@ -80,22 +91,26 @@ class Sources:
             "C": C,
             "loss": own.loss,
             "heldout": own.heldout,
+            "fitted": fitted(own, self.law),
         }
 
     def points(self, every: bool = False) -> Table:
-        """N, T, loss, heldout and optimum [points]: what the loss law was fitted to, and every held-out grid.
+        """N, T, loss, heldout, fitted and optimum [points]: what the loss law was fitted to, and held-out grids.
 
         ``every`` adds the other grids, which entered no law.
         ``optimum`` is 0 where a grid has none inside: the loss is then that of its best cell.
         """
         if not self.optima:
             runs = self.milestones()
-            return {name: runs[name] for name in ("N", "T", "loss", "heldout")} | {"optimum": runs["N"] > 0}
+            own = {name: runs[name] for name in ("N", "T", "loss", "heldout", "fitted")}
+            return own | {"optimum": np.ones(len(runs["N"]), dtype=bool)}
         held = {(N, T): bool(self.grids.heldout[own].all()) for N, T, own in self.grids.grids()}
+        in_fit = fitted(self.grids, self.law)
+        entered = {(N, T): bool(in_fit[own].any()) for N, T, own in self.grids.grids()}
         shown = [o for o in self.optima if o.usable or (o.cells and (every or self.stand_in or held[o.N, o.T]))]
-        found = [(o.N, o.T, o.loss, held[o.N, o.T], o.usable) for o in shown]
-        N, T, loss, heldout, optimum = np.array(found, dtype=float).reshape(-1, 5).T
-        return {"N": N, "T": T, "loss": loss, "heldout": heldout > 0, "optimum": optimum > 0}
+        found = [(o.N, o.T, o.loss, held[o.N, o.T], entered[o.N, o.T], o.usable) for o in shown]
+        N, T, loss, *flags = np.array(found, dtype=float).reshape(-1, 6).T
+        return {"N": N, "T": T, "loss": loss} | dict(zip(("heldout", "fitted", "optimum"), np.array(flags) > 0))
 
     def flops(self, N: NDArray, T: NDArray) -> NDArray[np.float64]:
         return training_flops(self.runs, N, T, self.cost)
@@ -109,9 +124,67 @@ class Sources:
         """The chart with its caption: the text, formula (by default of the loss), runs, commit and date."""
         runs = len(np.unique(self.runs.run_id))
         revision = str(self.law.provenance.get("git_revision") or "unknown")[:10]
-        source = f"{plural(runs, 'run')}. Law {self.law.name!r}, fitted by commit {revision}{self.made}."
+        others = " to other runs" if of_other_runs(self.runs, self.law) else ""
+        source = f"{plural(runs, 'run')}. Law {self.law.name!r}, fitted by commit {revision}{others}{self.made}."
         chart.caption = f"{text} {formula or loss_formula(self.law)}. {source}"
         return chart
+
+
+def tokens_asked(table: RunTable) -> dict[tuple[float, float], float]:
+    """The tokens asked for of each grid, by its N and the fewest tokens that any of its runs had seen.
+
+    A table that was no sweep's folder names only the tokens seen, less than a step beyond those asked for: of grids
+    that lie so close, the fewest.
+    """
+    found: dict[tuple[float, float], float] = {}
+    start, sizes = 0.0, set()
+    for T, N, rows in sorted(((T, N, rows) for N, T, rows in table.grids()), key=lambda grid: grid[:2]):
+        apart = T - start >= min(table.B[rows].min(), SAME_TOKENS * start)
+        # Two grids of one size are two milestones, however close.
+        if apart or N in sizes:
+            start, sizes = T, set()
+        sizes.add(N)
+        found.setdefault((N, float(table.T[rows].min())), start)
+    return found
+
+
+def of_other_runs(table: RunTable, law: Law) -> list[str]:
+    """Why the table's runs are not those that the law was fitted to; empty where they may be."""
+    own = table.rows(~table.heldout)
+    apart = []
+    if (known := _run_names(law)) and len(own) and not np.isin(own.run_id, known).any():
+        apart.append("none of these is among them")
+    for name in ("N", "T"):
+        span, values = law.domain[name], getattr(own, name)
+        # Grids without an optimum lie outside the law's domain too, but not most of them.
+        if span and len(values) and np.mean((values > 0.9 * span[0]) & (values < 1.1 * span[1])) < 0.5:
+            apart.append(f"it was fitted on {name} {_ends(*span)}, and these have {_ends(values.min(), values.max())}")
+    clips = {int(n) for n in table.n_ctx if n > 0}
+    if law.n_ctx and clips - {law.n_ctx}:
+        apart.append(f"it has clips of {law.n_ctx} tokens, and these {', '.join(map(str, sorted(clips)))}")
+    theirs = {key: value for key, value in table.recipe.items() if value is not None}
+    differing = sorted(key for key in theirs if law.recipe.get(key) not in (None, theirs[key]))
+    if differing:
+        apart.append(f"its recipe differs in {', '.join(differing)}")
+    return apart
+
+
+def fitted(table: RunTable, law: Law) -> NDArray[np.bool_]:
+    """Which rows the law was fitted to [rows]: as its file names the runs, or those of a sweep like its own."""
+    if known := _run_names(law):
+        return ~table.heldout & np.isin(table.run_id, known)
+    return ~table.heldout & (not of_other_runs(table, law))
+
+
+def _run_names(law: Law) -> list[str]:
+    """The runs that the law was fitted to; empty where its file does not name them one by one."""
+    known = law.provenance.get("runs") or []
+    # Rows of a table that names no runs are a range of numbers there.
+    return [] if any(name.startswith("row-") for name in known) else known
+
+
+def _ends(low: float, high: float) -> str:
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
 def has_rates(law: Law) -> bool:

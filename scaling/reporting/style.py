@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,17 +66,43 @@ def line(colour: Any, label: str, **style: Any) -> "Line2D":
     return Line2D([], [], color=colour, label=label, **style)
 
 
-def band(axis: "Axes", x: NDArray, low: NDArray, high: NDArray, colour: Any) -> None:
+def band(axis: "Axes", x: NDArray, low: NDArray, high: NDArray, colour: Any, label: str = "") -> None:
     """An interval around a line, where it is known."""
     if np.isfinite(low).any():
-        axis.fill_between(x, low, high, color=colour, alpha=0.13, lw=0)
+        axis.fill_between(x, low, high, color=colour, alpha=0.13, lw=0, label=label)
 
 
 def bars(axis: "Axes", points: dict[str, NDArray], x: str, y: str, *, of: str = "y", **style: Any) -> None:
     """Marks at columns x and y, with the interval (low, high) of one of the two where it is known."""
     value = points[y if of == "y" else x]
-    error = np.nan_to_num(np.abs(np.stack([value - points["low"], points["high"] - value])))
+    error = np.abs(np.stack([value - points["low"], points["high"] - value]))
     axis.errorbar(points[x], points[y], **{f"{of}err": error, "capsize": 2, "lw": 0, "elinewidth": 1} | style)
+
+
+def legend_above(axis: "Axes", handles: list | None = None, *, columns: int = 3) -> None:
+    """The legend over the axes, where it covers nothing that is drawn."""
+    own = {} if handles is None else {"handles": handles}
+    axis.legend(**own, fontsize=7, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def limits(values: ArrayLike, ends: ArrayLike, reach: float, *, log: bool = False) -> tuple[float, float, bool]:
+    """(Low, high, whether an interval is cut) of an axis that shows all ``values`` and the ``ends`` of intervals.
+
+    An end is shown up to ``reach`` times the values' own span beyond them: one loose interval would flatten the rest.
+    Where all values are one, every end is shown.
+    """
+    values, ends = (np.asarray(v, dtype=float).ravel() for v in (values, ends))
+    if log:
+        values, ends = np.log(values), np.log(ends)
+    known = ends[np.isfinite(ends)]
+    low, high = values.min(), values.max()
+    wanted = min(low, known.min(initial=low)), max(high, known.max(initial=high))
+    room = reach * (high - low) or np.inf
+    shown = max(wanted[0], low - room), min(wanted[1], high + room)
+    margin = 0.05 * (shown[1] - shown[0]) or 0.05 * abs(shown[0]) or 0.05
+    found = np.array([shown[0] - margin, shown[1] + margin])
+    cut = wanted[0] < found[0] or wanted[1] > found[1] or np.isinf(ends).any()
+    return *(np.exp(found) if log else found).tolist(), bool(cut)
 
 
 def log_axes(axis: "Axes", x: Callable[[float], str] | None, y: Callable[[float], str] | None) -> None:
@@ -100,6 +126,7 @@ def _log_ticks(axis: "Axis", form: Callable[[float], str]) -> None:
 
 def short(value: float) -> str:
     """A count in the reader's units: 131k, 1.05M, 2.4B."""
+    value = float(f"{value:.3g}")  # 999,999 is 1M
     for limit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:.3g}{letter}"
@@ -107,8 +134,9 @@ def short(value: float) -> str:
 
 
 def flops(value: float) -> str:
-    """FLOPs on an axis: 3e12."""
-    return f"{value:.0e}".replace("e+", "e")
+    """FLOPs, to three digits: 3e12, 5.67e13."""
+    digits, exponent = f"{value:.2e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
 def rate_text(value: float) -> str:

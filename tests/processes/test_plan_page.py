@@ -37,7 +37,8 @@ def shown(written: Path, state: str) -> dict[str, dict[str, str]]:
     assert len(cards) == len(LAWS), done.stderr
     numbers = re.compile(r'data-key="(\w+)" data-value="([^"]*)"')
     return {law: {key: unescape(value) for key, value in numbers.findall(text)} for law, text in cards} | {
-        "hours": dict(re.findall(r"data-gpu-hours=()\"([^\"]*)\"", done.stdout))
+        "hours": dict(re.findall(r"data-gpu-hours=()\"([^\"]*)\"", done.stdout)),
+        "elsewhere": "".join(re.findall(r"<button data-flops=\"([^\"]*)\"", done.stdout)),
     }
 
 
@@ -56,6 +57,20 @@ def test_the_page_shows_the_plans_of_the_command(written: Path, number: int, flo
         assert json.loads(value) == planned[key], key
     assert float(found["hours"][""]) == pytest.approx(planned["gpu_hours"], rel=1e-12)
     assert not found[LAWS[1 - number]]  # the other law was not fitted near this budget
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_the_page_opens_where_all_laws_have_plans(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apart = shown(written, "")
+    assert [bool(apart[law]) for law in LAWS] == [True, False]  # no budget is near both
+    assert apart["elsewhere"] == "10000000000000"  # a button leads to where the other has one
+    assert shown(written, f"flops={apart['elsewhere']}")[LAWS[1]]
+    common = (LAWS[1], "results/study/law.json")
+    words = [word for law in common for word in ("--law", law)]
+    assert call("tools/plan.py", *words, "--html", str(written)).returncode == 0
+    found = shown(written, "")
+    assert found[common[0]]["C"].startswith("1")
+    assert found[common[1]]["C"].startswith("1")
 
 
 def test_what_is_no_page_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from videoscaling.scaling.reporting import error_figures, pair_figures, report
 from videoscaling.scaling.reporting.chart import Chart
 from videoscaling.scaling.reporting.measured_run import compare
 from videoscaling.scaling.reporting.sources import Sources
+from videoscaling.scaling.reporting.style import short
 from videoscaling.utils.errors import UserError
 
 
@@ -149,6 +150,7 @@ def test_best_cells_that_stand_in_are_named(paper, cost, tmp_path, monkeypatch, 
         ({"domain": {"N": [1e9, 5e9], "T": [2e9, 1.2e10], "B": None, "C": None}}, "it was fitted on N 1e+09 to 5e+09"),
         ({"recipe": {"data": "ours", "vae": None, "beta": 1}}, "its recipe differs in data"),
         ({"n_ctx": 80}, "has clips of 80 tokens"),
+        ({"provenance": {"runs": ["another run"]}}, "none of these is among them"),
         ({}, None),
     ],
 )
@@ -158,6 +160,18 @@ def test_a_law_of_other_runs_is_named(cost, swept, tmp_path, no_figures, change,
     page, _ = page_of(Sources.of(table, dataclasses.replace(law, **change), cost), tmp_path)
     assert page.count("other runs") == (said is not None)
     assert said is None or said in page
+
+
+def test_a_page_of_one_size_has_no_range_and_names_whose_warnings_these_are(few, swept, cost, tmp_path, no_figures):
+    one = few.rows(np.isclose(few.N, few.N.min()))
+    law = dataclasses.replace(swept[1], draws=None, fit={"warnings": ["these runs are few"]})
+    page, _ = page_of(Sources.of(one, law, cost), tmp_path)
+    assert f"1 size of {short(one.N[0])} parameters." in page
+    assert "<li>these runs are few" in page
+    law = dataclasses.replace(law, domain=law.domain | {"N": [1e9, 1e9]})
+    page, _ = page_of(Sources.of(one, law, cost), tmp_path)
+    assert f"it was fitted on N 1e+09, and these have {one.N[0]:.4g}" in page
+    assert "<li>of its fit: these runs are few" in page
 
 
 def test_losses_alone_have_a_page(paper, cost, tmp_path, pictures):
