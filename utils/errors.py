@@ -76,10 +76,12 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raise argparse's ``message`` as a UserError, with what a number or a missing argument must be."""
+        """Raise argparse's ``message`` as a UserError, with the nearest choice, or what a number must be."""
         if wrong := re.fullmatch(r"argument (.+?): invalid (int|float) value: (.*)", message, re.DOTALL):
             option, kind, value = wrong.groups()
             message = f"{option} {value}: must be {NUMBERS[kind]}"
+        elif wrong := re.fullmatch(r"argument .+?: invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL):
+            message += nearest(wrong[1], re.findall(r"[\w.+-]+", wrong[2]))
         elif message.startswith(REQUIRED):
             message = REQUIRED + "; ".join(_name_and_help(a) for a in self._actions if _is_in(a, message))
         raise UserError(message)

@@ -85,7 +85,7 @@ def test_columns_of_other_trainers_and_other_kinds_of_table(tmp_path: Path) -> N
         ("N,T\n1e9,1e10\n", ["--batch-unit", "tokens"], "--batch-unit: law 'paper' has no surface"),
         ("N,T,b\n1e9,1e10,1\n", ["--columns", "B=b"], "--columns: law 'paper' has no surface"),
         ("N,T\n1e9,1e10\n", ["--seeds", "0"], "argument --seeds: 0 must be a number from 1 to 1000"),
-        ("N,T\n1e9,1e10\n", ["--seeds", "x"], "argument --seeds"),
+        ("N,T\n1e9,1e10\n", ["--seeds", "x"], "--seeds 'x': must be a whole number, such as"),
     ],
 )
 def test_a_mistake_is_one_line(text: str, words: list[str], reason: str, tmp_path: Path) -> None:

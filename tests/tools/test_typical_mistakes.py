@@ -221,6 +221,10 @@ MISTAKES = [
     ("tools/predict.py --law configs/laws/paper.json {folder}/runs", "a folder; a table is wanted"),
     ("tools/predict.py --law configs/laws/paper.json runs.csv --output x.csv", "did you mean '--out'"),
     ("tools/fit.py hyperparameters runs.csv --method surfaces", "invalid choice: 'surfaces'"),
+    ("tools/fit.py hyperparameters runs.csv --method surfaces", "; did you mean 'surface'?"),
+    ("tools/fit.py al runs.csv", "; did you mean 'all'?"),
+    ("tools/sweep.py stat {sweep}", "; did you mean 'status'?"),
+    (f"{SAMPLE} runs/x --format mp5", "; did you mean 'mp4'?"),
 ]
 
 
