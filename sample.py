@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from videoscaling.models.hub import check_spec
+from videoscaling.models.hub import TEXT_ENCODERS, VAES, check_spec
 from videoscaling.training.checkpoints.paths import check_exists
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli, shown
 from videoscaling.utils.files import read_bounded, write_json
@@ -149,9 +149,9 @@ def main() -> int:
     prompts = read_prompts(arguments)
     # Mistyped paths are reported before torch is imported, which takes seconds.
     check_exists(arguments.checkpoint)
-    for option in ("vae", "text"):
-        if (spec := getattr(arguments, option)) not in (None, "embedded"):
-            check_spec(spec, f"--{option}")
+    for option, shipped in (("vae", VAES), ("text", TEXT_ENCODERS)):
+        if (spec := getattr(arguments, option)) is not None:
+            check_spec(spec, f"--{option}", shipped)
     return run(arguments, prompts)
 
 

@@ -1,8 +1,10 @@
-"""Locations of encoders: a folder, or the local copy of a hub repository, fetched if there is a network.
+"""Locations of encoders: one that ships here, a folder, or the local copy of a hub repository, fetched if there is a
+network.
 
 Where there is none, one line within seconds says which folder or command would help.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,25 @@ VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")
 # Bounds of numbers in a config.json. Published encoders stay below 263,000 (words) and 100 (layers). The libraries
 # build the model of a config.json before they read its weights, which took 23 GB and did not end for 10^30 layers.
 MAX_SIZE, MAX_LAYERS = 1_000_000, 1000
+# Autoencoders that ship here: of synthetic clips, and of a film, a game and synthetic clips.
+VAES = {name: Path(__file__).parent / f"{name}_vae" for name in ("embedded", "real32")}
+TEXT_ENCODERS = ("embedded",)
 Layout = tuple[str, ...]  # folders of an encoder, "" for the root; the first one holds its config.json
 
 
-def located(spec: str, what: str, layouts: tuple[Layout, ...]) -> tuple[Path, Layout]:
+def located(spec: str, what: str, layouts: tuple[Layout, ...], shipped: Collection[str]) -> tuple[Path, Layout]:
     """The folder that ``spec`` names, and which of ``layouts`` it has.
 
     Args:
         spec: a folder, or a hub repository as owner/name.
         what: the kind of encoder, for messages.
         layouts: the first that is there is taken.
+        shipped: names of encoders of this kind that ship here, for messages.
 
     Raises:
         UserError: there is nothing of the kind, and nothing can be fetched.
     """
-    check_spec(spec, what)
+    check_spec(spec, what, shipped)
     root = Path(spec)
     if root.is_dir():
         for layout in layouts:
@@ -44,13 +50,14 @@ def located(spec: str, what: str, layouts: tuple[Layout, ...]) -> tuple[Path, La
     return _from_hub(spec, what, layouts)
 
 
-def check_spec(spec: str, what: str) -> None:
-    """Raise UserError where ``spec`` is neither a folder nor of the form of a hub id; no network is asked."""
+def check_spec(spec: str, what: str, shipped: Collection[str]) -> None:
+    """Raise UserError where ``spec`` is no name of ``shipped``, no folder and not of a hub id's form; no network is
+    asked."""
     root = Path(spec)
-    if root.is_dir():
+    if spec in shipped or root.is_dir():
         return
     if root.exists() or root.is_absolute() or spec.startswith((".", "~")) or spec.count("/") != 1:
-        near = nearest(spec, ["embedded"])
+        near = nearest(spec, list(shipped))
         raise UserError(f"{what} {spec!r}: no such folder, and no hub id, which would be owner/name{near}")
 
 

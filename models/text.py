@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from videoscaling.models.hub import located, read_config
+from videoscaling.models.hub import TEXT_ENCODERS, located, read_config
 from videoscaling.utils.errors import UserError, first_line
 from videoscaling.utils.files import pickles
 from videoscaling.utils.random import normal
@@ -119,7 +119,7 @@ class PretrainedTextEncoder:
 
     def __init__(self, spec: str, device: str | torch.device = "cpu") -> None:
         root, (model_folder, tokenizer_folder) = located(
-            spec, "text encoder", (("text_encoder", "tokenizer"), ("", ""))
+            spec, "text encoder", (("text_encoder", "tokenizer"), ("", "")), TEXT_ENCODERS
         )
         read_config(root / model_folder)
         # transformers takes seconds to import, and the embedded default does without.

@@ -24,12 +24,10 @@ from videoscaling.models.autoencoders import (
     smallest,
     statistics_of,
 )
-from videoscaling.models.hub import located, read_config, weight_files
+from videoscaling.models.hub import VAES, located, read_config, weight_files
 from videoscaling.utils.errors import UserError, first_line, nearest
 from videoscaling.utils.files import read_json
 from videoscaling.utils.finiteness import check_finite
-
-EMBEDDED = Path(__file__).parent / "embedded_vae"
 
 
 def _fingerprint(folder: Path, weights: Iterable[Path], statistics: dict[str, Any]) -> str:
@@ -211,18 +209,18 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
     """Load an autoencoder for use, not for training.
 
     Args:
-        spec: ``"embedded"`` (the tiny one shipped here), a folder in diffusers' format (of an autoencoder, or of a
-            pipeline that holds one in ``vae/``), or a hub id.
+        spec: ``"embedded"`` or ``"real32"`` (tiny ones that ship here), a folder in diffusers' format (of an
+            autoencoder, or of a pipeline that holds one in ``vae/``), or a hub id.
         device: where to run it.
         dtype: compute dtype, independent of the stored one. Latents and statistics stay float32.
 
     Raises:
         UserError: missing, unreadable, incomplete, of a class that is not supported, or without latent statistics.
     """
-    if spec == "embedded":
-        folder = EMBEDDED
+    if spec in VAES:
+        folder = VAES[spec]
     else:
-        root, layout = located(spec, "VAE", (("vae",), ("",)))  # a pipeline keeps its autoencoder in vae/
+        root, layout = located(spec, "VAE", (("vae",), ("",)), VAES)  # a pipeline keeps its autoencoder in vae/
         folder = root / layout[0]
     config = read_config(folder)
     name = str(config.get("_class_name", ""))

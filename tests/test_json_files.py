@@ -14,8 +14,9 @@ from tests.models.test_text import save_t5
 from tests.utils.test_results import mutated
 from videoscaling.data.clip_groups import list_hash, read_frozen
 from videoscaling.models.autoencoders import statistics_of
+from videoscaling.models.hub import VAES
 from videoscaling.models.text import load_text_encoder
-from videoscaling.models.vae import EMBEDDED, load_vae
+from videoscaling.models.vae import load_vae
 from videoscaling.scaling import law_file
 from videoscaling.scaling.reporting.report import _samples
 from videoscaling.sweeps import added_cells as extended
@@ -91,7 +92,7 @@ def failure(folder: Path) -> tuple[Path, Callable[[], Any]]:
 
 
 def vae_config(folder: Path) -> tuple[Path, Callable[[], Any]]:
-    for path in EMBEDDED.iterdir():
+    for path in VAES["embedded"].iterdir():
         if path.is_file():
             (folder / path.name).write_bytes(path.read_bytes())
     return folder / "config.json", lambda: load_vae(str(folder))

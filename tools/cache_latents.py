@@ -157,7 +157,8 @@ def arguments() -> argparse.Namespace:
         "--vae",
         type=path_text,
         default="embedded",
-        help="'embedded', or a folder or hub id of a diffusers autoencoder",
+        help="'embedded' (for synthetic clips), 'real32' (for real ones of 32x32), or a folder or hub id of a "
+        "diffusers autoencoder (default embedded)",
     )
     add(
         "--vae-dtype",

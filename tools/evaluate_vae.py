@@ -107,7 +107,10 @@ def main() -> None:
         "--source", type=path_text, default="synthetic", help="synthetic, or what tools/cache_latents.py reads"
     )
     parser.add_argument(
-        "--vae", type=path_text, default="embedded", help="embedded, a folder or a hub id (default: %(default)s)"
+        "--vae",
+        type=path_text,
+        default="embedded",
+        help="embedded, real32, a folder or a hub id (default: %(default)s)",
     )
     parser.add_argument(
         "--clips", type=int, default=16, help="of each video at most, or synthetic ones in all (default: %(default)s)"

@@ -13,9 +13,9 @@ import torch
 
 from tests.models.cases import some_clips
 from tests.models.test_text import save_t5
-from videoscaling.models.hub import located
+from videoscaling.models.hub import VAES, located
 from videoscaling.models.text import load_text_encoder
-from videoscaling.models.vae import EMBEDDED, load_vae
+from videoscaling.models.vae import load_vae
 from videoscaling.utils.errors import UserError
 
 COMMIT = "0" * 40
@@ -97,7 +97,7 @@ def slept(monkeypatch) -> list[float]:
 
 
 def test_a_pipelines_vae_is_fetched_alone_and_kept(empty_hub, slept):
-    files = {f"vae/{path.name}": path.read_bytes() for path in EMBEDDED.iterdir()}
+    files = {f"vae/{path.name}": path.read_bytes() for path in VAES["embedded"].iterdir()}
     files |= {"vae/diffusion_pytorch_model.fp16.safetensors": b"no", "transformer/model.safetensors": b"large"}
     files |= {"vae/old.bin": b"a pickle", "model_index.json": b"{}"}
     with hub(files) as (endpoint, asked):
@@ -159,7 +159,7 @@ def test_a_hub_that_never_answers_is_given_up(empty_hub, slept, monkeypatch):
         silent.listen()
         empty_hub(f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(UserError, match="no answer: .*tim"):
-            located("us/thing", "VAE", VAE)
+            located("us/thing", "VAE", VAE, VAES)
         # Each attempt waits for an answer for models.hub.PATIENCE.
         silent.setblocking(False)
         attempts = 0
@@ -173,16 +173,16 @@ def test_a_hub_that_never_answers_is_given_up(empty_hub, slept, monkeypatch):
 
 def test_folders(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=f"no config.json in {tmp_path / 'vae'} nor {tmp_path}"):
-        located(str(tmp_path), "VAE", VAE)
+        located(str(tmp_path), "VAE", VAE, VAES)
     (tmp_path / "config.json").touch()
-    assert located(str(tmp_path), "VAE", VAE) == (tmp_path, ("",))
+    assert located(str(tmp_path), "VAE", VAE, VAES) == (tmp_path, ("",))
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "config.json").touch()
-    assert located(str(tmp_path), "VAE", VAE) == (tmp_path, ("vae",))
+    assert located(str(tmp_path), "VAE", VAE, VAES) == (tmp_path, ("vae",))
     monkeypatch.chdir(tmp_path)
     for absent in ("a/b/c", "./a", "nothing", str(tmp_path / "a"), str(tmp_path / "config.json")):
         with pytest.raises(UserError, match="no such folder, and no hub id"):
-            located(absent, "VAE", VAE)
+            located(absent, "VAE", VAE, VAES)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_folders(tmp_path, monkeypatch):
 )
 @pytest.mark.parametrize("load", [load_text_encoder, load_vae])
 def test_sizes_that_no_encoder_has_are_refused_before_anything_is_built(tmp_path, load, sizes, message):
-    config = json.loads((EMBEDDED / "config.json").read_text()) if load is load_vae else {"model_type": "t5"}
+    config = json.loads((VAES["embedded"] / "config.json").read_text()) if load is load_vae else {"model_type": "t5"}
     (tmp_path / "config.json").write_text(json.dumps(config | sizes))
     with pytest.raises(UserError, match=f"config.json: {message}, which no published encoder has"):
         load(str(tmp_path))

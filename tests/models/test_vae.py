@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from tests.models.cases import COSMOS, make, raw_decoded, raw_latents, some_clips
 from videoscaling.data.sources.synthetic import render
 from videoscaling.models.autoencoders import frame_step
-from videoscaling.models.vae import EMBEDDED, load_vae
+from videoscaling.models.hub import VAES
+from videoscaling.models.vae import load_vae
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.finiteness import NotFinite
 
@@ -148,7 +149,7 @@ def test_shards_and_variants(made, tmp_path):
 
 
 def test_weights_that_are_not_all_there(tmp_path):
-    folder = shutil.copytree(EMBEDDED, tmp_path / "vae")
+    folder = shutil.copytree(VAES["embedded"], tmp_path / "vae")
     weights = folder / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
     lost = next(name for name in tensors if name.startswith("decoder"))
@@ -158,7 +159,7 @@ def test_weights_that_are_not_all_there(tmp_path):
 
 
 def test_pipelines_folder_and_fingerprint(tmp_path):
-    shutil.copytree(EMBEDDED, tmp_path / "pipeline" / "vae")
+    shutil.copytree(VAES["embedded"], tmp_path / "pipeline" / "vae")
     original, copy = load_vae("embedded"), load_vae(str(tmp_path / "pipeline"))
     assert copy.fingerprint == original.fingerprint
     assert len(copy.fingerprint) == 16
@@ -192,13 +193,14 @@ def test_bad_specs(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for spec, message in (
         ("embeded", "did you mean 'embedded'"),
+        ("real23", "did you mean 'real32'"),
         (str(tmp_path / "none"), "no such folder"),
         (str(tmp_path), "no config.json"),
         ("someone/some-vae", "could not be fetched"),
     ):
         with pytest.raises(UserError, match=message):
             load_vae(spec)
-    folder = shutil.copytree(EMBEDDED, tmp_path / "vae")
+    folder = shutil.copytree(VAES["embedded"], tmp_path / "vae")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"_class_name": "AutoencoderKLWann"}))
     with pytest.raises(UserError, match="did you mean 'AutoencoderKLWan'"):
@@ -217,7 +219,7 @@ def test_bad_specs(tmp_path, monkeypatch):
 
 
 def test_pickles_are_refused_with_a_reason(tmp_path):
-    folder = shutil.copytree(EMBEDDED, tmp_path / "vae")
+    folder = shutil.copytree(VAES["embedded"], tmp_path / "vae")
     weights = folder / "diffusion_pytorch_model.safetensors"
     torch.save(load_file(weights), folder / "diffusion_pytorch_model.bin")
     whole = load_vae(str(folder))  # next to safetensors a pickle is not read
@@ -243,20 +245,22 @@ def test_embedded_reconstructs_held_out_clips():
     assert (latents.std((0, 2, 3, 4)) - 1).abs().max() < 0.15
 
 
-def test_embedded_first_frame_stands_alone():
-    vae = load_vae("embedded")
+@pytest.mark.parametrize("name", VAES)
+def test_the_first_frame_stands_alone(name):
+    vae = load_vae(name)
     clips = render(torch.arange(2), seed=1)
     torch.testing.assert_close(vae.encode(clips)[:, :, :1], vae.encode(clips[:, :, :1]), atol=1e-4, rtol=1e-3)
 
 
-def test_embedded_is_small():
-    assert sum(path.stat().st_size for path in EMBEDDED.iterdir()) < 5e6
+@pytest.mark.parametrize("name", VAES)
+def test_what_ships_is_small(name):
+    assert sum(path.stat().st_size for path in VAES[name].iterdir()) < 5e6
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_not_decoded(value):
     """Clamped to [-1, 1], infinity would be white, and NaN is written as black."""
-    vae = load_vae(EMBEDDED)
+    vae = load_vae(VAES["embedded"])
     latents = torch.zeros(1, *vae.latent_shape(1, 32, 32))
     broken = latents.clone()
     broken[0, 0, 0, 0, 0] = value

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.training.test_trainer import run
+from videoscaling.models.hub import VAES
 from videoscaling.models.text import load_text_encoder
-from videoscaling.models.vae import EMBEDDED, load_vae
+from videoscaling.models.vae import load_vae
 from videoscaling.training.config import load_config, run_id
 from videoscaling.training.pipeline import load_encoders
 from videoscaling.utils.errors import UserError
@@ -34,7 +35,7 @@ def test_training_on_a_cache_loads_no_encoder(cache: Path, tmp_path: Path, monke
 
 def test_encoders_that_moved_are_given_by_option_and_still_checked(tmp_path: Path) -> None:
     cpu, moved = torch.device("cpu"), tmp_path / "moved"
-    shutil.copytree(EMBEDDED, moved)
+    shutil.copytree(VAES["embedded"], moved)
     vae, text = load_vae("embedded"), load_text_encoder("embedded")
     meta = {
         "vae": "/gone/vae",
