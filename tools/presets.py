@@ -27,7 +27,7 @@ from videoscaling.training.planning.planned_config import (
     read_base,
     recipe_warnings,
 )
-from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
+from videoscaling.utils.errors import Parser, UserError, nearest_path, path_text, plural, run_cli
 from videoscaling.utils.files import find_files, write_text
 from videoscaling.utils.messages import warn
 from videoscaling.utils.results import FILE, RunResult, report_left_out, whole_results
@@ -114,7 +114,7 @@ def main() -> None:
     chosen = [parse(text) for text in args.presets]
     base = read_base(args.base)
     if args.results and not Path(args.results).is_dir():
-        raise UserError(f"--results {args.results}: no such folder")
+        raise UserError(f"--results {args.results}: no such folder{nearest_path(args.results)}")
     law = law_file.load(args.law)
     n_ctx = clip_length(base, law.n_ctx)
     presets, written = {}, {}
