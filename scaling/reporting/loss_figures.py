@@ -128,7 +128,7 @@ def isoflop(sources: Sources) -> Chart:
     if not curves:
         raise UserError("no budget is shared by three sizes")
     chart = Chart("isoflop", "isoFLOP curves", size=(WIDTH, 4.2))
-    axis, good = chart.axes[0, 0], []
+    axis, good, curves_of_law = chart.axes[0, 0], [], []
     chosen = [curves[i] for i in np.unique(np.linspace(0, len(curves) - 1, BUDGETS).round().astype(int))]
     shades = colours(curve.C for curve in chosen)
     handles = [line(shades[C], f"{flops(C)} FLOPs", marker="o", ms=4) for C in shades]
@@ -155,10 +155,11 @@ def isoflop(sources: Sources) -> Chart:
             N = np.geomspace(curve.N.min() / 1.5, curve.N.max() * 1.5, CURVE // 2)
             law = chart.add("law", **sources.curve(N, curve.C / sources.cost(N)), C=curve.C)
             axis.plot(N, law["loss"], color=shades[curve.C], lw=1.2)
+            curves_of_law.append(law["loss"])
         text += " Lines are the law."
     except UserError as reason:
         text += f" The law's curves are left out: {reason}."
-    text += _loss_axis(chart, "model parameters", short, handles, good=good)
+    text += _loss_axis(chart, "model parameters", short, handles, good=good, bands=curves_of_law)
     return sources.captioned(chart, text)
 
 
@@ -231,7 +232,11 @@ def _loss_axis(
     bands: Sequence[NDArray] = (),
     other: NDArray | None = None,
 ) -> str:
-    """Show all ``good`` losses, most of the others, and bands where they do not flatten these; say what is cut."""
+    """Show all ``good`` losses, most of the others, and ``bands`` (or a law's curves) where they do not flatten these.
+
+    Returns:
+        What is not shown, as text.
+    """
     axis, others = chart.axes[0, 0], np.asarray([] if other is None else other)
     shown = others[others <= np.quantile(others, MOST)] if len(others) else others
     low, high, cut = limits(np.append(good, shown), np.concatenate([[], *bands]), REACH)
@@ -240,4 +245,4 @@ def _loss_axis(
     chart.figure.legend(handles=handles, loc="outside right center")
     above = int(np.sum(others > high))
     text = f" Not shown: {above} of {plural(len(others), 'loss')}, above the axis." if above else ""
-    return text + (" Wider bands are cut at the axis." if cut else "")
+    return text + (" What lies further off is cut at the axis." if cut else "")

@@ -129,6 +129,12 @@ def test_bands_are_whole_where_they_do_not_flatten_the_losses(sources, make, mon
     assert "cut" not in chart.caption
 
 
+def test_curves_of_equal_flops_are_whole(sources):
+    chart = loss_figures.isoflop(sources)
+    assert chart.of("law")["loss"].max() < chart.axes[0, 0].get_ylim()[1]
+    assert "cut" not in chart.caption
+
+
 def test_a_wide_interval_is_cut_and_an_axis_never_empty():
     assert limits([1, 2], [0.5, 2.5], 1) == (pytest.approx(0.4), pytest.approx(2.6), False)
     assert limits([1, 2], [-50, 2.5], 1) == (pytest.approx(-0.125), pytest.approx(2.625), True)
