@@ -112,7 +112,8 @@ class TrainStep:
             parts = dist.get_world_size() if sliced else 1
             # What the blocks cast at each use is a buffer of its own, which slices gather in that dtype.
             apart = sliced and model.dtype != torch.float32
-            groups, ema_groups = (_merged(each, parts, apart) for each in (model, ema))
+            # The EMA's buffers first, before the model has gradients: 12 bytes a parameter at most, not 16.
+            ema_groups, groups = (_merged(each, parts, apart) for each in (ema, model))
         self._buffers = list(itertools.chain(*groups))
         if sliced:
             mesh = init_device_mesh(device.type, (parts,))
@@ -228,6 +229,16 @@ class TrainStep:
             norm = all_reduce(norm.square(), "sum").sqrt()
         self._update(kinds, self._factors(norm, kinds[0].steps, settings))
         return norm
+
+    def share_slices(self) -> None:
+        """Complete the weights from all processes' slices after a restore, for which each has read its own.
+
+        The EMA's buffers are freed until ``gather_slices``.
+        """
+        if self._slices:
+            self._slices[1].release()
+            self._slices[0].gather()
+            self._whole = False
 
     def gather_slices(self) -> None:
         """Complete the model and its EMA from all processes' slices, before they are saved, validated or sampled.

@@ -23,7 +23,7 @@ from videoscaling.training.batches import Samples, loader_of, with_text_tokens
 from videoscaling.training.checkpoints import checkpoint as ckpt
 from videoscaling.training.checkpoints.exported import load_initial
 from videoscaling.training.checkpoints.leftovers import clean_run
-from videoscaling.training.checkpoints.pieces import load_optimizer, shapes_of
+from videoscaling.training.checkpoints.pieces import shapes_of
 from videoscaling.training.checkpoints.writer import CheckpointWriter, finished_after_errors
 from videoscaling.training.checks import check_layout
 from videoscaling.training.config import CONFIG, to_dict
@@ -151,9 +151,8 @@ class Trainer:
         path = from_first(self._newest_checkpoint)
         if path is not None:
             state = ckpt.read_state(path)
-            ckpt.load_into(self.model, ckpt.read_tensors(path, "model"), path)
-            ckpt.load_into(self.ema, ckpt.read_tensors(path, "ema"), path)
-            load_optimizer(self.model, self.train_step.optimizer, ckpt.read_tensors(path, "optimizer"))
+            ckpt.restore(path, self.model, self.ema, self.train_step.optimizer)
+            self.train_step.share_slices()
             self.step, self.milestones, self.seconds = state["step"], state["milestones"], state["seconds"]
             self.train_step.set_counts(state["counts"])
         check_growth(self.run, self.tokens, self.milestones)

@@ -15,12 +15,13 @@ from videoscaling.training.checkpoints.checkpoint import check, find_checkpoint,
 from videoscaling.training.checkpoints.exported import read_trained
 from videoscaling.training.checkpoints.pieces import (
     Part,
-    _within,
     optimizer_pieces,
     optimizer_tensors,
+    piece_of,
     pieces_of,
     shapes_of,
 )
+from videoscaling.training.checkpoints.stored_tensors import StoredTensors
 from videoscaling.training.checkpoints.writer import CheckpointWriter
 from videoscaling.training.distributed.flat_buffer import merge
 from videoscaling.training.result import resumable_step
@@ -42,7 +43,8 @@ def in_pieces(cache: Path, out: Path, whole: Path, count: int) -> Path:
     for index in range(count):
         part = Part(index, count)
         named = {part.file(kind): pieces_of(each.state_dict(), part) for kind, each in models(trainer).items()}
-        named[part.file("optimizer")] = optimizer_pieces(trainer.model, optimizer, part)
+        moments = optimizer_pieces(trainer.model, optimizer, part)
+        named[part.file("optimizer")] = {name: piece.numbers for name, piece in moments.items()}
         files |= checkpoint._write_tensors(path, CheckpointWriter().copy(named, True))
     for kind in ("model", "ema", "optimizer"):
         (path / f"{kind}.safetensors").unlink()
@@ -112,15 +114,41 @@ def test_slices_of_a_flat_buffer_are_pieces_of_its_parameters() -> None:
     parameters = [nn.Parameter(torch.randn(shape)) for shape in ((40, 3), (7,), (90,))]
     wanted = [parameter.detach().clone() for parameter in parameters]
     flat = merge(parameters, 4).detach()
-    slices = flat.chunk(4)
     for parameter, tensor in zip(parameters, wanted):
-        pieces = [_within(mine, parameter, Part(index, 4)) for index, mine in enumerate(slices)]
-        assert torch.equal(torch.cat(pieces).view(tensor.shape), tensor)
+        pieces = [piece_of(flat, Part(index, 4)).within(parameter, flat) for index in range(4)]
+        assert torch.equal(torch.cat([piece.numbers for piece in pieces]).view(tensor.shape), tensor)
+        for piece in pieces:  # each says where its numbers are in the parameter
+            assert torch.equal(tensor.flatten()[piece.begin :][: len(piece.numbers)], piece.numbers)
+            whole = piece_of(parameter).over(piece).numbers
+            assert (whole.data_ptr(), len(whole)) == (piece.numbers.data_ptr(), len(piece.numbers))
+
+
+def test_any_range_of_a_tensor_is_read_from_pieces_of_uneven_lengths(tmp_path: Path) -> None:
+    numbers = torch.arange(12.0)
+    for index, piece in enumerate(numbers.split([5, 0, 1, 6])):
+        save_file({"other": torch.full((3,), -1.0), "w": piece.clone()}, tmp_path / f"{index}.safetensors")
+    stored = StoredTensors([tmp_path / f"{index}.safetensors" for index in range(4)], {"w": [3, 4], "other": [12]})
+    assert torch.equal(stored["w"], numbers.view(3, 4))
+    for begin in range(13):
+        for count in range(13 - begin):
+            assert torch.equal(stored.read("w", begin, count), numbers[begin : begin + count])
 
 
 def test_a_file_of_pieces_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
-    save_file({"w": torch.ones(2)}, tmp_path / "ema.piece-0-of-1.safetensors")
-    tensors = checkpoint.Assembled(tmp_path, "ema", {"w": [2], "v": [1]})
-    assert tensors["w"].tolist() == [1, 1]
-    with pytest.raises(UserError, match="ema.piece-0-of-1.safetensors: not readable"):
-        tensors["v"]
+    file = tmp_path / "ema.piece-0-of-1.safetensors"
+    save_file({"w": torch.ones(2), "half": torch.ones(2, dtype=torch.float16)}, file)
+    with pytest.raises(UserError, match="ema.piece-0-of-1.safetensors: not readable .holds F16, and checkpoints F32"):
+        StoredTensors([file])
+    save_file({"w": torch.ones(2)}, file)
+    stored = StoredTensors([file], {"w": [2], "v": [1], "two": [2]})
+    assert stored["w"].tolist() == [1, 1]
+    with pytest.raises(UserError, match="ema.piece-0-of-1.safetensors: not readable .v is not whole"):
+        stored["v"]
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(UserError, match="ema.piece-0-of-1.safetensors: not readable .ends within w"):
+        stored["w"]
+    for damaged in (b"", content[:20], b"\xff" * 8 + content[8:], content[:8] + b"[" + content[9:]):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match="ema.piece-0-of-1.safetensors: not readable .no safetensors header"):
+            StoredTensors([file])

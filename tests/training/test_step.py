@@ -4,10 +4,13 @@ import copy
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models.test_dit import build
 from tests.training.test_trainer import losses, metrics, overrides, result, run
@@ -17,8 +20,10 @@ from videoscaling.training.checkpoints.checkpoint import checkpoint_paths, find_
 from videoscaling.training.checkpoints.pieces import optimizer_tensors
 from videoscaling.training.config import load_config
 from videoscaling.training.memory import candidates, fastest, find_micro_batch, largest_that_fits
+from videoscaling.training.model import build_model
 from videoscaling.training.optim import build_optimizer, weight_groups
 from videoscaling.training.schema import OptimKeys
+from videoscaling.training.step import TrainStep
 from videoscaling.training.train import prepare, train
 from videoscaling.training.trainer import Trainer
 from videoscaling.utils.errors import PREEMPTED, UserError
@@ -257,3 +262,22 @@ def test_a_signal_on_a_skipped_step_saves_too(cache: Path, tmp_path: Path, monke
     assert train(load_config(None, overrides(cache, tmp_path, "x"))) == PREEMPTED
     assert read_state(find_checkpoint(tmp_path / "x"))["counts"]["in_a_row"] == 1
     assert find_checkpoint(tmp_path / "x").name == "step_0000009"
+
+
+def test_gradients_are_made_when_all_weights_have_left_their_former_memory(cache: Path, tmp_path: Path) -> None:
+    """A step is built in 12 bytes a parameter: weights, EMA, and a copy of one of them or the gradients."""
+    run, data = prepare(load_config(None, overrides(cache, tmp_path, "x")))
+    model = build_model(run.config, data.meta, torch.device("cpu"))
+    ema = copy.deepcopy(model).requires_grad_(False)
+    former = [StorageWeakRef(weights.untyped_storage()) for weights in (*ema.parameters(), *weight_groups(model)[0])]
+    free: list[bool] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+            if function is torch.ops.aten.zeros_like.default:
+                free.append(all(storage.expired() for storage in former))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        TrainStep(run.config, model, ema, torch.device("cpu"))
+    assert free[0]  # the first are the matrices' gradients

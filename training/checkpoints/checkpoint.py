@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -22,13 +22,13 @@ import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from videoscaling.training.checkpoints.paths import PREFIX, STATE, check_exists
-from videoscaling.training.checkpoints.pieces import Assembled, collect_facts
+from videoscaling.training.checkpoints.pieces import collect_facts, pieces_to_read, shapes_of
+from videoscaling.training.checkpoints.stored_tensors import StoredTensors, read_header
 from videoscaling.training.config import CONFIG, Config, to_dict
-from videoscaling.training.distributed.parallel import like
 from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.files import (
     parse_json,
@@ -136,9 +136,7 @@ def _save_tensors(path: Path, named: Mapping[str, Tensor], pool: ThreadPoolExecu
         raise OSError(_errno(str(error)), str(error), str(path)) from None
     path.chmod(0o644)  # it writes for the owner alone, and a group shares its checkpoints
     with with_filename(path), path.open("rb") as handle:
-        head = handle.read(8)
-        head += handle.read(int.from_bytes(head, "little"))
-        facts = pool.submit(_facts_of, head, tensors)
+        facts = pool.submit(_facts_of, read_header(handle), tensors)
         os.fsync(handle.fileno())
     return facts
 
@@ -340,33 +338,43 @@ def holds(path: Path, kind: str) -> bool:
     return any(path.glob(f"{kind}.*safetensors"))
 
 
-def read_tensors(path: Path, kind: str) -> Mapping[str, Tensor]:
-    """A checkpoint's tensors of one kind, on the CPU; those in pieces are read when they are asked for."""
-    whole = path / f"{kind}.safetensors"
-    return load_tensors(whole) if whole.exists() else Assembled(path, kind, read_state(path)["shapes"][kind])
+def read_tensors(path: Path, kind: str) -> StoredTensors:
+    """A checkpoint's tensors of one kind, on the CPU, each read when it is asked for."""
+    if (whole := path / f"{kind}.safetensors").exists():
+        return StoredTensors([whole])
+    pieces = sorted(path.glob(f"{kind}.piece-*.safetensors"), key=lambda file: int(file.name.split("-")[1]))
+    return StoredTensors(pieces, read_state(path)["shapes"][kind])
 
 
-def load_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU."""
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: not readable ({error}); the checkpoint is damaged") from None
+def restore(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Copy a checkpoint's numbers into ``pieces_to_read``, one range of a tensor at a time.
+
+    Only those and the files' headers are read: ``resumable_checkpoint`` has compared the files with their checksums.
+
+    Raises:
+        UserError: the checkpoint is another model's, or damaged.
+    """
+    shapes = shapes_of(model)
+    for kind, pieces in pieces_to_read(model, ema, optimizer).items():
+        stored = read_tensors(path, kind)
+        _check_shapes(stored.shapes, shapes[kind], path)
+        for name, (numbers, begin) in pieces.items():
+            numbers.copy_(stored.read(name, begin, len(numbers)))
 
 
+@torch.no_grad()
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy named tensors into ``model``; UserError if they are another model's."""
     own = model.state_dict()
-    differing = sorted(own.keys() ^ tensors.keys())
-    with torch.no_grad():
-        for name, tensor in () if differing else own.items():
-            value = tensors[name]
-            if value.shape != tensor.shape:
-                differing = [name]
-                break
-            tensor.copy_(like(tensor, value))
-    if differing:
-        raise UserError(f"{path}: of another model (first difference: {differing[0]})")
+    _check_shapes(*({name: each.shape for name, each in named.items()} for named in (tensors, own)), path)
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
+def _check_shapes(found: Mapping[str, Sequence[int]], own: Mapping[str, Sequence[int]], path: Path) -> None:
+    names = sorted(found.keys() | own.keys())
+    if differing := next((n for n in names if tuple(found.get(n, (-1,))) != tuple(own.get(n, (-1,)))), None):
+        raise UserError(f"{path}: of another model (first difference: {differing})")
 
 
 def _kinds(path: Path) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from videoscaling.data.index import CacheMeta, is_latent_shape, is_size
@@ -17,13 +19,7 @@ from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler
 from videoscaling.models.dit import VideoDiT
 from videoscaling.models.hub import read_config, weight_files
-from videoscaling.training.checkpoints.checkpoint import (
-    find_checkpoint,
-    load_into,
-    load_tensors,
-    read_state,
-    read_tensors,
-)
+from videoscaling.training.checkpoints.checkpoint import find_checkpoint, load_into, read_state, read_tensors
 from videoscaling.training.config import Config, config_from_dict, flatten, nested, to_dict
 from videoscaling.training.config import read_config as recorded
 from videoscaling.training.logs.log_files import METRICS, parse_row
@@ -74,11 +70,17 @@ def read_trained(path: str | Path, weights: str = "ema") -> Trained:
         raise UserError(f"{folder}: holds no {weights} weights; there are {facts['weights']}")
     config = config_from_dict(nested({key: facts[key] for key in KEYS}))
     tensors = {
-        name: tensor
-        for file in weight_files(folder, f"model {str(path)!r}")
-        for name, tensor in load_tensors(file).items()
+        name: tensor for file in weight_files(folder, f"model {str(path)!r}") for name, tensor in _load(file).items()
     }
     return Trained(folder, config, {key: facts[key] for key in META}, tensors)
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: not readable ({error}); the weights are damaged") from None
 
 
 def load_initial(model: VideoDiT, path: str, meta: CacheMeta) -> None:

@@ -4,23 +4,22 @@ checkpoints/step_0000100/   model.piece-0-of-4.safetensors ... optimizer.piece-3
 
 A piece is a range of a tensor's numbers in their order: a shard of FSDP2 along the first side, a slice of ZeRO-1's
 buffer, or an equal part of what all processes hold. In the processes' order a tensor's pieces are the tensor, whose
-shape is in state.json under "shapes". No process holds a whole tensor to save it, nor more than one to read them.
+shape is in state.json under "shapes". No process holds a whole tensor to save it, and to resume it reads the range of
+each that it holds.
 """
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from videoscaling.training.distributed.flat_buffer import part_of, place_of
-from videoscaling.training.distributed.parallel import gather_full, is_parallel, like, local, node_count
-from videoscaling.utils.errors import UserError
+from videoscaling.training.distributed.flat_buffer import place_of
+from videoscaling.training.distributed.parallel import is_parallel, local, node_count
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
 Named = Mapping[str, Mapping[str, Tensor]]  # tensors by kind and name
 
 
@@ -36,6 +35,9 @@ class Part(NamedTuple):
         return f"{kind}.piece-{self.index}-of-{self.count}"
 
 
+WHOLE = Part(0, 1)  # the part of a process that holds all of a tensor, and wants all of it
+
+
 def part_of_process(parallel: str) -> Part | None:
     """This process's part in writing checkpoints; None where the first process writes them alone."""
     if parallel == "ddp" or not is_parallel():
@@ -45,67 +47,70 @@ def part_of_process(parallel: str) -> Part | None:
     return Part(rank % count, count, rank < count)
 
 
-def piece_of(tensor: Tensor, part: Part) -> Tensor:
-    """This process's numbers of a tensor: its shard, or an equal part of one that all processes hold."""
-    if isinstance(tensor, DTensor):
-        return tensor.to_local().detach().flatten()
-    return tensor.detach().flatten().tensor_split(part.count)[part.index]
+class Piece(NamedTuple):
+    """A process's numbers of a tensor, a view [count], and where in the tensor, in the numbers' order, they begin."""
+
+    numbers: Tensor
+    begin: int
+
+    def within(self, parameter: Tensor, flat: Tensor) -> "Piece":
+        """Of a piece of ``flat`` the numbers of ``parameter``, which was merged into a buffer laid out as ``flat``."""
+        if flat.shape == parameter.shape:
+            return self
+        start = place_of(parameter, flat.numel())
+        first, end = (min(max(at - self.begin, 0), len(self.numbers)) for at in (start, start + parameter.numel()))
+        return Piece(self.numbers[first:end], min(max(self.begin - start, 0), parameter.numel()))
+
+    def over(self, other: "Piece") -> "Piece":
+        """Of this piece the numbers at the places of another one of a tensor of the same shape."""
+        first = other.begin - self.begin
+        return Piece(self.numbers[first : first + len(other.numbers)], other.begin)
+
+
+def piece_of(tensor: Tensor, part: Part = WHOLE) -> Piece:
+    """This process's piece of a tensor: its shard, or an equal part of one that all processes hold."""
+    if not isinstance(tensor, DTensor):
+        numbers = tensor.detach().view(-1).tensor_split(part.count)[part.index]
+        return Piece(numbers, numbers.storage_offset() - tensor.storage_offset())
+    mesh, axis = tensor.device_mesh, tensor.device_mesh.ndim - 1  # hsdp's first axis is the nodes, which hold copies
+    rows = -(-len(tensor) // mesh.size(axis)) * mesh.get_local_rank(axis)
+    return Piece(tensor.to_local().detach().view(-1), min(rows, len(tensor)) * (tensor.numel() // len(tensor)))
 
 
 def pieces_of(named: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
-    """``piece_of`` each tensor."""
-    return {name: piece_of(tensor, part) for name, tensor in named.items()}
+    """The numbers of this process's piece of each tensor."""
+    return {name: piece_of(tensor, part).numbers for name, tensor in named.items()}
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by parameter name: {"exp_avg.<name>", "exp_avg_sq.<name>", "step.<name>"}.
+    """AdamW's state by parameter name: {"exp_avg.<name>", "exp_avg_sq.<name>", "step.<name>"}, views of what a process
+    without shards holds."""
+    shapes = shapes_of(model)["optimizer"]
+    return {name: piece.numbers.view(shapes[name]) for name, piece in optimizer_pieces(model, optimizer).items()}
 
-    Moments are views of the state, but of copies where processes hold slices of it; every process must call then.
+
+def optimizer_pieces(model: nn.Module, optimizer: torch.optim.Optimizer, part: Part = WHOLE) -> dict[str, Piece]:
+    """This process's pieces of AdamW's state, by names as ``optimizer_tensors``."""
+    pieces = {}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[optimised(parameter, optimizer)]
+        pieces[f"step.{name}"] = piece_of(state["step"], part)
+        for kind in MOMENTS:
+            pieces[f"{kind}.{name}"] = piece_of(state[kind], part).within(parameter, state[kind])
+    return pieces
+
+
+def pieces_to_read(model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Piece]]:
+    """What this process reads of a checkpoint, by kind and name: the numbers that it holds of each tensor.
+
+    With slices of the optimiser's state they are its slices of the weights too, which are whole in its memory: it gets
+    the others' from the others (``training.step.TrainStep.share_slices``).
     """
-    return _optimizer_tensors(model, optimizer)[0]
-
-
-def _optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
-    """``optimizer_tensors``, and each slice of a moment with the copy of the whole."""
-    named: dict[str, Tensor] = {}
-    whole: dict[nn.Parameter, dict[str, Tensor]] = {}
-    sliced: list[tuple[Tensor, Tensor]] = []
-    for name, parameter in model.named_parameters():
-        flat = optimised(parameter, optimizer)
-        if flat not in whole:
-            state = {kind: optimizer.state[flat][kind] for kind in ("exp_avg", "exp_avg_sq")}
-            whole[flat] = state if flat is parameter else {kind: gather_full(value) for kind, value in state.items()}
-            sliced += [(state[kind], value) for kind, value in whole[flat].items() if value is not state[kind]]
-        named[f"step.{name}"] = optimizer.state[flat]["step"]
-        named |= {f"{kind}.{name}": part_of(value, parameter) for kind, value in whole[flat].items()}
-    return named, sliced
-
-
-def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of ``optimizer_tensors``."""
-    named, sliced = _optimizer_tensors(model, optimizer)
-    with torch.no_grad():
-        for name, tensor in named.items():
-            tensor.copy_(like(tensor, tensors[name]))
-        for part, value in sliced:
-            part.copy_(like(part, value))
-
-
-def optimizer_pieces(model: nn.Module, optimizer: torch.optim.Optimizer, part: Part) -> dict[str, Tensor]:
-    """This process's numbers of what ``optimizer_tensors`` has whole."""
-    named = {}
-    for name, parameter in model.named_parameters():
-        flat = optimised(parameter, optimizer)
-        state = optimizer.state[flat]
-        named[f"step.{name}"] = piece_of(state["step"], part)
-        for kind in ("exp_avg", "exp_avg_sq"):
-            mine = piece_of(state[kind], part)
-            if flat is not parameter:
-                mine = _within(mine, parameter, part)
-            named[f"{kind}.{name}"] = mine
-    return named
+    pieces = {"optimizer": optimizer_pieces(model, optimizer)}
+    for kind, each in (("model", model), ("ema", ema)):
+        named = each.named_parameters()
+        pieces[kind] = {name: piece_of(own).over(pieces["optimizer"][f"{MOMENTS[0]}.{name}"]) for name, own in named}
+    return pieces
 
 
 def optimised(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> nn.Parameter:
@@ -116,46 +121,14 @@ def optimised(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> nn.P
     return next(flat for flat in optimizer.state if local([flat])[0].untyped_storage().data_ptr() == place)
 
 
-def _within(mine: Tensor, parameter: Tensor, part: Part) -> Tensor:
-    """A parameter's numbers in this process's slice of the flat buffer that it was merged into."""
-    start, low = place_of(parameter, len(mine) * part.count), len(mine) * part.index
-    begin, end = (min(max(place - low, 0), len(mine)) for place in (start, start + parameter.numel()))
-    return mine[begin:end]
-
-
 def shapes_of(model: nn.Module) -> dict[str, dict[str, list[int]]]:
     """The shapes of a model's checkpoint by kind and name, as state.json has them."""
     weights = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     parameters = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     optimizer = {f"step.{name}": [] for name in parameters}
-    for kind in ("exp_avg", "exp_avg_sq"):
+    for kind in MOMENTS:
         optimizer |= {f"{kind}.{name}": shape for name, shape in parameters.items()}
     return {"model": weights, "ema": weights, "optimizer": optimizer}
-
-
-class Assembled(Mapping[str, Tensor]):
-    """A kind's tensors on the CPU, each put together from its pieces when it is asked for."""
-
-    def __init__(self, path: Path, kind: str, shapes: Mapping[str, list[int]]) -> None:
-        self._shapes = shapes
-        found = path.glob(f"{kind}.piece-*.safetensors")
-        self._files = sorted(found, key=lambda file: int(file.name.split("-")[1]))
-
-    def __getitem__(self, name: str) -> Tensor:
-        pieces = []
-        for file in self._files:
-            try:
-                with safe_open(file, "pt") as opened:
-                    pieces.append(opened.get_tensor(name))
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"{file}: not readable ({error}); the checkpoint is damaged") from None
-        return torch.cat(pieces).view(self._shapes[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
 
 
 def collect_facts(facts: dict[str, Any], error: OSError | None, group: dist.ProcessGroup) -> dict[str, Any]:

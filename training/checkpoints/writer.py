@@ -78,7 +78,8 @@ class CheckpointWriter:
             return self.copy(weights | {"optimizer": optimizer_tensors(model, optimizer)}, main)
         whole = {"ema": weights.pop("ema")} if whole_ema else {}
         pieces = {part.file(kind): pieces_of(named, part) for kind, named in weights.items()}
-        pieces[part.file("optimizer")] = optimizer_pieces(model, optimizer, part)
+        moments = optimizer_pieces(model, optimizer, part)
+        pieces[part.file("optimizer")] = {name: piece.numbers for name, piece in moments.items()}
         copies = self.copy(pieces, part.writes) | self.copy(whole, main)
         return {name: named for name, named in copies.items() if named}
 

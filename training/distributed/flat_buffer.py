@@ -22,14 +22,13 @@ def merge(parameters: list[nn.Parameter], slices: int = 1) -> nn.Parameter:
     size += -size % (ALIGNMENT * slices)
     first = parameters[0]
     flat = nn.Parameter(torch.zeros(size, dtype=first.dtype, device=first.device), first.requires_grad)
-    if flat.requires_grad:
-        flat.grad = torch.zeros_like(flat)
     for parameter, start in zip(parameters, starts):
-        here = slice(start, start + parameter.numel())
-        flat.data[here] = parameter.data.flatten()
-        parameter.data = flat.data[here].view(parameter.shape)
-        if flat.requires_grad:
-            parameter.grad = flat.grad[here].view(parameter.shape)
+        here = flat.data[start : start + parameter.numel()].view(parameter.shape)
+        parameter.data = here.copy_(parameter.data)
+    if flat.requires_grad:  # made now that the parameters' former memory is free
+        flat.grad = torch.zeros_like(flat)
+        for parameter in parameters:
+            parameter.grad = part_of(flat.grad, parameter)
     return flat
 
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from videoscaling.models.dit import VideoDiT
@@ -173,12 +173,6 @@ def local(tensors: Iterable[Tensor]) -> list[Tensor]:
 def gather_full(tensor: Tensor) -> Tensor:
     """The full tensor from all its shards; every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def like(tensor: Tensor, value: Tensor) -> Tensor:
-    """``value``, whole on every process, laid out as ``tensor`` is: on its device, and in its shards."""
-    value = value.to(tensor.device)
-    return distribute_tensor(value, tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else value
 
 
 def all_reduce(tensor: Tensor, how: str) -> Tensor:
