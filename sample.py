@@ -28,6 +28,7 @@ from videoscaling.utils.tables import read_table, table_kind
 FORMATS = ("mp4", "gif", "png")
 DEFAULT_FPS = 8
 MAX_PROMPTS_BYTES = 1 << 24
+SMALL = 128  # pixels: a shorter picture is hard to see at its own size
 
 
 def parser() -> Parser:
@@ -226,10 +227,13 @@ def run(arguments: argparse.Namespace, prompts: list[Prompt]) -> int:
     settings = asdict(options) | {"weights": arguments.weights, "checkpoint": pipeline.path}
     fps = arguments.fps or pipeline.fps or DEFAULT_FPS
     number, end = (len(prompts) * part // world for part in (rank, rank + 1))  # this process's prompts
-    records, clips = [], []
+    records, clips, hint = [], [], ""
     with Progress(end - number, "sampling", "videos") as progress:
         texts, seeds = ([prompt[column] for prompt in prompts[number:end]] for column in (0, 1))
         for videos in pipeline.batches(texts, seeds, options, batch=arguments.batch):
+            height, width = videos.shape[-2:]
+            if arguments.upscale == 1 and max(height, width) < SMALL:
+                hint = f" ({width}x{height} pixels; --upscale {2 * SMALL // max(height, width)} enlarges them)"
             for clip in enlarged(videos, arguments.upscale):
                 prompt = prompts[number]
                 name = f"{number:03d}_{_slug(prompt.text)}.{arguments.format}"
@@ -248,7 +252,7 @@ def run(arguments: argparse.Namespace, prompts: list[Prompt]) -> int:
         grid = arguments.out / f"grid.{'mp4' if arguments.format == 'mp4' else 'gif'}"
         write_grid(grid, clips, [prompt.text for prompt in prompts], columns=arguments.grid, fps=fps)
     videos = records[0]["file"] if len(records) == 1 else plural(len(records), "video")
-    print(f"{arguments.out}: {videos} and samples.json")
+    print(f"{arguments.out}: {videos} and samples.json{hint}")
     return 0
 
 

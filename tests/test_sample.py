@@ -85,7 +85,8 @@ def test_a_notebook_gets_the_videos_of_the_command(trained: Path, tmp_path: Path
 def test_gif_and_other_schedulers(trained: Path, tmp_path: Path) -> None:
     common = ("--checkpoint", str(trained), "--prompt", PROMPTS[0], "--steps", "3", "--format", "gif")
     for scheduler in ("dpm++", "unipc"):
-        python("sample.py", *common, "--scheduler", scheduler, "--out", str(tmp_path / scheduler))
+        said = python("sample.py", *common, "--scheduler", scheduler, "--out", str(tmp_path / scheduler))
+        assert "(32x32 pixels; --upscale 8 enlarges them)" in said
         image = Image.open(next((tmp_path / scheduler).glob("*.gif")))
         assert (image.n_frames, image.size) == (17, (32, 32))
 
@@ -113,6 +114,7 @@ def test_a_model_that_ships_draws_the_colour_of_its_prompt(tmp_path: Path) -> No
         "sample.py", "--prompt", prompt, "--steps", "20", "--upscale", "4", "--grid", "1", "--out", str(tmp_path)
     )
     assert "the embedded model" in text
+    assert "enlarges" not in text
     with av.open(str(next(tmp_path.glob("000_*.mp4")))) as video:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]).astype(int)
         assert video.streams.video[0].average_rate == 8

@@ -35,6 +35,8 @@ from videoscaling.utils.random import derive_seed
 HELD_OUT = derive_seed(0, "held out")  # the clips that tools/train_vae.py scores its own on, and trains on none of
 BATCH = 8
 SHOWN = 4  # clips of one source and frames of a clip in the picture
+ROWS = ("videos", "kept")  # of the picture
+FONT = 14  # pixels
 
 
 def clips_by_source(
@@ -80,25 +82,41 @@ def row(name: str, error: Tensor, similar: Tensor) -> dict[str, object]:
     }
 
 
-def picture(path: Path, clips_of: list[Tensor], made_of: list[Tensor]) -> None:
+def picture(path: Path, clips_of: dict[str, Tensor], made_of: list[Tensor]) -> None:
     """One column for each source, or for each of a single one's first clips: some frames, and below them what the
-    autoencoder made of them."""
-    from torchvision.io import encode_png
+    autoencoder made of them, both named."""
+    from PIL import Image, ImageDraw, ImageFont
     from torchvision.utils import make_grid
 
-    each = 1 if len(clips_of) > 1 else SHOWN
-    pairs = [pair for several in zip(clips_of, made_of) for pair in list(zip(*several))[:each]]
-
-    rows = []
+    several = len(clips_of) > 1
+    pairs, names = [], []
+    for (name, clips), made in zip(clips_of.items(), made_of):
+        shown = list(zip(clips, made))[: 1 if several else SHOWN]
+        pairs += shown
+        names += [name if several else f"{name}, clip {number}" for number in range(1, len(shown) + 1)]
+    columns = []
     for clip, made in pairs:
         at = torch.linspace(0, clip.shape[1] - 1, min(SHOWN, clip.shape[1])).round().long()
         both = torch.cat([clip[:, at], made[:, at]], dim=1).transpose(0, 1)
-        rows.append(make_grid(both, nrow=len(at), padding=1, pad_value=1))
-    grid = make_grid(torch.stack(rows), nrow=len(rows), padding=2, pad_value=1)
+        columns.append(make_grid(both, nrow=len(at), padding=1, pad_value=1))
+    grid = make_grid(torch.stack(columns), nrow=len(columns), padding=2, pad_value=1)
     scale = max(1, 96 // pairs[0][0].shape[-1])  # small pixels as blocks that can be seen
     grid = grid.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    pixels = ((grid.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
+    font = ImageFont.load_default(FONT)
+    left = round(max(font.getlength(name) for name in ROWS)) + FONT
+    sheet = Image.new("RGB", (pixels.shape[1] + left, pixels.shape[0] + FONT), "white")
+    sheet.paste(Image.fromarray(pixels.numpy()), (left, FONT))
+    write = ImageDraw.Draw(sheet)
+    for number, name in enumerate(ROWS):
+        write.text((FONT // 2, FONT + (2 * number + 1) * pixels.shape[0] / 4), name, "black", font, anchor="lm")
+    width = (columns[0].shape[-1] + 2) * scale
+    for number, name in enumerate(names):
+        while name and font.getlength(name) > width:
+            name = name[1:]  # a file is known by its end
+        write.text((left + 2 * scale + number * width, 0), name, "black", font)
     with atomic_write(path) as tmp:
-        tmp.write_bytes(encode_png(((grid.clamp(-1, 1) + 1) * 127.5).round().byte()).numpy().tobytes())
+        sheet.save(tmp, "png")
 
 
 def main() -> None:
@@ -138,11 +156,11 @@ def main() -> None:
     sources = None if args.source == "synthetic" else list_sources(args.source, ListingOptions(captions=False))
     vae = load_vae(args.vae, pick_device(args.device), torch.bfloat16 if args.bfloat16 else torch.float32)
     vae.latent_shape(args.frames, *args.size)  # a shape that the VAE cannot take is said before any work
-    rows, all_of, clips_of = [], [], []
+    rows, all_of, clips_of = [], [], {}
     for name, clips in clips_by_source(args, sources, Shape(args.frames, args.size, args.stride)):
         found = measured(vae, clips)
         rows.append(row(name, found["error"], found["ssim"]))
-        clips_of.append(clips[:SHOWN])
+        clips_of[name] = clips[:SHOWN]
         all_of.append(found)
     if not rows:
         raise UserError(f"{args.source}: no video in it can be used; each is named above with its reason")

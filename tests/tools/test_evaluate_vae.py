@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -35,6 +36,12 @@ def test_synthetic_clips_score_as_the_vae_does(monkeypatch, capsys, tmp_path):
     picture = Image.open(tmp_path / "p.png")
     assert picture.width > 16 * 3 * 32
     assert picture.height > 2 * 3 * 32
+    # Both rows and each clip are named on white: at the left and above.
+    left, above = (np.asarray(part) for part in (picture.crop((0, 20, 40, 216)), picture.crop((60, 0, 1600, 14))))
+    rows = np.flatnonzero((left < 128).any(axis=(1, 2)))
+    assert rows.min() < 98 < rows.max()
+    columns = np.flatnonzero((above < 128).any(axis=(0, 2)))
+    assert np.sum(np.diff(columns) > 100) == 3  # gaps between four names
 
 
 def test_a_folder_is_scored_by_video_and_the_unreadable_named(monkeypatch, capsys, tmp_path):
