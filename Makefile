@@ -26,8 +26,11 @@ quickstart: $(INSTALLED)
 	$(PY) sample.py --checkpoint $(Q)/planned --prompts configs/prompts.txt --format gif --guidance 3 --out $(Q)/samples
 	$(PY) tools/report.py $(Q)/sweep --law $(Q)/law.json --planned $(Q)/planned --samples $(Q)/samples --out $(Q)/report.html
 
-# The second study (docs/reproduction.md) so far, from its committed results: its law, and the same numbers as committed.
+# The third and the second study (docs/reproduction.md) from their committed results: laws, and the same numbers as committed.
 reproduce: $(INSTALLED)
+	$(PY) tools/fit.py all results/doom/cells --out runs/doom/law.json
+	$(PY) tools/study.py results/doom/cells --law runs/doom/law.json --expect results/doom/study.json
+	$(PY) tools/report.py results/doom/cells --law runs/doom/law.json --figures runs/doom/figures --out runs/doom/report.html
 	$(PY) tools/fit.py all results/study/cells --out runs/study/law.json
 	$(PY) tools/study.py results/study/cells --law runs/study/law.json --expect results/study/study.json
 	$(PY) tools/report.py results/study/cells --law runs/study/law.json --figures runs/study/figures --out runs/study/report.html
