@@ -34,7 +34,7 @@ from videoscaling.utils.locks import check_lock, lock
 from videoscaling.utils.os_errors import with_filename
 from videoscaling.utils.seal import sealed
 
-# What a hash among the settings is of, since two of them tell a reader nothing.
+# What a hash among the settings is of: two hashes do not show what differs.
 HASHED = {
     "videos_hash": "of as many videos, a name, size or caption differs (see --no-captions and --caption-column)",
     "vae_fingerprint": "the autoencoder differs (--vae)",

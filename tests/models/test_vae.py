@@ -232,13 +232,16 @@ def test_pickles_are_refused_with_a_reason(tmp_path):
     assert whole.channels
 
 
-def test_embedded_reconstructs_held_out_clips():
-    vae = load_vae("embedded")
+@pytest.mark.parametrize("name", VAES)
+def test_what_ships_reconstructs_held_out_clips(name):
+    vae = load_vae(name)
     clips = render(torch.arange(48), seed=123_456)
     assert vae.latent_shape(17, 32, 32) == (16, 5, 4, 4)
     latents = vae.encode(clips)
     error = (vae.decode(latents) - clips).pow(2).mean()
     assert 10 * torch.log10(4 / error) >= 25
+    if name != "embedded":  # synthetic clips are a third of what its statistics are of
+        return
     # Statistics are those of 2048 other clips; 48 clips of four seeds strayed by up to 0.15 and 0.09. Without
     # normalisation deviations would be 0.57 to 0.91.
     assert latents.mean((0, 2, 3, 4)).abs().max() < 0.2

@@ -56,7 +56,7 @@ def test_a_value_that_makes_other_cells_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_sweep_of_other_clips_names_their_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fingerprint alone tells a reader nothing."""
+    """A fingerprint alone does not show which clips are meant."""
     module.write_sweep_file(sweep(tmp_path))
     again = sweep(tmp_path)
     again.cells[0].config.data.cache = "caches/new"

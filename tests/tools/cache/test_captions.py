@@ -120,7 +120,7 @@ def test_names_that_are_not_utf8_are_kept(run, tmp_path, backend, workers):
 
 
 def test_a_cache_of_other_videos_or_captions_says_which(run, tmp_path):
-    """Not by a hash, which tells a reader nothing."""
+    """Not by a hash, which does not show what differs."""
     folder = tmp_path / "videos"
     for name in ("a.mp4", "b.mp4", "c.mp4"):
         make_video(folder / name, frames=10)
