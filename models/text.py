@@ -75,7 +75,9 @@ class WordEncoder:
         wavelength = 2 * math.pi * (2 * self.max_tokens / math.pi) ** torch.linspace(0, 1, self.dim // 2)
         angle = torch.arange(self.max_tokens)[:, None] * (2 * math.pi / wavelength)
         self._places = torch.cat((angle.sin(), angle.cos()), dim=1)
-        recipe = (self.dim, self.max_tokens, END, self._vectors(["word", END]).sum(1).tolist())
+        # Added one by one: the order in which torch sums, and so the last bit, is the processor's.
+        lanes = sum(self._vectors(["word", END]).view(2, -1, 4).unbind(1))
+        recipe = (self.dim, self.max_tokens, END, sum(lanes.unbind(1)).tolist())
         self.fingerprint = hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]
 
     def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
