@@ -157,6 +157,18 @@ def test_a_negative_prompt_is_what_guidance_leads_away_from() -> None:
         pipeline("x", guidance=1.0, negative_prompt="y")
 
 
+def test_every_prompt_has_a_seed_of_its_own() -> None:
+    pipeline = VideoPipeline.from_run()
+    # With guidance 1 a single seed broadcast: three videos of one noise, and no error.
+    for seeds, message in (([5], "1 number for 3 prompts"), ([5, 6, 7, 8], "4 numbers for 3 prompts")):
+        with pytest.raises(UserError, match=message):
+            pipeline(["a", "b", "c"], seed=seeds, steps=1, guidance=1.0)
+    with pytest.raises(UserError, match="there is none"):
+        pipeline([])
+    counted, given = (pipeline(["a", "b"], seed=seed, steps=1, guidance=1.0) for seed in (np.int64(5), (5, 6)))
+    assert torch.equal(counted, given)
+
+
 def test_guidance_of_a_model_trained_without_dropout_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
     pipeline = VideoPipeline.from_run()
     pipeline("x", steps=1)

@@ -6,7 +6,7 @@ videos = VideoPipeline.from_run("runs/x")(["a large red circle gliding left"], g
 videos = VideoPipeline.from_run()("a large red circle gliding left over black and navy gradient drifting up")
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from videoscaling.training.checkpoints.checkpoint import load_into
 from videoscaling.training.checkpoints.exported import Trained, read_trained
 from videoscaling.training.model import build_model, check_compiler, compile_model
 from videoscaling.utils.devices import pick_device
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.messages import warn
 
 
@@ -181,16 +181,25 @@ class VideoPipeline:
         """One video per prompt, float32 [prompts, 3, frames, height, width] in [-1, 1].
 
         Args:
-            seed: of each prompt, in any batch; one number is the first's, and prompt i has ``seed`` + i.
+            seed: one number for each prompt; a single number is the first prompt's, and prompt i has ``seed`` + i. A
+                prompt and its seed determine a video, whatever else is in its batch.
             batch: prompts sampled at once.
             options: of ``diffusion.sampling.SamplerOptions``, such as steps=20 or guidance=3.
 
         Raises:
-            UserError: an unknown scheduler, or an option out of its range; before anything is sampled.
+            UserError: no prompt, not one seed for each, an unknown scheduler, or an option out of its range; before
+                anything is sampled.
             NotFinite: latents or pixels are not finite.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        seeds = [seed + number for number in range(len(prompts))] if isinstance(seed, int) else list(seed)
+        seeds = list(seed) if isinstance(seed, Iterable) else [seed + number for number in range(len(prompts))]
+        if not prompts:
+            raise UserError("prompts: there is none; give at least one")
+        if len(seeds) != len(prompts):
+            raise UserError(
+                f"seed: {plural(len(seeds), 'number')} for {plural(len(prompts), 'prompt')}; give one for each, or a "
+                "single number, from which the prompts are counted"
+            )
         return torch.cat(list(self.batches(prompts, seeds, SamplerOptions(**options), batch=batch)))
 
     def batches(
