@@ -26,7 +26,6 @@ from videoscaling.utils.options import height_and_width
 from videoscaling.utils.tables import read_table, table_kind
 
 FORMATS = ("mp4", "gif", "png")
-DEFAULT_FPS = 8
 MAX_PROMPTS_BYTES = 1 << 24
 SMALL = 128  # pixels: a shorter picture is hard to see at its own size
 
@@ -203,7 +202,7 @@ def _from_table(path: Path) -> list[tuple[str, Any]]:
 
 def run(arguments: argparse.Namespace, prompts: list[Prompt]) -> int:
     """Sample every prompt and write the files; nothing is written before all inputs were accepted."""
-    from videoscaling.data.export import WRITERS, enlarged, write_grid
+    from videoscaling.data.export import DEFAULT_FPS, WRITERS, enlarged, write_grid
     from videoscaling.diffusion.sampling import SamplerOptions, known_schedulers
     from videoscaling.training.pipeline import VideoPipeline
     from videoscaling.utils.progress import Progress

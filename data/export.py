@@ -12,6 +12,7 @@ from torch import Tensor
 from videoscaling.utils.files import atomic_write
 from videoscaling.utils.finiteness import check_finite
 
+DEFAULT_FPS = 8  # of videos whose frame rate is not known, such as rendered ones
 TILE = 160  # least width of a clip in a grid, in pixels, so that it is visible and its caption has room
 
 
@@ -46,7 +47,11 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: float, comment: str) -> None
 
 
 def gif_bytes(clip: Tensor, fps: float, comment: str = "") -> bytes:
-    """``clip`` (as in ``to_bytes``) as an endlessly looping gif."""
+    """``clip`` (as in ``to_bytes``) as an endlessly looping gif.
+
+    A gif's frames last whole hundredths of a second, and two at least, as browsers show a shorter one for ten: the
+    nearest to ``fps``, and at most 50 a second.
+    """
     return _looping(to_bytes(clip), fps, comment)
 
 
@@ -60,7 +65,7 @@ def _looping(frames: Iterable[np.ndarray], fps: float, comment: str) -> bytes:
         "gif",
         save_all=True,
         append_images=rest,
-        duration=round(1000 / fps),
+        duration=10 * max(round(100 / fps), 2),  # milliseconds, of which Pillow would drop the last digit
         loop=0,
         comment=comment.encode(),
     )

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from omegaconf import OmegaConf
 
+from videoscaling.data.export import DEFAULT_FPS
 from videoscaling.data.mixture import Data
 from videoscaling.diffusion.loss import denoising_loss
 from videoscaling.diffusion.process import Process
@@ -362,7 +363,9 @@ class Trainer:
             return
         for number, clip in enumerate(self.preview.sample(self.ema)):
             if self._log is not None:
-                self._log.video(f"samples/{number}", clip, self.tokens, self.config.log.prompts[number])
+                prompt = self.config.log.prompts[number]
+                fps = self.cache.meta.get("fps") or DEFAULT_FPS
+                self._log.video(f"samples/{number}", clip, self.tokens, prompt, fps)
 
     def _save(self) -> None:
         # Every process continues from the mean of the windows, as a resumed run does.

@@ -182,8 +182,9 @@ class MetricsLog:
         """Write the run's row in TensorBoard's HParams table: ``settings``, and the last ``HPARAM_METRICS``."""
         self._board.write_hparams(settings, HPARAM_METRICS)
 
-    def video(self, name: str, clip: Tensor, tokens: int, caption: str, fps: int = 8) -> None:
-        """A clip [3, frames, height, width] in [-1, 1] as an animated image under its caption."""
+    def video(self, name: str, clip: Tensor, tokens: int, caption: str, fps: float) -> None:
+        """A clip [3, frames, height, width] in [-1, 1] as an animated image of ``fps`` frames a second, under its
+        caption."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         image = Summary.Image(

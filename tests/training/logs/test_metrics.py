@@ -90,7 +90,7 @@ def test_validation_and_sampling_are_not_trainings_time(
     clock.now += 1000
     log.validation(700, scores, [1.0] * T_BINS)
     clock.now += 1000
-    log.video("samples/0", torch.zeros(3, 2, 8, 8), 700, "a caption")
+    log.video("samples/0", torch.zeros(3, 2, 8, 8), 700, "a caption", 8)
     clock.now += 10
     step(log, 17)
     log.close()

@@ -1,13 +1,16 @@
 """Videos of prompts during training: what is not finite or does not fit is no picture, and no reason to stop."""
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ImageEvent
 from torch import Tensor
 
 from tests.training.test_trainer import run
+from videoscaling.data.latents import LatentCache
 from videoscaling.models.text import load_text_encoder
 from videoscaling.utils.finiteness import NotFinite
 
@@ -33,10 +36,10 @@ def use_decoder(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
-def images(directory: Path) -> list[int]:
-    """The steps at which a video was written."""
+def images(directory: Path) -> list[ImageEvent]:
+    """The videos that were written."""
     events = EventAccumulator(str(directory / "tensorboard")).Reload()
-    return [event.step for tag in events.Tags()["images"] for event in events.Images(tag)]
+    return [event for tag in events.Tags()["images"] for event in events.Images(tag)]
 
 
 SETTINGS = ("log.prompts=[a ball]", "log.sample_steps=2", "train.milestones=[320,640,960]", "train.tokens=1280")
@@ -68,3 +71,16 @@ def test_what_cannot_be_shown_is_not_shown_and_training_continues(
     warnings = [line for line in capfd.readouterr().err.splitlines() if "log.prompts" in line]
     assert len(warnings) == (cause is not None)  # once, not at every milestone
     assert all(cause in line and line.startswith("warning: ") for line in warnings)
+
+
+@pytest.mark.parametrize(("fps", "milliseconds"), [(None, 120), (25.0, 40)])
+def test_videos_have_the_frame_rate_of_the_trainings(
+    fps: float | None, milliseconds: int, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_decoder(Decoder(), monkeypatch)
+    opened = LatentCache(cache)
+    opened.meta["fps"] = fps
+    monkeypatch.setattr("videoscaling.training.train.open_data", lambda folders, weights: opened)
+    run(cache, tmp_path, "run", *SETTINGS[:2], "train.tokens=320")
+    (video,) = images(tmp_path / "run")
+    assert Image.open(io.BytesIO(video.encoded_image_string)).info["duration"] == milliseconds
