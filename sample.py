@@ -15,6 +15,7 @@ import math
 import os
 import re
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,9 @@ from videoscaling.utils.tables import read_table, table_kind
 
 FORMATS = ("mp4", "gif", "png")
 MAX_PROMPTS_BYTES = 1 << 24
+# How long a process that has no prompt left waits for the others' videos, one of which may take an hour; torch's own
+# half hour would end the job after them. The processes of one that died are ended by torchrun.
+PATIENCE = timedelta(days=7)
 SMALL = 128  # pixels: a shorter picture is hard to see at its own size
 
 
@@ -259,7 +263,7 @@ def _gathered(records: list[dict[str, Any]], clips: list[Any], world: int) -> tu
     """The records and clips of all ``world`` processes of a torchrun, in the order of the prompts."""
     import torch.distributed as dist
 
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=PATIENCE)
     parts: list[Any] = [None] * world
     dist.all_gather_object(parts, (records, clips))
     dist.destroy_process_group()

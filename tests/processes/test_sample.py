@@ -12,6 +12,17 @@ from tests.processes import launch
 from tests.test_sample import PROMPTS, trained
 
 __all__ = ["trained"]  # the fixture
+LATE = """
+import os, time
+from datetime import timedelta
+from torch.distributed import distributed_c10d
+import sample
+
+distributed_c10d.default_pg_timeout = timedelta(seconds=2)  # stands for half an hour
+if os.environ["RANK"] == "1":
+    time.sleep(6)
+print(sample._gathered([{"from": os.environ["RANK"]}], [None], 2)[0])
+"""
 
 
 @pytest.mark.slow  # twenty seconds, most of them imports
@@ -28,3 +39,12 @@ def test_two_processes_write_what_one_does(trained: Path, tmp_path: Path) -> Non
         one, two = (np.asarray(Image.open(tmp_path / name / record["file"]), dtype=int) for name in ("one", "two"))
         assert np.abs(one - two).max() <= 1  # sums in another order may round to the next level
     assert (tmp_path / "two/grid.gif").stat().st_size > 0
+
+
+@pytest.mark.slow  # two processes import torch
+def test_a_process_without_prompts_waits_for_one_with_many(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = launch.run([*torchrun, tmp_path / "late.py"], env=launch.environment(PYTHONPATH=str(launch.ROOT)))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[{'from': '0'}, {'from': '1'}]") == 2
