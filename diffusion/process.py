@@ -1,4 +1,4 @@
-"""Forward processes x_t = alpha(t) x0 + sigma(t) noise, and conversions between prediction targets.
+"""Forward processes x_t = alpha(t) x0 + sigma(t) noise, and what a model is to predict of them.
 
 Time runs from 0 (data) to 1 (noise). Two families: rectified flow (arXiv 2209.03003), and variance preserving with
 linear (arXiv 2011.13456), cosine (arXiv 2102.09672) or zero-terminal-SNR (arXiv 2305.08891) schedules.
@@ -99,28 +99,15 @@ class Process:
         return alpha * x0 + sigma * noise
 
     def target_of(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """The target of the model's prediction at t [batch]: [batch, ...]."""
-        p, q = _mixture(self.target, *(_like(c, x0) for c in self.coefficients(t)))
-        return p * x0 + q * noise
-
-    def convert(self, prediction: Tensor, x_t: Tensor, t: Tensor, wanted: str) -> Tensor:
-        """The prediction of ``self.target`` at x_t, as a prediction of ``wanted`` ("flow", "eps", "v" or "x0").
-
-        x_t and the prediction are two mixtures of x0 and noise: the pair is solved for both.
-        """
-        alpha, sigma = (_like(c, x_t) for c in self.coefficients(t))
-        p, q = _mixture(self.target, alpha, sigma)
-        determinant = alpha * q - sigma * p
-        x0 = (q * x_t - sigma * prediction) / determinant
-        noise = (alpha * prediction - p * x_t) / determinant
-        p, q = _mixture(wanted, alpha, sigma)
-        return p * x0 + q * noise
+        """The target of the model's prediction for x0 and noise [batch, ...] at t [batch]: [batch, ...]."""
+        if self.target == "flow":
+            return noise - x0
+        if self.target != "v":
+            return noise if self.target == "eps" else x0
+        alpha, sigma = (_like(c, x0) for c in self.coefficients(t))
+        return alpha * noise - sigma * x0
 
 
 def _like(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient [batch] in a shape that multiplies x [batch, ...]."""
     return coefficient.reshape(-1, *[1] * (x.dim() - 1))
-
-
-def _mixture(target: str, alpha: Tensor, sigma: Tensor) -> tuple[Tensor | float, Tensor | float]:
-    """(p, q) of the target p x0 + q noise."""
-    return {"flow": (-1.0, 1.0), "eps": (0.0, 1.0), "v": (-sigma, alpha), "x0": (1.0, 0.0)}[target]
