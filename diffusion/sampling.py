@@ -90,9 +90,9 @@ def build_scheduler(process: Process, options: SamplerOptions, device: torch.dev
     """A diffusers scheduler for ``process`` whose ``timesteps`` are the times t at which the model is evaluated.
 
     Returns:
-        The scheduler. Its ``timesteps``, float32 [steps] on ``device``, fall from about 1 to about 1 / steps. Its
-        ``sigmas``, float64 [steps + 1] on the CPU, are sigma of a flow, or sigma / alpha of a vp process, at these
-        times and at 0.
+        The scheduler. Its ``timesteps``, float32 [steps] on ``device``, fall from about 1 to about 1 / steps where
+        there is no shift. Its ``sigmas``, float64 [steps + 1] on the CPU, are sigma of a flow, or sigma / alpha of a
+        vp process, at these times and at 0.
 
     Raises:
         UserError: the scheduler is unknown, or belongs to the other family, or the process has no ``shift``.

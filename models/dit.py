@@ -37,6 +37,7 @@ class DiTConfig:
 
     @property
     def token_dim(self) -> int:
+        """Latent numbers in one token."""
         return self.channels * self.patch[0] * self.patch[1] * self.patch[2]
 
 
@@ -54,14 +55,18 @@ def _normalise(x: Tensor) -> Tensor:
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x [batch, n_ctx, width] normalised, with float32 shift and scale [batch, 1, width], in the dtype of ``x``."""
     return (_normalise(x) * (1 + scale) + shift).to(x.dtype)
 
 
 def _rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """RMSNorm of each head's channels, the last side of x: float32 inside, in the dtype of ``x``."""
     return (F.rms_norm(x.float(), x.shape[-1:], eps=1e-6) * weight).to(x.dtype)
 
 
 class SelfAttention(nn.Module):
+    """Attention among all tokens of a clip, with RMS-normalised, rotated queries and keys."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -72,6 +77,9 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], backend: str, shards: SequenceShards | None = None
     ) -> Tensor:
+        """x [batch, n_ctx, width] to the same shape; ``rotary`` is ``rotary_table``'s. With ``shards``, both are of
+        this process's tokens."""
+        # queries and keys [batch, n_ctx, 2, heads, head_dim], values [batch, n_ctx, 1, heads, head_dim]
         qk, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=2)
         # Queries and keys go through norm and rotation as one: half the kernels, which is what small models wait for.
         qk = rotate(_rms_norm(qk, self.qk_norm), rotary)
@@ -83,6 +91,8 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
+    """Attention of a clip's tokens to its caption's, with RMS-normalised queries and keys."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -93,6 +103,8 @@ class CrossAttention(nn.Module):
         self.k_norm = nn.Parameter(torch.ones(width // heads))
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor, backend: str) -> Tensor:
+        """x [batch, n_ctx, width] to the same shape, for context [batch, text_tokens, width] and mask bool
+        [batch, text_tokens], true where a token is real."""
         q = _rms_norm(self.q(x).unflatten(-1, (self.heads, -1)), self.q_norm)
         k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).unbind(2)
         return self.out(attention(q, _rms_norm(k, self.k_norm), v, mask, backend).flatten(2))
@@ -126,9 +138,19 @@ class Block(nn.Module):
         shards: SequenceShards | None = None,
         recompute: bool | str = False,
     ) -> Tensor:
-        """x [batch, n_ctx, width], modulation float32 [batch, 6, width], context [batch, text_tokens, width].
+        """One block.
 
-        With ``shards``, x and ``rotary`` are those of this process's tokens.
+        Args:
+            x: [batch, n_ctx, width]; with ``shards``, it and ``rotary`` are those of this process's tokens.
+            modulation: float32 [batch, 6, width], to which the block adds its own table: shift, scale and gate of
+                self-attention, then of the feed-forward.
+            context, mask: the embedded caption [batch, text_tokens, width], and bool, true where a token is real.
+            rotary: of ``rotary_table``.
+            backend: the attention kernel, as ``VideoDiT``'s.
+            recompute: as ``VideoDiT.recompute``.
+
+        Returns:
+            [batch, n_ctx, width], in the dtype of ``x``.
         """
         inputs = (x, modulation, context, mask, rotary, backend, shards)
         if not recompute or not torch.is_grad_enabled():

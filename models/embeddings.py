@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-Grid = tuple[int, int, int]
+Grid = tuple[int, int, int]  # numbers of patches, or a patch's sides, along frames, rows and columns
 
 
 def patchify(x: Tensor, patch: Grid) -> Tensor:
@@ -56,7 +56,7 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def timestep_features(t: Tensor, size: int) -> Tensor:
-    """Sinusoids of t [batch] in [0, 1], with periods from 2 pi / 1000 to 20 pi: float32 [batch, size]."""
+    """Sinusoids of t [batch] in [0, 1], with periods from 2 pi / 1000 to nearly 20 pi: float32 [batch, size]."""
     frequency = torch.exp(-math.log(10_000) * torch.arange(size // 2, device=t.device).float() / (size // 2))
     angle = 1000 * t.float()[:, None] * frequency
     return torch.cat((angle.cos(), angle.sin()), dim=-1)

@@ -16,6 +16,7 @@ def components(samples: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def project(samples: Tensor, mean: Tensor, components: Tensor) -> Tensor:
+    """samples [n, d] moved to the nearest points of the space that ``components`` span around ``mean``."""
     return (samples - mean) @ components.T @ components + mean
 
 
@@ -23,7 +24,11 @@ def pca_of_blocks(clips: Tensor, test: Tensor, count: int) -> Tensor:
     """``test`` after PCA of each block of pixels (8x8 by 4 frames, by one for the first) to ``count`` numbers.
 
     Args:
-        clips: what it is fitted on, [n, 3, 4k + 1, h, w] in [-1, 1].
+        clips, test: what the components are computed from and applied to, each [n, 3, 4k + 1, h, w] in [-1, 1] with h
+            and w multiples of 8.
+
+    Returns:
+        In the shape of ``test``, clamped to [-1, 1].
     """
 
     def blocks(x: Tensor, start: int, stop: int) -> Tensor:
@@ -44,5 +49,6 @@ def pca_of_blocks(clips: Tensor, test: Tensor, count: int) -> Tensor:
 
 
 def pca_of_clips(clips: Tensor, test: Tensor, numbers: int) -> Tensor:
-    """``test`` through PCA of whole clips with ``numbers`` components."""
+    """``test`` through PCA of whole clips with ``numbers`` components; arguments and result as ``pca_of_blocks``'s, of
+    any one shape of clips."""
     return project(test.flatten(1), *components(clips.flatten(1), numbers)).view_as(test).clamp_(-1, 1)

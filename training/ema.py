@@ -17,9 +17,14 @@ def power_of_width(width: float) -> float:
 
 
 def decay(power: float, batch: int, tokens: int) -> float:
-    """What is kept of a power-function average, after a step of ``batch`` tokens that brought ``tokens`` in all.
+    """The share of a power-function average that a step keeps; the rest is the new weights'.
 
     It depends on the tokens seen and not on the run's length, and is 0 at the first step.
+
+    Args:
+        power: gamma, the exponent of the averaging profile.
+        batch: tokens of the step.
+        tokens: that the run has seen after it.
     """
     return (1 - batch / tokens) ** (power + 1)
 
