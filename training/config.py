@@ -53,7 +53,7 @@ ELSEWHERE = (
         "entity wandb_project wandb_entity wandb_name wandb_mode wandb_group tracker_project_name",
         "wandb and trackio, which log.to names, read environment variables such as WANDB_PROJECT and WANDB_MODE",
     ),
-    ("config cfg yaml", "a configuration file is given as --config FILE"),
+    ("config yaml", "a configuration file is given as --config FILE"),
     ("push_to_hub hub_model_id", "tools/export.py writes a folder with a card, for hf upload"),
     ("use_ema", "the weights are always averaged; ema.width says how"),
 )
@@ -71,11 +71,11 @@ def is_text(name: str) -> bool:
 
 
 @functools.cache
-def text_keys(schema: type = Config) -> frozenset[str]:
+def text_keys() -> frozenset[str]:
     """The keys whose values are text, "log.prompts[]" where lists of it, and ``extends``."""
     names = {"extends"}
-    for name, entry in known_keys(schema).items():
-        if entry.type is Any and info_of(schema)[name].path:  # one path, or a list of them
+    for name, entry in known_keys().items():
+        if entry.type is Any and info_of(Config)[name].path:  # one path, or a list of them
             names |= {name, f"{name}[]"}
         elif "str" in str(entry.type):
             names.add(f"{name}[]" if "list" in str(entry.type) else name)

@@ -342,7 +342,7 @@ class LogKeys:
         "folder of the TensorBoard events, in the run directory; a sweep's cells: in the sweep's, under their names",
         identity=NEVER,
         differs_in_stack=True,
-        aliases="logging_dir log_dir logdir",
+        aliases="logging_dir log_dir",
         path=True,
     )
     prompts: list[str] = key(

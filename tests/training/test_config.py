@@ -1,11 +1,13 @@
 """The configuration: strict, typed, layered; and every key read by something."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from videoscaling.training.config import (
+    HINTS,
     Config,
     config_from_dict,
     flatten,
@@ -175,6 +177,11 @@ def test_every_key_says_what_it_means() -> None:
     assert all(field.metadata["info"].help for field in known_keys().values())
     assert set(known_keys()) == set(flatten(to_dict(Config())))
     assert "optim.lr" in identity(Config())
+
+
+def test_a_word_of_other_trainers_means_one_thing_here() -> None:
+    words = [*HINTS, *(alias for field in known_keys().values() for alias in field.metadata["info"].aliases)]
+    assert [word for word, count in Counter(words).items() if count > 1] == []
 
 
 def test_integers_do_not_pass_through_floats(tmp_path: Path) -> None:
