@@ -64,7 +64,7 @@ def validate_rows(
     gather: Callable[[Tensor], Tensor] | None = None,
     rank: int = 0,
     world: int = 1,
-    first: int | None = None,
+    scored_clips: int | None = None,
 ) -> list[ValidationResult]:
     """Score ``rows`` sets of weights on the frozen set.
 
@@ -75,30 +75,32 @@ def validate_rows(
         clips, per_clip, seed: the set's size, K, and the validation seed common to all runs.
         batch: samples per forward pass; it changes no loss beyond float32's rounding. The last pass is filled up with
             repeats, whose losses are dropped: torch.compile would compile anew for another size.
-        gather: sums float64 [rows, clips * K] over the processes; with rank and world, shares the work. Every process
-            makes the same number of forward passes, since a sharded model needs all of them for each.
-        first: score only so many of the set's clips, at the times and with the noise they have in the whole set.
+        gather: sums float64 [rows, scored clips * K] over the processes; with rank and world, shares the work. Every
+            process makes the same number of forward passes, since a sharded model needs all of them for each.
+        scored_clips: how many of the set's clips to score, its first ones; None: all. Their times and noise are those
+            that they have in the whole set.
 
     Returns:
         A result for each set of weights, the same on every process.
     """
-    clips, times = first or clips, validation_times(clips, per_clip, seed)[: first or clips]
-    total = clips * per_clip
+    scored = scored_clips or clips
+    times = validation_times(clips, per_clip, seed)[:scored]
+    total = scored * per_clip
     losses = torch.zeros(rows, total, dtype=torch.float64, device=device)
     mine = torch.arange(total)[rank::world]  # none where there are more processes than samples
     for number in range(forward_passes(total, batch, world)):
         part = mine[number * batch : (number + 1) * batch]
-        here = torch.cat((part, part.new_zeros(batch - len(part))))
+        here = torch.cat((part, part.new_zeros(batch - len(part))))  # filled up with the first sample
         clip = here // per_clip
         x0, context, mask = (value.to(device) for value in read(clip))
-        # Every (clip, k) has its own index, at any K.
+        # Every (clip, k) has its own index, whatever K is.
         index = (clip << 20 | here % per_clip).to(device)
         noise = normal(seed, "validation noise", index, tuple(x0.shape[1:]))
         loss = score(x0, noise, times.flatten()[here].to(device), context, mask)
         losses[:, part.to(device)] = loss[..., : len(part)].double()
     if gather is not None:
         losses = gather(losses)
-    return [summarise(row.reshape(clips, per_clip), times) for row in losses.cpu()]
+    return [summarise(row.reshape(scored, per_clip), times) for row in losses.cpu()]
 
 
 def forward_passes(samples: int, batch: int, world: int = 1) -> int:

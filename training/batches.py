@@ -19,7 +19,7 @@ from videoscaling.utils.errors import DataFault
 from videoscaling.utils.random import normal
 
 TEXT_STEP = 64  # tokens: captions are padded to a multiple, for kernels' tiles and few shapes
-AHEAD = 2  # groups of steps whose clips are read from disk while earlier ones are trained on
+PREFETCH_GROUPS = 2  # groups of steps whose clips are read from disk while earlier ones are trained on
 
 
 class Samples(NamedTuple):
@@ -110,14 +110,14 @@ class BatchLoader:
         return (steps[:, None] * self._run.clips + within).flatten()
 
     def _load(self, group: int) -> Samples:
-        """The samples of a group of steps; a thread reads the run's next ``AHEAD`` groups of clips meanwhile.
+        """The samples of a group of steps; meanwhile a thread reads the clips of the next ``PREFETCH_GROUPS`` groups.
 
         Nothing here waits for a GPU: clips go there as float16 from pinned memory, which PyTorch's allocator
         keeps until they have arrived.
         """
         config = self._run.config
         seed, diffusion = self._run.data_seed, config.diffusion
-        wanted = range(group, max(group, min(group + AHEAD, self._last)) + 1)
+        wanted = range(group, max(group, min(group + PREFETCH_GROUPS, self._last)) + 1)
         self._reads = {n: self._reads.get(n) or self._reader.submit(self._read, n) for n in wanted}
         read, fault = self._reads[group].result()
         self.fault = self.fault or fault

@@ -15,7 +15,7 @@ from videoscaling.models.sizes import parameters
 from videoscaling.training.config import Config
 from videoscaling.utils.errors import UserError
 
-SHALLOW = 6
+MAX_WHOLE_BLOCKS = 6  # a deeper model is compiled block by block
 F = TypeVar("F", bound=Callable)
 Model = TypeVar("Model", bound=VideoDiT)
 
@@ -74,7 +74,7 @@ def compile_model(model: VideoDiT, whole: bool = True, shapes: int = 1) -> None:
     torch.compiler.assume_constant_result(rotary_table)
     # After 8 graphs of one function torch.compile would silently run it uncompiled.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * shapes + 2)
-    whole = whole and len(model.blocks) <= SHALLOW
+    whole = whole and len(model.blocks) <= MAX_WHOLE_BLOCKS
     if not whole:
         # Else DDP would split a block into several graphs, at its buckets, so that gradients are reduced early: they
         # are after each block. Some versions of torch refuse where activations are recomputed (PyTorch issue 104674).

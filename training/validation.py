@@ -161,7 +161,7 @@ class Validator:
             gather=gather,
             rank=rank,
             world=world,
-            first=clips,
+            scored_clips=clips,
         )
 
     def _largest(

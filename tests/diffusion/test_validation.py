@@ -66,7 +66,7 @@ def test_more_processes_than_samples_make_the_same_passes() -> None:
             seed=0,
             batch=3,
             device=torch.device("cpu"),
-            first=2,
+            scored_clips=2,
             **share,
         )[0]
 

@@ -13,7 +13,7 @@ from videoscaling.data.latents import LatentCache
 from videoscaling.data.shards import Stored
 from videoscaling.diffusion.loss import denoising_loss
 from videoscaling.diffusion.process import Process
-from videoscaling.training.batches import AHEAD, BatchLoader, with_text_tokens
+from videoscaling.training.batches import PREFETCH_GROUPS, BatchLoader, with_text_tokens
 from videoscaling.training.config import load_config
 from videoscaling.training.model import build_model
 from videoscaling.training.train import prepare
@@ -38,8 +38,8 @@ def test_a_thread_reads_the_next_groups(cache: Path, tmp_path: Path) -> None:
         ahead.batch(step)
     assert ahead.seconds > 0.05  # the first read, which nothing could hide
     ahead._reader.shutdown()
-    assert read == [(False, 64)] * (2 + AHEAD)
-    assert made.steps > group * (2 + AHEAD)
+    assert read == [(False, 64)] * (2 + PREFETCH_GROUPS)
+    assert made.steps > group * (2 + PREFETCH_GROUPS)
     for ours, theirs in zip(ahead.batch(group), fresh.batch(group)):
         assert torch.equal(ours, theirs)
 

@@ -16,7 +16,7 @@ from videoscaling.models.sizes import parse_size
 from videoscaling.training.batches import Samples
 from videoscaling.training.config import load_config
 from videoscaling.training.memory import find_micro_batch
-from videoscaling.training.model import SHALLOW, compile_model
+from videoscaling.training.model import MAX_WHOLE_BLOCKS, compile_model
 from videoscaling.training.planning.memory_formula import even_size
 from videoscaling.training.step import micro_batches
 from videoscaling.training.train import prepare
@@ -129,7 +129,7 @@ def test_training_and_validation_are_each_compiled_once(
 def graph_settings(path: Path) -> tuple[Any, ...]:
     """What of a configuration is in its compiled graph, the width and the numbers of clips and tokens left out."""
     config = load_config(path, [])
-    deep = config.model.size is not None and parse_size(config.model.size).layers > SHALLOW
+    deep = config.model.size is not None and parse_size(config.model.size).layers > MAX_WHOLE_BLOCKS
     model, diffusion = config.model, config.diffusion
     settings = (deep, model.attention, config.train.activation_checkpointing, diffusion.process, diffusion.target)
     return *settings, *model.patch
@@ -144,7 +144,7 @@ KINDS = {graph_settings(path): path for path in sorted((ROOT / "configs" / "trai
 def test_every_configuration_is_one_graph(cache: Path, tmp_path: Path, graphs: Graphs, path: Path) -> None:
     """Of a small model, whole or by block as the named one: a break, or another shape, would be another graph."""
     deep, *_, frames, rows, columns = graph_settings(path)
-    layers, n_ctx = SHALLOW + 1 if deep else 2, 32 // (frames * rows * columns)
+    layers, n_ctx = MAX_WHOLE_BLOCKS + 1 if deep else 2, 32 // (frames * rows * columns)
     small = overrides(cache, tmp_path, "x", f"model.size={layers}x32", "train.compile=true", "train.dtype=float32")
     small += [f"train.batch_tokens={5 * n_ctx}", f"train.tokens={15 * n_ctx}", "train.micro_batch=2"]
     small += ["validation.clips=11", "validation.batch=3", "log.prompts=[]"]

@@ -14,7 +14,7 @@ import videoscaling.training.validation
 from tests.conftest import make_cache
 from videoscaling.training.checkpoints.checkpoint import checkpoint_paths
 from videoscaling.training.config import load_config
-from videoscaling.training.model import SHALLOW
+from videoscaling.training.model import MAX_WHOLE_BLOCKS
 from videoscaling.training.step import TrainStep
 from videoscaling.training.train import train
 from videoscaling.training.trainer import Trainer
@@ -248,7 +248,7 @@ def test_one_validation_clip_is_refused(cache: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("layers", [2, SHALLOW + 1], ids=["whole", "by block"])
+@pytest.mark.parametrize("layers", [2, MAX_WHOLE_BLOCKS + 1], ids=["whole", "by block"])
 def test_compiling_changes_no_loss(cache: Path, tmp_path: Path, layers: int) -> None:
     """Over 50 steps; and a compiled run that is interrupted continues bit for bit."""
     settings = (f"model.size={layers}x32", "optim.warmup_tokens=384")
