@@ -182,31 +182,11 @@ def draw(
     """
     scan.open(SAMPLE)
     by_name = {source.name: source for source in scan.order}
-    validation_keys: dict[str, list[str]] = {}
-    cap, rule = None, None
-    if frozen is not None:
-        for key in frozen:
-            validation_keys.setdefault(key.rpartition("#")[0], []).append(key)
-        _check_frozen(validation_keys, by_name, clip_options)
+    if frozen is None:
+        validation_keys, cap, rule = _draw_validation(scan, validation, as_before)
     else:
-        before = min(max(1, int(scan.clips_per_video * len(scan.order)) // VALIDATION_SHARE), VALIDATION_CLIPS)
-        cap = validation
-        if validation is None:
-            cap = before if as_before else max(1, min(before, scan.expected_clips // VALIDATION_SHARE))
-            rule = "capped" if cap < before else None
-        missing = cap
-        for source, keys in scan.walk() if missing else ():
-            most = len(keys)
-            if validation is not None:
-                most = min(most, missing)
-            elif most > missing and not as_before:
-                fits = cap - missing + most <= VALIDATION_CLIPS and scan.is_ordinary(most)
-                most, rule = (most, rule) if fits else (missing, "capped")
-            if keys:
-                validation_keys[source.name] = keys[:most]
-                missing -= most
-            if missing <= 0:
-                break
+        validation_keys, cap, rule = _by_source(frozen), None, None
+        _check_frozen(validation_keys, by_name, clip_options)
     file_of = {source.name: source.file for source in scan.order}
     parts = None
     if validation_keys and not as_before:
@@ -222,10 +202,6 @@ def draw(
             "no video is left for training, and no part of one that is far enough from the validation "
             "clips. Add videos, or longer ones; a cache can also have fewer of those (--validation 0 for none)"
         )
-    taken = {file_of[name] for name in validation_keys}
-    seen = {name: scan.look_up(name) or [] for name, file in file_of.items() if file in taken}
-    trained = sum(len(seen[name] if (keys := training[name]) is None else keys) for name in seen if name in training)
-    unused = sum(map(len, seen.values())) - trained - sum(map(len, validation_keys.values()))
     return Split(
         {
             # On disk in the order of names: neighbours there are neighbours in their folder or tar.
@@ -236,8 +212,59 @@ def draw(
         rule="parted" if parts else rule,
         parted=parts.videos if parts else [],
         gap_seconds=parts.gap_seconds if parts else 0.0,
-        unused=max(unused, 0),  # a list's videos need not be among those opened
+        unused=_count_unused(scan, file_of, validation_keys, training),
     )
+
+
+def _draw_validation(
+    scan: VideoScan, validation: int | None, as_before: bool
+) -> tuple[dict[str, list[str]], int, str | None]:
+    """The validation clips by source, from the first videos; how many were wanted; and ``Split.rule``.
+
+    Arguments as ``draw``'s.
+    """
+    before = min(max(1, int(scan.clips_per_video * len(scan.order)) // VALIDATION_SHARE), VALIDATION_CLIPS)
+    cap, rule = validation, None
+    if validation is None:
+        cap = before if as_before else max(1, min(before, scan.expected_clips // VALIDATION_SHARE))
+        rule = "capped" if cap < before else None
+    drawn: dict[str, list[str]] = {}
+    missing = cap
+    for source, keys in scan.walk() if missing else ():
+        most = len(keys)
+        if validation is not None:
+            most = min(most, missing)
+        elif most > missing and not as_before:
+            fits = cap - missing + most <= VALIDATION_CLIPS and scan.is_ordinary(most)
+            most, rule = (most, rule) if fits else (missing, "capped")
+        if keys:
+            drawn[source.name] = keys[:most]
+            missing -= most
+        if missing <= 0:
+            break
+    return drawn, cap, rule
+
+
+def _by_source(keys: Sequence[str]) -> dict[str, list[str]]:
+    """The clips' keys by the name of their source, in their order."""
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        found.setdefault(key.rpartition("#")[0], []).append(key)
+    return found
+
+
+def _count_unused(
+    scan: VideoScan,
+    file_of: dict[str, Hashable],
+    validation_keys: dict[str, list[str]],
+    training: dict[str, list[str] | None],
+) -> int:
+    """``Split.unused``: the clips of validated files, as far as they were opened, that are in neither split."""
+    taken = {file_of[name] for name in validation_keys}
+    seen = {name: scan.look_up(name) or [] for name, file in file_of.items() if file in taken}
+    trained = sum(len(seen[name] if (keys := training[name]) is None else keys) for name in seen if name in training)
+    unused = sum(map(len, seen.values())) - trained - sum(map(len, validation_keys.values()))
+    return max(unused, 0)  # a list's videos need not be among those opened
 
 
 def _training(
