@@ -138,7 +138,10 @@ class BatchLoader:
 class ShapeLoader:
     """The batches of a run on clips of several shapes: each step's from the ``BatchLoader`` of its shape.
 
-    Attributes and arguments as ``BatchLoader``'s.
+    Arguments, ``batch``, ``check``, ``fault`` and ``seconds`` as ``BatchLoader``'s.
+
+    Attributes:
+        parts: the loader of each shape, in the order of the run's ``parts``, each with steps of its own.
     """
 
     def __init__(self, run: Run, data: ShapeMixture, rank: int, world: int, device: torch.device) -> None:

@@ -92,7 +92,8 @@ class TrainStep:
         skipped_steps: the steps skipped since the run began.
         consecutive_skips: how many of the last steps were skipped. Once there are ``train.max_skipped`` it never
             falls, so that a run has diverged however seldom this is read.
-        noise_scale: of the gradients; not measured where weights or tokens are in shards.
+        noise_scale: of the gradients; not measured where weights or tokens are in shards, or clips have several
+            shapes.
         by_t: float32 [2, T_BINS + 1], sums of losses and their numbers in equal bins of t since ``reset_window``;
             t = 1 falls into the last column. For the log alone: a window that a resume cuts has fewer samples.
         by_shape: as ``by_t``, the losses and the steps of each of several shapes, float32 [2].
@@ -123,7 +124,7 @@ class TrainStep:
         self.weights, self.ema = (list(itertools.chain(*both)) for both in (groups, ema_groups))
         self.power = power_of_width(config.ema.width)
         self.optimizer = build_optimizer(groups, config.optim, config.train.batch_tokens)
-        self._one_pass = config.train.compile and not sharded
+        self._compiles_update = config.train.compile and not sharded
         update = update_factors, update_buffers
         self._factors, self._update = map(compile_function, update) if config.train.compile else update
         self.micro_batch = config.train.micro_batch
@@ -178,7 +179,7 @@ class TrainStep:
     def apply_gradients(self, loss: Tensor, tokens: int) -> None:
         """Apply the accumulated gradients: clip, AdamW, EMA. ``loss`` is their mean loss, for the log."""
         config, batch = self._config, self._config.train.batch_tokens
-        self.grad_norm = self._move_at_once(tokens) if self._one_pass else self._move(tokens)
+        self.grad_norm = self._compiled_update(tokens) if self._compiles_update else self._fused_update(tokens)
         finite = self.grad_norm.isfinite()
         self.noise_scale.add_step(self.grad_norm, decay(POWER, batch, tokens + batch))
         if self._slices:
@@ -197,8 +198,8 @@ class TrainStep:
         towards = 1 - decay(self.power, batch, tokens + batch)
         return [rate, keys.beta1, keys.beta2(batch), keys.eps, keys.weight_decay, keys.clip, active, towards]
 
-    def _move(self, tokens: int) -> Tensor:
-        """Clip, AdamW and EMA, one after the other; returns the gradient's norm before clipping."""
+    def _fused_update(self, tokens: int) -> Tensor:
+        """Clip, fused AdamW and EMA, one after the other; returns the gradient's norm before clipping, float32 []."""
         rate, *_, towards = self.settings(tokens)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -209,8 +210,8 @@ class TrainStep:
         update_ema(local(self.ema), local(self.weights), towards)
         return norm
 
-    def _move_at_once(self, tokens: int) -> Tensor:
-        """``_move``, compiled."""
+    def _compiled_update(self, tokens: int) -> Tensor:
+        """As ``_fused_update``, compiled."""
         kinds = []
         for weights, ema in zip(self.weights, self.ema):
             state = self.optimizer.state[weights]
