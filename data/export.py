@@ -73,6 +73,7 @@ def _looping(frames: Iterable[np.ndarray], fps: float, comment: str) -> bytes:
 
 
 def write_gif(path: Path, clip: Tensor, fps: float, comment: str) -> None:
+    """Write ``gif_bytes``."""
     with atomic_write(path) as tmp:
         tmp.write_bytes(gif_bytes(clip, fps, comment))
 

@@ -38,10 +38,12 @@ FORMAT = 1
 
 
 def file_size(path: Path) -> int | None:
+    """Bytes of a file; None where there is none."""
     return path.stat().st_size if path.is_file() else None
 
 
 def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -55,10 +55,12 @@ class Plan(NamedTuple):
 
     @property
     def fps(self) -> float | None:
+        """Frames per second of the clips; None where it is not known."""
         return self.scan.fps if self.scan else self.rendered_fps
 
     @property
     def videos(self) -> int:
+        """The videos that clips are cut from; 0 for rendered clips."""
         return len(self.scan.order) if self.scan else 0
 
     def shards(self, out: Path, settings: CacheSettings, latent_shape: Sequence[int]) -> dict[str, list[Shard]]:

@@ -67,6 +67,7 @@ class Totals:
         return sum(caption in cut for caption in captions)
 
     def statistics(self) -> dict[str, list[float]]:
+        """The training clips' stored latents: their "mean" and "std", one number per channel."""
         count = self.clips["train"] * self._positions
         mean = self._sum / count
         return {

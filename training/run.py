@@ -73,6 +73,7 @@ class Run:
 
     @property
     def steps(self) -> int:
+        """Optimiser steps; the last one ends at ``train.tokens`` or past it."""
         return math.ceil(self.config.train.tokens / self.config.train.batch_tokens)
 
     @property

@@ -371,6 +371,8 @@ class LogKeys:
 
 @dataclass
 class Config:
+    """The configuration of a run: these keys, and the groups of keys above."""
+
     name: str = key(
         "run",
         "name of the run; its directory is out/name",
@@ -414,4 +416,5 @@ class Config:
 
     @property
     def data_seed(self) -> int:
+        """The seed of data order, noise, t and caption dropout."""
         return self.seed if self.data.seed is None else self.data.seed

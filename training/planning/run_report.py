@@ -119,6 +119,7 @@ class RunReport:
 
 
 def table(rows: list[tuple[str, str]]) -> str:
+    """(label, text) rows as lines, the texts aligned."""
     return "\n".join(f"{label:<12}{text}" for label, text in rows)
 
 
@@ -127,6 +128,7 @@ def _gib(size: float) -> str:
 
 
 def described(report: RunReport) -> list[tuple[str, str]]:
+    """The rows of ``table`` that are known before a step is taken."""
     config, flops, validation = report.config, report.flops, report.validation
     state = {"new": "new", "resumes": f"continues from step {report.from_step:,}"}.get(
         report.status, f"already {report.status}: there is nothing left to do"
@@ -195,6 +197,7 @@ def _numbers(values: list[float]) -> str:
 
 
 def probed(report: RunReport) -> list[tuple[str, str]]:
+    """The rows of ``table`` with the times and the memory that the probe measured."""
     spent, measured = report.time, report.memory["measured"]
     mfu = "" if spent.mfu is None else f", MFU {spent.mfu:.1%}"
     # A process that held more memory before, such as a notebook's, shows no growth.
