@@ -19,12 +19,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from videoscaling.models.hub import TEXT_ENCODERS, VAES, check_spec
+from videoscaling.tools.inputs import CHECKPOINT, PROMPTS, TEXT, VAE
 from videoscaling.training.checkpoints.paths import check_exists
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli, shown
 from videoscaling.utils.files import read_bounded, write_json
+from videoscaling.utils.inputs import check_inputs
 from videoscaling.utils.options import height_and_width
-from videoscaling.utils.tables import read_table, table_kind
+from videoscaling.utils.tables import read_table, table_kind, text_of
 
 FORMATS = ("mp4", "gif", "png")
 MAX_PROMPTS_BYTES = 1 << 24
@@ -40,6 +41,7 @@ def parser() -> Parser:
         "--checkpoint",
         default="embedded",
         type=path_text,
+        reads=CHECKPOINT,
         aliases=("--ckpt", "--ckpt-path", "--model", "--model-path", "--resume", "--run"),
         help="a run directory (its newest), a checkpoint, or a folder of tools/export.py (default: embedded, the "
         "model that ships here)",
@@ -51,6 +53,7 @@ def parser() -> Parser:
     parser.add_argument(
         "--prompts",
         type=Path,
+        reads=PROMPTS,
         aliases=("--prompt-path", "--prompt-file"),
         help="a text file with one prompt per line, or a table (CSV, "
         "TSV, JSON lines, Parquet) with a column prompt and perhaps seed",
@@ -119,11 +122,12 @@ def parser() -> Parser:
     parser.add_argument("--fps", type=float, help="frames per second of the files (default: the training's, else 8)")
     parser.add_argument("--batch", type=int, default=8, help="prompts sampled at once (default: 8)")
     parser.add_argument(
-        "--vae", type=path_text, help="folder of the VAE (default: its folder when the latents were made)"
+        "--vae", type=path_text, reads=VAE, help="folder of the VAE (default: its folder when the latents were made)"
     )
     parser.add_argument(
         "--text",
         type=path_text,
+        reads=TEXT,
         aliases=("--text-encoder", "--t5"),
         help="folder of the text encoder (default: its folder when the latents were made)",
     )
@@ -136,7 +140,8 @@ def parser() -> Parser:
 
 
 def main() -> int:
-    arguments = parser().parse_args()
+    command = parser()
+    arguments = command.parse_args()
     if arguments.words:
         words = " ".join(arguments.words)
         option = "--checkpoint" if Path(words).exists() else "--prompt"
@@ -147,15 +152,13 @@ def main() -> int:
     if not 0 <= arguments.seed < 10**18:
         raise UserError(f"--seed {arguments.seed}: must lie between 0 and 10^18")
     if arguments.format == "png" and arguments.grid is None:
-        parser().refuse_unread(arguments, ("fps",), "a png has its frames side by side, without a rate")
+        command.refuse_unread(arguments, ("fps",), "a png has its frames side by side, without a rate")
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out}: is a file; name a folder")
-    prompts = read_prompts(arguments)
     # Mistyped paths are reported before torch is imported, which takes seconds.
+    check_inputs(command, arguments)
+    prompts = read_prompts(arguments)
     check_exists(arguments.checkpoint)
-    for option, shipped in (("vae", VAES), ("text", TEXT_ENCODERS)):
-        if (spec := getattr(arguments, option)) is not None:
-            check_spec(spec, f"--{option}", shipped)
     return run(arguments, prompts)
 
 
@@ -168,17 +171,14 @@ def read_prompts(arguments: argparse.Namespace) -> list[Prompt]:
     """The prompts of the command line and of the file, in that order, each with its seed.
 
     Raises:
-        UserError: there is none, or the file is missing or not UTF-8, or a seed is none.
+        UserError: there is none, or the file is not UTF-8, or a seed is none.
     """
     path = arguments.prompts
     given: list[tuple[str, Any]] = [(text, None) for text in arguments.prompt]
     if path is not None:
-        try:
-            given += _from_table(path) if table_kind(path) else [(text, None) for text in _lines(path)]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompts {path}: not readable ({error})") from None
+        given += _from_table(path) if table_kind(path) else [(text, None) for text in _lines(path)]
         if len(given) == len(arguments.prompt):
-            raise UserError(f"--prompts {path}: an empty file; write one prompt per line")
+            raise UserError(f"--prompts {path}: no prompt in it; write one per line")
     if not given:
         raise UserError("no prompt: give --prompt TEXT or --prompts FILE")
     prompts = []
@@ -192,7 +192,7 @@ def read_prompts(arguments: argparse.Namespace) -> list[Prompt]:
 
 def _lines(path: Path) -> list[str]:
     content = read_bounded(path, MAX_PROMPTS_BYTES, "a text file with one prompt per line")
-    return [line.strip() for line in content.decode("utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in text_of(content, f"--prompts {path}").splitlines() if line.strip()]
 
 
 def _from_table(path: Path) -> list[tuple[str, Any]]:

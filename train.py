@@ -19,8 +19,10 @@ import argparse
 import os
 import sys
 
+from videoscaling.tools.inputs import CONFIG
 from videoscaling.utils.devices import GPUS
 from videoscaling.utils.errors import Parser, UserError, path_text, resumable, run_cli
+from videoscaling.utils.inputs import check_inputs
 from videoscaling.utils.locks import release_abandoned
 
 
@@ -29,6 +31,7 @@ def main() -> int:
     parser.add_argument(
         "--config",
         type=path_text,
+        reads=CONFIG,
         aliases=("--cfg", "--conf", "--yaml"),
         help="a YAML file; see configs/train, and docs/training.md for the keys",
     )
@@ -48,6 +51,7 @@ def main() -> int:
     formula.add_argument("--gpu-memory", type=float, metavar="GB", help="of one GPU (default: the largest sold)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys that override the file's")
     arguments = parser.parse_intermixed_args()
+    check_inputs(parser, arguments)
     from videoscaling.data.index import check_cache
     from videoscaling.training.config import cache_folders, load_config
 

@@ -12,7 +12,6 @@ A cache is a folder:
     rejected.jsonl             every source and clip that was not used, with the reason
 """
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -33,19 +32,9 @@ from videoscaling.data.shards import (
     map_arrays,
 )
 from videoscaling.utils.errors import DataFault, UserError
+from videoscaling.utils.files import file_size, sha256_of
 
 FORMAT = 1
-
-
-def file_size(path: Path) -> int | None:
-    """Bytes of a file; None where there is none."""
-    return path.stat().st_size if path.is_file() else None
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class LatentCache:

@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 from videoscaling.data import rejections, writer
 from videoscaling.data.cache_report import counts_text
+from videoscaling.data.choices import FILM, SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION
 from videoscaling.data.clip_groups import ClipGroup, doom_units, read_frozen, synthetic_units
 from videoscaling.data.index import CacheSettings, list_hash, read_index
 from videoscaling.data.shards import Shard
 from videoscaling.data.shot_sources import ShotCounts, ShotOptions, split_into_shots
 from videoscaling.data.sources import doom, synthetic
 from videoscaling.data.sources.captions import ListingOptions
-from videoscaling.data.sources.listing import FILM, scan_sources
+from videoscaling.data.sources.listing import scan_sources
 from videoscaling.data.sources.source import Listing, identity
 from videoscaling.data.splits import SAMPLE, Split, VideoScan, draw
 from videoscaling.data.video import decode, shots
@@ -21,9 +22,6 @@ from videoscaling.data.video.clips import ClipOptions, Shape
 from videoscaling.data.work_share import warn_of_node
 from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.tables import KINDS
-
-SYNTHETIC_CLIPS, SYNTHETIC_VALIDATION = 4096, 256
-RENDERED = ("synthetic", "doom")  # sources whose clips are made rather than read
 
 
 class Plan(NamedTuple):
@@ -112,7 +110,7 @@ def plan_rendered(
     """The settings that determine the content of a cache of rendered clips, and its plan.
 
     Args:
-        source: one of ``RENDERED``.
+        source: one of ``data.choices.RENDERED``.
     """
     wanted, frozen = _validation_wanted(validation)
     if frozen is not None:

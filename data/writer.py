@@ -20,16 +20,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.torch import save
 
+from videoscaling.data.choices import LIMIT_SECONDS
 from videoscaling.data.clip_groups import SPLITS, ClipGroup
 from videoscaling.data.index import CacheIndex, CacheSettings, fingerprint, list_hash, read_index
-from videoscaling.data.latents import file_size, sha256_of
 from videoscaling.data.rejections import RejectionCount, by_reason, lines, once, reason_counts, whole_videos
 from videoscaling.data.shards import Shard, encode_shard, header_sha256, is_whole, read_header
 from videoscaling.data.totals import Totals
-from videoscaling.data.video.decode_workers import LIMIT_SECONDS, decoded
+from videoscaling.data.video.decode_workers import decoded
 from videoscaling.data.work_share import WorkShare
 from videoscaling.utils.errors import UserError, plural
-from videoscaling.utils.files import json_text, remove_leftovers
+from videoscaling.utils.files import file_size, json_text, remove_leftovers, sha256_of
 from videoscaling.utils.locks import check_lock, lock
 from videoscaling.utils.os_errors import with_filename
 from videoscaling.utils.seal import sealed

@@ -53,12 +53,15 @@ def located(spec: str, what: str, layouts: tuple[Layout, ...], shipped: Collecti
 def check_spec(spec: str, what: str, shipped: Collection[str]) -> None:
     """Raise UserError where ``spec`` is no name of ``shipped``, no folder and not of a hub id's form; no network is
     asked."""
-    root = Path(spec)
-    if spec in shipped or root.is_dir():
-        return
-    if root.exists() or root.is_absolute() or spec.startswith((".", "~")) or spec.count("/") != 1:
+    if spec not in shipped and not Path(spec).is_dir() and not may_be_hub_id(spec):
         near = nearest(spec, list(shipped))
         raise UserError(f"{what} {spec!r}: no such folder, and no hub id, which would be owner/name{near}")
+
+
+def may_be_hub_id(spec: str) -> bool:
+    """Whether ``spec`` has the form of a hub id, owner/name, and is no path of this machine."""
+    path = Path(spec)
+    return not (path.exists() or path.is_absolute() or spec.startswith((".", "~"))) and spec.count("/") == 1
 
 
 def read_config(folder: Path) -> dict[str, Any]:

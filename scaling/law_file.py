@@ -111,7 +111,7 @@ def load(path: str | Path) -> Law:
     Raises:
         UserError: missing file, not JSON, another schema, or a constant missing or out of its range.
     """
-    if not Path(path).exists() and (near := nearest_path(path, _shipped())):
+    if not Path(path).exists() and (near := nearest_path(path, shipped())):
         raise UserError(f"{path}: no such file{near}")
     raw = read_json(path, dict)
     try:
@@ -120,7 +120,7 @@ def load(path: str | Path) -> Law:
         raise UserError(f"{path}: {error}") from None
 
 
-def _shipped() -> list[Path]:
+def shipped() -> list[Path]:
     """The laws that the repository has, as paths from the current folder where they lie below it."""
     here = Path.cwd()
     laws = sorted((ROOT / "configs" / "laws").glob("*.json"))

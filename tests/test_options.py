@@ -95,7 +95,10 @@ IGNORED = [
     ("tools/fit.py all x.csv --method grids --form joint", "--form: not read by fit.py all --method grids"),
     ("tools/fit.py all x.csv --optima --form joint", "--form: not read by fit.py all --optima"),
     ("tools/fit.py compare x.csv --method grids", "--method: not read by fit.py compare"),
-    ("tools/predict.py --law configs/laws/paper.json x.csv --batch-unit tokens", "--batch-unit: law 'paper' has no"),
+    (
+        "tools/predict.py --law configs/laws/paper.json results/doom/rows.csv --batch-unit tokens",
+        "--batch-unit: law 'paper' has no",
+    ),
     ("tools/sweep.py run configs/sweep/quickstart.yaml --json", "--json: goes with --dry-run"),
 ]
 

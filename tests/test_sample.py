@@ -244,7 +244,7 @@ def test_tensorboard_has_losses_and_sampled_videos(trained: Path) -> None:
         (["--prompt", "x", "--scheduler", "eulr"], "did you mean 'euler'"),
         (["--prompt", "x", "--steps", "0"], "steps 0: must lie between 1 and 1000"),
         ([], "no prompt"),
-        (["--prompts", "absent.txt"], "absent.txt: not readable"),
+        (["--prompts", "absent.txt"], "absent.txt: no such file"),
     ],
 )
 def test_bad_input_is_one_line(trained: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -267,7 +267,7 @@ def test_prompts_that_are_cut_are_warned_of(trained: Path, tmp_path: Path) -> No
 def test_an_empty_prompts_file_is_refused(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     error = python("sample.py", "--checkpoint", str(trained), "--prompts", str(tmp_path / "empty.txt"), status=2)
-    assert "empty file" in error
+    assert "no prompt in it; write one per line" in error
 
 
 @pytest.mark.parametrize(

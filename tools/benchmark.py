@@ -14,19 +14,15 @@ FLOPs are C_token's (3/4 N (7 + n_ctx / width) a token) unless called exact.
 """
 
 import argparse
-import datetime
 import importlib
 import json
 import tempfile
 from pathlib import Path
 
-import torch
-
-from videoscaling.tools.benchmarks.common import CLIPS, Row
-from videoscaling.tools.benchmarks.figures import measure
-from videoscaling.training.result import environment
+from videoscaling.models.sizes import parse_size
+from videoscaling.tools.benchmarks.shapes import CLIPS
 from videoscaling.utils.devices import pick_device
-from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
+from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
 from videoscaling.utils.options import number
 
 # Each part's module in tools/benchmarks.
@@ -65,43 +61,13 @@ def arguments() -> Parser:
     return parser
 
 
-def about(device: torch.device) -> Row:
-    facts = environment(device, 1)
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": facts["device"],
-        "threads": torch.get_num_threads(),
-        "git_revision": facts["git_revision"],
-        "versions": facts["versions"],
-        "flops": "C_token = 3/4 N (7 + n_ctx / width) per token",
-    }
-
-
-def headline(facts: Row) -> str:
-    threads, torch_version = plural(facts["threads"], "thread"), facts["versions"]["torch"]
-    return f"{facts['date']}, {facts['device']}, {threads}, torch {torch_version}"
-
-
-def table(rows: list[Row]) -> str:
-    """The rows as text: one line each, medians only."""
-    lines = []
-    for row in rows:
-        cells = []
-        for name, value in row.items():
-            if isinstance(value, dict) and "value" not in value:
-                unit = " ms" if name == "milliseconds" else ""
-                cells += [f"{part} {entry['value']:.4g}{unit}" for part, entry in value.items()]
-                continue
-            number = value["value"] if isinstance(value, dict) else value
-            cells.append(f"{name} {number:.4g}" if isinstance(number, float) else f"{name} {number}")
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
-
-
 def measure_all(args: argparse.Namespace) -> int:
     """Measure a machine's figures for ``--minutes``; returns the exit status."""
     if args.minutes is None:
         raise UserError(f"give --minutes 10, or a part: {', '.join(PARTS)}")
+    from videoscaling.tools.benchmarks.figures import measure
+    from videoscaling.tools.benchmarks.report import about, headline
+
     device, out = pick_device(None), Path(args.out or "benchmark.jsonl")
     facts = about(device)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -127,8 +93,12 @@ def main() -> int:
         raise UserError("--size: the part peers compares one size; give it once")
     if args.rounds < 1 or (args.clips is not None and args.clips < 1):
         raise UserError("--rounds and --clips: must be at least 1")
+    for size in args.size or ():
+        parse_size(size)
     if args.stack < 1:
         raise UserError("--stack: must be at least 1")
+    from videoscaling.tools.benchmarks.report import about, headline, table
+
     device = pick_device(args.device)
     module = importlib.import_module(f"videoscaling.tools.benchmarks.{PARTS[args.part]}")
     rows = getattr(module, f"bench_{args.part}")(args, device)

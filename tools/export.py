@@ -17,9 +17,11 @@ from typing import Any
 
 from videoscaling.scaling import law_file
 from videoscaling.scaling.prediction import predict
+from videoscaling.tools.inputs import CHECKPOINT, LAW
 from videoscaling.training.checkpoints.paths import check_exists
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.files import recover_folder, remove_abandoned
+from videoscaling.utils.inputs import check_inputs
 
 USE = """
 ```python
@@ -41,12 +43,13 @@ def arguments() -> argparse.ArgumentParser:
         "--checkpoint",
         type=Path,
         required=True,
+        reads=CHECKPOINT,
         aliases=("--ckpt", "--run", "--model", "--model-path"),
         help="a run directory, or a checkpoint",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write; replaced if it holds an export")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or raw (default: ema)")
-    parser.add_argument("--law", type=path_text, help="law file whose expected loss goes into the card")
+    parser.add_argument("--law", type=path_text, reads=LAW, help="law file whose expected loss goes into the card")
     parser.add_argument("--about", help="a paragraph for the card: what the model is good for, and what it is not")
     parser.add_argument("--licence", help="of the weights, for the card, such as mit (default: none is stated)")
     return parser
@@ -120,10 +123,12 @@ def facts_of(config: Any, state: dict[str, Any], weights: str, law: str | None) 
 
 
 def main() -> None:
-    args = arguments().parse_args()
+    parser = arguments()
+    args = parser.parse_args()
     if args.out.exists() and not (args.out / "scheduler_config.json").is_file():
         raise UserError(f"--out {args.out}: exists, and is no export; name a new folder")
     # torch takes seconds to import, and mistyped paths are reported without it.
+    check_inputs(parser, args)
     check_exists(args.checkpoint)
     if args.law:
         law_file.load(args.law)

@@ -25,8 +25,10 @@ from videoscaling.scaling.fitting.options import HOLDABLE, Options, parse_fixed,
 from videoscaling.scaling.fitting.run_info import cost_of
 from videoscaling.scaling.fitting.surface import surface_law
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
+from videoscaling.tools.inputs import LAW, RESULTS
 from videoscaling.utils.errors import Parser, path_text, run_cli
 from videoscaling.utils.files import write_json
+from videoscaling.utils.inputs import check_inputs
 from videoscaling.utils.options import number
 from videoscaling.utils.revision import code_revision
 
@@ -41,7 +43,10 @@ def arguments() -> Parser:
         "intervals",
     )
     parser.add_argument(
-        "results", type=path_text, help="a sweep's folder, or a CSV or JSONL file with one row per result"
+        "results",
+        type=path_text,
+        reads=RESULTS,
+        help="a sweep's folder, or a CSV or JSONL file with one row per result",
     )
     parser.add_argument("--out", type=path_text, help="law file to write")
     parser.add_argument(
@@ -74,6 +79,7 @@ def arguments() -> Parser:
     parser.add_argument(
         "--prior",
         type=path_text,
+        reads=LAW,
         nargs="?",
         const=str(PAPER),
         help="law file (the paper's) whose exponents replace those that grids do not identify, and whose batch and "
@@ -107,6 +113,7 @@ def main() -> int:
     parser = arguments()
     args = parser.parse_args()
     parser.refuse_unread(args, *fitting.unread_by_part(args.part, args.optima, args.method))
+    check_inputs(parser, args)
     # A table of (N, T, loss) alone has a loss law, with or without the others.
     hyperparameters = {"hyperparameters": True, "compare": True, "all": None}.get(args.part, False)
     losses = not (args.optima and args.part in ("hyperparameters", "allocation"))

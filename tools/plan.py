@@ -21,6 +21,7 @@ from videoscaling.scaling import law_file, laws
 from videoscaling.scaling.planning.plan import Plan, plan
 from videoscaling.scaling.planning.request import Request
 from videoscaling.scaling.planning.table import table
+from videoscaling.tools.inputs import CONFIG, LAW
 from videoscaling.training.planning import planned_config
 from videoscaling.training.planning.layout import (
     BATCH_TOLERANCE,
@@ -36,6 +37,7 @@ from videoscaling.training.run import beta2_warnings
 from videoscaling.utils.devices import GPUS
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.files import write_text
+from videoscaling.utils.inputs import check_inputs
 from videoscaling.utils.options import add_options, options_of
 
 
@@ -45,12 +47,14 @@ def arguments() -> Parser:
         "--law",
         type=path_text,
         required=True,
+        reads=LAW,
         action="append",
         help="law file, such as configs/laws/paper.json or one from tools/fit.py; several with --html",
     )
     parser.add_argument(
         "--prior",
         type=path_text,
+        reads=LAW,
         help="law file whose batch and rate are taken, and marked as assumed, where --law has neither",
     )
     add_options(parser, Request)
@@ -73,6 +77,7 @@ def arguments() -> Parser:
     parser.add_argument(
         "--base",
         type=path_text,
+        reads=CONFIG,
         help="config that supplies data, VAE and the rest, and whose keys the plan's config keeps; it extends "
         "configs/train/gpu.yaml without. Where its data.cache is there, its tokens per clip overrides the law's; the "
         "layout is written with --gpus alone",
@@ -166,6 +171,7 @@ def write_page(parser: Parser, args: argparse.Namespace) -> None:
 def main() -> None:
     parser = arguments()
     args = parser.parse_args()
+    check_inputs(parser, args)
     if args.html:
         return write_page(parser, args)
     if len(args.law) > 1:

@@ -18,15 +18,21 @@ from pathlib import Path
 from videoscaling.scaling import law_file, prediction_table
 from videoscaling.scaling.prediction import predict
 from videoscaling.scaling.tables import parse_columns
+from videoscaling.tools.inputs import LAW, TABLE
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.files import atomic_write
+from videoscaling.utils.inputs import check_inputs
 from videoscaling.utils.options import number
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", type=path_text, help="CSV, TSV, JSON lines (or .gz of these) or Parquet, a row a run")
-    parser.add_argument("--law", type=path_text, required=True, help="law file, such as one from tools/fit.py")
+    parser.add_argument(
+        "table", type=path_text, reads=TABLE, help="CSV, TSV, JSON lines (or .gz of these) or Parquet, a row a run"
+    )
+    parser.add_argument(
+        "--law", type=path_text, required=True, reads=LAW, help="law file, such as one from tools/fit.py"
+    )
     parser.add_argument("--columns", help="OURS=THEIRS,...: how the table names N, T, B and lr")
     parser.add_argument("--batch-unit", help="what the table's batch counts: tokens, or sequences:TOKENS_EACH")
     parser.add_argument(
@@ -37,7 +43,9 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args = arguments().parse_args()
+    parser = arguments()
+    args = parser.parse_args()
+    check_inputs(parser, args)
     law, columns = law_file.load(args.law), parse_columns(args.columns)
     reads_pairs = law.response.reads_pairs
     if unread := [ours for ours in columns if ours not in ("N", "T", "B", "lr")]:
@@ -48,10 +56,7 @@ def main() -> None:
             f"--{option}: law {law.name!r} has no surface: its loss is that of the best B and lr, which are not read; "
             "leave them out"
         )
-    path = Path(args.table)
-    if path.is_dir():
-        raise UserError(f"{path}: a folder; a table is wanted, such as sweep.py collect writes")
-    table = prediction_table.read(path, columns, args.batch_unit, reads_pairs)
+    table = prediction_table.read(Path(args.table), columns, args.batch_unit, reads_pairs)
     predicted = predict(law, table.N, table.T, table.B, table.lr, seeds=args.seeds)
     for note in predicted.notes:
         print(f"note: {note}", file=sys.stderr)

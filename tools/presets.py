@@ -20,6 +20,7 @@ from videoscaling.models import sizes
 from videoscaling.scaling import law_file, laws
 from videoscaling.scaling.planning.plan import Plan, plan
 from videoscaling.scaling.planning.request import Request
+from videoscaling.tools.inputs import CONFIG, LAW, STUDY
 from videoscaling.training.planning.planned_config import (
     clip_length,
     planned_optim,
@@ -27,23 +28,28 @@ from videoscaling.training.planning.planned_config import (
     read_base,
     recipe_warnings,
 )
-from videoscaling.utils.errors import Parser, UserError, nearest_path, path_text, plural, run_cli
+from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.files import find_files, write_text
+from videoscaling.utils.inputs import check_inputs
 from videoscaling.utils.messages import warn
 from videoscaling.utils.results import FILE, RunResult, report_left_out, whole_results
 
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1)  # of T, at which the expected loss is given
 
 
-def arguments() -> argparse.Namespace:
+def arguments() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("presets", nargs="+", metavar="SIZE:TOKENS", help="such as 4x128:5e6")
-    parser.add_argument("--law", type=path_text, required=True, help="law file from tools/fit.py")
-    parser.add_argument("--base", type=path_text, required=True, help="config that supplies data, VAE and the rest")
-    parser.add_argument("--results", type=path_text, help="the study's results, whose runs give the hours")
+    parser.add_argument("--law", type=path_text, required=True, reads=LAW, help="law file from tools/fit.py")
+    parser.add_argument(
+        "--base", type=path_text, required=True, reads=CONFIG, help="config that supplies data, VAE and the rest"
+    )
+    parser.add_argument(
+        "--results", type=path_text, reads=STUDY, help="the study's results, whose runs give the hours"
+    )
     parser.add_argument("--out", type=path_text, required=True, help="folder for the configs, SIZE.yaml each")
     parser.add_argument("--page", type=path_text, required=True, help="Markdown file for the tables")
-    return parser.parse_args()
+    return parser
 
 
 def parse(text: str) -> tuple[sizes.Shape, float]:
@@ -110,11 +116,11 @@ def page(presets: dict[str, Plan], law: laws.Law, law_path: str, results: Iterab
 
 
 def main() -> None:
-    args = arguments()
+    parser = arguments()
+    args = parser.parse_args()
     chosen = [parse(text) for text in args.presets]
+    check_inputs(parser, args)
     base = read_base(args.base)
-    if args.results and not Path(args.results).is_dir():
-        raise UserError(f"--results {args.results}: no such folder{nearest_path(args.results)}")
     law = law_file.load(args.law)
     n_ctx = clip_length(base, law.n_ctx)
     presets, written = {}, {}

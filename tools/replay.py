@@ -12,14 +12,16 @@ import json
 from videoscaling.scaling import runs, tables
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.search.replay import Options, replay
+from videoscaling.tools.inputs import RESULTS
 from videoscaling.utils.errors import Parser, path_text, run_cli
+from videoscaling.utils.inputs import check_inputs
 from videoscaling.utils.options import add_options, check_bounds, options_of
 from videoscaling.utils.text_tables import table
 
 
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", type=path_text, help="CSV or JSONL, a row per run, as tools/fit.py reads it")
+    parser.add_argument("table", type=path_text, reads=RESULTS, help="a row per run, as tools/fit.py reads it")
     parser.add_argument("--columns", help="as in tools/fit.py, e.g. N=params,T=tokens,B=batch,lr=lr,L=loss")
     parser.add_argument("--batch-unit", help="what a batch counts: tokens, or sequences:TOKENS_EACH")
     add_options(parser, Options)
@@ -27,6 +29,7 @@ def main() -> None:
     args = parser.parse_args()
     options = options_of(Options, args)
     check_bounds(options)
+    check_inputs(parser, args)
     read = runs.read(args.table, tables.parse_columns(args.columns), args.batch_unit)
     rows = replay(Cells.of_table(read), options)
     if args.json:

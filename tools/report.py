@@ -14,7 +14,9 @@ from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.reporting import report
 from videoscaling.scaling.reporting.measured_run import compare
 from videoscaling.scaling.reporting.sources import Sources
-from videoscaling.utils.errors import Parser, UserError, nearest_path, path_text, run_cli
+from videoscaling.tools.inputs import FOLDER, LAW, RESULTS, RUN
+from videoscaling.utils.errors import Parser, path_text, run_cli
+from videoscaling.utils.inputs import check_inputs
 from videoscaling.utils.results import FILE, read_result
 from videoscaling.utils.revision import code_revision
 
@@ -22,13 +24,19 @@ from videoscaling.utils.revision import code_revision
 def arguments() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "results", type=path_text, help="the sweep's folder, or the CSV or JSONL file the law was fitted on"
+        "results",
+        type=path_text,
+        reads=RESULTS,
+        help="the sweep's folder, or the CSV or JSONL file the law was fitted on",
     )
-    parser.add_argument("--law", type=path_text, required=True, help="law file from tools/fit.py")
+    parser.add_argument("--law", type=path_text, required=True, reads=LAW, help="law file from tools/fit.py")
     parser.add_argument(
-        "--planned", type=Path, help="run directory of what tools/plan.py planned: prediction against measurement"
+        "--planned",
+        type=Path,
+        reads=RUN,
+        help="run directory of what tools/plan.py planned: prediction against measurement",
     )
-    parser.add_argument("--samples", type=Path, help="folder of sampled gif, png or mp4 files to show")
+    parser.add_argument("--samples", type=Path, reads=FOLDER, help="folder of sampled gif, png or mp4 files to show")
     parser.add_argument("--columns", help="as in tools/fit.py")
     parser.add_argument("--batch-unit", help="as in tools/fit.py")
     parser.add_argument(
@@ -45,12 +53,12 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args = arguments().parse_args()
+    parser = arguments()
+    args = parser.parse_args()
+    check_inputs(parser, args)
     law, published = law_file.load(args.law), law_file.load(PAPER)
     table = runs.read(args.results, tables.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
     planned = compare(law, read_result(args.planned / FILE)) if args.planned else None
-    if args.samples and not args.samples.is_dir():
-        raise UserError(f"--samples {args.samples}: no such folder{nearest_path(args.samples)}")
     made = f"; figure by commit {(code_revision() or 'unknown')[:10]} on {date.today().isoformat()}"
     cost = allocation.cost_of(law, smooth_width)
     sources = Sources.of(table, law, cost, planned=planned, published=published, made=made)

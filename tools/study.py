@@ -17,26 +17,37 @@ from videoscaling.models.sizes import smooth_width
 from videoscaling.scaling import PAPER, law_file
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.reporting.study import differences, study, text
-from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.tools.inputs import LAW, STUDY, STUDY_ANSWERS
+from videoscaling.utils.errors import Parser, path_text, run_cli
 from videoscaling.utils.files import read_json
+from videoscaling.utils.inputs import check_inputs
 
 
-def arguments() -> argparse.Namespace:
+def arguments() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "results", type=path_text, help="the study's results: a sweep's folder, or one of committed results"
+        "results",
+        type=path_text,
+        reads=STUDY,
+        help="the study's results: a sweep's folder, or one of committed results",
     )
-    parser.add_argument("--law", type=path_text, required=True, help="law file that tools/fit.py made of them")
-    parser.add_argument("--prior", type=path_text, help="the law file given to tools/fit.py as --prior, if one was")
-    parser.add_argument("--expect", type=path_text, help="earlier --json output that this must agree with")
+    parser.add_argument(
+        "--law", type=path_text, required=True, reads=LAW, help="law file that tools/fit.py made of them"
+    )
+    parser.add_argument(
+        "--prior", type=path_text, reads=LAW, help="the law file given to tools/fit.py as --prior, if one was"
+    )
+    parser.add_argument(
+        "--expect", type=path_text, reads=STUDY_ANSWERS, help="earlier --json output that this must agree with"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> int:
-    args = arguments()
-    if not Path(args.results).is_dir():
-        raise UserError(f"{args.results}: a folder of runs is wanted, whose result.json files say more than a table")
+    parser = arguments()
+    args = parser.parse_args()
+    check_inputs(parser, args)
     law, reference = law_file.load(args.law), law_file.load(PAPER)
     prior = law_file.load(args.prior) if args.prior else None
     cost = allocation.cost_of(law, smooth_width)

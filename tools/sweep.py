@@ -20,7 +20,9 @@ from videoscaling.sweeps.directory import data_of, recorded_data
 from videoscaling.sweeps.grid import Prediction, load_sweep, read_keys
 from videoscaling.sweeps.run import collect, dry_run, import_committed, run
 from videoscaling.sweeps.status import print_status
+from videoscaling.tools.inputs import LAW, SWEEP
 from videoscaling.utils.errors import Parser, UserError, path_text, resumable, run_cli
+from videoscaling.utils.inputs import check_inputs
 from videoscaling.utils.locks import release_abandoned
 
 
@@ -31,6 +33,7 @@ def main() -> int:
     shared.add_argument(
         "config",
         type=path_text,
+        reads=SWEEP,
         metavar="SWEEP.yaml [key=value ...]",
         help="the sweep's YAML; key=value words after it override its keys, such as executor.workers=4",
     )
@@ -65,7 +68,7 @@ def main() -> int:
     )
     command = add("simulate", parents=[shared, listed], help="what its results would identify, before any is trained")
     command.add_argument(
-        "--law", type=path_text, default=str(PAPER), help="the law taken to be true (default: the paper's)"
+        "--law", type=path_text, reads=LAW, default=str(PAPER), help="the law taken to be true (default: the paper's)"
     )
     command.add_argument(
         "--noise",
@@ -80,6 +83,7 @@ def main() -> int:
     command.add_argument(
         "--also",
         type=path_text,
+        reads=SWEEP,
         action="append",
         default=[],
         metavar="SWEEP.yaml",
@@ -102,6 +106,7 @@ def main() -> int:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
     if arguments.command == "run" and arguments.json and not arguments.dry_run:
         raise UserError("--json: goes with --dry-run; status --json shows a sweep that runs")
+    check_inputs(commands.choices[arguments.command], arguments)
     if arguments.command == "simulate":
         from videoscaling.sweeps import simulate
 
@@ -156,7 +161,10 @@ def extend_options(command: argparse.ArgumentParser) -> None:
     for name, text in numbers.items():
         command.add_argument(f"--{name}", type=float, help=text)
     command.add_argument(
-        "--law", type=path_text, help="law file for the first cells of a size without results (default: the paper's)"
+        "--law",
+        type=path_text,
+        reads=LAW,
+        help="law file for the first cells of a size without results (default: the paper's)",
     )
     command.add_argument("--held-out", action="store_true", help="extend held-out sizes too")
 

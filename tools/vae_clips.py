@@ -9,17 +9,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from videoscaling.data.choices import FILM, LIMIT_SECONDS
 from videoscaling.data.clip_groups import ClipGroup
 from videoscaling.data.index import list_hash
 from videoscaling.data.plan import VideoRequest, plan_rendered, plan_videos
 from videoscaling.data.sample_order import sample_index
 from videoscaling.data.shot_sources import ShotOptions
 from videoscaling.data.sources.captions import ListingOptions
-from videoscaling.data.sources.listing import FILM
 from videoscaling.data.sources.source import Rejected
 from videoscaling.data.sources.synthetic import render
 from videoscaling.data.video.clips import ClipOptions, Clips, Shape, to_float
-from videoscaling.data.video.decode_workers import LIMIT_SECONDS, decoded
+from videoscaling.data.video.decode_workers import decoded
 from videoscaling.data.work_share import WorkShare
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.messages import warn

@@ -60,9 +60,15 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, allow_abbrev=False, **more)
         self.register("type", Path, user_path)  # of groups' options too
 
-    def add_argument(self, *names: Any, aliases: tuple[str, ...] = (), **more: Any) -> argparse.Action:
-        """As argparse's; an error for one of ``aliases``, other programs' names for this option, names ours."""
+    def add_argument(
+        self, *names: Any, aliases: tuple[str, ...] = (), reads: object = None, **more: Any
+    ) -> argparse.Action:
+        """As argparse's; an error for one of ``aliases``, other programs' names for this option, names ours.
+
+        ``reads`` is the ``utils.inputs.Input`` that the option's path names.
+        """
         action = super().add_argument(*names, **more)
+        action.reads = reads
         self._aliases |= dict.fromkeys(aliases, names[0])
         return action
 
@@ -149,6 +155,8 @@ def nearest_path(path: str | Path, others: Iterable[Path] = ()) -> str:
     ending, or else the name most like it in its folder; an empty string without any."""
     missing = Path(path)
     with suppress(OSError, ValueError):  # a folder that may not be read, a path that cannot be one
+        if missing.exists():  # as another kind of thing than is wanted
+            return ""
         if same := [other for other in others if missing.name in (other.name, other.stem) and other.exists()]:
             return f"; did you mean {str(same[0])!r}?"
         while not missing.parent.exists():  # of runs/smal/result.json the folder is what is mistyped

@@ -5,6 +5,7 @@ A killed process leaves its unfinished file under the name ``.NAME.MACHINE-PID.t
 the same file removes it, and so does the next one that locks its folder (``remove_leftovers``).
 """
 
+import hashlib
 import json
 import math
 import os
@@ -239,6 +240,17 @@ def _object_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {shown(twice)} is there twice")
     return found
+
+
+def file_size(path: Path) -> int | None:
+    """A file's bytes; None where there is none."""
+    return path.stat().st_size if path.is_file() else None
+
+
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def user_cache() -> Path:

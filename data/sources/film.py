@@ -14,11 +14,10 @@ import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from videoscaling.data.latents import sha256_of
 from videoscaling.data.sources.captions import ListingOptions
 from videoscaling.data.sources.source import Listing, Source
 from videoscaling.utils.errors import UserError
-from videoscaling.utils.files import atomic_write, user_cache
+from videoscaling.utils.files import atomic_write, sha256_of, user_cache
 from videoscaling.utils.locks import lock
 
 NAME, TITLE = "big_buck_bunny.mp4", "Big Buck Bunny"

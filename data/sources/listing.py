@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from videoscaling.data.choices import FILM, NAMED_SOURCES
 from videoscaling.data.sources.captions import CAPTION_KINDS, CaptionFiles, ListingOptions, read_caption
 from videoscaling.data.sources.film import list_film
 from videoscaling.data.sources.manifests import list_manifest
@@ -22,8 +23,6 @@ from videoscaling.data.sources.source import (
 from videoscaling.data.sources.tars import list_tars
 from videoscaling.utils.errors import UserError, nearest, nearest_path
 from videoscaling.utils.tables import KINDS, table_kind
-
-FILM = "film"  # the source of ``data.sources.film``, by name
 
 
 def list_sources(where: str | Path, options: ListingOptions = ListingOptions()) -> list[Source]:  # noqa: B008
@@ -71,7 +70,7 @@ def scan_sources(where: str | Path, options: ListingOptions = ListingOptions()) 
             "the last) nor a .tar"
         )
     else:
-        near = nearest(str(where), ["synthetic", "doom", FILM], 0.8) or nearest_path(where)
+        near = nearest(str(where), list(NAMED_SOURCES), 0.8) or nearest_path(where)
         raise UserError(f"{where}: no such folder, manifest or tar{near}")
     listing.sources.sort(key=lambda source: source.name)
     for one, other in pairwise(listing.sources):

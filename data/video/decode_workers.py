@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 
 from videoscaling import IMPORT_PATH
+from videoscaling.data.choices import LIMIT_SECONDS
 from videoscaling.data.clip_groups import ClipGroup
 from videoscaling.data.video.clips import Clips, Rejected
 
-LIMIT_SECONDS = 60.0
 PR_SET_PDEATHSIG = 1
 # Ctrl-C is for the parent, which ends its workers; said before the imports, which take two seconds.
 SERVER = (

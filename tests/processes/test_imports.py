@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from tests.processes.launch import python
+from tests.processes.launch import ROOT, python
 from videoscaling import scaling
+from videoscaling.tools.update_docs import SCRIPTS
 
 FOLDER = Path(scaling.__path__[0])
 MODULES = [
@@ -43,6 +44,19 @@ def test_a_prediction_loads_neither_torch_nor_optimisers() -> None:
     assert loaded_of(unwanted, "videoscaling.tools.predict", "videoscaling.scaling.fitting.surface.surface_file") == []
 
 
+def test_the_help_of_no_command_waits_for_an_import() -> None:
+    """cache_latents.py and evaluate_samples.py took two and four seconds of processor time to say what they can do."""
+    heavy = ("torch", "av", "matplotlib", "diffusers", "scipy.optimize")
+    code = (
+        "import sys; from tests.commands import call\n"
+        f"for script in {[str(path.relative_to(ROOT)) for path in SCRIPTS]!r}:\n"
+        f"    print(call(script, '--help').returncode, *(name for name in {heavy!r} if name in sys.modules))"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["0"] * len(SCRIPTS)
+
+
 # A path that does not exist in each option that takes one, where nothing else needs torch.
 MISTYPED = (
     ("sample.py", "--prompt", "x", "--checkpoint", "nowhere"),
@@ -54,6 +68,12 @@ MISTYPED = (
     ("train.py", "--config", "configs/train/base.yaml", "data.cache=nowhere", "--dry-run"),
     ("tools/export.py", "--checkpoint", "nowhere", "--out", "unwritten"),
     ("tools/export.py", "--checkpoint", "tests", "--law", "nowhere", "--out", "unwritten"),
+    ("tools/cache_latents.py", "--source", "nowhere", "--out", "unwritten"),
+    ("tools/cache_latents.py", "--source", "synthetic", "--vae", "nowhere", "--out", "unwritten"),
+    ("tools/evaluate_samples.py", "nowhere"),
+    ("tools/evaluate_samples.py", "embedded", "--real", "nowhere"),
+    ("tools/evaluate_vae.py", "--source", "nowhere"),
+    ("tools/train_vae.py", "--source", "nowhere", "--out", "unwritten"),
     ("tools/sweep.py", "run", "nowhere"),
     ("tools/sweep.py", "run", "configs/sweep/quickstart.yaml", "config.data.cache=nowhere", "name=unwritten"),
 )

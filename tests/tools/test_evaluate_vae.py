@@ -13,6 +13,7 @@ from videoscaling.data.sources.synthetic import render
 from videoscaling.models.fidelity import psnr
 from videoscaling.models.vae import load_vae
 from videoscaling.tools import evaluate_vae
+from videoscaling.tools.quality.reconstructions import HELD_OUT
 from videoscaling.utils.errors import UserError
 
 
@@ -25,7 +26,7 @@ def evaluate(monkeypatch, capsys, *options: str) -> tuple[dict, str]:
 
 def test_synthetic_clips_score_as_the_vae_does(monkeypatch, capsys, tmp_path):
     found, _ = evaluate(monkeypatch, capsys, "--clips", "6", "--picture", str(tmp_path / "p.png"))
-    clips, vae = render(torch.arange(6), evaluate_vae.HELD_OUT), load_vae("embedded")
+    clips, vae = render(torch.arange(6), HELD_OUT), load_vae("embedded")
     latents = vae.encode(clips)
     error = (vae.decode(latents) - clips).pow(2).mean().item()
     assert found["all"]["psnr"] == pytest.approx(psnr(error), abs=0.01)

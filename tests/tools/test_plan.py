@@ -88,7 +88,7 @@ def test_writes_a_config_that_extends_the_base(tmp_path):
         (("--law", "missing.json", "--flops", "1e20"), "no such file"),
         (("--law", PAPER), "nothing is fixed: give --flops"),
         (("--law", PAPER, "--flops", "1e5"), "no model has about"),
-        (("--law", PAPER, "--flops", "1e20", "--base", "missing.yaml"), "no such file"),
+        (("--law", PAPER, "--flops", "1e20", "--base", "missing.yaml"), "no such configuration file"),
         (("--law", __file__, "--flops", "1e20"), "not a JSON file"),
     ],
 )

@@ -79,7 +79,7 @@ def test_columns_of_other_trainers_and_other_kinds_of_table(tmp_path: Path) -> N
         ("N,T\n-1,1e10\n", [], "row 2: N is '-1', not a positive number"),
         ("N,lr\n1e9,1e-3\n", [], "no columns T (name them with --columns); there are N, lr"),
         ("N,T\n", [], "no rows"),
-        ("", [], "no rows"),
+        ("", [], "an empty file; give a table"),
         ("N,T,params\n1e9,1e10,1\n", ["--columns", "N=size"], "no column 'size' for N"),
         ("N,T\n1e9,1e10\n", ["--columns", "L=loss"], "--columns: ema_loss is not read here"),
         ("N,T\n1e9,1e10\n", ["--batch-unit", "tokens"], "--batch-unit: law 'paper' has no surface"),
@@ -98,7 +98,7 @@ def test_a_mistake_is_one_line(text: str, words: list[str], reason: str, tmp_pat
 def test_a_folder_is_no_table() -> None:
     done = call("tools/predict.py", "--law", PAPER, ROOT / "results")
     assert done.returncode == 2
-    assert "a folder; a table is wanted" in done.stderr
+    assert "a folder; give a table" in done.stderr
 
 
 def test_a_law_of_rates_alone_predicts_no_loss(fitted: Path, tmp_path: Path) -> None:

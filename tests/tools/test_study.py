@@ -200,8 +200,8 @@ def test_a_law_without_intervals_and_budgets_leaves_questions_open(planted: tupl
 def test_bad_input_is_one_line(planted: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("N,T\n1,2\n")
     for words, said in (
-        ([tmp_path / "absent", "--law", planted[1]], "a folder of runs is wanted"),
-        ([tmp_path / "table.csv", "--law", planted[1]], "a folder of runs is wanted"),
+        ([tmp_path / "absent", "--law", planted[1]], "give a folder of runs"),
+        ([tmp_path / "table.csv", "--law", planted[1]], "give a folder of runs"),
         ([planted[0], "--law", tmp_path / "absent.json"], "absent.json"),
         ([planted[0], "--law", planted[1], "--expect", tmp_path / "absent.json"], "absent.json"),
     ):

@@ -11,11 +11,12 @@ from videoscaling.data.sources.synthetic import render
 from videoscaling.data.video.clips import Clips
 from videoscaling.models.fidelity import squared_errors
 from videoscaling.models.vae import load_vae
-from videoscaling.tools import train_vae, vae_clips
+from videoscaling.tools import train_vae, vae_clips, vae_training
+from videoscaling.tools.train_vae import Settings
 from videoscaling.tools.vae_clips import Rendered, mixed_batch, stretches, training_clips
 from videoscaling.utils.errors import UserError
 
-SETTINGS = train_vae.Settings(steps=3, batch=2, lr=1e-3, device="cpu")
+SETTINGS = Settings(steps=3, batch=2, lr=1e-3, device="cpu")
 SCORES = {name: {"pooled": 0, "per_clip": 0} for name in ("autoencoder", "pca_of_clips")}
 ABOUT = {"size": (32, 32), "source": ("synthetic", "film")}
 RECORD = {"settings": ABOUT, "parameters": 0, "date": "", "command": "", "psnr": {"synthetic": SCORES}}
@@ -23,19 +24,19 @@ SYNTHETIC = [Rendered(SETTINGS.seed, SETTINGS.size)]
 
 
 def test_psnr_is_of_a_peak_of_two():
-    assert train_vae.psnr(4.0) == 0
-    assert train_vae.psnr(0.04) == pytest.approx(20)
+    assert vae_training.psnr(4.0) == 0
+    assert vae_training.psnr(0.04) == pytest.approx(20)
 
 
 def test_resume_is_seamless(tmp_path, monkeypatch):
     narrow = {"block_out_channels": (8, 8, 8), "decoder_block_out_channels": (8, 16)}
-    monkeypatch.setattr(train_vae, "ARCHITECTURE", train_vae.ARCHITECTURE | narrow)
+    monkeypatch.setattr(vae_training, "ARCHITECTURE", vae_training.ARCHITECTURE | narrow)
     wide = replace(SETTINGS, size=(16, 24))
     sources = [Rendered(wide.seed, wide.size)]
-    trained = train_vae.train(wide, sources, tmp_path / "a.pt")
+    trained = vae_training.train(wide, sources, tmp_path / "a.pt")
     assert trained.encode(sources[0].held_out()[:1]).latent_dist.mode().shape == (1, 16, 5, 2, 3)
     whole = trained.state_dict()
-    monkeypatch.setattr(train_vae, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(vae_training, "SAVE_SECONDS", -1)
 
     def break_at_step_2(index, *args):
         if index[0] == 2 * SETTINGS.batch:
@@ -44,24 +45,24 @@ def test_resume_is_seamless(tmp_path, monkeypatch):
 
     monkeypatch.setattr(vae_clips, "render", break_at_step_2)
     with pytest.raises(KeyboardInterrupt):
-        train_vae.train(wide, sources, tmp_path / "b.pt")
+        vae_training.train(wide, sources, tmp_path / "b.pt")
     monkeypatch.setattr(vae_clips, "render", render)
-    resumed = train_vae.train(wide, sources, tmp_path / "b.pt").state_dict()
+    resumed = vae_training.train(wide, sources, tmp_path / "b.pt").state_dict()
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, atol=0, rtol=0, msg=name)
     with pytest.raises(UserError, match="other settings"):
-        train_vae.train(replace(wide, lr=2e-3), sources, tmp_path / "b.pt")
+        vae_training.train(replace(wide, lr=2e-3), sources, tmp_path / "b.pt")
     monkeypatch.setattr(sources[0], "fingerprint", "another")
     with pytest.raises(UserError, match="a training on other clips"):
-        train_vae.train(wide, sources, tmp_path / "b.pt")
+        vae_training.train(wide, sources, tmp_path / "b.pt")
 
 
 @pytest.mark.slow
 def test_what_is_trained_here_is_loaded_as_any_other_and_knows_its_latents(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_vae, "WARM_UP", 5)
-    monkeypatch.setattr(train_vae, "MEASURED", 128)
-    made = train_vae.train(replace(SETTINGS, steps=40, batch=4, lr=3e-3), SYNTHETIC, tmp_path / "state.pt")
-    train_vae.write(train_vae.finish(made, SYNTHETIC), tmp_path / "vae", RECORD)
+    monkeypatch.setattr(vae_training, "WARM_UP", 5)
+    monkeypatch.setattr(vae_training, "MEASURED", 128)
+    made = vae_training.train(replace(SETTINGS, steps=40, batch=4, lr=3e-3), SYNTHETIC, tmp_path / "state.pt")
+    vae_training.write(vae_training.finish(made, SYNTHETIC), tmp_path / "vae", RECORD)
     assert "(c) 2008 Blender Foundation" in (tmp_path / "vae" / "README.md").read_text()
     vae = load_vae(str(tmp_path / "vae"))
     clips = render(torch.arange(24), seed=9)
@@ -76,7 +77,7 @@ def test_what_is_trained_here_is_loaded_as_any_other_and_knows_its_latents(tmp_p
 def test_a_damaged_state_is_one_line(tmp_path, content):
     (tmp_path / "a.pt").write_bytes(content)
     with pytest.raises(UserError, match="a.pt: damaged .*; remove it to start anew"):
-        train_vae.train(SETTINGS, SYNTHETIC, tmp_path / "a.pt")
+        vae_training.train(SETTINGS, SYNTHETIC, tmp_path / "a.pt")
 
 
 def test_refusals(tmp_path, monkeypatch):
@@ -85,11 +86,11 @@ def test_refusals(tmp_path, monkeypatch):
         (["--steps", "0"], "--steps 0: must be a number from 1"),
         (["--lr", "nan"], "--lr nan: must be a number from 1e-12"),
         (["--source", "synthetic", "doom", "synthetic"], "--source synthetic doom synthetic: one is named twice"),
-        (["--device", "tpu"], "--device tpu: not available here"),
+        (["--device", "tpu", "--out", str(tmp_path / "new")], "--device tpu: not available here"),
         (["--size", "32x33"], "--size 32x33: must be multiples of 8"),
         ([], "folder of something else"),
     ):
-        monkeypatch.setattr("sys.argv", ["train_vae.py", "--out", str(tmp_path), *arguments])
+        monkeypatch.setattr("sys.argv", ["vae_training.py", "--out", str(tmp_path), *arguments])
         with pytest.raises(UserError, match=message):
             train_vae.main()
     assert (tmp_path / "notes.txt").exists()
@@ -124,8 +125,8 @@ def test_clips_of_videos_begin_at_any_frame_and_held_out_videos_are_others(tmp_p
     assert not either_way(epoch) & either_way(source.held_out())
     assert either_way(source.batch(torch.arange(windows, 2 * windows))) == either_way(epoch)
     # The baselines are fitted on no clip twice: of so few, that would be thousands of copies.
-    monkeypatch.setattr(train_vae, "pca_of_clips", lambda fitted_on, test, numbers: test * (len(fitted_on) == windows))
-    scores = train_vae.scores(train_vae.build().eval(), source, source.held_out())
+    monkeypatch.setattr(vae_training, "pca_of_clips", lambda fitted, test, numbers: test * (len(fitted) == windows))
+    scores = vae_training.scores(vae_training.build().eval(), source, source.held_out())
     assert scores["pca_of_clips"]["pooled"] > 60 > scores["pca_of_blocks"]["pooled"]
 
 

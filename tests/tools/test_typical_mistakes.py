@@ -17,10 +17,10 @@ SAMPLE = "sample.py --prompt x --checkpoint"
 MISTAKES = [
     # train.py
     ("train.py configs/train/base.yaml", "configs/train/base.yaml: a configuration file is given as --config configs"),
-    ("train.py --config {folder}/runs", "runs: not a YAML file (a folder)"),
+    ("train.py --config {folder}/runs", "runs: a folder; give a YAML file, such as"),
     ("train.py --config {folder}/link.yaml", "link.yaml: too many levels of symbolic links; choose another path"),
     ("train.py --config /dev/zero", "/dev/zero: not a YAML file (longer than 16 MiB)"),
-    ("sample.py --checkpoint x --prompts /dev/zero", "/dev/zero: not a text file with one prompt per line (longer"),
+    ("sample.py --prompts /dev/zero", "/dev/zero: not a text file with one prompt per line (longer"),
     ("train.py --config missing.yaml", "missing.yaml: no such configuration file"),
     ("train.py --config configs/train/quickstart.yml", "no such configuration file; did you mean 'quickstart.yaml'?"),
     ("train.py train.device=cuda", "unknown key 'train.device'; a run takes the GPU where there is one, else the CPU"),
@@ -133,18 +133,18 @@ MISTAKES = [
     (f"{SAMPLE} {{folder}}/runs", "runs: holds 1 run and is none itself; name one, such as {folder}/runs/x"),
     (
         f"{SAMPLE} {{folder}}/runs/x/checkpoints/step_0000001/ema.safetensors",
-        "is a file; a checkpoint is a folder: give {folder}/runs/x/checkpoints/step_0000001",
+        "ema.safetensors: a file; give {folder}/runs/x/checkpoints/step_0000001, the checkpoint",
     ),
-    (f"{SAMPLE} {{folder}}/model.pt", "model.pt: is a file; a checkpoint is a folder"),
+    (f"{SAMPLE} {{folder}}/model.pt", "model.pt: a file; model.pt is a pickle"),
     ("sample.py dog", "'dog': without an option; write --prompt 'dog'"),
     ("sample.py {folder}/model.pt", "without an option; write --checkpoint '{folder}/model.pt'"),
     ("sample.py --neg-prompt x", "did you mean '--negative-prompt'"),
     ("sample.py --num-frames 17", "did you mean '--frames'"),
     ("sample.py --height 32", "did you mean '--size'"),
     ("sample.py --scale 4", "did you mean '--upscale'"),
-    ("sample.py --checkpoint runs/x", "no prompt: give --prompt TEXT or --prompts FILE"),
+    ("sample.py --checkpoint {folder}/runs/x", "no prompt: give --prompt TEXT or --prompts FILE"),
     # tools
-    ("tools/sweep.py run {folder}/missing.yaml", "no such configuration file; a sweep's YAML is wanted"),
+    ("tools/sweep.py run {folder}/missing.yaml", "no such configuration file; give a sweep's YAML"),
     ("tools/sweep.py run configs/train/base.yaml", "a sweep's YAML is wanted, such as configs/sweep/quickstart.yaml"),
     (f"tools/sweep.py run {SWEEP} optim.lr=1e-3", "a key of training: write config.optim.lr=1e-3"),
     (f"tools/sweep.py run {SWEEP} --dryrun", "--dryrun: no such option; did you mean '--dry-run'"),
@@ -217,8 +217,8 @@ MISTAKES = [
     ("tools/cache_latents.py --source {folder}/smal --out {folder}/c", "or tar; did you mean 'small'?"),
     ("tools/predict.py runs.csv", "the following arguments are required: --law"),
     ("tools/predict.py --law configs/laws/paper.json missing.csv", "missing.csv: no such file"),
-    ("tools/predict.py --law missing.json runs.csv", "missing.json: no such file"),
-    ("tools/predict.py --law configs/laws/paper.json {folder}/runs", "a folder; a table is wanted"),
+    ("tools/predict.py --law missing.json results/doom/rows.csv", "missing.json: no such file"),
+    ("tools/predict.py --law configs/laws/paper.json {folder}/runs", "a folder; give a table"),
     ("tools/predict.py --law configs/laws/paper.json runs.csv --output x.csv", "did you mean '--out'"),
     ("tools/fit.py hyperparameters runs.csv --method surfaces", "invalid choice: 'surfaces'"),
     ("tools/fit.py hyperparameters runs.csv --method surfaces", "; did you mean 'surface'?"),
@@ -267,7 +267,7 @@ def test_there_are_forty() -> None:
 def test_a_message_is_one_line_of_printable_text_whatever_is_named() -> None:
     """Of a file or a table's columns: a newline makes two lines, an escape moves the terminal's cursor."""
     said = answer(["tools/plan.py", "--law", "a\nb\x1b[2J\u2028.json", "--flops", "1e20"])
-    assert said == "error: a\\nb\\x1b[2J\\u2028.json: no such file\n"
+    assert said.startswith("error: --law a\\nb\\x1b[2J\\u2028.json: no such file; give a law file")
 
 
 @pytest.mark.parametrize("bad", ["a\nrm -rf x", "a\rb", "a\x1b[31m", "a\x00b", "a\u2028b", "a\tb"])

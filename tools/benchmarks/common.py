@@ -17,20 +17,12 @@ from videoscaling.models.attention import choose_backend
 from videoscaling.models.dit import DiTConfig, VideoDiT
 from videoscaling.models.sizes import parse_size
 from videoscaling.models.text import TextEncoder, load_text_encoder
+from videoscaling.tools.benchmarks.shapes import CLIPS
 from videoscaling.training.config import load_config
 from videoscaling.training.planning.memory_formula import ASSUMED_TEXT_DIM, ASSUMED_TEXT_TOKENS
 from videoscaling.training.run import resolve
 from videoscaling.training.trainer import Trainer
 
-# Latent [channels, frames, height, width] and patch of a clip of so many tokens.
-CLIPS = {
-    64: ((16, 4, 4, 4), (1, 1, 1)),
-    80: ((16, 5, 4, 4), (1, 1, 1)),
-    128: ((16, 8, 4, 4), (1, 1, 1)),
-    1280: ((16, 5, 32, 32), (1, 2, 2)),
-    8192: ((16, 8, 64, 64), (1, 2, 2)),
-    32760: ((16, 21, 60, 104), (1, 2, 2)),  # 81 frames of 480 x 832 pixels
-}
 Row = dict[str, object]  # a benchmark's figures, under names of its own
 TEXT_TOKENS, TEXT_DIM = 64, 512  # of the peers' comparison
 WARMUP_ROUNDS = 3

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from videoscaling import IMPORT_PATH
-from videoscaling.tools.benchmarks.common import CLIPS, RandomText, Row, random_cache
+from videoscaling.tools.benchmarks.common import RandomText, Row, random_cache
+from videoscaling.tools.benchmarks.shapes import CLIPS
 from videoscaling.training.planning.step_account import StepAccount
 from videoscaling.utils.files import parse_json
 

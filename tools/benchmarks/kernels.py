@@ -12,7 +12,8 @@ from videoscaling.diffusion.process import Process
 from videoscaling.diffusion.sampling import SamplerOptions, sample
 from videoscaling.models.attention import BACKENDS, attention, choose_backend
 from videoscaling.models.sizes import parse_size
-from videoscaling.tools.benchmarks.common import CLIPS, TEXT_DIM, Row, our_model, spread, timed
+from videoscaling.tools.benchmarks.common import TEXT_DIM, Row, our_model, spread, timed
+from videoscaling.tools.benchmarks.shapes import CLIPS
 from videoscaling.utils.errors import UserError
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from videoscaling.models.sizes import flops_per_token, parameters, parse_size
-from videoscaling.tools.benchmarks.common import CLIPS, TEXT_DIM, TEXT_TOKENS, Row, our_model, spread, timed
+from videoscaling.tools.benchmarks.common import TEXT_DIM, TEXT_TOKENS, Row, our_model, spread, timed
+from videoscaling.tools.benchmarks.shapes import CLIPS
 from videoscaling.training.model import compile_model
 
 

@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from videoscaling.data.choices import FILM, LIMIT_SECONDS
 from videoscaling.data.clip_groups import video_group
 from videoscaling.data.latents import LatentCache
 from videoscaling.data.shot_sources import ShotOptions, split_into_shots
 from videoscaling.data.sources.captions import ListingOptions
-from videoscaling.data.sources.listing import FILM, list_sources
+from videoscaling.data.sources.listing import list_sources
 from videoscaling.data.sources.source import Rejected, Source
 from videoscaling.data.video.clips import ClipOptions, Shape, to_float
-from videoscaling.data.video.decode_workers import LIMIT_SECONDS, decoded
+from videoscaling.data.video.decode_workers import decoded
 from videoscaling.data.work_share import WorkShare
 from videoscaling.models.vae import load_vae
 from videoscaling.tools.quality.kernel_distance import MIN_CLIPS
@@ -37,11 +37,6 @@ class RealClips:
     reference: Tensor
     others: Tensor
     captions: list[str]
-
-
-def is_cache(real: str) -> bool:
-    """Whether ``real`` is the folder of a cache of latents."""
-    return (Path(real) / "index.json").is_file()
 
 
 def clips_of_cache(cache: LatentCache, count: int, seed: int, *, vae: str | None, device: torch.device) -> RealClips:

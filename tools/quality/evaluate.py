@@ -17,7 +17,8 @@ from videoscaling.tools.quality import clips as sets
 from videoscaling.tools.quality.correlation import MIN_MODELS, RankCorrelation, rank_correlations
 from videoscaling.tools.quality.corruptions import corrupted
 from videoscaling.tools.quality.kernel_distance import Distance, kernel_distance, relative_change
-from videoscaling.tools.quality.models import cache_of, clip_shape, is_model, load_model, sample_clips
+from videoscaling.tools.quality.models import cache_of, clip_shape, load_model, sample_clips
+from videoscaling.tools.quality.names import is_cache, is_model
 from videoscaling.tools.quality.networks import features_of, load_networks
 from videoscaling.tools.quality.result import Entry, Evaluation
 from videoscaling.training.checkpoints.exported import read_trained
@@ -129,7 +130,7 @@ def _real_clips(
     if request.real is None and not models:
         raise UserError("--real: name a cache or videos to compare with")
     where = request.real or cache_of(models[0])
-    if sets.is_cache(where):
+    if is_cache(where):
         found = sets.clips_of_cache(LatentCache(where), request.clips, request.seed, vae=request.vae, device=device)
     else:
         shape = request.shape

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from videoscaling.diffusion.sampling import SamplerOptions
 from videoscaling.models.sizes import parameters
+from videoscaling.tools.quality.names import is_model
 from videoscaling.training.checkpoints.checkpoint import find_checkpoint, read_state
 from videoscaling.training.checkpoints.exported import read_trained
-from videoscaling.training.checkpoints.paths import PREFIX, STATE
+from videoscaling.training.checkpoints.paths import STATE
 from videoscaling.training.config import cache_folders, read_config, run_id
 from videoscaling.training.pipeline import VideoPipeline
 from videoscaling.utils.errors import UserError
@@ -26,13 +27,6 @@ class ModelFacts:
     T: int | None = None
     loss: float | None = None
     loss_se: float | None = None
-
-
-def is_model(path: str) -> bool:
-    """Whether ``path`` is a model, rather than a folder of videos."""
-    folder = Path(path)
-    inside = ("config.json", "config.yaml", "checkpoints", STATE)
-    return path == "embedded" or folder.name.startswith(PREFIX) or any((folder / name).exists() for name in inside)
 
 
 def cache_of(path: str) -> str:

