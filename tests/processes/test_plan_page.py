@@ -37,8 +37,8 @@ def shown(written: Path, state: str) -> dict[str, dict[str, str]]:
     assert len(cards) == len(LAWS), done.stderr
     numbers = re.compile(r'data-key="(\w+)" data-value="([^"]*)"')
     return {law: {key: unescape(value) for key, value in numbers.findall(text)} for law, text in cards} | {
-        "hours": dict(re.findall(r"data-gpu-hours=()\"([^\"]*)\"", done.stdout)),
-        "elsewhere": "".join(re.findall(r"<button data-flops=\"([^\"]*)\"", done.stdout)),
+        "hours": {law: re.findall(r'data-gpu-hours="([^"]*)"', text)[0] for law, text in cards},
+        "elsewhere": re.findall(r'<p class="elsewhere">([^<]*)</p>', done.stdout),
     }
 
 
@@ -55,22 +55,31 @@ def test_the_page_shows_the_plans_of_the_command(written: Path, number: int, flo
     assert ("serving" in found[law]) == bool(more)
     for key, value in found[law].items():
         assert json.loads(value) == planned[key], key
-    assert float(found["hours"][""]) == pytest.approx(planned["gpu_hours"], rel=1e-12)
-    assert not found[LAWS[1 - number]]  # the other law was not fitted near this budget
+    assert float(found["hours"][law]) == pytest.approx(planned["gpu_hours"], rel=1e-12)
+    # The other law was not fitted near this budget: its card has the nearest plan, and says so.
+    (elsewhere,), other = found["elsewhere"], found[LAWS[1 - number]]
+    ends, nearest, C = [("10¹¹ to 10¹³", "10¹³", 1e13), ("10¹⁷ to 10²⁰", "10¹⁷", 1e17)][number]
+    assert elsewhere == f"This law is shown from {ends} FLOPs. Its nearest plan is for {nearest} FLOPs:"
+    assert float(other["C"]) == pytest.approx(C, rel=0.1)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_the_page_opens_where_all_laws_have_plans(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    apart = shown(written, "")
-    assert [bool(apart[law]) for law in LAWS] == [True, False]  # no budget is near both
-    assert apart["elsewhere"] == "10000000000000"  # a button leads to where the other has one
-    assert shown(written, f"flops={apart['elsewhere']}")[LAWS[1]]
+def test_no_card_is_empty_when_the_page_opens(written: Path) -> None:
+    """No budget is near what both laws were fitted on; the second one's card was empty."""
+    found = shown(written, "")
+    assert all({"N", "loss", "C"} <= found[law].keys() for law in LAWS)
+    assert len(found["elsewhere"]) == 1
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_the_page_opens_where_all_laws_have_plans(written: Path) -> None:
     common = (LAWS[1], "results/study/law.json")
     words = [word for law in common for word in ("--law", law)]
     assert call("tools/plan.py", *words, "--html", str(written)).returncode == 0
     found = shown(written, "")
     assert found[common[0]]["C"].startswith("1")
     assert found[common[1]]["C"].startswith("1")
+    assert not found["elsewhere"]
 
 
 def test_what_is_no_page_is_refused(tmp_path: Path) -> None:
