@@ -24,6 +24,14 @@ def test_words_equal_the_reference_in_unbounded_integers() -> None:
         assert [word % (1 << 64) for word in got] == wanted
 
 
+def test_a_seed_is_a_number_whoever_made_it() -> None:
+    plain = derive_seed(3, "lr", 1e-3, 64)
+    assert derive_seed(np.int64(3), "lr", np.float64(1e-3), np.int32(64)) == plain  # repr: "np.int64(3)", or "3" once
+    assert derive_seed(torch.tensor(3), "lr", 1e-3, torch.tensor(64)) == plain
+    index = torch.arange(3)
+    assert torch.equal(uniform(np.int64(7), "t", index), uniform(7, "t", index))
+
+
 def test_a_sample_does_not_know_its_batch() -> None:
     index = torch.tensor([7, 3, 100])
     alone = normal(1, "noise", torch.tensor([3]), (2, 5))
