@@ -6,11 +6,13 @@ videos = VideoPipeline.from_run("runs/x")(["a large red circle gliding left"], g
 videos = VideoPipeline.from_run()("a large red circle gliding left over black and navy gradient drifting up")
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videoscaling.data.index import CacheMeta
@@ -19,6 +21,7 @@ from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler, sam
 from videoscaling.models import dit
 from videoscaling.models.text import TextEncoder, cut_warning, load_text_encoder
 from videoscaling.models.vae import VideoVAE, load_vae
+from videoscaling.training.batches import TEXT_STEP
 from videoscaling.training.checkpoints.checkpoint import load_into
 from videoscaling.training.checkpoints.exported import Trained, read_trained
 from videoscaling.training.model import build_model, check_compiler, compile_model
@@ -99,6 +102,8 @@ class VideoPipeline:
         fps: frames per second of the training's videos; None where it is not known.
         path: the checkpoint's, or None.
         guidable: whether the model was trained with caption dropout, without which guidance follows nothing.
+        text_step: captions are padded to a multiple of so many tokens. A compiled model is compiled anew for every
+            length, which takes a minute, and runs uncompiled after the eighth.
     """
 
     def __init__(
@@ -112,9 +117,11 @@ class VideoPipeline:
         fps: float | None = None,
         guidable: bool = True,
         path: str | None = None,
+        text_step: int = 1,
     ) -> None:
         self.model, self.process, self.vae, self.text = model, process, vae, text
         self.latent_shape, self.fps, self.guidable, self.path = latent_shape, fps, guidable, path
+        self.text_step = text_step
 
     @classmethod
     def from_run(
@@ -145,9 +152,9 @@ class VideoPipeline:
         config, data = trained.config, trained.data
         check_compiler(compiled, on, "--compile")
         model = VideoDiT._of(trained, on, dtype)
-        if compiled:
-            compile_model(model)
         own_vae, own_text = load_encoders(data, on, vae=vae, text=text)
+        if compiled:
+            compile_model(model, shapes=math.ceil(own_text.max_tokens / TEXT_STEP))
         return cls(
             model=model,
             process=Process(config.diffusion.process, config.diffusion.target),
@@ -157,6 +164,7 @@ class VideoPipeline:
             fps=data.get("fps"),
             guidable=config.data.caption_dropout > 0,
             path=str(path) if str(path) == "embedded" else str(trained.path),
+            text_step=TEXT_STEP if compiled else 1,
         )
 
     def resize(self, frames: int | None = None, size: tuple[int, int] | None = None) -> None:
@@ -213,6 +221,8 @@ class VideoPipeline:
             part = prompts[first : first + batch]
             # The negative prompt, mostly the empty one, rides along, so that it is padded as the others are.
             context, mask = self.text.encode([*part, options.negative_prompt])
+            missing = -mask.shape[1] % self.text_step
+            context, mask = F.pad(context, (0, 0, 0, missing)), F.pad(mask, (0, missing))
             latents = sample(
                 self.model,
                 self.process,

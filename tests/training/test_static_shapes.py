@@ -11,7 +11,7 @@ import torch
 from tests.models.test_dit import build, inputs
 from tests.training.graphs import is_of_a_model, nodes_of
 from tests.training.test_trainer import overrides
-from videoscaling import ROOT
+from videoscaling import ROOT, VideoPipeline
 from videoscaling.models.sizes import parse_size
 from videoscaling.training.batches import Samples
 from videoscaling.training.config import load_config
@@ -196,3 +196,13 @@ def test_validation_passes_count_tokens() -> None:
     assert samples_per_pass(None, 32_000) == 1
     assert samples_per_pass(None, 100_000) == 1
     assert samples_per_pass(64, 32_000) == 64  # who sets validation.batch gets it
+
+
+def test_sampling_compiles_once_for_prompts_of_all_lengths(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("videoscaling.training.pipeline.check_compiler", lambda *arguments: None)
+    compiled, plain = VideoPipeline.from_run(compiled=True), VideoPipeline.from_run()
+    prompts = [" ".join(["red"] * words) for words in (1, 9)]
+    videos = [compiled(prompt, steps=1, guidance=1.0) for prompt in prompts]
+    assert len(graphs) == 1
+    # Padding is masked: sums of float32 with more zeros in them.
+    torch.testing.assert_close(videos[-1], plain(prompts[-1], steps=1, guidance=1.0), rtol=0, atol=1e-5)
