@@ -12,6 +12,8 @@ A cache is a folder:
     rejected.jsonl             every source and clip that was not used, with the reason
 """
 
+import functools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +34,15 @@ from videoscaling.data.shards import (
     map_arrays,
 )
 from videoscaling.utils.errors import DataFault, UserError
-from videoscaling.utils.files import file_size, sha256_of
+from videoscaling.utils.files import file_size, parse_json, sha256_of
 
 FORMAT = 1
+FRAME_AND_RANGE = re.compile(r"(@[0-9.e+-]+)?(#\d+)?$")  # at the end of a clip's key
+
+
+def video_of(key: str) -> str:
+    """The video, by its name in the cache's source, that the clip of a ``key`` such as x.mp4@5-9#17 is from."""
+    return FRAME_AND_RANGE.sub("", key, count=1)
 
 
 class LatentCache:
@@ -95,6 +103,19 @@ class LatentCache:
                 f"{self.path / 'null_context.safetensors'}: the empty prompt's embedding has NaN or "
                 "infinite values; delete it and run the command that made the cache"
             )
+
+    @property
+    def caches(self) -> "list[LatentCache]":
+        """The caches that the data are of, of which a mixture has several: itself."""
+        return [self]
+
+    @functools.cached_property
+    def training_videos(self) -> set[str]:
+        """The videos that training clips are from, by ``video_of``."""
+        path = self.path / "captions.jsonl"
+        with path.open("rb") as lines:
+            rows = (parse_json(line, str(path), dict) for line in lines)
+            return {video_of(row["key"]) for row in rows if row["split"] == "train"}
 
     @property
     def parts(self) -> "list[LatentCache]":

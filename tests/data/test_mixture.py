@@ -7,8 +7,8 @@ import torch
 
 from tests.data.units import SETTINGS, make, unit
 from videoscaling.data.clip_groups import ClipGroup, list_hash
-from videoscaling.data.latents import LatentCache
-from videoscaling.data.mixture import Mixture, open_data, shares
+from videoscaling.data.latents import LatentCache, video_of
+from videoscaling.data.mixture import Mixture, open_data, shared_video_warnings, shares
 from videoscaling.data.sample_order import MIXED, mixed_index, sample_index
 from videoscaling.data.video.clips import Clips
 from videoscaling.utils.errors import UserError
@@ -132,3 +132,28 @@ def test_one_cache_is_read_in_the_order_it_always_was(folders):
     position = torch.arange(30)
     assert torch.equal(LatentCache(folders[0]).order(position, 5), sample_index(position, 10, 5))
     assert isinstance(open_data(folders), Mixture)
+
+
+def test_videos_that_one_cache_validates_on_and_another_trains_on_are_named(folders, tmp_path):
+    assert shared_video_warnings(open_data(folders)) == []
+    assert shared_video_warnings(open_data(folders[:1])) == []
+    # A range of w, which the first one validates on.
+    units = {"train": [unit("b", 0, 3), unit("w@5-9.5", 30, 3)], "validation": [unit("c", 60, 2)]}
+    make(tmp_path / "third", units, settings=SETTINGS | {"source": "third"}, about={"vae": "third"})
+    (found,) = shared_video_warnings(open_data([folders[0], str(tmp_path / "third")]))
+    assert found.startswith(f"data.cache: {tmp_path}/third trains on 1 of the 1 video that {folders[0]} validates on")
+    assert "(such as w)" in found
+
+
+@pytest.mark.parametrize(
+    ("key", "video"),
+    [
+        ("a/x.mp4#17", "a/x.mp4"),
+        ("x.mp4@5-9.25#0", "x.mp4"),
+        ("x.mp4@1e-05-#3", "x.mp4"),
+        ("me@home.mp4#2", "me@home.mp4"),
+        ("x#1.mp4#2", "x#1.mp4"),
+    ],
+)
+def test_the_video_of_a_clip(key: str, video: str):
+    assert video_of(key) == video

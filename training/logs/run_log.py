@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from videoscaling.data.mixture import Data
+from videoscaling.data.mixture import Data, shared_video_warnings
 from videoscaling.diffusion.validation import T_BINS
 from videoscaling.training.distributed.parallel import all_reduce
 from videoscaling.training.logs.metrics import MetricsLog
@@ -56,7 +56,7 @@ def open_log(
     begun = f"; from step {step:,}" if step else ""
     how = f"{epochs_of(run, cache):.3g} epochs; {device}, attention {attention}"
     print(f"{config.run_dir}: {run.text}; {how}{begun}", flush=True)
-    for text in run_warnings(config, token_numbers(config, cache.latent_shape)) + epoch_warnings(run, cache):
+    for text in run_warnings(config, token_numbers(config, cache.latent_shape)) + data_warnings(run, cache):
         warn(text)
     wanted, local = config.train.micro_batch, run.clips * config.train.context_parallel // world
     if wanted and local > wanted != (size := even_size(local, wanted)):
@@ -70,14 +70,16 @@ def epochs_of(run: Run, data: Data) -> float:
     return run.steps * run.config.train.batch_tokens / there
 
 
-def epoch_warnings(run: Run, data: Data) -> list[str]:
-    """A warning if a run sees its clips more than ``MANY_EPOCHS`` times."""
+def data_warnings(run: Run, data: Data) -> list[str]:
+    """Warnings if a run sees its clips more than ``MANY_EPOCHS`` times, or trains on videos that it validates on."""
     clips, epochs = sum(cache.train_size for cache in data.parts), epochs_of(run, data)
+    shared = shared_video_warnings(data)
     if epochs <= MANY_EPOCHS:
-        return []
+        return shared
     return [
+        *shared,
         f"{epochs:,.0f} epochs of {plural(clips, 'training clip')}: laws are for clips that repeat little, and a "
-        "model learns such ones by heart; cache more videos, or lower train.tokens"
+        "model learns such ones by heart; cache more videos, or lower train.tokens",
     ]
 
 

@@ -24,7 +24,7 @@ from videoscaling.training.checks import check_directory
 from videoscaling.training.config import Config, to_dict
 from videoscaling.training.distributed.parallel import node_count
 from videoscaling.training.logs.metrics import memory_peak, peak_flops
-from videoscaling.training.logs.run_log import epoch_warnings, epochs_of
+from videoscaling.training.logs.run_log import data_warnings, epochs_of
 from videoscaling.training.planning.memory_formula import (
     ClipShape,
     Layout,
@@ -109,7 +109,7 @@ def describe(trainer: Trainer) -> RunReport:
     exact, reports = exact_flops_of(run, cache.meta, run.steps), [data_report(*both) for both in each]
     return RunReport(
         config=to_dict(config),
-        warnings=run_warnings(config, token_numbers(config, cache.latent_shape)) + epoch_warnings(run, cache),
+        warnings=run_warnings(config, token_numbers(config, cache.latent_shape)) + data_warnings(run, cache),
         status=finished["status"] if finished else "resumes" if step else "new",
         from_step=step,
         N=run.N,
