@@ -16,7 +16,7 @@ from tests.commands import call
 from videoscaling import VideoDiT, VideoPipeline, read_curve
 from videoscaling.data.export import to_bytes
 from videoscaling.diffusion.validation import validation_times
-from videoscaling.training.checkpoints.exported import EMBEDDED
+from videoscaling.training.checkpoints.exported import EMBEDDED, read_trained
 from videoscaling.utils.errors import UserError
 
 PROMPTS = ["a large red circle gliding left", "a small blue star resting", "two words"]
@@ -141,6 +141,13 @@ def test_prompts_of_a_table_have_their_own_seeds_frames_and_size(tmp_path: Path)
         (tmp_path / "prompts.csv").write_text(table)
         assert message in python("sample.py", *words, "--out", str(tmp_path / "no"), status=2)
     assert not (tmp_path / "no").exists()
+
+
+def test_a_model_trained_with_other_kernels_than_are_here_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = read_trained("embedded")
+    trained.config.model.attention = "xformers"  # has none for the CPU
+    monkeypatch.setattr("videoscaling.training.pipeline.read_trained", lambda path, weights: trained)
+    assert VideoDiT.from_run(device="cpu").backend == "sdpa"
 
 
 def test_a_negative_prompt_is_what_guidance_leads_away_from() -> None:

@@ -88,6 +88,7 @@ class VideoDiT(dit.VideoDiT):
     @classmethod
     def _of(cls, trained: Trained, device: torch.device, dtype: str | None) -> "VideoDiT":
         trained.config.train.dtype = dtype or trained.config.train.dtype
+        trained.config.model.attention = "auto"  # the training's kernels need not be on this machine
         model = build_model(trained.config, trained.data, device, cls)
         load_into(model, trained.tensors, trained.path)
         return model.eval()
