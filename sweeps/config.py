@@ -14,9 +14,9 @@ from videoscaling.utils.typed import typed as dataclass_of
 from videoscaling.utils.user_text import check_literal, check_printable, expand_home
 from videoscaling.utils.yaml_text import Values, parse_override
 
-WANTED = "; a sweep's YAML is wanted, such as configs/sweep/quickstart.yaml"
+EXAMPLE = "; give a sweep's YAML, such as configs/sweep/quickstart.yaml"
 # Keys of training that the sweep sets for each cell, and the sweep's key for each.
-OWN = {
+SET_BY_SWEEP = {
     "name": "name",
     "out": "out",
     "heldout": "sizes[].heldout",
@@ -31,8 +31,8 @@ OWN = {
 }
 # Options of sbatch that ``executor.slurm.options`` may not give, and the key that does: jobs are found by their names
 # and places in the array, and stop at the signal.
-NEVER = "job-name array output error parsable wrap test-only wait clusters ntasks-per-node"
-SET = dict.fromkeys(NEVER.split(), "") | {
+_WITHOUT_KEY = "job-name array output error parsable wrap test-only wait clusters ntasks-per-node"
+RESERVED_OPTIONS = dict.fromkeys(_WITHOUT_KEY.split(), "") | {
     "signal": "executor.slurm.warning_seconds",
     "partition": "executor.slurm.partition",
     "account": "executor.slurm.account",
@@ -217,7 +217,7 @@ def sweep_key_hint(option: str) -> str:
     found = [prefix + word for prefix, schema in groups.items() if word in schema.__dataclass_fields__]
     key = key_called(word)
     if not found and key:
-        found = [OWN.get(key, f"config.{key}")]
+        found = [SET_BY_SWEEP.get(key, f"config.{key}")]
     return (
         f"; it is a key: write {found[0]}=..."
         if found and found[0].replace("_", "").replace(".", "").isalpha()
@@ -251,7 +251,7 @@ def typed(values: Values, path: str | Path) -> SweepKeys:
                 # Another file, or a slip: a far hint would only mislead.
                 other = "sizes" not in values and not prefix
                 hint = _alias(str(name), schema, prefix) or nearest(str(name), list(known), 0.75 if other else 0.5)
-                hint = hint or (WANTED if other else "")
+                hint = hint or (EXAMPLE if other else "")
                 raise UserError(f"{path}: unknown key {prefix}{shown(name) if not prefix else name}{hint}")
             if "int" in str(known[name].type):
                 keys[name] = as_integer(keys[name])
@@ -380,6 +380,6 @@ def _check(keys: SweepKeys) -> None:
             f"executor.slurm.time, {limit} min"
         )
     for name in slurm.options:
-        key = SET.get(name.replace("_", "-"))
+        key = RESERVED_OPTIONS.get(name.replace("_", "-"))
         if key is not None:
             raise UserError(f"executor.slurm.options.{name}: the sweep sets it{key and f'; use {key}'}")

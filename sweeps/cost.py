@@ -98,9 +98,4 @@ def width(sweep: Sweep) -> int | None:
 def _devices(sweep: Sweep) -> float:
     """GPUs that one cell takes (on the CPU: workers); a fraction if cells share one."""
     executor = sweep.keys.executor
-    return executor.processes * _nodes(sweep) / executor.runs_per_gpu
-
-
-def _nodes(sweep: Sweep) -> int:
-    executor = sweep.keys.executor
-    return executor.slurm.nodes if executor.kind == "slurm" else 1
+    return executor.world / executor.runs_per_gpu

@@ -29,10 +29,11 @@ from videoscaling.training.result import finished_result, resumable_step
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.locks import lock_run_dir
+from videoscaling.utils.options import check_range
 
-LEAST, MOST = 1e-6, 0.1  # of a tolerance and of a noise, relative to the loss
+MIN_RELATIVE, MAX_RELATIVE = 1e-6, 0.1  # of a tolerance and of a noise, relative to the loss
 TOLERANCE = 1e-3  # of the loss: a tenth of the cost of a factor of two in the rate
-SHARE = 0.1  # of the sweep's FLOPs so far, for the runs of one call, unless --budget-flops says how many
+BUDGET_SHARE = 0.1  # of the sweep's FLOPs so far, for the runs of one call, unless --budget-flops says how many
 BUDGET_RATIO = 10  # times the costliest cell: the budget that is predicted where no size is held out
 
 
@@ -66,13 +67,10 @@ class Options:
         options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
         if options.run and options.json:
             raise UserError("--json shows what --run would add and train: give one of them")
-        limits = {"tolerance": (LEAST, MOST), "noise": (LEAST, MOST)}
+        limits = {"tolerance": (MIN_RELATIVE, MAX_RELATIVE), "noise": (MIN_RELATIVE, MAX_RELATIVE)}
         limits |= dict.fromkeys(("budget_flops", "flops", "params", "tokens"), (1, 1e60))
         for name, (least, most) in limits.items():
-            value = getattr(options, name)
-            if value is not None and not least <= value <= most:
-                given = f"--{name.replace('_', '-')} {value!s:.12}"
-                raise UserError(f"{given}: must be a number from {least:g} to {most:g}")
+            check_range(name, getattr(options, name), least, most)
         if options.held_out and (options.budget_flops, options.flops, options.params) != (None,) * 3:
             raise UserError("--held-out: held-out sizes are no part of a prediction at another N; give it alone")
         if options.params is not None and (options.flops is None) == (options.tokens is None):
@@ -135,7 +133,7 @@ def decide_for(sweep: Sweep, cells: Cells, options: Options, paper: Path) -> Dec
     law = law_file.load(options.law or paper)
     costs = [flops_of(cell) for cell in sweep.cells]
     # At least the costliest run: a tenth of a small sweep pays for none.
-    budget = options.budget_flops or max(SHARE * sum(costs), *costs)
+    budget = options.budget_flops or max(BUDGET_SHARE * sum(costs), *costs)
     return decide(
         cells,
         sizes,

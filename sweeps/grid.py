@@ -10,7 +10,7 @@ from typing import Any
 from videoscaling.data.index import CacheMeta
 from videoscaling.models.sizes import parameters, parse_size
 from videoscaling.sweeps import added_cells
-from videoscaling.sweeps.config import OWN, WANTED, SizeKeys, SweepKeys, is_sweep_text, overridden, typed
+from videoscaling.sweeps.config import EXAMPLE, SET_BY_SWEEP, SizeKeys, SweepKeys, is_sweep_text, overridden, typed
 from videoscaling.training.config import Config, checked_keys, config_from_dict, flatten, load_yaml, merge, run_id
 from videoscaling.training.run import WARMUP_FRACTION, Run, clip_tokens, label, resolve
 from videoscaling.utils.errors import UserError
@@ -87,7 +87,7 @@ def read_keys(path: str | Path, overrides: list[str]) -> SweepKeys:
     try:
         values = load_yaml(path, is_text=is_sweep_text)
     except UserError as error:
-        raise UserError(f"{error}{'' if str(error).endswith('?') else WANTED}") from None
+        raise UserError(f"{error}{'' if str(error).endswith('?') else EXAMPLE}") from None
     return typed(overridden(values, overrides), path)
 
 
@@ -109,9 +109,9 @@ def join(cells: dict[str, Run], run: Run) -> None:
 def _shared(keys: SweepKeys, path: Path) -> Values:
     """The training keys of all cells; those that the sweep sets itself are refused where it would hide them."""
     for name in flatten(keys.config):
-        own = next((key for key in OWN if name == key or name.startswith(f"{key}.")), None)
+        own = next((key for key in SET_BY_SWEEP if name == key or name.startswith(f"{key}.")), None)
         if own is not None:
-            raise UserError(f"{path}: config.{own}: the sweep sets it; use {OWN[own]}")
+            raise UserError(f"{path}: config.{own}: the sweep sets it; use {SET_BY_SWEEP[own]}")
     base = load_yaml(path.parent / keys.base) if keys.base else {}
     given = {name: value for name, value in merge(base, keys.config).items() if value is not None}
     try:

@@ -20,11 +20,11 @@ from videoscaling import IMPORT_PATH
 from videoscaling.sweeps.commands import SUBMITTED, CommandProcess, training_command
 from videoscaling.sweeps.config import COMMANDS_AT_ONCE, ExecutorKeys
 from videoscaling.sweeps.stacking import stacks
-from videoscaling.sweeps.state import FAILURE, data_fault, forget_failure
+from videoscaling.sweeps.state import FAILURE, data_fault, fault_of_sweep, forget_failure
 from videoscaling.training.config import Config
 from videoscaling.training.result import finished_result
 from videoscaling.training.run import Run
-from videoscaling.utils.errors import PREEMPTED, DataFault, run_cli
+from videoscaling.utils.errors import PREEMPTED, run_cli
 from videoscaling.utils.locks import check_lock, is_locked
 from videoscaling.utils.os_errors import open_log, warn_of_os_error
 from videoscaling.utils.results import CONSOLE, DATA_FAULT, Failure, write_failure
@@ -34,7 +34,7 @@ DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # without one of these, to
 GPU_BYTES = 16 << 30  # taken to be there on any GPU; asking it would take memory of it
 TAIL_BYTES = 1 << 16  # of a console.log, with the last line of a cell that failed
 LOOK_SECONDS = 1.0  # between two calls of ``look``
-LET_GO_SECONDS = 120.0  # that processes may take to write a checkpoint after their torchrun has ended
+MAX_EXIT_SECONDS = 120.0  # that processes may take to write a checkpoint after their torchrun has ended
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 # Modules that training imports while it runs, imported once for all cells: AdamW loads torch._dynamo, 0.6 s, and the
 # log TensorBoard, 0.3 s.
@@ -157,7 +157,7 @@ def run_cells(
         if look is not None:
             look([run for worker in busy.values() for run in worker.runs])
     if fault:
-        raise DataFault(f"{fault}; then run the sweep again: it stopped, as its other cells read the same data")
+        raise fault_of_sweep(fault)
 
 
 def _outcome(
@@ -291,7 +291,7 @@ def _start(
 
 def _wait_for_processes(directory: Path) -> None:
     """Wait until torchrun's processes have released the cell: after a second signal torchrun ends before them."""
-    deadline = time.monotonic() + LET_GO_SECONDS
+    deadline = time.monotonic() + MAX_EXIT_SECONDS
     while is_locked(directory) and time.monotonic() < deadline:
         time.sleep(0.2)
 

@@ -25,7 +25,7 @@ class SweepProgress:
     """The progress bar of a sweep's running cells.
 
     Args:
-        states: of the cells, as ``overview.states_of`` gives them.
+        states: of the cells, as ``sweeps.status.states_of`` gives them.
         open_bar: makes the bar, given the total and the FLOPs done so far.
         clock: seconds; a test's own.
     """
@@ -86,7 +86,7 @@ class SweepProgress:
         return cell.flops_per_token * min(state.tokens, cell.config.train.tokens)
 
     def _read(self, cell: Run) -> None:
-        status = replace(self._states[cell.config.name], state=CellState.RUNNING)
+        state = replace(self._states[cell.config.name], state=CellState.RUNNING)
         try:
             found = (cell.config.run_dir / "metrics.jsonl").stat()
         except OSError:  # it has not begun to train, or its disk does not answer now
@@ -96,8 +96,8 @@ class SweepProgress:
             if last := last_metrics(cell.config.run_dir):
                 share = last.get("share", 1.0)
                 rate = cell.flops_per_token * last["tokens_per_second"] / share
-                status = replace(status, tokens=last["tokens"], rate=rate, share=share)
-        self._states[cell.config.name] = status
+                state = replace(state, tokens=last["tokens"], rate=rate, share=share)
+        self._states[cell.config.name] = state
 
     def _show(self) -> None:
         states = [state for _, state in self._cells()]

@@ -22,7 +22,7 @@ from videoscaling.utils.errors import CONTINUES, PREEMPTED, UserError, plural
 from videoscaling.utils.locks import lock_run_dir
 from videoscaling.utils.messages import warn
 
-ENDS = {
+REPORTED = {
     "again": "crashed and is tried again; console.log there has the error",
     "failed": "failed; console.log there has the error, and the other cells continue",
     "diverged": "diverged, which is a result",
@@ -114,8 +114,8 @@ def run(sweep: Sweep, print_commands: bool = False) -> int:
                 nonlocal submitted
                 submitted += outcome == "submitted"
                 progress.settle(cell)
-                if outcome in ENDS:
-                    progress.bar.write(f"{cell.config.run_dir}: {ENDS[outcome]}")
+                if outcome in REPORTED:
+                    progress.bar.write(f"{cell.config.run_dir}: {REPORTED[outcome]}")
 
             if keys.kind == "slurm":
                 submit_and_wait(sweep, report, interrupt, progress.look)

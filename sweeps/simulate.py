@@ -23,6 +23,7 @@ from videoscaling.training.config import Config
 from videoscaling.training.run import Run, clip_tokens, encoded_shape
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.messages import warn
+from videoscaling.utils.options import check_range
 from videoscaling.utils.progress import Progress
 
 LIMITS = {
@@ -76,10 +77,7 @@ def command(arguments: argparse.Namespace, overrides: list[str], prediction: Cal
     if arguments.prior is not None:
         raise UserError("--prior: sweeps are fitted by one surface, which assumes no law's exponents; leave it out")
     for name, (least, most) in LIMITS.items():
-        given = getattr(arguments, name)
-        if given is not None and not least <= given <= most:
-            option = name.replace("_", "-")
-            raise UserError(f"--{option} {given!s:.12}: must be a number from {least:g} to {most:g}")
+        check_range(name, getattr(arguments, name), least, most)
     law = law_file.load(arguments.law)
     truth = Truth.of(law, arguments.noise)
     assumed: set[str] = set()

@@ -31,15 +31,14 @@ from videoscaling.utils.files import read_json, write_json
 from videoscaling.utils.yaml_text import Values
 
 FOLDER = "slurm"  # in the sweep's
-# sbatch's messages for a controller that will answer later
+# sbatch's messages where its controller may answer later
 TEMPORARY_ERRORS = (
     "socket timed out",
     "unable to contact slurm controller",
     "temporarily unable",
     "connection refused",
 )
-
-# and for an array above MaxArraySize (1001 jobs by default) or above a user's limit
+# Its messages for an array above MaxArraySize (1001 jobs by default) or above a user's limit
 TOO_MANY_ERRORS = ("invalid job array specification", "submit limit")
 
 
@@ -160,7 +159,7 @@ def _parameters(keys: SlurmKeys, name: str) -> dict[str, object]:
     given = {"partition": keys.partition, "account": keys.account, "mem": keys.mem}
     given |= {"gpus_per_node": keys.gpus, "cpus_per_task": keys.cpus}
     options = {option.replace("_", "-"): value for option, value in keys.options.items()}
-    return {name: value for name, value in given.items() if value is not None} | {
+    return {option: value for option, value in given.items() if value is not None} | {
         "job_name": name,
         "nodes": keys.nodes,
         "ntasks_per_node": 1,
@@ -176,6 +175,7 @@ def _parameters(keys: SlurmKeys, name: str) -> dict[str, object]:
 
 
 def logs(directory: Path) -> Path:
+    """The folder of the jobs' logs in a sweep's ``directory``."""
     return directory / FOLDER / "logs"
 
 
@@ -237,6 +237,7 @@ def read_submission(path: Path) -> Submission:
 
 
 def damaged(path: Path, why: str) -> UserError:
+    """The error of a submission's file that ``submit`` did not write so."""
     return UserError(f"{path}: not a submission ({why}); cancel its job, of that name (scancel), and remove the file")
 
 

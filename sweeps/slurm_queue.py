@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from videoscaling.sweeps.grid import Sweep
 from videoscaling.sweeps.slurm import FOLDER, check_options, damaged, logs, parts, read_submission, submit, tokens_of
-from videoscaling.sweeps.state import ENDED, FAILURE, CellState, cell_status, forget_failure
+from videoscaling.sweeps.state import ENDED, FAILURE, CellState, cell_status, fault_of_sweep, forget_failure
 from videoscaling.training.run import Run
-from videoscaling.utils.errors import DataFault, plural
+from videoscaling.utils.errors import plural
 from videoscaling.utils.results import Failure, write_failure
 
 if TYPE_CHECKING:
@@ -126,10 +126,7 @@ class _OpenCells:
             self._report(run, status.state)
             if status.failure is not None and status.failure.data_fault:
                 _cancel(task for cell, task in queue.items() if cell in self.open)
-                raise DataFault(
-                    f"{status.failure.reason}; then run the sweep again: it stopped, as its other cells read the "
-                    "same data"
-                )
+                raise fault_of_sweep(status.failure.reason)
         return len(self.open) < before
 
     def without_job(self, queue: Queue, at_once: bool) -> list[str]:

@@ -13,13 +13,13 @@ from pathlib import Path
 from videoscaling.training.logs.log_files import MetricsRow
 from videoscaling.training.result import finished_result, recorded, result_damage, resumable_step
 from videoscaling.training.run import Run
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import DataFault, UserError
 from videoscaling.utils.files import atomic_write, parse_json
 from videoscaling.utils.locks import is_locked
 from videoscaling.utils.results import DATA_FAULT, FILE, Failure, RunResult, read_failure, write_result
 
 FAILURE = "failure.json"  # written by who gave the cell up: its pool, or for a lost job who follows the jobs
-TAIL = 4096  # bytes: the last line of metrics.jsonl is within them
+TAIL_BYTES = 4096  # the last line of metrics.jsonl is within them
 
 
 class CellState(StrEnum):
@@ -135,6 +135,11 @@ def label_heldout(run: Run) -> None:
         write_result(run.config.run_dir, marked)
 
 
+def fault_of_sweep(reason: str) -> DataFault:
+    """The error that ends a sweep when the data of one cell are damaged."""
+    return DataFault(f"{reason}; then run the sweep again: it stopped, as its other cells read the same data")
+
+
 def forget_failure(run: Run) -> None:
     """Remove the record of a cell's failure, so that it is tried again."""
     (run.config.run_dir / FAILURE).unlink(missing_ok=True)
@@ -162,7 +167,7 @@ def last_metrics(directory: Path) -> MetricsRow | None:
     try:
         with (directory / "metrics.jsonl").open("rb") as file:
             file.seek(0, 2)
-            file.seek(max(file.tell() - TAIL, 0))
+            file.seek(max(file.tell() - TAIL_BYTES, 0))
             lines = file.read().split(b"\n")[:-1]
         last = parse_json(lines[-1], "metrics.jsonl", dict)
     except (OSError, IndexError, UserError):

@@ -16,7 +16,7 @@ from videoscaling.utils.messages import warn
 from videoscaling.utils.progress import duration
 
 WATCH_SECONDS = 5.0
-PLAN = ("run id", "size", "N", "T", "B", "lr", "steps", "FLOPs", "hours")
+PLAN_HEADER = ("run id", "size", "N", "T", "B", "lr", "steps", "FLOPs", "hours")
 UNLISTED = (CellState.PENDING, CellState.DONE, CellState.DIVERGED)  # the others are named one by one
 
 
@@ -107,7 +107,7 @@ def plan(sweep: Sweep, states: Sequence[CellStatus], estimate: Estimate) -> Plan
 
 def plan_text(sweep: Sweep, planned: Plan) -> str:
     """``plan`` as a table."""
-    table, marks = [PLAN], [""]
+    table, marks = [PLAN_HEADER], [""]
     for cell in planned.cells:
         counts = (f"{cell.N:,}", f"{cell.T:,}", f"{cell.B:,}")
         costs = (f"{cell.steps:,}", f"{cell.flops:.2e}", "?" if cell.hours is None else f"{cell.hours:.3g}")

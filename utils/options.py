@@ -54,14 +54,20 @@ def options_of(kind: type[Options], arguments: argparse.Namespace, **more: Any) 
     return kind(**{one.name: given[one.name] for one in fields(kind) if one.name in given} | more)
 
 
+def check_range(name: str, value: float | None, least: float, most: float) -> None:
+    """Raise UserError where the number of the option ``name`` is given and beyond its bounds."""
+    if value is not None and not least <= value <= most:
+        raise UserError(f"{_flag(name)} {value!s:.12}: must be a number from {least:g} to {most:g}")
+
+
 def check_bounds(options: Any) -> None:
     """Raise UserError for a number beyond its bounds."""
     for one in fields(options):
         least, most = one.metadata.get("bounds", (None, None))
         value = getattr(options, one.name)
         for number in value if isinstance(value, list | tuple) else [value]:
-            if least is not None and number is not None and not least <= number <= most:
-                raise UserError(f"{_flag(one.name)} {number!s:.12}: must be a number from {least:g} to {most:g}")
+            if least is not None:
+                check_range(one.name, number, least, most)
 
 
 def _flag(name: str) -> str:

@@ -145,7 +145,7 @@ MISTAKES = [
     ("sample.py --checkpoint {folder}/runs/x", "no prompt: give --prompt TEXT or --prompts FILE"),
     # tools
     ("tools/sweep.py run {folder}/missing.yaml", "no such configuration file; give a sweep's YAML"),
-    ("tools/sweep.py run configs/train/base.yaml", "a sweep's YAML is wanted, such as configs/sweep/quickstart.yaml"),
+    ("tools/sweep.py run configs/train/base.yaml", "give a sweep's YAML, such as configs/sweep/quickstart.yaml"),
     (f"tools/sweep.py run {SWEEP} optim.lr=1e-3", "a key of training: write config.optim.lr=1e-3"),
     (f"tools/sweep.py run {SWEEP} --dryrun", "--dryrun: no such option; did you mean '--dry-run'"),
     (f"tools/sweep.py run {SWEEP} --lr 3e-4", "--lr: no such option; it is a key: write lr=..."),
