@@ -254,8 +254,8 @@ def run(arguments: argparse.Namespace, prompts: list[Prompt]) -> int:
     if arguments.grid:
         grid = arguments.out / f"grid.{'mp4' if arguments.format == 'mp4' else 'gif'}"
         write_grid(grid, clips, [prompt.text for prompt in prompts], columns=arguments.grid, fps=fps)
-    videos = records[0]["file"] if len(records) == 1 else plural(len(records), "video")
-    print(f"{arguments.out}: {videos} and samples.json{hint}")
+    written = records[0]["file"] if len(records) == 1 else plural(len(records), "video")
+    print(f"{arguments.out}: {written} and samples.json{hint}")
     return 0
 
 

@@ -48,7 +48,7 @@ FOR_VIDEOS = (
 )
 
 
-def arguments() -> argparse.Namespace:
+def arguments() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add(
@@ -198,7 +198,15 @@ def arguments() -> argparse.Namespace:
         f"--source also encode {VERIFIED} random sources again and compare",
     )
     add("--json", action="store_true", help="print the summary as JSON")
-    args = parser.parse_args()
+    return parser
+
+
+def check_options(parser: Parser, args: argparse.Namespace) -> None:
+    """Refuse what needs no look into a file to be refused.
+
+    Raises:
+        UserError: a number out of its range, options that contradict each other, or one that would be ignored.
+    """
     if not args.source and not args.verify:
         raise UserError("--source is missing: 'synthetic', 'doom', 'film', a folder of videos, a manifest or tars")
     for name in ("clips", "frames", "stride", "hop", "fps", "clips_per_video", "batch"):
@@ -230,12 +238,13 @@ def arguments() -> argparse.Namespace:
         parser.refuse_unread(args, ("seed",), "for rendered clips; of videos the same clips are always taken")
         if args.source == FILM:
             parser.refuse_unread(args, ("caption_column", "path_column", "root"), "not for --source film")
-    check_inputs(parser, args)
-    return args
 
 
 def main() -> None:
-    args = arguments()
+    parser = arguments()
+    args = parser.parse_args()
+    check_options(parser, args)
+    check_inputs(parser, args)
     share = this_share(args.share)
     if args.share == "auto" and not args.verify and (warning := slurm_warning(share)):
         warn_of_node(warning)

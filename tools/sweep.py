@@ -26,7 +26,8 @@ from videoscaling.utils.inputs import check_inputs
 from videoscaling.utils.locks import release_abandoned
 
 
-def main() -> int:
+def parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of the subcommands by name."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shared = Parser(add_help=False)
@@ -38,8 +39,8 @@ def main() -> int:
         help="the sweep's YAML; key=value words after it override its keys, such as executor.workers=4",
     )
 
-    listed = Parser(add_help=False)
-    listed.add_argument("--json", action="store_true", help="print one JSON object")
+    with_json = Parser(add_help=False)
+    with_json.add_argument("--json", action="store_true", help="print one JSON object")
 
     def add(name: str, **more: Any) -> Parser:
         examples = "\n".join(line for line in (__doc__ or "").splitlines() if f"sweep.py {name} " in line)
@@ -48,7 +49,7 @@ def main() -> int:
             name, key_of=sweep_key_hint, epilog=f"examples:\n{examples}", formatter_class=form, **more
         )
 
-    command = add("run", parents=[shared, listed], help="train the cells that are not finished")
+    command = add("run", parents=[shared, with_json], help="train the cells that are not finished")
     instead = command.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="list the cells and their cost, train nothing")
     instead.add_argument(
@@ -57,56 +58,32 @@ def main() -> int:
         help="print one line of shell for each unfinished cell, to be run by any scheduler; train nothing",
     )
     take_over_option(command)
-    command = add("status", parents=[shared, listed], help="cells by state, progress, losses so far, time left")
+    command = add("status", parents=[shared, with_json], help="cells by state, progress, losses so far, time left")
     command.add_argument("--watch", action="store_true", help="show it anew every few seconds until all is finished")
     command = add("collect", parents=[shared], help="write one CSV of all milestones")
     command.add_argument("--out", type=path_text, help="the CSV to write (default: results.csv in the sweep's folder)")
     command.add_argument("--dataset", type=path_text, help="also a folder to publish: CSV, Parquet and a data card")
     command.add_argument("--licence", help="of the data set, for its card (default: none is stated)")
     extend_options(
-        add("extend", parents=[shared, listed], help="show, add and train the runs that narrow a prediction")
+        add("extend", parents=[shared, with_json], help="show, add and train the runs that narrow a prediction")
     )
-    command = add("simulate", parents=[shared, listed], help="what its results would identify, before any is trained")
-    command.add_argument(
-        "--law", type=path_text, reads=LAW, default=str(PAPER), help="the law taken to be true (default: the paper's)"
+    simulate_options(
+        add("simulate", parents=[shared, with_json], help="what its results would identify, before any is trained")
     )
-    command.add_argument(
-        "--noise",
-        type=float,
-        help="relative noise of a run's loss (default: the law's own, and 1e-3 where it has none)",
-    )
-    command.add_argument(
-        "--flops",
-        type=float,
-        help="predict the best run of this budget (default: the held-out sizes, else 10 x the costliest run)",
-    )
-    command.add_argument(
-        "--also",
-        type=path_text,
-        reads=SWEEP,
-        action="append",
-        default=[],
-        metavar="SWEEP.yaml",
-        help="another sweep whose runs are fitted together with this one's (repeatable)",
-    )
-    command.add_argument("--sweeps", type=int, default=20, help="how many sweeps to simulate (default 20)")
-    command.add_argument(
-        "--seeds", type=int, default=1, help="runs whose mean loss is compared with the predicted one (default 1)"
-    )
-    command.add_argument(
-        "--n-ctx",
-        type=int,
-        help="tokens per clip where no clips are encoded yet (default: the cache's, else the law's)",
-    )
-    command.add_argument("--prior", type=path_text, help=argparse.SUPPRESS)  # refused, with the reason
+    return parser, commands.choices
 
+
+def main() -> int:
+    parser, commands = parsers()
     arguments, overrides = parser.parse_known_args()
     strange = [word for word in overrides if word.startswith("-")]
     if strange:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
     if arguments.command == "run" and arguments.json and not arguments.dry_run:
         raise UserError("--json: goes with --dry-run; status --json shows a sweep that runs")
-    check_inputs(commands.choices[arguments.command], arguments)
+    if arguments.command == "collect" and arguments.licence and not arguments.dataset:
+        raise UserError("--licence goes into the card of a data set; add --dataset FOLDER")
+    check_inputs(commands[arguments.command], arguments)
     if arguments.command == "simulate":
         from videoscaling.sweeps import simulate
 
@@ -120,8 +97,6 @@ def main() -> int:
     if arguments.command == "status":
         return print_status(sweep, arguments.json, arguments.watch)
     if arguments.command == "collect":
-        if arguments.licence and not arguments.dataset:
-            raise UserError("--licence goes into the card of a data set; add --dataset FOLDER")
         return collect(sweep, arguments.out, arguments.dataset, arguments.licence)
     if arguments.command == "extend":
         from videoscaling.sweeps import extend
@@ -133,7 +108,7 @@ def main() -> int:
     if arguments.dry_run:
         return dry_run(sweep, arguments.json)
     with resumable(str(sweep.directory)):
-        return run(sweep, print_commands=arguments.command == "run" and arguments.print_commands)
+        return run(sweep, print_commands=arguments.print_commands)
 
 
 def take_over_option(command: argparse.ArgumentParser) -> None:
@@ -169,9 +144,44 @@ def extend_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--held-out", action="store_true", help="extend held-out sizes too")
 
 
+def simulate_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``simulate``."""
+    command.add_argument(
+        "--law", type=path_text, reads=LAW, default=str(PAPER), help="the law taken to be true (default: the paper's)"
+    )
+    command.add_argument(
+        "--noise",
+        type=float,
+        help="relative noise of a run's loss (default: the law's own, and 1e-3 where it has none)",
+    )
+    command.add_argument(
+        "--flops",
+        type=float,
+        help="predict the best run of this budget (default: the held-out sizes, else 10 x the costliest run)",
+    )
+    command.add_argument(
+        "--also",
+        type=path_text,
+        reads=SWEEP,
+        action="append",
+        default=[],
+        metavar="SWEEP.yaml",
+        help="another sweep whose runs are fitted together with this one's (repeatable)",
+    )
+    command.add_argument("--sweeps", type=int, default=20, help="how many sweeps to simulate (default 20)")
+    command.add_argument(
+        "--seeds", type=int, default=1, help="runs whose mean loss is compared with the predicted one (default 1)"
+    )
+    command.add_argument(
+        "--n-ctx",
+        type=int,
+        help="tokens per clip where no clips are encoded yet (default: the cache's, else the law's)",
+    )
+    command.add_argument("--prior", type=path_text, help=argparse.SUPPRESS)  # refused, with the reason
+
+
 def prediction(path: Path) -> Prediction:
     """The best rate and batch by a law file, as functions of N and T."""
-
     law = law_file.load(path)
     law.require_pair()
     return law.best_pair

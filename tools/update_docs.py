@@ -60,13 +60,13 @@ def size_table() -> str:
         report = account(load_config(ROOT / "configs/train/cogvideox-256.yaml", keys), n_ctx, Machine())
         shared = [*keys, f"train.batch_tokens={8 * n_ctx}", "train.parallel=fsdp"]
         share = account(load_config(ROOT / "configs/train/cogvideox-256.yaml", shared), n_ctx, Machine(gpus=8))
-        trained = report["flops"]["C_token"] * n_ctx
-        hours = [trained / n_ctx * tokens / (0.4 * planned_peak(gpu, "bfloat16")) / 3600 for gpu in gpus]
+        token, mfu = report["flops"]["C_token"], Machine().mfu
+        hours = [token * tokens / (mfu * planned_peak(gpu, "bfloat16")) / 3600 for gpu in gpus]
         cells = [
             f"{report['N']:.3g}",
             report["config"]["model"]["heads"],
-            f"{trained:.3g}",
-            f"{trained / 3 * 100:.3g}",
+            f"{token * n_ctx:.3g}",
+            f"{token * n_ctx / 3 * 100:.3g}",
         ]
         cells += [f"{value:.3g}" for value in (report["memory_gb"], share["memory_gb"], *hours)]
         lines.append(f"| {size} | {' | '.join(map(str, cells))} |")

@@ -17,7 +17,9 @@ import numpy as np
 from videoscaling.diffusion.validation import T_BINS, validation_times
 from videoscaling.scaling.fitting.grids.clip_losses import averaged_weights
 from videoscaling.scaling.runs import read
+from videoscaling.tools.inputs import STUDY
 from videoscaling.utils.errors import Parser, UserError, run_cli
+from videoscaling.utils.inputs import check_inputs
 
 SEEDS = 3
 Losses = dict[tuple[int, int], np.ndarray]  # by (N, T), [T_BINS]
@@ -72,8 +74,10 @@ def slopes_in_N(losses: Losses) -> tuple[int, list[tuple[int, int]], np.ndarray]
 
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="a folder of results, each with its validation/*.npy")
-    losses = losses_by_time(parser.parse_args().results)
+    parser.add_argument("results", type=Path, reads=STUDY, help="a folder of results, each with its validation/*.npy")
+    args = parser.parse_args()
+    check_inputs(parser, args)
+    losses = losses_by_time(args.results)
     last, pairs, slopes = slopes_in_N(losses)
     print(
         f"slope of ln loss in ln N at T {last:,}, by t\n"

@@ -32,7 +32,9 @@ from videoscaling.scaling.estimates import Prediction
 from videoscaling.scaling.fitting.losses.average import fit_losses
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
+from videoscaling.tools.inputs import STUDY
 from videoscaling.utils.errors import Parser, UserError, run_cli
+from videoscaling.utils.inputs import Input, check_inputs
 
 NOISE, CORRELATION = 0.007, 0.9
 # Outliers' losses are too high by the absolute value of a normal error with this sd.
@@ -48,6 +50,7 @@ CHOSEN_EVERY = 5
 EXPONENTS = tuple(f"{name}{part}" for name in TRUE for part in ("", "_half"))
 SCORES = ("coverage", "half", "square", "score")
 COLUMNS = ("case", "seed", *EXPONENTS, *SCORES)
+SWEEPS = Input("a CSV file that --out wrote")
 
 
 def excess(kind: str, x: NDArray, z: NDArray) -> NDArray[np.float64]:
@@ -224,12 +227,13 @@ def _summary(name: str, value: NDArray, half: NDArray) -> str:
 
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("results/mini/cells"), help="the study's runs")
+    parser.add_argument("--runs", type=Path, reads=STUDY, default=Path("results/mini/cells"), help="the study's runs")
     parser.add_argument("--sweeps", type=int, default=500, help="sweeps of each case (default 500)")
     parser.add_argument("--limit", type=int, help="stop after so many sweeps")
     parser.add_argument("--out", type=Path, help="CSV file to append to")
-    parser.add_argument("--table", type=Path, help="print the tables of a file of sweeps")
+    parser.add_argument("--table", type=Path, reads=SWEEPS, help="print the tables of a file of sweeps")
     args = parser.parse_args()
+    check_inputs(parser, args)
     if args.table:
         print("\n".join(tables(read(args.table))))
         return

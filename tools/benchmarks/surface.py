@@ -29,7 +29,9 @@ from videoscaling.scaling.fitting.losses.forms import fit_form
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.fitting.surface.surface import Surface
+from videoscaling.tools.inputs import FOLDER, STUDY
 from videoscaling.utils.errors import Parser, UserError, run_cli
+from videoscaling.utils.inputs import check_inputs
 
 COLUMNS = ("part", "case", "quantity", "value", "target", "cpu_seconds", "date", "command")
 NEAR = 1.02  # cells within 2 % of their grid's best
@@ -264,14 +266,15 @@ PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=[*PARTS, "all"], help="what to measure")
-    parser.add_argument("--data", type=Path, help="folder of the public tables")
-    parser.add_argument("--runs", type=Path, default=Path("results/mini/cells"), help="the study's runs")
+    parser.add_argument("--data", type=Path, reads=FOLDER, help="folder of the public tables")
+    parser.add_argument("--runs", type=Path, reads=STUDY, default=Path("results/mini/cells"), help="the study's runs")
     parser.add_argument("--subsets", type=int, default=20, help="random subsets of Step Law's cells (default 20)")
     parser.add_argument("--out", type=Path, help="CSV file to append to")
     args = parser.parse_args()
     chosen = list(PARTS) if "all" in args.parts else args.parts
     if args.data is None and set(chosen) & {"steplaw", "scalebench", "budget", "farseer", "time"}:
         raise UserError("say where the public tables are: --data FOLDER")
+    check_inputs(parser, args)
     # Paths differ from machine to machine.
     command = " ".join(["videoscaling.tools.benchmarks.surface", *args.parts, f"--subsets {args.subsets}"])
     for part in chosen:
