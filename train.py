@@ -26,7 +26,7 @@ from videoscaling.utils.inputs import check_inputs
 from videoscaling.utils.locks import release_abandoned
 
 
-def main() -> int:
+def parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, key_of=key_of)
     parser.add_argument(
         "--config",
@@ -50,8 +50,13 @@ def main() -> int:
     formula.add_argument("--mfu", type=float, help="fraction of the GPU's peak reached (default 0.4)")
     formula.add_argument("--gpu-memory", type=float, metavar="GB", help="of one GPU (default: the largest sold)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys that override the file's")
-    arguments = parser.parse_intermixed_args()
-    check_inputs(parser, arguments)
+    return parser
+
+
+def main() -> int:
+    command = parser()
+    arguments = command.parse_intermixed_args()
+    check_inputs(command, arguments)
     from videoscaling.data.index import check_cache
     from videoscaling.training.config import cache_folders, load_config
 

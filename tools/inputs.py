@@ -5,7 +5,6 @@ from pathlib import Path
 
 from videoscaling.data.choices import NAMED_SOURCES
 from videoscaling.models.hub import TEXT_ENCODERS, VAES, may_be_hub_id
-from videoscaling.utils.files import pickles
 from videoscaling.utils.inputs import Input, is_text
 from videoscaling.utils.tables import DELIMITERS, LINES, table_kind
 
@@ -19,8 +18,9 @@ def _laws() -> Iterable[Path]:
 
 
 def _checkpoint_of(file: Path) -> str:
-    inside = (file.parent / "state.json").is_file()
-    return f"; give {file.parent}, the checkpoint that it is part of" if inside else pickles(file)
+    from videoscaling.training.checkpoints.paths import instead_of_file  # it imports configurations
+
+    return instead_of_file(file)
 
 
 def _runs() -> Iterable[Path]:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from videoscaling.training.checkpoints.paths import PREFIX, STATE, check_exists
+from videoscaling.training.checkpoints.paths import PREFIX, STATE, check_exists, instead_of_file
 from videoscaling.training.checkpoints.pieces import collect_facts, pieces_to_read, shapes_of
 from videoscaling.training.checkpoints.stored_tensors import StoredTensors, read_header
 from videoscaling.training.config import CONFIG, Config, to_dict
@@ -390,10 +390,7 @@ def find_checkpoint(path: Path, needs: tuple[str, ...] = ("ema",)) -> Path:
     """
     check_exists(path)
     if path.is_file():
-        whole = path.parent if (path.parent / STATE).is_file() else None
-        raise UserError(
-            f"{path}: is a file; a checkpoint is a folder" + (f": give {whole}" if whole else pickles(path))
-        )
+        raise UserError(f"{path}: is a file; a checkpoint is a folder{instead_of_file(path)}")
     if (path / STATE).is_file() or path.name.startswith(PREFIX):
         check(path)
         for kind in needs:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from videoscaling.training.config import CONFIG, config_of_run
 from videoscaling.utils.errors import UserError, nearest_path
+from videoscaling.utils.files import pickles
 from videoscaling.utils.locks import is_locked
 from videoscaling.utils.results import FILE, read_result
 
@@ -32,6 +33,12 @@ def check_exists(path: str | Path) -> None:
     is_checkpoint = folder.name.startswith(PREFIX) or (folder / STATE).is_file()
     if (folder / CONFIG).is_file() and not is_checkpoint and not any((folder / "checkpoints").glob(f"{PREFIX}*")):
         _refuse_run_without_checkpoint(folder)
+
+
+def instead_of_file(file: Path) -> str:
+    """What to give where a ``file`` is given for a checkpoint, which is a folder; to append to a message."""
+    inside = (file.parent / STATE).is_file()
+    return f"; give {file.parent}, the checkpoint that it is part of" if inside else pickles(file)
 
 
 def _refuse_run_without_checkpoint(folder: Path) -> None:
