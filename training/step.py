@@ -139,7 +139,7 @@ class TrainStep:
         self.noise_scale = NoiseScale(device)
 
     def run(self, samples: Samples, tokens: int) -> None:
-        """Train on this process's share of a batch; ``tokens``: the run's tokens before this step."""
+        """Train on this process's share of a batch, samples [n, ...]; ``tokens``: the run's before this step."""
         loss = self.backward(samples)
         if self.clip_numbers is not None:
             sums = self.by_shape.setdefault(shape_name(samples.x0.shape[1:]), torch.zeros(2, device=loss.device))
@@ -177,7 +177,10 @@ class TrainStep:
         return total
 
     def apply_gradients(self, loss: Tensor, tokens: int) -> None:
-        """Apply the accumulated gradients: clip, AdamW, EMA. ``loss`` is their mean loss, for the log."""
+        """Apply the accumulated gradients: clip, AdamW, EMA. ``loss`` is this process's mean loss, for the log.
+
+        A step whose gradient is not finite moves the EMA alone, and is counted as skipped.
+        """
         config, batch = self._config, self._config.train.batch_tokens
         self.grad_norm = self._compiled_update(tokens) if self._compiles_update else self._fused_update(tokens)
         finite = self.grad_norm.isfinite()
@@ -192,7 +195,11 @@ class TrainStep:
         self.consecutive_skips.add_(~finite).mul_(~finite | diverged)
 
     def settings(self, tokens: int, active: bool = True) -> list[float]:
-        """The numbers of a step for ``update_factors``; unless ``active`` nothing moves."""
+        """The numbers of a step for ``update_factors``: the rate, beta1, beta2, epsilon, weight decay, the norm to
+        clip at, ``active`` (unless it is set nothing moves), and the share of the EMA that the new weights take.
+
+        ``tokens``: the run's before this step.
+        """
         keys, batch = self._config.optim, self._config.train.batch_tokens
         rate = learning_rate(keys, tokens + batch / 2, self._config.train.tokens)
         towards = 1 - decay(self.power, batch, tokens + batch)

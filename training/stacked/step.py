@@ -24,7 +24,8 @@ class StackedStep:
 
     Attributes:
         trainers: the runs, a row each. Their own buffers are views of the rows, complete after each step.
-        wrapped, grad_norm, by_t, micro_batch: as ``TrainStep``'s, of all rows; ``find_micro_batch`` uses them.
+        wrapped, by_t, micro_batch: as ``TrainStep``'s, of all rows; ``find_micro_batch`` uses them.
+        grad_norm, loss_sum, finite_steps, skipped_steps, consecutive_skips: as ``TrainStep``'s, [rows].
     """
 
     def __init__(self, trainers: list[Trainer], micro_batch: int | None = None) -> None:
