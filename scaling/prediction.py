@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.laws import Law
 from videoscaling.scaling.tables import LEAST, MOST
 from videoscaling.utils.errors import UserError
@@ -21,6 +22,8 @@ class Predicted:
         predicted: the law's value.
         low, high: 95 % interval of one new run, or of the mean of ``seeds`` new runs, its noise included.
         mean_low, mean_high: 95 % interval of the law.
+        regret: [rows] what B and lr cost: the loss over that of the best pair at its N and T, less 1. nan where a
+            row has neither; None where the law reads no B and lr.
         extrapolated: [rows] whether a row lies outside the fitted N, T and, of a surface, B and lr.
         notes: what a reader must know, a sentence each.
     """
@@ -30,6 +33,7 @@ class Predicted:
     high: NDArray[np.float64]
     mean_low: NDArray[np.float64]
     mean_high: NDArray[np.float64]
+    regret: Estimate | None
     extrapolated: NDArray[np.bool_]
     notes: tuple[str, ...] = ()
 
@@ -62,6 +66,7 @@ def predict(
         raise UserError(f"seeds must be at least 1, not {seeds}")
     with np.errstate(all="ignore"):  # constants out of range give what is not finite, which is refused
         found = law.response.predict(N, T, B, lr, seeds)
+        regret = law.response.regret(N, T, B, lr)
     outside = np.zeros(len(N), dtype=bool)
     for name, span in law.response.domain.items():
         value = {"N": N, "T": T, "B": B, "lr": lr}[name]
@@ -81,6 +86,7 @@ def predict(
         high=found.high,
         mean_low=found.mean_low,
         mean_high=found.mean_high,
+        regret=regret,
         extrapolated=outside,
         notes=notes,
     )

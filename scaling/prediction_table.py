@@ -12,7 +12,9 @@ from videoscaling.scaling.prediction import Predicted
 from videoscaling.scaling.tables import open_table
 from videoscaling.utils.errors import UserError
 
-ADDED = ("predicted", "low", "high", "mean_low", "mean_high", "extrapolated")
+LOSSES = ("predicted", "low", "high", "mean_low", "mean_high")
+REGRET = ("regret", "regret_low", "regret_high")  # of laws that read B and lr
+OUTSIDE = "extrapolated"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def read(path: Path, columns: dict[str, str], unit: str | None, hyperparameters:
     """
     wanted = ("N", "T", "B", "lr") if hyperparameters else ("N", "T")
     table = open_table(path, {ours: theirs for ours, theirs in columns.items() if ours in wanted}, wanted)
-    if taken := [name for name in ADDED if name in table.present]:
+    if taken := [name for name in (*LOSSES, *REGRET, OUTSIDE) if name in table.present]:
         raise UserError(f"{path}: there is a column {taken[0]!r} already; rename it, or leave it out")
     table.require(*(ours for ours in ("N", "T") if table.names[ours] is None))
     per_unit = table.batch_tokens(unit) if hyperparameters else 1.0
@@ -54,11 +56,14 @@ def read(path: Path, columns: dict[str, str], unit: str | None, hyperparameters:
 
 
 def write(table: RunsToPredict, predicted: Predicted, handle: TextIO) -> None:
-    """The table as CSV with ``ADDED``'s columns; what is unknown is blank."""
+    """The table as CSV with the predictions' columns; what is unknown is blank."""
     writer = csv.writer(handle, lineterminator="\n")
-    writer.writerow([*table.columns, *ADDED])
-    numbers = np.stack([getattr(predicted, name) for name in ADDED[:-1]], axis=1)
-    for row, values, outside in zip(table.rows, numbers, predicted.extrapolated):
+    regret = predicted.regret
+    writer.writerow([*table.columns, *LOSSES, *(REGRET if regret else ()), OUTSIDE])
+    numbers = [getattr(predicted, name) for name in LOSSES]
+    if regret:
+        numbers += [regret.value, regret.low, regret.high]
+    for row, values, outside in zip(table.rows, np.stack(numbers, axis=1), predicted.extrapolated):
         cells = ["" if (cell := row.get(name)) is None else cell for name in table.columns]
         texts = ["" if np.isnan(value) else f"{value:.8g}" for value in values]
         writer.writerow([*cells, *texts, int(outside)])

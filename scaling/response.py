@@ -88,6 +88,9 @@ class Response(Protocol):
     ) -> Prediction:
         """Losses of runs [rows]; low and high hold the mean of ``seeds`` new ones. nan: the best batch, or rate."""
 
+    def regret(self, N: ArrayLike, T: ArrayLike, B: ArrayLike, lr: ArrayLike) -> Estimate | None:
+        """What runs lose [rows] by their batch and rate: the loss over the best pair's, less 1. None: unknown."""
+
     def notes(self, seeds: int) -> list[str]:
         """What a reader of ``predict``'s intervals must know, a line each."""
 
@@ -202,6 +205,10 @@ class PowerLaws:
             wide = np.hypot(np.log(ends / value), t_quantile(scatter["freedom"]) * np.sqrt(variance))
             new = value * np.exp(np.array([[-1.0], [1.0]]) * wide)
         return Prediction(value, *ends, *new)
+
+    def regret(self, N: ArrayLike, T: ArrayLike, B: ArrayLike, lr: ArrayLike) -> Estimate | None:
+        """Unknown: the law's loss is that of the best batch and rate."""
+        return None
 
     def notes(self, seeds: int) -> list[str]:
         """Which intervals are unknown, and why."""

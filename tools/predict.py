@@ -6,7 +6,8 @@
 
 Each row needs N (parameters) and T (tokens). A law file with a surface, as fit.py makes of grids, also reads B and
 lr: rows without them are predicted at the best ones. Added columns: predicted; low and high, the 95 % interval of one
-new run, its noise included (of the mean of K runs with --seeds K); mean_low and mean_high, the law's own;
+new run, its noise included (of the mean of K runs with --seeds K); mean_low and mean_high, the law's own; of
+a surface regret, regret_low and regret_high, what the row's B and lr cost over the best ones (relative loss, 95 %);
 extrapolated, 1 outside the fitted range. Rows keep their order. Without --out the table goes to stdout. docs/laws.md
 says how the intervals are made.
 """

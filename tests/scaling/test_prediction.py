@@ -120,6 +120,35 @@ def test_rows_without_batch_or_rate_are_predicted_at_the_best_ones(surface_law):
     assert many.predicted[0] == pytest.approx(found.predicted[0])
 
 
+def test_regret_is_what_batch_and_rate_cost(surface_law):
+    random = np.random.default_rng(6)
+    N, T, B = (
+        np.exp(random.uniform(np.log(low), np.log(high), 200)) for low, high in ((1e6, 2e7), (1e8, 2e9), (100, 1e4))
+    )
+    lr = planted.best_rate(B, T, N) * np.exp(random.uniform(-1, 1, 200))
+    batches = np.geomspace(100, 1e4, 2000)[:, None]
+    best = planted.ln_loss(N, T, batches, planted.best_rate(batches, T, N)).min(axis=0)
+    truth = np.expm1(planted.ln_loss(N, T, B, lr) - best)
+    found = predict(surface_law, N, T, B, lr).regret
+    # Errors in the constants are common to all rows, so that these miss together: 0.9 instead of 0.95.
+    assert np.mean((found.low <= truth) & (truth <= found.high)) > 0.9
+    assert np.sqrt(np.mean((found.value - truth) ** 2)) < 0.003 < np.std(truth) / 3
+    assert np.all((found.low >= 0) & (found.low <= found.value) & (found.value <= found.high))
+
+
+def test_regret_of_one_of_batch_and_rate_is_at_the_best_other_one(surface_law):
+    N, T, nan = 8e6, 1e9, np.nan
+    rate = planted.best_rate(2e3, T, N)
+    found = predict(surface_law, N, T, [nan, 2e3, nan, 2e3], [nan, nan, rate, rate]).regret
+    assert np.isnan([found.value[0], found.low[0], found.high[0]]).all()
+    assert 0 <= found.value[2] <= found.value[3]
+    assert found.value[1] == pytest.approx(found.value[3], abs=0.002)
+
+
+def test_a_loss_law_knows_no_regret(law):
+    assert predict(law, 1e8, 1e10, 1e5, 1e-3).regret is None
+
+
 def test_rates_and_batches_that_were_not_run_are_extrapolated(surface_law):
     low, high = surface_law.surface.domain["lr"]
     found = predict(surface_law, 4e6, 4e8, [100, 99, 100, 100, np.nan], [low, low, high * 1.01, np.nan, np.nan])

@@ -91,6 +91,14 @@ class SurfaceResponse:
         N, T, B, lr = (v.ravel() for v in values)
         return self.surface.predict(N, T, *self._filled(N, T, B, lr), seeds)
 
+    def regret(self, N: ArrayLike, T: ArrayLike, B: ArrayLike, lr: ArrayLike) -> Estimate | None:
+        """By the averaged shapes; the one of B and lr that is nan is the best one, and nan where both are."""
+        values = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, dtype=float)) for v in (N, T, B, lr)))
+        N, T, B, lr = (v.ravel() for v in values)
+        found = self.surface.regret(N, T, *self._filled(N, T, B, lr))
+        unasked = np.isnan(B) & np.isnan(lr)
+        return Estimate(*(np.where(unasked, np.nan, v) for v in (found.value, found.low, found.high)))
+
     def predict_best(self, N: ArrayLike, T: ArrayLike, seeds: int = 1) -> Prediction:
         """Losses at the best batch and rate."""
         return self.predict(N, T, seeds=seeds)

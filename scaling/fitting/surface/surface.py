@@ -268,6 +268,19 @@ class Surface:
         ends = [np.exp(v) for v in (middle, middle - half, middle + half, middle - wide, middle + wide)]
         return Prediction(*ends)
 
+    def regret(self, N: ArrayLike, T: ArrayLike, B: ArrayLike, lr: ArrayLike) -> Estimate:
+        """What a batch and a rate cost [rows]: the loss over that of the best pair (of at least one clip), less 1."""
+        rows = self._inputs(N, T, B, lr)
+
+        def excess(model: Model, theta: NDArray) -> NDArray:
+            if theta.ndim > 1:
+                return np.stack([excess(model, one) for one in theta.reshape(-1, theta.shape[-1])])
+            best = shape.price(model, theta, rows.n, rows.t, self.floor(model, theta, rows.n, rows.t))
+            return np.maximum(shape.evaluate(model, theta, rows).excess - best, 0)
+
+        ratio = self._estimate(excess, 1.0)
+        return Estimate(*(v - 1 for v in (ratio.value, ratio.low, ratio.high)))
+
     def warnings(self) -> list[str]:
         """What a reader of the laws must know, a line each."""
         lines = diagnostics.warnings(self.lack_of_fit)
