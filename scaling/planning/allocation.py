@@ -83,6 +83,24 @@ def power_law_of_minima(
     return y.mean(axis=-1) - exponent * x.mean(), exponent
 
 
+def budgets_of(law: Law) -> tuple[float, float]:
+    """FLOPs over which the power law through its minima is fitted: those of its runs, to ten times the largest."""
+    return law.domain["C"][0], 10 * law.domain["C"][1]
+
+
+def exponent(law: Law, cost: Cost) -> Estimate | None:
+    """That of the power law through the loss law's minima, with its 95 % interval; None where there is none."""
+    sizes = (law.allocation or {}).get("predicted")
+    if sizes is None or law.response.no_losses is not None or law.domain.get("C") is None:
+        return None
+    losses, span = law.response.losses, budgets_of(law)
+    best = float(optimum(losses, span[1], cost))
+    near = best, span[1] / float(cost(np.array(best)))
+    drawn = losses.estimate(lambda losses: power_law_of_minima(losses, span, cost)[1], *near)
+    off = sizes.exponent - drawn.value  # 0 but where the law's costs were not quite these
+    return Estimate(drawn.value + off, drawn.low + off, drawn.high + off)
+
+
 def estimates(law: Law, C: float, cost: Cost) -> dict[str, Estimate]:
     """N_opt at C FLOPs by each estimator that the law has, with its 95 % interval where that is known.
 
@@ -102,10 +120,8 @@ def estimates(law: Law, C: float, cost: Cost) -> dict[str, Estimate]:
         if name == "predicted" and losses is not None and law.domain.get("C") is not None:
             # The power law is fitted again for each draw, over the budgets of the fit, and moves with it. Only the
             # ratio to the law's own is taken: it holds as well where the law's costs were not quite these.
-            span = (law.domain["C"][0], 10 * law.domain["C"][1])
-
-            def by_minima(losses: Losses, span: tuple[float, float] = span) -> NDArray:
-                log_N, exponent = power_law_of_minima(losses, span, cost)
+            def by_minima(losses: Losses) -> NDArray:
+                log_N, exponent = power_law_of_minima(losses, budgets_of(law), cost)
                 return np.exp(log_N + exponent * np.log(C))
 
             moved = _without_search_ends(losses.estimate(by_minima, *near))
@@ -149,6 +165,8 @@ def side_by_side(law: Law, C: float, cost: Cost) -> list[str]:
     rows: list[dict[str, object]] = []
     for name in names:
         constants = {key: getattr(law.allocation.get(name), key, "") for key in ("coefficient", "exponent")}
+        if name == "predicted" and (power := exponent(law, cost)) is not None:
+            constants["exponent"] = power.as_json()
         rows.append({"N_opt": name, **constants})
         rows[-1] |= {f"at {at:.3g}": sizes[name].as_json() for at, sizes in found.items()}
         if len(names) > 1:

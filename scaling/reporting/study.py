@@ -168,6 +168,8 @@ def sizes_of(law: laws.Law, cost: allocation.Cost) -> dict[str, Any]:
         raise UnsupportedFit("the law does not say which budgets it was fitted to")
     powers = {name: (law.allocation or {}).get(name) for name in laws.ESTIMATORS}
     found = {name: power and {"exponent": power.exponent} for name, power in powers.items()} | {"minimised": {}}
+    if (power := allocation.exponent(law, cost)) is not None:
+        found["predicted"]["exponent"] = _span(power)
     for label, C in (("C", law.domain["C"][1]), ("10 C", 10 * law.domain["C"][1])):
         for name, size in allocation.estimates(law, C, cost).items():
             found[name][label] = {"FLOPs": C, **_span(size)}

@@ -50,7 +50,8 @@ def test_a_law_may_be_looked_at_before_it_is_written(study):
     assert "not written: --out" in out
     rows = {line.split()[0]: line for line in out.splitlines() if line.startswith(("predicted ", "minimised "))}
     assert set(rows) == {"predicted", "minimised"}
-    assert all(len(re.findall(r"\d \[\d\S*, \d\S*\]", row)) == 2 for row in rows.values()), rows
+    intervals = {name: len(re.findall(r"\d \[\d\S*, \d\S*\]", row)) for name, row in rows.items()}
+    assert intervals == {"predicted": 3, "minimised": 2}, rows  # the exponent, and two budgets
     (unknown,) = (line for line in out.splitlines() if "unknown" in line)
     assert unknown.startswith("N_opt, direct and measured: unknown (")
     assert "three sizes at shared budgets" in unknown

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from videoscaling.scaling import laws
+from tests.scaling import planted
+from videoscaling.scaling import laws, runs
+from videoscaling.scaling.fitting.surface import surface_law
 from videoscaling.scaling.planning import allocation
 
 
@@ -70,3 +72,18 @@ def test_sizes_within_a_tolerance_give_away_just_that(paper, cost):
     for N in ends:
         assert float(paper.loss(N, 1e21 / cost(np.array(N)))) / least - 1 == pytest.approx(1e-3, rel=0.02)
     assert ends[0] < best < ends[1]
+
+
+def test_the_exponents_interval_holds_the_planted_one(paper, tmp_path):
+    cost = allocation.proportional(6)
+    for seed in range(3):
+        table = runs.read(planted.write_table(planted.cells(seed), tmp_path / "cells.csv"))
+        law = surface_law.fit_law(table, "all", "auto", cost, {})
+        found = allocation.exponent(law, cost)
+        assert float(found.value) == pytest.approx(law.allocation["predicted"].exponent)
+        # 0.25 / (0.2 + 0.25) in closed form, whatever the floor. An interval beyond (0, 1) would say nothing.
+        assert 0 < found.low < 0.25 / 0.45 < found.high < 1
+        shown = f"[{float(found.low):.4g}, {float(found.high):.4g}]"
+        assert shown in "\n".join(allocation.side_by_side(law, 1e18, cost))
+    assert allocation.exponent(dataclasses.replace(law, allocation=None), cost) is None
+    assert np.isnan(allocation.exponent(dataclasses.replace(paper, draws=None), cost).low)
