@@ -31,6 +31,7 @@ SAME_BATCH = 0.1
 MAX_BATCH_RATIO = 4.0
 # Rows whose draws are evaluated at once.
 DRAW_ROWS = 4096
+NARROWS_NOTHING = "the law's points are single runs: their noise is not known apart, so more seeds narrow nothing"
 
 
 class Response(Protocol):
@@ -213,14 +214,14 @@ class PowerLaws:
     def notes(self, seeds: int) -> list[str]:
         """Which intervals are unknown, and why."""
         if self._averages_forms:
-            return []
+            return [NARROWS_NOTHING] if seeds > 1 else []
         scatter, name = self.law.fit.get("scatter"), f"law {self.law.name!r}"
         if self.law.drawn("loss") is None:
             return [f"{name} has no draws: its intervals are unknown"]
         if scatter is None:
             return [f"{name} does not say how runs scatter around it: fit it again for low and high"]
         if scatter["run"] is None and seeds > 1:
-            return ["the law's points are single runs: their noise is not known apart, so more seeds narrow nothing"]
+            return [NARROWS_NOTHING]
         return []
 
     def batch_warnings(self, N: float, T: float, B: float | None, n_ctx: int) -> list[str]:

@@ -70,7 +70,12 @@ class LossLaws:
         return np.sqrt([float(member.variance_factor(beyond)) for member in self.members])
 
     def predict(self, N: ArrayLike, T: ArrayLike, seeds: int = 1) -> Prediction:
-        """Losses at N parameters and T tokens, at the best batch and rate of the table."""
+        """Losses at N parameters and T tokens, at the best batch and rate.
+
+        Args:
+            seeds: not read. The scatter of the points is noise and the forms' own error, and which is which is not
+                known: the mean of several runs has the interval of one.
+        """
         N, T = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, dtype=float)) for v in (N, T)))
         weights = np.array([member.weight for member in self.members])
         beyond = self._beyond(N, T)
@@ -79,7 +84,7 @@ class LossLaws:
             law, scatter = member.fit.interval(N, T) ** 2, member.fit.noise**2
             factor = member.variance_factor(beyond)
             means.append(np.log(member.fit(N, T)))
-            own.append(factor * (law + scatter * (1 - 1 / seeds)) if seeds > 1 else factor * law)
+            own.append(factor * law)
             new.append(factor * (law + scatter))
         middle = weights @ np.array(means)
         between = weights @ (np.array(means) - middle) ** 2

@@ -83,3 +83,10 @@ def test_tables_too_short_to_test_extrapolation_claim_three_times_the_width_beyo
     within, beyond = law.stretch(3e7, 2e9), law.stretch(3e7, 8e9)
     assert (within, beyond) == (pytest.approx([1.0]), pytest.approx([3.0]))
     assert any("3 times as wide" in line for line in law.warnings())
+
+
+def test_the_laws_own_interval_is_the_same_for_any_number_of_seeds():
+    law = fit_losses(*table("joint"), draws=20)
+    one, many = (law.predict(1e9, 1e11, seeds) for seeds in (1, 16))
+    for name in ("mean", "mean_low", "mean_high", "low", "high"):
+        assert getattr(one, name) == pytest.approx(getattr(many, name), rel=1e-12)
