@@ -187,7 +187,8 @@ def _member(form: str, N: NDArray, T: NDArray, loss: NDArray, B: NDArray, noise:
                 form, N[rest], T[rest], loss[rest], B[rest], noise=errors, scale=fit.scale, start=fit.theta
             )
             error = _without_outliers(np.log(loss[out]) - np.log(part(N[out], T[out], B[out])))
-            variance = part.interval(N[out], T[out], B[out]) ** 2 + fit.noise**2
+            scatter = fit.noise if noise is None else fit.noise * noise[out] / np.sqrt(np.mean(noise**2))
+            variance = part.interval(N[out], T[out], B[out]) ** 2 + scatter**2
             squares.append(float(np.mean(error**2)))
             ratios.append(float(np.mean(error**2 / variance)))
     window_error = float(np.sqrt(np.mean(squares))) if squares else np.nan

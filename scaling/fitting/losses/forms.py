@@ -135,7 +135,7 @@ class FormFit:
         form: its name in CONSTANTS.
         theta: [constants] logarithms.
         scale: what N, T and B are divided by.
-        noise: sd of the residuals of ln loss.
+        noise: sd of the residuals of ln loss, the rms over rows where these have standard errors of their own.
         covariance: [constants, constants] of theta, for independent rows.
         draws: [draws, constants] from a bootstrap over clusters, or None.
     """
@@ -243,7 +243,9 @@ def fit_form(
             prior=(centres, sharpness),
             tolerance=1e-6,
         )
-    return FormFit(form, theta, scale, float(sd), np.linalg.pinv(hessian, rcond=1e-12), drawn)
+    # ``sd`` is that of the row known best, which has precision 1: a new run is no better known than the others.
+    spread = float(sd * np.sqrt(np.mean(precision**-2)))
+    return FormFit(form, theta, scale, spread, np.linalg.pinv(hessian, rcond=1e-12), drawn)
 
 
 # Huber's constant: 95 % efficiency under normal noise.
