@@ -153,8 +153,8 @@ class FormFit:
         return dict(zip(CONSTANTS[self.form], np.exp(self.theta).tolist()))
 
     def __call__(self, N: ArrayLike, T: ArrayLike, B: ArrayLike = np.nan) -> NDArray[np.float64]:
-        """Loss at N parameters, T tokens and, for three_term, B tokens."""
-        n, t, b = self.scale.logs(N, T, B)
+        """Loss at N parameters, T tokens and, for three_term, B tokens (nan: the best batch)."""
+        n, t, b = self._logs(N, T, B)
         return np.exp(evaluate(self.form, self.theta, n.ravel(), t.ravel(), b.ravel())[0]).reshape(n.shape)
 
     @property
@@ -164,11 +164,20 @@ class FormFit:
 
     def interval(self, N: ArrayLike, T: ArrayLike, B: ArrayLike = np.nan) -> NDArray[np.float64]:
         """sd of ln f at each row, [rows], from the draws where there are any."""
-        logs = self.scale.logs(N, T, B)
+        logs = self._logs(N, T, B)
         if self.draws is not None:
             return evaluate(self.form, self.draws, *logs)[0].std(axis=0)
         _, J = evaluate(self.form, self.theta, *logs)
         return np.sqrt(np.einsum("ij,jk,ik->i", J, self.covariance, J))
+
+    def _logs(self, N: ArrayLike, T: ArrayLike, B: ArrayLike) -> tuple[NDArray, NDArray, NDArray]:
+        """``scale.logs``; an unknown B is the best one, which balances three_term's Bc / B^aB and Sc / (T / B)^aS."""
+        n, t, b = self.scale.logs(N, T, B)
+        if self.form != "three_term":
+            return n, t, b
+        _, _, Bc, ln_aB, Sc, ln_aS, _ = self.theta
+        aB, aS = np.exp([ln_aB, ln_aS])
+        return n, t, np.where(np.isnan(B), (ln_aB + Bc - ln_aS - Sc + aS * t) / (aB + aS), b)
 
 
 def fit_form(
