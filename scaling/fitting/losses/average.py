@@ -1,5 +1,6 @@
 """The law of losses from tables of (N, T, loss) alone: forms averaged by expanding-window error, honest intervals."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -8,7 +9,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.estimates import Prediction, t_quantile
 from videoscaling.scaling.fitting.losses import forms
-from videoscaling.scaling.fitting.uncertainty import UNTESTED, WORSE, calibration, untested_warning, weights_of
+from videoscaling.scaling.fitting.uncertainty import (
+    UNTESTED,
+    WORSE,
+    calibration,
+    shared_errors,
+    untested_warning,
+    weights_of,
+)
 from videoscaling.utils.errors import UserError
 
 # Rows (as a share) that each window predicts from those with smaller N, T or N T, and windows of each kind.
@@ -139,12 +147,11 @@ def fit_losses(
     B = np.broadcast_to(np.asarray(B, dtype=float), N.shape)
     noise = None if noise is None else np.asarray(noise, dtype=float)
     names = [name for name in forms.AUTO if len(N) >= len(forms.CONSTANTS[name])] if form == "auto" else [form]
-    found = [_member(name, N, T, loss, B, noise) for name in names or ["additive"]]
-    evidence = np.array([-0.5 * len(N) * np.log(member.fit.noise**2) for member, _ in found])
-    evidence -= np.array([0.5 * len(forms.CONSTANTS[member.form]) * np.log(len(N)) for member, _ in found])
-    errors, steps = np.array([member.window_error for member, _ in found]), np.array([count for _, count in found])
-    weight = weights_of(errors, steps, evidence)
-    kept = [(w, member) for w, (member, _) in zip(weight, found) if w > 0]
+    found, windows = zip(*(_member(name, N, T, loss, B, noise) for name in names or ["additive"]))
+    evidence = np.array([-0.5 * len(N) * np.log(member.fit.noise**2) for member in found])
+    evidence -= np.array([0.5 * len(forms.CONSTANTS[member.form]) * np.log(len(N)) for member in found])
+    weight = weights_of(*shared_errors(windows), evidence)
+    kept = [(w, member) for w, member in zip(weight, found) if w > 0]
     members = [replace(member, weight=float(w)) for w, member in sorted(kept, key=lambda pair: -pair[0])]
     if draws:
         drawn = {"noise": noise, "cluster": cluster, "draws": draws}
@@ -164,12 +171,15 @@ def _span(values: NDArray) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
-def _member(form: str, N: NDArray, T: NDArray, loss: NDArray, B: NDArray, noise: NDArray | None) -> tuple[Member, int]:
-    """The fitted form with its expanding-window error, and how many windows gave it."""
+def _member(
+    form: str, N: NDArray, T: NDArray, loss: NDArray, B: NDArray, noise: NDArray | None
+) -> tuple[Member, dict[Hashable, float]]:
+    """The fitted form with its expanding-window error, and the mean squared error of each window."""
     fit = forms.fit_form(form, N, T, loss, B, noise=noise)
-    squares, ratios = [], []
+    squares: dict[Hashable, float] = {}
+    ratios = []
     size = max(int(WINDOW * len(N)), LEAST_WINDOW)
-    for key in (N, T, N * T):
+    for along, key in (("N", N), ("T", T), ("N T", N * T)):
         order = np.argsort(key, kind="stable")
         for window in range(WINDOWS):
             out = order[len(N) - (window + 1) * size : len(N) - window * size]
@@ -189,10 +199,10 @@ def _member(form: str, N: NDArray, T: NDArray, loss: NDArray, B: NDArray, noise:
             error = _without_outliers(np.log(loss[out]) - np.log(part(N[out], T[out], B[out])))
             scatter = fit.noise if noise is None else fit.noise * noise[out] / np.sqrt(np.mean(noise**2))
             variance = part.interval(N[out], T[out], B[out]) ** 2 + scatter**2
-            squares.append(float(np.mean(error**2)))
+            squares[along, window] = float(np.mean(error**2))
             ratios.append(float(np.mean(error**2 / variance)))
-    window_error = float(np.sqrt(np.mean(squares))) if squares else np.nan
-    return Member(fit, 1.0, window_error, calibration(ratios)), len(squares)
+    window_error = float(np.sqrt(np.mean(list(squares.values())))) if squares else np.nan
+    return Member(fit, 1.0, window_error, calibration(ratios)), squares
 
 
 def _without_outliers(errors: NDArray) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from videoscaling.scaling.fitting.surface import diagnostics, least_squares, sel
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.shape import Inputs
 from videoscaling.scaling.fitting.surface.surface import Member, Surface
-from videoscaling.scaling.fitting.uncertainty import weights_of
+from videoscaling.scaling.fitting.uncertainty import shared_errors, weights_of
 from videoscaling.utils.errors import UserError, plural
 
 
@@ -96,7 +96,7 @@ def _members(
         steps = selection.expanding_window(cells, problem, solution)
         found.append(Member(name, 1.0, solution, tuple(steps)))
         evidence.append(least_squares.log_evidence(problem, solution))
-    errors = np.array([member.window_error for member in found])
-    weight = weights_of(errors, np.array([len(member.steps) for member in found]), np.array(evidence))
+    windows = [{(s.by, s.value): float(np.mean(s.error**2)) for s in member.steps} for member in found]
+    weight = weights_of(*shared_errors(windows), np.array(evidence))
     order = np.argsort(-weight)
     return tuple(replace(found[i], weight=float(weight[i])) for i in order if weight[i] > 0)

@@ -114,8 +114,8 @@ def shapes(
         found.append(Candidate(batch, may_bend, error, 1.0, solution))
         evidence.append(least_squares.log_evidence(problem, solution))
     errors = np.array([candidate.error for candidate in found])
-    counted = np.full(len(found), len(np.unique(cells.grid)) if len(folds) else 0)
-    weight = weights_of(errors, counted if len(found) > 1 else 0 * counted, np.array(evidence))
+    steps = len(np.unique(cells.grid)) if folds and len(found) > 1 else 0
+    weight = weights_of(errors, steps, np.array(evidence))
     order = np.argsort(-weight, kind="stable")
     return [replace(found[i], weight=float(weight[i])) for i in order]
 

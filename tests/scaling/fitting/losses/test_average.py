@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from videoscaling.scaling.fitting.losses.average import fit_losses
+from videoscaling.scaling.fitting.uncertainty import shared_errors, weights_of
 from videoscaling.scaling.losses import as_losses
 from videoscaling.utils.errors import UserError
 
@@ -126,3 +127,22 @@ def test_three_terms_are_predicted_at_the_best_batch_as_they_are_planned():
     assert law(N, T) == pytest.approx(least, rel=1e-6)
     # At a batch that is given, the loss is that batch's.
     assert law.members[0].fit(1e7, 1e9, 1e6) > law(1e7, 1e9)
+
+
+def test_a_form_with_fewer_windows_is_compared_by_those_that_all_forms_have():
+    """Of 16 rows the joint form has three windows, the others four: it had no weight, at the smaller error."""
+    N, T = (v.ravel() for v in np.meshgrid(np.geomspace(1e6, 3e7, 4), np.geomspace(1e8, 3e9, 4)))
+    loss = (3 / (N / 1e7) ** 0.6 + 2 / (T / 1e9) ** 0.6) ** 0.3 + 0.1
+    loss = loss * np.exp(0.01 * np.random.default_rng(1).standard_normal(16))
+    law = fit_losses(N, T, loss, draws=0)
+    errors = {member.form: member.window_error for member in law.members}
+    assert errors["joint"] < errors["floorless"]
+    assert {member.form: member.weight for member in law.members}["joint"] > 0.2
+
+
+def test_windows_that_one_form_lacks_do_not_count():
+    errors, count = shared_errors([{"a": 0.01, "b": 0.09}, {"a": 0.04}])
+    assert (errors.tolist(), count) == (pytest.approx([0.1, 0.2]), 1)
+    errors, count = shared_errors([{"a": 0.01}, {}])
+    assert count == 0
+    assert weights_of(errors, count, np.zeros(2)) == pytest.approx([0.5, 0.5])
