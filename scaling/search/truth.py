@@ -88,7 +88,7 @@ class Truth:
         n, t, b = surface.scale.logs(N, T, B)
         solution = surface.members[0].solution
         sd, _ = noise.sd_of(solution.phi, n, t, np.log(lr / surface.lr_scale) - b, np.zeros(n.shape))
-        return np.minimum(sd * math.sqrt(float(np.mean(solution.inflation))), MAX_NOISE)
+        return np.minimum(sd * math.sqrt(solution.outliers), MAX_NOISE)
 
     def scattered(
         self,

@@ -64,6 +64,11 @@ class Solution:
     cost: float
     robust: float = 1.0
 
+    @property
+    def outliers(self) -> float:
+        """What outliers multiply the noise's variance by, the mean over rows; 1 where no row is weighed down."""
+        return float(np.mean(self.inflation)) / NORMAL
+
 
 def problem_of(cells: Cells, inputs: Inputs) -> Problem:
     """The fit's problem. A diverged run counts as no better than the best run of its grid at its batch (or any batch).

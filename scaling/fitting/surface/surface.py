@@ -257,7 +257,7 @@ class Surface:
             grid = factor * (scatter["ln_level"] + scatter["ln_size"])
             grid = grid + scatter["ln_x"] * mean.by_x**2 + scatter["ln_z"] * mean.by_z**2
             _, sd = noise.sd_of(phi, rows.n, rows.t, rows.l - rows.b, mean.excess)
-            run = sd**2 * float(np.mean(solution.inflation)) / least_squares.NORMAL
+            run = sd**2 * solution.outliers
             means.append(mean.value)
             own.append(law)
             new.append(law + grid + run / seeds)

@@ -116,7 +116,7 @@ def _member_dict(member: Member) -> dict[str, Any]:
         "held": sorted(solution.model.held),
         **_constants_dict(solution, 0),
         "noise": dict(zip(noise.NAMES, _rounded(solution.phi))),
-        "inflation": float(np.mean(solution.inflation)) / least_squares.NORMAL,
+        "inflation": solution.outliers,
         "steps": [
             {"by": s.by, "value": s.value, "reach": s.reach, "error": _rounded(s.error), "sd": _rounded(s.sd)}
             for s in member.steps

@@ -16,7 +16,7 @@ from videoscaling.scaling.fitting.sizes import STILL
 from videoscaling.scaling.fitting.surface import noise
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
-from videoscaling.scaling.fitting.surface.least_squares import Solution
+from videoscaling.scaling.fitting.surface.least_squares import NORMAL, Solution
 from videoscaling.scaling.fitting.surface.surface import Member, Surface
 from videoscaling.scaling.fitting.unsupported import Checks, UnsupportedFit
 from videoscaling.scaling.laws import EDGE, Law, Provenance
@@ -250,10 +250,13 @@ def _rms(values: NDArray) -> float:
 
 
 def _effective(solution: Solution) -> float:
-    """The number of cells, each counted by how much of its variance is noise of runs: distant ones count less."""
+    """The number of cells, each counted by how much of its variance is noise of runs: distant ones count less.
+
+    An outlier counts less, too; no cell counts for more than one.
+    """
     rows = solution.structure.rows
     own, total = noise.sd_of(solution.phi, rows.n, rows.t, rows.h, solution.mean.excess)
-    return float(np.sum((own / total) ** 2 / solution.inflation))
+    return float(np.sum((own / total) ** 2 * NORMAL / solution.inflation))
 
 
 def _span(value: Estimate) -> list[float]:

@@ -280,6 +280,17 @@ def test_free_levels_predict_no_losses_and_say_so():
         surface.predict(1e6, 1e8, 1e3, 1e-3)
 
 
+def test_cells_are_worth_their_number_where_none_is_distant_or_an_outlier(two_sided):
+    """They were worth 1.23 times as much: a weight that a robust fit gives to every row counted as information."""
+    solution = two_sided.shape.solution
+    phi = solution.phi.copy()
+    phi[noise.NAMES.index("ln_kappa")] = -20.0
+    plain = replace(solution, phi=phi, inflation=np.full(len(two_sided.cells), least_squares.NORMAL))
+    surface = replace(two_sided, shapes=(replace(two_sided.shape, solution=plain),))
+    line = next(line for line in summary(surface) if "together as much as" in line)
+    assert f"together as much as {len(two_sided.cells)} near the best" in line
+
+
 def test_arrays_that_are_no_runs_are_refused_by_name():
     with pytest.raises(UserError, match="lr must be positive"):
         Cells.of_arrays([1e6], [1e8], [1e3], [0.0], [2.0])
