@@ -191,7 +191,7 @@ def has_rates(law: Law) -> bool:
     """Whether the law has a best batch (or a surface's edge) and a best rate."""
     if law.surface is None:
         return law.batch is not None and law.lr is not None
-    return law.surface.shape.batch != "none" and bool(np.ptp(np.log(law.surface.cells.lr)) > 0)
+    return law.surface.shape.batch != "none" and law.surface.cells.several_rates
 
 
 def batch(law: Law, N: NDArray, T: NDArray) -> Estimate:

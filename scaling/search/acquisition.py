@@ -60,7 +60,7 @@ def target_at(surface: Surface, N: float, T: float) -> Target:
     """Loss, rate and the batch's 1 % edge at the pair that a plan would take for N parameters and T tokens."""
     solution = solution_of(surface)
     model, theta = solution.model, solution.theta
-    has_rates, has_batches = (np.ptp(np.log(v)) > 1e-9 for v in (surface.cells.lr, surface.cells.B))
+    has_rates, has_batches = surface.cells.several_rates, surface.cells.several_batches
     n, t, _ = surface.scale.logs(N, T, np.nan)
     B = float(surface.largest_batch(T, N, TOLERANCE)) if has_batches else float(surface.cells.B[0])
     b = np.log(B / surface.scale.B)

@@ -123,7 +123,7 @@ def decide(
             surface = fit_surface(cells)
     except (UserError, ValueError) as error:  # ValueError: of linear algebra
         return _without_surface(cells, alive, first, str(error), dead)
-    if np.ptp(np.log(cells.lr)) < CLOSE and np.ptp(np.log(cells.B)) < CLOSE:
+    if not (cells.several_rates or cells.several_batches):
         return _without_surface(cells, alive, first, "all runs have one rate and one batch", dead)
     if noise_sd is not None:
         surface = _with_noise(surface, noise_sd)

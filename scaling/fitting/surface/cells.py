@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from videoscaling.scaling.runs import RunTable
 
 
+SAME = 1e-6  # rates and batches whose ln differ by less are one: a table's last digits
+
+
 @dataclass(frozen=True)
 class Cells:
     """One row per (run, milestone); arrays [rows].
@@ -90,6 +93,16 @@ class Cells:
     def grid(self) -> NDArray[np.int64]:
         """Number of each row's (N, T), by rising N, then T."""
         return np.unique(np.stack([self.N, self.T], axis=1), axis=0, return_inverse=True)[1].ravel()
+
+    @cached_property
+    def several_rates(self) -> bool:
+        """Whether the runs differ in their rates: else which one is best is unknown."""
+        return bool(np.ptp(np.log(self.lr)) > SAME)
+
+    @cached_property
+    def several_batches(self) -> bool:
+        """Whether the runs differ in their batches."""
+        return bool(np.ptp(np.log(self.B)) > SAME)
 
     @cached_property
     def best(self) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.shape import Inputs
 from videoscaling.scaling.fitting.surface.surface import Member, Surface
 from videoscaling.scaling.fitting.uncertainty import shared_errors, weights_of
-from videoscaling.utils.errors import UserError, plural
+from videoscaling.utils.errors import UserError, nearest, plural
 
 
 def fit_surface(cells: Cells, form: str = "auto", batch: str = "auto", bent: bool | None = None) -> Surface:
@@ -19,12 +19,15 @@ def fit_surface(cells: Cells, form: str = "auto", batch: str = "auto", bent: boo
 
     Args:
         form: of forms.CONSTANTS, "levels" for none, or "auto": averaged by expanding-window error.
-        batch: of shape.BATCH_SHAPES, or "auto".
+        batch: of shape.BATCH, or "auto"; not read where all runs have one batch.
         bent: whether the rate's slope in ln B may change with B; None: where held-out cells say so.
 
     Raises:
-        UserError: fewer runs than constants.
+        UserError: fewer than six runs of grids where some run has a finite loss, or a form or shape that is not there.
     """
+    for value, known in ((form, (*forms.CONSTANTS, shape.LEVELS)), (batch, tuple(shape.BATCH))):
+        if value not in ("auto", *known):
+            raise UserError(f"{value!r} is none of auto, {', '.join(known)}{nearest(value, list(known))}")
     cells = cells.rows(_useful(cells))
     if len(cells) < 6:
         raise UserError(f"{plural(len(cells), 'usable run')}: a surface needs at least six")
@@ -33,9 +36,9 @@ def fit_surface(cells: Cells, form: str = "auto", batch: str = "auto", bent: boo
     n, t, b = scale.logs(cells.N, cells.T, cells.B)
     problem = least_squares.problem_of(cells, Inputs(n, t, np.log(cells.lr / lr_scale), b, cells.grid))
     batches = shape.BATCH_SHAPES if batch == "auto" else (batch,)
-    if np.ptp(np.log(cells.B)) < 1e-9:
+    if not cells.several_batches:
         batches = ("none",)
-    held = {} if np.ptp(np.log(cells.lr)) > 1e-9 else dict.fromkeys(("a", "aB", "aT", "aN", "g", "kT", "kN"), 0.0)
+    held = {} if cells.several_rates else dict.fromkeys(("a", "aB", "aT", "aN", "g", "kT", "kN"), 0.0)
     if held:
         held |= {"ln_k": -40.0, "ln_s": 0.0, "r": 0.0, "kB": 0.0}
     shapes = selection.shapes(cells, problem, batches, held, bent)

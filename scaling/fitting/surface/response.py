@@ -69,7 +69,7 @@ class SurfaceResponse:
     def rate(self, N: ArrayLike, T: ArrayLike, B: ArrayLike) -> Estimate | None:
         """lr_opt(B, T, N); where all runs have one rate, that one."""
         cells = self.surface.cells
-        if np.ptp(np.log(cells.lr)) == 0:
+        if not cells.several_rates:
             return Estimate.of(np.full(np.broadcast(N, T, B).shape, cells.lr[0]))
         return self.surface.lr_opt(B, T, N)
 

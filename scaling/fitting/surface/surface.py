@@ -133,7 +133,7 @@ class Surface:
 
     def lr_opt(self, B: ArrayLike, T: ArrayLike, N: ArrayLike) -> Estimate:
         """The best learning rate at batches of B tokens, T tokens and N parameters."""
-        if np.ptp(np.log(self.cells.lr)) == 0:
+        if not self.cells.several_rates:
             raise UserError("all runs have one learning rate: which rate is best is unknown")
         n, t, b = self.scale.logs(N, T, B)
         return self._estimate(lambda model, theta: shape.ridge(model, theta, n, t, b), self.lr_scale)
@@ -195,7 +195,7 @@ class Surface:
     def rate(self, B: ArrayLike, T: ArrayLike, N: ArrayLike) -> NDArray[np.float64]:
         """The value of ``lr_opt`` alone; where all runs have one rate, that one."""
         n, t, b = self.scale.logs(N, T, B)
-        if np.ptp(np.log(self.cells.lr)) == 0:
+        if not self.cells.several_rates:
             return np.full(n.shape, self.cells.lr[0])
         return np.exp(self._average(lambda model, theta: shape.ridge(model, theta, n, t, b))) * self.lr_scale
 

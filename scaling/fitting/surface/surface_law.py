@@ -87,7 +87,7 @@ def _with_sizes(law: Law, cost: Cost, warnings: list[str]) -> Law:
 def _check_cells(cells: Cells) -> None:
     """Raise UnsupportedFit where no grid can show a best rate or batch."""
     finite = cells.rows(np.isfinite(cells.loss))
-    if np.ptp(np.log(finite.lr)) < 1e-9 and np.ptp(np.log(finite.B)) < 1e-9:
+    if not (finite.several_rates or finite.several_batches):
         raise UnsupportedFit(
             f"all runs have lr {finite.lr[0]:.4g} and one batch: which are best is unknown (run several rates)",
             forcible=False,
@@ -129,21 +129,17 @@ def _check_surface(surface: Surface, optima: list[Optimum]) -> None:
         raise UnsupportedFit("the runs identify no exponent of lr_opt: more sizes, token counts or rates are needed")
     known = {name: float(value.value) for name, value in zip(_exponents(surface), values) if name not in unknown}
     plausibility.check_exponents(known)
-    if _has_rates(surface) and optima:
+    if surface.cells.several_rates and optima:
         N, T, B = (np.array([getattr(one, name) for one in optima]) for name in "NTB")
         plausibility.check_far_grids(optima, surface.lr_opt(B, T, N).value)
 
 
 def _exponents(surface: Surface) -> tuple[str, ...]:
     """Names of the exponents that the surface has: of the rate, and of the batch."""
-    rate = RATE if _has_rates(surface) else ()
+    rate = RATE if surface.cells.several_rates else ()
     if surface.shape.batch == "none":
         return rate[1:]
     return (*rate, "bT", "bN")
-
-
-def _has_rates(surface: Surface) -> bool:
-    return bool(np.ptp(np.log(surface.cells.lr)) > 1e-9)
 
 
 def summary(surface: Surface) -> list[str]:
@@ -152,7 +148,7 @@ def summary(surface: Surface) -> list[str]:
 
 
 def _rate_lines(surface: Surface) -> list[str]:
-    if not _has_rates(surface):
+    if not surface.cells.several_rates:
         return [f"lr_opt: unknown, all runs have lr {surface.cells.lr[0]:.4g}"]
     scale = surface.scale
     level = surface.lr_opt(scale.B, scale.T, scale.N)

@@ -181,6 +181,22 @@ def test_one_rate_gives_what_batches_cost_and_no_rate():
         surface.lr_opt(1e3, 4e8, 4e6)
 
 
+def test_rates_that_differ_in_their_last_digits_are_one():
+    """The rate of a plan was the runs' rounded to two digits, 1.2e-3."""
+    table = cells(rates=np.array([1.0]))
+    table = replace(table, lr=1.234e-3 * (1 + 1e-12 * (np.arange(len(table)) % 2)))
+    surface = fit_surface(table, form="levels", batch="one_sided", bent=False)
+    assert surface.rate(400, 1e9, 4e6) == pytest.approx(1.234e-3)
+    with pytest.raises(UserError, match="all runs have one learning rate"):
+        surface.lr_opt(400, 1e9, 4e6)
+
+
+@pytest.mark.parametrize("asked", [{"form": "aditive"}, {"batch": "one-sided"}])
+def test_unknown_forms_and_shapes_are_named(asked):
+    with pytest.raises(UserError, match="is none of auto, .*; did you mean"):
+        fit_surface(cells(), **asked)
+
+
 def test_form_that_is_wrong_warns_where_it_is_forced():
     random = np.random.default_rng(2)
     base = cells(sizes=6, times=6, batches=3, rates=np.exp([-0.8, 0.0, 0.8]))
