@@ -75,6 +75,9 @@ def from_dict(raw: Any, lack_of_fit: Any = None) -> Surface:
     members = tuple(_member(v, f"surface.forms[{i}]", lowest) for i, v in listed)
     if not shapes:
         raise UserError("surface.shapes must have at least one shape")
+    for name, weights in (("shapes", [one.weight for one, _ in shapes]), ("forms", [one.weight for one in members])):
+        if weights and abs(sum(weights) - 1) > 1e-6:
+            raise UserError(f"surface.{name}: their weights must add up to 1, not {sum(weights):.6g}")
     if not (raw["no_form"] is None or isinstance(raw["no_form"], str)) or (raw["no_form"] is None) != bool(members):
         raise UserError("surface.no_form must say why there are no forms, and be null where there are")
     scale = forms.Scale(reference["N"], reference["T"], reference["B"])

@@ -123,6 +123,8 @@ def change(path, value):
         change(["shapes", 0, "held"], ["zz"]),
         change(["forms", 0, "form"], "cubic"),
         change(["forms", 0, "weight"], 0),
+        change(["forms", 0, "weight"], 0.7),
+        change(["shapes", 0, "weight"], 2.5),
         change(["forms", 0, "noise", "rho"], True),
         change(["forms", 0, "steps", 0, "sd"], [0.0]),
         change(["forms", 0, "steps", 0, "by"], "B"),
