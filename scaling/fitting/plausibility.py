@@ -73,7 +73,7 @@ def check_spans(N: NDArray, T: NDArray) -> None:
     """Refuse sizes, or tokens, that differ, but too little to identify an exponent.
 
     Raises:
-        UnsupportedFit: they lie within ``hyper.LEAST_SPAN`` of each other.
+        UnsupportedFit: they lie within a factor of ``power_law.LEAST_SPAN``.
     """
     for name, values in (("N", N), ("T", T)):
         if np.ptp(np.log(values)) > 1e-6 and near(np.log(values)):

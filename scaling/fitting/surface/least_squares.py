@@ -71,8 +71,9 @@ class Solution:
 
 
 def problem_of(cells: Cells, inputs: Inputs) -> Problem:
-    """The fit's problem. A diverged run counts as no better than the best run of its grid at its batch (or any batch).
+    """The fit's problem, where each grid has a finite loss.
 
+    A diverged run counts as no better than the best run of its grid at its batch, or at any batch.
     More would be too much: at the median loss of the grid, rates just above the best one came out 16 % low.
     """
     finite = np.isfinite(cells.loss)
@@ -80,11 +81,7 @@ def problem_of(cells: Cells, inputs: Inputs) -> Problem:
     for row in np.flatnonzero(~finite):
         others = (inputs.grid == inputs.grid[row]) & finite
         same_batch = others & (cells.B[row] == cells.B)
-        known = same_batch if same_batch.any() else others
-        y[row] = np.min(y[known]) if known.any() else np.nan
-    known = ~np.isnan(y)
-    if not known.all():
-        return problem_of(cells.rows(known), inputs.rows(known))
+        y[row] = np.min(y[same_batch if same_batch.any() else others])
     time, size = (np.unique(v, return_inverse=True)[1] for v in (cells.T, cells.N))
     h = inputs.l - inputs.b
     return Problem(

@@ -143,7 +143,10 @@ def _exponents(surface: Surface) -> tuple[str, ...]:
 
 
 def summary(surface: Surface) -> list[str]:
-    """What the surface says, a line each: laws with intervals, what was fitted to what, and how well."""
+    """What a fitted surface says, a line each: laws with intervals, what was fitted to what, and how well.
+
+    One that was read from a file does not know its residuals.
+    """
     return [*_rate_lines(surface), *_batch_lines(surface), *_form_lines(surface), *_residual_lines(surface)]
 
 
@@ -219,16 +222,13 @@ def _residual_lines(surface: Surface) -> list[str]:
     solution = best.solution
     finite = np.isfinite(cells.loss)
     used = f"{plural(count, 'cell')} of {plural(grids, 'grid')} ({count - finite.sum()} diverged)"
-    lines = []
-    # Rows of a fit can be fewer than the cells: then which is which is not known here.
-    if len(solution.mean.value) == count:
-        residual = np.log(np.where(finite, cells.loss, 1.0)) - solution.mean.value
-        near = finite & (cells.loss < NEAR * cells.best)
-        level = "" if isinstance(best, Member) else " around each grid's own level"
-        lines.append(
-            f"residuals of ln loss{level}: rms {_rms(residual[finite]):.2%}, within {NEAR - 1:.0%} of the grid's best "
-            f"{_rms(residual[near]):.2%}; {used}, together as much as {_effective(solution):.0f} near the best"
-        )
+    residual = np.log(np.where(finite, cells.loss, 1.0)) - solution.mean.value
+    near = finite & (cells.loss < NEAR * cells.best)
+    level = "" if isinstance(best, Member) else " around each grid's own level"
+    lines = [
+        f"residuals of ln loss{level}: rms {_rms(residual[finite]):.2%}, within {NEAR - 1:.0%} of the grid's best "
+        f"{_rms(residual[near]):.2%}; {used}, together as much as {_effective(solution):.0f} near the best"
+    ]
     scatter = dict(zip(noise.NAMES, np.exp(solution.phi)))
     parts = [f"ln lr_opt {scatter['ln_x']:.3g}"]
     parts += [f"ln B {scatter['ln_z']:.3g}"] if surface.shape.batch != "none" else []
@@ -242,7 +242,7 @@ def _residual_lines(surface: Surface) -> list[str]:
 
 
 def _rms(values: NDArray) -> float:
-    return float(np.sqrt(np.mean(values**2))) if len(values) else float("nan")
+    return float(np.sqrt(np.mean(values**2)))
 
 
 def _effective(solution: Solution) -> float:
