@@ -50,14 +50,14 @@ def lack_of_fit(problem: least_squares.Problem, solution: least_squares.Solution
         columns |= {"ln N squared": rows.n**2, "ln T squared": rows.t**2, "ln N x ln T": rows.n * rows.t}
     base = np.column_stack([mean.jacobian[:, model.free], problem.y - mean.value])
     J, r, explained = _white(V, base[:, :-1]), _white(V, base[:, -1:])[:, 0], []
-    prior = np.diag(model.prior_at(solution.theta)[1][model.free])
-    J = np.vstack([J, prior])
-    r = np.append(r, np.zeros(len(prior)))
+    # The priors are rows like the data's: without their residuals those of the fit are not orthogonal to its columns.
+    away, slope = (values[model.free] for values in model.prior_at(solution.theta))
+    J, r = np.vstack([J, np.diag(slope)]), np.append(r, -away)
     basis, _ = np.linalg.qr(J)
     for name, column in columns.items():
         if np.ptp(column) < 1e-9:
             continue
-        c = np.append(_white(V, column[:, None])[:, 0], np.zeros(len(prior)))
+        c = np.append(_white(V, column[:, None])[:, 0], np.zeros(len(away)))
         c = c - basis @ (basis.T @ c)
         norm = float(c @ c)
         if norm < 1e-8:
