@@ -219,3 +219,12 @@ def test_the_committed_study_gives_its_known_rate(tmp_path: Path) -> None:
     found = list(csv.DictReader(done.stdout.splitlines()))
     assert [row["extrapolated"] for row in found] == ["0", "0"]
     assert float(found[0]["predicted"]) == pytest.approx(0.953, abs=0.01)
+
+
+def test_losses_that_no_form_follows_are_found_in_the_second_study() -> None:
+    """Slopes in ln N grow with T there (docs/reproduction.md). Without the priors' residuals p was 0.025."""
+    done = call("tools/fit.py", "all", Path(__file__).parents[2] / "results" / "study" / "cells")
+    assert done.returncode == 0, done.stderr
+    assert "lack of fit along ln N x ln T: FAILED" in done.stdout
+    assert "lack of fit along the largest size at its largest T: FAILED" in done.stdout
+    assert "lack of fit along distance from the optimum: passed" in done.stdout
