@@ -256,16 +256,18 @@ def equivalent_compute(law: LossLaw | Losses, N: float, T: float, measured: floa
 
 
 def held_out(table: RunTable, law: Law) -> list[HeldOut]:
-    """Each held-out (N, T): at the grid's optimum, or its best cell without one, against the law at its best pair."""
+    """Each held-out (N, T): the grid's optimum against the law at its best pair; of a grid without one its best cell,
+    against the law at that cell's batch and rate."""
     table = table.rows(table.heldout & np.isfinite(table.loss))
     if not len(table):
         return []
-    N, T, measured = _measured(table)
-    found = predict(law, N, T)
+    N, T, measured, B, lr = _measured(table)
+    found, best = predict(law, N, T, B, lr), predict(law, N, T).predicted
     points = []
-    for n, t, loss, value, low, high in zip(N, T, measured, found.predicted, found.low, found.high):
+    for n, t, loss, value, at_best, low, high in zip(N, T, measured, found.predicted, best, found.low, found.high):
         known = bool(np.isfinite([low, high]).all())
-        compute = equivalent_compute(law.response.losses, n, t, loss)
+        # The law's tokens are those of runs at the best pair.
+        compute = equivalent_compute(law.response.losses, n, t, loss * at_best / value)
         points.append(
             HeldOut(
                 N=float(n),
@@ -282,10 +284,15 @@ def held_out(table: RunTable, law: Law) -> list[HeldOut]:
     return points
 
 
-def _measured(table: RunTable) -> tuple[NDArray, NDArray, NDArray]:
-    """N, T and loss of each (N, T), [points]; of rows without a batch and a rate the mean."""
+def _measured(table: RunTable) -> tuple[NDArray, ...]:
+    """N, T, loss, B and lr of each (N, T), [points]; of rows without a batch and a rate the mean.
+
+    B and lr are nan where the loss is that of the best pair: of an optimum, or where a row has none.
+    """
     if np.isfinite([table.B, table.lr]).all():
         found = grid_optima(paired(at_nominal(table)))
-        return tuple(np.array([getattr(o, name) for o in found]) for name in ("N", "T", "loss"))
-    found = [(N, T, float(table.loss[rows].mean())) for N, T, rows in table.grids()]
-    return tuple(np.array(found).T)
+        pairs = [(np.nan, np.nan) if o.usable else (o.B, o.lr) for o in found]
+        rows = [(o.N, o.T, o.loss, *pair) for o, pair in zip(found, pairs)]
+    else:
+        rows = [(N, T, float(table.loss[own].mean()), np.nan, np.nan) for N, T, own in table.grids()]
+    return tuple(np.array(rows).T)

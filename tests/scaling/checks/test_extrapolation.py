@@ -1,8 +1,16 @@
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from tests.scaling import planted
+from videoscaling.scaling import runs
 from videoscaling.scaling.checks import extrapolation
 from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.surface import surface_law
+from videoscaling.scaling.planning import allocation
+from videoscaling.scaling.prediction import predict
 
 N, T, B = (
     v.ravel()
@@ -57,3 +65,19 @@ def test_equivalent_compute(paper):
     law = paper.loss
     assert extrapolation.equivalent_compute(law, 1e9, 1e10, float(law(1e9, 8e9))) == pytest.approx(0.8)
     assert extrapolation.equivalent_compute(law, 1e9, 1e10, 0.4) == np.inf
+
+
+def test_a_held_out_pair_is_predicted_as_it_was_run(tmp_path):
+    """One batch and one rate, four times the best one, at a larger N: what that costs is no error of the law."""
+    cells = planted.cells(1)
+    N, T, B = 4e7, 2e9, 500.0
+    lr = 4 * planted.best_rate(B, T, N)
+    path = planted.write_table(cells, tmp_path / "cells.csv")
+    loss = math.exp(planted.ln_loss(N, T, B, lr))
+    path.write_text(path.read_text() + f"new,{N:g},{T:g},{B:g},{lr:.9g},{loss:.9g},100\n")
+    table = runs.read(path)
+    table = replace(table, heldout=table.N == N)
+    law = surface_law.fit_law(table.rows(~table.heldout), "all", "auto", allocation.proportional(6), {})
+    (point,) = extrapolation.held_out(table, law)
+    assert abs(point.error) < 0.005 < 0.015 < float(predict(law, N, T, B, lr).regret.value[0])
+    assert 0.7 < point.equivalent_compute < 1.4
