@@ -1,7 +1,7 @@
 """Tuned configs from a fitted law: one for each size, and a page with their tables.
 
-python tools/presets.py 2x96:3276800 4x128:5e6 --law results/mini/law.json --base configs/train/mini.yaml \\
-    --results results/mini/cells --out configs/train/presets --page docs/presets.md
+python tools/presets.py 2x96:6553600 2x192:6.6e6 --law results/doom/before_2x192/law.json \\
+    --base configs/train/doom.yaml --results results/doom/cells --out configs/train/presets --page docs/presets.md
 
 The page gives each preset's T, B, lr and expected loss, the lowest loss of any measured run at that size, the loss it
 should show during training, and the hours it takes on the hardware of the results.
