@@ -96,7 +96,7 @@ IGNORED = [
     ("tools/fit.py all x.csv --optima --form joint", "--form: not read by fit.py all --optima"),
     ("tools/fit.py compare x.csv --method grids", "--method: not read by fit.py compare"),
     (
-        "tools/predict.py --law configs/laws/paper.json results/doom/rows.csv --batch-unit tokens",
+        "tools/predict.py --law configs/laws/paper.json results/doom/before_2x192/rows.csv --batch-unit tokens",
         "--batch-unit: law 'paper' has no",
     ),
     ("tools/sweep.py run configs/sweep/quickstart.yaml --json", "--json: goes with --dry-run"),

@@ -217,7 +217,7 @@ MISTAKES = [
     ("tools/cache_latents.py --source {folder}/smal --out {folder}/c", "or tar; did you mean 'small'?"),
     ("tools/predict.py runs.csv", "the following arguments are required: --law"),
     ("tools/predict.py --law configs/laws/paper.json missing.csv", "missing.csv: no such file"),
-    ("tools/predict.py --law missing.json results/doom/rows.csv", "missing.json: no such file"),
+    ("tools/predict.py --law missing.json results/doom/before_2x192/rows.csv", "missing.json: no such file"),
     ("tools/predict.py --law configs/laws/paper.json {folder}/runs", "a folder; give a table"),
     ("tools/predict.py --law configs/laws/paper.json runs.csv --output x.csv", "did you mean '--out'"),
     ("tools/fit.py hyperparameters runs.csv --method surfaces", "invalid choice: 'surfaces'"),
