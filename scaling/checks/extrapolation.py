@@ -1,5 +1,6 @@
 """Held-out checks: fit on the small, predict the large, as extrapolation will be asked to do."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -12,6 +13,7 @@ from scipy.special import bdtr
 from videoscaling.scaling.checks.heldout import paired, relative_error
 from videoscaling.scaling.fitting.grids.fit import fit as grids_fit
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optima
+from videoscaling.scaling.fitting.grids.optimum import Optimum
 from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.fitting.method import LOSSES, SURFACE, fit_law
 from videoscaling.scaling.fitting.options import Options
@@ -61,7 +63,9 @@ class WindowError:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A held-out (N, T): losses at its best cell or optimum, and the law's 95 % interval of one new run.
+    """A held-out (N, T): losses at its best cell or optimum, and the law's 95 % interval of such a measurement.
+
+    That is one new run, or the mean of so many as the best cell has.
 
     Attributes:
         inside: whether the measured loss lies in the interval; None where that is unknown.
@@ -261,11 +265,11 @@ def held_out(table: RunTable, law: Law) -> list[HeldOut]:
     table = table.rows(table.heldout & np.isfinite(table.loss))
     if not len(table):
         return []
-    N, T, measured, B, lr = _measured(table)
-    found, best = predict(law, N, T, B, lr), predict(law, N, T).predicted
     points = []
-    for n, t, loss, value, at_best, low, high in zip(N, T, measured, found.predicted, best, found.low, found.high):
-        known = bool(np.isfinite([low, high]).all())
+    for n, t, loss, B, lr, runs in _measured(table):
+        found, at_best = predict(law, n, t, B, lr, seeds=int(runs)), float(predict(law, n, t).predicted[0])
+        value, low, high = (float(v[0]) for v in (found.predicted, found.low, found.high))
+        known = math.isfinite(low) and math.isfinite(high)
         # The law's tokens are those of runs at the best pair.
         compute = equivalent_compute(law.response.losses, n, t, loss * at_best / value)
         points.append(
@@ -273,9 +277,9 @@ def held_out(table: RunTable, law: Law) -> list[HeldOut]:
                 N=float(n),
                 T=float(t),
                 measured=float(loss),
-                predicted=float(value),
-                low=float(low) if known else None,
-                high=float(high) if known else None,
+                predicted=value,
+                low=low if known else None,
+                high=high if known else None,
                 inside=bool(low <= loss <= high) if known else None,
                 error=float(relative_error(loss, value)),
                 equivalent_compute=float(compute) if np.isfinite(compute) else None,
@@ -284,15 +288,21 @@ def held_out(table: RunTable, law: Law) -> list[HeldOut]:
     return points
 
 
-def _measured(table: RunTable) -> tuple[NDArray, ...]:
-    """N, T, loss, B and lr of each (N, T), [points]; of rows without a batch and a rate the mean.
+def _measured(table: RunTable) -> NDArray:
+    """N, T, loss, B, lr and the runs of that B and lr, of each (N, T) [points, 6]; of rows without B and lr the mean.
 
-    B and lr are nan where the loss is that of the best pair: of an optimum, or where a row has none.
+    B and lr are nan, and runs 1, where the loss is that of the best pair: of an optimum, or where a row has none.
     """
     if np.isfinite([table.B, table.lr]).all():
         found = grid_optima(paired(at_nominal(table)))
-        pairs = [(np.nan, np.nan) if o.usable else (o.B, o.lr) for o in found]
+        pairs = [(np.nan, np.nan, 1) if o.usable else (o.B, o.lr, _repeats(table, o)) for o in found]
         rows = [(o.N, o.T, o.loss, *pair) for o, pair in zip(found, pairs)]
     else:
-        rows = [(N, T, float(table.loss[own].mean()), np.nan, np.nan) for N, T, own in table.grids()]
-    return tuple(np.array(rows).T)
+        rows = [(N, T, float(table.loss[own].mean()), np.nan, np.nan, 1) for N, T, own in table.grids()]
+    return np.array(rows)
+
+
+def _repeats(table: RunTable, cell: Optimum) -> int:
+    """How many runs of a grid have its best cell's batch and rate."""
+    same = np.isclose([table.B, table.lr], [[cell.B], [cell.lr]], rtol=1e-6).all(axis=0)
+    return int(np.sum(same & np.isclose(table.N, cell.N) & np.isclose(table.nominal_T, cell.T, rtol=1e-3)))

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from videoscaling.scaling.estimates import Span, interval, t_quantile
+from videoscaling.scaling.estimates import Estimate, Span, interval, t_quantile
 from videoscaling.scaling.fitting.grids import edges
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal
 from videoscaling.scaling.fitting.grids.optimum import Optimum, features, find, quadratic
@@ -43,7 +43,8 @@ class HeldOutGrid(TypedDict):
 
     ``best`` is the surface's minimum, or the best cell where it has none inside; ``steps`` how many of the grid's
     steps the law's pair lies from it; ``regret`` the surface at the law's pair over its minimum within the grid, less
-    1, None where the cells fix no surface.
+    1, None where the cells fix no surface. ``loss`` compares the grid's optimum with the law at its best pair,
+    and a best cell that is no optimum with the law at that cell's pair, where the law reads pairs.
     """
 
     N: float
@@ -109,6 +110,9 @@ def _entry(grid: RunTable, law: Law, N: float, T: float, noise: float | None, fr
     if clip:  # what can be trained
         B = float(law.response.batch(N, T, int(clip), TOLERANCE))
     optimum = find(N=N, T=T, lr=grid.lr, B=grid.B, loss=grid.loss, noise=grid.loss_se, window=None, floor=clip)
+    if law.response.reads_pairs and not optimum.usable:  # a cell, which is not the best pair: predicted as it was run
+        own = law.response.predict(N, T, optimum.B, optimum.lr)
+        predicted = Estimate(own.mean[0], own.mean_low[0], own.mean_high[0])
     x, y = np.log(grid.lr / lr), np.log(grid.B / B)
     steps = [edges.step(np.unique(axis.round(6))) for axis in (x, y)]
     surface = _surface(grid, optimum, x, y, noise, freedom)

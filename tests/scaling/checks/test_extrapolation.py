@@ -73,11 +73,20 @@ def test_a_held_out_pair_is_predicted_as_it_was_run(tmp_path):
     N, T, B = 4e7, 2e9, 500.0
     lr = 4 * planted.best_rate(B, T, N)
     path = planted.write_table(cells, tmp_path / "cells.csv")
-    loss = math.exp(planted.ln_loss(N, T, B, lr))
-    path.write_text(path.read_text() + f"new,{N:g},{T:g},{B:g},{lr:.9g},{loss:.9g},100\n")
-    table = runs.read(path)
-    table = replace(table, heldout=table.N == N)
+    loss, text = math.exp(planted.ln_loss(N, T, B, lr)), path.read_text()
+
+    def held_out(seeds):
+        new = [f"new{i},{N:g},{T:g},{B:g},{lr:.9g},{loss * (1 + 1e-4 * i):.9g},100\n" for i in range(seeds)]
+        path.write_text("".join([text, *new]))
+        table = runs.read(path)
+        return replace(table, heldout=table.N == N)
+
+    table = held_out(1)
     law = surface_law.fit_law(table.rows(~table.heldout), "all", "auto", allocation.proportional(6), {})
     (point,) = extrapolation.held_out(table, law)
     assert abs(point.error) < 0.005 < 0.015 < float(predict(law, N, T, B, lr).regret.value[0])
     assert 0.7 < point.equivalent_compute < 1.4
+    (mean,) = extrapolation.held_out(held_out(4), law)
+    said = predict(law, N, T, B, lr, seeds=4)
+    assert [mean.low, mean.high] == pytest.approx([said.low[0], said.high[0]])
+    assert mean.high - mean.low < 0.95 * (point.high - point.low)
