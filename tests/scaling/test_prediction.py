@@ -120,6 +120,20 @@ def test_rows_without_batch_or_rate_are_predicted_at_the_best_ones(surface_law):
     assert many.predicted[0] == pytest.approx(found.predicted[0])
 
 
+def test_seeds_average_noise_and_not_what_the_surface_misses_far_from_the_best(surface_law):
+    N, T, B = 8e6, 1e9, 2e3
+    lr = planted.best_rate(B, T, N) * np.array([1.0, 6.0])
+    member = surface_law.surface.members[0]
+    # An error of half of the excess, 0.016 at six times the best rate: five times the noise of a run.
+    phi = np.where(np.arange(len(member.solution.phi)) == 4, np.log(0.5), member.solution.phi)
+    misses = replace(member, solution=replace(member.solution, phi=phi))
+    law = replace(surface_law, surface=replace(surface_law.surface, members=(misses,)))
+    one, many = (predict(law, N, T, B, lr, seeds=seeds) for seeds in (1, 1000))
+    near, far = np.log(many.high / many.low) / np.log(one.high / one.low)
+    assert near < 0.97
+    assert far > 0.99
+
+
 def test_regret_is_what_batch_and_rate_cost(surface_law):
     random = np.random.default_rng(6)
     N, T, B = (

@@ -240,4 +240,8 @@ def test_losses_predicted_before_their_runs_follow_from_the_law_of_that_time(bef
     assert len(again) == len(committed) > 0
     for row, earlier in zip(again, committed):
         # Of eight digits the last may differ from one linear algebra library to the next.
-        assert [float(row[name]) for name in earlier] == pytest.approx([*map(float, earlier.values())], rel=1e-6)
+        for name in earlier.keys() - {"low", "high"}:
+            assert float(row[name]) == pytest.approx(float(earlier[name]), rel=1e-6), name
+        # Since then seeds average less of what the surface misses: such a mean's interval is wider, by 0.3 % at most.
+        for name, sign in (("low", 1), ("high", -1)):
+            assert 0 <= sign * (float(earlier[name]) / float(row[name]) - 1) < 0.003, name

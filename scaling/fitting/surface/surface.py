@@ -256,11 +256,12 @@ class Surface:
             law = law * factor
             grid = factor * (scatter["ln_level"] + scatter["ln_size"])
             grid = grid + scatter["ln_x"] * mean.by_x**2 + scatter["ln_z"] * mean.by_z**2
-            _, sd = noise.sd_of(phi, rows.n, rows.t, rows.l - rows.b, mean.excess)
-            run = sd**2 * solution.outliers
+            # More seeds average a run's own noise, not what the surface misses far from the optimum.
+            seed, sd = noise.sd_of(phi, rows.n, rows.t, rows.l - rows.b, mean.excess)
+            run = (sd**2 - seed**2 + seed**2 / seeds) * solution.outliers
             means.append(mean.value)
             own.append(law)
-            new.append(law + grid + run / seeds)
+            new.append(law + grid + run)
         middle = weights @ np.array(means)
         between = weights @ (np.array(means) - middle) ** 2
         t = t_quantile(self.freedom)
