@@ -95,9 +95,12 @@ class SurfaceResponse:
         """By the averaged shapes; the one of B and lr that is nan is the best one, and nan where both are."""
         values = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, dtype=float)) for v in (N, T, B, lr)))
         N, T, B, lr = (v.ravel() for v in values)
-        found = self.surface.regret(N, T, *self._filled(N, T, B, lr))
-        unasked = np.isnan(B) & np.isnan(lr)
-        return Estimate(*(np.where(unasked, np.nan, v) for v in (found.value, found.low, found.high)))
+        numbers, asked = np.full((3, len(N)), np.nan), ~(np.isnan(B) & np.isnan(lr))
+        if asked.any():  # hundreds of draws, which plans and curves at the best pairs do not need
+            N, T, B, lr = (v[asked] for v in (N, T, B, lr))
+            found = self.surface.regret(N, T, *self._filled(N, T, B, lr))
+            numbers[:, asked] = found.value, found.low, found.high
+        return Estimate(*numbers)
 
     def predict_best(self, N: ArrayLike, T: ArrayLike, seeds: int = 1) -> Prediction:
         """Losses at the best batch and rate."""
