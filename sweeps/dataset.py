@@ -48,8 +48,8 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"--dataset {folder}: exists, and is no data set of this command; name a new folder")
 
 
-def write(table: RunTable, folder: Path, name: str, licence: str | None) -> list[str]:
-    """Write the data set of the sweep ``name`` into ``folder``; the names of its files."""
+def write(table: RunTable, folder: Path, licence: str | None) -> list[str]:
+    """Write the data set into ``folder``, under whose name it goes; the names of its files."""
     try:
         import pyarrow.csv
         import pyarrow.parquet
@@ -58,7 +58,9 @@ def write(table: RunTable, folder: Path, name: str, licence: str | None) -> list
     else:
         names = ["runs.csv", "runs.parquet"]
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "README.md", card(table, name, licence, names))  # first: by it the folder is known again
+    write_text(
+        folder / "README.md", card(table, folder.resolve().name, licence, names)
+    )  # first: by it the folder is known again
     runs.write_csv(table, folder / "runs.csv")
     if len(names) > 1:
         # Ids are hexadecimal: some consist of digits alone, and one with an e among them would be a number.

@@ -148,7 +148,8 @@ def import_committed(sweep: Sweep) -> None:
 
 
 def collect(sweep: Sweep, out: str | None, folder: str | None = None, licence: str | None = None) -> int:
-    """Write one CSV of all milestones of all cells, and with ``folder`` a data set under ``licence``."""
+    """Write one CSV of all milestones of all cells, and with ``folder`` a data set under ``licence``: of all sweeps that
+    share this one's folder of committed results, where it has one."""
     from videoscaling.scaling import runs
     from videoscaling.sweeps import dataset
 
@@ -166,5 +167,6 @@ def collect(sweep: Sweep, out: str | None, folder: str | None = None, licence: s
     runs.write_csv(table, path)
     print(f"{path}: {plural(len(table), 'row')}")
     if folder:
-        print(f"{folder}: {', '.join(dataset.write(table, Path(folder), sweep.keys.name, licence))}")
+        published = runs.read(sweep.keys.results) if sweep.keys.results else table
+        print(f"{folder}: {', '.join(dataset.write(published, Path(folder), licence))}")
     return 0

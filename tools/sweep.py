@@ -62,7 +62,11 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     command.add_argument("--watch", action="store_true", help="show it anew every few seconds until all is finished")
     command = add("collect", parents=[shared], help="write one CSV of all milestones")
     command.add_argument("--out", type=path_text, help="the CSV to write (default: results.csv in the sweep's folder)")
-    command.add_argument("--dataset", type=path_text, help="also a folder to publish: CSV, Parquet and a data card")
+    command.add_argument(
+        "--dataset",
+        type=path_text,
+        help="also a folder to publish: CSV, Parquet and a data card, of all results in `results` where the YAML has it",
+    )
     command.add_argument("--licence", help="of the data set, for its card (default: none is stated)")
     extend_options(
         add("extend", parents=[shared, with_json], help="show, add and train the runs that narrow a prediction")

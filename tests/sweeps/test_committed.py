@@ -13,6 +13,7 @@ from videoscaling.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = "configs/sweep/mini.yaml"
+GAME = Path("configs/sweep/doom")
 
 
 @pytest.fixture
@@ -65,6 +66,19 @@ def test_a_data_set_has_every_row_as_csv_and_parquet_and_a_card(ask, tmp_path: P
         with pytest.raises(UserError, match="is no data set"):
             ask("collect", "--out", str(law), "--dataset", str(other))
     assert (folder / "README.md").read_text() == "my notes"
+
+
+def test_a_data_set_is_of_all_sweeps_that_share_their_results(ask, tmp_path: Path) -> None:
+    folder = tmp_path / "game"
+    printed = ask("collect", "--out", str(tmp_path / "gate.csv"), "--dataset", str(folder), path=GAME / "gate.yaml")
+    cells = {path.parent.name for path in ROOT.glob("results/doom/cells/*/result.json")}
+    published, own = (
+        {row["run_id"] for row in csv.DictReader(file.open())} for file in (folder / "runs.csv", tmp_path / "gate.csv")
+    )
+    assert len(own) == 12 < len(cells)
+    assert published == cells
+    assert "README.md" in printed
+    assert "# game: losses" in (folder / "README.md").read_text()
 
 
 def test_what_trains_still_wants_the_clips(ask) -> None:
