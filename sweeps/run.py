@@ -148,8 +148,10 @@ def import_committed(sweep: Sweep) -> None:
 
 
 def collect(sweep: Sweep, out: str | None, folder: str | None = None, licence: str | None = None) -> int:
-    """Write one CSV of all milestones of all cells, and with ``folder`` a data set under ``licence``: of all sweeps that
-    share this one's folder of committed results, where it has one."""
+    """Write one CSV of all milestones of all cells, and with ``folder`` a data set under ``licence``.
+
+    Where the sweep has a folder of committed results, the data set is of all sweeps that share it.
+    """
     from videoscaling.scaling import runs
     from videoscaling.sweeps import dataset
 
