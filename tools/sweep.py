@@ -65,7 +65,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     command.add_argument(
         "--dataset",
         type=path_text,
-        help="also a folder to publish: CSV, Parquet and a data card, of all of the YAML's `results` where it has them",
+        help="also a folder to publish: CSV, Parquet and a data card, of all of the YAML's `results` if it has them",
     )
     command.add_argument("--licence", help="of the data set, for its card (default: none is stated)")
     extend_options(
