@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from videoscaling.data.sources.source import Rejected, Source
-from videoscaling.data.video.decode import frame_reader
+from videoscaling.data.video.decode import Read, frame_reader
 from videoscaling.data.video.pictures import read_picture
 from videoscaling.data.video.probe import Probe, probe
 from videoscaling.utils.errors import plural
@@ -107,7 +107,8 @@ def _video(source: Source, clip_options: ClipOptions, starts: Sequence[int] | No
         return _clips(source, starts, pixels, fps / shape.stride, seconds)
     clips: dict[int, Tensor] = {}
     lost: dict[int, Rejected] = {}
-    with frame_reader(source, found, clip_options.backend, partial(_resized, sides=shape.sides)) as read:
+    with frame_reader(source, found, clip_options.backend, partial(_resized, sides=shape.sides)) as read_frames:
+        read = _each_once(read_frames)
         for start in starts:
             try:
                 pictures = read(numbers[start : start + shape.span : shape.stride])
@@ -120,6 +121,22 @@ def _video(source: Source, clip_options: ClipOptions, starts: Sequence[int] | No
     pixels = torch.stack(list(clips.values())) if clips else torch.empty(0, 0, dtype=torch.uint8)
     rejected = [error.row(source.name) | {"clip": f"{source.name}#{start}"} for start, error in lost.items()]
     return _clips(source, list(clips), pixels, fps / shape.stride, seconds)._replace(rejected=rejected)
+
+
+def _each_once(read: Read) -> Read:
+    """``read`` for clips in order, which may overlap: frames are kept until a clip begins after them, so that each is
+    decoded once. At a hop of one frame that is a 17th of the work."""
+    kept: dict[int, np.ndarray] = {}
+
+    def read_clip(numbers: Sequence[int]) -> np.ndarray:
+        for passed in [number for number in kept if number < numbers[0]]:
+            del kept[passed]
+        missing = [int(number) for number in dict.fromkeys(numbers) if number not in kept]
+        if missing:
+            kept.update(zip(missing, read(missing)))
+        return np.stack([kept[number] for number in numbers])
+
+    return read_clip
 
 
 def _resized(picture: np.ndarray, sides: tuple[int, int]) -> np.ndarray:

@@ -9,6 +9,7 @@ from tests.data.video.test_decode import every_frame
 from tests.data.video.videos import damage, make_video, source
 from videoscaling.data.sources.listing import list_sources
 from videoscaling.data.sources.source import Rejected, Source
+from videoscaling.data.video import clips
 from videoscaling.data.video.clips import ClipOptions, Shape, load_clips, resize_and_crop, shown, to_float, windows
 from videoscaling.data.video.probe import Probe, probe
 
@@ -84,6 +85,22 @@ def test_a_window_that_fails_costs_its_clip_alone(tmp_path, codec, backend):
     assert loaded.keys == [whole.keys[number] for number in kept]
     assert torch.equal(loaded.pixels, whole.pixels[kept])
     assert reason(load_clips, source(path), clip_options, [31]) == "undecodable"
+
+
+@pytest.mark.parametrize(("stride", "hop"), [(1, 1), (2, 1), (2, 3), (1, 9)])
+def test_overlapping_clips_are_those_alone_and_each_frame_is_decoded_once(tmp_path, monkeypatch, stride, hop):
+    path = make_video(tmp_path / "x.mp4", frames=40)
+    clip_options = ClipOptions(Shape(5, 48, stride), clips=99, window_step=hop)
+    starts = range(0, 40 - 4 * stride, hop)
+    alone = [load_clips(source(path), clip_options, [start]) for start in starts]
+    decoded = []
+    monkeypatch.setattr(
+        clips, "_resized", lambda picture, sides, made=clips._resized: decoded.append(1) or made(picture, sides)
+    )
+    together = load_clips(source(path), clip_options)
+    assert together.keys == [key for one in alone for key in one.keys]
+    assert torch.equal(together.pixels, torch.cat([one.pixels for one in alone]))
+    assert len(decoded) == len({start + stride * frame for start in starts for frame in range(5)})
 
 
 def test_windows_do_not_overlap_and_spread_over_the_video():
