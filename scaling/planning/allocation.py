@@ -58,12 +58,33 @@ def optimum(loss: LossLaw | Losses, C: ArrayLike, cost: Cost) -> NDArray[np.floa
     return np.exp((low + high) / 2)
 
 
-def within(loss: LossLaw | Losses, C: float, cost: Cost, tolerance: float) -> tuple[float, float]:
-    """The smallest and the largest N whose loss at C FLOPs is within ``tolerance`` (relative) of the best."""
-    best = float(optimum(loss, C, cost))
-    N = best * np.exp(np.linspace(-7, 7, 4001))
-    good = loss(N, C / cost(N)) <= loss(best, C / cost(np.array(best))) * (1 + tolerance)
-    return float(N[good][0]), float(N[good][-1])
+def within(loss: LossLaw | Losses, C: float, cost: Cost, tolerance: float) -> tuple[float | None, float | None]:
+    """The smallest and the largest N whose loss at C FLOPs is within ``tolerance`` (relative) of the best.
+
+    None for an end that is none of ``SIZES``: all sizes up to there are that good.
+    """
+    best = optimum(loss, C, cost)
+    most = loss(best, C / cost(best)) * (1 + tolerance)
+
+    def good(log_N: NDArray[np.float64]) -> NDArray[np.bool_]:
+        N = np.exp(log_N)
+        return loss(N, C / cost(N)) <= most
+
+    inside, outside = np.full(2, np.log(best)), np.log(SIZES)
+    unbounded = good(outside)
+    for _ in range(50):
+        middle = (inside + outside) / 2
+        inside, outside = np.where(good(middle), [middle, outside], [inside, middle])
+    low, high = (None if free else float(end) for free, end in zip(unbounded, np.exp(inside)))
+    return low, high
+
+
+def range_text(low: float | None, high: float | None, text: Callable[[float], str]) -> tuple[str, str]:
+    """The ends of ``within`` for readers."""
+    return (
+        f"below {text(SIZES[0])}" if low is None else text(low),
+        f"above {text(SIZES[1])}" if high is None else text(high),
+    )
 
 
 def predicted(loss: LossLaw | Losses, C: tuple[float, float], cost: Cost) -> SizeLaw:

@@ -55,7 +55,8 @@ class Plan:
         parameters: of the shape ``size``, of so many layers, width and heads, whose N it is.
         gpu_hours: at the peak of the GPU and the share of it that ``assumptions`` name.
         B_opt, N_opt: the law's best batch, and its best size at C FLOPs by estimator.
-        N_within_tolerance: low and high, the sizes whose loss at C FLOPs is that near the best.
+        N_within_tolerance: low and high, the sizes whose loss at C FLOPs is that near the best; None for an end beyond
+            ``allocation.SIZES``.
         extrapolation: N, T, B and C as multiples of the fitted maximum.
         unknown: why B, lr or B_opt are None.
         serving: what serving costs and what choosing the size for it saves, where clips are served.
@@ -79,7 +80,7 @@ class Plan:
     inference_flops_per_clip: float
     B_opt: Estimate | None
     N_opt: dict[str, Estimate]
-    N_within_tolerance: dict[str, float]
+    N_within_tolerance: dict[str, float | None]
     assumptions: dict[str, str | float | list[str] | None]
     extrapolation: dict[str, float | None]
     unknown: dict[str, str]

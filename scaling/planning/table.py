@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from videoscaling.scaling.estimates import Estimate
+from videoscaling.scaling.planning.allocation import range_text
 from videoscaling.scaling.planning.plan import Plan
 from videoscaling.utils.errors import plural
 
@@ -49,7 +50,8 @@ def table(plan: Plan) -> str:
         rows[f"N_opt, {name}"] = f"{_text(size, '.4g')}{bare if np.isnan(size.low) else ''} at {plan.C:.4g} FLOPs"
     near, used = plan.N_within_tolerance, plan.assumptions
     label = f"N within {near['tolerance']:.2%} of loss"
-    rows[label] = f"{near['low']:.4g} (cheapest to serve) to {near['high']:.4g}"
+    low, high = range_text(near["low"], near["high"], lambda N: f"{N:.4g}")
+    rows[label] = f"{low} (cheapest to serve) to {high}"
     if cost := plan.serving:
         rows["serving"] = (
             f"{cost['flops']:.4g} FLOPs for {used['serve_clips']:g} clips, {cost['total_flops']:.4g} with training: "

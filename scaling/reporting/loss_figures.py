@@ -33,6 +33,7 @@ CURVE = 60  # points of a curve
 BUDGETS = 6  # isoFLOP curves drawn
 MOST = 0.97  # of the losses that a figure shows: the rest went wrong
 REACH = 0.5  # of a band shown, in spans of the losses
+UNBOUNDED = 1e3  # a range of sizes without an end is drawn to so many times the best size
 
 
 def loss_over_flops(sources: Sources) -> Chart:
@@ -170,21 +171,24 @@ def size_interval(sources: Sources) -> Chart:
     budget = (sources.planned and sources.planned.milestones[-1].flops) or 10 * span[1]
 
     def best_at(C: float) -> tuple[float, ...]:
-        """N_opt with its interval, nan where an end is no bound, and the sizes within TOLERANCE of its loss."""
+        """N_opt with its interval, and the sizes within TOLERANCE of its loss; nan where an end is no bound."""
         found = allocation.minimised(losses, C, cost)
         ends = (float(end) if 0 < end < np.inf else math.nan for end in (found.low, found.high))
-        return (float(found.value), *ends, *allocation.within(losses, C, cost, TOLERANCE))
+        near = allocation.within(losses, C, cost, TOLERANCE)
+        return (float(found.value), *ends, *(math.nan if end is None else end for end in near))
 
     at, low, high, *near = best_at(budget)
     chart = Chart("size_interval", "Model size for a budget", columns=2, size=(WIDTH, 3.9))
     left, right = chart.axes[0]
-    N = np.geomspace(near[0] / 3, near[1] * 3, CURVE)
+    unbounded = np.isnan(near)
+    N = np.geomspace(*np.where(unbounded, [at / UNBOUNDED, at * UNBOUNDED], near) * [1 / 3, 3], CURVE)
     loss, lowest = (sources.curve(N, budget / cost(N))["loss"] for N in (N, np.array([at])))
     over = chart.add("loss at the budget", C=budget, N=N, excess=100 * (loss / lowest - 1))
     chart.add("best at the budget", C=budget, N=at, low=low, high=high)
     chart.add("little loss at the budget", C=budget, low=near[0], high=near[1])
     left.plot(N, over["excess"], color=BLUE, lw=1.6)
-    left.axvspan(*near, color="#d0d5dd", zorder=0, lw=0, label=f"{TOLERANCE:.1%} more loss")
+    flat = np.where(unbounded, N[[0, -1]], near)
+    left.axvspan(*flat, color="#d0d5dd", zorder=0, lw=0, label=f"{TOLERANCE:.1%} more loss")
     if math.isfinite(low) and math.isfinite(high):
         left.axvspan(low, high, color=BLUE, alpha=0.1, lw=0, label="95 % interval")
     left.axvline(at, color=ACCENT, lw=1, label=f"N_opt {short(at)}")
@@ -208,11 +212,12 @@ def size_interval(sources: Sources) -> Chart:
     right.set(xlabel="training FLOPs", ylabel="best model parameters")
     log_axes(right, flops, short)
     legend_above(right)
+    sizes = " to ".join(allocation.range_text(*allocation.within(losses, budget, cost, TOLERANCE), short))
     span_text = allocation.minimised(losses, budget, cost).span(short)
     interval = f" (95 % interval {span_text})" if span_text else ""
     text = (
         f"At {flops(budget)} FLOPs the loss law is lowest at {short(at)} parameters{interval}, and within "
-        f"{TOLERANCE:.1%} of that from {short(near[0])} to {short(near[1])}: a smaller model costs little loss, and "
+        f"{TOLERANCE:.1%} of that from {sizes}: a smaller model costs little loss, and "
         "less to serve."
     )
     return sources.captioned(chart, text)

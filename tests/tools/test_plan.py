@@ -200,6 +200,14 @@ def test_the_smallest_tolerance_leaves_the_best_size():
     assert near["low"] == pytest.approx(planned["N_opt"]["minimised"], rel=0.01)
 
 
+def test_a_range_of_sizes_without_an_end_is_said_to_have_none(tmp_path):
+    law = lawlike(tmp_path / "flat.json", loss={"aN": 0.1, "aT": 0.12, "Linf": 2.0})
+    words = ("--law", law, "--flops", "1e21", "--tolerance", "0.02")
+    near = json.loads(said(*words, "--json"))["N_within_tolerance"]
+    assert near["low"] is None
+    assert f"below 100 (cheapest to serve) to {near['high']:.4g}\n" in said(*words)
+
+
 def test_serving_says_what_it_costs_and_saves():
     """The budget is overrun for the sake of serving: by how much, and what is saved against the plan without."""
     words = ("--law", PAPER, "--flops", "1e21", "--json")

@@ -68,10 +68,27 @@ def test_sizes_within_a_tolerance_give_away_just_that(paper, cost):
     best = float(allocation.optimum(paper.loss, 1e21, cost))
     least = float(paper.loss(best, 1e21 / cost(np.array(best))))
     ends = allocation.within(paper.loss, 1e21, cost, 1e-3)
-    # The grid of sizes is spaced by a third of a per cent.
     for N in ends:
-        assert float(paper.loss(N, 1e21 / cost(np.array(N)))) / least - 1 == pytest.approx(1e-3, rel=0.02)
+        assert float(paper.loss(N, 1e21 / cost(np.array(N)))) / least - 1 == pytest.approx(1e-3, rel=1e-6)
     assert ends[0] < best < ends[1]
+
+
+def test_a_flat_loss_has_ends_thousands_of_times_off_and_none_where_no_size_is_worse(paper, cost):
+    """The ends were sought within a factor of e^7 of the best size, and were that factor where they lie beyond."""
+    C, flat = 1e21, dataclasses.replace(paper.loss, aN=0.1, aT=0.12, Linf=2.0)
+    best = float(allocation.optimum(flat, C, cost))
+    least = float(flat(best, C / cost(np.array(best))))
+    for tolerance in (0.006, 0.009):
+        for N in allocation.within(flat, C, cost, tolerance):
+            assert abs(np.log(N / best)) > 7
+            assert float(flat(N, C / cost(np.array(N)))) / least - 1 == pytest.approx(tolerance, rel=1e-6)
+    # The smallest size that is sought is 1 % worse, the largest 4 %.
+    low, high = allocation.within(flat, C, cost, 0.02)
+    assert low is None
+    assert float(flat(high, C / cost(np.array(high)))) / least - 1 == pytest.approx(0.02, rel=1e-6)
+    assert allocation.range_text(low, high, "{:.0e}".format) == ("below 1e+02", f"{high:.0e}")
+    assert allocation.within(flat, C, cost, 0.05) == (None, None)
+    assert allocation.range_text(None, None, "{:g}".format) == ("below 100", "above 1e+15")
 
 
 def test_the_exponents_interval_holds_the_planted_one(paper, tmp_path):

@@ -75,6 +75,17 @@ def test_the_size_for_a_budget_has_its_interval(sources, cost):
     assert "the loss law is lowest at" in data.caption
 
 
+def test_a_range_of_sizes_without_an_end_is_drawn_and_said_to_have_none(sources, monkeypatch):
+    monkeypatch.setattr(loss_figures, "TOLERANCE", 0.01)
+    flat = dataclasses.replace(sources.law.loss, aN=0.1, aT=0.12, Linf=5.0)
+    chart = loss_figures.size_interval(dataclasses.replace(sources, law=dataclasses.replace(sources.law, loss=flat)))
+    near, curve = chart.of("little loss at the budget"), chart.of("loss at the budget")
+    assert np.isnan(near["low"][0])
+    assert curve["N"][0] < curve["N"][-1] / 1e3
+    assert "from below 100 to" in chart.caption
+    chart.figure.draw_without_rendering()
+
+
 def test_batches_are_drawn_with_the_noise_scales_that_runs_measured(few, swept, cost):
     table = dataclasses.replace(few, noise_scale=np.where(few.N.min() == few.N, 1e5, np.nan))
     plain, measured = (pair_figures.hyperparameters(Sources.of(runs, swept[1], cost)) for runs in (few, table))
