@@ -166,16 +166,22 @@ class Law:
 
         return SurfaceResponse(self.surface)
 
-    def best_pair(self, N: float, T: float, tolerance: float = TOLERANCE) -> tuple[float, float]:
-        """The rate and the batch in tokens that a plan takes (``Response.wanted_batch``), not rounded to clips.
+    def best_pair(self, N: float, T: float, tolerance: float = TOLERANCE, n_ctx: int = 0) -> tuple[float, float]:
+        """The rate and the batch in tokens that a plan takes; the rate is the best one at that batch.
+
+        Args:
+            n_ctx: tokens per clip: the batch is ``Response.batch``, whole clips. 0: it is ``Response.wanted_batch``.
 
         Raises:
             UserError: the law has none, or its constants lead beyond what any run can have.
         """
         self.require_pair()
-        # Rates at the floor of one clip are that clip's, and not those of the smaller batch that the law wants.
-        B = max(float(self.response.wanted_batch(N, T, tolerance)), self.fit.get("floor") or 0)
         with np.errstate(all="ignore"):  # what is not finite is refused by name, the batch before its rate
+            if n_ctx:
+                B = float(self.response.batch(N, T, n_ctx, tolerance))
+            else:
+                # Rates at the floor of one clip are that clip's, and not those of the smaller batch that is wanted.
+                B = max(float(self.response.wanted_batch(N, T, tolerance)), self.fit.get("floor") or 0)
             pair = {"B": B, "lr": float(self.response.rate(N, T, B).value)}
         for name, value in pair.items():
             low, high = POSSIBLE[name]

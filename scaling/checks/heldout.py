@@ -10,7 +10,7 @@ from videoscaling.scaling.estimates import Estimate, Span, interval, t_quantile
 from videoscaling.scaling.fitting.grids import edges
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal
 from videoscaling.scaling.fitting.grids.optimum import Optimum, features, find, quadratic
-from videoscaling.scaling.laws import TOLERANCE, Law
+from videoscaling.scaling.laws import Law
 from videoscaling.scaling.runs import RunTable
 from videoscaling.utils.errors import UserError
 
@@ -108,7 +108,7 @@ def _entry(grid: RunTable, law: Law, N: float, T: float, noise: float | None, fr
     lr, B = law.best_pair(N, T)
     predicted = law.response.loss(N, T, B)
     if clip:  # what can be trained
-        B = float(law.response.batch(N, T, int(clip), TOLERANCE))
+        lr, B = law.best_pair(N, T, n_ctx=int(clip))
     optimum = find(N=N, T=T, lr=grid.lr, B=grid.B, loss=grid.loss, noise=grid.loss_se, window=None, floor=clip)
     if law.response.reads_pairs and not optimum.usable:  # a cell, which is not the best pair: predicted as it was run
         own = law.response.predict(N, T, optimum.B, optimum.lr)

@@ -1,14 +1,20 @@
 """Planted laws: what the law's own pair costs on a local grid is known."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.scaling import simulate
+from videoscaling.models import sizes
+from videoscaling.scaling import law_file
 from videoscaling.scaling.checks.heldout import check, relative_error
+from videoscaling.scaling.planning.plan import plan
+from videoscaling.scaling.planning.request import Request
 from videoscaling.utils.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[3]
 N, T = 0.72e9, 2e10
 NOISE = 2e-4
 
@@ -35,6 +41,19 @@ def test_without_noise_regret_and_distance_are_the_planted_ones(paper):
     raster = paper.curvature.batch_batch * (np.log(4) / 60) ** 2
     assert entry["regret"]["value"] == pytest.approx(float(paper.curvature(x, y)), abs=raster)
     assert entry["loss"]["error"] == pytest.approx(0, abs=1e-5)
+
+
+def test_the_laws_pair_is_the_one_that_a_plan_takes(paper):
+    """The batch was rounded to whole clips, while the rate stayed that of the unrounded one."""
+    surface = law_file.load(ROOT / "results" / "study" / "law.json")
+    for law, n_ctx, size, tokens in ((paper, 90_000, N, T), (surface, 1_000, 131_072, 1.6e6)):
+        cells = simulate.grid(paper, [size], [tokens], 3, 3, 2.0)
+        table = simulate.run_table(paper, cells, [tokens], NOISE, n_ctx=n_ctx)
+        (entry,) = check(dataclasses.replace(table, heldout=np.ones(len(table), dtype=bool)), law)
+        planned = plan(law, Request(params=size, tokens=tokens, n_ctx=n_ctx), sizes)
+        assert entry["law"] == {"lr": pytest.approx(float(planned.lr.value)), "B": planned.B}
+        # Rounding moves either rate by more than its last digits.
+        assert abs(np.log(entry["law"]["lr"] / law.best_pair(size, tokens)[0])) > 0.05
 
 
 def test_a_loss_above_its_prediction_errs_upwards(paper):
