@@ -87,13 +87,11 @@ class Surface:
         for candidate in self.shapes:
             model, solution = candidate.solution.model, candidate.solution
             if candidate.weight > 0 and name in model.names:
-                pick = self._average_slope(candidate, name) if name in ("aB", "aT", "aN") else None
-                if pick is None:
-                    pick = np.zeros(len(model.names))
-                    pick[model.place(name)] = 1.0
-                found.append(
-                    (candidate.weight, float(pick @ solution.theta), float(pick @ solution.covariance @ pick))
-                )
+                if name in ("aB", "aT", "aN"):
+                    value, gradient = self._average_slope(candidate, name)
+                else:
+                    value, gradient = solution.theta[model.place(name)], _unit(model, name)
+                found.append((candidate.weight, value, gradient @ solution.covariance @ gradient))
         if not found:
             raise UserError(f"no shape of this surface has a constant {name!r}")
         weight, value, variance = np.array(found).T
@@ -106,18 +104,29 @@ class Surface:
         """Exponents of lr_opt in B, T and N: averages over the runs where the slope in ln B changes."""
         return {name: self.exponent(name) for name in ("aB", "aT", "aN")}
 
-    def _average_slope(self, candidate: selection.Candidate, name: str) -> NDArray[np.float64]:
-        """The combination of constants [constants] that is the mean slope of ln lr_opt over the runs near the best."""
+    def _average_slope(self, candidate: selection.Candidate, name: str) -> tuple[float, NDArray[np.float64]]:
+        """The mean slope of ln lr_opt over the runs near the best, and its derivatives [constants].
+
+        Where the rate bends, the slope also depends on where: without the batch's constants the derivatives gave
+        intervals up to twice as wide as the draws (in B, on results/study).
+        """
         model, theta = candidate.solution.model, candidate.solution.theta
-        pick = np.zeros(len(model.names))
-        pick[model.place(name)] = 1.0
-        if candidate.bent:
-            n, t, b = self.scale.logs(self.cells.N, self.cells.T, self.cells.B)
-            tanh = np.tanh((b - shape.batch_offset(model, theta, n, t)) / shape.BEND)
-            chain = {"aB": -1.0, "aT": theta[model.place("bT")], "aN": theta[model.place("bN")]}[name]
-            weight = selection.near_weight(self.cells.loss, self.cells.best)
-            pick[model.place("r")] = chain * np.average(tanh, weights=weight)
-        return pick
+        value, gradient = theta[model.place(name)], _unit(model, name)
+        if not candidate.bent:
+            return value, gradient
+        n, t, b = self.scale.logs(self.cells.N, self.cells.T, self.cells.B)
+        weight = selection.near_weight(self.cells.loss, self.cells.best)
+        tanh = np.tanh((b - shape.batch_offset(model, theta, n, t)) / shape.BEND)
+        mean, r = np.average(tanh, weights=weight), theta[model.place("r")]
+        by_batch = None if name == "aB" else model.place(f"b{name[1]}")
+        chain = -1.0 if by_batch is None else theta[by_batch]
+        gradient[model.place("r")] = chain * mean
+        turn = -r * chain * (1 - tanh**2) / shape.BEND
+        for constant, by in (("b", 1.0), ("bT", t), ("bN", n)):
+            gradient[model.place(constant)] = np.average(turn * by, weights=weight)
+        if by_batch is not None:
+            gradient[by_batch] += r * mean
+        return value + r * chain * mean, gradient
 
     def unidentified(self) -> list[str]:
         """Exponents that the data leave as wide as their priors."""
@@ -351,3 +360,8 @@ class Surface:
             beyond = shape.price(model, theta, n, t, middle) > target
             low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
         return (low + high) / 2
+
+
+def _unit(model: Model, name: str) -> NDArray[np.float64]:
+    """The derivatives [constants] of one constant."""
+    return (np.array(model.names) == name).astype(float)

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from videoscaling.scaling import runs
-from videoscaling.scaling.fitting.surface import least_squares, noise, shape
+from videoscaling.scaling import law_file, runs
+from videoscaling.scaling.fitting.surface import least_squares, noise, selection, shape
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.fitting.surface.surface_law import summary
@@ -324,3 +324,34 @@ def test_extrapolation_that_no_run_tested_is_three_times_as_wide():
         found, alone = (each.predict(N, factor * T, 500.0, 3e-3) for each in (untested, claimed))
         assert np.log(found.mean_high / found.mean) == pytest.approx(wider * np.log(alone.mean_high / alone.mean))
     assert any("larger N or T could be tested" in line for line in untested.warnings())
+
+
+def test_a_bent_rates_exponents_are_known_as_well_as_the_slopes_of_its_draws():
+    """The study's heaviest shapes bend; the slope is read off the rate by differences, without the fit's formulas."""
+    surface = law_file.load(ROOT / "results" / "study" / "law.json").surface
+    assert sum(candidate.weight for candidate in surface.shapes if candidate.bent) > 0.5
+    logs, cells = surface.scale.logs(surface.cells.N, surface.cells.T, surface.cells.B), surface.cells
+    near = selection.near_weight(cells.loss, cells.best)
+
+    def slope(model, theta, axis):
+        up, down = (
+            shape.ridge(model, theta, *(v + step * (at == axis) for at, v in enumerate(logs)))
+            for step in (1e-5, -1e-5)
+        )
+        return np.average((up - down) / 2e-5, weights=near, axis=-1)
+
+    for axis, name in enumerate(("aN", "aT", "aB")):
+        found = surface.exponent(name)
+        drawn = [slope(c.solution.model, draws[:, None], axis) for c, draws in surface.draws]
+        value = sum(c.weight * slope(c.solution.model, c.solution.theta, axis) for c, _ in surface.draws)
+        assert found.value == pytest.approx(value, abs=1e-6), name
+        ends = np.quantile(np.concatenate(drawn), [0.025, 0.975])
+        # The rate's draws are not quite linear in the constants, and 400 of them place an end to a tenth.
+        assert found.high - found.low == pytest.approx(ends[1] - ends[0], rel=0.15), name
+        for candidate in surface.shapes:
+            model, theta = candidate.solution.model, candidate.solution.theta
+            steps = 1e-4 * np.eye(len(theta))[model.free]
+            numeric = [(slope(model, theta + h, axis) - slope(model, theta - h, axis)) / 2e-4 for h in steps]
+            # Differences of differences, by steps of 1e-4 and 1e-5, keep six digits.
+            analytic = surface._average_slope(candidate, name)[1][model.free]
+            assert analytic == pytest.approx(np.array(numeric), abs=1e-5), name
