@@ -223,10 +223,16 @@ def best_sizes(table: RunTable, cost: allocation.Cost) -> dict[str, object]:
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
-    """A line for each place where two answers differ by more than ``SAME``, relative to the larger."""
+    """A line for each place that one answer lacks, or where they differ by more than ``SAME``, of the larger one."""
     if isinstance(one, dict) and isinstance(other, dict):
         for name in sorted({*one, *other}):
-            yield from differences(one.get(name), other.get(name), f"{where}.{name}".lstrip("."))
+            place = f"{where}.{name}".lstrip(".")
+            if name not in one:
+                yield f"{place}: missing here, {other[name]} expected"
+            elif name not in other:
+                yield f"{place}: {one[name]} here, not expected"
+            else:
+                yield from differences(one[name], other[name], place)
     elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         for number, (a, b) in enumerate(zip(one, other)):
             yield from differences(a, b, f"{where}[{number}]")

@@ -15,7 +15,7 @@ from videoscaling.models.sizes import flops_per_token, smooth_width
 from videoscaling.scaling import law_file, runs
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning import allocation
-from videoscaling.scaling.reporting.study import best_sizes
+from videoscaling.scaling.reporting.study import best_sizes, differences
 
 PAPER = Path(__file__).resolve().parents[2] / "configs" / "laws" / "paper.json"
 SIZES, TOKENS, HELD_OUT, LAST = np.geomspace(0.0168e9, 0.268e9, 4).round(), [2e9, 5e9, 12e9], 1e9, 3e10
@@ -176,6 +176,21 @@ def test_numbers_that_changed_are_named(planted: tuple[Path, Path], answers: str
     assert other.returncode == 1
     assert other.stderr.startswith("held_out[0].loss.error: ")
     assert other.stderr.endswith(f"{there}: 1 differ\n")
+
+
+def test_a_number_that_is_missing_is_no_unknown_one(planted: tuple[Path, Path], answers: str, tmp_path: Path) -> None:
+    """A key that one side lacks was read as null, and ends of intervals are null where they are no bounds."""
+    assert list(differences({"low": None, "high": [{"a": None}]}, {"low": None, "high": [{"a": None}]})) == []
+    assert list(differences({"high": [{"a": None}]}, {"low": None, "high": [{}]})) == [
+        "high[0].a: None here, not expected",
+        "low: missing here, None expected",
+    ]
+    reported = json.loads(answers)
+    reported["held_out"][0]["loss"]["noise"] = None
+    (tmp_path / "study.json").write_text(json.dumps(reported))
+    done = study(planted[0], "--law", planted[1], "--expect", tmp_path / "study.json")
+    assert done.returncode == 1
+    assert done.stderr.startswith("held_out[0].loss.noise: missing here, None expected\n")
 
 
 def test_what_cannot_be_reported_is_said(planted: tuple[Path, Path], tmp_path: Path) -> None:
