@@ -19,12 +19,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from videoscaling.diffusion.sampler_options import SamplerOptions
 from videoscaling.tools.inputs import CHECKPOINT, PROMPTS, TEXT, VAE
 from videoscaling.training.checkpoints.paths import check_exists
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli, shown
 from videoscaling.utils.files import read_bounded, write_json
 from videoscaling.utils.inputs import check_inputs
-from videoscaling.utils.options import height_and_width
+from videoscaling.utils.options import height_and_width, options_of
 from videoscaling.utils.tables import read_table, table_kind, text_of
 
 FORMATS = ("mp4", "gif", "png")
@@ -155,11 +156,12 @@ def main() -> int:
         command.refuse_unread(arguments, ("fps",), "a png has its frames side by side, without a rate")
     if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out}: is a file; name a folder")
-    # Mistyped paths are reported before torch is imported, which takes seconds.
+    # Numbers out of range and mistyped paths are reported before torch is imported, which takes seconds.
+    options = options_of(SamplerOptions, arguments)
     check_inputs(command, arguments)
     prompts = read_prompts(arguments)
     check_exists(arguments.checkpoint)
-    return run(arguments, prompts)
+    return run(arguments, options, prompts)
 
 
 class Prompt(NamedTuple):
@@ -204,14 +206,13 @@ def _from_table(path: Path) -> list[tuple[str, Any]]:
     return [(str(row["prompt"]).strip(), row.get("seed")) for _, row in table.rows(wanted)]
 
 
-def run(arguments: argparse.Namespace, prompts: list[Prompt]) -> int:
+def run(arguments: argparse.Namespace, options: SamplerOptions, prompts: list[Prompt]) -> int:
     """Sample every prompt and write the files; nothing is written before all inputs were accepted."""
     from videoscaling.data.export import DEFAULT_FPS, WRITERS, enlarged, write_grid
-    from videoscaling.diffusion.sampling import SamplerOptions, known_schedulers
+    from videoscaling.diffusion.sampling import known_schedulers
     from videoscaling.training.pipeline import VideoPipeline
     from videoscaling.utils.progress import Progress
 
-    options = SamplerOptions(**{name: getattr(arguments, name) for name in SamplerOptions.__dataclass_fields__})
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     pipeline = VideoPipeline.from_run(
         arguments.checkpoint,

@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from tests.training.logs.test_preview import Decoder, use_decoder
 from tests.training.test_trainer import run
 from videoscaling import sample
+from videoscaling.diffusion.sampler_options import SamplerOptions
 from videoscaling.training.checkpoints import checkpoint as ckpt
 from videoscaling.training.config import read_config
 from videoscaling.utils.finiteness import NotFinite
+from videoscaling.utils.options import options_of
 
 BALL = sample.Prompt("a ball", 0)
 KINDS = ("ema", "model", "optimizer")
@@ -31,6 +33,10 @@ def options(checkpoint: Path, out: Path, **changed: object) -> argparse.Namespac
     return argparse.Namespace(**vars(sample.parser().parse_args([])) | settings)
 
 
+def sampled(arguments: argparse.Namespace, prompts: list[sample.Prompt]) -> int:
+    return sample.run(arguments, options_of(SamplerOptions, arguments), prompts)
+
+
 def broken(checkpoint: Path, folder: Path, kind: str) -> Path:
     """A copy of ``checkpoint``, whole by its checksums, with one weight of ``kind`` NaN."""
     tensors = {name: load_file(checkpoint / f"{name}.safetensors") for name in KINDS}
@@ -46,9 +52,9 @@ def test_weights_that_are_not_finite_are_named(
     use_decoder(Decoder(), monkeypatch)
     path, out = broken(trained, tmp_path, "ema"), tmp_path / "out"
     with pytest.raises(NotFinite, match="so are the model's weights .*take an earlier checkpoint"):
-        sample.run(options(path, out, scheduler=scheduler), [BALL])
+        sampled(options(path, out, scheduler=scheduler), [BALL])
     assert not out.exists()
-    assert sample.run(options(path, out, scheduler=scheduler, weights="model"), [BALL]) == 0  # the raw are whole
+    assert sampled(options(path, out, scheduler=scheduler, weights="model"), [BALL]) == 0  # the raw are whole
 
 
 def test_guidance_and_pixels_that_are_not_finite_are_named(
@@ -61,5 +67,5 @@ def test_guidance_and_pixels_that_are_not_finite_are_named(
     ):
         use_decoder(decoder, monkeypatch)
         with pytest.raises(NotFinite, match=cause):
-            sample.run(options(trained, out, guidance=guidance), [BALL, BALL])
+            sampled(options(trained, out, guidance=guidance), [BALL, BALL])
         assert not out.exists()

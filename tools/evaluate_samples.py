@@ -18,6 +18,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+from videoscaling.diffusion.sampler_options import SamplerOptions
 from videoscaling.tools.inputs import REAL, SAMPLES, TEXT, VAE
 from videoscaling.tools.quality.names import PACKAGES, is_cache, is_model
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
@@ -105,10 +106,10 @@ def main() -> None:
             raise UserError(f"--{option} {path}: is a folder; name a file")
     if args.tensorboard and args.tensorboard.is_file():
         raise UserError(f"--tensorboard {args.tensorboard}: is a file; name a folder")
+    sampler = SamplerOptions(steps=args.steps, guidance=args.guidance)
     check_inputs(command, args)
     # Here, after the mistakes that need no torch.
     from videoscaling.data.video.clips import Shape
-    from videoscaling.diffusion.sampling import SamplerOptions
     from videoscaling.tools.quality.evaluate import Request, evaluate_clips, evaluate_files
     from videoscaling.tools.quality.models import check_curve
     from videoscaling.tools.quality.result import printed_rows, write_curves, write_result, write_table
@@ -122,7 +123,7 @@ def main() -> None:
         clips=args.clips,
         seed=args.seed,
         shape=Shape(args.frames, args.size),
-        sampler=SamplerOptions(steps=args.steps, guidance=args.guidance),
+        sampler=sampler,
         batch=args.batch,
         corruptions=not args.no_corruptions,
         bfloat16=args.bfloat16,

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from videoscaling.data.index import CacheMeta
 from videoscaling.diffusion.process import Process
-from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler, sample
+from videoscaling.diffusion.sampler_options import SamplerOptions
+from videoscaling.diffusion.sampling import build_scheduler, sample
 from videoscaling.models import dit
 from videoscaling.models.text import TextEncoder, cut_warning, load_text_encoder
 from videoscaling.models.vae import VideoVAE, load_vae
@@ -193,7 +194,7 @@ class VideoPipeline:
             seed: one number for each prompt; a single number is the first prompt's, and prompt i has ``seed`` + i. A
                 prompt and its seed determine a video, whatever else is in its batch.
             batch: prompts sampled at once.
-            options: of ``diffusion.sampling.SamplerOptions``, such as steps=20 or guidance=3.
+            options: of ``diffusion.sampler_options.SamplerOptions``, such as steps=20 or guidance=3.
 
         Raises:
             UserError: no prompt, not one seed for each, an unknown scheduler, or an option out of its range; before

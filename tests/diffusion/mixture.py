@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from videoscaling.diffusion.process import Process
-from videoscaling.diffusion.sampling import SamplerOptions, known_schedulers, sample
+from videoscaling.diffusion.sampler_options import SamplerOptions
+from videoscaling.diffusion.sampling import known_schedulers, sample
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.random import normal
 

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from tests.diffusion.mixture import CLIPS, MEANS, PROCESSES, STDS, WEIGHTS, Mixture, draw, error_bound, statistics
 from videoscaling.diffusion.process import Process
+from videoscaling.diffusion.sampler_options import MAX_STEPS, SamplerOptions
 from videoscaling.diffusion.sampling import (
-    MAX_STEPS,
-    SamplerOptions,
     _guided,
     build_scheduler,
     known_schedulers,

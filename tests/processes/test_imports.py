@@ -79,6 +79,38 @@ MISTYPED = (
 )
 
 
+# A number out of range in each option that has a range, and what is said of it.
+OUT_OF_RANGE = (
+    ("sample.py", "--prompt", "x", "--steps", "0"),
+    ("sample.py", "--prompt", "x", "--guidance", "nan"),
+    ("sample.py", "--prompt", "x", "--guidance-interval", "0.8", "0.2"),
+    ("sample.py", "--prompt", "x", "--guidance-rescale", "2"),
+    ("sample.py", "--prompt", "x", "--shift", "-1"),
+    ("sample.py", "--prompt", "x", "--guidance", "1", "--negative-prompt", "y"),
+    ("sample.py", "--prompt", "x", "--seed", "-1"),
+    *(("sample.py", "--prompt", "x", f"--{name}", "0") for name in ("fps", "batch", "grid", "upscale", "frames")),
+    ("sample.py", "--prompt", "x", "--size", "0"),
+    ("tools/evaluate_samples.py", "embedded", "--steps", "0"),
+    ("tools/evaluate_samples.py", "embedded", "--guidance", "inf"),
+    ("tools/evaluate_samples.py", "embedded", "--clips", "1"),
+)
+
+
+def test_numbers_out_of_range_are_refused_before_torch_is_loaded() -> None:
+    """sample.py imported torch, for two seconds and more, to say that --steps 0 is none."""
+    code = (
+        "import sys; from tests.commands import call\n"
+        f"for words in {OUT_OF_RANGE!r}:\n"
+        "    done = call(*words)\n"
+        "    option = [word for word in words if word.startswith('--')][-1]\n"
+        "    named = option.strip('-').split('-')[0] in done.stderr\n"
+        "    print(done.returncode, named, done.stderr.count('\\n'), 'torch' in sys.modules, *words)"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [" ".join(("2 True 1 False", *words)) for words in OUT_OF_RANGE]
+
+
 def test_mistyped_paths_are_reported_before_torch_is_loaded() -> None:
     """sample.py took 5.7 s to report a missing checkpoint. One process for all: it names the commands that load it."""
     code = (

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from videoscaling.diffusion.process import Process
-from videoscaling.diffusion.sampling import SamplerOptions, sample
+from videoscaling.diffusion.sampler_options import SamplerOptions
+from videoscaling.diffusion.sampling import sample
 from videoscaling.models.attention import BACKENDS, attention, choose_backend
 from videoscaling.models.sizes import parse_size
 from videoscaling.tools.benchmarks.common import TEXT_DIM, Row, our_model, spread, timed

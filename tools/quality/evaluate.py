@@ -12,7 +12,7 @@ from videoscaling.data.latents import LatentCache
 from videoscaling.data.sources.captions import ListingOptions
 from videoscaling.data.sources.listing import list_sources
 from videoscaling.data.video.clips import Shape
-from videoscaling.diffusion.sampling import SamplerOptions
+from videoscaling.diffusion.sampler_options import SamplerOptions
 from videoscaling.tools.quality import clips as sets
 from videoscaling.tools.quality.correlation import MIN_MODELS, RankCorrelation, rank_correlations
 from videoscaling.tools.quality.corruptions import corrupted

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from videoscaling.diffusion.sampling import SamplerOptions
+from videoscaling.diffusion.sampler_options import SamplerOptions
 from videoscaling.models.sizes import parameters
 from videoscaling.tools.quality.names import is_model
 from videoscaling.training.checkpoints.checkpoint import find_checkpoint, read_state

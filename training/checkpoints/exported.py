@@ -16,7 +16,8 @@ from torch import Tensor
 
 from videoscaling.data.index import CacheMeta, is_latent_shape, is_size
 from videoscaling.diffusion.process import Process
-from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler
+from videoscaling.diffusion.sampler_options import SamplerOptions
+from videoscaling.diffusion.sampling import build_scheduler
 from videoscaling.models.dit import VideoDiT
 from videoscaling.models.hub import read_config, weight_files
 from videoscaling.training.checkpoints.checkpoint import find_checkpoint, load_into, read_state, read_tensors

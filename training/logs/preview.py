@@ -8,7 +8,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from videoscaling.data.index import CacheMeta
 from videoscaling.diffusion.process import Process
-from videoscaling.diffusion.sampling import SamplerOptions, build_scheduler, sample
+from videoscaling.diffusion.sampler_options import SamplerOptions
+from videoscaling.diffusion.sampling import build_scheduler, sample
 from videoscaling.models.text import cut_warning
 from videoscaling.training.pipeline import load_encoders
 from videoscaling.training.schema import LogKeys
