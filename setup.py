@@ -27,7 +27,7 @@ setup(
     package_dir={f"videoscaling.{folder}": folder for folder in (*FOLDERS, "configs")},
     package_data={
         "videoscaling.configs": ["**/*"],
-        "videoscaling.models": ["embedded_vae/*", "real32_vae/*", "embedded_dit/*"],
+        "videoscaling.models": ["embedded_vae/*", "real32_vae/*", "real64_vae/*", "embedded_dit/*"],
         "videoscaling.scaling.planning": ["page.html"],
         "videoscaling.scaling.reporting": ["page.html"],
     },

@@ -19,7 +19,7 @@ VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")
 # build the model of a config.json before they read its weights, which took 23 GB and did not end for 10^30 layers.
 MAX_SIZE, MAX_LAYERS = 1_000_000, 1000
 # Autoencoders that ship here: of synthetic clips, and of a film, a game and synthetic clips.
-VAES = {name: Path(__file__).parent / f"{name}_vae" for name in ("embedded", "real32")}
+VAES = {name: Path(__file__).parent / f"{name}_vae" for name in ("embedded", "real32", "real64")}
 TEXT_ENCODERS = ("embedded",)
 Layout = tuple[str, ...]  # folders of an encoder, "" for the root; the first one holds its config.json
 

@@ -209,7 +209,7 @@ def load_vae(spec: str, device: str | torch.device = "cpu", dtype: torch.dtype =
     """Load an autoencoder for use, not for training.
 
     Args:
-        spec: ``"embedded"`` or ``"real32"`` (tiny ones that ship here), a folder in diffusers' format (of an
+        spec: ``"embedded"``, ``"real32"`` or ``"real64"`` (tiny ones that ship), a folder in diffusers' format (of an
             autoencoder, or of a pipeline that holds one in ``vae/``), or a hub id.
         device: where to run it.
         dtype: compute dtype, independent of the stored one. Latents and statistics stay float32.

@@ -140,8 +140,8 @@ def arguments() -> Parser:
         type=path_text,
         reads=VAE,
         default="embedded",
-        help="'embedded' (for synthetic clips), 'real32' (for real ones of 32x32), or a folder or hub id of a "
-        "diffusers autoencoder (default embedded)",
+        help="'embedded' (for synthetic clips), 'real64' (for real ones of 32x32 and 64x64), 'real32' (the third "
+        "study's), or a folder or hub id of a diffusers autoencoder (default embedded)",
     )
     add(
         "--vae-dtype",

@@ -31,7 +31,7 @@ def main() -> None:
         type=path_text,
         reads=VAE,
         default="embedded",
-        help="embedded, real32, a folder or a hub id (default: %(default)s)",
+        help="embedded, real32, real64, a folder or a hub id (default: %(default)s)",
     )
     parser.add_argument(
         "--clips", type=int, default=16, help="of each video at most, or synthetic ones in all (default: %(default)s)"

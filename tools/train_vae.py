@@ -2,13 +2,13 @@
 
     python tools/train_vae.py --out models/embedded_vae
     python tools/train_vae.py --out vaes/mine --source my_videos/ --size 48x80
-    python tools/train_vae.py --out vaes/mixed --source film doom synthetic --steps 20000
+    python tools/train_vae.py --out vaes/mixed --source film doom synthetic --size 32 64 --steps 12000
 
-Synthetic clips are rendered as they are needed and none is seen twice; those of videos are held in memory. Of several
-sources each gives as many clips. The same command continues an interrupted training from its last saved state. At the
-end the autoencoder is scored on each source's held-out clips (other videos, shots or levels) and compared with
-principal component analysis of as many numbers per clip. The folder --out is written in diffusers' format with a
-record of its training.
+Synthetic clips are rendered as they are needed, none is seen twice; those of videos are held in memory, and seen in
+crops, mirrored, backwards and in other colours. Of several sources each gives as many clips. The same command
+continues an interrupted training from its last saved state. At the end the autoencoder is scored on each source's
+held-out clips (other videos, shots or levels) and compared with principal component analysis of as many numbers per
+clip. The folder --out is written in diffusers' format with a record of its training.
 """
 
 import argparse
@@ -38,8 +38,12 @@ class Settings:
     batch: int = option(8, "clips per step", 1, 10**6)
     lr: float = option(3e-3, "peak learning rate: warm-up, then linear to 0", 1e-12, 1e6)
     seed: int = option(0, "of clips, weights and noise", 0, 2**63 - 1)
-    size: tuple[int, int] = option(
-        (32, 32), "pixels of a clip: a square's side, or height x width, multiples of 8", type=height_and_width
+    size: tuple[tuple[int, int], ...] = option(
+        ((32, 32),),
+        "pixels of a clip: a square's side, or height x width, multiples of 8; of several sizes each step takes the "
+        "next, with as many pixels",
+        nargs="+",
+        type=height_and_width,
     )
     device: str | None = option(None, "cpu or cuda (default: cuda where there is one)")
 
@@ -53,14 +57,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of a table")
     args = parser.parse_args()
     recover_folder(args.out)
-    settings = options_of(Settings, args, source=tuple(args.source))
+    settings = options_of(Settings, args, source=tuple(args.source), size=tuple(args.size))
     check_bounds(settings)
     if len(set(settings.source)) < len(settings.source):
         raise UserError(f"--source {' '.join(settings.source)}: one is named twice, and all give as many clips")
-    if any(side % 8 for side in settings.size):
-        raise UserError(
-            f"--size {'x'.join(map(str, settings.size))}: must be multiples of 8, the pixels of one latent"
-        )
+    for size in settings.size:
+        if any(side % 8 for side in size):
+            raise UserError(f"--size {size[0]}x{size[1]}: must be multiples of 8, the pixels of one latent")
     if args.out.exists() and any(args.out.iterdir()) and not (args.out / "config.json").exists():
         raise UserError(f"--out {args.out} is a folder of something else: name a new one, or one that holds a VAE")
     check_inputs(parser, args)

@@ -1,6 +1,7 @@
 """The training of a tiny video autoencoder: its architecture, optimiser, scores, and the folder that it leaves."""
 
 import datetime
+import itertools
 import json
 import math
 import platform
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from videoscaling.models.fidelity import psnr
 from videoscaling.models.pca import pca_of_blocks, pca_of_clips
-from videoscaling.tools.vae_clips import FRAMES, TrainingClips, mixed_batch, training_clips
+from videoscaling.tools.vae_clips import FRAMES, Size, TrainingClips, mixed_batch, training_clips
 from videoscaling.utils.errors import UserError, first_line, resumable
 from videoscaling.utils.files import atomic_write, remove_abandoned, replace_folder, temporary, write_json, write_text
 from videoscaling.utils.progress import Progress
@@ -37,10 +38,10 @@ ARCHITECTURE = {
     "down_block_types": ("LTXVideo095DownBlock3D",) * 2,
     "downsample_type": ("spatiotemporal",) * 2,
     "spatio_temporal_scaling": (True, True),
-    "layers_per_block": (0, 1, 1),
+    "layers_per_block": (0, 2, 2),
     "decoder_block_out_channels": (32, 64),
     "decoder_spatio_temporal_scaling": (True, True),
-    "decoder_layers_per_block": (0, 2, 1),
+    "decoder_layers_per_block": (0, 2, 2),
     "decoder_inject_noise": (False,) * 3,
     "upsample_residual": (True, True),
     "upsample_factor": (1, 2),
@@ -128,13 +129,13 @@ def train(settings: "Settings", sources: Sequence[TrainingClips], state_path: Pa
         for part, saved in zip(optimiser.parts, state["optimiser"]):
             part.load_state_dict(saved)
 
-    latent_shape = (ARCHITECTURE["latent_channels"], (FRAMES - 1) // 4 + 1, *(side // 8 for side in settings.size))
     saved_at, recent = time.monotonic(), None
     with Progress(steps, "training", "steps", done=first) as bar:
         for step in range(first, steps):
-            index = torch.arange(step * batch, (step + 1) * batch, device=device)
-            clips = mixed_batch(sources, index)
-            loss, squared_error = loss_of(model, clips, normal(seed, "posterior", index, latent_shape))
+            size = settings.size[step % len(settings.size)]
+            index = step * batch + torch.arange(clips_of_size(settings, size), device=device)
+            clips = mixed_batch(sources, index, size)
+            loss, squared_error = loss_of(model, clips, normal(seed, "posterior", index, latent_shape(size)))
             loss.backward()
             optimiser.step(min(1.0, (step + 1) / WARM_UP) * (1 - step / steps))
 
@@ -153,13 +154,24 @@ def train(settings: "Settings", sources: Sequence[TrainingClips], state_path: Pa
     return model
 
 
+def latent_shape(size: Size) -> tuple[int, int, int, int]:
+    """Channels, frames, height and width of a clip's latents."""
+    return ARCHITECTURE["latent_channels"], (FRAMES - 1) // 4 + 1, size[0] // 8, size[1] // 8
+
+
+def clips_of_size(settings: "Settings", size: Size) -> int:
+    """The clips of a step: of the smallest size ``batch``, of others as many as have as many pixels."""
+    smallest = min(math.prod(one) for one in settings.size)
+    return max(1, settings.batch * smallest // math.prod(size))
+
+
 @torch.no_grad()
-def finish(model: nn.Module, sources: Sequence[TrainingClips]) -> nn.Module:
+def finish(model: nn.Module, sources: Sequence[TrainingClips], size: Size) -> nn.Module:
     """Round to the float16 that is shipped, then measure the latents of that, for the model's own convention."""
     model = model.eval().half().float()
     device = model.latents_mean.device
     parts = torch.arange(MEASURED, device=device).split(64)
-    clips = (mixed_batch(sources, part) for part in parts)
+    clips = (mixed_batch(sources, part, size, plain=True) for part in parts)
     latents = torch.cat([model.encode(part).latent_dist.mode() for part in clips])
     model.latents_mean.copy_(latents.mean((0, 2, 3, 4)))
     model.latents_std.copy_(latents.std((0, 2, 3, 4)))
@@ -177,9 +189,9 @@ def reconstruct(model: nn.Module, clips: Tensor) -> Tensor:
 def scores(model: nn.Module, source: TrainingClips, test: Tensor) -> dict[str, dict[str, float]]:
     """PSNR on ``test``, a source's held-out clips, by method: of the mean squared error over all clips (``pooled``,
     the stricter) and the mean over clips of each one's PSNR (``per_clip``)."""
-    height, width = test.shape[3:]
-    numbers = ARCHITECTURE["latent_channels"] * 5 * (height // 8) * (width // 8)
-    fitted_on = source.batch(torch.arange(min(PCA_NUMBERS // test[0].numel(), source.windows)))
+    size = tuple(test.shape[3:])
+    numbers = math.prod(latent_shape(size))
+    fitted_on = source.plain(torch.arange(min(PCA_NUMBERS // test[0].numel(), source.windows)), size)
     made = {
         "autoencoder": reconstruct(model, test),
         "pca_of_blocks": pca_of_blocks(fitted_on, test, ARCHITECTURE["latent_channels"]),
@@ -208,15 +220,15 @@ def write(model: nn.Module, out: Path, record: Mapping[str, Any]) -> None:
     """Put the folder in place whole. A process killed between moving the old one away and this one in leaves none
     until the next start (``recover_folder``)."""
     remove_abandoned(out)
-    height, width = record["settings"]["size"]
     tmp = temporary(out)
     try:
         model.half().save_pretrained(tmp)
         write_json(tmp / "record.json", record)
-        used, channels = record["settings"]["source"], ARCHITECTURE["latent_channels"]
+        used, sizes = record["settings"]["source"], record["settings"]["size"]
+        shapes = [f"{height}x{width} to 5x{height // 8}x{width // 8}" for height, width in sizes]
         readme = (
             f"# {out.name}\n\nA tiny `AutoencoderKLLTXVideo`, trained on clips of {', '.join(used)}:\n{FRAMES} frames "
-            f"of {height}x{width} to 5x{height // 8}x{width // 8} latents of {channels} numbers, "
+            f"of {' and of '.join(shapes)} latents of {ARCHITECTURE['latent_channels']} numbers, "
             f"{record['parameters']:,} parameters in float16.\nIt serves demonstrations and tests on such clips. "
             f"Made {record['date']} by\n\n    {record['command']}\n\n```\n{table(record['psnr'])}\n```\n\n"
             f"{''.join(CREDITS.get(source, '') for source in used)}"
@@ -234,9 +246,11 @@ def run(settings: "Settings", out: Path, as_json: bool) -> None:
     started = time.monotonic()
     with resumable(str(out)):
         sources = [training_clips(source, settings.seed, settings.size) for source in settings.source]
-        model = finish(train(settings, sources, state_path), sources)
-    held_out = {source.name: source.held_out() for source in sources}
-    by_source = {source.name: scores(model, source, held_out[source.name]) for source in sources}
+        model = finish(train(settings, sources, state_path), sources, settings.size[-1])
+        by_source, scored = {}, {}
+        for source, size in itertools.product(sources, settings.size):
+            name, clips = f"{source.name} {size[0]}x{size[1]}", source.held_out(size)
+            by_source[name], scored[name] = scores(model, source, clips), len(clips)
 
     import diffusers
 
@@ -247,7 +261,7 @@ def run(settings: "Settings", out: Path, as_json: bool) -> None:
         "seconds": round(time.monotonic() - started),
         "parameters": sum(p.numel() for p in model.parameters()),
         "psnr": by_source,
-        "psnr_clips": {name: len(clips) for name, clips in held_out.items()},
+        "psnr_clips": scored,
         "latents_mean": [round(x, 5) for x in model.latents_mean.tolist()],
         "latents_std": [round(x, 5) for x in model.latents_std.tolist()],
         "versions": {

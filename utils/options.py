@@ -43,7 +43,8 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
         if "help" in one.metadata:
             base = get_args(one.type)[0] if isinstance(one.type, UnionType) else one.type
             shown = one.default if isinstance(one.default, list | tuple) else [one.default]
-            default = "" if shown == [None] else f" (default {' '.join(map(str, shown))})"
+            texts = ["x".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in shown]
+            default = "" if shown == [None] else f" (default {' '.join(texts)})"
             more = {"type": base, "default": one.default} | one.metadata["parser"]
             parser.add_argument(_flag(one.name), help=one.metadata["help"] + default, **more)
 

@@ -13,14 +13,15 @@ from videoscaling.models.fidelity import squared_errors
 from videoscaling.models.vae import load_vae
 from videoscaling.tools import train_vae, vae_clips, vae_training
 from videoscaling.tools.train_vae import Settings
-from videoscaling.tools.vae_clips import Rendered, mixed_batch, stretches, training_clips
+from videoscaling.tools.vae_clips import DRAWS, Rendered, mixed_batch, stretches, training_clips, varied
 from videoscaling.utils.errors import UserError
 
 SETTINGS = Settings(steps=3, batch=2, lr=1e-3, device="cpu")
 SCORES = {name: {"pooled": 0, "per_clip": 0} for name in ("autoencoder", "pca_of_clips")}
-ABOUT = {"size": (32, 32), "source": ("synthetic", "film")}
+SIZE = SETTINGS.size[0]
+ABOUT = {"size": ((32, 32), (64, 64)), "source": ("synthetic", "film")}
 RECORD = {"settings": ABOUT, "parameters": 0, "date": "", "command": "", "psnr": {"synthetic": SCORES}}
-SYNTHETIC = [Rendered(SETTINGS.seed, SETTINGS.size)]
+SYNTHETIC = [Rendered(SETTINGS.seed)]
 
 
 def test_psnr_is_of_a_peak_of_two():
@@ -31,10 +32,10 @@ def test_psnr_is_of_a_peak_of_two():
 def test_resume_is_seamless(tmp_path, monkeypatch):
     narrow = {"block_out_channels": (8, 8, 8), "decoder_block_out_channels": (8, 16)}
     monkeypatch.setattr(vae_training, "ARCHITECTURE", vae_training.ARCHITECTURE | narrow)
-    wide = replace(SETTINGS, size=(16, 24))
-    sources = [Rendered(wide.seed, wide.size)]
+    wide = replace(SETTINGS, size=((16, 24), (32, 24)))
+    sources = [Rendered(wide.seed)]
     trained = vae_training.train(wide, sources, tmp_path / "a.pt")
-    assert trained.encode(sources[0].held_out()[:1]).latent_dist.mode().shape == (1, 16, 5, 2, 3)
+    assert trained.encode(sources[0].held_out((16, 24))[:1]).latent_dist.mode().shape == (1, 16, 5, 2, 3)
     whole = trained.state_dict()
     monkeypatch.setattr(vae_training, "SAVE_SECONDS", -1)
 
@@ -62,8 +63,10 @@ def test_what_is_trained_here_is_loaded_as_any_other_and_knows_its_latents(tmp_p
     monkeypatch.setattr(vae_training, "WARM_UP", 5)
     monkeypatch.setattr(vae_training, "MEASURED", 128)
     made = vae_training.train(replace(SETTINGS, steps=40, batch=4, lr=3e-3), SYNTHETIC, tmp_path / "state.pt")
-    vae_training.write(vae_training.finish(made, SYNTHETIC), tmp_path / "vae", RECORD)
-    assert "(c) 2008 Blender Foundation" in (tmp_path / "vae" / "README.md").read_text()
+    vae_training.write(vae_training.finish(made, SYNTHETIC, SIZE), tmp_path / "vae", RECORD)
+    readme = (tmp_path / "vae" / "README.md").read_text()
+    assert "(c) 2008 Blender Foundation" in readme
+    assert "17 frames of 32x32 to 5x4x4 and of 64x64 to 5x8x8 latents of 16 numbers" in readme
     vae = load_vae(str(tmp_path / "vae"))
     clips = render(torch.arange(24), seed=9)
     latents = vae.encode(clips)
@@ -107,27 +110,94 @@ def test_stretches_join_successive_clips_alone():
 
 
 def test_clips_of_videos_begin_at_any_frame_and_held_out_videos_are_others(tmp_path, monkeypatch):
-    """Each window of each training video once an epoch, as it is or mirrored; none of the held-out one."""
+    """Each window of each training video once an epoch; none of the held-out one."""
     for number in range(4):
-        make_video(tmp_path / f"{number}.mp4", frames=34 + number, height=48 + 8 * number)
-    source = training_clips(str(tmp_path), 0, (32, 40))
+        make_video(tmp_path / f"{number}.mp4", frames=34 + number, height=64 + 8 * number, width=96)
+    size = (32, 40)
+    source = training_clips(str(tmp_path), 0, [size])
     windows = 3 * (2 * 17 - 17 + 1)
     assert source.windows == windows
     assert re.fullmatch(r"[0-9a-f]{16}", source.fingerprint)
-    epoch = source.batch(torch.arange(windows))
-    assert epoch.shape == (windows, 3, 17, 32, 40)
 
-    def either_way(clips):
-        return {min(clip.numpy().tobytes(), clip.flip(-1).numpy().tobytes()) for clip in clips}
+    def each(clips):
+        return {clip.numpy().tobytes() for clip in clips}
 
-    assert len(either_way(epoch)) == windows
-    assert len(source.held_out()) == 2
-    assert not either_way(epoch) & either_way(source.held_out())
-    assert either_way(source.batch(torch.arange(windows, 2 * windows))) == either_way(epoch)
+    epoch = source.plain(torch.arange(windows), size)
+    assert epoch.shape == (windows, 3, 17, *size)
+    assert len(each(epoch)) == windows
+    assert each(source.plain(torch.arange(windows, 2 * windows), size)) == each(epoch)
+    held_out = source.held_out(size)
+    assert held_out.shape == (2, 3, 17, *size)
+    assert all((clip - other).abs().mean() > 0.02 for clip in held_out for other in epoch)
+    # What is trained on is the same clips, no two of them alike in the next epoch either.
+    seen = source.batch(torch.arange(2 * windows), size)
+    assert len(each(seen)) == 2 * windows
+    assert torch.equal(seen[3:5], source.batch(torch.arange(3, 5), size))
     # The baselines are fitted on no clip twice: of so few, that would be thousands of copies.
     monkeypatch.setattr(vae_training, "pca_of_clips", lambda fitted, test, numbers: test * (len(fitted) == windows))
-    scores = vae_training.scores(vae_training.build().eval(), source, source.held_out())
+    scores = vae_training.scores(vae_training.build().eval(), source, held_out)
     assert scores["pca_of_clips"]["pooled"] > 60 > scores["pca_of_blocks"]["pooled"]
+
+
+@pytest.mark.parametrize("heights", [(32, 96, 96, 96), (96, 96, 96, 32), (32, 32, 32, 32)])
+def test_videos_of_just_the_size_are_trained_on_as_they_are(tmp_path, monkeypatch, heights):
+    """No matter which are large enough for a margin, those held out are not trained on."""
+    for number, height in enumerate(heights):
+        make_video(tmp_path / f"{number}.mp4", frames=17, height=height, width=96)
+    used = []
+
+    def recorded(source, units, loaded, made=vae_clips._usable):
+        used.append({unit.source for unit in units})
+        return made(source, units, loaded)
+
+    monkeypatch.setattr(vae_clips, "_usable", recorded)
+    source = training_clips(str(tmp_path), 0, [(16, 24), (32, 40)])
+    assert source.windows == 3
+    assert source.batch(torch.arange(3), (32, 40)).shape == (3, 3, 17, 32, 40)
+    for size in ((16, 24), (32, 40)):
+        assert len(source.held_out(size)) == 1
+    trained_on, *held_out = used
+    assert len(trained_on) == 3
+    assert held_out == [{f"{number}.mp4" for number in range(4)} - trained_on] * 2
+    with pytest.raises(UserError, match="no video is left|no clip of 17 frames is left"):
+        training_clips(str(tmp_path), 0, [(104, 40)])
+
+
+def test_a_clip_is_varied_in_place_scale_direction_and_colour():
+    """A clip whose colours say where and when each pixel is, by the draws that change one thing each."""
+    rows, columns, frames = torch.arange(48), torch.arange(60), torch.arange(17)
+    clip = torch.stack(torch.broadcast_tensors(frames[:, None, None] * 10, rows[:, None] * 5, columns * 4)).byte()
+
+    def made(**draws):
+        names = ["scale", "down", "right", "mirror", "backwards", "exchange"]
+        unchanged = [0.0, 0.0, 0.0, 0.9, 0.9, 0.9, *[0.5] * 6]
+        assert len(unchanged) == DRAWS
+        for name, value in draws.items():
+            unchanged[names.index(name) if name in names else int(name[1:])] = value
+        return (varied(clip, (32, 40), torch.tensor(unchanged)) + 1) * 127.5
+
+    def close(a, b):
+        torch.testing.assert_close(a, b.float(), atol=1e-2, rtol=0)
+
+    plain = made()
+    close(plain, clip[..., :32, :40])
+    close(made(down=0.999, right=0.999), clip[..., 16:, 20:])
+    close(made(mirror=0.1), plain.flip(-1))
+    close(made(backwards=0.1), plain.flip(1))
+    exchanged = {tuple(made(exchange=(n + 0.5) / 12)[:, 3, 4, 9].round().tolist()) for n in range(6)}
+    assert len(exchanged) == 6
+    whole = made(scale=1.0)
+    assert whole[1].min() < 3
+    assert whole[1].max() > 47 * 5 - 3  # all rows are seen
+    brighter, contrast = made(_9=1.0), made(_6=0.0)
+    close(brighter[0], (plain[0] + 0.2 * 127.5).clamp(0, 255))
+    close(contrast[0], 127.5 + 0.8 * (plain[0] - 127.5))
+    close(brighter[1:], plain[1:])
+
+
+def test_steps_of_several_sizes_have_as_many_pixels():
+    several = replace(SETTINGS, batch=8, size=((32, 32), (64, 64), (128, 128), (32, 64)))
+    assert [vae_training.clips_of_size(several, size) for size in several.size] == [8, 2, 1, 4]
 
 
 def test_sources_share_a_batch_in_turn():
@@ -135,8 +205,8 @@ def test_sources_share_a_batch_in_turn():
         def __init__(self, name):
             self.name = name
 
-        def batch(self, index):
+        def batch(self, index, size):
             return 10.0 * index.view(-1, 1) + self.name
 
-    made = mixed_batch([Counted(1), Counted(2), Counted(3)], torch.arange(5, 12))
+    made = mixed_batch([Counted(1), Counted(2), Counted(3)], torch.arange(5, 12), SIZE)
     assert sorted(made[:, 0].tolist()) == [13, 21, 22, 23, 31, 32, 33]
