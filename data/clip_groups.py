@@ -1,7 +1,7 @@
 """Clip groups: the units of work of a cache, from videos or rendered clips, which load themselves."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +46,13 @@ def video_group(
     keys = [f"{source.name}#{start}" for start in starts or ()]
     starts = None if starts is None else tuple(starts)
     return ClipGroup(source.name, keys, partial(load_clips, source, clip_options, starts, decode))
+
+
+def video_group_at(group: ClipGroup, size: int | tuple[int, int]) -> ClipGroup:
+    """The same clips of the same video in another size."""
+    source, clip_options, *rest = group.load.args
+    clip_options = replace(clip_options, shape=replace(clip_options.shape, size=size))
+    return replace(group, load=partial(load_clips, source, clip_options, *rest))
 
 
 def read_frozen(path: str | Path) -> list[str]:

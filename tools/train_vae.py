@@ -41,7 +41,7 @@ class Settings:
     size: tuple[tuple[int, int], ...] = option(
         ((32, 32),),
         "pixels of a clip: a square's side, or height x width, multiples of 8; of several sizes each step takes the "
-        "next, with as many pixels",
+        "next, with as many pixels, and latents' means and deviations are measured at the last",
         nargs="+",
         type=height_and_width,
     )
@@ -61,6 +61,8 @@ def main() -> None:
     check_bounds(settings)
     if len(set(settings.source)) < len(settings.source):
         raise UserError(f"--source {' '.join(settings.source)}: one is named twice, and all give as many clips")
+    if len(set(settings.size)) < len(settings.size):
+        raise UserError("--size: one is named twice")
     for size in settings.size:
         if any(side % 8 for side in size):
             raise UserError(f"--size {size[0]}x{size[1]}: must be multiples of 8, the pixels of one latent")

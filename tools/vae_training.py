@@ -52,6 +52,7 @@ WARM_UP = 100  # steps
 PCA_NUMBERS = 6144 * 3 * FRAMES * 32 * 32  # pixels that the baseline is fitted on: of 6144 clips of 32x32
 MEASURED = 2048  # training clips for latent statistics
 SAVE_SECONDS = 120
+CLIPS_OF_A_SIZE = 2**40  # more than are ever seen
 CREDITS = {  # whose pictures they are, as their licences ask to be said
     "film": "Big Buck Bunny: (c) 2008 Blender Foundation, www.bigbuckbunny.org, Creative Commons Attribution 3.0.\n\n",
     "doom": "Freedoom's levels and pictures: (c) its contributors, 3-clause BSD licence.\n\n",
@@ -108,7 +109,8 @@ def loss_of(model: nn.Module, clips: Tensor, noise: Tensor) -> tuple[Tensor, Ten
 
 def train(settings: "Settings", sources: Sequence[TrainingClips], state_path: Path) -> nn.Module:
     """Train from scratch, or on from ``state_path`` where an earlier run with the same settings left its state."""
-    steps, batch, seed, device = settings.steps, settings.batch, settings.seed, settings.device
+    steps, seed, device = settings.steps, settings.seed, settings.device
+    described = asdict(settings) | {"architecture": ARCHITECTURE}
     torch.manual_seed(derive_seed(seed, "initial weights"))
     model = build().to(device)
     optimiser = Optimiser(model, settings.lr)
@@ -118,7 +120,7 @@ def train(settings: "Settings", sources: Sequence[TrainingClips], state_path: Pa
             state = torch.load(state_path, weights_only=True)
         except Exception as error:  # EOFError, RuntimeError or UnpicklingError, by what is damaged
             raise UserError(f"{state_path}: damaged ({first_line(error)}); remove it to start anew") from None
-        if state["settings"] != asdict(settings):
+        if state["settings"] != described:
             raise UserError(
                 f"{state_path} is a training with other settings: {state['settings']}; remove it to start anew"
             )
@@ -132,8 +134,8 @@ def train(settings: "Settings", sources: Sequence[TrainingClips], state_path: Pa
     saved_at, recent = time.monotonic(), None
     with Progress(steps, "training", "steps", done=first) as bar:
         for step in range(first, steps):
-            size = settings.size[step % len(settings.size)]
-            index = step * batch + torch.arange(clips_of_size(settings, size), device=device)
+            size, index = samples(settings, step)
+            index = index.to(device)
             clips = mixed_batch(sources, index, size)
             loss, squared_error = loss_of(model, clips, normal(seed, "posterior", index, latent_shape(size)))
             loss.backward()
@@ -145,7 +147,7 @@ def train(settings: "Settings", sources: Sequence[TrainingClips], state_path: Pa
             recent = error if recent is None else 0.98 * recent + 0.02 * error
             bar.set(step + 1, note=f"PSNR {psnr(recent):.2f} dB")
             if time.monotonic() - saved_at > SAVE_SECONDS:
-                saved = {"settings": asdict(settings), "clips": clips_of, "step": step + 1}
+                saved = {"settings": described, "clips": clips_of, "step": step + 1}
                 saved["model"] = model.state_dict()
                 saved["optimiser"] = [part.state_dict() for part in optimiser.parts]
                 with atomic_write(state_path) as tmp:
@@ -163,6 +165,17 @@ def clips_of_size(settings: "Settings", size: Size) -> int:
     """The clips of a step: of the smallest size ``batch``, of others as many as have as many pixels."""
     smallest = min(math.prod(one) for one in settings.size)
     return max(1, settings.batch * smallest // math.prod(size))
+
+
+def samples(settings: "Settings", step: int) -> tuple[Size, Tensor]:
+    """The size of a step's clips, and their numbers: no two steps have one in common.
+
+    Sizes take turns, and each counts its clips by itself: sources take clips in turn by their numbers, so that the few
+    of a large size would else always be of the same ones.
+    """
+    turn, place = divmod(step, len(settings.size))
+    count = clips_of_size(settings, settings.size[place])
+    return settings.size[place], place * CLIPS_OF_A_SIZE + turn * count + torch.arange(count)
 
 
 @torch.no_grad()
@@ -195,8 +208,9 @@ def scores(model: nn.Module, source: TrainingClips, test: Tensor) -> dict[str, d
     made = {
         "autoencoder": reconstruct(model, test),
         "pca_of_blocks": pca_of_blocks(fitted_on, test, ARCHITECTURE["latent_channels"]),
-        "pca_of_clips": pca_of_clips(fitted_on, test, numbers),
     }
+    if len(fitted_on) > numbers or len(fitted_on) == source.windows:  # of fewer clips there are fewer components
+        made["pca_of_clips"] = pca_of_clips(fitted_on, test, numbers)
     errors = {name: (clips - test).pow(2).flatten(1).mean(1) for name, clips in made.items()}
     return {
         name: {

@@ -40,7 +40,7 @@ def test_resume_is_seamless(tmp_path, monkeypatch):
     monkeypatch.setattr(vae_training, "SAVE_SECONDS", -1)
 
     def break_at_step_2(index, *args):
-        if index[0] == 2 * SETTINGS.batch:
+        if index[0] == SETTINGS.batch:  # of two sizes the third step is the first one's second
             raise KeyboardInterrupt
         return render(index, *args)
 
@@ -91,6 +91,7 @@ def test_refusals(tmp_path, monkeypatch):
         (["--source", "synthetic", "doom", "synthetic"], "--source synthetic doom synthetic: one is named twice"),
         (["--device", "tpu", "--out", str(tmp_path / "new")], "--device tpu: not available here"),
         (["--size", "32x33"], "--size 32x33: must be multiples of 8"),
+        (["--size", "32", "64", "32"], "--size: one is named twice"),
         ([], "folder of something else"),
     ):
         monkeypatch.setattr("sys.argv", ["vae_training.py", "--out", str(tmp_path), *arguments])
@@ -144,23 +145,40 @@ def test_videos_of_just_the_size_are_trained_on_as_they_are(tmp_path, monkeypatc
     """No matter which are large enough for a margin, those held out are not trained on."""
     for number, height in enumerate(heights):
         make_video(tmp_path / f"{number}.mp4", frames=17, height=height, width=96)
-    used = []
-
-    def recorded(source, units, loaded, made=vae_clips._usable):
-        used.append({unit.source for unit in units})
-        return made(source, units, loaded)
-
-    monkeypatch.setattr(vae_clips, "_usable", recorded)
+    read = recorded(monkeypatch)
     source = training_clips(str(tmp_path), 0, [(16, 24), (32, 40)])
     assert source.windows == 3
     assert source.batch(torch.arange(3), (32, 40)).shape == (3, 3, 17, 32, 40)
     for size in ((16, 24), (32, 40)):
         assert len(source.held_out(size)) == 1
-    trained_on, *held_out = used
-    assert len(trained_on) == 3
-    assert held_out == [{f"{number}.mp4" for number in range(4)} - trained_on] * 2
+    *held_out, trained_on = read
+    assert held_out == [{f"{number}.mp4#0" for number in range(4)} - trained_on] * 2
     with pytest.raises(UserError, match="no video is left|no clip of 17 frames is left"):
         training_clips(str(tmp_path), 0, [(104, 40)])
+
+
+def recorded(monkeypatch):
+    """The keys of the clips that are read from here on, a set for each part and size."""
+    keys = []
+
+    def usable(source, units, loaded, made=vae_clips._usable):
+        clips = made(source, units, loaded)
+        keys.append({key for one in clips for key in one.keys})
+        return clips
+
+    monkeypatch.setattr(vae_clips, "_usable", usable)
+    return keys
+
+
+def test_a_video_that_is_divided_by_time_is_divided_alike_in_every_size(tmp_path, monkeypatch):
+    for number in range(5):  # of which the larger size leaves one
+        make_video(tmp_path / f"{number}.mp4", frames=510, height=24 if number else 96, width=40 if number else 112)
+    read = recorded(monkeypatch)
+    training_clips(str(tmp_path), 0, [(16, 24), (64, 64)])
+    small, large, trained_on = read
+    assert small == large
+    assert len(trained_on) > 10
+    assert not small & trained_on
 
 
 def test_a_clip_is_varied_in_place_scale_direction_and_colour():
@@ -198,6 +216,21 @@ def test_a_clip_is_varied_in_place_scale_direction_and_colour():
 def test_steps_of_several_sizes_have_as_many_pixels():
     several = replace(SETTINGS, batch=8, size=((32, 32), (64, 64), (128, 128), (32, 64)))
     assert [vae_training.clips_of_size(several, size) for size in several.size] == [8, 2, 1, 4]
+
+
+@pytest.mark.parametrize("sizes", [(32, 64), (32, 96), (32, 48, 64), (32, 128)])
+@pytest.mark.parametrize("sources", [2, 3, 4])
+def test_every_source_gives_clips_of_every_size_and_none_twice(sizes, sources):
+    several = replace(SETTINGS, batch=8, size=tuple((side, side) for side in sizes))
+    seen, of_size = [], {}
+    for step in range(60):
+        size, index = vae_training.samples(several, step)
+        seen += index.tolist()
+        of_size.setdefault(size, []).extend((index % sources).tolist())
+    assert len(set(seen)) == len(seen)
+    for found in of_size.values():
+        counts = torch.bincount(torch.tensor(found), minlength=sources)
+        assert counts.max() <= 1.5 * counts.min()
 
 
 def test_sources_share_a_batch_in_turn():
