@@ -58,9 +58,8 @@ def write(table: RunTable, folder: Path, licence: str | None) -> list[str]:
     else:
         names = ["runs.csv", "runs.parquet"]
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(
-        folder / "README.md", card(table, folder.resolve().name, licence, names)
-    )  # first: by it the folder is known again
+    described = card(table, folder.resolve().name, licence, names)
+    write_text(folder / "README.md", described)  # first: by it the folder is known again
     runs.write_csv(table, folder / "runs.csv")
     if len(names) > 1:
         # Ids are hexadecimal: some consist of digits alone, and one with an e among them would be a number.

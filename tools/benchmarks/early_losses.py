@@ -81,7 +81,7 @@ def _excess(losses: NDArray) -> NDArray:
 
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=path_text, reads=STUDY, help="a folder of results, or a table of runs")
+    parser.add_argument("results", type=path_text, reads=STUDY, help="a folder of results")
     parser.add_argument("--tokens", required=True, type=float, help="the milestone that decides which runs are good")
     args = parser.parse_args()
     check_inputs(parser, args)

@@ -82,11 +82,11 @@ def main() -> None:
     print(
         f"slope of ln loss in ln N at T {last:,}, by t\n"
         + f"{'t':<12}"
-        + "".join(f"{a:>9,} to {b:<9,}" for a, b in pairs)
+        + "".join(f"{f'{a:,} to {b:,}':>26}" for a, b in pairs)
     )
     for number in range(T_BINS):
         bounds = f"{number / T_BINS:.1f} to {(number + 1) / T_BINS:.1f}"
-        print(f"{bounds:<12}" + "".join(f"{slope:>22.3f}" for slope in slopes[:, number]))
+        print(f"{bounds:<12}" + "".join(f"{slope:>26.3f}" for slope in slopes[:, number]))
 
 
 if __name__ == "__main__":
