@@ -18,6 +18,7 @@ from videoscaling.data.plan import VideoRequest, plan_rendered, plan_videos
 from videoscaling.data.sample_order import sample_index
 from videoscaling.data.shot_sources import ShotOptions
 from videoscaling.data.sources.captions import ListingOptions
+from videoscaling.data.sources.doom import HEIGHT, WIDTH
 from videoscaling.data.sources.source import Rejected
 from videoscaling.data.sources.synthetic import render
 from videoscaling.data.video.clips import ClipOptions, Clips, Shape, to_float
@@ -163,7 +164,10 @@ class Stored:
     def _read_with_margin(self, size: Size) -> list[Clips]:
         """The training clips, larger than ``size`` where their videos are."""
         units = self._units["train"]
-        larger = self._at("train", (round(MARGIN * size[0]), round(MARGIN * size[1])))
+        height, width = (round(MARGIN * side) for side in size)
+        if self.name == "doom":  # the game draws no larger ones
+            height, width = min(height, HEIGHT), min(width, WIDTH)
+        larger = self._at("train", (height, width))
         loaded = _loaded(self.name, larger, self._workers)
         small = [number for number, one in enumerate(loaded) if isinstance(one, Rejected)]
         for number, one in zip(small, _loaded(self.name, [units[number] for number in small], self._workers)):

@@ -13,7 +13,7 @@ from videoscaling.models.fidelity import squared_errors
 from videoscaling.models.vae import load_vae
 from videoscaling.tools import train_vae, vae_clips, vae_training
 from videoscaling.tools.train_vae import Settings
-from videoscaling.tools.vae_clips import DRAWS, Rendered, mixed_batch, stretches, training_clips, varied
+from videoscaling.tools.vae_clips import DRAWS, Rendered, Stored, mixed_batch, stretches, training_clips, varied
 from videoscaling.utils.errors import UserError
 
 SETTINGS = Settings(steps=3, batch=2, lr=1e-3, device="cpu")
@@ -134,6 +134,7 @@ def test_clips_of_videos_begin_at_any_frame_and_held_out_videos_are_others(tmp_p
     seen = source.batch(torch.arange(2 * windows), size)
     assert len(each(seen)) == 2 * windows
     assert torch.equal(seen[3:5], source.batch(torch.arange(3, 5), size))
+    assert len(each(source.batch(vae_training.CLIPS_OF_A_SIZE + torch.arange(windows), size)) - each(seen)) == windows
     # The baselines are fitted on no clip twice: of so few, that would be thousands of copies.
     monkeypatch.setattr(vae_training, "pca_of_clips", lambda fitted, test, numbers: test * (len(fitted) == windows))
     scores = vae_training.scores(vae_training.build().eval(), source, held_out)
@@ -168,6 +169,26 @@ def recorded(monkeypatch):
 
     monkeypatch.setattr(vae_clips, "_usable", usable)
     return keys
+
+
+def test_the_margin_of_the_game_ends_where_it_is_drawn(monkeypatch):
+    """Clips of 96x96 have one, though not of 144 of the game's 120 rows."""
+    pytest.importorskip("vizdoom")
+    sizes = []
+
+    def loaded(source, units, workers):
+        return [
+            Clips(unit.keys, [""] * len(unit.keys), torch.zeros(len(unit.keys), 3, 17, 2, 2).byte()) for unit in units
+        ]
+
+    def planned(self, size, made=Stored._planned):
+        sizes.append(size)
+        return made(self, size)
+
+    monkeypatch.setattr(vae_clips, "_loaded", loaded)
+    monkeypatch.setattr(Stored, "_planned", planned)
+    training_clips("doom", 0, [(96, 96)])
+    assert sizes[-1] == (120, 144)
 
 
 def test_a_video_that_is_divided_by_time_is_divided_alike_in_every_size(tmp_path, monkeypatch):
