@@ -123,7 +123,7 @@ def _csv(path: Path, delimiters: str, text: str, is_header: Callable[[list[str]]
 
     headers = {delimiter: columns_by(delimiter) for delimiter in delimiters}
     delimiter = next((d for d, columns in headers.items() if is_header(columns)), delimiters[0])
-    # Spreadsheets end rows with blank cells. Each column without a name but the first gets one: rows are read by names.
+    # Spreadsheets end rows with blank cells. Rows are read by names, so columns without one but the first get one.
     columns = headers[delimiter]
     nameless = [at for at, column in enumerate(columns) if not column.strip()]
     columns = [f"column {at + 1}" if at in nameless[1:] else column for at, column in enumerate(columns)]
