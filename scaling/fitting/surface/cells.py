@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 from videoscaling.scaling.runs import SAME_TOKENS, RunTable, common_values
 from videoscaling.utils.errors import UserError
 
-
 SAME = 1e-6  # rates and batches whose ln differ by less are one: a table's last digits
 
 
