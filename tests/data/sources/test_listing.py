@@ -58,6 +58,7 @@ def test_folder_and_manifests_list_the_same(tmp_path):
         ("m.jsonl", '{"path": "a.mp4", "end": [1]}\n', "line 1: end is "),
         ("m.parquet", "path\na.mp4\n", "not a Parquet file"),
         ("m.txt", "a.mp4\n", "neither a folder"),
+        ("film.mp4", "", "one video is no source; give a folder of videos, such as .*, or a .csv .* film.mp4"),
     ],
 )
 def test_a_bad_manifest_is_a_users_error(tmp_path, name, content, message):
