@@ -26,7 +26,7 @@ from videoscaling.training.checkpoints.paths import check_exists
 from videoscaling.utils.errors import Parser, UserError, listed, path_text, plural, run_cli, shown
 from videoscaling.utils.files import read_bounded, write_json
 from videoscaling.utils.inputs import check_inputs
-from videoscaling.utils.options import height_and_width, options_of
+from videoscaling.utils.options import height_and_width, options_of, pixels_text
 from videoscaling.utils.tables import read_table, table_kind, text_of
 
 FORMATS = ("mp4", "gif", "png")
@@ -248,7 +248,7 @@ def run(arguments: argparse.Namespace, options: SamplerOptions, prompts: list[Pr
         for videos in pipeline.batches(texts, seeds, options, batch=arguments.batch):
             height, width = videos.shape[-2:]
             if arguments.upscale == 1 and max(height, width) < SMALL:
-                hint = f" ({width}x{height} pixels; --upscale {2 * SMALL // max(height, width)} enlarges them)"
+                hint = f" ({pixels_text(height, width)}; --upscale {2 * SMALL // max(height, width)} enlarges them)"
             for clip in enlarged(videos, arguments.upscale):
                 prompt = prompts[number]
                 name = f"{number:03d}_{_slug(prompt.text)}.{arguments.format}"

@@ -130,7 +130,8 @@ def test_a_model_that_ships_draws_the_colour_of_its_prompt(tmp_path: Path) -> No
 def test_prompts_of_a_table_have_their_own_seeds_frames_and_size(tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text('prompt,seed,note\n"one, two",5,x\nthree,,y\n')
     words = ["--prompts", str(tmp_path / "prompts.csv"), "--steps", "1", "--format", "png", "--seed", "40"]
-    python("sample.py", *words, "--frames", "9", "--size", "64x48", "--out", str(tmp_path / "out"))
+    said = python("sample.py", *words, "--frames", "9", "--size", "64x48", "--out", str(tmp_path / "out"))
+    assert "(64x48 pixels (height x width); --upscale 4 enlarges them)" in said
     records = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert [(r["prompt"], r["seed"], r["checkpoint"]) for r in records] == [
         ("one, two", 5, "embedded"),

@@ -99,8 +99,8 @@ def test_the_bound_that_a_refusal_names_is_accepted(rejected, videos):
 
 
 def test_a_refusal_of_all_videos_names_no_bound_which_would_not_help():
-    rows = [{"source": "x", "reason": "too small", "detail": "90x160 pixels; clips are 96x64"}] * 2
-    assert rejections.too_many(rows, 2) == "no video is left (2 too small; x: 90x160 pixels; clips are 96x64)"
+    rows = [{"source": "x", "reason": "too small", "detail": "160x90 pixels; clips are 96x64"}] * 2
+    assert rejections.too_many(rows, 2) == "no video is left (2 too small; x: 160x90 pixels; clips are 96x64)"
 
 
 def test_processes_that_begin_at_the_same_time_do_not_refuse_each_other(tmp_path, monkeypatch):
