@@ -130,7 +130,8 @@ def test_a_model_that_ships_draws_the_colour_of_its_prompt(tmp_path: Path) -> No
 def test_prompts_of_a_table_have_their_own_seeds_frames_and_size(tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text('prompt,seed,note\n"one, two",5,x\nthree,,y\n')
     words = ["--prompts", str(tmp_path / "prompts.csv"), "--steps", "1", "--format", "png", "--seed", "40"]
-    python("sample.py", *words, "--frames", "9", "--size", "64x48", "--out", str(tmp_path / "out"))
+    said = python("sample.py", *words, "--frames", "9", "--size", "64x48", "--out", str(tmp_path / "out"))
+    assert "(64x48 pixels (height x width); --upscale 4 enlarges them)" in said
     records = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert [(r["prompt"], r["seed"], r["checkpoint"]) for r in records] == [
         ("one, two", 5, "embedded"),
@@ -141,6 +142,26 @@ def test_prompts_of_a_table_have_their_own_seeds_frames_and_size(tmp_path: Path)
         (tmp_path / "prompts.csv").write_text(table)
         assert message in python("sample.py", *words, "--out", str(tmp_path / "no"), status=2)
     assert not (tmp_path / "no").exists()
+
+
+def test_columns_of_prompts_are_read_in_any_case_and_others_are_named(tmp_path: Path) -> None:
+    """Seeds in a column Seed were ignored without a word, and a missing prompt was the word None."""
+    (tmp_path / "prompts.jsonl").write_text('{"Prompt ": "one", "SEED": 7, "style": "x"}\n{"Prompt ": null}\n')
+    words = [
+        "--prompts",
+        str(tmp_path / "prompts.jsonl"),
+        "--steps",
+        "1",
+        "--format",
+        "png",
+        "--out",
+        tmp_path / "out",
+    ]
+    done = call("sample.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert "columns not read: style\n" in done.stderr
+    records = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert [(r["prompt"], r["seed"]) for r in records] == [("one", 7), ("", 1)]
 
 
 def test_a_model_trained_with_other_kernels_than_are_here_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:

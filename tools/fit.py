@@ -148,6 +148,8 @@ def main() -> int:
         way = ""
         if reason.forcible and method == fitting.SURFACE:
             way = "--method grids fits an optimum of each (N, T)"
+        elif reason.forcible and method == fitting.LOSSES:
+            way = "--method grids --force fits all the same"
         elif reason.forcible and args.part != "compare" and not args.force:
             way = "--force fits all the same"
         print(reason.text(verb, way, table.notes), file=sys.stderr)
