@@ -201,11 +201,12 @@ def _lines(path: Path) -> list[str]:
 def _from_table(path: Path) -> list[tuple[str, Any]]:
     """(prompt, seed or None) of each row."""
     table = read_table(path, lambda names: "prompt" in map(_plain, names))
-    columns = {_plain(name): name for name in reversed(table.columns)}
+    # The very name first, where several are one in another case.
+    columns = {_plain(name): name for name in reversed(table.columns)} | {name: name for name in table.columns}
     if "prompt" not in columns:
         raise UserError(f"--prompts {path}: has no column prompt; it has {', '.join(table.columns) or 'none'}")
     found = {ours: columns[ours] for ours in ("prompt", "seed") if ours in columns}
-    if unread := [name for name in table.columns if name not in found.values()]:
+    if unread := [name for name in table.columns if name.strip() and name not in found.values()]:
         print(f"note: --prompts {path}: columns not read: {listed(unread)}", file=sys.stderr)
     rows = [
         [row.get(name) for name in (found["prompt"], found.get("seed"))] for _, row in table.rows([*found.values()])

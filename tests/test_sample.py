@@ -16,6 +16,7 @@ from tests.commands import call
 from videoscaling import VideoDiT, VideoPipeline, read_curve
 from videoscaling.data.export import to_bytes
 from videoscaling.diffusion.validation import validation_times
+from videoscaling.sample import parser, read_prompts
 from videoscaling.training.checkpoints.exported import EMBEDDED, read_trained
 from videoscaling.utils.errors import UserError
 
@@ -162,6 +163,18 @@ def test_columns_of_prompts_are_read_in_any_case_and_others_are_named(tmp_path: 
     assert "columns not read: style\n" in done.stderr
     records = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert [(r["prompt"], r["seed"]) for r in records] == [("one", 7), ("", 1)]
+
+
+def test_the_very_column_is_read_beside_one_in_another_case(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a nameless column, as of row numbers, is not named."""
+    path = tmp_path / "prompts.csv"
+    for table in (",PROMPT,prompt,Seed,seed\n0,other,own,5,7\n", ",prompt,PROMPT,seed,Seed\n0,own,other,7,5\n"):
+        path.write_text(table)
+        arguments = parser().parse_args(["--checkpoint", "embedded", "--prompts", str(path), "--out", str(tmp_path)])
+        assert read_prompts(arguments) == [("own", 7)]
+        assert capsys.readouterr().err.endswith("columns not read: PROMPT, Seed\n")
 
 
 def test_a_model_trained_with_other_kernels_than_are_here_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
