@@ -86,7 +86,9 @@ def check_same_sweep(sweep: Sweep, now: Values | None = None) -> None:
             pairs.append(("data.cache", before.get("caches"), now["caches"]))
     changed = [f"{name}: {was} -> {new}" for name, was, new in pairs if was != new]
     if changed:
-        raise UserError(f"{sweep.directory}: made by another sweep ({'; '.join(changed)}); choose another name")
+        raise UserError(
+            f"{sweep.directory}: made by another sweep ({'; '.join(changed)}); put that back, or choose another name"
+        )
 
 
 def shared_settings(config: Config) -> Values:

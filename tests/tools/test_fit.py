@@ -202,8 +202,12 @@ def test_losses_that_leave_nothing_to_check_are_refused_with_the_options_that_fi
     assert (done.returncode, (tmp_path / "law.json").exists()) == (3, False)
     assert "5 points for 5 constants leave nothing to check the fit by" in done.stderr
     forced = done.stderr.split("; ")[1].removesuffix(" fits all the same)\n").split()
-    assert forced == ["--method", "grids", "--force"]
+    assert forced == ["--force", "--method", "grids"]
     assert run("fit.py", "all", path, "--out", tmp_path / "law.json", *forced).returncode == 0
+    # Grids read no --form, and refuse it.
+    done = run("fit.py", "all", path, "--form", "additive")
+    assert done.returncode == 3
+    assert "; --force --method grids without --form fits all the same)" in done.stderr
 
 
 @pytest.mark.parametrize(
