@@ -126,7 +126,7 @@ def _csv(path: Path, delimiters: str, text: str, is_header: Callable[[list[str]]
     # Spreadsheets end rows with blank cells. Rows are read by names, so columns without one but the first get one.
     columns = headers[delimiter]
     nameless = [at for at, column in enumerate(columns) if not column.strip()]
-    columns = [f"column {at + 1}" if at in nameless[1:] else column for at, column in enumerate(columns)]
+    columns = [f"{column}column {at + 1}" if at in nameless[1:] else column for at, column in enumerate(columns)]
     # Blanks after all of the header's delimiters: rows have them too, and a quote after one opens a field. Where the
     # header has none, a quote after a blank is a character, as csv has it.
     blank = len(columns) > 1 and all(column[:1] == " " for column in columns[1:])

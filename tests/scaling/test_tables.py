@@ -29,6 +29,9 @@ def test_delimiters_and_blanks_in_headers(tmp_path, delimiter):
 def test_blank_columns_that_a_spreadsheet_adds_are_no_duplicates(tmp_path):
     table = read(tmp_path, ROWS.replace("\n", ",,\n").replace("2.5,,", "2.5,,a remark"))
     assert table.loss.tolist() == [2.5, 2.4]
+    # Where blanks follow commas, quotes after them open fields, as without such columns.
+    table = read(tmp_path, 'N, T, B, lr, loss, , \n1e6, 1e9, 2048, 1e-3, "2.5", , \n')
+    assert table.loss.tolist() == [2.5]
 
 
 @pytest.mark.parametrize("text", ["0,001", "1.000.000", "1,000", "1 000", "1'000", "1e-3%", "NA", "#N/A", "-"])
