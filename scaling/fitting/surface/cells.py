@@ -92,8 +92,14 @@ class Cells:
 
     @cached_property
     def tokens(self) -> NDArray[np.float64]:
-        """T as one of few counts [rows]: runs of another size stop up to a batch further at the same milestone."""
-        return common_values(self.T, SAME_TOKENS)
+        """T as one of few counts [rows]: runs of another size stop up to a batch further at the same milestone.
+
+        Those of one run stay apart, however dense: they are its milestones.
+        """
+        order = np.lexsort([self.T, self.run])
+        steps = np.diff(self.T[order]) / self.T[order][:-1]
+        steps = steps[(np.diff(self.run[order]) == 0) & (steps > SAME)]
+        return common_values(self.T, min(SAME_TOKENS, steps.min(initial=np.inf) / 2))
 
     @cached_property
     def several_rates(self) -> bool:
