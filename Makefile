@@ -18,10 +18,10 @@ install: $(INSTALLED)
 # The ordinary tools in their order: clips -> latents -> sweep -> laws -> plan -> run -> videos -> report. Each continues
 # or skips what is finished, so that the whole may be interrupted and repeated.
 quickstart: $(INSTALLED)
-	$(PY) tools/cache_latents.py --source synthetic --clips 15360 --validation 384 --out $(Q)/latents
+	$(PY) tools/cache_latents.py --source synthetic --clips 12800 --validation 384 --out $(Q)/latents
 	$(PY) tools/sweep.py run configs/sweep/quickstart.yaml
 	$(PY) tools/fit.py all $(Q)/sweep --out $(Q)/law.json
-	$(PY) tools/plan.py --law $(Q)/law.json --params 524288 --tokens 1.2e6 --base configs/train/quickstart.yaml --out $(Q)/planned.yaml
+	$(PY) tools/plan.py --law $(Q)/law.json --params 524288 --tokens 1e6 --base configs/train/quickstart.yaml --out $(Q)/planned.yaml
 	$(PY) train.py --config $(Q)/planned.yaml name=quickstart/planned
 	$(PY) sample.py --checkpoint $(Q)/planned --prompts configs/prompts.txt --format gif --guidance 3 --out $(Q)/samples
 	$(PY) tools/report.py $(Q)/sweep --law $(Q)/law.json --planned $(Q)/planned --samples $(Q)/samples --out $(Q)/report.html

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import sys
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,10 +23,10 @@ from typing import Any, NamedTuple
 from videoscaling.diffusion.sampler_options import SamplerOptions
 from videoscaling.tools.inputs import CHECKPOINT, PROMPTS, TEXT, VAE
 from videoscaling.training.checkpoints.paths import check_exists
-from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli, shown
+from videoscaling.utils.errors import Parser, UserError, listed, path_text, plural, run_cli, shown
 from videoscaling.utils.files import read_bounded, write_json
 from videoscaling.utils.inputs import check_inputs
-from videoscaling.utils.options import height_and_width, options_of
+from videoscaling.utils.options import height_and_width, options_of, pixels_text
 from videoscaling.utils.tables import read_table, table_kind, text_of
 
 FORMATS = ("mp4", "gif", "png")
@@ -199,11 +200,22 @@ def _lines(path: Path) -> list[str]:
 
 def _from_table(path: Path) -> list[tuple[str, Any]]:
     """(prompt, seed or None) of each row."""
-    table = read_table(path, lambda names: "prompt" in names)
-    if "prompt" not in table.columns:
+    table = read_table(path, lambda names: "prompt" in map(_plain, names))
+    # The very name first, where several are one in another case.
+    columns = {_plain(name): name for name in reversed(table.columns)} | {name: name for name in table.columns}
+    if "prompt" not in columns:
         raise UserError(f"--prompts {path}: has no column prompt; it has {', '.join(table.columns) or 'none'}")
-    wanted = [name for name in ("prompt", "seed") if name in table.columns]
-    return [(str(row["prompt"]).strip(), row.get("seed")) for _, row in table.rows(wanted)]
+    found = {ours: columns[ours] for ours in ("prompt", "seed") if ours in columns}
+    if unread := [name for name in table.columns if name.strip() and name not in found.values()]:
+        print(f"note: --prompts {path}: columns not read: {listed(unread)}", file=sys.stderr)
+    rows = [
+        [row.get(name) for name in (found["prompt"], found.get("seed"))] for _, row in table.rows([*found.values()])
+    ]
+    return [("" if prompt is None else str(prompt).strip(), seed) for prompt, seed in rows]
+
+
+def _plain(column: str) -> str:
+    return column.strip().casefold()
 
 
 def run(arguments: argparse.Namespace, options: SamplerOptions, prompts: list[Prompt]) -> int:
@@ -237,7 +249,7 @@ def run(arguments: argparse.Namespace, options: SamplerOptions, prompts: list[Pr
         for videos in pipeline.batches(texts, seeds, options, batch=arguments.batch):
             height, width = videos.shape[-2:]
             if arguments.upscale == 1 and max(height, width) < SMALL:
-                hint = f" ({width}x{height} pixels; --upscale {2 * SMALL // max(height, width)} enlarges them)"
+                hint = f" ({pixels_text(height, width)}; --upscale {2 * SMALL // max(height, width)} enlarges them)"
             for clip in enlarged(videos, arguments.upscale):
                 prompt = prompts[number]
                 name = f"{number:03d}_{_slug(prompt.text)}.{arguments.format}"

@@ -73,6 +73,8 @@ def exceeds(rejected: Sequence[dict[str, str]], videos: int, most: float) -> boo
 def too_many(rejected: Sequence[dict[str, str]], videos: int) -> str:
     """The error message if too many of the videos are rejected."""
     rejected = whole_videos(rejected)
+    if len(rejected) == videos:  # which no --max-rejected would help
+        return f"no video is left ({reason_counts(rejected)}; {example(rejected)})"
     enough = math.ceil(100 * len(rejected) / videos) / 100
     return (
         f"{len(rejected):,} of {plural(videos, 'video')} cannot be used ({reason_counts(rejected)}); --max-rejected "

@@ -27,6 +27,7 @@ from videoscaling.utils.errors import UserError
 SAMPLE = 64  # videos from which the size of all is judged
 VALIDATION_SHARE = 10  # one clip in so many is validated on, where no number is asked for,
 VALIDATION_CLIPS = 512  # and no more than this: it is scored at every milestone
+LEAST_CLIPS = 2  # where a tenth is one: training needs two, whose losses have a standard error
 ORDINARY = 16  # clips of a video that is taken whole where fewer are missing: more would be no tenth any more
 SKEWED = 4  # a video with more than one in so many of the clips seen says nothing about those not opened
 
@@ -172,7 +173,7 @@ def draw(
         scan: ``SAMPLE`` of its videos are opened, and as many more as the numbers below need.
         train: at most so many training clips, of the first videos drawn; None is all.
         validation: so many validation clips, from as few videos as hold them; None is a tenth of the clips, in whole
-            videos where those are ordinary, and at most ``VALIDATION_CLIPS``.
+            videos where those are ordinary, at most ``VALIDATION_CLIPS``, and of ten clips or more ``LEAST_CLIPS``.
         frozen: the validation keys of an earlier cache, taken instead of drawing any.
         as_before: by the rule of caches that say none: without a number, whole videos until it is reached or passed;
             no video is ever parted.
@@ -242,6 +243,9 @@ def _draw_validation(
             missing -= most
         if missing <= 0:
             break
+    one = validation is None and sum(map(len, drawn.values())) == 1
+    if one and scan.expected_clips >= VALIDATION_SHARE and not as_before:
+        return *_draw_validation(scan, LEAST_CLIPS, as_before)[:2], "two"
     return drawn, cap, rule
 
 

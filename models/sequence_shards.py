@@ -48,6 +48,6 @@ class SequenceShards:
     def _exchange(self, parts: Tensor) -> Tensor:
         """Part i of each process to process i.
 
-        A functional collective: torch.compile gives one into a given tensor no gradient (DeepSpeed issue 8491).
+        A functional collective: torch.compile gives one into a given tensor no gradient (DeepSpeed pull request 8491).
         """
         return all_to_all_single_autograd(parts.contiguous(), None, None, self._group)

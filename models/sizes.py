@@ -89,7 +89,10 @@ def shape_for(target: float) -> Shape:
     """
     smallest = parameters(1, 32)
     if not target >= smallest / 2 or math.isinf(target):
-        raise UserError(f"no model has about {target:.3g} parameters: the smallest, 1x32, has {smallest:,}")
+        raise UserError(
+            f"no model has about {target:.3g} parameters: the smallest, 1x32, has {smallest:,}; ask for a larger one, "
+            "or give a larger budget"
+        )
     ideal = min((target / (16 * ASPECT**2)) ** (1 / 3), DEEPEST)
     # A fifth of depth either way is invisible in the loss, and lets N come near the target.
     shallow, deep = math.floor(ideal * 0.8), math.ceil(ideal * 1.2)

@@ -1,5 +1,6 @@
 """Losses of runs to come, with intervals, from a law file: of a loss law (N, T), or of a surface (N, T, B, lr)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from videoscaling.scaling.estimates import Estimate
 from videoscaling.scaling.laws import Law
 from videoscaling.scaling.tables import LEAST, MOST
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, listed
 
 # Sizes and tokens this near the end of the fitted range are inside: they are one in fits too.
 SAME = 1e-3
@@ -80,6 +81,9 @@ def predict(
             "or the row lies too far from the fitted ones"
         )
     notes = tuple(law.response.notes(seeds))
+    given = [name for name, value in (("B", B), ("lr", lr)) if not np.isnan(value).all()]
+    if given and not law.response.reads_pairs:
+        notes += (unread_note(law, given),)
     return Predicted(
         predicted=found.mean,
         low=found.low,
@@ -90,6 +94,11 @@ def predict(
         extrapolated=outside,
         notes=notes,
     )
+
+
+def unread_note(law: Law, columns: Sequence[str]) -> str:
+    """That batches and rates are not read, by a law that reads none."""
+    return f"not read: {listed(columns)}; law {law.name!r} has no surface, its loss is that of the best B and lr"
 
 
 def _outside(span: list[float] | None, values: NDArray) -> NDArray[np.bool_]:

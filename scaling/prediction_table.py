@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling.prediction import Predicted
-from videoscaling.scaling.tables import open_table
+from videoscaling.scaling.tables import known_as, open_table
 from videoscaling.utils.errors import UserError
 
 LOSSES = ("predicted", "low", "high", "mean_low", "mean_high")
@@ -19,7 +19,10 @@ OUTSIDE = "extrapolated"
 
 @dataclass(frozen=True)
 class RunsToPredict:
-    """A table's rows as they are, and what they ask for: arrays [rows], B in tokens, nan where a row has none."""
+    """A table's rows as they are, and what they ask for: arrays [rows], B in tokens, nan where a row has none.
+
+    ``unread`` are its columns of batches and rates where these are not read.
+    """
 
     columns: list[str]
     rows: list[dict[str, object]]
@@ -27,6 +30,7 @@ class RunsToPredict:
     T: NDArray[np.float64]
     B: NDArray[np.float64]
     lr: NDArray[np.float64]
+    unread: list[str]
 
 
 def read(path: Path, columns: dict[str, str], unit: str | None, hyperparameters: bool) -> RunsToPredict:
@@ -52,7 +56,8 @@ def read(path: Path, columns: dict[str, str], unit: str | None, hyperparameters:
         known = {ours: cells.positive(ours) for ours in wanted if ours in ("N", "T") or cells.has(ours)}
         found.append([known.get(ours, np.nan) for ours in ("N", "T", "B", "lr")])
     N, T, B, lr = np.array(found).T
-    return RunsToPredict(table.table.columns, rows, N, T, B * per_unit, lr)
+    unread = [] if hyperparameters else known_as(("B", "lr"), table.present)
+    return RunsToPredict(table.table.columns, rows, N, T, B * per_unit, lr, unread)
 
 
 def write(table: RunsToPredict, predicted: Predicted, handle: TextIO) -> None:

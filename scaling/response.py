@@ -1,7 +1,7 @@
 """What a law says of runs, whatever it consists of: one interface for plans, N_opt, predictions and reports.
 
 ``law.response`` is a ``Response``. Power laws of batch and rate with a loss law (the paper's constants, ``fit.py
---method grids``) or averaged loss forms answer by ``PowerLaws``, a surface by ``surface_response.SurfaceResponse``.
+--method grids``) or averaged loss forms answer by ``PowerLaws``, a surface by ``surface.response.SurfaceResponse``.
 
     law.response.losses(N, T)                     L at the best batch and rate; losses.tokens_for(N, loss), ...
     law.response.batch(N, T, n_ctx, 0.001)        the batch that a plan takes, in whole clips

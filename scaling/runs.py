@@ -293,7 +293,7 @@ def _table(
     error, moved = _moderate(np.where(np.isnan(ema), column["loss_se"], column["ema_loss_se"]), loss)
     N, nominal, B = column["N"], column["nominal_T"], column["B"]
     # Rows without a batch are points: they stay as they are.
-    N = np.where(np.isnan(B), N, common_sizes(N))
+    N = np.where(np.isnan(B), N, common_values(N))
     # Where runs record what was asked for, that is what they share.
     if not column["asked"].all():
         nominal = _common_tokens(N, nominal, B, column["run_id"])
@@ -328,13 +328,13 @@ def _moderate(error: NDArray, loss: NDArray) -> tuple[NDArray[np.float64], tuple
     return np.where(moved, near * loss, error), (f"{text} median, and count as that far from it",)
 
 
-def common_sizes(N: NDArray) -> NDArray[np.float64]:
-    """N with sizes within ``SAME_SIZE`` made equal, to the smallest of them."""
-    common = N.copy()
+def common_values(values: NDArray, same: float = SAME_SIZE) -> NDArray[np.float64]:
+    """Values with those within ``same`` (relative) made equal, to the smallest of them; by default as sizes are."""
+    common = values.copy()
     start = None
-    for size in np.unique(N):
-        start = size if start is None or size > start * (1 + SAME_SIZE) else start
-        common[size == N] = start
+    for value in np.unique(values):
+        start = value if start is None or value > start * (1 + same) else start
+        common[value == values] = start
     return common
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from videoscaling.utils.errors import UserError, listed, nearest
-from videoscaling.utils.tables import Table, Words, read_table
+from videoscaling.utils.tables import Table, Words, number_hint, read_table
 
 COLUMNS = (
     "run_id",
@@ -319,15 +319,24 @@ def open_table(path: Path, columns: dict[str, str], wanted: Sequence[str] = COLU
     Raises:
         UserError: no table, a column that is there twice, or two that may be the same of ours.
     """
-    known = {_plain(name) for ours in COLUMNS for name in (ours, *ALIASES.get(ours, ()))}
-    known |= {_plain(theirs) for theirs in columns.values()}
-    table = read_table(path, lambda names: len(known.intersection(map(_plain, names))) > 1, WORDS)
+    given = {_plain(theirs) for theirs in columns.values()}
+
+    def is_header(names: list[str]) -> bool:
+        return len({*map(_plain, known_as(COLUMNS, names)), *given.intersection(map(_plain, names))}) > 1
+
+    table = read_table(path, is_header, WORDS)
     present, source = [name.strip() for name in table.columns], str(path)
     if not present:
         raise UserError(f"{source}: no rows")
     if twice := [name for name in present if present.count(name) > 1]:
         raise UserError(f"{source}: column {twice[0]!r} is there twice")
     return NamedTable(source, table, present, _names(present, columns, source, wanted))
+
+
+def known_as(ours: Sequence[str], present: Sequence[str]) -> list[str]:
+    """The columns ``present`` that are known as one of ``ours``."""
+    names = {_plain(name) for one in ours for name in (one, *ALIASES.get(one, ()))}
+    return [name for name in present if _plain(name) in names]
 
 
 def _plain(name: str) -> str:
@@ -369,7 +378,7 @@ def positive(value: Any, where: str) -> float:
         raise UserError(f"{where} is missing")
     number = _number(value)
     if number is None:
-        raise UserError(f"{where} is {value!r:.60}, not a number")
+        raise UserError(f"{where} is {value!r:.60}, not a number{number_hint(value)}")
     if not LEAST <= number <= MOST:
         raise UserError(f"{where} is {value!r:.60}, not a positive number from {LEAST:g} to {MOST:g}")
     return number
@@ -379,7 +388,7 @@ def whole_number(value: Any, where: str) -> int:
     """``value`` as a whole number; UserError says ``where`` there is another."""
     number = float(value) if isinstance(value, bool) else _number(value)
     if number is None or not number.is_integer() or abs(number) >= 2**53:
-        raise UserError(f"{where} is {value!r:.60}, not a whole number")
+        raise UserError(f"{where} is {value!r:.60}, not a whole number{number_hint(value) if number is None else ''}")
     return int(number)
 
 

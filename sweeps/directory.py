@@ -53,24 +53,42 @@ def write_sweep_file(sweep: Sweep) -> None:
     data = {name: data_of(first)[name] for name in ("latent_shape", "fingerprint")}
     settings = shared_settings(config_from_dict(sweep.shared))
     now = dataclasses.asdict(sweep.keys) | {"settings": settings, "caches": cache_folders(first), "data": data}
-    path = sweep.directory / SWEEP_FILE
-    if before := _read(path):
-        pairs = [("seed", before.get("seed"), now["seed"])]
-        if "settings" in before:  # the oldest sweeps recorded none
-            try:
-                earlier = shared_settings(recorded_config(before["settings"]))
-            except UserError as error:
-                raise UserError(f"{path}: {error}; remove it, and it is written anew") from None
-            pairs += [(name, earlier[name], settings[name]) for name in changed_settings(sweep, earlier, settings)]
-        if "data" in before:
-            pairs += [(f"data.{name}", before["data"].get(name), data[name]) for name in data]
-            if before["data"].get("fingerprint") != data["fingerprint"]:  # which names no folder
-                pairs.append(("data.cache", before.get("caches"), now["caches"]))
-        changed = [f"{name}: {was} -> {new}" for name, was, new in pairs if was != new]
-        if changed:
-            raise UserError(f"{sweep.directory}: made by another sweep ({'; '.join(changed)}); choose another name")
-    with atomic_write(path) as tmp:
+    check_same_sweep(sweep, now)
+    with atomic_write(sweep.directory / SWEEP_FILE) as tmp:
         OmegaConf.save(OmegaConf.create(now), tmp)
+
+
+def check_same_sweep(sweep: Sweep, now: Values | None = None) -> None:
+    """Check that no other sweep made the sweep's folder.
+
+    Args:
+        now: what its sweep.yaml is to hold; without it the data are not compared, which need the cache.
+
+    Raises:
+        UserError: another one did; names the settings that differ.
+    """
+    path = sweep.directory / SWEEP_FILE
+    before = _read(path)
+    if not before:
+        return
+    settings = shared_settings(config_from_dict(sweep.shared))
+    pairs = [("seed", before.get("seed"), sweep.keys.seed)]
+    if "settings" in before:  # the oldest sweeps recorded none
+        try:
+            earlier = shared_settings(recorded_config(before["settings"]))
+        except UserError as error:
+            raise UserError(f"{path}: {error}; remove it, and it is written anew") from None
+        pairs += [(name, earlier[name], settings[name]) for name in changed_settings(sweep, earlier, settings)]
+    if now and "data" in before:
+        data = now["data"]
+        pairs += [(f"data.{name}", before["data"].get(name), data[name]) for name in data]
+        if before["data"].get("fingerprint") != data["fingerprint"]:  # which names no folder
+            pairs.append(("data.cache", before.get("caches"), now["caches"]))
+    changed = [f"{name}: {was} -> {new}" for name, was, new in pairs if was != new]
+    if changed:
+        raise UserError(
+            f"{sweep.directory}: made by another sweep ({'; '.join(changed)}); put that back, or choose another name"
+        )
 
 
 def shared_settings(config: Config) -> Values:

@@ -8,7 +8,8 @@ from videoscaling.training.stacked.stack_key import row_bytes, stack_key
 
 # Limits of automatic stacks: the most runs, and the largest runs that become faster. On the CPU that is batch tokens
 # x width: four runs of 2x64 were 1.3, 1.2, 1.1 and 1.0 times as fast as alone at 80, 160, 320 and 640 tokens, of 3x96
-# at 320 as fast; compiled, eight of 2x64 1.7 and 1.3 times at 128 and 512. On a GPU it is N, and nothing was measured.
+# at 320 as fast; compiled, eight runs of 2x64 at 128 tokens and of 4x64 at 512 were 2.0 times as fast
+# (docs/stacked_runs.md). On a GPU it is N, and nothing was measured.
 MAX_STACK, MAX_WORK, MAX_WORK_COMPILED, MAX_N_ON_GPU = 16, 20_480, 65_536, 3e6
 
 

@@ -16,6 +16,7 @@ from tests.commands import call
 from videoscaling import VideoDiT, VideoPipeline, read_curve
 from videoscaling.data.export import to_bytes
 from videoscaling.diffusion.validation import validation_times
+from videoscaling.sample import parser, read_prompts
 from videoscaling.training.checkpoints.exported import EMBEDDED, read_trained
 from videoscaling.utils.errors import UserError
 
@@ -130,7 +131,8 @@ def test_a_model_that_ships_draws_the_colour_of_its_prompt(tmp_path: Path) -> No
 def test_prompts_of_a_table_have_their_own_seeds_frames_and_size(tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text('prompt,seed,note\n"one, two",5,x\nthree,,y\n')
     words = ["--prompts", str(tmp_path / "prompts.csv"), "--steps", "1", "--format", "png", "--seed", "40"]
-    python("sample.py", *words, "--frames", "9", "--size", "64x48", "--out", str(tmp_path / "out"))
+    said = python("sample.py", *words, "--frames", "9", "--size", "64x48", "--out", str(tmp_path / "out"))
+    assert "(64x48 pixels (height x width); --upscale 4 enlarges them)" in said
     records = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert [(r["prompt"], r["seed"], r["checkpoint"]) for r in records] == [
         ("one, two", 5, "embedded"),
@@ -141,6 +143,38 @@ def test_prompts_of_a_table_have_their_own_seeds_frames_and_size(tmp_path: Path)
         (tmp_path / "prompts.csv").write_text(table)
         assert message in python("sample.py", *words, "--out", str(tmp_path / "no"), status=2)
     assert not (tmp_path / "no").exists()
+
+
+def test_columns_of_prompts_are_read_in_any_case_and_others_are_named(tmp_path: Path) -> None:
+    """Seeds in a column Seed were ignored without a word, and a missing prompt was the word None."""
+    (tmp_path / "prompts.jsonl").write_text('{"Prompt ": "one", "SEED": 7, "style": "x"}\n{"Prompt ": null}\n')
+    words = [
+        "--prompts",
+        str(tmp_path / "prompts.jsonl"),
+        "--steps",
+        "1",
+        "--format",
+        "png",
+        "--out",
+        tmp_path / "out",
+    ]
+    done = call("sample.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert "columns not read: style\n" in done.stderr
+    records = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert [(r["prompt"], r["seed"]) for r in records] == [("one", 7), ("", 1)]
+
+
+def test_the_very_column_is_read_beside_one_in_another_case(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a nameless column, as of row numbers, is not named."""
+    path = tmp_path / "prompts.csv"
+    for table in (",PROMPT,prompt,Seed,seed\n0,other,own,5,7\n", ",prompt,PROMPT,seed,Seed\n0,own,other,7,5\n"):
+        path.write_text(table)
+        arguments = parser().parse_args(["--checkpoint", "embedded", "--prompts", str(path), "--out", str(tmp_path)])
+        assert read_prompts(arguments) == [("own", 7)]
+        assert capsys.readouterr().err.endswith("columns not read: PROMPT, Seed\n")
 
 
 def test_a_model_trained_with_other_kernels_than_are_here_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@
 
 --minutes: training steps by size, clip and layout, and stacked runs, the most useful figures first, each in a process
 of its own and on disk when it is known, with the account of a step's FLOPs and bytes (what limits it?).
-rates: of a matrix product and of memory.  attention: its backends.  sample: a sampler's steps.
+rates: of a matrix product and of memory.  attention: its backends.
+sample: a video's time, and the shares of model, guidance and VAE.
 data: reading cached latents; decoding, alone and during encoding.
 peers: our model's step and diffusers' Wan's of equal shape.  stack: runs trained together and one by one.
 
@@ -28,8 +29,8 @@ from videoscaling.utils.options import number
 # Each part's module in tools/benchmarks.
 PARTS = {
     "rates": "rates",
-    "attention": "kernels",
-    "sample": "kernels",
+    "attention": "attention",
+    "sample": "sampling",
     "data": "data",
     "peers": "peers",
     "stack": "stack",

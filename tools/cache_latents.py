@@ -90,7 +90,7 @@ def arguments() -> Parser:
         reads=VALIDATION,
         help="validation clips: a number, or an earlier cache whose validation list "
         f"is kept (default: {SYNTHETIC_VALIDATION} rendered ones; of videos about a tenth, in whole videos, but at "
-        "most 512)",
+        "most 512, and of ten clips or more at least 2)",
     )
     add("--frames", type=int, default=17, help="frames per clip (default 17)")
     add(

@@ -22,6 +22,7 @@ from videoscaling.training.checkpoints.paths import check_exists
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.files import recover_folder, remove_abandoned
 from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.options import pixels_text
 
 USE = """
 ```python
@@ -86,7 +87,7 @@ def facts_of(config: Any, state: dict[str, Any], weights: str, law: str | None) 
         raise UserError(f"--law {law}: {SEVERAL_SHAPES}; leave it out")
     facts = [
         ("size", f"{model.size} (layers x width), N = {N:,} parameters in the blocks' matrices"),
-        ("videos", f"{plural(data['frames'], 'frame')} of {data['width']}x{data['height']} pixels"),
+        ("videos", f"{plural(data['frames'], 'frame')} of {pixels_text(data['height'], data['width'])}"),
         *([("trained on", f"latents of several shapes, by shares of the tokens: {shapes}")] if shapes else []),
         ("data", f"{source}, {data['n_clips']:,} clips, fingerprint {data['fingerprint']}"),
         ("autoencoder", f"{data['vae']}, fingerprint {data['vae_fingerprint']}"),

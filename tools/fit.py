@@ -145,9 +145,11 @@ def main() -> int:
         fitted = fitting.fit_law(table, args.part, method, options, cost, provenance)
     except UnsupportedFit as reason:
         verb = {"compare": "compared", "validate": "validated"}.get(args.part, "fitted")
-        way = ""
+        way, grids = "", "--method grids" if args.form is None else "--method grids without --form"
         if reason.forcible and method == fitting.SURFACE:
-            way = "--method grids fits an optimum of each (N, T)"
+            way = f"{grids} fits an optimum of each (N, T)"
+        elif reason.forcible and method == fitting.LOSSES:
+            way = f"--force {grids} fits all the same"
         elif reason.forcible and args.part != "compare" and not args.force:
             way = "--force fits all the same"
         print(reason.text(verb, way, table.notes), file=sys.stderr)

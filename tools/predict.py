@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from videoscaling.scaling import law_file, prediction_table
-from videoscaling.scaling.prediction import predict
+from videoscaling.scaling.prediction import predict, unread_note
 from videoscaling.scaling.tables import parse_columns
 from videoscaling.tools.inputs import LAW, TABLE
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
@@ -59,7 +59,8 @@ def main() -> None:
         )
     table = prediction_table.read(Path(args.table), columns, args.batch_unit, reads_pairs)
     predicted = predict(law, table.N, table.T, table.B, table.lr, seeds=args.seeds)
-    for note in predicted.notes:
+    unread = [unread_note(law, table.unread)] if table.unread else []
+    for note in (*predicted.notes, *unread):
         print(f"note: {note}", file=sys.stderr)
     if not args.out:
         prediction_table.write(table, predicted, sys.stdout)

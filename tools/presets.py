@@ -107,7 +107,8 @@ def page(presets: dict[str, Plan], law: laws.Law, law_path: str, results: Iterab
     ]
     for preset in presets.values():
         T = preset.T * np.array(FRACTIONS)
-        losses = law.response.losses(preset.N, T)
+        # At its own batch and rate, which are not the best ones of a part of T.
+        losses = law.response.predict(preset.N, T, preset.B, preset.lr.value).mean
         for device in sorted(device for N, device in rate if preset.N == N) or [""]:
             hours = [f" at {t / rate[preset.N, device] / 3600:.2g} h" if device else "" for t in T]
             cells = " | ".join(f"{loss:.3f}{at}" for loss, at in zip(losses, hours))

@@ -16,7 +16,7 @@ from typing import Any
 
 from videoscaling.scaling import PAPER, law_file
 from videoscaling.sweeps.config import sweep_key_hint
-from videoscaling.sweeps.directory import data_of, recorded_data
+from videoscaling.sweeps.directory import check_same_sweep, data_of, recorded_data
 from videoscaling.sweeps.grid import Prediction, load_sweep, read_keys
 from videoscaling.sweeps.run import collect, dry_run, import_committed, run
 from videoscaling.sweeps.status import print_status
@@ -95,6 +95,8 @@ def main() -> int:
     trains = arguments.run if arguments.command == "extend" else arguments.command == "run" and not arguments.dry_run
     recorded = functools.partial(recorded_data, read_keys(arguments.config, overrides).results)
     sweep = load_sweep(arguments.config, overrides, data_of if trains else recorded, prediction)
+    if not trains:  # which compares the data too
+        check_same_sweep(sweep)
     if trains and arguments.take_over:
         for folder in (sweep.directory, *(cell.config.run_dir for cell in sweep.cells)):
             release_abandoned(folder)

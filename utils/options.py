@@ -29,6 +29,11 @@ def number(kind: type, least: float, most: float) -> Callable[[str], Any]:
     return bounded
 
 
+def pixels_text(height: int, width: int) -> str:
+    """The sides of a picture, in the order of --size."""
+    return f"{height}x{width} pixels" + ("" if height == width else " (height x width)")
+
+
 def height_and_width(text: str) -> tuple[int, int]:
     """An argparse type of --size: the side of a square, or height x width, in pixels."""
     sides = [int(side) for side in text.lower().split("x") if side.isdecimal()]

@@ -6,6 +6,7 @@ Manifests of videos and tables of training results are read by this one reader.
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -25,6 +26,7 @@ KINDS = (*DELIMITERS, *sorted(LINES), ".parquet")
 # gzip makes zeros 1,029 times smaller, and a table of one caption for all its paths 33 times. A file that unpacks
 # to more could fill the memory.
 MAX_RATIO, MIN_UNPACKED_BYTES = 100, 1 << 26
+UNKNOWN = {"na", "n/a", "#n/a", "nan", "none", "null", "-", "?"}  # how other programs write a blank cell
 END = "\x1f end of the table"  # a row that no table has
 Row = tuple[str, dict[str, object]]  # its place, for messages, and its values by column
 
@@ -42,6 +44,16 @@ class Table(NamedTuple):
 
     columns: list[str]
     rows: Callable[[Sequence[str]], Iterator[Row]]
+
+
+def number_hint(value: object) -> str:
+    """What to write instead of a cell that is no number, for the end of a message; "" where nothing is known."""
+    text = str(value).strip()
+    if text.casefold() in UNKNOWN:
+        return "; leave the cell blank where it is unknown"
+    if re.fullmatch(r"[+-]?\d[\d.,'\s]*(e[+-]?\d+)?%?", text, re.IGNORECASE) and re.search(r"[,'\s%]|\..*\.", text):
+        return "; write numbers with a decimal point and with nothing between thousands, such as 1234.5 or 1e6"
+    return ""
 
 
 def table_kind(path: Path) -> str | None:
@@ -111,7 +123,10 @@ def _csv(path: Path, delimiters: str, text: str, is_header: Callable[[list[str]]
 
     headers = {delimiter: columns_by(delimiter) for delimiter in delimiters}
     delimiter = next((d for d, columns in headers.items() if is_header(columns)), delimiters[0])
+    # Spreadsheets end rows with blank cells. Rows are read by names, so columns without one but the first get one.
     columns = headers[delimiter]
+    nameless = [at for at, column in enumerate(columns) if not column.strip()]
+    columns = [f"{column}column {at + 1}" if at in nameless[1:] else column for at, column in enumerate(columns)]
     # Blanks after all of the header's delimiters: rows have them too, and a quote after one opens a field. Where the
     # header has none, a quote after a blank is a character, as csv has it.
     blank = len(columns) > 1 and all(column[:1] == " " for column in columns[1:])

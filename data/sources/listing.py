@@ -64,6 +64,11 @@ def scan_sources(where: str | Path, options: ListingOptions = ListingOptions()) 
         listing = list_tars(where, options)
     elif where.exists() and not where.is_file():
         raise UserError(f"{where}: no regular file, but a pipe or a device")
+    elif where.suffix.lower() in VIDEOS and where.exists():
+        raise UserError(
+            f"{where}: one video is no source; give a folder of videos, such as {where.parent}, or a .csv beside it "
+            f"with the lines path and {where.name}"
+        )
     elif where.exists():
         raise UserError(
             f"{where}: neither a folder of videos nor a manifest ({', '.join(KINDS)}, and .gz of all but "

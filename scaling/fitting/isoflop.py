@@ -16,7 +16,7 @@ from videoscaling.scaling.fitting.grids import edges
 from videoscaling.scaling.fitting.grids.optimum import quadratic
 from videoscaling.scaling.fitting.grids.power_law import between_variance
 from videoscaling.scaling.laws import SizeLaw
-from videoscaling.scaling.runs import common_sizes
+from videoscaling.scaling.runs import common_values
 from videoscaling.utils.errors import plural
 
 # Runs whose C follow each other this closely are of one budget, unless they reach further than its span. Budgets of
@@ -110,7 +110,7 @@ def budgets(N: NDArray, C: NDArray, loss: NDArray, mostly: float = 0.0) -> list[
         mostly: the share of runs that must belong to them.
     """
     known = np.isfinite(C) & np.isfinite(loss)
-    N, C, loss = common_sizes(N[known]), C[known], loss[known]
+    N, C, loss = common_values(N[known]), C[known], loss[known]
     number = budget_of(C)
     rows = [own for k in np.unique(number) if len(np.unique(N[own := np.flatnonzero(number == k)])) >= 3]
     if len(rows) < 3 or sum(map(len, rows)) < mostly * len(N):

@@ -309,10 +309,8 @@ class _Planner:
             low = max(int(B // n_ctx), 1) * n_ctx
             raise UserError(f"a batch of {B:g} tokens is no whole number of clips: nearest {low} and {low + n_ctx}")
         if math.ceil(T) < B:
-            whose = "--batch" if given else "the law's batch,"
-            raise UserError(
-                f"{whose} {B:.0f} is more than the run's {T:.4g} tokens: give a smaller --batch or more tokens"
-            )
+            whose = f"--batch {B:.0f}" if given else f"the law's batch of {B:.0f}"
+            raise UserError(f"{whose} is more than the run's {T:.4g} tokens: give a smaller --batch or more tokens")
         return int(B)
 
 

@@ -204,6 +204,8 @@ def trained(split, opened):
         [16, 1, 1, 1, 2],
         [40],
         [3],
+        [10],
+        [14],
         [4, 900],
         [300, *[4] * 80],
         pytest.param([9000], marks=pytest.mark.slow),
@@ -213,7 +215,8 @@ def trained(split, opened):
 def test_the_cap_holds_whatever_a_long_video_has_and_most_of_it_is_trained_on(opened, counts):
     split, total = split_of(opened, counts)
     validation, training = keys_of(split.units["validation"]), trained(split, opened)
-    assert 1 <= len(validation) <= max(1, min(total // 10, 512))
+    least = 2 if total >= 10 else 1  # training needs two
+    assert least <= len(validation) <= max(least, min(total // 10, 512))
     assert len(validation) >= min(total // 10, 512) // 2
     assert len(training) >= total // 3
     assert not set(validation) & set(training)
@@ -283,12 +286,20 @@ def test_caches_of_before_are_drawn_as_they_were(opened, seed):
             held, training = draw_before(VideoScan(numbered(len(every)), ANY_LENGTH, 0, 60), *options)
             if not training:  # refused before
                 continue
+            if not as_before and options[1] is None and sum(map(len, held.values())) == 1:
+                continue  # one clip, which no training takes: where there are ten, two are drawn now
             split, _ = split_of(opened, every, *options, as_before=as_before)
             assert {unit.source: unit.keys for unit in split.units["validation"]} == held
             assert {unit.source: unit.keys for unit in split.units["train"]} == {
                 name: keys or [] for name, keys in training.items()
             }
             assert split.rule is None
+
+
+def test_the_report_says_that_one_validation_clip_is_too_few():
+    split = {"by": "video", "wanted": 1, "parted": [], "gap_seconds": 0.0, "unused": 0}
+    assert "train.py needs two (--validation 2)" in split_text(split, 1)[1]
+    assert len(split_text(split, 2)) == 1
 
 
 def test_the_report_says_why_more_clips_are_validated_on_than_were_to_be():

@@ -98,6 +98,11 @@ def test_the_bound_that_a_refusal_names_is_accepted(rejected, videos):
     assert rejections.exceeds(rows, videos, named - 0.011)
 
 
+def test_a_refusal_of_all_videos_names_no_bound_which_would_not_help():
+    rows = [{"source": "x", "reason": "too small", "detail": "160x90 pixels; clips are 96x64"}] * 2
+    assert rejections.too_many(rows, 2) == "no video is left (2 too small; x: 160x90 pixels; clips are 96x64)"
+
+
 def test_processes_that_begin_at_the_same_time_do_not_refuse_each_other(tmp_path, monkeypatch):
     """Whether another process's index comes just before the folder's names are read, or just after."""
     look = Path.iterdir

@@ -25,5 +25,5 @@ def test_predictions_gradients_exchanges_and_memory(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_compiled_as_one_graph_they_are_the_same(tmp_path: Path) -> None:
-    """Also the gradients: of a collective into a given tensor the compiler makes none (DeepSpeed issue 8491)."""
+    """Also the gradients: a collective into a given tensor gets none by the compiler (DeepSpeed pull request 8491)."""
     together(tmp_path / "log", watch_shards, str(tmp_path / "found"), True, world=2)

@@ -159,6 +159,11 @@ def test_regret_of_one_of_batch_and_rate_is_at_the_best_other_one(surface_law):
     assert found.value[1] == pytest.approx(found.value[3], abs=0.002)
 
 
+def test_a_loss_law_says_that_it_reads_no_rate(law):
+    assert any("not read: lr" in note for note in predict(law, 1e8, 1e10, lr=1e-3).notes)
+    assert not any("not read" in note for note in predict(law, 1e8, 1e10).notes)
+
+
 def test_a_loss_law_knows_no_regret(law):
     assert predict(law, 1e8, 1e10, 1e5, 1e-3).regret is None
 

@@ -26,6 +26,25 @@ def test_delimiters_and_blanks_in_headers(tmp_path, delimiter):
     assert table.B.tolist() == [2048, 2048]
 
 
+def test_blank_columns_that_a_spreadsheet_adds_are_no_duplicates(tmp_path):
+    table = read(tmp_path, ROWS.replace("\n", ",,\n").replace("2.5,,", "2.5,,a remark"))
+    assert table.loss.tolist() == [2.5, 2.4]
+    # Where blanks follow commas, quotes after them open fields, as without such columns.
+    table = read(tmp_path, 'N, T, B, lr, loss, , \n1e6, 1e9, 2048, 1e-3, "2.5", , \n')
+    assert table.loss.tolist() == [2.5]
+
+
+@pytest.mark.parametrize("text", ["0,001", "1.000.000", "1,000", "1 000", "1'000", "1e-3%", "NA", "#N/A", "-"])
+def test_a_cell_as_a_spreadsheet_writes_it_is_refused_with_the_fix(tmp_path, text):
+    fix = "leave the cell blank" if text in ("NA", "#N/A", "-") else "with a decimal point and with nothing between"
+    for column in ("lr", "seed"):
+        row = {"N": "1e6", "T": "1e9", "B": "2048", "lr": "1e-3", "seed": "1", "loss": "2.5"} | {column: text}
+        with pytest.raises(UserError, match=rf"row 2: {column} is .{text}., not a (whole )?number; .*{fix}"):
+            read(tmp_path, ";".join(row) + "\n" + ";".join(row.values()) + "\n")
+    with pytest.raises(UserError, match="lr is 'fast', not a number$"):
+        read(tmp_path, "N,T,B,lr,loss\n1e6,1e9,2048,fast,2.5\n")
+
+
 def test_gzip_and_parquet(tmp_path):
     (tmp_path / "x.csv.gz").write_bytes(gzip.compress(ROWS.encode()))
     assert runs.read(tmp_path / "x.csv.gz").loss.tolist() == [2.5, 2.4]

@@ -62,7 +62,7 @@ def test_a_sweep_of_other_clips_names_their_caches(tmp_path: Path, monkeypatch: 
     again.cells[0].config.data.cache = "caches/new"
     monkeypatch.setattr(module, "data_of", lambda config: META | {"fingerprint": "beef"})
     moved = rf"\(data.fingerprint: f00d -> beef; data.cache: \['{tmp_path}/none'\] -> \['caches/new'\]\)"
-    with pytest.raises(UserError, match=f"made by another sweep {moved}; choose another name"):
+    with pytest.raises(UserError, match=f"made by another sweep {moved}; put that back, or choose another name"):
         module.write_sweep_file(again)
 
 

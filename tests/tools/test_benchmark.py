@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from tests.commands import call
-from videoscaling.tools.benchmarks import rates
+from videoscaling.tools.benchmarks import rates, sampling
 from videoscaling.tools.benchmarks.common import spread, timed
-from videoscaling.tools.benchmarks.figures import Rates, Stack, Step, figures, measure
+from videoscaling.tools.benchmarks.figures import Rates, Sampling, Stack, Step, described, figures, measure
+from videoscaling.tools.benchmarks.sampling import STEPS, TIMED_STEPS, shares
+from videoscaling.tools.benchmarks.shapes import CLIPS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +52,26 @@ def test_rates_are_a_products_and_a_copys(monkeypatch: pytest.MonkeyPatch) -> No
     (row,) = rates.bench_rates(args, torch.device("cpu"))
     assert row["flops_per_second"]["value"] == 2 * 64**3 / 0.5
     assert row["bytes_per_second"]["value"] == 8 * (1 << 12) / 0.5
+
+
+def test_shares_are_of_a_video_of_all_steps() -> None:
+    """Two rounds, the second twice as slow: seconds double, shares stay."""
+    steps = STEPS / TIMED_STEPS
+    alone, guided = [1.0, 2.0], [1.5, 3.0]
+    row = shares(alone, guided, [0.5 * steps, steps], clips=2)
+    assert row["milliseconds_per_video"]["low"] < row["milliseconds_per_video"]["high"]
+    assert row["milliseconds_per_video"]["value"] == pytest.approx(1e3 / 2 * 1.5 * 2 * steps)
+    values = [row[f"{part}_percent"]["value"] for part in ("model", "guidance", "vae")]
+    assert values == pytest.approx([50, 25, 25])
+    row |= {"figure": Sampling("1B", 1280).text}
+    assert described(row).endswith("s a video; model 50.0%, guidance 25.0%, vae 25.0%")
+
+
+def test_wans_autoencoder_decodes_the_larger_clips() -> None:
+    vae = sampling.wan_autoencoder(torch.device("cpu"))
+    assert sum(parameter.numel() for parameter in vae.model.parameters()) == 126_892_531
+    for n_ctx, pixels in ((1280, (17, 256, 256)), (32760, (81, 480, 832))):
+        assert vae.latent_shape(*pixels) == CLIPS[n_ctx][0]
 
 
 RATES = {"flops_per_second": {"value": 1e9}, "bytes_per_second": {"value": 1e8}}
@@ -103,6 +125,7 @@ def test_figures_begin_with_the_most_useful_and_have_names_of_their_own() -> Non
         steps = [figure for figure in figures(device) if isinstance(figure, Step)]
         assert {figure.size for figure in steps} == sizes
     assert {figure.n_ctx for figure in figures("cuda") if isinstance(figure, Step)} == {1280, 8192, 32760}
+    assert sum(isinstance(figure, Sampling) for figure in figures("cuda")) == 2
 
 
 @pytest.mark.slow

@@ -195,6 +195,21 @@ def test_too_little_to_fit_is_bad_input(tmp_path, rows, words, message):
     assert not (tmp_path / "law.json").exists()
 
 
+def test_losses_that_leave_nothing_to_check_are_refused_with_the_options_that_fit_them(tmp_path):
+    path = tmp_path / "five.csv"
+    path.write_text("N,T,loss\n1e6,1e8,1.3\n2e6,3e8,1.11\n4e6,1e9,0.95\n1e6,1e9,1.1\n4e6,1e8,1.2\n")
+    done = run("fit.py", "all", path, "--out", tmp_path / "law.json")
+    assert (done.returncode, (tmp_path / "law.json").exists()) == (3, False)
+    assert "5 points for 5 constants leave nothing to check the fit by" in done.stderr
+    forced = done.stderr.split("; ")[1].removesuffix(" fits all the same)\n").split()
+    assert forced == ["--force", "--method", "grids"]
+    assert run("fit.py", "all", path, "--out", tmp_path / "law.json", *forced).returncode == 0
+    # Grids read no --form, and refuse it.
+    done = run("fit.py", "all", path, "--form", "additive")
+    assert done.returncode == 3
+    assert "; --force --method grids without --form fits all the same)" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -95,6 +95,14 @@ def test_a_mistake_is_one_line(text: str, words: list[str], reason: str, tmp_pat
     assert not (tmp_path / "out.csv").exists()
 
 
+def test_batches_and_rates_that_a_loss_law_does_not_read_are_said(tmp_path: Path) -> None:
+    done = predict(tmp_path, "N,T,bs,learning rate,,\n1e9,1e10,32,1e-3,a,b\n")
+    assert done.returncode == 0, done.stderr
+    assert "note: not read: bs, learning rate; law 'paper' has no surface" in done.stderr
+    assert done.stdout.splitlines()[1].startswith("1e9,1e10,32,1e-3,a,b,")
+    assert "not read" not in predict(tmp_path, "N,T\n1e9,1e10\n").stderr
+
+
 def test_a_folder_is_no_table() -> None:
     done = call("tools/predict.py", "--law", PAPER, ROOT / "results")
     assert done.returncode == 2

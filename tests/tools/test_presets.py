@@ -61,6 +61,18 @@ def test_each_config_is_the_laws(tmp_path: Path) -> None:
     assert page.count("| 0.765 |\n") == 1  # the lowest measured there
 
 
+def test_losses_on_the_way_are_of_the_presets_own_pair(tmp_path: Path) -> None:
+    """At the best pair of each T a surface's losses would be lower: by its tolerance of 0.1 % at the end."""
+    law, base = ROOT / "results/doom/before_2x192/law.json", ROOT / "configs/train/doom.yaml"
+    page = tmp_path / "page.md"
+    done = presets("2x32:6553600", "--law", law, "--base", base, "--out", tmp_path / "presets", "--page", page)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in page.read_text().splitlines() if "2x32" in line]
+    expected, on_the_way = ([cell.strip() for cell in row.strip("|").split("|")] for row in rows)
+    assert expected[7].split()[0] == on_the_way[-1] == "0.822"
+    assert float(on_the_way[2]) == pytest.approx(0.885, abs=0.001)  # 0.876 at the best pair of an eighth of T
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

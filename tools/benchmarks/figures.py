@@ -1,4 +1,4 @@
-"""The figures of a machine, the most useful first: training steps by size, clip and layout, and stacked runs.
+"""The figures of a machine, the most useful first: training steps by size, clip and layout, stacks, sampling.
 
 Each figure is a process of its own, so that it has the whole memory, and is on disk as soon as it is known. A step is
 that of a real trainer's dry run, on text of T5's size. Its account is set beside it: the seconds that its FLOPs and
@@ -87,7 +87,25 @@ class Stack(NamedTuple):
         return ["videoscaling.tools.benchmark", "stack", "--json", "--rounds", "3", *words]
 
 
-Figure = Rates | Step | Stack
+class Sampling(NamedTuple):
+    """Videos to sample, measured by this benchmark's part sample."""
+
+    size: str
+    n_ctx: int
+
+    @property
+    def text(self) -> str:
+        """The figure's name."""
+        return f"sampling {SIZES.get(self.size, self.size)} n_ctx={self.n_ctx}"
+
+    def command(self, cache: Path) -> list[str]:
+        """A command of the part sample, of one video."""
+        options = {"--size": SIZES.get(self.size, self.size), "--n-ctx": self.n_ctx, "--clips": 1}
+        words = [str(word) for option in options.items() for word in option]
+        return ["videoscaling.tools.benchmark", "sample", "--json", "--dtype", "bfloat16", "--rounds", "3", *words]
+
+
+Figure = Rates | Step | Stack | Sampling
 
 
 def figures(device: str) -> list[Figure]:
@@ -106,6 +124,7 @@ def figures(device: str) -> list[Figure]:
 
     first = [step("1B", 1280), step("0.1B", 1280), step("1B", 32760, selective), step("1B", 8192, selective)]
     first += [Stack(8, "2x64", 2), step("4B", 1280, selective), Stack(64, "2x64", 2)]
+    first += [Sampling("1B", 1280), Sampling("1B", 32760)]
     modes = [step("1B", 1280, selective), step("1B", 1280, (*compiled, "train.activation_checkpointing=true"))]
     modes += [step("1B", 1280, ("train.dtype=bfloat16",)), step("1B", 1280, (*compiled, "model.attention=xformers"))]
     rest = [step("0.1B", 8192), step("4B", 8192, selective), step("0.1B", 32760, selective)]
@@ -199,6 +218,9 @@ def described(row: Row) -> str:
     if "times_as_fast" in row:
         gains = ", ".join(f"{how} {gain['value']:.3g}" for how, gain in row["times_as_fast"].items())
         return f"{row['figure']}: times as fast as one by one: {gains}"
+    if "vae_percent" in row:
+        shares = ", ".join(f"{part} {row[f'{part}_percent']['value']:.1f}%" for part in ("model", "guidance", "vae"))
+        return f"{row['figure']}: {row['milliseconds_per_video']['value'] / 1e3:.4g} s a video; {shares}"
     if "seconds_per_step" not in row:
         flops, moved = (row[name]["value"] for name in ("flops_per_second", "bytes_per_second"))
         return f"{row['figure']}: {flops:.3g} FLOP/s, {moved:.3g} bytes/s"

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from videoscaling.scaling.fitting.grids.power_law import LEAST_SPAN, near
 from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.laws import LossLaw
+from videoscaling.scaling.runs import SAME_SIZE, SAME_TOKENS, common_values
 from videoscaling.utils.errors import UserError, plural
 
 CONSTANTS = forms.CONSTANTS["additive"]
@@ -54,8 +55,8 @@ def unidentified(N: ArrayLike, T: ArrayLike, fixed: dict[str, float]) -> str | N
     free = [name for name in CONSTANTS if name not in fixed]
     if len(np.atleast_1d(N)) < len(free):
         return f"{plural(len(np.atleast_1d(N)), 'point')} cannot fix {plural(len(free), 'constant')}"
-    for name, values, exponent in (("N", N, "aN"), ("T", T, "aT")):
-        distinct, needed = len(np.unique(values)), 2 + (exponent not in fixed)
+    for name, values, exponent, same in (("N", N, "aN", SAME_SIZE), ("T", T, "aT", SAME_TOKENS)):
+        distinct, needed = len(np.unique(common_values(np.atleast_1d(values), same))), 2 + (exponent not in fixed)
         if distinct < needed:
             return f"{distinct} distinct {name} cannot fix {exponent}'s term: {needed} are needed"
         if exponent not in fixed and near(np.log(values)):

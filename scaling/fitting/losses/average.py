@@ -17,7 +17,7 @@ from videoscaling.scaling.fitting.uncertainty import (
     untested_warning,
     weights_of,
 )
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 
 # Rows (as a share) that each window predicts from those with smaller N, T or N T, and windows of each kind.
 WINDOW = 0.05
@@ -146,8 +146,11 @@ def fit_losses(
     N, T, loss = (np.asarray(v, dtype=float) for v in (N, T, loss))
     B = np.broadcast_to(np.asarray(B, dtype=float), N.shape)
     noise = None if noise is None else np.asarray(noise, dtype=float)
-    names = [name for name in forms.AUTO if len(N) >= len(forms.CONSTANTS[name])] if form == "auto" else [form]
-    found, windows = zip(*(_member(name, N, T, loss, B, noise) for name in names or ["additive"]))
+    names = [name for name in forms.AUTO if len(N) >= least_rows(name)] if form == "auto" else [form]
+    least = least_rows(form)
+    if len(N) < least:
+        raise UserError(f"{plural(len(N), 'point')} for {least - 1} constants leave nothing to check the fit by")
+    found, windows = zip(*(_member(name, N, T, loss, B, noise) for name in names))
     evidence = np.array([-0.5 * len(N) * np.log(member.fit.noise**2) for member in found])
     evidence -= np.array([0.5 * len(forms.CONSTANTS[member.form]) * np.log(len(N)) for member in found])
     weight = weights_of(*shared_errors(windows), evidence)
@@ -160,11 +163,19 @@ def fit_losses(
             for m in members
         ]
     rival = None
-    if form not in ("auto", "joint") and len(N) >= len(forms.CONSTANTS["joint"]):
+    if form not in ("auto", "joint") and len(N) >= least_rows("joint"):
         rival = _member("joint", N, T, loss, B, noise)[0]
     residuals = np.log(loss) - np.log(members[0].fit(N, T, B))
     domain = {"N": _span(N), "T": _span(T), "N T": _span(N * T)}
     return LossLaws(tuple(members), rival, len(N), domain, _trends(members[0].fit, N, T, B, residuals))
+
+
+def least_rows(form: str) -> int:
+    """The fewest rows that ``form`` (auto: one of its forms) is fitted to: one more than it has constants.
+
+    Through as many rows as constants it passes exactly: it claims no error at all, and outweighs every other form.
+    """
+    return min(len(forms.CONSTANTS[name]) for name in (forms.AUTO if form == "auto" else (form,))) + 1
 
 
 def _span(values: NDArray) -> tuple[float, float]:

@@ -5,7 +5,7 @@ import numpy as np
 from videoscaling.scaling.fitting import table_kind
 from videoscaling.scaling.fitting.grids.loss_law import unidentified
 from videoscaling.scaling.fitting.losses import forms, priors
-from videoscaling.scaling.fitting.losses.average import LossLaws, fit_losses
+from videoscaling.scaling.fitting.losses.average import LossLaws, fit_losses, least_rows
 from videoscaling.scaling.fitting.losses.forms import FORMULAS
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.run_info import flops_per_parameter_token, law_of, recipe_warnings, skipped_warnings
@@ -37,6 +37,11 @@ def fit_law(table: RunTable, options: Options, cost: Cost, provenance: Provenanc
         raise UserError(f"loss law: {plural(len(table), 'point')} cannot fix 5 constants")
     if reason := unidentified(table.N, table.T, {}):
         raise UnsupportedFit(f"loss law: {reason}", advice="more sizes and tokens help")
+    if len(table) < (least := least_rows(options.form)):
+        raise UnsupportedFit(
+            f"loss law: {plural(len(table), 'point')} for {least - 1} constants leave nothing to check the fit by",
+            advice="more sizes and tokens help",
+        )
     if options.form == "three_term" and not np.isfinite(table.B).all():
         raise UserError(f"--form three_term: needs the batch, and {table.source} names none (--columns B=...)")
     noise = table.loss_se / table.loss

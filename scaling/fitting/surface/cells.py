@@ -2,16 +2,12 @@
 
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from videoscaling.scaling.runs import SAME_TOKENS, RunTable, common_values
 from videoscaling.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from videoscaling.scaling.runs import RunTable
-
 
 SAME = 1e-6  # rates and batches whose ln differ by less are one: a table's last digits
 
@@ -66,7 +62,7 @@ class Cells:
         return Cells(*values, run=label, stream=stream.astype(np.int64), n_ctx=n_ctx)
 
     @staticmethod
-    def of_table(table: "RunTable") -> "Cells":
+    def of_table(table: RunTable) -> "Cells":
         """The cells of a run table, losses moved to the tokens that the runs of a grid have in common."""
         from videoscaling.scaling.fitting.grids.fit_points import (
             at_nominal,  # with scipy.optimize: half of the time of a prediction
@@ -93,6 +89,17 @@ class Cells:
     def grid(self) -> NDArray[np.int64]:
         """Number of each row's (N, T), by rising N, then T."""
         return np.unique(np.stack([self.N, self.T], axis=1), axis=0, return_inverse=True)[1].ravel()
+
+    @cached_property
+    def tokens(self) -> NDArray[np.float64]:
+        """T as one of few counts [rows]: runs of another size stop up to a batch further at the same milestone.
+
+        Those of one run stay apart, however dense: they are its milestones.
+        """
+        order = np.lexsort([self.T, self.run])
+        steps = np.diff(self.T[order]) / self.T[order][:-1]
+        steps = steps[(np.diff(self.run[order]) == 0) & (steps > SAME)]
+        return common_values(self.T, min(SAME_TOKENS, steps.min(initial=np.inf) / 2))
 
     @cached_property
     def several_rates(self) -> bool:

@@ -77,7 +77,7 @@ def _useful(cells: Cells) -> NDArray[np.bool_]:
 
 def why_no_form(cells: Cells) -> str | None:
     """Why no loss form can be fitted; None if one can."""
-    grids, sizes, times = (len(np.unique(v)) for v in (cells.grid, cells.N, cells.T))
+    grids, sizes, times = (len(np.unique(v)) for v in (cells.grid, cells.N, cells.tokens))
     if sizes < 3 or times < 3:
         return f"{plural(sizes, 'size')} and {plural(times, 'token count')} fix no loss form: three of each are needed"
     if grids < 6:

@@ -82,7 +82,7 @@ def problem_of(cells: Cells, inputs: Inputs) -> Problem:
         others = (inputs.grid == inputs.grid[row]) & finite
         same_batch = others & (cells.B[row] == cells.B)
         y[row] = np.min(y[same_batch if same_batch.any() else others])
-    time, size = (np.unique(v, return_inverse=True)[1] for v in (cells.T, cells.N))
+    time, size = (np.unique(v, return_inverse=True)[1] for v in (cells.tokens, cells.N))
     h = inputs.l - inputs.b
     return Problem(
         inputs,

@@ -57,7 +57,7 @@ def near_weight(loss: NDArray, best: NDArray) -> NDArray[np.float64]:
 
 def folds_of(cells: Cells) -> list[NDArray[np.bool_]]:
     """Rows to hold out in turn: sizes, or token counts, or grids, whichever gives three folds first."""
-    for label in (np.unique(cells.N, return_inverse=True)[1], np.unique(cells.T, return_inverse=True)[1], cells.grid):
+    for label in (*(np.unique(v, return_inverse=True)[1] for v in (cells.N, cells.tokens)), cells.grid):
         if label.max() >= 2:
             # Many sizes are held out by the group.
             group = label % 6
@@ -147,13 +147,13 @@ def expanding_window(
     """Each of the largest sizes from the smaller ones, then each of the largest token counts from the smaller ones."""
     weight, found = near_weight(cells.loss, cells.best), []
     model, theta, phi, inflation = solution.model, solution.theta, solution.phi, solution.inflation
-    for by, values in (("N", cells.N), ("T", cells.T)):
+    for by, values in (("N", cells.N), ("T", cells.tokens)):
         distinct = np.unique(values)
         for value in distinct[max(3, len(distinct) - steps) :]:
             kept, out = values < value, (values == value) & np.isfinite(cells.loss)
             if len(np.unique(cells.grid[kept])) < len(model.level_names) + 1 or not out.any():
                 continue
-            if len(np.unique(cells.N[kept])) < 3 or len(np.unique(cells.T[kept])) < 2:
+            if len(np.unique(cells.N[kept])) < 3 or len(np.unique(cells.tokens[kept])) < 2:
                 continue
             part = least_squares.subset(problem, kept)
             model = least_squares.model_of(part, model, model.form)

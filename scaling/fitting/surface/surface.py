@@ -1,6 +1,6 @@
 """One response surface through all runs: loss over (N, T, B, lr), and what is read off it.
 
-A fit (``surface_fit.fit_surface``) makes a ``Surface``. It gives the best rate at a batch, the batch beyond which the
+A fit (``fit.fit_surface``) makes a ``Surface``. It gives the best rate at a batch, the batch beyond which the
 loss is so much worse (the edge), the best pair under constraints, and losses with intervals.
 """
 

@@ -49,6 +49,7 @@ def test_folder_and_manifests_list_the_same(tmp_path):
         ("m.jsonl", '{"path": "a.mp4"}\n{"caption": "x"}\n', "line 2: no path"),
         ("m.jsonl", '{"caption": "x"}\n', "no column 'path'"),
         ("m.csv", "path,start\na.mp4,soon\n", "line 2: start is 'soon', which is no number of seconds"),
+        ("m.csv", "path;end\na.mp4;2,5\n", "end is '2,5', which is no number of seconds; write .* a decimal point"),
         ("m.csv", "path,start\na.mp4,-1\n", "line 2: start is '-1', which is no number"),
         ("m.csv", "path,Start_Time\na.mp4,0:01\n", "line 2: Start_Time is '0:01', which is no number of seconds"),
         ("m.csv", "path,end_sec,end_time\na.mp4,1,2\n", "'end_sec' and 'end_time' may both be the end"),
@@ -57,6 +58,7 @@ def test_folder_and_manifests_list_the_same(tmp_path):
         ("m.jsonl", '{"path": "a.mp4", "end": [1]}\n', "line 1: end is "),
         ("m.parquet", "path\na.mp4\n", "not a Parquet file"),
         ("m.txt", "a.mp4\n", "neither a folder"),
+        ("film.mp4", "", "one video is no source; give a folder of videos, such as .*, or a .csv .* film.mp4"),
     ],
 )
 def test_a_bad_manifest_is_a_users_error(tmp_path, name, content, message):

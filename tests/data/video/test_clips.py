@@ -251,5 +251,6 @@ def test_a_rectangle_that_a_video_does_not_cover_is_rejected(tmp_path):
     clips = load_clips(source, ClipOptions(Shape(9, (48, 64))))
     assert clips.pixels.shape[1:] == (3, 9, 48, 64)
     for sides in ((50, 50), (64, 48)):  # the second fits if the video is turned, which its frames say
-        with pytest.raises(Rejected, match="64x48 pixels; clips are"):
+        said = rf"48x64 pixels \(height x width\); clips are {sides[0]}x{sides[1]}"  # as --size has them
+        with pytest.raises(Rejected, match=said):
             load_clips(source, ClipOptions(Shape(9, sides)))

@@ -114,4 +114,9 @@ def test_a_sweep_of_another_yaml_is_refused_with_the_difference(sweep: Path) -> 
     here("run", sweep)
     said = here("run", sweep, "config.train.dtype=bfloat16", "seed=3", status=2)[1]
     assert "made by another sweep (seed: 0 -> 3; train.dtype: float32 -> bfloat16)" in said
+    # They showed all cells as pending, and collected the runs of the other sweep.
+    for command in (("status",), ("collect",), ("extend",), ("run", "--dry-run")):
+        said = here(command[0], sweep, *command[1:], "config.train.dtype=bfloat16", status=2)[1]
+        assert "made by another sweep (train.dtype: float32 -> bfloat16)" in said
+    assert not (sweep.parent / "runs" / "grid" / "results.csv").exists()
     here("run", sweep, "config.train.micro_batch=1")  # how, not what

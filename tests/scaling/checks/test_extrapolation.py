@@ -1,5 +1,7 @@
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from videoscaling.scaling import runs
 from videoscaling.scaling.checks import extrapolation
 from videoscaling.scaling.fitting.losses import forms
 from videoscaling.scaling.fitting.surface import surface_law
+from videoscaling.scaling.law_file import load
 from videoscaling.scaling.planning import allocation
 from videoscaling.scaling.prediction import predict
 
@@ -90,3 +93,15 @@ def test_a_held_out_pair_is_predicted_as_it_was_run(tmp_path):
     said = predict(law, N, T, B, lr, seeds=4)
     assert [mean.low, mean.high] == pytest.approx([said.low[0], said.high[0]])
     assert mean.high - mean.low < 0.95 * (point.high - point.low)
+
+
+def test_a_flat_held_out_grid_is_no_cell():
+    """The optimum of a flat grid has a batch and a rate that no run had: it counts as one run."""
+    mini = Path(__file__).parents[3] / "results" / "mini"
+    table, law = runs.read(mini / "cells"), load(mini / "law_before_heldout.json")
+    committed = json.loads((mini / "heldout.json").read_text())["held_out"]
+    assert "flat" in {grid["verdict"] for grid in committed}
+    found = extrapolation.held_out(table, law)
+    assert [(p.N, p.T) for p in found] == [(grid["N"], grid["T"]) for grid in committed]
+    # The same comparison as in a study's answers, which another function makes.
+    assert [p.error for p in found] == pytest.approx([grid["loss"]["error"] for grid in committed], abs=1e-4)

@@ -56,7 +56,12 @@ def test_held_constants_are_held(paper):
 
 @pytest.mark.parametrize(
     ("N", "T", "message"),
-    [([1e7] * 6, np.geomspace(1e9, 1e10, 6), "distinct N"), ([1e7, 2e7, 3e7], [1e9, 2e9, 3e9], "cannot fix 5")],
+    [
+        ([1e7] * 6, np.geomspace(1e9, 1e10, 6), "distinct N"),
+        ([1e7, 2e7, 3e7], [1e9, 2e9, 3e9], "cannot fix 5"),
+        # Two milestones, which sizes pass a step apart.
+        ([1e7, 2e7, 3e7] * 2, [1e9, 1.01e9, 1.02e9, 2e9, 2.01e9, 2.02e9], "2 distinct T"),
+    ],
 )
 def test_too_little_is_refused(N, T, message):
     with pytest.raises(UserError, match=message):

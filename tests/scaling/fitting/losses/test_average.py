@@ -146,3 +146,27 @@ def test_windows_that_one_form_lacks_do_not_count():
     errors, count = shared_errors([{"a": 0.01}, {}])
     assert count == 0
     assert weights_of(errors, count, np.zeros(2)) == pytest.approx([0.5, 0.5])
+
+
+def test_intervals_of_as_many_points_as_the_joint_form_has_constants_hold_the_truth():
+    """The joint form passes through six points exactly: its intervals had no width, and held the truth in a quarter
+    of the tables."""
+    N, T = map(np.array, zip((1e6, 1e8), (2e6, 3e8), (4e6, 1e9), (1e6, 1e9), (4e6, 1e8), (2e6, 1e8)))
+
+    def truth(N, T):
+        return 0.5 * (N / 1e6) ** -0.25 + 0.4 * (T / 3e8) ** -0.3 + 0.3
+
+    held = []
+    for seed in range(12):
+        loss = truth(N, T) * np.exp(0.003 * np.random.default_rng(seed).standard_normal(6))
+        found = fit_losses(N, T, loss, draws=100).predict(2e6, 3e8)
+        held.append(found.mean_low[0] <= truth(2e6, 3e8) <= found.mean_high[0])
+    assert np.mean(held) >= 0.75
+
+
+@pytest.mark.parametrize(("form", "points"), [("auto", 5), ("additive", 5), ("joint", 6), ("three_term", 7)])
+def test_as_many_points_as_constants_are_refused(form, points):
+    random = np.random.default_rng(0)
+    N, T, loss, B = (random.uniform(1, 2, points) for _ in range(4))
+    with pytest.raises(UserError, match=f"{points} points for {points} constants leave nothing to check"):
+        fit_losses(N, T, loss, B, form=form)

@@ -296,6 +296,33 @@ def test_free_levels_predict_no_losses_and_say_so():
         surface.predict(1e6, 1e8, 1e3, 1e-3)
 
 
+def test_milestones_that_sizes_pass_a_step_apart_are_one_token_count():
+    """Sizes with other batches stop at 1e8 and at 1.01e8 tokens: these were three token counts, and fixed a form."""
+    two = cells(sizes=4, times=2)
+    apart = Cells.of_arrays(two.N, two.T * np.where(two.N > 4e6, 1.01, 1.0), two.B, two.lr, two.loss, run=two.run)
+    surface = fit_surface(apart, batch="two_sided", bent=False)
+    assert surface.no_form.startswith("4 sizes and 2 token counts")
+
+
+def test_dense_milestones_of_one_run_are_token_counts_of_their_own():
+    """As one count they were copies of one result to the fit, whose noise is the same."""
+    T = np.tile(1e8 * 1.03 ** np.arange(6), 3) * np.repeat([1, 1, 1.001], 6)
+    table = Cells.of_arrays(1e6, T, 3e4, 1e-3, 2.0, run=np.repeat([0, 1, 2], 6))
+    counts = table.tokens.reshape(3, 6)
+    assert all(len(np.unique(run)) == 6 for run in counts)
+    np.testing.assert_array_equal(counts, counts[:1].repeat(3, axis=0))
+    # A result that is there twice has one count.
+    assert len(np.unique(table.rows(np.array([0, 0, 1])).tokens)) == 2
+
+
+def test_a_token_count_is_not_predicted_from_one_a_step_shorter():
+    table = cells(sizes=4, times=4)
+    apart = replace(table, T=table.T * np.where(table.N > 4e6, 1.01, 1.0))
+    surface = fit_surface(apart, form="additive", batch="two_sided", bent=False)
+    steps = [step for step in surface.members[0].steps if step.by == "T"]
+    assert min(step.reach for step in steps) > 0.5
+
+
 def test_cells_are_worth_their_number_where_none_is_distant_or_an_outlier(two_sided):
     """They were worth 1.23 times as much: a weight that a robust fit gives to every row counted as information."""
     solution = two_sided.shape.solution

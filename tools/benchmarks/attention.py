@@ -1,4 +1,4 @@
-"""Attention by its backends, and a sampler's steps."""
+"""Attention by its backends."""
 
 import argparse
 import functools
@@ -8,13 +8,9 @@ import sys
 import torch
 from torch import Tensor
 
-from videoscaling.diffusion.process import Process
-from videoscaling.diffusion.sampler_options import SamplerOptions
-from videoscaling.diffusion.sampling import sample
 from videoscaling.models.attention import BACKENDS, attention, choose_backend
 from videoscaling.models.sizes import parse_size
-from videoscaling.tools.benchmarks.common import TEXT_DIM, Row, our_model, spread, timed
-from videoscaling.tools.benchmarks.shapes import CLIPS
+from videoscaling.tools.benchmarks.common import Row, spread, timed
 from videoscaling.utils.errors import UserError
 
 
@@ -58,33 +54,3 @@ def bench_attention(args: argparse.Namespace, device: torch.device) -> list[Row]
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, backend: str, gradient: Tensor) -> None:
     torch.autograd.grad(attention(q, k, v, backend=backend), (q, k, v), gradient)
-
-
-def bench_sample(args: argparse.Namespace, device: torch.device) -> list[Row]:
-    n_ctx, clips, steps, rows = args.n_ctx or 80, args.clips or 4, 10, []
-    latent, patch = CLIPS[n_ctx]
-    process = Process("rectified_flow", "flow")
-    for size in args.size or ("2x64", "4x128"):
-        model = our_model(size, latent, patch, args.dtype, device)
-        context, mask = torch.randn(clips, 31, TEXT_DIM, device=device), torch.ones(clips, 31, device=device).bool()
-        inputs = {"context": context, "mask": mask, "null": (context[0], mask[0])}
-        inputs |= {"latent_shape": latent, "seeds": torch.arange(clips)}
-        calls = {
-            f"guidance {guidance:g}": functools.partial(
-                sample, model, process, **inputs, options=SamplerOptions(steps, guidance)
-            )
-            for guidance in (1.0, 5.0)
-        }
-        for name, values in timed(calls, args.rounds, device).items():
-            each = spread(values, 1e3 / (clips * steps))
-            rows.append(
-                {
-                    "size": size,
-                    "n_ctx": n_ctx,
-                    "clips": clips,
-                    "dtype": args.dtype,
-                    "what": name,
-                    "milliseconds_per_clip_and_step": each,
-                }
-            )
-    return rows
