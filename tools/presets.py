@@ -1,6 +1,6 @@
 """Tuned configs from a fitted law: one for each size, and a page with their tables.
 
-python tools/presets.py 2x96:6553600 2x192:6.6e6 --law results/doom/before_2x192/law.json \\
+python tools/presets.py 2x96:6553600 2x192:6.6e6 --law results/doom/law.json \\
     --base configs/train/doom.yaml --results results/doom/cells --out configs/train/presets --page docs/presets.md
 
 The page gives each preset's T, B, lr and expected loss, the lowest loss of any measured run at that size, the loss it

@@ -235,7 +235,7 @@ def test_bad_input_is_one_line(planted: tuple[Path, Path], tmp_path: Path) -> No
         ("mini/cells", "mini/law_before_heldout.json", "mini/heldout.json"),
         ("mini/cells", "mini/law.json", "mini/study.json"),
         ("study/cells", "study/law.json", "study/study.json"),
-        ("doom/cells", "doom/before_2x256/law.json", "doom/study.json"),
+        ("doom/cells", "doom/law.json", "doom/study.json"),
     ],
 )
 def test_committed_answers_are_those_of_the_committed_runs(runs_of: str, law: str, answers_of: str) -> None:
