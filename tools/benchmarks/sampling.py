@@ -14,7 +14,7 @@ from videoscaling.tools.benchmarks.common import TEXT_DIM, TEXT_TOKENS, Row, our
 from videoscaling.tools.benchmarks.shapes import CLIPS
 
 STEPS = 50  # of a video: sample.py's default
-TIMED_STEPS = 4  # each costs the same; only a text's keys and values, 1 % of a step, are computed once a video
+TIMED_STEPS = 2  # each costs the same; only a text's keys and values, 1 % of a step, are computed once a video
 GUIDANCE = 5.0
 
 
