@@ -223,7 +223,7 @@ def test_a_killed_job_continues(run, videos, tmp_path, monkeypatch):
         (["--source", "absent"], "absent: no such folder, manifest or tar"),
         (["--source", "videos", "--frames", 1000], "no video is left (4 too short, 1 truncated; each is named in"),
         (["--source", "videos", "--size", 500], "no video is left (3 too small, 1 t"),
-        (["--source", "videos", "--size", 500], "pixels; clips are 500x500)"),
+        (["--source", "videos", "--size", 500], "pixels (height x width); clips are 500x500)"),
         (["--source", "videos", "--max-rejected", 0.05], "2 of 5 videos cannot be used (1"),
         (["--source", "videos", "--max-rejected", 0.05], "--max-rejected 0.4 accepts so many"),
         (["--source", "videos", "--validation", "many"], "--validation many: no such cache; give a number of clips"),
