@@ -142,9 +142,13 @@ def _each_once(read: Read) -> Read:
 
 def _resized(picture: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
     """A frame [H, W, 3] as ``resize_and_crop`` leaves it, [3, height, width]."""
-    if any(side < wanted for side, wanted in zip(picture.shape, sides)):  # its size changes, or the header has another
-        raise _too_small(*picture.shape[:2], sides)
+    _check_covers(picture, sides)  # its size changes, or the header has another
     return resize_and_crop(picture[None], sides)[:, 0].numpy()
+
+
+def _check_covers(picture: np.ndarray, sides: tuple[int, int]) -> None:
+    if any(side < wanted for side, wanted in zip(picture.shape, sides)):
+        raise _too_small(*picture.shape[:2], sides)
 
 
 def _too_small(height: int, width: int, sides: tuple[int, int]) -> Rejected:
@@ -154,6 +158,7 @@ def _too_small(height: int, width: int, sides: tuple[int, int]) -> Rejected:
 def _picture(source: Source, clip_options: ClipOptions, starts: Sequence[int] | None, decode: bool) -> Clips:
     picture = read_picture(source)
     starts = _chosen(starts, windows(1, *picture.shape[:2], clip_options), 1, clip_options.shape)
+    _check_covers(picture, clip_options.shape.sides)  # ``windows`` does not know that it is upright
     pixels = resize_and_crop(picture[None], clip_options.shape.sides)[None] if decode else torch.empty(1, 0).byte()
     return _clips(source, starts, pixels[: len(starts)], 0.0, 0.0)
 

@@ -254,3 +254,11 @@ def test_a_rectangle_that_a_video_does_not_cover_is_rejected(tmp_path):
         said = rf"48x64 pixels \(height x width\); clips are {sides[0]}x{sides[1]}"  # as --size has them
         with pytest.raises(Rejected, match=said):
             load_clips(source, ClipOptions(Shape(9, sides)))
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_a_picture_that_a_rectangle_does_not_cover_is_rejected(tmp_path, decode):
+    Image.new("RGB", (60, 100)).save(tmp_path / "x.png")  # PIL names the width first
+    portrait = source(tmp_path / "x.png")
+    assert load_clips(portrait, ClipOptions(Shape(1, (80, 48))), None, decode).keys == ["x.png#0"]
+    assert reason(load_clips, portrait, ClipOptions(Shape(1, (48, 80))), None, decode) == "too small"
