@@ -11,11 +11,11 @@ from videoscaling.data.choices import FILM, SYNTHETIC_CLIPS, SYNTHETIC_VALIDATIO
 from videoscaling.data.clip_groups import ClipGroup, doom_units, read_frozen, synthetic_units
 from videoscaling.data.index import CacheSettings, list_hash, read_index
 from videoscaling.data.shards import Shard
-from videoscaling.data.shot_sources import ShotCounts, ShotOptions, split_into_shots
+from videoscaling.data.shot_sources import ShotCounts, ShotOptions, split_into_shots, whole_videos
 from videoscaling.data.sources import doom, synthetic
 from videoscaling.data.sources.captions import ListingOptions
 from videoscaling.data.sources.listing import scan_sources
-from videoscaling.data.sources.source import Listing, identity
+from videoscaling.data.sources.source import Listing, Rejected, Source, identity
 from videoscaling.data.splits import SAMPLE, Split, VideoScan, draw
 from videoscaling.data.video import decode, shots
 from videoscaling.data.video.clips import ClipOptions, Shape
@@ -128,8 +128,32 @@ def plan_rendered(
     return settings, lambda as_before: Plan(units, len(units["train"][0].keys), rendered_fps=fps)
 
 
+class ListedVideos(NamedTuple):
+    """The videos of a request, none of which is opened yet.
+
+    Attributes:
+        clip_options: the request's, with the backend that decodes.
+        wanted, frozen: how many clips are validated on, or the keys of an earlier list.
+    """
+
+    request: VideoRequest
+    clip_options: ClipOptions
+    listing: Listing
+    wanted: int | None
+    frozen: list[str] | None
+
+
 def plan_videos(request: VideoRequest) -> tuple[CacheSettings, Planner]:
     """As ``plan_rendered``, of a cache of videos; some of them are opened when the plan is made."""
+    return plan_listed(list_videos(request))
+
+
+def list_videos(request: VideoRequest) -> ListedVideos:
+    """What can be checked of a request before a video is opened.
+
+    Raises:
+        UserError: an option is wrong or needs what is not installed, or as ``scan_sources``.
+    """
     wanted, frozen = _validation_wanted(request.validation)
     if frozen is not None:
         _check_same_clips(Path(request.validation or ""), request.clip_options)
@@ -137,12 +161,19 @@ def plan_videos(request: VideoRequest) -> tuple[CacheSettings, Planner]:
     decode.check_backend(backend)
     clip_options = replace(request.clip_options, backend=backend)
     listing = scan_sources(request.source, request.listing)
-    sources = listing.sources
-    for damaged in (source for source in sources if source.fault):
+    for damaged in (source for source in listing.sources if source.fault):
         warn_of_node(f"{damaged.path}: {damaged.fault} (rejected as one video)")
     if request.listing.captions:
         _warn_of_no_captions(listing)
-    counts = None
+    if request.shots is not None:
+        whole_videos(listing.sources, request.shots)
+    return ListedVideos(request, clip_options, listing, wanted, frozen)
+
+
+def plan_listed(videos: ListedVideos) -> tuple[CacheSettings, Planner]:
+    """As ``plan_videos``. With --shots the videos whose shots are not known yet are decoded here, which takes long."""
+    request, clip_options, listing, wanted, frozen = videos
+    sources, counts = listing.sources, None
     if request.shots is not None:
         sources, counts = split_into_shots(sources, request.shots, clip_options, numbered=request.source == FILM)
     settings = {
@@ -153,13 +184,15 @@ def plan_videos(request: VideoRequest) -> tuple[CacheSettings, Planner]:
         "clips_per_video": clip_options.clips,
         "fps_wanted": clip_options.fps,
         "hop": clip_options.window_step,
-        "backend": backend,
+        "backend": clip_options.backend,
         "validation": wanted if frozen is None else f"list {list_hash(frozen)}",
     }
     if request.shots is not None:  # said only then: caches of before this key was there keep their fingerprints
         settings["shots"] = f"{request.shots.rule} {shots.VERSION}"
 
     def plan(as_before: bool) -> Plan:
+        if request.shots is not None:
+            _stop_if_too_few_have_shots(request, sources, len(listing.sources))
         scan = VideoScan(sources, clip_options, request.workers, request.limit_seconds)
         try:
             scan.open(SAMPLE)
@@ -212,6 +245,14 @@ def _warn_of_no_captions(listing: Listing) -> None:
     tables = {kind: count for kind, count in listing.skipped.items() if kind in KINDS}
     where = f"; there are tables next to the videos ({counts_text(tables)}), which --source can name" if tables else ""
     warn_of_node(f"no captions found for {plural(len(listing.sources), 'video')}{where}. --no-captions confirms it")
+
+
+def _stop_if_too_few_have_shots(request: VideoRequest, sources: Sequence[Source], videos: int) -> None:
+    """Raise where too large a part of the ``videos`` has no shots: among the others' shots they would hardly count."""
+    rejected = [Rejected(source.reason, source.fault).row(source.name) for source in sources if source.fault]
+    if request.writing and rejections.exceeds(rejected, videos, request.max_rejected):
+        where = rejections.write_rejected(request.out, rejected)
+        raise UserError(f"{request.source}: {rejections.too_many(rejected, videos)}; each is named in {where}")
 
 
 def _stop_if_too_few(request: VideoRequest, scan: VideoScan) -> None:

@@ -22,7 +22,7 @@ from videoscaling.data.video.clips import ClipOptions, Clips
 from videoscaling.data.video.decode_workers import decoded
 from videoscaling.data.video.shots import VERSION, Shot, check_rule, find_shots
 from videoscaling.data.work_share import WorkShare
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, plural
 from videoscaling.utils.files import read_json, user_cache, write_json
 from videoscaling.utils.progress import Progress
 
@@ -65,19 +65,16 @@ def split_into_shots(
 ) -> tuple[list[Source], ShotCounts]:
     """The shots of all videos that are long enough for a clip, sorted by name, and counts for the report.
 
-    Pictures stay as they are. A video whose shots cannot be found becomes a rejected source.
+    Pictures stay as they are. A video whose shots cannot be found becomes a rejected source, and so does one without
+    a shot that is long enough.
 
     Args:
         numbered: whether captions say which of the video's shots it is.
 
     Raises:
-        UserError: the rule needs a package that is missing, or a video has a range already.
+        UserError: as ``whole_videos``.
     """
-    check_rule(options.rule)
-    videos = [source for source in sources if not (source.is_picture or source.fault)]
-    for source in videos:
-        if source.video != source.name:
-            raise UserError(f"--shots finds the ranges of whole videos, and {source.name} has one; leave --shots out")
+    videos = whole_videos(sources, options)
     found = _all_shots(videos, options)
     listed = [source for source in sources if source.is_picture or source.fault]
     counts = ShotCounts(options.rule)
@@ -95,7 +92,25 @@ def split_into_shots(
         for number, (shot, count) in enumerate(zip(shots, clips)):
             if count:
                 listed.append(_shot_source(source, shot, number, len(shots), numbered))
+        if not any(clips):
+            longest = plural(max((shot.frames for shot in shots), default=0), "frame")
+            detail = f"{plural(len(shots), 'shot')} of at most {longest}; a clip spans {clip_options.shape.span}"
+            listed.append(replace(source, fault=detail, reason="too short"))
     return sorted(listed, key=lambda source: source.name), counts
+
+
+def whole_videos(sources: Sequence[Source], options: ShotOptions) -> list[Source]:
+    """The videos whose shots are to be found.
+
+    Raises:
+        UserError: the rule needs a package that is missing, or a video has a range already.
+    """
+    check_rule(options.rule)
+    videos = [source for source in sources if not (source.is_picture or source.fault)]
+    for source in videos:
+        if source.video != source.name:
+            raise UserError(f"--shots finds the ranges of whole videos, and {source.name} has one; leave --shots out")
+    return videos
 
 
 def _shot_source(source: Source, shot: Shot, number: int, count: int, numbered: bool) -> Source:

@@ -14,7 +14,7 @@ from videoscaling.data.cache_report import estimate_text, summary, summary_text
 from videoscaling.data.choices import FILM, RENDERED, VERIFIED
 from videoscaling.data.clip_groups import SPLITS
 from videoscaling.data.latents import FORMAT, LatentCache, read_index
-from videoscaling.data.plan import Planner, VideoRequest, plan_rendered, plan_videos
+from videoscaling.data.plan import ListedVideos, Planner, VideoRequest, list_videos, plan_listed, plan_rendered
 from videoscaling.data.shot_sources import ShotOptions
 from videoscaling.data.sources.captions import ListingOptions
 from videoscaling.data.verify import TOLERANCE, caption_counts, compare_sample, estimate
@@ -38,15 +38,15 @@ def pick_workers(args: argparse.Namespace) -> int:
     return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 1), 16)
 
 
-def rendered_plan(args: argparse.Namespace, shape: Shape) -> tuple[dict, Planner]:
+def rendered_clips(args: argparse.Namespace, shape: Shape) -> tuple[dict, Planner]:
     return plan_rendered(
         args.source, shape, clips=args.clips, validation=args.validation, seed=args.seed, device=args.device
     )
 
 
-def video_plan(args: argparse.Namespace, shape: Shape, share: WorkShare) -> tuple[dict, Planner]:
+def listed_videos(args: argparse.Namespace, shape: Shape, share: WorkShare) -> ListedVideos:
     rule = args.shots or ("histogram" if args.source == FILM else "off")
-    return plan_videos(
+    return list_videos(
         VideoRequest(
             source=args.source,
             out=Path(args.out),
@@ -77,7 +77,7 @@ def work(args: argparse.Namespace, share: WorkShare) -> None:
     args.device = pick_device(args.device)
     shape = Shape(args.frames, args.size, args.stride)
     args.workers = pick_workers(args)
-    made_of, plan = rendered_plan(args, shape) if args.source in RENDERED else video_plan(args, shape, share)
+    clips = rendered_clips(args, shape) if args.source in RENDERED else listed_videos(args, shape, share)
     # A folder is stored whole, so that training and sampling find it from any working directory.
     args.vae, args.text = (
         str(Path(spec).resolve()) if Path(spec).is_dir() else spec for spec in (args.vae, args.text)
@@ -86,6 +86,7 @@ def work(args: argparse.Namespace, share: WorkShare) -> None:
     text = load_text_encoder(args.text, args.device)
     # A shape that the VAE cannot take is said before any work.
     latent_shape = vae.latent_shape(args.frames, *shape.sides)
+    made_of, plan = plan_listed(clips) if isinstance(clips, ListedVideos) else clips
     height, width = shape.sides
     settings = {"format": FORMAT, "frames": args.frames, "height": height, "width": width, **made_of}
     settings |= {"stride": args.stride, "vae_fingerprint": vae.fingerprint, "text_fingerprint": text.fingerprint}
