@@ -11,6 +11,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 import av
+import numpy as np
 
 from videoscaling.data.sources.source import Rejected, Source
 from videoscaling.data.video.container import (
@@ -44,7 +45,7 @@ class Probe:
 
     Attributes:
         times: its frames' time stamps, in order, in units of ``tick`` seconds.
-        fps: frames a second on average, by the header; 0 where it says nothing.
+        fps: frames a second, by the header where its frames' times agree; 0 where neither says it.
         plain: whether the container is one of ``SOUGHT``, the packets were read, all are shown, and none that follows
             a key frame is shown before it (as in open groups of pictures). Of others, decord counts or decodes frames
             wrongly.
@@ -87,12 +88,13 @@ def probe(source: Source) -> Probe:
             raise Rejected("truncated", f"{size} of at least {declared} bytes are there")
         with open_video(source) as (container, stream):
             stamps = _indexed_times(container, stream) or _packet_times(container, stream)
-            about = (float(stream.average_rate or 0), stream.height, stream.width)
             tick, rate = Fraction(stream.time_base), stream.average_rate
-        if not stamps.counted:
-            return Probe(stamps.times, *about, tick, stamps.plain)
-        times, tick = _played_times(source, tick, rate)
-        return Probe(times, *about, tick, plain=False, counted=True)
+            height, width = stream.height, stream.width
+        times = stamps.times
+        if stamps.counted:
+            times, tick = _played_times(source, tick, rate)
+        fps = _frames_per_second(float(rate or 0), times, tick)
+        return Probe(times, fps, height, width, tick, stamps.plain and not stamps.counted, stamps.counted)
     except FileNotFoundError:
         raise Rejected("missing", "no such file") from None
     except Rejected:
@@ -184,6 +186,22 @@ def _played_times(source: Source, tick: Fraction, rate: Fraction | None) -> tupl
     if None not in times and all(a <= b for a, b in pairwise(times)):
         return tuple(times), tick
     return range(len(times)), 1 / (Fraction(rate) if rate else Fraction(24))
+
+
+def _frames_per_second(declared: float, times: Sequence[int], tick: Fraction) -> float:
+    """The rate that a header declares, or that of the frames' ``times`` where most follow each other in other steps.
+
+    A WebM that a browser recorded declares 1000 a second, and a Matroska of a varying rate any. Steps far from the
+    usual one are pauses, as where two recordings are joined.
+    """
+    steps = np.diff(np.asarray(times)) * float(tick)
+    usual = np.median(steps) if len(steps) else 0.0
+    if usual <= 0:
+        return declared
+    step = steps[np.abs(steps - usual) <= usual / 2].mean()
+    # Half a tick: a Matroska's milliseconds make 16 and 17 of a sixtieth of a second.
+    is_right = abs(step * declared - 1) <= 0.01 + 0.5 * float(tick) * declared
+    return declared if is_right else float(1 / step)
 
 
 def _sizes(source: Source) -> tuple[int, int]:

@@ -76,6 +76,39 @@ def test_times_are_those_of_the_frames(tmp_path, monkeypatch, name, long):
     assert found.seconds == pytest.approx(30 / 24, abs=0.002)
 
 
+def stamped_video(path, rate, milliseconds):
+    """A WebM that declares ``rate``, with frames at these times."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libvpx", rate=rate)
+        stream.height = stream.width = 32
+        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 1000)
+        for time in milliseconds:
+            frame = av.VideoFrame(32, 32, "yuv420p")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("declared", "milliseconds", "fps"),
+    [
+        (1000, [round(n / 0.03) for n in range(90)], 30),  # as browsers record
+        (24, [*(round(n / 0.06) for n in range(60)), *range(1150, 6000, 150)], 60),  # quick, then slow
+        (25, [*range(0, 1200, 40), *range(90_000_000, 90_001_200, 40)], 25),  # two recordings, 25 hours apart
+        (50, [*range(0, 1200, 40)], 25),
+        (60, [round(n / 0.06) for n in range(3)], 60),  # 0, 17 and 33 ms
+        (30000 / 1001, [round(n * 1001 / 30) for n in range(60)], 30000 / 1001),
+        (24, [0], 24),
+    ],
+)
+def test_the_rate_is_that_of_the_frames(tmp_path, declared, milliseconds, fps):
+    path = stamped_video(tmp_path / "x.webm", Fraction(declared).limit_denominator(1001), milliseconds)
+    found = probe(source(path))
+    assert len(found.times) == len(milliseconds)
+    assert found.fps == pytest.approx(fps, rel=0.002)
+
+
 @pytest.mark.parametrize("skipped", [6, 7, 9])
 def test_frames_that_are_not_shown_are_not_counted(tmp_path, skipped):
     """An edit list that begins later in the media, as cutting tools write it."""
