@@ -2,6 +2,7 @@
 
     python tools/evaluate_vae.py --source synthetic
     python tools/evaluate_vae.py --source my_videos/ --picture side_by_side.png
+    python tools/evaluate_vae.py --source doom --clips 512 --vae real64 --size 64
 
 Before clips are encoded by the thousand: a VAE that keeps too little of them, or whose latents are far from mean 0 and
 deviation 1, makes every loss that follows mean something else. Clips are read as tools/cache_latents.py reads them.
@@ -10,7 +11,7 @@ deviation 1, makes every loss that follows mean something else. Clips are read a
 import argparse
 from pathlib import Path
 
-from videoscaling.data.choices import SYNTHETIC
+from videoscaling.data.choices import RENDERED, SYNTHETIC
 from videoscaling.tools.inputs import VAE, VIDEOS
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
 from videoscaling.utils.inputs import check_inputs
@@ -24,7 +25,7 @@ def main() -> None:
         type=path_text,
         reads=VIDEOS,
         default=SYNTHETIC,
-        help="synthetic, or what tools/cache_latents.py reads",
+        help="synthetic, doom (held-out levels), film (within its shots), or what tools/cache_latents.py reads",
     )
     parser.add_argument(
         "--vae",
@@ -34,7 +35,10 @@ def main() -> None:
         help="embedded, real32, real64, a folder or a hub id (default: %(default)s)",
     )
     parser.add_argument(
-        "--clips", type=int, default=16, help="of each video at most, or synthetic ones in all (default: %(default)s)"
+        "--clips",
+        type=int,
+        default=16,
+        help="of each video or shot at most, or rendered ones in all (default: %(default)s)",
     )
     parser.add_argument("--frames", type=int, default=17, help="of a clip (default: %(default)s)")
     parser.add_argument(
@@ -50,10 +54,14 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="a PNG to write: clips above, what became of them below")
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     args = parser.parse_args()
-    if args.source == SYNTHETIC:
-        parser.refuse_unread(args, ("stride",), "for videos; synthetic clips are rendered frame by frame")
-    if args.clips < 1 or min(args.size) < 11:
-        raise UserError("--clips must be at least 1, and --size at least 11, the width of SSIM's window")
+    if args.source in RENDERED:
+        parser.refuse_unread(args, ("stride",), f"for videos; {args.source} clips are rendered frame by frame")
+    if min(args.clips, args.frames, args.stride) < 1 or min(args.size) < 11:
+        raise UserError(
+            "--clips, --frames and --stride must be at least 1, and --size at least 11, the width of SSIM's window"
+        )
+    if args.picture and args.picture.is_dir():
+        raise UserError(f"--picture {args.picture}: is a folder; name a file")
     check_inputs(parser, args)
     from videoscaling.tools.quality.reconstructions import evaluate  # torch, after the mistakes that need none
 

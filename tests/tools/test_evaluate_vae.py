@@ -8,11 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.data.video.videos import make_video
+from tests.data.video.videos import make_cut_video, make_video
+from videoscaling.data import clip_groups
+from videoscaling.data.sources import doom
+from videoscaling.data.sources.source import Source
 from videoscaling.data.sources.synthetic import render
+from videoscaling.data.video import clips
+from videoscaling.data.video.decode_workers import decoded
 from videoscaling.models.fidelity import psnr
 from videoscaling.models.vae import load_vae
 from videoscaling.tools import evaluate_vae
+from videoscaling.tools.quality import reconstructions
 from videoscaling.tools.quality.reconstructions import HELD_OUT
 from videoscaling.utils.errors import UserError
 
@@ -64,7 +70,62 @@ def test_what_cannot_be_scored_is_said_before_any_work(monkeypatch, capsys, tmp_
         (["--size", "32x36"], "width 36: this VAE takes multiples of 8"),
         (["--frames", "16"], "16 frames: this VAE takes 4k"),
         (["--source", str(tmp_path)], "no video in it can be used"),
+        (["--source", str(tmp_path), "--stride", "0"], "--stride must be at least 1"),
+        (["--source", "doom", "--stride", "2"], "--stride: for videos; doom clips are rendered"),
+        (["--picture", str(tmp_path)], "is a folder; name a file"),
         (["--vae", str(tmp_path)], "no config.json"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate(monkeypatch, capsys, *options)
+
+
+def test_held_out_levels_of_the_game_are_scored(monkeypatch, capsys):
+    """The clips that a cache of the game validates on."""
+
+    def play(walk, clips, seed, frames, validation):
+        assert (seed, validation) == (0, True)
+        pictures = np.random.default_rng(walk).integers(0, 256, (clips, frames, doom.HEIGHT, doom.WIDTH, 3), np.uint8)
+        return [""] * clips, pictures
+
+    monkeypatch.setattr(doom, "play", play)
+    monkeypatch.setattr(doom, "game_version", lambda: "1")
+    found, _ = evaluate(monkeypatch, capsys, "--source", "doom", "--clips", "34", "--frames", "1")
+    assert [(row["source"], row["clips"]) for row in found["sources"]] == [("doom, held out", 34)]
+
+
+def test_the_film_is_scored_within_its_shots(monkeypatch, capsys, tmp_path):
+    """As one video: of shots of 12, 5 and 30 frames 1, none and 3 clips; a picture shows one of each."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    path = make_cut_video(tmp_path / "film.mp4", (12, 5, 30))
+    film = [Source("film.mp4", path, "")]
+    monkeypatch.setattr(reconstructions, "list_sources", lambda where, options: film)
+    loaded = []
+    load = clips.load_clips
+    monkeypatch.setattr(
+        clip_groups, "load_clips", lambda source, *rest: loaded.append(source.name) or load(source, *rest)
+    )
+    monkeypatch.setattr(reconstructions, "decoded", lambda units, workers: decoded(units, 0))
+    shown = []
+    monkeypatch.setattr(reconstructions, "picture", lambda path, *both: shown.append(both))
+    found, _ = evaluate(monkeypatch, capsys, "--source", "film", "--frames", "9", "--picture", str(tmp_path / "p.png"))
+    assert [(row["source"], row["clips"]) for row in found["sources"]] == [("film.mp4", 1 + 3)]
+    assert loaded == ["film.mp4@0-0.5", "film.mp4@0.708333-1.958333"]
+    ((clips_of, made_of),) = shown
+    colours = clips_of["film.mp4"].mean(dim=(2, 3, 4)).argmax(dim=1)  # of make_cut_video: red, green, blue
+    assert colours.tolist() == [0, 2]
+    assert len(made_of[0]) == 2
+
+
+def test_few_pixels_are_kept_of_many_videos(monkeypatch, capsys, tmp_path):
+    """Of each video the pixels of as many clips as a picture shows, whatever was evaluated before it."""
+    for number in range(3):
+        make_video(tmp_path / f"{number}.mp4", frames=30)
+    kept = []
+    monkeypatch.setattr(reconstructions, "row", lambda name, parts: kept.append((name, parts)) or {"source": name})
+    evaluate(monkeypatch, capsys, "--source", str(tmp_path), "--frames", "1", "--clips", "30")
+    name, parts = kept[0]
+    assert (name, len(parts)) == ("all", 3)
+    for part in parts:
+        assert len(part["error"]) == 30
+        for pixels in (part["clips"], part["made"]):
+            assert pixels.untyped_storage().nbytes() == 4 * reconstructions.SHOWN * 3 * 32 * 32

@@ -24,6 +24,14 @@ from videoscaling.utils.messages import warn
 from videoscaling.utils.tables import read_table
 
 
+def within_shots(where: str, sources: Sequence[Source], shape: Shape) -> list[Source]:
+    """The ``sources`` of ``where`` as tools/cache_latents.py takes them by default: of the film its shots."""
+    if where != FILM:
+        return list(sources)
+    rule = ShotOptions("histogram", WorkShare(), 0, LIMIT_SECONDS)
+    return split_into_shots(sources, rule, ClipOptions(shape), numbered=True)[0]
+
+
 @dataclass(frozen=True)
 class RealClips:
     """Real clips in two halves, drawn at random, that have no clip in common.
@@ -67,10 +75,7 @@ def clips_of_videos(where: str, count: int, shape: Shape, *, seed: int, captions
     Raises:
         UserError: there are too few clips, or no captions where they are asked for.
     """
-    sources = list_sources(where, ListingOptions(captions=captions))
-    if where == FILM:
-        rule = ShotOptions("histogram", WorkShare(), 0, LIMIT_SECONDS)
-        sources, _ = split_into_shots(sources, rule, ClipOptions(shape), numbered=True)
+    sources = within_shots(where, list_sources(where, ListingOptions(captions=captions)), shape)
     sources = [sources[index] for index in _permuted(len(sources), seed)]
     clips, texts = _decoded(sources, 2 * count, shape)
     order = _permuted(len(clips), seed)  # those of one video fall into either half

@@ -3,14 +3,15 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from videoscaling.data.choices import SYNTHETIC
+from videoscaling.data.choices import RENDERED, SYNTHETIC
 from videoscaling.data.clip_groups import video_group
+from videoscaling.data.plan import plan_rendered
 from videoscaling.data.sources.captions import ListingOptions
 from videoscaling.data.sources.listing import list_sources
 from videoscaling.data.sources.source import Rejected, Source
@@ -20,6 +21,7 @@ from videoscaling.data.video.decode import default_backend
 from videoscaling.data.video.decode_workers import decoded
 from videoscaling.models.fidelity import psnr, squared_errors, ssim
 from videoscaling.models.vae import VideoVAE, load_vae
+from videoscaling.tools.quality.clips import within_shots
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import atomic_write
@@ -32,17 +34,22 @@ ROWS = ("videos", "kept")  # of the picture
 FONT = 14  # pixels
 
 
-def clips_by_source(
-    args: argparse.Namespace, sources: list[Source] | None, shape: Shape
-) -> Iterator[tuple[str, Tensor]]:
-    """(name, clips float32 [n, 3, F, H, W]) of each source that can be read; the others are named on stderr.
+def clips_by_source(args: argparse.Namespace, sources: Sequence[Source], shape: Shape) -> Iterator[tuple[str, Tensor]]:
+    """(name, clips float32 [n, 3, F, H, W]) of each video or shot that can be read, by the name of its video; the
+    others are named on stderr.
 
-    Without ``sources`` the clips are synthetic.
+    Args:
+        sources: what ``args.source`` lists; rendered clips, which no autoencoder here was trained on, have none.
     """
-    if sources is None:
-        index = torch.arange(args.clips)
-        yield "synthetic, held out", render(index, HELD_OUT, shape.frames, *shape.sides)
+    if args.source == SYNTHETIC:
+        yield "synthetic, held out", render(torch.arange(args.clips), HELD_OUT, shape.frames, *shape.sides)
         return
+    if args.source in RENDERED:
+        _, plan = plan_rendered(args.source, shape, clips=1, validation=str(args.clips), seed=0, device="cpu")
+        clips = torch.cat([unit.load().pixels for unit in plan(False).units["validation"]])
+        yield f"{args.source}, held out", to_float(clips)
+        return
+    sources = within_shots(args.source, sources, shape)
     clip_options = ClipOptions(shape, args.clips, backend=default_backend())
     units = (video_group(source, clip_options) for source in sources)
     for source, found in zip(sources, decoded(units, workers=1)):
@@ -51,7 +58,7 @@ def clips_by_source(
         else:
             for lost in found.rejected:
                 print(f"{lost['clip']}: {lost['reason']}: {lost['detail']}", file=sys.stderr)
-            yield source.name, to_float(found.pixels)
+            yield source.video, to_float(found.pixels)
 
 
 def measured(vae: VideoVAE, clips: Tensor) -> dict[str, Tensor]:
@@ -64,8 +71,10 @@ def measured(vae: VideoVAE, clips: Tensor) -> dict[str, Tensor]:
     return {"error": squared_errors(clips, made), "ssim": ssim(clips, made), "latents": latents, "made": made}
 
 
-def row(name: str, error: Tensor, similar: Tensor) -> dict[str, object]:
-    """The scores of some clips: PSNR of the pooled squared error (the stricter), and means over clips."""
+def row(name: str, parts: Sequence[dict[str, Tensor]]) -> dict[str, object]:
+    """The scores of the clips of ``measured`` parts: PSNR of the pooled squared error (the stricter), and means over
+    clips."""
+    error, similar = (torch.cat([part[key] for part in parts]) for key in ("error", "ssim"))
     return {
         "source": name,
         "clips": len(error),
@@ -73,6 +82,14 @@ def row(name: str, error: Tensor, similar: Tensor) -> dict[str, object]:
         "psnr_per_clip": round(sum(map(psnr, error.tolist())) / len(error), 3),
         "ssim": round(similar.mean().item(), 4),
     }
+
+
+def pictured(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The clips to show of one video's parts: the first ones, or of several shots one each of some spread evenly."""
+    if len(parts) == 1:
+        return parts[0]
+    spread = parts[:: max(1, len(parts) // SHOWN)][:SHOWN]
+    return {key: torch.cat([part[key][:1] for part in spread]) for key in ("clips", "made")}
 
 
 def picture(path: Path, clips_of: dict[str, Tensor], made_of: list[Tensor]) -> None:
@@ -115,23 +132,28 @@ def picture(path: Path, clips_of: dict[str, Tensor], made_of: list[Tensor]) -> N
 def evaluate(args: argparse.Namespace) -> None:
     """Print the scores that the options of tools/evaluate_vae.py ask for, and write the picture."""
     # Before the VAE: loading diffusers takes seconds.
-    sources = None if args.source == SYNTHETIC else list_sources(args.source, ListingOptions(captions=False))
+    sources = [] if args.source in RENDERED else list_sources(args.source, ListingOptions(captions=False))
     vae = load_vae(args.vae, pick_device(args.device), torch.bfloat16 if args.bfloat16 else torch.float32)
     vae.latent_shape(args.frames, *args.size)  # a shape that the VAE cannot take is said before any work
-    rows, all_of, clips_of = [], [], {}
+    # Of each video's clips the scores and latents, and pixels of no more than the picture shows.
+    found_of: dict[str, list[dict[str, Tensor]]] = {}
     for name, clips in clips_by_source(args, sources, Shape(args.frames, args.size, args.stride)):
         found = measured(vae, clips)
-        rows.append(row(name, found["error"], found["ssim"]))
-        clips_of[name] = clips[:SHOWN]
-        all_of.append(found)
-    if not rows:
+        found |= {"clips": clips[:SHOWN].clone(), "made": found["made"][:SHOWN].clone()}
+        found_of.setdefault(name, []).append(found)
+    if not found_of:
         raise UserError(f"{args.source}: no video in it can be used; each is named above with its reason")
-    total = row("all", *(torch.cat([found[key] for found in all_of]) for key in ("error", "ssim")))
-    latents = torch.cat([found["latents"] for found in all_of]).transpose(0, 1).flatten(1).double()
+    every = [found for part in found_of.values() for found in part]
+    total = row("all", every)
+    rows = [row(name, part) for name, part in found_of.items()]
+    latents = torch.cat([found["latents"] for found in every]).transpose(0, 1).flatten(1).double()
     mean, std = latents.mean(1), latents.std(1)
     statistics = {"mean": [round(x, 4) for x in mean.tolist()], "std": [round(x, 4) for x in std.tolist()]}
     if args.picture:
-        picture(args.picture, clips_of, [found["made"] for found in all_of])
+        shown = {name: pictured(parts) for name, parts in found_of.items()}
+        picture(
+            args.picture, {name: one["clips"] for name, one in shown.items()}, [one["made"] for one in shown.values()]
+        )
     if args.json:
         print(json.dumps({"vae": args.vae, "sources": rows, "all": total, "latents": statistics}))
         return
