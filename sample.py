@@ -26,6 +26,7 @@ from videoscaling.training.checkpoints.paths import check_exists
 from videoscaling.utils.errors import Parser, UserError, listed, path_text, plural, run_cli, shown
 from videoscaling.utils.files import read_bounded, write_json
 from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.messages import is_first_process
 from videoscaling.utils.options import height_and_width, options_of, pixels_text
 from videoscaling.utils.tables import read_table, table_kind, text_of
 
@@ -206,7 +207,8 @@ def _from_table(path: Path) -> list[tuple[str, Any]]:
     if "prompt" not in columns:
         raise UserError(f"--prompts {path}: has no column prompt; it has {', '.join(table.columns) or 'none'}")
     found = {ours: columns[ours] for ours in ("prompt", "seed") if ours in columns}
-    if unread := [name for name in table.columns if name.strip() and name not in found.values()]:
+    unread = [name for name in table.columns if name.strip() and name not in found.values()]
+    if unread and is_first_process():
         print(f"note: --prompts {path}: columns not read: {listed(unread)}", file=sys.stderr)
     rows = [
         [row.get(name) for name in (found["prompt"], found.get("seed"))] for _, row in table.rows([*found.values()])

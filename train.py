@@ -24,6 +24,7 @@ from videoscaling.utils.devices import GPUS
 from videoscaling.utils.errors import Parser, UserError, path_text, resumable, run_cli
 from videoscaling.utils.inputs import check_inputs
 from videoscaling.utils.locks import release_abandoned
+from videoscaling.utils.messages import is_first_process
 
 
 def parser() -> Parser:
@@ -84,7 +85,7 @@ def main() -> int:
         from videoscaling.training.planning.dry_run import dry_run
 
         return leave(dry_run(config, arguments.json))
-    if arguments.take_over and os.environ.get("RANK", "0") == "0":
+    if arguments.take_over and is_first_process():
         release_abandoned(config.run_dir)
     with resumable(str(config.run_dir)):
         # After the configuration, whose errors should not wait for torch.

@@ -177,6 +177,20 @@ def test_the_very_column_is_read_beside_one_in_another_case(
         assert capsys.readouterr().err.endswith("columns not read: PROMPT, Seed\n")
 
 
+def test_what_every_process_of_a_torchrun_finds_is_said_by_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.csv").write_text("prompt,style\nx,y\n")
+    arguments = parser().parse_args(["--prompts", str(tmp_path / "prompts.csv")])
+    pipeline = VideoPipeline.from_run()
+    pipeline.guidable = False
+    for rank, lines in (("1", 0), ("0", 2)):
+        monkeypatch.setenv("RANK", rank)
+        read_prompts(arguments)
+        pipeline("x", steps=1)
+        assert capsys.readouterr().err.count("\n") == lines  # the unread column, and guidance without dropout
+
+
 def test_a_model_trained_with_other_kernels_than_are_here_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     trained = read_trained("embedded")
     trained.config.model.attention = "xformers"  # has none for the CPU

@@ -26,6 +26,7 @@ from videoscaling.models.vae import VideoVAE, load_vae
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import UserError, plural, resumable
 from videoscaling.utils.locks import release_abandoned
+from videoscaling.utils.messages import is_first_process
 
 
 def pick_workers(args: argparse.Namespace) -> int:
@@ -36,6 +37,12 @@ def pick_workers(args: argparse.Namespace) -> int:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 1), 16)
+
+
+def print_once(found: dict | str) -> None:
+    """Print a text, or facts as JSON, that every process of a torchrun has found alike."""
+    if is_first_process():
+        print(found if isinstance(found, str) else json.dumps(found))
 
 
 def rendered_clips(args: argparse.Namespace, shape: Shape) -> tuple[dict, Planner]:
@@ -70,7 +77,7 @@ def work(args: argparse.Namespace, share: WorkShare) -> None:
     if args.verify and not args.source:
         LatentCache(args.out).verify()
         text = f"{args.out}: every file is as it was written (with --source, clips are encoded again too)"
-        print(json.dumps({"out": args.out}) if args.json else text)
+        print_once({"out": args.out} if args.json else text)
         return
     if args.device is None and torch.cuda.is_available():
         args.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
@@ -108,7 +115,7 @@ def work(args: argparse.Namespace, share: WorkShare) -> None:
         finally:
             planned.scan.close()
         found |= {"captions": caption_counts(planned.scan, planned.units, text), **planned.about}
-        print(json.dumps(found) if args.json else estimate_text(found))
+        print_once(found if args.json else estimate_text(found))
     elif args.verify:
         verify(args, settings, plan, vae=vae, latent_shape=latent_shape, load=load)
     else:
@@ -144,8 +151,10 @@ def build(
         about={"vae": args.vae, "text": args.text, "vae_statistics": vae.statistics},
     )
     if built.already:
-        print(f"{out}: already finished, nothing to do", file=sys.stderr)
-    if built.index is not None:
+        if is_first_process():
+            print(f"{out}: already finished, nothing to do", file=sys.stderr)
+        print_once(summary(args.out, built.index) if args.json else summary_text(args.out, built.index))
+    elif built.index is not None:  # by the process that added the last shard
         print(json.dumps(summary(args.out, built.index)) if args.json else summary_text(args.out, built.index))
     elif args.json:
         counts = {"shards": built.shards, "shards_there": built.shards_there}
@@ -183,4 +192,4 @@ def verify(
     summary = {"out": args.out, "clips": clips, "largest_difference": worst, "tolerance": tolerance}
     again = f"{plural(clips, 'clip')} encoded again differ by at most {worst:.2g} of their size"
     text = f"{args.out}: every file is as it was written; {again} ({tolerance:g} is allowed)"
-    print(json.dumps(summary) if args.json else text)
+    print_once(summary if args.json else text)

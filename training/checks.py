@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from videoscaling.training.config import Config, config_of_run, hashed_values, identity
 from videoscaling.training.run import Run
 from videoscaling.utils.errors import UserError, plural
+from videoscaling.utils.messages import is_first_process
 from videoscaling.utils.results import FILE, whole_results
 
 if TYPE_CHECKING:  # they import torch, without which sweeps are listed
@@ -58,7 +59,7 @@ def check_share(run: Run, world: int) -> None:
 
 def check_directory(config: Config) -> None:
     """Refuse a run directory that another configuration made."""
-    earlier = config_of_run(config.run_dir, verbose=True)
+    earlier = config_of_run(config.run_dir, verbose=is_first_process())
     if earlier is not None:
         before, now = identity(earlier), identity(config)
         keys = sorted(k for k in before | now if before.get(k) != now.get(k))

@@ -2,7 +2,6 @@
 directory."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,6 +10,7 @@ from videoscaling.training.batches import BatchLoader
 from videoscaling.training.config import Config
 from videoscaling.training.distributed.parallel import raise_together
 from videoscaling.utils.errors import DataFault
+from videoscaling.utils.messages import is_first_process
 from videoscaling.utils.results import DATA_FAULT, Failure, write_failure
 
 
@@ -47,6 +47,6 @@ def data_faults_recorded(configs: Sequence[Config]) -> Iterator[None]:
         yield
     except DataFault as fault:
         for config in configs:
-            if config.run_dir.is_dir() and os.environ.get("RANK", "0") == "0":
+            if config.run_dir.is_dir() and is_first_process():
                 write_failure(config.run_dir / DATA_FAULT, Failure(str(fault)))
         raise

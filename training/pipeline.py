@@ -28,7 +28,7 @@ from videoscaling.training.checkpoints.exported import Trained, read_trained
 from videoscaling.training.model import build_model, check_compiler, compile_model
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import UserError, plural
-from videoscaling.utils.messages import warn
+from videoscaling.utils.messages import is_first_process, warn
 
 
 def load_encoders(
@@ -242,7 +242,7 @@ class VideoPipeline:
         found, negative = [], [options.negative_prompt] if options.negative_prompt else []
         if warning := cut_warning(self.text, [*prompts, *negative], "prompts"):
             found.append(warning)
-        if options.guidance != 1 and not self.guidable:
+        if options.guidance != 1 and not self.guidable and is_first_process():
             found.append(
                 f"guidance {options.guidance:g}: the model never saw the empty prompt, being trained with "
                 "data.caption_dropout=0; guidance 1 is what it knows"

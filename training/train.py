@@ -17,6 +17,7 @@ from videoscaling.training.trainer import Trainer
 from videoscaling.utils.devices import has_bfloat16
 from videoscaling.utils.errors import PREEMPTED
 from videoscaling.utils.locks import lock_run_dir
+from videoscaling.utils.messages import is_first_process
 
 
 def train(config: Config, wait: bool = False) -> int:
@@ -39,9 +40,9 @@ def _train(config: Config, wait: bool) -> int:
     run, cache = prepare(config)
     finished = finished_result(run)
     if finished is not None:
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_process():
             clean_finished(run, finished["status"])
-        print(f"{config.run_dir}: already {finished['status']} at {finished['tokens']:,} tokens", flush=True)
+            print(f"{config.run_dir}: already {finished['status']} at {finished['tokens']:,} tokens", flush=True)
         return 0
     rank, lost = os.environ.get("RANK", "0"), False
     try:

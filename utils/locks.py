@@ -20,7 +20,7 @@ from pathlib import Path
 
 from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import parse_json
-from videoscaling.utils.messages import warn
+from videoscaling.utils.messages import is_first_process, warn
 from videoscaling.utils.process_ids import has_ended, machine_code, start_time, this_machine
 
 LOCK, HOLDER = ".lock", ".lock-holder"
@@ -99,7 +99,7 @@ def lock_run_dir(directory: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         UserError: another process has locked it, and ``wait`` is False.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         yield
         return
     with lock(directory, wait):

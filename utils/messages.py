@@ -1,5 +1,6 @@
 """Warnings and errors on stderr: one line each, whatever characters their names hold."""
 
+import os
 import re
 import sys
 
@@ -10,6 +11,11 @@ CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 def escaped(text: str) -> str:
     """``text`` with control characters written as in Python's source."""
     return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def is_first_process() -> bool:
+    """Whether this process is alone, or the first of a torchrun: it says what all of them would say alike."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def warn(text: str) -> None:

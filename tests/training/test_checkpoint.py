@@ -50,6 +50,17 @@ def is_refused(newest: Path, capsys: pytest.CaptureFixture) -> bool:
     return before.name == "step_0000020"
 
 
+def test_of_a_torchrun_the_first_process_warns_of_a_damaged_checkpoint(
+    twice_saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(twice_saved, tmp_path / "x")
+    (find_checkpoint(tmp_path / "x") / "state.json").write_text("")
+    for rank, lines in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("RANK", rank)
+        assert find_checkpoint(tmp_path / "x").name == "step_0000020"
+        assert capsys.readouterr().err.count("\n") == lines
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_cut_short_anywhere_is_refused(twice_saved: Path, capsys: pytest.CaptureFixture, name: str) -> None:
     newest = find_checkpoint(twice_saved)

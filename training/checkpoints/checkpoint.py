@@ -40,7 +40,7 @@ from videoscaling.utils.files import (
     write_json,
     write_text,
 )
-from videoscaling.utils.messages import warn
+from videoscaling.utils.messages import is_first_process, warn
 from videoscaling.utils.os_errors import warn_of_os_error, with_filename
 from videoscaling.utils.seal import read_sealed, sealed
 
@@ -267,7 +267,8 @@ def newest_checkpoint(directory: Path, needs: tuple[str, ...]) -> Path | None:
         try:
             check(path)
         except UserError as error:
-            warn(f"{error}; trying the checkpoint before it")
+            if is_first_process():
+                warn(f"{error}; trying the checkpoint before it")
             continue
         if all(holds(path, kind) for kind in needs):
             return path

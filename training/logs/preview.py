@@ -1,7 +1,5 @@
 """Videos of a few fixed prompts, sampled at milestones for TensorBoard."""
 
-import os
-
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -15,7 +13,7 @@ from videoscaling.training.pipeline import load_encoders
 from videoscaling.training.schema import LogKeys
 from videoscaling.utils.errors import first_line
 from videoscaling.utils.finiteness import NotFinite
-from videoscaling.utils.messages import warn
+from videoscaling.utils.messages import is_first_process, warn
 
 
 class Preview:
@@ -28,7 +26,7 @@ class Preview:
         build_scheduler(process, self._options, device)
         self._shape = tuple(meta["latent_shape"])
         self._vae, text = load_encoders(meta, device, vae=keys.vae, text=keys.text, options=("log.vae", "log.text"))
-        if (warning := cut_warning(text, list(keys.prompts), "log.prompts")) and os.environ.get("RANK", "0") == "0":
+        if (warning := cut_warning(text, list(keys.prompts), "log.prompts")) and is_first_process():
             warn(warning)
         # The empty prompt rides along, so that it is padded as the others are.
         context, mask = text.encode([*keys.prompts, ""])
@@ -47,7 +45,7 @@ class Preview:
         except (NotFinite, torch.OutOfMemoryError) as error:
             if isinstance(model, FSDPModule) and not isinstance(error, NotFinite):
                 raise
-            if not self._warned and os.environ.get("RANK", "0") == "0":
+            if not self._warned and is_first_process():
                 warn(f"log.prompts: no videos at this milestone: {first_line(error)}")
             self._warned = True
             return torch.empty(0, 3, 1, 1, 1)

@@ -87,6 +87,28 @@ def test_verify_encodes_clips_again_and_names_what_differs(run, videos, tmp_path
     assert "differs by 0.0476 of its size" in reported
 
 
+def test_what_every_process_of_a_torchrun_finds_is_printed_by_the_first(run, tmp_path, monkeypatch):
+    """Of eight processes each printed the summary of a cache that was finished, and its checksums' verdict."""
+    job = ("--source", "synthetic", "--clips", 4, "--validation", 2, "--out", tmp_path / "cache")
+    assert run(*job)[0] == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, lines in (("1", (0, 0)), ("0", (1, 1))):
+        monkeypatch.setenv("RANK", rank)
+        status, printed, stderr = run(*job, "--json")
+        assert (status, (printed.count("\n"), stderr.count("\n"))) == (0, lines)
+        for more in (job, ("--out", tmp_path / "cache")):
+            status, printed, stderr = run(*more, "--verify")
+            assert (status, printed.count("\n"), stderr) == (0, lines[0], "")
+
+
+def test_a_dry_run_of_several_processes_is_printed_by_the_first(run, videos, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        status, printed, _ = run("--source", videos, "--out", tmp_path / "cache", "--dry-run", "--json")
+        assert (status, printed.count("\n")) == (0, rank == "0")
+
+
 def test_what_is_rejected_beyond_the_default_stops_the_job(run, videos, tmp_path):
     status, _, reported = run("--source", videos, "--out", tmp_path / "x", "--max-rejected", 0.05)
     assert status == 2
