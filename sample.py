@@ -236,6 +236,7 @@ def run(arguments: argparse.Namespace, options: SamplerOptions, prompts: list[Pr
         compiled=arguments.compile,
         vae=arguments.vae,
         text=arguments.text,
+        options=options,
     )
     if arguments.frames or arguments.size:
         pipeline.resize(arguments.frames, arguments.size)

@@ -3,10 +3,15 @@
 import math
 from dataclasses import dataclass
 
-from videoscaling.utils.errors import UserError
+from videoscaling.utils.errors import UserError, nearest, shown
 
 # At 1000 steps a first-order solver's mean error on an exact mixture of deviations 0.15 and 0.25 is 0.001.
 MAX_STEPS = 1000
+# Of each family of processes; the first is the default.
+SCHEDULERS = {
+    "rectified_flow": ("dpm++", "unipc", "euler"),
+    "vp": ("dpm++", "unipc", "ddim"),
+}
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,7 @@ class SamplerOptions:
     Attributes:
         steps: of the sampler, 1 to ``MAX_STEPS``.
         guidance: scale w of classifier-free guidance (arXiv 2207.12598): null + w (conditional - null); 1 is none.
-        scheduler: one of ``known_schedulers``; the process's first if None.
+        scheduler: one of the process's in ``SCHEDULERS``; its first if None.
         shift: s of a flow's times s t / (1 + (s - 1) t) (arXiv 2403.03206, section 5.3.2): above 1 more of the steps
             lie near the noise. 1 is equal steps.
         guidance_interval: the least and the largest t at which guidance acts (arXiv 2404.07724). Outside it the empty
@@ -26,7 +31,7 @@ class SamplerOptions:
         negative_prompt: the prompt that guidance leads away from, ``null`` above.
 
     Raises:
-        UserError: a number out of its range.
+        UserError: a number out of its range, or a scheduler of no family.
     """
 
     steps: int = 50
@@ -41,6 +46,10 @@ class SamplerOptions:
         if not 1 <= self.steps <= MAX_STEPS:
             nearest_steps = min(max(self.steps, 1), MAX_STEPS)
             raise UserError(f"steps {self.steps}: must lie between 1 and {MAX_STEPS}; the nearest is {nearest_steps}")
+        names = list(dict.fromkeys(name for family in SCHEDULERS.values() for name in family))
+        if self.scheduler is not None and self.scheduler not in names:
+            near = nearest(self.scheduler, names)
+            raise UserError(f"scheduler {shown(self.scheduler)}: must be one of {', '.join(names)}{near}")
         if not math.isfinite(self.guidance):
             raise UserError(f"guidance {self.guidance}: must be a finite number")
         if not 0 < self.shift < math.inf:

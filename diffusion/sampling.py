@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from videoscaling.diffusion.process import Process
-from videoscaling.diffusion.sampler_options import SamplerOptions
-from videoscaling.utils.errors import UserError, nearest
+from videoscaling.diffusion.sampler_options import SCHEDULERS, SamplerOptions
+from videoscaling.utils.errors import UserError
 from videoscaling.utils.finiteness import NotFinite
 from videoscaling.utils.random import normal
 
@@ -23,10 +23,6 @@ MIN_MULTISTEP_ALPHA = 1e-6
 # where an error of 0.03 moved two components from -1 and 1 to -1.72 and 2.26 (20 steps of ddim).
 MIN_EPS_ALPHA = 0.0065
 _PREDICTIONS = {"flow": "flow_prediction", "eps": "epsilon", "v": "v_prediction", "x0": "sample"}
-SCHEDULERS = {
-    "rectified_flow": ("dpm++", "unipc", "euler"),
-    "vp": ("dpm++", "unipc", "ddim"),
-}
 
 
 def known_schedulers(process: Process) -> tuple[str, ...]:
@@ -43,16 +39,14 @@ def build_scheduler(process: Process, options: SamplerOptions, device: torch.dev
         vp process, at these times and at 0.
 
     Raises:
-        UserError: the scheduler is unknown, or belongs to the other family, or the process has no ``shift``.
+        UserError: the scheduler belongs to the other family, or the process has no ``shift``.
     """
     import diffusers
 
     known = known_schedulers(process)
     name = options.scheduler or known[0]
     if name not in known:
-        raise UserError(
-            f"scheduler {name!r}: not one for {process.name}; one of {', '.join(known)}{nearest(name, list(known))}"
-        )
+        raise UserError(f"scheduler {name!r}: not one for {process.name}; one of {', '.join(known)}")
     if options.shift != 1 and process.name != "rectified_flow":
         raise UserError(f"shift {options.shift:g}: only flows have one, and this model is of {process.name}")
     # The last step ends at sigma 0 and is of first order: log(alpha / sigma) is infinite there, and x0 needs no more.

@@ -212,6 +212,23 @@ def test_a_negative_prompt_is_what_guidance_leads_away_from() -> None:
         pipeline("x", guidance=1.0, negative_prompt="y")
 
 
+@pytest.mark.parametrize(
+    ("options", "message", "load"),
+    [
+        (["--scheduler", "ddim"], "'ddim': not one for rectified_flow; one of dpm++, unipc, euler", "load_encoders"),
+        (["--device", "cudo"], "--device cudo: not available here", "read_trained"),
+    ],
+)
+def test_options_are_refused_before_weights_are_loaded(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], message: str, load: str
+) -> None:
+    """With a text encoder of 19 GB that was minutes later."""
+    loaded = []
+    monkeypatch.setattr(f"videoscaling.training.pipeline.{load}", lambda *given, **more: loaded.append(given))
+    assert message in python("sample.py", "--prompt", "x", *options, status=2)
+    assert not loaded
+
+
 def test_every_prompt_has_a_seed_of_its_own() -> None:
     pipeline = VideoPipeline.from_run()
     # With guidance 1 a single seed broadcast: three videos of one noise, and no error.

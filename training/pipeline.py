@@ -136,6 +136,7 @@ class VideoPipeline:
         compiled: bool = False,
         vae: str | None = None,
         text: str | None = None,
+        options: SamplerOptions | None = None,
     ) -> "VideoPipeline":
         """The pipeline of a run directory's newest checkpoint, of a checkpoint, or of a folder of tools/export.py.
 
@@ -146,12 +147,18 @@ class VideoPipeline:
             dtype: "float32" or "bfloat16", what the blocks compute in; as in training if None.
             compiled: compile the model with torch.compile, which takes its time at the first step.
             vae, text: folders of the encoders, where they are no longer where they were when the latents were made.
+            options: how videos are to be drawn; what the model's process cannot follow is refused before the encoders
+                are loaded.
 
         Raises:
-            UserError: no whole checkpoint with these weights, or an encoder that is missing or another.
+            UserError: no whole checkpoint with these weights, or an encoder that is missing or another, or a scheduler
+                or shift of another family of processes.
         """
-        trained, on = read_trained(path, weights), pick_device(device)
+        on, trained = pick_device(device), read_trained(path, weights)
         config, data = trained.config, trained.data
+        process = Process(config.diffusion.process, config.diffusion.target)
+        if options is not None:
+            build_scheduler(process, options, on)
         check_compiler(compiled, on, "--compile")
         model = VideoDiT._of(trained, on, dtype)
         own_vae, own_text = load_encoders(data, on, vae=vae, text=text)
@@ -159,7 +166,7 @@ class VideoPipeline:
             compile_model(model, shapes=math.ceil(own_text.max_tokens / TEXT_STEP))
         return cls(
             model=model,
-            process=Process(config.diffusion.process, config.diffusion.target),
+            process=process,
             vae=own_vae,
             text=own_text,
             latent_shape=tuple(data["latent_shape"]),

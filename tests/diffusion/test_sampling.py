@@ -169,8 +169,13 @@ def test_guidance_extrapolates_away_from_the_empty_prompt(process: Process, sche
 def test_schedulers_of_the_other_family_are_refused() -> None:
     with pytest.raises(UserError, match="one of dpm"):
         build_scheduler(Process(), SamplerOptions(10, scheduler="ddim"), CPU)
-    with pytest.raises(UserError, match="did you mean 'unipc'"):
-        build_scheduler(Process("vp_cosine", "v"), SamplerOptions(10, scheduler="unipcc"), CPU)
+    with pytest.raises(UserError, match="one of dpm"):
+        build_scheduler(Process("vp_cosine", "v"), SamplerOptions(10, scheduler="euler"), CPU)
+
+
+def test_a_mistyped_scheduler_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"^scheduler 'unipcc': must be one of .*; did you mean 'unipc'\?$"):
+        SamplerOptions(10, scheduler="unipcc")
 
 
 @pytest.mark.parametrize(("steps", "nearest"), [(0, 1), (-3, 1), (MAX_STEPS + 1, MAX_STEPS)])

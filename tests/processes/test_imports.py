@@ -79,13 +79,14 @@ MISTYPED = (
 )
 
 
-# A number out of range in each option that has a range, and what is said of it.
+# A number out of range in each option that has a range, and a name that is none.
 OUT_OF_RANGE = (
     ("sample.py", "--prompt", "x", "--steps", "0"),
     ("sample.py", "--prompt", "x", "--guidance", "nan"),
     ("sample.py", "--prompt", "x", "--guidance-interval", "0.8", "0.2"),
     ("sample.py", "--prompt", "x", "--guidance-rescale", "2"),
     ("sample.py", "--prompt", "x", "--shift", "-1"),
+    ("sample.py", "--prompt", "x", "--scheduler", "eulr"),
     ("sample.py", "--prompt", "x", "--guidance", "1", "--negative-prompt", "y"),
     ("sample.py", "--prompt", "x", "--seed", "-1"),
     *(("sample.py", "--prompt", "x", f"--{name}", "0") for name in ("fps", "batch", "grid", "upscale", "frames")),

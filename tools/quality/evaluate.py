@@ -61,8 +61,8 @@ def evaluate_clips(request: Request) -> Evaluation:
         UserError: a package or a file is missing, clips are of different shapes, or there are too few.
         NotFinite: pixels or features are NaN or infinite.
     """
-    networks = load_networks(request.features, request.bfloat16)
     device = pick_device(request.device)
+    networks = load_networks(request.features, request.bfloat16)
     models = [name for name in request.generated if is_model(name)]
     for name in request.generated:  # all before the first is sampled: each takes a while
         read_trained(name) if name in models else list_sources(name, ListingOptions(captions=False))
