@@ -27,7 +27,7 @@ from videoscaling.utils.errors import Parser, UserError, listed, path_text, plur
 from videoscaling.utils.files import read_bounded, write_json
 from videoscaling.utils.inputs import check_inputs
 from videoscaling.utils.messages import is_first_process
-from videoscaling.utils.options import height_and_width, options_of, pixels_text
+from videoscaling.utils.options import check_range, height_and_width, options_of, pixels_text
 from videoscaling.utils.tables import read_table, table_kind, text_of
 
 FORMATS = ("mp4", "gif", "png")
@@ -35,6 +35,7 @@ MAX_PROMPTS_BYTES = 1 << 24
 # How long a process that has no prompt left waits for the others' videos, one of which may take an hour; torch's own
 # half hour would end the job after them. The processes of one that died are ended by torchrun.
 PATIENCE = timedelta(days=7)
+MAX_FPS = 1000  # no screen shows more; at 1e10 writing the finished videos ended in a traceback
 SMALL = 128  # pixels: a shorter picture is hard to see at its own size
 
 
@@ -152,6 +153,7 @@ def main() -> int:
     for name in ("fps", "batch", "grid", "upscale", "frames"):
         if getattr(arguments, name) is not None and not 1 <= getattr(arguments, name) < math.inf:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be at least 1")
+    check_range("fps", arguments.fps, 1, MAX_FPS)
     if not 0 <= arguments.seed < 10**18:
         raise UserError(f"--seed {arguments.seed}: must lie between 0 and 10^18")
     if arguments.format == "png" and arguments.grid is None:
@@ -222,7 +224,7 @@ def _plain(column: str) -> str:
 
 def run(arguments: argparse.Namespace, options: SamplerOptions, prompts: list[Prompt]) -> int:
     """Sample every prompt and write the files; nothing is written before all inputs were accepted."""
-    from videoscaling.data.export import DEFAULT_FPS, WRITERS, enlarged, write_grid
+    from videoscaling.data.export import DEFAULT_FPS, WRITERS, GridLayout, check_sides, enlarged, write_grid
     from videoscaling.diffusion.sampling import known_schedulers
     from videoscaling.training.pipeline import VideoPipeline
     from videoscaling.utils.progress import Progress
@@ -246,13 +248,19 @@ def run(arguments: argparse.Namespace, options: SamplerOptions, prompts: list[Pr
     settings = asdict(options) | {"weights": arguments.weights, "checkpoint": pipeline.path}
     fps = arguments.fps or pipeline.fps or DEFAULT_FPS
     number, end = (len(prompts) * part // world for part in (rank, rank + 1))  # this process's prompts
-    records, clips, hint = [], [], ""
+    height, width = (side * arguments.upscale for side in pipeline.clip_shape[1:])
+    captions, grid = [prompt.text for prompt in prompts], "mp4" if arguments.format == "mp4" else "gif"
+    check_sides("videos", arguments.format, height, width, "a smaller --upscale or --size")
+    if arguments.grid:
+        sides = GridLayout.of(captions, height, width, arguments.grid).sides
+        check_sides("the grid", grid, *sides, "another number of --grid columns, or fewer prompts")
+    hint = ""
+    if arguments.upscale == 1 and max(height, width) < SMALL:
+        hint = f" ({pixels_text(height, width)}; --upscale {2 * SMALL // max(height, width)} enlarges them)"
+    records, clips = [], []
     with Progress(end - number, "sampling", "videos") as progress:
         texts, seeds = ([prompt[column] for prompt in prompts[number:end]] for column in (0, 1))
         for videos in pipeline.batches(texts, seeds, options, batch=arguments.batch):
-            height, width = videos.shape[-2:]
-            if arguments.upscale == 1 and max(height, width) < SMALL:
-                hint = f" ({pixels_text(height, width)}; --upscale {2 * SMALL // max(height, width)} enlarges them)"
             for clip in enlarged(videos, arguments.upscale):
                 prompt = prompts[number]
                 name = f"{number:03d}_{_slug(prompt.text)}.{arguments.format}"
@@ -268,8 +276,7 @@ def run(arguments: argparse.Namespace, options: SamplerOptions, prompts: list[Pr
         return 0
     write_json(arguments.out / "samples.json", records)
     if arguments.grid:
-        grid = arguments.out / f"grid.{'mp4' if arguments.format == 'mp4' else 'gif'}"
-        write_grid(grid, clips, [prompt.text for prompt in prompts], columns=arguments.grid, fps=fps)
+        write_grid(arguments.out / f"grid.{grid}", clips, captions, columns=arguments.grid, fps=fps)
     written = records[0]["file"] if len(records) == 1 else plural(len(records), "video")
     print(f"{arguments.out}: {written} and samples.json{hint}")
     return 0

@@ -5,15 +5,28 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from videoscaling.utils.errors import UserError
 from videoscaling.utils.files import atomic_write
 from videoscaling.utils.finiteness import check_finite
 
 DEFAULT_FPS = 8  # of videos whose frame rate is not known, such as rendered ones
 TILE = 160  # least width of a clip in a grid, in pixels, so that it is visible and its caption has room
+
+EDGE = 8  # pixels between the clips of a grid
+# Pixels: of libx264, and of the format. A png, which could be larger, is held to what other programs open.
+MAX_SIDE = {"mp4": 16384, "gif": 65535, "png": 65535}
+
+
+def check_sides(what: str, kind: str, height: int, width: int, fix: str) -> None:
+    """Raise UserError, which ends with ``fix``, where pictures are larger than ``kind``, such as "mp4", can be."""
+    most = MAX_SIDE[kind]
+    if max(height, width) > most:
+        raise UserError(f"{what}: {width} x {height} pixels, and {kind} has at most {most} a side; give {fix}")
 
 
 def to_bytes(clip: Tensor) -> np.ndarray:
@@ -91,30 +104,64 @@ def write_png(path: Path, clip: Tensor, fps: float, comment: str) -> None:
         Image.fromarray(np.concatenate(shown, axis=1)).save(tmp, "png", pnginfo=text)
 
 
+class GridLayout(NamedTuple):
+    """Where the clips of a grid lie, in pixels.
+
+    Attributes:
+        texts: the captions, in lines as wide as a clip.
+        columns, rows: clips in a row, and rows.
+        height, width: of a clip as shown; ``below``: of the captions and the space under a row.
+    """
+
+    texts: list[str]
+    columns: int
+    rows: int
+    height: int
+    width: int
+    below: int
+
+    @classmethod
+    def of(cls, captions: Sequence[str], height: int, width: int, columns: int) -> "GridLayout":
+        """The layout of clips of ``height`` and ``width`` over their captions, at most ``columns`` in a row."""
+        scale, columns = max(1, -(-TILE // width)), min(columns, len(captions))
+        texts = ["\n".join(textwrap.wrap(caption, width * scale // 6)) for caption in captions]
+        below = 16 * max(text.count("\n") + 1 for text in texts) + EDGE
+        return cls(texts, columns, -(-len(captions) // columns), height * scale, width * scale, below)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the whole."""
+        return self.rows * self._down + EDGE, self.columns * self._right + EDGE
+
+    @property
+    def _down(self) -> int:
+        return self.height + self.below + EDGE
+
+    @property
+    def _right(self) -> int:
+        return self.width + EDGE
+
+    def corner(self, number: int) -> tuple[int, int]:
+        """The left and the upper edge of a clip by its number."""
+        return EDGE + number % self.columns * self._right, EDGE + number // self.columns * self._down
+
+
 def write_grid(path: Path, clips: Sequence[Tensor], captions: Sequence[str], columns: int, fps: float) -> None:
     """Clips of one size (as in ``to_bytes``) as one mp4 or looping gif, ``columns`` in a row, over their captions."""
     from PIL import Image, ImageDraw, ImageFont
 
     videos = [to_bytes(clip) for clip in clips]
-    height, width = videos[0].shape[1:3]
-    scale = max(1, -(-TILE // width))
-    font, edge = ImageFont.load_default(12), 8
-    tile = width * scale
-    texts = ["\n".join(textwrap.wrap(caption, tile // 6)) for caption in captions]
-    below = 16 * max(text.count("\n") + 1 for text in texts) + edge
-    rows = -(-len(videos) // columns)
-    sheet = Image.new("RGB", (columns * (tile + edge) + edge, rows * (height * scale + below + edge) + edge), "white")
-    corners = [
-        (edge + number % columns * (tile + edge), edge + number // columns * (height * scale + below + edge))
-        for number in range(len(videos))
-    ]
-    for (x, y), text in zip(corners, texts):
-        ImageDraw.Draw(sheet).multiline_text((x, y + height * scale + 2), text, "black", font)
+    layout = GridLayout.of(captions, *videos[0].shape[1:3], columns)
+    sheet, font = Image.new("RGB", layout.sides[::-1], "white"), ImageFont.load_default(12)
+    corners = [layout.corner(number) for number in range(len(videos))]
+    for (x, y), text in zip(corners, layout.texts):
+        ImageDraw.Draw(sheet).multiline_text((x, y + layout.height + 2), text, "black", font)
     frames = []
     for frames_at_once in zip(*videos):
         frame = sheet.copy()
         for corner, picture in zip(corners, frames_at_once):
-            frame.paste(Image.fromarray(picture).resize((tile, height * scale), Image.Resampling.NEAREST), corner)
+            shown = Image.fromarray(picture).resize((layout.width, layout.height), Image.Resampling.NEAREST)
+            frame.paste(shown, corner)
         frames.append(np.asarray(frame))
     comment = "\n".join(captions)
     if path.suffix == ".mp4":

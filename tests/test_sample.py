@@ -229,6 +229,30 @@ def test_options_are_refused_before_weights_are_loaded(
     assert not loaded
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--upscale", "600"], "videos: 19200 x 19200 pixels, and mp4 has at most 16384 a side; give a smaller"),
+        (["--grid", "150"], "the grid: 16808 x 200 pixels, and mp4 has at most 16384 a side; give another number"),
+        (["--grid", "1"], "the grid: 176 x 19208 pixels, and mp4 has at most 16384 a side; give another number"),
+    ],
+)
+def test_pictures_that_no_file_can_hold_are_refused_before_sampling(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str], message: str
+) -> None:
+    """A traceback followed the last video."""
+    monkeypatch.setattr("videoscaling.training.pipeline.sample", None)
+    prompts = ["--prompt", "x"] * 100
+    assert message in python("sample.py", *prompts, "--out", str(tmp_path / "out"), *options, status=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_grid_has_no_more_columns_than_videos(tmp_path: Path) -> None:
+    words = ["--prompt", "x", "--steps", "1", "--format", "gif", "--grid", "100000000", "--out", str(tmp_path)]
+    python("sample.py", *words)
+    assert Image.open(tmp_path / "grid.gif").size == (176, 200)
+
+
 def test_every_prompt_has_a_seed_of_its_own() -> None:
     pipeline = VideoPipeline.from_run()
     # With guidance 1 a single seed broadcast: three videos of one noise, and no error.

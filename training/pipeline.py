@@ -176,6 +176,12 @@ class VideoPipeline:
             text_step=TEXT_STEP if compiled else 1,
         )
 
+    @property
+    def clip_shape(self) -> tuple[int, int, int]:
+        """Frames, height and width of a video."""
+        vae, (_, f, h, w) = self.vae, self.latent_shape
+        return (f - 1) * vae.temporal + 1, h * vae.spatial, w * vae.spatial
+
     def resize(self, frames: int | None = None, size: tuple[int, int] | None = None) -> None:
         """Make videos of ``frames`` frames of ``size`` pixels (height, width); the training's where None.
 
@@ -184,8 +190,8 @@ class VideoPipeline:
         Raises:
             UserError: the autoencoder cannot make such videos, or the model's patches do not divide their latents.
         """
-        vae, (_, f, h, w), patch = self.vae, self.latent_shape, self.model.config.patch
-        shape = vae.latent_shape(frames or (f - 1) * vae.temporal + 1, *(size or (h * vae.spatial, w * vae.spatial)))
+        patch, (own_frames, *own_size) = self.model.config.patch, self.clip_shape
+        shape = self.vae.latent_shape(frames or own_frames, *(size or own_size))
         if any(side % p for side, p in zip(shape[1:], patch)):
             raise UserError(
                 f"latents of {shape[1:]} (frames, rows, columns): the model's patches {patch} do not divide them"

@@ -91,6 +91,7 @@ OUT_OF_RANGE = (
     ("sample.py", "--prompt", "x", "--seed", "-1"),
     *(("sample.py", "--prompt", "x", f"--{name}", "0") for name in ("fps", "batch", "grid", "upscale", "frames")),
     ("sample.py", "--prompt", "x", "--size", "0"),
+    ("sample.py", "--prompt", "x", "--fps", "1e10"),
     ("tools/evaluate_samples.py", "embedded", "--steps", "0"),
     ("tools/evaluate_samples.py", "embedded", "--guidance", "inf"),
     ("tools/evaluate_samples.py", "embedded", "--clips", "1"),

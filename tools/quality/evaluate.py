@@ -17,7 +17,7 @@ from videoscaling.tools.quality import clips as sets
 from videoscaling.tools.quality.correlation import MIN_MODELS, RankCorrelation, rank_correlations
 from videoscaling.tools.quality.corruptions import corrupted
 from videoscaling.tools.quality.kernel_distance import Distance, kernel_distance, relative_change
-from videoscaling.tools.quality.models import cache_of, clip_shape, load_model, sample_clips
+from videoscaling.tools.quality.models import cache_of, load_model, sample_clips
 from videoscaling.tools.quality.names import is_cache, is_model
 from videoscaling.tools.quality.networks import features_of, load_networks
 from videoscaling.tools.quality.result import Entry, Evaluation
@@ -89,8 +89,8 @@ def evaluate_clips(request: Request) -> Evaluation:
         for name in request.generated:
             if name in models:
                 pipeline, facts = load_model(name, device, vae=request.vae, text=request.text)
-                if clip_shape(pipeline) != shape:
-                    raise UserError(f"{name}: makes clips of {clip_shape(pipeline)}, and the real ones are {shape}")
+                if pipeline.clip_shape != shape:
+                    raise UserError(f"{name}: makes clips of {pipeline.clip_shape}, and the real ones are {shape}")
                 made = sample_clips(pipeline, real.captions, request.sampler, seed=seed, batch=request.batch)
                 entries.append(entry(name, "model", features(made), **asdict(facts)))
             else:
@@ -135,7 +135,7 @@ def _real_clips(
     else:
         shape = request.shape
         if models:
-            frames, *sides = clip_shape(load_model(models[0], device, vae=request.vae, text=request.text)[0])
+            frames, *sides = load_model(models[0], device, vae=request.vae, text=request.text)[0].clip_shape
             shape = Shape(frames, (sides[0], sides[1]))
         found = sets.clips_of_videos(where, request.clips, shape, seed=request.seed, captions=bool(models))
     frames, height, width = found.reference.shape[2:]

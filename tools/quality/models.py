@@ -71,12 +71,6 @@ def check_curve(names: Sequence[str]) -> None:
         raise UserError(f"--tensorboard: a curve needs checkpoints of one run, each of another T; {found}")
 
 
-def clip_shape(pipeline: VideoPipeline) -> tuple[int, int, int]:
-    """Frames, height and width of a model's clips."""
-    vae, (_, f, h, w) = pipeline.vae, pipeline.latent_shape
-    return (f - 1) * vae.temporal + 1, h * vae.spatial, w * vae.spatial
-
-
 def sample_clips(
     pipeline: VideoPipeline, captions: Sequence[str], options: SamplerOptions, *, seed: int, batch: int
 ) -> Tensor:
