@@ -41,5 +41,5 @@ def fit_warnings(runs: Sequence[PlannedRun]) -> list[str]:
         if reason := power_law.unidentified(*points, {}):
             found.append(f"laws of the rate and the batch: {reason}; add sizes or milestones")
     if reason := why_no_form(Cells.of_arrays(N, T, 1.0, 1.0, 1.0)):
-        found.append(f"loss law: {reason}; add sizes or milestones")
+        found.append(f"loss law: {reason}")
     return found

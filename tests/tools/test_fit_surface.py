@@ -145,6 +145,21 @@ def test_one_grid_gives_the_rate_over_batches_and_no_other_exponent(tmp_path: Pa
     assert "loss: unknown, 1 size and 1 token count fix no loss form" in done.stdout
 
 
+def test_what_one_size_lacks_for_plans_is_named(tmp_path: Path) -> None:
+    """plan.py ended with "three of each are needed": of what, and where they come from, was left to the reader."""
+    table = planted.cells()
+    path = planted.write_table(table.rows(table.N[0] == table.N), tmp_path / "runs.csv")
+    done = fit(path, "--out", tmp_path / "law.json")
+    assert done.returncode == 0, done.stderr
+    missing = "three of each are needed, so sweep 2 more sizes\n"
+    assert missing in done.stdout
+    done = call("tools/plan.py", "--law", tmp_path / "law.json", "--flops", "1e20")
+    assert (done.returncode, done.stderr.endswith(missing)) == (2, True), done.stderr
+    # Optima of one size have no law of N either.
+    done = call("tools/fit.py", "loss", path)
+    assert (done.returncode, done.stderr.endswith(missing)) == (3, True), done.stderr
+
+
 @pytest.mark.parametrize(
     ("choose", "reason"),
     [

@@ -76,12 +76,14 @@ def _useful(cells: Cells) -> NDArray[np.bool_]:
 
 
 def why_no_form(cells: Cells) -> str | None:
-    """Why no loss form can be fitted; None if one can."""
+    """Why no loss form can be fitted, and what to sweep for one; None if one can."""
     grids, sizes, times = (len(np.unique(v)) for v in (cells.grid, cells.N, cells.tokens))
     if sizes < 3 or times < 3:
-        return f"{plural(sizes, 'size')} and {plural(times, 'token count')} fix no loss form: three of each are needed"
+        lacking = [plural(3 - n, f"more {one}") for n, one in ((sizes, "size"), (times, "token count")) if n < 3]
+        found = f"{plural(sizes, 'size')} and {plural(times, 'token count')} fix no loss form"
+        return f"{found}: three of each are needed, so sweep {' and '.join(lacking)}"
     if grids < 6:
-        return f"{plural(grids, 'grid')}: a loss form needs six"
+        return f"{plural(grids, 'grid')}: a loss form needs six, so sweep {6 - grids} more (N, T)"
     return None
 
 

@@ -55,7 +55,8 @@ def fit_law(table: RunTable, part: str, form: str, cost: Cost, provenance: Prove
     _check_surface(surface, grid_optima(at_nominal(table)))
     warnings += surface.warnings()
     if part in ("loss", "allocation") and surface.no_form:
-        raise UnsupportedFit(f"loss: {surface.no_form}")
+        several = min(len(np.unique(cells.N)), len(np.unique(cells.tokens))) > 1  # else no method has a loss law
+        raise UnsupportedFit(f"loss: {surface.no_form}", forcible=several)
     unknown = dict.fromkeys(("batch", "lr", "loss", "curvature", "lr_given_batch", "draws"), HELD_ELSEWHERE)
     unknown["allocation"] = surface.no_form or "fit.py all gives it"
     details = {

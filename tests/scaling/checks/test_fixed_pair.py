@@ -138,7 +138,7 @@ def test_compare_refuses_what_a_fit_refuses(paper, cost):
     few = table_with(paper, 0)
     sizes, tokens = (np.searchsorted(np.unique(values), values) for values in (few.N, few.T))
     few = few.rows((sizes == 0) | ((tokens == 0) & (sizes < 3)))
-    with pytest.raises(UnsupportedFit, match="5 grids: a loss form needs six"):
+    with pytest.raises(UnsupportedFit, match=r"5 grids: a loss form needs six, so sweep 1 more \(N, T\)"):
         compare(few, cost)
     # Losses that do not fall with N identify no size, as the command says with status 3 and not 2.
     flat = table_with(dataclasses.replace(paper, loss=dataclasses.replace(paper.loss, Nc=1e-9)), 0)

@@ -292,6 +292,7 @@ def _floored(Linf, noise=NOISE):
 def test_free_levels_predict_no_losses_and_say_so():
     surface = fit_surface(cells(sizes=2, times=2), batch="two_sided", bent=False)
     assert surface.no_form.startswith("2 sizes and 2 token counts")
+    assert surface.no_form.endswith(", so sweep 1 more size and 1 more token count")
     with pytest.raises(UserError, match="predicts no losses: 2 sizes"):
         surface.predict(1e6, 1e8, 1e3, 1e-3)
 
@@ -302,6 +303,7 @@ def test_milestones_that_sizes_pass_a_step_apart_are_one_token_count():
     apart = Cells.of_arrays(two.N, two.T * np.where(two.N > 4e6, 1.01, 1.0), two.B, two.lr, two.loss, run=two.run)
     surface = fit_surface(apart, batch="two_sided", bent=False)
     assert surface.no_form.startswith("4 sizes and 2 token counts")
+    assert surface.no_form.endswith(", so sweep 1 more token count")
 
 
 def test_dense_milestones_of_one_run_are_token_counts_of_their_own():
