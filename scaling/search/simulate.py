@@ -173,6 +173,7 @@ def expect(
         most = f"no (N, T) has {LEAST} different (lr, B)"
         raise UserError(f"nothing to simulate: {most if runs else fit_warnings(runs)[0]}")
     refused: Counter[str] = Counter()
+    truth = truth.of_clips(n_ctx)
     truths = [truth.at(one.N, one.T, one.C, cost=cost, n_ctx=n_ctx) for one in targets]
     exponents: list[dict[str, Estimate]] = []
     found: list[list[Reading]] = [[] for _ in targets]
@@ -234,7 +235,7 @@ def _read(
     B = float(response.batch(N, T, n_ctx, TOLERANCE))
     pair = {"N": N, "T": T, "B": B, "lr": float(response.rate(N, T, B).value)}
     there = float(truth.ln_loss(*(np.array([pair[name]]) for name in ("N", "T", "B", "lr")))[0])
-    regret = math.expm1(there - math.log(true["loss"]))
+    regret = max(math.expm1(there - true["best_ln_loss"]), 0.0)  # rounding gave -1e-16, printed as -0.00 %
     if response.no_losses is not None:
         return Reading(found, regret)
     planned = response.predict(**pair, seeds=seeds)

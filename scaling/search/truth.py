@@ -72,6 +72,18 @@ class Truth:
         sd = dict(zip(noise.NAMES, np.exp(member.solution.phi).tolist()))
         return Truth(replace(law, surface=one), noise_of_run, {name: sd[name] for name in SCATTER})
 
+    def of_clips(self, n_ctx: int) -> "Truth":
+        """This truth for runs on clips of ``n_ctx`` tokens, the smallest batch, whatever the law was fitted on.
+
+        A law that does not know its clips has the smallest batch of its runs for one: simulated sweeps found smaller
+        ones that were better than its best.
+        """
+        surface = self.law.surface
+        if surface is None:
+            return self
+        own = replace(surface, cells=replace(surface.cells, n_ctx=float(n_ctx)))
+        return replace(self, law=replace(self.law, surface=own))
+
     def ln_loss(self, N: NDArray, T: NDArray, B: NDArray, lr: NDArray) -> NDArray[np.float64]:
         """ln of the law's loss at any batch and rate, [rows]."""
         law = self.law
@@ -79,6 +91,14 @@ class Truth:
             return np.log(law.response.predict(N, T, B, lr).mean)
         y = np.log(B / np.maximum(law.batch(N, T), law.fit.get("floor") or 0))
         return np.log(law.response.losses(N, T)) + np.log1p(law.curvature(np.log(lr / law.lr(N, T)), y))
+
+    def best_ln_loss(self, N: float, T: float) -> float:
+        """ln of the law's loss at the best batch, however large, and its best rate."""
+        response = self.law.response
+        if self.law.surface is None:
+            return float(np.log(response.losses(N, T)))
+        B = response.wanted_batch(N, T, 0.0)
+        return float(self.ln_loss(*(np.atleast_1d(v) for v in (N, T, B, response.rate(N, T, B).value)))[0])
 
     def run_sd(self, N: NDArray, T: NDArray, B: NDArray, lr: NDArray) -> NDArray[np.float64]:
         """sd of ln loss of one run, from seed to seed, [rows]."""
@@ -129,10 +149,11 @@ class Truth:
         return found | {"bT": law.batch.T, "bN": law.batch.N}
 
     def at(self, N: float, T: float, C: float, *, cost: allocation.Cost, n_ctx: int) -> dict[str, float]:
-        """The batch that a plan takes at N and T, and the value of each of ``quantities``."""
+        """The batch that a plan takes at N and T, ``best_ln_loss`` there, and the value of each of ``quantities``."""
         B = float(self.law.response.batch(N, T, n_ctx, TOLERANCE))
         found = quantities(self.law, N, T, B=B, C=C, cost=cost, n_ctx=n_ctx)
-        return {"B": B} | {name: float(one.value) for name, one in found.items()}
+        known = {name: float(one.value) for name, one in found.items()}
+        return {"B": B, "best_ln_loss": self.best_ln_loss(N, T)} | known
 
 
 def quantities(

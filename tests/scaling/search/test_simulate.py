@@ -9,6 +9,7 @@ import pytest
 from tests.scaling import planted
 from videoscaling.scaling.estimates import t_quantile
 from videoscaling.scaling.fitting.surface import noise, surface_law
+from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.scaling.planning.allocation import proportional
 from videoscaling.scaling.runs import from_arrays
@@ -209,6 +210,35 @@ def test_fits_that_are_true_have_no_bias_and_the_chance_of_a_close_loss_is_the_n
     text = simulate.text(found)
     assert "the mean of 4 new runs within 0.5% of the predicted loss: chance 0.9" in text
     assert "refused" not in text
+
+
+@pytest.mark.parametrize(("fitted_on", "clip"), [(0, CLIP), (5 * CLIP, CLIP), (CLIP, 10 * CLIP)])
+def test_no_pair_is_better_than_the_best(law, monkeypatch, fitted_on, clip):
+    """A law without n_ctx had the smallest batch of its runs as the least; the predicted pair then cost -0.4 %."""
+    surface = law.surface
+    wide = surface.cells.rows(surface.cells.B > CLIP)  # as of runs on larger batches
+    unknown = dataclasses.replace(surface, cells=dataclasses.replace(wide, n_ctx=fitted_on))
+    truth = without_scatter(Truth.of(dataclasses.replace(law, surface=unknown), 0.005)).of_clips(clip)
+    batches, rates = np.meshgrid(clip * 1.2 ** np.arange(60), np.geomspace(1e-5, 1e-2, 200))
+    lowest = truth.ln_loss(*np.broadcast_arrays(FAR.N, FAR.T, batches.ravel(), rates.ravel())).min()
+    best = truth.best_ln_loss(FAR.N, FAR.T)
+    assert best - 1e-12 <= lowest < best + 1e-4  # the lowest of a grid of rates 3.5 % apart
+    monkeypatch.setattr(surface_law, "fit_law", lambda *given: truth.law)
+    found = expect(truth, planned(), [FAR], cost=COST, n_ctx=clip, sweeps=2)
+    assert 0 <= found["targets"][0]["regret"] < 1.1e-3  # what a plan's batch may cost
+
+
+def test_a_best_batch_beyond_the_laws_runs_is_the_best(law):
+    """B_opt of longer runs lies there. Plans take it, and cost less than the best of the batches that were run."""
+    cells = planted.cells()
+    small = np.exp(0.02 * np.logaddexp(0, np.log(1e3 * (cells.T / 4e8) / cells.B)))  # what small batches cost
+    cells = dataclasses.replace(cells, loss=cells.loss * small)
+    surface = fit_surface(cells, form="joint", batch="two_sided", bent=False)
+    surface = dataclasses.replace(surface, domain=surface.domain | {"B": (planted.CLIP, 20 * planted.CLIP)})
+    truth = Truth.of(dataclasses.replace(law, surface=surface)).of_clips(CLIP)
+    at = truth.at(FAR.N, FAR.T, FAR.C, cost=COST, n_ctx=CLIP)
+    there = truth.ln_loss(*(np.atleast_1d(v) for v in (FAR.N, FAR.T, at["B"], at["lr"])))[0]
+    assert at["best_ln_loss"] <= there < math.log(at["loss"]) - 3e-4
 
 
 @pytest.mark.parametrize("refusals", [0, 1, 3])
