@@ -1,6 +1,6 @@
 """Clips to compare: real ones, from a cache or from videos, and those that a model or a folder has."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,7 +14,7 @@ from videoscaling.data.shot_sources import ShotOptions, split_into_shots
 from videoscaling.data.sources.captions import ListingOptions
 from videoscaling.data.sources.listing import list_sources
 from videoscaling.data.sources.source import Rejected, Source
-from videoscaling.data.video.clips import ClipOptions, Shape, to_float
+from videoscaling.data.video.clips import ClipOptions, Clips, Shape, to_float
 from videoscaling.data.video.decode_workers import decoded
 from videoscaling.data.work_share import WorkShare
 from videoscaling.models.vae import load_vae
@@ -65,7 +65,7 @@ def clips_of_cache(cache: LatentCache, count: int, seed: int, *, vae: str | None
         raise UserError(f"{place}: not the autoencoder of {cache.path}; give the right one's folder as --vae FOLDER")
     latents = cache.validation(torch.tensor(chosen))[0]
     clips = torch.cat([decoder.decode(part).cpu() for part in latents.split(8)])
-    return _halves(clips, [captions[cache.validation_keys[index]] for index in chosen])
+    return _halves(clips, [captions[cache.validation_keys[index]] for index in chosen], count)
 
 
 def clips_of_videos(where: str, count: int, shape: Shape, *, seed: int, captions: bool) -> RealClips:
@@ -79,28 +79,31 @@ def clips_of_videos(where: str, count: int, shape: Shape, *, seed: int, captions
     sources = [sources[index] for index in _permuted(len(sources), seed)]
     clips, texts = _decoded(sources, 2 * count, shape)
     order = _permuted(len(clips), seed)  # those of one video fall into either half
-    return _halves(clips[order], [texts[index] for index in order])
+    return _halves(clips[order], [texts[index] for index in order], count)
 
 
 def made_clips(where: str, count: int, shape: Shape) -> Tensor:
     """The first ``count`` clips of a folder of generated videos, float32 [n, 3, F, H, W] in [-1, 1]."""
     clips, _ = _decoded(list_sources(where, ListingOptions(captions=False)), count, shape)
-    _check_count(len(clips), where)
+    _check_count(len(clips), count, where)
     return clips
 
 
 def _decoded(sources: Sequence[Source], count: int, shape: Shape) -> tuple[Tensor, list[str]]:
-    """At most ``count`` clips and their captions, equally many from each source; the unreadable are named."""
-    options = ClipOptions(shape, -(-count // len(sources)))
+    """At most ``count`` clips and their captions, as few of each source as give so many; the unreadable are named."""
+    there: dict[Source, int] = {}  # clips by the headers
+    for source, found in _loaded(sources, ClipOptions(shape, count), decode=False):
+        there[source] = len(found.keys)
+        if len(there) == count:
+            break
+    each = next((n for n in range(1, count) if sum(min(n, clips) for clips in there.values()) >= count), count)
     clips: list[Tensor] = []
     captions: list[str] = []
-    groups = decoded((video_group(source, options) for source in sources), workers=1)
-    for source, found in zip(sources, groups):
-        if isinstance(found, Rejected):
-            warn(f"{source.name}: {found}")
-            continue
+    for _, found in _loaded(list(there), ClipOptions(shape, each)):
         clips += list(to_float(found.pixels))
         captions += found.captions
+        for lost in found.rejected:
+            warn(f"{lost['clip']}: {lost['reason']}: {lost['detail']}")
         if len(clips) >= count:
             break
     if not clips:
@@ -110,15 +113,26 @@ def _decoded(sources: Sequence[Source], count: int, shape: Shape) -> tuple[Tenso
     return torch.stack(list(islice(clips, count))), captions[:count]
 
 
-def _halves(clips: Tensor, captions: list[str]) -> RealClips:
+def _loaded(sources: Sequence[Source], options: ClipOptions, decode: bool = True) -> Iterator[tuple[Source, Clips]]:
+    groups = (video_group(source, options, decode=decode) for source in sources)
+    for source, found in zip(sources, decoded(groups, workers=1)):
+        if isinstance(found, Rejected):
+            warn(f"{source.name}: {found}")
+        else:
+            yield source, found
+
+
+def _halves(clips: Tensor, captions: list[str], count: int) -> RealClips:
     half = len(clips) // 2
-    _check_count(half, "each half of the real clips")
+    _check_count(half, count, "each half of the real clips")
     return RealClips(clips[:half], clips[half : 2 * half], captions[half : 2 * half])
 
 
-def _check_count(count: int, what: str) -> None:
-    if count < MIN_CLIPS:
-        raise UserError(f"{what}: {plural(count, 'clip')}; a distance with an interval needs at least {MIN_CLIPS}")
+def _check_count(found: int, wanted: int, what: str) -> None:
+    if found < MIN_CLIPS:
+        raise UserError(f"{what}: {plural(found, 'clip')}; a distance with an interval needs at least {MIN_CLIPS}")
+    if found < wanted:  # figures compare only with those of as many clips
+        warn(f"{what}: {plural(found, 'clip')} instead of {wanted}, as there are no more")
 
 
 def _permuted(count: int, seed: int) -> list[int]:

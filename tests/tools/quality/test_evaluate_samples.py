@@ -137,6 +137,26 @@ def test_folders_of_videos(network: Path, tmp_path: Path) -> None:
     assert "2 clips; a distance with an interval needs at least 10" in few.stderr
 
 
+def test_unreadable_videos_take_no_clips_from_the_others(tmp_path: Path) -> None:
+    """Of four videos two are broken, and the others have 4 and 20 clips; fewer than asked for are warned of."""
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for number, frames in enumerate((9, 40)):
+        make_video(folder / f"{number}.mp4", frames=frames)
+    for name in ("broken", "cut"):
+        (folder / f"{name}.mp4").write_bytes(b"no video")
+    words = ("--real", folder, "--features", "motion", "--frames", 2, "--no-corruptions", "--out", tmp_path / "q.json")
+    done = call("tools/evaluate_samples.py", *words, "--clips", 12)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "q.json").read_text())["reference_clips"] == 12
+    assert "instead of" not in done.stderr
+    done = call("tools/evaluate_samples.py", *words, "--clips", 13)
+    assert json.loads((tmp_path / "q.json").read_text())["reference_clips"] == 12
+    assert "warning: each half of the real clips: 12 clips instead of 13, as there are no more" in done.stderr
+    for name in ("broken", "cut"):
+        assert done.stderr.count(f"{name}.mp4: ") == 1
+
+
 def test_files_of_features(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     np.save(tmp_path / "real.npy", random.normal(size=(60, 5)))
