@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from videoscaling.data.choices import NAMED_SOURCES
+from videoscaling.data.choices import FILM, NAMED_SOURCES
 from videoscaling.models.hub import TEXT_ENCODERS, VAES, may_be_hub_id
 from videoscaling.utils.inputs import Input, is_text
 from videoscaling.utils.tables import DELIMITERS, LINES, table_kind
@@ -77,4 +77,8 @@ SAMPLES = Input(
     names=("embedded",),
     others=_runs,
 )
-REAL = VIDEOS._replace(what="the folder of a cache, videos as tools/cache_latents.py takes them, or a .npy file")
+REAL = VIDEOS._replace(
+    what="the folder of a cache, which synthetic and doom clips need, film, videos as tools/cache_latents.py takes "
+    "them, or a .npy file",
+    names=(FILM,),
+)

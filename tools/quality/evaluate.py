@@ -1,6 +1,6 @@
 """The distances of generated sets of clips from real ones, of the real halves from each other, and of corruptions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videoscaling.data.index import CacheMeta
 from videoscaling.data.latents import LatentCache
 from videoscaling.data.sources.captions import ListingOptions
 from videoscaling.data.sources.listing import list_sources
@@ -64,9 +65,13 @@ def evaluate_clips(request: Request) -> Evaluation:
     device = pick_device(request.device)
     networks = load_networks(request.features, request.bfloat16)
     models = [name for name in request.generated if is_model(name)]
-    for name in request.generated:  # all before the first is sampled: each takes a while
-        read_trained(name) if name in models else list_sources(name, ListingOptions(captions=False))
+    # All before the first is sampled: each takes a while.
+    trained = {name: read_trained(name).data for name in models}
+    for name in request.generated:
+        if name not in models:
+            list_sources(name, ListingOptions(captions=False))
     real, shape = _real_clips(request, models, device)
+    _check_shapes(request, trained, shape, device)
     seed, clips = request.seed, len(real.others)
     total = len(request.generated) + (6 if request.corruptions else 2)
     entries = []
@@ -89,8 +94,6 @@ def evaluate_clips(request: Request) -> Evaluation:
         for name in request.generated:
             if name in models:
                 pipeline, facts = load_model(name, device, vae=request.vae, text=request.text)
-                if pipeline.clip_shape != shape:
-                    raise UserError(f"{name}: makes clips of {pipeline.clip_shape}, and the real ones are {shape}")
                 made = sample_clips(pipeline, real.captions, request.sampler, seed=seed, batch=request.batch)
                 entries.append(entry(name, "model", features(made), **asdict(facts)))
             else:
@@ -140,6 +143,19 @@ def _real_clips(
         found = sets.clips_of_videos(where, request.clips, shape, seed=request.seed, captions=bool(models))
     frames, height, width = found.reference.shape[2:]
     return found, (frames, height, width)
+
+
+def _check_shapes(
+    request: Request, trained: Mapping[str, CacheMeta], shape: tuple[int, int, int], device: torch.device
+) -> None:
+    """Raise where a model makes clips of another shape than the real ones', or lacks its encoders. Of models that have
+    these in common one is loaded."""
+    keys = ("vae_fingerprint", "text_fingerprint")
+    kinds = {(*data["latent_shape"], *map(data.get, keys)): name for name, data in trained.items()}
+    for name in kinds.values():
+        made = load_model(name, device, vae=request.vae, text=request.text)[0].clip_shape
+        if made != shape:
+            raise UserError(f"{name}: makes clips of {made}, and the real ones are {shape}")
 
 
 def _distances(reference: Features, made: Features, seed: int) -> dict[str, Distance]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.commands import call
 from tests.data.video.videos import make_video
 from videoscaling.data.sources.synthetic import render
-from videoscaling.tools.quality import networks
+from videoscaling.tools.quality import evaluate, networks
 from videoscaling.tools.quality.corruptions import corrupted
 from videoscaling.tools.quality.kernel_distance import kernel_distance, relative_change
 from videoscaling.tools.quality.networks import features_of
@@ -197,10 +197,28 @@ def test_what_is_missing_is_named(network: Path, cache: Path, tmp_path: Path, mo
         (["embedded", "--features", network, "--tensorboard", network], "is a file; name a folder"),
         (["embedded", "--features", network, "--out", tmp_path], "is a folder; name a file"),
         ([tmp_path, "--features", network], "no videos in this folder"),
+        (["--real", "doom", "--features", network], "give the folder of a cache, which synthetic and doom clips need"),
     ):
         done = call("tools/evaluate_samples.py", *words)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
         assert message in done.stderr
+
+
+def test_a_model_of_another_shape_is_named_before_any_clip_is_looked_at(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = tmp_path / "short"
+    words = ("--source", "synthetic", "--clips", 8, "--validation", 2, "--frames", 5, "--out", short)
+    assert call("tools/cache_latents.py", *words).returncode == 0
+    tiny = "model.size=1x32 train.batch_tokens=32 train.tokens=32 optim.warmup_tokens=32 optim.beta2_half_life=1e3"
+    tiny += " optim.lr=1e-3 train.compile=false validation.clips=2 name=x"
+    place = (f"data.cache={short}", f"out={tmp_path}")
+    done = call("train.py", "--config", "configs/train/base.yaml", *place, *tiny.split())
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(evaluate, "features_of", lambda *args: 1 / 0)
+    done = call("tools/evaluate_samples.py", "embedded", tmp_path / "x", "--real", cache, "--features", "motion")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 2), done.stderr
+    assert "x: makes clips of (5, 32, 32), and the real ones are (17, 32, 32)" in done.stderr
 
 
 def test_features_are_checked() -> None:
