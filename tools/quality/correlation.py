@@ -30,7 +30,8 @@ class RankCorrelation:
 
 def rank_correlations(loss: Sequence[float], distance: Sequence[float], features: str) -> list[RankCorrelation]:
     """Over all models; over the lower and the upper half by loss; and over the most models, from the lowest loss up,
-    whose interval still has zero: up to this loss a lower one has not been shown to be better.
+    whose interval is not above zero: up to this loss a lower one has not been shown to be better. That fewer of them
+    have one above zero may be chance, as intervals are looked at until one is not.
 
     Raises:
         UserError: fewer than ``MIN_MODELS`` models.
@@ -51,9 +52,9 @@ def rank_correlations(loss: Sequence[float], distance: Sequence[float], features
     half = len(x) // 2
     if half >= MIN_MODELS:
         found += [over(slice(half)), over(slice(half, None))]
-    lowest = [over(slice(count)) for count in range(MIN_MODELS, len(x) + 1)]
-    flat = next((number for number, one in enumerate(lowest) if one.low > 0), len(lowest))
-    return [*found, *lowest[flat - 1 : flat][: flat > 0]]
+    lowest = (over(slice(count)) for count in range(len(x), MIN_MODELS - 1, -1))
+    flat = next((one for one in lowest if one.low <= 0), None)
+    return found if flat is None else [*found, flat]
 
 
 def spearman(x: NDArray, y: NDArray, seed: int = 0) -> tuple[float, float, float]:

@@ -43,6 +43,17 @@ def test_the_loss_below_which_it_stops_to_matter_is_found() -> None:
     assert len(rank_correlations(list(loss), list(loss), "x")) == 3
 
 
+def test_a_lucky_order_of_the_lowest_losses_does_not_end_the_search() -> None:
+    """Eight distances in the order of their losses, then noise, then a rise: the first 20 say nothing together."""
+    random = np.random.default_rng(0)
+    distance = np.concatenate([0.8 + 0.01 * np.arange(8), 0.7 + 0.01 * random.permutation(12), 1 + np.arange(20)])
+    loss = np.linspace(0.8, 1.2, 40)
+    assert spearman(loss[:8], distance[:8])[1] > 0
+    *_, flat = rank_correlations(list(loss), list(distance), "x")
+    assert 20 <= flat.models < 35
+    assert flat.low <= 0
+
+
 def test_few_models_are_refused() -> None:
     with pytest.raises(UserError, match=f"3 models .* needs {MIN_MODELS}"):
         rank_correlations([1, 2, 3], [1, 2, 3], "x")
