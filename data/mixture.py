@@ -189,10 +189,13 @@ def shared_video_warnings(data: Data) -> list[str]:
     """A warning for each two caches of which one validates on videos that the other trains on, by their names.
 
     A cache separates its own videos. Caches of one source with other clips draw other numbers of videos to validate
-    on: of 400 videos 39 at 17 frames and 32 as pictures, so that 7 of the 39 were trained on.
+    on: of 400 videos 39 at 17 frames and 32 as pictures, so that 7 of the 39 were trained on. Caches of the same list
+    whose clips are as long, such as those of a film in two sizes, keep the same distance from it.
     """
     found = []
     for one, other in itertools.permutations(data.caches, 2):
+        if _split_alike(one, other):
+            continue
         validated = {video_of(key) for key in one.validation_keys}
         if shared := sorted(validated & other.training_videos):
             found.append(
@@ -201,6 +204,12 @@ def shared_video_warnings(data: Data) -> list[str]:
                 f"alone; make {other.path} of others"
             )
     return found
+
+
+def _split_alike(one: LatentCache, other: LatentCache) -> bool:
+    """Whether two caches validate on the same clips, by their names, of the same frames."""
+    same = all(one.meta.get(key) == other.meta.get(key) for key in ("frames", "stride", "fps_wanted"))
+    return same and one.validation_hash == other.validation_hash
 
 
 def shares(names: Sequence[str], weights: Sequence[float], unit: str = "clips") -> list[int]:

@@ -145,6 +145,23 @@ def test_videos_that_one_cache_validates_on_and_another_trains_on_are_named(fold
     assert "(such as w)" in found
 
 
+def test_one_split_of_a_film_in_two_caches_is_no_leak_and_another_split_is(tmp_path):
+    """A film is in both splits of its cache, with a gap between them."""
+    units = {"train": [unit("film@0-5", 0, 3)], "validation": [unit("film@50-60", 60, 2)]}
+    for name, more in (("small", {}), ("large", {}), ("longer", {"stride": 2}), ("off", {"shots": "x"})):
+        if name == "off":
+            units = {"train": [unit("film@50-60", 60, 3)], "validation": [unit("film@0-5", 0, 2)]}
+        make(tmp_path / name, units, settings=SETTINGS | {"source": name} | more, about={"vae": name})
+    warned = {
+        name: shared_video_warnings(open_data([str(tmp_path / "small"), str(tmp_path / name)]))
+        for name in ("large", "longer", "off")
+    }
+    assert warned["large"] == []
+    for name in ("longer", "off"):
+        assert len(warned[name]) == 2
+        assert "on 1 of the 1 video that" in warned[name][0]
+
+
 @pytest.mark.parametrize(
     ("key", "video"),
     [
