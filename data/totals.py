@@ -19,7 +19,7 @@ class Totals:
         text: ``max_tokens`` and ``count_tokens(prompts)``, as ``models.text``.
 
     Attributes:
-        clips: in each split; listed: its shards; validation: the validation clips' keys.
+        clips: in each split; listed: its shards that hold any; validation: the validation clips' keys.
         rejected: rows of rejected.jsonl.
         text_tokens: of the longest text.
         without_caption, cut: clips whose caption is empty, or longer than ``max_tokens``.
@@ -41,7 +41,8 @@ class Totals:
         for split in SPLITS:
             for shard in shards[split]:
                 tensors, about, _ = read_header(shard.path)
-                self.listed[split].append({"file": shard.path.name, "clips": len(about["keys"])})
+                if about["keys"]:
+                    self.listed[split].append({"file": shard.path.name, "clips": len(about["keys"])})
                 self.clips[split] += len(about["keys"])
                 self.rejected += about["rejected"]
                 self.text_tokens = max(self.text_tokens, tensors["text"]["shape"][1])

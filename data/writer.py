@@ -90,13 +90,32 @@ def _remove(work: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _clean(work: Path) -> None:
-    """Remove the files that killed processes left next to ``work``; living processes remove their own."""
-    remove_leftovers(work.parents[1], "rejected.jsonl")
+def _clean(work: Path, index: CacheIndex) -> None:
+    """Remove what the finished cache of ``index`` has no use for: the files that killed processes left next to
+    ``work``, and the shards without clips.
+
+    Living processes remove their own files. While there is one, shards without clips tell it what is done.
+    """
+    folder, alone = work.parents[1], True
+    remove_leftovers(folder, "rejected.jsonl")
     for left in work.parent.iterdir():
         if left != work:
-            with suppress(UserError), lock(left):
-                _remove(left)
+            try:
+                with lock(left):
+                    _remove(left)
+            except UserError:
+                alone = False
+    for path in folder.glob("*.safetensors") if alone else ():
+        if path.name not in index["files"] and _is_empty(path):
+            path.unlink(missing_ok=True)
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a file is a shard without clips: all its sources were rejected."""
+    try:
+        return read_header(path)[1].get("keys") == []
+    except (OSError, ValueError):
+        return False
 
 
 def _place(work: Path, path: Path, content: bytes | Iterable[bytes]) -> None:
@@ -147,7 +166,7 @@ def open_cache(folder: str | Path, settings: CacheSettings, work: Path) -> Cache
     if index["finished"]:
         damaged = [folder / name for name, file in index["files"].items() if file_size(folder / name) != file["bytes"]]
         if not damaged:
-            _clean(work)
+            _clean(work, index)
             return index
         for path in damaged:
             path.unlink(missing_ok=True)
@@ -309,11 +328,8 @@ def close_cache(
     validation = {"hash": list_hash(totals.validation), "keys": totals.validation}
     _place(work, folder / "validation.json", json_text(validation).encode())
 
-    files = {
-        shard.path.name: {"bytes": file_size(shard.path), "header_sha256": header_sha256(shard.path)}
-        for split in SPLITS
-        for shard in shards[split]
-    }
+    holding = [folder / shard["file"] for split in SPLITS for shard in totals.listed[split]]
+    files = {path.name: {"bytes": file_size(path), "header_sha256": header_sha256(path)} for path in holding}
     for name in ("null_context.safetensors", "captions.jsonl", "rejected.jsonl", "validation.json"):
         files[name] = {"bytes": file_size(folder / name), "sha256": sha256_of(folder / name)}
     n_clips = sum(totals.clips.values())
@@ -340,7 +356,7 @@ def close_cache(
     if lost_clips:  # an index without any is as it was before single clips were counted
         index["rejected_clips"] = by_reason(lost_clips)
     _place(work, folder / "index.json", json_text(sealed(index)).encode())
-    _clean(work)
+    _clean(work, index)
     return index
 
 

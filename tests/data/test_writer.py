@@ -90,6 +90,28 @@ def test_too_many_rejections_stop_the_job_whoever_saw_them(tmp_path):
     assert [json.loads(line)["source"] for line in (tmp_path / "rejected.jsonl").open()] == ["v0", "v2", "v5"]
 
 
+def test_a_shard_whose_sources_were_all_rejected_goes_when_nobody_needs_it(tmp_path):
+    """An empty file stayed in the finished cache. Until then it tells the other processes that it is done."""
+    units = {"train": [unit(f"v{k}", 10 * k, 3, broken=k in (0, 1)) for k in range(6)], "validation": []}
+    empty, others = tmp_path / "train-00000.safetensors", {f"train-0000{k}.safetensors" for k in (1, 2)}
+    assert work_on(tmp_path, WorkShare(0, 3), units=units) is None
+    assert empty.exists()
+    assert work_on(tmp_path, WorkShare(1, 3), units=units) is None
+    with working(tmp_path, WorkShare(1, 2)):  # a process that may be about to read it
+        index = work_on(tmp_path, WorkShare(2, 3), units=units)
+        assert empty.exists()
+    assert others == {name for name in index["files"] if name.startswith("train")}
+    assert others == {shard["file"] for shard in index["splits"]["train"]["shards"]}
+    assert index["rejected"] == {"undecodable": 2}
+    assert work_on(tmp_path, WorkShare(0, 1), units=units) == index
+    assert others == {path.name for path in tmp_path.glob("train-*")}
+    assert LatentCache(tmp_path).train_size == 12
+    # A damaged shard is made again, and the empty one does not come back.
+    (tmp_path / "train-00001.safetensors").write_bytes(b"")
+    again = work_on(tmp_path, WorkShare(0, 1), units=units)
+    assert (again, others) == (index, {path.name for path in tmp_path.glob("train-*")})
+
+
 @pytest.mark.parametrize(("rejected", "videos"), [(7, 100), (28, 49), (29, 100), (57, 100), (1, 3)])
 def test_the_bound_that_a_refusal_names_is_accepted(rejected, videos):
     rows = [{"source": "x", "reason": "truncated", "detail": ""}] * rejected
