@@ -151,13 +151,15 @@ def from_arrays(columns: Mapping[str, ArrayLike]) -> RunTable:
     except ValueError:
         lengths = ", ".join(f"{name} {np.size(value)}" for name, value in columns.items())
         raise UserError(f"the columns have different lengths: {lengths}") from None
-    results = []
+    results, named = [], "run_id" in columns
     for number, values in enumerate(zip(*(column.tolist() for column in arrays.values())), start=1):
         row = {"run_id": f"row-{number}"} | dict(zip(arrays, values))
         diverged = row["loss"] == math.inf
         checked = [name for name in ARRAYS if name in row and not (name == "loss" and diverged)]
         row |= {name: positive(row[name], f"row {number}: {name}") for name in checked}
-        results.append(Result(**row | {"run_id": str(row["run_id"])}, nominal_T=row["T"], diverged=diverged))
+        results.append(
+            Result(**row | {"run_id": str(row["run_id"])}, nominal_T=row["T"], named=named, diverged=diverged)
+        )
     return _table(results, source="arrays")
 
 
@@ -280,7 +282,9 @@ def _table(
     """
     source = shared["source"]
     results, copies = distinct(results, source, duplicates == "last", renamed)
-    column = {f.name: np.array([getattr(one, f.name) for one in results], dtype=f.type) for f in fields(Result)}
+    column = _in_order(
+        {f.name: np.array([getattr(one, f.name) for one in results], dtype=f.type) for f in fields(Result)}
+    )
     raw, ema = column["loss"], column["ema_loss"]
     # A run can diverge between its last step and a milestone: its loss there is not a number.
     diverged = column["diverged"] | (losses & np.isnan(raw) & np.isnan(ema))
@@ -309,6 +313,17 @@ def _table(
         samples_crc32=column["crc32"],
         **shared | {"notes": (*shared.get("notes", ()), *copies, *moved)},
     )
+
+
+def _in_order(column: dict[str, NDArray]) -> dict[str, NDArray]:
+    """The columns with rows by run, then by rising T, whatever the order of the source.
+
+    Outliers are found milestone by milestone, each as the earlier ones of its run leave it: in another order of one
+    table's rows, the batch that costs 1 % was 6,100 to 7,500 tokens. Runs without a name are in order of their values.
+    """
+    keys = ("ema_loss", "loss", "nominal_T", "T", "seed", "lr", "B", "N")
+    order = np.lexsort([*(column[key] for key in keys), np.where(column["named"], column["run_id"], "")])
+    return {name: values[order] for name, values in column.items()}
 
 
 def _moderate(error: NDArray, loss: NDArray) -> tuple[NDArray[np.float64], tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """fit.py on tables of (N, T, loss): averaged loss forms, their law file, plans and predictions."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,20 @@ def test_the_law_file_is_what_its_formulas_say(fitted: tuple[Done, Path]) -> Non
     law = law_file.load(fitted[1] / "law.json")
     assert float(law.response.losses(2e9, 1e11)) == pytest.approx(np.exp(value), rel=1e-6)
     assert law_file.to_dict(law)["loss"] == raw["loss"]
+
+
+def test_the_order_of_rows_changes_no_digit(fitted: tuple[Done, Path]) -> None:
+    """The bootstrap's weights went by the rows' places."""
+    done, folder = fitted
+    head, *rows = (folder / "runs.csv").read_text().splitlines()
+    (folder / "other.csv").write_text("\n".join([head, *random.Random(1).sample(rows, len(rows))]))
+    again = call("tools/fit.py", "all", folder / "other.csv", "--out", folder / "other" / "law.json")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == done.stdout
+    raw, other = (
+        json.loads((folder / name).read_text()) | {"provenance": None} for name in ("law.json", "other/law.json")
+    )
+    assert raw == other
 
 
 def test_the_summary_has_the_formula_and_the_errors(fitted: tuple[Done, Path]) -> None:

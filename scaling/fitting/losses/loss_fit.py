@@ -1,6 +1,7 @@
 """A law file from losses alone, each at the best batch and rate of its (N, T): averaged loss forms, and N_opt."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from videoscaling.scaling.fitting import table_kind
 from videoscaling.scaling.fitting.grids.loss_law import unidentified
@@ -51,7 +52,7 @@ def fit_law(table: RunTable, options: Options, cost: Cost, provenance: Provenanc
         table.loss,
         table.B,
         form=options.form,
-        cluster=table.run_id,
+        cluster=_numbers(table.run_id),
         noise=noise if np.all(np.isfinite(noise)) else None,
     )
     _check_slopes(fitted, table)
@@ -78,6 +79,12 @@ def fit_law(table: RunTable, options: Options, cost: Cost, provenance: Provenanc
         table=table, N=table.N, T=table.T, cost=cost, provenance=provenance, unknown=unknown, fit=details, **parts
     )
     return law if options.prior is None else with_hyperparameters(law, options.prior)
+
+
+def _numbers(names: NDArray[np.str_]) -> NDArray[np.int64]:
+    """Number of each row's run in the table's order, by which the bootstrap draws: names may be places in a source."""
+    _, first, run = np.unique(names, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[run]
 
 
 def _check_slopes(fitted: LossLaws, table: RunTable) -> None:
