@@ -15,6 +15,7 @@ from videoscaling.scaling.fitting.grids.fit import fit as grids_fit
 from videoscaling.scaling.fitting.grids.fit_points import at_nominal, grid_optima
 from videoscaling.scaling.fitting.grids.optimum import Optimum
 from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.losses.form_fit import fit_form
 from videoscaling.scaling.fitting.method import LOSSES, SURFACE, fit_law
 from videoscaling.scaling.fitting.options import Options
 from videoscaling.scaling.fitting.surface.surface import Surface
@@ -190,7 +191,7 @@ def expanding_windows(
             for name in names:
                 try:
                     chosen = None if noise is None else noise[inside]
-                    law = forms.fit_form(name, N[inside], T[inside], loss[inside], B[inside], noise=chosen)
+                    law = fit_form(name, N[inside], T[inside], loss[inside], B[inside], noise=chosen)
                 except UserError:
                     continue
                 miss = relative_error(loss[outside], law(N[outside], T[outside], B[outside]))

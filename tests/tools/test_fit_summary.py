@@ -12,6 +12,7 @@ from tests.commands import call
 from tests.scaling import simulate
 from videoscaling.scaling import law_file, laws, runs
 from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.losses.form_fit import fit_form
 from videoscaling.scaling.planning.request import ESTIMATORS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,7 +186,7 @@ def test_forms_that_run_off_while_they_are_fitted_are_silent():
     loss = 2 + (1e8 / N) ** 3 + (1e9 / T) ** 5 + 1e-2 * np.sin(np.arange(12) * 7)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        assert np.isfinite(forms.fit_form("joint", N, T, loss)(N, T)).all()
+        assert np.isfinite(fit_form("joint", N, T, loss)(N, T)).all()
 
 
 def test_the_docs_have_every_name_of_a_law_file():

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from videoscaling.scaling import runs
 from videoscaling.scaling.fitting.losses.average import fit_losses
-from videoscaling.scaling.fitting.losses.forms import fit_form
+from videoscaling.scaling.fitting.losses.form_fit import fit_form
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.fitting.surface.surface import Surface

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.fitting.grids.power_law import LEAST_SPAN, near
-from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.losses import descent, forms
+from videoscaling.scaling.fitting.losses.descent import FEW, HUBER, Problems
 from videoscaling.scaling.laws import LossLaw
 from videoscaling.scaling.runs import SAME_SIZE, SAME_TOKENS, common_values
 from videoscaling.utils.errors import UserError, plural
@@ -97,7 +98,7 @@ def fit(
     if fixed.get("Linf", 0.0) >= loss.min():
         raise UserError(f"Linf {fixed['Linf']:g} is not below the lowest loss, {loss.min():.5g}")
     typical = _typical(noise)
-    delta = delta or (DELTA if typical is None else forms.HUBER * typical)
+    delta = delta or (DELTA if typical is None else HUBER * typical)
     starts = _starts(N / scale["N"], T / scale["T"], loss, fixed)
     thetas, objectives = descend(theta=starts, N=N, T=T, loss=loss, noise=noise, delta=delta, fixed=fixed, scale=scale)
     theta = thetas[np.argmin(objectives)]
@@ -138,7 +139,7 @@ def descend(
     steps: int = 400,
     ceiling: float = np.inf,
 ) -> tuple[NDArray, NDArray]:
-    """``forms.descend`` of the additive form, without a prior, from [problems, 5] starts at once.
+    """``descent.descend`` of the additive form, without a prior, from [problems, 5] starts at once.
 
     Args:
         N, T, noise: [points].
@@ -149,22 +150,21 @@ def descend(
     Returns:
         theta [problems, 5] and objectives [problems], sums of Huber losses.
     """
-    typical, sd = _typical(noise), delta / forms.HUBER
-    found, cost = forms.descend(
+    typical, sd = _typical(noise), delta / HUBER
+    problems = Problems(
         "additive",
-        theta,
         logs(N, T, scale),
         np.log(loss),
         np.ones(len(N)) if typical is None else typical / noise,
-        sd=sd,
-        weight=weight,
-        steps=steps,
+        sd,
+        weight=1.0 if weight is None else weight,
         prior=(np.zeros(5), np.zeros(5)),
+        free=np.array([name not in fixed for name in CONSTANTS]),
         exponents=EXPONENTS,
         ceiling=ceiling,
-        free=np.array([name not in fixed for name in CONSTANTS]),
-        tolerance=TOLERANCE if len(theta) <= forms.FEW else TOLERANCE / 100,
     )
+    tolerance = TOLERANCE if len(theta) <= FEW else TOLERANCE / 100
+    found, cost = descent.descend(problems, theta, steps=steps, tolerance=tolerance)
     return found, cost * sd**2
 
 

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from videoscaling.scaling.estimates import Prediction, t_quantile
 from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.losses.form_fit import fit_form
 from videoscaling.scaling.fitting.uncertainty import (
     UNTESTED,
     WORSE,
@@ -159,7 +160,7 @@ def fit_losses(
     if draws:
         drawn = {"noise": noise, "cluster": cluster, "draws": draws}
         members = [
-            replace(m, fit=forms.fit_form(m.form, N, T, loss, B, scale=m.fit.scale, start=m.fit.theta, **drawn))
+            replace(m, fit=fit_form(m.form, N, T, loss, B, scale=m.fit.scale, start=m.fit.theta, **drawn))
             for m in members
         ]
     rival = None
@@ -186,7 +187,7 @@ def _member(
     form: str, N: NDArray, T: NDArray, loss: NDArray, B: NDArray, noise: NDArray | None
 ) -> tuple[Member, dict[Hashable, float]]:
     """The fitted form with its expanding-window error, and the mean squared error of each window."""
-    fit = forms.fit_form(form, N, T, loss, B, noise=noise)
+    fit = fit_form(form, N, T, loss, B, noise=noise)
     squares: dict[Hashable, float] = {}
     ratios = []
     size = max(int(WINDOW * len(N)), LEAST_WINDOW)
@@ -204,7 +205,7 @@ def _member(
             ):
                 continue
             errors = None if noise is None else noise[rest]
-            part = forms.fit_form(
+            part = fit_form(
                 form, N[rest], T[rest], loss[rest], B[rest], noise=errors, scale=fit.scale, start=fit.theta
             )
             error = _without_outliers(np.log(loss[out]) - np.log(part(N[out], T[out], B[out])))

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.losses.form_fit import fit_form
 from videoscaling.scaling.fitting.surface import noise, shape
 from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.shape import Inputs, Model
@@ -411,4 +412,4 @@ def _form_start(form: str, rows: Inputs, lowest: NDArray) -> NDArray:
     at = first[known]
     n, t, b = (np.exp(v[at]) for v in (rows.n, rows.t, rows.b))
     scale = forms.Scale(1.0, 1.0, 1.0)
-    return forms.fit_form(form, n, t, np.exp(lowest[rows.grid[at]]), b, scale=scale).theta
+    return fit_form(form, n, t, np.exp(lowest[rows.grid[at]]), b, scale=scale).theta

@@ -10,6 +10,7 @@ from tests.scaling import planted
 from videoscaling.scaling import runs
 from videoscaling.scaling.checks import extrapolation
 from videoscaling.scaling.fitting.losses import forms
+from videoscaling.scaling.fitting.losses.form_fit import fit_form
 from videoscaling.scaling.fitting.surface import surface_law
 from videoscaling.scaling.law_file import load
 from videoscaling.scaling.planning import allocation
@@ -31,12 +32,12 @@ def three_term(N, T, B):
 
 @pytest.mark.parametrize(("form", "truth"), [("joint", joint), ("three_term", three_term)])
 def test_forms_recover_what_made_the_losses(paper, form, truth):
-    fitted = forms.fit_form(form, N, T, truth(N, T, B), B)
+    fitted = fit_form(form, N, T, truth(N, T, B), B)
     np.testing.assert_allclose(fitted(4 * N, 2 * T, B), truth(4 * N, 2 * T, B), rtol=2e-4)
 
 
 def test_additive_is_the_loss_law(paper):
-    fitted = forms.fit_form("additive", N, T, paper.loss(N, T), B)
+    fitted = fit_form("additive", N, T, paper.loss(N, T), B)
     np.testing.assert_allclose(fitted(4 * N, 4 * T, B), paper.loss(4 * N, 4 * T), rtol=1e-6)
 
 

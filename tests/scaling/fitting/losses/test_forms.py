@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from videoscaling.scaling.fitting.losses import forms, priors
+from videoscaling.scaling.fitting.losses import form_fit, forms, priors
+from videoscaling.scaling.fitting.losses.form_fit import fit_form
 from videoscaling.utils.errors import UserError
 
 
@@ -51,7 +52,7 @@ def table(form, seed=0, noise=0.002):
 def test_each_form_recovers_its_own_losses_beyond_the_largest_size(form):
     N, T, B, truth, loss = table(form)
     fitted = N < 2e9
-    fit = forms.fit_form(form, N[fitted], T[fitted], loss[fitted], B[fitted])
+    fit = fit_form(form, N[fitted], T[fitted], loss[fitted], B[fitted])
     assert np.abs(fit(N, T, B) / truth - 1)[~fitted].max() < 0.006
     assert fit.noise == pytest.approx(0.002, rel=0.4)
 
@@ -60,7 +61,7 @@ def test_additive_form_errs_on_joint_losses_where_the_joint_form_does_not():
     N, T, _, truth, loss = table("joint")
     fitted = N < 1e9
     errors = {
-        form: np.abs(forms.fit_form(form, N[fitted], T[fitted], loss[fitted])(N, T) / truth - 1)[~fitted].max()
+        form: np.abs(fit_form(form, N[fitted], T[fitted], loss[fitted])(N, T) / truth - 1)[~fitted].max()
         for form in ("additive", "joint")
     }
     assert errors["joint"] < 0.01
@@ -70,7 +71,7 @@ def test_additive_form_errs_on_joint_losses_where_the_joint_form_does_not():
 def test_outliers_hardly_move_the_law():
     N, T, _, truth, loss = table("additive")
     loss[::17] *= 1.1
-    fit = forms.fit_form("additive", N, T, loss)
+    fit = fit_form("additive", N, T, loss)
     assert np.abs(fit(N, T) / truth - 1).max() < 0.006
 
 
@@ -78,17 +79,17 @@ def test_bootstrap_by_run_is_wider_than_by_row_where_a_run_errs_as_one():
     N, T, _, truth, _ = table("additive")
     run = np.repeat(np.arange(14), 4)
     loss = truth * np.exp(0.01 * np.random.default_rng(1).standard_normal(14)[run])
-    by_row = forms.fit_form("additive", N, T, loss, draws=100).interval(1e9, 2e10)
-    by_run = forms.fit_form("additive", N, T, loss, draws=100, cluster=run).interval(1e9, 2e10)
+    by_row = fit_form("additive", N, T, loss, draws=100).interval(1e9, 2e10)
+    by_run = fit_form("additive", N, T, loss, draws=100, cluster=run).interval(1e9, 2e10)
     assert by_run > 1.3 * by_row
 
 
 def test_equal_losses_and_too_few_points_are_refused():
     N, T = np.geomspace(1e7, 1e9, 8), np.geomspace(1e9, 1e11, 8)
     with pytest.raises(UserError, match="all losses are equal"):
-        forms.fit_form("joint", N, T, np.full(8, 2.0))
+        fit_form("joint", N, T, np.full(8, 2.0))
     with pytest.raises(UserError, match="4 points cannot fix the 6 constants"):
-        forms.fit_form("joint", N[:4], T[:4], np.geomspace(2, 3, 4))
+        fit_form("joint", N[:4], T[:4], np.geomspace(2, 3, 4))
 
 
 def narrow(seed=0):
@@ -102,14 +103,14 @@ def narrow(seed=0):
 def test_where_a_fit_starts_and_how_many_steps_it_may_take_change_nothing(monkeypatch):
     """Predictions at 100 times the size and tokens agree within 1e-4: 500 times less than their sd."""
     N, T, loss = narrow()
-    far, free = (4e10, 4e12), forms.fit_form("joint", N, T, loss)
+    far, free = (4e10, 4e12), fit_form("joint", N, T, loss)
     assert free.interval(*far) > 0.05
     lowest = np.log(loss.min())
     for share, k in ((0.02, 0.2), (0.5, 1.0), (0.98, 2.0)):
         start = np.array([0.0, np.log(0.3 / k), 0.0, np.log(0.3 / k), lowest + np.log(share), np.log(k)])
-        assert forms.fit_form("joint", N, T, loss, start=start)(*far) == pytest.approx(free(*far), rel=1e-4)
-    monkeypatch.setattr(forms, "STEPS", 3 * forms.STEPS)
-    assert forms.fit_form("joint", N, T, loss)(*far) == pytest.approx(free(*far), rel=1e-7)
+        assert fit_form("joint", N, T, loss, start=start)(*far) == pytest.approx(free(*far), rel=1e-4)
+    monkeypatch.setattr(form_fit, "STEPS", 3 * form_fit.STEPS)
+    assert fit_form("joint", N, T, loss)(*far) == pytest.approx(free(*far), rel=1e-7)
 
 
 def test_intervals_hold_the_floor_and_far_losses_of_a_planted_joint_law():
@@ -118,7 +119,7 @@ def test_intervals_hold_the_floor_and_far_losses_of_a_planted_joint_law():
     floors, losses = [], []
     for seed in range(12):
         N, T, loss = narrow(seed)
-        fit = forms.fit_form("joint", N, T, loss, draws=100, seed=seed)
+        fit = fit_form("joint", N, T, loss, draws=100, seed=seed)
         floor = np.exp(fit.draws[:, 4])
         low, high = np.quantile(floor, [0.025, 0.975])
         floors.append(low < 1.2 < high)
@@ -134,7 +135,7 @@ def test_what_only_the_prior_tells_is_said():
     N, T, loss = narrow(6)
     at = forms.CONSTANTS["joint"].index("Linf")
     for table, wanted in (((N, T, loss), " (the prior's: not identified)"), (table_of_wide_range(), "")):
-        fit = forms.fit_form("joint", *table, draws=50)
+        fit = fit_form("joint", *table, draws=50)
         _, slope = priors.prior_at(fit.theta, priors.prior_of(forms.CONSTANTS["joint"]), at, np.log(table[2].min()))
         assert priors.remarks(fit.errors, slope)[at] == wanted
 
