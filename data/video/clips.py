@@ -25,6 +25,7 @@ from videoscaling.utils.options import pixels_text
 SLOWER = 0.95
 # Seconds by which a range's end may differ from its frame's: shots' are in microseconds, and clocks of 100 ns exist.
 RANGE_ERROR = 1e-6
+TOO_SMALL = "too small"
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def _video(source: Source, clip_options: ClipOptions, starts: Sequence[int] | No
     fps = clip_options.fps or found.fps
     seconds = len(numbers) / fps if fps else 0.0
     if not decode:
+        _check_upright(source, found, clip_options, numbers)
         pixels = torch.empty(len(starts), 0, dtype=torch.uint8)
         return _clips(source, starts, pixels, fps / shape.stride, seconds)
     clips: dict[int, Tensor] = {}
@@ -122,6 +124,22 @@ def _video(source: Source, clip_options: ClipOptions, starts: Sequence[int] | No
     pixels = torch.stack(list(clips.values())) if clips else torch.empty(0, 0, dtype=torch.uint8)
     rejected = [error.row(source.name) | {"clip": f"{source.name}#{start}"} for start, error in lost.items()]
     return _clips(source, list(clips), pixels, fps / shape.stride, seconds)._replace(rejected=rejected)
+
+
+def _check_upright(source: Source, found: Probe, clip_options: ClipOptions, numbers: Sequence[int]) -> None:
+    """Reject a video too small for a rectangle, which only a frame says where the video covers it turned or unturned.
+
+    Found when it is decoded, it would be missing from the split that was drawn: a portrait, drawn to validate on.
+    """
+    sides = clip_options.shape.sides
+    if min(found.height, found.width) >= max(sides) or not len(numbers):
+        return
+    try:
+        with frame_reader(source, found, clip_options.backend, partial(_resized, sides=sides)) as read_frames:
+            read_frames(numbers[:1])
+    except Rejected as error:  # of a frame that cannot be decoded others may be
+        if error.reason == TOO_SMALL:
+            raise
 
 
 def _each_once(read: Read) -> Read:
@@ -152,7 +170,7 @@ def _check_covers(picture: np.ndarray, sides: tuple[int, int]) -> None:
 
 
 def _too_small(height: int, width: int, sides: tuple[int, int]) -> Rejected:
-    return Rejected("too small", f"{pixels_text(height, width)}; clips are {sides[0]}x{sides[1]}")
+    return Rejected(TOO_SMALL, f"{pixels_text(height, width)}; clips are {sides[0]}x{sides[1]}")
 
 
 def _picture(source: Source, clip_options: ClipOptions, starts: Sequence[int] | None, decode: bool) -> Clips:

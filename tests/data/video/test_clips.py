@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from tests.data.video.test_decode import every_frame
-from tests.data.video.videos import damage, make_video, source
+from tests.data.video.videos import damage, make_video, source, turn
 from videoscaling.data.sources.listing import list_sources
 from videoscaling.data.sources.source import Rejected, Source
 from videoscaling.data.video import clips
@@ -252,8 +252,14 @@ def test_a_rectangle_that_a_video_does_not_cover_is_rejected(tmp_path):
     assert clips.pixels.shape[1:] == (3, 9, 48, 64)
     for sides in ((50, 50), (64, 48)):  # the second fits if the video is turned, which its frames say
         said = rf"48x64 pixels \(height x width\); clips are {sides[0]}x{sides[1]}"  # as --size has them
-        with pytest.raises(Rejected, match=said):
-            load_clips(source, ClipOptions(Shape(9, sides)))
+        for decode in (True, False):  # or the split is drawn with a video that has no clips
+            with pytest.raises(Rejected, match=said):
+                load_clips(source, ClipOptions(Shape(9, sides)), None, decode)
+    turn(source.path, 1)
+    clips = [load_clips(source, ClipOptions(Shape(9, (64, 48))), None, decode) for decode in (True, False)]
+    assert clips[0].keys == clips[1].keys == ["x.mp4#0", "x.mp4#9", "x.mp4#18"]
+    for decode in (True, False):
+        assert reason(load_clips, source, ClipOptions(Shape(9, (48, 64))), None, decode) == "too small"
 
 
 @pytest.mark.parametrize("decode", [True, False])
