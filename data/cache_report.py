@@ -50,8 +50,9 @@ def split_text(split: Mapping[str, Any] | None, clips: int) -> list[str]:
     if split["parted"]:
         names = ", ".join(split["parted"][:3]) + (", ..." if len(split["parted"]) > 3 else "")
         lines[0] += f": of {names} a part is trained on, {split['gap_seconds']:.2g} s or more from any validation clip"
-    if clips == 1:
-        lines.append("  one validation clip is too few to train on: train.py needs two (--validation 2)")
+    if clips < 2 and wanted != 0:
+        what = plural(clips, "validation clip")
+        lines.append(f"  {what}, too few to train on: train.py needs two (--validation 2, in another folder)")
     if split["unused"]:
         lines.append(f"  clips in neither split, as they are of videos validated on: {split['unused']:,}")
     return lines

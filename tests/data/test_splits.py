@@ -298,8 +298,10 @@ def test_caches_of_before_are_drawn_as_they_were(opened, seed):
 
 def test_the_report_says_that_one_validation_clip_is_too_few():
     split = {"by": "video", "wanted": 1, "parted": [], "gap_seconds": 0.0, "unused": 0}
-    assert "train.py needs two (--validation 2)" in split_text(split, 1)[1]
+    for clips in (0, 1):  # none is left of a video that cannot be decoded
+        assert "too few to train on: train.py needs two (--validation 2" in split_text(split, clips)[1]
     assert len(split_text(split, 2)) == 1
+    assert len(split_text(split | {"wanted": 0}, 0)) == 1
 
 
 def test_the_report_says_why_more_clips_are_validated_on_than_were_to_be():
