@@ -21,8 +21,8 @@ from pathlib import Path
 from videoscaling.diffusion.sampler_options import SamplerOptions
 from videoscaling.tools.inputs import REAL, SAMPLES, TEXT, VAE
 from videoscaling.tools.quality.names import PACKAGES, is_cache, is_model
-from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
-from videoscaling.utils.inputs import Input, check_inputs
+from videoscaling.utils.errors import Parser, path_text, run_cli
+from videoscaling.utils.inputs import Input, check_inputs, check_output
 from videoscaling.utils.options import height_and_width, number
 from videoscaling.utils.text_tables import table
 
@@ -101,11 +101,9 @@ def main() -> None:
         command.refuse_unread(args, FOR_MODELS, "for models, and none is named")
     if models or (args.real and is_cache(args.real)):
         command.refuse_unread(args, FOR_VIDEOS, "the clips have the shape of the model's or the cache's")
-    for option in ("out", "table"):
-        if (path := getattr(args, option)) and path.is_dir():
-            raise UserError(f"--{option} {path}: is a folder; name a file")
-    if args.tensorboard and args.tensorboard.is_file():
-        raise UserError(f"--tensorboard {args.tensorboard}: is a file; name a folder")
+    for option in ("out", "table", "tensorboard"):
+        if path := getattr(args, option):
+            check_output(f"--{option} {path}", path, folder=option == "tensorboard")
     sampler = SamplerOptions(steps=args.steps, guidance=args.guidance)
     check_inputs(command, args)
     # Here, after the mistakes that need no torch.

@@ -21,7 +21,7 @@ from videoscaling.tools.inputs import CHECKPOINT, LAW
 from videoscaling.training.checkpoints.paths import check_exists
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.files import recover_folder, remove_abandoned
-from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.inputs import check_inputs, check_output
 from videoscaling.utils.options import pixels_text
 
 USE = """
@@ -128,6 +128,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.out.exists() and not (args.out / "scheduler_config.json").is_file():
         raise UserError(f"--out {args.out}: exists, and is no export; name a new folder")
+    check_output(f"--out {args.out}", args.out / "config.json")
     # torch takes seconds to import, and mistyped paths are reported without it.
     check_inputs(parser, args)
     check_exists(args.checkpoint)

@@ -1,4 +1,4 @@
-"""Input paths of commands: what each option reads, and one check of all of them.
+"""Paths of commands: what each option reads, one check of all of these, and one of what is written.
 
 A command calls ``check_inputs`` when its options are parsed, before it imports or writes anything. Without it each
 reader answered in its own words: some had the text of an errno, most did not name the option.
@@ -93,6 +93,31 @@ def check_input(name: str, path: str | Path, kind: Input) -> None:
     except OSError as error:
         _, _, why = (describe(error) or str(error)).partition(f"{path}: ")
         raise UserError(f"{name}: {why}") from None
+
+
+def check_output(name: str, path: str | Path, folder: bool = False) -> None:
+    """Check that a file, or a ``folder``, can be written at ``path``, before the hours whose result it is to hold.
+
+    Args:
+        name: begins the message: the option and the path.
+
+    Raises:
+        UserError: the other kind of thing is there, or a part of the path is a file, or may not be written to.
+    """
+    path = Path(path)
+    if path.is_dir() and not folder:
+        raise UserError(f"{name}: is a folder; name a file")
+    if path.exists() and folder and not path.is_dir():
+        raise UserError(f"{name}: is a file; name a folder")
+    if path.exists() and not folder and not path.is_file():  # a device or a pipe
+        return
+    # What is written is renamed into its place, from a name next to it; of a link into that of its target.
+    place = path if folder else Path(os.path.realpath(path)).parent
+    above = next(part for part in (place, *place.parents) if part.exists())
+    if not above.is_dir():
+        raise UserError(f"{name}: {above} is a file; choose another path")
+    if not os.access(above, os.W_OK):
+        raise UserError(f"{name}: {above} may not be written to; choose another path")
 
 
 def _check_content(name: str, path: Path, kind: Input) -> None:

@@ -10,7 +10,7 @@ from tests.commands import call
 from tests.test_options import ROOT, parsers_of
 from videoscaling.tools.update_docs import SCRIPTS
 from videoscaling.utils.errors import UserError, path_text
-from videoscaling.utils.inputs import CHECKED_BYTES, Input, check_input
+from videoscaling.utils.inputs import CHECKED_BYTES, Input, check_input, check_output
 
 # Paths that are written. A new option of a path has ``reads``, or stands here.
 WRITTEN = {"out", "dataset", "figures", "html", "page", "picture", "tensorboard", "evaluate_samples.py table"}
@@ -101,6 +101,49 @@ def test_a_bad_path_is_one_line_with_option_path_and_fix(
         assert done.stderr.count("\n") == 1
         assert action.reads.what in done.stderr or "choose another path" in done.stderr
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "option"),
+    [
+        ("sample.py", ["--prompt", "x", "--steps", "1"], "--out"),
+        ("tools/evaluate_samples.py", ["embedded"], "--out"),
+        ("tools/evaluate_samples.py", ["embedded"], "--table"),
+        ("tools/evaluate_samples.py", ["embedded"], "--tensorboard"),
+        ("tools/export.py", ["--checkpoint", "embedded"], "--out"),
+        ("tools/cache_latents.py", ["--source", "synthetic", "--clips", "4", "--validation", "2"], "--out"),
+    ],
+)
+def test_a_path_that_cannot_be_written_is_refused_before_the_work(
+    script: str, words: list[str], option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sample.py said so when the first videos were sampled, and evaluate_samples.py after all models, without them."""
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path / "closed")  # root may write everywhere
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "closed").mkdir()
+    for place, rest, reason in (
+        ("file", "x", "is a file"),
+        ("file", "new/x", "is a file"),
+        ("closed", "new/x", "may not be written to"),
+    ):
+        path = tmp_path / place / rest
+        done = call(script, *words, option, path)
+        message = f"error: {option} {path}: {tmp_path / place} {reason}; choose another path\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+    assert sorted(each.name for each in tmp_path.rglob("*")) == ["closed", "file"]
+
+
+def test_what_is_written_may_be_there_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("text")
+    for path in ("file", "new", "a/b/new", "/dev/null", "/dev/stdout"):
+        check_output(path, path)
+    for path in (".", "new", "a/b/new", "/tmp"):
+        check_output(path, path, folder=True)
+    with pytest.raises(UserError, match=r"^file: is a file; name a folder$"):
+        check_output("file", "file", folder=True)
+    with pytest.raises(UserError, match=r"^\.: is a folder; name a file$"):
+        check_output(".", ".")
 
 
 def test_a_nearly_right_path_is_named(tmp_path: Path) -> None:
