@@ -18,6 +18,8 @@ from videoscaling.utils.finiteness import NotFinite
 class Decoder:
     """Stands in for the autoencoder: three of a latent's channels as colours; ``error`` at the ``broken`` calls."""
 
+    temporal = spatial = 1
+
     def __init__(self, *broken: int, error: Exception | None = None) -> None:
         self.broken, self.calls, self.error = broken, 0, error or NotFinite("the autoencoder overflows")
 
