@@ -235,7 +235,8 @@ def _read(
     B = float(response.batch(N, T, n_ctx, TOLERANCE))
     pair = {"N": N, "T": T, "B": B, "lr": float(response.rate(N, T, B).value)}
     there = float(truth.ln_loss(*(np.array([pair[name]]) for name in ("N", "T", "B", "lr")))[0])
-    regret = max(math.expm1(there - true["best_ln_loss"]), 0.0)  # rounding gave -1e-16, printed as -0.00 %
+    # Rounding gave -1e-16, printed as -0.00 %. No more than that is hidden: nothing is better than the best.
+    regret = round(math.expm1(there - true["best_ln_loss"]), 12) + 0.0
     if response.no_losses is not None:
         return Reading(found, regret)
     planned = response.predict(**pair, seeds=seeds)

@@ -91,7 +91,7 @@ def test_too_many_rejections_stop_the_job_whoever_saw_them(tmp_path):
 
 
 def test_a_shard_whose_sources_were_all_rejected_goes_when_nobody_needs_it(tmp_path):
-    """An empty file stayed in the finished cache. Until then it tells the other processes that it is done."""
+    """An empty file stayed in the finished cache. Until then the other processes read from it what is done."""
     units = {"train": [unit(f"v{k}", 10 * k, 3, broken=k in (0, 1)) for k in range(6)], "validation": []}
     empty, others = tmp_path / "train-00000.safetensors", {f"train-0000{k}.safetensors" for k in (1, 2)}
     assert work_on(tmp_path, WorkShare(0, 3), units=units) is None
