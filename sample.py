@@ -25,7 +25,7 @@ from videoscaling.tools.inputs import CHECKPOINT, PROMPTS, TEXT, VAE
 from videoscaling.training.checkpoints.paths import check_exists
 from videoscaling.utils.errors import Parser, UserError, listed, path_text, plural, run_cli, shown
 from videoscaling.utils.files import read_bounded, write_json
-from videoscaling.utils.inputs import check_inputs, check_output
+from videoscaling.utils.inputs import check_paths
 from videoscaling.utils.messages import is_first_process
 from videoscaling.utils.options import check_range, height_and_width, options_of, pixels_text
 from videoscaling.utils.tables import read_table, table_kind, text_of
@@ -66,6 +66,7 @@ def parser() -> Parser:
     parser.add_argument(
         "--out",
         type=Path,
+        writes="folder",
         default=Path("samples"),
         aliases=("--output", "--output-dir", "--save-dir", "--save-path"),
         help="folder to write to (default: samples)",
@@ -158,10 +159,9 @@ def main() -> int:
         raise UserError(f"--seed {arguments.seed}: must lie between 0 and 10^18")
     if arguments.format == "png" and arguments.grid is None:
         command.refuse_unread(arguments, ("fps",), "a png has its frames side by side, without a rate")
-    check_output(f"--out {arguments.out}", arguments.out, folder=True)
     # Numbers out of range and mistyped paths are reported before torch is imported, which takes seconds.
     options = options_of(SamplerOptions, arguments)
-    check_inputs(command, arguments)
+    check_paths(command, arguments)
     prompts = read_prompts(arguments)
     check_exists(arguments.checkpoint)
     return run(arguments, options, prompts)

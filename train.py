@@ -22,7 +22,7 @@ import sys
 from videoscaling.tools.inputs import CONFIG
 from videoscaling.utils.devices import GPUS
 from videoscaling.utils.errors import Parser, UserError, path_text, resumable, run_cli
-from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.inputs import check_paths
 from videoscaling.utils.locks import release_abandoned
 from videoscaling.utils.messages import is_first_process
 
@@ -57,7 +57,7 @@ def parser() -> Parser:
 def main() -> int:
     command = parser()
     arguments = command.parse_intermixed_args()
-    check_inputs(command, arguments)
+    check_paths(command, arguments)
     from videoscaling.data.index import check_cache
     from videoscaling.training.config import cache_folders, load_config
 

@@ -24,6 +24,7 @@ from videoscaling.models.sizes import parse_size
 from videoscaling.tools.benchmarks.shapes import CLIPS
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
+from videoscaling.utils.inputs import check_paths
 from videoscaling.utils.options import number
 
 # Each part's module in tools/benchmarks.
@@ -46,7 +47,9 @@ def arguments() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=tuple(PARTS), nargs="?", help="one part alone, instead of --minutes")
     parser.add_argument("--minutes", type=number(float, 0, 1e5), help="measure what fits into so many minutes")
-    parser.add_argument("--out", type=path_text, help="with --minutes: JSON lines, appended (default benchmark.jsonl)")
+    parser.add_argument(
+        "--out", type=path_text, writes="file", help="with --minutes: JSON lines, appended (default benchmark.jsonl)"
+    )
     parser.add_argument("--size", action="append", help="LAYERSxWIDTH; may be given again (default: by part)")
     parser.add_argument("--clips", type=int, help="clips per step (stack 2 and 8, peers 2, sample 4, attention 2)")
     parser.add_argument(
@@ -86,6 +89,7 @@ def measure_all(args: argparse.Namespace) -> int:
 def main() -> int:
     parser = arguments()
     args = parser.parse_args()
+    check_paths(parser, args)
     if args.part is None:
         parser.refuse_unread(args, OF_PARTS, "is for a part, such as rates")
         return measure_all(args)

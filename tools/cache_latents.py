@@ -29,7 +29,7 @@ from videoscaling.data.choices import (
 from videoscaling.data.work_share import slurm_warning, this_share, warn_of_node
 from videoscaling.tools.inputs import FOLDER, TEXT, VAE, VALIDATION, VIDEOS
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
-from videoscaling.utils.inputs import check_inputs, check_output
+from videoscaling.utils.inputs import check_output, check_paths
 from videoscaling.utils.options import height_and_width
 
 FOR_VIDEOS = (
@@ -244,7 +244,7 @@ def main() -> None:
     parser = arguments()
     args = parser.parse_args()
     check_options(parser, args)
-    check_inputs(parser, args)
+    check_paths(parser, args)
     if not (args.verify or args.dry_run):
         check_output(f"--out {args.out}", args.out, folder=True)
     share = this_share(args.share)

@@ -22,7 +22,7 @@ from videoscaling.diffusion.sampler_options import SamplerOptions
 from videoscaling.tools.inputs import REAL, SAMPLES, TEXT, VAE
 from videoscaling.tools.quality.names import PACKAGES, is_cache, is_model
 from videoscaling.utils.errors import Parser, path_text, run_cli
-from videoscaling.utils.inputs import Input, check_inputs, check_output
+from videoscaling.utils.inputs import Input, check_paths
 from videoscaling.utils.options import height_and_width, number
 from videoscaling.utils.text_tables import table
 
@@ -84,9 +84,15 @@ def parser() -> Parser:
     )
     add("--text", type=path_text, reads=TEXT, help="folder of the text encoder (default: as --vae)")
     add("--device", help="cpu or cuda, for models (default: cuda where there is one); features are made on the CPU")
-    add("--out", type=Path, help="a JSON file to write")
-    add("--table", type=Path, help="a CSV file to write, a row for each set of clips")
-    add("--tensorboard", type=Path, metavar="FOLDER", help="write curves over a run's checkpoints there")
+    add("--out", type=Path, writes="file", help="a JSON file to write")
+    add("--table", type=Path, writes="file", help="a CSV file to write, a row for each set of clips")
+    add(
+        "--tensorboard",
+        type=Path,
+        writes="folder",
+        metavar="FOLDER",
+        help="write curves over a run's checkpoints there",
+    )
     return parser
 
 
@@ -101,11 +107,8 @@ def main() -> None:
         command.refuse_unread(args, FOR_MODELS, "for models, and none is named")
     if models or (args.real and is_cache(args.real)):
         command.refuse_unread(args, FOR_VIDEOS, "the clips have the shape of the model's or the cache's")
-    for option in ("out", "table", "tensorboard"):
-        if path := getattr(args, option):
-            check_output(f"--{option} {path}", path, folder=option == "tensorboard")
     sampler = SamplerOptions(steps=args.steps, guidance=args.guidance)
-    check_inputs(command, args)
+    check_paths(command, args)
     # Here, after the mistakes that need no torch.
     from videoscaling.data.video.clips import Shape
     from videoscaling.tools.quality.evaluate import Request, evaluate_clips, evaluate_files

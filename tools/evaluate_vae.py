@@ -14,7 +14,7 @@ from pathlib import Path
 from videoscaling.data.choices import RENDERED, SYNTHETIC
 from videoscaling.tools.inputs import VAE, VIDEOS
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
-from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.inputs import check_paths
 from videoscaling.utils.options import height_and_width
 
 
@@ -51,7 +51,9 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=1, help="every how many-th frame (default: %(default)s)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--bfloat16", action="store_true", help="run the autoencoder in bfloat16, not float32")
-    parser.add_argument("--picture", type=Path, help="a PNG to write: clips above, what became of them below")
+    parser.add_argument(
+        "--picture", type=Path, writes="file", help="a PNG to write: clips above, what became of them below"
+    )
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     args = parser.parse_args()
     if args.source in RENDERED:
@@ -62,7 +64,7 @@ def main() -> None:
         )
     if args.picture and args.picture.is_dir():
         raise UserError(f"--picture {args.picture}: is a folder; name a file")
-    check_inputs(parser, args)
+    check_paths(parser, args)
     from videoscaling.tools.quality.reconstructions import evaluate  # torch, after the mistakes that need none
 
     evaluate(args)

@@ -21,7 +21,7 @@ from videoscaling.tools.inputs import CHECKPOINT, LAW
 from videoscaling.training.checkpoints.paths import check_exists
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.files import recover_folder, remove_abandoned
-from videoscaling.utils.inputs import check_inputs, check_output
+from videoscaling.utils.inputs import check_paths
 from videoscaling.utils.options import pixels_text
 
 USE = """
@@ -48,7 +48,9 @@ def arguments() -> argparse.ArgumentParser:
         aliases=("--ckpt", "--run", "--model", "--model-path"),
         help="a run directory, or a checkpoint",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; replaced if it holds an export")
+    parser.add_argument(
+        "--out", type=Path, writes="folder", required=True, help="folder to write; replaced if it holds an export"
+    )
     parser.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or raw (default: ema)")
     parser.add_argument("--law", type=path_text, reads=LAW, help="law file whose expected loss goes into the card")
     parser.add_argument("--about", help="a paragraph for the card: what the model is good for, and what it is not")
@@ -128,9 +130,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.out.exists() and not (args.out / "scheduler_config.json").is_file():
         raise UserError(f"--out {args.out}: exists, and is no export; name a new folder")
-    check_output(f"--out {args.out}", args.out / "config.json")
     # torch takes seconds to import, and mistyped paths are reported without it.
-    check_inputs(parser, args)
+    check_paths(parser, args)
     check_exists(args.checkpoint)
     if args.law:
         law_file.load(args.law)

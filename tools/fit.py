@@ -28,7 +28,7 @@ from videoscaling.scaling.fitting.unsupported import UnsupportedFit
 from videoscaling.tools.inputs import LAW, RESULTS
 from videoscaling.utils.errors import Parser, path_text, run_cli
 from videoscaling.utils.files import write_json
-from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.inputs import check_paths
 from videoscaling.utils.options import number
 from videoscaling.utils.revision import code_revision
 
@@ -48,7 +48,7 @@ def arguments() -> Parser:
         reads=RESULTS,
         help="a sweep's folder, or a CSV or JSONL file with one row per result",
     )
-    parser.add_argument("--out", type=path_text, help="law file to write")
+    parser.add_argument("--out", type=path_text, writes="file", help="law file to write")
     parser.add_argument(
         "--columns",
         help="OURS=THEIRS,...: how the file names N, T, B, lr, L (the loss); and, where it has them, status (done, or "
@@ -113,7 +113,7 @@ def main() -> int:
     parser = arguments()
     args = parser.parse_args()
     parser.refuse_unread(args, *fitting.unread_by_part(args.part, args.optima, args.method))
-    check_inputs(parser, args)
+    check_paths(parser, args)
     # A table of (N, T, loss) alone has a loss law, with or without the others.
     hyperparameters = {"hyperparameters": True, "compare": True, "all": None}.get(args.part, False)
     losses = not (args.optima and args.part in ("hyperparameters", "allocation"))

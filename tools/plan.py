@@ -37,7 +37,7 @@ from videoscaling.training.run import beta2_warnings
 from videoscaling.utils.devices import GPUS
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.files import write_text
-from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.inputs import check_paths
 from videoscaling.utils.options import add_options, options_of
 
 
@@ -82,11 +82,12 @@ def arguments() -> Parser:
         "configs/train/gpu.yaml without. Where its data.cache is there, its tokens per clip overrides the law's; the "
         "layout is written with --gpus alone",
     )
-    parser.add_argument("--out", type=path_text, help="write a config that train.py runs")
+    parser.add_argument("--out", type=path_text, writes="file", help="write a config that train.py runs")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument(
         "--html",
         type=path_text,
+        writes="file",
         metavar="PAGE",
         aliases=("--page", "--web"),
         help="write a page with sliders for the budget, the GPU and the clips served, of one or more laws",
@@ -161,8 +162,6 @@ def write_page(parser: Parser, args: argparse.Namespace) -> None:
 
     fixed = ("gpu_hours", "tokens", "loss", "params", "batch", "prior", "gpus", "gpu_memory", "base", "out", "json")
     parser.refuse_unread(args, fixed, "--html plans every budget on its own")
-    if Path(args.html).is_dir():
-        raise UserError(f"--html {args.html}: is a folder; name a file in it")
     found = {path: law_file.load(path) for path in args.law}
     write_text(args.html, page(found, options_of(Request, args), sizes))
     print(f"wrote {args.html}; open it in a browser")
@@ -171,7 +170,7 @@ def write_page(parser: Parser, args: argparse.Namespace) -> None:
 def main() -> None:
     parser = arguments()
     args = parser.parse_args()
-    check_inputs(parser, args)
+    check_paths(parser, args)
     if args.html:
         return write_page(parser, args)
     if len(args.law) > 1:

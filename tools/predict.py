@@ -22,7 +22,7 @@ from videoscaling.scaling.tables import parse_columns
 from videoscaling.tools.inputs import LAW, TABLE
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.files import atomic_write
-from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.inputs import check_paths
 from videoscaling.utils.options import number
 
 
@@ -39,14 +39,14 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seeds", type=number(int, 1, 1000), default=1, help="low and high hold the mean of so many new runs"
     )
-    parser.add_argument("--out", type=path_text, help="CSV to write (default: stdout)")
+    parser.add_argument("--out", type=path_text, writes="file", help="CSV to write (default: stdout)")
     return parser
 
 
 def main() -> None:
     parser = arguments()
     args = parser.parse_args()
-    check_inputs(parser, args)
+    check_paths(parser, args)
     law, columns = law_file.load(args.law), parse_columns(args.columns)
     reads_pairs = law.response.reads_pairs
     if unread := [ours for ours in columns if ours not in ("N", "T", "B", "lr")]:

@@ -30,7 +30,7 @@ from videoscaling.training.planning.planned_config import (
 )
 from videoscaling.utils.errors import Parser, UserError, path_text, plural, run_cli
 from videoscaling.utils.files import find_files, write_text
-from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.inputs import check_paths
 from videoscaling.utils.messages import warn
 from videoscaling.utils.results import FILE, RunResult, report_left_out, whole_results
 
@@ -47,8 +47,10 @@ def arguments() -> Parser:
     parser.add_argument(
         "--results", type=path_text, reads=STUDY, help="the study's results, whose runs give the hours"
     )
-    parser.add_argument("--out", type=path_text, required=True, help="folder for the configs, SIZE.yaml each")
-    parser.add_argument("--page", type=path_text, required=True, help="Markdown file for the tables")
+    parser.add_argument(
+        "--out", type=path_text, writes="folder", required=True, help="folder for the configs, SIZE.yaml each"
+    )
+    parser.add_argument("--page", type=path_text, writes="file", required=True, help="Markdown file for the tables")
     return parser
 
 
@@ -120,7 +122,7 @@ def main() -> None:
     parser = arguments()
     args = parser.parse_args()
     chosen = [parse(text) for text in args.presets]
-    check_inputs(parser, args)
+    check_paths(parser, args)
     base = read_base(args.base)
     law = law_file.load(args.law)
     n_ctx = clip_length(base, law.n_ctx)

@@ -14,7 +14,7 @@ from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.search.replay import Options, replay
 from videoscaling.tools.inputs import RESULTS
 from videoscaling.utils.errors import Parser, path_text, run_cli
-from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.inputs import check_paths
 from videoscaling.utils.options import add_options, check_bounds, options_of
 from videoscaling.utils.text_tables import table
 
@@ -29,7 +29,7 @@ def main() -> None:
     args = parser.parse_args()
     options = options_of(Options, args)
     check_bounds(options)
-    check_inputs(parser, args)
+    check_paths(parser, args)
     read = runs.read(args.table, tables.parse_columns(args.columns), args.batch_unit)
     rows = replay(Cells.of_table(read), options)
     if args.json:

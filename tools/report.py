@@ -16,7 +16,7 @@ from videoscaling.scaling.reporting.measured_run import compare
 from videoscaling.scaling.reporting.sources import Sources
 from videoscaling.tools.inputs import FOLDER, LAW, RESULTS, RUN
 from videoscaling.utils.errors import Parser, path_text, run_cli
-from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.inputs import check_paths
 from videoscaling.utils.results import FILE, read_result
 from videoscaling.utils.revision import code_revision
 
@@ -43,19 +43,23 @@ def arguments() -> argparse.ArgumentParser:
         "--figures",
         aliases=("--png",),
         type=Path,
+        writes="folder",
         help="also write each figure into this folder: SVG, PNG, its points as CSV, its caption as text",
     )
     parser.add_argument(
-        "--tensorboard", type=path_text, help="also write the figures as TensorBoard images into this folder"
+        "--tensorboard",
+        type=path_text,
+        writes="folder",
+        help="also write the figures as TensorBoard images into this folder",
     )
-    parser.add_argument("--out", type=Path, required=True, help="HTML file to write")
+    parser.add_argument("--out", type=Path, writes="file", required=True, help="HTML file to write")
     return parser
 
 
 def main() -> None:
     parser = arguments()
     args = parser.parse_args()
-    check_inputs(parser, args)
+    check_paths(parser, args)
     law, published = law_file.load(args.law), law_file.load(PAPER)
     table = runs.read(args.results, tables.parse_columns(args.columns), args.batch_unit, hyperparameters=False)
     planned = compare(law, read_result(args.planned / FILE)) if args.planned else None

@@ -20,7 +20,7 @@ from videoscaling.scaling.reporting.study import differences, study, text
 from videoscaling.tools.inputs import LAW, STUDY, STUDY_ANSWERS
 from videoscaling.utils.errors import Parser, path_text, run_cli
 from videoscaling.utils.files import read_json
-from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.inputs import check_paths
 
 
 def arguments() -> Parser:
@@ -47,7 +47,7 @@ def arguments() -> Parser:
 def main() -> int:
     parser = arguments()
     args = parser.parse_args()
-    check_inputs(parser, args)
+    check_paths(parser, args)
     law, reference = law_file.load(args.law), law_file.load(PAPER)
     prior = law_file.load(args.prior) if args.prior else None
     cost = allocation.cost_of(law, smooth_width)

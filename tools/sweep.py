@@ -22,7 +22,7 @@ from videoscaling.sweeps.run import collect, dry_run, import_committed, run
 from videoscaling.sweeps.status import print_status
 from videoscaling.tools.inputs import LAW, SWEEP
 from videoscaling.utils.errors import Parser, UserError, path_text, resumable, run_cli
-from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.inputs import check_paths
 from videoscaling.utils.locks import release_abandoned
 
 
@@ -61,10 +61,13 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     command = add("status", parents=[shared, with_json], help="cells by state, progress, losses so far, time left")
     command.add_argument("--watch", action="store_true", help="show it anew every few seconds until all is finished")
     command = add("collect", parents=[shared], help="write one CSV of all milestones")
-    command.add_argument("--out", type=path_text, help="the CSV to write (default: results.csv in the sweep's folder)")
+    command.add_argument(
+        "--out", type=path_text, writes="file", help="the CSV to write (default: results.csv in the sweep's folder)"
+    )
     command.add_argument(
         "--dataset",
         type=path_text,
+        writes="folder",
         help="also a folder to publish: CSV, Parquet and a data card, of all of the YAML's `results` if it has them",
     )
     command.add_argument("--licence", help="of the data set, for its card (default: none is stated)")
@@ -87,7 +90,7 @@ def main() -> int:
         raise UserError("--json: goes with --dry-run; status --json shows a sweep that runs")
     if arguments.command == "collect" and arguments.licence and not arguments.dataset:
         raise UserError("--licence goes into the card of a data set; add --dataset FOLDER")
-    check_inputs(commands[arguments.command], arguments)
+    check_paths(commands[arguments.command], arguments)
     if arguments.command == "simulate":
         from videoscaling.sweeps import simulate
 

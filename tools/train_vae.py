@@ -19,7 +19,7 @@ from videoscaling.tools.inputs import VIDEOS
 from videoscaling.utils.devices import pick_device
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
 from videoscaling.utils.files import recover_folder
-from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.inputs import check_paths
 from videoscaling.utils.options import add_options, check_bounds, height_and_width, option, options_of
 
 
@@ -51,11 +51,16 @@ class Settings:
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--out", required=True, type=Path, help="folder to write, e.g. models/embedded_vae; replaced if it holds a VAE"
+        "--out",
+        required=True,
+        type=Path,
+        writes="folder",
+        help="folder to write, e.g. models/embedded_vae; replaced if it holds a VAE",
     )
     add_options(parser, Settings)
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of a table")
     args = parser.parse_args()
+    check_paths(parser, args)
     recover_folder(args.out)
     settings = options_of(Settings, args, source=tuple(args.source), size=tuple(args.size))
     check_bounds(settings)
@@ -68,7 +73,6 @@ def main() -> None:
             raise UserError(f"--size {size[0]}x{size[1]}: must be multiples of 8, the pixels of one latent")
     if args.out.exists() and any(args.out.iterdir()) and not (args.out / "config.json").exists():
         raise UserError(f"--out {args.out} is a folder of something else: name a new one, or one that holds a VAE")
-    check_inputs(parser, args)
     settings = replace(settings, device=str(pick_device(settings.device)))
     from videoscaling.tools.vae_training import run  # here, after the mistakes that need no torch
 

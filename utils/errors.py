@@ -61,14 +61,15 @@ class Parser(argparse.ArgumentParser):
         self.register("type", Path, user_path)  # of groups' options too
 
     def add_argument(
-        self, *names: Any, aliases: tuple[str, ...] = (), reads: object = None, **more: Any
+        self, *names: Any, aliases: tuple[str, ...] = (), reads: object = None, writes: str | None = None, **more: Any
     ) -> argparse.Action:
         """As argparse's; an error for one of ``aliases``, other programs' names for this option, names ours.
 
-        ``reads`` is the ``utils.inputs.Input`` that the option's path names.
+        ``reads`` is the ``utils.inputs.Input`` that the option's path names; ``writes`` is "file" or "folder", where
+        the command writes such a one at the path.
         """
         action = super().add_argument(*names, **more)
-        action.reads = reads
+        action.reads, action.writes = reads, writes
         self._aliases |= dict.fromkeys(aliases, names[0])
         return action
 

@@ -1,6 +1,6 @@
 """Paths of commands: what each option reads, one check of all of these, and one of what is written.
 
-A command calls ``check_inputs`` when its options are parsed, before it imports or writes anything. Without it each
+A command calls ``check_paths`` when its options are parsed, before it imports or writes anything. Without it each
 reader answered in its own words: some had the text of an errno, most did not name the option.
 """
 
@@ -49,13 +49,15 @@ class Input(NamedTuple):
     others: Callable[[], Iterable[Path]] = tuple
 
 
-def check_inputs(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Check the paths given for the options of ``parser`` that were added with ``reads``.
+def check_paths(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Check the paths of the options of ``parser`` that were added with ``reads``, and of those with ``writes``.
 
     Raises:
-        UserError: one is missing, of the wrong kind, empty, not readable, or no UTF-8 where text is read.
+        UserError: as ``check_input`` and ``check_output``.
     """
     for action in parser._actions:
+        if (writes := getattr(action, "writes", None)) and (path := getattr(arguments, action.dest)):
+            check_output(f"{action.option_strings[0]} {path}", path, folder=writes == "folder")
         kind, given = getattr(action, "reads", None), getattr(arguments, action.dest, None)
         if kind is None or given is None or given == action.default:
             continue
@@ -71,7 +73,7 @@ def check_input(name: str, path: str | Path, kind: Input) -> None:
         name: begins the message: the option and the path.
 
     Raises:
-        UserError: as ``check_inputs``.
+        UserError: it is missing, of the wrong kind, empty, not readable, or no UTF-8 where text is read.
     """
     if str(path) in kind.names or kind.is_other(str(path)):
         return

@@ -19,7 +19,7 @@ import numpy as np
 from videoscaling.scaling.runs import RunTable, read
 from videoscaling.tools.inputs import STUDY
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
-from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.inputs import check_paths
 
 SEEDS = 2  # of a pair of rate and batch at least: a single run says nothing of its own noise
 TOLERANCE = 0.01  # of a ratio: milestones are whole batches
@@ -102,7 +102,7 @@ def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=path_text, reads=STUDY, help="a folder of results")
     args = parser.parse_args()
-    check_inputs(parser, args)
+    check_paths(parser, args)
     print(f"{'T / N':>6} {'N':>10} {'tokens take off':>16} {'larger N':>10} {'take off':>16} {'floor':>6}")
     for two in comparisons(read(args.results)):
         cells = [f"{segment.N:>10,} {f'{segment.drop:.1%} +-{segment.se:.2%}':>16}" for segment in two]

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from videoscaling.scaling.runs import RunTable, read
 from videoscaling.tools.inputs import STUDY
 from videoscaling.utils.errors import Parser, UserError, path_text, run_cli
-from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.inputs import check_paths
 
 NEAR = 0.01  # of the best loss: what a run that matters ends within
 RUNS = 6  # of one size at least: fewer have no ranks to speak of
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("results", type=path_text, reads=STUDY, help="a folder of results")
     parser.add_argument("--tokens", required=True, type=float, help="the milestone that decides which runs are good")
     args = parser.parse_args()
-    check_inputs(parser, args)
+    check_paths(parser, args)
     print(f"{'N':>12} {'T':>12} {'runs':>5} {'rank correlation':>17} {'highest that ends near it':>26} {'above':>6}")
     for row in early_losses(read(args.results), args.tokens):
         print(f"{row.N:>12,} {row.T:>12,} {row.runs:>5} {row.correlation:>17.2f} {row.highest:>26.1%} {row.above:>6}")

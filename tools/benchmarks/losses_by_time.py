@@ -19,7 +19,7 @@ from videoscaling.scaling.fitting.grids.clip_losses import averaged_weights
 from videoscaling.scaling.runs import read
 from videoscaling.tools.inputs import STUDY
 from videoscaling.utils.errors import Parser, UserError, run_cli
-from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.inputs import check_paths
 
 SEEDS = 3
 Losses = dict[tuple[int, int], np.ndarray]  # by (N, T), [T_BINS]
@@ -76,7 +76,7 @@ def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, reads=STUDY, help="a folder of results, each with its validation/*.npy")
     args = parser.parse_args()
-    check_inputs(parser, args)
+    check_paths(parser, args)
     losses = losses_by_time(args.results)
     last, pairs, slopes = slopes_in_N(losses)
     print(

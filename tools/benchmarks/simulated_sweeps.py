@@ -34,7 +34,7 @@ from videoscaling.scaling.fitting.surface.cells import Cells
 from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.tools.inputs import STUDY
 from videoscaling.utils.errors import Parser, UserError, run_cli
-from videoscaling.utils.inputs import Input, check_inputs
+from videoscaling.utils.inputs import Input, check_paths
 
 NOISE, CORRELATION = 0.007, 0.9
 # Outliers' losses are too high by the absolute value of a normal error with this sd.
@@ -230,10 +230,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, reads=STUDY, default=Path("results/mini/cells"), help="the study's runs")
     parser.add_argument("--sweeps", type=int, default=500, help="sweeps of each case (default 500)")
     parser.add_argument("--limit", type=int, help="stop after so many sweeps")
-    parser.add_argument("--out", type=Path, help="CSV file to append to")
+    parser.add_argument("--out", type=Path, writes="file", help="CSV file to append to")
     parser.add_argument("--table", type=Path, reads=SWEEPS, help="print the tables of a file of sweeps")
     args = parser.parse_args()
-    check_inputs(parser, args)
+    check_paths(parser, args)
     if args.table:
         print("\n".join(tables(read(args.table))))
         return

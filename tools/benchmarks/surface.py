@@ -31,7 +31,7 @@ from videoscaling.scaling.fitting.surface.fit import fit_surface
 from videoscaling.scaling.fitting.surface.surface import Surface
 from videoscaling.tools.inputs import FOLDER, STUDY
 from videoscaling.utils.errors import Parser, UserError, run_cli
-from videoscaling.utils.inputs import check_inputs
+from videoscaling.utils.inputs import check_paths
 
 COLUMNS = ("part", "case", "quantity", "value", "target", "cpu_seconds", "date", "command")
 NEAR = 1.02  # cells within 2 % of their grid's best
@@ -269,12 +269,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, reads=FOLDER, help="folder of the public tables")
     parser.add_argument("--runs", type=Path, reads=STUDY, default=Path("results/mini/cells"), help="the study's runs")
     parser.add_argument("--subsets", type=int, default=20, help="random subsets of Step Law's cells (default 20)")
-    parser.add_argument("--out", type=Path, help="CSV file to append to")
+    parser.add_argument("--out", type=Path, writes="file", help="CSV file to append to")
     args = parser.parse_args()
     chosen = list(PARTS) if "all" in args.parts else args.parts
     if args.data is None and set(chosen) & {"steplaw", "scalebench", "budget", "farseer", "time"}:
         raise UserError("say where the public tables are: --data FOLDER")
-    check_inputs(parser, args)
+    check_paths(parser, args)
     # Paths differ from machine to machine.
     command = " ".join(["videoscaling.tools.benchmarks.surface", *args.parts, f"--subsets {args.subsets}"])
     for part in chosen:
