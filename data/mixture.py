@@ -8,6 +8,7 @@ differ in shape a step takes one shape, and which one is a function of the step 
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,9 +33,13 @@ def open_data(folders: Sequence[str], weights: Sequence[float] = ()) -> "Data":
     """The data that ``data.cache``, the folder of one cache or several, and ``data.weights`` mean.
 
     Raises:
-        UserError: a cache is missing, unfinished or damaged, or the caches do not go together (the difference is
-            named).
+        UserError: a cache is missing, unfinished or damaged, one is named twice, or the caches do not go together
+            (the difference is named).
     """
+    places = [Path(folder).resolve() for folder in folders]
+    for i, place in enumerate(places):
+        if place in places[:i]:
+            raise UserError(f"data.cache: {folders[i]} is named twice; name it once, weigh it by data.weights")
     caches = [LatentCache(folder) for folder in folders]
     first = caches[0]
     for other in caches[1:]:

@@ -308,6 +308,10 @@ def test_an_exported_folder_gives_the_videos_of_its_run(trained: Path, tmp_path:
     assert re.search(
         "95 % interval of a run .* of runs with other values of .*data", (folder / "README.md").read_text()
     )
+    # An export of averaged weights, asked for its raw ones: of these it was said that there are none, which is no fix.
+    words = ("--checkpoint", str(folder), "--weights", "model", "--out", str(tmp_path / "again"))
+    error = python("tools/export.py", *words, status=2)
+    assert f"--checkpoint {folder}: is an export already; copy the folder" in error
     error = python("tools/export.py", "--checkpoint", str(trained), "--out", str(tmp_path), status=2)
     assert "is no export" in error
     assert "holds no model weights; there are ema" in python(

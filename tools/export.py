@@ -136,12 +136,12 @@ def main() -> None:
     if args.law:
         law_file.load(args.law)
     from videoscaling.training.checkpoints.checkpoint import read_state
-    from videoscaling.training.checkpoints.exported import export, read_trained, scheduler_of
+    from videoscaling.training.checkpoints.exported import export, exported_folder, read_trained, scheduler_of
     from videoscaling.training.config import read_config
 
-    trained = read_trained(args.checkpoint, args.weights)
-    if (trained.path / "scheduler_config.json").is_file():
+    if exported_folder(args.checkpoint):
         raise UserError(f"--checkpoint {args.checkpoint}: is an export already; copy the folder")
+    trained = read_trained(args.checkpoint, args.weights)
     facts = facts_of(read_config(trained.path), read_state(trained.path), args.weights, args.law)
     recover_folder(args.out)
     remove_abandoned(args.out)

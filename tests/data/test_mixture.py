@@ -128,6 +128,14 @@ def test_caches_made_otherwise_are_refused(folders, tmp_path, change, message):
         open_data([folders[0], str(tmp_path / "third")])
 
 
+def test_a_cache_named_twice_is_refused(folders, tmp_path):
+    """Its clips had twice the share that data.weights gives them, and the validation list looked like a mixture's."""
+    (tmp_path / "link").symlink_to(folders[0])
+    for again in (folders[0], f"{folders[0]}/", str(tmp_path / "link")):
+        with pytest.raises(UserError, match=f"^data.cache: {again} is named twice; name it once"):
+            open_data([*folders, again])
+
+
 def test_one_cache_is_read_in_the_order_it_always_was(folders):
     position = torch.arange(30)
     assert torch.equal(LatentCache(folders[0]).order(position, 5), sample_index(position, 10, 5))

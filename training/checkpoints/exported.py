@@ -47,6 +47,14 @@ class Trained(NamedTuple):
     tensors: dict[str, Tensor]
 
 
+def exported_folder(path: str | Path) -> Path | None:
+    """The export that ``path``, a folder, its file of weights or "embedded", means; None of a run or a checkpoint."""
+    folder = EMBEDDED if str(path) == "embedded" else Path(path)
+    if folder.is_file():  # of the weights: the rest lies next to them
+        folder = folder.parent
+    return folder if (folder / "config.json").is_file() else None
+
+
 def read_trained(path: str | Path, weights: str = "ema") -> Trained:
     """The weights ("ema" or "model") of a run directory's newest checkpoint, of a checkpoint, or of an exported folder
     ("embedded": the one shipped here).
@@ -54,11 +62,9 @@ def read_trained(path: str | Path, weights: str = "ema") -> Trained:
     Raises:
         UserError: there is none, it is damaged, or it has other weights than these.
     """
-    folder = EMBEDDED if str(path) == "embedded" else Path(path)
-    if folder.is_file() and (folder.parent / "config.json").is_file():  # of the weights: the rest lies next to them
-        folder = folder.parent
-    if not (folder / "config.json").is_file():
-        checkpoint = find_checkpoint(folder, (weights,))
+    folder = exported_folder(path)
+    if folder is None:
+        checkpoint = find_checkpoint(Path(path), (weights,))
         data = read_state(checkpoint)["data"]
         return Trained(checkpoint, recorded(checkpoint), data, dict(read_tensors(checkpoint, weights)))
     facts = read_config(folder)
