@@ -87,7 +87,7 @@ def test_what_is_no_page_is_refused(tmp_path: Path) -> None:
     for words, message in (
         ([*two, "--flops", "1e18"], "several go side by side with --html"),
         ([*two, "--html", tmp_path / "x.html", "--tokens", "1e9"], "--tokens: --html plans every budget"),
-        ([*two, "--html", tmp_path], "is a folder; name a file in it"),
+        ([*two, "--html", tmp_path], "is a folder; name a file\n"),
     ):
         done = call("tools/plan.py", *words)
         assert (done.returncode, done.stdout) == (2, "")
