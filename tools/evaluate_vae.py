@@ -62,8 +62,6 @@ def main() -> None:
         raise UserError(
             "--clips, --frames and --stride must be at least 1, and --size at least 11, the width of SSIM's window"
         )
-    if args.picture and args.picture.is_dir():
-        raise UserError(f"--picture {args.picture}: is a folder; name a file")
     check_paths(parser, args)
     from videoscaling.tools.quality.reconstructions import evaluate  # torch, after the mistakes that need none
 
